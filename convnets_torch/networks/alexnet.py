@@ -1,0 +1,74 @@
+"""AlexNet: the two-group network of 2012, as convnets-keras has it.
+
+Source: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012, section 3.
+The released weights come from Caffe's CaffeNet lineage and differ from the paper in one place: they
+pool first and normalise after (section 3.5 of the paper has it the other way round), on 227x227 pixels.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from convnets_torch.networks.network import Network
+
+WIDTHS = (96, 256, 384, 384, 256)  # channels of the five convolutions
+HIDDEN = (4096, 4096)  # units of the two hidden dense layers
+
+# size, alpha, beta and k of nn.LocalResponseNorm. The original adds 1e-4 for each of the five neighbours;
+# PyTorch divides alpha by their number, so here it stands five times as large.
+LRN = (5, 5e-4, 0.75, 2.0)
+
+
+class AlexNet(Network):
+    """Five convolutions, three of them in two groups that do not see each other; 60,965,224 parameters.
+
+    >>> sum(parameter.numel() for parameter in AlexNet().parameters())
+    60965224
+    """
+
+    window = (6, 6)
+    size = (227, 227)
+    stride = 32
+
+    def __init__(
+        self,
+        classes: int = 1000,
+        widths: tuple[int, int, int, int, int] = WIDTHS,
+        hidden: tuple[int, int] = HIDDEN,
+        lrn: tuple[int, float, float, float] = LRN,
+    ) -> None:
+        super().__init__()
+        one, two, three, four, five = widths
+        self.features = nn.Sequential(
+            OrderedDict(
+                conv_1=nn.Conv2d(3, one, 11, stride=4),
+                relu_1=nn.ReLU(),
+                pool_1=nn.MaxPool2d(3, stride=2),
+                lrn_1=nn.LocalResponseNorm(*lrn),
+                conv_2=nn.Conv2d(one, two, 5, padding=2, groups=2),
+                relu_2=nn.ReLU(),
+                pool_2=nn.MaxPool2d(3, stride=2),
+                lrn_2=nn.LocalResponseNorm(*lrn),
+                conv_3=nn.Conv2d(two, three, 3, padding=1),
+                relu_3=nn.ReLU(),
+                conv_4=nn.Conv2d(three, four, 3, padding=1, groups=2),
+                relu_4=nn.ReLU(),
+                conv_5=nn.Conv2d(four, five, 3, padding=1, groups=2),
+                relu_5=nn.ReLU(),
+                pool_5=nn.MaxPool2d(3, stride=2),
+            )
+        )
+        self.head = nn.Sequential(
+            OrderedDict(
+                flatten=nn.Flatten(),  # (N, 256, 6, 6) -> (N, 9216)
+                dense_1=nn.Linear(five * 6 * 6, hidden[0]),
+                relu_dense_1=nn.ReLU(),
+                dropout_1=nn.Dropout(0.5),
+                dense_2=nn.Linear(hidden[0], hidden[1]),
+                relu_dense_2=nn.ReLU(),
+                dropout_2=nn.Dropout(0.5),
+                dense_3=nn.Linear(hidden[1], classes),
+            )
+        )

@@ -1,0 +1,50 @@
+"""What every network here has: `features`, `head` and `window`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from convnets_torch.card import Card
+
+
+class Network(nn.Module):
+    """A convolutional part, and a dense part that reads `window` cells of its output at once.
+
+    Attributes:
+        features: images (N, 3, H, W) -> feature map (N, C, h, w).
+        head: feature map of exactly `window` cells -> logits (N, classes).
+        window: (height, width) in cells of the feature map, what the head reads at once.
+        size: (height, width) in pixels of the images for which `features` gives exactly one window.
+        stride: pixels of the image between neighbouring cells of the feature map.
+        card: what the weights are; None until weights are loaded.
+    """
+
+    features: nn.Sequential
+    head: nn.Sequential
+    window: tuple[int, int]
+    size: tuple[int, int]
+    stride: int
+    card: Card | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images of the network's own size.
+
+        Args:
+            images: (N, 3, H, W) with (H, W) = `size`, normalised as the weights want it.
+
+        Returns:
+            Logits (N, classes).
+
+        Raises:
+            ValueError: the images have another size.
+        """
+        features = self.features(images)
+        if tuple(features.shape[-2:]) != self.window:
+            raise ValueError(
+                f"images are {tuple(images.shape[-2:])} pixels, but this network classifies {self.size};"
+                " resize them, or take score_map for larger ones"
+            )
+        return self.head(features)

@@ -1,0 +1,113 @@
+"""A dense head at every position of a feature map: the same parameters, viewed as convolution kernels.
+
+Source: Fully Convolutional Networks for Semantic Segmentation, arXiv:1411.4038, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convnets_torch.networks.network import Network
+
+# Layers that treat each value by itself, so that applying them to a map and to a vector is the same.
+ELEMENTWISE = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Hardswish,
+    nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Dropout, nn.Identity,
+)  # fmt: skip
+
+
+def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], dilation: int = 1) -> Tensor:
+    """Apply a dense `head` at every position of a feature map.
+
+    The first layer that reads the window (a `Linear` after `Flatten`, or an `AvgPool2d` of the window's size)
+    becomes a convolution or a sliding mean; every later `Linear` becomes a 1x1 convolution. Weights are viewed,
+    never copied, so gradients reach the parameters of `head`.
+
+    Args:
+        head: the layers of `network.head`, in order.
+        features: (N, C, H, W), with H >= (h - 1) * dilation + 1, and W likewise.
+        window: (h, w) in cells of the feature map, `network.window`.
+        dilation: distance in cells between the cells that one position reads; above 1 for feature maps that
+            were computed with a smaller stride than the network was trained with.
+
+    Returns:
+        Logits (N, classes, H - (h - 1) * dilation, W - (w - 1) * dilation).
+
+    Raises:
+        ValueError: the feature map is smaller than the window, or the head has a layer that cannot slide.
+
+    >>> import torch
+    >>> head = [nn.Flatten(), nn.Linear(8 * 2 * 2, 5), nn.ReLU(), nn.Linear(5, 10)]
+    >>> slide(head, torch.zeros(1, 8, 4, 6), window=(2, 2)).shape
+    torch.Size([1, 10, 3, 5])
+    """
+    reach = ((window[0] - 1) * dilation + 1, (window[1] - 1) * dilation + 1)
+    if features.shape[-2] < reach[0] or features.shape[-1] < reach[1]:
+        raise ValueError(
+            f"features are {tuple(features.shape[-2:])} cells, smaller than the head's window {reach};"
+            " use a larger image"
+        )
+    cells, window_read = features, False
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            if window_read:
+                kernel = layer.weight[:, :, None, None]
+                cells = F.conv2d(cells, kernel, layer.bias)
+            else:
+                kernel = layer.weight.view(layer.out_features, cells.shape[1], *window)
+                cells = F.conv2d(cells, kernel, layer.bias, dilation=dilation)
+                window_read = True
+        elif isinstance(layer, nn.AvgPool2d) and not window_read:
+            cells = _sliding_mean(layer, cells, window, dilation)
+            window_read = True
+        elif isinstance(layer, ELEMENTWISE):
+            cells = layer(cells)
+        elif not isinstance(layer, nn.Flatten):  # each cell is flat already
+            raise ValueError(f"a head with {layer} cannot slide; known are Flatten, Linear, AvgPool2d and activations")
+    return cells
+
+
+def _sliding_mean(layer: nn.AvgPool2d, cells: Tensor, window: tuple[int, int], dilation: int) -> Tensor:
+    kernel = layer.kernel_size if isinstance(layer.kernel_size, tuple) else (layer.kernel_size,) * 2
+    if kernel != window or layer.stride not in (1, (1, 1)) or layer.padding not in (0, (0, 0)):
+        raise ValueError(f"a head that begins with {layer} cannot slide; wanted is AvgPool2d({window}, stride=1)")
+    if dilation == 1:
+        return layer(cells)
+    rows, columns = (side * dilation - dilation + 1 for side in window)
+    crops = cells.unfold(2, rows, 1).unfold(3, columns, 1)  # (N, C, h, w, rows, columns), a view
+    return crops[..., ::dilation, ::dilation].mean(dim=(-2, -1))
+
+
+def score_map(network: Network, images: Tensor) -> Tensor:
+    """Logits at every position where the network's head fits on its feature map.
+
+    Cell (i, j) is exactly `head` on its crop of the feature map. It equals classifying the crop of the image
+    that begins at (i * stride, j * stride) only as far as zero padding allows: padded convolutions see the
+    neighbours where a crop would see zeros.
+
+    Args:
+        network: any network with `features`, `head`, `window`, `size`.
+        images: (N, 3, H, W), at least `network.size`, normalised as the weights want it.
+
+    Returns:
+        Logits (N, classes, h, w); (N, classes, 1, 1) at the network's own size, equal to `network(images)`.
+
+    Raises:
+        ValueError: the images are smaller than the network's own size.
+
+    >>> import torch
+    >>> from convnets_torch.networks import vgg16
+    >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 4), hidden=(8, 8))
+    >>> score_map(narrow, torch.zeros(1, 3, 288, 352)).shape
+    torch.Size([1, 10, 3, 5])
+    """
+    height, width = images.shape[-2:]
+    if height < network.size[0] or width < network.size[1]:
+        raise ValueError(
+            f"images are {height}x{width} pixels (height x width), but the network needs at least"
+            f" {network.size[0]}x{network.size[1]}; enlarge them"
+        )
+    return slide(network.head, network.features(images), network.window)

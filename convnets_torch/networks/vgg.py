@@ -1,0 +1,61 @@
+"""VGG16 and VGG19: stacks of 3x3 convolutions, then three dense layers.
+
+Source: Very Deep Convolutional Networks for Large-Scale Image Recognition,
+arXiv:1409.1556, table 1, columns D and E.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from convnets_torch.networks.network import Network
+
+Five = tuple[int, int, int, int, int]
+
+WIDTHS: Five = (64, 128, 256, 512, 512)  # channels of the five blocks
+HIDDEN = (4096, 4096)  # units of the two hidden dense layers
+
+
+class VGG(Network):
+    """One VGG network; `depths` is how many convolutions each block has."""
+
+    window = (7, 7)
+    size = (224, 224)
+    stride = 32
+
+    def __init__(
+        self, depths: Five, classes: int = 1000, widths: Five = WIDTHS, hidden: tuple[int, int] = HIDDEN
+    ) -> None:
+        super().__init__()
+        self.features = nn.Sequential()
+        channels = 3
+        for block, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
+            for conv in range(1, depth + 1):
+                self.features.add_module(f"conv{block}_{conv}", nn.Conv2d(channels, width, 3, padding=1))
+                self.features.add_module(f"relu{block}_{conv}", nn.ReLU())
+                channels = width
+            self.features.add_module(f"pool{block}", nn.MaxPool2d(2))
+        self.head = nn.Sequential(
+            OrderedDict(
+                flatten=nn.Flatten(),  # (N, 512, 7, 7) -> (N, 25088)
+                dense_1=nn.Linear(channels * 7 * 7, hidden[0]),
+                relu_dense_1=nn.ReLU(),
+                dropout_1=nn.Dropout(0.5),
+                dense_2=nn.Linear(hidden[0], hidden[1]),
+                relu_dense_2=nn.ReLU(),
+                dropout_2=nn.Dropout(0.5),
+                dense_3=nn.Linear(hidden[1], classes),
+            )
+        )
+
+
+def vgg16(classes: int = 1000, widths: Five = WIDTHS, hidden: tuple[int, int] = HIDDEN) -> VGG:
+    """Configuration D: 13 convolutions, 138,357,544 parameters."""
+    return VGG((2, 2, 3, 3, 3), classes, widths, hidden)
+
+
+def vgg19(classes: int = 1000, widths: Five = WIDTHS, hidden: tuple[int, int] = HIDDEN) -> VGG:
+    """Configuration E: 16 convolutions, 143,667,240 parameters."""
+    return VGG((2, 2, 4, 4, 4), classes, widths, hidden)

