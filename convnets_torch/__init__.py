@@ -1,0 +1,74 @@
+"""AlexNet, VGG16, VGG19 and EfficientNet-Lite0 in PyTorch, with heatmaps, from Keras weights.
+
+Names are resolved on first use, so that importing the package costs nothing.
+
+>>> import convnets_torch
+>>> convnets_torch.class_ids("wheeled vehicle")[:3]
+[407, 408, 436]
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from converters.conversion import Report as Report
+    from converters.conversion import convert as convert
+    from convnets_torch.card import Card as Card
+    from convnets_torch.card import read_card as read_card
+    from convnets_torch.classification import Prediction as Prediction
+    from convnets_torch.classification import classify as classify
+    from convnets_torch.heatmaps import Box as Box
+    from convnets_torch.heatmaps import Heatmap as Heatmap
+    from convnets_torch.heatmaps import heatmap as heatmap
+    from convnets_torch.networks import NETWORKS as NETWORKS
+    from convnets_torch.networks import VGG as VGG
+    from convnets_torch.networks import AlexNet as AlexNet
+    from convnets_torch.networks import EfficientNetLite0 as EfficientNetLite0
+    from convnets_torch.networks import Network as Network
+    from convnets_torch.networks import score_map as score_map
+    from convnets_torch.networks import slide as slide
+    from convnets_torch.networks import vgg16 as vgg16
+    from convnets_torch.networks import vgg19 as vgg19
+    from convnets_torch.preprocessing import Preprocessing as Preprocessing
+    from convnets_torch.synsets import class_ids as class_ids
+    from convnets_torch.weights import list_networks as list_networks
+    from convnets_torch.weights import load as load
+    from convnets_torch.weights import save as save
+
+_HOMES = {
+    "converters.conversion": ("Report", "convert"),
+    "convnets_torch.card": ("Card", "read_card"),
+    "convnets_torch.classification": ("Prediction", "classify"),
+    "convnets_torch.heatmaps": ("Box", "Heatmap", "heatmap"),
+    "convnets_torch.networks": (
+        "NETWORKS", "VGG", "AlexNet", "EfficientNetLite0", "Network", "score_map", "slide", "vgg16", "vgg19",
+    ),
+    "convnets_torch.preprocessing": ("Preprocessing",),
+    "convnets_torch.synsets": ("class_ids",),
+    "convnets_torch.weights": ("list_networks", "load", "save"),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_SUBMODULES = (
+    "cache", "card", "classification", "files", "first_run", "heatmaps", "images", "networks", "preprocessing",
+    "render", "synsets", "targets", "weights",
+)  # fmt: skip
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a submodule, when it is first asked for."""
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF, *_SUBMODULES})

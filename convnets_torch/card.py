@@ -1,0 +1,167 @@
+"""The card: what weights are, written into the header of their safetensors file.
+
+Reading one needs no torch, so `info` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from convnets_torch.preprocessing import Preprocessing
+
+SCHEMA = 1  # of the card; a higher number is refused, unknown fields of this one are kept
+KEY = "card"  # in the metadata of the safetensors header
+
+Activation = Literal["softmax", "sigmoid", "none"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights came from.
+
+    Attributes:
+        file: name of the source file, without its folder.
+        sha256: of the source file, in hexadecimal.
+        framework: what wrote the file, with its version where known: "Keras 1", "PyTorch".
+        backend: the backend that trained the weights, "theano" or "tensorflow"; None where there is none.
+        changes: what was done to the arrays, for instance "16 kernels flipped".
+        converter: name and version of the program that converted.
+    """
+
+    file: str
+    sha256: str
+    framework: str
+    backend: str | None
+    changes: tuple[str, ...]
+    converter: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What weights are; all that `load` and preprocessing need to know.
+
+    Attributes:
+        network: a name in `convnets_torch.NETWORKS`.
+        arguments: what the network's builder is called with: number of classes, widths, and the numbers that
+            the architecture alone does not fix (LRN constants, batch-norm epsilon).
+        preprocessing: how pictures become input.
+        class_names: "imagenet-1k", a list of the user's own, or None where they are not known.
+        activation: what turns logits into probabilities.
+        source: where the weights came from; None for weights that were made here.
+        unknown: fields that a newer version wrote; kept when the card is written again.
+    """
+
+    network: str
+    arguments: Mapping[str, Any]
+    preprocessing: Preprocessing
+    class_names: Literal["imagenet-1k"] | tuple[str, ...] | None
+    activation: Activation = "softmax"
+    source: Source | None = None
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.activation not in get_args(Activation):
+            raise ValueError(f"card has activation {self.activation!r}; known: {', '.join(get_args(Activation))}")
+        names = 1000 if self.class_names == "imagenet-1k" else len(self.class_names or ()) or self.classes
+        if names != self.classes:
+            raise ValueError(f"card has {self.classes} classes but {names} class names; give each class one")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.arguments["classes"])
+
+    def to_json(self) -> str:
+        """One line of JSON; the same card always gives the same text."""
+        known = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "unknown"}
+        known["preprocessing"] = self.preprocessing.to_dict()
+        known["source"] = asdict(self.source) if self.source else None
+        known["arguments"] = dict(self.arguments)
+        return json.dumps({"schema": SCHEMA, **known, **self.unknown}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Card:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: the text is no card, or of a schema that this version does not know.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict) or "schema" not in values:
+            raise ValueError("the card has no schema number; convert the weights again")
+        schema = values.pop("schema")
+        if schema != SCHEMA:
+            raise ValueError(f"the card has schema {schema!r}, but this version reads {SCHEMA}; update convnets-torch")
+        try:
+            known = {entry.name: values.pop(entry.name) for entry in fields(cls) if entry.name != "unknown"}
+            known["preprocessing"] = Preprocessing.from_dict(known["preprocessing"])
+            if known["source"] is not None:
+                known["source"] = Source(**{**known["source"], "changes": tuple(known["source"]["changes"])})
+            if isinstance(known["class_names"], list):
+                known["class_names"] = tuple(known["class_names"])
+            known["arguments"] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in known["arguments"].items()
+            }
+            return cls(**known, unknown=values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the card cannot be read ({error}); convert the weights again") from None
+
+
+def read_card(path: str | os.PathLike[str]) -> Card:
+    """Read the card out of the header of a safetensors file, without its weights.
+
+    Raises:
+        OSError: the file is missing, a folder, or cannot be read.
+        ValueError: the file is no safetensors file, is truncated, or has no card.
+    """
+    header = read_header(path)
+    text = header.get("__metadata__", {}).get(KEY)
+    if text is None:
+        raise ValueError(
+            f"{path} has no card, so its network and preprocessing are unknown;"
+            " convert the original weights with `convnets-torch convert`, or set `network.card` and `save` it"
+        )
+    try:
+        return Card.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON header of a safetensors file, checked against the file's length.
+
+    Raises:
+        OSError: the file is missing, a folder, or cannot be read.
+        ValueError: the file is no safetensors file, or is truncated.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a .safetensors file")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; name a .safetensors file")
+    length = path.stat().st_size
+    no_header = ValueError(f"{path} is not a safetensors file; convert it with `convnets-torch convert`")
+    with path.open("rb") as file:
+        start = file.read(8)
+        header_length = int.from_bytes(start, "little")
+        if len(start) < 8 or header_length > 100_000_000 or file.read(1) != b"{":
+            raise no_header
+        if header_length + 8 > length:
+            raise ValueError(f"{path} is truncated: {length} bytes, its header alone needs {header_length + 8}")
+        try:
+            header: dict[str, Any] = json.loads(b"{" + file.read(header_length - 1))
+        except ValueError:
+            raise no_header from None
+    try:
+        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise no_header from None
+    wanted = 8 + header_length + max(ends, default=0)
+    if wanted != length:
+        raise ValueError(f"{path} is truncated: {length} bytes of {wanted}; copy or convert it again")
+    return header

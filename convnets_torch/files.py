@@ -1,0 +1,57 @@
+"""Outputs appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends well, sync that file and rename it to `path`.
+
+    When the block raises, the temporary file is removed and an older file at `path` stays as it was. A mapped
+    older file stays valid for those who have it open.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: the folder of `path` is none.
+        IsADirectoryError: `path` is a folder.
+        OSError: `path` is neither a new name nor a regular file, or cannot be written.
+    """
+    target = Path(path).resolve()
+    check_writable(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError, in one sentence, when an output cannot be put at `path`: asked before long work begins."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file to write")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a regular file; name another output")
+    if not path.parent.exists():
+        raise FileNotFoundError(f"folder {path.parent} does not exist; create it first")
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"{path.parent} is not a folder; name another output")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"folder {path.parent} cannot be written to; name another output or change its rights")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can (Windows cannot open folders)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

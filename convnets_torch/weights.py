@@ -1,0 +1,144 @@
+"""Weights on disk: load and save safetensors files that know what they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from convnets_torch.cache import find
+from convnets_torch.card import KEY, Card, read_card
+from convnets_torch.files import replacing
+from convnets_torch.networks import NETWORKS, Network
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def list_networks() -> list[str]:
+    """Names of the networks that weights can be converted for and loaded into.
+
+    >>> list_networks()
+    ['alexnet', 'efficientnet_lite0', 'vgg16', 'vgg19']
+    """
+    return sorted(NETWORKS)
+
+
+def build(card: Card) -> Network:
+    """The network that a card describes, on the meta device: shapes without numbers, in milliseconds.
+
+    Raises:
+        ValueError: the card names an unknown network, or arguments that its builder does not take.
+    """
+    if card.network not in NETWORKS:
+        raise ValueError(f"unknown network {card.network!r}; known: {', '.join(list_networks())}")
+    try:
+        with torch.device("meta"):
+            return NETWORKS[card.network](**card.arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{card.network} cannot be built with {dict(card.arguments)}: {error}") from None
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    precision: str | None = None,
+    mapped: bool = True,
+) -> Network:
+    """Load a network that is ready to classify.
+
+    Args:
+        path: a safetensors file with a card, or the name of one in the user's cache.
+        device: where the parameters go.
+        precision: "float32", "bfloat16" or "float16"; None keeps what the file holds.
+        mapped: leave the parameters in the file, mapped and read on first use (copied on write, so that
+            training does not change the file); False reads them in. On other devices they are always copied.
+
+    Returns:
+        The network in eval mode, with its `card`. `network(x)` gives logits (N, classes) for x (N, 3, H, W)
+        of `network.size`, normalised as `network.card.preprocessing` says.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: the file has no card, is truncated, or does not hold what its card says; the device or the
+            precision is not known.
+    """
+    device = _check_device(device)
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    file = find(path)
+    card = read_card(file)
+    network = build(card)
+    try:
+        arrays = load_file(file, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read ({error}); copy or convert it again") from None
+    if differences := compare_shapes(network.state_dict(), arrays):
+        raise ValueError(f"{file} does not hold the {card.network} of its card: {'; '.join(differences)}")
+    if not mapped and device.type == "cpu":
+        arrays = {name: array.clone() for name, array in arrays.items()}
+    network.load_state_dict(arrays, assign=True)
+    if precision is not None:
+        network.to(PRECISIONS[precision])
+    network.card = card
+    return network.eval()
+
+
+def save(network: Network, path: str | os.PathLike[str]) -> None:
+    """Write a network's weights and its card to a new safetensors file, which then replaces `path`.
+
+    Raises:
+        OSError: `path` cannot be written; an older file there survives.
+        ValueError: the network has no card, or not the shapes that its card says.
+    """
+    if network.card is None:
+        raise ValueError("the network has no card, so nobody could load what is saved; set network.card first")
+    arrays = {name: array.detach().cpu().contiguous() for name, array in network.state_dict().items()}
+    if differences := compare_shapes(build(network.card).state_dict(), arrays):
+        raise ValueError(
+            f"the network is not the {network.card.network} of its card: {'; '.join(differences)};"
+            " set network.card to what it is now"
+        )
+    write(arrays, network.card, path)
+
+
+def write(arrays: dict[str, Tensor], card: Card, path: str | os.PathLike[str]) -> None:
+    """Write parameters and a card, atomically: the file is there whole, or the old one is.
+
+    Raises:
+        OSError: `path` cannot be written, or the disk is full.
+    """
+    with replacing(path) as temporary:
+        try:
+            save_file(arrays, temporary, metadata={KEY: card.to_json()})
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from None
+
+
+def compare_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, Any]) -> list[str]:
+    """Every parameter that is missing, not known or of another shape, each as a short sentence."""
+    missing = [f"{name} is missing" for name in wanted if name not in found]
+    extra = [f"{name} is not known" for name in found if name not in wanted]
+    shapes = [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(array.shape)}"
+        for name, array in wanted.items()
+        if name in found and tuple(found[name].shape) != tuple(array.shape)
+    ]
+    return missing + extra + shapes
+
+
+def _check_device(device: str | torch.device) -> torch.device:
+    try:
+        checked = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}; known are cpu, cuda, cuda:1, mps") from None
+    if checked.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device} is not there: PyTorch finds no CUDA; use cpu")
+    if checked.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {device} is not there: PyTorch finds no Metal; use cpu")
+    return checked

