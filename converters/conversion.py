@@ -1,0 +1,181 @@
+"""Convert weights: read, plan, check everything, then write."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import torch
+from torch import Tensor
+
+import convnets_torch
+from converters.keras_h5 import open_keras_h5
+from converters.keras_plan import plan_keras
+from converters.plans import Plan
+from converters.pytorch_files import read_state_dict
+from converters.pytorch_plan import plan_pytorch
+from convnets_torch.cache import cache_folder
+from convnets_torch.card import Card, Source
+from convnets_torch.files import check_writable
+from convnets_torch.preprocessing import preset
+from convnets_torch.weights import write
+
+PYTORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # a zip, and the older bare pickle
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one array.
+
+    Attributes:
+        source: their layer or layers, "conv_2_1 + conv_2_2".
+        parameter: our parameter, "features.conv_2.weight".
+        shape: of our parameter.
+        change: "flipped", "transposed", "concatenated", "kept".
+    """
+
+    source: str
+    parameter: str
+    shape: tuple[int, ...]
+    change: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        source: the file that was read.
+        destination: the file that was written.
+        card: what the weights are, as it stands in the file.
+        rows: one for each of our parameters, in the order of the network.
+    """
+
+    source: Path
+    destination: Path
+    card: Card
+    rows: tuple[Row, ...]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str] | None,
+    *,
+    backend: str | None = None,
+    preprocessing: str | None = None,
+) -> Report:
+    """Convert weights to a safetensors file with a card.
+
+    Read are the `.h5` weights of AlexNet, VGG16 and VGG19 of convnets-keras (Keras 1) and the VGG files of
+    Keras 0.x, and the `.pth` of EfficientNet-Lite0. Every array of the file and every parameter of the network
+    is accounted for before anything is written. The same source and options give the same bytes.
+
+    Args:
+        source: the file to read.
+        destination: the file to write; None puts it into the user's cache under the network's name.
+        backend: "theano" or "tensorflow", what trained the weights; needed only where neither the file nor its
+            lineage says it. Kernels trained by Theano are flipped.
+        preprocessing: a preset of the network; None for the one that its released weights were trained with.
+
+    Returns:
+        What was done with each array.
+
+    Raises:
+        OSError: `source` cannot be read or `destination` cannot be written; an older file there survives.
+        ValueError: the file is not known or not complete, holds NaN or infinite values, or needs `backend`.
+    """
+    source = Path(source)
+    if destination is not None:
+        check_writable(Path(destination).resolve())
+        if Path(destination).resolve() == source.resolve():
+            raise ValueError(f"{source} is source and destination; name another file to write")
+    with _planned(source, backend) as plan, ThreadPoolExecutor(1) as beside:
+        rule = preset(plan.network, preprocessing)
+        if destination is None:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            destination = cache_folder() / f"{plan.network}.safetensors"
+        digest = beside.submit(_sha256, source)
+        arrays = _fill(source, plan)
+        card = Card(
+            network=plan.network,
+            arguments=plan.arguments,
+            preprocessing=rule,
+            class_names="imagenet-1k" if plan.arguments["classes"] == 1000 else None,
+            source=Source(
+                file=source.name,
+                sha256=digest.result(),
+                framework=plan.framework,
+                backend=plan.backend,
+                changes=_summary(plan),
+                converter=f"convnets-torch {convnets_torch.__version__}",
+            ),
+        )
+    write(arrays, card, destination)
+    rows = tuple(Row(step.source, step.parameter, step.shape, step.change) for step in plan.steps)
+    return Report(source, Path(destination), card, rows)
+
+
+@contextmanager
+def _planned(source: Path, backend: str | None) -> Iterator[Plan]:
+    """The plan for a file of any known kind; the file stays open while the plan is carried out."""
+    if source.is_dir():
+        raise IsADirectoryError(f"{source} is a folder; name a weights file")
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist; name a weights file")
+    with source.open("rb") as file:
+        start = file.read(8)
+    if not start:
+        raise OSError(f"{source} is empty; download it again")
+    if start.startswith(PYTORCH_MAGIC):
+        if backend is not None:
+            raise ValueError(f"{source} is a file of PyTorch, which has no backend; leave out the backend")
+        yield plan_pytorch(source, read_state_dict(source))
+    elif h5py.is_hdf5(source) or source.suffix.lower() in (".h5", ".hdf5"):
+        with open_keras_h5(source) as keras:
+            yield plan_keras(keras, backend)
+    else:
+        raise ValueError(f"{source} is neither HDF5 (.h5) nor a file of PyTorch (.pth); name a weights file")
+
+
+def _fill(source: Path, plan: Plan) -> dict[str, Tensor]:
+    arrays = {}
+    not_finite = []
+    for step in plan.steps:
+        counter = step.parameter.endswith("num_batches_tracked")
+        array = torch.empty(step.shape, dtype=torch.int64 if counter else torch.float32)
+        try:
+            step.fill(array)
+        except OSError as error:
+            raise OSError(f"{source}: {step.source} cannot be read ({error}); download the file again") from None
+        # A finite sum has finite terms; the exact check, which needs memory, is for sums that overflow.
+        if not array.sum().isfinite() and not array.isfinite().all():
+            not_finite.append(step.source)
+        arrays[step.parameter] = array
+    if not_finite:
+        raise ValueError(
+            f"{source} holds NaN or infinite weights in {', '.join(dict.fromkeys(not_finite))};"
+            " the training diverged, or the file is broken"
+        )
+    return arrays
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while read := file.readinto(buffer):
+            digest.update(buffer[:read])
+    return digest.hexdigest()
+
+
+def _summary(plan: Plan) -> tuple[str, ...]:
+    """The changes, counted: "5 of 16 arrays flipped, concatenated"."""
+    counts = Counter(step.change for step in plan.steps)
+    return tuple(f"{count} arrays {change}" for change, count in counts.items())

@@ -1,0 +1,113 @@
+"""Weights files of Keras 0.x and Keras 1 as named layers of arrays; imports neither torch nor Keras.
+
+Layouts (seen in files of the real frameworks):
+
+- Keras 0.x: the root says `nb_layers`; groups `layer_0`, `layer_1`, ... say `nb_params` and hold `param_0`
+  (kernel), `param_1` (bias). Layers have no names, and those without weights are counted too.
+- Keras 1: the root lists `layer_names`; each group lists `weight_names` and holds a dataset for each.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+
+@dataclass(frozen=True)
+class KerasLayer:
+    """One layer that has weights.
+
+    Attributes:
+        name: as the file has it; of Keras 0.x the group's name, "layer_1".
+        arrays: name -> dataset, in the order of the file: kernel, bias. Datasets have `shape` and `dtype` and
+            are read by slicing, while the file is open.
+    """
+
+    name: str
+    arrays: dict[str, h5py.Dataset]
+
+
+@dataclass(frozen=True)
+class KerasFile:
+    """What a weights file says of itself.
+
+    Attributes:
+        path: the file.
+        named: whether layers have names of their own (Keras 1) or only numbers (Keras 0.x).
+        layers: those that have weights, in the order of the file.
+        version: of Keras, where the file says it.
+        backend: "theano" or "tensorflow", where the file says it.
+    """
+
+    path: Path
+    named: bool
+    layers: tuple[KerasLayer, ...]
+    version: str | None
+    backend: str | None
+
+    @property
+    def framework(self) -> str:
+        """Keras, with the version as far as the file gives it away."""
+        return f"Keras {self.version or ('1' if self.named else '0')}"
+
+
+@contextmanager
+def open_keras_h5(path: str | os.PathLike[str]) -> Iterator[KerasFile]:
+    """Open a weights file; its datasets can be read until the block ends.
+
+    Raises:
+        OSError: the file is missing, a folder, empty, truncated or no HDF5.
+        ValueError: it is HDF5, but no Keras weights in a layout that is known here.
+    """
+    path = Path(path)
+    if not h5py.is_hdf5(path):
+        raise OSError(f"{path} is no HDF5 file, or truncated before its header ends; download it again")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise OSError(f"{path} cannot be opened, it is truncated or broken ({error}); download it again") from None
+    with file:
+        try:
+            layers = tuple(layer for layer in _layers(path, file) if layer.arrays)
+        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is broken: {error}; download it again") from None
+        named = "layer_names" in file.attrs
+        yield KerasFile(path, named, layers, _text(file.attrs.get("keras_version")), _text(file.attrs.get("backend")))
+
+
+def _layers(path: Path, file: h5py.File) -> Iterator[KerasLayer]:
+    if "layer_names" in file.attrs:
+        for name in map(_text, file.attrs["layer_names"]):
+            group = file[name]
+            names = [str(_text(weight)) for weight in group.attrs["weight_names"]]
+            yield KerasLayer(str(name), {weight: _dataset(path, group, weight) for weight in names})
+    elif "nb_layers" in file.attrs:
+        for name in (f"layer_{number}" for number in range(int(file.attrs["nb_layers"]))):
+            params = [f"param_{number}" for number in range(int(file[name].attrs["nb_params"]))]
+            yield KerasLayer(name, {param: _dataset(path, file[name], param) for param in params})
+    elif "model_weights" in file:
+        raise ValueError(f"{path} holds a whole model; save its weights alone, with model.save_weights in Keras")
+    else:
+        held = ", ".join(list(file)[:8]) or "nothing"
+        raise ValueError(f"{path} holds no Keras weights (neither layer_names nor nb_layers, but {held})")
+
+
+def _dataset(path: Path, group: h5py.Group, name: str) -> h5py.Dataset:
+    dataset = group[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{path}: {group.name}/{name} is no array; download the file again")
+    if dataset.dtype.kind != "f":
+        raise ValueError(f"{path}: {group.name}/{name} holds {dataset.dtype} values, but weights are floating point")
+    return dataset
+
+
+def _text(value: Any) -> str | None:
+    """Attributes are bytes by h5py 2 and str by h5py 3."""
+    return value.decode() if isinstance(value, bytes | np.bytes_) else None if value is None else str(value)
