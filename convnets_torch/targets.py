@@ -1,0 +1,58 @@
+"""What a target means for a network: a set of its classes, with words for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convnets_torch import synsets
+from convnets_torch.card import Card
+
+
+@dataclass(frozen=True)
+class Target:
+    """A set of classes to look for.
+
+    Attributes:
+        label: words for people, for instance "car, auto, automobile".
+        wnid: the WordNet synset; None for a user's own classes.
+        class_ids: sorted and distinct.
+    """
+
+    label: str
+    wnid: str | None
+    class_ids: tuple[int, ...]
+
+
+def find_target(card: Card, target: str | int) -> Target:
+    """The classes that `target` means for weights with this card.
+
+    Args:
+        card: of the weights; it says whose classes they are.
+        target: a class id; with ImageNet's classes also a wnid ("n02084071"), a word ("dog") or a WordNet name
+            ("dog.n.01"), each of which means its whole branch of the tree; with a user's own, a class name.
+
+    Raises:
+        ValueError: the target is none of the network's classes, or the word is ambiguous.
+    """
+    if card.class_names == "imagenet-1k":
+        synset = synsets.find(target)
+        return Target(", ".join(synset.words), synset.wnid, tuple(synset.class_ids))
+    names = [class_name(card, class_id) for class_id in range(card.classes)]
+    if str(target).isdecimal() and int(target) < card.classes:
+        return Target(names[int(target)], None, (int(target),))
+    if target not in names or card.class_names is None:
+        known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        raise ValueError(f"{target!r} is none of the {card.classes} classes ({known}); give a name or an id")
+    return Target(str(target), None, (names.index(str(target)),))
+
+
+def class_name(card: Card, class_id: int) -> str:
+    """Words for one class: all of its synset's for ImageNet, the user's own name, or "class 17"."""
+    if card.class_names == "imagenet-1k":
+        return synsets.words(class_id)
+    return f"class {class_id}" if card.class_names is None else card.class_names[class_id]
+
+
+def class_wnid(card: Card, class_id: int) -> str | None:
+    """The wnid of an ImageNet class, None for a user's own."""
+    return synsets.wnid(class_id) if card.class_names == "imagenet-1k" else None

@@ -1,0 +1,91 @@
+"""Classifying real photographs with real weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convnets_torch import synsets
+from convnets_torch.classification import classify
+from convnets_torch.weights import load
+
+CATS = set(range(281, 286))  # the domestic ones
+
+
+@pytest.fixture(scope="module")
+def network(lite_weights):
+    return load(lite_weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("coffee.png", {synsets.find("espresso").class_ids[0]}),
+        ("chelsea.png", CATS),
+        ("motorcycle_left.png", {synsets.find("moped").class_ids[0]}),
+        ("rocket.jpg", {657}),  # missile, n03773504
+    ],
+)
+def test_efficientnet_lite0_knows_what_is_in_the_photographs(name, expected, network, photographs):
+    [[best, *rest]] = classify(network, photographs / name)
+    assert best.class_id in expected
+    assert best.wnid == synsets.wnid(best.class_id)
+    assert best.words == synsets.words(best.class_id)
+    assert len(rest) == 4
+    assert best.probability >= rest[0].probability >= rest[-1].probability > 0
+
+
+def test_it_is_less_sure_with_the_normalisation_that_its_package_shows(network, photographs):
+    """The package's README has ImageNet's mean and deviation; the network was trained on (x - 127) / 128."""
+    with_card = classify(network, photographs / "coffee.png", top=1)[0][0]
+    pixels = np.asarray(Image.open(photographs / "coffee.png").resize((224, 224)), np.float32) / 255
+    wrong = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    with torch.inference_mode():
+        answer = network(torch.from_numpy(wrong.astype(np.float32)).permute(2, 0, 1)[None]).softmax(1)
+    assert with_card.probability > answer[0, with_card.class_id] + 0.1
+
+
+def test_order_is_kept_and_batches_do_not_matter(network, photographs):
+    names = ["coffee.png", "rocket.jpg", "chelsea.png"] * 6  # more than one batch
+    together = classify(network, (photographs / name for name in names), top=3)
+    alone = [classify(network, photographs / name, top=3)[0] for name in names[:3]]
+    assert len(together) == 18
+    for many, one in zip(together[-3:], alone, strict=True):
+        assert [entry.class_id for entry in many] == [entry.class_id for entry in one]
+        np.testing.assert_allclose(
+            [entry.probability for entry in many], [entry.probability for entry in one], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_files_images_and_arrays_get_the_same_answer(network, photographs):
+    path = photographs / "chelsea.png"
+    image = Image.open(path)
+    answers = [classify(network, picture) for picture in (path, str(path), image, np.asarray(image), [path])]
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_probabilities_of_all_classes_sum_to_one(network, photographs):
+    [predictions] = classify(network, photographs / "coffee.png", top=1000)
+    assert sum(entry.probability for entry in predictions) == pytest.approx(1, abs=1e-5)
+    assert sorted(entry.class_id for entry in predictions) == list(range(1000))
+
+
+def test_half_precision_answers_nearly_the_same(lite_weights, network, photographs):
+    [[exact, *_]] = classify(network, photographs / "coffee.png")
+    [[rough, *_]] = classify(load(lite_weights, precision="bfloat16"), photographs / "coffee.png")
+    assert rough.class_id == exact.class_id
+    assert rough.probability == pytest.approx(exact.probability, abs=0.05)
+
+
+def test_what_cannot_be_answered_is_refused(lite_weights, photographs):
+    network = load(lite_weights)
+    with pytest.raises(ValueError, match="top is 0, but the network has 1000 classes; give 1 to 1000"):
+        classify(network, photographs / "coffee.png", top=0)
+    with pytest.raises(ValueError, match=r"training mode.*network\.eval\(\)"):
+        classify(network.train(), photographs / "coffee.png")
+    assert network.training  # left as it was
+    network.card = None
+    with pytest.raises(ValueError, match="has no card"):
+        classify(network, photographs / "coffee.png")

@@ -1,0 +1,182 @@
+"""Heatmaps: what a cell is, where the hot ones lie, and how the map is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from converters import convert
+from convnets_torch import render
+from convnets_torch.classification import classify
+from convnets_torch.heatmaps import Heatmap, heatmap
+from convnets_torch.networks import score_map
+from convnets_torch.preprocessing import normalize
+from convnets_torch.synsets import class_ids
+from convnets_torch.targets import Target, find_target
+from convnets_torch.weights import load
+from tests.conftest import KERAS1
+from tests.reference.pictures import picture
+
+
+@pytest.fixture(scope="module")
+def network(lite_weights):
+    return load(lite_weights)
+
+
+@pytest.fixture(scope="module")
+def alexnet(tmp_path_factory):
+    """The narrow AlexNet, whose thousand classes are ImageNet's in name."""
+    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
+    return load(convert(KERAS1 / "alexnet.h5", path).destination)
+
+
+def test_a_cell_is_the_summed_probability_of_the_distinct_classes(alexnet):
+    pixels = picture(3, 291, 355)
+    found = heatmap(alexnet, pixels, "wheeled vehicle")
+    with torch.inference_mode():
+        scores = score_map(alexnet, torch.from_numpy(normalize(pixels, alexnet.card.preprocessing))[None])
+    expected = scores.double().softmax(1)[0, class_ids("wheeled vehicle")].sum(0)
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-6)
+    assert len(found.target.class_ids) == 44
+    assert found.probabilities.shape == (3, 5)
+
+
+def test_no_cell_is_above_1_when_every_class_is_meant(alexnet):
+    found = heatmap(alexnet, picture(4, 419, 483), "entity")
+    assert found.probabilities.max() <= 1
+    np.testing.assert_allclose(found.probabilities, 1, atol=1e-5)
+
+
+def test_at_the_networks_own_size_the_map_is_one_cell_with_the_answer(alexnet):
+    pixels = picture(5, 227, 227)
+    rule = replace(alexnet.card.preprocessing, resize=227)  # the picture as it is
+    exact = load_with(alexnet, rule)
+    [predictions] = classify(exact, pixels, top=1000)
+    dogs = sum(entry.probability for entry in predictions if entry.class_id in range(151, 269))
+    found = heatmap(exact, pixels, "dog")
+    assert found.probabilities.shape == (1, 1)
+    assert found.probabilities[0, 0] == pytest.approx(dogs, abs=1e-5)
+
+
+def load_with(network, rule):
+    network.card = replace(network.card, preprocessing=rule)
+    return network
+
+
+def test_windows_are_boxes_in_pixels_of_the_picture(network, photographs):
+    found = heatmap(network, photographs / "motorcycle_left.png", "moped")  # 500 high, 741 wide
+    assert found.probabilities.shape == (9, 17)
+    assert found.window(0, 0) == (0, 0, 224, 224)
+    assert found.window(8, 16) == (512, 256, 736, 480)
+    larger = heatmap(network, photographs / "motorcycle_left.png", "moped", longest_side=1482)
+    assert larger.window(0, 0) == (0, 0, 112, 112)
+    assert larger.window(2, 1) == (16, 32, 128, 144)
+    with pytest.raises(IndexError, match=r"cell \(9, 0\) is outside the map of 9 rows and 17 columns"):
+        found.window(9, 0)
+
+
+# Boxes around the objects, by eye: left, top, right, bottom.
+@pytest.mark.parametrize(
+    ("name", "target", "box"),
+    [
+        ("motorcycle_left.png", "wheeled vehicle", (105, 80, 690, 465)),
+        ("chelsea.png", "cat", (20, 0, 360, 300)),
+        ("coffee.png", "espresso", (75, 15, 480, 400)),
+    ],
+)
+def test_the_hottest_cell_lies_on_the_object(name, target, box, network, photographs):
+    found = heatmap(network, photographs / name, target, longest_side=600)
+    left, top, right, bottom = found.window(*found.peak)
+    across, down = (left + right) / 2, (top + bottom) / 2
+    assert box[0] < across < box[2]
+    assert box[1] < down < box[3]
+    assert found.probabilities.max() > 0.3
+    assert found.probabilities.min() < 0.6 * found.probabilities.max()
+
+
+def test_an_absent_object_stays_cold(network, photographs):
+    assert heatmap(network, photographs / "chelsea.png", "wheeled vehicle", longest_side=600).probabilities.max() < 0.1
+
+
+def test_a_small_picture_is_refused_with_the_least_longest_side(network):
+    pixels = picture(6, 100, 300)
+    with pytest.raises(ValueError, match=r"100x300 pixels .*smaller than the network's 224x224; .* 672 or more"):
+        heatmap(network, pixels, "dog")
+    assert heatmap(network, pixels, "dog", longest_side=672).probabilities.shape == (1, 15)
+    with pytest.raises(ValueError, match="672 or more"):
+        heatmap(network, pixels, "dog", longest_side=668)
+
+
+def test_a_users_own_classes_are_targets_by_name_and_id(network):
+    card = replace(network.card, arguments={"classes": 3}, class_names=("bee", "wasp", "7"))
+    assert find_target(card, "wasp") == Target("wasp", None, (1,))
+    assert find_target(card, 0) == find_target(card, "0") == Target("bee", None, (0,))
+    with pytest.raises(ValueError, match=r"'dog' is none of the 3 classes \(bee, wasp, 7\); give a name or an id"):
+        find_target(card, "dog")
+    with pytest.raises(ValueError, match="3 is none of the 3 classes"):
+        find_target(card, 3)
+    unnamed = replace(card, class_names=None)
+    assert find_target(unnamed, 2) == Target("class 2", None, (2,))
+    with pytest.raises(ValueError, match="'wasp' is none of the 3 classes"):
+        find_target(unnamed, "wasp")
+
+
+# Pictures
+
+
+def made(probabilities, height=320, width=416, label="car, auto"):
+    """A map over a grey picture, with cells every 32 pixels and windows of 224."""
+    grey = np.full((height, width, 3), 128, np.uint8)
+    return Heatmap(Target(label, None, (1,)), np.asarray(probabilities, np.float32), grey, (32, 32), (224, 224))
+
+
+def test_the_overlay_glows_at_the_window_of_the_hot_cell_and_nowhere_else():
+    cells = np.zeros((4, 7))
+    cells[1, 5] = 0.9
+    image = np.asarray(render.overlay(made(cells)))[:320]
+    changed = np.abs(image.astype(int) - 128).sum(axis=2)
+    row, column = np.unravel_index(changed.argmax(), changed.shape)
+    assert abs(row - (32 + 112)) <= 8  # the centre of the window, about which the colours saturate
+    assert abs(column - (5 * 32 + 112)) <= 8
+    rows, columns = np.nonzero(changed)
+    assert rows.min() >= 112 and rows.max() < 112 + 2 * 32 + 1  # noqa: PT018 - one box
+    assert columns.min() >= 112 + 4 * 32 and columns.max() < 112 + 6 * 32 + 1  # noqa: PT018
+
+
+def test_an_overlay_fades_towards_the_borders_where_no_window_has_its_centre():
+    image = np.asarray(render.overlay(made(np.ones((4, 7)))))[:320].astype(int)
+    assert (image[160, 208] != 128).any()
+    assert np.abs(image[:2, 0] - 128).max() <= 2
+    assert np.abs(image[160, :2] - 128).max() <= 2
+
+
+def test_a_cold_map_does_not_glow_and_nothing_divides_by_zero():
+    for cells in (np.zeros((4, 7)), np.full((4, 7), 0.002)):
+        image = np.asarray(render.overlay(made(cells)))[:320].astype(int)
+        assert np.abs(image - 128).max() < 12
+
+
+@pytest.mark.parametrize(("size", "shape"), [((224, 224), (1, 1)), ((224, 480), (1, 9)), ((1000, 230), (25, 1))])
+def test_maps_of_one_row_or_column_are_drawn(size, shape):
+    image = render.overlay(made(np.full(shape, 0.5), *size, label="a very long name " * 20))
+    assert image.width == size[1]
+    assert size[0] < image.height < size[0] + 80
+
+
+def test_a_map_is_saved_as_picture_or_numbers(tmp_path):
+    found = made(np.linspace(0, 1, 28).reshape(4, 7))
+    for name in ("map.png", "map.JPG", "map.webp"):
+        found.save(tmp_path / name)
+        with Image.open(tmp_path / name) as image:
+            assert image.width == 416
+    found.save(tmp_path / "plain.png", plain=True)
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "map.png").read_bytes()
+    found.save(tmp_path / "map.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "map.npy"), found.probabilities)
+    with pytest.raises(ValueError, match=r"map\.tiff has an unknown ending; name a picture: .png"):
+        found.save(tmp_path / "map.tiff")
+    assert len(list(tmp_path.iterdir())) == 5
