@@ -1,0 +1,58 @@
+"""The `convnets-torch` command, and what it does with errors."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from convnets_torch import __version__
+from convnets_torch.cli import picture_commands, weights_commands
+
+app = typer.Typer(
+    help="Convert ImageNet-era Keras weights, classify pictures, and find where in a picture a class is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(weights_commands.convert)
+app.command()(weights_commands.info)
+app.command()(picture_commands.classify)
+app.command()(picture_commands.heatmap)
+app.command()(picture_commands.demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Options before any command."""
+
+
+def run(application: typer.Typer) -> None:
+    """Run a command line: exit 0 done, 1 cannot (one line on stderr), 2 misused."""
+    try:
+        application()
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"convnets-torch: {one_line(error)}")
+
+
+def one_line(error: Exception) -> str:
+    """An error as one sentence, without Python's error numbers."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def main() -> None:
+    """The console script."""
+    run(app)

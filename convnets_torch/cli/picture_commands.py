@@ -1,0 +1,93 @@
+"""Commands about pictures: classify, heatmap and demo."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from convnets_torch.classification import Prediction
+
+Weights = Annotated[str, typer.Argument(metavar="WEIGHTS", help="A .safetensors file, or a name in the cache.")]
+
+
+def classify(
+    weights: Weights,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print for each picture.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture and line.")] = False,
+) -> None:
+    """Print the most probable classes of pictures: probability, wnid, words."""
+    from convnets_torch import classification
+    from convnets_torch.cli.app import one_line
+    from convnets_torch.weights import load
+
+    network = load(weights)
+    failed = False
+    for image in images:
+        try:
+            [predictions] = classification.classify(network, image, top)
+        except (OSError, ValueError) as error:
+            failed = True
+            print(f"convnets-torch: {one_line(error)}", file=sys.stderr)
+            if as_json:
+                print(json.dumps({"image": str(image), "error": one_line(error)}))
+            continue
+        if as_json:
+            print(json.dumps({"image": str(image), "predictions": [asdict(entry) for entry in predictions]}))
+        else:
+            if len(images) > 1:
+                print(image)
+            _print_predictions(predictions)
+    if failed:
+        raise typer.Exit(1)
+
+
+def heatmap(
+    weights: Weights,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.")],
+    target: Annotated[str, typer.Option(help="What to look for: a word, a wnid, or a class id.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File to write: .png, .jpg, .webp, or .npy (numbers).")
+    ],
+    longest_side: Annotated[
+        int | None, typer.Option(min=1, help="Resize to so many pixels first; more finds smaller things.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="The colours alone, without the picture.")] = False,
+) -> None:
+    """Draw where in a picture a class is, or a whole branch of the WordNet tree."""
+    from convnets_torch import heatmaps
+    from convnets_torch.weights import load
+
+    found = heatmaps.heatmap(load(weights), image, target, longest_side=longest_side)
+    ids = len(found.target.class_ids)
+    print(f"{target}: {found.target.wnid or ''} {found.target.label} ({ids} classes)", file=sys.stderr)
+    found.save(output, plain=plain)
+    left, top, right, bottom = (round(edge) for edge in found.window(*found.peak))
+    highest = f"{found.probabilities.max():.3f}"
+    print(f"{output}: highest {highest}, in the window x {left} to {right}, y {top} to {bottom} (pixels)")
+
+
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write the pictures into.")] = Path("demo"),
+) -> None:
+    """See it work without weights of your own: EfficientNet-Lite0 on four photographs."""
+    from convnets_torch import first_run
+
+    result = first_run.demo(output)
+    for photograph, predictions in result.predictions.items():
+        print(photograph)
+        _print_predictions(predictions)
+    for picture in result.pictures:
+        print(picture)
+    print(f"the network: {result.weights} (convnets-torch classify efficientnet_lite0 IMAGE)", file=sys.stderr)
+
+
+def _print_predictions(predictions: list[Prediction]) -> None:
+    for entry in predictions:
+        print(f"{entry.probability:.3f}  {entry.wnid or entry.class_id:<9}  {entry.words}")
