@@ -1,0 +1,217 @@
+"""Measure what has a speed, as ratios against a peer in the same run.
+
+    python scripts/benchmark.py import load cold-start convert [--rounds 7] [--json FILE]
+
+Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
+of each round. Inputs are full-size files with random weights, made anew in a temporary folder. Everything runs
+on the CPU; the files are in the page cache, as after a download.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@dataclass
+class Result:
+    """One comparison: seconds (medians over rounds) and the ratio peer / ours of each round."""
+
+    work: str
+    peer: str
+    ours_s: float
+    peer_s: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+def alternate(work: str, peer: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> Result:
+    """Time both in turn after one warm-up of each."""
+    ours()
+    theirs()
+    pairs = []
+    for number in range(rounds):
+        order = [ours, theirs] if number % 2 else [theirs, ours]
+        seconds = {}
+        for action in order:
+            start = time.perf_counter()
+            action()
+            seconds[action] = time.perf_counter() - start
+        pairs.append((seconds[ours], seconds[theirs]))
+    ratios = sorted(theirs / ours for ours, theirs in pairs)
+    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return Result(work, peer, mine, other, statistics.median(ratios), ratios[0], ratios[-1])
+
+
+def run(code: str) -> Callable[[], object]:
+    """A fresh process that runs some Python."""
+    return lambda: subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def make_inputs(folder: Path) -> None:
+    """Full-size VGG16 in each form that is compared: .h5 of Keras 1, safetensors with a card, torch's own files."""
+    import torch
+    from torchvision.models import vgg16
+
+    from converters import convert
+    from tests.reference.keras1_files import FULL, random_layers, write_keras1
+
+    write_keras1(folder / "vgg16.h5", random_layers(FULL["vgg16"]))
+    convert(folder / "vgg16.h5", folder / "vgg16.safetensors")
+    from convnets_torch.weights import load
+
+    torch.save(load(folder / "vgg16.safetensors").state_dict(), folder / "ours.pth")
+    torch.save(vgg16().state_dict(), folder / "torchvision.pth")
+
+
+def measure_import(folder: Path, rounds: int) -> list[Result]:
+    """Importing the package and asking for help, each less the start of Python itself."""
+    script = Path(sys.executable).parent / "convnets-torch"
+    helped = lambda: subprocess.run([script, "--help"], check=True, stdout=subprocess.DEVNULL)  # noqa: E731
+    return [
+        alternate("import convnets_torch", "bare python", run("import convnets_torch"), run("pass"), rounds),
+        alternate("convnets-torch --help", "bare python", helped, run("pass"), rounds),
+    ]
+
+
+def measure_load(folder: Path, rounds: int) -> list[Result]:
+    """VGG16, ready to classify; the file's pages are not touched by ours nor by the first peer."""
+    import torch
+    from torchvision.models import vgg16 as torchvision_vgg16
+
+    from convnets_torch.networks import vgg16
+    from convnets_torch.weights import load
+
+    def by_hand() -> None:
+        with torch.device("meta"):
+            network = vgg16()
+        state = torch.load(folder / "ours.pth", mmap=True, weights_only=True)
+        network.load_state_dict(state, assign=True)
+        network.eval()
+
+    def usual() -> None:
+        network = torchvision_vgg16()
+        network.load_state_dict(torch.load(folder / "torchvision.pth", weights_only=True))
+        network.eval()
+
+    def ours() -> None:
+        load(folder / "vgg16.safetensors")
+
+    return [
+        alternate("load VGG16", "meta device, torch.load(mmap=True), assign", ours, by_hand, rounds * 5),
+        alternate("load VGG16", "torchvision vgg16() and load_state_dict", ours, usual, rounds),
+    ]
+
+
+def measure_cold_start(folder: Path, rounds: int) -> list[Result]:
+    """From the start of the process to the first logits of a photograph, the usual script as its peer."""
+    from PIL import Image
+
+    from tests.reference.pictures import picture
+
+    Image.fromarray(picture(1, 480, 640)).save(folder / "photo.jpg")
+    ours = f"""
+from convnets_torch import classify, load
+print(classify(load({str(folder / "vgg16.safetensors")!r}), {str(folder / "photo.jpg")!r}))
+"""
+    usual = f"""
+import torch
+from PIL import Image
+from torchvision import models, transforms
+network = models.vgg16()
+network.load_state_dict(torch.load({str(folder / "torchvision.pth")!r}, weights_only=True))
+network.eval()
+prepare = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
+    transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+with torch.inference_mode():
+    print(network(prepare(Image.open({str(folder / "photo.jpg")!r}))[None]).softmax(1).topk(5))
+"""
+    return [
+        alternate("process start to first logits, VGG16", "usual torchvision script", run(ours), run(usual), rounds)
+    ]
+
+
+def measure_convert(folder: Path, rounds: int) -> list[Result]:
+    """Full VGG16 from .h5, its sha256 included, against copying the file; and how much memory it takes."""
+    from converters import convert
+
+    def copy() -> None:
+        (folder / "copy.h5").unlink(missing_ok=True)  # both write a new file
+        with (folder / "vgg16.h5").open("rb") as source, (folder / "copy.h5").open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+            target.flush()
+            os.fsync(target.fileno())
+
+    def ours() -> None:
+        (folder / "out.safetensors").unlink(missing_ok=True)
+        convert(folder / "vgg16.h5", folder / "out.safetensors")
+
+    result = alternate("convert VGG16 (.h5, 553 MB)", "copy the file, fsync", ours, copy, rounds)
+    size = (folder / "vgg16.h5").stat().st_size
+    # The high-water mark of the process's own memory; ru_maxrss would inherit that of this one.
+    code = f"""
+import re, pathlib, torch, h5py, numpy, safetensors.torch, converters.conversion
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
+before = peak()
+converters.conversion.convert({str(folder / "vgg16.h5")!r}, {str(folder / "out.safetensors")!r})
+print((peak() - before) / {size})
+"""
+    growth = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    print(f"memory that a conversion of VGG16 adds: {float(growth):.2f} of the file's size\n")
+    return [result]
+
+
+WORK: dict[str, Callable[[Path, int], list[Result]]] = {
+    "import": measure_import,
+    "load": measure_load,
+    "cold-start": measure_cold_start,
+    "convert": measure_convert,
+}
+
+
+def main() -> None:
+    """Measure what is named, print a table, and write JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", nargs="*", choices=[*WORK, []], help="what to measure; all by default")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    arguments = parser.parse_args()
+    import torch
+
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    )
+    print(f"{arguments.rounds} rounds, medians; ratio = peer / ours (lowest to highest of the rounds)\n")
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        if set(arguments.work or WORK) != {"import"}:
+            make_inputs(Path(name))
+        for work in arguments.work or WORK:
+            results += WORK[work](Path(name), arguments.rounds)
+    print("| work | peer | ours, s | peer, s | ratio | spread |\n| --- | --- | --- | --- | --- | --- |")
+    for row in results:
+        print(
+            f"| {row.work} | {row.peer} | {row.ours_s:.4f} | {row.peer_s:.4f}"
+            f" | {row.ratio:.2f} | {row.ratio_low:.2f} to {row.ratio_high:.2f} |"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in results], indent=1))
+
+
+if __name__ == "__main__":
+    main()
