@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,7 +150,8 @@ def _fill(source: Path, plan: Plan) -> dict[str, Tensor]:
     not_finite = []
     for step in plan.steps:
         counter = step.parameter.endswith("num_batches_tracked")
-        array = torch.empty(step.shape, dtype=torch.int64 if counter else torch.float32)
+        # NumPy asks for huge pages, which halves the time that a large array takes to come into being.
+        array = torch.from_numpy(np.empty(step.shape, np.int64 if counter else np.float32))
         try:
             step.fill(array)
         except OSError as error:

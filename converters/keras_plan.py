@@ -21,7 +21,7 @@ from convnets_torch.preprocessing import preset
 from convnets_torch.weights import build
 
 BACKENDS = ("theano", "tensorflow")
-BLOCK = 4_000_000  # values of a dense kernel that are read at once, 16 MB
+BLOCK = 1_000_000  # values of a dense kernel that are read at once, 4 MB: transposed within the cache
 
 STANDARD: dict[str, dict[str, Any]] = {
     "alexnet": {"classes": 1000, "widths": alexnet.WIDTHS, "hidden": alexnet.HIDDEN, "lrn": alexnet.LRN},
