@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 
-ALEXNET = {  # layer -> shape of its kernel
+Shapes = dict[str, tuple[int, ...]]
+Layers = dict[str, tuple[np.ndarray, np.ndarray]]  # layer -> kernel and bias
+
+ALEXNET: Shapes = {  # layer -> shape of its kernel
     "conv_1": (96, 3, 11, 11),
     "conv_2_1": (128, 48, 5, 5),
     "conv_2_2": (128, 48, 5, 5),
@@ -20,9 +25,10 @@ ALEXNET = {  # layer -> shape of its kernel
 }
 
 
-def vgg_shapes(depths):
+def vgg_shapes(depths: tuple[int, ...]) -> Shapes:
     """layer -> shape of its kernel, for VGG with so many convolutions in each block."""
-    shapes, channels = {}, 3
+    shapes: Shapes = {}
+    channels = 3
     for block, (depth, width) in enumerate(zip(depths, (64, 128, 256, 512, 512), strict=True), 1):
         for conv in range(1, depth + 1):
             shapes[f"conv{block}_{conv}"] = (width, channels, 3, 3)
@@ -33,10 +39,10 @@ def vgg_shapes(depths):
 FULL = {"alexnet": ALEXNET, "vgg16": vgg_shapes((2, 2, 3, 3, 3)), "vgg19": vgg_shapes((2, 2, 4, 4, 4))}
 
 
-def random_layers(shapes, seed=0):
+def random_layers(shapes: Shapes, seed: int = 0) -> Layers:
     """layer -> (kernel, bias) float32, of a size that keeps activations alive."""
     random = np.random.default_rng(seed)
-    layers = {}
+    layers: Layers = {}
     for name, shape in shapes.items():
         inputs = np.prod(shape[1:]) if len(shape) == 4 else shape[0]
         kernel = random.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / inputs))
@@ -45,7 +51,7 @@ def random_layers(shapes, seed=0):
     return layers
 
 
-def write_keras1(path, layers):
+def write_keras1(path: Path, layers: Layers) -> None:
     """Layers without weights are listed too, with an empty float64 array of names, as Keras does."""
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [name.encode() for name in ["zeropadding2d_1", *layers, "softmax"]]
