@@ -13,7 +13,7 @@ import typer
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Weights: .h5 of Keras, or .pth of EfficientNet-Lite0.")],
     destination: Annotated[
-        Path | None, typer.Argument(metavar="[OUT]", help="The .safetensors file to write.", show_default=False)
+        Path | None, typer.Argument(metavar="OUT", help="The .safetensors file to write.", show_default=False)
     ] = None,
     backend: Annotated[
         str | None,
