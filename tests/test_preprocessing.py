@@ -64,6 +64,18 @@ def test_pictures_of_any_size_become_a_square_in_little_memory(size, rule):
     assert (crop == 77).all()
 
 
+def test_efficientnet_lite_cuts_seven_eighths_of_the_shorter_side_from_the_centre(photographs):
+    """As its training code has it: a square of size / (size + 32) of the shorter side, then resized, bicubic."""
+    pixels = read_picture(photographs / "coffee.png")
+    height, width = pixels.shape[:2]
+    side = round(224 / (224 + 32) * min(height, width))
+    top, left = (height - side) // 2, (width - side) // 2
+    square = Image.fromarray(pixels[top : top + side, left : left + side])
+    expected = np.asarray(square.resize((224, 224), Image.Resampling.BICUBIC)).astype(float)
+    found = square_crop(pixels, preset("efficientnet_lite0")).astype(float)
+    assert np.abs(found - expected)[2:-2, 2:-2].max() <= 2  # at the edge, ours sees the picture beyond
+
+
 def test_efficientnet_lite_maps_0_to_255_onto_minus_1_to_1():
     rule = preset("efficientnet_lite0")
     values = normalize(np.array([[[0, 127, 255]]], np.uint8), rule)
