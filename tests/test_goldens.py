@@ -44,6 +44,22 @@ def test_a_file_without_layer_names_answers_as_keras_0_on_theano(name, tmp_path)
     assert_agree(classified.numpy(), golden["softmax"])
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("name", ["alexnet", "vgg16"])
+def test_half_precision_stays_near_the_original(name, dtype, tolerance, tmp_path):
+    """With activations as large as real ones: AlexNet's normalisation squares values of several hundred."""
+    convert(KERAS1 / f"{name}.h5", tmp_path / "out.safetensors")
+    network = load(tmp_path / "out.safetensors")
+    golden = np.load(KERAS1 / f"{name}.npz")
+    images = inputs(network, golden["seeds"], golden["size"])
+    with torch.inference_mode():
+        with torch.autocast("cpu", dtype):
+            mixed = network(images).float().softmax(1)
+        half = load(tmp_path / "out.safetensors", precision=str(dtype).removeprefix("torch."))(images.to(dtype))
+    for found in (mixed, half.float().softmax(1)):
+        assert np.abs(found.numpy() - golden["softmax"]).max() < tolerance * golden["softmax"].max()
+
+
 # What the goldens must be able to see: each of these mistakes keeps all shapes.
 def unflipped(state):
     return {name: array.flip(2, 3) if array.dim() == 4 else array for name, array in state.items()}
@@ -84,7 +100,9 @@ def test_the_goldens_see_a_mistake_that_shapes_do_not(name, mistake, tmp_path):
 def test_the_goldens_see_an_lrn_that_divides_alpha_by_its_size(tmp_path):
     convert(KERAS1 / "alexnet.h5", tmp_path / "out.safetensors")
     network = load(tmp_path / "out.safetensors")
-    network.features.lrn_1.alpha = network.features.lrn_2.alpha = 1e-4
+    for layer in network.features:
+        if isinstance(layer, torch.nn.LocalResponseNorm):
+            layer.alpha = 1e-4
     golden = np.load(KERAS1 / "alexnet.npz")
     with torch.inference_mode():
         classified = network(inputs(network, golden["seeds"], golden["size"])).softmax(1)

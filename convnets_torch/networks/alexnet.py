@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from convnets_torch.networks.network import Network
 
@@ -19,6 +20,18 @@ HIDDEN = (4096, 4096)  # units of the two hidden dense layers
 # size, alpha, beta and k of nn.LocalResponseNorm. The original adds 1e-4 for each of the five neighbours;
 # PyTorch divides alpha by their number, so here it stands five times as large.
 LRN = (5, 5e-4, 0.75, 2.0)
+
+
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """Normalisation over neighbouring channels (section 3.3), in float32 where the network is in half precision.
+
+    Activations of the released weights reach some hundreds, whose squares overflow float16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> the same shape and precision."""
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        return super().forward(x.float()).to(x.dtype) if half else super().forward(x)
 
 
 class AlexNet(Network):
@@ -46,11 +59,11 @@ class AlexNet(Network):
                 conv_1=nn.Conv2d(3, one, 11, stride=4),
                 relu_1=nn.ReLU(),
                 pool_1=nn.MaxPool2d(3, stride=2),
-                lrn_1=nn.LocalResponseNorm(*lrn),
+                lrn_1=LocalResponseNorm(*lrn),
                 conv_2=nn.Conv2d(one, two, 5, padding=2, groups=2),
                 relu_2=nn.ReLU(),
                 pool_2=nn.MaxPool2d(3, stride=2),
-                lrn_2=nn.LocalResponseNorm(*lrn),
+                lrn_2=LocalResponseNorm(*lrn),
                 conv_3=nn.Conv2d(two, three, 3, padding=1),
                 relu_3=nn.ReLU(),
                 conv_4=nn.Conv2d(three, four, 3, padding=1, groups=2),
