@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from converters.conversion import Report as Report
     from converters.conversion import convert as convert
     from convnets_torch.card import Card as Card
+    from convnets_torch.card import Source as Source
     from convnets_torch.card import read_card as read_card
     from convnets_torch.classification import Prediction as Prediction
     from convnets_torch.classification import classify as classify
@@ -25,28 +26,32 @@ if TYPE_CHECKING:
     from convnets_torch.networks import NETWORKS as NETWORKS
     from convnets_torch.networks import VGG as VGG
     from convnets_torch.networks import AlexNet as AlexNet
-    from convnets_torch.networks import EfficientNetLite0 as EfficientNetLite0
+    from convnets_torch.networks import EfficientNetLite as EfficientNetLite
     from convnets_torch.networks import Network as Network
+    from convnets_torch.networks import efficientnet_lite0 as efficientnet_lite0
     from convnets_torch.networks import score_map as score_map
     from convnets_torch.networks import slide as slide
     from convnets_torch.networks import vgg16 as vgg16
     from convnets_torch.networks import vgg19 as vgg19
     from convnets_torch.preprocessing import Preprocessing as Preprocessing
     from convnets_torch.synsets import class_ids as class_ids
+    from convnets_torch.targets import Target as Target
     from convnets_torch.weights import list_networks as list_networks
     from convnets_torch.weights import load as load
     from convnets_torch.weights import save as save
 
 _HOMES = {
     "converters.conversion": ("Report", "convert"),
-    "convnets_torch.card": ("Card", "read_card"),
+    "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Prediction", "classify"),
     "convnets_torch.heatmaps": ("Box", "Heatmap", "heatmap"),
     "convnets_torch.networks": (
-        "NETWORKS", "VGG", "AlexNet", "EfficientNetLite0", "Network", "score_map", "slide", "vgg16", "vgg19",
+        "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "Network", "efficientnet_lite0", "score_map", "slide",
+        "vgg16", "vgg19",
     ),
     "convnets_torch.preprocessing": ("Preprocessing",),
     "convnets_torch.synsets": ("class_ids",),
+    "convnets_torch.targets": ("Target",),
     "convnets_torch.weights": ("list_networks", "load", "save"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

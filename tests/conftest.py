@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from convnets_torch.cli.app import main
-from convnets_torch.networks import AlexNet, EfficientNetLite0, Network, vgg16, vgg19
+from convnets_torch.networks import AlexNet, Network, efficientnet_lite0, vgg16, vgg19
 
 DATA = Path(__file__).parent / "data"
 KERAS1, KERAS0 = DATA / "keras1", DATA / "keras0"
 
 NARROW = {  # an eighth of the channels, unequal hidden layers
     "alexnet": lambda: AlexNet(10, widths=(12, 32, 48, 48, 32), hidden=(24, 40)),
-    "efficientnet_lite0": lambda: EfficientNetLite0(10, widths=(4, 2, 3, 5, 10, 14, 24, 40, 160)),
+    "efficientnet_lite0": lambda: efficientnet_lite0(10, widths=(4, 2, 3, 5, 10, 14, 24, 40, 160)),
     "vgg16": lambda: vgg16(10, widths=(8, 16, 32, 64, 64), hidden=(24, 40)),
     "vgg19": lambda: vgg19(10, widths=(8, 16, 32, 64, 64), hidden=(24, 40)),
 }

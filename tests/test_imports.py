@@ -55,12 +55,31 @@ def modules_imported_by(path):
 
 
 def test_imports_go_one_way():
-    """networks know nothing of the rest; the library knows converters and the command line only lazily."""
+    """cli -> tasks -> weights -> networks, preprocessing; converters -> the library, and never the reverse."""
+    foundations = ("networks", "preprocessing", "card", "cache", "files", "images", "synsets", "weights")
+    tasks = ("classification", "heatmaps", "render", "targets", "first_run")
+
+    def own(path):
+        return {name for name in modules_imported_by(path) if name.startswith(("convnets_torch.", "converters"))}
+
     for path in (ROOT / "networks").glob("*.py"):
-        own = {name for name in modules_imported_by(path) if name.startswith(("convnets_torch", "converters"))}
-        assert all(name.startswith("convnets_torch.networks") or name == "convnets_torch.card" for name in own)
+        assert all(name.startswith("convnets_torch.networks") or name == "convnets_torch.card" for name in own(path))
     for path in ROOT.glob("*.py"):
-        names = set(modules_imported_by(path))
-        assert not any(name.startswith("convnets_torch.cli") for name in names)
-        if path.name not in ("__init__.py", "first_run.py"):
-            assert not any(name.startswith("converters") for name in names)
+        assert path.stem in (*foundations, *tasks, "__init__")  # a new module says where it stands
+        if path.stem != "__init__":
+            assert not any(name.startswith(("converters", "convnets_torch.cli")) for name in own(path))
+        if path.stem in foundations:
+            assert not any(name.split(".")[1] in tasks for name in own(path))
+    for path in (ROOT.parent / "converters").glob("*.py"):
+        if path.stem != "__main__":
+            allowed = ("card", "cache", "files", "networks", "preprocessing", "weights")
+            names = {name for name in own(path) if name.startswith("convnets_torch.")}
+            assert all(name.split(".")[1] in allowed for name in names)
+
+
+def test_types_are_checked_for_the_same_names_that_resolve():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    lines = [line for line in block.body if isinstance(line, ast.ImportFrom)]
+    imported = {(line.module, alias.name) for line in lines for alias in line.names}
+    assert imported == {(home, name) for home, names in convnets_torch._HOMES.items() for name in names}

@@ -12,17 +12,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from convnets_torch.networks import NETWORKS, score_map, slide
 
 HEADS = {
-    "dense": nn.Sequential(
+    "dense": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(3 * 2 * 4, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 7)
     ),
-    "one layer": nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 4, 7, bias=False)),
-    "pooled": nn.Sequential(nn.AvgPool2d((2, 4), stride=1), nn.Flatten(), nn.Dropout(), nn.Linear(3, 7)),
+    "one layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 4, 7, bias=False)),
+    "pooled": lambda: nn.Sequential(nn.AvgPool2d((2, 4), stride=1), nn.Flatten(), nn.Dropout(), nn.Linear(3, 7)),
 }
 
 
 @pytest.fixture(params=HEADS)
 def head(request):
-    return HEADS[request.param].double().eval()
+    torch.manual_seed(0)
+    return HEADS[request.param]().double().eval()
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,15 @@ def test_a_head_that_cannot_slide_is_refused_by_name(layer):
         slide([layer, nn.Flatten(), nn.Linear(3, 7)], torch.zeros(1, 3, 4, 6), window=(2, 4))
 
 
+def test_a_dense_layer_must_be_flattened_to_and_fit_the_window():
+    with pytest.raises(ValueError, match=r"cannot slide: it must follow Flatten and read 24 values"):
+        slide([nn.Linear(24, 7)], torch.zeros(1, 3, 4, 6), window=(2, 4))
+    with pytest.raises(ValueError, match=r"read 27 values \(3 channels, window \(3, 3\)\)"):
+        slide([nn.Flatten(), nn.Linear(24, 7)], torch.zeros(1, 3, 4, 6), window=(3, 3))
+    with pytest.raises(ValueError, match=r"read 7 values \(7 channels, window \(1, 1\)\)"):
+        slide([nn.Flatten(), nn.Linear(24, 7), nn.Linear(8, 7)], torch.zeros(1, 3, 4, 6), window=(2, 4))
+
+
 class ConvolutionWeights(TorchDispatchMode):
     """Remember where the kernels of all convolutions lie in memory."""
 
@@ -80,9 +90,10 @@ class ConvolutionWeights(TorchDispatchMode):
         super().__init__()
         self.pointers = []
 
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+    def __torch_dispatch__(self, function, types, arguments: tuple = (), keywords=None):
         if function is torch.ops.aten.convolution.default:
-            self.pointers.append(arguments[1].untyped_storage().data_ptr())
+            kernel = arguments[1]
+            self.pointers.append(kernel.untyped_storage().data_ptr())
         return function(*arguments, **(keywords or {}))
 
 
@@ -118,8 +129,9 @@ def test_a_larger_picture_meets_the_same_grid(narrow):
 
 def test_images_of_another_size_are_refused_with_the_way_out(narrow):
     height, width = narrow.size
-    with pytest.raises(ValueError, match=rf"\(288, 320\) pixels, but this network classifies \({height}, {width}\)"):
-        narrow(torch.zeros(1, 3, 288, 320))
+    for wrong in ((288, 320), (height + 3, width), (height, width + 3), (16, 16)):
+        with pytest.raises(ValueError, match=rf"\({wrong[0]}, {wrong[1]}\) pixels .* classifies \({height}, {width}\)"):
+            narrow(torch.zeros(1, 3, *wrong))
     with pytest.raises(ValueError, match=rf"100x300 pixels \(height x width\).*at least {height}x{width}"):
         score_map(narrow, torch.zeros(1, 3, 100, 300))
 

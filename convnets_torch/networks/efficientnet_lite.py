@@ -64,12 +64,8 @@ class InvertedResidual(nn.Module):
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
-class EfficientNetLite0(Network):
-    """EfficientNet-Lite0: 16 inverted residual blocks, 4,652,008 parameters.
-
-    >>> sum(parameter.numel() for parameter in EfficientNetLite0().parameters())
-    4652008
-    """
+class EfficientNetLite(Network):
+    """An EfficientNet-Lite with the stages of Lite0: 16 inverted residual blocks."""
 
     window = (7, 7)
     size = (224, 224)
@@ -104,3 +100,14 @@ class EfficientNetLite0(Network):
                 fc=nn.Linear(last, classes),
             )
         )
+
+
+def efficientnet_lite0(
+    classes: int = 1000, widths: Sequence[int] = WIDTHS, epsilon: float = EPSILON
+) -> EfficientNetLite:
+    """EfficientNet-Lite0: 4,652,008 parameters.
+
+    >>> sum(parameter.numel() for parameter in efficientnet_lite0().parameters())
+    4652008
+    """
+    return EfficientNetLite(classes, widths, epsilon)

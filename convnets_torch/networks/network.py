@@ -41,10 +41,9 @@ class Network(nn.Module):
         Raises:
             ValueError: the images have another size.
         """
-        features = self.features(images)
-        if tuple(features.shape[-2:]) != self.window:
+        if tuple(images.shape[-2:]) != self.size:
             raise ValueError(
-                f"images are {tuple(images.shape[-2:])} pixels, but this network classifies {self.size};"
-                " resize them, or take score_map for larger ones"
+                f"images are {tuple(images.shape[-2:])} pixels (height, width), but this network classifies"
+                f" {self.size}; resize them, or take score_map for larger ones"
             )
-        return self.head(features)
+        return self.head(self.features(images))

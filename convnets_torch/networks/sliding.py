@@ -37,7 +37,8 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
         Logits (N, classes, H - (h - 1) * dilation, W - (w - 1) * dilation).
 
     Raises:
-        ValueError: the feature map is smaller than the window, or the head has a layer that cannot slide.
+        ValueError: the feature map is smaller than the window, or the head has a layer that cannot slide or that
+            does not fit the window.
 
     >>> import torch
     >>> head = [nn.Flatten(), nn.Linear(8 * 2 * 2, 5), nn.ReLU(), nn.Linear(5, 10)]
@@ -50,9 +51,15 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
             f"features are {tuple(features.shape[-2:])} cells, smaller than the head's window {reach};"
             " use a larger image"
         )
-    cells, window_read = features, False
+    cells, window_read, flat = features, False, False
     for layer in head:
         if isinstance(layer, nn.Linear):
+            inputs = cells.shape[1] * (1 if window_read else window[0] * window[1])
+            if not flat or layer.in_features != inputs:
+                raise ValueError(
+                    f"{layer} cannot slide: it must follow Flatten and read {inputs} values"
+                    f" ({cells.shape[1]} channels, window {(1, 1) if window_read else window})"
+                )
             if window_read:
                 kernel = layer.weight[:, :, None, None]
                 cells = F.conv2d(cells, kernel, layer.bias)
@@ -65,7 +72,9 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
             window_read = True
         elif isinstance(layer, ELEMENTWISE):
             cells = layer(cells)
-        elif not isinstance(layer, nn.Flatten):  # each cell is flat already
+        elif isinstance(layer, nn.Flatten):
+            flat = True  # nothing to do: the channels of a cell are its vector
+        else:
             raise ValueError(f"a head with {layer} cannot slide; known are Flatten, Linear, AvgPool2d and activations")
     return cells
 
