@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from torch import Tensor
 import convnets_torch
 from converters.keras_h5 import open_keras_h5
 from converters.keras_plan import plan_keras
-from converters.plans import Plan
+from converters.plans import Plan, Row
 from converters.pytorch_files import read_state_dict
 from converters.pytorch_plan import plan_pytorch
 from convnets_torch.cache import cache_folder
@@ -29,23 +30,6 @@ from convnets_torch.preprocessing import preset
 from convnets_torch.weights import write
 
 PYTORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # a zip, and the older bare pickle
-
-
-@dataclass(frozen=True)
-class Row:
-    """What became of one array.
-
-    Attributes:
-        source: their layer or layers, "conv_2_1 + conv_2_2".
-        parameter: our parameter, "features.conv_2.weight".
-        shape: of our parameter.
-        change: "flipped", "transposed", "concatenated", "kept".
-    """
-
-    source: str
-    parameter: str
-    shape: tuple[int, ...]
-    change: str
 
 
 @dataclass(frozen=True)
@@ -102,6 +86,7 @@ def convert(
         if destination is None:
             cache_folder().mkdir(parents=True, exist_ok=True)
             destination = cache_folder() / f"{plan.network}.safetensors"
+            check_writable(destination)
         digest = beside.submit(_sha256, source)
         arrays = _fill(source, plan)
         card = Card(
@@ -119,8 +104,7 @@ def convert(
             ),
         )
     write(arrays, card, destination)
-    rows = tuple(Row(step.source, step.parameter, step.shape, step.change) for step in plan.steps)
-    return Report(source, Path(destination), card, rows)
+    return Report(source, Path(destination), card, tuple(step.row for step in plan.steps))
 
 
 @contextmanager
@@ -134,6 +118,8 @@ def _planned(source: Path, backend: str | None) -> Iterator[Plan]:
         start = file.read(8)
     if not start:
         raise OSError(f"{source} is empty; download it again")
+    if start.startswith(b"PK") and not _is_pytorch_zip(source):
+        raise ValueError(f"{source} is a zip archive, but none of PyTorch (.keras files are not read so far)")
     if start.startswith(PYTORCH_MAGIC):
         if backend is not None:
             raise ValueError(f"{source} is a file of PyTorch, which has no backend; leave out the backend")
@@ -145,21 +131,29 @@ def _planned(source: Path, backend: str | None) -> Iterator[Plan]:
         raise ValueError(f"{source} is neither HDF5 (.h5) nor a file of PyTorch (.pth); name a weights file")
 
 
+def _is_pytorch_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return True  # a truncated one, for PyTorch's reader to refuse
+
+
 def _fill(source: Path, plan: Plan) -> dict[str, Tensor]:
     arrays = {}
     not_finite = []
     for step in plan.steps:
-        counter = step.parameter.endswith("num_batches_tracked")
+        counter = step.row.parameter.endswith("num_batches_tracked")
         # NumPy asks for huge pages, which halves the time that a large array takes to come into being.
-        array = torch.from_numpy(np.empty(step.shape, np.int64 if counter else np.float32))
+        array = torch.from_numpy(np.empty(step.row.shape, np.int64 if counter else np.float32))
         try:
             step.fill(array)
         except OSError as error:
-            raise OSError(f"{source}: {step.source} cannot be read ({error}); download the file again") from None
+            raise OSError(f"{source}: {step.row.source} cannot be read ({error}); download the file again") from None
         # A finite sum has finite terms; the exact check, which needs memory, is for sums that overflow.
         if not array.sum().isfinite() and not array.isfinite().all():
-            not_finite.append(step.source)
-        arrays[step.parameter] = array
+            not_finite.append(step.row.source)
+        arrays[step.row.parameter] = array
     if not_finite:
         raise ValueError(
             f"{source} holds NaN or infinite weights in {', '.join(dict.fromkeys(not_finite))};"
@@ -178,6 +172,6 @@ def _sha256(path: Path) -> str:
 
 
 def _summary(plan: Plan) -> tuple[str, ...]:
-    """The changes, counted: "5 of 16 arrays flipped, concatenated"."""
-    counts = Counter(step.change for step in plan.steps)
+    """The changes, counted: "3 arrays flipped, concatenated"."""
+    counts = Counter(step.row.change for step in plan.steps)
     return tuple(f"{count} arrays {change}" for change, count in counts.items())

@@ -42,6 +42,7 @@ class KerasFile:
         path: the file.
         named: whether layers have names of their own (Keras 1) or only numbers (Keras 0.x).
         layers: those that have weights, in the order of the file.
+        unlisted: arrays in the file that no layer lists.
         version: of Keras, where the file says it.
         backend: "theano" or "tensorflow", where the file says it.
     """
@@ -49,6 +50,7 @@ class KerasFile:
     path: Path
     named: bool
     layers: tuple[KerasLayer, ...]
+    unlisted: tuple[str, ...]
     version: str | None
     backend: str | None
 
@@ -76,10 +78,13 @@ def open_keras_h5(path: str | os.PathLike[str]) -> Iterator[KerasFile]:
     with file:
         try:
             layers = tuple(layer for layer in _layers(path, file) if layer.arrays)
-        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is broken: {error}; download it again") from None
+            unlisted = _unlisted(file, layers)
+        except (OSError, KeyError, RuntimeError, TypeError, AttributeError, UnicodeError, OverflowError) as error:
+            reason = " ".join(str(error).strip("'\"").split())
+            raise ValueError(f"{path} is broken ({reason}); download it again") from None
         named = "layer_names" in file.attrs
-        yield KerasFile(path, named, layers, _text(file.attrs.get("keras_version")), _text(file.attrs.get("backend")))
+        version, backend = (_text(file.attrs.get(name)) for name in ("keras_version", "backend"))
+        yield KerasFile(path, named, layers, unlisted, version, backend)
 
 
 def _layers(path: Path, file: h5py.File) -> Iterator[KerasLayer]:
@@ -90,13 +95,23 @@ def _layers(path: Path, file: h5py.File) -> Iterator[KerasLayer]:
             yield KerasLayer(str(name), {weight: _dataset(path, group, weight) for weight in names})
     elif "nb_layers" in file.attrs:
         for name in (f"layer_{number}" for number in range(int(file.attrs["nb_layers"]))):
-            params = [f"param_{number}" for number in range(int(file[name].attrs["nb_params"]))]
+            count = int(file[name].attrs["nb_params"])
+            if count != len(file[name]):
+                raise ValueError(f"{path}: {name} says {count} arrays and holds {len(file[name])}; download it again")
+            params = [f"param_{number}" for number in range(count)]
             yield KerasLayer(name, {param: _dataset(path, file[name], param) for param in params})
     elif "model_weights" in file:
         raise ValueError(f"{path} holds a whole model; save its weights alone, with model.save_weights in Keras")
     else:
         held = ", ".join(list(file)[:8]) or "nothing"
         raise ValueError(f"{path} holds no Keras weights (neither layer_names nor nb_layers, but {held})")
+
+
+def _unlisted(file: h5py.File, layers: tuple[KerasLayer, ...]) -> tuple[str, ...]:
+    listed = {dataset.name for layer in layers for dataset in layer.arrays.values()}
+    found: list[str] = []
+    file.visititems(lambda _, entry: found.append(entry.name) if isinstance(entry, h5py.Dataset) else None)
+    return tuple(sorted(set(found) - listed))
 
 
 def _dataset(path: Path, group: h5py.Group, name: str) -> h5py.Dataset:

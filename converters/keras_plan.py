@@ -14,10 +14,8 @@ from torch import Tensor
 from converters.keras_h5 import KerasFile, KerasLayer
 from converters.layouts import flip, transpose_dense
 from converters.names import CONVNETS_KERAS, WIDTH_LAYERS, LayerTable
-from converters.plans import Plan, Step, refuse
-from convnets_torch.card import Card
+from converters.plans import Plan, Row, Step, refuse
 from convnets_torch.networks import Network, alexnet, vgg
-from convnets_torch.preprocessing import preset
 from convnets_torch.weights import build
 
 BACKENDS = ("theano", "tensorflow")
@@ -53,13 +51,15 @@ def plan_keras(file: KerasFile, backend: str | None = None) -> Plan:
     # The file may be narrow, or have other classes; a single wrong layer must not make it look so.
     candidates = [STANDARD[network], _inferred(network, table, layers)]
     problems, arguments = min(
-        ((_problems(_build(network, arguments), table, layers), arguments) for arguments in candidates),
+        ((_problems(build(network, arguments), table, layers), arguments) for arguments in candidates),
         key=lambda pair: len(pair[0]),
     )
-    refuse(file.path, network, problems)
+    refuse(file.path, network, problems + [f"{name} is an array that no layer lists" for name in file.unlisted])
+    if arguments["classes"] == 1:
+        raise ValueError(f"{file.path} has a single output, which no softmax fits; such heads are not read so far")
     backend = _backend(file, backend)
     steps = []
-    for parameter, array in _build(network, arguments).state_dict().items():
+    for parameter, array in build(network, arguments).state_dict().items():
         module, _, role = parameter.rpartition(".")
         sources = [layers[name] for name in table[module]]
         steps.append(_step(sources, parameter, tuple(array.shape), role, flipped=backend == "theano"))
@@ -125,10 +125,6 @@ def _inferred(network: str, table: LayerTable, layers: Layers) -> dict[str, Any]
     }
 
 
-def _build(network: str, arguments: dict[str, Any]) -> Network:
-    return build(Card(network, arguments, preset(network), None))
-
-
 def _problems(built: Network, table: LayerTable, layers: Layers) -> list[str]:
     """Every layer that is missing, unknown or of a wrong shape, each in a few words."""
     known = _layer_names(table)
@@ -188,7 +184,7 @@ def _step(layers: Sequence[KerasLayer], parameter: str, shape: tuple[int, ...], 
         fill = partial(_fill_dense, datasets[0])
     else:
         fill = partial(_fill_concatenated, datasets, flipped=flipped and len(shape) == 4)
-    return Step(source, parameter, shape, ", ".join(changes) or "kept", fill)
+    return Step(Row(source, parameter, shape, ", ".join(changes) or "kept"), fill)
 
 
 def _fill_concatenated(datasets: Sequence[h5py.Dataset], target: Tensor, *, flipped: bool) -> None:
@@ -204,5 +200,5 @@ def _fill_dense(dataset: h5py.Dataset, target: Tensor) -> None:
     """A dense kernel block by block, so that the large one of VGG is in memory once and not twice."""
     rows = max(1, BLOCK // dataset.shape[1])
     for start in range(0, dataset.shape[0], rows):
-        block = torch.from_numpy(dataset[start : start + rows].astype(np.float32, copy=False))
-        target[:, start : start + rows] = torch.from_numpy(transpose_dense(block.numpy()))
+        block = dataset[start : start + rows].astype(np.float32, copy=False)
+        target[:, start : start + rows] = torch.from_numpy(transpose_dense(block))

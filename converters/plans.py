@@ -10,21 +10,27 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Step:
-    """How one parameter of ours comes to be.
+class Row:
+    """What becomes of one array.
 
     Attributes:
-        source: their layer or layers.
-        parameter: our parameter or buffer.
+        source: their layer or layers, "conv_2_1 + conv_2_2".
+        parameter: our parameter or buffer, "features.conv_2.weight".
         shape: of our parameter.
         change: what is done on the way: "flipped", "transposed", "concatenated", "kept".
-        fill: writes the values into a given CPU tensor of that shape.
     """
 
     source: str
     parameter: str
     shape: tuple[int, ...]
     change: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one parameter of ours comes to be: `fill` writes its values into a given CPU tensor of the row's shape."""
+
+    row: Row
     fill: Callable[[Tensor], object]
 
 

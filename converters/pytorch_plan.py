@@ -8,10 +8,8 @@ from functools import partial
 from torch import Tensor
 
 from converters import names
-from converters.plans import Plan, Step, refuse
-from convnets_torch.card import Card
+from converters.plans import Plan, Row, Step, refuse
 from convnets_torch.networks.efficientnet_lite import EPSILON, WIDTHS
-from convnets_torch.preprocessing import preset
 from convnets_torch.weights import build
 
 
@@ -30,9 +28,11 @@ def plan_pytorch(path: str | os.PathLike[str], state: dict[str, Tensor]) -> Plan
         held = ", ".join(list(state)[:8]) or "nothing"
         raise ValueError(f"{path}: the network is not known here; its arrays are {held}, ...; known is {network}")
     arguments = {"classes": len(state["_fc.weight"]), "widths": WIDTHS, "epsilon": EPSILON}
-    wanted = build(Card(network, arguments, preset(network), None)).state_dict()
-    theirs = {names.efficientnet_lite0(name): name for name in state}
+    wanted = build(network, arguments).state_dict()
+    foreign = [name for name in state if not name.startswith("_")]
+    theirs = {names.efficientnet_lite0(name): name for name in state if name not in foreign}
     problems = [f"what becomes {name} is missing" for name in wanted if name not in theirs]
+    problems += [f"{name} is not known" for name in foreign]
     problems += [f"{name} is not known" for ours, name in theirs.items() if ours not in wanted]
     problems += [
         f"{name} is {tuple(state[name].shape)}, not {tuple(wanted[ours].shape)}"
@@ -41,10 +41,17 @@ def plan_pytorch(path: str | os.PathLike[str], state: dict[str, Tensor]) -> Plan
     ]
     refuse(path, network, problems)
     steps = tuple(
-        Step(theirs[ours], ours, tuple(array.shape), "kept", partial(_copy, state[theirs[ours]]))
+        Step(
+            Row(theirs[ours], ours, tuple(array.shape), _change(state[theirs[ours]], array)),
+            partial(_copy, state[theirs[ours]]),
+        )
         for ours, array in wanted.items()
     )
     return Plan(network, arguments, "PyTorch", None, steps)
+
+
+def _change(theirs: Tensor, ours: Tensor) -> str:
+    return "kept" if theirs.dtype == ours.dtype else f"{theirs.dtype} to {ours.dtype}".replace("torch.", "")
 
 
 def _copy(source: Tensor, target: Tensor) -> Tensor:

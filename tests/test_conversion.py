@@ -245,7 +245,7 @@ def test_integers_are_no_weights(source, refused):
 def test_a_listed_layer_that_is_not_there_is_a_broken_file(source, refused):
     with h5py.File(source, "r+") as file:
         del file["conv3_3"]
-    refused(source, "is broken: .*conv3_3.*; download it again")
+    refused(source, "is broken .*conv3_3.*; download it again")
 
 
 def test_hdf5_without_weights_says_what_it_holds(tmp_path, refused):
@@ -288,14 +288,61 @@ def test_files_of_pytorch_that_do_not_fit_are_refused(tmp_path, refused):
     refused(path, "holds no state dict")
     torch.save(torch.nn.ReLU(), path)
     refused(path, "holds more than tensors, or is broken")
-    torch.save(state | {"_bn0.weight": torch.zeros(3), "more": torch.zeros(1)}, path)
-    refused(path, r"more is not known; _bn0\.weight is \(3,\), not \(32,\)")
+    torch.save(state | {"_bn0.weight": torch.zeros(3), "features.bn0.bias": torch.zeros(32)}, path)
+    refused(path, r"features\.bn0\.bias is not known; _bn0\.weight is \(3,\), not \(32,\)")
     torch.save({name: array for name, array in state.items() if name != "_bn0.bias"}, path)
     refused(path, r"features\.bn0\.bias is missing")
     torch.save(state | {"_bn0.bias": torch.full((32,), torch.nan)}, path)
     refused(path, r"NaN or infinite weights in _bn0\.bias")
     path.write_bytes(path.read_bytes()[:5_000_000])
     refused(path, "is broken")
+
+
+def test_arrays_that_no_layer_lists_are_not_left_out_silently(source, refused):
+    with h5py.File(source, "r+") as file:
+        file["conv1_1"]["more"] = np.zeros(3, np.float32)
+        file["other/array"] = np.zeros(3, np.float32)
+    refused(source, "/conv1_1/more is an array that no layer lists; /other/array is an array that no layer lists")
+
+
+@pytest.mark.parametrize("count", [3, 10**9, -1])
+def test_a_keras_0_layer_with_another_number_of_arrays_is_refused(count, tmp_path, refused):
+    shutil.copy(KERAS0 / "vgg16.h5", tmp_path / "in.h5")
+    with h5py.File(tmp_path / "in.h5", "r+") as file:
+        file["layer_1"].attrs["nb_params"] = count
+    refused(tmp_path / "in.h5", f"layer_1 says {count} arrays and holds 2", backend="theano")
+
+
+def test_a_single_output_is_refused_since_no_softmax_fits_it(source, refused):
+    with h5py.File(source, "r+") as file:
+        for name, shape in (("dense_3_W", (40, 1)), ("dense_3_b", (1,))):
+            del file["dense_3"][name]
+            file["dense_3"][name] = np.zeros(shape, np.float32)
+    refused(source, "has a single output")
+
+
+def test_damaged_bytes_give_a_sentence_that_names_the_file(source, tmp_path):
+    """Whatever bytes are damaged: a conversion or a sentence, and never a half-written output."""
+    whole = source.read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in random.integers(0, 60_000, 20):  # where the structure of the file lies, mostly
+            damaged[place] = random.integers(0, 256)
+        source.write_bytes(damaged)
+        try:
+            convert(source, tmp_path / "out.safetensors").destination.unlink()
+            sentence = str(source)
+        except (ValueError, OSError) as error:
+            sentence = str(error)
+        assert str(source) in sentence
+        assert "\n" not in sentence
+        assert list(tmp_path.iterdir()) == [source]
+
+
+def test_other_archives_are_no_files_of_pytorch(tmp_path, refused):
+    np.savez(tmp_path / "weights.npz", a=np.zeros(3))
+    refused(tmp_path / "weights.npz", r"is a zip archive, but none of PyTorch \(\.keras files are not read so far\)")
 
 
 def test_an_older_output_survives_a_failed_conversion(source, tmp_path):
@@ -315,7 +362,7 @@ def test_source_and_destination_are_two_files(source):
     assert source.read_bytes() == before
 
 
-def test_a_destination_that_cannot_be_written_is_refused(source, tmp_path):
+def test_a_destination_that_cannot_be_written_is_refused(source, tmp_path, monkeypatch):
     with pytest.raises(IsADirectoryError, match="is a folder; name a file"):
         convert(source, tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist; create it first"):
@@ -324,6 +371,9 @@ def test_a_destination_that_cannot_be_written_is_refused(source, tmp_path):
         convert(source, source / "out.safetensors")
     with pytest.raises(OSError, match="is not a regular file"):
         convert(source, "/dev/null")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
+    with pytest.raises(PermissionError, match="cannot be written to; name another output or change its rights"):
+        convert(source, tmp_path / "out.safetensors")
     assert not os.path.isfile("/dev/null")  # noqa: PTH113 - a device, and still one
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def convolve(image, kernel, bias, padding=0, stride=1):
-    """image (C, H, W), kernel (O, C, h, w), bias (O,) -> rectified (O, H', W')."""
+def convolve(image, layer, padding=0, stride=1):
+    """image (C, H, W), layer: kernel (O, C, h, w) and bias (O,) -> rectified (O, H', W')."""
+    kernel, bias = layer
     image = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
     height, width = kernel.shape[2:]
     rows = (image.shape[1] - height) // stride + 1
@@ -59,14 +60,14 @@ def dense(features, layers):
 def in_two_groups(image, name, layers, padding):
     """Each half of the kernels sees one half of the channels."""
     halves = np.split(image, 2)
-    return np.concatenate([convolve(half, *layers[f"{name}_{i}"], padding) for i, half in enumerate(halves, 1)])
+    return np.concatenate([convolve(half, layers[f"{name}_{i}"], padding) for i, half in enumerate(halves, 1)])
 
 
 def alexnet(image, layers):
     """image (3, 227, 227) and layer name -> (kernel, bias) as stored -> logits."""
-    image = normalize_across_channels(pool(convolve(image, *layers["conv_1"], stride=4), 3, 2))
+    image = normalize_across_channels(pool(convolve(image, layers["conv_1"], stride=4), 3, 2))
     image = normalize_across_channels(pool(in_two_groups(image, "conv_2", layers, 2), 3, 2))
-    image = convolve(image, *layers["conv_3"], padding=1)
+    image = convolve(image, layers["conv_3"], padding=1)
     image = in_two_groups(in_two_groups(image, "conv_4", layers, 1), "conv_5", layers, 1)
     return dense(pool(image, 3, 2), layers)
 
@@ -76,6 +77,6 @@ def vgg(image, layers):
     for block in range(1, 6):
         for conv in range(1, 5):
             if f"conv{block}_{conv}" in layers:
-                image = convolve(image, *layers[f"conv{block}_{conv}"], padding=1)
+                image = convolve(image, layers[f"conv{block}_{conv}"], padding=1)
         image = pool(image, 2, 2)
     return dense(image, layers)
