@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,8 +29,9 @@ class Source:
         sha256: of the source file, in hexadecimal.
         framework: what wrote the file, with its version where known: "Keras 1", "PyTorch".
         backend: the backend that trained the weights, "theano" or "tensorflow"; None where there is none.
-        changes: what was done to the arrays, for instance "16 kernels flipped".
+        changes: what was done to the arrays, for instance "13 arrays flipped".
         converter: name and version of the program that converted.
+        unknown: fields that a newer version wrote; kept when the card is written again.
     """
 
     file: str
@@ -39,6 +40,13 @@ class Source:
     backend: str | None
     changes: tuple[str, ...]
     converter: str
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Source:
+        """The inverse of `_flat`; KeyError and TypeError where a field is missing or no field at all."""
+        known = {entry.name: values.pop(entry.name) for entry in fields(cls) if entry.name != "unknown"}
+        return cls(**{**known, "changes": tuple(known["changes"])}, unknown=values)
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,16 @@ class Card:
 
     def to_json(self) -> str:
         """One line of JSON; the same card always gives the same text."""
-        known = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "unknown"}
-        known["preprocessing"] = self.preprocessing.to_dict()
-        known["source"] = asdict(self.source) if self.source else None
-        known["arguments"] = dict(self.arguments)
-        return json.dumps({"schema": SCHEMA, **known, **self.unknown}, sort_keys=True)
+        values = _flat(self) | {
+            "schema": SCHEMA,
+            "preprocessing": self.preprocessing.to_dict(),
+            "source": _flat(self.source) if self.source else None,
+            "arguments": dict(self.arguments),
+        }
+        return json.dumps(values, sort_keys=True)
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
 
     @classmethod
     def from_json(cls, text: str) -> Card:
@@ -91,7 +104,10 @@ class Card:
         Raises:
             ValueError: the text is no card, or of a schema that this version does not know.
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except (ValueError, TypeError, RecursionError):
+            values = None
         if not isinstance(values, dict) or "schema" not in values:
             raise ValueError("the card has no schema number; convert the weights again")
         schema = values.pop("schema")
@@ -101,7 +117,7 @@ class Card:
             known = {entry.name: values.pop(entry.name) for entry in fields(cls) if entry.name != "unknown"}
             known["preprocessing"] = Preprocessing.from_dict(known["preprocessing"])
             if known["source"] is not None:
-                known["source"] = Source(**{**known["source"], "changes": tuple(known["source"]["changes"])})
+                known["source"] = Source.from_dict(known["source"])
             if isinstance(known["class_names"], list):
                 known["class_names"] = tuple(known["class_names"])
             known["arguments"] = {
@@ -112,6 +128,12 @@ class Card:
             raise ValueError(f"the card cannot be read ({error}); convert the weights again") from None
 
 
+def _flat(entry: Card | Source) -> dict[str, Any]:
+    """The fields of a card or its source, the unknown ones among them."""
+    known = {field.name: getattr(entry, field.name) for field in fields(entry) if field.name != "unknown"}
+    return {**entry.unknown, **known}
+
+
 def read_card(path: str | os.PathLike[str]) -> Card:
     """Read the card out of the header of a safetensors file, without its weights.
 
@@ -120,8 +142,8 @@ def read_card(path: str | os.PathLike[str]) -> Card:
         ValueError: the file is no safetensors file, is truncated, or has no card.
     """
     header = read_header(path)
-    text = header.get("__metadata__", {}).get(KEY)
-    if text is None:
+    text = (header.get("__metadata__") or {}).get(KEY)
+    if not isinstance(text, str):
         raise ValueError(
             f"{path} has no card, so its network and preprocessing are unknown;"
             " convert the original weights with `convnets-torch convert`, or set `network.card` and `save` it"
@@ -163,5 +185,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise no_header from None
     wanted = 8 + header_length + max(ends, default=0)
     if wanted != length:
-        raise ValueError(f"{path} is truncated: {length} bytes of {wanted}; copy or convert it again")
+        raise ValueError(
+            f"{path} is {'truncated' if length < wanted else 'too long'}: {length} bytes, not {wanted};"
+            " copy or convert it again"
+        )
     return header

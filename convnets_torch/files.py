@@ -28,6 +28,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{path} cannot be written ({reason}); what was there before is untouched") from None
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(target.parent)

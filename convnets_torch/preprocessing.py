@@ -7,6 +7,7 @@ the card of every weights file.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -54,6 +55,10 @@ class Preprocessing:
                 raise ValueError(
                     f"preprocessing has {field} {getattr(self, field)!r}; known: {', '.join(get_args(known))}"
                 )
+        for field in ("mean", "std"):
+            values = getattr(self, field)
+            if len(values) != 3 or not all(map(isfinite, values)) or (field == "std" and 0 in values):
+                raise ValueError(f"preprocessing has {field} {values!r}; three finite numbers are wanted, std not 0")
         if not 0 < self.size <= self.resize:
             raise ValueError(f"preprocessing crops {self.size} pixels out of {self.resize}; the crop must fit")
 
@@ -67,12 +72,12 @@ class Preprocessing:
         try:
             return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
         except (KeyError, TypeError) as error:
-            raise ValueError(f"preprocessing cannot be read: {error}") from None
+            raise ValueError(f"preprocessing cannot be read ({error}); a newer version may have written it") from None
 
 
 # The mean colour of ImageNet's training pictures that Caffe's networks subtract, 0 to 255.
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)
-CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+CAFFE_MEAN_BGR = CAFFE_MEAN_RGB[::-1]
 
 
 def _original(name: str, size: int, channels: Channels, rule: ResizeRule) -> Preprocessing:
@@ -141,10 +146,20 @@ def square_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
     return np.asarray(image.resize((rule.size, rule.size), resample, box=(left, top, left + side, top + side)))
 
 
+MOST_SIDE = 20_000  # pixels of a resized square picture's side; beyond it a slip of the finger is likelier
+MOST_PIXELS = MOST_SIDE**2
+
+
 def fit_longest_side(pixels: Pixels, longest_side: int, rule: Preprocessing) -> Pixels:
-    """Resize so that the longer side has `longest_side` pixels, keeping the aspect (each side at least 1)."""
+    """Resize so that the longer side has `longest_side` pixels, keeping the aspect (each side at least 1).
+
+    Raises:
+        ValueError: less than one pixel, or more than 400 million of them in all.
+    """
     height, width = pixels.shape[:2]
     factor = longest_side / max(height, width)
+    if longest_side < 1 or height * width * factor**2 > MOST_PIXELS:
+        raise ValueError(f"a longest side of {longest_side} pixels is out of range; give 1 to some {MOST_SIDE}")
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling[rule.interpolation.upper()]))
 

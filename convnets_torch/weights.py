@@ -28,19 +28,19 @@ def list_networks() -> list[str]:
     return sorted(NETWORKS)
 
 
-def build(card: Card) -> Network:
-    """The network that a card describes, on the meta device: shapes without numbers, in milliseconds.
+def build(network: str, arguments: Mapping[str, Any]) -> Network:
+    """A network as a card describes it, on the meta device: shapes without numbers, in milliseconds.
 
     Raises:
-        ValueError: the card names an unknown network, or arguments that its builder does not take.
+        ValueError: the network is unknown, or its builder does not take the arguments.
     """
-    if card.network not in NETWORKS:
-        raise ValueError(f"unknown network {card.network!r}; known: {', '.join(list_networks())}")
+    if network not in NETWORKS:
+        raise ValueError(f"unknown network {network!r}; known: {', '.join(list_networks())}")
     try:
         with torch.device("meta"):
-            return NETWORKS[card.network](**card.arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{card.network} cannot be built with {dict(card.arguments)}: {error}") from None
+            return NETWORKS[network](**arguments)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
+        raise ValueError(f"{network} cannot be built with {dict(arguments)}: {error}") from None
 
 
 def load(
@@ -73,7 +73,7 @@ def load(
         raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
     file = find(path)
     card = read_card(file)
-    network = build(card)
+    network = build(card.network, card.arguments)
     try:
         arrays = load_file(file, device=str(device))
     except SafetensorError as error:
@@ -96,10 +96,11 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
         OSError: `path` cannot be written; an older file there survives.
         ValueError: the network has no card, or not the shapes that its card says.
     """
+    network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
     if network.card is None:
         raise ValueError("the network has no card, so nobody could load what is saved; set network.card first")
     arrays = {name: array.detach().cpu().contiguous() for name, array in network.state_dict().items()}
-    if differences := compare_shapes(build(network.card).state_dict(), arrays):
+    if differences := compare_shapes(build(network.card.network, network.card.arguments).state_dict(), arrays):
         raise ValueError(
             f"the network is not the {network.card.network} of its card: {'; '.join(differences)};"
             " set network.card to what it is now"
@@ -117,7 +118,7 @@ def write(arrays: dict[str, Tensor], card: Card, path: str | os.PathLike[str]) -
         try:
             save_file(arrays, temporary, metadata={KEY: card.to_json()})
         except SafetensorError as error:
-            raise OSError(f"{path} cannot be written: {error}") from None
+            raise OSError(str(error)) from None
 
 
 def compare_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, Any]) -> list[str]:
@@ -137,8 +138,10 @@ def _check_device(device: str | torch.device) -> torch.device:
         checked = torch.device(device)
     except RuntimeError:
         raise ValueError(f"unknown device {device!r}; known are cpu, cuda, cuda:1, mps") from None
-    if checked.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device} is not there: PyTorch finds no CUDA; use cpu")
+    if checked.type == "cuda" and (checked.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device} is not there: PyTorch finds {torch.cuda.device_count()} of CUDA; use cpu")
     if checked.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device {device} is not there: PyTorch finds no Metal; use cpu")
+    if checked.type == "meta":
+        raise ValueError("device meta holds no numbers; use cpu")
     return checked

@@ -93,6 +93,13 @@ def test_the_longest_side_is_reached_and_the_aspect_kept():
     assert fit_longest_side(pixels, 45, preset("vgg16")).shape == (30, 45, 3)
 
 
+def test_a_resized_picture_is_smooth():
+    """Halving a checkerboard of single pixels gives grey; skipping pixels would keep black and white."""
+    board = np.indices((64, 64)).sum(0) % 2 * 255
+    small = fit_longest_side(np.repeat(board[..., None], 3, 2).astype(np.uint8), 32, preset("vgg16"))
+    assert np.abs(small.astype(int) - 127)[1:-1, 1:-1].max() <= 2
+
+
 def test_a_preset_that_the_network_has_not_is_refused_with_those_it_has():
     with pytest.raises(ValueError, match="unknown preprocessing 'caffe' for vgg16; known: original, original-aspect"):
         preset("vgg16", "caffe")
@@ -104,6 +111,9 @@ def test_a_preset_that_the_network_has_not_is_refused_with_those_it_has():
         ("channels", "gbr", "channels 'gbr'; known: rgb, bgr"),
         ("resize_rule", "pad", "resize_rule 'pad'; known: stretch, shorter-side"),
         ("size", 300, "crops 300 pixels out of 256"),
+        ("std", (1.0, 0.0, 1.0), "three finite numbers are wanted, std not 0"),
+        ("mean", (1.0, 2.0), "three finite numbers are wanted"),
+        ("pad", 3, "cannot be read .*'pad'.*a newer version may have written it"),
     ],
 )
 def test_an_impossible_rule_is_refused(field, value, message):

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from converters import convert
 from convnets_torch.cache import cache_folder
 from convnets_torch.card import Card, read_card
-from convnets_torch.networks import vgg16
+from convnets_torch.networks import Network, vgg16
 from convnets_torch.preprocessing import preset
 from convnets_torch.weights import list_networks, load, save
 from tests.conftest import KERAS1
@@ -49,7 +50,7 @@ def test_saving_over_the_file_that_is_mapped_is_safe(weights):
     network = load(weights)
     before = {name: array.clone() for name, array in network.state_dict().items()}
     with torch.no_grad():
-        network.head[-1].bias += 1
+        network.get_parameter("head.dense_3.bias").add_(1)
     save(network, weights)
     again = load(weights).state_dict()
     assert torch.equal(again["head.dense_3.bias"], before["head.dense_3.bias"] + 1)
@@ -63,7 +64,8 @@ def test_training_does_not_change_the_file(mapped, weights):
     network(torch.ones(1, 3, 224, 224)).sum().backward()
     torch.optim.SGD(network.parameters(), lr=1.0).step()
     assert weights.read_bytes() == before
-    assert not torch.equal(network.head[-1].bias, load(weights).head[-1].bias)
+    changed, kept = (each.get_parameter("head.dense_3.bias") for each in (network, load(weights)))
+    assert not torch.equal(changed, kept)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists the maps of a process")
@@ -85,7 +87,7 @@ def test_precision_is_that_of_every_parameter(precision, dtype, weights):
 
 def test_a_new_head_is_saved_with_a_card_that_fits(weights, tmp_path):
     network = load(weights)
-    network.head[-1] = torch.nn.Linear(network.head[-1].in_features, 3)
+    network.head[-1] = torch.nn.Linear(40, 3)
     with pytest.raises(ValueError, match=r"dense_3\.weight is \(3, 40\), not \(60, 40\).* set network\.card"):
         save(network, tmp_path / "mine.safetensors")
     arguments = {**network.card.arguments, "classes": 3}
@@ -103,9 +105,10 @@ def test_a_network_without_a_card_is_not_saved(tmp_path):
 
 
 def test_unknown_fields_of_a_card_are_kept(weights, tmp_path):
-    rewrite_card(weights, lambda card: card | {"mood": "good"})
+    rewrite_card(weights, lambda card: card | {"mood": "good", "source": card["source"] | {"author": "somebody"}})
     save(load(weights), tmp_path / "again.safetensors")
-    assert json.loads(read_card(tmp_path / "again.safetensors").to_json())["mood"] == "good"
+    kept = json.loads(read_card(tmp_path / "again.safetensors").to_json())
+    assert (kept["mood"], kept["source"]["author"]) == ("good", "somebody")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +127,9 @@ def test_unknown_fields_of_a_card_are_kept(weights, tmp_path):
         (lambda card: card | {"activation": "tanh"}, "activation 'tanh'; known: softmax, sigmoid, none"),
         (lambda card: card | {"preprocessing": {"size": 3}}, "preprocessing cannot be read"),
         (lambda card: card | {"preprocessing": 3}, "cannot be read"),
+        (lambda card: 5, "no schema number"),
+        (lambda card: card | {"source": {"file": "x"}}, "cannot be read"),
+        (lambda card: card | {"arguments": {"classes": -3}}, "cannot be built with"),
     ],
 )
 def test_a_card_that_cannot_be_followed_is_refused(change, message, weights):
@@ -136,6 +142,32 @@ def test_safetensors_without_a_card_says_how_to_get_one(tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=r"x\.safetensors has no card.*convnets-torch convert"):
         load(tmp_path / "x.safetensors")
+
+
+def test_a_header_that_is_no_header_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    for header, message in (
+        (b'{"__metadata__":null}', "has no card"),
+        (b'{"__metadata__":{"card":"{oops"}}', "no schema number"),
+        (b'{"a":{"dtype":"F32"}}', "is not a safetensors file"),
+        (b'{"a":3}', "is not a safetensors file"),
+        (b"[1]", "is not a safetensors file"),
+        (b'{"a":', "is not a safetensors file"),
+    ):
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(ValueError, match=rf"x\.safetensors.* ?{message}"):
+            read_card(path)
+
+
+def test_a_file_with_more_than_its_header_says_is_refused(weights):
+    weights.write_bytes(weights.read_bytes() + b"more")
+    with pytest.raises(ValueError, match="is too long"):
+        load(weights)
+
+
+def test_a_compiled_network_is_saved_as_what_it_wraps(weights, tmp_path):
+    save(cast(Network, torch.compile(load(weights))), tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == weights.read_bytes()
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, 2000, 500_000])
@@ -158,8 +190,10 @@ def test_an_unknown_device_or_precision_is_refused(weights):
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         load(weights, device="gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device cuda:1 is not there: PyTorch finds no CUDA; use cpu"):
+        with pytest.raises(ValueError, match="device cuda:1 is not there: PyTorch finds 0 of CUDA; use cpu"):
             load(weights, device="cuda:1")
+    with pytest.raises(ValueError, match="device meta holds no numbers"):
+        load(weights, device="meta")
     with pytest.raises(ValueError, match="unknown precision 'half'; known: float32, bfloat16, float16"):
         load(weights, precision="half")
 
@@ -188,3 +222,4 @@ def test_the_networks_are_listed():
 def test_a_card_survives_its_text():
     card = Card("vgg16", {"classes": 2, "widths": (1, 2)}, preset("vgg16"), ("bee", "wäsp"), "sigmoid")
     assert Card.from_json(card.to_json()) == card
+    assert len({card, Card.from_json(card.to_json())}) == 1
