@@ -9,9 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
+import convnets_torch
 from convnets_torch import render
 from convnets_torch.classification import Prediction, classify
 from convnets_torch.heatmaps import heatmap
+from convnets_torch.images import read_picture
 from convnets_torch.weights import load
 
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "motorcycle_left.png", "rocket.jpg")
@@ -45,17 +47,15 @@ def demo(folder: str | os.PathLike[str]) -> FirstRun:
         OSError: the folder or the cache cannot be written.
     """
     photographs, pth = _ingredients()
-    from converters.conversion import convert
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = convert(pth, None).destination
+    weights = convnets_torch.convert(pth, None).destination
     network = load(weights)
     predictions = {name: classify(network, photographs / name)[0] for name in PHOTOGRAPHS}
     tiles = []
     for name, entries in predictions.items():
         lines = [f"{entry.probability:.2f}  {entry.words}" for entry in entries]
-        tiles.append((Image.open(photographs / name).convert("RGB"), "\n".join([name, *lines])))
+        tiles.append((Image.fromarray(read_picture(photographs / name)), "\n".join([name, *lines])))
     pictures = []
     for name, target in MAPS:
         found = heatmap(network, photographs / name, target, longest_side=LONGEST_SIDE)

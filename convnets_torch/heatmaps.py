@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from convnets_torch.classification import card_of, probabilities, to_parameters
 from convnets_torch.files import replacing
-from convnets_torch.images import Picture, read_picture
+from convnets_torch.images import Picture, picture_name, read_picture
 from convnets_torch.networks import Network, score_map
 from convnets_torch.preprocessing import Pixels, fit_longest_side, normalize
 from convnets_torch.targets import Target, find_target
@@ -38,7 +38,7 @@ class Heatmap:
         target: the classes that were summed, with their words.
         probabilities: (rows, columns) float32, 0 to 1: the summed probability of the target's distinct classes
             in each cell.
-        picture: (H, W, 3) uint8, RGB: the picture as it was given, upright.
+        picture: (H, W, 3) uint8, RGB: the picture at its own size, turned as its EXIF says if the card follows that.
         stride: (vertical, horizontal) pixels of the picture between neighbouring cells.
         window_size: (height, width) of a cell's window in pixels of the picture.
     """
@@ -81,6 +81,7 @@ class Heatmap:
         from convnets_torch import render
 
         path = Path(path)
+        render.check_output(path)
         if path.suffix.lower() == ".npy":
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.save(file, self.probabilities)
@@ -107,10 +108,14 @@ def heatmap(network: Network, image: Picture, target: str | int, *, longest_side
     """
     card = card_of(network)
     found = find_target(card, target)
+    if card.activation == "sigmoid" and len(found.class_ids) > 1:
+        raise ValueError(
+            f"{found.label} is {len(found.class_ids)} classes, whose sigmoids do not add up; name one class"
+        )
     rule = card.preprocessing
     picture = read_picture(image, exif=rule.exif)
     resized = picture if longest_side is None else fit_longest_side(picture, longest_side, rule)
-    _check_size(picture, resized, network)
+    _check_size(picture_name(image), picture, resized, network)
     with torch.inference_mode():
         scores = score_map(network, to_parameters(normalize(resized, rule)[None], network))
         chances = probabilities(scores, card)[0, list(found.class_ids)].sum(dim=0)
@@ -124,13 +129,13 @@ def heatmap(network: Network, image: Picture, target: str | int, *, longest_side
     )
 
 
-def _check_size(picture: Pixels, resized: Pixels, network: Network) -> None:
+def _check_size(name: str, picture: Pixels, resized: Pixels, network: Network) -> None:
     height, width = resized.shape[:2]
     if height >= network.size[0] and width >= network.size[1]:
         return
     given = picture.shape[:2]
     least = max(ceil(Fraction(wanted * max(given), side)) for wanted, side in zip(network.size, given, strict=True))
     raise ValueError(
-        f"the picture is {height}x{width} pixels (height x width), smaller than the network's"
+        f"{name} is {height}x{width} pixels (height x width), smaller than the network's"
         f" {network.size[0]}x{network.size[1]}; enlarge it with a longest side of {least} or more"
     )

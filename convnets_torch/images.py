@@ -40,7 +40,7 @@ def read_picture(source: Picture, *, exif: bool = True) -> Pixels:
             )
         return source
     if isinstance(source, Image.Image):
-        return _to_pixels(source, "the picture", exif)
+        return _to_pixels(source, picture_name(source), exif)
     path = Path(source)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a picture")
@@ -59,6 +59,11 @@ def read_picture(source: Picture, *, exif: bool = True) -> Pixels:
         if isinstance(error, PermissionError):
             raise
         raise OSError(f"{path} is broken ({str(error).rstrip('.')}); copy the picture again") from None
+
+
+def picture_name(source: Picture) -> str:
+    """What to call a picture in a message: its path, or "the picture"."""
+    return str(source) if isinstance(source, str | os.PathLike) else "the picture"
 
 
 def _to_pixels(image: Image.Image, name: str, exif: bool) -> Pixels:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from convnets_torch.files import replacing
+from convnets_torch.files import check_writable, replacing
 from convnets_torch.preprocessing import Pixels
 
 if TYPE_CHECKING:
@@ -80,17 +80,25 @@ def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int
     return page
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write a picture atomically, in the format that the ending of `path` names.
+def check_output(path: Path) -> None:
+    """Raise, before long work begins, when a map cannot be written to `path`.
 
     Raises:
-        ValueError: another ending than .png, .jpg, .jpeg or .webp.
+        ValueError: another ending than that of a picture or `.npy`.
         OSError: `path` cannot be written.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(
-            f"{path} has an unknown ending; name a picture: {', '.join(FORMATS)} (or .npy for the numbers)"
-        )
+    if path.suffix.lower() not in (*FORMATS, ".npy"):
+        known = ", ".join(FORMATS)
+        raise ValueError(f"{path} has an unknown ending; name a picture: {known} (or .npy for the numbers)")
+    check_writable(path)
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a picture atomically, in the format that the ending of `path` names, one of `FORMATS`.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
     with replacing(path) as temporary:
         image.save(temporary, format=FORMATS[path.suffix.lower()])
 

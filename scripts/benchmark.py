@@ -80,7 +80,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def measure_import(folder: Path, rounds: int) -> list[Result]:
-    """Importing the package and asking for help, each less the start of Python itself."""
+    """Importing the package and asking for help, beside the start of Python itself, which both contain."""
     script = Path(sys.executable).parent / "convnets-torch"
     helped = lambda: subprocess.run([script, "--help"], check=True, stdout=subprocess.DEVNULL)  # noqa: E731
     return [

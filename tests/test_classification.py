@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from convnets_torch import synsets
-from convnets_torch.classification import classify
+from convnets_torch.classification import classify, square_input
+from convnets_torch.heatmaps import heatmap
+from convnets_torch.images import read_picture
+from convnets_torch.preprocessing import normalize, square_crop
 from convnets_torch.weights import load
 
 CATS = set(range(281, 286))  # the domestic ones
@@ -40,11 +45,43 @@ def test_efficientnet_lite0_knows_what_is_in_the_photographs(name, expected, net
 def test_it_is_less_sure_with_the_normalisation_that_its_package_shows(network, photographs):
     """The package's README has ImageNet's mean and deviation; the network was trained on (x - 127) / 128."""
     with_card = classify(network, photographs / "coffee.png", top=1)[0][0]
-    pixels = np.asarray(Image.open(photographs / "coffee.png").resize((224, 224)), np.float32) / 255
-    wrong = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    wrong = replace(network.card.preprocessing, scale=1 / 255, mean=mean, std=std)
+    pixels = square_crop(read_picture(photographs / "coffee.png"), wrong)
     with torch.inference_mode():
-        answer = network(torch.from_numpy(wrong.astype(np.float32)).permute(2, 0, 1)[None]).softmax(1)
+        answer = network(torch.from_numpy(normalize(pixels, wrong))[None]).softmax(1)
     assert with_card.probability > answer[0, with_card.class_id] + 0.1
+
+
+def test_the_rotation_of_a_camera_is_followed_where_the_card_says_so(lite_weights, photographs, tmp_path):
+    """A picture stored on its side and marked so is the upright picture; without the mark it is another one."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(photographs / "rocket.jpg") as image:
+        image.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+        image.save(tmp_path / "upright.png")
+    network = load(lite_weights)
+    assert classify(network, tmp_path / "turned.png") == classify(network, tmp_path / "upright.png")
+    found = heatmap(network, tmp_path / "turned.png", "rocket")
+    np.testing.assert_array_equal(found.picture, read_picture(tmp_path / "upright.png"))
+    network.card = replace(network.card, preprocessing=replace(network.card.preprocessing, exif=False))
+    assert classify(network, tmp_path / "turned.png") != classify(network, tmp_path / "upright.png")
+    assert heatmap(network, tmp_path / "turned.png", "rocket").picture.shape == (640, 427, 3)
+
+
+def test_sigmoid_outputs_are_each_by_itself(lite_weights, photographs):
+    network = load(lite_weights)
+    pixels = photographs / "coffee.png"
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(square_input(pixels, network.card))[None])[0]
+    network.card = replace(network.card, activation="sigmoid")
+    [[best, *_]] = classify(network, pixels)
+    assert best.probability == pytest.approx(1 / (1 + np.exp(-logits.max().item())), rel=1e-5)
+    with pytest.raises(ValueError, match="118 classes, whose sigmoids do not add up; name one class"):
+        heatmap(network, pixels, "dog")
+    network.card = replace(network.card, activation="none")
+    with pytest.raises(ValueError, match="outputs are no probabilities"):
+        classify(network, pixels)
 
 
 def test_order_is_kept_and_batches_do_not_matter(network, photographs):

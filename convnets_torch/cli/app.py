@@ -48,8 +48,8 @@ def run(application: typer.Typer) -> None:
 
 def one_line(error: Exception) -> str:
     """An error as one sentence, without Python's error numbers."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
 
 

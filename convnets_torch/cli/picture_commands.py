@@ -61,12 +61,13 @@ def heatmap(
     plain: Annotated[bool, typer.Option("--plain", help="The colours alone, without the picture.")] = False,
 ) -> None:
     """Draw where in a picture a class is, or a whole branch of the WordNet tree."""
-    from convnets_torch import heatmaps
+    from convnets_torch import heatmaps, render
     from convnets_torch.weights import load
 
+    render.check_output(output)
     found = heatmaps.heatmap(load(weights), image, target, longest_side=longest_side)
-    ids = len(found.target.class_ids)
-    print(f"{target}: {found.target.wnid or ''} {found.target.label} ({ids} classes)", file=sys.stderr)
+    ids, meant = len(found.target.class_ids), filter(None, [found.target.wnid, found.target.label])
+    print(f"{target}: {' '.join(meant)} ({ids} {'class' if ids == 1 else 'classes'})", file=sys.stderr)
     found.save(output, plain=plain)
     left, top, right, bottom = (round(edge) for edge in found.window(*found.peak))
     highest = f"{found.probabilities.max():.3f}"
