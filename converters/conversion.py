@@ -25,7 +25,7 @@ from converters.pytorch_files import read_state_dict
 from converters.pytorch_plan import plan_pytorch
 from convnets_torch.cache import cache_folder
 from convnets_torch.card import Card, Source
-from convnets_torch.files import check_writable
+from convnets_torch.files import check_regular, check_writable, resolved
 from convnets_torch.preprocessing import preset
 from convnets_torch.weights import write
 
@@ -78,8 +78,8 @@ def convert(
     """
     source = Path(source)
     if destination is not None:
-        check_writable(Path(destination).resolve())
-        if Path(destination).resolve() == source.resolve():
+        check_writable(Path(destination))
+        if resolved(destination) == resolved(source):
             raise ValueError(f"{source} is source and destination; name another file to write")
     with _planned(source, backend) as plan, ThreadPoolExecutor(1) as beside:
         rule = preset(plan.network, preprocessing)
@@ -110,10 +110,7 @@ def convert(
 @contextmanager
 def _planned(source: Path, backend: str | None) -> Iterator[Plan]:
     """The plan for a file of any known kind; the file stays open while the plan is carried out."""
-    if source.is_dir():
-        raise IsADirectoryError(f"{source} is a folder; name a weights file")
-    if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist; name a weights file")
+    check_regular(source)
     with source.open("rb") as file:
         start = file.read(8)
     if not start:
@@ -147,7 +144,8 @@ def _fill(source: Path, plan: Plan) -> dict[str, Tensor]:
         # NumPy asks for huge pages, which halves the time that a large array takes to come into being.
         array = torch.from_numpy(np.empty(step.row.shape, np.int64 if counter else np.float32))
         try:
-            step.fill(array)
+            with np.errstate(over="ignore"):  # float64 values too large for float32 become infinite, and are refused
+                step.fill(array)
         except OSError as error:
             raise OSError(f"{source}: {step.row.source} cannot be read ({error}); download the file again") from None
         # A finite sum has finite terms; the exact check, which needs memory, is for sums that overflow.
@@ -156,8 +154,8 @@ def _fill(source: Path, plan: Plan) -> dict[str, Tensor]:
         arrays[step.row.parameter] = array
     if not_finite:
         raise ValueError(
-            f"{source} holds NaN or infinite weights in {', '.join(dict.fromkeys(not_finite))};"
-            " the training diverged, or the file is broken"
+            f"{source} holds NaN, infinite or (for float32) too large weights in"
+            f" {', '.join(dict.fromkeys(not_finite))}; the training diverged, or the file is broken"
         )
     return arrays
 

@@ -19,6 +19,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+MOST_COMPRESSED = 100  # times that compression may shrink an array; more is no set of weights
+
 
 @dataclass(frozen=True)
 class KerasLayer:
@@ -89,13 +91,16 @@ def open_keras_h5(path: str | os.PathLike[str]) -> Iterator[KerasFile]:
 
 def _layers(path: Path, file: h5py.File) -> Iterator[KerasLayer]:
     if "layer_names" in file.attrs:
-        for name in map(_text, file.attrs["layer_names"]):
-            group = file[name]
-            names = [str(_text(weight)) for weight in group.attrs["weight_names"]]
-            yield KerasLayer(str(name), {weight: _dataset(path, group, weight) for weight in names})
+        for name in map(str, map(_text, file.attrs["layer_names"])):
+            if name in file:  # else it is missing, which the plan says with all others that are
+                group = file[name]
+                names = [str(_text(weight)) for weight in group.attrs["weight_names"]]
+                if len(set(names)) < len(names):
+                    raise ValueError(f"{path}: {name} lists an array twice; download the file again")
+                yield KerasLayer(name, {weight: _dataset(path, group, weight) for weight in names if weight in group})
     elif "nb_layers" in file.attrs:
-        for name in (f"layer_{number}" for number in range(int(file.attrs["nb_layers"]))):
-            count = int(file[name].attrs["nb_params"])
+        for name in (f"layer_{number}" for number in range(_count(path, file.attrs["nb_layers"]))):
+            count = _count(path, file[name].attrs["nb_params"])
             if count != len(file[name]):
                 raise ValueError(f"{path}: {name} says {count} arrays and holds {len(file[name])}; download it again")
             params = [f"param_{number}" for number in range(count)]
@@ -120,7 +125,17 @@ def _dataset(path: Path, group: h5py.Group, name: str) -> h5py.Dataset:
         raise ValueError(f"{path}: {group.name}/{name} is no array; download the file again")
     if dataset.dtype.kind != "f":
         raise ValueError(f"{path}: {group.name}/{name} holds {dataset.dtype} values, but weights are floating point")
+    stored = dataset.id.get_storage_size()
+    if not dataset.size or dataset.nbytes > stored * (1 if dataset.chunks is None else MOST_COMPRESSED):
+        raise ValueError(f"{path}: {group.name}/{name} is {dataset.shape}, but only {stored} bytes of it are there")
     return dataset
+
+
+def _count(path: Path, value: Any) -> int:
+    try:
+        return int(value)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{path} is broken: {value!r} is no number of layers or arrays; download it again") from None
 
 
 def _text(value: Any) -> str | None:

@@ -51,7 +51,7 @@ def plan_keras(file: KerasFile, backend: str | None = None) -> Plan:
     # The file may be narrow, or have other classes; a single wrong layer must not make it look so.
     candidates = [STANDARD[network], _inferred(network, table, layers)]
     problems, arguments = min(
-        ((_problems(build(network, arguments), table, layers), arguments) for arguments in candidates),
+        ((_problems(network, arguments, table, layers), arguments) for arguments in candidates),
         key=lambda pair: len(pair[0]),
     )
     refuse(file.path, network, problems + [f"{name} is an array that no layer lists" for name in file.unlisted])
@@ -125,8 +125,12 @@ def _inferred(network: str, table: LayerTable, layers: Layers) -> dict[str, Any]
     }
 
 
-def _problems(built: Network, table: LayerTable, layers: Layers) -> list[str]:
+def _problems(network: str, arguments: dict[str, Any], table: LayerTable, layers: Layers) -> list[str]:
     """Every layer that is missing, unknown or of a wrong shape, each in a few words."""
+    try:
+        built = build(network, arguments)
+    except ValueError:  # widths that no network can have, inferred from a wrong layer
+        return [f"{name} does not fit" for name in layers]
     known = _layer_names(table)
     problems = [f"{name} is missing" for name in known if name not in layers]
     problems += [f"{name} is unknown" for name in layers if name not in known]

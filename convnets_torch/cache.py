@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from convnets_torch.files import check_regular
+
 
 def cache_folder() -> Path:
     """Where weights are kept by name: `CONVNETS_TORCH_HOME`, else the platform's cache folder."""
     if home := os.environ.get("CONVNETS_TORCH_HOME"):
-        return Path(home).expanduser()
+        return Path(os.path.expanduser(home))  # noqa: PTH111 - Path.expanduser raises where there is no such user
     from platformdirs import user_cache_path
 
     return user_cache_path("convnets-torch", appauthor=False)
@@ -31,10 +33,8 @@ def find(name: str | os.PathLike[str]) -> Path:
         cached = cache_folder() / (path.name if path.suffix == ".safetensors" else f"{path.name}.safetensors")
         if cached.is_file():
             return cached
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a .safetensors file")
-    if not bare:
-        raise FileNotFoundError(f"{path} does not exist; name a .safetensors file")
+    if path.exists() or not bare:
+        check_regular(path)
     held = ", ".join(sorted(file.stem for file in cache_folder().glob("*.safetensors"))) or "nothing"
     raise FileNotFoundError(
         f"{name} is neither a file nor in the cache {cache_folder()}, which holds {held};"

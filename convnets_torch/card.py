@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from convnets_torch.files import check_regular
 from convnets_torch.preprocessing import Preprocessing
 
 SCHEMA = 1  # of the card; a higher number is refused, unknown fields of this one are kept
@@ -73,11 +74,27 @@ class Card:
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        classes = self.arguments.get("classes")
+        if not isinstance(self.network, str) or type(classes) is not int or classes < 1:
+            raise ValueError(
+                f"card has network {self.network!r} with {classes!r} classes; a name and a number are wanted"
+            )
+        if self.class_names not in ("imagenet-1k", None) and not (
+            isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
+        ):
+            raise ValueError(
+                f"card has class names {self.class_names!r:.80}; 'imagenet-1k', null or a list of words is wanted"
+            )
         if self.activation not in get_args(Activation):
             raise ValueError(f"card has activation {self.activation!r}; known: {', '.join(get_args(Activation))}")
-        names = 1000 if self.class_names == "imagenet-1k" else len(self.class_names or ()) or self.classes
+        names = classes if self.class_names is None else 1000 if self.imagenet else len(self.class_names)
         if names != self.classes:
             raise ValueError(f"card has {self.classes} classes but {names} class names; give each class one")
+
+    @property
+    def imagenet(self) -> bool:
+        """Whether the classes are the 1,000 of ImageNet."""
+        return self.class_names == "imagenet-1k"
 
     @property
     def classes(self) -> int:
@@ -142,7 +159,8 @@ def read_card(path: str | os.PathLike[str]) -> Card:
         ValueError: the file is no safetensors file, is truncated, or has no card.
     """
     header = read_header(path)
-    text = (header.get("__metadata__") or {}).get(KEY)
+    metadata = header.get("__metadata__")
+    text = metadata.get(KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
         raise ValueError(
             f"{path} has no card, so its network and preprocessing are unknown;"
@@ -162,10 +180,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: the file is no safetensors file, or is truncated.
     """
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a .safetensors file")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; name a .safetensors file")
+    check_regular(path)
     length = path.stat().st_size
     no_header = ValueError(f"{path} is not a safetensors file; convert it with `convnets-torch convert`")
     with path.open("rb") as file:
@@ -177,11 +192,11 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(f"{path} is truncated: {length} bytes, its header alone needs {header_length + 8}")
         try:
             header: dict[str, Any] = json.loads(b"{" + file.read(header_length - 1))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise no_header from None
     try:
         ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         raise no_header from None
     wanted = 8 + header_length + max(ends, default=0)
     if wanted != length:

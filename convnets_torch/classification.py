@@ -84,8 +84,14 @@ def probabilities(logits: Tensor, card: Card) -> Tensor:
     """Logits (N, classes, ...) -> probabilities of the same shape in float32, by the card's activation.
 
     Raises:
-        ValueError: the card says that outputs are no probabilities.
+        ValueError: the card says that outputs are no probabilities, or does not fit them; or they are not finite.
     """
+    if logits.shape[1] != card.classes:
+        raise ValueError(
+            f"the network has {logits.shape[1]} outputs, its card {card.classes} classes; set network.card"
+        )
+    if not logits.isfinite().all():
+        raise ValueError("the network's outputs are NaN or infinite: its weights are broken, or too large for float16")
     if card.activation == "none":
         raise ValueError("the card says that outputs are no probabilities (activation none); take the logits")
     return logits.float().softmax(dim=1) if card.activation == "softmax" else logits.float().sigmoid()
@@ -99,7 +105,7 @@ def card_of(network: Network) -> Card:
     """
     if network.card is None:
         raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")
-    if network.training:
+    if any(module.training for module in network.modules()):
         raise ValueError("the network is in training mode, where dropout makes answers random; call network.eval()")
     return network.card
 

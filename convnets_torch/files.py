@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,11 +21,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         IsADirectoryError: `path` is a folder.
         OSError: `path` is neither a new name nor a regular file, or cannot be written.
     """
-    target = Path(path).resolve()
+    target = resolved(path)
     check_writable(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
+        temporary.touch(exist_ok=False)
+        rights = (target if target.exists() else temporary).stat().st_mode
         yield temporary
+        temporary.chmod(rights)  # a library may have put a file with rights of its own in its place
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -36,8 +40,27 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     _sync_folder(target.parent)
 
 
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """The absolute path behind all links; OSError, in one sentence, where they lead in a circle."""
+    try:
+        return Path(path).resolve()
+    except RuntimeError:  # what Python before 3.13 raises
+        raise OSError(f"{path} is a link that leads in a circle; name another file") from None
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError, in one sentence, when there is no regular file at `path` to read."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a regular file; name one")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; name a file")
+
+
 def check_writable(path: Path) -> None:
     """Raise OSError, in one sentence, when an output cannot be put at `path`: asked before long work begins."""
+    path = resolved(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file to write")
     if path.exists() and not path.is_file():
@@ -46,8 +69,9 @@ def check_writable(path: Path) -> None:
         raise FileNotFoundError(f"folder {path.parent} does not exist; create it first")
     if not path.parent.is_dir():
         raise NotADirectoryError(f"{path.parent} is not a folder; name another output")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"folder {path.parent} cannot be written to; name another output or change its rights")
+    for place in (path.parent, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise PermissionError(f"{place} cannot be written to; name another output or change its rights")
 
 
 def _sync_folder(folder: Path) -> None:

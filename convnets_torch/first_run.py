@@ -47,9 +47,9 @@ def demo(folder: str | os.PathLike[str]) -> FirstRun:
         OSError: the folder or the cache cannot be written.
     """
     photographs, pth = _ingredients()
+    weights = convnets_torch.convert(pth, None).destination
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = convnets_torch.convert(pth, None).destination
     network = load(weights)
     predictions = {name: classify(network, photographs / name)[0] for name in PHOTOGRAPHS}
     tiles = []

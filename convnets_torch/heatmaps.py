@@ -134,6 +134,8 @@ def _check_size(name: str, picture: Pixels, resized: Pixels, network: Network) -
     if height >= network.size[0] and width >= network.size[1]:
         return
     given = picture.shape[:2]
+    if max(given) > 50 * min(given):
+        raise ValueError(f"{name} is {given[0]}x{given[1]} pixels (height x width), too thin for a heatmap; cut it")
     least = max(ceil(Fraction(wanted * max(given), side)) for wanted, side in zip(network.size, given, strict=True))
     raise ValueError(
         f"{name} is {height}x{width} pixels (height x width), smaller than the network's"

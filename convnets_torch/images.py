@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,9 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from convnets_torch.files import check_regular
 from convnets_torch.preprocessing import Pixels
 
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
+
+# What Pillow raises over a broken file, depending on its format.
+BROKEN = (OSError, SyntaxError, EOFError, ValueError, NotImplementedError, IndexError, OverflowError, struct.error)
 
 # Pillow's modes whose conversion to 8-bit RGB neither clips nor guesses.
 EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -42,10 +47,7 @@ def read_picture(source: Picture, *, exif: bool = True) -> Pixels:
     if isinstance(source, Image.Image):
         return _to_pixels(source, picture_name(source), exif)
     path = Path(source)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a picture")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; name a picture")
+    check_regular(path)
     if path.stat().st_size == 0:
         raise OSError(f"{path} is empty; copy the picture again")
     try:
@@ -55,8 +57,8 @@ def read_picture(source: Picture, *, exif: bool = True) -> Pixels:
         raise OSError(f"{path} is no picture that Pillow can read; convert it to JPEG or PNG") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file") from None
-    except (OSError, SyntaxError, EOFError) as error:  # SyntaxError is how Pillow reports broken PNG chunks
-        if isinstance(error, PermissionError):
+    except BROKEN as error:
+        if str(path) in str(error):  # said already, or by the system
             raise
         raise OSError(f"{path} is broken ({str(error).rstrip('.')}); copy the picture again") from None
 
@@ -67,7 +69,13 @@ def picture_name(source: Picture) -> str:
 
 
 def _to_pixels(image: Image.Image, name: str, exif: bool) -> Pixels:
-    if image.mode not in EIGHT_BIT_MODES:
-        raise ValueError(f"{name} has pixels of mode {image.mode!r}, more than 8 bits; convert it to 8-bit RGB first")
-    upright = ImageOps.exif_transpose(image) if exif else image
-    return np.asarray(upright.convert("RGB"))
+    deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # Pillow would drop the lower bits
+    if deep or image.mode not in EIGHT_BIT_MODES:
+        raise ValueError(f"{name} has more than 8 bits a channel (mode {image.mode}); convert it to 8-bit RGB first")
+    if 0 in image.size:
+        raise ValueError(f"{name} is {image.height}x{image.width} pixels; give one that has some")
+    try:
+        upright = ImageOps.exif_transpose(image) if exif else image
+        return np.asarray(upright.convert("RGB"))
+    except BROKEN as error:
+        raise OSError(f"{name} is broken ({str(error).rstrip('.')}); copy the picture again") from None

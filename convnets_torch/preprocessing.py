@@ -16,6 +16,9 @@ from PIL import Image
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, 0 to 255
 
+MOST_SIDE = 20_000  # pixels of a resized square picture's side; beyond it a slip of the finger is likelier
+MOST_PIXELS = MOST_SIDE**2
+
 ResizeRule = Literal["stretch", "shorter-side"]
 Interpolation = Literal["bilinear", "bicubic"]
 Channels = Literal["rgb", "bgr"]
@@ -55,9 +58,16 @@ class Preprocessing:
                 raise ValueError(
                     f"preprocessing has {field} {getattr(self, field)!r}; known: {', '.join(get_args(known))}"
                 )
+        if not all(type(side) is int and 0 < side <= MOST_SIDE for side in (self.size, self.resize)):
+            raise ValueError(f"preprocessing has size {self.size!r} and resize {self.resize!r}; pixels are wanted")
+        if not isinstance(self.scale, int | float) or not isfinite(self.scale) or type(self.exif) is not bool:
+            raise ValueError(
+                f"preprocessing has scale {self.scale!r} and exif {self.exif!r}; a number, and true or false"
+            )
         for field in ("mean", "std"):
             values = getattr(self, field)
-            if len(values) != 3 or not all(map(isfinite, values)) or (field == "std" and 0 in values):
+            numbers = all(isinstance(value, int | float) and isfinite(value) for value in values)
+            if len(values) != 3 or not numbers or (field == "std" and 0 in values):
                 raise ValueError(f"preprocessing has {field} {values!r}; three finite numbers are wanted, std not 0")
         if not 0 < self.size <= self.resize:
             raise ValueError(f"preprocessing crops {self.size} pixels out of {self.resize}; the crop must fit")
@@ -146,10 +156,6 @@ def square_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
     return np.asarray(image.resize((rule.size, rule.size), resample, box=(left, top, left + side, top + side)))
 
 
-MOST_SIDE = 20_000  # pixels of a resized square picture's side; beyond it a slip of the finger is likelier
-MOST_PIXELS = MOST_SIDE**2
-
-
 def fit_longest_side(pixels: Pixels, longest_side: int, rule: Preprocessing) -> Pixels:
     """Resize so that the longer side has `longest_side` pixels, keeping the aspect (each side at least 1).
 
@@ -158,7 +164,7 @@ def fit_longest_side(pixels: Pixels, longest_side: int, rule: Preprocessing) -> 
     """
     height, width = pixels.shape[:2]
     factor = longest_side / max(height, width)
-    if longest_side < 1 or height * width * factor**2 > MOST_PIXELS:
+    if not longest_side >= 1 or height * width * factor**2 > MOST_PIXELS:
         raise ValueError(f"a longest side of {longest_side} pixels is out of range; give 1 to some {MOST_SIDE}")
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling[rule.interpolation.upper()]))

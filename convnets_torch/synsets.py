@@ -12,6 +12,7 @@ import operator
 from dataclasses import dataclass
 from functools import cache
 
+LONGEST = 100  # characters of a target
 GLOSS_SHOWN = 60  # characters of a gloss in an error message
 
 
@@ -86,6 +87,8 @@ def find(target: str | int) -> Synset:
     if not isinstance(target, str):
         return _of_class_id(target)
     text = " ".join(target.replace("_", " ").lower().split())
+    if len(target) > LONGEST:
+        raise ValueError(f"the target has {len(target)} characters, more than any word; give a word, a wnid or an id")
     if not text:
         raise ValueError("the target is empty; give a word, a wnid, a WordNet name or a class id")
     if text.removeprefix("-").isdecimal():

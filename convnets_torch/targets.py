@@ -34,7 +34,7 @@ def find_target(card: Card, target: str | int) -> Target:
     Raises:
         ValueError: the target is none of the network's classes, or the word is ambiguous.
     """
-    if card.class_names == "imagenet-1k":
+    if card.imagenet:
         synset = synsets.find(target)
         return Target(", ".join(synset.words), synset.wnid, tuple(synset.class_ids))
     names = [class_name(card, class_id) for class_id in range(card.classes)]
@@ -48,11 +48,11 @@ def find_target(card: Card, target: str | int) -> Target:
 
 def class_name(card: Card, class_id: int) -> str:
     """Words for one class: all of its synset's for ImageNet, the user's own name, or "class 17"."""
-    if card.class_names == "imagenet-1k":
+    if card.imagenet:
         return synsets.words(class_id)
     return f"class {class_id}" if card.class_names is None else card.class_names[class_id]
 
 
 def class_wnid(card: Card, class_id: int) -> str | None:
     """The wnid of an ImageNet class, None for a user's own."""
-    return synsets.wnid(class_id) if card.class_names == "imagenet-1k" else None
+    return synsets.wnid(class_id) if card.imagenet else None

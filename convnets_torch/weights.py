@@ -34,7 +34,7 @@ def build(network: str, arguments: Mapping[str, Any]) -> Network:
     Raises:
         ValueError: the network is unknown, or its builder does not take the arguments.
     """
-    if network not in NETWORKS:
+    if not isinstance(network, str) or network not in NETWORKS:
         raise ValueError(f"unknown network {network!r}; known: {', '.join(list_networks())}")
     try:
         with torch.device("meta"):
@@ -73,13 +73,16 @@ def load(
         raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
     file = find(path)
     card = read_card(file)
-    network = build(card.network, card.arguments)
+    try:
+        network = build(card.network, card.arguments)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     try:
         arrays = load_file(file, device=str(device))
     except SafetensorError as error:
         raise ValueError(f"{file} cannot be read ({error}); copy or convert it again") from None
-    if differences := compare_shapes(network.state_dict(), arrays):
-        raise ValueError(f"{file} does not hold the {card.network} of its card: {'; '.join(differences)}")
+    if wrong := differences(network.state_dict(), arrays):
+        raise ValueError(f"{file} does not hold the {card.network} of its card: {'; '.join(wrong)}")
     if not mapped and device.type == "cpu":
         arrays = {name: array.clone() for name, array in arrays.items()}
     network.load_state_dict(arrays, assign=True)
@@ -100,9 +103,9 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
     if network.card is None:
         raise ValueError("the network has no card, so nobody could load what is saved; set network.card first")
     arrays = {name: array.detach().cpu().contiguous() for name, array in network.state_dict().items()}
-    if differences := compare_shapes(build(network.card.network, network.card.arguments).state_dict(), arrays):
+    if wrong := differences(build(network.card.network, network.card.arguments).state_dict(), arrays):
         raise ValueError(
-            f"the network is not the {network.card.network} of its card: {'; '.join(differences)};"
+            f"the network is not the {network.card.network} of its card: {'; '.join(wrong)};"
             " set network.card to what it is now"
         )
     write(arrays, network.card, path)
@@ -121,8 +124,8 @@ def write(arrays: dict[str, Tensor], card: Card, path: str | os.PathLike[str]) -
             raise OSError(str(error)) from None
 
 
-def compare_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, Any]) -> list[str]:
-    """Every parameter that is missing, not known or of another shape, each as a short sentence."""
+def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Every parameter that is missing, not known, or of another shape or kind of number, in a few words each."""
     missing = [f"{name} is missing" for name in wanted if name not in found]
     extra = [f"{name} is not known" for name in found if name not in wanted]
     shapes = [
@@ -130,7 +133,12 @@ def compare_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, Any]) -> li
         for name, array in wanted.items()
         if name in found and tuple(found[name].shape) != tuple(array.shape)
     ]
-    return missing + extra + shapes
+    types = [
+        f"{name} holds {found[name].dtype}"
+        for name, array in wanted.items()
+        if name in found and found[name].is_floating_point() != array.is_floating_point()
+    ]
+    return missing + extra + shapes + types
 
 
 def _check_device(device: str | torch.device) -> torch.device:
@@ -142,6 +150,6 @@ def _check_device(device: str | torch.device) -> torch.device:
         raise ValueError(f"device {device} is not there: PyTorch finds {torch.cuda.device_count()} of CUDA; use cpu")
     if checked.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device {device} is not there: PyTorch finds no Metal; use cpu")
-    if checked.type == "meta":
-        raise ValueError("device meta holds no numbers; use cpu")
-    return checked
+    if checked.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device {device} cannot take weights; use cpu, cuda or mps")
+    return torch.device("cpu") if checked.type == "cpu" else checked

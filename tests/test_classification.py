@@ -118,6 +118,18 @@ def test_half_precision_answers_nearly_the_same(lite_weights, network, photograp
 
 def test_what_cannot_be_answered_is_refused(lite_weights, photographs):
     network = load(lite_weights)
+    network.head[-1] = torch.nn.Linear(1280, 3).eval()
+    with pytest.raises(ValueError, match=r"has 3 outputs, its card 1000 classes; set network\.card"):
+        classify(network, photographs / "coffee.png")
+    network = load(lite_weights)
+    network.head.train()
+    with pytest.raises(ValueError, match="training mode"):
+        classify(network, photographs / "coffee.png")
+    network = load(lite_weights)
+    network.get_parameter("head.fc.bias").data[3] = torch.nan
+    with pytest.raises(ValueError, match="outputs are NaN or infinite"):
+        classify(network, photographs / "coffee.png")
+    network = load(lite_weights)
     with pytest.raises(ValueError, match="top is 0, but the network has 1000 classes; give 1 to 1000"):
         classify(network, photographs / "coffee.png", top=0)
     with pytest.raises(ValueError, match=r"training mode.*network\.eval\(\)"):

@@ -7,12 +7,14 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import convnets_torch
+from convnets_torch.weights import load, save
 from tests.conftest import KERAS1
 
 
@@ -150,6 +152,34 @@ def test_weights_that_cannot_be_read_are_refused_in_one_line(command, photograph
             code, out, error = command(*arguments)
             assert (code, out) == (1, "")
             assert len(error.strip().splitlines()) == 1
+
+
+def test_a_terminated_conversion_leaves_nothing(tmp_path):
+    """SIGTERM while the output is being written: the temporary file goes, and the exit code says it."""
+    code = """
+import os, signal, sys
+from convnets_torch import weights
+whole = weights.save_file
+def killed(arrays, path, metadata):
+    whole(arrays, path, metadata)
+    os.kill(os.getpid(), signal.SIGTERM)
+weights.save_file = killed
+from convnets_torch.cli.app import main
+main()
+"""
+    arguments = ["convert", KERAS1 / "vgg16.h5", tmp_path / "out.safetensors"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 128 + 15
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_cannot_steer_the_terminal(command, lite_weights, tmp_path):
+    network = load(lite_weights)
+    network.card = replace(network.card, source=replace(network.card.source, file="a\x1b[2Jb"))
+    save(network, tmp_path / "x.safetensors")
+    _, out, _ = command("info", tmp_path / "x.safetensors")
+    assert "\x1b" not in out
+    assert "a\\x1b[2Jb" in out
 
 
 def test_misuse_is_exit_code_2(command):

@@ -209,9 +209,14 @@ def test_a_sheet_has_every_tile_at_its_place_and_room_for_its_text():
 
 def test_the_longest_side_has_limits(network):
     pixels = picture(6, 300, 300)
-    for side in (0, -5, 2_000_000):
+    for side in (0, -5, 2_000_000, float("inf"), float("nan")):  # the last two against their type
         with pytest.raises(ValueError, match=f"a longest side of {side} pixels is out of range"):
-            heatmap(network, pixels, "dog", longest_side=side)
+            heatmap(network, pixels, "dog", longest_side=side)  # type: ignore[arg-type]
+
+
+def test_a_picture_that_is_too_thin_is_not_sent_to_a_size_beyond_reason(network):
+    with pytest.raises(ValueError, match=r"20000x1 pixels .*, too thin for a heatmap"):
+        heatmap(network, np.zeros((20_000, 1, 3), np.uint8), "dog")
 
 
 def test_an_error_about_a_picture_names_its_file(network, tmp_path):

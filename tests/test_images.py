@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,8 +65,38 @@ def test_missing_files_and_folders_are_told_apart(tmp_path):
 
 def test_16_bits_are_refused_and_not_clipped(tmp_path):
     Image.fromarray(np.full((4, 4), 60_000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match="more than 8 bits; convert it to 8-bit RGB first"):
+    with pytest.raises(ValueError, match=r"more than 8 bits a channel .*; convert it to 8-bit RGB first"):
         read_picture(tmp_path / "deep.png")
+
+
+def test_16_bits_of_colour_are_refused_and_not_cut(tmp_path):
+    """A PNG by hand: Pillow reads such files as 8-bit RGB without a word."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + bytes(2 * 3 * 2))
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with pytest.raises(ValueError, match="more than 8 bits a channel"):
+        read_picture(tmp_path / "deep.png")
+
+
+def test_formats_that_pillow_fails_over_in_its_own_ways_are_refused_by_name(tmp_path):
+    for name, content in (
+        ("a.ppm", b"P3\n2 2\n255\nabc"),
+        ("b.qoi", b"qoif" + struct.pack(">II", 4, 4) + b"\3\0"),
+        ("c.dds", b"DDS " + struct.pack("<31I", 124, 4103, 4, 4, *[0] * 27)),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(OSError, match=rf"{name} is (broken|no picture)"):
+            read_picture(tmp_path / name)
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(ValueError, match="the picture is 5x0 pixels"):
+        read_picture(Image.new("RGB", (0, 5)))
 
 
 @pytest.mark.parametrize(

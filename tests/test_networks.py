@@ -53,8 +53,9 @@ def test_each_cell_is_the_head_on_its_own_window(head):
 def test_a_dilated_cell_is_the_head_on_every_second_or_third_cell(head, dilation):
     features = random(2, 3, 5, 12)
     scores = slide(head, features, window=(2, 4), dilation=dilation)
-    assert scores.shape == (2, 7, 5 - dilation, 12 - 3 * dilation)
-    for row, column in itertools.product(range(scores.shape[2]), range(scores.shape[3])):
+    rows, columns = 5 - dilation, 12 - 3 * dilation
+    assert scores.shape == (2, 7, rows, columns)
+    for row, column in itertools.product(range(rows), range(columns)):
         crop = features[:, :, row : row + dilation + 1 : dilation, column : column + 3 * dilation + 1 : dilation]
         torch.testing.assert_close(scores[:, :, row, column], head(crop), rtol=1e-12, atol=1e-12)
 
@@ -81,6 +82,13 @@ def test_a_dense_layer_must_be_flattened_to_and_fit_the_window():
         slide([nn.Flatten(), nn.Linear(24, 7)], torch.zeros(1, 3, 4, 6), window=(3, 3))
     with pytest.raises(ValueError, match=r"read 7 values \(7 channels, window \(1, 1\)\)"):
         slide([nn.Flatten(), nn.Linear(24, 7), nn.Linear(8, 7)], torch.zeros(1, 3, 4, 6), window=(2, 4))
+
+
+def test_a_head_must_read_the_window_somewhere():
+    with pytest.raises(ValueError, match="no layer that reads the window"):
+        slide([nn.Flatten(), nn.ReLU()], torch.zeros(1, 3, 4, 6), window=(2, 4))
+    with pytest.raises(ValueError, match=r"features are \(3, 4, 6\), dilation 1; wanted: \(N, C, H, W\), 1 or more"):
+        slide([], torch.zeros(3, 4, 6), window=(2, 4))
 
 
 class ConvolutionWeights(TorchDispatchMode):

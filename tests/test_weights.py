@@ -128,13 +128,29 @@ def test_unknown_fields_of_a_card_are_kept(weights, tmp_path):
         (lambda card: card | {"preprocessing": {"size": 3}}, "preprocessing cannot be read"),
         (lambda card: card | {"preprocessing": 3}, "cannot be read"),
         (lambda card: 5, "no schema number"),
+        (lambda card: card | {"network": []}, "network .* with 60 classes; a name and a number are wanted"),
+        (lambda card: card | {"arguments": {"classes": True}}, "with True classes"),
+        (lambda card: card | {"class_names": {}}, "class names .*; 'imagenet-1k', null or a list of words is wanted"),
+        (lambda card: card | {"class_names": [1] * 60}, "a list of words is wanted"),
+        (lambda card: card | {"preprocessing": card["preprocessing"] | {"scale": None}}, "scale None"),
+        (lambda card: card | {"preprocessing": card["preprocessing"] | {"exif": "no"}}, "exif 'no'"),
+        (lambda card: card | {"preprocessing": card["preprocessing"] | {"size": 1e9}}, "size 1000000000.0"),
+        (lambda card: card | {"network": "alexnet", "arguments": {"classes": 60, "lrn": [0, 1, 1, 1]}}, "lrn is"),
         (lambda card: card | {"source": {"file": "x"}}, "cannot be read"),
-        (lambda card: card | {"arguments": {"classes": -3}}, "cannot be built with"),
+        (lambda card: card | {"arguments": {"classes": -3}}, "-3 classes"),
     ],
 )
 def test_a_card_that_cannot_be_followed_is_refused(change, message, weights):
     rewrite_card(weights, change)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load(weights)
+    assert str(weights) in str(caught.value)
+
+
+def test_integers_are_no_weights(weights):
+    arrays = {name: array.to(torch.int32) for name, array in load_file(weights).items()}
+    save_file(arrays, weights, {"card": read_card(weights).to_json()})
+    with pytest.raises(ValueError, match=r"conv1_1\.weight holds torch\.int32"):
         load(weights)
 
 
@@ -192,7 +208,7 @@ def test_an_unknown_device_or_precision_is_refused(weights):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device cuda:1 is not there: PyTorch finds 0 of CUDA; use cpu"):
             load(weights, device="cuda:1")
-    with pytest.raises(ValueError, match="device meta holds no numbers"):
+    with pytest.raises(ValueError, match="device meta cannot take weights"):
         load(weights, device="meta")
     with pytest.raises(ValueError, match="unknown precision 'half'; known: float32, bfloat16, float16"):
         load(weights, precision="half")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated
 
@@ -40,10 +41,15 @@ def options(
 
 def run(application: typer.Typer) -> None:
     """Run a command line: exit 0 done, 1 cannot (one line on stderr), 2 misused."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that temporary files go
     try:
         application()
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"convnets-torch: {one_line(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        sys.exit("convnets-torch: the memory does not suffice; take a smaller picture, or a smaller --longest-side")
 
 
 def one_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ Weights = Annotated[str, typer.Argument(metavar="WEIGHTS", help="A .safetensors 
 
 def classify(
     weights: Weights,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", readable=False, help="Pictures.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each picture.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture and line.")] = False,
 ) -> None:
@@ -50,7 +50,7 @@ def classify(
 
 def heatmap(
     weights: Weights,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", readable=False, help="A picture.")],
     target: Annotated[str, typer.Option(help="What to look for: a word, a wnid, or a class id.")],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="File to write: .png, .jpg, .webp, or .npy (numbers).")
@@ -67,8 +67,8 @@ def heatmap(
     render.check_output(output)
     found = heatmaps.heatmap(load(weights), image, target, longest_side=longest_side)
     ids, meant = len(found.target.class_ids), filter(None, [found.target.wnid, found.target.label])
-    print(f"{target}: {' '.join(meant)} ({ids} {'class' if ids == 1 else 'classes'})", file=sys.stderr)
     found.save(output, plain=plain)
+    print(f"{target}: {' '.join(meant)} ({ids} {'class' if ids == 1 else 'classes'})", file=sys.stderr)
     left, top, right, bottom = (round(edge) for edge in found.window(*found.peak))
     highest = f"{found.probabilities.max():.3f}"
     print(f"{output}: highest {highest}, in the window x {left} to {right}, y {top} to {bottom} (pixels)")

@@ -11,9 +11,12 @@ import typer
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Weights: .h5 of Keras, or .pth of EfficientNet-Lite0.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", readable=False, help="Weights: .h5 of Keras, or .pth of EfficientNet-Lite0.")
+    ],
     destination: Annotated[
-        Path | None, typer.Argument(metavar="OUT", help="The .safetensors file to write.", show_default=False)
+        Path | None,
+        typer.Argument(metavar="OUT", readable=False, help="The .safetensors file to write.", show_default=False),
     ] = None,
     backend: Annotated[
         str | None,
@@ -64,7 +67,8 @@ def _plain(value: object) -> str:
         return ", ".join(map(_plain, value[:12])) + (f", ... ({len(value)})" if len(value) > 12 else "")
     if isinstance(value, dict):
         return "; ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
-    return "-" if value is None else str(value)
+    text = "-" if value is None else str(value)
+    return text if text.isprintable() else repr(text)  # a file's text must not steer the terminal
 
 
 def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:

@@ -8,6 +8,7 @@ pool first and normalise after (section 3.5 of the paper has it the other way ro
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,9 @@ class AlexNet(Network):
         lrn: tuple[int, float, float, float] = LRN,
     ) -> None:
         super().__init__()
+        size, *constants = lrn
+        if type(size) is not int or size < 1 or len(constants) != 3 or not all(map(isfinite, constants)):
+            raise ValueError(f"lrn is {lrn!r}; size (1 or more), alpha, beta and k are wanted")
         one, two, three, four, five = widths
         self.features = nn.Sequential(
             OrderedDict(

@@ -45,6 +45,9 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
     >>> slide(head, torch.zeros(1, 8, 4, 6), window=(2, 2)).shape
     torch.Size([1, 10, 3, 5])
     """
+    window = (window[0], window[1])
+    if features.dim() != 4 or dilation < 1:
+        raise ValueError(f"features are {tuple(features.shape)}, dilation {dilation}; wanted: (N, C, H, W), 1 or more")
     reach = ((window[0] - 1) * dilation + 1, (window[1] - 1) * dilation + 1)
     if features.shape[-2] < reach[0] or features.shape[-1] < reach[1]:
         raise ValueError(
@@ -76,6 +79,8 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
             flat = True  # nothing to do: the channels of a cell are its vector
         else:
             raise ValueError(f"a head with {layer} cannot slide; known are Flatten, Linear, AvgPool2d and activations")
+    if not window_read:
+        raise ValueError("the head has no layer that reads the window: neither Flatten and Linear nor AvgPool2d")
     return cells
 
 
