@@ -81,7 +81,9 @@ def open_keras_h5(path: str | os.PathLike[str]) -> Iterator[KerasFile]:
         try:
             layers = tuple(layer for layer in _layers(path, file) if layer.arrays)
             unlisted = _unlisted(file, layers)
-        except (OSError, KeyError, RuntimeError, TypeError, AttributeError, UnicodeError, OverflowError) as error:
+        except (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            if str(path) in str(error):  # said already
+                raise
             reason = " ".join(str(error).strip("'\"").split())
             raise ValueError(f"{path} is broken ({reason}); download it again") from None
         named = "layer_names" in file.attrs

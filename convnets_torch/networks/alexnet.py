@@ -55,8 +55,8 @@ class AlexNet(Network):
     ) -> None:
         super().__init__()
         size, *constants = lrn
-        if type(size) is not int or size < 1 or len(constants) != 3 or not all(map(isfinite, constants)):
-            raise ValueError(f"lrn is {lrn!r}; size (1 or more), alpha, beta and k are wanted")
+        if type(size) is not int or not 1 <= size < 1000 or len(constants) != 3 or not all(map(isfinite, constants)):
+            raise ValueError(f"lrn is {lrn!r}; size (1 to 999 channels), alpha, beta and k are wanted")
         one, two, three, four, five = widths
         self.features = nn.Sequential(
             OrderedDict(
