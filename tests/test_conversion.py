@@ -371,21 +371,29 @@ def test_a_single_output_is_refused_since_no_softmax_fits_it(source, refused):
 
 def test_damaged_bytes_give_a_sentence_that_names_the_file(source, tmp_path):
     """Whatever bytes are damaged: a conversion or a sentence, and never a half-written output."""
-    whole = source.read_bytes()
-    random = np.random.default_rng(0)
-    for _ in range(60):
-        damaged = bytearray(whole)
-        for place in random.integers(0, 60_000, 20):  # where the structure of the file lies, mostly
-            damaged[place] = random.integers(0, 256)
-        source.write_bytes(damaged)
-        try:
-            convert(source, tmp_path / "out.safetensors").destination.unlink()
-            sentence = str(source)
-        except (ValueError, OSError) as error:
-            sentence = str(error)
-        assert str(source) in sentence
-        assert "\n" not in sentence
-        assert list(tmp_path.iterdir()) == [source]
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from converters import convert
+source = Path(sys.argv[1])
+whole, random = source.read_bytes(), np.random.default_rng(0)
+for _ in range(60):
+    damaged = bytearray(whole)
+    for place in random.integers(0, 60_000, 20):  # where the structure of the file lies, mostly
+        damaged[place] = random.integers(0, 256)
+    source.write_bytes(damaged)
+    try:
+        convert(source, source.parent / "out.safetensors").destination.unlink()
+    except (ValueError, OSError) as error:
+        print(error)
+    assert list(source.parent.iterdir()) == [source]
+"""
+    # In a process of its own: libhdf5 itself may crash over such files, and should not take the other tests along.
+    done = subprocess.run([sys.executable, "-c", code, source], capture_output=True, text=True, check=True)
+    sentences = done.stdout.splitlines()
+    assert len(sentences) > 20
+    assert all(str(source) in sentence for sentence in sentences)
 
 
 def test_other_archives_are_no_files_of_pytorch(tmp_path, refused):
