@@ -1,0 +1,44 @@
+"""The README's examples, run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import KERAS1
+from tests.reference.pictures import picture
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def in_a_users_folder(tmp_path, monkeypatch):
+    """Weights and a photograph under the README's names; the weights are the narrow AlexNet, with 1,000 classes."""
+    shutil.copy(KERAS1 / "alexnet.h5", tmp_path / "vgg16_weights.h5")
+    Image.fromarray(picture(1, 300, 400)).save(tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_example_runs(in_a_users_folder, capsys):
+    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 6
+    assert printed[-1].startswith("(3, 6) Box(left=")
+    assert (in_a_users_folder / "cars.png").is_file()
+
+
+def test_the_two_commands_of_the_main_job_run(in_a_users_folder, command):
+    [block] = re.findall(r"```sh\n(convnets-torch convert.*?)```", README, re.DOTALL)
+    for line in block.splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "convnets-torch"
+        assert command(*arguments)[0] == 0
+    with Image.open(in_a_users_folder / "cars.png") as image:
+        assert image.width == 400
