@@ -82,6 +82,8 @@ def convert(
         if resolved(destination) == resolved(source):
             raise ValueError(f"{source} is source and destination; name another file to write")
     with _planned(source, backend) as plan, ThreadPoolExecutor(1) as beside:
+        if plan.arguments["classes"] == 1:
+            raise ValueError(f"{source} has a single output, which no softmax fits; such heads are not read so far")
         rule = preset(plan.network, preprocessing)
         if destination is None:
             cache_folder().mkdir(parents=True, exist_ok=True)

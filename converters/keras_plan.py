@@ -55,8 +55,6 @@ def plan_keras(file: KerasFile, backend: str | None = None) -> Plan:
         key=lambda pair: len(pair[0]),
     )
     refuse(file.path, network, problems + [f"{name} is an array that no layer lists" for name in file.unlisted])
-    if arguments["classes"] == 1:
-        raise ValueError(f"{file.path} has a single output, which no softmax fits; such heads are not read so far")
     backend = _backend(file, backend)
     steps = []
     for parameter, array in build(network, arguments).state_dict().items():

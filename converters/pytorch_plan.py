@@ -27,7 +27,8 @@ def plan_pytorch(path: str | os.PathLike[str], state: dict[str, Tensor]) -> Plan
     if "_conv_stem.weight" not in state or "_fc.weight" not in state:
         held = ", ".join(list(state)[:8]) or "nothing"
         raise ValueError(f"{path}: the network is not known here; its arrays are {held}, ...; known is {network}")
-    arguments = {"classes": len(state["_fc.weight"]), "widths": WIDTHS, "epsilon": EPSILON}
+    classes = next(iter(state["_fc.weight"].shape), 1)
+    arguments = {"classes": classes, "widths": WIDTHS, "epsilon": EPSILON}
     wanted = build(network, arguments).state_dict()
     foreign = [name for name in state if not name.startswith("_")]
     theirs = {names.efficientnet_lite0(name): name for name in state if name not in foreign}
