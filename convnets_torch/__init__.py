@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from convnets_torch.classification import Prediction as Prediction
     from convnets_torch.classification import classify as classify
     from convnets_torch.heatmaps import Box as Box
+    from convnets_torch.heatmaps import ClassMap as ClassMap
     from convnets_torch.heatmaps import Heatmap as Heatmap
+    from convnets_torch.heatmaps import class_map as class_map
     from convnets_torch.heatmaps import heatmap as heatmap
+    from convnets_torch.heatmaps import save_sheet as save_sheet
     from convnets_torch.networks import NETWORKS as NETWORKS
     from convnets_torch.networks import VGG as VGG
     from convnets_torch.networks import AlexNet as AlexNet
@@ -44,7 +47,7 @@ _HOMES = {
     "converters.conversion": ("Report", "convert"),
     "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Prediction", "classify"),
-    "convnets_torch.heatmaps": ("Box", "Heatmap", "heatmap"),
+    "convnets_torch.heatmaps": ("Box", "ClassMap", "Heatmap", "class_map", "heatmap", "save_sheet"),
     "convnets_torch.networks": (
         "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "Network", "efficientnet_lite0", "score_map", "slide",
         "vgg16", "vgg19",

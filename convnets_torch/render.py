@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from convnets_torch.files import check_writable, replacing
 from convnets_torch.preprocessing import Pixels
 
 if TYPE_CHECKING:
-    from convnets_torch.heatmaps import Heatmap
+    from convnets_torch.heatmaps import CellMap, ClassMap, Heatmap
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -23,6 +24,13 @@ INFERNO = (
     (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85),
     (227, 89, 51), (249, 140, 10), (249, 201, 50), (252, 255, 164),
 )  # fmt: skip
+# Seven colours that people with any colour vision tell apart, and grey for the rest.
+# Source: Okabe, Ito: Color Universal Design, 2008.
+CLASS_COLORS = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
+)  # fmt: skip
+OTHER_COLOR = (150, 150, 150)
+OPAQUE = 0.72  # the picture stays visible below the strongest colour
 LEAST_TOP = 0.1  # the colours reach at least up to here, so that a map of near-zeros does not glow
 PAPER, INK, GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
@@ -39,17 +47,37 @@ def overlay(heatmap: Heatmap) -> Image.Image:
         RGB, as wide as the picture and higher by the bar.
     """
     values = _pixel_values(heatmap)
-    strength = np.clip(np.linspace(0, 1.6, 256), 0, 0.72)  # the picture stays visible below the hottest colour
-    fade_down, fade_across = (
-        _fade(pixels, cells, stride, size)
-        for pixels, cells, stride, size in zip(
-            heatmap.picture.shape, heatmap.probabilities.shape, heatmap.stride, heatmap.window_size, strict=False
+    strength = np.clip(np.linspace(0, 1.6, 256), 0, OPAQUE)
+    blended = _blend(heatmap, _palette()[values], strength.astype(np.float32)[values])
+    return _with_bar(blended, heatmap)
+
+
+def class_overlay(class_map: ClassMap) -> Image.Image:
+    """What is where: each pixel in the colour of its nearest cell's class, the stronger the more probable.
+
+    Below stands a legend: the words of the classes that win the most cells, and their share of all cells; the
+    classes beyond the colours at hand share grey. Towards the borders the nearest cell fades out.
+
+    Returns:
+        RGB, as wide as the picture and higher by the legend.
+    """
+    rows, columns = class_map.class_ids.shape
+    height, width = class_map.picture.shape[:2]
+    down = _nearest(height, rows, class_map.stride[0], class_map.window_size[0])[:, None]
+    across = _nearest(width, columns, class_map.stride[1], class_map.window_size[1])
+    colored = list(class_map.names)[: len(CLASS_COLORS)]
+    colors = np.full((rows, columns, 3), OTHER_COLOR, np.uint8)
+    for class_id, color in zip(colored, CLASS_COLORS, strict=False):
+        colors[class_map.class_ids == class_id] = color
+    strength = OPAQUE * (0.7 + 0.3 * class_map.probabilities)  # an improbable winner stays a winner
+    blended = _blend(class_map, colors[down, across], strength.astype(np.float32)[down, across])
+    shares = [(class_map.names[class_id], float((class_map.class_ids == class_id).mean())) for class_id in colored]
+    entries = [(*share, color) for share, color in zip(shares, CLASS_COLORS, strict=False)]
+    if rest := len(class_map.names) - len(colored):
+        entries.append(
+            (f"{rest} other {'class' if rest == 1 else 'classes'}", 1 - sum(share for _, share in shares), OTHER_COLOR)
         )
-    )
-    alpha = (strength * 255).astype(np.float32)[values] * fade_down[:, None] * fade_across
-    colors = Image.fromarray(_palette()[values])
-    mask = Image.fromarray(alpha.astype(np.uint8))
-    return _with_bar(Image.composite(colors, Image.fromarray(heatmap.picture), mask), heatmap)
+    return _with_legend(blended, entries)
 
 
 def color_map(heatmap: Heatmap) -> Image.Image:
@@ -93,6 +121,22 @@ def check_output(path: Path) -> None:
     check_writable(path)
 
 
+def save_map(values: NDArray[Any], draw: Callable[[], Image.Image], path: str | os.PathLike[str]) -> None:
+    """Write `values` to an `.npy`, or what `draw` returns to a picture; atomically.
+
+    Raises:
+        ValueError: another file ending.
+        OSError: `path` cannot be written.
+    """
+    path = Path(path)
+    check_output(path)
+    if path.suffix.lower() == ".npy":
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, values)
+    else:
+        save_image(draw(), path)
+
+
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a picture atomically, in the format that the ending of `path` names, one of `FORMATS`.
 
@@ -101,6 +145,19 @@ def save_image(image: Image.Image, path: Path) -> None:
     """
     with replacing(path) as temporary:
         image.save(temporary, format=FORMATS[path.suffix.lower()])
+
+
+def _blend(cells: CellMap, colors: Pixels, strength: NDArray[np.float32]) -> Image.Image:
+    """Colours (H, W, 3) over the picture, as opaque as `strength` (H, W) says and fading towards the borders."""
+    fade_down, fade_across = (
+        _fade(pixels, count, stride, size)
+        for pixels, count, stride, size in zip(
+            cells.picture.shape, cells.probabilities.shape, cells.stride, cells.window_size, strict=False
+        )
+    )
+    alpha = 255 * strength * fade_down[:, None] * fade_across
+    mask = Image.fromarray(alpha.astype(np.uint8))
+    return Image.composite(Image.fromarray(colors), Image.fromarray(cells.picture), mask)
 
 
 def _pixel_values(heatmap: Heatmap) -> NDArray[np.uint8]:
@@ -122,6 +179,11 @@ def _between_centres(
     place = np.clip((np.arange(pixels) + 0.5 - size / 2) / stride, 0, cells - 1)
     before = place.astype(np.int64)
     return before, (place - before).astype(np.float32)
+
+
+def _nearest(pixels: int, cells: int, stride: float, size: float) -> NDArray[np.int64]:
+    """For each pixel the cell whose centre is nearest."""
+    return np.clip(np.rint((np.arange(pixels) + 0.5 - size / 2) / stride), 0, cells - 1).astype(np.int64)
 
 
 def _fade(pixels: int, cells: int, stride: float, size: float) -> NDArray[np.float32]:
@@ -163,6 +225,26 @@ def _with_bar(image: Image.Image, heatmap: Heatmap) -> Image.Image:
     highest = f"  highest {heatmap.probabilities.max():.2f}"
     words = _shorten(heatmap.target.label, font, room - font.getlength(highest)) + highest
     draw.text((gap, middle), words if font.getlength(words) <= room else highest.strip(), INK, font, anchor="lm")
+    return page
+
+
+def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[int, int, int]]]) -> Image.Image:
+    """Add a strip below with a colour, a share and words for each entry, as many in a row as fit."""
+    size = min(28, max(11, image.width // 36))
+    font = ImageFont.load_default(size=size)
+    texts = [f"{words.split(', ')[0]} {share:.0%}" for words, share, _ in entries]
+    widest = max(font.getlength(text) for text in texts) + size * 2.5
+    columns = max(1, int(image.width // widest))
+    line = round(size * 1.5)
+    page = Image.new("RGB", (image.width, image.height + line * -(-len(texts) // columns) + size // 2), PAPER)
+    page.paste(image)
+    draw = ImageDraw.Draw(page)
+    for number, (text, (_, _, color)) in enumerate(zip(texts, entries, strict=True)):
+        left = size // 2 + (number % columns) * (image.width // columns)
+        middle = image.height + size // 4 + line * (number // columns) + line // 2
+        draw.rectangle((left, middle - size // 2, left + size, middle + size // 2), fill=color)
+        room = image.width // columns - size * 2
+        draw.text((left + size * 1.4, middle), _shorten(text, font, room), INK, font, anchor="lm")
     return page
 
 

@@ -68,6 +68,29 @@ def test_heatmap_writes_the_picture_and_says_which_synset_it_took(command, lite_
     assert np.load(tmp_path / "cars.npy").shape == (9, 17)
 
 
+def test_heatmap_of_several_targets_is_a_sheet(command, lite_weights, photographs, tmp_path):
+    picture, out_file = photographs / "coffee.png", tmp_path / "sheet.png"
+    code, out, error = command("heatmap", lite_weights, picture, "--target", "cup", "--target", "dog", "-o", out_file)
+    assert code == 0
+    assert [line.split(":")[1] for line in out.splitlines()] == [" cup", " dog"]
+    assert len(error.splitlines()) == 2
+    with Image.open(out_file) as image:
+        assert image.width > 2 * 640
+
+
+def test_heatmap_says_what_is_where(command, lite_weights, photographs, tmp_path):
+    arguments = ["heatmap", lite_weights, photographs / "coffee.png", "--argmax", "-o", tmp_path / "map.npy"]
+    code, out, _ = command(*arguments)
+    assert code == 0
+    rows = [line.split("  ") for line in out.splitlines()]
+    assert sum(float(row[0]) for row in rows) == pytest.approx(1, abs=0.01)
+    assert {int(row[1]) for row in rows} == set(np.load(tmp_path / "map.npy").ravel().tolist())
+    code, out, _ = command(*arguments, "--target", "food")
+    assert code == 0
+    assert "espresso" in out
+    assert command(*arguments, "--target", "food", "--target", "dog")[0] == 2
+
+
 def test_info_prints_the_card(command, lite_weights):
     code, out, _ = command("info", lite_weights)
     assert code == 0

@@ -12,7 +12,7 @@ from PIL import Image
 from converters import convert
 from convnets_torch import render
 from convnets_torch.classification import classify
-from convnets_torch.heatmaps import Heatmap, heatmap
+from convnets_torch.heatmaps import ClassMap, Heatmap, class_map, heatmap, save_sheet
 from convnets_torch.networks import score_map
 from convnets_torch.preprocessing import normalize
 from convnets_torch.synsets import class_ids
@@ -127,11 +127,11 @@ def test_a_users_own_classes_are_targets_by_name_and_id(network):
 
 def test_boxes_keep_heights_and_widths_apart():
     found = Heatmap(
-        Target("car", None, (1,)),
         np.zeros((3, 4), np.float32),
         np.zeros((300, 900, 3), np.uint8),
         stride=(16, 32),
         window_size=(112, 224),
+        target=Target("car", None, (1,)),
     )
     assert found.window(1, 3) == (96, 16, 320, 128)
     assert found.window(1, 3).left == 96
@@ -143,7 +143,7 @@ def test_boxes_keep_heights_and_widths_apart():
 def made(probabilities, height=320, width=416, *, label="car, auto"):
     """A map over a grey picture, with cells every 32 pixels and windows of 224."""
     grey = np.full((height, width, 3), 128, np.uint8)
-    return Heatmap(Target(label, None, (1,)), np.asarray(probabilities, np.float32), grey, (32, 32), (224, 224))
+    return Heatmap(np.asarray(probabilities, np.float32), grey, (32, 32), (224, 224), Target(label, None, (1,)))
 
 
 def test_the_overlay_glows_at_the_window_of_the_hot_cell_and_nowhere_else():
@@ -194,6 +194,79 @@ def test_a_map_is_saved_as_picture_or_numbers(tmp_path):
     with pytest.raises(ValueError, match=r"map\.tiff has an unknown ending; name a picture: .png"):
         found.save(tmp_path / "map.tiff")
     assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_several_targets_are_the_single_ones_from_one_pass(alexnet, monkeypatch):
+    pixels, targets = picture(3, 291, 355), ("dog", 670, "n04576211")
+    alone = [heatmap(alexnet, pixels, target) for target in targets]
+    passes = 0
+    features = alexnet.features.forward
+
+    def counted(x):
+        nonlocal passes
+        passes += 1
+        return features(x)
+
+    monkeypatch.setattr(alexnet.features, "forward", counted)
+    together = heatmap(alexnet, pixels, targets)
+    assert passes == 1
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+        assert one.target == other.target
+    assert isinstance(heatmap(alexnet, pixels, ["dog"]), list)
+
+
+def test_the_class_map_has_the_best_class_of_each_cell(alexnet):
+    pixels = picture(3, 291, 355)
+    found = class_map(alexnet, pixels)
+    with torch.inference_mode():
+        scores = score_map(alexnet, torch.from_numpy(normalize(pixels, alexnet.card.preprocessing))[None])
+    np.testing.assert_array_equal(found.class_ids, scores[0].argmax(0))
+    np.testing.assert_allclose(found.probabilities, scores.softmax(1)[0].amax(0), rtol=1e-5)
+    counts = [int((found.class_ids == class_id).sum()) for class_id in found.names]
+    assert sum(counts) == 15
+    assert counts == sorted(counts, reverse=True)
+    dogs = class_map(alexnet, pixels, only="dog")
+    assert set(dogs.class_ids.ravel()) <= set(range(151, 269))
+    np.testing.assert_array_equal(dogs.class_ids, scores[0, 151:269].argmax(0) + 151)
+    np.testing.assert_allclose(dogs.probabilities, scores.softmax(1)[0, 151:269].amax(0), rtol=1e-5)
+
+
+def test_each_cell_of_a_class_map_has_the_colour_of_its_class():
+    class_ids = np.array([[3, 3, 5, 5], [3, 3, 5, 7]])
+    grey = np.full((288, 320, 3), 128, np.uint8)
+    names = {3: "tiger shark", 5: "electric ray", 7: "cock"}
+    found = ClassMap(np.ones((2, 4), np.float32), grey, (32, 32), (224, 224), class_ids, names)
+    image = np.asarray(render.class_overlay(found)).astype(int)
+    assert image.shape[1] == 320
+    assert image.shape[0] > 288 + 20
+    colors = np.array(render.CLASS_COLORS)
+    for (row, column), rank in (((0, 0), 0), ((0, 3), 1), ((1, 3), 2)):
+        pixel = image[112 + 32 * row, 112 + 32 * column]
+        expected = 128 + render.OPAQUE * (colors[rank] - 128)
+        assert np.abs(pixel - expected).max() <= 3
+
+
+def test_more_classes_than_colours_share_grey(tmp_path):
+    class_ids = np.arange(12).reshape(3, 4)
+    grey = np.full((320, 320, 3), 128, np.uint8)
+    names = {class_id: f"class {class_id}" for class_id in range(12)}
+    found = ClassMap(np.ones((3, 4), np.float32), grey, (32, 32), (224, 224), class_ids, names)
+    image = np.asarray(render.class_overlay(found)).astype(int)
+    assert np.abs(image[112 + 64, 112 + 96] - (128 + render.OPAQUE * (150 - 128))).max() <= 2  # class 11
+    found.save(tmp_path / "map.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "map.npy"), class_ids)
+
+
+def test_several_maps_are_saved_as_one_sheet_or_array(tmp_path):
+    maps = [made(np.full((4, 7), value)) for value in (0.1, 0.5, 0.9)]
+    save_sheet(maps, tmp_path / "maps.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "maps.npy")[:, 0, 0], [0.1, 0.5, 0.9])
+    save_sheet(maps, tmp_path / "maps.png")
+    save_sheet(maps[:1], tmp_path / "map.png")
+    with Image.open(tmp_path / "maps.png") as sheet, Image.open(tmp_path / "map.png") as single:
+        assert sheet.width == 2 * 640 + 3 * 16
+        assert single.width == 416
 
 
 def test_a_sheet_has_every_tile_at_its_place_and_room_for_its_text():

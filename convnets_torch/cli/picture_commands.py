@@ -51,7 +51,11 @@ def classify(
 def heatmap(
     weights: Weights,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", readable=False, help="A picture.")],
-    target: Annotated[str, typer.Option(help="What to look for: a word, a wnid, or a class id.")],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="What to look for: a word, a wnid, or a class id; several times for a sheet of maps."),
+    ] = None,
+    *,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="File to write: .png, .jpg, .webp, or .npy (numbers).")
     ],
@@ -59,19 +63,35 @@ def heatmap(
         int | None, typer.Option(min=1, help="Resize to so many pixels first; more finds smaller things.")
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="The colours alone, without the picture.")] = False,
+    argmax: Annotated[
+        bool, typer.Option("--argmax", help="What is where: the best class of each cell (of the targets, if any).")
+    ] = False,
 ) -> None:
     """Draw where in a picture a class is, or a whole branch of the WordNet tree."""
     from convnets_torch import heatmaps, render
     from convnets_torch.weights import load
 
+    if not (target or argmax):
+        raise typer.BadParameter("name what to look for with --target, or ask what is where with --argmax")
+    if argmax and (plain or (target and len(target) > 1)):
+        raise typer.BadParameter("--argmax goes with one --target at most, and not with --plain")
     render.check_output(output)
-    found = heatmaps.heatmap(load(weights), image, target, longest_side=longest_side)
-    ids, meant = len(found.target.class_ids), filter(None, [found.target.wnid, found.target.label])
-    found.save(output, plain=plain)
-    print(f"{target}: {' '.join(meant)} ({ids} {'class' if ids == 1 else 'classes'})", file=sys.stderr)
-    left, top, right, bottom = (round(edge) for edge in found.window(*found.peak))
-    highest = f"{found.probabilities.max():.3f}"
-    print(f"{output}: highest {highest}, in the window x {left} to {right}, y {top} to {bottom} (pixels)")
+    network = load(weights)
+    if argmax:
+        classes = heatmaps.class_map(network, image, only=target[0] if target else None, longest_side=longest_side)
+        classes.save(output)
+        for class_id, words in classes.names.items():
+            print(f"{(classes.class_ids == class_id).mean():.3f}  {class_id:<4}  {words}")
+        return
+    maps = heatmaps.heatmap(network, image, target or [], longest_side=longest_side)
+    heatmaps.save_sheet(maps, output, plain=plain)
+    for name, found in zip(target or [], maps, strict=True):
+        ids, meant = len(found.target.class_ids), filter(None, [found.target.wnid, found.target.label])
+        print(f"{name}: {' '.join(meant)} ({ids} {'class' if ids == 1 else 'classes'})", file=sys.stderr)
+        left, top, right, bottom = (round(edge) for edge in found.window(*found.peak))
+        highest = f"{found.probabilities.max():.3f}"
+        prefix = f"{output}: " if len(maps) == 1 else f"{output}: {name}: "
+        print(f"{prefix}highest {highest}, in the window x {left} to {right}, y {top} to {bottom} (pixels)")
 
 
 def demo(
