@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zipfile
 from collections import Counter
@@ -25,7 +24,7 @@ from converters.pytorch_files import read_state_dict
 from converters.pytorch_plan import plan_pytorch
 from convnets_torch.cache import cache_folder
 from convnets_torch.card import Card, Source
-from convnets_torch.files import check_regular, check_writable, resolved
+from convnets_torch.files import check_regular, check_writable, resolved, sha256
 from convnets_torch.preprocessing import preset
 from convnets_torch.weights import write
 
@@ -89,7 +88,7 @@ def convert(
             cache_folder().mkdir(parents=True, exist_ok=True)
             destination = cache_folder() / f"{plan.network}.safetensors"
             check_writable(destination)
-        digest = beside.submit(_sha256, source)
+        digest = beside.submit(sha256, source)
         arrays = _fill(source, plan)
         card = Card(
             network=plan.network,
@@ -160,15 +159,6 @@ def _fill(source: Path, plan: Plan) -> dict[str, Tensor]:
             f" {', '.join(dict.fromkeys(not_finite))}; the training diverged, or the file is broken"
         )
     return arrays
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while read := file.readinto(buffer):
-            digest.update(buffer[:read])
-    return digest.hexdigest()
 
 
 def _summary(plan: Plan) -> tuple[str, ...]:

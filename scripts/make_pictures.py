@@ -1,4 +1,4 @@
-"""Make the picture of the README from photographs that scikit-image ships.
+"""Make the pictures of the README from photographs that scikit-image ships.
 
     pip install '.[demo]' && convnets-torch demo && python scripts/make_pictures.py
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import skimage
 from PIL import Image
 
-from convnets_torch.heatmaps import heatmap
+from convnets_torch.heatmaps import class_map, heatmap
 from convnets_torch.render import overlay, save_image
 from convnets_torch.weights import load
 
@@ -23,7 +23,7 @@ HEIGHT, GAP = 420, 16  # pixels
 
 
 def main() -> None:
-    """Write two heatmaps side by side."""
+    """Write two heatmaps side by side, and what is where."""
     network = load("efficientnet_lite0")
     maps = []
     for name, target in (("chelsea.png", "cat"), ("coffee.png", "espresso")):
@@ -33,7 +33,8 @@ def main() -> None:
     page.paste(maps[0], (0, 0))
     page.paste(maps[1], (maps[0].width + GAP, 0))
     save_image(page, DOCS / "heatmaps.jpg")
-    print(DOCS / "heatmaps.jpg")
+    class_map(network, PHOTOGRAPHS / "coffee.png", longest_side=900).save(DOCS / "what-is-where.jpg")
+    print(DOCS / "heatmaps.jpg", DOCS / "what-is-where.jpg")
 
 
 if __name__ == "__main__":
