@@ -7,6 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -42,3 +43,17 @@ def test_the_two_commands_of_the_main_job_run(in_a_users_folder, command):
         assert command(*arguments)[0] == 0
     with Image.open(in_a_users_folder / "cars.png") as image:
         assert image.width == 400
+
+
+def test_the_code_of_the_porting_page_runs(tmp_path, monkeypatch, cache):
+    page = (Path(__file__).parent.parent / "docs" / "porting.md").read_text(encoding="utf-8")
+    shutil.copy(KERAS1 / "alexnet.h5", tmp_path / "alexnet_weights.h5")
+    Image.fromarray(picture(1, 300, 400)).save(tmp_path / "dog.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 5
+    names: dict = {}
+    for code in blocks:
+        exec(compile(code, "porting.md", "exec"), names)
+    np.testing.assert_allclose(names["heatmap"], names["found"].probabilities, atol=1e-6)  # old names and new agree
+    assert (tmp_path / "dog.png").is_file()
