@@ -5,19 +5,21 @@ here are those of the classes and all above them, up to "entity". Class ids, 0 t
 wnids, which is the order of every released network. The synsets form a graph, not a tree: 75 of the 1,860 have several
 parents, so a class can be reached by several paths. It counts once.
 
+A synset has its parents, children, ancestors and paths as wnids; `find` turns a wnid into a synset.
+
 Source: WordNet 3.0, Princeton University; scripts/build_synsets.py makes data/synsets.tsv, its notice lies beside it.
 """
 
 import operator
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
-LONGEST = 100  # characters of a target
+LONGEST = 200  # characters of a target; the words of dragonfly have 121
+ENTITY = "n00001740"  # the synset above all others
 GLOSS_SHOWN = 60  # characters of a gloss in an error message
 
 
-@dataclass(frozen=True, slots=True)
-class Synset:
+class Synset(NamedTuple):  # no dataclass: importing those takes longer than all the rest
     """One meaning in WordNet.
 
     >>> find("dog").words
@@ -31,24 +33,68 @@ class Synset:
     parents: tuple[str, ...]  # wnids, of the synsets one step more general
 
     @property
+    def label(self) -> str:
+        """All words in one string.
+
+        >>> find(0).label
+        'tench, Tinca tinca'
+        """
+        return ", ".join(self.words)
+
+    @property
     def class_ids(self) -> list[int]:
         """The classes that this synset is or lies above, sorted, each once."""
-        graph = _graph()
-        found = set()
-        waiting = [self.wnid]
-        while waiting:
-            wnid = waiting.pop()
-            if wnid not in found:
-                found.add(wnid)
-                waiting += graph.children.get(wnid, ())
-        return sorted([graph.ids[wnid] for wnid in found if wnid in graph.ids])
+        return sorted(_graph().under[self.wnid])
+
+    @property
+    def children(self) -> tuple[str, ...]:
+        """Wnids of the synsets one step more special that are, or lie above, a class; sorted.
+
+        >>> [find(wnid).name for wnid in find("domestic cat").children]
+        ['tabby.n.01', 'tiger_cat.n.02', 'persian_cat.n.01', 'siamese_cat.n.01', 'egyptian_cat.n.01']
+        """
+        return tuple(_graph().children.get(self.wnid, ()))
+
+    @property
+    def paths(self) -> list[tuple[str, ...]]:
+        """Every way down from "entity" to this synset: its wnids, both ends included; sorted by length, then wnids.
+
+        >>> [len(path) for path in find("dog").paths]
+        [9, 14]
+        """
+        if not self.parents:
+            return [(self.wnid,)]
+        found = [(*path, self.wnid) for parent in self.parents for path in _of_wnid(parent).paths]
+        return sorted(found, key=lambda path: (len(path), path))
+
+    @property
+    def depth(self) -> int:
+        """Steps down from "entity", by the longest path.
+
+        The longest, because it grows with each step down whichever parent that leaves; the shortest does not: "dog" is
+        8 steps down by way of "domestic animal", and its other parent, "canine", 12.
+
+        >>> find("dog").depth, find("entity").depth
+        (13, 0)
+        """
+        return len(self.paths[-1]) - 1
+
+    @property
+    def ancestors(self) -> tuple[str, ...]:
+        """Wnids of all synsets above this one, each once; sorted by depth, the deepest first, then by wnid.
+
+        >>> [find(wnid).words[0] for wnid in find("dog").ancestors[:4]]
+        ['canine', 'carnivore', 'placental', 'mammal']
+        """
+        above = {wnid for path in self.paths for wnid in path[:-1]}
+        return tuple(sorted(above, key=lambda wnid: (-_of_wnid(wnid).depth, wnid)))
 
 
 def class_ids(target: str | int) -> list[int]:
     """The ids of all classes under a target, sorted, each once.
 
     Args:
-        target: a wnid, a word, a WordNet name, or a class id as a number or in digits, as for `find`.
+        target: a wnid, words, a WordNet name, or a class id as a number or in digits, as for `find`.
 
     Raises:
         ValueError: the target is unknown, or a word of several meanings.
@@ -61,6 +107,39 @@ def class_ids(target: str | int) -> list[int]:
     return find(target).class_ids
 
 
+def class_id(target: str | int) -> int:
+    """The id of the one class that a target is: the inverse of `wnid` and, where they are a key, of `words`.
+
+    Args:
+        target: a wnid, a WordNet name, a class id as a number or in digits, all words of the class
+            "tench, Tinca tinca", or one of them, "tench".
+
+    Raises:
+        ValueError: the target is unknown, no class, or a word of several classes, which are then listed; or a
+            class's word that means another synset to `find`.
+
+    >>> class_id("n02108422"), class_id("bull mastiff"), class_id("tench, Tinca tinca")
+    (243, 243, 0)
+    >>> class_id("crane.n.05"), class_id("maillot, tank suit")
+    (134, 639)
+    >>> class_id("maillot")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: 'maillot' has several meanings: n03710721 maillot.n.01 (...), or n03710637 maillot.n.02 (...); ...
+    """
+    ids = _graph().ids
+    text = _normalized(target) if isinstance(target, str) else ""
+    senses = _graph().senses.get(text, {})
+    classes = {sense: wnid for sense, wnid in senses.items() if wnid in ids}
+    if len(classes) > 1 or (classes and 1 in senses and 1 not in classes):
+        raise ValueError(_several_meanings(text, classes if len(classes) > 1 else senses))
+    synset = _of_wnid(*classes.values()) if classes else find(target)
+    if synset.wnid not in ids:
+        below = [find(number) for number in synset.class_ids[:3]]
+        shown = ", ".join(f"{entry.wnid} {entry.name}" for entry in below)
+        raise ValueError(f"{_described(synset)} is no class; give one under it, such as {shown}")
+    return ids[synset.wnid]
+
+
 def find(target: str | int) -> Synset:
     """The synset that a target means.
 
@@ -68,8 +147,8 @@ def find(target: str | int) -> Synset:
     the only sense that is. Capitals do not count: "Cardigan" is the jacket, and the dog is "Cardigan Welsh corgi".
 
     Args:
-        target: a wnid "n02084071", a word "dog", a WordNet name "dog.n.01" (with any word of the synset), or a
-            class id, 281 or "281".
+        target: a wnid "n02084071", a word "dog", all words of a synset "dog, domestic dog, Canis familiaris", a
+            WordNet name "dog.n.01" (with any word of the synset), or a class id, 281 or "281".
 
     Raises:
         ValueError: the target is unknown, a class id outside 0 to 999, or a word of several meanings, which are
@@ -86,9 +165,9 @@ def find(target: str | int) -> Synset:
     """
     if not isinstance(target, str):
         return _of_class_id(target)
-    text = " ".join(target.replace("_", " ").lower().split())
     if len(target) > LONGEST:
         raise ValueError(f"the target has {len(target)} characters, more than any word; give a word, a wnid or an id")
+    text = _normalized(target)
     if not text:
         raise ValueError("the target is empty; give a word, a wnid, a WordNet name or a class id")
     if text.removeprefix("-").isdecimal():
@@ -98,7 +177,58 @@ def find(target: str | int) -> Synset:
     word, dots, sense = text.rpartition(".n.")
     if dots and sense.isdecimal():
         return _of_name(word, int(sense))
+    if "," in text:
+        return _of_label(text)
     return _of_word(text)
+
+
+def search(text: str) -> list[Synset]:
+    """The synsets with a word that contains a text, in capitals or not.
+
+    Returns:
+        Those with exactly this word first, then those where a part of a word of several begins with it ("dog sled"),
+        then the rest ("bulldog"); within each the synsets over most classes first, then by wnid. Often none.
+
+    Raises:
+        ValueError: the text is empty.
+
+    >>> [(synset.name, len(synset.class_ids)) for synset in search("retriev")][:3]
+    [('retriever.n.01', 5), ('flat-coated_retriever.n.01', 1), ('curly-coated_retriever.n.01', 1)]
+    """
+    part = _normalized(text)
+    if not part:
+        raise ValueError("the text to search for is empty; give a part of a word")
+    ranks: dict[str, int] = {}
+    for word, senses in _graph().senses.items():
+        if part in word:
+            rank = 0 if word == part else 1 if f" {part}" in f" {word}" else 2
+            for wnid in senses.values():
+                ranks[wnid] = min(rank, ranks.get(wnid, rank))
+    under = _graph().under
+    return [_of_wnid(wnid) for wnid in sorted(ranks, key=lambda wnid: (ranks[wnid], -len(under[wnid]), wnid))]
+
+
+def common_ancestor(*targets: str | int) -> Synset:
+    """The deepest synset that is, or lies above, each of several targets.
+
+    Of several equally deep ones it is the one over the fewest classes, then the one with the smallest wnid.
+
+    Args:
+        targets: each as for `find`.
+
+    Raises:
+        ValueError: there is no target, or one is unknown or ambiguous.
+
+    >>> common_ancestor("dog", "cat").name
+    'carnivore.n.01'
+    >>> common_ancestor("dog", "beagle").name
+    'dog.n.01'
+    """
+    if not targets:
+        raise ValueError("there is no target; give one or more")
+    synsets = [find(target) for target in targets]
+    shared = set.intersection(*({synset.wnid, *synset.ancestors} for synset in synsets))
+    return min(map(_of_wnid, shared), key=lambda synset: (-synset.depth, len(synset.class_ids), synset.wnid))
 
 
 def wnid(class_id: int) -> str:
@@ -116,7 +246,7 @@ def words(class_id: int) -> str:
     >>> words(0)
     'tench, Tinca tinca'
     """
-    return ", ".join(_of_class_id(class_id).words)
+    return _of_class_id(class_id).label
 
 
 class _Graph:
@@ -141,6 +271,14 @@ class _Graph:
                 word, sense = entry.split("#")
                 self.senses.setdefault(word, {})[int(sense)] = wnid
         self.classes = list(self.ids)  # class id -> wnid
+        self.under: dict[str, frozenset[int]] = {}  # wnid -> the classes that it is or lies above
+        self._fill_under(ENTITY)
+
+    def _fill_under(self, wnid: str) -> frozenset[int]:
+        if wnid not in self.under:
+            own = {self.ids[wnid]} if wnid in self.ids else set()
+            self.under[wnid] = frozenset(own.union(*map(self._fill_under, self.children.get(wnid, ()))))
+        return self.under[wnid]
 
 
 @cache
@@ -182,8 +320,25 @@ def _of_name(word: str, sense: int) -> Synset:
 def _of_word(word: str) -> Synset:
     senses = _senses(word)
     if len(senses) > 1 and 1 not in senses:
-        raise ValueError(f"{word!r} has several meanings: {_listed(senses)}; give the wnid")
+        raise ValueError(_several_meanings(word, senses))
     return _of_wnid(senses[min(senses)])
+
+
+@cache
+def _labels() -> dict[str, str]:
+    """All words of each synset of several, in lower case -> its wnid."""
+    return {_of_wnid(wnid).label.lower(): wnid for wnid, row in _graph().rows.items() if "," in row[3]}
+
+
+def _of_label(label: str) -> Synset:
+    label = ", ".join(part.strip() for part in label.split(","))
+    if label not in _labels():
+        raise ValueError(f"unknown words {label!r}; {_close(label, list(_labels()), cutoff=0.75)}")
+    return _of_wnid(_labels()[label])
+
+
+def _normalized(text: str) -> str:
+    return " ".join(text.replace("_", " ").lower().split())
 
 
 def _senses(word: str) -> dict[int, str]:
@@ -200,6 +355,10 @@ def _close(text: str, known: list[str], cutoff: float) -> str:
     if not close:
         return "no ImageNet class is under anything like it; try a more general word"
     return f"close: {', '.join(close)}"
+
+
+def _several_meanings(word: str, senses: dict[int, str]) -> str:
+    return f"{word!r} has several meanings: {_listed(senses)}; give the wnid"
 
 
 def _listed(senses: dict[int, str]) -> str:

@@ -95,7 +95,7 @@ def test_a_missing_target_is_told_before_an_unknown_one():
 
 
 def test_one_target_alone_keeps_its_own_message():
-    with pytest.raises(ValueError, match="^unknown 'x'$"):
+    with pytest.raises(ValueError, match=r"^unknown 'x'$"):
         evaluate("x", meaning)
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ import pytest
 from torchvision.models import ResNet50_Weights
 
 from convnets_torch import synsets
-from convnets_torch.synsets import class_ids, find, wnid, words
+from convnets_torch.synsets import class_id, class_ids, common_ancestor, find, search, wnid, words
 from tests.reference import wordnet
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "convnets_torch" / "data"
 RECORDED = [line.split("\t") for line in wordnet.CLASS_SETS.read_text(encoding="ascii").splitlines()]
 ALL = [row[0] for row in RECORDED]
+PLACE = {synset: place for place, synset in enumerate(ALL)}
 
 with_database = pytest.mark.skipif(
     not (wordnet.DATABASE / "data.noun").exists(), reason=f"no WordNet 3.0 in {wordnet.DATABASE}; set WORDNET_DICT"
@@ -77,14 +79,166 @@ def test_the_files_are_small_and_carry_the_notice_of_wordnet():
     assert "Permission to use, copy, modify and distribute" in notice
 
 
+# What lies around a synset, against powers of the adjacency matrix
+
+
+@cache
+def steps_down():
+    """(1860, 1860): 1 where the table says that the column's synset has the row's as a parent."""
+    table = (DATA / "synsets.tsv").read_text(encoding="ascii").splitlines()[1:]
+    matrix = np.zeros((len(ALL), len(ALL)), dtype=np.float32)
+    for line in table:
+        synset, _, parents, *_ = line.split("\t")
+        for parent in parents.split():
+            matrix[PLACE[parent], PLACE[synset]] = 1
+    return matrix
+
+
+@cache
+def lengths_of_paths():
+    """(steps, 1860): how many paths of so many steps lead from entity, the first of all, to each synset."""
+    rows = [np.eye(1, len(ALL), dtype=np.float32)[0]]
+    while rows[-1].any():
+        rows.append(rows[-1] @ steps_down())
+    return np.array(rows[:-1])
+
+
+@cache
+def reachable():
+    """(1860, 1860): whether the row's synset is the column's or lies above it."""
+    reached = np.eye(len(ALL), dtype=np.float32) + steps_down()
+    for _ in range(5):  # paths of up to 32 steps; the longest has 18
+        reached = np.minimum(reached @ reached, 1)
+    return reached > 0
+
+
+@cache
+def depths():
+    return np.array([np.flatnonzero(column).max() for column in lengths_of_paths().T])
+
+
+def test_the_depth_of_a_synset_is_the_number_of_steps_of_its_longest_path():
+    assert [find(synset).depth for synset in ALL] == depths().tolist()
+    assert depths().max() == 18
+
+
+def test_a_dog_is_13_steps_deep_and_8_by_its_shortest_path():
+    """As NLTK's max_depth and min_depth say."""
+    assert find("dog").depth == 13
+    assert min(len(path) for path in find("dog").paths) - 1 == 8
+
+
+def test_each_synset_is_deeper_than_its_parents():
+    assert all(find(parent).depth < find(synset).depth for synset in ALL for parent in find(synset).parents)
+
+
+def test_the_paths_to_a_synset_are_all_there_is_once_and_step_by_step():
+    for synset in ALL:
+        paths = find(synset).paths
+        assert len(set(paths)) == len(paths)
+        assert [len(path) for path in paths] == sorted(len(path) for path in paths)
+        counts = Counter(len(path) - 1 for path in paths)
+        expected = lengths_of_paths()[:, PLACE[synset]]
+        assert counts == {steps: count for steps, count in enumerate(expected.tolist()) if count}
+        for path in paths:
+            assert path[0] == "n00001740"
+            assert path[-1] == synset
+            assert all(steps_down()[PLACE[upper], PLACE[lower]] for upper, lower in pairwise(path))
+
+
+def test_the_ancestors_of_a_synset_are_all_above_it_the_deepest_first():
+    for synset in ALL:
+        above = {ALL[place] for place in np.flatnonzero(reachable()[:, PLACE[synset]])} - {synset}
+        expected = sorted(above, key=lambda entry: (-depths()[PLACE[entry]], entry))
+        assert list(find(synset).ancestors) == expected
+
+
+def test_children_are_the_synsets_that_have_this_one_as_a_parent():
+    for synset in ALL:
+        assert list(find(synset).children) == [ALL[place] for place in np.flatnonzero(steps_down()[PLACE[synset]])]
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (("dog", "cat"), "carnivore.n.01"),
+        (("dog", "beagle"), "dog.n.01"),
+        ((281, 281), "tabby.n.01"),
+        ((281,), "tabby.n.01"),
+        (("tench", "espresso"), "physical_entity.n.01"),
+        (("tabby", "beagle", "tench"), "vertebrate.n.01"),
+        (range(1000), "entity.n.01"),
+    ],
+)
+def test_the_common_ancestor_is_the_nearest_synset_over_all(targets, expected):
+    assert common_ancestor(*targets).name == expected
+
+
+def test_the_common_ancestor_of_classes_is_the_deepest_over_both_and_no_common_one_lies_under_it():
+    rng = np.random.default_rng(0)
+    for first, second in rng.integers(0, 1000, (300, 2)):
+        found = PLACE[common_ancestor(first, second).wnid]
+        common = np.flatnonzero(reachable()[:, PLACE[wnid(first)]] & reachable()[:, PLACE[wnid(second)]])
+        assert found in common
+        assert depths()[found] == depths()[common].max()
+        assert reachable()[found, common].sum() == 1  # itself
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "deepest", "taken"),
+    [
+        (401, 687, {"keyboard_instrument.n.01": 4, "wind_instrument.n.01": 12}, "keyboard_instrument.n.01"),
+        (403, 895, {"craft.n.02": 20, "military_vehicle.n.01": 5}, "military_vehicle.n.01"),
+        (589, 785, {"consumer_goods.n.01": 62, "device.n.01": 130}, "consumer_goods.n.01"),
+    ],
+)
+def test_of_two_equally_deep_ancestors_the_one_over_fewer_classes_is_taken(first, second, deepest, taken):
+    common = np.flatnonzero(reachable()[:, PLACE[wnid(first)]] & reachable()[:, PLACE[wnid(second)]])
+    tied = [find(ALL[place]) for place in common if depths()[place] == depths()[common].max()]
+    assert {synset.name: len(synset.class_ids) for synset in tied} == deepest
+    assert common_ancestor(first, second).name == common_ancestor(second, first).name == taken
+
+
+def test_no_target_has_no_common_ancestor():
+    with pytest.raises(ValueError, match="no target"):
+        common_ancestor()
+
+
+# Searching
+
+
+def test_a_search_finds_each_synset_with_the_text_in_a_word_in_capitals_or_not():
+    for text in ("RETRIEV", "dog", "n", "St Bernard", "_dog"):
+        part = text.lower().replace("_", " ").strip()
+        expected = {synset for synset in ALL if any(part in word.lower() for word in find(synset).words)}
+        found = [entry.wnid for entry in search(text)]
+        assert set(found) == expected
+        assert len(found) == len(expected) > 0
+
+
+def test_a_search_puts_the_word_itself_first_then_beginnings_of_words_then_the_rest():
+    names = [entry.name for entry in search("dog")]
+    assert names[:2] == ["dog.n.01", "hunting_dog.n.01"]
+    assert names.index("dogsled.n.01") < names.index("bulldog.n.01")
+    counts = [len(entry.class_ids) for entry in search("crane")[:2]]
+    assert [entry.wnid for entry in search("crane")[:2]] == ["n02012849", "n03126707"]
+    assert counts == [1, 1]
+
+
+def test_a_search_may_find_nothing_but_not_everything():
+    assert search("xyzzy") == []
+    with pytest.raises(ValueError, match="empty; give a part of a word"):
+        search(" _ ")
+
+
 # What the released networks say
 
 
 def test_torchvision_calls_998_classes_by_their_first_word_and_tells_two_pairs_apart_by_one_more():
     differing = {
-        class_id: (name, words(class_id))
-        for class_id, name in enumerate(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
-        if name != find(class_id).words[0]
+        number: (name, words(number))
+        for number, name in enumerate(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+        if name != find(number).words[0]
     }
     assert differing == {
         134: ("crane bird", "crane"),  # 517 is "crane", the machine
@@ -110,6 +264,75 @@ def test_the_words_of_a_class_are_spelled_as_in_wordnet():
     assert words(0) == "tench, Tinca tinca"
     assert words(633) == "loupe, jeweler's loupe"
     assert words(661) == "Model T"
+
+
+def test_the_words_of_a_class_lead_back_to_its_id_for_all_but_seven():
+    """Seven classes have one word alone, and that word another class has as well: crane names two of them."""
+    for number in range(1000):
+        ways = (number, str(number), wnid(number), find(number).name)
+        assert [class_id(way) for way in ways] == [number] * 4
+    found = {number: meaning(class_id, words(number)) for number in range(1000)}
+    assert all(back in (number, None) for number, back in found.items())
+    refused = [(number, words(number)) for number, back in found.items() if back is None]
+    assert refused == [
+        (86, "partridge"),
+        (134, "crane"),
+        (474, "cardigan"),
+        (517, "crane"),
+        (594, "harp"),
+        (638, "maillot"),
+        (657, "missile"),
+    ]
+
+
+@pytest.mark.parametrize(("word", "ids"), [("crane", (134, 517)), ("Maillot", (638, 639)), ("wagon", (436, 734))])
+def test_a_word_of_two_classes_is_refused_with_both(word, ids):
+    with pytest.raises(ValueError, match="has several meanings") as error:
+        class_id(word)
+    assert all(wnid(number) in str(error.value) for number in ids)
+
+
+def meaning(function, target):
+    """What a function makes of a target, None where it refuses it."""
+    try:
+        return function(target)
+    except ValueError:
+        return None
+
+
+def test_no_word_means_one_class_to_class_id_and_another_synset_to_find():
+    for number in range(1000):
+        for word in find(number).words:
+            assert meaning(class_id, word) in (number, None)
+            if meaning(class_id, word) == number:
+                assert meaning(find, word) in (find(number), None)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            "dog",
+            "n02084071 dog.n.01 .*: 118 classes.* is no class; give one under it, such as n02085620 chihuahua.n.03",
+        ),
+        ("n02084071", "is no class"),
+        ("plane", "n02691156 airplane.n.01 .* or n03954731 plane.n.05"),
+        ("dogs", "unknown word 'dogs'; close: dog"),
+        ("tench, Tinca", "unknown words 'tench, tinca'; close: tench, tinca tinca"),
+        ("", "the target is empty"),
+        (1000, "class id 1000 is outside 0 to 999"),
+    ],
+)
+def test_what_is_not_one_class_has_no_class_id(target, message):
+    with pytest.raises(ValueError, match=message):
+        class_id(target)
+
+
+def test_all_words_of_a_synset_are_a_target():
+    for synset in ALL:
+        label = find(synset).label
+        if "," in label:
+            assert find(label).wnid == find(label.upper().replace(", ", ",")).wnid == synset
 
 
 # What a target means
@@ -166,15 +389,15 @@ def test_a_word_means_a_later_sense_where_only_that_is_over_the_classes(word, ex
 
 def test_the_first_word_of_a_class_means_another_synset_for_eight_classes_and_is_refused_for_twelve():
     others, refused = {}, {}
-    for class_id in range(1000):
-        word = find(class_id).words[0]
+    for number in range(1000):
+        word = find(number).words[0]
         try:
             found = find(word)
         except ValueError:
-            refused[class_id] = word
+            refused[number] = word
         else:
-            if found.wnid != wnid(class_id):
-                others[class_id] = (word, found.words[0])
+            if found.wnid != wnid(number):
+                others[number] = (word, found.words[0])
     assert others == {
         264: ("Cardigan", "cardigan"),
         358: ("polecat", "skunk"),
