@@ -16,7 +16,7 @@ from convnets_torch.card import Card
 from convnets_torch.images import Picture, read_picture
 from convnets_torch.networks import Network
 from convnets_torch.preprocessing import normalize, square_crop
-from convnets_torch.targets import class_name, class_wnid
+from convnets_torch.targets import class_name, class_wnid, find_target
 
 BATCH = 16  # pictures that go through the network together
 
@@ -38,22 +38,28 @@ class Prediction:
     probability: float
 
 
-def classify(network: Network, images: Picture | Iterable[Picture], top: int = 5) -> list[list[Prediction]]:
+def classify(
+    network: Network, images: Picture | Iterable[Picture], top: int = 5, *, only: str | int | None = None
+) -> list[list[Prediction]]:
     """Classify pictures, each resized and cropped as the network's card says.
 
     Args:
         network: in eval mode, with its card, as `load` gives it.
         images: files, `PIL.Image`s or arrays (H, W, 3) uint8 RGB; one of them alone is a list of one.
         top: how many classes to return for each.
+        only: a target, as for `heatmap`: leave out all classes that are not of it. The probabilities stay those among
+            all of the network's classes and do not add up to 1 again: of a cat, the most probable dog has nearly none.
 
     Returns:
-        Per picture, in the order given, its `top` most probable classes, the best first.
+        Per picture, in the order given, its `top` most probable classes, the best first; all classes of `only` where
+        it has fewer.
 
     Raises:
         OSError: a picture is missing or broken.
-        ValueError: a picture cannot be used, or the network has no card or is in training mode.
+        ValueError: a picture cannot be used, `only` is not known, or the network has no card or is in training mode.
     """
     card = card_of(network)
+    listed = range(card.classes) if only is None else find_target(card, only).class_ids
     if not 1 <= top <= card.classes:
         raise ValueError(f"top is {top}, but the network has {card.classes} classes; give 1 to {card.classes}")
     pictures = [images] if isinstance(images, str | os.PathLike | Image.Image | np.ndarray) else images
@@ -63,9 +69,12 @@ def classify(network: Network, images: Picture | Iterable[Picture], top: int = 5
         inputs = [square_input(picture, card) for picture in batch]
         with torch.inference_mode():
             chances = probabilities(network(to_parameters(np.stack(inputs), network)), card).cpu()
-        values, ids = chances.topk(top, dim=1)
-        for row_values, row_ids in zip(values.tolist(), ids.tolist(), strict=True):
-            results.append([_prediction(card, *pair) for pair in zip(row_ids, row_values, strict=True)])
+        if only is not None:
+            chances = chances[:, list(listed)]
+        values, places = chances.topk(min(top, len(listed)), dim=1)
+        for row_values, row_places in zip(values.tolist(), places.tolist(), strict=True):
+            pairs = zip(row_places, row_values, strict=True)
+            results.append([_prediction(card, listed[place], value) for place, value in pairs])
     return results
 
 

@@ -161,8 +161,9 @@ def heatmap(
     Args:
         network: in eval mode, with its card, as `load` gives it.
         image: a file, a `PIL.Image` or an array (H, W, 3) uint8 RGB.
-        target: a class id, a wnid, a WordNet name or a word; a synset means every class below it, counted once.
-            A list of targets gives a list of maps; the network still runs once.
+        target: a class id, a wnid, a WordNet name or a word; a synset means every class below it, counted once. Or
+            several of them with signs between blanks: "dog - hunting dog + wolf". A list of targets gives a list
+            of maps; the network still runs once.
         longest_side: resize the picture to so many pixels first, keeping its aspect: larger gives more cells,
             and finds smaller things.
 

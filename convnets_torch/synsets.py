@@ -14,6 +14,8 @@ import operator
 from functools import cache
 from typing import NamedTuple
 
+from convnets_torch import algebra
+
 LONGEST = 200  # characters of a target; the words of dragonfly have 121
 ENTITY = "n00001740"  # the synset above all others
 GLOSS_SHOWN = 60  # characters of a gloss in an error message
@@ -94,17 +96,37 @@ def class_ids(target: str | int) -> list[int]:
     """The ids of all classes under a target, sorted, each once.
 
     Args:
-        target: a wnid, words, a WordNet name, or a class id as a number or in digits, as for `find`.
+        target: a wnid, words, a WordNet name, or a class id as a number or in digits, as for `find`; or several of
+            them with signs between blanks: + (these too), - (without these), & (only those that are also these),
+            taken from left to right.
 
     Raises:
-        ValueError: the target is unknown, or a word of several meanings.
+        ValueError: a target is unknown, or a word of several meanings; or of several with signs no class is left,
+            or a sign has nothing on one side. The place is then marked by >>>.
 
     >>> class_ids("dog") == class_ids("n02084071") == class_ids("dog.n.01") == list(range(151, 269))
     True
     >>> class_ids("big cat")
     [288, 289, 290, 291, 292, 293]
+    >>> class_ids("big cat - lion + 281")
+    [281, 288, 289, 290, 292, 293]
+    >>> class_ids("dog - - lion")
+    Traceback (most recent call last):
+    ValueError: a target is missing at >>> in 'dog - >>>- lion'; a sign stands between two targets
     """
-    return find(target).class_ids
+    return select(target)[1] if isinstance(target, str) and algebra.is_expression(target) else find(target).class_ids
+
+
+def select(expression: str) -> tuple[str, list[int]]:
+    """What several targets with signs between them mean: the first word of each, and the class ids.
+
+    Raises:
+        ValueError: as for `class_ids`.
+
+    >>> select("plane - n04552348")
+    ('airplane - warplane', [404])
+    """
+    return algebra.evaluate(expression, _meaning)
 
 
 def class_id(target: str | int) -> int:
@@ -151,8 +173,8 @@ def find(target: str | int) -> Synset:
             WordNet name "dog.n.01" (with any word of the synset), or a class id, 281 or "281".
 
     Raises:
-        ValueError: the target is unknown, a class id outside 0 to 999, or a word of several meanings, which are
-            then listed.
+        ValueError: the target is unknown, a class id outside 0 to 999, a word of several meanings, which are then
+            listed, or several targets with signs between them, which only `class_ids` takes.
         TypeError: the target is neither a string nor an integer.
 
     >>> find("domestic_dog").wnid
@@ -165,6 +187,8 @@ def find(target: str | int) -> Synset:
     """
     if not isinstance(target, str):
         return _of_class_id(target)
+    if algebra.is_expression(target):
+        raise ValueError(f"{target[:LONGEST]!r} is several targets with signs; a single one is wanted here")
     if len(target) > LONGEST:
         raise ValueError(f"the target has {len(target)} characters, more than any word; give a word, a wnid or an id")
     text = _normalized(target)
@@ -335,6 +359,11 @@ def _of_label(label: str) -> Synset:
     if label not in _labels():
         raise ValueError(f"unknown words {label!r}; {_close(label, list(_labels()), cutoff=0.75)}")
     return _of_wnid(_labels()[label])
+
+
+def _meaning(operand: str) -> tuple[str, frozenset[int]]:
+    synset = find(operand)
+    return synset.words[0], _graph().under[synset.wnid]
 
 
 def _normalized(text: str) -> str:

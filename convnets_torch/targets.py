@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convnets_torch import synsets
+from convnets_torch import algebra, synsets
 from convnets_torch.card import Card
 
 
@@ -13,8 +13,8 @@ class Target:
     """A set of classes to look for.
 
     Attributes:
-        label: words for people, for instance "car, auto, automobile".
-        wnid: the WordNet synset; None for a user's own classes.
+        label: words for people, for instance "car, auto, automobile", or "dog - hunting dog".
+        wnid: the WordNet synset; None for several of them with signs, and for a user's own classes.
         class_ids: sorted and distinct.
     """
 
@@ -29,21 +29,34 @@ def find_target(card: Card, target: str | int) -> Target:
     Args:
         card: of the weights; it says whose classes they are.
         target: a class id; with ImageNet's classes also a wnid ("n02084071"), a word ("dog") or a WordNet name
-            ("dog.n.01"), each of which means its whole branch of the tree; with a user's own, a class name.
+            ("dog.n.01"), each of which means its whole branch of the tree; with a user's own, a class name. Or
+            several of these with signs between blanks, from left to right: "dog - hunting dog + wolf" (`algebra`).
 
     Raises:
-        ValueError: the target is none of the network's classes, or the word is ambiguous.
+        ValueError: the target is none of the network's classes, or the word is ambiguous; or no class is left.
     """
+    if card.imagenet and isinstance(target, str) and algebra.is_expression(target):
+        label, class_ids = synsets.select(target)
+        return Target(label, None, tuple(class_ids))
     if card.imagenet:
         synset = synsets.find(target)
-        return Target(", ".join(synset.words), synset.wnid, tuple(synset.class_ids))
+        return Target(synset.label, synset.wnid, tuple(synset.class_ids))
     names = [class_name(card, class_id) for class_id in range(card.classes)]
-    if str(target).isdecimal() and int(target) < card.classes:
-        return Target(names[int(target)], None, (int(target),))
-    if target not in names or card.class_names is None:
+    if isinstance(target, str) and target not in names and algebra.is_expression(target):
+        label, class_ids = algebra.evaluate(target, lambda operand: _own_class(names, operand))
+    else:
+        label, class_ids = _own_class(names, target)
+    return Target(label, None, tuple(class_ids))
+
+
+def _own_class(names: list[str], target: str | int) -> tuple[str, list[int]]:
+    """The name and the id of a user's own class, given by either."""
+    if str(target).isdecimal() and int(target) < len(names):
+        return names[int(target)], [int(target)]
+    if target not in names:
         known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise ValueError(f"{target!r} is none of the {card.classes} classes ({known}); give a name or an id")
-    return Target(str(target), None, (names.index(str(target)),))
+        raise ValueError(f"{target!r} is none of the {len(names)} classes ({known}); give a name or an id")
+    return str(target), [names.index(str(target))]
 
 
 def class_name(card: Card, class_id: int) -> str:

@@ -109,6 +109,20 @@ def test_probabilities_of_all_classes_sum_to_one(network, photographs):
     assert sorted(entry.class_id for entry in predictions) == list(range(1000))
 
 
+@pytest.mark.parametrize("only", ["dog", "dog - hunting dog + wolf", 285])
+def test_only_leaves_out_the_other_classes_and_changes_no_probability(only, network, photographs):
+    names = [photographs / "chelsea.png", photographs / "coffee.png"]
+    kept = set(synsets.class_ids(only))
+    for every, some in zip(
+        classify(network, names, top=1000), classify(network, names, top=1000, only=only), strict=True
+    ):
+        assert some == [entry for entry in every if entry.class_id in kept]
+        assert len(some) == len(kept)
+    assert [len(some) for some in classify(network, names, top=3, only="dog")] == [3, 3]
+    with pytest.raises(ValueError, match="unknown word 'doog'"):
+        classify(network, names, only="doog")
+
+
 def test_half_precision_answers_nearly_the_same(lite_weights, network, photographs):
     [[exact, *_]] = classify(network, photographs / "coffee.png")
     [[rough, *_]] = classify(load(lite_weights, precision="bfloat16"), photographs / "coffee.png")

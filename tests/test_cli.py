@@ -27,6 +27,17 @@ def test_classify_prints_fixed_columns(command, lite_weights, photographs):
     assert 0.5 < float(lines[0][0]) <= 1
 
 
+def test_classify_only_lists_classes_of_a_target(command, lite_weights, photographs):
+    pictures = [photographs / "chelsea.png", photographs / "coffee.png"]
+    code, out, _ = command("classify", lite_weights, pictures[0], "--only", "domestic cat - tabby", "--top", 20)
+    assert code == 0
+    wnids = [line.split("  ")[1] for line in out.splitlines()]
+    assert sorted(wnids) == ["n02123159", "n02123394", "n02123597", "n02124075"]
+    code, out, error = command("classify", lite_weights, *pictures, "--only", "cat - - dog")
+    assert (code, out) == (1, "")
+    assert error == "convnets-torch: a target is missing at >>> in 'cat - >>>- dog'; a sign stands between two targets"
+
+
 def test_classify_prints_one_json_object_per_picture(command, lite_weights, photographs):
     names = [photographs / "coffee.png", photographs / "rocket.jpg"]
     code, out, _ = command("classify", lite_weights, *names, "--json")
@@ -128,6 +139,8 @@ def test_demo_without_its_extra_says_what_to_install(command, cache, monkeypatch
         ("n99999999", "n99999999"),
         ("1000", "1000"),
         ("", "empty"),
+        ("dog - - wolf", "'dog - >>>- wolf'"),
+        ("dog - animal", "no class is left"),
     ],
 )
 def test_a_target_that_means_nothing_is_refused(target, message, command, lite_weights, photographs, tmp_path):

@@ -125,6 +125,31 @@ def test_a_users_own_classes_are_targets_by_name_and_id(network):
         find_target(unnamed, "wasp")
 
 
+def test_a_users_own_classes_are_targets_with_signs_too(network):
+    card = replace(network.card, arguments={"classes": 4}, class_names=("bee", "wasp", "salt - pepper", "Vespa sp."))
+    assert find_target(card, "bee + 1 + Vespa sp. - bee") == Target("bee + wasp + Vespa sp. - bee", None, (1, 3))
+    assert find_target(card, "salt - pepper") == Target("salt - pepper", None, (2,))  # a name of its own
+    with pytest.raises(ValueError, match=r"'ant' is none of the 4 classes \(bee, .*\(at >>> in 'bee \+ >>>ant'\)"):
+        find_target(card, "bee + ant")
+    with pytest.raises(ValueError, match="no class is left"):
+        find_target(card, "bee - bee")
+
+
+def test_targets_with_signs_are_sums_and_differences_of_their_maps(network, photographs):
+    maps = {
+        target: heatmap(network, photographs / "chelsea.png", target).probabilities.astype(np.float64)
+        for target in ("cat", "tabby", "dog", "cat - tabby", "cat + dog", "cat + tabby")
+    }
+    np.testing.assert_allclose(maps["cat - tabby"], maps["cat"] - maps["tabby"], atol=1e-6)
+    np.testing.assert_allclose(maps["cat + dog"], maps["cat"] + maps["dog"], atol=1e-6)
+    np.testing.assert_array_equal(maps["cat + tabby"], maps["cat"])
+    assert maps["tabby"].max() > 0.05
+
+
+def test_the_label_of_targets_with_signs_says_what_was_found(network):
+    assert find_target(network.card, "plane  -  n04552348") == Target("airplane - warplane", None, (404,))
+
+
 def test_boxes_keep_heights_and_widths_apart():
     found = Heatmap(
         np.zeros((3, 4), np.float32),

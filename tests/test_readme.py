@@ -57,3 +57,13 @@ def test_the_code_of_the_porting_page_runs(tmp_path, monkeypatch, cache):
         exec(compile(code, "porting.md", "exec"), names)
     np.testing.assert_allclose(names["heatmap"], names["found"].probabilities, atol=1e-6)  # old names and new agree
     assert (tmp_path / "dog.png").is_file()
+
+
+def test_the_commands_with_several_targets_run(in_a_users_folder, command):
+    command("convert", "vgg16_weights.h5", "vgg16.safetensors")
+    [block] = re.findall(r"```sh\n(convnets-torch heatmap.*?)```", README, re.DOTALL)
+    for line in block.splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "convnets-torch"
+        assert command(*arguments)[0] == 0
+    assert (in_a_users_folder / "dogs.png").is_file()

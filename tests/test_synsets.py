@@ -12,6 +12,7 @@ import pytest
 from torchvision.models import ResNet50_Weights
 
 from convnets_torch import synsets
+from convnets_torch.algebra import is_expression
 from convnets_torch.synsets import class_id, class_ids, common_ancestor, find, search, wnid, words
 from tests.reference import wordnet
 
@@ -321,6 +322,7 @@ def test_no_word_means_one_class_to_class_id_and_another_synset_to_find():
         ("tench, Tinca", "unknown words 'tench, tinca'; close: tench, tinca tinca"),
         ("", "the target is empty"),
         (1000, "class id 1000 is outside 0 to 999"),
+        ("lion + tiger", "'lion \\+ tiger' is several targets with signs; a single one is wanted here"),
     ],
 )
 def test_what_is_not_one_class_has_no_class_id(target, message):
@@ -468,6 +470,44 @@ def test_what_is_neither_a_string_nor_an_integer_is_no_target(target):
 def test_a_wnid_is_no_class_id():
     with pytest.raises(TypeError, match="'n02084071' is no integer; give a class id"):
         words("n02084071")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("dog - hunting dog + wolf", set(range(151, 269)) - set(class_ids("n02087122")) | set(range(269, 273))),
+        ("all-terrain bike", {671}),
+        ("all-terrain bike + lion", {671, 291}),
+        ("n02084071 & 281 + dog.n.01 - 151", set(range(152, 269))),
+        ("tench, Tinca tinca + goldfish, Carassius auratus", {0, 1}),
+        ("keyboard instrument & wind instrument", {401, 687}),  # accordion and organ
+        ("entity - animal - artifact & flora", {985, 986}),  # daisy and yellow lady's slipper
+    ],
+)
+def test_signs_between_targets_mean_sets_of_classes(expression, expected):
+    assert class_ids(expression) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("dog - - cat", r"a target is missing at >>> in 'dog - >>>- cat'"),
+        ("dog - catt", r"unknown word 'catt'; close: cat, .*\(at >>> in 'dog - >>>catt'\)"),
+        ("dog + crane", r"n03126707 crane\.n\.04 .* n02012849 crane\.n\.05 .*\(at >>> in 'dog \+ >>>crane'\)"),
+        ("dog - animal", r"no class is left: at >>> in 'dog - >>>animal' goes the last of 118"),
+        ("dog + 1000", r"class id 1000 is outside 0 to 999 \(at >>> in 'dog \+ >>>1000'\)"),
+    ],
+)
+def test_a_wrong_expression_is_refused_in_one_line_with_the_place(expression, message):
+    with pytest.raises(ValueError, match=message) as error:
+        class_ids(expression)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="is several targets with signs; a single one is wanted here"):
+        find(expression)
+
+
+def test_no_word_of_wordnet_here_reads_as_an_expression():
+    assert not any(is_expression(word) for synset in ALL for word in (*find(synset).words, find(synset).label))
 
 
 def test_a_list_of_classes_belongs_to_its_caller():

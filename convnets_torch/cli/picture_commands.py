@@ -21,17 +21,23 @@ def classify(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", readable=False, help="Pictures.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each picture.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture and line.")] = False,
+    only: Annotated[
+        str | None, typer.Option(help="Leave out classes that are not of this target; probabilities stay as they are.")
+    ] = None,
 ) -> None:
     """Print the most probable classes of pictures: probability, wnid, words."""
     from convnets_torch import classification
     from convnets_torch.cli.app import one_line
+    from convnets_torch.targets import find_target
     from convnets_torch.weights import load
 
     network = load(weights)
+    if only is not None:
+        find_target(classification.card_of(network), only)  # an unknown one is refused once, not for each picture
     failed = False
     for image in images:
         try:
-            [predictions] = classification.classify(network, image, top)
+            [predictions] = classification.classify(network, image, top, only=only)
         except (OSError, ValueError) as error:
             failed = True
             print(f"convnets-torch: {one_line(error)}", file=sys.stderr)
@@ -53,7 +59,9 @@ def heatmap(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", readable=False, help="A picture.")],
     target: Annotated[
         list[str] | None,
-        typer.Option(help="What to look for: a word, a wnid, or a class id; several times for a sheet of maps."),
+        typer.Option(
+            help="What to look for: a word, a wnid, a class id, or 'dog - wolf'; several times for a sheet of maps."
+        ),
     ] = None,
     *,
     output: Annotated[
