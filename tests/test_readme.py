@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import shlex
 import shutil
@@ -67,3 +68,11 @@ def test_the_commands_with_several_targets_run(in_a_users_folder, command):
         assert program == "convnets-torch"
         assert command(*arguments)[0] == 0
     assert (in_a_users_folder / "dogs.png").is_file()
+
+
+def test_the_synset_examples_print_what_stands_there(command):
+    [line, drawn] = re.search(r"\$ (convnets-torch synsets .*)\n([^`]*)```", README).groups()
+    assert command(*shlex.split(line)[1:])[:2] == (0, drawn)
+    [session] = re.findall(r"```pycon\n(.*?)```", README, re.DOTALL)
+    test = doctest.DocTestParser().get_doctest(session, {}, "README.md", None, None)
+    assert doctest.DocTestRunner().run(test) == (0, 4)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from convnets_torch import __version__
-from convnets_torch.cli import picture_commands, weights_commands
+from convnets_torch.cli import picture_commands, synset_commands, weights_commands
 
 app = typer.Typer(
     help="Convert ImageNet-era Keras weights, classify pictures, and find where in a picture a class is.",
@@ -21,6 +21,7 @@ app.command()(weights_commands.convert)
 app.command()(weights_commands.info)
 app.command()(picture_commands.classify)
 app.command()(picture_commands.heatmap)
+app.command()(synset_commands.synsets)
 app.command()(picture_commands.demo)
 
 
