@@ -57,7 +57,7 @@ def modules_imported_by(path):
 def test_imports_go_one_way():
     """cli -> tasks -> weights -> networks, preprocessing; converters -> the library, and never the reverse."""
     foundations = ("networks", "preprocessing", "card", "cache", "files", "images", "algebra", "synsets", "weights")
-    tasks = ("classification", "heatmaps", "render", "targets", "first_run")
+    tasks = ("compat", "classification", "heatmaps", "render", "targets", "first_run")
 
     def own(path):
         return {name for name in modules_imported_by(path) if name.startswith(("convnets_torch.", "converters"))}
