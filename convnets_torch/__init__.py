@@ -59,7 +59,7 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
-    "algebra", "cache", "card", "classification", "files", "first_run", "heatmaps", "images", "networks",
+    "algebra", "cache", "card", "classification", "compat", "files", "first_run", "heatmaps", "images", "networks",
     "preprocessing", "render", "synsets", "targets", "weights",
 )  # fmt: skip
 
