@@ -164,6 +164,7 @@ def test_children_are_the_synsets_that_have_this_one_as_a_parent():
     [
         (("dog", "cat"), "carnivore.n.01"),
         (("dog", "beagle"), "dog.n.01"),
+        ((152, 282), "carnivore.n.01"),  # not domestic animal, over fewer classes but less deep
         ((281, 281), "tabby.n.01"),
         ((281,), "tabby.n.01"),
         (("tench", "espresso"), "physical_entity.n.01"),
@@ -224,6 +225,15 @@ def test_a_search_puts_the_word_itself_first_then_beginnings_of_words_then_the_r
     counts = [len(entry.class_ids) for entry in search("crane")[:2]]
     assert [entry.wnid for entry in search("crane")[:2]] == ["n02012849", "n03126707"]
     assert counts == [1, 1]
+
+
+def test_a_search_for_a_word_puts_all_synsets_of_this_word_first_those_over_most_classes_before():
+    for word in sorted({word.lower() for synset in ALL for word in find(synset).words})[::10]:
+        own = {synset for synset in ALL if word in map(str.lower, find(synset).words)}
+        found = search(word)[: len(own)]
+        assert {entry.wnid for entry in found} == own
+        counts = [len(entry.class_ids) for entry in found]
+        assert counts == sorted(counts, reverse=True)
 
 
 def test_a_search_may_find_nothing_but_not_everything():
