@@ -59,8 +59,8 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
-    "algebra", "cache", "card", "classification", "compat", "files", "first_run", "heatmaps", "images", "networks",
-    "preprocessing", "render", "synsets", "targets", "weights",
+    "algebra", "arrays", "cache", "card", "classification", "compat", "files", "first_run", "heatmaps", "images",
+    "networks", "preprocessing", "render", "synsets", "targets", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

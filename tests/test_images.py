@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, features
 
-from convnets_torch.images import read_picture
+from convnets_torch.images import PictureWarning, read_picture
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
@@ -63,26 +65,6 @@ def test_missing_files_and_folders_are_told_apart(tmp_path):
         read_picture(tmp_path)
 
 
-def test_16_bits_are_refused_and_not_clipped(tmp_path):
-    Image.fromarray(np.full((4, 4), 60_000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"more than 8 bits a channel .*; convert it to 8-bit RGB first"):
-        read_picture(tmp_path / "deep.png")
-
-
-def test_16_bits_of_colour_are_refused_and_not_cut(tmp_path):
-    """A PNG by hand: Pillow reads such files as 8-bit RGB without a word."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\0" + bytes(2 * 3 * 2))
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
-    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    with pytest.raises(ValueError, match="more than 8 bits a channel"):
-        read_picture(tmp_path / "deep.png")
-
-
 def test_formats_that_pillow_fails_over_in_its_own_ways_are_refused_by_name(tmp_path):
     for name, content in (
         ("a.ppm", b"P3\n2 2\n255\nabc"),
@@ -99,21 +81,242 @@ def test_a_picture_without_pixels_is_refused():
         read_picture(Image.new("RGB", (0, 5)))
 
 
+EIGHT = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+DEEP = np.random.default_rng(1).integers(0, 65536, (3, 5, 3), dtype=np.uint16)
+
+
+def scaled(values, highest=65535):
+    """0 to `highest` -> 0 to 255, in float64."""
+    return np.floor(values / highest * 255 + 0.5).astype(np.uint8)
+
+
+def png(path, values, color_type):
+    """A 16-bit PNG by hand: Pillow writes none of colour."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, color_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm", "jp2"])
+def test_16_bits_of_grey_are_scaled_and_not_clipped(ending, tmp_path):
+    Image.fromarray(DEEP[:, :, 0]).save(tmp_path / f"deep.{ending}")
+    grey = scaled(DEEP[:, :, 0])
+    assert len(np.unique(grey)) > 10
+    np.testing.assert_array_equal(read_picture(tmp_path / f"deep.{ending}"), np.stack([grey] * 3, axis=2))
+    np.testing.assert_array_equal(read_picture(Image.fromarray(DEEP[:, :, 0]))[:, :, 0], grey)
+
+
+def test_12_bits_of_grey_are_scaled_by_their_own_white(tmp_path):
+    """A TIFF by hand, two pixels packed into three bytes: 0x000 and 0xfff."""
+    tags = [(256, 3, 2), (257, 3, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (279, 4, 3)]
+    directory = struct.pack("<H", len(tags)) + b"".join(
+        struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags
+    )
+    pixels = b"\x00\x0f\xff\x00"
+    (tmp_path / "x.tif").write_bytes(b"II*\0" + struct.pack("<I", 12) + pixels + directory + struct.pack("<I", 0))
+    assert read_picture(tmp_path / "x.tif").tolist() == [[[0] * 3, [255] * 3]]
+
+
+def test_16_bits_of_colour_are_scaled_and_not_cut(tmp_path):
+    """Pillow alone would drop the low byte: another value for a third of these."""
+    png(tmp_path / "deep.png", DEEP, color_type=2)
+    assert (scaled(DEEP) != np.asarray(Image.open(tmp_path / "deep.png"))).any()
+    np.testing.assert_array_equal(read_picture(tmp_path / "deep.png"), scaled(DEEP))
+    opaque = np.dstack([DEEP, np.full((3, 5), 65535)])
+    png(tmp_path / "alpha.png", opaque, color_type=6)
+    np.testing.assert_array_equal(read_picture(tmp_path / "alpha.png"), scaled(DEEP))
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_16_bits_of_colour_in_tiff_are_scaled_and_not_cut(byteorder, compression, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    try:
+        tifffile.imwrite(
+            tmp_path / "x.tif", DEEP, photometric="rgb", byteorder=byteorder, compression=compression, metadata=None
+        )
+    except (ImportError, ValueError, KeyError) as error:
+        pytest.skip(f"this tifffile does not write it: {error}")
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.tif"), scaled(DEEP))
+
+
+def test_deep_pictures_that_are_not_read_rightly_are_refused_by_name(tmp_path):
+    png(tmp_path / "grey-alpha.png", DEEP[:, :, :2], color_type=4)
+    for name in ("float.tif", "int.tif"):
+        kind = np.float32 if name == "float.tif" else np.int32
+        Image.fromarray(np.zeros((2, 3), kind)).save(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name} has pixels of 32 bits .*, whose range nobody knows; scale"):
+            read_picture(tmp_path / name)
+    with pytest.raises(ValueError, match=r"grey-alpha\.png has more than 8 bits a channel .*; save it as 8-bit RGB"):
+        read_picture(tmp_path / "grey-alpha.png")
+    png(tmp_path / "deep.png", DEEP, color_type=2)
+    with Image.open(tmp_path / "deep.png") as opened, pytest.raises(ValueError, match="more than 8 bits a channel"):
+        read_picture(opened)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_rotation_of_a_camera_is_undone_as_the_standard_says(orientation, tmp_path):
+    """EXIF 2.3, tag 0x0112: where row 0 and column 0 of the stored picture are to be shown."""
+    shown = {
+        1: EIGHT, 2: EIGHT[:, ::-1], 3: EIGHT[::-1, ::-1], 4: EIGHT[::-1], 5: EIGHT.transpose(1, 0, 2),
+        6: np.rot90(EIGHT, -1), 7: EIGHT[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(EIGHT),
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(EIGHT).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_picture(tmp_path / "turned.png"), shown[orientation])
+    np.testing.assert_array_equal(read_picture(tmp_path / "turned.png", exif=False), EIGHT)
+
+
+def test_a_rotation_in_broken_exif_data_is_not_followed_and_that_is_said(tmp_path):
+    Image.fromarray(EIGHT).save(tmp_path / "odd.webp", lossless=True, exif=b"Exif\0\0no TIFF header")
+    with pytest.warns(PictureWarning, match=r"odd\.webp has broken EXIF data; a rotation noted there was not followed"):
+        np.testing.assert_array_equal(read_picture(tmp_path / "odd.webp"), EIGHT)
+    np.testing.assert_array_equal(read_picture(tmp_path / "odd.webp", exif=False), EIGHT)  # not looked at, not said
+
+
+TRANSPARENT = {
+    "LA": Image.fromarray(EIGHT[:, :, :2].copy(), "LA"),
+    "RGBA": Image.fromarray(np.dstack([EIGHT, EIGHT[:, :, :1]]), "RGBA"),
+    "palette, one colour": Image.fromarray(EIGHT).quantize(4),
+    "palette, alpha": Image.fromarray(EIGHT).quantize(4),
+}
+TRANSPARENT["palette, one colour"].info["transparency"] = 1
+TRANSPARENT["palette, alpha"].info["transparency"] = b"\xff\x80\x00\xff"
+
+
+@pytest.mark.parametrize("image", TRANSPARENT.values(), ids=TRANSPARENT.keys())
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")  # of the expected value's own
+def test_transparency_is_dropped_as_the_original_did_and_that_is_said(image, tmp_path):
+    image.save(tmp_path / "logo.png")
+    with Image.open(tmp_path / "logo.png") as opened:
+        original = np.asarray(opened.convert("RGB"))  # what scipy's imread(mode="RGB") did
+    with pytest.warns(PictureWarning, match=r"logo\.png is partly transparent; transparency was dropped"):
+        np.testing.assert_array_equal(read_picture(tmp_path / "logo.png"), original)
+
+
+def test_an_alpha_channel_that_hides_nothing_is_not_spoken_of(tmp_path):
+    Image.fromarray(EIGHT).convert("RGBA").save(tmp_path / "photo.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "photo.png"), EIGHT)
+
+
 @pytest.mark.parametrize(
-    "array",
+    ("ending", "options"), [("gif", {}), ("png", {}), ("webp", {"lossless": True}), ("tif", {}), ("avif", {})]
+)
+def test_of_several_frames_the_first_is_read_and_that_is_said(ending, options, tmp_path):
+    if ending == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    frames = [Image.new("RGB", (8, 8), (value, value, value)) for value in (200, 100, 0)]
+    path = tmp_path / f"moving.{ending}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    with pytest.warns(PictureWarning, match=rf"moving\.{ending} has 3 frames or pages; the first was read"):
+        pixels = read_picture(path)
+    assert np.abs(pixels.astype(int) - 200).max() <= 2  # AVIF is lossy
+
+
+def test_the_preview_beside_a_cameras_photograph_is_no_second_frame(tmp_path):
+    Image.fromarray(EIGHT).save(
+        tmp_path / "camera.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (2, 2))]
+    )
+    assert read_picture(tmp_path / "camera.jpg").shape == EIGHT.shape
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
+def test_pictures_of_one_pixel_are_pictures(size, tmp_path):
+    Image.new("L", size, 7).save(tmp_path / "dot.png")
+    assert read_picture(tmp_path / "dot.png").shape == (*size[::-1], 3)
+
+
+def test_the_content_decides_and_not_the_ending(photographs, tmp_path):
+    for name in ("cat.jpg", "cat.txt", "cat"):
+        shutil.copy(photographs / "chelsea.png", tmp_path / name)
+        np.testing.assert_array_equal(read_picture(tmp_path / name), read_picture(photographs / "chelsea.png"))
+
+
+def test_an_open_file_is_read_even_where_it_cannot_seek(photographs):
+    class Pipe(io.RawIOBase):
+        name = "<stdin>"
+
+        def __init__(self, content):
+            self.content = io.BytesIO(content)
+
+        def read(self, size=-1):
+            return self.content.read(size)
+
+    whole = (photographs / "rocket.jpg").read_bytes()
+    np.testing.assert_array_equal(read_picture(Pipe(whole)), read_picture(photographs / "rocket.jpg"))
+    with pytest.raises(OSError, match="standard input is empty"):
+        read_picture(Pipe(b""))
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
     [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((3, 4, 4), np.uint8),
-        np.zeros((0, 4, 3), np.uint8),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC, .*register_heif_opener"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
     ],
 )
-def test_an_array_that_is_no_picture_is_refused_with_its_shape(array):
-    with pytest.raises(ValueError, match=r"a picture is \(height, width, 3\) uint8"):
-        read_picture(array)
+def test_kinds_that_pillow_does_not_read_are_refused_by_name_with_the_way_out(start, kind, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(start + bytes(100))
+    with pytest.raises(OSError, match=rf"photo\.jpg is {kind}"):
+        read_picture(tmp_path / "photo.jpg")
 
 
-def test_a_bomb_becomes_a_sentence_with_the_way_out(photographs, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"raise PIL\.Image\.MAX_IMAGE_PIXELS"):
-        read_picture(photographs / "chelsea.png")
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_read(photographs, tmp_path):
+    with Image.open(photographs / "chelsea.png") as image:
+        image.convert("RGB").save(tmp_path / "cat.avif", quality=95)
+    found, whole = read_picture(tmp_path / "cat.avif"), read_picture(photographs / "chelsea.png")
+    assert np.abs(found.astype(int) - whole).mean() < 4
+
+
+def test_a_truncated_picture_is_read_as_far_as_it_goes_when_that_is_asked_for(photographs, tmp_path):
+    for name in ("rocket.jpg", "chelsea.png"):
+        content = (photographs / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(OSError, match=rf"{name} is broken .*; copy the picture again"):
+            read_picture(tmp_path / name)
+        with pytest.warns(PictureWarning, match=rf"{name} is truncated or damaged; .* black or grey"):
+            half = read_picture(tmp_path / name, allow_truncated=True)
+        whole = read_picture(photographs / name)
+        assert half.shape == whole.shape
+        third = len(whole) // 3
+        np.testing.assert_array_equal(half[:third], whole[:third])
+        assert (half[-8:] != whole[-8:]).any()
+        assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    (tmp_path / "none.jpg").write_bytes(b"no picture")
+    with pytest.raises(OSError, match="no picture that Pillow can read"):
+        read_picture(tmp_path / "none.jpg", allow_truncated=True)
+
+
+def test_a_whole_picture_is_the_same_when_truncated_ones_are_allowed(photographs):
+    path = photographs / "rocket.jpg"
+    np.testing.assert_array_equal(read_picture(path, allow_truncated=True), read_picture(path))
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded_with_the_way_out(photographs, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"chelsea\.png has 135,300 pixels \(300x451\), more than 1,000; .*max_pixels"
+    ):
+        read_picture(photographs / "chelsea.png", max_pixels=1000)
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "huge.png")
+    with pytest.raises(ValueError, match=r"200,000,000 pixels .* more than 178,956,970; .*allow 200000000"):
+        read_picture(tmp_path / "huge.png")
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "gif", "webp"])
+def test_a_picture_beyond_pillows_limits_is_read_without_its_warnings_where_ours_allows_it(
+    ending, photographs, tmp_path, monkeypatch
+):
+    with Image.open(photographs / "chelsea.png") as image:
+        image.save(tmp_path / f"large.{ending}")
+    for limit in (100_000, 1000):  # Pillow would warn, and refuse
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert read_picture(tmp_path / f"large.{ending}").shape == (300, 451, 3)
+        assert limit == Image.MAX_IMAGE_PIXELS
