@@ -18,14 +18,19 @@ if TYPE_CHECKING:
     from convnets_torch.card import Card as Card
     from convnets_torch.card import Source as Source
     from convnets_torch.card import read_card as read_card
+    from convnets_torch.classification import Classified as Classified
     from convnets_torch.classification import Prediction as Prediction
     from convnets_torch.classification import classify as classify
+    from convnets_torch.classification import classify_each as classify_each
+    from convnets_torch.folders import find_pictures as find_pictures
     from convnets_torch.heatmaps import Box as Box
     from convnets_torch.heatmaps import ClassMap as ClassMap
     from convnets_torch.heatmaps import Heatmap as Heatmap
     from convnets_torch.heatmaps import class_map as class_map
     from convnets_torch.heatmaps import heatmap as heatmap
     from convnets_torch.heatmaps import save_sheet as save_sheet
+    from convnets_torch.images import PictureWarning as PictureWarning
+    from convnets_torch.images import read_picture as read_picture
     from convnets_torch.networks import NETWORKS as NETWORKS
     from convnets_torch.networks import VGG as VGG
     from convnets_torch.networks import AlexNet as AlexNet
@@ -46,8 +51,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "converters.conversion": ("Report", "convert"),
     "convnets_torch.card": ("Card", "Source", "read_card"),
-    "convnets_torch.classification": ("Prediction", "classify"),
+    "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
+    "convnets_torch.folders": ("find_pictures",),
     "convnets_torch.heatmaps": ("Box", "ClassMap", "Heatmap", "class_map", "heatmap", "save_sheet"),
+    "convnets_torch.images": ("PictureWarning", "read_picture"),
     "convnets_torch.networks": (
         "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "Network", "efficientnet_lite0", "score_map", "slide",
         "vgg16", "vgg19",
@@ -59,8 +66,8 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
-    "algebra", "arrays", "cache", "card", "classification", "compat", "files", "first_run", "heatmaps", "images",
-    "networks", "preprocessing", "render", "synsets", "targets", "weights",
+    "algebra", "arrays", "cache", "card", "classification", "compat", "files", "first_run", "folders", "heatmaps",
+    "images", "networks", "preprocessing", "render", "synsets", "targets", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

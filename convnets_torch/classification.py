@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,12 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from convnets_torch.card import Card
-from convnets_torch.images import Picture, read_picture
+from convnets_torch.images import Decoded, Picture, decode, warn
 from convnets_torch.networks import Network
-from convnets_torch.preprocessing import normalize, square_crop
+from convnets_torch.preprocessing import Pixels, normalize, square_crop
 from convnets_torch.targets import class_name, class_wnid, find_target
 
 BATCH = 16  # pictures that go through the network together
+AHEAD = 3 * BATCH  # pictures that are decoded before the network asks for them
+THREADS = min(16, os.cpu_count() or 1)  # that decode; Pillow frees them to run at once
 
 
 @dataclass(frozen=True)
@@ -38,50 +43,171 @@ class Prediction:
     probability: float
 
 
+@dataclass(frozen=True)
+class Classified:
+    """What became of one picture.
+
+    Attributes:
+        picture: as it was given.
+        predictions: the most probable classes, the best first; empty where there is an error.
+        error: why the picture could not be used (OSError, ValueError), else None.
+        remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
+    """
+
+    picture: Picture
+    predictions: list[Prediction]
+    error: Exception | None = None
+    remarks: tuple[str, ...] = ()
+
+
 def classify(
-    network: Network, images: Picture | Iterable[Picture], top: int = 5, *, only: str | int | None = None
+    network: Network,
+    images: Picture | Iterable[Picture],
+    top: int = 5,
+    *,
+    only: str | int | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
 ) -> list[list[Prediction]]:
     """Classify pictures, each resized and cropped as the network's card says.
 
     Args:
         network: in eval mode, with its card, as `load` gives it.
-        images: files, `PIL.Image`s or arrays (H, W, 3) uint8 RGB; one of them alone is a list of one.
+        images: whatever `read_picture` takes: files, `PIL.Image`s, arrays (H, W, 3), tensors (3, H, W), RGB, 0 to 255;
+            one of them alone is a list of one. `find_pictures` lists those of a folder.
         top: how many classes to return for each.
         only: a target, as for `heatmap`: leave out all classes that are not of it. The probabilities stay those among
             all of the network's classes and do not add up to 1 again: of a cat, the most probable dog has nearly none.
+        max_pixels: refuse files of more pixels; 178,956,970 by default.
+        allow_truncated: read what is there of files whose end is missing.
 
     Returns:
         Per picture, in the order given, its `top` most probable classes, the best first; all classes of `only` where
         it has fewer.
 
     Raises:
-        OSError: a picture is missing or broken.
+        OSError: a picture is missing or broken; `classify_each` goes on with the others.
         ValueError: a picture cannot be used, `only` is not known, or the network has no card or is in training mode.
+
+    Warns:
+        PictureWarning: as `read_picture` does.
     """
-    card = card_of(network)
-    listed = range(card.classes) if only is None else find_target(card, only).class_ids
-    if not 1 <= top <= card.classes:
-        raise ValueError(f"top is {top}, but the network has {card.classes} classes; give 1 to {card.classes}")
-    pictures = [images] if isinstance(images, str | os.PathLike | Image.Image | np.ndarray) else images
-    rest = iter(pictures)
-    results: list[list[Prediction]] = []
-    while batch := list(itertools.islice(rest, BATCH)):
-        inputs = [square_input(picture, card) for picture in batch]
-        with torch.inference_mode():
-            chances = probabilities(network(to_parameters(np.stack(inputs), network)), card).cpu()
-        if only is not None:
-            chances = chances[:, list(listed)]
-        values, places = chances.topk(min(top, len(listed)), dim=1)
-        for row_values, row_places in zip(values.tolist(), places.tolist(), strict=True):
-            pairs = zip(row_places, row_values, strict=True)
-            results.append([_prediction(card, listed[place], value) for place, value in pairs])
+    results = []
+    for entry in classify_each(network, images, top, only=only, max_pixels=max_pixels, allow_truncated=allow_truncated):
+        if entry.error is not None:
+            raise entry.error
+        warn(entry.remarks)
+        results.append(entry.predictions)
     return results
 
 
-def square_input(picture: Picture, card: Card) -> np.ndarray:
-    """One picture as the network's own input, (3, size, size) float32."""
-    rule = card.preprocessing
-    return normalize(square_crop(read_picture(picture, exif=rule.exif), rule), rule)
+def classify_each(
+    network: Network,
+    images: Picture | Iterable[Picture],
+    top: int = 5,
+    *,
+    only: str | int | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+) -> Generator[Classified, None, None]:
+    """Classify any number of pictures one after another; one that cannot be used does not stop the others.
+
+    Pictures are decoded ahead in threads and go through the network 16 at a time, so results come in bursts; some
+    60 pictures are in memory at once, cut to the network's size.
+
+    Args:
+        network, images, top, only, max_pixels, allow_truncated: as in `classify`.
+
+    Returns:
+        A generator of one `Classified` per picture, in the order given; `close()` stops it early.
+
+    Raises:
+        ValueError: at once, when the network has no card or is in training mode, `top` is out of range, or `only` is not known; later,
+            when the network's outputs are no probabilities.
+    """
+    card = card_of(network)
+    listed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
+    if not 1 <= top <= card.classes:
+        raise ValueError(f"top is {top}, but the network has {card.classes} classes; give 1 to {card.classes}")
+    one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor) or hasattr(images, "read")
+    pictures: Iterable[Picture] = [images] if one else images  # type: ignore[list-item, assignment]
+    options = partial(decode, exif=card.preprocessing.exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    return _classified(network, card, pictures, top, listed, options)
+
+
+def _classified(
+    network: Network,
+    card: Card,
+    pictures: Iterable[Picture],
+    top: int,
+    listed: list[int],
+    read: Callable[[Picture], Decoded],
+) -> Generator[Classified, None, None]:
+    waiting: list[tuple[Picture, _Input]] = []
+    for picture, entry in _ahead(pictures, partial(_input, card=card, read=read)):
+        waiting.append((picture, entry))
+        if sum(entry.pixels is not None for _, entry in waiting) == BATCH:
+            yield from _answers(network, card, waiting, top, listed)
+            waiting = []
+    yield from _answers(network, card, waiting, top, listed)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A picture as (3, size, size) float32, or why there is none."""
+
+    pixels: np.ndarray | None
+    error: Exception | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def _input(picture: Picture, card: Card, read: Callable[[Picture], Decoded]) -> _Input:
+    try:
+        decoded = read(picture)
+        return _Input(square_input(decoded.pixels, card), remarks=decoded.remarks)
+    except (OSError, ValueError) as error:
+        return _Input(None, error)
+
+
+def _ahead(pictures: Iterable[Picture], work: Callable[[Picture], _Input]) -> Iterator[tuple[Picture, _Input]]:
+    """Each picture with its work done, in order; threads are ahead by at most `AHEAD` pictures."""
+    executor = ThreadPoolExecutor(THREADS, "decode")
+    rest = iter(pictures)
+    running: deque[tuple[Picture, Future[_Input]]] = deque()
+    try:
+        while True:
+            for picture in itertools.islice(rest, AHEAD - len(running)):
+                wait([future for other, future in running if other is picture])  # no two threads in one image
+                running.append((picture, executor.submit(work, picture)))
+            if not running:
+                return
+            picture, future = running.popleft()
+            yield picture, future.result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _answers(
+    network: Network, card: Card, entries: list[tuple[Picture, _Input]], top: int, listed: list[int]
+) -> Iterator[Classified]:
+    """One batch through the network, the best of the `listed` classes; what could not be read stays in its place."""
+    inputs = [entry.pixels for _, entry in entries if entry.pixels is not None]
+    rows: Iterator[list[Prediction]] = iter(())
+    if inputs:
+        with torch.inference_mode():
+            chances = probabilities(network(to_parameters(np.stack(inputs), network)), card).cpu()
+        best = (column.tolist() for column in chances[:, listed].topk(min(top, len(listed)), dim=1))
+        rows = (
+            [_prediction(card, listed[place], value) for place, value in zip(places, values, strict=True)]
+            for values, places in zip(*best, strict=True)
+        )
+    for picture, entry in entries:
+        yield Classified(picture, [] if entry.error else next(rows), entry.error, entry.remarks)
+
+
+def square_input(pixels: Pixels, card: Card) -> np.ndarray:
+    """Pixels (H, W, 3), RGB, 0 to 255, as the network's own input, (3, size, size) float32."""
+    return normalize(square_crop(pixels, card.preprocessing), card.preprocessing)
 
 
 def to_parameters(inputs: np.ndarray, network: Network) -> Tensor:

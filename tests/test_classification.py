@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +13,9 @@ import torch
 from PIL import Image
 
 from convnets_torch import synsets
-from convnets_torch.classification import classify, square_input
+from convnets_torch.classification import AHEAD, BATCH, Classified, classify, classify_each, square_input
 from convnets_torch.heatmaps import heatmap
-from convnets_torch.images import read_picture
+from convnets_torch.images import PictureWarning, read_picture
 from convnets_torch.preprocessing import normalize, square_crop
 from convnets_torch.weights import load
 
@@ -73,7 +76,7 @@ def test_sigmoid_outputs_are_each_by_itself(lite_weights, photographs):
     network = load(lite_weights)
     pixels = photographs / "coffee.png"
     with torch.inference_mode():
-        logits = network(torch.from_numpy(square_input(pixels, network.card))[None])[0]
+        logits = network(torch.from_numpy(square_input(read_picture(pixels), network.card))[None])[0]
     network.card = replace(network.card, activation="sigmoid")
     [[best, *_]] = classify(network, pixels)
     assert best.probability == pytest.approx(1 / (1 + np.exp(-logits.max().item())), rel=1e-5)
@@ -99,7 +102,10 @@ def test_order_is_kept_and_batches_do_not_matter(network, photographs):
 def test_files_images_and_arrays_get_the_same_answer(network, photographs):
     path = photographs / "chelsea.png"
     image = Image.open(path)
-    answers = [classify(network, picture) for picture in (path, str(path), image, np.asarray(image), [path])]
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    pictures = (path, str(path), image, array, array.astype(float), tensor, io.BytesIO(path.read_bytes()), [path])
+    answers = [classify(network, picture) for picture in pictures]
     assert all(answer == answers[0] for answer in answers)
 
 
@@ -152,3 +158,77 @@ def test_what_cannot_be_answered_is_refused(lite_weights, photographs):
     network.card = None
     with pytest.raises(ValueError, match="has no card"):
         classify(network, photographs / "coffee.png")
+
+
+@pytest.fixture
+def mixed(photographs, tmp_path):
+    """A list longer than two batches with bad pictures at its start, at its end and where batches meet."""
+    Image.new("RGB", (2, 2)).save(
+        tmp_path / "moving.gif", save_all=True, append_images=[Image.new("RGB", (2, 2), "red")]
+    )
+    names = [photographs / name for name in ("coffee.png", "rocket.jpg", "chelsea.png")]
+    pictures = list(itertools.islice(itertools.cycle(names), 2 * BATCH + 5))
+    for place in (0, BATCH, BATCH + 1, len(pictures) - 1):
+        pictures[place] = tmp_path / f"none-{place}.jpg"
+    pictures[2] = tmp_path / "moving.gif"
+    return pictures
+
+
+def test_bad_pictures_stand_in_their_place_and_the_others_are_classified(network, mixed):
+    entries = list(classify_each(network, mixed, top=1))
+    assert [entry.picture for entry in entries] == mixed
+    best = {"coffee.png": {967}, "rocket.jpg": {657}, "chelsea.png": CATS}
+    for path, entry in zip(mixed, entries, strict=True):
+        if path.name.startswith("none"):
+            assert isinstance(entry.error, FileNotFoundError)
+            assert str(path) in str(entry.error)
+            assert entry.predictions == []
+        else:
+            assert entry.error is None
+            assert path.name == "moving.gif" or entry.predictions[0].class_id in best[path.name]
+    assert [entry.remarks for entry in entries if entry.remarks] == [
+        (f"{mixed[2]} has 2 frames or pages; the first was read",)
+    ]
+
+
+def test_classify_warns_of_what_each_remarks_and_stops_at_the_first_bad_picture(network, mixed):
+    with pytest.warns(PictureWarning, match="the first was read"):
+        [[entry]] = classify(network, mixed[2], top=1)
+    assert entry.probability > 0
+    with pytest.raises(FileNotFoundError, match="none-0"):
+        classify(network, mixed)
+
+
+def test_nothing_or_only_bad_pictures_are_no_batch(network, tmp_path):
+    assert list(classify_each(network, [])) == []
+    [entry] = classify_each(network, [tmp_path / "none.jpg"])
+    assert isinstance(entry, Classified)
+    assert entry.error is not None
+
+
+def test_one_image_may_stand_in_a_list_many_times(network, photographs):
+    """Opened but not decoded: two threads that decode it at once break it."""
+    with Image.open(photographs / "rocket.jpg") as image:
+        answers = classify(network, [image] * 12, top=1)
+    assert {answer[0].class_id for answer in answers} == {657}
+
+
+def test_pictures_are_taken_as_they_are_needed_and_no_thread_is_left(network, photographs):
+    taken = itertools.count()
+    pictures = (photographs / "coffee.png" for _ in itertools.islice(taken, 1000))
+    results = classify_each(network, pictures)
+    assert next(results).predictions[0].class_id == 967
+    assert next(taken) <= AHEAD + BATCH
+    results.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_limits_are_handed_to_the_decoder(network, photographs, tmp_path):
+    whole = (photographs / "rocket.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match="truncated"):
+        classify(network, tmp_path / "half.jpg")
+    with pytest.warns(PictureWarning, match="truncated"):
+        assert classify(network, tmp_path / "half.jpg", allow_truncated=True)
+    with pytest.raises(ValueError, match="more than 100"):
+        classify(network, photographs / "rocket.jpg", max_pixels=100)

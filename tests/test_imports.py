@@ -57,7 +57,8 @@ def modules_imported_by(path):
 def test_imports_go_one_way():
     """cli -> tasks -> weights -> networks, preprocessing; converters -> the library, and never the reverse."""
     foundations = (
-        "networks", "preprocessing", "card", "cache", "files", "images", "arrays", "algebra", "synsets", "weights",
+        "networks", "preprocessing", "card", "cache", "files", "images", "arrays", "folders", "algebra", "synsets",
+        "weights",
     )  # fmt: skip
     tasks = ("compat", "classification", "heatmaps", "render", "targets", "first_run")
 

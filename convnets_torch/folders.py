@@ -1,0 +1,72 @@
+"""Which files are meant: names, folders and patterns become a list of pictures."""
+
+from __future__ import annotations
+
+import glob
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from convnets_torch.images import PictureWarning
+
+# Files with these endings are a folder's pictures; what Pillow cannot read of them is refused by name later.
+ENDINGS = {
+    ".apng", ".avif", ".avifs", ".bmp", ".dds", ".dib", ".gif", ".heic", ".heif", ".hif", ".ico", ".j2k", ".jfif",
+    ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".jxl", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".psd",
+    ".qoi", ".tga", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+
+
+def find_pictures(names: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The pictures that names mean, in the order of the names.
+
+    A folder means the files in it and in the folders below it whose ending is a picture's, sorted by path; hidden
+    ones and links to folders are left out. A pattern such as `"photos/**/*.jpg"` means the files that match it,
+    sorted. Any other name means itself, whether it exists or not. What two names mean is listed twice.
+
+    Args:
+        names: one, or several.
+
+    Raises:
+        OSError: a folder without pictures, or one that cannot be listed; a pattern that matches no file.
+
+    Warns:
+        PictureWarning: other files of a folder were left out.
+    """
+    several = [names] if isinstance(names, str | os.PathLike) else names
+    return [path for name in several for path in _meant(name)]
+
+
+def _meant(name: str | os.PathLike[str]) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        files = sorted(_files(path))
+        pictures = [file for file in files if file.suffix.lower() in ENDINGS]
+        if not pictures:
+            raise FileNotFoundError(f"{path} holds no pictures; name another folder, or the files themselves")
+        if others := [file.name for file in files if file.suffix.lower() not in ENDINGS]:
+            few = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            warnings.warn(
+                f"{path}: left out {len(others)} files whose ending is no picture's ({few})",
+                PictureWarning,
+                stacklevel=4,
+            )
+        return pictures
+    if glob.has_magic(str(path)) and not os.path.lexists(path):
+        matches = sorted(match for match in map(Path, glob.glob(str(path), recursive=True)) if not match.is_dir())  # noqa: PTH207
+        if not matches:
+            raise FileNotFoundError(f"no file matches {path}; name another pattern, or a folder")
+        return matches
+    return [path]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files in a folder and below that are not hidden."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, below, names in os.walk(folder, onerror=refuse):
+        below[:] = [name for name in below if not name.startswith(".")]
+        yield from (Path(place, name) for name in names if not name.startswith("."))

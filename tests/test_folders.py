@@ -1,0 +1,58 @@
+"""What a folder, a pattern and a name mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from convnets_torch.folders import find_pictures
+from convnets_torch.images import PictureWarning
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures (empty: nothing here opens them) at two depths, made out of order."""
+    for name in ("b.JPG", "sub/c.webp", "a.png", "sub/a.heic", ".hidden.jpg", ".git/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_a_folder_means_its_pictures_and_those_below_it_sorted(folder):
+    found = [path.relative_to(folder).as_posix() for path in find_pictures(folder)]
+    assert found == ["a.png", "b.JPG", "sub/a.heic", "sub/c.webp"]
+
+
+def test_other_files_of_a_folder_are_left_out_and_that_is_said(folder):
+    for name in ("notes.txt", "sub/Thumbs.db", "vgg16.h5", "LICENSE"):
+        (folder / name).touch()
+    with pytest.warns(PictureWarning, match=r"left out 4 files .* \(LICENSE, notes\.txt, Thumbs\.db, \.\.\.\)"):
+        assert len(find_pictures(folder)) == 4
+
+
+def test_a_pattern_means_the_files_that_match_it_sorted(folder):
+    assert [path.name for path in find_pictures(str(folder / "*.*g"))] == ["a.png"]  # case counts, as in a shell
+    assert [path.name for path in find_pictures(f"{folder}/**/*.[hw]e*")] == ["a.heic", "c.webp"]
+    (folder / "notes.txt").touch()  # named by the pattern, so it is meant
+    assert [path.name for path in find_pictures(f"{folder}/n*")] == ["notes.txt"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(folder):
+    (folder / "[ab].png").touch()
+    assert find_pictures(str(folder / "[ab].png")) == [folder / "[ab].png"]
+
+
+def test_names_keep_their_order_whether_they_exist_or_not(folder):
+    names = [folder / "sub", folder / "none.jpg", folder / "a.png"]
+    assert [path.name for path in find_pictures(names)] == ["a.heic", "c.webp", "none.jpg", "a.png"]
+
+
+def test_a_folder_or_a_pattern_that_means_nothing_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no pictures; name another folder"):
+        find_pictures(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no file matches .*\*\.jpg; name another pattern"):
+        find_pictures(f"{tmp_path}/*.jpg")
+
+
+def test_a_link_in_a_circle_is_not_followed(folder):
+    (folder / "sub" / "up").symlink_to(folder)
+    assert len(find_pictures(folder)) == 4
