@@ -122,8 +122,8 @@ def classify_each(
         A generator of one `Classified` per picture, in the order given; `close()` stops it early.
 
     Raises:
-        ValueError: at once, when the network has no card or is in training mode, `top` is out of range, or `only` is not known; later,
-            when the network's outputs are no probabilities.
+        ValueError: at once, when the network has no card or is in training mode, `top` is out of range, or `only`
+            is not known; later, when the outputs are no probabilities.
     """
     card = card_of(network)
     listed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)

@@ -146,26 +146,49 @@ def save_sheet(maps: list[Heatmap], path: str | os.PathLike[str], *, plain: bool
 
 
 @overload
-def heatmap(network: Network, image: Picture, target: str | int, *, longest_side: int | None = None) -> Heatmap: ...
+def heatmap(
+    network: Network,
+    image: Picture,
+    target: str | int,
+    *,
+    longest_side: int | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+) -> Heatmap: ...
 
 
 @overload
-def heatmap(network: Network, image: Picture, target: Targets, *, longest_side: int | None = None) -> list[Heatmap]: ...
+def heatmap(
+    network: Network,
+    image: Picture,
+    target: Targets,
+    *,
+    longest_side: int | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+) -> list[Heatmap]: ...
 
 
 def heatmap(
-    network: Network, image: Picture, target: str | int | Targets, *, longest_side: int | None = None
+    network: Network,
+    image: Picture,
+    target: str | int | Targets,
+    *,
+    longest_side: int | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
 ) -> Heatmap | list[Heatmap]:
     """Find a target in a picture: one pass over the whole picture, uncropped and at its own size.
 
     Args:
         network: in eval mode, with its card, as `load` gives it.
-        image: a file, a `PIL.Image` or an array (H, W, 3) uint8 RGB.
+        image: whatever `read_picture` takes: a file, a `PIL.Image`, an array (H, W, 3), a tensor (3, H, W).
         target: a class id, a wnid, a WordNet name or a word; a synset means every class below it, counted once. Or
             several of them with signs between blanks: "dog - hunting dog + wolf". A list of targets gives a list
             of maps; the network still runs once.
         longest_side: resize the picture to so many pixels first, keeping its aspect: larger gives more cells,
             and finds smaller things.
+        max_pixels, allow_truncated: as in `read_picture`.
 
     Returns:
         Its map, one cell for every `network.stride` pixels of the (resized) picture; for a list, a map for each.
@@ -182,7 +205,7 @@ def heatmap(
             raise ValueError(
                 f"{found.label} is {len(found.class_ids)} classes, whose sigmoids do not add up; name one class"
             )
-    chances, place = _cells(network, image, longest_side)
+    chances, place = _cells(network, image, longest_side, max_pixels, allow_truncated)
     # Rounding alone can bring the sum of all classes above 1.
     sums = [chances[list(found.class_ids)].sum(dim=0).clamp(max=1).cpu().numpy() for found in targets]
     maps = [Heatmap(total, *place, found) for total, found in zip(sums, targets, strict=True)]
@@ -190,12 +213,18 @@ def heatmap(
 
 
 def class_map(
-    network: Network, image: Picture, *, only: str | int | None = None, longest_side: int | None = None
+    network: Network,
+    image: Picture,
+    *,
+    only: str | int | None = None,
+    longest_side: int | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
 ) -> ClassMap:
     """What is where in a picture: the most probable class of every cell.
 
     Args:
-        network, image, longest_side: as for `heatmap`.
+        network, image, longest_side, max_pixels, allow_truncated: as for `heatmap`.
         only: let only the classes of this target win cells; their probabilities stay as they are.
 
     Raises:
@@ -203,7 +232,7 @@ def class_map(
     """
     card = card_of(network)
     allowed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
-    chances, place = _cells(network, image, longest_side)
+    chances, place = _cells(network, image, longest_side, max_pixels, allow_truncated)
     best, position = chances[allowed].max(dim=0)
     class_ids = np.asarray(allowed)[position.cpu().numpy()]
     winners = Counter(class_ids.ravel().tolist())
@@ -211,11 +240,13 @@ def class_map(
     return ClassMap(best.cpu().numpy(), *place, class_ids, names)
 
 
-def _cells(network: Network, image: Picture, longest_side: int | None) -> tuple[Tensor, Place]:
+def _cells(
+    network: Network, image: Picture, longest_side: int | None, max_pixels: int | None, allow_truncated: bool
+) -> tuple[Tensor, Place]:
     """Probabilities (classes, h, w) of every cell, and where the cells are."""
     card = card_of(network)
     rule = card.preprocessing
-    picture = read_picture(image, exif=rule.exif)
+    picture = read_picture(image, exif=rule.exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
     resized = picture if longest_side is None else fit_longest_side(picture, longest_side, rule)
     _check_size(picture_name(image), picture, resized, network)
     with torch.inference_mode():

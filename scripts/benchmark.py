@@ -1,6 +1,6 @@
 """Measure what has a speed, as ratios against a peer in the same run.
 
-    python scripts/benchmark.py import load cold-start convert [--rounds 7] [--json FILE]
+    python scripts/benchmark.py import load cold-start convert folder [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. Everything runs
@@ -176,11 +176,60 @@ print((peak() - before) / {size})
     return [result]
 
 
+def measure_folder(folder: Path, rounds: int) -> list[Result]:
+    """A folder of photographs through VGG16, against the bare loop over inputs that are in memory already."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from convnets_torch.classification import BATCH, classify_each, square_input
+    from convnets_torch.folders import find_pictures
+    from convnets_torch.images import read_picture
+    from convnets_torch.weights import load
+    from tests.reference.pictures import picture
+
+    (folder / "photographs").mkdir(exist_ok=True)
+    for number in range(4 * BATCH):
+        Image.fromarray(picture(number, 480, 640)).save(folder / "photographs" / f"{number:03}.jpg", quality=90)
+    network = load(folder / "vgg16.safetensors", mapped=False)
+    paths = find_pictures(folder / "photographs")
+    card = network.card
+    assert card is not None
+
+    def inputs() -> list[np.ndarray]:
+        return [square_input(read_picture(path, exif=card.preprocessing.exif), card) for path in paths]
+
+    decoded = inputs()
+
+    def bare() -> None:
+        for start in range(0, len(decoded), BATCH):
+            with torch.inference_mode():
+                network(torch.from_numpy(np.stack(decoded[start : start + BATCH]))).softmax(dim=1).topk(5)
+
+    def ours() -> None:
+        assert all(entry.error is None for entry in classify_each(network, paths))
+
+    def one_after_another() -> None:
+        inputs()
+        bare()
+
+    start = time.perf_counter()
+    inputs()
+    each = (time.perf_counter() - start) / len(paths)
+    print(f"decoding and cropping one photograph of 480x640 in one thread: {1000 * each:.1f} ms\n")
+    work = f"classify a folder of {len(paths)} photographs, VGG16"
+    return [
+        alternate(work, "bare loop over inputs in memory", ours, bare, rounds),
+        alternate(work, "decode, then the bare loop", ours, one_after_another, rounds),
+    ]
+
+
 WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "import": measure_import,
     "load": measure_load,
     "cold-start": measure_cold_start,
     "convert": measure_convert,
+    "folder": measure_folder,
 }
 
 

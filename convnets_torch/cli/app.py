@@ -10,6 +10,7 @@ import typer
 
 from convnets_torch import __version__
 from convnets_torch.cli import picture_commands, synset_commands, weights_commands
+from convnets_torch.cli.messages import one_line
 
 app = typer.Typer(
     help="Convert ImageNet-era Keras weights, classify pictures, and find where in a picture a class is.",
@@ -51,13 +52,6 @@ def run(application: typer.Typer) -> None:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
         sys.exit("convnets-torch: the memory does not suffice; take a smaller picture, or a smaller --longest-side")
-
-
-def one_line(error: Exception) -> str:
-    """An error as one sentence, without Python's error numbers."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
 
 
 def main() -> None:

@@ -2,61 +2,92 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from convnets_torch.classification import Prediction
+from convnets_torch.cli import results
+from convnets_torch.cli.messages import one_line, say, warnings_as_lines
 
 Weights = Annotated[str, typer.Argument(metavar="WEIGHTS", help="A .safetensors file, or a name in the cache.")]
 
 
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(min=1, help="Refuse files of more pixels (height times width).", show_default="178956970"),
+]
+AllowTruncated = Annotated[
+    bool, typer.Option("--allow-truncated", help="Read what is there of pictures whose end is missing.")
+]
+
+
 def classify(
     weights: Weights,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", readable=False, help="Pictures.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Pictures, folders of them, quoted patterns, or - for standard input."),
+    ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each picture.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture and line.")] = False,
     only: Annotated[
         str | None, typer.Option(help="Leave out classes that are not of this target; probabilities stay as they are.")
     ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one row per class or error.")] = False,
+    as_table: Annotated[bool, typer.Option("--table", help="Print a table when all is done.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write instead of printing.", show_default=False)
+    ] = None,
+    max_pixels: MaxPixels = None,
+    allow_truncated: AllowTruncated = False,
 ) -> None:
     """Print the most probable classes of pictures: probability, wnid, words."""
+    if as_json + as_csv + as_table > 1:
+        raise typer.BadParameter("--json, --csv and --table exclude each other")
     from convnets_torch import classification
-    from convnets_torch.cli.app import one_line
+    from convnets_torch.cli.progress import with_time_left
+    from convnets_torch.files import check_writable, replacing
+    from convnets_torch.folders import find_pictures
     from convnets_torch.targets import find_target
     from convnets_torch.weights import load
 
+    if output is not None:
+        check_writable(output)
     network = load(weights)
     if only is not None:
-        find_target(classification.card_of(network), only)  # an unknown one is refused once, not for each picture
-    failed = False
-    for image in images:
-        try:
-            [predictions] = classification.classify(network, image, top, only=only)
-        except (OSError, ValueError) as error:
-            failed = True
-            print(f"convnets-torch: {one_line(error)}", file=sys.stderr)
-            if as_json:
-                print(json.dumps({"image": str(image), "error": one_line(error)}))
-            continue
-        if as_json:
-            print(json.dumps({"image": str(image), "predictions": [asdict(entry) for entry in predictions]}))
-        else:
-            if len(images) > 1:
-                print(image)
-            _print_predictions(predictions)
+        find_target(classification.card_of(network), only)  # an unknown one is refused once, before any picture
+    form = results.JsonLines if as_json else results.Csv if as_csv else results.Table if as_table else results.Text
+    with warnings_as_lines(), contextlib.ExitStack() as stack:
+        found = [path for name in images for path in (["-"] if name == "-" else map(str, find_pictures(name)))]
+        sources = (sys.stdin.buffer if name == "-" else name for name in found)
+        entries = classification.classify_each(
+            network, sources, top, only=only, max_pixels=max_pixels, allow_truncated=allow_truncated
+        )
+        file = sys.stdout
+        if output is not None:
+            part = stack.enter_context(replacing(output))
+            file = stack.enter_context(part.open("w", encoding="utf-8", newline=""))
+        writer: results.Writer = form(file, len(found) > 1)
+        failed = 0
+        for name, entry in zip(found, with_time_left(entries, len(found)), strict=True):
+            for remark in entry.remarks:
+                say(remark)
+            if entry.error is not None:
+                failed += 1
+                say(one_line(entry.error))
+            writer.add(name, entry)
+        writer.finish()
+    if output is not None:
+        say(f"{output}: {len(found)} pictures, {failed} of which could not be classified")
     if failed:
         raise typer.Exit(1)
 
 
 def heatmap(
     weights: Weights,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", readable=False, help="A picture.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture, or - for standard input.")],
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,6 +105,8 @@ def heatmap(
     argmax: Annotated[
         bool, typer.Option("--argmax", help="What is where: the best class of each cell (of the targets, if any).")
     ] = False,
+    max_pixels: MaxPixels = None,
+    allow_truncated: AllowTruncated = False,
 ) -> None:
     """Draw where in a picture a class is, or a whole branch of the WordNet tree."""
     from convnets_torch import heatmaps, render
@@ -85,13 +118,30 @@ def heatmap(
         raise typer.BadParameter("--argmax goes with one --target at most, and not with --plain")
     render.check_output(output)
     network = load(weights)
-    if argmax:
-        classes = heatmaps.class_map(network, image, only=target[0] if target else None, longest_side=longest_side)
-        classes.save(output)
-        for class_id, words in classes.names.items():
-            print(f"{(classes.class_ids == class_id).mean():.3f}  {class_id:<4}  {words}")
-        return
-    maps = heatmaps.heatmap(network, image, target or [], longest_side=longest_side)
+    picture = sys.stdin.buffer if image == "-" else image
+    with warnings_as_lines():
+        if argmax:
+            only = target[0] if target else None
+            classes = heatmaps.class_map(
+                network,
+                picture,
+                only=only,
+                longest_side=longest_side,
+                max_pixels=max_pixels,
+                allow_truncated=allow_truncated,
+            )
+            classes.save(output)
+            for class_id, words in classes.names.items():
+                print(f"{(classes.class_ids == class_id).mean():.3f}  {class_id:<4}  {words}")
+            return
+        maps = heatmaps.heatmap(
+            network,
+            picture,
+            target or [],
+            longest_side=longest_side,
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
+        )
     heatmaps.save_sheet(maps, output, plain=plain)
     for name, found in zip(target or [], maps, strict=True):
         ids, meant = len(found.target.class_ids), filter(None, [found.target.wnid, found.target.label])
@@ -111,12 +161,7 @@ def demo(
     result = first_run.demo(output)
     for photograph, predictions in result.predictions.items():
         print(photograph)
-        _print_predictions(predictions)
+        print(*results.prediction_lines(predictions), sep="\n")
     for picture in result.pictures:
         print(picture)
     print(f"the network: {result.weights} (convnets-torch classify efficientnet_lite0 IMAGE)", file=sys.stderr)
-
-
-def _print_predictions(predictions: list[Prediction]) -> None:
-    for entry in predictions:
-        print(f"{entry.probability:.3f}  {entry.wnid or entry.class_id:<9}  {entry.words}")

@@ -1,0 +1,36 @@
+"""What commands say on stderr: errors and warnings, one line each."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+
+
+def one_line(error: Warning | Exception) -> str:
+    """An error as one sentence, without Python's error numbers."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def say(sentence: str) -> None:
+    """One line on stderr, under our name; a file's text in it cannot steer the terminal."""
+    print(f"convnets-torch: {printable(sentence)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """The text with whatever is no printable character escaped as Python does it."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Print what is said about pictures, by the library and by Pillow, as one line each."""
+    from convnets_torch.images import PictureWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PictureWarning)
+        warnings.showwarning = lambda message, *_: say(one_line(message) if isinstance(message, Warning) else message)
+        yield

@@ -1,0 +1,104 @@
+"""Results of classifying in the forms that `classify` prints: text, JSON lines, CSV, a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import IO, TYPE_CHECKING, Protocol
+
+from convnets_torch.cli.messages import one_line, printable
+
+if TYPE_CHECKING:
+    from convnets_torch.classification import Classified, Prediction
+
+COLUMNS = ("image", "rank", "probability", "class_id", "wnid", "words", "error")
+
+
+class Writer(Protocol):
+    """Takes results one by one; `finish` comes after the last."""
+
+    def add(self, image: str, result: Classified) -> None: ...
+    def finish(self) -> None: ...
+
+
+class Text:
+    """Fixed columns, under the picture's name where there are several."""
+
+    def __init__(self, file: IO[str], several: bool) -> None:
+        self.file, self.several = file, several
+
+    def add(self, image: str, result: Classified) -> None:
+        if result.error is None:
+            if self.several:
+                print(printable(image), file=self.file)
+            for line in prediction_lines(result.predictions):
+                print(line, file=self.file)
+
+    def finish(self) -> None: ...
+
+
+class JsonLines:
+    """One object per picture and line."""
+
+    def __init__(self, file: IO[str], several: bool) -> None:
+        self.file = file
+
+    def add(self, image: str, result: Classified) -> None:
+        if result.error is None:
+            record = {"image": image, "predictions": [asdict(entry) for entry in result.predictions]}
+        else:
+            record = {"image": image, "error": one_line(result.error)}
+        print(json.dumps(record), file=self.file)
+
+    def finish(self) -> None: ...
+
+
+class Csv:
+    """One row per prediction, or with the error of a picture that has none, under `COLUMNS`."""
+
+    def __init__(self, file: IO[str], several: bool) -> None:
+        self.rows = csv.writer(file, lineterminator="\n")
+        self.rows.writerow(COLUMNS)
+
+    def add(self, image: str, result: Classified) -> None:
+        for rank, entry in enumerate(result.predictions, start=1):
+            chance = f"{entry.probability:.6f}"
+            self.rows.writerow([printable(image), rank, chance, entry.class_id, entry.wnid or "", entry.words, ""])
+        if result.error is not None:
+            self.rows.writerow([printable(image), "", "", "", "", "", printable(one_line(result.error))])
+
+    def finish(self) -> None: ...
+
+
+class Table:
+    """A table for people, drawn when all results are there."""
+
+    def __init__(self, file: IO[str], several: bool) -> None:
+        from rich.console import Console
+        from rich.table import Table as RichTable
+
+        wide = None if file.isatty() else 160
+        self.console = Console(file=file, width=wide, markup=False, highlight=False, emoji=False)
+        self.table = RichTable("image", "probability", "wnid", "words")
+        for column in self.table.columns:
+            column.overflow = "fold"  # nothing is cut
+
+    def add(self, image: str, result: Classified) -> None:
+        name = printable(image)
+        for entry in result.predictions:
+            self.table.add_row(name, f"{entry.probability:.3f}", entry.wnid or str(entry.class_id), entry.words)
+            name = ""
+        if result.error is not None:
+            self.table.add_row(name, "", "", printable(one_line(result.error)), style="red")
+        self.table.add_section()
+
+    def finish(self) -> None:
+        self.console.print(self.table)
+
+
+def prediction_lines(predictions: list[Prediction]) -> Iterator[str]:
+    """Probability, wnid and words in fixed columns."""
+    for entry in predictions:
+        yield f"{entry.probability:.3f}  {entry.wnid or entry.class_id:<9}  {entry.words}"
