@@ -189,7 +189,7 @@ def measure_folder(folder: Path, rounds: int) -> list[Result]:
     from tests.reference.pictures import picture
 
     (folder / "photographs").mkdir(exist_ok=True)
-    for number in range(4 * BATCH):
+    for number in range(2 * BATCH):
         Image.fromarray(picture(number, 480, 640)).save(folder / "photographs" / f"{number:03}.jpg", quality=90)
     network = load(folder / "vgg16.safetensors", mapped=False)
     paths = find_pictures(folder / "photographs")
