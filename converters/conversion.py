@@ -74,6 +74,10 @@ def convert(
     Raises:
         OSError: `source` cannot be read or `destination` cannot be written; an older file there survives.
         ValueError: the file is not known or not complete, holds NaN or infinite values, or needs `backend`.
+
+    >>> report = convert("alexnet_weights.h5", "converted.safetensors")
+    >>> report.card.network, report.rows[0].source, report.rows[0].change
+    ('alexnet', 'conv_1', 'flipped')
     """
     source = Path(source)
     if destination is not None:

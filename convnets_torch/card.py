@@ -157,6 +157,9 @@ def read_card(path: str | os.PathLike[str]) -> Card:
     Raises:
         OSError: the file is missing, a folder, or cannot be read.
         ValueError: the file is no safetensors file, is truncated, or has no card.
+
+    >>> read_card("alexnet.safetensors").source.backend
+    'theano'
     """
     header = read_header(path)
     metadata = header.get("__metadata__")

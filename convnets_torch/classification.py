@@ -91,6 +91,11 @@ def classify(
 
     Warns:
         PictureWarning: as `read_picture` does.
+
+    >>> from convnets_torch import load
+    >>> [[best, second]] = classify(load("alexnet.safetensors"), "street.jpg", top=2)
+    >>> best.probability > second.probability, best.wnid.startswith("n")
+    (True, True)
     """
     results = []
     for entry in classify_each(network, images, top, only=only, max_pixels=max_pixels, allow_truncated=allow_truncated):
@@ -124,6 +129,12 @@ def classify_each(
     Raises:
         ValueError: at once, when the network has no card or is in training mode, `top` is out of range, or `only`
             is not known; later, when the outputs are no probabilities.
+
+    >>> from convnets_torch import load
+    >>> for result in classify_each(load("alexnet.safetensors"), ["street.jpg", "none.jpg"]):
+    ...     print(result.picture, len(result.predictions), result.error)
+    street.jpg 5 None
+    none.jpg 0 none.jpg does not exist; name a file
     """
     card = card_of(network)
     listed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)

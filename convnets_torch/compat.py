@@ -73,6 +73,10 @@ def convnet(
     Raises:
         ValueError: another network, another network's weights, or a layer that is not known.
         OSError: the weights cannot be read.
+
+    >>> model = convnet("alexnet", "alexnet_weights.h5", heatmap=True)
+    >>> model.predict(preprocess_image_batch(["street.jpg"])).shape
+    (1, 1000, 3, 6)
     """
     if network not in NAMES:
         raise ValueError(f"unknown network {network!r}; known: {', '.join(NAMES)}")
@@ -129,6 +133,9 @@ def preprocess_image_batch(
     Raises:
         ValueError: pictures of different sizes and no `img_size`; `crop_size` without `img_size`, or larger.
         OSError: a picture is missing or broken.
+
+    >>> preprocess_image_batch(["street.jpg"], img_size=(256, 256), crop_size=(227, 227)).shape
+    (1, 3, 227, 227)
     """
     if color_mode not in ("rgb", "bgr"):
         raise ValueError(f"unknown color_mode {color_mode!r}; known: rgb, bgr")

@@ -33,6 +33,9 @@ def find_pictures(names: str | os.PathLike[str] | Iterable[str | os.PathLike[str
 
     Warns:
         PictureWarning: other files of a folder were left out.
+
+    >>> [path.name for path in find_pictures("*.jpg")]
+    ['street.jpg']
     """
     several = [names] if isinstance(names, str | os.PathLike) else names
     return [path for name in several for path in _meant(name)]

@@ -130,6 +130,9 @@ def save_sheet(maps: list[Heatmap], path: str | os.PathLike[str], *, plain: bool
     Raises:
         ValueError: another file ending.
         OSError: `path` cannot be written.
+
+    >>> from convnets_torch import load
+    >>> save_sheet(heatmap(load("alexnet.safetensors"), "street.jpg", ["car", "dog"]), "sheet.png")
     """
     from convnets_torch import render
 
@@ -196,6 +199,12 @@ def heatmap(
     Raises:
         OSError: the picture is missing or broken.
         ValueError: the picture is smaller than the network's own size, or a target is not known.
+
+    >>> from convnets_torch import load
+    >>> cars = heatmap(load("alexnet.safetensors"), "street.jpg", "car")
+    >>> cars.probabilities.shape, cars.window(2, 1)
+    ((3, 6), Box(left=32.0, top=64.0, right=259.0, bottom=291.0))
+    >>> cars.save("cars.png")
     """
     card = card_of(network)
     several = isinstance(target, list | tuple)
@@ -229,6 +238,11 @@ def class_map(
 
     Raises:
         OSError, ValueError: as `heatmap`.
+
+    >>> from convnets_torch import load
+    >>> found = class_map(load("alexnet.safetensors"), "street.jpg", only="dog")
+    >>> found.class_ids.shape, set(found.names) <= set(range(151, 269))
+    ((3, 6), True)
     """
     card = card_of(network)
     allowed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)

@@ -67,6 +67,10 @@ def load(
         OSError: there is no such file, or it cannot be read.
         ValueError: the file has no card, is truncated, or does not hold what its card says; the device or the
             precision is not known.
+
+    >>> network = load("alexnet.safetensors")
+    >>> network.card.network, network.card.preprocessing.channels, network.training
+    ('alexnet', 'rgb', False)
     """
     device = _check_device(device)
     if precision is not None and precision not in PRECISIONS:
@@ -98,6 +102,11 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: `path` cannot be written; an older file there survives.
         ValueError: the network has no card, or not the shapes that its card says.
+
+    >>> network = load("alexnet.safetensors")
+    >>> save(network, "copy.safetensors")
+    >>> load("copy.safetensors").card == network.card
+    True
     """
     network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
     if network.card is None:

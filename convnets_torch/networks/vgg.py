@@ -52,7 +52,11 @@ class VGG(Network):
 
 
 def vgg16(classes: int = 1000, widths: Five = WIDTHS, hidden: tuple[int, int] = HIDDEN) -> VGG:
-    """Configuration D: 13 convolutions, 138,357,544 parameters."""
+    """Configuration D: 13 convolutions, 138,357,544 parameters.
+
+    >>> vgg16(classes=10, widths=(1, 1, 1, 1, 1), hidden=(2, 3)).head[-1]
+    Linear(in_features=3, out_features=10, bias=True)
+    """
     return VGG((2, 2, 3, 3, 3), classes, widths, hidden)
 
 
