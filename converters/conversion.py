@@ -19,14 +19,14 @@ from torch import Tensor
 import convnets_torch
 from converters.keras_h5 import open_keras_h5
 from converters.keras_plan import plan_keras
-from converters.plans import Plan, Row
+from converters.plans import Plan, Row, Step
 from converters.pytorch_files import read_state_dict
 from converters.pytorch_plan import plan_pytorch
 from convnets_torch.cache import cache_folder
-from convnets_torch.card import Card, Source
+from convnets_torch.card import KEY, Card, Source
 from convnets_torch.files import check_regular, check_writable, resolved, sha256
-from convnets_torch.preprocessing import preset
-from convnets_torch.weights import write
+from convnets_torch.filling import filling
+from convnets_torch.preprocessing import Preprocessing, preset
 
 PYTORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # a zip, and the older bare pickle
 
@@ -93,23 +93,34 @@ def convert(
             destination = cache_folder() / f"{plan.network}.safetensors"
             check_writable(destination)
         digest = beside.submit(sha256, source)
-        arrays = _fill(source, plan)
-        card = Card(
-            network=plan.network,
-            arguments=plan.arguments,
-            preprocessing=rule,
-            class_names="imagenet-1k" if plan.arguments["classes"] == 1000 else None,
-            source=Source(
-                file=source.name,
-                sha256=digest.result(),
-                framework=plan.framework,
-                backend=plan.backend,
-                changes=_summary(plan),
-                converter=f"convnets-torch {convnets_torch.__version__}",
-            ),
-        )
-    write(arrays, card, destination)
+        layout = {step.row.parameter: (_dtype(step), step.row.shape) for step in plan.steps}
+        placeholder = _card(source, plan, rule, "0" * 64)  # as long as the one with the digest, which takes its time
+        with filling(destination, layout, {KEY: placeholder.to_json()}) as file:
+            _fill(source, plan, file.arrays)
+            card = _card(source, plan, rule, digest.result())
+            file.metadata = {KEY: card.to_json()}
     return Report(source, Path(destination), card, tuple(step.row for step in plan.steps))
+
+
+def _card(source: Path, plan: Plan, rule: Preprocessing, digest: str) -> Card:
+    return Card(
+        network=plan.network,
+        arguments=plan.arguments,
+        preprocessing=rule,
+        class_names="imagenet-1k" if plan.arguments["classes"] == 1000 else None,
+        source=Source(
+            file=source.name,
+            sha256=digest,
+            framework=plan.framework,
+            backend=plan.backend,
+            changes=_summary(plan),
+            converter=f"convnets-torch {convnets_torch.__version__}",
+        ),
+    )
+
+
+def _dtype(step: Step) -> torch.dtype:
+    return torch.int64 if step.row.parameter.endswith("num_batches_tracked") else torch.float32
 
 
 @contextmanager
@@ -141,28 +152,23 @@ def _is_pytorch_zip(path: Path) -> bool:
         return True  # a truncated one, for PyTorch's reader to refuse
 
 
-def _fill(source: Path, plan: Plan) -> dict[str, Tensor]:
-    arrays = {}
+def _fill(source: Path, plan: Plan, arrays: dict[str, Tensor]) -> None:
     not_finite = []
     for step in plan.steps:
-        counter = step.row.parameter.endswith("num_batches_tracked")
-        # NumPy asks for huge pages, which halves the time that a large array takes to come into being.
-        array = torch.from_numpy(np.empty(step.row.shape, np.int64 if counter else np.float32))
+        array = arrays[step.row.parameter]
         try:
             with np.errstate(over="ignore"):  # float64 values too large for float32 become infinite, and are refused
                 step.fill(array)
         except OSError as error:
-            raise OSError(f"{source}: {step.row.source} cannot be read ({error}); download the file again") from None
+            raise ValueError(f"{source}: {step.row.source} cannot be read ({error}); download the file again") from None
         # A finite sum has finite terms; the exact check, which needs memory, is for sums that overflow.
         if not array.sum().isfinite() and not array.isfinite().all():
             not_finite.append(step.row.source)
-        arrays[step.row.parameter] = array
     if not_finite:
         raise ValueError(
             f"{source} holds NaN, infinite or (for float32) too large weights in"
             f" {', '.join(dict.fromkeys(not_finite))}; the training diverged, or the file is broken"
         )
-    return arrays
 
 
 def _summary(plan: Plan) -> tuple[str, ...]:

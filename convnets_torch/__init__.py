@@ -66,8 +66,8 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
-    "algebra", "arrays", "cache", "card", "classification", "compat", "files", "first_run", "folders", "heatmaps",
-    "images", "networks", "preprocessing", "render", "synsets", "targets", "weights",
+    "algebra", "arrays", "cache", "card", "classification", "compat", "files", "filling", "first_run", "folders",
+    "heatmaps", "images", "networks", "preprocessing", "render", "synsets", "targets", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from convnets_torch.cache import find
-from convnets_torch.card import KEY, Card, read_card
+from convnets_torch.card import KEY, read_card
 from convnets_torch.files import replacing
 from convnets_torch.networks import NETWORKS, Network
 
@@ -117,18 +117,9 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
             f"the network is not the {network.card.network} of its card: {'; '.join(wrong)};"
             " set network.card to what it is now"
         )
-    write(arrays, network.card, path)
-
-
-def write(arrays: dict[str, Tensor], card: Card, path: str | os.PathLike[str]) -> None:
-    """Write parameters and a card, atomically: the file is there whole, or the old one is.
-
-    Raises:
-        OSError: `path` cannot be written, or the disk is full.
-    """
     with replacing(path) as temporary:
         try:
-            save_file(arrays, temporary, metadata={KEY: card.to_json()})
+            save_file(arrays, temporary, metadata={KEY: network.card.to_json()})
         except SafetensorError as error:
             raise OSError(str(error)) from None
 

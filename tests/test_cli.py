@@ -194,12 +194,12 @@ def test_a_terminated_conversion_leaves_nothing(tmp_path):
     """SIGTERM while the output is being written: the temporary file goes, and the exit code says it."""
     code = """
 import os, signal, sys
-from convnets_torch import weights
-whole = weights.save_file
-def killed(arrays, path, metadata):
-    whole(arrays, path, metadata)
+from converters import conversion
+whole = conversion._fill
+def killed(source, plan, arrays):
+    whole(source, plan, arrays)
     os.kill(os.getpid(), signal.SIGTERM)
-weights.save_file = killed
+conversion._fill = killed
 from convnets_torch.cli.app import main
 main()
 """

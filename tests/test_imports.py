@@ -57,8 +57,8 @@ def modules_imported_by(path):
 def test_imports_go_one_way():
     """cli -> tasks -> weights -> networks, preprocessing; converters -> the library, and never the reverse."""
     foundations = (
-        "networks", "preprocessing", "card", "cache", "files", "images", "arrays", "folders", "algebra", "synsets",
-        "weights",
+        "networks", "preprocessing", "card", "cache", "files", "filling", "images", "arrays", "folders", "algebra",
+        "synsets", "weights",
     )  # fmt: skip
     tasks = ("compat", "classification", "heatmaps", "render", "targets", "first_run")
 
@@ -75,7 +75,7 @@ def test_imports_go_one_way():
             assert not any(name.split(".")[1] in tasks for name in own(path))
     for path in (ROOT.parent / "converters").glob("*.py"):
         if path.stem != "__main__":
-            allowed = ("card", "cache", "files", "networks", "preprocessing", "weights")
+            allowed = ("card", "cache", "files", "filling", "networks", "preprocessing", "weights")
             names = {name for name in own(path) if name.startswith("convnets_torch.")}
             assert all(name.split(".")[1] in allowed for name in names)
 

@@ -1,0 +1,51 @@
+"""Files that are filled in place are those that the library writes, byte for byte."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from convnets_torch.filling import filling
+from convnets_torch.weights import load, save
+
+LAYOUT = {
+    "b.weight": (torch.float32, (3, 5)),
+    "a.steps": (torch.int64, ()),
+    "a.bias": (torch.float32, (7,)),
+    "c.steps": (torch.int64, ()),
+}
+
+
+def test_the_bytes_are_those_of_the_library(tmp_path):
+    values = {
+        name: torch.randn(shape) if dtype.is_floating_point else torch.tensor(4)
+        for name, (dtype, shape) in LAYOUT.items()
+    }
+    metadata = {"card": '{"name": "w\\u00e4sp \\"quoted\\"", "path": "a\\\\b"}'}
+    save_file(values, tmp_path / "library", metadata)
+    with filling(tmp_path / "ours", LAYOUT, metadata) as file:
+        for name, array in file.arrays.items():
+            array.copy_(values[name])
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "library").read_bytes()
+
+
+def test_a_real_network_with_counters_is_written_as_the_library_does(lite_weights, tmp_path):
+    save(load(lite_weights), tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == lite_weights.read_bytes()
+
+
+def test_metadata_may_change_but_not_in_length(tmp_path):
+    with filling(tmp_path / "out", LAYOUT, {"card": "000"}) as file:
+        file.metadata = {"card": "abc"}
+    assert b'"card":"abc"' in (tmp_path / "out").read_bytes()
+    (tmp_path / "out").write_text("precious")
+
+    def grow():
+        with filling(tmp_path / "out", LAYOUT, {"card": "000"}) as file:
+            file.metadata = {"card": "a much longer text"}
+
+    with pytest.raises(ValueError, match=r"room for .* was kept"):
+        grow()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_text() == "precious"
