@@ -13,7 +13,7 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from convnets_torch.networks.network import Network
+from convnets_torch.networks.network import Network, dense_head
 
 WIDTHS = (96, 256, 384, 384, 256)  # channels of the five convolutions
 HIDDEN = (4096, 4096)  # units of the two hidden dense layers
@@ -77,15 +77,4 @@ class AlexNet(Network):
                 pool_5=nn.MaxPool2d(3, stride=2),
             )
         )
-        self.head = nn.Sequential(
-            OrderedDict(
-                flatten=nn.Flatten(),  # (N, 256, 6, 6) -> (N, 9216)
-                dense_1=nn.Linear(five * 6 * 6, hidden[0]),
-                relu_dense_1=nn.ReLU(),
-                dropout_1=nn.Dropout(0.5),
-                dense_2=nn.Linear(hidden[0], hidden[1]),
-                relu_dense_2=nn.ReLU(),
-                dropout_2=nn.Dropout(0.5),
-                dense_3=nn.Linear(hidden[1], classes),
-            )
-        )
+        self.head = dense_head(five * 6 * 6, hidden, classes)  # (N, 256, 6, 6) -> (N, 9216) -> (N, classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -47,3 +48,28 @@ class Network(nn.Module):
                 f" {self.size}; resize them, or take score_map for larger ones"
             )
         return self.head(self.features(images))
+
+
+def dense_head(inputs: int, hidden: tuple[int, int], classes: int) -> nn.Sequential:
+    """The three dense layers of AlexNet and VGG, with dropout between them.
+
+    Args:
+        inputs: values of one window of the feature map, C * h * w.
+        hidden: units of the first two layers.
+        classes: units of the last.
+
+    Returns:
+        Layers that map a window (N, C, h, w) to logits (N, classes).
+    """
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            dense_1=nn.Linear(inputs, hidden[0]),
+            relu_dense_1=nn.ReLU(),
+            dropout_1=nn.Dropout(0.5),
+            dense_2=nn.Linear(hidden[0], hidden[1]),
+            relu_dense_2=nn.ReLU(),
+            dropout_2=nn.Dropout(0.5),
+            dense_3=nn.Linear(hidden[1], classes),
+        )
+    )

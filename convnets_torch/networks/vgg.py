@@ -6,11 +6,9 @@ arXiv:1409.1556, table 1, columns D and E.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import nn
 
-from convnets_torch.networks.network import Network
+from convnets_torch.networks.network import Network, dense_head
 
 Five = tuple[int, int, int, int, int]
 
@@ -37,18 +35,7 @@ class VGG(Network):
                 self.features.add_module(f"relu{block}_{conv}", nn.ReLU())
                 channels = width
             self.features.add_module(f"pool{block}", nn.MaxPool2d(2))
-        self.head = nn.Sequential(
-            OrderedDict(
-                flatten=nn.Flatten(),  # (N, 512, 7, 7) -> (N, 25088)
-                dense_1=nn.Linear(channels * 7 * 7, hidden[0]),
-                relu_dense_1=nn.ReLU(),
-                dropout_1=nn.Dropout(0.5),
-                dense_2=nn.Linear(hidden[0], hidden[1]),
-                relu_dense_2=nn.ReLU(),
-                dropout_2=nn.Dropout(0.5),
-                dense_3=nn.Linear(hidden[1], classes),
-            )
-        )
+        self.head = dense_head(channels * 7 * 7, hidden, classes)  # (N, 512, 7, 7) -> (N, 25088) -> (N, classes)
 
 
 def vgg16(classes: int = 1000, widths: Five = WIDTHS, hidden: tuple[int, int] = HIDDEN) -> VGG:
