@@ -1,4 +1,4 @@
-"""AlexNet, VGG16, VGG19 and EfficientNet-Lite0 in PyTorch, with heatmaps, from Keras weights.
+"""AlexNet, VGG, ResNet50, InceptionV3 and EfficientNet-Lite0 in PyTorch, with heatmaps, from Keras weights.
 
 Names are resolved on first use, so that importing the package costs nothing.
 
@@ -35,8 +35,12 @@ if TYPE_CHECKING:
     from convnets_torch.networks import VGG as VGG
     from convnets_torch.networks import AlexNet as AlexNet
     from convnets_torch.networks import EfficientNetLite as EfficientNetLite
+    from convnets_torch.networks import InceptionV3 as InceptionV3
     from convnets_torch.networks import Network as Network
+    from convnets_torch.networks import ResNet as ResNet
     from convnets_torch.networks import efficientnet_lite0 as efficientnet_lite0
+    from convnets_torch.networks import inception_v3 as inception_v3
+    from convnets_torch.networks import resnet50 as resnet50
     from convnets_torch.networks import score_map as score_map
     from convnets_torch.networks import slide as slide
     from convnets_torch.networks import vgg16 as vgg16
@@ -56,8 +60,8 @@ _HOMES = {
     "convnets_torch.heatmaps": ("Box", "ClassMap", "Heatmap", "class_map", "heatmap", "save_sheet"),
     "convnets_torch.images": ("PictureWarning", "read_picture"),
     "convnets_torch.networks": (
-        "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "Network", "efficientnet_lite0", "score_map", "slide",
-        "vgg16", "vgg19",
+        "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "InceptionV3", "Network", "ResNet", "efficientnet_lite0",
+        "inception_v3", "resnet50", "score_map", "slide", "vgg16", "vgg19",
     ),
     "convnets_torch.preprocessing": ("Preprocessing",),
     "convnets_torch.synsets": ("class_ids",),

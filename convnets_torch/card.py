@@ -56,8 +56,8 @@ class Card:
 
     Attributes:
         network: a name in `convnets_torch.NETWORKS`.
-        arguments: what the network's builder is called with: number of classes, widths, and the numbers that
-            the architecture alone does not fix (LRN constants, batch-norm epsilon).
+        arguments: what the network's builder is called with: number of classes (None for weights without a head),
+            widths, and the numbers that the architecture alone does not fix (LRN constants, batch-norm epsilon).
         preprocessing: how pictures become input.
         class_names: "imagenet-1k", a list of the user's own, or None where they are not known.
         activation: what turns logits into probabilities.
@@ -74,10 +74,11 @@ class Card:
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        classes = self.arguments.get("classes")
-        if not isinstance(self.network, str) or type(classes) is not int or classes < 1:
+        classes = self.arguments.get("classes", 0)
+        numbered = type(classes) is int and classes >= 1
+        if not isinstance(self.network, str) or not (numbered or classes is None):
             raise ValueError(
-                f"card has network {self.network!r} with {classes!r} classes; a name and a number are wanted"
+                f"card has network {self.network!r} with {classes!r} classes; a name, and a number or null are wanted"
             )
         if self.class_names not in ("imagenet-1k", None) and not (
             isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
@@ -87,7 +88,11 @@ class Card:
             )
         if self.activation not in get_args(Activation):
             raise ValueError(f"card has activation {self.activation!r}; known: {', '.join(get_args(Activation))}")
-        names = classes if self.class_names is None else 1000 if self.imagenet else len(self.class_names)
+        if classes == 1 and self.activation == "softmax":
+            raise ValueError(
+                "card has one class and softmax, which makes 1 of every output; sigmoid is wanted, or none"
+            )
+        names = self.classes if self.class_names is None else 1000 if self.imagenet else len(self.class_names)
         if names != self.classes:
             raise ValueError(f"card has {self.classes} classes but {names} class names; give each class one")
 
@@ -98,8 +103,8 @@ class Card:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
-        return int(self.arguments["classes"])
+        """Number of classes; 0 for weights without a head."""
+        return int(self.arguments["classes"] or 0)
 
     def to_json(self) -> str:
         """One line of JSON; the same card always gives the same text."""
@@ -137,12 +142,15 @@ class Card:
                 known["source"] = Source.from_dict(known["source"])
             if isinstance(known["class_names"], list):
                 known["class_names"] = tuple(known["class_names"])
-            known["arguments"] = {
-                key: tuple(value) if isinstance(value, list) else value for key, value in known["arguments"].items()
-            }
+            known["arguments"] = {key: _tuples(value) for key, value in known["arguments"].items()}
             return cls(**known, unknown=values)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"the card cannot be read ({error}); convert the weights again") from None
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, at every depth: widths, and the steps of a head."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _flat(entry: Card | Source) -> dict[str, Any]:

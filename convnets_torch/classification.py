@@ -18,7 +18,8 @@ from torch import Tensor
 from convnets_torch.card import Card
 from convnets_torch.images import Decoded, Picture, decode, warn
 from convnets_torch.networks import Network
-from convnets_torch.preprocessing import Pixels, normalize, square_crop
+from convnets_torch.networks.network import NO_HEAD
+from convnets_torch.preprocessing import Pixels, center_crop, normalize
 from convnets_torch.targets import class_name, class_wnid, find_target
 
 BATCH = 16  # pictures that go through the network together
@@ -87,7 +88,8 @@ def classify(
 
     Raises:
         OSError: a picture is missing or broken; `classify_each` goes on with the others.
-        ValueError: a picture cannot be used, `only` is not known, or the network has no card or is in training mode.
+        ValueError: a picture cannot be used, `only` is not known, or the network has no card, no head, or is in
+            training mode.
 
     Warns:
         PictureWarning: as `read_picture` does.
@@ -127,8 +129,8 @@ def classify_each(
         A generator of one `Classified` per picture, in the order given; `close()` stops it early.
 
     Raises:
-        ValueError: at once, when the network has no card or is in training mode, `top` is out of range, or `only`
-            is not known; later, when the outputs are no probabilities.
+        ValueError: at once, when the network has no card, no head, or is in training mode, `top` is out of range, or
+            `only` is not known; later, when the outputs are no probabilities.
 
     >>> from convnets_torch import load
     >>> for result in classify_each(load("alexnet.safetensors"), ["street.jpg", "none.jpg"]):
@@ -218,7 +220,7 @@ def _answers(
 
 def square_input(pixels: Pixels, card: Card) -> np.ndarray:
     """Pixels (H, W, 3), RGB, 0 to 255, as the network's own input, (3, size, size) float32."""
-    return normalize(square_crop(pixels, card.preprocessing), card.preprocessing)
+    return normalize(center_crop(pixels, card.preprocessing), card.preprocessing)
 
 
 def to_parameters(inputs: np.ndarray, network: Network) -> Tensor:
@@ -247,12 +249,14 @@ def card_of(network: Network) -> Card:
     """The card of a network that is ready to run.
 
     Raises:
-        ValueError: the network has no card, or is in training mode.
+        ValueError: the network has no card or no head, or is in training mode.
     """
     if network.card is None:
         raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")
     if any(module.training for module in network.modules()):
         raise ValueError("the network is in training mode, where dropout makes answers random; call network.eval()")
+    if network.head is None:
+        raise ValueError(NO_HEAD)
     return network.card
 
 

@@ -23,7 +23,7 @@ def list_networks() -> list[str]:
     """Names of the networks that weights can be converted for and loaded into.
 
     >>> list_networks()
-    ['alexnet', 'efficientnet_lite0', 'vgg16', 'vgg19']
+    ['alexnet', 'efficientnet_lite0', 'inception_v3', 'resnet50', 'vgg16', 'vgg19']
     """
     return sorted(NETWORKS)
 
@@ -81,6 +81,11 @@ def load(
         network = build(card.network, card.arguments)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    if layout := card.unknown.get("layout"):
+        raise ValueError(
+            f"{file} has the parameter names of {layout}, for its load_state_dict; convert the original weights again"
+            " without a layout to load them here"
+        )
     try:
         arrays = load_file(file, device=str(device))
     except SafetensorError as error:

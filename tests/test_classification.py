@@ -16,7 +16,7 @@ from convnets_torch import synsets
 from convnets_torch.classification import AHEAD, BATCH, Classified, classify, classify_each, square_input
 from convnets_torch.heatmaps import heatmap
 from convnets_torch.images import PictureWarning, read_picture
-from convnets_torch.preprocessing import normalize, square_crop
+from convnets_torch.preprocessing import center_crop, normalize
 from convnets_torch.weights import load
 
 CATS = set(range(281, 286))  # the domestic ones
@@ -50,7 +50,7 @@ def test_it_is_less_sure_with_the_normalisation_that_its_package_shows(network, 
     with_card = classify(network, photographs / "coffee.png", top=1)[0][0]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     wrong = replace(network.card.preprocessing, scale=1 / 255, mean=mean, std=std)
-    pixels = square_crop(read_picture(photographs / "coffee.png"), wrong)
+    pixels = center_crop(read_picture(photographs / "coffee.png"), wrong)
     with torch.inference_mode():
         answer = network(torch.from_numpy(normalize(pixels, wrong))[None]).softmax(1)
     assert with_card.probability > answer[0, with_card.class_id] + 0.1

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnets_torch.networks import NETWORKS, score_map, slide
@@ -17,7 +18,22 @@ HEADS = {
     ),
     "one layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 4, 7, bias=False)),
     "pooled": lambda: nn.Sequential(nn.AvgPool2d((2, 4), stride=1), nn.Flatten(), nn.Dropout(), nn.Linear(3, 7)),
+    "largest": lambda: nn.Sequential(nn.MaxPool2d((2, 4), stride=1), nn.Flatten(), nn.Linear(3, 7)),
+    "normalized": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 2 * 4, 5), uneven(nn.BatchNorm1d(5, eps=0.1)), nn.ELU(), nn.Linear(5, 7)
+    ),
+    "pooled and normalized": lambda: nn.Sequential(
+        nn.AvgPool2d((2, 4), stride=1), nn.Flatten(), uneven(nn.BatchNorm1d(3, affine=False)), nn.Linear(3, 7)
+    ),
 }
+
+
+def uneven(layer):
+    """Batch normalisation with random statistics and parameters."""
+    for array in layer.state_dict().values():
+        if array.is_floating_point():
+            array.uniform_(0.5, 2.0)
+    return layer
 
 
 @pytest.fixture(params=HEADS)
@@ -28,8 +44,11 @@ def head(request):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("alexnet", 60_965_224), ("vgg16", 138_357_544), ("vgg19", 143_667_240), ("efficientnet_lite0", 4_652_008)],
-)
+    [
+        ("alexnet", 60_965_224), ("vgg16", 138_357_544), ("vgg19", 143_667_240), ("efficientnet_lite0", 4_652_008),
+        ("resnet50", 25_583_592), ("inception_v3", 23_834_568),
+    ],
+)  # fmt: skip
 def test_the_networks_have_the_parameters_of_their_papers(name, parameters):
     with torch.device("meta"):
         network = NETWORKS[name]()
@@ -68,8 +87,13 @@ def test_a_map_smaller_than_the_window_is_refused_with_both_sizes(head):
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.BatchNorm1d(3), nn.AvgPool2d((2, 4), stride=2), nn.AvgPool2d(2, stride=1), nn.AdaptiveAvgPool2d(1)]
-)
+    "layer",
+    [
+        nn.BatchNorm1d(3), nn.BatchNorm1d(3).eval(), nn.BatchNorm1d(3, track_running_stats=False).eval(),
+        nn.AvgPool2d((2, 4), stride=2), nn.AvgPool2d(2, stride=1), nn.AdaptiveAvgPool2d(1),
+        nn.MaxPool2d((2, 4)), nn.MaxPool2d((2, 4), stride=1, padding=1), nn.MaxPool2d((2, 4), stride=1, dilation=2),
+    ],
+)  # fmt: skip
 def test_a_head_that_cannot_slide_is_refused_by_name(layer):
     with pytest.raises(ValueError, match=rf"{type(layer).__name__}.* cannot slide"):
         slide([layer, nn.Flatten(), nn.Linear(3, 7)], torch.zeros(1, 3, 4, 6), window=(2, 4))
@@ -108,7 +132,7 @@ class ConvolutionWeights(TorchDispatchMode):
 def test_the_score_map_reads_the_dense_kernels_where_they_are(narrow):
     dense = [layer for layer in narrow.head if isinstance(layer, nn.Linear)]
     with ConvolutionWeights() as seen:
-        score_map(narrow, torch.zeros(1, 3, 256, 320))
+        score_map(narrow, torch.zeros(1, 3, 320, 352))
     assert [layer.weight.untyped_storage().data_ptr() for layer in dense] == seen.pointers[-len(dense) :]
 
 
@@ -119,7 +143,7 @@ def test_at_its_own_size_the_score_map_is_the_classification(narrow):
 
 
 def test_gradients_of_the_score_map_reach_every_parameter(narrow):
-    score_map(narrow, random(1, 3, 256, 320, dtype=torch.float32)).square().sum().backward()
+    score_map(narrow, random(1, 3, 320, 352, dtype=torch.float32)).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in narrow.parameters())
 
 
@@ -145,7 +169,7 @@ def test_images_of_another_size_are_refused_with_the_way_out(narrow):
 
 
 def test_the_graph_of_both_uses_is_captured_whole_by_torch_compile(narrow):
-    images = random(1, 3, 256, 320, dtype=torch.float32)
+    images = random(1, 3, 320, 352, dtype=torch.float32)
     own = images[:, :, : narrow.size[0], : narrow.size[1]]
     with torch.no_grad():
         classify = torch.compile(narrow, fullgraph=True, backend="aot_eager")
@@ -157,7 +181,7 @@ def test_the_graph_of_both_uses_is_captured_whole_by_torch_compile(narrow):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
 def test_compiled_code_gives_the_same_logits(narrow):
-    images = random(1, 3, 256, 320, dtype=torch.float32)
+    images = random(1, 3, 320, 352, dtype=torch.float32)
     with torch.no_grad():
         compiled = torch.compile(score_map, fullgraph=True)
         torch.testing.assert_close(compiled(narrow, images), score_map(narrow, images), rtol=1e-3, atol=1e-4)
@@ -165,7 +189,7 @@ def test_compiled_code_gives_the_same_logits(narrow):
 
 def test_under_autocast_both_uses_stay_near_float32(narrow):
     """bfloat16 has 8 bits: an error of a few per cent of the largest logit is its own, not ours."""
-    images = random(1, 3, 256, 320, dtype=torch.float32)
+    images = random(1, 3, 320, 352, dtype=torch.float32)
     own = images[:, :, : narrow.size[0], : narrow.size[1]]
     with torch.no_grad():
         exact = narrow(own), score_map(narrow, images)
@@ -187,3 +211,86 @@ def test_efficientnet_lite0_answers_as_the_package_it_was_trained_in(lite_weight
     images = random(2, 3, 224, 224, dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(load(lite_weights)(images), original(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("resnet50", 25_636_712), ("inception_v3", 23_851_784)])
+def test_keras_counts_as_many_numbers(name, numbers):
+    """With the statistics of batch normalisation, and for InceptionV3 without its scale, which Keras leaves out."""
+    with torch.device("meta"):
+        network = NETWORKS[name]()
+    found = sum(array.numel() for array in network.state_dict().values() if array.is_floating_point())
+    if name == "inception_v3":
+        found -= sum(layer.num_features for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
+    assert found == numbers
+
+
+def test_resnet50_that_strides_in_the_3x3_is_torchvisions():
+    """At full size, with every statistic random."""
+    from torchvision.models import resnet50 as theirs
+
+    from convnets_torch.networks import resnet50
+
+    torch.manual_seed(0)
+    original = theirs().eval()
+    for layer in original.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            uneven(layer)
+    ours = resnet50(epsilon=1e-5, stride_in="3x3", bias=False).eval()
+    state, arrays = original.state_dict(), {}
+    for name in ours.state_dict():
+        arrays[name] = state[torchvision_name(name)]
+    images = random(1, 3, 224, 224, dtype=torch.float32)
+
+    def error(network):
+        network.load_state_dict(arrays)
+        with torch.no_grad():
+            wanted = original(images)
+            return (network.eval()(images) - wanted).abs().max() / wanted.abs().max()
+
+    assert error(ours) < 1e-5
+    assert error(resnet50(epsilon=1e-5, stride_in="1x1", bias=False)) > 1e-2
+    assert error(resnet50(epsilon=1e-5, stride_in="3x3", bias=False, pool_padding=False)) > 1e-2
+
+
+def torchvision_name(name):
+    *_, module, role = name.split(".")
+    if name.startswith("head."):
+        return f"fc.{role}"
+    if module in ("conv1_conv", "conv1_bn"):
+        return f"{module.split('_')[1]}1.{role}"
+    stage, block = name.split(".")[1].removeprefix("conv").split("_block")
+    kind, number = module.split("_")
+    part = f"downsample.{int(kind == 'bn')}" if number == "0" else f"{kind}{number}"
+    return f"layer{int(stage) - 1}.{int(block) - 1}.{part}.{role}"
+
+
+def test_inceptions_convolutions_and_its_pooling_are_those_of_the_definition():
+    """The block of figure 5, written out with functions, on features of unequal sides."""
+    from convnets_torch.networks import inception_v3
+
+    torch.manual_seed(0)
+    network = inception_v3(None, [3] * 94, epsilon=0.1).double().eval()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            uneven(layer)
+    block, x = network.features.get_submodule("mixed0"), random(2, 3, 4, 6)
+
+    def step(x, branch, number):
+        conv, bn = (block.get_submodule(f"{branch}.{kind}_{number}") for kind in ("conv", "bn"))
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(bn, nn.BatchNorm2d)
+        x = F.conv2d(x, conv.weight, padding="same")
+        shape = (1, -1, 1, 1)
+        scale = bn.weight / (bn.running_var + 0.1).sqrt()
+        return ((x - bn.running_mean.view(shape)) * scale.view(shape) + bn.bias.view(shape)).clamp(min=0)
+
+    ones = torch.ones(1, 1, 3, 3, dtype=x.dtype)
+    sums = F.conv2d(x.flatten(0, 1)[:, None], ones, padding=1).view_as(x)
+    mean = sums / F.conv2d(torch.ones(1, 1, 4, 6, dtype=x.dtype), ones, padding=1)  # the padding is not counted
+    parts = [
+        step(x, "branch1x1", 1),
+        step(step(x, "branch5x5", 1), "branch5x5", 2),
+        step(step(step(x, "branch3x3dbl", 1), "branch3x3dbl", 2), "branch3x3dbl", 3),
+        step(mean, "branch_pool", 1),
+    ]
+    torch.testing.assert_close(block.forward(x), torch.cat(parts, dim=1), rtol=1e-10, atol=1e-12)

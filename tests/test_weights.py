@@ -128,7 +128,7 @@ def test_unknown_fields_of_a_card_are_kept(weights, tmp_path):
         (lambda card: card | {"preprocessing": {"size": 3}}, "preprocessing cannot be read"),
         (lambda card: card | {"preprocessing": 3}, "cannot be read"),
         (lambda card: 5, "no schema number"),
-        (lambda card: card | {"network": []}, "network .* with 60 classes; a name and a number are wanted"),
+        (lambda card: card | {"network": []}, "network .* with 60 classes; a name, and a number or null are wanted"),
         (lambda card: card | {"arguments": {"classes": True}}, "with True classes"),
         (lambda card: card | {"class_names": {}}, "class names .*; 'imagenet-1k', null or a list of words is wanted"),
         (lambda card: card | {"class_names": [1] * 60}, "a list of words is wanted"),
@@ -232,10 +232,11 @@ def test_without_the_variable_the_cache_is_the_platforms(monkeypatch, tmp_path):
 
 
 def test_the_networks_are_listed():
-    assert list_networks() == ["alexnet", "efficientnet_lite0", "vgg16", "vgg19"]
+    assert list_networks() == ["alexnet", "efficientnet_lite0", "inception_v3", "resnet50", "vgg16", "vgg19"]
 
 
 def test_a_card_survives_its_text():
-    card = Card("vgg16", {"classes": 2, "widths": (1, 2)}, preset("vgg16"), ("bee", "wäsp"), "sigmoid")
+    head = (("flatten",), ("dense", 2))
+    card = Card("vgg16", {"classes": 2, "widths": (1, 2), "head": head}, preset("vgg16"), ("bee", "wäsp"), "sigmoid")
     assert Card.from_json(card.to_json()) == card
     assert len({card, Card.from_json(card.to_json())}) == 1

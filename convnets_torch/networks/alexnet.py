@@ -13,7 +13,8 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from convnets_torch.networks.network import Network, dense_head
+from convnets_torch.networks.heads import Steps
+from convnets_torch.networks.network import Network, Size, dense_steps
 
 WIDTHS = (96, 256, 384, 384, 256)  # channels of the five convolutions
 HIDDEN = (4096, 4096)  # units of the two hidden dense layers
@@ -45,17 +46,26 @@ class AlexNet(Network):
     window = (6, 6)
     size = (227, 227)
     stride = 32
+    shrinking = ((11, 4, 0), (3, 2, 0), (3, 2, 0), (3, 2, 0))
 
     def __init__(
         self,
-        classes: int = 1000,
+        classes: int | None = 1000,
         widths: tuple[int, int, int, int, int] = WIDTHS,
         hidden: tuple[int, int] = HIDDEN,
         lrn: tuple[int, float, float, float] = LRN,
+        *,
+        head: Steps | None = None,
+        size: Size | None = None,
     ) -> None:
         super().__init__()
-        size, *constants = lrn
-        if type(size) is not int or not 1 <= size < 1000 or len(constants) != 3 or not all(map(isfinite, constants)):
+        neighbours, *constants = lrn
+        if (
+            type(neighbours) is not int
+            or not 1 <= neighbours < 1000
+            or len(constants) != 3
+            or not all(map(isfinite, constants))
+        ):
             raise ValueError(f"lrn is {lrn!r}; size (1 to 999 channels), alpha, beta and k are wanted")
         one, two, three, four, five = widths
         self.features = nn.Sequential(
@@ -77,4 +87,5 @@ class AlexNet(Network):
                 pool_5=nn.MaxPool2d(3, stride=2),
             )
         )
-        self.head = dense_head(five * 6 * 6, hidden, classes)  # (N, 256, 6, 6) -> (N, 9216) -> (N, classes)
+        # (N, 256, 6, 6) -> (N, 9216) -> (N, classes)
+        self.add_head(five, dense_steps(hidden, classes), classes, head, size)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from convnets_torch.networks.network import Network
+from convnets_torch.networks.heads import Steps
+from convnets_torch.networks.network import Network, Size
 
 WIDTHS = (32, 16, 24, 40, 80, 112, 192, 320, 1280)  # channels: first convolution, seven stages, last convolution
 STAGES = (  # per stage: blocks, kernel size, stride of the first block, expansion
@@ -70,8 +71,17 @@ class EfficientNetLite(Network):
     window = (7, 7)
     size = (224, 224)
     stride = 32
+    shrinking = ((2, 2, 0),) * 5  # what the padding of `SamePad2d` comes to
 
-    def __init__(self, classes: int = 1000, widths: Sequence[int] = WIDTHS, epsilon: float = EPSILON) -> None:
+    def __init__(
+        self,
+        classes: int | None = 1000,
+        widths: Sequence[int] = WIDTHS,
+        epsilon: float = EPSILON,
+        *,
+        head: Steps | None = None,
+        size: Size | None = None,
+    ) -> None:
         super().__init__()
         first, *stage_widths, last = widths
         self.features = nn.Sequential(
@@ -92,22 +102,23 @@ class EfficientNetLite(Network):
         self.features.add_module("conv_head", nn.Conv2d(channels, last, 1, bias=False))
         self.features.add_module("bn1", nn.BatchNorm2d(last, eps=epsilon, momentum=0.01))
         self.features.add_module("relu1", nn.ReLU6())
-        self.head = nn.Sequential(
-            OrderedDict(
-                pool=nn.AvgPool2d(self.window, stride=1),  # fixed: adaptive pooling would hide a wrong image size
-                flatten=nn.Flatten(),
-                dropout=nn.Dropout(0.2),
-                fc=nn.Linear(last, classes),
-            )
-        )
+        self.add_head(last, (("average",), ("dropout", 0.2), ("dense", classes or 1)), classes, head, size)
+        if head is None and self.head is not None:  # under the names of the released weights
+            names = ("pool", "flatten", "dropout", "fc")
+            self.head = nn.Sequential(OrderedDict(zip(names, self.head, strict=True)))
 
 
 def efficientnet_lite0(
-    classes: int = 1000, widths: Sequence[int] = WIDTHS, epsilon: float = EPSILON
+    classes: int | None = 1000,
+    widths: Sequence[int] = WIDTHS,
+    epsilon: float = EPSILON,
+    *,
+    head: Steps | None = None,
+    size: Size | None = None,
 ) -> EfficientNetLite:
     """EfficientNet-Lite0: 4,652,008 parameters.
 
     >>> sum(parameter.numel() for parameter in efficientnet_lite0().parameters())
     4652008
     """
-    return EfficientNetLite(classes, widths, epsilon)
+    return EfficientNetLite(classes, widths, epsilon, head=head, size=size)

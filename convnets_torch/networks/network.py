@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from convnets_torch.networks.heads import Steps, build_head, check_steps
+
 if TYPE_CHECKING:
     from convnets_torch.card import Card
+
+Size = tuple[int, int]
+MOST_SIDE = 20_000  # pixels of a network's own images
 
 
 class Network(nn.Module):
@@ -16,18 +20,20 @@ class Network(nn.Module):
 
     Attributes:
         features: images (N, 3, H, W) -> feature map (N, C, h, w).
-        head: feature map of exactly `window` cells -> logits (N, classes).
+        head: feature map of exactly `window` cells -> logits (N, classes); None where there are no classes.
         window: (height, width) in cells of the feature map, what the head reads at once.
         size: (height, width) in pixels of the images for which `features` gives exactly one window.
         stride: pixels of the image between neighbouring cells of the feature map.
+        shrinking: (kernel, stride, padding) of the layers that make the map smaller, in order; of branches, one.
         card: what the weights are; None until weights are loaded.
     """
 
     features: nn.Sequential
-    head: nn.Sequential
-    window: tuple[int, int]
-    size: tuple[int, int]
+    head: nn.Sequential | None
+    window: Size
+    size: Size
     stride: int
+    shrinking: tuple[tuple[int, int, int], ...]
     card: Card | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -40,8 +46,10 @@ class Network(nn.Module):
             Logits (N, classes).
 
         Raises:
-            ValueError: the images have another size.
+            ValueError: the images have another size, or the network has no head.
         """
+        if self.head is None:
+            raise ValueError(NO_HEAD)
         if tuple(images.shape[-2:]) != self.size:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])} pixels (height, width), but this network classifies"
@@ -49,27 +57,58 @@ class Network(nn.Module):
             )
         return self.head(self.features(images))
 
+    def add_head(
+        self, channels: int, standard: Steps, classes: int | None, head: Steps | None = None, size: Size | None = None
+    ) -> None:
+        """Set `size`, `window` and `head`; the last act of a builder, after `features`.
 
-def dense_head(inputs: int, hidden: tuple[int, int], classes: int) -> nn.Sequential:
-    """The three dense layers of AlexNet and VGG, with dropout between them.
+        Args:
+            channels: of the feature map.
+            standard: steps of the network's own head.
+            classes: units of the last dense layer; None for no head.
+            head: steps of another head than the standard one.
+            size: (height, width) in pixels of other images than the network was made for.
 
-    Args:
-        inputs: values of one window of the feature map, C * h * w.
-        hidden: units of the first two layers.
-        classes: units of the last.
+        Raises:
+            ValueError: the head is none, or has not as many classes; or images of `size` are too small.
+        """
+        if size is not None:
+            self.size = _checked(size)
+            self.window = (self._cells(self.size[0]), self._cells(self.size[1]))
+        if classes is None:
+            if head is not None:
+                raise ValueError("a head is given, but classes is None; give the number of its classes, or no head")
+            self.head = None
+            return
+        if head is not None:
+            check_steps(head)
+            units = [step[1] for step in head if step[0] == "dense"][-1]
+            if units != classes:
+                raise ValueError(f"the head ends in {units} units, but there are {classes} classes; give it as many")
+        self.head = build_head(standard if head is None else head, channels, self.window)
 
-    Returns:
-        Layers that map a window (N, C, h, w) to logits (N, classes).
-    """
-    return nn.Sequential(
-        OrderedDict(
-            flatten=nn.Flatten(),
-            dense_1=nn.Linear(inputs, hidden[0]),
-            relu_dense_1=nn.ReLU(),
-            dropout_1=nn.Dropout(0.5),
-            dense_2=nn.Linear(hidden[0], hidden[1]),
-            relu_dense_2=nn.ReLU(),
-            dropout_2=nn.Dropout(0.5),
-            dense_3=nn.Linear(hidden[1], classes),
-        )
-    )
+    def _cells(self, side: int) -> int:
+        """Cells of the feature map along a side of so many pixels."""
+        cells = side
+        for kernel, stride, padding in self.shrinking:
+            cells = (cells + 2 * padding - kernel) // stride + 1
+            if cells < 1:
+                raise ValueError(f"a size of {side} pixels is too small: the features give nothing for it")
+        return cells
+
+
+NO_HEAD = "the network has no head: features and embeddings work on it; to classify, give it one"
+
+
+def _checked(size: Size) -> Size:
+    if len(size) != 2 or not all(type(side) is int and 1 <= side <= MOST_SIDE for side in size):
+        raise ValueError(f"size is {size!r}; height and width in pixels are wanted, 1 to {MOST_SIDE}")
+    return (size[0], size[1])
+
+
+def dense_steps(hidden: tuple[int, int], classes: int | None) -> Steps:
+    """The three dense layers of AlexNet and VGG, with dropout between them; `hidden` are the units of the first two."""
+    steps: list[tuple[str | int | float, ...]] = [("flatten",)]
+    for units in hidden:
+        steps += [("dense", units), ("relu",), ("dropout", 0.5)]
+    return [*steps, ("dense", classes or 1)]

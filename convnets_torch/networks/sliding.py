@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnets_torch.networks.network import Network
+from convnets_torch.networks.network import NO_HEAD, Network
 
 # Layers that treat each value by itself, so that applying them to a map and to a vector is the same.
 ELEMENTWISE = (
@@ -22,9 +22,9 @@ ELEMENTWISE = (
 def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], dilation: int = 1) -> Tensor:
     """Apply a dense `head` at every position of a feature map.
 
-    The first layer that reads the window (a `Linear` after `Flatten`, or an `AvgPool2d` of the window's size)
-    becomes a convolution or a sliding mean; every later `Linear` becomes a 1x1 convolution. Weights are viewed,
-    never copied, so gradients reach the parameters of `head`.
+    The first layer that reads the window (a `Linear` after `Flatten`, or an `AvgPool2d` or `MaxPool2d` of the
+    window's size) becomes a convolution, a sliding mean or a sliding maximum; every later `Linear` becomes a 1x1
+    convolution. Weights are viewed, never copied, so gradients reach the parameters of `head`.
 
     Args:
         head: the layers of `network.head`, in order.
@@ -70,29 +70,50 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
                 kernel = layer.weight.view(layer.out_features, cells.shape[1], *window)
                 cells = F.conv2d(cells, kernel, layer.bias, dilation=dilation)
                 window_read = True
-        elif isinstance(layer, nn.AvgPool2d) and not window_read:
-            cells = _sliding_mean(layer, cells, window, dilation)
+        elif isinstance(layer, nn.AvgPool2d | nn.MaxPool2d) and not window_read:
+            cells = _sliding_pool(layer, cells, window, dilation)
             window_read = True
+        elif isinstance(layer, nn.BatchNorm1d):
+            cells = _normalized(layer, cells, window_read)
         elif isinstance(layer, ELEMENTWISE):
             cells = layer(cells)
         elif isinstance(layer, nn.Flatten):
             flat = True  # nothing to do: the channels of a cell are its vector
         else:
-            raise ValueError(f"a head with {layer} cannot slide; known are Flatten, Linear, AvgPool2d and activations")
+            raise ValueError(
+                f"a head with {layer} cannot slide; known are Flatten, Linear, AvgPool2d,"
+                " MaxPool2d, BatchNorm1d and activations"
+            )
     if not window_read:
-        raise ValueError("the head has no layer that reads the window: neither Flatten and Linear nor AvgPool2d")
+        raise ValueError("the head has no layer that reads the window: neither Flatten and Linear nor a pooling layer")
     return cells
 
 
-def _sliding_mean(layer: nn.AvgPool2d, cells: Tensor, window: tuple[int, int], dilation: int) -> Tensor:
+def _sliding_pool(layer: nn.AvgPool2d | nn.MaxPool2d, cells: Tensor, window: tuple[int, int], dilation: int) -> Tensor:
     kernel = layer.kernel_size if isinstance(layer.kernel_size, tuple) else (layer.kernel_size,) * 2
-    if kernel != window or layer.stride not in (1, (1, 1)) or layer.padding not in (0, (0, 0)):
-        raise ValueError(f"a head that begins with {layer} cannot slide; wanted is AvgPool2d({window}, stride=1)")
+    dilated = getattr(layer, "dilation", 1) not in (1, (1, 1))
+    if kernel != window or layer.stride not in (1, (1, 1)) or layer.padding not in (0, (0, 0)) or dilated:
+        raise ValueError(
+            f"a head that begins with {layer} cannot slide; wanted is {type(layer).__name__}({window}, stride=1)"
+        )
     if dilation == 1:
         return layer(cells)
+    if isinstance(layer, nn.MaxPool2d):
+        return F.max_pool2d(cells, window, stride=1, dilation=dilation)
     rows, columns = (side * dilation - dilation + 1 for side in window)
     crops = cells.unfold(2, rows, 1).unfold(3, columns, 1)  # (N, C, h, w, rows, columns), a view
     return crops[..., ::dilation, ::dilation].mean(dim=(-2, -1))
+
+
+def _normalized(layer: nn.BatchNorm1d, cells: Tensor, window_read: bool) -> Tensor:
+    """In eval mode batch normalisation of a vector is a scale and a shift of each channel of its cell."""
+    if layer.training or layer.running_mean is None:
+        raise ValueError(f"{layer} cannot slide in training mode, where it mixes the images of a batch; call eval()")
+    if not window_read or layer.num_features != cells.shape[1]:
+        raise ValueError(f"{layer} cannot slide: it must follow the layer that reads the window, and fit its outputs")
+    return F.batch_norm(
+        cells, layer.running_mean, layer.running_var, layer.weight, layer.bias, training=False, eps=layer.eps
+    )
 
 
 def score_map(network: Network, images: Tensor) -> Tensor:
@@ -110,7 +131,7 @@ def score_map(network: Network, images: Tensor) -> Tensor:
         Logits (N, classes, h, w); (N, classes, 1, 1) at the network's own size, equal to `network(images)`.
 
     Raises:
-        ValueError: the images are smaller than the network's own size.
+        ValueError: the images are smaller than the network's own size, or the network has no head.
 
     >>> import torch
     >>> from convnets_torch.networks import vgg16
@@ -118,6 +139,8 @@ def score_map(network: Network, images: Tensor) -> Tensor:
     >>> score_map(narrow, torch.zeros(1, 3, 288, 352)).shape
     torch.Size([1, 10, 3, 5])
     """
+    if network.head is None:
+        raise ValueError(NO_HEAD)
     height, width = images.shape[-2:]
     if height < network.size[0] or width < network.size[1]:
         raise ValueError(

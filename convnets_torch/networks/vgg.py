@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from convnets_torch.networks.network import Network, dense_head
+from convnets_torch.networks.heads import Steps
+from convnets_torch.networks.network import Network, Size, dense_steps
 
 Five = tuple[int, int, int, int, int]
 
@@ -22,9 +23,17 @@ class VGG(Network):
     window = (7, 7)
     size = (224, 224)
     stride = 32
+    shrinking = ((2, 2, 0),) * 5
 
     def __init__(
-        self, depths: Five, classes: int = 1000, widths: Five = WIDTHS, hidden: tuple[int, int] = HIDDEN
+        self,
+        depths: Five,
+        classes: int | None = 1000,
+        widths: Five = WIDTHS,
+        hidden: tuple[int, int] = HIDDEN,
+        *,
+        head: Steps | None = None,
+        size: Size | None = None,
     ) -> None:
         super().__init__()
         self.features = nn.Sequential()
@@ -35,18 +44,33 @@ class VGG(Network):
                 self.features.add_module(f"relu{block}_{conv}", nn.ReLU())
                 channels = width
             self.features.add_module(f"pool{block}", nn.MaxPool2d(2))
-        self.head = dense_head(channels * 7 * 7, hidden, classes)  # (N, 512, 7, 7) -> (N, 25088) -> (N, classes)
+        # (N, 512, 7, 7) -> (N, 25088) -> (N, classes)
+        self.add_head(channels, dense_steps(hidden, classes), classes, head, size)
 
 
-def vgg16(classes: int = 1000, widths: Five = WIDTHS, hidden: tuple[int, int] = HIDDEN) -> VGG:
+def vgg16(
+    classes: int | None = 1000,
+    widths: Five = WIDTHS,
+    hidden: tuple[int, int] = HIDDEN,
+    *,
+    head: Steps | None = None,
+    size: Size | None = None,
+) -> VGG:
     """Configuration D: 13 convolutions, 138,357,544 parameters.
 
     >>> vgg16(classes=10, widths=(1, 1, 1, 1, 1), hidden=(2, 3)).head[-1]
     Linear(in_features=3, out_features=10, bias=True)
     """
-    return VGG((2, 2, 3, 3, 3), classes, widths, hidden)
+    return VGG((2, 2, 3, 3, 3), classes, widths, hidden, head=head, size=size)
 
 
-def vgg19(classes: int = 1000, widths: Five = WIDTHS, hidden: tuple[int, int] = HIDDEN) -> VGG:
+def vgg19(
+    classes: int | None = 1000,
+    widths: Five = WIDTHS,
+    hidden: tuple[int, int] = HIDDEN,
+    *,
+    head: Steps | None = None,
+    size: Size | None = None,
+) -> VGG:
     """Configuration E: 16 convolutions, 143,667,240 parameters."""
-    return VGG((2, 2, 4, 4, 4), classes, widths, hidden)
+    return VGG((2, 2, 4, 4, 4), classes, widths, hidden, head=head, size=size)
