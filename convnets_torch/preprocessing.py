@@ -6,21 +6,28 @@ the card of every weights file.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+import os
+from dataclasses import asdict, dataclass, fields
 from math import isfinite
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convnets_torch.files import check_regular
+
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, 0 to 255
 
 MOST_SIDE = 20_000  # pixels of a resized square picture's side; beyond it a slip of the finger is likelier
 MOST_PIXELS = MOST_SIDE**2
+MOST_BYTES = 1_000_000  # of a JSON file that describes a rule
 
+Pair = tuple[int, int]  # height, width
 ResizeRule = Literal["stretch", "shorter-side"]
-Interpolation = Literal["bilinear", "bicubic"]
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Channels = Literal["rgb", "bgr"]
 
 
@@ -30,10 +37,11 @@ class Preprocessing:
 
     Attributes:
         name: the preset, or "custom".
-        size: pixels of each side of the square that is classified, cut from the centre.
-        resize: pixels of the resized picture's sides ("stretch") or of its shorter side ("shorter-side").
-        resize_rule: "stretch" makes the picture square without keeping its aspect; "shorter-side" keeps it.
-        interpolation: Pillow's filter, antialiased, on 8-bit pixels.
+        size: pixels of each side of the square that is classified, cut from the centre; or (height, width).
+        resize: pixels of the resized picture's sides ("stretch") or of its shorter side ("shorter-side"), or (height,
+            width) of what the resized picture covers.
+        resize_rule: "stretch" resizes to exactly that without keeping the aspect; "shorter-side" keeps it.
+        interpolation: Pillow's filter on 8-bit pixels, antialiased; "nearest" picks pixels instead.
         channels: order of the colours, "rgb" or "bgr".
         scale: what 8-bit values are multiplied with first.
         mean: subtracted after scaling, in the order of `channels`.
@@ -42,8 +50,8 @@ class Preprocessing:
     """
 
     name: str
-    size: int
-    resize: int
+    size: int | Pair
+    resize: int | Pair
     resize_rule: ResizeRule
     interpolation: Interpolation
     channels: Channels
@@ -58,7 +66,8 @@ class Preprocessing:
                 raise ValueError(
                     f"preprocessing has {field} {getattr(self, field)!r}; known: {', '.join(get_args(known))}"
                 )
-        if not all(type(side) is int and 0 < side <= MOST_SIDE for side in (self.size, self.resize)):
+        sides = (*_pair(self.size), *_pair(self.resize))
+        if len(sides) != 4 or not all(type(side) is int and 0 < side <= MOST_SIDE for side in sides):
             raise ValueError(f"preprocessing has size {self.size!r} and resize {self.resize!r}; pixels are wanted")
         if not isinstance(self.scale, int | float) or not isfinite(self.scale) or type(self.exif) is not bool:
             raise ValueError(
@@ -69,8 +78,15 @@ class Preprocessing:
             numbers = all(isinstance(value, int | float) and isfinite(value) for value in values)
             if len(values) != 3 or not numbers or (field == "std" and 0 in values):
                 raise ValueError(f"preprocessing has {field} {values!r}; three finite numbers are wanted, std not 0")
-        if not 0 < self.size <= self.resize:
+        if not isinstance(self.name, str):
+            raise ValueError(f"preprocessing has the name {self.name!r}; a word is wanted")
+        if sides[0] > sides[2] or sides[1] > sides[3]:
             raise ValueError(f"preprocessing crops {self.size} pixels out of {self.resize}; the crop must fit")
+
+    @property
+    def shape(self) -> Pair:
+        """(height, width) in pixels of the input."""
+        return _pair(self.size)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON can hold them."""
@@ -80,60 +96,141 @@ class Preprocessing:
     def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
         """The inverse of `to_dict`; ValueError where a field is missing or unknown."""
         try:
-            return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+            sequences: dict[str, Any] = {
+                name: tuple(value) for name, value in fields.items() if isinstance(value, list)
+            }
+            return cls(**{**fields, **sequences, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"preprocessing cannot be read ({error}); a newer version may have written it") from None
 
 
+def _pair(value: int | Pair) -> Pair:
+    return value if isinstance(value, tuple) else (value, value)
+
+
 # The mean colour of ImageNet's training pictures that Caffe's networks subtract, 0 to 255.
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)
-CAFFE_MEAN_BGR = CAFFE_MEAN_RGB[::-1]
+CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 
 
-def _original(name: str, size: int, channels: Channels, rule: ResizeRule) -> Preprocessing:
-    mean = CAFFE_MEAN_RGB if channels == "rgb" else CAFFE_MEAN_BGR
-    return Preprocessing(name, size, 256, rule, "bilinear", channels, mean, exif=False)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pixels 0 to 1, RGB
 
-
-def _originals(size: int, channels: Channels) -> dict[str, Preprocessing]:
-    return {
-        "original": _original("original", size, channels, "stretch"),
-        "original-aspect": _original("original-aspect", size, channels, "shorter-side"),
-    }
-
-
-# Per network, the released weights' own rule first. `original` is convnets-keras down to the bit, EXIF ignored
-# as it did; `original-aspect` differs in keeping the picture's aspect, which is worth points of accuracy.
-PRESETS: dict[str, dict[str, Preprocessing]] = {
-    "alexnet": _originals(227, "rgb"),
-    "vgg16": _originals(224, "bgr"),
-    "vgg19": _originals(224, "bgr"),
-    "efficientnet_lite0": {
-        "efficientnet-lite": Preprocessing(
-            "efficientnet-lite", 224, 256, "shorter-side", "bicubic", "rgb", (127.0,) * 3, (128.0,) * 3
-        )
-    },
+# Per network: the side of its own images, and the rules of weights that were released for it, its own first.
+NETWORKS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "alexnet": (227, ("original", "original-aspect")),
+    "efficientnet_lite0": (224, ("efficientnet-lite",)),
+    "inception_v3": (299, ("keras-tf",)),
+    "resnet50": (224, ("keras-caffe",)),
+    "vgg16": (224, ("original", "original-aspect")),
+    "vgg19": (224, ("original", "original-aspect")),
 }
+# Order of the colours, mean and scale of what Keras Applications calls modes "caffe" and "tf", and of a plain 1 / 255.
+KERAS: dict[str, tuple[Channels, tuple[float, float, float], float]] = {
+    "keras-caffe": ("bgr", CAFFE_MEAN_BGR, 1.0),
+    "keras-tf": ("rgb", (1.0, 1.0, 1.0), 1 / 127.5),
+    "unit": ("rgb", (0.0, 0.0, 0.0), 1 / 255),
+}
+# Rules that make sense for any network, since people train theirs with all of them.
+GENERAL = (
+    "keras-caffe", "keras-caffe-aspect", "keras-tf", "keras-tf-aspect", "unit", "torchvision", "efficientnet-lite",
+)  # fmt: skip
 
 
-def preset(network: str, name: str | None = None) -> Preprocessing:
+def preset(network: str, name: str | None = None, size: int | Pair | None = None) -> Preprocessing:
     """The preset `name` of a network, or the one its released weights were trained with.
+
+    Args:
+        network: a name in `convnets_torch.NETWORKS`.
+        name: `original` (of alexnet, vgg16 and vgg19) is convnets-keras down to the bit, EXIF ignored as it did;
+            `original-aspect` differs in keeping the picture's aspect, which is worth points of accuracy. `keras-caffe`
+            (BGR, mean), `keras-tf` (-1 to 1) and `unit` (0 to 1) are what Keras's own examples do: `load_img` stretches
+            to the size and picks the nearest pixels; with `-aspect` the shorter side is resized, antialiased, and the
+            centre cut out. `torchvision` and `efficientnet-lite` are what their weights were tested with.
+        size: pixels of each side of the input, or (height, width); the network's own by default. A crop keeps its
+            share of the picture.
 
     Raises:
         ValueError: the network has no such preset; the known ones are listed.
 
     >>> preset("vgg16").channels, preset("alexnet").size
     ('bgr', 227)
+    >>> preset("resnet50").name, preset("vgg16", "torchvision", size=160).resize
+    ('keras-caffe', 183)
     """
-    presets = PRESETS[network]
-    if name is None:
-        return next(iter(presets.values()))
-    if name not in presets:
-        raise ValueError(f"unknown preprocessing {name!r} for {network}; known: {', '.join(presets)}")
-    return presets[name]
+    own, released = NETWORKS[network]
+    known = (*released, *(each for each in GENERAL if each not in released))
+    name = released[0] if name is None else name
+    if name not in known:
+        raise ValueError(f"unknown preprocessing {name!r} for {network}; known: {', '.join(known)}")
+    size = own if size is None else size
+
+    def margin(share: float) -> int | Pair:
+        """The size before the crop."""
+        return round(size * share) if isinstance(size, int) else (round(size[0] * share), round(size[1] * share))
+
+    if name.startswith("original"):
+        channels: Channels = "rgb" if network == "alexnet" else "bgr"
+        mean = CAFFE_MEAN_RGB if channels == "rgb" else CAFFE_MEAN_BGR
+        rule: ResizeRule = "stretch" if name == "original" else "shorter-side"
+        return Preprocessing(name, size, margin(256 / own), rule, "bilinear", channels, mean, exif=False)
+    if name == "torchvision":
+        return Preprocessing(
+            name, size, margin(256 / 224), "shorter-side", "bilinear", "rgb", IMAGENET_MEAN, IMAGENET_STD, scale=1 / 255
+        )
+    if name == "efficientnet-lite":
+        return Preprocessing(
+            name, size, margin(256 / 224), "shorter-side", "bicubic", "rgb", (127.0,) * 3, (128.0,) * 3
+        )
+    channels, mean, scale = KERAS[name.removesuffix("-aspect")]
+    if name.endswith("-aspect"):
+        return Preprocessing(
+            name, size, margin(256 / 224), "shorter-side", "bilinear", channels, mean, scale=scale, exif=False
+        )
+    return Preprocessing(name, size, size, "stretch", "nearest", channels, mean, scale=scale, exif=False)
 
 
-def square_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
+def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing:
+    """A rule of a user's own, from a JSON file with the fields of `Preprocessing`.
+
+    Wanted are size, resize_rule, interpolation, channels and mean; `resize` is `size` by default, the name "custom",
+    and the others are as in `Preprocessing`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no JSON object, or a field is missing, unknown or impossible.
+
+    >>> from pathlib import Path
+    >>> fields = '"size": 150, "resize_rule": "stretch", "interpolation": "nearest", "channels": "rgb"'
+    >>> _ = Path("rule.json").write_text('{' + fields + ', "mean": [0, 0, 0], "scale": 0.00392156862745098}')
+    >>> read_preprocessing("rule.json").resize
+    150
+    """
+    path = Path(path)
+    check_regular(path)
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path} is too long for a preprocessing rule; a JSON object of a few lines is wanted")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); a JSON object with the fields of a rule is wanted") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object; one with the fields of a rule is wanted")
+    known = [entry.name for entry in fields(Preprocessing)]
+    wanted = ("size", "resize_rule", "interpolation", "channels", "mean")
+    problems = [f"{name} is missing" for name in wanted if name not in values]
+    problems += [f"{name} is unknown" for name in values if name not in known]
+    for name in ("mean", "std"):
+        if name in values and not isinstance(values[name], list):
+            problems.append(f"{name} is {values[name]!r:.80}, not a list of three numbers")
+    if problems:
+        raise ValueError(f"{path}: {'; '.join(problems)}; the fields are {', '.join(known)}")
+    try:
+        return Preprocessing.from_dict({"name": "custom", "resize": values["size"], "std": (1.0, 1.0, 1.0), **values})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def center_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
     """Resize and cut the centre, as for classifying.
 
     Args:
@@ -141,19 +238,21 @@ def square_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
         rule: the card's preprocessing.
 
     Returns:
-        (size, size, 3), RGB, 0 to 255.
+        (height, width, 3) of `rule.shape`, RGB, 0 to 255.
     """
     image = Image.fromarray(pixels)
     resample = Image.Resampling[rule.interpolation.upper()]
+    (height, width), (tall, wide) = rule.shape, _pair(rule.resize)
     if rule.resize_rule == "stretch":
-        image = image.resize((rule.resize, rule.resize), resample)
-        start = (rule.resize - rule.size) // 2
-        return np.asarray(image.crop((start, start, start + rule.size, start + rule.size)))
-    # Resizing the shorter side and cutting the centre is resizing the central square: the same grid, and a
-    # strip of 1x10000 pixels does not grow to 256x2560000 on the way.
-    side = min(image.size) * rule.size / rule.resize
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return np.asarray(image.resize((rule.size, rule.size), resample, box=(left, top, left + side, top + side)))
+        image = image.resize((wide, tall), resample)
+        left, top = (wide - width) // 2, (tall - height) // 2
+        return np.asarray(image.crop((left, top, left + width, top + height)))
+    # Resizing the shorter side and cutting the centre is resizing a central part: the same grid, and a strip of
+    # 1x10000 pixels does not grow to 256x2560000 on the way.
+    scale = min(image.width / wide, image.height / tall)  # pixels of the picture for one of the resized
+    across, down = width * scale, height * scale
+    x, y = (image.width - across) / 2, (image.height - down) / 2
+    return np.asarray(image.resize((width, height), resample, box=(x, y, x + across, y + down)))
 
 
 def fit_longest_side(pixels: Pixels, longest_side: int, rule: Preprocessing) -> Pixels:

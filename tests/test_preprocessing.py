@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from convnets_torch.images import read_picture
-from convnets_torch.preprocessing import PRESETS, Preprocessing, fit_longest_side, normalize, preset, square_crop
+from convnets_torch.networks import NETWORKS
+from convnets_torch.preprocessing import (
+    GENERAL,
+    Preprocessing,
+    center_crop,
+    fit_longest_side,
+    normalize,
+    preset,
+    read_preprocessing,
+)
+
+EVERY = [preset("vgg16", name) for name in ("original", "original-aspect", *GENERAL)] + [
+    preset(network) for network in NETWORKS
+]
 
 
 def original(path, crop, mode):
@@ -26,7 +43,7 @@ def original(path, crop, mode):
 @pytest.mark.parametrize("name", ["chelsea.png", "rocket.jpg"])
 def test_original_is_convnets_keras_down_to_the_bit(network, crop, mode, name, photographs):
     rule = preset(network)
-    found = normalize(square_crop(read_picture(photographs / name, exif=rule.exif), rule), rule)
+    found = normalize(center_crop(read_picture(photographs / name, exif=rule.exif), rule), rule)
     np.testing.assert_array_equal(found, original(photographs / name, crop, mode))
 
 
@@ -53,13 +70,13 @@ def test_keeping_the_aspect_is_resizing_the_shorter_side_and_cutting_the_centre(
     )
     left, top = (resized.width - 224) // 2, (resized.height - 224) // 2
     expected = np.asarray(resized.crop((left, top, left + 224, top + 224))).astype(int)
-    assert np.abs(square_crop(pixels, rule).astype(int) - expected).max() <= 2
+    assert np.abs(center_crop(pixels, rule).astype(int) - expected).max() <= 2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1), (3, 2)])
-@pytest.mark.parametrize("rule", [rule for rules in PRESETS.values() for rule in rules.values()], ids=str)
+@pytest.mark.parametrize("rule", EVERY, ids=str)
 def test_pictures_of_any_size_become_a_square_in_little_memory(size, rule):
-    crop = square_crop(np.full((*size, 3), 77, np.uint8), rule)
+    crop = center_crop(np.full((*size, 3), 77, np.uint8), rule)
     assert crop.shape == (rule.size, rule.size, 3)
     assert (crop == 77).all()
 
@@ -72,7 +89,7 @@ def test_efficientnet_lite_cuts_seven_eighths_of_the_shorter_side_from_the_centr
     top, left = (height - side) // 2, (width - side) // 2
     square = Image.fromarray(pixels[top : top + side, left : left + side])
     expected = np.asarray(square.resize((224, 224), Image.Resampling.BICUBIC)).astype(float)
-    found = square_crop(pixels, preset("efficientnet_lite0")).astype(float)
+    found = center_crop(pixels, preset("efficientnet_lite0")).astype(float)
     assert np.abs(found - expected)[2:-2, 2:-2].max() <= 2  # at the edge, ours sees the picture beyond
 
 
@@ -120,3 +137,148 @@ def test_an_impossible_rule_is_refused(field, value, message):
     fields = preset("vgg16").to_dict() | {field: value}
     with pytest.raises(ValueError, match=message):
         Preprocessing.from_dict(fields)
+
+
+def loaded_by_keras(path, side):
+    """`keras.utils.load_img(path, target_size=(side, side))` with its default interpolation, as float32 (H, W, 3)."""
+    return np.asarray(Image.open(path).convert("RGB").resize((side, side), Image.Resampling.NEAREST), np.float32)
+
+
+def ready(path, rule):
+    return normalize(center_crop(read_picture(path, exif=rule.exif), rule), rule).transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("name", ["chelsea.png", "rocket.jpg"])
+@pytest.mark.parametrize("size", [224, 150])
+def test_keras_caffe_is_the_documented_recipe(name, size, photographs):
+    """`preprocess_input` of VGG and ResNet50, mode "caffe": RGB to BGR, each channel's mean taken off."""
+    expected = loaded_by_keras(photographs / name, size)[..., ::-1] - np.array([103.939, 116.779, 123.68], np.float32)
+    for network in ("resnet50", "vgg16"):
+        rule = preset(network, "keras-caffe", None if size == 224 else size)
+        np.testing.assert_array_equal(ready(photographs / name, rule), expected)
+
+
+def test_keras_tf_and_unit_are_the_documented_recipes(photographs):
+    """Mode "tf": x /= 127.5, x -= 1."""
+    path = photographs / "rocket.jpg"
+    np.testing.assert_allclose(
+        ready(path, preset("inception_v3")), loaded_by_keras(path, 299) / 127.5 - 1, rtol=0, atol=1e-6
+    )
+    np.testing.assert_allclose(ready(path, preset("vgg16", "unit")), loaded_by_keras(path, 224) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(("network", "crop", "side"), [("resnet50", 224, 256), ("inception_v3", 294, 336)])
+def test_keeping_the_aspect_changes_where_keras_looks_and_not_what_it_makes_of_pixels(network, crop, side, photographs):
+    """A square photograph, of which every step is exact."""
+    image = Image.open(photographs / "astronaut.png").convert("RGB")
+    rule = preset(network, f"{preset(network).name}-aspect", size=crop)
+    start = (side - crop) // 2
+    resized = image.resize((side, side), Image.Resampling.BILINEAR)
+    expected = np.asarray(resized.crop((start, start, start + crop, start + crop)), np.float32)
+    found = center_crop(np.asarray(image), rule)
+    assert found.shape == (crop, crop, 3)
+    assert np.abs(found - expected).mean() < 0.01
+    pixels = np.array([[[10, 20, 30]]], np.uint8)
+    np.testing.assert_array_equal(normalize(pixels, rule), normalize(pixels, preset(network)))
+
+
+@pytest.mark.parametrize(("name", "mean", "most"), [("astronaut.png", 1e-3, 0.02), ("coffee.png", 0.1, 3)])
+def test_torchvision_is_what_its_transforms_do(name, mean, most, photographs):
+    """Exact on a square photograph; on others torchvision rounds the longer side and the place of the crop."""
+    from torchvision import transforms
+
+    steps = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    expected = steps(Image.open(photographs / name).convert("RGB")).numpy().transpose(1, 2, 0)
+    difference = np.abs(ready(photographs / name, preset("vgg16", "torchvision")) - expected)
+    assert difference.mean() < mean
+    assert difference.max() < most
+
+
+def test_each_network_has_its_released_rule_first_and_general_ones_of_its_own_size():
+    assert {name: preset(name).name for name in NETWORKS} == {
+        "alexnet": "original",
+        "efficientnet_lite0": "efficientnet-lite",
+        "inception_v3": "keras-tf",
+        "resnet50": "keras-caffe",
+        "vgg16": "original",
+        "vgg19": "original",
+    }
+    for network, builder in NETWORKS.items():
+        with torch.device("meta"):
+            own = builder().size
+        for name in GENERAL:
+            assert (preset(network, name).size,) * 2 == own
+    assert preset("alexnet", size=300).resize == round(300 * 256 / 227)
+    with pytest.raises(
+        ValueError, match="unknown preprocessing 'original' for resnet50; known: keras-caffe, keras-caffe-"
+    ):
+        preset("resnet50", "original")
+
+
+OWN = {"size": 150, "resize_rule": "stretch", "interpolation": "nearest", "channels": "rgb", "mean": [0, 0.5, 1]}
+
+
+def test_a_rule_of_ones_own_is_read_from_json(tmp_path):
+    path = tmp_path / "rule.json"
+    path.write_text(json.dumps(OWN))
+    assert read_preprocessing(path) == Preprocessing(
+        "custom", 150, 150, "stretch", "nearest", "rgb", (0, 0.5, 1), (1.0, 1.0, 1.0), 1.0, True
+    )
+    for rule in EVERY:
+        path.write_text(json.dumps(asdict(rule)))
+        assert read_preprocessing(path) == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("\udcff".encode("utf-8", "surrogateescape"), "is not JSON"),
+        ("[1]", "holds no JSON object"),
+        ('{"sice": 3, "mean": [0, 0, 0]}', "size is missing; resize_rule is .*sice is unknown; the fields are name"),
+        (json.dumps(OWN | {"mean": 3}), "mean is 3, not a list of three numbers"),
+        (json.dumps(OWN | {"mean": ["a", 0, 0]}), "three finite numbers are wanted"),
+        (json.dumps(OWN | {"std": [1, 0, 1]}), "std not 0"),
+        (json.dumps(OWN | {"channels": ["rgb"]}), "channels"),
+        (json.dumps(OWN | {"name": 3}), "has the name 3"),
+        (json.dumps(OWN | {"resize": 100}), "crops 150 pixels out of 100"),
+        (" " * 1_000_001, "is too long"),
+    ],
+)  # fmt: skip
+def test_a_rule_that_cannot_be_followed_is_refused_with_the_files_name(text, message, tmp_path):
+    path = tmp_path / "rule.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=rf"rule\.json.*{message}"):
+        read_preprocessing(path)
+
+
+def test_a_rule_that_is_not_there_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match=r"none\.json"):
+        read_preprocessing(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(("name", "resize"), [("unit", (96, 128)), ("torchvision", (110, 146))])
+def test_inputs_that_are_no_squares_are_cut_in_their_own_aspect(name, resize, photographs):
+    rule = preset("vgg16", name, size=(96, 128))
+    assert (rule.shape, rule.resize) == ((96, 128), resize)
+    pixels = read_picture(photographs / "chelsea.png")  # 300 x 451
+    crop = center_crop(pixels, rule)
+    assert crop.shape == (96, 128, 3)
+    if rule.resize_rule == "shorter-side":  # the same by resizing the whole and cutting afterwards
+        scale = max(110 / 300, 146 / 451)
+        whole = Image.fromarray(pixels).resize((round(451 * scale), round(300 * scale)), Image.Resampling.BILINEAR)
+        left, top = (whole.width - 128) // 2, (whole.height - 96) // 2
+        expected = np.asarray(whole.crop((left, top, left + 128, top + 96)))
+        stretched = np.asarray(Image.fromarray(pixels).resize((128, 96), Image.Resampling.BILINEAR))
+        off = [np.abs(other.astype(int) - expected).mean() for other in (crop, stretched)]
+        assert off[0] < 5 < 15 < off[1]  # half a pixel, and another part of the picture
+    again = Preprocessing.from_dict(json.loads(json.dumps(rule.to_dict())))
+    assert again == rule
