@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+os.environ["KERAS_BACKEND"] = "torch"  # before anything imports Keras; TensorFlow is never needed
 GOLDEN = Path(__file__).parent / "tests" / "data" / "keras1" / "alexnet.h5"
 
 

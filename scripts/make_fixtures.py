@@ -33,15 +33,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.reference.pictures import picture  # found through the line above
+from tests.reference.random_weights import GAIN, LEAST_RATIO, on_grid
 
 MEAN = {"rgb": (123.68, 116.779, 103.939), "bgr": (103.939, 116.779, 123.68)}  # of ImageNet, on pixels 0 to 255
 VGG_WIDTHS = (64, 128, 256, 512, 512)  # channels of the five blocks, before they are divided
 VGG16, VGG19 = (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)  # convolutions in each block
 DENSE = (24, 40)  # widths of the first two dense layers: unequal, so that a swap shows
-GAIN = 1.7  # kernels that sum to zero keep their variance through a ReLU at 1 / sqrt(1/2 - 1/2pi)
 BIAS = 4.0  # standard deviation; activations are of order 20 to 200
-STEPS = 8  # weights are rounded to steps of about an eighth of their standard deviation
-LEAST_RATIO = 1.01  # between successive probabilities among the best five
 LEAST_LRN_EFFECT = 0.1  # of the probability goes to other classes when alpha of the LRN is five times off
 
 
@@ -84,7 +82,7 @@ def revive_theano() -> None:
 
 
 def read_names_as_bytes() -> None:
-    """Let h5py 3 return the names in a file as bytes, as h5py 2 did and Keras 1 expects of it."""
+    """Let h5py 3 return the text in a file as bytes, as h5py 2 did and Keras 1 and 2 expect of it."""
     attributes = import_module("h5py").AttributeManager
     read = attributes.__getitem__
 
@@ -92,7 +90,7 @@ def read_names_as_bytes() -> None:
         value = read(self, name)
         if isinstance(value, np.ndarray) and value.dtype == object:
             return [text.encode() if isinstance(text, str) else text for text in value]
-        return value
+        return value.encode() if isinstance(value, str) else value
 
     attributes.__getitem__ = as_bytes
 
@@ -235,12 +233,6 @@ def set_random_weights(model: Any, fixture: Fixture) -> None:
         if layer is with_weights[-1]:
             kernel, bias = kernel * fixture.logit_gain, bias * fixture.logit_gain
         layer.set_weights([on_grid(kernel), on_grid(bias)])
-
-
-def on_grid(values: np.ndarray) -> np.ndarray:
-    """Round to multiples of a power of two: such float32 numbers end in zeros and compress well."""
-    step = 2.0 ** np.floor(np.log2(values.std() / STEPS))
-    return (np.round(values / step) * step).astype(np.float32)
 
 
 def as_heatmap(model: Any, heatmap_model: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,16 @@ import pytest
 import torch
 
 from convnets_torch.cli.app import main
-from convnets_torch.networks import AlexNet, Network, efficientnet_lite0, vgg16, vgg19
+from convnets_torch.networks import (
+    AlexNet,
+    Network,
+    efficientnet_lite0,
+    inception,
+    inception_v3,
+    resnet50,
+    vgg16,
+    vgg19,
+)
 
 DATA = Path(__file__).parent / "data"
 KERAS1, KERAS0 = DATA / "keras1", DATA / "keras0"
@@ -18,6 +29,8 @@ KERAS1, KERAS0 = DATA / "keras1", DATA / "keras0"
 NARROW = {  # an eighth of the channels, unequal hidden layers
     "alexnet": lambda: AlexNet(10, widths=(12, 32, 48, 48, 32), hidden=(24, 40)),
     "efficientnet_lite0": lambda: efficientnet_lite0(10, widths=(4, 2, 3, 5, 10, 14, 24, 40, 160)),
+    "inception_v3": lambda: inception_v3(10, widths=[width // 8 for width in inception.WIDTHS]),
+    "resnet50": lambda: resnet50(10, widths=(8, 8, 16, 32, 64)),
     "vgg16": lambda: vgg16(10, widths=(8, 16, 32, 64, 64), hidden=(24, 40)),
     "vgg19": lambda: vgg19(10, widths=(8, 16, 32, 64, 64), hidden=(24, 40)),
 }
@@ -51,6 +64,24 @@ def lite_weights(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def keras3_formats(tmp_path_factory) -> Path:
+    """A folder of files by real Keras 3 on its torch backend; see the program that writes it."""
+    folder = tmp_path_factory.mktemp("keras3_formats")
+    program = Path(__file__).parent / "reference" / "keras3_formats.py"
+    environment = os.environ | {"KERAS_BACKEND": "torch"}
+    subprocess.run([sys.executable, program, folder], env=environment, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def keras3_files(tmp_path_factory) -> Path:
+    """The folder of the files of `tests/reference/keras3_goldens.py`, `KERAS3`, which real Keras 3 writes now."""
+    folder = tmp_path_factory.mktemp("keras3")
+    run_keras3(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def photographs() -> Path:
     """The folder of scikit-image's photographs."""
     import skimage
@@ -73,6 +104,15 @@ def command(monkeypatch, capsys):
         return int(code or 0), written.out, written.err
 
     return run
+
+
+def run_keras3(folder: Path, *options: str) -> None:
+    """`tests/reference/keras3_files.py` in a process of its own: Keras takes its backend from the environment."""
+    environment = os.environ | {"KERAS_BACKEND": "torch", "KERAS_HOME": str(folder / ".keras")}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.reference.keras3_files", str(folder), *options]
+    done = subprocess.run(command, env=environment, cwd=DATA.parents[1], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"Keras 3 wrote no files: {done.stderr[-2000:]}")
 
 
 def assert_agree(found: np.ndarray, golden: np.ndarray, tolerance: float = 1e-4) -> None:
