@@ -7,6 +7,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from convnets_torch.sentences import printable
+
 
 def one_line(error: Warning | Exception) -> str:
     """An error as one sentence, without Python's error numbers."""
@@ -18,11 +20,6 @@ def one_line(error: Warning | Exception) -> str:
 def say(sentence: str) -> None:
     """One line on stderr, under our name; a file's text in it cannot steer the terminal."""
     print(f"convnets-torch: {printable(sentence)}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """The text with whatever is no printable character escaped as Python does it."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 @contextlib.contextmanager

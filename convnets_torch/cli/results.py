@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Protocol
 
-from convnets_torch.cli.messages import one_line, printable
+from convnets_torch.cli.messages import one_line
+from convnets_torch.sentences import printable
 
 if TYPE_CHECKING:
     from convnets_torch.classification import Classified, Prediction
