@@ -1,0 +1,287 @@
+"""What an HDF5 file holds, looked at without following a link out of it or reading an array.
+
+Every name of the file is met once, through the low-level interface, which neither follows links nor reads; so a file
+made to mislead is known before anything of it is used. `Tree.problems` says what Keras never writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5d, h5g, h5l, h5o, h5t
+
+MOST_COMPRESSED = 100  # times that compression may shrink an array; more is no set of weights
+MOST_OBJECTS = 200_000  # groups and arrays; the largest networks of Keras have a few thousands
+MOST_LEVELS = 64  # of groups in groups
+MOST_ATTRIBUTE = 64 << 20  # bytes of an attribute; a model's config has a few millions
+FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF)
+
+# What h5py raises for what is broken in a file.
+BROKEN = (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError, OverflowError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Array:
+    """One dataset.
+
+    Attributes:
+        place: "/conv1/kernel:0".
+        shape: as declared.
+        dtype: NumPy's name, "bfloat16", or a word for what NumPy has no numbers for.
+        declared: bytes that the shape stands for.
+        stored: bytes that are in the file.
+        problem: why it must not be read, if it must not.
+    """
+
+    place: str
+    shape: tuple[int, ...]
+    dtype: str
+    declared: int
+    stored: int
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group; its members by name, in the order of their names."""
+
+    place: str
+    members: dict[str, Group | Array] = field(default_factory=dict)
+
+    def groups(self) -> dict[str, Group]:
+        return {name: member for name, member in self.members.items() if isinstance(member, Group)}
+
+    def arrays(self) -> Iterator[Array]:
+        """All arrays below."""
+        for member in self.members.values():
+            if isinstance(member, Array):
+                yield member
+            else:
+                yield from member.arrays()
+
+    def find(self, path: str) -> Group | Array | None:
+        """What lies at a relative path, "conv1/kernel:0"."""
+        found: Group | Array | None = self
+        for name in path.split("/"):
+            if name and isinstance(found, Group):
+                found = found.members.get(name)
+            elif name:
+                return None
+        return found
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that no Keras writes: where, and what it is."""
+
+    place: str
+    what: str
+
+
+@dataclass
+class Tree:
+    """A file's groups and arrays, and what is wrong with its links."""
+
+    root: Group
+    problems: list[Problem]
+
+
+def survey(file: h5py.File, leave_out: Collection[str] = ()) -> Tree:
+    """Look at everything in a file, in one walk.
+
+    Args:
+        file: open.
+        leave_out: names at the root that are not looked into.
+
+    Raises:
+        any of `BROKEN`: libhdf5 cannot read the file's structure.
+    """
+    walk = _Walk(file, file.id.get_filesize())
+    root = Group("/")
+    walk.look_into(root, h5o.open(file.id, b"/"), frozenset(leave_out), 0)
+    return Tree(root, walk.problems)
+
+
+class _Walk:
+    """What one walk has met; a class only because the recursion shares it."""
+
+    def __init__(self, file: h5py.File, size: int) -> None:
+        self.file, self.size = file, size
+        self.seen: set[tuple[int, int]] = set()
+        self.problems: list[Problem] = []
+
+    def look_into(self, group: Group, opened: h5g.GroupID, leave_out: frozenset[str], level: int) -> None:
+        names: list[bytes] = []
+        opened.links.iterate(names.append)  # names alone; libhdf5 opens nothing for them
+        for encoded in names:
+            name = encoded.decode()
+            if name in leave_out:
+                continue
+            place = f"{group.place.rstrip('/')}/{name}"
+            kind = opened.links.get_info(encoded).type
+            if kind != h5l.TYPE_HARD:
+                self.problems.append(Problem(place, _link(opened, encoded, kind, self.file)))
+                continue
+            if level >= MOST_LEVELS:
+                raise ValueError(f"groups are nested deeper than {MOST_LEVELS}")
+            if len(self.seen) >= MOST_OBJECTS:
+                raise ValueError(f"it holds more than {MOST_OBJECTS} groups and arrays")
+            entry = h5o.open(opened, encoded)
+            info = h5o.get_info(entry)
+            if (key := (info.fileno, info.addr)) in self.seen:
+                self.problems.append(Problem(place, "a second name for something else in the file"))
+                continue
+            self.seen.add(key)
+            if isinstance(entry, h5g.GroupID):
+                group.members[name] = Group(place)
+                self.look_into(group.members[name], entry, frozenset(), level + 1)  # type: ignore[arg-type]
+            elif isinstance(entry, h5d.DatasetID):
+                group.members[name] = _array(place, entry, self.size)
+
+
+def _link(opened: h5g.GroupID, name: bytes, kind: int, file: h5py.File) -> str:
+    if kind == h5l.TYPE_EXTERNAL:
+        target, inside = opened.links.get_val(name)
+        return f"an external link, to {inside.decode('utf-8', 'replace')} in {target.decode('utf-8', 'replace')}"
+    if kind != h5l.TYPE_SOFT:
+        return "a link of a kind that h5py does not know"
+    target = opened.links.get_val(name).decode("utf-8", "replace")
+    place = f"{opened_place(opened)}/{name.decode('utf-8', 'replace')}"
+    return f"a soft link that leads in a circle, to {target}" if _circles(file, place) else f"a soft link, to {target}"
+
+
+def opened_place(opened: h5g.GroupID) -> str:
+    """The name under which a group was opened."""
+    return (h5py.h5i.get_name(opened) or b"").decode("utf-8", "replace").rstrip("/")
+
+
+def _circles(file: h5py.File, place: str) -> bool:
+    """Whether following a soft link, step by step and never out of the file, comes back to it."""
+    met = set()
+    for _ in range(MOST_LEVELS):
+        if place in met:
+            return True
+        met.add(place)
+        step = _first_soft(file, place)
+        if step is None:
+            return False
+        place = step
+    return True
+
+
+def _first_soft(file: h5py.File, place: str) -> str | None:
+    """The place with its first soft link replaced by where it leads; None where there is none to follow."""
+    parts = [part for part in place.split("/") if part not in ("", ".")]
+    opened: Any = h5o.open(file.id, b"/")
+    for number, part in enumerate(parts):
+        name = part.encode()
+        if not isinstance(opened, h5g.GroupID) or not opened.links.exists(name):
+            return None
+        kind = opened.links.get_info(name).type
+        if kind == h5l.TYPE_SOFT:
+            target = opened.links.get_val(name).decode("utf-8", "replace")
+            before = "" if target.startswith("/") else "/" + "/".join(parts[:number])
+            return "/" + "/".join(filter(None, [before.strip("/"), target.strip("/"), *parts[number + 1 :]]))
+        if kind != h5l.TYPE_HARD:
+            return None
+        opened = h5o.open(opened, name)
+    return None
+
+
+def _array(place: str, opened: h5d.DatasetID, file_size: int) -> Array:
+    shape = tuple(opened.shape or ())
+    size = opened.get_type().get_size()
+    declared = prod(shape) * size
+    created = opened.get_create_plist()
+    stored = 0 if created.get_layout() == h5d.VIRTUAL else opened.get_storage_size()
+    return Array(
+        place, shape, _dtype(opened), declared, stored, _problem(opened, created, declared, stored, size, file_size)
+    )
+
+
+def _problem(
+    opened: h5d.DatasetID, created: h5py.h5p.PropDCID, declared: int, stored: int, size: int, file_size: int
+) -> str | None:
+    layout = created.get_layout()
+    if layout == h5d.VIRTUAL:
+        return "a virtual dataset, made of other files"
+    if created.get_external_count():
+        name = created.get_external(0)[0].decode("utf-8", "replace")
+        return f"external storage, its values lie in the file {name}"
+    for number in range(created.get_nfilters()):
+        code = created.get_filter(number)[0]
+        if code not in FILTERS:
+            return f"stored through filter {code}, which is not one of Keras's"
+    chunk = prod(created.get_chunk()) * size if layout == h5d.CHUNKED else 0
+    if stored > file_size:
+        return f"said to store {stored} bytes in a file of {file_size}"
+    if layout == h5d.CONTIGUOUS and declared and stored and (opened.get_offset() or 0) + stored > file_size:
+        return "stored beyond the end of the file"
+    if not declared or max(declared, chunk) > stored * (1 if layout != h5d.CHUNKED else MOST_COMPRESSED):
+        return f"{tuple(opened.shape or ())}, but only {stored} bytes of it are there"
+    return None
+
+
+def _dtype(opened: h5d.DatasetID) -> str:
+    """NumPy's name; 16-bit integers and opaque pairs of bytes are "bfloat16" where Keras marked them so."""
+    kind = opened.get_type()
+    if isinstance(kind, h5t.TypeFloatID):
+        return opened.dtype.str
+    if kind.get_size() == 2 and isinstance(kind, h5t.TypeIntegerID | h5t.TypeOpaqueID):
+        attributes = h5py.AttributeManager(h5py.Dataset(opened))
+        if h5py.h5a.exists(opened, b"dtype") and text(attribute(attributes, "dtype")) == "bfloat16":
+            return "bfloat16"
+    words = {
+        h5t.TypeStringID: "strings", h5t.TypeCompoundID: "compound or complex", h5t.TypeOpaqueID: "opaque",
+        h5t.TypeEnumID: "enumerated or boolean",
+    }  # fmt: skip
+    for type_class, word in words.items():
+        if isinstance(kind, type_class):
+            return word
+    return opened.dtype.str if isinstance(kind, h5t.TypeIntegerID) else "other"
+
+
+def attribute(attributes: h5py.AttributeManager, name: str) -> Any:
+    """An attribute's value, None where there is none; ValueError where it declares an absurd size."""
+    if name not in attributes:
+        return None
+    opened = attributes.get_id(name)
+    size = prod(opened.shape or ()) * opened.get_type().get_size()
+    if size > MOST_ATTRIBUTE:
+        raise ValueError(f"attribute {name} declares {size} bytes")
+    return attributes[name]
+
+
+def text(value: Any) -> str | None:
+    """Attributes are bytes by h5py 2 and str by h5py 3; None for what is no text."""
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value[()]
+    if isinstance(value, bytes | np.bytes_):
+        return value.decode()
+    return str(value) if isinstance(value, str) else None
+
+
+def texts(attributes: h5py.AttributeManager, name: str) -> list[str] | None:
+    """A list of names, also one that Keras split into `name0`, `name1`, ... as it was over 64 kB; None without one.
+
+    An empty list is an empty array of numbers, as NumPy knows no better.
+    """
+    value = attribute(attributes, name)
+    if value is None:
+        chunks: list[Any] = []
+        while (chunk := attribute(attributes, f"{name}{len(chunks)}")) is not None:
+            chunks.append(chunk)
+        if not chunks:
+            return None
+        parts = chunks
+    else:
+        parts = [value]
+    found = [text(entry) for part in parts for entry in np.asarray(part).reshape(-1)]
+    if None in found:
+        raise ValueError(f"attribute {name} holds something that is no name")
+    return [str(entry) for entry in found]

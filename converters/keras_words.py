@@ -1,0 +1,164 @@
+"""The words of all Keras versions for classes and for what layers hold, in those of Keras 3."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+KINDS = (
+    "InputLayer", "Functional", "Sequential", "Dense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose",
+    "Conv2DTranspose", "Conv3DTranspose", "SeparableConv1D", "SeparableConv2D", "DepthwiseConv1D",
+    "DepthwiseConv2D", "BatchNormalization", "LayerNormalization", "GroupNormalization", "UnitNormalization",
+    "Normalization", "Rescaling", "Resizing", "CenterCrop", "Activation", "ReLU", "LeakyReLU", "PReLU", "ELU",
+    "Softmax", "ThresholdedReLU", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "AveragePooling1D",
+    "AveragePooling2D", "AveragePooling3D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D",
+    "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "ZeroPadding1D", "ZeroPadding2D",
+    "ZeroPadding3D", "Cropping1D", "Cropping2D", "Cropping3D", "UpSampling1D", "UpSampling2D", "UpSampling3D",
+    "Flatten", "Reshape", "Permute", "RepeatVector", "Dropout", "AlphaDropout", "SpatialDropout1D",
+    "SpatialDropout2D", "SpatialDropout3D", "GaussianNoise", "GaussianDropout", "Add", "Subtract", "Multiply",
+    "Average", "Maximum", "Minimum", "Concatenate", "Dot", "Merge", "Lambda", "Masking", "Embedding", "LSTM", "GRU",
+    "SimpleRNN", "LSTMCell", "GRUCell", "SimpleRNNCell", "RNN", "Bidirectional", "TimeDistributed", "Attention",
+    "AdditiveAttention", "MultiHeadAttention", "EinsumDense", "ActivityRegularization", "RandomFlip",
+    "RandomRotation", "RandomZoom", "RandomCrop", "RandomTranslation", "RandomContrast", "RandomBrightness",
+    "TFOpLambda",
+)  # fmt: skip
+
+OLD = {
+    "Model": "Functional", "Container": "Functional", "Convolution1D": "Conv1D", "Convolution2D": "Conv2D",
+    "Convolution3D": "Conv3D", "AtrousConvolution1D": "Conv1D", "AtrousConvolution2D": "Conv2D",
+    "Deconvolution2D": "Conv2DTranspose", "Deconvolution3D": "Conv3DTranspose", "SeparableConvolution2D":
+    "SeparableConv2D", "BatchNormalizationV1": "BatchNormalization", "BatchNormalizationV2": "BatchNormalization",
+    "SyncBatchNormalization": "BatchNormalization", "CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU",
+}  # fmt: skip
+
+_BY_KEY = (
+    {kind.lower(): kind for kind in KINDS} | {old.lower(): kind for old, kind in OLD.items()} | {"input": "InputLayer"}
+)
+
+# What a layer of a class holds, in the order of `vars/0`, `vars/1`, ...
+HOLDS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("Dense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
+        ("kernel", "bias"),
+    ),
+    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), ("depthwise_kernel", "bias")),
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), ("depthwise_kernel", "pointwise_kernel", "bias")),
+    "LayerNormalization": ("gamma", "beta"),
+    "GroupNormalization": ("gamma", "beta"),
+    "Normalization": ("mean", "variance"),
+}
+
+_LEAVES = {
+    "kernel": "kernel", "bias": "bias", "W": "kernel", "b": "bias", "gamma": "gamma", "beta": "beta",
+    "depthwise_kernel": "depthwise_kernel", "pointwise_kernel": "pointwise_kernel", "moving_mean": "moving_mean",
+    "moving_variance": "moving_variance", "running_mean": "moving_mean", "running_std": "moving_variance",
+    "running_var": "moving_variance",
+}  # fmt: skip
+_LEAF = re.compile(rf"(?:(?P<stem>.*?)_)??(?P<word>{'|'.join(sorted(_LEAVES, key=len, reverse=True))})(?:_\d+)?")
+
+
+def kind_of_class(name: str) -> str:
+    """A class name of any version in Keras 3's spelling; other classes keep theirs.
+
+    >>> kind_of_class("Convolution2D"), kind_of_class("MyLayer")
+    ('Conv2D', 'MyLayer')
+    """
+    return OLD.get(name, name)
+
+
+def kind_of_name(name: str) -> str:
+    """The class that an automatic name or a group of `.weights.h5` tells, or "".
+
+    >>> kind_of_name("max_pooling2d_3"), kind_of_name("maxpooling2d_1"), kind_of_name("block1_conv1")
+    ('MaxPooling2D', 'MaxPooling2D', '')
+    """
+    return _BY_KEY.get(re.sub(r"_\d+$", "", name).replace("_", ""), "") if name == name.lower() else ""
+
+
+def group_name(class_name: str) -> str:
+    """A class name as `.weights.h5` spells it in its groups: Keras's own rule.
+
+    >>> group_name("Conv2D"), group_name("MaxPooling2D"), group_name("BatchNormalization")
+    ('conv2d', 'max_pooling2d', 'batch_normalization')
+    """
+    name = re.sub(r"\W+", "", class_name)
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def owner_and_role(name: str) -> tuple[str, str]:
+    """A weight's name of any Keras version as (path of the layer that owns it, role); either may be all there is.
+
+    >>> owner_and_role("sequential/dense/kernel"), owner_and_role("dense_1/kernel:0")
+    (('sequential/dense', 'kernel'), ('dense_1', 'kernel'))
+    >>> owner_and_role("block1_conv1_W_1:0"), owner_and_role("conv1/conv1_W:0")
+    (('block1_conv1', 'kernel'), ('conv1', 'kernel'))
+    >>> owner_and_role("bn_conv1_running_std:0"), owner_and_role("prelu/alpha:0")
+    (('bn_conv1', 'moving_variance'), ('prelu', 'alpha'))
+    >>> owner_and_role("separable/depthwise_kernel"), owner_and_role("conv_1_pointwise_kernel")
+    (('separable', 'depthwise_kernel'), ('conv_1', 'pointwise_kernel'))
+    """
+    path, _, leaf = re.sub(r":\d+$", "", name).rpartition("/")
+    found = _LEAF.fullmatch(leaf)
+    if found is None:
+        return path, leaf
+    return path or found["stem"] or "", _LEAVES[found["word"]]
+
+
+def roles_by_count(kind: str, shapes: Sequence[tuple[int, ...]], config: Mapping[str, Any] | None) -> list[str]:
+    """The roles of arrays that are only counted: `vars/0`, `vars/1`, ... and `param_0`, `param_1`, ...
+
+    Batch normalisation holds gamma and beta unless its config leaves them out; three arrays without a config are
+    beta, mean and variance, as `scale=False` is what Keras's own networks leave out.
+    """
+    count = len(shapes)
+    if kind == "BatchNormalization":
+        if config is not None:
+            first = [role for role, flag in (("gamma", "scale"), ("beta", "center")) if config.get(flag, True)]
+        else:
+            first = {4: ["gamma", "beta"], 3: ["beta"], 2: []}.get(count, ["gamma", "beta"])
+        roles = [*first, "moving_mean", "moving_variance"]
+    else:
+        roles = list(HOLDS.get(kind, ()))
+        if kind.startswith("Separable") and count == 2:
+            roles = roles[:2]
+    return [*roles, *map(str, range(len(roles), count))][:count]
+
+
+def kind_and_roles(shapes: Sequence[tuple[int, ...]]) -> tuple[str, list[str]]:
+    """What arrays without names or class are beyond doubt: a kernel and its bias, or a batch normalisation.
+
+    >>> kind_and_roles([(3, 3, 3, 8), (8,)]), kind_and_roles([(7,), (7,), (7,), (7,)])[0], kind_and_roles([(5,)])
+    (('Conv2D', ['kernel', 'bias']), 'BatchNormalization', ('', ['0']))
+    """
+    if len(shapes) == 4 and len(set(shapes)) == 1 and len(shapes[0]) == 1:
+        return "BatchNormalization", roles_by_count("BatchNormalization", shapes, None)
+    roles = ["kernel", "bias"][: len(shapes)]
+    if len(shapes) in (1, 2) and (kind := kind_of_arrays(dict(zip(roles, shapes, strict=True)))):
+        return kind, roles
+    return "", [str(number) for number in range(len(shapes))]
+
+
+def kind_of_arrays(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The class that roles and shapes tell beyond doubt, or ""."""
+    roles = set(shapes)
+    if {"depthwise_kernel", "pointwise_kernel"} <= roles <= {"depthwise_kernel", "pointwise_kernel", "bias"}:
+        return {4: "SeparableConv2D", 3: "SeparableConv1D"}.get(len(shapes["depthwise_kernel"]), "")
+    if {"depthwise_kernel"} <= roles <= {"depthwise_kernel", "bias"}:
+        return {4: "DepthwiseConv2D", 3: "DepthwiseConv1D"}.get(len(shapes["depthwise_kernel"]), "")
+    if {"moving_mean", "moving_variance"} <= roles <= {"moving_mean", "moving_variance", "gamma", "beta"}:
+        return "BatchNormalization"
+    if not {"kernel"} <= roles <= {"kernel", "bias"}:
+        return ""
+    kernel, bias = shapes["kernel"], shapes.get("bias")
+    if len(kernel) == 2 and bias in (None, kernel[1:]):
+        return "Dense"
+    if len(kernel) != 4:
+        return ""
+    one = kernel[3] == 1 and kernel[2] > 1  # a Keras 3 depthwise kernel looks so, and one of a single filter too
+    if bias is None:
+        return "" if one else "Conv2D"
+    if len(bias) == 1 and bias[0] in (kernel[0], kernel[3]):
+        return "Conv2D"
+    return "DepthwiseConv2D" if bias == (kernel[2] * kernel[3],) and one else ""
