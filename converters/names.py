@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 # our module -> their layers, in order; several are the groups of one convolution, concatenated on the output axis
 LayerTable = dict[str, tuple[str, ...]]
@@ -37,6 +40,32 @@ WIDTH_LAYERS: dict[str, list[str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Lineage:
+    """Layer names that files of one origin have in common.
+
+    Attributes:
+        name: "convnets-keras", "keras-applications", "keras-applications-old" or "torchvision".
+        network: a name in `convnets_torch.NETWORKS`.
+        layers: our module -> their layers, several of them for the groups of one convolution. Layers whose names Keras
+            makes up are here under the numbers that a fresh session gives them: "conv2d", "conv2d_1", ...
+        order: their layers with weights in the order of Keras's `model.layers`, by which `.weights.h5` counts the
+            layers of each class; empty where no such files are.
+        widths: our convolutions whose channels are the `widths` of the network's builder, in order.
+        head: our modules whose outputs are `hidden` (all but the last) and `classes` of the standard head.
+        automatic: whether Keras made the names up: sorted by their numbers, which may start anywhere, the
+            layers of each class are those of `layers` in order.
+    """
+
+    name: str
+    network: str
+    layers: Mapping[str, tuple[str, ...]]
+    order: tuple[str, ...]
+    widths: tuple[str, ...]
+    head: tuple[str, ...]
+    automatic: bool = False
+
+
 def efficientnet_lite0(name: str) -> str:
     """Our parameter for one of the PyTorch file of EfficientNet-Lite0, whose modules begin with an underscore.
 
@@ -48,3 +77,137 @@ def efficientnet_lite0(name: str) -> str:
     if name.startswith("_fc."):
         return f"head.{name[1:]}"
     return re.sub(r"^_", "features.", re.sub(r"^_blocks\.(\d+)\._", r"_block\1.layers.", name))
+
+
+def _lineage(
+    name: str, network: str, layers: LayerTable, widths: list[str], order: tuple[str, ...] | None = None
+) -> Lineage:
+    head = tuple(module for module in layers if module.startswith("head."))
+    table = MappingProxyType(dict(layers))
+    names = tuple(layer for group in layers.values() for layer in group) if order is None else order
+    return Lineage(name, network, table, names, tuple(widths), head, automatic=network == "inception_v3")
+
+
+def _vgg_applications(*depths: int) -> LayerTable:
+    """block1_conv1, ..., fc1, fc2, predictions: the names of every generation of Keras Applications."""
+    convolutions: LayerTable = {
+        f"features.conv{block}_{conv}": (f"block{block}_conv{conv}",)
+        for block, depth in enumerate(depths, 1)
+        for conv in range(1, depth + 1)
+    }
+    return convolutions | {"head.dense_1": ("fc1",), "head.dense_2": ("fc2",), "head.dense_3": ("predictions",)}
+
+
+RESNET50_DEPTHS = (3, 4, 6, 3)
+
+
+def _resnet50(old: bool) -> LayerTable:
+    """conv2_block1_1_conv and conv2_block1_1_bn; in the old lineage res2a_branch2a and bn2a_branch2a."""
+    table: LayerTable = {
+        "features.conv1_conv": ("conv1" if old else "conv1_conv",),
+        "features.conv1_bn": ("bn_conv1" if old else "conv1_bn",),
+    }
+    for stage, depth in enumerate(RESNET50_DEPTHS, start=2):
+        for block in range(1, depth + 1):
+            for part in (1, 2, 3, 0) if block == 1 else (1, 2, 3):  # 0 is the shortcut, "branch1" of the old names
+                branch = f"{stage}{'abcdef'[block - 1]}_branch" + (f"2{'abc'[part - 1]}" if part else "1")
+                module, name = f"features.conv{stage}_block{block}", f"conv{stage}_block{block}_{part}"
+                table[f"{module}.conv_{part}"] = (f"res{branch}" if old else f"{name}_conv",)
+                table[f"{module}.bn_{part}"] = (f"bn{branch}" if old else f"{name}_bn",)
+    return table | {"head.dense_1": ("fc1000" if old else "predictions",)}
+
+
+def _resnet50_order(old: bool) -> tuple[str, ...]:
+    """As the table, but where a block has a shortcut, `model.layers` interleaves it with the third convolution."""
+    table = _resnet50(old)
+    ordered = []
+    for module, (name,) in table.items():
+        if not module.endswith(("_0", "_3")):
+            ordered.append(name)
+        elif module.endswith("conv_3"):
+            block = module.removesuffix("conv_3")
+            parts = [f"{block}{kind}_{part}" for kind in ("conv", "bn") for part in (0, 3)]
+            ordered += [table[part][0] for part in parts if part in table]
+    return tuple(ordered)
+
+
+# Per block of InceptionV3, per branch, how many layers of Keras's stand between each convolution and the end of the
+# block: a convolution, its normalisation and its ReLU are three; the fork of mixed9 and mixed10 is one more.
+_A = {"branch1x1": (3,), "branch5x5": (6, 3), "branch3x3dbl": (9, 6, 3), "branch_pool": (3,)}
+_A_TO_B = {"branch3x3": (3,), "branch3x3dbl": (9, 6, 3)}
+_B = {"branch1x1": (3,), "branch7x7": (9, 6, 3), "branch7x7dbl": (15, 12, 9, 6, 3), "branch_pool": (3,)}
+_B_TO_C = {"branch3x3": (6, 3), "branch7x7x3": (12, 9, 6, 3)}
+_FORK = {"fork.branch1x3": (4,), "fork.branch3x1": (4,)}
+_C = {
+    "branch1x1": (3,),
+    **{"branch3x3": (7,)}, **{f"branch3x3.{name}": value for name, value in _FORK.items()},
+    **{"branch3x3dbl": (10, 7)}, **{f"branch3x3dbl.{name}": value for name, value in _FORK.items()},
+    "branch_pool": (3,),
+}  # fmt: skip
+_BLOCKS = (_A, _A, _A, _A_TO_B, _B, _B, _B, _B, _B_TO_C, _C, _C)
+
+
+def _inception_v3() -> Lineage:
+    """Keras sorts `model.layers` by their distance from the output, those of equal distance as they were created."""
+    convolutions = [(-1, f"features.conv_{number}", 18 - 3 * number) for number in range(1, 6)]  # block, ours, distance
+    for block, branches in enumerate(_BLOCKS):
+        for branch, distances in branches.items():
+            for number, distance in enumerate(distances, start=1):
+                convolutions.append((block, f"features.mixed{block}.{branch}.conv_{number}", distance))
+    table: LayerTable = {}
+    places = []
+    for number, (block, module, distance) in enumerate(convolutions):
+        normalization = re.sub(r"conv_(\d+)$", r"bn_\1", module)
+        for nearer, (ours, kind) in enumerate(((module, "conv2d"), (normalization, "batch_normalization"))):
+            table[ours] = (f"{kind}_{number}" if number else kind,)  # as Keras numbers what has no name
+            places.append((block, nearer - distance, table[ours][0]))
+    order = [name for *_, name in sorted(places, key=lambda place: place[:2])]  # stable: else as created
+    table["head.dense_1"] = ("predictions",)
+    modules = [module for _, module, _ in convolutions]
+    return _lineage("keras-applications", "inception_v3", table, modules, (*order, "predictions"))
+
+
+_RESNET50_WIDTHS = ["features.conv1_conv", *(f"features.conv{stage}_block1.conv_1" for stage in range(2, 6))]
+
+
+def _torchvision_vgg(*depths: int) -> LayerTable:
+    """Their modules are numbered: in a block two for each convolution, one for the pool; 0, 3, 6 of the classifier."""
+    table: LayerTable = {}
+    place = 0
+    for block, depth in enumerate(depths, 1):
+        for conv in range(1, depth + 1):
+            table[f"features.conv{block}_{conv}"] = (f"features.{place}",)
+            place += 2
+        place += 1
+    return table | {f"head.dense_{number}": (f"classifier.{3 * (number - 1)}",) for number in (1, 2, 3)}
+
+
+def _torchvision_resnet50() -> LayerTable:
+    table: LayerTable = {"features.conv1_conv": ("conv1",), "features.conv1_bn": ("bn1",)}
+    for stage, depth in enumerate(RESNET50_DEPTHS, start=2):
+        for block in range(depth):
+            module, theirs = f"features.conv{stage}_block{block + 1}", f"layer{stage - 1}.{block}"
+            if block == 0:
+                table[f"{module}.conv_0"] = (f"{theirs}.downsample.0",)
+                table[f"{module}.bn_0"] = (f"{theirs}.downsample.1",)
+            for part in (1, 2, 3):
+                table[f"{module}.conv_{part}"] = (f"{theirs}.conv{part}",)
+                table[f"{module}.bn_{part}"] = (f"{theirs}.bn{part}",)
+    return table | {"head.dense_1": ("fc",)}
+
+
+LINEAGES: tuple[Lineage, ...] = (
+    *(_lineage("convnets-keras", name, table, WIDTH_LAYERS[name]) for name, table in CONVNETS_KERAS.items()),
+    _lineage("keras-applications", "vgg16", _vgg_applications(2, 2, 3, 3, 3), WIDTH_LAYERS["vgg16"]),
+    _lineage("keras-applications", "vgg19", _vgg_applications(2, 2, 4, 4, 4), WIDTH_LAYERS["vgg19"]),
+    _lineage("keras-applications", "resnet50", _resnet50(old=False), _RESNET50_WIDTHS, _resnet50_order(old=False)),
+    _lineage("keras-applications-old", "resnet50", _resnet50(old=True), _RESNET50_WIDTHS, _resnet50_order(old=True)),
+    _inception_v3(),
+)
+
+# Modules of torchvision's published state dicts.
+TORCHVISION: tuple[Lineage, ...] = (
+    _lineage("torchvision", "vgg16", _torchvision_vgg(2, 2, 3, 3, 3), WIDTH_LAYERS["vgg16"], ()),
+    _lineage("torchvision", "vgg19", _torchvision_vgg(2, 2, 4, 4, 4), WIDTH_LAYERS["vgg19"], ()),
+    _lineage("torchvision", "resnet50", _torchvision_resnet50(), _RESNET50_WIDTHS, ()),
+)
