@@ -1,33 +1,36 @@
-"""Convert weights: read, plan, check everything, then write."""
+"""Convert weights: read, plan, check everything, then write.
+
+Torch is imported only when the process that reads the file has begun (see `converters.isolation`).
+"""
 
 from __future__ import annotations
 
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-import h5py
-import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 import convnets_torch
-from converters.keras_h5 import open_keras_h5
-from converters.keras_plan import plan_keras
-from converters.plans import Plan, Row, Step
-from converters.pytorch_files import read_state_dict
-from converters.pytorch_plan import plan_pytorch
+from converters.carrying import Job, is_finite
+from converters.isolation import Call, reading_process
+from converters.labels import read_labels
+from converters.plans import KerasStep, Plan, Row, Wishes, stored_dtype
 from convnets_torch.cache import cache_folder
 from convnets_torch.card import KEY, Card, Source
 from convnets_torch.files import check_regular, check_writable, resolved, sha256
-from convnets_torch.filling import filling
-from convnets_torch.preprocessing import Preprocessing, preset
+from convnets_torch.filling import Filling, filling
+from convnets_torch.sentences import in_one_line
 
+if TYPE_CHECKING:
+    from converters.proof import ProofRow
+
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PYTORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # a zip, and the older bare pickle
 
 
@@ -40,40 +43,69 @@ class Report:
         destination: the file that was written.
         card: what the weights are, as it stands in the file.
         rows: one for each of our parameters, in the order of the network.
+        choices: sentences on what the file does not say and was therefore chosen.
+        proof: the largest error of each layer; empty where no proof was asked for.
     """
 
     source: Path
     destination: Path
     card: Card
     rows: tuple[Row, ...]
+    choices: tuple[str, ...] = ()
+    proof: tuple[ProofRow, ...] = ()
 
 
+@in_one_line()
 def convert(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str] | None,
     *,
     backend: str | None = None,
+    data_format: str | None = None,
     preprocessing: str | None = None,
+    activation: str | None = None,
+    hidden_activation: str | None = None,
+    pool1_padding: bool | None = None,
+    input_size: tuple[int, int] | None = None,
+    classes: str | os.PathLike[str] | Sequence[str] | None = None,
+    layout: str | None = None,
+    proof: bool = False,
+    isolated: bool = True,
 ) -> Report:
     """Convert weights to a safetensors file with a card.
 
-    Read are the `.h5` weights of AlexNet, VGG16 and VGG19 of convnets-keras (Keras 1) and the VGG files of
-    Keras 0.x, and the `.pth` of EfficientNet-Lite0. Every array of the file and every parameter of the network
-    is accounted for before anything is written. The same source and options give the same bytes.
+    Read are AlexNet, VGG16 and VGG19 of convnets-keras; VGG16, VGG19, ResNet50 and InceptionV3 of keras-applications;
+    users' own models on them, with any dense head or none; in `.h5`, `.weights.h5` and `.keras` files of Keras 0.3 to
+    3; and `.pth` files of torchvision's VGG16, VGG19 and ResNet50, and of EfficientNet-Lite0. Every array of the file
+    and every parameter of the network is accounted for before anything is written. The same source and options give
+    the same bytes.
 
     Args:
         source: the file to read.
         destination: the file to write; None puts it into the user's cache under the network's name.
         backend: "theano" or "tensorflow", what trained the weights; needed only where neither the file nor its
             lineage says it. Kernels trained by Theano are flipped.
-        preprocessing: a preset of the network; None for the one that its released weights were trained with.
+        data_format: "channels_first" or "channels_last", how the network was trained; needed only for weights without
+            config of Keras 2.0 and 2.1.
+        preprocessing: a preset of the network or a JSON file with the fields of `Preprocessing`; None for the one of
+            released weights, or of the model's own Rescaling layer.
+        activation: "softmax", "sigmoid" or "none", of the outputs, where the file has no config; softmax by default.
+        hidden_activation: between the dense layers of a head without config; relu by default.
+        pool1_padding: whether ResNet50 pads before its first pooling, where no config says it.
+        input_size: (height, width) in pixels of the pictures that a head of the user's own was trained on, where no
+            config says it; for a Flatten without it, a square of as many cells as the dense layer reads.
+        classes: names of the classes, or a text file with one on each line; None for ImageNet's where there are 1,000.
+        layout: "torchvision" writes VGG under the names of torchvision's parameters.
+        proof: compute what the source file means beside the converted network; nothing is written where they differ.
+        isolated: read the file in a process of its own, which may crash.
 
     Returns:
         What was done with each array.
 
     Raises:
         OSError: `source` cannot be read or `destination` cannot be written; an older file there survives.
-        ValueError: the file is not known or not complete, holds NaN or infinite values, or needs `backend`.
+        ValueError: the file is not known or not complete, holds NaN or infinite values, needs an option, or fails
+            its proof.
 
     >>> report = convert("alexnet_weights.h5", "converted.safetensors")
     >>> report.card.network, report.rows[0].source, report.rows[0].change
@@ -84,64 +116,41 @@ def convert(
         check_writable(Path(destination))
         if resolved(destination) == resolved(source):
             raise ValueError(f"{source} is source and destination; name another file to write")
-    with _planned(source, backend) as plan, ThreadPoolExecutor(1) as beside:
-        if plan.arguments["classes"] == 1:
-            raise ValueError(f"{source} has a single output, which no softmax fits; such heads are not read so far")
-        rule = preset(plan.network, preprocessing)
-        if destination is None:
-            cache_folder().mkdir(parents=True, exist_ok=True)
-            destination = cache_folder() / f"{plan.network}.safetensors"
-            check_writable(destination)
-        digest = beside.submit(sha256, source)
-        layout = {step.row.parameter: (_dtype(step), step.row.shape) for step in plan.steps}
-        placeholder = _card(source, plan, rule, "0" * 64)  # as long as the one with the digest, which takes its time
-        with filling(destination, layout, {KEY: placeholder.to_json()}) as file:
-            _fill(source, plan, file.arrays)
-            card = _card(source, plan, rule, digest.result())
-            file.metadata = {KEY: card.to_json()}
-    return Report(source, Path(destination), card, tuple(step.row for step in plan.steps))
+    kind = _kind(source)
+    with reading_process(isolated=isolated and kind == "keras") as call:
+        described = call("read", path=str(source)) if kind == "keras" else None
+        wishes = Wishes(backend, data_format, preprocessing, activation, hidden_activation, pool1_padding, input_size)
+        plan = _plan(source, described, wishes)
+        class_names = _class_names(source, plan, classes)
+        names = _names(source, plan, layout)
+        shapes = {names[step.row.parameter]: (stored_dtype(step.row.parameter), step.row.shape) for step in plan.steps}
+        destination = _in_cache(plan.network) if destination is None else Path(destination)
+        with ThreadPoolExecutor(1) as beside:
+            digest = beside.submit(sha256, source)
+            # As long as the card with the digest, which takes its time.
+            placeholder = _card(source, plan, class_names, layout, "0" * 64)
+            with filling(destination, shapes, {KEY: placeholder.to_json()}) as file:
+                _fill(source, plan, names, file, call)
+                proven = _prove(source, described, plan, placeholder, names, file, call) if proof else ()
+                card = _card(source, plan, class_names, layout, digest.result())
+                file.metadata = {KEY: card.to_json()}
+    return Report(source, destination, card, tuple(step.row for step in plan.steps), plan.choices, proven)
 
 
-def _card(source: Path, plan: Plan, rule: Preprocessing, digest: str) -> Card:
-    return Card(
-        network=plan.network,
-        arguments=plan.arguments,
-        preprocessing=rule,
-        class_names="imagenet-1k" if plan.arguments["classes"] == 1000 else None,
-        source=Source(
-            file=source.name,
-            sha256=digest,
-            framework=plan.framework,
-            backend=plan.backend,
-            changes=_summary(plan),
-            converter=f"convnets-torch {convnets_torch.__version__}",
-        ),
-    )
-
-
-def _dtype(step: Step) -> torch.dtype:
-    return torch.int64 if step.row.parameter.endswith("num_batches_tracked") else torch.float32
-
-
-@contextmanager
-def _planned(source: Path, backend: str | None) -> Iterator[Plan]:
-    """The plan for a file of any known kind; the file stays open while the plan is carried out."""
+def _kind(source: Path) -> str:
+    """ "keras" or "pytorch", by what the file begins with."""
     check_regular(source)
     with source.open("rb") as file:
         start = file.read(8)
     if not start:
         raise OSError(f"{source} is empty; download it again")
-    if start.startswith(b"PK") and not _is_pytorch_zip(source):
-        raise ValueError(f"{source} is a zip archive, but none of PyTorch (.keras files are not read so far)")
-    if start.startswith(PYTORCH_MAGIC):
-        if backend is not None:
-            raise ValueError(f"{source} is a file of PyTorch, which has no backend; leave out the backend")
-        yield plan_pytorch(source, read_state_dict(source))
-    elif h5py.is_hdf5(source) or source.suffix.lower() in (".h5", ".hdf5"):
-        with open_keras_h5(source) as keras:
-            yield plan_keras(keras, backend)
-    else:
-        raise ValueError(f"{source} is neither HDF5 (.h5) nor a file of PyTorch (.pth); name a weights file")
+    if start.startswith(b"PK") and source.suffix.lower() != ".keras" and _is_pytorch_zip(source):
+        return "pytorch"
+    if start.startswith(PYTORCH_MAGIC[1]):
+        return "pytorch"
+    if start.startswith((HDF5_MAGIC, b"PK")) or source.suffix.lower() in (".h5", ".hdf5", ".keras"):
+        return "keras"  # whose reader says what else may be wrong
+    raise ValueError(f"{source} is neither HDF5 (.h5), .keras nor a file of PyTorch (.pth); name a weights file")
 
 
 def _is_pytorch_zip(path: Path) -> bool:
@@ -152,18 +161,99 @@ def _is_pytorch_zip(path: Path) -> bool:
         return True  # a truncated one, for PyTorch's reader to refuse
 
 
-def _fill(source: Path, plan: Plan, arrays: dict[str, Tensor]) -> None:
-    not_finite = []
+def _plan(source: Path, described: dict[str, Any] | None, wishes: Wishes) -> Plan:
+    if described is not None:
+        from converters.keras_file import KerasFile
+        from converters.keras_plan import plan_keras
+
+        return plan_keras(KerasFile.from_dict(described), wishes)
+    from converters.pytorch_files import read_state_dict
+    from converters.pytorch_plan import plan_pytorch
+
+    return plan_pytorch(source, read_state_dict(source), wishes)
+
+
+def _in_cache(network: str) -> Path:
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    destination = cache_folder() / f"{network}.safetensors"
+    check_writable(destination)
+    return destination
+
+
+def _class_names(
+    source: Path, plan: Plan, classes: str | os.PathLike[str] | Sequence[str] | None
+) -> Literal["imagenet-1k"] | tuple[str, ...] | None:
+    wanted = plan.arguments["classes"]
+    if classes is None:
+        return "imagenet-1k" if wanted == 1000 else None
+    names = read_labels(classes) if isinstance(classes, str | os.PathLike) else tuple(classes)
+    if wanted is None:
+        raise ValueError(f"{source} has no head, so no classes to name; leave out the class names")
+    if len(names) != wanted:
+        hint = " (the single output is the probability of the one class that it stands for)" if wanted == 1 else ""
+        raise ValueError(
+            f"{len(names)} class names for the {wanted} outputs of {source}{hint}; name each once, in order"
+        )
+    return names
+
+
+def _names(source: Path, plan: Plan, layout: str | None) -> dict[str, str]:
+    """Our parameter -> its name in the file to write."""
+    ours = [step.row.parameter for step in plan.steps]
+    if layout is None:
+        return {name: name for name in ours}
+    if layout != "torchvision":
+        raise ValueError(f"unknown layout {layout!r}; known: torchvision")
+    from converters.torchvision_names import torchvision_names
+
+    return torchvision_names(source, plan)
+
+
+def _card(
+    source: Path,
+    plan: Plan,
+    class_names: Literal["imagenet-1k"] | tuple[str, ...] | None,
+    layout: str | None,
+    digest: str,
+) -> Card:
+    return Card(
+        network=plan.network,
+        arguments=plan.arguments,
+        preprocessing=plan.preprocessing,
+        class_names=class_names,
+        activation=plan.activation,
+        source=Source(
+            file=source.name,
+            sha256=digest,
+            framework=plan.framework,
+            backend=plan.backend,
+            changes=(*_summary(plan), *plan.choices),
+            converter=f"convnets-torch {convnets_torch.__version__}",
+        ),
+        unknown={} if layout is None else {"layout": layout},
+    )
+
+
+def _summary(plan: Plan) -> tuple[str, ...]:
+    """The changes, counted: "3 arrays flipped, concatenated"."""
+    counts = Counter(step.row.change for step in plan.steps)
+    return tuple(f"{count} arrays {change}" for change, count in counts.items())
+
+
+def _fill(source: Path, plan: Plan, names: dict[str, str], file: Filling, call: Call) -> None:
+    """Write the values of all parameters: those of Keras in the process that reads, those of PyTorch here."""
+    not_finite: list[str] = []
+    jobs: list[Job] = []
     for step in plan.steps:
-        array = arrays[step.row.parameter]
-        try:
-            with np.errstate(over="ignore"):  # float64 values too large for float32 become infinite, and are refused
-                step.fill(array)
-        except OSError as error:
-            raise ValueError(f"{source}: {step.row.source} cannot be read ({error}); download the file again") from None
-        # A finite sum has finite terms; the exact check, which needs memory, is for sums that overflow.
-        if not array.sum().isfinite() and not array.isfinite().all():
-            not_finite.append(step.row.source)
+        array = file.arrays[names[step.row.parameter]]
+        if isinstance(step, KerasStep):
+            jobs.append(_job(step, file.places[names[step.row.parameter]], array))
+        else:
+            step.fill(array)
+            if not is_finite(array):
+                not_finite.append(step.row.source)
+    if jobs:
+        not_finite += call("fill", path=str(source), output=str(file.path), jobs=jobs)
     if not_finite:
         raise ValueError(
             f"{source} holds NaN, infinite or (for float32) too large weights in"
@@ -171,7 +261,35 @@ def _fill(source: Path, plan: Plan, arrays: dict[str, Tensor]) -> None:
         )
 
 
-def _summary(plan: Plan) -> tuple[str, ...]:
-    """The changes, counted: "3 arrays flipped, concatenated"."""
-    counts = Counter(step.row.change for step in plan.steps)
-    return tuple(f"{count} arrays {change}" for change, count in counts.items())
+def _prove(
+    source: Path,
+    described: dict[str, Any] | None,
+    plan: Plan,
+    card: Card,
+    names: dict[str, str],
+    file: Filling,
+    call: Call,
+) -> tuple[ProofRow, ...]:
+    if described is None:
+        raise ValueError(f"{source} is a file of PyTorch, which means what it says; leave out the proof")
+    from converters.proving import prove
+
+    arrays = {parameter: file.arrays[name] for parameter, name in names.items()}
+    return prove(source, described, plan, card, arrays, call)
+
+
+def _job(step: KerasStep, place: int, array: NDArray[Any]) -> Job:
+    return {
+        "source": step.row.source,
+        "place": place,
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "arrays": [
+            {"path": str(entry.path), "place": entry.place, "shape": list(entry.shape), "dtype": entry.dtype}
+            for entry in step.arrays
+        ],
+        "kernel_order": step.layout.kernel_order,
+        "flipped": step.layout.flipped,
+        "window": None if step.layout.window is None else list(step.layout.window),
+        "constant": step.constant,
+    }

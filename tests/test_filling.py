@@ -10,23 +10,22 @@ from convnets_torch.filling import filling
 from convnets_torch.weights import load, save
 
 LAYOUT = {
-    "b.weight": (torch.float32, (3, 5)),
-    "a.steps": (torch.int64, ()),
-    "a.bias": (torch.float32, (7,)),
-    "c.steps": (torch.int64, ()),
+    "b.weight": ("F32", (3, 5)),
+    "a.steps": ("I64", ()),
+    "a.bias": ("F32", (7,)),
+    "c.steps": ("I64", ()),
 }
 
 
 def test_the_bytes_are_those_of_the_library(tmp_path):
     values = {
-        name: torch.randn(shape) if dtype.is_floating_point else torch.tensor(4)
-        for name, (dtype, shape) in LAYOUT.items()
+        name: torch.randn(shape) if dtype == "F32" else torch.tensor(4) for name, (dtype, shape) in LAYOUT.items()
     }
     metadata = {"card": '{"name": "w\\u00e4sp \\"quoted\\"", "path": "a\\\\b"}'}
     save_file(values, tmp_path / "library", metadata)
     with filling(tmp_path / "ours", LAYOUT, metadata) as file:
         for name, array in file.arrays.items():
-            array.copy_(values[name])
+            array[...] = values[name]
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "library").read_bytes()
 
 
@@ -49,3 +48,18 @@ def test_metadata_may_change_but_not_in_length(tmp_path):
         grow()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out").read_text() == "precious"
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw + b"more", lambda raw: raw[:-1], lambda raw: b"\xff" + raw[1:]])
+def test_what_another_process_damages_is_not_put_in_place(damage, tmp_path):
+    def fill():
+        with filling(tmp_path / "out", LAYOUT, {"card": "000"}) as file:
+            file.arrays.clear()
+            raw = damage(file.path.read_bytes())
+            with file.path.open("r+b") as written:
+                written.write(raw)
+                written.truncate(max(len(raw), 100))
+
+    with pytest.raises(ValueError, match="was damaged while it was written"):
+        fill()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,104 @@
+"""Prove a conversion: what the source file means, computed in the process that reads it, beside the new network."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from converters.forwarding import IMAGE, NAMES, OUTPUTS
+from converters.isolation import Call
+from converters.keras_file import KerasFile
+from converters.keras_graph import label
+from converters.plans import KerasStep, Plan
+from converters.proof import ProofRow, check, compare
+from converters.proof_run import probe_picture, record_outputs
+from convnets_torch.card import Card
+from convnets_torch.preprocessing import normalize
+from convnets_torch.weights import build
+
+
+def prove(
+    source: Path,
+    described: dict[str, Any],
+    plan: Plan,
+    card: Card,
+    arrays: Mapping[str, NDArray[Any]],
+    call: Call,
+) -> tuple[ProofRow, ...]:
+    """Hold each layer of the converted network against what the file means, for one picture.
+
+    Args:
+        source: the file.
+        described: what it says of itself.
+        plan: that was carried out.
+        card: of the network.
+        arrays: parameter -> its converted values.
+        call: gives orders to the process that reads the file.
+
+    Returns:
+        The largest error of each layer, in the order of the network, and of the logits.
+
+    Raises:
+        ValueError: a layer is further off than float32 explains.
+    """
+    network = build(plan.network, plan.arguments)
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, assign=True)
+    network.double().eval()  # a copy, in the precision of the proof: what is left is no rounding
+    rule = card.preprocessing
+    picture = probe_picture(network.size)
+    image = normalize(picture, rule)
+    # A model that rescales pictures itself takes the picture as it is.
+    theirs_image = picture.astype(np.float64) if plan.rescales else image.transpose(1, 2, 0).astype(np.float64)
+    file = KerasFile.from_dict(described)
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / IMAGE, theirs_image)
+        call("forward", path=str(source), described=described, folder=folder, assumptions=_assumptions(file, plan))
+        names = (Path(folder) / NAMES).read_text(encoding="utf-8").split("\n")
+        with np.load(Path(folder) / OUTPUTS) as stored:
+            theirs = {name: stored[f"arr_{number}"] for number, name in enumerate(names)}
+    for name, (channels, height, width) in _flattened(file, plan).items():  # ours have flattened a map of another order
+        theirs[name] = theirs[name].reshape(height, width, channels).transpose(2, 0, 1).ravel()
+    rows = compare(record_outputs(network, image), theirs, _table(file, plan) | {names[-1]: (names[-1],)})
+    check(rows)
+    return tuple(rows)
+
+
+def _table(file: KerasFile, plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Our module -> labels of their layers."""
+    by_place = {array.place: label(layer, file) for layer in file.weighted for array in layer.arrays.values()}
+    table: dict[str, tuple[str, ...]] = {}
+    for step in plan.steps:
+        if isinstance(step, KerasStep) and step.arrays:
+            module = step.row.parameter.rpartition(".")[0]
+            table[module] = tuple(by_place[array.place] for array in step.arrays)
+    return table
+
+
+def _flattened(file: KerasFile, plan: Plan) -> dict[str, tuple[int, int, int]]:
+    """Their normalisations of a map that was flattened in the order h, w, channels, with (channels, h, w) of it."""
+    table = _table(file, plan)
+    return {
+        table[step.row.parameter.rpartition(".")[0]][0]: step.layout.window
+        for step in plan.steps
+        if isinstance(step, KerasStep) and step.arrays and step.layout.window is not None and len(step.row.shape) == 1
+    }
+
+
+def _assumptions(file: KerasFile, plan: Plan) -> dict[str, Any]:
+    """What the proof is told beside the file: the same that the user or the plan's rules said."""
+    steps: Sequence[Sequence[Any]] | None = plan.arguments.get("head")
+    return {
+        "backend": plan.backend or "tensorflow",
+        "data_format": plan.data_format,
+        "network": plan.network,
+        "lineage": plan.lineage,
+        "pool1_padding": plan.arguments.get("pool_padding"),
+        "epsilon": plan.arguments.get("epsilon"),
+        "head": steps,
+    }
