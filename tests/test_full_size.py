@@ -1,4 +1,4 @@
-"""Full-size files in the original's layout, against plain NumPy that knows only the definitions."""
+"""Full-size files: of the original's layout against plain NumPy, of real Keras 3 against what Keras answers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from converters import convert
 from convnets_torch.preprocessing import normalize
 from convnets_torch.weights import load
-from tests.conftest import assert_agree
+from tests.conftest import assert_agree, run_keras3
 from tests.reference import theano_forward
 from tests.reference.keras1_files import FULL, random_layers, write_keras1
+from tests.reference.keras3_goldens import FULL as FULL_KERAS3
 from tests.reference.pictures import picture
+from tests.test_formats import assert_answers
 
 
 @pytest.mark.slow
@@ -30,3 +32,19 @@ def test_a_full_size_file_computes_what_its_arrays_mean(name, tmp_path):
     with torch.inference_mode():
         found = network(torch.from_numpy(image)[None])
     assert_agree(found.numpy(), expected[None])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "form"), [("vgg16", ".weights.h5"), ("resnet50", "model"), ("inception_v3", ".keras")]
+)
+def test_a_full_size_file_of_keras_3_answers_as_keras_3(name, form, tmp_path):
+    """`keras.applications` with 1000 classes, one network at a time: up to 1.1 GB on the disk."""
+    run_keras3(tmp_path, "--full", "--models", name, "--forms", form)
+    golden = next(golden for golden in FULL_KERAS3[name] if golden.form == form)
+    report = convert(tmp_path / golden.file, tmp_path / "out.safetensors")
+    (tmp_path / golden.file).unlink()
+    assert report.card.class_names == "imagenet-1k"
+    assert report.card.preprocessing.name == golden.preprocessing
+    assert_answers(load(tmp_path / "out.safetensors"), golden, tmp_path)
+    (tmp_path / "out.safetensors").unlink()
