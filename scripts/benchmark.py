@@ -1,6 +1,6 @@
 """Measure what has a speed, as ratios against a peer in the same run.
 
-    python scripts/benchmark.py import load cold-start convert folder [--rounds 7] [--json FILE]
+    python scripts/benchmark.py import load cold-start convert formats proof folder [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. Everything runs
@@ -10,9 +10,11 @@ on the CPU; the files are in the page cache, as after a download.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -147,33 +149,90 @@ with torch.inference_mode():
 
 
 def measure_convert(folder: Path, rounds: int) -> list[Result]:
-    """Full VGG16 from .h5, its sha256 included, against copying the file; and how much memory it takes."""
+    """Full VGG16 from `.h5`, its sha256 included, against copying the file; and how much memory it takes."""
+    return [converted(folder, source, rounds) for source in ("vgg16.h5",)]
+
+
+def measure_formats(folder: Path, rounds: int) -> list[Result]:
+    """The same for each form in which real Keras 3 saves VGG16; needs the `dev` extra and 3 GB of disk."""
+    write = [sys.executable, "-W", "ignore", "-m", "tests.reference.keras3_files", str(folder / "keras3")]
+    command = [*write, "--full", "--models", "vgg16", "--forms", "weights", "model", ".weights.h5", ".keras"]
+    environment = os.environ | {"KERAS_BACKEND": "torch"}
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
+    names = ("vgg16.legacy.h5", "vgg16.h5", "vgg16.weights.h5", "vgg16.keras")
+    return [converted(folder, f"keras3/{name}", rounds) for name in names]
+
+
+def converted(folder: Path, source: str, rounds: int) -> Result:
+    """A conversion against a copy, alternating; what it adds to the memory of all its processes is printed."""
     from converters import convert
 
     def copy() -> None:
-        (folder / "copy.h5").unlink(missing_ok=True)  # both write a new file
-        with (folder / "vgg16.h5").open("rb") as source, (folder / "copy.h5").open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+        (folder / "copy").unlink(missing_ok=True)  # both write a new file
+        with (folder / source).open("rb") as file, (folder / "copy").open("wb") as target:
+            shutil.copyfileobj(file, target, 1 << 20)
             target.flush()
             os.fsync(target.fileno())
 
     def ours() -> None:
         (folder / "out.safetensors").unlink(missing_ok=True)
-        convert(folder / "vgg16.h5", folder / "out.safetensors")
+        convert(folder / source, folder / "out.safetensors")
 
-    result = alternate("convert VGG16 (.h5, 553 MB)", "copy the file, fsync", ours, copy, rounds)
-    size = (folder / "vgg16.h5").stat().st_size
-    # The high-water mark of the process's own memory; ru_maxrss would inherit that of this one.
+    result = alternate(f"convert {source} (553 MB)", "copy the file, fsync", ours, copy, rounds)
+    small = ROOT / "tests" / "data" / "keras1" / "vgg16.h5"  # brings in torch and starts the process that reads
     code = f"""
-import re, pathlib, torch, h5py, numpy, safetensors.torch, converters.conversion
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
-before = peak()
-converters.conversion.convert({str(folder / "vgg16.h5")!r}, {str(folder / "out.safetensors")!r})
-print((peak() - before) / {size})
+from converters import convert
+convert({str(small)!r}, {str(folder / "small")!r})
+print("ready", flush=True)
+input()
+convert({str(folder / source)!r}, {str(folder / "out.safetensors")!r})
 """
-    growth = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    print(f"memory that a conversion of VGG16 adds: {float(growth):.2f} of the file's size\n")
-    return [result]
+    growth = memory_growth(code) / (folder / source).stat().st_size
+    print(f"memory that converting {source} adds to all its processes: {growth:.2f} of the file's size\n")
+    return result
+
+
+def memory_growth(code: str) -> int:
+    """Bytes that a program and its children take at most after it says that it is ready, beyond what they have then."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        most = before = resident(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        while process.poll() is None:
+            most = max(most, resident(process.pid))
+            time.sleep(0.01)
+    return most - before
+
+
+def resident(number: int) -> int:
+    """Bytes of a process and all its descendants in memory; what several share is counted for each."""
+    total = 0
+    with contextlib.suppress(OSError):  # it has ended
+        status = Path(f"/proc/{number}/status").read_text()
+        total += sum(int(kilobytes) * 1024 for kilobytes in re.findall(r"VmRSS:\s+(\d+)", status))
+        for task in Path(f"/proc/{number}/task").iterdir():
+            total += sum(resident(int(child)) for child in (task / "children").read_text().split())
+    return total
+
+
+def measure_proof(folder: Path, rounds: int) -> list[Result]:
+    """What the proof adds to a conversion, and an audit against bare Python."""
+    command = [sys.executable, "-m", "converters", str(folder / "vgg16.h5"), str(folder / "out.safetensors")]
+
+    def process(*arguments: str) -> Callable[[], object]:
+        return lambda: subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+    audit = "import sys; from convnets_torch.cli.app import main; sys.argv[:1] = ['convnets-torch', 'audit']; main()"
+    audited = process(sys.executable, "-c", audit, str(folder / "vgg16.h5"))
+    proven, plain = process(*command, "--proof"), process(*command)
+    return [
+        alternate("convert VGG16 --proof, whole process", "without --proof", proven, plain, rounds),
+        alternate("audit VGG16 (553 MB), whole process", "bare python", audited, run("pass"), rounds),
+    ]
 
 
 def measure_folder(folder: Path, rounds: int) -> list[Result]:
@@ -229,6 +288,8 @@ WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "load": measure_load,
     "cold-start": measure_cold_start,
     "convert": measure_convert,
+    "formats": measure_formats,
+    "proof": measure_proof,
     "folder": measure_folder,
 }
 

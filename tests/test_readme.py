@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import KERAS1
+from convnets_torch.weights import load
+from tests.conftest import DATA, KERAS1
 from tests.reference.pictures import picture
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -37,13 +38,29 @@ def test_the_python_example_runs(in_a_users_folder, capsys):
 
 
 def test_the_two_commands_of_the_main_job_run(in_a_users_folder, command):
-    [block] = re.findall(r"```sh\n(convnets-torch convert.*?)```", README, re.DOTALL)
+    block, _ = re.findall(r"```sh\n(convnets-torch convert.*?)```", README, re.DOTALL)
     for line in block.splitlines():
         program, *arguments = shlex.split(line)
         assert program == "convnets-torch"
         assert command(*arguments)[0] == 0
     with Image.open(in_a_users_folder / "cars.png") as image:
         assert image.width == 400
+
+
+def test_the_commands_for_other_files_run(keras3_files, tmp_path, monkeypatch, command):
+    _, block = re.findall(r"```sh\n(convnets-torch convert.*?)```", README, re.DOTALL)
+    shutil.copy(keras3_files / "resnet50.keras", tmp_path)
+    shutil.copy(DATA / "keras231" / "vgg16_nested_last_model.h5", tmp_path / "flowers.h5")
+    (tmp_path / "flowers.txt").write_text("aster\nbellis\ncrocus\ndahlia\nerica\n")
+    monkeypatch.chdir(tmp_path)
+    released, own = (shlex.split(line)[1:] for line in block.splitlines())
+    released += ["--preprocessing", "keras-caffe"]  # it is narrow, with other classes than the released one
+    for arguments in (released, own):
+        code, _, error = command(*arguments)
+        assert (code, error) == (0, "")
+    assert load(tmp_path / "flowers.safetensors").card.class_names[3] == "dahlia"
+    found = re.findall(r"(convnets-torch audit .*?) *#", README)
+    assert command(*shlex.split(found[0])[1:])[0] == 0
 
 
 def test_the_code_of_the_porting_page_runs(tmp_path, monkeypatch, cache):
@@ -76,3 +93,24 @@ def test_the_synset_examples_print_what_stands_there(command):
     [session] = re.findall(r"```pycon\n(.*?)```", README, re.DOTALL)
     test = doctest.DocTestParser().get_doctest(session, {}, "README.md", None, None)
     assert doctest.DocTestRunner().run(test) == (0, 4)
+
+
+def test_the_code_of_the_page_about_reading_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parent.parent / "docs" / "reading-keras-files.md").read_text(encoding="utf-8")
+    shutil.copy(KERAS1 / "alexnet.h5", tmp_path / "alexnet_weights.h5")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "reading-keras-files.md", "exec"), names)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "Keras 1 None"
+    assert printed[1] == "conv_1 Conv2D {'kernel': (12, 3, 11, 11), 'bias': (12,)} oihw"
+    assert (len(names["arrays"]), names["found"].problems) == (11, ())
+
+
+def test_the_code_of_the_doctors_page_runs(in_a_users_folder, command, capsys):
+    page = (Path(__file__).parent.parent / "docs" / "doctor.md").read_text(encoding="utf-8")
+    command("convert", "vgg16_weights.h5", "alexnet.safetensors")
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "doctor.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("kernels are flipped: the file as it is misses")
