@@ -168,7 +168,13 @@ def test_images_of_another_size_are_refused_with_the_way_out(narrow):
         score_map(narrow, torch.zeros(1, 3, 100, 300))
 
 
-def test_the_graph_of_both_uses_is_captured_whole_by_torch_compile(narrow):
+@pytest.fixture
+def nothing_compiled() -> None:
+    """PyTorch compiles one function for at most eight networks in a process."""
+    torch.compiler.reset()
+
+
+def test_the_graph_of_both_uses_is_captured_whole_by_torch_compile(narrow, nothing_compiled):
     images = random(1, 3, 320, 352, dtype=torch.float32)
     own = images[:, :, : narrow.size[0], : narrow.size[1]]
     with torch.no_grad():
@@ -180,7 +186,7 @@ def test_the_graph_of_both_uses_is_captured_whole_by_torch_compile(narrow):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
-def test_compiled_code_gives_the_same_logits(narrow):
+def test_compiled_code_gives_the_same_logits(narrow, nothing_compiled):
     images = random(1, 3, 320, 352, dtype=torch.float32)
     with torch.no_grad():
         compiled = torch.compile(score_map, fullgraph=True)

@@ -17,6 +17,7 @@ ELEMENTWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Hardswish,
     nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Dropout, nn.Identity,
 )  # fmt: skip
+POOLS = (nn.AvgPool2d, nn.MaxPool2d)  # a tuple, since torch.compile of PyTorch 2.6 knows no unions
 
 
 def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], dilation: int = 1) -> Tensor:
@@ -70,7 +71,7 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
                 kernel = layer.weight.view(layer.out_features, cells.shape[1], *window)
                 cells = F.conv2d(cells, kernel, layer.bias, dilation=dilation)
                 window_read = True
-        elif isinstance(layer, nn.AvgPool2d | nn.MaxPool2d) and not window_read:
+        elif isinstance(layer, POOLS) and not window_read:
             cells = _sliding_pool(layer, cells, window, dilation)
             window_read = True
         elif isinstance(layer, nn.BatchNorm1d):
