@@ -136,7 +136,6 @@ def plan_keras(file: KerasFile, wishes: Wishes | None = None) -> Plan:
         preprocessing=rule,
         steps=tuple(steps),
         activation=activation,
-        layers={module: tuple(layer.name for layer in theirs) for module, theirs in layers.items()},
         data_format=data_format,
         choices=tuple(choices),
         lineage=lineage.name,

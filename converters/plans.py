@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,6 @@ class Plan:
         preprocessing: how pictures become input.
         steps: in the order of the network.
         activation: of the outputs.
-        layers: our module -> their layers, for the proof.
         data_format: in which the convolutions were trained, where it matters.
         choices: sentences on what the file does not say and was therefore chosen.
         lineage: whose layer names the file has, for the proof.
@@ -121,7 +120,6 @@ class Plan:
     preprocessing: Preprocessing
     steps: tuple[Step | KerasStep, ...]
     activation: Activation = "softmax"
-    layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     data_format: DataFormat | None = None
     choices: tuple[str, ...] = ()
     lineage: str | None = None

@@ -11,7 +11,6 @@ from converters.keras_file import KerasFile, KerasLayer
 from converters.names import LINEAGES, Lineage
 
 LEAST_AGREEMENT = 0.5  # of the names of a network's layers and the file's, for the network to be named in the refusal
-KEPT_KINDS = ("Conv2D", "BatchNormalization", "Dense")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 from converters import convert
 from converters.names import CONVNETS_KERAS
 from converters.proof import TOLERANCE, ProofRow, check, compare, forward
-from converters.proof_run import probe_picture, prove, record_outputs
+from converters.proof_run import probe_picture, record_outputs
 from convnets_torch.preprocessing import normalize, preset
 from convnets_torch.weights import load
 from tests.conftest import KERAS0, KERAS1, assert_agree
@@ -21,6 +21,13 @@ from tests.reference.pictures import picture
 
 GOLDENS = [(KERAS1, "alexnet"), (KERAS1, "vgg16"), (KERAS1, "vgg19"), (KERAS0, "vgg16"), (KERAS0, "vgg19")]
 THEANO: dict[str, Any] = {"backend": "theano", "data_format": "channels_first"}
+
+
+def prove(network, file, read, table, **assumptions):
+    """As `converters.proving` does it, in this process and from arrays at hand."""
+    image = normalize(probe_picture(network.size), network.card.preprocessing)
+    theirs = dict(forward(file, read, image.transpose(1, 2, 0), network=network.card.network, **assumptions))
+    return compare(record_outputs(network, image), theirs, {**table, "logits": ("logits",)})
 
 
 def softmax(logits):
