@@ -115,25 +115,24 @@ def test_a_head_must_read_the_window_somewhere():
         slide([], torch.zeros(3, 4, 6), window=(2, 4))
 
 
-class ConvolutionWeights(TorchDispatchMode):
-    """Remember where the kernels of all convolutions lie in memory."""
+class Multiplied(TorchDispatchMode):
+    """Remember where the right-hand sides of all matrix products lie in memory."""
 
     def __init__(self):
         super().__init__()
         self.pointers = []
 
     def __torch_dispatch__(self, function, types, arguments: tuple = (), keywords=None):
-        if function is torch.ops.aten.convolution.default:
-            kernel = arguments[1]
-            self.pointers.append(kernel.untyped_storage().data_ptr())
+        if function in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            self.pointers.append(arguments[-1].untyped_storage().data_ptr())
         return function(*arguments, **(keywords or {}))
 
 
 def test_the_score_map_reads_the_dense_kernels_where_they_are(narrow):
     dense = [layer for layer in narrow.head if isinstance(layer, nn.Linear)]
-    with ConvolutionWeights() as seen:
+    with Multiplied() as seen:
         score_map(narrow, torch.zeros(1, 3, 320, 352))
-    assert [layer.weight.untyped_storage().data_ptr() for layer in dense] == seen.pointers[-len(dense) :]
+    assert [layer.weight.untyped_storage().data_ptr() for layer in dense] == seen.pointers
 
 
 def test_at_its_own_size_the_score_map_is_the_classification(narrow):

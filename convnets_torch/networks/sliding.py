@@ -1,4 +1,4 @@
-"""A dense head at every position of a feature map: the same parameters, viewed as convolution kernels.
+"""A dense head at every position of a feature map: the same parameters, read as convolution kernels.
 
 Source: Fully Convolutional Networks for Semantic Segmentation, arXiv:1411.4038, section 3.1.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from convnets_torch.networks.network import NO_HEAD, Network
 
 # Layers that treat each value by itself, so that applying them to a map and to a vector is the same.
 ELEMENTWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Hardswish,
     nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Dropout, nn.Identity,
 )  # fmt: skip
+PATCHES = 64_000_000  # bytes of windows that are laid out for one matrix product
 POOLS = (nn.AvgPool2d, nn.MaxPool2d)  # a tuple, since torch.compile of PyTorch 2.6 knows no unions
 
 
@@ -25,7 +25,7 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
 
     The first layer that reads the window (a `Linear` after `Flatten`, or an `AvgPool2d` or `MaxPool2d` of the
     window's size) becomes a convolution, a sliding mean or a sliding maximum; every later `Linear` becomes a 1x1
-    convolution. Weights are viewed, never copied, so gradients reach the parameters of `head`.
+    convolution. Weights are read where they are, never copied, so gradients reach the parameters of `head`.
 
     Args:
         head: the layers of `network.head`, in order.
@@ -65,11 +65,9 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
                     f" ({cells.shape[1]} channels, window {(1, 1) if window_read else window})"
                 )
             if window_read:
-                kernel = layer.weight[:, :, None, None]
-                cells = F.conv2d(cells, kernel, layer.bias)
+                cells = F.linear(cells.permute(0, 2, 3, 1), layer.weight, layer.bias).permute(0, 3, 1, 2)
             else:
-                kernel = layer.weight.view(layer.out_features, cells.shape[1], *window)
-                cells = F.conv2d(cells, kernel, layer.bias, dilation=dilation)
+                cells = _convolution(cells, layer, window, dilation)
                 window_read = True
         elif isinstance(layer, POOLS) and not window_read:
             cells = _sliding_pool(layer, cells, window, dilation)
@@ -88,6 +86,28 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
     if not window_read:
         raise ValueError("the head has no layer that reads the window: neither Flatten and Linear nor a pooling layer")
     return cells
+
+
+def _convolution(cells: Tensor, layer: nn.Linear, window: tuple[int, int], dilation: int) -> Tensor:
+    """The convolution whose kernel is the dense layer's, as matrix products over blocks of windows.
+
+    A 7x7 kernel over 512 channels is far from what libraries of convolutions are made for; laying the windows out
+    and multiplying is faster on the CPU, and in blocks it takes no more memory.
+    """
+    rows, columns = ((side - 1) * dilation + 1 for side in window)
+    # (N, h, w, C, rows, columns), a view: the order of the layer's inputs comes last
+    crops = cells.unfold(2, rows, 1).unfold(3, columns, 1)[..., ::dilation, ::dilation].permute(0, 2, 3, 1, 4, 5)
+    batch, height, width = crops.shape[:3]
+    most = max(1, PATCHES // (layer.in_features * cells.dtype.itemsize * batch))  # positions of a block
+    across, down = min(width, most), max(1, most // width)
+    strips = []
+    for top in range(0, height, down):
+        blocks = [
+            F.linear(crops[:, top : top + down, left : left + across].flatten(3), layer.weight, layer.bias)
+            for left in range(0, width, across)
+        ]
+        strips.append(torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0])
+    return (torch.cat(strips, dim=1) if len(strips) > 1 else strips[0]).permute(0, 3, 1, 2)
 
 
 def _sliding_pool(layer: nn.AvgPool2d | nn.MaxPool2d, cells: Tensor, window: tuple[int, int], dilation: int) -> Tensor:
@@ -115,37 +135,3 @@ def _normalized(layer: nn.BatchNorm1d, cells: Tensor, window_read: bool) -> Tens
     return F.batch_norm(
         cells, layer.running_mean, layer.running_var, layer.weight, layer.bias, training=False, eps=layer.eps
     )
-
-
-def score_map(network: Network, images: Tensor) -> Tensor:
-    """Logits at every position where the network's head fits on its feature map.
-
-    Cell (i, j) is exactly `head` on its crop of the feature map. It equals classifying the crop of the image
-    that begins at (i * stride, j * stride) only as far as zero padding allows: padded convolutions see the
-    neighbours where a crop would see zeros.
-
-    Args:
-        network: any network with `features`, `head`, `window`, `size`.
-        images: (N, 3, H, W), at least `network.size`, normalised as the weights want it.
-
-    Returns:
-        Logits (N, classes, h, w); (N, classes, 1, 1) at the network's own size, equal to `network(images)`.
-
-    Raises:
-        ValueError: the images are smaller than the network's own size, or the network has no head.
-
-    >>> import torch
-    >>> from convnets_torch.networks import vgg16
-    >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 4), hidden=(8, 8))
-    >>> score_map(narrow, torch.zeros(1, 3, 288, 352)).shape
-    torch.Size([1, 10, 3, 5])
-    """
-    if network.head is None:
-        raise ValueError(NO_HEAD)
-    height, width = images.shape[-2:]
-    if height < network.size[0] or width < network.size[1]:
-        raise ValueError(
-            f"images are {height}x{width} pixels (height x width), but the network needs at least"
-            f" {network.size[0]}x{network.size[1]}; enlarge them"
-        )
-    return slide(network.head, network.features(images), network.window)

@@ -1,0 +1,287 @@
+"""Strips of rows give the map of one pass, and stay within the memory that was given."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from convnets_torch.networks import (
+    AlexNet,
+    cell_strides,
+    efficientnet_lite0,
+    inception,
+    inception_v3,
+    resnet50,
+    score_map,
+    vgg16,
+    vgg19,
+)
+from convnets_torch.networks.budget import parse_bytes, peak_bytes, strip_rows
+from convnets_torch.networks.grids import grid_of
+from convnets_torch.networks.scoring import gather
+from convnets_torch.networks.steps import steps_of
+from convnets_torch.networks.streaming import Stream
+from tests.test_networks import random, uneven
+
+THIN = {  # as few channels as the traps need: what strips and strides can do wrong, they do to one channel too
+    "alexnet": lambda: AlexNet(3, widths=(4, 6, 4, 6, 4), hidden=(4, 5)),
+    "efficientnet_lite0": lambda: efficientnet_lite0(3, widths=(3, 2, 3, 2, 3, 2, 3, 2, 5)),
+    "inception_v3": lambda: inception_v3(3, widths=[max(1, width // 96) for width in inception.WIDTHS]),
+    "resnet50": lambda: resnet50(3, widths=(3, 1, 1, 2, 2)),
+    "vgg16": lambda: vgg16(3, widths=(2, 3, 2, 3, 4), hidden=(4, 5)),
+    "vgg19": lambda: vgg19(3, widths=(2, 2, 3, 2, 3), hidden=(4, 5)),
+}
+
+
+def thin_network(name):
+    """In float64, with statistics of batch normalisation that are not 0 and 1, and cells that differ."""
+    torch.manual_seed(0)
+    network = THIN[name]().eval().double()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            uneven(layer)
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+            if layer.bias is not None:
+                nn.init.uniform_(layer.bias, 0, 0.3)  # a ReLU that gives zeros alone would hide every fault
+    with torch.inference_mode():
+        cells = score_map(network, random(1, 3, network.size[0] + 64, network.size[1] + 64))
+    assert (cells.amax((2, 3)) - cells.amin((2, 3))).max() > 0.01 * cells.abs().max()
+    return network
+
+
+@pytest.fixture(params=THIN)
+def thin(request):
+    return thin_network(request.param)
+
+
+def strips(images, rows):
+    return (images[:, :, top : top + rows] for top in range(0, images.shape[2], rows))
+
+
+def assert_same(found, wanted, tolerance):
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+@pytest.mark.parametrize("rows", [200, 64, 32, 17, 4])
+def test_strips_give_the_map_of_one_pass(thin, rows):
+    """Odd sides: floors of pools and strides leave rows and columns over, and padding meets them."""
+    images = random(2, 3, thin.size[0] + 97, thin.size[1] + 150)
+    with torch.inference_mode():
+        whole = score_map(thin, images)
+        found = gather(grid_of(thin), strips(images, rows), *images.shape[2:])
+    assert_same(found, whole, 1e-12)
+
+
+@pytest.mark.parametrize("odd", range(0, 33, 5))
+def test_every_size_leaves_other_rows_over(odd):
+    for name in ("alexnet", "resnet50", "inception_v3", "efficientnet_lite0"):
+        network = thin_network(name)
+        images = random(1, 3, network.size[0] + odd, network.size[1] + 41 - odd)
+        with torch.inference_mode():
+            whole = score_map(network, images)
+            assert_same(gather(grid_of(network), strips(images, 48), *images.shape[2:]), whole, 1e-12)
+            assert grid_of(network).shape(*images.shape[2:]) == tuple(whole.shape[2:])
+
+
+def test_a_denser_map_holds_the_map_itself_on_its_own_grid(thin):
+    images = random(1, 3, thin.size[0] + 45, thin.size[1] + 70)
+    with torch.inference_mode():
+        own = score_map(thin, images)
+        assert torch.equal(score_map(thin, images, cell_stride=thin.stride), own)
+        for stride in (16, 8, 4):
+            dense = score_map(thin, images, cell_stride=stride)
+            every = thin.stride // stride
+            assert_same(dense[:, :, ::every, ::every], own, 1e-9)
+            between = dense[:, :, every // 2 :: every, every // 2 :: every]
+            assert (between - own[:, :, : between.shape[2], : between.shape[3]]).abs().max() > 1e-6 * own.abs().max()
+            strided = gather(grid_of(thin, stride), strips(images, 40), *images.shape[2:])
+            assert_same(strided, dense, 1e-9)
+
+
+def test_a_denser_map_is_the_network_on_moved_pictures():
+    """Away from the padding, the cells between are those of the picture cut by so many pixels."""
+    for name in ("alexnet", "vgg16"):
+        network = thin_network(name)
+        images = random(1, 3, 480, 512)
+        with torch.inference_mode():
+            dense = score_map(network, images, cell_stride=8)
+            for down, right in ((1, 0), (2, 3)):
+                moved = score_map(network, images[:, :, 8 * down :, 8 * right :])[:, :, 3:-3, 3:-3]
+                here = dense[:, :, down + 12 :: 4, right + 12 :: 4][:, :, : moved.shape[2], : moved.shape[3]]
+                assert_same(here, moved, 1e-9)
+
+
+def test_max_memory_changes_nothing_but_the_memory(thin):
+    thin.float()
+    images = random(2, 3, thin.size[0] + 130, thin.size[1] + 33, dtype=torch.float32)
+    grid = grid_of(thin)
+    shape = (2, *images.shape[2:])
+    whole_takes = peak_bytes(grid, shape, torch.float32, images.shape[2])
+    with torch.inference_mode():
+        whole = score_map(thin, images)
+        for share in (1.0, 0.6, 0.45):
+            assert_same(score_map(thin, images, max_memory=int(whole_takes * share)), whole, 1e-5)
+
+
+class Live(TorchDispatchMode):
+    """Bytes of tensors that PyTorch itself holds at a time."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.live = self.peak = 0
+        self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+
+    def __torch_dispatch__(self, function, types, arguments: tuple = (), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.known:
+                storage = tensor.untyped_storage()
+                self.known.add(storage)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self.free, storage.nbytes())
+        return result
+
+    def free(self, size):
+        self.live -= size
+
+
+@pytest.mark.parametrize("rows", [8, 32, 128, 1000])
+@pytest.mark.parametrize("stride", [None, 8])
+def test_what_is_reckoned_is_what_pytorch_holds(thin, rows, stride):
+    """The reckoning may exceed it a little; a strip of the images themselves belongs to it."""
+    grid = grid_of(thin, stride)
+    thin.float()
+    images = torch.zeros(1, 3, 1000, 400)
+    reckoned = peak_bytes(grid, (1, 1000, 400), torch.float32, rows)
+    with torch.inference_mode(), Live(images, *thin.parameters(), *thin.buffers()) as live:
+        stream = Stream(grid.steps)
+        for top in range(0, 1000, rows):
+            stream.push(images[:, :, top : top + rows].clone(), last=top + rows >= 1000)
+    assert live.peak <= reckoned * 1.01
+    assert reckoned <= live.peak * 1.3
+
+
+def test_strips_are_as_high_as_the_memory_allows(thin):
+    grid = grid_of(thin)
+    shape = (1, 4000, 600)
+
+    def peak(rows):
+        return peak_bytes(grid, shape, torch.float32, rows)
+
+    assert strip_rows(grid, shape, torch.float32, peak(4000)) == 4000
+    for most in (peak(32), peak(32) * 2, peak(4000) // 2):
+        rows = strip_rows(grid, shape, torch.float32, most)
+        assert rows % 32 == 0
+        assert peak(rows) <= most < peak(rows + 32)
+    least = peak(4)
+    assert strip_rows(grid, shape, torch.float32, least) < 32
+    with pytest.raises(ValueError, match=r"max_memory is \d+MB, but images 600 pixels wide need at least \d+MB for"):
+        strip_rows(grid, shape, torch.float32, least // 2)
+
+
+def test_the_least_memory_that_is_named_works(thin):
+    thin.float()
+    images = torch.zeros(1, 3, 700, 600)
+    with torch.inference_mode():
+        with pytest.raises(ValueError, match="need at least") as refused:
+            score_map(thin, images, max_memory="100kB")
+        named = str(refused.value).split("at least ")[1].split()[0]
+        assert torch.isfinite(score_map(thin, images, max_memory=named)).all()
+
+
+@pytest.mark.parametrize("wrong", ["much", "", "-1GB", "0", 0, "1TB2", True, "nan"])
+def test_no_amount_of_memory(wrong):
+    with pytest.raises(ValueError, match="is no amount of memory; give for instance '1GB'"):
+        parse_bytes(wrong)
+
+
+def test_strides_that_a_network_cannot_give_are_listed(thin):
+    images = torch.zeros(1, 3, *thin.size)
+    with pytest.raises(ValueError, match=r"a cell stride of 7 pixels cannot be had .* it gives 32, 16, 8, 4, "):
+        score_map(thin, images, cell_stride=7)
+    assert cell_strides(thin)[0] == thin.stride
+    with pytest.raises(ValueError, match=r"in training mode, where strips and strides change the answer"):
+        score_map(thin.train(), images, cell_stride=16)
+
+
+def test_gradients_go_through_strips():
+    torch.manual_seed(0)
+    network = vgg16(4, widths=(2, 2, 3, 4, 4), hidden=(5, 6)).double().eval()
+    images = random(1, 3, 260, 300)
+
+    def gradients(**options):
+        network.zero_grad()
+        score_map(network, images, **options).square().sum().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+
+    assert_same(gradients(max_memory="2MB"), gradients(), 1e-10)
+
+
+class Odd(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def squeeze(x):
+    return x * x.mean((2, 3), keepdim=True)
+
+
+def branching(x):
+    return x if x.sum() > 0 else -x
+
+
+class Called(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (nn.AdaptiveAvgPool2d(7), "layer is AdaptiveAvgPool2d, which is not known"),
+        (nn.MaxPool2d(2, ceil_mode=True), r"MaxPool2d.*ceil_mode"),
+        (nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), "pads in the mode 'reflect'"),
+        (nn.ZeroPad2d((-1, 0, 0, 0)), "cuts the map"),
+        (nn.InstanceNorm2d(3), "InstanceNorm2d, which is not known"),
+        (Called(squeeze), "call mean, which is not known"),
+        (Called(branching), "cannot be followed layer by layer"),
+        (Called(lambda x: (x, x)), "several maps"),
+        (Called(lambda x: x + 1), "call add, which is not known"),
+        (Called(lambda x: torch.cat([x, x], dim=2)), "call cat, which is not known"),
+    ],
+)  # fmt: skip
+def test_layers_that_see_more_than_a_window_are_refused_by_name(layer, words):
+    with pytest.raises(ValueError, match=words):
+        steps_of(Odd(layer))
+
+
+def test_a_layer_that_was_replaced_is_seen():
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    assert steps_of(layers)[-1].layer is layers[1]
+    layers[1] = nn.Sigmoid()
+    assert steps_of(layers)[-1].layer is layers[1]
+
+
+def test_average_pools_count_as_torch_does_in_strips_and_dilated():
+    for options in ({"count_include_pad": False}, {"count_include_pad": True}, {"divisor_override": 5}):
+        layers = nn.Sequential(nn.Conv2d(3, 4, 2, stride=2), nn.AvgPool2d((3, 5), (1, 2), (1, 2), **options)).double()
+        images = random(2, 3, 31, 38)
+        stream = Stream(steps_of(layers))
+        found = [stream.push(images[:, :, top : top + 5], last=top >= 26) for top in range(0, 31, 5)]
+        torch.testing.assert_close(torch.cat([each for each in found if each is not None], dim=2), layers(images))
