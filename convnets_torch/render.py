@@ -31,6 +31,7 @@ CLASS_COLORS = (
 )  # fmt: skip
 OTHER_COLOR = (150, 150, 150)
 OPAQUE = 0.72  # the picture stays visible below the strongest colour
+STRENGTH = np.clip(np.linspace(0, 1.6, 256), 0, OPAQUE)  # how opaque each of 256 colours is
 LEAST_TOP = 0.1  # the colours reach at least up to here, so that a map of near-zeros does not glow
 PAPER, INK, GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
@@ -47,8 +48,7 @@ def overlay(heatmap: Heatmap) -> Image.Image:
         RGB, as wide as the picture and higher by the bar.
     """
     values = _pixel_values(heatmap)
-    strength = np.clip(np.linspace(0, 1.6, 256), 0, OPAQUE)
-    blended = _blend(heatmap, _palette()[values], strength.astype(np.float32)[values])
+    blended = _blend(heatmap, palette()[values], STRENGTH.astype(np.float32)[values])
     return _with_bar(blended, heatmap)
 
 
@@ -82,7 +82,7 @@ def class_overlay(class_map: ClassMap) -> Image.Image:
 
 def color_map(heatmap: Heatmap) -> Image.Image:
     """The map alone in the same colours and the same place, without the picture."""
-    return _with_bar(Image.fromarray(_palette()[_pixel_values(heatmap)]), heatmap)
+    return _with_bar(Image.fromarray(palette()[_pixel_values(heatmap)]), heatmap)
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int = 480) -> Image.Image:
@@ -198,10 +198,11 @@ def _top(heatmap: Heatmap) -> float:
     return max(float(heatmap.probabilities.max()), LEAST_TOP)
 
 
-def _palette() -> Pixels:
-    anchors = np.linspace(0, 255, len(INFERNO))
-    channels = np.array(INFERNO, float).T
-    return np.stack([np.interp(np.arange(256), anchors, channel) for channel in channels], axis=1).astype(np.uint8)
+def palette(anchors: Sequence[tuple[int, int, int]] = INFERNO, count: int = 256) -> Pixels:
+    """`count` colours (count, 3) from the first to the last of `anchors`, which stand at equal distances."""
+    places = np.linspace(0, count - 1, len(anchors))
+    channels = np.array(anchors, float).T
+    return np.stack([np.interp(np.arange(count), places, channel) for channel in channels], axis=1).astype(np.uint8)
 
 
 def _with_bar(image: Image.Image, heatmap: Heatmap) -> Image.Image:
@@ -217,7 +218,7 @@ def _with_bar(image: Image.Image, heatmap: Heatmap) -> Image.Image:
     bar_width = image.width // 5
     bar_right = round(image.width - gap * 2 - font.getlength(end))
     bar_left = bar_right - bar_width
-    ramp = np.repeat(_palette()[np.linspace(0, 255, max(bar_width, 1)).astype(int)][None], size, axis=0)
+    ramp = np.repeat(palette()[np.linspace(0, 255, max(bar_width, 1)).astype(int)][None], size, axis=0)
     page.paste(Image.fromarray(ramp), (bar_left, middle - size // 2))
     draw.text((bar_left - gap, middle), "0", GREY, font, anchor="rm")
     draw.text((bar_right + gap, middle), end, GREY, font, anchor="lm")
