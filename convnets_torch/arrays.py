@@ -59,24 +59,32 @@ def from_array(array: NDArray[Any], kind: str = "array") -> Pixels:
     ...
     ValueError: the array's values are 0 to 0.5, as if white were 1, but pixels are 0 to 255; multiply by 255
     """
-    shape = array.shape
-    if not (array.ndim == 2 or (array.ndim == 3 and shape[2] == 3)) or 0 in shape:
+    check_kind(array.shape, array.dtype, kind)
+    if array.dtype != np.uint8:
+        check_range(float(array.min()), float(array.max()), kind)
+    return to_pixels(array)
+
+
+def to_pixels(array: NDArray[Any]) -> Pixels:
+    """The pixels of an array, or of rows cut out of one, that was checked already: rounded, grey repeated."""
+    pixels = array if array.dtype == np.uint8 else np.rint(array).astype(np.uint8)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+
+
+def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], kind: str) -> None:
+    """Raise ValueError, in one sentence, when arrays of this shape and type are no pictures."""
+    if not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)) or 0 in shape:
         raise ValueError(
-            f"the {kind} is {shape} {array.dtype}, but a picture is (height, width, 3), RGB, or (height, width), grey,"
+            f"the {kind} is {shape} {dtype}, but a picture is (height, width, 3), RGB, or (height, width), grey,"
             f" 0 to 255{_array_hint(shape)}"
         )
-    if array.dtype != np.uint8:
-        array = _rounded(array, kind)
-    return array if array.ndim == 3 else np.repeat(array[:, :, None], 3, axis=2)
+    if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
+        way = "divide by 257 and round" if dtype == np.uint16 else "bring it to 0 to 255"
+        raise ValueError(f"the {kind} is {shape} {dtype}, but pixels are uint8 or float; {way}, then take uint8")
 
 
-def _rounded(array: NDArray[Any], kind: str) -> Pixels:
-    if not np.issubdtype(array.dtype, np.floating):
-        way = "divide by 257 and round" if array.dtype == np.uint16 else "bring it to 0 to 255"
-        raise ValueError(
-            f"the {kind} is {array.shape} {array.dtype}, but pixels are uint8 or float; {way}, then take uint8"
-        )
-    lowest, highest = float(array.min()), float(array.max())
+def check_range(lowest: float, highest: float, kind: str) -> None:
+    """Raise ValueError, in one sentence, when floats from `lowest` to `highest` are not 0 to 255."""
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         raise ValueError(f"the {kind} holds NaN or infinite values, but pixels are 0 to 255; mend it first")
     values = f"the {kind}'s values are {lowest:.6g} to {highest:.6g}"
@@ -86,7 +94,6 @@ def _rounded(array: NDArray[Any], kind: str) -> Pixels:
         raise ValueError(f"{values}, but pixels are 0 to 255; bring them there first")
     if 0 < highest <= 1:
         raise ValueError(f"{values}, as if white were 1, but pixels are 0 to 255; multiply by 255")
-    return np.rint(array).astype(np.uint8)
 
 
 def _array_hint(shape: tuple[int, ...]) -> str:
