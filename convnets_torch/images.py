@@ -180,6 +180,16 @@ def _decode_file(file: IO[bytes], name: str, exif: bool, max_pixels: int) -> Dec
         return _pixels(image, name, exif, low)
 
 
+def stored_pixels(path: Path) -> int:
+    """How many pixels a file's header says that it has; 0 where Pillow cannot tell, and decoding says why."""
+    with path.open("rb") as file:
+        try:
+            image = _open(file)
+        except BROKEN:
+            return 0
+        return image.width * image.height
+
+
 def _open(file: IO[bytes]) -> Image.Image:
     """`Image.open` without its own limit on pixels: it reads the header, and the caller knows a better sentence."""
     with _switched(Image, "MAX_IMAGE_PIXELS", None):
@@ -227,9 +237,9 @@ def _pixels(image: Image.Image, name: str, exif: bool, low: Image.Image | None =
             remarks.append(f"{name} has broken EXIF data; a rotation noted there was not followed")
     if low is not None:
         high_bytes, low_bytes = np.asarray(image, np.uint16), np.asarray(low, np.uint16)
-        image = Image.fromarray(_scaled(high_bytes * np.uint16(256) + low_bytes, 65535), image.mode)
+        image = Image.fromarray(to_8_bits(high_bytes * np.uint16(256) + low_bytes, 65535), image.mode)
     elif highest is not None:
-        image = Image.fromarray(_scaled(np.asarray(image), highest))
+        image = Image.fromarray(to_8_bits(np.asarray(image), highest))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "RGBa" or "transparency" in image.info:
@@ -260,7 +270,7 @@ def _is_deep(image: Image.Image) -> bool:
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def _scaled(values: NDArray[Any], highest: int) -> Pixels:
+def to_8_bits(values: NDArray[Any], highest: int) -> Pixels:
     """0 to `highest` -> 0 to 255, rounded."""
     return ((values.astype(np.uint32) * 255 + highest // 2) // highest).astype(np.uint8)
 

@@ -106,6 +106,11 @@ class Resized:
 
     Raises:
         ValueError: a side of less than one pixel, or an unknown interpolation.
+
+    >>> from convnets_torch.sources import open_source
+    >>> half = Resized(open_source("street.jpg"), (150, 200), "bilinear")
+    >>> half.rows(20, 52).shape
+    (32, 200, 3)
     """
 
     def __init__(self, source: Source, shape: Pair, interpolation: Interpolation) -> None:

@@ -60,7 +60,7 @@ def test_imports_go_one_way():
     """cli -> tasks -> weights -> networks, preprocessing; converters -> the library, and never the reverse."""
     foundations = (
         "networks", "preprocessing", "card", "cache", "files", "filling", "images", "arrays", "folders", "algebra",
-        "sentences", "strips", "synsets", "weights",
+        "sentences", "sources", "strips", "synsets", "tiff", "weights",
     )  # fmt: skip
     tasks = ("compat", "classification", "heatmaps", "page", "render", "targets", "first_run")
 

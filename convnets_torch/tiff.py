@@ -1,0 +1,242 @@
+"""TIFF files row by row, by tifffile: tiles and strips are decoded as they are reached."""
+
+from __future__ import annotations
+
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnets_torch.images import BROKEN, to_8_bits
+from convnets_torch.preprocessing import Pair, Pixels
+from convnets_torch.strips import BAND_PIXELS, Bands, Source, band_of, check_rows
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage
+
+STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both orders of bytes, and both again of BigTIFF
+
+# Photometric interpretations, compressions and tags, by the numbers of the TIFF 6.0 specification.
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
+UNCOMPRESSED, JPEG = 1, 7
+FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
+ORIENTATION = 274
+
+# What decoders raise over a broken file; those of imagecodecs are all RuntimeErrors.
+DAMAGE = (*BROKEN, RuntimeError, TypeError, zlib.error, lzma.LZMAError)
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as TIFF or BigTIFF does, whatever it is called."""
+    with path.open("rb") as file:
+        return file.read(4) in STARTS
+
+
+def open_tiff(path: Path, *, exif: bool = True, allow_truncated: bool = False) -> tuple[Source, tuple[str, ...]]:
+    """The first picture of a TIFF or BigTIFF file, decoded as its rows are asked for.
+
+    Grey and RGB of 8 or 16 bits are read, 65535 as 255; a channel of transparency is dropped. Rows that were stored
+    uncompressed are read as they are, others by the row of tiles, or by the strip.
+
+    Args:
+        path: the file; it is opened for each read, and held open between none.
+        exif: follow the orientation noted in the file, where it only mirrors the picture or turns it by 180 degrees.
+        allow_truncated: what lies beyond the end of a file is black.
+
+    Returns:
+        The source, and what `open_source` warns about.
+
+    Raises:
+        ImportError: tifffile is missing, or what it needs to decompress the file.
+        ValueError: a kind of picture that is not read row by row; the message names it.
+        OSError: the file is broken or truncated; rows raise it too.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        raise ImportError(
+            f"{path} is to be read row by row, which needs tifffile: pip install 'convnets-torch[tiff]'"
+        ) from None
+    path = path.resolve()
+    with _refusing_damage(path), tifffile.TiffFile(path) as file:
+        frames = len(file.pages)
+        page = file.pages.first
+        kind = _kind_not_read(page)
+        reader = None if kind else _Reader(path, page, file.byteorder)
+    if reader is None:
+        raise ValueError(f"{path} is not read row by row: {kind}; save it as 8-bit RGB or grey in tiles")
+    remarks = [f"{path} has {frames} frames or pages; the first was read"] if frames > 1 else []
+    if reader.end > path.stat().st_size:
+        if not allow_truncated:
+            raise OSError(
+                f"{path} is truncated; copy the picture again, or read what is there"
+                " (allow_truncated, --allow-truncated)"
+            )
+        remarks.append(f"{path} is truncated; what is missing of it is black")
+    if page.samplesperpixel in (2, 4):
+        remarks.append(f"{path} has a channel of transparency; it was dropped, the colours under it taken as stored")
+    try:
+        source = reader.source()
+    except ValueError as error:  # tifffile's sentence names the compression
+        if "imagecodecs" not in str(error):
+            raise
+        raise ImportError(
+            f"{path} is compressed ({page.compression.name}), which tifffile decodes with imagecodecs:"
+            " pip install imagecodecs"
+        ) from None
+    orientation = _orientation(page) if exif else 1
+    if orientation > 4:
+        raise ValueError(
+            f"{path} lies on its side (orientation {orientation}), so that its rows are stored as columns;"
+            " save it upright, or leave it as stored (exif=False)"
+        )
+    return (source if orientation == 1 else _Mirrored(source, orientation)), tuple(remarks)
+
+
+def _orientation(page: TiffPage) -> int:
+    tag = page.tags.get(ORIENTATION)
+    return tag.value if tag is not None and tag.value in range(1, 9) else 1
+
+
+def _kind_not_read(page: TiffPage) -> str | None:
+    """What is odd about a page that is not read row by row; None of one that is."""
+    grey = page.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO)
+    colour = page.photometric == RGB or (page.photometric == YCBCR and page.compression == JPEG)
+    samples = page.samplesperpixel
+    if not (grey or colour):
+        return f"its colours are {getattr(page.photometric, 'name', page.photometric)}"
+    if page.dtype not in (np.uint8, np.uint16) or page.bitspersample not in (8, 16):
+        return f"its values are {FORMATS.get(page.sampleformat, 'numbers')} of {page.bitspersample} bits"
+    if page.imagedepth != 1:
+        return f"it is a volume of {page.imagedepth} pictures"
+    if samples not in ((1, 2) if grey else (3, 4)):
+        return f"it has {samples} channels"
+    if samples > 1 and page.planarconfig != 1:
+        return "its channels are stored one after the other (planar)"
+    return None
+
+
+class _Reader:
+    """Rows of a page out of its file."""
+
+    def __init__(self, path: Path, page: TiffPage, byteorder: str) -> None:
+        self.path, self.page = path, page
+        self.shape: Pair = (page.imagelength, page.imagewidth)
+        self.offsets, self.sizes = page.dataoffsets, page.databytecounts
+        self.end = max((sum(each) for each in zip(self.offsets, self.sizes, strict=False)), default=0)
+        self.tables: dict[str, Any] = {}
+        if page.compression == JPEG:
+            self.tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+        # A stored type keeps its order of bytes; what tifffile decodes is in the machine's own.
+        self.stored = np.dtype(f"{byteorder}u{page.bitspersample // 8}")
+        self.decode = page.decode  # made now, while tifffile may look into the file
+
+    def source(self) -> Source:
+        """The rows; ValueError where tifffile cannot decompress them, or too many hang together."""
+        height, width = self.shape
+        if self._is_plain():
+            return _Plain(self)
+        self.decode(None, 0, **self.tables)  # raises where a codec is missing
+        unit = self.page.tilelength if self.page.is_tiled else min(self.page.rowsperstrip, height)
+        if unit * width > BAND_PIXELS:
+            raise ValueError(
+                f"{self.path} is not read row by row: {unit} rows of {width} pixels are compressed together;"
+                " save it as 8-bit RGB or grey in tiles"
+            )
+        return Bands(self._decoded, self.shape, band_of(unit, width))
+
+    def _is_plain(self) -> bool:
+        """Whether all rows lie in the file one after the other."""
+        page = self.page
+        follow = all(
+            offset + size == after
+            for offset, size, after in zip(self.offsets, self.sizes, self.offsets[1:], strict=False)
+        )
+        plain = page.compression == UNCOMPRESSED and page.predictor == 1 and page.fillorder == 1
+        whole = self.shape[0] * self.shape[1] * page.samplesperpixel * self.stored.itemsize
+        return plain and not page.is_tiled and follow and sum(self.sizes) == whole and self.offsets[0] > 0
+
+    def _decoded(self, top: int, bottom: int) -> Pixels:
+        """Rows of whole tiles or strips."""
+        page, (_, width) = self.page, self.shape
+        if page.is_tiled:
+            high, across = page.tilelength, ceil(width / page.tilewidth)
+        else:
+            high, across = min(page.rowsperstrip, self.shape[0]), 1
+        pixels = np.zeros((bottom - top, width, 3), np.uint8)
+        with _refusing_damage(self.path), self.path.open("rb") as file:
+            for number in range(top // high * across, ceil(bottom / high) * across):
+                size, offset = self.sizes[number], self.offsets[number]
+                file.seek(offset)
+                content = file.read(size)
+                if not size or len(content) < size:
+                    continue  # left out by who wrote it, which means black, or beyond the end, which was said
+                values, (_, _, row, column, _), _ = self.decode(content, number, **self.tables)
+                if values is None:
+                    continue
+                # A row of tiles that is cut for being too high shows only some of its rows.
+                first, last = max(top, row), min(bottom, row + values.shape[1])
+                piece = self.to_rgb(values[0, first - row : last - row, : width - column])
+                pixels[first - top : last - top, column : column + piece.shape[1]] = piece
+        return pixels
+
+    def to_rgb(self, values: NDArray[Any]) -> Pixels:
+        """(h, w, samples) of 8 or 16 bits -> (h, w, 3)."""
+        values = values[:, :, :1] if values.shape[2] < 3 else values[:, :, :3]
+        pixels = to_8_bits(values, 65535) if values.dtype.itemsize == 2 else values
+        if self.page.photometric == WHITE_IS_ZERO:
+            pixels = 255 - pixels
+        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+
+
+class _Plain:
+    """Rows that were stored uncompressed, one after the other."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self.shape = reader.shape
+        self._reader = reader
+
+    def rows(self, top: int, bottom: int) -> Pixels:
+        reader, (height, width) = self._reader, self.shape
+        check_rows(top, bottom, height)
+        samples = reader.page.samplesperpixel
+        line = width * samples * reader.stored.itemsize
+        with reader.path.open("rb") as file:
+            file.seek(reader.offsets[0] + top * line)
+            content = file.read((bottom - top) * line)
+        content += bytes((bottom - top) * line - len(content))  # beyond the end, which was said
+        values = np.frombuffer(content, reader.stored).reshape(bottom - top, width, samples)
+        return reader.to_rgb(values)
+
+
+class _Mirrored:
+    """Rows in another order, or the other way round, as an orientation of 2, 3 or 4 says."""
+
+    def __init__(self, source: Source, orientation: int) -> None:
+        self.shape = source.shape
+        self._source = source
+        self._down, self._across = (-1 if orientation in (3, 4) else 1), (-1 if orientation in (2, 3) else 1)
+
+    def rows(self, top: int, bottom: int) -> Pixels:
+        height = self.shape[0]
+        check_rows(top, bottom, height)
+        if self._down == -1:
+            top, bottom = height - bottom, height - top
+        return self._source.rows(top, bottom)[:: self._down, :: self._across]
+
+
+@contextmanager
+def _refusing_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the file is gone or may not be read
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise OSError(f"{path} is broken ({reason}); copy the picture again") from None
