@@ -24,10 +24,16 @@ if TYPE_CHECKING:
     from convnets_torch.classification import classify_each as classify_each
     from convnets_torch.folders import find_pictures as find_pictures
     from convnets_torch.heatmaps import Box as Box
+    from convnets_torch.heatmaps import CellMap as CellMap
     from convnets_torch.heatmaps import ClassMap as ClassMap
+    from convnets_torch.heatmaps import Contrast as Contrast
     from convnets_torch.heatmaps import Heatmap as Heatmap
+    from convnets_torch.heatmaps import ProbabilityMap as ProbabilityMap
+    from convnets_torch.heatmaps import Region as Region
     from convnets_torch.heatmaps import class_map as class_map
+    from convnets_torch.heatmaps import contrast as contrast
     from convnets_torch.heatmaps import heatmap as heatmap
+    from convnets_torch.heatmaps import probability_map as probability_map
     from convnets_torch.heatmaps import save_sheet as save_sheet
     from convnets_torch.images import PictureWarning as PictureWarning
     from convnets_torch.images import read_picture as read_picture
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
     from convnets_torch.networks import InceptionV3 as InceptionV3
     from convnets_torch.networks import Network as Network
     from convnets_torch.networks import ResNet as ResNet
+    from convnets_torch.networks import cell_strides as cell_strides
     from convnets_torch.networks import efficientnet_lite0 as efficientnet_lite0
     from convnets_torch.networks import inception_v3 as inception_v3
     from convnets_torch.networks import resnet50 as resnet50
@@ -46,6 +53,7 @@ if TYPE_CHECKING:
     from convnets_torch.networks import vgg16 as vgg16
     from convnets_torch.networks import vgg19 as vgg19
     from convnets_torch.preprocessing import Preprocessing as Preprocessing
+    from convnets_torch.sources import open_source as open_source
     from convnets_torch.synsets import class_ids as class_ids
     from convnets_torch.targets import Target as Target
     from convnets_torch.weights import list_networks as list_networks
@@ -57,13 +65,17 @@ _HOMES = {
     "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
     "convnets_torch.folders": ("find_pictures",),
-    "convnets_torch.heatmaps": ("Box", "ClassMap", "Heatmap", "class_map", "heatmap", "save_sheet"),
+    "convnets_torch.heatmaps": (
+        "Box", "CellMap", "ClassMap", "Contrast", "Heatmap", "ProbabilityMap", "Region", "class_map", "contrast",
+        "heatmap", "probability_map", "save_sheet",
+    ),
     "convnets_torch.images": ("PictureWarning", "read_picture"),
     "convnets_torch.networks": (
-        "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "InceptionV3", "Network", "ResNet", "efficientnet_lite0",
-        "inception_v3", "resnet50", "score_map", "slide", "vgg16", "vgg19",
+        "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "InceptionV3", "Network", "ResNet", "cell_strides",
+        "efficientnet_lite0", "inception_v3", "resnet50", "score_map", "slide", "vgg16", "vgg19",
     ),
     "convnets_torch.preprocessing": ("Preprocessing",),
+    "convnets_torch.sources": ("open_source",),
     "convnets_torch.synsets": ("class_ids",),
     "convnets_torch.targets": ("Target",),
     "convnets_torch.weights": ("list_networks", "load", "save"),
@@ -71,7 +83,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
     "algebra", "arrays", "cache", "card", "classification", "compat", "files", "filling", "first_run", "folders",
-    "heatmaps", "images", "networks", "preprocessing", "render", "synsets", "targets", "weights",
+    "heatmaps", "images", "maps", "networks", "preprocessing", "render", "sources", "synsets", "targets", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

@@ -211,7 +211,7 @@ def _answers(
             chances = probabilities(network(to_parameters(np.stack(inputs), network)), card).cpu()
         best = (column.tolist() for column in chances[:, listed].topk(min(top, len(listed)), dim=1))
         rows = (
-            [_prediction(card, listed[place], value) for place, value in zip(places, values, strict=True)]
+            [prediction(card, listed[place], value) for place, value in zip(places, values, strict=True)]
             for values, places in zip(*best, strict=True)
         )
     for picture, entry in entries:
@@ -260,5 +260,6 @@ def card_of(network: Network) -> Card:
     return network.card
 
 
-def _prediction(card: Card, class_id: int, probability: float) -> Prediction:
+def prediction(card: Card, class_id: int, probability: float) -> Prediction:
+    """One class of a card in words."""
     return Prediction(class_id, class_wnid(card, class_id), class_name(card, class_id), probability)

@@ -3,158 +3,60 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from math import ceil
-from typing import NamedTuple, TypeAlias, overload
+from pathlib import Path
+from typing import Any, TypeAlias, overload
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from convnets_torch.classification import card_of, probabilities, to_parameters
-from convnets_torch.images import Picture, picture_name, read_picture
-from convnets_torch.networks import Network, score_map
-from convnets_torch.preprocessing import Pixels, fit_longest_side, normalize
-from convnets_torch.targets import Target, class_name, find_target
+from convnets_torch.classification import card_of
+from convnets_torch.images import picture_name
+from convnets_torch.maps.cells import (
+    CellMap,
+    ClassMap,
+    Contrast,
+    Heatmap,
+    ProbabilityMap,
+    allowed_classes,
+    checked_target,
+    contrast_of,
+    winners_in_words,
+)
+from convnets_torch.maps.passes import Kept, Progress, Store, Wanted, run_pass
+from convnets_torch.maps.regions import Box, Region
+from convnets_torch.maps.resuming import FolderStore, fingerprint
+from convnets_torch.maps.scales import Fuse, Scales, fused, sizes_of
+from convnets_torch.maps.views import placement_of, size_seen, view_of
+from convnets_torch.networks import Network
+from convnets_torch.networks.budget import parse_bytes
+from convnets_torch.networks.grids import grid_of
+from convnets_torch.sources import Resized, Sliceable, Source, open_source
+
+__all__ = [
+    "Box", "CellMap", "ClassMap", "Contrast", "Heatmap", "ProbabilityMap", "Region", "class_map", "contrast",
+    "heatmap", "probability_map", "save_sheet",
+]  # fmt: skip
 
 Targets: TypeAlias = "list[str | int] | list[str] | list[int] | tuple[str | int, ...]"
-Place: TypeAlias = "tuple[Pixels, tuple[float, float], tuple[float, float]]"  # picture, stride, window size
 
-
-class Box(NamedTuple):
-    """A rectangle in pixels of the picture: columns left to right, rows top to bottom, the ends excluded."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-
-@dataclass(frozen=True, eq=False)
-class CellMap:
-    """A picture and the cells over it.
-
-    Attributes:
-        probabilities: (rows, columns) float32, 0 to 1.
-        picture: (H, W, 3) uint8, RGB: the picture at its own size, turned as its EXIF says if the card follows that.
-        stride: (vertical, horizontal) pixels of the picture between neighbouring cells.
-        window_size: (height, width) of a cell's window in pixels of the picture.
-    """
-
-    probabilities: NDArray[np.float32]
-    picture: Pixels
-    stride: tuple[float, float]
-    window_size: tuple[float, float]
-
-    def window(self, row: int, column: int) -> Box:
-        """The crop of the network's own size that a cell stands for, in pixels of the picture.
-
-        Raises:
-            IndexError: there is no such cell.
-        """
-        rows, columns = self.probabilities.shape
-        if not (0 <= row < rows and 0 <= column < columns):
-            raise IndexError(f"cell ({row}, {column}) is outside the map of {rows} rows and {columns} columns")
-        top, left = row * self.stride[0], column * self.stride[1]
-        return Box(left, top, left + self.window_size[1], top + self.window_size[0])
-
-    @property
-    def peak(self) -> tuple[int, int]:
-        """(row, column) of the most probable cell."""
-        row, column = np.unravel_index(self.probabilities.argmax(), self.probabilities.shape)
-        return int(row), int(column)
-
-
-@dataclass(frozen=True, eq=False)
-class Heatmap(CellMap):
-    """How probable a target is in every window of a picture.
-
-    Attributes:
-        target: the classes whose probabilities were summed in each cell, each distinct class once.
-    """
-
-    target: Target
-
-    def save(self, path: str | os.PathLike[str], *, plain: bool = False) -> None:
-        """Write the map, atomically.
-
-        Args:
-            path: `.npy` holds `probabilities`; `.png`, `.jpg` or `.webp` the map over the picture.
-            plain: the map alone in colours, without the picture.
-
-        Raises:
-            ValueError: another file ending.
-            OSError: `path` cannot be written.
-        """
-        from convnets_torch import render
-
-        draw = render.color_map if plain else render.overlay
-        render.save_map(self.probabilities, lambda: draw(self), path)
-
-
-@dataclass(frozen=True, eq=False)
-class ClassMap(CellMap):
-    """What is where: the most probable class of every window of a picture, and how probable it is.
-
-    Attributes:
-        class_ids: (rows, columns) int64, the winning class of each cell.
-        names: class id -> words, for every class that wins a cell, the most frequent first.
-    """
-
-    class_ids: NDArray[np.int64]
-    names: dict[int, str]
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the map, atomically: `.npy` holds `class_ids`, a picture has a legend of words.
-
-        Raises:
-            ValueError: another file ending.
-            OSError: `path` cannot be written.
-        """
-        from convnets_torch import render
-
-        render.save_map(self.class_ids, lambda: render.class_overlay(self), path)
-
-
-def save_sheet(maps: list[Heatmap], path: str | os.PathLike[str], *, plain: bool = False) -> None:
-    """Write several maps of one picture, side by side, atomically; a single one as `Heatmap.save` does.
-
-    Args:
-        maps: as `heatmap` gives them for a list of targets.
-        path: `.npy` holds an array (maps, rows, columns); `.png`, `.jpg` or `.webp` a sheet.
-        plain: the maps alone in colours, without the picture.
-
-    Raises:
-        ValueError: another file ending.
-        OSError: `path` cannot be written.
-
-    >>> from convnets_torch import load
-    >>> save_sheet(heatmap(load("alexnet.safetensors"), "street.jpg", ["car", "dog"]), "sheet.png")
-    """
-    from convnets_torch import render
-
-    if len(maps) == 1:
-        maps[0].save(path, plain=plain)
-        return
-    draw = render.color_map if plain else render.overlay
-    columns = min(3, ceil(len(maps) ** 0.5))
-    render.save_map(
-        np.stack([each.probabilities for each in maps]),
-        lambda: render.sheet([(draw(each), "") for each in maps], columns, width=640),
-        path,
-    )
+MEMORY = "1GB"  # of activations, unless more is allowed
 
 
 @overload
 def heatmap(
     network: Network,
-    image: Picture,
+    image: Sliceable,
     target: str | int,
     *,
     longest_side: int | None = None,
+    upscale: bool = False,
+    cell_stride: int | None = None,
+    scales: Scales | None = None,
+    fuse: Fuse = "mean",
+    max_memory: int | str | None = MEMORY,
+    resume: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
 ) -> Heatmap: ...
@@ -163,10 +65,17 @@ def heatmap(
 @overload
 def heatmap(
     network: Network,
-    image: Picture,
+    image: Sliceable,
     target: Targets,
     *,
     longest_side: int | None = None,
+    upscale: bool = False,
+    cell_stride: int | None = None,
+    scales: Scales | None = None,
+    fuse: Fuse = "mean",
+    max_memory: int | str | None = MEMORY,
+    resume: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
 ) -> list[Heatmap]: ...
@@ -174,10 +83,17 @@ def heatmap(
 
 def heatmap(
     network: Network,
-    image: Picture,
+    image: Sliceable,
     target: str | int | Targets,
     *,
     longest_side: int | None = None,
+    upscale: bool = False,
+    cell_stride: int | None = None,
+    scales: Scales | None = None,
+    fuse: Fuse = "mean",
+    max_memory: int | str | None = MEMORY,
+    resume: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
 ) -> Heatmap | list[Heatmap]:
@@ -185,12 +101,24 @@ def heatmap(
 
     Args:
         network: in eval mode, with its card, as `load` gives it.
-        image: whatever `read_picture` takes: a file, a `PIL.Image`, an array (H, W, 3), a tensor (3, H, W).
+        image: whatever `read_picture` takes: a file, a `PIL.Image`, an array (H, W, 3), a tensor (3, H, W); or an array
+            that is sliced rather than loaded (`numpy.memmap`, zarr, HDF5), or a path of a large TIFF file, of which
+            only some rows are in memory at a time (`open_source`).
         target: a class id, a wnid, a WordNet name or a word; a synset means every class below it, counted once. Or
             several of them with signs between blanks: "dog - hunting dog + wolf". A list of targets gives a list
             of maps; the network still runs once.
         longest_side: resize the picture to so many pixels first, keeping its aspect: larger gives more cells,
             and finds smaller things.
+        upscale: enlarge a picture that is smaller than the network's own size, just as far as is needed.
+        cell_stride: pixels between neighbouring cells of the (resized) picture, for a denser map than the network's
+            own; one of `cell_strides(network)`.
+        scales: sizes of the picture as factors, such as (0.5, 1, 2), each run by itself, and their maps fused; "auto"
+            takes octaves from the size at which one window covers the shorter side up to the picture's own.
+        fuse: "mean" of the scales, or "max".
+        max_memory: bytes that activations may take, or words such as "500MB"; a picture that needs more goes through
+            in strips, with the same numbers. None for no bound.
+        resume: a folder for finished rows; a run that was interrupted goes on from there. The folder stays.
+        progress: called with the rows of cells that are done and how many there are.
         max_pixels, allow_truncated: as in `read_picture`.
 
     Returns:
@@ -198,42 +126,106 @@ def heatmap(
 
     Raises:
         OSError: the picture is missing or broken.
-        ValueError: the picture is smaller than the network's own size, or a target is not known.
+        ValueError: the picture is smaller than the network's own size, a target is not known, the network cannot give
+            this stride, the memory is too little, or the folder belongs to another run.
 
     >>> from convnets_torch import load
     >>> cars = heatmap(load("alexnet.safetensors"), "street.jpg", "car")
     >>> cars.probabilities.shape, cars.window(2, 1)
     ((3, 6), Box(left=32.0, top=64.0, right=259.0, bottom=291.0))
+    >>> cars.receptive_field(2, 1)
+    Box(left=0.0, top=0.0, right=323.0, bottom=300.0)
     >>> cars.save("cars.png")
     """
     card = card_of(network)
     several = isinstance(target, list | tuple)
-    targets = [find_target(card, each) for each in (target if isinstance(target, list | tuple) else [target])]
-    for found in targets:
-        if card.activation == "sigmoid" and len(found.class_ids) > 1:
-            raise ValueError(
-                f"{found.label} is {len(found.class_ids)} classes, whose sigmoids do not add up; name one class"
-            )
-    chances, place = _cells(network, image, longest_side, max_pixels, allow_truncated)
-    # Rounding alone can bring the sum of all classes above 1.
-    sums = [chances[list(found.class_ids)].sum(dim=0).clamp(max=1).cpu().numpy() for found in targets]
-    maps = [Heatmap(total, *place, found) for total, found in zip(sums, targets, strict=True)]
+    targets = [checked_target(card, each) for each in (target if isinstance(target, list | tuple) else [target])]
+    if not targets:
+        raise ValueError("the list of targets is empty; name what to look for")
+    options = _Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
+    passes = _run(network, image, Wanted(targets), options, scales)
+    maps = [
+        fused([Heatmap(**shared, values=kept["sums"][place], target=found) for shared, kept in passes], fuse)
+        for place, found in enumerate(targets)
+    ]
     return maps if several else maps[0]
+
+
+def contrast(
+    network: Network,
+    image: Sliceable,
+    target: str | int,
+    against: str | int,
+    *,
+    longest_side: int | None = None,
+    upscale: bool = False,
+    cell_stride: int | None = None,
+    scales: Scales | None = None,
+    fuse: Fuse = "mean",
+    max_memory: int | str | None = MEMORY,
+    resume: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+) -> Contrast:
+    """How much more probable one target is than another in every window: the difference of two maps.
+
+    Args:
+        network, image: as for `heatmap`.
+        target: what counts for a window, as for `heatmap`.
+        against: what counts against it.
+        longest_side, upscale, cell_stride, scales, fuse, max_memory, resume, progress: as for `heatmap`.
+        max_pixels, allow_truncated: as in `read_picture`.
+
+    Raises:
+        OSError, ValueError: as `heatmap`; or both targets are the same classes.
+
+    >>> from convnets_torch import load
+    >>> found = contrast(load("alexnet.safetensors"), "street.jpg", "dog", "cat")
+    >>> bool((found.values == found.one.values - found.other.values).all())
+    True
+    """
+    card = card_of(network)
+    targets = [checked_target(card, each) for each in (target, against)]
+    if targets[0].class_ids == targets[1].class_ids:
+        raise ValueError(f"{target} and {against} are the same classes; contrast two targets")
+    maps = heatmap(
+        network,
+        image,
+        [target, against],
+        longest_side=longest_side,
+        upscale=upscale,
+        cell_stride=cell_stride,
+        scales=scales,
+        fuse=fuse,
+        max_memory=max_memory,
+        resume=resume,
+        progress=progress,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
+    )
+    return contrast_of(maps[0], maps[1])
 
 
 def class_map(
     network: Network,
-    image: Picture,
+    image: Sliceable,
     *,
     only: str | int | None = None,
     longest_side: int | None = None,
+    upscale: bool = False,
+    cell_stride: int | None = None,
+    max_memory: int | str | None = MEMORY,
+    resume: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
 ) -> ClassMap:
     """What is where in a picture: the most probable class of every cell.
 
     Args:
-        network, image, longest_side, max_pixels, allow_truncated: as for `heatmap`.
+        network, image, longest_side, upscale, cell_stride, max_memory, resume, progress: as for `heatmap`.
+        max_pixels, allow_truncated: as in `read_picture`.
         only: let only the classes of this target win cells; their probabilities stay as they are.
 
     Raises:
@@ -245,41 +237,120 @@ def class_map(
     ((3, 6), True)
     """
     card = card_of(network)
-    allowed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
-    chances, place = _cells(network, image, longest_side, max_pixels, allow_truncated)
-    best, position = chances[allowed].max(dim=0)
-    class_ids = np.asarray(allowed)[position.cpu().numpy()]
-    winners = Counter(class_ids.ravel().tolist())
-    names = {class_id: class_name(card, class_id) for class_id, _ in winners.most_common()}
-    return ClassMap(best.cpu().numpy(), *place, class_ids, names)
+    options = _Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
+    [(shared, kept)] = _run(network, image, Wanted(allowed=allowed_classes(card, only)), options)
+    class_ids = kept["winner_ids"].astype(np.int64)
+    return ClassMap(**shared, values=kept["winners"], class_ids=class_ids, names=winners_in_words(card, class_ids))
 
 
-def _cells(
-    network: Network, image: Picture, longest_side: int | None, max_pixels: int | None, allow_truncated: bool
-) -> tuple[Tensor, Place]:
-    """Probabilities (classes, h, w) of every cell, and where the cells are."""
+def probability_map(
+    network: Network,
+    image: Sliceable,
+    *,
+    longest_side: int | None = None,
+    upscale: bool = False,
+    cell_stride: int | None = None,
+    max_memory: int | str | None = MEMORY,
+    resume: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+) -> ProbabilityMap:
+    """The probabilities of all classes in every window; targets may be asked for later.
+
+    All of them are in memory: 4 bytes for each class and cell.
+
+    Args:
+        network, image, longest_side, upscale, cell_stride, max_memory, resume, progress: as for `heatmap`.
+        max_pixels, allow_truncated: as in `read_picture`.
+
+    Raises:
+        OSError, ValueError: as `heatmap`.
+
+    >>> from convnets_torch import load
+    >>> found = probability_map(load("alexnet.safetensors"), "street.jpg")
+    >>> found.probabilities.shape, found.heatmap("dog").values.shape
+    ((1000, 3, 6), (3, 6))
+    """
+    options = _Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
+    [(shared, kept)] = _run(network, image, Wanted(everything=True), options)
+    return ProbabilityMap(**shared, values=kept["best"][0], probabilities=kept["all"])
+
+
+def save_sheet(
+    maps: Sequence[CellMap], path: str | os.PathLike[str], *, plain: bool = False, threshold: float = 0.5
+) -> None:
+    """Write several maps of one picture into one file, atomically; a single one as its `save` does.
+
+    Args:
+        maps: as `heatmap` gives them for a list of targets.
+        path: `.png`, `.jpg` or `.webp`: a sheet of pictures side by side; `.html`: one page with a list to choose
+            from; `.json`: the regions of each; `.npz`: all numbers; `.npy`: an array (maps, rows, columns).
+        plain: the maps alone in colours, without the picture.
+        threshold: of the regions in `.json` and `.html`.
+
+    Raises:
+        ValueError: another file ending, no map, or maps of other pictures.
+        OSError: `path` cannot be written.
+
+    >>> from convnets_torch import load
+    >>> save_sheet(heatmap(load("alexnet.safetensors"), "street.jpg", ["car", "dog"]), "sheet.png")
+    """
+    from convnets_torch.maps.outputs import save
+
+    save(maps, path, plain=plain, threshold=threshold)
+
+
+@dataclass(frozen=True)
+class _Options:
+    longest_side: int | None
+    upscale: bool
+    cell_stride: int | None
+    max_memory: int | str | None
+    resume: str | os.PathLike[str] | None
+    progress: Progress | None
+    max_pixels: int | None
+    allow_truncated: bool
+
+
+def _run(
+    network: Network, image: Sliceable, wanted: Wanted, options: _Options, scales: Scales | None = None
+) -> list[tuple[dict[str, Any], Kept]]:
+    """For each scale what all kinds of maps share, and what was kept of the cells."""
     card = card_of(network)
     rule = card.preprocessing
-    picture = read_picture(image, exif=rule.exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
-    resized = picture if longest_side is None else fit_longest_side(picture, longest_side, rule)
-    _check_size(picture_name(image), picture, resized, network)
-    with torch.inference_mode():
-        scores = score_map(network, to_parameters(normalize(resized, rule)[None], network))
-        chances = probabilities(scores, card)[0]
-    vertical, horizontal = (given / used for given, used in zip(picture.shape[:2], resized.shape[:2], strict=True))
-    stride = (network.stride * vertical, network.stride * horizontal)
-    return chances, (picture, stride, (network.size[0] * vertical, network.size[1] * horizontal))
+    memory = None if options.max_memory is None else parse_bytes(options.max_memory)
+    grid = grid_of(network, options.cell_stride)
+    source = open_source(image, exif=rule.exif, max_pixels=options.max_pixels, allow_truncated=options.allow_truncated)
+    base = size_seen(source.shape, network, picture_name(image), options.longest_side, options.upscale)
+    sizes = [base] if scales is None else sizes_of(scales, base, network.size)
+    picture = view_of(source)
+    totals = [grid.shape(*size)[0] for size in sizes]
+    found = []
+    for place, size in enumerate(sizes):
+        seen: Source = source if size == source.shape else Resized(source, size, rule.interpolation)
+        store = Store()
+        if options.resume is not None:
+            folder = Path(options.resume) if scales is None else Path(options.resume) / f"scale-{place}"
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            store = FolderStore(folder, fingerprint(network, grid, seen, wanted))
+        report = None if options.progress is None else _shifted(options.progress, sum(totals[:place]), sum(totals))
+        try:
+            kept = run_pass(network, grid, seen, card, wanted, max_memory=memory, store=store, progress=report)
+        finally:
+            if isinstance(store, FolderStore):
+                store.flush()
+        shared = {
+            "picture": picture,
+            "placement": placement_of(grid, network, source.shape, size, rule.interpolation),
+            "best_ids": np.moveaxis(kept["best_ids"], 0, -1),
+            "best_probabilities": np.moveaxis(kept["best"], 0, -1),
+            "card": card,
+        }
+        found.append((shared, kept))
+    return found
 
 
-def _check_size(name: str, picture: Pixels, resized: Pixels, network: Network) -> None:
-    height, width = resized.shape[:2]
-    if height >= network.size[0] and width >= network.size[1]:
-        return
-    given = picture.shape[:2]
-    if max(given) > 50 * min(given):
-        raise ValueError(f"{name} is {given[0]}x{given[1]} pixels (height x width), too thin for a heatmap; cut it")
-    least = max(ceil(Fraction(wanted * max(given), side)) for wanted, side in zip(network.size, given, strict=True))
-    raise ValueError(
-        f"{name} is {height}x{width} pixels (height x width), smaller than the network's"
-        f" {network.size[0]}x{network.size[1]}; enlarge it with a longest side of {least} or more"
-    )
+def _shifted(progress: Progress, before: int, whole: int) -> Progress:
+    """Progress of one of several passes, as progress of all of them."""
+    return lambda done, _: progress(before + done, whole)

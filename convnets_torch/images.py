@@ -152,7 +152,7 @@ def decode(
             return Decoded(decoded.pixels, (remark, *decoded.remarks))
 
 
-def picture_name(source: Picture) -> str:
+def picture_name(source: object) -> str:
     """What to call a picture in a message: its path, "standard input", or "the picture"."""
     if isinstance(source, str | os.PathLike):
         return str(source)

@@ -261,12 +261,17 @@ def fit_longest_side(pixels: Pixels, longest_side: int, rule: Preprocessing) -> 
     Raises:
         ValueError: less than one pixel, or more than 400 million of them in all.
     """
-    height, width = pixels.shape[:2]
+    height, width = size_with_longest_side((pixels.shape[0], pixels.shape[1]), longest_side)
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling[rule.interpolation.upper()]))
+
+
+def size_with_longest_side(size: Pair, longest_side: int) -> Pair:
+    """(height, width) of a picture whose longer side has so many pixels; as `fit_longest_side` resizes it."""
+    height, width = size
     factor = longest_side / max(height, width)
     if not longest_side >= 1 or height * width * factor**2 > MOST_PIXELS:
         raise ValueError(f"a longest side of {longest_side} pixels is out of range; give 1 to some {MOST_SIDE}")
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling[rule.interpolation.upper()]))
+    return (max(1, round(height * factor)), max(1, round(width * factor)))
 
 
 def normalize(pixels: Pixels, rule: Preprocessing) -> NDArray[np.float32]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from convnets_torch.files import check_writable, replacing
+from convnets_torch.files import replacing
+from convnets_torch.maps.resampling import interpolated
 from convnets_torch.preprocessing import Pixels
 
 if TYPE_CHECKING:
-    from convnets_torch.heatmaps import CellMap, ClassMap, Heatmap
+    from convnets_torch.maps.cells import CellMap, ClassMap, Contrast, Heatmap
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -23,6 +23,11 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 INFERNO = (
     (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85),
     (227, 89, 51), (249, 140, 10), (249, 201, 50), (252, 255, 164),
+)  # fmt: skip
+# Blue for the second target, white between, red for the first: seven colours of "RdBu" at equal distances.
+# Source: ColorBrewer 2.0, Cynthia Brewer, Apache License 2.0.
+DIVERGING = (
+    (33, 102, 172), (103, 169, 207), (209, 229, 240), (247, 247, 247), (253, 219, 199), (239, 138, 98), (178, 24, 43),
 )  # fmt: skip
 # Seven colours that people with any colour vision tell apart, and grey for the rest.
 # Source: Okabe, Ito: Color Universal Design, 2008.
@@ -32,24 +37,32 @@ CLASS_COLORS = (
 OTHER_COLOR = (150, 150, 150)
 OPAQUE = 0.72  # the picture stays visible below the strongest colour
 STRENGTH = np.clip(np.linspace(0, 1.6, 256), 0, OPAQUE)  # how opaque each of 256 colours is
+BAND = 512  # rows of a picture that are drawn at a time
 LEAST_TOP = 0.1  # the colours reach at least up to here, so that a map of near-zeros does not glow
 PAPER, INK, GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
 
-def overlay(heatmap: Heatmap) -> Image.Image:
+def overlay(heatmap: Heatmap | Contrast) -> Image.Image:
     """The map over its picture: clear where the target is improbable, glowing where it is likely.
 
     The colour of a pixel is that of the window around it: cell values stand at the centres of their windows and
     are interpolated bilinearly between them. Towards the borders, where no window has its centre, the value of
     the nearest cell fades out. Colours go from 0 to the map's highest value (or 0.1 if that is lower), which
-    the bar below the picture shows.
+    the bar below the picture shows. A contrast glows red for the one target and blue for the other, up to the
+    largest difference either way.
 
     Returns:
-        RGB, as wide as the picture and higher by the bar.
+        RGB, as wide as the picture (the map's `picture`) and higher by the bar.
     """
-    values = _pixel_values(heatmap)
-    blended = _blend(heatmap, palette()[values], STRENGTH.astype(np.float32)[values])
-    return _with_bar(blended, heatmap)
+    colors, strength = _palette_of(heatmap), STRENGTH.astype(np.float32)
+    if _is_signed(heatmap):  # clear in the middle
+        strength = np.concatenate([strength[::-2], strength[1::2]])
+
+    def paint(band: slice) -> tuple[Pixels, NDArray[np.float32]]:
+        values = _pixel_values(heatmap, band)
+        return colors[values], strength[values]
+
+    return _with_bar(_blend(heatmap, paint), heatmap)
 
 
 def class_overlay(class_map: ClassMap) -> Image.Image:
@@ -61,16 +74,13 @@ def class_overlay(class_map: ClassMap) -> Image.Image:
     Returns:
         RGB, as wide as the picture and higher by the legend.
     """
-    rows, columns = class_map.class_ids.shape
-    height, width = class_map.picture.shape[:2]
-    down = _nearest(height, rows, class_map.stride[0], class_map.window_size[0])[:, None]
-    across = _nearest(width, columns, class_map.stride[1], class_map.window_size[1])
+    down, across = _nearest(class_map, 0)[:, None], _nearest(class_map, 1)
     colored = list(class_map.names)[: len(CLASS_COLORS)]
-    colors = np.full((rows, columns, 3), OTHER_COLOR, np.uint8)
+    colors = np.full((*class_map.class_ids.shape, 3), OTHER_COLOR, np.uint8)
     for class_id, color in zip(colored, CLASS_COLORS, strict=False):
         colors[class_map.class_ids == class_id] = color
-    strength = OPAQUE * (0.7 + 0.3 * class_map.probabilities)  # an improbable winner stays a winner
-    blended = _blend(class_map, colors[down, across], strength.astype(np.float32)[down, across])
+    strength = (OPAQUE * (0.7 + 0.3 * class_map.values)).astype(np.float32)  # an improbable winner stays a winner
+    blended = _blend(class_map, lambda band: (colors[down[band], across], strength[down[band], across]))
     shares = [(class_map.names[class_id], float((class_map.class_ids == class_id).mean())) for class_id in colored]
     entries = [(*share, color) for share, color in zip(shares, CLASS_COLORS, strict=False)]
     if rest := len(class_map.names) - len(colored):
@@ -80,9 +90,10 @@ def class_overlay(class_map: ClassMap) -> Image.Image:
     return _with_legend(blended, entries)
 
 
-def color_map(heatmap: Heatmap) -> Image.Image:
+def color_map(heatmap: Heatmap | Contrast) -> Image.Image:
     """The map alone in the same colours and the same place, without the picture."""
-    return _with_bar(Image.fromarray(palette()[_pixel_values(heatmap)]), heatmap)
+    whole = slice(0, heatmap.picture.shape[0])
+    return _with_bar(Image.fromarray(_palette_of(heatmap)[_pixel_values(heatmap, whole)]), heatmap)
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int = 480) -> Image.Image:
@@ -108,35 +119,6 @@ def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int
     return page
 
 
-def check_output(path: Path) -> None:
-    """Raise, before long work begins, when a map cannot be written to `path`.
-
-    Raises:
-        ValueError: another ending than that of a picture or `.npy`.
-        OSError: `path` cannot be written.
-    """
-    if path.suffix.lower() not in (*FORMATS, ".npy"):
-        known = ", ".join(FORMATS)
-        raise ValueError(f"{path} has an unknown ending; name a picture: {known} (or .npy for the numbers)")
-    check_writable(path)
-
-
-def save_map(values: NDArray[Any], draw: Callable[[], Image.Image], path: str | os.PathLike[str]) -> None:
-    """Write `values` to an `.npy`, or what `draw` returns to a picture; atomically.
-
-    Raises:
-        ValueError: another file ending.
-        OSError: `path` cannot be written.
-    """
-    path = Path(path)
-    check_output(path)
-    if path.suffix.lower() == ".npy":
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, values)
-    else:
-        save_image(draw(), path)
-
-
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a picture atomically, in the format that the ending of `path` names, one of `FORMATS`.
 
@@ -147,55 +129,69 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(temporary, format=FORMATS[path.suffix.lower()])
 
 
-def _blend(cells: CellMap, colors: Pixels, strength: NDArray[np.float32]) -> Image.Image:
-    """Colours (H, W, 3) over the picture, as opaque as `strength` (H, W) says and fading towards the borders."""
-    fade_down, fade_across = (
-        _fade(pixels, count, stride, size)
-        for pixels, count, stride, size in zip(
-            cells.picture.shape, cells.probabilities.shape, cells.stride, cells.window_size, strict=False
-        )
-    )
-    alpha = 255 * strength * fade_down[:, None] * fade_across
-    mask = Image.fromarray(alpha.astype(np.uint8))
-    return Image.composite(Image.fromarray(colors), Image.fromarray(cells.picture), mask)
+def _blend(cells: CellMap, paint: Callable[[slice], tuple[Pixels, NDArray[np.float32]]]) -> Image.Image:
+    """Colours over the picture, fading towards the borders, some rows at a time: pictures can be large.
+
+    Args:
+        cells: the map, with its picture.
+        paint: rows -> their colours (n, W, 3), and how opaque these are (n, W).
+    """
+    height, width = cells.picture.shape[:2]
+    page = Image.new("RGB", (width, height))
+    fade_down, fade_across = (_fade(cells, axis) for axis in (0, 1))
+    for top in range(0, height, BAND):
+        band = slice(top, min(top + BAND, height))
+        colors, strength = paint(band)
+        alpha = 255 * strength * fade_down[band, None] * fade_across
+        mask = Image.fromarray(alpha.astype(np.uint8))
+        page.paste(Image.composite(Image.fromarray(colors), Image.fromarray(cells.picture[band]), mask), (0, top))
+    return page
 
 
-def _pixel_values(heatmap: Heatmap) -> NDArray[np.uint8]:
-    """The map on the picture's pixels, 0 to 255 for 0 to the top of the colours."""
-    rows, columns = heatmap.probabilities.shape
-    height, width = heatmap.picture.shape[:2]
-    down, beyond_down = _between_centres(height, rows, heatmap.stride[0], heatmap.window_size[0])
-    across, beyond_across = _between_centres(width, columns, heatmap.stride[1], heatmap.window_size[1])
-    scaled = heatmap.probabilities * (255 / _top(heatmap))
-    tall = scaled[down] + (scaled[np.minimum(down + 1, rows - 1)] - scaled[down]) * beyond_down[:, None]
-    left, right = tall[:, across], tall[:, np.minimum(across + 1, columns - 1)]
-    return np.rint(left + (right - left) * beyond_across).astype(np.uint8)
+def _pixel_values(heatmap: Heatmap | Contrast, band: slice) -> NDArray[np.uint8]:
+    """The map on rows of the picture's pixels, 0 to 255 from the lowest to the highest of the colours."""
+    down, across = (_places(heatmap, axis) for axis in (0, 1))
+    top = _top(heatmap)
+    scaled = (heatmap.values + top) * (127.5 / top) if _is_signed(heatmap) else heatmap.values * (255 / top)
+    return np.rint(interpolated(interpolated(scaled, down[band], 0), across, 1)).astype(np.uint8)
 
 
-def _between_centres(
-    pixels: int, cells: int, stride: float, size: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """For each pixel the cell whose centre lies before it, and how far it is towards the next one, 0 to 1."""
-    place = np.clip((np.arange(pixels) + 0.5 - size / 2) / stride, 0, cells - 1)
-    before = place.astype(np.int64)
-    return before, (place - before).astype(np.float32)
+def _places(cells: CellMap, axis: int) -> NDArray[Any]:
+    """The pixels of the picture that is drawn on, as numbers of cells: 1.5 is between the second and the third."""
+    stride, size = _lattice(cells, axis)
+    return (np.arange(cells.picture.shape[axis]) + 0.5 - size / 2) / stride
 
 
-def _nearest(pixels: int, cells: int, stride: float, size: float) -> NDArray[np.int64]:
+def _lattice(cells: CellMap, axis: int) -> tuple[float, float]:
+    """Stride and window along an axis, in pixels of the picture that is drawn on, which may be a reduced view."""
+    ratio = cells.picture.shape[axis] / cells.size[axis]
+    return cells.stride[axis] * ratio, cells.window_size[axis] * ratio
+
+
+def _nearest(cells: CellMap, axis: int) -> NDArray[np.int64]:
     """For each pixel the cell whose centre is nearest."""
-    return np.clip(np.rint((np.arange(pixels) + 0.5 - size / 2) / stride), 0, cells - 1).astype(np.int64)
+    return np.clip(np.ceil(_places(cells, axis) - 0.5), 0, cells.values.shape[axis] - 1).astype(np.int64)
 
 
-def _fade(pixels: int, cells: int, stride: float, size: float) -> NDArray[np.float32]:
+def _fade(cells: CellMap, axis: int) -> NDArray[np.float32]:
     """1 between the first and the last centre, falling to 0 at half a window beyond them."""
-    place = np.arange(pixels) + 0.5
-    first, last = size / 2, size / 2 + (cells - 1) * stride
+    stride, size = _lattice(cells, axis)
+    place = np.arange(cells.picture.shape[axis]) + 0.5
+    first, last = size / 2, size / 2 + (cells.values.shape[axis] - 1) * stride
     beyond = np.maximum(np.maximum(first - place, place - last), 0)
     return np.clip(1 - beyond / (size / 2), 0, 1).astype(np.float32)
 
 
-def _top(heatmap: Heatmap) -> float:
-    return max(float(heatmap.probabilities.max()), LEAST_TOP)
+def _is_signed(cells: CellMap) -> bool:
+    return hasattr(cells, "other")
+
+
+def _palette_of(heatmap: Heatmap | Contrast) -> Pixels:
+    return palette(DIVERGING if _is_signed(heatmap) else INFERNO)
+
+
+def _top(heatmap: Heatmap | Contrast) -> float:
+    return max(float(np.abs(heatmap.values).max()), LEAST_TOP)
 
 
 def palette(anchors: Sequence[tuple[int, int, int]] = INFERNO, count: int = 256) -> Pixels:
@@ -205,8 +201,8 @@ def palette(anchors: Sequence[tuple[int, int, int]] = INFERNO, count: int = 256)
     return np.stack([np.interp(np.arange(count), places, channel) for channel in channels], axis=1).astype(np.uint8)
 
 
-def _with_bar(image: Image.Image, heatmap: Heatmap) -> Image.Image:
-    """Add a strip below: the target's words and highest probability, and what the colours mean."""
+def _with_bar(image: Image.Image, heatmap: Heatmap | Contrast) -> Image.Image:
+    """Add a strip below: the target's words and highest value, and what the colours mean."""
     size = min(28, max(11, image.width // 36))
     font = ImageFont.load_default(size=size)
     strip = round(size * 2.2)
@@ -214,19 +210,27 @@ def _with_bar(image: Image.Image, heatmap: Heatmap) -> Image.Image:
     page.paste(image)
     draw = ImageDraw.Draw(page)
     middle, gap = image.height + strip // 2, size // 2
-    end = f"{_top(heatmap):.2f}"
+    signed = _is_signed(heatmap)
+    begin, end = f"-{_top(heatmap):.2f}" if signed else "0", f"{_top(heatmap):.2f}"
     bar_width = image.width // 5
     bar_right = round(image.width - gap * 2 - font.getlength(end))
     bar_left = bar_right - bar_width
-    ramp = np.repeat(palette()[np.linspace(0, 255, max(bar_width, 1)).astype(int)][None], size, axis=0)
+    ramp = np.repeat(_palette_of(heatmap)[np.linspace(0, 255, max(bar_width, 1)).astype(int)][None], size, axis=0)
     page.paste(Image.fromarray(ramp), (bar_left, middle - size // 2))
-    draw.text((bar_left - gap, middle), "0", GREY, font, anchor="rm")
+    draw.text((bar_left - gap, middle), begin, GREY, font, anchor="rm")
     draw.text((bar_right + gap, middle), end, GREY, font, anchor="lm")
-    room = bar_left - gap * 4 - font.getlength("0")
-    highest = f"  highest {heatmap.probabilities.max():.2f}"
-    words = _shorten(heatmap.target.label, font, room - font.getlength(highest)) + highest
+    room = bar_left - gap * 4 - font.getlength(begin)
+    values = heatmap.values
+    highest = f"  {values.min():.2f} to {values.max():.2f}" if signed else f"  highest {values.max():.2f}"
+    words = _shorten(label_of(heatmap), font, room - font.getlength(highest)) + highest
     draw.text((gap, middle), words if font.getlength(words) <= room else highest.strip(), INK, font, anchor="lm")
     return page
+
+
+def label_of(cells: CellMap) -> str:
+    """A map in words: its target, its two targets, or that it is of all classes."""
+    target = getattr(cells, "target", None)
+    return target.label if target is not None else getattr(cells, "label", "the most probable class")
 
 
 def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[int, int, int]]]) -> Image.Image:

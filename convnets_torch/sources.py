@@ -19,7 +19,17 @@ from convnets_torch.preprocessing import Pair, Pixels
 from convnets_torch.strips import BLOCK_PIXELS, Bands, Preview, Resized, Source, band_of, check_rows
 from convnets_torch.tiff import is_tiff, open_tiff
 
-__all__ = ["Opened", "Preview", "Resized", "SlicedArray", "Source", "is_sliced", "open_source", "open_with_remarks"]
+__all__ = [
+    "Held",
+    "Opened",
+    "Preview",
+    "Resized",
+    "SlicedArray",
+    "Source",
+    "is_sliced",
+    "open_source",
+    "open_with_remarks",
+]
 
 STREAMED_PIXELS = 64_000_000  # of a TIFF file; one of more is read row by row
 
@@ -107,7 +117,7 @@ def open_with_remarks(
                 if pixels > (MAX_PIXELS if max_pixels is None else max_pixels):
                     raise
     decoded = decode(cast("Picture", image), exif=exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
-    return Opened(_Held(decoded.pixels), decoded.remarks)
+    return Opened(Held(decoded.pixels), decoded.remarks)
 
 
 def is_sliced(image: object) -> TypeGuard[SlicedArray]:
@@ -119,16 +129,20 @@ def is_sliced(image: object) -> TypeGuard[SlicedArray]:
     return all(hasattr(image, name) for name in ("shape", "dtype", "__getitem__"))
 
 
-class _Held:
-    """A picture that was decoded at once."""
+class Held:
+    """A picture that was decoded at once.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, RGB, 0 to 255.
+    """
 
     def __init__(self, pixels: Pixels) -> None:
-        self.shape: Pair = pixels.shape[:2]
-        self._pixels = pixels
+        self.shape: Pair = (pixels.shape[0], pixels.shape[1])
+        self.pixels = pixels
 
     def rows(self, top: int, bottom: int) -> Pixels:
         check_rows(top, bottom, self.shape[0])
-        return self._pixels[top:bottom]
+        return self.pixels[top:bottom]
 
 
 class _Sliced:

@@ -11,10 +11,12 @@ from PIL import Image
 
 from converters import convert
 from convnets_torch import render
+from convnets_torch.card import Card
 from convnets_torch.classification import classify
 from convnets_torch.heatmaps import ClassMap, Heatmap, class_map, heatmap, save_sheet
+from convnets_torch.maps.placement import Placement
 from convnets_torch.networks import score_map
-from convnets_torch.preprocessing import normalize
+from convnets_torch.preprocessing import normalize, preset
 from convnets_torch.synsets import class_ids
 from convnets_torch.targets import Target, find_target
 from convnets_torch.weights import load
@@ -151,13 +153,7 @@ def test_the_label_of_targets_with_signs_says_what_was_found(network):
 
 
 def test_boxes_keep_heights_and_widths_apart():
-    found = Heatmap(
-        np.zeros((3, 4), np.float32),
-        np.zeros((300, 900, 3), np.uint8),
-        stride=(16, 32),
-        window_size=(112, 224),
-        target=Target("car", None, (1,)),
-    )
+    found = made(np.zeros((3, 4)), 150, 900, seen=(300, 900))
     assert found.window(1, 3) == (96, 16, 320, 128)
     assert found.window(1, 3).left == 96
 
@@ -165,10 +161,23 @@ def test_boxes_keep_heights_and_widths_apart():
 # Pictures
 
 
-def made(probabilities, height=320, width=416, *, label="car, auto"):
-    """A map over a grey picture, with cells every 32 pixels and windows of 224."""
-    grey = np.full((height, width, 3), 128, np.uint8)
-    return Heatmap(np.asarray(probabilities, np.float32), grey, (32, 32), (224, 224), Target(label, None, (1,)))
+def over(values, height, width, seen=None) -> dict:
+    """Cells over a grey picture, every 32 pixels, with windows of 224, of a network with twenty classes."""
+    values = np.asarray(values, np.float32)
+    rule = preset("vgg16")
+    place = Placement((height, width), seen or (height, width), 32, (224, 224), (-90, -90), (404, 404))
+    return {
+        "values": values,
+        "picture": np.full((height, width, 3), 128, np.uint8),
+        "placement": place,
+        "best_ids": np.broadcast_to(np.arange(5, dtype=np.int32), (*values.shape, 5)),
+        "best_probabilities": np.broadcast_to(np.linspace(0.5, 0.1, 5, dtype=np.float32), (*values.shape, 5)),
+        "card": Card("vgg16", {"classes": 20}, rule, None),
+    }
+
+
+def made(probabilities, height=320, width=416, *, label="car, auto", seen=None):
+    return Heatmap(**over(probabilities, height, width, seen), target=Target(label, None, (1,)))
 
 
 def test_the_overlay_glows_at_the_window_of_the_hot_cell_and_nowhere_else():
@@ -259,9 +268,8 @@ def test_the_class_map_has_the_best_class_of_each_cell(alexnet):
 
 def test_each_cell_of_a_class_map_has_the_colour_of_its_class():
     class_ids = np.array([[3, 3, 5, 5], [3, 3, 5, 7]])
-    grey = np.full((288, 320, 3), 128, np.uint8)
     names = {3: "tiger shark", 5: "electric ray", 7: "cock"}
-    found = ClassMap(np.ones((2, 4), np.float32), grey, (32, 32), (224, 224), class_ids, names)
+    found = ClassMap(**over(np.ones((2, 4)), 288, 320), class_ids=class_ids, names=names)
     image = np.asarray(render.class_overlay(found)).astype(int)
     assert image.shape[1] == 320
     assert image.shape[0] > 288 + 20
@@ -274,9 +282,8 @@ def test_each_cell_of_a_class_map_has_the_colour_of_its_class():
 
 def test_more_classes_than_colours_share_grey(tmp_path):
     class_ids = np.arange(12).reshape(3, 4)
-    grey = np.full((320, 320, 3), 128, np.uint8)
     names = {class_id: f"class {class_id}" for class_id in range(12)}
-    found = ClassMap(np.ones((3, 4), np.float32), grey, (32, 32), (224, 224), class_ids, names)
+    found = ClassMap(**over(np.ones((3, 4)), 320, 320), class_ids=class_ids, names=names)
     image = np.asarray(render.class_overlay(found)).astype(int)
     assert np.abs(image[112 + 64, 112 + 96] - (128 + render.OPAQUE * (150 - 128))).max() <= 2  # class 11
     found.save(tmp_path / "map.npy")

@@ -62,13 +62,17 @@ def test_imports_go_one_way():
         "networks", "preprocessing", "card", "cache", "files", "filling", "images", "arrays", "folders", "algebra",
         "sentences", "sources", "strips", "synsets", "tiff", "weights",
     )  # fmt: skip
-    tasks = ("compat", "classification", "heatmaps", "page", "render", "targets", "first_run")
+    tasks = ("compat", "classification", "heatmaps", "render", "targets", "first_run")
 
     def own(path):
         return {name for name in modules_imported_by(path) if name.startswith(("convnets_torch.", "converters"))}
 
     for path in (ROOT / "networks").glob("*.py"):
         assert all(name.startswith("convnets_torch.networks") or name == "convnets_torch.card" for name in own(path))
+    for path in (ROOT / "maps").glob("*.py"):  # the parts of heatmaps, which imports them
+        assert not any(
+            name.startswith(("converters", "convnets_torch.cli", "convnets_torch.heatmaps")) for name in own(path)
+        )
     for path in ROOT.glob("*.py"):
         assert path.stem in (*foundations, *tasks, "__init__")  # a new module says where it stands
         if path.stem != "__init__":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnets_torch.page import Layer, write_page
+from convnets_torch.maps.page import Layer, write_page
 from convnets_torch.render import STRENGTH, palette
 from tests.reference.cells import NAMES, boxes_of, draw_cells, draw_map, nearest, overlay, regions
 from tests.reference.pictures import picture

@@ -109,14 +109,15 @@ def heatmap(
     allow_truncated: AllowTruncated = False,
 ) -> None:
     """Draw where in a picture a class is, or a whole branch of the WordNet tree."""
-    from convnets_torch import heatmaps, render
+    from convnets_torch import heatmaps
+    from convnets_torch.maps.outputs import check_output
     from convnets_torch.weights import load
 
     if not (target or argmax):
         raise typer.BadParameter("name what to look for with --target, or ask what is where with --argmax")
     if argmax and (plain or (target and len(target) > 1)):
         raise typer.BadParameter("--argmax goes with one --target at most, and not with --plain")
-    render.check_output(output)
+    check_output(output)
     network = load(weights)
     picture = sys.stdin.buffer if image == "-" else image
     with warnings_as_lines():

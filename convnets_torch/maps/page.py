@@ -20,14 +20,9 @@ from PIL import Image
 
 from convnets_torch.files import replacing
 from convnets_torch.preprocessing import Pixels
-from convnets_torch.render import LEAST_TOP, STRENGTH, palette
+from convnets_torch.render import DIVERGING, LEAST_TOP, STRENGTH, palette
 from convnets_torch.sentences import printable
 
-# Blue for the second target, white between, red for the first: seven colours of "RdBu" at equal distances.
-# Source: ColorBrewer 2.0, Cynthia Brewer, Apache License 2.0.
-DIVERGING = (
-    (33, 102, 172), (103, 169, 207), (209, 229, 240), (247, 247, 247), (253, 219, 199), (239, 138, 98), (178, 24, 43),
-)  # fmt: skip
 FEW_COLORS = 256  # pictures of no more colours are drawings, which PNG keeps as they are
 JPEG_QUALITY = 90
 LONGEST_JPEG = 65_500  # pixels a side that the format can hold

@@ -1,0 +1,367 @@
+"""Maps over a picture, and how they are read: windows, receptive fields, best classes, regions."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnets_torch.card import Card
+from convnets_torch.classification import Prediction, prediction
+from convnets_torch.maps.placement import Placement
+from convnets_torch.maps.regions import Box, Region, find_regions
+from convnets_torch.maps.resampling import Resampling, interpolated
+from convnets_torch.preprocessing import Pixels
+from convnets_torch.targets import Target, class_name, find_target
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CellMap:
+    """A picture and the cells over it.
+
+    Attributes:
+        values: (rows, columns) float32: what the map shows.
+        picture: (h, w, 3) uint8, RGB: the picture at its own size, turned as its EXIF says if the card follows that;
+            of one that was read row by row, a reduced view.
+        placement: where the cells lie, in pixels of the picture at its own size.
+        best_ids: (rows, columns, k) int32: the k most probable of all classes of each cell, the best first.
+        best_probabilities: (rows, columns, k) float32, 0 to 1.
+        card: of the weights, which names the classes.
+    """
+
+    values: Values
+    picture: Pixels
+    placement: Placement
+    best_ids: NDArray[np.int32]
+    best_probabilities: Values
+    card: Card
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the picture in pixels."""
+        return self.placement.size
+
+    @property
+    def stride(self) -> tuple[float, float]:
+        """(vertical, horizontal) pixels of the picture between neighbouring cells."""
+        return self.placement.stride
+
+    @property
+    def window_size(self) -> tuple[float, float]:
+        """(height, width) of a cell's window in pixels of the picture."""
+        return self.placement.window_size
+
+    @property
+    def peak(self) -> tuple[int, int]:
+        """(row, column) of the cell with the highest value."""
+        row, column = np.unravel_index(self.values.argmax(), self.values.shape)
+        return int(row), int(column)
+
+    def window(self, row: int, column: int) -> Box:
+        """The crop of the network's own size that a cell stands for, in pixels of the picture.
+
+        Where a network pads, the last row and column of windows may reach some pixels beyond the picture.
+
+        Raises:
+            IndexError: there is no such cell.
+        """
+        cells, (row, column) = self._source(row, column)
+        return cells.placement.box(row, column)
+
+    def receptive_field(self, row: int, column: int) -> Box:
+        """All pixels of the picture that can change a cell, cut at its borders; more than its window.
+
+        Raises:
+            IndexError: there is no such cell.
+        """
+        cells, (row, column) = self._source(row, column)
+        rows, columns = cells.values.shape
+        top, bottom = cells.placement.fields(0, rows)[row].tolist()
+        left, right = cells.placement.fields(1, columns)[column].tolist()
+        return Box(left, top, right, bottom)
+
+    def cell_at_pixel(self, x: float, y: float) -> tuple[int, int]:
+        """(row, column) of the cell whose window has its centre nearest to a pixel.
+
+        Args:
+            x: column of the pixel, counted from the left, from 0.
+            y: row of the pixel, counted from above.
+
+        Raises:
+            IndexError: the pixel is outside the picture.
+        """
+        height, width = self.size
+        if not (0 <= x < width and 0 <= y < height):
+            raise IndexError(f"pixel ({x}, {y}) is outside the picture of {width} pixels' width and {height} height")
+        rows, columns = self.values.shape
+        return self.placement.nearest(x, y, (rows, columns))
+
+    def top_at(self, row: int, column: int) -> list[Prediction]:
+        """The five most probable classes of a cell, the best first.
+
+        Raises:
+            IndexError: there is no such cell.
+        """
+        cells, place = self._source(row, column)
+        found = zip(cells.best_ids[place].tolist(), cells.best_probabilities[place].tolist(), strict=True)
+        return [prediction(self.card, class_id, probability) for class_id, probability in found]
+
+    def top_at_pixel(self, x: float, y: float) -> list[Prediction]:
+        """The five most probable classes of the cell whose window has its centre nearest to a pixel.
+
+        Raises:
+            IndexError: the pixel is outside the picture.
+        """
+        return self.top_at(*self.cell_at_pixel(x, y))
+
+    def regions(self, threshold: float = 0.5) -> list[Region]:
+        """Cells above a threshold that touch, at sides or corners: a box around their windows, and a score.
+
+        Returns:
+            The region with the highest value first; none where no cell is above the threshold.
+
+        Raises:
+            ValueError: the threshold is not a number.
+        """
+        return find_regions(self.values, threshold, self._windows(), self.size)
+
+    def at_picture_size(self, interpolation: Resampling = "bilinear") -> Values:
+        """The map on the pixels of the picture: a step of its own, since between cells nothing was measured.
+
+        Cells stand at the centres of their windows; beyond the outermost centres the nearest cell's value goes on.
+
+        Args:
+            interpolation: "nearest", "bilinear" or "bicubic" (Catmull-Rom, which may overshoot) between centres.
+
+        Returns:
+            (H, W) float32 for the picture's height and width in pixels.
+
+        Raises:
+            ValueError: another interpolation.
+        """
+        if interpolation not in get_args(Resampling):
+            raise ValueError(f"unknown interpolation {interpolation!r}; known: {', '.join(get_args(Resampling))}")
+        values = self.values
+        for axis in (0, 1):
+            places = np.arange(self.size[axis]) + 0.5
+            values = interpolated(values, self._centres_at(axis, places), axis, interpolation)
+        return values
+
+    def save(self, path: str | os.PathLike[str], *, plain: bool = False, threshold: float = 0.5) -> None:
+        """Write the map, atomically, in the form that the ending of `path` names.
+
+        Args:
+            path: `.png`, `.jpg` or `.webp`: the map over the picture, with a bar or a legend; `.html`: one page that
+                shows the cell below the mouse; `.json`: regions as boxes; `.npz`: all numbers and where the cells lie;
+                `.npy`: the map's own numbers alone.
+            plain: a picture of the map alone, without the photograph.
+            threshold: of the regions in `.json` and `.html`.
+
+        Raises:
+            ValueError: another file ending.
+            OSError: `path` cannot be written.
+        """
+        from convnets_torch.maps.outputs import save
+
+        save([self], path, plain=plain, threshold=threshold)
+
+    def _source(self, row: int, column: int) -> tuple[CellMap, tuple[int, int]]:
+        """The map of one pass, and its cell, that a cell of this one stands for."""
+        rows, columns = self.values.shape
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise IndexError(f"cell ({row}, {column}) is outside the map of {rows} rows and {columns} columns")
+        return self, (row, column)
+
+    def _windows(self) -> NDArray[np.float64]:
+        """(rows, columns, 4): left, top, right, bottom of each cell's window."""
+        rows, columns = self.values.shape
+        down, across = self.placement.windows(0, rows)[:, None, :], self.placement.windows(1, columns)[None]
+        edges = (across[..., 0], down[..., 0], across[..., 1], down[..., 1])
+        return np.stack([np.broadcast_to(edge, (rows, columns)) for edge in edges], axis=-1)
+
+    def _centres_at(self, axis: int, places: NDArray[Any]) -> NDArray[Any]:
+        """Pixels of the picture as numbers of cells: 1.5 is in the middle between the second centre and the third."""
+        return (places - self.window_size[axis] / 2) / self.stride[axis]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Heatmap(CellMap):
+    """How probable a target is in every window of a picture.
+
+    Attributes:
+        values: (rows, columns) float32, 0 to 1; `probabilities` is another name for it.
+        target: the classes whose probabilities were summed in each cell, each distinct class once.
+        scales: the map of each scale of the picture, where several were fused; the cells of the fused map are those
+            of the last, finest one. Window, receptive field and best classes of a cell are those of the scale that
+            says the most there, at its nearest cell.
+        winners: (rows, columns) int64, the number of that scale in `scales`; None for a map of one pass.
+    """
+
+    target: Target
+    scales: tuple[Heatmap, ...] = ()
+    winners: NDArray[np.int64] | None = None
+
+    @property
+    def probabilities(self) -> Values:
+        """(rows, columns) float32, 0 to 1."""
+        return self.values
+
+    def _source(self, row: int, column: int) -> tuple[CellMap, tuple[int, int]]:
+        cell = super()._source(row, column)
+        if self.winners is None:
+            return cell
+        winner = self.scales[int(self.winners[row, column])]
+        box = self.placement.box(row, column)
+        x, y = (box.left + box.right) / 2 - 0.5, (box.top + box.bottom) / 2 - 0.5
+        rows, columns = winner.values.shape
+        return winner, winner.placement.nearest(x, y, (rows, columns))
+
+    def _windows(self) -> NDArray[np.float64]:
+        if self.winners is None:
+            return super()._windows()
+        rows, columns = self.values.shape
+        boxes = [[self.window(row, column) for column in range(columns)] for row in range(rows)]
+        return np.array(boxes, np.float64).reshape(rows, columns, 4)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Contrast(CellMap):
+    """How much more probable one target is than another in every window.
+
+    Attributes:
+        values: (rows, columns) float32, -1 to 1: the one's probability less the other's.
+        one, other: their maps.
+    """
+
+    one: Heatmap
+    other: Heatmap
+
+    @property
+    def label(self) -> str:
+        """Both targets in words."""
+        return f"{self.one.target.label} rather than {self.other.target.label}"
+
+    def _source(self, row: int, column: int) -> tuple[CellMap, tuple[int, int]]:
+        return self.one._source(row, column)
+
+    def _windows(self) -> NDArray[np.float64]:
+        return self.one._windows()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClassMap(CellMap):
+    """What is where: the most probable class of every window of a picture, and how probable it is.
+
+    Attributes:
+        values: (rows, columns) float32, 0 to 1: the winner's probability; also `probabilities`.
+        class_ids: (rows, columns) int64, the winning class of each cell.
+        names: class id -> words, for every class that wins a cell, the most frequent first.
+    """
+
+    class_ids: NDArray[np.int64]
+    names: dict[int, str]
+
+    @property
+    def probabilities(self) -> Values:
+        """(rows, columns) float32, 0 to 1."""
+        return self.values
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ProbabilityMap(CellMap):
+    """The probability of every class in every window: whatever is asked of it later needs no further pass.
+
+    Attributes:
+        values: (rows, columns) float32: the highest probability of any class.
+        probabilities: (classes, rows, columns) float32, 0 to 1.
+    """
+
+    probabilities: Values
+
+    def heatmap(self, target: str | int) -> Heatmap:
+        """The map of a target, as `heatmap` gives it.
+
+        Raises:
+            ValueError: the target is not known, or is several classes of a network with sigmoids.
+        """
+        found = checked_target(self.card, target)
+        total = np.minimum(self.probabilities[list(found.class_ids)].sum(axis=0), np.float32(1))
+        return Heatmap(**self._shared(), values=total, target=found)
+
+    def contrast(self, target: str | int, against: str | int) -> Contrast:
+        """The map of one target less that of another, as `contrast` gives it.
+
+        Raises:
+            ValueError: as `heatmap`; or both are the same classes.
+        """
+        return contrast_of(self.heatmap(target), self.heatmap(against))
+
+    def class_map(self, only: str | int | None = None) -> ClassMap:
+        """The best class of every cell, as `class_map` gives it.
+
+        Raises:
+            ValueError: the target `only` is not known.
+        """
+        allowed = allowed_classes(self.card, only)
+        chances = self.probabilities[allowed]
+        class_ids = np.asarray(allowed)[chances.argmax(axis=0)]
+        names = winners_in_words(self.card, class_ids)
+        return ClassMap(**self._shared(), values=chances.max(axis=0), class_ids=class_ids, names=names)
+
+    def _shared(self) -> dict[str, Any]:
+        names = ("picture", "placement", "best_ids", "best_probabilities", "card")
+        return {name: getattr(self, name) for name in names}
+
+
+def contrast_of(one: Heatmap, other: Heatmap) -> Contrast:
+    """The difference of two maps of the same cells.
+
+    Raises:
+        ValueError: both targets are the same classes.
+    """
+    if one.target.class_ids == other.target.class_ids:
+        raise ValueError(f"{one.target.label} and {other.target.label} are the same classes; contrast two targets")
+    return Contrast(
+        values=one.values - other.values,
+        picture=one.picture,
+        placement=one.placement,
+        best_ids=one.best_ids,
+        best_probabilities=one.best_probabilities,
+        card=one.card,
+        one=one,
+        other=other,
+    )
+
+
+def checked_target(card: Card, target: str | int) -> Target:
+    """`find_target`, where the probabilities of its classes may be added up.
+
+    Raises:
+        ValueError: the target is not known, or is several classes of a network with sigmoids.
+    """
+    found = find_target(card, target)
+    if card.activation == "sigmoid" and len(found.class_ids) > 1:
+        raise ValueError(
+            f"{found.label} is {len(found.class_ids)} classes, whose sigmoids do not add up; name one class"
+        )
+    return found
+
+
+def allowed_classes(card: Card, only: str | int | None) -> list[int]:
+    """The classes of a target, or all of them.
+
+    Raises:
+        ValueError: the target is not known.
+    """
+    return list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
+
+
+def winners_in_words(card: Card, class_ids: NDArray[np.int64]) -> dict[int, str]:
+    """Class id -> words, the class of the most cells first."""
+    return {class_id: class_name(card, class_id) for class_id, _ in Counter(class_ids.ravel().tolist()).most_common()}

@@ -1,0 +1,158 @@
+"""One pass of a network over a picture, in strips that memory allows, and what is kept of every cell's classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convnets_torch.card import Card
+from convnets_torch.classification import probabilities, to_parameters
+from convnets_torch.networks import Network, slide
+from convnets_torch.networks.budget import strip_rows
+from convnets_torch.networks.grids import Grid
+from convnets_torch.networks.streaming import Stream
+from convnets_torch.preprocessing import Preprocessing, normalize
+from convnets_torch.sources import Source
+from convnets_torch.targets import Target
+
+BEST = 5  # classes that are kept of every cell
+
+Kept = dict[str, NDArray[Any]]  # arrays whose last two axes are rows and columns of cells
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is kept of the probabilities of all classes.
+
+    Attributes:
+        targets: the sum over each one's classes.
+        allowed: the best of these classes; None for no class map.
+        everything: all of them.
+    """
+
+    targets: Sequence[Target] = ()
+    allowed: Sequence[int] | None = None
+    everything: bool = False
+
+    def keep(self, chances: Tensor) -> Kept:
+        """The arrays "sums" (targets, h, w), "best_ids" and "best" (k, h, w), "winner_ids" and "winners" (h, w), "all".
+
+        Args:
+            chances: (classes, h, w) float32.
+        """
+        kept: dict[str, Tensor] = {}
+        # Rounding alone can bring the sum of all classes above 1.
+        sums = [chances[list(target.class_ids)].sum(dim=0).clamp(max=1) for target in self.targets]
+        kept["sums"] = torch.stack(sums) if sums else chances[:0]
+        best, best_ids = chances.topk(min(BEST, len(chances)), dim=0)
+        kept |= {"best": best, "best_ids": best_ids.int()}
+        if self.allowed is not None:
+            winners, places = chances[list(self.allowed)].max(dim=0)
+            kept |= {"winners": winners, "winner_ids": torch.as_tensor(self.allowed)[places.cpu()]}
+        if self.everything:
+            kept["all"] = chances
+        return {name: tensor.cpu().numpy() for name, tensor in kept.items()}
+
+
+class Store:
+    """Where finished rows of a map are kept, so that an interrupted run can go on; this one keeps nothing."""
+
+    def load(self, size: tuple[int, int]) -> list[Kept]:
+        """What earlier runs finished, rows in order from the first, for a map of so many rows and columns."""
+        return []
+
+    def add(self, first: int, kept: Kept) -> None:
+        """Rows that were finished, from row `first` on."""
+
+
+def run_pass(
+    network: Network,
+    grid: Grid,
+    source: Source,
+    card: Card,
+    wanted: Wanted,
+    *,
+    max_memory: int | None = None,
+    store: Store | None = None,
+    progress: Progress | None = None,
+) -> Kept:
+    """Run a network over a picture and keep what is wanted.
+
+    Args:
+        network: in eval mode.
+        grid: its cells.
+        source: the picture as the network is to see it.
+        card: of the weights.
+        wanted: what to keep.
+        max_memory: bytes that activations may take; None for one strip.
+        store: finished rows come from there and go there.
+        progress: called with the rows of cells that are done, and with how many there are.
+
+    Raises:
+        ValueError: the memory is too little; or the outputs are no probabilities.
+    """
+    store = Store() if store is None else store
+    rows, columns = grid.shape(*source.shape)
+    pieces = store.load((rows, columns))
+    done = sum(piece["best"].shape[-2] for piece in pieces)
+    if progress is not None:
+        progress(done, rows)
+    if done < rows:
+        for scores in score_strips(network, grid, source, card.preprocessing, max_memory, done):
+            piece = wanted.keep(probabilities(scores, card)[0])
+            store.add(done, piece)
+            pieces.append(piece)
+            done += scores.shape[2]
+            if progress is not None:
+                progress(done, rows)
+    return {name: np.concatenate([piece[name] for piece in pieces], axis=-2) for name in pieces[0]}
+
+
+def score_strips(
+    network: Network,
+    grid: Grid,
+    source: Source,
+    rule: Preprocessing,
+    max_memory: int | None = None,
+    first: int = 0,
+) -> Iterator[Tensor]:
+    """Logits (1, classes, rows, w) of a picture, in strips from above, beginning with row `first` of the cells.
+
+    A run that begins below the top reads the rows that its first cells see once more, so its numbers are the same.
+    """
+    height, width = source.shape
+    begin = max(0, (first * grid.stride + grid.vertical.start) // grid.stride * grid.stride)
+    cells = begin // grid.stride  # the row of cells with which this run begins, some of them without what is above
+    rows = height
+    if max_memory is not None:
+        dtype = next(network.parameters()).dtype
+        rows = strip_rows(grid, (1, height, width), dtype, max_memory)
+    stream = Stream(grid.steps)
+    for top in range(begin, height, rows):
+        bottom = min(top + rows, height)
+        with torch.inference_mode():
+            images = to_images(normalize(source.rows(top, bottom), rule)[None], network)
+            if rows == height and not begin and grid.dilation == 1:
+                assert network.head is not None
+                found: Tensor | None = slide(network.head, network.features(images), network.window)
+            else:
+                found = stream.push(images, last=bottom == height)
+            del images
+        if found is None:
+            continue
+        skipped = min(max(0, first - cells), found.shape[2])
+        cells += found.shape[2]
+        if skipped < found.shape[2]:
+            yield found[:, :, skipped:]
+
+
+def to_images(inputs: NDArray[np.float32], network: Network) -> Tensor:
+    """Pictures (N, 3, H, W) as the network takes them fastest: the channels of a pixel side by side in memory."""
+    return to_parameters(inputs, network).contiguous(memory_format=torch.channels_last)
