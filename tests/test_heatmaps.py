@@ -165,7 +165,9 @@ def over(values, height, width, seen=None) -> dict:
     """Cells over a grey picture, every 32 pixels, with windows of 224, of a network with twenty classes."""
     values = np.asarray(values, np.float32)
     rule = preset("vgg16")
-    place = Placement((height, width), seen or (height, width), 32, (224, 224), (-90, -90), (404, 404))
+    seen = seen or (height, width)
+    rows, columns = (((0, side),) * count for side, count in zip(seen, values.shape, strict=True))
+    place = Placement((height, width), seen, 32, (224, 224), rows, columns)
     return {
         "values": values,
         "picture": np.full((height, width, 3), 128, np.uint8),

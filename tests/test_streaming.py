@@ -31,7 +31,7 @@ from tests.test_networks import random, uneven
 THIN = {  # as few channels as the traps need: what strips and strides can do wrong, they do to one channel too
     "alexnet": lambda: AlexNet(3, widths=(4, 6, 4, 6, 4), hidden=(4, 5)),
     "efficientnet_lite0": lambda: efficientnet_lite0(3, widths=(3, 2, 3, 2, 3, 2, 3, 2, 5)),
-    "inception_v3": lambda: inception_v3(3, widths=[max(1, width // 96) for width in inception.WIDTHS]),
+    "inception_v3": lambda: inception_v3(3, widths=[max(2, width // 48) for width in inception.WIDTHS]),
     "resnet50": lambda: resnet50(3, widths=(3, 1, 1, 2, 2)),
     "vgg16": lambda: vgg16(3, widths=(2, 3, 2, 3, 4), hidden=(4, 5)),
     "vgg19": lambda: vgg19(3, widths=(2, 2, 3, 2, 3), hidden=(4, 5)),

@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from convnets_torch import __version__
-from convnets_torch.cli import audit_command, doctor_command, picture_commands, synset_commands, weights_commands
+from convnets_torch.cli import (
+    audit_command,
+    doctor_command,
+    heatmap_command,
+    picture_commands,
+    synset_commands,
+    weights_commands,
+)
 from convnets_torch.cli.messages import one_line
 
 app = typer.Typer(
@@ -23,7 +30,7 @@ app.command()(weights_commands.info)
 app.command()(audit_command.audit)
 app.command()(doctor_command.doctor)
 app.command()(picture_commands.classify)
-app.command()(picture_commands.heatmap)
+app.command()(heatmap_command.heatmap)
 app.command()(synset_commands.synsets)
 app.command()(picture_commands.demo)
 

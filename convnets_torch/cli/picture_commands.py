@@ -1,4 +1,4 @@
-"""Commands about pictures: classify, heatmap and demo."""
+"""Commands about pictures: classify and demo."""
 
 from __future__ import annotations
 
@@ -83,74 +83,6 @@ def classify(
         say(f"{output}: {len(found)} pictures, {failed} of which could not be classified")
     if failed:
         raise typer.Exit(1)
-
-
-def heatmap(
-    weights: Weights,
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture, or - for standard input.")],
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What to look for: a word, a wnid, a class id, or 'dog - wolf'; several times for a sheet of maps."
-        ),
-    ] = None,
-    *,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="File to write: .png, .jpg, .webp, or .npy (numbers).")
-    ],
-    longest_side: Annotated[
-        int | None, typer.Option(min=1, help="Resize to so many pixels first; more finds smaller things.")
-    ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="The colours alone, without the picture.")] = False,
-    argmax: Annotated[
-        bool, typer.Option("--argmax", help="What is where: the best class of each cell (of the targets, if any).")
-    ] = False,
-    max_pixels: MaxPixels = None,
-    allow_truncated: AllowTruncated = False,
-) -> None:
-    """Draw where in a picture a class is, or a whole branch of the WordNet tree."""
-    from convnets_torch import heatmaps
-    from convnets_torch.maps.outputs import check_output
-    from convnets_torch.weights import load
-
-    if not (target or argmax):
-        raise typer.BadParameter("name what to look for with --target, or ask what is where with --argmax")
-    if argmax and (plain or (target and len(target) > 1)):
-        raise typer.BadParameter("--argmax goes with one --target at most, and not with --plain")
-    check_output(output)
-    network = load(weights)
-    picture = sys.stdin.buffer if image == "-" else image
-    with warnings_as_lines():
-        if argmax:
-            only = target[0] if target else None
-            classes = heatmaps.class_map(
-                network,
-                picture,
-                only=only,
-                longest_side=longest_side,
-                max_pixels=max_pixels,
-                allow_truncated=allow_truncated,
-            )
-            classes.save(output)
-            for class_id, words in classes.names.items():
-                print(f"{(classes.class_ids == class_id).mean():.3f}  {class_id:<4}  {words}")
-            return
-        maps = heatmaps.heatmap(
-            network,
-            picture,
-            target or [],
-            longest_side=longest_side,
-            max_pixels=max_pixels,
-            allow_truncated=allow_truncated,
-        )
-    heatmaps.save_sheet(maps, output, plain=plain)
-    for name, found in zip(target or [], maps, strict=True):
-        ids, meant = len(found.target.class_ids), filter(None, [found.target.wnid, found.target.label])
-        print(f"{name}: {' '.join(meant)} ({ids} {'class' if ids == 1 else 'classes'})", file=sys.stderr)
-        left, top, right, bottom = (round(edge) for edge in found.window(*found.peak))
-        highest = f"{found.probabilities.max():.3f}"
-        prefix = f"{output}: " if len(maps) == 1 else f"{output}: {name}: "
-        print(f"{prefix}highest {highest}, in the window x {left} to {right}, y {top} to {bottom} (pixels)")
 
 
 def demo(

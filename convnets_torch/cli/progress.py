@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 Entry = TypeVar("Entry")
@@ -26,3 +27,18 @@ def with_time_left(entries: Iterable[Entry], total: int) -> Iterator[Entry]:
         redirect_stdout=sys.stdout.isatty(),  # results go above the bar, but never from a pipe to the terminal
     ) as progress:
         yield from progress.track(entries, total=total)
+
+
+@contextlib.contextmanager
+def rows_done() -> Iterator[Callable[[int, int], None] | None]:
+    """A function that is told how many of how many rows are done, and draws the bar; None where nobody would see it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("rows of cells"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("rows", total=None)
+        yield lambda done, whole: progress.update(task, completed=done, total=whole)

@@ -81,9 +81,8 @@ class CellMap:
             IndexError: there is no such cell.
         """
         cells, (row, column) = self._source(row, column)
-        rows, columns = cells.values.shape
-        top, bottom = cells.placement.fields(0, rows)[row].tolist()
-        left, right = cells.placement.fields(1, columns)[column].tolist()
+        top, bottom = cells.placement.fields(0)[row].tolist()
+        left, right = cells.placement.fields(1)[column].tolist()
         return Box(left, top, right, bottom)
 
     def cell_at_pixel(self, x: float, y: float) -> tuple[int, int]:
@@ -99,8 +98,7 @@ class CellMap:
         height, width = self.size
         if not (0 <= x < width and 0 <= y < height):
             raise IndexError(f"pixel ({x}, {y}) is outside the picture of {width} pixels' width and {height} height")
-        rows, columns = self.values.shape
-        return self.placement.nearest(x, y, (rows, columns))
+        return self.placement.nearest(x, y)
 
     def top_at(self, row: int, column: int) -> list[Prediction]:
         """The five most probable classes of a cell, the best first.
@@ -181,7 +179,7 @@ class CellMap:
     def _windows(self) -> NDArray[np.float64]:
         """(rows, columns, 4): left, top, right, bottom of each cell's window."""
         rows, columns = self.values.shape
-        down, across = self.placement.windows(0, rows)[:, None, :], self.placement.windows(1, columns)[None]
+        down, across = self.placement.windows(0)[:, None, :], self.placement.windows(1)[None]
         edges = (across[..., 0], down[..., 0], across[..., 1], down[..., 1])
         return np.stack([np.broadcast_to(edge, (rows, columns)) for edge in edges], axis=-1)
 
@@ -219,8 +217,7 @@ class Heatmap(CellMap):
         winner = self.scales[int(self.winners[row, column])]
         box = self.placement.box(row, column)
         x, y = (box.left + box.right) / 2 - 0.5, (box.top + box.bottom) / 2 - 0.5
-        rows, columns = winner.values.shape
-        return winner, winner.placement.nearest(x, y, (rows, columns))
+        return winner, winner.placement.nearest(x, y)
 
     def _windows(self) -> NDArray[np.float64]:
         if self.winners is None:

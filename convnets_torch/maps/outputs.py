@@ -164,13 +164,12 @@ def _picture(cells: CellMap, plain: bool) -> Image.Image:
 
 def _save_page(maps: Sequence[CellMap], path: Path, threshold: float) -> None:
     first = maps[0]
-    rows, columns = first.values.shape
     names = {int(class_id): class_name(first.card, int(class_id)) for class_id in np.unique(first.best_ids)}
     cells = Cells(
-        window_rows=first.placement.windows(0, rows),
-        window_columns=first.placement.windows(1, columns),
-        field_rows=first.placement.fields(0, rows),
-        field_columns=first.placement.fields(1, columns),
+        window_rows=first.placement.windows(0),
+        window_columns=first.placement.windows(1),
+        field_rows=first.placement.fields(0),
+        field_columns=first.placement.fields(1),
         top_ids=first.best_ids,
         top_probabilities=first.best_probabilities,
         names=names,

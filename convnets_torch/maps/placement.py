@@ -25,9 +25,9 @@ class Placement:
         seen: (height, width) of what the network saw.
         stride_seen: pixels between neighbouring cells, in what the network saw.
         window_seen: (height, width) of a window, in what the network saw.
-        field_start: (vertical, horizontal) first pixel that the first cell sees, in what the network saw; below 0
-            where padding stands for it.
-        field_size: (height, width) of what a cell sees, in what the network saw.
+        rows_seen: for each row of cells the first row of pixels that they see, and the one after the last, in what the
+            network saw.
+        columns_seen: likewise.
         interpolation: the filter with which the picture was resized.
     """
 
@@ -35,8 +35,8 @@ class Placement:
     seen: Pair
     stride_seen: int
     window_seen: Pair
-    field_start: Pair
-    field_size: Pair
+    rows_seen: tuple[Pair, ...]
+    columns_seen: tuple[Pair, ...]
     interpolation: Interpolation = "bilinear"
 
     @property
@@ -54,23 +54,26 @@ class Placement:
         """(height, width) of a window in pixels of the picture."""
         return (self.window_seen[0] * self.scale[0], self.window_seen[1] * self.scale[1])
 
-    def windows(self, axis: int, count: int) -> NDArray[np.float64]:
-        """(count, 2): where the windows of so many rows (axis 0) or columns (axis 1) begin and end."""
-        begin = np.arange(count) * self.stride[axis]
+    @property
+    def shape(self) -> Pair:
+        """(rows, columns) of cells."""
+        return (len(self.rows_seen), len(self.columns_seen))
+
+    def windows(self, axis: int) -> NDArray[np.float64]:
+        """(count, 2): where the windows of each row (axis 0) or column (axis 1) begin and end."""
+        begin = np.arange(self.shape[axis]) * self.stride[axis]
         return np.stack([begin, begin + self.window_size[axis]], axis=1)
 
-    def fields(self, axis: int, count: int) -> NDArray[np.float64]:
+    def fields(self, axis: int) -> NDArray[np.float64]:
         """(count, 2): the first pixel that the cells of a row or column see, and the one after the last."""
-        begin = self.field_start[axis] + np.arange(count) * self.stride_seen
-        first = np.clip(begin, 0, self.seen[axis] - 1)
-        last = np.clip(begin + self.field_size[axis] - 1, 0, self.seen[axis] - 1)
-        return np.array([self._source_pixels(axis, *each) for each in zip(first, last, strict=True)], np.float64)
+        seen = (self.rows_seen, self.columns_seen)[axis]
+        return np.array([self._source_pixels(axis, first, end - 1) for first, end in seen], np.float64)
 
     def _source_pixels(self, axis: int, first: int, last: int) -> tuple[int, int]:
         """Pixels of the picture that those from `first` to `last`, as the network saw them, were made of."""
         scale = self.scale[axis]
         if self.size[axis] == self.seen[axis]:
-            return (int(first), int(last) + 1)
+            return (first, last + 1)
         reach = REACH.get(self.interpolation)
         middle, end = (first + 0.5) * scale, (last + 0.5) * scale
         if reach is None:  # the nearest pixel
@@ -83,13 +86,13 @@ class Placement:
         (height, width), (down, right) = self.window_size, self.stride
         return Box(column * right, row * down, column * right + width, row * down + height)
 
-    def nearest(self, x: float, y: float, shape: Pair) -> Pair:
+    def nearest(self, x: float, y: float) -> Pair:
         """(row, column) of the cell whose window has its centre nearest to the centre of a pixel."""
         places = (
             np.ceil((place + 0.5 - size / 2) / stride - 0.5)  # of two as near, the first
             for place, size, stride in zip((y, x), self.window_size, self.stride, strict=True)
         )
-        row, column = (int(np.clip(place, 0, count - 1)) for place, count in zip(places, shape, strict=True))
+        row, column = (int(np.clip(place, 0, count - 1)) for place, count in zip(places, self.shape, strict=True))
         return (row, column)
 
     def to_dict(self) -> dict[str, Any]:

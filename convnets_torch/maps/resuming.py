@@ -55,7 +55,7 @@ class FolderStore(Store):
         found: list[Kept] = []
         while self._first in files:
             try:
-                with np.load(files[self._first]) as arrays:
+                with files[self._first].open("rb") as file, np.load(file) as arrays:
                     piece = {name: arrays[name] for name in arrays.files}
             except (OSError, ValueError, EOFError, zipfile.BadZipFile):
                 break

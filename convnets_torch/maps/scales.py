@@ -83,7 +83,7 @@ def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
     for each in maps:
         values = each.values
         for axis in (0, 1):
-            centres = finest.placement.windows(axis, finest.values.shape[axis]).mean(axis=1)
+            centres = finest.placement.windows(axis).mean(axis=1)
             places = (centres - each.window_size[axis] / 2) / each.stride[axis]
             values = interpolated(values, places, axis)
         layers.append(values)

@@ -46,14 +46,13 @@ def size_seen(size: Pair, network: Network, name: str, longest_side: int | None,
 
 def placement_of(grid: Grid, network: Network, size: Pair, seen: Pair, interpolation: Interpolation) -> Placement:
     """Where a grid's cells lie over a picture of `size` that the network saw as `seen`, (height, width) each."""
-    fields = (grid.vertical, grid.horizontal)
     return Placement(
         size=size,
         seen=seen,
         stride_seen=grid.stride,
         window_seen=network.size,
-        field_start=(fields[0].start, fields[1].start),
-        field_size=(fields[0].size, fields[1].size),
+        rows_seen=grid.seen(seen[0], 0),
+        columns_seen=grid.seen(seen[1], 1),
         interpolation=interpolation,
     )
 

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from convnets_torch.networks.network import NO_HEAD, Network
 from convnets_torch.networks.sliding import slide
 from convnets_torch.networks.steps import Pair, Step, Window, steps_of
@@ -44,7 +47,37 @@ class Grid:
 
     def shape(self, height: int, width: int) -> Pair:
         """(rows, columns) of the map of images of so many pixels; 0 where they are too small."""
-        return (count(self.steps, height, 0), count(self.steps, width, 1))
+        return (_sides(self.steps, height, 0)[-1], _sides(self.steps, width, 1)[-1])
+
+    def seen(self, side: int, axis: int) -> tuple[Pair, ...]:
+        """For each row of cells (axis 0) or column (axis 1): the first pixel that it sees, and the one after the last.
+
+        Exactly: what a pool leaves over at the end of a side is seen by nobody.
+
+        Args:
+            side: pixels of the images along the axis.
+        """
+        sides = _sides(self.steps, side, axis)
+        begin, end = np.arange(sides[-1]), np.arange(sides[-1])  # the first and the last cell, of every step's map
+        reached: list[tuple[NDArray[np.int64], NDArray[np.int64]] | None] = [None] * len(self.steps)
+        reached[-1] = (begin, end)
+        for number in reversed(range(1, len(self.steps))):
+            step, cells = self.steps[number], reached[number]
+            if cells is None:
+                continue
+            window = step.window
+            before = window.padding[2 * axis]
+            for source in step.inputs:
+                first = cells[0] * window.stride[axis] - before
+                last = cells[1] * window.stride[axis] - before + window.reach(axis) - 1
+                first, last = (np.clip(each, 0, sides[source] - 1) for each in (first, last))
+                known = reached[source]
+                reached[source] = (first, last) if known is None else (
+                    np.minimum(known[0], first), np.maximum(known[1], last)
+                )  # fmt: skip
+        pixels = reached[0]
+        assert pixels is not None
+        return tuple(zip(pixels[0].tolist(), (pixels[1] + 1).tolist(), strict=True))
 
 
 def grid_of(network: Network, cell_stride: int | None = None) -> Grid:
@@ -110,13 +143,13 @@ def fields(steps: Sequence[Step]) -> tuple[Field, Field]:
     return _all_fields(steps)[-1]
 
 
-def count(steps: Sequence[Step], side: int, axis: int) -> int:
-    """Cells of the last step's map along a side of so many pixels."""
+def _sides(steps: Sequence[Step], side: int, axis: int) -> list[int]:
+    """Cells of each step's map along a side of so many pixels."""
     sides: list[int] = []
     for step in steps:
         below = [sides[each] for each in step.inputs] or [side]
         sides.append(step.window.count(min(below), axis) if min(below) > 0 else 0)
-    return sides[-1]
+    return sides
 
 
 def _all_fields(steps: Sequence[Step]) -> list[tuple[Field, Field]]:

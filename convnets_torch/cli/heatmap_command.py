@@ -1,0 +1,186 @@
+"""The command `heatmap`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from convnets_torch.cli.messages import say, warnings_as_lines
+from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.progress import rows_done
+
+if TYPE_CHECKING:
+    from convnets_torch.heatmaps import CellMap
+    from convnets_torch.maps.scales import Scales
+    from convnets_torch.networks import Network
+
+
+def heatmap(
+    weights: Weights,
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="A picture, or - for standard input; or several, folders, patterns."),
+    ],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to look for: a word, a wnid, a class id, or 'dog - wolf'; several times for a sheet of maps."
+        ),
+    ] = None,
+    *,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="File to write: .png, .jpg, .webp, .html (a page), .json (boxes), .npz or .npy (numbers);"
+            " of several pictures a folder.",
+        ),
+    ],
+    against: Annotated[
+        str | None, typer.Option(help="What counts against the target: the map is the difference of the two.")
+    ] = None,
+    argmax: Annotated[
+        bool, typer.Option("--argmax", help="What is where: the best class of each cell (of the targets, if any).")
+    ] = False,
+    every_class: Annotated[
+        bool, typer.Option("--all", help="All classes: .npz or .npy of their probabilities in each cell.")
+    ] = False,
+    longest_side: Annotated[
+        int | None, typer.Option(min=1, help="Resize to so many pixels first; more finds smaller things.")
+    ] = None,
+    upscale: Annotated[
+        bool, typer.Option("--upscale", help="Enlarge a picture that is smaller than the network, as far as is needed.")
+    ] = False,
+    cell_stride: Annotated[
+        int | None, typer.Option(min=1, help="Pixels between cells, for a denser map: 16, 8, 4.", show_default="32")
+    ] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="Sizes of the picture whose maps are fused: factors such as 0.5,1,2, or auto.")
+    ] = None,
+    fuse: Annotated[Literal["mean", "max"], typer.Option(help="How the maps of several scales become one.")] = "mean",
+    max_memory: Annotated[
+        str, typer.Option(help="Memory for activations; larger pictures go through in strips, with the same numbers.")
+    ] = "1GB",
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Folder for finished rows; an interrupted run goes on from there.", show_default=False),
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(help="bfloat16 is faster where the processor has it, and rounds: about 0.01 of a probability."),
+    ] = "float32",
+    threshold: Annotated[float, typer.Option(help="Of the regions in .json, .html and reports.")] = 0.5,
+    plain: Annotated[bool, typer.Option("--plain", help="The colours alone, without the picture.")] = False,
+    max_pixels: MaxPixels = None,
+    allow_truncated: AllowTruncated = False,
+) -> None:
+    """Draw where in a picture a class is, or a whole branch of the WordNet tree."""
+    targets = target or []
+    _check_together(targets, against, argmax, every_class, plain, scales)
+    from convnets_torch import heatmaps
+    from convnets_torch.maps.outputs import check_output
+
+    if every_class and output.suffix.lower() not in (".npz", ".npy"):
+        raise typer.BadParameter("--all writes numbers; name an output that ends in .npz or .npy")
+    check_output(output)
+    factors = _factors(scales)
+    network = _load(weights, precision)
+    picture = sys.stdin.buffer if images == ["-"] else images[0]
+    with warnings_as_lines(), _resumable(resume), rows_done() as progress:
+        common: dict[str, Any] = {
+            "longest_side": longest_side,
+            "upscale": upscale,
+            "cell_stride": cell_stride,
+            "max_memory": max_memory,
+            "resume": resume,
+            "progress": progress,
+            "max_pixels": max_pixels,
+            "allow_truncated": allow_truncated,
+        }
+        maps: Sequence[CellMap]
+        if every_class:
+            maps = [heatmaps.probability_map(network, picture, **common)]
+        elif argmax:
+            maps = [heatmaps.class_map(network, picture, only=targets[0] if targets else None, **common)]
+        elif against is not None:
+            found = heatmaps.contrast(network, picture, targets[0], against, scales=factors, fuse=fuse, **common)
+            maps = [found]
+        else:
+            maps = heatmaps.heatmap(network, picture, targets, scales=factors, fuse=fuse, **common)
+    heatmaps.save_sheet(maps, output, plain=plain, threshold=threshold)
+    _print(output, targets, maps)
+
+
+def _check_together(
+    targets: list[str], against: str | None, argmax: bool, every_class: bool, plain: bool, scales: str | None
+) -> None:
+    """Options that do not go together are a misuse."""
+    if not (targets or argmax or every_class):
+        raise typer.BadParameter("name what to look for with --target, or ask what is where with --argmax")
+    if argmax and (plain or len(targets) > 1):
+        raise typer.BadParameter("--argmax goes with one --target at most, and not with --plain")
+    if every_class and (argmax or plain or targets):
+        raise typer.BadParameter("--all goes with neither --target, --argmax nor --plain")
+    if (argmax or every_class) and scales is not None:
+        raise typer.BadParameter("--scales goes with --target, not with --argmax or --all")
+    if against is not None and (argmax or every_class or len(targets) != 1):
+        raise typer.BadParameter("--against goes with one --target")
+
+
+def _factors(scales: str | None) -> Scales | None:
+    if scales is None or scales == "auto":
+        return scales  # type: ignore[return-value]
+    try:
+        return [float(factor) for factor in scales.split(",")]
+    except ValueError:
+        raise ValueError(f"--scales is {scales!r}; give factors such as 0.5,1,2, or auto") from None
+
+
+def _load(weights: str, precision: str) -> Network:
+    import torch
+
+    from convnets_torch.weights import load
+
+    network = load(weights)
+    return network if precision == "float32" else network.to(getattr(torch, precision))
+
+
+@contextlib.contextmanager
+def _resumable(folder: Path | None) -> Iterator[None]:
+    """Say how an interrupted run goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        way = f"the same command goes on from {folder}" if folder else "with --resume FOLDER a run can go on"
+        say(f"interrupted; nothing was written; {way}")
+        raise typer.Exit(130) from None
+
+
+def _print(output: Path, targets: list[str], maps: Sequence[CellMap]) -> None:
+    """What was found: a line for each map on stdout, what a target was taken for on stderr."""
+    from convnets_torch.maps.cells import ClassMap, Contrast, Heatmap
+
+    for name, found in zip(targets or [""], maps, strict=False):
+        if isinstance(found, ClassMap):
+            for class_id, words in found.names.items():
+                print(f"{(found.class_ids == class_id).mean():.3f}  {class_id:<4}  {words}")
+            return
+        prefix = f"{output}: " if len(maps) == 1 else f"{output}: {name}: "
+        if isinstance(found, Heatmap):
+            ids, meant = len(found.target.class_ids), filter(None, [found.target.wnid, found.target.label])
+            print(f"{name}: {' '.join(meant)} ({ids} {'class' if ids == 1 else 'classes'})", file=sys.stderr)
+        if isinstance(found, Contrast):
+            print(found.label, file=sys.stderr)
+        if isinstance(found, Heatmap | Contrast):
+            left, top, right, bottom = (round(edge) for edge in found.window(*found.peak))
+            where = f"in the window x {left} to {right}, y {top} to {bottom} (pixels)"
+            print(f"{prefix}highest {found.values.max():.3f}, {where}")
+        else:
+            rows, columns = found.values.shape
+            print(f"{prefix}{found.card.classes} classes in {rows} rows and {columns} columns of cells")
