@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from convnets_torch.networks import (
     AlexNet,
+    Network,
     cell_strides,
     efficientnet_lite0,
     inception,
@@ -285,3 +286,16 @@ def test_average_pools_count_as_torch_does_in_strips_and_dilated():
         stream = Stream(steps_of(layers))
         found = [stream.push(images[:, :, top : top + 5], last=top >= 26) for top in range(0, 31, 5)]
         torch.testing.assert_close(torch.cat([each for each in found if each is not None], dim=2), layers(images))
+
+
+def test_the_stride_of_an_average_pool_is_removed_too():
+    torch.manual_seed(0)
+    network = Network()
+    network.features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(2), nn.Conv2d(4, 4, 3))
+    network.head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 3 * 4, 3))
+    network.window, network.size, network.stride = (3, 4), (10, 12), 2
+    network.eval().double()
+    images = random(1, 3, 21, 24)
+    with torch.inference_mode():
+        own, dense = score_map(network, images), score_map(network, images, cell_stride=1)
+    assert_same(dense[:, :, ::2, ::2], own, 1e-12)

@@ -191,7 +191,8 @@ def _means(step: Step, padded: _Padded) -> Tensor:
     assert isinstance(layer, nn.AvgPool2d)
     (top, bottom), (left, right) = padded.around, window.padding[2:]
     if window.dilation == (1, 1) and (top, bottom) == window.padding[:2]:
-        return layer(cells)
+        counted = (layer.count_include_pad, layer.divisor_override)
+        return F.avg_pool2d(cells, window.kernel, window.stride, (top, left), False, *counted)
     real = torch.zeros(cells.shape[2] + top + bottom), torch.zeros(cells.shape[3] + left + right)
     real[0][top + padded.real[0] : top + padded.real[1]] = 1
     real[1][left : left + cells.shape[3]] = 1
