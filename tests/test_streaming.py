@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -299,3 +300,20 @@ def test_the_stride_of_an_average_pool_is_removed_too():
     with torch.inference_mode():
         own, dense = score_map(network, images), score_map(network, images, cell_stride=1)
     assert_same(dense[:, :, ::2, ::2], own, 1e-12)
+
+
+def test_functions_are_called_with_their_arguments():
+    """Pools among them; and never in place, since the strip is the caller's."""
+    layers = Called(lambda x: F.avg_pool2d(F.elu(pooled(F.gelu(x, approximate="tanh")), 0.3), 3, 2, 1, False, False))
+    images = random(2, 3, 31, 38)
+    kept = images.clone()
+    stream = Stream(steps_of(layers))
+    found = [stream.push(images[:, :, top : top + 5], last=top >= 26) for top in range(0, 31, 5)]
+    torch.testing.assert_close(torch.cat([each for each in found if each is not None], dim=2), layers(images))
+    overwriting = Called(lambda x: F.relu(x, inplace=True))
+    assert torch.equal(Stream(steps_of(overwriting)).push(images, last=True), images.relu())
+    assert torch.equal(images, kept)
+
+
+def pooled(x):
+    return F.max_pool2d(x, (2, 3), stride=2, padding=(0, 1))

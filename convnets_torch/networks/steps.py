@@ -34,8 +34,10 @@ WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d)
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 CELLWISE_CALLS: dict[Any, Callable[..., Tensor]] = {
     F.relu: F.relu, torch.relu: F.relu, "relu": F.relu, "relu_": F.relu, F.relu6: F.relu6, F.silu: F.silu,
-    F.gelu: F.gelu, torch.sigmoid: torch.sigmoid, torch.tanh: torch.tanh,
+    F.gelu: F.gelu, F.elu: F.elu, F.leaky_relu: F.leaky_relu, F.hardswish: F.hardswish,
+    torch.sigmoid: torch.sigmoid, "sigmoid": torch.sigmoid, torch.tanh: torch.tanh, "tanh": torch.tanh,
 }  # fmt: skip
+POOL_CALLS: dict[Any, Callable[..., nn.Module]] = {F.max_pool2d: nn.MaxPool2d, F.avg_pool2d: nn.AvgPool2d}
 
 Kind = Literal["images", "conv", "max", "average", "pad", "cells", "sum", "cat", "head"]
 
@@ -85,11 +87,11 @@ class Step:
     window: Window = Window()
 
 
-class _Layers(Tracer):
+class Layers(Tracer):
     """Follows modules down to the layers that `steps_of` knows."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return _is_layer(module) or super().is_leaf_module(module, name)
+        return is_layer(module) or super().is_leaf_module(module, name)
 
 
 _seen: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[int, ...], tuple[Step, ...]]] = weakref.WeakKeyDictionary()
@@ -116,10 +118,10 @@ def steps_of(features: nn.Module) -> tuple[Step, ...]:
 
 
 def _trace(features: nn.Module) -> tuple[Step, ...]:
-    if _is_layer(features):
+    if is_layer(features):
         features = nn.Sequential(features)
     try:
-        graph: Graph = _Layers().trace(features)
+        graph: Graph = Layers().trace(features)
     except (TraceError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
@@ -138,11 +140,12 @@ def _trace(features: nn.Module) -> tuple[Step, ...]:
                 raise ValueError(f"{type(features).__name__} gives a map that is not its last layer's")
             break
         numbers[node] = len(steps)
-        steps.append(_step(node, traced, numbers))
+        steps.append(step_of(node, traced, numbers))
     return tuple(steps)
 
 
-def _step(node: Node, traced: GraphModule, numbers: dict[Node, int]) -> Step:
+def step_of(node: Node, traced: GraphModule, numbers: dict[Node, int]) -> Step:
+    """The step of one node of a graph; ValueError where it is not known."""
     inputs = tuple(numbers[each] for each in node.all_input_nodes)
     if node.op == "placeholder":
         if numbers[node]:
@@ -158,9 +161,32 @@ def _step(node: Node, traced: GraphModule, numbers: dict[Node, int]) -> Step:
         if node.target in (torch.cat, torch.concat) and (node.kwargs.get("dim", (*node.args[1:], 0)[0])) == 1:
             joined: Any = node.args[0] if node.args else node.kwargs["tensors"]
             return Step(name, "cat", tuple(numbers[each] for each in joined))
-        if node.target in CELLWISE_CALLS and len(maps) == 1:
-            return Step(name, "cells", inputs, CELLWISE_CALLS[node.target])
+        if node.target in CELLWISE_CALLS and maps == [node.args[0]]:
+            return Step(name, "cells", inputs, _call(node))
+        if (pool := pool_of(node)) is not None:
+            return layer_step(pool, name, inputs)
     raise ValueError(f"the features call {name}, which is not known to keep to a window of cells")
+
+
+def _call(node: Node) -> Callable[[Tensor], Tensor]:
+    """The function of a node with the arguments it is called with, never in place: another step may need its input."""
+    function, rest = CELLWISE_CALLS[node.target], node.args[1:]
+    named = {name: False if name == "inplace" else value for name, value in node.kwargs.items()}
+    return lambda cells: function(cells, *rest, **named)
+
+
+def pool_of(node: Node) -> nn.Module | None:
+    """The layer that a call of `max_pool2d` or `avg_pool2d` stands for; None for another call.
+
+    A pool whose numbers are computed from the map has none.
+    """
+    if len(node.all_input_nodes) != 1 or node.kwargs.get("return_indices"):
+        return None
+    kind = POOL_CALLS.get(node.target)
+    if kind is None:
+        return None
+    named = {name: value for name, value in node.kwargs.items() if name not in ("input", "return_indices")}
+    return kind(*node.args[1:], **named)
 
 
 def layer_step(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Step:
@@ -170,11 +196,8 @@ def layer_step(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Step:
         ValueError: it is not known, or pads in a way that depends on the map.
     """
     if isinstance(layer, CELLWISE):
-        if getattr(layer, "inplace", False):  # what it would overwrite may be needed by another step
-            layer = copy.copy(layer)
-            layer.inplace = False
-        return Step(name, "cells", inputs, layer)
-    if not _is_layer(layer):
+        return Step(name, "cells", inputs, out_of_place(layer))
+    if not is_layer(layer):
         raise ValueError(
             f"{name or 'the layer'} is {type(layer).__name__}, which is not known to keep to a window of cells"
         )
@@ -201,7 +224,15 @@ def layer_step(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Step:
     return Step(name, "max" if isinstance(layer, nn.MaxPool2d) else "average", inputs, layer, window)
 
 
-def _is_layer(module: nn.Module) -> bool:
+def out_of_place(layer: nn.Module) -> nn.Module:
+    """The layer, or where it would overwrite its input, which something else may need, one that does not."""
+    if getattr(layer, "inplace", False):
+        layer = copy.copy(layer)
+        layer.inplace = False  # type: ignore[assignment]
+    return layer
+
+
+def is_layer(module: nn.Module) -> bool:
     """Whether this is a known layer itself; a subclass with a `forward` of its own is followed instead."""
     if isinstance(module, CELLWISE):
         return True
