@@ -22,6 +22,9 @@ HEADS = {
     "normalized": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(3 * 2 * 4, 5), uneven(nn.BatchNorm1d(5, eps=0.1)), nn.ELU(), nn.Linear(5, 7)
     ),
+    "convolutions": lambda: nn.Sequential(
+        nn.Conv2d(3, 5, (2, 4)), nn.ReLU(), nn.Dropout(), nn.Conv2d(5, 6, 1), nn.Flatten(), nn.Linear(6, 7)
+    ),
     "pooled and normalized": lambda: nn.Sequential(
         nn.AvgPool2d((2, 4), stride=1), nn.Flatten(), uneven(nn.BatchNorm1d(3, affine=False)), nn.Linear(3, 7)
     ),
@@ -91,6 +94,7 @@ def test_a_map_smaller_than_the_window_is_refused_with_both_sizes(head):
     [
         nn.BatchNorm1d(3), nn.BatchNorm1d(3).eval(), nn.BatchNorm1d(3, track_running_stats=False).eval(),
         nn.AvgPool2d((2, 4), stride=2), nn.AvgPool2d(2, stride=1), nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(3, 3, (2, 3)), nn.Conv2d(3, 3, (2, 4), padding=1), nn.Conv2d(3, 3, (2, 4), groups=3),
         nn.MaxPool2d((2, 4)), nn.MaxPool2d((2, 4), stride=1, padding=1), nn.MaxPool2d((2, 4), stride=1, dilation=2),
     ],
 )  # fmt: skip

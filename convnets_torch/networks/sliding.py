@@ -17,7 +17,8 @@ ELEMENTWISE = (
     nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Dropout, nn.Identity,
 )  # fmt: skip
 PATCHES = 64_000_000  # bytes of windows that are laid out for one matrix product
-POOLS = (nn.AvgPool2d, nn.MaxPool2d)  # a tuple, since torch.compile of PyTorch 2.6 knows no unions
+DENSE = (nn.Linear, nn.Conv2d)  # tuples, since torch.compile of PyTorch 2.6 knows no unions
+POOLS = (nn.AvgPool2d, nn.MaxPool2d)
 
 
 def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], dilation: int = 1) -> Tensor:
@@ -25,7 +26,8 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
 
     The first layer that reads the window (a `Linear` after `Flatten`, or an `AvgPool2d` or `MaxPool2d` of the
     window's size) becomes a convolution, a sliding mean or a sliding maximum; every later `Linear` becomes a 1x1
-    convolution. Weights are read where they are, never copied, so gradients reach the parameters of `head`.
+    convolution. A dense layer that already is a convolution, over exactly the window or 1x1 after it, stays one.
+    Weights are read where they are, never copied, so gradients reach the parameters of `head`.
 
     Args:
         head: the layers of `network.head`, in order.
@@ -57,17 +59,14 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
         )
     cells, window_read, flat = features, False, False
     for layer in head:
-        if isinstance(layer, nn.Linear):
-            inputs = cells.shape[1] * (1 if window_read else window[0] * window[1])
-            if not flat or layer.in_features != inputs:
-                raise ValueError(
-                    f"{layer} cannot slide: it must follow Flatten and read {inputs} values"
-                    f" ({cells.shape[1]} channels, window {(1, 1) if window_read else window})"
-                )
+        if isinstance(layer, DENSE):
+            kernel = (1, 1) if window_read else window
+            _check_dense(layer, cells.shape[1], kernel, flat)
+            weight = layer.weight.flatten(1)  # (outputs, inputs), a view of a convolution's
             if window_read:
-                cells = F.linear(cells.permute(0, 2, 3, 1), layer.weight, layer.bias).permute(0, 3, 1, 2)
+                cells = F.linear(cells.permute(0, 2, 3, 1), weight, layer.bias).permute(0, 3, 1, 2)
             else:
-                cells = _convolution(cells, layer, window, dilation)
+                cells = _convolution(cells, weight, layer.bias, window, dilation)
                 window_read = True
         elif isinstance(layer, POOLS) and not window_read:
             cells = _sliding_pool(layer, cells, window, dilation)
@@ -81,14 +80,29 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
         else:
             raise ValueError(
                 f"a head with {layer} cannot slide; known are Flatten, Linear, AvgPool2d,"
-                " MaxPool2d, BatchNorm1d and activations"
+                " MaxPool2d, BatchNorm1d, activations, and Conv2d over exactly the window"
             )
     if not window_read:
         raise ValueError("the head has no layer that reads the window: neither Flatten and Linear nor a pooling layer")
     return cells
 
 
-def _convolution(cells: Tensor, layer: nn.Linear, window: tuple[int, int], dilation: int) -> Tensor:
+def _check_dense(layer: nn.Linear | nn.Conv2d, channels: int, kernel: tuple[int, int], flat: bool) -> None:
+    inputs = channels * kernel[0] * kernel[1]
+    read = f"{inputs} values ({channels} channels, window {kernel})"
+    if isinstance(layer, nn.Linear):
+        if not flat or layer.in_features != inputs:
+            raise ValueError(f"{layer} cannot slide: it must follow Flatten and read {read}")
+    elif flat or layer.kernel_size != kernel or layer.in_channels != channels or not is_dense(layer):
+        raise ValueError(f"{layer} cannot slide: it must stand before Flatten, without padding, and read {read}")
+
+
+def is_dense(layer: nn.Conv2d) -> bool:
+    """Whether a convolution over a map of its kernel's size is a dense layer: all cells and channels, no padding."""
+    return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding in ((0, 0), "valid")
+
+
+def _convolution(cells: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[int, int], dilation: int) -> Tensor:
     """The convolution whose kernel is the dense layer's, as matrix products over blocks of windows.
 
     A 7x7 kernel over 512 channels is far from what libraries of convolutions are made for; laying the windows out
@@ -98,12 +112,12 @@ def _convolution(cells: Tensor, layer: nn.Linear, window: tuple[int, int], dilat
     # (N, h, w, C, rows, columns), a view: the order of the layer's inputs comes last
     crops = cells.unfold(2, rows, 1).unfold(3, columns, 1)[..., ::dilation, ::dilation].permute(0, 2, 3, 1, 4, 5)
     batch, height, width = crops.shape[:3]
-    most = max(1, PATCHES // (layer.in_features * cells.dtype.itemsize * batch))  # positions of a block
+    most = max(1, PATCHES // (weight.shape[1] * cells.dtype.itemsize * batch))  # positions of a block
     across, down = min(width, most), max(1, most // width)
     strips = []
     for top in range(0, height, down):
         blocks = [
-            F.linear(crops[:, top : top + down, left : left + across].flatten(3), layer.weight, layer.bias)
+            F.linear(crops[:, top : top + down, left : left + across].flatten(3), weight, bias)
             for left in range(0, width, across)
         ]
         strips.append(torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0])
