@@ -164,29 +164,46 @@ def preset(network: str, name: str | None = None, size: int | Pair | None = None
         raise ValueError(f"unknown preprocessing {name!r} for {network}; known: {', '.join(known)}")
     size = own if size is None else size
 
-    def margin(share: float) -> int | Pair:
-        """The size before the crop."""
-        return round(size * share) if isinstance(size, int) else (round(size[0] * share), round(size[1] * share))
-
     if name.startswith("original"):
         channels: Channels = "rgb" if network == "alexnet" else "bgr"
         mean = CAFFE_MEAN_RGB if channels == "rgb" else CAFFE_MEAN_BGR
         rule: ResizeRule = "stretch" if name == "original" else "shorter-side"
-        return Preprocessing(name, size, margin(256 / own), rule, "bilinear", channels, mean, exif=False)
+        resize = _with_margin(size, 256 / own)
+        return Preprocessing(name, size, resize, rule, "bilinear", channels, mean, exif=False)
+    return general(name, size)
+
+
+def general(name: str, size: int | Pair) -> Preprocessing:
+    """A preset that makes sense for any network, one of `GENERAL`.
+
+    Args:
+        name: as in `preset`.
+        size: pixels of each side of the input, or (height, width).
+
+    Raises:
+        ValueError: there is no such preset; the known ones are listed.
+
+    >>> general("torchvision", (112, 224)).resize
+    (128, 256)
+    """
+    if name not in GENERAL:
+        raise ValueError(f"unknown preprocessing {name!r}; known: {', '.join(GENERAL)}")
+    resize = _with_margin(size, 256 / 224)
     if name == "torchvision":
         return Preprocessing(
-            name, size, margin(256 / 224), "shorter-side", "bilinear", "rgb", IMAGENET_MEAN, IMAGENET_STD, scale=1 / 255
+            name, size, resize, "shorter-side", "bilinear", "rgb", IMAGENET_MEAN, IMAGENET_STD, scale=1 / 255
         )
     if name == "efficientnet-lite":
-        return Preprocessing(
-            name, size, margin(256 / 224), "shorter-side", "bicubic", "rgb", (127.0,) * 3, (128.0,) * 3
-        )
+        return Preprocessing(name, size, resize, "shorter-side", "bicubic", "rgb", (127.0,) * 3, (128.0,) * 3)
     channels, mean, scale = KERAS[name.removesuffix("-aspect")]
     if name.endswith("-aspect"):
-        return Preprocessing(
-            name, size, margin(256 / 224), "shorter-side", "bilinear", channels, mean, scale=scale, exif=False
-        )
+        return Preprocessing(name, size, resize, "shorter-side", "bilinear", channels, mean, scale=scale, exif=False)
     return Preprocessing(name, size, size, "stretch", "nearest", channels, mean, scale=scale, exif=False)
+
+
+def _with_margin(size: int | Pair, share: float) -> int | Pair:
+    """The size before the crop."""
+    return round(size * share) if isinstance(size, int) else (round(size[0] * share), round(size[1] * share))
 
 
 def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing:
