@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from converters.conversion import Report as Report
     from converters.conversion import convert as convert
+    from convnets_torch.adoption import densify as densify
     from convnets_torch.card import Card as Card
     from convnets_torch.card import Source as Source
     from convnets_torch.card import read_card as read_card
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "converters.conversion": ("Report", "convert"),
+    "convnets_torch.adoption": ("densify",),
     "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
     "convnets_torch.folders": ("find_pictures",),
@@ -82,8 +84,9 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
-    "algebra", "arrays", "cache", "card", "classification", "compat", "files", "filling", "first_run", "folders",
-    "heatmaps", "images", "maps", "networks", "preprocessing", "render", "sources", "synsets", "targets", "weights",
+    "adoption", "algebra", "arrays", "cache", "card", "classification", "compat", "files", "filling", "first_run",
+    "folders", "heatmaps", "images", "maps", "networks", "preprocessing", "render", "sources", "synsets", "targets",
+    "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

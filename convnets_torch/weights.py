@@ -15,6 +15,7 @@ from convnets_torch.cache import find
 from convnets_torch.card import KEY, read_card
 from convnets_torch.files import replacing
 from convnets_torch.networks import NETWORKS, Network
+from convnets_torch.networks.densified import Densified
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -106,7 +107,7 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
 
     Raises:
         OSError: `path` cannot be written; an older file there survives.
-        ValueError: the network has no card, or not the shapes that its card says.
+        ValueError: the network has no card, or not the shapes that its card says; or `densify` made it.
 
     >>> network = load("alexnet.safetensors")
     >>> save(network, "copy.safetensors")
@@ -114,6 +115,11 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
     True
     """
     network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
+    if isinstance(network, Densified):
+        raise ValueError(
+            "the network was made of a module of your own, which `load` could not build; save that module's state_dict,"
+            " and densify it again"
+        )
     if network.card is None:
         raise ValueError("the network has no card, so nobody could load what is saved; set network.card first")
     arrays = {name: array.detach().cpu().contiguous() for name, array in network.state_dict().items()}

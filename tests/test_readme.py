@@ -29,12 +29,19 @@ def in_a_users_folder(tmp_path, monkeypatch):
 
 
 def test_the_python_example_runs(in_a_users_folder, capsys):
-    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 6
     assert printed[-1].startswith("(3, 6) Box(left=")
     assert (in_a_users_folder / "cars.png").is_file()
+
+
+def test_the_example_of_a_users_own_network_runs(in_a_users_folder):
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["bees"].probabilities.shape == (4, 7)
 
 
 def test_the_two_commands_of_the_main_job_run(in_a_users_folder, command):

@@ -28,7 +28,7 @@ class Network(nn.Module):
         card: what the weights are; None until weights are loaded.
     """
 
-    features: nn.Sequential
+    features: nn.Module
     head: nn.Sequential | None
     window: Size
     size: Size
@@ -73,7 +73,7 @@ class Network(nn.Module):
             ValueError: the head is none, or has not as many classes; or images of `size` are too small.
         """
         if size is not None:
-            self.size = _checked(size)
+            self.size = check_size(size)
             self.window = (self._cells(self.size[0]), self._cells(self.size[1]))
         if classes is None:
             if head is not None:
@@ -100,7 +100,8 @@ class Network(nn.Module):
 NO_HEAD = "the network has no head: features and embeddings work on it; to classify, give it one"
 
 
-def _checked(size: Size) -> Size:
+def check_size(size: Size) -> Size:
+    """The (height, width) in pixels; ValueError where it is none."""
     if len(size) != 2 or not all(type(side) is int and 1 <= side <= MOST_SIDE for side in size):
         raise ValueError(f"size is {size!r}; height and width in pixels are wanted, 1 to {MOST_SIDE}")
     return (size[0], size[1])
