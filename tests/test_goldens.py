@@ -100,7 +100,7 @@ def test_the_goldens_see_a_mistake_that_shapes_do_not(name, mistake, tmp_path):
 def test_the_goldens_see_an_lrn_that_divides_alpha_by_its_size(tmp_path):
     convert(KERAS1 / "alexnet.h5", tmp_path / "out.safetensors")
     network = load(tmp_path / "out.safetensors")
-    for layer in network.features:
+    for layer in network.features.modules():
         if isinstance(layer, torch.nn.LocalResponseNorm):
             layer.alpha = 1e-4
     golden = np.load(KERAS1 / "alexnet.npz")

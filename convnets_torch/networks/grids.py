@@ -47,7 +47,7 @@ class Grid:
 
     def shape(self, height: int, width: int) -> Pair:
         """(rows, columns) of the map of images of so many pixels; 0 where they are too small."""
-        return (_sides(self.steps, height, 0)[-1], _sides(self.steps, width, 1)[-1])
+        return (count(self.steps, height, 0), count(self.steps, width, 1))
 
     def seen(self, side: int, axis: int) -> tuple[Pair, ...]:
         """For each row of cells (axis 0) or column (axis 1): the first pixel that it sees, and the one after the last.
@@ -141,6 +141,11 @@ def cell_strides(network: Network) -> tuple[int, ...]:
 def fields(steps: Sequence[Step]) -> tuple[Field, Field]:
     """What a cell of the last step's map sees, vertically and horizontally."""
     return _all_fields(steps)[-1]
+
+
+def count(steps: Sequence[Step], side: int, axis: int) -> int:
+    """Cells of the last step's map along a side of so many pixels."""
+    return _sides(steps, side, axis)[-1]
 
 
 def _sides(steps: Sequence[Step], side: int, axis: int) -> list[int]:
