@@ -317,3 +317,21 @@ def test_functions_are_called_with_their_arguments():
 
 def pooled(x):
     return F.max_pool2d(x, (2, 3), stride=2, padding=(0, 1))
+
+
+def test_strips_keep_the_layout_in_memory(monkeypatch):
+    """Channels side by side stay so: another layout in between costs time and twice the memory."""
+    seen = []
+    convolution = torch.nn.functional.conv2d
+
+    def watched(cells, *arguments):
+        seen.append(cells.stride(1) == 1 or cells.shape[1] == 1)
+        return convolution(cells, *arguments)
+
+    network = thin_network("resnet50").float()
+    monkeypatch.setattr(torch.nn.functional, "conv2d", watched)
+    images = random(1, 3, 300, 256, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        gather(grid_of(network), strips(images, 40), 300, 256)
+    assert len(seen) > 200
+    assert all(seen)

@@ -148,6 +148,9 @@ class _Ghost:
     def dim(self) -> int:
         return len(self.shape)
 
+    def stride(self, axis: int) -> int:
+        return prod(self.shape[axis + 1 :])
+
     def made(self, shape: Sequence[int]) -> _Ghost:
         """Another one, of its own memory."""
         return _Ghost(shape, self.dtype, self._ledger)

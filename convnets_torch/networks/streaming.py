@@ -125,18 +125,19 @@ class _Rows:
             if last:  # all of the map at once: the layer pads by itself
                 complete = window.count(strip.shape[2], 0) > 0
                 return _Padded(strip, (top, bottom), (0, strip.shape[2])) if complete else None
-            pieces, self._end = _filled(strip, top, fill), top
-        else:
-            pieces = [self._kept] if self._kept is not None else []
+            self._kept, self._end = _filled(strip, top, fill), top
+        assert self._kept is not None
+        pieces = [self._kept]
         if strip is not None:
             self._given += strip.shape[2]
             self._end += strip.shape[2]
             pieces.append(strip)
         if last:
-            pieces += _filled(pieces[0], bottom, fill)
+            pieces.append(_filled(self._kept, bottom, fill))
             self._end += bottom
         del strip
         self._kept = None
+        pieces = [piece for piece in pieces if piece.shape[2]] or pieces[:1]
         cells = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
         pieces.clear()
         first, begin = self._first, self._output * window.stride[0]
@@ -152,9 +153,12 @@ class _Rows:
         return _Padded(cells[:, :, begin - first : until - first], (0, 0), real)
 
 
-def _filled(sample: Tensor, rows: int, fill: float) -> list[Tensor]:
+def _filled(sample: Tensor, rows: int, fill: float) -> Tensor:
+    """Rows of one value, laid out in memory as the sample is: joined to it, they change nothing about that."""
     batch, channels, _, width = sample.shape
-    return [sample.new_full((batch, channels, rows, width), fill)] if rows else []
+    if sample.stride(1) == 1:  # the channels of a cell side by side
+        return sample.new_full((batch, rows, width, channels), fill).permute(0, 3, 1, 2)
+    return sample.new_full((batch, channels, rows, width), fill)
 
 
 def _reads(step: Step) -> bool:
