@@ -84,9 +84,9 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
-    "adoption", "algebra", "arrays", "cache", "card", "classification", "compat", "files", "filling", "first_run",
-    "folders", "heatmaps", "images", "maps", "networks", "preprocessing", "render", "sources", "synsets", "targets",
-    "weights",
+    "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "files", "filling",
+    "first_run", "folders", "heatmaps", "images", "maps", "networks", "preprocessing", "render", "sources", "synsets",
+    "targets", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

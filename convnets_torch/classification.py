@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections import deque
+import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from convnets_torch.ahead import ahead, each_of
 from convnets_torch.card import Card
 from convnets_torch.images import Decoded, Picture, decode, warn
 from convnets_torch.networks import Network
@@ -24,7 +21,6 @@ from convnets_torch.targets import class_name, class_wnid, find_target
 
 BATCH = 16  # pictures that go through the network together
 AHEAD = 3 * BATCH  # pictures that are decoded before the network asks for them
-THREADS = min(16, os.cpu_count() or 1)  # that decode; Pillow frees them to run at once
 
 
 @dataclass(frozen=True)
@@ -142,10 +138,8 @@ def classify_each(
     listed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
     if not 1 <= top <= card.classes:
         raise ValueError(f"top is {top}, but the network has {card.classes} classes; give 1 to {card.classes}")
-    one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray | Tensor) or hasattr(images, "read")
-    pictures: Iterable[Picture] = [images] if one else images  # type: ignore[list-item, assignment]
     options = partial(decode, exif=card.preprocessing.exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
-    return _classified(network, card, pictures, top, listed, options)
+    return _classified(network, card, each_of(images), top, listed, options)
 
 
 def _classified(
@@ -157,11 +151,12 @@ def _classified(
     read: Callable[[Picture], Decoded],
 ) -> Generator[Classified, None, None]:
     waiting: list[tuple[Picture, _Input]] = []
-    for picture, entry in _ahead(pictures, partial(_input, card=card, read=read)):
-        waiting.append((picture, entry))
-        if sum(entry.pixels is not None for _, entry in waiting) == BATCH:
-            yield from _answers(network, card, waiting, top, listed)
-            waiting = []
+    with contextlib.closing(ahead(pictures, partial(_input, card=card, read=read), most=AHEAD)) as entries:
+        for picture, entry in entries:
+            waiting.append((picture, entry))
+            if sum(entry.pixels is not None for _, entry in waiting) == BATCH:
+                yield from _answers(network, card, waiting, top, listed)
+                waiting = []
     yield from _answers(network, card, waiting, top, listed)
 
 
@@ -180,24 +175,6 @@ def _input(picture: Picture, card: Card, read: Callable[[Picture], Decoded]) -> 
         return _Input(square_input(decoded.pixels, card), remarks=decoded.remarks)
     except (OSError, ValueError) as error:
         return _Input(None, error)
-
-
-def _ahead(pictures: Iterable[Picture], work: Callable[[Picture], _Input]) -> Iterator[tuple[Picture, _Input]]:
-    """Each picture with its work done, in order; threads are ahead by at most `AHEAD` pictures."""
-    executor = ThreadPoolExecutor(THREADS, "decode")
-    rest = iter(pictures)
-    running: deque[tuple[Picture, Future[_Input]]] = deque()
-    try:
-        while True:
-            for picture in itertools.islice(rest, AHEAD - len(running)):
-                wait([future for other, future in running if other is picture])  # no two threads in one image
-                running.append((picture, executor.submit(work, picture)))
-            if not running:
-                return
-            picture, future = running.popleft()
-            yield picture, future.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def _answers(
