@@ -4,43 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import overload
 
 import numpy as np
 
 from convnets_torch.classification import card_of
-from convnets_torch.images import picture_name
 from convnets_torch.maps.cells import (
     CellMap,
     ClassMap,
     Contrast,
     Heatmap,
     ProbabilityMap,
+    Targets,
     allowed_classes,
     checked_target,
+    checked_targets,
     contrast_of,
     winners_in_words,
 )
-from convnets_torch.maps.passes import Kept, Progress, Store, Wanted, run_pass
+from convnets_torch.maps.passes import Progress, Wanted
 from convnets_torch.maps.regions import Box, Region
-from convnets_torch.maps.resuming import FolderStore, fingerprint
-from convnets_torch.maps.scales import Fuse, Scales, fused, sizes_of
-from convnets_torch.maps.views import placement_of, size_seen, view_of
+from convnets_torch.maps.running import MEMORY, Options, heatmaps_of, run
+from convnets_torch.maps.scales import Fuse, Scales, check_fuse
 from convnets_torch.networks import Network
-from convnets_torch.networks.budget import parse_bytes
-from convnets_torch.networks.grids import grid_of
-from convnets_torch.sources import Resized, Sliceable, Source, open_source
+from convnets_torch.sources import Sliceable
 
 __all__ = [
     "Box", "CellMap", "ClassMap", "Contrast", "Heatmap", "ProbabilityMap", "Region", "class_map", "contrast",
     "heatmap", "probability_map", "save_sheet",
 ]  # fmt: skip
-
-Targets: TypeAlias = "list[str | int] | list[str] | list[int] | tuple[str | int, ...]"
-
-MEMORY = "1GB"  # of activations, unless more is allowed
 
 
 @overload
@@ -138,17 +130,13 @@ def heatmap(
     >>> cars.save("cars.png")
     """
     card = card_of(network)
-    several = isinstance(target, list | tuple)
-    targets = [checked_target(card, each) for each in (target if isinstance(target, list | tuple) else [target])]
-    if not targets:
-        raise ValueError("the list of targets is empty; name what to look for")
-    options = _Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
-    passes = _run(network, image, Wanted(targets), options, scales)
-    maps = [
-        fused([Heatmap(**shared, values=kept["sums"][place], target=found) for shared, kept in passes], fuse)
-        for place, found in enumerate(targets)
-    ]
-    return maps if several else maps[0]
+    targets = checked_targets(card, target)
+    check_fuse(fuse)
+    options = Options(
+        longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated, scales
+    )
+    maps = heatmaps_of(run(network, image, Wanted(targets), options), targets, fuse)
+    return maps if isinstance(target, list | tuple) else maps[0]
 
 
 def contrast(
@@ -237,8 +225,8 @@ def class_map(
     ((3, 6), True)
     """
     card = card_of(network)
-    options = _Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
-    [(shared, kept)] = _run(network, image, Wanted(allowed=allowed_classes(card, only)), options)
+    options = Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
+    [(shared, kept)] = run(network, image, Wanted(allowed=allowed_classes(card, only)), options)
     class_ids = kept["winner_ids"].astype(np.int64)
     return ClassMap(**shared, values=kept["winners"], class_ids=class_ids, names=winners_in_words(card, class_ids))
 
@@ -272,8 +260,8 @@ def probability_map(
     >>> found.probabilities.shape, found.heatmap("dog").values.shape
     ((1000, 3, 6), (3, 6))
     """
-    options = _Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
-    [(shared, kept)] = _run(network, image, Wanted(everything=True), options)
+    options = Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
+    [(shared, kept)] = run(network, image, Wanted(everything=True), options)
     return ProbabilityMap(**shared, values=kept["best"][0], probabilities=kept["all"])
 
 
@@ -299,58 +287,3 @@ def save_sheet(
     from convnets_torch.maps.outputs import save
 
     save(maps, path, plain=plain, threshold=threshold)
-
-
-@dataclass(frozen=True)
-class _Options:
-    longest_side: int | None
-    upscale: bool
-    cell_stride: int | None
-    max_memory: int | str | None
-    resume: str | os.PathLike[str] | None
-    progress: Progress | None
-    max_pixels: int | None
-    allow_truncated: bool
-
-
-def _run(
-    network: Network, image: Sliceable, wanted: Wanted, options: _Options, scales: Scales | None = None
-) -> list[tuple[dict[str, Any], Kept]]:
-    """For each scale what all kinds of maps share, and what was kept of the cells."""
-    card = card_of(network)
-    rule = card.preprocessing
-    memory = None if options.max_memory is None else parse_bytes(options.max_memory)
-    grid = grid_of(network, options.cell_stride)
-    source = open_source(image, exif=rule.exif, max_pixels=options.max_pixels, allow_truncated=options.allow_truncated)
-    base = size_seen(source.shape, network, picture_name(image), options.longest_side, options.upscale)
-    sizes = [base] if scales is None else sizes_of(scales, base, network.size)
-    picture = view_of(source)
-    totals = [grid.shape(*size)[0] for size in sizes]
-    found = []
-    for place, size in enumerate(sizes):
-        seen: Source = source if size == source.shape else Resized(source, size, rule.interpolation)
-        store = Store()
-        if options.resume is not None:
-            folder = Path(options.resume) if scales is None else Path(options.resume) / f"scale-{place}"
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            store = FolderStore(folder, fingerprint(network, grid, seen, wanted))
-        report = None if options.progress is None else _shifted(options.progress, sum(totals[:place]), sum(totals))
-        try:
-            kept = run_pass(network, grid, seen, card, wanted, max_memory=memory, store=store, progress=report)
-        finally:
-            if isinstance(store, FolderStore):
-                store.flush()
-        shared = {
-            "picture": picture,
-            "placement": placement_of(grid, network, source.shape, size, rule.interpolation),
-            "best_ids": np.moveaxis(kept["best_ids"], 0, -1),
-            "best_probabilities": np.moveaxis(kept["best"], 0, -1),
-            "card": card,
-        }
-        found.append((shared, kept))
-    return found
-
-
-def _shifted(progress: Progress, before: int, whole: int) -> Progress:
-    """Progress of one of several passes, as progress of all of them."""
-    return lambda done, _: progress(before + done, whole)

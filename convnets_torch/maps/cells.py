@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from convnets_torch.preprocessing import Pixels
 from convnets_torch.targets import Target, class_name, find_target
 
 Values = NDArray[np.float32]
+Targets: TypeAlias = "list[str | int] | list[str] | list[int] | tuple[str | int, ...]"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -348,6 +349,18 @@ def checked_target(card: Card, target: str | int) -> Target:
             f"{found.label} is {len(found.class_ids)} classes, whose sigmoids do not add up; name one class"
         )
     return found
+
+
+def checked_targets(card: Card, target: str | int | Targets) -> list[Target]:
+    """`checked_target` of each of a list; a single target is a list of one.
+
+    Raises:
+        ValueError: as `checked_target`; or the list is empty.
+    """
+    targets = [checked_target(card, each) for each in (target if isinstance(target, list | tuple) else [target])]
+    if not targets:
+        raise ValueError("the list of targets is empty; name what to look for")
+    return targets
 
 
 def allowed_classes(card: Card, only: str | int | None) -> list[int]:

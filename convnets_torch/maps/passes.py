@@ -17,7 +17,7 @@ from convnets_torch.networks import Network, slide
 from convnets_torch.networks.budget import strip_rows
 from convnets_torch.networks.grids import Grid
 from convnets_torch.networks.streaming import Stream
-from convnets_torch.preprocessing import Preprocessing, normalize
+from convnets_torch.preprocessing import Pixels, Preprocessing, normalize
 from convnets_torch.sources import Source
 from convnets_torch.targets import Target
 
@@ -139,9 +139,8 @@ def score_strips(
         bottom = min(top + rows, height)
         with torch.inference_mode():
             images = to_images(normalize(source.rows(top, bottom), rule)[None], network)
-            if rows == height and not begin and grid.dilation == 1:
-                assert network.head is not None
-                found: Tensor | None = slide(network.head, network.features(images), network.window)
+            if rows == height and not begin:
+                found: Tensor | None = score_whole(network, grid, images)
             else:
                 found = stream.push(images, last=bottom == height)
             del images
@@ -151,6 +150,43 @@ def score_strips(
         cells += found.shape[2]
         if skipped < found.shape[2]:
             yield found[:, :, skipped:]
+
+
+def run_batch(
+    network: Network, grid: Grid, pictures: Sequence[Pixels], card: Card, wanted: Wanted
+) -> list[Kept | ValueError]:
+    """Run a network over pictures of one size together and keep of each what is wanted, as `run_pass` does.
+
+    Args:
+        network: in eval mode.
+        grid: its cells.
+        pictures: as the network is to see them, (H, W, 3) uint8, RGB, 0 to 255 each.
+        card: of the weights.
+        wanted: what to keep of each.
+
+    Returns:
+        What was kept of each picture, or why its outputs are no probabilities.
+    """
+    with torch.inference_mode():
+        inputs = np.stack([normalize(pixels, card.preprocessing) for pixels in pictures])
+        scores = score_whole(network, grid, to_images(inputs, network))
+    found: list[Kept | ValueError] = []
+    for place in range(len(pictures)):
+        try:
+            found.append(wanted.keep(probabilities(scores[place : place + 1], card)[0]))
+        except ValueError as error:
+            found.append(error)
+    return found
+
+
+def score_whole(network: Network, grid: Grid, images: Tensor) -> Tensor:
+    """Logits (N, classes, h, w) of whole images, in one pass."""
+    if grid.dilation == 1:
+        assert network.head is not None
+        return slide(network.head, network.features(images), network.window)
+    found = Stream(grid.steps).push(images, last=True)
+    assert found is not None
+    return found
 
 
 def to_images(inputs: NDArray[np.float32], network: Network) -> Tensor:

@@ -41,9 +41,7 @@ def sizes_of(scales: Scales, size: Pair, least: Pair) -> list[Pair]:
         while 2 * factors[-1] <= 1:
             factors.append(2 * factors[-1])
     else:
-        factors = [] if isinstance(scales, str) else sorted({float(scale) for scale in scales})
-    if not factors or not all(np.isfinite(factor) and factor > 0 for factor in factors):
-        raise ValueError(f"scales are {scales!r}; give factors above 0, such as 0.5, 1, 2, or 'auto'")
+        factors = factors_of(scales)
     sizes = []
     for factor in factors:
         at = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
@@ -61,6 +59,24 @@ def sizes_of(scales: Scales, size: Pair, least: Pair) -> list[Pair]:
     return sizes
 
 
+def factors_of(scales: Scales) -> list[float]:
+    """Scales that are no word as factors, the least first and each once.
+
+    Raises:
+        ValueError: no scale, or one that is no number above 0.
+    """
+    factors = [] if isinstance(scales, str) else sorted({float(scale) for scale in scales})
+    if not factors or not all(np.isfinite(factor) and factor > 0 for factor in factors):
+        raise ValueError(f"scales are {scales!r}; give factors above 0, such as 0.5, 1, 2, or 'auto'")
+    return factors
+
+
+def check_fuse(fuse: str) -> None:
+    """Raise ValueError when maps cannot be fused so."""
+    if fuse not in get_args(Fuse):
+        raise ValueError(f"unknown way to fuse scales {fuse!r}; known: {', '.join(get_args(Fuse))}")
+
+
 def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
     """One map of several scales of a picture, on the cells of the finest one.
 
@@ -74,8 +90,7 @@ def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
     Raises:
         ValueError: another way to fuse.
     """
-    if fuse not in get_args(Fuse):
-        raise ValueError(f"unknown way to fuse scales {fuse!r}; known: {', '.join(get_args(Fuse))}")
+    check_fuse(fuse)
     if len(maps) == 1:
         return maps[0]
     finest = maps[-1]
