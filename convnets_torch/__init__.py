@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from convnets_torch.heatmaps import save_sheet as save_sheet
     from convnets_torch.images import PictureWarning as PictureWarning
     from convnets_torch.images import read_picture as read_picture
+    from convnets_torch.maps.batches import Mapped as Mapped
+    from convnets_torch.maps.batches import heatmap_each as heatmap_each
     from convnets_torch.networks import NETWORKS as NETWORKS
     from convnets_torch.networks import VGG as VGG
     from convnets_torch.networks import AlexNet as AlexNet
@@ -72,6 +74,7 @@ _HOMES = {
         "heatmap", "probability_map", "save_sheet",
     ),
     "convnets_torch.images": ("PictureWarning", "read_picture"),
+    "convnets_torch.maps.batches": ("Mapped", "heatmap_each"),
     "convnets_torch.networks": (
         "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "InceptionV3", "Network", "ResNet", "cell_strides",
         "efficientnet_lite0", "inception_v3", "resnet50", "score_map", "slide", "vgg16", "vgg19",
