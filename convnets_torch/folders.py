@@ -56,12 +56,17 @@ def _meant(name: str | os.PathLike[str]) -> list[Path]:
                 stacklevel=4,
             )
         return pictures
-    if glob.has_magic(str(path)) and not os.path.lexists(path):
+    if is_pattern(path):
         matches = sorted(match for match in map(Path, glob.glob(str(path), recursive=True)) if not match.is_dir())  # noqa: PTH207
         if not matches:
             raise FileNotFoundError(f"no file matches {path}; name another pattern, or a folder")
         return matches
     return [path]
+
+
+def is_pattern(name: str | os.PathLike[str]) -> bool:
+    """Whether a name means the files that match it: it has a `*`, `?` or `[`, and no file is called so."""
+    return glob.has_magic(str(name)) and not os.path.lexists(name)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -158,10 +158,10 @@ def test_bad_pictures_stand_in_their_place_and_the_others_have_maps(network, pas
     ]  # fmt: skip
     assert "g.png is 9x9 pixels" in str(results[-1].error)
     assert passes == [(4, 3, 240, 300)]  # upright, the last one has the size of the others
-    for result in results:
+    for path, result in zip(holiday, results, strict=True):
         if result.error is None:
             [found] = result.maps
-            np.testing.assert_array_equal(found.picture, decode(result.picture, exif=True).pixels)
+            np.testing.assert_array_equal(found.picture, decode(path, exif=True).pixels)
             values = heatmap(network, found.picture, "dog").values
             np.testing.assert_allclose(found.values, values, atol=1e-5)
         else:

@@ -111,17 +111,22 @@ def regions_of(maps: Sequence[CellMap], threshold: float) -> dict[str, Any]:
     height, width = maps[0].size
     entries = []
     for each in maps:
-        boxes = [
-            {
-                "box": region.box._asdict(),
-                "score": round(region.score, 6),
-                "peak": list(region.peak),
-                "cells": region.cells,
-            }
-            for region in each.regions(threshold)
-        ]
-        entries.append({**described(each), "highest": round(float(each.values.max()), 6), "regions": boxes})
+        entries.append({**described(each), **highest_and_regions(each, threshold)})
     return {"picture": {"height": height, "width": width}, "threshold": threshold, "maps": entries}
+
+
+def highest_and_regions(cells: CellMap, threshold: float) -> dict[str, Any]:
+    """A map's highest value, and its regions above the threshold, as JSON can hold them."""
+    boxes = [
+        {
+            "box": region.box._asdict(),
+            "score": round(region.score, 6),
+            "peak": list(region.peak),
+            "cells": region.cells,
+        }
+        for region in cells.regions(threshold)
+    ]
+    return {"highest": round(float(cells.values.max()), 6), "regions": boxes}
 
 
 def described(cells: CellMap) -> dict[str, Any]:

@@ -57,6 +57,12 @@ def components(above: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     return found
 
 
+def check_threshold(threshold: float) -> None:
+    """Raise ValueError when a threshold is not a number."""
+    if not np.isfinite(threshold):
+        raise ValueError(f"the threshold is {threshold}; give a number, 0 to 1 for probabilities")
+
+
 def find_regions(
     values: NDArray[np.float32], threshold: float, boxes: NDArray[Any], size: tuple[int, int]
 ) -> list[Region]:
@@ -71,8 +77,7 @@ def find_regions(
     Raises:
         ValueError: the threshold is not a number.
     """
-    if not np.isfinite(threshold):
-        raise ValueError(f"the threshold is {threshold}; give a number, 0 to 1 for probabilities")
+    check_threshold(threshold)
     regions = []
     for cells in components(values > np.float32(threshold)):
         rows, columns = cells.T

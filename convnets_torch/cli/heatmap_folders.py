@@ -1,0 +1,200 @@
+"""Heatmaps of many pictures: a folder of files beside a report in JSON lines."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convnets_torch.cli.messages import one_line, say, warnings_as_lines
+from convnets_torch.cli.progress import with_time_left
+from convnets_torch.files import check_writable, replacing, resolved
+from convnets_torch.folders import find_pictures, is_pattern
+
+if TYPE_CHECKING:
+    from convnets_torch.heatmaps import Heatmap
+    from convnets_torch.maps.batches import Mapped
+    from convnets_torch.maps.scales import Fuse, Scales
+    from convnets_torch.networks import Network
+
+FORMATS = ("png", "jpg", "webp", "html", "json", "npz", "npy")
+REPORT = "report.jsonl"
+
+
+def is_many(images: list[str]) -> bool:
+    """Whether maps of these go into a folder: several names, or a folder, or a pattern."""
+    return len(images) > 1 or any(Path(name).is_dir() or is_pattern(name) for name in images)
+
+
+def map_each(
+    network: Network,
+    names: list[str],
+    targets: list[str],
+    output: Path,
+    *,
+    format: str = "png",
+    threshold: float = 0.5,
+    longest_side: int | None = None,
+    upscale: bool = False,
+    cell_stride: int | None = None,
+    scales: Scales | None = None,
+    fuse: Fuse = "mean",
+    max_memory: int | str | None = "1GB",
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+) -> int:
+    """Write the maps of each picture into a folder, and a report on all of them, `report.jsonl`.
+
+    What `names` mean, `find_pictures` says. The map of `tom.jpg` is `tom.jpg.png`; that of a picture in a folder, or of
+    one that matches a pattern, lies as deep in `output` as the picture does in that folder, or below the pattern's
+    first wildcard. Each file appears whole or not at all, and so does the report, at the end.
+
+    Args:
+        network: in eval mode, with its card, as `load` gives it.
+        names: of pictures, folders and patterns.
+        targets: what to look for; several make one file of several maps.
+        output: the folder; made if it does not exist.
+        format: the ending of the files, one of `FORMATS`.
+        threshold: of the regions.
+        longest_side, upscale, cell_stride, scales, fuse, max_memory: as for `heatmap`.
+        max_pixels, allow_truncated: as in `read_picture`.
+
+    Returns:
+        How many pictures failed; each has said why on stderr.
+
+    Raises:
+        OSError, ValueError: before any picture, when there is none, two would write the same file, one would be
+            overwritten, the folder cannot be written, or an option is out of range.
+    """
+    from convnets_torch.maps.batches import heatmap_each
+    from convnets_torch.maps.regions import check_threshold
+
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    check_threshold(threshold)
+    with warnings_as_lines():
+        places = [place for name in names for place in _places(name, output, format)]
+    _check_places(places, output)
+    results = heatmap_each(
+        network,
+        [picture for picture, _ in places],
+        targets,
+        longest_side=longest_side,
+        upscale=upscale,
+        cell_stride=cell_stride,
+        scales=scales,
+        fuse=fuse,
+        max_memory=max_memory,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    check_writable(output / REPORT)
+    records, failed = [], 0
+    with contextlib.closing(results):
+        for (picture, place), result in zip(places, with_time_left(results, len(places)), strict=True):
+            for remark in result.remarks:
+                say(remark)
+            record = _written(result, targets, output / place, place, threshold)
+            if "error" in record:
+                failed += 1
+                say(record["error"])
+            records.append({"image": str(picture), **record})
+            del result  # its maps hold the picture
+    with replacing(output / REPORT) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    say(f"{output}: maps of {len(places)} pictures, {failed} of which failed; {REPORT} says what is where")
+    return failed
+
+
+def _places(name: str, output: Path, format: str) -> list[tuple[Path, Path]]:
+    """The pictures that a name means, and where in the folder the maps of each go."""
+    if name == "-":
+        raise ValueError("standard input is one picture; name it alone, and a file for its map")
+    path = Path(name)
+    top = path if path.is_dir() else path.parent
+    if is_pattern(path):
+        wild = next(number for number, part in enumerate(path.parts) if glob.has_magic(part))
+        top = Path(*path.parts[:wild])
+    pictures = find_pictures(name)
+    if path.is_dir() or is_pattern(path):  # an earlier run's maps are no pictures of this one
+        others = [picture for picture in pictures if not resolved(picture).is_relative_to(resolved(output))]
+        if not others:
+            raise ValueError(f"all pictures of {name} lie in {output}, where the maps are to go; name another folder")
+        if len(others) < len(pictures):
+            say(f"{name}: left out {len(pictures) - len(others)} pictures in {output}, where the maps go")
+        pictures = others
+    found = []
+    for picture in pictures:
+        place = Path(*(part for part in picture.relative_to(top).parts if part != ".."))
+        found.append((picture, place.with_name(f"{place.name}.{format}")))
+    return found
+
+
+def _check_places(places: list[tuple[Path, Path]], output: Path) -> None:
+    """Raise, before long work begins, when the maps cannot all be written.
+
+    Raises:
+        ValueError: two pictures would write the same file, or one would be overwritten.
+        OSError: the output is no folder, or cannot be written.
+    """
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output} is a file, but the maps of several pictures go into a folder; name one")
+    if output.exists():
+        check_writable(output / REPORT)
+    folder = resolved(output)
+    pictures = {resolved(picture): picture for picture, _ in places}
+    first: dict[Path, Path] = {}
+    for picture, place in places:
+        if place in first:
+            raise ValueError(
+                f"the maps of {first[place]} and {picture} would both be {output / place};"
+                " name each picture once, or a folder that holds both"
+            )
+        first[place] = picture
+        if folder / place in pictures:
+            raise ValueError(f"the map of {picture} would overwrite {pictures[folder / place]}; name another folder")
+    for place, picture in first.items():
+        for above in place.parents:
+            if above in first:
+                raise ValueError(
+                    f"the map of {first[above]} would be {output / above}, which is to be a folder for that of"
+                    f" {picture}; run them into folders of their own"
+                )
+
+
+def _written(result: Mapped, targets: list[str], path: Path, place: Path, threshold: float) -> dict[str, Any]:
+    """Write the maps of a picture to `path`, which is `place` in the folder; what the report says of it."""
+    from convnets_torch.maps.outputs import save
+
+    if result.error is not None:
+        return {"error": one_line(result.error)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(result.maps, path, threshold=threshold)
+    except (OSError, ValueError) as error:  # a kind of picture may not hold as many pixels
+        return {"error": one_line(error)}
+    height, width = result.maps[0].size
+    rows, columns = result.maps[0].values.shape
+    return {
+        "output": place.as_posix(),
+        "height": height,
+        "width": width,
+        "rows": rows,
+        "columns": columns,
+        "maps": [_described(words, found, threshold) for words, found in zip(targets, result.maps, strict=True)],
+    }
+
+
+def _described(words: str, found: Heatmap, threshold: float) -> dict[str, Any]:
+    from convnets_torch.maps.outputs import highest_and_regions
+
+    return {
+        "target": words,
+        "label": found.target.label,
+        "wnid": found.target.wnid,
+        "window": list(found.window(*found.peak)),
+        **highest_and_regions(found, threshold),
+    }
