@@ -40,10 +40,12 @@ def test_no_more_are_begun_than_asked_for():
 @pytest.mark.parametrize(("room", "most"), [(100, 9), (35, 4), (5, 2)])
 def test_what_waits_has_room(room, most):
     """Of 10 each; one alone may take more, and the one that there is no room for is taken but not begun."""
-    taken = itertools.count()
+    taken = iter(range(100))
     results = ahead(itertools.islice(taken, 9), str, most=20, size=lambda number: 10, room=room)
     next(results)
     assert next(taken) == most
+    next(results)  # has room for one more
+    assert next(taken) == min(9, most + 1) + 1
     results.close()
     assert [number for number, _ in ahead(range(9), str, most=20, size=lambda number: 10, room=room)] == list(range(9))
 
