@@ -1,9 +1,9 @@
-"""Make the pictures of the README from photographs that scikit-image ships.
+"""Make the pictures of the README and of docs/heatmaps.md from photographs that scikit-image ships.
 
     pip install '.[demo]' && convnets-torch demo && python scripts/make_pictures.py
 
-Only photographs that their authors released under CC0 are kept in the repository: chelsea by Stefan van der
-Walt, coffee by Rachel Michetti.
+Only photographs that their authors released under CC0 or into the public domain are kept in the repository: chelsea by
+Stefan van der Walt, coffee by Rachel Michetti, rocket by SpaceX.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import skimage
 from PIL import Image
 
-from convnets_torch.heatmaps import class_map, heatmap
+from convnets_torch.heatmaps import Heatmap, class_map, heatmap
 from convnets_torch.render import overlay, save_image
 from convnets_torch.weights import load
 
@@ -23,18 +23,28 @@ HEIGHT, GAP = 420, 16  # pixels
 
 
 def main() -> None:
-    """Write two heatmaps side by side, and what is where."""
+    """Write two heatmaps side by side, what is where, cells that lie denser, and a picture at two sizes."""
     network = load("efficientnet_lite0")
-    maps = []
-    for name, target in (("chelsea.png", "cat"), ("coffee.png", "espresso")):
-        image = overlay(heatmap(network, PHOTOGRAPHS / name, target, longest_side=600))
-        maps.append(image.resize((round(image.width * HEIGHT / image.height), HEIGHT)))
-    page = Image.new("RGB", (maps[0].width + GAP + maps[1].width, HEIGHT), (255, 255, 255))
-    page.paste(maps[0], (0, 0))
-    page.paste(maps[1], (maps[0].width + GAP, 0))
-    save_image(page, DOCS / "heatmaps.jpg")
-    class_map(network, PHOTOGRAPHS / "coffee.png", longest_side=900).save(DOCS / "what-is-where.jpg")
-    print(DOCS / "heatmaps.jpg", DOCS / "what-is-where.jpg")
+    chelsea, coffee, rocket = (PHOTOGRAPHS / name for name in ("chelsea.png", "coffee.png", "rocket.jpg"))
+    cat = heatmap(network, chelsea, "cat", longest_side=600)
+    cup = heatmap(network, coffee, "espresso", longest_side=600)
+    save_image(beside(cat, cup), DOCS / "heatmaps.jpg")
+    class_map(network, coffee, longest_side=900).save(DOCS / "what-is-where.jpg")
+    dense = [heatmap(network, coffee, "espresso", cell_stride=stride) for stride in (32, 8)]
+    save_image(beside(*dense), DOCS / "dense-cells.jpg")
+    fused = heatmap(network, rocket, "rocket", scales="auto", fuse="max")
+    save_image(beside(heatmap(network, rocket, "rocket"), fused), DOCS / "two-scales.jpg")
+    print(*sorted(DOCS.glob("*.jpg")))
+
+
+def beside(one: Heatmap, other: Heatmap) -> Image.Image:
+    """Two maps over their pictures, side by side."""
+    images = [overlay(each) for each in (one, other)]
+    left, right = (image.resize((round(image.width * HEIGHT / image.height), HEIGHT)) for image in images)
+    page = Image.new("RGB", (left.width + GAP + right.width, HEIGHT), (255, 255, 255))
+    page.paste(left, (0, 0))
+    page.paste(right, (left.width + GAP, 0))
+    return page
 
 
 if __name__ == "__main__":
