@@ -15,12 +15,7 @@ from convnets_torch.maps.cells import (
     Contrast,
     Heatmap,
     ProbabilityMap,
-    Targets,
-    allowed_classes,
-    checked_target,
-    checked_targets,
     contrast_of,
-    winners_in_words,
 )
 from convnets_torch.maps.passes import Progress, Wanted
 from convnets_torch.maps.regions import Box, Region
@@ -28,6 +23,7 @@ from convnets_torch.maps.running import MEMORY, Options, heatmaps_of, run
 from convnets_torch.maps.scales import Fuse, Scales, check_fuse
 from convnets_torch.networks import Network
 from convnets_torch.sources import Sliceable
+from convnets_torch.targets import Targets, allowed_classes, checked_target, checked_targets, winners_in_words
 
 __all__ = [
     "Box", "CellMap", "ClassMap", "Contrast", "Heatmap", "ProbabilityMap", "Region", "class_map", "contrast",
@@ -228,7 +224,9 @@ def class_map(
     options = Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
     [(shared, kept)] = run(network, image, Wanted(allowed=allowed_classes(card, only)), options)
     class_ids = kept["winner_ids"].astype(np.int64)
-    return ClassMap(**shared, values=kept["winners"], class_ids=class_ids, names=winners_in_words(card, class_ids))
+    return ClassMap(
+        **shared, values=kept["winners"], class_ids=class_ids, names=winners_in_words(card, class_ids.ravel().tolist())
+    )
 
 
 def probability_map(

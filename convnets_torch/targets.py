@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from convnets_torch import algebra, synsets
 from convnets_torch.card import Card
+
+Targets: TypeAlias = "list[str | int] | list[str] | list[int] | tuple[str | int, ...]"
 
 
 @dataclass(frozen=True)
@@ -69,3 +74,43 @@ def class_name(card: Card, class_id: int) -> str:
 def class_wnid(card: Card, class_id: int) -> str | None:
     """The wnid of an ImageNet class, None for a user's own."""
     return synsets.wnid(class_id) if card.imagenet else None
+
+
+def checked_target(card: Card, target: str | int) -> Target:
+    """`find_target`, where the probabilities of its classes may be added up.
+
+    Raises:
+        ValueError: the target is not known, or is several classes of a network with sigmoids.
+    """
+    found = find_target(card, target)
+    if card.activation == "sigmoid" and len(found.class_ids) > 1:
+        raise ValueError(
+            f"{found.label} is {len(found.class_ids)} classes, whose sigmoids do not add up; name one class"
+        )
+    return found
+
+
+def checked_targets(card: Card, target: str | int | Targets) -> list[Target]:
+    """`checked_target` of each of a list; a single target is a list of one.
+
+    Raises:
+        ValueError: as `checked_target`; or the list is empty.
+    """
+    targets = [checked_target(card, each) for each in (target if isinstance(target, list | tuple) else [target])]
+    if not targets:
+        raise ValueError("the list of targets is empty; name what to look for")
+    return targets
+
+
+def allowed_classes(card: Card, only: str | int | None) -> list[int]:
+    """The classes of a target, or all of them.
+
+    Raises:
+        ValueError: the target is not known.
+    """
+    return list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
+
+
+def winners_in_words(card: Card, class_ids: Iterable[int]) -> dict[int, str]:
+    """Class id -> words, the class that comes most often first."""
+    return {class_id: class_name(card, class_id) for class_id, _ in Counter(class_ids).most_common()}

@@ -35,7 +35,10 @@ def test_an_npz_holds_the_map_and_where_its_cells_lie(coffee, tmp_path):
         np.testing.assert_array_equal(arrays["values"], coffee.values)
         np.testing.assert_array_equal(arrays["windows"][2, 3], coffee.window(2, 3))
         np.testing.assert_array_equal(arrays["receptive_fields"][2, 3], coffee.receptive_field(2, 3))
-        assert arrays["best_ids"][2, 3].tolist() == coffee.best_ids[2, 3].tolist()
+        for place in ((0, 0), coffee.peak, (3, 7)):  # of a fused map what its winning scale says
+            np.testing.assert_array_equal(arrays["windows"][place], coffee.window(*place))
+            np.testing.assert_array_equal(arrays["receptive_fields"][place], coffee.receptive_field(*place))
+            assert arrays["best_ids"][place].tolist() == [entry.class_id for entry in coffee.top_at(*place)]
         np.testing.assert_array_equal(arrays["scale_0"], coffee.scales[0].values)
         mapping = json.loads(str(arrays["mapping"]))
         assert json.loads(str(arrays["mapping_0"]))["placement"]["seen"] == [240, 360]

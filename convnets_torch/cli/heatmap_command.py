@@ -75,6 +75,10 @@ def heatmap(
         Literal["float32", "bfloat16"],
         typer.Option(help="bfloat16 is faster where the processor has it, and rounds: about 0.01 of a probability."),
     ] = "float32",
+    form: Annotated[
+        Literal["png", "jpg", "webp", "html", "json", "npz", "npy"],
+        typer.Option("--format", help="Ending of the files of several pictures."),
+    ] = "png",
     threshold: Annotated[float, typer.Option(help="Of the regions in .json, .html and reports.")] = 0.5,
     plain: Annotated[bool, typer.Option("--plain", help="The colours alone, without the picture.")] = False,
     max_pixels: MaxPixels = None,
@@ -84,12 +88,35 @@ def heatmap(
     targets = target or []
     _check_together(targets, against, argmax, every_class, plain, scales)
     from convnets_torch import heatmaps
+    from convnets_torch.cli.heatmap_folders import is_many, map_each
     from convnets_torch.maps.outputs import check_output
 
     if every_class and output.suffix.lower() not in (".npz", ".npy"):
         raise typer.BadParameter("--all writes numbers; name an output that ends in .npz or .npy")
-    check_output(output)
     factors = _factors(scales)
+    if is_many(images):
+        if argmax or every_class or plain or against is not None or resume is not None:
+            raise typer.BadParameter(
+                "several pictures go with --target alone, not with --argmax, --all, --against, --plain or --resume"
+            )
+        failed = map_each(
+            _load(weights, precision),
+            images,
+            targets,
+            output,
+            format=form,
+            threshold=threshold,
+            longest_side=longest_side,
+            upscale=upscale,
+            cell_stride=cell_stride,
+            scales=factors,
+            fuse=fuse,
+            max_memory=max_memory,
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
+        )
+        raise typer.Exit(1 if failed else 0)
+    check_output(output)
     network = _load(weights, precision)
     picture = sys.stdin.buffer if images == ["-"] else images[0]
     with warnings_as_lines(), _resumable(resume), rows_done() as progress:

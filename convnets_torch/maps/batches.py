@@ -14,7 +14,7 @@ import torch
 from convnets_torch.ahead import ahead, each_of, expected_pixels
 from convnets_torch.classification import card_of, probabilities
 from convnets_torch.images import picture_name
-from convnets_torch.maps.cells import Heatmap, Targets, checked_targets
+from convnets_torch.maps.cells import Heatmap
 from convnets_torch.maps.passes import Kept, Wanted, run_batch
 from convnets_torch.maps.running import (
     MEMORY,
@@ -33,7 +33,7 @@ from convnets_torch.networks.budget import peak_bytes
 from convnets_torch.networks.grids import Grid, grid_of
 from convnets_torch.preprocessing import Pair, Pixels, size_with_longest_side
 from convnets_torch.sources import Held, Sliceable, Source, is_sliced, open_with_remarks
-from convnets_torch.targets import Target
+from convnets_torch.targets import Target, Targets, checked_targets
 
 ROOM = 32_000_000  # pixels that are decoded ahead, and as many that wait for others of their size
 WAITING = 64  # pictures that are decoded ahead, and as many that wait

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,9 @@ from convnets_torch.maps.placement import Placement
 from convnets_torch.maps.regions import Box, Region, find_regions
 from convnets_torch.maps.resampling import Resampling, interpolated
 from convnets_torch.preprocessing import Pixels
-from convnets_torch.targets import Target, class_name, find_target
+from convnets_torch.targets import Target, allowed_classes, checked_target, winners_in_words
 
 Values = NDArray[np.float32]
-Targets: TypeAlias = "list[str | int] | list[str] | list[int] | tuple[str | int, ...]"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -128,7 +127,7 @@ class CellMap:
         Raises:
             ValueError: the threshold is not a number.
         """
-        return find_regions(self.values, threshold, self._windows(), self.size)
+        return find_regions(self.values, threshold, self.boxes("window"), self.size)
 
     def at_picture_size(self, interpolation: Resampling = "bilinear") -> Values:
         """The map on the pixels of the picture: a step of its own, since between cells nothing was measured.
@@ -177,12 +176,24 @@ class CellMap:
             raise IndexError(f"cell ({row}, {column}) is outside the map of {rows} rows and {columns} columns")
         return self, (row, column)
 
-    def _windows(self) -> NDArray[np.float64]:
-        """(rows, columns, 4): left, top, right, bottom of each cell's window."""
-        rows, columns = self.values.shape
-        down, across = self.placement.windows(0)[:, None, :], self.placement.windows(1)[None]
+    def boxes(self, kind: Literal["window", "receptive field"]) -> NDArray[np.float64]:
+        """Every cell's `window` or `receptive_field` at once.
+
+        Returns:
+            (rows, columns, 4): left, top, right, bottom in pixels of the picture.
+        """
+        of_axis = self.placement.windows if kind == "window" else self.placement.fields
+        down, across = of_axis(0)[:, None, :], of_axis(1)[None]
         edges = (across[..., 0], down[..., 0], across[..., 1], down[..., 1])
-        return np.stack([np.broadcast_to(edge, (rows, columns)) for edge in edges], axis=-1)
+        return np.stack([np.broadcast_to(edge, self.values.shape) for edge in edges], axis=-1)
+
+    def best_classes(self) -> tuple[NDArray[np.int32], Values]:
+        """What `top_at` says of every cell at once.
+
+        Returns:
+            (rows, columns, k) class ids, the best first, and their probabilities.
+        """
+        return self.best_ids, self.best_probabilities
 
     def _centres_at(self, axis: int, places: NDArray[Any]) -> NDArray[Any]:
         """Pixels of the picture as numbers of cells: 1.5 is in the middle between the second centre and the third."""
@@ -220,12 +231,25 @@ class Heatmap(CellMap):
         x, y = (box.left + box.right) / 2 - 0.5, (box.top + box.bottom) / 2 - 0.5
         return winner, winner.placement.nearest(x, y)
 
-    def _windows(self) -> NDArray[np.float64]:
+    def boxes(self, kind: Literal["window", "receptive field"]) -> NDArray[np.float64]:
+        return super().boxes(kind) if self.winners is None else self._of_winners([s.boxes(kind) for s in self.scales])
+
+    def best_classes(self) -> tuple[NDArray[np.int32], Values]:
         if self.winners is None:
-            return super()._windows()
-        rows, columns = self.values.shape
-        boxes = [[self.window(row, column) for column in range(columns)] for row in range(rows)]
-        return np.array(boxes, np.float64).reshape(rows, columns, 4)
+            return super().best_classes()
+        ids, probabilities = zip(*(scale.best_classes() for scale in self.scales), strict=True)
+        return self._of_winners(ids), self._of_winners(probabilities)
+
+    def _of_winners(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """From an array (rows, columns, k) of each scale, what the cells of its winners have."""
+        down, across = (self.placement.windows(axis).mean(axis=1) - 0.5 for axis in (0, 1))
+        spread = []
+        for scale, array in zip(self.scales, arrays, strict=True):
+            rows = [scale.placement.nearest(0, y)[0] for y in down]
+            columns = [scale.placement.nearest(x, 0)[1] for x in across]
+            spread.append(array[rows][:, columns])
+        assert self.winners is not None
+        return np.take_along_axis(np.stack(spread), self.winners[None, :, :, None], axis=0)[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -248,8 +272,11 @@ class Contrast(CellMap):
     def _source(self, row: int, column: int) -> tuple[CellMap, tuple[int, int]]:
         return self.one._source(row, column)
 
-    def _windows(self) -> NDArray[np.float64]:
-        return self.one._windows()
+    def boxes(self, kind: Literal["window", "receptive field"]) -> NDArray[np.float64]:
+        return self.one.boxes(kind)
+
+    def best_classes(self) -> tuple[NDArray[np.int32], Values]:
+        return self.one.best_classes()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -309,7 +336,7 @@ class ProbabilityMap(CellMap):
         allowed = allowed_classes(self.card, only)
         chances = self.probabilities[allowed]
         class_ids = np.asarray(allowed)[chances.argmax(axis=0)]
-        names = winners_in_words(self.card, class_ids)
+        names = winners_in_words(self.card, class_ids.ravel().tolist())
         return ClassMap(**self._shared(), values=chances.max(axis=0), class_ids=class_ids, names=names)
 
     def _shared(self) -> dict[str, Any]:
@@ -335,43 +362,3 @@ def contrast_of(one: Heatmap, other: Heatmap) -> Contrast:
         one=one,
         other=other,
     )
-
-
-def checked_target(card: Card, target: str | int) -> Target:
-    """`find_target`, where the probabilities of its classes may be added up.
-
-    Raises:
-        ValueError: the target is not known, or is several classes of a network with sigmoids.
-    """
-    found = find_target(card, target)
-    if card.activation == "sigmoid" and len(found.class_ids) > 1:
-        raise ValueError(
-            f"{found.label} is {len(found.class_ids)} classes, whose sigmoids do not add up; name one class"
-        )
-    return found
-
-
-def checked_targets(card: Card, target: str | int | Targets) -> list[Target]:
-    """`checked_target` of each of a list; a single target is a list of one.
-
-    Raises:
-        ValueError: as `checked_target`; or the list is empty.
-    """
-    targets = [checked_target(card, each) for each in (target if isinstance(target, list | tuple) else [target])]
-    if not targets:
-        raise ValueError("the list of targets is empty; name what to look for")
-    return targets
-
-
-def allowed_classes(card: Card, only: str | int | None) -> list[int]:
-    """The classes of a target, or all of them.
-
-    Raises:
-        ValueError: the target is not known.
-    """
-    return list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
-
-
-def winners_in_words(card: Card, class_ids: NDArray[np.int64]) -> dict[int, str]:
-    """Class id -> words, the class of the most cells first."""
-    return {class_id: class_name(card, class_id) for class_id, _ in Counter(class_ids.ravel().tolist()).most_common()}

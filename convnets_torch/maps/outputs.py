@@ -79,19 +79,18 @@ def arrays_of(maps: Sequence[CellMap]) -> dict[str, Any]:
     Returns:
         "values": (rows, columns), of several maps (maps, rows, columns); "best_ids", "best_probabilities": (rows,
         columns, 5); "windows", "receptive_fields": (rows, columns, 4), left, top, right, bottom in pixels of the
-        picture; "mapping": JSON of the placement and the targets. A class map adds "class_ids", a probability map
+        picture (of several maps of several scales, those of the first); "mapping": JSON of the placement and the targets. A class map adds "class_ids", a probability map
         "probabilities", and a map of several scales "scale_0", "scale_1", ... with their "mapping_0", ...
     """
     first = maps[0]
     values = [each.values for each in maps]
-    rows, columns = first.values.shape
-    places = [(row, column) for row in range(rows) for column in range(columns)]
+    best_ids, best_probabilities = first.best_classes()
     arrays: dict[str, Any] = {
         "values": values[0] if len(values) == 1 else np.stack(values),
-        "best_ids": first.best_ids,
-        "best_probabilities": first.best_probabilities,
-        "windows": np.array([first.window(*place) for place in places]).reshape(rows, columns, 4),
-        "receptive_fields": np.array([first.receptive_field(*place) for place in places]).reshape(rows, columns, 4),
+        "best_ids": best_ids,
+        "best_probabilities": best_probabilities,
+        "windows": first.boxes("window"),
+        "receptive_fields": first.boxes("receptive field"),
         "mapping": json.dumps({"placement": first.placement.to_dict(), "maps": [described(each) for each in maps]}),
     }
     if isinstance(first, ClassMap):
