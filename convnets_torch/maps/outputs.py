@@ -79,8 +79,9 @@ def arrays_of(maps: Sequence[CellMap]) -> dict[str, Any]:
     Returns:
         "values": (rows, columns), of several maps (maps, rows, columns); "best_ids", "best_probabilities": (rows,
         columns, 5); "windows", "receptive_fields": (rows, columns, 4), left, top, right, bottom in pixels of the
-        picture (of several maps of several scales, those of the first); "mapping": JSON of the placement and the targets. A class map adds "class_ids", a probability map
-        "probabilities", and a map of several scales "scale_0", "scale_1", ... with their "mapping_0", ...
+        picture (of several maps of several scales, those of the first); "mapping": JSON of the placement and the
+        targets. A class map adds "class_ids", a probability map "probabilities", and a map of several scales
+        "scale_0", "scale_1", ... with their "mapping_0", ...
     """
     first = maps[0]
     values = [each.values for each in maps]
