@@ -184,6 +184,8 @@ def _save_page(maps: Sequence[CellMap], path: Path, threshold: float) -> None:
         for each in maps
     ]
     title = " · ".join(layer.words for layer in layers)
+    if isinstance(first, Heatmap) and first.scales:
+        title += f" ({len(first.scales)} scales fused; windows and classes are the finest scale's)"
     write_page(path, _reduced(first.picture), first.size, layers, cells, title=title)
 
 
