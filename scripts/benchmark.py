@@ -1,6 +1,7 @@
 """Measure what has a speed, as ratios against a peer in the same run.
 
-    python scripts/benchmark.py import load cold-start convert formats proof folder [--rounds 7] [--json FILE]
+    python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips [--rounds 7]
+                                [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. Everything runs
@@ -283,6 +284,20 @@ def measure_folder(folder: Path, rounds: int) -> list[Result]:
     ]
 
 
+def measure_heatmap(folder: Path, rounds: int) -> list[Result]:
+    """Maps of one picture."""
+    from scripts import benchmark_heatmaps
+
+    return benchmark_heatmaps.measure_heatmap(folder, rounds, alternate)
+
+
+def measure_strips(folder: Path, rounds: int) -> list[Result]:
+    """Maps in bounded memory."""
+    from scripts import benchmark_heatmaps
+
+    return benchmark_heatmaps.measure_strips(folder, rounds, alternate)
+
+
 WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "import": measure_import,
     "load": measure_load,
@@ -291,6 +306,8 @@ WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "formats": measure_formats,
     "proof": measure_proof,
     "folder": measure_folder,
+    "heatmap": measure_heatmap,
+    "strips": measure_strips,
 }
 
 
