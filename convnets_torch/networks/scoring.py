@@ -18,9 +18,9 @@ def score_map(
 ) -> Tensor:
     """Logits at every position where the network's head fits on its feature map.
 
-    Cell (i, j) is exactly `head` on its crop of the feature map. It equals classifying the crop of the image
-    that begins at (i * stride, j * stride) only as far as zero padding allows: padded convolutions see the
-    neighbours where a crop would see zeros.
+    Cell (i, j) is exactly `head` on its crop of the feature map. It is not the classification of the crop of the
+    image that begins at (i * stride, j * stride), unless the network pads nowhere: padded convolutions see the
+    neighbours where a crop would see zeros (docs/heatmaps.md measures how much that is).
 
     Args:
         network: any network with `features`, `head`, `window`, `size`.
