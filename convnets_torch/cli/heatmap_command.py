@@ -73,7 +73,7 @@ def heatmap(
     ] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"],
-        typer.Option(help="bfloat16 is faster where the processor has it, and rounds: probabilities differ by up to some 0.03."),
+        typer.Option(help="bfloat16 is faster where the processor has it; it rounds, probabilities by up to 0.03."),
     ] = "float32",
     form: Annotated[
         Literal["png", "jpg", "webp", "html", "json", "npz", "npy"],
