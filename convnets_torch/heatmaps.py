@@ -122,7 +122,7 @@ def heatmap(
     >>> cars.probabilities.shape, cars.window(2, 1)
     ((3, 6), Box(left=32.0, top=64.0, right=259.0, bottom=291.0))
     >>> cars.receptive_field(2, 1)
-    Box(left=0.0, top=0.0, right=323.0, bottom=300.0)
+    Box(left=0.0, top=0.0, right=323.0, bottom=299.0)
     >>> cars.save("cars.png")
     """
     card = card_of(network)
