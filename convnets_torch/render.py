@@ -62,7 +62,7 @@ def overlay(heatmap: Heatmap | Contrast) -> Image.Image:
         values = _pixel_values(heatmap, band)
         return colors[values], strength[values]
 
-    return _with_bar(_blend(heatmap, paint), heatmap)
+    return _with_bar(_blend(heatmap, paint, _bar_height(heatmap)), heatmap)
 
 
 def class_overlay(class_map: ClassMap) -> Image.Image:
@@ -92,8 +92,12 @@ def class_overlay(class_map: ClassMap) -> Image.Image:
 
 def color_map(heatmap: Heatmap | Contrast) -> Image.Image:
     """The map alone in the same colours and the same place, without the picture."""
-    whole = slice(0, heatmap.picture.shape[0])
-    return _with_bar(Image.fromarray(_palette_of(heatmap)[_pixel_values(heatmap, whole)]), heatmap)
+    height, width = heatmap.picture.shape[:2]
+    page, colors = Image.new("RGB", (width, height + _bar_height(heatmap)), PAPER), _palette_of(heatmap)
+    for top in range(0, height, BAND):
+        band = slice(top, min(top + BAND, height))
+        page.paste(Image.fromarray(colors[_pixel_values(heatmap, band)]), (0, top))
+    return _with_bar(page, heatmap)
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int = 480) -> Image.Image:
@@ -129,15 +133,16 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(temporary, format=FORMATS[path.suffix.lower()])
 
 
-def _blend(cells: CellMap, paint: Callable[[slice], tuple[Pixels, NDArray[np.float32]]]) -> Image.Image:
+def _blend(cells: CellMap, paint: Callable[[slice], tuple[Pixels, NDArray[np.float32]]], below: int = 0) -> Image.Image:
     """Colours over the picture, fading towards the borders, some rows at a time: pictures can be large.
 
     Args:
         cells: the map, with its picture.
         paint: rows -> their colours (n, W, 3), and how opaque these are (n, W).
+        below: rows of paper to leave below the picture.
     """
     height, width = cells.picture.shape[:2]
-    page = Image.new("RGB", (width, height))
+    page = Image.new("RGB", (width, height + below), PAPER)
     fade_down, fade_across = (_fade(cells, axis) for axis in (0, 1))
     for top in range(0, height, BAND):
         band = slice(top, min(top + BAND, height))
@@ -201,19 +206,28 @@ def palette(anchors: Sequence[tuple[int, int, int]] = INFERNO, count: int = 256)
     return np.stack([np.interp(np.arange(count), places, channel) for channel in channels], axis=1).astype(np.uint8)
 
 
-def _with_bar(image: Image.Image, heatmap: Heatmap | Contrast) -> Image.Image:
-    """Add a strip below: the target's words and highest value, and what the colours mean."""
-    size = min(28, max(11, image.width // 36))
+def _letters(width: int) -> int:
+    """Height of letters below a picture, in pixels."""
+    return min(28, max(11, width // 36))
+
+
+def _bar_height(heatmap: Heatmap | Contrast) -> int:
+    return round(_letters(heatmap.picture.shape[1]) * 2.2)
+
+
+def _with_bar(page: Image.Image, heatmap: Heatmap | Contrast) -> Image.Image:
+    """Fill the strip below the picture: the target's words and highest value, and what the colours mean.
+
+    Drawn into the page itself, since a second one of a large picture takes as much memory again.
+    """
+    size = _letters(page.width)
     font = ImageFont.load_default(size=size)
-    strip = round(size * 2.2)
-    page = Image.new("RGB", (image.width, image.height + strip), PAPER)
-    page.paste(image)
     draw = ImageDraw.Draw(page)
-    middle, gap = image.height + strip // 2, size // 2
+    middle, gap = page.height - _bar_height(heatmap) + _bar_height(heatmap) // 2, size // 2
     signed = _is_signed(heatmap)
     begin, end = f"-{_top(heatmap):.2f}" if signed else "0", f"{_top(heatmap):.2f}"
-    bar_width = image.width // 5
-    bar_right = round(image.width - gap * 2 - font.getlength(end))
+    bar_width = page.width // 5
+    bar_right = round(page.width - gap * 2 - font.getlength(end))
     bar_left = bar_right - bar_width
     ramp = np.repeat(_palette_of(heatmap)[np.linspace(0, 255, max(bar_width, 1)).astype(int)][None], size, axis=0)
     page.paste(Image.fromarray(ramp), (bar_left, middle - size // 2))
@@ -235,7 +249,7 @@ def label_of(cells: CellMap) -> str:
 
 def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[int, int, int]]]) -> Image.Image:
     """Add a strip below with a colour, a share and words for each entry, as many in a row as fit."""
-    size = min(28, max(11, image.width // 36))
+    size = _letters(image.width)
     font = ImageFont.load_default(size=size)
     texts = [f"{words.split(', ')[0]} {share:.0%}" for words, share, _ in entries]
     widest = max(font.getlength(text) for text in texts) + size * 2.5
