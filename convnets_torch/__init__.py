@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from convnets_torch.classification import Prediction as Prediction
     from convnets_torch.classification import classify as classify
     from convnets_torch.classification import classify_each as classify_each
+    from convnets_torch.explain.activations import record_activations as record_activations
+    from convnets_torch.explain.layers import Layer as Layer
+    from convnets_torch.explain.layers import layer_names as layer_names
     from convnets_torch.folders import find_pictures as find_pictures
     from convnets_torch.heatmaps import Box as Box
     from convnets_torch.heatmaps import CellMap as CellMap
@@ -68,6 +71,8 @@ _HOMES = {
     "convnets_torch.adoption": ("densify",),
     "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
+    "convnets_torch.explain.activations": ("record_activations",),
+    "convnets_torch.explain.layers": ("Layer", "layer_names"),
     "convnets_torch.folders": ("find_pictures",),
     "convnets_torch.heatmaps": (
         "Box", "CellMap", "ClassMap", "Contrast", "Heatmap", "ProbabilityMap", "Region", "class_map", "contrast",
@@ -87,9 +92,9 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
-    "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "files", "filling",
-    "first_run", "folders", "heatmaps", "images", "maps", "networks", "preprocessing", "render", "sources", "synsets",
-    "targets", "weights",
+    "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "explain", "files",
+    "filling", "first_run", "folders", "heatmaps", "images", "maps", "networks", "preprocessing", "render", "sources",
+    "synsets", "targets", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

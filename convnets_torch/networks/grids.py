@@ -135,12 +135,12 @@ def cell_strides(network: Network) -> tuple[int, ...]:
     >>> cell_strides(AlexNet())
     (32, 16, 8, 4, 1)
     """
-    return tuple(sorted({field.stride for field, _ in _all_fields(steps_of(network.features))}, reverse=True))
+    return tuple(sorted({field.stride for field, _ in all_fields(steps_of(network.features))}, reverse=True))
 
 
 def fields(steps: Sequence[Step]) -> tuple[Field, Field]:
     """What a cell of the last step's map sees, vertically and horizontally."""
-    return _all_fields(steps)[-1]
+    return all_fields(steps)[-1]
 
 
 def count(steps: Sequence[Step], side: int, axis: int) -> int:
@@ -157,7 +157,8 @@ def _sides(steps: Sequence[Step], side: int, axis: int) -> list[int]:
     return sides
 
 
-def _all_fields(steps: Sequence[Step]) -> list[tuple[Field, Field]]:
+def all_fields(steps: Sequence[Step]) -> list[tuple[Field, Field]]:
+    """What a cell of each step's map sees, vertically and horizontally."""
     found: list[tuple[Field, Field]] = []
     for step in steps:
         if step.kind == "images":

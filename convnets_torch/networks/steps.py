@@ -11,7 +11,7 @@ import copy
 import operator
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -78,6 +78,7 @@ class Step:
         inputs: numbers of the steps whose maps it reads.
         layer: the module, whose parameters are used as they are at the time; or the function.
         window: what it reads; kernel and stride 1 where each cell is treated by itself.
+        blocks: names of the modules in which it is called, the outermost first.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Step:
     inputs: tuple[int, ...]
     layer: Callable[..., Tensor] | None = None
     window: Window = Window()
+    blocks: tuple[str, ...] = ()
 
 
 class Layers(Tracer):
@@ -140,7 +142,9 @@ def _trace(features: nn.Module) -> tuple[Step, ...]:
                 raise ValueError(f"{type(features).__name__} gives a map that is not its last layer's")
             break
         numbers[node] = len(steps)
-        steps.append(step_of(node, traced, numbers))
+        # The second call of a module is in the stack as "name@1".
+        blocks = tuple(name.split("@")[0] for name in node.meta.get("nn_module_stack", ()) if name)
+        steps.append(replace(step_of(node, traced, numbers), blocks=blocks))
     return tuple(steps)
 
 

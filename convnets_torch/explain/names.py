@@ -1,0 +1,119 @@
+"""What people call a layer, and which module that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from convnets_torch.explain.keras_names import keras_names
+from convnets_torch.networks import Network
+from convnets_torch.networks.steps import steps_of
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # whose output, if any, is that of a layer in them
+
+
+def find_layers(network: nn.Module, layers: str | Iterable[str]) -> list[str]:
+    """The modules that names, prefixes and patterns of layers mean.
+
+    Each is, in this order: the name of a module, with "features." before it or without; Keras's name of a layer
+    (`keras_names`); a pattern with * ? [] for any of these; what the names of layers begin with. Prefixes and patterns
+    mean layers and blocks, not the containers in which they stand.
+
+    Args:
+        network: any module.
+        layers: one, or several.
+
+    Returns:
+        Names of modules in the network's order, each once.
+
+    Raises:
+        ValueError: one means nothing in this network; the nearest names are listed.
+
+    >>> from convnets_torch.networks import vgg16
+    >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 8), hidden=(8, 8))
+    >>> find_layers(narrow, ["features.conv5_3", "relu5_*", "block1_pool"])
+    ['features.pool1', 'features.relu5_1', 'features.relu5_2', 'features.conv5_3', 'features.relu5_3']
+    """
+    found = {name for each in ([layers] if isinstance(layers, str) else layers) for name in _meant(network, each)}
+    return [name for name, _ in network.named_modules() if name in found]
+
+
+def find_layer(network: nn.Module, layer: str) -> str:
+    """The one module that a name or pattern means.
+
+    Raises:
+        ValueError: it means none, or several.
+    """
+    found = find_layers(network, layer)
+    if len(found) > 1:
+        raise ValueError(f"{layer!r} means {len(found)} layers ({', '.join(found[:5])}, ...); name one of them")
+    return found[0]
+
+
+def last_convolution(network: nn.Module) -> str:
+    """The module whose map still has places and the most meaning: the end of `features`, before a last pool.
+
+    Its activation, normalisation or block is counted to the last convolution.
+
+    Raises:
+        ValueError: the module has no `features` that can be followed; then a layer has to be named.
+    """
+    sentence = f"the last convolution of {type(network).__name__} is not known; name a layer"
+    if not isinstance(network, Network):
+        raise ValueError(sentence)
+    steps = steps_of(network.features)
+    last = len(steps) - 1
+    while steps[last].kind in ("max", "average", "pad"):
+        [last] = steps[last].inputs
+    modules = dict(network.features.named_modules())
+    for name in (steps[last].name, *steps[last].blocks):
+        if name in modules:
+            return f"features.{name}"
+    if last < len(steps) - 1:
+        raise ValueError(sentence)
+    return "features"
+
+
+def candidates(network: nn.Module) -> list[str]:
+    """Names of layers and blocks, in the network's order."""
+    return [name for name, module in network.named_modules() if name and not isinstance(module, CONTAINERS)]
+
+
+def whole(network: nn.Module) -> nn.Module:
+    """What runs on images: the network, or its features where it has no head."""
+    return network.features if isinstance(network, Network) and network.head is None else network
+
+
+def _meant(network: nn.Module, wanted: str) -> set[str]:
+    modules = {name for name, _ in network.named_modules() if name}
+    for name in (wanted, f"features.{wanted}"):
+        if name in modules:
+            return {name}
+    called = dict(_calls(network))
+    if wanted in called:
+        return {called[wanted]}
+    if any(sign in wanted for sign in "*?["):
+        found = {name for call, name in called.items() if fnmatchcase(call, wanted)}
+    else:
+        found = {name for call, name in called.items() if wanted and call.startswith(wanted)}
+    if not found:
+        raise ValueError(f"{type(network).__name__} has no layer {wanted!r}; {_nearest(wanted, list(called))}")
+    return found
+
+
+def _calls(network: nn.Module) -> Iterator[tuple[str, str]]:
+    """Everything that layers and blocks may be called, and their names."""
+    for alias, name in keras_names(network).items():
+        yield alias, name
+    for name in candidates(network):
+        yield name, name
+        if name.startswith("features."):
+            yield name.removeprefix("features."), name
+
+
+def _nearest(wanted: str, known: list[str]) -> str:
+    near = get_close_matches(wanted, known, n=5, cutoff=0.5)
+    return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known[:5])}, ... (see layer_names)"
