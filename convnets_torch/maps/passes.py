@@ -100,19 +100,33 @@ def run_pass(
     """
     store = Store() if store is None else store
     rows, columns = grid.shape(*source.shape)
-    pieces = store.load((rows, columns))
-    done = sum(piece["best"].shape[-2] for piece in pieces)
+    whole: Kept = {}
+    done = 0
+    for piece in store.load((rows, columns)):
+        done = _fill(whole, done, piece, rows)
     if progress is not None:
         progress(done, rows)
     if done < rows:
         for scores in score_strips(network, grid, source, card.preprocessing, max_memory, done):
             piece = wanted.keep(probabilities(scores, card)[0])
             store.add(done, piece)
-            pieces.append(piece)
-            done += scores.shape[2]
+            done = _fill(whole, done, piece, rows)
             if progress is not None:
                 progress(done, rows)
-    return {name: np.concatenate([piece[name] for piece in pieces], axis=-2) for name in pieces[0]}
+    return whole
+
+
+def _fill(whole: Kept, first: int, piece: Kept, rows: int) -> int:
+    """Copy rows to their place, and return the row after them.
+
+    One array for all rows: many small ones, each kept among activations that come and go, would leave holes in memory.
+    """
+    last = first + piece["best"].shape[-2]
+    for name, values in piece.items():
+        if name not in whole:
+            whole[name] = np.empty((*values.shape[:-2], rows, values.shape[-1]), values.dtype)
+        whole[name][..., first:last, :] = values
+    return last
 
 
 def score_strips(
