@@ -1,7 +1,7 @@
 """Measure what has a speed, as ratios against a peer in the same run.
 
-    python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips [--rounds 7]
-                                [--json FILE]
+    python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
+                                [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. Everything runs
@@ -298,6 +298,13 @@ def measure_strips(folder: Path, rounds: int) -> list[Result]:
     return benchmark_heatmaps.measure_strips(folder, rounds, alternate)
 
 
+def measure_dilation(folder: Path, rounds: int) -> list[Result]:
+    """What the density dial is made of."""
+    from scripts import benchmark_dilation
+
+    return benchmark_dilation.measure_dilation(folder, rounds, alternate)
+
+
 WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "import": measure_import,
     "load": measure_load,
@@ -308,6 +315,7 @@ WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "folder": measure_folder,
     "heatmap": measure_heatmap,
     "strips": measure_strips,
+    "dilation": measure_dilation,
 }
 
 
@@ -326,7 +334,7 @@ def main() -> None:
     print(f"{arguments.rounds} rounds, medians; ratio = peer / ours (lowest to highest of the rounds)\n")
     results = []
     with tempfile.TemporaryDirectory() as name:
-        if set(arguments.work or WORK) != {"import"}:
+        if set(arguments.work or WORK) - {"import", "dilation"}:
             make_inputs(Path(name))
         for work in arguments.work or WORK:
             results += WORK[work](Path(name), arguments.rounds)
