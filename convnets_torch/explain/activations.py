@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convnets_torch.explain.names import find_layers
+from convnets_torch.networks import Network
 
 Hook = Callable[[str, Tensor], "Tensor | None"]
 
@@ -107,8 +108,7 @@ def run_to(network: nn.Module, layers: str | Iterable[str], images: Tensor) -> d
     """
     names = find_layers(network, layers)
     inside = all(name.startswith("features.") or name == "features" for name in names)
-    features = getattr(network, "features", None)
-    run = features if inside and isinstance(features, nn.Module) else network
+    run = network.features if inside and isinstance(network, Network) else network
     seen: dict[str, Tensor] = {}
 
     def see(name: str, output: Tensor) -> Tensor:
