@@ -44,7 +44,8 @@ def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
     Args:
         network: in eval mode; any module from images (N, 3, H, W) to a tensor.
         size: (height, width) of the image in pixels; the network's own by default, which modules of other libraries
-            do not have.
+            do not have. Of networks here, whose heads take their own size alone, another one gives the layers of
+            `features`.
 
     Raises:
         ValueError: the network is in training mode, or its size is not known.
@@ -63,8 +64,9 @@ def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
         size = network.size
     if network.training:
         raise ValueError("the network is in training mode, where its answers are random; call network.eval()")
+    run = network.features if isinstance(network, Network) and size != network.size else whole(network)
     with record_activations(network, candidates(network)) as activations, torch.no_grad():
-        whole(network)(next(network.parameters()).new_zeros(1, 3, *size))
+        run(next(network.parameters()).new_zeros(1, 3, *size))
     fields, aliases = _fields(network), {name: alias for alias, name in keras_names(network).items()}
     layers = []
     for name, output in activations.items():
