@@ -14,7 +14,8 @@ def keras_names(network: nn.Module) -> dict[str, str]:
 
     Keras's layers often hold their activation: `block5_conv3` of VGG gives what comes after the ReLU, so it stands for
     `features.relu5_3`. The last layer, `predictions`, gives probabilities in Keras and is therefore not among them;
-    neither are layers that are no module here, such as ResNet50's additions. Layers that Keras numbers by itself have
+    neither are layers that are no module here, such as ResNet50's additions. `flatten` of VGG has the same values in
+    another order: channels first here, last in Keras. Layers that Keras numbers by itself have
     the numbers of a fresh session: `conv2d`, `conv2d_1`, ...; `mixed9_0` and the like are the forks of InceptionV3.
 
     Args:

@@ -1,0 +1,98 @@
+"""Keras's names of layers: what real Keras 3 gives under each of them is what the module here gives."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from converters import convert
+from convnets_torch.explain.activations import record_activations
+from convnets_torch.explain.keras_names import keras_names
+from convnets_torch.explain.names import find_layers
+from convnets_torch.networks import AlexNet, inception_v3, resnet50, vgg16
+from convnets_torch.weights import load
+from tests.reference.keras3_goldens import FULL, KERAS3
+
+# Keras's layers that are no module here, or give something else.
+WITHOUT = {
+    "vgg16": r"predictions",
+    "vgg19": r"predictions",
+    "resnet50": r"conv1_pad|pool1_pad|conv\d_block\d_add|predictions",
+    "inception_v3": r"predictions",
+}
+
+
+def run_keras3_layers(folder: Path, *options: str) -> None:
+    """`tests/reference/keras3_layers.py` in a process of its own."""
+    environment = os.environ | {"KERAS_BACKEND": "torch", "KERAS_HOME": str(folder / ".keras")}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.reference.keras3_layers", str(folder), *options]
+    subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], check=True)
+
+
+@pytest.fixture(scope="module")
+def keras3_layers(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("keras3_layers")
+    run_keras3_layers(folder, *WITHOUT)
+    return folder
+
+
+def assert_same_layers(name: str, folder: Path, golden, tmp_path) -> None:
+    convert(folder / golden.file, tmp_path / "out.safetensors", preprocessing=golden.preprocessing)
+    (folder / golden.file).unlink()
+    network = load(tmp_path / "out.safetensors")
+    aliases = keras_names(network)
+    keras_outputs = np.load(folder / f"{name}_layers.npz")
+    unnamed = [layer for layer in keras_outputs.files if layer not in aliases]
+    assert all(re.fullmatch(WITHOUT[name], layer) for layer in unnamed), unnamed
+    assert set(aliases) <= set(keras_outputs.files)
+    with record_activations(network, set(aliases.values())) as activations, torch.inference_mode():
+        network(torch.from_numpy(golden.inputs()[:1]))
+    dead = 0  # layers of few channels that a random network leaves at zero: their names could be any
+    for alias, module in aliases.items():
+        wanted, found = keras_outputs[alias], activations[module].numpy()
+        if alias == "flatten":  # Keras flattens (h, w, C), PyTorch (C, h, w)
+            cells = network.window
+            wanted = wanted.reshape(1, *cells, -1).transpose(0, 3, 1, 2).reshape(1, -1)
+        assert found.shape == wanted.shape, alias
+        error, highest = np.abs(found - wanted).max(), np.abs(wanted).max()
+        # Rounding in float32, through up to 94 layers; another layer's output differs by about the largest value.
+        assert error <= 1e-3 * highest, f"{alias} ({module}) differs by {error:.1e}; the largest is {highest:.1e}"
+        dead += highest == 0
+    assert dead <= 2
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_each_layer_gives_what_keras_gives_under_its_name(name, keras3_layers, tmp_path):
+    golden = next(golden for golden in KERAS3[name] if golden.form == ".keras")
+    assert_same_layers(name, keras3_layers, golden, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "inception_v3"])
+def test_each_layer_of_a_full_network_gives_what_keras_gives_under_its_name(name, tmp_path):
+    run_keras3_layers(tmp_path, name, "--full")
+    golden = next(golden for golden in FULL[name] if golden.form == ".keras")
+    assert_same_layers(name, tmp_path, golden, tmp_path)
+    (tmp_path / "out.safetensors").unlink()
+
+
+def test_what_is_no_module_here_has_no_name():
+    network = resnet50(None)
+    for layer in ("predictions", "conv2_block1_add", "conv1_pad"):
+        with pytest.raises(ValueError, match="has no layer"):
+            find_layers(network, layer)
+    assert keras_names(AlexNet()) == {}
+
+
+def test_a_network_without_a_head_has_the_names_of_its_features():
+    for build in (vgg16, resnet50, inception_v3):
+        whole, headless = keras_names(build(10)), keras_names(build(None))
+        assert headless == {alias: name for alias, name in whole.items() if name.startswith("features.")}
+        assert len(headless) < len(whole)
