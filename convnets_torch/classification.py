@@ -223,17 +223,27 @@ def probabilities(logits: Tensor, card: Card) -> Tensor:
 
 
 def card_of(network: Network) -> Card:
-    """The card of a network that is ready to run.
+    """The card of a network that is ready to classify.
 
     Raises:
         ValueError: the network has no card or no head, or is in training mode.
+    """
+    card = ready_card(network)
+    if network.head is None:
+        raise ValueError(NO_HEAD)
+    return card
+
+
+def ready_card(network: Network) -> Card:
+    """The card of a network that is ready to run, with a head or without.
+
+    Raises:
+        ValueError: the network has no card, or is in training mode.
     """
     if network.card is None:
         raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")
     if any(module.training for module in network.modules()):
         raise ValueError("the network is in training mode, where dropout makes answers random; call network.eval()")
-    if network.head is None:
-        raise ValueError(NO_HEAD)
     return network.card
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from convnets_torch.explain.names import find_layers
-from convnets_torch.networks import Network
+from convnets_torch.explain.names import find_layers, needed
 
 Hook = Callable[[str, Tensor], "Tensor | None"]
 
@@ -107,8 +106,6 @@ def run_to(network: nn.Module, layers: str | Iterable[str], images: Tensor) -> d
     torch.Size([1, 2, 32, 48])
     """
     names = find_layers(network, layers)
-    inside = all(name.startswith("features.") or name == "features" for name in names)
-    run = network.features if inside and isinstance(network, Network) else network
     seen: dict[str, Tensor] = {}
 
     def see(name: str, output: Tensor) -> Tensor:
@@ -118,7 +115,7 @@ def run_to(network: nn.Module, layers: str | Iterable[str], images: Tensor) -> d
         return output.clone()
 
     with hooked(network, names, see), contextlib.suppress(_Reached):
-        run(images)
+        needed(network, names)(images)
     if missing := [name for name in names if name not in seen]:
         raise ValueError(f"{missing[0]} is not run by {type(network).__name__}; name another layer")
     return seen

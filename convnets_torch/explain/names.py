@@ -87,6 +87,12 @@ def whole(network: nn.Module) -> nn.Module:
     return network.features if isinstance(network, Network) and network.head is None else network
 
 
+def needed(network: nn.Module, names: Iterable[str]) -> nn.Module:
+    """What has to run on images for these modules: the features of a network here, where that is enough."""
+    inside = all(name == "features" or name.startswith("features.") for name in names)
+    return network.features if inside and isinstance(network, Network) else whole(network)
+
+
 def _meant(network: nn.Module, wanted: str) -> set[str]:
     modules = {name for name, _ in network.named_modules() if name}
     for name in (wanted, f"features.{wanted}"):

@@ -1,0 +1,233 @@
+"""The channels of layers as pictures: what each of them finds in one image, and where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from convnets_torch import render
+from convnets_torch.classification import ready_card, square_input, to_parameters
+from convnets_torch.explain.activations import hooked
+from convnets_torch.explain.grid_pages import draw_page
+from convnets_torch.explain.names import candidates, find_layers, needed
+from convnets_torch.files import check_writable, replacing
+from convnets_torch.images import Picture, decode, warn
+from convnets_torch.networks import Network
+from convnets_torch.preprocessing import Pixels, center_crop, fit_longest_side, normalize
+
+Order = Literal["strongest", "number"]
+Scale = Literal["channel", "layer"]
+CHANNELS = 64  # of a layer that are kept
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGrid:
+    """Channels of one layer for one image.
+
+    Attributes:
+        layer: name of the module.
+        shape: of the layer's output: (channels, height, width), or (values,).
+        channels: numbers of the channels that were kept, in their order, (n,) int64.
+        values: what they give, (n, height, width) float32; of a layer without cells (n, 1, 1).
+        strengths: mean of the absolute values over the cells of every channel of the layer, (channels,) float32.
+        highest: largest absolute value of all channels.
+        signed: whether any value of the layer is below zero.
+        scale: what the colours are scaled by: each channel's own largest absolute value, or the layer's.
+        picture: what the network saw, before normalising, (H, W, 3) RGB, 0 to 255.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    channels: NDArray[np.int64]
+    values: NDArray[np.float32]
+    strengths: NDArray[np.float32]
+    highest: float
+    signed: bool
+    scale: Scale
+    picture: Pixels
+
+    @property
+    def left_out(self) -> int:
+        """How many channels of the layer were not kept."""
+        return self.shape[0] - len(self.channels)
+
+    def scaled(self) -> NDArray[np.float32]:
+        """The values divided by their channel's largest absolute value, or by the layer's: -1 to 1; dead ones 0."""
+        top = np.abs(self.values).max((1, 2), keepdims=True) if self.scale == "channel" else np.float32(self.highest)
+        return self.values / np.where(top > 0, top, np.float32(1))
+
+    def draw(self, width: int = 800) -> Image.Image:
+        """The channels side by side, eight in a row, under the layer's name and shape and beside the picture.
+
+        Below each stand its number and its strength; one that is zero everywhere is grey and called dead. Of a layer
+        whose values are never below zero, colours go from black (0) to light yellow (1 of `scaled`); of others from
+        blue (-1) over white to red (1).
+
+        Args:
+            width: of the page in pixels, 400 or more.
+        """
+        return draw_page([self], width)
+
+
+def activation_grids(
+    network: Network,
+    image: Picture,
+    layers: str | Iterable[str] | None = None,
+    *,
+    order: Order = "strongest",
+    channels: int = CHANNELS,
+    scale: Scale | None = None,
+    longest_side: int | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+) -> list[ChannelGrid]:
+    """What the channels of layers give for one image, as numbers that draw themselves.
+
+    Only the channels that are wanted are kept, as the network runs: of VGG16's layers with 64 channels each they take
+    some 80 MB, where all activations take 115 MB.
+
+    Args:
+        network: in eval mode, with its card, as `load` gives it; it may be without a head.
+        image: whatever `read_picture` takes.
+        layers: as in `record_activations`; all layers and blocks of `features` by default.
+        order: "strongest" first, by the mean of the absolute values, or by "number".
+        channels: keep so many of each layer: the first ones of the order.
+        scale: of the colours: "channel", the default, each by its own largest absolute value, so that weak channels
+            show what they find; "layer", by that of all channels, so that they can be compared. Layers without cells
+            are always scaled as a whole.
+        longest_side: resize the whole picture to so many pixels on its longer side, instead of cutting its centre to
+            the network's own size; then only layers of `features` can be had.
+        max_pixels, allow_truncated: as in `read_picture`.
+
+    Returns:
+        One grid for each layer, in the order in which they run.
+
+    Raises:
+        OSError: the picture is missing or broken.
+        ValueError: a layer is not in the network, gives something else than maps or vectors, or is not reached;
+            `channels`, `order` or `scale` is out of range; the network has no card, or is in training mode.
+
+    >>> from convnets_torch import load
+    >>> [grid] = activation_grids(load("alexnet.safetensors"), "street.jpg", "conv_3", channels=4)
+    >>> grid.layer, grid.shape, grid.values.shape, grid.left_out
+    ('features.conv_3', (48, 13, 13), (4, 13, 13), 44)
+    >>> bool(np.all(np.diff(grid.strengths[grid.channels]) <= 0))
+    True
+    """
+    card = ready_card(network)
+    if channels < 1:
+        raise ValueError(f"channels is {channels}; give how many of a layer to keep, 1 or more")
+    if order not in ("strongest", "number"):
+        raise ValueError(f"unknown order {order!r}; known: strongest, number")
+    if scale not in (None, "channel", "layer"):
+        raise ValueError(f"unknown scale {scale!r}; known: channel, layer")
+    if layers is None:
+        names = [name for name in candidates(network) if name.startswith("features.")]
+    else:
+        names = find_layers(network, layers)
+    decoded = decode(image, exif=card.preprocessing.exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    warn(decoded.remarks)
+    if longest_side is None:
+        picture, inputs = center_crop(decoded.pixels, card.preprocessing), square_input(decoded.pixels, card)
+    else:
+        picture = fit_longest_side(decoded.pixels, longest_side, card.preprocessing)
+        inputs = normalize(picture, card.preprocessing)
+    grids: dict[str, ChannelGrid] = {}
+
+    def keep(name: str, output: Tensor) -> None:
+        grids[name] = _grid(name, output[0], order, channels, scale, picture)
+
+    with hooked(network, names, keep), torch.inference_mode():
+        needed(network, names)(to_parameters(inputs[None], network))
+    if missing := [name for name in names if name not in grids]:
+        raise ValueError(f"{missing[0]} is not run by {type(network).__name__}; name another layer")
+    return list(grids.values())
+
+
+def save_grids(grids: Sequence[ChannelGrid], path: str | os.PathLike[str], *, width: int = 800) -> None:
+    """Write channels of one image: one page of all layers, or their numbers.
+
+    A page is a .png, .jpg or .webp. Numbers are an .npz of "picture", (H, W, 3) RGB, "layers", their names, and for
+    each layer NAME "NAME.values" (n, height, width), "NAME.channels" (n,), the numbers of these, and "NAME.strengths"
+    (channels,), of all.
+
+    Args:
+        width: of a page in pixels, 400 or more.
+
+    Raises:
+        ValueError: no grid, another file ending, or a page that its format cannot hold.
+        OSError: `path` cannot be written.
+
+    >>> from convnets_torch import load
+    >>> grids = activation_grids(load("alexnet.safetensors"), "street.jpg", ["relu_2", "relu_5"], channels=8)
+    >>> save_grids(grids, "channels.png")
+    >>> save_grids(grids, "channels.npz")
+    >>> np.load("channels.npz")["features.relu_5.values"].shape
+    (8, 13, 13)
+    """
+    path = Path(path)
+    check_grids_output(path)
+    if not grids:
+        raise ValueError("there is no layer to write; give one or more")
+    if path.suffix.lower() != ".npz":
+        render.save_image(draw_page(grids, width), path)
+        return
+    arrays: dict[str, NDArray[np.generic]] = {
+        "picture": grids[0].picture,
+        "layers": np.array([grid.layer for grid in grids]),
+    }
+    for grid in grids:
+        arrays[f"{grid.layer}.values"] = grid.values
+        arrays[f"{grid.layer}.channels"] = grid.channels
+        arrays[f"{grid.layer}.strengths"] = grid.strengths
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def check_grids_output(path: Path) -> None:
+    """Raise, before long work begins, when grids cannot be written to `path`.
+
+    Raises:
+        ValueError: another ending than that of a picture or of numbers.
+        OSError: `path` cannot be written.
+    """
+    if path.suffix.lower() not in (*render.FORMATS, ".npz"):
+        raise ValueError(
+            f"{path} has an unknown ending; name a picture: {', '.join(render.FORMATS)}, or .npz (numbers)"
+        )
+    check_writable(path)
+
+
+def _grid(name: str, output: Tensor, order: Order, channels: int, scale: Scale | None, picture: Pixels) -> ChannelGrid:
+    """The channels of one layer that are to be kept."""
+    if output.dim() not in (1, 3):
+        raise ValueError(
+            f"{name} gives {tuple(output.shape)} for an image, neither a map nor values; name another layer"
+        )
+    maps = output.reshape(-1, 1, 1) if output.dim() == 1 else output
+    strengths = torch.stack([each.float().abs().mean() for each in maps])  # one by one: no second map of all channels
+    numbers = torch.arange(len(maps), device=maps.device)
+    if order == "strongest":
+        numbers = strengths.argsort(descending=True, stable=True)
+    kept = numbers[:channels]
+    low, high = (float(value) for value in torch.aminmax(maps))
+    return ChannelGrid(
+        name,
+        tuple(output.shape),
+        kept.cpu().numpy(),
+        maps[kept].float().cpu().numpy(),
+        strengths.cpu().numpy(),
+        max(-low, high),
+        low < 0,
+        "layer" if output.dim() == 1 else scale or "channel",
+        picture,
+    )
