@@ -24,8 +24,17 @@ if TYPE_CHECKING:
     from convnets_torch.classification import classify as classify
     from convnets_torch.classification import classify_each as classify_each
     from convnets_torch.explain.activations import record_activations as record_activations
+    from convnets_torch.explain.grids import ChannelGrid as ChannelGrid
+    from convnets_torch.explain.grids import activation_grids as activation_grids
+    from convnets_torch.explain.grids import save_grids as save_grids
     from convnets_torch.explain.layers import Layer as Layer
     from convnets_torch.explain.layers import layer_names as layer_names
+    from convnets_torch.explain.statistics import ChannelStatistics as ChannelStatistics
+    from convnets_torch.explain.statistics import FolderStatistics as FolderStatistics
+    from convnets_torch.explain.statistics import ZeroShares as ZeroShares
+    from convnets_torch.explain.statistics import channel_statistics as channel_statistics
+    from convnets_torch.explain.statistics import save_statistics as save_statistics
+    from convnets_torch.explain.statistics import zero_shares as zero_shares
     from convnets_torch.folders import find_pictures as find_pictures
     from convnets_torch.heatmaps import Box as Box
     from convnets_torch.heatmaps import CellMap as CellMap
@@ -72,7 +81,11 @@ _HOMES = {
     "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
     "convnets_torch.explain.activations": ("record_activations",),
+    "convnets_torch.explain.grids": ("ChannelGrid", "activation_grids", "save_grids"),
     "convnets_torch.explain.layers": ("Layer", "layer_names"),
+    "convnets_torch.explain.statistics": (
+        "ChannelStatistics", "FolderStatistics", "ZeroShares", "channel_statistics", "save_statistics", "zero_shares",
+    ),
     "convnets_torch.folders": ("find_pictures",),
     "convnets_torch.heatmaps": (
         "Box", "CellMap", "ClassMap", "Contrast", "Heatmap", "ProbabilityMap", "Region", "class_map", "contrast",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -79,8 +81,8 @@ def test_all_layers_and_layers_without_cells(network):
 def silenced(path):
     """A network whose first convolution's channel 5 gives nothing."""
     network = load(path, mapped=False)
-    network.features.bn0.weight.data[5] = 0
-    network.features.bn0.bias.data[5] = 0
+    for name in ("weight", "bias"):
+        network.get_parameter(f"features.bn0.{name}").data[5] = 0
     return network
 
 
@@ -127,12 +129,13 @@ def test_a_page_and_numbers_of_several_layers(network, tmp_path):
 
 
 def test_what_cannot_be_had_is_one_sentence(network, tmp_path):
-    for options, said in [
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"channels": 0}, "channels is 0"),
         ({"order": "best"}, "unknown order 'best'; known: strongest, number"),
         ({"scale": "best"}, "unknown scale 'best'; known: channel, layer"),
         ({"layers": "relu_9"}, "did you mean"),
-    ]:
+    ]
+    for options, said in wrong:
         with pytest.raises(ValueError, match=said):
             activation_grids(network, PICTURE, **{"layers": "relu0", **options})
     grids = activation_grids(network, PICTURE, "relu0")
