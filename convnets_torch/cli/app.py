@@ -10,9 +10,11 @@ import typer
 
 from convnets_torch import __version__
 from convnets_torch.cli import (
+    activations_command,
     audit_command,
     doctor_command,
     heatmap_command,
+    layers_command,
     picture_commands,
     synset_commands,
     weights_commands,
@@ -31,6 +33,8 @@ app.command()(audit_command.audit)
 app.command()(doctor_command.doctor)
 app.command()(picture_commands.classify)
 app.command()(heatmap_command.heatmap)
+app.command()(layers_command.layers)
+app.command()(activations_command.activations)
 app.command()(synset_commands.synsets)
 app.command()(picture_commands.demo)
 

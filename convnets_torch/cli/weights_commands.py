@@ -90,11 +90,11 @@ def convert(
         isolated=not no_isolation,
     )
     rows = [(row.source, row.parameter, "x".join(map(str, row.shape)) or "1", row.change) for row in report.rows]
-    _print_columns([("their layer", "our parameter", "shape", "done"), *rows])
+    print_columns([("their layer", "our parameter", "shape", "done"), *rows])
     if report.proof:
         errors = [(row.layer, row.module, f"{row.error:.1e}") for row in report.proof]
         print()
-        _print_columns([("their layer", "our module", "largest error"), *errors])
+        print_columns([("their layer", "our module", "largest error"), *errors])
     print()
     for choice in report.choices:
         print(f"note: {printable(choice)}")
@@ -130,7 +130,7 @@ def info(
     rows += [(key, _plain(value)) for key, value in fields.items()]
     rows += [(f"preprocessing {key}", _plain(value)) for key, value in rule.items()]
     rows += [(f"source {key}", _plain(value)) for key, value in source.items()]
-    _print_columns(rows)
+    print_columns(rows)
 
 
 def _plain(value: object) -> str:
@@ -142,7 +142,7 @@ def _plain(value: object) -> str:
     return text if text.isprintable() else repr(text)  # a file's text must not steer the terminal
 
 
-def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
     shown = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for row in shown:
