@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from convnets_torch.classification import classify as classify
     from convnets_torch.classification import classify_each as classify_each
     from convnets_torch.explain.activations import record_activations as record_activations
+    from convnets_torch.explain.fitting import MemoryWarning as MemoryWarning
     from convnets_torch.explain.grids import ChannelGrid as ChannelGrid
     from convnets_torch.explain.grids import activation_grids as activation_grids
     from convnets_torch.explain.grids import save_grids as save_grids
@@ -82,6 +83,7 @@ _HOMES = {
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
     "convnets_torch.explain.activations": ("record_activations",),
     "convnets_torch.explain.grids": ("ChannelGrid", "activation_grids", "save_grids"),
+    "convnets_torch.explain.fitting": ("MemoryWarning",),
     "convnets_torch.explain.layers": ("Layer", "layer_names"),
     "convnets_torch.explain.statistics": (
         "ChannelStatistics", "FolderStatistics", "ZeroShares", "channel_statistics", "save_statistics", "zero_shares",
