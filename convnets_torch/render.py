@@ -100,8 +100,10 @@ def color_map(heatmap: Heatmap | Contrast) -> Image.Image:
     return _with_bar(page, heatmap)
 
 
-def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int = 480) -> Image.Image:
-    """Pictures side by side, each `width` pixels wide, with lines of text below each."""
+def sheet(
+    tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int = 480, title: str = ""
+) -> Image.Image:
+    """Pictures side by side, each `width` pixels wide, with lines of text below each, and a title above all."""
     margin, font = 16, ImageFont.load_default(size=17)
     scaled = [image.resize((width, max(1, round(image.height * width / image.width)))) for image, _ in tiles]
     line_height = 23
@@ -109,9 +111,11 @@ def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int
     heights = [
         max(scaled[i].height + line_height * len(tiles[i][1].splitlines()) + 8 for i in row) + margin for row in rows
     ]
-    page = Image.new("RGB", (margin + columns * (width + margin), margin + sum(heights)), PAPER)
+    top = margin + line_height * len(title.splitlines()) + (8 if title else 0)
+    page = Image.new("RGB", (margin + columns * (width + margin), top + sum(heights)), PAPER)
     draw = ImageDraw.Draw(page)
-    top = margin
+    for number, line in enumerate(title.splitlines()):
+        draw.text((margin, margin + number * line_height), _shorten(line, font, page.width - 2 * margin), INK, font)
     for row, height in zip(rows, heights, strict=True):
         for place, i in enumerate(row):
             left = margin + place * (width + margin)

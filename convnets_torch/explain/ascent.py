@@ -22,7 +22,7 @@ PIXELS = 1.0  # root mean square of what one step of the plain form adds to the 
 
 START = 0.01  # standard deviation of the first coefficients
 RATE = 0.05  # of Adam
-CONTRAST = 0.25  # of the picture before the sigmoid, for coefficients of 1
+CONTRAST = 0.35  # of the picture before the sigmoid, for coefficients of 1
 JITTER = 1 / 16  # of the side that a picture is moved at most, up or down, left or right
 ZOOM = 0.1  # it becomes larger or smaller by at most so much
 TURN = math.radians(10)  # it is turned either way by at most so much

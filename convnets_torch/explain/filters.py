@@ -27,7 +27,7 @@ Form = Literal["fourier", "plain"]
 Unit: TypeAlias = "int | tuple[int, int, int] | Target"
 Pick = Callable[[Tensor, range], Tensor]  # what a layer gives for pictures, and their numbers -> (N,)
 
-STEPS = {"fourier": 128, "plain": 40}
+STEPS = {"fourier": 64, "plain": 40}
 SIDE = 128  # pixels of pictures for layers in `features`
 BATCH = 16  # pictures that climb together
 FIRST = 64  # channels that are taken by default
@@ -112,7 +112,7 @@ def filter_patterns(
             without map, its values. The first 64 by default.
         form: "fourier" (`explain.ascent.fourier`) gives recognisable patterns, "plain" (`explain.ascent.plain`) is
             that of "Deep Learning with Python".
-        steps: of the ascent; 128 of the form "fourier" and 40 of "plain" by default.
+        steps: of the ascent; 64 of the form "fourier" and 40 of "plain" by default.
         size: pixels of each side, or (height, width); 128 by default, and the network's own size for layers that are
             not in `features`.
         seed: the same one gives the same pictures, whatever the batch is (but for rounding).
