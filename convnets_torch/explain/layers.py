@@ -67,7 +67,7 @@ def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
     run = network.features if isinstance(network, Network) and size != network.size else whole(network)
     with record_activations(network, candidates(network)) as activations, torch.no_grad():
         run(next(network.parameters()).new_zeros(1, 3, *size))
-    fields, aliases = _fields(network), {name: alias for alias, name in keras_names(network).items()}
+    fields, aliases = layer_fields(network), {name: alias for alias, name in keras_names(network).items()}
     layers = []
     for name, output in activations.items():
         seen = fields.get(name)
@@ -84,7 +84,7 @@ def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
     return layers
 
 
-def _fields(network: nn.Module) -> dict[str, tuple[Field, Field]]:
+def layer_fields(network: nn.Module) -> dict[str, tuple[Field, Field]]:
     """What a cell of each layer's and block's map sees, where the network can be followed."""
     if not isinstance(network, Network):
         return {}

@@ -17,6 +17,7 @@ from convnets_torch.preprocessing import Pixels
 if TYPE_CHECKING:
     from convnets_torch.explain.filters import FilterPatterns
     from convnets_torch.explain.kernels import FirstKernels
+    from convnets_torch.explain.patches import TopPatches
 
 WIDTH = 800  # pixels of the narrowest page
 TILE = 128  # pixels of a picture's width in a sheet of many
@@ -68,6 +69,29 @@ def save_kernels(kernels: FirstKernels, path: str | os.PathLike[str]) -> None:
         return
     labels = [f"{number}\nmost {short(peak)}" for number, peak in enumerate(kernels.peaks)]
     save_tiles(kernels.pictures, labels, path, f"{kernels.layer}: kernels, grey is 0, each up to its largest weight")
+
+
+def save_patches(found: TopPatches, path: str | os.PathLike[str], patterns: FilterPatterns | None) -> None:
+    """What `TopPatches.save` says."""
+    path = check_output(path)
+    if path.suffix.lower() not in render.FORMATS:
+        raise ValueError(f"patches are drawn as a sheet; name a picture: {', '.join(render.FORMATS)}")
+    if patterns is not None and (patterns.layer, patterns.units) != (found.layer, found.channels):
+        raise ValueError("patterns and patches are of other layers or channels; make both for the same ones")
+    most = max((len(patches) for patches in found.patches), default=0)
+    tiles = []
+    for place, (channel, patches) in enumerate(zip(found.channels, found.patches, strict=True)):
+        row = [(enlarged(patch.pixels, TILE), short(patch.activation)) for patch in patches]
+        if patterns is not None:
+            row.insert(0, (enlarged(patterns.pictures[place], TILE), f"channel {channel}"))
+        elif row:
+            row[0] = (row[0][0], f"{row[0][1]}\nchannel {channel}")
+        else:
+            row = [(Image.new("RGB", (TILE, TILE), render.PAPER), f"channel {channel}:\nnone")]
+        blank = (Image.new("RGB", (TILE, 1), render.PAPER), "")
+        tiles += row + [blank] * (max(1, most + (patterns is not None)) - len(row))
+    title = f"{found.layer}: what excites each channel most, with its activation"
+    render.save_image(render.sheet(tiles, max(1, most + (patterns is not None)), TILE, title), path)
 
 
 def save_tiles(pictures: Sequence[Pixels] | Pixels, labels: Sequence[str], path: Path, title: str) -> None:

@@ -1,0 +1,239 @@
+"""The pieces of a user's pictures that excite channels most."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convnets_torch.ahead import ahead, each_of
+from convnets_torch.classification import to_parameters
+from convnets_torch.explain.activations import run_to
+from convnets_torch.explain.filters import FIRST
+from convnets_torch.explain.fitting import is_out_of_memory
+from convnets_torch.explain.layers import layer_fields
+from convnets_torch.explain.names import find_layer
+from convnets_torch.explain.pixels import rule_of
+from convnets_torch.images import Decoded, Picture, decode, picture_name, warn
+from convnets_torch.maps.regions import Box
+from convnets_torch.networks import Network
+from convnets_torch.networks.grids import Field
+from convnets_torch.preprocessing import Pixels, fit_longest_side, normalize
+
+if TYPE_CHECKING:
+    from convnets_torch.explain.filters import FilterPatterns
+
+COUNT = 9  # patches of a channel
+LONGEST_SIDE = 1024  # pixels beyond which a picture is made smaller
+AHEAD = 8  # pictures that are decoded before the network asks for them
+OUTSIDE = 128  # grey that stands for what a cell sees beyond the picture
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """One cell of a layer's map, and what it sees.
+
+    Attributes:
+        picture: as it was given.
+        activation: of the channel in this cell.
+        row, column: of the cell.
+        box: what the cell sees, in pixels of the picture at its own size, cut at its borders.
+        pixels: (h, w, 3) uint8, RGB: all that the cell sees, at the size at which the network saw it; grey (128) stands
+            for what lies outside of the picture, where the network sees its padding.
+    """
+
+    picture: Picture
+    activation: float
+    row: int
+    column: int
+    box: Box
+    pixels: Pixels
+
+
+@dataclass(frozen=True, eq=False)
+class TopPatches:
+    """The patches that excite each channel of a layer most.
+
+    Attributes:
+        layer: name of the module.
+        channels: their numbers.
+        patches: for each channel at most `count` patches, the strongest first; at most one of each picture.
+        failed: pictures that could not be used, each with the reason.
+    """
+
+    layer: str
+    channels: tuple[int, ...]
+    patches: tuple[tuple[Patch, ...], ...]
+    failed: tuple[tuple[Picture, Exception], ...] = ()
+
+    def save(self, path: str | os.PathLike[str], patterns: FilterPatterns | None = None) -> None:
+        """Write a sheet, atomically: a row for each channel, its pattern first, the activation below each patch.
+
+        Args:
+            path: `.png`, `.jpg` or `.webp`.
+            patterns: of the same channels in the same order, to stand beside the patches.
+
+        Raises:
+            ValueError: another ending, or patterns of another layer or other channels.
+            OSError: `path` cannot be written.
+        """
+        from convnets_torch.explain.sheets import save_patches
+
+        save_patches(self, path, patterns)
+
+
+class _Found(NamedTuple):
+    """A picture through the network: the highest value of each channel, and what is needed to cut patches."""
+
+    picture: Picture
+    size: tuple[int, int]  # of the picture at its own size
+    seen: Pixels
+    columns: int  # of the map
+    values: NDArray[np.float64]
+    cells: NDArray[np.int64]
+    flat: NDArray[np.bool_]
+
+
+def top_patches(
+    network: Network,
+    pictures: Picture | Iterable[Picture],
+    layer: str,
+    channels: Sequence[int] | None = None,
+    count: int = COUNT,
+    *,
+    longest_side: int | None = LONGEST_SIDE,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> TopPatches:
+    """The patches of pictures that excite channels of a layer most, one of each picture at most.
+
+    Pictures are neither cropped nor brought to the network's size, since convolutions take any: so patches look as
+    in the picture. A patch is what the strongest cell of the channel's map sees, its receptive field. Pictures in which
+    the channel is the same everywhere are left out, as are those that cannot be used: `failed` lists these.
+
+    Args:
+        network: in eval mode, with `features` that can be followed.
+        pictures: whatever `read_picture` takes; `find_pictures` lists those of a folder.
+        layer: in `features`, as `find_layers` takes it; one.
+        channels: numbers of channels; the first 64 by default.
+        count: patches of each channel, at most.
+        longest_side: pixels to which a larger picture is made smaller first; None leaves it as it is.
+        max_pixels, allow_truncated: as in `read_picture`.
+        progress: called with the number of pictures done.
+
+    Raises:
+        ValueError: the layer is unknown or has no receptive field, a channel is out of range, an option is, or the
+            network is in training mode.
+
+    Warns:
+        PictureWarning: as `read_picture` does.
+
+    >>> from convnets_torch import load
+    >>> found = top_patches(load("alexnet.safetensors"), ["street.jpg", "none.jpg"], "relu_1", channels=[3])
+    >>> found.patches[0][0].pixels.shape, [str(error) for _, error in found.failed]
+    ((11, 11, 3), ['none.jpg does not exist; name a file'])
+    """
+    name = find_layer(network, layer)
+    fields = layer_fields(network).get(name)
+    if fields is None:
+        raise ValueError(f"what a cell of {name} sees is not known; name a layer in features")
+    if count < 1:
+        raise ValueError(f"{count} patches are none; give 1 or more")
+    if longest_side is not None and longest_side < 1:
+        raise ValueError(f"a longest side of {longest_side} pixels is none; give 1 or more")
+    if any(module.training for module in network.modules()):
+        raise ValueError("the network is in training mode, where its answers are random; call network.eval()")
+    with torch.inference_mode():
+        trial = run_to(network, name, next(network.parameters()).new_zeros(1, 3, *network.size))[name]
+    numbers = tuple(range(min(FIRST, trial.shape[1]))) if channels is None else tuple(int(each) for each in channels)
+    for number in numbers:
+        if not 0 <= number < trial.shape[1]:
+            raise ValueError(f"{name} has {trial.shape[1]} channels, 0 to {trial.shape[1] - 1}; {number} is none of them")
+    best: list[list[Patch]] = [[] for _ in numbers]
+    failed: list[tuple[Picture, Exception]] = []
+    read = partial(decode, exif=rule_of(network).exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    run = partial(_highest, network, name, list(numbers), longest_side)
+    with contextlib.closing(_decoded(each_of(pictures), read)) as entries:
+        for done, (picture, decoded) in enumerate(entries, start=1):
+            found = decoded if isinstance(decoded, Exception) else run(picture, decoded)
+            if isinstance(found, Exception):
+                failed.append((picture, found.with_traceback(None)))
+            else:
+                for place, kept in enumerate(best):
+                    _keep(kept, found, place, fields, count)
+            if progress is not None:
+                progress(done)
+    return TopPatches(name, numbers, tuple(map(tuple, best)), tuple(failed))
+
+
+def _decoded(
+    pictures: Iterable[Picture], read: Callable[[Picture], Decoded]
+) -> Iterator[tuple[Picture, Decoded | Exception]]:
+    def work(picture: Picture) -> Decoded | Exception:
+        try:
+            return read(picture)
+        except (OSError, ValueError) as error:
+            return error
+
+    with contextlib.closing(ahead(pictures, work, most=AHEAD)) as entries:
+        for picture, decoded in entries:
+            if not isinstance(decoded, Exception):
+                warn(decoded.remarks)
+            yield picture, decoded
+
+
+def _highest(
+    network: Network, layer: str, channels: list[int], longest_side: int | None, picture: Picture, decoded: Decoded
+) -> _Found | Exception:
+    """Run a picture as far as the layer; or why that cannot be."""
+    rule, seen = rule_of(network), decoded.pixels
+    height, width = seen.shape[:2]
+    if longest_side is not None and max(height, width) > longest_side:
+        seen = fit_longest_side(seen, longest_side, rule)
+    try:
+        with torch.inference_mode():
+            output: Tensor = run_to(network, layer, to_parameters(normalize(seen, rule)[None], network))[layer]
+            maps = output[0, channels]
+            flat = maps.flatten(1).double()
+            values, cells = flat.max(dim=1)
+            constant = (flat.min(dim=1).values == values) & (flat.shape[1] > 1)
+    except (MemoryError, RuntimeError) as error:
+        words = f"{picture_name(picture)} at {seen.shape[0]}x{seen.shape[1]} pixels"
+        if is_out_of_memory(error):
+            return ValueError(f"{words} needs more memory than there is; give a smaller longest side")
+        if "too small" in str(error) or "greater than actual input size" in str(error):
+            return ValueError(f"{words} is too small for {layer}; take a larger picture")
+        raise
+    if not values.isfinite().all():
+        return ValueError(f"activations of {layer} for {picture_name(picture)} are NaN or infinite")
+    return _Found(
+        picture, (height, width), seen, maps.shape[2], *(each.cpu().numpy() for each in (values, cells, constant))
+    )
+
+
+def _keep(kept: list[Patch], found: _Found, place: int, fields: tuple[Field, Field], count: int) -> None:
+    """Put a picture's strongest cell among those of a channel, where it belongs there."""
+    value = float(found.values[place])
+    if found.flat[place] or (len(kept) == count and value <= kept[-1].activation):
+        return
+    row, column = divmod(int(found.cells[place]), found.columns)
+    top, left = (field.start + cell * field.stride for field, cell in zip(fields, (row, column), strict=True))
+    bottom, right = top + fields[0].size, left + fields[1].size
+    height, width = found.seen.shape[:2]
+    down, across = found.size[0] / height, found.size[1] / width  # pixels of the picture for one that was seen
+    box = Box(max(left, 0) * across, max(top, 0) * down, min(right, width) * across, min(bottom, height) * down)
+    pixels = np.full((bottom - top, right - left, 3), OUTSIDE, np.uint8)
+    part = found.seen[max(top, 0) : bottom, max(left, 0) : right]
+    pixels[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]] = part
+    kept.append(Patch(found.picture, value, row, column, box, pixels))
+    kept.sort(key=lambda patch: -patch.activation)
+    del kept[count:]
