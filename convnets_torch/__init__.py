@@ -24,12 +24,20 @@ if TYPE_CHECKING:
     from convnets_torch.classification import classify as classify
     from convnets_torch.classification import classify_each as classify_each
     from convnets_torch.explain.activations import record_activations as record_activations
+    from convnets_torch.explain.filters import FilterPatterns as FilterPatterns
+    from convnets_torch.explain.filters import class_patterns as class_patterns
+    from convnets_torch.explain.filters import filter_patterns as filter_patterns
     from convnets_torch.explain.fitting import MemoryWarning as MemoryWarning
     from convnets_torch.explain.grids import ChannelGrid as ChannelGrid
     from convnets_torch.explain.grids import activation_grids as activation_grids
     from convnets_torch.explain.grids import save_grids as save_grids
+    from convnets_torch.explain.kernels import FirstKernels as FirstKernels
+    from convnets_torch.explain.kernels import first_kernels as first_kernels
     from convnets_torch.explain.layers import Layer as Layer
     from convnets_torch.explain.layers import layer_names as layer_names
+    from convnets_torch.explain.patches import Patch as Patch
+    from convnets_torch.explain.patches import TopPatches as TopPatches
+    from convnets_torch.explain.patches import top_patches as top_patches
     from convnets_torch.explain.statistics import ChannelStatistics as ChannelStatistics
     from convnets_torch.explain.statistics import FolderStatistics as FolderStatistics
     from convnets_torch.explain.statistics import ZeroShares as ZeroShares
@@ -82,9 +90,12 @@ _HOMES = {
     "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
     "convnets_torch.explain.activations": ("record_activations",),
-    "convnets_torch.explain.grids": ("ChannelGrid", "activation_grids", "save_grids"),
+    "convnets_torch.explain.filters": ("FilterPatterns", "class_patterns", "filter_patterns"),
     "convnets_torch.explain.fitting": ("MemoryWarning",),
+    "convnets_torch.explain.grids": ("ChannelGrid", "activation_grids", "save_grids"),
+    "convnets_torch.explain.kernels": ("FirstKernels", "first_kernels"),
     "convnets_torch.explain.layers": ("Layer", "layer_names"),
+    "convnets_torch.explain.patches": ("Patch", "TopPatches", "top_patches"),
     "convnets_torch.explain.statistics": (
         "ChannelStatistics", "FolderStatistics", "ZeroShares", "channel_statistics", "save_statistics", "zero_shares",
     ),

@@ -100,9 +100,7 @@ def color_map(heatmap: Heatmap | Contrast) -> Image.Image:
     return _with_bar(page, heatmap)
 
 
-def sheet(
-    tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int = 480, title: str = ""
-) -> Image.Image:
+def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int = 480, title: str = "") -> Image.Image:
     """Pictures side by side, each `width` pixels wide, with lines of text below each, and a title above all."""
     margin, font = 16, ImageFont.load_default(size=17)
     scaled = [image.resize((width, max(1, round(image.height * width / image.width)))) for image, _ in tiles]

@@ -13,6 +13,7 @@ from convnets_torch.cli import (
     activations_command,
     audit_command,
     doctor_command,
+    filters_command,
     heatmap_command,
     layers_command,
     picture_commands,
@@ -35,6 +36,7 @@ app.command()(picture_commands.classify)
 app.command()(heatmap_command.heatmap)
 app.command()(layers_command.layers)
 app.command()(activations_command.activations)
+app.command()(filters_command.filters)
 app.command()(synset_commands.synsets)
 app.command()(picture_commands.demo)
 

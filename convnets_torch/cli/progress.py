@@ -30,15 +30,15 @@ def with_time_left(entries: Iterable[Entry], total: int) -> Iterator[Entry]:
 
 
 @contextlib.contextmanager
-def rows_done() -> Iterator[Callable[[int, int], None] | None]:
-    """A function that is told how many of how many rows are done, and draws the bar; None where nobody would see it."""
+def rows_done(words: str = "rows of cells") -> Iterator[Callable[[int, int], None] | None]:
+    """A function that is told how many of how many are done, and draws the bar; None where nobody would see it."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("rows of cells"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("rows", total=None)
+        task = progress.add_task(words, total=None)
         yield lambda done, whole: progress.update(task, completed=done, total=whole)

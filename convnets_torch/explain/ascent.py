@@ -60,9 +60,7 @@ def plain(
     for _ in range(steps):
         pixels.requires_grad_(True)
         [gradient] = torch.autograd.grad(measure(pixels).sum(), pixels)
-        length = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        step = torch.where(length > 0, gradient / length, 0.0)
-        pixels = (pixels.detach() + PIXELS * step).clamp(0, 255)
+        pixels = (pixels.detach() + PIXELS * _even(gradient)).clamp(0, 255)
         tick()
     return pixels
 
@@ -74,7 +72,8 @@ def fourier(
 
     Source: Feature Visualization, C. Olah, A. Mordvintsev, L. Schubert, Distill 2017, "Transformation Robustness" and
     "Preconditioning and Parameterization"; Adam: arXiv:1412.6980, algorithm 1. Departures: one resampling moves, turns
-    and zooms at once, mirrored at the borders, and its amounts are spread evenly; all pictures are moved alike.
+    and zooms at once, mirrored at the borders, and its amounts are spread evenly; all pictures are moved alike. The
+    gradient of each picture is divided by its root mean square, so that Adam's epsilon does not swamp small ones.
 
     Args:
         measure, like, size, count, steps, tick: as for `plain`.
@@ -89,7 +88,8 @@ def fourier(
     adam = torch.optim.Adam([coefficients], lr=RATE, maximize=True)
     for _ in range(steps):
         moved = _moved(fourier_pixels(coefficients, size), torch.rand(4, generator=chance) * 2 - 1)
-        [coefficients.grad] = torch.autograd.grad(measure(moved).sum(), [coefficients])
+        [gradient] = torch.autograd.grad(measure(moved).sum(), [coefficients])
+        coefficients.grad = _even(gradient)
         adam.step()
         tick()
     return fourier_pixels(coefficients.detach(), size)
@@ -120,6 +120,15 @@ def fourier_pixels(coefficients: Tensor, size: Size) -> Tensor:
     colors = coefficients.new_tensor(COLORS)
     colors = colors / colors.norm(dim=0).max()
     return 255 * torch.einsum("rc,nchw->nrhw", colors, planes).sigmoid()
+
+
+def _even(gradient: Tensor) -> Tensor:
+    """The gradient of each picture divided by its root mean square; where there is none, zeros."""
+    axes = tuple(range(1, gradient.dim()))
+    peak = gradient.abs().amax(dim=axes, keepdim=True)  # squares of the smallest numbers would vanish
+    shares = torch.where(peak > 0, gradient / peak, 0.0)
+    length = shares.square().mean(dim=axes, keepdim=True).sqrt()
+    return torch.where(peak > 0, shares / length, 0.0)
 
 
 def _moved(pixels: Tensor, amounts: Tensor) -> Tensor:

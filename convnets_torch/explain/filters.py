@@ -1,11 +1,10 @@
-"""Pictures that excite a channel, a neuron or a class, by gradient ascent; and the first layer's kernels as pictures."""
+"""Pictures that excite a channel, a neuron or a class, by gradient ascent."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -30,6 +29,7 @@ Pick = Callable[[Tensor, range], Tensor]  # what a layer gives for pictures, and
 STEPS = {"fourier": 64, "plain": 40}
 SIDE = 128  # pixels of pictures for layers in `features`
 BATCH = 16  # pictures that climb together
+MOST_SIDE = 4096  # pixels
 FIRST = 64  # channels that are taken by default
 
 
@@ -263,9 +263,6 @@ def _size(network: nn.Module, layer: str, size: int | Size | None) -> Size:
     if not 1 <= min(height, width) <= max(height, width) <= MOST_SIDE:
         raise ValueError(f"pictures of {height}x{width} pixels are out of range; give sides of 1 to {MOST_SIDE}")
     return (height, width)
-
-
-MOST_SIDE = 4096
 
 
 def _checked_unit(unit: int | tuple[int, int, int], layer: str, shape: tuple[int, ...]) -> int | tuple[int, int, int]:

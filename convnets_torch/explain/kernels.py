@@ -58,11 +58,10 @@ def first_kernels(network: nn.Module) -> FirstKernels:
     >>> kernels.layer, kernels.pictures.shape
     ('features.conv_1', (12, 11, 11, 3))
     """
-    for layer, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            break
-    else:
+    found = next(((name, each) for name, each in network.named_modules() if isinstance(each, nn.Conv2d)), None)
+    if found is None:
         raise ValueError(f"{type(network).__name__} has no convolution whose kernels could be drawn")
+    layer, module = found
     if module.weight.shape[1] != 3:
         raise ValueError(f"{layer}, the first convolution, reads {module.weight.shape[1]} channels, which are no RGB")
     rule = rule_of(network)

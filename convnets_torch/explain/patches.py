@@ -157,7 +157,9 @@ def top_patches(
     numbers = tuple(range(min(FIRST, trial.shape[1]))) if channels is None else tuple(int(each) for each in channels)
     for number in numbers:
         if not 0 <= number < trial.shape[1]:
-            raise ValueError(f"{name} has {trial.shape[1]} channels, 0 to {trial.shape[1] - 1}; {number} is none of them")
+            raise ValueError(
+                f"{name} has {trial.shape[1]} channels, 0 to {trial.shape[1] - 1}; {number} is none of them"
+            )
     best: list[list[Patch]] = [[] for _ in numbers]
     failed: list[tuple[Picture, Exception]] = []
     read = partial(decode, exif=rule_of(network).exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
