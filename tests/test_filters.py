@@ -31,9 +31,9 @@ def vgg():
 
 
 def convolution_of(network):
-    """The last layer but one block or so: before its ReLU, where gradients come through."""
+    """One that is neither the first nor deep: random networks let little through."""
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
-    return names[len(names) // 2]
+    return names[max(1, len(names) // 6)]
 
 
 def activation(network, layer, pixels):
@@ -90,12 +90,12 @@ def test_a_neuron_moves_only_what_it_sees(vgg):
     changed = (found.pictures[0] != found.start).any(axis=2)
     rows, columns = np.nonzero(changed)
     assert found.excited.all()
-    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (13, 21 + 2, 19, 27 + 2)
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (12, 22, 18, 28)
     assert words_of(found.units[0]) == "3 at 8, 11"
 
 
 def test_classes_are_excited_by_the_logarithm_of_the_sum_of_exponentials(vgg):
-    found = class_patterns(vgg, ["c", 0], steps=12)
+    found = class_patterns(vgg, ["c", 0], steps=4)
     assert found.pictures.shape == (2, 224, 224, 3)
     assert found.excited.all()
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_the_colours_are_a_square_root_of_the_photographs_covariance():
 def test_pictures_are_moved_right_and_down_turned_and_zoomed():
     spot = torch.zeros(1, 1, 64, 96)
     spot[..., 32, 60] = 1
-    place = lambda moved: [int(each) for each in np.unravel_index(moved[0, 0].argmax(), (64, 96))]  # noqa: E731
+    place = lambda moved: [int(each) for each in np.unravel_index(int(moved[0, 0].argmax()), (64, 96))]  # noqa: E731
     assert place(ascent._moved(spot, torch.tensor([0.0, 0, 0, 0]))) == [32, 60]
     assert place(ascent._moved(spot, torch.tensor([1.0, 0, 0, 0]))) == [28, 60]
     assert place(ascent._moved(spot, torch.tensor([0, -1.0, 0, 0]))) == [32, 66]
