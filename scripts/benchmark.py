@@ -1,7 +1,7 @@
 """Measure what has a speed, as ratios against a peer in the same run.
 
     python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
-                                [--rounds 7] [--json FILE]
+                                filters [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. Everything runs
@@ -305,6 +305,13 @@ def measure_dilation(folder: Path, rounds: int) -> list[Result]:
     return benchmark_dilation.measure_dilation(folder, rounds, alternate)
 
 
+def measure_filters(folder: Path, rounds: int) -> list[Result]:
+    """Patterns of many channels."""
+    from scripts import benchmark_filters
+
+    return benchmark_filters.measure_filters(folder, rounds, alternate)
+
+
 WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "import": measure_import,
     "load": measure_load,
@@ -316,6 +323,7 @@ WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "heatmap": measure_heatmap,
     "strips": measure_strips,
     "dilation": measure_dilation,
+    "filters": measure_filters,
 }
 
 

@@ -1,4 +1,4 @@
-"""Patches of pictures: their boxes hold all that a cell sees, and nothing else; files that are broken do not stop it."""
+"""Patches of pictures: their boxes hold all that a cell sees and nothing else; broken files do not stop it."""
 
 from __future__ import annotations
 

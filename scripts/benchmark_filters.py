@@ -1,0 +1,56 @@
+"""What filter patterns cost, against a loop over channels; `scripts/benchmark.py filters` runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scripts.benchmark import Result
+
+Alternate = Callable[[str, str, Callable[[], object], Callable[[], object], int], "Result"]
+
+CHANNELS, STEPS = 64, 20
+LAYER = "features.conv4_1"
+
+
+def measure_filters(folder: Path, rounds: int, alternate: Alternate) -> list[Result]:
+    """Patterns of VGG16's conv4_1, against one channel at a time through the whole network, at its 224 pixels.
+
+    The peer is the plain ascent as it is usually written: a hook on the layer, the whole network forward, and backward
+    with the gradients of the parameters. Ours is measured at its own 128 pixels, and at the same 224.
+    """
+    import torch
+
+    from convnets_torch.explain.filters import filter_patterns
+    from convnets_torch.weights import load
+
+    network = load(folder / "vgg16.safetensors", mapped=False)
+    module = network.get_submodule(LAYER)
+
+    def one_at_a_time() -> None:
+        for channel in range(CHANNELS):
+            seen = []
+            handle = module.register_forward_hook(lambda layer, inputs, output, seen=seen: seen.append(output))
+            image = torch.rand(1, 3, 224, 224, requires_grad=True)
+            for _ in range(STEPS):
+                network(image)
+                seen.pop()[0, channel].mean().backward()
+                gradient = image.grad
+                assert gradient is not None
+                with torch.no_grad():
+                    image += gradient / (gradient.square().mean().sqrt() + 1e-5)
+                image.grad = None
+                network.zero_grad()
+            handle.remove()
+
+    def ours(size: int, form: str) -> Callable[[], object]:
+        return lambda: filter_patterns(network, LAYER, range(CHANNELS), form=form, steps=STEPS, size=size)  # type: ignore[arg-type]
+
+    few = max(1, rounds // 3)
+    peer = "one channel at a time, whole network, 224 pixels"
+    return [
+        alternate(f"{CHANNELS} patterns of conv4_1, {form}, {size} pixels", peer, ours(size, form), one_at_a_time, few)
+        for form, size in (("plain", 128), ("fourier", 128), ("plain", 224))
+    ]
