@@ -103,7 +103,8 @@ def test_a_module_of_another_library_needs_a_size():
         layer_names(network)
     layers = {layer.name: layer for layer in layer_names(network, size=(64, 96))}
     assert layers["layer3.1"].shape == (256, 4, 6)
-    assert layers["layer3.1"].receptive_field is layers["layer3.1"].keras_name is None
+    assert layers["layer3.1"].receptive_field is None
+    assert layers["layer3.1"].keras_name is None
     assert layers["fc"].shape == (1000,)
 
 

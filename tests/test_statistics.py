@@ -11,7 +11,14 @@ import torch
 
 from convnets_torch.classification import square_input, to_parameters
 from convnets_torch.explain.activations import record_activations
-from convnets_torch.explain.statistics import _Running, channel_statistics, save_statistics, zero_shares
+from convnets_torch.explain.histograms import BAR
+from convnets_torch.explain.statistics import (
+    ZeroShares,
+    _Running,
+    channel_statistics,
+    save_statistics,
+    zero_shares,
+)
 from convnets_torch.images import read_picture
 from convnets_torch.weights import load
 from tests.reference.pictures import picture
@@ -95,6 +102,16 @@ def test_the_share_of_zeros_of_an_embedding(network, pictures, stacked):
     assert counts.sum() == 7
     for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
         assert count == sum(low <= share < high for share in wanted)
+
+
+def test_the_bars_of_a_histogram_are_as_high_as_their_counts():
+    found = ZeroShares("fc1", np.array([0.1] * 4 + [0.3] * 2 + [0.95]))
+    page = np.asarray(found.draw(bins=4))
+    bars = (page == BAR).all(-1).sum(0)  # pixels of each column
+    heights = [int(np.median(each)) for each in np.array_split(bars[28:-28], 4)]
+    assert heights[0] == pytest.approx(2 * heights[1], abs=2)
+    assert heights[0] == pytest.approx(4 * heights[3], abs=4)
+    assert heights[2] == 0
 
 
 def test_files_hold_the_same_numbers(network, pictures, tmp_path):

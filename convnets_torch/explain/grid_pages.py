@@ -107,10 +107,13 @@ class _Block:
             x = MARGIN + place % COLUMNS * (self.tile_width + GAP)
             y = top + place // COLUMNS * self.step
             dead = not self.grid.values[place].any()
-            tile = (
-                Image.new("RGB", (1, 1), DEAD) if dead else Image.fromarray(_colored(scaled[place], self.grid.signed))
-            )
-            page.paste(tile.resize((self.tile_width, self.tile_height), Image.Resampling.NEAREST), (x, y))
+            if dead:
+                tile = Image.new("RGB", (self.tile_width, self.tile_height), DEAD)
+            else:  # cells stay sharp where there is room for them, and are averaged where there is not
+                cells = Image.fromarray(scaled[place].astype(np.float32))
+                sized = np.asarray(cells.resize((self.tile_width, self.tile_height), Image.Resampling.BOX))
+                tile = Image.fromarray(_colored(sized, self.grid.signed))
+            page.paste(tile, (x, y))
             strength = "dead" if dead else f"{self.grid.strengths[channel]:.3g}"
             draw.text((x, y + self.tile_height + 1), str(channel), INK, self.font)
             draw.text((x + self.tile_width, y + self.tile_height + 1), strength, GREY, self.font, anchor="ra")
@@ -139,4 +142,4 @@ def _ends(grid: ChannelGrid) -> tuple[str, str]:
 def _colored(scaled: np.ndarray, signed: bool) -> Pixels:
     """Values (h, w), 0 to 1, or -1 to 1, in colours (h, w, 3)."""
     places = (scaled + 1) * 127.5 if signed else scaled * 255
-    return palette(DIVERGING if signed else INFERNO)[np.rint(places).astype(int)]
+    return palette(DIVERGING if signed else INFERNO)[np.rint(places).clip(0, 255).astype(int)]
