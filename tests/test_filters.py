@@ -47,8 +47,8 @@ def activation(network, layer, pixels):
 @pytest.mark.parametrize("form", ["fourier", "plain"])
 def test_activations_rise_and_are_those_of_the_pictures(narrow, form):
     layer = convolution_of(narrow)
-    found = filter_patterns(narrow, layer, channels=[0, 2, 1], form=form, steps=40, size=(48, 64))
-    assert found.pictures.shape == (3, 48, 64, 3)
+    found = filter_patterns(narrow, layer, channels=[0, 2, 1], form=form, steps=40, size=(80, 96))
+    assert found.pictures.shape == (3, 80, 96, 3)
     assert found.excited.all(), (found.before, found.after)
     for unit, pixels, before, after in zip(found.units, found.pictures, found.before, found.after, strict=True):
         for shown, value in ((found.start, before), (pixels, after)):
