@@ -5,11 +5,13 @@ Source: Fully Convolutional Networks for Semantic Segmentation, arXiv:1411.4038,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from convnets_torch.networks.packed import PackedLinear
 
 # Layers that treat each value by itself, so that applying them to a map and to a vector is the same.
 ELEMENTWISE = (
@@ -17,7 +19,7 @@ ELEMENTWISE = (
     nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Dropout, nn.Identity,
 )  # fmt: skip
 PATCHES = 64_000_000  # bytes of windows that are laid out for one matrix product
-DENSE = (nn.Linear, nn.Conv2d)  # tuples, since torch.compile of PyTorch 2.6 knows no unions
+DENSE = (nn.Linear, PackedLinear, nn.Conv2d)  # tuples, since torch.compile of PyTorch 2.6 knows no unions
 POOLS = (nn.AvgPool2d, nn.MaxPool2d)
 
 
@@ -62,11 +64,11 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
         if isinstance(layer, DENSE):
             kernel = (1, 1) if window_read else window
             _check_dense(layer, cells.shape[1], kernel, flat)
-            weight = layer.weight.flatten(1)  # (outputs, inputs), a view of a convolution's
+            product = _product(layer)
             if window_read:
-                cells = F.linear(cells.permute(0, 2, 3, 1), weight, layer.bias).permute(0, 3, 1, 2)
+                cells = product(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             else:
-                cells = _convolution(cells, weight, layer.bias, window, dilation)
+                cells = _convolution(cells, product, window, dilation)
                 window_read = True
         elif isinstance(layer, POOLS) and not window_read:
             cells = _sliding_pool(layer, cells, window, dilation)
@@ -87,10 +89,20 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
     return cells
 
 
-def _check_dense(layer: nn.Linear | nn.Conv2d, channels: int, kernel: tuple[int, int], flat: bool) -> None:
+def _product(layer: nn.Linear | PackedLinear | nn.Conv2d) -> Callable[[Tensor], Tensor]:
+    """The layer as a matrix product (..., inputs) -> (..., outputs)."""
+    if isinstance(layer, PackedLinear):
+        return layer
+    weight = layer.weight.flatten(1)  # (outputs, inputs), a view of a convolution's
+    return lambda values: F.linear(values, weight, layer.bias)
+
+
+def _check_dense(
+    layer: nn.Linear | PackedLinear | nn.Conv2d, channels: int, kernel: tuple[int, int], flat: bool
+) -> None:
     inputs = channels * kernel[0] * kernel[1]
     read = f"{inputs} values ({channels} channels, window {kernel})"
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Conv2d):
         if not flat or layer.in_features != inputs:
             raise ValueError(f"{layer} cannot slide: it must follow Flatten and read {read}")
     elif flat or layer.kernel_size != kernel or layer.in_channels != channels or not is_dense(layer):
@@ -102,7 +114,7 @@ def is_dense(layer: nn.Conv2d) -> bool:
     return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding in ((0, 0), "valid")
 
 
-def _convolution(cells: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[int, int], dilation: int) -> Tensor:
+def _convolution(cells: Tensor, product: Callable[[Tensor], Tensor], window: tuple[int, int], dilation: int) -> Tensor:
     """The convolution whose kernel is the dense layer's, as matrix products over blocks of windows.
 
     A 7x7 kernel over 512 channels is far from what libraries of convolutions are made for; laying the windows out
@@ -112,13 +124,13 @@ def _convolution(cells: Tensor, weight: Tensor, bias: Tensor | None, window: tup
     # (N, h, w, C, rows, columns), a view: the order of the layer's inputs comes last
     crops = cells.unfold(2, rows, 1).unfold(3, columns, 1)[..., ::dilation, ::dilation].permute(0, 2, 3, 1, 4, 5)
     batch, height, width = crops.shape[:3]
-    most = max(1, PATCHES // (weight.shape[1] * cells.dtype.itemsize * batch))  # positions of a block
+    inputs = cells.shape[1] * window[0] * window[1]
+    most = max(1, PATCHES // (inputs * cells.dtype.itemsize * batch))  # positions of a block
     across, down = min(width, most), max(1, most // width)
     strips = []
     for top in range(0, height, down):
         blocks = [
-            F.linear(crops[:, top : top + down, left : left + across].flatten(3), weight, bias)
-            for left in range(0, width, across)
+            product(crops[:, top : top + down, left : left + across].flatten(3)) for left in range(0, width, across)
         ]
         strips.append(torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0])
     return (torch.cat(strips, dim=1) if len(strips) > 1 else strips[0]).permute(0, 3, 1, 2)

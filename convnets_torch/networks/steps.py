@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
+from convnets_torch.networks.packed import PackedConv2d
 from convnets_torch.networks.sliding import ELEMENTWISE
 
 Pair = tuple[int, int]  # vertical, horizontal
@@ -29,7 +30,7 @@ CELLWISE = (
     *ELEMENTWISE, nn.BatchNorm2d, nn.LocalResponseNorm, nn.Dropout2d, nn.Hardtanh, nn.PReLU, nn.Mish, nn.LogSigmoid,
 )  # fmt: skip
 # Layers that read a window of cells; their padding must not depend on what is in the cells.
-WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d)
+WINDOWED = (nn.Conv2d, PackedConv2d, nn.MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d)
 
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 CELLWISE_CALLS: dict[Any, Callable[..., Tensor]] = {
@@ -211,7 +212,7 @@ def layer_step(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Step:
             raise ValueError(f"{name} is {layer}, which cuts the map; only padding is known")
         return Step(name, "pad", inputs, None, Window(padding=(top, bottom, left, right)))
     kernel, stride, dilation = (_pair(getattr(layer, each, 1)) for each in ("kernel_size", "stride", "dilation"))
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv2d | PackedConv2d):
         if layer.padding_mode != "zeros":
             raise ValueError(f"{name} pads in the mode {layer.padding_mode!r}; only zeros are known")
         if layer.padding == "same":

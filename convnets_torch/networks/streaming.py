@@ -14,21 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convnets_torch.networks.packed import PackedConv2d
 from convnets_torch.networks.steps import Step, Window
 
 
 class Stream:
     """Steps that take strips of images one after the other.
 
-    >>> from torch import nn
-    >>> from convnets_torch.networks.steps import steps_of
-    >>> layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-    >>> images = torch.randn(1, 3, 11, 8)
-    >>> stream = Stream(steps_of(layers))
-    >>> strips = [stream.push(images[:, :, :4]), stream.push(images[:, :, 4:], last=True)]
-    >>> [tuple(strip.shape) for strip in strips]
-    [(1, 4, 1, 4), (1, 4, 4, 4)]
-    >>> torch.testing.assert_close(torch.cat(strips, dim=2), layers(images))
+        >>> from torch import nn
+        >>> from convnets_torch.networks.packed import PackedConv2d
+    from convnets_torch.networks.steps import steps_of
+        >>> layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        >>> images = torch.randn(1, 3, 11, 8)
+        >>> stream = Stream(steps_of(layers))
+        >>> strips = [stream.push(images[:, :, :4]), stream.push(images[:, :, 4:], last=True)]
+        >>> [tuple(strip.shape) for strip in strips]
+        [(1, 4, 1, 4), (1, 4, 4, 4)]
+        >>> torch.testing.assert_close(torch.cat(strips, dim=2), layers(images))
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
@@ -177,11 +179,13 @@ def _windows(step: Step, padded: _Padded) -> Tensor:
         return _means(step, padded)
     if step.kind == "conv":
         layer = step.layer
-        assert isinstance(layer, nn.Conv2d)
+        assert isinstance(layer, nn.Conv2d | PackedConv2d)
         if top == bottom and left == right:
             padding = (top, left)
         else:
             cells, padding = F.pad(cells, (left, right, top, bottom)), (0, 0)
+        if isinstance(layer, PackedConv2d):
+            return layer.convolve(cells, window.stride, padding, window.dilation)
         return F.conv2d(cells, layer.weight, layer.bias, window.stride, padding, window.dilation, layer.groups)
     if window.dilation == (1, 1) and (top in (0, left)):
         return F.max_pool2d(cells, window.kernel, window.stride, (top, left))

@@ -1,0 +1,126 @@
+"""Convolutions and dense layers whose weights lie in memory as oneDNN multiplies them, with the activation after them.
+
+PyTorch lays weights out anew at every call, and runs an activation as a pass of its own over the map. Its compiler
+avoids both by operations of the namespace `torch.ops.mkldnn`; these modules call the same operations without compiling.
+They compute what the plain layers do, in the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Activations that oneDNN applies while it writes the result: its name for them, and their numbers.
+FUSIBLE: dict[type[nn.Module], tuple[str, list[float]]] = {
+    nn.ReLU: ("relu", []),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+    nn.SiLU: ("swish", []),
+    nn.Sigmoid: ("sigmoid", []),
+    nn.Tanh: ("tanh", []),
+}
+OPERATIONS = ("_convolution_pointwise", "_linear_pointwise", "_reorder_convolution_weight", "_reorder_linear_weight")
+
+
+def is_available() -> bool:
+    """Whether this PyTorch has the operations."""
+    known = all(hasattr(torch.ops.mkldnn, name) for name in OPERATIONS)
+    return known and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+class _Packed(nn.Module):
+    """What both kinds share: weights that are no parameters, and a plain copy of them for what needs one."""
+
+    packed: Tensor
+    bias: nn.Parameter | None  # a parameter, so that device and precision can be asked for as of any module
+    activation: nn.Module | None
+
+    def _keep(self, layer: nn.Conv2d | nn.Linear, activation: nn.Module | None, packed: Tensor) -> None:
+        self.packed, self.activation = packed, activation
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+        self.fused: tuple[str, list[float]] = ("none", []) if activation is None else FUSIBLE[type(activation)]
+        self.shape, self.dtype = tuple(layer.weight.shape), layer.weight.dtype
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights as the plain layer has them, laid out anew at each call."""
+        return self.packed.to_dense().reshape(self.shape)
+
+    def _blank(self) -> Tensor:
+        """Weights of the right shape without numbers."""
+        return torch.empty(self.shape, device="meta")
+
+    def _finished(self, cells: Tensor) -> Tensor:
+        return cells if self.activation is None else self.activation(cells)
+
+    def _is_plain(self, cells: Tensor) -> bool:
+        """Whether the plain way has to do: gradients are wanted, or another device or kind of number than packed."""
+        wanted = torch.is_grad_enabled() and cells.requires_grad
+        return wanted or cells.device.type != "cpu" or cells.dtype != self.dtype
+
+
+class PackedConv2d(_Packed):
+    """A convolution, and the activation after it if that is fused.
+
+    Args:
+        layer: with zero padding, on the CPU, in the precision in which it is to run.
+        activation: one of `FUSIBLE`; None for none.
+        size: (height, width) of the maps for which the layout is chosen; others work too.
+    """
+
+    padding_mode = "zeros"
+
+    def __init__(self, layer: nn.Conv2d, activation: nn.Module | None, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
+        self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        assert not isinstance(layer.padding, str)
+        self.padding = layer.padding
+        weight = layer.weight.detach().contiguous(memory_format=torch.channels_last)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups,
+            [1, layer.in_channels, *size],
+        )  # fmt: skip
+        self._keep(layer, activation, packed)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, K, h', w'), the channels of a cell side by side in memory."""
+        if isinstance(cells, Tensor):
+            cells = cells.contiguous(memory_format=torch.channels_last)
+        return self.convolve(cells, self.stride, self.padding, self.dilation)
+
+    def convolve(self, cells: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
+        """The layer with another stride, padding or dilation than its own, and its activation."""
+        if not isinstance(cells, Tensor):  # a rehearsal on shapes
+            return F.conv2d(cells, self._blank(), None, stride, padding, dilation, self.groups)
+        if self._is_plain(cells):
+            return self._finished(F.conv2d(cells, self.weight, self.bias, stride, padding, dilation, self.groups))
+        name, numbers = self.fused
+        return torch.ops.mkldnn._convolution_pointwise(
+            cells, self.packed, self.bias, list(padding), list(stride), list(dilation), self.groups, name, numbers, ""
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+
+
+class PackedLinear(_Packed):
+    """A dense layer, and the activation after it if that is fused; parameters as for `PackedConv2d`."""
+
+    def __init__(self, layer: nn.Linear, activation: nn.Module | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self._keep(layer, activation, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        if not isinstance(values, Tensor):  # a rehearsal on shapes
+            return F.linear(values, self._blank())
+        if self._is_plain(values):
+            return self._finished(F.linear(values, self.weight, self.bias))
+        return torch.ops.mkldnn._linear_pointwise(values, self.packed, self.bias, *self.fused, "")
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
