@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from convnets_torch.networks import vgg16 as vgg16
     from convnets_torch.networks import vgg19 as vgg19
     from convnets_torch.preprocessing import Preprocessing as Preprocessing
+    from convnets_torch.runtime import prepare as prepare
     from convnets_torch.sources import open_source as open_source
     from convnets_torch.synsets import class_ids as class_ids
     from convnets_torch.targets import Target as Target
@@ -111,6 +112,7 @@ _HOMES = {
         "efficientnet_lite0", "inception_v3", "resnet50", "score_map", "slide", "vgg16", "vgg19",
     ),
     "convnets_torch.preprocessing": ("Preprocessing",),
+    "convnets_torch.runtime": ("prepare",),
     "convnets_torch.sources": ("open_source",),
     "convnets_torch.synsets": ("class_ids",),
     "convnets_torch.targets": ("Target",),
@@ -119,8 +121,8 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
     "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "explain", "files",
-    "filling", "first_run", "folders", "heatmaps", "images", "maps", "networks", "preprocessing", "render", "sources",
-    "synsets", "targets", "weights",
+    "filling", "first_run", "folders", "heatmaps", "images", "maps", "networks", "preprocessing", "render", "runtime",
+    "sources", "synsets", "targets", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

@@ -119,14 +119,14 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     Warns:
         RuntimeRemark: the CPU has no instructions for it.
     """
-    if precision not in get_args(Precision):
-        raise ValueError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
+    check_precision(precision)
     if precision == "auto":
         if device.type == "mps":
             return torch.float16
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bfloat16()
         return torch.bfloat16 if fast else torch.float32
-    if device.type == "cpu" and (precision == "float16" or (precision == "bfloat16" and not cpu_has_bfloat16())):
+    slow = {"bfloat16": not cpu_has_bfloat16(), "float16": not _cpu_has("_is_amx_fp16_supported")}
+    if device.type == "cpu" and slow.get(precision, False):
         warnings.warn(
             f"this processor has no instructions for {precision}, so it will be slow; float32 is faster here",
             RuntimeRemark,
@@ -135,10 +135,21 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     return DTYPES[precision]
 
 
+def check_precision(precision: str) -> None:
+    """ValueError where it is none."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
+
+
 def cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 in hardware: AMX, or AVX512-BF16."""
-    asked = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
-    return any(ask() for ask in asked if ask is not None)
+    return _cpu_has("_is_amx_tile_supported") or _cpu_has("_is_avx512_bf16_supported")
+
+
+def _cpu_has(question: str) -> bool:
+    """What PyTorch finds of the processor; no where it does not know the question."""
+    ask = getattr(torch.cpu, question, None)
+    return ask is not None and bool(ask())
 
 
 def _shared_copy(network: AnyModule) -> AnyModule:

@@ -16,8 +16,8 @@ from convnets_torch.card import KEY, read_card
 from convnets_torch.files import replacing
 from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.networks.densified import Densified
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from convnets_torch.networks.packed import PackedConv2d, PackedLinear
+from convnets_torch.runtime import Precision, check_precision, checked_device, prepare
 
 
 def list_networks() -> list[str]:
@@ -48,15 +48,17 @@ def load(
     path: str | os.PathLike[str],
     *,
     device: str | torch.device = "cpu",
-    precision: str | None = None,
+    precision: Precision | None = None,
     mapped: bool = True,
 ) -> Network:
     """Load a network that is ready to classify.
 
     Args:
         path: a safetensors file with a card, or the name of one in the user's cache.
-        device: where the parameters go.
-        precision: "float32", "bfloat16" or "float16"; None keeps what the file holds.
+        device: where the parameters go: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best that is there.
+        precision: None gives the parameters as the file holds them, for training as well. "auto", "exact", "float32",
+            "bfloat16" or "float16" give a network that is ready to run fast, and only to run; `prepare` says what each
+            means.
         mapped: leave the parameters in the file, mapped and read on first use (copied on write, so that
             training does not change the file); False reads them in. On other devices they are always copied.
 
@@ -73,9 +75,9 @@ def load(
     >>> network.card.network, network.card.preprocessing.channels, network.training
     ('alexnet', 'rgb', False)
     """
-    device = _check_device(device)
-    if precision is not None and precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    place = checked_device(device)
+    if precision is not None:
+        check_precision(precision)
     file = find(path)
     card = read_card(file)
     try:
@@ -88,18 +90,17 @@ def load(
             " without a layout to load them here"
         )
     try:
-        arrays = load_file(file, device=str(device))
+        arrays = load_file(file, device=str(place))
     except SafetensorError as error:
         raise ValueError(f"{file} cannot be read ({error}); copy or convert it again") from None
     if wrong := differences(network.state_dict(), arrays):
         raise ValueError(f"{file} does not hold the {card.network} of its card: {'; '.join(wrong)}")
-    if not mapped and device.type == "cpu":
+    if not mapped and place.type == "cpu":
         arrays = {name: array.clone() for name, array in arrays.items()}
     network.load_state_dict(arrays, assign=True)
-    if precision is not None:
-        network.to(PRECISIONS[precision])
     network.card = card
-    return network.eval()
+    network.eval()
+    return network if precision is None else prepare(network, device=place, precision=precision)
 
 
 def save(network: Network, path: str | os.PathLike[str]) -> None:
@@ -120,6 +121,8 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
             "the network was made of a module of your own, which `load` could not build; save that module's state_dict,"
             " and densify it again"
         )
+    if any(isinstance(module, PackedConv2d | PackedLinear) for module in network.modules()):
+        raise ValueError("the network was prepared to run, not to be saved; save the one that was given to `prepare`")
     if network.card is None:
         raise ValueError("the network has no card, so nobody could load what is saved; set network.card first")
     arrays = {name: array.detach().cpu().contiguous() for name, array in network.state_dict().items()}
@@ -150,17 +153,3 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> li
         if name in found and found[name].is_floating_point() != array.is_floating_point()
     ]
     return missing + extra + shapes + types
-
-
-def _check_device(device: str | torch.device) -> torch.device:
-    try:
-        checked = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"unknown device {device!r}; known are cpu, cuda, cuda:1, mps") from None
-    if checked.type == "cuda" and (checked.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device} is not there: PyTorch finds {torch.cuda.device_count()} of CUDA; use cpu")
-    if checked.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {device} is not there: PyTorch finds no Metal; use cpu")
-    if checked.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device {device} cannot take weights; use cpu, cuda or mps")
-    return torch.device("cpu") if checked.type == "cpu" else checked

@@ -129,6 +129,7 @@ def test_only_leaves_out_the_other_classes_and_changes_no_probability(only, netw
         classify(network, names, only="doog")
 
 
+@pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")  # not every processor has it
 def test_half_precision_answers_nearly_the_same(lite_weights, network, photographs):
     [[exact, *_]] = classify(network, photographs / "coffee.png")
     [[rough, *_]] = classify(load(lite_weights, precision="bfloat16"), photographs / "coffee.png")

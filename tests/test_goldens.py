@@ -44,6 +44,7 @@ def test_a_file_without_layer_names_answers_as_keras_0_on_theano(name, tmp_path)
     assert_agree(classified.numpy(), golden["softmax"])
 
 
+@pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")  # not every processor has it
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
 @pytest.mark.parametrize("name", ["alexnet", "vgg16"])
 def test_half_precision_stays_near_the_original(name, dtype, tolerance, tmp_path):

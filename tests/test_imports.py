@@ -60,7 +60,7 @@ def test_imports_go_one_way():
     """cli -> tasks -> weights -> networks, preprocessing; converters -> the library, and never the reverse."""
     foundations = (
         "adoption", "ahead", "networks", "preprocessing", "card", "cache", "files", "filling", "images", "arrays",
-        "folders", "algebra", "sentences", "sources", "strips", "synsets", "tiff", "weights",
+        "folders", "algebra", "runtime", "sentences", "sources", "strips", "synsets", "tiff", "weights",
     )  # fmt: skip
     tasks = ("compat", "classification", "heatmaps", "render", "targets", "first_run")
 
