@@ -35,10 +35,10 @@ class _Packed(nn.Module):
 
     packed: Tensor
     bias: nn.Parameter | None  # a parameter, so that device and precision can be asked for as of any module
-    activation: nn.Module | None
 
     def _keep(self, layer: nn.Conv2d | nn.Linear, activation: nn.Module | None, packed: Tensor) -> None:
-        self.packed, self.activation = packed, activation
+        self.packed = packed
+        self._after = () if activation is None else (activation,)  # a tuple, so that it is no layer of its own
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
         self.fused: tuple[str, list[float]] = ("none", []) if activation is None else FUSIBLE[type(activation)]
         self.shape, self.dtype = tuple(layer.weight.shape), layer.weight.dtype
@@ -53,7 +53,9 @@ class _Packed(nn.Module):
         return torch.empty(self.shape, device="meta")
 
     def _finished(self, cells: Tensor) -> Tensor:
-        return cells if self.activation is None else self.activation(cells)
+        for activation in self._after:
+            cells = activation(cells)
+        return cells
 
     def _is_plain(self, cells: Tensor) -> bool:
         """Whether the plain way has to do: gradients are wanted, or another device or kind of number than packed."""
