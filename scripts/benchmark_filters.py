@@ -31,7 +31,7 @@ def measure_filters(folder: Path, rounds: int, alternate: Alternate) -> list[Res
 
     def one_at_a_time() -> None:
         for channel in range(CHANNELS):
-            seen = []
+            seen: list[torch.Tensor] = []
             handle = module.register_forward_hook(lambda layer, inputs, output, seen=seen: seen.append(output))
             image = torch.rand(1, 3, 224, 224, requires_grad=True)
             for _ in range(STEPS):

@@ -145,7 +145,7 @@ def _print(patterns: FilterPatterns, found: TopPatches | None, output: Path, as_
 
     entries: list[dict[str, Any]] = []
     for place, unit in enumerate(patterns.units):
-        entry = {
+        entry: dict[str, Any] = {
             "unit": unit if isinstance(unit, int) else words_of(unit),
             "before": float(patterns.before[place]),
             "after": float(patterns.after[place]),

@@ -257,8 +257,9 @@ class _Ascent:
 
 def _size(network: nn.Module, layer: str, size: int | Size | None) -> Size:
     if size is None:
-        inside = layer.startswith("features.") or not isinstance(network, Network)
-        return (SIDE, SIDE) if inside else network.size
+        if isinstance(network, Network) and not layer.startswith("features."):
+            return network.size
+        return (SIDE, SIDE)
     height, width = (size, size) if isinstance(size, int) else size
     if not 1 <= min(height, width) <= max(height, width) <= MOST_SIDE:
         raise ValueError(f"pictures of {height}x{width} pixels are out of range; give sides of 1 to {MOST_SIDE}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -179,7 +179,7 @@ def top_patches(
 
 def _decoded(
     pictures: Iterable[Picture], read: Callable[[Picture], Decoded]
-) -> Iterator[tuple[Picture, Decoded | Exception]]:
+) -> Generator[tuple[Picture, Decoded | Exception], None, None]:
     def work(picture: Picture) -> Decoded | Exception:
         try:
             return read(picture)
