@@ -259,17 +259,38 @@ def center_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
     """
     image = Image.fromarray(pixels)
     resample = Image.Resampling[rule.interpolation.upper()]
-    (height, width), (tall, wide) = rule.shape, _pair(rule.resize)
+    height, width = rule.shape
     if rule.resize_rule == "stretch":
+        tall, wide = _pair(rule.resize)
         image = image.resize((wide, tall), resample)
         left, top = (wide - width) // 2, (tall - height) // 2
         return np.asarray(image.crop((left, top, left + width, top + height)))
     # Resizing the shorter side and cutting the centre is resizing a central part: the same grid, and a strip of
     # 1x10000 pixels does not grow to 256x2560000 on the way.
-    scale = min(image.width / wide, image.height / tall)  # pixels of the picture for one of the resized
-    across, down = width * scale, height * scale
-    x, y = (image.width - across) / 2, (image.height - down) / 2
-    return np.asarray(image.resize((width, height), resample, box=(x, y, x + across, y + down)))
+    return np.asarray(image.resize((width, height), resample, box=cropped_box((image.height, image.width), rule)))
+
+
+def cropped_box(size: Pair, rule: Preprocessing) -> tuple[float, float, float, float]:
+    """The part of a picture that `center_crop` keeps.
+
+    Args:
+        size: (height, width) of the picture in pixels.
+        rule: the card's preprocessing.
+
+    Returns:
+        Left, top, right, bottom in pixels of the picture.
+
+    >>> cropped_box((300, 400), general("torchvision", 224))
+    (68.75, 18.75, 331.25, 281.25)
+    """
+    (height, width), (tall, wide) = rule.shape, _pair(rule.resize)
+    if rule.resize_rule == "stretch":
+        across, down = size[1] / wide, size[0] / tall  # pixels of the picture for one of the resized
+        left, top = (wide - width) // 2, (tall - height) // 2
+        return (left * across, top * down, (left + width) * across, (top + height) * down)
+    scale = min(size[1] / wide, size[0] / tall)
+    x, y = (size[1] - width * scale) / 2, (size[0] - height * scale) / 2
+    return (x, y, x + width * scale, y + height * scale)
 
 
 def fit_longest_side(pixels: Pixels, longest_side: int, rule: Preprocessing) -> Pixels:
