@@ -1,0 +1,259 @@
+"""Grad-CAM and its relatives: which cells of a layer speak for a class.
+
+Sources: Grad-CAM, arXiv:1610.02391; Grad-CAM++, arXiv:1710.11063; HiResCAM, arXiv:2011.08891; LayerCAM, IEEE
+Transactions on Image Processing 30, 2021, pages 5875 to 5888.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from convnets_torch.explain.activations import hooked
+from convnets_torch.explain.names import find_layer, last_convolution
+from convnets_torch.networks import Network
+from convnets_torch.networks.network import NO_HEAD
+
+Method = Literal["gradcam", "gradcam++", "hirescam", "layercam"]
+
+
+class CamWarning(UserWarning):
+    """A map that says nothing: no cell of the layer speaks for the target."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a map explains, as a number that can be differentiated.
+
+    Attributes:
+        class_ids: the score is the log-sum-exp of their logits, the logit of what the softmax gives them together;
+            of a single class it is its logit.
+        against: classes whose log-sum-exp is subtracted; none by default.
+    """
+
+    class_ids: tuple[int, ...]
+    against: tuple[int, ...] = ()
+
+    def of(self, logits: Tensor) -> Tensor:
+        """Logits (N, classes) -> scores (N).
+
+        Raises:
+            ValueError: no class, or one that the logits do not have.
+
+        >>> Score((0, 1), against=(2,)).of(torch.tensor([[1.0, 1.0, 0.0]]))
+        tensor([1.6931])
+        """
+        if not self.class_ids:
+            raise ValueError("a target has no class; name one or more")
+        for class_id in (*self.class_ids, *self.against):
+            if not 0 <= class_id < logits.shape[1]:
+                raise ValueError(
+                    f"class {class_id} is none of the {logits.shape[1]} classes; give 0 to {logits.shape[1] - 1}"
+                )
+        score = logits[:, list(self.class_ids)].logsumexp(dim=1)
+        return score - logits[:, list(self.against)].logsumexp(dim=1) if self.against else score
+
+
+Targets: TypeAlias = "Sequence[int | Sequence[int] | Score] | None"
+
+
+def cams(
+    module: nn.Module, images: Tensor, targets: Targets = None, *, layer: str | None = None, method: Method = "gradcam"
+) -> Tensor:
+    """Maps of what in a layer speaks for each of several targets, from one pass.
+
+    The network runs as far as the layer without gradients; only what comes after is differentiated, once for each
+    target. Nothing stays on the module, also after an error: no hooks, no `.grad`.
+
+    Args:
+        module: any module in eval mode from images to logits (N, classes).
+        images: (N, 3, H, W), as the module takes them.
+        targets: class ids, groups of class ids, or `Score`s, which also weigh two groups against each other; None for
+            the class with the highest logit of each image.
+        layer: whose output (N, C, h, w) is looked at, as `find_layer` takes it; of one that is called several times
+            the last call. By default the last convolution, which only networks of this library say.
+        method: "gradcam": the activations of each channel, weighted with the channel's mean gradient (equations 1 and
+            2). "gradcam++": weighted with a mean of its positive gradients in which each cell has a weight of its own
+            (equation 19, which takes the exponential of the score and so needs no further derivatives). "hirescam":
+            every cell weighted with its own gradient. "layercam": with its own positive gradient.
+
+    Returns:
+        (targets, N, h, w), zero or more: raw, so comparable between targets and images. float64 for such modules,
+        float32 otherwise, on the images' device. What speaks against the target is cut off, also by "hirescam", whose
+        paper keeps it. A map that would be negative everywhere is zero.
+
+    Raises:
+        ValueError: the module is in training mode or has no head, the layer is not known or has no cells, a target is
+            none of the classes, nothing after the layer can be differentiated, or the maps are not finite.
+
+    Warns:
+        CamWarning: a map is zero everywhere.
+
+    >>> from convnets_torch.networks import vgg16
+    >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 8), hidden=(8, 8)).eval()
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore", CamWarning)  # weights are random
+    ...     cams(narrow, torch.rand(1, 3, 224, 224), [3, (5, 6), Score((3,), against=(5, 6))]).shape
+    torch.Size([3, 1, 14, 14])
+    """
+    maps, _ = cams_and_logits(module, images, targets, layer=layer, method=method)
+    if empty := int((maps.flatten(2).amax(dim=2) == 0).sum()):
+        count = maps.shape[0] * maps.shape[1]
+        warnings.warn(
+            f"{empty} of {count} maps {'is' if empty == 1 else 'are'} zero everywhere: no cell speaks for the target",
+            CamWarning,
+            stacklevel=2,
+        )
+    return maps
+
+
+def cams_and_logits(
+    module: nn.Module, images: Tensor, targets: Targets = None, *, layer: str | None = None, method: Method = "gradcam"
+) -> tuple[Tensor, Tensor]:
+    """`cams` without its warning, and the logits (N, classes) of the same pass.
+
+    Raises:
+        ValueError: as `cams`.
+    """
+    name = checked_layer(module, layer)
+    weigh = METHODS[checked_method(method)]
+    with torch.inference_mode(False), torch.no_grad():
+        images = images.clone() if images.is_inference() else images
+        if isinstance(module, Network):  # faster; other modules may view what must be contiguous
+            images = images.contiguous(memory_format=torch.channels_last)
+        leaf, logits = _run(module, images, name)
+        with torch.enable_grad():
+            scores = _scores(logits, targets)
+        if not scores[0].requires_grad:
+            raise ValueError(f"nothing after {name} leads to the outputs by operations that can be differentiated")
+        cells = _wide(leaf.detach())
+        maps = []
+        for number, score in enumerate(scores, start=1):  # one by one: vmap over them would not know all operations
+            (gradients,) = torch.autograd.grad(score.sum(), leaf, retain_graph=number < len(scores), allow_unused=True)
+            if gradients is None:
+                raise ValueError(f"the outputs do not depend on {name}; name another layer")
+            maps.append(weigh(cells, _wide(gradients)).relu_())
+        found = torch.stack(maps)
+    if not found.isfinite().all():
+        raise ValueError("the maps are NaN or infinite: the weights are broken, or too large for their precision")
+    return found, logits.detach()
+
+
+def _grad_cam(cells: Tensor, gradients: Tensor) -> Tensor:
+    """Equations 1 and 2 of arXiv:1610.02391."""
+    return torch.einsum("nchw,nc->nhw", cells, gradients.mean(dim=(2, 3)))
+
+
+def _grad_cam_plus_plus(cells: Tensor, gradients: Tensor) -> Tensor:
+    """Equation 19 of arXiv:1710.11063, in the weights that sum its alphas times the positive gradients.
+
+    Equation 19 is g^2 / (2 g^2 + g^3 sum(A)), which is 1 / (2 + g sum(A)): so written it divides by 2 or more wherever
+    the gradient counts, as long as activations are not negative, and takes no small number against division by zero.
+    """
+    denominator = 2 + gradients * cells.sum(dim=(2, 3), keepdim=True)
+    weights = (gradients.relu() / denominator).where(denominator != 0, 0).sum(dim=(2, 3))
+    return torch.einsum("nchw,nc->nhw", cells, weights)
+
+
+def _hires_cam(cells: Tensor, gradients: Tensor) -> Tensor:
+    """Activations times gradients, summed over channels: the definition in arXiv:2011.08891."""
+    return (cells * gradients).sum(dim=1)
+
+
+def _layer_cam(cells: Tensor, gradients: Tensor) -> Tensor:
+    """The same with positive gradients only: the definition in the LayerCAM paper."""
+    return (cells * gradients.relu()).sum(dim=1)
+
+
+# Activations (N, C, h, w) and gradients of the score there -> maps (N, h, w), before what is negative is cut off.
+METHODS: dict[Method, Callable[[Tensor, Tensor], Tensor]] = {
+    "gradcam": _grad_cam,
+    "gradcam++": _grad_cam_plus_plus,
+    "hirescam": _hires_cam,
+    "layercam": _layer_cam,
+}
+
+
+def checked_method(method: str) -> Method:
+    """The method; ValueError where it is none."""
+    for known in get_args(Method):
+        if method == known:
+            return known
+    raise ValueError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
+
+
+def checked_layer(module: nn.Module, layer: str | None) -> str:
+    """The name of the module whose output is to be looked at.
+
+    Raises:
+        ValueError: the module cannot be explained at all, or the layer is not known.
+    """
+    if any(each.training for each in module.modules()):
+        raise ValueError("the network is in training mode, where its answers are random; call its eval()")
+    if isinstance(module, Network) and module.head is None:
+        raise ValueError(NO_HEAD)
+    return last_convolution(module) if layer is None else find_layer(module, layer)
+
+
+def _run(module: nn.Module, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The layer's output, which takes gradients, and the logits that come of it; entered with gradients off.
+
+    Modules whose parameters were made in inference mode cannot be differentiated; they run with copies.
+    """
+    leaves: list[Tensor] = []
+
+    def cut(_: str, output: Tensor) -> Tensor:
+        if output.ndim != 4 or output.shape[2] * output.shape[3] < 2:
+            raise ValueError(
+                f"{name} gives {tuple(output.shape[1:])}, which has no cells (channels, height, width); name a layer"
+                " before it"
+            )
+        leaf = output.detach().clone() if output.is_inference() else output.detach()
+        leaves[:] = [leaf.requires_grad_()]
+        torch.set_grad_enabled(True)  # until the block of the caller ends
+        return leaf.clone()  # the next layer may overwrite its input
+
+    with hooked(module, [name], cut), _usable(module) as run:
+        logits = run(images)
+    if not leaves:
+        raise ValueError(f"{name} is not run by {type(module).__name__}; name another layer")
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"{type(module).__name__} gives {given}, but one tensor of logits (N, classes) is wanted")
+    if not logits.isfinite().all():
+        raise ValueError("the network's outputs are NaN or infinite: its weights are broken, or too large for float16")
+    return leaves[0], logits
+
+
+@contextlib.contextmanager
+def _usable(module: nn.Module) -> Iterator[Callable[[Tensor], Any]]:
+    """The module as a function whose parameters may take part in what is differentiated."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    copies = {name: tensor.clone() for name, tensor in tensors.items() if tensor.is_inference()}
+    yield (lambda images: torch.func.functional_call(module, copies, (images,))) if copies else module
+
+
+def _scores(logits: Tensor, targets: Targets) -> list[Tensor]:
+    """Of each target, (N)."""
+    if targets is None:
+        return [logits.max(dim=1).values]
+    if not targets:
+        raise ValueError("the list of targets is empty; name what to look for")
+    return [_score_of(target).of(logits) for target in targets]
+
+
+def _score_of(target: int | Sequence[int] | Score) -> Score:
+    if isinstance(target, Score):
+        return target
+    return Score((target,) if isinstance(target, int) else tuple(target))
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32 at least: means over cells lose too much in half precision."""
+    return values if values.dtype == torch.float64 else values.float()
