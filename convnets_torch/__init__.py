@@ -24,10 +24,20 @@ if TYPE_CHECKING:
     from convnets_torch.classification import classify as classify
     from convnets_torch.classification import classify_each as classify_each
     from convnets_torch.explain.activations import record_activations as record_activations
+    from convnets_torch.explain.cam_maps import GradCam as GradCam
+    from convnets_torch.explain.cam_maps import save_cams as save_cams
+    from convnets_torch.explain.cam_running import Explained as Explained
+    from convnets_torch.explain.cam_running import gradcam as gradcam
+    from convnets_torch.explain.cam_running import gradcam_each as gradcam_each
+    from convnets_torch.explain.faithfulness import Faithfulness as Faithfulness
+    from convnets_torch.explain.faithfulness import measure_faithfulness as measure_faithfulness
     from convnets_torch.explain.filters import FilterPatterns as FilterPatterns
     from convnets_torch.explain.filters import class_patterns as class_patterns
     from convnets_torch.explain.filters import filter_patterns as filter_patterns
     from convnets_torch.explain.fitting import MemoryWarning as MemoryWarning
+    from convnets_torch.explain.gradcam import CamWarning as CamWarning
+    from convnets_torch.explain.gradcam import Score as Score
+    from convnets_torch.explain.gradcam import cams as cams
     from convnets_torch.explain.grids import ChannelGrid as ChannelGrid
     from convnets_torch.explain.grids import activation_grids as activation_grids
     from convnets_torch.explain.grids import save_grids as save_grids
@@ -91,8 +101,12 @@ _HOMES = {
     "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
     "convnets_torch.explain.activations": ("record_activations",),
+    "convnets_torch.explain.cam_maps": ("GradCam", "save_cams"),
+    "convnets_torch.explain.cam_running": ("Explained", "gradcam", "gradcam_each"),
+    "convnets_torch.explain.faithfulness": ("Faithfulness", "measure_faithfulness"),
     "convnets_torch.explain.filters": ("FilterPatterns", "class_patterns", "filter_patterns"),
     "convnets_torch.explain.fitting": ("MemoryWarning",),
+    "convnets_torch.explain.gradcam": ("CamWarning", "Score", "cams"),
     "convnets_torch.explain.grids": ("ChannelGrid", "activation_grids", "save_grids"),
     "convnets_torch.explain.kernels": ("FirstKernels", "first_kernels"),
     "convnets_torch.explain.layers": ("Layer", "layer_names"),

@@ -120,7 +120,7 @@ def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int
             page.paste(scaled[i], (left, top))
             for number, line in enumerate(tiles[i][1].splitlines()):
                 y = top + scaled[i].height + 6 + number * line_height
-                draw.text((left, y), _shorten(line, font, width), INK, font)
+                draw.text((left, y), shorten(line, font, width), INK, font)
         top += height
     return page
 
@@ -238,7 +238,7 @@ def _with_bar(page: Image.Image, heatmap: Heatmap | Contrast) -> Image.Image:
     room = bar_left - gap * 4 - font.getlength(begin)
     values = heatmap.values
     highest = f"  {values.min():.2f} to {values.max():.2f}" if signed else f"  highest {values.max():.2f}"
-    words = _shorten(label_of(heatmap), font, room - font.getlength(highest)) + highest
+    words = shorten(label_of(heatmap), font, room - font.getlength(highest)) + highest
     draw.text((gap, middle), words if font.getlength(words) <= room else highest.strip(), INK, font, anchor="lm")
     return page
 
@@ -265,11 +265,12 @@ def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[i
         middle = image.height + size // 4 + line * (number // columns) + line // 2
         draw.rectangle((left, middle - size // 2, left + size, middle + size // 2), fill=color)
         room = image.width // columns - size * 2
-        draw.text((left + size * 1.4, middle), _shorten(text, font, room), INK, font, anchor="lm")
+        draw.text((left + size * 1.4, middle), shorten(text, font, room), INK, font, anchor="lm")
     return page
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
+def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
+    """The text, or as much of its beginning as `room` pixels hold, and three dots."""
     if font.getlength(text) <= room:
         return text
     while text and font.getlength(text + "...") > room:
