@@ -14,6 +14,7 @@ from convnets_torch.cli import (
     audit_command,
     doctor_command,
     filters_command,
+    gradcam_command,
     heatmap_command,
     layers_command,
     picture_commands,
@@ -37,6 +38,7 @@ app.command()(heatmap_command.heatmap)
 app.command()(layers_command.layers)
 app.command()(activations_command.activations)
 app.command()(filters_command.filters)
+app.command()(gradcam_command.gradcam)
 app.command()(synset_commands.synsets)
 app.command()(picture_commands.demo)
 

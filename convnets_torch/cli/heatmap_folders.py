@@ -75,8 +75,8 @@ def map_each(
         raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
     check_threshold(threshold)
     with warnings_as_lines():
-        places = [place for name in names for place in _places(name, output, format)]
-    _check_places(places, output)
+        places = [place for name in names for place in places_of(name, output, format)]
+    check_places(places, output, REPORT)
     results = heatmap_each(
         network,
         [picture for picture, _ in places],
@@ -109,7 +109,7 @@ def map_each(
     return failed
 
 
-def _places(name: str, output: Path, format: str) -> list[tuple[Path, Path]]:
+def places_of(name: str, output: Path, format: str) -> list[tuple[Path, Path]]:
     """The pictures that a name means, and where in the folder the maps of each go."""
     if name == "-":
         raise ValueError("standard input is one picture; name it alone, and a file for its map")
@@ -133,8 +133,8 @@ def _places(name: str, output: Path, format: str) -> list[tuple[Path, Path]]:
     return found
 
 
-def _check_places(places: list[tuple[Path, Path]], output: Path) -> None:
-    """Raise, before long work begins, when the maps cannot all be written.
+def check_places(places: list[tuple[Path, Path]], output: Path, report: str | None = None) -> None:
+    """Raise, before long work begins, when the maps, and a report in the same folder, cannot all be written.
 
     Raises:
         ValueError: two pictures would write the same file, or one would be overwritten.
@@ -142,8 +142,8 @@ def _check_places(places: list[tuple[Path, Path]], output: Path) -> None:
     """
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file, but the maps of several pictures go into a folder; name one")
-    if output.exists():
-        check_writable(output / REPORT)
+    if output.exists() and report is not None:
+        check_writable(output / report)
     folder = resolved(output)
     pictures = {resolved(picture): picture for picture, _ in places}
     first: dict[Path, Path] = {}
