@@ -2,6 +2,8 @@
 
     python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
                                 filters [--rounds 7] [--json FILE]
+    python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips gradcam
+                                [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. Everything runs
@@ -312,6 +314,13 @@ def measure_filters(folder: Path, rounds: int) -> list[Result]:
     return benchmark_filters.measure_filters(folder, rounds, alternate)
 
 
+def measure_gradcam(folder: Path, rounds: int) -> list[Result]:
+    """Grad-CAM of a batch; needs the `bench` extra."""
+    from scripts import benchmark_gradcam
+
+    return benchmark_gradcam.measure_gradcam(folder, rounds, alternate)
+
+
 WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "import": measure_import,
     "load": measure_load,
@@ -324,6 +333,7 @@ WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "strips": measure_strips,
     "dilation": measure_dilation,
     "filters": measure_filters,
+    "gradcam": measure_gradcam,
 }
 
 
