@@ -24,6 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from convnets_torch.explain.cam_maps import GradCam  # noqa: E402
+from convnets_torch.explain.cam_running import gradcam  # noqa: E402
 from convnets_torch.heatmaps import Box, Heatmap, heatmap  # noqa: E402
 from convnets_torch.networks import NETWORKS, Network, cell_strides, score_map  # noqa: E402
 from convnets_torch.networks.grids import grid_of  # noqa: E402
@@ -49,6 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     'scales="auto", max': {"scales": "auto", "fuse": "max"},
 }
 CROPS = "each window by itself"
+CAM = "Grad-CAM"
 
 
 # Facts of the architectures, without weights.
@@ -132,7 +135,7 @@ def drawn(boxes: Iterable[Box], size: tuple[int, int]) -> NDArray[np.bool_]:
     return mask
 
 
-def best_box(found: Heatmap, boxes: Sequence[Box], threshold: float) -> float | None:
+def best_box(found: Heatmap | GradCam, boxes: Sequence[Box], threshold: float) -> float | None:
     """Overlap of the region with the highest score and the drawn box that fits it best; None without a region."""
     regions = found.regions(threshold)
     return max(overlap(regions[0].box, box) for box in boxes) if regions else None
@@ -176,6 +179,25 @@ def baseline(picture: Photograph, found: Heatmap, boxes: Sequence[Box]) -> Row:
     }
 
 
+def judged_cam(found: GradCam, boxes: Sequence[Box]) -> Row:
+    """A Grad-CAM map against the boxes of its target: its values are no probabilities, so it has no box above 0.5.
+
+    The network saw the centre of the picture; the boxes are those of the whole picture.
+    """
+    mask = drawn(boxes, found.cells.size)
+    above = found.at_picture_size() >= 0.5
+    x, y = found.peak_pixel
+    return {
+        "highest": found.probability,
+        "x": x,
+        "y": y,
+        "hit": bool(found.raw_maximum) and inside(boxes, x, y),
+        "half box": best_box(found, boxes, 0.5) or 0.0,
+        "0.5 box": None,
+        "mask": float((above & mask).sum() / (above | mask).sum()),
+    }
+
+
 def maps_of_crops(network: Network, picture: Photograph, maps: Sequence[Heatmap]) -> list[Heatmap]:
     """The peer: maps whose cells are the probabilities of their windows' crops, each classified by itself."""
     assert network.card is not None
@@ -197,14 +219,15 @@ def box_rows(network: Network, pictures: Iterable[Photograph]) -> list[Row]:
         maps[CROPS] = maps_of_crops(network, picture, maps["own size"])
         for place, (target, boxes) in enumerate(picture.targets.items()):
             row = {"target": target, **baseline(picture, maps["own size"][place], boxes)}
-            rows.append(row | {name: judged(found[place], boxes) for name, found in maps.items()})
+            row |= {name: judged(found[place], boxes) for name, found in maps.items()}
+            rows.append(row | {CAM: judged_cam(gradcam(network, picture.pixels, target), boxes)})
     return rows
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
     """A row for each setting, and the baselines."""
     lines: list[Row] = []
-    for name in (*SETTINGS, CROPS):
+    for name in (*SETTINGS, CROPS, CAM):
         each = [row[name] for row in rows]
         found = [one for one in each if one["highest"] >= FOUND]
         moved = [np.hypot(row[name]["x"] - row["own size"]["x"], row[name]["y"] - row["own size"]["y"]) for row in rows]
@@ -249,7 +272,7 @@ def each_target(rows: Sequence[Row], cell: Callable[[Row], str]) -> list[Row]:
     """A row for each target, a column for each setting."""
     return [
         {"photograph": row["photograph"], "target": row["target"], "area": row["area"]}
-        | {name: cell(row[name]) for name in (*SETTINGS, CROPS)}
+        | {name: cell(row[name]) for name in (*SETTINGS, CROPS, CAM)}
         for row in rows
     ]
 
