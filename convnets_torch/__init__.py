@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from convnets_torch.explain.patches import Patch as Patch
     from convnets_torch.explain.patches import TopPatches as TopPatches
     from convnets_torch.explain.patches import top_patches as top_patches
+    from convnets_torch.explain.report import Explanation as Explanation
     from convnets_torch.explain.statistics import ChannelStatistics as ChannelStatistics
     from convnets_torch.explain.statistics import FolderStatistics as FolderStatistics
     from convnets_torch.explain.statistics import ZeroShares as ZeroShares
@@ -111,6 +112,7 @@ _HOMES = {
     "convnets_torch.explain.kernels": ("FirstKernels", "first_kernels"),
     "convnets_torch.explain.layers": ("Layer", "layer_names"),
     "convnets_torch.explain.patches": ("Patch", "TopPatches", "top_patches"),
+    "convnets_torch.explain.report": ("Explanation",),
     "convnets_torch.explain.statistics": (
         "ChannelStatistics", "FolderStatistics", "ZeroShares", "channel_statistics", "save_statistics", "zero_shares",
     ),

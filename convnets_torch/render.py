@@ -113,7 +113,7 @@ def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int
     page = Image.new("RGB", (margin + columns * (width + margin), top + sum(heights)), PAPER)
     draw = ImageDraw.Draw(page)
     for number, line in enumerate(title.splitlines()):
-        draw.text((margin, margin + number * line_height), _shorten(line, font, page.width - 2 * margin), INK, font)
+        draw.text((margin, margin + number * line_height), shorten(line, font, page.width - 2 * margin), INK, font)
     for row, height in zip(rows, heights, strict=True):
         for place, i in enumerate(row):
             left = margin + place * (width + margin)

@@ -1,9 +1,7 @@
 """Measure what has a speed, as ratios against a peer in the same run.
 
     python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
-                                filters [--rounds 7] [--json FILE]
-    python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips gradcam
-                                [--rounds 7] [--json FILE]
+                                gradcam filters [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. Everything runs

@@ -36,7 +36,7 @@ def measure_filters(folder: Path, rounds: int, alternate: Alternate) -> list[Res
             image = torch.rand(1, 3, 224, 224, requires_grad=True)
             for _ in range(STEPS):
                 network(image)
-                seen.pop()[0, channel].mean().backward()
+                torch.autograd.backward(seen.pop()[0, channel].mean())
                 gradient = image.grad
                 assert gradient is not None
                 with torch.no_grad():

@@ -95,7 +95,8 @@ def test_a_neuron_moves_only_what_it_sees(vgg):
 
 
 def test_classes_are_excited_by_the_logarithm_of_the_sum_of_exponentials(vgg):
-    found = class_patterns(vgg, ["c", 0], steps=4)
+    targets: list[str | int] = ["c", 0]
+    found = class_patterns(vgg, targets, steps=4)
     assert found.pictures.shape == (2, 224, 224, 3)
     assert found.excited.all()
     with torch.no_grad():

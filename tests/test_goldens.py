@@ -45,9 +45,11 @@ def test_a_file_without_layer_names_answers_as_keras_0_on_theano(name, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")  # not every processor has it
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize(
+    ("precision", "dtype", "tolerance"), [("float16", torch.float16, 0.02), ("bfloat16", torch.bfloat16, 0.1)]
+)
 @pytest.mark.parametrize("name", ["alexnet", "vgg16"])
-def test_half_precision_stays_near_the_original(name, dtype, tolerance, tmp_path):
+def test_half_precision_stays_near_the_original(name, precision, dtype, tolerance, tmp_path):
     """With activations as large as real ones: AlexNet's normalisation squares values of several hundred."""
     convert(KERAS1 / f"{name}.h5", tmp_path / "out.safetensors")
     network = load(tmp_path / "out.safetensors")
@@ -56,7 +58,7 @@ def test_half_precision_stays_near_the_original(name, dtype, tolerance, tmp_path
     with torch.inference_mode():
         with torch.autocast("cpu", dtype):
             mixed = network(images).float().softmax(1)
-        half = load(tmp_path / "out.safetensors", precision=str(dtype).removeprefix("torch."))(images.to(dtype))
+        half = load(tmp_path / "out.safetensors", precision=precision)(images.to(dtype))
     for found in (mixed, half.float().softmax(1)):
         assert np.abs(found.numpy() - golden["softmax"]).max() < tolerance * golden["softmax"].max()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -110,16 +112,16 @@ def test_pictures_that_cannot_be_used_do_not_stop_the_others(vgg, tmp_path):
     Image.fromarray(picture(1, 3, 3)).save(tmp_path / "c.png")
     flat = np.full((64, 64, 3), 7, np.uint8)
     names = [tmp_path / name for name in ("b.png", "a.png", "c.png", "none.png")]
-    seen = []
+    seen: list[int] = []
     found = top_patches(vgg, names, "conv4_1", channels=[0], progress=seen.append)
     assert [patch.picture for patch in found.patches[0]] == [names[1]]
-    sentences = {picture.name: str(error) for picture, error in found.failed}
+    sentences = {Path(str(name)).name: str(error) for name, error in found.failed}
     assert sorted(sentences) == ["b.png", "c.png", "none.png"]
     assert "3x3 pixels is too small for features.conv4_1" in sentences["c.png"]
     assert seen == [1, 2, 3, 4]
     network = NARROW["vgg16"]().eval()
     with torch.no_grad():
-        network.features.conv2_1.bias[0] = -1e6
+        network.get_parameter("features.conv2_1.bias")[0] = -1e6
     assert top_patches(network, [flat, picture(1, 64, 64)], "relu2_1", channels=[0]).patches == ((),)
 
 
@@ -155,7 +157,7 @@ def test_the_sheet_has_a_row_for_each_channel(vgg, tmp_path):
 
 def test_kernels_are_drawn_in_rgb_of_networks_that_take_bgr(vgg):
     network = NARROW["vgg16"]().eval()
-    weight = network.features.conv1_1.weight
+    weight = network.get_parameter("features.conv1_1.weight")
     with torch.no_grad():
         weight.zero_()
         weight[0, 0, 1, 2] = 0.5  # blue, in a network that takes BGR

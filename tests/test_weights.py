@@ -212,7 +212,7 @@ def test_an_unknown_device_or_precision_is_refused(weights):
     with pytest.raises(ValueError, match="device meta cannot take weights"):
         load(weights, device="meta")
     with pytest.raises(ValueError, match="unknown precision 'half'; known: auto, exact, float32, bfloat16, float16"):
-        load(weights, precision="half")
+        load(weights, precision="half")  # type: ignore[arg-type]
 
 
 def test_names_are_looked_up_in_the_cache(weights, cache):

@@ -13,6 +13,7 @@ from convnets_torch.cli import (
     activations_command,
     audit_command,
     doctor_command,
+    explain_command,
     filters_command,
     gradcam_command,
     heatmap_command,
@@ -35,10 +36,11 @@ app.command()(audit_command.audit)
 app.command()(doctor_command.doctor)
 app.command()(picture_commands.classify)
 app.command()(heatmap_command.heatmap)
+app.command()(gradcam_command.gradcam)
+app.command()(explain_command.explain)
 app.command()(layers_command.layers)
 app.command()(activations_command.activations)
 app.command()(filters_command.filters)
-app.command()(gradcam_command.gradcam)
 app.command()(synset_commands.synsets)
 app.command()(picture_commands.demo)
 

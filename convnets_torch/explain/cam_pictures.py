@@ -77,6 +77,11 @@ def _photograph(found: GradCam) -> Image.Image:
     return Image.composite(paper, Image.fromarray(found.picture), Image.fromarray(shade))
 
 
+def overlaid(found: GradCam) -> Image.Image:
+    """A map over its picture, without words, of at most 640 pixels' width and 800 pixels' height."""
+    return _overlay(_scaled(found))
+
+
 def _overlay(found: GradCam) -> Image.Image:
     values = np.rint(found.at_picture_size() * 255).astype(np.uint8)
     mask = Image.fromarray((255 * STRENGTH[values]).astype(np.uint8))

@@ -1,0 +1,54 @@
+"""The command `explain`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from convnets_torch.cli.messages import warnings_as_lines
+from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+
+
+def explain(
+    weights: Weights,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture, or - for standard input.")],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page to write, an .html file.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to explain.")] = 5,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layers whose activations to show: names or patterns such as 'relu5_*'; several times for more.",
+            show_default="five",
+        ),
+    ] = None,
+    method: Annotated[
+        Literal["gradcam", "gradcam++", "hirescam", "layercam"], typer.Option(help="How classes are explained.")
+    ] = "gradcam",
+    max_pixels: MaxPixels = None,
+    allow_truncated: AllowTruncated = False,
+) -> None:
+    """Write one page: the top classes of a picture, the heatmap and the Grad-CAM of each, and what layers give."""
+    from convnets_torch.cli.results import prediction_lines
+    from convnets_torch.explain import report
+    from convnets_torch.weights import load
+
+    report.check_page_output(output)
+    network = load(weights)
+    picture = sys.stdin.buffer if image == "-" else image
+    with warnings_as_lines():
+        found = report.explain(
+            network,
+            picture,
+            top=top,
+            layers=layer,
+            method=method,
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
+        )
+    found.save(output)
+    for line in prediction_lines(found.predictions):
+        print(line)
