@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,3 +111,16 @@ def test_what_cannot_be_explained_is_one_sentence(command, lite_weights, photogr
     assert code == 1
     assert "has no layer 'block99'; did you mean" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_the_code_of_the_page_on_explaining_runs(cache, lite_weights, photographs, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parent.parent / "docs" / "explain.md").read_text(encoding="utf-8")
+    for name in ("coffee.png", "chelsea.png"):
+        shutil.copy(photographs / name, tmp_path)
+    cache.mkdir()
+    shutil.copy(lite_weights, cache / "efficientnet_lite0.safetensors")
+    monkeypatch.chdir(tmp_path)
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "docs/explain.md", "exec"), {})
+    assert (tmp_path / "coffee-maps.png").is_file()
+    assert "features.block1 (1, 24, 56, 56)" in capsys.readouterr().out

@@ -195,7 +195,7 @@ def _class(entry: Prediction, found: Heatmap, cam: GradCam) -> str:
 
 def _layer(grid: ChannelGrid) -> str:
     image = f'<img src="{_png(grid.draw(1000))}" alt="Its channels">'
-    return f'<article class="layer"><h3>{_text(grid.layer)}</h3>{image}</article>'
+    return f'<article class="layer"><h3 class="spoken">{_text(grid.layer)}</h3>{image}</article>'
 
 
 def _figure(source: str, words: str) -> str:
