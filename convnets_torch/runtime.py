@@ -44,10 +44,11 @@ def prepare(
         network: a network of this library, or any module in eval mode, such as torchvision's; it is left as it is, and
             shares parameters with what is returned where their numbers stay the same.
         device: "cpu", "cuda", "cuda:1", "mps"; "auto" takes CUDA, else Metal, else the CPU.
-        precision: "exact": float32 with the operations of the network in their own order, nothing folded, no TF32.
-            "float32": float32; sums may be in another order, by some 1e-6 of the largest value. "bfloat16", "float16":
-            8 and 11 bits. "auto": bfloat16 on CPUs that multiply it (AMX, AVX512-BF16) and on GPUs that do, float16 on
-            Metal, float32 elsewhere. docs/speed.md says how far answers differ.
+        precision: "exact": float32 with the operations of the network in their own order, nothing folded.
+            "float32": float32; sums may be in another order, by some 1e-6 of the largest value; on CUDA as PyTorch's
+            own switches of TF32 say. "bfloat16", "float16": 8 and 11 bits. "auto": bfloat16 on CPUs that multiply it
+            (AMX, AVX512-BF16) and on GPUs that do, float16 on Metal, float32 elsewhere. docs/speed.md says how far
+            answers differ.
         compiled: have PyTorch's compiler make one program of it, at the first call with each shape, which takes from
             seconds to a minute; if it fails, the network runs uncompiled, and says so.
 
@@ -58,8 +59,8 @@ def prepare(
         ValueError: the device is not there, the precision is not known, or the network is in training mode.
 
     Warns:
-        RuntimeRemark: the CPU has no instructions for the precision, so that it will be slow; compiling took its time,
-            or failed.
+        RuntimeRemark: the CPU has no instructions for the precision, so that it will be slow; "exact" would be rounded
+            by TF32; compiling took its time, or failed.
 
     >>> from convnets_torch.networks import vgg16
     >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 8), hidden=(8, 8)).eval()
@@ -73,6 +74,12 @@ def prepare(
         raise ValueError("the network is in training mode, which cannot be prepared; call its eval()")
     place = checked_device(device)
     dtype = dtype_of(precision, place)
+    if precision == "exact" and place.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        warnings.warn(
+            "PyTorch may round convolutions to TF32; set torch.backends.cudnn.allow_tf32 = False",
+            RuntimeRemark,
+            stacklevel=2,
+        )
     ready = _shared_copy(network)
     if precision != "exact":
         _fold(ready)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import torchvision
@@ -233,3 +235,30 @@ def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(monkeypatch, tmp_pa
             found = ready(images)
         assert differ(found, narrow(images)) < 1e-5
         ready(images)  # says nothing any more
+
+
+@ON_ANY_CPU
+@pytest.mark.parametrize("precision", ["auto", "exact", "float32", "bfloat16"])
+def test_commands_answer_nearly_the_same_in_every_precision(precision, command, lite_weights, photographs, tmp_path):
+    picture = photographs / "coffee.png"
+    _, plain, _ = command("classify", lite_weights, picture, "--top", 1, "--json")
+    code, out, said = command("classify", lite_weights, picture, "--top", 1, "--json", "--precision", precision)
+    assert code == 0
+    assert "slow" not in said or not cpu_has_bfloat16()
+    [wanted], [found] = (json.loads(line)["predictions"] for line in (plain, out))
+    assert found["class_id"] == wanted["class_id"]
+    margin = 0.05 if precision in ("auto", "bfloat16") else 1e-5
+    assert found["probability"] == pytest.approx(wanted["probability"], abs=margin)
+    for name, *options in (
+        ("heatmap", "--target", "espresso"), ("gradcam", "--target", "espresso"),
+        ("activations", "--layer", "block2"), ("explain", "--top", 1),
+    ):  # fmt: skip
+        output = tmp_path / (f"{name}.html" if name == "explain" else f"{name}.png")
+        code, _, said = command(name, lite_weights, picture, "-o", output, "--precision", precision, *options)
+        assert (code, output.is_file()) == (0, True), said
+
+
+def test_commands_refuse_devices_that_are_not_there(command, lite_weights, photographs):
+    code, _, said = command("classify", lite_weights, photographs / "coffee.png", "--device", "gpu")
+    assert (code, said.count("\n")) == (1, 0)
+    assert "unknown device 'gpu'; known are auto, cpu, cuda" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ import typer
 
 from convnets_torch.cli.messages import one_line, say, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.running import Device, Precision, load_network
 
 if TYPE_CHECKING:
     from convnets_torch.explain.grids import ChannelGrid
@@ -65,6 +67,8 @@ def activations(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each layer.")] = False,
+    device: Device = "cpu",
+    precision: Precision = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
 ) -> None:
@@ -72,22 +76,25 @@ def activations(
     if output is None and not as_json:
         raise typer.BadParameter("name a file or folder with -o, or ask for --json (or both)")
     from convnets_torch.cli.heatmap_folders import is_many
-    from convnets_torch.weights import load
 
     reading: dict[str, Any] = {"max_pixels": max_pixels, "allow_truncated": allow_truncated}
+
+    def load() -> Network:
+        return load_network(weights, device, precision, whole=True)
+
     if is_many(images):
         if any(option is not None for option in (order, channels, scale, longest_side)):
             raise typer.BadParameter(
                 "--order, --channels, --scale and --longest-side are for one picture; of several, statistics are taken"
             )
-        failed = _statistics(weights, images, layer, output, as_json, reading)
+        failed = _statistics(load, images, layer, output, as_json, reading)
         raise typer.Exit(1 if failed else 0)
     from convnets_torch.explain.grids import activation_grids, check_grids_output
 
     folder = output is not None and (output.is_dir() or not output.suffix)
     if output is not None and not folder:
         check_grids_output(output)
-    network = load(weights)
+    network = load()
     with warnings_as_lines():
         grids = activation_grids(
             network,
@@ -138,7 +145,7 @@ def _line(grid: ChannelGrid) -> str:
 
 
 def _statistics(
-    weights: str,
+    load: Callable[[], Network],
     images: list[str],
     layers: list[str] | None,
     output: Path | None,
@@ -150,7 +157,6 @@ def _statistics(
     from convnets_torch.explain import statistics
     from convnets_torch.files import check_writable
     from convnets_torch.folders import find_pictures
-    from convnets_torch.weights import load
 
     if histogram := output is not None and output.suffix.lower() in render.FORMATS:
         check_writable(output)
@@ -161,7 +167,7 @@ def _statistics(
             )
     elif output is not None:
         statistics.check_statistics_output(output)
-    network: Network = load(weights)
+    network = load()
     if "-" in images:
         raise ValueError("standard input is one picture; name it alone")
     with warnings_as_lines():

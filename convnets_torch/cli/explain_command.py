@@ -10,6 +10,7 @@ import typer
 
 from convnets_torch.cli.messages import warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.running import Device, Precision, load_network
 
 
 def explain(
@@ -28,16 +29,17 @@ def explain(
     method: Annotated[
         Literal["gradcam", "gradcam++", "hirescam", "layercam"], typer.Option(help="How classes are explained.")
     ] = "gradcam",
+    device: Device = "cpu",
+    precision: Precision = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
 ) -> None:
     """Write one page: the top classes of a picture, the heatmap and the Grad-CAM of each, and what layers give."""
     from convnets_torch.cli.results import prediction_lines
     from convnets_torch.explain import report
-    from convnets_torch.weights import load
 
     report.check_page_output(output)
-    network = load(weights)
+    network = load_network(weights, device, precision)
     picture = sys.stdin.buffer if image == "-" else image
     with warnings_as_lines():
         found = report.explain(

@@ -12,6 +12,7 @@ import typer
 from convnets_torch.cli.messages import one_line, say, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
 from convnets_torch.cli.progress import rows_done
+from convnets_torch.cli.running import Device, Precision, load_network
 
 if TYPE_CHECKING:
     from convnets_torch.explain.filters import FilterPatterns
@@ -47,19 +48,20 @@ def filters(
     size: Annotated[int | None, typer.Option(min=1, help="Pixels of each picture's side.", show_default="128")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise at the start.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
+    device: Device = "cpu",
+    precision: Precision = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
 ) -> None:
     """Draw what excites a layer's channels, or a class: patterns, kernels, patches of your pictures."""
     _check_together(layer, channels, target, kernels, pictures)
     from convnets_torch.explain.sheets import check_output
-    from convnets_torch.weights import load
 
     check_output(output)
     if pictures and output.suffix.lower() == ".npz":
         raise typer.BadParameter("--pictures draws a sheet; name an output that ends in .png, .jpg or .webp")
     numbers = _numbers(channels)
-    network = load(weights)
+    network = load_network(weights, device, precision, whole=True)
     if kernels:
         _draw_kernels(network, output, as_json)
         return

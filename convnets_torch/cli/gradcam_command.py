@@ -12,6 +12,7 @@ import typer
 
 from convnets_torch.cli.messages import one_line, say, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.running import Device, Precision, load_network
 
 if TYPE_CHECKING:
     from convnets_torch.explain.cam_maps import GradCam
@@ -65,6 +66,8 @@ def gradcam(
             show_default=False,
         ),
     ] = None,
+    device: Device = "cpu",
+    precision: Precision = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
 ) -> None:
@@ -79,7 +82,6 @@ def gradcam(
     from convnets_torch.explain.cam_running import gradcam_each
     from convnets_torch.files import check_writable, replacing
     from convnets_torch.folders import find_pictures
-    from convnets_torch.weights import load
 
     several = is_many(images)
     places: list[tuple[Path, Path | None]]
@@ -98,7 +100,7 @@ def gradcam(
         if report.suffix.lower() != ".json":
             raise typer.BadParameter(f"--report is {report}; name a file that ends in .json")
         check_writable(report)
-    network = load(weights)
+    network = load_network(weights, device, precision)
     sources = [sys.stdin.buffer if str(picture) == "-" else picture for picture, _ in places]
     entries = gradcam_each(
         network,

@@ -13,11 +13,11 @@ import typer
 from convnets_torch.cli.messages import say, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
 from convnets_torch.cli.progress import rows_done
+from convnets_torch.cli.running import Device, Precision, load_network
 
 if TYPE_CHECKING:
     from convnets_torch.heatmaps import CellMap
     from convnets_torch.maps.scales import Scales
-    from convnets_torch.networks import Network
 
 
 def heatmap(
@@ -71,10 +71,8 @@ def heatmap(
         Path | None,
         typer.Option(help="Folder for finished rows; an interrupted run goes on from there.", show_default=False),
     ] = None,
-    precision: Annotated[
-        Literal["float32", "bfloat16"],
-        typer.Option(help="bfloat16 is faster where the processor has it; it rounds, probabilities by up to 0.03."),
-    ] = "float32",
+    device: Device = "cpu",
+    precision: Precision = None,
     form: Annotated[
         Literal["png", "jpg", "webp", "html", "json", "npz", "npy"],
         typer.Option("--format", help="Ending of the files of several pictures."),
@@ -100,7 +98,7 @@ def heatmap(
                 "several pictures go with --target alone, not with --argmax, --all, --against, --plain or --resume"
             )
         failed = map_each(
-            _load(weights, precision),
+            load_network(weights, device, precision),
             images,
             targets,
             output,
@@ -117,7 +115,7 @@ def heatmap(
         )
         raise typer.Exit(1 if failed else 0)
     check_output(output)
-    network = _load(weights, precision)
+    network = load_network(weights, device, precision)
     picture = sys.stdin.buffer if images == ["-"] else images[0]
     with warnings_as_lines(), _resumable(resume), rows_done() as progress:
         common: dict[str, Any] = {
@@ -167,15 +165,6 @@ def _factors(scales: str | None) -> Scales | None:
         return [float(factor) for factor in scales.split(",")]
     except ValueError:
         raise ValueError(f"--scales is {scales!r}; give factors such as 0.5,1,2, or auto") from None
-
-
-def _load(weights: str, precision: str) -> Network:
-    import torch
-
-    from convnets_torch.weights import load
-
-    network = load(weights)
-    return network if precision == "float32" else network.to(getattr(torch, precision))
 
 
 @contextlib.contextmanager

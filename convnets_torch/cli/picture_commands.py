@@ -11,6 +11,7 @@ import typer
 
 from convnets_torch.cli import results
 from convnets_torch.cli.messages import one_line, say, warnings_as_lines
+from convnets_torch.cli.running import Device, Precision, load_network
 
 Weights = Annotated[str, typer.Argument(metavar="WEIGHTS", help="A .safetensors file, or a name in the cache.")]
 
@@ -40,6 +41,8 @@ def classify(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File to write instead of printing.", show_default=False)
     ] = None,
+    device: Device = "cpu",
+    precision: Precision = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
 ) -> None:
@@ -51,11 +54,10 @@ def classify(
     from convnets_torch.files import check_writable, replacing
     from convnets_torch.folders import find_pictures
     from convnets_torch.targets import find_target
-    from convnets_torch.weights import load
 
     if output is not None:
         check_writable(output)
-    network = load(weights)
+    network = load_network(weights, device, precision)
     if only is not None:
         find_target(classification.card_of(network), only)  # an unknown one is refused once, before any picture
     form = results.JsonLines if as_json else results.Csv if as_csv else results.Table if as_table else results.Text

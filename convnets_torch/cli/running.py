@@ -1,0 +1,46 @@
+"""On which device and in which precision commands run their network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from convnets_torch.cli.messages import warnings_as_lines
+
+if TYPE_CHECKING:
+    from convnets_torch.networks import Network
+
+Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1, mps, or auto for the best.")]
+Precision = Annotated[
+    Literal["auto", "exact", "float32", "bfloat16", "float16"] | None,
+    typer.Option(
+        help="Make the network ready for many pictures: auto takes bfloat16 where it is fast, which rounds,"
+        " probabilities by up to 0.03.",
+        show_default="as in the file",
+    ),
+]
+
+
+def load_network(weights: str, device: str, precision: str | None, *, whole: bool = False) -> Network:
+    """The network of a command.
+
+    Args:
+        weights: a file, or a name in the cache.
+        device, precision: as in `prepare`; None for a network as its file holds it.
+        whole: keep every layer by itself, for commands that look into them; then the precision alone is changed.
+
+    Raises:
+        OSError, ValueError: as `load`.
+    """
+    from convnets_torch import runtime
+    from convnets_torch import weights as files
+
+    place = runtime.checked_device(device)
+    network = files.load(weights, device=place)
+    if precision is None:
+        return network
+    with warnings_as_lines():
+        if whole:
+            return network.to(runtime.dtype_of(precision, place))
+        return runtime.prepare(network, device=place, precision=precision)  # type: ignore[arg-type]
