@@ -47,8 +47,9 @@ def prepare(
         precision: "exact": float32 with the operations of the network in their own order, nothing folded.
             "float32": float32; sums may be in another order, by some 1e-6 of the largest value; on CUDA as PyTorch's
             own switches of TF32 say. "bfloat16", "float16": 8 and 11 bits. "auto": bfloat16 on CPUs that multiply it
-            (AMX, AVX512-BF16) and on GPUs that do, float16 on Metal, float32 elsewhere. docs/speed.md says how far
-            answers differ.
+            (AMX, AVX512-BF16) and on GPUs that do, float16 on Metal, float32 elsewhere; also float32 on CPUs for
+            networks with depthwise convolutions, which gain no time by bfloat16 and lose more by its rounding.
+            docs/speed.md says how far answers differ.
         compiled: have PyTorch's compiler make one program of it, at the first call with each shape, which takes from
             seconds to a minute; if it fails, the network runs uncompiled, and says so.
 
@@ -74,6 +75,8 @@ def prepare(
         raise ValueError("the network is in training mode, which cannot be prepared; call its eval()")
     place = checked_device(device)
     dtype = dtype_of(precision, place)
+    if precision == "auto" and place.type == "cpu" and _is_depthwise(network):
+        dtype = torch.float32
     if precision == "exact" and place.type == "cuda" and torch.backends.cudnn.allow_tf32:
         warnings.warn(
             "PyTorch may round convolutions to TF32; set torch.backends.cudnn.allow_tf32 = False",
@@ -140,6 +143,12 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
             stacklevel=3,
         )
     return DTYPES[precision]
+
+
+def _is_depthwise(network: nn.Module) -> bool:
+    """Whether some of its convolutions look at each channel by itself."""
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return any(layer.groups == layer.in_channels > 1 for layer in convolutions)
 
 
 def check_precision(precision: str) -> None:

@@ -181,6 +181,8 @@ def test_auto_takes_what_the_processor_multiplies():
     ready = prepare(NARROW["vgg16"]().eval(), device="cpu", precision="auto")
     wanted = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
     assert next(ready.parameters()).dtype == wanted
+    depthwise = prepare(NARROW["efficientnet_lite0"]().eval(), device="cpu", precision="auto")
+    assert next(depthwise.parameters()).dtype == torch.float32  # where bfloat16 gains nothing
 
 
 def test_a_precision_that_the_processor_lacks_runs_and_says_so(monkeypatch):

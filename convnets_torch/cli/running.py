@@ -15,8 +15,8 @@ Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cu
 Precision = Annotated[
     Literal["auto", "exact", "float32", "bfloat16", "float16"] | None,
     typer.Option(
-        help="Make the network ready for many pictures: auto takes bfloat16 where it is fast, which rounds,"
-        " probabilities by up to 0.03.",
+        help="Make the network ready for many pictures: auto takes bfloat16 where it is fast, which rounds"
+        " (docs/speed.md says how far).",
         show_default="as in the file",
     ),
 ]
