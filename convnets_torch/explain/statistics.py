@@ -6,7 +6,7 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from convnets_torch.ahead import ahead, each_of
 from convnets_torch.classification import ready_card, square_input, to_parameters
 from convnets_torch.explain.activations import hooked
+from convnets_torch.explain.fitting import in_batches
 from convnets_torch.explain.histograms import draw_histogram
 from convnets_torch.explain.names import find_layer, find_layers, needed
 from convnets_torch.files import check_writable, replacing
@@ -135,6 +136,34 @@ class _Running:
         return ChannelStatistics(layer, self.pictures, self.count, self.mean, deviation, zeros, self.maximum)
 
 
+class _Shares:
+    """Of each picture, how much of a layer's output is zero."""
+
+    def __init__(self) -> None:
+        self.found: NDArray[np.float64] = np.zeros(0)
+
+    def add(self, output: Tensor) -> None:
+        """A batch of outputs (N, ...)."""
+        self.found = np.append(self.found, (output.flatten(1) == 0).double().mean(1).cpu().numpy())
+
+
+def _run_fitting(run: nn.Module, inputs: Tensor, sums: Mapping[str, _Running | _Shares]) -> None:
+    """Run a batch, in smaller ones when memory runs out; what a failed one added is taken back."""
+
+    def some(numbers: range) -> None:
+        before = {name: dict(vars(each)) for name, each in sums.items()}
+        try:
+            with torch.inference_mode():
+                run(inputs[numbers.start : numbers.stop])
+        except (MemoryError, RuntimeError):
+            for name, each in sums.items():
+                vars(each).update(before[name])
+            raise
+
+    for _ in in_batches(some, len(inputs), len(inputs)):
+        pass
+
+
 def channel_statistics(
     network: Network,
     images: Picture | Iterable[Picture],
@@ -147,8 +176,8 @@ def channel_statistics(
 ) -> FolderStatistics:
     """Statistics of the channels of layers over any number of pictures, each resized and cropped as the card says.
 
-    Pictures are decoded ahead in threads and go through the network `batch` at a time; of their activations only sums
-    are kept, in float64. One that cannot be used does not stop the others.
+    Pictures are decoded ahead in threads and go through the network `batch` at a time, or fewer when memory runs
+    out; of their activations only sums are kept, in float64. One that cannot be used does not stop the others.
 
     Args:
         network: in eval mode, with its card, as `load` gives it; it may be without a head.
@@ -179,8 +208,8 @@ def channel_statistics(
 
     with contextlib.closing(batches):
         for inputs in batches:
-            with torch.inference_mode(), hooked(network, names, add):
-                run(inputs)
+            with hooked(network, names, add):
+                _run_fitting(run, inputs, running)
             if progress is not None:
                 progress(max(each.pictures for each in running.values()) + len(errors))
     if missing := [name for name in names if not running[name].pictures]:
@@ -212,22 +241,21 @@ def zero_shares(
     ((1,), 1)
     """
     name = find_layer(network, layer)
-    run = needed(network, [name])
-    shares: list[NDArray[np.float64]] = []
+    run, shares = needed(network, [name]), _Shares()
     errors: list[tuple[str, Exception]] = []
     read = partial(decode, max_pixels=max_pixels, allow_truncated=allow_truncated)
 
     def see(name: str, output: Tensor) -> None:
-        shares.append((output.flatten(1) == 0).double().mean(1).cpu().numpy())
+        shares.add(output)
 
     batches = _batches(network, images, [name], read, batch, errors, [])
     with contextlib.closing(batches):
         for inputs in batches:
-            with torch.inference_mode(), hooked(network, [name], see):
-                run(inputs)
-    if not shares:
+            with hooked(network, [name], see):
+                _run_fitting(run, inputs, {name: shares})
+    if not shares.found.size:
         _refuse_none(errors, name, network)
-    return ZeroShares(name, np.concatenate(shares), tuple(errors))
+    return ZeroShares(name, shares.found, tuple(errors))
 
 
 def save_statistics(found: FolderStatistics, path: str | os.PathLike[str]) -> None:
