@@ -1,7 +1,7 @@
 """Whether a map says what the network looks at: what happens to a probability when pixels are taken away, or given.
 
-Sources: deletion and insertion, RISE, arXiv:1806.07421, section 4.3; average drop and increase in confidence,
-Grad-CAM++, arXiv:1710.11063, section 4.1.
+Sources: deletion and insertion, RISE, arXiv:1806.07421; average drop and increase in confidence, Grad-CAM++,
+arXiv:1710.11063.
 """
 
 from __future__ import annotations
