@@ -9,7 +9,7 @@ import struct
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -50,6 +50,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+LYING = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
+
 # Pillow takes the high byte of 16-bit colour. Told that the bytes are the other way round, it takes the low one.
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
@@ -79,6 +81,38 @@ class Decoded(NamedTuple):
 
     pixels: Pixels
     remarks: tuple[str, ...] = ()
+
+
+class Upright(NamedTuple):
+    """A decoded picture before it becomes an array, which costs a copy.
+
+    Attributes:
+        image: of mode RGB, turned as wanted.
+        remarks: as in `Decoded`.
+        part: (width, height) in pixels of the image that the picture covers, from its top left; None for all of it. A
+            JPEG file read at a fraction of its scale ends within a pixel where its sides are no multiples.
+    """
+
+    image: Image.Image
+    remarks: tuple[str, ...] = ()
+    part: tuple[float, float] | None = None
+
+
+class Reading(NamedTuple):
+    """How pictures are decoded.
+
+    Attributes:
+        exif, max_pixels, allow_truncated: as for `read_picture`.
+        least: (height, width) in pixels of the upright picture: JPEG files are read at 1/2, 1/4 or 1/8 of their scale
+            where both sides stay at least so long; None for the whole scale.
+        jpeg: decodes the bytes of a whole JPEG file to (H, W, 3) in place of Pillow, or says by None that it cannot.
+    """
+
+    exif: bool = True
+    max_pixels: int | None = None
+    allow_truncated: bool = False
+    least: tuple[int, int] | None = None
+    jpeg: Callable[[bytes], Pixels | None] | None = None
 
 
 def read_picture(
@@ -130,26 +164,39 @@ def decode(
         return Decoded(from_array(source))
     if is_tensor(source):
         return Decoded(from_tensor(source))
+    found = open_upright(source, Reading(exif, max_pixels, allow_truncated))
+    return Decoded(np.asarray(found.image), found.remarks)
+
+
+def open_upright(source: Picture, reading: Reading) -> Upright:
+    """Decode one picture to an image, for threads; errors are those of `read_picture`.
+
+    >>> open_upright(Image.new("L", (2, 1)), Reading()).image.mode
+    'RGB'
+    """
+    if isinstance(source, np.ndarray):
+        return Upright(Image.fromarray(from_array(source)))
+    if is_tensor(source):
+        return Upright(Image.fromarray(from_tensor(source)))
     if TYPE_CHECKING:  # a TypeGuard does not narrow what is left
         assert not isinstance(source, torch.Tensor)
     name = picture_name(source)
     if isinstance(source, Image.Image):
         with _refusing(name):
-            return _pixels(source, name, exif)
+            return _upright(source, name, Reading(reading.exif))
     with _opened(source) as file:
         if not file.read(1):
             raise OSError(f"{name} is empty; copy the picture again")
-        limit = MAX_PIXELS if max_pixels is None else max_pixels
         try:
             with _refusing(name, file):
-                return _decode_file(file, name, exif, limit)
+                return _decode_file(file, name, reading)
         except OSError:
-            if not allow_truncated:
+            if not reading.allow_truncated:
                 raise
             with _refusing(name, file), _switched(ImageFile, "LOAD_TRUNCATED_IMAGES", True):
-                decoded = _decode_file(file, name, exif, limit)
+                found = _decode_file(file, name, reading)
             remark = f"{name} is truncated or damaged; what could not be read of it is black or grey"
-            return Decoded(decoded.pixels, (remark, *decoded.remarks))
+            return found._replace(remarks=(remark, *found.remarks))
 
 
 def picture_name(source: object) -> str:
@@ -166,18 +213,22 @@ def _opened(source: str | os.PathLike[str] | IO[bytes]) -> IO[bytes]:
     return Path(source).open("rb")
 
 
-def _decode_file(file: IO[bytes], name: str, exif: bool, max_pixels: int) -> Decoded:
+def _decode_file(file: IO[bytes], name: str, reading: Reading) -> Upright:
     image = _open(file)
     pixels = image.width * image.height
-    if pixels > max_pixels:
+    most = MAX_PIXELS if reading.max_pixels is None else reading.max_pixels
+    if pixels > most:
         raise _Refused(
-            f"{name} has {pixels:,} pixels ({image.height}x{image.width}), more than {max_pixels:,};"
+            f"{name} has {pixels:,} pixels ({image.height}x{image.width}), more than {most:,};"
             f" if you trust the file, allow {pixels} (max_pixels, --max-pixels)"
         )
     bomb = Image.MAX_IMAGE_PIXELS is None or pixels > Image.MAX_IMAGE_PIXELS
     with _switched(Image, "MAX_IMAGE_PIXELS", None) if bomb else contextlib.nullcontext():
         low = _open_low_bytes(file, image, name) if not image.mode.startswith("I") else None
-        return _pixels(image, name, exif, low)
+        decoded = None
+        if reading.jpeg is not None and image.format == "JPEG" and image.mode in ("L", "RGB"):
+            decoded = reading.jpeg(_whole(file))
+        return _upright(image, name, reading, low, decoded)
 
 
 def stored_pixels(path: Path) -> int:
@@ -219,8 +270,10 @@ def _whole(file: IO[bytes]) -> bytes:
     return file.read()
 
 
-def _pixels(image: Image.Image, name: str, exif: bool, low: Image.Image | None = None) -> Decoded:
-    """Decode an opened image; `low` has the low bytes of the same picture's 16-bit channels."""
+def _upright(
+    image: Image.Image, name: str, reading: Reading, low: Image.Image | None = None, decoded: Pixels | None = None
+) -> Upright:
+    """Decode an opened image; `low` has the low bytes of its 16-bit channels, `decoded` its pixels, if another did."""
     if 0 in image.size:
         raise _Refused(f"{name} is {image.height}x{image.width} pixels; give one that has some")
     remarks = []
@@ -228,14 +281,19 @@ def _pixels(image: Image.Image, name: str, exif: bool, low: Image.Image | None =
     if frames > 1 and image.tell() == 0:
         remarks.append(f"{name} has {frames} frames or pages; the first was read")
     highest = _highest(image, name) if low is None else None
-    image.load()
+    part = None
+    if decoded is None:
+        part = _reduce(image, reading)
+        image.load()
     turn = None
-    if exif:
+    if reading.exif:
         try:
-            turn = UPRIGHT.get(image.getexif().get(0x0112, 1))
+            turn = _turn(image)
         except (*BROKEN, TypeError):
             remarks.append(f"{name} has broken EXIF data; a rotation noted there was not followed")
-    if low is not None:
+    if decoded is not None:
+        image = Image.fromarray(decoded)
+    elif low is not None:
         high_bytes, low_bytes = np.asarray(image, np.uint16), np.asarray(low, np.uint16)
         image = Image.fromarray(to_8_bits(high_bytes * np.uint16(256) + low_bytes, 65535), image.mode)
     elif highest is not None:
@@ -246,7 +304,29 @@ def _pixels(image: Image.Image, name: str, exif: bool, low: Image.Image | None =
         image = image.convert("RGBA")
     if image.mode in ("LA", "PA", "RGBA") and np.asarray(image.getchannel("A")).min() < 255:
         remarks.append(f"{name} is partly transparent; transparency was dropped, the colours under it taken as stored")
-    return Decoded(np.asarray(image.convert("RGB")), tuple(remarks))
+    return Upright(image if image.mode == "RGB" else image.convert("RGB"), tuple(remarks), part)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    return UPRIGHT.get(image.getexif().get(0x0112, 1))
+
+
+def _reduce(image: Image.Image, reading: Reading) -> tuple[float, float] | None:
+    """Have a JPEG file read at a fraction of its scale, if it is large enough; its part of the image."""
+    if reading.least is None or image.format not in ("JPEG", "MPO"):
+        return None
+    try:
+        turn = _turn(image) if reading.exif else None
+    except (*BROKEN, TypeError):  # the caller remarks on it
+        turn = None
+    width, height = image.size
+    tall, wide = reading.least[::-1] if turn in LYING else reading.least
+    scale = max((scale for scale in (1, 2, 4, 8) if width >= scale * wide and height >= scale * tall), default=1)
+    whole = width % scale == height % scale == 0
+    if scale == 1 or (turn is not None and not whole):  # a turn would put the margin to the left or the top
+        return None
+    reduced = image.draft(image.mode, (width // scale, height // scale)) is not None
+    return (width / scale, height / scale) if reduced and not whole else None
 
 
 def _highest(image: Image.Image, name: str) -> int | None:

@@ -257,20 +257,30 @@ def center_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
     Returns:
         (height, width, 3) of `rule.shape`, RGB, 0 to 255.
     """
-    image = Image.fromarray(pixels)
+    return crop_image(Image.fromarray(pixels), rule)
+
+
+def crop_image(image: Image.Image, rule: Preprocessing, part: tuple[float, float] | None = None) -> Pixels:
+    """`center_crop` of an image of mode RGB.
+
+    Args:
+        image: of any size from 1x1.
+        rule: the card's preprocessing.
+        part: (width, height) in pixels that the picture covers of the image, from its top left; None for all of it.
+    """
     resample = Image.Resampling[rule.interpolation.upper()]
-    height, width = rule.shape
+    (height, width), (tall, wide) = rule.shape, _pair(rule.resize)
+    whole_width, whole_height = image.size if part is None else part
     if rule.resize_rule == "stretch":
-        tall, wide = _pair(rule.resize)
-        image = image.resize((wide, tall), resample)
+        image = image.resize((wide, tall), resample, box=None if part is None else (0, 0, *part))
         left, top = (wide - width) // 2, (tall - height) // 2
         return np.asarray(image.crop((left, top, left + width, top + height)))
     # Resizing the shorter side and cutting the centre is resizing a central part: the same grid, and a strip of
     # 1x10000 pixels does not grow to 256x2560000 on the way.
-    return np.asarray(image.resize((width, height), resample, box=cropped_box((image.height, image.width), rule)))
+    return np.asarray(image.resize((width, height), resample, box=cropped_box((whole_height, whole_width), rule)))
 
 
-def cropped_box(size: Pair, rule: Preprocessing) -> tuple[float, float, float, float]:
+def cropped_box(size: tuple[float, float], rule: Preprocessing) -> tuple[float, float, float, float]:
     """The part of a picture that `center_crop` keeps.
 
     Args:
@@ -291,6 +301,18 @@ def cropped_box(size: Pair, rule: Preprocessing) -> tuple[float, float, float, f
     scale = min(size[1] / wide, size[0] / tall)
     x, y = (size[1] - width * scale) / 2, (size[0] - height * scale) / 2
     return (x, y, x + width * scale, y + height * scale)
+
+
+def least_size(rule: Preprocessing) -> Pair | None:
+    """(height, width) in pixels of which twice the resized picture consists, or None where no pixel may change.
+
+    A JPEG file read at a fraction of its scale that is still so large gives nearly the same input. None for rules that
+    pick pixels, and for those of convnets-keras, which are kept to the bit.
+    """
+    if rule.interpolation == "nearest" or rule.name.startswith("original"):
+        return None
+    tall, wide = _pair(rule.resize)
+    return 2 * tall, 2 * wide
 
 
 def fit_longest_side(pixels: Pixels, longest_side: int, rule: Preprocessing) -> Pixels:
