@@ -87,6 +87,8 @@ if TYPE_CHECKING:
     from convnets_torch.networks import slide as slide
     from convnets_torch.networks import vgg16 as vgg16
     from convnets_torch.networks import vgg19 as vgg19
+    from convnets_torch.pipeline import Predicted as Predicted
+    from convnets_torch.pipeline import predict as predict
     from convnets_torch.preprocessing import Preprocessing as Preprocessing
     from convnets_torch.runtime import prepare as prepare
     from convnets_torch.sources import open_source as open_source
@@ -127,6 +129,7 @@ _HOMES = {
         "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "InceptionV3", "Network", "ResNet", "cell_strides",
         "efficientnet_lite0", "inception_v3", "resnet50", "score_map", "slide", "vgg16", "vgg19",
     ),
+    "convnets_torch.pipeline": ("Predicted", "predict"),
     "convnets_torch.preprocessing": ("Preprocessing",),
     "convnets_torch.runtime": ("prepare",),
     "convnets_torch.sources": ("open_source",),
@@ -137,8 +140,8 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
     "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "explain", "files",
-    "filling", "first_run", "folders", "heatmaps", "images", "maps", "networks", "preprocessing", "render", "runtime",
-    "sources", "synsets", "targets", "weights",
+    "filling", "first_run", "folders", "heatmaps", "images", "maps", "networks", "pipeline", "preprocessing", "render",
+    "runtime", "sources", "synsets", "targets", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

@@ -29,6 +29,7 @@ def ahead(
     work: Callable[[Item], Done],
     *,
     most: int,
+    threads: int = THREADS,
     size: Callable[[Item], int] = lambda item: 0,
     room: int = 0,
 ) -> Generator[tuple[Item, Done], None, None]:
@@ -38,6 +39,7 @@ def ahead(
         items: taken as they are needed.
         work: runs in a thread; never in two at once for the same item.
         most: items that threads are ahead by.
+        threads: how many of them.
         size: how much an item takes while it waits.
         room: how much all of them may take; one alone may take more.
 
@@ -47,7 +49,7 @@ def ahead(
     >>> list(ahead([3, 1, 2], lambda number: number**2, most=2))
     [(3, 9), (1, 1), (2, 4)]
     """
-    executor = ThreadPoolExecutor(THREADS, "decode")
+    executor = ThreadPoolExecutor(threads, "decode")
     rest = iter(items)
     running: deque[tuple[Item, int, Future[Done]]] = deque()
     held: list[tuple[Item, int]] = []  # the next one, taken but not begun

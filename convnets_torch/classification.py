@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from convnets_torch.ahead import ahead, each_of
 from convnets_torch.card import Card
-from convnets_torch.images import Decoded, Picture, decode, warn
+from convnets_torch.images import Picture, warn
 from convnets_torch.networks import Network
-from convnets_torch.networks.network import NO_HEAD
+from convnets_torch.pipeline import Predicted, predict
+from convnets_torch.pipeline import card_of as card_of
+from convnets_torch.pipeline import ready_card as ready_card
 from convnets_torch.preprocessing import Pixels, center_crop, normalize
 from convnets_torch.targets import class_name, class_wnid, find_target
-
-BATCH = 16  # pictures that go through the network together
-AHEAD = 3 * BATCH  # pictures that are decoded before the network asks for them
 
 
 @dataclass(frozen=True)
@@ -138,61 +135,24 @@ def classify_each(
     listed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
     if not 1 <= top <= card.classes:
         raise ValueError(f"top is {top}, but the network has {card.classes} classes; give 1 to {card.classes}")
-    options = partial(decode, exif=card.preprocessing.exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
-    return _classified(network, card, each_of(images), top, listed, options)
+    rows = predict(network, images, exact=True, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    return _classified(rows, card, top, listed)
 
 
 def _classified(
-    network: Network,
-    card: Card,
-    pictures: Iterable[Picture],
-    top: int,
-    listed: list[int],
-    read: Callable[[Picture], Decoded],
+    rows: Generator[Predicted, None, None], card: Card, top: int, listed: list[int]
 ) -> Generator[Classified, None, None]:
-    waiting: list[tuple[Picture, _Input]] = []
-    with contextlib.closing(ahead(pictures, partial(_input, card=card, read=read), most=AHEAD)) as entries:
-        for picture, entry in entries:
-            waiting.append((picture, entry))
-            if sum(entry.pixels is not None for _, entry in waiting) == BATCH:
-                yield from _answers(network, card, waiting, top, listed)
-                waiting = []
-    yield from _answers(network, card, waiting, top, listed)
-
-
-@dataclass(frozen=True)
-class _Input:
-    """A picture as (3, size, size) float32, or why there is none."""
-
-    pixels: np.ndarray | None
-    error: Exception | None = None
-    remarks: tuple[str, ...] = ()
-
-
-def _input(picture: Picture, card: Card, read: Callable[[Picture], Decoded]) -> _Input:
-    try:
-        decoded = read(picture)
-        return _Input(square_input(decoded.pixels, card), remarks=decoded.remarks)
-    except (OSError, ValueError) as error:
-        return _Input(None, error)
-
-
-def _answers(
-    network: Network, card: Card, entries: list[tuple[Picture, _Input]], top: int, listed: list[int]
-) -> Iterator[Classified]:
-    """One batch through the network, the best of the `listed` classes; what could not be read stays in its place."""
-    inputs = [entry.pixels for _, entry in entries if entry.pixels is not None]
-    rows: Iterator[list[Prediction]] = iter(())
-    if inputs:
-        with torch.inference_mode():
-            chances = probabilities(network(to_parameters(np.stack(inputs), network)), card).cpu()
-        best = (column.tolist() for column in chances[:, listed].topk(min(top, len(listed)), dim=1))
-        rows = (
-            [prediction(card, listed[place], value) for place, value in zip(places, values, strict=True)]
-            for values, places in zip(*best, strict=True)
-        )
-    for picture, entry in entries:
-        yield Classified(picture, [] if entry.error else next(rows), entry.error, entry.remarks)
+    """The best of the `listed` classes of each row."""
+    with contextlib.closing(rows):
+        for row in rows:
+            best = []
+            if row.logits is not None:
+                chances = probabilities(row.logits[None], card)[0, listed].topk(min(top, len(listed)))
+                best = [
+                    prediction(card, listed[place], value)
+                    for value, place in zip(chances.values.tolist(), chances.indices.tolist(), strict=True)
+                ]
+            yield Classified(row.picture, best, row.error, row.remarks)
 
 
 def square_input(pixels: Pixels, card: Card) -> np.ndarray:
@@ -220,31 +180,6 @@ def probabilities(logits: Tensor, card: Card) -> Tensor:
     if card.activation == "none":
         raise ValueError("the card says that outputs are no probabilities (activation none); take the logits")
     return logits.float().softmax(dim=1) if card.activation == "softmax" else logits.float().sigmoid()
-
-
-def card_of(network: Network) -> Card:
-    """The card of a network that is ready to classify.
-
-    Raises:
-        ValueError: the network has no card or no head, or is in training mode.
-    """
-    card = ready_card(network)
-    if network.head is None:
-        raise ValueError(NO_HEAD)
-    return card
-
-
-def ready_card(network: Network) -> Card:
-    """The card of a network that is ready to run, with a head or without.
-
-    Raises:
-        ValueError: the network has no card, or is in training mode.
-    """
-    if network.card is None:
-        raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")
-    if any(module.training for module in network.modules()):
-        raise ValueError("the network is in training mode, where dropout makes answers random; call network.eval()")
-    return network.card
 
 
 def prediction(card: Card, class_id: int, probability: float) -> Prediction:

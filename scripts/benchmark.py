@@ -242,9 +242,10 @@ def measure_folder(folder: Path, rounds: int) -> list[Result]:
     import torch
     from PIL import Image
 
-    from convnets_torch.classification import BATCH, classify_each, square_input
+    from convnets_torch.classification import classify_each, square_input
     from convnets_torch.folders import find_pictures
     from convnets_torch.images import read_picture
+    from convnets_torch.pipeline import BATCH
     from convnets_torch.weights import load
     from tests.reference.pictures import picture
 

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from convnets_torch import synsets
-from convnets_torch.classification import AHEAD, BATCH, Classified, classify, classify_each, square_input
+from convnets_torch.classification import Classified, classify, classify_each, square_input
 from convnets_torch.heatmaps import heatmap
 from convnets_torch.images import PictureWarning, read_picture
+from convnets_torch.pipeline import BATCH, BATCHES_AHEAD
 from convnets_torch.preprocessing import center_crop, normalize
 from convnets_torch.weights import load
 
@@ -219,7 +220,7 @@ def test_pictures_are_taken_as_they_are_needed_and_no_thread_is_left(network, ph
     pictures = (photographs / "coffee.png" for _ in itertools.islice(taken, 1000))
     results = classify_each(network, pictures)
     assert next(results).predictions[0].class_id == 967
-    assert next(taken) <= AHEAD + BATCH
+    assert next(taken) <= (BATCHES_AHEAD + 1) * BATCH
     results.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 

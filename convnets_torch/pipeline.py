@@ -1,0 +1,279 @@
+"""From files to logits, for any number of pictures: decoding in threads, the rest on the network's device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convnets_torch.ahead import THREADS, ahead, each_of
+from convnets_torch.card import Card
+from convnets_torch.explain.fitting import in_batches
+from convnets_torch.explain.pixels import to_input
+from convnets_torch.images import Picture, Reading, open_upright
+from convnets_torch.networks import Network
+from convnets_torch.networks.budget import peak_bytes
+from convnets_torch.networks.grids import grid_of
+from convnets_torch.networks.network import NO_HEAD
+from convnets_torch.preprocessing import Pixels, Preprocessing, crop_image, least_size
+
+Decoder = Literal["pillow", "torchcodec"]
+
+BATCH = 16  # pictures that go through the network together on the CPU, and the fewest elsewhere
+MOST_BATCH = 256  # that "auto" takes
+BATCHES_AHEAD = 3  # how many batches are decoded before the network asks for them
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What became of one picture.
+
+    Attributes:
+        picture: as it was given.
+        logits: (classes,) float32 on the CPU; None where there is an error.
+        error: why the picture could not be used (OSError, ValueError), else None.
+        remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
+    """
+
+    picture: Picture
+    logits: Tensor | None
+    error: Exception | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def predict(
+    network: Network,
+    pictures: Picture | Iterable[Picture],
+    *,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
+    exact: bool = False,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    decoder: Decoder = "pillow",
+) -> Generator[Predicted, None, None]:
+    """The logits of any number of pictures; one that cannot be used does not stop the others.
+
+    Threads decode, resize and crop as the network's card says, ahead of the network. Pixels go to its device as 8 bits
+    and are normalised there; on CUDA a batch is copied while the one before it is computed. Some three batches of
+    inputs are in memory at once, and a decoded picture in each thread, so the pictures may go on for ever.
+
+    Args:
+        network: in eval mode, with its card, as `load` gives it; with `load(path, device="auto", precision="auto")` it
+            runs as fast as the device allows.
+        pictures: whatever `read_picture` takes, or any iterable of it; `find_pictures` lists those of a folder.
+        batch: how many go through the network together; "auto" takes 16 on the CPU, and elsewhere as many as half of
+            the free memory has room for, 16 to 256. It is halved when memory runs out.
+        workers: threads that decode; by default one for each core, at most 16.
+        exact: take no pixel otherwise than `classify` does. Without it, JPEG files are decoded at 1/2, 1/4 or 1/8 of
+            their scale where they stay twice as large as the resized picture: by far less work, and inputs that differ
+            by a third of a level of 255 on average. Never so where the card picks nearest pixels, nor for the presets
+            of convnets-keras. docs/speed-pipeline.md has what that changes.
+        max_pixels: refuse files of more pixels; 178,956,970 by default.
+        allow_truncated: read what is there of files whose end is missing.
+        decoder: "pillow"; or "torchcodec", for JPEG files at their whole scale, which gives the same pixels in less
+            time. Pillow reads whatever is no JPEG file, or one that torchcodec refuses.
+
+    Returns:
+        A generator of one `Predicted` per picture, in the order given; results come in bursts. `close()` stops it early
+        and leaves no thread behind.
+
+    Raises:
+        ValueError: at once, when the network has no card, no head, or is in training mode, or an option is out of range.
+        ImportError: at once, when the decoder is not installed.
+
+    Warns:
+        MemoryWarning: memory ran out, and the work goes on in smaller batches.
+
+    >>> from convnets_torch import load
+    >>> for row in predict(load("alexnet.safetensors"), ["street.jpg", "none.jpg"]):
+    ...     print(row.picture, None if row.logits is None else tuple(row.logits.shape), row.error)
+    street.jpg (1000,) None
+    none.jpg None none.jpg does not exist; name a file
+    """
+    rule = card_of(network).preprocessing
+    if batch != "auto" and (type(batch) is not int or batch < 1):
+        raise ValueError(f"a batch of {batch!r} is none; give 1 or more, or 'auto'")
+    if workers is not None and workers < 1:
+        raise ValueError(f"{workers} workers decode nothing; give 1 or more")
+    if decoder not in get_args(Decoder):
+        raise ValueError(f"unknown decoder {decoder!r}; known: {', '.join(get_args(Decoder))}")
+    reading = Reading(
+        rule.exif,
+        max_pixels,
+        allow_truncated,
+        None if exact or decoder == "torchcodec" else least_size(rule),
+        jpeg_decoder() if decoder == "torchcodec" else None,
+    )
+    size = batch_for(network) if batch == "auto" else batch
+    entries = ahead(
+        each_of(pictures),
+        partial(_input, rule=rule, reading=reading),
+        most=BATCHES_AHEAD * size,
+        threads=workers or THREADS,
+    )
+    return _predicted(_Runner(network, rule, exact, size), entries, size)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A picture as (height, width, 3) uint8 of the network's own size, or why there is none."""
+
+    pixels: Pixels | None
+    error: Exception | None = None
+    remarks: tuple[str, ...] = ()
+
+
+Group = list[tuple[Picture, _Input]]
+
+
+def _input(picture: Picture, rule: Preprocessing, reading: Reading) -> _Input:
+    try:
+        found = open_upright(picture, reading)
+        return _Input(crop_image(found.image, rule, found.part), remarks=found.remarks)
+    except (OSError, ValueError) as error:
+        return _Input(None, error.with_traceback(None))  # whose frames would keep pixels
+
+
+def _predicted(
+    runner: _Runner, entries: Generator[tuple[Picture, _Input], None, None], size: int
+) -> Generator[Predicted, None, None]:
+    with contextlib.closing(entries):
+        for group, logits in runner.run(_groups(entries, size)):
+            rows = iter(logits)
+            for picture, entry in group:
+                yield Predicted(picture, None if entry.error else next(rows).clone(), entry.error, entry.remarks)
+
+
+def _groups(entries: Iterable[tuple[Picture, _Input]], size: int) -> Iterator[Group]:
+    """As many as go through the network together, and those between them that could not be read."""
+    group: Group = []
+    good = 0
+    for picture, entry in entries:
+        group.append((picture, entry))
+        good += entry.error is None
+        if good == size or len(group) == 2 * size:  # of bad files alone, so many wait at most
+            yield group
+            group, good = [], 0
+    if group:
+        yield group
+
+
+class _Runner:
+    """Batches of pixels in, logits out."""
+
+    def __init__(self, network: Network, rule: Preprocessing, exact: bool, size: int) -> None:
+        self._network, self._rule, self._exact = network, rule, exact
+        self._size = size  # of the batches; halved where memory runs out
+        some = next(network.parameters())
+        self._device, self._dtype = some.device, some.dtype
+
+    def run(self, groups: Iterable[Group]) -> Iterator[tuple[Group, Tensor]]:
+        """Each group with its logits (N, classes), float32 on the CPU."""
+        if self._device.type != "cuda":
+            for group in groups:
+                yield group, self._logits(self._pixels(group).to(self._device)).cpu()
+            return
+        # Kernels are started, not waited for: a group is computed while the next one is decoded and copied.
+        side = torch.cuda.Stream(self._device)
+        before: tuple[Group, Tensor] | None = None
+        for group in groups:
+            pixels = self._pixels(group).pin_memory()
+            with torch.cuda.stream(side):
+                copied = pixels.to(self._device, non_blocking=True)
+            if before is not None:
+                yield before[0], before[1].cpu()
+            with torch.cuda.device(self._device):
+                current = torch.cuda.current_stream()
+                current.wait_stream(side)
+                copied.record_stream(current)  # so that its memory is not given away before it has been read
+                before = group, self._logits(copied)
+            del copied
+        if before is not None:
+            yield before[0], before[1].cpu()
+
+    def _pixels(self, group: Group) -> Tensor:
+        """(N, height, width, 3) uint8 of those that could be read."""
+        pixels = [entry.pixels for _, entry in group if entry.pixels is not None]
+        return torch.from_numpy(np.stack(pixels) if pixels else np.empty((0, *self._rule.shape, 3), np.uint8))
+
+    def _logits(self, pixels: Tensor) -> Tensor:
+        """(N, height, width, 3) uint8 -> (N, classes) float32, all on the network's device."""
+        if not len(pixels):
+            return torch.empty(0)
+        parts = in_batches(lambda items: self._forward(pixels[items.start : items.stop]), len(pixels), self._size)
+        done = list(parts)
+        self._size = min(self._size, max(map(len, done)) if len(done) > 1 else self._size)
+        return torch.cat(done)
+
+    def _forward(self, pixels: Tensor) -> Tensor:
+        with torch.inference_mode():
+            images = to_input(pixels.permute(0, 3, 1, 2).float(), self._rule).to(self._dtype)
+            layout = torch.contiguous_format if self._exact else torch.channels_last
+            return self._network(images.contiguous(memory_format=layout)).float()
+
+
+def batch_for(network: Network) -> int:
+    """How many pictures "auto" takes: 16 on the CPU; on CUDA what half of the free memory has room for, 16 to 256."""
+    some = next(network.parameters())
+    if some.device.type != "cuda":
+        return BATCH
+    free, _ = torch.cuda.mem_get_info(some.device)
+    height, width = network.size
+    one = peak_bytes(grid_of(network), (1, height, width), some.dtype, height)
+    return max(BATCH, min(MOST_BATCH, free // 2 // max(1, one)))
+
+
+def jpeg_decoder() -> Callable[[bytes], Pixels | None]:
+    """torchcodec's decoder of JPEG files, as `Reading` wants it.
+
+    Raises:
+        ImportError: torchcodec is not installed, or too old.
+    """
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except (ImportError, RuntimeError) as error:  # older ones want FFmpeg and raise RuntimeError
+        raise ImportError(
+            f"the decoder torchcodec cannot be used ({type(error).__name__}); its version 0.16 or newer is wanted:"
+            " pip install 'convnets-torch[torchcodec]'"
+        ) from None
+
+    def decode(data: bytes) -> Pixels | None:
+        try:  # without the noted rotation, which it would always follow
+            pixels = decode_jpeg(data.replace(b"Exif\0\0", b"None\0\0"))
+        except RuntimeError:
+            return None
+        return pixels.permute(1, 2, 0).numpy()
+
+    return decode
+
+
+def card_of(network: Network) -> Card:
+    """The card of a network that is ready to classify.
+
+    Raises:
+        ValueError: the network has no card or no head, or is in training mode.
+    """
+    card = ready_card(network)
+    if network.head is None:
+        raise ValueError(NO_HEAD)
+    return card
+
+
+def ready_card(network: Network) -> Card:
+    """The card of a network that is ready to run, with a head or without.
+
+    Raises:
+        ValueError: the network has no card, or is in training mode.
+    """
+    if network.card is None:
+        raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")
+    if any(module.training for module in network.modules()):
+        raise ValueError("the network is in training mode, where dropout makes answers random; call network.eval()")
+    return network.card
