@@ -85,7 +85,7 @@ def predict(
         and leaves no thread behind.
 
     Raises:
-        ValueError: at once, when the network has no card, no head, or is in training mode, or an option is out of range.
+        ValueError: at once, when the network has no card, no head, or is in training mode, or an option is no good.
         ImportError: at once, when the decoder is not installed.
 
     Warns:
@@ -181,7 +181,7 @@ class _Runner:
                 yield group, self._logits(self._pixels(group).to(self._device)).cpu()
             return
         # Kernels are started, not waited for: a group is computed while the next one is decoded and copied.
-        side = torch.cuda.Stream(self._device)
+        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         before: tuple[Group, Tensor] | None = None
         for group in groups:
             pixels = self._pixels(group).pin_memory()
@@ -245,13 +245,26 @@ def jpeg_decoder() -> Callable[[bytes], Pixels | None]:
         ) from None
 
     def decode(data: bytes) -> Pixels | None:
-        try:  # without the noted rotation, which it would always follow
-            pixels = decode_jpeg(data.replace(b"Exif\0\0", b"None\0\0"))
+        try:
+            pixels = decode_jpeg(torch.frombuffer(_without_exif(data), dtype=torch.uint8))
         except RuntimeError:
             return None
         return pixels.permute(1, 2, 0).numpy()
 
     return decode
+
+
+def _without_exif(data: bytes) -> bytearray:
+    """A JPEG file whose EXIF data is called something else: torchcodec always follows a rotation noted there."""
+    changed, place = bytearray(data), 2
+    while place + 4 <= len(changed) and changed[place] == 0xFF and changed[place + 1] != 0xDA:  # up to the pixels
+        if changed[place + 1] == 0xFF:  # filling
+            place += 1
+            continue
+        if changed[place + 1] == 0xE1:
+            changed[place + 1] = 0xEC
+        place += 2 + int.from_bytes(changed[place + 2 : place + 4], "big")
+    return changed
 
 
 def card_of(network: Network) -> Card:

@@ -1,0 +1,236 @@
+"""From files to logits: the numbers, the order, bad files, and how much is in memory."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convnets_torch.card import Card
+from convnets_torch.classification import classify, probabilities, square_input
+from convnets_torch.explain.fitting import MemoryWarning
+from convnets_torch.explain.pixels import to_input
+from convnets_torch.images import read_picture
+from convnets_torch.pipeline import BATCH, BATCHES_AHEAD, batch_for, predict
+from convnets_torch.preprocessing import center_crop, preset
+from convnets_torch.weights import load
+from tests.conftest import NARROW
+from tests.reference.pictures import picture
+
+
+def small(name="alexnet", rule=None, seed=0):
+    """A narrow network with a card, its own rule by default."""
+    torch.manual_seed(seed)
+    network = NARROW[name]().eval()
+    network.card = Card(name, {"classes": 10}, preset(name, rule), None)
+    return network
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Seven photographs of mixed sizes."""
+    paths = [tmp_path / f"{number}.jpg" for number in range(7)]
+    for number, path in enumerate(paths):
+        Image.fromarray(picture(number, 240 + 31 * number, 410 - 23 * number)).save(path, quality=90)
+    return paths
+
+
+@pytest.mark.parametrize("rule", ["original", "keras-caffe-aspect", "keras-tf", "torchvision", "efficientnet-lite"])
+def test_logits_are_those_of_the_inputs_that_classify_takes(rule, files):
+    network = small(rule="original" if rule == "original" else rule)
+    inputs = [square_input(read_picture(path, exif=False), network.card) for path in files]
+    with torch.inference_mode():
+        wanted = network(torch.from_numpy(np.stack(inputs)))
+    rows = list(predict(network, files, exact=True))
+    assert [row.picture for row in rows] == files
+    found = torch.stack([row.logits for row in rows])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("rule", ["original", "keras-caffe", "keras-tf", "torchvision", "efficientnet-lite"])
+def test_normalising_on_the_device_is_normalising_in_numpy(rule):
+    card = small(rule=rule).card
+    pixels = picture(1, 300, 280)
+    cut = torch.from_numpy(center_crop(pixels, card.preprocessing).copy())[None].permute(0, 3, 1, 2)
+    found = to_input(cut.float(), card.preprocessing)[0]
+    wanted = torch.from_numpy(square_input(pixels, card))
+    assert torch.equal(found, wanted) or (found - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+
+
+def test_classify_gives_the_probabilities_of_these_logits(lite_weights, photographs):
+    network = load(lite_weights)
+    [row] = predict(network, photographs / "rocket.jpg", exact=True)
+    [[best, *_]] = classify(network, photographs / "rocket.jpg")
+    chances = probabilities(row.logits[None], network.card)[0]
+    assert best.class_id == chances.argmax() == 657
+    assert best.probability == chances.max()
+
+
+def test_batches_and_workers_do_not_matter(files):
+    network = small()
+    alone = [next(predict(network, path)).logits for path in files]
+    options: list[dict] = [{"batch": 1, "workers": 1}, {"batch": 3, "workers": 3}, {"batch": 7}, {"batch": "auto"}]
+    for each in options:
+        rows = list(predict(network, files, **each))
+        assert [row.picture for row in rows] == files
+        torch.testing.assert_close(torch.stack([row.logits for row in rows]), torch.stack(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_the_networks_precision_is_followed(files):
+    network = small()
+    wanted = torch.stack([row.logits for row in predict(network, files)])
+    found = torch.stack([row.logits for row in predict(network.double(), files)])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_bad_files_are_rows_and_the_run_goes_on(files, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (2, 2), "red")])
+    given = [tmp_path / "none.jpg", files[0], tmp_path / "text.jpg", tmp_path / "a.gif", np.zeros((2, 2, 5)), files[1]]
+    rows = list(predict(small(), given, batch=2))
+    assert [row.picture is one for row, one in zip(rows, given, strict=True)] == [True] * 6
+    assert [row.logits is None for row in rows] == [True, False, True, False, True, False]
+    assert [type(row.error) for row in rows] == [
+        FileNotFoundError,
+        type(None),
+        OSError,
+        type(None),
+        ValueError,
+        type(None),
+    ]
+    assert rows[3].remarks == (f"{tmp_path / 'a.gif'} has 2 frames or pages; the first was read",)
+    assert list(predict(small(), [])) == []
+
+
+def test_bad_files_alone_do_not_wait_for_a_good_one(tmp_path):
+    taken = itertools.count()
+    rows = predict(small(), (tmp_path / f"none-{number}.jpg" for number in taken), batch=4)
+    assert next(rows).error is not None
+    assert next(taken) <= (BATCHES_AHEAD + 2) * 4
+    rows.close()
+
+
+def decoders():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_an_endless_iterable_is_taken_as_it_is_needed_and_close_leaves_no_thread(files):
+    taken = itertools.count()
+    rows = predict(small(), (files[number % 7] for number in taken), batch=4, workers=2)
+    for _ in range(9):
+        next(rows)
+    assert len(decoders()) <= 2
+    assert next(taken) <= 9 + (BATCHES_AHEAD + 1) * 4
+    rows.close()
+    assert not decoders()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as Unix has them")
+def test_an_interrupt_ends_the_process_at_once(files):
+    code = f"""
+import itertools, torch
+from tests.test_pipeline import small
+from convnets_torch.pipeline import predict
+for row in predict(small(), itertools.repeat({str(files[0])!r})):
+    print("row", flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"row\n"
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        process.stdout.read()
+        error = process.stderr.read()
+        assert process.wait(30) in (-signal.SIGINT, 130)
+    assert b"KeyboardInterrupt" in error
+    assert time.monotonic() - start < 20
+
+
+def test_a_batch_is_halved_when_memory_runs_out_and_stays_so(files):
+    """A layer that has no room for more than three pictures."""
+    sizes = []
+
+    class Full(torch.nn.Module):
+        def forward(self, images):
+            if len(images) > 3:
+                raise RuntimeError("CUDA out of memory")
+            sizes.append(len(images))
+            return images
+
+    network = small()
+    wanted = [row.logits for row in predict(network, files)]
+    network.features = torch.nn.Sequential(Full(), network.features).eval()
+    with pytest.warns(MemoryWarning, match="for 7 at a time; going on with 3") as said:
+        found = [row.logits for row in predict(network, files * 2, batch=7)]
+    assert sizes == [3, 3, 1] * 2
+    assert len(said) == 1
+    torch.testing.assert_close(torch.stack(found), torch.stack(wanted * 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 0}, "a batch of 0 is none; give 1 or more, or 'auto'"),
+        ({"batch": "large"}, "a batch of 'large' is none"),
+        ({"workers": 0}, "0 workers decode nothing; give 1 or more"),
+        ({"decoder": "cv2"}, "unknown decoder 'cv2'; known: pillow, torchcodec"),
+    ],
+)
+def test_options_are_checked_before_the_first_picture(options, message):
+    with pytest.raises(ValueError, match=message):
+        predict(small(), [], **options)
+    network = small()
+    network.card = None
+    with pytest.raises(ValueError, match="has no card"):
+        predict(network, [])
+
+
+def test_limits_are_handed_to_the_decoder(files, tmp_path):
+    (tmp_path / "half.jpg").write_bytes(files[0].read_bytes()[:4000])
+    assert "truncated" in str(next(predict(small(), tmp_path / "half.jpg")).error)
+    row = next(predict(small(), tmp_path / "half.jpg", allow_truncated=True))
+    assert row.logits is not None
+    assert "truncated" in row.remarks[0]
+    assert "more than 100" in str(next(predict(small(), files[0], max_pixels=100)).error)
+
+
+def test_rows_may_be_changed_and_hold_no_batch(files):
+    row = next(predict(small(), files))
+    row.logits.add_(1)  # which a tensor of inference mode would refuse
+    assert row.logits.untyped_storage().nbytes() == 40
+
+
+def test_the_batch_on_the_cpu_is_fixed():
+    assert batch_for(small()) == BATCH
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.parametrize("batch", [1, 3, "auto"])
+def test_cuda_gives_the_same_in_order(batch, files):
+    network = small("vgg16")
+    wanted = torch.stack([row.logits for row in predict(network, files * 5)])
+    network = network.cuda()
+    assert batch_for(network) >= BATCH
+    rows = list(predict(network, files * 5, batch=batch))
+    assert [row.picture for row in rows] == files * 5
+    found = torch.stack([row.logits for row in rows])
+    assert found.device.type == "cpu"
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2 * wanted.abs().max().item())  # TF32 in cuDNN
+
+
+def test_a_sigmoid_card_changes_no_logit(files):
+    network = small()
+    wanted = next(predict(network, files)).logits
+    network.card = replace(network.card, activation="sigmoid")
+    assert torch.equal(next(predict(network, files)).logits, wanted)
