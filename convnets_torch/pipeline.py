@@ -77,8 +77,8 @@ def predict(
             of convnets-keras. docs/speed-pipeline.md has what that changes.
         max_pixels: refuse files of more pixels; 178,956,970 by default.
         allow_truncated: read what is there of files whose end is missing.
-        decoder: "pillow"; or "torchcodec", for JPEG files at their whole scale, which gives the same pixels in less
-            time. Pillow reads whatever is no JPEG file, or one that torchcodec refuses.
+        decoder: "pillow"; or "torchcodec", which decodes JPEG files at their whole scale to the same pixels. Pillow
+            reads whatever is no JPEG file, or one that torchcodec refuses.
 
     Returns:
         A generator of one `Predicted` per picture, in the order given; results come in bursts. `close()` stops it early

@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
                                 gradcam filters [--rounds 7] [--json FILE]
+                                filters pipeline [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. Everything runs
@@ -320,6 +321,13 @@ def measure_gradcam(folder: Path, rounds: int) -> list[Result]:
     return benchmark_gradcam.measure_gradcam(folder, rounds, alternate)
 
 
+def measure_pipeline(folder: Path, rounds: int) -> list[Result]:
+    """From files of large photographs to the best classes."""
+    from scripts import benchmark_pipeline
+
+    return benchmark_pipeline.measure_pipeline(folder, rounds, alternate)
+
+
 WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "import": measure_import,
     "load": measure_load,
@@ -333,6 +341,7 @@ WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "dilation": measure_dilation,
     "filters": measure_filters,
     "gradcam": measure_gradcam,
+    "pipeline": measure_pipeline,
 }
 
 
@@ -351,7 +360,7 @@ def main() -> None:
     print(f"{arguments.rounds} rounds, medians; ratio = peer / ours (lowest to highest of the rounds)\n")
     results = []
     with tempfile.TemporaryDirectory() as name:
-        if set(arguments.work or WORK) - {"import", "dilation"}:
+        if set(arguments.work or WORK) - {"import", "dilation", "pipeline"}:
             make_inputs(Path(name))
         for work in arguments.work or WORK:
             results += WORK[work](Path(name), arguments.rounds)
