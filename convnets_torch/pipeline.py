@@ -15,7 +15,6 @@ from torch import Tensor
 from convnets_torch.ahead import THREADS, ahead, each_of
 from convnets_torch.card import Card
 from convnets_torch.explain.fitting import in_batches
-from convnets_torch.explain.pixels import to_input
 from convnets_torch.images import Picture, Reading, open_upright
 from convnets_torch.networks import Network
 from convnets_torch.networks.budget import peak_bytes
@@ -214,9 +213,27 @@ class _Runner:
 
     def _forward(self, pixels: Tensor) -> Tensor:
         with torch.inference_mode():
-            images = to_input(pixels.permute(0, 3, 1, 2).float(), self._rule).to(self._dtype)
+            images = normalized(pixels, self._rule).to(self._dtype)
             layout = torch.contiguous_format if self._exact else torch.channels_last
             return self._network(images.contiguous(memory_format=layout)).float()
+
+
+def normalized(pixels: Tensor, rule: Preprocessing) -> Tensor:
+    """What `preprocessing.normalize` does to the bit, on a device: (N, h, w, 3) uint8, RGB -> (N, 3, h, w) float32.
+
+    Whole rows at a time: the three colours of a pixel lie side by side, and operations that repeat every three numbers
+    take ten times as long. In memory they stay side by side (channels last).
+
+    >>> from convnets_torch.preprocessing import general
+    >>> normalized(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8), general("keras-tf", 224)).flatten()
+    tensor([1., 1., 1.])
+    """
+    count, height, width, _ = pixels.shape
+    ordered = pixels if rule.channels == "rgb" else pixels.flip(3)
+    mean, std = (torch.tensor(values, device=pixels.device).repeat(width) for values in (rule.mean, rule.std))
+    rows = ordered.reshape(count, height, 3 * width).float()
+    rows.mul_(rule.scale).sub_(mean).div_(std)
+    return rows.view(count, height, width, 3).permute(0, 3, 1, 2)
 
 
 def batch_for(network: Network) -> int:

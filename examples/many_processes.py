@@ -11,7 +11,9 @@ from __future__ import annotations
 import csv
 import os
 import sys
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed
@@ -33,11 +35,12 @@ def main(weights: str, folder: str, output: str) -> None:
         best = entry.predictions[0] if entry.predictions else None
         rows.append([str(entry.picture), best.class_id if best else "", best.words if best else str(entry.error)])
 
-    shares: list[list[list[object]]] | None = [[] for _ in range(processes)] if rank == 0 else None
+    shares: list[Any] | None = [None] * processes if rank == 0 else None
     distributed.gather_object(rows, shares)
     if shares is not None:
+        every = [row for share in shares for row in share]
         with replacing(output) as temporary, Path(temporary).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(sorted((row for share in shares for row in share), key=lambda row: str(row[0])))
+            csv.writer(file).writerows(sorted(every, key=itemgetter(0)))
     distributed.destroy_process_group()
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
+    from convnets_torch.preprocessing import Pixels
     from scripts.benchmark import Result
 
 Alternate = Callable[[str, str, Callable[[], object], Callable[[], object], int], "Result"]
@@ -103,10 +106,9 @@ def stages(paths: list[Path], network: torch.nn.Module, ready: torch.nn.Module) 
     import numpy as np
     import torch
 
-    from convnets_torch.explain.pixels import to_input
     from convnets_torch.images import Reading, open_upright
     from convnets_torch.networks import Network
-    from convnets_torch.pipeline import jpeg_decoder
+    from convnets_torch.pipeline import jpeg_decoder, normalized
     from convnets_torch.preprocessing import crop_image, least_size
 
     assert isinstance(network, Network)
@@ -117,7 +119,7 @@ def stages(paths: list[Path], network: torch.nn.Module, ready: torch.nn.Module) 
         readings["torchcodec, whole scale"] = Reading(jpeg=jpeg_decoder())
     except ImportError as error:
         yield str(error)
-    cut = []
+    cut: list[Pixels] = []
     for name, reading in readings.items():
         decoding = resizing = 0.0
         cut = []
@@ -129,13 +131,13 @@ def stages(paths: list[Path], network: torch.nn.Module, ready: torch.nn.Module) 
             decoding, resizing = decoding + between - start, resizing + time.thread_time() - between
         milliseconds = (1000 * seconds / len(paths) for seconds in (decoding, resizing))
         yield "{}: decode {:.1f} ms, resize and crop {:.1f} ms".format(name, *milliseconds)
-    pixels = torch.from_numpy(np.stack(cut[:BATCH])).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.stack(cut[:BATCH]))
     for name, module in (("float32, eager", network), ("auto", ready)):
         dtype = next(module.parameters()).dtype
         with torch.inference_mode():
-            module(to_input(pixels.float(), rule).to(dtype))
+            module(normalized(pixels, rule).to(dtype))
             start = time.process_time()
-            images = to_input(pixels.float(), rule).to(dtype)
+            images = normalized(pixels, rule).to(dtype)
             between = time.process_time()
             module(images)
             end = time.process_time()

@@ -18,9 +18,8 @@ from PIL import Image
 from convnets_torch.card import Card
 from convnets_torch.classification import classify, probabilities, square_input
 from convnets_torch.explain.fitting import MemoryWarning
-from convnets_torch.explain.pixels import to_input
 from convnets_torch.images import read_picture
-from convnets_torch.pipeline import BATCH, BATCHES_AHEAD, batch_for, predict
+from convnets_torch.pipeline import BATCH, BATCHES_AHEAD, batch_for, normalized, predict
 from convnets_torch.preprocessing import center_crop, preset
 from convnets_torch.weights import load
 from tests.conftest import NARROW
@@ -61,10 +60,10 @@ def test_logits_are_those_of_the_inputs_that_classify_takes(rule, files):
 def test_normalising_on_the_device_is_normalising_in_numpy(rule):
     card = small(rule=rule).card
     pixels = picture(1, 300, 280)
-    cut = torch.from_numpy(center_crop(pixels, card.preprocessing).copy())[None].permute(0, 3, 1, 2)
-    found = to_input(cut.float(), card.preprocessing)[0]
-    wanted = torch.from_numpy(square_input(pixels, card))
-    assert torch.equal(found, wanted) or (found - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+    cut = torch.from_numpy(center_crop(pixels, card.preprocessing).copy())
+    found = normalized(torch.stack([255 - cut, cut]), card.preprocessing)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found[1], torch.from_numpy(square_input(pixels, card)))
 
 
 def test_classify_gives_the_probabilities_of_these_logits(lite_weights, photographs):
