@@ -38,9 +38,9 @@ def main(weights: str, folder: str, output: str) -> None:
     shares: list[Any] | None = [None] * processes if rank == 0 else None
     distributed.gather_object(rows, shares)
     if shares is not None:
-        every: list[list[str]] = [row for share in shares for row in share]
+        every: list[list[str]] = sorted((row for share in shares for row in share), key=itemgetter(0))
         with replacing(output) as temporary, Path(temporary).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(sorted(every, key=itemgetter(0)))
+            csv.writer(file).writerows(every)
     distributed.destroy_process_group()
 
 
