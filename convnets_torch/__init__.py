@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from convnets_torch.explain.statistics import channel_statistics as channel_statistics
     from convnets_torch.explain.statistics import save_statistics as save_statistics
     from convnets_torch.explain.statistics import zero_shares as zero_shares
+    from convnets_torch.exports import Exported as Exported
+    from convnets_torch.exports import export as export
     from convnets_torch.folders import find_pictures as find_pictures
     from convnets_torch.heatmaps import Box as Box
     from convnets_torch.heatmaps import CellMap as CellMap
@@ -118,6 +120,7 @@ _HOMES = {
     "convnets_torch.explain.statistics": (
         "ChannelStatistics", "FolderStatistics", "ZeroShares", "channel_statistics", "save_statistics", "zero_shares",
     ),
+    "convnets_torch.exports": ("Exported", "export"),
     "convnets_torch.folders": ("find_pictures",),
     "convnets_torch.heatmaps": (
         "Box", "CellMap", "ClassMap", "Contrast", "Heatmap", "ProbabilityMap", "Region", "class_map", "contrast",
@@ -142,6 +145,9 @@ _SUBMODULES = (
     "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "explain", "files",
     "filling", "first_run", "folders", "heatmaps", "images", "maps", "networks", "pipeline", "preprocessing", "render",
     "runtime", "sources", "synsets", "targets", "weights",
+    "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "explain",
+    "exports", "files", "filling", "first_run", "folders", "heatmaps", "images", "maps", "networks", "preprocessing",
+    "render", "runtime", "sources", "synsets", "targets", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

@@ -14,6 +14,7 @@ from convnets_torch.cli import (
     audit_command,
     doctor_command,
     explain_command,
+    export_command,
     filters_command,
     gradcam_command,
     heatmap_command,
@@ -38,6 +39,7 @@ app.command()(picture_commands.classify)
 app.command()(heatmap_command.heatmap)
 app.command()(gradcam_command.gradcam)
 app.command()(explain_command.explain)
+app.command()(export_command.export)
 app.command()(layers_command.layers)
 app.command()(activations_command.activations)
 app.command()(filters_command.filters)
