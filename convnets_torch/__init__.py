@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from convnets_torch.classification import Prediction as Prediction
     from convnets_torch.classification import classify as classify
     from convnets_torch.classification import classify_each as classify_each
+    from convnets_torch.engines import Engine as Engine
+    from convnets_torch.engines import engine as engine
     from convnets_torch.explain.activations import record_activations as record_activations
     from convnets_torch.explain.cam_maps import GradCam as GradCam
     from convnets_torch.explain.cam_maps import save_cams as save_cams
@@ -105,6 +107,7 @@ _HOMES = {
     "convnets_torch.adoption": ("densify",),
     "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
+    "convnets_torch.engines": ("Engine", "engine"),
     "convnets_torch.explain.activations": ("record_activations",),
     "convnets_torch.explain.cam_maps": ("GradCam", "save_cams"),
     "convnets_torch.explain.cam_running": ("Explained", "gradcam", "gradcam_each"),
@@ -146,6 +149,7 @@ _SUBMODULES = (
     "filling", "first_run", "folders", "heatmaps", "images", "maps", "networks", "pipeline", "preprocessing", "render",
     "runtime", "sources", "synsets", "targets", "weights",
     "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "explain",
+    "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "engines", "explain",
     "exports", "files", "filling", "first_run", "folders", "heatmaps", "images", "maps", "networks", "preprocessing",
     "render", "runtime", "sources", "synsets", "targets", "weights",
 )  # fmt: skip

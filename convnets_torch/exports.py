@@ -112,7 +112,8 @@ def export(
     network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
     path = Path(path)
     check_ending(path)
-    _check_network(network, path, with_preprocessing)
+    check_exportable(network)
+    _check_fits(network, path, with_preprocessing)
     check_writable(path)
     program = traced(network, heatmap=heatmap, with_preprocessing=with_preprocessing)
     with replacing(path) as temporary:
@@ -191,8 +192,9 @@ class _FromPixels(nn.Module):
         return self.network((values.float() * self.scale - self.mean) / self.std)
 
 
-def _check_network(network: Network, path: Path, with_preprocessing: bool) -> None:
-    if network.head is None:
+def check_exportable(network: nn.Module) -> None:
+    """ValueError where a module has not the form in which it can be traced: eval mode, plain, float32, on the CPU."""
+    if getattr(network, "head", network) is None:
         raise ValueError(NO_HEAD)
     if any(module.training for module in network.modules()):
         raise ValueError("the network is in training mode, where dropout makes answers random; call network.eval()")
@@ -206,9 +208,12 @@ def _check_network(network: Network, path: Path, with_preprocessing: bool) -> No
     places = {str(tensor.device) for tensor in tensors} - {"cpu"}
     if places:
         raise ValueError(f"the network is on {', '.join(sorted(places))}; export it from the CPU: network.cpu()")
+
+
+def _check_fits(network: Network, path: Path, with_preprocessing: bool) -> None:
     if with_preprocessing and network.card is None:
         raise ValueError("the network has no card, so its preprocessing is unknown; export it without preprocessing")
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     if path.suffix == ".onnx" and size > MOST_ONNX:
         raise ValueError(f"the parameters take {size / 1e9:.1f} GB, but an .onnx file holds 2; write a .pt2")
 

@@ -64,6 +64,7 @@ def test_imports_go_one_way():
     )  # fmt: skip
     tasks = ("compat", "classification", "heatmaps", "pipeline", "render", "targets", "first_run")
     tasks = ("compat", "classification", "exports", "heatmaps", "render", "targets", "first_run")
+    tasks = ("compat", "classification", "engines", "exports", "heatmaps", "render", "targets", "first_run")
 
     def own(path):
         return {name for name in modules_imported_by(path) if name.startswith(("convnets_torch.", "converters"))}

@@ -1,0 +1,122 @@
+"""Other programs' runtimes behind a network: the same answers from an engine that knows a processor better."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from convnets_torch.card import Card
+from convnets_torch.exports import MOST_BATCH, check_exportable
+from convnets_torch.networks.network import Size, check_size
+from convnets_torch.runtime import RuntimeRemark
+
+EnginePrecision = Literal["auto", "float32", "bfloat16"]
+ENGINES = ("openvino",)
+HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
+
+
+class Engine:
+    """A network in another program's runtime, called as the network is.
+
+    Attributes:
+        name: of the engine, "openvino".
+        precision: "float32" or "bfloat16", in which it multiplies.
+        size: (height, width) in pixels of the images.
+        card: what the weights are; None where the network had none.
+    """
+
+    def __init__(self, module: nn.Module, name: str, precision: str, size: Size) -> None:
+        """As `engine` says."""
+        openvino = importlib.import_module("openvino")
+        core = openvino.Core()
+        if precision == "auto":
+            precision = "bfloat16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
+        self.name, self.size = name, size
+        self.card: Card | None = getattr(module, "card", None)
+        batch = ({0: Dim("batch", min=1, max=MOST_BATCH)},)
+        program = torch.export.export(module, (torch.zeros(2, 3, *size),), dynamic_shapes=batch, strict=False)
+        model = openvino.convert_model(program)
+        self._compiled = core.compile_model(
+            model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        )
+        taken = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+        self.precision = {hint: word for word, hint in HINTS.items()}.get(taken, taken)
+        if self.precision != precision:
+            warnings.warn(
+                f"this processor has no instructions for {precision}; openvino runs in {self.precision}",
+                RuntimeRemark,
+                stacklevel=3,
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            images: (N, 3, H, W) with (H, W) = `size`, normalised as the weights want it; any device and precision.
+
+        Returns:
+            Logits (N, classes), float32, on the CPU.
+
+        Raises:
+            ValueError: the images have another shape.
+        """
+        if images.dim() != 4 or tuple(images.shape[1:]) != (3, *self.size) or not images.shape[0]:
+            raise ValueError(
+                f"images are {tuple(images.shape)}, but this engine takes (N, 3, {self.size[0]}, {self.size[1]}), one"
+                " or more"
+            )
+        given = images.detach().to("cpu", torch.float32).contiguous()
+        return torch.from_numpy(self._compiled([given.numpy()])[0].copy())  # its own memory is written again
+
+
+def engine(
+    network: nn.Module,
+    name: str = "openvino",
+    *,
+    precision: EnginePrecision = "auto",
+    size: int | Size | None = None,
+) -> Engine:
+    """The network in another program's runtime, for the last factor of speed on a CPU.
+
+    The weights are copied into it and converted, which takes seconds; the network itself is left as it is.
+
+    Args:
+        network: in eval mode, float32, on the CPU, as `load` gives it; or any module that `torch.export` can follow,
+            such as torchvision's.
+        name: "openvino".
+        precision: "auto" takes bfloat16 where OpenVINO finds that the processor has it, else float32.
+        size: pixels of the images, a side or (height, width), for modules that do not know their size.
+
+    Returns:
+        A function of images (N, 3, H, W), any number of them, that gives logits (N, classes) in float32.
+
+    Raises:
+        ValueError: the engine or the precision is not known, no size is given and the module has none, or the network
+            has no head, is in training mode, prepared, in another precision or on another device.
+        ImportError: openvino is missing.
+
+    Warns:
+        RuntimeRemark: the processor has no instructions for the precision, and the engine takes another.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
+    if precision not in get_args(EnginePrecision):
+        raise ValueError(f"unknown precision {precision!r} of an engine; known: {', '.join(get_args(EnginePrecision))}")
+    network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
+    check_exportable(network)
+    sides = getattr(network, "size", None) if size is None else (size, size) if isinstance(size, int) else size
+    if sides is None:
+        raise ValueError(f"{type(network).__name__} does not know the size of its images; give size=224, or its own")
+    own = getattr(network, "size", sides)
+    if tuple(own) != tuple(sides):
+        raise ValueError(f"size is {tuple(sides)}, but the network classifies {tuple(own)}; leave size out")
+    try:
+        importlib.import_module("openvino")
+    except ImportError:
+        raise ImportError("the engine openvino needs its package: pip install 'convnets-torch[openvino]'") from None
+    return Engine(network, name, precision, check_size(sides))

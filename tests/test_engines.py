@@ -1,0 +1,96 @@
+"""Engines answer as the networks that were given to them."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import torchvision
+
+from convnets_torch import engine, load, prepare
+from tests.conftest import NARROW
+from tests.test_runtime import differ, with_statistics
+
+MARGINS = {"float32": 1e-4, "bfloat16": 3e-2}  # of the largest logit
+
+
+@pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")  # of processors without bfloat16
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "float32") for name in NARROW), ("alexnet", "bfloat16"), ("vgg16", "bfloat16")]
+)
+def test_openvino_answers_the_same_for_any_batch(name, precision):
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    narrow = with_statistics(NARROW[name]())
+    ready = engine(narrow, "openvino", precision=precision)
+    assert (ready.size, ready.card) == (narrow.size, None)
+    assert ready.precision in (precision, "float32")
+    for batch in (1, 2, 5):
+        images = torch.randn(batch, 3, *narrow.size)
+        with torch.inference_mode():
+            wanted = narrow(images)
+        found = ready(images)
+        assert (found.shape, found.dtype) == (wanted.shape, torch.float32)
+        assert differ(found, wanted) <= MARGINS[precision]
+
+
+@pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")
+@pytest.mark.parametrize("precision", MARGINS)
+def test_torchvisions_networks_are_taken_too(precision):
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    module = with_statistics(torchvision.models.resnet18(num_classes=10))
+    ready = engine(module, "openvino", precision=precision, size=(160, 192))
+    images = torch.randn(3, 3, 160, 192)
+    with torch.inference_mode():
+        assert differ(ready(images), module(images)) <= MARGINS[precision]
+
+
+def test_an_answer_stays_when_the_next_is_computed():
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    ready = engine(NARROW["alexnet"]().eval(), "openvino", precision="float32")
+    images = torch.randn(2, 3, 227, 227)
+    first = ready(images)
+    kept = first.clone()
+    ready(-3 * images)
+    assert torch.equal(first, kept)
+
+
+def test_the_card_goes_with_it(lite_weights):
+    pytest.importorskip("openvino")
+    network = load(lite_weights)
+    ready = engine(network)
+    images = torch.randn(2, 3, 224, 224)
+    assert ready.card == network.card
+    assert ready(images).shape == (2, 1000)
+
+
+def test_what_an_engine_cannot_take_is_refused():
+    narrow = NARROW["alexnet"]().eval()
+    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; known: openvino"):
+        engine(narrow, "tensorrt")
+    with pytest.raises(ValueError, match="unknown precision 'float16' of an engine; known: auto, float32, bfloat16"):
+        engine(narrow, precision="float16")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="in training mode"):
+        engine(NARROW["alexnet"]())
+    with pytest.raises(ValueError, match="prepared to run"):
+        engine(prepare(narrow, device="cpu", precision="float32"))
+    with pytest.raises(ValueError, match="ResNet does not know the size of its images; give size=224"):
+        engine(torchvision.models.resnet18(num_classes=2).eval())
+    with pytest.raises(ValueError, match=r"size is \(224, 224\), but the network classifies \(227, 227\)"):
+        engine(narrow, size=224)
+
+
+def test_images_of_another_size_are_refused():
+    pytest.importorskip("openvino")
+    ready = engine(NARROW["alexnet"]().eval())
+    with pytest.raises(ValueError, match=r"images are \(1, 3, 224, 224\), but this engine takes \(N, 3, 227, 227\)"):
+        ready(torch.zeros(1, 3, 224, 224))
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"needs its package: pip install 'convnets-torch\[openvino\]'"):
+        engine(NARROW["alexnet"]().eval())
