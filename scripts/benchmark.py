@@ -3,6 +3,7 @@
     python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
                                 gradcam filters [--rounds 7] [--json FILE]
                                 filters pipeline [--rounds 7] [--json FILE]
+                                filters classify [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. Everything runs
@@ -328,6 +329,13 @@ def measure_pipeline(folder: Path, rounds: int) -> list[Result]:
     return benchmark_pipeline.measure_pipeline(folder, rounds, alternate)
 
 
+def measure_classify(folder: Path, rounds: int) -> list[Result]:
+    """Images in memory to logits, against other programs that run the same networks."""
+    from scripts import benchmark_engines
+
+    return benchmark_engines.measure_classify(folder, rounds)
+
+
 WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "import": measure_import,
     "load": measure_load,
@@ -342,6 +350,7 @@ WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "filters": measure_filters,
     "gradcam": measure_gradcam,
     "pipeline": measure_pipeline,
+    "classify": measure_classify,
 }
 
 
@@ -361,6 +370,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as name:
         if set(arguments.work or WORK) - {"import", "dilation", "pipeline"}:
+        if set(arguments.work or WORK) - {"import", "dilation", "classify"}:
             make_inputs(Path(name))
         for work in arguments.work or WORK:
             results += WORK[work](Path(name), arguments.rounds)
