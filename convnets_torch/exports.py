@@ -177,6 +177,10 @@ def traced(network: Network, *, heatmap: bool = False, with_preprocessing: bool 
 class _FromPixels(nn.Module):
     """`preprocessing.normalize` in front of a network, on batches."""
 
+    mean: Tensor
+    std: Tensor
+    scale: Tensor
+
     def __init__(self, network: nn.Module, rule: Preprocessing) -> None:
         super().__init__()
         self.network, self.rule = network, rule
