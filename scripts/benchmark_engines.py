@@ -134,7 +134,7 @@ def peer_programs(module: nn.Module, work: Work, folder: Path) -> dict[str, Call
         import copy
 
         made = copy.deepcopy(module).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        program = torch.compile(made, options={"freezing": True})
+        program: Any = torch.compile(made, options={"freezing": True})
         return lambda images: program(images.to(dtype, memory_format=torch.channels_last)).float()
 
     def timm(name: str) -> nn.Module:
