@@ -1,9 +1,7 @@
 """Measure what has a speed, as ratios against a peer in the same run.
 
     python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
-                                gradcam filters [--rounds 7] [--json FILE]
-                                filters pipeline [--rounds 7] [--json FILE]
-                                filters classify [--rounds 7] [--json FILE]
+                                gradcam filters classify pipeline [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. Everything runs
@@ -369,8 +367,7 @@ def main() -> None:
     print(f"{arguments.rounds} rounds, medians; ratio = peer / ours (lowest to highest of the rounds)\n")
     results = []
     with tempfile.TemporaryDirectory() as name:
-        if set(arguments.work or WORK) - {"import", "dilation", "pipeline"}:
-        if set(arguments.work or WORK) - {"import", "dilation", "classify"}:
+        if set(arguments.work or WORK) - {"import", "dilation", "classify", "pipeline"}:
             make_inputs(Path(name))
         for work in arguments.work or WORK:
             results += WORK[work](Path(name), arguments.rounds)
