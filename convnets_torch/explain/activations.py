@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from convnets_torch.explain.names import find_layers, needed
 
+BROKEN = "activations of {} are NaN or infinite: weights are broken, or too large for the precision"
 Hook = Callable[[str, Tensor], "Tensor | None"]
 
 

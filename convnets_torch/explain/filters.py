@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnets_torch.classification import card_of
-from convnets_torch.explain.activations import run_to
+from convnets_torch.explain.activations import BROKEN, run_to
 from convnets_torch.explain.ascent import FORMS, Size
 from convnets_torch.explain.fitting import in_batches
 from convnets_torch.explain.names import find_layer
@@ -248,9 +248,7 @@ class _Ascent:
         parts: Iterator[Any] = in_batches(climbed, len(units), batch)
         pictures, before, after = (np.concatenate(each) for each in zip(*parts, strict=True))
         if not (np.isfinite(before).all() and np.isfinite(after).all()):
-            raise ValueError(
-                f"activations of {self.layer} are NaN or infinite: weights are broken, or too large for the precision"
-            )
+            raise ValueError(BROKEN.format(self.layer))
         start = self.start[0].permute(1, 2, 0).to("cpu", torch.uint8).numpy()
         return FilterPatterns(self.layer, units, pictures, start, before, after, self.form, self.steps, self.seed)
 

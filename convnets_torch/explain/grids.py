@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from convnets_torch import render
 from convnets_torch.classification import ready_card, square_input, to_parameters
-from convnets_torch.explain.activations import hooked
+from convnets_torch.explain.activations import BROKEN, hooked
 from convnets_torch.explain.grid_pages import draw_page
 from convnets_torch.explain.names import candidates, find_layers, needed
 from convnets_torch.files import check_writable, replacing
@@ -113,8 +114,8 @@ def activation_grids(
 
     Raises:
         OSError: the picture is missing or broken.
-        ValueError: a layer is not in the network, gives something else than maps or vectors, or is not reached;
-            `channels`, `order` or `scale` is out of range; the network has no card, or is in training mode.
+        ValueError: a layer is not in the network, gives something else than maps or vectors, NaN or infinity, or is not
+            reached; `channels`, `order` or `scale` is out of range; the network has no card, or is in training mode.
 
     >>> from convnets_torch import load
     >>> [grid] = activation_grids(load("alexnet.safetensors"), "street.jpg", "conv_3", channels=4)
@@ -214,12 +215,14 @@ def _grid(name: str, output: Tensor, order: Order, channels: int, scale: Scale |
             f"{name} gives {tuple(output.shape)} for an image, neither a map nor values; name another layer"
         )
     maps = output.reshape(-1, 1, 1) if output.dim() == 1 else output
+    low, high = (float(value) for value in torch.aminmax(maps))
+    if not (isfinite(low) and isfinite(high)):
+        raise ValueError(BROKEN.format(name))
     strengths = torch.stack([each.float().abs().mean() for each in maps])  # one by one: no second map of all channels
     numbers = torch.arange(len(maps), device=maps.device)
     if order == "strongest":
         numbers = strengths.argsort(descending=True, stable=True)
     kept = numbers[:channels]
-    low, high = (float(value) for value in torch.aminmax(maps))
     return ChannelGrid(
         name,
         tuple(output.shape),

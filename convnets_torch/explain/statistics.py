@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from convnets_torch.ahead import ahead, each_of
 from convnets_torch.classification import ready_card, square_input, to_parameters
-from convnets_torch.explain.activations import hooked
+from convnets_torch.explain.activations import BROKEN, hooked
 from convnets_torch.explain.fitting import in_batches
 from convnets_torch.explain.histograms import draw_histogram
 from convnets_torch.explain.names import find_layer, find_layers, needed
@@ -188,8 +188,8 @@ def channel_statistics(
         progress: is told after each batch how many pictures are done.
 
     Raises:
-        ValueError: no picture could be used, the first reason is given; a layer is not in the network or not reached;
-            the network has no card, or is in training mode.
+        ValueError: no picture could be used, the first reason is given; a layer is not in the network, not reached
+            or gives NaN or infinity; the network has no card, or is in training mode.
 
     >>> from convnets_torch import load
     >>> found = channel_statistics(load("alexnet.safetensors"), ["street.jpg", "none.jpg"], "relu_*")
@@ -204,6 +204,7 @@ def channel_statistics(
     batches = _batches(network, images, names, read, batch, errors, remarks)
 
     def add(name: str, output: Tensor) -> None:
+        _check_finite(name, output)
         running[name].add(_channels(name, output))
 
     with contextlib.closing(batches):
@@ -246,6 +247,7 @@ def zero_shares(
     read = partial(decode, max_pixels=max_pixels, allow_truncated=allow_truncated)
 
     def see(name: str, output: Tensor) -> None:
+        _check_finite(name, output)
         shares.add(output)
 
     batches = _batches(network, images, [name], read, batch, errors, [])
@@ -361,6 +363,11 @@ def _channels(name: str, output: Tensor) -> Tensor:
     if output.dim() < 2:
         raise ValueError(f"{name} gives {tuple(output.shape)}, which has no channels; name another layer")
     return output
+
+
+def _check_finite(name: str, output: Tensor) -> None:
+    if not output.isfinite().all():
+        raise ValueError(BROKEN.format(name))
 
 
 def _refuse_none(errors: list[tuple[str, Exception]], name: str, network: Network) -> None:

@@ -1,0 +1,57 @@
+"""What the commands that explain a network say when they cannot, and that nothing is lost then."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from convnets_torch.card import Card
+from convnets_torch.explain.filters import filter_patterns
+from convnets_torch.explain.grids import activation_grids
+from convnets_torch.explain.statistics import channel_statistics, zero_shares
+from convnets_torch.networks import Network
+from convnets_torch.preprocessing import general
+from convnets_torch.weights import save
+from tests.conftest import NARROW
+from tests.reference.pictures import picture
+
+
+def narrow_vgg() -> Network:
+    """VGG16 with few channels, seeded random weights and classes that a terminal would obey."""
+    torch.manual_seed(0)
+    network = NARROW["vgg16"]().eval()
+    arguments = {"classes": 10, "widths": (8, 16, 32, 64, 64), "hidden": (24, 40)}
+    names = tuple(f"class\x1b[31m{number}" for number in range(10))
+    network.card = Card("vgg16", arguments, general("torchvision", 224), names)
+    return network
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "vgg.safetensors"
+    save(narrow_vgg(), path)
+    return path
+
+
+@pytest.fixture
+def street(tmp_path):
+    path = tmp_path / "street.png"
+    Image.fromarray(picture(1, 240, 300)).save(path)
+    return path
+
+
+def test_activations_of_broken_weights_are_refused():
+    network, pixels = narrow_vgg(), picture(1, 240, 300)
+    with torch.no_grad():
+        network.features.conv2_1.bias[0] = float("inf")
+    sentence = "activations of features.conv2_1 are NaN or infinite: weights are broken"
+    for run in (
+        lambda: activation_grids(network, pixels, "conv2_1"),
+        lambda: channel_statistics(network, [pixels], "conv2_1"),
+        lambda: zero_shares(network, [pixels], "conv2_1"),
+        lambda: filter_patterns(network, "conv2_1", [0], steps=1, size=32),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            run()
+    assert activation_grids(network, pixels, "conv1_2")[0].highest > 0  # what comes before is whole
