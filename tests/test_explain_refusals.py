@@ -55,3 +55,17 @@ def test_activations_of_broken_weights_are_refused():
         with pytest.raises(ValueError, match=sentence):
             run()
     assert activation_grids(network, pixels, "conv1_2")[0].highest > 0  # what comes before is whole
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 400), (400, 3)])
+def test_a_picture_that_is_too_small_for_a_layer_gets_a_sentence(shape, weights, tmp_path, command):
+    Image.fromarray(picture(1, *shape)).save(tmp_path / "small.png")
+    options = ["--layer", "conv2_1", "--longest-side", 100, "-o", tmp_path / "x.png"]
+    code, out, error = command("activations", weights, tmp_path / "small.png", *options)
+    if shape == (1, 1):  # which is resized to 100 pixels like any other
+        assert code == 0
+        return
+    assert (code, out, len(error.splitlines())) == (1, "", 1)
+    assert "small.png at " in error
+    assert "is too small for these layers" in error
+    assert not (tmp_path / "x.png").exists()

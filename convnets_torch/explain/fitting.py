@@ -62,6 +62,11 @@ def in_batches(run: Callable[[range], Done], count: int, batch: int) -> Iterator
         yield done.pop()
 
 
+def is_too_small(error: Exception) -> bool:
+    """Whether an error of PyTorch says that an image is too small for what is to run on it."""
+    return "too small" in str(error) or "greater than actual input size" in str(error)
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out, on whatever device."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

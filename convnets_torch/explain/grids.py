@@ -18,10 +18,11 @@ from torch import Tensor
 from convnets_torch import render
 from convnets_torch.classification import ready_card, square_input, to_parameters
 from convnets_torch.explain.activations import BROKEN, hooked
+from convnets_torch.explain.fitting import is_too_small
 from convnets_torch.explain.grid_pages import draw_page
 from convnets_torch.explain.names import candidates, find_layers, needed
 from convnets_torch.files import check_writable, replacing
-from convnets_torch.images import Picture, decode, warn
+from convnets_torch.images import Picture, decode, picture_name, warn
 from convnets_torch.networks import Network
 from convnets_torch.preprocessing import Pixels, center_crop, fit_longest_side, normalize
 
@@ -147,8 +148,17 @@ def activation_grids(
     def keep(name: str, output: Tensor) -> None:
         grids[name] = _grid(name, output[0], order, channels, scale, picture)
 
-    with hooked(network, names, keep), torch.inference_mode():
-        needed(network, names)(to_parameters(inputs[None], network))
+    try:
+        with hooked(network, names, keep), torch.inference_mode():
+            needed(network, names)(to_parameters(inputs[None], network))
+    except RuntimeError as error:
+        if not is_too_small(error):
+            raise
+        height, width = picture.shape[:2]
+        raise ValueError(
+            f"{picture_name(image)} at {height}x{width} pixels (height x width) is too small for these layers; give a"
+            " larger longest side, or earlier layers"
+        ) from None
     if missing := [name for name in names if name not in grids]:
         raise ValueError(f"{missing[0]} is not run by {type(network).__name__}; name another layer")
     return list(grids.values())

@@ -18,7 +18,7 @@ from convnets_torch.ahead import ahead, each_of
 from convnets_torch.classification import to_parameters
 from convnets_torch.explain.activations import run_to
 from convnets_torch.explain.filters import FIRST
-from convnets_torch.explain.fitting import is_out_of_memory
+from convnets_torch.explain.fitting import is_out_of_memory, is_too_small
 from convnets_torch.explain.layers import layer_fields
 from convnets_torch.explain.names import find_layer
 from convnets_torch.explain.pixels import rule_of
@@ -212,7 +212,7 @@ def _highest(
         words = f"{picture_name(picture)} at {seen.shape[0]}x{seen.shape[1]} pixels"
         if is_out_of_memory(error):
             return ValueError(f"{words} needs more memory than there is; give a smaller longest side")
-        if "too small" in str(error) or "greater than actual input size" in str(error):
+        if is_too_small(error):
             return ValueError(f"{words} is too small for {layer}; take a larger picture")
         raise
     if not values.isfinite().all():
