@@ -69,3 +69,17 @@ def test_a_picture_that_is_too_small_for_a_layer_gets_a_sentence(shape, weights,
     assert "small.png at " in error
     assert "is too small for these layers" in error
     assert not (tmp_path / "x.png").exists()
+
+
+def test_names_of_classes_and_files_do_not_steer_the_terminal(weights, street, tmp_path, command):
+    odd = street.rename(tmp_path / "street\x1b[2J.png")
+    for words in (
+        ["gradcam", weights, odd, "--target", 3, "-o", tmp_path / "a\x1b[2J.png"],
+        ["explain", weights, odd, "--top", 1, "--method", "layercam", "-o", tmp_path / "a.html"],
+        ["filters", weights, "--target", 3, "--steps", 1, "-o", tmp_path / "b.png"],
+        ["filters", weights, "--layer", "conv1_1", "--steps", 1, "--pictures", odd, "-o", tmp_path / "c.png"],
+    ):
+        code, out, error = command(*words)
+        assert code == 0, error
+        assert "\\x1b" in out
+        assert "\x1b" not in out + error

@@ -13,6 +13,7 @@ from convnets_torch.cli.messages import one_line, say, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
 from convnets_torch.cli.progress import rows_done
 from convnets_torch.cli.running import Device, Precision, load_network
+from convnets_torch.sentences import printable
 
 if TYPE_CHECKING:
     from convnets_torch.explain.filters import FilterPatterns
@@ -162,12 +163,11 @@ def _print(patterns: FilterPatterns, found: TopPatches | None, output: Path, as_
         return
     for entry in entries:
         note = "" if entry["excited"] else "  not excited"
-        print(f"{entry['before']:>10.4g} {entry['after']:>10.4g}  {entry['unit']}{note}")
+        print(f"{entry['before']:>10.4g} {entry['after']:>10.4g}  {printable(str(entry['unit']))}{note}")
         for patch in entry.get("patches", ())[:1]:
             left, top, right, bottom = (round(edge) for edge in patch["box"])
-            print(
-                f"{'':>10} {patch['activation']:>10.4g}  {patch['picture']}, x {left} to {right}, y {top} to {bottom}"
-            )
+            where = f"x {left} to {right}, y {top} to {bottom}"
+            print(f"{'':>10} {patch['activation']:>10.4g}  {printable(patch['picture'])}, {where}")
     say(f"{output}: {len(entries)} patterns of {patterns.layer}; activation of the noise, and of the picture")
 
 

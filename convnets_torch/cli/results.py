@@ -102,4 +102,4 @@ class Table:
 def prediction_lines(predictions: list[Prediction]) -> Iterator[str]:
     """Probability, wnid and words in fixed columns."""
     for entry in predictions:
-        yield f"{entry.probability:.3f}  {entry.wnid or entry.class_id:<9}  {entry.words}"
+        yield f"{entry.probability:.3f}  {entry.wnid or entry.class_id:<9}  {printable(entry.words)}"
