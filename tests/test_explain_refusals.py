@@ -83,3 +83,10 @@ def test_names_of_classes_and_files_do_not_steer_the_terminal(weights, street, t
         assert code == 0, error
         assert "\\x1b" in out
         assert "\x1b" not in out + error
+
+
+@pytest.mark.parametrize("name", ["x.html", "x.tif", "x"])
+def test_grad_cam_names_the_endings_that_it_writes(name, weights, street, tmp_path, command):
+    code, _, error = command("gradcam", weights, street, "-o", tmp_path / name)
+    assert code == 1
+    assert error.endswith("Grad-CAM is written as .png, .jpg, .jpeg, .webp, .json, .npz, .npy")

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from convnets_torch.explain.cam_cells import CamCells, Values
-from convnets_torch.files import replacing
-from convnets_torch.maps.outputs import check_output
+from convnets_torch.files import check_writable, replacing
 from convnets_torch.maps.regions import Region, find_regions
 from convnets_torch.preprocessing import Pixels
 from convnets_torch.targets import Target
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".json", ".npz", ".npy")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -169,9 +170,9 @@ def check_cam_output(path: Path) -> None:
         ValueError: another ending than that of a picture or of numbers.
         OSError: `path` cannot be written.
     """
-    if path.suffix.lower() == ".html":
-        raise ValueError(f"{path} is a page, which Grad-CAM has not; name a .png, .jpg, .webp, .json, .npz or .npy")
-    check_output(path)
+    if path.suffix.lower() not in ENDINGS:
+        raise ValueError(f"{path} has an unknown ending; Grad-CAM is written as {', '.join(ENDINGS)}")
+    check_writable(path)
 
 
 def _target(target: Target) -> dict[str, Any]:
