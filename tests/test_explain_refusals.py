@@ -90,3 +90,10 @@ def test_grad_cam_names_the_endings_that_it_writes(name, weights, street, tmp_pa
     code, _, error = command("gradcam", weights, street, "-o", tmp_path / name)
     assert code == 1
     assert error.endswith("Grad-CAM is written as .png, .jpg, .jpeg, .webp, .json, .npz, .npy")
+
+
+def test_an_unknown_layer_is_refused_before_any_class_is_explained(weights, street, tmp_path, command):
+    words = ["explain", weights, street, "--layer", "relu9_9", "-o", tmp_path / "x.html"]
+    code, out, error = command(*words)
+    assert (code, out, len(error.splitlines())) == (1, "", 1)
+    assert "did you mean relu5_3" in error

@@ -24,6 +24,7 @@ from convnets_torch.explain.cam_running import gradcam
 from convnets_torch.explain.gradcam import Method
 from convnets_torch.explain.grids import ChannelGrid, activation_grids
 from convnets_torch.explain.layers import layer_names
+from convnets_torch.explain.names import find_layers
 from convnets_torch.files import check_writable, replacing
 from convnets_torch.heatmaps import Heatmap, heatmap
 from convnets_torch.images import Picture, decode, picture_name, warn
@@ -114,6 +115,7 @@ def explain(
     decoded = decode(image, exif=card.preprocessing.exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
     warn(decoded.remarks)
     pixels = decoded.pixels
+    layers = five_layers(network) if layers is None else find_layers(network, layers)
     [predictions] = classify(network, [pixels], top=min(top, card.classes))
     class_ids = [entry.class_id for entry in predictions]
     return Explanation(
@@ -122,7 +124,7 @@ def explain(
         predictions=predictions,
         heatmaps=heatmap(network, pixels, class_ids, upscale=True),
         cams=gradcam(network, pixels, class_ids, method=method),
-        grids=activation_grids(network, pixels, five_layers(network) if layers is None else layers, channels=CHANNELS),
+        grids=activation_grids(network, pixels, layers, channels=CHANNELS),
         network=f"{card.network}, {card.classes} classes",
     )
 
