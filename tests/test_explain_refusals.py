@@ -97,3 +97,10 @@ def test_an_unknown_layer_is_refused_before_any_class_is_explained(weights, stre
     code, out, error = command(*words)
     assert (code, out, len(error.splitlines())) == (1, "", 1)
     assert "did you mean relu5_3" in error
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_out_of_range_is_a_misuse(seed, weights, tmp_path, command):
+    code, _, error = command("filters", weights, "--layer", "conv1_1", "--seed", seed, "-o", tmp_path / "x.png")
+    assert code == 2
+    assert "--seed" in error

@@ -47,7 +47,7 @@ def filters(
         int | None, typer.Option(min=1, help="Of the ascent.", show_default="64, of the plain form 40")
     ] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Pixels of each picture's side.", show_default="128")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise at the start.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise at the start.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
     device: Device = "cpu",
     precision: Precision = None,
