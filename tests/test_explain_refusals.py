@@ -104,3 +104,10 @@ def test_a_seed_out_of_range_is_a_misuse(seed, weights, tmp_path, command):
     code, _, error = command("filters", weights, "--layer", "conv1_1", "--seed", seed, "-o", tmp_path / "x.png")
     assert code == 2
     assert "--seed" in error
+
+
+def test_a_layer_without_receptive_field_is_refused_before_the_ascent(weights, street, tmp_path, command):
+    options = ["--steps", 10**9, "--channels", 0, "--pictures", street, "-o", tmp_path / "x.png"]
+    code, out, error = command("filters", weights, "--layer", "fc1", *options)
+    assert (code, out, len(error.splitlines())) == (1, "", 1)
+    assert "what a cell of head.relu_dense_1 sees is not known" in error

@@ -69,13 +69,16 @@ def filters(
     from convnets_torch.explain.filters import class_patterns, filter_patterns
 
     options: dict[str, Any] = {"form": form, "steps": steps, "size": size, "seed": seed}
+    found = None
+    if pictures:  # first: what is wrong with a layer or a channel is said before the long ascent
+        assert layer is not None
+        found = _patches(network, layer, numbers, pictures, max_pixels, allow_truncated)
     with warnings_as_lines(), rows_done("steps") as progress:
         if target:
             patterns = class_patterns(network, target, **options, progress=progress)
         else:
             assert layer is not None
             patterns = filter_patterns(network, layer, numbers, **options, progress=progress)
-    found = _patches(network, patterns, pictures, max_pixels, allow_truncated) if pictures else None
     if found is None:
         patterns.save(output)
     else:
@@ -124,7 +127,12 @@ def _draw_kernels(network: Network, output: Path, as_json: bool) -> None:
 
 
 def _patches(
-    network: Network, patterns: FilterPatterns, pictures: list[str], max_pixels: int | None, allow_truncated: bool
+    network: Network,
+    layer: str,
+    channels: list[int] | None,
+    pictures: list[str],
+    max_pixels: int | None,
+    allow_truncated: bool,
 ) -> TopPatches:
     from convnets_torch.explain.patches import top_patches
     from convnets_torch.folders import find_pictures
@@ -134,8 +142,8 @@ def _patches(
         return top_patches(
             network,
             paths,
-            patterns.layer,
-            [unit for unit in patterns.units if isinstance(unit, int)],
+            layer,
+            channels,
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
             progress=None if progress is None else lambda done: progress(done, len(paths)),
