@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from PIL import Image
@@ -111,3 +113,17 @@ def test_a_layer_without_receptive_field_is_refused_before_the_ascent(weights, s
     code, out, error = command("filters", weights, "--layer", "fc1", *options)
     assert (code, out, len(error.splitlines())) == (1, "", 1)
     assert "what a cell of head.relu_dense_1 sees is not known" in error
+
+
+def test_a_map_of_zeros_is_told_with_what_it_is_weighed_against(weights, tmp_path, command):
+    Image.new("RGB", (224, 224)).save(tmp_path / "black.png")
+    told = []
+    for one, other in ((3, 4), (4, 3)):  # weights are random; one of the two is such a map
+        words = ["gradcam", weights, tmp_path / "black.png", "--target", one, "--against", other, "--json"]
+        code, out, error = command(*words)
+        assert code == 0, error
+        [found] = json.loads(out)["maps"]
+        told.append(found["raw_maximum"] == 0)
+        label = f"class\\x1b[31m{one} rather than class\\x1b[31m{other}"
+        assert (f"black.png: {label}: no cell speaks for it" in error) == told[-1]
+    assert any(told)

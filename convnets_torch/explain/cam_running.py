@@ -278,8 +278,6 @@ def _maps(wanted: _Wanted, entry: _Entry, raw: Tensor, chances: Tensor) -> list[
     found = []
     for target, values in zip(targets, raw.float().cpu().numpy(), strict=True):
         highest = float(values.max())
-        if highest == 0:
-            entry.remarks.append(f"{picture_name(entry.picture)}: {target.label}: {NOTHING}")
         found.append(
             GradCam(
                 values=values / np.float32(highest or 1),
@@ -293,4 +291,6 @@ def _maps(wanted: _Wanted, entry: _Entry, raw: Tensor, chances: Tensor) -> list[
                 cells=cells,
             )
         )
+        if highest == 0:
+            entry.remarks.append(f"{picture_name(entry.picture)}: {found[-1].label}: {NOTHING}")
     return found
