@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -73,6 +73,12 @@ def check_writable(path: Path) -> None:
     for place in (path.parent, path):
         if place.exists() and not os.access(place, os.W_OK):
             raise PermissionError(f"{place} cannot be written to; name another output or change its rights")
+
+
+def check_kept(output: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise ValueError, in one sentence, when an output would take the place of a picture that is read."""
+    if any(str(each) != "-" and resolved(each) == resolved(output) for each in inputs):
+        raise ValueError(f"{output} would overwrite a picture that is read; name another output")
 
 
 def _sync_folder(folder: Path) -> None:

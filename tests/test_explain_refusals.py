@@ -127,3 +127,32 @@ def test_a_map_of_zeros_is_told_with_what_it_is_weighed_against(weights, tmp_pat
         label = f"class\\x1b[31m{one} rather than class\\x1b[31m{other}"
         assert (f"black.png: {label}: no cell speaks for it" in error) == told[-1]
     assert any(told)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["gradcam", "PICTURE", "--target", 3],
+        ["heatmap", "PICTURE", "--target", 3],
+        ["activations", "PICTURE", "--layer", "conv1_1"],
+        ["activations", "PICTURE", "PICTURE", "--layer", "conv1_1"],
+        ["filters", "--layer", "conv1_1", "--channels", 0, "--steps", 1, "--pictures", "PICTURE"],
+    ],
+)
+def test_a_picture_is_not_overwritten_by_what_is_made_of_it(words, weights, street, command):
+    before, link = street.read_bytes(), street.with_name("link.png")
+    link.symlink_to(street)
+    named = [street if word == "PICTURE" else word for word in words]
+    for output in (street, link):
+        code, _, error = command(named[0], weights, *named[1:], "-o", output)
+        assert (code, len(error.splitlines())) == (1, 1)
+        assert "would overwrite a picture that is read" in error
+        assert street.read_bytes() == before
+
+
+def test_maps_and_their_report_are_not_the_same_file(weights, street, tmp_path, command):
+    path = tmp_path / "x.json"
+    code, _, error = command("gradcam", weights, street, "--target", 3, "-o", path, "--report", path)
+    assert code == 2
+    assert "--report and -o are both" in error
+    assert not path.exists()

@@ -90,10 +90,12 @@ def activations(
         failed = _statistics(load, images, layer, output, as_json, reading)
         raise typer.Exit(1 if failed else 0)
     from convnets_torch.explain.grids import activation_grids, check_grids_output
+    from convnets_torch.files import check_kept
 
     folder = output is not None and (output.is_dir() or not output.suffix)
     if output is not None and not folder:
         check_grids_output(output)
+        check_kept(output, images)
     network = load()
     with warnings_as_lines():
         grids = activation_grids(
@@ -155,7 +157,7 @@ def _statistics(
     """Statistics of layers over pictures, or the histogram of one; how many pictures failed."""
     from convnets_torch import render
     from convnets_torch.explain import statistics
-    from convnets_torch.files import check_writable
+    from convnets_torch.files import check_kept, check_writable
     from convnets_torch.folders import find_pictures
 
     if histogram := output is not None and output.suffix.lower() in render.FORMATS:
@@ -172,6 +174,8 @@ def _statistics(
         raise ValueError("standard input is one picture; name it alone")
     with warnings_as_lines():
         pictures = find_pictures(images)
+    if output is not None:
+        check_kept(output, pictures)
     errors: tuple[tuple[str, Exception], ...]
     if histogram and layers is not None and output is not None:
         shares = statistics.zero_shares(network, pictures, layers[0], **reading)

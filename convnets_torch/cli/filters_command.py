@@ -72,7 +72,7 @@ def filters(
     found = None
     if pictures:  # first: what is wrong with a layer or a channel is said before the long ascent
         assert layer is not None
-        found = _patches(network, layer, numbers, pictures, max_pixels, allow_truncated)
+        found = _patches(network, layer, numbers, pictures, output, max_pixels, allow_truncated)
     with warnings_as_lines(), rows_done("steps") as progress:
         if target:
             patterns = class_patterns(network, target, **options, progress=progress)
@@ -131,14 +131,17 @@ def _patches(
     layer: str,
     channels: list[int] | None,
     pictures: list[str],
+    output: Path,
     max_pixels: int | None,
     allow_truncated: bool,
 ) -> TopPatches:
     from convnets_torch.explain.patches import top_patches
+    from convnets_torch.files import check_kept
     from convnets_torch.folders import find_pictures
 
     with warnings_as_lines(), rows_done("pictures") as progress:
         paths = find_pictures(pictures)
+        check_kept(output, paths)
         return top_patches(
             network,
             paths,

@@ -81,7 +81,7 @@ def gradcam(
     from convnets_torch.cli.progress import with_time_left
     from convnets_torch.explain.cam_maps import check_cam_output
     from convnets_torch.explain.cam_running import gradcam_each
-    from convnets_torch.files import check_writable, replacing
+    from convnets_torch.files import check_kept, check_writable, replacing, resolved
     from convnets_torch.folders import find_pictures
 
     several = is_many(images)
@@ -97,10 +97,13 @@ def gradcam(
             places = [(Path(images[0]), output)]
     if output is not None and not several:
         check_cam_output(output)
+        check_kept(output, images)
     if report is not None:
         if report.suffix.lower() != ".json":
             raise typer.BadParameter(f"--report is {report}; name a file that ends in .json")
         check_writable(report)
+        if any(file is not None and resolved(file) == resolved(report) for _, file in places):
+            raise typer.BadParameter(f"--report and -o are both {report}; name two files")
     network = load_network(weights, device, precision)
     sources = [sys.stdin.buffer if str(picture) == "-" else picture for picture, _ in places]
     entries = gradcam_each(

@@ -87,6 +87,7 @@ def heatmap(
     _check_together(targets, against, argmax, every_class, plain, scales)
     from convnets_torch import heatmaps
     from convnets_torch.cli.heatmap_folders import is_many, map_each
+    from convnets_torch.files import check_kept
     from convnets_torch.maps.outputs import check_output
 
     if every_class and output.suffix.lower() not in (".npz", ".npy"):
@@ -115,6 +116,7 @@ def heatmap(
         )
         raise typer.Exit(1 if failed else 0)
     check_output(output)
+    check_kept(output, images)
     network = load_network(weights, device, precision)
     picture = sys.stdin.buffer if images == ["-"] else images[0]
     with warnings_as_lines(), _resumable(resume), rows_done() as progress:
