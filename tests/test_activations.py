@@ -222,3 +222,13 @@ def test_what_a_module_does_before_its_features_is_not_skipped():
     torch.testing.assert_close(found, {"features.0": images - 1}, rtol=0, atol=0)
     with pytest.raises(ValueError, match="unused is not run by Shifted; name another layer"):
         run_to(Shifted(), "unused", images)
+
+
+def test_running_to_layers_keeps_what_a_later_one_overwrites():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3)).eval()
+    images = torch.randn(1, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = run_to(network, ["0", "2"], images)
+        wanted = network[0](images)
+    assert wanted.min() < 0
+    torch.testing.assert_close(found["0"], wanted, rtol=0, atol=0)

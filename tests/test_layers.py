@@ -140,6 +140,16 @@ def test_a_name_that_also_begins_others_means_itself():
     assert find_layers(network, "conv2_block1_out") == ["features.conv2_block1.out"]
     assert len(find_layers(network, "conv2_block*_out")) == 3
     assert find_layers(torchvision.models.resnet18(weights=None), "layer1.0.bn") == ["layer1.0.bn1", "layer1.0.bn2"]
+    assert len(find_layers(NARROW["inception_v3"](), "conv2d_1")) == 1  # and not conv2d_10 to conv2d_19, too
+
+
+@pytest.mark.parametrize("wanted", ["feat", "f*", "h*"])
+def test_prefixes_and_patterns_mean_no_containers(wanted):
+    network = NARROW["vgg16"]()
+    found = find_layers(network, wanted)
+    assert found
+    assert not {"features", "head"} & set(found)
+    assert find_layers(network, "features") == ["features"]  # which its name means
 
 
 @pytest.mark.parametrize(
