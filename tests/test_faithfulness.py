@@ -99,3 +99,12 @@ def test_of_a_trained_network_its_own_map_is_better_than_random_ones(lite_weight
 
 
 CASES = [("coffee", "espresso"), ("chelsea", "cat"), ("astronaut", "space shuttle")]
+
+
+def test_the_probability_of_a_group_is_that_of_all_its_classes(lite_weights, photographs):
+    network = load(lite_weights)
+    found = gradcam(network, photographs / "chelsea.png", "domestic cat")
+    assert len(found.target.class_ids) > 1
+    judged = measure_faithfulness(network, found, steps=2)
+    for probability in (judged.probability, float(judged.deletion[0]), float(judged.insertion[-1])):
+        assert probability == pytest.approx(found.probability, abs=1e-4)

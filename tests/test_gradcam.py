@@ -267,3 +267,27 @@ def test_two_hundred_calls_leave_no_tensor(narrow_vgg):
         for _ in range(200):
             call()
     assert living() <= before
+
+
+def test_without_targets_each_image_is_explained_by_its_own_best_class(small):
+    images = 9 * torch.randn(16, 3, 13, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        small.last.bias -= small(images).mean(dim=0)  # so that images differ in their best class
+    best = small(images).argmax(dim=1).tolist()
+    assert len(set(best)) > 1
+    found = cams(small, images, layer="second", method="layercam")
+    for number, class_id in enumerate(best):
+        alone = cams(small, images[number : number + 1], [class_id], layer="second", method="layercam")
+        torch.testing.assert_close(found[:, number], alone[:, 0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_part_in_training_mode_is_refused(narrow_vgg):
+    narrow_vgg.head.train()
+    with pytest.raises(ValueError, match="in training mode"):
+        cams(narrow_vgg, torch.zeros(1, 3, 224, 224), [0])
+
+
+def test_a_layer_of_a_single_cell_is_refused():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    with pytest.raises(ValueError, match=r"1 gives \(4, 1, 1\), which has no cells"):
+        cams(module, torch.zeros(1, 3, 8, 9), [0], layer="1")

@@ -134,6 +134,18 @@ def test_one_bad_picture_does_not_stop_the_others(network, street, tmp_path):
     np.testing.assert_allclose(found[-1].maps[0].values, alone.values, atol=1e-3)
 
 
+def test_each_picture_of_a_batch_gets_its_own_map(network, street):
+    pictures = [street, picture(2, 300, 200), picture(5, 260, 260)]
+    found = [entry.maps[0] for entry in gradcam_each(network, pictures, "dog", method="layercam")]
+    for each, one in zip(found, pictures, strict=True):
+        alone = gradcam(network, one, "dog", method="layercam")
+        np.testing.assert_allclose(
+            each.raw_maximum * each.values, alone.raw_maximum * alone.values, rtol=1e-3, atol=1e-6
+        )
+        assert each.raw_maximum == pytest.approx(alone.raw_maximum, rel=1e-3)
+    assert not np.allclose(found[0].values, found[1].values, atol=0.1)
+
+
 def test_memory_that_does_not_suffice_halves_the_batch(network, street):
     def refuse(module, inputs):
         if len(inputs[0]) > 2:
