@@ -229,3 +229,27 @@ def test_training_mode_and_broken_weights_are_refused(vgg):
     with pytest.raises(ValueError, match="has no head"):
         class_patterns(headless, 0)
     assert last_convolution(headless) == "features.relu5_3"
+
+
+def test_gradients_are_divided_by_the_root_mean_square_of_each_picture():
+    gradient = torch.randn(3, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    gradient[0] *= 1e-30  # whose square would vanish
+    gradient[2] = 0
+    even = ascent._even(gradient)
+    torch.testing.assert_close(even[:2].square().mean(dim=(1, 2, 3)), torch.ones(2))
+    torch.testing.assert_close(even[1], gradient[1] / gradient[1].square().mean().sqrt())
+    assert not even[2].any()
+
+
+@pytest.mark.parametrize("turn", [-1.0, 1.0])
+def test_turning_an_oblong_picture_keeps_distances(turn):
+    pixels = torch.zeros(1, 3, 60, 120)
+    for plane, (row, column) in enumerate([(12, 60), (48, 60), (30, 100)]):
+        pixels[0, plane, row - 1 : row + 2, column - 1 : column + 2] = 1
+    moved = ascent._moved(pixels, torch.tensor([0.0, 0.0, 0.0, turn]))[0].double()
+    weights = moved / moved.sum(dim=(1, 2), keepdim=True)
+    rows = (weights.sum(dim=2) * torch.arange(60)).sum(dim=1)
+    columns = (weights.sum(dim=1) * torch.arange(120)).sum(dim=1)
+    for one, other, distance in ((0, 1, 36.0), (0, 2, 1924**0.5), (1, 2, 1924**0.5)):
+        assert torch.hypot(rows[one] - rows[other], columns[one] - columns[other]) == pytest.approx(distance, abs=0.3)
+    assert abs(columns[0] - columns[1]) == pytest.approx(36 * np.sin(np.radians(10)), abs=0.3)

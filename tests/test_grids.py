@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -148,3 +149,14 @@ def test_what_cannot_be_had_is_one_sentence(network, tmp_path):
     with pytest.raises(ValueError, match=r"more than 65000; take fewer layers or channels"):
         save_grids(grids * 300, tmp_path / "page.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_below_a_tile_stands_the_strength_of_its_own_channel(network):
+    grids = activation_grids(network, PICTURE, "relu0", channels=1)
+    [channel] = grids[0].channels
+    page = np.asarray(grids[0].draw())
+    for changed in np.flatnonzero(grids[0].strengths):
+        strengths = grids[0].strengths.copy()
+        strengths[changed] += 100
+        same = np.array_equal(np.asarray(replace(grids[0], strengths=strengths).draw()), page)
+        assert same == (changed != channel)

@@ -178,3 +178,11 @@ def test_a_module_without_convolutions_of_colours_has_no_kernels():
         first_kernels(torch.nn.Linear(3, 3))
     with pytest.raises(ValueError, match="reads 1 channels"):
         first_kernels(torch.nn.Conv2d(1, 3, 3))
+
+
+def test_boxes_of_a_reduced_picture_reach_to_its_borders_on_both_axes(vgg):
+    """2000x37 pixels become 100x2, which is 20 for one across and 18.5 down."""
+    found = top_patches(vgg, [picture(1, 37, 2000)], "conv1_1", channels=[0, 1, 2], longest_side=100)
+    for [patch] in found.patches:
+        assert (patch.box.top, patch.box.bottom) == (0, 37)
+        assert patch.box.right - patch.box.left == pytest.approx(60)

@@ -142,3 +142,8 @@ def test_what_cannot_be_had_is_one_sentence(network, pictures):
         zero_shares(network, pictures, "block3.*")
     with pytest.raises(ValueError, match=r"no picture reached features\.relu0"):
         channel_statistics(network, [], "relu0")
+
+
+def test_values_below_zero_do_not_count_as_zero(network, pictures, stacked):
+    assert (stacked["head.fc"] < 0).any(axis=(1, 2)).all()
+    np.testing.assert_array_equal(zero_shares(network, pictures, "head.fc").shares, 0)
