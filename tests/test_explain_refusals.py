@@ -46,7 +46,7 @@ def street(tmp_path):
 def test_activations_of_broken_weights_are_refused():
     network, pixels = narrow_vgg(), picture(1, 240, 300)
     with torch.no_grad():
-        network.get_parameter("features.conv2_1.bias")[0] = float("inf")
+        network.get_submodule("features.conv2_1").get_parameter("bias")[0] = float("inf")
     sentence = "activations of features.conv2_1 are NaN or infinite: weights are broken"
     for run in (
         lambda: activation_grids(network, pixels, "conv2_1"),
