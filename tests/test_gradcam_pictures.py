@@ -257,6 +257,6 @@ def test_misuse_of_the_command(weights, street, tmp_path, command):
     assert command("gradcam", weights, street, "--json", "--against", "dog")[0] == 2
     assert command("gradcam", weights, street, "--json", "--report", tmp_path / "report.txt")[0] == 2
     code, _, said = command("gradcam", weights, street, "-o", tmp_path / "map.html")
-    assert (code, "name a .png" in said) == (1, True)
+    assert (code, "is written as .png" in said) == (1, True)
     code, _, said = command("gradcam", weights, street, "--json", "--layer", "relu5")
     assert (code, "did you mean" in said) == (1, True)
