@@ -73,7 +73,7 @@ def predict(
         exact: take no pixel otherwise than `classify` does. Without it, JPEG files are decoded at 1/2, 1/4 or 1/8 of
             their scale where they stay twice as large as the resized picture: by far less work, and inputs that differ
             by a third of a level of 255 on average. Never so where the card picks nearest pixels, nor for the presets
-            of convnets-keras. docs/speed-pipeline.md has what that changes.
+            of convnets-keras. docs/speed.md has what that changes.
         max_pixels: refuse files of more pixels; 178,956,970 by default.
         allow_truncated: read what is there of files whose end is missing.
         decoder: "pillow"; or "torchcodec", which decodes JPEG files at their whole scale to the same pixels. Pillow

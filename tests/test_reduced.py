@@ -164,7 +164,7 @@ def test_predict_reduces_where_the_rule_allows_it(rule, exact, size, large, monk
 
 
 def test_the_answers_of_a_trained_network_hardly_change(lite_weights, photographs, tmp_path):
-    """Within what docs/speed-pipeline.md states: a third of a level, and 0.05 of probability."""
+    """Within what docs/speed.md states: a third of a level, and 0.05 of probability."""
     network = load(lite_weights)
     paths = []
     for name in ("coffee.png", "rocket.jpg", "chelsea.png", "motorcycle_left.png", "astronaut.png"):
