@@ -125,7 +125,14 @@ def test_an_interrupted_command_says_how_it_goes_on(lite_weights, tall, tmp_path
     arguments = [lite_weights, tmp_path / "big.png", "--target", "dog", "-o", tmp_path / "dogs.png"]
     options = ["--max-memory", "20MB", "--resume", tmp_path / "rows"]
     command = [sys.executable, "-c", PROGRAM, "heatmap", *map(str, arguments + options)]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which tests in the background ignore
+    )
     waited = time.monotonic() + 120
     while not list((tmp_path / "rows").glob("rows-*.npz")) and time.monotonic() < waited:
         time.sleep(0.02)

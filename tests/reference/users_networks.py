@@ -117,3 +117,5 @@ FAMILIES = {  # builder, size
     "timm ResNet": (lambda: thin_timm_resnet(timm_resnet.BasicBlock), (64, 96)),
     "timm ResNet50's blocks": (lambda: thin_timm_resnet(timm_resnet.Bottleneck), (64, 64)),
 }  # fmt: skip
+if tuple(map(int, torch.__version__.split(".")[:2])) <= (2, 6):  # whose tracer cannot follow sizes into a pool
+    del FAMILIES["functions, size of the map"]
