@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from converters import convert
 from convnets_torch.classification import classify, square_input
 from convnets_torch.explain.cam_cells import cam_cells
 from convnets_torch.explain.cam_maps import save_cams
+from convnets_torch.explain.cam_pictures import _photograph, _scaled
 from convnets_torch.explain.cam_running import gradcam, gradcam_each
 from convnets_torch.explain.gradcam import CamWarning, Score, cams
 from convnets_torch.explain.names import last_convolution
+from convnets_torch.maps.regions import Box
 from convnets_torch.networks import Network
 from convnets_torch.preprocessing import center_crop, cropped_box, general, preset
 from convnets_torch.synsets import class_ids
@@ -260,3 +263,14 @@ def test_misuse_of_the_command(weights, street, tmp_path, command):
     assert (code, "is written as .png" in said) == (1, True)
     code, _, said = command("gradcam", weights, street, "--json", "--layer", "relu5")
     assert (code, "did you mean" in said) == (1, True)
+
+
+def test_what_the_network_did_not_see_is_faded_at_any_size(network):
+    found = gradcam(network, np.zeros((300, 500, 3), np.uint8), "dog", method="layercam")
+    left, top, right, bottom = found.cells.seen
+    card = replace(found.cells, seen=Box(left + 40, top + 3, right, bottom - 9))
+    for each, factor in ((replace(found, cells=card), 1.0), (_scaled(replace(found, cells=card)), 640 / 500)):
+        clear = (np.asarray(_photograph(each)) == 0).all(axis=2)
+        rows, columns = np.flatnonzero(clear.any(axis=1)), np.flatnonzero(clear.any(axis=0))
+        ends = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        np.testing.assert_allclose(ends, np.array(card.seen) * factor, atol=1.01)

@@ -206,3 +206,10 @@ def test_of_other_modules_the_last_convolution_is_not_guessed():
 def test_alexnet_has_no_names_of_keras():
     network = AlexNet(10, widths=(4, 4, 4, 4, 4), hidden=(5, 6)).eval()
     assert all(layer.keras_name is None for layer in layer_names(network))
+
+
+def test_a_cell_of_a_block_sees_what_one_of_its_last_layer_does():
+    layers = {layer.name: layer for layer in layer_names(NARROW["resnet50"]().eval())}
+    block, last = layers["features.conv3_block2"], layers["features.conv3_block2.out"]
+    assert block.receptive_field == last.receptive_field is not None
+    assert block.stride == last.stride == (8, 8)
