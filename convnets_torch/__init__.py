@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from convnets_torch.explain.filters import FilterPatterns as FilterPatterns
     from convnets_torch.explain.filters import class_patterns as class_patterns
     from convnets_torch.explain.filters import filter_patterns as filter_patterns
-    from convnets_torch.explain.fitting import MemoryWarning as MemoryWarning
     from convnets_torch.explain.gradcam import CamWarning as CamWarning
     from convnets_torch.explain.gradcam import Score as Score
     from convnets_torch.explain.gradcam import cams as cams
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from convnets_torch.explain.statistics import zero_shares as zero_shares
     from convnets_torch.exports import Exported as Exported
     from convnets_torch.exports import export as export
+    from convnets_torch.fitting import MemoryWarning as MemoryWarning
     from convnets_torch.folders import find_pictures as find_pictures
     from convnets_torch.heatmaps import Box as Box
     from convnets_torch.heatmaps import CellMap as CellMap
@@ -113,7 +113,6 @@ _HOMES = {
     "convnets_torch.explain.cam_running": ("Explained", "gradcam", "gradcam_each"),
     "convnets_torch.explain.faithfulness": ("Faithfulness", "measure_faithfulness"),
     "convnets_torch.explain.filters": ("FilterPatterns", "class_patterns", "filter_patterns"),
-    "convnets_torch.explain.fitting": ("MemoryWarning",),
     "convnets_torch.explain.gradcam": ("CamWarning", "Score", "cams"),
     "convnets_torch.explain.grids": ("ChannelGrid", "activation_grids", "save_grids"),
     "convnets_torch.explain.kernels": ("FirstKernels", "first_kernels"),
@@ -124,6 +123,7 @@ _HOMES = {
         "ChannelStatistics", "FolderStatistics", "ZeroShares", "channel_statistics", "save_statistics", "zero_shares",
     ),
     "convnets_torch.exports": ("Exported", "export"),
+    "convnets_torch.fitting": ("MemoryWarning",),
     "convnets_torch.folders": ("find_pictures",),
     "convnets_torch.heatmaps": (
         "Box", "CellMap", "ClassMap", "Contrast", "Heatmap", "ProbabilityMap", "Region", "class_map", "contrast",
@@ -145,13 +145,9 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
-    "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "explain", "files",
-    "filling", "first_run", "folders", "heatmaps", "images", "maps", "networks", "pipeline", "preprocessing", "render",
-    "runtime", "sources", "synsets", "targets", "weights",
-    "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "explain",
     "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "engines", "explain",
-    "exports", "files", "filling", "first_run", "folders", "heatmaps", "images", "maps", "networks", "preprocessing",
-    "render", "runtime", "sources", "synsets", "targets", "weights",
+    "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps", "images", "maps", "networks",
+    "pipeline", "preprocessing", "render", "runtime", "sources", "synsets", "targets", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

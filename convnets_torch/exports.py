@@ -104,7 +104,7 @@ def export(
     >>> from convnets_torch import load
     >>> written = export(load("alexnet.safetensors"), "alexnet.pt2")
     >>> written.images, written.logits, written.difference < 1e-4
-    (('batch', 3, 227, 227), ('batch', 10), True)
+    (('batch', 3, 227, 227), ('batch', 1000), True)
     >>> program = torch.export.load("alexnet.pt2").module()
     >>> program(torch.zeros(5, 3, 227, 227)).shape
     torch.Size([5, 10])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convnets_torch.ahead import THREADS, ahead, each_of
 from convnets_torch.card import Card
-from convnets_torch.explain.fitting import in_batches
+from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture, Reading, open_upright
 from convnets_torch.networks import Network
 from convnets_torch.networks.budget import peak_bytes

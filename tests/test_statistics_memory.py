@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from convnets_torch import channel_statistics, vgg16, zero_shares
 from convnets_torch.card import Card
-from convnets_torch.explain.fitting import MemoryWarning
+from convnets_torch.fitting import MemoryWarning
 from convnets_torch.preprocessing import preset
 
 torch.manual_seed(0)

@@ -25,13 +25,14 @@ def say(sentence: str) -> None:
 @contextlib.contextmanager
 def warnings_as_lines() -> Iterator[None]:
     """Print what is said about pictures, memory and speed, by the library and by Pillow, as one line each."""
-    from convnets_torch.explain.fitting import MemoryWarning
+    from convnets_torch.explain.gradcam import CamWarning
+    from convnets_torch.fitting import MemoryWarning
     from convnets_torch.images import PictureWarning
     from convnets_torch.runtime import RuntimeRemark
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", PictureWarning)
-        warnings.simplefilter("always", MemoryWarning)
-        warnings.simplefilter("always", RuntimeRemark)
+        for kind in (MemoryWarning, RuntimeRemark, CamWarning):
+            warnings.simplefilter("always", kind)
         warnings.showwarning = lambda message, *_: say(one_line(message) if isinstance(message, Warning) else message)
         yield

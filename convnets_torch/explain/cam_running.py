@@ -18,7 +18,6 @@ from convnets_torch.card import Card
 from convnets_torch.classification import card_of, probabilities, square_input, to_parameters
 from convnets_torch.explain.cam_cells import cam_cells
 from convnets_torch.explain.cam_maps import GradCam
-from convnets_torch.explain.fitting import in_batches
 from convnets_torch.explain.gradcam import (
     CamWarning,
     Method,
@@ -27,6 +26,7 @@ from convnets_torch.explain.gradcam import (
     checked_layer,
     checked_method,
 )
+from convnets_torch.fitting import in_batches
 from convnets_torch.images import Decoded, Picture, decode, picture_name, warn
 from convnets_torch.networks import Network
 from convnets_torch.preprocessing import Pixels

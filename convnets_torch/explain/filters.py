@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from convnets_torch.classification import card_of
 from convnets_torch.explain.activations import BROKEN, run_to
 from convnets_torch.explain.ascent import FORMS, Size
-from convnets_torch.explain.fitting import in_batches
 from convnets_torch.explain.names import find_layer
 from convnets_torch.explain.pixels import rule_of, to_input
+from convnets_torch.fitting import in_batches
 from convnets_torch.networks import Network
 from convnets_torch.preprocessing import Pixels
 from convnets_torch.targets import Target, Targets, checked_targets

@@ -18,10 +18,10 @@ from torch import Tensor
 from convnets_torch import render
 from convnets_torch.classification import ready_card, square_input, to_parameters
 from convnets_torch.explain.activations import BROKEN, hooked
-from convnets_torch.explain.fitting import is_too_small
 from convnets_torch.explain.grid_pages import draw_page
 from convnets_torch.explain.names import candidates, find_layers, needed
 from convnets_torch.files import check_writable, replacing
+from convnets_torch.fitting import is_too_small
 from convnets_torch.images import Picture, decode, picture_name, warn
 from convnets_torch.networks import Network
 from convnets_torch.preprocessing import Pixels, center_crop, fit_longest_side, normalize

@@ -18,10 +18,10 @@ from convnets_torch.ahead import ahead, each_of
 from convnets_torch.classification import to_parameters
 from convnets_torch.explain.activations import run_to
 from convnets_torch.explain.filters import FIRST
-from convnets_torch.explain.fitting import is_out_of_memory, is_too_small
 from convnets_torch.explain.layers import layer_fields
 from convnets_torch.explain.names import find_layer
 from convnets_torch.explain.pixels import rule_of
+from convnets_torch.fitting import is_out_of_memory, is_too_small
 from convnets_torch.images import Decoded, Picture, decode, picture_name, warn
 from convnets_torch.maps.regions import Box
 from convnets_torch.networks import Network

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from convnets_torch.ahead import ahead, each_of
 from convnets_torch.classification import ready_card, square_input, to_parameters
 from convnets_torch.explain.activations import BROKEN, hooked
-from convnets_torch.explain.fitting import in_batches
 from convnets_torch.explain.histograms import draw_histogram
 from convnets_torch.explain.names import find_layer, find_layers, needed
 from convnets_torch.files import check_writable, replacing
+from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture, decode, picture_name
 from convnets_torch.networks import Network
 

@@ -21,16 +21,15 @@ from convnets_torch.networks.steps import Step, Window
 class Stream:
     """Steps that take strips of images one after the other.
 
-        >>> from torch import nn
-        >>> from convnets_torch.networks.packed import PackedConv2d
-    from convnets_torch.networks.steps import steps_of
-        >>> layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        >>> images = torch.randn(1, 3, 11, 8)
-        >>> stream = Stream(steps_of(layers))
-        >>> strips = [stream.push(images[:, :, :4]), stream.push(images[:, :, 4:], last=True)]
-        >>> [tuple(strip.shape) for strip in strips]
-        [(1, 4, 1, 4), (1, 4, 4, 4)]
-        >>> torch.testing.assert_close(torch.cat(strips, dim=2), layers(images))
+    >>> from torch import nn
+    >>> from convnets_torch.networks.steps import steps_of
+    >>> layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    >>> images = torch.randn(1, 3, 11, 8)
+    >>> stream = Stream(steps_of(layers))
+    >>> strips = [stream.push(images[:, :, :4]), stream.push(images[:, :, 4:], last=True)]
+    >>> [tuple(strip.shape) for strip in strips]
+    [(1, 4, 1, 4), (1, 4, 4, 4)]
+    >>> torch.testing.assert_close(torch.cat(strips, dim=2), layers(images))
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
