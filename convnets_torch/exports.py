@@ -107,7 +107,7 @@ def export(
     (('batch', 3, 227, 227), ('batch', 1000), True)
     >>> program = torch.export.load("alexnet.pt2").module()
     >>> program(torch.zeros(5, 3, 227, 227)).shape
-    torch.Size([5, 10])
+    torch.Size([5, 1000])
     """
     network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
     path = Path(path)
