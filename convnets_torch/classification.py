@@ -13,7 +13,7 @@ from torch import Tensor
 from convnets_torch.card import Card
 from convnets_torch.images import Picture, warn
 from convnets_torch.networks import Network
-from convnets_torch.pipeline import Predicted, predict
+from convnets_torch.pipeline import Predicted, Runnable, predict
 from convnets_torch.pipeline import card_of as card_of
 from convnets_torch.pipeline import ready_card as ready_card
 from convnets_torch.preprocessing import Pixels, center_crop, normalize
@@ -55,7 +55,7 @@ class Classified:
 
 
 def classify(
-    network: Network,
+    network: Runnable,
     images: Picture | Iterable[Picture],
     top: int = 5,
     *,
@@ -66,7 +66,7 @@ def classify(
     """Classify pictures, each resized and cropped as the network's card says.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it.
+        network: in eval mode, with its card, as `load` gives it; or an `engine` of one.
         images: whatever `read_picture` takes: files, `PIL.Image`s, arrays (H, W, 3), tensors (3, H, W), RGB, 0 to 255;
             one of them alone is a list of one. `find_pictures` lists those of a folder.
         top: how many classes to return for each.
@@ -102,7 +102,7 @@ def classify(
 
 
 def classify_each(
-    network: Network,
+    network: Runnable,
     images: Picture | Iterable[Picture],
     top: int = 5,
     *,

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convnets_torch.ahead import THREADS, ahead, each_of
 from convnets_torch.card import Card
@@ -22,7 +22,11 @@ from convnets_torch.networks.grids import grid_of
 from convnets_torch.networks.network import NO_HEAD
 from convnets_torch.preprocessing import Pixels, Preprocessing, crop_image, least_size
 
+if TYPE_CHECKING:
+    from convnets_torch.engines import Engine
+
 Decoder = Literal["pillow", "torchcodec"]
+Runnable: TypeAlias = "Network | Engine"  # what classifies images
 
 BATCH = 16  # pictures that go through the network together on the CPU, and the fewest elsewhere
 MOST_BATCH = 256  # that "auto" takes
@@ -47,7 +51,7 @@ class Predicted:
 
 
 def predict(
-    network: Network,
+    network: Runnable,
     pictures: Picture | Iterable[Picture],
     *,
     batch: int | Literal["auto"] = "auto",
@@ -65,7 +69,7 @@ def predict(
 
     Args:
         network: in eval mode, with its card, as `load` gives it; with `load(path, device="auto", precision="auto")` it
-            runs as fast as the device allows.
+            runs as fast as the device allows. Or an `engine` of such a network.
         pictures: whatever `read_picture` takes, or any iterable of it; `find_pictures` lists those of a folder.
         batch: how many go through the network together; "auto" takes 16 on the CPU, and elsewhere as many as half of
             the free memory has room for, 16 to 256. It is halved when memory runs out.
@@ -167,11 +171,10 @@ def _groups(entries: Iterable[tuple[Picture, _Input]], size: int) -> Iterator[Gr
 class _Runner:
     """Batches of pixels in, logits out."""
 
-    def __init__(self, network: Network, rule: Preprocessing, exact: bool, size: int) -> None:
+    def __init__(self, network: Runnable, rule: Preprocessing, exact: bool, size: int) -> None:
         self._network, self._rule, self._exact = network, rule, exact
         self._size = size  # of the batches; halved where memory runs out
-        some = next(network.parameters())
-        self._device, self._dtype = some.device, some.dtype
+        self._device, self._dtype = _place(network)
 
     def run(self, groups: Iterable[Group]) -> Iterator[tuple[Group, Tensor]]:
         """Each group with its logits (N, classes), float32 on the CPU."""
@@ -236,14 +239,22 @@ def normalized(pixels: Tensor, rule: Preprocessing) -> Tensor:
     return rows.view(count, height, width, 3).permute(0, 3, 1, 2)
 
 
-def batch_for(network: Network) -> int:
-    """How many pictures "auto" takes: 16 on the CPU; on CUDA what half of the free memory has room for, 16 to 256."""
+def _place(network: Runnable) -> tuple[torch.device, torch.dtype]:
+    """Where images have to be, and as what kind of number."""
+    if not isinstance(network, nn.Module):
+        return torch.device("cpu"), torch.float32
     some = next(network.parameters())
-    if some.device.type != "cuda":
+    return some.device, some.dtype
+
+
+def batch_for(network: Runnable) -> int:
+    """How many pictures "auto" takes: 16 on the CPU; on CUDA what half of the free memory has room for, 16 to 256."""
+    device, dtype = _place(network)
+    if device.type != "cuda" or not isinstance(network, Network):
         return BATCH
-    free, _ = torch.cuda.mem_get_info(some.device)
+    free, _ = torch.cuda.mem_get_info(device)
     height, width = network.size
-    one = peak_bytes(grid_of(network), (1, height, width), some.dtype, height)
+    one = peak_bytes(grid_of(network), (1, height, width), dtype, height)
     return max(BATCH, min(MOST_BATCH, free // 2 // max(1, one)))
 
 
@@ -284,26 +295,26 @@ def _without_exif(data: bytes) -> bytearray:
     return changed
 
 
-def card_of(network: Network) -> Card:
-    """The card of a network that is ready to classify.
+def card_of(network: Runnable) -> Card:
+    """The card of a network that is ready to classify, or of its engine.
 
     Raises:
         ValueError: the network has no card or no head, or is in training mode.
     """
     card = ready_card(network)
-    if network.head is None:
+    if isinstance(network, Network) and network.head is None:
         raise ValueError(NO_HEAD)
     return card
 
 
-def ready_card(network: Network) -> Card:
-    """The card of a network that is ready to run, with a head or without.
+def ready_card(network: Runnable) -> Card:
+    """The card of a network that is ready to run, with a head or without, or of its engine.
 
     Raises:
         ValueError: the network has no card, or is in training mode.
     """
     if network.card is None:
         raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")
-    if any(module.training for module in network.modules()):
+    if isinstance(network, nn.Module) and any(module.training for module in network.modules()):
         raise ValueError("the network is in training mode, where dropout makes answers random; call network.eval()")
     return network.card

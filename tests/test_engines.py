@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from convnets_torch import engine, load, prepare
+from convnets_torch import classify, engine, load, predict, prepare
 from tests.conftest import NARROW
 from tests.test_runtime import differ, with_statistics
 
@@ -94,3 +94,24 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"needs its package: pip install 'convnets-torch\[openvino\]'"):
         engine(NARROW["alexnet"]().eval())
+
+
+def test_pictures_are_classified_in_an_engine(command, lite_weights, photographs, tmp_path):
+    pytest.importorskip("openvino")
+    pictures = [photographs / name for name in ("coffee.png", "chelsea.png")]
+    (tmp_path / "none.png").write_bytes(b"no picture")
+    network = load(lite_weights)
+    ready = engine(network, "openvino", precision="float32")
+    for found, wanted in zip(classify(ready, pictures), classify(network, pictures), strict=True):
+        assert [entry.class_id for entry in found] == [entry.class_id for entry in wanted]
+        assert [entry.probability for entry in found] == pytest.approx(
+            [entry.probability for entry in wanted], abs=1e-4
+        )
+    assert [row.error is None for row in predict(ready, [*pictures, tmp_path / "none.png"])] == [True, True, False]
+    _, plain, _ = command("classify", lite_weights, *pictures)
+    code, out, said = command("classify", lite_weights, *pictures, "--engine", "openvino")
+    assert (code, said) == (0, "")
+    assert out == plain  # three decimals
+    code, _, said = command("classify", lite_weights, *pictures, "--engine", "openvino", "--precision", "float16")
+    assert code == 2
+    assert "not float16" in " ".join(said.split())

@@ -11,7 +11,7 @@ import typer
 
 from convnets_torch.cli import results
 from convnets_torch.cli.messages import one_line, say, warnings_as_lines
-from convnets_torch.cli.running import Device, Precision, load_network
+from convnets_torch.cli.running import Device, EngineName, Precision, load_engine
 
 Weights = Annotated[str, typer.Argument(metavar="WEIGHTS", help="A .safetensors file, or a name in the cache.")]
 
@@ -43,6 +43,7 @@ def classify(
     ] = None,
     device: Device = "cpu",
     precision: Precision = None,
+    engine: EngineName = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
 ) -> None:
@@ -57,7 +58,7 @@ def classify(
 
     if output is not None:
         check_writable(output)
-    network = load_network(weights, device, precision)
+    network = load_engine(weights, device, precision, engine)
     if only is not None:
         find_target(classification.card_of(network), only)  # an unknown one is refused once, before any picture
     form = results.JsonLines if as_json else results.Csv if as_csv else results.Table if as_table else results.Text

@@ -10,6 +10,7 @@ from convnets_torch.cli.messages import warnings_as_lines
 
 if TYPE_CHECKING:
     from convnets_torch.networks import Network
+    from convnets_torch.pipeline import Runnable
 
 Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1, mps, or auto for the best.")]
 Precision = Annotated[
@@ -20,6 +21,29 @@ Precision = Annotated[
         show_default="as in the file",
     ),
 ]
+EngineName = Annotated[
+    Literal["openvino"] | None,
+    typer.Option("--engine", help="Run the network in another program; openvino is fast on CPUs.", show_default=False),
+]
+
+
+def load_engine(weights: str, device: str, precision: str | None, name: str | None) -> Runnable:
+    """The network of a command that only classifies, in an engine if one is named.
+
+    Raises:
+        OSError, ValueError, ImportError: as `load` and `engine`.
+    """
+    if name is None:
+        return load_network(weights, device, precision)
+    if device != "cpu":
+        raise typer.BadParameter(f"--engine {name} runs on the CPU, not with --device {device}")
+    if precision in ("exact", "float16"):
+        raise typer.BadParameter(f"--engine {name} takes --precision auto, float32 or bfloat16, not {precision}")
+    from convnets_torch.engines import engine
+
+    network = load_network(weights, device, None)
+    with warnings_as_lines():
+        return engine(network, name, precision=precision or "float32")  # type: ignore[arg-type]
 
 
 def load_network(weights: str, device: str, precision: str | None, *, whole: bool = False) -> Network:
