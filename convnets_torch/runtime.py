@@ -16,7 +16,6 @@ from convnets_torch.networks.packed import FUSIBLE, PackedConv2d, PackedLinear, 
 
 Precision = Literal["auto", "exact", "float32", "bfloat16", "float16"]
 DTYPES = {"exact": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HINT = (56, 56)  # cells for which the layout of a convolution's weights is chosen
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -208,7 +207,7 @@ def _pack(ready: nn.Module) -> None:
     for name, layer in list(ready.named_modules()):
         if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
             after = _activation(ready, activations.get(name))
-            _replace(ready, name, PackedConv2d(layer, after, HINT))
+            _replace(ready, name, PackedConv2d(layer, after))
         elif type(layer) is nn.Linear:
             after = _activation(ready, activations.get(name))
             _replace(ready, name, PackedLinear(layer, after))

@@ -146,15 +146,22 @@ def test_torchvisions_modules_answer_the_same(name):
         assert differ(ready(images), module(images)) < 1e-4
 
 
+def wanted_of(layer, activation, cells):
+    return layer(cells) if activation is None else activation(layer(cells))
+
+
 def test_packed_layers_compute_what_plain_ones_do():
     torch.manual_seed(0)
     for groups, kernel, stride in ((1, 3, 1), (2, 5, 2), (16, 3, 2)):
         layer = nn.Conv2d(16, 32, kernel, stride, padding=1, groups=groups)
         cells = torch.randn(2, 16, 17, 23)
         for activation in (None, nn.ReLU(), nn.ReLU6(), nn.SiLU()):
-            packed = PackedConv2d(layer, activation, (17, 23))
-            wanted = layer(cells) if activation is None else activation(layer(cells))
+            packed = PackedConv2d(layer, activation)
+            wanted = wanted_of(layer, activation, cells)
             with torch.inference_mode():
+                assert differ(packed(cells), wanted) < 1e-5
+                other = torch.randn(1, 16, 40, 9)  # another size, then the first again
+                assert differ(packed(other), wanted_of(layer, activation, other)) < 1e-5
                 assert differ(packed(cells), wanted) < 1e-5
         assert torch.equal(packed.weight, layer.weight)
     dense = nn.Linear(30, 7)
@@ -168,7 +175,7 @@ def test_gradients_pass_through_packed_layers():
     layer, dense = nn.Conv2d(8, 16, 3, padding=1), nn.Linear(16, 5)
     cells, values = torch.randn(2, 8, 9, 11, requires_grad=True), torch.randn(4, 16, requires_grad=True)
     pairs = [
-        (PackedConv2d(layer, nn.ReLU(), (9, 11)), lambda x: layer(x).relu(), cells),
+        (PackedConv2d(layer, nn.ReLU()), lambda x: layer(x).relu(), cells),
         (PackedLinear(dense, nn.ReLU()), lambda x: dense(x).relu(), values),
     ]
     for packed, plain, given in pairs:

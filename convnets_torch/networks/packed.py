@@ -31,13 +31,16 @@ def is_available() -> bool:
 
 
 class _Packed(nn.Module):
-    """What both kinds share: weights that are no parameters, and a plain copy of them for what needs one."""
+    """What both kinds share: weights that are no parameters, laid out for what was last asked of them.
 
-    packed: Tensor
+    oneDNN chooses the layout by the size of the maps, and weights laid out for another size are laid out anew at each
+    call, which can take fifty times as long as the layer. So the layer itself does it, once, when the size changes.
+    """
+
     bias: nn.Parameter | None  # a parameter, so that device and precision can be asked for as of any module
 
-    def _keep(self, layer: nn.Conv2d | nn.Linear, activation: nn.Module | None, packed: Tensor) -> None:
-        self.packed = packed
+    def _keep(self, layer: nn.Conv2d | nn.Linear, activation: nn.Module | None, weight: Tensor) -> None:
+        self._layout: tuple[Any, Tensor] = (None, weight)  # what it was made for, and the weights; replaced as a whole
         self._after = () if activation is None else (activation,)  # a tuple, so that it is no layer of its own
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
         self.fused: tuple[str, list[float]] = ("none", []) if activation is None else FUSIBLE[type(activation)]
@@ -46,7 +49,8 @@ class _Packed(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weights as the plain layer has them, laid out anew at each call."""
-        return self.packed.to_dense().reshape(self.shape)
+        kept = self._layout[1]
+        return (kept.to_dense() if kept.is_mkldnn else kept).reshape(self.shape)
 
     def _blank(self) -> Tensor:
         """Weights of the right shape without numbers."""
@@ -69,23 +73,17 @@ class PackedConv2d(_Packed):
     Args:
         layer: with zero padding, on the CPU, in the precision in which it is to run.
         activation: one of `FUSIBLE`; None for none.
-        size: (height, width) of the maps for which the layout is chosen; others work too.
     """
 
     padding_mode = "zeros"
 
-    def __init__(self, layer: nn.Conv2d, activation: nn.Module | None, size: tuple[int, int]) -> None:
+    def __init__(self, layer: nn.Conv2d, activation: nn.Module | None) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
         self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         assert not isinstance(layer.padding, str)
         self.padding = layer.padding
-        weight = layer.weight.detach().contiguous(memory_format=torch.channels_last)
-        packed = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups,
-            [1, layer.in_channels, *size],
-        )  # fmt: skip
-        self._keep(layer, activation, packed)
+        self._keep(layer, activation, layer.weight.detach().contiguous(memory_format=torch.channels_last))
 
     def forward(self, cells: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, K, h', w'), the channels of a cell side by side in memory."""
@@ -99,10 +97,14 @@ class PackedConv2d(_Packed):
             return F.conv2d(cells, self._blank(), None, stride, padding, dilation, self.groups)
         if self._is_plain(cells):
             return self._finished(F.conv2d(cells, self.weight, self.bias, stride, padding, dilation, self.groups))
-        name, numbers = self.fused
-        return torch.ops.mkldnn._convolution_pointwise(
-            cells, self.packed, self.bias, list(padding), list(stride), list(dilation), self.groups, name, numbers, ""
-        )
+        numbers = (list(padding), list(stride), list(dilation), self.groups)
+        wanted = (tuple(cells.shape[2:]), *map(tuple, numbers[:3]))
+        made_for, weight = self._layout
+        if made_for != wanted:
+            plain = self.weight.contiguous(memory_format=torch.channels_last)
+            weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *numbers, list(cells.shape))
+            self._layout = (wanted, weight)
+        return torch.ops.mkldnn._convolution_pointwise(cells, weight, self.bias, *numbers, *self.fused, "")
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
@@ -114,7 +116,7 @@ class PackedLinear(_Packed):
     def __init__(self, layer: nn.Linear, activation: nn.Module | None) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self._keep(layer, activation, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()))
+        self._keep(layer, activation, layer.weight.detach())
 
     def forward(self, values: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
@@ -122,7 +124,11 @@ class PackedLinear(_Packed):
             return F.linear(values, self._blank())
         if self._is_plain(values):
             return self._finished(F.linear(values, self.weight, self.bias))
-        return torch.ops.mkldnn._linear_pointwise(values, self.packed, self.bias, *self.fused, "")
+        made_for, weight = self._layout
+        if made_for is None:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, values.shape[:-1].numel())
+            self._layout = ("any number", weight)
+        return torch.ops.mkldnn._linear_pointwise(values, weight, self.bias, *self.fused, "")
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
