@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from html import escape
-from importlib.resources import files
-from io import BytesIO
 from pathlib import Path
 from string import Template
 
@@ -28,6 +24,7 @@ from convnets_torch.explain.names import find_layers
 from convnets_torch.files import check_writable, replacing
 from convnets_torch.heatmaps import Heatmap, heatmap
 from convnets_torch.images import Picture, decode, picture_name, warn
+from convnets_torch.maps.page import data_uri, part, policy_hash
 from convnets_torch.networks import Network
 from convnets_torch.networks.sliding import ELEMENTWISE
 from convnets_torch.preprocessing import Pixels
@@ -38,7 +35,6 @@ TOP = 5
 LAYERS = 5
 CHANNELS = 32  # of each layer
 WIDTH = 640  # pixels of a picture in the page
-QUALITY = 88
 METHOD_WORDS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM", "layercam": "LayerCAM"}
 
 
@@ -155,15 +151,15 @@ def _is_activation(module: nn.Module) -> bool:
 
 
 def _page(explanation: Explanation) -> str:
-    style = _part("explain.css")
+    style = part("explain.css")
     best = explanation.predictions[0]
     height, width = explanation.picture.shape[:2]
     first = explanation.cams[0]
-    return Template(_part("explain.html")).substitute(
+    return Template(part("explain.html")).substitute(
         title=_text(f"{explanation.name}: {best.words.split(', ')[0]}?"),
         facts=_text(f"{explanation.network} · {width} x {height} pixels"),
         style=style,
-        style_hash=f"sha256-{b64encode(sha256(style.encode()).digest()).decode()}",
+        style_hash=policy_hash(style),
         picture=_jpeg(Image.fromarray(explanation.picture)),
         picture_words=_text(explanation.name),
         top="\n".join(_row(entry) for entry in explanation.predictions),
@@ -196,7 +192,7 @@ def _class(entry: Prediction, found: Heatmap, cam: GradCam) -> str:
 
 
 def _layer(grid: ChannelGrid) -> str:
-    image = f'<img src="{_png(grid.draw(1000))}" alt="Its channels">'
+    image = f'<img src="{data_uri(grid.draw(1000), "PNG")}" alt="Its channels">'
     return f'<article class="layer"><h3 class="spoken">{_text(grid.layer)}</h3>{image}</article>'
 
 
@@ -211,16 +207,4 @@ def _text(words: str) -> str:
 def _jpeg(image: Image.Image) -> str:
     if image.width > WIDTH:
         image = image.resize((WIDTH, max(1, round(image.height * WIDTH / image.width))), Image.Resampling.LANCZOS)
-    file = BytesIO()
-    image.save(file, "JPEG", quality=QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
-
-
-def _png(image: Image.Image) -> str:
-    file = BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
-
-
-def _part(name: str) -> str:
-    return (files("convnets_torch") / "data" / name).read_text(encoding="utf-8")
+    return data_uri(image, "JPEG")

@@ -12,7 +12,7 @@ from html import escape
 from importlib.resources import files
 from io import BytesIO
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,15 +115,15 @@ def write_page(
         raise ValueError("a page needs a map; give one layer or more")
     for layer in layers:
         _check_layer(layer, cells.top_ids.shape[:2])
-    style, script = _part("page.css"), _part("page.js")
-    page = Template(_part("page.html")).substitute(
+    style, script = part("page.css"), part("page.js")
+    page = Template(part("page.html")).substitute(
         title=escape(printable(title)),
         picture=_data_uri(picture),
         data=_json(_numbers(size, layers, cells)),
         style=style,
-        style_hash=_hash(style),
+        style_hash=policy_hash(style),
         script=script,
-        script_hash=_hash(script),
+        script_hash=policy_hash(script),
     )
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode())
@@ -211,12 +211,15 @@ def _layer_numbers(layer: Layer) -> dict[str, Any]:
 
 
 def _data_uri(picture: Pixels) -> str:
-    image, file = Image.fromarray(picture), BytesIO()
-    if image.getcolors(FEW_COLORS):
-        image.save(file, "PNG", optimize=True)
-        return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
-    image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
+    image = Image.fromarray(picture)
+    return data_uri(image, "PNG" if image.getcolors(FEW_COLORS) else "JPEG")
+
+
+def data_uri(image: Image.Image, form: Literal["PNG", "JPEG"]) -> str:
+    """A picture as the address of an image in a page that asks no network; JPEG of quality 90."""
+    file = BytesIO()
+    image.save(file, form, optimize=True, **({"quality": JPEG_QUALITY} if form == "JPEG" else {}))
+    return f"data:image/{form.lower()};base64,{b64encode(file.getvalue()).decode()}"
 
 
 def _json(numbers: dict[str, Any]) -> str:
@@ -229,10 +232,11 @@ def _base64(array: NDArray[Any]) -> str:
     return b64encode(array.tobytes()).decode()
 
 
-def _hash(text: str) -> str:
-    """How the page's policy names its own script and style, so that the browser runs no other."""
+def policy_hash(text: str) -> str:
+    """How a page's policy names its own script and style, so that the browser runs no other."""
     return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """A page's template, style or script, as the package holds it."""
     return (files("convnets_torch") / "data" / name).read_text(encoding="utf-8")
