@@ -34,10 +34,11 @@ def prepare(
     """A network that gives the same answers as fast as the device allows.
 
     What is done: parameters go to the device and into the precision; maps lie with the channels of a cell side by side;
-    batch normalisation becomes part of the convolution before it; on the CPU, weights are laid out once as oneDNN
-    multiplies them, and an activation is applied while the layer before it writes. `features`, `head`, `window` and
-    `card` stay, and so do the names of all layers; one that became part of another is an `Identity`, so that what
-    `record_activations` finds of a convolution is what comes after its normalisation and activation.
+    batch normalisation becomes part of the convolution before it; on the CPU, weights are laid out as oneDNN multiplies
+    them, once for each size of images, and an activation is applied while the layer before it writes. `features`,
+    `head`, `window` and `card` stay, and so do the names of all layers; one that became part of another is an
+    `Identity`, so that what `record_activations` finds of a convolution is what comes after its normalisation and
+    activation.
 
     Args:
         network: a network of this library, or any module in eval mode, such as torchvision's; it is left as it is, and

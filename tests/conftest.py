@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from convnets_torch.card import Card
 from convnets_torch.cli.app import main
 from convnets_torch.networks import (
     AlexNet,
@@ -22,7 +24,9 @@ from convnets_torch.networks import (
     vgg16,
     vgg19,
 )
+from convnets_torch.preprocessing import preset
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DATA = Path(__file__).parent / "data"
 KERAS1, KERAS0 = DATA / "keras1", DATA / "keras0"
 
@@ -41,6 +45,16 @@ def narrow(request) -> Network:
     """Each network with few channels and seeded random weights, in eval mode."""
     torch.manual_seed(0)
     return NARROW[request.param]().eval()
+
+
+@pytest.fixture(scope="module")
+def vgg() -> Network:
+    """A narrow VGG16 with a card that wants BGR."""
+    torch.manual_seed(0)
+    network = NARROW["vgg16"]().eval()
+    arguments = {"classes": 10, "widths": (8, 16, 32, 64, 64), "hidden": (24, 40)}
+    network.card = Card("vgg16", arguments, preset("vgg16"), tuple("abcdefghij"))
+    return network
 
 
 @pytest.fixture

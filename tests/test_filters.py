@@ -16,18 +16,7 @@ from convnets_torch.explain.filters import class_patterns, words_of
 from convnets_torch.explain.names import last_convolution
 from convnets_torch.explain.pixels import rule_of, to_input
 from convnets_torch.preprocessing import GENERAL, general, normalize, preset
-from tests.conftest import NARROW
 from tests.reference.pictures import picture
-
-
-@pytest.fixture(scope="module")
-def vgg():
-    """A narrow VGG16 with a card that wants BGR."""
-    torch.manual_seed(0)
-    network = NARROW["vgg16"]().eval()
-    arguments = {"classes": 10, "widths": (8, 16, 32, 64, 64), "hidden": (24, 40)}
-    network.card = Card("vgg16", arguments, preset("vgg16"), tuple("abcdefghij"))
-    return network
 
 
 def convolution_of(network):

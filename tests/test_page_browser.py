@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from base64 import b64decode
 from dataclasses import replace
 from io import BytesIO
@@ -14,10 +13,10 @@ from PIL import Image
 
 from convnets_torch.maps.page import Layer, write_page
 from convnets_torch.render import STRENGTH, palette
+from tests.conftest import CHROMIUM
 from tests.reference.cells import NAMES, boxes_of, draw_cells, draw_map, nearest, overlay, regions
 from tests.reference.pictures import picture
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed: apt-get install chromium"),

@@ -10,22 +10,11 @@ import torch
 from PIL import Image
 
 from convnets_torch import first_kernels, top_patches
-from convnets_torch.card import Card
 from convnets_torch.explain.activations import record_activations
 from convnets_torch.explain.filters import filter_patterns
-from convnets_torch.preprocessing import normalize, preset
+from convnets_torch.preprocessing import normalize
 from tests.conftest import NARROW
 from tests.reference.pictures import picture
-
-
-@pytest.fixture(scope="module")
-def vgg():
-    """A narrow VGG16 with a card that wants BGR."""
-    torch.manual_seed(0)
-    network = NARROW["vgg16"]().eval()
-    arguments = {"classes": 10, "widths": (8, 16, 32, 64, 64), "hidden": (24, 40)}
-    network.card = Card("vgg16", arguments, preset("vgg16"), tuple("abcdefghij"))
-    return network
 
 
 def maps_of(network, layer, pixels):
