@@ -145,8 +145,8 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
-    "adoption", "ahead", "algebra", "arrays", "cache", "card", "classification", "compat", "engines", "explain",
-    "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps", "images", "maps", "networks",
+    "adoption", "ahead", "algebra", "allocation", "arrays", "cache", "card", "classification", "compat", "engines",
+    "explain", "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps", "images", "maps", "networks",
     "pipeline", "preprocessing", "render", "runtime", "sources", "synsets", "targets", "weights",
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node, Tracer
 
+from convnets_torch import allocation
 from convnets_torch.networks.packed import FUSIBLE, PackedConv2d, PackedLinear, is_available
 
 Precision = Literal["auto", "exact", "float32", "bfloat16", "float16"]
@@ -38,7 +39,7 @@ def prepare(
     them, once for each size of images, and an activation is applied while the layer before it writes. `features`,
     `head`, `window` and `card` stay, and so do the names of all layers; one that became part of another is an
     `Identity`, so that what `record_activations` finds of a convolution is what comes after its normalisation and
-    activation.
+    activation. While the network runs, memory of one layer is kept for the next (`allocation.kept_memory`).
 
     Args:
         network: a network of this library, or any module in eval mode, such as torchvision's; it is left as it is, and
@@ -94,6 +95,8 @@ def prepare(
             ready.to(memory_format=torch.channels_last)
     if compiled:
         _compile(ready, place)
+    if place.type == "cpu":
+        _keep_memory(ready)
     return ready
 
 
@@ -264,6 +267,22 @@ def _graphs(ready: nn.Module) -> Iterator[tuple[str, Graph, nn.Module]]:
 def _replace(ready: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(ready.get_submodule(parent), last, module.eval())
+
+
+def _keep_memory(ready: nn.Module) -> None:
+    """Have its calls run within `kept_memory`."""
+    ready.register_forward_pre_hook(_enter)
+    ready.register_forward_hook(_leave, always_call=True)
+
+
+def _enter(*_: Any) -> None:
+    if not torch.compiler.is_compiling():
+        allocation.enter()
+
+
+def _leave(*_: Any) -> None:
+    if not torch.compiler.is_compiling():
+        allocation.leave()
 
 
 def _compile(ready: nn.Module, device: torch.device) -> None:

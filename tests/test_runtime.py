@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch._inductor import config as inductor
 
 from convnets_torch import load, prepare, save, score_map
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear
@@ -51,6 +54,17 @@ def test_every_network_answers_the_same(narrow, precision):
         assert differ(strips, whole.float()) <= max(MARGINS[precision], 1e-5)
         dense = score_map(ready, larger.to(dtype), cell_stride=16)
         assert differ(dense, score_map(narrow, larger, cell_stride=16)) <= max(MARGINS[precision], 1e-5)
+
+
+@ON_ANY_CPU
+def test_copies_answer_the_same(narrow):
+    images = torch.randn(1, 3, *narrow.size)
+    ready = prepare(with_statistics(narrow), device="cpu", precision="float32")
+    with torch.inference_mode():
+        found = ready(images)
+        assert torch.equal(copy.deepcopy(ready)(images), found)
+        assert torch.equal(pickle.loads(pickle.dumps(ready))(images), found)
+        assert torch.equal(ready(images), found)
 
 
 @ON_ANY_CPU
@@ -235,11 +249,10 @@ def test_compiled_networks_answer_the_same():
 
 def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     narrow = with_statistics(NARROW["vgg16"]())
     ready = prepare(narrow, device="cpu", precision="float32", compiled=True)
     images = torch.randn(1, 3, 224, 224)
-    with torch.inference_mode():
+    with torch.inference_mode(), inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
         with pytest.warns(RuntimeRemark, match="compiling failed .*going on uncompiled"):
             found = ready(images)
         assert differ(found, narrow(images)) < 1e-5

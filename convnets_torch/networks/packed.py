@@ -52,6 +52,10 @@ class _Packed(nn.Module):
         kept = self._layout[1]
         return (kept.to_dense() if kept.is_mkldnn else kept).reshape(self.shape)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes, which cannot have weights as oneDNN lays them out."""
+        return self.__dict__ | {"_layout": (None, self.weight)}
+
     def _blank(self) -> Tensor:
         """Weights of the right shape without numbers."""
         return torch.empty(self.shape, device="meta")
