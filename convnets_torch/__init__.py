@@ -146,8 +146,8 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
     "adoption", "ahead", "algebra", "allocation", "arrays", "cache", "card", "classification", "compat", "engines",
-    "explain", "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps", "images", "maps", "networks",
-    "pipeline", "preprocessing", "render", "runtime", "sources", "synsets", "targets", "weights",
+    "explain", "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps", "images", "maps",
+    "networks", "pipeline", "preprocessing", "render", "runtime", "sources", "synsets", "targets", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)
