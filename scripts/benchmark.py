@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -359,11 +358,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="also write the results here")
     arguments = parser.parse_args()
-    import torch
+    from scripts.machine import facts
 
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
-    )
+    machine = facts()
+    print("; ".join(f"{name} {fact}" for name, fact in machine.items()))
     print(f"{arguments.rounds} rounds, medians; ratio = peer / ours (lowest to highest of the rounds)\n")
     results = []
     with tempfile.TemporaryDirectory() as name:
@@ -378,7 +376,8 @@ def main() -> None:
             f" | {row.ratio:.2f} | {row.ratio_low:.2f} to {row.ratio_high:.2f} |"
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in results], indent=1))
+        record = {"machine": machine, "rounds": arguments.rounds, "results": [asdict(row) for row in results]}
+        arguments.json.write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -6,26 +6,27 @@ on the spot, or its weights at the rate at which memory is read, whichever takes
 
 from __future__ import annotations
 
+import copy
 import importlib
-import platform
+import os
 import statistics
-import subprocess
 import tempfile
-import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.machine import matrix_rate, memory_rate
+from scripts.processes import Program, alternating, started
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
+    from convnets_torch.runtime import Precision
     from scripts.benchmark import Result
 
-Program = Callable[["Tensor"], object]
+Builder = Callable[[], Program]
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,26 @@ class Work:
     batch: int
     float32_only: bool = False
     timm: str | None = None  # its name there
+    keras: str | None = None
 
     def __str__(self) -> str:
         return f"{self.name}, 224, batch {self.batch}{', float32 only' if self.float32_only else ''}"
 
 
 WORKS = (
-    Work("vgg16", 8, timm="vgg16"),
+    Work("vgg16", 8, timm="vgg16", keras="VGG16"),
     Work("alexnet", 16),
-    Work("resnet50", 8, timm="resnet50"),
-    Work("vgg16", 1, timm="vgg16"),
-    Work("vgg16", 8, float32_only=True, timm="vgg16"),
+    Work("resnet50", 8, timm="resnet50", keras="ResNet50"),
+    Work("vgg16", 1, timm="vgg16", keras="VGG16"),
+    Work("vgg16", 8, float32_only=True, timm="vgg16", keras="VGG16"),
 )
 
 
+EAGER = "torchvision eager float32"
+
+
 def measure_classify(folder: Path, rounds: int) -> list[Result]:
-    """Every row of the table: all programs in turn in each round, the order reversed in every second one."""
-    print_machine()
+    """Every row of the table: all programs in turn in each round."""
     results = []
     for work in WORKS:
         results += measure(work, rounds)
@@ -60,19 +64,11 @@ def measure_classify(folder: Path, rounds: int) -> list[Result]:
 
 
 def measure(work: Work, rounds: int) -> list[Result]:
-    """One row: the strongest of ours against each peer, and the floor."""
-    import torch
-    import torchvision
-
-    torch.manual_seed(0)
-    module = getattr(torchvision.models, work.name)(weights=None).eval()
-    images = torch.randn(work.batch, 3, 224, 224)
+    """One row: each program of ours against each peer, and the floor."""
     print(f"\n## {work}\n")
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as name, torch.inference_mode():
-        warnings.simplefilter("ignore")
-        ours = ready(own_programs(module, work), images)
-        peers = ready(peer_programs(module, work, Path(name)), images)
-        seconds = alternating({**ours, **peers}, images, rounds)
+    ours, peers = own_programs(work), peer_programs(work)
+    with started({**ours, **peers}) as timers:
+        seconds = alternating(timers, rounds)
     print("| program | ms, median | lowest to highest | images/s | against eager float32 |")
     print("| --- | --- | --- | --- | --- |")
     eager = seconds[EAGER]
@@ -81,8 +77,9 @@ def measure(work: Work, rounds: int) -> list[Result]:
         ratio = statistics.median(one / other for one, other in zip(eager, times, strict=True))
         spread = f"{1000 * min(times):.1f} to {1000 * max(times):.1f}"
         print(f"| {program} | {1000 * middle:.1f} | {spread} | {work.batch / middle:.1f} | {ratio:.2f} |")
-    print_floor(module, images, {program: statistics.median(seconds[program]) for program in ours})
-    return [compared(work, mine, peer, seconds) for mine in ours for peer in peers]
+    mine, others = ([name for name in names if name in seconds] for names in (ours, peers))
+    print_floor(work, {program: statistics.median(seconds[program]) for program in mine})
+    return [compared(work, one, other, seconds) for one in mine for other in others]
 
 
 def compared(work: Work, mine: str, peer: str, seconds: dict[str, list[float]]) -> Result:
@@ -94,132 +91,153 @@ def compared(work: Work, mine: str, peer: str, seconds: dict[str, list[float]]) 
     return Result(f"{work}: {mine}", peer, *middles, statistics.median(ratios), ratios[0], ratios[-1])
 
 
-EAGER = "torchvision eager float32"
-
-
-def own_programs(module: nn.Module, work: Work) -> dict[str, Callable[[], Program]]:
-    """What this library makes of the module; each is built by a call."""
-    from convnets_torch.engines import engine
-    from convnets_torch.runtime import Precision, dtype_of, prepare
-
-    def prepared(precision: Precision, compiled: bool = False) -> Program:
-        import torch
-
-        made = prepare(module, device="cpu", precision=precision, compiled=compiled)
-        dtype = dtype_of(precision, torch.device("cpu"))
-        return lambda images: made(images.to(dtype)).float()
-
+def own_programs(work: Work) -> dict[str, Builder]:
+    """What this library makes of the module."""
     best: Precision = "float32" if work.float32_only else "auto"
-    programs: dict[str, Callable[[], Program]] = {"ours, prepare float32": partial(prepared, "float32")}
+    programs: dict[str, Builder] = {"ours, prepare float32": partial(prepared, work, "float32")}
     if not work.float32_only:
-        programs["ours, prepare auto"] = partial(prepared, "auto")
-    programs[f"ours, prepare {best} compiled"] = partial(prepared, best, compiled=True)
-    programs[f"ours, engine openvino {best}"] = partial(
-        engine, module, "openvino", precision="float32" if work.float32_only else "auto", size=224
-    )
+        programs["ours, prepare auto"] = partial(prepared, work, "auto")
+    programs[f"ours, prepare {best} compiled"] = partial(prepared, work, best, compiled=True)
+    programs[f"ours, engine openvino {best}"] = partial(engine, work, best)
     return programs
 
 
-def peer_programs(module: nn.Module, work: Work, folder: Path) -> dict[str, Callable[[], Program]]:
-    """What others make of it; each is built by a call, which raises ImportError where its package is missing."""
+def peer_programs(work: Work) -> dict[str, Builder]:
+    """What others make of it."""
+    programs: dict[str, Builder] = {EAGER: partial(eager, work, "torchvision", "float32")}
+    libraries = ["torchvision", "timm"] if work.timm else ["torchvision"]
+    if work.timm:
+        programs["timm eager float32"] = partial(eager, work, "timm", "float32")
+    for library in libraries:
+        if work.float32_only:
+            programs[f"{library} eager float32 channels-last"] = partial(eager, work, library, "float32", last=True)
+        else:
+            programs[f"{library} eager bfloat16 channels-last"] = partial(eager, work, library, "bfloat16", last=True)
+    dtype = "float32" if work.float32_only else "bfloat16"
+    programs[f"torch.compile freezing {dtype}"] = partial(eager, work, "torchvision", dtype, last=True, compiled=True)
+    programs["ONNX Runtime float32"] = partial(onnx_runtime, work)
+    programs["OpenVINO float32"] = partial(openvino, work, "f32")
+    if not work.float32_only:
+        programs["OpenVINO bfloat16"] = partial(openvino, work, "bf16")
+    if work.keras:
+        programs["Keras 3 on torch, float32"] = partial(keras, work)
+    return programs
+
+
+def module_of(work: Work, library: str = "torchvision") -> nn.Module:
+    """The network with random weights, the same ones each time."""
     import torch
 
-    def half(network: nn.Module) -> Program:
-        import copy
-
-        made = copy.deepcopy(network).to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return lambda images: made(images.to(torch.bfloat16, memory_format=torch.channels_last)).float()
-
-    def compiled(dtype: torch.dtype) -> Program:
-        import copy
-
-        made = copy.deepcopy(module).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        program: Any = torch.compile(made, options={"freezing": True})
-        return lambda images: program(images.to(dtype, memory_format=torch.channels_last)).float()
-
-    def timm(name: str) -> nn.Module:
-        library: Any = importlib.import_module("timm")
-        made: nn.Module = library.create_model(name, pretrained=False).eval()
-        return made
-
-    programs: dict[str, Callable[[], Program]] = {EAGER: lambda: module}
-    if not work.float32_only:
-        programs["torchvision eager bfloat16 channels-last"] = lambda: half(module)
-    dtype = torch.float32 if work.float32_only else torch.bfloat16
-    programs[f"torch.compile freezing {str(dtype).removeprefix('torch.')}"] = partial(compiled, dtype)
-    if (name := work.timm) is not None:
-        programs["timm eager float32"] = lambda: timm(name)
-        if not work.float32_only:
-            programs["timm eager bfloat16 channels-last"] = lambda: half(timm(name))
-    programs["ONNX Runtime float32"] = partial(onnx_program, module, folder / "x.onnx")
-    programs["OpenVINO float32"] = partial(openvino_program, module, work.batch, "f32")
-    if not work.float32_only:
-        programs["OpenVINO bfloat16"] = partial(openvino_program, module, work.batch, "bf16")
-    return programs
+    torch.manual_seed(0)
+    made: nn.Module
+    if library == "timm":
+        made = importlib.import_module("timm").create_model(work.timm, pretrained=False)
+    else:
+        made = getattr(importlib.import_module("torchvision.models"), work.name)(weights=None)
+    return made.eval()
 
 
-def onnx_program(module: nn.Module, file: Path) -> Program:
+def images_of(work: Work) -> Tensor:
+    """Noise."""
+    import torch
+
+    return torch.randn(work.batch, 3, 224, 224)
+
+
+def runs(network: Callable[[Tensor], object]) -> Callable[[Tensor], Program]:
+    """A program for images: the network on them, without gradients."""
+    import torch
+
+    def of(images: Tensor) -> Program:
+        def run() -> object:
+            with torch.inference_mode():
+                return network(images)
+
+        return run
+
+    return of
+
+
+def prepared(work: Work, precision: Precision, compiled: bool = False) -> Program:
+    """Ours, without extras."""
+    import torch
+
+    from convnets_torch.runtime import dtype_of, prepare
+
+    made = prepare(module_of(work), device="cpu", precision=precision, compiled=compiled)
+    dtype = dtype_of(precision, torch.device("cpu"))
+    return runs(lambda images: made(images.to(dtype)).float())(images_of(work))
+
+
+def engine(work: Work, precision: str) -> Program:
+    """Ours, with the extra."""
+    from convnets_torch.engines import engine as engine_of
+
+    made = engine_of(module_of(work), "openvino", precision=precision, size=224)  # type: ignore[arg-type]
+    return runs(made)(images_of(work))
+
+
+def eager(work: Work, library: str, precision: str, last: bool = False, compiled: bool = False) -> Program:
+    """PyTorch as people use it: in a precision, channels-last or not, compiled with frozen weights or not."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, precision)
+    layout = torch.channels_last if last else torch.contiguous_format
+    made = copy.deepcopy(module_of(work, library)).to(dtype, memory_format=layout)  # type: ignore[call-overload]
+    program: Any = torch.compile(made, options={"freezing": True}) if compiled else made
+    return runs(lambda images: program(images.to(dtype, memory_format=layout)).float())(images_of(work))
+
+
+def onnx_runtime(work: Work) -> Program:
     """As its own documentation has it: exported by PyTorch, a session on the CPU, defaults."""
     import torch
 
-    onnxruntime: Any = importlib.import_module("onnxruntime")
+    library: Any = importlib.import_module("onnxruntime")
     importlib.import_module("onnxscript")
     example = torch.zeros(2, 3, 224, 224)
     batch = ({0: torch.export.Dim("batch")},)
-    made = torch.onnx.export(module, (example,), dynamo=True, dynamic_shapes=batch, input_names=["x"], verbose=False)
+    made = torch.onnx.export(
+        module_of(work), (example,), dynamo=True, dynamic_shapes=batch, input_names=["x"], verbose=False
+    )
     assert made is not None
-    made.save(file, external_data=False)
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"x": images.numpy()})
+    with tempfile.TemporaryDirectory() as folder:
+        made.save(Path(folder) / "x.onnx", external_data=False)
+        session = library.InferenceSession(str(Path(folder) / "x.onnx"), providers=["CPUExecutionProvider"])
+    return runs(lambda images: session.run(None, {"x": images.numpy()}))(images_of(work))
 
 
-def openvino_program(module: nn.Module, batch: int, precision: str) -> Program:
+def openvino(work: Work, precision: str) -> Program:
     """At its best: a fixed batch, one stream, the precision asked for."""
     import torch
 
-    openvino: Any = importlib.import_module("openvino")
-    model = openvino.convert_model(torch.export.export(module, (torch.zeros(batch, 3, 224, 224),), strict=False))
+    library: Any = importlib.import_module("openvino")
+    example = torch.zeros(work.batch, 3, 224, 224)
+    model = library.convert_model(torch.export.export(module_of(work), (example,), strict=False))
     options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-    made = openvino.Core().compile_model(model, "CPU", options)
-    return lambda images: made([images.numpy()])
+    made = library.Core().compile_model(model, "CPU", options)
+    return runs(lambda images: made([images.numpy()]))(images_of(work))
 
 
-def ready(programs: dict[str, Callable[[], Program]], images: Tensor) -> dict[str, Program]:
-    """Built and run twice; those whose package is missing are named and left out."""
-    made = {}
-    for name, build in programs.items():
-        try:
-            program = build()
-        except ImportError as error:
-            print(f"{name}: left out ({error})")
-            continue
-        program(images)
-        program(images)
-        made[name] = program
-    return made
+def keras(work: Work) -> Program:
+    """Keras 3's own application, on PyTorch."""
+    assert work.keras is not None
+    os.environ["KERAS_BACKEND"] = "torch"
+    library: Any = importlib.import_module("keras")
+    made = getattr(library.applications, work.keras)(weights=None, classifier_activation=None)
+    images = images_of(work).permute(0, 2, 3, 1).contiguous()
+    return runs(lambda images: made(images, training=False))(images)
 
 
-def alternating(programs: dict[str, Program], images: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each program in each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for number in range(rounds):
-        names = list(programs)
-        for name in names if number % 2 else reversed(names):
-            start = time.perf_counter()
-            programs[name](images)
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def print_floor(module: nn.Module, images: Tensor, ours: dict[str, float]) -> None:
+def print_floor(work: Work, ours: dict[str, float]) -> None:
     """The least time that the machine allows, and how far ours are from it."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from convnets_torch.runtime import dtype_of
 
-    with FlopCounterMode(display=False) as counter:
-        module(images)
+    module = module_of(work)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        module(images_of(work))
     operations = counter.get_total_flops()
     numbers = sum(parameter.numel() for parameter in module.parameters())
     bandwidth = memory_rate()
@@ -232,55 +250,3 @@ def print_floor(module: nn.Module, images: Tensor, ours: dict[str, float]) -> No
         for name, middle in ours.items():
             if dtype == (torch.float32 if "float32" in name else dtype_of("auto", torch.device("cpu"))):
                 print(f"  {name} takes {middle / floor:.2f} of it")
-
-
-def matrix_rate(dtype: torch.dtype) -> float:
-    """Operations a second in the fastest of several matrix products."""
-    import torch
-
-    best = 0.0
-    for rows, inner, columns in ((1024, 1024, 1024), (2048, 2048, 2048), (3136, 4608, 512), (4096, 1024, 1024)):
-        one, other = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
-        for _ in range(12):
-            start = time.perf_counter()
-            one @ other
-            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - start))
-    return best
-
-
-def memory_rate() -> float:
-    """Bytes a second in the fastest of several sums over 256 MB."""
-    import torch
-
-    numbers = torch.ones(64_000_000)
-    best = 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        numbers.sum()
-        best = max(best, 256e6 / (time.perf_counter() - start))
-    return best
-
-
-def print_machine() -> None:
-    """What the figures depend on."""
-    import torch
-
-    processor, flags = platform.processor() or platform.machine(), ""
-    if Path("/proc/cpuinfo").exists():
-        lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-        facts = {key.strip(): value.strip() for key, value in lines.items()}
-        processor, flags = facts.get("model name", processor), facts.get("flags", "")
-    elif platform.system() == "Darwin":
-        asked = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
-        )
-        processor = asked.stdout.strip() or processor
-    known = {"amx_tile": "AMX", "amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512"}
-    found = [word for flag, word in known.items() if flag in flags.split()]
-    print(f"{processor}; {', '.join(found) or 'none of AMX, AVX512'}; {torch.get_num_threads()} threads of torch")
-    for name in ("torch", "torchvision", "timm", "onnxruntime", "openvino"):
-        try:
-            print(f"{name} {importlib.import_module(name).__version__}", end="; ")
-        except ImportError:
-            print(f"{name} is not installed", end="; ")
-    print()

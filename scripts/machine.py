@@ -1,0 +1,96 @@
+"""What figures of speed depend on: the machine's facts, and the rates that no program goes above."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = (
+    "torch", "torchvision", "numpy", "PIL", "timm", "onnxruntime", "openvino", "keras", "torchcam", "torchcodec",
+)  # fmt: skip
+FLAGS = {"amx_tile": "AMX", "amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}
+SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (3136, 4608, 512), (4096, 1024, 1024))  # of products that are tried
+
+
+def facts() -> dict[str, str]:
+    """Processor, its instructions, cores, load, accelerator, versions."""
+    import torch
+
+    name, flags = processor()
+    found = [word for flag, word in FLAGS.items() if flag in flags]
+    known = {
+        "processor": name,
+        "instructions": ", ".join(found) or "none of " + ", ".join(FLAGS.values()),
+        "cores": f"{os.cpu_count()}; {torch.get_num_threads()} threads of torch",
+        "load average": " ".join(f"{load:.1f}" for load in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown",
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".rstrip(", "),
+        "python": platform.python_version(),
+    }
+    return known | {name: version_of(name) for name in PACKAGES}
+
+
+def processor() -> tuple[str, list[str]]:
+    """Its name, and what it says that it can do."""
+    if Path("/proc/cpuinfo").exists():
+        lines = (line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+        told = {key.strip(): value.strip() for key, value in lines}
+        return told.get("model name", platform.machine()), told.get("flags", "").split()
+    if platform.system() == "Darwin":
+        ask = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip(), []
+    return platform.processor() or platform.machine(), []
+
+
+def version_of(name: str) -> str:
+    """Of a package, without running its code where its files tell it."""
+    distribution = {"PIL": "pillow"}.get(name, name)
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def matrix_rate(dtype: torch.dtype, device: str = "cpu") -> float:
+    """Operations a second in the fastest of several matrix products."""
+    import torch
+
+    best = 0.0
+    larger = 1 if device == "cpu" else 4
+    for sides in SHAPES:
+        rows, inner, columns = (larger * side for side in sides)
+        one = torch.randn(rows, inner, device=device).to(dtype)
+        other = torch.randn(inner, columns, device=device).to(dtype)
+        for _ in range(12):
+            best = max(best, 2 * rows * inner * columns / seconds_of(lambda one=one, other=other: one @ other, device))
+    return best
+
+
+def memory_rate(device: str = "cpu") -> float:
+    """Bytes a second in the fastest of several sums over 256 MB."""
+    import torch
+
+    numbers = torch.ones(64_000_000, device=device)
+    return max(256e6 / seconds_of(numbers.sum, device) for _ in range(5))
+
+
+def seconds_of(work: object, device: str = "cpu") -> float:
+    """How long a call takes, its work on the device included."""
+    import torch
+
+    assert callable(work)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
