@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from scripts.machine import facts
-from scripts.processes import alternating, started
+from scripts.processes import Program, alternating, started
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +34,11 @@ def missing():
 
 def test_programs_run_in_turn_each_in_its_process(tmp_path, capsys):
     log = tmp_path / "log"
-    builders = {"short": partial(sleeping, 0.01, log), "long": partial(sleeping, 0.1, log), "none": missing}
+    builders: dict[str, Callable[[], Program]] = {
+        "short": partial(sleeping, 0.01, log),
+        "long": partial(sleeping, 0.1, log),
+        "none": missing,
+    }
     with started(builders) as timers:
         warm = log.read_text().split()
         seconds = alternating(timers, 3)
@@ -43,7 +48,7 @@ def test_programs_run_in_turn_each_in_its_process(tmp_path, capsys):
     assert log.read_text().split()[4:] == [long, short, short, long, long, short]
     assert list(seconds) == ["short", "long"]
     assert all(0.01 <= each < 0.09 for each in seconds["short"])
-    assert all(0.1 <= each for each in seconds["long"])
+    assert all(each >= 0.1 for each in seconds["long"])
     assert capsys.readouterr().out == "none: left out (no such package)\n"
 
 
