@@ -10,7 +10,7 @@ import torchvision
 
 from convnets_torch import classify, engine, load, predict, prepare
 from tests.conftest import NARROW
-from tests.test_runtime import differ, with_statistics
+from tests.reference.nearness import differ, with_statistics
 
 MARGINS = {"float32": 1e-4, "bfloat16": 3e-2}  # of the largest logit
 

@@ -11,7 +11,7 @@ from convnets_torch import densify, export, load, score_map
 from convnets_torch.images import read_picture
 from convnets_torch.preprocessing import center_crop, normalize
 from tests.conftest import DATA, NARROW
-from tests.test_runtime import with_statistics
+from tests.reference.nearness import with_statistics
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

@@ -17,25 +17,11 @@ from convnets_torch.networks.packed import PackedConv2d, PackedLinear
 from convnets_torch.runtime import RuntimeRemark, cpu_has_bfloat16
 from convnets_torch.weights import list_networks
 from tests.conftest import NARROW
+from tests.reference.nearness import differ, with_statistics
 
 # Of the largest logit; bfloat16 has 8 bits.
 MARGINS = {"exact": 0.0, "float32": 1e-5, "bfloat16": 3e-2}
 ON_ANY_CPU = pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")
-
-
-def with_statistics(module):
-    """Statistics of batch normalisation as training leaves them: none is 0 or 1."""
-    for each in module.modules():
-        if isinstance(each, nn.BatchNorm2d):
-            each.running_mean.normal_(0, 0.2)
-            each.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(each.weight, 0.5, 1.5)
-            nn.init.normal_(each.bias, 0, 0.2)
-    return module.eval()
-
-
-def differ(found, wanted):
-    return float((found.float() - wanted).abs().max() / wanted.abs().max())
 
 
 @ON_ANY_CPU
