@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -18,19 +18,23 @@ from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture, Reading, open_upright
 from convnets_torch.networks import Network
 from convnets_torch.networks.budget import peak_bytes
-from convnets_torch.networks.grids import grid_of
+from convnets_torch.networks.grids import features_grid, grid_of
 from convnets_torch.networks.network import NO_HEAD
 from convnets_torch.preprocessing import Pixels, Preprocessing, crop_image, least_size
 
-if TYPE_CHECKING:
-    from convnets_torch.engines import Engine
-
 Decoder = Literal["pillow", "torchcodec"]
-Runnable: TypeAlias = "Network | Engine"  # what classifies images
 
 BATCH = 16  # pictures that go through the network together on the CPU, and the fewest elsewhere
 MOST_BATCH = 256  # that "auto" takes
 BATCHES_AHEAD = 3  # how many batches are decoded before the network asks for them
+
+
+class Runnable(Protocol):
+    """What gives numbers for images: a network, an engine of one, or a module around one with its card."""
+
+    card: Card | None
+
+    def __call__(self, images: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +73,8 @@ def predict(
 
     Args:
         network: in eval mode, with its card, as `load` gives it; with `load(path, device="auto", precision="auto")` it
-            runs as fast as the device allows. Or an `engine` of such a network.
+            runs as fast as the device allows. Or an `engine` of such a network; or an `Embedder`, whose vectors then
+            stand for logits.
         pictures: whatever `read_picture` takes, or any iterable of it; `find_pictures` lists those of a folder.
         batch: how many go through the network together; "auto" takes 16 on the CPU, and elsewhere as many as half of
             the free memory has room for, 16 to 256. It is halved when memory runs out.
@@ -254,7 +259,8 @@ def batch_for(network: Runnable) -> int:
         return BATCH
     free, _ = torch.cuda.mem_get_info(device)
     height, width = network.size
-    one = peak_bytes(grid_of(network), (1, height, width), dtype, height)
+    grid = features_grid(network) if network.head is None else grid_of(network)
+    one = peak_bytes(grid, (1, height, width), dtype, height)
     return max(BATCH, min(MOST_BATCH, free // 2 // max(1, one)))
 
 

@@ -79,8 +79,27 @@ def hooked(network: nn.Module, names: Iterable[str], see: Hook) -> Iterator[None
         yield
 
 
-class _Reached(Exception):
-    """Thrown by a hook once all that is wanted has run; never leaves `run_to`."""
+@contextlib.contextmanager
+def hooked_inputs(network: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `see` with the name and the input of modules before they run in the block.
+
+    Args:
+        network: any module.
+        names: of modules in it that take one tensor.
+        see: must leave the input as it is.
+    """
+
+    def hook_of(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, inputs: see(name, inputs[0])
+
+    with contextlib.ExitStack() as hooks:
+        for name in names:
+            hooks.callback(network.get_submodule(name).register_forward_pre_hook(hook_of(name)).remove)
+        yield
+
+
+class Reached(Exception):
+    """Thrown in a hook once all that is wanted has run; whoever throws it catches it."""
 
 
 def run_to(network: nn.Module, layers: str | Iterable[str], images: Tensor) -> dict[str, Tensor]:
@@ -112,10 +131,10 @@ def run_to(network: nn.Module, layers: str | Iterable[str], images: Tensor) -> d
     def see(name: str, output: Tensor) -> Tensor:
         seen[name] = output
         if len(seen) == len(names):
-            raise _Reached
+            raise Reached
         return output.clone()
 
-    with hooked(network, names, see), contextlib.suppress(_Reached):
+    with hooked(network, names, see), contextlib.suppress(Reached):
         needed(network, names)(images)
     if missing := [name for name in names if name not in seen]:
         raise ValueError(f"{missing[0]} is not run by {type(network).__name__}; name another layer")

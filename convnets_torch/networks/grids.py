@@ -30,7 +30,7 @@ class Grid:
     """The cells of a network's map at one stride.
 
     Attributes:
-        steps: from images to logits; the last one is the head.
+        steps: from images to logits, the last one being the head, or to the feature map alone.
         vertical, horizontal: what the cells see.
         dilation: distance in cells of the feature map between the cells that the head reads.
     """
@@ -126,6 +126,18 @@ def grid_of(network: Network, cell_stride: int | None = None) -> Grid:
             f"the cells are {vertical.stride} pixels apart vertically and {horizontal.stride} horizontally"
         )
     return Grid(steps, vertical, horizontal, dilation)
+
+
+def features_grid(network: Network) -> Grid:
+    """The cells of a network's feature map, whether it has a head or not.
+
+    >>> from convnets_torch.networks import vgg16
+    >>> features_grid(vgg16(None, widths=(2, 2, 4, 4, 4))).vertical
+    Field(start=-90, size=212, stride=32)
+    """
+    steps = steps_of(network.features)
+    vertical, horizontal = fields(steps)
+    return Grid(steps, vertical, horizontal, 1)
 
 
 def cell_strides(network: Network) -> tuple[int, ...]:

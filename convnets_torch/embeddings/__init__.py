@@ -1,0 +1,1 @@
+"""Pictures as vectors: extraction, and what is built on it."""

@@ -1,0 +1,216 @@
+"""Vectors of any number of pictures: the rows of the pipeline, with what can go wrong in it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convnets_torch.card import Card
+from convnets_torch.classification import classify, probabilities, square_input
+from convnets_torch.embeddings.extraction import Embedded, embed, embed_each
+from convnets_torch.images import PictureWarning, read_picture
+from convnets_torch.networks import resnet50, vgg16
+from convnets_torch.networks.budget import peak_bytes
+from convnets_torch.networks.grids import features_grid, grid_of
+from convnets_torch.pipeline import BATCHES_AHEAD, batch_for, predict
+from convnets_torch.preprocessing import preset
+from convnets_torch.runtime import prepare
+from convnets_torch.weights import load
+from tests.reference.pictures import picture
+from tests.test_pipeline import decoders, small
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Seven photographs of mixed sizes."""
+    paths = [tmp_path / f"{number}.jpg" for number in range(7)]
+    for number, path in enumerate(paths):
+        Image.fromarray(picture(number, 240 + 31 * number, 410 - 23 * number)).save(path, quality=90)
+    return paths
+
+
+def stacked(rows):
+    return torch.stack([row.vector for row in rows])
+
+
+def test_rows_are_the_vectors_of_the_networks_own_inputs(files):
+    network = small()
+    inputs = torch.from_numpy(np.stack([square_input(read_picture(path), network.card) for path in files]))
+    rows = list(embed_each(network, files, exact=True))
+    assert [row.picture for row in rows] == files
+    assert all(row.vector.dtype == torch.float32 and row.logits is None for row in rows)
+    torch.testing.assert_close(stacked(rows), embed(network, inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_pictures_are_what_embed_takes_as_well(files):
+    network = small()
+    assert torch.equal(embed(network, files), stacked(embed_each(network, files)))
+    assert torch.equal(embed(network, files[2])[0], embed(network, [files[2]])[0])
+    several = embed(network, files, ["pool_2", "head.relu_dense_1"], "gem", normalize=True)
+    for name, vectors in several.items():
+        assert torch.equal(vectors, embed(network, files, name, "gem", normalize=True))
+    pixels = torch.from_numpy(picture(1, 300, 280)).permute(2, 0, 1)  # three axes: a picture, 0 to 255
+    torch.testing.assert_close(embed(network, pixels), embed(network, picture(1, 300, 280)))
+
+
+def test_one_pass_gives_vectors_and_the_logits_that_predict_gives(lite_weights, photographs):
+    network = load(lite_weights)
+    names = [photographs / name for name in ("rocket.jpg", "chelsea.png", "coffee.png")]
+    runs: list[int] = []
+    handle = network.features.conv_stem.register_forward_hook(lambda *_: runs.append(1))
+    rows = list(embed_each(network, names, logits=True, exact=True))
+    handle.remove()
+    assert len(runs) == 1
+    for row, predicted, [best] in zip(
+        rows, predict(network, names, exact=True), classify(network, names, 1), strict=True
+    ):
+        assert torch.equal(row.logits, predicted.logits)
+        chances = probabilities(row.logits[None], network.card)[0]
+        assert (int(chances.argmax()), float(chances.max())) == (best.class_id, best.probability)
+    assert torch.equal(stacked(rows), stacked(embed_each(network, names, exact=True)))
+
+
+def test_vectors_tell_what_is_alike(lite_weights, photographs):
+    """A photograph, its mirror image and a crop of it are nearer to each other than to another one."""
+    network = load(lite_weights)
+    cat, coffee = (read_picture(photographs / name) for name in ("chelsea.png", "coffee.png"))
+    vectors = embed(network, [cat, cat[:, ::-1], cat[20:-20, 30:-30], coffee], normalize=True)
+    likeness = vectors @ vectors.T
+    assert likeness[0, 1:3].min() > 0.7 > 0.5 > likeness[:3, 3].max()
+
+
+def test_batches_do_not_matter_and_a_run_gives_the_same_again(files):
+    network = small("resnet50")
+    first = stacked(embed_each(network, files))
+    assert torch.equal(stacked(embed_each(network, files)), first)
+    for batch in (1, 3):
+        found = stacked(embed_each(network, files, batch=batch, workers=batch))
+        torch.testing.assert_close(found, first, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "resnet50"])
+def test_a_prepared_network_gives_the_same_rows(name, files):
+    network = small(name)
+    wanted = stacked(embed_each(network, files))
+    found = stacked(embed_each(prepare(network, device="cpu", precision="float32"), files))
+    assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def test_bad_files_are_rows_and_the_run_goes_on(files, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "half.jpg").write_bytes(files[0].read_bytes()[:4000])
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (2, 2), "red")])
+    given = [
+        tmp_path / "none.jpg",
+        files[0],
+        tmp_path / "text.jpg",
+        tmp_path / "half.jpg",
+        tmp_path / "a.gif",
+        files[1],
+    ]
+    rows = list(embed_each(small(), given, ["relu_3", "head.relu_dense_2"], batch=2, logits=True))
+    assert [row.picture for row in rows] == given
+    good = [False, True, False, False, True, True]
+    for row, expected in zip(rows, good, strict=True):
+        assert list(row.vectors) == (["relu_3", "head.relu_dense_2"] if expected else [])
+        assert (row.logits is not None) == (row.error is None) == expected
+    assert [type(row.error).__name__ for row in rows if row.error] == ["FileNotFoundError", "OSError", "OSError"]
+    assert rows[4].remarks == (f"{tmp_path / 'a.gif'} has 2 frames or pages; the first was read",)
+    whole = stacked(embed_each(small(), [files[0], files[1]], "relu_3"))
+    torch.testing.assert_close(rows[5].vectors["relu_3"], whole[1])
+    with pytest.raises(FileNotFoundError, match=r"none\.jpg does not exist"):
+        embed(small(), given)
+    with pytest.warns(PictureWarning, match="2 frames"):
+        embed(small(), given[4])
+
+
+def test_the_vector_is_that_of_the_only_layer():
+    assert Embedded("a.jpg", {"fc1": torch.ones(3)}).vector.tolist() == [1, 1, 1]
+    assert Embedded("a.jpg", {}, error=OSError("gone")).vector is None
+    with pytest.raises(ValueError, match=r"vectors of several layers \(fc1, fc2\)"):
+        Embedded("a.jpg", {"fc1": torch.ones(3), "fc2": torch.ones(3)}).vector  # noqa: B018
+
+
+def test_pictures_without_end_are_taken_as_they_are_needed(files):
+    taken = itertools.count()
+    rows = embed_each(small(), (files[number % 7] for number in taken), batch=4, workers=2)
+    for _ in range(9):
+        next(rows)
+    assert next(taken) <= 9 + (BATCHES_AHEAD + 1) * 4
+    rows.close()
+    assert not decoders()
+
+
+def test_a_row_that_is_kept_holds_no_batch_and_may_be_changed(files):
+    row = next(embed_each(small(), files, ["relu_3", "head.relu_dense_2"], logits=True))
+    for values in (*row.vectors.values(), row.logits):
+        assert values.untyped_storage().nbytes() == 4 * len(values)
+        values.add_(1)
+
+
+def test_a_network_without_a_head_goes_through_the_pipeline(files):
+    torch.manual_seed(0)
+    network = vgg16(None, widths=(8, 16, 32, 64, 64)).eval()
+    network.card = Card("vgg16", {"classes": None, "widths": (8, 16, 32, 64, 64)}, preset("vgg16"), None)
+    assert stacked(embed_each(network, files)).shape == (7, 64)
+    assert stacked(embed_each(network, files, pool="flatten")).shape == (7, 64 * 7 * 7)
+
+
+def test_memory_is_foretold_without_a_head_as_with_one():
+    def peak(grid):
+        return peak_bytes(grid, (1, 224, 224), torch.float32, 224)
+
+    for build in (vgg16, resnet50):
+        assert 0.9 <= peak(features_grid(build(None))) / peak(grid_of(build())) <= 1
+
+
+def test_what_is_no_good_is_refused_before_the_first_picture(files):
+    network = small()
+
+    def pictures():
+        raise AssertionError("a picture was asked for")
+        yield
+
+    wrong: list[tuple[dict, str]] = [
+        ({"layer": "relu_9"}, "AlexNet has no layer 'relu_9'"),
+        ({"pool": "sum"}, "unknown pool"),
+        ({"batch": 0}, "a batch of 0 is none"),
+        ({"decoder": "cv2"}, "unknown decoder"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            embed_each(network, pictures(), **options)
+    with pytest.raises(ValueError, match="training mode"):
+        embed_each(small().train(), pictures())
+    network.card = None
+    with pytest.raises(ValueError, match="has no card"):
+        embed_each(network, pictures())
+
+
+def test_broken_weights_are_said_not_stored(files):
+    network = small()
+    torch.nn.init.constant_(network.head.dense_2.bias, float("inf"))
+    with pytest.raises(ValueError, match="NaN or infinite: weights are broken"):
+        list(embed_each(network, files))
+    assert not decoders()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_cuda_gives_the_same_in_order(precision, files):
+    network = small("vgg16")
+    wanted = stacked(embed_each(network, files * 5))
+    ready = prepare(network, device="cuda", precision=precision)
+    rows = list(embed_each(ready, files * 5, logits=True))
+    assert [row.picture for row in rows] == files * 5
+    assert stacked(rows).device.type == rows[0].logits.device.type == "cpu"
+    scale = wanted.abs().max().item()
+    torch.testing.assert_close(stacked(rows), wanted, rtol=3e-2, atol=3e-2 * scale)  # half precision
+    assert embed(ready, torch.rand(2, 3, 224, 224)).device.type == "cuda"
+    headless = vgg16(None, widths=(8, 16, 32, 64, 64)).eval().cuda()
+    assert batch_for(headless) >= batch_for(small())
