@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from convnets_torch.classification import Prediction as Prediction
     from convnets_torch.classification import classify as classify
     from convnets_torch.classification import classify_each as classify_each
+    from convnets_torch.embeddings.extraction import Embedded as Embedded
+    from convnets_torch.embeddings.extraction import Embedder as Embedder
+    from convnets_torch.embeddings.extraction import embed as embed
+    from convnets_torch.embeddings.extraction import embed_each as embed_each
+    from convnets_torch.embeddings.extraction import pooled as pooled
+    from convnets_torch.embeddings.vector_files import SavedVectors as SavedVectors
+    from convnets_torch.embeddings.vector_files import save_vectors as save_vectors
     from convnets_torch.engines import Engine as Engine
     from convnets_torch.engines import engine as engine
     from convnets_torch.explain.activations import record_activations as record_activations
@@ -107,6 +114,8 @@ _HOMES = {
     "convnets_torch.adoption": ("densify",),
     "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
+    "convnets_torch.embeddings.extraction": ("Embedded", "Embedder", "embed", "embed_each", "pooled"),
+    "convnets_torch.embeddings.vector_files": ("SavedVectors", "save_vectors"),
     "convnets_torch.engines": ("Engine", "engine"),
     "convnets_torch.explain.activations": ("record_activations",),
     "convnets_torch.explain.cam_maps": ("GradCam", "save_cams"),
@@ -145,9 +154,9 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
-    "adoption", "ahead", "algebra", "allocation", "arrays", "cache", "card", "classification", "compat", "engines",
-    "explain", "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps", "images", "maps",
-    "networks", "pipeline", "preprocessing", "render", "runtime", "sources", "synsets", "targets", "weights",
+    "adoption", "ahead", "algebra", "allocation", "arrays", "cache", "card", "classification", "compat", "embeddings",
+    "engines", "explain", "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps", "images",
+    "maps", "networks", "pipeline", "preprocessing", "render", "runtime", "sources", "synsets", "targets", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

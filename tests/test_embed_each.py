@@ -61,7 +61,7 @@ def test_one_pass_gives_vectors_and_the_logits_that_predict_gives(lite_weights, 
     network = load(lite_weights)
     names = [photographs / name for name in ("rocket.jpg", "chelsea.png", "coffee.png")]
     runs: list[int] = []
-    handle = network.features.conv_stem.register_forward_hook(lambda *_: runs.append(1))
+    handle = network.features.register_forward_hook(lambda *_: runs.append(1))
     rows = list(embed_each(network, names, logits=True, exact=True))
     handle.remove()
     assert len(runs) == 1
@@ -193,7 +193,7 @@ def test_what_is_no_good_is_refused_before_the_first_picture(files):
 
 def test_broken_weights_are_said_not_stored(files):
     network = small()
-    torch.nn.init.constant_(network.head.dense_2.bias, float("inf"))
+    torch.nn.init.constant_(network.get_parameter("head.dense_2.bias"), float("inf"))
     with pytest.raises(ValueError, match="NaN or infinite: weights are broken"):
         list(embed_each(network, files))
     assert not decoders()

@@ -13,6 +13,7 @@ from convnets_torch.cli import (
     activations_command,
     audit_command,
     doctor_command,
+    embed_command,
     explain_command,
     export_command,
     filters_command,
@@ -40,6 +41,7 @@ app.command()(heatmap_command.heatmap)
 app.command()(gradcam_command.gradcam)
 app.command()(explain_command.explain)
 app.command()(export_command.export)
+app.command()(embed_command.embed)
 app.command()(layers_command.layers)
 app.command()(activations_command.activations)
 app.command()(filters_command.filters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args, overload
@@ -177,6 +178,17 @@ class Embedder(nn.Module):
             )
         vectors = output.detach().to(_numbers(output), copy=True)
         return F.normalize(vectors, dim=1) if self.normalize else vectors
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What tells vectors of one kind from others: the network, its card, layers, pool, and whether normalised."""
+        return {
+            "network": type(self.network).__name__ if self.card is None else self.card.network,
+            "card": "" if self.card is None else self.card.to_json(),
+            "layers": json.dumps(self.names),
+            "pool": self.pool,
+            "normalize": json.dumps(self.normalize),
+        }
 
     def extra_repr(self) -> str:
         return f"{', '.join(self.names)}, pool={self.pool}, normalize={self.normalize}"

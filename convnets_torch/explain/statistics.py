@@ -144,7 +144,16 @@ class _Shares:
 
     def add(self, output: Tensor) -> None:
         """A batch of outputs (N, ...)."""
-        self.found = np.append(self.found, (output.flatten(1) == 0).double().mean(1).cpu().numpy())
+        self.found = np.append(self.found, shares_of_zero(output))
+
+
+def shares_of_zero(outputs: Tensor) -> NDArray[np.float64]:
+    """Of each of outputs (N, ...), the share of values that are exactly zero, (N,) 0 to 1.
+
+    >>> shares_of_zero(torch.tensor([[0.0, 1.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0]]))
+    array([0.5, 1. ])
+    """
+    return (outputs.flatten(1) == 0).double().mean(1).cpu().numpy()
 
 
 def _run_fitting(run: nn.Module, inputs: Tensor, sums: Mapping[str, _Running | _Shares]) -> None:
