@@ -64,8 +64,8 @@ class Embedded:
 class Embedder(nn.Module):
     """A network that gives vectors; `predict` and loops of one's own run it as they run a network.
 
-    The network is shared, not copied, and has hooks only while it runs. It runs no further than the deepest layer that
-    is wanted.
+    The network is shared, not copied, and has hooks only while it runs, so no two threads may run it at once. It runs no
+    further than the deepest layer that is wanted.
 
     Attributes:
         network: as it was given.
