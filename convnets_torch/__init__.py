@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from convnets_torch.embeddings.extraction import Embedder as Embedder
     from convnets_torch.embeddings.extraction import embed as embed
     from convnets_torch.embeddings.extraction import embed_each as embed_each
-    from convnets_torch.embeddings.extraction import pooled as pooled
+    from convnets_torch.embeddings.pooling import pooled as pooled
     from convnets_torch.embeddings.vector_files import SavedVectors as SavedVectors
     from convnets_torch.embeddings.vector_files import save_vectors as save_vectors
     from convnets_torch.engines import Engine as Engine
@@ -114,7 +114,8 @@ _HOMES = {
     "convnets_torch.adoption": ("densify",),
     "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
-    "convnets_torch.embeddings.extraction": ("Embedded", "Embedder", "embed", "embed_each", "pooled"),
+    "convnets_torch.embeddings.extraction": ("Embedded", "Embedder", "embed", "embed_each"),
+    "convnets_torch.embeddings.pooling": ("pooled",),
     "convnets_torch.embeddings.vector_files": ("SavedVectors", "save_vectors"),
     "convnets_torch.engines": ("Engine", "engine"),
     "convnets_torch.explain.activations": ("record_activations",),

@@ -8,7 +8,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from convnets_torch.embeddings.extraction import Embedder, Pool, embed, pooled
+from convnets_torch.embeddings.extraction import Embedder, embed
+from convnets_torch.embeddings.pooling import Pool, pooled
 from convnets_torch.explain.activations import record_activations
 from convnets_torch.fitting import MemoryWarning
 from convnets_torch.networks import (
@@ -112,6 +113,8 @@ def test_pools_are_their_formulas():
 
 def test_gem_of_a_channel_of_zeros_is_its_least_value():
     np.testing.assert_allclose(pooled(torch.zeros(1, 2, 3, 3), "gem"), [[1e-6, 1e-6]], rtol=1e-5)
+    with pytest.raises(ValueError, match="unknown pool 'mean'"):
+        pooled(torch.zeros(1, 2, 3, 3), "mean")  # type: ignore[arg-type]
 
 
 def test_pools_concern_maps_alone(vgg):

@@ -6,13 +6,14 @@ import contextlib
 import json
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnets_torch.card import Card
+from convnets_torch.embeddings.pooling import Pool, check_pool, numbers_of, pooled
 from convnets_torch.explain.activations import BROKEN, Reached, hooked, hooked_inputs
 from convnets_torch.explain.names import find_layer, needed, whole
 from convnets_torch.fitting import in_batches
@@ -22,11 +23,7 @@ from convnets_torch.networks.network import NO_HEAD
 from convnets_torch.networks.packed import PackedLinear
 from convnets_torch.pipeline import Decoder, Predicted, batch_for, predict
 
-Pool = Literal["avg", "max", "flatten", "gem"]
 Layers: TypeAlias = "str | list[str] | tuple[str, ...] | None"
-
-POWER = 3.0  # of the generalised mean
-LEAST = 1e-6  # to which values below are raised before it
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +61,8 @@ class Embedded:
 class Embedder(nn.Module):
     """A network that gives vectors; `predict` and loops of one's own run it as they run a network.
 
-    The network is shared, not copied, and has hooks only while it runs, so no two threads may run it at once. It runs no
-    further than the deepest layer that is wanted.
+    The network is shared, not copied, and has hooks only while it runs, so no two threads may run it at once. It runs
+    no further than the deepest layer that is wanted.
 
     Attributes:
         network: as it was given.
@@ -100,8 +97,7 @@ class Embedder(nn.Module):
         """
         super().__init__()
         network = getattr(network, "_orig_mod", network)  # what torch.compile wraps: compiled code runs no hooks
-        if pool not in get_args(Pool):
-            raise ValueError(f"unknown pool {pool!r}; known: {', '.join(get_args(Pool))}")
+        check_pool(pool)
         headless = isinstance(network, Network) and network.head is None
         if logits and headless:
             raise ValueError(NO_HEAD)
@@ -165,7 +161,7 @@ class Embedder(nn.Module):
         if missing := [name for name in wanted if name not in found]:
             kind = type(self.network).__name__
             raise ValueError(f"{missing[0]} is not run by {kind}, or was compiled away; name another layer")
-        return [*(found[name] for name in wanted), *([logits.to(_numbers(logits))] if self.logits else [])]
+        return [*(found[name] for name in wanted), *([logits.to(numbers_of(logits))] if self.logits else [])]
 
     def _vectors(self, name: str, output: Tensor) -> Tensor:
         """(N, values), memory of its own: the next layer may overwrite what it is made of."""
@@ -176,7 +172,7 @@ class Embedder(nn.Module):
                 f"{name} gives {tuple(output.shape[1:])} for an image, neither a map (channels, height, width) nor a"
                 " vector; name another layer"
             )
-        vectors = output.detach().to(_numbers(output), copy=True)
+        vectors = output.detach().to(numbers_of(output), copy=True)
         return F.normalize(vectors, dim=1) if self.normalize else vectors
 
     @property
@@ -247,8 +243,6 @@ def embed(
     Warns:
         PictureWarning: as `read_picture` does.
         MemoryWarning: memory ran out, and the work goes on in smaller batches.
-
-    Source of "gem": Fine-tuning CNN Image Retrieval with No Human Annotation, arXiv:1711.02512, section 3.2.
 
     >>> from convnets_torch import load
     >>> network = load("alexnet.safetensors")
@@ -328,37 +322,6 @@ def embed_each(
         decoder=decoder,
     )
     return _embedded(embedder, rows)
-
-
-def pooled(maps: Tensor, pool: Pool = "avg") -> Tensor:
-    """Maps as vectors.
-
-    Args:
-        maps: (N, C, h, w).
-        pool: "avg" and "max": the mean and the largest value of each channel; "gem": the generalised mean, the cube
-            root of the mean of cubes, of values raised to 1e-6 where they are below, so that nothing of it is zero;
-            "flatten": all values, channel by channel, each row by row (Keras's order is another: cell by cell).
-
-    Returns:
-        (N, C), or (N, C * h * w) for "flatten"; float32, float64 from such maps ("flatten" leaves the precision).
-
-    >>> maps = torch.tensor([[[[0.0, 2.0], [0.0, 2.0]]]])
-    >>> [pooled(maps, pool).tolist() for pool in ("avg", "max", "flatten")]
-    [[[1.0]], [[2.0]], [[0.0, 2.0, 0.0, 2.0]]]
-    >>> round(float(pooled(maps, "gem")) ** 3, 4)
-    4.0
-    """
-    if pool == "flatten":
-        return maps.flatten(1)
-    if pool == "max":
-        return maps.amax((2, 3)).to(_numbers(maps))
-    if pool == "avg":
-        return maps.mean((2, 3), dtype=_numbers(maps))
-    return maps.to(_numbers(maps)).clamp(min=LEAST).pow(POWER).mean((2, 3)).pow(1 / POWER)
-
-
-def _numbers(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _last_dense(network: nn.Module) -> str:
