@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 import warnings
 from typing import Literal, get_args
 
@@ -21,7 +22,7 @@ HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
 
 
 class Engine:
-    """A network in another program's runtime, called as the network is.
+    """A network in another program's runtime, called as the network is, by one thread or by several.
 
     Attributes:
         name: of the engine, "openvino".
@@ -44,6 +45,7 @@ class Engine:
         self._compiled = core.compile_model(
             model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
         )
+        self._one_at_a_time = threading.Lock()  # openvino refuses a request while it runs another
         taken = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
         self.precision = {hint: word for word, hint in HINTS.items()}.get(taken, taken)
         if self.precision != precision:
@@ -71,7 +73,8 @@ class Engine:
                 " or more"
             )
         given = images.detach().to("cpu", torch.float32).contiguous()
-        return torch.from_numpy(self._compiled([given.numpy()])[0].copy())  # its own memory is written again
+        with self._one_at_a_time:
+            return torch.from_numpy(self._compiled([given.numpy()])[0].copy())  # its own memory is written again
 
 
 def engine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -56,6 +57,20 @@ def test_an_answer_stays_when_the_next_is_computed():
     kept = first.clone()
     ready(-3 * images)
     assert torch.equal(first, kept)
+
+
+def test_several_threads_get_the_answers_to_their_own_images():
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    narrow = with_statistics(NARROW["alexnet"]())
+    ready = engine(narrow, "openvino", precision="float32")
+    asked = [torch.randn(1 + number % 3, 3, 227, 227) for number in range(24)]
+    with torch.inference_mode():
+        wanted = [narrow(images) for images in asked]
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(ready, asked))
+    for one, other in zip(found, wanted, strict=True):
+        assert differ(one, other) <= MARGINS["float32"]
 
 
 def test_the_card_goes_with_it(lite_weights):
