@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from convnets_torch.card import Card
-from convnets_torch.exports import MOST_BATCH, check_exportable
+from convnets_torch.exports import MOST_BATCH, check_exportable, traced
+from convnets_torch.networks import Network
 from convnets_torch.networks.network import Size, check_size
 from convnets_torch.runtime import RuntimeRemark
 
@@ -27,11 +28,12 @@ class Engine:
     Attributes:
         name: of the engine, "openvino".
         precision: "float32" or "bfloat16", in which it multiplies.
-        size: (height, width) in pixels of the images.
+        size: (height, width) in pixels of the images; with `mapped`, of the smallest ones.
         card: what the weights are; None where the network had none.
+        mapped: the network that was given, where the engine gives its score maps; None where it classifies.
     """
 
-    def __init__(self, module: nn.Module, name: str, precision: str, size: Size) -> None:
+    def __init__(self, module: nn.Module, name: str, precision: str, size: Size, heatmap: bool) -> None:
         """As `engine` says."""
         openvino = importlib.import_module("openvino")
         core = openvino.Core()
@@ -39,8 +41,12 @@ class Engine:
             precision = "bfloat16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
         self.name, self.size = name, size
         self.card: Card | None = getattr(module, "card", None)
-        batch = ({0: Dim("batch", min=1, max=MOST_BATCH)},)
-        program = torch.export.export(module, (torch.zeros(2, 3, *size),), dynamic_shapes=batch, strict=False)
+        self.mapped = module if heatmap and isinstance(module, Network) else None
+        if self.mapped is not None:
+            program = traced(self.mapped, heatmap=True)
+        else:
+            batch = ({0: Dim("batch", min=1, max=MOST_BATCH)},)
+            program = torch.export.export(module, (torch.zeros(2, 3, *size),), dynamic_shapes=batch, strict=False)
         model = openvino.convert_model(program)
         self._compiled = core.compile_model(
             model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
@@ -56,25 +62,36 @@ class Engine:
             )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Classify.
+        """Classify, or with `mapped` give the score map.
 
         Args:
-            images: (N, 3, H, W) with (H, W) = `size`, normalised as the weights want it; any device and precision.
+            images: (N, 3, H, W), normalised as the weights want it; any device and precision. (H, W) is `size`, or
+                with `mapped` at least that.
 
         Returns:
-            Logits (N, classes), float32, on the CPU.
+            Logits (N, classes), or with `mapped` (N, classes, h, w) as of `score_map`; float32, on the CPU.
 
         Raises:
             ValueError: the images have another shape.
         """
-        if images.dim() != 4 or tuple(images.shape[1:]) != (3, *self.size) or not images.shape[0]:
+        height, width = self.size
+        fits = images.dim() == 4 and images.shape[0] > 0 and images.shape[1] == 3
+        if self.mapped is None:
+            fits, more = fits and tuple(images.shape[2:]) == self.size, ""
+        else:
+            fits, more = fits and images.shape[2] >= height and images.shape[3] >= width, " or larger"
+        if not fits:
             raise ValueError(
-                f"images are {tuple(images.shape)}, but this engine takes (N, 3, {self.size[0]}, {self.size[1]}), one"
-                " or more"
+                f"images are {tuple(images.shape)}, but this engine takes (N, 3, {height}, {width}){more}, one or more"
             )
         given = images.detach().to("cpu", torch.float32).contiguous()
         with self._one_at_a_time:
             return torch.from_numpy(self._compiled([given.numpy()])[0].copy())  # its own memory is written again
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The kind of number between its layers."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
 
 def engine(
@@ -83,6 +100,7 @@ def engine(
     *,
     precision: EnginePrecision = "auto",
     size: int | Size | None = None,
+    heatmap: bool = False,
 ) -> Engine:
     """The network in another program's runtime, for the last factor of speed on a CPU.
 
@@ -94,13 +112,17 @@ def engine(
         name: "openvino".
         precision: "auto" takes bfloat16 where OpenVINO finds that the processor has it, else float32.
         size: pixels of the images, a side or (height, width), for modules that do not know their size.
+        heatmap: give score maps, of images of any size from the network's own upwards, instead of classifying. One
+            program does all sizes; the first pass over each takes some tenths of a second more.
 
     Returns:
-        A function of images (N, 3, H, W), any number of them, that gives logits (N, classes) in float32.
+        A function of images (N, 3, H, W), any number of them, that gives logits (N, classes) in float32; with
+        `heatmap`, logits (N, classes, h, w) as `score_map(network, images)` gives them.
 
     Raises:
         ValueError: the engine or the precision is not known, no size is given and the module has none, or the network
-            has no head, is in training mode, prepared, in another precision or on another device.
+            has no head, is in training mode, prepared, in another precision or on another device; with `heatmap`, it
+            is no network of this library, or its head has a layer that has no form in convolutions.
         ImportError: openvino is missing.
 
     Warns:
@@ -112,6 +134,10 @@ def engine(
         raise ValueError(f"unknown precision {precision!r} of an engine; known: {', '.join(get_args(EnginePrecision))}")
     network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
     check_exportable(network)
+    if heatmap and not isinstance(network, Network):
+        raise ValueError(
+            f"{type(network).__name__} gives no score maps; make it dense first, with convnets_torch.densify"
+        )
     sides = getattr(network, "size", None) if size is None else (size, size) if isinstance(size, int) else size
     if sides is None:
         raise ValueError(f"{type(network).__name__} does not know the size of its images; give size=224, or its own")
@@ -122,4 +148,4 @@ def engine(
         importlib.import_module("openvino")
     except ImportError:
         raise ImportError("the engine openvino needs its package: pip install 'convnets-torch[openvino]'") from None
-    return Engine(network, name, precision, check_size(sides))
+    return Engine(network, name, precision, check_size(sides), heatmap)

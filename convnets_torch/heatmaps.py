@@ -21,7 +21,7 @@ from convnets_torch.maps.passes import Progress, Wanted
 from convnets_torch.maps.regions import Box, Region
 from convnets_torch.maps.running import MEMORY, Options, heatmaps_of, run
 from convnets_torch.maps.scales import Fuse, Scales, check_fuse
-from convnets_torch.networks import Network
+from convnets_torch.pipeline import Runnable
 from convnets_torch.sources import Sliceable
 from convnets_torch.targets import Targets, allowed_classes, checked_target, checked_targets, winners_in_words
 
@@ -33,7 +33,7 @@ __all__ = [
 
 @overload
 def heatmap(
-    network: Network,
+    network: Runnable,
     image: Sliceable,
     target: str | int,
     *,
@@ -52,7 +52,7 @@ def heatmap(
 
 @overload
 def heatmap(
-    network: Network,
+    network: Runnable,
     image: Sliceable,
     target: Targets,
     *,
@@ -70,7 +70,7 @@ def heatmap(
 
 
 def heatmap(
-    network: Network,
+    network: Runnable,
     image: Sliceable,
     target: str | int | Targets,
     *,
@@ -88,7 +88,9 @@ def heatmap(
     """Find a target in a picture: one pass over the whole picture, uncropped and at its own size.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it.
+        network: in eval mode, with its card, as `load` gives it. Or an `engine(network, heatmap=True)`, which gives one
+            cell for every `network.stride` pixels, and of pictures that fit into `max_memory` in one pass: over larger
+            ones the network itself goes, in its own precision, and that is said.
         image: whatever `read_picture` takes: a file, a `PIL.Image`, an array (H, W, 3), a tensor (3, H, W); or an array
             that is sliced rather than loaded (`numpy.memmap`, zarr, HDF5), or a path of a large TIFF file, of which
             only some rows are in memory at a time (`open_source`).
@@ -115,7 +117,10 @@ def heatmap(
     Raises:
         OSError: the picture is missing or broken.
         ValueError: the picture is smaller than the network's own size, a target is not known, the network cannot give
-            this stride, the memory is too little, or the folder belongs to another run.
+            this stride, the memory is too little, the folder belongs to another run, or the engine classifies.
+
+    Warns:
+        RuntimeRemark: the network runs instead of its engine, for the size of the picture.
 
     >>> from convnets_torch import load
     >>> cars = heatmap(load("alexnet.safetensors"), "street.jpg", "car")
@@ -136,7 +141,7 @@ def heatmap(
 
 
 def contrast(
-    network: Network,
+    network: Runnable,
     image: Sliceable,
     target: str | int,
     against: str | int,
@@ -192,7 +197,7 @@ def contrast(
 
 
 def class_map(
-    network: Network,
+    network: Runnable,
     image: Sliceable,
     *,
     only: str | int | None = None,
@@ -230,7 +235,7 @@ def class_map(
 
 
 def probability_map(
-    network: Network,
+    network: Runnable,
     image: Sliceable,
     *,
     longest_side: int | None = None,

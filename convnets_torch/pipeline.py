@@ -106,6 +106,8 @@ def predict(
     none.jpg None none.jpg does not exist; name a file
     """
     rule = card_of(network).preprocessing
+    if not isinstance(network, nn.Module) and network.mapped is not None:
+        raise ValueError("the engine gives score maps; to classify, make one without heatmap")
     if batch != "auto" and (type(batch) is not int or batch < 1):
         raise ValueError(f"a batch of {batch!r} is none; give 1 or more, or 'auto'")
     if workers is not None and workers < 1:

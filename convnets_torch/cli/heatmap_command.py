@@ -13,7 +13,7 @@ import typer
 from convnets_torch.cli.messages import say, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
 from convnets_torch.cli.progress import rows_done
-from convnets_torch.cli.running import Device, Precision, load_network
+from convnets_torch.cli.running import Device, EngineName, Precision, load_engine
 
 if TYPE_CHECKING:
     from convnets_torch.heatmaps import CellMap
@@ -73,6 +73,7 @@ def heatmap(
     ] = None,
     device: Device = "cpu",
     precision: Precision = None,
+    engine: EngineName = None,
     form: Annotated[
         Literal["png", "jpg", "webp", "html", "json", "npz", "npy"],
         typer.Option("--format", help="Ending of the files of several pictures."),
@@ -85,6 +86,10 @@ def heatmap(
     """Draw where in a picture a class is, or a whole branch of the WordNet tree."""
     targets = target or []
     _check_together(targets, against, argmax, every_class, plain, scales)
+    if engine is not None and cell_stride is not None:
+        raise typer.BadParameter(
+            f"--engine {engine} gives the network's own cells; leave out --cell-stride or --engine"
+        )
     from convnets_torch import heatmaps
     from convnets_torch.cli.heatmap_folders import is_many, map_each
     from convnets_torch.files import check_kept
@@ -99,7 +104,7 @@ def heatmap(
                 "several pictures go with --target alone, not with --argmax, --all, --against, --plain or --resume"
             )
         failed = map_each(
-            load_network(weights, device, precision),
+            load_engine(weights, device, precision, engine, heatmap=True),
             images,
             targets,
             output,
@@ -117,7 +122,7 @@ def heatmap(
         raise typer.Exit(1 if failed else 0)
     check_output(output)
     check_kept(output, images)
-    network = load_network(weights, device, precision)
+    network = load_engine(weights, device, precision, engine, heatmap=True)
     picture = sys.stdin.buffer if images == ["-"] else images[0]
     with warnings_as_lines(), _resumable(resume), rows_done() as progress:
         common: dict[str, Any] = {

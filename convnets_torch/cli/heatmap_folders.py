@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from convnets_torch.heatmaps import Heatmap
     from convnets_torch.maps.batches import Mapped
     from convnets_torch.maps.scales import Fuse, Scales
-    from convnets_torch.networks import Network
+    from convnets_torch.pipeline import Runnable
 
 FORMATS = ("png", "jpg", "webp", "html", "json", "npz", "npy")
 REPORT = "report.jsonl"
@@ -29,7 +29,7 @@ def is_many(images: list[str]) -> bool:
 
 
 def map_each(
-    network: Network,
+    network: Runnable,
     names: list[str],
     targets: list[str],
     output: Path,
@@ -52,7 +52,7 @@ def map_each(
     first wildcard. Each file appears whole or not at all, and so does the report, at the end.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it.
+        network: in eval mode, with its card, as `load` gives it; or its engine.
         names: of pictures, folders and patterns.
         targets: what to look for; several make one file of several maps.
         output: the folder; made if it does not exist.
@@ -93,7 +93,7 @@ def map_each(
     output.mkdir(parents=True, exist_ok=True)
     check_writable(output / REPORT)
     records, failed = [], 0
-    with contextlib.closing(results):
+    with warnings_as_lines(), contextlib.closing(results):
         for (picture, place), result in zip(places, with_time_left(results, len(places)), strict=True):
             for remark in result.remarks:
                 say(remark)

@@ -27,8 +27,10 @@ EngineName = Annotated[
 ]
 
 
-def load_engine(weights: str, device: str, precision: str | None, name: str | None) -> Runnable:
-    """The network of a command that only classifies, in an engine if one is named.
+def load_engine(
+    weights: str, device: str, precision: str | None, name: str | None, *, heatmap: bool = False
+) -> Runnable:
+    """The network of a command that only classifies, or with `heatmap` only maps, in an engine if one is named.
 
     Raises:
         OSError, ValueError, ImportError: as `load` and `engine`.
@@ -43,7 +45,7 @@ def load_engine(weights: str, device: str, precision: str | None, name: str | No
 
     network = load_network(weights, device, None)
     with warnings_as_lines():
-        return engine(network, name, precision=precision or "float32")  # type: ignore[arg-type]
+        return engine(network, name, precision=precision or "float32", heatmap=heatmap)  # type: ignore[arg-type]
 
 
 def load_network(weights: str, device: str, precision: str | None, *, whole: bool = False) -> Network:

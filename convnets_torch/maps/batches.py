@@ -15,7 +15,7 @@ from convnets_torch.ahead import ahead, each_of, expected_pixels
 from convnets_torch.classification import card_of, probabilities
 from convnets_torch.images import picture_name
 from convnets_torch.maps.cells import Heatmap
-from convnets_torch.maps.passes import Kept, Wanted, run_batch
+from convnets_torch.maps.passes import Kept, Wanted, dtype_of, grid_for, run_batch
 from convnets_torch.maps.running import (
     MEMORY,
     Options,
@@ -28,9 +28,9 @@ from convnets_torch.maps.running import (
 )
 from convnets_torch.maps.scales import Fuse, Scales, check_fuse, factors_of
 from convnets_torch.maps.views import VIEW
-from convnets_torch.networks import Network
 from convnets_torch.networks.budget import peak_bytes
-from convnets_torch.networks.grids import Grid, grid_of
+from convnets_torch.networks.grids import Grid
+from convnets_torch.pipeline import Runnable
 from convnets_torch.preprocessing import Pair, Pixels, size_with_longest_side
 from convnets_torch.sources import Held, Sliceable, Source, is_sliced, open_with_remarks
 from convnets_torch.targets import Target, Targets, checked_targets
@@ -57,7 +57,7 @@ class Mapped:
 
 
 def heatmap_each(
-    network: Network,
+    network: Runnable,
     images: Sliceable | Iterable[Sliceable],
     target: str | int | Targets,
     *,
@@ -79,7 +79,7 @@ def heatmap_each(
     million pixels are in memory at once, or one picture that is larger.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it.
+        network: in eval mode, with its card, as `load` gives it; or an engine, as for `heatmap`.
         images: whatever `heatmap` takes, any number of them; `find_pictures` lists those of a folder.
         target: as for `heatmap`; of several, each picture gets a map for each.
         longest_side, upscale, cell_stride, scales, fuse, max_memory: as for `heatmap`.
@@ -92,6 +92,9 @@ def heatmap_each(
         ValueError: at once, for what concerns all pictures: the network has no card, no head, or is in training mode,
             its outputs are no probabilities, a target is not known, the network cannot give this stride, or an option
             is out of range.
+
+    Warns:
+        RuntimeRemark: the network runs instead of its engine, for the size of a picture.
 
     >>> from convnets_torch import load
     >>> for result in heatmap_each(load("alexnet.safetensors"), ["street.jpg", "none.jpg"], "car"):
@@ -116,7 +119,7 @@ def heatmap_each(
         allow_truncated=allow_truncated,
         scales=scales,
     )
-    mapper = _Mapper(network, grid_of(network, cell_stride), targets, options, fuse)
+    mapper = _Mapper(network, grid_for(network, cell_stride), targets, options, fuse)
     return mapper.map([images] if is_sliced(images) else each_of(images))
 
 
@@ -164,11 +167,11 @@ class _Entry:
 class _Mapper:
     """Pictures in, maps out."""
 
-    def __init__(self, network: Network, grid: Grid, targets: list[Target], options: Options, fuse: Fuse) -> None:
+    def __init__(self, network: Runnable, grid: Grid, targets: list[Target], options: Options, fuse: Fuse) -> None:
         self._network, self._grid, self._targets, self._options, self._fuse = network, grid, targets, options, fuse
         self._card = card_of(network)
         self._wanted = Wanted(targets)
-        self._fits = cache(partial(_fits, grid, next(network.parameters()).dtype, options.memory))
+        self._fits = cache(partial(_fits, grid, dtype_of(network), options.memory))
 
     def map(self, images: Iterable[Sliceable]) -> Generator[Mapped, None, None]:
         """All pictures in order."""

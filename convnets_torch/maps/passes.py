@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from convnets_torch.card import Card
 from convnets_torch.classification import probabilities, to_parameters
 from convnets_torch.networks import Network, slide
-from convnets_torch.networks.budget import strip_rows
-from convnets_torch.networks.grids import Grid
+from convnets_torch.networks.budget import in_words, peak_bytes, strip_rows
+from convnets_torch.networks.grids import Grid, grid_of
 from convnets_torch.networks.streaming import Stream
+from convnets_torch.pipeline import Runnable
 from convnets_torch.preprocessing import Pixels, Preprocessing, normalize
+from convnets_torch.runtime import RuntimeRemark
 from convnets_torch.sources import Source
 from convnets_torch.targets import Target
 
@@ -72,8 +75,43 @@ class Store:
         """Rows that were finished, from row `first` on."""
 
 
+def network_of(network: Runnable) -> Network:
+    """The network itself, or the one whose score maps an engine gives.
+
+    Raises:
+        ValueError: the engine classifies.
+    """
+    if isinstance(network, nn.Module):
+        return network
+    if network.mapped is None:
+        raise ValueError(
+            f"the engine classifies; for maps make one with engine(network, {network.name!r}, heatmap=True)"
+        )
+    return network.mapped
+
+
+def grid_for(network: Runnable, cell_stride: int | None) -> Grid:
+    """The cells of a network's map, or of its engine's.
+
+    Raises:
+        ValueError: as `grid_of`; or another stride than the network's own is wanted of an engine.
+    """
+    own = network_of(network)
+    if network is not own and cell_stride not in (None, own.stride):
+        raise ValueError(
+            f"an engine gives a cell for every {own.stride} pixels; for a cell stride of {cell_stride} take the network"
+            " itself"
+        )
+    return grid_of(own, cell_stride)
+
+
+def dtype_of(network: Runnable) -> torch.dtype:
+    """The kind of number of a network's activations, or an engine's."""
+    return next(network.parameters()).dtype if isinstance(network, nn.Module) else network.dtype
+
+
 def run_pass(
-    network: Network,
+    network: Runnable,
     grid: Grid,
     source: Source,
     card: Card,
@@ -86,7 +124,7 @@ def run_pass(
     """Run a network over a picture and keep what is wanted.
 
     Args:
-        network: in eval mode.
+        network: in eval mode, or its engine; where that would need more memory the network itself runs, in strips.
         grid: its cells.
         source: the picture as the network is to see it.
         card: of the weights.
@@ -97,6 +135,9 @@ def run_pass(
 
     Raises:
         ValueError: the memory is too little; or the outputs are no probabilities.
+
+    Warns:
+        RuntimeRemark: the network runs instead of its engine.
     """
     store = Store() if store is None else store
     rows, columns = grid.shape(*source.shape)
@@ -130,7 +171,7 @@ def _fill(whole: Kept, first: int, piece: Kept, rows: int) -> int:
 
 
 def score_strips(
-    network: Network,
+    network: Runnable,
     grid: Grid,
     source: Source,
     rule: Preprocessing,
@@ -146,8 +187,8 @@ def score_strips(
     cells = begin // grid.stride  # the row of cells with which this run begins, some of them without what is above
     rows = height
     if max_memory is not None:
-        dtype = next(network.parameters()).dtype
-        rows = strip_rows(grid, (1, height, width), dtype, max_memory)
+        network = _within(network, grid, (height, width), max_memory)
+        rows = strip_rows(grid, (1, height, width), dtype_of(network), max_memory)
     stream = Stream(grid.steps)
     for top in range(begin, height, rows):
         bottom = min(top + rows, height)
@@ -166,13 +207,29 @@ def score_strips(
             yield found[:, :, skipped:]
 
 
+def _within(network: Runnable, grid: Grid, size: tuple[int, int], max_memory: int) -> Runnable:
+    """What is to run: an engine where one pass over (height, width) pixels fits, else the network itself."""
+    if isinstance(network, nn.Module):
+        return network
+    wanted = peak_bytes(grid, (1, *size), network.dtype, size[0])
+    if wanted <= max_memory:
+        return network
+    warnings.warn(
+        f"one pass over {size[0]}x{size[1]} pixels (height x width) takes up to {in_words(wanted)}, and max_memory is"
+        f" {in_words(max_memory)}; so the network itself runs, in strips, and not {network.name}",
+        RuntimeRemark,
+        stacklevel=2,
+    )
+    return network_of(network)
+
+
 def run_batch(
-    network: Network, grid: Grid, pictures: Sequence[Pixels], card: Card, wanted: Wanted
+    network: Runnable, grid: Grid, pictures: Sequence[Pixels], card: Card, wanted: Wanted
 ) -> list[Kept | ValueError]:
     """Run a network over pictures of one size together and keep of each what is wanted, as `run_pass` does.
 
     Args:
-        network: in eval mode.
+        network: in eval mode, or its engine.
         grid: its cells.
         pictures: as the network is to see them, (H, W, 3) uint8, RGB, 0 to 255 each.
         card: of the weights.
@@ -193,8 +250,10 @@ def run_batch(
     return found
 
 
-def score_whole(network: Network, grid: Grid, images: Tensor) -> Tensor:
+def score_whole(network: Runnable, grid: Grid, images: Tensor) -> Tensor:
     """Logits (N, classes, h, w) of whole images, in one pass."""
+    if not isinstance(network, nn.Module):
+        return network(images)
     if grid.dilation == 1:
         assert network.head is not None
         return slide(network.head, network.features(images), network.window)
@@ -203,6 +262,8 @@ def score_whole(network: Network, grid: Grid, images: Tensor) -> Tensor:
     return found
 
 
-def to_images(inputs: NDArray[np.float32], network: Network) -> Tensor:
-    """Pictures (N, 3, H, W) as the network takes them fastest: the channels of a pixel side by side in memory."""
+def to_images(inputs: NDArray[np.float32], network: Runnable) -> Tensor:
+    """Pictures (N, 3, H, W) as a network takes them fastest: the channels of a pixel side by side in memory."""
+    if not isinstance(network, nn.Module):
+        return torch.from_numpy(inputs)
     return to_parameters(inputs, network).contiguous(memory_format=torch.channels_last)

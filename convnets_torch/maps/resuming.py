@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from convnets_torch.files import replacing
-from convnets_torch.maps.passes import Kept, Store, Wanted
-from convnets_torch.networks import Network
+from convnets_torch.maps.passes import Kept, Store, Wanted, network_of
 from convnets_torch.networks.grids import Grid
+from convnets_torch.pipeline import Runnable
 from convnets_torch.sources import Source
 
 EVERY = 5.0  # seconds between files; a run that is killed loses no more than that and the strip it was in
@@ -83,10 +84,10 @@ class FolderStore(Store):
         self._saved = time.monotonic()
 
 
-def fingerprint(network: Network, grid: Grid, source: Source, wanted: Wanted) -> str:
+def fingerprint(network: Runnable, grid: Grid, source: Source, wanted: Wanted) -> str:
     """What a map depends on, as a hash: weights, card, cells, the picture's size and some of its rows, targets."""
     digest = hashlib.sha256()
-    state = network.state_dict()
+    state = network_of(network).state_dict()
     for name in sorted(state):
         digest.update(name.encode())
         digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -95,6 +96,8 @@ def fingerprint(network: Network, grid: Grid, source: Source, wanted: Wanted) ->
     allowed = None if wanted.allowed is None else list(wanted.allowed)
     card = network.card.to_json() if network.card else None
     facts = [card, grid.stride, [height, width], targets, allowed, wanted.everything]
+    if not isinstance(network, nn.Module):
+        facts += [network.name, network.precision]
     digest.update(json.dumps(facts).encode())
     for row in np.unique(np.linspace(0, height - 1, SAMPLED).astype(int)).tolist():
         digest.update(np.ascontiguousarray(source.rows(row, row + 1)).data)
