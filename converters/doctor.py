@@ -92,7 +92,8 @@ def diagnose(
     of the largest.
 
     Args:
-        network: with its card, in eval mode, as `load` gives it; or what `load` takes. It stays as it is.
+        network: with its card, in eval mode, as `load` gives it, on any device; or what `load` takes. It stays as it
+            is.
         pictures: whatever `read_picture` takes; a handful of clear ones is enough.
         expected: a target (`find_target`) for all pictures, or a sequence of one for each.
         golden: instead of pictures and labels.
@@ -331,9 +332,9 @@ def _apply(changes: Changes, state: State, card: Card, *, of_input: bool = False
 
 
 def _logits(network: Network, kind: Evidence, card: Card) -> Tensor:
-    """Outputs (N, classes) on the CPU in float32."""
+    """Outputs (N, classes) on the CPU in float32, computed without TF32: its rounding is as large as some faults."""
     inputs = torch.from_numpy(kind.inputs(card))
     device = next(network.parameters()).device
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         parts = [network(batch.to(device)).float().cpu() for batch in torch.split(inputs, BATCH)]
     return torch.cat(parts)

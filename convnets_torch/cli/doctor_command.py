@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from convnets_torch.cli.messages import say, warnings_as_lines
+from convnets_torch.cli.running import Device, load_network
 from convnets_torch.sentences import printable
 
 SHOWN = 10  # hypotheses that are printed; --json has all
@@ -38,6 +39,7 @@ def doctor(
     write: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Write the corrected file.", show_default=False)
     ] = None,
+    device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as one JSON object.")] = False,
 ) -> None:
     """Find what makes converted weights answer wrongly; exit 1 when that stays undecided."""
@@ -49,11 +51,11 @@ def doctor(
     from converters.evidence import Golden, labelled_pictures
     from convnets_torch.files import check_writable
     from convnets_torch.folders import find_pictures
-    from convnets_torch.weights import load, save
+    from convnets_torch.weights import save
 
     if write is not None:
         check_writable(write)
-    network = load(weights)
+    network = load_network(weights, device, None)  # faults are told apart by errors of 1e-5, so float32
     with warnings_as_lines():
         if golden is not None:
             diagnosis = diagnose(network, golden=Golden.read(*golden))
