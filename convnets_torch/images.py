@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import struct
 import sys
 import threading
 import warnings
@@ -20,6 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from convnets_torch.arrays import from_array, from_tensor, is_tensor
 from convnets_torch.files import check_regular
+from convnets_torch.jpeg import BROKEN, reduce, turn_of
 from convnets_torch.preprocessing import Pixels
 
 if TYPE_CHECKING:
@@ -29,28 +29,12 @@ Picture: TypeAlias = "str | os.PathLike[str] | IO[bytes] | Image.Image | NDArray
 
 MAX_PIXELS = 178_956_970  # half a gigabyte of RGB; the number at which Pillow speaks of a decompression bomb
 
-# What Pillow raises over a broken file, depending on its format.
-BROKEN = (OSError, SyntaxError, EOFError, ValueError, NotImplementedError, IndexError, OverflowError, struct.error)
-
 # Pillow's modes whose conversion to 8-bit RGB neither clips nor guesses.
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 # Formats whose further frames are other pictures. MPO (a camera's preview or depth beside the photograph) and
 # PSD (the layers of what was read) hold one picture.
 SEQUENCES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF", "FLI", "DCX", "IM", "MIC", "SPIDER")
-
-# EXIF's orientation -> what puts the picture upright.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-LYING = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
 
 # Pillow takes the high byte of 16-bit colour. Told that the bytes are the other way round, it takes the low one.
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
@@ -283,12 +267,12 @@ def _upright(
     highest = _highest(image, name) if low is None else None
     part = None
     if decoded is None:
-        part = _reduce(image, reading)
+        part = reduce(image, reading.least, reading.exif)
         image.load()
     turn = None
     if reading.exif:
         try:
-            turn = _turn(image)
+            turn = turn_of(image)
         except (*BROKEN, TypeError):
             remarks.append(f"{name} has broken EXIF data; a rotation noted there was not followed")
     if decoded is not None:
@@ -305,28 +289,6 @@ def _upright(
     if image.mode in ("LA", "PA", "RGBA") and np.asarray(image.getchannel("A")).min() < 255:
         remarks.append(f"{name} is partly transparent; transparency was dropped, the colours under it taken as stored")
     return Upright(image if image.mode == "RGB" else image.convert("RGB"), tuple(remarks), part)
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    return UPRIGHT.get(image.getexif().get(0x0112, 1))
-
-
-def _reduce(image: Image.Image, reading: Reading) -> tuple[float, float] | None:
-    """Have a JPEG file read at a fraction of its scale, if it is large enough; its part of the image."""
-    if reading.least is None or image.format not in ("JPEG", "MPO"):
-        return None
-    try:
-        turn = _turn(image) if reading.exif else None
-    except (*BROKEN, TypeError):  # the caller remarks on it
-        turn = None
-    width, height = image.size
-    tall, wide = reading.least[::-1] if turn in LYING else reading.least
-    scale = max((scale for scale in (1, 2, 4, 8) if width >= scale * wide and height >= scale * tall), default=1)
-    whole = width % scale == height % scale == 0
-    if scale == 1 or (turn is not None and not whole):  # a turn would put the margin to the left or the top
-        return None
-    reduced = image.draft(image.mode, (width // scale, height // scale)) is not None
-    return (width / scale, height / scale) if reduced and not whole else None
 
 
 def _highest(image: Image.Image, name: str) -> int | None:

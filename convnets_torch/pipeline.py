@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, get_args
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from convnets_torch.ahead import THREADS, ahead, each_of
 from convnets_torch.card import Card
+from convnets_torch.decoders import jpeg_decoder
+from convnets_torch.device_pixels import normalized
 from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture, Reading, open_upright
 from convnets_torch.networks import Network
@@ -228,24 +230,6 @@ class _Runner:
             return self._network(images.contiguous(memory_format=layout)).float()
 
 
-def normalized(pixels: Tensor, rule: Preprocessing) -> Tensor:
-    """What `preprocessing.normalize` does to the bit, on a device: (N, h, w, 3) uint8, RGB -> (N, 3, h, w) float32.
-
-    Whole rows at a time: the three colours of a pixel lie side by side, and operations that repeat every three numbers
-    take ten times as long. In memory they stay side by side (channels last).
-
-    >>> from convnets_torch.preprocessing import general
-    >>> normalized(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8), general("keras-tf", 224)).flatten()
-    tensor([1., 1., 1.])
-    """
-    count, height, width, _ = pixels.shape
-    ordered = pixels if rule.channels == "rgb" else pixels.flip(3)
-    mean, std = (torch.tensor(values, device=pixels.device).repeat(width) for values in (rule.mean, rule.std))
-    rows = ordered.reshape(count, height, 3 * width).float()
-    rows.mul_(rule.scale).sub_(mean).div_(std)
-    return rows.view(count, height, width, 3).permute(0, 3, 1, 2)
-
-
 def _place(network: Runnable) -> tuple[torch.device, torch.dtype]:
     """Where images have to be, and as what kind of number."""
     if not isinstance(network, nn.Module):
@@ -264,43 +248,6 @@ def batch_for(network: Runnable) -> int:
     grid = features_grid(network) if network.head is None else grid_of(network)
     one = peak_bytes(grid, (1, height, width), dtype, height)
     return max(BATCH, min(MOST_BATCH, free // 2 // max(1, one)))
-
-
-def jpeg_decoder() -> Callable[[bytes], Pixels | None]:
-    """torchcodec's decoder of JPEG files, as `Reading` wants it.
-
-    Raises:
-        ImportError: torchcodec is not installed, or too old.
-    """
-    try:
-        from torchcodec.decoders import decode_jpeg
-    except (ImportError, RuntimeError) as error:  # older ones want FFmpeg and raise RuntimeError
-        raise ImportError(
-            f"the decoder torchcodec cannot be used ({type(error).__name__}); its version 0.16 or newer is wanted:"
-            " pip install 'convnets-torch[torchcodec]'"
-        ) from None
-
-    def decode(data: bytes) -> Pixels | None:
-        try:
-            pixels = decode_jpeg(torch.frombuffer(_without_exif(data), dtype=torch.uint8))
-        except RuntimeError:
-            return None
-        return pixels.permute(1, 2, 0).numpy()
-
-    return decode
-
-
-def _without_exif(data: bytes) -> bytearray:
-    """A JPEG file whose EXIF data is called something else: torchcodec always follows a rotation noted there."""
-    changed, place = bytearray(data), 2
-    while place + 4 <= len(changed) and changed[place] == 0xFF and changed[place + 1] != 0xDA:  # up to the pixels
-        if changed[place + 1] == 0xFF:  # filling
-            place += 1
-            continue
-        if changed[place + 1] == 0xE1:
-            changed[place + 1] = 0xEC
-        place += 2 + int.from_bytes(changed[place + 2 : place + 4], "big")
-    return changed
 
 
 def card_of(network: Runnable) -> Card:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnets_torch.images import BROKEN, to_8_bits
+from convnets_torch.images import to_8_bits
+from convnets_torch.jpeg import BROKEN
 from convnets_torch.preprocessing import Pair, Pixels
 from convnets_torch.strips import BAND_PIXELS, Bands, Source, band_of, check_rows
 

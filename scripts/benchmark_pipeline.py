@@ -107,9 +107,10 @@ def stages(paths: list[Path], network: torch.nn.Module, ready: torch.nn.Module) 
     import numpy as np
     import torch
 
+    from convnets_torch.decoders import jpeg_decoder
+    from convnets_torch.device_pixels import normalized
     from convnets_torch.images import Reading, open_upright
     from convnets_torch.networks import Network
-    from convnets_torch.pipeline import jpeg_decoder, normalized
     from convnets_torch.preprocessing import crop_image, least_size
 
     assert isinstance(network, Network)

@@ -17,9 +17,10 @@ from PIL import Image
 
 from convnets_torch.card import Card
 from convnets_torch.classification import classify, probabilities, square_input
+from convnets_torch.device_pixels import normalized
 from convnets_torch.fitting import MemoryWarning
 from convnets_torch.images import read_picture
-from convnets_torch.pipeline import BATCH, BATCHES_AHEAD, batch_for, normalized, predict
+from convnets_torch.pipeline import BATCH, BATCHES_AHEAD, batch_for, predict
 from convnets_torch.preprocessing import center_crop, preset
 from convnets_torch.weights import load
 from tests.conftest import NARROW

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch.images import UPRIGHT, Reading, open_upright, read_picture
-from convnets_torch.pipeline import jpeg_decoder, predict
+from convnets_torch.decoders import jpeg_decoder
+from convnets_torch.images import Reading, open_upright, read_picture
+from convnets_torch.jpeg import UPRIGHT
+from convnets_torch.pipeline import predict
 from convnets_torch.preprocessing import center_crop, crop_image, general, least_size, preset
 from convnets_torch.weights import load
 from tests.reference.pictures import picture

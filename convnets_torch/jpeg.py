@@ -1,0 +1,61 @@
+"""JPEG files before they are decoded: the rotation that a camera noted, and reading at a fraction of the scale."""
+
+from __future__ import annotations
+
+import struct
+
+from PIL import Image
+
+from convnets_torch.preprocessing import Pair
+
+# What Pillow raises over a broken file, depending on its format.
+BROKEN = (OSError, SyntaxError, EOFError, ValueError, NotImplementedError, IndexError, OverflowError, struct.error)
+
+# EXIF's orientation -> what puts the picture upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+LYING = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What puts an opened image upright, as its EXIF says; raises one of `BROKEN`, or TypeError, over broken data."""
+    return UPRIGHT.get(image.getexif().get(0x0112, 1))
+
+
+def reduce(image: Image.Image, least: Pair | None, exif: bool) -> tuple[float, float] | None:
+    """Have a JPEG file read at a fraction of its scale, if it is large enough; its part of the image."""
+    if least is None or image.format not in ("JPEG", "MPO"):
+        return None
+    try:
+        turn = turn_of(image) if exif else None
+    except (*BROKEN, TypeError):  # the caller remarks on it
+        turn = None
+    width, height = image.size
+    tall, wide = least[::-1] if turn in LYING else least
+    scale = max((scale for scale in (1, 2, 4, 8) if width >= scale * wide and height >= scale * tall), default=1)
+    whole = width % scale == height % scale == 0
+    if scale == 1 or (turn is not None and not whole):  # a turn would put the margin to the left or the top
+        return None
+    reduced = image.draft(image.mode, (width // scale, height // scale)) is not None
+    return (width / scale, height / scale) if reduced and not whole else None
+
+
+def without_exif(data: bytes) -> bytearray:
+    """A JPEG file whose EXIF data is called something else: torchcodec always follows a rotation noted there."""
+    changed, place = bytearray(data), 2
+    while place + 4 <= len(changed) and changed[place] == 0xFF and changed[place + 1] != 0xDA:  # up to the pixels
+        if changed[place + 1] == 0xFF:  # filling
+            place += 1
+            continue
+        if changed[place + 1] == 0xE1:
+            changed[place + 1] = 0xEC
+        place += 2 + int.from_bytes(changed[place + 2 : place + 4], "big")
+    return changed
