@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from convnets_torch.arrays import from_array, from_tensor, is_tensor
 from convnets_torch.files import check_regular
-from convnets_torch.jpeg import BROKEN, reduce, turn_of
+from convnets_torch.jpeg import BROKEN, Encoded, encoded, noted_turn, reduce
 from convnets_torch.preprocessing import Pixels
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Reading(NamedTuple):
         least: (height, width) in pixels of the upright picture: JPEG files are read at 1/2, 1/4 or 1/8 of their scale
             where both sides stay at least so long; None for the whole scale.
         jpeg: decodes the bytes of a whole JPEG file to (H, W, 3) in place of Pillow, or says by None that it cannot.
+        encoded: whether `open_encoded` leaves JPEG files as they are.
     """
 
     exif: bool = True
@@ -97,6 +98,7 @@ class Reading(NamedTuple):
     allow_truncated: bool = False
     least: tuple[int, int] | None = None
     jpeg: Callable[[bytes], Pixels | None] | None = None
+    encoded: bool = False
 
 
 def read_picture(
@@ -158,6 +160,17 @@ def open_upright(source: Picture, reading: Reading) -> Upright:
     >>> open_upright(Image.new("L", (2, 1)), Reading()).image.mode
     'RGB'
     """
+    found = open_encoded(source, reading._replace(encoded=False))
+    assert isinstance(found, Upright)
+    return found
+
+
+def open_encoded(source: Picture, reading: Reading) -> Upright | Encoded:
+    """`open_upright`, but where `reading.encoded` says so, JPEG files are left to another decoder.
+
+    That one may refuse, and then `decode_encoded` reads the same bytes. Files whose end is missing, of four colours, or
+    with colours that are stored as RGB are decoded here.
+    """
     if isinstance(source, np.ndarray):
         return Upright(Image.fromarray(from_array(source)))
     if is_tensor(source):
@@ -169,18 +182,29 @@ def open_upright(source: Picture, reading: Reading) -> Upright:
         with _refusing(name):
             return _upright(source, name, Reading(reading.exif))
     with _opened(source) as file:
-        if not file.read(1):
-            raise OSError(f"{name} is empty; copy the picture again")
-        try:
-            with _refusing(name, file):
-                return _decode_file(file, name, reading)
-        except OSError:
-            if not reading.allow_truncated:
-                raise
-            with _refusing(name, file), _switched(ImageFile, "LOAD_TRUNCATED_IMAGES", True):
-                found = _decode_file(file, name, reading)
-            remark = f"{name} is truncated or damaged; what could not be read of it is black or grey"
-            return found._replace(remarks=(remark, *found.remarks))
+        return _read(file, name, reading)
+
+
+def decode_encoded(found: Encoded, reading: Reading) -> Upright:
+    """Decode here what `open_encoded` left to another decoder."""
+    decoded = _read(io.BytesIO(found.data), found.name, reading._replace(encoded=False))
+    assert isinstance(decoded, Upright)
+    return decoded
+
+
+def _read(file: IO[bytes], name: str, reading: Reading) -> Upright | Encoded:
+    if not file.read(1):
+        raise OSError(f"{name} is empty; copy the picture again")
+    try:
+        with _refusing(name, file):
+            return _decode_file(file, name, reading)
+    except OSError:
+        if not reading.allow_truncated:
+            raise
+        with _refusing(name, file), _switched(ImageFile, "LOAD_TRUNCATED_IMAGES", True):
+            found = _decode_file(file, name, reading)
+        remark = f"{name} is truncated or damaged; what could not be read of it is black or grey"
+        return found._replace(remarks=(remark, *found.remarks))
 
 
 def picture_name(source: object) -> str:
@@ -197,7 +221,7 @@ def _opened(source: str | os.PathLike[str] | IO[bytes]) -> IO[bytes]:
     return Path(source).open("rb")
 
 
-def _decode_file(file: IO[bytes], name: str, reading: Reading) -> Upright:
+def _decode_file(file: IO[bytes], name: str, reading: Reading) -> Upright | Encoded:
     image = _open(file)
     pixels = image.width * image.height
     most = MAX_PIXELS if reading.max_pixels is None else reading.max_pixels
@@ -210,6 +234,8 @@ def _decode_file(file: IO[bytes], name: str, reading: Reading) -> Upright:
     with _switched(Image, "MAX_IMAGE_PIXELS", None) if bomb else contextlib.nullcontext():
         low = _open_low_bytes(file, image, name) if not image.mode.startswith("I") else None
         decoded = None
+        if reading.encoded and image.format == "JPEG" and (found := encoded(image, _whole(file), name, reading.exif)):
+            return found
         if reading.jpeg is not None and image.format == "JPEG" and image.mode in ("L", "RGB"):
             decoded = reading.jpeg(_whole(file))
         return _upright(image, name, reading, low, decoded)
@@ -269,12 +295,8 @@ def _upright(
     if decoded is None:
         part = reduce(image, reading.least, reading.exif)
         image.load()
-    turn = None
-    if reading.exif:
-        try:
-            turn = turn_of(image)
-        except (*BROKEN, TypeError):
-            remarks.append(f"{name} has broken EXIF data; a rotation noted there was not followed")
+    turn, said = noted_turn(image, name, reading.exif)
+    remarks.extend(said)
     if decoded is not None:
         image = Image.fromarray(decoded)
     elif low is not None:

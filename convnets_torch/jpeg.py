@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -10,6 +11,8 @@ from convnets_torch.preprocessing import Pair
 
 # What Pillow raises over a broken file, depending on its format.
 BROKEN = (OSError, SyntaxError, EOFError, ValueError, NotImplementedError, IndexError, OverflowError, struct.error)
+
+END = b"\xff\xd9"  # the last bytes of a JPEG file
 
 # EXIF's orientation -> what puts the picture upright.
 UPRIGHT = {
@@ -25,19 +28,54 @@ UPRIGHT = {
 LYING = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
 
 
-def turn_of(image: Image.Image) -> Image.Transpose | None:
+class Encoded(NamedTuple):
+    """A JPEG file of grey or RGB before it is decoded; its end is there.
+
+    Attributes:
+        data: the file.
+        name: what to call it in a message.
+        pixels: how many it has.
+        turn: what puts it upright.
+        remarks: as in `images.Decoded`.
+    """
+
+    data: bytes
+    name: str
+    pixels: int
+    turn: Image.Transpose | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
     """What puts an opened image upright, as its EXIF says; raises one of `BROKEN`, or TypeError, over broken data."""
     return UPRIGHT.get(image.getexif().get(0x0112, 1))
+
+
+def encoded(image: Image.Image, data: bytes, name: str, exif: bool) -> Encoded | None:
+    """An opened JPEG file, where it is such as any decoder understands alike."""
+    if image.mode not in ("L", "RGB") or image.info.get("adobe_transform") == 0:  # 0: colours are stored as RGB
+        return None
+    if not data.rstrip(b"\0").endswith(END):
+        return None
+    turn, remarks = noted_turn(image, name, exif)
+    return Encoded(data, name, image.width * image.height, turn, remarks)
+
+
+def noted_turn(image: Image.Image, name: str, exif: bool) -> tuple[Image.Transpose | None, tuple[str, ...]]:
+    """What puts an image upright if EXIF is to be followed, and a remark where that cannot be."""
+    if not exif:
+        return None, ()
+    try:
+        return _turn_of(image), ()
+    except (*BROKEN, TypeError):
+        return None, (f"{name} has broken EXIF data; a rotation noted there was not followed",)
 
 
 def reduce(image: Image.Image, least: Pair | None, exif: bool) -> tuple[float, float] | None:
     """Have a JPEG file read at a fraction of its scale, if it is large enough; its part of the image."""
     if least is None or image.format not in ("JPEG", "MPO"):
         return None
-    try:
-        turn = turn_of(image) if exif else None
-    except (*BROKEN, TypeError):  # the caller remarks on it
-        turn = None
+    turn, _ = noted_turn(image, "", exif)  # the caller remarks on it
     width, height = image.size
     tall, wide = least[::-1] if turn in LYING else least
     scale = max((scale for scale in (1, 2, 4, 8) if width >= scale * wide and height >= scale * tall), default=1)

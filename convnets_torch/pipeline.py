@@ -5,26 +5,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, Protocol, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convnets_torch.ahead import THREADS, ahead, each_of
 from convnets_torch.card import Card
-from convnets_torch.decoders import jpeg_decoder
 from convnets_torch.device_pixels import normalized
 from convnets_torch.fitting import in_batches
-from convnets_torch.images import Picture, Reading, open_upright
+from convnets_torch.images import Picture
+from convnets_torch.inputs import Input, Inputs
 from convnets_torch.networks import Network
 from convnets_torch.networks.budget import peak_bytes
 from convnets_torch.networks.grids import features_grid, grid_of
 from convnets_torch.networks.network import NO_HEAD
-from convnets_torch.preprocessing import Pixels, Preprocessing, crop_image, least_size
+from convnets_torch.preprocessing import Preprocessing
 
 Decoder = Literal["pillow", "torchcodec"]
+Resizing = Literal["auto", "pillow", "device"]
 
 BATCH = 16  # pictures that go through the network together on the CPU, and the fewest elsewhere
 MOST_BATCH = 256  # that "auto" takes
@@ -66,12 +65,13 @@ def predict(
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     decoder: Decoder = "pillow",
+    resize: Resizing = "auto",
 ) -> Generator[Predicted, None, None]:
     """The logits of any number of pictures; one that cannot be used does not stop the others.
 
     Threads decode, resize and crop as the network's card says, ahead of the network. Pixels go to its device as 8 bits
-    and are normalised there; on CUDA a batch is copied while the one before it is computed. Some three batches of
-    inputs are in memory at once, and a decoded picture in each thread, so the pictures may go on for ever.
+    and are normalised there. On CUDA they are resized there as well, while the batch before is computed. Some three
+    batches of inputs are in memory at once, and a decoded picture in each thread, so the pictures may go on for ever.
 
     Args:
         network: in eval mode, with its card, as `load` gives it; with `load(path, device="auto", precision="auto")` it
@@ -87,8 +87,13 @@ def predict(
             of convnets-keras. docs/speed.md has what that changes.
         max_pixels: refuse files of more pixels; 178,956,970 by default.
         allow_truncated: read what is there of files whose end is missing.
-        decoder: "pillow"; or "torchcodec", which decodes JPEG files at their whole scale to the same pixels. Pillow
-            reads whatever is no JPEG file, or one that torchcodec refuses.
+        decoder: "pillow"; or "torchcodec", which decodes JPEG files at their whole scale: on the CPU to the same
+            pixels; where pictures are resized on CUDA, there by nvJPEG, whole batches at once, to nearly the same.
+            Pillow reads whatever is no JPEG file, or one that torchcodec refuses.
+        resize: "pillow" in the threads; "device" where the network is, with Pillow's own weights and roundings: on the
+            CPU the same to the bit, and slower. Pillow resizes all the same where the card picks nearest pixels, for
+            the presets of convnets-keras, and pictures of which more than 25 pixels would be sent for each one of the
+            input. "auto" is "device" on CUDA without `exact`, else "pillow".
 
     Returns:
         A generator of one `Predicted` per picture, in the order given; results come in bursts. `close()` stops it early
@@ -116,45 +121,30 @@ def predict(
         raise ValueError(f"{workers} workers decode nothing; give 1 or more")
     if decoder not in get_args(Decoder):
         raise ValueError(f"unknown decoder {decoder!r}; known: {', '.join(get_args(Decoder))}")
-    reading = Reading(
-        rule.exif,
-        max_pixels,
-        allow_truncated,
-        None if exact or decoder == "torchcodec" else least_size(rule),
-        jpeg_decoder() if decoder == "torchcodec" else None,
+    if resize not in get_args(Resizing):
+        raise ValueError(f"unknown resize {resize!r}; known: {', '.join(get_args(Resizing))}")
+    if exact and resize == "device":
+        raise ValueError("exact has Pillow resize, so that no device rounds otherwise; leave out resize='device'")
+    device, _ = _place(network)
+    inputs = Inputs(
+        rule,
+        device,
+        on_device=resize == "device" or (resize == "auto" and device.type == "cuda" and not exact),
+        exact=exact,
+        torchcodec=decoder == "torchcodec",
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
     )
     size = batch_for(network) if batch == "auto" else batch
-    entries = ahead(
-        each_of(pictures),
-        partial(_input, rule=rule, reading=reading),
-        most=BATCHES_AHEAD * size,
-        threads=workers or THREADS,
-    )
-    return _predicted(_Runner(network, rule, exact, size), entries, size)
+    entries = ahead(each_of(pictures), inputs.prepared, most=BATCHES_AHEAD * size, threads=workers or THREADS)
+    return _predicted(_Runner(network, inputs, rule, exact, size), entries, size)
 
 
-@dataclass(frozen=True)
-class _Input:
-    """A picture as (height, width, 3) uint8 of the network's own size, or why there is none."""
-
-    pixels: Pixels | None
-    error: Exception | None = None
-    remarks: tuple[str, ...] = ()
-
-
-Group = list[tuple[Picture, _Input]]
-
-
-def _input(picture: Picture, rule: Preprocessing, reading: Reading) -> _Input:
-    try:
-        found = open_upright(picture, reading)
-        return _Input(crop_image(found.image, rule, found.part), remarks=found.remarks)
-    except (OSError, ValueError) as error:
-        return _Input(None, error.with_traceback(None))  # whose frames would keep pixels
+Group = list[tuple[Picture, Input]]
 
 
 def _predicted(
-    runner: _Runner, entries: Generator[tuple[Picture, _Input], None, None], size: int
+    runner: _Runner, entries: Generator[tuple[Picture, Input], None, None], size: int
 ) -> Generator[Predicted, None, None]:
     with contextlib.closing(entries):
         for group, logits in runner.run(_groups(entries, size)):
@@ -163,7 +153,7 @@ def _predicted(
                 yield Predicted(picture, None if entry.error else next(rows).clone(), entry.error, entry.remarks)
 
 
-def _groups(entries: Iterable[tuple[Picture, _Input]], size: int) -> Iterator[Group]:
+def _groups(entries: Iterable[tuple[Picture, Input]], size: int) -> Iterator[Group]:
     """As many as go through the network together, and those between them that could not be read."""
     group: Group = []
     good = 0
@@ -180,8 +170,8 @@ def _groups(entries: Iterable[tuple[Picture, _Input]], size: int) -> Iterator[Gr
 class _Runner:
     """Batches of pixels in, logits out."""
 
-    def __init__(self, network: Runnable, rule: Preprocessing, exact: bool, size: int) -> None:
-        self._network, self._rule, self._exact = network, rule, exact
+    def __init__(self, network: Runnable, inputs: Inputs, rule: Preprocessing, exact: bool, size: int) -> None:
+        self._network, self._inputs, self._rule, self._exact = network, inputs, rule, exact
         self._size = size  # of the batches; halved where memory runs out
         self._device, self._dtype = _place(network)
 
@@ -189,30 +179,30 @@ class _Runner:
         """Each group with its logits (N, classes), float32 on the CPU."""
         if self._device.type != "cuda":
             for group in groups:
-                yield group, self._logits(self._pixels(group).to(self._device)).cpu()
+                group, pixels = self._brought(group)
+                yield group, self._logits(pixels).cpu()
             return
-        # Kernels are started, not waited for: a group is computed while the next one is decoded and copied.
+        # Kernels are started, not waited for: a group is computed while the next one is decoded, copied and resized.
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         before: tuple[Group, Tensor] | None = None
         for group in groups:
-            pixels = self._pixels(group).pin_memory()
-            with torch.cuda.stream(side):
-                copied = pixels.to(self._device, non_blocking=True)
+            with torch.cuda.device(self._device), torch.cuda.stream(side):
+                group, pixels = self._brought(group)
             if before is not None:
                 yield before[0], before[1].cpu()
             with torch.cuda.device(self._device):
                 current = torch.cuda.current_stream()
                 current.wait_stream(side)
-                copied.record_stream(current)  # so that its memory is not given away before it has been read
-                before = group, self._logits(copied)
-            del copied
+                pixels.record_stream(current)  # so that its memory is not given away before it has been read
+                before = group, self._logits(pixels)
+            del pixels
         if before is not None:
             yield before[0], before[1].cpu()
 
-    def _pixels(self, group: Group) -> Tensor:
-        """(N, height, width, 3) uint8 of those that could be read."""
-        pixels = [entry.pixels for _, entry in group if entry.pixels is not None]
-        return torch.from_numpy(np.stack(pixels) if pixels else np.empty((0, *self._rule.shape, 3), np.uint8))
+    def _brought(self, group: Group) -> tuple[Group, Tensor]:
+        """A group with what became of it on the device, and the pixels there."""
+        inputs, pixels = self._inputs.brought([entry for _, entry in group])
+        return [(picture, entry) for (picture, _), entry in zip(group, inputs, strict=True)], pixels
 
     def _logits(self, pixels: Tensor) -> Tensor:
         """(N, height, width, 3) uint8 -> (N, classes) float32, all on the network's device."""

@@ -88,6 +88,11 @@ class Preprocessing:
         """(height, width) in pixels of the input."""
         return _pair(self.size)
 
+    @property
+    def resized(self) -> Pair:
+        """(height, width) in pixels to which `crop_image` resizes: a whole picture, or the part of it that is kept."""
+        return _pair(self.resize) if self.resize_rule == "stretch" else self.shape
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON can hold them."""
         return asdict(self)

@@ -128,7 +128,7 @@ class Resized:
         elif interpolation == "nearest":  # which rows Pillow picks, it says best itself
             numbers = Image.fromarray(np.arange(height, dtype=np.int32)[:, None])
             self._picked = np.asarray(numbers.resize((1, shape[0]), self._resample))[:, 0]
-        self._down_first = interpolation != "nearest" and _goes_down_first(source.shape, shape)
+        self._down_first = interpolation != "nearest" and goes_down_first(source.shape, shape)
         # Rows of the source, and at the new width unless they are to be summed first; the number of the first.
         self._held = np.empty((0, source.shape[1] if self._down_first else shape[1], 3), np.uint8)
         self._top = 0
@@ -163,7 +163,7 @@ class Resized:
         first = max(int(center - support + 0.5), 0)
         last = min(int(center + support + 0.5), height)
         places = np.abs((np.arange(last - first) + first - center + 0.5) * (1.0 / stretch))
-        weights = _triangle(places) if self._interpolation == "bilinear" else _cubic(places)
+        weights = triangle(places) if self._interpolation == "bilinear" else cubic(places)
         weights /= np.add.accumulate(weights)[-1]  # one after the other: np.sum adds in pairs
         return first, np.trunc(weights * (1 << PRECISION) + np.copysign(0.5, weights)).astype(np.int32)
 
@@ -186,7 +186,7 @@ class Resized:
         return np.asarray(Image.fromarray(rows).resize((self.shape[1], len(rows)), self._resample))
 
 
-def _goes_down_first(before: Pair, after: Pair) -> bool:
+def goes_down_first(before: Pair, after: Pair) -> bool:
     """Whether Pillow sums rows before it resizes across; the order shows, since it rounds in between."""
     lost = before[0] - after[0]
     return lost > max(0, 2 * (before[1] - after[1])) and _has_both_orders()
@@ -194,17 +194,17 @@ def _goes_down_first(before: Pair, after: Pair) -> bool:
 
 @cache
 def _has_both_orders() -> bool:
-    """Whether this Pillow has the rule of `_goes_down_first`: versions before 13 always resize across first."""
+    """Whether this Pillow has the rule of `goes_down_first`: versions before 13 always resize across first."""
     image = Image.fromarray((np.arange(40 * 20 * 3) * 7919 % 256).astype(np.uint8).reshape(40, 20, 3))
     across_first = image.resize((19, 40), Image.Resampling.BILINEAR).resize((19, 10), Image.Resampling.BILINEAR)
     return image.resize((19, 10), Image.Resampling.BILINEAR).tobytes() != across_first.tobytes()
 
 
-def _triangle(places: NDArray[np.float64]) -> NDArray[np.float64]:
+def triangle(places: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(places < 1, 1 - places, 0)
 
 
-def _cubic(places: NDArray[np.float64]) -> NDArray[np.float64]:
+def cubic(places: NDArray[np.float64]) -> NDArray[np.float64]:
     a = -0.5
     near = ((a + 2) * places - (a + 3)) * places * places + 1
     far = (((places - 5) * places + 8) * places - 4) * a

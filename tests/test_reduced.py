@@ -144,7 +144,7 @@ def reads(monkeypatch):
         sizes.append(image.size)
         return crop_image(image, rule, part)
 
-    monkeypatch.setattr("convnets_torch.pipeline.crop_image", noted)
+    monkeypatch.setattr("convnets_torch.inputs.crop_image", noted)
     return sizes
 
 
