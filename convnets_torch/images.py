@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from convnets_torch.arrays import from_array, from_tensor, is_tensor
 from convnets_torch.files import check_regular
-from convnets_torch.jpeg import BROKEN, Encoded, encoded, noted_turn, reduce
+from convnets_torch.jpeg import BROKEN, Encoded, Least, encoded, noted_turn, reduce
 from convnets_torch.preprocessing import Pixels
 
 if TYPE_CHECKING:
@@ -61,10 +61,13 @@ class Decoded(NamedTuple):
     Attributes:
         pixels: (H, W, 3) uint8, RGB, 0 to 255.
         remarks: what `read_picture` would warn about.
+        part, scale: as in `Upright`.
     """
 
     pixels: Pixels
     remarks: tuple[str, ...] = ()
+    part: tuple[float, float] | None = None
+    scale: int = 1
 
 
 class Upright(NamedTuple):
@@ -75,11 +78,13 @@ class Upright(NamedTuple):
         remarks: as in `Decoded`.
         part: (width, height) in pixels of the image that the picture covers, from its top left; None for all of it. A
             JPEG file read at a fraction of its scale ends within a pixel where its sides are no multiples.
+        scale: by which its sides were divided.
     """
 
     image: Image.Image
     remarks: tuple[str, ...] = ()
     part: tuple[float, float] | None = None
+    scale: int = 1
 
 
 class Reading(NamedTuple):
@@ -88,7 +93,8 @@ class Reading(NamedTuple):
     Attributes:
         exif, max_pixels, allow_truncated: as for `read_picture`.
         least: (height, width) in pixels of the upright picture: JPEG files are read at 1/2, 1/4 or 1/8 of their scale
-            where both sides stay at least so long; None for the whole scale.
+            where both sides stay at least so long; or a function that says it of the whole picture's (height, width).
+            None for the whole scale.
         jpeg: decodes the bytes of a whole JPEG file to (H, W, 3) in place of Pillow, or says by None that it cannot.
         encoded: whether `open_encoded` leaves JPEG files as they are.
     """
@@ -96,7 +102,7 @@ class Reading(NamedTuple):
     exif: bool = True
     max_pixels: int | None = None
     allow_truncated: bool = False
-    least: tuple[int, int] | None = None
+    least: Least = None
     jpeg: Callable[[bytes], Pixels | None] | None = None
     encoded: bool = False
 
@@ -143,15 +149,20 @@ def warn(remarks: tuple[str, ...]) -> None:
 
 
 def decode(
-    source: Picture, *, exif: bool = True, max_pixels: int | None = None, allow_truncated: bool = False
+    source: Picture,
+    *,
+    exif: bool = True,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    least: Least = None,
 ) -> Decoded:
-    """`read_picture` for threads: remarks are returned, not warned about."""
+    """`read_picture` for threads: remarks are returned, not warned about; `least` is as in `Reading`."""
     if isinstance(source, np.ndarray):
         return Decoded(from_array(source))
     if is_tensor(source):
         return Decoded(from_tensor(source))
-    found = open_upright(source, Reading(exif, max_pixels, allow_truncated))
-    return Decoded(np.asarray(found.image), found.remarks)
+    found = open_upright(source, Reading(exif, max_pixels, allow_truncated, least))
+    return Decoded(np.asarray(found.image), *found[1:])
 
 
 def open_upright(source: Picture, reading: Reading) -> Upright:
@@ -291,9 +302,9 @@ def _upright(
     if frames > 1 and image.tell() == 0:
         remarks.append(f"{name} has {frames} frames or pages; the first was read")
     highest = _highest(image, name) if low is None else None
-    part = None
+    part, scale = None, 1
     if decoded is None:
-        part = reduce(image, reading.least, reading.exif)
+        scale, part = reduce(image, reading.least, reading.exif)
         image.load()
     turn, said = noted_turn(image, name, reading.exif)
     remarks.extend(said)
@@ -310,7 +321,7 @@ def _upright(
         image = image.convert("RGBA")
     if image.mode in ("LA", "PA", "RGBA") and np.asarray(image.getchannel("A")).min() < 255:
         remarks.append(f"{name} is partly transparent; transparency was dropped, the colours under it taken as stored")
-    return Upright(image if image.mode == "RGB" else image.convert("RGB"), tuple(remarks), part)
+    return Upright(image if image.mode == "RGB" else image.convert("RGB"), tuple(remarks), part, scale)
 
 
 def _highest(image: Image.Image, name: str) -> int | None:

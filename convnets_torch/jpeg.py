@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 from PIL import Image
 
@@ -11,6 +12,9 @@ from convnets_torch.preprocessing import Pair
 
 # What Pillow raises over a broken file, depending on its format.
 BROKEN = (OSError, SyntaxError, EOFError, ValueError, NotImplementedError, IndexError, OverflowError, struct.error)
+
+# (height, width) in pixels that an upright picture is to keep; or a function that says so of the whole picture's.
+Least: TypeAlias = "Pair | Callable[[Pair], Pair | None] | None"
 
 END = b"\xff\xd9"  # the last bytes of a JPEG file
 
@@ -71,19 +75,28 @@ def noted_turn(image: Image.Image, name: str, exif: bool) -> tuple[Image.Transpo
         return None, (f"{name} has broken EXIF data; a rotation noted there was not followed",)
 
 
-def reduce(image: Image.Image, least: Pair | None, exif: bool) -> tuple[float, float] | None:
-    """Have a JPEG file read at a fraction of its scale, if it is large enough; its part of the image."""
+def reduce(image: Image.Image, least: Least, exif: bool) -> tuple[int, tuple[float, float] | None]:
+    """Have a JPEG file read at a fraction of its scale, if it is large enough.
+
+    Returns:
+        1, 2, 4 or 8, by which its scale is divided; and its part of the image, as in `images.Upright`.
+    """
     if least is None or image.format not in ("JPEG", "MPO"):
-        return None
+        return 1, None
     turn, _ = noted_turn(image, "", exif)  # the caller remarks on it
     width, height = image.size
+    if callable(least):
+        least = least((width, height) if turn in LYING else (height, width))
+        if least is None:
+            return 1, None
     tall, wide = least[::-1] if turn in LYING else least
     scale = max((scale for scale in (1, 2, 4, 8) if width >= scale * wide and height >= scale * tall), default=1)
     whole = width % scale == height % scale == 0
     if scale == 1 or (turn is not None and not whole):  # a turn would put the margin to the left or the top
-        return None
-    reduced = image.draft(image.mode, (width // scale, height // scale)) is not None
-    return (width / scale, height / scale) if reduced and not whole else None
+        return 1, None
+    if image.draft(image.mode, (width // scale, height // scale)) is None:
+        return 1, None
+    return scale, None if whole else (width / scale, height / scale)
 
 
 def without_exif(data: bytes) -> bytearray:

@@ -15,6 +15,7 @@ from PIL import Image
 from convnets_torch.arrays import check_kind, check_range, is_tensor, to_pixels
 from convnets_torch.files import check_regular
 from convnets_torch.images import MAX_PIXELS, Picture, decode, stored_pixels, warn
+from convnets_torch.jpeg import Least
 from convnets_torch.preprocessing import Pair, Pixels
 from convnets_torch.strips import BLOCK_PIXELS, Bands, Preview, Resized, Source, band_of, check_rows
 from convnets_torch.tiff import is_tiff, open_tiff
@@ -48,10 +49,12 @@ Sliceable: TypeAlias = "Picture | SlicedArray"
 
 
 class Opened(NamedTuple):
-    """A source, and what `open_source` would warn about."""
+    """A source, and what `open_source` would warn about; `part` and `scale` are as in `images.Upright`."""
 
     source: Source
     remarks: tuple[str, ...] = ()
+    part: tuple[float, float] | None = None
+    scale: int = 1
 
 
 def open_source(
@@ -101,9 +104,14 @@ def open_source(
 
 
 def open_with_remarks(
-    image: Sliceable, *, exif: bool = True, max_pixels: int | None = None, allow_truncated: bool = False
+    image: Sliceable,
+    *,
+    exif: bool = True,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    least: Least = None,
 ) -> Opened:
-    """`open_source` for threads: remarks are returned, not warned about."""
+    """`open_source` for threads: remarks are returned, not warned about; `least` is as in `images.Reading`."""
     if is_sliced(image):
         return Opened(_sliced(image))
     if isinstance(image, str | os.PathLike):
@@ -116,8 +124,9 @@ def open_with_remarks(
             except (ImportError, ValueError):
                 if pixels > (MAX_PIXELS if max_pixels is None else max_pixels):
                     raise
-    decoded = decode(cast("Picture", image), exif=exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
-    return Opened(Held(decoded.pixels), decoded.remarks)
+    picture = cast("Picture", image)
+    decoded = decode(picture, exif=exif, max_pixels=max_pixels, allow_truncated=allow_truncated, least=least)
+    return Opened(Held(decoded.pixels), *decoded[1:])
 
 
 def is_sliced(image: object) -> TypeGuard[SlicedArray]:

@@ -60,8 +60,8 @@ def test_imports_go_one_way():
     """cli -> tasks -> weights -> networks, preprocessing; converters -> the library, and never the reverse."""
     foundations = (
         "adoption", "ahead", "allocation", "networks", "preprocessing", "card", "cache", "decoders", "device_pixels",
-        "files", "filling", "fitting", "images", "inputs", "jpeg", "arrays", "folders", "algebra", "runtime", "sentences",
-        "sources", "strips", "synsets", "tiff", "weights",
+        "files", "filling", "fitting", "images", "inputs", "jpeg", "arrays", "folders", "algebra", "runtime",
+        "sentences", "sources", "strips", "synsets", "tiff", "weights",
     )  # fmt: skip
     tasks = (
         "compat", "classification", "engines", "exports", "heatmaps", "pipeline", "render", "targets", "first_run",

@@ -79,6 +79,14 @@ def heatmap(
         typer.Option("--format", help="Ending of the files of several pictures."),
     ] = "png",
     threshold: Annotated[float, typer.Option(help="Of the regions in .json, .html and reports.")] = 0.5,
+    reduced: Annotated[
+        bool,
+        typer.Option(
+            "--reduced",
+            help="Decode JPEG files at 1/2, 1/4 or 1/8 of their scale where --longest-side leaves room: faster, with"
+            " slightly other numbers; for several pictures.",
+        ),
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="The colours alone, without the picture.")] = False,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
@@ -98,6 +106,8 @@ def heatmap(
     if every_class and output.suffix.lower() not in (".npz", ".npy"):
         raise typer.BadParameter("--all writes numbers; name an output that ends in .npz or .npy")
     factors = _factors(scales)
+    if reduced and (longest_side is None or not is_many(images)):
+        raise typer.BadParameter("--reduced goes with --longest-side and several pictures, or a folder of them")
     if is_many(images):
         if argmax or every_class or plain or against is not None or resume is not None:
             raise typer.BadParameter(
@@ -118,6 +128,7 @@ def heatmap(
             max_memory=max_memory,
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
+            exact=not reduced,
         )
         raise typer.Exit(1 if failed else 0)
     check_output(output)

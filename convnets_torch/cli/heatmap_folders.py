@@ -44,6 +44,7 @@ def map_each(
     max_memory: int | str | None = "1GB",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    exact: bool = True,
 ) -> int:
     """Write the maps of each picture into a folder, and a report on all of them, `report.jsonl`.
 
@@ -60,6 +61,7 @@ def map_each(
         threshold: of the regions.
         longest_side, upscale, cell_stride, scales, fuse, max_memory: as for `heatmap`.
         max_pixels, allow_truncated: as in `read_picture`.
+        exact: as for `heatmap_each`.
 
     Returns:
         How many pictures failed; each has said why on stderr.
@@ -89,6 +91,7 @@ def map_each(
         max_memory=max_memory,
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
+        exact=exact,
     )
     output.mkdir(parents=True, exist_ok=True)
     check_writable(output / REPORT)

@@ -7,12 +7,16 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import chain
 from math import prod
 
+import numpy as np
 import torch
+from PIL import Image
 
 from convnets_torch.ahead import ahead, each_of, expected_pixels
 from convnets_torch.classification import card_of, probabilities
+from convnets_torch.fitting import in_batches
 from convnets_torch.images import picture_name
 from convnets_torch.maps.cells import Heatmap
 from convnets_torch.maps.passes import Kept, Wanted, dtype_of, grid_for, run_batch
@@ -31,7 +35,7 @@ from convnets_torch.maps.views import VIEW
 from convnets_torch.networks.budget import peak_bytes
 from convnets_torch.networks.grids import Grid
 from convnets_torch.pipeline import Runnable
-from convnets_torch.preprocessing import Pair, Pixels, size_with_longest_side
+from convnets_torch.preprocessing import Pair, Pixels, least_size, size_with_longest_side
 from convnets_torch.sources import Held, Sliceable, Source, is_sliced, open_with_remarks
 from convnets_torch.targets import Target, Targets, checked_targets
 
@@ -69,6 +73,7 @@ def heatmap_each(
     max_memory: int | str | None = MEMORY,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    exact: bool = True,
 ) -> Generator[Mapped, None, None]:
     """Find a target in any number of pictures; one that cannot be used does not stop the others.
 
@@ -84,6 +89,10 @@ def heatmap_each(
         target: as for `heatmap`; of several, each picture gets a map for each.
         longest_side, upscale, cell_stride, scales, fuse, max_memory: as for `heatmap`.
         max_pixels, allow_truncated: as in `read_picture`.
+        exact: give the maps of `heatmap`. Without it, JPEG files are decoded at 1/2, 1/4 or 1/8 of their scale where
+            they stay twice as large as what the network sees, which takes a `longest_side`; the map's `picture` is
+            then so much smaller, and probabilities differ a little. Never so with `scales`, where the card picks
+            nearest pixels, nor for the presets of convnets-keras. docs/speed.md has what that changes.
 
     Returns:
         A generator of one `Mapped` per picture, in the order given; `close()` stops it early.
@@ -95,6 +104,7 @@ def heatmap_each(
 
     Warns:
         RuntimeRemark: the network runs instead of its engine, for the size of a picture.
+        MemoryWarning: memory ran out, and the work goes on with fewer pictures together.
 
     >>> from convnets_torch import load
     >>> for result in heatmap_each(load("alexnet.safetensors"), ["street.jpg", "none.jpg"], "car"):
@@ -119,7 +129,7 @@ def heatmap_each(
         allow_truncated=allow_truncated,
         scales=scales,
     )
-    mapper = _Mapper(network, grid_for(network, cell_stride), targets, options, fuse)
+    mapper = _Mapper(network, grid_for(network, cell_stride), targets, options, fuse, exact)
     return mapper.map([images] if is_sliced(images) else each_of(images))
 
 
@@ -130,6 +140,7 @@ class _Entry:
     Attributes:
         picture: as it was given.
         source: opened; None where that failed.
+        shape: (height, width) of the picture; the source of a JPEG file may be smaller.
         sizes: at which the network is to see it.
         seen: what the network is to see, where that is one pass over a picture in memory; None where the picture goes
             through by itself.
@@ -140,6 +151,7 @@ class _Entry:
 
     picture: Sliceable
     source: Source | None = None
+    shape: Pair = (0, 0)
     sizes: list[Pair] = field(default_factory=list)
     seen: Pixels | None = None
     maps: list[Heatmap] | None = None
@@ -167,11 +179,16 @@ class _Entry:
 class _Mapper:
     """Pictures in, maps out."""
 
-    def __init__(self, network: Runnable, grid: Grid, targets: list[Target], options: Options, fuse: Fuse) -> None:
+    def __init__(
+        self, network: Runnable, grid: Grid, targets: list[Target], options: Options, fuse: Fuse, exact: bool
+    ) -> None:
         self._network, self._grid, self._targets, self._options, self._fuse = network, grid, targets, options, fuse
         self._card = card_of(network)
         self._wanted = Wanted(targets)
         self._fits = cache(partial(_fits, grid, dtype_of(network), options.memory))
+        self._most: dict[Pair, int] = {}  # pictures of a size that go together, where memory ran out over more
+        whole = exact or options.scales is not None or least_size(self._card.preprocessing) is None
+        self._least = None if whole else self._enough
 
     def map(self, images: Iterable[Sliceable]) -> Generator[Mapped, None, None]:
         """All pictures in order."""
@@ -201,22 +218,37 @@ class _Mapper:
         """Decode a picture and resize it: what threads do."""
         entry, options = _Entry(picture), self._options
         try:
-            source, entry.remarks = open_with_remarks(
+            source, entry.remarks, part, scale = open_with_remarks(
                 picture,
                 exif=self._card.preprocessing.exif,
                 max_pixels=options.max_pixels,
                 allow_truncated=options.allow_truncated,
+                least=self._least,
             )
             if max(source.shape) <= VIEW and not isinstance(source, Held):
                 source = Held(source.rows(0, source.shape[0]))
             entry.source = source
-            entry.sizes = sizes_to_run(self._network, source.shape, picture_name(picture), options)
+            covered = source.shape if part is None else part[::-1]
+            entry.shape = (round(covered[0] * scale), round(covered[1] * scale))
+            entry.sizes = sizes_to_run(self._network, entry.shape, picture_name(picture), options)
             size = entry.sizes[0]
-            if options.scales is None and isinstance(source, Held) and self._fits(size, 1):
+            if scale > 1 and isinstance(source, Held):
+                filter = Image.Resampling[self._card.preprocessing.interpolation.upper()]
+                image = Image.fromarray(source.pixels)
+                entry.seen = np.asarray(image.resize(size[::-1], filter, box=(0, 0, *covered[::-1])))
+            elif options.scales is None and isinstance(source, Held) and self._fits(size, 1):
                 entry.seen = at_size(source, size, self._card).rows(0, size[0])
         except (OSError, ValueError, ImportError) as error:
             entry.fail(error)
         return entry
+
+    def _enough(self, size: Pair) -> Pair | None:
+        """(height, width) that a JPEG file of a picture of this size has to keep; None where it is read whole."""
+        try:
+            [seen] = sizes_to_run(self._network, size, "", self._options)
+        except ValueError:  # which is said when it has been read
+            return None
+        return (2 * seen[0], 2 * seen[1]) if self._fits(seen, 1) else None
 
     def _run(self, waiting: Iterable[_Entry]) -> None:
         """Run the first picture, together with those of its size that wait as far as memory allows."""
@@ -230,23 +262,31 @@ class _Mapper:
             except (OSError, ValueError, ImportError) as error:
                 first.fail(error)
             return
+        [size] = first.sizes
         batch, pictures = [first], [first.seen]
         for each in others:
             if not each.done and each.seen is not None and each.sizes == first.sizes:
-                if not self._fits(first.sizes[0], len(batch) + 1):
+                if len(batch) == self._most.get(size) or not self._fits(size, len(batch) + 1):
                     break
                 batch.append(each)
                 pictures.append(each.seen)
-        for each, kept in zip(
-            batch, run_batch(self._network, self._grid, pictures, self._card, self._wanted), strict=True
-        ):
+        found = list(
+            in_batches(
+                lambda items: run_batch(
+                    self._network, self._grid, pictures[items.start : items.stop], self._card, self._wanted
+                ),
+                len(batch),
+                len(batch),
+            )
+        )
+        if len(found) > 1:
+            self._most[size] = max(map(len, found))
+        for each, kept in zip(batch, chain.from_iterable(found), strict=True):
             if isinstance(kept, ValueError):
                 each.fail(kept)
                 continue
             assert isinstance(each.source, Held)
-            shared = shared_by_maps(
-                self._network, self._grid, each.source.shape, each.sizes[0], each.source.pixels, kept
-            )
+            shared = shared_by_maps(self._network, self._grid, each.shape, size, each.source.pixels, kept)
             self._keep(each, [(shared, kept)])
 
     def _keep(self, entry: _Entry, passes: list[tuple[Shared, Kept]]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convnets_torch.card import Card
 from convnets_torch.classification import probabilities, to_parameters
+from convnets_torch.device_pixels import normalized
 from convnets_torch.networks import Network, slide
 from convnets_torch.networks.budget import in_words, peak_bytes, strip_rows
 from convnets_torch.networks.grids import Grid, grid_of
@@ -238,9 +239,11 @@ def run_batch(
     Returns:
         What was kept of each picture, or why its outputs are no probabilities.
     """
+    device = next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
     with torch.inference_mode():
-        inputs = np.stack([normalize(pixels, card.preprocessing) for pixels in pictures])
-        scores = score_whole(network, grid, to_images(inputs, network))
+        pixels = torch.from_numpy(np.stack(pictures)).to(device)
+        images = normalized(pixels, card.preprocessing).to(dtype_of(network))
+        scores = score_whole(network, grid, images.contiguous(memory_format=torch.channels_last))
     found: list[Kept | ValueError] = []
     for place in range(len(pictures)):
         try:
