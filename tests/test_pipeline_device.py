@@ -233,3 +233,20 @@ def test_auto_on_cuda_gives_nearly_what_pillow_gives(decoder, lite_weights, phot
         torch.stack([row.logits for row in predict(network, given, **each)]).softmax(1) for each in options
     )
     assert (wanted - found).abs().max() < 0.05
+
+
+def test_fewer_are_decoded_together_when_memory_runs_out(codec, large, monkeypatch):
+    decode = batch_decoder(torch.device(codec))
+    given = [large(320, 240).getvalue()] * 4 + [b"\xff\xd8\xff\xd9"]
+    _, wanted = pixels_of(opened(given[:4]), device=codec, on_device=True, torchcodec=True)
+
+    def full(files):
+        if len(files) > 2:
+            raise RuntimeError("CUDA out of memory")
+        return decode(files)
+
+    monkeypatch.setattr(inputs, "batch_decoder", lambda device: full)
+    with pytest.warns(MemoryWarning, match="for 4 at a time; going on with 2"):
+        found, pixels = pixels_of(opened(given), device=codec, on_device=True, torchcodec=True)
+    assert [each.error is None for each in found] == [True] * 4 + [False]
+    assert torch.equal(pixels, wanted)
