@@ -21,7 +21,7 @@ from convnets_torch.maps.passes import Progress, Wanted
 from convnets_torch.maps.regions import Box, Region
 from convnets_torch.maps.running import MEMORY, Options, heatmaps_of, run
 from convnets_torch.maps.scales import Fuse, Scales, check_fuse
-from convnets_torch.pipeline import Runnable
+from convnets_torch.pipeline import Mappable
 from convnets_torch.sources import Sliceable
 from convnets_torch.targets import Targets, allowed_classes, checked_target, checked_targets, winners_in_words
 
@@ -33,7 +33,7 @@ __all__ = [
 
 @overload
 def heatmap(
-    network: Runnable,
+    network: Mappable,
     image: Sliceable,
     target: str | int,
     *,
@@ -52,7 +52,7 @@ def heatmap(
 
 @overload
 def heatmap(
-    network: Runnable,
+    network: Mappable,
     image: Sliceable,
     target: Targets,
     *,
@@ -70,7 +70,7 @@ def heatmap(
 
 
 def heatmap(
-    network: Runnable,
+    network: Mappable,
     image: Sliceable,
     target: str | int | Targets,
     *,
@@ -141,7 +141,7 @@ def heatmap(
 
 
 def contrast(
-    network: Runnable,
+    network: Mappable,
     image: Sliceable,
     target: str | int,
     against: str | int,
@@ -197,7 +197,7 @@ def contrast(
 
 
 def class_map(
-    network: Runnable,
+    network: Mappable,
     image: Sliceable,
     *,
     only: str | int | None = None,
@@ -235,7 +235,7 @@ def class_map(
 
 
 def probability_map(
-    network: Runnable,
+    network: Mappable,
     image: Sliceable,
     *,
     longest_side: int | None = None,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from convnets_torch.ahead import THREADS, ahead, each_of
+from convnets_torch.allocation import kept_memory
 from convnets_torch.card import Card
 from convnets_torch.device_pixels import normalized
 from convnets_torch.fitting import in_batches
@@ -22,8 +23,12 @@ from convnets_torch.networks.grids import features_grid, grid_of
 from convnets_torch.networks.network import NO_HEAD
 from convnets_torch.preprocessing import Preprocessing
 
+if TYPE_CHECKING:
+    from convnets_torch.engines import Engine
+
 Decoder = Literal["pillow", "torchcodec"]
 Resizing = Literal["auto", "pillow", "device"]
+Mappable: TypeAlias = "Network | Engine"  # what gives score maps
 
 BATCH = 16  # pictures that go through the network together on the CPU, and the fewest elsewhere
 MOST_BATCH = 256  # that "auto" takes
@@ -113,7 +118,7 @@ def predict(
     none.jpg None none.jpg does not exist; name a file
     """
     rule = card_of(network).preprocessing
-    if not isinstance(network, nn.Module) and network.mapped is not None:
+    if getattr(network, "mapped", None) is not None:
         raise ValueError("the engine gives score maps; to classify, make one without heatmap")
     if batch != "auto" and (type(batch) is not int or batch < 1):
         raise ValueError(f"a batch of {batch!r} is none; give 1 or more, or 'auto'")
@@ -214,7 +219,7 @@ class _Runner:
         return torch.cat(done)
 
     def _forward(self, pixels: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), kept_memory():
             images = normalized(pixels, self._rule).to(self._dtype)
             layout = torch.contiguous_format if self._exact else torch.channels_last
             return self._network(images.contiguous(memory_format=layout)).float()

@@ -1,11 +1,11 @@
 """Measure what has a speed, as ratios against a peer in the same run.
 
     python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
-                                gradcam filters classify pipeline [--rounds 7] [--json FILE]
+                                gradcam filters classify pipeline gpu [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
-of each round. Inputs are full-size files with random weights, made anew in a temporary folder. Everything runs
-on the CPU; the files are in the page cache, as after a download.
+of each round. Inputs are full-size files with random weights, made anew in a temporary folder. All but
+`gpu` runs on the CPU; the files are in the page cache, as after a download.
 """
 
 from __future__ import annotations
@@ -333,6 +333,13 @@ def measure_classify(folder: Path, rounds: int) -> list[Result]:
     return benchmark_engines.measure_classify(folder, rounds)
 
 
+def measure_gpu(folder: Path, rounds: int) -> list[Result]:
+    """The same on a GPU, and files to logits; left out where there is none."""
+    from scripts import benchmark_gpu
+
+    return benchmark_gpu.measure_gpu(folder, rounds)
+
+
 WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "import": measure_import,
     "load": measure_load,
@@ -348,6 +355,7 @@ WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "gradcam": measure_gradcam,
     "pipeline": measure_pipeline,
     "classify": measure_classify,
+    "gpu": measure_gpu,
 }
 
 
@@ -365,7 +373,7 @@ def main() -> None:
     print(f"{arguments.rounds} rounds, medians; ratio = peer / ours (lowest to highest of the rounds)\n")
     results = []
     with tempfile.TemporaryDirectory() as name:
-        if set(arguments.work or WORK) - {"import", "dilation", "classify", "pipeline"}:
+        if set(arguments.work or WORK) - {"import", "dilation", "classify", "pipeline", "gpu"}:
             make_inputs(Path(name))
         for work in arguments.work or WORK:
             results += WORK[work](Path(name), arguments.rounds)

@@ -23,8 +23,8 @@ from convnets_torch import (
 from convnets_torch.engines import Engine
 from convnets_torch.runtime import RuntimeRemark
 from tests.conftest import NARROW
+from tests.reference.nearness import differ, with_statistics
 from tests.test_engines import MARGINS
-from tests.test_runtime import differ, with_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:this processor has no instructions")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from convnets_torch.heatmaps import Heatmap
     from convnets_torch.maps.batches import Mapped
     from convnets_torch.maps.scales import Fuse, Scales
-    from convnets_torch.pipeline import Runnable
+    from convnets_torch.pipeline import Mappable
 
 FORMATS = ("png", "jpg", "webp", "html", "json", "npz", "npy")
 REPORT = "report.jsonl"
@@ -29,7 +29,7 @@ def is_many(images: list[str]) -> bool:
 
 
 def map_each(
-    network: Runnable,
+    network: Mappable,
     names: list[str],
     targets: list[str],
     output: Path,

@@ -10,7 +10,7 @@ from convnets_torch.cli.messages import warnings_as_lines
 
 if TYPE_CHECKING:
     from convnets_torch.networks import Network
-    from convnets_torch.pipeline import Runnable
+    from convnets_torch.pipeline import Mappable
 
 Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1, mps, or auto for the best.")]
 Precision = Annotated[
@@ -29,7 +29,7 @@ EngineName = Annotated[
 
 def load_engine(
     weights: str, device: str, precision: str | None, name: str | None, *, heatmap: bool = False
-) -> Runnable:
+) -> Mappable:
     """The network of a command that only classifies, or with `heatmap` only maps, in an engine if one is named.
 
     Raises:

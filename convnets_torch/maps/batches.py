@@ -34,7 +34,7 @@ from convnets_torch.maps.scales import Fuse, Scales, check_fuse, factors_of
 from convnets_torch.maps.views import VIEW
 from convnets_torch.networks.budget import peak_bytes
 from convnets_torch.networks.grids import Grid
-from convnets_torch.pipeline import Runnable
+from convnets_torch.pipeline import Mappable
 from convnets_torch.preprocessing import Pair, Pixels, least_size, size_with_longest_side
 from convnets_torch.sources import Held, Sliceable, Source, is_sliced, open_with_remarks
 from convnets_torch.targets import Target, Targets, checked_targets
@@ -61,7 +61,7 @@ class Mapped:
 
 
 def heatmap_each(
-    network: Runnable,
+    network: Mappable,
     images: Sliceable | Iterable[Sliceable],
     target: str | int | Targets,
     *,
@@ -180,7 +180,7 @@ class _Mapper:
     """Pictures in, maps out."""
 
     def __init__(
-        self, network: Runnable, grid: Grid, targets: list[Target], options: Options, fuse: Fuse, exact: bool
+        self, network: Mappable, grid: Grid, targets: list[Target], options: Options, fuse: Fuse, exact: bool
     ) -> None:
         self._network, self._grid, self._targets, self._options, self._fuse = network, grid, targets, options, fuse
         self._card = card_of(network)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convnets_torch.allocation import kept_memory
 from convnets_torch.card import Card
 from convnets_torch.classification import probabilities, to_parameters
 from convnets_torch.device_pixels import normalized
@@ -19,7 +20,7 @@ from convnets_torch.networks import Network, slide
 from convnets_torch.networks.budget import in_words, peak_bytes, strip_rows
 from convnets_torch.networks.grids import Grid, grid_of
 from convnets_torch.networks.streaming import Stream
-from convnets_torch.pipeline import Runnable
+from convnets_torch.pipeline import Mappable
 from convnets_torch.preprocessing import Pixels, Preprocessing, normalize
 from convnets_torch.runtime import RuntimeRemark
 from convnets_torch.sources import Source
@@ -76,7 +77,7 @@ class Store:
         """Rows that were finished, from row `first` on."""
 
 
-def network_of(network: Runnable) -> Network:
+def network_of(network: Mappable) -> Network:
     """The network itself, or the one whose score maps an engine gives.
 
     Raises:
@@ -91,7 +92,7 @@ def network_of(network: Runnable) -> Network:
     return network.mapped
 
 
-def grid_for(network: Runnable, cell_stride: int | None) -> Grid:
+def grid_for(network: Mappable, cell_stride: int | None) -> Grid:
     """The cells of a network's map, or of its engine's.
 
     Raises:
@@ -106,13 +107,13 @@ def grid_for(network: Runnable, cell_stride: int | None) -> Grid:
     return grid_of(own, cell_stride)
 
 
-def dtype_of(network: Runnable) -> torch.dtype:
+def dtype_of(network: Mappable) -> torch.dtype:
     """The kind of number of a network's activations, or an engine's."""
     return next(network.parameters()).dtype if isinstance(network, nn.Module) else network.dtype
 
 
 def run_pass(
-    network: Runnable,
+    network: Mappable,
     grid: Grid,
     source: Source,
     card: Card,
@@ -172,7 +173,7 @@ def _fill(whole: Kept, first: int, piece: Kept, rows: int) -> int:
 
 
 def score_strips(
-    network: Runnable,
+    network: Mappable,
     grid: Grid,
     source: Source,
     rule: Preprocessing,
@@ -208,7 +209,7 @@ def score_strips(
             yield found[:, :, skipped:]
 
 
-def _within(network: Runnable, grid: Grid, size: tuple[int, int], max_memory: int) -> Runnable:
+def _within(network: Mappable, grid: Grid, size: tuple[int, int], max_memory: int) -> Mappable:
     """What is to run: an engine where one pass over (height, width) pixels fits, else the network itself."""
     if isinstance(network, nn.Module):
         return network
@@ -225,7 +226,7 @@ def _within(network: Runnable, grid: Grid, size: tuple[int, int], max_memory: in
 
 
 def run_batch(
-    network: Runnable, grid: Grid, pictures: Sequence[Pixels], card: Card, wanted: Wanted
+    network: Mappable, grid: Grid, pictures: Sequence[Pixels], card: Card, wanted: Wanted
 ) -> list[Kept | ValueError]:
     """Run a network over pictures of one size together and keep of each what is wanted, as `run_pass` does.
 
@@ -253,19 +254,20 @@ def run_batch(
     return found
 
 
-def score_whole(network: Runnable, grid: Grid, images: Tensor) -> Tensor:
+def score_whole(network: Mappable, grid: Grid, images: Tensor) -> Tensor:
     """Logits (N, classes, h, w) of whole images, in one pass."""
     if not isinstance(network, nn.Module):
         return network(images)
-    if grid.dilation == 1:
-        assert network.head is not None
-        return slide(network.head, network.features(images), network.window)
-    found = Stream(grid.steps).push(images, last=True)
-    assert found is not None
-    return found
+    with kept_memory():
+        if grid.dilation == 1:
+            assert network.head is not None
+            return slide(network.head, network.features(images), network.window)
+        found = Stream(grid.steps).push(images, last=True)
+        assert found is not None
+        return found
 
 
-def to_images(inputs: NDArray[np.float32], network: Runnable) -> Tensor:
+def to_images(inputs: NDArray[np.float32], network: Mappable) -> Tensor:
     """Pictures (N, 3, H, W) as a network takes them fastest: the channels of a pixel side by side in memory."""
     if not isinstance(network, nn.Module):
         return torch.from_numpy(inputs)

@@ -16,7 +16,7 @@ from torch import nn
 from convnets_torch.files import replacing
 from convnets_torch.maps.passes import Kept, Store, Wanted, network_of
 from convnets_torch.networks.grids import Grid
-from convnets_torch.pipeline import Runnable
+from convnets_torch.pipeline import Mappable
 from convnets_torch.sources import Source
 
 EVERY = 5.0  # seconds between files; a run that is killed loses no more than that and the strip it was in
@@ -84,7 +84,7 @@ class FolderStore(Store):
         self._saved = time.monotonic()
 
 
-def fingerprint(network: Runnable, grid: Grid, source: Source, wanted: Wanted) -> str:
+def fingerprint(network: Mappable, grid: Grid, source: Source, wanted: Wanted) -> str:
     """What a map depends on, as a hash: weights, card, cells, the picture's size and some of its rows, targets."""
     digest = hashlib.sha256()
     state = network_of(network).state_dict()

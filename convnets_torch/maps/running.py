@@ -20,7 +20,7 @@ from convnets_torch.maps.scales import Fuse, Scales, fused, sizes_of
 from convnets_torch.maps.views import placement_of, size_seen, view_of
 from convnets_torch.networks.budget import parse_bytes
 from convnets_torch.networks.grids import Grid
-from convnets_torch.pipeline import Runnable
+from convnets_torch.pipeline import Mappable
 from convnets_torch.preprocessing import Pair, Pixels
 from convnets_torch.sources import Resized, Sliceable, Source, open_source
 from convnets_torch.targets import Target
@@ -54,7 +54,7 @@ class Options:
         return None if self.max_memory is None else parse_bytes(self.max_memory)
 
 
-def run(network: Runnable, image: Sliceable, wanted: Wanted, options: Options) -> list[tuple[Shared, Kept]]:
+def run(network: Mappable, image: Sliceable, wanted: Wanted, options: Options) -> list[tuple[Shared, Kept]]:
     """Open a picture and run it: for each scale what all kinds of maps share, and what was kept of the cells.
 
     Raises:
@@ -67,7 +67,7 @@ def run(network: Runnable, image: Sliceable, wanted: Wanted, options: Options) -
     return run_sizes(network, grid, source, sizes, wanted, options)
 
 
-def sizes_to_run(network: Runnable, size: Pair, name: str, options: Options) -> list[Pair]:
+def sizes_to_run(network: Mappable, size: Pair, name: str, options: Options) -> list[Pair]:
     """(height, width) in pixels at which the network is to see a picture of `size`, one for each scale.
 
     Raises:
@@ -78,7 +78,7 @@ def sizes_to_run(network: Runnable, size: Pair, name: str, options: Options) -> 
 
 
 def run_sizes(
-    network: Runnable, grid: Grid, source: Source, sizes: Sequence[Pair], wanted: Wanted, options: Options
+    network: Mappable, grid: Grid, source: Source, sizes: Sequence[Pair], wanted: Wanted, options: Options
 ) -> list[tuple[Shared, Kept]]:
     """Run a picture at several sizes: for each what all kinds of maps share, and what was kept of the cells."""
     card = card_of(network)
@@ -107,7 +107,7 @@ def at_size(source: Source, size: Pair, card: Card) -> Source:
     return source if size == source.shape else Resized(source, size, card.preprocessing.interpolation)
 
 
-def shared_by_maps(network: Runnable, grid: Grid, size: Pair, seen: Pair, picture: Pixels, kept: Kept) -> Shared:
+def shared_by_maps(network: Mappable, grid: Grid, size: Pair, seen: Pair, picture: Pixels, kept: Kept) -> Shared:
     """What all kinds of maps share of a picture of `size` that the network saw as `seen`, (height, width) each."""
     card = card_of(network)
     return {

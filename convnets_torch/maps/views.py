@@ -7,7 +7,7 @@ from math import ceil
 
 from convnets_torch.maps.placement import Placement
 from convnets_torch.networks.grids import Grid
-from convnets_torch.pipeline import Runnable
+from convnets_torch.pipeline import Mappable
 from convnets_torch.preprocessing import Interpolation, Pair, Pixels, size_with_longest_side
 from convnets_torch.sources import Held, Preview, Source
 
@@ -15,7 +15,7 @@ VIEW = 4096  # pixels of the longer side of what is kept of a picture that is re
 STRIP = 256  # rows that are read at a time for it
 
 
-def size_seen(size: Pair, network: Runnable, name: str, longest_side: int | None, upscale: bool) -> Pair:
+def size_seen(size: Pair, network: Mappable, name: str, longest_side: int | None, upscale: bool) -> Pair:
     """(height, width) in pixels at which the network is to see a picture.
 
     Args:
@@ -44,7 +44,7 @@ def size_seen(size: Pair, network: Runnable, name: str, longest_side: int | None
     )
 
 
-def placement_of(grid: Grid, network: Runnable, size: Pair, seen: Pair, interpolation: Interpolation) -> Placement:
+def placement_of(grid: Grid, network: Mappable, size: Pair, seen: Pair, interpolation: Interpolation) -> Placement:
     """Where a grid's cells lie over a picture of `size` that the network saw as `seen`, (height, width) each."""
     return Placement(
         size=size,
