@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from convnets_torch.runtime import Precision, prepare  # noqa: E402
 from scripts.judged_photographs import photographs, trained  # noqa: E402
 
 BATCH = 16
-PRECISIONS: tuple[Precision, ...] = ("exact", "float32", "bfloat16")
+PRECISIONS: tuple[Precision, ...] = ("exact", "float32", "bfloat16")  # float16 takes CPUs seconds for an image
 NOISE = 6  # one input in so many is noise
 
 
@@ -91,15 +92,15 @@ def randomized(name: str, images: Tensor) -> Network:
     return network
 
 
-def measure(name: str, count: int) -> list[Row]:
-    """All precisions of one network."""
+def measure(name: str, count: int, precisions: Sequence[Precision]) -> list[Row]:
+    """Some precisions of one network."""
     rule = preset(name)
     arrays = torch.from_numpy(np.stack(list(inputs(rule, count, np.random.default_rng(0)))))
     is_trained = name == "efficientnet_lite0"
     network = trained() if is_trained else randomized(name, arrays[:BATCH])
     wanted = chances(network, arrays)
     rows = []
-    for precision in PRECISIONS:
+    for precision in precisions:
         ready = prepare(network, device="cpu", precision=precision)
         found = chances(ready, arrays)
         best = (found.argmax(1) == wanted.argmax(1)).float().mean()
@@ -132,13 +133,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []])
     parser.add_argument("--inputs", type=int, default=240)
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=get_args(Precision))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows: list[Row] = []
     print("| network | weights | precision | inputs | same best class | same best five | largest difference | mean |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in arguments.networks or NETWORKS:
-        for row in measure(name, arguments.inputs):
+        for row in measure(name, arguments.inputs, arguments.precisions):
             rows.append(row)
             print(
                 f"| {row.network} | {row.weights} | {row.precision} | {row.inputs} | {row.same_best:.1%}"
