@@ -28,6 +28,19 @@ if TYPE_CHECKING:
     from convnets_torch.embeddings.extraction import embed as embed
     from convnets_torch.embeddings.extraction import embed_each as embed_each
     from convnets_torch.embeddings.pooling import pooled as pooled
+    from convnets_torch.embeddings.probe_features import LabelledVectors as LabelledVectors
+    from convnets_torch.embeddings.probe_features import embed_classes as embed_classes
+    from convnets_torch.embeddings.probe_features import find_classes as find_classes
+    from convnets_torch.embeddings.probe_heads import with_probe as with_probe
+    from convnets_torch.embeddings.probe_pairs import Pairs as Pairs
+    from convnets_torch.embeddings.probe_pairs import count_pairs as count_pairs
+    from convnets_torch.embeddings.probe_pictures import draw_confusion as draw_confusion
+    from convnets_torch.embeddings.probe_pictures import draw_curve as draw_curve
+    from convnets_torch.embeddings.probe_pictures import draw_pairs as draw_pairs
+    from convnets_torch.embeddings.probes import LinearProbe as LinearProbe
+    from convnets_torch.embeddings.probes import Probed as Probed
+    from convnets_torch.embeddings.probes import fit_probe as fit_probe
+    from convnets_torch.embeddings.probes import probe as probe
     from convnets_torch.embeddings.vector_files import SavedVectors as SavedVectors
     from convnets_torch.embeddings.vector_files import save_vectors as save_vectors
     from convnets_torch.engines import Engine as Engine
@@ -116,6 +129,11 @@ _HOMES = {
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
     "convnets_torch.embeddings.extraction": ("Embedded", "Embedder", "embed", "embed_each"),
     "convnets_torch.embeddings.pooling": ("pooled",),
+    "convnets_torch.embeddings.probe_features": ("LabelledVectors", "embed_classes", "find_classes"),
+    "convnets_torch.embeddings.probe_heads": ("with_probe",),
+    "convnets_torch.embeddings.probe_pairs": ("Pairs", "count_pairs"),
+    "convnets_torch.embeddings.probe_pictures": ("draw_confusion", "draw_curve", "draw_pairs"),
+    "convnets_torch.embeddings.probes": ("LinearProbe", "Probed", "fit_probe", "probe"),
     "convnets_torch.embeddings.vector_files": ("SavedVectors", "save_vectors"),
     "convnets_torch.engines": ("Engine", "engine"),
     "convnets_torch.explain.activations": ("record_activations",),

@@ -21,6 +21,7 @@ from convnets_torch.cli import (
     heatmap_command,
     layers_command,
     picture_commands,
+    probe_command,
     synset_commands,
     weights_commands,
 )
@@ -42,6 +43,7 @@ app.command()(gradcam_command.gradcam)
 app.command()(explain_command.explain)
 app.command()(export_command.export)
 app.command()(embed_command.embed)
+app.command()(probe_command.probe)
 app.command()(layers_command.layers)
 app.command()(activations_command.activations)
 app.command()(filters_command.filters)

@@ -105,7 +105,7 @@ class Embedder(nn.Module):
         self.card = getattr(network, "card", None)
         self._dense: tuple[str, ...] = ()  # layers whose input is wanted
         if layer is None and not headless:
-            self._dense = (_last_dense(network),)
+            self._dense = (last_dense(network),)
             self.names: tuple[str, ...] = (_input_of(self._dense[0]),)
             self._modules_of = {}
         else:
@@ -324,7 +324,7 @@ def embed_each(
     return _embedded(embedder, rows)
 
 
-def _last_dense(network: nn.Module) -> str:
+def last_dense(network: nn.Module) -> str:
     """The module whose input is the vector by default."""
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | PackedLinear)]
     if not names:

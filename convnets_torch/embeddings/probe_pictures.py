@@ -1,0 +1,218 @@
+"""Pictures of what a probe found: confusions, learning curves, and distances of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from convnets_torch.embeddings.probe_pairs import Pairs
+from convnets_torch.embeddings.probes import Kind, Probed
+from convnets_torch.explain.histograms import BAR
+from convnets_torch.render import CLASS_COLORS, GREY, INK, PAPER, shorten
+
+Color = tuple[int, int, int]
+
+WORDS: dict[str, str] = {"knn": "nearest neighbours", "svm": "linear SVM", "logistic": "logistic regression"}
+COLORS: dict[str, Color] = {"knn": CLASS_COLORS[0], "svm": CLASS_COLORS[4], "logistic": BAR}
+BETWEEN = CLASS_COLORS[1]
+LINE: Color = (225, 225, 225)
+NOTHING: Color = (247, 247, 247)
+WIDTH = 800
+SCALE = 2  # drawn so many times larger, so that slanted lines are smooth
+MOST_SIDE = 2400  # pixels of the cells of a confusion, together
+NAMED = 14  # pixels of a cell that leave room for letters
+
+
+def draw_confusion(found: Probed, kind: Kind) -> Image.Image:
+    """Of each class, a row, the shares that were taken for the columns' classes; each cell with its number.
+
+    Where there are too many classes for letters, cells are colours alone.
+    """
+    counts, names = found.confusion(kind), found.classes
+    side = max(1, min(48, MOST_SIDE // len(names)))
+    named = side >= NAMED
+    font, large = _font(14), _font(17)
+    small = _font(max(9, min(14, side * 2 // 5)))
+    margin = 20
+    room = min(220, round(max(font.getlength(name) for name in names)) + 10) if named else 0
+    lines = (
+        f"{WORDS[kind][0].upper()}{WORDS[kind][1:]}: classes (rows) and what they were taken for (columns)",
+        f"right: {counts.trace()} of {counts.sum()} pictures; colours go with the share of the row",
+    )
+    top, left = margin + 24 * len(lines) + room + 8, margin + room
+    width = max(left + side * len(names) + margin, round(max(large.getlength(line) for line in lines)) + 2 * margin)
+    page = Image.new("RGB", (width, top + side * len(names) + margin), PAPER)
+    draw = ImageDraw.Draw(page)
+    _write_lines(draw, lines, margin, font, large)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    for row, name in enumerate(names):
+        if named:
+            text = shorten(name, font, room - 10)
+            draw.text((left - 8, top + (row + 0.5) * side), text, INK, font, anchor="rm")
+            upright = Image.new("RGB", (room, side), PAPER)
+            ImageDraw.Draw(upright).text((6, side / 2), text, INK, font, anchor="lm")
+            page.paste(upright.rotate(90, expand=True), (left + row * side, top - room))
+        for column in range(len(names)):
+            share, corner = float(shares[row, column]), (left + column * side, top + row * side)
+            gap = 1 if named else 0
+            draw.rectangle((*corner, corner[0] + side - 1 - gap, corner[1] + side - 1 - gap), fill=_mixed(share))
+            if named and counts[row, column]:
+                middle = (corner[0] + (side - 1) / 2, corner[1] + (side - 1) / 2)
+                text, color = str(counts[row, column]), PAPER if share > 0.5 else INK
+                if small.getlength(text) <= side:
+                    draw.text(middle, text, color, small, anchor="mm")
+    return page
+
+
+def draw_curve(found: Probed) -> Image.Image:
+    """Accuracy over the images a class that were learnt from: means, and bars of one standard deviation over folds."""
+    kinds: tuple[Kind, ...] = ("knn", "svm", "logistic")
+    points = {
+        kind: [(float(images), values[kind]) for images, values in found.curve.items()]
+        + [(found.learnt, found.accuracies[kind])]
+        for kind in kinds
+    }
+    places = [images for images, _ in points["knn"]]
+    lowest = min(float(values.mean() - values.std()) for rows in points.values() for _, values in rows)
+    floor = max(0.0, np.floor(lowest * 10 - 1e-9) / 10)
+    page, draw, font, box = _plot(
+        (
+            "Accuracy, by how many images a class were learnt from",
+            f"{len(found.labels)} pictures of {len(found.classes)} classes, {len(found.accuracies['knn'])} folds;"
+            " bars: one standard deviation over them",
+        ),
+        len(kinds),
+    )
+    left, top, right, bottom = box
+    ends = np.log(places[0]), np.log(places[-1])
+
+    def across(images: float) -> float:
+        middle = ends[1] == ends[0]
+        return (
+            (left + right) / 2 if middle else left + (right - left) * (np.log(images) - ends[0]) / (ends[1] - ends[0])
+        )
+
+    def down(accuracy: float) -> float:
+        return bottom - (bottom - top) * (accuracy - floor) / (1 - floor)
+
+    for mark in _marks(floor):
+        draw.line((left, down(mark), right, down(mark)), LINE, SCALE)
+        draw.text((left - 8 * SCALE, down(mark)), f"{mark:.2f}", GREY, font, anchor="rm")
+    before = -np.inf
+    for images in [*places[-1:], *places[:-1]]:  # the last one for certain
+        text = f"{images:.0f}"
+        if images == places[-1] or (across(places[-1]) - across(images) > 40 * SCALE and across(images) > before):
+            draw.text((across(images), bottom + 8 * SCALE), text, GREY, font, anchor="ma")
+            before = -np.inf if images == places[-1] else across(images) + 30 * SCALE
+    for place, (kind, rows) in enumerate(points.items(), start=-1):
+        color = COLORS[kind]
+        line = [(across(images) + place * 4 * SCALE, down(float(values.mean()))) for images, values in rows]
+        draw.line([xy for point in line for xy in point], color, 2 * SCALE, joint="curve")
+        for (x, y), (_, values) in zip(line, rows, strict=True):
+            low, high = (down(float(np.clip(values.mean() + sign * values.std(), floor, 1))) for sign in (-1, 1))
+            draw.line((x, low, x, high), color, SCALE)
+            draw.ellipse((x - 4 * SCALE, y - 4 * SCALE, x + 4 * SCALE, y + 4 * SCALE), fill=color)
+    texts = [f"{WORDS[kind]} {found.accuracies[kind].mean():.3f}" for kind in kinds]
+    return _with_legend(page, draw, font, box, texts, [COLORS[kind] for kind in kinds])
+
+
+def draw_pairs(pairs: Pairs) -> Image.Image:
+    """Histograms of pairs within classes and between them, each as shares of its own pairs."""
+    words = "Euclidean distances" if pairs.measure == "distance" else "Cosine similarities"
+    page, draw, font, box = _plot(
+        (
+            f"{words} of vectors, within classes and between them",
+            f"all pairs of {pairs.pictures} pictures; heights are shares of the pairs of a colour",
+        ),
+        2,
+    )
+    left, top, right, bottom = box
+    shares = [counts / max(counts.sum(), 1) for counts in (pairs.within, pairs.between)]
+    highest = max(share.max() for share in shares)
+    step = (right - left) / len(pairs.within)
+    for share, color in zip(shares, (BAR, BETWEEN), strict=True):
+        mask = Image.new("L", page.size)
+        brush = ImageDraw.Draw(mask)
+        outline: list[tuple[float, float]] = [(left, bottom)]
+        for number, value in enumerate(share.tolist()):
+            height, x = bottom - (bottom - top) * value / highest, left + number * step
+            if value:
+                brush.rectangle((round(x), round(height), round(x + step) - 1, bottom), fill=110)
+            outline += [(x, height), (x + step, height)]
+        page.paste(color, mask=mask)
+        draw.line([xy for point in [*outline, (right, bottom)] for xy in point], color, 2 * SCALE)
+    draw.line((left, bottom, right, bottom), GREY, SCALE)
+    for mark in np.linspace(0, len(shares[0]), 5).round().astype(int).tolist():
+        draw.text((left + mark * step, bottom + 8 * SCALE), f"{pairs.edges[mark]:.3g}", GREY, font, anchor="ma")
+    texts = [
+        f"{name}: mean {mean:.3g}, {int(counts.sum())} pairs"
+        for name, mean, counts in zip(("within", "between"), pairs.means, (pairs.within, pairs.between), strict=True)
+    ]
+    return _with_legend(page, draw, font, box, texts, [BAR, BETWEEN])
+
+
+def _plot(
+    lines: Sequence[str], entries: int
+) -> tuple[Image.Image, ImageDraw.ImageDraw, ImageFont.FreeTypeFont | ImageFont.ImageFont, tuple[int, int, int, int]]:
+    """An enlarged page under lines of words, its pen and letters, and (left, top, right, bottom) of the plot."""
+    margin, width, high = 28 * SCALE, WIDTH * SCALE, WIDTH * SCALE * 3 // 8
+    font, large = _font(14 * SCALE), _font(17 * SCALE)
+    top = margin // 2 + 24 * SCALE * len(lines) + 20 * SCALE
+    page = Image.new("RGB", (width, top + high + 34 * SCALE + 30 * SCALE * (1 if entries else 0)), PAPER)
+    draw = ImageDraw.Draw(page)
+    _write_lines(draw, lines, margin, font, large, SCALE)
+    return page, draw, font, (margin + 30 * SCALE, top, width - margin - 10 * SCALE, top + high)
+
+
+def _with_legend(
+    page: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    box: tuple[int, int, int, int],
+    texts: Sequence[str],
+    colors: Sequence[Color],
+) -> Image.Image:
+    """Colours and their words below the plot; the page in its own size."""
+    left, _, right, bottom = box
+    y, size = bottom + 45 * SCALE, 12 * SCALE
+    for number, (text, color) in enumerate(zip(texts, colors, strict=True)):
+        x = left + number * (right - left) // len(texts)
+        draw.rectangle((x, y - size // 2, x + size, y + size // 2), fill=color)
+        draw.text((x + size + 6 * SCALE, y), text, INK, font, anchor="lm")
+    return page.resize((page.width // SCALE, page.height // SCALE), Image.Resampling.LANCZOS)
+
+
+def _write_lines(
+    draw: ImageDraw.ImageDraw,
+    lines: Sequence[str],
+    margin: int,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    large: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    scale: int = 1,
+) -> None:
+    for number, text in enumerate(lines):
+        draw.text((margin, margin // 2 + 24 * scale * number), text, GREY if number else INK, font if number else large)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
+
+
+def _mixed(share: float) -> Color:
+    """From paper, at 0, to the colour of bars; a little is seen already."""
+    if share == 0:
+        return NOTHING
+    strength = 0.08 + 0.92 * share
+    mixed: NDArray[np.float64] = np.array(PAPER) * (1 - strength) + np.array(BAR) * strength
+    red, green, blue = mixed.round().astype(int).tolist()
+    return red, green, blue
+
+
+def _marks(floor: float) -> list[float]:
+    """Five or so round numbers from the floor to 1."""
+    step = next(step for step in (0.02, 0.05, 0.1, 0.2) if (1 - floor) / step <= 6 or step == 0.2)
+    first = int(np.ceil(floor / step - 1e-9))
+    return [number * step for number in range(first, round(1 / step) + 1)]
