@@ -69,7 +69,7 @@ def classify(
         network: in eval mode, with its card, as `load` gives it; or an `engine` of one.
         images: whatever `read_picture` takes: files, `PIL.Image`s, arrays (H, W, 3), tensors (3, H, W), RGB, 0 to 255;
             one of them alone is a list of one. `find_pictures` lists those of a folder.
-        top: how many classes to return for each.
+        top: how many classes to return for each; all where there are fewer.
         only: a target, as for `heatmap`: leave out all classes that are not of it. The probabilities stay those among
             all of the network's classes and do not add up to 1 again: of a cat, the most probable dog has nearly none.
         max_pixels: refuse files of more pixels; 178,956,970 by default.
@@ -122,7 +122,7 @@ def classify_each(
         A generator of one `Classified` per picture, in the order given; `close()` stops it early.
 
     Raises:
-        ValueError: at once, when the network has no card, no head, or is in training mode, `top` is out of range, or
+        ValueError: at once, when the network has no card, no head, or is in training mode, `top` is below 1, or
             `only` is not known; later, when the outputs are no probabilities.
 
     >>> from convnets_torch import load
@@ -133,8 +133,8 @@ def classify_each(
     """
     card = card_of(network)
     listed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
-    if not 1 <= top <= card.classes:
-        raise ValueError(f"top is {top}, but the network has {card.classes} classes; give 1 to {card.classes}")
+    if top < 1:
+        raise ValueError(f"top is {top}; give 1 or more")
     rows = predict(network, images, exact=True, max_pixels=max_pixels, allow_truncated=allow_truncated)
     return _classified(rows, card, top, listed)
 

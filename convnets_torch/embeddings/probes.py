@@ -7,6 +7,7 @@ values first (mean 0, deviation 1), by what the pictures they learn from have.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -152,7 +153,8 @@ def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Callable[[int,
     check_folds(labelled, folds)
     _check_vectors(labelled)
     vectors, labels = labelled.vectors.astype(np.float64), labelled.labels
-    parts = list(StratifiedKFold(folds, shuffle=True, random_state=SEED).split(np.zeros(len(labels)), labels))
+    with _quiet():
+        parts = list(StratifiedKFold(folds, shuffle=True, random_state=SEED).split(np.zeros(len(labels)), labels))
     sizes, size = [], FIRST
     while size <= min(int(np.bincount(labels[learnt]).min()) for learnt, _ in parts):
         sizes.append(size)
@@ -289,16 +291,21 @@ def _side_by_side(answer: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator
 
     Source: measured; on two busy cores logistic regression of 1,437 vectors took 12 s in two threads, 0.6 s in one.
     """
-    from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    with (
-        threadpool_limits(1),
-        warnings.catch_warnings(),
-        ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool,
-    ):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # `_converged` tells
+    with threadpool_limits(1), _quiet(), ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
         try:
             yield from pool.map(answer, jobs)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what scikit-learn says of fits that were given up, which `_converged` tells, and of few pictures."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        yield

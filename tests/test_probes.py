@@ -1,0 +1,193 @@
+"""Probes of vectors: cross-validation without leaks, learning curves, linear ones in numbers, pairs, and refusals."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+
+from convnets_torch.embeddings.probe_features import LabelledVectors
+from convnets_torch.embeddings.probe_pairs import count_pairs
+from convnets_torch.embeddings.probe_pictures import draw_confusion, draw_curve, draw_pairs
+from convnets_torch.embeddings.probes import fit_probe, probe
+
+NAMES = ("ant", "bee", "cat")
+SKLEARN = {  # what the module says that it takes, in scikit-learn's own words
+    "knn": KNeighborsClassifier(5, metric="cosine"),
+    "svm": LinearSVC(C=0.01, dual=True, tol=0.1, max_iter=10_000, random_state=0),
+    "logistic": LogisticRegression(C=0.1, max_iter=1000),
+}
+
+
+def made(counts=(30, 24, 40), values=6, apart=1.5, seed=0) -> LabelledVectors:
+    """Clouds around points, with values of very unequal sizes, one of which never changes."""
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    vectors = generator.normal(size=(len(labels), values)) + apart * np.eye(values)[labels]
+    vectors = vectors * 10.0 ** np.arange(-2, values - 2) + 3
+    vectors[:, -1] = 7
+    order = generator.permutation(len(labels))
+    return LabelledVectors(vectors[order].astype(np.float32), labels[order], NAMES[: len(counts)])
+
+
+@pytest.fixture(scope="module")
+def found():
+    return probe(made())
+
+
+@pytest.mark.parametrize("kind", SKLEARN)
+def test_each_picture_is_classified_by_what_the_other_folds_teach(found, kind):
+    labelled = made()
+    wanted = cross_val_predict(
+        make_pipeline(StandardScaler(), SKLEARN[kind]),
+        labelled.vectors.astype(np.float64),
+        labelled.labels,
+        cv=StratifiedKFold(5, shuffle=True, random_state=0),
+    )
+    np.testing.assert_array_equal(found.predicted[kind], wanted)
+    right = found.confusion(kind).trace() / len(wanted)
+    assert right == (wanted == labelled.labels).mean()
+    assert abs(found.accuracies[kind].mean() - right) < 0.01  # folds are of nearly equal size
+    np.testing.assert_array_equal(found.confusion(kind).sum(1), labelled.counts)
+
+
+def test_what_cannot_be_learnt_is_guessed():
+    """Vectors without any class in them, as many values as pictures: a leak would make them certain."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 60)
+    noise = LabelledVectors(generator.normal(size=(120, 120)).astype(np.float32), labels, NAMES[:2])
+    found = probe(noise)
+    for values in found.accuracies.values():
+        assert 0.3 < values.mean() < 0.7
+    assert found.chance == 0.5
+
+
+def test_learning_curves_double_and_more_images_teach_more(found):
+    assert list(found.curve) == [5, 10]  # the smallest class leaves 19 or 20 of its 24; 20 not in every fold
+    assert found.learnt == pytest.approx(94 * 0.8 / 3)
+    many = probe(made((220, 220, 220)), 4)
+    assert list(many.curve) == [5, 10, 20, 40, 80, 160]
+    for kind in SKLEARN:
+        assert many.curve[5][kind].mean() < many.curve[160][kind].mean()
+    assert probe(made((6, 6, 6)), 2).curve == {}
+
+
+def test_the_same_call_gives_the_same_figures(found):
+    assert probe(made()).to_dict() == found.to_dict()
+
+
+def test_progress_counts_every_fit():
+    told = []
+    probe(made(), 3, progress=lambda done, whole: told.append((done, whole)))
+    assert told == [(number, 27) for number in range(1, 28)]  # 3 kinds, 3 folds, 5 and 10 images and all
+
+
+@pytest.mark.parametrize("counts", [(30, 24), (30, 24, 40)])
+def test_logistic_regression_in_numbers_gives_the_probabilities_of_scikit_learn(counts):
+    labelled = made(counts)
+    vectors = labelled.vectors.astype(np.float64)
+    pipeline = make_pipeline(StandardScaler(), SKLEARN["logistic"]).fit(vectors, labelled.labels)
+    logits = fit_probe(labelled, "logistic").logits(vectors)
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(powers / powers.sum(1, keepdims=True), pipeline.predict_proba(vectors), atol=1e-9)
+
+
+@pytest.mark.parametrize("counts", [(30, 24), (30, 24, 40)])
+def test_a_support_vector_machine_in_numbers_gives_its_decisions(counts):
+    labelled = made(counts)
+    vectors = labelled.vectors.astype(np.float64)
+    pipeline = make_pipeline(StandardScaler(), SKLEARN["svm"]).fit(vectors, labelled.labels)
+    wanted = pipeline.decision_function(vectors)
+    if wanted.ndim == 1:
+        wanted = np.stack([-wanted, wanted], 1)
+    logits = fit_probe(labelled, "svm").logits(vectors)
+    np.testing.assert_allclose(logits, wanted, atol=1e-9)
+    np.testing.assert_array_equal(logits.argmax(1), pipeline.predict(vectors))
+
+
+@pytest.mark.parametrize("measure", ["distance", "similarity"])
+def test_pairs_are_counted_once_each(measure):
+    labelled = made()
+    vectors = labelled.vectors.astype(np.float64)
+    wanted = {True: [], False: []}
+    for i in range(len(vectors)):
+        for j in range(i):
+            one, other = vectors[i], vectors[j]
+            cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+            value = np.linalg.norm(one - other) if measure == "distance" else cosine
+            wanted[labelled.labels[i] == labelled.labels[j]].append(value)
+    pairs = count_pairs(labelled, measure, bins=13)
+    assert pairs.within.sum() == len(wanted[True]) == 30 * 29 / 2 + 24 * 23 / 2 + 40 * 39 / 2
+    assert pairs.between.sum() == len(wanted[False])
+    np.testing.assert_allclose(pairs.means, (np.mean(wanted[True]), np.mean(wanted[False])), rtol=1e-6)
+    every = wanted[True] + wanted[False]
+    np.testing.assert_allclose(pairs.edges[[0, -1]], (min(every), max(every)), rtol=1e-6)
+    moved = np.abs(pairs.within - np.histogram(wanted[True], pairs.edges)[0]).sum()
+    assert moved <= 2  # on an edge float32 may round to the other side
+
+
+def test_of_many_pictures_some_are_drawn_for_the_pairs():
+    pairs = count_pairs(made((300, 300)), "distance", most=100)
+    assert pairs.pictures == 100
+    assert pairs.within.sum() + pairs.between.sum() == 100 * 99 / 2
+
+
+def test_a_cell_of_the_confusion_is_darker_the_larger_its_share(found):
+    counts = found.confusion("logistic")
+    image = np.asarray(draw_confusion(found, "logistic")).astype(int)
+    left, top = image.shape[1], image.shape[0] - 20 - 3 * 48  # three cells of 48 pixels above a margin of 20
+    dark = [[x for x in range(left) if image[top + 48 * row + 3, x].sum() < 765 - 10] for row in range(3)]
+    left = min(min(columns) for columns in dark)
+    brightness = np.array(
+        [[image[top + 48 * row + 4, left + 48 * column + 4].sum() for column in range(3)] for row in range(3)]
+    )
+    shares = counts / counts.sum(1, keepdims=True)
+    order = np.argsort(shares.ravel(), kind="stable")
+    assert (np.diff(brightness.ravel()[order]) <= 0).all()
+    assert brightness.min() < 500
+
+
+def test_pictures_are_drawn_for_the_least_and_for_many_classes(found):
+    assert draw_curve(found).width == 800
+    alone = probe(made((4, 4)), 2)
+    assert draw_curve(alone).size == draw_curve(found).size  # one point for each, and no curve
+    assert draw_pairs(count_pairs(made((4, 4)), "similarity")).width == 800
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(300), 2)
+    names = tuple(f"a class with a long name, number {number}" for number in range(300))
+    many = probe(LabelledVectors(generator.normal(size=(600, 4)).astype(np.float32), labels, names), 2)
+    assert draw_confusion(many, "knn").height < 2600
+
+
+def test_what_cannot_be_learnt_from_is_refused_in_one_sentence(monkeypatch):
+    one = LabelledVectors(np.zeros((4, 2), np.float32), np.zeros(4, np.int64), ("ant",))
+    with pytest.raises(ValueError, match=r"one class alone \(ant\), so nothing to tell apart"):
+        probe(one)
+    with pytest.raises(ValueError, match=r"1 of 3 classes have fewer usable pictures \(bee: 4\) than the 5 folds; add"):
+        probe(made((9, 4, 8)))
+    with pytest.raises(ValueError, match=r"1 of 2 classes have fewer usable pictures \(bee: 0\) than the one"):
+        fit_probe(LabelledVectors(np.zeros((4, 2), np.float32), np.zeros(4, np.int64), ("ant", "bee")), "svm")
+    with pytest.raises(ValueError, match="1 folds leave nothing to learn from; give 2 or more"):
+        probe(made(), 1)
+    with pytest.raises(ValueError, match="'knn' is no linear classifier; known: svm, logistic"):
+        fit_probe(made(), "knn")
+    broken = made()
+    broken.vectors[3, 2] = np.nan
+    with pytest.raises(ValueError, match="vectors are NaN or infinite"):
+        probe(broken)
+    with pytest.raises(ValueError, match=r"vectors are \(3, 2\), but there are 4 labels"):
+        probe(LabelledVectors(np.zeros((3, 2), np.float32), np.array([0, 0, 1, 1]), ("ant", "bee")), 2)
+    with pytest.raises(ValueError, match="unknown measure 'angle'; known: distance, similarity"):
+        count_pairs(made(), "angle")
+    with pytest.raises(ValueError, match="there are no pairs within classes"):
+        count_pairs(LabelledVectors(np.eye(2, dtype=np.float32), np.array([0, 1]), ("ant", "bee")), "distance")
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match=r"probes need scikit-learn .*: pip install 'convnets-torch\[probes\]'"):
+        probe(made())
