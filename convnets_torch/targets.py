@@ -34,7 +34,8 @@ def find_target(card: Card, target: str | int) -> Target:
     Args:
         card: of the weights; it says whose classes they are.
         target: a class id; with ImageNet's classes also a wnid ("n02084071"), a word ("dog") or a WordNet name
-            ("dog.n.01"), each of which means its whole branch of the tree; with a user's own, a class name. Or
+            ("dog.n.01"), each of which means its whole branch of the tree; with a user's own, a class name, before an
+            id where a class is called by a number ("7"). Or
             several of these with signs between blanks, from left to right: "dog - hunting dog + wolf" (`algebra`).
 
     Raises:
@@ -56,7 +57,7 @@ def find_target(card: Card, target: str | int) -> Target:
 
 def _own_class(names: list[str], target: str | int) -> tuple[str, list[int]]:
     """The name and the id of a user's own class, given by either."""
-    if str(target).isdecimal() and int(target) < len(names):
+    if target not in names and str(target).isdecimal() and int(target) < len(names):
         return names[int(target)], [int(target)]
     if target not in names:
         known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

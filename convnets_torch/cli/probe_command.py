@@ -75,6 +75,8 @@ def probe(
         found = find_classes(folder)
     check_counts({name: len(pictures) for name, pictures in found.items()}, folds)
     if report is not None:
+        if report.exists() and not report.is_dir():
+            raise NotADirectoryError(f"{report} is not a folder; name one for the report")
         report.mkdir(parents=True, exist_ok=True)
         for name in REPORT:
             check_writable(report / name)
