@@ -117,6 +117,9 @@ def test_a_users_own_classes_are_targets_by_name_and_id(network):
     card = replace(network.card, arguments={"classes": 3}, class_names=("bee", "wasp", "7"))
     assert find_target(card, "wasp") == Target("wasp", None, (1,))
     assert find_target(card, 0) == find_target(card, "0") == Target("bee", None, (0,))
+    digits = replace(card, class_names=("1", "2", "7"))  # a name goes before an id
+    assert find_target(digits, "1") == Target("1", None, (0,))
+    assert find_target(digits, 1) == find_target(digits, "2") == Target("2", None, (1,))
     with pytest.raises(ValueError, match=r"'dog' is none of the 3 classes \(bee, wasp, 7\); give a name or an id"):
         find_target(card, "dog")
     with pytest.raises(ValueError, match="3 is none of the 3 classes"):
