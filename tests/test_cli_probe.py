@@ -49,7 +49,9 @@ def test_a_folder_of_classes_becomes_figures_pictures_and_weights(command, cache
     assert figures["chosen"] == max(("logistic", "svm"), key=lambda kind: figures["accuracy"][kind]["mean"])
     assert sum(map(sum, figures["confusion"]["knn"])) == 36
     assert len(figures["accuracy"]["svm"]["folds"]) == 3
-    assert accuracies.startswith(f"{figures['accuracy']['knn']['mean']:.3f} +/- {figures['accuracy']['knn']['spread']:.3f}")
+    assert accuracies.startswith(
+        f"{figures['accuracy']['knn']['mean']:.3f} +/- {figures['accuracy']['knn']['spread']:.3f}"
+    )
     written = json.loads((report / "report.json").read_text())
     assert {key: written[key] for key in figures} == figures
     assert sum(written["distances"]["within"]["counts"]) == 3 * 12 * 11 / 2

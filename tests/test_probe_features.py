@@ -83,7 +83,7 @@ def test_the_cache_knows_what_made_a_vector(weights, folder, tmp_path):
     first = embed_classes(network, folder, cache=cache)
     other = load(weights, mapped=False)
     with torch.no_grad():
-        other.features[0].bias += 0.5
+        next(other.parameters()).add_(0.5)
     second = embed_classes(other, folder, cache=cache)
     assert second.computed == 15
     assert not np.allclose(second.vectors, first.vectors)
@@ -164,7 +164,9 @@ def test_folders_that_are_no_classes_are_refused_in_one_sentence(weights, folder
         find_classes(folder / "ant")
     (folder / "dog").mkdir()
     (folder / "eel").mkdir()
-    with pytest.raises(ValueError, match=r"2 of 5 sub-folders hold no pictures \(dog, eel\); fill them, or remove them"):
+    with pytest.raises(
+        ValueError, match=r"2 of 5 sub-folders hold no pictures \(dog, eel\); fill them, or remove them"
+    ):
         find_classes(folder)
     (tmp_path / "one" / ".hidden").mkdir(parents=True)
     shutil.copytree(folder / "bee", tmp_path / "one" / "bee")

@@ -27,7 +27,7 @@ from convnets_torch.runtime import prepare
 from convnets_torch.weights import load, save
 
 HIDDEN = {"widths": (8, 16, 32, 64, 64), "hidden": (24, 40)}
-ARGUMENTS = {
+ARGUMENTS: dict = {
     "alexnet": ("alexnet", {"classes": 10, "widths": (12, 32, 48, 48, 32), "hidden": (24, 40)}, 40),
     "lite": ("efficientnet_lite0", {"classes": 10, "widths": (4, 2, 3, 5, 10, 14, 24, 40, 160)}, 160),
     "inception": ("inception_v3", {"classes": 10, "widths": tuple(width // 8 for width in inception.WIDTHS)}, 256),
@@ -141,7 +141,9 @@ def test_digits_held_out_get_scikit_learns_probabilities_everywhere(lite_weights
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     for path, row in zip(paths[::3], wanted[::3], strict=True):
         with Image.open(path) as image:  # what the network classifies: the centre of it, in the network's own size
-            image.convert("RGB").resize((256, 256), Image.Resampling.BICUBIC).crop((16, 16, 240, 240)).save(tmp_path / "c.png")
+            image.convert("RGB").resize((256, 256), Image.Resampling.BICUBIC).crop((16, 16, 240, 240)).save(
+                tmp_path / "c.png"
+            )
         for digit, chance in zip(digits, row, strict=True):
             cells = heatmap(mine, tmp_path / "c.png", digits.index(digit)).values
             assert cells.shape == (1, 1)

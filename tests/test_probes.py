@@ -116,7 +116,7 @@ def test_a_support_vector_machine_in_numbers_gives_its_decisions(counts):
 def test_pairs_are_counted_once_each(measure):
     labelled = made()
     vectors = labelled.vectors.astype(np.float64)
-    wanted = {True: [], False: []}
+    wanted: dict = {True: [], False: []}
     for i in range(len(vectors)):
         for j in range(i):
             one, other = vectors[i], vectors[j]
@@ -177,7 +177,7 @@ def test_what_cannot_be_learnt_from_is_refused_in_one_sentence(monkeypatch):
     with pytest.raises(ValueError, match="1 folds leave nothing to learn from; give 2 or more"):
         probe(made(), 1)
     with pytest.raises(ValueError, match="'knn' is no linear classifier; known: svm, logistic"):
-        fit_probe(made(), "knn")
+        fit_probe(made(), "knn")  # type: ignore[arg-type]
     broken = made()
     broken.vectors[3, 2] = np.nan
     with pytest.raises(ValueError, match="vectors are NaN or infinite"):
@@ -185,7 +185,7 @@ def test_what_cannot_be_learnt_from_is_refused_in_one_sentence(monkeypatch):
     with pytest.raises(ValueError, match=r"vectors are \(3, 2\), but there are 4 labels"):
         probe(LabelledVectors(np.zeros((3, 2), np.float32), np.array([0, 0, 1, 1]), ("ant", "bee")), 2)
     with pytest.raises(ValueError, match="unknown measure 'angle'; known: distance, similarity"):
-        count_pairs(made(), "angle")
+        count_pairs(made(), "angle")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there are no pairs within classes"):
         count_pairs(LabelledVectors(np.eye(2, dtype=np.float32), np.array([0, 1]), ("ant", "bee")), "distance")
     monkeypatch.setitem(sys.modules, "sklearn", None)

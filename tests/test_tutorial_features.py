@@ -6,7 +6,6 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from convnets_torch.weights import load
@@ -14,7 +13,6 @@ from convnets_torch.weights import load
 PAGE = (Path(__file__).parent.parent / "docs" / "tutorial-features.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_the_tutorial_runs_from_the_first_line_to_the_last(tmp_path, monkeypatch, cache, capsys, command):
     monkeypatch.chdir(tmp_path)
     names: dict = {}

@@ -22,7 +22,7 @@ LINE: Color = (225, 225, 225)
 NOTHING: Color = (247, 247, 247)
 WIDTH = 800
 SCALE = 2  # drawn so many times larger, so that slanted lines are smooth
-MOST_SIDE = 2400  # pixels of the cells of a confusion, together
+MOST_SIDE = 1200  # pixels of the cells of a confusion, together
 NAMED = 14  # pixels of a cell that leave room for letters
 
 

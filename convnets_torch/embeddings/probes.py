@@ -140,7 +140,7 @@ def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Callable[[int,
     >>> labels = np.repeat([0, 1, 2], 20)
     >>> vectors = (generator.normal(size=(60, 8)) + 3 * np.eye(8)[labels]).astype(np.float32)
     >>> found = probe(LabelledVectors(vectors, labels, ("ant", "bee", "cat")), folds=4)
-    >>> sorted(found.accuracies), found.confusion("logistic").sum(), list(found.curve), found.learnt
+    >>> sorted(found.accuracies), int(found.confusion("logistic").sum()), list(found.curve), found.learnt
     (['knn', 'logistic', 'svm'], 60, [5, 10], 15.0)
     >>> bool(found.accuracies["logistic"].mean() > 0.9)
     True
