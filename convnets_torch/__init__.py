@@ -23,10 +23,16 @@ if TYPE_CHECKING:
     from convnets_torch.classification import Prediction as Prediction
     from convnets_torch.classification import classify as classify
     from convnets_torch.classification import classify_each as classify_each
+    from convnets_torch.embeddings.duplicates import Leak as Leak
+    from convnets_torch.embeddings.duplicates import find_duplicates as find_duplicates
+    from convnets_torch.embeddings.duplicates import find_leaks as find_leaks
     from convnets_torch.embeddings.extraction import Embedded as Embedded
     from convnets_torch.embeddings.extraction import Embedder as Embedder
     from convnets_torch.embeddings.extraction import embed as embed
     from convnets_torch.embeddings.extraction import embed_each as embed_each
+    from convnets_torch.embeddings.index import Indexed as Indexed
+    from convnets_torch.embeddings.index import index_pictures as index_pictures
+    from convnets_torch.embeddings.nearest import nearest as nearest
     from convnets_torch.embeddings.pooling import pooled as pooled
     from convnets_torch.embeddings.probe_features import LabelledVectors as LabelledVectors
     from convnets_torch.embeddings.probe_features import embed_classes as embed_classes
@@ -41,6 +47,10 @@ if TYPE_CHECKING:
     from convnets_torch.embeddings.probes import Probed as Probed
     from convnets_torch.embeddings.probes import fit_probe as fit_probe
     from convnets_torch.embeddings.probes import probe as probe
+    from convnets_torch.embeddings.searching import Index as Index
+    from convnets_torch.embeddings.searching import Match as Match
+    from convnets_torch.embeddings.searching import Matches as Matches
+    from convnets_torch.embeddings.searching import recall as recall
     from convnets_torch.embeddings.vector_files import SavedVectors as SavedVectors
     from convnets_torch.embeddings.vector_files import save_vectors as save_vectors
     from convnets_torch.engines import Engine as Engine
@@ -127,13 +137,17 @@ _HOMES = {
     "convnets_torch.adoption": ("densify",),
     "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
+    "convnets_torch.embeddings.duplicates": ("Leak", "find_duplicates", "find_leaks"),
     "convnets_torch.embeddings.extraction": ("Embedded", "Embedder", "embed", "embed_each"),
+    "convnets_torch.embeddings.index": ("Indexed", "index_pictures"),
+    "convnets_torch.embeddings.nearest": ("nearest",),
     "convnets_torch.embeddings.pooling": ("pooled",),
     "convnets_torch.embeddings.probe_features": ("LabelledVectors", "embed_classes", "find_classes"),
     "convnets_torch.embeddings.probe_heads": ("with_probe",),
     "convnets_torch.embeddings.probe_pairs": ("Pairs", "count_pairs"),
     "convnets_torch.embeddings.probe_pictures": ("draw_confusion", "draw_curve", "draw_pairs"),
     "convnets_torch.embeddings.probes": ("LinearProbe", "Probed", "fit_probe", "probe"),
+    "convnets_torch.embeddings.searching": ("Index", "Match", "Matches", "recall"),
     "convnets_torch.embeddings.vector_files": ("SavedVectors", "save_vectors"),
     "convnets_torch.engines": ("Engine", "engine"),
     "convnets_torch.explain.activations": ("record_activations",),

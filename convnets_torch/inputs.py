@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from convnets_torch.decoders import batch_decoder, jpeg_decoder
@@ -49,6 +50,7 @@ class Input:
         encoded: a file that is to be decoded on the device.
         error: why the picture cannot be used.
         remarks: on it.
+        seen: what `look` made of it.
     """
 
     pixels: Pixels | None = None
@@ -56,6 +58,7 @@ class Input:
     encoded: Encoded | None = None
     error: Exception | None = None
     remarks: tuple[str, ...] = ()
+    seen: object = None
 
 
 class Inputs:
@@ -68,6 +71,7 @@ class Inputs:
         exact: decode every file at its whole scale.
         torchcodec: decode JPEG files by torchcodec: there too where `on_device`, else in threads.
         max_pixels, allow_truncated: as in `read_picture`.
+        look: called in a thread with each decoded picture; then no file is decoded on the device.
 
     Raises:
         ImportError: torchcodec cannot be used.
@@ -83,11 +87,13 @@ class Inputs:
         torchcodec: bool = False,
         max_pixels: int | None = None,
         allow_truncated: bool = False,
+        look: Callable[[Image.Image], object] | None = None,
     ) -> None:
         least = least_size(rule)
         self._rule, self._device = rule, device
         self._on_device = on_device and least is not None
-        there = torchcodec and self._on_device
+        self._look = look
+        there = torchcodec and self._on_device and look is None
         in_threads = torchcodec and not there
         self._reading = Reading(
             rule.exif,
@@ -112,12 +118,13 @@ class Inputs:
             return Input(error=error.with_traceback(None))  # whose frames would keep pixels
 
     def _of(self, found: Upright) -> Input:
+        looked = None if self._look is None else self._look(found.image)
         if self._on_device:
             seen, cut = self._seen((found.image.height, found.image.width), found.part)
             if (seen[2] - seen[0]) * (seen[3] - seen[1]) <= MOST_SENT * prod(self._rule.shape):
                 image = found.image if seen == (0, 0, *found.image.size) else found.image.crop(seen)
-                return Input(np.asarray(image), cut, remarks=found.remarks)
-        return Input(crop_image(found.image, self._rule, found.part), remarks=found.remarks)
+                return Input(np.asarray(image), cut, remarks=found.remarks, seen=looked)
+        return Input(crop_image(found.image, self._rule, found.part), remarks=found.remarks, seen=looked)
 
     def _seen(self, size: Pair, part: tuple[float, float] | None = None) -> tuple[tuple[int, int, int, int], Cut]:
         """The pixels that are needed of an image of (height, width), and what of these is to be resized.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from convnets_torch.ahead import THREADS, ahead, each_of
@@ -52,12 +53,14 @@ class Predicted:
         logits: (classes,) float32 on the CPU; None where there is an error.
         error: why the picture could not be used (OSError, ValueError), else None.
         remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
+        seen: what `look` returned for it; None where there is none, or an error.
     """
 
     picture: Picture
     logits: Tensor | None
     error: Exception | None = None
     remarks: tuple[str, ...] = ()
+    seen: Any = None
 
 
 def predict(
@@ -71,6 +74,7 @@ def predict(
     allow_truncated: bool = False,
     decoder: Decoder = "pillow",
     resize: Resizing = "auto",
+    look: Callable[[Image.Image], object] | None = None,
 ) -> Generator[Predicted, None, None]:
     """The logits of any number of pictures; one that cannot be used does not stop the others.
 
@@ -99,6 +103,9 @@ def predict(
             CPU the same to the bit, and slower. Pillow resizes all the same where the card picks nearest pixels, for
             the presets of convnets-keras, and pictures of which more than 25 pixels would be sent for each one of the
             input. "auto" is "device" on CUDA without `exact`, else "pillow".
+        look: called in the thread that decodes with each picture, upright and RGB, before it is cropped; JPEG files may
+            be there at a fraction of their scale. What it returns is `seen` of the row. Files are then decoded in
+            threads, not on the device.
 
     Returns:
         A generator of one `Predicted` per picture, in the order given; results come in bursts. `close()` stops it early
@@ -139,6 +146,7 @@ def predict(
         torchcodec=decoder == "torchcodec",
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
+        look=look,
     )
     size = batch_for(network) if batch == "auto" else batch
     entries = ahead(each_of(pictures), inputs.prepared, most=BATCHES_AHEAD * size, threads=workers or THREADS)
@@ -155,7 +163,8 @@ def _predicted(
         for group, logits in runner.run(_groups(entries, size)):
             rows = iter(logits)
             for picture, entry in group:
-                yield Predicted(picture, None if entry.error else next(rows).clone(), entry.error, entry.remarks)
+                logits_of_it = None if entry.error else next(rows).clone()
+                yield Predicted(picture, logits_of_it, entry.error, entry.remarks, entry.seen)
 
 
 def _groups(entries: Iterable[tuple[Picture, Input]], size: int) -> Iterator[Group]:

@@ -13,15 +13,18 @@ from convnets_torch.cli import (
     activations_command,
     audit_command,
     doctor_command,
+    duplicates_command,
     embed_command,
     explain_command,
     export_command,
     filters_command,
     gradcam_command,
     heatmap_command,
+    index_command,
     layers_command,
     picture_commands,
     probe_command,
+    search_command,
     synset_commands,
     weights_commands,
 )
@@ -44,6 +47,9 @@ app.command()(explain_command.explain)
 app.command()(export_command.export)
 app.command()(embed_command.embed)
 app.command()(probe_command.probe)
+app.command()(index_command.index)
+app.command()(search_command.search)
+app.command()(duplicates_command.duplicates)
 app.command()(layers_command.layers)
 app.command()(activations_command.activations)
 app.command()(filters_command.filters)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, overload
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,6 +39,7 @@ class Embedded:
             there is an error.
         error: why the picture could not be used (OSError, ValueError), else None.
         remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
+        seen: what `look` returned for it; None where there is none, or an error.
     """
 
     picture: Picture
@@ -45,6 +47,7 @@ class Embedded:
     logits: Tensor | None = None
     error: Exception | None = None
     remarks: tuple[str, ...] = ()
+    seen: Any = None
 
     @property
     def vector(self) -> Tensor | None:
@@ -281,6 +284,7 @@ def embed_each(
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     decoder: Decoder = "pillow",
+    look: Callable[[Image.Image], object] | None = None,
 ) -> Generator[Embedded, None, None]:
     """The vectors of any number of pictures; one that cannot be used does not stop the others.
 
@@ -289,7 +293,7 @@ def embed_each(
     Args:
         network, layer, pool, normalize: as in `embed`; the network has a card.
         logits: give those as well, from the same pass, which then goes through the whole network.
-        pictures, batch, workers, exact, max_pixels, allow_truncated, decoder: as in `predict`.
+        pictures, batch, workers, exact, max_pixels, allow_truncated, decoder, look: as in `predict`.
 
     Returns:
         A generator of one `Embedded` per picture, in the order given; results come in bursts. `close()` stops it early
@@ -320,6 +324,7 @@ def embed_each(
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
         decoder=decoder,
+        look=look,
     )
     return _embedded(embedder, rows)
 
@@ -366,6 +371,7 @@ def _embedded(embedder: Embedder, rows: Generator[Predicted, None, None]) -> Gen
                 {name: vector.clone() for name, vector in vectors.items()},  # which may be kept without the logits
                 None if logits is None else logits.clone(),
                 remarks=row.remarks,
+                seen=row.seen,
             )
 
 

@@ -1,0 +1,383 @@
+"""An index of pictures: their vectors in a table, brought up to date file by file, safe to stop at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from convnets_torch.ahead import ahead
+from convnets_torch.card import Card
+from convnets_torch.embeddings.extraction import Embedded, Embedder, embed_each
+from convnets_torch.embeddings.picture_table import About, PictureTable, check_index, is_local, kind_of
+from convnets_torch.embeddings.pooling import Pool
+from convnets_torch.embeddings.searching import Index
+from convnets_torch.embeddings.thumbnails import thumbnail
+from convnets_torch.files import check_regular, resolved, sha256
+from convnets_torch.folders import find_pictures
+from convnets_torch.networks import Network
+
+ROWS = 1024  # in one commit, at most
+BYTES = 1 << 26  # of their vectors
+SECONDS = 20.0  # from one commit to the next, at most, while rows come
+HASHED_AHEAD = 64  # files
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What indexing did.
+
+    Attributes:
+        index: of all pictures in the table.
+        embedded: files that went through the network.
+        copied: files whose vectors another file with the same content had already.
+        unchanged: files whose rows were right; some of them may have got another time of modification.
+        failed: files that could not be used; their rows say why.
+        vanished: rows whose files are gone.
+    """
+
+    index: Index
+    embedded: int = 0
+    copied: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    vanished: int = 0
+
+
+def index_pictures(
+    network: Network,
+    pictures: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    address: str | os.PathLike[str],
+    layer: str | None = None,
+    pool: Pool = "avg",
+    *,
+    weights: str | os.PathLike[str] = "",
+    hash_all: bool = False,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
+    exact: bool = False,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Indexed:
+    """Bring an index of pictures up to date: a table with a row for each file, of its vector and what it shows.
+
+    Files whose size and time of modification are those of their row are taken as unchanged, without reading them. Of
+    all others the content decides: a file whose sha256 is in the table, under its own path or another, keeps or gets
+    that vector, and the network sees only what is new. Files that could not be used are tried again each time.
+
+    Rows are committed some thousand at a time, at least every 20 seconds. Whoever stops this, in whatever way, loses
+    what came after the last commit, and the next call goes on from there. Rows of files that are gone, from the
+    folders that are named, are marked, not dropped: they keep their vectors, are not searched, and are there again
+    when the file is.
+
+    Args:
+        network: in eval mode, with its card, as `load` gives it, prepared or not; with a head or without.
+        pictures: files, folders and patterns, as `find_pictures` takes them.
+        address: of the index: a folder, which is made if need be, or whatever LanceDB takes, such as
+            "s3://bucket/photos.lance", or "memory://" for one that goes with this process.
+        layer, pool: which vectors, as in `embed`.
+        weights: where the network came from; searching by a picture loads it from there.
+        hash_all: read all files, also those whose size and time of modification are those of their row.
+        batch, workers, exact, max_pixels, allow_truncated: as in `predict`.
+        progress: told how many of how many files are looked at.
+
+    Raises:
+        OSError: a folder has no pictures or cannot be listed; the index cannot be read or written.
+        ValueError: the index has vectors of another network, layer or pool; the layer or the pool is no good, or
+            vectors are NaN or infinite. What was there stays as it was.
+        ImportError: LanceDB is not installed.
+
+    Warns:
+        PictureWarning: other files of a folder were left out.
+
+    >>> from convnets_torch import load
+    >>> network = load("alexnet.safetensors")
+    >>> done = index_pictures(network, ["street.jpg", "none.jpg"], "photos.lance", weights="alexnet.safetensors")
+    >>> done.embedded, done.failed
+    (1, 1)
+    >>> index_pictures(network, "street.jpg", "photos.lance").unchanged
+    1
+    """
+    address = os.fspath(address)
+    names = [pictures] if isinstance(pictures, str | os.PathLike) else list(pictures)
+    found = {_text_of(path): path for path in map(os.path.abspath, find_pictures(names))}  # links stay links
+    embedder = Embedder(network, layer, pool, logits=not isinstance(network, Network) or network.head is not None)
+    if embedder.card is None:
+        raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")
+    table = _table(address, embedder, layer, os.fspath(weights))
+    run = partial(
+        embed_each,
+        network,
+        layer=layer,
+        pool=pool,
+        logits=embedder.logits,
+        batch=batch,
+        workers=workers,
+        exact=exact,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
+        look=thumbnail,
+    )
+    job = _Job(table, embedder.card, found, hash_all)
+    with contextlib.closing(run(job.to_embed(progress))) as rows:
+        try:
+            for row in rows:
+                job.embedded(row)
+        finally:
+            job.commit()
+    job.finish([os.path.abspath(name) for name in names if Path(name).is_dir()])  # noqa: PTH100
+    fresh = Index.of(table) if address.startswith("memory:") else Index.open(address)
+    return Indexed(fresh, **job.counts)
+
+
+def _text_of(path: str) -> str:
+    """A path as text that any file can hold: bytes of its name that are no UTF-8 are written as \\xff."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _table(address: str, embedder: Embedder, layer: str | None, weights: str) -> PictureTable:
+    """The table at an address, made where there is none, or refused where its vectors are of another kind."""
+    if is_local(address):
+        folder = resolved(address)
+        if folder.is_dir() and any(folder.iterdir()):
+            check_index(folder)
+        elif folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{address} is a file, and an index is a folder; name another")
+        elif not folder.parent.is_dir():
+            raise FileNotFoundError(f"folder {folder.parent} does not exist; create it first")
+    assert embedder.card is not None
+    kind = kind_of(embedder.about)
+    try:
+        table = PictureTable.open(address)
+    except FileNotFoundError:
+        weights = weights and (os.path.abspath(weights) if Path(weights).exists() else weights)  # noqa: PTH100
+        about = About(kind, embedder.card.to_json(), layer, embedder.pool, weights, _width(embedder))
+        table = PictureTable.create(address, about)
+    if table.about.kind != kind:
+        held = Card.from_json(table.about.card).network
+        raise ValueError(
+            f"{address} has vectors of another kind ({held}, {table.about.layer or 'last dense layer'},"
+            f" {table.about.pool}) than {embedder.card.network} gives here; index into another folder"
+        )
+    return table
+
+
+def _width(embedder: Embedder) -> int:
+    """How many values a vector has, found by running one empty picture."""
+    assert embedder.card is not None
+    some = next(embedder.parameters())
+    with torch.inference_mode():
+        embedder(torch.zeros(1, 3, *embedder.card.preprocessing.shape, device=some.device, dtype=some.dtype))
+    return embedder.widths[0]
+
+
+@dataclass(frozen=True)
+class _File:
+    """What is known of a file before it is decoded: all None where it cannot be read, and why."""
+
+    path: str
+    sha256: str | None = None
+    size: int | None = None
+    modified: int | None = None
+    error: str | None = None
+    same: bool = False  # size and time are those of the row
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is known of a row before files are looked at."""
+
+    sha256: str | None
+    size: int | None
+    modified: int | None
+    error: str | None
+    vanished: bool
+
+
+class _Job:
+    """Rows on their way into the table. All but `_looked` runs in one thread."""
+
+    def __init__(self, table: PictureTable, card: Card, found: dict[str, str], hash_all: bool) -> None:
+        self._table, self._card, self._found, self._hash_all = table, card, found, hash_all
+        self._known: dict[str, _Row] = {}
+        self._held: set[str] = set()  # contents that have vectors
+        for batch in table.read(["path", "sha256", "size", "modified", "error", "vanished"]):
+            for path, *values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                self._known[path] = row = _Row(*values)
+                if row.error is None and row.sha256 is not None:
+                    self._held.add(row.sha256)
+        self._running: deque[_File] = deque()  # those that embed_each has, in its order
+        self._twins: dict[str, list[_File]] = {}  # content on its way -> the other files that have it
+        self._rows: list[dict[str, Any]] = []
+        self._copies: list[_File] = []  # whose contents have vectors in the table
+        self._again: list[_File] = []  # whose content has lost its row meanwhile
+        self._gone: set[str] = set()  # rows with vectors whose files cannot be read
+        self._last = time.monotonic()
+        self._wrote = False
+        self.counts = {"embedded": 0, "copied": 0, "unchanged": 0, "failed": 0, "vanished": 0}
+
+    def to_embed(self, progress: Callable[[int, int], None] | None) -> Iterator[str]:
+        """The files that the network has to see; what becomes of the others is settled on the way."""
+        with contextlib.closing(ahead(self._found, self._looked, most=HASHED_AHEAD)) as looked:
+            for number, (_, file) in enumerate(looked, start=1):
+                if self._is_new(file):
+                    yield self._begun(file)
+                if progress is not None:
+                    progress(number, len(self._found))
+        self.commit()
+        while self._again:
+            yield self._begun(self._again.pop())
+
+    def _looked(self, path: str) -> _File:
+        """In a thread: the file's size, time and, unless these say enough, its content."""
+        known = self._known.get(path)
+        real = Path(self._found[path])
+        try:
+            check_regular(real)  # which has sentences for what is wrong
+            state = real.stat()
+            file = _File(path, None, state.st_size, state.st_mtime_ns)
+            same = known is not None and (known.size, known.modified) == (file.size, file.modified)
+            if same and known is not None and known.error is None and not self._hash_all:
+                return replace(file, sha256=known.sha256, same=True)
+            return replace(file, sha256=sha256(real), same=same)
+        except OSError as error:
+            return _File(path, error=_reason(real, error))
+
+    def _is_new(self, file: _File) -> bool:
+        """Whether the network has to see a file."""
+        known = self._known.get(file.path)
+        good = known is not None and known.error is None
+        if file.sha256 is None:
+            if good:
+                self._gone.add(file.path)
+            else:
+                self._failed(file, file.error or "")
+            return False
+        if known is not None and good and known.sha256 == file.sha256:
+            self.counts["unchanged"] += 1
+            if not file.same or known.vanished:
+                self._copies.append(file)
+                self._commit_if_due()
+            return False
+        if file.sha256 in self._held:
+            self.counts["copied"] += 1
+            self._copies.append(file)
+            self._commit_if_due()
+            return False
+        if file.sha256 in self._twins:
+            self._twins[file.sha256].append(file)
+            return False
+        return True
+
+    def _begun(self, file: _File) -> str:
+        self._twins.setdefault(file.sha256 or "", [])
+        self._running.append(file)
+        return self._found[file.path]
+
+    def embedded(self, row: Embedded) -> None:
+        """Take what the network gave for the file that began first."""
+        file = self._running.popleft()
+        files = [file, *self._twins.pop(file.sha256 or "", [])]
+        if row.error is not None:
+            for each in files:
+                self._failed(each, str(row.error).replace(file.path, each.path))
+            return
+        class_id, probability = _best(row, self._card)
+        assert row.vector is not None
+        values = {
+            "sha256": file.sha256,
+            "vector": row.vector.numpy(),
+            "class_id": class_id,
+            "probability": probability,
+            "thumbnail": row.seen,
+        }
+        self._held.add(file.sha256 or "")
+        self.counts["embedded"] += 1
+        self.counts["copied"] += len(files) - 1
+        for each in files:
+            self._add(each, values)
+
+    def _failed(self, file: _File, reason: str) -> None:
+        self.counts["failed"] += 1
+        reason = " ".join(reason.split())
+        if self._known.get(file.path) != _Row(file.sha256, file.size, file.modified, reason, False):
+            nothing = dict.fromkeys(("vector", "class_id", "probability", "thumbnail"))
+            self._add(file, {"sha256": file.sha256, "error": reason} | nothing)
+
+    def _add(self, file: _File, values: dict[str, Any]) -> None:
+        place = {"path": file.path, "size": file.size, "modified": file.modified, "vanished": False}
+        self._rows.append({"error": None} | values | place)
+        self._commit_if_due()
+
+    def _commit_if_due(self) -> None:
+        waiting = len(self._rows) + len(self._copies)
+        most = min(ROWS, BYTES // (4 * self._table.about.width) + 1)
+        if waiting >= most or time.monotonic() - self._last > SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Everything that is ready, in one version of the table."""
+        rows = {row["path"]: row for row in self._rows}
+        if self._copies:
+            wanted = {file.sha256 for file in self._copies if file.sha256 is not None}
+            columns = ["sha256", "vector", "class_id", "probability", "thumbnail", "error"]
+            sources = {row["sha256"]: row for row in self._table.rows(columns, "sha256", wanted) if row["vector"]}
+            sources |= {row["sha256"]: row for row in self._rows if row["vector"] is not None}
+            for file in self._copies:
+                source = sources.get(file.sha256)
+                if source is None:
+                    self._again.append(file)
+                    continue
+                place = {"path": file.path, "size": file.size, "modified": file.modified, "vanished": False}
+                rows[file.path] = source | place
+        self._rows, self._copies = [], []
+        if rows:
+            self._table.put(list(rows.values()))
+            self._wrote = True
+        self._last = time.monotonic()
+
+    def finish(self, folders: list[str]) -> None:
+        """Commit what is left and mark what is gone: files that are not in the folders any more, or cannot be read."""
+        self.commit()
+        for path in self._known:
+            if path not in self._found and any(Path(path).is_relative_to(folder) for folder in folders):
+                self._gone.add(path)
+        self.counts["vanished"] = len(self._gone)
+        marked = [path for path in sorted(self._gone) if not self._known[path].vanished]
+        if marked:
+            self._table.mark_vanished(marked)
+        if self._wrote or marked:
+            self._table.optimize()
+
+
+def _reason(path: Path, error: OSError) -> str:
+    """Why a file cannot be read, without Python's error numbers."""
+    try:
+        path.stat()
+    except OSError as other:
+        if other.errno == errno.ELOOP:
+            return f"{path} is a link that leads in a circle"
+    return f"{path}: {error.strerror}" if error.strerror else str(error)
+
+
+def _best(row: Embedded, card: Card) -> tuple[int | None, float | None]:
+    """The most probable class; without a head there is none, and some outputs are no probabilities."""
+    from convnets_torch.classification import probabilities
+
+    if row.logits is None:
+        return None, None
+    if card.activation == "none":
+        return int(row.logits.argmax()), None
+    chances = probabilities(row.logits[None], card)[0]
+    best = int(chances.argmax())
+    return best, float(chances[best])

@@ -1,0 +1,72 @@
+"""Pictures that are not in an index as queries to it: the network that made the index gives their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnets_torch.cache import find
+from convnets_torch.card import read_card
+from convnets_torch.embeddings.extraction import Embedder, embed
+from convnets_torch.embeddings.picture_table import kind_of
+from convnets_torch.images import Picture, read_picture
+from convnets_torch.networks import Network
+from convnets_torch.preprocessing import Pixels
+from convnets_torch.weights import load
+
+if TYPE_CHECKING:
+    from convnets_torch.embeddings.pooling import Pool
+    from convnets_torch.embeddings.searching import Box, Index
+
+
+def vectors_of(index: Index, network: Network, paths: list[str], box: Box | None) -> list[NDArray[np.float32]]:
+    """The vectors of pictures, or of the same part of each, from the network of an index.
+
+    Raises:
+        OSError: a file is missing or no picture.
+        ValueError: the network is another than that of the index; or the box is not in a picture.
+    """
+    layer, pool = index.about.layer, cast("Pool", index.about.pool)
+    if kind_of(Embedder(network, layer, pool).about) != index.about.kind:
+        raise ValueError(
+            f"{index.address} has vectors of {index.card.network} with another card; give the weights that made it"
+        )
+    exif = index.card.preprocessing.exif
+    pictures: Iterable[Picture] = paths if box is None else [_part(path, box, exif) for path in paths]
+    return list(embed(network, pictures, layer, pool).numpy())
+
+
+def network_of(index: Index) -> Network:
+    """The network that made an index, from where it was then.
+
+    Raises:
+        OSError: it is not there any more.
+        ValueError: the index does not say where it was, or another is there now.
+    """
+    weights = index.about.weights
+    if not weights:
+        raise ValueError(f"{index.address} does not say where its weights are; name them (network, --weights)")
+    try:
+        find(weights)
+    except OSError:
+        raise FileNotFoundError(
+            f"the weights of {index.address} are not at {weights} any more; name them (network, --weights)"
+        ) from None
+    if read_card(find(weights)).to_json() != index.about.card:
+        raise ValueError(
+            f"{weights} is another network than the one that made {index.address}; name that (network, --weights)"
+        )
+    return load(weights)
+
+
+def _part(path: str, box: Box, exif: bool) -> Pixels:
+    """A part of a picture, given in pixels."""
+    pixels = read_picture(path, exif=exif)
+    left, top, right, bottom = box
+    height, width = pixels.shape[:2]
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f"the box {left},{top},{right},{bottom} is not in {path}, which is {width} x {height} pixels")
+    return pixels[top:bottom, left:right]

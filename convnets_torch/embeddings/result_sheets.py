@@ -1,0 +1,81 @@
+"""Contact sheets of what was found in an index, made of its thumbnails."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from convnets_torch import render
+from convnets_torch.embeddings.nearest import Metric
+from convnets_torch.embeddings.searching import Index, Matches
+from convnets_torch.embeddings.thumbnails import SIDE, thumbnail
+from convnets_torch.images import Reading, open_upright
+
+GREY = (200, 200, 200)  # around a thumbnail, and in the place of one that is not there
+MOST = 100  # groups in a sheet
+SIGNS = {"cosine": "cosine", "l2": "distance", "dot": "product"}
+
+
+def search_sheet(index: Index, found: Sequence[Matches], columns: int, metric: Metric) -> Image.Image:
+    """Each query and, after it, what was found for it, the nearest first."""
+    small = index.thumbnails(match.path for each in found for match in each.found)
+    rows = []
+    for each in found:
+        row = [(_of_query(index, each.query), "query\n" + Path(each.query).name)]
+        for match in each.found:
+            words = (match.words or "").partition(",")[0]
+            row.append((small.get(match.path), f"{match.score:.3f} {words}\n{Path(match.path).name}"))
+        rows.append(row)
+    return contact_sheet(rows, columns, f"{index.address}: the nearest by {SIGNS[metric]}")
+
+
+def groups_sheet(index: Index, groups: Sequence[Sequence[tuple[str, float | None]]], columns: int) -> Image.Image:
+    """Pictures that are nearly the same, each group on lines of its own; the first hundred groups."""
+    shown = groups[:MOST]
+    small = index.thumbnails(path for group in shown for path, _ in group)
+    rows = []
+    for group in shown:
+        row = []
+        for path, similarity in group:
+            near = "" if similarity is None else f"{similarity:.3f} "
+            row.append((small.get(path), f"{near}{Path(path).name}\n{Path(path).parent.name}"))
+        rows.append(row)
+    more = f"; the first {MOST} are shown" if len(groups) > MOST else ""
+    return contact_sheet(rows, columns, f"{index.address}: {len(groups)} found{more}")
+
+
+def contact_sheet(rows: Iterable[Sequence[tuple[bytes | None, str]]], columns: int, title: str = "") -> Image.Image:
+    """Thumbnails with words below each: every row begins on the left, and takes as many lines as it needs.
+
+    Args:
+        rows: of (thumbnail or None, words).
+        columns: tiles in a line.
+        title: above all.
+    """
+    blank = (Image.new("RGB", (SIDE, SIDE), render.PAPER), "")
+    tiles = []
+    for row in rows:
+        line = [(_squared(data), words) for data, words in row]
+        tiles += line + [blank] * (-len(line) % columns)
+    return render.sheet(tiles, columns, SIDE, title)
+
+
+def _squared(data: bytes | None) -> Image.Image:
+    """A thumbnail in the middle of a grey square; tiles of a sheet have one shape."""
+    square = Image.new("RGB", (SIDE, SIDE), GREY)
+    if data is not None:
+        small = Image.open(io.BytesIO(data))
+        square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
+    return square
+
+
+def _of_query(index: Index, query: str) -> bytes | None:
+    """The thumbnail of a query: of its file, or of its row where that is gone."""
+    if Path(query).is_file():
+        return thumbnail(open_upright(query, Reading(index.card.preprocessing.exif, least=(SIDE, SIDE))).image)
+    row = index.row_of(query)
+    path = None if row is None else index.vectors.path(row)
+    return None if path is None else index.thumbnails([path]).get(path)
