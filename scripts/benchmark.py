@@ -1,7 +1,7 @@
 """Measure what has a speed, as ratios against a peer in the same run.
 
     python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
-                                gradcam filters classify pipeline gpu [--rounds 7] [--json FILE]
+                                gradcam filters classify pipeline gpu search [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. All but
@@ -326,6 +326,13 @@ def measure_pipeline(folder: Path, rounds: int) -> list[Result]:
     return benchmark_pipeline.measure_pipeline(folder, rounds, alternate)
 
 
+def measure_search(folder: Path, rounds: int) -> list[Result]:
+    """Exact search in an index; needs the `search` and `bench` extras."""
+    from scripts import benchmark_search
+
+    return benchmark_search.measure_search(folder, rounds)
+
+
 def measure_classify(folder: Path, rounds: int) -> list[Result]:
     """Images in memory to logits, against other programs that run the same networks."""
     from scripts import benchmark_engines
@@ -356,6 +363,7 @@ WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "pipeline": measure_pipeline,
     "classify": measure_classify,
     "gpu": measure_gpu,
+    "search": measure_search,
 }
 
 
@@ -373,7 +381,7 @@ def main() -> None:
     print(f"{arguments.rounds} rounds, medians; ratio = peer / ours (lowest to highest of the rounds)\n")
     results = []
     with tempfile.TemporaryDirectory() as name:
-        if set(arguments.work or WORK) - {"import", "dilation", "classify", "pipeline", "gpu"}:
+        if set(arguments.work or WORK) - {"import", "dilation", "classify", "pipeline", "gpu", "search"}:
             make_inputs(Path(name))
         for work in arguments.work or WORK:
             results += WORK[work](Path(name), arguments.rounds)

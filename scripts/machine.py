@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     "torch", "torchvision", "numpy", "PIL", "timm", "onnxruntime", "openvino", "keras", "torchcam", "torchcodec",
+    "lancedb", "faiss-cpu",
 )  # fmt: skip
 FLAGS = {"amx_tile": "AMX", "amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}
 SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (3136, 4608, 512), (4096, 1024, 1024))  # of products that are tried

@@ -56,6 +56,8 @@ def nearest(
 
 def make_index(table: PictureTable, metric: Metric, count: int) -> None:
     """An index of the vectors for a metric, in the place of one for another; nothing where it is there."""
+    from lancedb.index import IvfPq
+
     with refusing(table.address):
         for known in table.table.list_indices():
             if known.columns == ["vector"]:
@@ -63,6 +65,4 @@ def make_index(table: PictureTable, metric: Metric, count: int) -> None:
                 if statistics is not None and statistics.distance_type == metric:
                     return
         parts = max(1, count // ROWS_IN_PART)
-        table.table.create_index(
-            metric=metric, vector_column_name="vector", index_type="IVF_PQ", num_partitions=parts, replace=True
-        )
+        table.table.create_index("vector", config=IvfPq(distance_type=metric, num_partitions=parts), replace=True)
