@@ -89,7 +89,8 @@ def lancedb_flat(address: Path, queries: int) -> Program:
 
     def search() -> None:
         for query in asked:
-            table.search(query).distance_type("cosine").bypass_vector_index().select(["path"]).limit(K).to_arrow()
+            flat = table.search(query).distance_type("cosine").bypass_vector_index()
+            flat.select(["path", "_distance"]).limit(K).to_arrow()
 
     return search
 
@@ -116,7 +117,7 @@ def measure_search(folder: Path, rounds: int) -> list[Result]:
             mine = seconds.pop("ours")
             for peer, theirs in seconds.items():
                 ratios = sorted(other / own for own, other in zip(mine, theirs, strict=True))
-                middle = [statistics.median(each) for each in (mine, theirs, ratios)]
-                results.append(Result(work, peer, *middle, ratios[0], ratios[-1]))
+                own, other, ratio = (statistics.median(each) for each in (mine, theirs, ratios))
+                results.append(Result(work, peer, own, other, ratio, ratios[0], ratios[-1]))
         shutil.rmtree(address)
     return results

@@ -214,3 +214,16 @@ def test_cuda_gives_the_same_in_order(precision, files):
     assert embed(ready, torch.rand(2, 3, 224, 224)).device.type == "cuda"
     headless = vgg16(None, widths=(8, 16, 32, 64, 64)).eval().cuda()
     assert batch_for(headless) >= batch_for(small())
+
+
+def test_who_looks_sees_each_picture_upright_before_it_is_cropped(files, tmp_path):
+    turned = Image.new("RGB", (60, 40))
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=turned.getexif())
+    given = [files[3], tmp_path / "none.jpg", tmp_path / "turned.jpg"]
+    network = small()
+    sizes = [row.seen for row in embed_each(network, given, exact=True, look=lambda image: (image.mode, image.size))]
+    with Image.open(files[3]) as whole:
+        assert sizes == [("RGB", whole.size), None, ("RGB", (40, 60) if network.card.preprocessing.exif else (60, 40))]
+    assert [row.seen for row in predict(network, given[:1], look=lambda image: image.mode)] == ["RGB"]
+    assert [row.seen for row in embed_each(network, given[:1])] == [None]

@@ -34,6 +34,7 @@ def imported(statement):
         ("import converters.conversion", {"h5py", "numpy", "PIL"}),
         ("import convnets_torch.classification, convnets_torch.weights", {"torch", "numpy", "PIL", "safetensors"}),
         ("import convnets_torch.networks", {"torch", "numpy"}),
+        ("import convnets_torch.embeddings.searching", {"numpy", "PIL"}),
     ],
 )
 def test_an_import_brings_in_no_more_than_it_needs(statement, allowed):

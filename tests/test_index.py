@@ -194,7 +194,7 @@ def test_another_network_layer_or_pool_is_refused_and_nothing_lost(vgg, photos, 
     vgg.card = mine
     for layer, pool in (("fc1", "avg"), (None, "gem"), ("block5_pool", "max")):
         with pytest.raises(ValueError, match=r"has vectors of another kind \(vgg16, last dense layer, avg\)"):
-            index_pictures(vgg, photos, tmp_path / "x.lance", layer, pool)
+            index_pictures(vgg, photos, tmp_path / "x.lance", layer, pool)  # type: ignore[arg-type]
     assert rows_of(tmp_path / "x.lance") == before
     assert index_pictures(vgg, photos, tmp_path / "y.lance", "block5_pool", "max").index.about.width == 64
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -12,15 +11,13 @@ import pytest
 from PIL import Image
 
 from convnets_torch import weights
-from convnets_torch.card import Card
 from convnets_torch.embeddings.extraction import embed
 from convnets_torch.embeddings.index import index_pictures
-from convnets_torch.embeddings.picture_table import About, PictureTable
 from convnets_torch.embeddings.searching import Index, recall
 from convnets_torch.files import sha256
 from convnets_torch.images import read_picture
-from convnets_torch.preprocessing import preset
 from convnets_torch.weights import load
+from tests.reference.made_index import add, filled
 
 pytest.importorskip("lancedb", reason="needs LanceDB, the extra search")
 
@@ -118,7 +115,7 @@ def test_a_class_filter_keeps_a_branch_of_the_tree(address, photos):
     with pytest.raises(ValueError, match="unknown word"):
         index.search(photos / "rocket.jpg", target="dogz")
     with pytest.raises(ValueError, match="unknown metric 'hamming'"):
-        index.search(photos / "rocket.jpg", metric="hamming")
+        index.search(photos / "rocket.jpg", metric="hamming")  # type: ignore[arg-type]
 
 
 def test_another_network_is_refused_as_the_one_that_asks(address, photographs, vgg, lite_weights, tmp_path, photos):
@@ -146,37 +143,6 @@ print(found[0].found[0].path, *({{"torch", "lancedb", "pyarrow"}} & set(sys.modu
     assert len(Index.open(address).vectors) == 8  # written by now
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(photos / "mirrored.png")]
-
-
-def filled(address, count, width=32, seed=0):
-    """An index of made vectors in clusters, without files."""
-    card = Card("vgg16", {"classes": 10}, preset("vgg16"), tuple("abcdefghij"))
-    table = PictureTable.create(str(address), About("kind", card.to_json(), None, "avg", "", width))
-    add(table, count, seed)
-    return table
-
-
-def add(table, count, seed):
-    chance = np.random.default_rng(seed)
-    centres = chance.standard_normal((40, table.about.width))
-    vectors = centres[chance.integers(0, 40, count)] + 0.3 * chance.standard_normal((count, table.about.width))
-    table.put(
-        [
-            {
-                "path": f"/made/{seed}-{number}.jpg",
-                "sha256": hashlib.sha256(f"{seed} {number}".encode()).hexdigest(),
-                "size": 1,
-                "modified": 1,
-                "vector": vector.astype(np.float32),
-                "class_id": number % 10,
-                "probability": 0.5,
-                "thumbnail": None,
-                "error": None,
-                "vanished": False,
-            }
-            for number, vector in enumerate(vectors)
-        ]
-    )
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])

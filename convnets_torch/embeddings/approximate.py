@@ -46,7 +46,7 @@ def nearest(
         with refusing(index.address):
             search = table.table.search(query, vector_column_name="vector").distance_type(metric)
             search = search.where(" AND ".join(where), prefilter=True).nprobes(PROBED).refine_factor(REFINED)
-            paths = search.select(["path"]).limit(k).to_arrow()["path"].to_pylist()
+            paths = search.select(["path", "_distance"]).limit(k).to_arrow()["path"].to_pylist()
         rows = np.array([places[path] for path in paths if path in places], np.int64)
         scores = exact_scores(held.vectors[rows].astype(np.float64), query.astype(np.float64), metric)
         order = np.argsort(scores if metric == "l2" else -scores, kind="stable")

@@ -21,6 +21,7 @@ TABLE = "pictures"  # its name in the database, a folder pictures.lance
 KEY = "convnets_torch"  # in the metadata of the table's schema
 SCHEMA = 1  # of that metadata
 GOOD = "vector IS NOT NULL AND NOT vanished"  # the pictures that are searched
+ONE_ROW = {"lance-schema:unenforced-primary-key": "true"}  # of two commits at once that add a path, one is tried again
 NAMES = 500  # values in one condition
 NO_LANCEDB = "an index of pictures needs LanceDB: pip install 'convnets-torch[search]'"
 
@@ -202,7 +203,7 @@ def _schema(about: About) -> pa.Schema:
 
     return pa.schema(
         [
-            pa.field("path", pa.string(), nullable=False),  # absolute; one row for each
+            pa.field("path", pa.string(), nullable=False, metadata=ONE_ROW),  # absolute
             pa.field("sha256", pa.string()),  # of the file, in hexadecimal; null where it could not be read
             pa.field("size", pa.int64()),  # bytes
             pa.field("modified", pa.int64()),  # nanoseconds since 1970
