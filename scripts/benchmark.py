@@ -1,7 +1,7 @@
 """Measure what has a speed, as ratios against a peer in the same run.
 
     python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
-                                gradcam filters classify pipeline gpu search [--rounds 7] [--json FILE]
+                                gradcam filters classify pipeline gpu search maps [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. All but
@@ -12,52 +12,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-
-@dataclass
-class Result:
-    """One comparison: seconds (medians over rounds) and the ratio peer / ours of each round."""
-
-    work: str
-    peer: str
-    ours_s: float
-    peer_s: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-
-
-def alternate(work: str, peer: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> Result:
-    """Time both in turn after one warm-up of each."""
-    ours()
-    theirs()
-    pairs = []
-    for number in range(rounds):
-        order = [ours, theirs] if number % 2 else [theirs, ours]
-        seconds = {}
-        for action in order:
-            start = time.perf_counter()
-            action()
-            seconds[action] = time.perf_counter() - start
-        pairs.append((seconds[ours], seconds[theirs]))
-    ratios = sorted(theirs / ours for ours, theirs in pairs)
-    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return Result(work, peer, mine, other, statistics.median(ratios), ratios[0], ratios[-1])
+from scripts.rounds import Result, alternate  # noqa: E402
 
 
 def run(code: str) -> Callable[[], object]:
@@ -284,69 +255,30 @@ def measure_folder(folder: Path, rounds: int) -> list[Result]:
     ]
 
 
-def measure_heatmap(folder: Path, rounds: int) -> list[Result]:
-    """Maps of one picture."""
-    from scripts import benchmark_heatmaps
+def of_module(name: str) -> Callable[[Path, int], list[Result]]:
+    """What a module measures that bears the name of the work, imported when it is asked for."""
 
-    return benchmark_heatmaps.measure_heatmap(folder, rounds, alternate)
+    def measure(folder: Path, rounds: int) -> list[Result]:
+        measured: list[Result] = getattr(importlib.import_module(f"scripts.{MODULES[name]}"), f"measure_{name}")(
+            folder, rounds
+        )
+        return measured
 
-
-def measure_strips(folder: Path, rounds: int) -> list[Result]:
-    """Maps in bounded memory."""
-    from scripts import benchmark_heatmaps
-
-    return benchmark_heatmaps.measure_strips(folder, rounds, alternate)
+    return measure
 
 
-def measure_dilation(folder: Path, rounds: int) -> list[Result]:
-    """What the density dial is made of."""
-    from scripts import benchmark_dilation
-
-    return benchmark_dilation.measure_dilation(folder, rounds, alternate)
-
-
-def measure_filters(folder: Path, rounds: int) -> list[Result]:
-    """Patterns of many channels."""
-    from scripts import benchmark_filters
-
-    return benchmark_filters.measure_filters(folder, rounds, alternate)
-
-
-def measure_gradcam(folder: Path, rounds: int) -> list[Result]:
-    """Grad-CAM of a batch; needs the `bench` extra."""
-    from scripts import benchmark_gradcam
-
-    return benchmark_gradcam.measure_gradcam(folder, rounds, alternate)
-
-
-def measure_pipeline(folder: Path, rounds: int) -> list[Result]:
-    """From files of large photographs to the best classes."""
-    from scripts import benchmark_pipeline
-
-    return benchmark_pipeline.measure_pipeline(folder, rounds, alternate)
-
-
-def measure_search(folder: Path, rounds: int) -> list[Result]:
-    """Exact search in an index; needs the `search` and `bench` extras."""
-    from scripts import benchmark_search
-
-    return benchmark_search.measure_search(folder, rounds)
-
-
-def measure_classify(folder: Path, rounds: int) -> list[Result]:
-    """Images in memory to logits, against other programs that run the same networks."""
-    from scripts import benchmark_engines
-
-    return benchmark_engines.measure_classify(folder, rounds)
-
-
-def measure_gpu(folder: Path, rounds: int) -> list[Result]:
-    """The same on a GPU, and files to logits; left out where there is none."""
-    from scripts import benchmark_gpu
-
-    return benchmark_gpu.measure_gpu(folder, rounds)
-
-
+MODULES = {
+    "heatmap": "benchmark_heatmaps",
+    "strips": "benchmark_heatmaps",
+    "dilation": "benchmark_dilation",
+    "filters": "benchmark_filters",
+    "gradcam": "benchmark_gradcam",
+    "pipeline": "benchmark_pipeline",
+    "classify": "benchmark_engines",
+    "gpu": "benchmark_gpu",
+    "search": "benchmark_search",
+    "maps": "benchmark_maps",
+}
 WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "import": measure_import,
     "load": measure_load,
@@ -355,15 +287,7 @@ WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "formats": measure_formats,
     "proof": measure_proof,
     "folder": measure_folder,
-    "heatmap": measure_heatmap,
-    "strips": measure_strips,
-    "dilation": measure_dilation,
-    "filters": measure_filters,
-    "gradcam": measure_gradcam,
-    "pipeline": measure_pipeline,
-    "classify": measure_classify,
-    "gpu": measure_gpu,
-    "search": measure_search,
+    **{name: of_module(name) for name in MODULES},
 }
 
 
@@ -381,7 +305,7 @@ def main() -> None:
     print(f"{arguments.rounds} rounds, medians; ratio = peer / ours (lowest to highest of the rounds)\n")
     results = []
     with tempfile.TemporaryDirectory() as name:
-        if set(arguments.work or WORK) - {"import", "dilation", "classify", "pipeline", "gpu", "search"}:
+        if set(arguments.work or WORK) - {"import", "dilation", "classify", "pipeline", "gpu", "search", "maps"}:
             make_inputs(Path(name))
         for work in arguments.work or WORK:
             results += WORK[work](Path(name), arguments.rounds)

@@ -7,16 +7,14 @@ give the same sums. Sizes are those of the last layers of networks here on 640x4
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from scripts.rounds import Result, alternate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from scripts.benchmark import Result
-
-Alternate = Callable[[str, str, Callable[[], object], Callable[[], object], int], "Result"]
 
 # layer: channels, side of the kernel, cells (height, width), dilation, groups
 LAYERS = {
@@ -55,7 +53,7 @@ def stitched(cells: Tensor, weight: Tensor, dilation: int, groups: int) -> Tenso
     return apart.reshape(1, channels, down * dilation, across * dilation)[:, :, :height, :width]
 
 
-def measure_dilation(folder: Path, rounds: int, alternate: Alternate) -> list[Result]:
+def measure_dilation(folder: Path, rounds: int) -> list[Result]:
     """Each layer in float32 and bfloat16.
 
     Raises:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from convnets_torch.runtime import Precision
-    from scripts.benchmark import Result
+    from scripts.rounds import Result
 
 Builder = Callable[[], Program]
 
@@ -84,7 +84,7 @@ def measure(work: Work, rounds: int) -> list[Result]:
 
 def compared(work: Work, mine: str, peer: str, seconds: dict[str, list[float]]) -> Result:
     """One program of ours against one peer, from the rounds that both ran in."""
-    from scripts.benchmark import Result
+    from scripts.rounds import Result
 
     ratios = sorted(theirs / own for own, theirs in zip(seconds[mine], seconds[peer], strict=True))
     middles = (statistics.median(seconds[mine]), statistics.median(seconds[peer]))

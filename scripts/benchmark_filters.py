@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from scripts.benchmark import Result
-
-Alternate = Callable[[str, str, Callable[[], object], Callable[[], object], int], "Result"]
+from scripts.rounds import Result, alternate
 
 CHANNELS, STEPS = 64, 20
 DRAWN = 4  # channels that the peer draws; one after another, so that all of them take 16 times as long
 LAYER = "features.conv4_1"
 
 
-def measure_filters(folder: Path, rounds: int, alternate: Alternate) -> list[Result]:
+def measure_filters(folder: Path, rounds: int) -> list[Result]:
     """Patterns of VGG16's conv4_1, against one channel at a time through the whole network, at its 224 pixels.
 
     The peer is the plain ascent as it is usually written: a hook on the layer, the whole network forward, and backward

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from scripts.benchmark import Result
+    from scripts.rounds import Result
 
 NETWORKS = ("vgg16", "resnet50", "alexnet")
 BATCHES = (1, 16, 256)
@@ -47,7 +47,7 @@ def measure(name: str, batch: int, rounds: int, device: str) -> list[Result]:
     import torchvision
 
     from convnets_torch.runtime import dtype_of
-    from scripts.benchmark import Result
+    from scripts.rounds import Result
 
     torch.manual_seed(0)
     module = getattr(torchvision.models, name)(weights=None).eval()
@@ -138,8 +138,8 @@ def measure_files(folder: Path, rounds: int, device: str) -> list[Result]:
     from convnets_torch.ahead import THREADS, ahead
     from convnets_torch.inputs import Inputs
     from convnets_torch.pipeline import BATCH
-    from scripts.benchmark import alternate
     from scripts.benchmark_pipeline import make_photographs
+    from scripts.rounds import alternate
 
     torch.manual_seed(0)
     paths = make_photographs(folder / "large") * 4

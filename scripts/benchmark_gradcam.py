@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from scripts.benchmark import Result
-
-Alternate = Callable[[str, str, Callable[[], object], Callable[[], object], int], "Result"]
+from scripts.rounds import Result, alternate
 
 BATCH = 8
 TARGETS = (3, 151, 281, 500, 999)
 
 
-def measure_gradcam(folder: Path, rounds: int, alternate: Alternate) -> list[Result]:
+def measure_gradcam(folder: Path, rounds: int) -> list[Result]:
     """Maps of 8 images by VGG16, float32, all on the same module: one target, and five."""
     import torch
     from pytorch_grad_cam import GradCAM as OtherGradCam

@@ -8,19 +8,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from scripts.benchmark import Result
-
-Alternate = Callable[[str, str, Callable[[], object], Callable[[], object], int], "Result"]
+from scripts.rounds import Result, alternate
 
 HEIGHT, WIDTH = 480, 640
 LARGE = (2700, 3600)  # pixels whose activations take more than 4 GB
 BATCH = 16  # crops that go through the peer together
 
 
-def measure_heatmap(folder: Path, rounds: int, alternate: Alternate) -> list[Result]:
+def measure_heatmap(folder: Path, rounds: int) -> list[Result]:
     """A map of VGG16 over 640x480 pixels: against each window's crop, the plain convolution, and many targets."""
     import numpy as np
     import torch
@@ -70,7 +66,7 @@ def measure_heatmap(folder: Path, rounds: int, alternate: Alternate) -> list[Res
     ]
 
 
-def measure_strips(folder: Path, rounds: int, alternate: Alternate) -> list[Result]:
+def measure_strips(folder: Path, rounds: int) -> list[Result]:
     """VGG16 over 9.7 megapixels in strips, against one pass that holds everything."""
     import torch
 

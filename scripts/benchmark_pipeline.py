@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.rounds import Result, alternate
+
 if TYPE_CHECKING:
     import torch
 
     from convnets_torch.preprocessing import Pixels
-    from scripts.benchmark import Result
 
-Alternate = Callable[[str, str, Callable[[], object], Callable[[], object], int], "Result"]
 
 WIDTH, HEIGHT = 2560, 1600
 COUNT = 64  # files
@@ -44,7 +44,7 @@ def make_photographs(folder: Path) -> list[Path]:
     return paths
 
 
-def measure_pipeline(folder: Path, rounds: int, alternate: Alternate) -> list[Result]:
+def measure_pipeline(folder: Path, rounds: int) -> list[Result]:
     """Top five of files: a DataLoader and eager float32, against `predict` with a prepared network."""
     import torch
     from PIL import Image

@@ -19,8 +19,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scripts.benchmark import Result
     from scripts.processes import Program
+    from scripts.rounds import Result
 
 SIZES = ((100_000, 512), (100_000, 2048))  # (pictures, values of a vector)
 K = 12
@@ -97,8 +97,8 @@ def lancedb_flat(address: Path, queries: int) -> Program:
 
 def measure_search(folder: Path, rounds: int) -> list[Result]:
     """Exact search, warm: ours against FAISS flat and LanceDB flat."""
-    from scripts.benchmark import Result
     from scripts.processes import alternating, started
+    from scripts.rounds import Result
 
     results = []
     for count, width in SIZES:

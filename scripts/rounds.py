@@ -1,0 +1,39 @@
+"""Two ways of doing the same, timed in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass
+class Result:
+    """One comparison: seconds (medians over rounds) and the ratio peer / ours of each round."""
+
+    work: str
+    peer: str
+    ours_s: float
+    peer_s: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+def alternate(work: str, peer: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> Result:
+    """Time both in turn after one warm-up of each."""
+    ours()
+    theirs()
+    pairs = []
+    for number in range(rounds):
+        order = [ours, theirs] if number % 2 else [theirs, ours]
+        seconds = {}
+        for action in order:
+            start = time.perf_counter()
+            action()
+            seconds[action] = time.perf_counter() - start
+        pairs.append((seconds[ours], seconds[theirs]))
+    ratios = sorted(theirs / ours for ours, theirs in pairs)
+    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return Result(work, peer, mine, other, statistics.median(ratios), ratios[0], ratios[-1])
