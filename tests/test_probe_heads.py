@@ -151,6 +151,25 @@ def test_digits_held_out_get_scikit_learns_probabilities_everywhere(lite_weights
     assert gradcam(mine, paths[0], 1).values.max() > 0
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
+def test_on_cuda_vectors_and_answers_are_those_of_the_cpu(lite_weights, tmp_path):
+    found = write_digits(tmp_path / "learn", (1, 8), 8)
+    paths = [path for several in found.values() for path in several]
+    answers, labelled = {}, {}
+    for device in ("cpu", "cuda"):
+        network = load(lite_weights, device=device)
+        labelled[device] = embed_classes(network, tmp_path / "learn", cache=tmp_path / "cache")
+        assert labelled[device].computed == 16  # a device has vectors of its own
+        mine = with_probe(network, fit_probe(labelled[device], "logistic"))
+        assert mine.get_parameter("head.fc.weight").device.type == device
+        save(mine, tmp_path / f"{device}.safetensors")
+        answers[device] = [entries[0].words for entries in classify(mine, paths)]
+    largest = np.abs(labelled["cpu"].vectors).max()
+    np.testing.assert_allclose(labelled["cuda"].vectors, labelled["cpu"].vectors, atol=5e-3 * largest)  # TF32
+    assert answers["cuda"] == answers["cpu"]
+
+
 @pytest.mark.slow
 def test_five_digits_are_told_apart(lite_weights, tmp_path):
     write_digits(tmp_path / "digits", range(5), 100)
