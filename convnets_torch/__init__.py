@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from convnets_torch.embeddings.extraction import embed_each as embed_each
     from convnets_torch.embeddings.index import Indexed as Indexed
     from convnets_torch.embeddings.index import index_pictures as index_pictures
+    from convnets_torch.embeddings.map_files import MapEntry as MapEntry
+    from convnets_torch.embeddings.map_files import SavedMap as SavedMap
+    from convnets_torch.embeddings.map_files import load_map as load_map
+    from convnets_torch.embeddings.map_files import save_map as save_map
+    from convnets_torch.embeddings.maps import ImageMap as ImageMap
+    from convnets_torch.embeddings.maps import MapWarning as MapWarning
+    from convnets_torch.embeddings.maps import make_map as make_map
     from convnets_torch.embeddings.nearest import nearest as nearest
     from convnets_torch.embeddings.pooling import pooled as pooled
     from convnets_torch.embeddings.probe_features import LabelledVectors as LabelledVectors
@@ -53,6 +60,8 @@ if TYPE_CHECKING:
     from convnets_torch.embeddings.searching import recall as recall
     from convnets_torch.embeddings.vector_files import SavedVectors as SavedVectors
     from convnets_torch.embeddings.vector_files import save_vectors as save_vectors
+    from convnets_torch.embeddings.vector_reading import ReadVectors as ReadVectors
+    from convnets_torch.embeddings.vector_reading import read_vectors as read_vectors
     from convnets_torch.engines import Engine as Engine
     from convnets_torch.engines import engine as engine
     from convnets_torch.explain.activations import record_activations as record_activations
@@ -141,6 +150,8 @@ _HOMES = {
     "convnets_torch.embeddings.extraction": ("Embedded", "Embedder", "embed", "embed_each"),
     "convnets_torch.embeddings.index": ("Indexed", "index_pictures"),
     "convnets_torch.embeddings.nearest": ("nearest",),
+    "convnets_torch.embeddings.map_files": ("MapEntry", "SavedMap", "load_map", "save_map"),
+    "convnets_torch.embeddings.maps": ("ImageMap", "MapWarning", "make_map"),
     "convnets_torch.embeddings.pooling": ("pooled",),
     "convnets_torch.embeddings.probe_features": ("LabelledVectors", "embed_classes", "find_classes"),
     "convnets_torch.embeddings.probe_heads": ("with_probe",),
@@ -149,6 +160,7 @@ _HOMES = {
     "convnets_torch.embeddings.probes": ("LinearProbe", "Probed", "fit_probe", "probe"),
     "convnets_torch.embeddings.searching": ("Index", "Match", "Matches", "recall"),
     "convnets_torch.embeddings.vector_files": ("SavedVectors", "save_vectors"),
+    "convnets_torch.embeddings.vector_reading": ("ReadVectors", "read_vectors"),
     "convnets_torch.engines": ("Engine", "engine"),
     "convnets_torch.explain.activations": ("record_activations",),
     "convnets_torch.explain.cam_maps": ("GradCam", "save_cams"),
