@@ -17,7 +17,6 @@ from openTSNE.affinity import PerplexityBasedNN
 from openTSNE.nearest_neighbors import KNNIndex
 from scipy.sparse import csr_matrix
 
-
 EARLY, STEPS = 250, 500  # of the optimisation: with exaggeration, and after it
 PLACING = 250  # steps, of new pictures
 NEAR = 5.0  # perplexity of new pictures, as openTSNE has it

@@ -1,0 +1,170 @@
+"""Small pictures for maps: made from files in threads, chosen so that none covers another, packed into sheets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnets_torch.ahead import THREADS, ahead, expected_pixels
+from convnets_torch.images import Picture, Reading, open_upright
+
+SIDES = {1_000: 128, 4_000: 96, 10_000: 64, 25_000: 48}  # pictures -> pixels of a thumbnail's longer side; then 32
+LEAST_SIDE = 32
+SHEET = 1536  # pixels a side of the sheets that thumbnails are packed into
+GREY = (128, 128, 128)  # of a picture without thumbnail
+STEPS = 40  # levels; two of them double the scale
+NEVER = STEPS + 1  # the level of a picture that lies upon another
+ROOM = 300_000_000  # pixels of pictures that are decoded ahead, as many as their files hold
+
+
+class Thumbnail(NamedTuple):
+    """A small picture, or why there is none."""
+
+    image: Image.Image | None
+    error: Exception | None = None
+
+
+def thumbnail_side(count: int) -> int:
+    """Pixels of the longer side of thumbnails, so that a page of `count` pictures stays within some 40 MB.
+
+    >>> thumbnail_side(200), thumbnail_side(20_000)
+    (128, 48)
+    """
+    return next((side for most, side in SIDES.items() if count <= most), LEAST_SIDE)
+
+
+def thumbnails(
+    pictures: Iterable[Picture], side: int, *, max_pixels: int | None = None, allow_truncated: bool = False
+) -> Generator[Thumbnail, None, None]:
+    """Small pictures of their shape, at most `side` pixels in height and width, in order; threads are ahead.
+
+    JPEG files are read at a fraction of their scale, which takes a small part of the time.
+
+    Args:
+        pictures: whatever `read_picture` takes.
+        side: in pixels.
+        max_pixels, allow_truncated: as in `read_picture`.
+
+    >>> [found] = thumbnails(["street.jpg"], 64)
+    >>> found.image.size
+    (64, 48)
+    """
+    reading = Reading(max_pixels=max_pixels, allow_truncated=allow_truncated, least=(side, side))
+
+    def small(picture: Picture) -> Thumbnail:
+        try:
+            image = open_upright(picture, reading).image
+        except (OSError, ValueError) as error:
+            return Thumbnail(None, error)
+        scale = min(1.0, side / max(image.size))
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        return Thumbnail(image.resize(size, Image.Resampling.BOX, reducing_gap=2.0))
+
+    done = ahead(pictures, small, most=4 * THREADS, size=expected_pixels, room=ROOM)
+    try:
+        for _, found in done:
+            yield found
+    finally:
+        done.close()
+
+
+def levels(positions: NDArray[np.floating], first: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+    """From which scale on each picture has a thumbnail that covers no other.
+
+    At level L thumbnails are squares of a side of extent / 2 ** (L / 2), around their places. Pictures are taken in an
+    order drawn by a fixed seed, so that those that remain are a fair sample; one is left out where its square would
+    touch that of a picture taken before. Who has a thumbnail at a level has one at all higher levels.
+
+    Args:
+        positions: (N, 2).
+        first: (N,), who comes before the others.
+
+    Returns:
+        (N,) uint8, 0 to 40; 41 for one that lies upon another.
+
+    >>> levels(np.array([[0, 0], [8, 0], [4, 0], [4, 0]])).tolist().count(41)
+    1
+    """
+    count = len(positions)
+    order = np.random.RandomState(0).permutation(count)
+    if first is not None:
+        order = order[np.argsort(~first[order], kind="stable")]
+    places = np.asarray(positions, np.float64)
+    places = places - places.min(axis=0)
+    extent = float(places.max()) or 1.0
+    found = np.full(count, NEVER, np.uint8)
+    xs, ys = places[:, 0].tolist(), places[:, 1].tolist()
+    waiting, taken = order.tolist(), []
+    for level in range(STEPS + 1):
+        side = extent / 2 ** (level / 2)
+        columns, rows = (np.floor(places / side).astype(np.int64).T).tolist()
+        cells = {(columns[i], rows[i]): i for i in taken}  # two in a cell would touch
+        still = []
+        for i in waiting:
+            if _touches(i, cells, columns[i], rows[i], xs, ys, side):
+                still.append(i)
+            else:
+                cells[columns[i], rows[i]] = i
+                taken.append(i)
+                found[i] = level
+        waiting = still
+        if not waiting:
+            break
+    return found
+
+
+def _touches(
+    i: int,
+    cells: dict[tuple[int, int], int],
+    column: int,
+    row: int,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    side: float,
+) -> bool:
+    for x in (column, column - 1, column + 1):
+        for y in (row, row - 1, row + 1):
+            other = cells.get((x, y))
+            if other is not None and abs(xs[i] - xs[other]) < side and abs(ys[i] - ys[other]) < side:
+                return True
+    return False
+
+
+def level_at(extent: float, side: float) -> int:
+    """The highest level at which squares of `side` do not overlap; -1 where not even one has room.
+
+    >>> level_at(1000, 100)  # 1000 / 2 ** (6 / 2) is 125
+    6
+    """
+    return min(STEPS, math.floor(2 * math.log2(extent / side) + 1e-9)) if extent >= side else -1
+
+
+def sheets(images: Sequence[Image.Image | None], order: Sequence[int], side: int) -> Iterator[Image.Image]:
+    """Thumbnails in the order given, packed row by row into pictures of at most 1536 pixels a side.
+
+    Each stands at the top left of a cell of `side` pixels, whose rest has its mean colour.
+    """
+    across = SHEET // side
+    for start in range(0, len(order), across * across):
+        some = order[start : start + across * across]
+        page = Image.new("RGB", (across * side, math.ceil(len(some) / across) * side), GREY)
+        for place, number in enumerate(some):
+            image = images[number]
+            if image is not None:
+                corner = place % across * side, place // across * side
+                page.paste(mean_color(image), (*corner, corner[0] + side, corner[1] + side))
+                page.paste(image, corner)
+        yield page
+
+
+def mean_color(image: Image.Image | None) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255; grey for a picture that is not there."""
+    if image is None:
+        return GREY
+    red, green, blue = np.asarray(image.convert("RGB")).reshape(-1, 3).mean(axis=0).round().astype(int).tolist()
+    return red, green, blue
