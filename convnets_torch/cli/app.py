@@ -22,6 +22,7 @@ from convnets_torch.cli import (
     heatmap_command,
     index_command,
     layers_command,
+    map_command,
     picture_commands,
     probe_command,
     search_command,
@@ -50,6 +51,7 @@ app.command()(probe_command.probe)
 app.command()(index_command.index)
 app.command()(search_command.search)
 app.command()(duplicates_command.duplicates)
+app.command("map")(map_command.map_pictures)
 app.command()(layers_command.layers)
 app.command()(activations_command.activations)
 app.command()(filters_command.filters)

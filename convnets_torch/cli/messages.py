@@ -25,6 +25,7 @@ def say(sentence: str) -> None:
 @contextlib.contextmanager
 def warnings_as_lines() -> Iterator[None]:
     """Print what is said about pictures, memory and speed, by the library and by Pillow, as one line each."""
+    from convnets_torch.embeddings.maps import MapWarning
     from convnets_torch.explain.gradcam import CamWarning
     from convnets_torch.fitting import MemoryWarning
     from convnets_torch.images import PictureWarning
@@ -32,7 +33,7 @@ def warnings_as_lines() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", PictureWarning)
-        for kind in (MemoryWarning, RuntimeRemark, CamWarning):
+        for kind in (MemoryWarning, RuntimeRemark, CamWarning, MapWarning):
             warnings.simplefilter("always", kind)
         warnings.showwarning = lambda message, *_: say(one_line(message) if isinstance(message, Warning) else message)
         yield

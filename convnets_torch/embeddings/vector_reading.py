@@ -70,7 +70,7 @@ def read_vectors(path: str | os.PathLike[str]) -> ReadVectors:
 
 
 def _of_npz(path: Path) -> ReadVectors:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # it leaves damaged files open
         _check_names(file.files)
         return ReadVectors(
             file[VECTORS],
