@@ -82,7 +82,7 @@ def save_map_page(
             f"there are {len(positions)} places, {len(entries)} entries and {len(images)} thumbnails; give one for each"
         )
     side = max((max(image.size) for image in images if image is not None), default=16)
-    side += -side % 16  # whole blocks of JPEG, so that no thumbnail colours another
+    side += -side % 8  # whole blocks of JPEG, so that no thumbnail colours another
     level = levels(positions, new)
     order = np.lexsort((*_strips(positions), level))  # what is seen first and what is near lies in one sheet
     style, script = part("collection.css"), part("collection.js") + part("collection_tools.js")
@@ -149,7 +149,8 @@ def _strips(positions: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDAr
 
 def _jpeg(sheet: Image.Image) -> str:
     file = BytesIO()
-    sheet.save(file, "JPEG", quality=QUALITY, optimize=True)
+    # Colours at the full scale: decoders interpolate coarser ones from one thumbnail into the next.
+    sheet.save(file, "JPEG", quality=QUALITY, subsampling="4:4:4", optimize=True)
     return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
 
 

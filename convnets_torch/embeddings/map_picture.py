@@ -58,7 +58,7 @@ def draw_map(
 
     >>> places = np.random.RandomState(0).normal(size=(30, 2))
     >>> drawn = draw_map(places, [Image.new("RGB", (64, 48), "teal")] * 30, longest=600)
-    >>> max(drawn.image.size), drawn.shown.sum() > 8
+    >>> max(drawn.image.size), int(drawn.shown.sum()) > 8
     (600, True)
     """
     if len(positions) != len(images) or not len(positions):
