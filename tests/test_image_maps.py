@@ -202,7 +202,7 @@ def test_a_damaged_map_is_refused(small, tmp_path):
     arrays = load_file(path)
     with safe_open(path, "numpy") as file:
         facts = file.metadata()
-    broken = {
+    broken: dict[str, np.ndarray] = {
         "reduced": np.full((60, 12), np.nan, np.float32),
         "mean": np.zeros(11, np.float32),
         "positions": np.zeros((59, 2), np.float32),

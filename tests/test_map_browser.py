@@ -80,7 +80,7 @@ def on_stage(page, places=PLACES):
     """Where each picture is in the window when the whole map is shown, and pixels per unit."""
     box = page.locator("#map").bounding_box()
     flipped = places.astype(float) * (1, -1)
-    low, high = flipped.min(0), flipped.max(0)
+    low, high = flipped.min(axis=0), flipped.max(axis=0)
     size = np.array([box["width"], box["height"]])
     scale = ((size - 2 * MARGIN) / (high - low)).min()
     return (flipped - (low + high) / 2) * scale + size / 2 + (box["x"], box["y"]), scale

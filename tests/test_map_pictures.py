@@ -16,7 +16,7 @@ from convnets_torch.embeddings.map_page import save_map_page
 from convnets_torch.embeddings.map_picture import PAPER, draw_map
 from convnets_torch.embeddings.map_thumbnails import (
     NEVER,
-    level_at,
+    apart,
     levels,
     mean_color,
     sheets,
@@ -60,11 +60,13 @@ def test_pictures_at_one_place_are_one_thumbnail():
     assert sorted(levels(np.zeros((3, 2))).tolist()) == [0, NEVER, NEVER]
 
 
-@pytest.mark.parametrize(("extent", "side", "level"), [(64, 64, 0), (128, 64, 2), (127.9, 64, 1), (63, 64, -1)])
-def test_a_level_is_half_a_doubling(extent, side, level):
-    assert level_at(extent, side) == level
-    if level >= 0:
-        assert extent / 2 ** (level / 2) >= side - 1e-6 > extent / 2 ** ((level + 1) / 2) - 1e-6
+def test_squares_of_any_side_are_thinned_alike():
+    for side in (2.0, 3.7, 11.0):
+        shown = apart(PLACES, side)
+        away = np.abs(PLACES[:, None].astype(float) - PLACES).max(axis=2)
+        np.fill_diagonal(away, np.inf)
+        assert (away[np.ix_(shown, shown)] >= side).all()
+        assert (away[np.ix_(~shown, shown)].min(axis=1) < side).all()
 
 
 def test_thumbnails_are_small_upright_and_in_order(tmp_path):
@@ -99,9 +101,9 @@ def test_a_sheet_holds_thumbnails_row_by_row():
 
 
 def test_a_map_shows_thumbnails_whole_and_the_others_as_dots():
-    drawn = draw_map(PLACES, IMAGES, longest=700)
+    drawn = draw_map(PLACES, IMAGES, longest=700, side=40)
     assert max(drawn.image.size) == 700
-    assert 10 < drawn.shown.sum() < 60
+    assert 10 < drawn.shown.sum() < 80
     pixels = np.asarray(drawn.image)
     low, extent = (PLACES * (1, -1)).min(0), np.ptp(PLACES, axis=0).max()
     middles = (PLACES * (1, -1) - low) * (700 - 2 * drawn.side) / extent + drawn.side
@@ -116,10 +118,16 @@ def test_a_map_shows_thumbnails_whole_and_the_others_as_dots():
     assert (pixels[free] == PAPER).all()
 
 
+def test_thumbnails_of_many_pictures_are_drawn_smaller():
+    assert draw_map(PLACES, IMAGES, longest=600).side == 32  # 600 / sqrt(120) / 2 would be 27
+    assert draw_map(PLACES, IMAGES, longest=770).side == 35
+    assert draw_map(PLACES[:9], IMAGES[:9], longest=600).side == 40  # as they are
+
+
 def test_new_pictures_are_framed_and_come_first():
     new = np.arange(COUNT) % 10 == 0
-    drawn = draw_map(PLACES, IMAGES, new=new, longest=700)
-    plain = draw_map(PLACES, IMAGES, longest=700)
+    drawn = draw_map(PLACES, IMAGES, new=new, longest=700, side=40)
+    plain = draw_map(PLACES, IMAGES, longest=700, side=40)
     assert drawn.shown[new].sum() > plain.shown[new].sum()
     frames = (np.asarray(drawn.image) == (214, 69, 0)).all(axis=2)
     assert frames.sum() > 100 * drawn.shown[new].sum()
@@ -128,11 +136,11 @@ def test_new_pictures_are_framed_and_come_first():
 
 def test_pictures_without_thumbnail_take_no_room():
     some = [image if i % 3 == 0 else None for i, image in enumerate(IMAGES)]
-    drawn = draw_map(PLACES, some, longest=700)
+    drawn = draw_map(PLACES, some, longest=700, side=40)
     assert not drawn.shown[[image is None for image in some]].any()
     assert drawn.shown.sum() > 8
-    assert not draw_map(PLACES, [None] * COUNT, longest=700).shown.any()
-    assert draw_map(PLACES[:1], IMAGES[:1], longest=700).shown.all()
+    assert not draw_map(PLACES, [None] * COUNT, longest=700, side=40).shown.any()
+    assert draw_map(PLACES[:1], IMAGES[:1], longest=700, side=40).shown.all()
 
 
 def test_a_page_holds_everything_and_its_sheets_every_thumbnail(tmp_path):
@@ -163,5 +171,5 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     with pytest.raises(ValueError, match="119 places and 120 thumbnails"):
         draw_map(PLACES[1:], IMAGES)
     with pytest.raises(ValueError, match="no room for thumbnails of 40; make it 120 or more"):
-        draw_map(PLACES, IMAGES, longest=100)
+        draw_map(PLACES, IMAGES, longest=100, side=40)
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from convnets_torch.embeddings.map_thumbnails import level_at, levels, mean_color
+from convnets_torch.embeddings.map_thumbnails import LEAST_SIDE, apart, mean_color
 
 LONGEST = 2400  # pixels of the longer side
 PAPER = (250, 250, 248)
@@ -51,7 +51,8 @@ def draw_map(
         images: the N thumbnails, None for a picture that has none, which is a dot.
         new: (N,), which pictures were placed on an old map; they get a frame.
         longest: pixels of the picture's longer side.
-        side: pixels of a thumbnail's longer side; by default as large as the largest of them is.
+        side: pixels of a thumbnail's longer side; by default half of what would fill the picture, at least 32, and not
+            more than the largest thumbnail has.
 
     Raises:
         ValueError: another number of thumbnails than places, or no room for one thumbnail.
@@ -63,7 +64,8 @@ def draw_map(
     """
     if len(positions) != len(images) or not len(positions):
         raise ValueError(f"there are {len(positions)} places and {len(images)} thumbnails; give one for each")
-    side = side or max((max(image.size) for image in images if image is not None), default=2 * DOT + 1)
+    most = max((max(image.size) for image in images if image is not None), default=2 * DOT + 1)
+    side = side or min(most, max(LEAST_SIDE, round(longest / len(images) ** 0.5 / 2)))
     room = longest - 2 * side
     if room < side:
         raise ValueError(f"a map of {longest} pixels has no room for thumbnails of {side}; make it {3 * side} or more")
@@ -76,8 +78,8 @@ def draw_map(
     shown = np.zeros(len(images), bool)
     among = np.flatnonzero(there)  # those without leave their room to others
     if len(among):
-        level = _level(places[among], extent, room, side)
-        shown[among] = levels(places[among], None if new is None else new[among]) <= level
+        # A pixel more than a thumbnail has, since places are rounded to pixels.
+        shown[among] = apart(pixels[among], side + 1, None if new is None else new[among])
     page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
     middles = np.rint(pixels + side).astype(np.int64)
@@ -95,12 +97,6 @@ def draw_map(
         if new is not None and new[i]:
             draw.rectangle((left, top, left + small.width - 1, top + small.height - 1), None, NEW, max(2, side // 24))
     return MapPicture(page, shown, corners, side)
-
-
-def _level(places: NDArray[np.float64], extent: float, room: int, side: int) -> int:
-    """That of squares a pixel larger than thumbnails, since places are rounded to pixels."""
-    own = float((places - places.min(axis=0)).max()) or extent
-    return max(level_at(own * room / extent, side + 1), 0)
 
 
 def _fitted(image: Image.Image, side: int) -> Image.Image:

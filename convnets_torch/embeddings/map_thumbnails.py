@@ -90,32 +90,55 @@ def levels(positions: NDArray[np.floating], first: NDArray[np.bool_] | None = No
     >>> levels(np.array([[0, 0], [8, 0], [4, 0], [4, 0]])).tolist().count(41)
     1
     """
-    count = len(positions)
-    order = np.random.RandomState(0).permutation(count)
-    if first is not None:
-        order = order[np.argsort(~first[order], kind="stable")]
     places = np.asarray(positions, np.float64)
     places = places - places.min(axis=0)
     extent = float(places.max()) or 1.0
-    found = np.full(count, NEVER, np.uint8)
-    xs, ys = places[:, 0].tolist(), places[:, 1].tolist()
-    waiting, taken = order.tolist(), []
+    found = np.full(len(places), NEVER, np.uint8)
+    waiting = _order(len(places), first)
+    taken: list[int] = []
     for level in range(STEPS + 1):
-        side = extent / 2 ** (level / 2)
-        columns, rows = (np.floor(places / side).astype(np.int64).T).tolist()
-        cells = {(columns[i], rows[i]): i for i in taken}  # two in a cell would touch
-        still = []
-        for i in waiting:
-            if _touches(i, cells, columns[i], rows[i], xs, ys, side):
-                still.append(i)
-            else:
-                cells[columns[i], rows[i]] = i
-                taken.append(i)
-                found[i] = level
-        waiting = still
+        more, waiting = _with_room(waiting, taken, places, extent / 2 ** (level / 2))
+        found[more] = level
+        taken += more
         if not waiting:
             break
     return found
+
+
+def apart(positions: NDArray[np.floating], side: float, first: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+    """Who has a thumbnail of `side` around its place, so that none covers another, taken in the order of `levels`.
+
+    >>> int(apart(np.array([[0.0, 0.0], [3.0, 1.0], [0.0, 9.0]]), 4).sum())
+    2
+    """
+    places = np.asarray(positions, np.float64)
+    taken, _ = _with_room(_order(len(places), first), [], places - places.min(axis=0), side)
+    return np.isin(np.arange(len(places)), taken)
+
+
+def _order(count: int, first: NDArray[np.bool_] | None) -> list[int]:
+    order = np.random.RandomState(0).permutation(count)
+    if first is not None:
+        order = order[np.argsort(~first[order], kind="stable")]
+    found: list[int] = order.tolist()
+    return found
+
+
+def _with_room(
+    waiting: Sequence[int], taken: Sequence[int], places: NDArray[np.float64], side: float
+) -> tuple[list[int], list[int]]:
+    """Those whose squares touch none that is taken, one after another; and the others."""
+    xs, ys = places[:, 0].tolist(), places[:, 1].tolist()
+    columns, rows = (np.floor(places / side).astype(np.int64).T).tolist()
+    cells = {(columns[i], rows[i]): i for i in taken}  # two in a cell would touch
+    more, still = [], []
+    for i in waiting:
+        if _touches(i, cells, columns[i], rows[i], xs, ys, side):
+            still.append(i)
+        else:
+            cells[columns[i], rows[i]] = i
+            more.append(i)
+    return more, still
 
 
 def _touches(
@@ -133,15 +156,6 @@ def _touches(
             if other is not None and abs(xs[i] - xs[other]) < side and abs(ys[i] - ys[other]) < side:
                 return True
     return False
-
-
-def level_at(extent: float, side: float) -> int:
-    """The highest level at which squares of `side` do not overlap; -1 where not even one has room.
-
-    >>> level_at(1000, 100)  # 1000 / 2 ** (6 / 2) is 125
-    6
-    """
-    return min(STEPS, math.floor(2 * math.log2(extent / side) + 1e-9)) if extent >= side else -1
 
 
 def sheets(images: Sequence[Image.Image | None], order: Sequence[int], side: int) -> Iterator[Image.Image]:

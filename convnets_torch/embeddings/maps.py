@@ -102,7 +102,7 @@ def make_map(
         raise ValueError(f"there are {len(checked)} vectors, and a map needs {FEWEST} or more; give more pictures")
     if not perplexity >= 1:  # NaN is neither
         raise ValueError(f"the perplexity is {perplexity}; give 1 or more, such as {PERPLEXITY:.0f}")
-    if (checked == checked[0]).all():
+    if not (checked != checked[0]).any():
         raise ValueError(f"all {len(checked)} vectors are equal, so that there is nothing to map; give other pictures")
     tsne = _tsne()
     most = (len(checked) - 1) / 2
@@ -142,10 +142,10 @@ def _checked(vectors: ArrayLike) -> NDArray[np.float32]:
     checked = np.asarray(vectors, np.float32)
     if checked.ndim != 2 or not checked.shape[1]:
         raise ValueError(f"the vectors are {checked.shape}; give (pictures, values)")
-    bad = ~np.isfinite(checked).all(axis=1)
+    bad = ~np.isfinite(checked).all(axis=1, keepdims=True)
     if bad.any():
         raise ValueError(
-            f"{bad.sum()} of {len(bad)} vectors have values that are NaN or infinite, the first is number"
+            f"{bad.sum()} of {len(checked)} vectors have values that are NaN or infinite, the first is number"
             f" {bad.argmax()}, from 0; leave them out, or make them anew"
         )
     return checked
