@@ -97,6 +97,20 @@ def test_a_map_is_made_in_the_principal_components(small):
     np.testing.assert_allclose(small.reduced @ small.axes, centred, atol=1e-3)  # 12 of 12 components lose nothing
 
 
+def test_neighbours_are_the_nearest_without_the_picture_itself():
+    from convnets_torch.embeddings.tsne import _Neighbours
+
+    rows = VECTORS.astype(np.float32)
+    away = np.linalg.norm(rows[:, None].astype(float) - rows, axis=2)
+    np.fill_diagonal(away, np.inf)
+    places, distances = _Neighbours(rows, 7).build()
+    np.testing.assert_array_equal(places, away.argsort(axis=1)[:, :7])
+    np.testing.assert_allclose(distances, np.sort(away, axis=1)[:, :7], rtol=1e-6)
+    places, distances = _Neighbours(rows, 7).query(rows[:5], 3)
+    np.testing.assert_array_equal(places[:, 0], range(5))  # a new picture may be an old one
+    np.testing.assert_allclose(distances[:, 0], 0, atol=1e-5)
+
+
 def test_the_middle_of_a_map_is_at_0(small):
     np.testing.assert_allclose(small.positions.max(0), -small.positions.min(0), rtol=1e-5)
 

@@ -79,7 +79,7 @@ def settle(page):
 def on_stage(page, places=PLACES):
     """Where each picture is in the window when the whole map is shown, and pixels per unit."""
     box = page.locator("#map").bounding_box()
-    flipped = places.astype(float) * (1, -1)
+    flipped = places.astype(float) * np.array((1, -1))
     low, high = flipped.min(axis=0), flipped.max(axis=0)
     size = np.array([box["width"], box["height"]])
     scale = ((size - 2 * MARGIN) / (high - low)).min()
@@ -88,7 +88,7 @@ def on_stage(page, places=PLACES):
 
 def thumbnails_at(scale, places=PLACES):
     extent = np.ptp(places.astype(float), axis=0).max()
-    return levels(places * np.float32((1, -1))) <= np.floor(2 * np.log2(extent * scale / SIDE))
+    return levels(places * np.array((1, -1), np.float32)) <= np.floor(2 * np.log2(extent * scale / SIDE))
 
 
 def expected_under(point, at, shown):
