@@ -199,6 +199,7 @@ def test_rows_are_what_the_table_says(tmp_path):
     np.testing.assert_allclose(held.lengths, np.linalg.norm(held.vectors, axis=1), rtol=1e-6)
     assert held.class_ids.tolist() == [row["class_id"] for row in rows]
     assert held.rows_with(rows[123]["sha256"]).tolist() == [123]
-    assert held.row_of(rows[123]["path"]) == 123
+    assert [held.row_of(row["path"]) for row in rows] == list(range(300))
+    assert held.row_of(rows[123]["path"][1:]) is held.row_of("") is None
     with pytest.raises(ValueError, match="read-only"):
         held.vectors[0] = 0

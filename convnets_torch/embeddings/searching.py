@@ -76,6 +76,7 @@ class Index:
         about: what made its vectors.
         card: of the network.
 
+    >>> from PIL import Image
     >>> from convnets_torch import index_pictures, load
     >>> Image.open("street.jpg").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("mirrored.png")
     >>> done = index_pictures(load("alexnet.safetensors"), ["street.jpg", "mirrored.png"], "photos.lance")

@@ -70,11 +70,10 @@ class Vectors:
     def row_of(self, path: str) -> int | None:
         """The row of a path, if there is one."""
         name = np.frombuffer(path.encode("utf-8", "surrogateescape"), np.uint8)
-        starts = np.concatenate([np.zeros(1, np.int64), self._ends[:-1]])
-        for row in np.flatnonzero(self._ends - starts == len(name)):
-            if np.array_equal(self._names[starts[row] : self._ends[row]], name):
-                return int(row)
-        return None
+        rows = np.flatnonzero(np.diff(self._ends, prepend=0) == len(name))
+        for back in range(1, len(name) + 1):  # from the end, where paths differ most
+            rows = rows[self._names[self._ends[rows] - back] == name[-back]]
+        return int(rows[0]) if len(rows) else None
 
     def rows_with(self, sha256: str) -> NDArray[np.int64]:
         """The rows of files with this content."""
