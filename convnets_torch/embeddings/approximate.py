@@ -25,7 +25,7 @@ def nearest(
     k: int,
     metric: Metric,
     class_ids: tuple[int, ...] | None,
-    left_out: list[str | None],
+    left_out: list[NDArray[np.int64]],
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
     """What `nearest` of vectors gives, from the index of the table, which is made where there is none."""
     held = index.vectors
@@ -37,17 +37,14 @@ def nearest(
     make_index(table, metric, len(held))
     places = {path: row for row, path in enumerate(held.paths())}
     found = []
-    for query, content in zip(queries, left_out, strict=True):
-        where = [GOOD]
-        if class_ids is not None:
-            where.append(f"class_id IN ({', '.join(map(str, class_ids))})")
-        if content is not None:
-            where.append(f"sha256 != '{content}'")
+    where = GOOD if class_ids is None else f"{GOOD} AND class_id IN ({', '.join(map(str, class_ids))})"
+    for query, others in zip(queries, left_out, strict=True):
         with refusing(index.address):
             search = table.table.search(query, vector_column_name="vector").distance_type(metric)
-            search = search.where(" AND ".join(where), prefilter=True).nprobes(PROBED).refine_factor(REFINED)
-            paths = search.select(["path", "_distance"]).limit(k).to_arrow()["path"].to_pylist()
+            search = search.where(where, prefilter=True).nprobes(PROBED).refine_factor(REFINED)
+            paths = search.select(["path", "_distance"]).limit(k + len(others)).to_arrow()["path"].to_pylist()
         rows = np.array([places[path] for path in paths if path in places], np.int64)
+        rows = rows[~np.isin(rows, others)][:k]
         scores = exact_scores(held.vectors[rows].astype(np.float64), query.astype(np.float64), metric)
         order = np.argsort(scores if metric == "l2" else -scores, kind="stable")
         found.append((rows[order], scores[order]))

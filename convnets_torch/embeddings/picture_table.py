@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TABLE = "pictures"  # its name in the database, a folder pictures.lance
 KEY = "convnets_torch"  # in the metadata of the table's schema
 SCHEMA = 1  # of that metadata
-GOOD = "vector IS NOT NULL AND NOT vanished"  # the pictures that are searched
+GOOD = "error IS NULL AND NOT vanished"  # the pictures that are searched; to ask for vectors would read them all
 ONE_ROW = {"lance-schema:unenforced-primary-key": "true"}  # of two commits at once that add a path, one is tried again
 NAMES = 500  # values in one condition
 NO_LANCEDB = "an index of pictures needs LanceDB: pip install 'convnets-torch[search]'"

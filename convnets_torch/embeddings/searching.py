@@ -81,8 +81,8 @@ class Index:
     >>> Image.open("street.jpg").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("mirrored.png")
     >>> done = index_pictures(load("alexnet.safetensors"), ["street.jpg", "mirrored.png"], "photos.lance")
     >>> [matches] = Index.open("photos.lance").search("street.jpg")
-    >>> [(Path(match.path).name, match.score > 0.9) for match in matches.found]
-    [('mirrored.png', True)]
+    >>> [Path(match.path).name for match in matches.found]
+    ['mirrored.png']
     """
 
     def __init__(
@@ -176,11 +176,12 @@ class Index:
             raise ValueError(f"{k} pictures are none; ask for 1 or more")
         class_ids = None if target is None else find_target(self.card, target).class_ids
         names, contents, vectors = self._asked(queries, box, network)
-        rows_left_out = [self.vectors.rows_with(content) if content else None for content in contents]
+        none = np.zeros(0, np.int64)
+        left_out = [self.vectors.rows_with(content) if content else none for content in contents]
         if approximate:
             from convnets_torch.embeddings import approximate as other
 
-            found = other.nearest(self, vectors, k, metric, class_ids, contents)
+            found = other.nearest(self, vectors, k, metric, class_ids, left_out)
         else:
             held = self.vectors
             found = nearest(
@@ -190,7 +191,7 @@ class Index:
                 metric,
                 lengths=held.lengths,
                 allowed=None if class_ids is None else np.isin(held.class_ids, class_ids),
-                left_out=[np.zeros(0, np.int64) if rows is None else rows for rows in rows_left_out],
+                left_out=left_out,
             )
         return [
             Matches(name, content, tuple(self.match(int(row), float(score)) for row, score in zip(*each, strict=True)))
