@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -161,7 +162,9 @@ def _table(address: str, embedder: Embedder, layer: str | None, weights: str) ->
         table = PictureTable.open(address)
     except FileNotFoundError:
         weights = weights and (os.path.abspath(weights) if Path(weights).exists() else weights)  # noqa: PTH100
-        about = About(kind, embedder.card.to_json(), layer, embedder.pool, weights, _width(embedder))
+        about = About(
+            kind, embedder.card.to_json(), layer, embedder.pool, weights, _width(embedder), secrets.token_hex(8)
+        )
         table = PictureTable.create(address, about)
     if table.about.kind != kind:
         held = Card.from_json(table.about.card).network

@@ -37,6 +37,7 @@ class About:
         pool: as `pooled` takes it.
         weights: the file or name that the network was loaded from; "" where it is not known.
         width: how many values a vector has.
+        made: told apart by it from another table that was at the same address.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class About:
     pool: str
     weights: str
     width: int
+    made: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"schema": SCHEMA}, sort_keys=True)

@@ -94,7 +94,7 @@ def place_of(address: str) -> Path | None:
 def state_of(address: str, table: PictureTable | None = None) -> str:
     """What changes whenever the table does; of other addresses than folders, only the table itself can say."""
     if not is_local(address):
-        return "" if table is None else f"version {table.version}"
+        return "" if table is None else f"{table.about.made} version {table.version}"
     told = []
     with contextlib.suppress(OSError):
         for manifest in sorted((Path(address) / f"{TABLE}.lance" / "_versions").glob("*.manifest")):
