@@ -19,7 +19,7 @@ from PIL import Image
 from convnets_torch.embeddings.map_files import MapEntry
 from convnets_torch.embeddings.map_thumbnails import NEVER, levels, mean_color, sheets
 from convnets_torch.files import check_writable, replacing
-from convnets_torch.maps.page import part, policy_hash
+from convnets_torch.maps.page import as_base64, as_json, part, policy_hash
 from convnets_torch.sentences import printable
 
 QUALITY = 80  # of the sheets, which are JPEG
@@ -88,7 +88,7 @@ def save_map_page(
     style, script = part("collection.css"), part("collection.js") + part("collection_tools.js")
     page = Template(part("collection.html")).substitute(
         title=escape(printable(title)),
-        data=_json(_numbers(positions, entries, images, level, order, new, side)),
+        data=as_json(_numbers(positions, entries, images, level, order, new, side)),
         sheets="\n".join(
             f'<script type="text/plain" class="sheet">{_jpeg(sheet)}</script>'
             for sheet in sheets(images, order.tolist(), side)
@@ -126,17 +126,17 @@ def _numbers(
     slots[order] = np.arange(len(order))
     sizes = [(0, 0) if image is None else image.size for image in images]
     return {
-        "positions": _base64((np.asarray(positions) * (1, -1)).astype("<f4")),  # y downwards, as on a screen
+        "positions": as_base64((np.asarray(positions) * (1, -1)).astype("<f4")),  # y downwards, as on a screen
         "names": [printable(entry.name) for entry in entries],
         "words": words,
-        "word_of": _base64(np.array([place_of[printable(entry.words)] for entry in entries], "<u2")),
-        "chances": _base64(np.rint(chances).astype("<u2")),
-        "levels": _base64(level),
+        "word_of": as_base64(np.array([place_of[printable(entry.words)] for entry in entries], "<u2")),
+        "chances": as_base64(np.rint(chances).astype("<u2")),
+        "levels": as_base64(level),
         "never": NEVER,
-        "slots": _base64(slots),
-        "sizes": _base64(np.array(sizes, np.uint8)),
-        "colors": _base64(np.array([mean_color(image) for image in images], np.uint8)),
-        "new": _base64(np.zeros(len(order), np.uint8) if new is None else new.astype(np.uint8)),
+        "slots": as_base64(slots),
+        "sizes": as_base64(np.array(sizes, np.uint8)),
+        "colors": as_base64(np.array([mean_color(image) for image in images], np.uint8)),
+        "new": as_base64(np.zeros(len(order), np.uint8) if new is None else new.astype(np.uint8)),
         "side": side,
     }
 
@@ -152,13 +152,3 @@ def _jpeg(sheet: Image.Image) -> str:
     # Colours at the full scale: decoders interpolate coarser ones from one thumbnail into the next.
     sheet.save(file, "JPEG", quality=QUALITY, subsampling="4:4:4", optimize=True)
     return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
-
-
-def _json(numbers: dict[str, Any]) -> str:
-    """JSON that is also safe between the tags of a script."""
-    text = json.dumps(numbers, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _base64(array: NDArray[Any]) -> str:
-    return b64encode(np.ascontiguousarray(array).tobytes()).decode()

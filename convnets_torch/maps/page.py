@@ -119,7 +119,7 @@ def write_page(
     page = Template(part("page.html")).substitute(
         title=escape(printable(title)),
         picture=_data_uri(picture),
-        data=_json(_numbers(size, layers, cells)),
+        data=as_json(_numbers(size, layers, cells)),
         style=style,
         style_hash=policy_hash(style),
         script=script,
@@ -189,8 +189,8 @@ def _numbers(size: tuple[int, int], layers: Sequence[Layer], cells: Cells) -> di
         "names": [printable(cells.names[class_id]) for class_id in class_ids.tolist()],
         "top": cells.top_ids.shape[2],
         "id_bytes": id_type.itemsize,
-        "top_ids": _base64(places.astype(id_type)),
-        "top_probabilities": _base64(np.rint(cells.top_probabilities * STEPS).astype("<u2")),
+        "top_ids": as_base64(places.astype(id_type)),
+        "top_probabilities": as_base64(np.rint(cells.top_probabilities * STEPS).astype("<u2")),
         "layers": [_layer_numbers(layer) for layer in layers],
     }
 
@@ -202,11 +202,11 @@ def _layer_numbers(layer: Layer) -> dict[str, Any]:
     opaqueness = np.rint(255 * strength).astype(np.uint8)
     return {
         "words": printable(layer.words),
-        "values": _base64(layer.values.astype("<f4")),
+        "values": as_base64(layer.values.astype("<f4")),
         "signed": bool(layer.signed),
         "threshold": float(layer.threshold),
         "top": max(float(np.abs(layer.values).max()), LEAST_TOP),  # where the colours end
-        "ramp": _base64(np.column_stack([colors, opaqueness])),
+        "ramp": as_base64(np.column_stack([colors, opaqueness])),
     }
 
 
@@ -222,13 +222,14 @@ def data_uri(image: Image.Image, form: Literal["PNG", "JPEG"]) -> str:
     return f"data:image/{form.lower()};base64,{b64encode(file.getvalue()).decode()}"
 
 
-def _json(numbers: dict[str, Any]) -> str:
+def as_json(numbers: dict[str, Any]) -> str:
     """JSON that is also safe between the tags of a script: nothing in it can end the element or begin another."""
     text = json.dumps(numbers, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _base64(array: NDArray[Any]) -> str:
+def as_base64(array: NDArray[Any]) -> str:
+    """The numbers of an array, row by row, as a page's script reads them."""
     return b64encode(array.tobytes()).decode()
 
 
