@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convnets_torch.embeddings import duplicates, nearest
-from convnets_torch.embeddings.duplicates import Leak, find_duplicates, find_leaks
+from convnets_torch.embeddings.duplicates import find_duplicates, find_leaks
 
 
 def made(count, width, seed):
