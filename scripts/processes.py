@@ -7,6 +7,7 @@ the others wait for a message.
 from __future__ import annotations
 
 import multiprocessing
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -76,9 +77,18 @@ def _serve(build: Callable[[], Program], connection: Connection) -> None:
 
 
 def alternating(timers: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each program in each round; the order is reversed in every second one."""
+    """Seconds of each program in each round, in an order drawn anew for every two rounds, forth and back.
+
+    What ran just before leaves caches and memory behind, so none should always run after the same one.
+    """
+    generator = random.Random(0)
+    order = list(timers)
     seconds: dict[str, list[float]] = {name: [] for name in timers}
     for number in range(rounds):
-        for name in list(timers) if number % 2 else reversed(timers):
+        if number % 2:
+            order.reverse()
+        else:
+            generator.shuffle(order)
+        for name in order:
             seconds[name].append(timers[name]())
     return seconds
