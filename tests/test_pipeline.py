@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -145,7 +146,8 @@ from convnets_torch.pipeline import predict
 for row in predict(small(), itertools.repeat({str(files[0])!r})):
     print("row", flush=True)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipe, default = subprocess.PIPE, partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored in the background
+    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, preexec_fn=default) as process:
         assert process.stdout.readline() == b"row\n"
         process.send_signal(signal.SIGINT)
         start = time.monotonic()

@@ -48,7 +48,9 @@ def map_pictures(
         float | None,
         typer.Option(min=1, help="About how many neighbours each picture is kept near to.", show_default="30"),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Stands above the page.", show_default="the number")] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Stands above the page.", show_default="the page's own name")
+    ] = None,
     device: Device = "cpu",
     precision: Precision = None,
     max_pixels: MaxPixels = None,
@@ -125,7 +127,7 @@ def map_pictures(
             render.save_image(drawn.image, png)
             say(f"{png}: {drawn.shown.sum()} of {len(entries)} pictures; the others, which would cover one, are dots")
         if output is not None:
-            words = title or f"{len(entries)} pictures"
+            words = title or output.stem
             save_map_page(positions, entries, small, output, title=words, new=new, failed=found.failed)
             say(f"{output}: {len(entries)} pictures, {output.stat().st_size / 1e6:.1f} MB")
     if found.failed:
