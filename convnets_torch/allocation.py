@@ -49,7 +49,7 @@ def leave() -> None:
 
 
 def _set(change: int) -> None:
-    tell = None if os.environ.keys() & set(OWN_SETTINGS) else _mallopt()
+    tell = _mallopt()
     if tell is None:
         return
     global _inside
@@ -66,8 +66,8 @@ def _set(change: int) -> None:
 
 @functools.cache
 def _mallopt() -> Callable[[int, int], int] | None:
-    """The function by which glibc's malloc takes settings; None where the C library is another one."""
-    if platform.libc_ver()[0] != "glibc":
+    """The function by which glibc's malloc takes settings; None of other C libraries, and where it has its own."""
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in OWN_SETTINGS):
         return None
     tell: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
     return tell
