@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnets_torch.ahead import THREADS, ahead, expected_pixels
+from convnets_torch.embeddings.thumbnails import reduced
 from convnets_torch.images import Picture, Reading, open_upright
 
 SIDES = {1_000: 128, 4_000: 96, 10_000: 64, 25_000: 48}  # pictures -> pixels of a thumbnail's longer side; then 32
@@ -61,9 +62,7 @@ def thumbnails(
             image = open_upright(picture, reading).image
         except (OSError, ValueError) as error:
             return Thumbnail(None, error)
-        scale = min(1.0, side / max(image.size))
-        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        return Thumbnail(image.resize(size, Image.Resampling.BOX, reducing_gap=2.0))
+        return Thumbnail(reduced(image, side, Image.Resampling.BOX))
 
     done = ahead(pictures, small, most=4 * THREADS, size=expected_pixels, room=ROOM)
     try:

@@ -17,9 +17,17 @@ def thumbnail(image: Image.Image) -> bytes:
     >>> found.format, found.size
     ('JPEG', (128, 96))
     """
-    scale = min(1.0, SIDE / max(image.size))
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=QUALITY)
+    reduced(image, SIDE, Image.Resampling.BILINEAR).save(file, "JPEG", quality=QUALITY)
     return file.getvalue()
+
+
+def reduced(image: Image.Image, side: int, filter: Image.Resampling) -> Image.Image:
+    """A picture of the same shape whose longer side has at most so many pixels, made fast rather than exactly.
+
+    >>> reduced(Image.new("RGB", (640, 3)), 64, Image.Resampling.BOX).size
+    (64, 1)
+    """
+    scale = min(1.0, side / max(image.size))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, filter, reducing_gap=2.0)
