@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.machine import matrix_rate, memory_rate
 from scripts.processes import Program, alternating, started
+from scripts.rounds import Result, compared
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from convnets_torch.runtime import Precision
-    from scripts.rounds import Result
 
 Builder = Callable[[], Program]
 
@@ -79,16 +79,7 @@ def measure(work: Work, rounds: int) -> list[Result]:
         print(f"| {program} | {1000 * middle:.1f} | {spread} | {work.batch / middle:.1f} | {ratio:.2f} |")
     mine, others = ([name for name in names if name in seconds] for names in (ours, peers))
     print_floor(work, {program: statistics.median(seconds[program]) for program in mine})
-    return [compared(work, one, other, seconds) for one in mine for other in others]
-
-
-def compared(work: Work, mine: str, peer: str, seconds: dict[str, list[float]]) -> Result:
-    """One program of ours against one peer, from the rounds that both ran in."""
-    from scripts.rounds import Result
-
-    ratios = sorted(theirs / own for own, theirs in zip(seconds[mine], seconds[peer], strict=True))
-    middles = (statistics.median(seconds[mine]), statistics.median(seconds[peer]))
-    return Result(f"{work}: {mine}", peer, *middles, statistics.median(ratios), ratios[0], ratios[-1])
+    return [compared(f"{work}: {one}", other, seconds[one], seconds[other]) for one in mine for other in others]
 
 
 def own_programs(work: Work) -> dict[str, Builder]:

@@ -47,7 +47,7 @@ def measure(name: str, batch: int, rounds: int, device: str) -> list[Result]:
     import torchvision
 
     from convnets_torch.runtime import dtype_of
-    from scripts.rounds import Result
+    from scripts.rounds import compared
 
     torch.manual_seed(0)
     module = getattr(torchvision.models, name)(weights=None).eval()
@@ -67,14 +67,13 @@ def measure(name: str, batch: int, rounds: int, device: str) -> list[Result]:
         middle = statistics.median(times)
         rate, distance = batch / middle, middle / floor
         print(f"| {program} | {1000 * middle:.2f} | {rate:.0f} | {peaks[program] / 1e6:.0f} | {distance:.2f} |")
-    results = []
-    for mine in (program for program in seconds if program.startswith("ours")):
-        for peer in (program for program in seconds if not program.startswith("ours")):
-            ratios = sorted(theirs / own for own, theirs in zip(seconds[mine], seconds[peer], strict=True))
-            middles = (statistics.median(seconds[mine]), statistics.median(seconds[peer]))
-            work = f"{name}, batch {batch}, {device}: {mine}"
-            results.append(Result(work, peer, *middles, statistics.median(ratios), ratios[0], ratios[-1]))
-    return results
+    ours = [program for program in seconds if program.startswith("ours")]
+    return [
+        compared(f"{name}, batch {batch}, {device}: {mine}", peer, seconds[mine], seconds[peer])
+        for mine in ours
+        for peer in seconds
+        if peer not in ours
+    ]
 
 
 def programs(module: nn.Module, dtype: torch.dtype, device: str) -> dict[str, Callable[[], Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -98,9 +97,9 @@ def lancedb_flat(address: Path, queries: int) -> Program:
 def measure_search(folder: Path, rounds: int) -> list[Result]:
     """Exact search, warm: ours against FAISS flat and LanceDB flat."""
     from scripts.processes import alternating, started
-    from scripts.rounds import Result
+    from scripts.rounds import compared
 
-    results = []
+    results: list[Result] = []
     for count, width in SIZES:
         address = folder / f"{count}x{width}.lance"
         make_index(address, count, width)
@@ -115,9 +114,6 @@ def measure_search(folder: Path, rounds: int) -> list[Result]:
                 seconds = alternating(timers, rounds)
             work = f"{K} nearest of {count:,} x {width} to {queries}"
             mine = seconds.pop("ours")
-            for peer, theirs in seconds.items():
-                ratios = sorted(other / own for own, other in zip(mine, theirs, strict=True))
-                own, other, ratio = (statistics.median(each) for each in (mine, theirs, ratios))
-                results.append(Result(work, peer, own, other, ratio, ratios[0], ratios[-1]))
+            results += [compared(work, peer, mine, theirs) for peer, theirs in seconds.items()]
         shutil.rmtree(address)
     return results

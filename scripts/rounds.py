@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -34,6 +34,12 @@ def alternate(work: str, peer: str, ours: Callable[[], object], theirs: Callable
             action()
             seconds[action] = time.perf_counter() - start
         pairs.append((seconds[ours], seconds[theirs]))
-    ratios = sorted(theirs / ours for ours, theirs in pairs)
-    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return Result(work, peer, mine, other, statistics.median(ratios), ratios[0], ratios[-1])
+    mine, other = zip(*pairs, strict=True)
+    return compared(work, peer, mine, other)
+
+
+def compared(work: str, peer: str, ours: Sequence[float], theirs: Sequence[float]) -> Result:
+    """What the seconds of each round say; both have run in all of them."""
+    ratios = sorted(other / own for own, other in zip(ours, theirs, strict=True))
+    middles = (statistics.median(ours), statistics.median(theirs))
+    return Result(work, peer, *middles, statistics.median(ratios), ratios[0], ratios[-1])
