@@ -57,6 +57,17 @@ def vgg() -> Network:
     return network
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium; without a sandbox, since tests may run as root, for which it has none."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache of the test's own."""

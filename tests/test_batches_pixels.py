@@ -9,26 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from converters import convert
 from convnets_torch.fitting import MemoryWarning
 from convnets_torch.heatmaps import heatmap
 from convnets_torch.images import read_picture
 from convnets_torch.maps.batches import heatmap_each
 from convnets_torch.preprocessing import fit_longest_side, normalize, preset
 from convnets_torch.weights import load, save
-from tests.conftest import KERAS1
 from tests.reference.pictures import picture
+from tests.test_batches import weights as weights
 from tests.test_reduced import large as large
 
 TORCHVISION = preset("alexnet", "torchvision")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """The narrow AlexNet, whose thousand classes are ImageNet's in name."""
-    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
-    convert(KERAS1 / "alexnet.h5", path)
-    return path
 
 
 @pytest.fixture

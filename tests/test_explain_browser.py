@@ -12,9 +12,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed: apt-get install chromium"),
 ]
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'convnets-torch[dev]'"
-)
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'convnets-torch[dev]'")
 
 
 @pytest.fixture(scope="module")
@@ -25,25 +23,20 @@ def page_file(lite_weights, photographs, tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", [400, 800, 1300])
-def test_everything_is_shown_and_nothing_is_asked_for(page_file, width):
+def test_everything_is_shown_and_nothing_is_asked_for(browser, page_file, width):
     complaints, asked = [], []
-    with playwright.sync_playwright() as driver:
-        # Without a sandbox, since tests may run as root, for which Chromium has none.
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 800})
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(page_file.as_uri())
-        sizes = page.evaluate(
-            "[...document.images].map((it) => [it.naturalWidth, it.getBoundingClientRect().width,"
-            " it.getBoundingClientRect().right])"
-        )
-        columns = page.evaluate(
-            "getComputedStyle(document.querySelector('.pair')).gridTemplateColumns.split(' ').length"
-        )
-        meters = page.evaluate("[...document.querySelectorAll('meter')].map((it) => it.getBoundingClientRect().width)")
-        whole = page.evaluate("document.documentElement.scrollWidth")
-        browser.close()
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_file.as_uri())
+    sizes = page.evaluate(
+        "[...document.images].map((it) => [it.naturalWidth, it.getBoundingClientRect().width,"
+        " it.getBoundingClientRect().right])"
+    )
+    columns = page.evaluate("getComputedStyle(document.querySelector('.pair')).gridTemplateColumns.split(' ').length")
+    meters = page.evaluate("[...document.querySelectorAll('meter')].map((it) => it.getBoundingClientRect().width)")
+    whole = page.evaluate("document.documentElement.scrollWidth")
+    page.close()
     assert complaints == []
     assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
     assert len(sizes) == 1 + 2 * 5 + 5

@@ -17,9 +17,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed: apt-get install chromium"),
 ]
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'convnets-torch[dev]'"
-)
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'convnets-torch[dev]'")
 
 COUNT, SIDE = 300, 64
 RANDOM = np.random.RandomState(7)
@@ -33,15 +31,6 @@ COLORS = RANDOM.randint(40, 220, (COUNT, 3))
 IMAGES = [Image.new("RGB", (SIDE, 48 if i % 3 else SIDE), tuple(COLORS[i].tolist())) for i in range(COUNT)]
 MARGIN = 12 + SIDE / 2  # pixels around the map that is shown whole
 NOTCH = 0.0016  # of a wheel, a pixel
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        # Without a sandbox, since tests may run as root, for which Chromium has none.
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -297,6 +286,7 @@ def test_new_and_failed_pictures_are_told(opened):
     assert page.inner_text("#facts") == "300 pictures, 10 of them new (framed)"
     page.fill("#search", "img_295")
     page.locator("#hits button").click()
+    settle(page)
     assert page.locator("#card .words").inner_text().endswith(", new on the map")
     page.locator("#failed summary").click()
     assert page.locator("#failed li").all_inner_texts() == ["bad<i>.jpg bad<i>.jpg is no picture"]
@@ -311,6 +301,7 @@ def test_words_from_files_are_text(opened):
     page.fill("#search", "onerror")
     assert page.locator("#hits button").count() == 1
     page.locator("#hits button").click()
+    settle(page)
     assert shown in page.locator("#card .words").inner_text()
     assert page.evaluate("window.hacked") is None
 

@@ -21,9 +21,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed: apt-get install chromium"),
 ]
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'convnets-torch[dev]'"
-)
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'convnets-torch[dev]'")
 
 SIZE = (521, 803)  # of the original, which the last windows leave by some pixels; the picture on the page is half of it
 CELLS = draw_cells(seed=3, rows=9, columns=13, stride=(41.25, 50.5), size=200)
@@ -35,15 +33,6 @@ MAPS = [
 HOSTILE = (
     "</script ><img src=x onerror='window.hacked=1'><script>window.hacked=1</script><!--<script \"' \u202e\x07\udc80"
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        # Without a sandbox, since tests may run as root, for which Chromium has none.
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
