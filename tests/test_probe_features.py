@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from converters import convert
-from convnets_torch.embeddings import probe_features
+from convnets_torch.embeddings import kept_vectors
 from convnets_torch.embeddings.extraction import embed
 from convnets_torch.embeddings.probe_features import embed_classes, find_classes
 from convnets_torch.images import PictureWarning
@@ -95,9 +95,9 @@ def test_the_cache_knows_what_made_a_vector(weights, folder, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from convnets_torch.embeddings import probe_features
+from convnets_torch.embeddings import kept_vectors, probe_features
 from convnets_torch.weights import load
-probe_features.PART = 4
+kept_vectors.PART = 4
 def killed(done, whole):
     if done == 11:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -128,7 +128,7 @@ def test_what_was_done_before_an_interrupt_is_kept(weights, folder, tmp_path):
 
 
 def test_a_damaged_part_of_the_cache_is_computed_again(weights, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe_features, "PART", 4)
+    monkeypatch.setattr(kept_vectors, "PART", 4)
     network, cache = load(weights), tmp_path / "cache"
     first = embed_classes(network, folder, cache=cache)
     part, *others = sorted(cache.glob("*/*.safetensors"))

@@ -86,7 +86,7 @@ def test_every_network_takes_a_probe_of_its_own_vectors(name, tmp_path):
 
 def test_what_does_not_fit_is_refused():
     network = made("vgg")
-    with pytest.raises(ValueError, match="the probe reads 39 values, but the head gives 40; fit it to vectors that"):
+    with pytest.raises(ValueError, match=r"the new layer is \(3, 39\), but 3 classes of 40 values are wanted; fit it"):
         with_probe(network, any_probe(39))
     ready = prepare(network, device="cpu", precision="float32")
     with pytest.raises(ValueError, match="the network was prepared, which rounds"):

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-import convnets_torch
-from convnets_torch.cache import cache_folder
-from convnets_torch.embeddings.extraction import Embedder, embed_each
-from convnets_torch.files import check_regular, check_writable, replacing, sha256
+from convnets_torch.embeddings.kept_vectors import KeptVectors, embed_kept
 from convnets_torch.folders import ENDINGS, find_pictures
 from convnets_torch.images import PictureWarning
 from convnets_torch.networks import Network
-from convnets_torch.networks.packed import PackedConv2d, PackedLinear
-from convnets_torch.runtime import Precision, prepare
-
-PART = 256  # vectors in a file of the cache: what is lost, at most, when the process is killed
+from convnets_torch.networks.packed import check_unpacked
+from convnets_torch.runtime import Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,158 +130,38 @@ def embed_classes(
         PictureWarning: as `find_classes`.
         MemoryWarning: memory ran out, and the work goes on in smaller batches.
     """
-    if any(isinstance(module, PackedConv2d | PackedLinear) for module in network.modules()):
-        raise ValueError("the network was prepared, which rounds; give the one that was given to `prepare`")
+    check_unpacked(network)
     found = find_classes(folder) if isinstance(folder, str | os.PathLike) else folder
     pictures = [(path, label) for label, paths in enumerate(found.values()) for path in paths]
-    kind = _kind(network, precision)
-    store = _Store(cache_folder() / "features" if cache is None else Path(cache), kind)
-    hashes: list[str | None] = []
-    failed: list[tuple[str, Exception]] = []
-    first: dict[str, Path] = {}  # content -> the first picture that has it
-    for path, _ in pictures:
-        try:
-            check_regular(path)
-            digest = sha256(path)
-            first.setdefault(digest, path)
-            hashes.append(digest)
-        except OSError as error:
-            failed.append((str(path), error))
-            hashes.append(None)
-    vectors, computed = store.read(set(first)), 0
-    missing = {digest: path for digest, path in first.items() if digest not in vectors}
-    names = {path: digest for digest, path in missing.items()}
-    errors: dict[str, Exception] = {}
-    total, known = len(first), len(vectors)
-    if missing:
-        device = next(network.parameters()).device
-        ready = network if precision is None else prepare(network, device=device, precision=precision)
-        with closing(embed_each(ready, names, exact=True)) as rows, store:
-            for done, row in enumerate(rows, start=known + 1):
-                digest = names[Path(str(row.picture))]
-                if row.vector is None:
-                    errors[digest] = row.error or ValueError(f"{row.picture} gives no vector")
-                else:
-                    vectors[digest] = row.vector.numpy()
-                    store.add(digest, vectors[digest])
-                    computed += 1
-                if progress is not None:
-                    progress(done, total)
-    return _labelled(tuple(found), pictures, hashes, vectors, errors, failed, computed, store.remarks)
+    kept = embed_kept(network, [path for path, _ in pictures], precision=precision, cache=cache, progress=progress)
+    return _labelled(tuple(found), pictures, kept)
 
 
-def _labelled(
-    classes: tuple[str, ...],
-    pictures: list[tuple[Path, int]],
-    hashes: list[str | None],
-    vectors: dict[str, NDArray[np.float32]],
-    errors: dict[str, Exception],
-    failed: list[tuple[str, Exception]],
-    computed: int,
-    remarks: Iterable[str],
-) -> LabelledVectors:
+def _labelled(classes: tuple[str, ...], pictures: list[tuple[Path, int]], found: KeptVectors) -> LabelledVectors:
     """Pictures with their vectors: each content once in a class, and those that failed apart."""
     kept: dict[tuple[str, int], Path] = {}
     copies = 0
-    for (path, label), digest in zip(pictures, hashes, strict=True):
-        if digest is None:
+    for path, label in pictures:
+        if path in found.failed:
             continue
-        if digest in errors:
-            failed.append((str(path), errors[digest]))
-        elif (digest, label) in kept:
-            copies += 1
-        else:
-            kept[digest, label] = path
+        key = (found.digests[path], label)
+        copies += key in kept
+        kept.setdefault(key, path)
+    failed = tuple((str(path), found.failed[path]) for path, _ in pictures if path in found.failed)
     if not kept:
         raise ValueError(f"none of {len(failed)} pictures could be used; the first: {failed[0][1]}")
-    told = list(remarks)
+    told = list(found.remarks)
     if copies:
         told.append(f"{copies} pictures have the same content as another of their class and were left out")
     places = Counter(digest for digest, _ in kept)
     if several := [path for (digest, _), path in kept.items() if places[digest] > 1]:
         told.append(f"{len(several)} pictures have the same content in several classes, such as {several[0]}")
     return LabelledVectors(
-        np.stack([vectors[digest] for digest, _ in kept]),
+        np.stack([found.vectors[digest] for digest, _ in kept]),
         np.array([label for _, label in kept], np.int64),
         classes,
         tuple(kept.values()),
-        tuple(failed),
+        failed,
         tuple(told),
-        computed,
+        found.computed,
     )
-
-
-def _kind(network: Network, precision: str | None) -> dict[str, str]:
-    """What tells vectors of one kind from others; the same texts always mean the same vectors of the same files."""
-    return Embedder(network).about | {
-        "parameters": fingerprint(network),
-        "precision": precision or "",
-        "device": next(network.parameters()).device.type,
-        "version": convnets_torch.__version__,
-    }
-
-
-def fingerprint(network: torch.nn.Module) -> str:
-    """The sha256 of all parameters and their names, in hexadecimal: a card alone does not tell trained networks apart.
-
-    >>> from convnets_torch.networks import vgg16
-    >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 8), hidden=(8, 8))
-    >>> before = fingerprint(narrow)
-    >>> _ = torch.nn.init.zeros_(narrow.head[-1].bias)
-    >>> fingerprint(narrow) == before
-    False
-    """
-    digest = hashlib.sha256()
-    for name, array in sorted(network.state_dict().items()):
-        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
-        digest.update(memoryview(array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest()
-
-
-class _Store:
-    """Vectors of one kind in a folder: files of some each, which appear whole and are never changed."""
-
-    def __init__(self, folder: Path, kind: dict[str, str]) -> None:
-        text = json.dumps(kind, sort_keys=True)
-        self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        check_writable(self._folder / "part.safetensors")
-        self._kind = kind
-        self._rows: dict[str, NDArray[np.float32]] = {}  # not written yet
-        self.remarks: list[str] = []
-
-    def read(self, wanted: set[str]) -> dict[str, NDArray[np.float32]]:
-        """Those that are there of the hashes that are wanted; a damaged file is removed."""
-        found: dict[str, NDArray[np.float32]] = {}
-        for path in sorted(self._folder.glob("[!.]*.safetensors")):
-            try:
-                with safe_open(path, "numpy") as file:
-                    hashes, vectors = file.get_tensor("sha256"), file.get_tensor("vectors")
-            except (SafetensorError, OSError) as error:
-                path.unlink(missing_ok=True)
-                self.remarks.append(f"{path} could not be read ({error}); its vectors are computed again")
-                continue
-            for digest, vector in zip(map(bytes.hex, map(bytes, hashes)), vectors, strict=True):
-                if digest in wanted:
-                    found[digest] = vector
-        return found
-
-    def add(self, digest: str, vector: NDArray[np.float32]) -> None:
-        self._rows[digest] = vector
-        if len(self._rows) == PART:
-            self._write()
-
-    def __enter__(self) -> _Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._write()
-
-    def _write(self) -> None:
-        if not self._rows:
-            return
-        hashes = np.stack([np.frombuffer(bytes.fromhex(digest), np.uint8) for digest in self._rows])
-        name = hashlib.sha256(hashes.tobytes()).hexdigest()[:32]  # two processes write the same, or beside each other
-        with replacing(self._folder / f"{name}.safetensors") as temporary:
-            save_file({"sha256": hashes, "vectors": np.stack(list(self._rows.values()))}, temporary, self._kind)
-        self._rows = {}

@@ -136,3 +136,9 @@ class PackedLinear(_Packed):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def check_unpacked(network: nn.Module) -> None:
+    """Raise ValueError where `prepare` made the network: what reads its parameters would find rounded ones, or none."""
+    if any(isinstance(module, PackedConv2d | PackedLinear) for module in network.modules()):
+        raise ValueError("the network was prepared, which rounds; give the one that was given to `prepare`")
