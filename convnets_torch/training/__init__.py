@@ -1,0 +1,1 @@
+"""Transfer learning, augmentation and evaluation."""
