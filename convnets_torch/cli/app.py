@@ -12,6 +12,7 @@ from convnets_torch import __version__
 from convnets_torch.cli import (
     activations_command,
     audit_command,
+    augment_command,
     doctor_command,
     duplicates_command,
     embed_command,
@@ -48,6 +49,7 @@ app.command()(explain_command.explain)
 app.command()(export_command.export)
 app.command()(embed_command.embed)
 app.command()(probe_command.probe)
+app.command()(augment_command.augment)
 app.command()(index_command.index)
 app.command()(search_command.search)
 app.command()(duplicates_command.duplicates)
