@@ -98,12 +98,12 @@ def check_batch(dataset: Dataset, batch: int) -> None:
     >>> check_batch(Dataset(("a", "b"), ((Path("1.png"), 0), (Path("2.png"), 1)), (), "none"), 32)
     Traceback (most recent call last):
     ...
-    ValueError: there are 2 pictures to train on, fewer than a batch of 32; lower the batch to 2, or add
+    ValueError: there are 2 pictures to train on, fewer than a batch of 32; lower the batch to 2, or add some
     """
     if len(dataset.train) < batch:
         raise ValueError(
             f"there are {len(dataset.train)} pictures to train on, fewer than a batch of {batch}; lower the batch to"
-            f" {len(dataset.train)}, or add"
+            f" {len(dataset.train)}, or add some"
         )
 
 
@@ -112,7 +112,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _classes(folder: Path, *, beside_val: bool = False) -> dict[str, list[Path]]:
-    """`find_classes`, but pictures lie in the class folders themselves; `beside_val` says that it is one side of two."""
+    """`find_classes`, but pictures lie in the class folders themselves; beside `val`, a folder is one side of two."""
     deep: list[Path] = []  # folders of pictures below class folders
     flat: set[Path] = set()  # class folders with pictures of their own
     for place in _folders(folder) if folder.is_dir() else []:
@@ -156,7 +156,7 @@ def _of_sides(folder: Path, val: str, others: list[str]) -> Dataset:
         warnings.warn(sentence, PictureWarning, stacklevel=3)
     named = [{entry.name for entry in _folders(side)} for side in sides]
     if all(named):
-        _check_sides(f"{folder}", *named, "train", val)
+        _check_sides(f"{folder}", named[0], named[1], "train", val)
     train, judged = (_classes(side, beside_val=True) for side in sides)
     remarks = [f"{folder}: left out the folders {_few(others)}, which are neither train nor {val}"] if others else []
     classes = tuple(sorted(train))
