@@ -137,6 +137,8 @@ if TYPE_CHECKING:
     from convnets_torch.sources import open_source as open_source
     from convnets_torch.synsets import class_ids as class_ids
     from convnets_torch.targets import Target as Target
+    from convnets_torch.training.datasets import Dataset as Dataset
+    from convnets_torch.training.datasets import find_dataset as find_dataset
     from convnets_torch.weights import list_networks as list_networks
     from convnets_torch.weights import load as load
     from convnets_torch.weights import save as save
@@ -195,13 +197,15 @@ _HOMES = {
     "convnets_torch.sources": ("open_source",),
     "convnets_torch.synsets": ("class_ids",),
     "convnets_torch.targets": ("Target",),
+    "convnets_torch.training.datasets": ("Dataset", "find_dataset"),
     "convnets_torch.weights": ("list_networks", "load", "save"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
     "adoption", "ahead", "algebra", "allocation", "arrays", "cache", "card", "classification", "compat", "embeddings",
     "engines", "explain", "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps", "images",
-    "maps", "networks", "pipeline", "preprocessing", "render", "runtime", "sources", "synsets", "targets", "weights",
+    "maps", "networks", "pipeline", "preprocessing", "render", "runtime", "sources", "synsets", "targets", "training",
+    "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)
