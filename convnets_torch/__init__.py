@@ -204,8 +204,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
     "adoption", "ahead", "algebra", "allocation", "arrays", "cache", "card", "classification", "compat", "embeddings",
     "engines", "explain", "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps", "images",
-    "maps", "networks", "pipeline", "preprocessing", "render", "runtime", "sources", "synsets", "targets", "training",
-    "weights",
+    "maps", "networks", "pipeline", "plots", "preprocessing", "render", "runtime", "sources", "synsets", "targets",
+    "training", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from convnets_torch.embeddings.probe_pairs import Pairs
 from convnets_torch.embeddings.probes import Kind, Probed
 from convnets_torch.explain.histograms import BAR
+from convnets_torch.plots import LINE, SCALE, Color, letters, round_marks, start_plot, with_legend, write_lines
 from convnets_torch.render import CLASS_COLORS, GREY, INK, PAPER, shorten
-
-Color = tuple[int, int, int]
 
 WORDS: dict[str, str] = {"knn": "nearest neighbours", "svm": "linear SVM", "logistic": "logistic regression"}
 COLORS: dict[str, Color] = {"knn": CLASS_COLORS[0], "svm": CLASS_COLORS[4], "logistic": BAR}
 BETWEEN = CLASS_COLORS[1]
-LINE: Color = (225, 225, 225)
 NOTHING: Color = (247, 247, 247)
-WIDTH = 800
-SCALE = 2  # drawn so many times larger, so that slanted lines are smooth
 MOST_SIDE = 1200  # pixels of the cells of a confusion, together
 NAMED = 14  # pixels of a cell that leave room for letters
 
@@ -34,8 +28,8 @@ def draw_confusion(found: Probed, kind: Kind) -> Image.Image:
     counts, names = found.confusion(kind), found.classes
     side = max(1, min(48, MOST_SIDE // len(names)))
     named = side >= NAMED
-    font, large = _font(14), _font(17)
-    small = _font(max(9, min(14, side * 2 // 5)))
+    font, large = letters(14), letters(17)
+    small = letters(max(9, min(14, side * 2 // 5)))
     margin = 20
     room = min(220, round(max(font.getlength(name) for name in names)) + 10) if named else 0
     lines = (
@@ -46,7 +40,7 @@ def draw_confusion(found: Probed, kind: Kind) -> Image.Image:
     width = max(left + side * len(names) + margin, round(max(large.getlength(line) for line in lines)) + 2 * margin)
     page = Image.new("RGB", (width, top + side * len(names) + margin), PAPER)
     draw = ImageDraw.Draw(page)
-    _write_lines(draw, lines, margin, font, large)
+    write_lines(draw, lines, margin, font, large)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     for row, name in enumerate(names):
         if named:
@@ -78,7 +72,7 @@ def draw_curve(found: Probed) -> Image.Image:
     places = [images for images, _ in points["knn"]]
     lowest = min(float(values.mean() - values.std()) for rows in points.values() for _, values in rows)
     floor = max(0.0, np.floor(lowest * 10 - 1e-9) / 10)
-    page, draw, font, box = _plot(
+    page, draw, font, box = start_plot(
         (
             "Accuracy, by how many images a class were learnt from",
             f"{len(found.labels)} pictures of {len(found.classes)} classes, {len(found.accuracies['knn'])} folds;"
@@ -98,7 +92,7 @@ def draw_curve(found: Probed) -> Image.Image:
     def down(accuracy: float) -> float:
         return bottom - (bottom - top) * (accuracy - floor) / (1 - floor)
 
-    for mark in _marks(floor):
+    for mark in round_marks(floor, 1):
         draw.line((left, down(mark), right, down(mark)), LINE, SCALE)
         draw.text((left - 8 * SCALE, down(mark)), f"{mark:.2f}", GREY, font, anchor="rm")
     before = -np.inf
@@ -116,13 +110,13 @@ def draw_curve(found: Probed) -> Image.Image:
             draw.line((x, low, x, high), color, SCALE)
             draw.ellipse((x - 4 * SCALE, y - 4 * SCALE, x + 4 * SCALE, y + 4 * SCALE), fill=color)
     texts = [f"{WORDS[kind]} {found.accuracies[kind].mean():.3f}" for kind in kinds]
-    return _with_legend(page, draw, font, box, texts, [COLORS[kind] for kind in kinds])
+    return with_legend(page, draw, font, box, texts, [COLORS[kind] for kind in kinds])
 
 
 def draw_pairs(pairs: Pairs) -> Image.Image:
     """Histograms of pairs within classes and between them, each as shares of its own pairs."""
     words = "Euclidean distances" if pairs.measure == "distance" else "Cosine similarities"
-    page, draw, font, box = _plot(
+    page, draw, font, box = start_plot(
         (
             f"{words} of vectors, within classes and between them",
             f"all pairs of {pairs.pictures} pictures; heights are shares of the pairs of a colour",
@@ -151,54 +145,7 @@ def draw_pairs(pairs: Pairs) -> Image.Image:
         f"{name}: mean {mean:.3g}, {int(counts.sum())} pairs"
         for name, mean, counts in zip(("within", "between"), pairs.means, (pairs.within, pairs.between), strict=True)
     ]
-    return _with_legend(page, draw, font, box, texts, [BAR, BETWEEN])
-
-
-def _plot(
-    lines: Sequence[str], entries: int
-) -> tuple[Image.Image, ImageDraw.ImageDraw, ImageFont.FreeTypeFont | ImageFont.ImageFont, tuple[int, int, int, int]]:
-    """An enlarged page under lines of words, its pen and letters, and (left, top, right, bottom) of the plot."""
-    margin, width, high = 28 * SCALE, WIDTH * SCALE, WIDTH * SCALE * 3 // 8
-    font, large = _font(14 * SCALE), _font(17 * SCALE)
-    top = margin // 2 + 24 * SCALE * len(lines) + 20 * SCALE
-    page = Image.new("RGB", (width, top + high + 34 * SCALE + 30 * SCALE * (1 if entries else 0)), PAPER)
-    draw = ImageDraw.Draw(page)
-    _write_lines(draw, lines, margin, font, large, SCALE)
-    return page, draw, font, (margin + 30 * SCALE, top, width - margin - 10 * SCALE, top + high)
-
-
-def _with_legend(
-    page: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    box: tuple[int, int, int, int],
-    texts: Sequence[str],
-    colors: Sequence[Color],
-) -> Image.Image:
-    """Colours and their words below the plot; the page in its own size."""
-    left, _, right, bottom = box
-    y, size = bottom + 45 * SCALE, 12 * SCALE
-    for number, (text, color) in enumerate(zip(texts, colors, strict=True)):
-        x = left + number * (right - left) // len(texts)
-        draw.rectangle((x, y - size // 2, x + size, y + size // 2), fill=color)
-        draw.text((x + size + 6 * SCALE, y), text, INK, font, anchor="lm")
-    return page.resize((page.width // SCALE, page.height // SCALE), Image.Resampling.LANCZOS)
-
-
-def _write_lines(
-    draw: ImageDraw.ImageDraw,
-    lines: Sequence[str],
-    margin: int,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    large: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    scale: int = 1,
-) -> None:
-    for number, text in enumerate(lines):
-        draw.text((margin, margin // 2 + 24 * scale * number), text, GREY if number else INK, font if number else large)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
+    return with_legend(page, draw, font, box, texts, [BAR, BETWEEN])
 
 
 def _mixed(share: float) -> Color:
@@ -209,10 +156,3 @@ def _mixed(share: float) -> Color:
     mixed: NDArray[np.float64] = np.array(PAPER) * (1 - strength) + np.array(BAR) * strength
     red, green, blue = mixed.round().astype(int).tolist()
     return red, green, blue
-
-
-def _marks(floor: float) -> list[float]:
-    """Five or so round numbers from the floor to 1."""
-    step = next(step for step in (0.02, 0.05, 0.1, 0.2) if (1 - floor) / step <= 6 or step == 0.2)
-    first = int(np.ceil(floor / step - 1e-9))
-    return [number * step for number in range(first, round(1 / step) + 1)]
