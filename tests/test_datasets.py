@@ -120,12 +120,12 @@ def test_a_table_may_say_the_sides(tmp_path, encoding):
     fill(tmp_path, ("a", "b", "c, d", "é", "f"))
     table = write(
         tmp_path / "data.csv",
-        ("number", "class", "split", "filename"),
-        (1, "ünder", "train", "a.png"),
-        (2, "ünder", "valid", "b.png"),
-        (3, "over ", "Train", "c, d.png"),
-        (4, "over", "val", tmp_path / "é.png"),
-        (5, "beside", "test", "f.png"),
+        ("filename", "class", "split", "number"),
+        ("a.png", "ünder", "train", 1),
+        ("b.png", "ünder", "valid", 2),
+        ("c, d.png", "over ", "Train", 3),
+        (tmp_path / "é.png", "over", "val", 4),
+        ("f.png", "beside", "test", 5),
         encoding=encoding,
     )
     assert find_dataset(table) == Dataset(
@@ -150,7 +150,7 @@ def test_a_table_may_say_the_sides(tmp_path, encoding):
         ("path,label\n,x\n", "line 2 names no file"),
         ("path,label,split\na.png,x,dev\n", "line 2 has the split 'dev'; write train or val"),
         ("path,label,split\na.png,x,\n", "line 2 has the split ''"),
-        ("path,label\na.png,x\n./a.png,y\n", r"lines 2 and 3 name the same file, .*a\.png \(x and y\); keep one"),
+        ("path,label\na.png,x\nsub/../a.png,y\n", r"lines 2 and 3 name the same file, .*a\.png \(x and y\); keep one"),
         ("path,label,split\na.png,x,train\na.png,x,val\n", r"the same file, .*\(x train and x val\)"),
         ('path,label\n"a.png,x\n', "cannot be read as CSV .*a quote that is not closed"),
         ("path,label\na.png,x\nb.png,x\n", r"one class alone \(x\)"),
@@ -160,6 +160,7 @@ def test_a_table_may_say_the_sides(tmp_path, encoding):
 )  # fmt: skip
 def test_tables_that_say_nothing_sure_are_refused(tmp_path, text, words):
     fill(tmp_path, "ab")
+    (tmp_path / "sub").mkdir()
     (tmp_path / "data.csv").write_text(text)
     with pytest.raises(ValueError, match=words):
         find_dataset(tmp_path / "data.csv")
