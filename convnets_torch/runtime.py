@@ -76,7 +76,7 @@ def prepare(
         raise ValueError("the network is in training mode, which cannot be prepared; call its eval()")
     place = checked_device(device)
     dtype = dtype_of(precision, place)
-    if precision == "auto" and place.type == "cpu" and _is_depthwise(network):
+    if precision == "auto" and place.type == "cpu" and is_depthwise(network):
         dtype = torch.float32
     if precision == "exact" and place.type == "cuda" and torch.backends.cudnn.allow_tf32:
         warnings.warn(
@@ -148,7 +148,7 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     return DTYPES[precision]
 
 
-def _is_depthwise(network: nn.Module) -> bool:
+def is_depthwise(network: nn.Module) -> bool:
     """Whether some of its convolutions look at each channel by itself."""
     convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
     return any(layer.groups == layer.in_channels > 1 for layer in convolutions)

@@ -19,6 +19,7 @@ from convnets_torch.cli import (
     explain_command,
     export_command,
     filters_command,
+    finetune_command,
     gradcam_command,
     heatmap_command,
     index_command,
@@ -49,6 +50,7 @@ app.command()(explain_command.explain)
 app.command()(export_command.export)
 app.command()(embed_command.embed)
 app.command()(probe_command.probe)
+app.command()(finetune_command.finetune)
 app.command()(augment_command.augment)
 app.command()(index_command.index)
 app.command()(search_command.search)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from convnets_torch.runtime import Precision, prepare
 PART = 256  # vectors in a file of the cache: what is lost, at most, when the process is killed
 
 Vector = NDArray[np.float32]
-Computed = Iterator[tuple[Path, "Vector | Exception"]]
+Computed = Generator[tuple[Path, "Vector | Exception"], None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ def embed_kept(
     if missing:
         device = next(network.parameters()).device
         ready = network if precision is None else prepare(network, device=device, precision=precision)
-        with closing(_whole_pictures(ready, missing) if compute is None else compute(ready, missing)) as rows, store:  # type: ignore[type-var]
+        with closing(_whole_pictures(ready, missing) if compute is None else compute(ready, missing)) as rows, store:
             for done, (path, vector) in enumerate(rows, start=known + 1):
                 digest = missing[path]
                 if isinstance(vector, Exception):

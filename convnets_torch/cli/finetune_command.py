@@ -1,0 +1,302 @@
+"""The command `finetune`: transfer learning."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from convnets_torch.cli import augmenting
+from convnets_torch.cli.messages import one_line, say, warnings_as_lines
+from convnets_torch.cli.picture_commands import Weights
+
+if TYPE_CHECKING:
+    from convnets_torch.training.curves import EpochRow
+    from convnets_torch.training.features import Features
+    from convnets_torch.training.finetuning import Finetuned, LeakedPicture
+    from convnets_torch.training.freezing import LayerRow
+
+LEAKS_SHOWN = 20
+
+
+def finetune(
+    weights: Weights,
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Pictures in a folder for each class, in folders train and val of such, or a .csv of path, label"
+            " and perhaps split.",
+        ),
+    ],
+    *,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help="File of weights to write, .safetensors; curves go beside it as .csv, .png."
+        ),
+    ],
+    unfreeze: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYER",
+            help="Stage two trains from this layer on; head for the dense layers, features for all.",
+            show_default="the last block of convolutions",
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Of stage two, at most; 0 trains the last layer alone.")] = 10,
+    rate: Annotated[float, typer.Option(help="Learning rate of stage two.")] = 1e-4,
+    optimizer: Annotated[Literal["sgd", "adamw"], typer.Option(help="Of stage two.")] = "sgd",
+    momentum: Annotated[float, typer.Option(help="Of --optimizer sgd.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Of stage two.")] = 0.0,
+    head_epochs: Annotated[int, typer.Option(min=1, help="Of stage one, at most.")] = 40,
+    head_rate: Annotated[float, typer.Option(help="Learning rate of stage one.")] = 1e-3,
+    views: Annotated[
+        int, typer.Option(min=1, help="Fixed views of each picture for stage one; those after the first are augmented.")
+    ] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures in a step, over all processes.")] = 32,
+    activation: Annotated[
+        Literal["softmax", "sigmoid"], typer.Option(help="One class of all, or yes or no for each by itself.")
+    ] = "softmax",
+    class_weights: Annotated[
+        Literal["none", "balanced"], typer.Option(help="balanced: rare classes weigh as much as frequent ones.")
+    ] = "none",
+    label_smoothing: Annotated[float, typer.Option(help="Share of a label that goes to all classes.")] = 0.0,
+    patience: Annotated[
+        int, typer.Option(min=0, help="End a stage after so many epochs that were no better; 0 never.")
+    ] = 5,
+    dropout: Annotated[bool, typer.Option("--dropout/--no-dropout", help="Of the head, in stage two.")] = True,
+    strength: augmenting.Strength = "light",
+    scale: augmenting.Scale = None,
+    crop: augmenting.Crop = None,
+    rotation: augmenting.Rotation = None,
+    skew: augmenting.Skew = None,
+    flip: augmenting.Flip = None,
+    vertical_flip: augmenting.VerticalFlip = None,
+    no_flip_class: augmenting.NoFlipClass = None,
+    tint: augmenting.Tint = None,
+    hue: augmenting.Hue = None,
+    blur: augmenting.Blur = None,
+    randaugment: augmenting.RandAugment = None,
+    mixup: augmenting.MixUp = None,
+    cutmix: augmenting.CutMix = None,
+    val_share: Annotated[
+        float, typer.Option(help="Share of each class to judge by, where the data do not say it.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is drawn.")] = 0,
+    allow_leaks: Annotated[
+        bool,
+        typer.Option("--allow-leaks", help="Go on where pictures to judge by are nearly among those to learn from."),
+    ] = False,
+    leak_threshold: Annotated[
+        float | None,
+        typer.Option(help="The cosine of two pictures' vectors from which on they are.", show_default="0.98"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint beside the output, if there is one.")
+    ] = False,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write events for TensorBoard.", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that load pictures.", show_default="0 on the CPU, else one a core"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps, or auto for the best.")] = "cpu",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Of stage two; bfloat16 is mixed precision, auto takes it where it is fast."),
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON object.")] = False,
+) -> None:
+    """Train a network for your own classes, from weights that know other ones.
+
+    Several processes train together under torchrun: torchrun --no-python --nproc-per-node 2 convnets-torch finetune ...
+    """
+    if output.suffix.lower() != ".safetensors":
+        raise typer.BadParameter(f"{output} has an unknown ending; weights are written as .safetensors")
+    mixing = augmenting.chosen_mixing(mixup, cutmix)
+    from convnets_torch.cache import find
+    from convnets_torch.cli.progress import rows_done
+    from convnets_torch.files import check_writable
+    from convnets_torch.training.datasets import find_dataset
+    from convnets_torch.training.distributed import local_device
+    from convnets_torch.training.finetuning import LEAK, LeakError, Watch, checkpoint_of
+    from convnets_torch.training.finetuning import finetune as train
+    from convnets_torch.training.running import Reports, TrainingStopped
+    from convnets_torch.training.settings import Settings
+    from convnets_torch.weights import load
+
+    settings = Settings(
+        activation=activation, head_epochs=head_epochs, views=views, head_rate=head_rate, epochs=epochs,
+        unfreeze=unfreeze, optimizer=optimizer, rate=rate, momentum=momentum, weight_decay=weight_decay, batch=batch,
+        augmentation=augmenting.chosen_augmentation(
+            strength, scale=scale, crop=crop, rotation=rotation, skew=skew, flip=flip, vertical_flip=vertical_flip,
+            no_flip_class=no_flip_class, tint=tint, hue=hue, blur=blur, randaugment=randaugment,
+        ),
+        mixing=mixing[0] if mixing else "none", mixing_alpha=mixing[1] if mixing else 0.2,
+        class_weights=class_weights, label_smoothing=label_smoothing, dropout=dropout, patience=patience,
+        precision=precision, seed=seed,
+    )  # fmt: skip
+    check_writable(output)
+    if output.exists() and output.samefile(find(weights)):
+        raise ValueError(f"{output} would overwrite the weights that are read; name another output")
+    speaks = os.environ.get("RANK", "0") == "0"  # the first of several processes
+    with warnings_as_lines():
+        dataset = find_dataset(data, val_share=val_share, seed=seed)
+    network = load(weights, device=local_device() or device)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings_as_lines())
+        pictures = stack.enter_context(rows_done("pictures")) if speaks else None
+        told: list[Callable[[EpochRow, float], None]] = []
+        if tensorboard is not None and speaks:
+            told.append(_log(stack, tensorboard, checkpoint_of(output), resume))
+        told.append(_say_epoch)
+        watch = Watch(
+            pictures=pictures,
+            found=_found if speaks else None,
+            layers=None if as_json or not speaks else _print_layers,
+            reports=Reports(epoch=_each(told) if speaks else None, stop=stack.enter_context(_interruption())),
+        )
+        if speaks:
+            for remark in dataset.remarks:
+                say(remark)
+        try:
+            result = train(
+                network,
+                dataset,
+                output,
+                settings,
+                started_from=Path(weights).name,
+                resume=resume,
+                allow_leaks=allow_leaks,
+                leak_threshold=LEAK if leak_threshold is None else leak_threshold,
+                workers=workers,
+                watch=watch,
+            )
+        except LeakError:
+            if not speaks:
+                raise typer.Exit(1) from None
+            raise
+        except TrainingStopped as stopped:
+            if speaks:
+                say(one_line(stopped))
+            raise typer.Exit(128 + signal.SIGINT) from None
+    if speaks:
+        _report(result, output, as_json)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def _found(features: Features, leaks: list[LeakedPicture]) -> None:
+    for error in features.failed.values():
+        say(one_line(error))
+    for remark in features.remarks:
+        say(remark)
+    train, val = len(features.train.paths), len(features.val.paths)
+    say(
+        f"{train} pictures to train on, {val} to judge by, {len(features.failed)} that could not be used;"
+        f" {features.computed} vectors computed, the others from the cache"
+    )
+    for leak in leaks[:LEAKS_SHOWN]:
+        say(f"leak: {leak.path} is nearly {leak.of} (similarity {leak.similarity:.4f})")
+    if len(leaks) > LEAKS_SHOWN:
+        say(f"leak: {len(leaks) - LEAKS_SHOWN} more")
+
+
+def _print_layers(rows: list[LayerRow]) -> None:
+    from convnets_torch.cli.weights_commands import print_columns
+
+    def state(row: LayerRow) -> str:
+        return "frozen" if not row.trains else "trains" if row.trains == row.parameters else f"{row.trains:,} train"
+
+    total, trains = sum(row.parameters for row in rows), sum(row.trains for row in rows)
+    lines = [(row.name, f"{row.parameters:,}", state(row)) for row in rows]
+    print_columns([("layer", "parameters", ""), *lines, ("all", f"{total:,}", f"{trains:,} train")])
+    sys.stdout.flush()
+
+
+def _say_epoch(row: EpochRow, left: float) -> None:
+    stage = "last layer" if row.stage == 1 else "unfrozen layers"
+    say(
+        f"epoch {row.epoch} ({stage}): loss {row.train_loss:.4f}, validation {row.val_loss:.4f}, accuracy"
+        f" {row.val_accuracy:.4f}; {row.seconds:.1f} s, at most {_time(left)} left of this stage"
+    )
+
+
+def _time(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _each(told: list[Callable[[EpochRow, float], None]]) -> Callable[[EpochRow, float], None]:
+    def tell(row: EpochRow, left: float) -> None:
+        for one in told:
+            one(row, left)
+
+    return tell
+
+
+def _log(
+    stack: contextlib.ExitStack, folder: Path, checkpoint: Path, resume: bool
+) -> Callable[[EpochRow, float], None]:
+    """TensorBoard's events, from the epoch on that a checkpoint leaves to do."""
+    from convnets_torch.training.checkpoints import read_checkpoint
+    from convnets_torch.training.curves import tensorboard_log
+
+    first = 1
+    if resume and checkpoint.exists():
+        first += len(read_checkpoint(checkpoint)[1]["progress"]["history"])
+    log = stack.enter_context(tensorboard_log(folder, first))
+    return lambda row, left: log(row)
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came; the second one breaks off at once."""
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+        print("convnets-torch: stopping after this step; once more breaks off at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(result: Finetuned, output: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from convnets_torch.training.finetuning import outputs_of
+
+    best = result.best
+    if as_json:
+        figures = {
+            "output": str(output),
+            "best": asdict(best),
+            "history": [asdict(row) for row in result.history],
+            "leaks": [
+                {"path": str(leak.path), "of": str(leak.of), "similarity": leak.similarity} for leak in result.leaks
+            ],
+            "failed": {str(path): one_line(error) for path, error in result.failed.items()},
+        }
+        print(json.dumps(figures))
+    else:
+        print(
+            f"{best.val_accuracy:.4f}  accuracy on the validation pictures, loss {best.val_loss:.4f}, of epoch"
+            f" {best.epoch}"
+        )
+    say(f"{output}, {', '.join(map(str, outputs_of(output)))}: written")

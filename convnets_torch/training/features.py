@@ -1,0 +1,195 @@
+"""Features that stage one learns from: of whole pictures, and of further views of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convnets_torch.allocation import kept_memory
+from convnets_torch.device_pixels import normalized
+from convnets_torch.embeddings.extraction import Embedder
+from convnets_torch.embeddings.kept_vectors import KeptVectors, Vector, embed_kept
+from convnets_torch.networks import Network
+from convnets_torch.pipeline import BATCH
+from convnets_torch.training.datasets import Dataset, Labelled
+from convnets_torch.training.distributed import Group
+from convnets_torch.training.loading import Views
+from convnets_torch.training.settings import Settings
+
+FIXED_VIEWS = 2**31  # number of the epoch, in a view's key, before the first of the fixed views
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Usable pictures of one side of a dataset, and their features.
+
+    Attributes:
+        paths: of N pictures.
+        labels: (N,) int64, on the CPU.
+        digests: sha256 of their contents.
+        features: (views, N, values) float32, on the CPU.
+    """
+
+    paths: tuple[Path, ...]
+    labels: Tensor
+    digests: tuple[str, ...]
+    features: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Both sides of a dataset.
+
+    Attributes:
+        train, val: usable pictures.
+        failed: the other pictures, and why.
+        computed: how many of the vectors were not in the cache.
+        remarks: sentences on the cache.
+    """
+
+    train: Side
+    val: Side
+    failed: Mapping[Path, Exception]
+    computed: int
+    remarks: tuple[str, ...]
+
+
+def cached_features(
+    network: Network,
+    dataset: Dataset,
+    settings: Settings,
+    group: Group,
+    cache: Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> Features:
+    """What goes into the last dense layer for every picture of a dataset; computed once, whatever the run.
+
+    The processes of a group divide the pictures.
+
+    Raises:
+        OSError: the cache cannot be written.
+        ValueError: a class has no usable picture on one side; or as `embed_kept`.
+    """
+    names = {path: dataset.classes[label] for path, label in (*dataset.val, *dataset.train)}
+    paths = list(names)
+    mine = [paths[place] for place in group.share(range(len(paths)))]
+    found = _Found(*([] for _ in range(3)))
+    whole = embed_kept(network, mine, cache=cache, progress=progress)
+    views = [found.add(whole, mine)]
+    learnt = {path for path, _ in dataset.train}
+    for number in range(1, settings.views):
+        views.append({})
+        for still in (False, True):  # whether no flip may change the picture: one content may stand in two classes
+            some = [path for path in mine if path in learnt and (names[path] in settings.augmentation.no_flip) is still]
+            made = {"view": str(number), "augmentation": json.dumps(settings.augmentation.to_dict())}
+            made |= {"seed": str(settings.seed), "still": str(still)}
+            compute = _Viewer(settings, number, names)
+            views[-1] |= found.add(
+                embed_kept(network, some, cache=cache, progress=progress, compute=compute, made=made), some
+            )
+    rows = _gathered(paths, mine, whole.digests, views, learnt, group, next(network.parameters()).device)
+    train, val = (
+        _side(rows, dataset.classes, some, name) for name, some in (("train", dataset.train), ("val", dataset.val))
+    )
+    return Features(train, val, dict(found.failed), sum(found.computed), tuple(found.remarks))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is told of the vectors of several views."""
+
+    failed: list[tuple[Path, Exception]]
+    computed: list[int]
+    remarks: list[str]
+
+    def add(self, kept: KeptVectors, paths: Sequence[Path]) -> dict[Path, Vector]:
+        self.failed.extend(kept.failed.items())
+        self.computed.append(kept.computed)
+        self.remarks.extend(kept.remarks)
+        return {path: vector for path in paths if (vector := kept.of(path)) is not None}
+
+
+@dataclass(frozen=True)
+class _Viewer:
+    """Computes vectors of one further view of pictures."""
+
+    settings: Settings
+    number: int
+    names: Mapping[Path, str]
+
+    def __call__(
+        self, network: nn.Module, missing: Mapping[Path, str]
+    ) -> Generator[tuple[Path, Vector | Exception], None, None]:
+        embedder = Embedder(network)
+        assert embedder.card is not None
+        rule, device, paths = embedder.card.preprocessing, next(network.parameters()).device, list(missing)
+        labels, digests = [self.names[path] for path in paths], list(missing.values())
+        views = Views(paths, labels, digests, rule, self.settings.augmentation, self.settings.seed)
+        for start in range(0, len(paths), BATCH):
+            seen: dict[Path, Tensor] = {}
+            for number in range(start, min(start + BATCH, len(paths))):
+                try:
+                    seen[paths[number]] = views[FIXED_VIEWS + self.number, number]
+                except (OSError, ValueError) as error:
+                    yield paths[number], error
+            if seen:
+                with torch.inference_mode(), kept_memory():
+                    vectors = embedder(normalized(torch.stack(list(seen.values())).to(device), rule)).float()
+                yield from zip(seen, vectors.cpu().numpy(), strict=True)
+
+
+Row = tuple[str, Tensor]  # sha256 of a picture's content, and its vectors (views, values)
+
+
+def _gathered(
+    paths: Sequence[Path],
+    mine: Sequence[Path],
+    digests: Mapping[Path, str],
+    views: Sequence[Mapping[Path, Vector]],
+    learnt: set[Path],
+    group: Group,
+    device: torch.device,
+) -> dict[Path, Row]:
+    """The usable pictures of all processes; each process fills its own rows of what is then added up."""
+    widths = torch.zeros(group.size, dtype=torch.int64, device=device)
+    widths[group.rank] = max((len(vector) for vector in views[0].values()), default=0)
+    width = int(group.total(widths).max())
+    values = torch.zeros(len(paths), len(views), width)
+    hashes = torch.zeros(len(paths), 33, dtype=torch.uint8)  # the last byte: 1 where the picture could be used
+    places = {path: place for place, path in enumerate(paths)}
+    for path in mine:
+        wanted = views if path in learnt else views[:1]  # what is judged by is seen whole alone
+        if all(path in view for view in wanted):
+            hashes[places[path]] = torch.tensor([*bytes.fromhex(digests[path]), 1], dtype=torch.uint8)
+            for number, view in enumerate(wanted):
+                values[places[path], number] = torch.from_numpy(view[path])
+    values, hashes = (group.total(each.to(device)).cpu() for each in (values, hashes))
+    return {
+        path: (bytes(row[:32].tolist()).hex(), vectors)
+        for path, row, vectors in zip(paths, hashes, values, strict=True)
+        if row[32]
+    }
+
+
+def _side(rows: Mapping[Path, Row], classes: Sequence[str], pictures: Labelled, name: str) -> Side:
+    usable = [(path, label) for path, label in pictures if path in rows]
+    labels = torch.tensor([label for _, label in usable], dtype=torch.int64)
+    counts = torch.bincount(labels, minlength=len(classes))
+    if empty := [word for word, count in zip(classes, counts.tolist(), strict=True) if not count]:
+        few = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        raise ValueError(
+            f"{len(empty)} classes have no picture in {name} that could be used ({few}); mend their pictures, add some,"
+            " or leave the classes out"
+        )
+    found = [rows[path] for path, _ in usable]
+    return Side(
+        tuple(path for path, _ in usable),
+        labels,
+        tuple(digest for digest, _ in found),
+        torch.stack([vectors for _, vectors in found], 1),
+    )
