@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from converters.conversion import Report as Report
     from converters.conversion import convert as convert
     from convnets_torch.adoption import densify as densify
+    from convnets_torch.backoff import Answer as Answer
+    from convnets_torch.backoff import back_off as back_off
     from convnets_torch.card import Card as Card
     from convnets_torch.card import Source as Source
     from convnets_torch.card import read_card as read_card
@@ -146,6 +148,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "converters.conversion": ("Report", "convert"),
     "convnets_torch.adoption": ("densify",),
+    "convnets_torch.backoff": ("Answer", "back_off"),
     "convnets_torch.card": ("Card", "Source", "read_card"),
     "convnets_torch.classification": ("Classified", "Prediction", "classify", "classify_each"),
     "convnets_torch.embeddings.duplicates": ("Leak", "find_duplicates", "find_leaks"),
@@ -206,6 +209,10 @@ _SUBMODULES = (
     "engines", "explain", "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps", "images",
     "maps", "networks", "pipeline", "plots", "preprocessing", "render", "runtime", "sources", "synsets", "targets",
     "training", "weights",
+    "adoption", "ahead", "algebra", "allocation", "arrays", "backoff", "cache", "card", "classification", "compat",
+    "embeddings", "engines", "explain", "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps",
+    "images", "maps", "networks", "pipeline", "preprocessing", "render", "runtime", "sources", "synsets", "targets",
+    "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convnets_torch.backoff import Answer, back_off, check_backoff
 from convnets_torch.card import Card
 from convnets_torch.images import Picture, warn
 from convnets_torch.networks import Network
@@ -46,12 +47,14 @@ class Classified:
         predictions: the most probable classes, the best first; empty where there is an error.
         error: why the picture could not be used (OSError, ValueError), else None.
         remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
+        answer: the deepest synset that is probable enough, where `backoff` was asked for.
     """
 
     picture: Picture
     predictions: list[Prediction]
     error: Exception | None = None
     remarks: tuple[str, ...] = ()
+    answer: Answer | None = None
 
 
 def classify(
@@ -107,6 +110,7 @@ def classify_each(
     top: int = 5,
     *,
     only: str | int | None = None,
+    backoff: float | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
 ) -> Generator[Classified, None, None]:
@@ -117,13 +121,16 @@ def classify_each(
 
     Args:
         network, images, top, only, max_pixels, allow_truncated: as in `classify`.
+        backoff: a probability above 0, at most 1: give as `answer` the deepest synset that is at least so probable
+            (`backoff.back_off`), whatever `only` leaves out of the predictions. For ImageNet's classes alone.
 
     Returns:
         A generator of one `Classified` per picture, in the order given; `close()` stops it early.
 
     Raises:
         ValueError: at once, when the network has no card, no head, or is in training mode, `top` is below 1, or
-            `only` is not known; later, when the outputs are no probabilities.
+            `only` is not known, or `backoff` is no probability or not for these classes; later, when the outputs
+            are no probabilities.
 
     >>> from convnets_torch import load
     >>> for result in classify_each(load("alexnet.safetensors"), ["street.jpg", "none.jpg"]):
@@ -135,24 +142,28 @@ def classify_each(
     listed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
     if top < 1:
         raise ValueError(f"top is {top}; give 1 or more")
+    if backoff is not None:
+        check_backoff(card, backoff)
     rows = predict(network, images, exact=True, max_pixels=max_pixels, allow_truncated=allow_truncated)
-    return _classified(rows, card, top, listed)
+    return _classified(rows, card, top, listed, backoff)
 
 
 def _classified(
-    rows: Generator[Predicted, None, None], card: Card, top: int, listed: list[int]
+    rows: Generator[Predicted, None, None], card: Card, top: int, listed: list[int], backoff: float | None
 ) -> Generator[Classified, None, None]:
     """The best of the `listed` classes of each row."""
     with contextlib.closing(rows):
         for row in rows:
-            best = []
+            best, answer = [], None
             if row.logits is not None:
-                chances = probabilities(row.logits[None], card)[0, listed].topk(min(top, len(listed)))
+                found = probabilities(row.logits[None], card)[0]
+                chances = found[listed].topk(min(top, len(listed)))
                 best = [
                     prediction(card, listed[place], value)
                     for value, place in zip(chances.values.tolist(), chances.indices.tolist(), strict=True)
                 ]
-            yield Classified(row.picture, best, row.error, row.remarks)
+                answer = None if backoff is None else back_off(found, backoff)
+            yield Classified(row.picture, best, row.error, row.remarks, answer)
 
 
 def square_input(pixels: Pixels, card: Card) -> np.ndarray:

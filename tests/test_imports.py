@@ -65,8 +65,8 @@ def test_imports_go_one_way():
         "sentences", "sources", "strips", "synsets", "tiff", "weights",
     )  # fmt: skip
     tasks = (
-        "compat", "classification", "engines", "exports", "first_run", "heatmaps", "last_layers", "pipeline", "plots",
-        "render", "targets",
+        "backoff", "classification", "compat", "engines", "exports", "first_run", "heatmaps", "last_layers",
+        "pipeline", "plots", "render", "targets",
     )  # fmt: skip
 
     def own(path):

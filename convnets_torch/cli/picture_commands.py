@@ -36,6 +36,12 @@ def classify(
     only: Annotated[
         str | None, typer.Option(help="Leave out classes that are not of this target; probabilities stay as they are.")
     ] = None,
+    backoff: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="First the deepest WordNet synset that is at least so probable.", show_default=False
+        ),
+    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one row per class or error.")] = False,
     as_table: Annotated[bool, typer.Option("--table", help="Print a table when all is done.")] = False,
     output: Annotated[
@@ -66,7 +72,13 @@ def classify(
         found = [path for name in images for path in (["-"] if name == "-" else map(str, find_pictures(name)))]
         sources = (sys.stdin.buffer if name == "-" else name for name in found)
         entries = classification.classify_each(
-            network, sources, top, only=only, max_pixels=max_pixels, allow_truncated=allow_truncated
+            network,
+            sources,
+            top,
+            only=only,
+            backoff=backoff,
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
         )
         file = sys.stdout
         if output is not None:

@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from convnets_torch.cli.messages import one_line
 from convnets_torch.sentences import printable
@@ -25,7 +25,7 @@ class Writer(Protocol):
 
 
 class Text:
-    """Fixed columns, under the picture's name where there are several."""
+    """Fixed columns, under the picture's name where there are several; what backing off gives comes first."""
 
     def __init__(self, file: IO[str], several: bool) -> None:
         self.file, self.several = file, several
@@ -34,6 +34,8 @@ class Text:
         if result.error is None:
             if self.several:
                 print(printable(image), file=self.file)
+            if result.answer is not None:
+                print(f"{result.answer.probability:.3f}  {result.answer.wnid:<9}  {result.answer.text}", file=self.file)
             for line in prediction_lines(result.predictions):
                 print(line, file=self.file)
 
@@ -48,7 +50,9 @@ class JsonLines:
 
     def add(self, image: str, result: Classified) -> None:
         if result.error is None:
-            record = {"image": image, "predictions": [asdict(entry) for entry in result.predictions]}
+            record: dict[str, Any] = {"image": image, "predictions": [asdict(entry) for entry in result.predictions]}
+            if result.answer is not None:
+                record["answer"] = asdict(result.answer)
         else:
             record = {"image": image, "error": one_line(result.error)}
         print(json.dumps(record), file=self.file)
@@ -57,13 +61,18 @@ class JsonLines:
 
 
 class Csv:
-    """One row per prediction, or with the error of a picture that has none, under `COLUMNS`."""
+    """One row per prediction, or with the error of a picture that has none, under `COLUMNS`.
+
+    The synset that backing off gives has the rank 0 and no class id.
+    """
 
     def __init__(self, file: IO[str], several: bool) -> None:
         self.rows = csv.writer(file, lineterminator="\n")
         self.rows.writerow(COLUMNS)
 
     def add(self, image: str, result: Classified) -> None:
+        if (answer := result.answer) is not None:
+            self.rows.writerow([printable(image), 0, f"{answer.probability:.6f}", "", answer.wnid, answer.words, ""])
         for rank, entry in enumerate(result.predictions, start=1):
             chance = f"{entry.probability:.6f}"
             self.rows.writerow([printable(image), rank, chance, entry.class_id, entry.wnid or "", entry.words, ""])
@@ -88,6 +97,9 @@ class Table:
 
     def add(self, image: str, result: Classified) -> None:
         name = printable(image)
+        if (answer := result.answer) is not None:
+            self.table.add_row(name, f"{answer.probability:.3f}", answer.wnid, answer.text)
+            name = ""
         for entry in result.predictions:
             self.table.add_row(name, f"{entry.probability:.3f}", entry.wnid or str(entry.class_id), entry.words)
             name = ""
