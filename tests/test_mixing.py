@@ -54,13 +54,15 @@ def test_cutmix_is_its_definition(batch):
 def test_a_box_that_no_border_cuts_has_the_papers_sides():
     """CutMix, equation 2: both sides are those of the picture times the root of one minus lambda."""
     whole = 0
-    for mix in drawn("cutmix"):
+    for mix, blended in zip(drawn("cutmix"), drawn("mixup"), strict=True):  # which have the same lambda
         top, left, bottom, right = mix.box
         assert 0 <= top <= bottom <= HEIGHT
         assert 0 <= left <= right <= WIDTH
         if top > 0 and left > 0 and bottom < HEIGHT and right < WIDTH:
             whole += 1
-            assert abs((bottom - top) / HEIGHT - (right - left) / WIDTH) <= 2 / HEIGHT
+            root = (1 - blended.share) ** 0.5
+            assert HEIGHT * root - 2 < bottom - top <= HEIGHT * root
+            assert WIDTH * root - 2 < right - left <= WIDTH * root
     assert whole > 30
 
 
