@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
-from sklearn.datasets import load_digits
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -25,6 +24,7 @@ from convnets_torch.networks import NETWORKS, inception
 from convnets_torch.preprocessing import preset
 from convnets_torch.runtime import prepare
 from convnets_torch.weights import load, save
+from tests.reference.digits import write_digits
 
 HIDDEN = {"widths": (8, 16, 32, 64, 64), "hidden": (24, 40)}
 ARGUMENTS: dict = {
@@ -97,21 +97,6 @@ def test_what_does_not_fit_is_refused():
     network.card = None
     with pytest.raises(ValueError, match="the network has no card"):
         with_probe(network, any_probe(40))
-
-
-def write_digits(folder, digits, count, skip=0):
-    """`count` of scikit-learn's pictures of each digit, 8x8 cells, as PNG files with a margin; class -> paths."""
-    data = load_digits()
-    found = {}
-    for digit in digits:
-        place = folder / str(digit)
-        place.mkdir(parents=True)
-        numbers = np.flatnonzero(data.target == digit)[skip : skip + count].tolist()
-        found[str(digit)] = [place / f"{number:04}.png" for number in numbers]
-        for number, path in zip(numbers, found[str(digit)], strict=True):
-            small = Image.fromarray((data.images[number] * 255 / 16).astype(np.uint8))
-            ImageOps.expand(small, 1).resize((160, 160), Image.Resampling.BICUBIC).save(path)
-    return found
 
 
 def reference(labelled: LabelledVectors):
