@@ -115,6 +115,7 @@ if TYPE_CHECKING:
     from convnets_torch.heatmaps import save_sheet as save_sheet
     from convnets_torch.images import PictureWarning as PictureWarning
     from convnets_torch.images import read_picture as read_picture
+    from convnets_torch.last_layers import with_last_layer as with_last_layer
     from convnets_torch.maps.batches import Mapped as Mapped
     from convnets_torch.maps.batches import heatmap_each as heatmap_each
     from convnets_torch.networks import NETWORKS as NETWORKS
@@ -139,8 +140,17 @@ if TYPE_CHECKING:
     from convnets_torch.sources import open_source as open_source
     from convnets_torch.synsets import class_ids as class_ids
     from convnets_torch.targets import Target as Target
+    from convnets_torch.training.augmentation import Augmentation as Augmentation
+    from convnets_torch.training.augmentation import augmentation as augmentation
     from convnets_torch.training.datasets import Dataset as Dataset
     from convnets_torch.training.datasets import find_dataset as find_dataset
+    from convnets_torch.training.finetuning import Finetuned as Finetuned
+    from convnets_torch.training.finetuning import LeakError as LeakError
+    from convnets_torch.training.finetuning import Watch as Watch
+    from convnets_torch.training.finetuning import finetune as finetune
+    from convnets_torch.training.running import Reports as Reports
+    from convnets_torch.training.running import TrainingStopped as TrainingStopped
+    from convnets_torch.training.settings import Settings as Settings
     from convnets_torch.weights import list_networks as list_networks
     from convnets_torch.weights import load as load
     from convnets_torch.weights import save as save
@@ -200,19 +210,20 @@ _HOMES = {
     "convnets_torch.sources": ("open_source",),
     "convnets_torch.synsets": ("class_ids",),
     "convnets_torch.targets": ("Target",),
+    "convnets_torch.training.augmentation": ("Augmentation", "augmentation"),
     "convnets_torch.training.datasets": ("Dataset", "find_dataset"),
+    "convnets_torch.last_layers": ("with_last_layer",),
+    "convnets_torch.training.finetuning": ("Finetuned", "LeakError", "Watch", "finetune"),
+    "convnets_torch.training.running": ("Reports", "TrainingStopped"),
+    "convnets_torch.training.settings": ("Settings",),
     "convnets_torch.weights": ("list_networks", "load", "save"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
-    "adoption", "ahead", "algebra", "allocation", "arrays", "cache", "card", "classification", "compat", "embeddings",
-    "engines", "explain", "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps", "images",
-    "maps", "networks", "pipeline", "plots", "preprocessing", "render", "runtime", "sources", "synsets", "targets",
-    "training", "weights",
     "adoption", "ahead", "algebra", "allocation", "arrays", "backoff", "cache", "card", "classification", "compat",
-    "embeddings", "engines", "explain", "exports", "files", "filling", "first_run", "fitting", "folders", "heatmaps",
-    "images", "maps", "networks", "pipeline", "preprocessing", "render", "runtime", "sources", "synsets", "targets",
-    "weights",
+    "embeddings", "engines", "explain", "exports", "files", "filling", "first_run", "fitting", "folders",
+    "heatmaps", "images", "maps", "networks", "pipeline", "plots", "preprocessing", "render", "runtime", "sources",
+    "synsets", "targets", "training", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

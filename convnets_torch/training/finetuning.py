@@ -333,11 +333,18 @@ def _workers(device: torch.device) -> int:
 
 @contextlib.contextmanager
 def seeded(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn inside changes nothing outside; operations give the same numbers at each run."""
+    """Whatever is drawn inside changes nothing outside, and the same operations give the same numbers at each run.
+
+    On the CPU they do; on CUDA PyTorch has to be asked for it, which there imports its compiler and takes 2 s.
+    """
+    if device.type != "cuda":
+        with torch.random.fork_rng([]):
+            yield
+        return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     switches: Any = torch.utils.deterministic
     filled = switches.fill_uninitialized_memory
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device]):
         torch.use_deterministic_algorithms(True, warn_only=True)
         switches.fill_uninitialized_memory = False  # which costs time and would hide nothing here
         try:

@@ -12,7 +12,7 @@ from convnets_torch.explain.names import find_layers
 from convnets_torch.networks import Network
 
 LAST_BLOCKS = {  # where stage two begins unless it is told: the last block of convolutions of each network
-    "alexnet": "features.conv5",
+    "alexnet": "features.conv_5",
     "efficientnet_lite0": "features.block11",
     "inception_v3": "features.mixed9",
     "resnet50": "features.conv5_block1",
