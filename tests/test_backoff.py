@@ -96,7 +96,7 @@ def test_a_threshold_of_one_holds_for_what_float32_cannot_add_up():
     cats = np.zeros(1000, np.float32)
     cats[281:286] = [0.1, 0.2, 0.3, 0.3, 0.1]
     assert back_off(cats, 1.0).words.startswith("domestic cat")
-    cats[[281, 0]] -= np.float32([5e-8, -5e-8])  # what float32 does not tell from 1
+    cats[[281, 0]] -= np.array([5e-8, -5e-8], np.float32)  # what float32 does not tell from 1
     assert back_off(cats, 1.0).words.startswith("domestic cat")
     one = np.zeros(1000)
     one[207] = 1
