@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed
 
-PATIENCE = timedelta(hours=12)  # for processes whose share of the work takes longer, such as pictures on a slow disk
+PATIENCE = timedelta(hours=1)  # for processes whose share of the work takes longer, such as pictures on a slow disk
 
 
 @dataclass(frozen=True)

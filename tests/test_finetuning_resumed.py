@@ -1,0 +1,221 @@
+"""Fine-tuning that is interrupted, killed, refused by the disk, blown up, or divided among processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from convnets_torch import save
+from convnets_torch.training.checkpoints import read_checkpoint
+from convnets_torch.training.datasets import find_dataset
+from convnets_torch.training.finetuning import Watch, checkpoint_of, finetune
+from convnets_torch.training.running import Reports, TrainingStopped
+from tests.finetuned import QUICK, draw_pictures, small_resnet
+
+SETTINGS = replace(QUICK, head_epochs=2, dropout=True, mixing="mixup", patience=0)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return find_dataset(draw_pictures(tmp_path_factory.mktemp("pictures") / "data"))
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    """A cache of features for all tests here."""
+    return tmp_path_factory.mktemp("vectors")
+
+
+def train(dataset, vectors, output, settings=SETTINGS, **options):
+    return finetune(small_resnet(), dataset, output, settings, cache=vectors, allow_leaks=True, **options)
+
+
+def without_seconds(rows):
+    return [replace(row, seconds=0) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def unbroken(dataset, vectors, tmp_path_factory):
+    output = tmp_path_factory.mktemp("unbroken") / "mine.safetensors"
+    return train(dataset, vectors, output), output.read_bytes()
+
+
+class Killed(BaseException):
+    """What no handler of the library catches."""
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 8, 10])  # of 3 an epoch: in both stages, in epochs and between them
+def test_a_training_that_was_stopped_goes_on_to_the_same_file(dataset, vectors, unbroken, tmp_path, steps):
+    output, seen = tmp_path / "mine.safetensors", []
+
+    def stop():
+        seen.append(None)
+        return len(seen) > steps
+
+    with pytest.raises(TrainingStopped, match=r"and all of it is in .*mine\.checkpoint\.safetensors; .* --resume"):
+        train(dataset, vectors, output, watch=Watch(reports=Reports(stop=stop)))
+    assert not output.exists()
+    result = train(dataset, vectors, output, resume=True)
+    assert without_seconds(result.history) == without_seconds(unbroken[0].history)
+    assert output.read_bytes() == unbroken[1]
+    assert not checkpoint_of(output).exists()
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_training_that_was_killed_goes_on_from_its_last_epoch(dataset, vectors, unbroken, tmp_path, epoch):
+    output = tmp_path / "mine.safetensors"
+
+    def kill(row, left):
+        if row.epoch == epoch:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(dataset, vectors, output, watch=Watch(reports=Reports(epoch=kill)))
+    done = []
+    watch = Watch(reports=Reports(epoch=lambda row, left: done.append(row.epoch)))
+    train(dataset, vectors, output, resume=True, watch=watch)
+    assert done == list(range(epoch + 1, 5))
+    assert output.read_bytes() == unbroken[1]
+
+
+def test_a_checkpoint_is_safetensors_and_belongs_to_one_training(dataset, vectors, tmp_path):
+    output = tmp_path / "mine.safetensors"
+    with pytest.raises(TrainingStopped):
+        train(dataset, vectors, output, watch=Watch(reports=Reports(stop=lambda: True)))
+    with safe_open(checkpoint_of(output), "pt") as file:
+        assert {"now.weight", "now.bias"} <= set(file.keys())
+    arrays, state = read_checkpoint(checkpoint_of(output))
+    assert state["progress"]["step"] == 0
+    with pytest.raises(ValueError, match=r"is of another training \(batch 8, now 4\); give its own options"):
+        train(dataset, vectors, output, replace(SETTINGS, batch=4), resume=True)
+    with pytest.raises(ValueError, match="another set of pictures"):
+        train(replace(dataset, train=dataset.train[1:]), vectors, output, resume=True)
+    other = small_resnet()
+    other.get_parameter("head.dense_1.bias").data.zero_()
+    with pytest.raises(ValueError, match="another network"):
+        finetune(other, dataset, output, SETTINGS, cache=vectors, allow_leaks=True, resume=True)
+    train(dataset, vectors, output, replace(SETTINGS, epochs=0, rate=1), resume=True)  # a rate may change on the way
+    with pytest.raises(ValueError, match="was written by another version"):
+        write_schema(checkpoint_of(output), arrays, {**state, "schema": 99})
+
+
+def write_schema(path, arrays, state):
+    from safetensors.torch import save_file
+
+    save_file(arrays, path, {"training": json.dumps(state)})
+    read_checkpoint(path)
+
+
+def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_epoch(dataset, vectors, tmp_path):
+    output = tmp_path / "mine.safetensors"
+    wild = replace(SETTINGS, rate=1e30, epochs=2)
+    match = (
+        r"the loss is NaN or infinite in epoch 3, at step 2 of 3 \(stage 2, learning rate 1e\+30\); give a lower rate,"
+        r" such as --rate 1e\+29, and --resume to go on from epoch 2, kept in .*mine\.checkpoint\.safetensors"
+    )
+    with pytest.raises(ValueError, match=match):
+        train(dataset, vectors, output, wild)
+    assert not output.exists()
+    arrays, state = read_checkpoint(checkpoint_of(output))
+    assert len(state["progress"]["history"]) == 2
+    assert all(values.isfinite().all() for values in arrays.values())
+    result = train(dataset, vectors, output, resume=True)  # at the lower rate, from there
+    assert [row.stage for row in result.history] == [1, 1, 2, 2]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(dataset, vectors, tmp_path):
+    output, kept = tmp_path / "mine.safetensors", []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(row, left):
+        kept.append(checkpoint_of(output).read_bytes())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # what is written now is too long
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError, match=r"mine\.checkpoint\.safetensors cannot be written .* is untouched"):
+            train(dataset, vectors, output, watch=Watch(reports=Reports(epoch=fill)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [checkpoint_of(output).read_bytes()] == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.checkpoint.safetensors"]
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(dataset, cache, command, tmp_path):
+    weights, output = tmp_path / "small.safetensors", tmp_path / "mine.safetensors"
+    save(small_resnet(), weights)
+    data = dataset.train[0][0].parents[1]
+    options = ("--batch", 8, "--epochs", 1, "--head-epochs", 3000, "--patience", 0, "--allow-leaks")
+
+    def interrupt():
+        while not checkpoint_of(output).exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        code, _, err = command("finetune", weights, data, "-o", output, *options)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert code == 130
+    assert "stopping after this step" in err
+    assert "give the same command with --resume to go on" in err.splitlines()[-1]
+    code, out, err = command("finetune", weights, data, "-o", output, *options[:-4], 3, "--allow-leaks")
+    assert (code, out) == (1, "")
+    assert "is the checkpoint of a training that did not end" in err
+
+
+TOGETHER = """
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+import torch
+from convnets_torch.training.datasets import find_dataset
+from convnets_torch.training.finetuning import finetune
+from tests.finetuned import small_resnet
+from tests.test_finetuning_resumed import DIVIDED
+torch.set_num_threads(1)
+data, output, cache = map(Path, sys.argv[1:])
+result = finetune(small_resnet(), find_dataset(data), output, DIVIDED, cache=cache, allow_leaks=True)
+Path(f"{output}.{result.network.card.classes}").write_text(json.dumps([asdict(row) for row in result.history]))
+"""
+# Uneven shares of 24 pictures, and in the last step one picture for two processes.
+DIVIDED = replace(SETTINGS, batch=23, dropout=False, views=2, precision="float32")
+
+
+def test_two_processes_learn_what_one_learns_from_the_same_batches(dataset, vectors, tmp_path):
+    program, data = tmp_path / "together.py", dataset.train[0][0].parents[1]
+    program.write_text(TOGETHER)
+    output = tmp_path / "two.safetensors"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(program),
+        str(data), str(output), str(tmp_path / "cache"),
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(Path(f"{output}.3").read_text())
+    alone = train(dataset, vectors, tmp_path / "one.safetensors", DIVIDED)
+    assert len(found) == len(alone.history) == 4
+    for row, wanted in zip(found, map(asdict, alone.history), strict=True):
+        for name in ("train_loss", "val_loss", "val_accuracy"):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-4), (name, row["epoch"])
+    with safe_open(output, "pt") as two, safe_open(tmp_path / "one.safetensors", "pt") as one:
+        for name in one.keys():  # noqa: SIM118
+            torch.testing.assert_close(two.get_tensor(name), one.get_tensor(name), rtol=1e-3, atol=1e-5)
