@@ -11,7 +11,7 @@ from PIL import Image
 
 from convnets_torch.card import read_card
 from convnets_torch.weights import load
-from tests.test_probe_heads import write_digits
+from tests.reference.digits import write_digits
 
 REPORT = ["confusion.png", "curve.png", "distances.png", "report.json", "similarities.png"]
 

@@ -150,11 +150,11 @@ def test_losses_are_those_of_pytorch():
 
 
 def test_stage_one_finds_what_logistic_regression_finds():
-    """Convex and without decay, both come to the same minimum; the standardising is in the layer's own numbers."""
+    """Convex and without decay, both come to the same minimum; the scale is in the layer's own numbers."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     generator = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], 60)
-    features = (generator.normal(size=(180, 5)) + 1.5 * np.eye(3, 5)[labels]) * (0.01, 1, 100, 1, 1) + 7
+    features = (generator.normal(size=(180, 5)) + 1.5 * np.eye(3, 5)[labels]) * (40, 50, 60, 50, 50) + 70
     wanted = linear_model.LogisticRegression(C=np.inf, max_iter=10_000, tol=1e-8)
     scaled = (features - features.mean(0)) / features.std(0)
     chances = wanted.fit(scaled, labels).predict_proba(scaled)
@@ -165,7 +165,7 @@ def test_stage_one_finds_what_logistic_regression_finds():
             stage.optimizer.zero_grad()
             step.loss.backward()
             stage.optimizer.step()
-    weight, bias = stage.unstandardised()
+    weight, bias = stage.unscaled()
     found = (rows @ weight.T + bias).softmax(1).numpy()
     assert np.abs(found - chances).max() < 0.02
 

@@ -58,7 +58,8 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("steps", [2, 3, 5, 8, 10])  # of 3 an epoch: in both stages, in epochs and between them
 def test_a_training_that_was_stopped_goes_on_to_the_same_file(dataset, vectors, unbroken, tmp_path, steps):
-    output, seen = tmp_path / "mine.safetensors", []
+    output = tmp_path / "mine.safetensors"
+    seen: list[None] = []
 
     def stop():
         seen.append(None)

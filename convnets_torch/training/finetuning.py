@@ -274,7 +274,7 @@ def _first_stage(
         keeper.restore(stage, progress, arrays)
     run_stage(stage, progress, settings.head_epochs, settings.patience, keeper, reports, {})
     keeper.give_best(stage.layer)
-    weight, bias = stage.unstandardised()
+    weight, bias = stage.unscaled()
     return keeper.group.from_first(weight), keeper.group.from_first(bias)
 
 

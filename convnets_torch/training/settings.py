@@ -27,7 +27,7 @@ class Settings:
         head_epochs: how often stage one sees the cached features of every view, at most.
         views: fixed views of each picture whose features are cached; the first is the whole picture as `classify` cuts
             it, others are augmented.
-        head_rate: learning rate of AdamW in stage one, on features that were standardised.
+        head_rate: learning rate of AdamW in stage one, on features that were centred and scaled.
         epochs: how often stage two sees every picture, each time augmented anew, at most; 0 leaves stage two out.
         unfreeze: layer from which on stage two trains, by any name that `find_layers` takes; "head" for the dense
             layers alone, "features" for all; None for the network's last block (`freezing.LAST_BLOCKS`).

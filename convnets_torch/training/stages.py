@@ -83,7 +83,7 @@ def judged(logits: Tensor, labels: Tensor, settings: Settings) -> tuple[float, f
 
 
 class HeadStage:
-    """Stage one: a linear layer on cached features, which are standardised for it.
+    """Stage one: a linear layer on cached features, which are centred and scaled for it.
 
     Every process of a group does all of it, since it takes less time than to divide it would.
     """
@@ -98,8 +98,10 @@ class HeadStage:
         labels, val_labels: (N,) int64.
         """
         self._settings = settings
-        self.mean, spread = features.mean(0), features.std(0, unbiased=False)
-        self.spread = torch.where(spread > 1e-6 * spread.max(), spread, torch.ones_like(spread))
+        # One scale for all values: many of them are nearly always 0, and divided by their own small spreads they would
+        # get weights a thousand times larger, from which stage two's gradients explode.
+        self.mean, spread = features.mean(0), features.std(0, unbiased=False).square().mean().sqrt()
+        self.spread = spread if spread > 0 else torch.ones_like(spread)
         self._features, self._val = (features - self.mean) / self.spread, (val - self.mean) / self.spread
         self._labels, self._val_labels = labels, val_labels
         self._rows = Rows(labels, classes, settings)
@@ -124,7 +126,7 @@ class HeadStage:
         with torch.no_grad():
             return judged(self.layer(self._val), self._val_labels, self._settings)
 
-    def unstandardised(self) -> tuple[Tensor, Tensor]:
+    def unscaled(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the layer that reads the features as they are."""
         with torch.no_grad():
             weight = self.layer.weight.double() / self.spread
