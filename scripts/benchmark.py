@@ -1,7 +1,8 @@
 """Measure what has a speed, as ratios against a peer in the same run.
 
     python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
-                                gradcam filters classify pipeline gpu search maps [--rounds 7] [--json FILE]
+                                gradcam filters classify pipeline gpu search maps training
+                                [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
 of each round. Inputs are full-size files with random weights, made anew in a temporary folder. All but
@@ -158,25 +159,28 @@ print("ready", flush=True)
 input()
 convert({str(folder / source)!r}, {str(folder / "out.safetensors")!r})
 """
-    growth = memory_growth(code) / (folder / source).stat().st_size
+    growth = memory_growth(code)[1] / (folder / source).stat().st_size
     print(f"memory that converting {source} adds to all its processes: {growth:.2f} of the file's size\n")
     return result
 
 
-def memory_growth(code: str) -> int:
-    """Bytes that a program and its children take at most after it says that it is ready, beyond what they have then."""
+def memory_growth(code: str) -> tuple[str, int]:
+    """What a program says when it is ready, and bytes that it and its children take at most beyond what they have then.
+
+    It says one line, and waits for another.
+    """
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdout.readline()
+        said = process.stdout.readline().strip()
         most = before = resident(process.pid)
         process.stdin.write("\n")
         process.stdin.flush()
         while process.poll() is None:
             most = max(most, resident(process.pid))
             time.sleep(0.01)
-    return most - before
+    return said, most - before
 
 
 def resident(number: int) -> int:
@@ -278,6 +282,7 @@ MODULES = {
     "gpu": "benchmark_gpu",
     "search": "benchmark_search",
     "maps": "benchmark_maps",
+    "training": "benchmark_training",
 }
 WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "import": measure_import,
