@@ -63,7 +63,7 @@ def measure_training(folder: Path, rounds: int) -> list[Result]:
 
     def features() -> torch.Tensor:
         with torch.inference_mode():
-            return torch.cat([embedder(normalized(part, rule)) for part in pixels.split(BATCH)])
+            return torch.cat([embedder(normalized(part, rule)) for part in pixels.split(BATCH)])  # type: ignore[no-untyped-call]
 
     cached = features().clone()
     stage = HeadStage(cached, labels, cached, labels, CLASSES, Settings())
@@ -71,7 +71,7 @@ def measure_training(folder: Path, rounds: int) -> list[Result]:
     def epoch() -> None:
         for step in stage.steps(1, 0):
             stage.optimizer.zero_grad()
-            step.loss.backward()
+            step.loss.backward()  # type: ignore[no-untyped-call]
             stage.optimizer.step()
 
     def frozen() -> None:

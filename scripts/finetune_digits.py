@@ -71,13 +71,12 @@ class Paired:
     high: float
 
 
-def paired(differences: list[float]) -> Paired:
-    """Student's interval of a mean."""
-    from scipy.stats import t
+def paired(ours: list[float], theirs: list[float]) -> Paired:
+    """Of the differences ours - theirs; Student's interval."""
+    from scipy.stats import ttest_rel
 
-    mean = float(np.mean(differences))
-    half = float(t.ppf(0.975, len(differences) - 1) * np.std(differences, ddof=1) / len(differences) ** 0.5)
-    return Paired(mean, mean - half, mean + half)
+    ends = ttest_rel(ours, theirs).confidence_interval(0.95)
+    return Paired(float(np.mean(ours) - np.mean(theirs)), float(ends.low), float(ends.high))
 
 
 def divided(pictures: Path, table: Path, seed: int) -> tuple[Dataset, Labelled]:
@@ -168,7 +167,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_digits(Path(name) / "digits", count=arguments.count)
         rows = [compare(seed, Path(name), settings) for seed in arguments.seeds]
-    interval = paired([row.finetuned - row.probe for row in rows])
+    interval = paired([row.finetuned for row in rows], [row.probe for row in rows])
     means = [float(np.mean([getattr(row, side) for row in rows])) for side in ("probe", "first_stage", "finetuned")]
     print(f"\nmeans: probe {means[0]:.4f}, stage one {means[1]:.4f}, both stages {means[2]:.4f}")
     print(
