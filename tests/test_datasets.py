@@ -86,18 +86,18 @@ def test_a_picture_in_several_classes_is_remarked_on(pets):
     )
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "validation"])
-def test_folders_train_and_val_are_the_sides(tmp_path, val):
-    for side, name in (("train", "b"), ("train", "a"), (val, "a"), (val, "b"), ("test", "a"), ("test", "b")):
+@pytest.mark.parametrize(("train", "val"), [("train", "val"), ("train", "valid"), ("Train", "Validation")])
+def test_folders_train_and_val_are_the_sides(tmp_path, train, val):
+    for side, name in ((train, "b"), (train, "a"), (val, "a"), (val, "b"), ("test", "a"), ("test", "b")):
         fill(tmp_path / side / name, "xy")
     found = find_dataset(tmp_path)
     assert found.classes == ("a", "b")
     assert found.train == tuple(
-        (tmp_path / "train" / "ab"[each] / f"{name}.png", each) for each in (0, 1) for name in "xy"
+        (tmp_path / train / "ab"[each] / f"{name}.png", each) for each in (0, 1) for name in "xy"
     )
     assert found.val == tuple((tmp_path / val / "ab"[each] / f"{name}.png", each) for each in (0, 1) for name in "xy")
-    assert found.split == f"folders train and {val}"
-    assert found.remarks == (f"{tmp_path}: left out the folders test, which are neither train nor {val}",)
+    assert found.split == f"folders {train} and {val}"
+    assert found.remarks == (f"{tmp_path}: left out the folders test, neither {train} nor {val}",)
 
 
 def test_a_class_may_be_called_train(tmp_path):

@@ -83,12 +83,14 @@ def find_dataset(data: str | os.PathLike[str], *, val_share: float = 0.2, seed: 
         return _of_table(path, val_share, seed)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is neither a folder nor a .csv file; name a folder with class folders")
-    names = [entry.name for entry in _folders(path)] if path.exists() else []
-    vals = [name for name in names if name in VAL]
-    if "train" in names and vals:
-        if len(vals) > 1:
-            raise ValueError(f"{path} has the folders {' and '.join(vals)}, which mean the same; remove one")
-        return _of_sides(path, vals[0], [name for name in names if name not in ("train", *vals)])
+    places = _folders(path) if path.exists() else []
+    trains, vals = ([place for place in places if place.name.lower() in names] for names in (("train",), VAL))
+    if trains and vals:
+        for same in (trains, vals):
+            if len(same) > 1:
+                words = " and ".join(place.name for place in same)
+                raise ValueError(f"{path} has the folders {words}, which mean the same; remove one")
+        return _of_sides(path, trains[0], vals[0], [place.name for place in places if place not in trains + vals])
     return _split(_classes(path), f"{path}", val_share, seed)
 
 
@@ -124,7 +126,7 @@ def _classes(folder: Path, *, beside_val: bool = False) -> dict[str, list[Path]]
                 else:
                     deep.append(Path(below))
     if deep:
-        _, above, place = min((_root(each).name != "train", _root(each), each) for each in deep)
+        _, above, place = min((_root(each).name.lower() != "train", _root(each), each) for each in deep)
         top = folder / place.relative_to(folder).parts[0]
         if top in flat:
             advice = f"move them into {top}"
@@ -142,25 +144,26 @@ def _classes(folder: Path, *, beside_val: bool = False) -> dict[str, list[Path]]
 def _root(place: Path) -> Path:
     """What to give where `place` is a class folder."""
     above = place.parent
-    siblings = {entry.name for entry in _folders(above.parent)}
-    return above.parent if "train" in siblings and siblings & {*VAL} and above.name in ("train", *VAL) else above
+    siblings = {entry.name.lower() for entry in _folders(above.parent)}
+    sides = "train" in siblings and siblings & {*VAL} and above.name.lower() in ("train", *VAL)
+    return above.parent if sides else above
 
 
-def _of_sides(folder: Path, val: str, others: list[str]) -> Dataset:
-    sides = folder / "train", folder / val
+def _of_sides(folder: Path, train: Path, val: Path, others: list[str]) -> Dataset:
     loose = sorted(
         entry.name for entry in folder.iterdir() if entry.suffix.lower() in ENDINGS and not entry.name.startswith(".")
     )
     if loose:
-        sentence = f"{folder}: left out {len(loose)} pictures that are neither in train nor in {val} ({_few(loose)})"
-        warnings.warn(sentence, PictureWarning, stacklevel=3)
-    named = [{entry.name for entry in _folders(side)} for side in sides]
-    if all(named):
-        _check_sides(f"{folder}", named[0], named[1], "train", val)
-    train, judged = (_classes(side, beside_val=True) for side in sides)
-    remarks = [f"{folder}: left out the folders {_few(others)}, which are neither train nor {val}"] if others else []
-    classes = tuple(sorted(train))
-    return Dataset(classes, _listed(classes, train), _listed(classes, judged), f"folders train and {val}", (*remarks,))
+        sentence = f"{folder}: left out {len(loose)} pictures that are neither in {train.name} nor in {val.name}"
+        warnings.warn(f"{sentence} ({_few(loose)})", PictureWarning, stacklevel=3)
+    learnt, judged = ({entry.name for entry in _folders(side)} for side in (train, val))
+    if learnt and judged:
+        _check_sides(f"{folder}", learnt, judged, train.name, val.name)
+    found = [_classes(side, beside_val=True) for side in (train, val)]
+    classes = tuple(sorted(found[0]))
+    remarks = (f"{folder}: left out the folders {_few(others)}, neither {train.name} nor {val.name}",) if others else ()
+    split = f"folders {train.name} and {val.name}"
+    return Dataset(classes, _listed(classes, found[0]), _listed(classes, found[1]), split, remarks)
 
 
 def _of_table(path: Path, val_share: float, seed: int) -> Dataset:
