@@ -18,7 +18,16 @@ from convnets_torch.device_pixels import Box, Resizer, reach, turned
 from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture, Reading, Upright, decode_encoded, open_encoded
 from convnets_torch.jpeg import Encoded
-from convnets_torch.preprocessing import Pair, Pixels, Preprocessing, crop_image, cropped_box, least_size
+from convnets_torch.preprocessing import (
+    Pair,
+    Pixels,
+    Place,
+    Preprocessing,
+    crop_each,
+    crop_image,
+    cropped_box,
+    least_size,
+)
 from convnets_torch.strips import goes_down_first
 
 MOST_SENT = 25  # pixels that wait to be resized on the device, for each pixel of the resized picture
@@ -45,7 +54,7 @@ class Input:
 
     Attributes:
         pixels: (h, w, 3) uint8: of the network's own size where there is no `cut`; None where there is an error or
-            `encoded`.
+            `encoded`. With places (places, h, w, 3).
         cut: what of the pixels is to be resized to that size.
         encoded: a file that is to be decoded on the device.
         error: why the picture cannot be used.
@@ -72,6 +81,8 @@ class Inputs:
         torchcodec: decode JPEG files by torchcodec: there too where `on_device`, else in threads.
         max_pixels, allow_truncated: as in `read_picture`.
         look: called in a thread with each decoded picture; then no file is decoded on the device.
+        places: where crops are taken instead of in the centre alone, all in threads; each picture then has one more
+            axis in front of its pixels.
 
     Raises:
         ImportError: torchcodec cannot be used.
@@ -88,10 +99,11 @@ class Inputs:
         max_pixels: int | None = None,
         allow_truncated: bool = False,
         look: Callable[[Image.Image], object] | None = None,
+        places: tuple[Place, ...] | None = None,
     ) -> None:
         least = least_size(rule)
-        self._rule, self._device = rule, device
-        self._on_device = on_device and least is not None
+        self._rule, self._device, self._places = rule, device, places
+        self._on_device = on_device and least is not None and places is None
         self._look = look
         there = torchcodec and self._on_device and look is None
         in_threads = torchcodec and not there
@@ -124,7 +136,11 @@ class Inputs:
             if (seen[2] - seen[0]) * (seen[3] - seen[1]) <= MOST_SENT * prod(self._rule.shape):
                 image = found.image if seen == (0, 0, *found.image.size) else found.image.crop(seen)
                 return Input(np.asarray(image), cut, remarks=found.remarks, seen=looked)
-        return Input(crop_image(found.image, self._rule, found.part), remarks=found.remarks, seen=looked)
+        if self._places is None:
+            pixels = crop_image(found.image, self._rule, found.part)
+        else:
+            pixels = np.stack(list(crop_each(found.image, self._rule, self._places, found.part)))
+        return Input(pixels, remarks=found.remarks, seen=looked)
 
     def _seen(self, size: Pair, part: tuple[float, float] | None = None) -> tuple[tuple[int, int, int, int], Cut]:
         """The pixels that are needed of an image of (height, width), and what of these is to be resized.
@@ -144,15 +160,17 @@ class Inputs:
 
         Returns:
             The inputs, of which more may be errors now; and of those that are none (N, height, width, 3) uint8 of the
-            network's own size on its device, in order.
+            network's own size on its device, in order; with places (N, places, height, width, 3).
         """
         inputs = list(inputs)
-        made = torch.empty((len(inputs), *self._rule.shape, 3), dtype=torch.uint8, device=self._device)
+        crops = () if self._places is None else (len(self._places),)
+        made = torch.empty((len(inputs), *crops, *self._rule.shape, 3), dtype=torch.uint8, device=self._device)
         encoded = {place: each.encoded for place, each in enumerate(inputs) if each.encoded is not None}
         for refused in self._decoded(encoded, made):
             inputs[refused] = self._by_pillow(encoded[refused])
         for (shape, cut), places in _alike(inputs).items():
-            for _ in in_batches(partial(self._send, inputs, places, cut, made), len(places), _together(shape)):
+            most = _together(prod(shape[:-1]))
+            for _ in in_batches(partial(self._send, inputs, places, cut, made), len(places), most):
                 pass
         good = [place for place, each in enumerate(inputs) if each.error is None]
         return inputs, made if len(good) == len(inputs) else made[good]
@@ -195,7 +213,7 @@ class Inputs:
             return refused
 
         largest = max(each.pixels for each in encoded.values())
-        for refused in in_batches(run, len(places), _together((largest, 1))):
+        for refused in in_batches(run, len(places), _together(largest)):
             yield from refused
 
     def _by_pillow(self, encoded: Encoded) -> Input:
@@ -214,9 +232,9 @@ def _alike(inputs: Sequence[Input]) -> dict[tuple[tuple[int, ...], Cut | None], 
     return alike
 
 
-def _together(shape: Sequence[int]) -> int:
+def _together(pixels: int) -> int:
     """How many pictures of so many pixels are worked on together."""
-    return max(1, MOST_TOGETHER // (shape[0] * shape[1]))
+    return max(1, MOST_TOGETHER // pixels)
 
 
 def _index(places: list[int]) -> slice | list[int]:

@@ -22,17 +22,20 @@ from convnets_torch.networks import Network
 from convnets_torch.networks.budget import peak_bytes
 from convnets_torch.networks.grids import features_grid, grid_of
 from convnets_torch.networks.network import NO_HEAD
-from convnets_torch.preprocessing import Preprocessing
+from convnets_torch.preprocessing import CENTER, CORNERS, Place, Preprocessing
 
 if TYPE_CHECKING:
     from convnets_torch.engines import Engine
 
 Decoder = Literal["pillow", "torchcodec"]
 Resizing = Literal["auto", "pillow", "device"]
+Views = Literal["center", "flip", "ten"]
 Mappable: TypeAlias = "Network | Engine"  # what gives score maps
 
 BATCH = 16  # pictures that go through the network together on the CPU, and the fewest elsewhere
 MOST_BATCH = 256  # that "auto" takes
+PLACES: dict[Views, tuple[Place, ...] | None] = {"center": None, "flip": None, "ten": (*CORNERS, CENTER)}
+VIEWS: dict[Views, int] = {"center": 1, "flip": 2, "ten": 10}  # how many of a picture go through the network
 BATCHES_AHEAD = 3  # how many batches are decoded before the network asks for them
 
 
@@ -50,7 +53,7 @@ class Predicted:
 
     Attributes:
         picture: as it was given.
-        logits: (classes,) float32 on the CPU; None where there is an error.
+        logits: (classes,) float32 on the CPU, with several views (views, classes); None where there is an error.
         error: why the picture could not be used (OSError, ValueError), else None.
         remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
         seen: what `look` returned for it; None where there is none, or an error.
@@ -75,6 +78,7 @@ def predict(
     decoder: Decoder = "pillow",
     resize: Resizing = "auto",
     look: Callable[[Image.Image], object] | None = None,
+    views: Views = "center",
 ) -> Generator[Predicted, None, None]:
     """The logits of any number of pictures; one that cannot be used does not stop the others.
 
@@ -106,6 +110,10 @@ def predict(
         look: called in the thread that decodes with each picture, upright and RGB, before it is cropped; JPEG files may
             be there at a fraction of their scale. What it returns is `seen` of the row. Files are then decoded in
             threads, not on the device.
+        views: what of a picture the network sees: "center", the crop that the card says; "flip", that one and its
+            mirror image; "ten", crops of the resized picture's corners (top left, top right, bottom left, bottom right)
+            and of its centre, then the mirror images of these five. A batch counts views, and holds whole pictures.
+            The crops of "ten" are resized in threads.
 
     Returns:
         A generator of one `Predicted` per picture, in the order given; results come in bursts. `close()` stops it early
@@ -137,6 +145,10 @@ def predict(
         raise ValueError(f"unknown resize {resize!r}; known: {', '.join(get_args(Resizing))}")
     if exact and resize == "device":
         raise ValueError("exact has Pillow resize, so that no device rounds otherwise; leave out resize='device'")
+    if views not in VIEWS:
+        raise ValueError(f"unknown views {views!r}; known: {', '.join(VIEWS)}")
+    if views == "ten" and resize == "device":
+        raise ValueError("the ten views are resized by Pillow, in threads; leave out resize='device'")
     device, _ = _place(network)
     inputs = Inputs(
         rule,
@@ -147,13 +159,26 @@ def predict(
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
         look=look,
+        places=PLACES[views],
     )
-    size = batch_for(network) if batch == "auto" else batch
-    entries = ahead(each_of(pictures), inputs.prepared, most=BATCHES_AHEAD * size, threads=workers or THREADS)
-    return _predicted(_Runner(network, inputs, rule, exact, size), entries, size)
+    images = batch_for(network) if batch == "auto" else batch
+    size = together(images, views)
+    threads = workers or THREADS
+    entries = ahead(each_of(pictures), inputs.prepared, most=max(BATCHES_AHEAD * size, threads), threads=threads)
+    return _predicted(_Runner(network, inputs, rule, exact, images, views), entries, size)
 
 
 Group = list[tuple[Picture, Input]]
+
+
+def together(batch: int, views: Views) -> int:
+    """How many pictures go through the network together: as many as have all their views in a batch, or one."""
+    return max(1, batch // VIEWS[views])
+
+
+def is_whole(members: int, good: int, size: int) -> bool:
+    """Whether pictures that follow each other go through the network now: `good` of the `members` could be read."""
+    return good == size or members == 2 * size  # of bad files alone, so many wait at most
 
 
 def _predicted(
@@ -174,7 +199,7 @@ def _groups(entries: Iterable[tuple[Picture, Input]], size: int) -> Iterator[Gro
     for picture, entry in entries:
         group.append((picture, entry))
         good += entry.error is None
-        if good == size or len(group) == 2 * size:  # of bad files alone, so many wait at most
+        if is_whole(len(group), good, size):
             yield group
             group, good = [], 0
     if group:
@@ -184,9 +209,11 @@ def _groups(entries: Iterable[tuple[Picture, Input]], size: int) -> Iterator[Gro
 class _Runner:
     """Batches of pixels in, logits out."""
 
-    def __init__(self, network: Runnable, inputs: Inputs, rule: Preprocessing, exact: bool, size: int) -> None:
-        self._network, self._inputs, self._rule, self._exact = network, inputs, rule, exact
-        self._size = size  # of the batches; halved where memory runs out
+    def __init__(
+        self, network: Runnable, inputs: Inputs, rule: Preprocessing, exact: bool, size: int, views: Views
+    ) -> None:
+        self._network, self._inputs, self._rule, self._exact, self._views = network, inputs, rule, exact, views
+        self._size = max(size, VIEWS[views])  # of the batches; halved where memory runs out
         self._device, self._dtype = _place(network)
 
     def run(self, groups: Iterable[Group]) -> Iterator[tuple[Group, Tensor]]:
@@ -219,13 +246,18 @@ class _Runner:
         return [(picture, entry) for (picture, _), entry in zip(group, inputs, strict=True)], pixels
 
     def _logits(self, pixels: Tensor) -> Tensor:
-        """(N, height, width, 3) uint8 -> (N, classes) float32, all on the network's device."""
-        if not len(pixels):
+        """Pixels as `Inputs.brought` gives them -> (N, classes) or (N, views, classes) float32, all on one device."""
+        count, views = len(pixels), VIEWS[self._views]
+        if not count:
             return torch.empty(0)
+        if views > 1:
+            seen = pixels.view(count, -1, *pixels.shape[-3:])  # (N, places, h, w, 3)
+            pixels = torch.cat([seen, seen.flip(3)], dim=1).flatten(0, 1)
         parts = in_batches(lambda items: self._forward(pixels[items.start : items.stop]), len(pixels), self._size)
         done = list(parts)
         self._size = min(self._size, max(map(len, done)) if len(done) > 1 else self._size)
-        return torch.cat(done)
+        logits = torch.cat(done)
+        return logits if views == 1 else logits.view(count, views, -1)
 
     def _forward(self, pixels: Tensor) -> Tensor:
         with torch.inference_mode(), kept_memory():

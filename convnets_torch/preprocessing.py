@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from pathlib import Path
@@ -24,8 +25,11 @@ Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, 0 to 255
 MOST_SIDE = 20_000  # pixels of a resized square picture's side; beyond it a slip of the finger is likelier
 MOST_PIXELS = MOST_SIDE**2
 MOST_BYTES = 1_000_000  # of a JSON file that describes a rule
+CENTER = (1, 1)
+CORNERS = ((0, 0), (0, 2), (2, 0), (2, 2))
 
 Pair = tuple[int, int]  # height, width
+Place = tuple[int, int]  # halves of the room that a crop leaves above and on its left: 0, 1 (the centre) or 2
 ResizeRule = Literal["stretch", "shorter-side"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Channels = Literal["rgb", "bgr"]
@@ -273,24 +277,51 @@ def crop_image(image: Image.Image, rule: Preprocessing, part: tuple[float, float
         rule: the card's preprocessing.
         part: (width, height) in pixels that the picture covers of the image, from its top left; None for all of it.
     """
+    return next(crop_each(image, rule, (CENTER,), part))
+
+
+def crop_each(
+    image: Image.Image, rule: Preprocessing, places: Iterable[Place], part: tuple[float, float] | None = None
+) -> Iterator[Pixels]:
+    """Crops of the resized picture at other places than its centre, otherwise as `crop_image`.
+
+    Args:
+        image, rule, part: as for `crop_image`.
+        places: where; of `CENTER` and `CORNERS`, for instance.
+
+    Returns:
+        (height, width, 3) of `rule.shape` for each place, RGB, 0 to 255.
+
+    >>> image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).convert("RGB")
+    >>> rule = Preprocessing("custom", 1, 3, "stretch", "nearest", "rgb", (0, 0, 0))
+    >>> [int(crop[0, 0, 0]) for crop in crop_each(image, rule, (CENTER, *CORNERS))]
+    [10, 0, 3, 12, 15]
+    """
     resample = Image.Resampling[rule.interpolation.upper()]
     (height, width), (tall, wide) = rule.shape, _pair(rule.resize)
     whole_width, whole_height = image.size if part is None else part
     if rule.resize_rule == "stretch":
         image = image.resize((wide, tall), resample, box=None if part is None else (0, 0, *part))
-        left, top = (wide - width) // 2, (tall - height) // 2
-        return np.asarray(image.crop((left, top, left + width, top + height)))
-    # Resizing the shorter side and cutting the centre is resizing a central part: the same grid, and a strip of
-    # 1x10000 pixels does not grow to 256x2560000 on the way.
-    return np.asarray(image.resize((width, height), resample, box=cropped_box((whole_height, whole_width), rule)))
+        for down, across in places:
+            left, top = across * (wide - width) // 2, down * (tall - height) // 2
+            yield np.asarray(image.crop((left, top, left + width, top + height)))
+        return
+    # Resizing the shorter side and cutting a part is resizing that part: the same grid, and a strip of 1x10000 pixels
+    # does not grow to 256x2560000 on the way.
+    for place in places:
+        box = cropped_box((whole_height, whole_width), rule, place)
+        yield np.asarray(image.resize((width, height), resample, box=box))
 
 
-def cropped_box(size: tuple[float, float], rule: Preprocessing) -> tuple[float, float, float, float]:
-    """The part of a picture that `center_crop` keeps.
+def cropped_box(
+    size: tuple[float, float], rule: Preprocessing, place: Place = CENTER
+) -> tuple[float, float, float, float]:
+    """The part of a picture that `center_crop` keeps, or `crop_each` at another place.
 
     Args:
         size: (height, width) of the picture in pixels.
         rule: the card's preprocessing.
+        place: of the crop in the resized picture.
 
     Returns:
         Left, top, right, bottom in pixels of the picture.
@@ -301,11 +332,13 @@ def cropped_box(size: tuple[float, float], rule: Preprocessing) -> tuple[float, 
     (height, width), (tall, wide) = rule.shape, _pair(rule.resize)
     if rule.resize_rule == "stretch":
         across, down = size[1] / wide, size[0] / tall  # pixels of the picture for one of the resized
-        left, top = (wide - width) // 2, (tall - height) // 2
+        left, top = place[1] * (wide - width) // 2, place[0] * (tall - height) // 2
         return (left * across, top * down, (left + width) * across, (top + height) * down)
     scale = min(size[1] / wide, size[0] / tall)
-    x, y = (size[1] - width * scale) / 2, (size[0] - height * scale) / 2
-    return (x, y, x + width * scale, y + height * scale)
+    # Sums and differences may round to beyond the picture.
+    x = max(0.0, place[1] * (size[1] - width * scale) / 2)
+    y = max(0.0, place[0] * (size[0] - height * scale) / 2)
+    return (x, y, min(size[1], x + width * scale), min(size[0], y + height * scale))
 
 
 def least_size(rule: Preprocessing) -> Pair | None:
