@@ -65,6 +65,29 @@ def find_classes(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
     ...
     FileNotFoundError: photos does not exist; name a folder with a sub-folder for each class
     """
+    found = class_folders(folder)
+    if empty := [name for name, pictures in found.items() if not pictures]:
+        few = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        raise ValueError(
+            f"{folder}: {len(empty)} of {len(found)} sub-folders hold no pictures ({few}); fill them, or remove them"
+        )
+    if len(found) == 1:
+        raise ValueError(
+            f"{folder} has one class alone ({next(iter(found))}), so nothing to tell apart; add a sub-folder"
+        )
+    return found
+
+
+def class_folders(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
+    """The pictures of each sub-folder, in it or below, sorted by name; hidden ones are left out, empty ones are not.
+
+    Raises:
+        OSError: the folder is none, or cannot be listed.
+        ValueError: it has no sub-folders.
+
+    Warns:
+        PictureWarning: as `find_classes`.
+    """
     folder = Path(folder)
     wanted = "name a folder with a sub-folder for each class"
     if not folder.exists():
@@ -85,13 +108,6 @@ def find_classes(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
             found[place.name] = find_pictures(place)
         except FileNotFoundError:
             found[place.name] = []
-    if empty := [name for name, pictures in found.items() if not pictures]:
-        few = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        raise ValueError(
-            f"{folder}: {len(empty)} of {len(found)} sub-folders hold no pictures ({few}); fill them, or remove them"
-        )
-    if len(found) == 1:
-        raise ValueError(f"{folder} has one class alone ({places[0].name}), so nothing to tell apart; add a sub-folder")
     return found
 
 
