@@ -1,0 +1,288 @@
+"""Whether a network is right as often as it says: reliability, calibration errors, and the temperature that mends it.
+
+Source: On Calibration of Modern Neural Networks, arXiv:1706.04599, sections 2 and 4.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnets_torch.card import Activation
+from convnets_torch.training.answers import blocks, check_probable, log_probabilities
+
+BINS = 15  # of the paper's tables
+COLDEST, HOTTEST = 1e-3, 1e3  # temperatures between which one is looked for
+ROUNDS = 100  # of halving and Newton's steps; ten are usual
+EXACT = 1e-10  # relative width at which the search ends
+SEED = 0  # of the halves
+
+Logits = NDArray[np.floating[Any]]
+Labels = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Confidence, the probability of the most probable class, against the share of right answers.
+
+    Bins are of equal width: bin m of M holds the pictures with a confidence in ((m - 1) / M, m / M].
+
+    Attributes:
+        counts: (bins,), pictures in each.
+        confidences: (bins,), their mean confidence, 0 to 1; NaN in an empty bin.
+        accuracies: (bins,), the share that was right, 0 to 1; NaN in an empty bin.
+        adaptive: the expected error with as many bins of equal numbers of pictures, 0 to 1.
+        nll: mean negative logarithm of the probability of the truth; for sigmoids the sum of the binary ones.
+        brier: mean of the squared differences to the one-hot truth, summed over classes; 0 to 2 for softmax.
+        temperature: what the logits were divided by.
+    """
+
+    counts: NDArray[np.int64]
+    confidences: NDArray[np.float64]
+    accuracies: NDArray[np.float64]
+    adaptive: float
+    nll: float
+    brier: float
+    temperature: float = 1.0
+
+    @property
+    def gaps(self) -> NDArray[np.float64]:
+        """(bins,), how far accuracy and confidence are apart, 0 to 1; 0 in an empty bin."""
+        return np.nan_to_num(np.abs(self.accuracies - self.confidences), nan=0.0)
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error, 0 to 1: the mean gap, bins weighed by their pictures (equation 3)."""
+        return float(self.gaps @ self.counts / self.counts.sum())
+
+    @property
+    def largest(self) -> float:
+        """The maximum calibration error, 0 to 1: the largest gap (equation 5). One picture alone can make it."""
+        return float(self.gaps.max())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers, 0 to 1."""
+        return float(np.nan_to_num(self.accuracies) @ self.counts / self.counts.sum())
+
+    @property
+    def confidence(self) -> float:
+        """The mean confidence, 0 to 1."""
+        return float(np.nan_to_num(self.confidences) @ self.counts / self.counts.sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; None stands in empty bins."""
+        return {
+            "ece": self.ece,
+            "maximum_error": self.largest,
+            "adaptive_ece": self.adaptive,
+            "nll": self.nll,
+            "brier": self.brier,
+            "accuracy": self.accuracy,
+            "confidence": self.confidence,
+            "temperature": self.temperature,
+            "bins": [
+                {"pictures": count, "confidence": _known(confidence), "accuracy": _known(accuracy)}
+                for count, confidence, accuracy in zip(
+                    self.counts.tolist(), self.confidences.tolist(), self.accuracies.tolist(), strict=True
+                )
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """What to divide logits by, so that their probabilities are the likeliest for some labels.
+
+    Attributes:
+        value: above 1 where the network was too sure, below 1 where it was not sure enough.
+        before, after: the mean negative log-likelihood of the pictures it was fitted to, without and with it.
+        pictures: how many these were.
+    """
+
+    value: float
+    before: float
+    after: float
+    pictures: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"value": self.value, "nll_before": self.before, "nll_after": self.after, "pictures": self.pictures}
+
+
+@dataclass(frozen=True, eq=False)
+class Recalibration:
+    """A temperature fitted to one half of the pictures, and the calibration of the other half without and with it."""
+
+    temperature: Temperature
+    before: Calibration
+    after: Calibration
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "temperature": self.temperature.to_dict(),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+        }
+
+
+def calibrate(
+    logits: Logits,
+    labels: Labels,
+    activation: Activation = "softmax",
+    *,
+    temperature: float = 1.0,
+    bins: int = BINS,
+    rows: NDArray[np.int64] | None = None,
+) -> Calibration:
+    """Measure how far confidence and the share of right answers are apart.
+
+    Args:
+        logits: (N, classes), two classes or more; may be mapped from a disk.
+        labels: (N,) class ids.
+        activation: of the card, "softmax" or "sigmoid".
+        temperature: what to divide the logits by, above 0.
+        bins: of equal width, and of equal numbers.
+        rows: which pictures; by default all.
+
+    Raises:
+        ValueError: outputs are no probabilities, not finite, or do not fit the labels; no pictures; no bins.
+
+    >>> found = calibrate(np.log([[0.8, 0.2], [0.8, 0.2], [0.1, 0.9]]), np.array([0, 1, 1]))
+    >>> found.counts.sum(), round(found.accuracy, 4), round(found.ece, 4)
+    (np.int64(3), 0.6667, 0.2333)
+    """
+    check_probable(activation)
+    if bins < 1:
+        raise ValueError(f"{bins} bins hold nothing; give 1 or more")
+    if not (0 < temperature < np.inf):
+        raise ValueError(f"the temperature is {temperature}; give a number above 0")
+    sure, right = [], []
+    nll = brier = 0.0
+    for _, values, truths in blocks(logits, labels, rows):
+        logs = log_probabilities(values / temperature, activation)
+        places = np.arange(len(truths))
+        chances = np.exp(logs)
+        given = values.argmax(1)
+        sure.append(chances[places, given])
+        right.append(given == truths)
+        nll += _loss(values, truths, 1 / temperature, activation)[0]
+        of_truth = chances[places, truths]
+        brier += float((chances**2).sum() + (1 - 2 * of_truth).sum())
+    confidences, hits = np.concatenate(sure), np.concatenate(right).astype(np.float64)
+    count = len(hits)
+    places = np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)
+    counts = np.bincount(places, minlength=bins)
+    sums = [np.bincount(places, each, minlength=bins) for each in (confidences, hits)]
+    means = [np.divide(each, counts, out=np.full(bins, np.nan), where=counts > 0) for each in sums]
+    order = np.argsort(confidences, kind="stable")
+    parts = np.array_split(order, min(bins, count))
+    adaptive = sum(abs(float(confidences[part].sum() - hits[part].sum())) for part in parts) / count
+    return Calibration(counts, *means, adaptive, nll / count, brier / count, float(temperature))
+
+
+def fit_temperature(
+    logits: Logits, labels: Labels, activation: Activation = "softmax", *, rows: NDArray[np.int64] | None = None
+) -> Temperature:
+    """The temperature that makes labels the likeliest, from 0.001 to 1,000.
+
+    The negative log-likelihood is convex in 1 / T, so its slope has one zero: the search keeps it between two bounds
+    and takes Newton's step where that stays between them, the geometric mean of the bounds where not. It computes in
+    float64, and the same arrays give the same number. The order of classes, so the answers, stay as they are.
+
+    Args:
+        logits, labels, activation, rows: as for `calibrate`. Pictures that the temperature is judged by should be
+            others: `recalibrate` sees to that.
+
+    Raises:
+        ValueError: as for `calibrate`; or no temperature is the best, since a lower one (all answers are right) or a
+            higher one (outputs say nothing of the truth) would always be better.
+
+    >>> random = np.random.default_rng(0)
+    >>> logits = random.normal(size=(4000, 3))
+    >>> labels = np.array([random.choice(3, p=np.exp(row) / np.exp(row).sum()) for row in logits])
+    >>> round(fit_temperature(4 * logits, labels).value, 1)
+    4.0
+    """
+    check_probable(activation)
+
+    def loss(inverse: float) -> tuple[float, float, float]:
+        found = np.zeros(3)
+        for _, values, truths in blocks(logits, labels, rows):
+            found += _loss(values, truths, inverse, activation)
+        return float(found[0]), float(found[1]), float(found[2])
+
+    count = len(labels) if rows is None else len(rows)
+    low, high = 1 / HOTTEST, 1 / COLDEST
+    if loss(high)[1] <= 0:
+        raise ValueError(
+            f"no temperature is the best for {count} pictures: the lower, the better, since nearly none is wrong;"
+            " fit it to pictures of which some are"
+        )
+    if loss(low)[1] >= 0:
+        raise ValueError(
+            f"no temperature is the best for {count} pictures: the higher, the better, since outputs say nothing"
+            " of the truth; check that labels are in the order of the card's classes"
+        )
+    inverse = 1.0
+    before, slope, bend = loss(inverse)
+    for _ in range(ROUNDS):
+        low, high = (inverse, high) if slope < 0 else (low, inverse)
+        step = inverse - slope / bend if bend > 0 else low
+        old, inverse = inverse, step if low < step < high else float(np.sqrt(low * high))
+        after, slope, bend = loss(inverse)
+        if slope == 0 or abs(inverse - old) <= EXACT * inverse or high - low <= EXACT * low:
+            break
+    return Temperature(1 / inverse, before / count, after / count, count)
+
+
+def recalibrate(logits: Logits, labels: Labels, activation: Activation = "softmax") -> Recalibration:
+    """Fit a temperature to a half of the pictures, drawn always the same, and judge it by the other half.
+
+    Args:
+        logits, labels, activation: as for `calibrate`.
+
+    Raises:
+        ValueError: as for `fit_temperature`; or there are fewer than two pictures.
+    """
+    if len(labels) < 2:
+        raise ValueError(f"{len(labels)} pictures have no two halves; give two or more")
+    order = np.random.default_rng(SEED).permutation(len(labels))
+    fitted, judged = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    found = fit_temperature(logits, labels, activation, rows=fitted)
+    before = calibrate(logits, labels, activation, rows=judged)
+    return Recalibration(found, before, calibrate(logits, labels, activation, temperature=found.value, rows=judged))
+
+
+def _loss(
+    values: NDArray[np.float64], truths: NDArray[np.int64], inverse: float, activation: Activation
+) -> tuple[float, float, float]:
+    """The negative log-likelihood of some rows of logits times `inverse`, summed, and its two derivatives by that."""
+    places = np.arange(len(truths))
+    if activation == "sigmoid":
+        scaled = values * inverse
+        chances = np.exp(-np.logaddexp(0, -scaled))
+        of_truth = values[places, truths]
+        loss = np.logaddexp(0, scaled).sum() - inverse * of_truth.sum()
+        return (
+            float(loss),
+            float((values * chances).sum() - of_truth.sum()),
+            float((values**2 * chances * (1 - chances)).sum()),
+        )
+    shifted = values - values.max(1, keepdims=True)
+    weights = np.exp(shifted * inverse)
+    sums = weights.sum(1)
+    weights /= sums[:, None]
+    means = np.einsum("nc,nc->n", weights, shifted)
+    squares = np.einsum("nc,nc,nc->n", weights, shifted, shifted)
+    of_truth = shifted[places, truths]
+    loss = np.log(sums).sum() - inverse * of_truth.sum()
+    return float(loss), float((means - of_truth).sum()), float((squares - means**2).sum())
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value
