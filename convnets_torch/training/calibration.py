@@ -177,12 +177,14 @@ def calibrate(
     count = len(hits)
     places = np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)
     counts = np.bincount(places, minlength=bins)
-    sums = [np.bincount(places, each, minlength=bins) for each in (confidences, hits)]
-    means = [np.divide(each, counts, out=np.full(bins, np.nan), where=counts > 0) for each in sums]
+    sure_sums, right_sums = (np.bincount(places, each, minlength=bins) for each in (confidences, hits))
+    filled = np.where(counts > 0, counts, np.nan)
     order = np.argsort(confidences, kind="stable")
     parts = np.array_split(order, min(bins, count))
     adaptive = sum(abs(float(confidences[part].sum() - hits[part].sum())) for part in parts) / count
-    return Calibration(counts, *means, adaptive, nll / count, brier / count, float(temperature))
+    return Calibration(
+        counts, sure_sums / filled, right_sums / filled, adaptive, nll / count, brier / count, float(temperature)
+    )
 
 
 def fit_temperature(
