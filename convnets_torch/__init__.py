@@ -118,13 +118,13 @@ if TYPE_CHECKING:
     from convnets_torch.last_layers import with_last_layer as with_last_layer
     from convnets_torch.maps.batches import Mapped as Mapped
     from convnets_torch.maps.batches import heatmap_each as heatmap_each
-    from convnets_torch.networks import NETWORKS as NETWORKS
-    from convnets_torch.networks import VGG as VGG
     from convnets_torch.networks import AlexNet as AlexNet
     from convnets_torch.networks import EfficientNetLite as EfficientNetLite
     from convnets_torch.networks import InceptionV3 as InceptionV3
+    from convnets_torch.networks import NETWORKS as NETWORKS
     from convnets_torch.networks import Network as Network
     from convnets_torch.networks import ResNet as ResNet
+    from convnets_torch.networks import VGG as VGG
     from convnets_torch.networks import cell_strides as cell_strides
     from convnets_torch.networks import efficientnet_lite0 as efficientnet_lite0
     from convnets_torch.networks import inception_v3 as inception_v3
@@ -164,9 +164,9 @@ _HOMES = {
     "convnets_torch.embeddings.duplicates": ("Leak", "find_duplicates", "find_leaks"),
     "convnets_torch.embeddings.extraction": ("Embedded", "Embedder", "embed", "embed_each"),
     "convnets_torch.embeddings.index": ("Indexed", "index_pictures"),
-    "convnets_torch.embeddings.nearest": ("nearest",),
     "convnets_torch.embeddings.map_files": ("MapEntry", "SavedMap", "load_map", "save_map"),
     "convnets_torch.embeddings.maps": ("ImageMap", "MapWarning", "make_map"),
+    "convnets_torch.embeddings.nearest": ("nearest",),
     "convnets_torch.embeddings.pooling": ("pooled",),
     "convnets_torch.embeddings.probe_features": ("LabelledVectors", "embed_classes", "find_classes"),
     "convnets_torch.embeddings.probe_heads": ("with_probe",),
@@ -189,19 +189,21 @@ _HOMES = {
     "convnets_torch.explain.patches": ("Patch", "TopPatches", "top_patches"),
     "convnets_torch.explain.report": ("Explanation",),
     "convnets_torch.explain.statistics": (
-        "ChannelStatistics", "FolderStatistics", "ZeroShares", "channel_statistics", "save_statistics", "zero_shares",
+        "ChannelStatistics", "FolderStatistics", "ZeroShares", "channel_statistics", "save_statistics",
+        "zero_shares",
     ),
     "convnets_torch.exports": ("Exported", "export"),
     "convnets_torch.fitting": ("MemoryWarning",),
     "convnets_torch.folders": ("find_pictures",),
     "convnets_torch.heatmaps": (
-        "Box", "CellMap", "ClassMap", "Contrast", "Heatmap", "ProbabilityMap", "Region", "class_map", "contrast",
-        "heatmap", "probability_map", "save_sheet",
+        "Box", "CellMap", "ClassMap", "Contrast", "Heatmap", "ProbabilityMap", "Region", "class_map",
+        "contrast", "heatmap", "probability_map", "save_sheet",
     ),
     "convnets_torch.images": ("PictureWarning", "read_picture"),
+    "convnets_torch.last_layers": ("with_last_layer",),
     "convnets_torch.maps.batches": ("Mapped", "heatmap_each"),
     "convnets_torch.networks": (
-        "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "InceptionV3", "Network", "ResNet", "cell_strides",
+        "AlexNet", "EfficientNetLite", "InceptionV3", "NETWORKS", "Network", "ResNet", "VGG", "cell_strides",
         "efficientnet_lite0", "inception_v3", "resnet50", "score_map", "slide", "vgg16", "vgg19",
     ),
     "convnets_torch.pipeline": ("Predicted", "predict"),
@@ -212,7 +214,6 @@ _HOMES = {
     "convnets_torch.targets": ("Target",),
     "convnets_torch.training.augmentation": ("Augmentation", "augmentation"),
     "convnets_torch.training.datasets": ("Dataset", "find_dataset"),
-    "convnets_torch.last_layers": ("with_last_layer",),
     "convnets_torch.training.finetuning": ("Finetuned", "LeakError", "Watch", "finetune"),
     "convnets_torch.training.running": ("Reports", "TrainingStopped"),
     "convnets_torch.training.settings": ("Settings",),
@@ -221,9 +222,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
     "adoption", "ahead", "algebra", "allocation", "arrays", "backoff", "cache", "card", "classification", "compat",
-    "embeddings", "engines", "explain", "exports", "files", "filling", "first_run", "fitting", "folders",
-    "heatmaps", "images", "maps", "networks", "pipeline", "plots", "preprocessing", "render", "runtime", "sources",
-    "synsets", "targets", "training", "weights",
+    "confusions", "embeddings", "engines", "explain", "exports", "files", "filling", "first_run", "fitting",
+    "folders", "heatmaps", "images", "maps", "networks", "pipeline", "plots", "preprocessing", "render", "runtime",
+    "sources", "synsets", "targets", "training", "weights",
 )  # fmt: skip
 
 __all__ = sorted(_HOME_OF)

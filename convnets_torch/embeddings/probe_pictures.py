@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from convnets_torch.confusions import draw_counts
 from convnets_torch.embeddings.probe_pairs import Pairs
 from convnets_torch.embeddings.probes import Kind, Probed
 from convnets_torch.explain.histograms import BAR
-from convnets_torch.plots import LINE, SCALE, Color, letters, round_marks, start_plot, with_legend, write_lines
-from convnets_torch.render import CLASS_COLORS, GREY, INK, PAPER, shorten
+from convnets_torch.plots import LINE, SCALE, Color, round_marks, start_plot, with_legend
+from convnets_torch.render import CLASS_COLORS, GREY
 
 WORDS: dict[str, str] = {"knn": "nearest neighbours", "svm": "linear SVM", "logistic": "logistic regression"}
 COLORS: dict[str, Color] = {"knn": CLASS_COLORS[0], "svm": CLASS_COLORS[4], "logistic": BAR}
 BETWEEN = CLASS_COLORS[1]
-NOTHING: Color = (247, 247, 247)
-MOST_SIDE = 1200  # pixels of the cells of a confusion, together
-NAMED = 14  # pixels of a cell that leave room for letters
 
 
 def draw_confusion(found: Probed, kind: Kind) -> Image.Image:
@@ -25,40 +22,12 @@ def draw_confusion(found: Probed, kind: Kind) -> Image.Image:
 
     Where there are too many classes for letters, cells are colours alone.
     """
-    counts, names = found.confusion(kind), found.classes
-    side = max(1, min(48, MOST_SIDE // len(names)))
-    named = side >= NAMED
-    font, large = letters(14), letters(17)
-    small = letters(max(9, min(14, side * 2 // 5)))
-    margin = 20
-    room = min(220, round(max(font.getlength(name) for name in names)) + 10) if named else 0
+    counts = found.confusion(kind)
     lines = (
         f"{WORDS[kind][0].upper()}{WORDS[kind][1:]}: classes (rows) and what they were taken for (columns)",
         f"right: {counts.trace()} of {counts.sum()} pictures; colours go with the share of the row",
     )
-    top, left = margin + 24 * len(lines) + room + 8, margin + room
-    width = max(left + side * len(names) + margin, round(max(large.getlength(line) for line in lines)) + 2 * margin)
-    page = Image.new("RGB", (width, top + side * len(names) + margin), PAPER)
-    draw = ImageDraw.Draw(page)
-    write_lines(draw, lines, margin, font, large)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    for row, name in enumerate(names):
-        if named:
-            text = shorten(name, font, room - 10)
-            draw.text((left - 8, top + (row + 0.5) * side), text, INK, font, anchor="rm")
-            upright = Image.new("RGB", (room, side), PAPER)
-            ImageDraw.Draw(upright).text((6, side / 2), text, INK, font, anchor="lm")
-            page.paste(upright.rotate(90, expand=True), (left + row * side, top - room))
-        for column in range(len(names)):
-            share, corner = float(shares[row, column]), (left + column * side, top + row * side)
-            gap = 1 if named else 0
-            draw.rectangle((*corner, corner[0] + side - 1 - gap, corner[1] + side - 1 - gap), fill=_mixed(share))
-            if named and counts[row, column]:
-                middle = (corner[0] + (side - 1) / 2, corner[1] + (side - 1) / 2)
-                text, color = str(counts[row, column]), PAPER if share > 0.5 else INK
-                if small.getlength(text) <= side:
-                    draw.text(middle, text, color, small, anchor="mm")
-    return page
+    return draw_counts(counts, found.classes, lines)
 
 
 def draw_curve(found: Probed) -> Image.Image:
@@ -146,13 +115,3 @@ def draw_pairs(pairs: Pairs) -> Image.Image:
         for name, mean, counts in zip(("within", "between"), pairs.means, (pairs.within, pairs.between), strict=True)
     ]
     return with_legend(page, draw, font, box, texts, [BAR, BETWEEN])
-
-
-def _mixed(share: float) -> Color:
-    """From paper, at 0, to the colour of bars; a little is seen already."""
-    if share == 0:
-        return NOTHING
-    strength = 0.08 + 0.92 * share
-    mixed: NDArray[np.float64] = np.array(PAPER) * (1 - strength) + np.array(BAR) * strength
-    red, green, blue = mixed.round().astype(int).tolist()
-    return red, green, blue

@@ -1,0 +1,116 @@
+"""Confusions as a picture: what the pictures of each class were taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from convnets_torch.explain.histograms import BAR
+from convnets_torch.plots import LINE, Color, letters, write_lines
+from convnets_torch.render import GREY, INK, PAPER, shorten
+
+NOTHING: Color = (247, 247, 247)
+LARGEST = 48  # pixels of a cell
+MOST_SIDE = 1200  # pixels of all cells together
+NAMED = 14  # pixels of a cell that leave room for letters
+MARGIN = 20
+GROUP_ROOM = 150  # pixels for the words of groups
+
+
+def draw_counts(
+    counts: NDArray[np.integer],
+    names: Sequence[str],
+    lines: Sequence[str],
+    groups: Sequence[tuple[int, int, str]] = (),
+) -> Image.Image:
+    """Of each class, a row, the shares that were taken for the columns' classes; each cell with its number.
+
+    Where there are too many classes for letters, cells are colours alone, by the square root of the share, so that
+    single pictures are still seen.
+
+    Args:
+        counts: (classes, classes), the truth in rows; a row without pictures stays empty.
+        names: of the classes.
+        lines: of text above; the first in larger letters.
+        groups: (first, end, words) of neighbouring classes; shown where there is no room for names.
+
+    >>> draw_counts(np.eye(2, dtype=int), ("ant", "bee"), ("Answers",)).mode
+    'RGB'
+    """
+    side = max(1, min(LARGEST, MOST_SIDE // len(names)))
+    if side >= NAMED:
+        return _with_names(counts, names, lines, side)
+    return _in_pixels(counts, lines, groups, side)
+
+
+def _with_names(counts: NDArray[np.integer], names: Sequence[str], lines: Sequence[str], side: int) -> Image.Image:
+    font = letters(14)
+    small = letters(max(9, min(14, side * 2 // 5)))
+    room = min(220, round(max(font.getlength(name) for name in names)) + 10)
+    page, draw, left, top = _start(lines, side * len(names), room, room)
+    shares = _shares(counts)
+    colors = _mixed(shares)
+    for row, name in enumerate(names):
+        text = shorten(name, font, room - 10)
+        draw.text((left - 8, top + (row + 0.5) * side), text, INK, font, anchor="rm")
+        upright = Image.new("RGB", (room, side), PAPER)
+        ImageDraw.Draw(upright).text((6, side / 2), text, INK, font, anchor="lm")
+        page.paste(upright.rotate(90, expand=True), (left + row * side, top - room))
+        for column in range(len(names)):
+            share, corner = float(shares[row, column]), (left + column * side, top + row * side)
+            color = tuple(colors[row, column].tolist())
+            draw.rectangle((*corner, corner[0] + side - 2, corner[1] + side - 2), fill=color)
+            if counts[row, column]:
+                middle = (corner[0] + (side - 1) / 2, corner[1] + (side - 1) / 2)
+                text = str(counts[row, column])
+                if small.getlength(text) <= side:
+                    draw.text(middle, text, PAPER if share > 0.5 else INK, small, anchor="mm")
+    return page
+
+
+def _in_pixels(
+    counts: NDArray[np.integer], lines: Sequence[str], groups: Sequence[tuple[int, int, str]], side: int
+) -> Image.Image:
+    font = letters(12)
+    room = GROUP_ROOM if groups else 0
+    page, draw, left, top = _start(lines, side * len(counts), room, 0)
+    colors = _mixed(np.sqrt(_shares(counts))).repeat(side, 0).repeat(side, 1)
+    page.paste(Image.fromarray(colors), (left, top))
+    for first, end, words in groups:
+        edges = top + first * side, top + end * side - 1
+        draw.line((left - 6, edges[0], left - 6, edges[1]), GREY)
+        for edge in edges:
+            draw.line((left - 6, edge, left - 2, edge), GREY)
+        if (end - first) * side >= NAMED - 2:
+            text = shorten(words, font, room - 14)
+            draw.text((left - 10, sum(edges) / 2), text, INK, font, anchor="rm")
+        ends = [first * side - 0.5, end * side - 0.5]
+        draw.rectangle((left + ends[0], top + ends[0], left + ends[1], top + ends[1]), outline=LINE)
+    return page
+
+
+def _start(
+    lines: Sequence[str], extent: int, beside: int, above: int
+) -> tuple[Image.Image, ImageDraw.ImageDraw, int, int]:
+    """A page for square cells of an extent, with room beside and above them, its pen, and where the cells begin."""
+    font, large = letters(14), letters(17)
+    top, left = MARGIN + 24 * len(lines) + above + 8, MARGIN + beside
+    widest = max(large.getlength(line) for line in lines)
+    page = Image.new("RGB", (max(left + extent, round(widest) + MARGIN) + MARGIN, top + extent + MARGIN), PAPER)
+    draw = ImageDraw.Draw(page)
+    write_lines(draw, lines, MARGIN, font, large)
+    return page, draw, left, top
+
+
+def _shares(counts: NDArray[np.integer]) -> NDArray[np.float64]:
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+
+def _mixed(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """(..., 3), from paper, at 0, to the colour of bars; a little is seen already."""
+    strength = (0.08 + 0.92 * shares)[..., None]
+    mixed = np.array(PAPER) * (1 - strength) + np.array(BAR) * strength
+    return np.where(shares[..., None] == 0, np.array(NOTHING), mixed.round()).astype(np.uint8)
