@@ -22,7 +22,7 @@ from convnets_torch.cache import cache_folder
 from convnets_torch.embeddings.extraction import Embedder, embed_each
 from convnets_torch.files import check_regular, check_writable, replacing, sha256
 from convnets_torch.networks import Network
-from convnets_torch.networks.packed import check_unpacked
+from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
 from convnets_torch.runtime import Precision, prepare
 
 PART = 256  # vectors in a file of the cache: what is lost, at most, when the process is killed
@@ -136,6 +136,8 @@ def _kind(network: Network, precision: str | None) -> dict[str, str]:
 def fingerprint(network: torch.nn.Module) -> str:
     """The sha256 of all parameters and their names, in hexadecimal: a card alone does not tell trained networks apart.
 
+    Of a prepared network those are hashed that it runs with.
+
     >>> from convnets_torch.networks import vgg16
     >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 8), hidden=(8, 8))
     >>> before = fingerprint(narrow)
@@ -144,7 +146,11 @@ def fingerprint(network: torch.nn.Module) -> str:
     False
     """
     digest = hashlib.sha256()
-    for name, array in sorted(network.state_dict().items()):
+    arrays = dict(network.state_dict())
+    for name, module in network.named_modules():
+        if isinstance(module, PackedConv2d | PackedLinear):
+            arrays[f"{name}.packed"] = module.weight  # which computes in another order
+    for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
         digest.update(memoryview(array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()

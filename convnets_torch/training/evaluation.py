@@ -1,0 +1,360 @@
+"""How good a network is on pictures whose classes are known: "Performances on ImageNet", for any network and folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import convnets_torch
+from convnets_torch.card import Activation, Card
+from convnets_torch.embeddings.kept_vectors import fingerprint
+from convnets_torch.engines import Engine
+from convnets_torch.pipeline import VIEWS, Predicted, Runnable, Views, batch_for, card_of, is_whole, predict, together
+from convnets_torch.targets import class_name, class_wnid
+from convnets_torch.training.error_rates import SIZES, ClassErrors, ErrorRate, Ranking, errors_by_class, rank
+from convnets_torch.training.ground_truth import GroundTruth
+from convnets_torch.training.mistakes import confusion
+from convnets_torch.training.network_clock import peak_memory, timed
+from convnets_torch.training.output_files import OutputFile, noted
+from convnets_torch.training.published import published
+
+PART = 256  # pictures that are written together, at most
+EVERY = 10.0  # seconds after which those that are done are written all the same
+PROBES = 2  # images that an engine answers to tell it from others
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a run cost.
+
+    Attributes:
+        computed: pictures that went through the network in this run; the others were there from one before.
+        seconds: that this took, decoding and writing included.
+        network_seconds: of which the network ran.
+        memory: bytes that the process took at most since it began; None where the system does not say.
+        device_memory: bytes of CUDA's memory that were taken at most; None on other devices.
+    """
+
+    computed: int
+    seconds: float
+    network_seconds: float
+    memory: int | None
+    device_memory: int | None
+
+    @property
+    def throughput(self) -> float | None:
+        """Pictures a second; None where none was computed."""
+        return self.computed / self.seconds if self.computed else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**vars(self), "pictures_per_second": self.throughput}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a network answers to pictures whose classes are known.
+
+    Attributes:
+        card: of the network.
+        folder: where the pictures are.
+        crops: what of each picture the network saw.
+        paths: of the N pictures that could be read.
+        labels: (N,) int64, their classes.
+        logits: (N, classes) float32, mapped from a file; of several views one row, whose probabilities are the mean of
+            theirs.
+        ranking: where the truth stands among the answers.
+        failed: pictures that could not be read, and why; they are neither right nor wrong.
+        remarks: sentences on what its reader may not expect.
+        running: what it cost.
+    """
+
+    card: Card
+    folder: Path
+    crops: Views
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    ranking: Ranking
+    failed: tuple[tuple[Path, str], ...]
+    remarks: tuple[str, ...]
+    running: Running
+
+    @property
+    def errors(self) -> tuple[ErrorRate, ...]:
+        """Top-1, top-5 and top-10, as far as they leave a class out."""
+        return tuple(self.ranking.error(k) for k in SIZES if k < self.card.classes)
+
+    @property
+    def by_class(self) -> tuple[ClassErrors, ...]:
+        """Of each class that has pictures."""
+        return errors_by_class(self.ranking, self.labels, self.card.classes)
+
+    @property
+    def balanced_error(self) -> float:
+        """Mean top-1 error over the classes that have pictures, 0 to 1, whatever their numbers of pictures."""
+        return float(np.mean([each.errors[1].error for each in self.by_class]))
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """(classes, classes): pictures of the row's class for which the column's was the most probable."""
+        return confusion(self.labels, self.ranking.best[:, 0], self.card.classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; errors are shares, 0 to 1."""
+        original = published(self.card)
+        counts = self.confusion
+        pairs = np.argwhere(counts)
+        return {
+            "network": self.card.network,
+            "classes": self.card.classes,
+            "folder": str(self.folder),
+            "crops": self.crops,
+            "pictures": len(self.labels),
+            "failed": {str(path): words for path, words in self.failed},
+            "errors": {f"top-{each.k}": each.to_dict() for each in self.errors},
+            "balanced_error": self.balanced_error,
+            "ties": self.ranking.ties,
+            "published": original
+            and {"source": original.source, "errors": {f"top-{k}": each for k, each in original.errors.items()}},
+            "running": self.running.to_dict(),
+            "remarks": list(self.remarks),
+            "by_class": [
+                {
+                    "class_id": each.class_id,
+                    "wnid": class_wnid(self.card, each.class_id),
+                    "words": class_name(self.card, each.class_id),
+                    "pictures": each.count,
+                    "taken": each.taken,
+                    "errors": {f"top-{k}": rate.to_dict() for k, rate in each.errors.items()},
+                }
+                for each in self.by_class
+            ],
+            "confusions": [[int(truth), int(given), int(counts[truth, given])] for truth, given in pairs],
+        }
+
+
+def evaluate(
+    network: Runnable,
+    truth: GroundTruth,
+    *,
+    crops: Views = "center",
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
+    exact: bool = True,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    store: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Run a network on pictures and count its errors.
+
+    Outputs are kept in a file, so memory does not grow with the number of pictures. In a folder of the user's, a run
+    that was cut off goes on where it was, and gives the same figures as one that was not: batches are the same ones. A
+    run is known by the network's parameters, its card and device, by the options below, and by the names, sizes and
+    times of change of the files. Their contents are not hashed: that would read all of them before the first answer. So
+    labels may be corrected, and the figures follow without running anything again.
+
+    Args:
+        network: in eval mode, with its card, as `load` gives it, prepared or not; or an `engine` of one.
+        truth: the pictures and their classes, as `find_truth` gives them.
+        crops: as `views` of `predict`: "center" crop, "flip" (that and its mirror image), or "ten" (corners, centre,
+            and their mirror images). Probabilities are averaged, as the AlexNet paper averages the softmax of ten
+            patches; of outputs that are no probabilities the mean is taken.
+        batch, workers, max_pixels, allow_truncated: as in `predict`.
+        exact: read every file at its whole scale, as `classify` does; False is faster, as `predict` says.
+        store: a folder for the outputs, made if it does not exist; None for a temporary file.
+        progress: told how many pictures of how many are done.
+
+    Raises:
+        ValueError: the network has no card, no head or one class alone, is in training mode, or its outputs are NaN or
+            infinite; no picture could be read; the folder holds outputs of another run; an option is no good.
+        OSError: the folder cannot be written, or the disk is full.
+
+    Warns:
+        MemoryWarning: memory ran out, and the work goes on in smaller batches.
+
+    Source: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012, section 4.1 (ten patches).
+    """
+    card = card_of(network)
+    if crops not in VIEWS:
+        raise ValueError(f"unknown crops {crops!r}; known: {', '.join(VIEWS)}")
+    options = {"crops": crops, "exact": exact, "max_pixels": max_pixels, "allow_truncated": allow_truncated}
+    run = options if store is None else _identity(network, card) | options | {"files": _files(truth)}
+    before = None if store is None else noted(Path(store))
+    if batch == "auto":
+        batch = before.get("batch", 0) if before else 0
+        batch = batch if type(batch) is int and batch > 0 else batch_for(network)
+    elif type(batch) is not int or batch < 1:
+        raise ValueError(f"a batch of {batch!r} is none; give 1 or more, or 'auto'")
+    outputs = OutputFile(None if store is None else Path(store), run | {"batch": batch}, card.classes)
+    ready, clock = timed(network)
+    first = outputs.done
+    device = _device(network)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    remarks: dict[str, None] = {}
+    with contextlib.closing(outputs):
+        rows = predict(
+            ready,
+            truth.paths[first:],
+            batch=batch,
+            workers=workers,
+            exact=exact,
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
+            views=crops,
+        )
+        with contextlib.closing(rows), _Part(outputs, card.activation, together(batch, crops)) as part:
+            for row in rows:
+                part.add(row)
+                remarks.update(dict.fromkeys(row.remarks))
+                if progress is not None:
+                    progress(part.done, len(truth.paths))
+        seconds = time.perf_counter() - start
+        logits = outputs.mapped()
+    if not len(logits):
+        sentence = next(iter(outputs.failed.values()), "there are none")
+        raise ValueError(f"none of {len(truth.paths)} pictures could be read; the first: {sentence}")
+    good = np.array([number for number in range(len(truth.paths)) if number not in outputs.failed], np.int64)
+    labels = truth.labels[good]
+    ranking = rank(logits, labels)
+    running = Running(
+        len(truth.paths) - first,
+        seconds,
+        clock.seconds,
+        peak_memory(),
+        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    )
+    told = [*truth.remarks, *remarks]
+    if ranking.ties:
+        told.append(f"{ranking.ties} pictures give their class the output of another one to the bit; ids decide there")
+    return Evaluation(
+        card,
+        truth.folder,
+        crops,
+        tuple(truth.paths[number] for number in good),
+        labels,
+        logits,
+        ranking,
+        tuple((truth.paths[number], words) for number, words in sorted(outputs.failed.items())),
+        tuple(told),
+        running,
+    )
+
+
+class _Part:
+    """Rows that wait to be written; they are where the batches that go through the network end."""
+
+    def __init__(self, outputs: OutputFile, activation: Activation, size: int) -> None:
+        self._outputs, self._activation, self._size = outputs, activation, size
+        self.done = outputs.done
+        self._rows: list[NDArray[np.float32]] = []
+        self._failed: dict[int, str] = {}
+        self._whole = (0, outputs.done)  # rows and pictures up to the end of the last batch
+        self._members = self._good = 0  # of the batch that follows
+        self._written = time.monotonic()
+
+    def __enter__(self) -> _Part:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._whole = (len(self._rows), self.done)
+        self._write()
+
+    def add(self, row: Predicted) -> None:
+        if row.logits is None:
+            self._failed[self.done] = " ".join(str(row.error).split())
+        else:
+            if not row.logits.isfinite().all():
+                raise ValueError(
+                    f"{row.picture}: the network's outputs are NaN or infinite: its weights are broken, or too large"
+                    " for float16"
+                )
+            self._rows.append(averaged(row.logits, self._activation).numpy())
+            self._good += 1
+        self.done, self._members = self.done + 1, self._members + 1
+        if is_whole(self._members, self._good, self._size):
+            self._whole, self._members, self._good = (len(self._rows), self.done), 0, 0
+            waits = self.done - self._outputs.done
+            if waits >= PART or time.monotonic() - self._written > EVERY:
+                self._write()
+
+    def _write(self) -> None:
+        rows, done = self._whole
+        if done > self._outputs.done:
+            failed = {number: words for number, words in self._failed.items() if number < done}
+            made = np.stack(self._rows[:rows]) if rows else np.zeros((0, 1), np.float32)
+            self._outputs.add(made, failed, done)
+            self._rows, self._whole = self._rows[rows:], (0, done)
+            self._failed = {number: words for number, words in self._failed.items() if number >= done}
+        self._written = time.monotonic()
+
+
+def averaged(logits: Tensor, activation: Activation) -> Tensor:
+    """Logits whose probabilities are the mean of those of several views; of outputs that are none, the mean.
+
+    Args:
+        logits: (classes,), which stay as they are, or (views, classes).
+        activation: of the card.
+
+    Returns:
+        (classes,) float32; their softmax, or sigmoid, is the mean of the views'.
+
+    >>> averaged(torch.tensor([[0.0, 3.0], [2.0, 0.0]]), "softmax").softmax(0)
+    tensor([0.4641, 0.5359])
+    >>> torch.tensor([[0.0, 3.0], [2.0, 0.0]]).softmax(1).mean(0)
+    tensor([0.4641, 0.5359])
+    """
+    if logits.dim() == 1:
+        return logits
+    values = logits.double()
+    if activation == "softmax":
+        return values.log_softmax(1).logsumexp(0).sub(np.log(len(values))).float()
+    if activation == "sigmoid":
+        return (F.logsigmoid(values).logsumexp(0) - F.logsigmoid(-values).logsumexp(0)).float()
+    return values.mean(0).float()
+
+
+def _identity(network: Runnable, card: Card) -> dict[str, Any]:
+    """What tells the outputs of one network from those of others."""
+    facts: dict[str, Any] = {"version": convnets_torch.__version__, "card": card.to_json()}
+    if isinstance(network, nn.Module):
+        return facts | {"network": fingerprint(network), "device": _device(network).type}
+    digest = hashlib.sha256()
+    if isinstance(network, Engine):  # which shows no parameters: so it is known by what it answers
+        images = torch.randn(PROBES, 3, *network.size, generator=torch.Generator().manual_seed(0))
+        facts |= {"engine": network.name, "precision": network.precision}
+        digest.update(network(images).numpy().tobytes())
+    return facts | {"network": digest.hexdigest(), "device": "cpu"}
+
+
+def _files(truth: GroundTruth) -> str:
+    """A hash of the pictures' names, sizes and times of change; of one that is missing, that it is."""
+    digest = hashlib.sha256()
+    for path in truth.paths:
+        try:
+            state = path.stat()
+            facts = [state.st_size, state.st_mtime_ns]
+        except OSError:
+            facts = []
+        digest.update(json.dumps([path.relative_to(truth.folder).as_posix(), *facts]).encode())
+    return digest.hexdigest()
+
+
+def _device(network: Runnable) -> torch.device:
+    return next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
