@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def write_pictures(folder, count=23):
 def network():
     """A very narrow AlexNet that answers differently to different pictures."""
     torch.manual_seed(1)
-    arguments = {"classes": 10, "widths": (4, 8, 12, 12, 8), "hidden": (16, 20)}
+    arguments: dict[str, Any] = {"classes": 10, "widths": (4, 8, 12, 12, 8), "hidden": (16, 20)}
     network = AlexNet(**arguments).eval()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -160,6 +161,7 @@ def test_views_of_sigmoids_and_of_plain_outputs():
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from convnets_torch.training import evaluation
 from convnets_torch.training.ground_truth import find_truth
 from convnets_torch.weights import load
