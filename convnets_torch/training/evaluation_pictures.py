@@ -137,10 +137,11 @@ def mistakes_sheet(
     """
     tiles = []
     for mistake, picture in zip(mistakes, pictures, strict=True):
+        truth, given = mistake.short_words
         words = (
             Path(mistake.path).name,
-            f"{chance(mistake.probability)} {mistake.given_words.partition(',')[0]}",
-            f"{chance(mistake.of_truth)} {mistake.truth_words.partition(',')[0]} (truth)",
+            f"{chance(mistake.probability)} {given}",
+            f"{chance(mistake.of_truth)} {truth} (truth)",
             mistake.common,
         )
         tiles.append((squared(picture), "\n".join(printable(line) or " " for line in words)))

@@ -22,6 +22,8 @@ from convnets_torch.training.mistakes import Confused, Mistake, Mistakes
 from convnets_torch.training.report_tables import Cell, Column, escaped, facts_table, number, share, table
 from convnets_torch.training.severity import Severity
 
+LARGE = 700  # pixels of a picture that is scrolled rather than made small on a narrow screen
+
 
 @dataclass(frozen=True)
 class ErrorRow:
@@ -340,16 +342,21 @@ def _mistakes(found: Mistakes, pictures: Mapping[str, Image.Image]) -> str:
 
 
 def _photo(mistake: Mistake, picture: Image.Image | None) -> str:
-    name, given, truth = Path(mistake.path).name, mistake.given_words, mistake.truth_words
-    alt = escaped(f"{name}: {truth}, taken for {given}")
+    name, (truth, given) = Path(mistake.path).name, mistake.short_words
+    alt = escaped(f"{name}: {mistake.truth_words}, taken for {mistake.given_words}")
     image = "" if picture is None else f'<img src="{data_uri(picture, "JPEG")}" alt="{alt}">'
     common = f"<p>{escaped(mistake.common)}</p>" if mistake.common else ""
     return (
-        f'<li>{image}<p class="given">{chance(mistake.probability)} <bdi>{escaped(given)}</bdi></p>'
-        f"<p>is: <bdi>{escaped(truth)}</bdi>, {chance(mistake.of_truth)}</p>{common}"
+        f'<li>{image}<p class="given">{_chance(mistake.probability)} <bdi>{escaped(given)}</bdi></p>'
+        f"<p>is {_chance(mistake.of_truth)} <bdi>{escaped(truth)}</bdi></p>{common}"
         f'<p class="name"><bdi>{escaped(name)}</bdi></p></li>'
     )
 
 
+def _chance(probability: float) -> str:
+    return f'<span class="chance">{chance(probability)}</span>'
+
+
 def _plot(image: Image.Image, alt: str) -> str:
-    return f'<figure class="plot"><img src="{data_uri(image, "PNG")}" alt="{escaped(alt)}"></figure>'
+    scrolled = ' large" role="region" tabindex="0" aria-label="Picture' if image.width > LARGE else ""
+    return f'<figure class="plot{scrolled}"><img src="{data_uri(image, "PNG")}" alt="{escaped(alt)}"></figure>'

@@ -51,6 +51,12 @@ class Mistake:
             return ""
         return f"both: {self.ancestor}, {self.steps} {'step' if self.steps == 1 else 'steps'} up"
 
+    @property
+    def short_words(self) -> tuple[str, str]:
+        """Of the truth and of the class that was given: the first of ImageNet's words, a user's own name as it is."""
+        words = self.truth_words, self.given_words
+        return words if self.ancestor is None else (words[0].partition(",")[0], words[1].partition(",")[0])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from convnets_torch.sentences import printable
 
+LONG = 12  # letters of words that are given room to break at blanks
+
 
 class Column(NamedTuple):
     """A heading, and whether numbers stand below it."""
@@ -91,8 +93,8 @@ def facts_table(caption: str, facts: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _class(column: Column) -> str:
-    return " class=number" if column.number else ""
+def _class(column: Column, words: str = "") -> str:
+    return " class=number" if column.number else " class=long" if len(words) > LONG else ""
 
 
 def _cell(cell: Cell, column: Column, tag: str) -> str:
@@ -103,4 +105,4 @@ def _cell(cell: Cell, column: Column, tag: str) -> str:
         some, every = cell
         bar = f"<meter min=0 max={max(every, 1)} value={some}>{share(some, every)}</meter>"
         return f"<{tag}>{bar}</{end}>"
-    return f"<{tag}{_class(column)}>{escaped(cell)}</{end}>"
+    return f"<{tag}{_class(column, cell)}>{escaped(cell)}</{end}>"
