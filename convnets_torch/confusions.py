@@ -77,8 +77,13 @@ def _in_pixels(
     font = letters(12)
     room = GROUP_ROOM if groups else 0
     page, draw, left, top = _start(lines, side * len(counts), room, 0)
-    colors = _mixed(np.sqrt(_shares(counts))).repeat(side, 0).repeat(side, 1)
-    page.paste(Image.fromarray(colors), (left, top))
+    colors = _mixed(np.sqrt(_shares(counts)))
+    for first, end, _ in groups:  # framed, as far as cells are empty
+        square = colors[first:end, first:end]
+        frame = counts[first:end, first:end] == 0
+        frame[1:-1, 1:-1] = False
+        square[frame] = LINE
+    page.paste(Image.fromarray(colors.repeat(side, 0).repeat(side, 1)), (left, top))
     for first, end, words in groups:
         edges = top + first * side, top + end * side - 1
         draw.line((left - 6, edges[0], left - 6, edges[1]), GREY)
@@ -87,8 +92,6 @@ def _in_pixels(
         if (end - first) * side >= NAMED - 2:
             text = shorten(words, font, room - 14)
             draw.text((left - 10, sum(edges) / 2), text, INK, font, anchor="rm")
-        ends = [first * side - 0.5, end * side - 0.5]
-        draw.rectangle((left + ends[0], top + ends[0], left + ends[1], top + ends[1]), outline=LINE)
     return page
 
 

@@ -1,0 +1,111 @@
+"""What the pictures of an evaluation show, read from their pixels."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convnets_torch import synsets
+from convnets_torch.card import Card
+from convnets_torch.confusions import GROUP_ROOM, MARGIN, draw_counts
+from convnets_torch.explain.histograms import BAR
+from convnets_torch.preprocessing import preset
+from convnets_torch.training.calibration import Calibration
+from convnets_torch.training.evaluation_pictures import (
+    GAP,
+    MISSING,
+    SIDE,
+    draw_confusions,
+    draw_reliability,
+    mistakes_sheet,
+    small_pictures,
+)
+from convnets_torch.training.mistakes import Mistake
+from convnets_torch.training.tree_order import tree_order
+
+IMAGENET = Card("vgg16", {"classes": 1000}, preset("vgg16"), "imagenet-1k")
+
+
+def test_what_is_alike_stands_together_in_the_order_of_the_tree():
+    order, groups = tree_order()
+    assert sorted(order) == list(range(1000))
+    for word in ("dog", "bird", "snake", "wheeled vehicle", "musical instrument", "fruit"):
+        places = sorted(order.index(class_id) for class_id in synsets.class_ids(word))
+        assert places == list(range(places[0], places[-1] + 1)), word
+    assert all(12 <= end - first <= 130 for first, end, _ in groups)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(groups))
+    for first, end, words in groups:
+        meant = [entry for entry in synsets.search(words) if words in entry.words]
+        assert any(set(order[first:end]) <= set(entry.class_ids) for entry in meant), words
+
+
+def test_cells_of_a_thousand_classes_stand_where_the_order_says():
+    counts = np.diag(np.full(1000, 50))
+    counts[151, 900] = 12
+    counts[3] = 0  # a class without pictures
+    order, _ = tree_order()
+    image = np.asarray(draw_confusions(counts, IMAGENET)).astype(int)
+    left, top = MARGIN + GROUP_ROOM, image.shape[0] - MARGIN - 1000
+    cells = image[top : top + 1000, left : left + 1000]
+    colored = {(int(y), int(x)) for y, x in np.argwhere(cells[..., 0] - cells[..., 1] > 30)}
+    wanted = {(place, place) for place, class_id in enumerate(order) if class_id != 3}
+    assert colored == wanted | {(order.index(151), order.index(900))}
+
+
+def test_many_classes_without_groups_are_drawn_in_pixels_and_few_with_numbers():
+    counts = np.diag(np.arange(1, 301))
+    image = draw_counts(counts, [f"class {number}" for number in range(300)], ("All",))
+    assert image.height < 1300
+    cells = np.asarray(image).astype(int)[-MARGIN - 1200 : -MARGIN, MARGIN : MARGIN + 1200]
+    assert (np.argwhere(cells[..., 0] - cells[..., 1] > 30) // 4 == np.arange(300).repeat(16)[:, None]).all()
+    own = Card("vgg16", {"classes": 2}, preset("vgg16"), ("ant", "a name \u202e of \x07 signs"))
+    assert draw_confusions(np.array([[3, 1], [0, 0]]), own).height < 400
+
+
+def calibration(accuracies, confidences, counts, temperature=1.0):
+    return Calibration(np.array(counts), np.array(confidences), np.array(accuracies), 0.1, 0.2, 0.3, temperature)
+
+
+def test_bars_are_as_high_as_the_accuracy_and_gaps_reach_to_the_confidence():
+    before = calibration([np.nan, 0.25, 1.0, 0.6], [np.nan, 0.4, 0.7, 0.9], [0, 4, 1, 10])
+    after = calibration([0.1, 0.5, 0.75, 0.9], [0.1, 0.5, 0.75, 0.9], [5, 5, 5, 5], temperature=2.0)
+    image = np.asarray(draw_reliability(before, after)).astype(int)
+    bottom, high = 396, 300  # of the plots
+    for left, found in ((72, before), (72 + 344, after)):
+        for number in range(4):
+            column = image[bottom - high : bottom - 1, left + number * 70 + 20]
+            bar, gap = ((np.abs(column - color).sum(1) < 30).sum() / high for color in (BAR, GAP))
+            accuracy, confidence = np.nan_to_num((found.accuracies[number], found.confidences[number]))
+            assert bar == pytest.approx(min(accuracy, confidence) if accuracy > confidence else accuracy, abs=0.03)
+            assert gap == pytest.approx(abs(accuracy - confidence), abs=0.03)
+    assert draw_reliability(before).width == 400
+
+
+def mistake(path, **changes):
+    facts = {"row": 0, "truth": 0, "given": 1, "truth_words": "tench, Tinca tinca", "given_words": "goldfish, gold"}
+    return Mistake(path=str(path), probability=0.9, of_truth=0.01, ancestor="fish", steps=2, **{**facts, **changes})
+
+
+def test_a_sheet_shows_pictures_and_says_which_files_are_gone_or_broken(tmp_path):
+    Image.new("RGB", (400, 200), "teal").save(tmp_path / "wide.png")
+    turned = Image.new("RGB", (400, 200), "navy")
+    exif = turned.getexif()
+    exif[0x0112] = 6  # a quarter to the right
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    names = ["wide.png", "turned.jpg", "broken.jpg", "gone \udcff.jpg"]
+    found = [mistake(tmp_path / name, truth_words="signs \x07 <b>") for name in names]
+    pictures = small_pictures([each.path for each in found] * 2)
+    assert [picture.size for picture in pictures.values()] == [(SIDE, SIDE // 2), (SIDE // 2, SIDE)] + [
+        (SIDE, SIDE)
+    ] * 2
+    assert [picture.getpixel((2, 2)) for picture in list(pictures.values())[2:]] == [MISSING] * 2
+    assert all(np.asarray(picture).min() < 100 for picture in list(pictures.values())[2:])  # letters
+    assert small_pictures([tmp_path / "turned.jpg"], exif=False)[str(tmp_path / "turned.jpg")].size == (SIDE, SIDE // 2)
+    sheet = mistakes_sheet(found, list(pictures.values()), "The worst", columns=2)
+    assert sheet.width == 16 + 2 * (SIDE + 16)
+    assert (np.asarray(sheet) == (0, 128, 128)).all(2).sum() > SIDE * SIDE * 0.45
+    assert mistakes_sheet([], [], "The worst").height < 100
