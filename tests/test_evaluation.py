@@ -54,8 +54,7 @@ def write_pictures(folder, count=23):
     return folder
 
 
-@pytest.fixture(scope="module")
-def network():
+def narrow_alexnet():
     """A very narrow AlexNet that answers differently to different pictures."""
     torch.manual_seed(1)
     arguments: dict[str, Any] = {"classes": 10, "widths": (4, 8, 12, 12, 8), "hidden": (16, 20)}
@@ -65,6 +64,11 @@ def network():
             parameter.mul_(2)
     network.card = Card("alexnet", arguments, preset("alexnet"), tuple(NAMES))
     return network
+
+
+@pytest.fixture(scope="module")
+def network():
+    return narrow_alexnet()
 
 
 @pytest.fixture(scope="module")

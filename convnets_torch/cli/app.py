@@ -16,6 +16,7 @@ from convnets_torch.cli import (
     doctor_command,
     duplicates_command,
     embed_command,
+    evaluate_command,
     explain_command,
     export_command,
     filters_command,
@@ -47,6 +48,7 @@ app.command()(picture_commands.classify)
 app.command()(heatmap_command.heatmap)
 app.command()(gradcam_command.gradcam)
 app.command()(explain_command.explain)
+app.command()(evaluate_command.evaluate)
 app.command()(export_command.export)
 app.command()(embed_command.embed)
 app.command()(probe_command.probe)

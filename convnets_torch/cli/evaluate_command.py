@@ -1,0 +1,222 @@
+"""The command `evaluate`: how good a network is on pictures whose classes are known."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from convnets_torch.cli.messages import say, warnings_as_lines
+from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.running import Device, EngineName, Precision, load_engine
+
+if TYPE_CHECKING:
+    from convnets_torch.training.evaluation_outputs import Judged
+
+
+def evaluate(
+    weights: Weights,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Pictures in a sub-folder for each class, called by its wnid or name; or, with --truth, all in one.",
+        ),
+    ],
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with a line for each picture: name and label, or the label alone for the pictures sorted by"
+            " name. Labels are wnids, names of classes, or class ids.",
+            show_default=False,
+        ),
+    ] = None,
+    id_table: Annotated[
+        Path | None,
+        typer.Option(help="File of lines 'id wnid': labels are ILSVRC's ids, 1 to 1000.", show_default=False),
+    ] = None,
+    labels: Annotated[
+        Literal["auto", "class-ids"],
+        typer.Option(help="class-ids: numbers count classes from 0; auto refuses them where they may not."),
+    ] = "auto",
+    crops: Annotated[
+        Literal["center", "flip", "ten"],
+        typer.Option(help="What the network sees: the centre, that and its mirror image, or ten crops, averaged."),
+    ] = "center",
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--report",
+            help="Folder to write evaluation.json, report.html and pictures into.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON object.")] = False,
+    temperature: Annotated[
+        bool, typer.Option("--temperature", help="Fit a temperature to a half of the pictures; judge it by the other.")
+    ] = False,
+    save_temperature: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of weights to write, .safetensors, with that temperature in the last layer.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the outputs; an interrupted run goes on from there.", show_default=False),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images that go through the network together.", show_default="as memory allows"),
+    ] = None,
+    reduced: Annotated[
+        bool,
+        typer.Option(
+            "--reduced", help="Decode JPEG files at 1/2, 1/4 or 1/8 of their scale: faster, with slightly other inputs."
+        ),
+    ] = False,
+    device: Device = "cpu",
+    precision: Precision = None,
+    engine: EngineName = None,
+    max_pixels: MaxPixels = None,
+    allow_truncated: AllowTruncated = False,
+) -> None:
+    """Count a network's errors on pictures whose classes are known."""
+    if save_temperature is not None:
+        if crops != "center":
+            raise typer.BadParameter(
+                f"--save-temperature is for single answers, but --crops {crops} fits it to the mean of several"
+            )
+        if save_temperature.suffix.lower() != ".safetensors":
+            raise typer.BadParameter(f"{save_temperature} has an unknown ending; weights are written as .safetensors")
+    if truth is None and id_table is None and labels == "auto" and folder.is_file():
+        raise typer.BadParameter(f"{folder} is a file; name the folder of the pictures, and the file with --truth")
+    from convnets_torch.cache import find
+    from convnets_torch.card import read_card
+    from convnets_torch.cli.progress import rows_done
+    from convnets_torch.files import check_writable
+    from convnets_torch.training.evaluation import evaluate as run
+    from convnets_torch.training.evaluation_outputs import check_outside, check_report_folder, judge, save_judged
+    from convnets_torch.training.ground_truth import find_truth
+
+    if save_temperature is not None:
+        check_writable(save_temperature)
+        if save_temperature.exists() and save_temperature.samefile(find(weights)):
+            raise ValueError(f"{save_temperature} would overwrite the weights that are read; name another output")
+    with warnings_as_lines():
+        known = find_truth(read_card(find(weights)), folder, truth=truth, id_table=id_table, labels=labels)
+    if report is not None:
+        check_report_folder(report, folder)
+    if resume is not None:
+        check_outside(resume, folder)
+    network = load_engine(weights, device, precision, engine)
+    with warnings_as_lines(), _resumable(resume), rows_done("pictures") as progress:
+        found = run(
+            network,
+            known,
+            crops=crops,
+            batch="auto" if batch is None else batch,
+            exact=not reduced,
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
+            store=resume,
+            progress=progress,
+        )
+    judged = judge(found, temperature=temperature or save_temperature is not None)
+    for path, words in found.failed:
+        say(words if str(path) in words else f"{path}: {words}")
+    for remark in (*found.remarks, *judged.remarks):
+        say(remark)
+    if report is not None:
+        names = save_judged(judged, report, weights=str(weights), repeat=_repeat(crops, device, precision, engine))
+        say(f"{report}: {', '.join(names)}")
+    if as_json:
+        print(json.dumps({"weights": str(weights), **judged.to_dict()}))
+    else:
+        _print(judged)
+    fitted = judged.recalibration is not None
+    if save_temperature is not None and judged.recalibration is not None:
+        _save_temperature(weights, judged.recalibration.temperature.value, save_temperature)
+    if found.failed or ((temperature or save_temperature is not None) and not fitted):
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _resumable(folder: Path | None) -> Iterator[None]:
+    """Say how an interrupted run goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        way = f"the same command goes on from {folder}" if folder else "with --resume FOLDER a run can go on"
+        say(f"interrupted; nothing was reported; {way}")
+        raise typer.Exit(130) from None
+
+
+def _repeat(crops: str, device: str, precision: str | None, engine: str | None) -> list[tuple[str, str]]:
+    import torch
+    from PIL import __version__ as pillow
+
+    import convnets_torch
+
+    return [
+        ("Crops", crops),
+        ("Device", device),
+        ("Precision", precision or "as in the file"),
+        *([("Engine", engine)] if engine else []),
+        ("convnets-torch", convnets_torch.__version__),
+        ("PyTorch", torch.__version__),
+        ("Pillow", pillow),
+    ]
+
+
+def _save_temperature(weights: str, value: float, output: Path) -> None:
+    from convnets_torch.training.temperatures import with_temperature
+    from convnets_torch.weights import load, save
+
+    save(with_temperature(load(weights), value), output)
+    say(f"{output}: the logits of {weights} divided by {value:.4g}")
+
+
+def _print(judged: Judged) -> None:
+    """Errors, one kind on each line, beside the original's; then what else there is to say, one figure on each."""
+    from convnets_torch.cli.weights_commands import print_columns
+    from convnets_torch.training.evaluation_outputs import INTERVAL, running_facts
+    from convnets_torch.training.published import published
+
+    found = judged.evaluation
+    original = published(found.card)
+    rows = [("error", "share", INTERVAL, "wrong", *(["original"] if original else []))]
+    for rate in found.errors:
+        low, high = rate.interval
+        theirs = [f"{original.errors[rate.k]:.2%}"] if original else []
+        rows.append(
+            (f"top-{rate.k}", f"{rate.error:.2%}", f"{low:.2%} to {high:.2%}", f"{rate.wrong} of {rate.count}", *theirs)
+        )
+    print_columns(rows)
+    print()
+    facts = [
+        ("mean top-1 error of the classes", f"{found.balanced_error:.2%} of {len(found.by_class)} classes"),
+        ("could not be read", str(len(found.failed))),
+    ]
+    if judged.calibration is not None:
+        facts += [
+            ("negative log-likelihood", f"{judged.calibration.nll:.4f}"),
+            ("expected calibration error", f"{judged.calibration.ece:.2%}"),
+        ]
+    if judged.recalibration is not None:
+        both = judged.recalibration
+        facts += [
+            ("temperature of one half", f"{both.temperature.value:.4g}"),
+            ("calibration error of the other half", f"{both.before.ece:.2%}, with it {both.after.ece:.2%}"),
+        ]
+    if judged.severity is not None and judged.severity.height is not None:
+        facts.append(("mean height of mistakes in the tree", f"{judged.severity.height:.2f}"))
+    facts += [(words[0].lower() + words[1:], value) for words, value in running_facts(found)]
+    print_columns(facts)
+    if original:
+        print(f"\noriginal: {original.source}")

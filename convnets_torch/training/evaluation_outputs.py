@@ -1,0 +1,233 @@
+"""An evaluation with all that can be said of it: calibration, mistakes, their weight; and the files that show it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convnets_torch.files import check_writable, replacing, resolved
+from convnets_torch.render import save_image
+from convnets_torch.targets import class_name, class_wnid
+from convnets_torch.training.calibration import Calibration, Recalibration, calibrate, recalibrate
+from convnets_torch.training.evaluation import Evaluation
+from convnets_torch.training.evaluation_pictures import (
+    draw_confusions,
+    draw_reliability,
+    mistakes_sheet,
+    small_pictures,
+)
+from convnets_torch.training.evaluation_report import ClassRow, ErrorRow, Report, write_report
+from convnets_torch.training.mistakes import Confused, Mistakes, find_mistakes, most_confused_pairs
+from convnets_torch.training.published import published
+from convnets_torch.training.severity import Severity, measure_severity
+
+FILES = ("evaluation.json", "report.html", "confusion.png", "reliability.png", "worst.png", "most_confident.png")
+INTERVAL = "95 %, Wilson"
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What can be said of an evaluation.
+
+    Attributes:
+        evaluation: of which.
+        calibration, mistakes: None where the network's outputs are no probabilities.
+        recalibration: where a temperature was asked for, and one is the best.
+        severity: for ImageNet's classes.
+        pairs: the most confused ones.
+        remarks: sentences on what could not be said.
+    """
+
+    evaluation: Evaluation
+    calibration: Calibration | None
+    recalibration: Recalibration | None
+    mistakes: Mistakes | None
+    severity: Severity | None
+    pairs: tuple[Confused, ...]
+    remarks: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, with all figures of the evaluation."""
+        return self.evaluation.to_dict() | {
+            "calibration": self.calibration and self.calibration.to_dict(),
+            "recalibration": self.recalibration and self.recalibration.to_dict(),
+            "mistakes": self.mistakes and self.mistakes.to_dict(),
+            "severity": self.severity and self.severity.to_dict(),
+            "most_confused": [pair.to_dict() for pair in self.pairs],
+            "remarks": [*self.evaluation.remarks, *self.remarks],
+        }
+
+
+def judge(found: Evaluation, *, temperature: bool = False) -> Judged:
+    """Measure what follows from a network's outputs.
+
+    Args:
+        found: the outputs.
+        temperature: fit one to a half of the pictures, and judge it by the other. Where none is the best, a remark
+            says so, and the rest is there all the same.
+    """
+    card, logits, labels, remarks = found.card, found.logits, found.labels, []
+    calibration = recalibration = mistakes = None
+    if card.activation == "none":
+        remarks.append(
+            "the outputs are no probabilities (activation none), so no calibration and no mistakes are shown"
+        )
+    else:
+        calibration = calibrate(logits, labels, card.activation)
+        mistakes = find_mistakes(logits, labels, found.paths, card)
+        if temperature:
+            try:
+                recalibration = recalibrate(logits, labels, card.activation)
+            except ValueError as error:
+                remarks.append(f"no temperature was fitted: {error}")
+    severity = measure_severity(found.ranking.best, labels) if card.imagenet else None
+    pairs = most_confused_pairs(found.confusion, card)
+    return Judged(found, calibration, recalibration, mistakes, severity, pairs, tuple(remarks))
+
+
+def check_report_folder(folder: Path, pictures: Path) -> None:
+    """Make a folder for reports, and see that they can be written, before long work begins.
+
+    Raises:
+        OSError: it is none, or cannot be written.
+        ValueError: it is the folder of the pictures or below it, whose pictures would be evaluated the next time.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder; name one for the report")
+    check_outside(folder, pictures)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        check_writable(folder / name)
+
+
+def check_outside(folder: Path, pictures: Path) -> None:
+    """Raise ValueError when what is written would be looked for pictures the next time."""
+    if resolved(folder).is_relative_to(resolved(pictures)):
+        raise ValueError(f"{folder} lies in {pictures}, where it would be taken for a class; name a folder outside")
+
+
+def save_judged(
+    found: Judged, folder: str | os.PathLike[str], *, weights: str = "", repeat: Sequence[tuple[str, str]] = ()
+) -> tuple[str, ...]:
+    """Write `evaluation.json`, `report.html` and pictures into a folder, each atomically.
+
+    Args:
+        found: what `judge` gives.
+        folder: which exists.
+        weights: the name of the weights, for the page.
+        repeat: (what, value), for the page: command, options, versions.
+
+    Returns:
+        The names of the files; those of what cannot be said are left out.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder, evaluation, card = Path(folder), found.evaluation, found.evaluation.card
+    pictures = {"confusion.png": draw_confusions(evaluation.confusion, card)}
+    small: dict[str, Any] = {}
+    if found.calibration is not None:
+        both = found.recalibration
+        shown = (found.calibration,) if both is None else (both.before, both.after)
+        pictures["reliability.png"] = draw_reliability(*shown)
+    if found.mistakes is not None:
+        kinds = {"worst": found.mistakes.worst, "most_confident": found.mistakes.confident}
+        paths = [each.path for mistakes in kinds.values() for each in mistakes]
+        small = small_pictures(paths, card.preprocessing.exif)
+        for name, mistakes in kinds.items():
+            title = f"The {name.replace('_', ' ')} of {found.mistakes.count} mistakes"
+            pictures[f"{name}.png"] = mistakes_sheet(mistakes, [small[each.path] for each in mistakes], title)
+    for name, picture in pictures.items():
+        save_image(picture, folder / name)
+    with replacing(folder / "evaluation.json") as temporary:
+        figures = {"weights": weights, **found.to_dict()}
+        temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    original = published(card)
+    errors = [
+        ErrorRow(
+            f"top-{rate.k}",
+            rate.wrong,
+            rate.count,
+            *rate.interval,
+            None if original is None else original.errors.get(rate.k),
+        )
+        for rate in evaluation.errors
+    ]
+    page = Report(
+        title=f"{weights or card.network} on {evaluation.folder}",
+        card=card,
+        facts=_facts(evaluation, weights),
+        errors=errors,
+        interval=INTERVAL,
+        classes=_class_rows(evaluation),
+        best=5 if card.classes > 5 else None,
+        confusion=evaluation.confusion,
+        pairs=found.pairs,
+        calibration=found.calibration,
+        recalibration=found.recalibration,
+        mistakes=found.mistakes,
+        pictures=small,
+        severity=found.severity,
+        running=running_facts(evaluation),
+        repeat=repeat,
+        bad={str(path): words for path, words in evaluation.failed},
+        original="" if original is None else original.source,
+    )
+    write_report(page, folder / "report.html")
+    return tuple(name for name in FILES if name in pictures or name in FILES[:2])
+
+
+def _facts(found: Evaluation, weights: str) -> list[tuple[str, str]]:
+    card = found.card
+    facts = [
+        ("Weights", weights),
+        ("Network", f"{card.network}, {card.classes} classes, {card.activation}"),
+        ("Preprocessing", f"{card.preprocessing.name}, {card.preprocessing.size} pixels"),
+        ("Crops", {"center": "the centre", "flip": "the centre and its mirror image", "ten": "ten"}[found.crops]),
+        ("Pictures", f"{len(found.labels)} of {len(found.by_class)} classes in {found.folder}"),
+        ("Could not be read", str(len(found.failed))),
+        ("Mean top-1 error of the classes", f"{found.balanced_error:.2%}"),
+    ]
+    return [fact for fact in facts if fact[1]] + [("Remark", remark) for remark in found.remarks]
+
+
+def running_facts(found: Evaluation) -> list[tuple[str, str]]:
+    """Throughput and memory in words."""
+    running = found.running
+    facts = [("Pictures computed in this run", str(running.computed))]
+    if running.throughput is not None:
+        facts += [
+            ("Pictures a second", f"{running.throughput:.1f}"),
+            ("The network's share of the time", f"{running.network_seconds / running.seconds:.0%}"),
+        ]
+    if running.memory is not None:
+        facts.append(("Memory of the process, at most", f"{running.memory / 1e9:.2f} GB"))
+    if running.device_memory is not None:
+        facts.append(("Memory of the GPU, at most", f"{running.device_memory / 1e9:.2f} GB"))
+    return facts
+
+
+def _class_rows(found: Evaluation) -> list[ClassRow]:
+    """One for each class of the card, also for those without pictures."""
+    errors = {each.class_id: each.errors for each in found.by_class}
+    counts = found.confusion
+    rows = []
+    for class_id in range(found.card.classes):
+        words, wnid = class_name(found.card, class_id), class_wnid(found.card, class_id)
+        if class_id not in errors:
+            rows.append(ClassRow(words, wnid, 0, 0))
+            continue
+        others = counts[class_id].copy()
+        others[class_id] = 0
+        most = int(np.argmax(others))
+        taken = f"{class_name(found.card, most).split(',')[0]} ({others[most]})" if others[most] else ""
+        of_best = errors[class_id].get(5)
+        first = errors[class_id][1]
+        rows.append(ClassRow(words, wnid, first.count, first.wrong, None if of_best is None else of_best.wrong, taken))
+    return rows
