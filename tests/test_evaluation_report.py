@@ -107,7 +107,7 @@ def test_the_page_says_all_as_text_and_every_picture_in_words(own, tmp_path):
     assert "The original's are from its paper." in text
     assert f"Expected calibration error, 15 bins {own.calibration.ece:.2%}" in text
     assert f"Temperature {own.recalibration.temperature.value:.4g}" in text
-    assert "1 files could not be used" in text
+    assert "1 file could not be used" in text
     assert "it is <b>broken</b>" in text
     assert f"{own.mistakes.worst[0].probability:.3f}" in text
     assert "synset" not in text

@@ -183,9 +183,8 @@ def _bad(bad: Mapping[str, str]) -> str:
     if not bad:
         return ""
     rows = table("Files that were left out", [Column("File"), Column("Why")], [list(pair) for pair in bad.items()])
-    return (
-        f"<details><summary>{len(bad)} files could not be used and are counted in no figure</summary>{rows}</details>"
-    )
+    words = "1 file could not be used and is" if len(bad) == 1 else f"{len(bad)} files could not be used and are"
+    return f"<details><summary>{words} counted in no figure</summary>{rows}</details>"
 
 
 def _errors(report: Report) -> str:
