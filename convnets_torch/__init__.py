@@ -144,13 +144,20 @@ if TYPE_CHECKING:
     from convnets_torch.training.augmentation import augmentation as augmentation
     from convnets_torch.training.datasets import Dataset as Dataset
     from convnets_torch.training.datasets import find_dataset as find_dataset
+    from convnets_torch.training.evaluation import Evaluation as Evaluation
+    from convnets_torch.training.evaluation import evaluate as evaluate
+    from convnets_torch.training.evaluation_outputs import Judged as Judged
+    from convnets_torch.training.evaluation_outputs import judge as judge
     from convnets_torch.training.finetuning import Finetuned as Finetuned
     from convnets_torch.training.finetuning import LeakError as LeakError
     from convnets_torch.training.finetuning import Watch as Watch
     from convnets_torch.training.finetuning import finetune as finetune
+    from convnets_torch.training.ground_truth import GroundTruth as GroundTruth
+    from convnets_torch.training.ground_truth import find_truth as find_truth
     from convnets_torch.training.running import Reports as Reports
     from convnets_torch.training.running import TrainingStopped as TrainingStopped
     from convnets_torch.training.settings import Settings as Settings
+    from convnets_torch.training.temperatures import with_temperature as with_temperature
     from convnets_torch.weights import list_networks as list_networks
     from convnets_torch.weights import load as load
     from convnets_torch.weights import save as save
@@ -214,9 +221,13 @@ _HOMES = {
     "convnets_torch.targets": ("Target",),
     "convnets_torch.training.augmentation": ("Augmentation", "augmentation"),
     "convnets_torch.training.datasets": ("Dataset", "find_dataset"),
+    "convnets_torch.training.evaluation": ("Evaluation", "evaluate"),
+    "convnets_torch.training.evaluation_outputs": ("Judged", "judge"),
     "convnets_torch.training.finetuning": ("Finetuned", "LeakError", "Watch", "finetune"),
+    "convnets_torch.training.ground_truth": ("GroundTruth", "find_truth"),
     "convnets_torch.training.running": ("Reports", "TrainingStopped"),
     "convnets_torch.training.settings": ("Settings",),
+    "convnets_torch.training.temperatures": ("with_temperature",),
     "convnets_torch.weights": ("list_networks", "load", "save"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

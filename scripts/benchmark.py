@@ -1,7 +1,7 @@
 """Measure what has a speed, as ratios against a peer in the same run.
 
     python scripts/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
-                                gradcam filters classify pipeline gpu search maps training
+                                gradcam filters classify pipeline gpu search maps training evaluate
                                 [--rounds 7] [--json FILE]
 
 Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
@@ -283,6 +283,7 @@ MODULES = {
     "search": "benchmark_search",
     "maps": "benchmark_maps",
     "training": "benchmark_training",
+    "evaluate": "benchmark_evaluate",
 }
 WORK: dict[str, Callable[[Path, int], list[Result]]] = {
     "import": measure_import,
@@ -310,7 +311,16 @@ def main() -> None:
     print(f"{arguments.rounds} rounds, medians; ratio = peer / ours (lowest to highest of the rounds)\n")
     results = []
     with tempfile.TemporaryDirectory() as name:
-        if set(arguments.work or WORK) - {"import", "dilation", "classify", "pipeline", "gpu", "search", "maps"}:
+        if set(arguments.work or WORK) - {
+            "import",
+            "dilation",
+            "classify",
+            "pipeline",
+            "gpu",
+            "search",
+            "maps",
+            "evaluate",
+        }:
             make_inputs(Path(name))
         for work in arguments.work or WORK:
             results += WORK[work](Path(name), arguments.rounds)
