@@ -311,16 +311,8 @@ def main() -> None:
     print(f"{arguments.rounds} rounds, medians; ratio = peer / ours (lowest to highest of the rounds)\n")
     results = []
     with tempfile.TemporaryDirectory() as name:
-        if set(arguments.work or WORK) - {
-            "import",
-            "dilation",
-            "classify",
-            "pipeline",
-            "gpu",
-            "search",
-            "maps",
-            "evaluate",
-        }:
+        alone = {"import", "dilation", "classify", "pipeline", "gpu", "search", "maps", "evaluate"}  # make their own inputs
+        if set(arguments.work or WORK) - alone:
             make_inputs(Path(name))
         for work in arguments.work or WORK:
             results += WORK[work](Path(name), arguments.rounds)

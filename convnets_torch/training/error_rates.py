@@ -106,7 +106,7 @@ def rank(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) ->
         equal = values == own
         before = equal & (np.arange(values.shape[1]) < truths[:, None])
         ranks.append((values > own).sum(1) + before.sum(1))
-        best.append(np.argsort(-values, axis=1, kind="stable")[:, :BEST])
+        best.append(np.argsort(-values, axis=1, kind="stable")[:, :BEST].copy())  # a view would keep all of it
         ties += int((equal.sum(1) > 1).sum())
     return Ranking(np.concatenate(ranks).astype(np.int64), np.concatenate(best).astype(np.int64), ties)
 
