@@ -311,8 +311,8 @@ def main() -> None:
     print(f"{arguments.rounds} rounds, medians; ratio = peer / ours (lowest to highest of the rounds)\n")
     results = []
     with tempfile.TemporaryDirectory() as name:
-        alone = {"import", "dilation", "classify", "pipeline", "gpu", "search", "maps", "evaluate"}  # make their own inputs
-        if set(arguments.work or WORK) - alone:
+        no_inputs = {"import", "dilation", "classify", "pipeline", "gpu", "search", "maps", "evaluate"}
+        if set(arguments.work or WORK) - no_inputs:
             make_inputs(Path(name))
         for work in arguments.work or WORK:
             results += WORK[work](Path(name), arguments.rounds)

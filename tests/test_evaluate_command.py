@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from convnets_torch import synsets
-from convnets_torch.card import read_card
+from convnets_torch.card import Card, read_card
+from convnets_torch.networks import AlexNet
 from convnets_torch.pipeline import predict
+from convnets_torch.preprocessing import preset
 from convnets_torch.training.evaluation_outputs import FILES
 from convnets_torch.weights import load, save
 from tests.test_evaluation import narrow_alexnet, write_pictures
@@ -142,6 +146,27 @@ def test_wnid_folders_and_a_flat_folder_with_ids_give_the_same_for_a_trained_net
     assert first["errors"]["top-5"]["wrong"] <= 1  # it is a trained network
     assert first["published"] is None
     assert "Confusions of 1000 classes" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_the_originals_figures_stand_beside(command, pictures, tmp_path):
+    torch.manual_seed(0)
+    arguments: dict[str, Any] = {"classes": 1000, "widths": (2, 2, 2, 2, 2), "hidden": (4, 4)}
+    network = AlexNet(**arguments).eval()
+    network.card = Card("alexnet", arguments, preset("alexnet"), "imagenet-1k")
+    save(network, tmp_path / "alexnet.safetensors")
+    for class_id, name in ((3, "00.png"), (900, "01.png")):
+        (tmp_path / "val" / synsets.wnid(class_id)).mkdir(parents=True)
+        shutil.copy(pictures / "flat" / name, tmp_path / "val" / synsets.wnid(class_id))
+    code, out, _ = command("evaluate", tmp_path / "alexnet.safetensors", tmp_path / "val", "-o", tmp_path / "report")
+    assert code == 0
+    heading, *rows = (line.split() for line in out.splitlines()[:4])
+    assert heading[-1] == "original"
+    assert [(row[0], row[-1]) for row in rows] == [("top-1", "42.94%"), ("top-5", "20.09%"), ("top-10", "13.84%")]
+    assert out.endswith("original: convnets-keras' README, Performances on ImageNet\n")
+    assert json.loads((tmp_path / "report" / "evaluation.json").read_text())["published"]["errors"]["top-1"] == 0.4294
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "13.84%" in page
+    assert "Performances on ImageNet" in page
 
 
 def test_what_cannot_be_is_refused_before_any_work(command, weights, pictures, tmp_path):

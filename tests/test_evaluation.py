@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 
 from convnets_torch.card import Card
-from convnets_torch.classification import classify
+from convnets_torch.classification import classify_each
 from convnets_torch.networks import AlexNet
 from convnets_torch.pipeline import predict
 from convnets_torch.preprocessing import preset
@@ -45,7 +47,10 @@ def write_pictures(folder, count=23):
         name = NAMES[number * 7 % 9]  # j has none
         path = folder / "classes" / name / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(number, 40 + number, 60)).save(path)
+        image = Image.fromarray(picture(number, 40 + number, 60))
+        if number in (0, 22):
+            image.putalpha(200)  # about which there is a remark
+        image.save(path)
         if number == 5:
             path.write_text("no picture")
         shutil.copy(path, flat / path.name)
@@ -114,7 +119,7 @@ def test_figures_are_those_that_scikit_learn_gives_for_logits_of_each_picture_al
     chances = torch.from_numpy(logits).double().softmax(1).numpy()
     found = calibrate(evaluated.logits, labels).nll
     assert found == pytest.approx(log_loss(labels, chances, labels=classes), rel=1e-4)
-    best = [[entry.class_id for entry in row] for row in classify(network, paths, top=10)]
+    best = [[entry.class_id for entry in row.predictions] for row in classify_each(network, paths, top=10)]
     np.testing.assert_array_equal(evaluated.ranking.best, best)
 
 
@@ -199,7 +204,9 @@ def test_a_killed_run_goes_on_and_gives_what_an_unbroken_one_does(network, evalu
         del figures["running"]
     assert same[0] == same[1]
     truth.labels[:] = 0  # other labels need no other outputs
+    assert sum("transparent" in remark for remark in found.remarks) == 2
     again = evaluate(network, truth, store=tmp_path / "store")
+    assert again.remarks[:2] == found.remarks[:2]
     assert (again.running.computed, again.running.throughput) == (0, None)
     assert again.errors[0].wrong == (again.ranking.best[:, 0] != 0).sum()
     assert [path for path, _ in again.failed] == [path for path, _ in evaluated.failed]
@@ -312,3 +319,28 @@ def test_the_originals_figures_stand_beside_networks_of_its_classes(network):
     assert dict(published(of_imagenet).errors) == {1: 0.3277, 5: 0.1217, 10: 0.078}
     assert published(Card("resnet50", arguments, network.card.preprocessing, "imagenet-1k")) is None
     assert published(Card("vgg19", arguments, network.card.preprocessing, None)) is None
+
+
+def test_ranking_takes_memory_for_a_block_of_rows_not_for_all():
+    logits = np.random.default_rng(0).normal(size=(10_000, 1000)).astype(np.float32)
+    labels = np.zeros(len(logits), np.int64)
+    tracemalloc.start()
+    rank(logits[:1000], labels[:1000])
+    few = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    rank(logits, labels)
+    many = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert many < few + 20_000_000  # all numbers of a ranking of float64 would take 80 MB
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA")
+@pytest.mark.parametrize("crops", ["center", "flip", "ten"])
+def test_a_gpu_gives_the_same_errors(network, pictures, crops):
+    truth = find_truth(network.card, pictures / "classes")
+    wanted = evaluate(network, truth, crops=crops, batch=20)
+    found = evaluate(deepcopy(network).cuda(), truth, crops=crops, batch=20)
+    np.testing.assert_allclose(found.logits, wanted.logits, rtol=1e-2, atol=1e-2)
+    assert found.running.device_memory > 0
+    assert 0 < found.running.network_seconds < found.running.seconds

@@ -206,7 +206,6 @@ def evaluate(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
-    remarks: dict[str, None] = {}
     with contextlib.closing(outputs):
         rows = predict(
             ready,
@@ -221,7 +220,6 @@ def evaluate(
         with contextlib.closing(rows), _Part(outputs, card.activation, together(batch, crops)) as part:
             for row in rows:
                 part.add(row)
-                remarks.update(dict.fromkeys(row.remarks))
                 if progress is not None:
                     progress(part.done, len(truth.paths))
         seconds = time.perf_counter() - start
@@ -239,7 +237,7 @@ def evaluate(
         peak_memory(),
         torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
-    told = [*truth.remarks, *remarks]
+    told = [*truth.remarks, *dict.fromkeys(outputs.remarks)]
     if ranking.ties:
         told.append(f"{ranking.ties} pictures give their class the output of another one to the bit; ids decide there")
     return Evaluation(
@@ -264,6 +262,7 @@ class _Part:
         self.done = outputs.done
         self._rows: list[NDArray[np.float32]] = []
         self._failed: dict[int, str] = {}
+        self._remarks: list[tuple[int, str]] = []
         self._whole = (0, outputs.done)  # rows and pictures up to the end of the last batch
         self._members = self._good = 0  # of the batch that follows
         self._written = time.monotonic()
@@ -277,6 +276,7 @@ class _Part:
         self._write()
 
     def add(self, row: Predicted) -> None:
+        self._remarks += ((self.done, remark) for remark in row.remarks)
         if row.logits is None:
             self._failed[self.done] = " ".join(str(row.error).split())
         else:
@@ -299,7 +299,8 @@ class _Part:
         if done > self._outputs.done:
             failed = {number: words for number, words in self._failed.items() if number < done}
             made = np.stack(self._rows[:rows]) if rows else np.zeros((0, 1), np.float32)
-            self._outputs.add(made, failed, done)
+            self._outputs.add(made, failed, [remark for number, remark in self._remarks if number < done], done)
+            self._remarks = [(number, remark) for number, remark in self._remarks if number >= done]
             self._rows, self._whole = self._rows[rows:], (0, done)
             self._failed = {number: words for number, words in self._failed.items() if number >= done}
         self._written = time.monotonic()

@@ -29,6 +29,7 @@ from convnets_torch.training.severity import Severity, measure_severity
 
 FILES = ("evaluation.json", "report.html", "confusion.png", "reliability.png", "worst.png", "most_confident.png")
 INTERVAL = "95 %, Wilson"
+MOST_REMARKS = 10  # on the page
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +195,10 @@ def _facts(found: Evaluation, weights: str) -> list[tuple[str, str]]:
         ("Could not be read", str(len(found.failed))),
         ("Mean top-1 error of the classes", f"{found.balanced_error:.2%}"),
     ]
-    return [fact for fact in facts if fact[1]] + [("Remark", remark) for remark in found.remarks]
+    remarks = list(found.remarks[:MOST_REMARKS])
+    if len(found.remarks) > MOST_REMARKS:
+        remarks.append(f"and {len(found.remarks) - MOST_REMARKS} more, in evaluation.json")
+    return [fact for fact in facts if fact[1]] + [("Remark", remark) for remark in remarks]
 
 
 def running_facts(found: Evaluation) -> list[tuple[str, str]]:

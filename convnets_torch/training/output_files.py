@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +30,7 @@ class OutputFile:
         run: what tells the run from others.
         done: how many pictures are.
         failed: number of a picture -> why it could not be used.
+        remarks: on those that could, in order.
     """
 
     def __init__(self, folder: Path | None, run: Mapping[str, Any], classes: int) -> None:
@@ -44,7 +45,7 @@ class OutputFile:
             ValueError: the folder holds outputs of another run.
             OSError: it cannot be read or written.
         """
-        self.run, self.done, self.failed = dict(run), 0, dict[int, str]()
+        self.run, self.done, self.failed, self.remarks = dict(run), 0, dict[int, str](), list[str]()
         self._classes, self._rows = classes, 0
         self._lines: IO[bytes] | None = None
         if folder is None:
@@ -78,7 +79,9 @@ class OutputFile:
                 entry = json.loads(line) if line.endswith(b"\n") else {}
                 data = self._file.read(4 * self._classes * entry["rows"])
                 if len(data) == 4 * self._classes * entry["rows"] and zlib.crc32(data) == entry["crc32"]:
-                    self.failed.update((int(number), str(words)) for number, words in entry["failed"].items())
+                    failed = {int(number): str(words) for number, words in entry["failed"].items()}
+                    self.remarks += map(str, entry["remarks"])
+                    self.failed |= failed
                     self.done, self._rows, end = entry["done"], self._rows + entry["rows"], end + len(line)
                     continue
             break
@@ -87,12 +90,13 @@ class OutputFile:
         self._file.seek(4 * self._classes * self._rows)
         self._file.truncate()
 
-    def add(self, rows: NDArray[np.float32], failed: Mapping[int, str], done: int) -> None:
+    def add(self, rows: NDArray[np.float32], failed: Mapping[int, str], remarks: Sequence[str], done: int) -> None:
         """Write what became of the pictures from `self.done` to `done`.
 
         Args:
             rows: (n, classes), of those that could be read, in their order.
             failed: the others.
+            remarks: on them.
             done: the number of the next picture.
 
         Raises:
@@ -103,11 +107,13 @@ class OutputFile:
         self._file.flush()
         if self._lines is not None:
             os.fsync(self._file.fileno())
-            entry = {"done": done, "rows": len(rows), "crc32": zlib.crc32(data), "failed": dict(failed)}
-            self._lines.write(json.dumps(entry).encode() + b"\n")
+            entry = {"done": done, "rows": len(rows), "crc32": zlib.crc32(data)}
+            words = {"failed": dict(failed), "remarks": list(remarks)}
+            self._lines.write(json.dumps(entry | words).encode() + b"\n")
             self._lines.flush()
             os.fsync(self._lines.fileno())
         self.failed.update(failed)
+        self.remarks += remarks
         self.done, self._rows = done, self._rows + len(rows)
 
     def mapped(self) -> NDArray[np.float32]:
