@@ -40,7 +40,7 @@ def test_errors_are_printed_and_reported(command, weights, pictures, tmp_path):
     options = ("-o", report, "--temperature", "--save-temperature", tmp_path / "calibrated.safetensors", "--batch", 8)
     code, out, error = command("evaluate", weights, pictures / "classes", *options)
     assert code == 1  # for the picture that is none
-    assert "05.png is no picture that Pillow can read" in error
+    assert "09.png is no picture that Pillow can read" in error
     assert "1 of the 10 classes have no pictures (j)" in error
     figures = json.loads((report / "evaluation.json").read_text())
     assert sorted(path.name for path in report.iterdir()) == sorted(FILES)
@@ -57,7 +57,7 @@ def test_errors_are_printed_and_reported(command, weights, pictures, tmp_path):
     assert ["could", "not", "be", "read", "1"] in [line.split() for line in lines]
     assert "pictures a second" in out
     page = (report / "report.html").read_text()
-    assert "05.png" in page
+    assert "09.png" in page
     assert f"{first['error']:.2%}".replace("%", "") in page
     assert figures["mistakes"]["count"] == first["wrong"]
     assert sum(each["pictures"] for each in figures["by_class"]) == 39

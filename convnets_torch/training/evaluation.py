@@ -353,7 +353,8 @@ def _files(truth: GroundTruth) -> str:
             facts = [state.st_size, state.st_mtime_ns]
         except OSError:
             facts = []
-        digest.update(json.dumps([path.relative_to(truth.folder).as_posix(), *facts]).encode())
+        name = path.relative_to(truth.folder) if path.is_relative_to(truth.folder) else path
+        digest.update(json.dumps([name.as_posix(), *facts]).encode())
     return digest.hexdigest()
 
 
