@@ -20,13 +20,11 @@
     const down = old ? old === "ascending" : numeric; // numbers begin with the largest
     const sign = down ? -1 : 1;
     const order = rows.map((row, place) => [value(row, column), place]);
-    order.sort(([a, i], [b, j]) => (numeric ? empty(a) - empty(b) || sign * (a - b) : sign * words.compare(a, b)) || i - j);
+    order.sort(([a, i], [b, j]) => sign * (numeric ? a - b : words.compare(a, b)) || i - j);
     body.append(...order.map(([, place]) => rows[place]));
     for (const each of headings) each.removeAttribute("aria-sort");
     heading.setAttribute("aria-sort", down ? "descending" : "ascending");
   }
-
-  function empty(number) { return Number(!(number >= 0)); } // classes without pictures stay at the end
 
   function filter() {
     const wanted = input.value.trim().toLowerCase();

@@ -211,6 +211,8 @@ def _errors(report: Report) -> str:
 def _classes(report: Report) -> str:
     of_best = report.best is not None and any(row.wrong_of_best is not None for row in report.classes)
     wnids = any(row.wnid for row in report.classes)
+    shown = [row for row in report.classes if row.pictures]
+    empty = len(report.classes) - len(shown)
     columns = [
         Column("Class"),
         *([Column("wnid")] if wnids else []),
@@ -228,10 +230,12 @@ def _classes(report: Report) -> str:
             *([number(row.wrong_of_best or 0, row.pictures)] if of_best else []),
             row.taken_for,
         ]
-        for row in report.classes
+        for row in shown
     ]
+    verb = "class of the network has" if empty == 1 else "classes of the network have"
+    hint = f'<p class="hint">{empty} {verb} no pictures here.</p>' if empty else ""
     return (
-        '<p class="filter" hidden><label for="filter">Only classes with</label>'
+        hint + '<p class="filter" hidden><label for="filter">Only classes with</label>'
         '<input id="filter" type="search" autocomplete="off"><span id="count" role="status"></span></p>'
         + table("Errors of each class", columns, rows, sortable=True)
     )

@@ -19,7 +19,7 @@ class Column(NamedTuple):
 
 
 class Sorted(NamedTuple):
-    """A number with what it is sorted by, which is negative where there is none."""
+    """A number with what it is sorted by."""
 
     words: str
     value: float
@@ -50,7 +50,7 @@ def number(some: int, every: int | None = None) -> Sorted:
     """A number, or where a whole is given the share of it, that columns can be sorted by."""
     if every is None:
         return Sorted(str(some), some)
-    return Sorted(share(some, every), some / every if every else -1)
+    return Sorted(share(some, every), some / every if every else 0)
 
 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], sortable: bool = False) -> str:
