@@ -16,6 +16,7 @@ NOTHING: Color = (247, 247, 247)
 LARGEST = 48  # pixels of a cell
 MOST_SIDE = 1200  # pixels of all cells together
 NAMED = 14  # pixels of a cell that leave room for letters
+WITH_NAMES = MOST_SIDE // NAMED  # classes, at most
 MARGIN = 20
 GROUP_ROOM = 150  # pixels for the words of groups
 
@@ -41,7 +42,7 @@ def draw_counts(
     'RGB'
     """
     side = max(1, min(LARGEST, MOST_SIDE // len(names)))
-    if side >= NAMED:
+    if len(names) <= WITH_NAMES:
         return _with_names(counts, names, lines, side)
     return _in_pixels(counts, lines, groups, side)
 

@@ -55,6 +55,22 @@ def test_cells_of_a_thousand_classes_stand_where_the_order_says():
     assert colored == wanted | {(order.index(151), order.index(900))}
 
 
+def test_of_a_thousand_classes_few_that_occur_are_drawn_alone_with_names():
+    counts = np.zeros((1000, 1000), int)
+    counts[[281, 281, 0], [281, 282, 900]] = [8, 2, 5]
+    image = np.asarray(draw_confusions(counts, IMAGENET)).astype(int)
+    assert max(image.shape) < 900
+    order = [class_id for class_id in tree_order()[0] if class_id in (0, 281, 282, 900)]
+    top, left = image.shape[0] - MARGIN - 4 * 48, np.flatnonzero((image == 247).all(2).sum(0) > 60)[0]
+    colored = [
+        (order[row], order[column])
+        for row in range(4)
+        for column in range(4)
+        if np.ptp(image[top + 48 * row + 4, left + 48 * column + 4]) > 10
+    ]
+    assert sorted(colored) == [(0, 900), (281, 281), (281, 282)]
+
+
 def test_many_classes_without_groups_are_drawn_in_pixels_and_few_with_numbers():
     counts = np.diag(np.arange(1, 301))
     image = draw_counts(counts, [f"class {number}" for number in range(300)], ("All",))

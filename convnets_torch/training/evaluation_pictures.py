@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from convnets_torch.card import Card
-from convnets_torch.confusions import draw_counts
+from convnets_torch.confusions import WITH_NAMES, draw_counts
 from convnets_torch.embeddings.thumbnails import reduced
 from convnets_torch.explain.histograms import BAR
 from convnets_torch.images import Reading, open_upright
@@ -34,21 +34,26 @@ PLOT, BELOW = 300, 70  # pixels of a reliability plot, and of the histogram belo
 def draw_confusions(counts: NDArray[np.integer[Any]], card: Card) -> Image.Image:
     """What the pictures of each class were taken for; ImageNet's classes in the order of the synset tree.
 
+    Of many classes of which few have pictures or were given, these alone are drawn, with their names.
+
     Args:
         counts: (classes, classes), the truth in rows.
         card: of the weights, for the names.
     """
-    right = f"right: {counts.trace()} of {counts.sum()} pictures; colours go with"
+    every, groups = tree_order() if card.imagenet else (tuple(range(card.classes)), ())
+    used = (counts.sum(0) + counts.sum(1)) > 0
+    order = [class_id for class_id in every if used[class_id]]
+    few = card.classes > WITH_NAMES >= len(order)
+    if not few:
+        order = list(every)
+    names = [printable(class_name(card, class_id)) for class_id in order]
     if card.imagenet:
-        order, groups = tree_order()
-        lines = (
-            "Classes (rows) and what they were taken for (columns), in the order of the synset tree",
-            f"{right} the square root of the share of the row",
-        )
-        return draw_counts(counts[np.ix_(order, order)], [""] * card.classes, lines, groups)
-    names = [printable(class_name(card, class_id)) for class_id in range(card.classes)]
-    lines = ("Classes (rows) and what they were taken for (columns)", f"{right} the share of the row")
-    return draw_counts(counts, names, lines)
+        names = [name.partition(",")[0] for name in names]
+    words = "Classes (rows) and what they were taken for (columns)"
+    words += f", {len(order)} of {card.classes}" * few + ", in the order of the synset tree" * card.imagenet
+    shade = "the share of the row" if len(order) <= WITH_NAMES else "the square root of the share of the row"
+    lines = (words, f"right: {counts.trace()} of {counts.sum()} pictures; colours go with {shade}")
+    return draw_counts(counts[np.ix_(order, order)], names, lines, groups)
 
 
 def draw_reliability(*found: Calibration) -> Image.Image:
