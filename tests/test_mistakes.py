@@ -28,7 +28,8 @@ def height(wnid):
 def test_every_pair_meets_where_common_ancestor_says():
     found = distances()
     random = np.random.default_rng(0)
-    pairs = [(134, 517), (281, 281), (0, 999), *random.integers(0, 1000, (150, 2)).tolist()]
+    pairs = [(491, 696), (696, 740), (403, 895), (833, 895)]  # several ancestors are the deepest, over unequal numbers
+    pairs += [(134, 517), (281, 281), (0, 999), *random.integers(0, 1000, (150, 2)).tolist()]
     pairs += [(one, one + 1) for one in random.integers(0, 999, 100).tolist()]  # which meet low
     heights = {}
     for one, other in pairs:
