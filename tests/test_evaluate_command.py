@@ -58,6 +58,9 @@ def test_errors_are_printed_and_reported(command, weights, pictures, tmp_path):
     assert "pictures a second" in out
     page = (report / "report.html").read_text()
     assert "09.png" in page
+    assert "no temperature was fitted" in page
+    assert "original: stretch to 256 pixels (bilinear), centre 227 pixels, RGB, times 1, less (123.68, " in page
+    assert f"convnets-torch evaluate {weights} {pictures}/classes -o {report} --temperature" in page
     assert f"{first['error']:.2%}".replace("%", "") in page
     assert figures["mistakes"]["count"] == first["wrong"]
     assert sum(each["pictures"] for each in figures["by_class"]) == 39
@@ -177,6 +180,7 @@ def test_what_cannot_be_is_refused_before_any_work(command, weights, pictures, t
         ((classes, "--save-temperature", weights), 1, "would overwrite the weights that are read"),
         ((classes, "-o", classes / "report"), 1, "where it would be taken for a class; name a folder outside"),
         ((classes, "--resume", classes / "outputs"), 1, "where it would be taken for a class; name a folder outside"),
+        ((classes, "--resume", pictures / "truth.txt"), 1, "is not a folder; name one for the outputs"),
         ((classes, "-o", pictures / "truth.txt"), 1, "is not a folder; name one for the report"),
         ((pictures / "truth.txt",), 2, "name the folder of the pictures"),
         ((pictures / "flat",), 1, "has no sub-folders, so nothing says which class"),

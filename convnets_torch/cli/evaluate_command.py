@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -133,7 +135,8 @@ def evaluate(
     for remark in (*found.remarks, *judged.remarks):
         say(remark)
     if report is not None:
-        names = save_judged(judged, report, weights=str(weights), repeat=_repeat(crops, device, precision, engine))
+        repeat = _repeat(device, precision, engine)
+        names = save_judged(judged, report, weights=str(weights), repeat=repeat, max_pixels=max_pixels)
         say(f"{report}: {', '.join(names)}")
     if as_json:
         print(json.dumps({"weights": str(weights), **judged.to_dict()}))
@@ -157,19 +160,21 @@ def _resumable(folder: Path | None) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _repeat(crops: str, device: str, precision: str | None, engine: str | None) -> list[tuple[str, str]]:
+def _repeat(device: str, precision: str | None, engine: str | None) -> list[tuple[str, str]]:
+    import numpy
     import torch
     from PIL import __version__ as pillow
 
     import convnets_torch
 
     return [
-        ("Crops", crops),
+        ("Command", shlex.join(["convnets-torch", *sys.argv[1:]])),
         ("Device", device),
         ("Precision", precision or "as in the file"),
         *([("Engine", engine)] if engine else []),
         ("convnets-torch", convnets_torch.__version__),
         ("PyTorch", torch.__version__),
+        ("NumPy", numpy.__version__),
         ("Pillow", pillow),
     ]
 

@@ -153,8 +153,8 @@ def calibrate(
         ValueError: outputs are no probabilities, not finite, or do not fit the labels; no pictures; no bins.
 
     >>> found = calibrate(np.log([[0.8, 0.2], [0.8, 0.2], [0.1, 0.9]]), np.array([0, 1, 1]))
-    >>> found.counts.sum(), round(found.accuracy, 4), round(found.ece, 4)
-    (np.int64(3), 0.6667, 0.2333)
+    >>> found.counts.tolist()[11:14], round(found.accuracy, 4), round(found.ece, 4)
+    ([2, 0, 1], 0.6667, 0.2333)
     """
     check_probable(activation)
     if bins < 1:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from convnets_torch.files import check_writable, replacing, resolved
+from convnets_torch.preprocessing import Preprocessing
 from convnets_torch.render import save_image
 from convnets_torch.targets import class_name, class_wnid
 from convnets_torch.training.calibration import Calibration, Recalibration, calibrate, recalibrate
@@ -114,7 +115,12 @@ def check_outside(folder: Path, pictures: Path) -> None:
 
 
 def save_judged(
-    found: Judged, folder: str | os.PathLike[str], *, weights: str = "", repeat: Sequence[tuple[str, str]] = ()
+    found: Judged,
+    folder: str | os.PathLike[str],
+    *,
+    weights: str = "",
+    repeat: Sequence[tuple[str, str]] = (),
+    max_pixels: int | None = None,
 ) -> tuple[str, ...]:
     """Write `evaluation.json`, `report.html` and pictures into a folder, each atomically.
 
@@ -123,6 +129,7 @@ def save_judged(
         folder: which exists.
         weights: the name of the weights, for the page.
         repeat: (what, value), for the page: command, options, versions.
+        max_pixels: as for `evaluate`, for the pictures of mistakes.
 
     Returns:
         The names of the files; those of what cannot be said are left out.
@@ -140,7 +147,7 @@ def save_judged(
     if found.mistakes is not None:
         kinds = {"worst": found.mistakes.worst, "most_confident": found.mistakes.confident}
         paths = [each.path for mistakes in kinds.values() for each in mistakes]
-        small = small_pictures(paths, card.preprocessing.exif)
+        small = small_pictures(paths, card.preprocessing.exif, max_pixels)
         for name, mistakes in kinds.items():
             title = f"The {name.replace('_', ' ')} of {found.mistakes.count} mistakes"
             pictures[f"{name}.png"] = mistakes_sheet(mistakes, [small[each.path] for each in mistakes], title)
@@ -163,7 +170,7 @@ def save_judged(
     page = Report(
         title=f"{weights or card.network} on {evaluation.folder}",
         card=card,
-        facts=_facts(evaluation, weights),
+        facts=_facts(found, weights),
         errors=errors,
         interval=INTERVAL,
         classes=_class_rows(evaluation),
@@ -184,21 +191,34 @@ def save_judged(
     return tuple(name for name in FILES if name in pictures or name in FILES[:2])
 
 
-def _facts(found: Evaluation, weights: str) -> list[tuple[str, str]]:
+def _facts(judged: Judged, weights: str) -> list[tuple[str, str]]:
+    found = judged.evaluation
     card = found.card
+    made = "" if card.source is None else f"{card.source.file}, {card.source.framework}, sha256 {card.source.sha256}"
     facts = [
         ("Weights", weights),
+        ("Converted from", made),
         ("Network", f"{card.network}, {card.classes} classes, {card.activation}"),
-        ("Preprocessing", f"{card.preprocessing.name}, {card.preprocessing.size} pixels"),
+        ("Preprocessing", _rule(card.preprocessing)),
         ("Crops", {"center": "the centre", "flip": "the centre and its mirror image", "ten": "ten"}[found.crops]),
-        ("Pictures", f"{len(found.labels)} of {len(found.by_class)} classes in {found.folder}"),
+        ("Folder", str(found.folder)),
+        ("Pictures", str(len(found.labels))),
+        ("Classes with pictures", str(len(found.by_class))),
         ("Could not be read", str(len(found.failed))),
         ("Mean top-1 error of the classes", f"{found.balanced_error:.2%}"),
     ]
-    remarks = list(found.remarks[:MOST_REMARKS])
+    remarks = [*found.remarks[:MOST_REMARKS], *judged.remarks]
     if len(found.remarks) > MOST_REMARKS:
         remarks.append(f"and {len(found.remarks) - MOST_REMARKS} more, in evaluation.json")
     return [fact for fact in facts if fact[1]] + [("Remark", remark) for remark in remarks]
+
+
+def _rule(rule: Preprocessing) -> str:
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (rule.mean, rule.std))
+    return (
+        f"{rule.name}: {rule.resize_rule} to {rule.resize} pixels ({rule.interpolation}), centre {rule.size} pixels,"
+        f" {rule.channels.upper()}, times {rule.scale:.6g}, less ({mean}), divided by ({std})"
+    )
 
 
 def running_facts(found: Evaluation) -> list[tuple[str, str]]:
@@ -230,7 +250,7 @@ def _class_rows(found: Evaluation) -> list[ClassRow]:
         others = counts[class_id].copy()
         others[class_id] = 0
         most = int(np.argmax(others))
-        taken = f"{class_name(found.card, most).split(',')[0]} ({others[most]})" if others[most] else ""
+        taken = f"{class_name(found.card, most)} ({others[most]})" if others[most] else ""
         of_best = errors[class_id].get(5)
         first = errors[class_id][1]
         rows.append(ClassRow(words, wnid, first.count, first.wrong, None if of_best is None else of_best.wrong, taken))

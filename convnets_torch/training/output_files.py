@@ -135,6 +135,8 @@ def noted(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / NOTE).read_text())
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise NotADirectoryError(f"{folder} is not a folder; name one for the outputs") from None
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
