@@ -142,6 +142,12 @@ if TYPE_CHECKING:
     from convnets_torch.targets import Target as Target
     from convnets_torch.training.augmentation import Augmentation as Augmentation
     from convnets_torch.training.augmentation import augmentation as augmentation
+    from convnets_torch.training.calibration import Calibration as Calibration
+    from convnets_torch.training.calibration import Recalibration as Recalibration
+    from convnets_torch.training.calibration import Temperature as Temperature
+    from convnets_torch.training.calibration import calibrate as calibrate
+    from convnets_torch.training.calibration import fit_temperature as fit_temperature
+    from convnets_torch.training.calibration import recalibrate as recalibrate
     from convnets_torch.training.datasets import Dataset as Dataset
     from convnets_torch.training.datasets import find_dataset as find_dataset
     from convnets_torch.training.evaluation import Evaluation as Evaluation
@@ -154,9 +160,13 @@ if TYPE_CHECKING:
     from convnets_torch.training.finetuning import finetune as finetune
     from convnets_torch.training.ground_truth import GroundTruth as GroundTruth
     from convnets_torch.training.ground_truth import find_truth as find_truth
+    from convnets_torch.training.mistakes import Mistakes as Mistakes
+    from convnets_torch.training.mistakes import find_mistakes as find_mistakes
     from convnets_torch.training.running import Reports as Reports
     from convnets_torch.training.running import TrainingStopped as TrainingStopped
     from convnets_torch.training.settings import Settings as Settings
+    from convnets_torch.training.severity import Severity as Severity
+    from convnets_torch.training.severity import measure_severity as measure_severity
     from convnets_torch.training.temperatures import with_temperature as with_temperature
     from convnets_torch.weights import list_networks as list_networks
     from convnets_torch.weights import load as load
@@ -220,13 +230,18 @@ _HOMES = {
     "convnets_torch.synsets": ("class_ids",),
     "convnets_torch.targets": ("Target",),
     "convnets_torch.training.augmentation": ("Augmentation", "augmentation"),
+    "convnets_torch.training.calibration": (
+        "Calibration", "Recalibration", "Temperature", "calibrate", "fit_temperature", "recalibrate",
+    ),
     "convnets_torch.training.datasets": ("Dataset", "find_dataset"),
     "convnets_torch.training.evaluation": ("Evaluation", "evaluate"),
     "convnets_torch.training.evaluation_outputs": ("Judged", "judge"),
     "convnets_torch.training.finetuning": ("Finetuned", "LeakError", "Watch", "finetune"),
     "convnets_torch.training.ground_truth": ("GroundTruth", "find_truth"),
+    "convnets_torch.training.mistakes": ("Mistakes", "find_mistakes"),
     "convnets_torch.training.running": ("Reports", "TrainingStopped"),
     "convnets_torch.training.settings": ("Settings",),
+    "convnets_torch.training.severity": ("Severity", "measure_severity"),
     "convnets_torch.training.temperatures": ("with_temperature",),
     "convnets_torch.weights": ("list_networks", "load", "save"),
 }  # fmt: skip
