@@ -118,13 +118,13 @@ if TYPE_CHECKING:
     from convnets_torch.last_layers import with_last_layer as with_last_layer
     from convnets_torch.maps.batches import Mapped as Mapped
     from convnets_torch.maps.batches import heatmap_each as heatmap_each
+    from convnets_torch.networks import NETWORKS as NETWORKS
+    from convnets_torch.networks import VGG as VGG
     from convnets_torch.networks import AlexNet as AlexNet
     from convnets_torch.networks import EfficientNetLite as EfficientNetLite
     from convnets_torch.networks import InceptionV3 as InceptionV3
-    from convnets_torch.networks import NETWORKS as NETWORKS
     from convnets_torch.networks import Network as Network
     from convnets_torch.networks import ResNet as ResNet
-    from convnets_torch.networks import VGG as VGG
     from convnets_torch.networks import cell_strides as cell_strides
     from convnets_torch.networks import efficientnet_lite0 as efficientnet_lite0
     from convnets_torch.networks import inception_v3 as inception_v3

@@ -14,6 +14,8 @@ from convnets_torch.networks import Network
 from convnets_torch.networks.packed import check_unpacked
 from convnets_torch.weights import build, differences
 
+OF_THE_LAST_LAYER = ("probe", "finetuning", "temperature")  # fields of cards that describe it, and go with it
+
 
 def with_last_layer(
     network: Network,
@@ -75,8 +77,10 @@ def with_last_layer(
         raise ValueError(f"the network is not the {card.network} of its card: {'; '.join(wrong)}")
     found.load_state_dict(arrays, assign=True)
     source = card.source and replace(card.source, changes=(*card.source.changes, change))
-    unknown = {**card.unknown, **(remarks or {})}
-    found.card = Card(card.network, arguments, card.preprocessing, tuple(classes), activation, source, unknown)
+    kept = {name: value for name, value in card.unknown.items() if name not in OF_THE_LAST_LAYER}
+    found.card = Card(
+        card.network, arguments, card.preprocessing, tuple(classes), activation, source, {**kept, **(remarks or {})}
+    )
     return found.eval()
 
 

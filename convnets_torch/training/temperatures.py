@@ -11,7 +11,7 @@ from convnets_torch.card import Card
 from convnets_torch.embeddings.extraction import last_dense
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD
-from convnets_torch.networks.packed import PackedConv2d, PackedLinear
+from convnets_torch.networks.packed import check_unpacked
 from convnets_torch.weights import build
 
 
@@ -47,8 +47,7 @@ def with_temperature(network: Network, temperature: float) -> Network:
         raise ValueError("the network has no card, which is to say what was done; set network.card first")
     if network.head is None:
         raise ValueError(NO_HEAD)
-    if any(isinstance(module, PackedConv2d | PackedLinear) for module in network.modules()):
-        raise ValueError("the network was prepared, which rounds; give the one that was given to `prepare`")
+    check_unpacked(network)
     last = last_dense(network)
     ending = [name for name, module in network.head.named_modules() if name and not isinstance(module, nn.Dropout)][-1]
     if last != f"head.{ending}":
