@@ -78,7 +78,7 @@ def test_imports_go_one_way():
         assert not any(
             name.startswith(("converters", "convnets_torch.cli", "convnets_torch.heatmaps")) for name in own(path)
         )
-    for path in [*(ROOT / "explain").glob("*.py"), *(ROOT / "embeddings").glob("*.py")]:
+    for path in (path for name in ("explain", "embeddings", "training") for path in (ROOT / name).glob("*.py")):
         assert not any(name.startswith(("converters", "convnets_torch.cli")) for name in own(path))
     for path in ROOT.glob("*.py"):
         assert path.stem in (*foundations, *tasks, "__init__")  # a new module says where it stands
