@@ -265,3 +265,22 @@ def test_what_cannot_be_trained_is_refused_before_any_work(dataset, vectors, tmp
     tried("is the checkpoint of a training that did not end; go on with --resume, or remove it")
     with pytest.raises(ValueError, match="is no checkpoint of a training"):
         read_checkpoint(tmp_path / "mine.checkpoint.safetensors")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_a_gpu_learns_what_the_cpu_learns(dataset, tmp_path):
+    settings = replace(QUICK, precision="float32")
+    one, two = (
+        finetune(
+            small_resnet().to(device), dataset, tmp_path / f"{device}.safetensors", settings, cache=tmp_path / device,
+            allow_leaks=True,
+        )
+        for device in ("cpu", "cuda")
+    )  # fmt: skip
+    for row, wanted in zip(two.history, one.history, strict=True):
+        assert row.train_loss == pytest.approx(wanted.train_loss, rel=1e-2)
+        assert row.val_loss == pytest.approx(wanted.val_loss, rel=1e-2)
+    again = tmp_path / "again.safetensors"
+    finetune(small_resnet().cuda(), dataset, again, settings, cache=tmp_path / "cuda", allow_leaks=True)
+    assert again.read_bytes() == (tmp_path / "cuda.safetensors").read_bytes()
