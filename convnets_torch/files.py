@@ -77,7 +77,8 @@ def check_writable(path: Path) -> None:
 
 def check_kept(output: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Raise ValueError, in one sentence, when an output would take the place of a picture that is read."""
-    if any(str(each) != "-" and resolved(each) == resolved(output) for each in inputs):
+    there = resolved(output)
+    if there.exists() and any(str(each) != "-" and Path(each).exists() and there.samefile(each) for each in inputs):
         raise ValueError(f"{output} would overwrite a picture that is read; name another output")
 
 

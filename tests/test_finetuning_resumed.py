@@ -182,6 +182,20 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(dataset, cache, comman
     assert "is the checkpoint of a training that did not end" in err
 
 
+def test_what_is_read_is_no_output(dataset, cache, command, tmp_path):
+    weights, table = tmp_path / "small.safetensors", tmp_path / "mine.csv"
+    save(small_resnet(), weights)
+    rows = [f"{path},{dataset.classes[label]}" for path, label in (*dataset.train, *dataset.val)]
+    table.write_text("\n".join(["path,label", *rows]))
+    before = table.read_bytes()
+    code, _, err = command("finetune", weights, table, "-o", tmp_path / "mine.safetensors", "--batch", 8)
+    assert (code, table.read_bytes()) == (1, before)
+    assert "mine.csv would overwrite the table that is read; name another output" in err
+    code, _, err = command("finetune", weights, table, "-o", weights)
+    assert code == 1
+    assert "would overwrite the weights that are read" in err
+
+
 TOGETHER = """
 import json, sys
 from dataclasses import asdict

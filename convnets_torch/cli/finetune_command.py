@@ -128,7 +128,7 @@ def finetune(
     from convnets_torch.files import check_writable
     from convnets_torch.training.datasets import find_dataset
     from convnets_torch.training.distributed import local_device
-    from convnets_torch.training.finetuning import LEAK, LeakError, Watch, checkpoint_of
+    from convnets_torch.training.finetuning import LEAK, LeakError, Watch, checkpoint_of, outputs_of
     from convnets_torch.training.finetuning import finetune as train
     from convnets_torch.training.running import Reports, TrainingStopped
     from convnets_torch.training.settings import Settings
@@ -146,8 +146,10 @@ def finetune(
         precision=precision, seed=seed,
     )  # fmt: skip
     check_writable(output)
-    if output.exists() and output.samefile(find(weights)):
-        raise ValueError(f"{output} would overwrite the weights that are read; name another output")
+    for path in (output, checkpoint_of(output), *outputs_of(output)):
+        for read, words in ((find(weights), "weights that are"), (data, "table that is")):
+            if path.exists() and read.exists() and path.samefile(read):
+                raise ValueError(f"{path} would overwrite the {words} read; name another output")
     speaks = os.environ.get("RANK", "0") == "0"  # the first of several processes
     with warnings_as_lines():
         dataset = find_dataset(data, val_share=val_share, seed=seed)
