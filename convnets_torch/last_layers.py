@@ -59,7 +59,7 @@ def with_last_layer(
         raise ValueError("the network has no card, so its preprocessing is not known; set network.card first")
     check_unpacked(network)
     arguments = _arguments(card, len(classes))
-    found = build(card.network, arguments)
+    found = planned(card, len(classes))
     new = last_dense(found)
     wanted = found.get_submodule(new).in_features
     if weight.shape != (len(classes), wanted):
@@ -82,6 +82,15 @@ def with_last_layer(
         card.network, arguments, card.preprocessing, tuple(classes), activation, source, {**kept, **(remarks or {})}
     )
     return found.eval()
+
+
+def planned(card: Card, classes: int) -> Network:
+    """What `with_last_layer` would make of a card's network: shapes without numbers.
+
+    Raises:
+        ValueError: the card's network cannot be built.
+    """
+    return build(card.network, _arguments(card, classes))
 
 
 def _arguments(card: Card, classes: int) -> dict[str, Any]:

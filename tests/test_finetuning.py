@@ -251,6 +251,7 @@ def test_what_cannot_be_trained_is_refused_before_any_work(dataset, vectors, tmp
     tried("'dog', none of the classes", settings=replace(QUICK, augmentation=augmentation("light", no_flip=("dog",))))
     tried("does not exist; create it first", output=tmp_path / "none" / "mine.safetensors")
     tried("ResNet has no layer 'conv9'", settings=replace(QUICK, unfreeze="conv9"), allow_leaks=True)
+    assert not list(tmp_path.iterdir())  # no checkpoint either
     tried("training mode", network=small_resnet().train())
     for wrong, match in (
         ({"rate": 0}, "rate is 0; give a number above 0"),

@@ -182,6 +182,32 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(dataset, cache, comman
     assert "is the checkpoint of a training that did not end" in err
 
 
+def test_fewer_epochs_end_a_stage_and_its_best_epoch_is_what_is_kept(dataset, vectors, tmp_path):
+    output = tmp_path / "mine.safetensors"
+
+    def kill(row, left):
+        if row.epoch == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(dataset, vectors, output, replace(SETTINGS, epochs=9), watch=Watch(reports=Reports(epoch=kill)))
+    with pytest.raises(ValueError, match=r"is of another training \(epochs 9, now 0\)"):
+        train(dataset, vectors, output, replace(SETTINGS, epochs=0), resume=True)
+    result = train(dataset, vectors, output, replace(SETTINGS, epochs=1), resume=True)
+    assert len(result.history) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_goes_on_the_way_is_named(dataset, vectors, tmp_path, workers):
+    gone = tmp_path / "gone.png"
+    gone.write_bytes(dataset.train[0][0].read_bytes())
+    replaced = replace(dataset, train=((gone, 0), *dataset.train[1:]))
+    watch = Watch(layers=lambda rows: gone.unlink())
+    with pytest.raises(OSError, match=r"gone\.png") as error:
+        train(replaced, vectors, tmp_path / "mine.safetensors", workers=workers, watch=watch)
+    assert "Traceback" not in str(error.value)
+
+
 def test_what_is_read_is_no_output(dataset, cache, command, tmp_path):
     weights, table = tmp_path / "small.safetensors", tmp_path / "mine.csv"
     save(small_resnet(), weights)

@@ -51,6 +51,19 @@ class Group:
             distributed.broadcast(values, 0)
         return values
 
+    def texts(self, text: str, device: torch.device) -> list[str]:
+        """What each process says, in their order."""
+        if self.size == 1:
+            return [text]
+        mine = torch.tensor([*text.encode()], dtype=torch.uint8)
+        lengths = torch.zeros(self.size, dtype=torch.int64)
+        lengths[self.rank] = len(mine)
+        lengths = self.total(lengths.to(device)).cpu()
+        rows = torch.zeros(self.size, int(lengths.max()), dtype=torch.uint8)
+        rows[self.rank, : len(mine)] = mine
+        rows = self.total(rows.to(device)).cpu()
+        return [bytes(row[:length].tolist()).decode() for row, length in zip(rows, lengths, strict=True)]
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -58,6 +58,11 @@ class Features:
     computed: int
     remarks: tuple[str, ...]
 
+    def without_vectors(self) -> Features:
+        """All but what stage one alone needs, which takes the most memory."""
+        train, val = (replace(side, features=side.features[:, :, :0].clone()) for side in (self.train, self.val))
+        return replace(self, train=train, val=val)
+
 
 def cached_features(
     network: Network,
@@ -92,11 +97,12 @@ def cached_features(
             views[-1] |= found.add(
                 embed_kept(network, some, cache=cache, progress=progress, compute=compute, made=made), some
             )
-    rows = _gathered(paths, mine, whole.digests, views, learnt, group, next(network.parameters()).device)
+    device = next(network.parameters()).device
+    rows = _gathered(paths, mine, whole.digests, views, learnt, group, device)
     train, val = (
         _side(rows, dataset.classes, some, name) for name, some in (("train", dataset.train), ("val", dataset.val))
     )
-    return Features(train, val, dict(found.failed), sum(found.computed), tuple(found.remarks))
+    return found.of_all(group, device, train, val)
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,19 @@ class _Found:
         self.computed.append(kept.computed)
         self.remarks.extend(kept.remarks)
         return {path: vector for path in paths if (vector := kept.of(path)) is not None}
+
+    def of_all(self, group: Group, device: torch.device, train: Side, val: Side) -> Features:
+        """With what the other processes were told of theirs."""
+        failed, computed, remarks = dict(self.failed), sum(self.computed), dict.fromkeys(self.remarks)
+        mine = {"failed": {str(path): str(error) for path, error in failed.items()}}
+        told = json.dumps(mine | {"computed": computed, "remarks": [*remarks]})
+        for rank, text in enumerate(group.texts(told, device)):
+            if rank != group.rank:
+                theirs = json.loads(text)
+                failed |= {Path(path): ValueError(words) for path, words in theirs["failed"].items()}
+                computed += theirs["computed"]
+                remarks |= dict.fromkeys(theirs["remarks"])
+        return Features(train, val, failed, computed, tuple(remarks))
 
 
 @dataclass(frozen=True)

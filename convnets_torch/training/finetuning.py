@@ -21,7 +21,7 @@ from torch import Tensor
 from convnets_torch.embeddings.duplicates import find_leaks
 from convnets_torch.embeddings.kept_vectors import fingerprint
 from convnets_torch.files import check_kept, check_writable
-from convnets_torch.last_layers import with_last_layer
+from convnets_torch.last_layers import planned, with_last_layer
 from convnets_torch.networks import Network
 from convnets_torch.pipeline import ready_card
 from convnets_torch.render import save_image
@@ -170,7 +170,10 @@ def finetune(
         OSError: something cannot be written; checkpoint and output survive as they were.
     """
     settings, watch = settings or Settings(), watch or Watch()
-    ready_card(network)
+    card = ready_card(network)
+    empty = planned(card, len(dataset.classes))
+    empty.card = card
+    names = unfrozen(empty, settings.unfreeze if settings.epochs else "head")
     check_batch(dataset, settings.batch)
     settings.augmentation.check_classes(dataset.classes)
     checkpoint, written = checkpoint_of(output), outputs_of(output)
@@ -197,6 +200,10 @@ def finetune(
         }
         keeper = Keeper(checkpoint, identity, group)
         arrays, progress = _begun(checkpoint, identity, settings) if checkpoint.exists() else ({}, Progress())
+        if len(set(group.texts(json.dumps(progress.to_dict()), device))) > 1:
+            raise ValueError(
+                f"the processes do not all find the same {checkpoint}; name an output in a folder that all machines see"
+            )
         if not group.first:
             progress.loss = 0.0  # of a checkpoint it is the sum of all processes
 
@@ -205,13 +212,13 @@ def finetune(
             return with_last_layer(network, *head, dataset.classes, change, activation=settings.activation)
 
         head = _first_stage(features, len(dataset.classes), settings, keeper, progress, arrays, watch.reports, device)
+        features = features.without_vectors()
         tuned = with_head()
-        names = unfrozen(tuned, settings.unfreeze if settings.epochs else "head")
         if watch.layers is not None:
             watch.layers(what_trains(tuned, names if settings.epochs else names[-2:]))
         if settings.epochs:
             if progress.stage == 1:
-                progress.stage, progress.ended, keeper.best, arrays = 2, False, {}, {}
+                progress.stage, keeper.best, arrays = 2, {}, {}
             own_parameters(tuned, names)
             views = _views(tuned, dataset, features.train, settings)
             loading = _workers(device) if workers is None else workers
@@ -221,6 +228,7 @@ def finetune(
             )  # fmt: skip
             if arrays:
                 keeper.restore(stage, progress, arrays)
+            arrays = {}  # what is still needed of them is elsewhere
             more = dict(zip(("weight", "bias"), head, strict=True))
             run_stage(stage, progress, settings.epochs, settings.patience, keeper, watch.reports, more)
             tuned = with_head()  # whose parameters are those of the best epoch, if that is one of stage one
@@ -291,12 +299,15 @@ def _begun(checkpoint: Path, identity: dict[str, Any], settings: Settings) -> tu
         for key, word in (("network", "network"), ("data", "set of pictures"))
         if state[key] != identity[key]
     ]
+    progress = Progress.from_dict(state["progress"])
+    if progress.stage == 2 and not settings.epochs:  # whose history would be that of other parameters
+        other.append(f"epochs {state['settings']['epochs']}, now 0")
     if other:
         raise ValueError(
             f"{checkpoint} is of another training ({'; '.join(other)}); give its own options to go on with it, or"
             " remove it to begin anew"
         )
-    return arrays, Progress.from_dict(state["progress"])
+    return arrays, progress
 
 
 def _check_usable(features: Features, batch: int) -> None:

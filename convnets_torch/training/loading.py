@@ -88,8 +88,32 @@ def loaded(views: Views, steps: Sequence[Sequence[Place]], workers: int) -> Gene
     Args:
         steps: places of the pictures of each step.
         workers: processes that load ahead; 0 loads in this one.
+
+    Raises:
+        OSError, ValueError: a picture cannot be read any more, in the same words whoever loads it.
     """
-    loader: DataLoader[Tensor] = DataLoader(
-        views, batch_sampler=list(map(list, steps)), num_workers=workers, collate_fn=torch.stack
+    loader: DataLoader[Tensor | Exception] = DataLoader(
+        _Tried(views), batch_sampler=list(map(list, steps)), num_workers=workers, collate_fn=_stacked
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+class _Tried(Dataset["Tensor | Exception"]):
+    """Views, or why there is none: raised in a worker, an error would come with the worker's traceback as its text."""
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+
+    def __getitem__(self, place: Place) -> Tensor | Exception:
+        try:
+            return self._views[place]
+        except (OSError, ValueError) as error:
+            return error
+
+
+def _stacked(items: Sequence[Tensor | Exception]) -> Tensor | Exception:
+    errors = [item for item in items if isinstance(item, Exception)]
+    return errors[0] if errors else torch.stack([item for item in items if isinstance(item, Tensor)])

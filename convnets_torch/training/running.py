@@ -36,7 +36,6 @@ class Progress:
         rows: how many they were.
         seconds: that they took.
         history: finished epochs of both stages.
-        ended: whether stage `stage` is over.
     """
 
     stage: int = 1
@@ -45,7 +44,6 @@ class Progress:
     rows: int = 0
     seconds: float = 0.0
     history: list[EpochRow] = field(default_factory=list)
-    ended: bool = False
 
     @property
     def epoch(self) -> int:
@@ -53,10 +51,18 @@ class Progress:
         return len(self.history) + 1
 
     @property
+    def done(self) -> int:
+        """Finished epochs of this stage."""
+        return sum(row.stage == self.stage for row in self.history)
+
+    @property
     def waited(self) -> int:
         """Epochs of this stage since the best one of all."""
-        best, own = best_epoch(self.history), [row for row in self.history if row.stage == self.stage]
-        return min(len(own), len(self.history) - best.epoch)
+        return min(self.done, len(self.history) - best_epoch(self.history).epoch) if self.history else 0
+
+    def ended(self, epochs: int, patience: int) -> bool:
+        """Whether this stage is over after at most so many epochs."""
+        return self.done >= epochs or (patience > 0 and self.waited >= patience)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -149,18 +155,17 @@ def run_stage(
         ValueError: a loss became NaN or infinite.
         OSError: a checkpoint could not be written; the one before survives.
     """
-    while not progress.ended:
+    while not progress.ended(epochs, patience):
         _run_epoch(stage, progress, keeper, reports, more)
-        own = sum(row.stage == stage.number for row in progress.history)
         row = progress.history[-1]
         if best_epoch(progress.history) is row:
             keeper.best = {
                 name: values.detach().clone() for name, values in zip(stage.names, stage.parameters, strict=True)
             }
-        progress.ended = own >= epochs or (patience > 0 and progress.waited >= patience)
         keeper.save(stage, progress, more)
         if reports.epoch is not None:
-            reports.epoch(row, 0.0 if progress.ended else row.seconds * (epochs - own))
+            left = 0 if progress.ended(epochs, patience) else epochs - progress.done
+            reports.epoch(row, row.seconds * left)
 
 
 def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Reports, more: dict[str, Tensor]) -> None:
@@ -192,6 +197,10 @@ def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Report
                 reports.steps(progress.step, count)
     progress.loss = _summed(progress.loss, stage, group)
     val_loss, val_accuracy = stage.judge()
+    if group.size > 1:  # all go on, or end, by the same numbers, were their machines to round otherwise
+        device = stage.parameters[0].device
+        said = torch.tensor([val_loss, val_accuracy], dtype=torch.float64, device=device)
+        val_loss, val_accuracy = group.from_first(said).tolist()
     if not math.isfinite(val_loss):
         _refuse(stage, progress, keeper, "judging the validation pictures")
     rate = stage.optimizer.param_groups[0]["lr"]
