@@ -74,6 +74,16 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_file(dataset, vectors, 
     assert not checkpoint_of(output).exists()
 
 
+def test_features_that_were_stopped_are_kept(dataset, unbroken, tmp_path):
+    output, cache, found = tmp_path / "mine.safetensors", tmp_path / "cache", []
+    with pytest.raises(TrainingStopped, match="stopped at the features of 16 of 30 pictures, which are kept; give"):
+        train(dataset, cache, output, watch=Watch(reports=Reports(stop=lambda: True)))
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    train(dataset, cache, output, watch=Watch(found=lambda features, leaks: found.append(features.computed)))
+    assert found == [14]
+    assert output.read_bytes() == unbroken[1]
+
+
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_training_that_was_killed_goes_on_from_its_last_epoch(dataset, vectors, unbroken, tmp_path, epoch):
     output = tmp_path / "mine.safetensors"
@@ -251,6 +261,7 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(dataset, vect
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr
     found = json.loads(Path(f"{output}.3").read_text())
     alone = train(dataset, vectors, tmp_path / "one.safetensors", DIVIDED)
     assert len(found) == len(alone.history) == 4

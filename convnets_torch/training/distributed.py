@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +13,11 @@ import torch
 from torch import Tensor, distributed
 
 PATIENCE = timedelta(hours=1)  # for processes whose share of the work takes longer, such as pictures on a slow disk
+
+REMARKS = (  # of PyTorch on its own inner ways, which say nothing to who trains
+    "`broadcast_buffers` is deprecated",  # its successor came long after PyTorch 2.6
+    "Grad strides do not match bucket view strides",
+)
 
 
 @dataclass(frozen=True)
@@ -83,13 +89,25 @@ def joined(device: torch.device) -> Iterator[Group]:
 
     Args:
         device: where this process trains: NCCL connects those on CUDA, gloo those on the CPU.
+
+    Raises:
+        ConnectionError: another process was lost.
     """
     mine = not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if mine:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         together = distributed.is_available() and distributed.is_initialized()
-        yield Group(distributed.get_rank(), distributed.get_world_size()) if together else Group()
+        with warnings.catch_warnings():
+            for remark in REMARKS:
+                warnings.filterwarnings("ignore", remark)
+            yield Group(distributed.get_rank(), distributed.get_world_size()) if together else Group()
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistBackendError) and "gloo" not in str(error):
+            raise
+        raise ConnectionError(
+            "another process of this training ended or cannot be reached; see what it said, and go on with --resume"
+        ) from error
     finally:
         if mine:
             distributed.destroy_process_group()

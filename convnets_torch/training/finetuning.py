@@ -23,7 +23,7 @@ from convnets_torch.embeddings.kept_vectors import fingerprint
 from convnets_torch.files import check_kept, check_writable
 from convnets_torch.last_layers import planned, with_last_layer
 from convnets_torch.networks import Network
-from convnets_torch.pipeline import ready_card
+from convnets_torch.pipeline import BATCH, ready_card
 from convnets_torch.render import save_image
 from convnets_torch.training.checkpoints import read_checkpoint
 from convnets_torch.training.curves import EpochRow, best_epoch, draw_history, save_history_csv
@@ -32,7 +32,7 @@ from convnets_torch.training.distributed import joined
 from convnets_torch.training.features import Features, Side, cached_features
 from convnets_torch.training.freezing import LayerRow, unfrozen, what_trains
 from convnets_torch.training.loading import Views
-from convnets_torch.training.running import Keeper, Progress, Reports, run_stage
+from convnets_torch.training.running import Keeper, Progress, Reports, TrainingStopped, run_stage
 from convnets_torch.training.settings import Settings
 from convnets_torch.training.stages import HeadStage, LayersStage, own_parameters
 from convnets_torch.weights import save
@@ -143,7 +143,8 @@ def finetune(
 ) -> Finetuned:
     """Fine-tune a network for the classes of a dataset, and save the best epoch's parameters with a card.
 
-    The same call gives the same file on the same machine. A checkpoint is written after each epoch beside the output;
+    The same call gives the same file on the same machine, from the same features: the last bits of those depend on how
+    many the cache had already. A checkpoint is written after each epoch beside the output;
     it goes when the output is there. Every process that `torchrun` started calls this, on the device of its own; the
     first one writes.
 
@@ -163,7 +164,8 @@ def finetune(
 
     Raises:
         LeakError: pictures of `val` are nearly in `train`.
-        TrainingStopped: `watch.reports.stop` asked for it; a checkpoint was written.
+        TrainingStopped: `watch.reports.stop` asked for it; a checkpoint was written, or before training the features
+            that are there.
         ValueError: there are fewer pictures than a batch, or too few that can be used; a loss became NaN; the
             checkpoint is of another run, or there is one but no `resume`; or the network has no card, is in training
             mode or was prepared.
@@ -186,7 +188,7 @@ def finetune(
         )
     device = next(network.parameters()).device
     with joined(device) as group, seeded(device):
-        features = cached_features(network, dataset, settings, group, cache, watch.pictures)
+        features = cached_features(network, dataset, settings, group, cache, _stoppable(watch))
         _check_usable(features, settings.batch)
         leaks = _leaks(features, leak_threshold)
         if watch.found is not None:
@@ -308,6 +310,23 @@ def _begun(checkpoint: Path, identity: dict[str, Any], settings: Settings) -> tu
             " remove it to begin anew"
         )
     return arrays, progress
+
+
+def _stoppable(watch: Watch) -> Callable[[int, int], None]:
+    """Tells of features, and stops where it is wished: vectors are kept as they come.
+
+    It stops between batches, since the last bits of a vector depend on how many are computed together.
+    """
+
+    def tell(done: int, count: int) -> None:
+        if watch.pictures is not None:
+            watch.pictures(done, count)
+        if (done % BATCH == 0 or done == count) and watch.reports.stop is not None and watch.reports.stop():
+            raise TrainingStopped(
+                f"stopped at the features of {done} of {count} pictures, which are kept; give the same command to go on"
+            )
+
+    return tell
 
 
 def _check_usable(features: Features, batch: int) -> None:

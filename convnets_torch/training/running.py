@@ -81,7 +81,7 @@ class Reports:
     Attributes:
         epoch: of each finished epoch, and how many seconds the epochs left of its stage would take.
         steps: how many steps of the epoch are done, of how many.
-        stop: asked before each step whether to stop.
+        stop: asked before each step, and after each batch of features, whether to stop.
     """
 
     epoch: Callable[[EpochRow, float], None] | None = None
