@@ -106,7 +106,7 @@ def mistake(path, **changes):
 
 
 def test_a_sheet_shows_pictures_and_says_which_files_are_gone_or_broken(tmp_path):
-    Image.new("RGB", (400, 200), "teal").save(tmp_path / "wide.png")
+    Image.new("RGB", (40, 20), "teal").save(tmp_path / "wide.png")  # enlarged, or nobody would see it
     turned = Image.new("RGB", (400, 200), "navy")
     exif = turned.getexif()
     exif[0x0112] = 6  # a quarter to the right

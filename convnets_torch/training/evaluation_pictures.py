@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from convnets_torch.card import Card
 from convnets_torch.confusions import WITH_NAMES, draw_counts
@@ -156,7 +156,7 @@ def mistakes_sheet(
 def small_pictures(
     paths: Sequence[str | os.PathLike[str]], exif: bool = True, max_pixels: int | None = None
 ) -> dict[str, Image.Image]:
-    """Path -> a picture of at most 230 x 230 pixels; a grey one with a sentence where the file cannot be read.
+    """Path -> a picture whose longer side is 230 pixels; a grey one with a sentence where the file cannot be read.
 
     Args:
         paths: may name a file several times.
@@ -186,7 +186,8 @@ def chance(probability: float) -> str:
 def _small(path: str | os.PathLike[str], reading: Reading) -> Image.Image:
     try:
         image = open_upright(path, reading).image
-        return reduced(image, SIDE, Image.Resampling.BILINEAR).convert("RGB")
+        small = reduced(image, SIDE, Image.Resampling.BILINEAR).convert("RGB")
+        return ImageOps.contain(small, (SIDE, SIDE), Image.Resampling.BILINEAR)  # a digit of 8 x 8 pixels is seen too
     except (OSError, ValueError) as error:
         words = str(error) if Path(path).exists() else f"{Path(path).name} is no longer there"
         return _sentence(printable(words))
