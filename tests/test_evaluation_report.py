@@ -169,6 +169,8 @@ def test_classes_are_sorted_and_filtered_by_mouse_and_keys_and_nothing_is_asked_
     assert page.get_by_role("status").inner_text() == "2 of 5 classes"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate("[...document.images].every((it) => it.naturalWidth > 0)")
+    page.set_viewport_size({"width": 1200, "height": 800})
+    assert page.evaluate("[...document.querySelectorAll('.plot')].every((it) => it.scrollWidth <= it.clientWidth)")
     assert page.evaluate("window.hacked") is None
     page.close()
     assert complaints == []

@@ -267,7 +267,8 @@ def _calibration(found: Calibration, both: Recalibration | None) -> str:
     ece = ", ".join(
         f"{each.ece:.2%}" + (f" with temperature {each.temperature:.3g}" * (each.temperature != 1)) for each in shown
     )
-    plot = _plot(draw_reliability(*shown), f"Reliability: expected calibration error {ece}")
+    picture = draw_reliability(*shown)
+    plot = _plot(picture, f"Reliability: expected calibration error {ece}")
     heads = ["All pictures", *([] if both is None else ["Other half", f"Temperature {both.after.temperature:.4g}"])]
     every = [found, *([] if both is None else [both.before, both.after])]
     kinds: list[tuple[str, list[str]]] = [
@@ -292,7 +293,8 @@ def _calibration(found: Calibration, both: Recalibration | None) -> str:
         )
     columns = [Column("Figure"), *(Column(head, True) for head in heads)]
     figures = table("Calibration", columns, [[words, *values] for words, values in kinds])
-    return f'<p class="hint">{hint}</p><div class="columns">{plot}{figures}</div>'
+    body = plot + figures if picture.width > LARGE else f'<div class="columns">{plot}{figures}</div>'
+    return f'<p class="hint">{hint}</p>{body}'
 
 
 def _severity(found: Severity) -> str:
