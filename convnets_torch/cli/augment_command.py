@@ -91,7 +91,8 @@ def augment(
         raise typer.BadParameter(
             f"{len(paths)} pictures of {views} views are more than {view_sheets.MOST_TILES} tiles; give fewer"
         )
-    photos = [_photo(path, rule, max_pixels, allow_truncated) for path in paths]
+    same = len({Path(path).name for path in paths}) < len(set(paths))  # 1.png of several classes
+    photos = [_photo(path, rule, max_pixels, allow_truncated, with_folder=same) for path in paths]
     title = f"{strength}, seed {seed}" if mixing is None else f"{strength}, {mixing[0]} {mixing[1]:g}, seed {seed}"
     sheet = view_sheets.view_sheet(photos, rule, changes, views=views, seed=seed, mixing=mixing, title=title)
     render.save_image(sheet, output)
@@ -116,7 +117,9 @@ def _rule(weights: str | None) -> Preprocessing:
     return read_card(find(weights)).preprocessing
 
 
-def _photo(path: str, rule: Preprocessing, max_pixels: int | None, allow_truncated: bool) -> Photo:
+def _photo(
+    path: str, rule: Preprocessing, max_pixels: int | None, allow_truncated: bool, *, with_folder: bool
+) -> Photo:
     """A picture, whose class is its folder's name."""
     from convnets_torch.images import Reading, open_upright
     from convnets_torch.sentences import printable
@@ -126,6 +129,7 @@ def _photo(path: str, rule: Preprocessing, max_pixels: int | None, allow_truncat
     found = open_upright(source, Reading(rule.exif, max_pixels, allow_truncated))
     for remark in found.remarks:
         say(remark)
-    name = "standard input" if path == "-" else Path(path).name
-    label = None if path == "-" else Path(path).resolve().parent.name
-    return Photo(found.image, printable(name), label)
+    if path == "-":
+        return Photo(found.image, "standard input")
+    name, label = Path(path).name, Path(path).resolve().parent.name
+    return Photo(found.image, printable(f"{label}/{name}" if with_folder else name), label)
