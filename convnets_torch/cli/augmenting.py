@@ -10,77 +10,123 @@ if TYPE_CHECKING:
     from convnets_torch.training.augmentation import Augmentation
     from convnets_torch.training.mixing import MixKind
 
-AS_NAMED = "as --strength says"
+PANEL = "Changes of pictures at random"
 
 Strength = Annotated[
-    Literal["none", "light", "medium", "strong"], typer.Option(help="How much pictures are changed, in one word.")
+    Literal["none", "light", "medium", "strong"],
+    typer.Option(
+        help="How much pictures are changed, in one word; the switches below change single values of it.",
+        rich_help_panel=PANEL,
+    ),
 ]
 Scale = Annotated[
     float | None,
-    typer.Option(min=1, max=4, help="Objects up to so many times larger or smaller.", show_default=AS_NAMED),
+    typer.Option(
+        min=1, max=4, help="Objects up to so many times larger or smaller.", show_default=False, rich_help_panel=PANEL
+    ),
 ]
 Crop = Annotated[
     float | None,
     typer.Option(
-        min=0, max=1, help="How far from the centre pieces are cut out: 0 to 1 (anywhere).", show_default=AS_NAMED
+        min=0,
+        max=1,
+        help="How far from the centre pieces are cut out: 0 to 1 (anywhere).",
+        show_default=False,
+        rich_help_panel=PANEL,
     ),
 ]
 Rotation = Annotated[
-    float | None, typer.Option(min=0, max=180, help="Turned by up to so many degrees.", show_default=AS_NAMED)
+    float | None,
+    typer.Option(min=0, max=180, help="Turned by up to so many degrees.", show_default=False, rich_help_panel=PANEL),
 ]
 Skew = Annotated[
-    float | None, typer.Option(min=0, max=45, help="Lines lean by up to so many degrees.", show_default=AS_NAMED)
+    float | None,
+    typer.Option(min=0, max=45, help="Lines lean by up to so many degrees.", show_default=False, rich_help_panel=PANEL),
 ]
 Flip = Annotated[
     bool | None,
     typer.Option(
         "--flip/--no-flip",
         help="Mirror half of the pictures; not where left and right matter, as in digits.",
-        show_default=AS_NAMED,
+        show_default=False,
+        rich_help_panel=PANEL,
     ),
 ]
 VerticalFlip = Annotated[
     bool | None,
     typer.Option(
-        "--vertical-flip/--no-vertical-flip", help="Turn half of them upside down, by a mirror.", show_default=AS_NAMED
+        "--vertical-flip/--no-vertical-flip",
+        help="Turn half of them upside down, by a mirror.",
+        show_default=False,
+        rich_help_panel=PANEL,
     ),
 ]
 NoFlipClass = Annotated[
     list[str] | None,
     typer.Option(
-        "--no-flip-class", help="A class whose pictures are never mirrored; several times.", show_default=False
+        "--no-flip-class",
+        help="A class whose pictures are never mirrored; several times.",
+        show_default=False,
+        rich_help_panel=PANEL,
     ),
 ]
 Tint = Annotated[
     float | None,
     typer.Option(
-        min=0, max=1, help="Brightness, contrast, saturation times 1 - tint to 1 + tint.", show_default=AS_NAMED
+        min=0,
+        max=1,
+        help="Brightness, contrast, saturation times 1 - tint to 1 + tint.",
+        show_default=False,
+        rich_help_panel=PANEL,
     ),
 ]
 Hue = Annotated[
     float | None,
-    typer.Option(min=0, max=180, help="Colours turned by up to so many degrees.", show_default=AS_NAMED),
+    typer.Option(
+        min=0, max=180, help="Colours turned by up to so many degrees.", show_default=False, rich_help_panel=PANEL
+    ),
 ]
 Blur = Annotated[
     float | None,
     typer.Option(
-        min=0, max=10, help="Half are blurred, by a standard deviation of up to so many pixels.", show_default=AS_NAMED
+        min=0,
+        max=10,
+        help="Half are blurred, by a standard deviation of up to so many pixels.",
+        show_default=False,
+        rich_help_panel=PANEL,
     ),
 ]
 RandAugment = Annotated[
     int | None,
     typer.Option(
-        "--randaugment", min=0, max=30, help="Two changes more by RandAugment of this magnitude.", show_default="off"
+        "--randaugment",
+        min=0,
+        max=30,
+        help="Two changes more by RandAugment of this magnitude.",
+        show_default="off",
+        rich_help_panel=PANEL,
     ),
 ]
 MixUp = Annotated[
     float | None,
-    typer.Option("--mixup", min=0.01, max=100, help="Blend pictures: alpha of the shares.", show_default="off"),
+    typer.Option(
+        "--mixup",
+        min=0.01,
+        max=100,
+        help="Blend pictures: alpha of the shares.",
+        show_default="off",
+        rich_help_panel=PANEL,
+    ),
 ]
 CutMix = Annotated[
     float | None,
     typer.Option(
-        "--cutmix", min=0.01, max=100, help="Cover a part by another picture: alpha of the shares.", show_default="off"
+        "--cutmix",
+        min=0.01,
+        max=100,
+        help="Cover a part by another picture: alpha of the shares.",
+        show_default="off",
+        rich_help_panel=PANEL,
     ),
 ]
 

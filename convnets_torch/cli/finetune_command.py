@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from convnets_torch.training.freezing import LayerRow
 
 LEAKS_SHOWN = 20
+DATA, FIRST, SECOND, BOTH = (  # panels of the help
+    "Data", "Stage one: the last layer", "Stage two: the unfrozen layers", "Both stages",
+)  # fmt: skip
 
 
 def finetune(
@@ -47,32 +50,53 @@ def finetune(
         str | None,
         typer.Option(
             metavar="LAYER",
-            help="Stage two trains from this layer on; head for the dense layers, features for all.",
+            help="It trains from this layer on; head for the dense layers, features for all.",
             show_default="the last block of convolutions",
+            rich_help_panel=SECOND,
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=0, help="Of stage two, at most; 0 trains the last layer alone.")] = 10,
-    rate: Annotated[float, typer.Option(help="Learning rate of stage two.")] = 1e-4,
-    optimizer: Annotated[Literal["sgd", "adamw"], typer.Option(help="Of stage two.")] = "sgd",
-    momentum: Annotated[float, typer.Option(help="Of --optimizer sgd.")] = 0.9,
-    weight_decay: Annotated[float, typer.Option(help="Of stage two.")] = 0.0,
-    head_epochs: Annotated[int, typer.Option(min=1, help="Of stage one, at most.")] = 40,
-    head_rate: Annotated[float, typer.Option(help="Learning rate of stage one.")] = 1e-3,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="How many, at most; 0 trains the last layer alone.", rich_help_panel=SECOND)
+    ] = 10,
+    rate: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=SECOND)] = 1e-4,
+    optimizer: Annotated[
+        Literal["sgd", "adamw"], typer.Option(help="What makes the steps.", rich_help_panel=SECOND)
+    ] = "sgd",
+    momentum: Annotated[float, typer.Option(help="Of --optimizer sgd.", rich_help_panel=SECOND)] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Of the trained layers.", rich_help_panel=SECOND)] = 0.0,
+    head_epochs: Annotated[int, typer.Option(min=1, help="How many, at most.", rich_help_panel=FIRST)] = 40,
+    head_rate: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=FIRST)] = 1e-3,
     views: Annotated[
-        int, typer.Option(min=1, help="Fixed views of each picture for stage one; those after the first are augmented.")
+        int,
+        typer.Option(
+            min=1,
+            help="Fixed views of each picture; those after the first are changed at random.",
+            rich_help_panel=FIRST,
+        ),
     ] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures in a step, over all processes.")] = 32,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Pictures in a step, over all processes.", rich_help_panel=BOTH)
+    ] = 32,
     activation: Annotated[
-        Literal["softmax", "sigmoid"], typer.Option(help="One class of all, or yes or no for each by itself.")
+        Literal["softmax", "sigmoid"],
+        typer.Option(help="One class of all, or yes or no for each by itself.", rich_help_panel=BOTH),
     ] = "softmax",
     class_weights: Annotated[
-        Literal["none", "balanced"], typer.Option(help="balanced: rare classes weigh as much as frequent ones.")
+        Literal["none", "balanced"],
+        typer.Option(help="balanced: rare classes weigh as much as frequent ones.", rich_help_panel=BOTH),
     ] = "none",
-    label_smoothing: Annotated[float, typer.Option(help="Share of a label that goes to all classes.")] = 0.0,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Share of a label that goes to all classes.", rich_help_panel=BOTH)
+    ] = 0.0,
     patience: Annotated[
-        int, typer.Option(min=0, help="End a stage after so many epochs that were no better; 0 never.")
+        int,
+        typer.Option(
+            min=0, help="End a stage after so many epochs that were no better; 0 never.", rich_help_panel=BOTH
+        ),
     ] = 5,
-    dropout: Annotated[bool, typer.Option("--dropout/--no-dropout", help="Of the head, in stage two.")] = True,
+    dropout: Annotated[
+        bool, typer.Option("--dropout/--no-dropout", help="Of the head, where it has some.", rich_help_panel=SECOND)
+    ] = True,
     strength: augmenting.Strength = "light",
     scale: augmenting.Scale = None,
     crop: augmenting.Crop = None,
@@ -88,16 +112,24 @@ def finetune(
     mixup: augmenting.MixUp = None,
     cutmix: augmenting.CutMix = None,
     val_share: Annotated[
-        float, typer.Option(help="Share of each class to judge by, where the data do not say it.")
+        float, typer.Option(help="Share of each class to judge by, where the data do not say it.", rich_help_panel=DATA)
     ] = 0.2,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is drawn.")] = 0,
     allow_leaks: Annotated[
         bool,
-        typer.Option("--allow-leaks", help="Go on where pictures to judge by are nearly among those to learn from."),
+        typer.Option(
+            "--allow-leaks",
+            help="Go on where pictures to judge by are nearly among those to learn from.",
+            rich_help_panel=DATA,
+        ),
     ] = False,
     leak_threshold: Annotated[
         float | None,
-        typer.Option(help="The cosine of two pictures' vectors from which on they are.", show_default="0.98"),
+        typer.Option(
+            help="The cosine of two pictures' features from which on they count as nearly the same.",
+            show_default="0.98",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint beside the output, if there is one.")
@@ -112,7 +144,7 @@ def finetune(
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps, or auto for the best.")] = "cpu",
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        typer.Option(help="Of stage two; bfloat16 is mixed precision, auto takes it where it is fast."),
+        typer.Option(help="bfloat16 is mixed precision, auto takes it where it is fast.", rich_help_panel=SECOND),
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON object.")] = False,
 ) -> None:
