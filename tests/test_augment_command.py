@@ -143,3 +143,15 @@ def test_a_sheet_leaves_torchs_generator_as_it_was(photographs_of_two):
     photos = [Photo(Image.open(path), path.name) for path in photographs_of_two]
     view_sheet(photos, RULE, augmentation("strong", randaugment=9), views=1, mixing=("cutmix", 1.0))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_pictures_of_the_same_name_are_told_apart_by_their_folders(command, tmp_path):
+    paths = [tmp_path / folder / "1.png" for folder in ("boot", "shoe")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        Image.fromarray(picture(number, 60, 80)).save(path)
+    sheet = tmp_path / "sheet.png"
+    assert command("augment", *paths, "-o", sheet, "--strength", "none", "--views", 1)[0] == 0
+    photos = [Photo(Image.open(path), f"{path.parent.name}/1.png") for path in paths]
+    wanted = view_sheet(photos, RULE, augmentation("none"), views=1, title="none, seed 0")
+    assert np.array_equal(np.asarray(Image.open(sheet)), np.asarray(wanted))
