@@ -46,11 +46,21 @@ def finetune(
             "-o", "--output", help="File of weights to write, .safetensors; curves go beside it as .csv, .png."
         ),
     ],
+    head_epochs: Annotated[int, typer.Option(min=1, help="How many, at most.", rich_help_panel=FIRST)] = 40,
+    head_rate: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=FIRST)] = 1e-3,
+    views: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Fixed views of each picture; those after the first are changed at random.",
+            rich_help_panel=FIRST,
+        ),
+    ] = 1,
     unfreeze: Annotated[
         str | None,
         typer.Option(
             metavar="LAYER",
-            help="It trains from this layer on; head for the dense layers, features for all.",
+            help="Train from this layer on; head for the dense layers, features for all.",
             show_default="the last block of convolutions",
             rich_help_panel=SECOND,
         ),
@@ -64,16 +74,6 @@ def finetune(
     ] = "sgd",
     momentum: Annotated[float, typer.Option(help="Of --optimizer sgd.", rich_help_panel=SECOND)] = 0.9,
     weight_decay: Annotated[float, typer.Option(help="Of the trained layers.", rich_help_panel=SECOND)] = 0.0,
-    head_epochs: Annotated[int, typer.Option(min=1, help="How many, at most.", rich_help_panel=FIRST)] = 40,
-    head_rate: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=FIRST)] = 1e-3,
-    views: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Fixed views of each picture; those after the first are changed at random.",
-            rich_help_panel=FIRST,
-        ),
-    ] = 1,
     batch: Annotated[
         int, typer.Option(min=1, help="Pictures in a step, over all processes.", rich_help_panel=BOTH)
     ] = 32,
