@@ -112,6 +112,17 @@ def test_the_same_call_gives_the_same_file(tuned, dataset, vectors, tmp_path):
     assert not torch.equal(ours["head.dense_1.weight"], theirs["head.dense_1.weight"])
 
 
+def test_where_stage_two_is_worse_the_network_of_stage_one_is_kept(dataset, vectors, tmp_path):
+    output, before = tmp_path / "mine.safetensors", small_resnet()
+    settings = replace(QUICK, head_epochs=8, epochs=1, rate=0.01)
+    result = finetune(before, dataset, output, settings, cache=vectors, allow_leaks=True)
+    assert (result.best.stage, result.history[-1].stage) == (1, 2)
+    kept = load(output).state_dict()
+    assert all(torch.equal(values, kept[name]) for name, values in before.state_dict().items() if "head." not in name)
+    right = [classify(load(output), [path], top=1)[0][0].class_id == label for path, label in dataset.val]
+    assert np.mean(right) == result.best.val_accuracy
+
+
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_two_classes_and_no_head(dataset, vectors, tmp_path, activation):
     two = Dataset(
@@ -172,12 +183,13 @@ def test_stage_one_finds_what_logistic_regression_finds():
 
 def test_features_of_further_views_are_those_of_the_views(dataset, tmp_path):
     network = small_resnet()
-    settings = replace(QUICK, views=2, augmentation=augmentation("strong", no_flip=("ant",)))
+    settings = replace(QUICK, views=3, augmentation=augmentation("strong", no_flip=("ant",)))
     found = cached_features(network, dataset, settings, Group(), tmp_path, None)
-    assert found.computed == 2 * len(dataset.train) + len(dataset.val)
+    assert found.computed == 3 * len(dataset.train) + len(dataset.val)
     whole = embed(network, [path for path, _ in dataset.train])
     torch.testing.assert_close(found.train.features[0], whole, rtol=1e-4, atol=1e-5)
-    assert not torch.isclose(found.train.features[1], whole).all(1).any()
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.isclose(found.train.features[one], found.train.features[other]).all(1).any()
     again = cached_features(network, dataset, settings, Group(), tmp_path, None)
     assert again.computed == 0
     assert torch.equal(again.train.features, found.train.features)

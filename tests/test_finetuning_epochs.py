@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -29,8 +30,8 @@ def test_the_best_epoch_outlives_a_break_after_worse_ones(tmp_path, steps):
     stage, progress, keeper = worsening(), Progress(), Keeper(tmp_path / "unbroken.safetensors", {}, Group())
     run_stage(stage, progress, 4, 0, keeper, Reports(), {})
     assert best_epoch(progress.history).epoch == 1
-    path, asked = tmp_path / "broken.safetensors", []
-    reports = Reports(stop=lambda: asked.append(None) or len(asked) > steps)
+    path, asked = tmp_path / "broken.safetensors", itertools.count()
+    reports = Reports(stop=lambda: next(asked) >= steps)
     with pytest.raises(TrainingStopped):
         run_stage(worsening(), Progress(), 4, 0, Keeper(path, {}, Group()), reports, {})
     arrays, state = read_checkpoint(path)
@@ -63,8 +64,8 @@ def test_judging_takes_neither_smoothing_nor_weights():
 
 def test_rare_classes_weigh_as_much_as_frequent_ones():
     rows, labels = torch.ones(6, 2), torch.tensor([0, 0, 0, 0, 0, 1])
-    for weights, wanted in (("none", 5 / 6), ("balanced", 1 / 2)):
-        settings = Settings(batch=6, head_rate=0.05, class_weights=weights)
+    plain = Settings(batch=6, head_rate=0.05)
+    for settings, wanted in ((plain, 5 / 6), (replace(plain, class_weights="balanced"), 1 / 2)):
         stage = HeadStage(rows, labels, rows, labels, 2, settings)
         for _ in range(200):
             for step in stage.steps(1, 0):
@@ -72,7 +73,7 @@ def test_rare_classes_weigh_as_much_as_frequent_ones():
                 step.loss.backward()
                 stage.optimizer.step()
         chance = stage.layer(torch.zeros(1, 2)).softmax(1)[0, 0].item()
-        assert chance == pytest.approx(wanted, abs=0.02), weights
+        assert chance == pytest.approx(wanted, abs=0.02), settings
 
 
 def test_frozen_layers_leave_no_graph():

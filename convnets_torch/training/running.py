@@ -199,8 +199,8 @@ def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Report
     val_loss, val_accuracy = stage.judge()
     if group.size > 1:  # all go on, or end, by the same numbers, were their machines to round otherwise
         device = stage.parameters[0].device
-        said = torch.tensor([val_loss, val_accuracy], dtype=torch.float64, device=device)
-        val_loss, val_accuracy = group.from_first(said).tolist()
+        figures = torch.tensor([val_loss, val_accuracy], dtype=torch.float64, device=device)
+        val_loss, val_accuracy = group.from_first(figures).tolist()
     if not math.isfinite(val_loss):
         _refuse(stage, progress, keeper, "judging the validation pictures")
     rate = stage.optimizer.param_groups[0]["lr"]
