@@ -188,6 +188,7 @@ def finetune(
     network = load(weights, device=local_device() or device)
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings_as_lines())
+        came = stack.enter_context(_interruption())
         pictures = stack.enter_context(rows_done("pictures")) if speaks else None
         told: list[Callable[[EpochRow, float], None]] = []
         if tensorboard is not None and speaks:
@@ -197,7 +198,7 @@ def finetune(
             pictures=pictures,
             found=_found if speaks else None,
             layers=None if as_json or not speaks else _print_layers,
-            reports=Reports(epoch=_each(told) if speaks else None, stop=stack.enter_context(_interruption())),
+            reports=Reports(epoch=_each(told) if speaks else None, stop=lambda: bool(came)),
         )
         if speaks:
             for remark in dataset.remarks:
@@ -222,7 +223,7 @@ def finetune(
         except TrainingStopped as stopped:
             if speaks:
                 say(one_line(stopped))
-            raise typer.Exit(128 + signal.SIGINT) from None
+            raise typer.Exit(128 + came[0]) from None
     if speaks:
         _report(result, output, as_json)
     if result.failed:
@@ -293,8 +294,8 @@ def _log(
 
 
 @contextlib.contextmanager
-def _interruption() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came; the second one breaks off at once."""
+def _interruption() -> Iterator[list[int]]:
+    """The signals that came, of Ctrl-C and SIGTERM; the second one breaks off at once."""
     came: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -305,7 +306,7 @@ def _interruption() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(came)
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

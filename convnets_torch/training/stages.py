@@ -110,7 +110,7 @@ class HeadStage:
         nn.init.zeros_(self.layer.bias)
         self.names = ["weight", "bias"]
         self.parameters: list[nn.Parameter] = [*self.layer.parameters()]
-        self.optimizer: Optimizer = AdamW(self.parameters, settings.head_rate)
+        self.optimizer: Optimizer = AdamW(self.parameters, settings.head_rate, weight_decay=0.0)
 
     def count(self) -> int:
         return -(-len(self._features) // self._settings.batch)
