@@ -147,8 +147,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="pictures of each digit; all, some 180, by default")
     parser.add_argument("--unfreeze", default="features.block11", help="stage two trains from this layer on")
     parser.add_argument("--epochs", type=int, default=4, help="of stage two, at most")
-    parser.add_argument("--optimizer", choices=["sgd", "adamw"], default="adamw")
-    parser.add_argument("--rate", type=float, default=1e-4, help="of stage two")
+    parser.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")
+    parser.add_argument("--rate", type=float, default=3e-4, help="of stage two")
     parser.add_argument("--json", type=Path, help="also write the results here")
     arguments = parser.parse_args()
     if len(arguments.seeds) < 2:

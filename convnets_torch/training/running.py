@@ -187,6 +187,8 @@ def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Report
                     f"stopped in epoch {progress.epoch}, after step {progress.step} of {count}, and all of it is in"
                     f" {keeper.path}; give the same command with --resume to go on"
                 )
+            for parameters in stage.optimizer.param_groups:
+                parameters["lr"] = stage.rate_at(progress.done * count + progress.step)
             stage.optimizer.zero_grad()
             step.loss.backward()  # type: ignore[no-untyped-call]
             stage.optimizer.step()
@@ -220,7 +222,7 @@ def _summed(loss: float, stage: Stage, group: Group) -> float:
 
 def _refuse(stage: Stage, progress: Progress, keeper: Keeper, place: str) -> None:
     """Raise ValueError for a loss that is no number."""
-    rate = stage.optimizer.param_groups[0]["lr"]
+    rate = stage.rate
     option = "--head-rate" if stage.number == 1 else "--rate"
     kept = f", and --resume to go on from epoch {progress.epoch - 1}, kept in {keeper.path}" if progress.history else ""
     raise ValueError(

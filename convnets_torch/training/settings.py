@@ -32,7 +32,8 @@ class Settings:
         unfreeze: layer from which on stage two trains, by any name that `find_layers` takes; "head" for the dense
             layers alone, "features" for all; None for the network's last block (`freezing.LAST_BLOCKS`).
         optimizer: of stage two, "sgd" or "adamw".
-        rate: learning rate of stage two.
+        rate: highest learning rate of stage two, which rises over the first epoch and falls to the last
+            (`schedule.scheduled`).
         momentum: of "sgd".
         weight_decay: of stage two.
         batch: pictures in a step of stage two, over all processes; rows in one of stage one.

@@ -24,6 +24,7 @@ from convnets_torch.training.freezing import freeze
 from convnets_torch.training.loading import Views, batches, loaded
 from convnets_torch.training.losses import balanced, row_losses, soft_targets
 from convnets_torch.training.mixing import Mix, draw_mix
+from convnets_torch.training.schedule import scheduled
 from convnets_torch.training.settings import Settings
 
 
@@ -50,9 +51,13 @@ class Stage(Protocol):
     names: list[str]  # of the parameters that train
     parameters: list[nn.Parameter]
     optimizer: Optimizer
+    rate: float  # the highest learning rate
 
     def count(self) -> int:
         """Steps of an epoch."""
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step of the stage, from 0."""
 
     def steps(self, epoch: int, first: int) -> Generator[Step, None, None]:
         """The steps of an epoch from number `first` on; each is to be applied before the next is asked for."""
@@ -110,10 +115,14 @@ class HeadStage:
         nn.init.zeros_(self.layer.bias)
         self.names = ["weight", "bias"]
         self.parameters: list[nn.Parameter] = [*self.layer.parameters()]
-        self.optimizer: Optimizer = AdamW(self.parameters, settings.head_rate, weight_decay=0.0)
+        self.rate = settings.head_rate
+        self.optimizer: Optimizer = AdamW(self.parameters, self.rate, weight_decay=0.0)
 
     def count(self) -> int:
         return -(-len(self._features) // self._settings.batch)
+
+    def rate_at(self, step: int) -> float:
+        return self.rate
 
     def steps(self, epoch: int, first: int) -> Generator[Step, None, None]:
         for rows in batches(len(self._features), self._settings.batch, self._settings.seed, epoch)[first:]:
@@ -163,6 +172,7 @@ class LayersStage:
         self.parameters = [parameters[name] for name in names]
         self._device = self.parameters[0].device
         self._rows = Rows(labels, self._classes, settings)
+        self.rate = settings.rate
         if settings.optimizer == "adamw":
             self.optimizer: Optimizer = AdamW(self.parameters, settings.rate, weight_decay=settings.weight_decay)
         else:
@@ -176,6 +186,9 @@ class LayersStage:
 
     def count(self) -> int:
         return -(-len(self._views) // self._settings.batch)
+
+    def rate_at(self, step: int) -> float:
+        return scheduled(self.rate, step, self.count(), self._settings.epochs)
 
     def steps(self, epoch: int, first: int) -> Generator[Step, None, None]:
         settings, group = self._settings, self._group
