@@ -75,6 +75,18 @@ def check_writable(path: Path) -> None:
             raise PermissionError(f"{place} cannot be written to; name another output or change its rights")
 
 
+def check_page(path: Path, what: str) -> None:
+    """Raise, before long work begins, when a page that shows `what` ("a map") cannot be written to `path`.
+
+    Raises:
+        ValueError: another ending than .html.
+        OSError: `path` cannot be written.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{path} has an unknown ending; {what} is a page: name a file that ends in .html")
+    check_writable(path)
+
+
 def check_kept(output: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Raise ValueError, in one sentence, when an output would take the place of a picture that is read."""
     there = resolved(output)

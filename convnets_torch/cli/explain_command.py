@@ -37,8 +37,9 @@ def explain(
     """Write one page: the top classes of a picture, the heatmap and the Grad-CAM of each, and what layers give."""
     from convnets_torch.cli.results import prediction_lines
     from convnets_torch.explain import report
+    from convnets_torch.files import check_page
 
-    report.check_page_output(output)
+    check_page(output, "an explanation")
     network = load_network(weights, device, precision)
     picture = sys.stdin.buffer if image == "-" else image
     with warnings_as_lines():

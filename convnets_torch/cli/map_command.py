@@ -69,15 +69,15 @@ def map_pictures(
     from convnets_torch.cli.progress import rows_done
     from convnets_torch.embeddings.extraction import Embedder
     from convnets_torch.embeddings.map_files import check_map_output, check_same_kind, load_map, save_map
-    from convnets_torch.embeddings.map_page import check_map_page_output, save_map_page
+    from convnets_torch.embeddings.map_page import save_map_page
     from convnets_torch.embeddings.map_picture import draw_map
     from convnets_torch.embeddings.maps import PERPLEXITY, check_installed, make_map
-    from convnets_torch.files import check_kept, check_writable
+    from convnets_torch.files import check_kept, check_page, check_writable
     from convnets_torch.folders import find_pictures
 
     check_installed()
     if output is not None:
-        check_map_page_output(output)
+        check_page(output, "a map")
     if png is not None:
         if png.suffix.lower() not in render.FORMATS:
             raise typer.BadParameter(f"{png} has an unknown ending; a map is drawn as {', '.join(render.FORMATS)}")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from convnets_torch.embeddings.map_files import MapEntry
 from convnets_torch.embeddings.map_thumbnails import NEVER, levels, mean_color, sheets
-from convnets_torch.files import check_writable, replacing
+from convnets_torch.files import check_page, replacing
 from convnets_torch.maps.page import as_base64, as_json, part, policy_hash
 from convnets_torch.sentences import printable
 
@@ -25,18 +25,6 @@ QUALITY = 80  # of the sheets, which are JPEG
 CHANCES = 65_535  # steps of a probability
 UNKNOWN = 65_535  # stands for no probability
 MOST_WORDS = 65_535  # different ones
-
-
-def check_map_page_output(path: Path) -> None:
-    """Raise, before long work begins, when a page cannot be written to `path`.
-
-    Raises:
-        ValueError: another ending than .html.
-        OSError: `path` cannot be written.
-    """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{path} has an unknown ending; a map is a page: name a file that ends in .html")
-    check_writable(path)
 
 
 def save_map_page(
@@ -75,7 +63,7 @@ def save_map_page(
     >>> entries = [MapEntry(f"{number}.jpg") for number in range(30)]
     >>> save_map_page(places, entries, [Image.new("RGB", (64, 48), "teal")] * 30, "map.html", title="My photographs")
     """
-    check_map_page_output(Path(path))
+    check_page(Path(path), "a map")
     if not len(positions) or not len(positions) == len(entries) == len(images):
         raise ValueError(
             f"there are {len(positions)} places, {len(entries)} entries and {len(images)} thumbnails; give one for each"

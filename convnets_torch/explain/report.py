@@ -21,7 +21,7 @@ from convnets_torch.explain.gradcam import Method
 from convnets_torch.explain.grids import ChannelGrid, activation_grids
 from convnets_torch.explain.layers import layer_names
 from convnets_torch.explain.names import find_layers
-from convnets_torch.files import check_writable, replacing
+from convnets_torch.files import check_page, replacing
 from convnets_torch.heatmaps import Heatmap, heatmap
 from convnets_torch.images import Picture, decode, picture_name, warn
 from convnets_torch.maps.page import data_uri, part, policy_hash
@@ -69,7 +69,7 @@ class Explanation:
             ValueError: another ending than .html.
             OSError: `path` cannot be written.
         """
-        check_page_output(Path(path))
+        check_page(Path(path), "an explanation")
         page = _page(self)
         with replacing(path) as temporary:
             temporary.write_text(page, encoding="utf-8")
@@ -132,18 +132,6 @@ def five_layers(network: Network) -> list[str]:
     names = [layer.name for layer in (active if len(active) >= LAYERS else maps)]
     places = np.unique(np.linspace(0, len(names) - 1, LAYERS).round().astype(int))
     return [names[place] for place in places]
-
-
-def check_page_output(path: Path) -> None:
-    """Raise, before long work begins, when a page cannot be written to `path`.
-
-    Raises:
-        ValueError: another ending than .html.
-        OSError: `path` cannot be written.
-    """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{path} has an unknown ending; an explanation is a page: name a file that ends in .html")
-    check_writable(path)
 
 
 def _is_activation(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnets_torch.card import Card
-from convnets_torch.files import check_writable, replacing
+from convnets_torch.files import check_page, replacing
 from convnets_torch.maps.page import data_uri, part, policy_hash
 from convnets_torch.training.calibration import Calibration, Recalibration
 from convnets_torch.training.evaluation_pictures import chance, draw_confusions, draw_reliability
@@ -110,18 +110,6 @@ class Report:
     original: str = ""
 
 
-def check_report_output(path: Path) -> None:
-    """Raise, before long work begins, when a report cannot be written to `path`.
-
-    Raises:
-        ValueError: another ending than .html.
-        OSError: `path` cannot be written.
-    """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{path} has an unknown ending; a report is a page: name a file that ends in .html")
-    check_writable(path)
-
-
 def write_report(report: Report, path: str | os.PathLike[str]) -> None:
     """Write one HTML file, atomically, that holds everything and asks no network.
 
@@ -132,7 +120,7 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
         ValueError: another ending than .html.
         OSError: `path` cannot be written.
     """
-    check_report_output(Path(path))
+    check_page(Path(path), "a report")
     style, script = part("explain.css") + part("evaluation.css"), part("evaluation.js")
     page = Template(part("evaluation.html")).substitute(
         title=escaped(report.title),
