@@ -68,7 +68,10 @@ def finetune(
     epochs: Annotated[
         int, typer.Option(min=0, help="How many, at most; 0 trains the last layer alone.", rich_help_panel=SECOND)
     ] = 10,
-    rate: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=SECOND)] = 1e-4,
+    rate: Annotated[
+        float,
+        typer.Option(help="Highest learning rate: it rises over the first epoch, and falls.", rich_help_panel=SECOND),
+    ] = 1e-4,
     optimizer: Annotated[
         Literal["sgd", "adamw"], typer.Option(help="What makes the steps.", rich_help_panel=SECOND)
     ] = "sgd",
