@@ -192,16 +192,16 @@ def finetune(
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings_as_lines())
         came = stack.enter_context(_interruption())
-        pictures = stack.enter_context(rows_done("pictures")) if speaks else None
+        bar = stack.enter_context(rows_done("pictures, then steps of an epoch")) if speaks else None
         told: list[Callable[[EpochRow, float], None]] = []
         if tensorboard is not None and speaks:
             told.append(_log(stack, tensorboard, checkpoint_of(output), resume))
         told.append(_say_epoch)
         watch = Watch(
-            pictures=pictures,
+            pictures=bar,
             found=_found if speaks else None,
             layers=None if as_json or not speaks else _print_layers,
-            reports=Reports(epoch=_each(told) if speaks else None, stop=lambda: bool(came)),
+            reports=Reports(epoch=_each(told) if speaks else None, steps=bar, stop=lambda: bool(came)),
         )
         if speaks:
             for remark in dataset.remarks:
