@@ -13,13 +13,13 @@ from convnets_torch import classify, engine, load, predict, prepare
 from tests.conftest import NARROW
 from tests.reference.nearness import differ, with_statistics
 
-# VGG19 is VGG16 with more layers; Inception's blocks are proven by its maps, its head by ResNet50's.
-NAMES = [name for name in NARROW if name not in ("vgg19", "inception_v3")]
 MARGINS = {"float32": 1e-4, "bfloat16": 3e-2}  # of the largest logit
 
 
 @pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")  # of processors without bfloat16
-@pytest.mark.parametrize(("name", "precision"), [*((name, "float32") for name in NAMES), ("vgg16", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "float32") for name in NARROW), ("alexnet", "bfloat16"), ("vgg16", "bfloat16")]
+)
 def test_openvino_answers_the_same_for_any_batch(name, precision):
     pytest.importorskip("openvino")
     torch.manual_seed(0)
