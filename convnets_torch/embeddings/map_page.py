@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import Image
 from convnets_torch.embeddings.map_files import MapEntry
 from convnets_torch.embeddings.map_thumbnails import NEVER, levels, mean_color, sheets
 from convnets_torch.files import check_page, replacing
-from convnets_torch.maps.page import as_base64, as_json, part, policy_hash
+from convnets_torch.maps.page import as_base64, as_json, part, whole_page
 from convnets_torch.sentences import printable
 
 QUALITY = 80  # of the sheets, which are JPEG
@@ -73,8 +72,11 @@ def save_map_page(
     level = levels(positions, new)
     order = np.lexsort((*_strips(positions), level))  # what is seen first and what is near lies in one sheet
     style, script = part("collection.css"), part("collection.js") + part("collection_tools.js")
-    page = Template(part("collection.html")).substitute(
-        title=escape(printable(title)),
+    page = whole_page(
+        "collection.html",
+        escape(printable(title)),
+        style,
+        script,
         data=as_json(_numbers(positions, entries, images, level, order, new, side)),
         sheets="\n".join(
             f'<script type="text/plain" class="sheet">{_jpeg(sheet)}</script>'
@@ -85,10 +87,6 @@ def save_map_page(
             for name, said in (failed or {}).items()
         ),
         failed_count=len(failed or {}),
-        style=style,
-        style_hash=policy_hash(style),
-        script=script,
-        script_hash=policy_hash(script),
     )
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode())

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 
 import numpy as np
 from PIL import Image
@@ -24,7 +23,7 @@ from convnets_torch.explain.names import find_layers
 from convnets_torch.files import check_page, replacing
 from convnets_torch.heatmaps import Heatmap, heatmap
 from convnets_torch.images import Picture, decode, picture_name, warn
-from convnets_torch.maps.page import data_uri, part, policy_hash
+from convnets_torch.maps.page import data_uri, part, whole_page
 from convnets_torch.networks import Network
 from convnets_torch.networks.sliding import ELEMENTWISE
 from convnets_torch.preprocessing import Pixels
@@ -143,11 +142,11 @@ def _page(explanation: Explanation) -> str:
     best = explanation.predictions[0]
     height, width = explanation.picture.shape[:2]
     first = explanation.cams[0]
-    return Template(part("explain.html")).substitute(
-        title=_text(f"{explanation.name}: {best.words.split(', ')[0]}?"),
+    return whole_page(
+        "explain.html",
+        _text(f"{explanation.name}: {best.words.split(', ')[0]}?"),
+        style,
         facts=_text(f"{explanation.network} · {width} x {height} pixels"),
-        style=style,
-        style_hash=policy_hash(style),
         picture=_jpeg(Image.fromarray(explanation.picture)),
         picture_words=_text(explanation.name),
         top="\n".join(_row(entry) for entry in explanation.predictions),

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image
 
 from convnets_torch.card import Card
 from convnets_torch.files import check_page, replacing
-from convnets_torch.maps.page import data_uri, part, policy_hash
+from convnets_torch.maps.page import data_uri, part, whole_page
 from convnets_torch.training.calibration import Calibration, Recalibration
 from convnets_torch.training.evaluation_pictures import chance, draw_confusions, draw_reliability
 from convnets_torch.training.mistakes import Confused, Mistake, Mistakes
@@ -122,14 +121,13 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
     """
     check_page(Path(path), "a report")
     style, script = part("explain.css") + part("evaluation.css"), part("evaluation.js")
-    page = Template(part("evaluation.html")).substitute(
-        title=escaped(report.title),
+    page = whole_page(
+        "evaluation.html",
+        escaped(report.title),
+        style,
+        script,
         summary=_summary(report),
         sections="\n".join(_sections(report)),
-        style=style,
-        style_hash=policy_hash(style),
-        script=script,
-        script_hash=policy_hash(script),
     )
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode())
