@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +12,7 @@ import typer
 
 from convnets_torch.cli.messages import say, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
-from convnets_torch.cli.running import Device, EngineName, Precision, load_engine
+from convnets_torch.cli.running import Device, EngineName, Precision, load_engine, resumable
 
 if TYPE_CHECKING:
     from convnets_torch.training.evaluation_outputs import Judged
@@ -117,7 +115,7 @@ def evaluate(
     if resume is not None:
         check_outside(resume, folder)
     network = load_engine(weights, device, precision, engine)
-    with warnings_as_lines(), _resumable(resume), rows_done("pictures") as progress:
+    with warnings_as_lines(), resumable(resume, "reported"), rows_done("pictures") as progress:
         found = run(
             network,
             known,
@@ -147,17 +145,6 @@ def evaluate(
         _save_temperature(weights, judged.recalibration.temperature.value, save_temperature)
     if found.failed or ((temperature or save_temperature is not None) and not fitted):
         raise typer.Exit(1)
-
-
-@contextlib.contextmanager
-def _resumable(folder: Path | None) -> Iterator[None]:
-    """Say how an interrupted run goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        way = f"the same command goes on from {folder}" if folder else "with --resume FOLDER a run can go on"
-        say(f"interrupted; nothing was reported; {way}")
-        raise typer.Exit(130) from None
 
 
 def _repeat(device: str, precision: str | None, engine: str | None) -> list[tuple[str, str]]:

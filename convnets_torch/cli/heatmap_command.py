@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from convnets_torch.cli.messages import say, warnings_as_lines
+from convnets_torch.cli.messages import warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
 from convnets_torch.cli.progress import rows_done
-from convnets_torch.cli.running import Device, EngineName, Precision, load_engine
+from convnets_torch.cli.running import Device, EngineName, Precision, load_engine, resumable
 
 if TYPE_CHECKING:
     from convnets_torch.heatmaps import CellMap
@@ -135,7 +134,7 @@ def heatmap(
     check_kept(output, images)
     network = load_engine(weights, device, precision, engine, heatmap=True)
     picture = sys.stdin.buffer if images == ["-"] else images[0]
-    with warnings_as_lines(), _resumable(resume), rows_done() as progress:
+    with warnings_as_lines(), resumable(resume, "written"), rows_done() as progress:
         common: dict[str, Any] = {
             "longest_side": longest_side,
             "upscale": upscale,
@@ -183,17 +182,6 @@ def _factors(scales: str | None) -> Scales | None:
         return [float(factor) for factor in scales.split(",")]
     except ValueError:
         raise ValueError(f"--scales is {scales!r}; give factors such as 0.5,1,2, or auto") from None
-
-
-@contextlib.contextmanager
-def _resumable(folder: Path | None) -> Iterator[None]:
-    """Say how an interrupted run goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        way = f"the same command goes on from {folder}" if folder else "with --resume FOLDER a run can go on"
-        say(f"interrupted; nothing was written; {way}")
-        raise typer.Exit(130) from None
 
 
 def _print(output: Path, targets: list[str], maps: Sequence[CellMap]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from convnets_torch.cli.messages import warnings_as_lines
+from convnets_torch.cli.messages import say, warnings_as_lines
 
 if TYPE_CHECKING:
     from convnets_torch.networks import Network
@@ -70,3 +73,19 @@ def load_network(weights: str, device: str, precision: str | None, *, whole: boo
         if whole:
             return network.to(runtime.dtype_of(precision, place))
         return runtime.prepare(network, device=place, precision=precision)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def resumable(folder: Path | None, done: str) -> Iterator[None]:
+    """Say how a run that is interrupted goes on.
+
+    Args:
+        folder: given with --resume.
+        done: what did not happen to anything yet: "written", "reported".
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        way = f"the same command goes on from {folder}" if folder else "with --resume FOLDER a run can go on"
+        say(f"interrupted; nothing was {done}; {way}")
+        raise typer.Exit(130) from None
