@@ -18,7 +18,7 @@ from convnets_torch.networks import Network
 from convnets_torch.pipeline import BATCH
 from convnets_torch.training.datasets import Dataset, Labelled
 from convnets_torch.training.distributed import Group
-from convnets_torch.training.loading import Views
+from convnets_torch.training.loading import ViewedPictures
 from convnets_torch.training.settings import Settings
 
 FIXED_VIEWS = 2**31  # number of the epoch, in a view's key, before the first of the fixed views
@@ -148,7 +148,7 @@ class _Viewer:
         assert embedder.card is not None
         rule, device, paths = embedder.card.preprocessing, next(network.parameters()).device, list(missing)
         labels, digests = [self.names[path] for path in paths], list(missing.values())
-        views = Views(paths, labels, digests, rule, self.settings.augmentation, self.settings.seed)
+        views = ViewedPictures(paths, labels, digests, rule, self.settings.augmentation, self.settings.seed)
         for start in range(0, len(paths), BATCH):
             seen: dict[Path, Tensor] = {}
             for number in range(start, min(start + BATCH, len(paths))):

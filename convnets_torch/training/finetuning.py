@@ -31,7 +31,7 @@ from convnets_torch.training.datasets import Dataset, check_batch
 from convnets_torch.training.distributed import joined
 from convnets_torch.training.features import Features, Side, cached_features
 from convnets_torch.training.freezing import LayerRow, unfrozen, what_trains
-from convnets_torch.training.loading import Views
+from convnets_torch.training.loading import ViewedPictures
 from convnets_torch.training.running import Keeper, Progress, Reports, TrainingStopped, run_stage
 from convnets_torch.training.settings import Settings
 from convnets_torch.training.stages import HeadStage, LayersStage, own_parameters
@@ -349,11 +349,11 @@ def _data_fingerprint(dataset: Dataset, features: Features) -> str:
     return digest.hexdigest()
 
 
-def _views(network: Network, dataset: Dataset, side: Side, settings: Settings) -> Views:
+def _views(network: Network, dataset: Dataset, side: Side, settings: Settings) -> ViewedPictures:
     assert network.card is not None
     labels = [dataset.classes[label] for label in side.labels.tolist()]
     rule = network.card.preprocessing
-    return Views(side.paths, labels, side.digests, rule, settings.augmentation, settings.seed)
+    return ViewedPictures(side.paths, labels, side.digests, rule, settings.augmentation, settings.seed)
 
 
 def _workers(device: torch.device) -> int:

@@ -37,7 +37,7 @@ def batches(count: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
     return [order[start : start + batch] for start in range(0, count, batch)]
 
 
-class Views(Dataset[Tensor]):
+class ViewedPictures(Dataset[Tensor]):
     """Augmented pictures by epoch and number.
 
     A picture's changes depend on the seed, the epoch and its file's content, not on where it stands or who loads it.
@@ -82,7 +82,7 @@ class Views(Dataset[Tensor]):
         return pixels.permute(1, 2, 0)
 
 
-def loaded(views: Views, steps: Sequence[Sequence[Place]], workers: int) -> Generator[Tensor, None, None]:
+def loaded(views: ViewedPictures, steps: Sequence[Sequence[Place]], workers: int) -> Generator[Tensor, None, None]:
     """The batches of an epoch's steps, each (N, height, width, 3) uint8.
 
     Args:
@@ -104,7 +104,7 @@ def loaded(views: Views, steps: Sequence[Sequence[Place]], workers: int) -> Gene
 class _Tried(Dataset["Tensor | Exception"]):
     """Views, or why there is none: raised in a worker, an error would come with the worker's traceback as its text."""
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: ViewedPictures) -> None:
         self._views = views
 
     def __getitem__(self, place: Place) -> Tensor | Exception:

@@ -21,7 +21,7 @@ from convnets_torch.pipeline import predict
 from convnets_torch.runtime import dtype_of, is_depthwise
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.freezing import freeze
-from convnets_torch.training.loading import Views, batches, loaded
+from convnets_torch.training.loading import ViewedPictures, batches, loaded
 from convnets_torch.training.losses import balanced, row_losses, soft_targets
 from convnets_torch.training.mixing import Mix, draw_mix
 from convnets_torch.training.schedule import scheduled
@@ -151,7 +151,7 @@ class LayersStage:
         self,
         network: Network,
         names: list[str],
-        views: Views,
+        views: ViewedPictures,
         labels: Tensor,
         val: Sequence[Path],
         val_labels: Tensor,
