@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from convnets_torch import save
 from convnets_torch.training.checkpoints import read_checkpoint
@@ -119,15 +120,14 @@ def test_a_checkpoint_is_safetensors_and_belongs_to_one_training(dataset, vector
     with pytest.raises(ValueError, match="another network"):
         finetune(other, dataset, output, SETTINGS, cache=vectors, allow_leaks=True, resume=True)
     train(dataset, vectors, output, replace(SETTINGS, epochs=0, rate=1), resume=True)  # a rate may change on the way
-    with pytest.raises(ValueError, match="was written by another version"):
-        write_schema(checkpoint_of(output), arrays, {**state, "schema": 99})
-
-
-def write_schema(path, arrays, state):
-    from safetensors.torch import save_file
-
-    save_file(arrays, path, {"training": json.dumps(state)})
-    read_checkpoint(path)
+    for text in (
+        json.dumps({**state, "schema": 99}),
+        json.dumps({**state, "progress": {**state["progress"], "ended": True}}),
+        "{",
+    ):
+        save_file(arrays, checkpoint_of(output), {"training": text})
+        with pytest.raises(ValueError, match=r"was written by another version; remove it to begin anew"):
+            train(dataset, vectors, output, resume=True)
 
 
 def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_epoch(dataset, vectors, tmp_path):

@@ -50,7 +50,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     text = metadata.get(KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
         raise ValueError(f"{path} is no checkpoint of a training; remove it, or name another output")
-    state = json.loads(text)
+    try:
+        state = json.loads(text)
+    except ValueError:
+        state = None
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:
         raise ValueError(f"{path} was written by another version; remove it to begin anew, or finish with that version")
     try:

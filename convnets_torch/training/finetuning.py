@@ -301,7 +301,12 @@ def _begun(checkpoint: Path, identity: dict[str, Any], settings: Settings) -> tu
         for key, word in (("network", "network"), ("data", "set of pictures"))
         if state[key] != identity[key]
     ]
-    progress = Progress.from_dict(state["progress"])
+    try:
+        progress = Progress.from_dict(state["progress"])
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"{checkpoint} was written by another version; remove it to begin anew, or finish with that version"
+        ) from None
     if progress.stage == 2 and not settings.epochs:  # whose history would be that of other parameters
         other.append(f"epochs {state['settings']['epochs']}, now 0")
     if other:
