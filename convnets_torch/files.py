@@ -1,44 +1,206 @@
-"""Files: what may be read, outputs that appear whole or not at all, and what identifies a file."""
+"""The gates for files: how those from elsewhere are opened, and how outputs appear whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
 import secrets
+import shutil
+import stat
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
+
+if sys.platform != "win32":
+    import fcntl
+
+# Not every system has these flags. A pipe that took the file's place must not keep us waiting.
+_READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")  # the folders that `replacing` works in
+
+_cleaned: set[Path] = set()  # folders in which this process has looked for what killed ones left
+_remarked: set[Path] = set()  # folders that this process has remarked on
+
+
+class FileWarning(UserWarning):
+    """What is unsafe about where a file lies; the message names the place."""
+
+
+# Reading
+
+
+def open_file(path: str | os.PathLike[str], *, max_bytes: int | None = None, follow_links: bool = True) -> IO[bytes]:
+    """Open a file from outside for reading; what was checked is what is read, whatever happens to its name meanwhile.
+
+    Args:
+        path: of a regular file.
+        max_bytes: refuse a larger one.
+        follow_links: False refuses a symbolic link at the end of `path`.
+
+    Raises:
+        OSError: there is no regular file, or it cannot be read.
+        ValueError: it has more than `max_bytes`.
+    """
+    check_regular(path, follow_links=follow_links)  # before opening, which alone can start a device
+    try:
+        descriptor = os.open(path, _READ | (0 if follow_links else _NO_LINK))
+    except OSError as error:
+        raise _refused_link(path) if error.errno == errno.ELOOP else error from None
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{path} is not a regular file; name one")
+        if max_bytes is not None and found.st_size > max_bytes:
+            raise ValueError(
+                f"{path} has {found.st_size:,} bytes, but no file of its kind needs more than {max_bytes:,}; it is"
+                " damaged, or something else"
+            )
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_text(path: str | os.PathLike[str], *, max_bytes: int, follow_links: bool = True) -> str:
+    """The text of a small file in UTF-8, with or without a mark of the order of bytes; line ends become `\\n`.
+
+    Raises:
+        OSError: as `open_file`.
+        ValueError: it has more than `max_bytes`, or is not UTF-8.
+    """
+    with open_file(path, max_bytes=max_bytes, follow_links=follow_links) as file:
+        content = file.read()
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+
+
+def opened_path(file: IO[bytes]) -> str:
+    """A path that leads to an open file even when another has taken its name, for libraries that want a path."""
+    path = f"/dev/fd/{file.fileno()}"
+    return path if os.path.exists(path) else os.fspath(file.name)  # noqa: PTH110 - there is no Path to ask
+
+
+def check_regular(path: str | os.PathLike[str], *, follow_links: bool = True) -> None:
+    """Raise OSError, in one sentence, when there is no regular file at `path` to read."""
+    try:
+        mode = Path(path).stat(follow_symlinks=follow_links).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in its name
+        raise FileNotFoundError(f"{path} does not exist; name a file") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(f"{path} is a link that leads in a circle; name another file") from None
+        raise
+    if stat.S_ISLNK(mode):
+        raise _refused_link(path)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a folder; name a file")
+    if not stat.S_ISREG(mode):
+        raise OSError(f"{path} is not a regular file; name one")
+
+
+def _refused_link(path: str | os.PathLike[str]) -> OSError:
+    return OSError(f"{path} is a link, and what it leads to is not used; put a file in its place, or name another")
+
+
+# Writing
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends well, sync that file and rename it to `path`.
+    """Give a temporary path; when the block ends well, sync that file and rename it to `path`.
 
-    When the block raises, the temporary file is removed and an older file at `path` stays as it was. A mapped
-    older file stays valid for those who have it open.
+    When the block raises, the temporary file is removed and an older file at `path` stays as it was. A mapped older
+    file stays valid for those who have it open. A link at `path` is replaced by the file, never written through. The
+    file has the rights of any new file, but none that an older one did not have.
+
+    The temporary file lies in a folder of its own beside `path`, where libraries may put more; what a killed process
+    left of such folders is removed by the next that writes there.
 
     Raises:
         FileNotFoundError, NotADirectoryError: the folder of `path` is none.
         IsADirectoryError: `path` is a folder.
         OSError: `path` is neither a new name nor a regular file, or cannot be written.
     """
-    target = resolved(path)
-    check_writable(target)
-    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        temporary.touch(exist_ok=False)
-        rights = (target if target.exists() else temporary).stat().st_mode
-        yield temporary
-        temporary.chmod(rights)  # a library may have put a file with rights of its own in its place
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{path} cannot be written ({reason}); what was there before is untouched") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    check_writable(path)
+    target = Path(path).parent.resolve() / Path(path).name
+    _remove_left_over(target.parent)
+    with _own_folder(target.parent) as folder:
+        temporary = folder / target.name
+        try:
+            temporary.touch(exist_ok=False)
+            rights = stat.S_IMODE(temporary.stat().st_mode)
+            if target.is_file() and not target.is_symlink():
+                rights &= stat.S_IMODE(target.stat().st_mode)
+            yield temporary
+            temporary.chmod(rights)  # a library may have put a file with rights of its own in its place
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"{path} cannot be written ({reason}); what was there before is untouched") from None
     _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _own_folder(parent: Path) -> Iterator[Path]:
+    """A new folder, locked while the block runs, so that others can tell it from what a killed process left."""
+    while True:
+        folder = parent / f".{secrets.token_hex(8)}.part"
+        folder.mkdir(mode=0o700)
+        lock = _lock(folder, wait=True)
+        if folder.exists():  # else another process was faster to lock it, and took it for a dead one's
+            break
+        _unlock(lock)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unlock(lock)
+
+
+def _remove_left_over(parent: Path) -> None:
+    """Remove, once in a process, the folders of `replacing` that nobody works in any more."""
+    if parent in _cleaned:
+        return
+    _cleaned.add(parent)
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            if not _PART.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False) or not _is_ours(entry.stat()):
+                continue
+            lock = _lock(Path(entry.path), wait=False)
+            if lock is not None:
+                shutil.rmtree(entry.path, ignore_errors=True)
+                _unlock(lock)
+
+
+def _lock(folder: Path, *, wait: bool) -> int | None:
+    """A descriptor that holds a lock on a folder; None where it is locked, gone, or the file system has no locks."""
+    if sys.platform == "win32":
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | _NO_LINK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def resolved(path: str | os.PathLike[str]) -> Path:
@@ -49,30 +211,113 @@ def resolved(path: str | os.PathLike[str]) -> Path:
         raise OSError(f"{path} is a link that leads in a circle; name another file") from None
 
 
-def check_regular(path: Path) -> None:
-    """Raise OSError, in one sentence, when there is no regular file at `path` to read."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file")
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not a regular file; name one")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; name a file")
-
-
-def check_writable(path: Path) -> None:
+def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise OSError, in one sentence, when an output cannot be put at `path`: asked before long work begins."""
-    path = resolved(path)
-    if path.is_dir():
+    path = Path(path)
+    behind = resolved(path)
+    if behind.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file to write")
-    if path.exists() and not path.is_file():
+    if behind.exists() and not behind.is_file():
         raise OSError(f"{path} is not a regular file; name another output")
-    if not path.parent.exists():
-        raise FileNotFoundError(f"folder {path.parent} does not exist; create it first")
-    if not path.parent.is_dir():
-        raise NotADirectoryError(f"{path.parent} is not a folder; name another output")
-    for place in (path.parent, path):
-        if place.exists() and not os.access(place, os.W_OK):
+    folder = resolved(path.parent)
+    if not folder.exists():
+        raise FileNotFoundError(f"folder {folder} does not exist; create it first")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder; name another output")
+    for place in (folder, folder / path.name):
+        if place.exists() and not place.is_symlink() and not os.access(place, os.W_OK):
             raise PermissionError(f"{place} cannot be written to; name another output or change its rights")
+
+
+def make_folder(folder: str | os.PathLike[str], below: str | os.PathLike[str] = ".") -> Path:
+    """Make a folder for outputs, and the folders `below` it, none of which may be a link to elsewhere.
+
+    Returns:
+        The innermost.
+
+    Raises:
+        OSError: one of them is a link or a file, or cannot be made.
+    """
+    inner = Path(folder)
+    inner.mkdir(parents=True, exist_ok=True)
+    for part in Path(below).parts:
+        if part == os.pardir:
+            raise OSError(f"{below} leads out of {folder}; name another place")
+        inner = inner / part
+        if inner.is_symlink():
+            raise _refused_link(inner)
+        inner.mkdir(exist_ok=True)
+    return inner
+
+
+# What earlier runs left, to be gone on with
+
+
+def open_own(path: Path, mode: str = "rb") -> IO[bytes]:
+    """Open a file that an earlier run of this user wrote, and that this one goes on with.
+
+    Args:
+        path: of the file; its folder was asked about with `check_own_folder`.
+        mode: "rb" to read it, "r+b" to change it in place, which makes it where there is none.
+
+    Raises:
+        OSError: it is a link, has further names, is no regular file, belongs to another user, or cannot be opened.
+    """
+    changing = mode == "r+b"
+    flags = (os.O_RDWR | os.O_CREAT | (_READ & ~os.O_RDONLY)) if changing else _READ
+    if path.is_symlink():
+        raise _refused_link(path)
+    if not changing or path.exists():
+        check_regular(path, follow_links=False)
+    try:
+        descriptor = os.open(path, flags | _NO_LINK, 0o666)
+    except OSError as error:
+        raise _refused_link(path) if error.errno == errno.ELOOP else error from None
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{path} is not a regular file; name one")
+        if not _is_ours(found):
+            raise PermissionError(f"{path} belongs to another user; name a folder of your own")
+        if changing and found.st_nlink > 1:
+            raise OSError(f"{path} is the same file as another one (a hard link); name another folder")
+        return os.fdopen(descriptor, mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def check_own_folder(folder: Path) -> None:
+    """Ask about a folder whose files an earlier run of this user wrote: a cache, an index, a run to be resumed.
+
+    Raises:
+        OSError: anything in it, at any depth, is neither a regular file nor a folder.
+
+    Warns:
+        FileWarning: everybody may write to it.
+    """
+    if not folder.exists():
+        return
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            place = Path(parent) / name
+            mode = place.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                raise _refused_link(place)
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise OSError(f"{place} is not a regular file; remove it, or name another folder")
+    if stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH and folder not in _remarked:
+        _remarked.add(folder)
+        remark = f"everybody may write to {folder}, and so change what is read from it; chmod o-w {folder}"
+        warnings.warn(remark, FileWarning, stacklevel=3)
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    """Whether a file belongs to this user or to the system's administrator; who is administrator trusts all."""
+    return os.name == "nt" or os.geteuid() == 0 or found.st_uid in (0, os.geteuid())
+
+
+# Checks of names, and what identifies a file
 
 
 def check_page(path: Path, what: str) -> None:

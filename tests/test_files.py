@@ -1,13 +1,27 @@
-"""Outputs appear whole or not at all."""
+"""The gates for files: what is opened, and outputs that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from convnets_torch.files import replacing
+from convnets_torch.files import (
+    FileWarning,
+    check_own_folder,
+    make_folder,
+    open_file,
+    open_own,
+    opened_path,
+    replacing,
+)
+from convnets_torch.strict_json import loads
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_finished_block_replaces_the_old_file(tmp_path):
@@ -32,13 +46,31 @@ def test_a_broken_block_leaves_the_old_file_and_nothing_else(error, tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"out": "old"}
 
 
-def test_a_link_is_followed_and_stays_a_link(tmp_path):
+def test_a_link_is_replaced_and_what_it_led_to_stays(tmp_path):
     (tmp_path / "far").mkdir()
-    (tmp_path / "out").symlink_to(tmp_path / "far" / "real")
-    with replacing(tmp_path / "out") as temporary:
+    (tmp_path / "far" / "real").write_text("precious")
+    for name, target in (("out", "real"), ("dangling", "none")):
+        (tmp_path / name).symlink_to(tmp_path / "far" / target)
+        with replacing(tmp_path / name) as temporary:
+            temporary.write_text("new")
+        assert not (tmp_path / name).is_symlink()
+        assert (tmp_path / name).read_text() == "new"
+    assert {path.name: path.read_text() for path in (tmp_path / "far").iterdir()} == {"real": "precious"}
+
+
+def test_a_folder_that_is_a_link_is_written_to(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").symlink_to(tmp_path / "far")
+    with replacing(tmp_path / "near" / "out") as temporary:
         temporary.write_text("new")
+    assert (tmp_path / "far" / "out").read_text() == "new"
+
+
+def test_a_link_to_a_device_is_left_alone(tmp_path):
+    (tmp_path / "out").symlink_to(os.devnull)
+    with pytest.raises(OSError, match="is not a regular file"), replacing(tmp_path / "out"):
+        pass
     assert (tmp_path / "out").is_symlink()
-    assert (tmp_path / "far" / "real").read_text() == "new"
 
 
 def test_the_file_has_the_rights_that_any_new_file_has(tmp_path):
@@ -48,14 +80,19 @@ def test_the_file_has_the_rights_that_any_new_file_has(tmp_path):
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-def test_the_rights_of_an_old_file_are_kept_even_where_a_library_writes_its_own(tmp_path):
+@pytest.mark.parametrize(("before", "after"), [(0o640, 0o640), (0o666, 0o644), (0o600, 0o600)])
+def test_a_file_gets_no_right_that_the_old_one_had_not_or_the_umask_withholds(before, after, tmp_path):
     (tmp_path / "out").write_text("old")
-    (tmp_path / "out").chmod(0o640)
-    with replacing(tmp_path / "out") as temporary:
-        temporary.unlink()
-        temporary.write_text("new")
-        temporary.chmod(0o600)
-    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o640
+    (tmp_path / "out").chmod(before)
+    umask = os.umask(0o022)
+    try:
+        with replacing(tmp_path / "out") as temporary:
+            temporary.unlink()
+            temporary.write_text("new")
+            temporary.chmod(0o777)  # as a library may
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == after
 
 
 def test_a_name_of_the_greatest_length_is_written(tmp_path):
@@ -76,3 +113,149 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     with pytest.raises(OSError, match="is not a regular file"), replacing(tmp_path / "pipe"):
         pass
     assert (tmp_path / "pipe").is_fifo()
+
+
+HALF = """
+import os, sys, time
+from convnets_torch.files import replacing
+with replacing(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    (temporary.parent / "spool").write_text("more")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def begin_half(path):
+    process = subprocess.Popen([sys.executable, "-c", HALF, path], stdout=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout.readline() == b"writing\n"
+    return process
+
+
+def write_in_new_process(path):
+    program = (
+        "import sys; from convnets_torch.files import replacing\nwith replacing(sys.argv[1]) as t: t.write_text('b')"
+    )
+    subprocess.run([sys.executable, "-c", program, path], check=True, cwd=ROOT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_has_is_not(tmp_path):
+    with begin_half(tmp_path / "a") as dead:
+        dead.kill()
+    [left] = tmp_path.iterdir()
+    with begin_half(tmp_path / "a") as alive:
+        write_in_new_process(tmp_path / "b")
+        [part] = set(tmp_path.iterdir()) - {tmp_path / "b"}
+        assert part != left
+        assert {path.name for path in part.iterdir()} == {"a", "spool"}
+        alive.kill()
+    write_in_new_process(tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_left_over_folders_that_are_links_or_anothers_are_not_touched(tmp_path, monkeypatch):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "letter").write_text("dear")
+    (tmp_path / ".0123456789abcdef.part").symlink_to(tmp_path / "precious")
+    (tmp_path / ".x.part").mkdir()
+    write_in_new_process(tmp_path / "b")
+    assert (tmp_path / "precious" / "letter").exists()
+    assert (tmp_path / ".0123456789abcdef.part").is_symlink()
+    assert (tmp_path / ".x.part").exists()
+
+
+def test_a_file_that_takes_the_name_of_an_opened_one_is_not_read(tmp_path):
+    path = tmp_path / "in"
+    path.write_text("checked")
+    with open_file(path) as file:
+        path.unlink()
+        path.write_text("swapped")
+        assert Path(opened_path(file)).read_text() == "checked"
+        assert file.read() == b"checked"
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "below a file", "circle", "zero byte", "device"])
+def test_what_is_no_regular_file_is_refused_in_a_sentence(kind, tmp_path):
+    path = tmp_path / "in"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "below a file":
+        path.write_text("")
+        path = path / "x"
+    elif kind == "circle":
+        path.symlink_to(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "zero byte":
+        path = f"{path}\0"
+    with pytest.raises(OSError, match=r"name (a|another) file|name one"):
+        open_file(path)
+
+
+def test_a_large_file_and_a_link_are_refused_where_they_matter(tmp_path):
+    (tmp_path / "real").write_bytes(bytes(100))
+    (tmp_path / "link").symlink_to("real")
+    with open_file(tmp_path / "link", max_bytes=100) as file:
+        assert len(file.read()) == 100
+    with pytest.raises(ValueError, match="has 100 bytes, but no file of its kind needs more than 99"):
+        open_file(tmp_path / "real", max_bytes=99)
+    with pytest.raises(OSError, match="is a link"):
+        open_file(tmp_path / "link", follow_links=False)
+
+
+@pytest.mark.parametrize("mode", ["rb", "r+b"])
+def test_files_of_earlier_runs_are_no_links_of_any_kind(mode, tmp_path):
+    (tmp_path / "precious").write_text("dear")
+    (tmp_path / "soft").symlink_to("precious")
+    (tmp_path / "gone").symlink_to("none")
+    for name in ("soft", "gone"):
+        with pytest.raises(OSError, match="is a link"):
+            open_own(tmp_path / name, mode)
+    os.link(tmp_path / "precious", tmp_path / "hard")
+    if mode == "r+b":
+        with pytest.raises(OSError, match="hard link"):
+            open_own(tmp_path / "hard", mode)
+        with open_own(tmp_path / "new", mode) as file:
+            file.write(b"x")
+        assert not (tmp_path / "none").exists()
+    assert (tmp_path / "precious").read_text() == "dear"
+
+
+def test_folders_of_earlier_runs_hold_no_links_and_are_not_everybodys(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "file").write_text("")
+    check_own_folder(folder)
+    folder.chmod(0o777)
+    with pytest.warns(FileWarning, match="everybody may write to .*run"):
+        check_own_folder(folder)
+    (folder / "deep" / "link").symlink_to(tmp_path)
+    with pytest.raises(OSError, match="deep/link is a link"):
+        check_own_folder(folder)
+
+
+def test_folders_for_outputs_do_not_lead_elsewhere(tmp_path):
+    assert make_folder(tmp_path / "out", "a/b") == tmp_path / "out" / "a" / "b"
+    (tmp_path / "out" / "link").symlink_to(tmp_path)
+    for below in ("link", "a/../../x"):
+        with pytest.raises(OSError, match=r"is a link|leads out"):
+            make_folder(tmp_path / "out", below)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[" * 70 + "]" * 70, "nested more deeply than 64"),
+        ("[" * 100_000, "nested more deeply than 64"),
+        ('{"a": {"b": 1, "b": 2}}', "says 'b' twice"),
+        ("[1" + "0" * 400 + "]", "number of 401 digits"),
+        ("{", "Expecting"),
+    ],
+)
+def test_json_that_later_code_would_stumble_over_is_refused(text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        loads(text)
+    assert loads("[" * 64 + "]" * 64)
