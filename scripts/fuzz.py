@@ -1,16 +1,18 @@
-"""Feed damaged Keras files to the reader and to the whole command, and stop at whatever goes wrong.
+"""Feed damaged files and folders to their readers, Keras files to the whole command too, and keep what goes wrong.
 
     python scripts/fuzz.py --reader 20000 --command 500 --jobs 2 --keep found [--seed 0] [CONTAINER ...]
 
-Each container (nb_layers, weights, model, weights.h5, keras) has a few small files of real Keras under tests/data,
-which `mutations.py` damages. At reader level the process that reads lists a file, reads all its values, and audits one
-in four; the whole command is the function `convert`, and for one in twenty-five the command line. A damaged file may be
-refused, by an OSError or ValueError in one sentence that names it, or be read. It fails when the calling process
-crashes; when another exception or a traceback comes; when more than --hang seconds pass; when a refusal leaves a file
-behind, or a conversion more than its output; and when layers that have changed places are converted to something
-else than the sound file. Files that fail, and the first ones that crash libhdf5 or keep it busy, go to --keep,
-with `found.json`, what was changed in them, which is the form of tests/data/fuzz.json. The
-exit code is 1 if anything failed. Number, container, level and seed settle every damage, whatever --jobs.
+Each container of Keras (nb_layers, weights, model, weights.h5, keras) has a few small files of real Keras under
+tests/data, which `mutations.py` damages. At reader level the process that reads lists a file, reads all its values, and
+audits one in four; the whole command is the function `convert`, and for one in twenty-five the command line. The other
+containers (pictures, cards, vectors, maps, checkpoints, state dicts, indexes, runs to be resumed) are made and read by
+`fuzz_targets.py`, at reader level alone. A damaged file may be refused, by an OSError or ValueError in one sentence
+that names it, or be read. It fails when the calling process crashes; when another exception or a traceback comes; when
+more than --hang seconds pass; when a refusal leaves a file behind, or a conversion more than its output; and when
+layers that have changed places are converted to something else than the sound file. Files that fail, and the first ones
+that crash libhdf5 or keep it busy, go to --keep, with `found.json`, what was changed in those of Keras, which is the
+form of tests/data/fuzz.json. The exit code is 1 if anything failed. Number, container, level and seed settle every
+damage, whatever --jobs.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ sys.path.insert(0, str(ROOT))
 from converters.conversion import convert  # noqa: E402
 from converters.isolation import reading_process  # noqa: E402
 from convnets_torch.cli.messages import one_line  # noqa: E402
+from scripts.fuzz_targets import TARGETS, TargetLevel  # noqa: E402
 from scripts.mutations import Source, edits, mutate  # noqa: E402
 
 THEANO = {"backend": "theano"}
@@ -64,8 +67,10 @@ TELLS = {  # the files whose names tell that layers have changed places
     "keras360/vgg16.keras",
 }  # fmt: skip
 COMMAND_LINE = 25  # one in so many goes through a process of its own
+KNOWN = (*SOURCES, *TARGETS)
 AUDITED = 4
 GIVEN_UP = 3  # times --hang after which a call is ended
+STARTING = 120  # seconds that a process may take before its first file
 MOST_KEPT = 6  # files of each kind of crash
 CALL = "from convnets_torch.cli.app import main; main()"
 DEATHS = {"crashes the HDF5": "crash", "keeps the HDF5": "busy", "asks for more memory": "memory"}
@@ -82,7 +87,7 @@ class Case:
     container: str
     level: str
     number: int
-    source: str
+    source: str = ""
     damage: str = ""
     outcome: str = ""
     detail: str = ""
@@ -112,21 +117,32 @@ def work(job: Job, pipe: Any) -> None:
     """Go through the cases of a job; tell each before it begins and when it has ended."""
     signal.signal(signal.SIGALRM, _hang)
     tempfile.tempdir = os.environ["TMPDIR"] = str(job.folder)
+    os.environ["CONVNETS_TORCH_HOME"] = str(job.folder / "cache")
+    targets: dict[str, TargetLevel] = {}
     scratch = job.folder / "scratch"
     with ReaderLevel() as reader:
         for container, level, number in job.cases:
             rng = random.Random(f"{job.seed} {container} {level} {number}")
-            name = rng.choice(sorted(SOURCES[container]))
-            source = job.sources.setdefault(name, Source(ROOT / "tests/data" / name))
-            case = Case(container, level, number, name)
-            case.damage, data = mutate(source, rng)
-            path = job.folder / f"{container}-{level}-{number}-{Path(name).name}"
-            path.write_bytes(data)
+            case = Case(container, level, number)
+            target = None
+            if container in TARGETS:
+                target = targets.get(container) or TargetLevel(container, job.folder / f"sound-{container}")
+                targets[container] = target
+                path, case.source, case.damage = target.damaged(job.folder / f"{container}-{level}-{number}", rng)
+            else:
+                case.source = rng.choice(sorted(SOURCES[container]))
+                source = job.sources.setdefault(case.source, Source(ROOT / "tests/data" / case.source))
+                case.damage, data = mutate(source, rng)
+                path = job.folder / f"{container}-{level}-{number}-{Path(case.source).name}"
+                path.write_bytes(data)
             pipe.send(("begins", case))
             began = time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, GIVEN_UP * job.hang)
             try:
-                result = reader.run(path, number) if level == "reader" else _command(job, case, path)
+                if target is not None:
+                    result = target.run(path, case.source)
+                else:
+                    result = reader.run(path, number) if level == "reader" else _command(job, case, path)
                 case.outcome, case.detail = result
             except (OSError, ValueError) as error:
                 case.outcome, case.detail = _refusal(path, f"{error}", type(error).__name__)
@@ -149,11 +165,21 @@ def work(job: Job, pipe: Any) -> None:
             job.seen[case.outcome] += 1
             if case.failed or (case.outcome in DEATHS.values() and job.seen[case.outcome] <= MOST_KEPT):
                 case.kept = path.name
-                shutil.copy(path, job.keep / path.name)
-            path.unlink()
+                _copy(path, job.keep / path.name)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
             pipe.send(("ended", case))
         reader.end()
         pipe.send(("peak", reader.peak))
+
+
+def _copy(path: Path, to: Path) -> None:
+    if path.is_dir():
+        shutil.copytree(path, to, dirs_exist_ok=True)
+    else:
+        shutil.copy(path, to)
 
 
 def _hang(number: int, frame: Any) -> None:
@@ -290,7 +316,7 @@ def _command(job: Job, case: Case, path: Path) -> tuple[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("containers", nargs="*", metavar="CONTAINER", help=f"of {', '.join(SOURCES)}; default: all")
+    parser.add_argument("containers", nargs="*", metavar="CONTAINER", help=f"of {', '.join(KNOWN)}; default: all")
     parser.add_argument("--reader", type=int, default=20000, help="mutations of each container at reader level")
     parser.add_argument("--command", type=int, default=500, help="mutations of each container for the whole command")
     parser.add_argument("--first", type=int, default=0, help="number of the first mutation")
@@ -300,14 +326,15 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path("fuzz-found"), help="folder for the files that fail")
     parser.add_argument("--json", type=Path, help="write the counts there")
     options = parser.parse_args()
-    if unknown := set(options.containers) - set(SOURCES):
-        parser.error(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(SOURCES)}")
+    if unknown := set(options.containers) - set(KNOWN):
+        parser.error(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(KNOWN)}")
     options.keep.mkdir(parents=True, exist_ok=True)
     counts = {"reader": options.reader, "command": options.command}
     cases = [
         (container, level, number)
-        for container in options.containers or SOURCES
+        for container in options.containers or KNOWN
         for level, count in counts.items()
+        if level == "reader" or container in SOURCES
         for number in range(options.first, options.first + count)
     ]
     cases.sort(key=lambda case: (case[2] - options.first) / counts[case[1]])  # all in step, for who stops it early
@@ -323,7 +350,9 @@ def main() -> None:
         for process in multiprocessing.active_children():
             process.terminate()
         print(f"stopped after {len(ended)} of {len(cases)}")
-    (options.keep / "found.json").write_text(json.dumps([_recorded(case, options.keep) for case in ended if case.kept]))
+    (options.keep / "found.json").write_text(
+        json.dumps([_recorded(case, options.keep) for case in ended if case.kept and case.container in SOURCES])
+    )
     report(ended, peak, time.monotonic() - began, options.json)
     sys.exit(any(case.failed for case in ended))
 
@@ -341,6 +370,7 @@ def run(cases: list[tuple[str, str, int]], options: argparse.Namespace, ended: l
     peak = 0
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         running: dict[Any, tuple[Any, Job, list[Case]]] = {}
+        begun: dict[Any, float] = {}  # when the file was begun that a process is at
 
         def start(number: int, share: list[tuple[str, str, int]]) -> None:
             own = Path(folder) / f"{number}-{len(ended)}"
@@ -351,11 +381,15 @@ def run(cases: list[tuple[str, str, int]], options: argparse.Namespace, ended: l
             process.start()
             theirs.close()
             running[ours] = (process, job, [])
+            begun[ours] = time.monotonic() + STARTING
 
         for number in range(options.jobs):
             start(number, cases[number :: options.jobs])
         while running:
             pipes: list[Any] = multiprocessing.connection.wait(list(running), 1)
+            for pipe, (process, _, _) in running.items():
+                if time.monotonic() - begun[pipe] > (GIVEN_UP + 1) * options.hang:  # no signal reaches it
+                    process.kill()
             for pipe in pipes:
                 process, job, current = running[pipe]
                 try:
@@ -369,14 +403,18 @@ def run(cases: list[tuple[str, str, int]], options: argparse.Namespace, ended: l
                         ) from None
                     if current:
                         [case] = current
-                        case.outcome = f"FAILED: the calling process ended with exit code {process.exitcode}"
+                        case.seconds = time.monotonic() - begun[pipe]
+                        slow = case.seconds > GIVEN_UP * options.hang
+                        died = f"the calling process ended with exit code {process.exitcode}"
+                        case.outcome = f"FAILED: {'hang' if slow else died}"
                         for path in job.folder.glob(f"{case.container}-{case.level}-{case.number}-*"):
-                            shutil.copy(path, options.keep / path.name)
+                            _copy(path, options.keep / path.name)
                             case.kept = path.name
                         _tell(case, ended)
                         place = job.cases.index((case.container, case.level, case.number))
                         start(len(running), job.cases[place + 1 :])
                     continue
+                begun[pipe] = time.monotonic()
                 if word == "begins":
                     current[:] = [told]
                 elif word == "ended":

@@ -238,7 +238,7 @@ def config(source: Source, rng: random.Random) -> bytes:
     """A model's config with other numbers, types, nesting or text; in a file without one, another attribute."""
     if source.is_archive:
         found = _read(source)
-        found["config.json"] = _edited(found["config.json"].decode(), rng)
+        found["config.json"] = edited_json(found["config.json"].decode(), rng)
         return _write(list(found.items()))
     with h5py.File(io.BytesIO(source.data), "r") as file:
         text = file.attrs.get("model_config")
@@ -248,13 +248,13 @@ def config(source: Source, rng: random.Random) -> bytes:
 
     def change(file: h5py.File) -> None:
         del file.attrs["model_config"]
-        edited = _edited(text, rng)
+        edited = edited_json(text, rng)
         file.attrs["model_config"] = np.bytes_(edited) if len(edited) < 60_000 else "[" * 100_000
 
     return _with_h5(source, change)
 
 
-def _edited(text: str, rng: random.Random) -> bytes:
+def edited_json(text: str, rng: random.Random) -> bytes:
     if rng.random() < 0.1:  # no JSON any more, or hardly
         place = rng.randrange(len(text))
         return rng.choice(

@@ -1,0 +1,345 @@
+"""What `fuzz.py` reads beside Keras files: pictures, cards, vectors and maps, checkpoints, indexes, runs to be resumed.
+
+A `Target` makes small sound files or folders, damages one file of a copy, and reads it as the product does. Reading
+gives a digest of the answer, so that one that changed without a word is counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnets_torch import (
+    Card,
+    Index,
+    embed_each,
+    index_pictures,
+    load,
+    make_map,
+    read_vectors,
+    save,
+    save_vectors,
+)
+from convnets_torch.embeddings.map_files import MapEntry, load_map, save_map
+from convnets_torch.images import decode
+from convnets_torch.maps.resuming import FolderStore
+from convnets_torch.networks import AlexNet, Network
+from convnets_torch.preprocessing import preset
+from convnets_torch.training.checkpoints import read_checkpoint, save_checkpoint
+from convnets_torch.training.output_files import OutputFile
+from scripts.mutations import Source, edited_json, flip_bits, move_bytes, truncate, write_fields
+
+CLASSES = tuple("abcdefgh")
+BYTES = (flip_bits, flip_bits, flip_bits, write_fields, write_fields, move_bytes, truncate)
+
+
+class Plain(Source):
+    """A file whose structure lies at its beginning and its end, as headers and directories do."""
+
+    @property
+    def structure(self) -> NDArray[np.int64]:
+        places = np.arange(len(self.data))
+        return np.unique(np.concatenate([places[:2048], places[-1024:]]))
+
+
+class Target(NamedTuple):
+    """One kind of file or folder.
+
+    Attributes:
+        make: writes sound ones into a folder, and names them.
+        read: digests of what the product reads from one, of which a run to be resumed may find only the first ones;
+            OSError or ValueError where it refuses.
+    """
+
+    make: Callable[[Path], list[Path]]
+    read: Callable[[Path], list[str]]
+
+
+def damage(path: Path, rng: random.Random) -> str:
+    """Damage one file at `path`, or of the folder there; a word for what was done."""
+    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    files = [each for each in files if each.stat().st_size]
+    chosen = rng.choice(files)
+    if len(files) > 1 and rng.random() < 0.1:
+        form = rng.choice(("removed", "emptied", "another's"))
+        if form == "removed":
+            chosen.unlink()
+        else:
+            chosen.write_bytes(b"" if form == "emptied" else rng.choice(files).read_bytes())
+        return form
+    source = Plain(chosen)
+    kind = rng.choice([*BYTES, *((json_of,) * 4 if _json_at(source.data) else ())])
+    try:
+        chosen.write_bytes(kind(source, rng))
+    except (
+        ValueError,
+        OverflowError,
+        IndexError,
+        AttributeError,
+    ):  # other values than JSON can hold, or none to change
+        kind = flip_bits
+        chosen.write_bytes(kind(source, rng))
+    return kind.__name__
+
+
+def json_of(source: Source, rng: random.Random) -> bytes:
+    """The JSON of a file, a line of it, or of a safetensors header or a card in it, with other values."""
+    data = source.data
+    if data[:1] == b"{":
+        lines = data.splitlines(keepends=True) if data.count(b"\n{") else [data]
+        place = rng.randrange(len(lines))
+        lines[place] = edited_json(lines[place].decode(), rng) + b"\n"
+        return b"".join(lines)
+    size = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + size].decode()
+    header = json.loads(text)
+    metadata = header.get("__metadata__", {})
+    inner = [key for key, value in metadata.items() if value[:1] in "{["]
+    if inner and rng.random() < 0.8:
+        key = rng.choice(inner)
+        metadata[key] = edited_json(metadata[key], rng).decode(errors="replace")
+        changed = json.dumps(header).encode("utf-8", "surrogatepass")
+    else:
+        changed = edited_json(text, rng)
+    changed += b" " * (-len(changed) % 8)
+    return len(changed).to_bytes(8, "little") + changed + data[8 + size :]
+
+
+def _json_at(data: bytes) -> bool:
+    return data[:1] == b"{" or data[8:9] == b"{"
+
+
+def _digest(*parts: object) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else repr(part).encode())
+    return whole.hexdigest()
+
+
+# Pictures
+
+
+def _pictures(folder: Path, ending: str, forms: Iterable[dict[str, Any]]) -> list[Path]:
+    made = []
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 4), np.uint8)
+    noise = np.asarray(Image.fromarray(noise).resize((112, 80)))
+    for number, form in enumerate(map(dict, forms)):
+        mode = form.pop("mode", "RGB")
+        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(noise)
+        image = image if mode in ("I;16", "RGBA") else image.convert("RGB").convert(mode)
+        if form.pop("frames", False):
+            form |= {"save_all": True, "append_images": [image.rotate(90), image.rotate(180)]}
+        if form.pop("turned", False):
+            exif = image.getexif()
+            exif[0x0112] = 6
+            form["exif"] = exif
+        made.append(folder / f"{number}.{ending}")
+        image.save(made[-1], **form)
+    return made
+
+
+def _read_picture(path: Path) -> list[str]:
+    found = decode(path)
+    with_less = decode(path, allow_truncated=True)
+    return [_digest(found.pixels, with_less.pixels.shape, found.remarks)]
+
+
+Forms: TypeAlias = "tuple[dict[str, Any], ...]"
+JPEG: Forms = ({}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}, {"turned": True})
+PNG: Forms = ({}, {"mode": "RGBA"}, {"mode": "P"}, {"mode": "I;16"}, {"mode": "1"}, {"frames": True})
+TIFF: Forms = (
+    {}, {"compression": "tiff_lzw"}, {"compression": "tiff_deflate"}, {"compression": "jpeg"}, {"frames": True},
+    {"mode": "I;16"}, {"mode": "1", "compression": "group4"}, {"compression": "packbits", "mode": "L"},
+)  # fmt: skip
+WEBP: Forms = ({}, {"lossless": True}, {"mode": "RGBA"}, {"frames": True})
+GIF: Forms = ({}, {"mode": "L"}, {"frames": True})
+
+
+# Weights, vectors, maps and checkpoints
+
+
+def _network() -> Network:
+    torch.manual_seed(0)
+    network = AlexNet(len(CLASSES), widths=(4, 4, 4, 4, 4), hidden=(6, 5)).eval()
+    arguments = {"classes": len(CLASSES), "widths": (4, 4, 4, 4, 4), "hidden": (6, 5)}
+    network.card = Card("alexnet", arguments, preset("alexnet"), CLASSES)
+    return network
+
+
+def _weights(folder: Path) -> list[Path]:
+    save(_network(), folder / "x.safetensors")
+    return [folder / "x.safetensors"]
+
+
+def _read_weights(path: Path) -> list[str]:
+    network = load(path)
+    assert network.card is not None
+    rule = network.card.preprocessing
+    with torch.inference_mode():
+        logits = network(torch.full((1, 3, *rule.shape), 0.5))
+    return [_digest(logits.numpy(), network.card.to_json())]
+
+
+def _photographs(folder: Path) -> list[Path]:
+    (folder / "photographs").mkdir(exist_ok=True)
+    return _pictures(folder / "photographs", "jpg", [{"quality": quality} for quality in (20, 50, 80, 95)])
+
+
+def _vectors(folder: Path) -> list[Path]:
+    names = ("x.npz", "x.safetensors")
+    for name in names:
+        save_vectors(embed_each(_network(), [*_photographs(folder), "none.jpg"], logits=True), folder / name)
+    return [folder / name for name in names]
+
+
+def _read_vectors(path: Path) -> list[str]:
+    found = read_vectors(path)
+    return [_digest(found.vectors, found.logits, found.paths, found.failed, found.about)]
+
+
+def _image_maps(folder: Path) -> list[Path]:
+    vectors = np.random.default_rng(0).random((20, 6), np.float32)
+    entries = [MapEntry(f"{number}.jpg", "tabby", 0.5) for number in range(20)]
+    save_map(make_map(vectors, perplexity=3), entries, folder / "x.safetensors", {"network": "alexnet"})
+    return [folder / "x.safetensors"]
+
+
+def _read_image_map(path: Path) -> list[str]:
+    found = load_map(path)
+    return [_digest(found.image_map.positions, found.image_map.axes, found.entries, found.about)]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    state = {"stage": "one", "epoch": 3, "best": {"epoch": 2, "loss": 0.5}, "curves": [{"loss": 1.0}, {"loss": 0.5}]}
+    arrays = {f"head.{number}.weight": torch.full((4, 3), float(number)) for number in range(3)}
+    save_checkpoint(folder / "x.checkpoint", arrays, state)
+    return [folder / "x.checkpoint"]
+
+
+def _read_checkpoint(path: Path) -> list[str]:
+    arrays, state = read_checkpoint(path)
+    return [_digest(*(array.numpy() for _, array in sorted(arrays.items())), sorted(state.items()))]
+
+
+# Folders
+
+
+def _index(folder: Path) -> list[Path]:
+    index_pictures(_network(), _photographs(folder), folder / "x.lance")
+    return [folder / "x.lance"]
+
+
+def _read_index(path: Path) -> list[str]:
+    index = Index.open(path)
+    rows = index.vectors
+    if not len(rows):
+        raise ValueError(f"{path} holds nothing")
+    found = index.search(rows.path(0), k=3)
+    groups = index.duplicates(0.99)
+    small = index.thumbnails([match.path for match in found[0].found])
+    return [_digest(rows.paths(), np.asarray(rows.vectors), found, groups, small, list(index.errors()))]
+
+
+def _evaluation(folder: Path) -> list[Path]:
+    out = OutputFile(folder / "x", {"network": "alexnet", "pictures": "abc"}, len(CLASSES))
+    rng = np.random.default_rng(0)
+    for done in range(1, 5):
+        out.add(rng.random((2, len(CLASSES)), np.float32), {3 * done - 1: "broken"}, ["turned"], 3 * done)
+    out.close()
+    return [folder / "x"]
+
+
+def _read_evaluation(path: Path) -> list[str]:
+    out = OutputFile(path, {"network": "alexnet", "pictures": "abc"}, len(CLASSES))
+    try:
+        outputs = iter(np.array(out.mapped()))
+        pictures = [_digest(out.failed.get(number) or next(outputs, None)) for number in range(out.done)]
+        return [*pictures, _digest(out.remarks)] if out.done == 12 else pictures
+    finally:
+        out.close()
+
+
+def _rows(folder: Path) -> list[Path]:
+    store = FolderStore(folder / "x", "run")
+    rng = np.random.default_rng(0)
+    for first in range(4):
+        piece: dict[str, NDArray[Any]] = {
+            "sums": rng.random((2, 1, 5), np.float32),
+            "best": rng.random((3, 1, 5), np.float32),
+            "best_ids": rng.integers(0, len(CLASSES), (3, 1, 5)).astype(np.int64),
+        }
+        store.add(first, piece)
+        store.flush()
+    return [folder / "x"]
+
+
+def _read_rows(path: Path) -> list[str]:
+    found = FolderStore(path, "run").load((4, 5))
+    return [_digest(*(piece[name] for name in sorted(piece))) for piece in found]
+
+
+TARGETS: dict[str, Target] = {
+    **{
+        name: Target(partial(_pictures, ending=ending, forms=forms), _read_picture)
+        for name, ending, forms in (
+            ("jpeg", "jpg", JPEG),
+            ("png", "png", PNG),
+            ("tiff", "tif", TIFF),
+            ("webp", "webp", WEBP),
+            ("gif", "gif", GIF),
+        )
+    },
+    "card": Target(_weights, _read_weights),
+    "vectors": Target(_vectors, _read_vectors),
+    "map": Target(_image_maps, _read_image_map),
+    "checkpoint": Target(_checkpoints, _read_checkpoint),
+    "index": Target(_index, _read_index),
+    "evaluate-resume": Target(_evaluation, _read_evaluation),
+    "heatmap-resume": Target(_rows, _read_rows),
+}
+
+
+class TargetLevel:
+    """Reads damaged copies of what a target made."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.target = TARGETS[name]
+        self.folder = folder
+        folder.mkdir()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.sound = self.target.make(folder)
+            self.answers = {path.name: self.target.read(path) for path in self.sound}
+
+    def damaged(self, stem: Path, rng: random.Random) -> tuple[Path, str, str]:
+        """A damaged copy, whose path begins with `stem`: which of the sound ones it was, and what was done."""
+        sound = rng.choice(self.sound)
+        place = stem.with_name(f"{stem.name}-{sound.name}")
+        if sound.is_dir():
+            shutil.copytree(sound, place)
+        else:
+            shutil.copy(sound, place)
+        return place, sound.name, damage(place, rng)
+
+    def run(self, path: Path, sound: str) -> tuple[str, str]:
+        """What became of a damaged copy of the sound one of that name."""
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            answer = self.target.read(path)
+        if answer == self.answers[sound]:
+            return "read, as before", ""
+        if self.answers[sound][: len(answer)] == answer:
+            return "read, less of it", ""
+        return ("read, with a remark", str(said[0].message)) if said else ("read, another answer", "")
