@@ -129,7 +129,6 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
             room = room[read:]
         if room or stream.read(1):  # which is also when the checksum is looked at
             raise ValueError(f"{member.filename!r:.80} ends early")
-    if kind.kind == "U" and count:
-        if flat.view(np.dtype("u4").newbyteorder(kind.byteorder)).max() > 0x10FFFF:
-            raise ValueError(f"{member.filename!r:.80} has letters that there are not")
+    if kind.kind == "U" and count and flat.view(np.dtype("u4").newbyteorder(kind.byteorder)).max() > 0x10FFFF:
+        raise ValueError(f"{member.filename!r:.80} has letters that there are not")
     return flat.reshape(shape, order="F" if by_columns else "C")

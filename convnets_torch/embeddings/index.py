@@ -215,8 +215,13 @@ class _Job:
         self._known: dict[str, _Row] = {}
         self._held: set[str] = set()  # contents that have vectors
         for batch in table.read(["path", "sha256", "size", "modified", "error", "vanished"]):
-            for path, *values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                self._known[path] = row = _Row(*values)
+            columns = [column.to_pylist() for column in batch.columns]
+            named, sound = table.is_sound(batch.select(["path"])), table.is_sound(batch)
+            for has_path, is_sound, path, *values in zip(named, sound, *columns, strict=True):
+                row = _Row(*values)
+                if not has_path or not (is_sound or row.error is not None):
+                    continue  # which `index` did not write; it is as if it were not there
+                self._known[path] = row
                 if row.error is None and row.sha256 is not None:
                     self._held.add(row.sha256)
         self._running: deque[_File] = deque()  # those that embed_each has, in its order
@@ -334,7 +339,8 @@ class _Job:
         if self._copies:
             wanted = {file.sha256 for file in self._copies if file.sha256 is not None}
             columns = ["sha256", "vector", "class_id", "probability", "thumbnail", "error"]
-            sources = {row["sha256"]: row for row in self._table.rows(columns, "sha256", wanted) if row["vector"]}
+            rows_of = self._table.rows(columns, "sha256", wanted, sound=True)
+            sources = {row["sha256"]: row for row in rows_of}
             sources |= {row["sha256"]: row for row in self._rows if row["vector"] is not None}
             for file in self._copies:
                 source = sources.get(file.sha256)
