@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from typing import IO, Any
@@ -22,7 +23,7 @@ END, END64 = 22, 56  # bytes of the zip's last record, and of the one before it 
 LOCATOR = 20
 DAMAGED = (
     ValueError, TypeError, KeyError, AttributeError, OverflowError, SyntaxError, MemoryError, RuntimeError, EOFError,
-    struct.error, zipfile.BadZipFile, zlib.error,
+    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 

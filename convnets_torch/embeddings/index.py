@@ -23,7 +23,7 @@ from convnets_torch.embeddings.picture_table import About, PictureTable, check_i
 from convnets_torch.embeddings.pooling import Pool
 from convnets_torch.embeddings.searching import Index
 from convnets_torch.embeddings.thumbnails import thumbnail
-from convnets_torch.files import check_regular, resolved, sha256
+from convnets_torch.files import check_regular, is_scratch, resolved, sha256
 from convnets_torch.folders import find_pictures
 from convnets_torch.networks import Network
 
@@ -150,7 +150,7 @@ def _table(address: str, embedder: Embedder, layer: str | None, weights: str) ->
     """The table at an address, made where there is none, or refused where its vectors are of another kind."""
     if is_local(address):
         folder = resolved(address)
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(not is_scratch(entry.name) for entry in folder.iterdir()):
             check_index(folder)
         elif folder.exists() and not folder.is_dir():
             raise NotADirectoryError(f"{address} is a file, and an index is a folder; name another")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from convnets_torch import strict_json
 from convnets_torch.card import Card
 from convnets_torch.embeddings.lance_folder import check_table_folder, size_of
+from convnets_torch.files import scratch_folder
 from convnets_torch.sentences import printable
 
 if TYPE_CHECKING:
@@ -148,15 +149,19 @@ class PictureTable:
     @classmethod
     def create(cls, address: str, about: About) -> PictureTable:
         """A new and empty table, or the one that another process has just made there; errors are those of `open`."""
-        database = _connected(address)
-        try:
+        if not is_local(address):
+            database = _connected(address)
             with refusing(address):
-                return cls(address, database.create_table(TABLE, schema=_schema(about)))
-        except OSError as error:
-            try:
-                return cls.open(address)  # whose `about` may say that it was made another time
-            except FileNotFoundError:
-                raise error from None
+                return cls(address, database.create_table(TABLE, schema=_schema(about), exist_ok=True))
+        folder = Path(address)
+        folder.mkdir(exist_ok=True)
+        with scratch_folder(folder.resolve()) as scratch:
+            database = _connected(str(scratch))
+            with refusing(address):
+                database.create_table(TABLE, schema=_schema(about))
+            with contextlib.suppress(OSError):  # LanceDB would put a table over another one that was made meanwhile
+                (scratch / f"{TABLE}.lance").rename(folder / f"{TABLE}.lance")
+        return cls.open(address)
 
     @property
     def version(self) -> int:

@@ -156,7 +156,7 @@ def _mapped(file: IO[bytes], header: dict[str, Any]) -> dict[str, NDArray[Any]]:
 def _remark(address: str, left_out: int) -> None:
     if left_out:
         sentence = (
-            f"{address}: {left_out} rows were left out, since their path, sha256, class, probability or vector is none;"
+            f"{address}: left out {left_out} of its rows, whose path, sha256, class, probability or vector is none;"
             " make the index anew"
         )
         warnings.warn(sentence, IndexWarning, stacklevel=4)
