@@ -153,6 +153,7 @@ class PictureTable:
             database = _connected(address)
             with refusing(address):
                 return cls(address, database.create_table(TABLE, schema=_schema(about), exist_ok=True))
+        _lancedb()
         folder = Path(address)
         folder.mkdir(exist_ok=True)
         with scratch_folder(folder.resolve()) as scratch:
@@ -280,12 +281,17 @@ def refusing(address: str) -> Iterator[None]:
 def _connected(address: str) -> Any:
     if address.startswith("file") and not is_local(address):
         raise ValueError(f"{address} is a folder; name it without file://")
+    lancedb = _lancedb()
+    with refusing(address):
+        return lancedb.connect(address)
+
+
+def _lancedb() -> Any:
     try:
         import lancedb
     except ImportError:
         raise ImportError(NO_LANCEDB) from None
-    with refusing(address):
-        return lancedb.connect(address)
+    return lancedb
 
 
 def _schema(about: About) -> pa.Schema:
