@@ -131,8 +131,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     check_writable(path)
     target = Path(path).parent.resolve() / Path(path).name
-    _remove_left_over(target.parent)
-    with _own_folder(target.parent) as folder:
+    with scratch_folder(target.parent) as folder:
         temporary = folder / target.name
         try:
             temporary.touch(exist_ok=False)
@@ -148,6 +147,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             reason = error.strerror or error
             raise OSError(f"{path} cannot be written ({reason}); what was there before is untouched") from None
     _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Give a new folder in `parent`, removed afterwards; what a killed process left of such is removed first.
+
+    Its name is that of no output: `is_scratch` says so.
+    """
+    _remove_left_over(parent)
+    with _own_folder(parent) as folder:
+        yield folder
+
+
+def is_scratch(name: str) -> bool:
+    """Whether a name is one that `scratch_folder` gives."""
+    return _PART.fullmatch(name) is not None
 
 
 @contextlib.contextmanager
@@ -174,7 +189,7 @@ def _remove_left_over(parent: Path) -> None:
     _cleaned.add(parent)
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
-            if not _PART.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False) or not _is_ours(entry.stat()):
+            if not is_scratch(entry.name) or not entry.is_dir(follow_symlinks=False) or not _is_ours(entry.stat()):
                 continue
             lock = _lock(Path(entry.path), wait=False)
             if lock is not None:

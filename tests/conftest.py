@@ -68,6 +68,14 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_users_cache(tmp_path_factory):
+    """Whatever tests keep goes into a folder of theirs, in programs that they start as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONVNETS_TORCH_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache of the test's own."""

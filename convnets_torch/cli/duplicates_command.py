@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from convnets_torch.cli.messages import remarks_as_lines
 from convnets_torch.cli.search_command import COLUMNS, Address, AsJson, Sheet
 from convnets_torch.sentences import printable
 
@@ -34,9 +35,9 @@ def duplicates(
     from convnets_torch.cli.progress import rows_done
     from convnets_torch.embeddings.searching import Index
 
-    index = Index.open(db)
     groups: list[list[tuple[str, float | None]]]
-    with rows_done("pairs of blocks") as progress:
+    with remarks_as_lines(), rows_done("pairs of blocks") as progress:
+        index = Index.open(db)
         if between is None:
             groups = [[(path, None) for path in group] for group in index.duplicates(threshold, progress)]
         else:

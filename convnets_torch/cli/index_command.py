@@ -61,7 +61,7 @@ def index(
             allow_truncated=allow_truncated,
             progress=progress,
         )
-    count = len(done.index.vectors)  # which also writes them to where search reads them
+        count = len(done.index.vectors)  # which also writes them to where search reads them
     say(
         f"{db}: {done.embedded} embedded, {done.copied} with the content of others, {done.unchanged} unchanged,"
         f" {done.failed} could not be used, {done.vanished} vanished; {count} can be searched"

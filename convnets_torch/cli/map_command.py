@@ -182,7 +182,12 @@ def _from_file(path: str) -> _Found:
     from convnets_torch.embeddings.vector_reading import read_vectors
 
     found = read_vectors(path)
-    card = Card.from_json(found.about["card"]) if found.about.get("card") else None
+    try:
+        card = Card.from_json(found.about["card"]) if found.about.get("card") else None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if card is not None and found.logits is not None and card.classes != found.logits.shape[1]:
+        raise ValueError(f"{path} has {found.logits.shape[1]} logits a picture, and its card {card.classes} classes")
     logits = [None] * len(found.paths) if found.logits is None else torch.from_numpy(found.logits)
     entries = [MapEntry(name, *_best(card, row)) for name, row in zip(found.paths, logits, strict=True)]
     return _Found(found.vectors, entries, found.failed, found.about)

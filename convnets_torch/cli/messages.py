@@ -23,6 +23,14 @@ def say(sentence: str) -> None:
 
 
 @contextlib.contextmanager
+def remarks_as_lines() -> Iterator[None]:
+    """Print what is said about files and indexes as one line each; it needs no torch."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: say(one_line(message) if isinstance(message, Warning) else message)
+        yield
+
+
+@contextlib.contextmanager
 def warnings_as_lines() -> Iterator[None]:
     """Print what is said about pictures, memory and speed, by the library and by Pillow, as one line each."""
     from convnets_torch.embeddings.maps import MapWarning
@@ -31,9 +39,8 @@ def warnings_as_lines() -> Iterator[None]:
     from convnets_torch.images import PictureWarning
     from convnets_torch.runtime import RuntimeRemark
 
-    with warnings.catch_warnings():
+    with remarks_as_lines():
         warnings.simplefilter("always", PictureWarning)
         for kind in (MemoryWarning, RuntimeRemark, CamWarning, MapWarning):
             warnings.simplefilter("always", kind)
-        warnings.showwarning = lambda message, *_: say(one_line(message) if isinstance(message, Warning) else message)
         yield

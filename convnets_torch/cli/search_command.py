@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from convnets_torch.cli.messages import say, warnings_as_lines
+from convnets_torch.cli.messages import remarks_as_lines, say, warnings_as_lines
 from convnets_torch.sentences import printable
 
 Address = Annotated[str, typer.Argument(metavar="DB", help="An index that `convnets-torch index` made.")]
@@ -61,14 +60,15 @@ def search(
         check_writable(output)
     from convnets_torch.embeddings.searching import Index, recall
 
-    index = Index.open(db)
-    network = None
-    if weights is not None:
-        from convnets_torch.cli.running import load_network
+    with remarks_as_lines():
+        index = Index.open(db)
+        network = None
+        if weights is not None:
+            from convnets_torch.cli.running import load_network
 
-        network = load_network(weights, "cpu", None)
-    runs = network is not None or corners is not None or None in map(index.row_of, queries)
-    with warnings_as_lines() if runs else contextlib.nullcontext():
+            network = load_network(weights, "cpu", None)
+        runs = network is not None or corners is not None or None in map(index.row_of, queries)
+    with warnings_as_lines() if runs else remarks_as_lines():
         found = index.search(queries, k, metric=metric, target=target, box=corners, approximate=ann, network=network)
         if ann:
             exact = index.search(queries, k, metric=metric, target=target, box=corners, network=network)

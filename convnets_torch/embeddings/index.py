@@ -23,7 +23,7 @@ from convnets_torch.embeddings.picture_table import About, PictureTable, check_i
 from convnets_torch.embeddings.pooling import Pool
 from convnets_torch.embeddings.searching import Index
 from convnets_torch.embeddings.thumbnails import thumbnail
-from convnets_torch.files import check_regular, resolved, sha256
+from convnets_torch.files import check_regular, is_scratch, resolved, sha256
 from convnets_torch.folders import find_pictures
 from convnets_torch.networks import Network
 
@@ -150,7 +150,7 @@ def _table(address: str, embedder: Embedder, layer: str | None, weights: str) ->
     """The table at an address, made where there is none, or refused where its vectors are of another kind."""
     if is_local(address):
         folder = resolved(address)
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(not is_scratch(entry.name) for entry in folder.iterdir()):
             check_index(folder)
         elif folder.exists() and not folder.is_dir():
             raise NotADirectoryError(f"{address} is a file, and an index is a folder; name another")
@@ -215,8 +215,13 @@ class _Job:
         self._known: dict[str, _Row] = {}
         self._held: set[str] = set()  # contents that have vectors
         for batch in table.read(["path", "sha256", "size", "modified", "error", "vanished"]):
-            for path, *values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                self._known[path] = row = _Row(*values)
+            columns = [column.to_pylist() for column in batch.columns]
+            named, sound = table.is_sound(batch.select(["path"])), table.is_sound(batch)
+            for has_path, is_sound, path, *values in zip(named, sound, *columns, strict=True):
+                row = _Row(*values)
+                if not has_path or not (is_sound or row.error is not None):
+                    continue  # which `index` did not write; it is as if it were not there
+                self._known[path] = row
                 if row.error is None and row.sha256 is not None:
                     self._held.add(row.sha256)
         self._running: deque[_File] = deque()  # those that embed_each has, in its order
@@ -334,7 +339,8 @@ class _Job:
         if self._copies:
             wanted = {file.sha256 for file in self._copies if file.sha256 is not None}
             columns = ["sha256", "vector", "class_id", "probability", "thumbnail", "error"]
-            sources = {row["sha256"]: row for row in self._table.rows(columns, "sha256", wanted) if row["vector"]}
+            rows_of = self._table.rows(columns, "sha256", wanted, sound=True)
+            sources = {row["sha256"]: row for row in rows_of}
             sources |= {row["sha256"]: row for row in self._rows if row["vector"] is not None}
             for file in self._copies:
                 source = sources.get(file.sha256)

@@ -201,5 +201,8 @@ class _Store:
         hashes = np.stack([np.frombuffer(bytes.fromhex(digest), np.uint8) for digest in self._rows])
         name = hashlib.sha256(hashes.tobytes()).hexdigest()[:32]  # two processes write the same, or beside each other
         with replacing(self._folder / f"{name}.safetensors") as temporary:
-            save_file({"sha256": hashes, "vectors": np.stack(list(self._rows.values()))}, temporary, self._kind)
+            try:
+                save_file({"sha256": hashes, "vectors": np.stack(list(self._rows.values()))}, temporary, self._kind)
+            except SafetensorError as error:
+                raise OSError(str(error)) from None
         self._rows = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,11 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from convnets_torch.card import read_header
+from convnets_torch import strict_json
 from convnets_torch.embeddings.maps import ImageMap
+from convnets_torch.embeddings.vector_reading import read_arrays
 from convnets_torch.files import check_writable, replacing
 
 KEY = "convnets-torch image map"
@@ -98,7 +100,10 @@ def save_map(
     arrays["entries"] = np.frombuffer(text, np.uint8)
     said = {"schema": SCHEMA, "perplexity": image_map.perplexity, "about": dict(about or {})}
     with replacing(path) as temporary:
-        save_file(arrays, temporary, {KEY: json.dumps(said)})  # one text: the order of several is by chance
+        try:
+            save_file(arrays, temporary, {KEY: json.dumps(said)})  # one text: the order of several is by chance
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
 
 
 def load_map(path: str | os.PathLike[str]) -> SavedMap:
@@ -109,19 +114,18 @@ def load_map(path: str | os.PathLike[str]) -> SavedMap:
         ValueError: the file holds no map, or is damaged.
     """
     path = Path(path)
-    metadata = read_header(path).get("__metadata__")
-    if not isinstance(metadata, dict) or KEY not in metadata:
+    found, metadata = read_arrays(path)
+    if KEY not in metadata:
         raise ValueError(f"{path} holds no map of pictures; make one with `convnets-torch map --save`")
     damaged = f"{path} is damaged (%s); make the map anew"
     try:
-        said = json.loads(metadata[KEY])
+        said = strict_json.loads(metadata[KEY])
         if said["schema"] != SCHEMA:
-            raise ValueError(f"it is of version {said['schema']}, and {SCHEMA} is read")
+            raise ValueError(f"it is of version {said['schema']!r:.80}, and {SCHEMA} is read")
         perplexity, about = float(said["perplexity"]), {str(name): str(text) for name, text in said["about"].items()}
-        with safe_open(path, "numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in ARRAYS}
-            entries = [MapEntry(*entry) for entry in json.loads(file.get_tensor("entries").tobytes())]
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        arrays = {name: found[name] for name in ARRAYS}
+        entries = [MapEntry(*entry) for entry in strict_json.loads(found["entries"].tobytes())]
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(damaged % " ".join(str(error).split())) from None
     for name, array in arrays.items():
         if array.ndim != ARRAYS[name] or array.dtype != np.float32 or not np.isfinite(array).all():
@@ -131,6 +135,8 @@ def load_map(path: str | os.PathLike[str]) -> SavedMap:
     for name, shape in wanted.items():
         if arrays[name].shape != shape:
             raise ValueError(damaged % f"{name} is {arrays[name].shape}, not {shape}")
+    if not count or not math.isfinite(perplexity):
+        raise ValueError(damaged % f"it has {count} places and a perplexity of {perplexity}")
     if len(entries) != count or not all(_is_entry(entry) for entry in entries):
         raise ValueError(damaged % f"its {count} places have {len(entries)} entries, or broken ones")
     return SavedMap(ImageMap(perplexity=perplexity, **arrays), entries, about)

@@ -14,8 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convnets_torch import strict_json
+from convnets_torch.card import Card
+from convnets_torch.embeddings.lance_folder import check_table_folder, size_of
+from convnets_torch.files import scratch_folder
+from convnets_torch.sentences import printable
+
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 TABLE = "pictures"  # its name in the database, a folder pictures.lance
 KEY = "convnets_torch"  # in the metadata of the table's schema
@@ -23,7 +31,17 @@ SCHEMA = 1  # of that metadata
 GOOD = "error IS NULL AND NOT vanished"  # the pictures that are searched; to ask for vectors would read them all
 ONE_ROW = {"lance-schema:unenforced-primary-key": "true"}  # of two commits at once that add a path, one is tried again
 NAMES = 500  # values in one condition
+MOST_WIDTH = 1 << 24  # values of a vector; all that VGG's first block gives are 3,211,264
+MOST_ROWS = 100_000_000
+FREE = 256 << 20  # bytes that the vectors of any table may have
+MOST_COMPRESSED = 32  # times the bytes of a table's files that its vectors may have beyond that
+MOST_PATH = 16_384  # bytes; 4,096 are the most on Linux, and one that is no UTF-8 is written as four
+SHA256 = "[0-9a-f]{64}"
 NO_LANCEDB = "an index of pictures needs LanceDB: pip install 'convnets-torch[search]'"
+
+
+class IndexWarning(UserWarning):
+    """What of an index was left out; the message names the index."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +73,20 @@ class About:
     def from_json(cls, text: str) -> About:
         """The inverse of `to_json`; ValueError where the text is none."""
         try:
-            values = json.loads(text)
+            values = strict_json.loads(text)
             schema = values.pop("schema")
             if schema == SCHEMA:
                 return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError("what it says of its network cannot be read") from None
-        raise ValueError(f"it has schema {schema!r}, but this version reads {SCHEMA}; update convnets-torch")
+        raise ValueError(f"it has schema {schema!r:.80}, but this version reads {SCHEMA}; update convnets-torch")
+
+    def __post_init__(self) -> None:
+        texts = (self.kind, self.card, self.pool, self.weights, self.made, self.layer or "")
+        if not all(isinstance(text, str) and "\0" not in text for text in texts):
+            raise TypeError("a text is wanted")
+        if type(self.width) is not int or not 1 <= self.width <= MOST_WIDTH:
+            raise ValueError(f"it has vectors of {self.width!r:.80} values")
 
 
 def kind_of(about: Mapping[str, str]) -> str:
@@ -80,18 +105,26 @@ class PictureTable:
     Attributes:
         address: as it was given.
         about: what made its vectors.
+        card: of the network.
         table: LanceDB's own.
     """
 
     def __init__(self, address: str, table: Any) -> None:
         self.address, self.table = address, table
-        text = (table.schema.metadata or {}).get(KEY.encode())
+        schema = table.schema
+        text = (schema.metadata or {}).get(KEY.encode())
         if text is None:
             raise ValueError(f"{address} was not made by `convnets-torch index`; name another index")
         try:
             self.about = About.from_json(text.decode())
+            self.card = Card.from_json(self.about.card)
         except ValueError as error:
             raise ValueError(f"{address}: {error}") from None
+        wanted = _schema(self.about).with_metadata({KEY: text})
+        if not schema.equals(wanted, check_metadata=True):  # LanceDB builds what metadata name, whatever that runs
+            raise ValueError(f"{address} has other columns or metadata than `convnets-torch index` gives; make it anew")
+        if (rows := self.count()) > MOST_ROWS:
+            raise ValueError(f"{address} has {rows:,} rows, and {MOST_ROWS:,} are the most; divide it")
 
     @classmethod
     def open(cls, address: str) -> PictureTable:
@@ -104,6 +137,7 @@ class PictureTable:
         """
         if is_local(address):
             check_index(Path(address))
+            check_table_folder(Path(address), TABLE)
         database = _connected(address)
         with refusing(address):
             names = database.list_tables().tables
@@ -115,9 +149,20 @@ class PictureTable:
     @classmethod
     def create(cls, address: str, about: About) -> PictureTable:
         """A new and empty table, or the one that another process has just made there; errors are those of `open`."""
-        database = _connected(address)
-        with refusing(address):
-            return cls(address, database.create_table(TABLE, schema=_schema(about), exist_ok=True))
+        if not is_local(address):
+            database = _connected(address)
+            with refusing(address):
+                return cls(address, database.create_table(TABLE, schema=_schema(about), exist_ok=True))
+        _lancedb()
+        folder = Path(address)
+        folder.mkdir(exist_ok=True)
+        with scratch_folder(folder.resolve()) as scratch:
+            database = _connected(str(scratch))
+            with refusing(address):
+                database.create_table(TABLE, schema=_schema(about))
+            with contextlib.suppress(OSError):  # LanceDB would put a table over another one that was made meanwhile
+                (scratch / f"{TABLE}.lance").rename(folder / f"{TABLE}.lance")
+        return cls.open(address)
 
     @property
     def version(self) -> int:
@@ -128,14 +173,53 @@ class PictureTable:
         """Columns of the rows that fulfil a condition, in the table's order, a part at a time."""
         with refusing(self.address):
             query = self.table.search().select(list(columns))
-            yield from (query.where(where) if where else query).to_batches(4096)
+            for batch in (query.where(where) if where else query).to_batches(4096):
+                batch.validate(full=True)  # texts are UTF-8
+                yield batch
 
-    def rows(self, columns: Sequence[str], column: str, values: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Columns of the rows that have one of some values in a column of text."""
+    def rows(
+        self, columns: Sequence[str], column: str, values: Iterable[str], *, sound: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Columns of the rows that have one of some values in a column of text; with `sound`, of those that are."""
         values = list(values)
         for start in range(0, len(values), NAMES):
             for batch in self.read(columns, one_of(column, values[start : start + NAMES])):
-                yield from batch.to_pylist()
+                yield from (batch.filter(self.is_sound(batch)) if sound else batch).to_pylist()
+
+    def is_sound(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Which rows hold what `index` writes for a picture that can be searched, in the columns that are there."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        sound = np.ones(len(batch), bool)
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if name == "path":
+                good = pc.and_(
+                    pc.less_equal(pc.binary_length(column), MOST_PATH), pc.match_substring_regex(column, ".")
+                )
+                good = pc.and_(good, pc.invert(pc.match_substring_regex(column, r"\x00")))
+            elif name == "sha256":
+                good = pc.match_substring_regex(column, f"^{SHA256}$")
+            elif name == "class_id":
+                good = _between(column.fill_null(-1), -1, self.card.classes - 1)
+            elif name == "probability":
+                good = _between(column.fill_null(0), 0, 1.001)
+            elif name == "vector":
+                finite = np.isfinite(values_of(column, self.about.width)).all(1)
+                sound &= finite & column.is_valid().to_numpy(zero_copy_only=False)
+                continue
+            else:
+                continue
+            sound &= good.fill_null(False).to_numpy(zero_copy_only=False)
+        return sound
+
+    def check_room(self) -> None:
+        """Raise ValueError where a folder's vectors would be far larger than its files."""
+        if not is_local(self.address):
+            return
+        needed, there = 4 * self.about.width * self.count(GOOD), size_of(Path(self.address), TABLE)
+        if needed > max(FREE, MOST_COMPRESSED * there):
+            raise ValueError(f"{self.address} has {there:,} bytes, and its vectors {needed:,}; make it anew")
 
     def count(self, where: str | None = None) -> int:
         with refusing(self.address):
@@ -184,20 +268,30 @@ def refusing(address: str) -> Iterator[None]:
     """LanceDB's errors in one sentence."""
     try:
         yield
-    except (RuntimeError, OSError, ValueError) as error:
+    except BaseException as error:
+        # A panic of LanceDB's Rust is no Exception. What else it raises depends on how its files are damaged.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         if isinstance(error, ValueError) and str(error).startswith(address):
             raise
-        words = " ".join(str(error).split())[:200]
+        words = printable(" ".join(str(error).split())[:200])
         raise OSError(f"{address} cannot be used ({words}); repair it, or index into another folder") from None
 
 
 def _connected(address: str) -> Any:
+    if address.startswith("file") and not is_local(address):
+        raise ValueError(f"{address} is a folder; name it without file://")
+    lancedb = _lancedb()
+    with refusing(address):
+        return lancedb.connect(address)
+
+
+def _lancedb() -> Any:
     try:
         import lancedb
     except ImportError:
         raise ImportError(NO_LANCEDB) from None
-    with refusing(address):
-        return lancedb.connect(address)
+    return lancedb
 
 
 def _schema(about: About) -> pa.Schema:
@@ -218,6 +312,20 @@ def _schema(about: About) -> pa.Schema:
         ],
         metadata={KEY: about.to_json()},
     )
+
+
+def _between(column: pa.Array, least: float, most: float) -> pa.Array:
+    import pyarrow.compute as pc
+
+    return pc.and_(pc.greater_equal(column, least), pc.less_equal(column, most))
+
+
+def values_of(column: pa.Array, width: int) -> NDArray[np.float32]:
+    """(N, width) of a column of vectors; NaN where a value, or a whole vector, is missing."""
+    import numpy as np
+
+    flat = column.values.slice(column.offset * width, len(column) * width)  # those of missing ones among them
+    return np.ascontiguousarray(flat.to_numpy(zero_copy_only=False).reshape(len(column), width), "<f4")
 
 
 def _column(rows: Sequence[Mapping[str, Any]], field: pa.Field) -> pa.Array:

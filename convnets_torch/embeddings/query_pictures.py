@@ -49,17 +49,23 @@ def network_of(index: Index) -> Network:
     weights = index.about.weights
     if not weights:
         raise ValueError(f"{index.address} does not say where its weights are; name them (network, --weights)")
+    if "://" in weights or weights.startswith(("//", "\\\\")):  # to ask for one may alone reach another machine
+        raise ValueError(f"{index.address} says that its weights are at {weights}; name a file (network, --weights)")
     try:
-        find(weights)
-    except OSError:
+        path = find(weights)
+    except (OSError, ValueError):
         raise FileNotFoundError(
             f"the weights of {index.address} are not at {weights} any more; name them (network, --weights)"
         ) from None
-    if read_card(find(weights)).to_json() != index.about.card:
+    try:
+        same = read_card(path).to_json() == index.about.card
+    except ValueError as error:
+        raise ValueError(f"the weights that {index.address} names cannot be used: {error}") from None
+    if not same:
         raise ValueError(
             f"{weights} is another network than the one that made {index.address}; name that (network, --weights)"
         )
-    return load(weights)
+    return load(path)
 
 
 def _part(path: str, box: Box, exif: bool) -> Pixels:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,9 +15,13 @@ from convnets_torch.embeddings.nearest import Metric
 from convnets_torch.embeddings.searching import Index, Matches
 from convnets_torch.embeddings.thumbnails import SIDE, thumbnail
 from convnets_torch.images import Reading, open_upright
+from convnets_torch.jpeg import BROKEN
+from convnets_torch.sentences import printable
 
 GREY = (200, 200, 200)  # around a thumbnail, and in the place of one that is not there
 MOST = 100  # groups in a sheet
+LETTERS = 60  # of a line below a thumbnail that can be drawn at all
+MOST_BYTES = 1 << 16  # of a thumbnail
 SIGNS = {"cosine": "cosine", "l2": "distance", "dot": "product"}
 
 
@@ -24,10 +30,10 @@ def search_sheet(index: Index, found: Sequence[Matches], columns: int, metric: M
     small = index.thumbnails(match.path for each in found for match in each.found)
     rows = []
     for each in found:
-        row = [(_of_query(index, each.query), "query\n" + Path(each.query).name)]
+        row = [(_of_query(index, each.query), "query\n" + _name(Path(each.query)))]
         for match in each.found:
-            words = (match.words or "").partition(",")[0]
-            row.append((small.get(match.path), f"{match.score:.3f} {words}\n{Path(match.path).name}"))
+            words = _line((match.words or "").partition(",")[0])
+            row.append((small.get(match.path), f"{match.score:.3f} {words}\n{_name(Path(match.path))}"))
         rows.append(row)
     return contact_sheet(rows, columns, f"{index.address}: the nearest by {SIGNS[metric]}")
 
@@ -41,7 +47,7 @@ def groups_sheet(index: Index, groups: Sequence[Sequence[tuple[str, float | None
         row = []
         for path, similarity in group:
             near = "" if similarity is None else f"{similarity:.3f} "
-            row.append((small.get(path), f"{near}{Path(path).name}\n{Path(path).parent.name}"))
+            row.append((small.get(path), f"{near}{_name(Path(path))}\n{_name(Path(path).parent)}"))
         rows.append(row)
     more = f"; the first {MOST} are shown" if len(groups) > MOST else ""
     return contact_sheet(rows, columns, f"{index.address}: {len(groups)} found{more}")
@@ -66,10 +72,24 @@ def contact_sheet(rows: Iterable[Sequence[tuple[bytes | None, str]]], columns: i
 def _squared(data: bytes | None) -> Image.Image:
     """A thumbnail in the middle of a grey square; tiles of a sheet have one shape."""
     square = Image.new("RGB", (SIDE, SIDE), GREY)
-    if data is not None:
-        small = Image.open(io.BytesIO(data))
-        square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
+    if data is None or len(data) > MOST_BYTES:
+        return square
+    with contextlib.suppress(*BROKEN, Image.DecompressionBombError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a stranger's may be no thumbnail, and then the square stays grey
+        small = Image.open(io.BytesIO(data), formats=["JPEG"])
+        if max(small.size) <= SIDE:
+            small.load()
+            square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
     return square
+
+
+def _name(path: Path) -> str:
+    return _line(path.name)
+
+
+def _line(text: str) -> str:
+    """What of a text can be drawn in a line below a thumbnail."""
+    return printable(text[:LETTERS])
 
 
 def _of_query(index: Index, query: str) -> bytes | None:

@@ -18,6 +18,7 @@ from convnets_torch.embeddings.nearest import Metric, check_metric, nearest
 from convnets_torch.embeddings.picture_table import About, PictureTable, check_index, is_local
 from convnets_torch.embeddings.vector_cache import Vectors
 from convnets_torch.files import sha256
+from convnets_torch.sentences import LONGEST
 from convnets_torch.targets import class_name, class_wnid, find_target
 
 if TYPE_CHECKING:
@@ -90,7 +91,10 @@ class Index:
     ) -> None:
         """`Index.open` and `index_pictures` make one."""
         self.address, self.about = address, about
-        self.card = Card.from_json(about.card)
+        try:
+            self.card = Card.from_json(about.card)
+        except ValueError as error:
+            raise ValueError(f"{address}: {error}") from None
         self._table, self._vectors, self._state = table, vectors, state
         self._network: Network | None = None  # once a query needed it
 
@@ -98,14 +102,17 @@ class Index:
     def open(cls, address: str | os.PathLike[str]) -> Index:
         """The index at an address.
 
-        Its vectors are kept in a file of their own, in the folder of the index or, of an object store, in the user's
-        cache, and mapped. Where that file is of the table's present state, LanceDB is not even imported; otherwise it
-        is written when it is first needed.
+        Its vectors are kept in a file of their own in the user's cache, and mapped; nothing is written into the folder
+        of the index. Where that file is of the table's present state, LanceDB is not even imported; otherwise it is
+        written when it is first needed.
 
         Raises:
             OSError: there is no index, or it is damaged.
-            ValueError: the table is no index of pictures.
+            ValueError: the table is no index of pictures, or would lead LanceDB elsewhere.
             ImportError: LanceDB is not installed.
+
+        Warns:
+            IndexWarning: rows that hold something else than `index_pictures` writes were left out.
         """
         address = os.fspath(address)
         if is_local(address):
@@ -229,7 +236,7 @@ class Index:
     def errors(self) -> Iterator[str]:
         """Sentences on the files that could not be used; those that are gone since are left out."""
         for batch in self.table.read(["error"], "error IS NOT NULL AND NOT vanished"):
-            yield from batch["error"].to_pylist()
+            yield from (sentence[:LONGEST] for sentence in batch["error"].to_pylist())
 
     def duplicates(self, threshold: float, progress: Progress | None = None) -> list[list[str]]:
         """Paths of pictures that are nearly the same, in groups, as `find_duplicates` makes them."""

@@ -1,6 +1,7 @@
 """The vectors of an index as one array in a file, mapped into memory, so that exact search reads nothing else.
 
-The file is derived from the table and says from which state of it; when that is no longer the table's, it is made anew.
+The file lies in the user's own cache, never in the folder of the index, which may be a stranger's. It is derived from
+the table and says from which state of it; when that is no longer the table's, it is made anew.
 Of a folder the state is the names, sizes and times of its manifests, one of which LanceDB adds with each commit, so
 that asking for it needs neither LanceDB, whose import takes a second or two, nor torch.
 """
@@ -10,24 +11,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnets_torch.cache import cache_folder
 from convnets_torch.card import read_header
-from convnets_torch.embeddings.picture_table import GOOD, TABLE, About, PictureTable, is_local
-from convnets_torch.files import replacing
+from convnets_torch.embeddings.picture_table import GOOD, TABLE, About, IndexWarning, PictureTable, is_local, values_of
+from convnets_torch.files import check_own_folder, make_folder, open_own, opened_path, replacing, resolved
 
-NAME = "vectors.cache"  # beside the table
 COLUMNS = ("path", "sha256", "class_id", "probability", "vector")
 KINDS = {"F32": "<f4", "I32": "<i4", "I64": "<i8", "U8": "|u1"}  # of safetensors, as NumPy calls them
+SHAPES = {"vectors": 2, "hashes": 2, "lengths": 1, "class_ids": 1, "probabilities": 1, "_ends": 1, "_names": 1}
 SMALL = {"lengths": "<f4", "class_ids": "<i4", "probabilities": "<f4"}
-SCHEMA = "1"
+SCHEMA = "2"
 HEADER = 2048  # bytes that names, kinds and places of the arrays take at most
 
 
@@ -83,12 +86,19 @@ class Vectors:
 
 
 def place_of(address: str) -> Path | None:
-    """Where the vectors of an index are kept: in its folder, for object stores in the user's cache; None for memory."""
-    if is_local(address):
-        return Path(address) / NAME
+    """Where the vectors of an index are kept: in the user's cache; None for one in memory."""
     if address.startswith("memory:"):
         return None
-    return cache_folder() / "vectors" / f"{hashlib.sha256(address.encode()).hexdigest()[:24]}.cache"
+    return _folder() / f"{hashlib.sha256(_whole(address).encode()).hexdigest()[:24]}.cache"
+
+
+def _folder() -> Path:
+    return cache_folder() / "vectors"
+
+
+def _whole(address: str) -> str:
+    """An address that means the same from everywhere."""
+    return str(resolved(address)) if is_local(address) else address
 
 
 def state_of(address: str, table: PictureTable | None = None) -> str:
@@ -106,27 +116,50 @@ def state_of(address: str, table: PictureTable | None = None) -> str:
 def kept(address: str, state: str) -> tuple[About, Vectors] | None:
     """What is kept of a table in this state; None where there is nothing, or of another state, or damaged."""
     place = place_of(address)
-    if place is None or not place.is_file():
+    if place is None or not place.exists():
         return None
+    check_own_folder(place.parent)
     try:
-        header = read_header(place)
-        metadata = header.pop("__metadata__")
-        if metadata["state"] != state or metadata["schema"] != SCHEMA:
-            return None
-        return About.from_json(metadata["about"]), Vectors(**_mapped(place, header))
-    except (OSError, ValueError, KeyError, TypeError):
+        with open_own(place) as file:
+            header = read_header(opened_path(file))
+            metadata = header.pop("__metadata__")
+            if (metadata["schema"], metadata["state"], metadata["address"]) != (SCHEMA, state, _whole(address)):
+                return None
+            about, vectors = About.from_json(metadata["about"]), Vectors(**_mapped(file, header))
+    except (ValueError, KeyError, TypeError):
         return None
+    if vectors.vectors.shape != (len(vectors), about.width) or vectors.hashes.shape != (len(vectors), 32):
+        return None
+    _remark(address, int(metadata["left_out"]))
+    return about, vectors
 
 
-def _mapped(path: Path, header: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
+def _mapped(file: IO[bytes], header: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    file.seek(0)
+    start = 8 + int.from_bytes(file.read(8), "little")
     arrays = {}
-    for name, entry in header.items():
-        kind, shape, begin = KINDS[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0]
-        arrays[name] = np.memmap(path, kind, "r", begin, shape) if np.prod(shape) else np.zeros(shape, kind)
-        arrays[name] = arrays[name].view(np.ndarray)  # whose slices cost less
+    for name, dimensions in SHAPES.items():
+        entry = header[name]
+        kind, shape, (begin, end) = np.dtype(KINDS[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
+        if len(shape) != dimensions or begin < 0 or end - begin != kind.itemsize * math.prod(shape):
+            raise ValueError(f"{name} is damaged")
+        array = np.memmap(file, kind, "r", start + begin, shape) if end > begin else np.zeros(shape, kind)
+        arrays[name] = array.view(np.ndarray)  # whose slices cost less
+    rows = len(arrays["_ends"])
+    if any(len(arrays[name]) != rows for name in SHAPES if name != "_names") or (
+        rows and arrays["_ends"][-1] != len(arrays["_names"])
+    ):
+        raise ValueError("its arrays are not of the same pictures")
     return arrays
+
+
+def _remark(address: str, left_out: int) -> None:
+    if left_out:
+        sentence = (
+            f"{address}: left out {left_out} of its rows, whose path, sha256, class, probability or vector is none;"
+            " make the index anew"
+        )
+        warnings.warn(sentence, IndexWarning, stacklevel=4)
 
 
 def keep(table: PictureTable, state: str) -> Vectors:
@@ -141,20 +174,32 @@ def keep(table: PictureTable, state: str) -> Vectors:
     Raises:
         OSError: the table is damaged, or the file cannot be written.
     """
+    table.check_room()
     place = place_of(table.address)
     if place is None:
         blocks: list[NDArray[np.float32]] = [np.zeros((0, table.about.width), np.float32)]
-        arrays = _read(table, lambda block: blocks.append(block.copy()))
+        arrays, left_out = _read(table, lambda block: blocks.append(block.copy()))
+        _remark(table.address, left_out)
         return Vectors(vectors=np.concatenate(blocks), **arrays)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"schema": SCHEMA, "state": state, "about": table.about.to_json()}
+    try:
+        make_folder(cache_folder(), "vectors")
+    except OSError as error:
+        if not error.strerror:
+            raise
+        raise OSError(
+            f"{place.parent} cannot be made ({error.strerror}), and search keeps vectors there; set CONVNETS_TORCH_HOME"
+            " to a folder of yours"
+        ) from None
+    check_own_folder(place.parent)
+    _remove_orphans()
+    metadata = {"schema": SCHEMA, "state": state, "address": _whole(table.address), "about": table.about.to_json()}
     with replacing(place) as temporary, temporary.open("wb") as file:
         room = HEADER + len(json.dumps(metadata))
         room += -room % 64
         file.seek(8 + room)
-        arrays = _read(table, lambda block: file.write(block.data))
+        arrays, left_out = _read(table, lambda block: file.write(block.data))
         end = file.tell() - 8 - room
-        header: dict[str, object] = {"__metadata__": metadata}
+        header: dict[str, object] = {"__metadata__": metadata | {"left_out": str(left_out)}}
         header["vectors"] = {
             "dtype": "F32",
             "shape": (len(arrays["_ends"]), table.about.width),
@@ -173,24 +218,42 @@ def keep(table: PictureTable, state: str) -> Vectors:
     return found[1]
 
 
-def _read(table: PictureTable, take: Callable[[NDArray[np.float32]], object]) -> dict[str, NDArray[Any]]:
-    """The small columns as arrays; `take` gets the vectors, some thousand at a time."""
+def _remove_orphans() -> None:
+    """Remove what is kept of folders that hold no index any more, and what older versions kept."""
+    for place in _folder().glob("*.cache"):
+        try:
+            with open_own(place) as file:
+                address = read_header(opened_path(file))["__metadata__"]["address"]
+            if is_local(address) and not (Path(address) / f"{TABLE}.lance").is_dir():
+                place.unlink(missing_ok=True)
+        except (OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError):
+                place.unlink(missing_ok=True)
+
+
+def _read(table: PictureTable, take: Callable[[NDArray[np.float32]], object]) -> tuple[dict[str, NDArray[Any]], int]:
+    """The small columns as arrays, and how many rows were left out; `take` gets the vectors, block by block."""
     columns: dict[str, list[NDArray[Any]]] = {name: [np.zeros(0, kind)] for name, kind in SMALL.items()}
     hashes, names = [], []
+    left_out = 0
     for batch in table.read(COLUMNS, GOOD):
-        if not len(batch):
+        sound = table.is_sound(batch)
+        left_out += int((~sound).sum())
+        if not sound.any():
             continue
-        block = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(len(batch), table.about.width)
-        block = np.ascontiguousarray(block, "<f4")
+        if not sound.all():
+            batch = batch.filter(sound)
+        block = values_of(batch["vector"], table.about.width)
         take(block)
         columns["lengths"].append(np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64)).astype("<f4"))
         columns["class_ids"].append(batch["class_id"].fill_null(-1).to_numpy(zero_copy_only=False))
         columns["probabilities"].append(batch["probability"].fill_null(np.nan).to_numpy(zero_copy_only=False))
         hashes.append(bytes.fromhex("".join(batch["sha256"].to_pylist())))
         names += [name.encode() for name in batch["path"].to_pylist()]
-    return {
+    arrays = {
         "_ends": np.cumsum([len(name) for name in names], dtype="<i8"),
         **{name: np.concatenate(parts) for name, parts in columns.items()},
         "hashes": np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32),
         "_names": np.frombuffer(b"".join(names), np.uint8),
     }
+    return arrays, left_out

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import struct
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from convnets_torch.embeddings.extraction import Embedded
-from convnets_torch.files import check_writable, replacing, resolved
+from convnets_torch.files import check_writable, replacing
 
 ENDINGS = (".npz", ".safetensors")
 ABOUT = "about"
@@ -91,8 +90,7 @@ def save_vectors(
     check_vectors_output(path)
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(replacing(path))
-        folder = tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=resolved(path).parent)
-        spool = stack.enter_context(_Spool(Path(stack.enter_context(folder))))
+        spool = stack.enter_context(_Spool(temporary.parent))  # which goes with it, also when we are killed
         for row in rows:
             spool.add(row)
         saved = spool.finish()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from convnets_torch import strict_json
+from convnets_torch.card import read_header
 from convnets_torch.embeddings.vector_files import ABOUT, ENDINGS
-from convnets_torch.files import check_regular
+from convnets_torch.files import check_regular, open_file, opened_path
+from convnets_torch.npz import read_npz
 
 VECTORS = "vectors"
 
@@ -58,46 +59,87 @@ def read_vectors(path: str | os.PathLike[str]) -> ReadVectors:
         raise ValueError(f"{path} has an unknown ending; vectors are read from {' or '.join(ENDINGS)}")
     try:
         found = _of_npz(path) if path.suffix.lower() == ".npz" else _of_safetensors(path)
-    except (zipfile.BadZipFile, zlib.error, SafetensorError, KeyError, ValueError, EOFError, TypeError) as error:
+        _check(found)
+    except (KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} holds no vectors of one layer, or is damaged ({reason}); write it anew") from None
-    if found.vectors.ndim != 2 or found.vectors.dtype != np.float32 or len(found.vectors) != len(found.paths):
-        raise ValueError(
-            f"{path} has vectors {found.vectors.dtype} {found.vectors.shape} of {len(found.paths)} pictures;"
-            " write it anew"
-        )
     return found
 
 
 def _of_npz(path: Path) -> ReadVectors:
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # it leaves damaged files open
-        _check_names(file.files)
-        return ReadVectors(
-            file[VECTORS],
-            file["paths"].tolist(),
-            file["logits"] if "logits" in file.files else None,
-            dict(zip(file["failed"].tolist(), file["errors"].tolist(), strict=True)),
-            json.loads(str(file[ABOUT])),
-        )
+    arrays = read_npz(path)
+    _check_names(list(arrays))
+    paths, failed, errors = (_texts(arrays, name, 1).tolist() for name in ("paths", "failed", "errors"))
+    return ReadVectors(
+        arrays[VECTORS],
+        paths,
+        arrays.get("logits"),
+        dict(zip(failed, errors, strict=True)),
+        strict_json.loads(str(_texts(arrays, ABOUT, 0))),
+    )
+
+
+def _texts(arrays: dict[str, NDArray[Any]], name: str, dimensions: int) -> NDArray[np.str_]:
+    array = arrays[name]
+    if (array.dtype.kind, array.ndim) != ("U", dimensions):
+        raise ValueError(f"{name} is {array.dtype} {array.shape}, not text")
+    return array
 
 
 def _of_safetensors(path: Path) -> ReadVectors:
-    with safe_open(path, "numpy") as file:
-        names = list(file.keys())
-        _check_names(names)
-        texts = {name: json.loads(file.get_tensor(name).tobytes()) for name in ("paths", "failed", "errors")}
-        return ReadVectors(
-            file.get_tensor(VECTORS),
-            texts["paths"],
-            file.get_tensor("logits") if "logits" in names else None,
-            dict(zip(texts["failed"], texts["errors"], strict=True)),
-            file.metadata() or {},
-        )
+    arrays, metadata = read_arrays(path)
+    _check_names(list(arrays))
+    texts = {name: strict_json.loads(arrays[name].tobytes()) for name in ("paths", "failed", "errors")}
+    for name, found in texts.items():
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise ValueError(f"{name} is no list of texts")
+    return ReadVectors(
+        arrays[VECTORS],
+        texts["paths"],
+        arrays.get("logits"),
+        dict(zip(texts["failed"], texts["errors"], strict=True)),
+        metadata,
+    )
+
+
+def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The arrays of a safetensors file, and what its metadata say; both of the same file, whatever becomes of its name.
+
+    Raises:
+        OSError: there is no regular file, or it cannot be read.
+        ValueError: it is no safetensors file, is damaged, or has arrays that NumPy does not know.
+    """
+    with open_file(path) as file:
+        place = opened_path(file)
+        try:
+            read_header(place)
+            with safe_open(place, "numpy") as opened:
+                return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(str(error).replace(place, str(path))) from None
+
+
+def _check(found: ReadVectors) -> None:
+    count, shape = len(found.paths), found.vectors.shape
+    if found.vectors.dtype != np.float32 or len(shape) != 2 or shape[0] != count or not shape[1]:
+        raise ValueError(f"it has vectors {found.vectors.dtype} {shape} of {count} pictures")
+    logits = found.logits
+    if logits is not None and (
+        logits.dtype != np.float32
+        or logits.ndim != 2
+        or len(logits) != count
+        or not logits.shape[1]
+        or not np.isfinite(logits).all()
+    ):
+        raise ValueError(f"it has logits {logits.dtype} {logits.shape} of {count} pictures, or NaN in them")
+    about = found.about
+    if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
+        raise ValueError("what it says of its network is no list of names and texts")
 
 
 def _check_names(names: list[str]) -> None:
     layers = [name.removeprefix("vectors.") for name in names if name.startswith("vectors.")]
     if layers:
-        raise ValueError(f"it has vectors of {', '.join(layers)}")
+        raise ValueError(f"it has vectors of {', '.join(layers[:8])}")
     if VECTORS not in names:
-        raise ValueError(f"it has {', '.join(sorted(names)) or 'nothing'}")
+        raise ValueError(f"it has {', '.join(sorted(names)[:8]) or 'nothing'}")
