@@ -373,11 +373,11 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal, read once in blocks."""
+def sha256(path: Path, *, max_bytes: int | None = None) -> str:
+    """The sha256 of a file, in hexadecimal, read once in blocks; refused as by `open_file`."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
+    with open_file(path, max_bytes=max_bytes) as file:
         while read := file.readinto(buffer):
             digest.update(buffer[:read])
     return digest.hexdigest()

@@ -23,7 +23,6 @@ from convnets_torch.cache import cache_folder
 from convnets_torch.embeddings.extraction import Embedder, embed_each
 from convnets_torch.files import (
     check_own_folder,
-    check_regular,
     check_writable,
     make_folder,
     open_own,
@@ -31,11 +30,13 @@ from convnets_torch.files import (
     replacing,
     sha256,
 )
+from convnets_torch.images import MAX_PIXELS
 from convnets_torch.networks import Network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
 from convnets_torch.runtime import Precision, prepare
 
 PART = 256  # vectors in a file of the cache: what is lost, at most, when the process is killed
+MOST_PICTURE = 16 * MAX_PIXELS  # bytes of a file: a pixel has four channels of 32 bits
 MOST_VALUES = 1 << 24  # of a vector
 
 Vector = NDArray[np.float32]
@@ -97,10 +98,9 @@ def embed_kept(
     first: dict[str, Path] = {}  # content -> the first picture that has it
     for path in paths:
         try:
-            check_regular(path)
-            digests[path] = sha256(path)
+            digests[path] = sha256(path, max_bytes=MOST_PICTURE)
             first.setdefault(digests[path], path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             failed[path] = error
     vectors, computed = store.read(set(first)), 0
     missing = {path: digest for digest, path in first.items() if digest not in vectors}
