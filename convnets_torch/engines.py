@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
 import warnings
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
@@ -35,7 +37,7 @@ class Engine:
 
     def __init__(self, module: nn.Module, name: str, precision: str, size: Size, heatmap: bool) -> None:
         """As `engine` says."""
-        openvino = importlib.import_module("openvino")
+        openvino = _import_openvino()
         core = openvino.Core()
         if precision == "auto":
             precision = "bfloat16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
@@ -145,7 +147,14 @@ def engine(
     if tuple(own) != tuple(sides):
         raise ValueError(f"size is {tuple(sides)}, but the network classifies {tuple(own)}; leave size out")
     try:
-        importlib.import_module("openvino")
+        _import_openvino()
     except ImportError:
         raise ImportError("the engine openvino needs its package: pip install 'convnets-torch[openvino]'") from None
     return Engine(network, name, precision, check_size(sides), heatmap)
+
+
+def _import_openvino() -> ModuleType:
+    """OpenVINO without its telemetry, which starts processes, calls its makers, and writes to the home folder."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # so to import it is an error
+    return importlib.import_module("openvino")

@@ -6,6 +6,7 @@ Both are made of one program, that of `torch.export`, and hold the card as JSON.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -262,8 +263,24 @@ def _write_onnx(program: ExportedProgram, file: Path, card: Card | None, changin
 
 def _write_pt2(program: ExportedProgram, file: Path, card: Card | None) -> None:
     program.example_inputs = None
-    with file.open("wb") as stream:
-        torch.export.save(program, stream, extra_files={} if card is None else {KEY: card.to_json()})
+    with _Output(io.FileIO(file, "wb")) as output:
+        torch.export.save(program, output, extra_files={} if card is None else {KEY: card.to_json()})
+        if output.error is not None:
+            raise output.error
+
+
+class _Output(io.BufferedWriter):
+    """A file for PyTorch's writer, which ends the process where `write` raises; the first error is kept instead."""
+
+    error: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                return super().write(data)
+            except BaseException as error:  # a full disk, or a signal
+                self.error = error
+        return memoryview(data).nbytes
 
 
 def _onnx_runner(file: Path) -> tuple[Runner | None, str | None]:

@@ -327,6 +327,30 @@ def check_own_folder(folder: Path) -> None:
         warnings.warn(remark, FileWarning, stacklevel=3)
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask from working in a folder while the block runs, where the system has locks.
+
+    Raises:
+        BlockingIOError: another one works in it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BlockingIOError(f"another process works in {folder}; wait for its end, or name another folder") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _is_ours(found: os.stat_result) -> bool:
     """Whether a file belongs to this user or to the system's administrator; who is administrator trusts all."""
     return os.name == "nt" or os.geteuid() == 0 or found.st_uid in (0, os.geteuid())
@@ -364,11 +388,11 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal, read once in blocks."""
+def sha256(path: Path, *, max_bytes: int | None = None) -> str:
+    """The sha256 of a file, in hexadecimal, read once in blocks; refused as by `open_file`."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
+    with open_file(path, max_bytes=max_bytes) as file:
         while read := file.readinto(buffer):
             digest.update(buffer[:read])
     return digest.hexdigest()

@@ -286,12 +286,12 @@ def _log(
     stack: contextlib.ExitStack, folder: Path, checkpoint: Path, resume: bool
 ) -> Callable[[EpochRow, float], None]:
     """TensorBoard's events, from the epoch on that a checkpoint leaves to do."""
-    from convnets_torch.training.checkpoints import read_checkpoint
     from convnets_torch.training.curves import tensorboard_log
+    from convnets_torch.training.running import read_progress
 
     first = 1
     if resume and checkpoint.exists():
-        first += len(read_checkpoint(checkpoint)[1]["progress"]["history"])
+        first += len(read_progress(checkpoint)[2].history)
     log = stack.enter_context(tensorboard_log(folder, first))
     return lambda row, left: log(row)
 

@@ -116,7 +116,7 @@ def gradcam(
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
     )
-    writer = _Writer(several, as_json, guessed=not target)
+    writer = _Writer(output if several else None, as_json, guessed=not target)
     measured: list[Faithfulness] = []
     records: list[dict[str, Any]] = []
     with warnings_as_lines(), contextlib.closing(entries):
@@ -146,24 +146,25 @@ def gradcam(
 class _Writer:
     """Writes the maps of one picture after another and says what became of it."""
 
-    def __init__(self, several: bool, as_json: bool, guessed: bool) -> None:
-        self.several, self.as_json, self.guessed = several, as_json, guessed
+    def __init__(self, folder: Path | None, as_json: bool, guessed: bool) -> None:
+        self.folder, self.as_json, self.guessed = folder, as_json, guessed
         self.failed = 0
 
     def write(self, picture: str, file: Path | None, entry: Explained) -> None:
         """The maps into `file`, if there is one; a line for each on stdout."""
         from convnets_torch.explain.cam_maps import save_cams
+        from convnets_torch.files import make_folder
 
         for remark in entry.remarks:
             say(remark)
         error = entry.error
         if error is None and file is not None:
             try:
-                if self.several:
-                    file.parent.mkdir(parents=True, exist_ok=True)
+                if self.folder is not None:
+                    make_folder(self.folder, file.relative_to(self.folder).parent)
                 save_cams(entry.maps, file)
             except (OSError, ValueError) as failure:
-                if not self.several:
+                if self.folder is None:
                     raise
                 error = failure
         if error is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from convnets_torch.cli.messages import one_line, say, warnings_as_lines
 from convnets_torch.cli.progress import with_time_left
-from convnets_torch.files import check_writable, replacing, resolved
+from convnets_torch.files import check_writable, make_folder, replacing, resolved
 from convnets_torch.folders import find_pictures, is_pattern
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def map_each(
         for (picture, place), result in zip(places, with_time_left(results, len(places)), strict=True):
             for remark in result.remarks:
                 say(remark)
-            record = _written(result, targets, output / place, place, threshold)
+            record = _written(result, targets, output, place, threshold)
             if "error" in record:
                 failed += 1
                 say(record["error"])
@@ -168,15 +168,14 @@ def check_places(places: list[tuple[Path, Path]], output: Path, report: str | No
                 )
 
 
-def _written(result: Mapped, targets: list[str], path: Path, place: Path, threshold: float) -> dict[str, Any]:
-    """Write the maps of a picture to `path`, which is `place` in the folder; what the report says of it."""
+def _written(result: Mapped, targets: list[str], output: Path, place: Path, threshold: float) -> dict[str, Any]:
+    """Write the maps of a picture to `place` in the folder `output`; what the report says of it."""
     from convnets_torch.maps.outputs import save
 
     if result.error is not None:
         return {"error": one_line(result.error)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(result.maps, path, threshold=threshold)
+        save(result.maps, make_folder(output, place.parent) / place.name, threshold=threshold)
     except (OSError, ValueError) as error:  # a kind of picture may not hold as many pixels
         return {"error": one_line(error)}
     height, width = result.maps[0].size

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,23 @@ from torch import nn
 import convnets_torch
 from convnets_torch.cache import cache_folder
 from convnets_torch.embeddings.extraction import Embedder, embed_each
-from convnets_torch.files import check_regular, check_writable, replacing, sha256
+from convnets_torch.files import (
+    check_own_folder,
+    check_writable,
+    make_folder,
+    open_own,
+    opened_path,
+    replacing,
+    sha256,
+)
+from convnets_torch.images import MAX_PIXELS
 from convnets_torch.networks import Network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
 from convnets_torch.runtime import Precision, prepare
 
 PART = 256  # vectors in a file of the cache: what is lost, at most, when the process is killed
+MOST_PICTURE = 16 * MAX_PIXELS  # bytes of a file: a pixel has four channels of 32 bits
+MOST_VALUES = 1 << 24  # of a vector
 
 Vector = NDArray[np.float32]
 Computed = Generator[tuple[Path, "Vector | Exception"], None, None]
@@ -86,10 +98,9 @@ def embed_kept(
     first: dict[str, Path] = {}  # content -> the first picture that has it
     for path in paths:
         try:
-            check_regular(path)
-            digests[path] = sha256(path)
+            digests[path] = sha256(path, max_bytes=MOST_PICTURE)
             first.setdefault(digests[path], path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             failed[path] = error
     vectors, computed = store.read(set(first)), 0
     missing = {path: digest for digest, path in first.items() if digest not in vectors}
@@ -161,10 +172,11 @@ class _Store:
 
     def __init__(self, folder: Path, kind: dict[str, str]) -> None:
         text = json.dumps(kind, sort_keys=True)
-        self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder = make_folder(folder, hashlib.sha256(text.encode()).hexdigest()[:32])
+        check_own_folder(self._folder)
         check_writable(self._folder / "part.safetensors")
         self._kind = kind
+        self._values: int | None = None  # of a vector, as in the first file
         self._rows: dict[str, NDArray[np.float32]] = {}  # not written yet
         self.remarks: list[str] = []
 
@@ -173,9 +185,11 @@ class _Store:
         found: dict[str, NDArray[np.float32]] = {}
         for path in sorted(self._folder.glob("[!.]*.safetensors")):
             try:
-                with safe_open(path, "numpy") as file:
-                    hashes, vectors = file.get_tensor("sha256"), file.get_tensor("vectors")
-            except (SafetensorError, OSError) as error:
+                with open_own(path) as opened, safe_open(opened_path(opened), "numpy") as file:
+                    hashes, vectors = (self._checked(file, name) for name in ("sha256", "vectors"))
+                if len(hashes) != len(vectors) or not np.isfinite(vectors).all():
+                    raise ValueError("it holds no vectors of pictures")
+            except (SafetensorError, OSError, ValueError) as error:
                 path.unlink(missing_ok=True)
                 self.remarks.append(f"{path} could not be read ({error}); its vectors are computed again")
                 continue
@@ -183,6 +197,17 @@ class _Store:
                 if digest in wanted:
                     found[digest] = vector
         return found
+
+    def _checked(self, file: Any, name: str) -> NDArray[Any]:
+        """An array of a file of the cache, whose size is looked at before it is read."""
+        part = file.get_slice(name)
+        shape, kind = part.get_shape(), part.get_dtype()
+        if name == "vectors" and self._values is None and len(shape) == 2 and shape[1] <= MOST_VALUES:
+            self._values = shape[1]
+        wanted = ("U8", 32) if name == "sha256" else ("F32", self._values)
+        if len(shape) != 2 or shape[0] > PART or (kind, shape[1]) != wanted:
+            raise ValueError(f"its {name} are {shape} {kind}")
+        return file.get_tensor(name)
 
     def add(self, digest: str, vector: NDArray[np.float32]) -> None:
         self._rows[digest] = vector

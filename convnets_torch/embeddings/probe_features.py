@@ -98,7 +98,7 @@ def class_folders(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
     places = [entry for entry in entries if entry.is_dir()]
     if not places:
         raise ValueError(f"{folder} has no sub-folders, but a class is a sub-folder of pictures; {wanted}")
-    if loose := [entry.name for entry in entries if entry not in places and entry.suffix.lower() in ENDINGS]:
+    if loose := [entry.name for entry in entries if entry.suffix.lower() in ENDINGS and not entry.is_dir()]:
         few = ", ".join(loose[:3]) + (", ..." if len(loose) > 3 else "")
         sentence = f"{folder}: left out {len(loose)} pictures that are in no sub-folder, so of no class ({few})"
         warnings.warn(sentence, PictureWarning, stacklevel=2)

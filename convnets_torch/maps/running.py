@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convnets_torch.card import Card
 from convnets_torch.classification import card_of
+from convnets_torch.files import make_folder
 from convnets_torch.images import picture_name
 from convnets_torch.maps.cells import Heatmap
 from convnets_torch.maps.passes import Kept, Progress, Store, Wanted, grid_for, run_pass
@@ -89,15 +89,14 @@ def run_sizes(
         seen = at_size(source, size, card)
         store = Store()
         if options.resume is not None:
-            folder = Path(options.resume) if options.scales is None else Path(options.resume) / f"scale-{place}"
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            store = FolderStore(folder, fingerprint(network, grid, seen, wanted))
+            folder = make_folder(options.resume, "." if options.scales is None else f"scale-{place}")
+            store = FolderStore(folder, fingerprint(network, grid, seen, wanted), wanted, card.classes)
         report = None if options.progress is None else _shifted(options.progress, sum(totals[:place]), sum(totals))
         try:
             kept = run_pass(network, grid, seen, card, wanted, max_memory=options.memory, store=store, progress=report)
         finally:
             if isinstance(store, FolderStore):
-                store.flush()
+                store.close()
         found.append((shared_by_maps(network, grid, source.shape, size, picture, kept), kept))
     return found
 

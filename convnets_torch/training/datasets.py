@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from convnets_torch.embeddings.kept_vectors import MOST_PICTURE
 from convnets_torch.embeddings.probe_features import find_classes
-from convnets_torch.files import check_regular, sha256
+from convnets_torch.files import sha256
 from convnets_torch.folders import ENDINGS
 from convnets_torch.images import PictureWarning
 from convnets_torch.training.tables import Row, read_table
@@ -216,8 +217,7 @@ def _split(
     for name, paths in found.items():
         contents: dict[str, list[Path]] = {}
         for path in paths:
-            check_regular(path)
-            contents.setdefault(sha256(path), []).append(path)
+            contents.setdefault(_content(path), []).append(path)
         places |= {digest: group[0] for digest, group in contents.items()}
         classes_of.update(contents.keys())
         if len(contents) < 2:
@@ -238,6 +238,14 @@ def _split(
     classes = tuple(sorted(found))
     split = f"{100 * val_share:g} % of each class, seed {seed}"
     return Dataset(classes, _listed(classes, train), _listed(classes, val), split, remarks)
+
+
+def _content(path: Path) -> str:
+    """What tells a picture from others; of one that cannot be read, which is refused later, its path."""
+    try:
+        return sha256(path, max_bytes=MOST_PICTURE)
+    except (OSError, ValueError):
+        return str(path)
 
 
 def _few(names: list[str]) -> str:

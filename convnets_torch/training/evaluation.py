@@ -199,7 +199,7 @@ def evaluate(
         batch = batch if type(batch) is int and batch > 0 else batch_for(network)
     elif type(batch) is not int or batch < 1:
         raise ValueError(f"a batch of {batch!r} is none; give 1 or more, or 'auto'")
-    outputs = OutputFile(None if store is None else Path(store), run | {"batch": batch}, card.classes)
+    outputs = OutputFile(None if store is None else Path(store), run | {"batch": batch}, len(truth.paths), card.classes)
     ready, clock = timed(network)
     first = outputs.done
     device = _device(network)

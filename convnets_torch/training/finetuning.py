@@ -28,20 +28,22 @@ from convnets_torch.last_layers import planned, with_last_layer
 from convnets_torch.networks import Network
 from convnets_torch.pipeline import BATCH, ready_card
 from convnets_torch.render import save_image
-from convnets_torch.training.checkpoints import read_checkpoint
+from convnets_torch.training.checkpoints import check_arrays, damaged
 from convnets_torch.training.curves import EpochRow, best_epoch, draw_history, save_history_csv
 from convnets_torch.training.datasets import Dataset, check_batch
 from convnets_torch.training.distributed import joined
 from convnets_torch.training.features import Features, Side, cached_features
 from convnets_torch.training.freezing import LayerRow, unfrozen, what_trains
 from convnets_torch.training.loading import ViewedPictures
-from convnets_torch.training.running import Keeper, Progress, Reports, TrainingStopped, run_stage
+from convnets_torch.training.running import Keeper, Progress, Reports, TrainingStopped, read_progress, run_stage
 from convnets_torch.training.settings import Settings
 from convnets_torch.training.stages import HeadStage, LayersStage, own_parameters
 from convnets_torch.weights import save
 
 LEAK = 0.98  # cosine of two pictures' vectors from which on one is taken for nearly the other
 MOST_WORKERS = 16
+ARRAYS = 5  # of each parameter in a checkpoint: now, at the best epoch, two of the optimizer, and after stage one
+FURTHER = 1 << 27  # bytes of a checkpoint beyond those: its state, and the names of arrays
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,10 @@ def finetune(
             "data": _data_fingerprint(dataset, features),
         }
         keeper = Keeper(checkpoint, identity, group)
-        arrays, progress = _begun(checkpoint, identity, settings) if checkpoint.exists() else ({}, Progress())
+        arrays, progress = {}, Progress()
+        if checkpoint.exists():
+            most = ARRAYS * sum(values.numel() * values.element_size() for values in empty.parameters()) + FURTHER
+            arrays, progress = _begun(checkpoint, identity, settings, most)
         if len(set(group.texts(json.dumps(progress.to_dict()), device))) > 1:
             raise ValueError(
                 f"the processes do not all find the same {checkpoint}; name an output in a folder that all machines see"
@@ -272,9 +277,15 @@ def _first_stage(
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of the last layer after stage one, which a checkpoint of stage two has already."""
-    if progress.stage == 2:
-        return arrays["before.weight"].to(device), arrays["before.bias"].to(device)
     train, val = features.train, features.val
+    if progress.stage == 2:
+        before = {name: arrays[name] for name in ("before.weight", "before.bias") if name in arrays}
+        width = train.features.shape[-1]
+        try:
+            check_arrays({"before.weight": torch.empty(classes, width), "before.bias": torch.empty(classes)}, before)
+        except ValueError as error:
+            raise damaged(keeper.path, str(error)) from None
+        return before["before.weight"].to(device), before["before.bias"].to(device)
     stage = HeadStage(
         train.features.flatten(0, 1).to(device),
         train.labels.repeat(settings.views).to(device),
@@ -291,31 +302,27 @@ def _first_stage(
     return keeper.group.from_first(weight), keeper.group.from_first(bias)
 
 
-def _begun(checkpoint: Path, identity: dict[str, Any], settings: Settings) -> tuple[dict[str, Tensor], Progress]:
-    """Where the training that wrote a checkpoint stood.
+def _begun(
+    checkpoint: Path, identity: dict[str, Any], settings: Settings, most: int
+) -> tuple[dict[str, Tensor], Progress]:
+    """Where the training that wrote a checkpoint, of `most` bytes, stood.
 
     Raises:
         ValueError: it was another training.
     """
-    arrays, state = read_checkpoint(checkpoint)
+    arrays, state, progress = read_progress(checkpoint, max_bytes=most)
     other = settings.differences(state["settings"])
     other += [
         f"another {word}"
         for key, word in (("network", "network"), ("data", "set of pictures"))
-        if state[key] != identity[key]
+        if state.get(key) != identity[key]
     ]
-    try:
-        progress = Progress.from_dict(state["progress"])
-    except (KeyError, TypeError):
-        raise ValueError(
-            f"{checkpoint} was written by another version; remove it to begin anew, or finish with that version"
-        ) from None
     if progress.stage == 2 and not settings.epochs:  # whose history would be that of other parameters
-        other.append(f"epochs {state['settings']['epochs']}, now 0")
+        other.append(f"epochs {state['settings'].get('epochs')}, now 0")
     if other:
         raise ValueError(
-            f"{checkpoint} is of another training ({'; '.join(other)}); give its own options to go on with it, or"
-            " remove it to begin anew"
+            f"{checkpoint} is of another training ({'; '.join(other)[:1000]}); give its own options to go on with it,"
+            " or remove it to begin anew"
         )
     return arrays, progress
 

@@ -102,14 +102,14 @@ def _of_file(card: Card, folder: Path, file: Path, labels: Labels, table: Mappin
         raise NotADirectoryError(f"{folder} is not a folder; name the folder of the pictures that {file} labels")
     pictures = find_pictures(folder)
     lines = read_lines(file)
+    if not 0 <= len(lines) - len(pictures) <= 1:  # before each is looked into; there may be a header
+        raise _other_count(file, len(lines), folder, len(pictures))
     known = _names(folder, pictures)
     split = [_split(text, known) for _, text in lines]
     if lines and split[0] is None and any(split) and _is_header(lines[0][1]):
         lines, split = lines[1:], split[1:]
     if len(lines) != len(pictures):
-        raise ValueError(
-            f"{file} has {len(lines)} lines, but {folder} holds {len(pictures)} pictures; a line for each is wanted"
-        )
+        raise _other_count(file, len(lines), folder, len(pictures))
     named = [pair[0] for pair in split if pair is not None]
     if len(named) == len(lines) or any(Path(name).suffix.lower() in ENDINGS for name in named):
         texts = _by_name(file, folder, pictures, known, lines, split)
@@ -126,6 +126,10 @@ def _of_file(card: Card, folder: Path, file: Path, labels: Labels, table: Mappin
     )
     numbers = np.array([meant[text] for text in texts], np.int64)
     return GroundTruth(folder, tuple(pictures), numbers, (*remarks, *_missing(card, numbers)))
+
+
+def _other_count(file: Path, lines: int, folder: Path, pictures: int) -> ValueError:
+    return ValueError(f"{file} has {lines} lines, but {folder} holds {pictures} pictures; a line for each is wanted")
 
 
 def _names(folder: Path, pictures: Sequence[Path]) -> dict[str, int]:
@@ -158,7 +162,7 @@ def _split(text: str, known: Mapping[str, int]) -> tuple[str, str] | None:
 def _is_header(text: str) -> bool:
     for mark in ",;":
         text = text.replace(mark, " ")
-    return text.lower().split()[0].strip('"') in HEADERS
+    return (text.lower().split() or [""])[0].strip('"') in HEADERS
 
 
 def _by_name(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import contextlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,12 +98,46 @@ def loaded(views: ViewedPictures, steps: Sequence[Sequence[Place]], workers: int
         OSError, ValueError: a picture cannot be read any more, in the same words whoever loads it.
     """
     loader: DataLoader[Tensor | Exception] = DataLoader(
-        _Tried(views), batch_sampler=list(map(list, steps)), num_workers=workers, collate_fn=_stacked
+        _Tried(views),
+        batch_sampler=list(map(list, steps)),
+        num_workers=workers,
+        collate_fn=_stacked,
+        worker_init_fn=partial(_stand_in, Path.cwd()),
     )
-    for batch in loader:
+    with _nothing_from_here() if workers else contextlib.nullcontext():
+        found = iter(loader)
+    for batch in found:
         if isinstance(batch, Exception):
             raise batch
         yield batch
+
+
+@contextlib.contextmanager
+def _nothing_from_here() -> Iterator[None]:
+    """Keep interpreters that start meanwhile from importing what lies in the current folder, as `python -c` would."""
+    if multiprocessing.get_start_method() == "fork":  # which starts none
+        yield
+    elif sys.version_info >= (3, 11):
+        before = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["PYTHONSAFEPATH"]
+            else:
+                os.environ["PYTHONSAFEPATH"] = before
+    else:  # they start in Python's own folder, and `_stand_in` takes them here when they have their modules
+        before = Path.cwd()
+        os.chdir(Path(os.__file__).parent)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def _stand_in(folder: Path, worker: int) -> None:
+    os.chdir(folder)
 
 
 class _Tried(Dataset["Tensor | Exception"]):

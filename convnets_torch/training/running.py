@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnets_torch.training.checkpoints import optimizer_arrays, restore_optimizer, save_checkpoint
+from convnets_torch.training.checkpoints import (
+    another_version,
+    check_arrays,
+    damaged,
+    optimizer_arrays,
+    read_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+)
 from convnets_torch.training.curves import EpochRow, best_epoch
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.stages import Stage
@@ -70,8 +78,60 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Progress:
-        """The inverse of `to_dict`."""
-        return cls(**{**values, "history": [EpochRow(**row) for row in values["history"]]})
+        """The inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError: the fields are others.
+            ValueError: no training comes there; the reason in words.
+        """
+        found = cls(**{**values, "history": [EpochRow(**row) for row in values["history"]]})
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """Raise ValueError for what no training writes, and what would keep one from its end."""
+        for name in ("stage", "step", "rows"):
+            _check_number(name, getattr(self, name), whole=True)
+        _check_number("loss", self.loss, least=-math.inf)  # which rounding may bring below 0
+        _check_number("seconds", self.seconds)
+        if self.stage not in (1, 2) or self.step > self.rows or bool(self.step) != bool(self.rows):
+            raise ValueError(f"it stands in stage {self.stage}, after step {self.step} and {self.rows} rows")
+        for number, row in enumerate(self.history, start=1):
+            for name in ("stage", "epoch"):
+                _check_number(name, getattr(row, name), whole=True)
+            for name in ("train_loss", "val_loss"):
+                _check_number(name, getattr(row, name), least=-math.inf)
+            for name in ("val_accuracy", "rate", "seconds"):
+                _check_number(name, getattr(row, name))
+            if row.epoch != number or row.val_accuracy > 1:
+                raise ValueError(f"epoch {number} is number {row.epoch}, of accuracy {row.val_accuracy}")
+        stages = [row.stage for row in self.history]
+        if stages != sorted(stages) or not {*stages} <= {1, self.stage} or (self.stage == 2 and 1 not in stages):
+            raise ValueError("its epochs are not those of the stages in their order")
+
+
+def _check_number(name: str, value: Any, *, whole: bool = False, least: float = 0) -> None:
+    if type(value) not in ((int,) if whole else (int, float)) or not math.isfinite(value) or value < least:
+        raise ValueError(f"{name} is {value!r:.80}")
+
+
+def read_progress(
+    checkpoint: Path, *, max_bytes: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any], Progress]:
+    """Arrays and state of a checkpoint, and how far its training had come.
+
+    Raises:
+        OSError, ValueError: as `read_checkpoint`; or it is damaged.
+    """
+    arrays, state = read_checkpoint(checkpoint, max_bytes=max_bytes)
+    try:
+        if not isinstance(state["settings"], dict):
+            raise TypeError
+        return arrays, state, Progress.from_dict(state["progress"])
+    except (KeyError, TypeError):
+        raise another_version(checkpoint) from None
+    except ValueError as error:
+        raise damaged(checkpoint, str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -120,13 +180,26 @@ class Keeper:
         return progress.step == 0 and bool(progress.history) and best_epoch(progress.history) is progress.history[-1]
 
     def restore(self, stage: Stage, progress: Progress, arrays: dict[str, Tensor]) -> None:
-        """Put a stage where the checkpoint left it."""
+        """Put a stage where the checkpoint left it.
+
+        Raises:
+            ValueError: the checkpoint is not of this stage.
+        """
         now, best, moments = (_under(kind, arrays) for kind in ("now.", "best.", "optimizer."))
+        parameters = dict(zip(stage.names, stage.parameters, strict=True))
+        kept = progress.history and best_epoch(progress.history).stage == stage.number and not self._is_best(progress)
+        try:
+            if progress.step >= stage.count():
+                raise ValueError(f"it stands after step {progress.step} of {stage.count()}")
+            check_arrays(parameters, now)
+            check_arrays(parameters if kept else {}, best)
+            restore_optimizer(stage.optimizer, stage.names, moments)
+        except ValueError as error:
+            raise damaged(self.path, str(error)) from None
         with torch.no_grad():
             for name, parameter in zip(stage.names, stage.parameters, strict=True):
                 parameter.copy_(now[name])
         self.best = now if self._is_best(progress) else best
-        restore_optimizer(stage.optimizer, stage.names, moments)
 
     def give_best(self, module: nn.Module) -> None:
         """Copy the parameters of the best epoch into a module that has them by these names."""

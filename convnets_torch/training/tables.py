@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from convnets_torch.files import check_regular, resolved
+from convnets_torch.files import open_file, resolved
 
 COLUMNS = {"path": ("path", "image", "file", "filename"), "label": ("label", "class"), "split": ("split",)}
 SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+MOST_BYTES = 1 << 28  # of a table
+MOST_ROWS = 2_000_000
+MOST_COLUMNS = 1000
+MOST_LINE = 1 << 16  # letters
+MOST_PATH, MOST_LABEL = 4096, 1000  # letters of a path, and of the name of a class
 
 
 @dataclass(frozen=True)
@@ -38,14 +45,14 @@ def read_table(path: Path) -> list[Row]:
         ValueError: it is not such a table, a column is missing or there twice, a row has no class or an unknown side,
             or two rows name one file.
     """
-    check_regular(path)
     records = _records(path)
-    if not records:
+    _, header = next(records, (0, None))
+    if header is None:
         raise ValueError(
             f"{path} is empty; give it a header with the columns path and label, and a row for each picture"
         )
-    columns = _columns(path, records[0][1])
-    rows = [_row(path, line, record, columns, len(records[0][1])) for line, record in records[1:]]
+    columns = _columns(path, header)
+    rows = [_row(path, line, record, columns, len(header)) for line, record in records]
     if not rows:
         raise ValueError(f"{path} has a header and no rows; give it a row for each picture")
     if missing := [row for row in rows if not row.path.is_file()]:
@@ -64,23 +71,39 @@ def read_table(path: Path) -> list[Row]:
     return rows
 
 
-def _records(path: Path) -> list[tuple[int, list[str]]]:
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Each record that is not empty, with the line where it begins."""
-
-    def read() -> Iterator[tuple[int, list[str]]]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader, line = csv.reader(file, strict=True, skipinitialspace=True), 1
+    try:
+        with (
+            open_file(path, max_bytes=MOST_BYTES) as opened,
+            io.TextIOWrapper(opened, "utf-8-sig", newline="") as file,
+        ):
+            reader, line, count = csv.reader(_lines(path, file), strict=True, skipinitialspace=True), 1, 0
             for record in reader:
                 if any(field.strip() for field in record):
+                    count += 1
+                    if count > MOST_ROWS + 1 or len(record) > MOST_COLUMNS:
+                        raise ValueError(
+                            f"{path} has more than {MOST_ROWS:,} rows, or {MOST_COLUMNS:,} columns, at line {line};"
+                            " is it a table of pictures? Divide it, or remove columns"
+                        )
                     yield line, record
                 line = reader.line_num + 1
-
-    try:
-        return list(read())
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as CSV ({error}); look for a quote that is not closed") from None
+
+
+def _lines(path: Path, file: io.TextIOWrapper) -> Iterator[str]:
+    """The lines of a table, none of which is endless or holds what no editor writes."""
+    number = 0
+    while line := file.readline(MOST_LINE):
+        number += 1
+        if len(line) == MOST_LINE or "\0" in line:
+            what = "a byte of zero" if "\0" in line else f"more than {MOST_LINE:,} letters"
+            raise ValueError(f"{path}, line {number} has {what}; is it a table of pictures?")
+        yield line
 
 
 def _columns(path: Path, header: list[str]) -> dict[str, int]:
@@ -109,6 +132,11 @@ def _row(path: Path, line: int, record: list[str], columns: dict[str, int], widt
     named, label = record[columns["path"]], record[columns["label"]].strip()
     if not named.strip():
         raise ValueError(f"{path}, line {line} names no file; fill in its path, or remove the line")
+    if len(named) > MOST_PATH or len(label) > MOST_LABEL:
+        raise ValueError(
+            f"{path}, line {line} has a path of {len(named)} letters and a class of {len(label)}, but {MOST_PATH} and"
+            f" {MOST_LABEL} are the most; shorten them"
+        )
     if not label:
         raise ValueError(f"{path}, line {line} has no class for {named}; fill it in, or remove the line")
     side = None

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 from convnets_torch import synsets
 from convnets_torch.card import Card
-from convnets_torch.files import check_regular
+from convnets_torch.files import read_text
 from convnets_torch.targets import class_name
 
 Labels = Literal["auto", "class-ids"]
 SHOWN = 10  # of the labels that are refused, with the reason for each
+MOST_PROBLEMS = 1000  # labels that are looked up in vain, each of which takes milliseconds
+MOST_BYTES, MOST_LINES, MOST_LINE = 1 << 27, 2_000_000, 5000  # of a file of labels: bytes, lines, letters of a line
 
 
 def resolved_labels(
@@ -51,21 +54,26 @@ def resolved_labels(
             raise ValueError("class ids need no table of ILSVRC's ids; leave out one of the two")
         if not card.imagenet:
             raise ValueError("a table of ILSVRC's ids gives wnids, but the network's classes are not ImageNet's")
-        found = {text: _of_table(text, table, problems) for text in distinct}
+        mean = partial(_of_table, table=table, problems=problems)
     elif labels == "class-ids" or (len(numbers) == len(distinct) and not any(text in names for text in distinct)):
         if labels == "auto":
             _check_zero_based(card, numbers, where)
             remarks.append(f"{where}: the labels are taken for class ids, 0 ({class_name(card, 0)}) and up")
-        found = {text: _of_number(text, card, problems) for text in distinct}
+        mean = partial(_of_number, card=card, problems=problems)
     elif card.imagenet:
-        found = {text: _of_words(text, problems) for text in distinct}
+        mean = partial(_of_words, problems=problems)
     else:
-        found = {text: _of_name(text, names, problems) for text in distinct}
+        mean = partial(_of_name, names=names, problems=problems)
+    found: dict[str, int] = {}
+    for text in distinct:
+        found[text] = mean(text)
+        if len(problems) == MOST_PROBLEMS:
+            break
     if problems:
         shown = "; ".join(f"{text!r:.80} {reason}" for text, reason in list(problems.items())[:SHOWN])
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise ValueError(
-            f"{where}: {len(problems)} of {len(distinct)} labels are none of the network's {card.classes} classes:"
+            f"{where}: {len(problems)} of {len(found)} labels are none of the network's {card.classes} classes:"
             f" {shown}{more}"
         )
     return found, remarks
@@ -97,13 +105,16 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not UTF-8.
+        ValueError: it is not UTF-8, or not of lines.
     """
-    check_regular(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as that") from None
+    text = read_text(path, max_bytes=MOST_BYTES)
+    if sum(map(text.count, "\n\v\f\x1c\x1d\x1e\x85\u2028\u2029")) > MOST_LINES:  # where `splitlines` splits
+        raise ValueError(f"{path} has more than {MOST_LINES:,} lines; is it a file of labels?")
+    lines = text.splitlines()
+    for number, line in enumerate(lines, start=1):
+        if len(line) > MOST_LINE or "\0" in line:
+            what = "a byte of zero" if "\0" in line else f"{len(line):,} letters"
+            raise ValueError(f"{path}, line {number} has {what}; is it a file of labels?")
     return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
