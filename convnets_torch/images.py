@@ -299,6 +299,26 @@ def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool 
         return _upright(image, name, reading, file, decoded, damaged=damaged)
 
 
+def open_thumbnail(data: bytes, most: int) -> Image.Image:
+    """A small JPEG file that lies in a table of somebody else, decoded.
+
+    Args:
+        data: the file.
+        most: pixels of its longer side.
+
+    Raises:
+        ValueError: it is something else, or larger.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        if image.format == "JPEG" and max(image.size) <= most and len(data) <= PIXEL_BYTES * most * most:
+            check_scans(io.BytesIO(data), image)
+            return image.convert("RGB")
+    except Exception:  # as in `_refusing`
+        pass
+    raise ValueError(f"it is no JPEG file of at most {most} pixels a side")
+
+
 def stored_pixels(file: IO[bytes]) -> int:
     """How many pixels a file's header says that it has; 0 where that cannot be told, and decoding says why."""
     try:

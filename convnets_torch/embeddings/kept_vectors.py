@@ -21,6 +21,7 @@ import convnets_torch
 from convnets_torch.cache import cache_folder
 from convnets_torch.embeddings.extraction import Embedder, embed_each
 from convnets_torch.files import check_regular, check_writable, replacing, sha256
+from convnets_torch.images import check_bytes
 from convnets_torch.networks import Network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
 from convnets_torch.runtime import Precision, prepare
@@ -87,9 +88,10 @@ def embed_kept(
     for path in paths:
         try:
             check_regular(path)
+            check_bytes(str(path), path.stat().st_size)
             digests[path] = sha256(path)
             first.setdefault(digests[path], path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             failed[path] = error
     vectors, computed = store.read(set(first)), 0
     missing = {path: digest for digest, path in first.items() if digest not in vectors}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from convnets_torch import render
 from convnets_torch.embeddings.nearest import Metric
 from convnets_torch.embeddings.searching import Index, Matches
 from convnets_torch.embeddings.thumbnails import SIDE, thumbnail
-from convnets_torch.images import Reading, open_upright
+from convnets_torch.images import Reading, open_thumbnail, open_upright
 
 GREY = (200, 200, 200)  # around a thumbnail, and in the place of one that is not there
 MOST = 100  # groups in a sheet
@@ -67,7 +66,10 @@ def _squared(data: bytes | None) -> Image.Image:
     """A thumbnail in the middle of a grey square; tiles of a sheet have one shape."""
     square = Image.new("RGB", (SIDE, SIDE), GREY)
     if data is not None:
-        small = Image.open(io.BytesIO(data))
+        try:
+            small = open_thumbnail(data, SIDE)
+        except ValueError:
+            return square  # as where there is none
         square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
     return square
 

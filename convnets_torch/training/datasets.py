@@ -18,7 +18,7 @@ from pathlib import Path
 from convnets_torch.embeddings.probe_features import find_classes
 from convnets_torch.files import check_regular, sha256
 from convnets_torch.folders import ENDINGS
-from convnets_torch.images import PictureWarning
+from convnets_torch.images import PictureWarning, check_bytes
 from convnets_torch.training.tables import Row, read_table
 
 VAL = ("val", "valid", "validation")  # names of a folder
@@ -217,6 +217,7 @@ def _split(
         contents: dict[str, list[Path]] = {}
         for path in paths:
             check_regular(path)
+            check_bytes(str(path), path.stat().st_size)
             contents.setdefault(sha256(path), []).append(path)
         places |= {digest: group[0] for digest, group in contents.items()}
         classes_of.update(contents.keys())
