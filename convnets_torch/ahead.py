@@ -7,14 +7,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from math import prod
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from convnets_torch.arrays import is_tensor
-from convnets_torch.files import check_regular
+from convnets_torch.files import open_file
 from convnets_torch.images import stored_pixels
 
 THREADS = min(16, os.cpu_count() or 1)  # that decode; Pillow frees them to run at once
@@ -97,7 +96,7 @@ def expected_pixels(image: object) -> int:
     if not isinstance(image, str | os.PathLike):
         return UNKNOWN_PIXELS
     try:
-        check_regular(Path(image))
-        return stored_pixels(Path(image))
+        with open_file(image) as file:
+            return stored_pixels(file)
     except OSError:
         return 0

@@ -26,7 +26,7 @@ def jpeg_decoder() -> Callable[[bytes], Pixels | None]:
     def decode(data: bytes) -> Pixels | None:
         try:
             pixels: Tensor = decode_jpeg(torch.frombuffer(without_exif(data), dtype=torch.uint8))
-        except RuntimeError:
+        except Exception:  # whatever it is, Pillow reads the file, or says why not
             return None
         return pixels.permute(1, 2, 0).numpy()
 
@@ -50,7 +50,7 @@ def batch_decoder(device: torch.device) -> Callable[[Sequence[bytes]], list[Tens
             return list(
                 decode_jpeg([torch.frombuffer(without_exif(data), dtype=torch.uint8) for data in files], device=device)
             )
-        except RuntimeError as error:
+        except Exception as error:
             if is_out_of_memory(error):
                 raise
         if len(files) == 1:

@@ -9,7 +9,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -18,9 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from convnets_torch.arrays import from_array, from_tensor, is_tensor
-from convnets_torch.files import check_regular
-from convnets_torch.jpeg import BROKEN, Encoded, Least, encoded, noted_turn, reduce
+from convnets_torch.files import open_file
+from convnets_torch.headers import MOST_FRAMES, TIFF, canvas, check_header, check_scans, frames
+from convnets_torch.jpeg import Encoded, Least, encoded, noted_turn, reduce
 from convnets_torch.preprocessing import Pixels
+from convnets_torch.sentences import LONGEST, printable
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,25 @@ if TYPE_CHECKING:
 Picture: TypeAlias = "str | os.PathLike[str] | IO[bytes] | Image.Image | NDArray[Any] | torch.Tensor"
 
 MAX_PIXELS = 178_956_970  # half a gigabyte of RGB; the number at which Pillow speaks of a decompression bomb
+PIXEL_BYTES = 16  # of a file, for each pixel that is allowed: four channels of 32 bits
+MOST_BYTES = PIXEL_BYTES * MAX_PIXELS  # of a picture's file
+SLOW_PIXELS = 1 << 25  # of a picture that Pillow decodes in Python, at about a million a second
+BLOCK_PIXELS = 1 << 22  # that are worked on together where whole copies would take much memory
+
+# What Pillow decodes by itself: the formats that it looks for first, and those for which it imports all its plugins.
+# Not EPS (starts Ghostscript), IPTC (opens what it wraps as any format), FPX and MIC (documents of Office), WMF, BUFR,
+# GRIB and HDF5 (left to programs that register themselves), nor MPEG (has no decoder).
+_COMMON = ("BMP", "DIB", "GIF", "JPEG", "PPM", "PNG")
+_OTHERS = (
+    "AVIF", "BLP", "CUR", "PCX", "DCX", "DDS", "FITS", "FLI", "FTEX", "GBR", "JPEG2000", "ICNS", "ICO", "IM", "IMT",
+    "MCIDAS", "TIFF", "MSP", "PCD", "PIXAR", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "WEBP", "XBM", "XPM",
+    "XVTHUMB",
+)  # fmt: skip
+
+# Formats whose headers are read by the letter, line or entry, and have no end: of small files alone.
+_SMALL = ("BLP", "CUR", "FITS", "FLI", "FTEX", "GBR", "ICNS", "ICO", "IM", "IMT", "MSP", "SPIDER", "XBM", "XPM",
+          "XVTHUMB")  # fmt: skip
+SMALL = 1 << 26  # bytes
 
 # Pillow's modes whose conversion to 8-bit RGB neither clips nor guesses.
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -39,14 +59,31 @@ SEQUENCES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF", "FLI", "DCX", "IM", "MIC", "S
 # Pillow takes the high byte of 16-bit colour. Told that the bytes are the other way round, it takes the low one.
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
-# Kinds that Pillow may not read, by (offset, first bytes): what they are called, and the way out.
+# Kinds that are not read, by (offset, first bytes): what they are called, why, and the way out.
 _TO_JPEG = "convert it to JPEG or PNG"
+_OF_PILLOW = "which this Pillow does not read"
+_OF_PROGRAMS = f"which is not read, since a program would have to run; {_TO_JPEG}"
+_NO_PICTURE = f"which is not read; {_TO_JPEG}"
 _NOT_READ = {
-    (4, b"ftypavif"): ("AVIF", f"Pillow reads it from 11.3 on; upgrade Pillow, or {_TO_JPEG}"),
-    (0, b"\xff\x0a"): ("JPEG XL", _TO_JPEG),
-    (0, b"\0\0\0\x0cJXL "): ("JPEG XL", _TO_JPEG),
+    (4, b"ftypavif"): f"AVIF, {_OF_PILLOW}; Pillow reads it from 11.3 on; upgrade Pillow, or {_TO_JPEG}",
+    (0, b"\xff\x0a"): f"JPEG XL, {_OF_PILLOW}; {_TO_JPEG}",
+    (0, b"\0\0\0\x0cJXL "): f"JPEG XL, {_OF_PILLOW}; {_TO_JPEG}",
+    (0, b"%!PS"): f"PostScript (EPS), {_OF_PROGRAMS}",
+    (0, b"\xc5\xd0\xd3\xc6"): f"PostScript (EPS), {_OF_PROGRAMS}",
+    (0, b"%PDF-"): f"PDF, {_OF_PROGRAMS}",
+    (0, b"\xd7\xcd\xc6\x9a"): f"WMF, {_OF_PROGRAMS}",
+    (40, b" EMF"): f"EMF, {_OF_PROGRAMS}",
+    (0, b"<svg"): f"SVG, {_OF_PROGRAMS}",
+    (0, b"<?xml"): f"XML (SVG is), {_OF_PROGRAMS}",
+    (0, b"<!DOCTYPE"): "a web page; download the picture itself",
+    (0, b"<html"): "a web page; download the picture itself",
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"): f"a document (FPX and MIC are), {_NO_PICTURE}",
+    (0, b"\0\0\1\xb3"): f"a film (MPEG), {_NO_PICTURE}",
+    (0, b"\x89HDF\r\n\x1a\n"): f"HDF5, {_NO_PICTURE}",
 } | {
-    (4, b"ftyp" + brand): ("HEIC", f"{_TO_JPEG}, or in Python call pillow_heif.register_heif_opener() first")
+    (4, b"ftyp" + brand): (
+        f"HEIC, {_OF_PILLOW}; {_TO_JPEG}, or in Python call pillow_heif.register_heif_opener() first"
+    )
     for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 }
 
@@ -162,7 +199,14 @@ def decode(
     if is_tensor(source):
         return Decoded(from_tensor(source))
     found = open_upright(source, Reading(exif, max_pixels, allow_truncated, least))
-    return Decoded(np.asarray(found.image), *found[1:])
+    return Decoded(_array(found.image), *found[1:])
+
+
+def decode_opened(file: IO[bytes], name: str, reading: Reading) -> Decoded:
+    """`decode` of a file that was opened already, by `files.open_file`, and is called `name`."""
+    found = _read(file, name, reading._replace(encoded=False))
+    assert isinstance(found, Upright)
+    return Decoded(_array(found.image), *found[1:])
 
 
 def open_upright(source: Picture, reading: Reading) -> Upright:
@@ -192,7 +236,7 @@ def open_encoded(source: Picture, reading: Reading) -> Upright | Encoded:
     if isinstance(source, Image.Image):
         with _refusing(name):
             return _upright(source, name, Reading(reading.exif))
-    with _opened(source) as file:
+    with _opened(source, MAX_PIXELS if reading.max_pixels is None else reading.max_pixels) as file:
         return _read(file, name, reading)
 
 
@@ -204,8 +248,6 @@ def decode_encoded(found: Encoded, reading: Reading) -> Upright:
 
 
 def _read(file: IO[bytes], name: str, reading: Reading) -> Upright | Encoded:
-    if not file.read(1):
-        raise OSError(f"{name} is empty; copy the picture again")
     try:
         with _refusing(name, file):
             return _decode_file(file, name, reading)
@@ -213,7 +255,7 @@ def _read(file: IO[bytes], name: str, reading: Reading) -> Upright | Encoded:
         if not reading.allow_truncated:
             raise
         with _refusing(name, file), _switched(ImageFile, "LOAD_TRUNCATED_IMAGES", True):
-            found = _decode_file(file, name, reading)
+            found = _decode_file(file, name, reading, damaged=True)
         remark = f"{name} is truncated or damaged; what could not be read of it is black or grey"
         return found._replace(remarks=(remark, *found.remarks))
 
@@ -225,65 +267,136 @@ def picture_name(source: object) -> str:
     return "standard input" if getattr(source, "name", None) == "<stdin>" else "the picture"
 
 
-def _opened(source: str | os.PathLike[str] | IO[bytes]) -> IO[bytes]:
-    if not isinstance(source, str | os.PathLike):
-        return io.BytesIO(source.read())  # standard input cannot seek
-    check_regular(Path(source))
-    return Path(source).open("rb")
+def _opened(source: str | os.PathLike[str] | IO[bytes], most: int) -> IO[bytes]:
+    """A file that can seek: that of a path, or what is left of an open one, which may be standard input."""
+    if isinstance(source, str | os.PathLike):
+        return open_file(source)
+    held = io.BytesIO()
+    while block := source.read(1 << 20):
+        held.write(block)
+        if held.tell() > PIXEL_BYTES * max(MAX_PIXELS, most):
+            break  # it is refused for its size
+    return held
 
 
-def _decode_file(file: IO[bytes], name: str, reading: Reading) -> Upright | Encoded:
-    image = _open(file)
-    pixels = image.width * image.height
+def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool = False) -> Upright | Encoded:
     most = MAX_PIXELS if reading.max_pixels is None else reading.max_pixels
-    if pixels > most:
+    image = _open(file, name, most)
+    pixels = image.width * image.height
+    _check_size(name, image.size, most)
+    if pixels > SLOW_PIXELS and any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ())):
         raise _Refused(
-            f"{name} has {pixels:,} pixels ({image.height}x{image.width}), more than {most:,};"
-            f" if you trust the file, allow {pixels} (max_pixels, --max-pixels)"
+            f"{name} has {pixels:,} pixels, too many for {image.format}, which is decoded slowly; {_TO_JPEG}"
         )
+    if image.format in ("JPEG", "MPO"):
+        check_scans(file, image)
     bomb = Image.MAX_IMAGE_PIXELS is None or pixels > Image.MAX_IMAGE_PIXELS
     with _switched(Image, "MAX_IMAGE_PIXELS", None) if bomb else contextlib.nullcontext():
-        low = _open_low_bytes(file, image, name) if not image.mode.startswith("I") else None
         decoded = None
         if reading.encoded and image.format == "JPEG" and (found := encoded(image, _whole(file), name, reading.exif)):
             return found
         if reading.jpeg is not None and image.format == "JPEG" and image.mode in ("L", "RGB"):
             decoded = reading.jpeg(_whole(file))
-        return _upright(image, name, reading, low, decoded)
+        return _upright(image, name, reading, file, decoded, damaged=damaged)
 
 
-def stored_pixels(path: Path) -> int:
-    """How many pixels a file's header says that it has; 0 where Pillow cannot tell, and decoding says why."""
-    with path.open("rb") as file:
-        try:
-            image = _open(file)
-        except BROKEN:
-            return 0
-        return image.width * image.height
+def open_thumbnail(data: bytes, most: int) -> Image.Image:
+    """A small JPEG file that lies in a table of somebody else, decoded.
+
+    Args:
+        data: the file.
+        most: pixels of its longer side.
+
+    Raises:
+        ValueError: it is something else, or larger.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        if image.format == "JPEG" and max(image.size) <= most and len(data) <= PIXEL_BYTES * most * most:
+            check_scans(io.BytesIO(data), image)
+            return image.convert("RGB")
+    except Exception:  # as in `_refusing`
+        pass
+    raise ValueError(f"it is no JPEG file of at most {most} pixels a side")
 
 
-def _open(file: IO[bytes]) -> Image.Image:
-    """`Image.open` without its own limit on pixels: it reads the header, and the caller knows a better sentence."""
+def stored_pixels(file: IO[bytes]) -> int:
+    """How many pixels a file's header says that it has; 0 where that cannot be told, and decoding says why."""
+    try:
+        image = _open(file, "", MAX_PIXELS)
+    except Exception:  # as in `_refusing`
+        return 0
+    return image.width * image.height
+
+
+def check_bytes(name: str, size: int, max_pixels: int | None = None) -> None:
+    """Raise ValueError when a file is larger than a picture of `max_pixels` may be.
+
+    >>> check_bytes("street.jpg", 2_863_311_521)
+    Traceback (most recent call last):
+    ValueError: street.jpg has 2,863,311,521 bytes, more than 16 for each of 178,956,970 pixels; ...
+    """
+    most = max(MAX_PIXELS, max_pixels or 0)
+    if size > PIXEL_BYTES * most:
+        raise _Refused(
+            f"{name} has {size:,} bytes, more than {PIXEL_BYTES} for each of {most:,} pixels; if you trust the file,"
+            " allow more of them (max_pixels, --max-pixels)"
+        )
+
+
+def _check_size(name: str, size: tuple[int, int], most: int) -> None:
+    width, height = size
+    if width * height > most:
+        raise _Refused(
+            f"{name} has {width * height:,} pixels ({height}x{width}), more than {most:,};"
+            f" if you trust the file, allow {width * height} (max_pixels, --max-pixels)"
+        )
+
+
+def _open(file: IO[bytes], name: str, most: int) -> Image.Image:
+    """`Image.open` without its own limit on pixels: it reads the header, and the caller knows a better sentence.
+
+    Raises:
+        _Refused: the file is larger than `most` pixels need, or its pixels would be made room for and are too many.
+        OSError: it is empty, or its header has no end.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        raise _Empty(f"{name} is empty; copy the picture again")
+    file.seek(0)
+    start = file.read(64)
+    if not start.startswith(TIFF):
+        check_bytes(name, size, most)
+    check_header(file, start, size)
+    if (shape := canvas(start)) is not None:
+        _check_size(name, shape, most)
     with _switched(Image, "MAX_IMAGE_PIXELS", None):
-        file.seek(0)
-        return Image.open(file)
+        Image.preinit()
+        try:
+            return Image.open(file, formats=_COMMON)
+        except UnidentifiedImageError:
+            return Image.open(file, formats=_other_formats(size))
 
 
-def _open_low_bytes(file: IO[bytes], image: Image.Image, name: str) -> Image.Image | None:
-    """The same picture with the low byte of each 16-bit channel; None where channels have 8 bits."""
-    if not _is_deep(image):
-        return None
-    low = _open(io.BytesIO(_whole(file)))
-    tiles = []
-    for tile in low.tile:  # type: ignore[attr-defined]
+def _other_formats(size: int) -> list[str]:
+    """The formats that a file of so many bytes may have, other than the common ones, as far as Pillow has them."""
+    Image.init()
+    registered = [name for name, (opener, _) in Image.OPEN.items() if not opener.__module__.startswith("PIL.")]
+    found = [name for name in _OTHERS if name in Image.OPEN and (size <= SMALL or name not in _SMALL)]
+    return registered + found  # what a user registered, pillow_heif for instance, knows its own files
+
+
+def _other_bytes(tiles: list[Any], name: str) -> list[Any]:
+    """Pillow's orders to decode 16-bit channels, changed so that they give the low bytes."""
+    changed = []
+    for tile in tiles:
         mode = tile.args if isinstance(tile.args, str) else tile.args[0]
         kind, _, bits = mode.partition(";")
         if bits not in _OTHER_BYTE or kind not in ("RGB", "RGBX", "RGBA", "CMYK"):
             raise _deep(name, mode)
         other = f"{kind};{_OTHER_BYTE[bits]}"
-        tiles.append(tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])))
-    low.tile = tiles  # type: ignore[attr-defined]
-    return low
+        changed.append(tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])))
+    return changed
 
 
 def _whole(file: IO[bytes]) -> bytes:
@@ -292,16 +405,27 @@ def _whole(file: IO[bytes]) -> bytes:
 
 
 def _upright(
-    image: Image.Image, name: str, reading: Reading, low: Image.Image | None = None, decoded: Pixels | None = None
+    image: Image.Image,
+    name: str,
+    reading: Reading,
+    file: IO[bytes] | None = None,
+    decoded: Pixels | None = None,
+    *,
+    damaged: bool = False,
 ) -> Upright:
-    """Decode an opened image; `low` has the low bytes of its 16-bit channels, `decoded` its pixels, if another did."""
+    """Decode an opened image, of `file` where we opened it; `decoded` are its pixels, if another decoded them."""
     if 0 in image.size:
         raise _Refused(f"{name} is {image.height}x{image.width} pixels; give one that has some")
     remarks = []
-    frames = getattr(image, "n_frames", 1) if image.format in SEQUENCES else 1
-    if frames > 1 and image.tell() == 0:
-        remarks.append(f"{name} has {frames} frames or pages; the first was read")
-    highest = _highest(image, name) if low is None else None
+    if image.format in SEQUENCES and image.tell() == 0:
+        count = getattr(image, "n_frames", 1) if file is None else frames(file, image, allow_truncated=damaged)
+        if count > 1:
+            number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
+            remarks.append(f"{name} has {number} frames or pages; the first was read")
+    deep = file is not None and not image.mode.startswith("I") and _is_deep(image)
+    if deep:
+        _other_bytes(image.tile, name)  # type: ignore[attr-defined]  # refuses kinds that are not known
+    highest = None if deep else _highest(image, name)
     part, scale = None, 1
     if decoded is None:
         scale, part = reduce(image, reading.least, reading.exif)
@@ -310,18 +434,46 @@ def _upright(
     remarks.extend(said)
     if decoded is not None:
         image = Image.fromarray(decoded)
-    elif low is not None:
-        high_bytes, low_bytes = np.asarray(image, np.uint16), np.asarray(low, np.uint16)
-        image = Image.fromarray(to_8_bits(high_bytes * np.uint16(256) + low_bytes, 65535), image.mode)
+    elif deep:
+        assert file is not None
+        low = _open(file, name, image.width * image.height)
+        low.tile = _other_bytes(low.tile, name)  # type: ignore[attr-defined]
+        low.load()
+        for box in _blocks(image):
+            high_bytes, low_bytes = (np.asarray(each.crop(box), np.uint16) for each in (image, low))
+            values = to_8_bits(high_bytes * np.uint16(256) + low_bytes, 65535)
+            image.paste(Image.fromarray(values, image.mode), box[:2])
     elif highest is not None:
-        image = Image.fromarray(to_8_bits(np.asarray(image), highest))
+        grey = Image.new("L", image.size)
+        for box in _blocks(image):
+            grey.paste(Image.fromarray(to_8_bits(np.asarray(image.crop(box)), highest)), box[:2])
+        grey.info = image.info
+        image = grey
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "RGBa" or "transparency" in image.info:
         image = image.convert("RGBA")
-    if image.mode in ("LA", "PA", "RGBA") and np.asarray(image.getchannel("A")).min() < 255:
+    if image.mode in ("LA", "PA", "RGBA") and image.getchannel("A").getextrema()[0] < 255:
         remarks.append(f"{name} is partly transparent; transparency was dropped, the colours under it taken as stored")
     return Upright(image if image.mode == "RGB" else image.convert("RGB"), tuple(remarks), part, scale)
+
+
+def _blocks(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of rows that cover an image, each of about `BLOCK_PIXELS`."""
+    step = max(1, BLOCK_PIXELS // image.width)
+    for top in range(0, image.height, step):
+        yield 0, top, image.width, min(top + step, image.height)
+
+
+def _array(image: Image.Image) -> Pixels:
+    """The pixels of an image of mode RGB; without the second copy that NumPy makes, where that is large."""
+    if image.width * image.height <= 4 * BLOCK_PIXELS:
+        return np.asarray(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for box in _blocks(image):
+        pixels[box[1] : box[3]] = np.asarray(image.crop(box))
+    pixels.flags.writeable = False
+    return pixels
 
 
 def _highest(image: Image.Image, name: str) -> int | None:
@@ -354,30 +506,57 @@ class _Refused(ValueError):
     """A sentence that is already what the caller should read."""
 
 
+class _Empty(OSError):
+    """Another one."""
+
+
 def _deep(name: str, mode: str) -> _Refused:
     return _Refused(f"{name} has more than 8 bits a channel ({mode}), of a kind that is not read; save it as 8-bit RGB")
 
 
 @contextlib.contextmanager
 def _refusing(name: str, file: IO[bytes] | None = None) -> Iterator[None]:
-    """Pillow's exceptions as sentences that name the picture."""
+    """Whatever a decoder raises as a sentence that names the picture."""
     try:
         yield
     except _Refused as error:
         raise ValueError(str(error)) from None
+    except _Empty as error:
+        raise OSError(str(error)) from None
     except UnidentifiedImageError:
-        start = _whole(file)[:16] if file else b""
-        for (offset, first), (kind, way_out) in _NOT_READ.items():
-            if start.startswith(first, offset):
-                raise OSError(f"{name} is {kind}, which this Pillow does not read; {way_out}") from None
-        raise OSError(f"{name} is no picture that Pillow can read; convert it to JPEG or PNG") from None
+        raise OSError(f"{name} is {_kind_not_read(file)}") from None
     except Image.DecompressionBombError:  # inside an icon, for instance
         raise ValueError(f"{name} holds a picture larger than its header says; convert it to JPEG or PNG") from None
-    except BROKEN as error:
+    except Exception as error:
+        # Decoders raise what their code happens to over broken files: KeyError, TypeError, AssertionError, MemoryError,
+        # ... Whatever it is, it is said of this one file, and those beside it are read.
         way_out = "copy the picture again"
         if "truncated" in str(error):
             way_out += ", or read what is there (allow_truncated, --allow-truncated)"
-        raise OSError(f"{name} is broken ({str(error).rstrip('.')}); {way_out}") from None
+        raise OSError(f"{name} is broken ({reason_of(error)}); {way_out}") from None
+
+
+def reason_of(error: Exception) -> str:
+    """What a decoder says, in one printable line.
+
+    >>> reason_of(RuntimeError("no\\nframe. "))
+    'no frame'
+    >>> reason_of(MemoryError())
+    'MemoryError'
+    """
+    words = printable(" ".join(str(error).split())).rstrip(".")[: LONGEST // 10]
+    return words if words and not isinstance(error, KeyError) else f"{type(error).__name__} {words}".rstrip()
+
+
+def _kind_not_read(file: IO[bytes] | None) -> str:
+    """What a file is that Pillow does not know, and what to do about it."""
+    if file is not None:
+        file.seek(0)
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf")
+        for (offset, first), kind in _NOT_READ.items():
+            if start.startswith(first, offset):
+                return kind
+    return "no picture that Pillow can read; convert it to JPEG or PNG"
 
 
 _switches = threading.RLock()

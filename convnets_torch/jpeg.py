@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from PIL import Image
 
 from convnets_torch.preprocessing import Pair
-
-# What Pillow raises over a broken file, depending on its format.
-BROKEN = (OSError, SyntaxError, EOFError, ValueError, NotImplementedError, IndexError, OverflowError, struct.error)
 
 # (height, width) in pixels that an upright picture is to keep; or a function that says so of the whole picture's.
 Least: TypeAlias = "Pair | Callable[[Pair], Pair | None] | None"
@@ -51,7 +47,7 @@ class Encoded(NamedTuple):
 
 
 def _turn_of(image: Image.Image) -> Image.Transpose | None:
-    """What puts an opened image upright, as its EXIF says; raises one of `BROKEN`, or TypeError, over broken data."""
+    """What puts an opened image upright, as its EXIF says; raises anything over broken data."""
     return UPRIGHT.get(image.getexif().get(0x0112, 1))
 
 
@@ -71,7 +67,7 @@ def noted_turn(image: Image.Image, name: str, exif: bool) -> tuple[Image.Transpo
         return None, ()
     try:
         return _turn_of(image), ()
-    except (*BROKEN, TypeError):
+    except Exception:  # Pillow raises what its code happens to over broken data
         return None, (f"{name} has broken EXIF data; a rotation noted there was not followed",)
 
 

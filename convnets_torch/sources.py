@@ -13,8 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnets_torch.arrays import check_kind, check_range, is_tensor, to_pixels
-from convnets_torch.files import check_regular
-from convnets_torch.images import MAX_PIXELS, Picture, decode, stored_pixels, warn
+from convnets_torch.files import open_file
+from convnets_torch.images import (
+    MAX_PIXELS,
+    Decoded,
+    Picture,
+    Reading,
+    decode,
+    decode_opened,
+    picture_name,
+    stored_pixels,
+    warn,
+)
 from convnets_torch.jpeg import Least
 from convnets_torch.preprocessing import Pair, Pixels
 from convnets_torch.strips import BLOCK_PIXELS, Bands, Preview, Resized, Source, band_of, check_rows
@@ -115,17 +125,21 @@ def open_with_remarks(
     if is_sliced(image):
         return Opened(_sliced(image))
     if isinstance(image, str | os.PathLike):
-        path = Path(image)
-        check_regular(path)
-        pixels = stored_pixels(path) if is_tiff(path) else 0
-        if pixels > STREAMED_PIXELS:
-            try:
-                return Opened(*open_tiff(path, exif=exif, allow_truncated=allow_truncated))
-            except (ImportError, ValueError):
-                if pixels > (MAX_PIXELS if max_pixels is None else max_pixels):
-                    raise
+        with open_file(image) as file:
+            pixels = stored_pixels(file) if is_tiff(file) else 0
+            if pixels > STREAMED_PIXELS:
+                try:
+                    return Opened(*open_tiff(Path(image), file, exif=exif, allow_truncated=allow_truncated))
+                except (ImportError, ValueError):
+                    if pixels > (MAX_PIXELS if max_pixels is None else max_pixels):
+                        raise
+            reading = Reading(exif, max_pixels, allow_truncated, least)
+            return _held(decode_opened(file, picture_name(image), reading))
     picture = cast("Picture", image)
-    decoded = decode(picture, exif=exif, max_pixels=max_pixels, allow_truncated=allow_truncated, least=least)
+    return _held(decode(picture, exif=exif, max_pixels=max_pixels, allow_truncated=allow_truncated, least=least))
+
+
+def _held(decoded: Decoded) -> Opened:
     return Opened(Held(decoded.pixels), *decoded[1:])
 
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import lzma
-import zlib
+import contextlib
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convnets_torch.images import to_8_bits
-from convnets_torch.jpeg import BROKEN
+from convnets_torch.files import open_file
+from convnets_torch.headers import MOST_FRAMES, TIFF, pages
+from convnets_torch.images import reason_of, to_8_bits
 from convnets_torch.preprocessing import Pair, Pixels
 from convnets_torch.strips import BAND_PIXELS, Bands, Source, band_of, check_rows
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
-
-STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both orders of bytes, and both again of BigTIFF
 
 # Photometric interpretations, compressions and tags, by the numbers of the TIFF 6.0 specification.
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
@@ -29,24 +27,25 @@ UNCOMPRESSED, JPEG = 1, 7
 FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
 ORIENTATION = 274
 
-# What decoders raise over a broken file; those of imagecodecs are all RuntimeErrors.
-DAMAGE = (*BROKEN, RuntimeError, TypeError, zlib.error, lzma.LZMAError)
 
-
-def is_tiff(path: Path) -> bool:
+def is_tiff(file: IO[bytes]) -> bool:
     """Whether a file begins as TIFF or BigTIFF does, whatever it is called."""
-    with path.open("rb") as file:
-        return file.read(4) in STARTS
+    file.seek(0)
+    return file.read(4) in TIFF
 
 
-def open_tiff(path: Path, *, exif: bool = True, allow_truncated: bool = False) -> tuple[Source, tuple[str, ...]]:
+def open_tiff(
+    path: Path, file: IO[bytes] | None = None, *, exif: bool = True, allow_truncated: bool = False
+) -> tuple[Source, tuple[str, ...]]:
     """The first picture of a TIFF or BigTIFF file, decoded as its rows are asked for.
 
     Grey and RGB of 8 or 16 bits are read, 65535 as 255; a channel of transparency is dropped. Rows that were stored
     uncompressed are read as they are, others by the row of tiles, or by the strip.
 
     Args:
-        path: the file; it is opened for each read, and held open between none.
+        path: the file; it is opened for each read, and held open between none. Another file that has taken its place
+            is not read.
+        file: the same, opened by `files.open_file`; it stays open.
         exif: follow the orientation noted in the file, where it only mirrors the picture or turns it by 180 degrees.
         allow_truncated: what lies beyond the end of a file is black.
 
@@ -65,15 +64,26 @@ def open_tiff(path: Path, *, exif: bool = True, allow_truncated: bool = False) -
             f"{path} is to be read row by row, which needs tifffile: pip install 'convnets-torch[tiff]'"
         ) from None
     path = path.resolve()
-    with _refusing_damage(path), tifffile.TiffFile(path) as file:
-        frames = len(file.pages)
-        page = file.pages.first
-        kind = _kind_not_read(page)
-        reader = None if kind else _Reader(path, page, file.byteorder)
-    if reader is None:
-        raise ValueError(f"{path} is not read row by row: {kind}; save it as 8-bit RGB or grey in tiles")
-    remarks = [f"{path} has {frames} frames or pages; the first was read"] if frames > 1 else []
-    if reader.end > path.stat().st_size:
+    with contextlib.nullcontext(file) if file is not None else open_file(path) as opened:
+        with _refusing_damage(path):
+            count = pages(opened, allow_truncated=allow_truncated)
+            start = opened.seek(0)
+            # Kinds of microscopes for which tifffile would read all pages.
+            flags = {"is_lsm": False, "is_scanimage": False} | ({"is_ndpi": False} if count > MOST_FRAMES else {})
+            tiff = tifffile.TiffFile(opened, offset=start, name=path.name, **flags)
+            page = tiff.pages.first
+            kind = _kind_not_read(page)
+            reader = None if kind else _Reader(path, os.fstat(opened.fileno()), page, tiff.byteorder)
+        if reader is None:
+            raise ValueError(f"{path} is not read row by row: {kind}; save it as 8-bit RGB or grey in tiles")
+        return _opened_tiff(reader, count, exif=exif, allow_truncated=allow_truncated)
+
+
+def _opened_tiff(reader: _Reader, count: int, *, exif: bool, allow_truncated: bool) -> tuple[Source, tuple[str, ...]]:
+    path, page = reader.path, reader.page
+    number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
+    remarks = [f"{path} has {number} frames or pages; the first was read"] if count > 1 else []
+    if reader.end > reader.state.st_size:
         if not allow_truncated:
             raise OSError(
                 f"{path} is truncated; copy the picture again, or read what is there"
@@ -82,15 +92,7 @@ def open_tiff(path: Path, *, exif: bool = True, allow_truncated: bool = False) -
         remarks.append(f"{path} is truncated; what is missing of it is black")
     if page.samplesperpixel in (2, 4):
         remarks.append(f"{path} has a channel of transparency; it was dropped, the colours under it taken as stored")
-    try:
-        source = reader.source()
-    except ValueError as error:  # tifffile's sentence names the compression
-        if "imagecodecs" not in str(error):
-            raise
-        raise ImportError(
-            f"{path} is compressed ({page.compression.name}), which tifffile decodes with imagecodecs:"
-            " pip install imagecodecs"
-        ) from None
+    source = reader.source()
     orientation = _orientation(page) if exif else 1
     if orientation > 4:
         raise ValueError(
@@ -126,8 +128,8 @@ def _kind_not_read(page: TiffPage) -> str | None:
 class _Reader:
     """Rows of a page out of its file."""
 
-    def __init__(self, path: Path, page: TiffPage, byteorder: str) -> None:
-        self.path, self.page = path, page
+    def __init__(self, path: Path, state: os.stat_result, page: TiffPage, byteorder: str) -> None:
+        self.path, self.state, self.page = path, state, page
         self.shape: Pair = (page.imagelength, page.imagewidth)
         self.offsets, self.sizes = page.dataoffsets, page.databytecounts
         self.end = max((sum(each) for each in zip(self.offsets, self.sizes, strict=False)), default=0)
@@ -143,7 +145,17 @@ class _Reader:
         height, width = self.shape
         if self._is_plain():
             return _Plain(self)
-        self.decode(None, 0, **self.tables)  # raises where a codec is missing
+        with _refusing_damage(self.path):
+            try:
+                self.decode(None, 0, **self.tables)  # raises where a codec is missing
+            except ValueError as error:  # tifffile's sentence names the compression
+                if "imagecodecs" not in str(error):
+                    raise
+                kind = getattr(self.page.compression, "name", self.page.compression)
+                raise ImportError(
+                    f"{self.path} is compressed ({kind}), which tifffile decodes with imagecodecs:"
+                    " pip install imagecodecs"
+                ) from None
         unit = self.page.tilelength if self.page.is_tiled else min(self.page.rowsperstrip, height)
         if unit * width > BAND_PIXELS:
             raise ValueError(
@@ -151,6 +163,15 @@ class _Reader:
                 " save it as 8-bit RGB or grey in tiles"
             )
         return Bands(self._decoded, self.shape, band_of(unit, width))
+
+    def opened(self) -> IO[bytes]:
+        """The file again; OSError where another has taken its place."""
+        file = open_file(self.path)
+        found = os.fstat(file.fileno())
+        if any(getattr(found, name) != getattr(self.state, name) for name in ("st_dev", "st_ino", "st_size")):
+            file.close()
+            raise OSError(f"{self.path} was changed while it was read; read it again")
+        return file
 
     def _is_plain(self) -> bool:
         """Whether all rows lie in the file one after the other."""
@@ -171,7 +192,7 @@ class _Reader:
         else:
             high, across = min(page.rowsperstrip, self.shape[0]), 1
         pixels = np.zeros((bottom - top, width, 3), np.uint8)
-        with _refusing_damage(self.path), self.path.open("rb") as file:
+        with self.opened() as file, _refusing_damage(self.path):
             for number in range(top // high * across, ceil(bottom / high) * across):
                 size, offset = self.sizes[number], self.offsets[number]
                 file.seek(offset)
@@ -208,7 +229,7 @@ class _Plain:
         check_rows(top, bottom, height)
         samples = reader.page.samplesperpixel
         line = width * samples * reader.stored.itemsize
-        with reader.path.open("rb") as file:
+        with reader.opened() as file, _refusing_damage(reader.path):
             file.seek(reader.offsets[0] + top * line)
             content = file.read((bottom - top) * line)
         content += bytes((bottom - top) * line - len(content))  # beyond the end, which was said
@@ -232,12 +253,12 @@ class _Mirrored:
         return self._source.rows(top, bottom)[:: self._down, :: self._across]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _refusing_damage(path: Path) -> Iterator[None]:
+    """Whatever a decoder raises as a sentence that names the file; those of imagecodecs have classes of their own."""
     try:
         yield
-    except DAMAGE as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file is gone or may not be read
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise OSError(f"{path} is broken ({reason}); copy the picture again") from None
+    except ImportError:
+        raise
+    except Exception as error:
+        raise OSError(f"{path} is broken ({reason_of(error)}); copy the picture again") from None

@@ -50,7 +50,8 @@ LAYOUTS: dict[str, dict] = {
 @pytest.mark.parametrize("array", [PIXELS, GREY, DEEP, DEEP[:, :, 1]], ids=["rgb", "grey", "deep", "deep grey"])
 def test_every_layout_is_what_was_written(array, layout, tmp_path):
     path = write(tmp_path / "picture.tif", array, "rgb" if array.ndim == 3 else "minisblack", **layout)
-    assert is_tiff(path)
+    with path.open("rb") as file:
+        assert is_tiff(file)
     source, remarks = open_tiff(path)
     assert remarks == ()
     assert source.shape == (300, 170)

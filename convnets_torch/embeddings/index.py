@@ -25,6 +25,7 @@ from convnets_torch.embeddings.searching import Index
 from convnets_torch.embeddings.thumbnails import thumbnail
 from convnets_torch.files import check_regular, is_scratch, resolved, sha256
 from convnets_torch.folders import find_pictures
+from convnets_torch.images import check_bytes
 from convnets_torch.networks import Network
 
 ROWS = 1024  # in one commit, at most
@@ -129,7 +130,7 @@ def index_pictures(
         allow_truncated=allow_truncated,
         look=thumbnail,
     )
-    job = _Job(table, embedder.card, found, hash_all)
+    job = _Job(table, embedder.card, found, hash_all, max_pixels)
     with contextlib.closing(run(job.to_embed(progress))) as rows:
         try:
             for row in rows:
@@ -210,8 +211,11 @@ class _Row:
 class _Job:
     """Rows on their way into the table. All but `_looked` runs in one thread."""
 
-    def __init__(self, table: PictureTable, card: Card, found: dict[str, str], hash_all: bool) -> None:
+    def __init__(
+        self, table: PictureTable, card: Card, found: dict[str, str], hash_all: bool, max_pixels: int | None
+    ) -> None:
         self._table, self._card, self._found, self._hash_all = table, card, found, hash_all
+        self._max_pixels = max_pixels
         self._known: dict[str, _Row] = {}
         self._held: set[str] = set()  # contents that have vectors
         for batch in table.read(["path", "sha256", "size", "modified", "error", "vanished"]):
@@ -257,7 +261,10 @@ class _Job:
             same = known is not None and (known.size, known.modified) == (file.size, file.modified)
             if same and known is not None and known.error is None and not self._hash_all:
                 return replace(file, sha256=known.sha256, same=True)
+            check_bytes(str(real), state.st_size, self._max_pixels)  # which would be hashed for hours
             return replace(file, sha256=sha256(real), same=same)
+        except ValueError as error:
+            return _File(path, error=str(error))
         except OSError as error:
             return _File(path, error=_reason(real, error))
 

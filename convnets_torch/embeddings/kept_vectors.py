@@ -30,13 +30,12 @@ from convnets_torch.files import (
     replacing,
     sha256,
 )
-from convnets_torch.images import MAX_PIXELS
+from convnets_torch.images import MOST_BYTES
 from convnets_torch.networks import Network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
 from convnets_torch.runtime import Precision, prepare
 
 PART = 256  # vectors in a file of the cache: what is lost, at most, when the process is killed
-MOST_PICTURE = 16 * MAX_PIXELS  # bytes of a file: a pixel has four channels of 32 bits
 MOST_VALUES = 1 << 24  # of a vector
 
 Vector = NDArray[np.float32]
@@ -98,7 +97,7 @@ def embed_kept(
     first: dict[str, Path] = {}  # content -> the first picture that has it
     for path in paths:
         try:
-            digests[path] = sha256(path, max_bytes=MOST_PICTURE)
+            digests[path] = sha256(path, max_bytes=MOST_BYTES)
             first.setdefault(digests[path], path)
         except (OSError, ValueError) as error:
             failed[path] = error

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,14 +11,12 @@ from convnets_torch import render
 from convnets_torch.embeddings.nearest import Metric
 from convnets_torch.embeddings.searching import Index, Matches
 from convnets_torch.embeddings.thumbnails import SIDE, thumbnail
-from convnets_torch.images import Reading, open_upright
-from convnets_torch.jpeg import BROKEN
+from convnets_torch.images import Reading, open_thumbnail, open_upright
 from convnets_torch.sentences import printable
 
 GREY = (200, 200, 200)  # around a thumbnail, and in the place of one that is not there
 MOST = 100  # groups in a sheet
 LETTERS = 60  # of a line below a thumbnail that can be drawn at all
-MOST_BYTES = 1 << 16  # of a thumbnail
 SIGNS = {"cosine": "cosine", "l2": "distance", "dot": "product"}
 
 
@@ -72,14 +67,12 @@ def contact_sheet(rows: Iterable[Sequence[tuple[bytes | None, str]]], columns: i
 def _squared(data: bytes | None) -> Image.Image:
     """A thumbnail in the middle of a grey square; tiles of a sheet have one shape."""
     square = Image.new("RGB", (SIDE, SIDE), GREY)
-    if data is None or len(data) > MOST_BYTES:
-        return square
-    with contextlib.suppress(*BROKEN, Image.DecompressionBombError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a stranger's may be no thumbnail, and then the square stays grey
-        small = Image.open(io.BytesIO(data), formats=["JPEG"])
-        if max(small.size) <= SIDE:
-            small.load()
-            square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
+    if data is not None:
+        try:
+            small = open_thumbnail(data, SIDE)
+        except ValueError:
+            return square  # as where there is none
+        square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
     return square
 
 

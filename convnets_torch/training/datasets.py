@@ -15,11 +15,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from convnets_torch.embeddings.kept_vectors import MOST_PICTURE
 from convnets_torch.embeddings.probe_features import find_classes
 from convnets_torch.files import sha256
 from convnets_torch.folders import ENDINGS
-from convnets_torch.images import PictureWarning
+from convnets_torch.images import MOST_BYTES, PictureWarning
 from convnets_torch.training.tables import Row, read_table
 
 VAL = ("val", "valid", "validation")  # names of a folder
@@ -243,7 +242,7 @@ def _split(
 def _content(path: Path) -> str:
     """What tells a picture from others; of one that cannot be read, which is refused later, its path."""
     try:
-        return sha256(path, max_bytes=MOST_PICTURE)
+        return sha256(path, max_bytes=MOST_BYTES)
     except (OSError, ValueError):
         return str(path)
 
