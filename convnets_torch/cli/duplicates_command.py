@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from convnets_torch.cli.messages import show
 from convnets_torch.cli.search_command import COLUMNS, Address, AsJson, Sheet
 from convnets_torch.sentences import printable
 
@@ -50,7 +51,7 @@ def duplicates(
         elif between is None:
             print("\n".join(printable(path) for path, _ in group), end="\n\n")
         else:
-            print(f"{group[1][1]:.4f}  {printable(group[0][0])}  {printable(group[1][0])}")
+            show(f"{group[1][1]:.4f}  {group[0][0]}  {group[1][0]}")
     if output is not None:
         from convnets_torch import render
         from convnets_torch.embeddings.result_sheets import groups_sheet

@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from convnets_torch.cli.messages import say, warnings_as_lines
-from convnets_torch.sentences import printable
+from convnets_torch.cli.messages import say, show, warnings_as_lines
 
 Address = Annotated[str, typer.Argument(metavar="DB", help="An index that `convnets-torch index` made.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -80,10 +79,10 @@ def search(
             print(json.dumps(each.to_dict()))
             continue
         if len(found) > 1:
-            print(printable(each.query))
+            show(each.query)
         for match in each.found:
             words = f"{match.probability or 0:.3f}  {match.words}" if match.words else ""
-            print(f"{match.score:.4f}  {printable(match.path)}  {printable(words)}".rstrip())
+            show(f"{match.score:.4f}  {match.path}  {words}".rstrip())
     if output is not None:
         from convnets_torch import render
         from convnets_torch.embeddings.result_sheets import search_sheet

@@ -13,6 +13,7 @@ from convnets_torch.embeddings.nearest import Metric
 from convnets_torch.embeddings.searching import Index, Matches
 from convnets_torch.embeddings.thumbnails import SIDE, thumbnail
 from convnets_torch.images import Reading, open_upright
+from convnets_torch.render import drawable
 
 GREY = (200, 200, 200)  # around a thumbnail, and in the place of one that is not there
 MOST = 100  # groups in a sheet
@@ -24,10 +25,10 @@ def search_sheet(index: Index, found: Sequence[Matches], columns: int, metric: M
     small = index.thumbnails(match.path for each in found for match in each.found)
     rows = []
     for each in found:
-        row = [(_of_query(index, each.query), "query\n" + Path(each.query).name)]
+        row = [(_of_query(index, each.query), f"query\n{_name(each.query)}")]
         for match in each.found:
             words = (match.words or "").partition(",")[0]
-            row.append((small.get(match.path), f"{match.score:.3f} {words}\n{Path(match.path).name}"))
+            row.append((small.get(match.path), f"{match.score:.3f} {drawable(words)}\n{_name(match.path)}"))
         rows.append(row)
     return contact_sheet(rows, columns, f"{index.address}: the nearest by {SIGNS[metric]}")
 
@@ -41,7 +42,7 @@ def groups_sheet(index: Index, groups: Sequence[Sequence[tuple[str, float | None
         row = []
         for path, similarity in group:
             near = "" if similarity is None else f"{similarity:.3f} "
-            row.append((small.get(path), f"{near}{Path(path).name}\n{Path(path).parent.name}"))
+            row.append((small.get(path), f"{near}{_name(path)}\n{_name(Path(path).parent)}"))
         rows.append(row)
     more = f"; the first {MOST} are shown" if len(groups) > MOST else ""
     return contact_sheet(rows, columns, f"{index.address}: {len(groups)} found{more}")
@@ -61,6 +62,10 @@ def contact_sheet(rows: Iterable[Sequence[tuple[bytes | None, str]]], columns: i
         line = [(_squared(data), words) for data, words in row]
         tiles += line + [blank] * (-len(line) % columns)
     return render.sheet(tiles, columns, SIDE, title)
+
+
+def _name(path: str | Path) -> str:
+    return drawable(Path(path).name)
 
 
 def _squared(data: bytes | None) -> Image.Image:
