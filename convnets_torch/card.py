@@ -9,14 +9,23 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
-from convnets_torch.files import check_regular
+from convnets_torch import strict_json
+from convnets_torch.files import open_file
 from convnets_torch.preprocessing import Preprocessing
 
 SCHEMA = 1  # of the card; a higher number is refused, unknown fields of this one are kept
 KEY = "card"  # in the metadata of the safetensors header
+
+# What no honest file exceeds, and what keeps a strange one from costing time or memory.
+MOST_HEADER = 16_000_000  # bytes of JSON; reading that takes some seconds. ResNet50 has 35,000
+MOST_ARRAYS = 10_000  # ResNet50 has 320
+MOST_CARD = 6_000_000  # letters of JSON; those of 22,000 classes with names of 40 Chinese signs
+MOST_BESIDE = 100_000  # letters of JSON, of all but the names of classes
+MOST_NUMBERS = 1_000  # in `arguments`, at all depths; InceptionV3 has 94 widths
+MOST_CLASSES = 1_000_000
+MOST_NAME = 1_000  # letters of a class's name
 
 Activation = Literal["softmax", "sigmoid", "none"]
 
@@ -47,7 +56,11 @@ class Source:
     def from_dict(cls, values: dict[str, Any]) -> Source:
         """The inverse of `_flat`; KeyError and TypeError where a field is missing or no field at all."""
         known = {entry.name: values.pop(entry.name) for entry in fields(cls) if entry.name != "unknown"}
-        return cls(**{**known, "changes": tuple(known["changes"])}, unknown=values)
+        changes = known.pop("changes")
+        for name, words in (*known.items(), *(("changes", change) for change in changes)):
+            if not isinstance(words, str) and (words is not None or name != "backend"):
+                raise TypeError(f"the source's {name} are {words!r:.80}, no words")
+        return cls(**known, changes=tuple(changes), unknown=values)
 
 
 @dataclass(frozen=True)
@@ -80,12 +93,20 @@ class Card:
             raise ValueError(
                 f"card has network {self.network!r} with {classes!r} classes; a name, and a number or null are wanted"
             )
+        if self.classes > MOST_CLASSES:
+            raise ValueError(f"card has {classes} classes; {MOST_CLASSES} are the most that a network has")
+        if (numbers := _count(self.arguments)) > MOST_NUMBERS:
+            raise ValueError(
+                f"card has {numbers} numbers and words in its arguments; {MOST_NUMBERS} are the most that a network has"
+            )
         if self.class_names not in ("imagenet-1k", None) and not (
             isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
         ):
             raise ValueError(
                 f"card has class names {self.class_names!r:.80}; 'imagenet-1k', null or a list of words is wanted"
             )
+        if isinstance(self.class_names, tuple) and (long := max(map(len, self.class_names), default=0)) > MOST_NAME:
+            raise ValueError(f"card has a class name of {long} letters; {MOST_NAME} are the most that are shown")
         if self.activation not in get_args(Activation):
             raise ValueError(f"card has activation {self.activation!r}; known: {', '.join(get_args(Activation))}")
         if classes == 1 and self.activation == "softmax":
@@ -124,17 +145,31 @@ class Card:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: the text is no card, or of a schema that this version does not know.
+            ValueError: the text is no card, too long for one, or of a schema that this version does not know.
         """
+        if len(text) > MOST_CARD:
+            raise ValueError(
+                f"the card has {len(text):,} letters, and {MOST_CARD:,} are the most; shorten its class names"
+            )
         try:
-            values = json.loads(text)
-        except (ValueError, TypeError, RecursionError):
+            values = strict_json.loads(text)
+        except json.JSONDecodeError:
             values = None
+        except ValueError as error:
+            raise ValueError(f"the card cannot be read ({error}); convert the weights again") from None
         if not isinstance(values, dict) or "schema" not in values:
             raise ValueError("the card has no schema number; convert the weights again")
         schema = values.pop("schema")
         if schema != SCHEMA:
-            raise ValueError(f"the card has schema {schema!r}, but this version reads {SCHEMA}; update convnets-torch")
+            raise ValueError(
+                f"the card has schema {schema!r:.80}, but this version reads {SCHEMA}; update convnets-torch"
+            )
+        beside = len(json.dumps({**values, "class_names": None}))
+        if beside > MOST_BESIDE:
+            raise ValueError(
+                f"the card has {beside:,} letters beside its class names, and {MOST_BESIDE:,} are the most; convert the"
+                " weights again"
+            )
         try:
             known = {entry.name: values.pop(entry.name) for entry in fields(cls) if entry.name != "unknown"}
             known["preprocessing"] = Preprocessing.from_dict(known["preprocessing"])
@@ -144,13 +179,20 @@ class Card:
                 known["class_names"] = tuple(known["class_names"])
             known["arguments"] = {key: _tuples(value) for key, value in known["arguments"].items()}
             return cls(**known, unknown=values)
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the card cannot be read ({error}); convert the weights again") from None
 
 
 def _tuples(value: Any) -> Any:
     """Lists as tuples, at every depth: widths, and the steps of a head."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _count(value: Any) -> int:
+    """How many numbers, words and lists stand in a value, at every depth."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    return 1 + sum(map(_count, value)) if isinstance(value, list | tuple) else 1
 
 
 def _flat(entry: Card | Source) -> dict[str, Any]:
@@ -169,8 +211,13 @@ def read_card(path: str | os.PathLike[str]) -> Card:
     >>> read_card("alexnet.safetensors").source.backend
     'theano'
     """
-    header = read_header(path)
-    metadata = header.get("__metadata__")
+    with open_file(path) as file:
+        return card_of_opened(file, path)
+
+
+def card_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> Card:
+    """`read_card` of a file that is open, so that the arrays can be read from the very same; `path` names it."""
+    metadata = header_of_opened(file, path).get("__metadata__")
     text = metadata.get(KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
         raise ValueError(
@@ -190,25 +237,33 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: the file is missing, a folder, or cannot be read.
         ValueError: the file is no safetensors file, or is truncated.
     """
-    path = Path(path)
-    check_regular(path)
-    length = path.stat().st_size
+    with open_file(path) as file:
+        return header_of_opened(file, path)
+
+
+def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`read_header` of a file that is open; `path` names it in errors."""
+    length = os.fstat(file.fileno()).st_size
     no_header = ValueError(f"{path} is not a safetensors file; convert it with `convnets-torch convert`")
-    with path.open("rb") as file:
-        start = file.read(8)
-        header_length = int.from_bytes(start, "little")
-        if len(start) < 8 or header_length > 100_000_000 or file.read(1) != b"{":
-            raise no_header
-        if header_length + 8 > length:
-            raise ValueError(f"{path} is truncated: {length} bytes, its header alone needs {header_length + 8}")
-        try:
-            header: dict[str, Any] = json.loads(b"{" + file.read(header_length - 1))
-        except (ValueError, RecursionError):
-            raise no_header from None
+    start = file.read(9)
+    header_length = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or start[8:] != b"{" or header_length > max(length, MOST_HEADER):
+        raise no_header
+    if header_length > MOST_HEADER:
+        raise ValueError(
+            f"{path} has a header of {header_length:,} bytes, and {MOST_HEADER:,} are the most; it is damaged, or has"
+            " too many class names"
+        )
+    if header_length + 8 > length:
+        raise ValueError(f"{path} is truncated: {length} bytes, its header alone needs {header_length + 8}")
     try:
-        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
-        raise no_header from None
+        header: dict[str, Any] = strict_json.loads(b"{" + file.read(header_length - 1))
+        arrays = [entry for name, entry in header.items() if name != "__metadata__"]
+        ends = [int(entry["data_offsets"][1]) for entry in arrays]
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{no_header} (its header: {error})") from None
+    if len(arrays) > MOST_ARRAYS:
+        raise ValueError(f"{path} has {len(arrays)} arrays, and {MOST_ARRAYS} are the most; it is damaged")
     wanted = 8 + header_length + max(ends, default=0)
     if wanted != length:
         raise ValueError(

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from convnets_torch.explain.histograms import BAR
 from convnets_torch.plots import LINE, Color, letters, write_lines
-from convnets_torch.render import GREY, INK, PAPER, shorten
+from convnets_torch.render import GREY, INK, PAPER, drawable, shorten
 
 NOTHING: Color = (247, 247, 247)
 LARGEST = 48  # pixels of a cell
@@ -48,7 +48,7 @@ def draw_counts(
 
 
 def _with_names(counts: NDArray[np.integer], names: Sequence[str], lines: Sequence[str], side: int) -> Image.Image:
-    font = letters(14)
+    font, names = letters(14), [drawable(name) for name in names]
     small = letters(max(9, min(14, side * 2 // 5)))
     room = min(220, round(max(font.getlength(name) for name in names)) + 10)
     page, draw, left, top = _start(lines, side * len(names), room, room)

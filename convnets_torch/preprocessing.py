@@ -6,22 +6,22 @@ the card of every weights file.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
-from math import isfinite
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnets_torch.files import check_regular
+from convnets_torch import strict_json
+from convnets_torch.files import read_text
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, 0 to 255
 
+MOST_INPUT = 4096  # pixels of a side that a rule resizes to; VGG16 takes 8 GB for a square of them
+MOST_NUMBER = 1e9  # of scale, mean and std, and of 1 / std: what float32 can compute with
 MOST_SIDE = 20_000  # pixels of a resized square picture's side; beyond it a slip of the finger is likelier
 MOST_PIXELS = MOST_SIDE**2
 MOST_BYTES = 1_000_000  # of a JSON file that describes a rule
@@ -71,16 +71,18 @@ class Preprocessing:
                     f"preprocessing has {field} {getattr(self, field)!r}; known: {', '.join(get_args(known))}"
                 )
         sides = (*_pair(self.size), *_pair(self.resize))
-        if len(sides) != 4 or not all(type(side) is int and 0 < side <= MOST_SIDE for side in sides):
-            raise ValueError(f"preprocessing has size {self.size!r} and resize {self.resize!r}; pixels are wanted")
-        if not isinstance(self.scale, int | float) or not isfinite(self.scale) or type(self.exif) is not bool:
+        if len(sides) != 4 or not all(type(side) is int and 0 < side <= MOST_INPUT for side in sides):
+            raise ValueError(
+                f"preprocessing has size {self.size!r} and resize {self.resize!r}; pixels are wanted, 1 to {MOST_INPUT}"
+            )
+        if not _is_number(self.scale) or type(self.exif) is not bool:
             raise ValueError(
                 f"preprocessing has scale {self.scale!r} and exif {self.exif!r}; a number, and true or false"
             )
         for field in ("mean", "std"):
             values = getattr(self, field)
-            numbers = all(isinstance(value, int | float) and isfinite(value) for value in values)
-            if len(values) != 3 or not numbers or (field == "std" and 0 in values):
+            numbers = all(map(_is_number, values))
+            if len(values) != 3 or not numbers or (field == "std" and min(map(abs, values)) * MOST_NUMBER < 1):
                 raise ValueError(f"preprocessing has {field} {values!r}; three finite numbers are wanted, std not 0")
         if not isinstance(self.name, str):
             raise ValueError(f"preprocessing has the name {self.name!r}; a word is wanted")
@@ -111,6 +113,10 @@ class Preprocessing:
             return cls(**{**fields, **sequences, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"preprocessing cannot be read ({error}); a newer version may have written it") from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= MOST_NUMBER  # NaN is not
 
 
 def _pair(value: int | Pair) -> Pair:
@@ -231,13 +237,10 @@ def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing:
     >>> read_preprocessing("rule.json").resize
     150
     """
-    path = Path(path)
-    check_regular(path)
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path} is too long for a preprocessing rule; a JSON object of a few lines is wanted")
+    text = read_text(path, max_bytes=MOST_BYTES)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        values = strict_json.loads(text)
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); a JSON object with the fields of a rule is wanted") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no JSON object; one with the fields of a rule is wanted")

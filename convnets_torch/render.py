@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from convnets_torch.files import replacing
 from convnets_torch.maps.resampling import interpolated
 from convnets_torch.preprocessing import Pixels
+from convnets_torch.sentences import printable
 
 if TYPE_CHECKING:
     from convnets_torch.maps.cells import CellMap, ClassMap, Contrast, Heatmap
@@ -39,6 +41,7 @@ OPAQUE = 0.72  # the picture stays visible below the strongest colour
 STRENGTH = np.clip(np.linspace(0, 1.6, 256), 0, OPAQUE)  # how opaque each of 256 colours is
 BAND = 512  # rows of a picture that are drawn at a time
 LEAST_TOP = 0.1  # the colours reach at least up to here, so that a map of near-zeros does not glow
+MOST_DRAWN = 1000  # letters in a line; Pillow takes a second for 100,000
 PAPER, INK, GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
 
@@ -253,7 +256,7 @@ def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[i
     """Add a strip below with a colour, a share and words for each entry, as many in a row as fit."""
     size = _letters(image.width)
     font = ImageFont.load_default(size=size)
-    texts = [f"{words.split(', ')[0]} {share:.0%}" for words, share, _ in entries]
+    texts = [f"{drawable(words.split(', ')[0])} {share:.0%}" for words, share, _ in entries]
     widest = max(font.getlength(text) for text in texts) + size * 2.5
     columns = max(1, int(image.width // widest))
     line = round(size * 1.5)
@@ -271,8 +274,13 @@ def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[i
 
 def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
     """The text, or as much of its beginning as `room` pixels hold, and three dots."""
+    text = drawable(text)
     if font.getlength(text) <= room:
         return text
-    while text and font.getlength(text + "...") > room:
-        text = text[:-1]
-    return text.rstrip(" ,") + "..."
+    fits = bisect_right(range(len(text) + 1), room, key=lambda count: font.getlength(text[:count] + "..."))
+    return text[: max(0, fits - 1)].rstrip(" ,") + "..."
+
+
+def drawable(text: str) -> str:
+    """As much of a text as can be seen on a page, in letters that can be drawn in a line."""
+    return printable(text[:MOST_DRAWN])

@@ -6,11 +6,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST = 4000  # letters
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are the same, of full width
 
 
 def printable(text: str) -> str:
     """The text with whatever is no printable character escaped as Python does it."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def shortened(sentence: str) -> str:
+    """The sentence, or its beginning and its end, which says what to do."""
+    return sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST - 200]} ... {sentence[-180:]}"
+
+
+def cell(text: str) -> str:
+    """A text as a cell of CSV: no formula for spreadsheets, and nothing that steers a terminal but ends of lines.
+
+    A text that begins with =, +, - or @ gets an apostrophe before it, which spreadsheets take for the mark of a text;
+    tabs and carriage returns become \\t and \\r.
+
+    >>> cell("=SUM(A1:A9)"), cell("two\\nlines"), cell("beagle")
+    ("'=SUM(A1:A9)", 'two\\nlines', 'beagle')
+    """
+    safe = "\n".join(map(printable, text.split("\n")))
+    return f"'{safe}" if safe.lstrip(" \n").startswith(FORMULA) else safe
 
 
 @contextmanager
@@ -22,7 +41,5 @@ def in_one_line() -> Iterator[None]:
         words = str(error)
         if words.isprintable() and len(words) <= LONGEST:
             raise
-        if len(words) > LONGEST:
-            words = f"{words[: LONGEST - 200]} ... {words[-180:]}"  # its end says what to do
         kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(printable(" ".join(words.split()))) from None
+        raise kind(printable(shortened(" ".join(words.split())))) from None

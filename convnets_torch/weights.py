@@ -12,12 +12,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from convnets_torch.cache import find
-from convnets_torch.card import KEY, read_card
-from convnets_torch.files import replacing
+from convnets_torch.card import KEY, Card, card_of_opened
+from convnets_torch.files import open_file, opened_path, replacing
 from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.networks.densified import Densified
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear
 from convnets_torch.runtime import Precision, check_precision, checked_device, prepare
+from convnets_torch.sentences import in_one_line
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # kinds of number that networks compute with
 
 
 def list_networks() -> list[str]:
@@ -44,6 +47,7 @@ def build(network: str, arguments: Mapping[str, Any]) -> Network:
         raise ValueError(f"{network} cannot be built with {dict(arguments)}: {error}") from None
 
 
+@in_one_line()
 def load(
     path: str | os.PathLike[str],
     *,
@@ -79,20 +83,27 @@ def load(
     if precision is not None:
         check_precision(precision)
     file = find(path)
-    card = read_card(file)
-    try:
-        network = build(card.network, card.arguments)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    if layout := card.unknown.get("layout"):
+    with open_file(file) as opened:
+        card = card_of_opened(opened, file)
+        try:
+            network = build(card.network, card.arguments)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        if layout := card.unknown.get("layout"):
+            raise ValueError(
+                f"{file} has the parameter names of {layout}, for its load_state_dict; convert the original weights"
+                " again without a layout to load them here"
+            )
+        try:
+            arrays = load_file(opened_path(opened), device=str(place))  # what is mapped stays so when this closes
+        except SafetensorError as error:
+            raise ValueError(f"{file} cannot be read ({error}); copy or convert it again") from None
+    kinds = {array.dtype for array in arrays.values() if array.is_floating_point()}
+    if len(kinds) > 1 or not kinds.issubset(FLOATS):
         raise ValueError(
-            f"{file} has the parameter names of {layout}, for its load_state_dict; convert the original weights again"
-            " without a layout to load them here"
+            f"{file} has arrays of {', '.join(sorted(map(str, kinds)))}; all of one kind are wanted, of"
+            f" {', '.join(map(str, FLOATS))}"
         )
-    try:
-        arrays = load_file(file, device=str(place))
-    except SafetensorError as error:
-        raise ValueError(f"{file} cannot be read ({error}); copy or convert it again") from None
     if wrong := differences(network.state_dict(), arrays):
         raise ValueError(f"{file} does not hold the {card.network} of its card: {'; '.join(wrong)}")
     if not mapped and place.type == "cpu":
@@ -126,6 +137,10 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
     if network.card is None:
         raise ValueError("the network has no card, so nobody could load what is saved; set network.card first")
     arrays = {name: array.detach().cpu().contiguous() for name, array in network.state_dict().items()}
+    try:
+        Card.from_json(network.card.to_json())
+    except ValueError as error:
+        raise ValueError(f"the network could not be loaded again: {error}") from None
     if wrong := differences(build(network.card.network, network.card.arguments).state_dict(), arrays):
         raise ValueError(
             f"the network is not the {network.card.network} of its card: {'; '.join(wrong)};"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from convnets_torch.card import Card
+from convnets_torch.cli import ending
 from convnets_torch.cli.app import main
 from convnets_torch.networks import (
     AlexNet,
@@ -125,11 +127,17 @@ def photographs() -> Path:
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Run `convnets-torch` with arguments; returns (exit code, stdout, stderr)."""
+    monkeypatch.setattr(ending, "GRACE", 1e6)  # a signal that a test sends must not end all tests later
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["convnets-torch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
+        handlers = {number: signal.getsignal(number) for number in ending.SIGNALS}
+        try:
+            with pytest.raises(SystemExit) as left:
+                main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         written = capsys.readouterr()
         code = left.value.code
         if isinstance(code, str):  # sys.exit(sentence) prints it and leaves with 1

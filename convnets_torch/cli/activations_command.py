@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from convnets_torch.cli.messages import one_line, say, warnings_as_lines
+from convnets_torch.cli.messages import one_line, say, show, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
 from convnets_torch.cli.running import Device, Precision, load_network
 
@@ -111,7 +111,7 @@ def activations(
     if output is not None:
         _save(grids, output, folder)
     for grid in grids:
-        print(json.dumps(_record(grid)) if as_json else _line(grid))
+        show(json.dumps(_record(grid)) if as_json else _line(grid))
 
 
 def _save(grids: list[ChannelGrid], output: Path, folder: bool) -> None:
@@ -180,7 +180,7 @@ def _statistics(
     if histogram and layers is not None and output is not None:
         shares = statistics.zero_shares(network, pictures, layers[0], **reading)
         render.save_image(shares.draw(), output)
-        print(f"{shares.layer}  {len(shares.shares)} pictures  {shares.shares.mean():.3f} of the values are zero")
+        show(f"{shares.layer}  {len(shares.shares)} pictures  {shares.shares.mean():.3f} of the values are zero")
         errors = shares.errors
     else:
         found = statistics.channel_statistics(network, pictures, layers or [ALL], **reading)
@@ -192,7 +192,7 @@ def _statistics(
             print(json.dumps(statistics.as_json(found)))
         else:
             for each in found.layers:
-                print(
+                show(
                     f"{each.layer}  {each.pictures} pictures  mean {each.mean.mean():.3g}"
                     f"  zeros {each.zeros.mean():.3f}  dead {int(each.dead.sum())} of {len(each.mean)}"
                 )

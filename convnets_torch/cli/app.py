@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Annotated
 
@@ -32,7 +31,8 @@ from convnets_torch.cli import (
     synset_commands,
     weights_commands,
 )
-from convnets_torch.cli.messages import one_line
+from convnets_torch.cli.ending import ends_when_told
+from convnets_torch.cli.messages import all_warnings_as_lines, one_line, ours
 
 app = typer.Typer(
     help="Convert ImageNet-era Keras weights, classify pictures, and find where in a picture a class is.",
@@ -81,16 +81,16 @@ def options(
 
 
 def run(application: typer.Typer) -> None:
-    """Run a command line: exit 0 done, 1 cannot (one line on stderr), 2 misused."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that temporary files go
-    try:
-        application()
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"convnets-torch: {one_line(error)}")
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        sys.exit("convnets-torch: the memory does not suffice; take a smaller picture, or a smaller --longest-side")
+    """Run a command line: exit 0 done, 1 cannot (one line on stderr), 2 misused, 130 or 143 told to end."""
+    with ends_when_told(), all_warnings_as_lines():
+        try:
+            application()
+        except (OSError, ValueError, ImportError) as error:
+            sys.exit(ours(one_line(error)))
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "memory" not in str(error):
+                raise
+            sys.exit(ours("the memory does not suffice; take a smaller picture, or a smaller --longest-side"))
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnets_torch.cli import augmenting
-from convnets_torch.cli.messages import say, warnings_as_lines
+from convnets_torch.cli.messages import say, show, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def augment(
         print(json.dumps({"output": str(output), "pictures": paths, "views": views, **about}))
     else:
         count = f"{len(paths)} pictures" if len(paths) > 1 else "a picture"
-        print(f"{output}: {views} views of {count} at {rule.shape[0]}x{rule.shape[1]} pixels")
+        show(f"{output}: {views} views of {count} at {rule.shape[0]}x{rule.shape[1]} pixels")
 
 
 def _rule(weights: str | None) -> Preprocessing:

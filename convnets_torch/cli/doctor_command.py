@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from convnets_torch.cli.messages import say, warnings_as_lines
+from convnets_torch.cli.messages import say, show, warnings_as_lines
 from convnets_torch.cli.running import Device, load_network
-from convnets_torch.sentences import printable
 
 SHOWN = 10  # hypotheses that are printed; --json has all
 
@@ -74,8 +73,8 @@ def doctor(
         print(json.dumps({**fields, "figure": diagnosis.measure, "written": written, "hypotheses": tried}))
     else:
         for entry in diagnosis.hypotheses[:SHOWN]:
-            print(f"{entry.figure:<8.3g}  {printable(', '.join(entry.changes)) or 'the file as it is'}")
-        print(printable(diagnosis.sentence))
+            show(f"{entry.figure:<8.3g}  {', '.join(entry.changes) or 'the file as it is'}")
+        show(diagnosis.sentence)
     if write is not None:
         say(f"{write}: written" if written else f"{write}: not written, as nothing is decided")
     if diagnosis.winner is None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from convnets_torch.cli.messages import remarks_as_lines
+from convnets_torch.cli.messages import show
 from convnets_torch.cli.search_command import COLUMNS, Address, AsJson, Sheet
 from convnets_torch.sentences import printable
 
@@ -35,9 +35,9 @@ def duplicates(
     from convnets_torch.cli.progress import rows_done
     from convnets_torch.embeddings.searching import Index
 
+    index = Index.open(db)
     groups: list[list[tuple[str, float | None]]]
-    with remarks_as_lines(), rows_done("pairs of blocks") as progress:
-        index = Index.open(db)
+    with rows_done("pairs of blocks") as progress:
         if between is None:
             groups = [[(path, None) for path in group] for group in index.duplicates(threshold, progress)]
         else:
@@ -51,7 +51,7 @@ def duplicates(
         elif between is None:
             print("\n".join(printable(path) for path, _ in group), end="\n\n")
         else:
-            print(f"{group[1][1]:.4f}  {printable(group[0][0])}  {printable(group[1][0])}")
+            show(f"{group[1][1]:.4f}  {group[0][0]}  {group[1][0]}")
     if output is not None:
         from convnets_torch import render
         from convnets_torch.embeddings.result_sheets import groups_sheet

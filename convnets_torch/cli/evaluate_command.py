@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from convnets_torch.cli.messages import say, warnings_as_lines
+from convnets_torch.cli.messages import say, show, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
 from convnets_torch.cli.running import Device, EngineName, Precision, load_engine, resumable
 
@@ -211,4 +211,5 @@ def _print(judged: Judged) -> None:
     facts += [(words[0].lower() + words[1:], value) for words, value in running_facts(found)]
     print_columns(facts)
     if original:
-        print(f"\noriginal: {original.source}")
+        print()
+        show(f"original: {original.source}")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from convnets_torch.cli.messages import warnings_as_lines
+from convnets_torch.cli.messages import show, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
 from convnets_torch.cli.running import Device, Precision, load_network
 
@@ -54,4 +54,4 @@ def explain(
         )
     found.save(output)
     for line in prediction_lines(found.predictions):
-        print(line)
+        show(line)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from convnets_torch.cli.messages import one_line, say, warnings_as_lines
+from convnets_torch.cli.messages import one_line, say, show, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
 from convnets_torch.cli.progress import rows_done
 from convnets_torch.cli.running import Device, Precision, load_network
-from convnets_torch.sentences import printable
 
 if TYPE_CHECKING:
     from convnets_torch.explain.filters import FilterPatterns
@@ -123,7 +122,7 @@ def _draw_kernels(network: Network, output: Path, as_json: bool) -> None:
         print(json.dumps({"output": str(output), "layer": found.layer, "kernels": entries}))
         return
     count, height, width = found.pictures.shape[:3]
-    print(f"{output}: {count} kernels of {height}x{width} pixels of {found.layer}")
+    show(f"{output}: {count} kernels of {height}x{width} pixels of {found.layer}")
 
 
 def _patches(
@@ -174,11 +173,11 @@ def _print(patterns: FilterPatterns, found: TopPatches | None, output: Path, as_
         return
     for entry in entries:
         note = "" if entry["excited"] else "  not excited"
-        print(f"{entry['before']:>10.4g} {entry['after']:>10.4g}  {printable(str(entry['unit']))}{note}")
+        show(f"{entry['before']:>10.4g} {entry['after']:>10.4g}  {entry['unit']}{note}")
         for patch in entry.get("patches", ())[:1]:
             left, top, right, bottom = (round(edge) for edge in patch["box"])
             where = f"x {left} to {right}, y {top} to {bottom}"
-            print(f"{'':>10} {patch['activation']:>10.4g}  {printable(patch['picture'])}, {where}")
+            show(f"{'':>10} {patch['activation']:>10.4g}  {patch['picture']}, {where}")
     say(f"{output}: {len(entries)} patterns of {patterns.layer}; activation of the noise, and of the picture")
 
 

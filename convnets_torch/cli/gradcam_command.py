@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from convnets_torch.cli.messages import one_line, say, warnings_as_lines
+from convnets_torch.cli.messages import one_line, say, show, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
 from convnets_torch.cli.running import Device, Precision, load_network
-from convnets_torch.sentences import printable
 
 if TYPE_CHECKING:
     from convnets_torch.explain.cam_maps import GradCam
@@ -180,7 +179,7 @@ class _Writer:
             print(json.dumps({"image": picture, **named, "maps": [found.to_dict() for found in entry.maps]}))
             return
         for found in entry.maps:
-            print(printable(_line(str(file or picture), found)))
+            show(_line(str(file or picture), found))
 
 
 def _line(name: str, found: GradCam) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from convnets_torch.cli.messages import warnings_as_lines
+from convnets_torch.cli.messages import show, warnings_as_lines
 from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
 from convnets_torch.cli.progress import rows_done
 from convnets_torch.cli.running import Device, EngineName, Precision, load_engine, resumable
@@ -191,18 +191,18 @@ def _print(output: Path, targets: list[str], maps: Sequence[CellMap]) -> None:
     for name, found in zip(targets or [""], maps, strict=False):
         if isinstance(found, ClassMap):
             for class_id, words in found.names.items():
-                print(f"{(found.class_ids == class_id).mean():.3f}  {class_id:<4}  {words}")
+                show(f"{(found.class_ids == class_id).mean():.3f}  {class_id:<4}  {words}")
             return
         prefix = f"{output}: " if len(maps) == 1 else f"{output}: {name}: "
         if isinstance(found, Heatmap):
             ids, meant = len(found.target.class_ids), filter(None, [found.target.wnid, found.target.label])
-            print(f"{name}: {' '.join(meant)} ({ids} {'class' if ids == 1 else 'classes'})", file=sys.stderr)
+            show(f"{name}: {' '.join(meant)} ({ids} {'class' if ids == 1 else 'classes'})", file=sys.stderr)
         if isinstance(found, Contrast):
-            print(found.label, file=sys.stderr)
+            show(found.label, file=sys.stderr)
         if isinstance(found, Heatmap | Contrast):
             left, top, right, bottom = (round(edge) for edge in found.window(*found.peak))
             where = f"in the window x {left} to {right}, y {top} to {bottom} (pixels)"
-            print(f"{prefix}highest {found.values.max():.3f}, {where}")
+            show(f"{prefix}highest {found.values.max():.3f}, {where}")
         else:
             rows, columns = found.values.shape
-            print(f"{prefix}{found.card.classes} classes in {rows} rows and {columns} columns of cells")
+            show(f"{prefix}{found.card.classes} classes in {rows} rows and {columns} columns of cells")

@@ -6,8 +6,9 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import IO
 
-from convnets_torch.sentences import printable
+from convnets_torch.sentences import printable, shortened
 
 
 def one_line(error: Warning | Exception) -> str:
@@ -18,16 +19,30 @@ def one_line(error: Warning | Exception) -> str:
 
 
 def say(sentence: str) -> None:
-    """One line on stderr, under our name; a file's text in it cannot steer the terminal."""
-    print(f"convnets-torch: {printable(sentence)}", file=sys.stderr)
+    """One line on stderr, under our name."""
+    print(ours(sentence), file=sys.stderr)
+
+
+def ours(sentence: str) -> str:
+    """A sentence under our name; a file's text in it cannot steer the terminal."""
+    return printable(shortened(f"convnets-torch: {sentence}"))
+
+
+def show(line: str, file: IO[str] | None = None) -> None:
+    """One line on stdout, or in `file`; a file's text in it cannot steer the terminal."""
+    print(printable(line), file=file)
 
 
 @contextlib.contextmanager
-def remarks_as_lines() -> Iterator[None]:
-    """Print what is said about files and indexes as one line each; it needs no torch."""
+def all_warnings_as_lines() -> Iterator[None]:
+    """Print whatever Python would warn of as one line."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: say(one_line(message) if isinstance(message, Warning) else message)
+        warnings.showwarning = _say_warning
         yield
+
+
+def _say_warning(message: Warning | str, *_: object) -> None:
+    say(one_line(message) if isinstance(message, Warning) else message)
 
 
 @contextlib.contextmanager
@@ -39,8 +54,9 @@ def warnings_as_lines() -> Iterator[None]:
     from convnets_torch.images import PictureWarning
     from convnets_torch.runtime import RuntimeRemark
 
-    with remarks_as_lines():
+    with warnings.catch_warnings():
         warnings.simplefilter("always", PictureWarning)
         for kind in (MemoryWarning, RuntimeRemark, CamWarning, MapWarning):
             warnings.simplefilter("always", kind)
+        warnings.showwarning = _say_warning
         yield

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from convnets_torch.cli import results
-from convnets_torch.cli.messages import one_line, say, warnings_as_lines
+from convnets_torch.cli.messages import one_line, say, show, warnings_as_lines
 from convnets_torch.cli.running import Device, EngineName, Precision, load_engine
 
 Weights = Annotated[str, typer.Argument(metavar="WEIGHTS", help="A .safetensors file, or a name in the cache.")]
@@ -108,8 +108,8 @@ def demo(
 
     result = first_run.demo(output)
     for photograph, predictions in result.predictions.items():
-        print(photograph)
+        show(photograph)
         print(*results.prediction_lines(predictions), sep="\n")
     for picture in result.pictures:
-        print(picture)
-    print(f"the network: {result.weights} (convnets-torch classify efficientnet_lite0 IMAGE)", file=sys.stderr)
+        show(str(picture))
+    show(f"the network: {result.weights} (convnets-torch classify efficientnet_lite0 IMAGE)", file=sys.stderr)

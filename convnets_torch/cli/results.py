@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from convnets_torch.cli.messages import one_line
-from convnets_torch.sentences import printable
+from convnets_torch.cli.messages import one_line, show
+from convnets_torch.sentences import cell, printable
 
 if TYPE_CHECKING:
     from convnets_torch.classification import Classified, Prediction
@@ -33,7 +33,7 @@ class Text:
     def add(self, image: str, result: Classified) -> None:
         if result.error is None:
             if self.several:
-                print(printable(image), file=self.file)
+                show(image, file=self.file)
             if result.answer is not None:
                 print(f"{result.answer.probability:.3f}  {result.answer.wnid:<9}  {result.answer.text}", file=self.file)
             for line in prediction_lines(result.predictions):
@@ -61,7 +61,7 @@ class JsonLines:
 
 
 class Csv:
-    """One row per prediction, or with the error of a picture that has none, under `COLUMNS`.
+    """One row per prediction, or with the error of a picture that has none, under `COLUMNS`; texts as `cell` has them.
 
     The synset that backing off gives has the rank 0 and no class id.
     """
@@ -72,12 +72,13 @@ class Csv:
 
     def add(self, image: str, result: Classified) -> None:
         if (answer := result.answer) is not None:
-            self.rows.writerow([printable(image), 0, f"{answer.probability:.6f}", "", answer.wnid, answer.words, ""])
+            self.rows.writerow([cell(image), 0, f"{answer.probability:.6f}", "", answer.wnid, answer.words, ""])
         for rank, entry in enumerate(result.predictions, start=1):
             chance = f"{entry.probability:.6f}"
-            self.rows.writerow([printable(image), rank, chance, entry.class_id, entry.wnid or "", entry.words, ""])
+            words = cell(entry.words)
+            self.rows.writerow([cell(image), rank, chance, entry.class_id, entry.wnid or "", words, ""])
         if result.error is not None:
-            self.rows.writerow([printable(image), "", "", "", "", "", printable(one_line(result.error))])
+            self.rows.writerow([cell(image), "", "", "", "", "", cell(one_line(result.error))])
 
     def finish(self) -> None: ...
 
@@ -101,7 +102,8 @@ class Table:
             self.table.add_row(name, f"{answer.probability:.3f}", answer.wnid, answer.text)
             name = ""
         for entry in result.predictions:
-            self.table.add_row(name, f"{entry.probability:.3f}", entry.wnid or str(entry.class_id), entry.words)
+            words = printable(entry.words)
+            self.table.add_row(name, f"{entry.probability:.3f}", entry.wnid or str(entry.class_id), words)
             name = ""
         if result.error is not None:
             self.table.add_row(name, "", "", printable(one_line(result.error)), style="red")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from convnets_torch.cli.messages import remarks_as_lines, say, warnings_as_lines
-from convnets_torch.sentences import printable
+from convnets_torch.cli.messages import say, show, warnings_as_lines
 
 Address = Annotated[str, typer.Argument(metavar="DB", help="An index that `convnets-torch index` made.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -60,15 +60,14 @@ def search(
         check_writable(output)
     from convnets_torch.embeddings.searching import Index, recall
 
-    with remarks_as_lines():
-        index = Index.open(db)
-        network = None
-        if weights is not None:
-            from convnets_torch.cli.running import load_network
+    index = Index.open(db)
+    network = None
+    if weights is not None:
+        from convnets_torch.cli.running import load_network
 
-            network = load_network(weights, "cpu", None)
-        runs = network is not None or corners is not None or None in map(index.row_of, queries)
-    with warnings_as_lines() if runs else remarks_as_lines():
+        network = load_network(weights, "cpu", None)
+    runs = network is not None or corners is not None or None in map(index.row_of, queries)
+    with warnings_as_lines() if runs else contextlib.nullcontext():
         found = index.search(queries, k, metric=metric, target=target, box=corners, approximate=ann, network=network)
         if ann:
             exact = index.search(queries, k, metric=metric, target=target, box=corners, network=network)
@@ -80,10 +79,10 @@ def search(
             print(json.dumps(each.to_dict()))
             continue
         if len(found) > 1:
-            print(printable(each.query))
+            show(each.query)
         for match in each.found:
             words = f"{match.probability or 0:.3f}  {match.words}" if match.words else ""
-            print(f"{match.score:.4f}  {printable(match.path)}  {printable(words)}".rstrip())
+            show(f"{match.score:.4f}  {match.path}  {words}".rstrip())
     if output is not None:
         from convnets_torch import render
         from convnets_torch.embeddings.result_sheets import search_sheet

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from convnets_torch.cli.messages import show
+
 if TYPE_CHECKING:
     from rich.tree import Tree
 
@@ -42,7 +44,7 @@ def synsets(
         if not found:
             raise ValueError(f"no synset over the ImageNet classes has {target!r} in a word; try a shorter part")
         for synset in found:
-            print(json.dumps(_fields(synset)) if as_json else _line(synset))
+            show(json.dumps(_fields(synset)) if as_json else _line(synset))
     elif tree:
         _print_tree(target)
     elif algebra.is_expression(target):
@@ -86,7 +88,7 @@ def _print_fields(fields: dict[str, object], as_json: bool) -> None:
                 shown = ", ".join(value)
             case _:
                 shown = str(value)
-        print(f"{key.replace('_', ' '):<9}  {shown}")
+        show(f"{key.replace('_', ' '):<9}  {shown}")
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from convnets_torch.cli.messages import show
 from convnets_torch.sentences import printable
 
 
@@ -97,9 +98,9 @@ def convert(
         print_columns([("their layer", "our module", "largest error"), *errors])
     print()
     for choice in report.choices:
-        print(f"note: {printable(choice)}")
+        show(f"note: {choice}")
     trained = f", trained by {report.card.source.backend}" if report.card.source and report.card.source.backend else ""
-    print(f"{report.destination}: {report.card.network}{trained}, preprocessing {report.card.preprocessing.name}")
+    show(f"{report.destination}: {report.card.network}{trained}, preprocessing {report.card.preprocessing.name}")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -139,7 +140,7 @@ def _plain(value: object) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
     text = "-" if value is None else str(value)
-    return text if text.isprintable() else repr(text)  # a file's text must not steer the terminal
+    return text if text.isprintable() else repr(text)
 
 
 def print_columns(rows: Sequence[tuple[str, ...]]) -> None:

@@ -12,11 +12,10 @@ from convnets_torch.embeddings.nearest import Metric
 from convnets_torch.embeddings.searching import Index, Matches
 from convnets_torch.embeddings.thumbnails import SIDE, thumbnail
 from convnets_torch.images import Reading, open_thumbnail, open_upright
-from convnets_torch.sentences import printable
+from convnets_torch.render import drawable
 
 GREY = (200, 200, 200)  # around a thumbnail, and in the place of one that is not there
 MOST = 100  # groups in a sheet
-LETTERS = 60  # of a line below a thumbnail that can be drawn at all
 SIGNS = {"cosine": "cosine", "l2": "distance", "dot": "product"}
 
 
@@ -25,10 +24,10 @@ def search_sheet(index: Index, found: Sequence[Matches], columns: int, metric: M
     small = index.thumbnails(match.path for each in found for match in each.found)
     rows = []
     for each in found:
-        row = [(_of_query(index, each.query), "query\n" + _name(Path(each.query)))]
+        row = [(_of_query(index, each.query), f"query\n{_name(each.query)}")]
         for match in each.found:
-            words = _line((match.words or "").partition(",")[0])
-            row.append((small.get(match.path), f"{match.score:.3f} {words}\n{_name(Path(match.path))}"))
+            words = (match.words or "").partition(",")[0]
+            row.append((small.get(match.path), f"{match.score:.3f} {drawable(words)}\n{_name(match.path)}"))
         rows.append(row)
     return contact_sheet(rows, columns, f"{index.address}: the nearest by {SIGNS[metric]}")
 
@@ -42,7 +41,7 @@ def groups_sheet(index: Index, groups: Sequence[Sequence[tuple[str, float | None
         row = []
         for path, similarity in group:
             near = "" if similarity is None else f"{similarity:.3f} "
-            row.append((small.get(path), f"{near}{_name(Path(path))}\n{_name(Path(path).parent)}"))
+            row.append((small.get(path), f"{near}{_name(path)}\n{_name(Path(path).parent)}"))
         rows.append(row)
     more = f"; the first {MOST} are shown" if len(groups) > MOST else ""
     return contact_sheet(rows, columns, f"{index.address}: {len(groups)} found{more}")
@@ -64,6 +63,10 @@ def contact_sheet(rows: Iterable[Sequence[tuple[bytes | None, str]]], columns: i
     return render.sheet(tiles, columns, SIDE, title)
 
 
+def _name(path: str | Path) -> str:
+    return drawable(Path(path).name)
+
+
 def _squared(data: bytes | None) -> Image.Image:
     """A thumbnail in the middle of a grey square; tiles of a sheet have one shape."""
     square = Image.new("RGB", (SIDE, SIDE), GREY)
@@ -74,15 +77,6 @@ def _squared(data: bytes | None) -> Image.Image:
             return square  # as where there is none
         square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
     return square
-
-
-def _name(path: Path) -> str:
-    return _line(path.name)
-
-
-def _line(text: str) -> str:
-    """What of a text can be drawn in a line below a thumbnail."""
-    return printable(text[:LETTERS])
 
 
 def _of_query(index: Index, query: str) -> bytes | None:

@@ -162,7 +162,7 @@ def _page(explanation: Explanation) -> str:
 def _row(entry: Prediction) -> str:
     share = f'<meter min="0" max="1" value="{entry.probability:.4f}">{entry.probability:.1%}</meter>'
     wnid = f"<br><span class=wnid>{_text(entry.wnid)}</span>" if entry.wnid else ""
-    return f"<tr><td>{entry.probability:.1%}</td><td>{_text(entry.words)}{wnid}</td><td>{share}</td></tr>"
+    return f"<tr><td>{entry.probability:.1%}</td><td><bdi>{_text(entry.words)}</bdi>{wnid}</td><td>{share}</td></tr>"
 
 
 def _class(entry: Prediction, found: Heatmap, cam: GradCam) -> str:
@@ -173,7 +173,7 @@ def _class(entry: Prediction, found: Heatmap, cam: GradCam) -> str:
     if not cam.values.any():
         cam_words = f"{METHOD_WORDS[cam.method]}: no cell speaks for this class"
     return (
-        f"<article><h3>{_text(entry.words)} <span>{entry.probability:.1%}</span></h3><div class=pair>"
+        f"<article><h3><bdi>{_text(entry.words)}</bdi> <span>{entry.probability:.1%}</span></h3><div class=pair>"
         f"{_figure(_jpeg(overlay(found)), heat_words)}{_figure(_jpeg(overlaid(cam)), cam_words)}</div></article>"
     )
 

@@ -27,6 +27,7 @@ from convnets_torch.files import check_writable, replacing
 from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture, decode, picture_name
 from convnets_torch.networks import Network
+from convnets_torch.sentences import cell
 
 BATCH = 16  # pictures that go through the network together
 AHEAD = 3 * BATCH  # pictures that are decoded before the network asks for them
@@ -288,7 +289,7 @@ def save_statistics(found: FolderStatistics, path: str | os.PathLike[str]) -> No
                 rows.writerow(COLUMNS)
                 for each in found.layers:
                     rows.writerows(
-                        (each.layer, channel, *(repr(float(value)) for value in values), int(each.dead[channel]))
+                        (cell(each.layer), channel, *(repr(float(value)) for value in values), int(each.dead[channel]))
                         for channel, values in enumerate(
                             zip(each.mean, each.standard_deviation, each.zeros, each.maximum, strict=True)
                         )

@@ -82,9 +82,7 @@ def build_head(steps: Steps, channels: int, window: tuple[int, int]) -> nn.Seque
             head.add_module(f"dropout_{counts[kind]}", nn.Dropout(numbers[0]))
         else:
             name = f"{kind}_{latest}"
-            head.add_module(
-                name if name not in dict(head.named_children()) else f"{name}_{len(head)}", ACTIVATIONS[kind](*numbers)
-            )
+            head.add_module(f"{name}_{len(head)}" if hasattr(head, name) else name, ACTIVATIONS[kind](*numbers))
     return head
 
 

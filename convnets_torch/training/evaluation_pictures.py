@@ -17,7 +17,7 @@ from convnets_torch.embeddings.thumbnails import reduced
 from convnets_torch.explain.histograms import BAR
 from convnets_torch.images import Reading, open_upright
 from convnets_torch.plots import LINE, SCALE, Color, Font, letters, write_lines
-from convnets_torch.render import CLASS_COLORS, GREY, INK, PAPER, sheet, shorten
+from convnets_torch.render import CLASS_COLORS, GREY, INK, PAPER, drawable, sheet, shorten
 from convnets_torch.sentences import printable
 from convnets_torch.targets import class_name
 from convnets_torch.training.calibration import Calibration
@@ -190,7 +190,7 @@ def _small(path: str | os.PathLike[str], reading: Reading) -> Image.Image:
         return ImageOps.contain(small, (SIDE, SIDE), Image.Resampling.BILINEAR)  # a digit of 8 x 8 pixels is seen too
     except (OSError, ValueError) as error:
         words = str(error) if Path(path).exists() else f"{Path(path).name} is no longer there"
-        return _sentence(printable(words))
+        return _sentence(words)
 
 
 def _sentence(words: str) -> Image.Image:
@@ -198,7 +198,7 @@ def _sentence(words: str) -> Image.Image:
     square, font = Image.new("RGB", (SIDE, SIDE), MISSING), letters(15)
     draw = ImageDraw.Draw(square)
     lines = [""]
-    for word in words.split():
+    for word in drawable(words).split():
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > SIDE - 20:
             lines.append(word)
