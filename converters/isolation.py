@@ -38,10 +38,11 @@ SECONDS = 3  # of processor time for one call, and 1 more for each
 BYTES_A_SECOND = 10_000_000  # of the file
 WAIT = 60  # seconds that a call may take by the clock for each second of processor time
 MEMORY = 400_000_000  # bytes that a call may take beyond what the fresh child has
+HDF5_TASKS = ("read", "fill", "forward", "audit")
 PROOF = {"seconds": 60, "memory": 10}  # times as much for the proof, which computes
-# The first thing that the new interpreter runs. It is started isolated: neither the current folder, which may be full of
-# a stranger's modules, nor PYTHON* variables say where its modules lie. These two packages are taken from where they
-# are here, and nothing else from there.
+# The first thing that a new interpreter runs. It is started isolated: neither the current folder, which may be full of
+# somebody's modules, nor PYTHON* variables say where modules lie. These two packages are taken from where they are
+# here, and nothing else from there.
 START = """
 import sys
 function, descriptor, home, *further = sys.argv[1:]
@@ -198,7 +199,7 @@ def _ask(worker: _Worker, task: str, arguments: dict[str, Any]) -> Any:
     path = Path(arguments["path"])
     size = path.stat().st_size if path.is_file() else 0
     seconds = SECONDS + math.ceil(size / BYTES_A_SECOND)
-    memory = MEMORY
+    memory = MEMORY + (size if task == "fill tensors" else 0)  # whose tensors are read as a whole
     if task == "forward":
         seconds, memory = seconds * PROOF["seconds"], memory * PROOF["memory"]
     order = {"task": task, "arguments": arguments, "folder": str(Path.cwd()), "seconds": seconds, "memory": memory}
@@ -211,7 +212,8 @@ def _ask(worker: _Worker, task: str, arguments: dict[str, Any]) -> Any:
             )
         answer = json.loads(worker.connection.recv_bytes())
     except (EOFError, OSError):
-        raise _death(path, worker.exit_code(), seconds) from None
+        what = "the HDF5 library" if task in HDF5_TASKS else "the reader"
+        raise _death(path, worker.exit_code(), seconds, what) from None
     if "bug" in answer:
         raise RuntimeError(f"reading {path} failed in its own process:\n{answer['bug']}")
     if "error" in answer:
@@ -219,14 +221,12 @@ def _ask(worker: _Worker, task: str, arguments: dict[str, Any]) -> Any:
     return answer["result"]
 
 
-def _death(path: Path, code: int, seconds: int) -> Exception:
+def _death(path: Path, code: int, seconds: int, what: str) -> Exception:
     if code == -signal.SIGXCPU:
-        return ValueError(
-            f"{path} keeps the HDF5 library busy for more than {seconds} s; it is damaged, download it again"
-        )
+        return ValueError(f"{path} keeps {what} busy for more than {seconds} s; it is damaged, download it again")
     if code < 0:
         name = signal.Signals(-code).name
-        return ValueError(f"{path} crashes the HDF5 library ({name}); it is damaged, download it again")
+        return ValueError(f"{path} crashes {what} ({name}); it is damaged, download it again")
     return RuntimeError(f"the process that reads {path} ended with exit code {code}")
 
 
