@@ -6,7 +6,6 @@ Torch is imported only when the process that reads the file has begun (see `conv
 from __future__ import annotations
 
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,21 +16,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from numpy.typing import NDArray
 
 import convnets_torch
-from converters.carrying import Job, is_finite
+from converters.carrying import Job
 from converters.isolation import Call, reading_process
 from converters.labels import read_labels
-from converters.plans import KerasStep, Plan, Row, Wishes, stored_dtype
+from converters.plans import KerasStep, Plan, Row, Step, Wishes, stored_dtype
 from convnets_torch.cache import cache_folder
 from convnets_torch.card import KEY, Card, Source
-from convnets_torch.files import check_regular, check_writable, resolved, sha256
+from convnets_torch.files import check_writable, open_file, resolved, sha256
 from convnets_torch.filling import Filling, filling
 from convnets_torch.sentences import in_one_line
 
 if TYPE_CHECKING:
     from converters.proof import ProofRow
+    from converters.pytorch_files import TensorJob
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-PYTORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # a zip, and the older bare pickle
+PICKLE_MAGIC = b"\x80\x02"  # of PyTorch's files before 2020
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,13 @@ def convert(
         if resolved(destination) == resolved(source):
             raise ValueError(f"{source} is source and destination; name another file to write")
     kind = _kind(source)
-    with reading_process(isolated=isolated and kind == "keras") as call:
-        described = call("read", path=str(source)) if kind == "keras" else None
+    before = _identity(source)
+    with reading_process(isolated=isolated) as call:
+        if kind == "zip":
+            kind = "pytorch" if call("holds state dict", path=str(source)) else "keras"
+        described = call("read" if kind == "keras" else "describe state dict", path=str(source))
         wishes = Wishes(backend, data_format, preprocessing, activation, hidden_activation, pool1_padding, input_size)
-        plan = _plan(source, described, wishes)
+        plan = _plan(source, kind, described, wishes)
         class_names = _class_names(source, plan, classes)
         names = _names(source, plan, layout)
         shapes = {names[step.row.parameter]: (stored_dtype(step.row.parameter), step.row.shape) for step in plan.steps}
@@ -131,46 +134,45 @@ def convert(
             placeholder = _card(source, plan, class_names, layout, "0" * 64)
             with filling(destination, shapes, {KEY: placeholder.to_json()}) as file:
                 _fill(source, plan, names, file, call)
-                proven = _prove(source, described, plan, placeholder, names, file, call) if proof else ()
+                proven = _prove(source, kind, described, plan, placeholder, names, file, call) if proof else ()
                 card = _card(source, plan, class_names, layout, digest.result())
+                if _identity(source) != before:
+                    raise ValueError(f"{source} has changed while it was read; convert it anew")
                 file.metadata = {KEY: card.to_json()}
     return Report(source, destination, card, tuple(step.row for step in plan.steps), plan.choices, proven)
 
 
 def _kind(source: Path) -> str:
-    """ "keras" or "pytorch", by what the file begins with."""
-    check_regular(source)
-    with source.open("rb") as file:
+    """ "keras", "pytorch", or "zip" that may be either, by what the file begins with."""
+    with open_file(source) as file:
         start = file.read(8)
     if not start:
         raise OSError(f"{source} is empty; download it again")
-    if start.startswith(b"PK") and source.suffix.lower() != ".keras" and _is_pytorch_zip(source):
-        return "pytorch"
-    if start.startswith(PYTORCH_MAGIC[1]):
+    if start.startswith(b"PK") and source.suffix.lower() != ".keras":
+        return "zip"
+    if start.startswith(PICKLE_MAGIC):
         return "pytorch"
     if start.startswith((HDF5_MAGIC, b"PK")) or source.suffix.lower() in (".h5", ".hdf5", ".keras"):
         return "keras"  # whose reader says what else may be wrong
     raise ValueError(f"{source} is neither HDF5 (.h5), .keras nor a file of PyTorch (.pth); name a weights file")
 
 
-def _is_pytorch_zip(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return True  # a truncated one, for PyTorch's reader to refuse
+def _identity(source: Path) -> tuple[int, ...]:
+    """What is another where a file was changed, or another one took its name; the file is read more than once."""
+    found = source.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _plan(source: Path, described: dict[str, Any] | None, wishes: Wishes) -> Plan:
-    if described is not None:
+def _plan(source: Path, kind: str, described: dict[str, Any], wishes: Wishes) -> Plan:
+    if kind == "keras":
         from converters.keras_file import KerasFile
         from converters.keras_plan import plan_keras
 
         return plan_keras(KerasFile.from_dict(described), wishes)
-    from converters.pytorch_files import read_state_dict
-    from converters.pytorch_plan import plan_pytorch
+    from converters.pytorch_plan import Told, plan_pytorch
 
-    return plan_pytorch(source, read_state_dict(source), wishes)
+    tensors = {name: Told(tuple(told["shape"]), told["dtype"]) for name, told in described.items()}
+    return plan_pytorch(source, tensors, wishes)
 
 
 def _in_cache(network: str) -> Path:
@@ -241,19 +243,18 @@ def _summary(plan: Plan) -> tuple[str, ...]:
 
 
 def _fill(source: Path, plan: Plan, names: dict[str, str], file: Filling, call: Call) -> None:
-    """Write the values of all parameters: those of Keras in the process that reads, those of PyTorch here."""
+    """Have the values of all parameters written, by the process that reads."""
+    places = [
+        (step, file.places[names[step.row.parameter]], file.arrays[names[step.row.parameter]]) for step in plan.steps
+    ]
+    orders = {
+        "fill": [_job(step, place, array) for step, place, array in places if isinstance(step, KerasStep)],
+        "fill tensors": [_tensor_job(step, place, array) for step, place, array in places if isinstance(step, Step)],
+    }
     not_finite: list[str] = []
-    jobs: list[Job] = []
-    for step in plan.steps:
-        array = file.arrays[names[step.row.parameter]]
-        if isinstance(step, KerasStep):
-            jobs.append(_job(step, file.places[names[step.row.parameter]], array))
-        else:
-            step.fill(array)
-            if not is_finite(array):
-                not_finite.append(step.row.source)
-    if jobs:
-        not_finite += call("fill", path=str(source), output=str(file.path), jobs=jobs)
+    for task, jobs in orders.items():
+        if jobs:
+            not_finite += call(task, path=str(source), output=str(file.path), jobs=jobs)
     if not_finite:
         raise ValueError(
             f"{source} holds NaN, infinite or (for float32) too large weights in"
@@ -263,19 +264,24 @@ def _fill(source: Path, plan: Plan, names: dict[str, str], file: Filling, call: 
 
 def _prove(
     source: Path,
-    described: dict[str, Any] | None,
+    kind: str,
+    described: dict[str, Any],
     plan: Plan,
     card: Card,
     names: dict[str, str],
     file: Filling,
     call: Call,
 ) -> tuple[ProofRow, ...]:
-    if described is None:
+    if kind != "keras":
         raise ValueError(f"{source} is a file of PyTorch, which means what it says; leave out the proof")
     from converters.proving import prove
 
     arrays = {parameter: file.arrays[name] for parameter, name in names.items()}
     return prove(source, described, plan, card, arrays, call)
+
+
+def _tensor_job(step: Step, place: int, array: NDArray[Any]) -> TensorJob:
+    return {"source": step.row.source, "place": place, "shape": list(array.shape), "dtype": str(array.dtype)}
 
 
 def _job(step: KerasStep, place: int, array: NDArray[Any]) -> Job:

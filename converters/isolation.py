@@ -27,6 +27,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.machinery import PathFinder
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,13 +38,30 @@ SECONDS = 3  # of processor time for one call, and 1 more for each
 BYTES_A_SECOND = 10_000_000  # of the file
 WAIT = 60  # seconds that a call may take by the clock for each second of processor time
 MEMORY = 400_000_000  # bytes that a call may take beyond what the fresh child has
+HDF5_TASKS = ("read", "fill", "forward", "audit")
 PROOF = {"seconds": 60, "memory": 10}  # times as much for the proof, which computes
-START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[3]);"
-    " from converters import isolation; getattr(isolation, sys.argv[1])(int(sys.argv[2]))"
-)
+# The first thing that a new interpreter runs. It is started isolated: neither the current folder, which may be full of
+# somebody's modules, nor PYTHON* variables say where modules lie. These two packages are taken from where they are
+# here, and nothing else from there.
+START = """
+import sys
+function, descriptor, home, *further = sys.argv[1:]
+sys.path += [folder for folder in further if folder not in sys.path]
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+for name in ("convnets_torch", "converters"):
+    spec = PathFinder.find_spec(name, [home])
+    sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+from converters import isolation
+getattr(isolation, function)(int(descriptor))
+"""
+NEEDED = ("numpy", "h5py")  # in the user's own packages or on PYTHONPATH, perhaps
 FORKS = sys.platform.startswith("linux")  # macOS lets no forked process use its numerical library
-ONE_THREAD = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+ENVIRONMENT = {
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "HDF5_PLUGIN_PRELOAD": "::",  # no file has libhdf5 load a library for a filter of its own
+}
 REFUSALS: dict[str, type[Exception]] = {
     error.__name__: error
     for error in (FileNotFoundError, IsADirectoryError, PermissionError, OSError, ValueError, ImportError)
@@ -114,8 +132,23 @@ class _Server:
 
 def _interpreter(function: str, descriptor: int) -> subprocess.Popen[bytes]:
     """A new Python that runs a function of this module on a descriptor that it inherits."""
-    command = [sys.executable, "-c", START, function, str(descriptor), json.dumps(sys.path)]
-    return subprocess.Popen(command, pass_fds=[descriptor], stdin=subprocess.DEVNULL, env=os.environ | ONE_THREAD)
+    flags = ["-I", "-X", f"utf8={sys.flags.utf8_mode}", *(["-B"] if sys.dont_write_bytecode else [])]
+    home = str(Path(__file__).resolve().parent.parent)
+    command = [sys.executable, *flags, "-c", START, function, str(descriptor), home, *_further_folders()]
+    return subprocess.Popen(command, pass_fds=[descriptor], stdin=subprocess.DEVNULL, env=os.environ | ENVIRONMENT)
+
+
+def _further_folders() -> list[str]:
+    """Where this process has the packages that readers need, for an interpreter that does not find them by itself."""
+    here = Path.cwd()
+    places = [entry for entry in sys.path if Path(entry).is_absolute()]
+    places.sort(key=lambda entry: Path(entry) == here)  # the current folder is asked last, and never as ""
+    found = []
+    for name in NEEDED:
+        spec = sys.modules[name].__spec__ if name in sys.modules else PathFinder.find_spec(name, places)
+        if spec is not None and spec.origin is not None and spec.submodule_search_locations:
+            found.append(str(Path(spec.origin).parent.parent))
+    return list(dict.fromkeys(found))
 
 
 class _Worker:
@@ -166,7 +199,7 @@ def _ask(worker: _Worker, task: str, arguments: dict[str, Any]) -> Any:
     path = Path(arguments["path"])
     size = path.stat().st_size if path.is_file() else 0
     seconds = SECONDS + math.ceil(size / BYTES_A_SECOND)
-    memory = MEMORY
+    memory = MEMORY + (size if task == "fill tensors" else 0)  # whose tensors are read as a whole
     if task == "forward":
         seconds, memory = seconds * PROOF["seconds"], memory * PROOF["memory"]
     order = {"task": task, "arguments": arguments, "folder": str(Path.cwd()), "seconds": seconds, "memory": memory}
@@ -179,7 +212,8 @@ def _ask(worker: _Worker, task: str, arguments: dict[str, Any]) -> Any:
             )
         answer = json.loads(worker.connection.recv_bytes())
     except (EOFError, OSError):
-        raise _death(path, worker.exit_code(), seconds) from None
+        what = "the HDF5 library" if task in HDF5_TASKS else "the reader"
+        raise _death(path, worker.exit_code(), seconds, what) from None
     if "bug" in answer:
         raise RuntimeError(f"reading {path} failed in its own process:\n{answer['bug']}")
     if "error" in answer:
@@ -187,14 +221,12 @@ def _ask(worker: _Worker, task: str, arguments: dict[str, Any]) -> Any:
     return answer["result"]
 
 
-def _death(path: Path, code: int, seconds: int) -> Exception:
+def _death(path: Path, code: int, seconds: int, what: str) -> Exception:
     if code == -signal.SIGXCPU:
-        return ValueError(
-            f"{path} keeps the HDF5 library busy for more than {seconds} s; it is damaged, download it again"
-        )
+        return ValueError(f"{path} keeps {what} busy for more than {seconds} s; it is damaged, download it again")
     if code < 0:
         name = signal.Signals(-code).name
-        return ValueError(f"{path} crashes the HDF5 library ({name}); it is damaged, download it again")
+        return ValueError(f"{path} crashes {what} ({name}); it is damaged, download it again")
     return RuntimeError(f"the process that reads {path} ended with exit code {code}")
 
 

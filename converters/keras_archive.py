@@ -7,13 +7,13 @@ they are stored uncompressed, as Keras stores them, else through a temporary fil
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import shutil
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,8 @@ import h5py
 
 from converters import keras_config
 from converters.hdf5_tree import BROKEN, MOST_COMPRESSED
+from convnets_torch import strict_json
+from convnets_torch.files import open_file
 
 WEIGHTS, CONFIG, METADATA = "model.weights.h5", "config.json", "metadata.json"
 MOST_MEMBERS = 10_000
@@ -34,7 +36,7 @@ BROKEN_ZIP = (*BROKEN, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedE
 
 def is_archive(path: Path) -> bool:
     """Whether a file begins as a zip does."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(4) == b"PK\x03\x04"
 
 
@@ -46,13 +48,14 @@ def opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         OSError: it is broken.
         ValueError: it is made to mislead, or no model.
     """
-    try:
-        archive = zipfile.ZipFile(path)
-    except BROKEN_ZIP as error:
-        raise OSError(f"{path} is a broken zip ({_reason(error)}); download it again") from None
-    with archive:
-        check_members(path, archive)
-        yield archive
+    with open_file(path) as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except BROKEN_ZIP as error:
+            raise OSError(f"{path} is a broken zip ({_reason(error)}); download it again") from None
+        with archive:
+            check_members(path, archive)
+            yield archive
 
 
 def check_members(path: Path, archive: zipfile.ZipFile) -> None:
@@ -63,33 +66,42 @@ def check_members(path: Path, archive: zipfile.ZipFile) -> None:
 
 def problems_of_members(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
     """What is wrong with the list of members, one phrase each."""
+    problems = list(problems_of_zip(path, archive))
+    yield from problems
+    names = set(archive.namelist())
+    if WEIGHTS not in names:
+        others = ", ".join(repr(name) for name in archive.namelist()[:8])
+        yield f"holds no {WEIGHTS}, but {others or 'nothing'}"
+    if CONFIG not in names:
+        yield f"holds no {CONFIG}"
+
+
+def problems_of_zip(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
+    """What no library that saves models does to a zip, one phrase each."""
     members = archive.infolist()
     if len(members) > MOST_MEMBERS:
         yield f"has {len(members)} members"
         return
     size = path.stat().st_size
-    names = [member.filename for member in members]
+    [(name, count)] = Counter(member.filename for member in members).most_common(1) or [("", 0)]
+    if count > 1:
+        yield f"has two members {name!r}"
+        return
     for member in members:
         name = member.filename
-        if names.count(name) > 1:
-            yield f"has two members {name!r}"
-            return
         parts = re.split(r"[/\\]", name)
         if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name):
             yield f"member {name!r} would leave its folder"
         if member.flag_bits & 0x1:
             yield f"member {name!r} is encrypted"
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            yield f"member {name!r} is compressed in a way that Keras does not use"
+            yield f"member {name!r} is compressed in a way that is not used for models"
         elif member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
             yield f"member {name!r} gives two sizes, {member.file_size} and {member.compress_size} bytes"
         if member.compress_size > size or member.file_size > MOST_COMPRESSED * max(1024, member.compress_size):
             yield f"member {name!r} says {member.file_size} bytes, stored in {member.compress_size}"
-    if WEIGHTS not in names:
-        others = ", ".join(repr(name) for name in names[:8])
-        yield f"holds no {WEIGHTS}, but {others or 'nothing'}"
-    if CONFIG not in names:
-        yield f"holds no {CONFIG}"
+    if (total := sum(member.compress_size for member in members)) > size:
+        yield f"has members of {total} bytes in {size}, so that they overlap"
 
 
 def config_of(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
@@ -103,8 +115,8 @@ def version_of(path: Path, archive: zipfile.ZipFile) -> str | None:
     if METADATA not in archive.namelist():
         return None
     try:
-        found = json.loads(_read(path, archive, METADATA))
-    except (ValueError, RecursionError):
+        found = strict_json.loads(_read(path, archive, METADATA))
+    except ValueError:
         raise ValueError(f"{path}: {METADATA} is no JSON; download the file again") from None
     version = found.get("keras_version") if isinstance(found, dict) else None
     return version if isinstance(version, str) else None
@@ -136,7 +148,7 @@ def opened_weights(path: Path, archive: zipfile.ZipFile) -> Iterator[h5py.File]:
 @contextmanager
 def _bytes_of(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
     if member.compress_type == zipfile.ZIP_STORED:
-        with Section(path, _start(path, member), member.file_size) as section:
+        with open_file(path) as file, Section(file, start_of(path, file, member), member.file_size) as section:
             yield section  # type: ignore[misc]
         return
     folder = tempfile.gettempdir()
@@ -153,15 +165,14 @@ def _bytes_of(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> 
         yield temporary
 
 
-def _start(path: Path, member: zipfile.ZipInfo) -> int:
+def start_of(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> int:
     """Where a stored member's bytes begin: behind its local header, which must name the same member."""
-    with path.open("rb") as file:
-        file.seek(member.header_offset)
-        header = file.read(LOCAL_HEADER)
-        length, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
-        name = file.read(length)
-        start = member.header_offset + LOCAL_HEADER + length + extra
-        size = file.seek(0, os.SEEK_END)
+    file.seek(member.header_offset)
+    header = file.read(LOCAL_HEADER)
+    length, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+    name = file.read(length)
+    start = member.header_offset + LOCAL_HEADER + length + extra
+    size = file.seek(0, os.SEEK_END)
     if header[:4] != b"PK\x03\x04" or name.decode("utf-8", "replace") != member.filename:
         raise OSError(f"{path}: {member.filename} is not where the zip says; download the file again")
     if start + member.file_size > size:
@@ -170,10 +181,10 @@ def _start(path: Path, member: zipfile.ZipInfo) -> int:
 
 
 class Section(io.RawIOBase):
-    """Some bytes of a file as a file that can only be read."""
+    """Some bytes of an open file as a file that can only be read."""
 
-    def __init__(self, path: Path, start: int, size: int) -> None:
-        self.file = path.open("rb", buffering=0)
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self.file: Any = getattr(file, "raw", file)  # what is read are whole arrays, which need no buffer
         self.start, self.size, self.position = start, size, 0
 
     def readable(self) -> bool:
@@ -197,10 +208,6 @@ class Section(io.RawIOBase):
             done += read
         self.position += done
         return done
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
 
 
 def _reason(error: BaseException) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from converters.keras_file import DataFormat, KerasArray
 from convnets_torch.card import Activation
@@ -89,10 +88,9 @@ class KerasStep:
 
 @dataclass(frozen=True)
 class Step:
-    """One parameter of ours out of a file of PyTorch: `fill` writes its values into an array of the row's shape."""
+    """One parameter of ours out of a file of PyTorch, the tensor `row.source`, which has the row's shape."""
 
     row: Row
-    fill: Callable[[NDArray[Any]], object]
 
 
 @dataclass(frozen=True)

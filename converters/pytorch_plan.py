@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from converters import names
@@ -19,7 +16,14 @@ from convnets_torch.networks.efficientnet_lite import EPSILON, WIDTHS
 from convnets_torch.weights import build
 
 
-def plan_pytorch(path: str | os.PathLike[str], state: dict[str, Tensor], wishes: Wishes) -> Plan:
+class Told(NamedTuple):
+    """What a file says of a tensor; its type is torch's name, "float32"."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def plan_pytorch(path: str | os.PathLike[str], state: dict[str, Told], wishes: Wishes) -> Plan:
     """Recognise the network of a state dict and check all of it.
 
     Known are EfficientNet-Lite0 of its package, and VGG16, VGG19 and ResNet50 of torchvision.
@@ -58,7 +62,7 @@ def plan_pytorch(path: str | os.PathLike[str], state: dict[str, Tensor], wishes:
     )
 
 
-def _torchvision(path: str | os.PathLike[str], state: dict[str, Tensor]) -> Lineage:
+def _torchvision(path: str | os.PathLike[str], state: dict[str, Told]) -> Lineage:
     """The network whose modules resemble those of the file most."""
     found = {name.rpartition(".")[0] for name in state}
 
@@ -74,12 +78,12 @@ def _torchvision(path: str | os.PathLike[str], state: dict[str, Tensor]) -> Line
     return best
 
 
-def _torchvision_arguments(lineage: Lineage, state: dict[str, Tensor]) -> dict[str, Any]:
+def _torchvision_arguments(lineage: Lineage, state: dict[str, Told]) -> dict[str, Any]:
     """The builder's arguments as the shapes suggest them; the standard where an array is missing."""
 
     def outputs(module: str, standard: int) -> int:
         array = state.get(f"{lineage.layers[module][0]}.weight")
-        return standard if array is None or array.dim() == 0 else int(array.shape[0])
+        return standard if array is None or not array.shape else array.shape[0]
 
     residual = lineage.network == "resnet50"
     standard = resnet.WIDTHS if residual else vgg.WIDTHS
@@ -97,7 +101,7 @@ def _checked(
     path: str | os.PathLike[str],
     network: str,
     arguments: dict[str, Any],
-    state: dict[str, Tensor],
+    state: dict[str, Told],
     ours: dict[str, str],
     preprocessing: str | None,
 ) -> Plan:
@@ -113,19 +117,13 @@ def _checked(
     ]
     refuse(path, network, problems)
     steps = tuple(
-        Step(
-            Row(theirs[parameter], parameter, tuple(array.shape), _change(state[theirs[parameter]], array)),
-            partial(_copy, state[theirs[parameter]]),
-        )
+        Step(Row(theirs[parameter], parameter, tuple(array.shape), _change(state[theirs[parameter]], array)))
         for parameter, array in wanted.items()
     )
     rule = chosen_preprocessing(network, preprocessing, build(network, arguments).size)
     return Plan(network, arguments, "PyTorch", None, rule, steps)
 
 
-def _change(theirs: Tensor, ours: Tensor) -> str:
-    return "kept" if theirs.dtype == ours.dtype else f"{theirs.dtype} to {ours.dtype}".replace("torch.", "")
-
-
-def _copy(source: Tensor, target: NDArray[Any]) -> None:
-    torch.from_numpy(target).copy_(source)
+def _change(theirs: Told, ours: Tensor) -> str:
+    dtype = str(ours.dtype).removeprefix("torch.")
+    return "kept" if theirs.dtype == dtype else f"{theirs.dtype} to {dtype}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from converters.auditing import audit
 from converters.carrying import carry_out
+from converters.pytorch_files import carry_out_tensors, describe_state_dict, holds_state_dict
 from converters.reading import read_keras
 
 
@@ -27,4 +28,12 @@ def forward(path: str, **arguments: Any) -> None:
     forward_into(path, **arguments)
 
 
-TASKS: dict[str, Callable[..., Any]] = {"read": read, "fill": carry_out, "forward": forward, "audit": look_over}
+TASKS: dict[str, Callable[..., Any]] = {
+    "read": read,
+    "fill": carry_out,
+    "forward": forward,
+    "audit": look_over,
+    "holds state dict": holds_state_dict,
+    "describe state dict": describe_state_dict,
+    "fill tensors": carry_out_tensors,
+}

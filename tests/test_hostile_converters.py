@@ -1,0 +1,385 @@
+"""Files and folders of strangers, given to the converter, the audit and the doctor."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from converters import convert
+from converters.pytorch_files import carry_out_tensors, describe_state_dict
+from tests.conftest import KERAS1, NARROW
+
+pytestmark = pytest.mark.hostile
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = Path(sysconfig.get_path("scripts")) / "convnets-torch"
+
+
+# A folder full of somebody's modules
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A folder with a weights file, and modules of any name that is imported, each of which leaves a trace."""
+    folder = tmp_path / "download"
+    folder.mkdir()
+    names = [name for name in sys.stdlib_module_names if not name.startswith("_")]
+    for name in (*names, "numpy", "h5py", "torch", "converters", "convnets_torch", "sitecustomize", "usercustomize"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'a').write({name!r} + ' ')\n")
+    shutil.copy(KERAS1 / "vgg16.h5", folder / "x.h5")
+    return folder
+
+
+@pytest.mark.skipif(not COMMAND.exists(), reason="the command is not installed")
+@pytest.mark.parametrize("arguments", [("audit", "x.h5"), ("convert", "x.h5", "out.safetensors", "--backend=theano")])
+def test_no_module_of_the_current_folder_is_run(trap, arguments):
+    """The command's own script keeps the folder away from the first process; the others are ours to keep it from."""
+    environment = os.environ | {"PYTHONPATH": ""}
+    done = subprocess.run([COMMAND, *arguments], cwd=trap, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (trap.parent / "trace").exists()
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_nor_where_variables_and_the_callers_own_path_name_that_folder(trap, forks):
+    """As in a notebook, whose path begins with "", the current folder."""
+    if forks and not sys.platform.startswith("linux"):
+        pytest.skip("there is no server that forks")
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from converters import isolation
+isolation.FORKS = {forks}
+sys.path.insert(0, "")
+os.environ |= {{"PYTHONPATH": ".", "PYTHONHOME": ".", "PYTHONSTARTUP": "json.py", "PYTHONUSERBASE": "."}}
+with isolation.reading_process() as call:
+    print(call("read", path="x.h5")["container"])
+    call("forward", path="x.h5", described={{}}, folder=".", assumptions={{}})
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=trap, capture_output=True, text=True)
+    assert done.stdout == "legacy\n", done.stderr
+    assert "KeyError: 'layers'" in done.stderr  # what is only then imported was the library's own, and ran
+    assert not (trap.parent / "trace").exists()
+
+
+def test_packages_that_only_the_caller_finds_are_found(tmp_path):
+    """On PYTHONPATH alone, where an isolated interpreter does not look."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for package in (np, h5py):
+        for place in Path(package.__file__).parents[1].glob(f"{package.__name__}*"):
+            (packages / place.name).symlink_to(place)
+    code = f"""
+from converters import isolation
+print(isolation._further_folders())
+with isolation.reading_process() as call:
+    print(call("read", path={str(KERAS1 / "vgg16.h5")!r})["container"])
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), str(ROOT)])}
+    bare = sys._base_executable  # without what is installed in this environment
+    done = subprocess.run([bare, "-s", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == f"[{str(packages)!r}]\nlegacy\n", done.stderr
+
+
+# State dicts of PyTorch
+
+
+def torchvisions(network):
+    """A narrow VGG16's arrays under torchvision's names."""
+    from converters.names import TORCHVISION
+
+    [lineage] = [lineage for lineage in TORCHVISION if lineage.network == network]
+    torch.manual_seed(0)
+    ours = NARROW[network]().state_dict()
+    return {
+        f"{theirs}.{role}": ours[f"{module}.{role}"]
+        for module, (theirs,) in lineage.layers.items()
+        for role in ("weight", "bias")
+    }
+
+
+@pytest.fixture(scope="module")
+def state():
+    return torchvisions("vgg16")
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Convert what was saved, expect a sentence that names the file, and nothing left behind."""
+
+    def check(sentence, path=tmp_path / "x.pth", **options):
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises((OSError, ValueError), match=sentence) as caught:
+            convert(path, tmp_path / "out.safetensors", **options)
+        assert str(path) in str(caught.value)
+        assert str(caught.value).isprintable()
+        assert sorted(tmp_path.iterdir()) == before
+
+    return check
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_both_layouts_and_all_real_types_are_read_as_torch_reads_them(state, tmp_path, is_zip):
+    """Parameters, tensors out of the middle of a storage, transposed ones, one of no dimension and of no number."""
+    dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.int32, torch.int64,
+              torch.uint8, torch.bool]  # fmt: skip
+    many = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
+    odd = OrderedDict({f"{dtype}": (10 * many[3:7, 1:5].t()).to(dtype) for dtype in dtypes})
+    odd |= {"part": many[3:9:2], "turned": many.t()[2:], "none": torch.zeros(0, 3), "scalar": torch.tensor(2.5)}
+    odd |= {"parameter": torch.nn.Parameter(many[0].clone()), "last": torch.ones(2, 3).to(torch.float64)}
+    path = tmp_path / "x.pth"
+    torch.save(odd, path, _use_new_zipfile_serialization=is_zip)
+    told = describe_state_dict(path)
+    assert {name: (tuple(one["shape"]), f"torch.{one['dtype']}") for name, one in told.items()} == {
+        name: (tuple(one.shape), str(one.dtype)) for name, one in odd.items()
+    }
+    output, jobs, place = tmp_path / "values", [], 0
+    for name, tensor in odd.items():
+        jobs.append({"source": name, "place": place, "shape": list(tensor.shape), "dtype": "float32"})
+        place += 4 * tensor.numel()
+    output.write_bytes(bytes(place))
+    assert carry_out_tensors(str(path), str(output), jobs) == []
+    found = np.fromfile(output, np.float32)
+    wanted = np.concatenate([tensor.detach().float().numpy().ravel() for tensor in odd.values()])
+    np.testing.assert_array_equal(found, wanted)
+    half = {name: tensor.half() for name, tensor in state.items()}
+    torch.save(half, path, _use_new_zipfile_serialization=is_zip)
+    report = convert(path, tmp_path / "out.safetensors")
+    assert report.rows[0].change == "float16 to float32"
+    arrays = load_file(report.destination)
+    for row in report.rows:
+        torch.testing.assert_close(arrays[row.parameter], half[row.source].float(), rtol=0, atol=0)
+
+
+def test_files_of_2016_are_read_as_torch_reads_them(tmp_path):
+    """Written by Python 2: text of bytes, tensors that are made empty and then built, parameters around them."""
+
+    def text(word):
+        return b"U" + bytes([len(word)]) + word.encode()
+
+    def storage(key, count):
+        return (
+            b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + bytes([75, count]) + b"NtQ"
+        )
+
+    built = b"ctorch\nFloatTensor\n)\x81(" + storage("94", 6) + b"K\x00K\x02K\x03\x86K\x03K\x01\x86tb"
+    rebuilt = b"ctorch._utils\n_rebuild_tensor\n(" + storage("95", 3) + b"K\x01K\x02\x85K\x01\x85tR"
+    parameter = b"ctorch.nn.parameter\nParameter\n" + rebuilt + b"\x88\x86R"
+    pairs = b"](](" + text("one") + built + b"e](" + text("other") + parameter + b"ee"
+    parts = [
+        b"\x8a\x0a" + (0x1950A86A20F9469CFC6C).to_bytes(10, "little"),
+        b"M\xe9\x03", b"}" + text("little_endian") + b"\x88s",
+        b"ccollections\nOrderedDict\n" + pairs + b"\x85R", b"](" + text("95") + text("94") + b"e",
+    ]  # fmt: skip
+    numbers = [np.arange(count, dtype=np.float32) for count in (3, 6)]
+    path = tmp_path / "x.pth"
+    path.write_bytes(
+        b"".join(b"\x80\x02" + part + b"." for part in parts)
+        + b"".join(len(one).to_bytes(8, "little") + one.tobytes() for one in numbers)
+    )
+    wanted = torch.load(path, weights_only=True)
+    assert {name: list(one.shape) for name, one in wanted.items()} == {"one": [2, 3], "other": [2]}
+    jobs = [
+        {"source": "one", "place": 0, "shape": [2, 3], "dtype": "float32"},
+        {"source": "other", "place": 24, "shape": [2], "dtype": "float32"},
+    ]
+    (tmp_path / "values").write_bytes(bytes(32))
+    carry_out_tensors(str(path), str(tmp_path / "values"), jobs)
+    found = np.fromfile(tmp_path / "values", np.float32)
+    assert found.tolist() == [*wanted["one"].ravel().tolist(), *wanted["other"].tolist()]
+
+
+def test_compressed_ones_are_read_as_stored_ones(state, tmp_path):
+    torch.save(state, tmp_path / "x.pth")
+    convert(tmp_path / "x.pth", tmp_path / "one.safetensors")
+    repacked(tmp_path / "x.pth", zipfile.ZIP_DEFLATED)
+    convert(tmp_path / "x.pth", tmp_path / "other.safetensors")
+    one, other = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "other.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def repacked(path, form=zipfile.ZIP_STORED, **changed):
+    """Write a zip anew, with some members changed."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", form) as archive:
+        for name, content in members.items():
+            archive.writestr(name, changed.pop(name.rpartition("/")[2].replace(".", "_"), content))
+        for name, content in changed.items():
+            archive.writestr(f"{next(iter(members)).partition('/')[0]}/{name}", content)
+
+
+def narrow_storage(path):
+    """The storage of the first tensor with one number less than the pickle says."""
+    repacked(path)
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/data/0"))
+        content = archive.read(name)
+    repacked(path, **{"0": content[:-4]})
+
+
+def odd_tensors():
+    matrix = torch.arange(12.0).reshape(3, 4)
+    yield "a stride of zero", torch.zeros(1).expand(512, 4096), "has fewer numbers, some at several places"
+    yield "rows that overlap", torch.as_strided(torch.zeros(9), (5, 5), (1, 1)), "has fewer numbers, some at several"
+    yield "sparse", matrix.to_sparse(), "not plain, dense and real"
+    yield "sparse rows", matrix.to_sparse_csr(), "not plain, dense and real"
+    yield "meta", matrix.to("meta"), "not plain, dense and real"
+    yield "complex", matrix.to(torch.complex64), "ComplexFloatStorage"
+    yield "quantized", torch.quantize_per_tensor(matrix, 0.1, 0, torch.qint8), "QInt8Storage|not plain, dense and real"
+    yield "nested", torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "more than tensors|not plain, dense"
+    yield "eight bits", matrix.to(torch.float8_e5m2), "a tensor of float8_e5m2; real numbers of up to 64 bits"
+    yield "no tensor", 3, "holds no state dict"
+    yield "many dimensions", matrix.reshape(3, *(1,) * 12, 4), "a tensor of 14 dimensions"
+
+
+@pytest.mark.filterwarnings("ignore")  # torch remarks on sparse rows and nested tensors
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_tensors_that_are_no_weights_are_refused_by_name(state, tmp_path, refused, is_zip):
+    for word, tensor, sentence in odd_tensors():
+        if word == "nested" and not is_zip:
+            continue
+        torch.save(state | {"classifier.6.weight": tensor}, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
+        refused(sentence)
+
+
+def test_names_that_are_none_are_refused(state, tmp_path, refused):
+    torch.save(state | {7: torch.zeros(3)}, tmp_path / "x.pth")
+    refused("holds a tensor under 7 instead of a name")
+    torch.save(state | {(7, "a"): torch.zeros(3)}, tmp_path / "x.pth")
+    refused("holds more than tensors, or is broken")
+    torch.save(state | {"evil\n\x1b[2J": torch.zeros(3)}, tmp_path / "x.pth")
+    refused(r"evil .*is not known|evil\\n")
+
+
+def test_more_numbers_than_there_are_are_refused(state, tmp_path, refused):
+    """torch would take what lies behind them in memory; the middle of a heap is no weight."""
+    torch.save(state, tmp_path / "x.pth")
+    narrow_storage(tmp_path / "x.pth")
+    refused(r"holds features\.0\.weight, which is \(8, 3, 3, 3\), but not all of its numbers are there")
+    torch.save(state, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(content[:-1])
+    refused("is truncated; download it again")
+
+
+def test_a_few_bytes_that_stand_for_gigabytes_are_refused(state, tmp_path, refused):
+    shared = torch.zeros(64 * 64 * 9)
+    wide = {f"features.{place}.weight": shared.reshape(64, 64, 3, 3) for place in range(200)}
+    torch.save(wide, tmp_path / "x.pth")
+    refused("bytes of numbers for tensors of .*, which share them")
+    torch.save({"features.0.weight": torch.zeros(1000, 1000)}, tmp_path / "x.pth")
+    repacked(tmp_path / "x.pth", zipfile.ZIP_DEFLATED)
+    refused(r"member '.*/data/0' says 4000000 bytes, stored in")
+    torch.save(state, tmp_path / "x.pth")
+    repacked(tmp_path / "x.pth", data_pkl=b"\x80\x02" + b"N" * 3_000_000 + b".")
+    refused("has a pickle of more than 2000000 instructions")
+    repacked(tmp_path / "x.pth", data_pkl=bytes(17 << 20))
+    refused("has a pickle of 17825792 bytes")
+
+
+class Payload:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trace}",)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("isolated", [True, False])
+def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(state, tmp_path, refused, is_zip, isolated):
+    (tmp_path / "x.pth").touch()
+    torch.save(state | {"x": Payload(tmp_path / "trace")}, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
+    refused(r"holds more than tensors, or is broken \((posix|nt)\.system\)", isolated=isolated)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"", b"\x80\x02", b"\x80\x02.", b"\x80\x02}", b"\x80\x02\x85.", b"\x80\x02(((.", b"\x80\x02t.", b"\x80\x02u.",
+        b"\x80\x02}K\x01K\x02s.", b"\x80\x02])R.", b"\x80\x02cos\nsystem\n(X\x02\x00\x00\x00lstR.", b"\x80\x02h\x05.",
+        b"\x80\x02}r\xff\xff\xff\xff0.", b"\x80\x02]K\x01b.", b"\x80\x02K\x01Q.",
+        b"\x80\x02ccollections\nOrderedDict\nK\x01R.",
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", b"\x80\x02ctorch\nFloatTensor\n)R.", b"\x80\x02\x8a\xff.",
+        b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.", b"\x80\x02X\xff\xff\xff\xff.", b"I" + b"9" * 5000 + b"\n.",
+        b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".", b"\x80\x02)" + b"\x85" * 100_000 + b".",
+        b"\x80\x02})" + b"\x85" * 100_000 + b"K\x01s.",
+    ],
+)  # fmt: skip
+def test_pickles_that_torch_never_writes_are_refused(program, state, tmp_path, refused):
+    torch.save(state, tmp_path / "x.pth")
+    repacked(tmp_path / "x.pth", data_pkl=program)
+    refused("holds no state dict|holds more than tensors, or is broken|without shape|not all of its numbers")
+
+
+def test_damaged_state_dicts_are_refused_in_a_sentence_or_read(state, tmp_path):
+    """Bytes changed and files cut, in the part that says what there is."""
+    random = np.random.default_rng(0)
+    for is_zip in (True, False):
+        stream = io.BytesIO()
+        small = {name: tensor for name, tensor in state.items() if name.startswith("features")}
+        torch.save(small, stream, _use_new_zipfile_serialization=is_zip)
+        sound = stream.getvalue()
+        ends = [place for place in range(4000)] + [len(sound) - place for place in range(1, 4000)]
+        for _ in range(300):
+            damaged = bytearray(sound)
+            for _ in range(random.integers(1, 4)):
+                damaged[random.choice(ends)] = random.integers(256)
+            path = tmp_path / "x.pth"
+            path.write_bytes(damaged[: random.choice([len(damaged), len(damaged), random.integers(1, len(damaged))])])
+            try:
+                describe_state_dict(path)
+            except (OSError, ValueError) as error:
+                assert str(path) in str(error)  # noqa: PT017
+                assert str(error).isprintable()  # noqa: PT017
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_the_calling_process_stays_small(tmp_path):
+    """A storage of 200 MB that no network has is refused by its shape, and not read."""
+    torch.save({"features.0.weight": torch.zeros(50_000_000)}, tmp_path / "x.pth")
+    code = f"""
+import resource
+from converters import convert
+from converters import pytorch_plan
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    convert({str(tmp_path / "x.pth")!r}, {str(tmp_path / "out.safetensors")!r})
+except ValueError:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert int(done.stdout) < 50_000, done.stderr
+
+
+def test_a_file_that_is_swapped_while_it_is_read_is_not_converted(state, tmp_path, monkeypatch):
+    """The other one has the same size, and its time is set back."""
+    from converters import conversion
+
+    torch.save(state, tmp_path / "x.pth")
+    torch.save({name: tensor + 1 for name, tensor in state.items()}, tmp_path / "other.pth")
+    fill = conversion._fill
+
+    def swapped(source, *rest):
+        os.utime(tmp_path / "other.pth", ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))
+        (tmp_path / "other.pth").replace(source)
+        fill(source, *rest)
+
+    monkeypatch.setattr(conversion, "_fill", swapped)
+    with pytest.raises(ValueError, match=r"x\.pth has changed while it was read; convert it anew"):
+        convert(tmp_path / "x.pth", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
