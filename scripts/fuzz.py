@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 from converters.conversion import convert  # noqa: E402
 from converters.isolation import reading_process  # noqa: E402
 from convnets_torch.cli.messages import one_line  # noqa: E402
-from scripts.fuzz_targets import TARGETS, TargetLevel  # noqa: E402
+from scripts.fuzz_targets import TARGETS, TargetLevel, remove  # noqa: E402
 from scripts.mutations import Source, edits, mutate  # noqa: E402
 
 THEANO = {"backend": "theano"}
@@ -166,10 +166,7 @@ def work(job: Job, pipe: Any) -> None:
             if case.failed or (case.outcome in DEATHS.values() and job.seen[case.outcome] <= MOST_KEPT):
                 case.kept = path.name
                 _copy(path, job.keep / path.name)
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            remove(path)
             pipe.send(("ended", case))
         reader.end()
         pipe.send(("peak", reader.peak))

@@ -6,6 +6,7 @@ gives a digest of the answer, so that one that changed without a word is counted
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -25,6 +26,7 @@ from convnets_torch import (
     Card,
     Index,
     embed_each,
+    find_dataset,
     index_pictures,
     load,
     make_map,
@@ -34,11 +36,15 @@ from convnets_torch import (
 )
 from convnets_torch.embeddings.map_files import MapEntry, load_map, save_map
 from convnets_torch.images import decode
+from convnets_torch.maps.passes import Wanted
 from convnets_torch.maps.resuming import FolderStore
 from convnets_torch.networks import AlexNet, Network
 from convnets_torch.preprocessing import preset
-from convnets_torch.training.checkpoints import read_checkpoint, save_checkpoint
+from convnets_torch.targets import Target as Classes
+from convnets_torch.training.finetuning import Watch, finetune, outputs_of
 from convnets_torch.training.output_files import OutputFile
+from convnets_torch.training.running import Reports, TrainingStopped
+from convnets_torch.training.settings import Settings
 from scripts.mutations import Source, edited_json, flip_bits, move_bytes, truncate, write_fields
 
 CLASSES = tuple("abcdefgh")
@@ -222,15 +228,34 @@ def _read_image_map(path: Path) -> list[str]:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    state = {"stage": "one", "epoch": 3, "best": {"epoch": 2, "loss": 0.5}, "curves": [{"loss": 1.0}, {"loss": 0.5}]}
-    arrays = {f"head.{number}.weight": torch.full((4, 3), float(number)) for number in range(3)}
-    save_checkpoint(folder / "x.checkpoint", arrays, state)
-    return [folder / "x.checkpoint"]
+    """One of stage one, after two of four epochs."""
+    for number, name in enumerate(CLASSES[:2]):
+        (folder / "classes" / name).mkdir(parents=True)
+        for picture in range(5):
+            color = (200 * number, 10 * picture, 90)
+            Image.new("RGB", (32, 32), color).save(folder / "classes" / name / f"{picture}.png")
+    epochs: list[object] = []
+    reports = Reports(epoch=lambda row, _: epochs.append(row), stop=lambda: len(epochs) == 2)
+    with contextlib.suppress(TrainingStopped):
+        _finetune(folder, folder / "x.safetensors", Watch(reports=reports))
+    return [folder / "x.checkpoint.safetensors"]
+
+
+def _finetune(folder: Path, output: Path, watch: Watch | None = None) -> None:
+    settings = Settings(head_epochs=4, epochs=0, batch=4, patience=0)
+    dataset = find_dataset(folder / "classes")
+    cache = folder / "features"
+    finetune(_network(), dataset, output, settings, resume=True, allow_leaks=True, cache=cache, watch=watch)
 
 
 def _read_checkpoint(path: Path) -> list[str]:
-    arrays, state = read_checkpoint(path)
-    return [_digest(*(array.numpy() for _, array in sorted(arrays.items())), sorted(state.items()))]
+    output = path.with_name(path.name.replace(".checkpoint.", "."))
+    try:
+        _finetune(path.parent / "sound-checkpoint", output)
+        return [_digest(output.read_bytes())]
+    finally:
+        for each in (output, *outputs_of(output)):
+            each.unlink(missing_ok=True)
 
 
 # Folders
@@ -252,8 +277,11 @@ def _read_index(path: Path) -> list[str]:
     return [_digest(rows.paths(), np.asarray(rows.vectors), found, groups, small, list(index.errors()))]
 
 
+RUN = {"network": "alexnet", "pictures": "abc"}
+
+
 def _evaluation(folder: Path) -> list[Path]:
-    out = OutputFile(folder / "x", {"network": "alexnet", "pictures": "abc"}, len(CLASSES))
+    out = OutputFile(folder / "x", RUN, 12, len(CLASSES))
     rng = np.random.default_rng(0)
     for done in range(1, 5):
         out.add(rng.random((2, len(CLASSES)), np.float32), {3 * done - 1: "broken"}, ["turned"], 3 * done)
@@ -262,7 +290,7 @@ def _evaluation(folder: Path) -> list[Path]:
 
 
 def _read_evaluation(path: Path) -> list[str]:
-    out = OutputFile(path, {"network": "alexnet", "pictures": "abc"}, len(CLASSES))
+    out = OutputFile(path, RUN, 12, len(CLASSES))
     try:
         outputs = iter(np.array(out.mapped()))
         pictures = [_digest(out.failed.get(number) or next(outputs, None)) for number in range(out.done)]
@@ -271,23 +299,25 @@ def _read_evaluation(path: Path) -> list[str]:
         out.close()
 
 
+WANTED = Wanted((Classes("a or b", "a or b", (0, 1)),))
+
+
 def _rows(folder: Path) -> list[Path]:
-    store = FolderStore(folder / "x", "run")
-    rng = np.random.default_rng(0)
+    store = FolderStore(folder / "x", "run", WANTED, len(CLASSES))
+    torch.manual_seed(0)
     for first in range(4):
-        piece: dict[str, NDArray[Any]] = {
-            "sums": rng.random((2, 1, 5), np.float32),
-            "best": rng.random((3, 1, 5), np.float32),
-            "best_ids": rng.integers(0, len(CLASSES), (3, 1, 5)).astype(np.int64),
-        }
-        store.add(first, piece)
+        store.add(first, WANTED.keep(torch.rand(len(CLASSES), 1, 5).softmax(0)))
         store.flush()
+    store.close()
     return [folder / "x"]
 
 
 def _read_rows(path: Path) -> list[str]:
-    found = FolderStore(path, "run").load((4, 5))
-    return [_digest(*(piece[name] for name in sorted(piece))) for piece in found]
+    store = FolderStore(path, "run", WANTED, len(CLASSES))
+    try:
+        return [_digest(*(piece[name] for name in sorted(piece))) for piece in store.load((4, 5))]
+    finally:
+        store.close()
 
 
 TARGETS: dict[str, Target] = {
@@ -311,6 +341,14 @@ TARGETS: dict[str, Target] = {
 }
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is still there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 class TargetLevel:
     """Reads damaged copies of what a target made."""
 
@@ -321,17 +359,29 @@ class TargetLevel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.sound = self.target.make(folder)
-            self.answers = {path.name: self.target.read(path) for path in self.sound}
+            self.answers = {path.name: self._sound_answer(path) for path in self.sound}
 
     def damaged(self, stem: Path, rng: random.Random) -> tuple[Path, str, str]:
         """A damaged copy, whose path begins with `stem`: which of the sound ones it was, and what was done."""
         sound = rng.choice(self.sound)
+        place = self._copied(sound, stem)
+        return place, sound.name, damage(place, rng)
+
+    def _sound_answer(self, sound: Path) -> list[str]:
+        copy = self._copied(sound, self.folder)
+        try:
+            return self.target.read(copy)
+        finally:
+            remove(copy)
+
+    @staticmethod
+    def _copied(sound: Path, stem: Path) -> Path:
         place = stem.with_name(f"{stem.name}-{sound.name}")
         if sound.is_dir():
             shutil.copytree(sound, place)
         else:
             shutil.copy(sound, place)
-        return place, sound.name, damage(place, rng)
+        return place
 
     def run(self, path: Path, sound: str) -> tuple[str, str]:
         """What became of a damaged copy of the sound one of that name."""
