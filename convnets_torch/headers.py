@@ -20,20 +20,24 @@ ICONS = (b"\0\0\1\0", b"icns")  # Windows' and macOS's
 
 LOOKED_THROUGH = 1 << 20  # bytes; what a smaller file can ask for in its header takes no second
 SEGMENTS = 10_000  # of a JPEG file before its pixels, and parts of a PSD file
+EXIF = 64  # of these segments with EXIF data, which Pillow puts together anew each time
 JUNK = 1 << 20  # bytes between two segments, which Pillow skips one by one
 SCANS = 100  # of a JPEG file, each of which goes over all pixels; encoders write about ten
 CHUNKS = 1000  # of a PNG file that hold no pixels
+CHUNK_BYTES = 1 << 26  # of such a chunk, which is read into memory twice
 CHUNK = 512  # bytes that its other chunks hold at least, on average; encoders write 4,096 and more
 BLOCKS = 100_000  # of a GIF file before its first frame
 TAGS = 4096  # of a page of a TIFF file, as tifffile says too
-NUMBERS = 4_000_000  # in its tags: the places of so many tiles
+NUMBERS = 2_000_000  # in its tags: the places and sizes of a million tiles
+TILE_PIXELS = 1 << 24  # of a tile, where the picture has less
 TAG_BYTES = 1 << 30  # of everything else in its tags: Photoshop puts its layers there
 ICON_PIXELS = 1 << 24  # of a picture within an icon
 MOST_FRAMES = 1000  # that are counted
 
 _NO_LENGTH = {0xD8, 0xD9, *range(0xD0, 0xD8), *range(0xF0, 0xFE)}  # markers of JPEG files that stand alone
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_BYTES = (1, 2, 6, 7)  # types of TIFF's tags that are no numbers
+_BYTES = (2, 6, 7)  # types of TIFF's tags that are no numbers
+WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH = 256, 257, 322, 323  # numbers of its tags
 
 
 def check_header(file: IO[bytes], start: bytes, size: int) -> None:
@@ -105,7 +109,7 @@ def check_scans(file: IO[bytes], image: Image.Image) -> None:
 
 def _check_segments(file: IO[bytes]) -> None:
     """JPEG: the segments before the first scan."""
-    place = 2
+    place, exif = 2, 0
     for _ in range(SEGMENTS):
         file.seek(place)
         head = file.read(4)
@@ -121,6 +125,9 @@ def _check_segments(file: IO[bytes]) -> None:
             place += 2
         else:
             place += 2 + max(2, int.from_bytes(head[2:], "big"))
+            exif += head[1] == 0xE1 and file.read(4) == b"Exif"
+            if exif > EXIF:
+                raise OSError(f"it has more than {EXIF} segments with EXIF data")
     raise OSError(f"no pixels begin within its first {SEGMENTS:,} segments")
 
 
@@ -132,10 +139,14 @@ def _check_chunks(file: IO[bytes], size: int) -> None:
         head = file.read(8)
         if len(head) < 8 or head[4:] == b"IEND":
             return
-        others += head[4:] not in (b"IDAT", b"fdAT", b"fcTL")
-        if others > CHUNKS:
-            raise OSError(f"more than {CHUNKS:,} of its chunks hold no pixels")
-        place += 12 + int.from_bytes(head[:4], "big")
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] not in (b"IDAT", b"fdAT", b"fcTL"):
+            others += 1
+            if others > CHUNKS or length > CHUNK_BYTES:
+                raise OSError(
+                    f"it holds more than {CHUNKS:,} chunks, or {CHUNK_BYTES:,} bytes in one, beside its pixels"
+                )
+        place += 12 + length
     raise OSError(f"it has more than {most:,} chunks")
 
 
@@ -256,11 +267,12 @@ class _Pages:
         content = self._file.read(length)
         return self._number(content) if len(content) == length else None
 
-    def kinds(self, tags: int) -> Iterator[tuple[int, int]]:
-        """(type, count) of so many tags that are read next."""
+    def described(self, tags: int) -> Iterator[tuple[int, int, int, int]]:
+        """(number, type, count, value) of so many tags that are read next; the value is right where it is one."""
         content = self._file.read(tags * self.entry)
-        form, length = f"{self._order}HH{'Q8x' if self._big else 'I4x'}", len(content) // self.entry * self.entry
-        return ((kind, count) for _, kind, count in struct.iter_unpack(form, content[:length]))
+        form, length = f"{self._order}HH{'Q8s' if self._big else 'I4s'}", len(content) // self.entry * self.entry
+        for tag, kind, count, value in struct.iter_unpack(form, content[:length]):
+            yield tag, kind, count, self._number(value[: _SIZES.get(kind, 1)])
 
     def after(self, tags: int) -> int | None:
         """Where the page lies that follows the one whose tags begin here; 0 after the last, None at the end."""
@@ -277,11 +289,17 @@ def _check_tags(file: IO[bytes], start: bytes) -> None:
     if tags > TAGS:
         raise OSError(f"its first page has {tags:,} tags, more than {TAGS:,}")
     numbers = others = 0
-    for kind, count in pages.kinds(tags):
+    sides = dict.fromkeys((WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH), 0)
+    for tag, kind, count, value in pages.described(tags):
+        if tag in sides and kind not in _BYTES:
+            sides[tag] = value
         if kind in _BYTES:
             others += count * _SIZES[kind]
         elif kind in _SIZES:
             numbers += count
+    tile = sides[TILE_WIDTH] * sides[TILE_LENGTH]
+    if tile > max(TILE_PIXELS, sides[WIDTH] * sides[LENGTH]):
+        raise OSError(f"it has tiles of {tile:,} pixels, more than the picture")
     if numbers > NUMBERS or others > TAG_BYTES:
         raise OSError(f"the tags of its first page hold {numbers:,} numbers and {others:,} bytes")
 

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from convnets_torch.arrays import from_array, from_tensor, is_tensor
 from convnets_torch.files import open_file
@@ -31,7 +31,8 @@ Picture: TypeAlias = "str | os.PathLike[str] | IO[bytes] | Image.Image | NDArray
 MAX_PIXELS = 178_956_970  # half a gigabyte of RGB; the number at which Pillow speaks of a decompression bomb
 PIXEL_BYTES = 16  # of a file, for each pixel that is allowed: four channels of 32 bits
 MOST_BYTES = PIXEL_BYTES * MAX_PIXELS  # of a picture's file
-SLOW_PIXELS = 1 << 25  # of a picture that Pillow decodes in Python, at about a million a second
+SLOW_PIXELS = 1 << 24  # of a picture that Pillow decodes in Python, at about a million a second
+TILES = 200_000  # that a picture is put together of, each of which takes Pillow some 0.05 ms
 BLOCK_PIXELS = 1 << 22  # that are worked on together where whole copies would take much memory
 
 # What Pillow decodes by itself: the formats that it looks for first, and those for which it imports all its plugins.
@@ -47,7 +48,7 @@ _OTHERS = (
 # Formats whose headers are read by the letter, line or entry, and have no end: of small files alone.
 _SMALL = ("BLP", "CUR", "FITS", "FLI", "FTEX", "GBR", "ICNS", "ICO", "IM", "IMT", "MSP", "SPIDER", "XBM", "XPM",
           "XVTHUMB")  # fmt: skip
-SMALL = 1 << 26  # bytes
+SMALL = 1 << 24  # bytes
 
 # Pillow's modes whose conversion to 8-bit RGB neither clips nor guesses.
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -86,6 +87,10 @@ _NOT_READ = {
     )
     for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 }
+
+
+# What Pillow calls those of them that it reads, or that a user may have registered.
+_NAMES = {"AVIF": "AVIF", "HEIC": "HEIF", "JPEG XL": "JXL"}
 
 
 class PictureWarning(UserWarning):
@@ -284,10 +289,13 @@ def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool 
     image = _open(file, name, most)
     pixels = image.width * image.height
     _check_size(name, image.size, most)
-    if pixels > SLOW_PIXELS and any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ())):
+    tiles = getattr(image, "tile", ())
+    if pixels > SLOW_PIXELS and any(tile[0] in Image.DECODERS for tile in tiles):
         raise _Refused(
             f"{name} has {pixels:,} pixels, too many for {image.format}, which is decoded slowly; {_TO_JPEG}"
         )
+    if len(tiles) > TILES:
+        raise _Refused(f"{name} is stored in {len(tiles):,} pieces, more than {TILES:,}; save it in larger ones")
     if image.format in ("JPEG", "MPO"):
         check_scans(file, image)
     bomb = Image.MAX_IMAGE_PIXELS is None or pixels > Image.MAX_IMAGE_PIXELS
@@ -467,7 +475,7 @@ def _blocks(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
 
 def _array(image: Image.Image) -> Pixels:
     """The pixels of an image of mode RGB; without the second copy that NumPy makes, where that is large."""
-    if image.width * image.height <= 4 * BLOCK_PIXELS:
+    if image.width * image.height <= 16 * BLOCK_PIXELS:
         return np.asarray(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for box in _blocks(image):
@@ -555,7 +563,9 @@ def _kind_not_read(file: IO[bytes] | None) -> str:
         start = file.read(64).removeprefix(b"\xef\xbb\xbf")
         for (offset, first), kind in _NOT_READ.items():
             if start.startswith(first, offset):
-                return kind
+                form = _NAMES.get(kind.partition(",")[0])
+                read = features.check("avif") if form == "AVIF" else form in Image.OPEN
+                return "broken; copy the picture again" if read else kind
     return "no picture that Pillow can read; convert it to JPEG or PNG"
 
 
