@@ -528,6 +528,17 @@ def test_an_npz_that_is_none_is_one_sentence(content, tmp_path):
         read_vectors(tmp_path / "x.npz")
 
 
+def test_nothing_is_read_or_allocated_that_a_file_only_claims(tmp_path):
+    (tmp_path / "x.npz").write_bytes(BAD_NPZ["more than there is"])
+    with pytest.raises(ValueError, match=r"'a\.npy' has 24 bytes, not those of \(10000000000,\) float32"):
+        read_npz(tmp_path / "x.npz")
+    sound = bytearray(zipped(("a.npy", npy(SOME))))
+    sound[-10:-6] = struct.pack("<I", 20_000_000)  # bytes of the list of members
+    (tmp_path / "x.npz").write_bytes(sound)
+    with pytest.raises(ValueError, match=r"its list of members has 20,000,000 bytes"):
+        read_npz(tmp_path / "x.npz")
+
+
 def test_what_is_sound_is_read_as_numpy_reads_it(tmp_path):
     arrays = {
         "plain": SOME.reshape(2, 3), "columns": np.asfortranarray(SOME.reshape(2, 3)), "one": np.array("text"),
