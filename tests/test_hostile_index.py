@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -323,7 +324,7 @@ def test_names_and_thumbnails_of_a_stranger_make_no_sheet_long(command, address,
 
 def test_a_small_table_cannot_fill_the_disk(address):
     table = PictureTable.open(str(address))
-    assert table.check_room() is None
+    table.check_room()
     table.about = replace(table.about, width=1 << 24)
     with pytest.raises(ValueError, match=r"x\.lance has [\d,]+ bytes, and its vectors 1,342,177,280"):
         table.check_room()
@@ -527,6 +528,17 @@ def test_an_npz_that_is_none_is_one_sentence(content, tmp_path):
         read_vectors(tmp_path / "x.npz")
 
 
+def test_nothing_is_read_or_allocated_that_a_file_only_claims(tmp_path):
+    (tmp_path / "x.npz").write_bytes(BAD_NPZ["more than there is"])
+    with pytest.raises(ValueError, match=r"'a\.npy' has 24 bytes, not those of \(10000000000,\) float32"):
+        read_npz(tmp_path / "x.npz")
+    sound = bytearray(zipped(("a.npy", npy(SOME))))
+    sound[-10:-6] = struct.pack("<I", 20_000_000)  # bytes of the list of members
+    (tmp_path / "x.npz").write_bytes(sound)
+    with pytest.raises(ValueError, match=r"its list of members has 20,000,000 bytes"):
+        read_npz(tmp_path / "x.npz")
+
+
 def test_what_is_sound_is_read_as_numpy_reads_it(tmp_path):
     arrays = {
         "plain": SOME.reshape(2, 3), "columns": np.asfortranarray(SOME.reshape(2, 3)), "one": np.array("text"),
@@ -534,7 +546,7 @@ def test_what_is_sound_is_read_as_numpy_reads_it(tmp_path):
         "flags": np.array([True, False]),
     }  # fmt: skip
     for save in (np.savez, np.savez_compressed):
-        save(tmp_path / "x.npz", **arrays)
+        save(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
         for name, found in read_npz(tmp_path / "x.npz", max_bytes=10_000).items():
             assert (found.dtype, found.shape) == (arrays[name].dtype, arrays[name].shape)
             assert np.array_equal(found, arrays[name])
@@ -622,7 +634,7 @@ def test_a_map_of_wrong_kinds_is_one_sentence(tmp_path):
     assert load_map(tmp_path / "x.safetensors").entries[3] == MapEntry("3.jpg")
 
     def changed(said=None, **arrays):
-        held = {
+        held: dict[str, Any] = {
             "positions": sound.positions, "mean": sound.mean, "axes": sound.axes, "reduced": sound.reduced,
             "entries": [[f"{number}.jpg", "", None] for number in range(4)],
         } | arrays  # fmt: skip
@@ -630,7 +642,7 @@ def test_a_map_of_wrong_kinds_is_one_sentence(tmp_path):
         text = said if isinstance(said, str) else json.dumps({"schema": 1, "perplexity": 3, "about": {}} | (said or {}))
         save_file(held, tmp_path / "x.safetensors", {KEY: text})
 
-    for said, arrays in [
+    cases: list[tuple[Any, dict[str, Any]]] = [
         ("[" * 100_000, {}), ("[]", {}), ({"perplexity": "x"}, {}), ({"perplexity": 1e999}, {}), ({"about": []}, {}),
         ({"perplexity": 10**400}, {}), ({"schema": "9" * 9999}, {}), (None, {"entries": 5}),
         (None, {"entries": [5] * 4}),
@@ -638,7 +650,8 @@ def test_a_map_of_wrong_kinds_is_one_sentence(tmp_path):
         (None, {"entries": [["a", "b", True]] * 3}), (None, {"mean": np.full(3, np.nan, np.float32)}),
         (None, {"axes": sound.axes.T.copy()}), (None, {"positions": sound.positions.astype(np.float64)}),
         (None, {name: np.zeros((0, 2), np.float32) for name in ("positions", "reduced")} | {"entries": []}),
-    ]:  # fmt: skip
+    ]  # fmt: skip
+    for said, arrays in cases:
         changed(said, **arrays)
         with pytest.raises(ValueError, match=r"x\.safetensors is damaged \(.+\); make the map anew") as caught:
             load_map(tmp_path / "x.safetensors")
