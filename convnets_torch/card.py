@@ -13,7 +13,7 @@ from typing import IO, Any, Literal, get_args
 
 from convnets_torch import strict_json
 from convnets_torch.files import open_file
-from convnets_torch.preprocessing import Preprocessing
+from convnets_torch.preprocessing import MOST_INPUT, Preprocessing
 
 SCHEMA = 1  # of the card; a higher number is refused, unknown fields of this one are kept
 KEY = "card"  # in the metadata of the safetensors header
@@ -99,6 +99,9 @@ class Card:
             raise ValueError(
                 f"card has {numbers} numbers and words in its arguments; {MOST_NUMBERS} are the most that a network has"
             )
+        size = self.arguments.get("size")
+        if isinstance(size, list | tuple) and any(type(side) is int and side > MOST_INPUT for side in size):
+            raise ValueError(f"card has images of {size} pixels; {MOST_INPUT} are the most of a side")
         if self.class_names not in ("imagenet-1k", None) and not (
             isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
         ):
