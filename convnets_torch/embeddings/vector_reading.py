@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from convnets_torch import strict_json
-from convnets_torch.card import read_header
+from convnets_torch.card import header_of_opened
 from convnets_torch.embeddings.vector_files import ABOUT, ENDINGS
 from convnets_torch.files import check_regular, open_file, opened_path
 from convnets_torch.npz import read_npz
@@ -110,13 +110,12 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         ValueError: it is no safetensors file, is damaged, or has arrays that NumPy does not know.
     """
     with open_file(path) as file:
-        place = opened_path(file)
+        header_of_opened(file, path)
         try:
-            read_header(place)
-            with safe_open(place, "numpy") as opened:
+            with safe_open(opened_path(file), "numpy") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(str(error).replace(place, str(path))) from None
+            raise ValueError(f"{path} cannot be read ({error}); write it anew") from None
 
 
 def _check(found: ReadVectors) -> None:
