@@ -69,7 +69,9 @@ def open_tiff(
             count = pages(opened, allow_truncated=allow_truncated)
             start = opened.seek(0)
             # Kinds of microscopes for which tifffile would read all pages.
-            flags = {"is_lsm": False, "is_scanimage": False} | ({"is_ndpi": False} if count > MOST_FRAMES else {})
+            flags: dict[str, Any] = {"is_lsm": False, "is_scanimage": False} | (
+                {"is_ndpi": False} if count > MOST_FRAMES else {}
+            )
             tiff = tifffile.TiffFile(opened, offset=start, name=path.name, **flags)
             page = tiff.pages.first
             kind = _kind_not_read(page)
