@@ -290,9 +290,10 @@ def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool 
     pixels = image.width * image.height
     _check_size(name, image.size, most)
     tiles = getattr(image, "tile", ())
-    if pixels > SLOW_PIXELS and any(tile[0] in Image.DECODERS for tile in tiles):
+    if pixels > max(SLOW_PIXELS, reading.max_pixels or 0) and any(tile[0] in Image.DECODERS for tile in tiles):
         raise _Refused(
-            f"{name} has {pixels:,} pixels, too many for {image.format}, which is decoded slowly; {_TO_JPEG}"
+            f"{name} has {pixels:,} pixels, and its kind of {image.format} is decoded slowly, a million a second;"
+            f" {_TO_JPEG}, or allow {pixels} (max_pixels, --max-pixels)"
         )
     if len(tiles) > TILES:
         raise _Refused(f"{name} is stored in {len(tiles):,} pieces, more than {TILES:,}; save it in larger ones")

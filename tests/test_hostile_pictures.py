@@ -507,3 +507,12 @@ def test_folders_deeper_than_python_calls_itself_are_listed(tmp_path):
     os.close(place)
     with pytest.warns(PictureWarning, match="left out 1 folders that cannot be listed"):
         assert len(find_pictures(tmp_path)) == 2
+
+
+def test_a_kind_that_is_decoded_slowly_is_read_when_its_pixels_are_allowed(monkeypatch, tmp_path):
+    path = tmp_path / "plain.ppm"
+    path.write_text("P3 20 10 255\n" + "9 8 7\n" * 200)
+    monkeypatch.setattr(images, "SLOW_PIXELS", 199)  # 16 million take some 17 seconds
+    with pytest.raises(ValueError, match=r"plain.ppm has 200 pixels, and its kind of PPM is decoded slowly.*allow 200"):
+        read_picture(path)
+    assert read_picture(path, max_pixels=200)[9, 19].tolist() == [9, 8, 7]
