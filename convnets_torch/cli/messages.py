@@ -6,7 +6,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from convnets_torch.sentences import printable, shortened
 
@@ -41,7 +41,7 @@ def all_warnings_as_lines() -> Iterator[None]:
         yield
 
 
-def _say_warning(message: Warning | str, *_: object) -> None:
+def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     say(one_line(message) if isinstance(message, Warning) else message)
 
 
