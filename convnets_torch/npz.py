@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from typing import IO, Any
@@ -20,9 +21,10 @@ KINDS = "biufcU"  # of numbers and texts; no objects, which are pickles, no reco
 
 END, END64 = 22, 56  # bytes of the zip's last record, and of the one before it in large files
 LOCATOR = 20
+BLOCK = 1 << 20  # bytes that are read at once
 DAMAGED = (
     ValueError, TypeError, KeyError, AttributeError, OverflowError, SyntaxError, MemoryError, RuntimeError, EOFError,
-    struct.error, zipfile.BadZipFile, zlib.error,
+    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
@@ -124,12 +126,12 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
                 f"{member.filename!r:.80} has {member.file_size - stream.tell():,} bytes, not those of {shape} {kind}"
             )
         flat = np.empty(count, kind)
-        room = memoryview(flat.view(np.uint8))
-        while room and (read := stream.readinto(room)):
-            room = room[read:]
+        room = flat.view(np.uint8).data
+        while room and (block := stream.read(min(BLOCK, len(room)))):
+            room[: len(block)] = block
+            room = room[len(block) :]
         if room or stream.read(1):  # which is also when the checksum is looked at
             raise ValueError(f"{member.filename!r:.80} ends early")
-    if kind.kind == "U" and count:
-        if flat.view(np.dtype("u4").newbyteorder(kind.byteorder)).max() > 0x10FFFF:
-            raise ValueError(f"{member.filename!r:.80} has letters that there are not")
+    if kind.kind == "U" and count and flat.view(np.dtype("u4").newbyteorder(kind.byteorder)).max() > 0x10FFFF:
+        raise ValueError(f"{member.filename!r:.80} has letters that there are not")
     return flat.reshape(shape, order="F" if by_columns else "C")
