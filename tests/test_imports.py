@@ -62,7 +62,7 @@ def test_imports_go_one_way():
     foundations = (
         "adoption", "ahead", "allocation", "networks", "preprocessing", "card", "cache", "decoders",
         "device_pixels", "files", "filling", "fitting", "images", "inputs", "jpeg", "arrays", "folders",
-        "algebra", "runtime", "sentences", "sources", "strips", "synsets", "tiff", "weights",
+        "algebra", "npz", "runtime", "sentences", "sources", "strict_json", "strips", "synsets", "tiff", "weights",
     )  # fmt: skip
     tasks = (
         "backoff", "classification", "compat", "confusions", "engines", "exports", "first_run", "heatmaps",
