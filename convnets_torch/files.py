@@ -393,6 +393,6 @@ def sha256(path: Path, *, max_bytes: int | None = None) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(1 << 20))
     with open_file(path, max_bytes=max_bytes) as file:
-        while read := file.readinto(buffer):
+        while read := file.readinto(buffer):  # type: ignore[attr-defined]
             digest.update(buffer[:read])
     return digest.hexdigest()

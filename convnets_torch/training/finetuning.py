@@ -206,7 +206,8 @@ def finetune(
             "data": _data_fingerprint(dataset, features),
         }
         keeper = Keeper(checkpoint, identity, group)
-        arrays, progress = {}, Progress()
+        arrays: dict[str, Tensor] = {}
+        progress = Progress()
         if checkpoint.exists():
             most = ARRAYS * sum(values.numel() * values.element_size() for values in empty.parameters()) + FURTHER
             arrays, progress = _begun(checkpoint, identity, settings, most)
@@ -279,10 +280,13 @@ def _first_stage(
     """Weight and bias of the last layer after stage one, which a checkpoint of stage two has already."""
     train, val = features.train, features.val
     if progress.stage == 2:
-        before = {name: arrays[name] for name in ("before.weight", "before.bias") if name in arrays}
-        width = train.features.shape[-1]
+        before = {name: values for name, values in arrays.items() if name.startswith("before.")}
+        wanted = {
+            "before.weight": torch.empty(classes, train.features.shape[-1]),
+            "before.bias": torch.empty(classes),
+        }
         try:
-            check_arrays({"before.weight": torch.empty(classes, width), "before.bias": torch.empty(classes)}, before)
+            check_arrays(wanted, before)
         except ValueError as error:
             raise damaged(keeper.path, str(error)) from None
         return before["before.weight"].to(device), before["before.bias"].to(device)

@@ -19,7 +19,7 @@ from convnets_torch.targets import class_name
 
 Labels = Literal["auto", "class-ids"]
 SHOWN = 10  # of the labels that are refused, with the reason for each
-MOST_PROBLEMS = 1000  # labels that are looked up in vain, each of which takes milliseconds
+MOST_PROBLEMS = 100  # labels that are looked up in vain, each of which takes milliseconds
 MOST_BYTES, MOST_LINES, MOST_LINE = 1 << 27, 2_000_000, 5000  # of a file of labels: bytes, lines, letters of a line
 
 
