@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convnets_torch.sentences import printable
+from convnets_torch.sentences import LONGEST, printable
 
 if TYPE_CHECKING:
     from converters.auditing import Audit
@@ -32,7 +32,7 @@ def audit(
         print(json.dumps(found.to_dict()))
         return
     for line in lines(found):
-        print(printable(line))
+        print(printable(line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."))  # --json has all of it
 
 
 def lines(found: Audit) -> Iterator[str]:
