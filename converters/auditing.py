@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,8 @@ from converters import keras_archive, keras_config
 from converters.hdf5_tree import BROKEN, Array, Tree, attribute, survey, text
 from converters.keras_weights import NOT_WEIGHTS
 from converters.reading import read_keras
-from convnets_torch.files import check_regular
+from convnets_torch import strict_json
+from convnets_torch.files import check_regular, open_file, opened_path
 
 OPTIMIZER = ("optimizer_weights", "optimizer", "_optimizer")
 CODE = ("Lambda", "TFOpLambda", "SlicingOpLambda", "__lambda__")  # classes that carry Python, or call any function
@@ -160,9 +160,10 @@ def audit(path: str | os.PathLike[str]) -> Audit:
 
 
 def _opened(path: Path, found: _Found, stack: ExitStack) -> h5py.File:
+    opened = stack.enter_context(open_file(path))
     if not keras_archive.is_archive(path):
-        return stack.enter_context(h5py.File(path, "r"))
-    archive = stack.enter_context(zipfile.ZipFile(path))
+        return stack.enter_context(h5py.File(opened_path(opened), "r"))
+    archive = stack.enter_context(zipfile.ZipFile(opened))
     found.problems.extend(keras_archive.problems_of_members(path, archive))
     if found.problems:
         raise ValueError("its members are not looked into")
@@ -181,8 +182,8 @@ def _look(file: h5py.File, found: _Found) -> None:
             if name == "model_config":
                 found.code.extend(_code(keras_config.parse(stored)))
             else:
-                found.training = json.loads(stored)
-        except (ValueError, RecursionError) as error:
+                found.training = strict_json.loads(stored)
+        except ValueError as error:
             found.problems.append(f"{name}: {_one_line(error)}")
     tree: Tree = survey(file)
     found.arrays.extend(tree.root.arrays())

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import convnets_torch
 from converters.carrying import Job
 from converters.isolation import Call, reading_process
-from converters.labels import read_labels
+from converters.labels import check_names, read_labels
 from converters.plans import KerasStep, Plan, Row, Step, Wishes, stored_dtype
 from convnets_torch.cache import cache_folder
 from convnets_torch.card import KEY, Card, Source
@@ -188,7 +188,11 @@ def _class_names(
     wanted = plan.arguments["classes"]
     if classes is None:
         return "imagenet-1k" if wanted == 1000 else None
-    names = read_labels(classes) if isinstance(classes, str | os.PathLike) else tuple(classes)
+    if isinstance(classes, str | os.PathLike):
+        names = read_labels(classes)
+    else:
+        names = tuple(classes)
+        check_names("classes", names)
     if wanted is None:
         raise ValueError(f"{source} has no head, so no classes to name; leave out the class names")
     if len(names) != wanted:

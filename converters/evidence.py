@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnets_torch.card import Card
-from convnets_torch.files import check_regular
+from convnets_torch.files import open_file, opened_path
 from convnets_torch.folders import find_pictures
 from convnets_torch.preprocessing import Pixels, Preprocessing, center_crop, normalize
 
 WRONG_LABEL = 0.05  # the probability with which an expected answer is taken to be wrong itself
 ODDS = 100.0  # a hypothesis must make the expected answers so many times likelier than another to be told from it
 NOISE = 1e-5  # of the largest recorded output: differences of float32 that mean nothing
+MOST_RECORDED = 1 << 30  # bytes of a recording: some thousand pictures
+# What NumPy raises for a header that is none.
+NO_NPY = (ValueError, EOFError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError, SyntaxError)
 AGREES = 1e-3  # of the largest recorded output: further away, no hypothesis has explained it
 
 Form = Literal["pixels", "preprocessed"]
@@ -130,19 +133,22 @@ class Golden:
 
         Raises:
             OSError: one is missing or cannot be read.
-            ValueError: one is no `.npy` file of numbers.
+            ValueError: one is no `.npy` file of numbers, or has more than 1 GiB.
         """
         return cls(_read_npy(Path(inputs)), _read_npy(Path(outputs)))
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
-    check_regular(path)
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot ask for more than is there
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no .npy file of numbers ({error}); write it with numpy.save") from None
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path} holds several arrays; write each with numpy.save into a file of its own")
+    with open_file(path, max_bytes=MOST_RECORDED) as file:
+        if file.read(2) == b"PK":
+            raise ValueError(f"{path} holds several arrays; write each with numpy.save into a file of its own")
+        try:  # mapped: a header cannot ask for more than is there
+            array = np.load(opened_path(file), mmap_mode="r", allow_pickle=False)
+        except NO_NPY as error:
+            reason = f"{error}" or "its header cannot be read"
+            raise ValueError(f"{path} is no .npy file of numbers ({reason:.200}); write it with numpy.save") from None
+    if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+        raise ValueError(f"{path} holds {array.dtype!s:.80}; real numbers of up to 64 bits are wanted")
     return array
 
 

@@ -7,6 +7,8 @@ import re
 from converters.keras_file import KerasArray, KerasFile
 from converters.recognition import Found
 
+LONGEST = 1000  # letters of an array's name that are looked at
+
 
 def exchanged(file: KerasFile, found: Found) -> list[str]:
     """Everything that two tellings of a file do not agree on, in a few words each."""
@@ -52,6 +54,6 @@ def _own_name(array: KerasArray, names: set[str]) -> str | None:
     """The layer that an array's name tells of: "/conv1_2/conv1_2_W" and "/block1_conv1/block1_conv1/kernel:0"."""
     *folders, last = array.place.strip("/").split("/")
     candidates = [folders[-1] if folders else ""]
-    pieces = last.split(":")[0].split("_")
+    pieces = last[:LONGEST].split(":")[0].split("_")
     candidates += ["_".join(pieces[:end]) for end in range(len(pieces) - 1, 0, -1)]
     return next((name for name in (*candidates[1:], candidates[0]) if name in names), None)  # the longest first

@@ -18,11 +18,11 @@ from h5py import h5d, h5g, h5l, h5o, h5t
 MOST_COMPRESSED = 100  # times that compression may shrink an array; more is no set of weights
 MOST_OBJECTS = 200_000  # groups and arrays; the largest networks of Keras have a few thousands
 MOST_LEVELS = 64  # of groups in groups
-MOST_ATTRIBUTE = 64 << 20  # bytes of an attribute; a model's config has a few millions
+MOST_ATTRIBUTE = 16 << 20  # bytes of an attribute; a model's config has a few millions
 FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF)
 
 # What h5py raises for what is broken in a file.
-BROKEN = (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError, OverflowError, MemoryError)
+BROKEN = (OSError, LookupError, RuntimeError, TypeError, AttributeError, ValueError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)

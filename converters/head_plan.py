@@ -110,6 +110,8 @@ def _from_nodes(file: KerasFile, reads: str, nodes: Sequence[Node], flatten: Nod
     activation = "linear"
     for node in nodes:
         layer = by_key.get((node.parents, node.name)) or by_name.get(node.name)
+        if layer is not None and node.kind in ("Dense", "BatchNormalization") and layer.kind != node.kind:
+            raise ValueError(f"{file.path}: {node.name} is {node.kind} in its config, but has other arrays")
         if node.kind in ("Dense", "BatchNormalization"):
             steps += _activation_step(file, activation)
             activation = "linear"

@@ -28,7 +28,7 @@ from convnets_torch.files import open_file
 
 WEIGHTS, CONFIG, METADATA = "model.weights.h5", "config.json", "metadata.json"
 MOST_MEMBERS = 10_000
-MOST_JSON = 64 << 20  # bytes of the config; those of the largest networks have a few millions
+MOST_JSON = 16 << 20  # bytes of the config; those of the largest networks have a few millions
 LOCAL_HEADER = 30  # bytes before the name in front of a member
 # What zipfile raises for what is broken in a file.
 BROKEN_ZIP = (*BROKEN, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from converters.keras_file import DataFormat
 from converters.keras_words import kind_of_class
+from convnets_torch import strict_json
 
 MOST_LAYERS = 100_000
-DEEPEST = 200  # levels of lists and objects; nested models have some ten each
 
 
 @dataclass(frozen=True)
@@ -41,25 +40,12 @@ class Described:
 def parse(text: str) -> dict[str, Any]:
     """The JSON of a config; ValueError where it is none."""
     try:
-        found = json.loads(text)
-    except RecursionError:
-        raise ValueError("the model's config is nested too deeply") from None
+        found = strict_json.loads(text)
     except ValueError as error:
-        raise ValueError(f"the model's config is no JSON ({error})") from None
+        raise ValueError(f"the model's config is no JSON as Keras writes it, or nested too deeply ({error})") from None
     if not isinstance(found, dict) or not isinstance(found.get("class_name"), str) or "config" not in found:
         raise ValueError("the model's config names no class")
-    if _is_deeper(found, DEEPEST):
-        raise ValueError("the model's config is nested too deeply")
     return found
-
-
-def _is_deeper(value: Any, most: int) -> bool:
-    """Whether lists and objects lie in each other deeper than so many levels; without recursion."""
-    level = [value]
-    for _ in range(most):
-        level = [entry for one in level for entry in (one.values() if isinstance(one, dict) else one)
-                 if isinstance(entry, dict | list)]  # fmt: skip
-    return bool(level)
 
 
 def describe(entry: Mapping[str, Any]) -> Described:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from converters.config_checks import check_settings
 from converters.keras_file import DataFormat, KerasFile, KerasLayer
 
 MODELS = ("Sequential", "Functional", "Model")
@@ -92,8 +93,10 @@ def graph_of_config(file: KerasFile, data_format: DataFormat | None = None) -> G
         source = "input"
         reader.nodes.append(Node(source, "InputLayer", ()))
         output = reader.lay_out(kind, config, (source,), (), ())
-    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file.path}: its model config is broken ({error!r}); save the model again") from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, ValueError) as error:
+        if isinstance(error, ValueError) and str(file.path) in str(error):
+            raise
+        raise ValueError(f"{file.path}: its model config is broken ({error!r:.200}); save the model again") from None
     formats = [str(node.settings["data_format"]) for node in reader.nodes if node.settings.get("data_format")]
     known: Any = data_format or file.data_format or next((one for one in formats if one != "default"), None)
     if known not in ("channels_first", "channels_last"):
@@ -182,6 +185,7 @@ class _Reader:
         else:
             layer = self.layers.get((place[:-1], place[-1])) or self.layers.get((parents, name))
         kind, settings = _in_new_words(kind, config)
+        check_settings(name, kind, settings)
         node = "/".join((*parents, name))
         self.calls[node] += 1
         if self.calls[node] > 1:

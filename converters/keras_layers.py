@@ -61,8 +61,8 @@ def layer_activation(kind: str, settings: Mapping[str, Any]) -> tuple[str, dict[
     if kind == "Activation":
         return activation_of(settings)
     if kind == "ReLU":
-        most, slope = settings.get("max_value"), settings.get("negative_slope")
-        return "relu", {"max_value": most, "threshold": settings.get("threshold"), "negative_slope": slope}
+        words = ("max_value", "threshold", "negative_slope")
+        return "relu", {word: None if settings.get(word) is None else _number(settings[word]) for word in words}
     if kind == "LeakyReLU":
         slope = settings.get("negative_slope", settings.get("alpha", 0.3))
         return "leaky_relu", {"negative_slope": _number(slope)}

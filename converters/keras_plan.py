@@ -59,7 +59,17 @@ def plan_keras(file: KerasFile, wishes: Wishes | None = None) -> Plan:
             named); the config is of another network; or something must be said that neither the file nor the user
             says.
     """
-    wishes = wishes or Wishes()
+    try:
+        return _plan(file, wishes or Wishes())
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        if file.config is None:
+            raise  # no stranger's words, so a fault of ours
+        raise ValueError(
+            f"{file.path}: its model's config does not say what a model needs ({error!r:.200}); save the model again"
+        ) from None
+
+
+def _plan(file: KerasFile, wishes: Wishes) -> Plan:
     found = recognise(file)
     graph = _graph(file)
     arguments, order = _base(file, found)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converters.config_checks import check_settings
+from converters.config_checks import check_settings, told_of
 from converters.keras_words import kind_of_class
 
 MODELS = ("Functional", "Sequential")
@@ -52,8 +52,8 @@ def model_graph(config: Mapping[str, Any]) -> tuple[Node, ...]:
     nodes: list[Node] = []
     try:
         output = _add_model(nodes, config, (), None)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"the model's config cannot be read ({error!r})") from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"the model's config cannot be read ({error!r:.200})") from None
     if output != len(nodes) - 1:  # what stands after the output does not matter to it
         nodes = _renumbered(nodes, output)
     return tuple(nodes)
@@ -72,7 +72,8 @@ def _add_sequential(nodes: list[Node], config: Any, parents: tuple[str, ...], so
     layers = config if isinstance(config, list) else config["layers"]
     place = source
     for layer in layers:
-        place = _add_layer(nodes, layer, parents, () if place is None else (place,))
+        with told_of(f"layer {_name(layer):.80}"):
+            place = _add_layer(nodes, layer, parents, () if place is None else (place,))
     if place is None:
         raise ValueError("the model's config holds a model without layers")
     return place
@@ -84,19 +85,40 @@ def _add_functional(nodes: list[Node], config: Mapping[str, Any], parents: tuple
     if len(outputs) != 1:
         raise ValueError(f"the model has {len(outputs)} outputs; models with one are read")
     places: dict[str, int] = {}
-    waiting = {_name(layer): layer for layer in config["layers"]}
-    reads = {name: _inbound(layer) for name, layer in waiting.items()}
-    while waiting:
-        ready = [name for name in waiting if all(before in places for before in reads[name])]
-        if not ready:
-            raise ValueError(f"the model's config has layers that read each other: {', '.join(list(waiting)[:4])}")
-        for name in ready:
-            layer = waiting.pop(name)
-            if name in inputs and source is not None:
-                places[name] = source  # the input of a nested model is what its parent gives it
-            else:
-                places[name] = _add_layer(nodes, layer, parents, tuple(places[before] for before in reads[name]))
+    layers = {_name(layer): layer for layer in config["layers"]}
+    reads = {}
+    for name, layer in layers.items():
+        with told_of(f"layer {name:.80}"):
+            reads[name] = _inbound(layer)
+    for name in _sorted(reads):
+        if name in inputs and source is not None:
+            places[name] = source  # the input of a nested model is what its parent gives it
+        else:
+            with told_of(f"layer {name:.80}"):
+                places[name] = _add_layer(nodes, layers[name], parents, tuple(places[before] for before in reads[name]))
     return places[outputs[0]]
+
+
+def _sorted(reads: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Names in their order, but each after those that it reads; in a time that grows as the config does."""
+    begun: set[str] = set()
+    done: set[str] = set()
+    for first in reads:
+        stack = [first]
+        while stack:
+            name = stack[-1]
+            if name not in reads:
+                raise ValueError(f"the model's config has a layer that reads {name:.80}, which is none")
+            missing = [] if name in done else [before for before in reads[name] if before not in done]
+            if missing and name in begun:
+                raise ValueError(f"the model's config has layers that read each other: {name}, {missing[0]}")
+            begun.add(name)
+            stack += missing[::-1]
+            if not missing:
+                stack.pop()
+                if name not in done:
+                    done.add(name)
+                    yield name
 
 
 def _add_layer(nodes: list[Node], layer: Mapping[str, Any], parents: tuple[str, ...], inputs: tuple[int, ...]) -> int:

@@ -133,7 +133,7 @@ def _run(file: KerasFile, read: Read, graph: Graph, meaning: Meaning, image: Arr
                 del values[source]
         try:
             linear = compute(node, sources, read, meaning)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{file.path}: layer {node.name} ({node.kind}) cannot be computed: {error}") from None
         if node.layer is not None:
             yield label(node.layer, file), channels_first(linear, format_of(node, meaning))

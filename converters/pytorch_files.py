@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import IO, Any, TypedDict
+from typing import IO, Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,11 +61,11 @@ class _Held:
 
 @dataclass(frozen=True)
 class _State:
-    """A file's tensors by name, its storages by key, and the order of the bytes in a number, "<" or ">"."""
+    """A file's tensors by name, its storages by key, and the order of the bytes in a number."""
 
     tensors: dict[str, Stored]
     storages: dict[str, _Held]
-    order: str = "<"
+    order: Literal["<", ">"] = "<"
 
 
 def holds_state_dict(path: str) -> bool:

@@ -18,7 +18,7 @@ from converters import keras_archive, keras_arrays, keras_weights, legacy_h5
 from converters.hdf5_tree import BROKEN, Tree, survey
 from converters.keras_file import KerasArray, KerasFile
 from converters.layouts import Array
-from convnets_torch.files import check_regular
+from convnets_torch.files import check_regular, open_file, opened_path
 from convnets_torch.sentences import in_one_line
 
 values = keras_arrays.values
@@ -82,14 +82,17 @@ def read_array(array: KerasArray) -> Array:
 
 @contextmanager
 def _opened_h5(path: Path) -> Iterator[h5py.File]:
-    if not h5py.is_hdf5(path):
-        raise OSError(f"{path} is no HDF5 file, or truncated before its header ends; download it again")
-    try:
-        file = h5py.File(path, "r")
-    except BROKEN as error:
-        raise OSError(f"{path} cannot be opened, it is truncated or broken ({error}); download it again") from None
-    with file:
-        yield file
+    with open_file(path) as opened:
+        place = opened_path(opened)
+        if not h5py.is_hdf5(place):
+            raise OSError(f"{path} is no HDF5 file, or truncated before its header ends; download it again")
+        try:
+            file = h5py.File(place, "r")
+        except BROKEN as error:
+            reason = str(error).replace(place, str(path))
+            raise OSError(f"{path} cannot be opened, it is truncated or broken ({reason}); download it again") from None
+        with file:
+            yield file
 
 
 def _surveyed(path: Path, file: h5py.File) -> Tree:

@@ -126,8 +126,8 @@ class _Reader:
             self.below.append(stack)
             self.stack = []
         elif opcode == "TUPLE":
-            items = tuple(self._marked())
-            self.stack.append(items)
+            marked = tuple(self._marked())
+            self.stack.append(marked)
         elif opcode in ("TUPLE1", "TUPLE2", "TUPLE3"):
             count = int(opcode[-1])
             stack[-count:] = [tuple(stack[place] for place in range(-count, 0))]

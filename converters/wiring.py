@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from converters.config_checks import told_of
 from converters.keras_file import KerasFile, KerasLayer
 from converters.keras_graph import Graph, Node, graph_of_config
 from converters.keras_layers import ACTIVATIONS, IDENTITIES, activation_of, edges_of, layer_activation, pair_of
@@ -25,6 +27,7 @@ READERS = (*POOLED, "Flatten")
 BEFORE_READER = (*READERS, *IDENTITIES, *ACTIVATIONS, "Identity", "Dense", "BatchNormalization", "AveragePooling2D")
 PASSING = (*IDENTITIES, "Identity")
 ALIASES = {"swish": "silu"}
+MOST_SOURCES = 4  # that are named of what a layer reads
 MOST_SAID = 6  # differences; one mistake in a graph often shows in many layers
 
 Key = tuple[tuple[str, ...], str]
@@ -52,7 +55,8 @@ class _Terms:
             return str(settings[0][1])
         if kind == "input":
             return "the input"
-        inner = ", ".join(self.describe(source, depth - 1) for source in sources) if depth else "..."
+        shown = [self.describe(source, depth - 1) for source in sources[:MOST_SOURCES]] if depth else ["..."]
+        inner = ", ".join([*shown, *(["..."] if depth and len(sources) > MOST_SOURCES else [])])
         return f"{' '.join([kind, *map(_short, settings)]).strip()}({inner})"
 
 
@@ -100,7 +104,8 @@ def differences(
     keys = {_key(layer) for layer in found.base.values()}
     terms = _Terms()
     wanted, read = (
-        _read(graph, keys, terms, theano=theano, alexnet=lineage.network == "alexnet") for graph in (ours, theirs)
+        _read(file.path, graph, keys, terms, theano=theano, alexnet=lineage.network == "alexnet")
+        for graph in (ours, theirs)
     )
     said = []
     for key, (settings, source) in wanted.layers.items():
@@ -108,6 +113,9 @@ def differences(
             said.append(f"{key[1]} is not on the way from the input to the output")
             continue
         other, other_source = read.layers[key]
+        if other.keys() != settings.keys():
+            said.append(f"{key[1]} is a {other.get('class', 'layer')} of another class than its network's")
+            continue
         said += [f"{key[1]} has {word} {other[word]}, not {value}" for word, value in settings.items()
                  if other[word] != value]  # fmt: skip
         if other_source != source:
@@ -123,22 +131,23 @@ def _key(layer: KerasLayer) -> Key:
     return layer.parents, layer.name
 
 
-def _read(graph: Graph, keys: set[Key], terms: _Terms, *, theano: bool, alexnet: bool) -> _Read:
+def _read(path: Path, graph: Graph, keys: set[Key], terms: _Terms, *, theano: bool, alexnet: bool) -> _Read:
     layers: dict[Key, tuple[Mapping[str, Any], int]] = {}
     outputs: dict[str, int] = {}
     beginning = terms.of(("input",))
     for node in graph.nodes:
-        sources = [outputs[name] for name in node.inputs]
-        name, words = activation_of(node.settings) if node.layer is not None else ("linear", {})
-        if node.layer is not None and _key(node.layer) in keys:
-            settings, source = _settings(node, sources, graph, terms, theano)
-            layers[_key(node.layer)] = settings, source
-            term = terms.of(("layer", _key(node.layer)))
-        elif not sources or (set(sources) == {beginning} and node.layer is None and node.kind != "ZeroPadding2D"):
-            term = beginning  # what stands before the first convolution is the preprocessing's
-        else:
-            term = _term(node, sources, graph, terms, alexnet)
-        outputs[node.name] = _activated(term, name, words, terms)
+        with told_of(f"{path}: layer {node.name} ({node.kind})"):
+            sources = [outputs[name] for name in node.inputs]
+            name, words = activation_of(node.settings) if node.layer is not None else ("linear", {})
+            if node.layer is not None and _key(node.layer) in keys:
+                settings, source = _settings(node, sources, graph, terms, theano)
+                layers[_key(node.layer)] = settings, source
+                term = terms.of(("layer", _key(node.layer)))
+            elif not sources or (set(sources) == {beginning} and node.layer is None and node.kind != "ZeroPadding2D"):
+                term = beginning  # what stands before the first convolution is the preprocessing's
+            else:
+                term = _term(node, sources, graph, terms, alexnet)
+            outputs[node.name] = _activated(term, name, words, terms)
     return _Read(layers, outputs)
 
 

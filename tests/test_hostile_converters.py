@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,8 +22,16 @@ import torch
 from safetensors.torch import load_file
 
 from converters import convert
-from converters.pytorch_files import carry_out_tensors, describe_state_dict
-from tests.conftest import KERAS1, NARROW
+from converters.evidence import Golden
+from converters.keras_file import KerasFile
+from converters.keras_plan import plan_keras
+from converters.labels import read_labels
+from converters.model_config import _sorted
+from converters.plans import Wishes
+from converters.pytorch_files import TensorJob, carry_out_tensors, describe_state_dict
+from converters.reading import read_keras
+from converters.wiring import _Terms
+from tests.conftest import DATA, KERAS1, NARROW
 
 pytestmark = pytest.mark.hostile
 
@@ -89,7 +100,7 @@ with isolation.reading_process() as call:
     print(call("read", path={str(KERAS1 / "vgg16.h5")!r})["container"])
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), str(ROOT)])}
-    bare = sys._base_executable  # without what is installed in this environment
+    bare = getattr(sys, "_base_executable", sys.executable)  # without what is installed in this environment
     done = subprocess.run([bare, "-s", "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout == f"[{str(packages)!r}]\nlegacy\n", done.stderr
 
@@ -146,7 +157,8 @@ def test_both_layouts_and_all_real_types_are_read_as_torch_reads_them(state, tmp
     assert {name: (tuple(one["shape"]), f"torch.{one['dtype']}") for name, one in told.items()} == {
         name: (tuple(one.shape), str(one.dtype)) for name, one in odd.items()
     }
-    output, jobs, place = tmp_path / "values", [], 0
+    output, place = tmp_path / "values", 0
+    jobs: list[TensorJob] = []
     for name, tensor in odd.items():
         jobs.append({"source": name, "place": place, "shape": list(tensor.shape), "dtype": "float32"})
         place += 4 * tensor.numel()
@@ -192,7 +204,7 @@ def test_files_of_2016_are_read_as_torch_reads_them(tmp_path):
     )
     wanted = torch.load(path, weights_only=True)
     assert {name: list(one.shape) for name, one in wanted.items()} == {"one": [2, 3], "other": [2]}
-    jobs = [
+    jobs: list[TensorJob] = [
         {"source": "one", "place": 0, "shape": [2, 3], "dtype": "float32"},
         {"source": "other", "place": 24, "shape": [2], "dtype": "float32"},
     ]
@@ -340,7 +352,7 @@ def test_damaged_state_dicts_are_refused_in_a_sentence_or_read(state, tmp_path):
             for _ in range(random.integers(1, 4)):
                 damaged[random.choice(ends)] = random.integers(256)
             path = tmp_path / "x.pth"
-            path.write_bytes(damaged[: random.choice([len(damaged), len(damaged), random.integers(1, len(damaged))])])
+            path.write_bytes(damaged[: random.integers(1, len(damaged)) if random.random() < 0.3 else None])
             try:
                 describe_state_dict(path)
             except (OSError, ValueError) as error:
@@ -383,3 +395,186 @@ def test_a_file_that_is_swapped_while_it_is_read_is_not_converted(state, tmp_pat
     with pytest.raises(ValueError, match=r"x\.pth has changed while it was read; convert it anew"):
         convert(tmp_path / "x.pth", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+# Configs of models
+
+
+SOUND = read_keras(DATA / "keras231/vgg16_flat_first_model.h5").to_dict()
+
+
+@pytest.fixture
+def config():
+    return copy.deepcopy(SOUND["config"])
+
+
+def planned(config):
+    """Plan what a sound file says of itself, under another config."""
+    return plan_keras(KerasFile.from_dict(SOUND | {"config": config}), Wishes(preprocessing="unit"))
+
+
+VALUES = [None, [], {}, "x", -1, 2.5, 10**18, True, [1, 2, 3], [None], {"a": 1}, ["a", "b"]]
+
+
+def test_a_config_that_lacks_or_mistakes_anything_is_planned_or_refused_in_a_sentence(config):
+    """Every setting of one layer of each class, left out and of every kind, and the same of the model's own."""
+    layers = config["config"]["layers"]
+    first = {layer["class_name"]: number for number, layer in reversed(list(enumerate(layers)))}
+    places: list[tuple[Any, ...]] = [("config", key) for key in config["config"]] + [("class_name",), ("config",)]
+    for number in first.values():
+        places += [("config", "layers", number, key) for key in layers[number]]
+        places += [("config", "layers", number, "config", key) for key in layers[number]["config"]]
+    random = np.random.default_rng(0)
+    for place in places:
+        for value in (..., VALUES[random.integers(len(VALUES))]):
+            changed = copy.deepcopy(config)
+            inner = changed
+            for key in place[:-1]:
+                inner = inner[key]
+            if value is ...:
+                del inner[place[-1]]
+            else:
+                inner[place[-1]] = value
+            try:
+                planned(changed)
+            except ValueError as error:
+                assert "first_model.h5" in str(error), place  # noqa: PT017
+
+
+@pytest.mark.parametrize("class_name", ["DepthwiseConv2D", "Dense", "BatchNormalization", "MaxPooling2D", "Add", "X"])
+def test_a_convolution_that_is_said_to_be_another_layer_is_refused(config, class_name):
+    changed = copy.deepcopy(config)
+    layer = next(layer for layer in changed["config"]["layers"] if layer["class_name"] == "Conv2D")
+    layer["class_name"] = class_name
+    with pytest.raises(ValueError, match=r"first_model\.h5"):
+        planned(changed)
+
+
+def test_layers_in_any_order_take_the_time_of_their_number():
+    """A chain of 20,000 backwards took one pass for each; layers that read each other are still told."""
+    chain = {f"layer{number}": [f"layer{number - 1}"] if number else [] for number in range(20_000)}
+    began = time.process_time()
+    assert list(_sorted(dict(reversed(chain.items())))) == list(chain)
+    assert time.process_time() - began < 5
+    assert list(_sorted({"b": ["a"], "a": [], "c": ["a", "b"]})) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="read each other: a, b"):
+        list(_sorted({"a": ["b"], "b": ["a"]}))
+
+
+def test_what_a_layer_reads_is_told_in_a_few_words():
+    """Three layers that each read another two thousand times stand for 8 thousand million words."""
+    terms = _Terms()
+    term = terms.of(("input",))
+    for _ in range(3):
+        term = terms.of(("Add",), *[term] * 2000)
+    assert len(terms.describe(term)) < 1000
+
+
+# Class names, recordings
+
+
+def test_class_names_are_as_long_as_a_card_may_have_them(tmp_path):
+    (tmp_path / "labels.txt").write_text("cat\n" + "x" * 1001 + "\n")
+    with pytest.raises(ValueError, match=r"labels\.txt: class name 2 has 1001 letters; up to 1000 are wanted"):
+        read_labels(tmp_path / "labels.txt")
+    (tmp_path / "labels.txt").write_text("cat\x07\n" + "x" * 1000 + "\n")
+    assert read_labels(tmp_path / "labels.txt") == ("cat\x07", "x" * 1000)
+    with pytest.raises(ValueError, match="classes: class name 1 has 5000 letters"):
+        convert(KERAS1 / "vgg16.h5", tmp_path / "out.safetensors", backend="theano", classes=["y" * 5000] * 60)
+    assert not (tmp_path / "out.safetensors").exists()
+    with (tmp_path / "labels.txt").open("wb") as file:
+        file.truncate(10_000_001)
+    with pytest.raises(ValueError, match=r"labels\.txt has 10,000,001 bytes"):
+        read_labels(tmp_path / "labels.txt")
+
+
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3, 4, 4), }"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(1, 3, 4, 4)", "(1, 3, 1000000, 1000000)"),
+        ("(1, 3, 4, 4)", "(1, 3, 99999999999999999999, 4)"),
+        ("(1, 3, 4, 4)", "(-1, 3, 4, 4)"),
+        ("(1, 3, 4, 4)", f"({'-' * 9000}1,)"),
+        ("(1, 3, 4, 4)", f"{'(' * 300}1{')' * 300}"),
+        ("(1, 3, 4, 4)", "(1.5, 'x')"),
+        ("(1, 3, 4, 4)", "None"),
+        ("'<f4'", "'|O'"),
+        ("'<f4'", "[('a', '<f4'), ('b', '<f4')]"),
+        ("'<f4'", "'<M8[s]'"),
+        ("'<f4'", "'|V100000000000'"),
+        ("'<f4'", "'x' * 3"),
+        ("'<f4'", "'<c8'"),
+        (HEADER, "__import__('os').system('touch trace')"),
+    ],
+)
+def test_recordings_that_are_none_are_refused(tmp_path, monkeypatch, old, new):
+    monkeypatch.chdir(tmp_path)
+    header = HEADER.replace(old, new).encode() + b"\n"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(192)
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.npy (is no \.npy file of numbers|holds)"):
+        Golden.read(tmp_path / "x.npy", tmp_path / "x.npy")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_recordings_of_absurd_size_are_refused_at_once(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 4, 4), np.float32))
+    assert Golden.read(tmp_path / "x.npy", tmp_path / "x.npy").inputs.shape == (1, 3, 4, 4)
+    with (tmp_path / "x.npy").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match=r"x\.npy has 1,099,511,627,776 bytes"):
+        Golden.read(tmp_path / "x.npy", tmp_path / "x.npy")
+
+
+# Killed conversions
+
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import converters.keras_plan, converters.pytorch_plan, converters.tasks
+from converters import convert
+source, out, options = Path(sys.argv[1]), Path(sys.argv[2]), {"backend": sys.argv[3] or None, "isolated": False}
+
+def begun():
+    child = os.fork()
+    if child == 0:
+        convert(source, out, **options)
+        os._exit(0)
+    return child
+
+os.waitpid(begun(), 0)
+new = out.read_bytes()
+chance, left = random.Random(1), 0
+for number in range(6):
+    out.write_bytes(b"old")
+    child = begun()
+    until = time.monotonic() + 5
+    while number % 2 and time.monotonic() < until and not list(out.parent.glob(".*.part")):
+        time.sleep(0.001)  # every other one is killed while it writes
+    time.sleep(chance.uniform(0, 0.02 if number % 2 else 0.4))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert out.read_bytes() in (b"old", new)
+    left = max(left, len(list(out.parent.iterdir())) - 1)
+os.waitpid(begun(), 0)
+assert out.read_bytes() == new
+print(left, *sorted(entry.name for entry in out.parent.iterdir()))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize(("name", "backend"), [("x.pth", ""), ("x.h5", "theano")])
+def test_a_killed_conversion_leaves_the_old_file_or_the_new_and_nothing_after_the_next(state, tmp_path, name, backend):
+    """Processes that convert are killed at random moments, between their start and beyond their end."""
+    torch.save(state, tmp_path / "x.pth")
+    shutil.copy(KERAS1 / "vgg16.h5", tmp_path / "x.h5")
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", KILLS, tmp_path / name, tmp_path / "out" / "out.safetensors", backend]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    left, *names = done.stdout.split()
+    assert names == ["out.safetensors"]
+    assert int(left) == 1  # what a killed one leaves is gone after the next, which may be killed as well

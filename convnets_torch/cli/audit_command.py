@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnets_torch.cli.messages import show
+from convnets_torch.sentences import shortened
 
 if TYPE_CHECKING:
     from converters.auditing import Audit
@@ -32,7 +33,7 @@ def audit(
         print(json.dumps(found.to_dict()))
         return
     for line in lines(found):
-        show(line)
+        show(shortened(line))  # --json has all of it
 
 
 def lines(found: Audit) -> Iterator[str]:
