@@ -139,7 +139,7 @@ def _one_sentence(path: str | Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or "it ends too early"
         raise ValueError(f"{path} is broken ({reason}); download it again") from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import random
 import shutil
 import warnings
@@ -22,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from converters.isolation import reading_process
 from convnets_torch import (
     Card,
     Index,
@@ -258,6 +260,31 @@ def _read_checkpoint(path: Path) -> list[str]:
             each.unlink(missing_ok=True)
 
 
+def _state_dicts(folder: Path) -> list[Path]:
+    """PyTorch's two formats."""
+    torch.manual_seed(0)
+    shapes = {"features.0.weight": (4, 3, 3, 3), "features.0.bias": (4,), "classifier.weight": (6, 8)}
+    state: dict[str, torch.Tensor] = {name: torch.randn(shape) for name, shape in shapes.items()}
+    state |= {"half": torch.randn(2, 3).half(), "steps": torch.tensor(3), "turned": torch.randn(4, 5).t()}
+    for name, zipped in (("zip.pth", True), ("bare.pth", False)):
+        torch.save(state, folder / name, _use_new_zipfile_serialization=zipped)
+    return [folder / "zip.pth", folder / "bare.pth"]
+
+
+def _read_state_dict(path: Path) -> list[str]:
+    """By the process that reads, all values among them, as a conversion would."""
+    scratch = path.parent / "scratch"
+    with reading_process() as call:
+        described = call("describe state dict", path=str(path))
+        jobs, size = [], 0
+        for name, told in described.items():
+            jobs.append({"source": name, "place": size, "shape": told["shape"], "dtype": "float32"})
+            size += 4 * math.prod(told["shape"])
+        scratch.write_bytes(bytes(size))
+        not_finite = call("fill tensors", path=str(path), output=str(scratch), jobs=jobs) if size else []
+    return [_digest(described, not_finite, scratch.read_bytes())]
+
+
 # Folders
 
 
@@ -334,6 +361,7 @@ TARGETS: dict[str, Target] = {
     "card": Target(_weights, _read_weights),
     "vectors": Target(_vectors, _read_vectors),
     "map": Target(_image_maps, _read_image_map),
+    "pth": Target(_state_dicts, _read_state_dict),
     "checkpoint": Target(_checkpoints, _read_checkpoint),
     "index": Target(_index, _read_index),
     "evaluate-resume": Target(_evaluation, _read_evaluation),
