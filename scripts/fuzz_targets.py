@@ -194,9 +194,8 @@ def _weights(folder: Path) -> list[Path]:
 def _read_weights(path: Path) -> list[str]:
     network = load(path)
     assert network.card is not None
-    rule = network.card.preprocessing
     with torch.inference_mode():
-        logits = network(torch.full((1, 3, *rule.shape), 0.5))
+        logits = network(torch.full((1, 3, *network.size), 0.5))
     return [_digest(logits.numpy(), network.card.to_json())]
 
 
