@@ -1,0 +1,51 @@
+"""Files from outside go through the gates of `convnets_torch.files`: no module opens, unpickles or runs past them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.hostile
+ROOT = Path(__file__).parents[1]
+
+PAST_THE_GATES = {  # a call -> the modules that have it, for files that they or their own children have just made
+    r"(torch\.load|(pickle|marshal|yaml|joblib)\.\w+)\(": set(),
+    r"(eval|exec|compile|__import__|os\.(system|popen|spawn\w*|exec\w*))\(": set(),
+    r".*\.(extract|extractall|exec_module)\(": set(),
+    r"(subprocess\.\w+|Popen)\(": {"converters/isolation.py"},
+    r"Image\.open\((?!.*formats=)": set(),
+    r"np\.load\((?!.*allow_pickle=False)": {"converters/forwarding.py", "converters/proving.py"},
+    r"(open|io\.open)\(|.*\.open\(('r\+?b?'|encoding=.*)?\)|.*\.read_bytes\(": {
+        "convnets_torch/exports.py",  # the program that it has written
+        "convnets_torch/synsets.py",  # the table of the package
+    },
+    r"(?!read_text).*\.read_text\(": {
+        "convnets_torch/maps/page.py",  # the page's own parts
+        "convnets_torch/training/network_clock.py",  # /proc
+        "converters/isolation.py",  # /proc
+        "converters/proving.py",
+    },
+}
+
+
+@cache
+def calls() -> set[tuple[str, str]]:
+    """(module, call) of the packages."""
+    found = set()
+    for path in (path for name in ("convnets_torch", "converters") for path in (ROOT / name).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                found.add((path.relative_to(ROOT).as_posix(), ast.unparse(node)))
+    return found
+
+
+@pytest.mark.parametrize("pattern", PAST_THE_GATES)
+def test_only_the_gates_open_what_comes_from_outside(pattern):
+    found = {(module, call) for module, call in calls() if re.match(pattern, call, re.DOTALL)}
+    unexpected = {(module, call) for module, call in found if module not in PAST_THE_GATES[pattern]}
+    assert not unexpected
+    assert {module for module, _ in found} == PAST_THE_GATES[pattern]  # so that the list stays true
