@@ -97,8 +97,8 @@ def read_pickle(stream: IO[bytes]) -> Any:
         [result] = reader.stack
     except Refused:
         raise
-    except (IndexError, KeyError, TypeError, AttributeError, ValueError):  # a stack or memo that lacks something
-        raise broken() from None
+    except (IndexError, KeyError, TypeError, AttributeError, ValueError, Warning):
+        raise broken() from None  # a stack or memo lacks something; or an old text is odd, and warnings are errors
     return result
 
 

@@ -153,15 +153,19 @@ LINES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES.keys())
-def test_lines_that_no_run_writes_are_cut_off(network, pets, tmp_path, line):
-    whole = evaluated(network, pets, tmp_path / "outputs")
-    written = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
-    (tmp_path / "outputs" / "done.jsonl").write_bytes(written)
+def test_lines_that_no_run_writes_are_cut_off(tmp_path, line):
+    written = OutputFile(tmp_path / "outputs", {}, 30, 3)
+    written.add(np.ones((30, 3), np.float32), {}, [], 30)
+    written.close()
+    (tmp_path / "outputs" / "done.jsonl").write_bytes(
+        line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
+    )
     start = time.monotonic()
-    found = evaluated(network, pets, tmp_path / "outputs")
-    assert found.running.computed == 30
-    assert not found.failed
-    np.testing.assert_array_equal(found.logits, whole.logits)
+    found = OutputFile(tmp_path / "outputs", {}, 30, 3)
+    found.close()
+    assert (found.done, found.failed, found.remarks) == (0, {}, [])
+    assert not (tmp_path / "outputs" / "done.jsonl").stat().st_size
+    assert not (tmp_path / "outputs" / "outputs.f32").stat().st_size
     assert time.monotonic() - start < 30
 
 
