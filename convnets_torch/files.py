@@ -12,7 +12,7 @@ import shutil
 import stat
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -48,20 +48,29 @@ def open_file(path: str | os.PathLike[str], *, max_bytes: int | None = None, fol
         ValueError: it has more than `max_bytes`.
     """
     check_regular(path, follow_links=follow_links)  # before opening, which alone can start a device
-    try:
-        descriptor = os.open(path, _READ | (0 if follow_links else _NO_LINK))
-    except OSError as error:
-        raise _refused_link(path) if error.errno == errno.ELOOP else error from None
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{path} is not a regular file; name one")
+
+    def check(found: os.stat_result) -> None:
         if max_bytes is not None and found.st_size > max_bytes:
             raise ValueError(
                 f"{path} has {found.st_size:,} bytes, but no file of its kind needs more than {max_bytes:,}; it is"
                 " damaged, or something else"
             )
-        return os.fdopen(descriptor, "rb")
+
+    return _opened(path, _READ | (0 if follow_links else _NO_LINK), "rb", check)
+
+
+def _opened(path: str | os.PathLike[str], flags: int, mode: str, check: Callable[[os.stat_result], None]) -> IO[bytes]:
+    """A file whose descriptor has passed the checks: it is a regular one, and `check` does not raise."""
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        raise (_refused_link(path) if error.errno == errno.ELOOP else error) from None
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{path} is not a regular file; name one")
+        check(found)
+        return os.fdopen(descriptor, mode)
     except BaseException:
         os.close(descriptor)
         raise
@@ -193,7 +202,8 @@ def _remove_left_over(parent: Path) -> None:
                 continue
             lock = _lock(Path(entry.path), wait=False)
             if lock is not None:
-                shutil.rmtree(entry.path, ignore_errors=True)
+                with contextlib.suppress(RecursionError):  # one that lies so deep is none of ours
+                    shutil.rmtree(entry.path, ignore_errors=True)
                 _unlock(lock)
 
 
@@ -279,27 +289,19 @@ def open_own(path: Path, mode: str = "rb") -> IO[bytes]:
         OSError: it is a link, has further names, is no regular file, belongs to another user, or cannot be opened.
     """
     changing = mode == "r+b"
-    flags = (os.O_RDWR | os.O_CREAT | (_READ & ~os.O_RDONLY)) if changing else _READ
     if path.is_symlink():
         raise _refused_link(path)
     if not changing or path.exists():
         check_regular(path, follow_links=False)
-    try:
-        descriptor = os.open(path, flags | _NO_LINK, 0o666)
-    except OSError as error:
-        raise _refused_link(path) if error.errno == errno.ELOOP else error from None
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{path} is not a regular file; name one")
+
+    def check(found: os.stat_result) -> None:
         if not _is_ours(found):
             raise PermissionError(f"{path} belongs to another user; name a folder of your own")
         if changing and found.st_nlink > 1:
             raise OSError(f"{path} is the same file as another one (a hard link); name another folder")
-        return os.fdopen(descriptor, mode)
-    except BaseException:
-        os.close(descriptor)
-        raise
+
+    flags = (os.O_RDWR | os.O_CREAT | (_READ & ~os.O_RDONLY)) if changing else _READ
+    return _opened(path, flags | _NO_LINK, mode, check)
 
 
 def check_own_folder(folder: Path) -> None:
@@ -313,14 +315,16 @@ def check_own_folder(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    for parent, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            place = Path(parent) / name
-            mode = place.lstat().st_mode
-            if stat.S_ISLNK(mode):
-                raise _refused_link(place)
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise OSError(f"{place} is not a regular file; remove it, or name another folder")
+    waiting = [folder]  # not os.walk, which calls itself: folders lie deeper within each other than Python does
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    raise _refused_link(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                elif not entry.is_file(follow_symlinks=False):
+                    raise OSError(f"{entry.path} is not a regular file; remove it, or name another folder")
     if stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH and folder not in _remarked:
         _remarked.add(folder)
         remark = f"everybody may write to {folder}, and so change what is read from it; chmod o-w {folder}"

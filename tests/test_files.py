@@ -259,3 +259,20 @@ def test_json_that_later_code_would_stumble_over_is_refused(text, sentence):
     with pytest.raises(ValueError, match=sentence):
         loads(text)
     assert loads("[" * 64 + "]" * 64)
+
+
+def test_folders_deeper_than_python_calls_itself_do_no_harm(tmp_path):
+    folder = tmp_path / ".0123456789abcdef.part"
+    deep = folder
+    for _ in range(1500):
+        deep = deep / "d"
+    subprocess.run(["mkdir", "-p", deep], check=True)
+    try:
+        check_own_folder(tmp_path)
+        write_in_new_process(tmp_path / "b")
+        assert (tmp_path / "b").read_text() == "b"
+        (deep / "link").symlink_to("b")
+        with pytest.raises(OSError, match="is a link"):
+            check_own_folder(tmp_path)
+    finally:
+        subprocess.run(["rm", "-rf", folder], check=True)  # pytest calls itself for each folder, too
