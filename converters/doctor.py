@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from converters.evidence import Evidence, Golden, Labels, Recorded, recordings
 from converters.hypotheses import Change, State, families
 from convnets_torch.card import Card
 from convnets_torch.classification import card_of
-from convnets_torch.images import Picture, read_picture
+from convnets_torch.images import Picture, PictureWarning, read_picture
 from convnets_torch.networks import Network
 from convnets_torch.targets import find_target
 from convnets_torch.weights import build, load
@@ -102,9 +103,12 @@ def diagnose(
         The verdict, with the corrected network.
 
     Raises:
-        OSError: the weights or a picture cannot be read.
+        OSError: the weights cannot be read, or none of the pictures.
         ValueError: nothing to judge by, or what does not fit the network; a network without head or without finite
             outputs; a target that is not known, or means all classes.
+
+    Warns:
+        PictureWarning: a picture cannot be read, and is left out.
 
     >>> import numpy as np
     >>> network, x = load("alexnet.safetensors"), np.random.default_rng(0).uniform(0, 255, (2, 227, 227, 3)).round()
@@ -139,8 +143,18 @@ def _labels(card: Card, pictures: list[Picture], expected: str | int | Sequence[
     for target, class_ids in ids.items():
         if len(class_ids) == card.classes:
             raise ValueError(f"{target!r} means all {card.classes} classes, so any answer is right; name fewer")
-    pixels = [read_picture(picture, exif=card.preprocessing.exif) for picture in pictures]
-    return Labels(pixels, [ids[target] for target in targets], card.classes)
+    pixels, right, problems = [], [], []
+    for picture, target in zip(pictures, targets, strict=True):
+        try:
+            pixels.append(read_picture(picture, exif=card.preprocessing.exif))
+            right.append(ids[target])
+        except (OSError, ValueError) as error:
+            problems.append(error)
+    if not pixels:
+        raise problems[0]
+    for problem in problems:
+        warnings.warn(f"{problem}; it is left out", PictureWarning, stacklevel=3)
+    return Labels(pixels, right, card.classes)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -227,9 +228,11 @@ def test_flipped_kernels_are_found_by_photographs(lite_weights, photographs, tmp
         folder = tmp_path / "album" / words.replace(" ", "_")
         folder.mkdir(parents=True)
         (folder / file).write_bytes((photographs / file).read_bytes())
+    (folder / "cut.png").write_bytes((photographs / "coffee.png").read_bytes()[:5000])
     out_file = tmp_path / "out.safetensors"
-    code, out, _ = command("doctor", tmp_path / "broken.safetensors", tmp_path / "album", "--write", out_file)
+    code, out, error = command("doctor", tmp_path / "broken.safetensors", tmp_path / "album", "--write", out_file)
     assert code == 0, out
+    assert re.search(r"cut\.png is broken .*; it is left out", error)
     assert out.splitlines()[-1].startswith("kernels are flipped: the file as it is gives 0.")
     mended, whole = load(out_file), load(lite_weights)
     assert all(torch.equal(mended.state_dict()[name], array) for name, array in whole.state_dict().items())
