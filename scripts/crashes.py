@@ -90,7 +90,7 @@ def _index(path: Path) -> str:
 
 
 def _report(path: Path) -> str:
-    figures = json.loads((path / "evaluation.json").read_text())
+    figures = json.loads(path.read_text())
     return str({name: figures[name] for name in ("top1", "images", "top1_accuracy", "loss") if name in figures})
 
 
@@ -120,7 +120,9 @@ WRITERS = {
     "probe": Writer("probe {in}/narrow.safetensors {in}/classes -o {out}/x.safetensors", ("x.safetensors",), _arrays),
     "finetune": Writer(FINETUNE, ("x.safetensors",), _arrays),
     "evaluate": Writer(
-        "evaluate {in}/narrow.safetensors {in}/classes --resume {out}/kept -o {out}/report", ("report",), _report
+        "evaluate {in}/narrow.safetensors {in}/classes --resume {out}/kept -o {out}/report",
+        ("report/evaluation.json",),
+        _report,
     ),
     "heatmap": Writer(
         "heatmap {in}/narrow.safetensors {in}/large.png --target red -o {out}/x.npz --resume {out}/kept"
@@ -129,7 +131,11 @@ WRITERS = {
         _npz,
     ),
 }
-RESUMED = {"finetune": "x.safetensors", "evaluate": "report", "heatmap": "x.npz"}  # removed, so that work is done again
+RESUMED = {
+    "finetune": "x.safetensors",
+    "evaluate": "report/evaluation.json",
+    "heatmap": "x.npz",
+}  # removed, so that work is done again
 
 
 def make_inputs(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -545,3 +546,28 @@ def test_a_disk_that_is_full_ends_no_process(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL, str(path)], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == f"{path} cannot be written (File too large); what was there before is untouched\n", done
     assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"x.pt2": PRECIOUS}
+
+
+FULL_OF_OUTPUTS = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from convnets_torch.training.output_files import OutputFile
+outputs = OutputFile(Path(sys.argv[1]), {}, 60, 3)
+outputs.add(np.ones((30, 3), np.float32), {}, [], 30)
+resource.setrlimit(resource.RLIMIT_FSIZE, (400, resource.RLIM_INFINITY))
+try:
+    outputs.add(np.ones((30, 3), np.float32), {}, [], 60)
+finally:
+    outputs.close()
+"""
+
+
+def test_a_disk_that_is_full_loses_no_finished_outputs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_OF_OUTPUTS, tmp_path / "outputs"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert re.search(r"OSError: outputs cannot be written to .*outputs \(File too large\); make room", done.stderr)
+    again = OutputFile(tmp_path / "outputs", {}, 60, 3)
+    again.close()
+    assert again.done == 30

@@ -52,6 +52,7 @@ class OutputFile:
         """
         self.run, self.done, self.failed, self.remarks = dict(run), 0, dict[int, str](), list[str]()
         self._pictures, self._classes, self._rows = pictures, classes, 0
+        self._place = folder or tempfile.gettempdir()
         self._lines: IO[bytes] | None = None
         with contextlib.ExitStack() as stack:
             if folder is None:
@@ -126,15 +127,21 @@ class OutputFile:
             OSError: the disk is full.
         """
         data = np.ascontiguousarray(rows, "<f4").tobytes()
-        self._file.write(data)
-        self._file.flush()
-        if self._lines is not None:
-            os.fsync(self._file.fileno())
-            entry = {"done": done, "rows": len(rows), "crc32": zlib.crc32(data)}
-            words = {"failed": dict(failed), "remarks": list(remarks)}
-            self._lines.write(json.dumps(entry | words).encode() + b"\n")
-            self._lines.flush()
-            os.fsync(self._lines.fileno())
+        try:
+            self._file.write(data)
+            self._file.flush()
+            if self._lines is not None:
+                os.fsync(self._file.fileno())
+                entry = {"done": done, "rows": len(rows), "crc32": zlib.crc32(data)}
+                words = {"failed": dict(failed), "remarks": list(remarks)}
+                self._lines.write(json.dumps(entry | words).encode() + b"\n")
+                self._lines.flush()
+                os.fsync(self._lines.fileno())
+        except OSError as error:
+            raise OSError(
+                f"outputs cannot be written to {self._place} ({error.strerror}); make room, and give the same command"
+                " again: with --resume what is finished is kept"
+            ) from None
         self.failed.update(failed)
         self.remarks += remarks
         self.done, self._rows = done, self._rows + len(rows)
@@ -147,7 +154,8 @@ class OutputFile:
 
     def close(self) -> None:
         """Close the files."""
-        self._open.close()
+        with contextlib.suppress(OSError):  # of a full disk, which `add` has told
+            self._open.close()
 
 
 class _Entry:
