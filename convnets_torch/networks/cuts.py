@@ -122,9 +122,9 @@ class _Alone(nn.Module):
 class _Whole(Layers):
     """Follows a classifier without calling its hooks; questions about shapes are answered as they are at one size."""
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, module: nn.Module, images: Tensor) -> None:
         super().__init__()
-        self._images, self._running = images, False
+        self._module, self._images = module, images
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         dense = (nn.Linear, nn.BatchNorm1d, nn.Flatten)
@@ -132,20 +132,13 @@ class _Whole(Layers):
         return any(type(module).forward is kind.forward for kind in kinds) or super().is_leaf_module(module, name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return forward(*args, **kwargs) if self._running else super().call_module(m, m.forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
+        return super().call_module(m, m.forward, args, kwargs)
 
     def to_bool(self, obj: Proxy) -> bool:
         if not _about_shapes(obj.node):
             return super().to_bool(obj)
-        self._running = True
-        try:
-            with torch.no_grad():
-                return bool(GraphModule(self.root, _graph_until(obj.node))(self._images))
-        finally:
-            self._running = False
+        with torch.no_grad():
+            return bool(GraphModule(self._module, _graph_until(obj.node))(self._images))
 
 
 def _about_shapes(node: Node) -> bool:
@@ -162,7 +155,7 @@ def _followed(module: nn.Module, images: Tensor) -> GraphModule:
     """The module as one graph of layers, none of which overwrites its input."""
     alone = _Alone(module)
     try:
-        graph = _Whole(images).trace(alone)
+        graph = _Whole(alone, images).trace(alone)
     except (TraceError, TypeError, NotImplementedError, AttributeError, RuntimeError, ValueError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(

@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
 from convnets_torch.networks.packed import PackedConv2d
 from convnets_torch.networks.sliding import ELEMENTWISE
+from convnets_torch.networks.tracing import LocalTracer
 
 Pair = tuple[int, int]  # vertical, horizontal
 
@@ -90,7 +91,7 @@ class Step:
     blocks: tuple[str, ...] = ()
 
 
-class Layers(Tracer):
+class Layers(LocalTracer):
     """Follows modules down to the layers that `steps_of` knows."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
