@@ -15,13 +15,14 @@ from torch.nn import functional as F
 
 from convnets_torch.card import Card
 from convnets_torch.embeddings.pooling import Pool, check_pool, numbers_of, pooled
-from convnets_torch.explain.activations import BROKEN, Reached, hooked, hooked_inputs
+from convnets_torch.explain.activations import BROKEN, Reached, observed
 from convnets_torch.explain.names import find_layer, needed, whole
 from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture, warn
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD
 from convnets_torch.networks.packed import PackedLinear
+from convnets_torch.networks.replicas import unwrapped
 from convnets_torch.pipeline import Decoder, Predicted, batch_for, predict
 
 Layers: TypeAlias = "str | list[str] | tuple[str, ...] | None"
@@ -64,8 +65,8 @@ class Embedded:
 class Embedder(nn.Module):
     """A network that gives vectors; `predict` and loops of one's own run it as they run a network.
 
-    The network is shared, not copied, and has hooks only while it runs, so no two threads may run it at once. It runs
-    no further than the deepest layer that is wanted.
+    It runs no further than the deepest layer that is wanted. The network's tensors are shared, not copied; threads may
+    run the embedder, and the network, at once.
 
     Attributes:
         network: as it was given.
@@ -99,7 +100,7 @@ class Embedder(nn.Module):
                 head for the logits, or no dense layer for the default.
         """
         super().__init__()
-        network = getattr(network, "_orig_mod", network)  # what torch.compile wraps: compiled code runs no hooks
+        network = unwrapped(network)  # compiled code runs no hooks
         check_pool(pool)
         headless = isinstance(network, Network) and network.head is None
         if logits and headless:
@@ -152,13 +153,12 @@ class Embedder(nn.Module):
             if not self.logits and len(found) == len(places) + len(self._dense):
                 raise Reached
 
-        all_of_it = self.logits or self._dense
-        run = whole(self.network) if all_of_it else needed(self.network, places)
-        with (
-            hooked(self.network, places, see),
-            hooked_inputs(self.network, self._dense, lambda name, values: see(_input_of(name), values)),
-            contextlib.suppress(Reached),
-        ):
+        def see_input(name: str, values: Tensor) -> None:
+            see(_input_of(name), values)
+
+        network = observed(self.network, places, see, self._dense, see_input)
+        run = whole(network) if self.logits or self._dense else needed(network, places)
+        with contextlib.suppress(Reached):
             logits = run(images)
         wanted = [self._modules_of.get(name, name) for name in self.names]
         if missing := [name for name in wanted if name not in found]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
 
 from convnets_torch.explain.names import find_layers, needed
+from convnets_torch.networks.replicas import AnyModule, replicate, unwrapped
 
 BROKEN = "activations of {} are NaN or infinite: weights are broken, or too large for the precision"
 Hook = Callable[[str, Tensor], "Tensor | None"]
+
+_recording: ContextVar[frozenset[object]] = ContextVar("_recording", default=frozenset())  # blocks that are entered
+_registering = threading.Lock()  # PyTorch numbers hooks without one
 
 
 @contextlib.contextmanager
@@ -24,15 +30,19 @@ def record_activations(network: nn.Module, layers: str | Iterable[str]) -> Itera
     torchvision's do, do not change what was recorded. When the block is left, however that happens, the network has
     no hook of it any more; what was recorded stays.
 
+    What other threads run in the meantime is not recorded, unless they were started with a copy of this one's context,
+    as by `asyncio.to_thread`.
+
     Args:
-        network: any module.
+        network: any module; of a compiled or wrapped one, the module inside.
         layers: names, Keras's names, prefixes or patterns, as `find_layers` takes them.
 
     Returns:
         A context manager that gives a dict: name of the module -> its output, usually (N, C, h, w) or (N, C).
 
     Raises:
-        ValueError: a layer is not in the network, at once; a layer gives something else than one tensor, when it runs.
+        ValueError: a layer is not in the network, at once; a layer gives something else than one tensor, when it runs;
+            none of the layers ran, when the block is left.
 
     >>> import torch
     >>> from convnets_torch.networks import vgg16
@@ -42,60 +52,82 @@ def record_activations(network: nn.Module, layers: str | Iterable[str]) -> Itera
     >>> list(activations), activations["features.conv5_3"].shape
     (['features.relu5_1', 'features.relu5_2', 'features.conv5_3', 'features.relu5_3'], torch.Size([1, 8, 14, 14]))
     """
+    network = unwrapped(network)
     activations: dict[str, Tensor] = {}
 
     def record(name: str, output: Tensor) -> Tensor:
         activations[name] = output
         return output.clone()  # for the next layer, which may overwrite it
 
-    with hooked(network, find_layers(network, layers), record):
+    with hooked(network, names := find_layers(network, layers), record):
         yield activations
+    if not activations:
+        raise ValueError(
+            f"{names[0]} did not run in this block, so nothing was recorded; call the network in the block and in its"
+            " thread, and not what torch.compile made of it, which runs no hooks"
+        )
 
 
 @contextlib.contextmanager
 def hooked(network: nn.Module, names: Iterable[str], see: Hook) -> Iterator[None]:
-    """Call `see` with the name and the output of modules whenever they run in the block.
+    """Call `see` with the name and the output of modules whenever the caller runs them in the block.
 
     Args:
-        network: any module.
+        network: any module. Other threads may run it; its hooks do nothing for them.
         names: of modules in it, as `find_layers` gives them.
         see: what it returns takes the place of the output; None leaves it as it is.
 
     Raises:
         ValueError: an output is not one tensor, when the module runs.
     """
-
-    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
-            if not isinstance(output, Tensor):
-                raise ValueError(f"{name} gives {type(output).__name__}, not one tensor; name a layer inside it")
-            return see(name, output)
-
-        return hook
-
+    block = object()
     with contextlib.ExitStack() as hooks:
         for name in names:
-            hooks.callback(network.get_submodule(name).register_forward_hook(hook_of(name)).remove)
+            with _registering:
+                handle = network.get_submodule(name).register_forward_hook(_hook(name, see, block))
+            hooks.callback(handle.remove)
+        _recording.set(_recording.get() | {block})
+        hooks.callback(lambda: _recording.set(_recording.get() - {block}))
         yield
 
 
-@contextlib.contextmanager
-def hooked_inputs(network: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `see` with the name and the input of modules before they run in the block.
+def observed(
+    network: AnyModule, outputs: Iterable[str], see: Hook, inputs: Iterable[str] = (), see_input: Hook | None = None
+) -> AnyModule:
+    """A copy of a network, on the same tensors, that tells what its layers give and read.
 
     Args:
-        network: any module.
-        names: of modules in it that take one tensor.
-        see: must leave the input as it is.
+        network: any module; it gets no hook, so that others may run it.
+        outputs: names of modules in it, as `find_layers` gives them.
+        see: is called with the name and the output of each of them when the copy runs it; what it returns takes the
+            place of the output, None leaves it as it is.
+        inputs, see_input: the same for what modules read that take one tensor.
+
+    Raises:
+        ValueError: an output is not one tensor, when the module runs.
     """
+    outputs, inputs = list(outputs), list(inputs)
+    copy, stand_ins = replicate(network, map(network.get_submodule, [*outputs, *inputs]))
+    for name in outputs:
+        stand_ins[network.get_submodule(name)].register_forward_hook(_hook(name, see))
+    for name in inputs:
+        stand_ins[network.get_submodule(name)].register_forward_pre_hook(_input_hook(name, see_input or see))
+    return copy
 
-    def hook_of(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, inputs: see(name, inputs[0])
 
-    with contextlib.ExitStack() as hooks:
-        for name in names:
-            hooks.callback(network.get_submodule(name).register_forward_pre_hook(hook_of(name)).remove)
-        yield
+def _hook(name: str, see: Hook, block: object = None) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+        if block is not None and block not in _recording.get():
+            return None
+        if not isinstance(output, Tensor):
+            raise ValueError(f"{name} gives {type(output).__name__}, not one tensor; name a layer inside it")
+        return see(name, output)
+
+    return hook
+
+
+def _input_hook(name: str, see: Hook) -> Callable[[nn.Module, Any], Tensor | None]:
+    return lambda module, inputs: see(name, inputs[0])
 
 
 class Reached(Exception):
@@ -125,6 +157,7 @@ def run_to(network: nn.Module, layers: str | Iterable[str], images: Tensor) -> d
     >>> run_to(narrow, "relu2_2", torch.zeros(1, 3, 64, 96))["features.relu2_2"].shape
     torch.Size([1, 2, 32, 48])
     """
+    network = unwrapped(network)
     names = find_layers(network, layers)
     seen: dict[str, Tensor] = {}
 
@@ -134,8 +167,8 @@ def run_to(network: nn.Module, layers: str | Iterable[str], images: Tensor) -> d
             raise Reached
         return output.clone()
 
-    with hooked(network, names, see), contextlib.suppress(Reached):
-        needed(network, names)(images)
+    with contextlib.suppress(Reached):
+        needed(observed(network, names, see), names)(images)
     if missing := [name for name in names if name not in seen]:
         raise ValueError(f"{missing[0]} is not run by {type(network).__name__}; name another layer")
     return seen

@@ -6,19 +6,19 @@ Transactions on Image Processing 30, 2021, pages 5875 to 5888.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from convnets_torch.explain.activations import hooked
+from convnets_torch.explain.activations import observed
 from convnets_torch.explain.names import find_layer, last_convolution
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD
+from convnets_torch.networks.replicas import replicate
 
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam"]
 
@@ -219,8 +219,7 @@ def _run(module: nn.Module, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
         torch.set_grad_enabled(True)  # until the block of the caller ends
         return leaf.clone()  # the next layer may overwrite its input
 
-    with hooked(module, [name], cut), _usable(module) as run:
-        logits = run(images)
+    logits = _usable(observed(module, [name], cut))(images)
     if not leaves:
         raise ValueError(f"{name} is not run by {type(module).__name__}; name another layer")
     if not isinstance(logits, Tensor) or logits.ndim != 2:
@@ -231,12 +230,17 @@ def _run(module: nn.Module, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return leaves[0], logits
 
 
-@contextlib.contextmanager
-def _usable(module: nn.Module) -> Iterator[Callable[[Tensor], Any]]:
-    """The module as a function whose parameters may take part in what is differentiated."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    copies = {name: tensor.clone() for name, tensor in tensors.items() if tensor.is_inference()}
-    yield (lambda images: torch.func.functional_call(module, copies, (images,))) if copies else module
+def _usable(module: nn.Module) -> nn.Module:
+    """The module, with copies of those tensors that may take no part in what is differentiated."""
+    if not any(tensor.is_inference() for tensor in [*module.parameters(), *module.buffers()]):
+        return module
+    copy, _ = replicate(module)
+    for part in copy.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_inference():
+                    tensors[name] = tensor.clone()  # type: ignore[assignment]
+    return copy
 
 
 def _scores(logits: Tensor, targets: Targets) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from convnets_torch import render
 from convnets_torch.classification import ready_card, square_input, to_parameters
-from convnets_torch.explain.activations import BROKEN, hooked
+from convnets_torch.explain.activations import BROKEN, observed
 from convnets_torch.explain.grid_pages import draw_page
 from convnets_torch.explain.names import candidates, find_layers, needed
 from convnets_torch.files import check_writable, replacing
@@ -149,8 +149,8 @@ def activation_grids(
         grids[name] = _grid(name, output[0], order, channels, scale, picture)
 
     try:
-        with hooked(network, names, keep), torch.inference_mode():
-            needed(network, names)(to_parameters(inputs[None], network))
+        with torch.inference_mode():
+            needed(observed(network, names, keep), names)(to_parameters(inputs[None], network))
     except RuntimeError as error:
         if not is_too_small(error):
             raise

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from convnets_torch.explain.activations import record_activations
+from convnets_torch.explain.activations import observed
 from convnets_torch.explain.keras_names import keras_names
 from convnets_torch.explain.names import candidates, whole
 from convnets_torch.networks import Network
 from convnets_torch.networks.grids import Field, all_fields
+from convnets_torch.networks.replicas import unwrapped
 from convnets_torch.networks.steps import Pair, Step, steps_of
 
 
@@ -58,24 +59,31 @@ def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
     features.pool5 (8, 7, 7) (212, 212) block5_pool
     head.flatten (392,) None flatten
     """
+    network = unwrapped(network)
     if size is None:
         if not isinstance(network, Network):
             raise ValueError(f"{type(network).__name__} does not say what images it takes; give size=(height, width)")
         size = network.size
     if network.training:
         raise ValueError("the network is in training mode, where its answers are random; call network.eval()")
-    run = network.features if isinstance(network, Network) and size != network.size else whole(network)
-    with record_activations(network, candidates(network)) as activations, torch.no_grad():
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def see(name: str, output: Tensor) -> None:
+        shapes[name] = tuple(output.shape[1:])
+
+    copy = observed(network, candidates(network), see)
+    run = copy.features if isinstance(copy, Network) and size != copy.size else whole(copy)
+    with torch.no_grad():
         run(next(network.parameters()).new_zeros(1, 3, *size))
     fields, aliases = layer_fields(network), {name: alias for alias, name in keras_names(network).items()}
     layers = []
-    for name, output in activations.items():
+    for name, shape in shapes.items():
         seen = fields.get(name)
         layers.append(
             Layer(
                 name,
                 type(network.get_submodule(name)).__name__,
-                tuple(output.shape[1:]),
+                shape,
                 None if seen is None else (seen[0].stride, seen[1].stride),
                 None if seen is None else (seen[0].size, seen[1].size),
                 aliases.get(name),

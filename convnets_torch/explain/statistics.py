@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from convnets_torch.ahead import ahead, each_of
 from convnets_torch.classification import ready_card, square_input, to_parameters
-from convnets_torch.explain.activations import BROKEN, hooked
+from convnets_torch.explain.activations import BROKEN, observed
 from convnets_torch.explain.histograms import draw_histogram
 from convnets_torch.explain.names import find_layer, find_layers, needed
 from convnets_torch.files import check_writable, replacing
@@ -207,7 +207,7 @@ def channel_statistics(
     ('features.relu_3', 169, (48,), 'none.jpg')
     """
     names = find_layers(network, layers)
-    run, running = needed(network, names), {name: _Running() for name in names}
+    running = {name: _Running() for name in names}
     errors: list[tuple[str, Exception]] = []
     remarks: list[str] = []
     read = partial(decode, max_pixels=max_pixels, allow_truncated=allow_truncated)
@@ -217,10 +217,10 @@ def channel_statistics(
         _check_finite(name, output)
         running[name].add(_channels(name, output))
 
+    run = needed(observed(network, names, add), names)
     with contextlib.closing(batches):
         for inputs in batches:
-            with hooked(network, names, add):
-                _run_fitting(run, inputs, running)
+            _run_fitting(run, inputs, running)
             if progress is not None:
                 progress(max(each.pictures for each in running.values()) + len(errors))
     if missing := [name for name in names if not running[name].pictures]:
@@ -252,7 +252,7 @@ def zero_shares(
     ((1,), 1)
     """
     name = find_layer(network, layer)
-    run, shares = needed(network, [name]), _Shares()
+    shares = _Shares()
     errors: list[tuple[str, Exception]] = []
     read = partial(decode, max_pixels=max_pixels, allow_truncated=allow_truncated)
 
@@ -261,10 +261,10 @@ def zero_shares(
         shares.add(output)
 
     batches = _batches(network, images, [name], read, batch, errors, [])
+    run = needed(observed(network, [name], see), [name])
     with contextlib.closing(batches):
         for inputs in batches:
-            with hooked(network, [name], see):
-                _run_fitting(run, inputs, {name: shares})
+            _run_fitting(run, inputs, {name: shares})
     if not shares.found.size:
         _refuse_none(errors, name, network)
     return ZeroShares(name, shares.found, tuple(errors))
