@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from contextvars import ContextVar
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -254,12 +254,12 @@ def decode_encoded(found: Encoded, reading: Reading) -> Upright:
 
 def _read(file: IO[bytes], name: str, reading: Reading) -> Upright | Encoded:
     try:
-        with _refusing(name, file):
+        with _refusing(name, file), _decoding(truncated=False):
             return _decode_file(file, name, reading)
     except OSError:
         if not reading.allow_truncated:
             raise
-        with _refusing(name, file), _switched(ImageFile, "LOAD_TRUNCATED_IMAGES", True):
+        with _refusing(name, file), _decoding(truncated=True):
             found = _decode_file(file, name, reading, damaged=True)
         remark = f"{name} is truncated or damaged; what could not be read of it is black or grey"
         return found._replace(remarks=(remark, *found.remarks))
@@ -299,8 +299,7 @@ def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool 
         raise _Refused(f"{name} is stored in {len(tiles):,} pieces, more than {TILES:,}; save it in larger ones")
     if image.format in ("JPEG", "MPO"):
         check_scans(file, image)
-    bomb = Image.MAX_IMAGE_PIXELS is None or pixels > Image.MAX_IMAGE_PIXELS
-    with _switched(Image, "MAX_IMAGE_PIXELS", None) if bomb else contextlib.nullcontext():
+    with _decoding(most=most):
         decoded = None
         if reading.encoded and image.format == "JPEG" and (found := encoded(image, _whole(file), name, reading.exif)):
             return found
@@ -374,7 +373,7 @@ def _open(file: IO[bytes], name: str, most: int) -> Image.Image:
     check_header(file, start, size)
     if (shape := canvas(start)) is not None:
         _check_size(name, shape, most)
-    with _switched(Image, "MAX_IMAGE_PIXELS", None):
+    with _decoding(most=math.inf):
         Image.preinit()
         try:
             return Image.open(file, formats=_COMMON)
@@ -572,16 +571,47 @@ def _kind_not_read(file: IO[bytes] | None) -> str:
     return "no picture that Pillow can read; convert it to JPEG or PNG"
 
 
-_switches = threading.RLock()
+class _Settings(NamedTuple):
+    """Two settings that Pillow has for the whole process, for what is decoded here."""
+
+    truncated: bool = False  # whether the end of a file may be missing
+    most: float = math.inf  # pixels of a picture, that of an icon in a file too
+
+
+_settings: ContextVar[_Settings | None] = ContextVar("_settings", default=None)  # None while others use Pillow
+
+
+class _Truncated:
+    """Stands for Pillow's `LOAD_TRUNCATED_IMAGES`: what is decoded here has its own, everything else that of others."""
+
+    def __init__(self, others: bool) -> None:
+        self.others = others
+
+    def __bool__(self) -> bool:
+        here = _settings.get()
+        return self.others if here is None else here.truncated
+
+
+_check_of_pillow = Image._decompression_bomb_check
+
+
+def _check_bomb(size: tuple[int, int], **options: Any) -> None:
+    """Stands for Pillow's check of sizes, in the same way."""
+    here = _settings.get()
+    if here is None:
+        _check_of_pillow(size, **options)
+    elif size[0] * size[1] > here.most:
+        raise Image.DecompressionBombError(f"{size[0] * size[1]} pixels")
 
 
 @contextlib.contextmanager
-def _switched(module: ModuleType, name: str, value: object) -> Iterator[None]:
-    """Hold one of Pillow's settings, which are the whole process's, at `value` for as short as can be."""
-    with _switches:
-        before = getattr(module, name)
-        setattr(module, name, value)
-        try:
-            yield
-        finally:
-            setattr(module, name, before)
+def _decoding(**changed: Any) -> Iterator[None]:
+    """Have Pillow decode with settings that hold in this block alone; other threads, and other users, keep theirs."""
+    if not isinstance(ImageFile.LOAD_TRUNCATED_IMAGES, _Truncated):
+        ImageFile.LOAD_TRUNCATED_IMAGES = _Truncated(ImageFile.LOAD_TRUNCATED_IMAGES)  # type: ignore[assignment]
+    Image._decompression_bomb_check = _check_bomb
+    before = _settings.set((_settings.get() or _Settings())._replace(**changed))
+    try:
+        yield
+    finally:
+        _settings.reset(before)
