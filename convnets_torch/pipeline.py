@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convnets_torch.ahead import THREADS, ahead, each_of
-from convnets_torch.allocation import kept_memory
 from convnets_torch.card import Card
 from convnets_torch.device_pixels import normalized
 from convnets_torch.fitting import in_batches
@@ -260,7 +259,7 @@ class _Runner:
         return logits if views == 1 else logits.view(count, views, -1)
 
     def _forward(self, pixels: Tensor) -> Tensor:
-        with torch.inference_mode(), kept_memory():
+        with torch.inference_mode():
             images = normalized(pixels, self._rule).to(self._dtype)
             layout = torch.contiguous_format if self._exact else torch.channels_last
             return self._network(images.contiguous(memory_format=layout)).float()

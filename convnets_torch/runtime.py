@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Iterator
@@ -10,10 +9,11 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node, Tracer
+from torch.fx import Graph, Node
 
-from convnets_torch import allocation
 from convnets_torch.networks.packed import FUSIBLE, PackedConv2d, PackedLinear, is_available
+from convnets_torch.networks.replicas import replicate
+from convnets_torch.networks.tracing import LocalTracer
 
 Precision = Literal["auto", "exact", "float32", "bfloat16", "float16"]
 DTYPES = {"exact": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,7 +39,7 @@ def prepare(
     them, once for each size of images, and an activation is applied while the layer before it writes. `features`,
     `head`, `window` and `card` stay, and so do the names of all layers; one that became part of another is an
     `Identity`, so that what `record_activations` finds of a convolution is what comes after its normalisation and
-    activation. While the network runs, memory of one layer is kept for the next (`allocation.kept_memory`).
+    activation.
 
     Args:
         network: a network of this library, or any module in eval mode, such as torchvision's; it is left as it is, and
@@ -84,7 +84,7 @@ def prepare(
             RuntimeRemark,
             stacklevel=2,
         )
-    ready = _shared_copy(network)
+    ready, _ = replicate(network)
     if precision != "exact":
         _fold(ready)
     _convert(ready, place, dtype)
@@ -95,8 +95,6 @@ def prepare(
             ready.to(memory_format=torch.channels_last)
     if compiled:
         _compile(ready, place)
-    if place.type == "cpu":
-        _keep_memory(ready)
     return ready
 
 
@@ -169,12 +167,6 @@ def _cpu_has(question: str) -> bool:
     """What PyTorch finds of the processor; no where it does not know the question."""
     ask = getattr(torch.cpu, question, None)
     return ask is not None and bool(ask())
-
-
-def _shared_copy(network: AnyModule) -> AnyModule:
-    """The same tree of modules, on the same parameters and buffers."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
-    return copy.deepcopy(network, shared)
 
 
 def _convert(ready: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -257,7 +249,7 @@ def _only_reader(node: Node) -> Node | None:
 def _graphs(ready: nn.Module) -> Iterator[tuple[str, Graph, nn.Module]]:
     """What of a module can be followed: it itself, or else its parts."""
     try:
-        yield "", Tracer().trace(ready), ready
+        yield "", LocalTracer().trace(ready), ready
     except (torch.fx.proxy.TraceError, TypeError, NotImplementedError, ValueError, RuntimeError):
         for name, part in ready.named_children():
             for prefix, graph, module in _graphs(part):
@@ -267,22 +259,6 @@ def _graphs(ready: nn.Module) -> Iterator[tuple[str, Graph, nn.Module]]:
 def _replace(ready: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(ready.get_submodule(parent), last, module.eval())
-
-
-def _keep_memory(ready: nn.Module) -> None:
-    """Have its calls run within `kept_memory`."""
-    ready.register_forward_pre_hook(_enter)
-    ready.register_forward_hook(_leave, always_call=True)
-
-
-def _enter(*_: Any) -> None:
-    if not torch.compiler.is_compiling():
-        allocation.enter()
-
-
-def _leave(*_: Any) -> None:
-    if not torch.compiler.is_compiling():
-        allocation.leave()
 
 
 def _compile(ready: nn.Module, device: torch.device) -> None:
@@ -311,4 +287,5 @@ def _compile(ready: nn.Module, device: torch.device) -> None:
             warnings.warn(f"compiled for {tuple(images.shape)} in {seconds:.1f} s", RuntimeRemark, stacklevel=2)
         return result
 
+    forward.uncompiled = eager  # type: ignore[attr-defined]  # of copies
     ready.forward = forward

@@ -70,7 +70,7 @@ def embed(
         if zeros.suffix.lower() not in render.FORMATS:
             raise typer.BadParameter(f"{zeros} has an unknown ending; histograms are {', '.join(render.FORMATS)}")
         check_writable(zeros)
-    network = load_network(weights, device, precision, whole=layer is not None)
+    network = load_network(weights, device, precision, whole=layer is not None, bulk=True)
     about = Embedder(network, layer, pool, normalize).about
     with warnings_as_lines():
         found = [path for name in images for path in (["-"] if name == "-" else map(str, find_pictures(name)))]

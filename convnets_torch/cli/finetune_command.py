@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from convnets_torch.allocation import keep_memory
 from convnets_torch.cli import augmenting
 from convnets_torch.cli.messages import one_line, say, warnings_as_lines
 from convnets_torch.cli.picture_commands import Weights
@@ -188,6 +189,7 @@ def finetune(
     speaks = os.environ.get("RANK", "0") == "0"  # the first of several processes
     with warnings_as_lines():
         dataset = find_dataset(data, val_share=val_share, seed=seed)
+    keep_memory()
     network = load(weights, device=local_device() or device)
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings_as_lines())

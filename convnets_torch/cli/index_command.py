@@ -46,7 +46,7 @@ def index(
     from convnets_torch.cli.progress import rows_done
     from convnets_torch.embeddings.index import index_pictures
 
-    network = load_network(weights, device, precision, whole=layer is not None)
+    network = load_network(weights, device, precision, whole=layer is not None, bulk=True)
     with warnings_as_lines(), rows_done("pictures") as progress:
         done = index_pictures(
             network,

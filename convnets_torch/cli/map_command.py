@@ -91,7 +91,7 @@ def map_pictures(
 
     with warnings_as_lines():
         if images:
-            network = load_network(source, device, precision)
+            network = load_network(source, device, precision, bulk=True)
             embedder = Embedder(network, logits=network.head is not None)
             if old is not None:
                 check_same_kind(old, embedder.about, str(on))  # before the long work

@@ -81,7 +81,7 @@ def probe(
         for name in REPORT:
             check_writable(report / name)
             check_kept(report / name, (path for paths in found.values() for path in paths))
-    network = load_network(weights, device, None)
+    network = load_network(weights, device, None, bulk=True)
     with warnings_as_lines(), rows_done("pictures") as progress:
         vectors = embed_classes(network, found, precision=precision, progress=progress)
     for _, error in vectors.failed:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from convnets_torch.allocation import keep_memory
 from convnets_torch.cli.messages import say, warnings_as_lines
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def load_engine(
         OSError, ValueError, ImportError: as `load` and `engine`.
     """
     if name is None:
-        return load_network(weights, device, precision)
+        return load_network(weights, device, precision, bulk=not heatmap)
     if device != "cpu":
         raise typer.BadParameter(f"--engine {name} runs on the CPU, not with --device {device}")
     if precision in ("exact", "float16"):
@@ -51,13 +52,16 @@ def load_engine(
         return engine(network, name, precision=precision or "float32", heatmap=heatmap)  # type: ignore[arg-type]
 
 
-def load_network(weights: str, device: str, precision: str | None, *, whole: bool = False) -> Network:
+def load_network(
+    weights: str, device: str, precision: str | None, *, whole: bool = False, bulk: bool = False
+) -> Network:
     """The network of a command.
 
     Args:
         weights: a file, or a name in the cache.
         device, precision: as in `prepare`; None for a network as its file holds it.
         whole: keep every layer by itself, for commands that look into them; then the precision alone is changed.
+        bulk: many pictures of one size go through it, for which the process keeps memory between layers.
 
     Raises:
         OSError, ValueError: as `load`.
@@ -65,6 +69,8 @@ def load_network(weights: str, device: str, precision: str | None, *, whole: boo
     from convnets_torch import runtime
     from convnets_torch import weights as files
 
+    if bulk:
+        keep_memory()
     place = runtime.checked_device(device)
     network = files.load(weights, device=place)
     if precision is None:

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convnets_torch.allocation import kept_memory
 from convnets_torch.card import Card
 from convnets_torch.classification import probabilities, to_parameters
 from convnets_torch.device_pixels import normalized
@@ -258,13 +257,12 @@ def score_whole(network: Mappable, grid: Grid, images: Tensor) -> Tensor:
     """Logits (N, classes, h, w) of whole images, in one pass."""
     if not isinstance(network, nn.Module):
         return network(images)
-    with kept_memory():
-        if grid.dilation == 1:
-            assert network.head is not None
-            return slide(network.head, network.features(images), network.window)
-        found = Stream(grid.steps).push(images, last=True)
-        assert found is not None
-        return found
+    if grid.dilation == 1:
+        assert network.head is not None
+        return slide(network.head, network.features(images), network.window)
+    found = Stream(grid.steps).push(images, last=True)
+    assert found is not None
+    return found
 
 
 def to_images(inputs: NDArray[np.float32], network: Mappable) -> Tensor:

@@ -40,7 +40,8 @@ class _Packed(nn.Module):
     bias: nn.Parameter | None  # a parameter, so that device and precision can be asked for as of any module
 
     def _keep(self, layer: nn.Conv2d | nn.Linear, activation: nn.Module | None, weight: Tensor) -> None:
-        self._layout: tuple[Any, Tensor] = (None, weight)  # what it was made for, and the weights; replaced as a whole
+        # What it was made for, and the weights, replaced as a whole; a list of one, which replicas of the layer share.
+        self._layout: list[tuple[Any, Tensor]] = [(None, weight)]
         self._after = () if activation is None else (activation,)  # a tuple, so that it is no layer of its own
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
         self.fused: tuple[str, list[float]] = ("none", []) if activation is None else FUSIBLE[type(activation)]
@@ -49,12 +50,12 @@ class _Packed(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weights as the plain layer has them, laid out anew at each call."""
-        kept = self._layout[1]
+        kept = self._layout[0][1]
         return (kept.to_dense() if kept.is_mkldnn else kept).reshape(self.shape)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and other processes, which cannot have weights as oneDNN lays them out."""
-        return self.__dict__ | {"_layout": (None, self.weight)}
+        return self.__dict__ | {"_layout": [(None, self.weight)]}
 
     def _blank(self) -> Tensor:
         """Weights of the right shape without numbers."""
@@ -103,11 +104,11 @@ class PackedConv2d(_Packed):
             return self._finished(F.conv2d(cells, self.weight, self.bias, stride, padding, dilation, self.groups))
         numbers = (list(padding), list(stride), list(dilation), self.groups)
         wanted = (tuple(cells.shape[2:]), *map(tuple, numbers[:3]))
-        made_for, weight = self._layout
+        made_for, weight = self._layout[0]
         if made_for != wanted:
             plain = self.weight.contiguous(memory_format=torch.channels_last)
             weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *numbers, list(cells.shape))
-            self._layout = (wanted, weight)
+            self._layout[0] = (wanted, weight)
         return torch.ops.mkldnn._convolution_pointwise(cells, weight, self.bias, *numbers, *self.fused, "")
 
     def extra_repr(self) -> str:
@@ -128,10 +129,10 @@ class PackedLinear(_Packed):
             return F.linear(values, self._blank())
         if self._is_plain(values):
             return self._finished(F.linear(values, self.weight, self.bias))
-        made_for, weight = self._layout
+        made_for, weight = self._layout[0]
         if made_for is None:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, values.shape[:-1].numel())
-            self._layout = ("any number", weight)
+            self._layout[0] = ("any number", weight)
         return torch.ops.mkldnn._linear_pointwise(values, weight, self.bias, *self.fused, "")
 
     def extra_repr(self) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convnets_torch.allocation import kept_memory
 from convnets_torch.device_pixels import normalized
 from convnets_torch.embeddings.extraction import Embedder
 from convnets_torch.embeddings.kept_vectors import KeptVectors, Vector, embed_kept
@@ -157,7 +156,7 @@ class _Viewer:
                 except (OSError, ValueError) as error:
                     yield paths[number], error
             if seen:
-                with torch.inference_mode(), kept_memory():
+                with torch.inference_mode():
                     vectors = embedder(normalized(torch.stack(list(seen.values())).to(device), rule)).float()
                 yield from zip(seen, vectors.cpu().numpy(), strict=True)
 

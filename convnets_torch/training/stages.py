@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
-from convnets_torch.allocation import kept_memory
 from convnets_torch.device_pixels import normalized
 from convnets_torch.networks import Network
 from convnets_torch.pipeline import predict
@@ -196,7 +195,7 @@ class LayersStage:
         every = batches(len(self._views), settings.batch, settings.seed, epoch)
         plans = [self._plan(rows, epoch, step) for step, rows in enumerate(every)]
         wanted = [[(epoch, row) for row in plan.loaded] for plan in plans[first:]]
-        with kept_memory(), closing(loaded(self._views, wanted, self._workers)) as parts:
+        with closing(loaded(self._views, wanted, self._workers)) as parts:
             for step, (plan, pixels) in enumerate(zip(plans[first:], parts, strict=True), start=first):
                 torch.manual_seed(_seed(settings.seed, epoch, step, group.rank))  # of dropout
                 images, targets = plan.mixed(
