@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from convnets_torch.networks.alexnet import AlexNet
 from convnets_torch.networks.efficientnet_lite import EfficientNetLite, efficientnet_lite0
+from convnets_torch.networks.forking import watch_forks
 from convnets_torch.networks.grids import cell_strides
 from convnets_torch.networks.inception import InceptionV3, inception_v3
 from convnets_torch.networks.network import Network
@@ -20,6 +21,8 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "vgg16": vgg16,
     "vgg19": vgg19,
 }
+
+watch_forks()
 
 __all__ = [
     "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "InceptionV3", "Network", "ResNet", "cell_strides",
