@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 import threading
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Literal, get_args
 
@@ -13,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from convnets_torch.apart import apart
 from convnets_torch.card import Card
 from convnets_torch.exports import MOST_BATCH, check_exportable, traced
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import Size, check_size
+from convnets_torch.networks.replicas import unwrapped
 from convnets_torch.runtime import RuntimeRemark
 
 EnginePrecision = Literal["auto", "float32", "bfloat16"]
@@ -44,15 +48,12 @@ class Engine:
         self.name, self.size = name, size
         self.card: Card | None = getattr(module, "card", None)
         self.mapped = module if heatmap and isinstance(module, Network) else None
-        if self.mapped is not None:
-            program = traced(self.mapped, heatmap=True)
-        else:
-            batch = ({0: Dim("batch", min=1, max=MOST_BATCH)},)
-            program = torch.export.export(module, (torch.zeros(2, 3, *size),), dynamic_shapes=batch, strict=False)
-        model = openvino.convert_model(program)
-        self._compiled = core.compile_model(
-            model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
-        )
+        with tempfile.TemporaryDirectory(prefix="convnets-torch-") as folder:
+            program = str(Path(folder) / "program.xml")
+            apart(__name__, "write", module, program, self.mapped is not None, size)
+            self._compiled = core.compile_model(
+                program, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+            )
         self._one_at_a_time = threading.Lock()  # openvino refuses a request while it runs another
         taken = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
         self.precision = {hint: word for word, hint in HINTS.items()}.get(taken, taken)
@@ -134,7 +135,7 @@ def engine(
         raise ValueError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
     if precision not in get_args(EnginePrecision):
         raise ValueError(f"unknown precision {precision!r} of an engine; known: {', '.join(get_args(EnginePrecision))}")
-    network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
+    network = unwrapped(network)
     check_exportable(network)
     if heatmap and not isinstance(network, Network):
         raise ValueError(
@@ -151,6 +152,24 @@ def engine(
     except ImportError:
         raise ImportError("the engine openvino needs its package: pip install 'convnets-torch[openvino]'") from None
     return Engine(network, name, precision, check_size(sides), heatmap)
+
+
+def write(module: nn.Module, path: str, heatmap: bool, size: Size) -> None:
+    """Write a module as OpenVINO's program, an .xml with a .bin beside it.
+
+    Args:
+        module, heatmap: as for `engine`.
+        path: of the .xml.
+        size: (height, width) in pixels of the images.
+    """
+    if heatmap:
+        assert isinstance(module, Network)
+        program = traced(module, heatmap=True)
+    else:
+        batch = ({0: Dim("batch", min=1, max=MOST_BATCH)},)
+        program = torch.export.export(module, (torch.zeros(2, 3, *size),), dynamic_shapes=batch, strict=False)
+    openvino = _import_openvino()
+    openvino.serialize(openvino.convert_model(program), path)
 
 
 def _import_openvino() -> ModuleType:

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from convnets_torch.apart import apart
 from convnets_torch.card import KEY, Card
 from convnets_torch.files import check_writable, replacing
 from convnets_torch.networks import Network, score_map
 from convnets_torch.networks.convolutional import Convolutional
-from convnets_torch.networks.network import MOST_SIDE, NO_HEAD
+from convnets_torch.networks.network import MOST_SIDE, NO_HEAD, as_network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear
 from convnets_torch.preprocessing import Preprocessing, normalize
 
@@ -110,25 +111,16 @@ def export(
     >>> program(torch.zeros(5, 3, 227, 227)).shape
     torch.Size([5, 1000])
     """
-    network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
+    network = as_network(network)
     path = Path(path)
     check_ending(path)
     check_exportable(network)
     _check_fits(network, path, with_preprocessing)
     check_writable(path)
-    program = traced(network, heatmap=heatmap, with_preprocessing=with_preprocessing)
     with replacing(path) as temporary:
-        run: Runner | None
-        if path.suffix == ".onnx":
-            _write_onnx(program, temporary, network.card, _changing(network, heatmap, with_preprocessing))
-            run, unchecked = _onnx_runner(temporary)
-        else:
-            _write_pt2(program, temporary, network.card)
-            run, unchecked = _pt2_runner(temporary), None
-        del program
-        difference = None
-        if run is not None:
-            difference = _difference(run, network, path, heatmap, with_preprocessing)
+        difference, unchecked = apart(
+            __name__, "write", network, str(temporary), str(path), heatmap, with_preprocessing
+        )
         written = temporary.stat().st_size
     smallest = _smallest(network, heatmap)
     sides: tuple[Side, ...] = ("height", "width") if heatmap else smallest
@@ -142,6 +134,31 @@ def export(
         difference=difference,
         unchecked=unchecked,
     )
+
+
+def write(
+    network: Network, temporary: str, path: str, heatmap: bool, with_preprocessing: bool
+) -> tuple[float | None, str | None]:
+    """Write an export and check it; gives the difference of its answers and why it was not checked, one of them None.
+
+    Args:
+        network: as for `export`.
+        temporary: where to write.
+        path: what the file will be called; its ending is the format.
+        heatmap, with_preprocessing: as for `export`.
+    """
+    program = traced(network, heatmap=heatmap, with_preprocessing=with_preprocessing)
+    run: Runner | None
+    unchecked = None
+    if path.endswith(".onnx"):
+        _write_onnx(program, Path(temporary), network.card, _changing(network, heatmap, with_preprocessing))
+        run, unchecked = _onnx_runner(Path(temporary))
+    else:
+        _write_pt2(program, Path(temporary), network.card)
+        run = _pt2_runner(Path(temporary))
+    del program
+    difference = None if run is None else _difference(run, network, path, heatmap, with_preprocessing)
+    return difference, unchecked
 
 
 def check_ending(path: Path) -> None:
@@ -297,7 +314,7 @@ def _pt2_runner(file: Path) -> Runner:
         return torch.export.load(stream).module()
 
 
-def _difference(run: Runner, network: Network, path: Path, heatmap: bool, with_preprocessing: bool) -> float:
+def _difference(run: Runner, network: Network, path: str, heatmap: bool, with_preprocessing: bool) -> float:
     """The largest one on noise of several shapes, as a share of the largest logit; ValueError where it is too large."""
     random = np.random.default_rng(0)
     height, width = _smallest(network, heatmap)

@@ -60,7 +60,7 @@ def modules_imported_by(path):
 def test_imports_go_one_way():
     """cli -> tasks -> weights -> networks, preprocessing; converters -> the library, and never the reverse."""
     foundations = (
-        "adoption", "ahead", "allocation", "networks", "preprocessing", "card", "cache", "decoders",
+        "adoption", "ahead", "allocation", "apart", "networks", "preprocessing", "card", "cache", "decoders",
         "device_pixels", "files", "filling", "fitting", "headers", "images", "inputs", "jpeg", "arrays", "folders",
         "algebra", "npz", "runtime", "sentences", "sources", "strict_json", "strips", "synsets", "tiff", "weights",
     )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from convnets_torch.networks.heads import Steps, build_head, check_steps
+from convnets_torch.networks.replicas import unwrapped
 
 if TYPE_CHECKING:
     from convnets_torch.card import Card
@@ -95,6 +96,21 @@ class Network(nn.Module):
             if cells < 1:
                 raise ValueError(f"a size of {side} pixels is too small: the features give nothing for it")
         return cells
+
+
+def as_network(network: nn.Module) -> Network:
+    """The network of this library that a module is, or that is in what PyTorch made of it to compile or to spread it.
+
+    Raises:
+        ValueError: it is another module.
+    """
+    inner = unwrapped(network)
+    if not isinstance(inner, Network):
+        raise ValueError(
+            f"{type(inner).__name__} is no network of this library; convnets_torch.densify(module, size) makes one of a"
+            " classifier, on the same parameters"
+        )
+    return inner
 
 
 NO_HEAD = "the network has no head: features and embeddings work on it; to classify, give it one"
