@@ -10,6 +10,7 @@ from torch import nn
 from convnets_torch.card import Activation, Card
 from convnets_torch.networks import Network
 from convnets_torch.networks.densified import Densified
+from convnets_torch.networks.replicas import unwrapped
 from convnets_torch.preprocessing import Preprocessing, general
 
 # The last layer of a module -> what makes the same probabilities of logits.
@@ -62,6 +63,7 @@ def densify(
     sides = size if isinstance(size, tuple) else (size, size)
     if classes is not None and preprocessing is None:
         raise ValueError("classes are given, but no preprocessing; both stand in the card, so give both")
+    module = unwrapped(module)
     network = Densified(module, sides)
     last = type(network.left_out)
     if activation != LEFT_OUT.get(last, activation):

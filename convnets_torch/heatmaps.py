@@ -21,7 +21,7 @@ from convnets_torch.maps.passes import Progress, Wanted
 from convnets_torch.maps.regions import Box, Region
 from convnets_torch.maps.running import MEMORY, Options, heatmaps_of, run
 from convnets_torch.maps.scales import Fuse, Scales, check_fuse
-from convnets_torch.pipeline import Mappable
+from convnets_torch.pipeline import Mappable, mappable
 from convnets_torch.sources import Sliceable
 from convnets_torch.targets import Targets, allowed_classes, checked_target, checked_targets, winners_in_words
 
@@ -130,6 +130,7 @@ def heatmap(
     Box(left=0.0, top=0.0, right=323.0, bottom=299.0)
     >>> cars.save("cars.png")
     """
+    network = mappable(network)
     card = card_of(network)
     targets = checked_targets(card, target)
     check_fuse(fuse)
@@ -174,6 +175,7 @@ def contrast(
     >>> bool((found.values == found.one.values - found.other.values).all())
     True
     """
+    network = mappable(network)
     card = card_of(network)
     targets = [checked_target(card, each) for each in (target, against)]
     if targets[0].class_ids == targets[1].class_ids:
@@ -225,6 +227,7 @@ def class_map(
     >>> found.class_ids.shape, set(found.names) <= set(range(151, 269))
     ((3, 6), True)
     """
+    network = mappable(network)
     card = card_of(network)
     options = Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
     [(shared, kept)] = run(network, image, Wanted(allowed=allowed_classes(card, only)), options)
@@ -263,6 +266,7 @@ def probability_map(
     >>> found.probabilities.shape, found.heatmap("dog").values.shape
     ((1000, 3, 6), (3, 6))
     """
+    network = mappable(network)
     options = Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
     [(shared, kept)] = run(network, image, Wanted(everything=True), options)
     return ProbabilityMap(**shared, values=kept["best"][0], probabilities=kept["all"])

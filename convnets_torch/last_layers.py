@@ -11,6 +11,7 @@ from torch import Tensor
 from convnets_torch.card import Activation, Card
 from convnets_torch.embeddings.extraction import last_dense
 from convnets_torch.networks import Network
+from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import check_unpacked
 from convnets_torch.weights import build, differences
 
@@ -54,6 +55,7 @@ def with_last_layer(
     >>> network.card.class_names, network(torch.zeros(1, 3, 227, 227)).tolist()
     (('aster', 'bellis'), [[0.0, 1.0]])
     """
+    network = as_network(network)
     card = network.card
     if card is None:
         raise ValueError("the network has no card, so its preprocessing is not known; set network.card first")

@@ -20,7 +20,8 @@ from convnets_torch.inputs import Input, Inputs
 from convnets_torch.networks import Network
 from convnets_torch.networks.budget import peak_bytes
 from convnets_torch.networks.grids import features_grid, grid_of
-from convnets_torch.networks.network import NO_HEAD
+from convnets_torch.networks.network import NO_HEAD, as_network
+from convnets_torch.networks.replicas import unwrapped
 from convnets_torch.preprocessing import CENTER, CORNERS, Place, Preprocessing
 
 if TYPE_CHECKING:
@@ -292,9 +293,19 @@ def card_of(network: Runnable) -> Card:
         ValueError: the network has no card or no head, or is in training mode.
     """
     card = ready_card(network)
-    if isinstance(network, Network) and network.head is None:
+    inner = unwrapped(network) if isinstance(network, nn.Module) else None
+    if isinstance(inner, Network) and inner.head is None:
         raise ValueError(NO_HEAD)
     return card
+
+
+def mappable(network: Mappable) -> Mappable:
+    """A network to make maps of, or its engine; of a compiled or wrapped network, the one inside.
+
+    Raises:
+        ValueError: it is another module.
+    """
+    return as_network(network) if isinstance(network, nn.Module) else network
 
 
 def ready_card(network: Runnable) -> Card:
@@ -303,8 +314,13 @@ def ready_card(network: Runnable) -> Card:
     Raises:
         ValueError: the network has no card, or is in training mode.
     """
-    if network.card is None:
-        raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")
-    if isinstance(network, nn.Module) and any(module.training for module in network.modules()):
+    inner = unwrapped(network) if isinstance(network, nn.Module) else network
+    card: Card | None = getattr(inner, "card", None)
+    if card is None:
+        raise ValueError(
+            "the network has no card, so its preprocessing is unknown; load it with convnets_torch.load, or make a"
+            " classifier of your own one with convnets_torch.densify(module, size, preprocessing=..., classes=...)"
+        )
+    if isinstance(inner, nn.Module) and any(part.training for part in inner.modules() if unwrapped(part) is part):
         raise ValueError("the network is in training mode, where dropout makes answers random; call network.eval()")
-    return network.card
+    return card

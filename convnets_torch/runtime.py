@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from convnets_torch.networks.packed import FUSIBLE, PackedConv2d, PackedLinear, is_available
-from convnets_torch.networks.replicas import replicate
+from convnets_torch.networks.replicas import replicate, unwrapped
 from convnets_torch.networks.tracing import LocalTracer
 
 Precision = Literal["auto", "exact", "float32", "bfloat16", "float16"]
@@ -72,6 +72,7 @@ def prepare(
     ...     bool((ready(images) - narrow(images)).abs().max() < 1e-5)
     True
     """
+    network = unwrapped(network)  # type: ignore[assignment]
     if any(module.training for module in network.modules()):
         raise ValueError("the network is in training mode, which cannot be prepared; call its eval()")
     place = checked_device(device)

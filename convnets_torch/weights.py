@@ -16,6 +16,7 @@ from convnets_torch.card import KEY, Card, card_of_opened
 from convnets_torch.files import open_file, opened_path, replacing
 from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.networks.densified import Densified
+from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear
 from convnets_torch.runtime import Precision, check_precision, checked_device, prepare
 from convnets_torch.sentences import in_one_line
@@ -126,7 +127,7 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
     >>> load("copy.safetensors").card == network.card
     True
     """
-    network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
+    network = as_network(network)
     if isinstance(network, Densified):
         raise ValueError(
             "the network was made of a module of your own, which `load` could not build; save that module's state_dict,"

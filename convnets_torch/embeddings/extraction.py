@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from convnets_torch.card import Card
 from convnets_torch.embeddings.pooling import Pool, check_pool, numbers_of, pooled
 from convnets_torch.explain.activations import BROKEN, Reached, observed
-from convnets_torch.explain.names import find_layer, needed, whole
+from convnets_torch.explain.names import Layer, find_layer, needed, whole
 from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture, warn
 from convnets_torch.networks import Network
@@ -25,7 +25,7 @@ from convnets_torch.networks.packed import PackedLinear
 from convnets_torch.networks.replicas import unwrapped
 from convnets_torch.pipeline import Decoder, Predicted, batch_for, predict
 
-Layers: TypeAlias = "str | list[str] | tuple[str, ...] | None"
+Layers: TypeAlias = "Layer | list[str] | list[Layer] | tuple[Layer, ...] | None"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +113,9 @@ class Embedder(nn.Module):
             self.names: tuple[str, ...] = (_input_of(self._dense[0]),)
             self._modules_of = {}
         else:
-            asked = ["features"] if layer is None else [layer] if isinstance(layer, str) else layer
-            self.names = tuple(dict.fromkeys(asked))
+            asked = ["features"] if layer is None else [layer] if isinstance(layer, str | nn.Module) else layer
+            names = (each if isinstance(each, str) else find_layer(network, each) for each in asked)
+            self.names = tuple(dict.fromkeys(names))
             if not self.names:
                 raise ValueError("no layer is named; name one or more, or leave `layer` out")
             self._modules_of = {name: find_layer(network, name) for name in self.names}
@@ -197,7 +198,7 @@ class Embedder(nn.Module):
 def embed(
     network: nn.Module,
     images: Tensor | Picture | Iterable[Picture],
-    layer: str | None = None,
+    layer: Layer | None = None,
     pool: Pool = "avg",
     normalize: bool = False,
 ) -> Tensor: ...
@@ -205,7 +206,7 @@ def embed(
 def embed(
     network: nn.Module,
     images: Tensor | Picture | Iterable[Picture],
-    layer: list[str] | tuple[str, ...],
+    layer: list[str] | list[Layer] | tuple[Layer, ...],
     pool: Pool = "avg",
     normalize: bool = False,
 ) -> dict[str, Tensor]: ...
@@ -267,7 +268,7 @@ def embed(
         parts = list(in_batches(lambda items: embedder(placed[items.start : items.stop]), len(images), len(images)))
     vectors, _ = embedder.split(torch.cat(parts))
     _check_finite(vectors)
-    return vectors[embedder.names[0]] if layer is None or isinstance(layer, str) else vectors
+    return vectors[embedder.names[0]] if layer is None or isinstance(layer, str | nn.Module) else vectors
 
 
 def embed_each(
@@ -355,7 +356,7 @@ def _of_pictures(
     if not rows:
         raise ValueError("there are no images; give one or more")
     vectors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    return next(iter(vectors.values())) if layer is None or isinstance(layer, str) else vectors
+    return next(iter(vectors.values())) if layer is None or isinstance(layer, str | nn.Module) else vectors
 
 
 def _embedded(embedder: Embedder, rows: Generator[Predicted, None, None]) -> Generator[Embedded, None, None]:

@@ -27,6 +27,7 @@ from convnets_torch.files import check_regular, is_scratch, resolved, sha256
 from convnets_torch.folders import find_pictures
 from convnets_torch.images import check_bytes
 from convnets_torch.networks import Network
+from convnets_torch.networks.replicas import unwrapped
 
 ROWS = 1024  # in one commit, at most
 BYTES = 1 << 26  # of their vectors
@@ -113,6 +114,7 @@ def index_pictures(
     address = os.fspath(address)
     names = [pictures] if isinstance(pictures, str | os.PathLike) else list(pictures)
     found = {_text_of(path): path for path in map(os.path.abspath, find_pictures(names))}  # links stay links
+    network = unwrapped(network)  # type: ignore[assignment]
     embedder = Embedder(network, layer, pool, logits=not isinstance(network, Network) or network.head is not None)
     if embedder.card is None:
         raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")

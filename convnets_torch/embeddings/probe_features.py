@@ -16,6 +16,7 @@ from convnets_torch.embeddings.kept_vectors import KeptVectors, embed_kept
 from convnets_torch.folders import ENDINGS, find_pictures
 from convnets_torch.images import PictureWarning
 from convnets_torch.networks import Network
+from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import check_unpacked
 from convnets_torch.runtime import Precision
 
@@ -146,6 +147,7 @@ def embed_classes(
         PictureWarning: as `find_classes`.
         MemoryWarning: memory ran out, and the work goes on in smaller batches.
     """
+    network = as_network(network)
     check_unpacked(network)
     found = find_classes(folder) if isinstance(folder, str | os.PathLike) else folder
     pictures = [(path, label) for label, paths in enumerate(found.values()) for path in paths]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from convnets_torch.explain.names import find_layers, needed
+from convnets_torch.explain.names import Layer, find_layers, needed
 from convnets_torch.networks.replicas import AnyModule, replicate, unwrapped
 
 BROKEN = "activations of {} are NaN or infinite: weights are broken, or too large for the precision"
@@ -21,7 +21,7 @@ _registering = threading.Lock()  # PyTorch numbers hooks without one
 
 
 @contextlib.contextmanager
-def record_activations(network: nn.Module, layers: str | Iterable[str]) -> Iterator[dict[str, Tensor]]:
+def record_activations(network: nn.Module, layers: Layer | Iterable[Layer]) -> Iterator[dict[str, Tensor]]:
     """Record what layers give while the network runs in the block.
 
     Each run of a layer replaces what was recorded of it before, so that after a run of the network a layer that is
@@ -35,7 +35,7 @@ def record_activations(network: nn.Module, layers: str | Iterable[str]) -> Itera
 
     Args:
         network: any module; of a compiled or wrapped one, the module inside.
-        layers: names, Keras's names, prefixes or patterns, as `find_layers` takes them.
+        layers: names, Keras's names, prefixes or patterns, as `find_layers` takes them, or modules of the network.
 
     Returns:
         A context manager that gives a dict: name of the module -> its output, usually (N, C, h, w) or (N, C).
@@ -134,7 +134,7 @@ class Reached(Exception):
     """Thrown in a hook once all that is wanted has run; whoever throws it catches it."""
 
 
-def run_to(network: nn.Module, layers: str | Iterable[str], images: Tensor) -> dict[str, Tensor]:
+def run_to(network: nn.Module, layers: Layer | Iterable[Layer], images: Tensor) -> dict[str, Tensor]:
     """What layers give for images; the network runs only as far as the last of them.
 
     Of a layer that is called several times it is the first call, unless another layer makes the network run on.

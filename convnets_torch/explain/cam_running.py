@@ -26,9 +26,11 @@ from convnets_torch.explain.gradcam import (
     checked_layer,
     checked_method,
 )
+from convnets_torch.explain.names import Layer
 from convnets_torch.fitting import in_batches
 from convnets_torch.images import Decoded, Picture, decode, picture_name, warn
 from convnets_torch.networks import Network
+from convnets_torch.networks.network import as_network
 from convnets_torch.preprocessing import Pixels
 from convnets_torch.targets import Target, Targets, checked_target, checked_targets, find_target
 
@@ -60,7 +62,7 @@ def gradcam(
     target: str | int | None = None,
     *,
     against: str | int | None = None,
-    layer: str | None = None,
+    layer: Layer | None = None,
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
@@ -74,7 +76,7 @@ def gradcam(
     target: Targets,
     *,
     against: str | int | None = None,
-    layer: str | None = None,
+    layer: Layer | None = None,
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
@@ -87,7 +89,7 @@ def gradcam(
     target: str | int | Targets | None = None,
     *,
     against: str | int | None = None,
-    layer: str | None = None,
+    layer: Layer | None = None,
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
@@ -153,7 +155,7 @@ def gradcam_each(
     target: str | int | Targets | None = None,
     *,
     against: str | int | None = None,
-    layer: str | None = None,
+    layer: Layer | None = None,
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
@@ -180,6 +182,7 @@ def gradcam_each(
     street.jpg 2 None
     none.jpg 0 none.jpg does not exist; name a file
     """
+    network = as_network(network)
     card = card_of(network)
     probabilities(torch.zeros(1, card.classes), card)  # refuses a network whose outputs are none
     targets = None if target is None else checked_targets(card, target)

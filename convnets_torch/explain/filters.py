@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from convnets_torch.classification import card_of
 from convnets_torch.explain.activations import BROKEN, run_to
 from convnets_torch.explain.ascent import FORMS, Size
-from convnets_torch.explain.names import find_layer
+from convnets_torch.explain.names import Layer, find_layer
 from convnets_torch.explain.pixels import rule_of, to_input
 from convnets_torch.fitting import in_batches
 from convnets_torch.networks import Network
+from convnets_torch.networks.network import as_network
+from convnets_torch.networks.replicas import unwrapped
 from convnets_torch.preprocessing import Pixels
 from convnets_torch.targets import Target, Targets, checked_targets
 
@@ -89,7 +91,7 @@ def words_of(unit: Unit) -> str:
 
 def filter_patterns(
     network: nn.Module,
-    layer: str,
+    layer: Layer,
     channels: Sequence[int | tuple[int, int, int]] | None = None,
     *,
     form: Form = "fourier",
@@ -131,6 +133,7 @@ def filter_patterns(
     >>> found.pictures.shape, (found.after > found.before).all()
     ((2, 64, 64, 3), np.True_)
     """
+    network = unwrapped(network)
     name = find_layer(network, layer)
     ascent = _Ascent(network, name, form, steps, _size(network, name, size), seed)
     shape = ascent.output.shape[1:]
@@ -173,6 +176,7 @@ def class_patterns(
     >>> [unit.label for unit in found.units]
     ['dog, domestic dog, Canis familiaris', 'tabby, tabby cat']
     """
+    network = as_network(network)
     units = tuple(checked_targets(card_of(network), target))
     head = network.head
     assert head is not None

@@ -9,16 +9,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from operator import index
+from typing import Literal, SupportsIndex, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from convnets_torch.explain.activations import observed
-from convnets_torch.explain.names import find_layer, last_convolution
+from convnets_torch.explain.names import Layer, find_layer, last_convolution
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD
-from convnets_torch.networks.replicas import replicate
+from convnets_torch.networks.replicas import replicate, unwrapped
 
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam"]
 
@@ -64,7 +65,12 @@ Targets: TypeAlias = "Sequence[int | Sequence[int] | Score] | None"
 
 
 def cams(
-    module: nn.Module, images: Tensor, targets: Targets = None, *, layer: str | None = None, method: Method = "gradcam"
+    module: nn.Module,
+    images: Tensor,
+    targets: Targets = None,
+    *,
+    layer: Layer | None = None,
+    method: Method = "gradcam",
 ) -> Tensor:
     """Maps of what in a layer speaks for each of several targets, from one pass.
 
@@ -114,13 +120,19 @@ def cams(
 
 
 def cams_and_logits(
-    module: nn.Module, images: Tensor, targets: Targets = None, *, layer: str | None = None, method: Method = "gradcam"
+    module: nn.Module,
+    images: Tensor,
+    targets: Targets = None,
+    *,
+    layer: Layer | None = None,
+    method: Method = "gradcam",
 ) -> tuple[Tensor, Tensor]:
     """`cams` without its warning, and the logits (N, classes) of the same pass.
 
     Raises:
         ValueError: as `cams`.
     """
+    module = unwrapped(module)
     name = checked_layer(module, layer)
     weigh = METHODS[checked_method(method)]
     with torch.inference_mode(False), torch.no_grad():
@@ -188,7 +200,7 @@ def checked_method(method: str) -> Method:
     raise ValueError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
 
 
-def checked_layer(module: nn.Module, layer: str | None) -> str:
+def checked_layer(module: nn.Module, layer: Layer | None) -> str:
     """The name of the module whose output is to be looked at.
 
     Raises:
@@ -252,10 +264,10 @@ def _scores(logits: Tensor, targets: Targets) -> list[Tensor]:
     return [_score_of(target).of(logits) for target in targets]
 
 
-def _score_of(target: int | Sequence[int] | Score) -> Score:
+def _score_of(target: SupportsIndex | Sequence[int] | Score) -> Score:
     if isinstance(target, Score):
         return target
-    return Score((target,) if isinstance(target, int) else tuple(target))
+    return Score((index(target),) if isinstance(target, SupportsIndex) else tuple(target))
 
 
 def _wide(values: Tensor) -> Tensor:

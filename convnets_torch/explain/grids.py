@@ -19,11 +19,12 @@ from convnets_torch import render
 from convnets_torch.classification import ready_card, square_input, to_parameters
 from convnets_torch.explain.activations import BROKEN, observed
 from convnets_torch.explain.grid_pages import draw_page
-from convnets_torch.explain.names import candidates, find_layers, needed
+from convnets_torch.explain.names import Layer, candidates, find_layers, needed
 from convnets_torch.files import check_writable, replacing
 from convnets_torch.fitting import is_too_small
 from convnets_torch.images import Picture, decode, picture_name, warn
 from convnets_torch.networks import Network
+from convnets_torch.networks.network import as_network
 from convnets_torch.preprocessing import Pixels, center_crop, fit_longest_side, normalize
 
 Order = Literal["strongest", "number"]
@@ -83,7 +84,7 @@ class ChannelGrid:
 def activation_grids(
     network: Network,
     image: Picture,
-    layers: str | Iterable[str] | None = None,
+    layers: Layer | Iterable[Layer] | None = None,
     *,
     order: Order = "strongest",
     channels: int = CHANNELS,
@@ -125,6 +126,7 @@ def activation_grids(
     >>> bool(np.all(np.diff(grid.strengths[grid.channels]) <= 0))
     True
     """
+    network = as_network(network)
     card = ready_card(network)
     if channels < 1:
         raise ValueError(f"channels is {channels}; give how many of a layer to keep, 1 or more")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from convnets_torch.explain.pixels import rule_of
+from convnets_torch.networks.replicas import unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,7 @@ def first_kernels(network: nn.Module) -> FirstKernels:
     >>> kernels.layer, kernels.pictures.shape
     ('features.conv_1', (12, 11, 11, 3))
     """
+    network = unwrapped(network)
     found = next(((name, each) for name, each in network.named_modules() if isinstance(each, nn.Conv2d)), None)
     if found is None:
         raise ValueError(f"{type(network).__name__} has no convolution whose kernels could be drawn")

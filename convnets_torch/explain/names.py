@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import TypeAlias
 
 from torch import nn
 
@@ -12,15 +13,16 @@ from convnets_torch.explain.keras_names import keras_names
 from convnets_torch.networks import Network
 from convnets_torch.networks.steps import steps_of
 
+Layer: TypeAlias = "str | nn.Module"
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # whose output, if any, is that of a layer in them
 
 
-def find_layers(network: nn.Module, layers: str | Iterable[str]) -> list[str]:
+def find_layers(network: nn.Module, layers: Layer | Iterable[Layer]) -> list[str]:
     """The modules that names, prefixes and patterns of layers mean.
 
-    Each is, in this order: the name of a module, with "features." before it or without; Keras's name of a layer
-    (`keras_names`); a pattern with * ? [] for any of these; what the names of layers begin with. Prefixes and patterns
-    mean layers and blocks, not the containers in which they stand.
+    Each is a module of the network itself, or, in this order: the name of a module, with "features." before it or
+    without; Keras's name of a layer (`keras_names`); a pattern with * ? [] for any of these; what the names of layers
+    begin with. Prefixes and patterns mean layers and blocks, not the containers in which they stand.
 
     Args:
         network: any module.
@@ -37,11 +39,12 @@ def find_layers(network: nn.Module, layers: str | Iterable[str]) -> list[str]:
     >>> find_layers(narrow, ["features.conv5_3", "relu5_*", "block1_pool"])
     ['features.pool1', 'features.relu5_1', 'features.relu5_2', 'features.conv5_3', 'features.relu5_3']
     """
-    found = {name for each in ([layers] if isinstance(layers, str) else layers) for name in _meant(network, each)}
+    asked = [layers] if isinstance(layers, str | nn.Module) else layers
+    found = {name for each in asked for name in _meant(network, each)}
     return [name for name, _ in network.named_modules() if name in found]
 
 
-def find_layer(network: nn.Module, layer: str) -> str:
+def find_layer(network: nn.Module, layer: Layer) -> str:
     """The one module that a name or pattern means.
 
     Raises:
@@ -93,7 +96,14 @@ def needed(network: nn.Module, names: Iterable[str]) -> nn.Module:
     return network.features if inside and isinstance(network, Network) else whole(network)
 
 
-def _meant(network: nn.Module, wanted: str) -> set[str]:
+def _meant(network: nn.Module, wanted: Layer) -> set[str]:
+    if isinstance(wanted, nn.Module):
+        for name, module in network.named_modules():
+            if module is wanted and name:
+                return {name}
+        raise ValueError(
+            f"the {type(wanted).__name__} that is given is no layer of the {type(network).__name__}; name one"
+        )
     modules = {name for name, _ in network.named_modules() if name}
     for name in (wanted, f"features.{wanted}"):
         if name in modules:

@@ -19,13 +19,14 @@ from convnets_torch.classification import to_parameters
 from convnets_torch.explain.activations import run_to
 from convnets_torch.explain.filters import FIRST
 from convnets_torch.explain.layers import layer_fields
-from convnets_torch.explain.names import find_layer
+from convnets_torch.explain.names import Layer, find_layer
 from convnets_torch.explain.pixels import rule_of
 from convnets_torch.fitting import is_out_of_memory, is_too_small
 from convnets_torch.images import Decoded, Picture, decode, picture_name, warn
 from convnets_torch.maps.regions import Box
 from convnets_torch.networks import Network
 from convnets_torch.networks.grids import Field
+from convnets_torch.networks.network import as_network
 from convnets_torch.preprocessing import Pixels, fit_longest_side, normalize
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class _Found(NamedTuple):
 def top_patches(
     network: Network,
     pictures: Picture | Iterable[Picture],
-    layer: str,
+    layer: Layer,
     channels: Sequence[int] | None = None,
     count: int = COUNT,
     *,
@@ -142,6 +143,7 @@ def top_patches(
     >>> found.patches[0][0].pixels.shape, [str(error) for _, error in found.failed]
     ((11, 11, 3), ['none.jpg does not exist; name a file'])
     """
+    network = as_network(network)
     name = find_layer(network, layer)
     fields = layer_fields(network).get(name)
     if fields is None:

@@ -25,6 +25,7 @@ from convnets_torch.heatmaps import Heatmap, heatmap
 from convnets_torch.images import Picture, decode, picture_name, warn
 from convnets_torch.maps.page import data_uri, part, whole_page
 from convnets_torch.networks import Network
+from convnets_torch.networks.network import as_network
 from convnets_torch.networks.sliding import ELEMENTWISE
 from convnets_torch.preprocessing import Pixels
 from convnets_torch.render import overlay
@@ -106,6 +107,7 @@ def explain(
     (5, 'features.relu_5')
     >>> explanation.save("street.html")
     """
+    network = as_network(network)
     card = card_of(network)
     decoded = decode(image, exif=card.preprocessing.exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
     warn(decoded.remarks)

@@ -22,11 +22,12 @@ from convnets_torch.ahead import ahead, each_of
 from convnets_torch.classification import ready_card, square_input, to_parameters
 from convnets_torch.explain.activations import BROKEN, observed
 from convnets_torch.explain.histograms import draw_histogram
-from convnets_torch.explain.names import find_layer, find_layers, needed
+from convnets_torch.explain.names import Layer, find_layer, find_layers, needed
 from convnets_torch.files import check_writable, replacing
 from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture, decode, picture_name
 from convnets_torch.networks import Network
+from convnets_torch.networks.network import as_network
 from convnets_torch.sentences import cell
 
 BATCH = 16  # pictures that go through the network together
@@ -177,7 +178,7 @@ def _run_fitting(run: nn.Module, inputs: Tensor, sums: Mapping[str, _Running | _
 def channel_statistics(
     network: Network,
     images: Picture | Iterable[Picture],
-    layers: str | Iterable[str],
+    layers: Layer | Iterable[Layer],
     *,
     batch: int = BATCH,
     max_pixels: int | None = None,
@@ -206,6 +207,7 @@ def channel_statistics(
     >>> found.layers[2].layer, found.layers[2].values, found.layers[2].mean.shape, found.errors[0][0]
     ('features.relu_3', 169, (48,), 'none.jpg')
     """
+    network = as_network(network)
     names = find_layers(network, layers)
     running = {name: _Running() for name in names}
     errors: list[tuple[str, Exception]] = []
@@ -231,7 +233,7 @@ def channel_statistics(
 def zero_shares(
     network: Network,
     images: Picture | Iterable[Picture],
-    layer: str,
+    layer: Layer,
     *,
     batch: int = BATCH,
     max_pixels: int | None = None,
@@ -251,6 +253,7 @@ def zero_shares(
     >>> found.shares.shape, int(found.histogram(bins=10)[0].sum())
     ((1,), 1)
     """
+    network = as_network(network)
     name = find_layer(network, layer)
     shares = _Shares()
     errors: list[tuple[str, Exception]] = []

@@ -34,7 +34,7 @@ from convnets_torch.maps.scales import Fuse, Scales, check_fuse, factors_of
 from convnets_torch.maps.views import VIEW
 from convnets_torch.networks.budget import peak_bytes
 from convnets_torch.networks.grids import Grid
-from convnets_torch.pipeline import Mappable
+from convnets_torch.pipeline import Mappable, mappable
 from convnets_torch.preprocessing import Pair, Pixels, least_size, size_with_longest_side
 from convnets_torch.sources import Held, Sliceable, Source, is_sliced, open_with_remarks
 from convnets_torch.targets import Target, Targets, checked_targets
@@ -112,6 +112,7 @@ def heatmap_each(
     street.jpg [(3, 6)] None
     none.jpg [] none.jpg does not exist; name a file
     """
+    network = mappable(network)
     card = card_of(network)
     targets = checked_targets(card, target)
     probabilities(torch.zeros(1, card.classes, 1, 1), card)

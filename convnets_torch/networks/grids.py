@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from convnets_torch.networks.network import NO_HEAD, Network
+from convnets_torch.networks.network import NO_HEAD, Network, as_network
 from convnets_torch.networks.sliding import slide
 from convnets_torch.networks.steps import Pair, Step, Window, steps_of
 
@@ -147,7 +147,8 @@ def cell_strides(network: Network) -> tuple[int, ...]:
     >>> cell_strides(AlexNet())
     (32, 16, 8, 4, 1)
     """
-    return tuple(sorted({field.stride for field, _ in all_fields(steps_of(network.features))}, reverse=True))
+    features = as_network(network).features
+    return tuple(sorted({field.stride for field, _ in all_fields(steps_of(features))}, reverse=True))
 
 
 def fields(steps: Sequence[Step]) -> tuple[Field, Field]:

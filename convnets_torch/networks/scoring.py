@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convnets_torch.networks.budget import parse_bytes, strip_rows
 from convnets_torch.networks.grids import Grid, grid_of
-from convnets_torch.networks.network import NO_HEAD, Network
+from convnets_torch.networks.network import NO_HEAD, Network, as_network
 from convnets_torch.networks.sliding import slide
 from convnets_torch.networks.streaming import Stream
 
@@ -46,6 +46,7 @@ def score_map(
     >>> score_map(narrow, torch.zeros(1, 3, 288, 352)).shape
     torch.Size([1, 10, 3, 5])
     """
+    network = as_network(network)
     if network.head is None:
         raise ValueError(NO_HEAD)
     height, width = images.shape[-2:]

@@ -26,6 +26,7 @@ from convnets_torch.embeddings.kept_vectors import fingerprint
 from convnets_torch.files import check_kept, check_writable
 from convnets_torch.last_layers import planned, with_last_layer
 from convnets_torch.networks import Network
+from convnets_torch.networks.network import as_network
 from convnets_torch.pipeline import BATCH, ready_card
 from convnets_torch.render import save_image
 from convnets_torch.training.checkpoints import check_arrays, damaged
@@ -177,6 +178,7 @@ def finetune(
         OSError: something cannot be written; checkpoint and output survive as they were.
     """
     settings, watch = settings or Settings(), watch or Watch()
+    network = as_network(network)
     card = ready_card(network)
     empty = planned(card, len(dataset.classes))
     empty.card = card

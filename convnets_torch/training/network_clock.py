@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convnets_torch.card import Card
-from convnets_torch.pipeline import Runnable
+from convnets_torch.pipeline import Runnable, ready_card
 
 
 class Clock:
@@ -76,7 +76,7 @@ def timed(network: Runnable) -> tuple[Runnable, Clock]:
         clock = Clock(torch.device("cpu"))
         return TimedEngine(network, clock), clock
     clock = Clock(next(network.parameters()).device)
-    return TimedNetwork(network, network.card, clock), clock
+    return TimedNetwork(network, ready_card(network), clock), clock
 
 
 def peak_memory() -> int | None:

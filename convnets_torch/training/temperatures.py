@@ -10,7 +10,7 @@ from torch import nn
 from convnets_torch.card import Card
 from convnets_torch.embeddings.extraction import last_dense
 from convnets_torch.networks import Network
-from convnets_torch.networks.network import NO_HEAD
+from convnets_torch.networks.network import NO_HEAD, as_network
 from convnets_torch.networks.packed import check_unpacked
 from convnets_torch.weights import build
 
@@ -42,6 +42,7 @@ def with_temperature(network: Network, temperature: float) -> Network:
     """
     if not (isfinite(temperature) and temperature > 0):
         raise ValueError(f"the temperature is {temperature}; give a number above 0")
+    network = as_network(network)
     card = network.card
     if card is None:
         raise ValueError("the network has no card, which is to say what was done; set network.card first")

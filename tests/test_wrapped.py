@@ -1,0 +1,70 @@
+"""Networks as PyTorch wraps them, modules of other libraries, and layers given as modules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import convnets_torch as ct
+from convnets_torch.explain.activations import run_to
+from tests.test_threads import CALLS, FOREIGN, make, pictures, plain, same, tensor
+
+WRAPPERS = {"DataParallel": nn.DataParallel, "torch.compile": lambda network: torch.compile(network, backend="eager")}
+NOT_OF_NETWORKS = ("another's module", "strict", "lenient", "finetune", "densify")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    return pictures(tmp_path_factory.mktemp("pictures"))[0]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.filterwarnings("ignore")  # of random weights, and of the compiler
+def test_every_function_takes_the_network_out_of_its_wrapper(wrapper, picture):
+    wrong = {}
+    for name, call in CALLS.items():
+        if name not in NOT_OF_NETWORKS:
+            found = plain(call(WRAPPERS[wrapper](make()), picture))
+            wrong[name] = not same(found, plain(call(make(), picture)))
+    assert len(wrong) > 25
+    module = nn.Sequential(make().features, *make().head).eval()
+    assert ct.densify(WRAPPERS[wrapper](module), (227, 227)).window == make().window
+    assert not any(wrong.values()), [name for name in wrong if wrong[name]]
+
+
+def test_a_module_of_another_library_is_refused_with_the_way_on(picture):
+    for name in ("heatmap", "gradcam", "class_map", "score_map", "activation_grids", "save"):
+        with pytest.raises(ValueError, match=r"Sequential is no network of this library; convnets_torch\.densify"):
+            CALLS[name](FOREIGN, picture)
+    for name in ("classify", "predict", "evaluate", "embed"):
+        with pytest.raises(ValueError, match=r"no card, .* load it with convnets_torch\.load, or .*densify"):
+            CALLS[name](FOREIGN, picture)
+
+
+def test_a_layer_may_be_the_module_itself(picture):
+    network, images = make(), tensor(picture)
+    layer = network.features.relu_3
+    wanted = run_to(network, "relu_3", images)["features.relu_3"]
+    torch.testing.assert_close(run_to(network, layer, images), {"features.relu_3": wanted})
+    assert ct.embed(network, images, [layer, "pool_5"]).keys() == {"features.relu_3", "pool_5"}
+    torch.testing.assert_close(ct.embed(network, images, layer), wanted.mean((2, 3)))
+    assert ct.gradcam(network, picture, np.int64(3), layer=layer).layer == "features.relu_3"
+    torch.testing.assert_close(
+        ct.cams(network, images, [np.int64(2)], layer=layer), ct.cams(network, images, [2], layer="relu_3")
+    )
+    with torch.no_grad(), ct.record_activations(network, [layer, "relu_1"]) as found:
+        network(images)
+    assert list(found) == ["features.relu_1", "features.relu_3"]
+    with pytest.raises(ValueError, match="the ReLU that is given is no layer of the AlexNet; name one"):
+        run_to(network, nn.ReLU(), images)
+
+
+def test_a_block_that_records_nothing_says_so():
+    network = make()
+    sentence = r"features\.relu_3 did not run in this block"
+    with pytest.raises(ValueError, match=sentence), ct.record_activations(network, "relu_3"):
+        make()(torch.zeros(1, 3, 227, 227))
+    with pytest.raises(KeyError), ct.record_activations(network, "relu_3"):
+        raise KeyError("what went wrong in the block comes first")
