@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,6 +57,18 @@ class Vectors:
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    @cached_property
+    def first(self) -> NDArray[np.int64]:
+        """(N,), for each row the first one with the same content: rows of one picture, which has several paths."""
+        first = np.arange(len(self))
+        starts = np.ascontiguousarray(self.hashes[:, :8]).view("<u8").reshape(-1)
+        order = np.argsort(starts)
+        again = order[np.flatnonzero(np.diff(starts[order]) == 0)[:, None] + (0, 1)]
+        seen: dict[bytes, int] = {}
+        for row in np.unique(again).tolist():
+            first[row] = seen.setdefault(self.hashes[row].tobytes(), row)
+        return first
 
     def path(self, row: int) -> str:
         """The path of a row."""
