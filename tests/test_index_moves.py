@@ -322,10 +322,17 @@ def test_the_command_says_the_same_as_lines_json_and_csv(command, several):
     assert [row["mark"] for row in rows] == ["keep", "same", "", "same", "link", "gone"]
     assert rows[0]["width"] == "30"
     assert rows[-1]["bytes"] == ""
-    (several / "=1.png").write_bytes((several / "c-large.png").read_bytes())
-    put(several / "z.lance", {several / "=1.png": (1, 0), several / "c-large.png": (1, 0)})
-    command("duplicates", several / "z.lance", "--between", several, several / "none", "-o", several / "e.csv")
-    assert command("duplicates", several / "z.lance", "-o", several / "z.csv", "--threshold", 1)[0] == 0
+
+
+def test_leaks_are_a_table_too(command, photos):
+    index = put(photos / "x.lance", {photos / "one" / "a.png": (3, 4), photos / "two" / "c.png": (4, 3)})
+    (photos / "two" / "c.png").unlink()
+    folders = ("--between", photos / "one", photos / "two", "--threshold", 0.9)
+    code, out, error = command("duplicates", index.address, *folders, "-o", photos / "leaks.csv")
+    assert (code, "1 of these files are gone" in error) == (0, True)
+    paths = [str(photos / name) for name in ("one/a.png", "two/c.png")]
+    assert out.split() == ["0.9600", *paths]
+    assert (photos / "leaks.csv").read_text() == f"path,of,cosine\n{','.join(paths)},0.960000\n"
 
 
 def test_a_class_without_a_match_is_said(command, indexed, photos):
