@@ -328,13 +328,18 @@ def open_thumbnail(data: bytes, most: int) -> Image.Image:
     raise ValueError(f"it is no JPEG file of at most {most} pixels a side")
 
 
-def stored_pixels(file: IO[bytes]) -> int:
-    """How many pixels a file's header says that it has; 0 where that cannot be told, and decoding says why."""
+def stored_size(file: IO[bytes]) -> tuple[int, int]:
+    """(width, height) in pixels, as a file's header says; (0, 0) where that cannot be told, and decoding says why."""
     try:
-        image = _open(file, "", MAX_PIXELS)
+        return _open(file, "", MAX_PIXELS).size
     except Exception:  # as in `_refusing`
-        return 0
-    return image.width * image.height
+        return 0, 0
+
+
+def stored_pixels(file: IO[bytes]) -> int:
+    """How many pixels a file's header says that it has; 0 where that cannot be told."""
+    width, height = stored_size(file)
+    return width * height
 
 
 def check_bytes(name: str, size: int, max_pixels: int | None = None) -> None:

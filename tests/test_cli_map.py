@@ -58,6 +58,7 @@ def test_a_folder_becomes_a_page_a_picture_and_a_map(command, lite_weights, fold
     assert data["names"] == names
     assert "a perplexity of 30 needs 61 pictures or more, and there are 18; 8.5 was taken" in error
     assert re.search(r"m\.png: \d+ of 18 pictures; the others, which would cover one, are dots", error)
+    assert "the same as others" not in error
     assert f"{folder / 'bad.jpg'}</bdi>" in page.read_text()  # listed with its error
     assert "1 could not be used" in page.read_text()
     with Image.open(png) as drawn:
@@ -70,6 +71,19 @@ def test_a_folder_becomes_a_page_a_picture_and_a_map(command, lite_weights, fold
     assert words[str(folder / "coffee_0.png")] == "espresso"
     assert kept.about == Embedder(load(lite_weights)).about
     assert 'id="failed" data-count="1"' in page.read_text()
+
+
+def test_identical_files_are_drawn_as_one(command, lite_weights, folder, tmp_path):
+    for number, name in enumerate(("coffee_0.png", "coffee_1.png", "coffee_2.png", "coffee_0.png", "coffee_0.png")):
+        shutil.copy(folder / name, tmp_path / f"{number}.png")
+    code, _, error = command(
+        "map", lite_weights, tmp_path, "--png", tmp_path / "m.jpg", "--save", tmp_path / "m.safetensors"
+    )
+    assert code == 0
+    assert "2 pictures are the same as others, and are drawn as one with them" in error
+    positions = load_map(tmp_path / "m.safetensors").image_map.positions
+    assert len(np.unique(positions, axis=0)) == 3
+    assert (positions[[3, 4]] == positions[0]).all()
 
 
 def test_parts_of_one_photograph_lie_together(command, vectors, tmp_path):

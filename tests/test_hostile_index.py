@@ -440,6 +440,18 @@ def test_kept_vectors_whose_arrays_disagree_are_made_anew(name, address, cache):
     assert np.array_equal(found.vectors, wanted.vectors)
 
 
+def test_kept_vectors_with_a_row_that_stands_for_none_are_made_anew(address, cache):
+    wanted = Index.open(address).search("/made/0-3.jpg", 5)
+    place = vector_cache.place_of(str(address))
+    content = place.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    begin, end = json.loads(content[8 : 8 + length])["first"]["data_offsets"]
+    for wrong in (10**9, -1):
+        rows = np.full((end - begin) // 8, wrong, "<i8").tobytes()
+        place.write_bytes(content[: 8 + length + begin] + rows + content[8 + length + end :])
+        assert Index.open(address).search("/made/0-3.jpg", 5) == wanted
+
+
 def test_two_that_make_an_index_at_once_make_one(address, tmp_path):
     program = """
 import json, sys

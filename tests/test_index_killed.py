@@ -22,7 +22,7 @@ from tests.reference.pictures import picture
 pytest.importorskip("lancedb", reason="needs LanceDB, the extra search")
 
 COUNT = 30
-KILLS = 4
+KILLS = 3
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import sys
@@ -85,6 +85,17 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_there_twice(vgg, tm
     found = np.array([held[str(path)] for path in paths], np.float32)
     np.testing.assert_allclose(found, embed(vgg, paths).numpy(), rtol=1e-4, atol=1e-5)
 
+    moved = folder.rename(tmp_path / "moved")
+    command[-2] = moved
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        wait_for_commits(address, 3, process)
+        process.send_signal(signal.SIGKILL)
+    contents = sorted(sha256(path) for path in moved.iterdir())
+    assert sorted(rows_of(address).values()) == contents  # each row is at the old path or at the new one
+    subprocess.run(command, capture_output=True, check=True)
+    assert rows_of(address) == {str(path): sha256(path) for path in moved.iterdir()}
+
 
 WRITER = """
 import sys
@@ -94,6 +105,13 @@ print("ready", flush=True)
 sys.stdin.readline()
 for seed in range(20):
     add(table, 5, seed)
+print("added", flush=True)
+sys.stdin.readline()
+for seed in range(20):
+    old = [f"/made/{seed}-{number}.jpg" for number in range(5)]
+    found = table.read(table.table.schema.names, f"path LIKE '%/{seed}-%'")
+    rows = [row for batch in found for row in batch.to_pylist()]
+    table.put([row | {"path": row["path"].replace("/made/", "/moved/")} for row in rows], old)
 """
 
 
@@ -103,8 +121,10 @@ def test_two_that_write_the_same_rows_at_once_write_none_twice(tmp_path):
     pipe = subprocess.PIPE
     both = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) for _ in range(2)]
     assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
-    for process in both:
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    for answer in (["added\n"] * 2, None):
+        for process in both:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert answer is None or [process.stdout.readline() for process in both] == answer
     assert [process.communicate() for process in both] == [("", "")] * 2
-    assert sorted(rows_of(tmp_path / "x.lance")) == sorted(f"/made/{a}-{b}.jpg" for a in range(20) for b in range(5))
+    assert sorted(rows_of(tmp_path / "x.lance")) == sorted(f"/moved/{a}-{b}.jpg" for a in range(20) for b in range(5))

@@ -312,6 +312,8 @@ def test_few_pictures_and_pictures_at_one_place_are_shown(opened, count):
     box = page.locator("#map").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2 + 2, box["y"] + box["height"] / 2)
     assert re.fullmatch(r"img_00\d\.jpg", shown_name(page))
+    said = page.locator("#card .words").inner_text()
+    assert said.endswith(f", {count - 1} more at this place") if count > 1 else "more" not in said
 
 
 def test_twenty_thousand_pictures_move_at_interactive_speed(opened):

@@ -45,7 +45,7 @@ def test_a_module_of_another_library_is_refused_with_the_way_on(picture):
 
 def test_a_layer_may_be_the_module_itself(picture):
     network, images = make(), tensor(picture)
-    layer = network.features.relu_3
+    layer = network.get_submodule("features.relu_3")
     wanted = run_to(network, "relu_3", images)["features.relu_3"]
     torch.testing.assert_close(run_to(network, layer, images), {"features.relu_3": wanted})
     assert ct.embed(network, images, [layer, "pool_5"]).keys() == {"features.relu_3", "pool_5"}

@@ -37,6 +37,12 @@ def index(
         bool,
         typer.Option("--hash-all", help="Read all files, also those of the same size and time as when last indexed."),
     ] = False,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Remove the rows of all files that are gone, also of a disk that is not mounted just now."
+        ),
+    ] = False,
     device: Device = "cpu",
     precision: Precision = None,
     max_pixels: MaxPixels = None,
@@ -56,6 +62,7 @@ def index(
             pool,
             weights=weights,
             hash_all=hash_all,
+            prune=prune,
             exact=precision == "exact",
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
@@ -63,8 +70,9 @@ def index(
         )
         count = len(done.index.vectors)  # which also writes them to where search reads them
     say(
-        f"{db}: {done.embedded} embedded, {done.copied} with the content of others, {done.unchanged} unchanged,"
-        f" {done.failed} could not be used, {done.vanished} vanished; {count} can be searched"
+        f"{db}: {done.embedded} embedded, {done.moved} moved, {done.copied} with the content of others,"
+        f" {done.unchanged} unchanged, {done.failed} could not be used, {done.vanished} vanished"
+        f"{f', {done.pruned} removed' if prune else ''}; {count} can be searched"
     )
     if done.failed:
         for sentence in islice(done.index.errors(), SHOWN):

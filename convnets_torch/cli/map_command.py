@@ -117,6 +117,8 @@ def map_pictures(
                 positions = np.concatenate([old.image_map.positions, placed])
                 entries, new = old.entries + found.entries, np.arange(len(positions)) >= len(old.entries)
         took = time.perf_counter() - start
+        if same := len(positions) - len(np.unique(positions, axis=0)):
+            say(f"{same} pictures are the same as others, and are drawn as one with them")
         if save is not None:
             save_map(made, entries, save, found.about)
             say(f"{save}: a map of {len(entries)} pictures, made in {took:.0f} s")

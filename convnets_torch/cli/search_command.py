@@ -82,7 +82,14 @@ def search(
             show(each.query)
         for match in each.found:
             words = f"{match.probability or 0:.3f}  {match.words}" if match.words else ""
-            show(f"{match.score:.4f}  {match.path}  {words}".rstrip())
+            more = f"({len(match.paths)} paths)" if len(match.paths) > 1 else ""
+            line = (f"{match.score:.4f}", match.path, words, more, "(gone)" if match.gone else "")
+            show("  ".join(part for part in line if part))
+    for each in found:
+        if target is not None and not each.found:
+            say(f"{each.query}: the index has no other picture whose most probable class is of {target!r}")
+    if gone := sum(match.gone for each in found for match in each.found):
+        say(f"{gone} of these pictures are gone; index again, and they are left out")
     if output is not None:
         from convnets_torch import render
         from convnets_torch.embeddings.result_sheets import search_sheet

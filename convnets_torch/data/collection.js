@@ -12,6 +12,8 @@ const collection = (() => {
   const { names, words, side } = data;
   const count = names.length, across = Math.floor(1536 / side), perSheet = across * across;
   const NEAREST = 14, MARGIN = 12, NO_CHANCE = 65535, DEEPEST = 4096;
+  const placeOf = (i) => `${at[2 * i]} ${at[2 * i + 1]}`, atPlace = new Map();
+  for (let i = 0; i < count; i++) atPlace.set(placeOf(i), (atPlace.get(placeOf(i)) || 0) + 1);
   const news = Array.from(fresh.keys()).filter((i) => fresh[i]);
   const byLevel = Array.from(names.keys()).sort((one, other) => levels[one] - levels[other]);
   const base = (name) => name.split(/[\\/]/).pop() || name;
@@ -148,7 +150,9 @@ const collection = (() => {
 
   function wordsOf(i) {
     const said = words[wordOf[i]], chance = chances[i] === NO_CHANCE ? "" : ` ${(chances[i] / 65534).toFixed(2)}`;
-    return said + (said ? chance : "") + (fresh[i] ? `${said ? ", " : ""}new on the map` : "");
+    const others = atPlace.get(placeOf(i)) - 1;
+    return [said + (said ? chance : ""), fresh[i] ? "new on the map" : "", others ? `${others} more at this place` : ""]
+      .filter(Boolean).join(", ");
   }
 
   function choose(i, speak) {

@@ -39,12 +39,18 @@ def nearest(
     found = []
     where = GOOD if class_ids is None else f"{GOOD} AND class_id IN ({', '.join(map(str, class_ids))})"
     for query, others in zip(queries, left_out, strict=True):
-        with refusing(index.address):
-            search = table.table.search(query, vector_column_name="vector").distance_type(metric)
-            search = search.where(where, prefilter=True).nprobes(PROBED).refine_factor(REFINED)
-            paths = search.select(["path", "_distance"]).limit(k + len(others)).to_arrow()["path"].to_pylist()
-        rows = np.array([places[path] for path in paths if path in places], np.int64)
-        rows = rows[~np.isin(rows, others)][:k]
+        rows, limit = np.zeros(0, np.int64), k + 1
+        while True:
+            with refusing(index.address):
+                search = table.table.search(query, vector_column_name="vector").distance_type(metric)
+                search = search.where(where, prefilter=True).nprobes(PROBED).refine_factor(REFINED)
+                paths = search.select(["path", "_distance"]).limit(limit).to_arrow()["path"].to_pylist()
+            rows = np.array([places[path] for path in paths if path in places], np.int64)
+            rows = np.array(list(dict.fromkeys(held.first[rows].tolist())), np.int64)  # pictures, not their copies
+            rows = rows[~np.isin(rows, others)][:k]
+            if len(rows) == k or len(paths) < limit:
+                break
+            limit *= 2
         scores = exact_scores(held.vectors[rows].astype(np.float64), query.astype(np.float64), metric)
         order = np.argsort(scores if metric == "l2" else -scores, kind="stable")
         found.append((rows[order], scores[order]))

@@ -110,6 +110,21 @@ def find_leaks(
     return sorted(found, key=lambda leak: (-leak.similarity, leak.row))
 
 
+def least_cosine(vectors: NDArray[np.float32]) -> float:
+    """The cosine of the two vectors, of some (N, values), that are least alike.
+
+    >>> least_cosine(np.array([[2, 0], [1, 1], [0, 3]], np.float32))
+    0.0
+    """
+    least = 1.0
+    for start in range(0, len(vectors), BLOCK):
+        block = _normalized(vectors[start : start + BLOCK])
+        for other in range(start, len(vectors), BLOCK):
+            right = block if other == start else _normalized(vectors[other : other + BLOCK])
+            least = min(least, float((block @ right.T).min()))
+    return least
+
+
 class _Groups:
     """Disjoint sets of rows; each is called by its least row."""
 

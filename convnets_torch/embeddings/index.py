@@ -9,7 +9,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import torch
 from convnets_torch.ahead import ahead
 from convnets_torch.card import Card
 from convnets_torch.embeddings.extraction import Embedded, Embedder, embed_each
+from convnets_torch.embeddings.picture_files import file_of, is_there, text_of
 from convnets_torch.embeddings.picture_table import About, PictureTable, check_index, is_local, kind_of
 from convnets_torch.embeddings.pooling import Pool
 from convnets_torch.embeddings.searching import Index
@@ -42,18 +43,22 @@ class Indexed:
     Attributes:
         index: of all pictures in the table.
         embedded: files that went through the network.
+        moved: files that have the content of one that is gone, whose rows they took.
         copied: files whose vectors another file with the same content had already.
         unchanged: files whose rows were right; some of them may have got another time of modification.
         failed: files that could not be used; their rows say why.
-        vanished: rows whose files are gone.
+        vanished: rows whose files are gone, or cannot be read.
+        pruned: rows whose files are gone, and which were removed.
     """
 
     index: Index
     embedded: int = 0
+    moved: int = 0
     copied: int = 0
     unchanged: int = 0
     failed: int = 0
     vanished: int = 0
+    pruned: int = 0
 
 
 def index_pictures(
@@ -65,6 +70,7 @@ def index_pictures(
     *,
     weights: str | os.PathLike[str] = "",
     hash_all: bool = False,
+    prune: bool = False,
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
     exact: bool = False,
@@ -76,12 +82,15 @@ def index_pictures(
 
     Files whose size and time of modification are those of their row are taken as unchanged, without reading them. Of
     all others the content decides: a file whose sha256 is in the table, under its own path or another, keeps or gets
-    that vector, and the network sees only what is new. Files that could not be used are tried again each time.
+    that vector, and the network sees only what is new. Where that other file is gone, the file has moved, and the row
+    moves with it. Files that could not be used are tried again each time.
+
+    Rows of files that are gone, whether from the folders that are named or not, are marked, not dropped, since a disk
+    may only be unmounted: they keep their vectors, are not searched, and are unmarked by the next call that finds the
+    file again.
 
     Rows are committed some thousand at a time, at least every 20 seconds. Whoever stops this, in whatever way, loses
-    what came after the last commit, and the next call goes on from there. Rows of files that are gone, from the
-    folders that are named, are marked, not dropped: they keep their vectors, are not searched, and are there again
-    when the file is.
+    what came after the last commit, and the next call goes on from there.
 
     Args:
         network: in eval mode, with its card, as `load` gives it, prepared or not; with a head or without.
@@ -91,6 +100,7 @@ def index_pictures(
         layer, pool: which vectors, as in `embed`.
         weights: where the network came from; searching by a picture loads it from there.
         hash_all: read all files, also those whose size and time of modification are those of their row.
+        prune: remove all rows whose files are gone; those of a disk that is not mounted as well.
         batch, workers, exact, max_pixels, allow_truncated: as in `predict`.
         progress: told how many of how many files are looked at.
 
@@ -113,8 +123,8 @@ def index_pictures(
     """
     address = os.fspath(address)
     names = [pictures] if isinstance(pictures, str | os.PathLike) else list(pictures)
-    found = {_text_of(path): path for path in map(os.path.abspath, find_pictures(names))}  # links stay links
     network = unwrapped(network)  # type: ignore[assignment]
+    found = {text_of(path): path for path in map(os.path.abspath, find_pictures(names))}  # links stay links
     embedder = Embedder(network, layer, pool, logits=not isinstance(network, Network) or network.head is not None)
     if embedder.card is None:
         raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")
@@ -139,14 +149,9 @@ def index_pictures(
                 job.embedded(row)
         finally:
             job.commit()
-    job.finish([os.path.abspath(name) for name in names if Path(name).is_dir()])  # noqa: PTH100
+    job.finish(prune)
     fresh = Index.of(table) if address.startswith("memory:") else Index.open(address)
     return Indexed(fresh, **job.counts)
-
-
-def _text_of(path: str) -> str:
-    """A path as text that any file can hold: bytes of its name that are no UTF-8 are written as \\xff."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _table(address: str, embedder: Embedder, layer: str | None, weights: str) -> PictureTable:
@@ -187,6 +192,9 @@ def _width(embedder: Embedder) -> int:
     return embedder.widths[0]
 
 
+COUNTS = tuple(field.name for field in fields(Indexed) if field.name != "index")
+
+
 @dataclass(frozen=True)
 class _File:
     """What is known of a file before it is decoded: all None where it cannot be read, and why."""
@@ -216,7 +224,7 @@ class _Job:
     def __init__(
         self, table: PictureTable, card: Card, found: dict[str, str], hash_all: bool, max_pixels: int | None
     ) -> None:
-        self._table, self._card, self._found, self._hash_all = table, card, found, hash_all
+        self._table, self._card, self._found, self._hash_all = table, card, dict(found), hash_all
         self._max_pixels = max_pixels
         self._known: dict[str, _Row] = {}
         self._held: set[str] = set()  # contents that have vectors
@@ -230,15 +238,24 @@ class _Job:
                 self._known[path] = row
                 if row.error is None and row.sha256 is not None:
                     self._held.add(row.sha256)
+        self._gone: set[str] = set()  # rows whose files are not there, or have vectors and cannot be read
+        self._left: dict[str | None, deque[str]] = {}  # content -> those of these rows that no file has taken yet
+        for path in sorted(self._known.keys() - found.keys()):
+            row = self._known[path]
+            if not is_there(path):
+                self._gone.add(path)
+                self._left.setdefault(row.sha256, deque()).append(path)
+            elif row.vanished and row.error is None:
+                self._found[path] = file_of(path)  # it is back
+        self._moved: dict[str, str] = {}  # path of a file -> that of the row which it takes
         self._running: deque[_File] = deque()  # those that embed_each has, in its order
         self._twins: dict[str, list[_File]] = {}  # content on its way -> the other files that have it
         self._rows: list[dict[str, Any]] = []
         self._copies: list[_File] = []  # whose contents have vectors in the table
         self._again: list[_File] = []  # whose content has lost its row meanwhile
-        self._gone: set[str] = set()  # rows with vectors whose files cannot be read
         self._last = time.monotonic()
         self._wrote = False
-        self.counts = {"embedded": 0, "copied": 0, "unchanged": 0, "failed": 0, "vanished": 0}
+        self.counts = dict.fromkeys(COUNTS, 0)
 
     def to_embed(self, progress: Callable[[int, int], None] | None) -> Iterator[str]:
         """The files that the network has to see; what becomes of the others is settled on the way."""
@@ -287,13 +304,20 @@ class _Job:
                 self._commit_if_due()
             return False
         if file.sha256 in self._held:
-            self.counts["copied"] += 1
+            self.counts["moved" if self._takes_row(file) else "copied"] += 1
             self._copies.append(file)
             self._commit_if_due()
             return False
         if file.sha256 in self._twins:
             self._twins[file.sha256].append(file)
             return False
+        return True
+
+    def _takes_row(self, file: _File) -> bool:
+        """Whether a file has the content of one that is gone, whose row it takes."""
+        if not (left := self._left.get(file.sha256)) or file.sha256 is None:
+            return False
+        self._moved[file.path] = left.popleft()
         return True
 
     def _begun(self, file: _File) -> str:
@@ -328,6 +352,7 @@ class _Job:
         self.counts["failed"] += 1
         reason = " ".join(reason.split())
         if self._known.get(file.path) != _Row(file.sha256, file.size, file.modified, reason, False):
+            self._takes_row(file)
             nothing = dict.fromkeys(("vector", "class_id", "probability", "thumbnail"))
             self._add(file, {"sha256": file.sha256, "error": reason} | nothing)
 
@@ -360,21 +385,21 @@ class _Job:
                 rows[file.path] = source | place
         self._rows, self._copies = [], []
         if rows:
-            self._table.put(list(rows.values()))
+            moved = [self._moved.pop(path) for path in rows if path in self._moved]
+            self._table.put(list(rows.values()), moved)
+            self._gone.difference_update(moved)
             self._wrote = True
         self._last = time.monotonic()
 
-    def finish(self, folders: list[str]) -> None:
-        """Commit what is left and mark what is gone: files that are not in the folders any more, or cannot be read."""
+    def finish(self, prune: bool) -> None:
+        """Commit what is left, and mark or remove the rows of what is gone."""
         self.commit()
-        for path in self._known:
-            if path not in self._found and any(Path(path).is_relative_to(folder) for folder in folders):
-                self._gone.add(path)
-        self.counts["vanished"] = len(self._gone)
-        marked = [path for path in sorted(self._gone) if not self._known[path].vanished]
-        if marked:
-            self._table.mark_vanished(marked)
-        if self._wrote or marked:
+        removed = sorted(path for path in self._gone if prune and not is_there(path))
+        marked = sorted(path for path in self._gone.difference(removed) if not self._known[path].vanished)
+        self.counts["pruned"], self.counts["vanished"] = len(removed), len(self._gone) - len(removed)
+        self._table.remove(removed)
+        self._table.mark_vanished(marked)
+        if self._wrote or marked or removed:
             self._table.optimize()
 
 

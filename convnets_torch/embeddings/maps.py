@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 COMPONENTS = 50  # principal ones that are kept of the vectors
 FEWEST = 3  # pictures of a map
 PERPLEXITY = 30.0
+ROUNDING = 1e-5  # of a vector's length: so far apart are those of one picture, which depend on its batch
 
 
 class MapWarning(UserWarning):
@@ -25,7 +26,8 @@ class ImageMap:
     """Places of pictures, and what it takes to place others among them.
 
     Attributes:
-        positions: (N, 2) float32, x to the right and y upwards, in units of their own; the middle is at 0.
+        positions: (N, 2) float32, x to the right and y upwards, in units of their own; the middle is at 0. Pictures
+            whose vectors are equal up to rounding are at one place.
         perplexity: about how many neighbours each picture was kept near to.
         mean: (values,) float32, of the vectors.
         axes: (k, values) float32, the principal components, the one of the largest variance first.
@@ -67,7 +69,9 @@ class ImageMap:
                 " make them with the same network and layer"
             )
         new = np.ascontiguousarray((checked - self.mean) @ self.axes.T, np.float32)
-        return tsne.place(self.reduced, self.positions.astype(np.float64), new, report).astype(np.float32)
+        _, one = np.unique(self.positions, axis=0, return_index=True)  # picture for each place
+        one.sort()
+        return tsne.place(self.reduced[one], self.positions[one].astype(np.float64), new, report).astype(np.float32)
 
 
 def make_map(
@@ -77,17 +81,18 @@ def make_map(
 
     The vectors are reduced to their 50 principal components first. On one machine the same vectors always give the
     same map, whatever the number of threads: neighbours are searched exactly, and the start is the first two
-    components. What a map shows is who is near to whom; distances between groups and their sizes mean little.
+    components. Pictures whose vectors are equal, such as copies, count as one and lie at one place. What a map shows is
+    who is near to whom; distances between groups and their sizes mean little.
 
     Args:
-        vectors: (N, values), N at least 3, such as `embed` gives them.
+        vectors: (N, values), at least 3 of them different, such as `embed` gives them.
         perplexity: about how many neighbours each picture is kept near to; few show small groups, many large ones. The
-            most is half of the other pictures.
+            most is half of the other pictures that are different.
         report: is told now and then how many of how many steps are done.
 
     Raises:
-        ValueError: vectors of another shape, fewer than 3, all equal, or with NaN or infinite values; a perplexity
-            below 1.
+        ValueError: vectors of another shape, fewer than 3 that are different, or with NaN or infinite values; a
+            perplexity below 1.
         ImportError: openTSNE is missing.
 
     Warns:
@@ -104,18 +109,23 @@ def make_map(
         raise ValueError(f"the perplexity is {perplexity}; give 1 or more, such as {PERPLEXITY:.0f}")
     if not (checked != checked[0]).any():
         raise ValueError(f"all {len(checked)} vectors are equal, so that there is nothing to map; give other pictures")
+    mean, axes, reduced = _components(checked)
+    one, place_of = np.unique(_first_alike(reduced, _rounding(checked)), return_inverse=True)
+    if len(one) < FEWEST:
+        raise ValueError(
+            f"of {len(checked)} vectors {len(one)} are different, and a map needs {FEWEST} or more; give other pictures"
+        )
     tsne = _tsne()
-    most = (len(checked) - 1) / 2
+    most = (len(one) - 1) / 2
     if perplexity > most:
         warnings.warn(
             f"a perplexity of {perplexity:g} needs {int(2 * perplexity) + 1} pictures or more, and there are"
-            f" {len(checked)}; {most:.3g} was taken",
+            f" {len(one)}; {most:.3g} was taken",
             MapWarning,
             stacklevel=2,
         )
         perplexity = most
-    mean, axes, reduced = _components(checked)
-    positions = tsne.fit(reduced, perplexity, report)
+    positions = tsne.fit(reduced[one], perplexity, report)[place_of]
     positions -= (positions.max(axis=0) + positions.min(axis=0)) / 2
     return ImageMap(positions.astype(np.float32), float(perplexity), mean, axes, reduced)
 
@@ -159,3 +169,23 @@ def _components(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]
     found = PCA(count, random_state=0).fit(vectors)  # its search for axes begins at random
     mean, axes = found.mean_.astype(np.float32), np.ascontiguousarray(found.components_, np.float32)
     return mean, axes, np.ascontiguousarray((vectors - mean) @ axes.T, np.float32)
+
+
+def _rounding(vectors: NDArray[np.float32]) -> float:
+    """How far apart two vectors of one picture may be."""
+    return ROUNDING * float(np.median(np.linalg.norm(vectors, axis=1)))
+
+
+def _first_alike(reduced: NDArray[np.float32], near: float) -> NDArray[np.int64]:
+    """(N,), for each vector one that is not farther than `near` from it and stands for all such; often itself."""
+    direction = np.random.RandomState(0).normal(size=reduced.shape[1])
+    along = reduced @ (direction / np.linalg.norm(direction))  # differs no more than the vectors do
+    first = np.arange(len(reduced))
+    waiting: list[int] = []  # those that stand for others and are near in this direction
+    for row in np.argsort(along, kind="stable").tolist():
+        waiting = [other for other in waiting if along[row] - along[other] <= near]
+        alike = (other for other in waiting if np.linalg.norm(reduced[row] - reduced[other]) <= near)
+        first[row] = next(alike, row)
+        if first[row] == row:
+            waiting.append(row)
+    return first

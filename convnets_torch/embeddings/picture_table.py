@@ -225,14 +225,16 @@ class PictureTable:
         with refusing(self.address):
             return int(self.table.count_rows(where))
 
-    def put(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows, each in the place of the one of the same path, in one commit."""
+    def put(self, rows: Sequence[Mapping[str, Any]], moved: Sequence[str] = ()) -> None:
+        """Add rows, each in the place of the one of its path, and drop those that moved to another, in one commit."""
         import pyarrow as pa
 
         schema = _schema(self.about)
         batch = pa.table({name: _column(rows, schema.field(name)) for name in schema.names}, schema=schema)
         with refusing(self.address):
             merge = self.table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
+            if moved:
+                merge = merge.when_not_matched_by_source_delete(one_of("path", moved))
             merge.execute(batch, on_bad_vectors="null")
 
     def mark_vanished(self, paths: Sequence[str]) -> None:
@@ -240,6 +242,12 @@ class PictureTable:
         for start in range(0, len(paths), NAMES):
             with refusing(self.address):
                 self.table.update(one_of("path", paths[start : start + NAMES]), {"vanished": True})
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Drop rows."""
+        for start in range(0, len(paths), NAMES):
+            with refusing(self.address):
+                self.table.delete(one_of("path", paths[start : start + NAMES]))
 
     def optimize(self) -> None:
         """Join small files, add new rows to an approximate index, and drop versions older than a week."""

@@ -32,17 +32,14 @@ def search_sheet(index: Index, found: Sequence[Matches], columns: int, metric: M
     return contact_sheet(rows, columns, f"{index.address}: the nearest by {SIGNS[metric]}")
 
 
-def groups_sheet(index: Index, groups: Sequence[Sequence[tuple[str, float | None]]], columns: int) -> Image.Image:
-    """Pictures that are nearly the same, each group on lines of its own; the first hundred groups."""
+def groups_sheet(index: Index, groups: Sequence[Sequence[tuple[str, str]]], columns: int) -> Image.Image:
+    """Pictures that are nearly the same, (path, words) each, and each group on lines of its own; the first hundred."""
     shown = groups[:MOST]
     small = index.thumbnails(path for group in shown for path, _ in group)
-    rows = []
-    for group in shown:
-        row = []
-        for path, similarity in group:
-            near = "" if similarity is None else f"{similarity:.3f} "
-            row.append((small.get(path), f"{near}{_name(path)}\n{_name(Path(path).parent)}"))
-        rows.append(row)
+    rows = [
+        [(small.get(path), f"{words} {_name(path)}\n{_name(Path(path).parent)}".lstrip()) for path, words in group]
+        for group in shown
+    ]
     more = f"; the first {MOST} are shown" if len(groups) > MOST else ""
     return contact_sheet(rows, columns, f"{index.address}: {len(groups)} found{more}")
 

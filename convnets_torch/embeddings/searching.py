@@ -22,6 +22,7 @@ from convnets_torch.sentences import LONGEST
 from convnets_torch.targets import class_name, class_wnid, find_target
 
 if TYPE_CHECKING:
+    from convnets_torch.embeddings.duplicate_files import DuplicateGroup
     from convnets_torch.networks import Network
 
 Query: TypeAlias = "str | os.PathLike[str] | NDArray[np.float32]"
@@ -34,11 +35,14 @@ class Match:
     """A picture of an index that is near to a query.
 
     Attributes:
-        path: of its file, absolute.
+        path: of its file, absolute; one that is there, and no link, where there is such a one.
         score: cosine or product (the larger, the nearer), or distance.
         sha256: of its file.
         class_id, wnid, words: the most probable class; None where the network has no head, or the class no wnid.
         probability: of that class, 0 to 1; None where outputs are no probabilities.
+        paths: all where there is a file with this content, `path` the first of them: copies, links, and paths through
+            another mount.
+        gone: there is none at any of them now, and they are those of the table.
     """
 
     path: str
@@ -48,6 +52,8 @@ class Match:
     wnid: str | None
     words: str | None
     probability: float | None
+    paths: tuple[str, ...]
+    gone: bool
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ class Index:
 
         A query is a picture's file, the path or the sha256 of a row, or a vector. Of a file that is in the index, under
         whatever path, the vector is there already; only for others does the network run, which `box` always asks for.
-        Whatever has the query's own content is left out.
+        Whatever has the query's own content is left out. Files of the same content are one picture with several paths.
 
         Args:
             queries: one, or several; vectors are arrays (values,) float32.
@@ -183,8 +189,11 @@ class Index:
             raise ValueError(f"{k} pictures are none; ask for 1 or more")
         class_ids = None if target is None else find_target(self.card, target).class_ids
         names, contents, vectors = self._asked(queries, box, network)
-        none = np.zeros(0, np.int64)
-        left_out = [self.vectors.rows_with(content) if content else none for content in contents]
+        first = self.vectors.first
+        again = np.flatnonzero(first != np.arange(len(first)))
+        left_out = [
+            np.concatenate([again, self.vectors.rows_with(content)]) if content else again for content in contents
+        ]
         if approximate:
             from convnets_torch.embeddings import approximate as other
 
@@ -206,18 +215,24 @@ class Index:
         ]
 
     def match(self, row: int, score: float) -> Match:
-        """A row of `vectors` in words."""
+        """A row of `vectors` in words, with all paths of its content."""
+        from convnets_torch.embeddings.picture_files import usable
+
         held = self.vectors
+        paths = [held.path(int(each)) for each in np.flatnonzero(held.first == held.first[row])]
+        there = usable(paths)
         class_id = int(held.class_ids[row])
         known, chance = class_id >= 0, float(held.probabilities[row])
         return Match(
-            held.path(row),
+            (there or paths)[0],
             score,
             held.hashes[row].tobytes().hex(),
             class_id if known else None,
             class_wnid(self.card, class_id) if known else None,
             class_name(self.card, class_id) if known else None,
             None if np.isnan(chance) else chance,
+            there or tuple(paths),
+            not there,
         )
 
     def thumbnails(self, paths: Iterable[str]) -> dict[str, bytes]:
@@ -238,10 +253,14 @@ class Index:
         for batch in self.table.read(["error"], "error IS NOT NULL AND NOT vanished"):
             yield from (sentence[:LONGEST] for sentence in batch["error"].to_pylist())
 
-    def duplicates(self, threshold: float, progress: Progress | None = None) -> list[list[str]]:
-        """Paths of pictures that are nearly the same, in groups, as `find_duplicates` makes them."""
-        groups = find_duplicates(self.vectors.vectors, threshold, progress)
-        return [[self.vectors.path(row) for row in group] for group in groups]
+    def duplicates(self, threshold: float, progress: Progress | None = None) -> list[DuplicateGroup]:
+        """Files that are nearly the same, in groups, as `find_duplicates` makes them; several paths of one are one."""
+        from convnets_torch.embeddings.duplicate_files import group_of
+
+        held = self.vectors
+        groups = find_duplicates(held.vectors, threshold, progress)
+        made = (group_of(held, group, threshold) for group in groups)
+        return [group for group in made if len(group.files) > 1]
 
     def leaks(
         self,

@@ -28,9 +28,11 @@ from convnets_torch.files import check_own_folder, make_folder, open_own, opened
 
 COLUMNS = ("path", "sha256", "class_id", "probability", "vector")
 KINDS = {"F32": "<f4", "I32": "<i4", "I64": "<i8", "U8": "|u1"}  # of safetensors, as NumPy calls them
-SHAPES = {"vectors": 2, "hashes": 2, "lengths": 1, "class_ids": 1, "probabilities": 1, "_ends": 1, "_names": 1}
+SHAPES = {
+    "vectors": 2, "hashes": 2, "first": 1, "lengths": 1, "class_ids": 1, "probabilities": 1, "_ends": 1, "_names": 1
+}  # fmt: skip
 SMALL = {"lengths": "<f4", "class_ids": "<i4", "probabilities": "<f4"}
-SCHEMA = "2"
+SCHEMA = "3"
 HEADER = 2048  # bytes that names, kinds and places of the arrays take at most
 
 
@@ -44,6 +46,8 @@ class Vectors:
         class_ids: (N,) int32, the most probable class; -1 where there is none.
         probabilities: (N,) float32, its probability; NaN where there is none.
         hashes: (N, 32) uint8, sha256 of the files.
+        first: (N,) int64, for each row the first one with the same content: rows of one picture, which has several
+            paths.
     """
 
     vectors: NDArray[np.float32]
@@ -51,6 +55,7 @@ class Vectors:
     class_ids: NDArray[np.int32]
     probabilities: NDArray[np.float32]
     hashes: NDArray[np.uint8]
+    first: NDArray[np.int64]
     _names: NDArray[np.uint8]  # paths in UTF-8, one after another
     _ends: NDArray[np.int64]  # where each of them ends
 
@@ -150,6 +155,8 @@ def _mapped(file: IO[bytes], header: dict[str, Any]) -> dict[str, NDArray[Any]]:
         rows and arrays["_ends"][-1] != len(arrays["_names"])
     ):
         raise ValueError("its arrays are not of the same pictures")
+    if ((arrays["first"] < 0) | (arrays["first"] > np.arange(rows))).any():
+        raise ValueError("it has a row that stands for none")
     return arrays
 
 
@@ -250,10 +257,24 @@ def _read(table: PictureTable, take: Callable[[NDArray[np.float32]], object]) ->
         columns["probabilities"].append(batch["probability"].fill_null(np.nan).to_numpy(zero_copy_only=False))
         hashes.append(bytes.fromhex("".join(batch["sha256"].to_pylist())))
         names += [name.encode() for name in batch["path"].to_pylist()]
+    contents = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
     arrays = {
         "_ends": np.cumsum([len(name) for name in names], dtype="<i8"),
         **{name: np.concatenate(parts) for name, parts in columns.items()},
-        "hashes": np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32),
+        "hashes": contents,
+        "first": _first(contents),
         "_names": np.frombuffer(b"".join(names), np.uint8),
     }
     return arrays, left_out
+
+
+def _first(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(N,), for each row the first one with the same content."""
+    first = np.arange(len(hashes), dtype="<i8")
+    starts = np.ascontiguousarray(hashes[:, :8]).view("<u8").reshape(-1)
+    order = np.argsort(starts)
+    again = order[np.flatnonzero(np.diff(starts[order]) == 0)[:, None] + (0, 1)]
+    seen: dict[bytes, int] = {}
+    for row in np.unique(again).tolist():
+        first[row] = seen.setdefault(hashes[row].tobytes(), row)
+    return first
