@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from convnets_torch.apart import apart
 from convnets_torch.card import KEY, Card
-from convnets_torch.files import check_writable, replacing
+from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
 from convnets_torch.networks import Network, score_map
 from convnets_torch.networks.convolutional import Convolutional
 from convnets_torch.networks.network import MOST_SIDE, NO_HEAD, as_network
@@ -63,9 +62,10 @@ class Exported:
     unchecked: str | None
 
 
+@to_open_files(".pt2")
 def export(
     network: Network,
-    path: str | os.PathLike[str],
+    path: Output,
     *,
     heatmap: bool = False,
     with_preprocessing: bool = False,
@@ -112,7 +112,7 @@ def export(
     torch.Size([5, 1000])
     """
     network = as_network(network)
-    path = Path(path)
+    path = path_of(path)
     check_ending(path)
     check_exportable(network)
     _check_fits(network, path, with_preprocessing)

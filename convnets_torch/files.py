@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
+import inspect
 import os
 import re
 import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeAlias, TypeVar
 
 if sys.platform != "win32":
     import fcntl
@@ -26,6 +29,10 @@ _PART = re.compile(r"\.[0-9a-f]{16}\.part")  # the folders that `replacing` work
 
 _cleaned: set[Path] = set()  # folders in which this process has looked for what killed ones left
 _remarked: set[Path] = set()  # folders that this process has remarked on
+
+
+Output: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
+Write = TypeVar("Write", bound=Callable[..., Any])
 
 
 class FileWarning(UserWarning):
@@ -156,6 +163,43 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             reason = error.strerror or error
             raise OSError(f"{path} cannot be written ({reason}); what was there before is untouched") from None
     _sync_folder(target.parent)
+
+
+def to_open_files(ending: str) -> Callable[[Write], Write]:
+    """A decorator of functions that write a file at `path`: they take an open binary file there as well.
+
+    It gets the whole file once that is written and checked, and nothing where the function raises. The format is that
+    of the ending of the file's `name`, if it has one.
+
+    Args:
+        ending: of the format for files without such a name, such as `io.BytesIO`.
+    """
+
+    def decorate(function: Write) -> Write:
+        @functools.wraps(function)
+        def write(*arguments: Any, **named: Any) -> Any:
+            bound = inspect.signature(function).bind(*arguments, **named)
+            output = bound.arguments["path"]
+            if not hasattr(output, "write"):
+                return function(*arguments, **named)
+            name = getattr(output, "name", None)
+            with tempfile.TemporaryDirectory(prefix="convnets-torch-") as folder:
+                whole = Path(folder) / f"output{(isinstance(name, str) and Path(name).suffix) or ending}"
+                bound.arguments["path"] = whole
+                result = function(*bound.args, **bound.kwargs)
+                with open_file(whole) as file:
+                    shutil.copyfileobj(file, output)
+            return result
+
+        return write  # type: ignore[return-value]
+
+    return decorate
+
+
+def path_of(output: Output) -> Path:
+    """The path that a function is to write, within `to_open_files`."""
+    assert isinstance(output, str | os.PathLike)
+    return Path(output)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import overload
 import numpy as np
 
 from convnets_torch.classification import card_of
+from convnets_torch.files import Output, path_of, to_open_files
 from convnets_torch.maps.cells import (
     CellMap,
     ClassMap,
@@ -272,9 +273,8 @@ def probability_map(
     return ProbabilityMap(**shared, values=kept["best"][0], probabilities=kept["all"])
 
 
-def save_sheet(
-    maps: Sequence[CellMap], path: str | os.PathLike[str], *, plain: bool = False, threshold: float = 0.5
-) -> None:
+@to_open_files(".png")
+def save_sheet(maps: Sequence[CellMap], path: Output, *, plain: bool = False, threshold: float = 0.5) -> None:
     """Write several maps of one picture into one file, atomically; a single one as its `save` does.
 
     Args:
@@ -293,4 +293,4 @@ def save_sheet(
     """
     from convnets_torch.maps.outputs import save
 
-    save(maps, path, plain=plain, threshold=threshold)
+    save(maps, path_of(path), plain=plain, threshold=threshold)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convnets_torch.cache import find
 from convnets_torch.card import KEY, Card, card_of_opened
-from convnets_torch.files import open_file, opened_path, replacing
+from convnets_torch.files import Output, open_file, opened_path, path_of, replacing, to_open_files
 from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.networks.densified import Densified
 from convnets_torch.networks.network import as_network
@@ -115,7 +115,8 @@ def load(
     return network if precision is None else prepare(network, device=place, precision=precision)
 
 
-def save(network: Network, path: str | os.PathLike[str]) -> None:
+@to_open_files(".safetensors")
+def save(network: Network, path: Output) -> None:
     """Write a network's weights and its card to a new safetensors file, which then replaces `path`.
 
     Raises:
@@ -147,7 +148,7 @@ def save(network: Network, path: str | os.PathLike[str]) -> None:
             f"the network is not the {network.card.network} of its card: {'; '.join(wrong)};"
             " set network.card to what it is now"
         )
-    with replacing(path) as temporary:
+    with replacing(path_of(path)) as temporary:
         try:
             save_file(arrays, temporary, metadata={KEY: network.card.to_json()})
         except SafetensorError as error:

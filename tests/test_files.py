@@ -6,10 +6,15 @@ import os
 import stat
 import subprocess
 import sys
+from functools import partial
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+import convnets_torch as ct
 from convnets_torch.files import (
     FileWarning,
     check_own_folder,
@@ -20,6 +25,7 @@ from convnets_torch.files import (
     replacing,
 )
 from convnets_torch.strict_json import loads
+from tests.test_threads import make, pictures
 
 ROOT = Path(__file__).parents[1]
 
@@ -276,3 +282,34 @@ def test_folders_deeper_than_python_calls_itself_do_no_harm(tmp_path):
             check_own_folder(tmp_path)
     finally:
         subprocess.run(["rm", "-rf", folder], check=True)  # pytest calls itself for each folder, too
+
+
+def test_what_writes_a_file_at_a_path_writes_the_same_into_an_open_file(tmp_path):
+    network, street = make(), pictures(tmp_path)[0]
+    found, cam = ct.heatmap(network, street, 3), ct.gradcam(network, street, 3)
+    statistics = ct.channel_statistics(network, [street], "relu_2")
+    writers: dict[str, Any] = {
+        "x.safetensors": partial(ct.save, network),
+        "x.pt2": partial(ct.export, network),
+        "x.png": found.save,
+        "x.html": found.save,
+        "x.json": cam.save,
+        "x.npz": partial(ct.save_grids, ct.activation_grids(network, street, "relu_3", channels=2)),
+        "x.jpg": ct.first_kernels(network).save,
+        "x.csv": partial(ct.save_statistics, statistics),
+    }
+    for name, write in writers.items():
+        held = BytesIO()
+        held.name = name  # type: ignore[attr-defined]
+        write(held)
+        write(tmp_path / name)
+        assert held.getvalue() == (tmp_path / name).read_bytes(), name
+    held = BytesIO()
+    found.save(held)
+    assert held.getvalue() == (tmp_path / "x.png").read_bytes()
+    with (tmp_path / "y.npy").open("wb") as file:
+        found.save(file)
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), found.values)
+    held.name = "x.gif"
+    with pytest.raises(ValueError, match="gif"):
+        found.save(held)

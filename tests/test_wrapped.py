@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,10 @@ import convnets_torch as ct
 from convnets_torch.explain.activations import run_to
 from tests.test_threads import CALLS, FOREIGN, make, pictures, plain, same, tensor
 
-WRAPPERS = {"DataParallel": nn.DataParallel, "torch.compile": lambda network: torch.compile(network, backend="eager")}
+WRAPPERS: dict[str, Any] = {
+    "DataParallel": nn.DataParallel,
+    "torch.compile": lambda network: torch.compile(network, backend="eager"),
+}
 NOT_OF_NETWORKS = ("another's module", "strict", "lenient", "finetune", "densify")
 
 
@@ -35,17 +40,18 @@ def test_every_function_takes_the_network_out_of_its_wrapper(wrapper, picture):
 
 
 def test_a_module_of_another_library_is_refused_with_the_way_on(picture):
+    module: Any = FOREIGN
     for name in ("heatmap", "gradcam", "class_map", "score_map", "activation_grids", "save"):
         with pytest.raises(ValueError, match=r"Sequential is no network of this library; convnets_torch\.densify"):
-            CALLS[name](FOREIGN, picture)
+            CALLS[name](module, picture)
     for name in ("classify", "predict", "evaluate", "embed"):
         with pytest.raises(ValueError, match=r"no card, .* load it with convnets_torch\.load, or .*densify"):
-            CALLS[name](FOREIGN, picture)
+            CALLS[name](module, picture)
 
 
 def test_a_layer_may_be_the_module_itself(picture):
     network, images = make(), tensor(picture)
-    layer = network.get_submodule("features.relu_3")
+    layer: Any = network.get_submodule("features.relu_3")
     wanted = run_to(network, "relu_3", images)["features.relu_3"]
     torch.testing.assert_close(run_to(network, layer, images), {"features.relu_3": wanted})
     assert ct.embed(network, images, [layer, "pool_5"]).keys() == {"features.relu_3", "pool_5"}

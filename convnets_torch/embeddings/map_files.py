@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from convnets_torch import strict_json
 from convnets_torch.embeddings.maps import ImageMap
 from convnets_torch.embeddings.vector_reading import read_arrays
-from convnets_torch.files import check_writable, replacing
+from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
 
 KEY = "convnets-torch image map"
 SCHEMA = 1
@@ -67,10 +67,11 @@ def check_map_output(path: Path) -> None:
     check_writable(path)
 
 
+@to_open_files(".npz")
 def save_map(
     image_map: ImageMap,
     entries: Sequence[MapEntry],
-    path: str | os.PathLike[str],
+    path: Output,
     about: Mapping[str, str] | None = None,
 ) -> None:
     """Write a map as one safetensors file, atomically, on which `load_map` and `ImageMap.place` put new pictures.
@@ -91,7 +92,7 @@ def save_map(
     >>> load_map("map.safetensors").entries[39]
     MapEntry(name='39.jpg', words='', probability=None)
     """
-    path = Path(path)
+    path = path_of(path)
     check_map_output(path)
     if len(entries) != len(image_map.positions):
         raise ValueError(f"there are {len(entries)} entries and {len(image_map.positions)} places; give one for each")

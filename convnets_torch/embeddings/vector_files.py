@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from convnets_torch.embeddings.extraction import Embedded
-from convnets_torch.files import check_writable, replacing
+from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
 
 ENDINGS = (".npz", ".safetensors")
 ABOUT = "about"
@@ -42,9 +42,8 @@ class SavedVectors:
     failed: int
 
 
-def save_vectors(
-    rows: Iterable[Embedded], path: str | os.PathLike[str], about: Mapping[str, str] | None = None
-) -> SavedVectors:
+@to_open_files(".npz")
+def save_vectors(rows: Iterable[Embedded], path: Output, about: Mapping[str, str] | None = None) -> SavedVectors:
     """Write the vectors of any number of pictures; memory holds one row at a time.
 
     The file appears whole or not at all. While it is written, the disk holds the numbers twice. It holds, in the order
@@ -86,7 +85,7 @@ def save_vectors(
     ...     file["vectors"].shape, file["paths"].tolist(), file["failed"].tolist()
     ((1, 40), ['street.jpg'], ['none.jpg'])
     """
-    path = Path(path)
+    path = path_of(path)
     check_vectors_output(path)
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(replacing(path))

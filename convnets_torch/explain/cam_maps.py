@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from convnets_torch.explain.cam_cells import CamCells, Values
-from convnets_torch.files import check_writable, replacing
+from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
 from convnets_torch.maps.regions import Region, find_regions
 from convnets_torch.preprocessing import Pixels
 from convnets_torch.targets import Target
@@ -84,7 +83,8 @@ class GradCam:
         """
         return find_regions(self.values, threshold, self.cells.boxes(), self.cells.size)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    @to_open_files(".png")
+    def save(self, path: Output) -> None:
         """Write the map, atomically, in the form that the ending of `path` names.
 
         Args:
@@ -122,7 +122,8 @@ class GradCam:
         }
 
 
-def save_cams(maps: Sequence[GradCam], path: str | os.PathLike[str]) -> None:
+@to_open_files(".png")
+def save_cams(maps: Sequence[GradCam], path: Output) -> None:
     """Write maps of one picture into one file, atomically; a single one as its `save` does.
 
     Args:
@@ -134,7 +135,7 @@ def save_cams(maps: Sequence[GradCam], path: str | os.PathLike[str]) -> None:
         ValueError: another file ending, no map, or maps of several pictures or layers.
         OSError: `path` cannot be written.
     """
-    path = Path(path)
+    path = path_of(path)
     check_cam_output(path)
     if not maps:
         raise ValueError("there is no map to write; give one or more")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -17,6 +16,7 @@ from convnets_torch.explain.activations import BROKEN, run_to
 from convnets_torch.explain.ascent import FORMS, Size
 from convnets_torch.explain.names import Layer, find_layer
 from convnets_torch.explain.pixels import rule_of, to_input
+from convnets_torch.files import Output, path_of, to_open_files
 from convnets_torch.fitting import in_batches
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
@@ -66,7 +66,8 @@ class FilterPatterns:
         """(K,) whether the picture excites its unit more than the noise; not so where no gradient came through."""
         return self.after > self.before
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    @to_open_files(".png")
+    def save(self, path: Output) -> None:
         """Write the pictures, atomically.
 
         Args:
@@ -79,7 +80,7 @@ class FilterPatterns:
         """
         from convnets_torch.explain.sheets import save_patterns
 
-        save_patterns(self, path)
+        save_patterns(self, path_of(path))
 
 
 def words_of(unit: Unit) -> str:

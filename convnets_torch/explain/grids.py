@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -20,7 +19,7 @@ from convnets_torch.classification import ready_card, square_input, to_parameter
 from convnets_torch.explain.activations import BROKEN, observed
 from convnets_torch.explain.grid_pages import draw_page
 from convnets_torch.explain.names import Layer, candidates, find_layers, needed
-from convnets_torch.files import check_writable, replacing
+from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
 from convnets_torch.fitting import is_too_small
 from convnets_torch.images import Picture, decode, picture_name, warn
 from convnets_torch.networks import Network
@@ -166,7 +165,8 @@ def activation_grids(
     return list(grids.values())
 
 
-def save_grids(grids: Sequence[ChannelGrid], path: str | os.PathLike[str], *, width: int = 800) -> None:
+@to_open_files(".png")
+def save_grids(grids: Sequence[ChannelGrid], path: Output, *, width: int = 800) -> None:
     """Write channels of one image: one page of all layers, or their numbers.
 
     A page is a .png, .jpg or .webp. Numbers are an .npz of "picture", (H, W, 3) RGB, "layers", their names, and for
@@ -187,7 +187,7 @@ def save_grids(grids: Sequence[ChannelGrid], path: str | os.PathLike[str], *, wi
     >>> np.load("channels.npz")["features.relu_5.values"].shape
     (8, 13, 13)
     """
-    path = Path(path)
+    path = path_of(path)
     check_grids_output(path)
     if not grids:
         raise ValueError("there is no layer to write; give one or more")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from convnets_torch.explain.pixels import rule_of
+from convnets_torch.files import Output, path_of, to_open_files
 from convnets_torch.networks.replicas import unwrapped
 
 
@@ -29,7 +29,8 @@ class FirstKernels:
     pictures: NDArray[np.uint8]
     peaks: NDArray[np.float32]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    @to_open_files(".png")
+    def save(self, path: Output) -> None:
         """Write the kernels as a sheet (`.png`, `.jpg`, `.webp`) or as arrays (`.npz`), atomically.
 
         Raises:
@@ -38,7 +39,7 @@ class FirstKernels:
         """
         from convnets_torch.explain.sheets import save_kernels
 
-        save_kernels(self, path)
+        save_kernels(self, path_of(path))
 
 
 def first_kernels(network: nn.Module) -> FirstKernels:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from convnets_torch.explain.filters import FIRST
 from convnets_torch.explain.layers import layer_fields
 from convnets_torch.explain.names import Layer, find_layer
 from convnets_torch.explain.pixels import rule_of
+from convnets_torch.files import Output, path_of, to_open_files
 from convnets_torch.fitting import is_out_of_memory, is_too_small
 from convnets_torch.images import Decoded, Picture, decode, picture_name, warn
 from convnets_torch.maps.regions import Box
@@ -75,7 +75,8 @@ class TopPatches:
     patches: tuple[tuple[Patch, ...], ...]
     failed: tuple[tuple[Picture, Exception], ...] = ()
 
-    def save(self, path: str | os.PathLike[str], patterns: FilterPatterns | None = None) -> None:
+    @to_open_files(".png")
+    def save(self, path: Output, patterns: FilterPatterns | None = None) -> None:
         """Write a sheet, atomically: a row for each channel, its pattern first, the activation below each patch.
 
         Args:
@@ -88,7 +89,7 @@ class TopPatches:
         """
         from convnets_torch.explain.sheets import save_patches
 
-        save_patches(self, path, patterns)
+        save_patches(self, path_of(path), patterns)
 
 
 class _Found(NamedTuple):

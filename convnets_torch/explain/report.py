@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -20,7 +19,7 @@ from convnets_torch.explain.gradcam import Method
 from convnets_torch.explain.grids import ChannelGrid, activation_grids
 from convnets_torch.explain.layers import layer_names
 from convnets_torch.explain.names import find_layers
-from convnets_torch.files import check_page, replacing
+from convnets_torch.files import Output, check_page, path_of, replacing, to_open_files
 from convnets_torch.heatmaps import Heatmap, heatmap
 from convnets_torch.images import Picture, decode, picture_name, warn
 from convnets_torch.maps.page import data_uri, part, whole_page
@@ -60,7 +59,8 @@ class Explanation:
     grids: list[ChannelGrid]
     network: str
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    @to_open_files(".html")
+    def save(self, path: Output) -> None:
         """Write one HTML file, atomically, that holds everything, asks no network and runs no script.
 
         Pictures are embedded as JPEG of at most 640 pixels' width, activations as PNG.
@@ -69,7 +69,8 @@ class Explanation:
             ValueError: another ending than .html.
             OSError: `path` cannot be written.
         """
-        check_page(Path(path), "an explanation")
+        path = path_of(path)
+        check_page(path, "an explanation")
         page = _page(self)
         with replacing(path) as temporary:
             temporary.write_text(page, encoding="utf-8")

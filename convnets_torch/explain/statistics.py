@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from convnets_torch.classification import ready_card, square_input, to_parameter
 from convnets_torch.explain.activations import BROKEN, observed
 from convnets_torch.explain.histograms import draw_histogram
 from convnets_torch.explain.names import Layer, find_layer, find_layers, needed
-from convnets_torch.files import check_writable, replacing
+from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
 from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture, decode, picture_name
 from convnets_torch.networks import Network
@@ -273,14 +272,15 @@ def zero_shares(
     return ZeroShares(name, shares.found, tuple(errors))
 
 
-def save_statistics(found: FolderStatistics, path: str | os.PathLike[str]) -> None:
+@to_open_files(".json")
+def save_statistics(found: FolderStatistics, path: Output) -> None:
     """Write statistics as .json, as .csv (a row for each channel), or as arrays in an .npz ("LAYER.mean", ...).
 
     Raises:
         ValueError: another file ending.
         OSError: `path` cannot be written.
     """
-    path = Path(path)
+    path = path_of(path)
     check_statistics_output(path)
     ending = path.suffix.lower()
     with replacing(path) as temporary:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from convnets_torch.card import Card
 from convnets_torch.classification import Prediction, prediction
+from convnets_torch.files import Output, path_of, to_open_files
 from convnets_torch.maps.placement import Placement
 from convnets_torch.maps.regions import Box, Region, find_regions
 from convnets_torch.maps.resampling import Resampling, interpolated
@@ -151,7 +151,8 @@ class CellMap:
             values = interpolated(values, self._centres_at(axis, places), axis, interpolation)
         return values
 
-    def save(self, path: str | os.PathLike[str], *, plain: bool = False, threshold: float = 0.5) -> None:
+    @to_open_files(".png")
+    def save(self, path: Output, *, plain: bool = False, threshold: float = 0.5) -> None:
         """Write the map, atomically, in the form that the ending of `path` names.
 
         Args:
@@ -167,7 +168,7 @@ class CellMap:
         """
         from convnets_torch.maps.outputs import save
 
-        save([self], path, plain=plain, threshold=threshold)
+        save([self], path_of(path), plain=plain, threshold=threshold)
 
     def _source(self, row: int, column: int) -> tuple[CellMap, tuple[int, int]]:
         """The map of one pass, and its cell, that a cell of this one stands for."""
