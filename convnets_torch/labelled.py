@@ -212,12 +212,13 @@ def number_remarks(found: LabelledPictures) -> list[str]:
     counts = Counter(found.labels)
     if found.where.is_dir() or not all(map(_is_number, counts)):
         return []
+    shown = few(sorted(counts, key=float), 3)
     fractions = [label for label in counts if not label.lstrip("+-").isdecimal()]
     rare = sum(count < 5 for count in counts.values())
     if fractions or (len(counts) > MOST_NUMBERS and 2 * rare > len(counts)):
         raise ValueError(
-            f"{found.where}: the labels are {len(counts)} different numbers ({few(sorted(counts, key=float), 3)}), which"
-            " look like measured values, but classes are learnt here; write the name of a class in their place ('20 to"
+            f"{found.where}: the labels are {len(counts)} different numbers ({shown}), which look"
+            " like measured values, but classes are learnt here; write the name of a class in their place ('20 to"
             " 29'), or name another column with --columns (columns in Python)"
         )
     lowest, highest = min(counts, key=int), max(counts, key=int)

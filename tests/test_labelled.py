@@ -17,6 +17,8 @@ from convnets_torch.labelled import find_classes, find_labelled
 from convnets_torch.preprocessing import preset
 from convnets_torch.training.datasets import find_dataset
 from convnets_torch.training.ground_truth import find_truth
+from convnets_torch.weights import save
+from tests.finetuned import small_resnet
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -226,3 +228,36 @@ def test_a_folder_that_cannot_be_listed_is_one_picture_with_an_error(tmp_path, m
     assert [path.name for path in found["a"]] == ["0.png", "1.png", "2.png", "closed"]
     dataset = find_dataset(tmp_path)
     assert tmp_path / "a" / "closed" in dict(dataset.train + dataset.val)
+
+
+def test_every_command_takes_the_options_of_folders_and_tables(pictures, command, cache, tmp_path):
+    """The picture that is excluded is the one that cannot be read: with it, each of them ends with 1."""
+    (pictures / "sub" / "bad.png").write_text("no picture")
+    weights, network = tmp_path / "small.safetensors", small_resnet()
+    save(network, weights)
+    for name, *options in (
+        ("classify",),
+        ("embed", "-o", tmp_path / "vectors.npz"),
+        ("heatmap", "-o", tmp_path / "maps", "--target", "class 1", "--format", "npy", "--longest-side", 64),
+        ("index", "--db", tmp_path / "pictures.lance"),
+    ):
+        assert command(name, weights, pictures, *options)[0] == 1
+        if name == "heatmap":
+            shutil.rmtree(tmp_path / "maps")
+        code, _, error = command(name, weights, pictures, *options, "--exclude", "bad*", "--exclude", "5.jpg")
+        assert code == 0, error
+        assert "bad.png" not in error
+    table = tmp_path / "labels.csv"
+    table.write_text(rows(NAMES[:5], mark=";", header="foto,art").replace("ant", "class 0").replace("bee", "class 1"))
+    reading = ("--truth", table, "--columns", "foto,art", "--exclude", "bad.png")
+    for name, *options in (
+        ("probe", "--folds", 2),
+        ("evaluate", "--json"),
+        ("finetune", "-o", tmp_path / "mine.safetensors", "--batch", 2, "--epochs", 0, "--allow-leaks"),
+    ):
+        code, _, error = command(name, weights, pictures, *options, *reading)
+        assert (code, "has no row for 1 of 6 pictures" in error) == (1, True)
+        code, _, error = command(name, weights, pictures, *options, *reading, "--partial")
+        assert (code, "left out 1 of 6 pictures" in error) == (0, True), error
+        code, _, error = command(name, weights, pictures, *options, "--columns", "foto")
+        assert (code, "names no two columns" in error) == (2, True)
