@@ -40,6 +40,7 @@ LABELS = (
     {"classid", "labelid", "categoryid", "targetid"},
 )  # fmt: skip
 SPLITS = ({"split", "subset", "partition"},)
+PLURAL = {"labels", "tags"}  # which may be separated by blanks
 BOXES = "predictionstring"  # of ImageNet's tables: a class and four numbers for each box
 
 MOST_BYTES = 1 << 28  # of a table
@@ -289,110 +290,86 @@ def _of_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures:
     listing = list_folder(folder, exclude=exclude, linked=2)
     listing.warn(others=False)
     parts = {path: path.relative_to(folder).parts + ("",) * (path in listing.closed) for path in listing.pictures}
-    tops = sorted({path.relative_to(folder).parts[0] for path in (*listing.folders, *listing.closed)})
+    places = [*listing.folders, *listing.closed]
+    tops = sorted({place.relative_to(folder).parts[0] for place in places})
     if not tops:
         raise ValueError(
             f"{folder} has no sub-folders, so nothing says which class a picture has; sort them into a sub-folder for"
             f" each class, or name a table with their labels (--truth, truth in Python){_words_in_names(parts)}"
         )
-    loose = {path: names[0] for path, names in parts.items() if len(names) == 1}
-    depths = defaultdict(set)  # of the pictures in each sub-folder: 0 in itself, 1 in the folders in it, ...
+    depth = dict.fromkeys(tops, 0)  # of the deepest picture in each: 1 in itself, 2 in a folder in it, ...
     for names in parts.values():
         if len(names) > 1:
-            depths[names[0]].add(len(names) - 2)
-    sides = {top: SIDES[top.lower()] for top in tops if top.lower() in SIDES and depths[top]}
-    with_classes = [top for top in sides if max(depths[top]) > 0]
-    others = [top for top in tops if top not in sides and depths[top]]
-    if len(set(sides.values())) > 1 or (with_classes and not others):
-        return _of_sides(folder, listing, parts, {top: sides[top] for top in with_classes}, loose)
-    if sides and not others:
-        raise ValueError(_flat_sides(folder, [*sides], parts))
-    _warn_of(loose, f"{folder}: left out {len(loose)} pictures that are in no sub-folder, so of no class")
-    paths, labels, doubt = _classes(folder, [path for path in parts if path not in loose], parts, 0)
-    empty = tuple(top for top in tops if not depths[top])
-    return LabelledPictures(folder, paths, labels, (None,) * len(paths), empty=empty, doubt=doubt)
-
-
-def _of_sides(
-    folder: Path,
-    listing: Listing,
-    parts: Mapping[Path, tuple[str, ...]],
-    sides: Mapping[str, str],
-    loose: Collection[Path],
-) -> LabelledPictures:
-    """Folders `train`, `val` and `test`, some of which, or all, have class folders."""
-    if not sides:
-        flat = sorted({names[0] for names in parts.values() if names[0].lower() in SIDES and len(names) > 1})
-        raise ValueError(_flat_sides(folder, flat, parts))
-    for side in ("train", "val", "test"):
-        same = sorted(top for top, its in sides.items() if its == side)
-        if len(same) > 1:
-            raise ValueError(f"{folder} has the folders {' and '.join(same)}, which mean the same; remove one")
-    _warn_of(loose, f"{folder}: left out {len(loose)} pictures that are not in {' or '.join(sides)}")
-    paths: list[Path] = []
-    labels: list[str] = []
-    of_side: list[str] = []
-    remarks: list[str] = []
-    doubt = None
-    for top, side in sides.items():
-        inside = [path for path, names in parts.items() if names[0] == top and len(names) > 1]
-        loose = {path for path in inside if len(parts[path]) == 2}
-        _warn_of(loose, f"{folder / top}: left out {len(loose)} pictures that are in no sub-folder, so of no class")
-        found = _classes(folder / top, [path for path in inside if path not in loose], parts, 1)
-        paths += found[0]
-        labels += found[1]
-        of_side += [side] * len(found[0])
-        doubt = doubt or found[2]
-    others = sorted({names[0] for names in parts.values() if len(names) > 1} - set(sides))
-    if others:
-        remarks.append(f"{folder}: left out the folders {few(others)}, beside {' and '.join(sides)} with their classes")
-    train = next((top for top, side in sides.items() if side == "train"), None)
-    held = {path.name for path in listing.folders if train and path.parent == folder / train}
-    empty = tuple(sorted(held - {parts[path][1] for path in paths if parts[path][0] == train}))
-    split = "folders " + " and ".join(sorted((top for top in sides if sides[top] != "test"), key=sides.__getitem__))
+            depth[names[0]] = max(depth[names[0]], len(names) - 1)
+    sides = [top for top in tops if top.lower() in SIDES and depth[top]]
+    others = [top for top in tops if top not in sides and depth[top]]
+    homes: list[tuple[str | None, Path]] = [(None, folder)]  # sides, and what has their class folders
+    if len({SIDES[top.lower()] for top in sides}) > 1 or (sides and not others):
+        homes = [(SIDES[top.lower()], folder / top) for top in sides if depth[top] > 1]
+        others += [top for top in sides if depth[top] == 1]
+        if not homes:
+            raise ValueError(_flat_sides(folder, sides, [path for path, names in parts.items() if len(names) == 2]))
+    if same := [side for side, count in Counter(side for side, _ in homes).items() if count > 1]:
+        twice = " and ".join(home.name for side, home in homes if side == same[0])
+        raise ValueError(f"{folder} has the folders {twice}, which mean the same; remove one")
+    found: list[tuple[str, Path, str | None]] = []
+    doubts, split, remarks = [], [], []
+    loose = {path for path, names in parts.items() if len(names) == 1}
+    for side, home in sorted(homes, key=lambda pair: pair[0] or ""):
+        level = len(home.parts) - len(folder.parts)
+        inside = [path for path in parts if home in path.parents and path not in loose]
+        loose |= {path for path in inside if len(parts[path]) == level + 1}
+        classes, doubt = _classes(home, {path: parts[path][level:] for path in inside if path not in loose})
+        found += [(label, path, side) for label, path in classes]
+        doubts += [doubt] if doubt else []
+        split += [home.name] if side in ("train", "val") else []
+    if loose:
+        which = few(sorted(path.name for path in loose), 3)
+        sentence = f"{folder}: left out {len(loose)} pictures that are in no sub-folder, so of no class ({which})"
+        warnings.warn(printable(sentence), PictureWarning, stacklevel=4)
+    if others and homes[0][0] is not None:
+        beside = " and ".join(home.name for _, home in homes)
+        remarks.append(f"{folder}: left out the folders {few(others)}, beside {beside} with their classes")
+    learnt = next((home for side, home in homes if side in (None, "train")), None)
+    full = {label for label, _, side in found if side in (None, "train")}
+    empty = sorted(place.name for place in places if place.parent == learnt and normal(place.name) not in full)
     return LabelledPictures(
-        folder, tuple(paths), tuple(labels), tuple(of_side), split, tuple(remarks), empty, doubt
-    )  # fmt: skip
+        folder,
+        tuple(path for _, path, _ in found),
+        tuple(label for label, _, _ in found),
+        tuple(side for _, _, side in found),
+        f"folders {' and '.join(split)}" if split else "",
+        tuple(remarks),
+        tuple(empty),
+        doubts[0] if doubts else None,
+    )
 
 
-def _classes(
-    above: Path, pictures: Iterable[Path], parts: Mapping[Path, tuple[str, ...]], level: int
-) -> tuple[tuple[Path, ...], tuple[str, ...], str | None]:
-    """Pictures and classes of the class folders in `above`, `level` folders below the one that was named.
+def _classes(home: Path, parts: Mapping[Path, tuple[str, ...]]) -> tuple[list[tuple[str, Path]], str | None]:
+    """(class, picture) of the class folders in `home`, of pictures and their parts below it; and a doubt.
 
     A class folder has its pictures in it, or in folders below. But where it has them in several folders below alone,
     these may be the classes.
     """
-    own: set[str] = set()
-    below: defaultdict[str, set[str]] = defaultdict(set)  # class -> folders with pictures below it
-    pairs = []
-    for path in pictures:
-        name, *deeper, _ = parts[path][level:]
-        pairs.append((normal(name), path))
-        if deeper:
-            below[name].add("/".join(deeper))
-        else:
-            own.add(name)
-    doubtful = [name for name in sorted(below) if name not in own and len(below[name]) > 1]
+    below: defaultdict[str, set[str]] = defaultdict(set)  # class folder -> folders with pictures in it; "" is itself
+    for name, *deeper, _ in parts.values():
+        below[name].add("/".join(deeper))
     doubt = None
-    if doubtful:
-        name = doubtful[0]
+    if name := min((name for name, inner in below.items() if len(inner) > 1 and "" not in inner), default=""):
         doubt = (
-            f"{above / name} holds no pictures itself but the folders {few(sorted(below[name]), 3)}, so whether {name}"
-            f" is a class or these are is not sure; name {above / name} if its sub-folders are the classes, move the"
-            f" class folders into {above} (or the pictures into {above / name}), or give a table of pictures and labels"
+            f"{home / name} holds no pictures itself but the folders {few(sorted(below[name]), 3)}, so whether {name}"
+            f" is a class or these are is not sure; name {home / name} if its sub-folders are the classes, move the"
+            f" class folders into {home} (or the pictures into {home / name}), or give a table of pictures and labels"
         )
-    pairs.sort()
-    return tuple(path for _, path in pairs), tuple(label for label, _ in pairs), doubt
+    return sorted((normal(names[0]), path) for path, names in parts.items()), doubt
 
 
-def _flat_sides(folder: Path, names: Sequence[str], parts: Mapping[Path, tuple[str, ...]]) -> str:
-    inside = [path for path, its in parts.items() if len(its) == 2]
+def _flat_sides(folder: Path, names: Sequence[str], pictures: Iterable[Path]) -> str:
     first = min(names, key=lambda name: SIDES[name.lower()] != "train")
     return (
         f"{folder} has the folders {' and '.join(names)} with pictures and no class folders, so nothing says which"
         f" class a picture has; sort those of {first} into a sub-folder for each class, or name a table with their"
-        f" labels (--truth, truth in Python){_words_in_names(inside)}"
+        f" labels (--truth, truth in Python){_words_in_names(pictures)}"
     )
 
 
@@ -403,12 +380,6 @@ def _words_in_names(pictures: Iterable[Path]) -> str:
     if len(words) < 2 or len(words) > sum(counts.values()) / 2:
         return ""
     return f"; their names begin with {len(words)} words that may be the classes ({few(words)})"
-
-
-def _warn_of(paths: Collection[Path], sentence: str) -> None:
-    if paths:
-        names = few(sorted(path.name for path in paths), 3)
-        warnings.warn(printable(f"{sentence} ({names})"), PictureWarning, stacklevel=5)
 
 
 # Tables
@@ -441,13 +412,14 @@ def _of_table(
     lines = read_lines(table)
     header = _header(table, lines, columns)
     listing = None if folder is None else list_folder(folder, exclude=exclude)
-    if listing is not None and folder is not None:
+    if listing is not None:
+        listing.others = [path for path in listing.others if not path.samefile(table)]
         listing.warn()
         if not listing.pictures:
             raise FileNotFoundError(f"{folder} holds no pictures; name another folder")
     places = _Places(table, listing, exclude)
     rows = _rows(table, lines, *header) if header is not None else _bare_rows(table, lines, places, partial)
-    _check_single(table, rows)
+    _check_single(table, rows, "|,; " if header is not None and {*map(_word, header[2])} & PLURAL else "|,;")
     if not rows:
         raise ValueError(f"{table} has no rows; give it a line for each picture: its path and its label")
     remarks = []
@@ -487,7 +459,7 @@ class _Places:
         spellings = dict.fromkeys((name.strip(), name.strip().replace("\\", "/")))
         if self._listing is None:
             for path in (self._table.parent / spelling for spelling in spellings):
-                if path.is_file():
+                if os.path.isfile(path):  # noqa: PTH113 - Path raises where a name is too long
                     return [path]
         for spelling in spellings:
             if found := self._ending_in(spelling):
@@ -543,8 +515,7 @@ class _Places:
 
     def missing_words(self, missing: Sequence[Row], count: int) -> str:
         named = few([f"line {row.line}: {row.name}" for row in missing])
-        place = f"in {self._table.parent}, the folder of the table" if self._listing is None else (
-            f"in {self._listing.folder}")  # fmt: skip
+        place = f"in {self._table.parent if self._listing is None else self._listing.folder}"
         return (
             f"{len(missing)} of {count} files are missing {place} ({named}); name the folder of the pictures with the"
             " table as --truth (truth in Python), or go on without these rows: --partial (partial=True in Python)"
@@ -802,14 +773,14 @@ def _row(table: Path, line: int, name: str | None, label: str, side: str | None 
     return Row(line, name, label, side)
 
 
-def _check_single(table: Path, rows: Sequence[Row]) -> None:
+def _check_single(table: Path, rows: Sequence[Row], marks: str) -> None:
     """Refuse several labels in one, such as `rust|scab`: each of them is the label of another row, or part of one."""
     labels: dict[str, int] = {}  # and the first line of each
     for row in rows:
         labels.setdefault(row.label, row.line)
     parts = Counter(part.strip() for label in labels for part in label.split("|"))
     for label, line in labels.items():
-        for mark in "|,; ":
+        for mark in marks:
             words = [word.strip() for word in label.split(mark)]
             alone = [word in labels or (mark == "|" and parts[word] > 1) for word in words]
             if len(words) > 1 and (all(alone) or (mark == "|" and any(alone))):

@@ -164,7 +164,7 @@ def test_a_table_may_say_the_sides(tmp_path, encoding):
         ("path,x,y\na.png,1,1\nb.png,0,1\n", r"line 2 has 2 labels \(x, y\), but a picture has one class here"),
         ("path,x,y\na.png,0,0\nb.png,0,1\n", r"line 2 has no class for a\.png"),
         ("path,label\na.png,x\nb.png,x|y\n", r"line 3 has 2 labels \(x, y\)"),
-        ("path,label\na.png,x z\nb.png,x\nc.png,z\n", r"line 2 has 2 labels \(x, z\)"),
+        ("path,labels\na.png,x z\nb.png,x\nc.png,z\n", r"line 2 has 2 labels \(x, z\)"),
         ("path,label\na.png,20.5\nb.png,31\n", r"2 different numbers \(20\.5, 31\), which look like measured values"),
         ("path,label\na.png,x\n\nb.png\n", "line 4 has 1 fields, but the header has 2"),
         ("path,label\na.png, \n", r"line 2 has no class for a\.png"),
@@ -315,7 +315,7 @@ def test_loose_pictures_are_left_out_with_a_warning(pets, tmp_path):
     for name in ("train/a", "train/b", "val/a", "val/b"):
         fill(tmp_path / "sides" / name, "xy", 2 * name.endswith("b"))
     fill(tmp_path / "sides", ["loose"])
-    with pytest.warns(PictureWarning, match=r"left out 1 pictures that are not in train or val \(loose"):
+    with pytest.warns(PictureWarning, match=r"left out 1 pictures that are in no sub-folder, so of no class \(loose"):
         assert len(sides(find_dataset(tmp_path / "sides"))) == 8
 
 
