@@ -452,10 +452,16 @@ class _Places:
 
     def __init__(self, table: Path, listing: Listing | None, exclude: str | Iterable[str]) -> None:
         self._table, self._listing, self._exclude = table, listing, exclude
+        self._found: dict[str, list[Path]] = {}
         self._ends: dict[str, list[tuple[Path, str]]] | None = None  # name or stem -> pictures, and their whole paths
 
     def find(self, name: str) -> list[Path]:
         """The pictures that a name may mean."""
+        if name not in self._found:
+            self._found[name] = self._find(name)
+        return self._found[name]
+
+    def _find(self, name: str) -> list[Path]:
         spellings = dict.fromkeys((name.strip(), name.strip().replace("\\", "/")))
         if self._listing is None:
             for path in (self._table.parent / spelling for spelling in spellings):
@@ -467,7 +473,7 @@ class _Places:
         return []
 
     def _ending_in(self, name: str) -> list[Path]:
-        """The pictures of that path, or else those whose path ends so, with the ending of the file or without."""
+        """The pictures whose path ends so, with the ending of the file or without; of several, the one of that path."""
         if self._ends is None:
             listing = self._listing or list_folder(self._table.parent, exclude=self._exclude)
             self._ends = defaultdict(list)
@@ -476,11 +482,13 @@ class _Places:
                     self._ends[word].append((path, _whole(path)))
         end = "/" + normal(name).removeprefix("./").lstrip("/")
         near = self._ends.get(end.rpartition("/")[2], [])
-        if near and self._listing is not None:
-            for place in (_whole(base / name) for base in (self._listing.folder, self._table.parent)):
-                if exact := [path for path, whole in near if whole == place]:
-                    return exact
-        return [path for path, whole in near if whole.endswith(end) or whole[: -len(path.suffix) or None].endswith(end)]
+        found = [path for path, whole in near if whole.endswith(end) or whole.removesuffix(path.suffix).endswith(end)]
+        if len(found) == 1 or not near or self._listing is None:
+            return found
+        exact = (_whole(base / name) for base in (self._listing.folder, self._table.parent))
+        return next(
+            (several for place in exact if (several := [each for each, whole in near if whole == place])), found
+        )
 
     def of_rows(self, rows: Sequence[Row]) -> tuple[dict[Path, Row], list[Row]]:
         """Picture -> row, and the rows whose pictures are missing.
