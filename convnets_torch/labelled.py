@@ -719,7 +719,8 @@ def _rows(
                 raise ValueError(
                     f"{table}, line {line} has the split {record[split].strip()!r:.80}; write train, val or test"
                 )
-        found.append(_row(table, line, record[path], text, side))
+        if text.strip() or side != "test":  # pictures to be answered have no label
+            found.append(_row(table, line, record[path], text, side))
     return found
 
 
@@ -806,7 +807,7 @@ def _bare_rows(table: Path, lines: Sequence[tuple[int, str]], places: _Places, p
     if kept and pairs[0] is None and any(pairs) and _place([_word(kept[0][1].split()[0])], PATHS):
         kept, pairs = kept[1:], pairs[1:]  # a header with blanks between
     known = sum(pair is not None for pair in pairs)
-    if known == len(kept) or any(pair and Path(pair[0]).suffix.lower() in ENDINGS for pair in pairs):
+    if 2 * known > len(kept) or any(pair and Path(pair[0]).suffix.lower() in ENDINGS for pair in pairs):
         bare = [
             f"line {number}: {line!r:.60}" for (number, line), pair in zip(kept, pairs, strict=True) if pair is None
         ]

@@ -276,3 +276,19 @@ def test_words_of_two_other_labels_may_be_one_class(pictures):
     (pictures / "labels.csv").write_text("path,label\nsub/0.png,red\nsub/1.png,wine\nsub/2.png,red wine\n")
     assert set(find_labelled(pictures / "labels.csv").labels) == {"red", "wine", "red wine"}
     assert len(find_labelled(pictures, pictures / "labels.csv", partial=True).paths) == 3
+
+
+def test_a_name_that_is_misspelt_does_not_turn_all_lines_into_labels(pictures):
+    table = pictures.parent / "labels.txt"
+    table.write_text("0 ant\n1 bee\n2 ant\n3 bee\n4 ant\nfive bee\n")
+    with pytest.raises(ValueError, match=r"1 lines are no name and label \(line 6: 'five bee'\)"):
+        find_dataset(pictures, truth=table)
+
+
+def test_rows_of_test_need_no_label(pictures):
+    table = pictures / "labels.csv"
+    table.write_text(rows(header="path,label,split", more=",train") + "\n9.png,,test\n")
+    assert len(find_labelled(table).paths) == 6
+    table.write_text(rows(header="path,label,split", more=",train") + "\n9.png,,train\n")
+    with pytest.raises(ValueError, match=r"line 8 has no class for 9\.png"):
+        find_labelled(table)
