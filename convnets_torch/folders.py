@@ -79,8 +79,8 @@ def find_pictures(
     Args:
         names: one, or several.
         exclude: patterns as of a shell; what they match of a folder or of the files that match a pattern is left out:
-            the name of a file or folder (`"*_mask.png"`, `"thumbnails"`), or its path in the folder that was named
-            (`"2019/*.jpg"`). Case counts.
+            the name of a file or folder (`"*_mask.png"`, `"thumbnails"`), or its path in the folder that was named,
+            or below the pattern's first wildcard (`"2019/*.jpg"`). Case counts.
 
     Raises:
         OSError: a folder without pictures, or one that cannot be listed; a pattern that matches no file.
@@ -113,13 +113,10 @@ def _meant(name: str | os.PathLike[str], exclude: str | Iterable[str]) -> list[P
             matching = glob.glob(str(path), recursive=True)  # noqa: PTH207
         except RecursionError:
             raise OSError(f"{path}: folders lie too deep within each other; name a folder instead") from None
-        left_out = _excluded(exclude)
+        left_out = named_by(exclude)
         matches = sorted(Path(match) for match in matching if not os.path.isdir(match))  # noqa: PTH112
-        kept = [
-            match
-            for match in matches
-            if not any(map(left_out, itertools.accumulate(zip(match.parts, strict=False), add)))
-        ]
+        wild = next(number for number, part in enumerate(path.parts) if glob.has_magic(part))
+        kept = [match for match in matches if not left_out(Path(*match.parts[wild:]))]
         if not kept:
             but = " that is not excluded" if matches else ""
             raise FileNotFoundError(f"no file matches {path}{but}; name another pattern, or a folder")
@@ -198,6 +195,12 @@ def _excluded(exclude: str | Iterable[str]) -> Callable[[Sequence[str]], bool]:
         return any(fnmatch.fnmatchcase(word, pattern) for pattern in patterns for word in words)
 
     return left_out
+
+
+def named_by(exclude: str | Iterable[str]) -> Callable[[Path], bool]:
+    """Whether a path, or a folder that it names, is left out."""
+    left_out = _excluded(exclude)
+    return lambda path: any(map(left_out, itertools.accumulate(((part,) for part in path.parts), add)))
 
 
 def normal(text: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnets_torch.files import open_file, resolved, sha256
-from convnets_torch.folders import ENDINGS, Listing, few, list_folder, normal
+from convnets_torch.folders import ENDINGS, Listing, few, list_folder, named_by, normal
 from convnets_torch.images import MOST_BYTES as MOST_PICTURE_BYTES
 from convnets_torch.images import PictureWarning
 from convnets_torch.sentences import printable
@@ -419,6 +419,9 @@ def _of_table(
             raise FileNotFoundError(f"{folder} holds no pictures; name another folder")
     places = _Places(table, listing, exclude)
     rows = _rows(table, lines, *header) if header is not None else _bare_rows(table, lines, places, partial)
+    if exclude:
+        left_out = named_by(exclude)
+        rows = [row for row in rows if row.name is None or not left_out(Path(row.name.replace("\\", "/")))]
     _check_single(table, rows, "|,; " if header is not None and {*map(_word, header[2])} & PLURAL else "|,;")
     if not rows:
         raise ValueError(f"{table} has no rows; give it a line for each picture: its path and its label")

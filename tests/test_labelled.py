@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from convnets_torch.card import Card
+from convnets_torch.folders import find_pictures
 from convnets_torch.images import PictureWarning, read_picture
 from convnets_torch.labelled import find_classes, find_labelled
 from convnets_torch.preprocessing import preset
@@ -276,6 +277,17 @@ def test_words_of_two_other_labels_may_be_one_class(pictures):
     (pictures / "labels.csv").write_text("path,label\nsub/0.png,red\nsub/1.png,wine\nsub/2.png,red wine\n")
     assert set(find_labelled(pictures / "labels.csv").labels) == {"red", "wine", "red wine"}
     assert len(find_labelled(pictures, pictures / "labels.csv", partial=True).paths) == 3
+
+
+@pytest.mark.parametrize("exclude", ["4.png", ["*/3.png", "[45].*"], "sub"])
+def test_rows_of_a_table_are_excluded_as_files_are(pictures, exclude):
+    table = pictures.parent / "labels.csv"
+    table.write_text(rows())
+    wanted = set(find_pictures(pictures, exclude=exclude))
+    assert 0 < len(wanted) < 6
+    assert set(find_labelled(pictures, table, exclude=exclude).paths) == wanted
+    table.rename(pictures / "labels.csv")
+    assert set(find_labelled(pictures / "labels.csv", exclude=exclude).paths) == wanted
 
 
 def test_a_name_that_is_misspelt_does_not_turn_all_lines_into_labels(pictures):
