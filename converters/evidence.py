@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convnets_torch.card import Card
 from convnets_torch.files import open_file, opened_path
-from convnets_torch.folders import find_pictures
+from convnets_torch.labelled import find_labelled
 from convnets_torch.preprocessing import Pixels, Preprocessing, center_crop, normalize
 
 WRONG_LABEL = 0.05  # the probability with which an expected answer is taken to be wrong itself
@@ -237,13 +237,12 @@ def recordings(golden: Golden, card: Card) -> list[Recorded]:
 
 
 def labelled_pictures(folder: str | Path) -> list[tuple[Path, str]]:
-    """The pictures in a folder with one sub-folder a class, each with the name of its sub-folder.
+    """The pictures in class folders, or of a table, each with its label.
 
     Raises:
-        OSError: the folder is none, or has no sub-folders; or one of these has no pictures.
+        OSError, ValueError: as `find_dataset`, but one class alone is enough.
     """
-    folder = Path(folder)
-    below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not below:
-        raise FileNotFoundError(f"{folder} has no sub-folders named after classes; make some, or say what is expected")
-    return [(picture, path.name) for path in below for picture in find_pictures(path)]
+    found = find_labelled(folder)
+    if found.doubt:
+        raise ValueError(found.doubt)
+    return [*zip(found.paths, found.labels, strict=True)]

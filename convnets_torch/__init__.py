@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from convnets_torch.embeddings.pooling import pooled as pooled
     from convnets_torch.embeddings.probe_features import LabelledVectors as LabelledVectors
     from convnets_torch.embeddings.probe_features import embed_classes as embed_classes
-    from convnets_torch.embeddings.probe_features import find_classes as find_classes
     from convnets_torch.embeddings.probe_heads import with_probe as with_probe
     from convnets_torch.embeddings.probe_pairs import Pairs as Pairs
     from convnets_torch.embeddings.probe_pairs import count_pairs as count_pairs
@@ -115,6 +114,7 @@ if TYPE_CHECKING:
     from convnets_torch.heatmaps import save_sheet as save_sheet
     from convnets_torch.images import PictureWarning as PictureWarning
     from convnets_torch.images import read_picture as read_picture
+    from convnets_torch.labelled import find_classes as find_classes
     from convnets_torch.last_layers import with_last_layer as with_last_layer
     from convnets_torch.maps.batches import Mapped as Mapped
     from convnets_torch.maps.batches import heatmap_each as heatmap_each
@@ -185,7 +185,7 @@ _HOMES = {
     "convnets_torch.embeddings.maps": ("ImageMap", "MapWarning", "make_map"),
     "convnets_torch.embeddings.nearest": ("nearest",),
     "convnets_torch.embeddings.pooling": ("pooled",),
-    "convnets_torch.embeddings.probe_features": ("LabelledVectors", "embed_classes", "find_classes"),
+    "convnets_torch.embeddings.probe_features": ("LabelledVectors", "embed_classes"),
     "convnets_torch.embeddings.probe_heads": ("with_probe",),
     "convnets_torch.embeddings.probe_pairs": ("Pairs", "count_pairs"),
     "convnets_torch.embeddings.probe_pictures": ("draw_confusion", "draw_curve", "draw_pairs"),
@@ -212,6 +212,7 @@ _HOMES = {
     "convnets_torch.exports": ("Exported", "export"),
     "convnets_torch.fitting": ("MemoryWarning",),
     "convnets_torch.folders": ("find_pictures",),
+    "convnets_torch.labelled": ("find_classes",),
     "convnets_torch.heatmaps": (
         "Box", "CellMap", "ClassMap", "Contrast", "Heatmap", "ProbabilityMap", "Region", "class_map",
         "contrast", "heatmap", "probability_map", "save_sheet",

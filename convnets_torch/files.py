@@ -117,6 +117,7 @@ def check_regular(path: str | os.PathLike[str], *, follow_links: bool = True) ->
     if stat.S_ISLNK(mode):
         raise _refused_link(path)
     if stat.S_ISDIR(mode):
+        os.scandir(path).close()  # which says why, where it is a folder that cannot even be listed
         raise IsADirectoryError(f"{path} is a folder; name a file")
     if not stat.S_ISREG(mode):
         raise OSError(f"{path} is not a regular file; name one")

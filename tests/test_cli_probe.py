@@ -91,7 +91,10 @@ def test_what_cannot_be_done_is_one_line(command, cache, lite_weights, folder, t
     shutil.copytree(folder / "0", tmp_path / "alone" / "0")
     output = tmp_path / "mine.safetensors"
     for arguments, message in (
-        ([few], "1 of 2 classes have fewer usable pictures (few: 3) than the 5 folds; add pictures, take fewer folds"),
+        (
+            [few],
+            "1 of 2 classes have fewer usable pictures (few: 3) than the 5 folds, so nothing can be told apart",
+        ),
         ([tmp_path / "loose"], "has no sub-folders"),
         ([tmp_path / "alone"], "has one class alone (0)"),
         ([tmp_path / "none"], "does not exist; name a folder with a sub-folder for each class"),

@@ -1,9 +1,10 @@
-"""Labelled pictures of folders and tables: who is on which side, and what is refused."""
+"""Labelled pictures to learn from: who is on which side, and what is refused."""
 
 from __future__ import annotations
 
 import csv
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from convnets_torch.images import PictureWarning
+from convnets_torch.labelled import find_classes
 from convnets_torch.training.datasets import Dataset, check_batch, find_dataset
 
 
@@ -79,17 +81,30 @@ def test_exact_copies_are_on_one_side(pets, seed):
     assert sum(side == "val" for path, side in found.items() if path.parent == cats) == 8
 
 
-def test_a_picture_in_several_classes_is_remarked_on(pets):
+def test_a_picture_in_several_classes_is_asked_about(pets):
     shutil.copy(pets / "cats" / "1.png", pets / "dogs" / "a cat.png")
-    assert find_dataset(pets).remarks == (
-        f"{pets}: 1 pictures stand in several classes, such as {pets}/dogs/a cat.png",
+    words = (
+        f"1 pictures are in several classes, such as {pets}/cats/1.png \\(cats\\) and {pets}/dogs/a cat.png \\(dogs\\)"
     )
+    for find in (find_dataset, find_classes):
+        with pytest.raises(ValueError, match=f"{words}; a picture is learnt as one class: keep .*--exclude"):
+            find(pets)
+        find(pets, exclude="a cat.png")
+
+
+@pytest.mark.parametrize("find", [find_dataset, find_classes])
+def test_pictures_of_one_size_are_told_apart_by_their_content(tmp_path, find):
+    """Files of other classes with the same size, and the same end, are not the same picture."""
+    for name in "ab":
+        fill(tmp_path / name, "xy", first=3 * (name == "b"))
+        (tmp_path / name / "z.png").write_bytes(name.encode() + bytes(10_000))
+    find(tmp_path)
 
 
 @pytest.mark.parametrize(("train", "val"), [("train", "val"), ("train", "valid"), ("Train", "Validation")])
 def test_folders_train_and_val_are_the_sides(tmp_path, train, val):
     for side, name in ((train, "b"), (train, "a"), (val, "a"), (val, "b"), ("test", "a"), ("test", "b")):
-        fill(tmp_path / side / name, "xy")
+        fill(tmp_path / side / name, "xy", 2 * (name == "b"))
     found = find_dataset(tmp_path)
     assert found.classes == ("a", "b")
     assert found.train == tuple(
@@ -97,7 +112,7 @@ def test_folders_train_and_val_are_the_sides(tmp_path, train, val):
     )
     assert found.val == tuple((tmp_path / val / "ab"[each] / f"{name}.png", each) for each in (0, 1) for name in "xy")
     assert found.split == f"folders {train} and {val}"
-    assert found.remarks == (f"{tmp_path}: left out the folders test, neither {train} nor {val}",)
+    assert found.remarks == (f"{tmp_path}: left out 4 pictures of test",)
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -133,7 +148,7 @@ def test_a_table_may_say_the_sides(tmp_path, encoding):
         ((tmp_path / "c, d.png", 0), (tmp_path / "a.png", 1)),
         ((tmp_path / "é.png", 0), (tmp_path / "b.png", 1)),
         "column split of data.csv",
-        (f"{table}: left out 1 rows whose split is test",),
+        (f"{table}: left out 1 pictures of test",),
     )
 
 
@@ -141,25 +156,31 @@ def test_a_table_may_say_the_sides(tmp_path, encoding):
     ("text", "words"),
     [
         ("", r"data\.csv is empty; give it a header"),
-        ("path,label\n", "has a header and no rows"),
-        ("path;label\na.png;x\n", r"no column path or image or file or filename .*; separate columns by commas"),
-        ("path,kind\na.png,x\n", r"no column label or class in its first line \(path, kind\); add it"),
-        ("path,label,class\na.png,x,y\n", r"several columns for the label \(label, class\); rename all but one"),
+        ("path,label\n", "has no rows"),
+        ("kind,label\nx,y\n", r"no column of pictures such as path, .* \(kind, label\); add it, or name .*--columns"),
+        ("path,kind\na.png,x\n", r"no column label or class in its first line \(path, kind\); add it, or name"),
+        ("path,label,class\na.png,x,y\n", r"several columns for the label \(label, class\); name the two"),
+        ("foto,art\na.png,x\nb.png,y\n", r"1 lines are no name and label \(line 1: 'foto,art'\); .*--columns"),
+        ("path,x,y\na.png,1,1\nb.png,0,1\n", r"line 2 has 2 labels \(x, y\), but a picture has one class here"),
+        ("path,x,y\na.png,0,0\nb.png,0,1\n", r"line 2 has no class for a\.png"),
+        ("path,label\na.png,x\nb.png,x|y\n", r"line 3 has 2 labels \(x, y\)"),
+        ("path,labels\na.png,x z\nb.png,x\nc.png,z\n", r"line 2 has 2 labels \(x, z\)"),
+        ("path,label\na.png,20.5\nb.png,31\n", r"2 different numbers \(20\.5, 31\), which look like measured values"),
         ("path,label\na.png,x\n\nb.png\n", "line 4 has 1 fields, but the header has 2"),
         ("path,label\na.png, \n", r"line 2 has no class for a\.png"),
         ("path,label\n,x\n", "line 2 names no file"),
-        ("path,label,split\na.png,x,dev\n", "line 2 has the split 'dev'; write train or val"),
+        ("path,label,split\na.png,x,dev\n", "line 2 has the split 'dev'; write train, val or test"),
         ("path,label,split\na.png,x,\n", "line 2 has the split ''"),
         ("path,label\na.png,x\nsub/../a.png,y\n", r"lines 2 and 3 name the same file, .*a\.png \(x and y\); keep one"),
         ("path,label,split\na.png,x,train\na.png,x,val\n", r"the same file, .*\(x train and x val\)"),
         ('path,label\n"a.png,x\n', "cannot be read as CSV .*a quote that is not closed"),
         ("path,label\na.png,x\nb.png,x\n", r"one class alone \(x\)"),
-        ("path,label\na.png,x\nb.png,y\n", r"2 classes have one picture alone, or copies of one \(x, y\)"),
-        ("path,label,split\na.png,x,train\nb.png,y,train\n", r"2 classes are in train and not in val \(x, y\)"),
+        ("path,label\na.png,x\nb.png,y\n", "every class has one picture alone, or copies of one, so none is left to"),
+        ("path,label,split\na.png,x,train\nb.png,y,val\n", r"1 classes are in val and not in train \(y\)"),
     ],
 )  # fmt: skip
 def test_tables_that_say_nothing_sure_are_refused(tmp_path, text, words):
-    fill(tmp_path, "ab")
+    fill(tmp_path, "abc")
     (tmp_path / "sub").mkdir()
     (tmp_path / "data.csv").write_text(text)
     with pytest.raises(ValueError, match=words):
@@ -167,8 +188,8 @@ def test_tables_that_say_nothing_sure_are_refused(tmp_path, text, words):
 
 
 def test_a_table_in_another_encoding_is_refused(tmp_path):
-    (tmp_path / "data.csv").write_text("path,label\na.png,x\n", encoding="utf-16")
-    with pytest.raises(ValueError, match=r"data\.csv is not UTF-8 text \(byte 0\)"):
+    (tmp_path / "data.csv").write_text("path,label\né.png,x\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"data\.csv is not UTF-8 text \(byte 11\)"):
         find_dataset(tmp_path / "data.csv")
 
 
@@ -176,42 +197,82 @@ def test_missing_files_of_a_table_are_listed_with_their_lines(tmp_path):
     fill(tmp_path, "ab")
     rows = [("path", "label"), ("a.png", "x"), *((f"none {number}.png", "y") for number in range(7)), ("b.png", "y")]
     with pytest.raises(
-        FileNotFoundError, match=r"7 of 9 files are missing \(line 3: .*none 0\.png, .*line 7: .*, \.\.\.\)"
+        FileNotFoundError, match=r"7 of 9 files are missing .*\(line 3: none 0\.png, .*line 7: .*, \.\.\.\).*--partial"
     ):
         find_dataset(write(tmp_path / "data.csv", *rows))
+    rows += [("c.png", "x"), ("d.png", "y")]
+    fill(tmp_path, "cd", 2)
+    found = find_dataset(write(tmp_path / "data.csv", *rows), partial=True)
+    assert len(sides(found)) == 4
+    assert found.remarks == (f"{tmp_path}/data.csv: left out 7 of 11 rows whose pictures are missing",)
 
 
 def test_classes_on_one_side_alone_are_named(tmp_path):
-    for name in ("train/a", "train/b", "train/c", "val/a", "val/d"):
-        fill(tmp_path / name, "xy")
-    with pytest.raises(ValueError, match=r"2 classes are in train and not in val \(b, c\)"):
+    for number, name in enumerate(("train/a", "train/b", "train/c", "val/a", "val/d")):
+        fill(tmp_path / name, "xy", 2 * number)
+    with pytest.raises(ValueError, match=r"1 classes are in val and not in train \(d\), so they cannot be learnt"):
         find_dataset(tmp_path)
-    for name in ("train/b", "train/c"):
-        shutil.rmtree(tmp_path / name)
-    with pytest.raises(
-        ValueError, match=r"1 classes are in val and not in train \(d\); a class needs pictures on both"
-    ):
-        find_dataset(tmp_path)
+    found = find_dataset(tmp_path, exclude="d")
+    assert found.classes == ("a", "b", "c")
+    assert Counter(label for _, label in found.val) == {0: 2}
+    assert found.remarks == (
+        f"{tmp_path}: 2 classes have no validation pictures (b, c); they are learnt all the same, and no figure says"
+        " how well",
+    )
 
 
 @pytest.mark.parametrize(
     ("folders", "words"),
     [
-        (("animals/cats", "animals/dogs", "plants/oaks"), "animals/cats is too deep: .* give {}/animals if"),
-        (("set/train/cats", "set/train/dogs", "set/val/cats"), "set/train/cats is too deep: .* give {}/set if"),
-        (("test/cats", "test/dogs", "train/cats", "train/dogs"), "train/cats is too deep: .* give {}/train if"),
-        (("cats", "cats/more", "dogs"), "cats/more is too deep: .* move them into {}/cats"),
+        (("animals/cats", "animals/dogs", "plants/oaks"), "animals .* the folders cats, dogs, .* name {}/animals if"),
+        (("set/train/cats", "set/train/dogs", "set/val/cats"), "set .* the folders train/cats, .* name {}/set if"),
+        (("bus", "train/cats", "train/dogs"), "train .* the folders cats, dogs, .* name {}/train if"),
         (
             ("train/pets/cats", "train/pets/dogs", "val/pets/cats"),
-            "is too deep: .* move its class folders into {}/train",
+            "pets .* the folders cats, dogs, .* move the class folders into {}/train",
         ),
     ],
 )
-def test_folders_too_deep_are_named_with_the_one_to_give(tmp_path, folders, words):
+@pytest.mark.parametrize("find", [find_dataset, find_classes])
+def test_folders_too_deep_are_named_with_the_one_to_give(tmp_path, folders, words, find):
     for folder in folders:
         fill(tmp_path / folder, "xy")
     with pytest.raises(ValueError, match=words.format(tmp_path)):
-        find_dataset(tmp_path)
+        find(tmp_path)
+
+
+def test_what_lies_below_a_class_folder_belongs_to_its_class(tmp_path):
+    """Of a folder with pictures of its own, or with one folder below, as in Tiny ImageNet, no other class is meant."""
+    for number, folder in enumerate(("cats", "cats/more", "dogs/images")):
+        fill(tmp_path / folder, "xy", 2 * number)
+    assert {name: len(paths) for name, paths in find_classes(tmp_path).items()} == {"cats": 4, "dogs": 2}
+    assert len(sides(find_dataset(tmp_path))) == 6
+
+
+def test_a_folder_test_is_left_out_and_a_share_of_train_judges(tmp_path):
+    """As CIFAR's folders are, and Kaggle's, whose test pictures have no classes."""
+    for number, folder in enumerate(("test/cats", "test/dogs", "train/cats", "train/dogs")):
+        fill(tmp_path / "cifar" / folder, "xyz", 3 * number)
+    found = find_dataset(tmp_path / "cifar")
+    assert {path.parts[-3] for path in sides(found)} == {"train"}
+    assert (len(found.train), len(found.val), found.split) == (4, 2, "20 % of each class, seed 0")
+    assert found.remarks == (f"{tmp_path}/cifar: left out 6 pictures of test",)
+    for path in (tmp_path / "cifar" / "test").rglob("*.png"):
+        path.rename(tmp_path / "cifar" / "test" / f"{path.parent.name}{path.name}")
+    assert sides(find_dataset(tmp_path / "cifar")) == sides(found)
+
+
+@pytest.mark.parametrize("find", [find_dataset, find_classes])
+@pytest.mark.parametrize("folders", [("train", "test"), ("train", "val"), ("Training",), ("test", "train", "bus")])
+def test_flat_sides_are_not_taken_for_classes(tmp_path, find, folders):
+    """Kaggle's dogs and cats: train/cat.0.jpg, test/1.jpg."""
+    for number, folder in enumerate(folders):
+        fill(tmp_path / folder, ("cat.0", "cat.1", "dog.0", "dog.1"), 4 * number)
+    words = "pictures and no class folders, .* sort those of [Tt]rain.*--truth.*2 words that may be the classes"
+    with pytest.raises(ValueError, match=words):
+        find(tmp_path)
+    with pytest.raises(ValueError, match=r"has no sub-folders, .* 2 words that may be the classes \(cat, dog\)"):
+        find(tmp_path / folders[0])
 
 
 def test_folders_that_cannot_be_learnt_from_are_refused(pets, tmp_path):
@@ -219,17 +280,22 @@ def test_folders_that_cannot_be_learnt_from_are_refused(pets, tmp_path):
         find_dataset(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist; name a file"):
         find_dataset(tmp_path / "none.csv")
-    with pytest.raises(NotADirectoryError, match=r"0\.png is neither a folder nor a \.csv file"):
+    with pytest.raises(NotADirectoryError, match=r"0\.png is not a folder, and no table \(\.csv, "):
         find_dataset(pets / "cats" / "0.png")
-    with pytest.raises(ValueError, match="cats has no sub-folders, but a class is a sub-folder of pictures"):
+    with pytest.raises(ValueError, match="cats has no sub-folders, so nothing says which class a picture has"):
         find_dataset(pets / "cats")
     for share in (0, 1, -0.1, float("nan")):
         with pytest.raises(ValueError, match="give one above 0 and below 1"):
             find_dataset(pets, val_share=share)
-    fill(pets / "ants", "x")
+    fill(pets / "ants", "x", 50)
     shutil.copy(pets / "ants" / "x.png", pets / "ants" / "copy.png")
-    with pytest.raises(ValueError, match=r"1 classes have one picture alone, or copies of one \(ants\)"):
-        find_dataset(pets)
+    found = find_dataset(pets)
+    assert Counter(found.classes[label] for _, label in found.train)["ants"] == 2
+    assert "ants" not in {found.classes[label] for _, label in found.val}
+    assert found.remarks == (
+        f"{pets}: 1 classes have no validation pictures (ants); they are learnt all the same, and no figure says how"
+        " well",
+    )
     (pets / "bees").mkdir()
     with pytest.raises(ValueError, match=r"1 of 5 sub-folders hold no pictures \(bees\)"):
         find_dataset(pets)
@@ -247,9 +313,9 @@ def test_loose_pictures_are_left_out_with_a_warning(pets, tmp_path):
     with pytest.warns(PictureWarning, match=r"left out 1 pictures that are in no sub-folder, so of no class \(loose"):
         assert len(sides(find_dataset(pets))) == 33
     for name in ("train/a", "train/b", "val/a", "val/b"):
-        fill(tmp_path / "sides" / name, "xy")
+        fill(tmp_path / "sides" / name, "xy", 2 * name.endswith("b"))
     fill(tmp_path / "sides", ["loose"])
-    with pytest.warns(PictureWarning, match=r"left out 1 pictures that are neither in train nor in val \(loose"):
+    with pytest.warns(PictureWarning, match=r"left out 1 pictures that are in no sub-folder, so of no class \(loose"):
         assert len(sides(find_dataset(tmp_path / "sides"))) == 8
 
 

@@ -404,4 +404,4 @@ def test_what_cannot_be_diagnosed_is_refused(originals, tmp_path, command):
     assert command("doctor", path)[0] == 2
     code, _, error = command("doctor", path, tmp_path)
     assert code == 1
-    assert "has no sub-folders named after classes" in error
+    assert "has no sub-folders, so nothing says which class" in error

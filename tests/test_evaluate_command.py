@@ -182,7 +182,7 @@ def test_what_cannot_be_is_refused_before_any_work(command, weights, pictures, t
         ((classes, "--resume", classes / "outputs"), 1, "where it would be taken for a class; name a folder outside"),
         ((classes, "--resume", pictures / "truth.txt"), 1, "is not a folder; name one for the outputs"),
         ((classes, "-o", pictures / "truth.txt"), 1, "is not a folder; name one for the report"),
-        ((pictures / "truth.txt",), 2, "name the folder of the pictures"),
+        ((weights,), 1, "is not a folder, and no table"),
         ((pictures / "flat",), 1, "has no sub-folders, so nothing says which class"),
         ((classes, "--id-table", tmp_path / "none.txt"), 1, "none.txt does not exist; name a file"),
     ]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -249,9 +250,30 @@ def test_pictures_that_cannot_be_read_are_told_and_left_out(dataset, vectors, tm
     result = finetune(small_resnet(), with_broken, output, replace(QUICK, epochs=0), cache=vectors, allow_leaks=True)
     assert list(result.failed) == [broken]
     assert load(output).card.unknown["finetuning"]["data"]["train"] == len(dataset.train)
-    only = replace(dataset, val=((broken, 0), *(row for row in dataset.val if row[1])))
-    with pytest.raises(ValueError, match=r"1 classes have no picture in val that could be used \(ant\)"):
-        finetune(small_resnet(), only, output, QUICK, cache=vectors, allow_leaks=True)
+    only = replace(dataset, train=((broken, 0), *(row for row in dataset.train if row[1])))
+    with pytest.raises(ValueError, match=r"1 classes have no picture in train that could be used \(ant\)"):
+        finetune(small_resnet(), only, output, replace(QUICK, batch=4), cache=vectors, allow_leaks=True)
+    none = replace(dataset, val=((broken, 0),))
+    with pytest.raises(ValueError, match=r"3 classes have no picture in val that could be used \(ant, bee, cat\)"):
+        finetune(small_resnet(), none, output, QUICK, cache=vectors, allow_leaks=True)
+
+
+def test_a_class_without_validation_pictures_is_learnt_and_judged_by_nothing(data, vectors, tmp_path):
+    chosen = tmp_path / "data"
+    for name in ("ant", "bee", "cat"):
+        shutil.copytree(data / name, chosen / name)
+    for number in range(1, 10):
+        (chosen / "ant" / f"{number}.png").unlink()
+    found = find_dataset(chosen)
+    assert {label for _, label in found.val} == {1, 2}
+    output = tmp_path / "mine.safetensors"
+    settings = replace(QUICK, head_epochs=8, epochs=1, class_weights="balanced")
+    result = finetune(small_resnet(), found, output, settings, cache=vectors, allow_leaks=True)
+    network = load(output)
+    assert network.card.class_names == ("ant", "bee", "cat")
+    right = [classify(network, [path], top=1)[0][0].class_id == label for path, label in found.val]
+    assert result.best.val_accuracy == np.mean(right)
+    assert classify(network, [chosen / "ant" / "0.png"], top=1)[0][0].class_id == 0  # which was learnt
 
 
 def test_what_cannot_be_trained_is_refused_before_any_work(dataset, vectors, tmp_path):

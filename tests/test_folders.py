@@ -11,14 +11,18 @@ from convnets_torch.images import PictureWarning
 @pytest.fixture
 def folder(tmp_path):
     """Pictures (empty: nothing here opens them) at two depths, made out of order."""
-    for name in ("b.JPG", "sub/c.webp", "a.png", "sub/a.heic", ".hidden.jpg", ".git/d.png"):
+    for name in ("b.JPG", "sub/c.webp", "a.png", "sub/a.heic"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     return tmp_path
 
 
 def test_a_folder_means_its_pictures_and_those_below_it_sorted(folder):
-    found = [path.relative_to(folder).as_posix() for path in find_pictures(folder)]
+    (folder / ".git").mkdir()
+    for name in (".hidden.jpg", ".git/d.png", ".DS_Store"):
+        (folder / name).touch()
+    with pytest.warns(PictureWarning, match=r"left out 2 hidden files and .* folders \(\.git, \.hidden\.jpg\)"):
+        found = [path.relative_to(folder).as_posix() for path in find_pictures(folder)]
     assert found == ["a.png", "b.JPG", "sub/a.heic", "sub/c.webp"]
 
 
@@ -51,6 +55,35 @@ def test_a_folder_or_a_pattern_that_means_nothing_is_refused(tmp_path):
         find_pictures(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no file matches .*\*\.jpg; name another pattern"):
         find_pictures(f"{tmp_path}/*.jpg")
+
+
+@pytest.mark.parametrize(
+    ("exclude", "wanted"),
+    [
+        ("sub", ["a.png", "b.JPG"]),
+        (["*.webp", "b.*"], ["a.png", "sub/a.heic"]),
+        ("sub/a*", ["a.png", "b.JPG", "sub/c.webp"]),
+        ("A*", ["a.png", "b.JPG", "sub/a.heic", "sub/c.webp"]),
+    ],
+)
+def test_patterns_leave_out_names_and_paths(folder, exclude, wanted):
+    exclude = [exclude, folder.name] if isinstance(exclude, str) else exclude  # not of the folder that is named
+    found = find_pictures(folder, exclude=exclude)
+    assert [path.relative_to(folder).as_posix() for path in found] == wanted
+    matching = find_pictures(f"{folder}/**/*.*", exclude=exclude)
+    assert {path.relative_to(folder).as_posix() for path in matching} == {*wanted}
+
+
+def test_links_to_folders_are_named(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "d.png").touch()
+    (folder / "sub" / "elsewhere").symlink_to(other)
+    with pytest.warns(PictureWarning, match=r"left out 1 links to folders, which are not followed.* \(elsewhere\)"):
+        assert len(find_pictures(folder)) == 4
+    (other / "only").mkdir()
+    (other / "only" / "link").symlink_to(folder)
+    with pytest.raises(FileNotFoundError, match="holds no pictures but 1 links to folders, which are not followed"):
+        find_pictures(other / "only")
 
 
 def test_a_link_in_a_circle_is_not_followed(folder):

@@ -22,16 +22,15 @@ from PIL import Image
 
 from convnets_torch.card import Card
 from convnets_torch.heatmaps import heatmap
+from convnets_torch.labelled import find_labelled
 from convnets_torch.maps.resuming import FolderStore
-from convnets_torch.training import tables
 from convnets_torch.training.datasets import find_dataset
 from convnets_torch.training.evaluation import evaluate
 from convnets_torch.training.finetuning import Watch, checkpoint_of, finetune
 from convnets_torch.training.ground_truth import find_truth
 from convnets_torch.training.output_files import OutputFile
 from convnets_torch.training.running import Reports, TrainingStopped
-from convnets_torch.training.tables import read_table
-from convnets_torch.training.truth_labels import read_lines, resolved_labels
+from convnets_torch.training.truth_labels import read_id_table, resolved_labels
 from convnets_torch.weights import load, save
 from tests.finetuned import COLORS, QUICK, draw_pictures, small_resnet
 
@@ -373,59 +372,61 @@ def test_a_cache_of_features_that_leads_elsewhere_is_refused(begun, tmp_path):
 
 
 def test_tables_that_nobody_writes_are_refused_in_seconds(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MOST_ROWS", 10_000)
+    monkeypatch.setattr("convnets_torch.labelled.MOST_ROWS", 10_000)
     table = tmp_path / "data.csv"
     contents = {
         b"path,label\n1.png," + b"a" * 10_000_000: r"line 2 has more than 65,536 letters",
         b"path,label\n1.png,a\0b\n": "line 2 has a byte of zero",
-        "path,label\n1.png,a\n".encode("utf-16"): "is not UTF-8 text",
+        b"path,label\n1.png,\xff\n": "is not UTF-8 text",
+        b"\xff\xfepat": "is not UTF-16 text",
         "path,label\n1.png,a\n".encode("utf-16-le"): "line 1 has a byte of zero",
-        b"path,label" + b",x" * 20_000 + b"\n1.png,a\n": "more than 10,000 rows, or 1,000 columns, at line 1",
+        b"path,label" + b",x" * 20_000 + b"\n1.png,a\n": "more than 1,000 columns",
         b'path,label\n1.png,"' + (b"a" * 60_000 + b"\n") * 4 + b'"\n': "field larger than field limit",
         b"path,label\n1.png," + b"a" * 1001: "a class of 1001, but 4096 and 1000 are the most",
         b"path,label\n" + b"a" * 5000 + b",b": "a path of 5000 letters",
-        b"path,label\n" + b"a,b\n" * 10_001: "more than 10,000 rows",
+        b"path,label\n" + b"a,b\n" * 10_001: "more than 10,000 lines",
     }
     start = time.monotonic()
     for content, match in contents.items():
         table.write_bytes(content)
         with pytest.raises(ValueError, match=match):
-            read_table(table)
+            find_labelled(table)
     os.truncate(table, 10 << 30)
     with pytest.raises(ValueError, match="has 10,737,418,240 bytes"):
-        read_table(table)
+        find_labelled(table)
     assert time.monotonic() - start < 40
 
 
 def test_tables_name_files_that_are_some(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    for name in ("pipe.png", "/dev/zero", "/dev/stdin"):
+    os.mkfifo(tmp_path / "pipe.png")  # which is one picture with an error
+    for name in ("/dev/zero", "/dev/stdin"):
         (tmp_path / "data.csv").write_text(f"path,label\n{name},a\n")
         with pytest.raises(OSError, match="1 of 1 files are missing"):
-            read_table(tmp_path / "data.csv")
+            find_labelled(tmp_path / "data.csv")
 
 
 def test_files_of_labels_that_nobody_writes_are_refused_in_seconds(pets, network, tmp_path):
     truth = tmp_path / "truth.txt"
     contents = {
-        b"ant\n" * 2_000_001: "has more than 2,000,000 lines",
-        b"\x0b" * 2_000_001: "has more than 2,000,000 lines",
-        b"a" * 6000: "line 1 has 6,000 letters",
+        b"ant\n" * 2_000_002: "has more than 2,000,000 lines",
+        b"\x0b" * 2_000_001: "line 1 has more than 65,536 letters",
+        b"a" * 6000: "a class of 6000, but 4096 and 1000 are the most",
         b"a\0b\n": "line 1 has a byte of zero",
-        "ant\n".encode("utf-16"): "is no text in UTF-8",
+        b"\xff\xfea": "is not UTF-16 text",
     }
     for content, match in contents.items():
         truth.write_bytes(content)
         with pytest.raises(ValueError, match=match):
-            read_lines(truth)
+            find_truth(network.card, pets / "ant", truth=truth)
     os.truncate(truth, 10 << 30)
-    with pytest.raises(ValueError, match="has 10,737,418,240 bytes"):
-        read_lines(truth)
+    for read in (read_id_table, lambda truth: find_truth(network.card, pets / "ant", truth=truth)):
+        with pytest.raises(ValueError, match="has 10,737,418,240 bytes"):
+            read(truth)
     truth.write_text("x,y\n" * 1_000_000)
     with pytest.raises(ValueError, match=r"has 1000000 lines, but .* holds 10 pictures"):
         find_truth(network.card, pets / "ant", truth=truth)
     truth.write_text(",\n" + "".join(f"{number}.png ant\n" for number in range(10)))  # a header without words
-    with pytest.raises(ValueError, match="has 11 lines"):
+    with pytest.raises(ValueError, match=r"1 lines are no name and label \(line 1: ','\)"):
         find_truth(network.card, pets / "ant", truth=truth)
     truth.write_text("".join(f"{number}.png ant\n" for number in range(10)))
     assert not find_truth(network.card, pets / "ant", truth=truth).labels.any()
@@ -461,12 +462,10 @@ def test_a_picture_of_gigabytes_is_refused_by_itself(network, pets, tmp_path):
 
 def test_twenty_thousand_class_folders_are_listed_in_seconds(tmp_path):
     """Once each was looked for in the list of all the others."""
-    from convnets_torch.embeddings.probe_features import class_folders
-
     for number in range(20_000):
         (tmp_path / f"{number}.png").mkdir()
     start = time.monotonic()
-    assert len(class_folders(tmp_path)) == 20_000
+    assert len(find_labelled(tmp_path).empty) == 20_000
     assert time.monotonic() - start < 20
 
 

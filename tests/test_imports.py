@@ -62,7 +62,8 @@ def test_imports_go_one_way():
     foundations = (
         "adoption", "ahead", "allocation", "apart", "networks", "preprocessing", "card", "cache", "decoders",
         "device_pixels", "files", "filling", "fitting", "headers", "images", "inputs", "jpeg", "arrays", "folders",
-        "algebra", "npz", "runtime", "sentences", "sources", "strict_json", "strips", "synsets", "tiff", "weights",
+        "algebra", "labelled", "npz", "runtime", "sentences", "sources", "strict_json", "strips", "synsets", "tiff",
+        "weights",
     )  # fmt: skip
     tasks = (
         "backoff", "classification", "compat", "confusions", "engines", "exports", "first_run", "heatmaps",
@@ -90,7 +91,7 @@ def test_imports_go_one_way():
         if path.stem != "__main__":
             allowed = {"card", "cache", "files", "filling", "networks", "preprocessing", "sentences", "weights"}
             if path.stem in ("doctor", "evidence"):  # which run networks on pictures
-                allowed |= {"classification", "folders", "images", "targets"}
+                allowed |= {"classification", "folders", "images", "labelled", "targets"}
             assert {name.split(".")[1] for name in own(path) if name.startswith("convnets_torch.")} <= allowed
 
 

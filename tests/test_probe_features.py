@@ -17,8 +17,10 @@ from PIL import Image
 from converters import convert
 from convnets_torch.embeddings import kept_vectors
 from convnets_torch.embeddings.extraction import embed
-from convnets_torch.embeddings.probe_features import embed_classes, find_classes
+from convnets_torch.embeddings.probe_features import embed_classes
+from convnets_torch.folders import find_pictures
 from convnets_torch.images import PictureWarning
+from convnets_torch.labelled import find_classes
 from convnets_torch.runtime import prepare
 from convnets_torch.weights import load
 from tests.conftest import KERAS1
@@ -147,7 +149,10 @@ def test_bad_pictures_are_listed_and_copies_are_left_out(weights, folder, tmp_pa
     shutil.copy(folder / "bee" / "01.png", folder / "bee" / "copy.png")
     shutil.copy(folder / "bee" / "04.png", folder / "cat" / "also a bee.png")
     os.mkfifo(folder / "cat" / "pipe.png")
-    found = embed_classes(load(weights), folder, cache=tmp_path / "cache")
+    with pytest.raises(ValueError, match="2 pictures are in several classes"):
+        embed_classes(load(weights), folder, cache=tmp_path / "cache")
+    classes = {name: find_pictures(folder / name) for name in ("ant", "bee", "cat")}
+    found = embed_classes(load(weights), classes, cache=tmp_path / "cache")
     assert sorted(Path(name).name for name, _ in found.failed) == ["bad too.jpg", "bad.jpg", "pipe.png"]
     assert len(found.paths) == 16
     assert found.remarks[0] == "1 pictures have the same content as another of their class and were left out"
@@ -158,9 +163,9 @@ def test_bad_pictures_are_listed_and_copies_are_left_out(weights, folder, tmp_pa
 def test_folders_that_are_no_classes_are_refused_in_one_sentence(weights, folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="none does not exist; name a folder with a sub-folder for each class"):
         find_classes(tmp_path / "none")
-    with pytest.raises(NotADirectoryError, match=r"00\.png is not a folder; name"):
+    with pytest.raises(NotADirectoryError, match=r"00\.png is not a folder, and no table"):
         find_classes(folder / "ant" / "00.png")
-    with pytest.raises(ValueError, match="ant has no sub-folders, but a class is a sub-folder of pictures"):
+    with pytest.raises(ValueError, match="ant has no sub-folders, so nothing says which class"):
         find_classes(folder / "ant")
     (folder / "dog").mkdir()
     (folder / "eel").mkdir()
@@ -170,7 +175,10 @@ def test_folders_that_are_no_classes_are_refused_in_one_sentence(weights, folder
         find_classes(folder)
     (tmp_path / "one" / ".hidden").mkdir(parents=True)
     shutil.copytree(folder / "bee", tmp_path / "one" / "bee")
-    with pytest.raises(ValueError, match=r"one has one class alone \(bee\), so nothing to tell apart"):
+    with (
+        pytest.warns(PictureWarning, match=r"left out 1 hidden files and hidden or system folders \(\.hidden\)"),
+        pytest.raises(ValueError, match=r"one has one class alone \(bee\), so nothing to tell apart"),
+    ):
         find_classes(tmp_path / "one")
     bad = {"ant": [tmp_path / "none.png"], "bee": [weights]}
     with pytest.raises(ValueError, match=r"none of 2 pictures could be used; the first: .*none\.png does not exist"):

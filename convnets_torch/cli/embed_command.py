@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from convnets_torch.cli.messages import one_line, say, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.picture_commands import AllowTruncated, Exclude, MaxPixels, Weights
 from convnets_torch.cli.running import Device, Precision, load_network
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def embed(
     precision: Precision = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
+    exclude: Exclude = None,
 ) -> None:
     """Turn pictures into vectors: what stands before the last dense layer, or other layers."""
     if output is None and zeros is None and not as_json:
@@ -73,7 +74,11 @@ def embed(
     network = load_network(weights, device, precision, whole=layer is not None, bulk=True)
     about = Embedder(network, layer, pool, normalize).about
     with warnings_as_lines():
-        found = [path for name in images for path in (["-"] if name == "-" else map(str, find_pictures(name)))]
+        found = [
+            path
+            for name in images
+            for path in (["-"] if name == "-" else map(str, find_pictures(name, exclude=exclude or ())))
+        ]
         for file in (output, zeros):
             if file is not None:
                 check_kept(file, found)

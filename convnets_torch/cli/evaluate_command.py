@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from convnets_torch.cli.labelled_options import Columns, Partial, Truth, reading
 from convnets_torch.cli.messages import say, show, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.picture_commands import AllowTruncated, Exclude, MaxPixels, Weights
 from convnets_torch.cli.running import Device, EngineName, Precision, load_engine, resumable
 
 if TYPE_CHECKING:
@@ -24,17 +25,14 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="FOLDER",
-            help="Pictures in a sub-folder for each class, called by its wnid or name; or, with --truth, all in one.",
+            help="Pictures in a sub-folder for each class, called by its wnid or name, perhaps below test or val; or a"
+            " table of them; or, with --truth, all in one.",
         ),
     ],
-    truth: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with a line for each picture: name and label, or the label alone for the pictures sorted by"
-            " name. Labels are wnids, names of classes, or class ids.",
-            show_default=False,
-        ),
-    ] = None,
+    truth: Truth = None,
+    columns: Columns = None,
+    partial: Partial = False,
+    exclude: Exclude = None,
     id_table: Annotated[
         Path | None,
         typer.Option(help="File of lines 'id wnid': labels are ILSVRC's ids, 1 to 1000.", show_default=False),
@@ -94,8 +92,7 @@ def evaluate(
             )
         if save_temperature.suffix.lower() != ".safetensors":
             raise typer.BadParameter(f"{save_temperature} has an unknown ending; weights are written as .safetensors")
-    if truth is None and id_table is None and labels == "auto" and folder.is_file():
-        raise typer.BadParameter(f"{folder} is a file; name the folder of the pictures, and the file with --truth")
+    options = reading(truth, columns, partial, exclude)
     from convnets_torch.cache import find
     from convnets_torch.card import read_card
     from convnets_torch.cli.progress import rows_done
@@ -109,7 +106,7 @@ def evaluate(
         if save_temperature.exists() and save_temperature.samefile(find(weights)):
             raise ValueError(f"{save_temperature} would overwrite the weights that are read; name another output")
     with warnings_as_lines():
-        known = find_truth(read_card(find(weights)), folder, truth=truth, id_table=id_table, labels=labels)
+        known = find_truth(read_card(find(weights)), folder, id_table=id_table, labels=labels, **options)
     if report is not None:
         check_report_folder(report, folder)
     if resume is not None:

@@ -15,8 +15,9 @@ import typer
 
 from convnets_torch.allocation import keep_memory
 from convnets_torch.cli import augmenting
+from convnets_torch.cli.labelled_options import Columns, Partial, Truth, reading
 from convnets_torch.cli.messages import one_line, say, warnings_as_lines
-from convnets_torch.cli.picture_commands import Weights
+from convnets_torch.cli.picture_commands import Exclude, Weights
 
 if TYPE_CHECKING:
     from convnets_torch.training.curves import EpochRow
@@ -36,7 +37,7 @@ def finetune(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="Pictures in a folder for each class, in folders train and val of such, or a .csv of path, label"
+            help="Pictures in a folder for each class, in folders train and val of such, or a table of path, label"
             " and perhaps split.",
         ),
     ],
@@ -118,6 +119,10 @@ def finetune(
     val_share: Annotated[
         float, typer.Option(help="Share of each class to judge by, where the data do not say it.", rich_help_panel=DATA)
     ] = 0.2,
+    truth: Truth = None,
+    columns: Columns = None,
+    partial: Partial = False,
+    exclude: Exclude = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is drawn.")] = 0,
     allow_leaks: Annotated[
         bool,
@@ -158,6 +163,7 @@ def finetune(
     """
     if output.suffix.lower() != ".safetensors":
         raise typer.BadParameter(f"{output} has an unknown ending; weights are written as .safetensors")
+    options = reading(truth, columns, partial, exclude)
     mixing = augmenting.chosen_mixing(mixup, cutmix)
     from convnets_torch.cache import find
     from convnets_torch.cli.progress import rows_done
@@ -183,12 +189,12 @@ def finetune(
     )  # fmt: skip
     check_writable(output)
     for path in (output, checkpoint_of(output), *outputs_of(output)):
-        for read, words in ((find(weights), "weights that are"), (data, "table that is")):
+        for read, words in ((find(weights), "weights that are"), (truth or data, "table that is")):
             if path.exists() and read.exists() and path.samefile(read):
                 raise ValueError(f"{path} would overwrite the {words} read; name another output")
     speaks = os.environ.get("RANK", "0") == "0"  # the first of several processes
     with warnings_as_lines():
-        dataset = find_dataset(data, val_share=val_share, seed=seed)
+        dataset = find_dataset(data, val_share=val_share, seed=seed, **options)
     keep_memory()
     network = load(weights, device=local_device() or device)
     with contextlib.ExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ def map_each(
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     exact: bool = True,
+    exclude: Sequence[str] = (),
 ) -> int:
     """Write the maps of each picture into a folder, and a report on all of them, `report.jsonl`.
 
@@ -62,6 +64,7 @@ def map_each(
         longest_side, upscale, cell_stride, scales, fuse, max_memory: as for `heatmap`.
         max_pixels, allow_truncated: as in `read_picture`.
         exact: as for `heatmap_each`.
+        exclude: as in `find_pictures`.
 
     Returns:
         How many pictures failed; each has said why on stderr.
@@ -77,7 +80,7 @@ def map_each(
         raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
     check_threshold(threshold)
     with warnings_as_lines():
-        places = [place for name in names for place in places_of(name, output, format)]
+        places = [place for name in names for place in places_of(name, output, format, exclude)]
     check_places(places, output, REPORT)
     results = heatmap_each(
         network,
@@ -112,7 +115,7 @@ def map_each(
     return failed
 
 
-def places_of(name: str, output: Path, format: str) -> list[tuple[Path, Path]]:
+def places_of(name: str, output: Path, format: str, exclude: Sequence[str] = ()) -> list[tuple[Path, Path]]:
     """The pictures that a name means, and where in the folder the maps of each go."""
     if name == "-":
         raise ValueError("standard input is one picture; name it alone, and a file for its map")
@@ -121,7 +124,7 @@ def places_of(name: str, output: Path, format: str) -> list[tuple[Path, Path]]:
     if is_pattern(path):
         wild = next(number for number, part in enumerate(path.parts) if glob.has_magic(part))
         top = Path(*path.parts[:wild])
-    pictures = find_pictures(name)
+    pictures = find_pictures(name, exclude=exclude)
     if path.is_dir() or is_pattern(path):  # an earlier run's maps are no pictures of this one
         others = [picture for picture in pictures if not resolved(picture).is_relative_to(resolved(output))]
         if not others:

@@ -23,6 +23,15 @@ MaxPixels = Annotated[
 AllowTruncated = Annotated[
     bool, typer.Option("--allow-truncated", help="Read what is there of pictures whose end is missing.")
 ]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Leave out files and folders of a folder by their name or path in it, such as thumbs or '*_mask.png';"
+        " several times for more.",
+        show_default=False,
+    ),
+]
 
 
 def classify(
@@ -52,6 +61,7 @@ def classify(
     engine: EngineName = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
+    exclude: Exclude = None,
 ) -> None:
     """Print the most probable classes of pictures: probability, wnid, words."""
     if as_json + as_csv + as_table > 1:
@@ -69,7 +79,11 @@ def classify(
         find_target(classification.card_of(network), only)  # an unknown one is refused once, before any picture
     form = results.JsonLines if as_json else results.Csv if as_csv else results.Table if as_table else results.Text
     with warnings_as_lines(), contextlib.ExitStack() as stack:
-        found = [path for name in images for path in (["-"] if name == "-" else map(str, find_pictures(name)))]
+        found = [
+            path
+            for name in images
+            for path in (["-"] if name == "-" else map(str, find_pictures(name, exclude=exclude or ())))
+        ]
         sources = (sys.stdin.buffer if name == "-" else name for name in found)
         entries = classification.classify_each(
             network,

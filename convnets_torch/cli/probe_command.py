@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from convnets_torch.cli.labelled_options import Columns, Partial, Truth, reading
 from convnets_torch.cli.messages import one_line, say, warnings_as_lines
-from convnets_torch.cli.picture_commands import Weights
+from convnets_torch.cli.picture_commands import Exclude, Weights
 from convnets_torch.cli.running import Device, Precision, load_network
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 def probe(
     weights: Weights,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures in one sub-folder for each class.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Pictures in one sub-folder for each class, or a table of them.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -46,6 +49,10 @@ def probe(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON object.")] = False,
+    truth: Truth = None,
+    columns: Columns = None,
+    partial: Partial = False,
+    exclude: Exclude = None,
     device: Device = "cpu",
     precision: Precision = None,
 ) -> None:
@@ -57,12 +64,14 @@ def probe(
             "nearest neighbours are the training vectors themselves, not a layer that a network could end in; take"
             " --choose svm or logistic for -o"
         )
+    options = reading(truth, columns, partial, exclude)
     from convnets_torch.cache import find
     from convnets_torch.cli.progress import rows_done
-    from convnets_torch.embeddings.probe_features import embed_classes, find_classes
+    from convnets_torch.embeddings.probe_features import embed_classes
     from convnets_torch.embeddings.probes import check_counts, check_sklearn
     from convnets_torch.embeddings.probes import probe as measure
     from convnets_torch.files import check_kept, check_writable
+    from convnets_torch.labelled import find_classes
 
     check_sklearn()
     if output is not None:
@@ -72,7 +81,7 @@ def probe(
         if output.exists() and output.samefile(find(weights)):
             raise ValueError(f"{output} would overwrite the weights that are read; name another output")
     with warnings_as_lines():
-        found = find_classes(folder)
+        found = find_classes(folder, **options)
     check_counts({name: len(pictures) for name, pictures in found.items()}, folds)
     if report is not None:
         if report.exists() and not report.is_dir():

@@ -76,6 +76,7 @@ def index_pictures(
     exact: bool = False,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    exclude: str | Iterable[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Indexed:
     """Bring an index of pictures up to date: a table with a row for each file, of its vector and what it shows.
@@ -102,6 +103,7 @@ def index_pictures(
         hash_all: read all files, also those whose size and time of modification are those of their row.
         prune: remove all rows whose files are gone; those of a disk that is not mounted as well.
         batch, workers, exact, max_pixels, allow_truncated: as in `predict`.
+        exclude: patterns of files and folders that are left out, as in `find_pictures`.
         progress: told how many of how many files are looked at.
 
     Raises:
@@ -111,7 +113,7 @@ def index_pictures(
         ImportError: LanceDB is not installed.
 
     Warns:
-        PictureWarning: other files of a folder were left out.
+        PictureWarning: as `find_pictures`.
 
     >>> from convnets_torch import load
     >>> network = load("alexnet.safetensors")
@@ -124,7 +126,8 @@ def index_pictures(
     address = os.fspath(address)
     names = [pictures] if isinstance(pictures, str | os.PathLike) else list(pictures)
     network = unwrapped(network)  # type: ignore[assignment]
-    found = {text_of(path): path for path in map(os.path.abspath, find_pictures(names))}  # links stay links
+    places = map(os.path.abspath, find_pictures(names, exclude=exclude))  # links stay links
+    found = {text_of(path): path for path in places}
     embedder = Embedder(network, layer, pool, logits=not isinstance(network, Network) or network.head is not None)
     if embedder.card is None:
         raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")

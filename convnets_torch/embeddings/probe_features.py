@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnets_torch.embeddings.kept_vectors import KeptVectors, embed_kept
-from convnets_torch.folders import ENDINGS, find_pictures
-from convnets_torch.images import PictureWarning
+from convnets_torch.labelled import find_classes
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import check_unpacked
@@ -47,69 +45,6 @@ class LabelledVectors:
     def counts(self) -> NDArray[np.int64]:
         """Pictures of each class, (classes,)."""
         return np.bincount(self.labels, minlength=len(self.classes))
-
-
-def find_classes(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
-    """The pictures of each class: a sub-folder is a class, and what is in it or below belongs to it.
-
-    Hidden sub-folders are none. Classes are sorted by name.
-
-    Raises:
-        OSError: the folder is none, or cannot be listed.
-        ValueError: it has no sub-folders, one alone, or some without pictures.
-
-    Warns:
-        PictureWarning: pictures that are in no sub-folder, and files that are no pictures, were left out.
-
-    >>> find_classes("photos")
-    Traceback (most recent call last):
-    ...
-    FileNotFoundError: photos does not exist; name a folder with a sub-folder for each class
-    """
-    found = class_folders(folder)
-    if empty := [name for name, pictures in found.items() if not pictures]:
-        few = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        raise ValueError(
-            f"{folder}: {len(empty)} of {len(found)} sub-folders hold no pictures ({few}); fill them, or remove them"
-        )
-    if len(found) == 1:
-        raise ValueError(
-            f"{folder} has one class alone ({next(iter(found))}), so nothing to tell apart; add a sub-folder"
-        )
-    return found
-
-
-def class_folders(folder: str | os.PathLike[str]) -> dict[str, list[Path]]:
-    """The pictures of each sub-folder, in it or below, sorted by name; hidden ones are left out, empty ones are not.
-
-    Raises:
-        OSError: the folder is none, or cannot be listed.
-        ValueError: it has no sub-folders.
-
-    Warns:
-        PictureWarning: as `find_classes`.
-    """
-    folder = Path(folder)
-    wanted = "name a folder with a sub-folder for each class"
-    if not folder.exists():
-        raise FileNotFoundError(f"{folder} does not exist; {wanted}")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder; {wanted}")
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    places = [entry for entry in entries if entry.is_dir()]
-    if not places:
-        raise ValueError(f"{folder} has no sub-folders, but a class is a sub-folder of pictures; {wanted}")
-    if loose := [entry.name for entry in entries if entry.suffix.lower() in ENDINGS and not entry.is_dir()]:
-        few = ", ".join(loose[:3]) + (", ..." if len(loose) > 3 else "")
-        sentence = f"{folder}: left out {len(loose)} pictures that are in no sub-folder, so of no class ({few})"
-        warnings.warn(sentence, PictureWarning, stacklevel=2)
-    found: dict[str, list[Path]] = {}
-    for place in places:
-        try:
-            found[place.name] = find_pictures(place)
-        except FileNotFoundError:
-            found[place.name] = []
-    return found
 
 
 def embed_classes(

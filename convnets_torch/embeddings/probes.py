@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnets_torch.embeddings.probe_features import LabelledVectors
+from convnets_torch.folders import few
 
 Kind = Literal["knn", "svm", "logistic"]
 LinearKind = Literal["svm", "logistic"]
@@ -39,7 +40,8 @@ class Probed:
         classes: names.
         labels: (N,), the class of each picture.
         accuracies: classifier -> share of right answers in each fold, (folds,) 0 to 1.
-        predicted: classifier -> (N,), for each picture the class that it gave without having learnt from that picture.
+        predicted: classifier -> (N,), for each picture the class that it gave without having learnt from that picture;
+            -1 for pictures of classes with fewer pictures than folds, which were only learnt from.
         curve: images a class -> classifier -> (folds,); the same folds, learning from so many images of each class.
         learnt: images a class that the classifiers of `accuracies` learnt from, on average over classes.
         remarks: sentences, such as that a fit did not converge.
@@ -61,7 +63,8 @@ class Probed:
     @property
     def chance(self) -> float:
         """The accuracy of always giving the most frequent class, 0 to 1."""
-        return float(self.counts.max() / self.counts.sum())
+        counts = np.bincount(self.labels[self.predicted["knn"] >= 0])
+        return float(counts.max() / counts.sum())
 
     @property
     def best(self) -> LinearKind:
@@ -70,8 +73,8 @@ class Probed:
 
     def confusion(self, kind: Kind) -> NDArray[np.int64]:
         """(classes, classes): how many pictures of the row's class were given the column's."""
-        count = len(self.classes)
-        pairs = np.bincount(self.labels * count + self.predicted[kind], minlength=count * count)
+        count, asked = len(self.classes), self.predicted[kind] >= 0
+        pairs = np.bincount((self.labels * count + self.predicted[kind])[asked], minlength=count * count)
         return pairs.reshape(count, count)
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +126,8 @@ def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Callable[[int,
 
     Pictures are dealt into `folds` parts with the same share of each class; each part is classified by what was
     learnt from the others, standardising included. All classifiers have the same parts, and the same call gives the
-    same figures. The learning curve takes 5, 10, 20, ... images of each class out of those of the other parts, as
+    same figures. Classes with fewer pictures than folds are learnt in all of them and never asked for; a remark names
+    them. The learning curve takes 5, 10, 20, ... images of each class out of those of the other parts, as
     far as the smallest class has them, the fewer among the more.
 
     Args:
@@ -133,8 +137,8 @@ def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Callable[[int,
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: one class alone; fewer folds than 2; a class with fewer pictures than folds; or vectors that are not
-            finite.
+        ValueError: fewer than two classes with as many pictures as folds; a class without pictures; fewer folds than 2;
+            or vectors that are not finite.
 
     >>> generator = np.random.default_rng(0)
     >>> labels = np.repeat([0, 1, 2], 20)
@@ -154,14 +158,17 @@ def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Callable[[int,
     _check_vectors(labelled)
     vectors, labels = labelled.vectors.astype(np.float64), labelled.labels
     with _quiet():
-        parts = list(StratifiedKFold(folds, shuffle=True, random_state=SEED).split(np.zeros(len(labels)), labels))
+        rare = labelled.counts < folds
+        asked_for, always = np.flatnonzero(~rare[labels]), np.flatnonzero(rare[labels])
+        dealt = StratifiedKFold(folds, shuffle=True, random_state=SEED).split(asked_for, labels[asked_for])
+        parts = [(np.concatenate([asked_for[learnt], always]), asked_for[asked]) for learnt, asked in dealt]
     sizes, size = [], FIRST
-    while size <= min(int(np.bincount(labels[learnt]).min()) for learnt, _ in parts):
+    while size <= min(int(np.bincount(labels[learnt])[~rare].min()) for learnt, _ in parts):
         sizes.append(size)
         size *= 2
     kinds: tuple[Kind, ...] = get_args(Kind)
     accuracies: dict[str, NDArray[np.float64]] = {kind: np.zeros(folds) for kind in kinds}
-    predicted: dict[str, NDArray[np.int64]] = {kind: np.zeros(len(labels), np.int64) for kind in kinds}
+    predicted: dict[str, NDArray[np.int64]] = {kind: np.full(len(labels), -1) for kind in kinds}
     curve = {size: {str(kind): np.zeros(folds) for kind in kinds} for size in sizes}
     given_up = dict.fromkeys(kinds, 0)
     jobs = [(fold, some, kind) for some in (None, *sizes) for fold in range(folds) for kind in kinds]
@@ -184,13 +191,19 @@ def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Callable[[int,
             curve[some][kind][fold] = right
         if progress is not None:
             progress(done, len(jobs))
-    remarks = tuple(
+    remarks = [
         f"{kind}: {count} of {len(jobs) // len(kinds)} fits were given up after {ROUNDS[kind]} rounds"
         for kind, count in given_up.items()
         if count
-    )
-    learnt_from = len(labels) * (1 - 1 / folds) / len(labelled.classes)
-    return Probed(labelled.classes, labels, accuracies, predicted, curve, learnt_from, remarks)
+    ]
+    if rare.any():
+        names = few([f"{labelled.classes[place]}: {labelled.counts[place]}" for place in np.flatnonzero(rare)])
+        remarks.append(
+            f"{rare.sum()} classes have fewer usable pictures than the {folds} folds ({names}); they are learnt, and no"
+            " figure says how well"
+        )
+    learnt_from = (len(asked_for) * (1 - 1 / folds) + len(always)) / len(labelled.classes)
+    return Probed(labelled.classes, labels, accuracies, predicted, curve, learnt_from, tuple(remarks))
 
 
 def fit_probe(labelled: LabelledVectors, kind: LinearKind) -> LinearProbe:
@@ -223,7 +236,7 @@ def check_folds(labelled: LabelledVectors, folds: int) -> None:
     """Refuse what cannot be dealt into parts; 1 fold is for learning from all.
 
     Raises:
-        ValueError: one class alone, or a class with fewer pictures than folds.
+        ValueError: one class alone, a class without pictures, or fewer than two with as many pictures as folds.
     """
     check_counts(dict(zip(labelled.classes, labelled.counts.tolist(), strict=True)), folds)
 
@@ -232,15 +245,17 @@ def check_counts(counts: dict[str, int], folds: int) -> None:
     """`check_folds` before there are vectors: class -> number of its pictures."""
     if len(counts) < 2:
         raise ValueError(f"there is one class alone ({', '.join(counts)}), so nothing to tell apart; give two or more")
-    few = {name: count for name, count in counts.items() if count < folds}
-    if few:
-        shown = ", ".join(f"{name}: {count}" for name, count in list(few.items())[:5]) + (
-            ", ..." if len(few) > 5 else ""
+    rare = [f"{name}: {count}" for name, count in counts.items() if count < folds]
+    if missing := [name for name, count in counts.items() if not count]:
+        raise ValueError(
+            f"{len(missing)} of {len(counts)} classes have no usable picture ({few(missing)}); add some, or leave the"
+            " class out"
         )
-        have = f"{len(few)} of {len(counts)} classes have fewer usable pictures ({shown})"
-        if folds == 1:
-            raise ValueError(f"{have} than the one that is needed; add some, or leave the class out")
-        raise ValueError(f"{have} than the {folds} folds; add pictures, take fewer folds, or leave the class out")
+    if len(counts) - len(rare) < 2:
+        raise ValueError(
+            f"{len(rare)} of {len(counts)} classes have fewer usable pictures ({few(rare)}) than the {folds} folds, so"
+            " nothing can be told apart; add pictures, or take fewer folds"
+        )
 
 
 def _check_vectors(labelled: LabelledVectors) -> None:

@@ -1,4 +1,4 @@
-"""Labelled pictures to learn from and to be judged by: class folders, folders train and val, or a table in CSV.
+"""Labelled pictures to learn from and to be judged by, on two sides.
 
 Where nothing says which pictures are for validation, the content of a file decides: a picture's rank in its class is
 the sha256 of the seed and of the file's own sha256. So a class added, a folder moved or a file renamed changes no other
@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convnets_torch.embeddings.probe_features import find_classes
 from convnets_torch.files import sha256
-from convnets_torch.folders import ENDINGS
-from convnets_torch.images import MOST_BYTES, PictureWarning
-from convnets_torch.training.tables import Row, read_table
-
-VAL = ("val", "valid", "validation")  # names of a folder
+from convnets_torch.folders import few
+from convnets_torch.images import MOST_BYTES
+from convnets_torch.labelled import check_classes, check_once, find_labelled, number_remarks
 
 Labelled = tuple[tuple[Path, int], ...]
 
@@ -33,7 +28,7 @@ class Dataset:
     Attributes:
         classes: names, sorted as text.
         train: each picture to learn from, and the place of its class in `classes`; sorted by class, then by path.
-        val: the same of those to judge by. Every class is on both sides.
+        val: the same of those to judge by; classes with a single picture, or without a validation picture, have none.
         split: how `val` came to be, in words.
         remarks: sentences on what was left out or is doubtful.
     """
@@ -45,27 +40,43 @@ class Dataset:
     remarks: tuple[str, ...] = ()
 
 
-def find_dataset(data: str | os.PathLike[str], *, val_share: float = 0.2, seed: int = 0) -> Dataset:
+def find_dataset(
+    data: str | os.PathLike[str],
+    *,
+    truth: str | os.PathLike[str] | None = None,
+    columns: Sequence[str] | None = None,
+    partial: bool = False,
+    exclude: str | Iterable[str] = (),
+    val_share: float = 0.2,
+    seed: int = 0,
+) -> Dataset:
     """The pictures that a folder or a table gives, with their classes and sides.
 
     Args:
         data: one of
             a folder with a sub-folder of pictures for each class;
-            a folder with the folders `train` and `val` (or `valid`, `validation`), which have such sub-folders;
-            a `.csv` file in UTF-8 with a header: a column `path` (or `image`, `file`, `filename`; from the folder of
-            the table), a column `label` (or `class`), and perhaps a column `split` of the words train and val.
-        val_share: share of the different pictures of each class that become `val` where the data do not say it; at
-            least one is on each side. Above 0 and below 1.
+            a folder with the folders `train`, perhaps `val` (or `valid`, `validation`) and `test`, which have such
+            sub-folders; pictures of `test` are left out;
+            a table (`.csv`, `.tsv`, `.txt`) of the pictures beside and below it: a column of names (`path`, `file`,
+            `image_id`, `id`, ...), one of labels (`label`, `class`, `breed`, ...) or one for each class, with a 1 in
+            that of the picture's, and perhaps a column `split` of the words train, val and test.
+        truth: such a table for the pictures in the folder `data`.
+        columns: the names of the table's columns of pictures and labels.
+        partial: go on where pictures of the folder have no row, or pictures of the table are missing.
+        exclude: patterns of files and folders that are left out, as in `find_pictures`.
+        val_share: share of the different pictures of each class that become `val` where the data have no such side.
+            Of each class with two pictures or more, at least one is on each side. Above 0 and below 1.
         seed: of that choice.
 
     Raises:
         OSError: the data are missing or cannot be read; files of the table are missing.
-        ValueError: one class alone, an empty one, one that is on one side alone, or one with a single picture to split;
-            pictures in deeper folders; a table without the columns, or with rows that say nothing sure; `val_share`
-            is out of range.
+        ValueError: one class alone, an empty one, or one that is in `val` alone; one picture in several classes;
+            pictures in deeper folders, so that it is not sure which ones are classes; pictures beside each other
+            without labels; a table without the columns, with rows that say nothing sure or labels that look like
+            measured values; `val_share` is out of range.
 
     Warns:
-        PictureWarning: pictures beside the class folders, and files that are no pictures, were left out.
+        PictureWarning: pictures beside the class folders, hidden ones, and files that are no pictures, were left out.
 
     >>> from PIL import Image
     >>> for number in range(10):
@@ -78,20 +89,33 @@ def find_dataset(data: str | os.PathLike[str], *, val_share: float = 0.2, seed: 
     """
     if not 0 < val_share < 1:
         raise ValueError(f"a validation share of {val_share} leaves one side empty; give one above 0 and below 1")
-    path = Path(data)
-    if path.suffix.lower() == ".csv" and not path.is_dir():
-        return _of_table(path, val_share, seed)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is neither a folder nor a .csv file; name a folder with class folders")
-    places = _folders(path) if path.exists() else []
-    trains, vals = ([place for place in places if place.name.lower() in names] for names in (("train",), VAL))
-    if trains and vals:
-        for same in (trains, vals):
-            if len(same) > 1:
-                words = " and ".join(place.name for place in same)
-                raise ValueError(f"{path} has the folders {words}, which mean the same; remove one")
-        return _of_sides(path, trains[0], vals[0], [place.name for place in places if place not in trains + vals])
-    return _split(_classes(path), f"{path}", val_share, seed)
+    found = find_labelled(data, truth, columns=columns, partial=partial, exclude=exclude)
+    kept = found.of("train", "val", None)
+    check_classes(kept)
+    remarks = [*kept.remarks, *number_remarks(kept)]
+    if tested := len(found.paths) - len(kept.paths):
+        remarks.append(f"{found.where}: left out {tested} pictures of test")
+    check_once(kept.by_class())
+    train, val, split = kept.of("train", None).by_class(), kept.of("val").by_class(), kept.split
+    if alone := sorted(set(val) - set(train)):
+        raise ValueError(
+            f"{found.where}: {len(alone)} classes are in val and not in train ({few(alone)}), so they cannot be learnt;"
+            " add pictures to train, or leave the classes out (--exclude, exclude in Python)"
+        )
+    if not val:
+        train, val = _split(train, val_share, seed)
+        split = f"{100 * val_share:g} % of each class, seed {seed}"
+    if not val:
+        raise ValueError(
+            f"{found.where}: every class has one picture alone, or copies of one, so none is left to judge by; add some"
+        )
+    if unjudged := sorted(set(train) - set(val)):
+        remarks.append(
+            f"{found.where}: {len(unjudged)} classes have no validation pictures ({few(unjudged)}); they are learnt all"
+            " the same, and no figure says how well"
+        )
+    classes = tuple(sorted(train))
+    return Dataset(classes, _listed(classes, train), _listed(classes, val), split, tuple(remarks))
 
 
 def check_batch(dataset: Dataset, batch: int) -> None:
@@ -109,134 +133,26 @@ def check_batch(dataset: Dataset, batch: int) -> None:
         )
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _classes(folder: Path, *, beside_val: bool = False) -> dict[str, list[Path]]:
-    """`find_classes`, but pictures lie in the class folders themselves; beside `val`, a folder is one side of two."""
-    deep: list[Path] = []  # folders of pictures below class folders
-    flat: set[Path] = set()  # class folders with pictures of their own
-    for place in _folders(folder) if folder.is_dir() else []:
-        for below, names, files in os.walk(place):
-            names[:] = [name for name in names if not name.startswith(".")]
-            if any(Path(file).suffix.lower() in ENDINGS and not file.startswith(".") for file in files):
-                if Path(below) == place:
-                    flat.add(place)
-                else:
-                    deep.append(Path(below))
-    if deep:
-        _, above, place = min((_root(each).name.lower() != "train", _root(each), each) for each in deep)
-        top = folder / place.relative_to(folder).parts[0]
-        if top in flat:
-            advice = f"move them into {top}"
-        elif beside_val:
-            advice = f"move its class folders into {folder}"
-        else:
-            advice = f"give {above} if its sub-folders are the classes"
-        raise ValueError(
-            f"{place} is too deep: it holds pictures below {top}, but a class is a folder with its pictures directly in"
-            f" it; {advice}"
-        )
-    return find_classes(folder)
-
-
-def _root(place: Path) -> Path:
-    """What to give where `place` is a class folder."""
-    above = place.parent
-    siblings = {entry.name.lower() for entry in _folders(above.parent)}
-    sides = "train" in siblings and siblings & {*VAL} and above.name.lower() in ("train", *VAL)
-    return above.parent if sides else above
-
-
-def _of_sides(folder: Path, train: Path, val: Path, others: list[str]) -> Dataset:
-    loose = sorted(
-        entry.name for entry in folder.iterdir() if entry.suffix.lower() in ENDINGS and not entry.name.startswith(".")
-    )
-    if loose:
-        sentence = f"{folder}: left out {len(loose)} pictures that are neither in {train.name} nor in {val.name}"
-        warnings.warn(f"{sentence} ({_few(loose)})", PictureWarning, stacklevel=3)
-    learnt, judged = ({entry.name for entry in _folders(side)} for side in (train, val))
-    if learnt and judged:
-        _check_sides(f"{folder}", learnt, judged, train.name, val.name)
-    found = [_classes(side, beside_val=True) for side in (train, val)]
-    classes = tuple(sorted(found[0]))
-    remarks = (f"{folder}: left out the folders {_few(others)}, neither {train.name} nor {val.name}",) if others else ()
-    split = f"folders {train.name} and {val.name}"
-    return Dataset(classes, _listed(classes, found[0]), _listed(classes, found[1]), split, remarks)
-
-
-def _of_table(path: Path, val_share: float, seed: int) -> Dataset:
-    rows = read_table(path)
-    tested = sum(row.side == "test" for row in rows)
-    remarks = (f"{path}: left out {tested} rows whose split is test",) if tested else ()
-    found = _by_label(row for row in rows if row.side != "test")
-    if len(found) < 2:
-        alone = ", ".join(found) or "none"
-        raise ValueError(f"{path} has one class alone ({alone}), so nothing to tell apart; add rows of another")
-    if rows[0].side is None:
-        return _split(found, f"{path}", val_share, seed, remarks)
-    train, val = (_by_label(row for row in rows if row.side == side) for side in ("train", "val"))
-    _check_sides(f"{path}", train, val, "train", "val")
-    classes = tuple(sorted(found))
-    return Dataset(classes, _listed(classes, train), _listed(classes, val), f"column split of {path.name}", remarks)
-
-
-def _by_label(rows: Iterable[Row]) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for row in rows:
-        found.setdefault(row.label, []).append(row.path)
-    return found
-
-
-def _check_sides(where: str, one: Iterable[str], other: Iterable[str], name: str, other_name: str) -> None:
-    """Refuse classes that are on one side alone."""
-    one, other = set(one), set(other)
-    for alone, has, lacks in ((one - other, name, other_name), (other - one, other_name, name)):
-        if alone:
-            raise ValueError(
-                f"{where}: {len(alone)} classes are in {has} and not in {lacks} ({_few(sorted(alone))}); a class needs"
-                " pictures on both sides: add them, or remove the class"
-            )
-
-
 def _listed(classes: tuple[str, ...], found: Mapping[str, Iterable[Path]]) -> Labelled:
-    return tuple((path, label) for label, name in enumerate(classes) for path in sorted(found[name]))
+    return tuple((path, label) for label, name in enumerate(classes) for path in sorted(found.get(name, ())))
 
 
 def _split(
-    found: Mapping[str, list[Path]], where: str, val_share: float, seed: int, remarks: tuple[str, ...] = ()
-) -> Dataset:
-    """Some of each class for validation, by rank of content."""
+    found: Mapping[str, list[Path]], val_share: float, seed: int
+) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """Those to learn from, and some of each class for validation, by rank of content; none where there is one alone."""
     train: dict[str, list[Path]] = {}
     val: dict[str, list[Path]] = {}
-    places: dict[str, Path] = {}  # content -> one of its pictures
-    classes_of: Counter[str] = Counter()
-    few = []
     for name, paths in found.items():
         contents: dict[str, list[Path]] = {}
         for path in paths:
             contents.setdefault(_content(path), []).append(path)
-        places |= {digest: group[0] for digest, group in contents.items()}
-        classes_of.update(contents.keys())
-        if len(contents) < 2:
-            few.append(name)
-            continue
         ranked = sorted(contents, key=lambda digest: hashlib.sha256(f"{seed} {digest}".encode()).hexdigest())
         count = min(max(1, round(val_share * len(ranked))), len(ranked) - 1)
-        val[name] = [path for digest in ranked[:count] for path in contents[digest]]
         train[name] = [path for digest in ranked[count:] for path in contents[digest]]
-    if few:
-        raise ValueError(
-            f"{where}: {len(few)} classes have one picture alone, or copies of one ({_few(few)}), but each side needs"
-            " one; add pictures, or remove the classes"
-        )
-    if several := [digest for digest, number in classes_of.items() if number > 1]:
-        places_of = places[several[0]]
-        remarks += (f"{where}: {len(several)} pictures stand in several classes, such as {places_of}",)
-    classes = tuple(sorted(found))
-    split = f"{100 * val_share:g} % of each class, seed {seed}"
-    return Dataset(classes, _listed(classes, train), _listed(classes, val), split, remarks)
+        if count:
+            val[name] = [path for digest in ranked[:count] for path in contents[digest]]
+    return train, val
 
 
 def _content(path: Path) -> str:
@@ -245,7 +161,3 @@ def _content(path: Path) -> str:
         return sha256(path, max_bytes=MOST_BYTES)
     except (OSError, ValueError):
         return str(path)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convnets_torch.device_pixels import normalized
 from convnets_torch.embeddings.extraction import Embedder
 from convnets_torch.embeddings.kept_vectors import KeptVectors, Vector, embed_kept
+from convnets_torch.folders import few
 from convnets_torch.networks import Network
 from convnets_torch.pipeline import BATCH
 from convnets_torch.training.datasets import Dataset, Labelled
@@ -77,7 +78,7 @@ def cached_features(
 
     Raises:
         OSError: the cache cannot be written.
-        ValueError: a class has no usable picture on one side; or as `embed_kept`.
+        ValueError: a class has no usable picture to learn from, or there is none to judge by; or as `embed_kept`.
     """
     names = {path: dataset.classes[label] for path, label in (*dataset.val, *dataset.train)}
     paths = list(names)
@@ -198,11 +199,11 @@ def _side(rows: Mapping[Path, Row], classes: Sequence[str], pictures: Labelled, 
     usable = [(path, label) for path, label in pictures if path in rows]
     labels = torch.tensor([label for _, label in usable], dtype=torch.int64)
     counts = torch.bincount(labels, minlength=len(classes))
-    if empty := [word for word, count in zip(classes, counts.tolist(), strict=True) if not count]:
-        few = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+    empty = [word for word, count in zip(classes, counts.tolist(), strict=True) if not count]
+    if empty and (name == "train" or not usable):  # those without a picture in val are learnt all the same
         raise ValueError(
-            f"{len(empty)} classes have no picture in {name} that could be used ({few}); mend their pictures, add some,"
-            " or leave the classes out"
+            f"{len(empty)} classes have no picture in {name} that could be used ({few(empty)}); mend their pictures,"
+            " add some, or leave the classes out"
         )
     found = [rows[path] for path, _ in usable]
     return Side(

@@ -6,6 +6,7 @@ wnids. A file of numbers does not say which it has, and the wrong guess is wrong
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -14,13 +15,13 @@ from typing import Literal, get_args
 
 from convnets_torch import synsets
 from convnets_torch.card import Card
-from convnets_torch.files import read_text
+from convnets_torch.folders import normal
+from convnets_torch.labelled import read_lines
 from convnets_torch.targets import class_name
 
 Labels = Literal["auto", "class-ids"]
 SHOWN = 10  # of the labels that are refused, with the reason for each
 MOST_PROBLEMS = 100  # labels that are looked up in vain, each of which takes milliseconds
-MOST_BYTES, MOST_LINES, MOST_LINE = 1 << 27, 2_000_000, 5000  # of a file of labels: bytes, lines, letters of a line
 
 
 def resolved_labels(
@@ -58,6 +59,7 @@ def resolved_labels(
     elif labels == "class-ids" or (len(numbers) == len(distinct) and not any(text in names for text in distinct)):
         if labels == "auto":
             _check_zero_based(card, numbers, where)
+            _check_numbered_names(card, where)
             remarks.append(f"{where}: the labels are taken for class ids, 0 ({class_name(card, 0)}) and up")
         mean = partial(_of_number, card=card, problems=problems)
     elif card.imagenet:
@@ -87,7 +89,9 @@ def read_id_table(path: Path) -> dict[int, str]:
         ValueError: a line is no such pair, or an id has two wnids.
     """
     found: dict[int, str] = {}
-    for number, line in read_lines(path):
+    for number, line in ((number, text.strip()) for number, text in read_lines(path)):
+        if not line:
+            continue
         pair = line.replace(",", " ").split()[:2]
         ids, wnids = [text for text in pair if _is_number(text)], [text for text in pair if _is_wnid(text)]
         if len(ids) != 1 or len(wnids) != 1:
@@ -98,24 +102,6 @@ def read_id_table(path: Path) -> dict[int, str]:
     if not found:
         raise ValueError(f"{path} is empty; a line 'id wnid' for each class is wanted")
     return found
-
-
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(number from 1, text) of each line of a text file that is not blank, without spaces around it.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not UTF-8, or not of lines.
-    """
-    text = read_text(path, max_bytes=MOST_BYTES)
-    if sum(map(text.count, "\n\v\f\x1c\x1d\x1e\x85\u2028\u2029")) > MOST_LINES:  # where `splitlines` splits
-        raise ValueError(f"{path} has more than {MOST_LINES:,} lines; is it a file of labels?")
-    lines = text.splitlines()
-    for number, line in enumerate(lines, start=1):
-        if len(line) > MOST_LINE or "\0" in line:
-            what = "a byte of zero" if "\0" in line else f"{len(line):,} letters"
-            raise ValueError(f"{path}, line {number} has {what}; is it a file of labels?")
-    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _is_number(text: str) -> bool:
@@ -142,6 +128,22 @@ def _check_zero_based(card: Card, numbers: list[int], where: str) -> None:
         " table of ILSVRC's ids and wnids (--id-table, id_table in Python), or say that they are class ids, 0 to 999 in"
         " the order of wnids (--labels class-ids, labels='class-ids' in Python)"
     )
+
+
+def _check_numbered_names(card: Card, where: str) -> None:
+    """Names such as `class_2` and `class_10`, sorted as text, have another order than their numbers."""
+    if card.class_names is None or card.imagenet:
+        return
+    found = [re.fullmatch(r"(.*?)0*(\d+)", name, re.ASCII) for name in card.class_names]
+    if None in found or len({each[1] for each in found if each}) > 1:
+        return
+    for place, (name, each) in enumerate(zip(card.class_names, found, strict=True)):
+        if each and each[2] != str(place):
+            raise ValueError(
+                f"{where}: the labels are numbers, but the number {each[2]} may be the class {name} or class id"
+                f" {each[2]}, while {name} is class id {place}; write the names of classes, or say that they are class"
+                " ids: --labels class-ids, labels='class-ids' in Python"
+            )
 
 
 def _of_number(text: str, card: Card, problems: dict[str, str]) -> int:
@@ -182,6 +184,6 @@ def _of_name(text: str, names: dict[str, int], problems: dict[str, str]) -> int:
 
 def _own_names(card: Card) -> dict[str, int]:
     """Name -> class id; -1 for a name that several classes have."""
-    names = [class_name(card, class_id) for class_id in range(card.classes)]
+    names = [normal(class_name(card, class_id)) for class_id in range(card.classes)]
     counts = Counter(names)
     return {name: place if counts[name] == 1 else -1 for place, name in enumerate(names)}
