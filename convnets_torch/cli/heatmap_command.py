@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from convnets_torch.cli.messages import show, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.picture_commands import AllowTruncated, BackgroundOption, DepthOption, MaxPixels, Weights
 from convnets_torch.cli.progress import rows_done
 from convnets_torch.cli.running import Device, EngineName, Precision, load_engine, resumable
 
@@ -89,6 +89,8 @@ def heatmap(
     plain: Annotated[bool, typer.Option("--plain", help="The colours alone, without the picture.")] = False,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Draw where in a picture a class is, or a whole branch of the WordNet tree."""
     targets = target or []
@@ -127,6 +129,8 @@ def heatmap(
             max_memory=max_memory,
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
+            depth=depth,
+            background=background,
             exact=not reduced,
         )
         raise typer.Exit(1 if failed else 0)
@@ -144,6 +148,8 @@ def heatmap(
             "progress": progress,
             "max_pixels": max_pixels,
             "allow_truncated": allow_truncated,
+            "depth": depth,
+            "background": background,
         }
         maps: Sequence[CellMap]
         if every_class:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from convnets_torch.cli.messages import say, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.picture_commands import AllowTruncated, BackgroundOption, DepthOption, MaxPixels, Weights
 from convnets_torch.cli.running import Device, Precision, load_network
 
 SHOWN = 20  # errors that are printed; the table has all
@@ -41,6 +41,8 @@ def index(
     precision: Precision = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Index pictures for search: only new and changed files go through the network. Safe to stop at any moment."""
     from convnets_torch.cli.progress import rows_done
@@ -59,6 +61,8 @@ def index(
             exact=precision == "exact",
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
+            depth=depth,
+            background=background,
             progress=progress,
         )
         count = len(done.index.vectors)  # which also writes them to where search reads them

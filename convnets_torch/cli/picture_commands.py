@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,36 @@ MaxPixels = Annotated[
 ]
 AllowTruncated = Annotated[
     bool, typer.Option("--allow-truncated", help="Read what is there of pictures whose end is missing.")
+]
+DepthOption = Annotated[
+    Literal["8", "10", "12", "14", "16", "auto"] | None,
+    typer.Option(
+        "--depth",
+        help="Bits of the values in files of 16 bits a channel; auto takes as few as hold each picture's largest.",
+        show_default="as the file says, or 16",
+    ),
+]
+
+
+def _background(text: str) -> str:
+    from convnets_torch.levels import check_levels
+
+    try:
+        check_levels(None, text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+BackgroundOption = Annotated[
+    str | None,
+    typer.Option(
+        "--background",
+        metavar="white|black|checker|#RRGGBB",
+        parser=_background,
+        help="What shows through transparency.",
+        show_default="the colours as stored",
+    ),
 ]
 
 
@@ -52,6 +82,8 @@ def classify(
     engine: EngineName = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Print the most probable classes of pictures: probability, wnid, words."""
     if as_json + as_csv + as_table > 1:
@@ -79,6 +111,8 @@ def classify(
             backoff=backoff,
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
+            depth=depth,
+            background=background,
         )
         file = sys.stdout
         if output is not None:

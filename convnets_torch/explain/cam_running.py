@@ -27,7 +27,8 @@ from convnets_torch.explain.gradcam import (
     checked_method,
 )
 from convnets_torch.fitting import in_batches
-from convnets_torch.images import Decoded, Picture, decode, picture_name, warn
+from convnets_torch.images import Decoded, Picture, Reading, decode, picture_name, warn
+from convnets_torch.levels import Background, Depth
 from convnets_torch.networks import Network
 from convnets_torch.preprocessing import Pixels
 from convnets_torch.targets import Target, Targets, checked_target, checked_targets, find_target
@@ -64,6 +65,8 @@ def gradcam(
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> GradCam: ...
 
 
@@ -78,6 +81,8 @@ def gradcam(
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> list[GradCam]: ...
 
 
@@ -91,6 +96,8 @@ def gradcam(
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> GradCam | list[GradCam]:
     """What in a picture speaks for a target: cells of a layer, weighted with gradients.
 
@@ -107,7 +114,7 @@ def gradcam(
             explained.
         layer: name, Keras's name or pattern of one layer; the last convolution by default.
         method: "gradcam", "gradcam++", "hirescam" or "layercam", as in `cams`.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Returns:
         Its map; for a list, a map for each target.
@@ -137,6 +144,8 @@ def gradcam(
         method=method,
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
     )
     if entry.error is not None:
         raise entry.error
@@ -157,6 +166,8 @@ def gradcam_each(
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> Generator[Explained, None, None]:
     """`gradcam` of any number of pictures; one that cannot be used does not stop the others.
 
@@ -164,8 +175,8 @@ def gradcam_each(
     suffice.
 
     Args:
-        network, target, against, layer, method, max_pixels, allow_truncated: as in `gradcam`; None as the target is
-            the most probable class of each picture.
+        network, target, against, layer, method, max_pixels, allow_truncated, depth, background: as in `gradcam`; None
+            as the target is the most probable class of each picture.
         images: whatever `read_picture` takes, one or several.
 
     Returns:
@@ -190,7 +201,7 @@ def gradcam_each(
         if opposed is not None and each.class_ids == opposed.class_ids:
             raise ValueError(f"{each.label} and {opposed.label} are the same classes; weigh two targets")
     wanted = _Wanted(network, card, targets, opposed, checked_layer(network, layer), checked_method(method))
-    read = partial(decode, exif=card.preprocessing.exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    read = partial(decode, reading=Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
     return _explained(wanted, each_of(images), read)
 
 

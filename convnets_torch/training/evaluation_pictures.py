@@ -17,6 +17,7 @@ from convnets_torch.embeddings.thumbnails import reduced
 from convnets_torch.explain.histograms import BAR
 from convnets_torch.images import Reading, open_upright
 from convnets_torch.letters import Letters, Pen
+from convnets_torch.levels import Background, Depth
 from convnets_torch.plots import LINE, SCALE, Color, write_lines
 from convnets_torch.render import CLASS_COLORS, GREY, INK, PAPER, drawable, sheet, shorten
 from convnets_torch.sentences import printable
@@ -155,16 +156,21 @@ def mistakes_sheet(
 
 
 def small_pictures(
-    paths: Sequence[str | os.PathLike[str]], exif: bool = True, max_pixels: int | None = None
+    paths: Sequence[str | os.PathLike[str]],
+    exif: bool = True,
+    *,
+    max_pixels: int | None = None,
+    depth: Depth = None,
+    background: Background = None,
 ) -> dict[str, Image.Image]:
     """Path -> a picture whose longer side is 230 pixels; a grey one with a sentence where the file cannot be read.
 
     Args:
         paths: may name a file several times.
         exif: whether to turn pictures as their EXIF data say, as the card's preprocessing has it.
-        max_pixels: as for `read_picture`.
+        max_pixels, depth, background: as for `read_picture`.
     """
-    reading = Reading(exif, max_pixels, allow_truncated=True, least=(SIDE, SIDE))
+    reading = Reading(exif, max_pixels, True, depth, background, least=(SIDE, SIDE))
     return {str(path): _small(path, reading) for path in dict.fromkeys(paths)}
 
 
