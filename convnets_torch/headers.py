@@ -303,7 +303,7 @@ def _check_tags(file: IO[bytes], start: bytes) -> None:
     sides = dict.fromkeys((WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH), 0)
     for tag, kind, count, value in pages.described(tags):
         if tag in sides and kind not in _BYTES:
-            sides[tag] = pages.numbers(kind, 1, value)[0]
+            sides[tag] = max(pages.numbers(kind, 1, value), default=0)
         if kind in _BYTES:
             others += count * _SIZES[kind]
         elif kind in _SIZES:
@@ -394,7 +394,7 @@ def tiff_values(file: IO[bytes]) -> TiffValues:
     tags = chain.tags(chain.first) or 0
     found = {}
     for tag, kind, count, value in list(chain.described(min(tags, TAGS))):
-        if tag in _FIELDS and kind in (1, 3, 4) and 0 < count <= 8:
+        if tag in _FIELDS and kind in (1, 3, 4, 16) and 0 < count <= 8:
             found[_FIELDS[tag]] = max(chain.numbers(kind, count, value), default=0)
     return TiffValues(**found)
 
