@@ -184,7 +184,7 @@ def test_depth_and_background_are_options_wherever_pictures_are_bounded():
     assert len(bounded) > 9
     for function in bounded:
         assert {"depth", "background"} <= parameters(function), function.__name__
-    commands = typer.main.get_command(app).commands.values()
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
     options = [{option for each in command.params for option in each.opts} for command in commands]
     options = [each for each in options if "--max-pixels" in each]
     assert len(options) > 9
