@@ -13,6 +13,7 @@ from torch import Tensor
 from convnets_torch.backoff import Answer, back_off, check_backoff
 from convnets_torch.card import Card
 from convnets_torch.images import Picture, warn
+from convnets_torch.levels import Background, Depth
 from convnets_torch.networks import Network
 from convnets_torch.pipeline import Predicted, Runnable, predict
 from convnets_torch.pipeline import card_of as card_of
@@ -65,6 +66,8 @@ def classify(
     only: str | int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> list[list[Prediction]]:
     """Classify pictures, each resized and cropped as the network's card says.
 
@@ -77,6 +80,7 @@ def classify(
             all of the network's classes and do not add up to 1 again: of a cat, the most probable dog has nearly none.
         max_pixels: refuse files of more pixels; 178,956,970 by default.
         allow_truncated: read what is there of files whose end is missing.
+        depth, background: as in `read_picture`.
 
     Returns:
         Per picture, in the order given, its `top` most probable classes, the best first; all classes of `only` where
@@ -96,7 +100,16 @@ def classify(
     (True, True)
     """
     results = []
-    for entry in classify_each(network, images, top, only=only, max_pixels=max_pixels, allow_truncated=allow_truncated):
+    for entry in classify_each(
+        network,
+        images,
+        top,
+        only=only,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
+    ):
         if entry.error is not None:
             raise entry.error
         warn(entry.remarks)
@@ -113,6 +126,8 @@ def classify_each(
     backoff: float | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> Generator[Classified, None, None]:
     """Classify any number of pictures one after another; one that cannot be used does not stop the others.
 
@@ -120,7 +135,7 @@ def classify_each(
     60 pictures are in memory at once, cut to the network's size.
 
     Args:
-        network, images, top, only, max_pixels, allow_truncated: as in `classify`.
+        network, images, top, only, max_pixels, allow_truncated, depth, background: as in `classify`.
         backoff: a probability above 0, at most 1: give as `answer` the deepest synset that is at least so probable
             (`backoff.back_off`), whatever `only` leaves out of the predictions. For ImageNet's classes alone.
 
@@ -144,7 +159,15 @@ def classify_each(
         raise ValueError(f"top is {top}; give 1 or more")
     if backoff is not None:
         check_backoff(card, backoff)
-    rows = predict(network, images, exact=True, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    rows = predict(
+        network,
+        images,
+        exact=True,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
+    )
     return _classified(rows, card, top, listed, backoff)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from convnets_torch.explain.histograms import BAR
-from convnets_torch.plots import LINE, Color, letters, write_lines
+from convnets_torch.letters import Letters, Pen
+from convnets_torch.plots import LINE, Color, write_lines
 from convnets_torch.render import GREY, INK, PAPER, drawable, shorten
 
 NOTHING: Color = (247, 247, 247)
@@ -48,8 +49,8 @@ def draw_counts(
 
 
 def _with_names(counts: NDArray[np.integer], names: Sequence[str], lines: Sequence[str], side: int) -> Image.Image:
-    font, names = letters(14), [drawable(name) for name in names]
-    small = letters(max(9, min(14, side * 2 // 5)))
+    font, names = Letters(14), [drawable(name) for name in names]
+    small = Letters(max(9, min(14, side * 2 // 5)))
     room = min(220, round(max(font.getlength(name) for name in names)) + 10)
     page, draw, left, top = _start(lines, side * len(names), room, room)
     shares = _shares(counts)
@@ -58,7 +59,7 @@ def _with_names(counts: NDArray[np.integer], names: Sequence[str], lines: Sequen
         text = shorten(name, font, room - 10)
         draw.text((left - 8, top + (row + 0.5) * side), text, INK, font, anchor="rm")
         upright = Image.new("RGB", (room, side), PAPER)
-        ImageDraw.Draw(upright).text((6, side / 2), text, INK, font, anchor="lm")
+        Pen(upright).text((6, side / 2), text, INK, font, anchor="lm")
         page.paste(upright.rotate(90, expand=True), (left + row * side, top - room))
         for column in range(len(names)):
             share, corner = float(shares[row, column]), (left + column * side, top + row * side)
@@ -75,7 +76,7 @@ def _with_names(counts: NDArray[np.integer], names: Sequence[str], lines: Sequen
 def _in_pixels(
     counts: NDArray[np.integer], lines: Sequence[str], groups: Sequence[tuple[int, int, str]], side: int
 ) -> Image.Image:
-    font = letters(12)
+    font = Letters(12)
     room = GROUP_ROOM if groups else 0
     page, draw, left, top = _start(lines, side * len(counts), room, 0)
     colors = _mixed(np.sqrt(_shares(counts)))
@@ -96,15 +97,13 @@ def _in_pixels(
     return page
 
 
-def _start(
-    lines: Sequence[str], extent: int, beside: int, above: int
-) -> tuple[Image.Image, ImageDraw.ImageDraw, int, int]:
+def _start(lines: Sequence[str], extent: int, beside: int, above: int) -> tuple[Image.Image, Pen, int, int]:
     """A page for square cells of an extent, with room beside and above them, its pen, and where the cells begin."""
-    font, large = letters(14), letters(17)
+    font, large = Letters(14), Letters(17)
     top, left = MARGIN + 24 * len(lines) + above + 8, MARGIN + beside
     widest = max(large.getlength(line) for line in lines)
     page = Image.new("RGB", (max(left + extent, round(widest) + MARGIN) + MARGIN, top + extent + MARGIN), PAPER)
-    draw = ImageDraw.Draw(page)
+    draw = Pen(page)
     write_lines(draw, lines, MARGIN, font, large)
     return page, draw, left, top
 

@@ -13,7 +13,7 @@ import convnets_torch
 from convnets_torch import render
 from convnets_torch.classification import Prediction, classify
 from convnets_torch.heatmaps import heatmap
-from convnets_torch.images import read_picture
+from convnets_torch.images import decode
 from convnets_torch.weights import load
 
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "motorcycle_left.png", "rocket.jpg")
@@ -51,14 +51,15 @@ def demo(folder: str | os.PathLike[str]) -> FirstRun:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     network = load(weights)
-    predictions = {name: classify(network, photographs / name)[0] for name in PHOTOGRAPHS}
+    pixels = {name: decode(photographs / name).pixels for name in PHOTOGRAPHS}  # one of them is in Adobe RGB
+    predictions = {name: classify(network, pixels[name])[0] for name in PHOTOGRAPHS}
     tiles = []
     for name, entries in predictions.items():
         lines = [f"{entry.probability:.2f}  {entry.words}" for entry in entries]
-        tiles.append((Image.fromarray(read_picture(photographs / name)), "\n".join([name, *lines])))
+        tiles.append((Image.fromarray(pixels[name]), "\n".join([name, *lines])))
     pictures = []
     for name, target in MAPS:
-        found = heatmap(network, photographs / name, target, longest_side=LONGEST_SIDE)
+        found = heatmap(network, pixels[name], target, longest_side=LONGEST_SIDE)
         pictures.append(folder / f"{Path(name).stem}-{target.replace(' ', '-')}.png")
         found.save(pictures[-1])
         tiles.append((render.overlay(found), f"heatmap of {target!r}"))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
@@ -267,12 +267,23 @@ class _Pages:
         content = self._file.read(length)
         return self._number(content) if len(content) == length else None
 
-    def described(self, tags: int) -> Iterator[tuple[int, int, int, int]]:
-        """(number, type, count, value) of so many tags that are read next; the value is right where it is one."""
+    def described(self, tags: int) -> Iterator[tuple[int, int, int, bytes]]:
+        """(number, type, count, value) of so many tags that are read next, the value as `numbers` takes it."""
         content = self._file.read(tags * self.entry)
         form, length = f"{self._order}HH{'Q8s' if self._big else 'I4s'}", len(content) // self.entry * self.entry
-        for tag, kind, count, value in struct.iter_unpack(form, content[:length]):
-            yield tag, kind, count, self._number(value[: _SIZES.get(kind, 1)])
+        yield from struct.iter_unpack(form, content[:length])
+
+    def numbers(self, kind: int, count: int, value: bytes) -> list[int]:
+        """The values of a tag, as integers; fewer where the file ends before them."""
+        size = _SIZES.get(kind, 1)
+        if size * count > len(value):
+            place = self._number(value)
+            if place >= 2**63:
+                return []
+            self._file.seek(place)
+            value = self._file.read(size * count)
+        whole = min(count, len(value) // size) * size
+        return [self._number(value[start : start + size]) for start in range(0, whole, size)]
 
     def after(self, tags: int) -> int | None:
         """Where the page lies that follows the one whose tags begin here; 0 after the last, None at the end."""
@@ -292,7 +303,7 @@ def _check_tags(file: IO[bytes], start: bytes) -> None:
     sides = dict.fromkeys((WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH), 0)
     for tag, kind, count, value in pages.described(tags):
         if tag in sides and kind not in _BYTES:
-            sides[tag] = value
+            sides[tag] = max(pages.numbers(kind, 1, value), default=0)
         if kind in _BYTES:
             others += count * _SIZES[kind]
         elif kind in _SIZES:
@@ -302,6 +313,105 @@ def _check_tags(file: IO[bytes], start: bytes) -> None:
         raise OSError(f"it has tiles of {tile:,} pixels, more than the picture")
     if numbers > NUMBERS or others > TAG_BYTES:
         raise OSError(f"the tags of its first page hold {numbers:,} numbers and {others:,} bytes")
+
+
+class TiffValues(NamedTuple):
+    """What the first page of a TIFF file says about its values; the defaults are those of TIFF 6.0.
+
+    One statement for both readers, Pillow and tifffile, which do not agree on all of these.
+
+    Attributes:
+        width, height: in pixels.
+        bits: of a value.
+        photometric: how values are colours: 0 is white, 1 black, 2 RGB, ...
+        orientation: as EXIF counts.
+        samples: values of a pixel.
+        planar: 2 where the channels are stored one after the other.
+        highest: the largest value, as the file says; 0 where it does not.
+        extra: what a further channel is: 1 is transparency with which the colours were multiplied, 2 other.
+        format: 1 is unsigned integers, 2 signed ones, 3 floats.
+    """
+
+    width: int = 0
+    height: int = 0
+    bits: int = 1
+    photometric: int = 0
+    orientation: int = 1
+    samples: int = 1
+    planar: int = 1
+    highest: int = 0
+    extra: int = 0
+    format: int = 1
+
+    @property
+    def white(self) -> int:
+        """What white is where a value has 16 bits, or black where 0 is white: 4,095 in a file that says so, or 65,535.
+
+        MaxSampleValue may also be the largest value that happens to occur. It is followed where it is 2**n - 1.
+        """
+        deep = 255 <= self.highest < 65535 and self.highest & (self.highest + 1) == 0
+        return self.highest if self.bits == 16 and deep else 65535
+
+    @property
+    def unknown(self) -> str | None:
+        """Why nobody can say what the values mean, or no reader gives them rightly; None otherwise."""
+        if self.format not in (1, 4) or (self.bits > 16 and self.photometric in (0, 1, 2)):
+            return f"has pixels of {self.bits} bits ({self.numbers}), whose range nobody knows; {_TO_8_BITS}"
+        if self.bits > 8 and self.planar == 2 and self.samples > 1:
+            return f"has channels of {self.bits} bits that are stored one after the other (planar); {_TO_8_BITS}"
+        return None
+
+    @property
+    def numbers(self) -> str:
+        return _NUMBERS.get(self.format, "numbers of an unknown kind")
+
+    def __str__(self) -> str:
+        colors = _COLORS.get(self.photometric, f"colours of kind {self.photometric}")
+        channels = f"{self.samples} channel{'s' * (self.samples != 1)}"
+        return f"{colors}, {channels} of {self.bits} bits, {self.numbers}"
+
+
+_NUMBERS = {1: "unsigned integers", 2: "signed integers", 3: "floats", 4: "of no kind", 5: "complex integers",
+              6: "complex floats"}  # fmt: skip
+_COLORS = {0: "grey from white to black", 1: "grey", 2: "RGB", 3: "a palette", 4: "a mask", 5: "CMYK", 6: "YCbCr",
+               8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32803: "a sensor's colour filter", 32844: "LogL",
+               32845: "LogLuv", 34892: "linear raw"}  # fmt: skip
+_TO_8_BITS = "scale them to 0 to 255 and give an array, or save 8-bit RGB or grey"
+_FIELDS = {WIDTH: "width", LENGTH: "height", 258: "bits", 262: "photometric", 274: "orientation", 277: "samples",
+           281: "highest", 284: "planar", 338: "extra", 339: "format"}  # fmt: skip
+
+
+def tiff_values_of(tags: Mapping[int, Any]) -> TiffValues:
+    """The same of tags by their numbers, as Pillow gives those of a picture that it opened."""
+    found = {name: tags[tag] for tag, name in _FIELDS.items() if tag in tags}
+    return TiffValues(**{name: max(value) if isinstance(value, tuple) else value for name, value in found.items()})
+
+
+def tiff_values(file: IO[bytes]) -> TiffValues:
+    """What the first page of a TIFF file says about its values; `file` is left anywhere."""
+    file.seek(0)
+    chain = _Pages(file, file.read(16))
+    tags = chain.tags(chain.first) or 0
+    found = {}
+    for tag, kind, count, value in list(chain.described(min(tags, TAGS))):
+        if tag in _FIELDS and kind in (1, 3, 4, 16) and 0 < count <= 8:
+            found[_FIELDS[tag]] = max(chain.numbers(kind, count, value), default=0)
+    return TiffValues(**found)
+
+
+def significant_bits(file: IO[bytes]) -> int:
+    """How many bits of a channel a PNG file says are significant (sBIT), or 16; `file` is left anywhere."""
+    place = 8
+    for _ in range(CHUNKS):
+        file.seek(place)
+        head = file.read(8)
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"sBIT":
+            return max(file.read(min(length, 3)), default=16) or 16
+        if head[4:] in (b"IDAT", b"PLTE", b""):
+            break
+        place += 12 + length
+    return 16
 
 
 def frames(file: IO[bytes], image: Image.Image, *, allow_truncated: bool = False) -> int:

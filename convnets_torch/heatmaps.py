@@ -10,6 +10,8 @@ import numpy as np
 
 from convnets_torch.classification import card_of
 from convnets_torch.files import Output, path_of, to_open_files
+from convnets_torch.images import warn
+from convnets_torch.levels import Background, Depth
 from convnets_torch.maps.cells import (
     CellMap,
     ClassMap,
@@ -20,7 +22,7 @@ from convnets_torch.maps.cells import (
 )
 from convnets_torch.maps.passes import Progress, Wanted
 from convnets_torch.maps.regions import Box, Region
-from convnets_torch.maps.running import MEMORY, Options, heatmaps_of, run
+from convnets_torch.maps.running import MEMORY, Options, faint_remark, heatmaps_of, run
 from convnets_torch.maps.scales import Fuse, Scales, check_fuse
 from convnets_torch.pipeline import Mappable, mappable
 from convnets_torch.sources import Sliceable
@@ -48,6 +50,8 @@ def heatmap(
     progress: Progress | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> Heatmap: ...
 
 
@@ -67,6 +71,8 @@ def heatmap(
     progress: Progress | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> list[Heatmap]: ...
 
 
@@ -85,6 +91,8 @@ def heatmap(
     progress: Progress | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> Heatmap | list[Heatmap]:
     """Find a target in a picture: one pass over the whole picture, uncropped and at its own size.
 
@@ -110,7 +118,7 @@ def heatmap(
             in strips, with the same numbers. None for no bound.
         resume: a folder for finished rows; a run that was interrupted goes on from there. The folder stays.
         progress: called with the rows of cells that are done and how many there are.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Returns:
         Its map, one cell for every `network.stride` pixels of the (resized) picture; for a list, a map for each.
@@ -122,6 +130,7 @@ def heatmap(
 
     Warns:
         RuntimeRemark: the network runs instead of its engine, for the size of the picture.
+        PictureWarning: as `read_picture` does; or the map of a large picture's file is faint at the one scale.
 
     >>> from convnets_torch import load
     >>> cars = heatmap(load("alexnet.safetensors"), "street.jpg", "car")
@@ -136,9 +145,20 @@ def heatmap(
     targets = checked_targets(card, target)
     check_fuse(fuse)
     options = Options(
-        longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated, scales
+        longest_side,
+        upscale,
+        cell_stride,
+        max_memory,
+        resume,
+        progress,
+        max_pixels,
+        allow_truncated,
+        scales,
+        depth,
+        background,
     )
     maps = heatmaps_of(run(network, image, Wanted(targets), options), targets, fuse)
+    warn(faint_remark(network, image, maps, options))
     return maps if isinstance(target, list | tuple) else maps[0]
 
 
@@ -158,6 +178,8 @@ def contrast(
     progress: Progress | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> Contrast:
     """How much more probable one target is than another in every window: the difference of two maps.
 
@@ -166,7 +188,7 @@ def contrast(
         target: what counts for a window, as for `heatmap`.
         against: what counts against it.
         longest_side, upscale, cell_stride, scales, fuse, max_memory, resume, progress: as for `heatmap`.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Raises:
         OSError, ValueError: as `heatmap`; or both targets are the same classes.
@@ -195,6 +217,8 @@ def contrast(
         progress=progress,
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
     )
     return contrast_of(maps[0], maps[1])
 
@@ -212,12 +236,14 @@ def class_map(
     progress: Progress | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> ClassMap:
     """What is where in a picture: the most probable class of every cell.
 
     Args:
         network, image, longest_side, upscale, cell_stride, max_memory, resume, progress: as for `heatmap`.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
         only: let only the classes of this target win cells; their probabilities stay as they are.
 
     Raises:
@@ -230,7 +256,19 @@ def class_map(
     """
     network = mappable(network)
     card = card_of(network)
-    options = Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
+    options = Options(
+        longest_side,
+        upscale,
+        cell_stride,
+        max_memory,
+        resume,
+        progress,
+        max_pixels,
+        allow_truncated,
+        None,
+        depth,
+        background,
+    )
     [(shared, kept)] = run(network, image, Wanted(allowed=allowed_classes(card, only)), options)
     class_ids = kept["winner_ids"].astype(np.int64)
     return ClassMap(
@@ -250,6 +288,8 @@ def probability_map(
     progress: Progress | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> ProbabilityMap:
     """The probabilities of all classes in every window; targets may be asked for later.
 
@@ -257,7 +297,7 @@ def probability_map(
 
     Args:
         network, image, longest_side, upscale, cell_stride, max_memory, resume, progress: as for `heatmap`.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Raises:
         OSError, ValueError: as `heatmap`.
@@ -269,6 +309,19 @@ def probability_map(
     """
     network = mappable(network)
     options = Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
+    options = Options(
+        longest_side,
+        upscale,
+        cell_stride,
+        max_memory,
+        resume,
+        progress,
+        max_pixels,
+        allow_truncated,
+        None,
+        depth,
+        background,
+    )
     [(shared, kept)] = run(network, image, Wanted(everything=True), options)
     return ProbabilityMap(**shared, values=kept["best"][0], probabilities=kept["all"])
 

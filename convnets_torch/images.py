@@ -18,9 +18,23 @@ from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from convnets_torch.arrays import from_array, from_tensor, is_tensor
 from convnets_torch.files import open_file
-from convnets_torch.headers import MOST_FRAMES, TIFF, canvas, check_header, check_scans, frames
-from convnets_torch.jpeg import Encoded, Least, encoded, noted_turn, reduce
+from convnets_torch.headers import (
+    MOST_FRAMES,
+    TIFF,
+    TiffValues,
+    canvas,
+    check_header,
+    check_scans,
+    frames,
+    significant_bits,
+    tiff_values,
+    tiff_values_of,
+)
+from convnets_torch.jpeg import UPRIGHT, Encoded, Least, encoded, ignored_turn, noted_turn, reduce
+from convnets_torch.levels import Background, Depth, check_levels, laid_on, to_8_bits, white_of
+from convnets_torch.levels import Refused as _Refused
 from convnets_torch.preprocessing import Pixels
+from convnets_torch.profiles import profile_remark
 from convnets_torch.sentences import LONGEST, printable
 
 if TYPE_CHECKING:
@@ -133,7 +147,7 @@ class Reading(NamedTuple):
     """How pictures are decoded.
 
     Attributes:
-        exif, max_pixels, allow_truncated: as for `read_picture`.
+        exif, max_pixels, allow_truncated, depth, background: as for `read_picture`.
         least: (height, width) in pixels of the upright picture: JPEG files are read at 1/2, 1/4 or 1/8 of their scale
             where both sides stay at least so long; or a function that says it of the whole picture's (height, width).
             None for the whole scale.
@@ -144,19 +158,31 @@ class Reading(NamedTuple):
     exif: bool = True
     max_pixels: int | None = None
     allow_truncated: bool = False
+    depth: Depth = None
+    background: Background = None
     least: Least = None
     jpeg: Callable[[bytes], Pixels | None] | None = None
     encoded: bool = False
 
 
+AS_IS = Reading()
+
+
 def read_picture(
-    source: Picture, *, exif: bool = True, max_pixels: int | None = None, allow_truncated: bool = False
+    source: Picture,
+    *,
+    exif: bool = True,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> Pixels:
     """Decode one picture, whatever its file is called: the content decides.
 
     Files of 16-bit grey or colour are scaled to 8 bits (65535 becomes 255). Transparency is dropped and the colours
     under it taken as they are stored, as convnets-keras, Keras and torchvision do; of several frames or pages the
-    first is read; both with a warning. Colour profiles are not applied.
+    first is read; both with a warning. Colour profiles are not applied, and a profile of other colours than sRGB is
+    warned about.
 
     Args:
         source: a file's path, an open binary file, a `PIL.Image`, an array (H, W, 3) RGB or (H, W) grey, or a
@@ -164,6 +190,11 @@ def read_picture(
         exif: follow the rotation that a camera noted in the file; arrays have none.
         max_pixels: refuse a file of more pixels than so many; 178,956,970 by default.
         allow_truncated: read what is there of a file whose end is missing, with a warning.
+        depth: how many bits the values of a 16-bit file have, 8 to 16, where a camera or microscope stored 10 or 12;
+            or "auto" for as few of 8, 10, 12, 14, 16 as hold the largest value of each picture. By default what the
+            file says (sBIT of PNG, MaxSampleValue of TIFF), or 16.
+        background: what shows through transparency: "white", "black", "checker" for grey and white squares of 16
+            pixels, or a colour as "#FF8000"; by default the colours as they are stored.
 
     Returns:
         (H, W, 3) uint8, RGB, 0 to 255.
@@ -171,15 +202,17 @@ def read_picture(
     Raises:
         OSError: the file is missing, a folder, or no picture, or it is broken or truncated.
         ValueError: an array or tensor of another shape, type or range; a picture that has more than `max_pixels`,
-            or whose values have no fixed range (32-bit integers and floats).
+            whose values have no fixed range (signed and 32-bit integers, floats), or are beyond `depth`; a depth or
+            background that is none.
 
     Warns:
-        PictureWarning: transparency, further frames, broken EXIF data, or a missing end.
+        PictureWarning: transparency, further frames, broken EXIF data, a missing end, 16 bits of which the picture uses
+            few, a colour profile of other colours than sRGB, or a rotation noted in the file that `exif=False` ignores.
 
     >>> read_picture(Image.new("L", (2, 1), 77)).tolist()
     [[[77, 77, 77], [77, 77, 77]]]
     """
-    decoded = decode(source, exif=exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    decoded = decode(source, Reading(exif, max_pixels, allow_truncated, depth, background))
     warn(decoded.remarks)
     return decoded.pixels
 
@@ -190,25 +223,19 @@ def warn(remarks: tuple[str, ...]) -> None:
         warnings.warn(remark, PictureWarning, stacklevel=3)
 
 
-def decode(
-    source: Picture,
-    *,
-    exif: bool = True,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    least: Least = None,
-) -> Decoded:
-    """`read_picture` for threads: remarks are returned, not warned about; `least` is as in `Reading`."""
+def decode(source: Picture, reading: Reading = AS_IS) -> Decoded:
+    """`read_picture` for threads: remarks are returned, not warned about."""
     if isinstance(source, np.ndarray):
         return Decoded(from_array(source))
     if is_tensor(source):
         return Decoded(from_tensor(source))
-    found = open_upright(source, Reading(exif, max_pixels, allow_truncated, least))
+    found = open_upright(source, reading)
     return Decoded(_array(found.image), *found[1:])
 
 
 def decode_opened(file: IO[bytes], name: str, reading: Reading) -> Decoded:
     """`decode` of a file that was opened already, by `files.open_file`, and is called `name`."""
+    check_levels(reading.depth, reading.background)
     found = _read(file, name, reading._replace(encoded=False))
     assert isinstance(found, Upright)
     return Decoded(_array(found.image), *found[1:])
@@ -237,10 +264,11 @@ def open_encoded(source: Picture, reading: Reading) -> Upright | Encoded:
         return Upright(Image.fromarray(from_tensor(source)))
     if TYPE_CHECKING:  # a TypeGuard does not narrow what is left
         assert not isinstance(source, torch.Tensor)
+    check_levels(reading.depth, reading.background)
     name = picture_name(source)
     if isinstance(source, Image.Image):
         with _refusing(name):
-            return _upright(source, name, Reading(reading.exif))
+            return _upright(source, name, reading._replace(least=None))
     with _opened(source, MAX_PIXELS if reading.max_pixels is None else reading.max_pixels) as file:
         return _read(file, name, reading)
 
@@ -330,6 +358,10 @@ def open_thumbnail(data: bytes, most: int) -> Image.Image:
 
 def stored_size(file: IO[bytes]) -> tuple[int, int]:
     """(width, height) in pixels, as a file's header says; (0, 0) where that cannot be told, and decoding says why."""
+    file.seek(0)
+    if file.read(4) in TIFF:  # which may be read by another decoder than Pillow
+        values = tiff_values(file)
+        return (0, 0) if values.unknown else (values.width, values.height)
     try:
         return _open(file, "", MAX_PIXELS).size
     except Exception:  # as in `_refusing`
@@ -376,6 +408,10 @@ def _open(file: IO[bytes], name: str, most: int) -> Image.Image:
     if not start.startswith(TIFF):
         check_bytes(name, size, most)
     check_header(file, start, size)
+    if start.startswith(TIFF) and (unknown := tiff_values(file).unknown) is not None:
+        raise _Refused(f"{name} {unknown}")
+    if start.startswith(b"MM\0+"):  # BigTIFF of this order of bytes, which Pillow takes for broken TIFF
+        raise UnidentifiedImageError
     if (shape := canvas(start)) is not None:
         _check_size(name, shape, most)
     with _decoding(most=math.inf):
@@ -430,40 +466,119 @@ def _upright(
         if count > 1:
             number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
             remarks.append(f"{name} has {number} frames or pages; the first was read")
+    tiff = _tiff_values(image, file)
+    if tiff is not None and tiff.unknown is not None:
+        raise _Refused(f"{name} {tiff.unknown}")
     deep = file is not None and not image.mode.startswith("I") and _is_deep(image)
     if deep:
         _other_bytes(image.tile, name)  # type: ignore[attr-defined]  # refuses kinds that are not known
-    highest = None if deep else _highest(image, name)
+    white = 65535 if deep else _highest(image, name)
     part, scale = None, 1
     if decoded is None:
         scale, part = reduce(image, reading.least, reading.exif)
         image.load()
     turn, said = noted_turn(image, name, reading.exif)
-    remarks.extend(said)
+    remarks.extend(said + profile_remark(image, name))
     if decoded is not None:
         image = Image.fromarray(decoded)
-    elif deep:
-        assert file is not None
-        low = _open(file, name, image.width * image.height)
-        low.tile = _other_bytes(low.tile, name)  # type: ignore[attr-defined]
-        low.load()
-        for box in _blocks(image):
-            high_bytes, low_bytes = (np.asarray(each.crop(box), np.uint16) for each in (image, low))
-            values = to_8_bits(high_bytes * np.uint16(256) + low_bytes, 65535)
-            image.paste(Image.fromarray(values, image.mode), box[:2])
-    elif highest is not None:
-        grey = Image.new("L", image.size)
-        for box in _blocks(image):
-            grey.paste(Image.fromarray(to_8_bits(np.asarray(image.crop(box)), highest)), box[:2])
-        grey.info = image.info
-        image = grey
+    elif white is not None:
+        low = None
+        if deep:
+            assert file is not None
+            low = _open(file, name, image.width * image.height)
+            low.tile = _other_bytes(low.tile, name)  # type: ignore[attr-defined]
+            low.load()
+        significant = 16 if file is None or image.format != "PNG" else significant_bits(file)
+        image, said = _in_8_bits(_Deep(image, low, white, tiff, significant), name, reading.depth)
+        remarks.extend(said)
+    if tiff is not None and file is not None and not reading.exif and tiff.orientation in UPRIGHT:
+        image = image.transpose(_BACK.get(UPRIGHT[tiff.orientation], UPRIGHT[tiff.orientation]))  # Pillow turned it
+        remarks.append(ignored_turn(name))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "RGBa" or "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode in ("LA", "PA", "RGBA") and _lowest(image.getchannel("A")) < 255:
-        remarks.append(f"{name} is partly transparent; transparency was dropped, the colours under it taken as stored")
+        if reading.background is not None:
+            image = _laid_on(reading.background, image)
+        else:
+            remarks.append(
+                f"{name} is partly transparent; transparency was dropped, the colours under it taken as stored"
+                " (background, --background)"
+            )
     return Upright(image if image.mode == "RGB" else image.convert("RGB"), tuple(remarks), part, scale)
+
+
+_BACK = {
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+}  # the others undo themselves
+
+
+def _tiff_values(image: Image.Image, file: IO[bytes] | None) -> TiffValues | None:
+    """What an opened TIFF file says of its values; None of other pictures."""
+    if image.format != "TIFF":
+        return None
+    return tiff_values_of(getattr(image, "tag_v2", {})) if file is None else tiff_values(file)
+
+
+class _Deep(NamedTuple):
+    """A decoded picture of more than 8 bits a channel.
+
+    Attributes:
+        image: its values, or their high bytes where there is `low`.
+        low: their low bytes.
+        white: the largest value that they can have.
+        tiff: as `_tiff_values` gives it.
+        significant: bits that a PNG file says are significant, or 16.
+    """
+
+    image: Image.Image
+    low: Image.Image | None
+    white: int
+    tiff: TiffValues | None
+    significant: int
+
+    def values(self, box: tuple[int, int, int, int]) -> NDArray[Any]:
+        """(h, w), or (h, w, channels) of a picture in two parts."""
+        if self.low is None:
+            return np.asarray(self.image.crop(box))
+        high_bytes, low_bytes = (np.asarray(each.crop(box), np.uint16) for each in (self.image, self.low))
+        return high_bytes * np.uint16(256) + low_bytes
+
+
+def _in_8_bits(deep: _Deep, name: str, depth: Depth) -> tuple[Image.Image, tuple[str, ...]]:
+    """A picture of more than 8 bits a channel in 8 bits, and remarks on its depth."""
+    image, colors = deep.image, 3 if deep.image.mode == "RGBA" else None
+    boxes = list(_blocks(image))
+    highest = np.max([np.max(deep.values(box), axis=(0, 1)) for box in boxes], axis=0)
+    brightest = int(np.max(highest[:colors] if highest.ndim else highest))
+    said = deep.white if deep.tiff is None or deep.white < 65535 else deep.tiff.white
+    if deep.significant < 16 and brightest < 2**deep.significant:
+        # Values of so few bits are to be stored with zeros behind them (PNG, third edition, 12.4); some encoders put
+        # the zeros in front.
+        behind = 2 ** (16 - deep.significant) - 1
+        if any(((deep.values(box) & behind) > 1).any() for box in boxes):
+            said = 2**deep.significant - 1
+    white, remarks = white_of(name, brightest, said, depth if deep.white == 65535 else None)
+    whites = np.where(highest > white, 65535, white).astype(np.uint32)  # an alpha channel may have another depth
+    page = image if deep.low is not None else Image.new("L", image.size)
+    inverted = deep.tiff is not None and deep.tiff.photometric == 0 and deep.low is None
+    for box in boxes:
+        pixels = to_8_bits(deep.values(box), whites)
+        page.paste(Image.fromarray(255 - pixels if inverted else pixels, page.mode), box[:2])
+    page.info = image.info
+    return page, remarks
+
+
+def _laid_on(background: str, image: Image.Image) -> Image.Image:
+    """A picture with an alpha channel on a background."""
+    page = Image.new("RGB", image.size)
+    for box in _blocks(image):
+        values = np.asarray(image.crop(box).convert("RGBA"))
+        rows, columns = np.arange(box[1], box[3]), np.arange(box[0], box[2])
+        page.paste(Image.fromarray(laid_on(background, values[:, :, :3], values[:, :, 3], rows, columns)), box[:2])
+    return page
 
 
 def _lowest(channel: Image.Image) -> float:
@@ -512,17 +627,8 @@ def _is_deep(image: Image.Image) -> bool:
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def to_8_bits(values: NDArray[Any], highest: int) -> Pixels:
-    """0 to `highest` -> 0 to 255, rounded."""
-    return ((values.astype(np.uint32) * 255 + highest // 2) // highest).astype(np.uint8)
-
-
-class _Refused(ValueError):
-    """A sentence that is already what the caller should read."""
-
-
 class _Empty(OSError):
-    """Another one."""
+    """Another sentence that is already what the caller should read."""
 
 
 def _deep(name: str, mode: str) -> _Refused:
@@ -566,6 +672,9 @@ def reason_of(error: Exception) -> str:
 def _kind_not_read(file: IO[bytes] | None) -> str:
     """What a file is that Pillow does not know, and what to do about it."""
     if file is not None:
+        file.seek(0)
+        if file.read(4) in TIFF:
+            return f"a TIFF file of a kind that is not read ({tiff_values(file)}); save it as 8-bit RGB or grey"
         file.seek(0)
         start = file.read(64).removeprefix(b"\xef\xbb\xbf")
         for (offset, first), kind in _NOT_READ.items():

@@ -18,6 +18,7 @@ from convnets_torch.device_pixels import Box, Resizer, reach, turned
 from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture, Reading, Upright, decode_encoded, open_encoded
 from convnets_torch.jpeg import Encoded
+from convnets_torch.levels import Background, Depth, check_levels
 from convnets_torch.preprocessing import (
     Pair,
     Pixels,
@@ -79,7 +80,7 @@ class Inputs:
         on_device: resize there what this rule lets be resized there.
         exact: decode every file at its whole scale.
         torchcodec: decode JPEG files by torchcodec: there too where `on_device`, else in threads.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
         look: called in a thread with each decoded picture; then no file is decoded on the device.
         places: where crops are taken instead of in the centre alone, all in threads; each picture then has one more
             axis in front of its pixels.
@@ -98,9 +99,12 @@ class Inputs:
         torchcodec: bool = False,
         max_pixels: int | None = None,
         allow_truncated: bool = False,
+        depth: Depth = None,
+        background: Background = None,
         look: Callable[[Image.Image], object] | None = None,
         places: tuple[Place, ...] | None = None,
     ) -> None:
+        check_levels(depth, background)
         least = least_size(rule)
         self._rule, self._device, self._places = rule, device, places
         self._on_device = on_device and least is not None and places is None
@@ -111,6 +115,8 @@ class Inputs:
             rule.exif,
             max_pixels,
             allow_truncated,
+            depth,
+            background,
             None if exact or in_threads else least,
             jpeg_decoder() if in_threads else None,
             there,

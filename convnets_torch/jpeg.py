@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 from PIL import Image
 
 from convnets_torch.preprocessing import Pair
+from convnets_torch.profiles import profile_remark
 
 # (height, width) in pixels that an upright picture is to keep; or a function that says so of the whole picture's.
 Least: TypeAlias = "Pair | Callable[[Pair], Pair | None] | None"
@@ -58,17 +59,25 @@ def encoded(image: Image.Image, data: bytes, name: str, exif: bool) -> Encoded |
     if not data.rstrip(b"\0").endswith(END):
         return None
     turn, remarks = noted_turn(image, name, exif)
-    return Encoded(data, name, image.width * image.height, turn, remarks)
+    return Encoded(data, name, image.width * image.height, turn, remarks + profile_remark(image, name))
 
 
 def noted_turn(image: Image.Image, name: str, exif: bool) -> tuple[Image.Transpose | None, tuple[str, ...]]:
-    """What puts an image upright if EXIF is to be followed, and a remark where that cannot be."""
-    if not exif:
-        return None, ()
+    """What puts an image upright if EXIF is to be followed, and a remark where it cannot be, or is not to be."""
     try:
-        return _turn_of(image), ()
+        turn = _turn_of(image)
     except Exception:  # Pillow raises what its code happens to over broken data
-        return None, (f"{name} has broken EXIF data; a rotation noted there was not followed",)
+        remark = f"{name} has broken EXIF data; a rotation noted there was not followed"
+        return None, (remark,) if exif else ()
+    return (turn, ()) if exif or turn is None else (None, (ignored_turn(name),))
+
+
+def ignored_turn(name: str) -> str:
+    """The remark on a picture that is taken as it is stored, not as its file says that it is to be shown."""
+    return (
+        f"{name} is turned or mirrored in its file, and the rotation noted there (EXIF) not followed, as the weights'"
+        " preprocessing says; to have it seen upright, turn the picture itself"
+    )
 
 
 def reduce(image: Image.Image, least: Least, exif: bool) -> tuple[int, tuple[float, float] | None]:

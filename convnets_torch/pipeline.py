@@ -17,6 +17,7 @@ from convnets_torch.device_pixels import normalized
 from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture
 from convnets_torch.inputs import Input, Inputs
+from convnets_torch.levels import Background, Depth
 from convnets_torch.networks import Network
 from convnets_torch.networks.budget import peak_bytes
 from convnets_torch.networks.grids import features_grid, grid_of
@@ -75,6 +76,8 @@ def predict(
     exact: bool = False,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
     decoder: Decoder = "pillow",
     resize: Resizing = "auto",
     look: Callable[[Image.Image], object] | None = None,
@@ -100,6 +103,7 @@ def predict(
             of convnets-keras. docs/speed.md has what that changes.
         max_pixels: refuse files of more pixels; 178,956,970 by default.
         allow_truncated: read what is there of files whose end is missing.
+        depth, background: as in `read_picture`.
         decoder: "pillow"; or "torchcodec", which decodes JPEG files at their whole scale: on the CPU to the same
             pixels; where pictures are resized on CUDA, there by nvJPEG, whole batches at once, to nearly the same.
             Pillow reads whatever is no JPEG file, or one that torchcodec refuses.
@@ -158,6 +162,8 @@ def predict(
         torchcodec=decoder == "torchcodec",
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
         look=look,
         places=PLACES[views],
     )

@@ -5,35 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from convnets_torch.letters import Letters, Pen
 from convnets_torch.render import GREY, INK, PAPER
 
 Color = tuple[int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 LINE: Color = (225, 225, 225)
 WIDTH = 800
 SCALE = 2  # drawn so many times larger, so that slanted lines are smooth
 
 
-def start_plot(
-    lines: Sequence[str], entries: int
-) -> tuple[Image.Image, ImageDraw.ImageDraw, Font, tuple[int, int, int, int]]:
+def start_plot(lines: Sequence[str], entries: int) -> tuple[Image.Image, Pen, Letters, tuple[int, int, int, int]]:
     """An enlarged page under lines of words, its pen and letters, and (left, top, right, bottom) of the plot."""
     margin, width, high = 28 * SCALE, WIDTH * SCALE, WIDTH * SCALE * 3 // 8
-    font, large = letters(14 * SCALE), letters(17 * SCALE)
+    font, large = Letters(14 * SCALE), Letters(17 * SCALE)
     top = margin // 2 + 24 * SCALE * len(lines) + 20 * SCALE
     page = Image.new("RGB", (width, top + high + 34 * SCALE + 30 * SCALE * (1 if entries else 0)), PAPER)
-    draw = ImageDraw.Draw(page)
+    draw = Pen(page)
     write_lines(draw, lines, margin, font, large, SCALE)
     return page, draw, font, (margin + 30 * SCALE, top, width - margin - 10 * SCALE, top + high)
 
 
 def with_legend(
     page: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    font: Font,
+    draw: Pen,
+    font: Letters,
     box: tuple[int, int, int, int],
     texts: Sequence[str],
     colors: Sequence[Color],
@@ -49,21 +47,16 @@ def with_legend(
 
 
 def write_lines(
-    draw: ImageDraw.ImageDraw,
+    draw: Pen,
     lines: Sequence[str],
     margin: int,
-    font: Font,
-    large: Font,
+    font: Letters,
+    large: Letters,
     scale: int = 1,
 ) -> None:
     """Lines of words from the top of a page; the first in larger letters and darker."""
     for number, text in enumerate(lines):
         draw.text((margin, margin // 2 + 24 * scale * number), text, GREY if number else INK, font if number else large)
-
-
-def letters(size: int) -> Font:
-    """Pillow's own, in pixels."""
-    return ImageFont.load_default(size=size)
 
 
 def round_marks(low: float, high: float) -> list[float]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from convnets_torch.files import replacing
+from convnets_torch.letters import Letters, Pen
 from convnets_torch.maps.resampling import interpolated
 from convnets_torch.preprocessing import Pixels
 from convnets_torch.sentences import printable
@@ -41,6 +42,7 @@ OPAQUE = 0.72  # the picture stays visible below the strongest colour
 STRENGTH = np.clip(np.linspace(0, 1.6, 256), 0, OPAQUE)  # how opaque each of 256 colours is
 BAND = 512  # rows of a picture that are drawn at a time
 LEAST_TOP = 0.1  # the colours reach at least up to here, so that a map of near-zeros does not glow
+MOST_LINES = 12  # of a text in a sheet
 MOST_DRAWN = 1000  # letters in a line; Pillow takes a second for 100,000
 PAPER, INK, GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
@@ -104,28 +106,36 @@ def color_map(heatmap: Heatmap | Contrast) -> Image.Image:
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int = 480, title: str = "") -> Image.Image:
-    """Pictures side by side, each `width` pixels wide, with lines of text below each, and a title above all."""
-    margin, font = 16, ImageFont.load_default(size=17)
+    """Pictures side by side, each `width` pixels wide, with lines of text below each, and a title above all.
+
+    Of a text no more than 12 lines are shown.
+    """
+    margin, font = 16, Letters(17)
     scaled = [image.resize((width, max(1, round(image.height * width / image.width)))) for image, _ in tiles]
     line_height = 23
+    texts, titles = [_lines(text) for _, text in tiles], _lines(title)
     rows = [range(start, min(start + columns, len(tiles))) for start in range(0, len(tiles), columns)]
-    heights = [
-        max(scaled[i].height + line_height * len(tiles[i][1].splitlines()) + 8 for i in row) + margin for row in rows
-    ]
-    top = margin + line_height * len(title.splitlines()) + (8 if title else 0)
+    heights = [max(scaled[i].height + line_height * len(texts[i]) + 8 for i in row) + margin for row in rows]
+    top = margin + line_height * len(titles) + (8 if titles else 0)
     page = Image.new("RGB", (margin + columns * (width + margin), top + sum(heights)), PAPER)
-    draw = ImageDraw.Draw(page)
-    for number, line in enumerate(title.splitlines()):
+    draw = Pen(page)
+    for number, line in enumerate(titles):
         draw.text((margin, margin + number * line_height), shorten(line, font, page.width - 2 * margin), INK, font)
     for row, height in zip(rows, heights, strict=True):
         for place, i in enumerate(row):
             left = margin + place * (width + margin)
             page.paste(scaled[i], (left, top))
-            for number, line in enumerate(tiles[i][1].splitlines()):
+            for number, line in enumerate(texts[i]):
                 y = top + scaled[i].height + 6 + number * line_height
                 draw.text((left, y), shorten(line, font, width), INK, font)
         top += height
     return page
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text, the last one three dots where there are more than are shown."""
+    lines = text[: MOST_LINES * MOST_DRAWN].splitlines()
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], "..."]
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -212,12 +222,37 @@ def palette(anchors: Sequence[tuple[int, int, int]] = INFERNO, count: int = 256)
 
 
 def _letters(width: int) -> int:
-    """Height of letters below a picture, in pixels."""
-    return min(28, max(11, width // 36))
+    """Height of letters below a picture, in pixels: 28 for widths of 1000 to 2000, smaller and larger beyond."""
+    return max(11, min(28, width // 36), width // 71)
 
 
 def _bar_height(heatmap: Heatmap | Contrast) -> int:
-    return round(_letters(heatmap.picture.shape[1]) * 2.2)
+    return round(_letters(heatmap.picture.shape[1]) * (2.2 if len(_bar_texts(heatmap)) == 1 else 4.5))
+
+
+def _bar_texts(heatmap: Heatmap | Contrast) -> list[str]:
+    """What the strip below a picture says, beside its bar; or above it, in two lines, where there is no room beside."""
+    width = heatmap.picture.shape[1]
+    font, values = Letters(_letters(width)), heatmap.values
+    signed = _is_signed(heatmap)
+    least, most = f"{values.min():.2f}", f"{values.max():.2f}"
+    figures = f"{least} to {most}" if signed else f"highest {most}"
+    room = _bar_left(heatmap, font) - font.size // 2 * 4 - font.getlength(_ends(heatmap)[0])
+    if font.getlength(f"ab...  {figures}") <= room:
+        return [f"{shorten(label_of(heatmap), font, room - font.getlength(f'  {figures}'))}  {figures}"]
+    room = width - font.size
+    fits = next((text for text in (figures, most) if font.getlength(text) <= room), "")
+    return [shorten(label_of(heatmap), font, room), fits]
+
+
+def _ends(heatmap: Heatmap | Contrast) -> tuple[str, str]:
+    """What stands at both ends of the bar."""
+    return f"-{_top(heatmap):.2f}" if _is_signed(heatmap) else "0", f"{_top(heatmap):.2f}"
+
+
+def _bar_left(heatmap: Heatmap | Contrast, font: Letters) -> int:
+    width = heatmap.picture.shape[1]
+    return round(width - font.size // 2 * 2 - font.getlength(_ends(heatmap)[1])) - width // 5
 
 
 def _with_bar(page: Image.Image, heatmap: Heatmap | Contrast) -> Image.Image:
@@ -225,24 +260,23 @@ def _with_bar(page: Image.Image, heatmap: Heatmap | Contrast) -> Image.Image:
 
     Drawn into the page itself, since a second one of a large picture takes as much memory again.
     """
-    size = _letters(page.width)
-    font = ImageFont.load_default(size=size)
-    draw = ImageDraw.Draw(page)
-    middle, gap = page.height - _bar_height(heatmap) + _bar_height(heatmap) // 2, size // 2
-    signed = _is_signed(heatmap)
-    begin, end = f"-{_top(heatmap):.2f}" if signed else "0", f"{_top(heatmap):.2f}"
-    bar_width = page.width // 5
-    bar_right = round(page.width - gap * 2 - font.getlength(end))
-    bar_left = bar_right - bar_width
+    size, texts, (begin, end) = _letters(page.width), _bar_texts(heatmap), _ends(heatmap)
+    font, draw = Letters(size), Pen(page)
+    gap, top = size // 2, page.height - _bar_height(heatmap)
+    middles = [top + round(size * 1.1) + number * round(size * 1.3) for number in range(3)]
+    middle = middles[0 if len(texts) == 1 else 2]
+    bar_width, bar_left = page.width // 5, _bar_left(heatmap, font)
+    if len(texts) > 1:  # as much as there is room for, and without words where there is none
+        room = page.width - 4 * gap - font.getlength(begin) - font.getlength(end)
+        if room < size:
+            begin, end, room = "", "", page.width - 2 * gap
+        bar_width, bar_left = round(room), round(gap + font.getlength(begin) + (gap if begin else 0))
     ramp = np.repeat(_palette_of(heatmap)[np.linspace(0, 255, max(bar_width, 1)).astype(int)][None], size, axis=0)
     page.paste(Image.fromarray(ramp), (bar_left, middle - size // 2))
     draw.text((bar_left - gap, middle), begin, GREY, font, anchor="rm")
-    draw.text((bar_right + gap, middle), end, GREY, font, anchor="lm")
-    room = bar_left - gap * 4 - font.getlength(begin)
-    values = heatmap.values
-    highest = f"  {values.min():.2f} to {values.max():.2f}" if signed else f"  highest {values.max():.2f}"
-    words = shorten(label_of(heatmap), font, room - font.getlength(highest)) + highest
-    draw.text((gap, middle), words if font.getlength(words) <= room else highest.strip(), INK, font, anchor="lm")
+    draw.text((bar_left + bar_width + gap, middle), end, GREY, font, anchor="lm")
+    for text, place in zip(texts, middles, strict=False):
+        draw.text((gap, place), text, INK, font, anchor="lm")
     return page
 
 
@@ -255,24 +289,25 @@ def label_of(cells: CellMap) -> str:
 def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[int, int, int]]]) -> Image.Image:
     """Add a strip below with a colour, a share and words for each entry, as many in a row as fit."""
     size = _letters(image.width)
-    font = ImageFont.load_default(size=size)
-    texts = [f"{drawable(words.split(', ')[0])} {share:.0%}" for words, share, _ in entries]
-    widest = max(font.getlength(text) for text in texts) + size * 2.5
+    font = Letters(size)
+    texts = [(drawable(words.split(", ")[0]), f" {share:.0%}") for words, share, _ in entries]
+    widest = max(font.getlength(words + share) for words, share in texts) + size * 2.5
     columns = max(1, int(image.width // widest))
     line = round(size * 1.5)
     page = Image.new("RGB", (image.width, image.height + line * -(-len(texts) // columns) + size // 2), PAPER)
     page.paste(image)
-    draw = ImageDraw.Draw(page)
-    for number, (text, (_, _, color)) in enumerate(zip(texts, entries, strict=True)):
+    draw = Pen(page)
+    for number, ((words, share), (_, _, color)) in enumerate(zip(texts, entries, strict=True)):
         left = size // 2 + (number % columns) * (image.width // columns)
         middle = image.height + size // 4 + line * (number // columns) + line // 2
         draw.rectangle((left, middle - size // 2, left + size, middle + size // 2), fill=color)
         room = image.width // columns - size * 2
-        draw.text((left + size * 1.4, middle), shorten(text, font, room), INK, font, anchor="lm")
+        text = shorten(words, font, room - font.getlength(share)) + share
+        draw.text((left + size * 1.4, middle), text, INK, font, anchor="lm")
     return page
 
 
-def shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
+def shorten(text: str, font: Letters, room: float) -> str:
     """The text, or as much of its beginning as `room` pixels hold, and three dots."""
     text = drawable(text)
     if font.getlength(text) <= room:

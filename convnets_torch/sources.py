@@ -15,6 +15,7 @@ from PIL import Image
 from convnets_torch.arrays import check_kind, check_range, is_tensor, to_pixels
 from convnets_torch.files import open_file
 from convnets_torch.images import (
+    AS_IS,
     MAX_PIXELS,
     Decoded,
     Picture,
@@ -25,7 +26,7 @@ from convnets_torch.images import (
     stored_pixels,
     warn,
 )
-from convnets_torch.jpeg import Least
+from convnets_torch.levels import Background, Depth
 from convnets_torch.preprocessing import Pair, Pixels
 from convnets_torch.strips import BLOCK_PIXELS, Bands, Preview, Resized, Source, band_of, check_rows
 from convnets_torch.tiff import is_tiff, open_tiff
@@ -68,7 +69,13 @@ class Opened(NamedTuple):
 
 
 def open_source(
-    image: Sliceable, *, exif: bool = True, max_pixels: int | None = None, allow_truncated: bool = False
+    image: Sliceable,
+    *,
+    exif: bool = True,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> Source:
     """A picture to be read row by row.
 
@@ -88,6 +95,7 @@ def open_source(
         exif: follow the rotation that a camera noted in the file; arrays have none.
         max_pixels: refuse to decode a file of more pixels than so many; 178,956,970 by default.
         allow_truncated: read what is there of a file whose end is missing, with a warning.
+        depth, background: as in `read_picture`; a depth of "auto" reads a file that is read row by row once beforehand.
 
     Returns:
         A source with `shape` (height, width), and `rows(top, bottom)`: (bottom - top, width, 3) uint8, RGB, 0 to 255.
@@ -108,35 +116,27 @@ def open_source(
     ...     open_source(pictures).rows(298, 300).shape
     (2, 400, 3)
     """
-    opened = open_with_remarks(image, exif=exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    opened = open_with_remarks(image, Reading(exif, max_pixels, allow_truncated, depth, background))
     warn(opened.remarks)
     return opened.source
 
 
-def open_with_remarks(
-    image: Sliceable,
-    *,
-    exif: bool = True,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    least: Least = None,
-) -> Opened:
-    """`open_source` for threads: remarks are returned, not warned about; `least` is as in `images.Reading`."""
+def open_with_remarks(image: Sliceable, reading: Reading = AS_IS) -> Opened:
+    """`open_source` for threads: remarks are returned, not warned about."""
     if is_sliced(image):
         return Opened(_sliced(image))
     if isinstance(image, str | os.PathLike):
         with open_file(image) as file:
             pixels = stored_pixels(file) if is_tiff(file) else 0
             if pixels > STREAMED_PIXELS:
+                options = {name: getattr(reading, name) for name in ("exif", "allow_truncated", "depth", "background")}
                 try:
-                    return Opened(*open_tiff(Path(image), file, exif=exif, allow_truncated=allow_truncated))
+                    return Opened(*open_tiff(Path(image), file, **options))
                 except (ImportError, ValueError):
-                    if pixels > (MAX_PIXELS if max_pixels is None else max_pixels):
+                    if pixels > (MAX_PIXELS if reading.max_pixels is None else reading.max_pixels):
                         raise
-            reading = Reading(exif, max_pixels, allow_truncated, least)
             return _held(decode_opened(file, picture_name(image), reading))
-    picture = cast("Picture", image)
-    return _held(decode(picture, exif=exif, max_pixels=max_pixels, allow_truncated=allow_truncated, least=least))
+    return _held(decode(cast("Picture", image), reading))
 
 
 def _held(decoded: Decoded) -> Opened:

@@ -11,12 +11,25 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from convnets_torch.files import open_file
-from convnets_torch.headers import MOST_FRAMES, TIFF, pages
-from convnets_torch.images import reason_of, to_8_bits
+from convnets_torch.headers import MOST_FRAMES, TIFF, TiffValues, pages, tiff_values
+from convnets_torch.images import reason_of
+from convnets_torch.jpeg import ignored_turn
+from convnets_torch.levels import (
+    SLIVER,
+    Background,
+    Depth,
+    Refused,
+    check_levels,
+    check_white,
+    laid_on,
+    to_8_bits,
+    white_of,
+)
 from convnets_torch.preprocessing import Pair, Pixels
-from convnets_torch.strips import BAND_PIXELS, Bands, Source, band_of, check_rows
+from convnets_torch.strips import BAND_PIXELS, LEAST_ROWS, Bands, Source, band_of, check_rows
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -24,8 +37,8 @@ if TYPE_CHECKING:
 # Photometric interpretations, compressions and tags, by the numbers of the TIFF 6.0 specification.
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
 UNCOMPRESSED, JPEG = 1, 7
-FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
-ORIENTATION = 274
+PREMULTIPLIED, TRANSPARENCY = 1, 2
+LOOKED_AT = 4  # rows, to tell how many bits the values of a file of 16 use
 
 
 def is_tiff(file: IO[bytes]) -> bool:
@@ -35,11 +48,17 @@ def is_tiff(file: IO[bytes]) -> bool:
 
 
 def open_tiff(
-    path: Path, file: IO[bytes] | None = None, *, exif: bool = True, allow_truncated: bool = False
+    path: Path,
+    file: IO[bytes] | None = None,
+    *,
+    exif: bool = True,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> tuple[Source, tuple[str, ...]]:
     """The first picture of a TIFF or BigTIFF file, decoded as its rows are asked for.
 
-    Grey and RGB of 8 or 16 bits are read, 65535 as 255; a channel of transparency is dropped. Rows that were stored
+    Grey and RGB of 8 or 16 bits are read, to the same pixels as `images.read_picture` gives. Rows that were stored
     uncompressed are read as they are, others by the row of tiles, or by the strip.
 
     Args:
@@ -48,6 +67,8 @@ def open_tiff(
         file: the same, opened by `files.open_file`; it stays open.
         exif: follow the orientation noted in the file, where it only mirrors the picture or turns it by 180 degrees.
         allow_truncated: what lies beyond the end of a file is black.
+        depth, background: as in `images.read_picture`. For the depth "auto", and where some rows use few of 16 bits,
+            all rows are read once beforehand.
 
     Returns:
         The source, and what `open_source` warns about.
@@ -63,6 +84,7 @@ def open_tiff(
         raise ImportError(
             f"{path} is to be read row by row, which needs tifffile: pip install 'convnets-torch[tiff]'"
         ) from None
+    check_levels(depth, background)
     path = path.resolve()
     with contextlib.nullcontext(file) if file is not None else open_file(path) as opened:
         with _refusing_damage(path):
@@ -74,15 +96,19 @@ def open_tiff(
             )
             tiff = tifffile.TiffFile(opened, offset=start, name=path.name, **flags)
             page = tiff.pages.first
-            kind = _kind_not_read(page)
-            reader = None if kind else _Reader(path, os.fstat(opened.fileno()), page, tiff.byteorder)
+            values = tiff_values(opened)
+            kind = _kind_not_read(page, values)
+            state = os.fstat(opened.fileno())
+            reader = None if kind else _Reader(path, state, page, tiff.byteorder, values, background)
         if reader is None:
             raise ValueError(f"{path} is not read row by row: {kind}; save it as 8-bit RGB or grey in tiles")
-        return _opened_tiff(reader, count, exif=exif, allow_truncated=allow_truncated)
+        return _opened_tiff(reader, count, depth, exif=exif, allow_truncated=allow_truncated)
 
 
-def _opened_tiff(reader: _Reader, count: int, *, exif: bool, allow_truncated: bool) -> tuple[Source, tuple[str, ...]]:
-    path, page = reader.path, reader.page
+def _opened_tiff(
+    reader: _Reader, count: int, depth: Depth, *, exif: bool, allow_truncated: bool
+) -> tuple[Source, tuple[str, ...]]:
+    path, values = reader.path, reader.values
     number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
     remarks = [f"{path} has {number} frames or pages; the first was read"] if count > 1 else []
     if reader.end > reader.state.st_size:
@@ -92,24 +118,28 @@ def _opened_tiff(reader: _Reader, count: int, *, exif: bool, allow_truncated: bo
                 " (allow_truncated, --allow-truncated)"
             )
         remarks.append(f"{path} is truncated; what is missing of it is black")
-    if page.samplesperpixel in (2, 4):
-        remarks.append(f"{path} has a channel of transparency; it was dropped, the colours under it taken as stored")
+    if reader.alpha and reader.background is None:
+        remarks.append(
+            f"{path} has a channel of transparency; it was dropped, the colours under it taken as stored"
+            " (background, --background)"
+        )
     source = reader.source()
-    orientation = _orientation(page) if exif else 1
-    if orientation > 4:
+    turned = values.orientation in range(2, 9)
+    if turned and not exif:
+        remarks.append(ignored_turn(str(path)))
+    elif turned and values.orientation > 4:
         raise ValueError(
-            f"{path} lies on its side (orientation {orientation}), so that its rows are stored as columns;"
+            f"{path} lies on its side (orientation {values.orientation}), so that its rows are stored as columns;"
             " save it upright, or leave it as stored (exif=False)"
         )
-    return (source if orientation == 1 else _Mirrored(source, orientation)), tuple(remarks)
+    elif turned:
+        reader.down = values.orientation in (3, 4)
+        reader.across = values.orientation in (2, 3)
+        source = _Mirrored(source, reader)
+    return source, (*remarks, *reader.measure(source, depth))
 
 
-def _orientation(page: TiffPage) -> int:
-    tag = page.tags.get(ORIENTATION)
-    return tag.value if tag is not None and tag.value in range(1, 9) else 1
-
-
-def _kind_not_read(page: TiffPage) -> str | None:
+def _kind_not_read(page: TiffPage, values: TiffValues) -> str | None:
     """What is odd about a page that is not read row by row; None of one that is."""
     grey = page.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO)
     colour = page.photometric == RGB or (page.photometric == YCBCR and page.compression == JPEG)
@@ -117,20 +147,35 @@ def _kind_not_read(page: TiffPage) -> str | None:
     if not (grey or colour):
         return f"its colours are {getattr(page.photometric, 'name', page.photometric)}"
     if page.dtype not in (np.uint8, np.uint16) or page.bitspersample not in (8, 16):
-        return f"its values are {FORMATS.get(page.sampleformat, 'numbers')} of {page.bitspersample} bits"
+        return f"its values are {values.numbers} of {page.bitspersample} bits"
     if page.imagedepth != 1:
         return f"it is a volume of {page.imagedepth} pictures"
     if samples not in ((1, 2) if grey else (3, 4)):
         return f"it has {samples} channels"
     if samples > 1 and page.planarconfig != 1:
         return "its channels are stored one after the other (planar)"
+    if values.extra == PREMULTIPLIED and samples in (2, 4) and (samples, page.bitspersample) != (4, 8):
+        return f"its {samples - 1} channels of {page.bitspersample} bits were multiplied with its transparency"
     return None
 
 
 class _Reader:
     """Rows of a page out of its file."""
 
-    def __init__(self, path: Path, state: os.stat_result, page: TiffPage, byteorder: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        state: os.stat_result,
+        page: TiffPage,
+        byteorder: str,
+        values: TiffValues,
+        background: Background,
+    ) -> None:
+        self.values, self.background = values, background
+        self.alpha = values.samples in (2, 4) and values.extra in (PREMULTIPLIED, TRANSPARENCY)
+        self.down = self.across = False  # whether the picture is to be mirrored downwards, or across
+        self.white = self.opaque = 65535  # where values have 16 bits
+        self.highest = np.zeros(2, int)  # of colours and of the alpha channel, as far as they were read
         self.path, self.state, self.page = path, state, page
         self.shape: Pair = (page.imagelength, page.imagewidth)
         self.offsets, self.sizes = page.dataoffsets, page.databytecounts
@@ -206,17 +251,49 @@ class _Reader:
                     continue
                 # A row of tiles that is cut for being too high shows only some of its rows.
                 first, last = max(top, row), min(bottom, row + values.shape[1])
-                piece = self.to_rgb(values[0, first - row : last - row, : width - column])
+                piece = self.to_rgb(values[0, first - row : last - row, : width - column], first, column)
                 pixels[first - top : last - top, column : column + piece.shape[1]] = piece
         return pixels
 
-    def to_rgb(self, values: NDArray[Any]) -> Pixels:
-        """(h, w, samples) of 8 or 16 bits -> (h, w, 3)."""
-        values = values[:, :, :1] if values.shape[2] < 3 else values[:, :, :3]
-        pixels = to_8_bits(values, 65535) if values.dtype.itemsize == 2 else values
-        if self.page.photometric == WHITE_IS_ZERO:
-            pixels = 255 - pixels
-        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    def measure(self, source: Source, depth: Depth) -> tuple[str, ...]:
+        """Find what white is in values of 16 bits; remarks on it."""
+        if self.stored.itemsize < 2:
+            return ()
+        height = self.shape[0]
+        with contextlib.suppress(OSError):  # of damage, of which whoever reads these rows is told
+            for row in np.linspace(0, height - 1, LOOKED_AT).astype(int).tolist():
+                source.rows(row, row + 1)
+        if depth == "auto" or (depth is None and self.highest[0] <= SLIVER):
+            for top in range(0, height, LEAST_ROWS):
+                source.rows(top, min(top + LEAST_ROWS, height))
+        white, remarks = white_of(str(self.path), int(self.highest[0]), self.values.white, depth)
+        self.white, self.opaque = white, 65535 if self.highest[1] > white else white
+        return remarks
+
+    def to_rgb(self, values: NDArray[Any], top: int, left: int) -> Pixels:
+        """(h, w, samples) of 8 or 16 bits, which lie there in the file -> (h, w, 3)."""
+        colors = values[:, :, : 1 if values.shape[2] < 3 else 3]
+        alpha = values[:, :, -1] if self.alpha else None
+        if values.dtype.itemsize == 2:
+            found = (colors.max(initial=0), 0 if alpha is None else alpha.max(initial=0))
+            self.highest = np.maximum(self.highest, found)
+            check_white(str(self.path), int(self.highest[0]), self.white)
+            check_white(str(self.path), int(self.highest[1]), self.opaque)
+            colors = to_8_bits(colors, self.white)
+            alpha = None if alpha is None else to_8_bits(alpha, self.opaque)
+        elif alpha is not None and self.values.extra == PREMULTIPLIED:
+            size = (values.shape[1], values.shape[0])
+            divided = Image.frombytes("RGBA", size, np.ascontiguousarray(values).tobytes(), "raw", "RGBa")
+            colors = np.asarray(divided)[:, :, :3]
+        if self.values.photometric == WHITE_IS_ZERO:
+            colors = 255 - colors
+        pixels = np.broadcast_to(colors, (*colors.shape[:2], 3))
+        if alpha is None or self.background is None:
+            return pixels
+        rows, columns = np.arange(top, top + len(pixels)), np.arange(left, left + pixels.shape[1])
+        rows = self.shape[0] - 1 - rows if self.down else rows
+        columns = self.shape[1] - 1 - columns if self.across else columns
+        return laid_on(self.background, pixels, alpha, rows, columns)
 
 
 class _Plain:
@@ -236,16 +313,16 @@ class _Plain:
             content = file.read((bottom - top) * line)
         content += bytes((bottom - top) * line - len(content))  # beyond the end, which was said
         values = np.frombuffer(content, reader.stored).reshape(bottom - top, width, samples)
-        return reader.to_rgb(values)
+        return reader.to_rgb(values, top, 0)
 
 
 class _Mirrored:
     """Rows in another order, or the other way round, as an orientation of 2, 3 or 4 says."""
 
-    def __init__(self, source: Source, orientation: int) -> None:
+    def __init__(self, source: Source, reader: _Reader) -> None:
         self.shape = source.shape
         self._source = source
-        self._down, self._across = (-1 if orientation in (3, 4) else 1), (-1 if orientation in (2, 3) else 1)
+        self._down, self._across = -1 if reader.down else 1, -1 if reader.across else 1
 
     def rows(self, top: int, bottom: int) -> Pixels:
         height = self.shape[0]
@@ -260,7 +337,7 @@ def _refusing_damage(path: Path) -> Iterator[None]:
     """Whatever a decoder raises as a sentence that names the file; those of imagecodecs have classes of their own."""
     try:
         yield
-    except ImportError:
+    except (ImportError, Refused):
         raise
     except Exception as error:
         raise OSError(f"{path} is broken ({reason_of(error)}); copy the picture again") from None

@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from convnets_torch.images import read_picture
+from convnets_torch.images import decode
 
 PHOTOGRAPHS = {
     "skimage": ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg"),
@@ -37,7 +37,7 @@ def photographs() -> list[Path]:
 
 def covariance(paths: list[Path]) -> np.ndarray:
     """(3, 3): the mean over photographs of the covariance within each."""
-    return np.mean([np.cov(read_picture(path).reshape(-1, 3).T / 255.0) for path in paths], axis=0)
+    return np.mean([np.cov(decode(path).pixels.reshape(-1, 3).T / 255.0) for path in paths], axis=0)
 
 
 def square_root(matrix: np.ndarray) -> np.ndarray:

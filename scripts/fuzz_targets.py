@@ -37,7 +37,7 @@ from convnets_torch import (
     save_vectors,
 )
 from convnets_torch.embeddings.map_files import MapEntry, load_map, save_map
-from convnets_torch.images import decode
+from convnets_torch.images import Reading, decode
 from convnets_torch.maps.passes import Wanted
 from convnets_torch.maps.resuming import FolderStore
 from convnets_torch.networks import AlexNet, Network
@@ -160,7 +160,7 @@ def _pictures(folder: Path, ending: str, forms: Iterable[dict[str, Any]]) -> lis
 
 def _read_picture(path: Path) -> list[str]:
     found = decode(path)
-    with_less = decode(path, allow_truncated=True)
+    with_less = decode(path, Reading(allow_truncated=True))
     return [_digest(found.pixels, with_less.pixels.shape, found.remarks)]
 
 

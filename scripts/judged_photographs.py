@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convnets_torch import convert, load
 from convnets_torch.heatmaps import Box
-from convnets_torch.images import read_picture
+from convnets_torch.images import decode
 from convnets_torch.networks import Network
 
 BOXES = Path(__file__).resolve().parent.parent / "tests" / "data" / "boxes.json"
@@ -48,7 +48,7 @@ def photographs() -> list[Photograph]:
     found = []
     for key, entry in json.loads(BOXES.read_text(encoding="utf-8"))["photographs"].items():
         package, name = key.split("/")
-        pixels = read_picture(folders[package] / name)
+        pixels = decode(folders[package] / name).pixels
         if list(pixels.shape[1::-1]) != entry["size"]:
             raise ValueError(f"{name} is {pixels.shape[1]}x{pixels.shape[0]} pixels, its boxes are on {entry['size']}")
         targets = {target: [Box(*box) for box in boxes] for target, boxes in entry["targets"].items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -14,6 +15,8 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+
+import convnets_torch
 
 COMMAND = [sys.executable, "-c", "from convnets_torch.cli.app import main; main()", "classify"]
 
@@ -168,3 +171,52 @@ def test_the_time_left_goes_to_a_terminal_and_results_to_the_pipe(lite_weights, 
     assert "2/2" in seen
     assert len(done.stdout.splitlines()) == 11
     assert "\x1b" not in done.stdout
+
+
+def test_depth_and_background_are_options_wherever_pictures_are_bounded():
+    """Functions and commands that take `max_pixels` take these as well."""
+    import typer
+
+    from convnets_torch.cli.app import app
+
+    bounded = [value for name in convnets_torch.__all__ if callable(value := getattr(convnets_torch, name))]
+    bounded = [value for value in bounded if "max_pixels" in parameters(value)]
+    assert len(bounded) > 9
+    for function in bounded:
+        assert {"depth", "background"} <= parameters(function), function.__name__
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    options = [{option for each in command.params for option in each.opts} for command in commands]
+    options = [each for each in options if "--max-pixels" in each]
+    assert len(options) > 9
+    assert all({"--depth", "--background"} <= each for each in options)
+
+
+def parameters(function):
+    try:
+        return set(inspect.signature(function).parameters)
+    except ValueError:
+        return set()
+
+
+def test_a_scan_of_12_bits_and_a_cut_out_are_classified_as_they_look(lite_weights, photographs, command, tmp_path):
+    pixels = np.asarray(Image.open(photographs / "coffee.png").convert("L"))
+    Image.fromarray(pixels.astype(np.uint16) * 16).save(tmp_path / "scan.png")
+    Image.fromarray(pixels).save(tmp_path / "grey.png")
+    _, grey, _ = command("classify", lite_weights, tmp_path / "grey.png", "--top", 1)
+    _, dark, error = command("classify", lite_weights, tmp_path / "scan.png", "--top", 1)
+    assert dark != grey
+    assert "scan.png has no value above 4,0" in error
+    assert "(depth=12, --depth 12, or auto)" in error
+    code, bright, error = command("classify", lite_weights, tmp_path / "scan.png", "--top", 1, "--depth", "auto")
+    assert (code, bright.split()[1:], error) == (0, grey.split()[1:], "")
+    image = Image.open(photographs / "coffee.png").convert("RGBA")
+    image.putalpha(Image.fromarray(np.where(np.indices(pixels.shape)[1] < 200, 0, 255).astype(np.uint8)))
+    image.save(tmp_path / "cut.png")
+    answers = {
+        color: command("classify", lite_weights, tmp_path / "cut.png", "--background", color)[1]
+        for color in ("white", "black", "#FFFFFF")
+    }
+    assert answers["white"] == answers["#FFFFFF"] != answers["black"]
+    code, _, error = command("classify", lite_weights, tmp_path / "cut.png", "--background", "sky")
+    assert code == 2
+    assert "background 'sky' is none" in " ".join(error.replace("│", "").split())

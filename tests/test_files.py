@@ -300,7 +300,7 @@ def test_what_writes_a_file_at_a_path_writes_the_same_into_an_open_file(tmp_path
     }
     for name, write in writers.items():
         held = BytesIO()
-        held.name = name  # type: ignore[attr-defined]
+        held.name = name
         write(held)
         write(tmp_path / name)
         assert held.getvalue() == (tmp_path / name).read_bytes(), name

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import Image
 from safetensors.torch import save
 
 from convnets_torch import load
@@ -23,6 +23,7 @@ from convnets_torch.card import MOST_HEADER, MOST_NAME, Card
 from convnets_torch.cli import ending
 from convnets_torch.confusions import draw_counts
 from convnets_torch.embeddings.result_sheets import contact_sheet
+from convnets_torch.letters import Letters
 from convnets_torch.preprocessing import MOST_INPUT
 from convnets_torch.render import shorten
 from convnets_torch.sentences import LONGEST, cell
@@ -286,7 +287,7 @@ def test_csv_of_classify_has_no_formulas_and_keeps_lines(command, fields, weight
 @pytest.mark.parametrize("text", ["x" * 3_000_000, "\u0301" * 3_000_000, "a\nb\r\tc\x1b\ud800"])
 def test_words_in_pictures_take_little_time(text):
     began = time.monotonic()
-    assert shorten(text, ImageFont.load_default(size=17), 200).isprintable()
+    assert shorten(text, Letters(17), 200).isprintable()
     tiles = contact_sheet([[(None, f"{text}\n{text}")]], 3, title=text)
     counts = draw_counts(torch.eye(2, dtype=torch.int64).numpy(), [text, text], ["Answers"])
     assert time.monotonic() - began < 5

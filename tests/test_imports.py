@@ -62,12 +62,12 @@ def test_imports_go_one_way():
     foundations = (
         "adoption", "ahead", "allocation", "apart", "networks", "preprocessing", "card", "cache", "decoders",
         "device_pixels", "files", "filling", "fitting", "headers", "images", "inputs", "jpeg", "arrays", "folders",
-        "algebra", "labelled", "npz", "runtime", "sentences", "sources", "strict_json", "strips", "synsets", "tiff",
-        "weights",
+        "algebra", "labelled", "levels", "npz", "profiles", "runtime", "sentences", "sources", "strict_json", "strips",
+        "synsets", "tiff", "weights",
     )  # fmt: skip
     tasks = (
         "backoff", "classification", "compat", "confusions", "engines", "exports", "first_run", "heatmaps",
-        "last_layers", "pipeline", "plots", "render", "targets",
+        "last_layers", "letters", "pipeline", "plots", "render", "targets",
     )  # fmt: skip
 
     def own(path):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,3 +259,31 @@ main()
     wanted = "convnets-torch: an index of pictures needs LanceDB: pip install 'convnets-torch[search]'"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, wanted)
     assert not (tmp_path / "x.lance").exists()
+
+
+def test_an_index_keeps_its_depth_and_its_background(vgg, tmp_path):
+    """Vectors of pictures read in two ways cannot be compared; queries are read as the rows were."""
+    (tmp_path / "photos").mkdir()
+    logo = np.dstack([picture(3, 90, 120), np.full((90, 120), 255, np.uint8)])
+    logo[:45, :, 3] = 0
+    for number in (1, 2):
+        Image.fromarray(np.roll(logo, number * 9, axis=1)).save(tmp_path / "photos" / f"{number}.png")
+    address = tmp_path / "index.lance"
+    done = index_pictures(vgg, tmp_path / "photos", address, background="black", depth="auto")
+    assert counts(done)[:2] == (2, 0)
+    assert counts(index_pictures(vgg, tmp_path / "photos", address, background="black", depth="auto"))[2] == 2
+    others: list[dict[str, Any]] = [{}, {"background": "white", "depth": "auto"}, {"background": "black"}]
+    for other in others:
+        with pytest.raises(
+            ValueError, match=r"vectors of another kind \(vgg16, .*, avg, depth auto, background black\)"
+        ):
+            index_pictures(vgg, tmp_path / "photos", address, **other)
+    query = tmp_path / "query.png"
+    Image.fromarray(logo).save(query)
+    [found] = Index.open(address).search([query], network=vgg)
+    black = Image.fromarray(logo[:, :, :3] * (logo[:, :, 3:] > 0))
+    [expected] = Index.open(address).search([embed(vgg, black)[0].numpy()])
+    assert [match.path for match in found.found] == [match.path for match in expected.found]
+    np.testing.assert_allclose(
+        [match.score for match in found.found], [match.score for match in expected.found], atol=1e-5
+    )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 
 import convnets_torch
 from convnets_torch.classification import classify
 from convnets_torch.heatmaps import class_map, contrast, heatmap, probability_map
+from convnets_torch.images import PictureWarning
+from convnets_torch.maps.batches import heatmap_each
 from convnets_torch.maps.regions import find_regions
 from convnets_torch.maps.resampling import interpolated
 from convnets_torch.maps.scales import fused, sizes_of
@@ -262,3 +266,16 @@ def test_the_whole_pictures_answer_is_the_map_of_a_picture_of_the_networks_size(
     square = pixels[:224, :224]
     [answers] = classify(exact, square)
     assert [entry.class_id for entry in heatmap(exact, square, "cup").top_at(0, 0)] == [e.class_id for e in answers]
+
+
+def test_a_faint_map_of_a_large_picture_names_several_scales(network, tmp_path):
+    path = tmp_path / "grey.png"
+    Image.new("RGB", (900, 230), (120, 130, 110)).save(path)
+    said = r"grey\.png: dog.* is nowhere more probable than 0\.0\d*; .* \(scales='auto', --scales auto\)"
+    with pytest.warns(PictureWarning, match=said):
+        heatmap(network, path, ["dog", "cat"])
+    [mapped] = heatmap_each(network, [path], "dog")
+    assert [bool(re.search(said, remark)) for remark in mapped.remarks] == [True]
+    heatmap(network, path, "dog", scales="auto")
+    Image.new("RGB", (600, 230), (120, 130, 110)).save(path)
+    heatmap(network, path, "dog")

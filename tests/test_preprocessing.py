@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch.images import read_picture
+from convnets_torch.images import PictureWarning, read_picture
 from convnets_torch.networks import NETWORKS
 from convnets_torch.preprocessing import (
     GENERAL,
@@ -52,7 +52,8 @@ def test_original_ignores_the_rotation_of_a_camera_and_others_follow_it(tmp_path
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     image = Image.open(photographs / "rocket.jpg")
     image.save(tmp_path / "turned.png", exif=exif)
-    ignored = read_picture(tmp_path / "turned.png", exif=preset("vgg16").exif)
+    with pytest.warns(PictureWarning, match=r"turned\.png is turned or mirrored in its file"):
+        ignored = read_picture(tmp_path / "turned.png", exif=preset("vgg16").exif)
     np.testing.assert_array_equal(ignored, np.asarray(image))
     followed = read_picture(tmp_path / "turned.png", exif=preset("efficientnet_lite0").exif)
     np.testing.assert_array_equal(followed, np.rot90(np.asarray(image), -1))

@@ -78,6 +78,7 @@ def test_rows_of_another_run_are_not_taken(network, tall, tmp_path):
     heatmap(network, tall, "dog", **arguments)
     others: list[tuple[np.ndarray, str, dict[str, Any]]] = [
         (tall[:, ::-1], "dog", {}), (tall, "cat", {}), (tall, "dog", {"cell_stride": 16}), (tall[:-1], "dog", {}),
+        (tall, "dog", {"background": "white"}), (tall, "dog", {"depth": "auto"}),
     ]  # fmt: skip
     for image, target, options in others:
         with pytest.raises(ValueError, match=r"rows holds rows of another run: .* name another folder"):

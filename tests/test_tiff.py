@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from convnets_torch import tiff
-from convnets_torch.images import read_picture
+from convnets_torch import sources, tiff
+from convnets_torch.images import PictureWarning, read_picture
+from convnets_torch.levels import Refused
 from convnets_torch.tiff import is_tiff, open_tiff
 from tests.test_sources import PIXELS, read_through
 
@@ -96,7 +97,7 @@ def test_white_may_be_zero(tmp_path):
 def test_transparency_is_dropped_with_a_remark(layout, tmp_path):
     path = write(tmp_path / "picture.tif", ALPHA, extrasamples=["unassalpha"], **layout)
     source, [remark] = open_tiff(path)
-    assert remark.endswith("has a channel of transparency; it was dropped, the colours under it taken as stored")
+    assert "has a channel of transparency; it was dropped, the colours under it taken as stored" in remark
     np.testing.assert_array_equal(read_through(source), PIXELS)
     grey = write(
         tmp_path / "grey.tif", PIXELS[:, :, :2], "minisblack", planarconfig="contig", extrasamples=["unassalpha"]
@@ -118,6 +119,151 @@ def test_mirrored_pictures_are_put_upright(orientation, tmp_path):
     path = write(tmp_path / "picture.tif", PIXELS, tile=(64, 64), extratags=[(274, "H", 1, orientation, True)])
     np.testing.assert_array_equal(read_through(open_tiff(path)[0]), read_picture(path))
     np.testing.assert_array_equal(read_through(open_tiff(path, exif=False)[0]), PIXELS)
+
+
+def seen(values, white=65535, photometric="rgb"):
+    """(h, w) or (h, w, channels) as `read_picture` should see it, in float64; transparency is not looked at."""
+    values = np.floor(values / white * 255 + 0.5).astype(np.uint8)
+    values = values[:, :, None] if values.ndim == 2 else values[:, :, : 1 if values.shape[2] < 3 else 3]
+    return np.broadcast_to(255 - values if photometric == "miniswhite" else values, (*values.shape[:2], 3))
+
+
+DEEP_GREY, DARK = DEEP[:, :, 0], DEEP >> 4  # the second is of 12 bits
+MAXIMUM = {"extratags": [(281, "H", 1, 4095, True)]}
+KINDS: dict[str, tuple] = {
+    "grey": (GREY, "minisblack", {}, 255),
+    "grey, white is zero": (GREY, "miniswhite", {}, 255),
+    "deep grey": (DEEP_GREY, "minisblack", {}, 65535),
+    "deep grey, white is zero": (DEEP_GREY, "miniswhite", {}, 65535),
+    "12 bits of grey that say so": (DARK[:, :, 0], "minisblack", MAXIMUM, 4095),
+    "12 bits of grey that say so, white is zero": (DARK[:, :, 0], "miniswhite", MAXIMUM, 4095),
+    "12 bits of colour that say so": (DARK, "rgb", MAXIMUM, 4095),
+    "deep grey whose largest value is noted": (
+        DEEP_GREY // 2,
+        "minisblack",
+        {"extratags": [(281, "H", 1, 32760, True)]},
+        65535,
+    ),
+    "deep colour": (DEEP, "rgb", {}, 65535),
+    "colour and something else": (ALPHA, "rgb", {"extrasamples": ["unspecified"]}, 255),
+}
+
+
+@pytest.mark.parametrize("layout", ["plain", "tiles, deflate", "big-endian", "big-endian BigTIFF, plain"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_and_large_files_are_the_same_picture(kind, layout, tmp_path, monkeypatch):
+    """Pillow reads the one, tifffile the other; it was a negative where 0 is white in 16 bits."""
+    array, photometric, options, white = KINDS[kind]
+    path = write(tmp_path / "picture.tif", array, photometric, **options, **LAYOUTS[layout])
+    expected = seen(array, white, photometric)
+    monkeypatch.setattr(sources, "STREAMED_PIXELS", 0)
+    np.testing.assert_array_equal(read_through(sources.open_source(path)), expected)
+    deep_negative = (photometric, array.dtype) == ("miniswhite", np.uint16)
+    if "BigTIFF" in layout or (deep_negative and layout == "big-endian"):  # which Pillow does not know
+        with pytest.raises(OSError, match=r"is a TIFF file of a kind that is not read \((grey|RGB).* \d channel"):
+            read_picture(path)
+    else:
+        np.testing.assert_array_equal(read_picture(path), expected)
+
+
+@pytest.mark.parametrize("background", [None, "white", "checker", "#FF8000"])
+@pytest.mark.parametrize("extra", ["unassalpha", "assocalpha"])
+@pytest.mark.parametrize("orientation", [1, 3, 4])
+def test_transparency_is_the_same_in_small_and_large_files(extra, background, orientation, tmp_path):
+    premultiplied = ALPHA.copy()
+    if extra == "assocalpha":
+        premultiplied[:, :, :3] = ALPHA[:, :, :3].astype(int) * ALPHA[:, :, 3:] // 255
+    tags = [(274, "H", 1, orientation, True)]
+    path = write(tmp_path / "picture.tif", premultiplied, extrasamples=[extra], tile=(64, 64), extratags=tags)
+    source, remarks = open_tiff(path, background=background)
+    if background is None:
+        with pytest.warns(PictureWarning, match="partly transparent; transparency was dropped"):
+            small = read_picture(path)
+        assert len(remarks) == 1
+    else:
+        small = read_picture(path, background=background)
+        assert remarks == ()
+    np.testing.assert_array_equal(read_through(source), small)
+
+
+def test_values_of_12_bits_are_told_and_read_by_their_depth(tmp_path):
+    path = write(tmp_path / "scan.tif", DARK[:, :, 0], "minisblack", rowsperstrip=7, compression="zlib")
+    highest = int(DARK[:, :, 0].max())
+    sentence = rf"scan\.tif has no value above {highest:,} of 65,535; if its values have 12 bits, say so \(depth=12, --"
+    source, [remark] = open_tiff(path)
+    with pytest.warns(PictureWarning, match=sentence):
+        small = read_picture(path)
+    assert remark.startswith(f"{path} has no value above {highest:,}")
+    np.testing.assert_array_equal(read_through(source), small)
+    for depth in (12, "12", "auto"):
+        source, remarks = open_tiff(path, depth=depth)
+        assert remarks == ()
+        np.testing.assert_array_equal(read_through(source), seen(DARK[:, :, 0], 4095))
+        np.testing.assert_array_equal(read_picture(path, depth=depth), seen(DARK[:, :, 0], 4095))
+    for read in (lambda: read_picture(path, depth=10), lambda: open_tiff(path, depth=10)):
+        with pytest.raises(ValueError, match=r"has values up to [\d,]+, but white is 1,023; give a greater depth"):
+            read()
+
+
+def test_a_value_beyond_white_is_refused_where_it_is_met(tmp_path):
+    array = np.zeros((300, 170), np.uint16)
+    array[150, 3] = 5000
+    path = write(tmp_path / "scan.tif", array, "minisblack")
+    source, _ = open_tiff(path, depth=12)
+    source.rows(0, 150)
+    with pytest.raises(Refused, match="values up to 5,000, but white is 4,095"):
+        source.rows(150, 151)
+    assert open_tiff(path)[1] == ()  # all rows were read, since some use few bits: 5000 has 13
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "kind"),
+    [
+        (PIXELS.astype(np.int8), {}, r"pixels of 8 bits \(signed integers\), whose range nobody knows"),
+        (GREY.astype(np.int16), {"photometric": "minisblack"}, r"pixels of 16 bits \(signed integers\), whose range"),
+        (GREY.astype(np.int16), {"photometric": "miniswhite"}, r"pixels of 16 bits \(signed integers\), whose range"),
+        (PIXELS.astype(np.float16), {}, r"pixels of 16 bits \(floats\), whose range nobody knows"),
+        (
+            GREY.astype(np.uint32),
+            {"photometric": "minisblack"},
+            r"pixels of 32 bits \(unsigned integers\), whose range",
+        ),
+        (DEEP.transpose(2, 0, 1), {"planarconfig": "separate"}, r"channels of 16 bits that are stored one after the"),
+        (DEEP, {"photometric": "cielab"}, r"kind that is not read \(CIELAB, 3 channels of 16 bits"),
+        (PIXELS, {"photometric": "icclab"}, r"kind that is not read \(ICCLAB, 3 channels of 8 bits"),
+        (
+            DEEP[:, :, :2],
+            {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unassalpha"]},
+            r"kind that is not read \(grey, 2 channels of 16 bits",
+        ),
+    ],
+)
+@pytest.mark.parametrize("layout", ["plain", "big-endian", "tiles, deflate"])
+def test_kinds_that_pillow_reads_wrongly_or_not_are_refused_as_what_they_are(array, options, kind, layout, tmp_path):
+    """Pillow took signed 8 bits for unsigned ones, and made noise of planar 16 bits."""
+    path = write(tmp_path / "odd.tif", np.ascontiguousarray(array), **options, **LAYOUTS[layout])
+    with pytest.raises((ValueError, OSError), match=rf"odd\.tif (has|is) .*{kind}.*(scale them to|save it as)"):
+        read_picture(path)
+
+
+def test_lab_and_planar_pictures_are_read_rightly(tmp_path):
+    planar = write(tmp_path / "planar.tif", PIXELS.transpose(2, 0, 1), planarconfig="separate", tile=(64, 64))
+    np.testing.assert_array_equal(read_picture(planar), PIXELS)
+    lab = np.zeros((2, 3, 3), np.int8)
+    lab[:, :, 0], lab[:, :, 1], lab[:, :, 2] = 127, 20, -20  # L* is 127/255*100
+    color = read_picture(write(tmp_path / "lab.tif", lab.view(np.uint8), "cielab"))[0, 0]
+    np.testing.assert_allclose(color, (139, 107, 154), atol=2)  # by the formulas of CIE 15, adapted from D50 to D65
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_turn_that_is_not_to_be_followed_is_not_and_that_is_said(orientation, tmp_path):
+    """Pillow turns TIFF files by itself."""
+    path = write(tmp_path / "picture.tif", PIXELS, extratags=[(274, "H", 1, orientation, True)])
+    with pytest.warns(PictureWarning, match=r"picture\.tif is turned or mirrored in its file, .* not followed"):
+        np.testing.assert_array_equal(read_picture(path, exif=False), PIXELS)
+    source, [remark] = open_tiff(path, exif=False)
+    assert "not followed" in remark
+    np.testing.assert_array_equal(read_through(source), PIXELS)
 
 
 def test_a_picture_on_its_side_is_refused_unless_that_is_ignored(tmp_path):

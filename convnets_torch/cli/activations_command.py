@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from convnets_torch.cli.messages import one_line, say, show, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.picture_commands import AllowTruncated, BackgroundOption, DepthOption, MaxPixels, Weights
 from convnets_torch.cli.running import Device, Precision, load_network
 
 if TYPE_CHECKING:
@@ -71,13 +71,20 @@ def activations(
     precision: Precision = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Draw what the channels of layers give for a picture, or compute their statistics over many."""
     if output is None and not as_json:
         raise typer.BadParameter("name a file or folder with -o, or ask for --json (or both)")
     from convnets_torch.cli.heatmap_folders import is_many
 
-    reading: dict[str, Any] = {"max_pixels": max_pixels, "allow_truncated": allow_truncated}
+    reading: dict[str, Any] = {
+        "max_pixels": max_pixels,
+        "allow_truncated": allow_truncated,
+        "depth": depth,
+        "background": background,
+    }
 
     def load() -> Network:
         return load_network(weights, device, precision, whole=True)

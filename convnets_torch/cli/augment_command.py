@@ -11,9 +11,10 @@ import typer
 
 from convnets_torch.cli import augmenting
 from convnets_torch.cli.messages import say, show, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels
+from convnets_torch.cli.picture_commands import AllowTruncated, BackgroundOption, DepthOption, MaxPixels
 
 if TYPE_CHECKING:
+    from convnets_torch.images import Reading
     from convnets_torch.preprocessing import Preprocessing
     from convnets_torch.training.view_sheets import Photo
 
@@ -54,6 +55,8 @@ def augment(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as a JSON object.")] = False,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Show what a network will see of pictures in training: a sheet of views, changed at random."""
     mixing = augmenting.chosen_mixing(mixup, cutmix)
@@ -85,6 +88,7 @@ def augment(
     if mixing is not None and len(paths) < 2:
         raise typer.BadParameter("--mixup and --cutmix mix pictures; name two or more")
     views = views or (ONE if len(paths) == 1 else SEVERAL)
+    from convnets_torch.images import Reading
     from convnets_torch.training import view_sheets
 
     if len(paths) * (views + 1) > view_sheets.MOST_TILES:  # before any is decoded
@@ -92,7 +96,8 @@ def augment(
             f"{len(paths)} pictures of {views} views are more than {view_sheets.MOST_TILES} tiles; give fewer"
         )
     same = len({Path(path).name for path in paths}) < len(set(paths))  # 1.png of several classes
-    photos = [_photo(path, rule, max_pixels, allow_truncated, with_folder=same) for path in paths]
+    reading = Reading(rule.exif, max_pixels, allow_truncated, depth, background)
+    photos = [_photo(path, reading, with_folder=same) for path in paths]
     title = f"{strength}, seed {seed}" if mixing is None else f"{strength}, {mixing[0]} {mixing[1]:g}, seed {seed}"
     sheet = view_sheets.view_sheet(photos, rule, changes, views=views, seed=seed, mixing=mixing, title=title)
     render.save_image(sheet, output)
@@ -117,16 +122,14 @@ def _rule(weights: str | None) -> Preprocessing:
     return read_card(find(weights)).preprocessing
 
 
-def _photo(
-    path: str, rule: Preprocessing, max_pixels: int | None, allow_truncated: bool, *, with_folder: bool
-) -> Photo:
+def _photo(path: str, reading: Reading, *, with_folder: bool) -> Photo:
     """A picture, whose class is its folder's name."""
-    from convnets_torch.images import Reading, open_upright
+    from convnets_torch.images import open_upright
     from convnets_torch.sentences import printable
     from convnets_torch.training.view_sheets import Photo
 
     source = sys.stdin.buffer if path == "-" else path
-    found = open_upright(source, Reading(rule.exif, max_pixels, allow_truncated))
+    found = open_upright(source, reading)
     for remark in found.remarks:
         say(remark)
     if path == "-":

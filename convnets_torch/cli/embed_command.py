@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from convnets_torch.cli.messages import one_line, say, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, Exclude, MaxPixels, Weights
+from convnets_torch.cli.picture_commands import (
+    AllowTruncated,
+    BackgroundOption,
+    DepthOption,
+    Exclude,
+    MaxPixels,
+    Weights,
+)
 from convnets_torch.cli.running import Device, Precision, load_network
 
 if TYPE_CHECKING:
@@ -52,6 +59,8 @@ def embed(
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
     exclude: Exclude = None,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Turn pictures into vectors: what stands before the last dense layer, or other layers."""
     if output is None and zeros is None and not as_json:
@@ -64,6 +73,7 @@ def embed(
     from convnets_torch.embeddings.vector_files import check_vectors_output, save_vectors
     from convnets_torch.files import check_kept, check_writable
     from convnets_torch.folders import find_pictures
+    from convnets_torch.levels import said_levels
 
     if output is not None:
         check_vectors_output(output)
@@ -72,7 +82,7 @@ def embed(
             raise typer.BadParameter(f"{zeros} has an unknown ending; histograms are {', '.join(render.FORMATS)}")
         check_writable(zeros)
     network = load_network(weights, device, precision, whole=layer is not None, bulk=True)
-    about = Embedder(network, layer, pool, normalize).about
+    about = Embedder(network, layer, pool, normalize).about | said_levels(depth, background)
     with warnings_as_lines():
         found = [
             path
@@ -91,6 +101,8 @@ def embed(
             exact=precision == "exact",
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
+            depth=depth,
+            background=background,
         )
         told = _Told(found, as_json)
         passing = told.passing(with_time_left(rows, len(found)))

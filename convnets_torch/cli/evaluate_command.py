@@ -6,13 +6,20 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from convnets_torch.cli.labelled_options import Columns, Partial, Truth, reading
 from convnets_torch.cli.messages import say, show, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, Exclude, MaxPixels, Weights
+from convnets_torch.cli.picture_commands import (
+    AllowTruncated,
+    BackgroundOption,
+    DepthOption,
+    Exclude,
+    MaxPixels,
+    Weights,
+)
 from convnets_torch.cli.running import Device, EngineName, Precision, load_engine, resumable
 
 if TYPE_CHECKING:
@@ -83,6 +90,8 @@ def evaluate(
     engine: EngineName = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Count a network's errors on pictures whose classes are known."""
     if save_temperature is not None:
@@ -112,6 +121,7 @@ def evaluate(
     if resume is not None:
         check_outside(resume, folder)
     network = load_engine(weights, device, precision, engine)
+    decoding: dict[str, Any] = {"max_pixels": max_pixels, "depth": depth, "background": background}
     with warnings_as_lines(), resumable(resume, "reported"), rows_done("pictures") as progress:
         found = run(
             network,
@@ -119,8 +129,8 @@ def evaluate(
             crops=crops,
             batch="auto" if batch is None else batch,
             exact=not reduced,
-            max_pixels=max_pixels,
             allow_truncated=allow_truncated,
+            **decoding,
             store=resume,
             progress=progress,
         )
@@ -131,7 +141,7 @@ def evaluate(
         say(remark)
     if report is not None:
         repeat = _repeat(device, precision, engine)
-        names = save_judged(judged, report, weights=str(weights), repeat=repeat, max_pixels=max_pixels)
+        names = save_judged(judged, report, weights=str(weights), repeat=repeat, **decoding)
         say(f"{report}: {', '.join(names)}")
     if as_json:
         print(json.dumps({"weights": str(weights), **judged.to_dict()}))

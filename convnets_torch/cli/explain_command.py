@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from convnets_torch.cli.messages import show, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.picture_commands import AllowTruncated, BackgroundOption, DepthOption, MaxPixels, Weights
 from convnets_torch.cli.running import Device, Precision, load_network
 
 
@@ -33,6 +33,8 @@ def explain(
     precision: Precision = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Write one page: the top classes of a picture, the heatmap and the Grad-CAM of each, and what layers give."""
     from convnets_torch.cli.results import prediction_lines
@@ -51,6 +53,8 @@ def explain(
             method=method,
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
+            depth=depth,
+            background=background,
         )
     found.save(output)
     for line in prediction_lines(found.predictions):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from convnets_torch.cli.messages import one_line, say, show, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.picture_commands import AllowTruncated, BackgroundOption, DepthOption, MaxPixels, Weights
 from convnets_torch.cli.progress import rows_done
 from convnets_torch.cli.running import Device, Precision, load_network
 
@@ -52,6 +52,8 @@ def filters(
     precision: Precision = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Draw what excites a layer's channels, or a class: patterns, kernels, patches of your pictures."""
     _check_together(layer, channels, target, kernels, pictures)
@@ -71,7 +73,13 @@ def filters(
     found = None
     if pictures:  # first: what is wrong with a layer or a channel is said before the long ascent
         assert layer is not None
-        found = _patches(network, layer, numbers, pictures, output, max_pixels, allow_truncated)
+        reading = {
+            "max_pixels": max_pixels,
+            "allow_truncated": allow_truncated,
+            "depth": depth,
+            "background": background,
+        }
+        found = _patches(network, layer, numbers, pictures, output, reading)
     with warnings_as_lines(), rows_done("steps") as progress:
         if target:
             patterns = class_patterns(network, target, **options, progress=progress)
@@ -131,8 +139,7 @@ def _patches(
     channels: list[int] | None,
     pictures: list[str],
     output: Path,
-    max_pixels: int | None,
-    allow_truncated: bool,
+    reading: dict[str, Any],
 ) -> TopPatches:
     from convnets_torch.explain.patches import top_patches
     from convnets_torch.files import check_kept
@@ -146,8 +153,7 @@ def _patches(
             paths,
             layer,
             channels,
-            max_pixels=max_pixels,
-            allow_truncated=allow_truncated,
+            **reading,
             progress=None if progress is None else lambda done: progress(done, len(paths)),
         )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from convnets_torch.cli.messages import one_line, say, show, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels, Weights
+from convnets_torch.cli.picture_commands import AllowTruncated, BackgroundOption, DepthOption, MaxPixels, Weights
 from convnets_torch.cli.running import Device, Precision, load_network
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def gradcam(
     precision: Precision = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Draw what in a picture speaks for a class: Grad-CAM and its relatives."""
     if output is None and not as_json and report is None:
@@ -114,6 +116,8 @@ def gradcam(
         method=method,
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
     )
     writer = _Writer(output if several else None, as_json, guessed=not target)
     measured: list[Faithfulness] = []

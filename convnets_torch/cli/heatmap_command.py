@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from convnets_torch.cli.messages import show, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, Exclude, MaxPixels, Weights
+from convnets_torch.cli.picture_commands import (
+    AllowTruncated,
+    BackgroundOption,
+    DepthOption,
+    Exclude,
+    MaxPixels,
+    Weights,
+)
 from convnets_torch.cli.progress import rows_done
 from convnets_torch.cli.running import Device, EngineName, Precision, load_engine, resumable
 
@@ -90,6 +97,8 @@ def heatmap(
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
     exclude: Exclude = None,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Draw where in a picture a class is, or a whole branch of the WordNet tree."""
     targets = target or []
@@ -128,6 +137,8 @@ def heatmap(
             max_memory=max_memory,
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
+            depth=depth,
+            background=background,
             exact=not reduced,
             exclude=exclude or (),
         )
@@ -146,6 +157,8 @@ def heatmap(
             "progress": progress,
             "max_pixels": max_pixels,
             "allow_truncated": allow_truncated,
+            "depth": depth,
+            "background": background,
         }
         maps: Sequence[CellMap]
         if every_class:

@@ -13,6 +13,7 @@ from convnets_torch.cli.messages import one_line, say, warnings_as_lines
 from convnets_torch.cli.progress import with_time_left
 from convnets_torch.files import check_writable, make_folder, replacing, resolved
 from convnets_torch.folders import find_pictures, is_pattern
+from convnets_torch.levels import Background, Depth
 
 if TYPE_CHECKING:
     from convnets_torch.heatmaps import Heatmap
@@ -45,6 +46,8 @@ def map_each(
     max_memory: int | str | None = "1GB",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
     exact: bool = True,
     exclude: Sequence[str] = (),
 ) -> int:
@@ -62,7 +65,7 @@ def map_each(
         format: the ending of the files, one of `FORMATS`.
         threshold: of the regions.
         longest_side, upscale, cell_stride, scales, fuse, max_memory: as for `heatmap`.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
         exact: as for `heatmap_each`.
         exclude: as in `find_pictures`.
 
@@ -94,6 +97,8 @@ def map_each(
         max_memory=max_memory,
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
         exact=exact,
     )
     output.mkdir(parents=True, exist_ok=True)

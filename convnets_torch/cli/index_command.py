@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 import typer
 
 from convnets_torch.cli.messages import say, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, Exclude, MaxPixels, Weights
+from convnets_torch.cli.picture_commands import (
+    AllowTruncated,
+    BackgroundOption,
+    DepthOption,
+    Exclude,
+    MaxPixels,
+    Weights,
+)
 from convnets_torch.cli.running import Device, Precision, load_network
 
 SHOWN = 20  # errors that are printed; the table has all
@@ -48,6 +55,8 @@ def index(
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
     exclude: Exclude = None,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Index pictures for search: only new and changed files go through the network. Safe to stop at any moment."""
     from convnets_torch.cli.progress import rows_done
@@ -68,6 +77,8 @@ def index(
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
             exclude=exclude or (),
+            depth=depth,
+            background=background,
             progress=progress,
         )
         count = len(done.index.vectors)  # which also writes them to where search reads them

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convnets_torch.cli.messages import one_line, say, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, MaxPixels
+from convnets_torch.cli.picture_commands import AllowTruncated, BackgroundOption, DepthOption, MaxPixels
 from convnets_torch.cli.running import Device, Precision, load_network
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def map_pictures(
     precision: Precision = None,
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Lay a collection out by t-SNE so that pictures alike are near: a page to look through, or a picture."""
     if output is None and png is None and save is None:
@@ -74,8 +76,15 @@ def map_pictures(
     from convnets_torch.embeddings.maps import PERPLEXITY, check_installed, make_map
     from convnets_torch.files import check_kept, check_page, check_writable
     from convnets_torch.folders import find_pictures
+    from convnets_torch.levels import said_levels
 
     check_installed()
+    reading: dict[str, Any] = {
+        "max_pixels": max_pixels,
+        "allow_truncated": allow_truncated,
+        "depth": depth,
+        "background": background,
+    }
     if output is not None:
         check_page(output, "a map")
     if png is not None:
@@ -92,14 +101,14 @@ def map_pictures(
     with warnings_as_lines():
         if images:
             network = load_network(source, device, precision, bulk=True)
-            embedder = Embedder(network, logits=network.head is not None)
+            about = Embedder(network, logits=network.head is not None).about | said_levels(depth, background)
             if old is not None:
-                check_same_kind(old, embedder.about, str(on))  # before the long work
+                check_same_kind(old, about, str(on))  # before the long work
             paths = [str(path) for name in images for path in find_pictures(name)]
             for file in outputs:
                 check_kept(file, paths)
-            found = _embedded(network, paths, precision == "exact", max_pixels, allow_truncated)
-            found.about = embedder.about
+            found = _embedded(network, paths, precision == "exact", reading)
+            found.about = about
         else:
             found = _from_file(source)
             if old is not None:
@@ -123,7 +132,7 @@ def map_pictures(
             save_map(made, entries, save, found.about)
             say(f"{save}: a map of {len(entries)} pictures, made in {took:.0f} s")
         if output is not None or png is not None:
-            small = _thumbnails(entries, max_pixels, allow_truncated)
+            small = _thumbnails(entries, reading)
         if png is not None:
             drawn = draw_map(positions, small, new=new)
             render.save_image(drawn.image, png)
@@ -146,7 +155,7 @@ class _Found:
     about: dict[str, str] = field(default_factory=dict)
 
 
-def _embedded(network: Network, paths: list[str], exact: bool, max_pixels: int | None, allow_truncated: bool) -> _Found:
+def _embedded(network: Network, paths: list[str], exact: bool, reading: dict[str, Any]) -> _Found:
     """Vectors of pictures, and the words of their classes where the network has a head."""
     import numpy as np
 
@@ -159,8 +168,7 @@ def _embedded(network: Network, paths: list[str], exact: bool, max_pixels: int |
         paths,
         logits=network.head is not None,
         exact=exact,
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
+        **reading,
     )
     vectors, entries, failed = [], [], {}
     for path, row in zip(paths, with_time_left(rows, len(paths)), strict=True):
@@ -206,15 +214,14 @@ def _best(card: Card | None, logits: torch.Tensor | None) -> tuple[str, float | 
     return prediction(card, best, 0.0).words, float(chances[best])
 
 
-def _thumbnails(entries: list[MapEntry], max_pixels: int | None, allow_truncated: bool) -> list[Image.Image | None]:
+def _thumbnails(entries: list[MapEntry], reading: dict[str, Any]) -> list[Image.Image | None]:
     from convnets_torch.cli.progress import with_time_left
     from convnets_torch.embeddings.map_thumbnails import thumbnail_side, thumbnails
 
     made = thumbnails(
         [entry.name for entry in entries],
         thumbnail_side(len(entries)),
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
+        **reading,
     )
     images, errors = zip(*with_time_left(made, len(entries)), strict=True)
     if missing := [one_line(error) for error in errors if error is not None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,6 +30,36 @@ Exclude = Annotated[
         help="Leave out files and folders of a folder by their name or path in it, such as thumbs or '*_mask.png';"
         " several times for more.",
         show_default=False,
+    ),
+]
+DepthOption = Annotated[
+    Literal["8", "10", "12", "14", "16", "auto"] | None,
+    typer.Option(
+        "--depth",
+        help="Bits of the values in files of 16 bits a channel; auto takes as few as hold each picture's largest.",
+        show_default="as the file says, or 16",
+    ),
+]
+
+
+def _background(text: str) -> str:
+    from convnets_torch.levels import check_levels
+
+    try:
+        check_levels(None, text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+BackgroundOption = Annotated[
+    str | None,
+    typer.Option(
+        "--background",
+        metavar="white|black|checker|#RRGGBB",
+        parser=_background,
+        help="What shows through transparency.",
+        show_default="the colours as stored",
     ),
 ]
 
@@ -62,6 +92,8 @@ def classify(
     max_pixels: MaxPixels = None,
     allow_truncated: AllowTruncated = False,
     exclude: Exclude = None,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Print the most probable classes of pictures: probability, wnid, words."""
     if as_json + as_csv + as_table > 1:
@@ -93,6 +125,8 @@ def classify(
             backoff=backoff,
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
+            depth=depth,
+            background=background,
         )
         file = sys.stdout
         if output is not None:

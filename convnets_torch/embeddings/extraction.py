@@ -19,6 +19,7 @@ from convnets_torch.explain.activations import BROKEN, Reached, observed
 from convnets_torch.explain.names import Layer, find_layer, needed, whole
 from convnets_torch.fitting import in_batches
 from convnets_torch.images import Picture, warn
+from convnets_torch.levels import Background, Depth
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD
 from convnets_torch.networks.packed import PackedLinear
@@ -284,6 +285,8 @@ def embed_each(
     exact: bool = False,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
     decoder: Decoder = "pillow",
     look: Callable[[Image.Image], object] | None = None,
 ) -> Generator[Embedded, None, None]:
@@ -294,7 +297,8 @@ def embed_each(
     Args:
         network, layer, pool, normalize: as in `embed`; the network has a card.
         logits: give those as well, from the same pass, which then goes through the whole network.
-        pictures, batch, workers, exact, max_pixels, allow_truncated, decoder, look: as in `predict`.
+        pictures, batch, workers, exact, max_pixels, allow_truncated, depth, background, decoder, look: as in
+            `predict`.
 
     Returns:
         A generator of one `Embedded` per picture, in the order given; results come in bursts. `close()` stops it early
@@ -324,6 +328,8 @@ def embed_each(
         exact=exact,
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
         decoder=decoder,
         look=look,
     )

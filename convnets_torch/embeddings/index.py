@@ -27,6 +27,7 @@ from convnets_torch.embeddings.thumbnails import thumbnail
 from convnets_torch.files import check_regular, is_scratch, resolved, sha256
 from convnets_torch.folders import find_pictures
 from convnets_torch.images import check_bytes
+from convnets_torch.levels import Background, Depth, said_levels
 from convnets_torch.networks import Network
 from convnets_torch.networks.replicas import unwrapped
 
@@ -77,6 +78,8 @@ def index_pictures(
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     exclude: str | Iterable[str] = (),
+    depth: Depth = None,
+    background: Background = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Indexed:
     """Bring an index of pictures up to date: a table with a row for each file, of its vector and what it shows.
@@ -102,8 +105,8 @@ def index_pictures(
         weights: where the network came from; searching by a picture loads it from there.
         hash_all: read all files, also those whose size and time of modification are those of their row.
         prune: remove all rows whose files are gone; those of a disk that is not mounted as well.
-        batch, workers, exact, max_pixels, allow_truncated: as in `predict`.
         exclude: patterns of files and folders that are left out, as in `find_pictures`.
+        batch, workers, exact, max_pixels, allow_truncated, depth, background: as in `predict`.
         progress: told how many of how many files are looked at.
 
     Raises:
@@ -131,7 +134,7 @@ def index_pictures(
     embedder = Embedder(network, layer, pool, logits=not isinstance(network, Network) or network.head is not None)
     if embedder.card is None:
         raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")
-    table = _table(address, embedder, layer, os.fspath(weights))
+    table = _table(address, embedder, layer, os.fspath(weights), said_levels(depth, background))
     run = partial(
         embed_each,
         network,
@@ -143,6 +146,8 @@ def index_pictures(
         exact=exact,
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
         look=thumbnail,
     )
     job = _Job(table, embedder.card, found, hash_all, max_pixels)
@@ -157,7 +162,7 @@ def index_pictures(
     return Indexed(fresh, **job.counts)
 
 
-def _table(address: str, embedder: Embedder, layer: str | None, weights: str) -> PictureTable:
+def _table(address: str, embedder: Embedder, layer: str | None, weights: str, levels: dict[str, Any]) -> PictureTable:
     """The table at an address, made where there is none, or refused where its vectors are of another kind."""
     if is_local(address):
         folder = resolved(address)
@@ -168,20 +173,28 @@ def _table(address: str, embedder: Embedder, layer: str | None, weights: str) ->
         elif not folder.parent.is_dir():
             raise FileNotFoundError(f"folder {folder.parent} does not exist; create it first")
     assert embedder.card is not None
-    kind = kind_of(embedder.about)
+    kind = kind_of(embedder.about | levels)
     try:
         table = PictureTable.open(address)
     except FileNotFoundError:
         weights = weights and (os.path.abspath(weights) if Path(weights).exists() else weights)  # noqa: PTH100
         about = About(
-            kind, embedder.card.to_json(), layer, embedder.pool, weights, _width(embedder), secrets.token_hex(8)
+            kind,
+            embedder.card.to_json(),
+            layer,
+            embedder.pool,
+            weights,
+            _width(embedder),
+            secrets.token_hex(8),
+            **levels,
         )
         table = PictureTable.create(address, about)
     if table.about.kind != kind:
-        held = Card.from_json(table.about.card).network
+        held = [Card.from_json(table.about.card).network, table.about.layer or "last dense layer", table.about.pool]
+        held += [f"{name} {text}" for name, text in table.about.levels.items()]
         raise ValueError(
-            f"{address} has vectors of another kind ({held}, {table.about.layer or 'last dense layer'},"
-            f" {table.about.pool}) than {embedder.card.network} gives here; index into another folder"
+            f"{address} has vectors of another kind ({', '.join(held)}) than"
+            f" {embedder.card.network} gives here; index into another folder"
         )
     return table
 

@@ -153,13 +153,16 @@ def check_same_kind(saved: SavedMap, about: Mapping[str, str], path: str | os.Pa
     """
     old = saved.about
     other = [name for name in old if name in about and old[name] != about[name]]
+    other += [name for name in ("depth", "background") if (name in old) != (name in about)]  # None is one of them
     if not other:
         return
     if other == ["card"]:
         raise ValueError(
             f"{path} was made with other weights of {old['network']} than these; place pictures with the same weights"
         )
-    said = [", ".join(f"{name} {each[name]}" for name in other if name != "card") for each in (old, about)]
+    said = [
+        ", ".join(f"{name} {each.get(name, 'as stored')}" for name in other if name != "card") for each in (old, about)
+    ]
     raise ValueError(f"{path} is a map of vectors of another kind ({said[0]}) than these ({said[1]}); make a new map")
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from convnets_torch.ahead import THREADS, ahead, expected_pixels
 from convnets_torch.embeddings.thumbnails import reduced
 from convnets_torch.images import Picture, Reading, open_upright
+from convnets_torch.levels import Background, Depth
 
 SIDES = {1_000: 128, 4_000: 96, 10_000: 64, 25_000: 48}  # pictures -> pixels of a thumbnail's longer side; then 32
 LEAST_SIDE = 32
@@ -40,7 +41,13 @@ def thumbnail_side(count: int) -> int:
 
 
 def thumbnails(
-    pictures: Iterable[Picture], side: int, *, max_pixels: int | None = None, allow_truncated: bool = False
+    pictures: Iterable[Picture],
+    side: int,
+    *,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> Generator[Thumbnail, None, None]:
     """Small pictures of their shape, at most `side` pixels in height and width, in order; threads are ahead.
 
@@ -49,13 +56,13 @@ def thumbnails(
     Args:
         pictures: whatever `read_picture` takes.
         side: in pixels.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     >>> [found] = thumbnails(["street.jpg"], 64)
     >>> found.image.size
     (64, 48)
     """
-    reading = Reading(max_pixels=max_pixels, allow_truncated=allow_truncated, least=(side, side))
+    reading = Reading(True, max_pixels, allow_truncated, depth, background, least=(side, side))
 
     def small(picture: Picture) -> Thumbnail:
         try:

@@ -18,6 +18,7 @@ from convnets_torch import strict_json
 from convnets_torch.card import Card
 from convnets_torch.embeddings.lance_folder import check_table_folder, size_of
 from convnets_torch.files import scratch_folder
+from convnets_torch.levels import check_levels, said_levels
 from convnets_torch.sentences import printable
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class About:
         weights: the file or name that the network was loaded from; "" where it is not known.
         width: how many values a vector has.
         made: told apart by it from another table that was at the same address.
+        depth, background: with which pictures were read, as for `read_picture`.
     """
 
     kind: str
@@ -65,9 +67,16 @@ class About:
     weights: str
     width: int
     made: str = ""
+    depth: str | None = None
+    background: str | None = None
+
+    @property
+    def levels(self) -> dict[str, Any]:
+        return said_levels(self.depth, self.background)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self) | {"schema": SCHEMA}, sort_keys=True)
+        values = {name: value for name, value in asdict(self).items() if name == "layer" or value is not None}
+        return json.dumps(values | {"schema": SCHEMA}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> About:
@@ -82,9 +91,10 @@ class About:
         raise ValueError(f"it has schema {schema!r:.80}, but this version reads {SCHEMA}; update convnets-torch")
 
     def __post_init__(self) -> None:
-        texts = (self.kind, self.card, self.pool, self.weights, self.made, self.layer or "")
+        texts = (self.kind, self.card, self.pool, self.weights, self.made, self.layer or "", self.depth or "")
         if not all(isinstance(text, str) and "\0" not in text for text in texts):
             raise TypeError("a text is wanted")
+        check_levels(self.depth, self.background)
         if type(self.width) is not int or not 1 <= self.width <= MOST_WIDTH:
             raise ValueError(f"it has vectors of {self.width!r:.80} values")
 

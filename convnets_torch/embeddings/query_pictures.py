@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -30,12 +31,16 @@ def vectors_of(index: Index, network: Network, paths: list[str], box: Box | None
         ValueError: the network is another than that of the index; or the box is not in a picture.
     """
     layer, pool = index.about.layer, cast("Pool", index.about.pool)
-    if kind_of(Embedder(network, layer, pool).about) != index.about.kind:
+    levels = index.about.levels
+    if kind_of(Embedder(network, layer, pool).about | levels) != index.about.kind:
         raise ValueError(
             f"{index.address} has vectors of {index.card.network} with another card; give the weights that made it"
         )
-    exif = index.card.preprocessing.exif
-    pictures: Iterable[Picture] = paths if box is None else [_part(path, box, exif) for path in paths]
+    pictures: Iterable[Picture] = paths
+    if box is not None or levels:
+        pictures = [
+            _part(path, box, partial(read_picture, exif=index.card.preprocessing.exif, **levels)) for path in paths
+        ]
     return list(embed(network, pictures, layer, pool).numpy())
 
 
@@ -68,9 +73,11 @@ def network_of(index: Index) -> Network:
     return load(path)
 
 
-def _part(path: str, box: Box, exif: bool) -> Pixels:
-    """A part of a picture, given in pixels."""
-    pixels = read_picture(path, exif=exif)
+def _part(path: str, box: Box | None, read: Callable[[str], Pixels]) -> Pixels:
+    """A part of a picture, given in pixels, or all of it."""
+    pixels = read(path)
+    if box is None:
+        return pixels
     left, top, right, bottom = box
     height, width = pixels.shape[:2]
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):

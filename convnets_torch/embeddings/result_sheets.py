@@ -79,7 +79,9 @@ def _squared(data: bytes | None) -> Image.Image:
 def _of_query(index: Index, query: str) -> bytes | None:
     """The thumbnail of a query: of its file, or of its row where that is gone."""
     if Path(query).is_file():
-        return thumbnail(open_upright(query, Reading(index.card.preprocessing.exif, least=(SIDE, SIDE))).image)
+        about, exif = index.about, index.card.preprocessing.exif
+        reading = Reading(exif, depth=about.depth, background=about.background, least=(SIDE, SIDE))
+        return thumbnail(open_upright(query, reading).image)
     row = index.row_of(query)
     path = None if row is None else index.vectors.path(row)
     return None if path is None else index.thumbnails([path]).get(path)

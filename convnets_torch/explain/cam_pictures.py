@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from convnets_torch.explain.cam_maps import GradCam
+from convnets_torch.letters import Letters, Pen
 from convnets_torch.maps.regions import Box
 from convnets_torch.preprocessing import Pair
 from convnets_torch.render import GREY, INK, PAPER, STRENGTH, palette, shorten
@@ -90,10 +91,10 @@ def _overlay(found: GradCam) -> Image.Image:
 
 def _tile(image: Image.Image, words: str, remark: str, found: GradCam | None = None) -> Image.Image:
     """A picture over its words; of a map with a bar from 0 to its maximum."""
-    font, small = ImageFont.load_default(size=LETTERS), ImageFont.load_default(size=LETTERS - 4)
+    font, small = Letters(LETTERS), Letters(LETTERS - 4)
     tile = Image.new("RGB", (WIDTH, image.height + 8 + 3 * LINE), PAPER)
     tile.paste(image, ((WIDTH - image.width) // 2, 0))
-    draw = ImageDraw.Draw(tile)
+    draw = Pen(tile)
     middles = [image.height + 8 + LINE * number + LINE // 2 for number in range(3)]
     draw.text((0, middles[0]), shorten(words, font, WIDTH), INK, font, anchor="lm")
     draw.text((0, middles[1]), shorten(remark, small, WIDTH), GREY, small, anchor="lm")

@@ -28,7 +28,8 @@ from convnets_torch.explain.gradcam import (
 )
 from convnets_torch.explain.names import Layer
 from convnets_torch.fitting import in_batches
-from convnets_torch.images import Decoded, Picture, decode, picture_name, warn
+from convnets_torch.images import Decoded, Picture, Reading, decode, picture_name, warn
+from convnets_torch.levels import Background, Depth
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.preprocessing import Pixels
@@ -66,6 +67,8 @@ def gradcam(
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> GradCam: ...
 
 
@@ -80,6 +83,8 @@ def gradcam(
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> list[GradCam]: ...
 
 
@@ -93,6 +98,8 @@ def gradcam(
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> GradCam | list[GradCam]:
     """What in a picture speaks for a target: cells of a layer, weighted with gradients.
 
@@ -109,7 +116,7 @@ def gradcam(
             explained.
         layer: name, Keras's name or pattern of one layer; the last convolution by default.
         method: "gradcam", "gradcam++", "hirescam" or "layercam", as in `cams`.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Returns:
         Its map; for a list, a map for each target.
@@ -139,6 +146,8 @@ def gradcam(
         method=method,
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
     )
     if entry.error is not None:
         raise entry.error
@@ -159,6 +168,8 @@ def gradcam_each(
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> Generator[Explained, None, None]:
     """`gradcam` of any number of pictures; one that cannot be used does not stop the others.
 
@@ -166,8 +177,8 @@ def gradcam_each(
     suffice.
 
     Args:
-        network, target, against, layer, method, max_pixels, allow_truncated: as in `gradcam`; None as the target is
-            the most probable class of each picture.
+        network, target, against, layer, method, max_pixels, allow_truncated, depth, background: as in `gradcam`; None
+            as the target is the most probable class of each picture.
         images: whatever `read_picture` takes, one or several.
 
     Returns:
@@ -193,7 +204,7 @@ def gradcam_each(
         if opposed is not None and each.class_ids == opposed.class_ids:
             raise ValueError(f"{each.label} and {opposed.label} are the same classes; weigh two targets")
     wanted = _Wanted(network, card, targets, opposed, checked_layer(network, layer), checked_method(method))
-    read = partial(decode, exif=card.preprocessing.exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    read = partial(decode, reading=Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
     return _explained(wanted, each_of(images), read)
 
 

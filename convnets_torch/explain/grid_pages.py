@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from convnets_torch.letters import Letters, Pen
 from convnets_torch.preprocessing import Pixels
 from convnets_torch.render import DIVERGING, GREY, INFERNO, INK, PAPER, palette
 
@@ -50,8 +51,8 @@ def draw_page(grids: Sequence[ChannelGrid], width: int) -> Image.Image:
         )
     page = Image.new("RGB", (width, height), PAPER)
     page.paste(thumb, (MARGIN, MARGIN))
-    font = ImageFont.load_default(size=size)
-    draw = ImageDraw.Draw(page)
+    font = Letters(size)
+    draw = Pen(page)
     draw.text((MARGIN, MARGIN + thumb.height + 1), "what the network saw", GREY, font)
     y = top
     for number, block in enumerate(blocks):
@@ -74,7 +75,7 @@ class _Block:
 
     def __init__(self, grid: ChannelGrid, width: int, size: int) -> None:
         self.grid, self.size = grid, size
-        self.font, self.large = ImageFont.load_default(size=size), ImageFont.load_default(size=round(size * 1.3))
+        self.font, self.large = Letters(size), Letters(round(size * 1.3))
         self.line = round(size * 1.45)
         self.tile_width = (width - 2 * MARGIN - (COLUMNS - 1) * GAP) // COLUMNS
         _, rows, columns = grid.values.shape
@@ -86,7 +87,7 @@ class _Block:
 
     def write(self, page: Image.Image, left: int, top: int) -> None:
         """The layer's name and what the tiles are, from a corner on."""
-        draw = ImageDraw.Draw(page)
+        draw = Pen(page)
         draw.text((left, top), self.words[0], INK, self.large)
         for number, words in enumerate(self.words[1:], start=1):
             draw.text((left, top + round(self.line * (number + 0.35))), words, GREY, self.font)
@@ -101,7 +102,7 @@ class _Block:
 
     def paint(self, page: Image.Image, top: int) -> int:
         """The tiles from a row of pixels on; where the next thing begins."""
-        draw = ImageDraw.Draw(page)
+        draw = Pen(page)
         scaled = self.grid.scaled()
         for place, channel in enumerate(self.grid.channels.tolist()):
             x = MARGIN + place % COLUMNS * (self.tile_width + GAP)

@@ -21,7 +21,8 @@ from convnets_torch.explain.grid_pages import draw_page
 from convnets_torch.explain.names import Layer, candidates, find_layers, needed
 from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
 from convnets_torch.fitting import is_too_small
-from convnets_torch.images import Picture, decode, picture_name, warn
+from convnets_torch.images import Picture, Reading, decode, picture_name, warn
+from convnets_torch.levels import Background, Depth
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.preprocessing import Pixels, center_crop, fit_longest_side, normalize
@@ -91,6 +92,8 @@ def activation_grids(
     longest_side: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> list[ChannelGrid]:
     """What the channels of layers give for one image, as numbers that draw themselves.
 
@@ -108,7 +111,7 @@ def activation_grids(
             are always scaled as a whole.
         longest_side: resize the whole picture to so many pixels on its longer side, instead of cutting its centre to
             the network's own size; then only layers of `features` can be had.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Returns:
         One grid for each layer, in the order in which they run.
@@ -137,7 +140,7 @@ def activation_grids(
         names = [name for name in candidates(network) if name.startswith("features.")]
     else:
         names = find_layers(network, layers)
-    decoded = decode(image, exif=card.preprocessing.exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    decoded = decode(image, Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
     warn(decoded.remarks)
     if longest_side is None:
         picture, inputs = center_crop(decoded.pixels, card.preprocessing), square_input(decoded.pixels, card)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from convnets_torch.letters import Letters, Pen
 from convnets_torch.render import GREY, INFERNO, INK, PAPER
 
 BAR = INFERNO[3]
@@ -25,11 +26,11 @@ def draw_histogram(
         width: of the picture in pixels.
     """
     size = max(11, width // 57)
-    font, large = ImageFont.load_default(size=size), ImageFont.load_default(size=round(size * 1.2))
+    font, large = Letters(size), Letters(round(size * 1.2))
     line, margin = round(size * 1.5), 2 * size
     top, high = margin + line * (len(words) + 2), width * 3 // 8
     page = Image.new("RGB", (width, top + high + 2 * line + margin // 2), PAPER)
-    draw = ImageDraw.Draw(page)
+    draw = Pen(page)
     for number, text in enumerate(words):
         draw.text((margin, margin // 2 + number * line), text, GREY if number else INK, font if number else large)
     step = (width - 2 * margin) / len(counts)

@@ -22,7 +22,8 @@ from convnets_torch.explain.names import Layer, find_layer
 from convnets_torch.explain.pixels import rule_of
 from convnets_torch.files import Output, path_of, to_open_files
 from convnets_torch.fitting import is_out_of_memory, is_too_small
-from convnets_torch.images import Decoded, Picture, decode, picture_name, warn
+from convnets_torch.images import Decoded, Picture, Reading, decode, picture_name, warn
+from convnets_torch.levels import Background, Depth
 from convnets_torch.maps.regions import Box
 from convnets_torch.networks import Network
 from convnets_torch.networks.grids import Field
@@ -114,6 +115,8 @@ def top_patches(
     longest_side: int | None = LONGEST_SIDE,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
     progress: Callable[[int], None] | None = None,
 ) -> TopPatches:
     """The patches of pictures that excite channels of a layer most, one of each picture at most.
@@ -129,7 +132,7 @@ def top_patches(
         channels: numbers of channels; the first 64 by default.
         count: patches of each channel, at most.
         longest_side: pixels to which a larger picture is made smaller first; None leaves it as it is.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
         progress: called with the number of pictures done.
 
     Raises:
@@ -165,7 +168,7 @@ def top_patches(
             )
     best: list[list[Patch]] = [[] for _ in numbers]
     failed: list[tuple[Picture, Exception]] = []
-    read = partial(decode, exif=rule_of(network).exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    read = partial(decode, reading=Reading(rule_of(network).exif, max_pixels, allow_truncated, depth, background))
     run = partial(_highest, network, name, list(numbers), longest_side)
     with contextlib.closing(_decoded(each_of(pictures), read)) as entries:
         for done, (picture, decoded) in enumerate(entries, start=1):

@@ -21,7 +21,8 @@ from convnets_torch.explain.layers import layer_names
 from convnets_torch.explain.names import find_layers
 from convnets_torch.files import Output, check_page, path_of, replacing, to_open_files
 from convnets_torch.heatmaps import Heatmap, heatmap
-from convnets_torch.images import Picture, decode, picture_name, warn
+from convnets_torch.images import Picture, Reading, decode, picture_name, warn
+from convnets_torch.levels import Background, Depth
 from convnets_torch.maps.page import data_uri, part, whole_page
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
@@ -85,6 +86,8 @@ def explain(
     method: Method = "gradcam",
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> Explanation:
     """Say what a network sees in a picture, and what it goes by.
 
@@ -95,7 +98,7 @@ def explain(
         layers: whose activations to show, as `find_layers` takes them; by default five activations from the first of
             `features` to the last.
         method: as in `gradcam`.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Raises:
         OSError: the picture is missing or broken.
@@ -110,7 +113,7 @@ def explain(
     """
     network = as_network(network)
     card = card_of(network)
-    decoded = decode(image, exif=card.preprocessing.exif, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    decoded = decode(image, Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
     warn(decoded.remarks)
     pixels = decoded.pixels
     layers = five_layers(network) if layers is None else find_layers(network, layers)

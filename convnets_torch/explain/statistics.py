@@ -24,7 +24,8 @@ from convnets_torch.explain.histograms import draw_histogram
 from convnets_torch.explain.names import Layer, find_layer, find_layers, needed
 from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
 from convnets_torch.fitting import in_batches
-from convnets_torch.images import Picture, decode, picture_name
+from convnets_torch.images import Picture, Reading, decode, picture_name
+from convnets_torch.levels import Background, Depth
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.sentences import cell
@@ -182,6 +183,8 @@ def channel_statistics(
     batch: int = BATCH,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
     progress: Callable[[int], None] | None = None,
 ) -> FolderStatistics:
     """Statistics of the channels of layers over any number of pictures, each resized and cropped as the card says.
@@ -194,7 +197,7 @@ def channel_statistics(
         images: whatever `read_picture` takes, or several of these; `find_pictures` lists those of a folder.
         layers: as in `record_activations`.
         batch: pictures that go through the network together.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
         progress: is told after each batch how many pictures are done.
 
     Raises:
@@ -211,7 +214,9 @@ def channel_statistics(
     running = {name: _Running() for name in names}
     errors: list[tuple[str, Exception]] = []
     remarks: list[str] = []
-    read = partial(decode, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    read = partial(
+        decode, reading=Reading(ready_card(network).preprocessing.exif, max_pixels, allow_truncated, depth, background)
+    )
     batches = _batches(network, images, names, read, batch, errors, remarks)
 
     def add(name: str, output: Tensor) -> None:
@@ -237,11 +242,13 @@ def zero_shares(
     batch: int = BATCH,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> ZeroShares:
     """The proportion of zero-valued components of an embedding, for each of many pictures.
 
     Args:
-        network, images, batch, max_pixels, allow_truncated: as in `channel_statistics`.
+        network, images, batch, max_pixels, allow_truncated, depth, background: as in `channel_statistics`.
         layer: one layer, such as `fc1` or `fc2` of VGG (Keras's names of the ReLUs), or pooled features.
 
     Raises:
@@ -256,7 +263,9 @@ def zero_shares(
     name = find_layer(network, layer)
     shares = _Shares()
     errors: list[tuple[str, Exception]] = []
-    read = partial(decode, max_pixels=max_pixels, allow_truncated=allow_truncated)
+    read = partial(
+        decode, reading=Reading(ready_card(network).preprocessing.exif, max_pixels, allow_truncated, depth, background)
+    )
 
     def see(name: str, output: Tensor) -> None:
         _check_finite(name, output)
@@ -352,7 +361,7 @@ def _batches(
 
     def prepare(picture: Picture) -> NDArray[np.float32] | Exception:
         try:
-            decoded = read(picture, exif=card.preprocessing.exif)
+            decoded = read(picture)
             remarks.extend(decoded.remarks)
             return square_input(decoded.pixels, card)
         except (OSError, ValueError) as error:

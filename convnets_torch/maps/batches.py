@@ -18,6 +18,7 @@ from convnets_torch.ahead import ahead, each_of, expected_pixels
 from convnets_torch.classification import card_of, probabilities
 from convnets_torch.fitting import in_batches
 from convnets_torch.images import picture_name
+from convnets_torch.levels import Background, Depth
 from convnets_torch.maps.cells import Heatmap
 from convnets_torch.maps.passes import Kept, Wanted, dtype_of, grid_for, run_batch
 from convnets_torch.maps.running import (
@@ -25,6 +26,7 @@ from convnets_torch.maps.running import (
     Options,
     Shared,
     at_size,
+    faint_remark,
     heatmaps_of,
     run_sizes,
     shared_by_maps,
@@ -73,6 +75,8 @@ def heatmap_each(
     max_memory: int | str | None = MEMORY,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
     exact: bool = True,
 ) -> Generator[Mapped, None, None]:
     """Find a target in any number of pictures; one that cannot be used does not stop the others.
@@ -88,7 +92,7 @@ def heatmap_each(
         images: whatever `heatmap` takes, any number of them; `find_pictures` lists those of a folder.
         target: as for `heatmap`; of several, each picture gets a map for each.
         longest_side, upscale, cell_stride, scales, fuse, max_memory: as for `heatmap`.
-        max_pixels, allow_truncated: as in `read_picture`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
         exact: give the maps of `heatmap`. Without it, JPEG files are decoded at 1/2, 1/4 or 1/8 of their scale where
             they stay twice as large as what the network sees, which takes a `longest_side`; the map's `picture` is
             then so much smaller, and probabilities differ a little. Never so with `scales`, where the card picks
@@ -128,6 +132,8 @@ def heatmap_each(
         max_memory,
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
         scales=scales,
     )
     mapper = _Mapper(network, grid_for(network, cell_stride), targets, options, fuse, exact)
@@ -220,11 +226,7 @@ class _Mapper:
         entry, options = _Entry(picture), self._options
         try:
             source, entry.remarks, part, scale = open_with_remarks(
-                picture,
-                exif=self._card.preprocessing.exif,
-                max_pixels=options.max_pixels,
-                allow_truncated=options.allow_truncated,
-                least=self._least,
+                picture, options.reading(self._card.preprocessing.exif, self._least)
             )
             if max(source.shape) <= VIEW and not isinstance(source, Held):
                 source = Held(source.rows(0, source.shape[0]))
@@ -292,6 +294,7 @@ class _Mapper:
 
     def _keep(self, entry: _Entry, passes: list[tuple[Shared, Kept]]) -> None:
         entry.maps = heatmaps_of(passes, self._targets, self._fuse)
+        entry.remarks += faint_remark(self._network, entry.picture, entry.maps, self._options)
         entry.seen = None
 
 

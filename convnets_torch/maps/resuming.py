@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,11 @@ class FolderStore(Store):
         return self._folder / f"rows-{first:07}.npz"
 
 
-def fingerprint(network: Mappable, grid: Grid, source: Source, wanted: Wanted) -> str:
-    """What a map depends on, as a hash: weights, card, cells, the picture's size and some of its rows, targets."""
+def fingerprint(network: Mappable, grid: Grid, source: Source, wanted: Wanted, levels: Mapping[str, str]) -> str:
+    """What a map depends on, as a hash: weights, card, cells, the picture's size and some of its rows, targets.
+
+    `levels` is how its values became 8 bits, as `said_levels` gives it, which some of its rows may not show.
+    """
     digest = hashlib.sha256()
     state = network_of(network).state_dict()
     for name in sorted(state):
@@ -139,7 +143,9 @@ def fingerprint(network: Mappable, grid: Grid, source: Source, wanted: Wanted) -
     targets = [target.class_ids for target in wanted.targets]
     allowed = None if wanted.allowed is None else list(wanted.allowed)
     card = network.card.to_json() if network.card else None
-    facts = [card, grid.stride, [height, width], targets, allowed, wanted.everything]
+    facts: list[Any] = [card, grid.stride, [height, width], targets, allowed, wanted.everything]
+    if levels:
+        facts += [dict(levels)]
     if not isinstance(network, nn.Module):
         facts += [network.name, network.precision]
     digest.update(json.dumps(facts).encode())

@@ -12,7 +12,9 @@ import numpy as np
 from convnets_torch.card import Card
 from convnets_torch.classification import card_of
 from convnets_torch.files import make_folder
-from convnets_torch.images import picture_name
+from convnets_torch.images import Reading, picture_name, warn
+from convnets_torch.jpeg import Least
+from convnets_torch.levels import Background, Depth, said_levels
 from convnets_torch.maps.cells import Heatmap
 from convnets_torch.maps.passes import Kept, Progress, Store, Wanted, grid_for, run_pass
 from convnets_torch.maps.resuming import FolderStore, fingerprint
@@ -22,9 +24,11 @@ from convnets_torch.networks.budget import parse_bytes
 from convnets_torch.networks.grids import Grid
 from convnets_torch.pipeline import Mappable
 from convnets_torch.preprocessing import Pair, Pixels
-from convnets_torch.sources import Resized, Sliceable, Source, open_source
+from convnets_torch.sources import Resized, Sliceable, Source, open_with_remarks
 from convnets_torch.targets import Target
 
+FAINT = 0.1  # probability
+LARGE = 4  # windows along the longer side of a picture
 MEMORY = "1GB"  # of activations, unless more is allowed
 
 Shared = dict[str, Any]  # what all kinds of maps of one pass share, by the names of `CellMap`
@@ -43,6 +47,12 @@ class Options:
     max_pixels: int | None = None
     allow_truncated: bool = False
     scales: Scales | None = None
+    depth: Depth = None
+    background: Background = None
+
+    def reading(self, exif: bool, least: Least = None) -> Reading:
+        """How its picture is decoded, as `images.Reading` says."""
+        return Reading(exif, self.max_pixels, self.allow_truncated, self.depth, self.background, least)
 
     @property
     def memory(self) -> int | None:
@@ -62,7 +72,9 @@ def run(network: Mappable, image: Sliceable, wanted: Wanted, options: Options) -
     """
     rule = card_of(network).preprocessing
     grid = grid_for(network, options.cell_stride)
-    source = open_source(image, exif=rule.exif, max_pixels=options.max_pixels, allow_truncated=options.allow_truncated)
+    opened = open_with_remarks(image, options.reading(rule.exif))
+    warn(opened.remarks)
+    source = opened.source
     sizes = sizes_to_run(network, source.shape, picture_name(image), options)
     return run_sizes(network, grid, source, sizes, wanted, options)
 
@@ -90,7 +102,12 @@ def run_sizes(
         store = Store()
         if options.resume is not None:
             folder = make_folder(options.resume, "." if options.scales is None else f"scale-{place}")
-            store = FolderStore(folder, fingerprint(network, grid, seen, wanted), wanted, card.classes)
+            store = FolderStore(
+                folder,
+                fingerprint(network, grid, seen, wanted, said_levels(options.depth, options.background)),
+                wanted,
+                card.classes,
+            )
         report = None if options.progress is None else _shifted(options.progress, sum(totals[:place]), sum(totals))
         try:
             kept = run_pass(network, grid, seen, card, wanted, max_memory=options.memory, store=store, progress=report)
@@ -124,6 +141,23 @@ def heatmaps_of(passes: Sequence[tuple[Shared, Kept]], targets: Sequence[Target]
         fused([Heatmap(**shared, values=kept["sums"][place], target=found) for shared, kept in passes], fuse)
         for place, found in enumerate(targets)
     ]
+
+
+def faint_remark(network: Mappable, image: Sliceable, maps: Sequence[Heatmap], options: Options) -> tuple[str, ...]:
+    """A remark on maps of a large picture's file that are nowhere strong, where one scale alone was looked at."""
+    size = max(maps[0].placement.seen)
+    faint = [found for found in maps if found.values.max() < FAINT]
+    if options.scales is not None or size < LARGE * max(network.size) or not faint:
+        return ()
+    if not isinstance(image, str | os.PathLike):
+        return ()
+    words = ", ".join(found.target.label for found in faint)
+    highest = max(float(found.values.max()) for found in faint)
+    return (
+        f"{picture_name(image)}: {words} is nowhere more probable than {highest:.2g}; what is larger than a window of"
+        f" {network.size[0]}x{network.size[1]} of {size} pixels is not recognised in it; look at several scales"
+        " (scales='auto', --scales auto)",
+    )
 
 
 def _shifted(progress: Progress, before: int, whole: int) -> Progress:

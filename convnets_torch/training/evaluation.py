@@ -21,6 +21,7 @@ import convnets_torch
 from convnets_torch.card import Activation, Card
 from convnets_torch.embeddings.kept_vectors import fingerprint
 from convnets_torch.engines import Engine
+from convnets_torch.levels import Background, Depth, said_levels
 from convnets_torch.pipeline import VIEWS, Predicted, Runnable, Views, batch_for, card_of, is_whole, predict, together
 from convnets_torch.targets import class_name, class_wnid
 from convnets_torch.training.error_rates import SIZES, ClassErrors, ErrorRate, Ranking, errors_by_class, rank
@@ -156,6 +157,8 @@ def evaluate(
     exact: bool = True,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
     store: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -173,7 +176,7 @@ def evaluate(
         crops: as `views` of `predict`: "center" crop, "flip" (that and its mirror image), or "ten" (corners, centre,
             and their mirror images). Probabilities are averaged, as the AlexNet paper averages the softmax of ten
             patches; of outputs that are no probabilities the mean is taken.
-        batch, workers, max_pixels, allow_truncated: as in `predict`.
+        batch, workers, max_pixels, allow_truncated, depth, background: as in `predict`.
         exact: read every file at its whole scale, as `classify` does; False is faster, as `predict` says.
         store: a folder for the outputs, made if it does not exist; None for a temporary file.
         progress: told how many pictures of how many are done.
@@ -192,6 +195,7 @@ def evaluate(
     if crops not in VIEWS:
         raise ValueError(f"unknown crops {crops!r}; known: {', '.join(VIEWS)}")
     options = {"crops": crops, "exact": exact, "max_pixels": max_pixels, "allow_truncated": allow_truncated}
+    options |= said_levels(depth, background)
     run = options if store is None else _identity(network, card) | options | {"files": _files(truth)}
     before = None if store is None else noted(Path(store))
     if batch == "auto":
@@ -215,6 +219,8 @@ def evaluate(
             exact=exact,
             max_pixels=max_pixels,
             allow_truncated=allow_truncated,
+            depth=depth,
+            background=background,
             views=crops,
         )
         with contextlib.closing(rows), _Part(outputs, card.activation, together(batch, crops)) as part:

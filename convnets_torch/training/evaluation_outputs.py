@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from convnets_torch.files import check_writable, replacing, resolved
+from convnets_torch.levels import Background, Depth
 from convnets_torch.preprocessing import Preprocessing
 from convnets_torch.render import save_image
 from convnets_torch.targets import class_name, class_wnid
@@ -121,6 +122,8 @@ def save_judged(
     weights: str = "",
     repeat: Sequence[tuple[str, str]] = (),
     max_pixels: int | None = None,
+    depth: Depth = None,
+    background: Background = None,
 ) -> tuple[str, ...]:
     """Write `evaluation.json`, `report.html` and pictures into a folder, each atomically.
 
@@ -129,7 +132,7 @@ def save_judged(
         folder: which exists.
         weights: the name of the weights, for the page.
         repeat: (what, value), for the page: command, options, versions.
-        max_pixels: as for `evaluate`, for the pictures of mistakes.
+        max_pixels, depth, background: as for `evaluate`, for the pictures of mistakes.
 
     Returns:
         The names of the files; those of what cannot be said are left out.
@@ -147,7 +150,8 @@ def save_judged(
     if found.mistakes is not None:
         kinds = {"worst": found.mistakes.worst, "most_confident": found.mistakes.confident}
         paths = [each.path for mistakes in kinds.values() for each in mistakes]
-        small = small_pictures(paths, card.preprocessing.exif, max_pixels)
+        exif = card.preprocessing.exif
+        small = small_pictures(paths, exif, max_pixels=max_pixels, depth=depth, background=background)
         for name, mistakes in kinds.items():
             title = f"The {name.replace('_', ' ')} of {found.mistakes.count} mistakes"
             pictures[f"{name}.png"] = mistakes_sheet(mistakes, [small[each.path] for each in mistakes], title)

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 
 from convnets_torch.card import Card
 from convnets_torch.confusions import WITH_NAMES, draw_counts
 from convnets_torch.embeddings.thumbnails import reduced
 from convnets_torch.explain.histograms import BAR
 from convnets_torch.images import Reading, open_upright
-from convnets_torch.plots import LINE, SCALE, Color, Font, letters, write_lines
+from convnets_torch.letters import Letters, Pen
+from convnets_torch.levels import Background, Depth
+from convnets_torch.plots import LINE, SCALE, Color, write_lines
 from convnets_torch.render import CLASS_COLORS, GREY, INK, PAPER, drawable, sheet, shorten
 from convnets_torch.sentences import printable
 from convnets_torch.targets import class_name
@@ -67,12 +69,12 @@ def draw_reliability(*found: Calibration) -> Image.Image:
     (400, 580)
     """
     margin, between = 28 * SCALE, 44 * SCALE
-    font, large = letters(14 * SCALE), letters(17 * SCALE)
+    font, large = Letters(14 * SCALE), Letters(17 * SCALE)
     wide = (PLOT + 44) * SCALE
     top, bottom = 96 * SCALE, (96 + PLOT) * SCALE
     width = 2 * margin + len(found) * wide + (len(found) - 1) * (between - 44 * SCALE)
     page = Image.new("RGB", (width, bottom + (BELOW + 114) * SCALE), PAPER)
-    draw = ImageDraw.Draw(page)
+    draw = Pen(page)
     write_lines(draw, ("Reliability",), margin, font, large, SCALE)
     for number, each in enumerate(found):
         left = margin + 44 * SCALE + number * wide
@@ -86,7 +88,7 @@ def draw_reliability(*found: Calibration) -> Image.Image:
     return page.resize((page.width // SCALE, page.height // SCALE), Image.Resampling.LANCZOS)
 
 
-def _panel(draw: ImageDraw.ImageDraw, found: Calibration, box: tuple[int, int, int, int], font: Font) -> None:
+def _panel(draw: Pen, found: Calibration, box: tuple[int, int, int, int], font: Letters) -> None:
     left, top, right, bottom = box
     words = "as it is" if found.temperature == 1 else f"temperature {found.temperature:.3g}"
     draw.text((left, top - 46 * SCALE), words, INK, font)
@@ -154,16 +156,21 @@ def mistakes_sheet(
 
 
 def small_pictures(
-    paths: Sequence[str | os.PathLike[str]], exif: bool = True, max_pixels: int | None = None
+    paths: Sequence[str | os.PathLike[str]],
+    exif: bool = True,
+    *,
+    max_pixels: int | None = None,
+    depth: Depth = None,
+    background: Background = None,
 ) -> dict[str, Image.Image]:
     """Path -> a picture whose longer side is 230 pixels; a grey one with a sentence where the file cannot be read.
 
     Args:
         paths: may name a file several times.
         exif: whether to turn pictures as their EXIF data say, as the card's preprocessing has it.
-        max_pixels: as for `read_picture`.
+        max_pixels, depth, background: as for `read_picture`.
     """
-    reading = Reading(exif, max_pixels, allow_truncated=True, least=(SIDE, SIDE))
+    reading = Reading(exif, max_pixels, True, depth, background, least=(SIDE, SIDE))
     return {str(path): _small(path, reading) for path in dict.fromkeys(paths)}
 
 
@@ -195,8 +202,8 @@ def _small(path: str | os.PathLike[str], reading: Reading) -> Image.Image:
 
 def _sentence(words: str) -> Image.Image:
     """A grey square with words in lines."""
-    square, font = Image.new("RGB", (SIDE, SIDE), MISSING), letters(15)
-    draw = ImageDraw.Draw(square)
+    square, font = Image.new("RGB", (SIDE, SIDE), MISSING), Letters(15)
+    draw = Pen(square)
     lines = [""]
     for word in drawable(words).split():
         longer = f"{lines[-1]} {word}".strip()
