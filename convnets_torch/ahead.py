@@ -83,7 +83,8 @@ def _next(items: Iterable[Item]) -> list[Item]:
 
 def each_of(images: Any) -> Iterable[Any]:
     """The pictures that are given: a single one is a list of one."""
-    one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray) or is_tensor(images)
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+    one = isinstance(images, kinds) or is_tensor(images)
     return [images] if one or hasattr(images, "read") else images
 
 

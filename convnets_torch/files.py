@@ -109,6 +109,10 @@ def check_regular(path: str | os.PathLike[str], *, follow_links: bool = True) ->
     try:
         mode = Path(path).stat(follow_symlinks=follow_links).st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in its name
+        if re.match(r"[a-z]+:/", str(path)):  # a path has one slash less
+            raise FileNotFoundError(
+                f"{path} is an address, and nothing is downloaded; save what is there, and name the file"
+            ) from None
         raise FileNotFoundError(f"{path} does not exist; name a file") from None
     except OSError as error:
         if error.errno == errno.ELOOP:

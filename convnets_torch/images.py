@@ -40,7 +40,7 @@ from convnets_torch.sentences import LONGEST, printable
 if TYPE_CHECKING:
     import torch
 
-Picture: TypeAlias = "str | os.PathLike[str] | IO[bytes] | Image.Image | NDArray[Any] | torch.Tensor"
+Picture: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[Any] | torch.Tensor"
 
 MAX_PIXELS = 178_956_970  # half a gigabyte of RGB; the number at which Pillow speaks of a decompression bomb
 PIXEL_BYTES = 16  # of a file, for each pixel that is allowed: four channels of 32 bits
@@ -185,8 +185,8 @@ def read_picture(
     warned about.
 
     Args:
-        source: a file's path, an open binary file, a `PIL.Image`, an array (H, W, 3) RGB or (H, W) grey, or a
-            tensor (3, H, W) RGB. Arrays and tensors hold 0 to 255, as uint8 or as floats, which are rounded.
+        source: a file's path, its bytes, an open binary file, a `PIL.Image`, an array (H, W, 3) RGB or (H, W) grey, or
+            a tensor (3, H, W) RGB. Arrays and tensors hold 0 to 255, as uint8 or as floats, which are rounded.
         exif: follow the rotation that a camera noted in the file; arrays have none.
         max_pixels: refuse a file of more pixels than so many; 178,956,970 by default.
         allow_truncated: read what is there of a file whose end is missing, with a warning.
@@ -300,10 +300,12 @@ def picture_name(source: object) -> str:
     return "standard input" if getattr(source, "name", None) == "<stdin>" else "the picture"
 
 
-def _opened(source: str | os.PathLike[str] | IO[bytes], most: int) -> IO[bytes]:
-    """A file that can seek: that of a path, or what is left of an open one, which may be standard input."""
+def _opened(source: str | os.PathLike[str] | bytes | IO[bytes], most: int) -> IO[bytes]:
+    """A file that can seek: that of a path, its content, or what is left of an open one, perhaps standard input."""
     if isinstance(source, str | os.PathLike):
         return open_file(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
     held = io.BytesIO()
     while block := source.read(1 << 20):
         held.write(block)

@@ -1,4 +1,4 @@
-"""Networks as PyTorch wraps them, modules of other libraries, and layers given as modules."""
+"""Networks as PyTorch wraps them, modules of other libraries, layers given as modules, and pictures as bytes."""
 
 from __future__ import annotations
 
@@ -74,3 +74,14 @@ def test_a_block_that_records_nothing_says_so():
         make()(torch.zeros(1, 3, 227, 227))
     with pytest.raises(KeyError), ct.record_activations(network, "relu_3"):
         raise KeyError("what went wrong in the block comes first")
+
+
+@pytest.mark.parametrize("name", ["classify", "heatmap", "heatmap_each", "gradcam", "embed", "activation_grids"])
+def test_a_picture_may_be_the_bytes_of_its_file_and_an_address_is_said_to_be_one(name, picture):
+    assert same(plain(CALLS[name](make(), picture.read_bytes())), plain(CALLS[name](make(), picture)))
+    if name != "heatmap_each":  # which has it as a row
+        with pytest.raises(
+            FileNotFoundError, match=r"https://x\.org/cat\.jpg is an address, and nothing is downloaded"
+        ):
+            address: Any = "https://x.org/cat.jpg"
+            CALLS[name](make(), address)

@@ -21,6 +21,7 @@ import convnets_torch
 from convnets_torch.card import Activation, Card
 from convnets_torch.embeddings.kept_vectors import fingerprint
 from convnets_torch.engines import Engine
+from convnets_torch.images import picture_name
 from convnets_torch.levels import Background, Depth, said_levels
 from convnets_torch.pipeline import VIEWS, Predicted, Runnable, Views, batch_for, card_of, is_whole, predict, together
 from convnets_torch.targets import class_name, class_wnid
@@ -288,8 +289,8 @@ class _Part:
         else:
             if not row.logits.isfinite().all():
                 raise ValueError(
-                    f"{row.picture}: the network's outputs are NaN or infinite: its weights are broken, or too large"
-                    " for float16"
+                    f"{picture_name(row.picture)}: the network's outputs are NaN or infinite: its weights are broken,"
+                    " or too large for float16"
                 )
             self._rows.append(averaged(row.logits, self._activation).numpy())
             self._good += 1

@@ -215,7 +215,7 @@ class LayersStage:
         with closing(predict(self.network, [self._val[place] for place in mine], exact=True)) as rows:
             for place, row in zip(mine, rows, strict=True):
                 if row.logits is None:
-                    raise row.error or ValueError(f"{row.picture} could not be used")
+                    raise row.error or ValueError(f"{self._val[place]} could not be used")
                 logits[place] = row.logits
         logits = self._group.total(logits.to(self._device)).cpu()
         return judged(logits, self._val_labels, self._settings)
