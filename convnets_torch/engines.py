@@ -154,7 +154,7 @@ def engine(
     return Engine(network, name, precision, check_size(sides), heatmap)
 
 
-def write(module: nn.Module, path: str, heatmap: bool, size: Size) -> None:
+def write(module: nn.Module, path: str, heatmap: bool, size: Size, *, progress: object = None) -> None:
     """Write a module as OpenVINO's program, an .xml with a .bin beside it.
 
     Args:

@@ -137,7 +137,7 @@ def export(
 
 
 def write(
-    network: Network, temporary: str, path: str, heatmap: bool, with_preprocessing: bool
+    network: Network, temporary: str, path: str, heatmap: bool, with_preprocessing: bool, *, progress: object = None
 ) -> tuple[float | None, str | None]:
     """Write an export and check it; gives the difference of its answers and why it was not checked, one of them None.
 

@@ -24,7 +24,6 @@ PAST_THE_GATES = {  # a call -> the modules that have it, for files that they or
     r"Image\.open\((?!.*formats=)": set(),
     r"np\.load\((?!.*allow_pickle=False)": {"converters/forwarding.py", "converters/proving.py"},
     r"(open|io\.open)\(|.*\.open\(('r\+?b?'|encoding=.*)?\)|.*\.read_bytes\(": {
-        "convnets_torch/apart.py",  # the answer of the process that it has started
         "convnets_torch/exports.py",  # the program that it has written
         "convnets_torch/synsets.py",  # the table of the package
     },

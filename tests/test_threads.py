@@ -23,6 +23,7 @@ from torch import nn
 
 import convnets_torch as ct
 from convnets_torch.card import Card
+from convnets_torch.embeddings.probe_features import LabelledVectors
 from convnets_torch.explain.activations import run_to
 from convnets_torch.preprocessing import preset
 from tests.conftest import NARROW
@@ -293,3 +294,29 @@ def test_a_module_that_no_other_process_knows_is_followed_here():
         made = pool.submit(ct.engine, module, precision="float32", size=32).result()
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(made(images), module(images), rtol=1e-4, atol=1e-5)
+
+
+def test_probes_leave_threads_and_warnings_of_the_process_alone_where_another_thread_runs():
+    from threadpoolctl import threadpool_info
+
+    numbers = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 12)
+    vectors = (numbers.normal(size=(36, 8)) + 2 * np.eye(8)[labels]).astype(np.float32)
+    labelled = LabelledVectors(vectors, labels, ("ant", "bee", "cat"))
+    before = [library["num_threads"] for library in threadpool_info()], list(warnings.filters)
+    seen, told = [], []
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(ct.probe, labelled, 3, progress=lambda *numbers: told.append(numbers))
+        while not job.done():
+            seen.append(([library["num_threads"] for library in threadpool_info()], list(warnings.filters)))
+        found = job.result()
+        fitted = pool.submit(ct.fit_probe, labelled, "svm").result()
+        with pytest.raises(ValueError, match="one class alone"):
+            pool.submit(ct.probe, LabelledVectors(vectors, labels * 0, ("ant",)), 3).result()
+    assert all(settings == before for settings in seen)
+    assert told
+    assert told[-1][0] == told[-1][1]
+    alone = ct.probe(labelled, 3)
+    for kind, accuracies in alone.accuracies.items():
+        np.testing.assert_array_equal(found.accuracies[kind], accuracies)
+    np.testing.assert_allclose(fitted.weight, ct.fit_probe(labelled, "svm").weight, rtol=1e-9)

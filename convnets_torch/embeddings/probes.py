@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from convnets_torch.apart import Progress, apart
 from convnets_torch.embeddings.probe_features import LabelledVectors
 from convnets_torch.folders import few
 
@@ -121,7 +122,7 @@ class LinearProbe:
         return vectors @ self.weight.T + self.bias
 
 
-def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Callable[[int, int], None] | None = None) -> Probed:
+def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Progress | None = None) -> Probed:
     """Measure how well vectors tell classes apart, by cross-validation.
 
     Pictures are dealt into `folds` parts with the same share of each class; each part is classified by what was
@@ -150,12 +151,18 @@ def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Callable[[int,
     True
     """
     check_sklearn()
-    from sklearn.model_selection import StratifiedKFold
-
     if folds < 2:
         raise ValueError(f"{folds} folds leave nothing to learn from; give 2 or more")
     check_folds(labelled, folds)
     _check_vectors(labelled)
+    found: Probed = apart(__name__, "cross_validated", labelled, folds, progress=progress)
+    return found
+
+
+def cross_validated(labelled: LabelledVectors, folds: int, *, progress: Progress | None = None) -> Probed:
+    """`probe` of what was checked; while it runs, the process has one thread of BLAS and no warning of scikit-learn."""
+    from sklearn.model_selection import StratifiedKFold
+
     vectors, labels = labelled.vectors.astype(np.float64), labelled.labels
     with _quiet():
         rare = labelled.counts < folds
@@ -222,14 +229,21 @@ def fit_probe(labelled: LabelledVectors, kind: LinearKind) -> LinearProbe:
         raise ValueError(f"{kind!r} is no linear classifier; known: {', '.join(get_args(LinearKind))}")
     check_folds(labelled, 1)
     _check_vectors(labelled)
-    vectors = labelled.vectors.astype(np.float64)
-    [(scaler, estimator)] = _side_by_side(lambda kind: _fit(kind, vectors, labelled.labels), [kind])
+    scaler, estimator = apart(__name__, "fitted", kind, labelled.vectors.astype(np.float64), labelled.labels)
     weight, bias = estimator.coef_, estimator.intercept_
     if len(weight) == 1:  # of two classes scikit-learn has the second one's decision alone
         share = 0.5 if kind == "logistic" else 1.0  # so that the softmax is its sigmoid; each class against the other
         weight, bias = np.concatenate([-weight, weight]) * share, np.concatenate([-bias, bias]) * share
     weight = weight / scaler.scale_
     return LinearProbe(kind, labelled.classes, weight, bias - weight @ scaler.mean_, len(labelled.labels))
+
+
+def fitted(
+    kind: LinearKind, vectors: NDArray[np.float64], labels: NDArray[np.int64], *, progress: object = None
+) -> Any:
+    """What standardises, and the classifier, as scikit-learn fits them; settings of the process are those above."""
+    [both] = _side_by_side(lambda kind: _fit(kind, vectors, labels), [kind])
+    return both
 
 
 def check_folds(labelled: LabelledVectors, folds: int) -> None:
