@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from converters import convert, layouts
+from convnets_torch import synsets
 from convnets_torch.card import read_card
+from convnets_torch.targets import class_wnid, find_target
+from convnets_torch.training.truth_labels import resolved_labels
 from convnets_torch.weights import load
 from tests.reference.goldens import DATA
 from tests.reference.theano_goldens import THEANO
@@ -444,3 +447,17 @@ def test_a_network_of_ones_own_is_fine_tuned_by_its_last_layer(out):
     network(images).sum().backward()
     assert network(images).shape == (2, 3)
     assert network.get_parameter("features.conv1_1.weight").grad.abs().sum() > 0
+
+
+def test_lines_of_wnids_and_words_are_read_as_wnids(tmp_path, out):
+    """Of ImageNet in its order they are ImageNet's classes; of others the wnid is a target as the whole line is."""
+    lines = [f"{synsets.wnid(class_id)} {synsets.words(class_id)}" for class_id in range(1000)]
+    (tmp_path / "synset_words.txt").write_text("\n".join(lines))
+    convert(DATA / "keras1/alexnet.h5", out, classes=tmp_path / "synset_words.txt")
+    assert read_card(out).imagenet
+    convert(DATA / "keras1/alexnet.h5", out, classes=lines[::-1])
+    card = read_card(out)
+    assert find_target(card, "n02123159").class_ids == find_target(card, "n02123159 tiger_cat").class_ids == (717,)
+    assert (class_wnid(card, 717), class_wnid(card, 0)) == ("n02123159", "n15075141")
+    found, _ = resolved_labels(card, ["n02123159", "n15075141 toilet tissue"], "labels")
+    assert list(found.values()) == [717, 0]
