@@ -170,8 +170,8 @@ def find(target: str | int) -> Synset:
     the only sense that is. Capitals do not count: "Cardigan" is the jacket, and the dog is "Cardigan Welsh corgi".
 
     Args:
-        target: a wnid "n02084071", with words after it or alone, a word "dog", all words of a synset "dog, domestic
-            dog, Canis familiaris", a WordNet name "dog.n.01" (with any word of the synset), or a class id, 281 or "281".
+        target: a wnid "n02084071", alone or before words, a word "dog", all words of a synset "dog, domestic dog,
+            Canis familiaris", a WordNet name "dog.n.01" (with any word of the synset), or a class id, 281 or "281".
 
     Raises:
         ValueError: the target is unknown, a class id outside 0 to 999, a word of several meanings, which are then
