@@ -217,7 +217,8 @@ class _Search:
 
     def _judged(self, changed: Network, changes: Changes, card: Card) -> _Tried:
         entries = []
-        for number, kind in enumerate(self.kinds):
+        kinds: Sequence[Evidence] = self.kinds
+        for number, kind in enumerate(kinds):
             if any(change.family in kind.untested for change in changes):
                 continue
             key = tuple(change for change in changes if change.rows is None), number

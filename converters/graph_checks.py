@@ -7,6 +7,7 @@ from typing import Any
 
 from converters.config_checks import LARGEST
 from converters.keras_file import KerasFile, KerasLayer
+from converters.listed import few
 from converters.model_config import Node, upstream
 from converters.plans import Wishes
 from converters.recognition import Found
@@ -95,7 +96,7 @@ def listed_front(file: KerasFile, front: Sequence[KerasLayer], wishes: Wishes) -
     names = [layer.name for layer in front]
     if wishes.preprocessing is None:
         raise ValueError(
-            f"{file.path} lists {', '.join(names)} before the first convolution, and not what is done there; name the"
+            f"{file.path} lists {few(names)} before the first convolution, and not what is done there; name the"
             " whole preprocessing with --preprocessing"
         )
     return _prepares(names)
@@ -104,4 +105,4 @@ def listed_front(file: KerasFile, front: Sequence[KerasLayer], wishes: Wishes) -
 def _prepares(names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    return [f"{', '.join(names)} before the first convolution is taken to be part of the preprocessing you named"]
+    return [f"{few(names)} before the first convolution is taken to be part of the preprocessing you named"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise, takewhile
 from typing import Any
 
 from converters.keras_file import KerasFile, KerasLayer
 from converters.keras_layers import ACTIVATIONS
 from converters.keras_words import kind_of_name
-from converters.listed import PASSING, WAY_ON, Listed
+from converters.listed import PASSING, WAY_ON, Listed, few
 from converters.model_config import Node
 from converters.plans import Wishes
 from converters.recognition import Found, head_names, number
@@ -243,12 +243,15 @@ class _Listing:
         self.hidden = wishes.hidden_activation or "relu"
         self.layers = listed.head
         self.dense = [place for place, layer in enumerate(self.layers) if layer.arrays and layer.kind == "Dense"]
-        self.unread = False  # whether no listed layer makes a vector of the map
+        places = (place for place, layer in enumerate(self.layers[: self.dense[0]]) if layer.kind in READS)
+        self.reader = next(places, self.dense[0])  # the layer that makes a vector of the map, if it is listed
         self.reads = self._reads(channels)
         self.steps: list[Step] = [(self.reads,)]
         self.placed: dict[str, KerasLayer] = {}
         self.choices: list[str] = []
         self.assumed: list[str] = []  # where the hidden activation stands
+        self.plain: list[str] = []  # layers ReLU
+        self.ended = False  # whether the activation of the outputs was listed
         self.output: str | None = None  # what the list tells of the last activation
 
     def head(self) -> Head:
@@ -278,8 +281,8 @@ class _Listing:
         """The activation that is part of a dense layer: none of the last, and none where one is listed behind it."""
         if place == self.dense[-1]:
             return []
-        following = next(other for other in self.dense if other > place)
-        if any(not one.arrays and _is_activation(one) for one in self.layers[place:following]):
+        behind = takewhile(lambda one: one.kind != "Dense" or not one.arrays, islice(self.layers, place + 1, None))
+        if any(not one.arrays and _is_activation(one) for one in behind):
             return []
         self.assumed.append(layer.name)
         return _activation_step(self.file, self.hidden)
@@ -287,20 +290,21 @@ class _Listing:
     def _plain(self, place: int, layer: KerasLayer) -> None:
         """A layer without arrays: what changes no number, an activation, or a refusal."""
         kind = layer.kind
-        reading = place < self.dense[0] and not any(one.kind in READS for one in self.layers[:place])
+        reading = place < self.dense[0] and place <= self.reader
         if kind in PASSING or kind == "Flatten" or (kind in READS and reading):
             return
         if place > self.dense[-1]:
             last = {"Softmax": "softmax", "softmax": "softmax", "sigmoid": "sigmoid", "Activation": None}
-            if kind not in last or any(_is_activation(one) for one in self.layers[self.dense[-1] : place]):
+            if kind not in last or self.ended:
                 raise self._refusal(layer)
-            self.output = last[kind]
+            self.output, self.ended = last[kind], True
             return
         if reading:
-            if kind != "ReLU" or any(one.arrays for one in self.layers[:place]):  # the map itself is of a ReLU
+            if kind != "ReLU" or self.placed:  # the map itself is of a ReLU
                 raise self._refusal(layer)
         elif kind == "ReLU" or kind in PLAIN:
             self.steps.append((PLAIN[kind.lower()],))
+            self.plain += [layer.name] * (kind == "ReLU")
         elif kind not in ("Activation", NUMBERED.get(self.hidden.partition(" ")[0])):
             raise self._refusal(layer)
         else:
@@ -322,17 +326,16 @@ class _Listing:
         first = self.layers[self.dense[0]]
         rows = first.arrays["kernel"].shape[0]
         before = self.layers[: self.dense[0]]
-        reader = next((layer for layer in before if layer.kind in READS), None)
         reads = "flatten" if rows != channels else "average"
-        self.unread = reader is None
-        if reader is not None:
+        if self.reader < len(before):
+            reader = before[self.reader]
             reads = READS[reader.kind]
             if reads != "flatten" and rows != channels:
                 raise ValueError(
                     f"{self.file.path}: {first.name} has {rows} rows, but {reader.name} leaves {channels} values;"
                     f" {WAY_ON}"
                 )
-            mapped = [layer for layer in before[: before.index(reader)] if layer.arrays]
+            mapped = [layer for layer in before[: self.reader] if layer.arrays]
             if mapped and reads != "average":  # of an average it is the same before and after
                 raise self._refusal(mapped[0])
         elif self.listed.complete and not (first.parents or self._nested()):
@@ -347,27 +350,31 @@ class _Listing:
 
     def _say(self) -> None:
         """Write down what the file does not say."""
-        if self.unread and self.reads == "average" and not self.found.standard_head:
+        if self.reader == self.dense[0] and self.reads == "average" and not self.found.standard_head:
             self.choices.insert(
                 0, "the feature map is averaged before the dense layers, which have a row for each channel"
             )
         if self.assumed and not (self.wishes.hidden_activation or self.found.standard_head):
             self.choices.insert(
                 0,
-                f"{self.hidden} is taken between the dense layers (of {', '.join(self.assumed)}), which the file does"
+                f"{self.hidden} is taken between the dense layers (of {few(self.assumed)}), which the file does"
                 " not say; --hidden-activation decides otherwise",
             )
         named = [layer for layer in self.layers if not layer.arrays and not kind_of_name(layer.name)]
         if named and self.file.container == "legacy":
-            told = ", ".join(f"{layer.name} is {layer.kind}" for layer in named if layer.name not in OWN_READERS)
+            told = few([f"{layer.name} is {layer.kind}" for layer in named if layer.name not in OWN_READERS])
             self.choices += [f"by their names, {told}"] if told else []
+        if self.plain:
+            self.choices.append(f"{few(self.plain)} is taken to have no maximum, threshold or slope")
+        order = few([layer.name for layer in self.layers])
         if not self.listed.ordered and not self.found.standard_head:
-            order = ", ".join(layer.name for layer in self.layers)
             self.choices.append(f"the file only counts the layers of each class; their order is taken to be {order}")
+        elif not self.found.standard_head:
+            self.choices.append(f"the head is taken to be the listed layers one after another: {order}")
         models = sorted({layer.parents[0] for layer in self.layers if layer.arrays and layer.parents})
         if models and self.file.container == "legacy":
             self.choices.append(
-                f"of the layers of {', '.join(models)} the file lists those with weights alone; any others are taken"
+                f"of the layers of {few(models)} the file lists those with weights alone; any others are taken"
                 " to change nothing"
             )
         elif not self.listed.complete and not self.found.standard_head:
@@ -393,23 +400,22 @@ def _in_order(file: KerasFile, layers: Sequence[KerasLayer], plain: Sequence[Ker
     behind = [layer for layer in plain if layer.kind not in READS and not _is_activation(layer)]
     ends = [layer for layer in plain if layer.kind == "Softmax"]
     activations = [layer for layer in plain if _is_activation(layer) and layer.kind != "Softmax"]
-    last = max(place for place, layer in enumerate(ordered) if layer.kind == "Dense")
+    dense = [place for place, layer in enumerate(ordered) if layer.kind == "Dense"]
     result: list[KerasLayer] = [*behind, *readers[:1]]
-    waiting = list(activations)
     for place, layer in enumerate(ordered):
         result.append(layer)
-        follows = ordered[place + 1].kind if place + 1 < len(ordered) else ""
-        before = ordered[place - 1] if place and ordered[place - 1].kind == "Dense" else None
-        if not waiting or place >= last:
+        if place >= dense[-1] or not activations:
             continue
-        if layer.kind == "Dense" and follows == "BatchNormalization" and "bias" in layer.arrays:
+        following = ordered[place + 1]
+        of_map = place < dense[0] and len(dense) > 1  # a normalisation before the first of several dense layers
+        if of_map or (following.kind == "BatchNormalization" and "bias" in layer.arrays):
+            norm = layer if of_map else following
             raise ValueError(
-                f"{file.path} does not tell whether {waiting[0].name} stands before or after {ordered[place + 1].name};"
-                f" {WAY_ON}"
+                f"{file.path} does not tell whether {activations[0].name} stands before or after {norm.name}; {WAY_ON}"
             )
-        if (layer.kind == "Dense" and follows == "Dense") or (layer.kind != "Dense" and before is not None):
-            result.append(waiting.pop(0))
-    return (*result, *waiting, *ends)
+        if following.kind == "Dense" and place >= dense[0]:
+            result.append(activations.pop(0))
+    return (*result, *activations, *ends)
 
 
 def _by_sizes(file: KerasFile, layers: Sequence[KerasLayer]) -> list[KerasLayer]:

@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 from typing import Any
 
 from converters.keras_file import DataFormat, KerasFile, KerasLayer
@@ -344,10 +345,9 @@ def _listed_head(file: KerasFile, graph: Graph, listed: Listed, reads: str, hidd
                 x, read = _read(model, x, READERS[reads], file), True
             x = _weigh(model, x, layer, axis=model.channels if of_map and not read else -1)
             # A dense layer that is not the last has its activation in itself, where no layer for it follows.
-            following = next((other for other in dense if other > place), None)
-            between = listed.head[place:following]
-            if following and _class(layer) == "Dense" and not any(_is_activation(other) for other in between):
-                x = _activate(model, x, hidden)
+            if _class(layer) == "Dense" and place < dense[-1]:
+                behind = takewhile(lambda other: _class(other) != "Dense", islice(listed.head, place + 1, None))
+                x = x if any(map(_is_activation, behind)) else _activate(model, x, hidden)
         elif layer.kind in READERS.values():
             x, read = (x if read and layer.kind == "Flatten" else _read(model, x, layer.kind, file)), True
         elif _is_activation(layer):

@@ -7,8 +7,8 @@ class and number. Of a nested model a `.h5` lists the arrays alone.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from converters.keras_file import KerasFile, KerasLayer
@@ -17,6 +17,7 @@ from converters.keras_layers import IDENTITIES
 from converters.keras_words import kind_of_words
 
 WAY_ON = "save the whole model as .keras and convert that"
+MOST_NAMED = 20
 PASSING = (*IDENTITIES, "GaussianDropout", "SpatialDropout1D", "Identity")
 # Before the first convolution these are part of how pictures are prepared; "" are functions and layers of own names.
 PREPARES = ("Rescaling", "Normalization", "Resizing", "CenterCrop")
@@ -51,6 +52,11 @@ class Listed:
     complete: bool
 
 
+def few(names: Sequence[str]) -> str:
+    """Names for a note: the first of many."""
+    return ", ".join(names[:MOST_NAMED]) + (f", ... ({len(names)})" if len(names) > MOST_NAMED else "")
+
+
 def listed_around(file: KerasFile, graph: Graph) -> Listed:
     """Sort the layers that a file lists into those of a network and the others.
 
@@ -67,7 +73,7 @@ def listed_around(file: KerasFile, graph: Graph) -> Listed:
     ordered = file.container != "weights"
     inputs = [layer.name for layer in file.layers if layer.kind == "InputLayer" and not layer.parents]
     if len(inputs) > 1:
-        raise ValueError(f"{file.path} lists {len(inputs)} inputs ({', '.join(inputs)}); models with one are read")
+        raise ValueError(f"{file.path} lists {len(inputs)} inputs ({few(inputs)}); models with one are read")
     plain = [layer for layer in file.layers if not layer.arrays and layer.kind != "InputLayer"]
     if file.container == "nb_layers" or not (plain or (ordered and nested)):
         return Listed((), tuple(layer for layer in file.weighted if id(layer) not in base), ordered, False)
@@ -89,7 +95,7 @@ def listed_around(file: KerasFile, graph: Graph) -> Listed:
     return Listed(tuple(front), tuple(after), True, True)
 
 
-def _words(file: KerasFile, base: Iterable[int]) -> str:
+def _words(file: KerasFile, base: set[int]) -> str:
     """The names of layers with weights that are not the network's: a layer of an own name may be named after them."""
     return " ".join(layer.name for layer in file.weighted if id(layer) not in base)
 
@@ -114,17 +120,17 @@ def _tail(
     """The network's own layers behind its last with weights, and what is listed after them."""
     kinds = _of_network(graph)
     wanted = kinds[max(place for place, kind in enumerate(kinds) if kind == "") + 1 :]
-    tail, left = [], list(after)
+    tail, left = [], deque(after)
     for expected in wanted:
         while left and left[0].kind in PASSING and not left[0].arrays:
-            tail.append(left.pop(0))
+            tail.append(left.popleft())
         found = left[0] if left else None
         own_pool = found is not None and expected == "MaxPooling2D" and not found.kind and "pool" in found.name.lower()
         if found is None or found.arrays or not (own_pool or _same(found.kind, expected)):
             name = "nothing" if found is None else _named(found)
             raise ValueError(f"{file.path} lists {name} after {last}, where the network has {expected}; {WAY_ON}")
-        tail.append(replace(left.pop(0), kind=expected))
-    return tail, left
+        tail.append(replace(left.popleft(), kind=expected))
+    return tail, [*left]
 
 
 def _check_within(file: KerasFile, graph: Graph, within: Sequence[KerasLayer], *, nested: bool) -> None:
@@ -161,9 +167,9 @@ def _surplus(
     return surplus
 
 
-def _unordered(file: KerasFile, graph: Graph, layers: Sequence[KerasLayer], base: Iterable[int]) -> Listed:
+def _unordered(file: KerasFile, graph: Graph, layers: Sequence[KerasLayer], base: set[int]) -> Listed:
     """Of a file that only counts the layers of each class: those that are more than the network has."""
-    parents = next(layer.parents for layer in file.layers if id(layer) in set(base))
+    parents = next(layer.parents for layer in file.layers if id(layer) in base)
     plain = sorted(
         (layer for layer in layers if not layer.arrays and layer.kind not in ("InputLayer", *PASSING)),
         key=lambda layer: layer.parents != parents,  # the network's own first

@@ -265,7 +265,7 @@ def knowing(class_ids, classes, class_names):
     torch.manual_seed(0)
     card = Card("vgg16", {"classes": classes, "widths": (4, 6, 8, 10, 12), "hidden": (16, 16)}, preset("vgg16", "unit"),
                 class_names)  # fmt: skip
-    network = build(card.network, card.arguments).to_empty(device="cpu")
+    network: Any = build(card.network, card.arguments).to_empty(device="cpu")
     for parameter in network.parameters():
         torch.nn.init.kaiming_normal_(parameter) if parameter.dim() > 1 else torch.nn.init.zeros_(parameter)
     network.card = card

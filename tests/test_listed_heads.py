@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import h5py
 import keras
@@ -52,8 +53,8 @@ def converted(model, path, **options):
     write(model, path)
     size = tuple(model.inputs[0].shape[1:3])
     out = path.with_name("out.safetensors")
-    report = convert(path, out, **({"preprocessing": "unit", "input_size": size, "proof": True} | options),
-                     isolated=False)  # fmt: skip
+    told: dict[str, Any] = {"preprocessing": "unit", "input_size": size, "proof": True} | options
+    report = convert(path, out, **told, isolated=False)
     images, wanted = answers(model)
     with torch.inference_mode():
         logits = load(out)(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
@@ -64,8 +65,9 @@ def converted(model, path, **options):
 
 def refusal(path, **options):
     out = path.with_name("refused.safetensors")
+    told: dict[str, Any] = {"preprocessing": "unit", "input_size": SIZE} | options
     with pytest.raises(ValueError, match=r"weights\.h5") as caught:
-        convert(path, out, **({"preprocessing": "unit", "input_size": SIZE} | options), isolated=False)
+        convert(path, out, **told, isolated=False)
     assert not out.exists()
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -134,12 +136,17 @@ def test_what_the_list_does_not_say_is_said(tmp_path):
     choices = converted(RIGHT["own names"](), tmp_path / FORMS[0]).choices
     assert choices == (
         "by their names, my_flatten is Flatten, hidden_relu is ReLU, drop1 is Dropout, probs is Softmax",
+        "hidden_relu is taken to have no maximum, threshold or slope",
+        "the head is taken to be the listed layers one after another: my_flatten, hidden, hidden_relu, drop1, scores,"
+        " probs",
     )
     keras.backend.clear_session()
     model = RIGHT["dense, activation"]()
     assert converted(model, tmp_path / FORMS[0]).choices == (
         "relu is taken between the dense layers (of activation), which the file does not say; --hidden-activation"
         " decides otherwise",
+        "the head is taken to be the listed layers one after another: global_average_pooling2d, dense, activation,"
+        " dropout, dense_1",
         "softmax is taken for the outputs, which the file does not say; --activation decides otherwise",
     )
 

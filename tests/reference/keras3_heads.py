@@ -129,6 +129,9 @@ NORMALISED: dict[str, Head] = {  # in `.weights.h5` nothing tells where the norm
         L.Dense(12), L.BatchNormalization(), L.Activation("relu")
     ),
     "as wide as the map, normalisation before": lambda: pooled(L.BatchNormalization(), L.Dense(12, "relu")),
+    "normalisation and activation of the average": lambda: pooled(
+        L.BatchNormalization(), L.Activation("relu"), L.Dense(8, "relu")
+    ),
     "resnet50": lambda: on("resnet50", L.Dense(8), L.BatchNormalization(), L.Activation("relu")),
 }
 RIGHT: dict[str, Head] = {
