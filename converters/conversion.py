@@ -20,6 +20,7 @@ from converters.carrying import Job
 from converters.isolation import Call, reading_process
 from converters.labels import check_names, read_labels
 from converters.plans import KerasStep, Plan, Row, Step, Wishes, stored_dtype
+from convnets_torch import synsets
 from convnets_torch.cache import cache_folder
 from convnets_torch.card import KEY, Card, Source
 from convnets_torch.files import check_writable, open_file, resolved, sha256
@@ -200,6 +201,8 @@ def _class_names(
         raise ValueError(
             f"{len(names)} class names for the {wanted} outputs of {source}{hint}; name each once, in order"
         )
+    if [synsets.leading_wnid(name) for name in names] == [synsets.wnid(class_id) for class_id in range(1000)]:
+        return "imagenet-1k"  # "n01440764 tench, Tinca tinca" and so on
     return names
 
 

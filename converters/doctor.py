@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from converters.evidence import Evidence, Golden, Labels, Recorded, recordings
-from converters.hypotheses import Change, State, families
+from converters.hypotheses import Change, State, families, with_background
 from convnets_torch.card import Card
 from convnets_torch.classification import card_of
 from convnets_torch.images import Picture, PictureWarning, read_picture
@@ -139,10 +139,13 @@ def _labels(card: Card, pictures: list[Picture], expected: str | int | Sequence[
     targets = [expected] * len(pictures) if isinstance(expected, str | int) else list(expected)
     if len(targets) != len(pictures):
         raise ValueError(f"{len(pictures)} pictures have {len(targets)} expected answers; give one for each")
-    ids = {target: find_target(card, target).class_ids for target in dict.fromkeys(targets)}
+    named = card
+    if with_background(card):
+        named = replace(card, arguments={**card.arguments, "classes": 1000}, class_names="imagenet-1k")
+    ids = {target: find_target(named, target).class_ids for target in dict.fromkeys(targets)}
     for target, class_ids in ids.items():
-        if len(class_ids) == card.classes:
-            raise ValueError(f"{target!r} means all {card.classes} classes, so any answer is right; name fewer")
+        if len(class_ids) == named.classes:
+            raise ValueError(f"{target!r} means all {named.classes} classes, so any answer is right; name fewer")
     pixels, right, problems = [], [], []
     for picture, target in zip(pictures, targets, strict=True):
         try:
@@ -154,7 +157,7 @@ def _labels(card: Card, pictures: list[Picture], expected: str | int | Sequence[
         raise problems[0]
     for problem in problems:
         warnings.warn(f"{problem}; it is left out", PictureWarning, stacklevel=3)
-    return Labels(pixels, right, card.classes)
+    return Labels(pixels, right, named.classes)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class _Search:
         self.families = {family: self.families[family] for family in tested}
         self.state: State = network.state_dict()
         self.tried: dict[Changes, _Tried] = {}
+        self.logits: dict[tuple[Changes, int], Tensor] = {}  # of changes that are more than rows of the last layer
 
     def diagnosis(self) -> Diagnosis:
         singles = [(change,) for changes in self.families.values() for change in changes]
@@ -202,7 +206,8 @@ class _Search:
         new = {self._sorted(changes) for changes in hypotheses} - self.tried.keys()
         groups: dict[Changes, list[Changes]] = {}
         for changes in sorted(new, key=lambda changes: [change.name for change in changes]):
-            groups.setdefault(tuple(change for change in changes if not change.of_input), []).append(changes)
+            of_network = tuple(change for change in changes if not change.of_input and change.rows is None)
+            groups.setdefault(of_network, []).append(changes)
         for of_network, members in groups.items():
             changed = self._changed(of_network).float()
             for changes in members:
@@ -212,10 +217,16 @@ class _Search:
 
     def _judged(self, changed: Network, changes: Changes, card: Card) -> _Tried:
         entries = []
-        for kind in self.kinds:
+        kinds: Sequence[Evidence] = self.kinds
+        for number, kind in enumerate(kinds):
             if any(change.family in kind.untested for change in changes):
                 continue
-            logits = _logits(changed, kind, card)
+            key = tuple(change for change in changes if change.rows is None), number
+            if key not in self.logits:
+                self.logits[key] = _logits(changed, kind, card)
+            logits = self.logits[key]
+            for change in changes:
+                logits = logits if change.rows is None else logits[:, list(change.rows)]
             score = kind.score(logits, card)
             entries.append(_Tried(score, kind, math.isfinite(score) and kind.explained(logits, card)))
         return max(entries, key=lambda entry: entry.score, default=_Tried(-math.inf, self.kinds[0], False))

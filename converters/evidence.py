@@ -84,8 +84,8 @@ class Labels:
 
     def score(self, logits: Tensor, card: Card) -> float:
         """The mean log likelihood of the expected answers."""
-        if not logits.isfinite().all():
-            return -math.inf
+        if logits.shape != self.right.shape or not logits.isfinite().all():
+            return -math.inf  # of another number of classes than are expected
         return float(self._likelihoods(_shares(logits, card)).log().mean())
 
     def _likelihoods(self, shares: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Recorded:
         self.images = _channels_last(golden.inputs)
         self.crop = self.images.shape[1:3] != (card.preprocessing.size,) * 2
         small = form == "preprocessed"
-        self.untested = frozenset({"values", "resize"} if small else set() if self.crop else {"resize"})
+        self.untested = frozenset({"classes"} | ({"values", "resize"} if small else set() if self.crop else {"resize"}))
         sums = self.golden.sum(1)
         within = bool((self.golden >= 0).all() and (self.golden <= 1).all())
         self.probabilities = within and (card.activation == "sigmoid" or bool(((sums - 1).abs() < 1e-2).all()))

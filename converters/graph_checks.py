@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from converters.config_checks import LARGEST
-from converters.keras_file import KerasFile
+from converters.keras_file import KerasFile, KerasLayer
+from converters.listed import few
 from converters.model_config import Node, upstream
+from converters.plans import Wishes
 from converters.recognition import Found
 
 KERAS_EPSILON = 1e-3  # of batch normalisation, Keras's default
@@ -82,9 +84,25 @@ def reads_pixels(
             raise ValueError(
                 f"{file.path}: {node.name} ({node.kind}) changes the input in a way that is not read; {way_out}"
             )
-    chosen = (
-        [f"{', '.join(code)} before the first convolution is taken to be part of the preprocessing you named"]
-        if code
-        else []
-    )
-    return rescaling, chosen
+    return rescaling, _prepares(code)
+
+
+def listed_front(file: KerasFile, front: Sequence[KerasLayer], wishes: Wishes) -> list[str]:
+    """What was chosen for layers that a file of weights lists before the first convolution.
+
+    Raises:
+        ValueError: the user did not name the preprocessing, which they are a part of.
+    """
+    names = [layer.name for layer in front]
+    if wishes.preprocessing is None:
+        raise ValueError(
+            f"{file.path} lists {few(names)} before the first convolution, and not what is done there; name the"
+            " whole preprocessing with --preprocessing"
+        )
+    return _prepares(names)
+
+
+def _prepares(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return [f"{few(names)} before the first convolution is taken to be part of the preprocessing you named"]

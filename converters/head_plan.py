@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise, takewhile
 from typing import Any
 
 from converters.keras_file import KerasFile, KerasLayer
+from converters.keras_layers import ACTIVATIONS
+from converters.keras_words import kind_of_name
+from converters.listed import PASSING, WAY_ON, Listed, few
 from converters.model_config import Node
 from converters.plans import Wishes
-from converters.recognition import Found, head_names
+from converters.recognition import Found, head_names, number
 
 READS = {"Flatten": "flatten", "GlobalAveragePooling2D": "average", "GlobalMaxPooling2D": "max"}
 CHAIN = ("Dense", "Activation", "BatchNormalization", "ReLU", "LeakyReLU", "ELU", "Softmax", "AveragePooling2D")
@@ -17,6 +22,8 @@ IDENTITIES = ("Dropout", "SpatialDropout2D", "SpatialDropout1D", "GaussianNoise"
               "ActivityRegularization", "Identity", "InputLayer")  # fmt: skip
 PLAIN = {"relu": "relu", "relu6": "relu6", "selu": "selu", "gelu": "gelu", "silu": "silu", "swish": "silu",
          "sigmoid": "sigmoid", "tanh": "tanh", "softplus": "softplus"}  # fmt: skip
+NUMBERED = {"leaky_relu": "LeakyReLU", "elu": "ELU"}  # activations that are layers with a number
+OWN_READERS = ("avg_pool", "max_pool")  # names of Keras's own networks
 MAPS = ("MaxPooling2D", "Concatenate", "Add", "Merge")  # what a convolutional part may end with
 OUTPUTS = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "none"}
 KERAS_EPSILON = 1e-3  # of batch normalisation, Keras's default
@@ -34,6 +41,7 @@ class Head:
         activation: of the outputs; None where the file does not say it.
         flatten: the Flatten in the model's config, where there is one.
         choices: what was chosen for want of better.
+        hidden: the step of activations that the file does not say.
     """
 
     steps: tuple[Step, ...]
@@ -41,6 +49,7 @@ class Head:
     activation: str | None
     flatten: Node | None = None
     choices: tuple[str, ...] = ()
+    hidden: Step = ("relu",)
 
     @property
     def units(self) -> int | None:
@@ -186,14 +195,16 @@ def _activation_step(file: KerasFile, activation: str) -> list[Step]:
     )
 
 
-def head_of_arrays(file: KerasFile, found: Found, channels: int, wishes: Wishes) -> Head:
-    """The head of a file without config: dense layers and batch normalisations in the order of the file.
+def head_of_arrays(file: KerasFile, found: Found, listed: Listed | None, channels: int, wishes: Wishes) -> Head:
+    """The head of a file without config: its layers in the order that the file lists them, as far as it does.
 
     Args:
+        listed: the layers around the network's own; None where some of these are missing, which is said later.
         channels: of the feature map.
 
     Raises:
-        ValueError: a layer is of another kind, or the rows of the first fit no window.
+        ValueError: a layer is of another kind, is listed where the plan has no place for it, or stands where the file
+            does not tell; or the rows of the first fit no window.
     """
     layers = found.rest
     if found.standard_head and file.named:  # others are said to be unknown, with all that is wrong
@@ -203,65 +214,237 @@ def head_of_arrays(file: KerasFile, found: Found, channels: int, wishes: Wishes)
             raise ValueError(f"{file.path} is not a complete {found.lineage.network}: {layer.name} is unknown")
     if not any(layer.kind == "Dense" for layer in layers):
         return Head((), {}, None)
-    choices: list[str] = []
-    if file.container in ("weights", "archive"):
-        layers = _by_sizes(layers, choices)
-    reads = _reads(file, found, layers, channels, choices)
-    hidden = wishes.hidden_activation or "relu"
-    _activation_step(file, hidden)
-    if sum(layer.kind == "Dense" for layer in layers) > 1 and not (wishes.hidden_activation or found.standard_head):
-        choices.append(
-            "relu is taken between the dense layers, which the file does not say; --hidden-activation decides otherwise"
-        )
-    steps: list[Step] = [(reads,)]
-    placed: dict[str, KerasLayer] = {}
-    last = next(layer for layer in reversed(layers) if layer.kind == "Dense")
-    pending: list[Step] = []  # the activation of a dense layer whose normalisation comes first
-    for place, layer in enumerate(layers):
-        kind, short = ("dense", "dense") if layer.kind == "Dense" else ("batch_norm", "bn")
-        placed[f"head.{short}_{1 + sum(step[0] == kind for step in steps)}"] = layer
-        if kind == "dense":
-            steps.append((kind, layer.arrays["kernel"].shape[-1]))
-            following = layers[place + 1] if place + 1 < len(layers) else layer
-            step = [] if layer is last else _activation_step(file, hidden)
-            normalised_first = following.kind == "BatchNormalization" and "bias" not in layer.arrays
-            if normalised_first:
-                pending = step
+    if listed is None:
+        listed = Listed((), layers, ordered=True, complete=False)
+    elif listed.ordered:
+        _refuse_frozen(file, layers)
+        used = {id(layer) for layer in layers}
+        listed = replace(listed, head=tuple(one for one in listed.head if not one.arrays or id(one) in used))
+    else:
+        listed = replace(listed, head=_in_order(file, layers, [one for one in listed.head if not one.arrays]))
+    return _Listing(file, found, listed, channels, wishes).head()
+
+
+def _refuse_frozen(file: KerasFile, layers: Sequence[KerasLayer]) -> None:
+    """ValueError where a nested model's layers stand in another order than they were made: frozen ones come last."""
+    for one, other in pairwise(layer for layer in layers if re.fullmatch(r"dense(_\d+)?", layer.name)):
+        if one.parents and one.parents == other.parents and number(one.name) > number(other.name):
+            raise ValueError(
+                f"{file.path} lists {one.name} of {one.parents[0]} before {other.name}, as it does where layers are"
+                f" frozen, so their order is not told; {WAY_ON}"
+            )
+
+
+class _Listing:
+    """The steps of a head, layer by layer in the order of a list."""
+
+    def __init__(self, file: KerasFile, found: Found, listed: Listed, channels: int, wishes: Wishes) -> None:
+        self.file, self.found, self.listed, self.wishes = file, found, listed, wishes
+        self.hidden = wishes.hidden_activation or "relu"
+        self.layers = listed.head
+        self.dense = [place for place, layer in enumerate(self.layers) if layer.arrays and layer.kind == "Dense"]
+        places = (place for place, layer in enumerate(self.layers[: self.dense[0]]) if layer.kind in READS)
+        self.reader = next(places, self.dense[0])  # the layer that makes a vector of the map, if it is listed
+        self.reads = self._reads(channels)
+        self.steps: list[Step] = [(self.reads,)]
+        self.placed: dict[str, KerasLayer] = {}
+        self.choices: list[str] = []
+        self.assumed: list[str] = []  # where the hidden activation stands
+        self.plain: list[str] = []  # layers ReLU
+        self.ended = False  # whether the activation of the outputs was listed
+        self.output: str | None = None  # what the list tells of the last activation
+
+    def head(self) -> Head:
+        hidden = next(iter(_activation_step(self.file, self.hidden)), ("linear",))
+        pending: list[Step] = []  # the activation of a dense layer whose normalisation comes first
+        for place, layer in enumerate(self.layers):
+            if not layer.arrays:
+                self._plain(place, layer)
+                continue
+            kind, short = ("dense", "dense") if layer.kind == "Dense" else ("batch_norm", "bn")
+            self.placed[f"head.{short}_{1 + sum(step[0] == kind for step in self.steps)}"] = layer
+            if kind == "dense":
+                self.steps.append((kind, layer.arrays["kernel"].shape[-1]))
+                pending = self._fused(place, layer)
+                following = self.layers[place + 1] if place + 1 < len(self.layers) else layer
+                if self.listed.complete or following.kind != "BatchNormalization" or "bias" in layer.arrays:
+                    self.steps += pending
+                    pending = []
             else:
-                steps += step
+                self.steps += [(kind, KERAS_EPSILON), *pending]
+                pending = []
+                self.choices.append(f"{layer.name} is taken to have Keras's own epsilon, {KERAS_EPSILON:g}")
+        self._say()
+        return Head(tuple(self.steps), self.placed, self.output, choices=tuple(self.choices), hidden=hidden)
+
+    def _fused(self, place: int, layer: KerasLayer) -> list[Step]:
+        """The activation that is part of a dense layer: none of the last, and none where one is listed behind it."""
+        if place == self.dense[-1]:
+            return []
+        behind = takewhile(lambda one: one.kind != "Dense" or not one.arrays, islice(self.layers, place + 1, None))
+        if any(not one.arrays and _is_activation(one) for one in behind):
+            return []
+        self.assumed.append(layer.name)
+        return _activation_step(self.file, self.hidden)
+
+    def _plain(self, place: int, layer: KerasLayer) -> None:
+        """A layer without arrays: what changes no number, an activation, or a refusal."""
+        kind = layer.kind
+        reading = place < self.dense[0] and place <= self.reader
+        if kind in PASSING or kind == "Flatten" or (kind in READS and reading):
+            return
+        if place > self.dense[-1]:
+            last = {"Softmax": "softmax", "softmax": "softmax", "sigmoid": "sigmoid", "Activation": None}
+            if kind not in last or self.ended:
+                raise self._refusal(layer)
+            self.output, self.ended = last[kind], True
+            return
+        if reading:
+            if kind != "ReLU" or self.placed:  # the map itself is of a ReLU
+                raise self._refusal(layer)
+        elif kind == "ReLU" or kind in PLAIN:
+            self.steps.append((PLAIN[kind.lower()],))
+            self.plain += [layer.name] * (kind == "ReLU")
+        elif kind not in ("Activation", NUMBERED.get(self.hidden.partition(" ")[0])):
+            raise self._refusal(layer)
         else:
-            steps += [(kind, KERAS_EPSILON), *pending]
-            pending = []
-            choices.append(f"{layer.name} is taken to have Keras's own epsilon, {KERAS_EPSILON:g}")
-    return Head(tuple(steps), placed, None, choices=tuple(choices))
+            self.steps += _activation_step(self.file, self.hidden)
+            self.assumed.append(layer.name)
+
+    def _refusal(self, layer: KerasLayer) -> ValueError:
+        kinds = {value: key for key, value in NUMBERED.items()}
+        said = (
+            f"whose number the file does not say: give --hidden-activation '{kinds[layer.kind]} NUMBER', or"
+            if layer.kind in kinds
+            else "which a file of weights tells too little of;"
+        )
+        kind = f" ({layer.kind})" if layer.kind else ", whose name does not tell its class"
+        return ValueError(f"{self.file.path}: its head lists {layer.name}{kind}, {said} {WAY_ON}")
+
+    def _reads(self, channels: int) -> str:
+        """How the feature map becomes a vector: as the list has it, else by the rows of the first dense layer."""
+        first = self.layers[self.dense[0]]
+        rows = first.arrays["kernel"].shape[0]
+        before = self.layers[: self.dense[0]]
+        reads = "flatten" if rows != channels else "average"
+        if self.reader < len(before):
+            reader = before[self.reader]
+            reads = READS[reader.kind]
+            if reads != "flatten" and rows != channels:
+                raise ValueError(
+                    f"{self.file.path}: {first.name} has {rows} rows, but {reader.name} leaves {channels} values;"
+                    f" {WAY_ON}"
+                )
+            mapped = [layer for layer in before[: self.reader] if layer.arrays]
+            if mapped and reads != "average":  # of an average it is the same before and after
+                raise self._refusal(mapped[0])
+        elif self.listed.complete and not (first.parents or self._nested()):
+            raise ValueError(f"{self.file.path}: its head has {first.name} on a map, without Flatten or pooling before"
+                             f" it; {WAY_ON}")  # fmt: skip
+        if any(layer.kind in READS and layer.kind != "Flatten" for layer in self.layers[self.dense[0] :]):
+            raise ValueError(f"{self.file.path}: its head has {first.name} on a map, before its pooling; {WAY_ON}")
+        return reads
+
+    def _nested(self) -> bool:
+        return any(layer.parents for layer in self.found.base.values())
+
+    def _say(self) -> None:
+        """Write down what the file does not say."""
+        if self.reader == self.dense[0] and self.reads == "average" and not self.found.standard_head:
+            self.choices.insert(
+                0, "the feature map is averaged before the dense layers, which have a row for each channel"
+            )
+        if self.assumed and not (self.wishes.hidden_activation or self.found.standard_head):
+            self.choices.insert(
+                0,
+                f"{self.hidden} is taken between the dense layers (of {few(self.assumed)}), which the file does"
+                " not say; --hidden-activation decides otherwise",
+            )
+        named = [layer for layer in self.layers if not layer.arrays and not kind_of_name(layer.name)]
+        if named and self.file.container == "legacy":
+            told = few([f"{layer.name} is {layer.kind}" for layer in named if layer.name not in OWN_READERS])
+            self.choices += [f"by their names, {told}"] if told else []
+        if self.plain:
+            self.choices.append(f"{few(self.plain)} is taken to have no maximum, threshold or slope")
+        order = few([layer.name for layer in self.layers])
+        if not self.listed.ordered and not self.found.standard_head:
+            self.choices.append(f"the file only counts the layers of each class; their order is taken to be {order}")
+        elif not self.found.standard_head:
+            self.choices.append(f"the head is taken to be the listed layers one after another: {order}")
+        models = sorted({layer.parents[0] for layer in self.layers if layer.arrays and layer.parents})
+        if models and self.file.container == "legacy":
+            self.choices.append(
+                f"of the layers of {few(models)} the file lists those with weights alone; any others are taken"
+                " to change nothing"
+            )
+        elif not self.listed.complete and not self.found.standard_head:
+            self.choices.append("the file lists no layers without weights; if there are any, they change nothing")
 
 
-def _reads(file: KerasFile, found: Found, layers: Sequence[KerasLayer], channels: int, choices: list[str]) -> str:
-    """How the feature map becomes a vector: by the rows of the first dense layer, and the names of the layers."""
-    rows = next(layer.arrays["kernel"].shape[0] for layer in layers if layer.kind == "Dense")
-    if rows != channels:
-        return "flatten"
-    names = [layer.name.replace("_", "") for layer in file.layers]
-    if any(name.startswith("globalmaxpooling2d") for name in names):
-        return "max"
-    if not found.standard_head and not any(name.startswith(("globalaveragepooling2d", "avgpool")) for name in names):
-        choices.append("the feature map is averaged before the dense layers, which have a row for each channel")
-    return "average"
+def _is_activation(layer: KerasLayer) -> bool:
+    return layer.kind in (*ACTIVATIONS, "PReLU", "ThresholdedReLU", *PLAIN)
 
 
-def _by_sizes(layers: Sequence[KerasLayer], choices: list[str]) -> tuple[KerasLayer, ...]:
-    """In the order that sizes allow, where the file counts each class by itself: a normalisation as soon as it can."""
+def _in_order(file: KerasFile, layers: Sequence[KerasLayer], plain: Sequence[KerasLayer]) -> tuple[KerasLayer, ...]:
+    """A head of a file that counts each class by itself, in the one order that sizes and biases allow.
+
+    Raises:
+        ValueError: they allow several that answer differently.
+    """
+    ordered = _by_sizes(file, layers)
+    readers = [layer for layer in plain if layer.kind in READS]
+    pools = {layer.kind for layer in readers} - {"Flatten"}
+    if len(pools) > 1:
+        raise ValueError(f"{file.path} lists {' and '.join(layer.name for layer in readers)}; {WAY_ON}")
+    readers.sort(key=lambda layer: layer.kind == "Flatten")
+    behind = [layer for layer in plain if layer.kind not in READS and not _is_activation(layer)]
+    ends = [layer for layer in plain if layer.kind == "Softmax"]
+    activations = [layer for layer in plain if _is_activation(layer) and layer.kind != "Softmax"]
+    dense = [place for place, layer in enumerate(ordered) if layer.kind == "Dense"]
+    result: list[KerasLayer] = [*behind, *readers[:1]]
+    for place, layer in enumerate(ordered):
+        result.append(layer)
+        if place >= dense[-1] or not activations:
+            continue
+        following = ordered[place + 1]
+        of_map = place < dense[0] and len(dense) > 1  # a normalisation before the first of several dense layers
+        if of_map or (following.kind == "BatchNormalization" and "bias" in layer.arrays):
+            norm = layer if of_map else following
+            raise ValueError(
+                f"{file.path} does not tell whether {activations[0].name} stands before or after {norm.name}; {WAY_ON}"
+            )
+        if following.kind == "Dense" and place >= dense[0]:
+            result.append(activations.pop(0))
+    return (*result, *activations, *ends)
+
+
+def _by_sizes(file: KerasFile, layers: Sequence[KerasLayer]) -> list[KerasLayer]:
+    """Dense layers and normalisations in the one order that their sizes allow."""
     dense = [layer for layer in layers if layer.kind == "Dense"]
-    normalisations = [layer for layer in layers if layer.kind == "BatchNormalization"]
-    if not normalisations:
-        return tuple(dense)
-    choices.append("normalisations stand where their sizes fit first, which the file does not say")
+    norms = [layer for layer in layers if layer.kind == "BatchNormalization"]
+    widths = [dense[0].arrays["kernel"].shape[0], *(layer.arrays["kernel"].shape[-1] for layer in dense)]
+    first, last = _slots(norms, widths, forward=True), _slots(norms, widths, forward=False)
+    for norm, one, other in zip(norms, first, last, strict=True):
+        if one != other:
+            raise ValueError(
+                f"{file.path} does not tell behind which layer {norm.name} stands: its size fits several; {WAY_ON}"
+            )
     ordered: list[KerasLayer] = []
-    width = dense[0].arrays["kernel"].shape[0]
-    for layer in [*dense, None]:
-        while normalisations and normalisations[0].arrays["moving_mean"].shape == (width,):
-            ordered.append(normalisations.pop(0))
-        if layer is not None:
-            ordered.append(layer)
-            width = layer.arrays["kernel"].shape[-1]
-    return (*ordered, *normalisations)
+    for slot, _ in enumerate(widths):  # behind the reader, and behind each dense layer
+        ordered += [*dense[max(0, slot - 1) : slot]]
+        ordered += [norm for norm, place in zip(norms, first, strict=True) if place == slot]
+    return ordered
+
+
+def _slots(norms: Sequence[KerasLayer], widths: Sequence[int], *, forward: bool) -> list[int]:
+    """As early, or as late, as each normalisation fits behind those before it; where one fits nowhere, 0 for all."""
+    numbers = range(len(widths))
+    slots, waiting = [], list(norms if forward else norms[::-1])
+    slot = 0 if forward else len(widths) - 1
+    for norm in waiting:
+        while slot in numbers and norm.arrays["moving_mean"].shape != (widths[slot],):
+            slot += 1 if forward else -1
+        if slot not in numbers:
+            return [0] * len(norms)
+        slots.append(slot)
+    return slots if forward else slots[::-1]

@@ -7,12 +7,14 @@ changes of different families commute, and at most one of each family makes sens
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from convnets_torch import synsets
 from convnets_torch.card import Card
 from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.preprocessing import CAFFE_MEAN_RGB, GENERAL, IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preset
@@ -29,12 +31,13 @@ class Change:
     """One hypothesis of one family.
 
     Attributes:
-        family: "kernels", "flatten", "channels", "values", "lrn", "stride", "epsilon", "pool" or "resize".
+        family: "kernels", "flatten", "channels", "values", "lrn", "stride", "epsilon", "pool", "resize" or "classes".
         name: what is done, in a few words, as the card records it: "kernels turned by 180 degrees".
         finding: what is wrong, as a sentence says it: "kernels are flipped".
         of_input: whether the preprocessing alone changes, and neither weights nor the builder's arguments.
         usual: False for values that no released weights of the network had; a usual change is the simpler one.
         apply: (state dict, card) -> (state dict, card); what it is given stays as it is.
+        rows: of a change of the last layer's rows alone, which of them remain, in their new order; else None.
     """
 
     family: str
@@ -43,6 +46,7 @@ class Change:
     of_input: bool
     apply: Callable[[State, Card], tuple[State, Card]] = field(compare=False, repr=False)
     usual: bool = True
+    rows: tuple[int, ...] | None = field(default=None, repr=False)
 
 
 def families(network: Network, card: Card, *, exact: bool) -> dict[str, tuple[Change, ...]]:
@@ -65,6 +69,7 @@ def families(network: Network, card: Card, *, exact: bool) -> dict[str, tuple[Ch
         "epsilon": tuple(_epsilons(arguments)),
         "pool": _choices("pool", "pool_padding", arguments, {True: "padded", False: "not padded"}, POOL),
         "resize": (_resize(card.preprocessing),),
+        "classes": tuple(_classes(network, card)),
     }
     return {family: changes for family, changes in found.items() if changes}
 
@@ -80,6 +85,60 @@ def _arguments(card: Card) -> dict[str, Any]:
 
 def _with_argument(key: str, value: object) -> Callable[[State, Card], tuple[State, Card]]:
     return lambda state, card: (state, replace(card, arguments={**card.arguments, key: value}))
+
+
+def with_background(card: Card) -> bool:
+    """Whether outputs without names are ImageNet's classes and one for what is none of them."""
+    return card.classes == 1001 and card.class_names is None
+
+
+def _classes(network: Network, card: Card) -> list[Change]:
+    """The outputs in another order than the card's names: shifted by one, sorted otherwise, or with a background."""
+    last = next((name for name, layer in reversed([*network.named_modules()]) if isinstance(layer, nn.Linear)), None)
+    if last is None or card.classes < 2:
+        return []
+    if with_background(card):
+        found = "the {place} of 1,001 outputs is the background, the others are ImageNet's classes"
+        return [
+            _with_rows(last, f"background class {place} left out", found.format(place=place), rows)
+            for place, rows in (("first", range(1, 1001)), ("last", range(1000)))
+        ]
+    numbers = range(card.classes)
+    orders = {"shifted by one": [*numbers[1:], 0], "shifted back by one": [card.classes - 1, *numbers[:-1]]}
+    texts = [synsets.words(number) for number in numbers] if card.imagenet else list(card.class_names or ())
+    sorts: dict[str, Callable[[int], Any]] = {
+        "sorted by name": lambda number: texts[number],
+        "sorted by name without capitals": lambda number: texts[number].casefold(),
+        "sorted by the numbers in names": lambda number: [
+            (int(digits or -1), word) for word, digits in re.findall(r"(\D*)(\d*)", texts[number])
+        ],
+    }
+    if card.class_names is not None:
+        for name, key in sorts.items():  # output k is the class that stands k-th when sorted so
+            places = {number: place for place, number in enumerate(sorted(numbers, key=key))}
+            orders[name] = [places[number] for number in numbers]
+    orders["from last to first"] = [*numbers[::-1]]
+    changes: dict[tuple[int, ...], Change] = {tuple(numbers): _with_rows(last, "", "", numbers)}
+    for name, rows in orders.items():
+        finding = f"outputs stand in another order than the card's classes: {name}"
+        changes.setdefault(tuple(rows), _with_rows(last, f"outputs {name}", finding, rows))
+    return [*changes.values()][1:]
+
+
+def _with_rows(last: str, name: str, finding: str, rows: Sequence[int]) -> Change:
+    """Take these rows of the last layer, which may be fewer than it has."""
+
+    def apply(state: State, card: Card) -> tuple[State, Card]:
+        taken = {key: state[key][list(rows)] for key in (f"{last}.weight", f"{last}.bias")}
+        if len(rows) == card.classes:
+            return {**state, **taken}, card
+        arguments = {**card.arguments, "classes": len(rows)}
+        if "head" in arguments:
+            *steps, _ = arguments["head"]
+            arguments["head"] = (*steps, ("dense", len(rows)))
+        return {**state, **taken}, replace(card, arguments=arguments, class_names="imagenet-1k")
+
+    return Change("classes", name, finding, False, apply, rows=tuple(rows))
 
 
 def _kernels(network: Network) -> tuple[Change, ...]:

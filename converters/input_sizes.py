@@ -58,8 +58,8 @@ def map_shape(file: KerasFile, network: Network, size: tuple[int, int] | None) -
         ValueError: the size is too small for the network.
     """
     try:
-        with torch.device("meta"):
-            shape = network.features(torch.empty(1, 3, *(size or network.size))).shape
+        with torch.device("meta"):  # in eval mode: in training no single cell can be normalised
+            shape = network.eval().features(torch.empty(1, 3, *(size or network.size))).shape
     except RuntimeError:
         height, width = size or network.size
         raise ValueError(f"{file.path}: pictures of {height}x{width} pixels are too small for the network") from None

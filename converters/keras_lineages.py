@@ -11,13 +11,17 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 from typing import Any
 
 from converters.keras_file import DataFormat, KerasFile, KerasLayer
 from converters.keras_graph import Graph, Node, in_layer_order
+from converters.keras_layers import ACTIVATIONS
+from converters.listed import PASSING, Listed, listed_around
 
 CONVNETS_KERAS, APPLICATIONS, OLD_APPLICATIONS = "convnets-keras", "keras-applications", "keras-applications-old"
 STEPS_WITHOUT_NUMBERS = ("relu", "relu6", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus")
+KERAS_EPSILON = 1e-3  # of batch normalisation, Keras's default
 Steps = Sequence[Sequence[Any]]
 
 
@@ -203,6 +207,7 @@ def graph_of_lineage(
     epsilon: float | None = None,
     stride_in: str = "1x1",
     head: Steps | None = None,
+    hidden: Sequence[Any] = ("relu",),
 ) -> Graph:
     """The graph of a file without a config, each weighted node with its arrays.
 
@@ -216,7 +221,9 @@ def graph_of_lineage(
         epsilon: of batch normalisation in the network; None follows the lineage.
         stride_in: which convolution of ResNet50's blocks strides, "1x1" as in Keras's own code or "3x3".
         head: steps such as ("average",), ("dense", 3); None for the standard head where the file has it, and for no
-            head where it has none.
+            head where it has none. Where the file lists its layers in order, the head is as listed, and only the first
+            step counts: how the map is read where no layer for it is listed.
+        hidden: the step that the activations are which a list does not tell.
 
     Raises:
         ValueError: the file's layers are not those of the network and head, or an assumption is missing.
@@ -235,7 +242,7 @@ def graph_of_lineage(
         except _Missing as error:
             failures.append(str(error))
             continue
-        return _with_head(file, bound, kind, head)
+        return _with_head(file, bound, kind, head, hidden)
     raise ValueError(f"{file.path}: its layers are not those of {network} ({'; '.join(failures) or lineage})")
 
 
@@ -285,9 +292,11 @@ def _number(name: str) -> int:
     return int(digits[1]) if digits else 0
 
 
-def _with_head(file: KerasFile, graph: Graph, lineage: _Lineage, head: Steps | None) -> Graph:
+def _with_head(file: KerasFile, graph: Graph, lineage: _Lineage, head: Steps | None, hidden: Sequence[Any]) -> Graph:
     used = [node.layer for node in graph.nodes if node.layer is not None]
     left = [layer for layer in file.weighted if not any(layer is other for other in used)]
+    if left and file.config is None and (listed := listed_around(file, graph)).ordered and listed.complete:
+        return _listed_head(file, graph, listed, (head or lineage.head)[0][0], hidden)
     names = [layer.name for layer in left]
     if head is None:
         standard = len(left) == len(lineage.tops[0]) and all(_class(layer) == "Dense" for layer in left)
@@ -297,17 +306,13 @@ def _with_head(file: KerasFile, graph: Graph, lineage: _Lineage, head: Steps | N
     for top in lineage.tops:
         if sorted(top) == sorted(names):  # names tell the order, else the file does
             left = [left[names.index(name)] for name in top]
-    version = tuple(map(int, re.findall(r"\d+", file.version or "1")[:2]))
-    transposes = graph.data_format == "channels_first" and version >= (2, 2)  # what Flatten of Keras 2.2 does first
     model = _Model(graph.data_format)
     model.nodes = list(graph.nodes)
     x = graph.output
     for number, step in enumerate(head):
         kind, *numbers = step
-        if kind == "flatten":
-            x = model("Flatten", x, data_format="channels_first" if transposes else "channels_last")
-        elif kind in ("average", "max"):
-            x = model(f"Global{kind.capitalize()}Pooling2D", x)
+        if kind in READERS:
+            x = _read(model, x, READERS[kind], file)
         elif kind in ("dense", "batch_norm"):
             wanted = "Dense" if kind == "dense" else "BatchNormalization"
             layer = next((layer for layer in left if _class(layer) == wanted), None)
@@ -316,16 +321,77 @@ def _with_head(file: KerasFile, graph: Graph, lineage: _Lineage, head: Steps | N
                     f"{file.path}: step {number + 1} of the head is {kind}, but no {wanted} is left for it"
                 )
             left = [other for other in left if other is not layer]
-            x = model(wanted, x, **({} if kind == "dense" else {"epsilon": numbers[0], "axis": -1}))
-            model.nodes[-1] = replace(model.nodes[-1], layer=layer)
-        elif kind in STEPS_WITHOUT_NUMBERS:
-            x = model("Activation", x, activation=kind)
-        elif kind == "elu":
-            x = model("ELU", x, alpha=numbers[0])
-        elif kind == "leaky_relu":
-            x = model("LeakyReLU", x, negative_slope=numbers[0])
+            x = _weigh(model, x, layer, **({} if kind == "dense" else {"epsilon": numbers[0]}))
         elif kind != "dropout":
-            raise ValueError(f"step {number + 1} of the head is {kind!r}, which is not known")
+            x = _activate(model, x, step)
     if left:
         raise ValueError(f"{file.path}: the head has no step for {', '.join(layer.name for layer in left)}")
     return Graph(tuple(model.nodes), x, graph.data_format)
+
+
+READERS = {"flatten": "Flatten", "average": "GlobalAveragePooling2D", "max": "GlobalMaxPooling2D"}
+
+
+def _listed_head(file: KerasFile, graph: Graph, listed: Listed, reads: str, hidden: Sequence[Any]) -> Graph:
+    """The head as the file lists it, layer by layer; `reads` and `hidden` stand for what no list tells."""
+    model = _Model(graph.data_format)
+    model.nodes = list(graph.nodes)
+    x, read = graph.output, False
+    dense = [place for place, layer in enumerate(listed.head) if _class(layer) == "Dense"]
+    for place, layer in enumerate(listed.head):
+        if layer.arrays:
+            of_map = not read
+            if of_map and _class(layer) == "Dense":
+                x, read = _read(model, x, READERS[reads], file), True
+            x = _weigh(model, x, layer, axis=model.channels if of_map and not read else -1)
+            # A dense layer that is not the last has its activation in itself, where no layer for it follows.
+            if _class(layer) == "Dense" and place < dense[-1]:
+                behind = takewhile(lambda other: _class(other) != "Dense", islice(listed.head, place + 1, None))
+                x = x if any(map(_is_activation, behind)) else _activate(model, x, hidden)
+        elif layer.kind in READERS.values():
+            x, read = (x if read and layer.kind == "Flatten" else _read(model, x, layer.kind, file)), True
+        elif _is_activation(layer):
+            if place < dense[-1]:  # that of the outputs comes after the logits
+                told = layer.kind.lower() in STEPS_WITHOUT_NUMBERS  # by its class, or its name
+                x = (
+                    model("Softmax", x)
+                    if layer.kind == "Softmax"
+                    else _activate(model, x, (layer.kind.lower(),) if told else hidden)
+                )
+        elif layer.kind not in PASSING:
+            x = model(layer.kind, x)  # refused by name when it is computed
+    return Graph(tuple(model.nodes), x, graph.data_format)
+
+
+def _is_activation(layer: KerasLayer) -> bool:
+    return not layer.arrays and (layer.kind in ACTIVATIONS or layer.kind in STEPS_WITHOUT_NUMBERS)
+
+
+def _read(model: _Model, x: str, kind: str, file: KerasFile) -> str:
+    """Flatten or pool a map."""
+    if kind != "Flatten":
+        return model(kind, x)
+    version = tuple(map(int, re.findall(r"\d+", file.version or "1")[:2]))
+    transposes = model.data_format == "channels_first" and version >= (2, 2)  # what Flatten of Keras 2.2 does first
+    return model(kind, x, data_format="channels_first" if transposes else "channels_last")
+
+
+def _weigh(model: _Model, x: str, layer: KerasLayer, **settings: Any) -> str:
+    """Append a layer with arrays."""
+    kind = _class(layer)
+    x = model(kind, x, **({"epsilon": KERAS_EPSILON, "axis": -1} | settings if kind == "BatchNormalization" else {}))
+    model.nodes[-1] = replace(model.nodes[-1], layer=layer)
+    return x
+
+
+def _activate(model: _Model, x: str, step: Sequence[Any]) -> str:
+    kind, *numbers = step
+    if kind == "linear":
+        return x
+    if kind in STEPS_WITHOUT_NUMBERS:
+        return model("Activation", x, activation=kind)
+    if kind == "elu":
+        return model("ELU", x, alpha=numbers[0])
+    if kind == "leaky_relu":
+        return model("LeakyReLU", x, negative_slope=numbers[0])
+    raise ValueError(f"the activation {kind!r} of a head is not known")

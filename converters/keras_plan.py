@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from converters.exchanges import exchanged
-from converters.graph_checks import epsilons, reads_pixels, stride_place
+from converters.graph_checks import epsilons, listed_front, reads_pixels, stride_place
 from converters.head_plan import Head, head_of_arrays, head_of_graph
 from converters.input_sizes import check_size, guessed_size, input_size, map_shape
 from converters.keras_file import KerasFile, KerasLayer, KernelOrder
+from converters.keras_lineages import graph_of_lineage
+from converters.listed import Listed, listed_around
 from converters.model_config import Node, model_graph
 from converters.names import Lineage
 from converters.plans import KerasStep, Layout, Plan, Row, Wishes, change, refuse
@@ -92,7 +95,8 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
     if size is not None and wishes.input_size not in (None, size):
         raise ValueError(f"{file.path} says that its input is {size[0]}x{size[1]} pixels; leave out the input size")
     size = check_size(file, size or wishes.input_size)
-    head = _head(file, found, graph, arguments, size, wishes)
+    listed = _listed(file, found, arguments)
+    head = _head(file, found, graph, listed, arguments, size, wishes)
     arguments, rows = _with_head(file, found, head, arguments, size)
     network = build(lineage.network, arguments)
     layers = _placed(lineage, found, head, network)
@@ -112,6 +116,8 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
         window = rows if permuted else None
     released = "head" not in arguments and (lineage.name == "convnets-keras" or head.units in (None, 1000))
     front = reads_pixels(file, graph, found, wishes.preprocessing is not None)
+    if listed is not None and listed.front:
+        front = None, listed_front(file, listed.front, wishes)
     rule, chosen = settle_preprocessing(
         file,
         network,
@@ -122,7 +128,8 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
         preset_name=_released_preset(lineage),
     )
     choices += chosen
-    activation, chosen = settle_activation(file, head, wishes)
+    told = found.standard_head and head.units == 1000  # a released one
+    activation, chosen = settle_activation(file, head, wishes, told=told)
     choices += chosen
     flattened = _flattened(network)
     steps = [
@@ -150,6 +157,7 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
         choices=tuple(choices),
         lineage=lineage.name,
         rescales=front[0] is not None,
+        hidden=head.hidden,
     )
 
 
@@ -237,6 +245,7 @@ def _head(
     file: KerasFile,
     found: Found,
     graph: Sequence[Node] | None,
+    listed: Listed | None,
     arguments: Mapping[str, Any],
     size: tuple[int, int] | None,
     wishes: Wishes,
@@ -244,7 +253,20 @@ def _head(
     if graph is not None:
         return head_of_graph(file, found, graph, wishes)
     channels, *_ = map_shape(file, build(found.lineage.network, dict(arguments)), size)
-    return head_of_arrays(file, found, channels, wishes)
+    return head_of_arrays(file, found, listed, channels, wishes)
+
+
+def _listed(file: KerasFile, found: Found, arguments: Mapping[str, Any]) -> Listed | None:
+    """What a file without config lists around the network; None where layers of the network are missing."""
+    if file.config is not None or set(base_names(found.lineage)) - found.base.keys():
+        return None
+    base = {id(layer) for layer in found.base.values()}
+    alone = replace(file, layers=tuple(layer for layer in file.layers if id(layer) in base))
+    padding, lineage = arguments.get("pool_padding"), found.lineage
+    graph = graph_of_lineage(
+        alone, lineage.network, "channels_last", lineage=lineage.name, pool1_padding=padding, head=()
+    )
+    return listed_around(file, graph)
 
 
 def _with_head(

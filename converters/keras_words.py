@@ -21,7 +21,16 @@ KINDS = (
     "SimpleRNN", "LSTMCell", "GRUCell", "SimpleRNNCell", "RNN", "Bidirectional", "TimeDistributed", "Attention",
     "AdditiveAttention", "MultiHeadAttention", "EinsumDense", "ActivityRegularization", "RandomFlip",
     "RandomRotation", "RandomZoom", "RandomCrop", "RandomTranslation", "RandomContrast", "RandomBrightness",
-    "TFOpLambda",
+    "TFOpLambda", "AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D",
+    "AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D", "AugMix", "AutoContrast",
+    "CategoryEncoding", "ContrastLimitedAdaptiveHistogramEqualization", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D",
+    "CutMix", "Discretization", "Equalization", "FlaxLayer", "GroupedQueryAttention", "HashedCrossing", "Hashing",
+    "Identity", "IntegerLookup", "JaxLayer", "MaxNumBoundingBoxes", "MelSpectrogram", "MixUp", "Pipeline",
+    "RMSNormalization", "RandAugment", "RandomColorDegeneration", "RandomColorJitter", "RandomElasticTransform",
+    "RandomErasing", "RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert", "RandomPerspective",
+    "RandomPosterization", "RandomSaturation", "RandomSharpness", "RandomShear", "ReversibleEmbedding",
+    "STFTSpectrogram", "Solarization", "SpectralNormalization", "StackedRNNCells", "StringLookup", "TFSMLayer",
+    "TextVectorization", "TorchModuleWrapper",
 )  # fmt: skip
 
 OLD = {
@@ -74,6 +83,48 @@ def kind_of_name(name: str) -> str:
     ('MaxPooling2D', 'MaxPooling2D', '')
     """
     return _BY_KEY.get(re.sub(r"_\d+$", "", name).replace("_", ""), "") if name == name.lower() else ""
+
+
+# Words in names that people give to layers without weights, and the class that each tells.
+_TELLING = {
+    **dict.fromkeys(("drop", "dropout", "do"), "Dropout"),
+    **dict.fromkeys(("flat", "flatten", "flattened"), "Flatten"),
+    **dict.fromkeys(("gap", "gap2d"), "GlobalAveragePooling2D"),
+    **dict.fromkeys(("gmp", "gmp2d"), "GlobalMaxPooling2D"),
+    **dict.fromkeys(("act", "activation"), "Activation"),
+    "relu": "ReLU",
+    **dict.fromkeys(("softmax", "probs", "probabilities"), "Softmax"),
+    **{word: word for word in ("relu6", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus")},
+    "swish": "silu",
+}
+_IDLE = frozenset(  # words that tell where a layer stands, and not what it is
+    ("fc", "head", "top", "my", "layer", "out", "output", "classifier", "hidden", "final", "last", "new", "dense")
+)
+
+
+def kind_of_words(name: str, others: str = "") -> str:
+    """The class that the words of a name tell, which a person gave; a function where it is one; or "".
+
+    Args:
+        name: of a layer without weights.
+        others: names of layers with weights, whose words tell nothing here either.
+
+    >>> kind_of_words("top_dropout_2"), kind_of_words("relu_scores", "scores"), kind_of_words("head_tanh")
+    ('Dropout', 'ReLU', 'tanh')
+    >>> kind_of_words("relu_gate"), kind_of_words("x1")
+    ('', '')
+    """
+    words = _words(name) - _words(others) - _IDLE
+    if {"global"} < words <= {"global", "average", "avg", "max", "pool", "pooling", "pooling2d"}:
+        return "GlobalMaxPooling2D" if "max" in words else "GlobalAveragePooling2D" if len(words) > 2 else ""
+    return _TELLING.get(words.pop(), "") if len(words) == 1 else ""
+
+
+def _words(name: str) -> set[str]:
+    """Of a name, without numbers at their ends: "fc1_relu" and "fc1Relu" are fc and relu, but "relu6" is a word."""
+    spaced = re.sub(r"([a-z\d])([A-Z])", r"\1 \2", name).lower()
+    found = re.findall(r"[a-z][a-z\d]*", spaced)
+    return {word if word in (*_TELLING, "pooling2d") else word.rstrip("0123456789") for word in found}
 
 
 def group_name(class_name: str) -> str:

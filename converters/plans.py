@@ -109,6 +109,7 @@ class Plan:
         choices: sentences on what the file does not say and was therefore chosen.
         lineage: whose layer names the file has, for the proof.
         rescales: whether the file's own model does the preprocessing, by a Rescaling layer.
+        hidden: the step of activations in the head that the file does not say, for the proof.
     """
 
     network: str
@@ -122,6 +123,7 @@ class Plan:
     choices: tuple[str, ...] = ()
     lineage: str | None = None
     rescales: bool = False
+    hidden: tuple[Any, ...] = ("relu",)
 
 
 def stored_dtype(parameter: str) -> str:

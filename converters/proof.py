@@ -47,6 +47,7 @@ def forward(
     pool1_padding: bool | None = None,
     epsilon: float | None = None,
     head: Steps | None = None,
+    hidden: Sequence[Any] = ("relu",),
 ) -> Iterator[tuple[str, Array]]:
     """Run a file's model on one image.
 
@@ -61,7 +62,8 @@ def forward(
         lineage: as in `graph_of_lineage`, like the rest; all these are used only where there is no config.
         pool1_padding: whether ResNet50 pads before its first pool.
         epsilon: of batch normalisation in the network.
-        head: its steps.
+        head: its steps; where the file lists its layers in order, as in `graph_of_lineage`.
+        hidden: the step of activations that no list tells.
 
     Yields:
         The name of each layer that has weights and its linear output, before an activation that is part of it:
@@ -76,8 +78,9 @@ def forward(
     if image.ndim != 3:
         raise ValueError(f"the image is {image.shape}; (height, width, channels) is wanted")
     graph = graph_of(
-        file, data_format, network=network, lineage=lineage, pool1_padding=pool1_padding, epsilon=epsilon, head=head
-    )
+        file, data_format, network=network, lineage=lineage, pool1_padding=pool1_padding, epsilon=epsilon, head=head,
+        hidden=hidden,
+    )  # fmt: skip
     meaning = Meaning(backend == "theano", _major(file), graph.data_format)
     first = numpy_keras.from_channels_last(np.asarray(image, np.float64), graph.data_format)
     yield from _run(file, read, graph, meaning, first)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from converters.forwarding import IMAGE, NAMES, OUTPUTS
 from converters.isolation import Call
@@ -19,6 +20,7 @@ from converters.plans import KerasStep, Plan
 from converters.proof import ProofRow, check, compare
 from converters.proof_run import probe_picture, record_outputs
 from convnets_torch.card import Card
+from convnets_torch.networks import Network
 from convnets_torch.preprocessing import normalize
 from convnets_torch.weights import build
 
@@ -64,6 +66,8 @@ def prove(
             theirs = {name: stored[f"arr_{number}"] for number, name in enumerate(names)}
     for name, (channels, height, width) in _flattened(file, plan).items():  # ours have flattened a map of another order
         theirs[name] = theirs[name].reshape(height, width, channels).transpose(2, 0, 1).ravel()
+    for name in _of_map(network, file, plan):  # averaged after it is normalised, which is the same as before
+        theirs[name] = theirs[name].mean((1, 2)) if theirs[name].ndim == 3 else theirs[name]
     rows = compare(record_outputs(network, image), theirs, _table(file, plan) | {names[-1]: (names[-1],)})
     check(rows)
     return tuple(rows)
@@ -90,6 +94,13 @@ def _flattened(file: KerasFile, plan: Plan) -> dict[str, tuple[int, int, int]]:
     }
 
 
+def _of_map(network: Network, file: KerasFile, plan: Plan) -> list[str]:
+    """Their normalisations that ours has behind an average."""
+    averaged = plan.arguments.get("head", ((),))[0] == ("average",)
+    table = _table(file, plan)
+    return [table[name][0] for name in table if averaged and isinstance(network.get_submodule(name), nn.BatchNorm1d)]
+
+
 def _assumptions(file: KerasFile, plan: Plan) -> dict[str, Any]:
     """What the proof is told beside the file: the same that the user or the plan's rules said."""
     steps: Sequence[Sequence[Any]] | None = plan.arguments.get("head")
@@ -101,4 +112,5 @@ def _assumptions(file: KerasFile, plan: Plan) -> dict[str, Any]:
         "pool1_padding": plan.arguments.get("pool_padding"),
         "epsilon": plan.arguments.get("epsilon"),
         "head": steps,
+        "hidden": plan.hidden,
     }

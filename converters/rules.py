@@ -54,7 +54,11 @@ def settle_preprocessing(
             f"{file.path} does not say how its pictures were preprocessed; give --preprocessing with a JSON file or one"
             f" of {', '.join(known)}"
         )
-    return chosen_preprocessing(name, given or preset_name, network.size), chosen
+    rule = chosen_preprocessing(name, given or preset_name, network.size)
+    if given is None:
+        chosen = [*chosen, f"pictures are prepared as {rule.name} has it, as for the released weights of these layers;"
+                  " --preprocessing decides otherwise"]  # fmt: skip
+    return rule, chosen
 
 
 def chosen_preprocessing(network: str, given: str | None, size: tuple[int, int]) -> Preprocessing:
@@ -77,8 +81,13 @@ def chosen_preprocessing(network: str, given: str | None, size: tuple[int, int])
     return rule
 
 
-def settle_activation(file: KerasFile, head: Head, wishes: Wishes) -> tuple[Activation, list[str]]:
+def settle_activation(
+    file: KerasFile, head: Head, wishes: Wishes, *, told: bool = False
+) -> tuple[Activation, list[str]]:
     """The activation of the outputs, and what was chosen for want of better.
+
+    Args:
+        told: whether the head is a released one, whose activation is known.
 
     Raises:
         ValueError: it is not known, said twice, must be said, or does not fit a single output.
@@ -100,4 +109,7 @@ def settle_activation(file: KerasFile, head: Head, wishes: Wishes) -> tuple[Acti
         )
     if activation == "softmax" and head.units == 1:
         raise ValueError(f"{file.path} has a single output, which no softmax fits; give --activation sigmoid or none")
+    if activation is None and not told:
+        note = "softmax is taken for the outputs, which the file does not say; --activation decides otherwise"
+        return "softmax", [note]
     return cast(Activation, activation or "softmax"), []

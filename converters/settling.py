@@ -37,15 +37,17 @@ def settle_backend(file: KerasFile, lineage: Lineage, wishes: Wishes) -> tuple[s
         return chosen, []
     if chosen is not None:
         return chosen, []
-    if lineage.name == "convnets-keras" and file.named:
-        return "theano", []  # the lineage of these layer names
-    if told := re.search(r"_(th|tf)_kernels", file.path.name):
-        backend = {"th": "theano", "tf": "tensorflow"}[told[1]]
-        return backend, [f"kernels are {backend}'s, as the name of the file says; --backend decides otherwise"]
+    # What is in the file comes before its name, and both before the names of layers, which anybody may take over.
     if any(array.place.endswith(":0") for layer in file.weighted for array in layer.arrays.values()):
         return "tensorflow", [
             "kernels are tensorflow's, whose way of naming arrays the file has; --backend theano decides otherwise"
         ]
+    if told := re.search(r"_(th|tf)_kernels", file.path.name):
+        backend = {"th": "theano", "tf": "tensorflow"}[told[1]]
+        return backend, [f"kernels are {backend}'s, as the name of the file says; --backend decides otherwise"]
+    if lineage.name == "convnets-keras" and file.named:
+        return "theano", ["kernels are theano's, as in the released files with these names of layers;"
+                          " --backend decides otherwise"]  # fmt: skip
     generation = "0.x" if file.container == "nb_layers" else "1"
     raise ValueError(
         f"{file.path}: files of Keras {generation} do not say which backend trained them, and kernels of both look"

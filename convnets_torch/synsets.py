@@ -170,8 +170,8 @@ def find(target: str | int) -> Synset:
     the only sense that is. Capitals do not count: "Cardigan" is the jacket, and the dog is "Cardigan Welsh corgi".
 
     Args:
-        target: a wnid "n02084071", a word "dog", all words of a synset "dog, domestic dog, Canis familiaris", a
-            WordNet name "dog.n.01" (with any word of the synset), or a class id, 281 or "281".
+        target: a wnid "n02084071", alone or before words, a word "dog", all words of a synset "dog, domestic dog,
+            Canis familiaris", a WordNet name "dog.n.01" (with any word of the synset), or a class id, 281 or "281".
 
     Raises:
         ValueError: the target is unknown, a class id outside 0 to 999, a word of several meanings, which are then
@@ -199,12 +199,27 @@ def find(target: str | int) -> Synset:
         return _of_class_id(int(text))
     if text[0] == "n" and text[1:].isdecimal():
         return _of_wnid(text)
+    if leading := leading_wnid(text):
+        return _of_wnid(leading)
     word, dots, sense = text.rpartition(".n.")
     if dots and sense.isdecimal():
         return _of_name(word, int(sense))
     if "," in text:
         return _of_label(text)
     return _of_word(text)
+
+
+def leading_wnid(text: str) -> str | None:
+    """The wnid that a label begins with, or None: lines of ILSVRC's files have the words after it.
+
+    >>> leading_wnid("n02123159 tiger cat"), leading_wnid("n02123159-tiger_cat"), leading_wnid("n02123159")
+    ('n02123159', 'n02123159', 'n02123159')
+    >>> leading_wnid("tiger cat n02123159"), leading_wnid("n021231590")
+    (None, None)
+    """
+    wnid, after = text[:9], text[9:10]
+    told = wnid[:1] == "n" and len(wnid) == 9 and wnid[1:].isascii() and wnid[1:].isdecimal()
+    return wnid if told and not after.isalnum() else None
 
 
 def search(text: str) -> list[Synset]:

@@ -59,6 +59,10 @@ def _own_class(names: list[str], target: str | int) -> tuple[str, list[int]]:
     """The name and the id of a user's own class, given by either."""
     if target not in names and str(target).isdecimal() and int(target) < len(names):
         return names[int(target)], [int(target)]
+    wnid = synsets.leading_wnid(target) if isinstance(target, str) else None
+    if target not in names and wnid is not None:  # "n02123159 tiger cat" and "n02123159" are one class
+        alike = [name for name in names if synsets.leading_wnid(name) == wnid]
+        target = alike[0] if len(alike) == 1 else target
     if target not in names:
         known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         raise ValueError(f"{target!r} is none of the {len(names)} classes ({known}); give a name or an id")
@@ -73,8 +77,8 @@ def class_name(card: Card, class_id: int) -> str:
 
 
 def class_wnid(card: Card, class_id: int) -> str | None:
-    """The wnid of an ImageNet class, None for a user's own."""
-    return synsets.wnid(class_id) if card.imagenet else None
+    """The wnid of an ImageNet class, or the one that the name of a user's own class begins with; else None."""
+    return synsets.wnid(class_id) if card.imagenet else synsets.leading_wnid(class_name(card, class_id))
 
 
 def checked_target(card: Card, target: str | int) -> Target:

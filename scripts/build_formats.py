@@ -46,7 +46,8 @@ NEEDS = (
      "`--pool1-padding yes` or `no`"),
     ("your own model, unless a Rescaling layer in it says it", "`--preprocessing NAME` or `FILE.json`"),
     ("one output, weights alone", "`--activation sigmoid` or `none`"),
-    ("your own head, weights alone: what is between the dense layers; relu by default", "`--hidden-activation`"),
+    ("your own head, weights alone: the functions between the dense layers; relu by default", "`--hidden-activation`"),
+    ("your own head, weights alone: the function of the outputs; softmax by default", "`--activation`"),
     ("your own head, weights alone: the pictures' size; by default a square of as many cells as the Flatten has",
      "`--input-size 96x128`"),
 )  # fmt: skip
@@ -82,6 +83,22 @@ the answers are those of the real files ([tests/test_released_by_hand.py](../tes
 ## What a file cannot tell, and is asked for
 
 {needs}
+
+## Heads in files of weights alone
+
+A file without the model's config still lists its layers, and the head is what it lists: dense layers and normalisations
+in their places, dropout and noise as nothing, `Activation` as `--hidden-activation` where it stands, `ReLU` as itself;
+where no activation is listed between two dense layers, it is taken to be part of the first. A layer of your own name
+without weights is taken for what the name says (`top_dropout`, `fc1_relu`, `gap`). All this is said in notes, and
+`--proof` follows the list by itself. Any other layer is refused by its name, wherever it stands: gates and sums of
+branches, poolings before a Flatten, `Lambda`, a name that tells nothing. `LeakyReLU` and `ELU` need their number:
+`--hidden-activation "leaky_relu 0.3"`. Layers before the first convolution are part of the preprocessing that you name.
+
+`.weights.h5` counts the layers of each class without their order. The order is taken where sizes allow only one, and is
+said; where a normalisation or its activation could stand in two places, the file is refused. No file of weights lists
+functions of `keras.ops`, the settings of layers, or which layer reads which: of several outputs that read the same map,
+it tells as much as of layers one after another. The way on is always the same: load the weights into the model in
+Keras, save the whole model as `.keras` and convert that.
 """
 
 

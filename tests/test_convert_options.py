@@ -13,11 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from converters import convert, layouts
+from convnets_torch import synsets
 from convnets_torch.card import read_card
+from convnets_torch.targets import class_wnid, find_target
+from convnets_torch.training.truth_labels import resolved_labels
 from convnets_torch.weights import load
 from tests.reference.goldens import DATA
 from tests.reference.theano_goldens import THEANO
 from tests.test_formats import assert_answers
+from tests.test_released_by_hand import lay_out, plain
 
 GOLDENS = {golden.file: golden for golden in THEANO}
 VGG_OF_KERAS_1, NOTOP = "keras1/vgg16_th.h5", "keras1/vgg16_notop_th.h5"
@@ -76,12 +80,40 @@ def test_the_name_of_the_file_may_say_the_backend(word, backend, tmp_path, out):
     assert note in read_card(out).source.changes
     other = {"theano": "tensorflow", "tensorflow": "theano"}[backend]
     again = convert(path, out, backend=other, **CAFFE)  # the user knows better than a name
-    assert (again.card.source.backend, again.choices) == (other, ())
+    assert again.card.source.backend == other
+    assert not any("kernels" in choice for choice in again.choices)
 
 
 def test_what_a_file_says_of_its_backend_is_not_said_twice(refused):
     refused(FLAT, "says that theano trained it, not tensorflow; leave out the backend", backend="tensorflow")
     refused("keras305/vgg16.weights.h5", "which never ran on Theano", backend="theano", **CAFFE)
+
+
+def test_what_is_in_the_file_comes_before_its_name(tmp_path, out):
+    """Arrays as TensorFlow names them, in a file that is called th_kernels."""
+    path = tmp_path / "vgg16_weights_th_kernels.h5"
+    lay_out("keras1/vgg16.h5", path, plain, kernels="tf", order="th")
+    report = convert(path, out, **CAFFE)
+    assert report.card.source.backend == "tensorflow"
+    assert any("whose way of naming arrays the file has" in choice for choice in report.choices)
+
+
+def test_kernels_that_are_turned_for_the_names_of_layers_alone_are_said(out):
+    told = [choice for choice in convert(DATA / "keras1/vgg16.h5", out, **CAFFE).choices if "kernels" in choice]
+    assert told == [
+        "kernels are theano's, as in the released files with these names of layers; --backend decides otherwise"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "told"), [("keras1/vgg16.h5", "original", {}), (NOTOP, "keras-caffe", {"backend": "theano"})]
+)
+def test_a_preprocessing_that_nobody_named_is_said(file, name, told, out):
+    report = convert(DATA / file, out, **told)
+    assert f"pictures are prepared as {name} has it, as for the released weights of these layers; --preprocessing" in (
+        " ".join(report.choices)
+    )
+    assert not any("prepared" in choice for choice in convert(DATA / file, out, preprocessing=name, **told).choices)
 
 
 # Data format
@@ -415,3 +447,17 @@ def test_a_network_of_ones_own_is_fine_tuned_by_its_last_layer(out):
     network(images).sum().backward()
     assert network(images).shape == (2, 3)
     assert network.get_parameter("features.conv1_1.weight").grad.abs().sum() > 0
+
+
+def test_lines_of_wnids_and_words_are_read_as_wnids(tmp_path, out):
+    """Of ImageNet in its order they are ImageNet's classes; of others the wnid is a target as the whole line is."""
+    lines = [f"{synsets.wnid(class_id)} {synsets.words(class_id)}" for class_id in range(1000)]
+    (tmp_path / "synset_words.txt").write_text("\n".join(lines))
+    convert(DATA / "keras1/alexnet.h5", out, classes=tmp_path / "synset_words.txt")
+    assert read_card(out).imagenet
+    convert(DATA / "keras1/alexnet.h5", out, classes=lines[::-1])
+    card = read_card(out)
+    assert find_target(card, "n02123159").class_ids == find_target(card, "n02123159 tiger_cat").class_ids == (717,)
+    assert (class_wnid(card, 717), class_wnid(card, 0)) == ("n02123159", "n15075141")
+    found, _ = resolved_labels(card, ["n02123159", "n15075141 toilet tissue"], "labels")
+    assert list(found.values()) == [717, 0]

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from converters import convert
 from converters.doctor import diagnose
 from converters.evidence import Golden
+from convnets_torch import synsets
 from convnets_torch.card import Card
 from convnets_torch.networks import resnet50
 from convnets_torch.preprocessing import normalize, preset
+from convnets_torch.targets import find_target
 from convnets_torch.weights import build, load, save
 from tests.conftest import KERAS1
 from tests.reference.pictures import picture
@@ -253,6 +255,77 @@ def test_pictures_of_one_thing_are_expected_by_name(lite_weights, photographs, c
     code, out, _ = command("doctor", lite_weights, photographs / "chelsea.png", "--expect", "dog")
     assert code == 1
     assert out.splitlines()[-1].startswith("undecided: nothing explains the expected answers; nearest is ")
+
+
+PICTURES = [picture(seed, 224, 224) for seed in range(6)]
+
+
+def knowing(class_ids, classes, class_names):
+    """A narrow network that knows six pictures, the k-th as the class `class_ids[k]`."""
+    torch.manual_seed(0)
+    card = Card("vgg16", {"classes": classes, "widths": (4, 6, 8, 10, 12), "hidden": (16, 16)}, preset("vgg16", "unit"),
+                class_names)  # fmt: skip
+    network: Any = build(card.network, card.arguments).to_empty(device="cpu")
+    for parameter in network.parameters():
+        torch.nn.init.kaiming_normal_(parameter) if parameter.dim() > 1 else torch.nn.init.zeros_(parameter)
+    network.card = card
+    network.eval().requires_grad_(False)
+    images = torch.from_numpy(np.stack([normalize(each, card.preprocessing) for each in PICTURES]))
+    known = network.head[:-1](network.features(images)).double()
+    wanted = torch.zeros(6, classes, dtype=torch.float64)
+    wanted[range(6), class_ids] = 12
+    solution = torch.linalg.pinv(torch.cat([known, torch.ones(6, 1)], 1)) @ wanted
+    network.head[-1].weight.copy_(solution[:-1].T)
+    network.head[-1].bias.copy_(solution[-1])
+    return network
+
+
+def diagnosed(network, expected):
+    diagnosis = diagnose(network, PICTURES, expected)
+    assert diagnosis.verdict == "corrected", diagnosis.sentence
+    images = torch.from_numpy(np.stack([normalize(each, network.card.preprocessing) for each in PICTURES]))
+    with torch.inference_mode():
+        answers = diagnosis.network(images).argmax(1).tolist()
+    assert [find_target(diagnosis.network.card, name).class_ids[0] for name in expected] == answers
+    return diagnosis
+
+
+OWN = ("Yak", "ant", "bee 10", "bee 9", "cat", "Dog", "eel", "fox")
+
+
+@pytest.mark.parametrize(
+    ("order", "found"),
+    [
+        ([7, 0, 1, 2, 3, 4, 5, 6], "outputs shifted by one"),  # output k is the class that the card calls k - 1
+        ([1, 2, 3, 4, 5, 6, 7, 0], "outputs shifted back by one"),
+        ([*range(7, -1, -1)], "outputs from last to first"),
+        ([5, 0, 1, 2, 3, 4, 6, 7], "outputs sorted by name"),
+        ([1, 2, 3, 4, 5, 6, 7, 0], None),
+    ],
+)
+def test_outputs_in_another_order_than_the_names_are_found(order, found):
+    """`order[k]` is the class of the card that output k stands for."""
+    if found is None:  # as it should be
+        network = knowing([*range(6)], 8, OWN)
+        assert diagnose(network, PICTURES, list(OWN[:6])).verdict == "as it is"
+        return
+    diagnosis = diagnosed(knowing([*range(6)], 8, OWN), [OWN[order[output]] for output in range(6)])
+    assert diagnosis.winner.changes == (found,)
+    assert diagnosis.network.card.class_names == OWN
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_background_class_is_found_and_left_out(place, tmp_path):
+    class_ids = [281, 207, 3, 998, 504, 0]
+    network = knowing([class_id + (place == "first") for class_id in class_ids], 1001, None)
+    names = [synsets.words(class_id) for class_id in class_ids]
+    diagnosis = diagnosed(network, names)
+    assert diagnosis.winner.changes == (f"background class {place} left out",)
+    assert diagnosis.network.card.imagenet
+    both = diagnosed(flipped(network), names)
+    assert both.winner.changes == ("kernels turned by 180 degrees", f"background class {place} left out")
+    save(diagnosis.network, tmp_path / "mended.safetensors")
+    assert load(tmp_path / "mended.safetensors").card.classes == 1000
 
 
 def test_what_photographs_cannot_tell_is_said(lite_weights, photographs):

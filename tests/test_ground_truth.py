@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,18 @@ def test_folders_named_by_wnids_or_words_are_their_classes(tmp_path):
         "996 of the 1000 classes have no pictures (goldfish, great white shark, tiger shark, hammerhead,"
         " electric ray, ...)",
     )
+
+
+def test_words_after_a_wnid_change_nothing(flat, tmp_path):
+    """Lines of ILSVRC's synset_words.txt, and folders that are named so."""
+    lines = [f"{COLLIE} collie", f"{MOUSE} mouse, computer mouse", f"{TENCH} tench, Tinca tinca"]
+    assert labels_of(flat, "\n".join(lines)) == [231, 673, 0]
+    assert labels_of(flat, "\n".join(f"{name}\t{line}" for name, line in zip(
+        ("a.jpg", "b.png", "c d.png"), lines, strict=True))) == [231, 673, 0]  # fmt: skip
+    folder = make(tmp_path / "val", f"{TENCH}-tench/0.png", f"{COLLIE} collie/0.png")
+    assert find_truth(IMAGENET, folder).labels.tolist() == [0, 231]
+    own = replace(OWN, class_names=(f"{MOUSE} mouse", COLLIE, "a cow"))
+    assert labels_of(flat, f"{COLLIE} collie\n{MOUSE}\na cow", own) == [1, 0, 2]
 
 
 def test_folders_that_are_no_class_are_refused_all_at_once(tmp_path):

@@ -133,6 +133,10 @@ RELEASED = [
      {"naming": keras_2, "kernels": "tf", "rename": {f"{kind}_{number}": f"{kind}_{number - 1}".removesuffix("_0")
       for number in range(1, 95) for kind in ("conv2d", "batch_normalization")}, "keras_version": "2.4.0",
       "backend": "tensorflow"}, {}),
+    ("vgg16", "names of convnets-keras, on TensorFlow: conv1_1_W:0", "keras1/vgg16.h5", "vgg16_weights.h5",
+     {"naming": plain, "kernels": "tf", "order": "th"}, {}),
+    ("vgg16", "names of convnets-keras, tf kernels", "keras1/vgg16.h5", "vgg16_weights_th_dim_ordering_tf_kernels.h5",
+     {"naming": keras_1, "kernels": "tf", "order": "th"}, {}),
 ]  # fmt: skip
 WHOLE = [
     ("vgg16", "tf.keras, a whole model", "keras231/vgg16_last_model.h5"),

@@ -176,7 +176,7 @@ def _of_words(text: str, problems: dict[str, str]) -> int:
 
 
 def _of_name(text: str, names: dict[str, int], problems: dict[str, str]) -> int:
-    found = names.get(text, -1)
+    found = names.get(text, names.get(synsets.leading_wnid(text) or text, -1))
     if found < 0:
         problems[text] = "(the name of several classes)" if text in names else "(no class's name)"
     return found
@@ -186,4 +186,7 @@ def _own_names(card: Card) -> dict[str, int]:
     """Name -> class id; -1 for a name that several classes have."""
     names = [normal(class_name(card, class_id)) for class_id in range(card.classes)]
     counts = Counter(names)
-    return {name: place if counts[name] == 1 else -1 for place, name in enumerate(names)}
+    found = {name: place if counts[name] == 1 else -1 for place, name in enumerate(names)}
+    wnids = [synsets.leading_wnid(name) for name in names]
+    counts = Counter(filter(None, wnids))
+    return {wnid: place for place, wnid in enumerate(wnids) if wnid and counts[wnid] == 1} | found
