@@ -24,6 +24,7 @@ from convnets_torch.files import open_own
 Progress = Callable[[int, int], None]
 
 _one_at_a_time = threading.RLock()
+IDLE = ("tqdm", "rich", "ipykernel", "IPython", "zmq")  # packages whose threads wait, or draw bars
 
 # Modules are looked for beside Python's own first, so that no file in the folder of a script takes the place of one.
 CHILD = """
@@ -52,7 +53,7 @@ def apart(home: str, function: str, *arguments: Any, progress: Progress | None =
     """
     call = getattr(import_module(home), function)
     with _one_at_a_time:
-        if threading.active_count() > 1:
+        if any(map(_may_run, threading.enumerate())):
             with tempfile.TemporaryDirectory(prefix="convnets-torch-") as folder:
                 try:
                     _write(Path(folder) / "call", (home, function, arguments))
@@ -60,6 +61,12 @@ def apart(home: str, function: str, *arguments: Any, progress: Progress | None =
                     return call(*arguments, progress=progress)
                 return _in_a_process(Path(folder), progress)
         return call(*arguments, progress=progress)
+
+
+def _may_run(thread: threading.Thread) -> bool:
+    """Whether another thread may run anything that matters here."""
+    homes = [type(thread).__module__, getattr(getattr(thread, "_target", None), "__module__", None) or ""]
+    return thread is not threading.current_thread() and not any(home.split(".")[0] in IDLE for home in homes)
 
 
 def _in_a_process(folder: Path, progress: Progress | None) -> Any:
