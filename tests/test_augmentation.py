@@ -15,7 +15,9 @@ from PIL import Image
 from convnets_torch.preprocessing import center_crop, preset
 from convnets_torch.training.augmentation import (
     AUGMENTATIONS,
+    GREY,
     Augmentation,
+    _randaugmented,
     augmentation,
     draw_changes,
     view,
@@ -218,3 +220,17 @@ view(Image.new("RGB", (9, 9)), preset("vgg16"), augmentation("none"), (0,))
 assert "torchvision" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_randaugment_is_torchvisions_and_draws_nothing_from_the_global_generator(photographs):
+    from torchvision.transforms.v2 import RandAugment
+
+    image = Image.open(photographs / "chelsea.png").convert("RGB").resize((90, 60))
+    for seed in range(20):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            wanted = RandAugment(2, 9, num_magnitude_bins=31, fill=GREY)(image)
+        before = torch.get_rng_state()
+        found = _randaugmented(image, 9, seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from convnets_torch import classify, heatmap, load
@@ -19,7 +20,7 @@ from convnets_torch.training.datasets import Dataset, find_dataset
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.features import cached_features
 from convnets_torch.training.finetuning import LeakError, Watch, finetune
-from convnets_torch.training.freezing import LAST_BLOCKS, freeze, unfrozen, what_trains
+from convnets_torch.training.freezing import LAST_BLOCKS, freeze, own_dropout, unfrozen, what_trains
 from convnets_torch.training.losses import balanced, row_losses, soft_targets
 from convnets_torch.training.settings import Settings
 from convnets_torch.training.stages import HeadStage
@@ -319,3 +320,19 @@ def test_a_gpu_learns_what_the_cpu_learns(dataset, tmp_path):
     again = tmp_path / "again.safetensors"
     finetune(small_resnet().cuda(), dataset, again, settings, cache=tmp_path / "cuda", allow_leaks=True)
     assert again.read_bytes() == (tmp_path / "cuda.safetensors").read_bytes()
+
+
+def test_dropout_draws_what_pytorch_draws_and_nothing_from_the_global_generator():
+    network = NARROW["vgg16"]().train()
+    values = torch.randn(50, 24)
+    torch.manual_seed(7)
+    wanted = [nn.functional.dropout(values, 0.5), nn.functional.dropout(values, 0.5)]
+    before = torch.get_rng_state()
+    generator = own_dropout(network)
+    generator.manual_seed(7)
+    layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
+    assert len(layers) == 2
+    for layer, drawn in zip(layers, wanted, strict=True):
+        torch.testing.assert_close(layer(values), drawn, rtol=0, atol=0)
+    assert torch.equal(layers[0].eval()(values), values)
+    assert torch.equal(torch.get_rng_state(), before)

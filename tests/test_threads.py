@@ -144,6 +144,7 @@ CALLS: dict[str, Callable[[ct.Network, Path], Any]] = {
     "evaluate": evaluated,
     "finetune": finetuned,
     "save": saved,
+    "another's numbers": lambda network, path: torch.rand(100_000).shape,
     "another's module": lambda network, path: FOREIGN(tensor(path)),
     "strict": lambda network, path: refused(path.with_suffix(".cut")),
     "lenient": lambda network, path: ct.read_picture(path.with_suffix(".cut"), allow_truncated=True),
@@ -213,6 +214,12 @@ def test_threads_on_one_network_get_their_own_answers_cold_and_warm(alone):
 
 def test_threads_with_a_network_each_get_their_own_answers(alone):
     assert not faults([make() for _ in range(2)], alone)
+
+
+def test_finetuning_draws_nothing_from_the_global_generator(alone):
+    network, before = make(), torch.get_rng_state()
+    finetuned(network, alone[0][0])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_to_thread_takes_the_block_that_records_along():

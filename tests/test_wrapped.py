@@ -17,7 +17,7 @@ WRAPPERS: dict[str, Any] = {
     "DataParallel": nn.DataParallel,
     "torch.compile": lambda network: torch.compile(network, backend="eager"),
 }
-NOT_OF_NETWORKS = ("another's module", "strict", "lenient", "finetune", "densify")
+NOT_OF_NETWORKS = ("another's module", "another's numbers", "strict", "lenient", "finetune", "densify")
 
 
 @pytest.fixture(scope="module")

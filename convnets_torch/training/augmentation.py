@@ -214,9 +214,7 @@ def view(
     that is cut out for classifying, so objects keep the size that the network knows. What rotation and skew open at
     the corners is filled from the picture around the piece, and beyond its border by reflection.
 
-    The same key gives the same pixels in whatever order, process or thread. With `randaugment` the call holds torch's
-    global generator, which torchvision draws from, and sets it back: then no other thread may draw from it meanwhile,
-    as none does in the workers of a `DataLoader`.
+    The same key gives the same pixels in whatever order, process or thread.
 
     Args:
         image: upright, of mode RGB, of any size from 1x1, as `images.open_upright` gives it.
@@ -351,9 +349,20 @@ def _recolored(image: Image.Image, changes: Changes) -> Image.Image:
 
 
 def _randaugmented(image: Image.Image, magnitude: int, seed: int) -> Image.Image:
-    """RandAugment as torchvision has it, which takes no generator."""
+    """RandAugment as torchvision has it, but for the generator."""
     from torchvision.transforms.v2 import RandAugment
 
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset the generators of GPUs, for good
-        return RandAugment(RANDAUGMENT_STEPS, magnitude, num_magnitude_bins=31, fill=GREY)(image)
+    generator, bins = torch.Generator().manual_seed(seed), 31
+    changes = RandAugment(RANDAUGMENT_STEPS, magnitude, num_magnitude_bins=bins, fill=GREY)
+    space = changes._AUGMENTATION_SPACE
+    for _ in range(RANDAUGMENT_STEPS):  # as its `forward`, which draws from torch's global generator
+        name = tuple(space)[int(torch.randint(len(space), (), generator=generator))]
+        magnitudes_of, signed = space[name]
+        magnitudes = magnitudes_of(bins, image.height, image.width)
+        size = 0.0 if magnitudes is None else float(magnitudes[magnitude])
+        if magnitudes is not None and signed and torch.rand((), generator=generator) <= 0.5:
+            size = -size
+        image = changes._apply_image_or_video_transform(
+            image, name, size, interpolation=changes.interpolation, fill=changes._fill
+        )
+    return image

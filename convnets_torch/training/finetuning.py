@@ -194,7 +194,7 @@ def finetune(
             f"{checkpoint} is the checkpoint of a training that did not end; go on with --resume, or remove it"
         )
     device = next(network.parameters()).device
-    with joined(device) as group, seeded(device):
+    with joined(device) as group, deterministic(device):
         features = cached_features(network, dataset, settings, group, cache, _stoppable(watch))
         _check_usable(features, settings.batch)
         leaks = _leaks(features, leak_threshold)
@@ -383,23 +383,22 @@ def _workers(device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def seeded(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn inside changes nothing outside, and the same operations give the same numbers at each run.
+def deterministic(device: torch.device) -> Iterator[None]:
+    """The same operations give the same numbers at each run.
 
-    On the CPU they do; on CUDA PyTorch has to be asked for it, which there imports its compiler and takes 2 s.
+    On the CPU they do; on CUDA PyTorch has to be asked for it, for the whole process, which imports its compiler and
+    takes 2 s.
     """
     if device.type != "cuda":
-        with torch.random.fork_rng([]):
-            yield
+        yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     switches: Any = torch.utils.deterministic
     filled = switches.fill_uninitialized_memory
-    with torch.random.fork_rng([device]):
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        switches.fill_uninitialized_memory = False  # which costs time and would hide nothing here
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            switches.fill_uninitialized_memory = filled
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    switches.fill_uninitialized_memory = False  # which costs time and would hide nothing here
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        switches.fill_uninitialized_memory = filled

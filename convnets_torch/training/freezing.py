@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from convnets_torch.embeddings.extraction import last_dense
 from convnets_torch.explain.names import find_layers
@@ -76,6 +77,29 @@ def freeze(network: Network, trained: list[str], *, dropout: bool) -> None:
     for place, (_, module) in enumerate(network.named_modules()):
         if isinstance(module, nn.Dropout) and place > first:
             module.train(dropout)
+
+
+class _Dropout(nn.Dropout):
+    generator: torch.Generator
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training:
+            return values
+        kept = torch.empty_like(values).bernoulli_(1 - self.p, generator=self.generator)
+        return values * kept.div_(1 - self.p or 1)
+
+
+def own_dropout(network: Network) -> torch.Generator:
+    """Have a network's dropout draw from a generator of its own, which is returned, and not from PyTorch's global one.
+
+    From the same seed it draws the same on the CPU.
+    """
+    generator = torch.Generator(next(network.parameters()).device)
+    for module in network.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = _Dropout
+            module.generator = generator  # type: ignore[assignment]
+    return generator
 
 
 def what_trains(network: Network, trained: list[str]) -> list[LayerRow]:

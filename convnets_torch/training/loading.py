@@ -103,6 +103,7 @@ def loaded(views: ViewedPictures, steps: Sequence[Sequence[Place]], workers: int
         num_workers=workers,
         collate_fn=_stacked,
         worker_init_fn=partial(_stand_in, Path.cwd()),
+        generator=torch.Generator(),  # of seeds that nothing uses, so that none is drawn from the global one
     )
     with _nothing_from_here() if workers else contextlib.nullcontext():
         found = iter(loader)

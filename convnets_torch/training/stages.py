@@ -19,7 +19,7 @@ from convnets_torch.networks import Network
 from convnets_torch.pipeline import predict
 from convnets_torch.runtime import dtype_of, is_depthwise
 from convnets_torch.training.distributed import Group
-from convnets_torch.training.freezing import freeze
+from convnets_torch.training.freezing import freeze, own_dropout
 from convnets_torch.training.loading import ViewedPictures, batches, loaded
 from convnets_torch.training.losses import balanced, row_losses, soft_targets
 from convnets_torch.training.mixing import Mix, draw_mix
@@ -109,7 +109,9 @@ class HeadStage:
         self._features, self._val = (features - self.mean) / self.spread, (val - self.mean) / self.spread
         self._labels, self._val_labels = labels, val_labels
         self._rows = Rows(labels, classes, settings)
-        self.layer = nn.Linear(features.shape[1], classes, device=features.device)
+        self.layer: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            nn.Linear, features.shape[1], classes, device=features.device
+        )
         nn.init.zeros_(self.layer.weight)  # the loss is convex: what it begins from does not matter
         nn.init.zeros_(self.layer.bias)
         self.names = ["weight", "bias"]
@@ -178,6 +180,7 @@ class LayersStage:
             self.optimizer = SGD(self.parameters, settings.rate, settings.momentum, weight_decay=settings.weight_decay)
         self._mixed_precision = mixed_precision(network, settings.precision)
         freeze(network, names, dropout=settings.dropout)
+        self._dropout = own_dropout(network)
         self._run: nn.Module = network
         if group.size > 1:
             places = [self._device] if self._device.type == "cuda" else None
@@ -197,7 +200,7 @@ class LayersStage:
         wanted = [[(epoch, row) for row in plan.loaded] for plan in plans[first:]]
         with closing(loaded(self._views, wanted, self._workers)) as parts:
             for step, (plan, pixels) in enumerate(zip(plans[first:], parts, strict=True), start=first):
-                torch.manual_seed(_seed(settings.seed, epoch, step, group.rank))  # of dropout
+                self._dropout.manual_seed(_seed(settings.seed, epoch, step, group.rank))
                 images, targets = plan.mixed(
                     normalized(pixels.to(self._device), self._rule), self._rows.targets[plan.loaded].to(self._device)
                 )
