@@ -153,8 +153,10 @@ def prepared(work: Work, precision: Precision, compiled: bool = False) -> Progra
     """Ours, without extras."""
     import torch
 
+    from convnets_torch.allocation import keep_memory
     from convnets_torch.runtime import dtype_of, prepare
 
+    keep_memory()  # as a program does at its start
     made = prepare(module_of(work), device="cpu", precision=precision, compiled=compiled)
     dtype = dtype_of(precision, torch.device("cpu"))
     return runs(lambda images: made(images.to(dtype)).float())(images_of(work))
