@@ -825,8 +825,8 @@ def _one_wanted(table: Path, row: Row) -> ValueError:
         return ValueError(f"{table}, line {row.line} has no class for {row.name}; fill it in, or remove the line")
     return ValueError(
         f"{table}, line {row.line} has {len(row.labels)} labels ({few(row.labels, 3)}), but a picture has one class"
-        " here (finetune takes several); keep one of them, remove the line, or give pictures with several labels a"
-        " class of their own ('several')"
+        " here (finetune and evaluate take several); keep one of them, remove the line, or give pictures with several"
+        " labels a class of their own ('several')"
     )
 
 

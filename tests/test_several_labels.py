@@ -1,9 +1,10 @@
-"""Pictures with several labels each: tables, sides, losses, and training, against scikit-learn's figures."""
+"""Pictures with several labels each: tables, sides, losses, training and evaluation, against scikit-learn's figures."""
 
 from __future__ import annotations
 
 import csv
 import itertools
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -13,17 +14,19 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from convnets_torch import classify, load
+from convnets_torch import classify, evaluate, find_truth, judge, load
 from convnets_torch.labelled import find_classes, find_labelled
 from convnets_torch.pipeline import predict
 from convnets_torch.training.augmentation import AUGMENTATIONS
 from convnets_torch.training.curves import EpochRow, best_epoch, draw_history, save_history_csv
 from convnets_torch.training.datasets import find_dataset
+from convnets_torch.training.evaluation_outputs import save_judged
 from convnets_torch.training.finetuning import Watch, checkpoint_of, finetune, outputs_of
 from convnets_torch.training.losses import balanced, row_losses, soft_targets
 from convnets_torch.training.running import Reports, TrainingStopped
 from convnets_torch.training.several_labels import average_precision, score_labels
 from convnets_torch.training.stages import Rows
+from convnets_torch.weights import save
 from tests.finetuned import QUICK, small_resnet
 
 metrics = pytest.importorskip("sklearn.metrics")
@@ -105,7 +108,12 @@ def test_every_table_gives_the_same_labels(pictures, tmp_path, rows, header, wor
     assert words in found.remarks[-1]
     dataset = find_dataset(pictures, truth=table, partial=True)
     assert {path: dataset.names_of(label) for path, label in dataset.train + dataset.val} == wanted
-    with pytest.raises(ValueError, match=r"line 4 has 2 labels \(ant, bee\), .* \(finetune takes several"):
+    card = replace(small_resnet(3).card, class_names=("cat", "ant", "bee"), activation="sigmoid")
+    truth = find_truth(card, pictures, truth=table, partial=True)
+    assert truth.labels.dtype == bool
+    for path, row in zip(truth.paths, truth.labels, strict=True):
+        assert {name for name, has in zip(("cat", "ant", "bee"), row, strict=True) if has} == {*wanted[path]}
+    with pytest.raises(ValueError, match=r"line 4 has 2 labels \(ant, bee\), .* \(finetune and evaluate take several"):
         find_classes(pictures, truth=table, partial=True)
 
 
@@ -355,3 +363,72 @@ def test_the_best_epoch_and_the_history_are_of_mean_average_precision(tmp_path):
     accuracies = [replace(row, val_accuracy=row.score, val_mean_average_precision=None) for row in rows]
     assert draw_history(rows).size == draw_history(accuracies).size
     assert draw_history(rows).tobytes() != draw_history(accuracies).tobytes()  # the words differ
+
+
+# Evaluation
+
+
+def test_evaluation_is_that_of_scikit_learn(tuned, pictures, tmp_path):
+    network = load(tuned[1])
+    found = evaluate(network, find_truth(network.card, pictures, truth=pictures.parent / "columns.csv"), batch=8)
+    truth = np.array([row[1:] for row in columns()]) > 0
+    outputs = probabilities(network, found.paths)
+    scores = found.several_labels
+    assert scores.mean_average_precision == pytest.approx(metrics.average_precision_score(truth, outputs), abs=1e-6)
+    wanted = metrics.f1_score(truth, outputs >= 0.5, average=None, zero_division=0)
+    assert [each.f1 for each in scores.labels] == pytest.approx(wanted)
+    with pytest.raises(ValueError, match="see `several_labels`"):
+        _ = found.errors
+    judged = judge(found, temperature=True)
+    assert any("no temperature was fitted" in remark for remark in judged.remarks)
+    assert save_judged(judged, tmp_path) == ("evaluation.json", "report.html")
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert figures["mean_average_precision"] == scores.mean_average_precision
+    assert (figures["pictures"], figures["unlabelled"]) == (36, 6)
+    assert [row["words"] for row in figures["by_class"]] == ["ant", "bee", "cat"]
+    assert not {"errors", "confusions", "calibration", "severity"} & {*figures}
+    page = (tmp_path / "report.html").read_text()
+    assert f"mean average precision {scores.mean_average_precision:.4f}" in page
+    assert "confusion" not in page.partition("<main>")[2].partition("<script>")[0].replace("confusions, calib", "")
+
+
+def test_a_network_of_several_labels_judges_pictures_of_one(tuned, pictures, tmp_path):
+    network = load(tuned[1])
+    table = write(tmp_path / "one.csv", joined("|", [0, 1, 3, 6, 7, 9]), "path", "label")
+    truth = find_truth(network.card, pictures, truth=table, partial=True)
+    assert truth.labels.sum(1).tolist() == [1] * 6
+    assert any("each picture has one label; the network, which learnt several" in remark for remark in truth.remarks)
+    single = replace(network.card, unknown={})  # a network with sigmoids that learnt one label a picture
+    assert find_truth(single, pictures, truth=table, partial=True).labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_softmax_has_no_several_labels(pictures):
+    card = replace(small_resnet(3).card, class_names=("ant", "bee", "cat"))
+    for activation in ("softmax", "none"):
+        with pytest.raises(ValueError, match=f"several labels, but the network's activation is {activation}"):
+            find_truth(replace(card, activation=activation), pictures, truth=pictures.parent / "columns.csv")
+
+
+def test_the_commands_say_it(pictures, command, cache, tmp_path):
+    weights, output = tmp_path / "small.safetensors", tmp_path / "mine.safetensors"
+    save(small_resnet(), weights)
+    table = ("--truth", pictures.parent / "columns.csv")
+    short = ("--batch", 8, "--head-epochs", 2, "--epochs", 0, "--allow-leaks")
+    code, out, error = command("finetune", weights, pictures, *table, "-o", output, *short)
+    assert code == 0, error
+    assert "12 of 36 pictures have several labels, and 6 none (by their columns of 0 and 1)" in error
+    assert "mean average precision on the validation pictures" in out
+    assert load(output).card.activation == "sigmoid"
+    code, out, error = command("evaluate", output, pictures, *table)
+    assert code == 0, error
+    lines = [line.split() for line in out.splitlines()]
+    assert [line[:2] for line in lines[1:4]] == [["ant", "18"], ["bee", "12"], ["cat", "12"]]
+    assert "mean of the labels (macro)" in out
+    code, out, error = command("evaluate", output, pictures, *table, "--json")
+    assert json.loads(out)["macro"].keys() == {"precision", "recall", "f1"}
+    code, _, error = command("evaluate", output, pictures, *table, "--temperature")
+    assert (code, "a temperature is fitted to classes that exclude each other" in error) == (1, True)
+    code, _, error = command("finetune", weights, pictures, *table, "-o", output, *short, "--activation", "softmax")
+    assert (code, "which softmax would take for classes that exclude each other" in error) == (1, True)
+    code, _, error = command("probe", weights, pictures, *table)
+    assert (code, "line 4 has 2 labels (ant, bee)" in error) == (1, True)

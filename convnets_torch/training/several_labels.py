@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convnets_torch.card import Card
+from convnets_torch.targets import class_name, class_wnid
+
 COLUMNS = 64  # classes that are read together from outputs on a disk
 
 
@@ -87,6 +90,26 @@ class SeveralLabels:
         )
         return LabelScores(*map(sum, columns))
 
+    def to_dict(self, card: Card) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "unlabelled": self.unlabelled,
+            "mean_average_precision": self.mean_average_precision,
+            "macro": {name: value for name, value in self.macro.items() if name != "average_precision"},
+            "micro": {name: value for name, value in self.micro.figures.items() if name != "average_precision"},
+            "by_class": [
+                {
+                    "class_id": class_id,
+                    "wnid": class_wnid(card, class_id),
+                    "words": class_name(card, class_id),
+                    "pictures": each.pictures,
+                    **vars(each),
+                    **each.figures,
+                }
+                for class_id, each in enumerate(self.labels)
+            ],
+        }
+
 
 def average_precision(outputs: NDArray[np.floating[Any]], truth: NDArray[np.bool_]) -> float:
     """Precision at each distinct output, taken as the threshold, weighted by the recall that it adds.
@@ -139,3 +162,29 @@ def score_labels(logits: NDArray[np.floating[Any]], truth: NDArray[np.bool_]) ->
             counts = (int((given & own).sum()), int((given & ~own).sum()), int((~given & own).sum()))
             labels.append(LabelScores(*counts, average_precision(outputs, own) if own.any() else None))
     return SeveralLabels(len(truth), int((~truth.any(1)).sum()), tuple(labels))
+
+
+def figure(value: float | None) -> str:
+    """Four decimals, or a dash where there is none."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def learnt_several(card: Card) -> bool:
+    """Whether a network was fine-tuned on pictures with several labels."""
+    about = card.unknown.get("finetuning")
+    data = about.get("data") if isinstance(about, dict) else None
+    return isinstance(data, dict) and data.get("several_labels") is True and card.activation == "sigmoid"
+
+
+def check_several(card: Card) -> None:
+    """Refuse several labels for a network whose classes exclude each other.
+
+    Raises:
+        ValueError: the card's activation is not sigmoid.
+    """
+    if card.activation != "sigmoid":
+        raise ValueError(
+            f"the pictures have several labels, but the network's activation is {card.activation}, which gives no label"
+            " a probability of its own; evaluate a network with sigmoid, such as one that was fine-tuned on them, or"
+            " give each picture one label"
+        )
