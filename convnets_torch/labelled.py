@@ -59,12 +59,14 @@ class LabelledPictures:
     Attributes:
         where: the folder or table that they were found in.
         paths: of the N pictures; sorted, those of folders by class before.
-        labels: (N) names of classes as they are written, in Unicode's NFC.
+        labels: (N) names of classes as they are written, in Unicode's NFC; of pictures that may have several, those of
+            each joined by "|".
         sides: (N) "train", "val" or "test"; None where nothing says it.
         split: what says it, in words; empty where nothing does.
         remarks: sentences on what was left out or is doubtful.
         empty: names of class folders without pictures.
         doubt: a sentence, where folders lie deeper within each other than classes do, on what else may be meant.
+        several: (N) all labels of each picture, where some have several or none; None where each has one.
     """
 
     where: Path
@@ -75,15 +77,24 @@ class LabelledPictures:
     remarks: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     doubt: str | None = None
+    several: tuple[tuple[str, ...], ...] | None = None
+
+    @property
+    def every(self) -> tuple[tuple[str, ...], ...]:
+        """(N) all labels of each picture, one or several."""
+        return tuple((label,) for label in self.labels) if self.several is None else self.several
 
     def of(self, *sides: str | None) -> LabelledPictures:
         """Those of some sides alone."""
         kept = [number for number, side in enumerate(self.sides) if side in sides]
         paths, labels = tuple(self.paths[each] for each in kept), tuple(self.labels[each] for each in kept)
-        return replace(self, paths=paths, labels=labels, sides=tuple(self.sides[each] for each in kept))
+        several = None if self.several is None else tuple(self.several[each] for each in kept)
+        return replace(
+            self, paths=paths, labels=labels, sides=tuple(self.sides[each] for each in kept), several=several
+        )
 
     def by_class(self) -> dict[str, list[Path]]:
-        """The pictures of each class, sorted by its name."""
+        """The pictures of each class, or of each set of labels, sorted by its name."""
         found: dict[str, list[Path]] = {}
         for label, path in sorted(zip(self.labels, self.paths, strict=True)):
             found.setdefault(label, []).append(path)
@@ -97,6 +108,7 @@ def find_labelled(
     columns: Sequence[str] | None = None,
     partial: bool = False,
     exclude: str | Iterable[str] = (),
+    several: bool = False,
 ) -> LabelledPictures:
     """Find the labels of pictures in class folders, or in a table.
 
@@ -110,16 +122,21 @@ def find_labelled(
     picture counts from the folder, or from that of the table; the end of its path is enough, without the file's ending
     too, where no other picture has it.
 
+    A table says itself whether its pictures have several labels each: a row has several columns with a 1, or none; or
+    a label is several others, separated by `|`, by a comma or semicolon, or by blanks in a column `labels` or `tags`.
+
     Args:
         data: a folder, or a table of the pictures beside and below it.
         truth: a table of the pictures in the folder `data`.
         columns: names of the columns of pictures and labels.
         partial: go on where pictures of the folder are not in the table, or pictures of the table are missing.
         exclude: as in `find_pictures`.
+        several: take pictures with several labels, or with none in a table with a column for each.
 
     Raises:
         OSError: a folder or table is missing or cannot be read; or pictures of the table are missing.
-        ValueError: the folder has no class folders, or nothing sure can be said of the table.
+        ValueError: the folder has no class folders, or nothing sure can be said of the table; or its pictures have
+            several labels, and `several` is False.
 
     Warns:
         PictureWarning: hidden files, files that are no pictures, or pictures of no class were left out.
@@ -128,9 +145,9 @@ def find_labelled(
     if truth is not None:
         if not place.is_dir():
             raise NotADirectoryError(f"{place} is not a folder; name the folder of the pictures that {truth} labels")
-        return _of_table(Path(truth), place, columns, partial, exclude)
+        return _of_table(Path(truth), place, columns, partial, exclude, several)
     if place.suffix.lower() in TABLES and not place.is_dir():
-        return _of_table(place, None, columns, partial, exclude)
+        return _of_table(place, None, columns, partial, exclude, several)
     wanted = "name a folder with a sub-folder for each class"
     if not place.exists():
         raise FileNotFoundError(f"{place} does not exist; {wanted}")
@@ -197,7 +214,7 @@ def check_classes(found: LabelledPictures) -> None:
             f"{found.where}: {len(found.empty)} of {count} sub-folders hold no pictures ({few(found.empty)}); fill"
             " them, or remove them"
         )
-    names = sorted(set(found.labels))
+    names = sorted({label for labels in found.every for label in labels})
     if len(names) < 2:
         alone = ", ".join(names) or "none"
         raise ValueError(f"{found.where} has one class alone ({alone}), so nothing to tell apart; add another")
@@ -210,7 +227,7 @@ def number_remarks(found: LabelledPictures) -> list[str]:
     Raises:
         ValueError: they may be measured values, such as ages, from which no classes are learnt.
     """
-    counts = Counter(found.labels)
+    counts = Counter(label for labels in found.every for label in labels)
     if found.where.is_dir() or not all(map(_is_number, counts)):
         return []
     shown = few(sorted(counts, key=float), 3)
@@ -392,13 +409,13 @@ class Row:
     Attributes:
         line: of the file, from 1.
         name: of the picture; None where its place in the table says which one is meant.
-        label: without spaces around it, in NFC.
+        labels: without spaces around them, in NFC; one, unless pictures may have several.
         side: "train", "val" or "test"; None where the table has no such column.
     """
 
     line: int
     name: str | None
-    label: str
+    labels: tuple[str, ...]
     side: str | None = None
 
 
@@ -408,6 +425,7 @@ def _of_table(
     columns: Sequence[str] | None,
     partial: bool,
     exclude: str | Iterable[str],
+    several: bool,
 ) -> LabelledPictures:
     lines = read_lines(table)
     header = _header(table, lines, columns)
@@ -422,10 +440,19 @@ def _of_table(
     if exclude:
         left_out = named_by(exclude)
         rows = [row for row in rows if row.name is None or not left_out(Path(row.name.replace("\\", "/")))]
-    _check_single(table, rows, "|,; " if header is not None and {*map(_word, header[2])} & PLURAL else "|,;")
+    remarks = []
+    if header is not None and isinstance(header[3][1], dict):
+        rows, how = _of_columns(rows), "by their columns of 0 and 1"
+        marked = {label for row in rows for label in row.labels}
+        if unmarked := [name for name in header[3][1].values() if name not in marked]:
+            remarks.append(f"{table}: no picture has a 1 in {len(unmarked)} columns ({few(unmarked)})")
+    else:
+        rows, how = _separated(rows, header is not None and not {*map(_word, header[2])}.isdisjoint(PLURAL))
+    odd = next((row for row in rows if len(row.labels) != 1), None)
+    if odd is not None and not several:
+        raise _one_wanted(table, odd)
     if not rows:
         raise ValueError(f"{table} has no rows; give it a line for each picture: its path and its label")
-    remarks = []
     if all(row.name is None for row in rows):
         found = dict(zip(places.of_order(table, len(rows)), rows, strict=True))
     else:
@@ -445,9 +472,19 @@ def _of_table(
                 )
             remarks.append(f"{table}: left out {words}, for which it has no row")
     paths = sorted(found)
-    labels, sides = tuple(found[path].label for path in paths), tuple(found[path].side for path in paths)
+    every, sides = tuple(found[path].labels for path in paths), tuple(found[path].side for path in paths)
     split = f"column split of {table.name}" if any(sides) else ""
-    return LabelledPictures(table, tuple(paths), labels, sides, split, tuple(remarks))
+    if odd is not None:
+        counts = Counter(min(len(labels), 2) for labels in every)
+        none = f", and {counts[0]} none" if counts[0] else ""
+        remarks.append(
+            f"{table}: {counts[2]} of {len(every)} pictures have several labels{none} ({how}); each label is a yes or"
+            " no of its own"
+        )
+    labels = tuple("|".join(each) for each in every)
+    return LabelledPictures(
+        table, tuple(paths), labels, sides, split, tuple(remarks), several=None if odd is None else every
+    )
 
 
 class _Places:
@@ -516,7 +553,7 @@ class _Places:
                 continue
             before = first.setdefault(resolved(paths[0]), row)
             if before is not row:
-                says = " and ".join(" ".join(filter(None, (each.label, each.side))) for each in (before, row))
+                says = " and ".join(" ".join(filter(None, (*each.labels, each.side))) for each in (before, row))
                 raise ValueError(
                     f"{self._table}: lines {before.line} and {row.line} name the same file, {paths[0]} ({says}); keep"
                     " one of them"
@@ -712,9 +749,10 @@ def _rows(
             )
         if not record[path].strip():
             raise ValueError(f"{table}, line {line} names no file; fill in its path, or remove the line")
-        text = _one_of(table, line, record, label) if isinstance(label, dict) else record[label]
-        if not isinstance(label, dict) and _word(header[label]) == BOXES:
-            text = _of_boxes(table, line, text)
+        if isinstance(label, dict):
+            labels = _marked(table, line, record, label)
+        else:
+            labels = (_of_boxes if _word(header[label]) == BOXES else _alone)(record[label])
         side = None
         if split is not None:
             side = SIDES.get(record[split].strip().lower())
@@ -722,8 +760,8 @@ def _rows(
                 raise ValueError(
                     f"{table}, line {line} has the split {record[split].strip()!r:.80}; write train, val or test"
                 )
-        if text.strip() or side != "test":  # pictures to be answered have no label
-            found.append(_row(table, line, record[path], text, side))
+        if labels or side != "test" or isinstance(label, dict):  # pictures to be answered have no label
+            found.append(_row(table, line, record[path], labels, side, bare=isinstance(label, dict)))
     return found
 
 
@@ -741,8 +779,8 @@ def _records(table: Path, lines: Sequence[tuple[int, str]], mark: str) -> Iterat
         raise ValueError(f"{table} cannot be read as CSV ({error}); look for a quote that is not closed") from None
 
 
-def _one_of(table: Path, line: int, record: list[str], names: Mapping[int, str]) -> str:
-    """The class whose column has the 1."""
+def _marked(table: Path, line: int, record: list[str], names: Mapping[int, str]) -> list[str]:
+    """The classes whose columns have a 1."""
     marked = []
     for place, name in names.items():
         value = record[place].strip()
@@ -752,51 +790,82 @@ def _one_of(table: Path, line: int, record: list[str], names: Mapping[int, str])
                 " class, or name the columns of pictures and labels: --columns PATH,LABEL (columns in Python)"
             )
         marked += [name] if value[0] == "1" else []
-    if len(marked) > 1:
-        raise _several(table, line, marked)
-    return marked[0] if marked else ""
+    return marked
 
 
-def _of_boxes(table: Path, line: int, text: str) -> str:
-    """The class of ImageNet's `n03995372 85 1 499 272 n03995372 0 0 9 9`."""
+def _of_boxes(text: str) -> list[str]:
+    """The classes of ImageNet's `n03995372 85 1 499 272 n03995372 0 0 9 9`."""
     words = text.split()
-    names = list(dict.fromkeys(words[::5])) if len(words) % 5 == 0 else [text]
-    if len(names) > 1:
-        raise _several(table, line, names)
-    return names[0] if names else ""
+    return list(dict.fromkeys(words[::5])) if len(words) % 5 == 0 else [text]
 
 
-def _several(table: Path, line: int, labels: Sequence[str]) -> ValueError:
+def _alone(text: str) -> list[str]:
+    return [text] if text.strip() else []
+
+
+def _row(
+    table: Path, line: int, name: str | None, labels: Iterable[str], side: str | None = None, *, bare: bool = False
+) -> Row:
+    """A row whose texts are not too long, which has a label unless it may be `bare`."""
+    row = Row(line, name, tuple(normal(label.strip()) for label in labels), side)
+    if len(name or "") > MOST_PATH or any(len(label) > MOST_LABEL for label in row.labels):
+        longest = max(map(len, row.labels), default=0)
+        raise ValueError(
+            f"{table}, line {line} has a path of {len(name or '')} letters and a class of {longest}, but {MOST_PATH}"
+            f" and {MOST_LABEL} are the most; shorten them"
+        )
+    if not bare and not any(row.labels):
+        raise _one_wanted(table, row)
+    return row
+
+
+def _one_wanted(table: Path, row: Row) -> ValueError:
+    """What is raised for a row with several labels, or with none."""
+    if len(row.labels) < 2:
+        return ValueError(f"{table}, line {row.line} has no class for {row.name}; fill it in, or remove the line")
     return ValueError(
-        f"{table}, line {line} has {len(labels)} labels ({few(labels, 3)}), but a picture has one class here; keep one"
-        " of them, remove the line, or give pictures with several labels a class of their own ('several')"
+        f"{table}, line {row.line} has {len(row.labels)} labels ({few(row.labels, 3)}), but a picture has one class"
+        " here (finetune and evaluate take several); keep one of them, remove the line, or give pictures with several"
+        " labels a class of their own ('several')"
     )
 
 
-def _row(table: Path, line: int, name: str | None, label: str, side: str | None = None) -> Row:
-    label = normal(label.strip())
-    if len(name or "") > MOST_PATH or len(label) > MOST_LABEL:
-        raise ValueError(
-            f"{table}, line {line} has a path of {len(name or '')} letters and a class of {len(label)}, but {MOST_PATH}"
-            f" and {MOST_LABEL} are the most; shorten them"
-        )
-    if not label:
-        raise ValueError(f"{table}, line {line} has no class for {name}; fill it in, or remove the line")
-    return Row(line, name, label, side)
+def _of_columns(rows: list[Row]) -> list[Row]:
+    """Rows of a table with a column for each class; those of test without a class where each other row has one."""
+    if all(len(row.labels) == 1 or (not row.labels and row.side == "test") for row in rows):
+        return [row for row in rows if row.labels]
+    return rows
 
 
-def _check_single(table: Path, rows: Sequence[Row], marks: str) -> None:
-    """Refuse several labels in one, such as `rust|scab`: each of them is the label of another row, or part of one."""
-    labels: dict[str, int] = {}  # and the first line of each
-    for row in rows:
-        labels.setdefault(row.label, row.line)
-    parts = Counter(part.strip() for label in labels for part in label.split("|"))
-    for label, line in labels.items():
-        for mark in marks:
-            words = [word.strip() for word in label.split(mark)]
-            alone = [word in labels or (mark == "|" and parts[word] > 1) for word in words]
-            if len(words) > 1 and (all(alone) or (mark == "|" and any(alone))):
-                raise _several(table, line, words)
+def _separated(rows: list[Row], plural: bool) -> tuple[list[Row], str]:
+    """Rows whose labels are taken apart where one has several, such as `rust|scab`; and how they were told."""
+    counts = Counter(row.labels[0] for row in rows if len(row.labels) == 1)
+    mark = next((mark for mark in ("|,; " if plural else "|,;") if _separates(mark, counts, plural)), None)
+    if mark is None:
+        return rows, "by their boxes"
+    parted = ([word for label in row.labels for word in _words_of(label, mark) or [label]] for row in rows)
+    rows = [replace(row, labels=tuple(dict.fromkeys(words))) for row, words in zip(rows, parted, strict=True)]
+    return rows, "separated by blanks" if mark == " " else f"separated by {mark!r}"
+
+
+def _separates(mark: str, labels: Collection[str], plural: bool) -> bool:
+    """Whether a mark stands between labels: each part of one is a label itself.
+
+    In a column that is called `labels` or `tags` it is enough that few parts make up many labels, and of `|`, which
+    hardly any name has, that a part occurs twice.
+    """
+    words = {label: _words_of(label, mark) for label in labels}
+    several = [parts for parts in words.values() if len(parts) > 1]
+    if not several:
+        return False
+    parts = Counter(part for parts in words.values() for part in parts)
+    if any(all(part in words for part in each) for each in several) or (plural and 2 * len(parts) <= len(words)):
+        return True
+    return mark == "|" and any(parts[part] > 1 for each in several for part in each)
+
+
+def _words_of(label: str, mark: str) -> list[str]:
+    return [word for part in label.split(mark) if (word := part.strip())]
 
 
 # Lines without a header
@@ -819,8 +888,12 @@ def _bare_rows(table: Path, lines: Sequence[tuple[int, str]], places: _Places, p
                 f"{table}: {len(bare)} lines are no name and label ({few(bare)}); if the first one is a header, name"
                 " its columns of pictures and labels: --columns PATH,LABEL (columns in Python)"
             )
-        return [_row(table, number, *pair) for (number, _), pair in zip(kept, pairs, strict=True) if pair is not None]
-    return [_row(table, number, None, line) for number, line in kept]
+        return [
+            _row(table, number, pair[0], [pair[1]])
+            for (number, _), pair in zip(kept, pairs, strict=True)
+            if pair is not None
+        ]
+    return [_row(table, number, None, [line]) for number, line in kept]
 
 
 def _name_and_label(table: Path, line: str, places: _Places) -> tuple[str, str] | None:

@@ -285,6 +285,8 @@ STATES: dict[str, Any] = {
     "an epoch twice": lambda state: state["progress"]["history"].append(state["progress"]["history"][0]),
     "accuracy of NaN": lambda state: state["progress"]["history"][0].update(val_accuracy=float("nan")),
     "accuracy of 2": lambda state: state["progress"]["history"][0].update(val_accuracy=2.0),
+    "no accuracy": lambda state: state["progress"]["history"][0].update(val_accuracy=None),
+    "two measures": lambda state: state["progress"]["history"][0].update(val_mean_average_precision=0.5),
     "settings as text": lambda state: state.update(settings="x"),
     "no settings": lambda state: state.pop("settings"),
     "another field": lambda state: state["progress"].update(more=1),

@@ -23,7 +23,9 @@ from convnets_torch.cli.picture_commands import (
 from convnets_torch.cli.running import Device, EngineName, Precision, load_engine, resumable
 
 if TYPE_CHECKING:
+    from convnets_torch.card import Card
     from convnets_torch.training.evaluation_outputs import Judged
+    from convnets_torch.training.several_labels import SeveralLabels
 
 
 def evaluate(
@@ -116,6 +118,11 @@ def evaluate(
             raise ValueError(f"{save_temperature} would overwrite the weights that are read; name another output")
     with warnings_as_lines():
         known = find_truth(read_card(find(weights)), folder, id_table=id_table, labels=labels, **options)
+    if known.labels.ndim == 2 and (temperature or save_temperature is not None):
+        raise ValueError(
+            "a temperature is fitted to classes that exclude each other, but the pictures may have several labels;"
+            " leave it out"
+        )
     if report is not None:
         check_report_folder(report, folder)
     if resume is not None:
@@ -154,6 +161,23 @@ def evaluate(
         raise typer.Exit(1)
 
 
+def _print_labels(found: SeveralLabels, card: Card) -> None:
+    """A line for each label, and two for the means."""
+    from convnets_torch.cli.weights_commands import print_columns
+    from convnets_torch.targets import class_name
+    from convnets_torch.training.several_labels import figure
+
+    rows = [
+        (class_name(card, class_id), str(each.pictures), *map(figure, each.figures.values()))
+        for class_id, each in enumerate(found.labels)
+    ]
+    means = [
+        ("mean of the labels (macro)", "", *map(figure, found.macro.values())),
+        ("all labels together (micro)", "", *map(figure, found.micro.figures.values())),
+    ]
+    print_columns([("label", "pictures", "average precision", "precision", "recall", "F1"), *rows, *means])
+
+
 def _repeat(device: str, precision: str | None, engine: str | None) -> list[tuple[str, str]]:
     import numpy
     import torch
@@ -188,6 +212,12 @@ def _print(judged: Judged) -> None:
     from convnets_torch.training.published import published
 
     found = judged.evaluation
+    if found.several_labels is not None:
+        _print_labels(found.several_labels, found.card)
+        print()
+        facts = [("could not be read", str(len(found.failed)))]
+        print_columns([*facts, *((words[0].lower() + words[1:], value) for words, value in running_facts(found))])
+        return
     original = published(found.card)
     rows = [("error", "share", INTERVAL, "wrong", *(["original"] if original else []))]
     for rate in found.errors:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -83,9 +84,13 @@ def finetune(
         int, typer.Option(min=1, help="Pictures in a step, over all processes.", rich_help_panel=BOTH)
     ] = 32,
     activation: Annotated[
-        Literal["softmax", "sigmoid"],
-        typer.Option(help="One class of all, or yes or no for each by itself.", rich_help_panel=BOTH),
-    ] = "softmax",
+        Literal["softmax", "sigmoid"] | None,
+        typer.Option(
+            help="One class of all, or yes or no for each by itself.",
+            show_default="softmax; sigmoid where pictures have several labels",
+            rich_help_panel=BOTH,
+        ),
+    ] = None,
     class_weights: Annotated[
         Literal["none", "balanced"],
         typer.Option(help="balanced: rare classes weigh as much as frequent ones.", rich_help_panel=BOTH),
@@ -177,7 +182,7 @@ def finetune(
     from convnets_torch.weights import load
 
     settings = Settings(
-        activation=activation, head_epochs=head_epochs, views=views, head_rate=head_rate, epochs=epochs,
+        activation=activation or "softmax", head_epochs=head_epochs, views=views, head_rate=head_rate, epochs=epochs,
         unfreeze=unfreeze, optimizer=optimizer, rate=rate, momentum=momentum, weight_decay=weight_decay, batch=batch,
         augmentation=augmenting.chosen_augmentation(
             strength, scale=scale, crop=crop, rotation=rotation, skew=skew, flip=flip, vertical_flip=vertical_flip,
@@ -195,6 +200,8 @@ def finetune(
     speaks = os.environ.get("RANK", "0") == "0"  # the first of several processes
     with warnings_as_lines():
         dataset = find_dataset(data, val_share=val_share, seed=seed, **options)
+    if dataset.sets and activation is None:
+        settings = replace(settings, activation="sigmoid")
     keep_memory()
     network = load(weights, device=local_device() or device)
     with contextlib.ExitStack() as stack:
@@ -272,8 +279,8 @@ def _print_layers(rows: list[LayerRow]) -> None:
 def _say_epoch(row: EpochRow, left: float) -> None:
     stage = "last layer" if row.stage == 1 else "unfrozen layers"
     say(
-        f"epoch {row.epoch} ({stage}): loss {row.train_loss:.4f}, validation {row.val_loss:.4f}, accuracy"
-        f" {row.val_accuracy:.4f}; {row.seconds:.1f} s, at most {_time(left)} left of this stage"
+        f"epoch {row.epoch} ({stage}): loss {row.train_loss:.4f}, validation {row.val_loss:.4f}, {row.words}"
+        f" {row.score:.4f}; {row.seconds:.1f} s, at most {_time(left)} left of this stage"
     )
 
 
@@ -324,16 +331,14 @@ def _interruption() -> Iterator[list[int]]:
 
 
 def _report(result: Finetuned, output: Path, as_json: bool) -> None:
-    from dataclasses import asdict
-
     from convnets_torch.training.finetuning import outputs_of
 
     best = result.best
     if as_json:
         figures = {
             "output": str(output),
-            "best": asdict(best),
-            "history": [asdict(row) for row in result.history],
+            "best": best.to_dict(),
+            "history": [row.to_dict() for row in result.history],
             "leaks": [
                 {"path": str(leak.path), "of": str(leak.of), "similarity": leak.similarity} for leak in result.leaks
             ],
@@ -342,7 +347,7 @@ def _report(result: Finetuned, output: Path, as_json: bool) -> None:
         print(json.dumps(figures))
     else:
         print(
-            f"{best.val_accuracy:.4f}  accuracy on the validation pictures, loss {best.val_loss:.4f}, of epoch"
+            f"{best.score:.4f}  {best.words} on the validation pictures, loss {best.val_loss:.4f}, of epoch"
             f" {best.epoch}"
         )
     say(f"{output}, {', '.join(map(str, outputs_of(output)))}: written")

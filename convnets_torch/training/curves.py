@@ -8,7 +8,8 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -31,44 +32,70 @@ class EpochRow:
         epoch: 1, 2, ... over both stages.
         train_loss: mean over the epoch's batches, each with the parameters that it found.
         val_loss: mean over the validation pictures, after the epoch.
-        val_accuracy: share of them whose class was found, 0 to 1.
+        val_accuracy: share of them whose class was found, 0 to 1; None where pictures have several labels.
         rate: learning rate of the last step.
         seconds: that the epoch took, validation included.
+        val_mean_average_precision: of the validation pictures, 0 to 1, where pictures have several labels; else None.
     """
 
     stage: int
     epoch: int
     train_loss: float
     val_loss: float
-    val_accuracy: float
+    val_accuracy: float | None
     rate: float
     seconds: float
+    val_mean_average_precision: float | None = None
+
+    @property
+    def measure(self) -> str:
+        """Name of the figure that epochs are compared by, which is the one that is not None."""
+        return "val_mean_average_precision" if self.val_accuracy is None else "val_accuracy"
+
+    @property
+    def score(self) -> float:
+        """That figure."""
+        return float(getattr(self, self.measure))
+
+    @property
+    def words(self) -> str:
+        """Its name in words."""
+        return self.measure.removeprefix("val_").replace("_", " ")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures that are not None."""
+        names = ("stage", "epoch", "train_loss", "val_loss", self.measure, "rate", "seconds")
+        return {name: getattr(self, name) for name in names}
 
 
 def best_epoch(rows: Sequence[EpochRow]) -> EpochRow:
-    """The row of the highest validation accuracy; of equal ones that of the lowest loss, then the earliest.
+    """The row of the highest validation accuracy, or mean average precision; of equal ones that of the lowest loss.
+
+    Of those that have equal losses too, it is the earliest.
 
     >>> rows = [EpochRow(1, 1, 1.2, 1.1, 0.8, 0.1, 2), EpochRow(2, 2, 0.9, 1.0, 0.8, 0.1, 9)]
     >>> best_epoch(rows).epoch
     2
     """
-    return min(rows, key=lambda row: (-row.val_accuracy, row.val_loss, row.epoch))
+    return min(rows, key=lambda row: (-row.score, row.val_loss, row.epoch))
 
 
 def save_history_csv(rows: Sequence[EpochRow], path: str | os.PathLike[str]) -> None:
-    """Write a row for each epoch, under the names of `EpochRow`; the file appears whole.
+    """Write a row for each epoch, under the names of `EpochRow` that are not None; the file appears whole.
 
     Raises:
         OSError: it cannot be written.
     """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(field.name for field in fields(EpochRow))
-        table.writerows(asdict(row).values() for row in rows)
+        table.writerow(rows[0].to_dict())
+        table.writerows(row.to_dict().values() for row in rows)
 
 
 def draw_history(rows: Sequence[EpochRow]) -> Image.Image:
-    """Losses over the epochs, and below them the accuracy, with the best epoch and the border of the stages.
+    """Losses over the epochs, and below them the accuracy or mean average precision.
+
+    The best epoch and the border of the stages are marked.
 
     Losses that differ more than 30 times stand on an axis of logarithms.
 
@@ -87,7 +114,7 @@ def draw_history(rows: Sequence[EpochRow]) -> Image.Image:
     if not rows:
         raise ValueError("there is no finished epoch to draw; train for one at least")
     for row in rows:
-        for name in ("train_loss", "val_loss", "val_accuracy"):
+        for name in ("train_loss", "val_loss", row.measure):
             if not math.isfinite(value := getattr(row, name)):
                 raise ValueError(f"epoch {row.epoch} has a {name} of {value}; draw the epochs before it")
     best, last = best_epoch(rows), rows[-1]
@@ -96,8 +123,8 @@ def draw_history(rows: Sequence[EpochRow]) -> Image.Image:
     wide = lowest > 0 and highest / lowest > WIDE
     first = sum(row.stage == 1 for row in rows)
     epochs = f"{len(rows)} epochs, {first} of the last layer alone" if len(rows) > 1 else "1 epoch"
-    accuracies = [row.val_accuracy for row in rows]
-    floor = max(0.0, math.floor(min(accuracies) * 10 - 1e-9) / 10)
+    scores = [row.score for row in rows]
+    floor = max(0.0, math.floor(min(scores) * 10 - 1e-9) / 10)
     above = _draw_lines(
         rows,
         ("Loss, by epoch", epochs + (", on a logarithmic axis" if wide else "")),
@@ -112,10 +139,10 @@ def draw_history(rows: Sequence[EpochRow]) -> Image.Image:
     below = _draw_lines(
         rows,
         (
-            "Accuracy on the validation pictures, by epoch",
-            f"best: {best.val_accuracy:.4f} at epoch {best.epoch}, marked by a ring",
+            f"{best.words.capitalize()} on the validation pictures, by epoch",
+            f"best: {best.score:.4f} at epoch {best.epoch}, marked by a ring",
         ),
-        {f"validation, {last.val_accuracy:.4f} at last": (VAL, accuracies)},
+        {f"validation, {last.score:.4f} at last": (VAL, scores)},
         round_marks(floor, 1),
         best,
     )
@@ -206,7 +233,7 @@ def tensorboard_log(folder: str | os.PathLike[str], first_epoch: int = 1) -> Ite
     writer = SummaryWriter(str(folder), purge_step=first_epoch)
 
     def log(row: EpochRow) -> None:
-        for name, value in asdict(row).items():
+        for name, value in row.to_dict().items():
             if name != "epoch":
                 writer.add_scalar(name, value, row.epoch)
         writer.flush()

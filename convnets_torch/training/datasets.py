@@ -2,21 +2,30 @@
 
 Where nothing says which pictures are for validation, the content of a file decides: a picture's rank in its class is
 the sha256 of the seed and of the file's own sha256. So a class added, a folder moved or a file renamed changes no other
-picture's side, folders and a table of the same files are split alike, and exact copies stay together.
+picture's side, folders and a table of the same files are split alike, and exact copies stay together. Where pictures
+have several labels, those of each label are divided so, from the rarest label on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from convnets_torch.files import sha256
 from convnets_torch.folders import few
 from convnets_torch.images import MOST_BYTES
-from convnets_torch.labelled import check_classes, check_once, find_labelled, number_remarks
+from convnets_torch.labelled import (
+    LabelledPictures,
+    check_classes,
+    check_once,
+    find_labelled,
+    in_several,
+    number_remarks,
+)
 
 Labelled = tuple[tuple[Path, int], ...]
 
@@ -27,10 +36,12 @@ class Dataset:
 
     Attributes:
         classes: names, sorted as text.
-        train: each picture to learn from, and the place of its class in `classes`; sorted by class, then by path.
+        train: each picture to learn from, and the place of its class in `classes`, or of its labels in `sets`; sorted
+            by that, then by path.
         val: the same of those to judge by; classes with a single picture, or without a validation picture, have none.
         split: how `val` came to be, in words.
         remarks: sentences on what was left out or is doubtful.
+        sets: where pictures may have several labels, the different sets of them, as places in `classes`; else empty.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +49,16 @@ class Dataset:
     val: Labelled
     split: str
     remarks: tuple[str, ...] = ()
+    sets: tuple[tuple[int, ...], ...] = ()
+
+    def names_of(self, label: int) -> tuple[str, ...]:
+        """The classes of a picture, by the number that stands beside it in `train` or `val`."""
+        return tuple(self.classes[place] for place in (self.sets[label] if self.sets else (label,)))
+
+    def shown_as(self, label: int, no_flip: Collection[str]) -> str:
+        """One of these names: one in `no_flip`, whose pictures are never mirrored, if any is; "" if there is none."""
+        names = self.names_of(label)
+        return next((name for name in names if name in no_flip), names[0] if names else "")
 
 
 def find_dataset(
@@ -59,21 +80,23 @@ def find_dataset(
             sub-folders; pictures of `test` are left out;
             a table (`.csv`, `.tsv`, `.txt`) of the pictures beside and below it: a column of names (`path`, `file`,
             `image_id`, `id`, ...), one of labels (`label`, `class`, `breed`, ...) or one for each class, with a 1 in
-            that of the picture's, and perhaps a column `split` of the words train, val and test.
+            that of the picture's, and perhaps a column `split` of the words train, val and test. A picture may have
+            several labels, `rust|scab` or a 1 in several columns, or in these none.
         truth: such a table for the pictures in the folder `data`.
         columns: the names of the table's columns of pictures and labels.
         partial: go on where pictures of the folder have no row, or pictures of the table are missing.
         exclude: patterns of files and folders that are left out, as in `find_pictures`.
         val_share: share of the different pictures of each class that become `val` where the data have no such side.
-            Of each class with two pictures or more, at least one is on each side. Above 0 and below 1.
+            Of each class with two pictures or more, at least one is on each side. Above 0 and below 1. Of several
+            labels, the share of each is so large as its other labels allow.
         seed: of that choice.
 
     Raises:
         OSError: the data are missing or cannot be read; files of the table are missing.
-        ValueError: one class alone, an empty one, or one that is in `val` alone; one picture in several classes;
-            pictures in deeper folders, so that it is not sure which ones are classes; pictures beside each other
-            without labels; a table without the columns, with rows that say nothing sure or labels that look like
-            measured values; `val_share` is out of range.
+        ValueError: one class alone, an empty one, or one that is in `val` alone; one picture in several classes, or
+            with several sets of labels; pictures in deeper folders, so that it is not sure which ones are classes;
+            pictures beside each other without labels; a table without the columns, with rows that say nothing sure or
+            labels that look like measured values; `val_share` is out of range.
 
     Warns:
         PictureWarning: pictures beside the class folders, hidden ones, and files that are no pictures, were left out.
@@ -89,19 +112,17 @@ def find_dataset(
     """
     if not 0 < val_share < 1:
         raise ValueError(f"a validation share of {val_share} leaves one side empty; give one above 0 and below 1")
-    found = find_labelled(data, truth, columns=columns, partial=partial, exclude=exclude)
+    found = find_labelled(data, truth, columns=columns, partial=partial, exclude=exclude, several=True)
     kept = found.of("train", "val", None)
     check_classes(kept)
     remarks = [*kept.remarks, *number_remarks(kept)]
     if tested := len(found.paths) - len(kept.paths):
         remarks.append(f"{found.where}: left out {tested} pictures of test")
+    if kept.several is not None:
+        return _several(kept, val_share, seed, remarks)
     check_once(kept.by_class())
     train, val, split = kept.of("train", None).by_class(), kept.of("val").by_class(), kept.split
-    if alone := sorted(set(val) - set(train)):
-        raise ValueError(
-            f"{found.where}: {len(alone)} classes are in val and not in train ({few(alone)}), so they cannot be learnt;"
-            " add pictures to train, or leave the classes out (--exclude, exclude in Python)"
-        )
+    _check_learnt(found.where, train, val)
     if not val:
         train, val = _split(train, val_share, seed)
         split = f"{100 * val_share:g} % of each class, seed {seed}"
@@ -109,13 +130,77 @@ def find_dataset(
         raise ValueError(
             f"{found.where}: every class has one picture alone, or copies of one, so none is left to judge by; add some"
         )
-    if unjudged := sorted(set(train) - set(val)):
-        remarks.append(
-            f"{found.where}: {len(unjudged)} classes have no validation pictures ({few(unjudged)}); they are learnt all"
-            " the same, and no figure says how well"
-        )
+    remarks += _unjudged(found.where, train, val)
     classes = tuple(sorted(train))
     return Dataset(classes, _listed(classes, train), _listed(classes, val), split, tuple(remarks))
+
+
+def _check_learnt(where: Path, train: Collection[str], val: Collection[str]) -> None:
+    if alone := sorted(set(val) - set(train)):
+        raise ValueError(
+            f"{where}: {len(alone)} classes are in val and not in train ({few(alone)}), so they cannot be learnt;"
+            " add pictures to train, or leave the classes out (--exclude, exclude in Python)"
+        )
+
+
+def _unjudged(where: Path, train: Collection[str], val: Collection[str]) -> list[str]:
+    """A remark on classes that no picture of val has."""
+    missing = sorted(set(train) - set(val))
+    if not missing:
+        return []
+    return [
+        f"{where}: {len(missing)} classes have no validation pictures ({few(missing)}); they are learnt all the same,"
+        " and no figure says how well"
+    ]
+
+
+def _several(found: LabelledPictures, val_share: float, seed: int, remarks: Sequence[str]) -> Dataset:
+    """Those of pictures with several labels each."""
+    if words := in_several(found.by_class()):
+        raise ValueError(f"{words}; give them the same labels, or leave them out (--exclude, exclude in Python)")
+    every = dict(zip(found.paths, found.every, strict=True))
+    val, split = set(found.of("val").paths), found.split
+    if not val:
+        val = _divided(every, val_share, seed)
+        split = f"{100 * val_share:g} % of each label, seed {seed}"
+    train = every.keys() - val
+    learnt, judged = ({label for path in side for label in every[path]} for side in (train, val))
+    _check_learnt(found.where, learnt, judged)
+    if not judged:
+        raise ValueError(f"{found.where}: no picture to judge by has a label; add some that have")
+    classes = tuple(sorted(learnt))
+    places = {name: place for place, name in enumerate(classes)}
+    sets = {path: tuple(sorted(places[label] for label in labels)) for path, labels in every.items()}
+    numbers = {each: number for number, each in enumerate(sorted(set(sets.values())))}
+
+    def listed(side: Iterable[Path]) -> Labelled:
+        return tuple((path, number) for number, path in sorted((numbers[sets[path]], path) for path in side))
+
+    told = (*remarks, *_unjudged(found.where, learnt, judged))
+    return Dataset(classes, listed(train), listed(val), split, told, tuple(numbers))
+
+
+def _divided(every: Mapping[Path, tuple[str, ...]], val_share: float, seed: int) -> set[Path]:
+    """Pictures for validation, by rank of content: of each label its share, the rarest first; then of those without.
+
+    The last picture with a label stays to be learnt from.
+    """
+    contents: dict[str, list[Path]] = {}
+    for path in every:
+        contents.setdefault(_content(path), []).append(path)
+    labels = {digest: every[paths[0]] or ("",) for digest, paths in contents.items()}  # copies have the same ones
+    ranked = sorted(contents, key=lambda digest: _rank(digest, seed))
+    left = Counter(label for each in labels.values() for label in each)
+    chosen: set[str] = set()
+    for label, count in sorted(left.items(), key=lambda item: (item[0] == "", item[1], item[0])):
+        own = [digest for digest in ranked if label in labels[digest]]
+        wanted = _val_count(val_share, count) - sum(digest in chosen for digest in own)
+        for digest in own:
+            if wanted > 0 and digest not in chosen and all(left[each] > 1 for each in labels[digest]):
+                chosen.add(digest)
+                left.subtract(labels[digest])
+                wanted -= 1
+    return {path for digest in chosen for path in contents[digest]}
 
 
 def check_batch(dataset: Dataset, batch: int) -> None:
@@ -147,12 +232,21 @@ def _split(
         contents: dict[str, list[Path]] = {}
         for path in paths:
             contents.setdefault(_content(path), []).append(path)
-        ranked = sorted(contents, key=lambda digest: hashlib.sha256(f"{seed} {digest}".encode()).hexdigest())
-        count = min(max(1, round(val_share * len(ranked))), len(ranked) - 1)
+        ranked = sorted(contents, key=lambda digest: _rank(digest, seed))
+        count = _val_count(val_share, len(ranked))
         train[name] = [path for digest in ranked[count:] for path in contents[digest]]
         if count:
             val[name] = [path for digest in ranked[:count] for path in contents[digest]]
     return train, val
+
+
+def _rank(digest: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed} {digest}".encode()).hexdigest()
+
+
+def _val_count(share: float, count: int) -> int:
+    """How many of the different pictures of a class validate: one at least, and never all."""
+    return min(max(1, round(share * count)), count - 1)
 
 
 def _content(path: Path) -> str:

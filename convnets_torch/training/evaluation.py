@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from convnets_torch.training.mistakes import confusion
 from convnets_torch.training.network_clock import peak_memory, timed
 from convnets_torch.training.output_files import OutputFile, noted
 from convnets_torch.training.published import published
+from convnets_torch.training.several_labels import SeveralLabels, check_several, score_labels
 
 PART = 256  # pictures that are written together, at most
 EVERY = 10.0  # seconds after which those that are done are written all the same
@@ -74,10 +76,10 @@ class Evaluation:
         folder: where the pictures are.
         crops: what of each picture the network saw.
         paths: of the N pictures that could be read.
-        labels: (N,) int64, their classes.
+        labels: (N,) int64, their classes; or where a picture may have several labels, (N, classes) bool.
         logits: (N, classes) float32, mapped from a file; of several views one row, whose probabilities are the mean of
             theirs.
-        ranking: where the truth stands among the answers.
+        ranked: where the truth stands among the answers; None where a picture may have several labels.
         failed: pictures that could not be read, and why; they are neither right nor wrong.
         remarks: sentences on what its reader may not expect.
         running: what it cost.
@@ -87,12 +89,28 @@ class Evaluation:
     folder: Path
     crops: Views
     paths: tuple[Path, ...]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     logits: NDArray[np.float32]
-    ranking: Ranking
+    ranked: Ranking | None
     failed: tuple[tuple[Path, str], ...]
     remarks: tuple[str, ...]
     running: Running
+
+    @property
+    def ranking(self) -> Ranking:
+        """Where the truth stands among the answers.
+
+        Raises:
+            ValueError: pictures may have several labels; so do `errors`, `by_class` and all that follows from it.
+        """
+        if self.ranked is None:
+            raise ValueError("pictures that may have several labels have no errors of one class; see `several_labels`")
+        return self.ranked
+
+    @cached_property
+    def several_labels(self) -> SeveralLabels | None:
+        """How well labels are told, where a picture may have several; else None."""
+        return score_labels(self.logits, self.labels) if self.labels.dtype == np.bool_ else None
 
     @property
     def errors(self) -> tuple[ErrorRate, ...]:
@@ -116,16 +134,26 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; errors are shares, 0 to 1."""
-        original = published(self.card)
-        counts = self.confusion
-        pairs = np.argwhere(counts)
-        return {
+        about = {
             "network": self.card.network,
             "classes": self.card.classes,
             "folder": str(self.folder),
             "crops": self.crops,
             "pictures": len(self.labels),
             "failed": {str(path): words for path, words in self.failed},
+        }
+        if self.several_labels is not None:
+            return {
+                **about,
+                **self.several_labels.to_dict(self.card),
+                "running": self.running.to_dict(),
+                "remarks": list(self.remarks),
+            }
+        original = published(self.card)
+        counts = self.confusion
+        pairs = np.argwhere(counts)
+        return {
+            **about,
             "errors": {f"top-{each.k}": each.to_dict() for each in self.errors},
             "balanced_error": self.balanced_error,
             "ties": self.ranking.ties,
@@ -163,7 +191,7 @@ def evaluate(
     store: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Run a network on pictures and count its errors.
+    """Run a network on pictures and count its errors; of several labels a picture, measure how each is told.
 
     Outputs are kept in a file, so memory does not grow with the number of pictures. In a folder of the user's, a run
     that was cut off goes on where it was, and gives the same figures as one that was not: batches are the same ones. A
@@ -193,6 +221,9 @@ def evaluate(
     Source: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012, section 4.1 (ten patches).
     """
     card = card_of(network)
+    several = truth.labels.dtype == np.bool_
+    if several:
+        check_several(card)
     if crops not in VIEWS:
         raise ValueError(f"unknown crops {crops!r}; known: {', '.join(VIEWS)}")
     options = {"crops": crops, "exact": exact, "max_pixels": max_pixels, "allow_truncated": allow_truncated}
@@ -236,7 +267,7 @@ def evaluate(
         raise ValueError(f"none of {len(truth.paths)} pictures could be read; the first: {sentence}")
     good = np.array([number for number in range(len(truth.paths)) if number not in outputs.failed], np.int64)
     labels = truth.labels[good]
-    ranking = rank(logits, labels)
+    ranking = None if several else rank(logits, labels)
     running = Running(
         len(truth.paths) - first,
         seconds,
@@ -245,7 +276,7 @@ def evaluate(
         torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
     told = [*truth.remarks, *dict.fromkeys(outputs.remarks)]
-    if ranking.ties:
+    if ranking is not None and ranking.ties:
         told.append(f"{ranking.ties} pictures give their class the output of another one to the bit; ids decide there")
     return Evaluation(
         card,

@@ -31,6 +31,8 @@ from convnets_torch.training.severity import Severity, measure_severity
 
 FILES = ("evaluation.json", "report.html", "confusion.png", "reliability.png", "worst.png", "most_confident.png")
 INTERVAL = "95 %, Wilson"
+LEFT_OUT = "top-k errors, confusions, calibration, severity and mistakes are left out: they are of one class a picture"
+NO_TEMPERATURE = "no temperature was fitted: it is for classes that exclude each other"
 MOST_REMARKS = 10  # on the page
 
 
@@ -57,6 +59,8 @@ class Judged:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with all figures of the evaluation."""
+        if self.evaluation.several_labels is not None:
+            return self.evaluation.to_dict() | {"remarks": [*self.evaluation.remarks, *self.remarks]}
         return self.evaluation.to_dict() | {
             "calibration": self.calibration and self.calibration.to_dict(),
             "recalibration": self.recalibration and self.recalibration.to_dict(),
@@ -74,7 +78,13 @@ def judge(found: Evaluation, *, temperature: bool = False) -> Judged:
         found: the outputs.
         temperature: fit one to a half of the pictures, and judge it by the other. Where none is the best, a remark
             says so, and the rest is there all the same.
+
+    Of pictures with several labels nothing follows that takes classes to exclude each other: no calibration, mistakes,
+    severity or temperature.
     """
+    if found.several_labels is not None:
+        said = (LEFT_OUT, *([NO_TEMPERATURE] if temperature else ()))
+        return Judged(found, calibration=None, recalibration=None, mistakes=None, severity=None, pairs=(), remarks=said)
     card, logits, labels, remarks = found.card, found.logits, found.labels, []
     calibration = recalibration = mistakes = None
     if card.activation == "none":
@@ -141,6 +151,8 @@ def save_judged(
         OSError: a file cannot be written.
     """
     folder, evaluation, card = Path(folder), found.evaluation, found.evaluation.card
+    if evaluation.several_labels is not None:
+        return _save_labels(found, folder, weights, repeat)
     pictures = {"confusion.png": draw_confusions(evaluation.confusion, card)}
     small: dict[str, Any] = {}
     if found.calibration is not None:
@@ -157,9 +169,7 @@ def save_judged(
             pictures[f"{name}.png"] = mistakes_sheet(mistakes, [small[each.path] for each in mistakes], title)
     for name, picture in pictures.items():
         save_image(picture, folder / name)
-    with replacing(folder / "evaluation.json") as temporary:
-        figures = {"weights": weights, **found.to_dict()}
-        temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    _save_figures(found, folder, weights)
     original = published(card)
     errors = [
         ErrorRow(
@@ -195,9 +205,35 @@ def save_judged(
     return tuple(name for name in FILES if name in pictures or name in FILES[:2])
 
 
+def _save_figures(found: Judged, folder: Path, weights: str) -> None:
+    with replacing(folder / "evaluation.json") as temporary:
+        figures = {"weights": weights, **found.to_dict()}
+        temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _save_labels(found: Judged, folder: Path, weights: str, repeat: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """What `save_judged` writes where pictures may have several labels."""
+    evaluation = found.evaluation
+    _save_figures(found, folder, weights)
+    page = Report(
+        title=f"{weights or evaluation.card.network} on {evaluation.folder}",
+        card=evaluation.card,
+        facts=_facts(found, weights),
+        errors=(),
+        interval="",
+        classes=(),
+        running=running_facts(evaluation),
+        repeat=repeat,
+        bad={str(path): words for path, words in evaluation.failed},
+        several=evaluation.several_labels,
+    )
+    write_report(page, folder / "report.html")
+    return FILES[:2]
+
+
 def _facts(judged: Judged, weights: str) -> list[tuple[str, str]]:
     found = judged.evaluation
-    card = found.card
+    card, several = found.card, found.several_labels
     made = "" if card.source is None else f"{card.source.file}, {card.source.framework}, sha256 {card.source.sha256}"
     facts = [
         ("Weights", weights),
@@ -207,9 +243,10 @@ def _facts(judged: Judged, weights: str) -> list[tuple[str, str]]:
         ("Crops", {"center": "the centre", "flip": "the centre and its mirror image", "ten": "ten"}[found.crops]),
         ("Folder", str(found.folder)),
         ("Pictures", str(len(found.labels))),
-        ("Classes with pictures", str(len(found.by_class))),
+        ("Pictures without a label", "" if several is None else str(several.unlabelled)),
+        ("Classes with pictures", "" if several is not None else str(len(found.by_class))),
         ("Could not be read", str(len(found.failed))),
-        ("Mean top-1 error of the classes", f"{found.balanced_error:.2%}"),
+        ("Mean top-1 error of the classes", "" if several is not None else f"{found.balanced_error:.2%}"),
     ]
     remarks = [*found.remarks[:MOST_REMARKS], *judged.remarks]
     if len(found.remarks) > MOST_REMARKS:

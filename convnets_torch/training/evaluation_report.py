@@ -15,12 +15,18 @@ from PIL import Image
 from convnets_torch.card import Card
 from convnets_torch.files import check_page, replacing
 from convnets_torch.maps.page import data_uri, part, whole_page
+from convnets_torch.targets import class_name
 from convnets_torch.training.calibration import Calibration, Recalibration
 from convnets_torch.training.evaluation_pictures import chance, draw_confusions, draw_reliability
 from convnets_torch.training.mistakes import Confused, Mistake, Mistakes
-from convnets_torch.training.report_tables import Cell, Column, escaped, facts_table, number, share, table
+from convnets_torch.training.report_tables import Cell, Column, Sorted, escaped, facts_table, number, share, table
+from convnets_torch.training.several_labels import SeveralLabels, figure
 from convnets_torch.training.severity import Severity
 
+FILTER = (
+    '<p class="filter" hidden><label for="filter">Only classes with</label>'
+    '<input id="filter" type="search" autocomplete="off"><span id="count" role="status"></span></p>'
+)
 LARGE = 700  # pixels of a picture that is scrolled rather than made small on a narrow screen
 
 
@@ -87,6 +93,7 @@ class Report:
         repeat: (what, value): command, options and versions.
         bad: path -> why it was left out.
         original: where the `original` errors are from, in words.
+        several: where pictures may have several labels, how well each is told.
     """
 
     title: str
@@ -107,6 +114,7 @@ class Report:
     repeat: Sequence[tuple[str, str]] = ()
     bad: Mapping[str, str] = field(default_factory=dict)
     original: str = ""
+    several: SeveralLabels | None = None
 
 
 def write_report(report: Report, path: str | os.PathLike[str]) -> None:
@@ -134,15 +142,21 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
 
 
 def _summary(report: Report) -> str:
+    bad = f" · {len(report.bad)} left out" if report.bad else ""
+    if report.several is not None:
+        mean = report.several.mean_average_precision
+        return f"mean average precision {mean:.4f} · {report.several.pictures} pictures{bad}"
     first = " · ".join(f"{escaped(row.words)} error {share(row.wrong, row.pictures)}" for row in report.errors[:2])
     pictures = report.errors[0].pictures if report.errors else 0
-    bad = f" · {len(report.bad)} left out" if report.bad else ""
     return f"{first} · {pictures} pictures{bad}"
 
 
 def _sections(report: Report) -> Iterable[str]:
     yield _section("what", "What was evaluated", facts_table("What was evaluated", report.facts) + _bad(report.bad))
-    yield _section("errors", "Errors", _errors(report))
+    if report.several is not None:
+        yield _section("labels", "Labels", _labels(report.several, report.card))
+    else:
+        yield _section("errors", "Errors", _errors(report))
     if report.severity is not None:
         yield _section("severity", "How bad the mistakes are", _severity(report.severity))
     if report.mistakes is not None:
@@ -220,10 +234,34 @@ def _classes(report: Report) -> str:
     ]
     verb = "class of the network has" if empty == 1 else "classes of the network have"
     hint = f'<p class="hint">{empty} {verb} no pictures here.</p>' if empty else ""
+    return hint + FILTER + table("Errors of each class", columns, rows, sortable=True)
+
+
+def _labels(found: SeveralLabels, card: Card) -> str:
+    columns = [Column(head, True) for head in ("Average precision", "Precision", "Recall", "F1")]
+    rows: list[list[Cell]] = [
+        [
+            class_name(card, class_id),
+            number(each.pictures),
+            *(Sorted(figure(value), value or 0) for value in each.figures.values()),
+        ]
+        for class_id, each in enumerate(found.labels)
+    ]
+    means = [
+        ["Mean of the labels (macro)", *map(figure, found.macro.values())],
+        ["All labels together (micro)", *map(figure, found.micro.figures.values())],
+    ]
+    hint = (
+        '<p class="hint">Average precision is the mean of the precision at each threshold, weighted by the recall that'
+        " it adds. Precision, recall and F1 are of labels with a probability of 0.5 or more. Means of the labels leave"
+        " out those that no picture has.</p>"
+    )
     return (
-        hint + '<p class="filter" hidden><label for="filter">Only classes with</label>'
-        '<input id="filter" type="search" autocomplete="off"><span id="count" role="status"></span></p>'
-        + table("Errors of each class", columns, rows, sortable=True)
+        hint
+        + table("All labels", [Column("Labels"), *columns], means)
+        + "<h3>Each label</h3>"
+        + FILTER
+        + table("Each label", [Column("Label"), Column("Pictures", True), *columns], rows, sortable=True)
     )
 
 

@@ -30,7 +30,7 @@ class Side:
 
     Attributes:
         paths: of N pictures.
-        labels: (N,) int64, on the CPU.
+        labels: (N,) int64, on the CPU; or (N, classes) uint8, 0 and 1, where pictures may have several labels.
         digests: sha256 of their contents.
         features: (views, N, values) float32, on the CPU.
     """
@@ -80,7 +80,8 @@ def cached_features(
         OSError: the cache cannot be written.
         ValueError: a class has no usable picture to learn from, or there is none to judge by; or as `embed_kept`.
     """
-    names = {path: dataset.classes[label] for path, label in (*dataset.val, *dataset.train)}
+    no_flip = settings.augmentation.no_flip
+    names = {path: dataset.shown_as(label, no_flip) for path, label in (*dataset.val, *dataset.train)}
     paths = list(names)
     mine = [paths[place] for place in group.share(range(len(paths)))]
     found = _Found(*([] for _ in range(3)))
@@ -90,7 +91,7 @@ def cached_features(
     for number in range(1, settings.views):
         views.append({})
         for still in (False, True):  # whether no flip may change the picture: one content may stand in two classes
-            some = [path for path in mine if path in learnt and (names[path] in settings.augmentation.no_flip) is still]
+            some = [path for path in mine if path in learnt and (names[path] in no_flip) is still]
             made = {"view": str(number), "augmentation": json.dumps(settings.augmentation.to_dict())}
             made |= {"seed": str(settings.seed), "still": str(still)}
             compute = _Viewer(settings, number, names)
@@ -99,9 +100,7 @@ def cached_features(
             )
     device = next(network.parameters()).device
     rows = _gathered(paths, mine, whole.digests, views, learnt, group, device)
-    train, val = (
-        _side(rows, dataset.classes, some, name) for name, some in (("train", dataset.train), ("val", dataset.val))
-    )
+    train, val = (_side(rows, dataset, some, name) for name, some in (("train", dataset.train), ("val", dataset.val)))
     return found.of_all(group, device, train, val)
 
 
@@ -195,12 +194,17 @@ def _gathered(
     }
 
 
-def _side(rows: Mapping[Path, Row], classes: Sequence[str], pictures: Labelled, name: str) -> Side:
+def _side(rows: Mapping[Path, Row], dataset: Dataset, pictures: Labelled, name: str) -> Side:
     usable = [(path, label) for path, label in pictures if path in rows]
     labels = torch.tensor([label for _, label in usable], dtype=torch.int64)
-    counts = torch.bincount(labels, minlength=len(classes))
-    empty = [word for word, count in zip(classes, counts.tolist(), strict=True) if not count]
-    if empty and (name == "train" or not usable):  # those without a picture in val are learnt all the same
+    if dataset.sets:
+        targets = torch.zeros(len(dataset.sets), len(dataset.classes), dtype=torch.uint8)
+        for row, places in zip(targets, dataset.sets, strict=True):
+            row[list(places)] = 1
+        labels = targets[labels]
+    counts = labels.sum(0) if dataset.sets else torch.bincount(labels, minlength=len(dataset.classes))
+    empty = [word for word, count in zip(dataset.classes, counts.tolist(), strict=True) if not count]
+    if empty and (name == "train" or not counts.any()):  # those without a picture in val are learnt all the same
         raise ValueError(
             f"{len(empty)} classes have no picture in {name} that could be used ({few(empty)}); mend their pictures,"
             " add some, or leave the classes out"

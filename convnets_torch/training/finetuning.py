@@ -178,6 +178,11 @@ def finetune(
         OSError: something cannot be written; checkpoint and output survive as they were.
     """
     settings, watch = settings or Settings(), watch or Watch()
+    if dataset.sets and settings.activation != "sigmoid":
+        raise ValueError(
+            "the pictures have several labels, which softmax would take for classes that exclude each other; take"
+            " sigmoid: --activation sigmoid, Settings(activation='sigmoid') in Python"
+        )
     network = as_network(network)
     card = ready_card(network)
     empty = planned(card, len(dataset.classes))
@@ -252,9 +257,12 @@ def finetune(
         about = {
             "from": {"file": started_from, "parameters": identity["network"]},
             "settings": settings.to_dict(),
-            "data": {"split": dataset.split, "train": len(features.train.paths), "val": len(features.val.paths)},
+            "data": {
+                "split": dataset.split, "train": len(features.train.paths), "val": len(features.val.paths),
+                "several_labels": bool(dataset.sets),
+            },
             "metrics": {
-                "epoch": best.epoch, "stage": best.stage, "val_accuracy": best.val_accuracy, "val_loss": best.val_loss,
+                "epoch": best.epoch, "stage": best.stage, best.measure: best.score, "val_loss": best.val_loss,
                 "leaks": len(leaks),
             },
         }  # fmt: skip
@@ -294,7 +302,7 @@ def _first_stage(
         return before["before.weight"].to(device), before["before.bias"].to(device)
     stage = HeadStage(
         train.features.flatten(0, 1).to(device),
-        train.labels.repeat(settings.views).to(device),
+        torch.cat([train.labels] * settings.views).to(device),
         val.features[0].to(device),
         val.labels.to(device),
         classes,
@@ -366,13 +374,15 @@ def _data_fingerprint(dataset: Dataset, features: Features) -> str:
     """What tells usable pictures and classes from others: contents and sides, not names of files."""
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
     for side in (features.train, features.val):
-        digest.update(json.dumps([side.digests, side.labels.tolist()]).encode())
+        labels = side.labels if side.labels.dim() == 1 else side.labels.nonzero()
+        digest.update(json.dumps([side.digests, labels.tolist()]).encode())
     return digest.hexdigest()
 
 
 def _views(network: Network, dataset: Dataset, side: Side, settings: Settings) -> ViewedPictures:
     assert network.card is not None
-    labels = [dataset.classes[label] for label in side.labels.tolist()]
+    shown = {path: dataset.shown_as(label, settings.augmentation.no_flip) for path, label in dataset.train}
+    labels = [shown[path] for path in side.paths]
     rule = network.card.preprocessing
     return ViewedPictures(side.paths, labels, side.digests, rule, settings.augmentation, settings.seed)
 

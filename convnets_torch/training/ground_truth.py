@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from convnets_torch.card import Card
 from convnets_torch.folders import few
 from convnets_torch.labelled import LabelledPictures, find_labelled, in_several
 from convnets_torch.targets import class_name
+from convnets_torch.training.several_labels import check_several, learnt_several
 from convnets_torch.training.truth_labels import Labels, read_id_table, resolved_labels
 
 
@@ -25,13 +27,13 @@ class GroundTruth:
     Attributes:
         folder: where they are.
         paths: of the N pictures; from class folders in the order of the folders' names, else sorted.
-        labels: (N,) int64, class ids of the card.
+        labels: (N,) int64, class ids of the card; or where a picture may have several labels, (N, classes) bool.
         remarks: sentences on what its owner may not expect, such as classes without pictures.
     """
 
     folder: Path
     paths: tuple[Path, ...]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     remarks: tuple[str, ...] = ()
 
 
@@ -58,6 +60,9 @@ def find_truth(
     to classes - 1, which numbers are taken for only where they cannot count from 1: there is a 0, and none beyond the
     last class; and where the names of the network's classes have no numbers that say otherwise.
 
+    A picture may have several labels where the table says so, as for `find_dataset`; so it may where the network was
+    fine-tuned on such pictures, though each one here has one label.
+
     Args:
         card: of the network whose classes are meant.
         folder: of the pictures; or a table of the pictures beside and below it.
@@ -69,7 +74,8 @@ def find_truth(
     Raises:
         OSError: a file or folder is missing or cannot be read.
         ValueError: labels mean no class, or several, or are numbers of unknown meaning; two folders are one class; the
-            table has no row for a picture, or a row without one.
+            table has no row for a picture, or a row without one; pictures have several labels, or none of them has
+            one, and the network's activation is not sigmoid.
 
     Warns:
         PictureWarning: files were left out, as by `find_pictures`.
@@ -79,13 +85,18 @@ def find_truth(
             f"the network has {card.classes} classes, so none could be mistaken for another; give 2 or more"
         )
     table = None if id_table is None else read_id_table(Path(id_table))
-    found, told = _judged(find_labelled(folder, truth, columns=columns, partial=partial, exclude=exclude))
+    found, told = _judged(find_labelled(folder, truth, columns=columns, partial=partial, exclude=exclude, several=True))
     of_folders = found.where.is_dir()
     if not found.paths:
         raise ValueError(f"{folder}: none of {len(found.empty)} sub-folders holds a picture; fill them")
     where = f"sub-folders of {found.where}" if of_folders else str(found.where)
+    texts = [label for each in found.every for label in each]
+    if found.several is not None:
+        check_several(card)
+        if not texts:
+            raise ValueError(f"{where}: no picture to judge by has a label; add some that have")
     try:
-        meant, remarks = resolved_labels(card, found.labels, where, labels=labels, table=table)
+        meant, remarks = resolved_labels(card, texts, where, labels=labels, table=table)
     except ValueError as error:
         if found.doubt:
             raise ValueError(f"{error}; {found.doubt}") from None
@@ -96,9 +107,15 @@ def find_truth(
         raise ValueError(f"{folder}: the sub-folders {names} are one class, {class_name(card, several[0])}; merge them")
     if twice := in_several(found.by_class()):
         told.append(f"{twice}: no answer is right for all of them")
-    numbers = np.array([meant[label] for label in found.labels], np.int64)
+    numbers = np.array([meant[label] for label in texts], np.int64)
+    truths: NDArray[Any] = numbers
+    if found.several is not None or learnt_several(card):
+        truths = np.zeros((len(found.paths), card.classes), np.bool_)
+        truths[np.repeat(np.arange(len(found.paths)), [len(each) for each in found.every]), numbers] = True
+        if found.several is None:
+            told.append("each picture has one label; the network, which learnt several, is judged by each label alone")
     place = Path(folder) if Path(folder).is_dir() else Path(folder).parent
-    return GroundTruth(place, found.paths, numbers, (*found.remarks, *told, *remarks, *_missing(card, numbers)))
+    return GroundTruth(place, found.paths, truths, (*found.remarks, *told, *remarks, *_missing(card, numbers)))
 
 
 def _judged(found: LabelledPictures) -> tuple[LabelledPictures, list[str]]:

@@ -101,10 +101,14 @@ class Progress:
                 _check_number(name, getattr(row, name), whole=True)
             for name in ("train_loss", "val_loss"):
                 _check_number(name, getattr(row, name), least=-math.inf)
-            for name in ("val_accuracy", "rate", "seconds"):
+            for name in (row.measure, "rate", "seconds"):
                 _check_number(name, getattr(row, name))
-            if row.epoch != number or row.val_accuracy > 1:
-                raise ValueError(f"epoch {number} is number {row.epoch}, of accuracy {row.val_accuracy}")
+            if row.epoch != number or row.score > 1:
+                raise ValueError(f"epoch {number} is number {row.epoch}, of {row.words} {row.score}")
+        if len({row.measure for row in self.history}) > 1 or any(
+            None not in (row.val_accuracy, row.val_mean_average_precision) for row in self.history
+        ):
+            raise ValueError("its epochs have accuracies and mean average precisions")
         stages = [row.stage for row in self.history]
         if stages != sorted(stages) or not {*stages} <= {1, self.stage} or (self.stage == 2 and 1 not in stages):
             raise ValueError("its epochs are not those of the stages in their order")
@@ -271,17 +275,18 @@ def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Report
             if reports.steps is not None:
                 reports.steps(progress.step, count)
     progress.loss = _summed(progress.loss, stage, group)
-    val_loss, val_accuracy = stage.judge()
+    val_loss, score = stage.judge()
     if group.size > 1:  # all go on, or end, by the same numbers, were their machines to round otherwise
         device = stage.parameters[0].device
-        figures = torch.tensor([val_loss, val_accuracy], dtype=torch.float64, device=device)
-        val_loss, val_accuracy = group.from_first(figures).tolist()
+        figures = torch.tensor([val_loss, score], dtype=torch.float64, device=device)
+        val_loss, score = group.from_first(figures).tolist()
     if not math.isfinite(val_loss):
         _refuse(stage, progress, keeper, "judging the validation pictures")
     rate = stage.optimizer.param_groups[0]["lr"]
     seconds = time.perf_counter() - began
     train_loss = progress.loss / progress.rows
-    progress.history.append(EpochRow(stage.number, progress.epoch, train_loss, val_loss, val_accuracy, rate, seconds))
+    figures_of = (None, rate, seconds, score) if stage.several else (score, rate, seconds)
+    progress.history.append(EpochRow(stage.number, progress.epoch, train_loss, val_loss, *figures_of))
     progress.step, progress.loss, progress.rows, progress.seconds = 0, 0.0, 0, 0.0
 
 

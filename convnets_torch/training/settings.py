@@ -23,7 +23,8 @@ class Settings:
     """What `finetune` does; written into the card of its result and into its checkpoints.
 
     Attributes:
-        activation: "softmax" for classes that exclude each other; "sigmoid" answers for each class by itself.
+        activation: "softmax" for classes that exclude each other; "sigmoid" answers for each class by itself, and
+            alone suits pictures with several labels.
         head_epochs: how often stage one sees the cached features of every view, at most.
         views: fixed views of each picture whose features are cached; the first is the whole picture as `classify` cuts
             it, others are augmented.
@@ -40,7 +41,8 @@ class Settings:
         augmentation: of stage two, and of the further views of stage one.
         mixing: "mixup" or "cutmix" in stage two, or "none".
         mixing_alpha: of the beta distribution of mixing's shares.
-        class_weights: "balanced" weighs each class by the inverse of its share of the training pictures.
+        class_weights: "balanced" weighs each class by the inverse of its share of the training pictures; where they
+            may have several labels, those with a label and those without it weigh alike.
         label_smoothing: 0 to below 1.
         dropout: whether the head's dropout works in stage two.
         patience: a stage ends when so many epochs in a row were no better on the validation pictures than the best one
@@ -95,7 +97,7 @@ class Settings:
         for name in ("momentum", "label_smoothing"):
             self._check(name, 0, 1)
         if self.mixing != "none" and self.activation == "sigmoid":
-            raise ValueError("mixing needs classes that exclude each other; take activation softmax, or mixing none")
+            raise ValueError("mixing needs classes that exclude each other, with activation softmax; take mixing none")
 
     def _check(self, name: str, least: float, most: float, *, inner: bool = False) -> None:
         value = getattr(self, name)

@@ -25,6 +25,7 @@ from convnets_torch.training.losses import balanced, row_losses, soft_targets
 from convnets_torch.training.mixing import Mix, draw_mix
 from convnets_torch.training.schedule import scheduled
 from convnets_torch.training.settings import Settings
+from convnets_torch.training.several_labels import score_labels
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Stage(Protocol):
     parameters: list[nn.Parameter]
     optimizer: Optimizer
     rate: float  # the highest learning rate
+    several: bool  # whether a row may have several labels
 
     def count(self) -> int:
         """Steps of an epoch."""
@@ -62,7 +64,7 @@ class Stage(Protocol):
         """The steps of an epoch from number `first` on; each is to be applied before the next is asked for."""
 
     def judge(self) -> tuple[float, float]:
-        """Loss and accuracy on the validation pictures."""
+        """Loss and accuracy on the validation pictures; of several labels the loss and the mean average precision."""
 
 
 class Rows:
@@ -71,18 +73,25 @@ class Rows:
     def __init__(self, labels: Tensor, classes: int, settings: Settings) -> None:
         self._settings = settings
         self.targets = soft_targets(labels, classes, settings.label_smoothing, settings.activation)
-        weights = balanced(labels, classes) if settings.class_weights == "balanced" else torch.ones(classes)
-        self.weights = weights.to(labels.device)[labels]
+        if settings.class_weights == "balanced":
+            self.weights = balanced(labels, classes)
+        else:
+            self.weights = torch.ones(len(labels), device=labels.device)
 
     def losses(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """(N,) float32."""
-        return row_losses(logits, targets, self._settings.activation) * weights
+        return row_losses(logits, targets, self._settings.activation, weights)
 
 
 def judged(logits: Tensor, labels: Tensor, settings: Settings) -> tuple[float, float]:
-    """The mean loss, without weights or smoothing, and the share of rows whose class has the highest logit."""
+    """The mean loss, without weights or smoothing, and the share of rows whose class has the highest logit.
+
+    Of rows with several labels, (N, classes) of 0 and 1, the mean average precision in place of that share.
+    """
     targets = soft_targets(labels, logits.shape[1], 0, settings.activation)
     loss = row_losses(logits, targets, settings.activation).double().mean()
+    if labels.dim() == 2:
+        return float(loss), score_labels(logits.cpu().numpy(), labels.cpu().numpy() > 0).mean_average_precision
     return float(loss), float((logits.argmax(1) == labels).double().mean())
 
 
@@ -99,9 +108,9 @@ class HeadStage:
     ) -> None:
         """Args:
         features: (N, values) float32, a row for each view of each picture; `val` the same, a row for each picture.
-        labels, val_labels: (N,) int64.
+        labels, val_labels: (N,) int64; or (N, classes) uint8, 0 and 1, where a row may have several labels.
         """
-        self._settings = settings
+        self._settings, self.several = settings, labels.dim() == 2
         # One scale for all values: many of them are nearly always 0, and divided by their own small spreads they would
         # get weights a thousand times larger, from which stage two's gradients explode.
         self.mean, spread = features.mean(0), features.std(0, unbiased=False).square().mean().sqrt()
@@ -162,11 +171,12 @@ class LayersStage:
     ) -> None:
         """Args:
         network: whose parameters of these `names` are its own; they change.
-        views, labels: what to learn from; labels (N,) int64 on the CPU, as `val_labels`.
+        views, labels: what to learn from; labels as for `HeadStage`, on the CPU, as `val_labels`.
         val: pictures to judge by.
         """
         self.network, self.names, self._views, self._workers = network, names, views, workers
         self._val, self._val_labels, self._settings, self._group = val, val_labels, settings, group
+        self.several = labels.dim() == 2
         assert network.card is not None
         self._rule, self._classes = network.card.preprocessing, network.card.classes
         parameters = dict(network.named_parameters())
@@ -204,7 +214,8 @@ class LayersStage:
                 images, targets = plan.mixed(
                     normalized(pixels.to(self._device), self._rule), self._rows.targets[plan.loaded].to(self._device)
                 )
-                weights = (self._rows.weights[plan.rows] * plan.counts).to(self._device)
+                weights = self._rows.weights[plan.rows]
+                weights = (weights * plan.counts.view(-1, *[1] * (weights.dim() - 1))).to(self._device)
                 with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed_precision):
                     logits = self._run(images)
                 total = self._rows.losses(logits, targets, weights).sum()
