@@ -62,6 +62,7 @@ def test_imports_go_one_way():
     foundations = (
         "adoption", "ahead", "allocation", "apart", "networks", "preprocessing", "card", "cache", "decoders",
         "device_pixels", "files", "filling", "fitting", "headers", "images", "inputs", "jpeg", "arrays", "folders",
+        "learnt_pictures",
         "algebra", "npz", "runtime", "sentences", "sources", "strict_json", "strips", "synsets", "tiff", "weights",
     )  # fmt: skip
     tasks = (

@@ -205,6 +205,7 @@ def _facts(judged: Judged, weights: str) -> list[tuple[str, str]]:
         ("Pictures", str(len(found.labels))),
         ("Classes with pictures", str(len(found.by_class))),
         ("Could not be read", str(len(found.failed))),
+        ("Trained on", "" if found.learnt is None else f"{found.learnt.train.sum()} of these pictures"),
         ("Mean top-1 error of the classes", f"{found.balanced_error:.2%}"),
     ]
     remarks = [*found.remarks[:MOST_REMARKS], *judged.remarks]

@@ -25,6 +25,7 @@ from convnets_torch.embeddings.duplicates import find_leaks
 from convnets_torch.embeddings.kept_vectors import fingerprint
 from convnets_torch.files import check_kept, check_writable
 from convnets_torch.last_layers import planned, with_last_layer
+from convnets_torch.learnt_pictures import with_learnt
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.pipeline import BATCH, ready_card
@@ -259,7 +260,8 @@ def finetune(
             },
         }  # fmt: skip
         assert tuned.card is not None
-        tuned.card = replace(tuned.card, unknown={**tuned.card.unknown, "finetuning": about})
+        described = replace(tuned.card, unknown={**tuned.card.unknown, "finetuning": about})
+        tuned.card = with_learnt(described, features.train.digests, features.val.digests)
         if group.first:
             save(tuned, output)
             save_history_csv(progress.history, written[0])
