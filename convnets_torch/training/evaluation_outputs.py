@@ -14,7 +14,7 @@ import numpy as np
 from convnets_torch.files import check_writable, replacing, resolved
 from convnets_torch.preprocessing import Preprocessing
 from convnets_torch.render import save_image
-from convnets_torch.targets import class_name, class_wnid
+from convnets_torch.targets import class_name, class_wnid, tree_wnids
 from convnets_torch.training.calibration import Calibration, Recalibration, calibrate, recalibrate
 from convnets_torch.training.evaluation import Evaluation
 from convnets_torch.training.evaluation_pictures import (
@@ -41,7 +41,7 @@ class Judged:
         evaluation: of which.
         calibration, mistakes: None where the network's outputs are no probabilities.
         recalibration: where a temperature was asked for, and one is the best.
-        severity: for ImageNet's classes.
+        severity: for classes that all stand in the synset tree.
         pairs: the most confused ones.
         remarks: sentences on what could not be said.
     """
@@ -88,7 +88,8 @@ def judge(found: Evaluation, *, temperature: bool = False) -> Judged:
                 recalibration = recalibrate(logits, labels, card.activation)
             except ValueError as error:
                 remarks.append(f"no temperature was fitted: {error}")
-    severity = measure_severity(found.ranking.best, labels) if card.imagenet else None
+    tree = tree_wnids(card)
+    severity = None if tree is None else measure_severity(found.ranking.best, labels, tree)
     pairs = most_confused_pairs(found.confusion, card)
     return Judged(found, calibration, recalibration, mistakes, severity, pairs, tuple(remarks))
 
