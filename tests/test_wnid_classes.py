@@ -70,10 +70,11 @@ def test_names_hold_wnids_beside_words():
     assert [class_name(card, each) for each in range(6)] == [
         "tabby, tabby cat", "tiger cat", "Chihuahua", "gnome", "n021231590", "Newt",
     ]  # fmt: skip
-    for target, ids in {
+    meant: dict[str | int, tuple[int, ...]] = {
         "cat": (0, 1), "animal": (0, 1, 2), "domestic cat - tabby": (1,), "n00000000": (3,), "gnome + Newt": (3, 5),
         "n02123159 tiger cat": (1,), "tiger cat": (1,), 4: (4,), "5": (5,), "Newt": (5,),
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for target, ids in meant.items():
         assert find_target(card, target).class_ids == ids, target
     for target, words in {
         "newt": "none of them is under newt, triton",  # as WordNet knows it

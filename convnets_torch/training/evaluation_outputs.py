@@ -16,19 +16,26 @@ from convnets_torch.preprocessing import Preprocessing
 from convnets_torch.render import save_image
 from convnets_torch.targets import class_name, class_wnid, tree_wnids
 from convnets_torch.training.calibration import Calibration, Recalibration, calibrate, recalibrate
+from convnets_torch.training.class_metrics import METRICS, ClassMetrics, class_means, measure_classes
 from convnets_torch.training.evaluation import Evaluation
 from convnets_torch.training.evaluation_pictures import (
+    confusions_svg,
     draw_confusions,
     draw_reliability,
     mistakes_sheet,
     small_pictures,
 )
 from convnets_torch.training.evaluation_report import ClassRow, ErrorRow, Report, write_report
+from convnets_torch.training.evaluation_tables import save_classes, save_predictions
 from convnets_torch.training.mistakes import Confused, Mistakes, find_mistakes, most_confused_pairs
 from convnets_torch.training.published import published
 from convnets_torch.training.severity import Severity, measure_severity
 
-FILES = ("evaluation.json", "report.html", "confusion.png", "reliability.png", "worst.png", "most_confident.png")
+FILES = (
+    "evaluation.json", "report.html", "predictions.csv", "classes.csv", "confusion.svg", "confusion.png",
+    "reliability.png", "worst.png", "most_confident.png",
+)  # fmt: skip
+ALWAYS = FILES[:6]
 INTERVAL = "95 %, Wilson"
 MOST_REMARKS = 10  # on the page
 
@@ -43,6 +50,7 @@ class Judged:
         recalibration: where a temperature was asked for, and one is the best.
         severity: for classes that all stand in the synset tree.
         pairs: the most confused ones.
+        classes: precision, recall, F1 and area under the ROC curve of each class that has pictures.
         remarks: sentences on what could not be said.
     """
 
@@ -52,11 +60,16 @@ class Judged:
     mistakes: Mistakes | None
     severity: Severity | None
     pairs: tuple[Confused, ...]
+    classes: tuple[ClassMetrics, ...]
     remarks: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with all figures of the evaluation."""
-        return self.evaluation.to_dict() | {
+        figures = self.evaluation.to_dict()
+        for entry, measured in zip(figures["by_class"], self.classes, strict=True):
+            entry.update((name, getattr(measured, name)) for name in METRICS)
+        return figures | {
+            "means_of_classes": class_means(self.classes),
             "calibration": self.calibration and self.calibration.to_dict(),
             "recalibration": self.recalibration and self.recalibration.to_dict(),
             "mistakes": self.mistakes and self.mistakes.to_dict(),
@@ -91,7 +104,8 @@ def judge(found: Evaluation, *, temperature: bool = False) -> Judged:
     tree = tree_wnids(card)
     severity = None if tree is None else measure_severity(found.ranking.best, labels, tree)
     pairs = most_confused_pairs(found.confusion, card)
-    return Judged(found, calibration, recalibration, mistakes, severity, pairs, tuple(remarks))
+    classes = measure_classes(logits, labels, found.ranking.best[:, 0], card.activation)
+    return Judged(found, calibration, recalibration, mistakes, severity, pairs, classes, tuple(remarks))
 
 
 def check_report_folder(folder: Path, pictures: Path) -> None:
@@ -123,7 +137,7 @@ def save_judged(
     repeat: Sequence[tuple[str, str]] = (),
     max_pixels: int | None = None,
 ) -> tuple[str, ...]:
-    """Write `evaluation.json`, `report.html` and pictures into a folder, each atomically.
+    """Write `evaluation.json`, `report.html`, tables and pictures into a folder, each atomically.
 
     Args:
         found: what `judge` gives.
@@ -150,10 +164,16 @@ def save_judged(
         paths = [each.path for mistakes in kinds.values() for each in mistakes]
         small = small_pictures(paths, card.preprocessing.exif, max_pixels)
         for name, mistakes in kinds.items():
-            title = f"The {name.replace('_', ' ')} of {found.mistakes.count} mistakes"
+            others = found.mistakes.count - len(found.mistakes.worst)
+            of = f"{others} other mistakes" if name == "most_confident" else f"{found.mistakes.count} mistakes"
+            title = f"The {name.replace('_', ' ')} of {of}"
             pictures[f"{name}.png"] = mistakes_sheet(mistakes, [small[each.path] for each in mistakes], title)
     for name, picture in pictures.items():
         save_image(picture, folder / name)
+    with replacing(folder / "confusion.svg") as temporary:
+        temporary.write_text(confusions_svg(evaluation.confusion, card), encoding="utf-8")
+    save_predictions(evaluation, folder / "predictions.csv", probabilities=False)
+    save_classes(evaluation, found.classes, folder / "classes.csv")
     with replacing(folder / "evaluation.json") as temporary:
         figures = {"weights": weights, **found.to_dict()}
         temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -174,7 +194,8 @@ def save_judged(
         facts=_facts(found, weights),
         errors=errors,
         interval=INTERVAL,
-        classes=_class_rows(evaluation),
+        classes=_class_rows(found),
+        means=class_means(found.classes),
         best=5 if card.classes > 5 else None,
         confusion=evaluation.confusion,
         pairs=found.pairs,
@@ -189,7 +210,7 @@ def save_judged(
         original="" if original is None else original.source,
     )
     write_report(page, folder / "report.html")
-    return tuple(name for name in FILES if name in pictures or name in FILES[:2])
+    return tuple(name for name in FILES if name in pictures or name in ALWAYS)
 
 
 def _facts(judged: Judged, weights: str) -> list[tuple[str, str]]:
@@ -239,8 +260,9 @@ def running_facts(found: Evaluation) -> list[tuple[str, str]]:
     return facts
 
 
-def _class_rows(found: Evaluation) -> list[ClassRow]:
+def _class_rows(judged: Judged) -> list[ClassRow]:
     """One for each class of the card, also for those without pictures."""
+    found, metrics = judged.evaluation, {each.class_id: each for each in judged.classes}
     errors = {each.class_id: each.errors for each in found.by_class}
     counts = found.confusion
     rows = []
@@ -252,8 +274,10 @@ def _class_rows(found: Evaluation) -> list[ClassRow]:
         others = counts[class_id].copy()
         others[class_id] = 0
         most = int(np.argmax(others))
-        taken = f"{class_name(found.card, most)} ({others[most]})" if others[most] else ""
+        first_word = class_name(found.card, most).partition(",")[0] if judged.severity else class_name(found.card, most)
+        taken = f"{first_word} ({others[most]})" if others[most] else ""
         of_best = errors[class_id].get(5)
         first = errors[class_id][1]
-        rows.append(ClassRow(words, wnid, first.count, first.wrong, None if of_best is None else of_best.wrong, taken))
+        wrong_of_best = None if of_best is None else of_best.wrong
+        rows.append(ClassRow(words, wnid, first.count, first.wrong, wrong_of_best, taken, metrics[class_id]))
     return rows

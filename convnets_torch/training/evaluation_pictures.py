@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from convnets_torch.card import Card
-from convnets_torch.confusions import WITH_NAMES, draw_counts
+from convnets_torch.confusions import WITH_NAMES, counts_svg, draw_counts
 from convnets_torch.embeddings.thumbnails import reduced
 from convnets_torch.explain.histograms import BAR
 from convnets_torch.images import Reading, open_upright
@@ -44,17 +44,33 @@ def draw_confusions(counts: NDArray[np.integer[Any]], card: Card) -> Image.Image
     every, groups = (tuple(range(card.classes)), ()) if tree is None else tree_order(tree)
     used = (counts.sum(0) + counts.sum(1)) > 0
     order = [class_id for class_id in every if used[class_id]]
-    few = card.classes > WITH_NAMES >= len(order)
-    if not few:
+    if not card.classes > WITH_NAMES >= len(order):
         order = list(every)
+    return draw_counts(*_confused(counts, card, order), groups)
+
+
+def confusions_svg(counts: NDArray[np.integer[Any]], card: Card) -> str:
+    """The same as vectors, with the names of all classes that have pictures or were given, however many these are."""
+    tree = tree_wnids(card)
+    every = range(card.classes) if tree is None else tree_order(tree)[0]
+    used = (counts.sum(0) + counts.sum(1)) > 0
+    return counts_svg(*_confused(counts, card, [class_id for class_id in every if used[class_id]]))
+
+
+def _confused(
+    counts: NDArray[np.integer[Any]], card: Card, order: list[int]
+) -> tuple[NDArray[np.integer[Any]], list[str], tuple[str, str]]:
+    """Counts of some classes, their names, and the lines above."""
+    tree = tree_wnids(card) is not None
     names = [printable(class_name(card, class_id)) for class_id in order]
-    if tree is not None:
+    if tree:
         names = [name.partition(",")[0] for name in names]
     words = "Classes (rows) and what they were taken for (columns)"
-    words += f", {len(order)} of {card.classes}" * few + ", in the order of the synset tree" * (tree is not None)
+    words += f", {len(order)} of {card.classes}" * (len(order) < card.classes)
+    words += ", in the order of the synset tree" * tree
     shade = "the share of the row" if len(order) <= WITH_NAMES else "the square root of the share of the row"
     lines = (words, f"right: {counts.trace()} of {counts.sum()} pictures; colours go with {shade}")
-    return draw_counts(counts[np.ix_(order, order)], names, lines, groups)
+    return counts[np.ix_(order, order)], names, lines
 
 
 def draw_reliability(*found: Calibration) -> Image.Image:

@@ -16,6 +16,7 @@ from convnets_torch.training.answers import blocks, check_probable, log_probabil
 from convnets_torch.training.severity import Distances, distances_of
 
 MOST = 24  # pictures on a sheet
+LISTED = 1000  # mistakes that are described; a page of more is slow
 PAIRS = 20
 DIGITS = 9  # of logarithms that are compared: rounding errors of equal ones make no order
 
@@ -79,12 +80,14 @@ class Mistakes:
     Attributes:
         count: of all mistakes.
         worst: those whose truth was found the least probable, the least first: they cost the most.
-        confident: those whose wrong class was found the most probable, the most first.
+        confident: of the others those whose wrong class was found the most probable, the most first.
+        listed: in the order of `worst` all mistakes, or the first 1,000.
     """
 
     count: int
     worst: tuple[Mistake, ...]
     confident: tuple[Mistake, ...]
+    listed: tuple[Mistake, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -130,7 +133,7 @@ def find_mistakes(
     *,
     most: int = MOST,
 ) -> Mistakes:
-    """The worst and the most confident mistakes; of equal ones those of earlier rows first.
+    """The worst mistakes, and the most confident of the others; of equal ones those of earlier rows first.
 
     Probabilities are compared by their logarithms in float64, so that those too small for a float differ still. Of
     equally probable classes the first one is given.
@@ -178,8 +181,11 @@ def find_mistakes(
             *_common(tree, truth, answer),
         )
 
-    worst, confident = np.lexsort((row, log_truth))[:most], np.lexsort((row, -log_sure))[:most]
-    return Mistakes(len(row), *(tuple(map(described, order.tolist())) for order in (worst, confident)))
+    order = np.lexsort((row, log_truth))
+    listed = tuple(map(described, order[: max(most, LISTED)].tolist()))
+    others = np.setdiff1d(np.arange(len(row)), order[:most])
+    confident = others[np.lexsort((row[others], -log_sure[others]))][:most]
+    return Mistakes(len(row), listed[:most], tuple(map(described, confident.tolist())), listed[:LISTED])
 
 
 def confusion(labels: NDArray[np.integer[Any]], given: NDArray[np.integer[Any]], classes: int) -> NDArray[np.int64]:
