@@ -210,6 +210,8 @@ def _print(judged: Judged) -> None:
         ("mean top-1 error of the classes", f"{found.balanced_error:.2%} of {len(found.by_class)} classes"),
         ("could not be read", str(len(found.failed))),
     ]
+    if found.learnt is not None:
+        facts.append(("of these the network was trained on", str(int(found.learnt.train.sum()))))
     means = class_means(judged.classes)
     for words, value in (
         ("macro precision", means["macro"]["precision"]),
