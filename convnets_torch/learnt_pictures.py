@@ -52,14 +52,14 @@ class Learnt:
         if self.train.any():
             pictures = _of(self.train, self.train_checked)
             found.append(
-                f"the network was trained on {pictures}, so its errors flatter; evaluate it on pictures that it has"
-                " never seen"
+                f"the network was trained on {pictures}, so its errors are lower than on new ones; evaluate it on"
+                " pictures that it has never seen"
             )
         if self.val.any():
             pictures = _of(self.val, self.val_checked)
             found.append(
-                f"the network's best epoch was chosen by {pictures}, so its errors may flatter a little; keep a third"
-                " set of pictures to evaluate on"
+                f"the network's best epoch was chosen by {pictures}, so its errors may be a little too low; keep a"
+                " third set of pictures to evaluate on"
             )
         return tuple(found)
 

@@ -87,7 +87,7 @@ def test_a_report_holds_the_same_without_the_classes(found, tmp_path):
     assert len(wrong) == judged.mistakes.count
     assert list(rows[0])[-1] == "error"
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"All {judged.mistakes.count} mistakes" in page
+    assert f"All mistakes ({judged.mistakes.count}), the worst first" in page
     assert all(Path(each.path).name[:2] in page for each in judged.mistakes.listed)
 
 

@@ -211,7 +211,7 @@ def _print(judged: Judged) -> None:
         ("could not be read", str(len(found.failed))),
     ]
     if found.learnt is not None:
-        facts.append(("of these the network was trained on", str(int(found.learnt.train.sum()))))
+        facts.append(("pictures that it was trained on", f"{found.learnt.train.sum()} of {len(found.labels)}"))
     means = class_means(judged.classes)
     for words, value in (
         ("macro precision", means["macro"]["precision"]),

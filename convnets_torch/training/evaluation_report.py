@@ -376,7 +376,7 @@ def _all_mistakes(found: Mistakes) -> str:
     ]
     left = found.count - len(found.listed)
     words = (
-        f"The {len(rows)} worst of {found.count} mistakes" if left else f"All {found.count} mistakes, the worst first"
+        f"The {len(rows)} worst of {found.count} mistakes" if left else f"All mistakes ({found.count}), the worst first"
     )
     hint = (
         f'<p class="hint">{left} more are in predictions.csv, beside this page: the rows of a rank above 1.</p>'
