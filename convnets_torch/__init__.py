@@ -154,6 +154,7 @@ if TYPE_CHECKING:
     from convnets_torch.training.evaluation import evaluate as evaluate
     from convnets_torch.training.evaluation_outputs import Judged as Judged
     from convnets_torch.training.evaluation_outputs import judge as judge
+    from convnets_torch.training.evaluation_tables import save_predictions as save_predictions
     from convnets_torch.training.finetuning import Finetuned as Finetuned
     from convnets_torch.training.finetuning import LeakError as LeakError
     from convnets_torch.training.finetuning import Watch as Watch
@@ -237,6 +238,7 @@ _HOMES = {
     "convnets_torch.training.datasets": ("Dataset", "find_dataset"),
     "convnets_torch.training.evaluation": ("Evaluation", "evaluate"),
     "convnets_torch.training.evaluation_outputs": ("Judged", "judge"),
+    "convnets_torch.training.evaluation_tables": ("save_predictions",),
     "convnets_torch.training.finetuning": ("Finetuned", "LeakError", "Watch", "finetune"),
     "convnets_torch.training.ground_truth": ("GroundTruth", "find_truth"),
     "convnets_torch.training.mistakes": ("Mistakes", "find_mistakes"),

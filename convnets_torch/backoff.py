@@ -6,8 +6,9 @@ the classes that it is or lies above, each once, however many paths lead there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 from convnets_torch import synsets
 from convnets_torch.card import Card
+from convnets_torch.targets import class_name, class_wnids, tree_wnids
 
-CLASSES = 1000
 ROUNDING = 1e-7  # of a sum of float32 probabilities
 SUM_WITHIN = 1e-3  # of 1, what probabilities add up to
 ADDED = 0.02  # by how much a synset must be more probable than the next of a chain, to stand in it
@@ -68,45 +69,45 @@ class Answer:
 
 
 class _Table:
-    """All 1,860 synsets with the classes below each, in one row, so that sums over them are one pass."""
+    """All synsets above some classes with the classes below each, in one row, so that sums over them are one pass."""
 
-    def __init__(self) -> None:
-        found: dict[str, synsets.Synset] = {}
-        below = [synsets.ENTITY]
-        while below:
-            synset = synsets.find(below.pop())
-            if synset.wnid not in found:
-                found[synset.wnid] = synset
-                below.extend(synset.children)
-        depths = {wnid: synset.depth for wnid, synset in found.items()}
-        known = sorted(found.values(), key=lambda synset: (-depths[synset.wnid], synset.wnid))
-        self.wnids = [synset.wnid for synset in known]
+    def __init__(self, wnids: tuple[str, ...]) -> None:
+        below: dict[str, list[int]] = {}
+        for class_id, wnid in enumerate(wnids):
+            for above in synsets.lineage(wnid):
+                below.setdefault(above, []).append(class_id)
+        depths = {wnid: synsets.find(wnid).depth for wnid in below}
+        self.wnids = sorted(below, key=lambda wnid: (-depths[wnid], wnid))
         self.depths = np.array([depths[wnid] for wnid in self.wnids])
-        members = [synset.class_ids for synset in known]
-        self.starts = np.cumsum([0, *map(len, members[:-1])])
-        self.members = np.concatenate([np.array(each) for each in members])
+        self.below = [below[wnid] for wnid in self.wnids]
+        self.starts = np.cumsum([0, *map(len, self.below[:-1])])
+        self.members = np.concatenate([np.array(each) for each in self.below])
         self.number = {wnid: number for number, wnid in enumerate(self.wnids)}
 
     def sums(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(1000,) -> (1860,), the deepest synsets first."""
+        """(classes,) -> (synsets,), the deepest synsets first."""
         return np.add.reduceat(probabilities[self.members], self.starts)
 
 
-@cache
-def _table() -> _Table:
-    return _Table()
+@lru_cache(8)
+def _table(wnids: tuple[str, ...]) -> _Table:
+    return _Table(wnids)
 
 
 def check_backoff(card: Card, threshold: float) -> None:
     """Raise, before long work begins, when `back_off` cannot be asked of a network.
 
     Raises:
-        ValueError: the classes are not ImageNet's 1,000, the outputs are no probabilities that add up, or the threshold
-            is not above 0 and at most 1.
+        ValueError: a class has no synset in the WordNet tree, the outputs are no probabilities that add up, or the
+            threshold is not above 0 and at most 1.
     """
-    if not card.imagenet:
+    if tree_wnids(card) is None:
+        wnids = class_wnids(card)
+        without = [place for place, wnid in enumerate(wnids) if wnid is None or not synsets.is_known(wnid)]
         raise ValueError(
-            f"the network has {card.classes} classes of its own; only ImageNet's 1000 stand in the WordNet tree"
+            f"{len(without)} of the network's {card.classes} classes"
+            f"{f' ({class_name(card, without[0])})' if without else ''} have no place in the WordNet tree above"
+            " ImageNet's; backoff wants classes whose names begin with wnids, such as 'n02123159 tiger cat'"
         )
     if card.activation != "softmax":
         raise ValueError(
@@ -116,7 +117,7 @@ def check_backoff(card: Card, threshold: float) -> None:
         raise ValueError(f"a threshold of {threshold} is out of range; give a probability above 0, at most 1")
 
 
-def back_off(probabilities: Any, threshold: float) -> Answer:
+def back_off(probabilities: Any, threshold: float, wnids: Sequence[str] | None = None) -> Answer:
     """The deepest synset whose probability is at least `threshold`.
 
     Depth is that of `Synset.depth`. Of several equally deep ones it is the most probable, then the one with the
@@ -124,12 +125,13 @@ def back_off(probabilities: Any, threshold: float) -> Answer:
     most probable class.
 
     Args:
-        probabilities: (1000,) of the ImageNet classes, adding up to 1: an array, a list, or a tensor on the CPU.
+        probabilities: (classes,), adding up to 1: an array, a list, or a tensor on the CPU.
         threshold: above 0, at most 1; at 1 it is the deepest synset over all that is probable at all.
+        wnids: of the classes; by default those of ImageNet's 1,000.
 
     Raises:
-        ValueError: there are not 1000 numbers, or they are no probabilities that add up to 1; or the threshold is out
-            of range.
+        ValueError: there is not one number for each class, or they are no probabilities that add up to 1; the
+            threshold is out of range; or a wnid is unknown.
 
     >>> probabilities = [0.0] * 1000
     >>> probabilities[248:251] = 0.4, 0.3, 0.2  # Eskimo dog, malamute, Siberian husky
@@ -138,8 +140,10 @@ def back_off(probabilities: Any, threshold: float) -> Answer:
     'working dog 0.90 > Eskimo dog 0.40'
     """
     chances = np.asarray(probabilities, np.float64)
-    if chances.shape != (CLASSES,):
-        raise ValueError(f"probabilities are {chances.shape}; one for each of ImageNet's {CLASSES} classes is wanted")
+    chosen = synsets.wnids() if wnids is None else tuple(wnids)
+    if chances.shape != (len(chosen),):
+        whose = "ImageNet's" if wnids is None else "the"
+        raise ValueError(f"probabilities are {chances.shape}; one for each of {whose} {len(chosen)} classes is wanted")
     total = float(chances.sum())
     if not (chances >= 0).all() or not abs(total - 1) <= SUM_WITHIN:
         raise ValueError(
@@ -147,12 +151,13 @@ def back_off(probabilities: Any, threshold: float) -> Answer:
         )
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold of {threshold} is out of range; give a probability above 0, at most 1")
-    table = _table()
+    table = _table(chosen)
     sums = table.sums(chances)
     sums /= sums[table.number[synsets.ENTITY]]  # so that rounding leaves no doubt of "entity"
     passing = np.flatnonzero(sums >= threshold - ROUNDING)
     deepest = passing[table.depths[passing] == table.depths[passing[0]]]
-    found = synsets.find(table.wnids[deepest[np.argmax(sums[deepest])]])
+    number = int(deepest[np.argmax(sums[deepest])])
+    found = synsets.find(table.wnids[number])
 
     def link(wnid: str) -> Link:
         return Link(wnid, synsets.find(wnid).label, float(sums[table.number[wnid]]))
@@ -162,8 +167,8 @@ def back_off(probabilities: Any, threshold: float) -> Answer:
     for wnid in reversed(found.paths[-1][:-1]):
         if chain[0].probability + ADDED <= sums[table.number[wnid]] < CERTAIN:
             chain.insert(0, link(wnid))
-    below = found.class_ids
-    best = synsets.wnid(below[int(chances[below].argmax())])
+    below = table.below[number]
+    best = chosen[below[int(chances[below].argmax())]]
     if best != found.wnid:
         chain.append(link(best))
     return Answer(answer.wnid, answer.words, answer.probability, found.depth, tuple(chain))

@@ -17,12 +17,13 @@ from convnets_torch.preprocessing import MOST_INPUT, Preprocessing
 
 SCHEMA = 1  # of the card; a higher number is refused, unknown fields of this one are kept
 KEY = "card"  # in the metadata of the safetensors header
+DIGESTS = "digests"  # the field of what `learnt_pictures` keeps, which may be long
 
 # What no honest file exceeds, and what keeps a strange one from costing time or memory.
 MOST_HEADER = 16_000_000  # bytes of JSON; reading that takes some seconds. ResNet50 has 35,000
 MOST_ARRAYS = 10_000  # ResNet50 has 320
-MOST_CARD = 6_000_000  # letters of JSON; those of 22,000 classes with names of 40 Chinese signs
-MOST_BESIDE = 100_000  # letters of JSON, of all but the names of classes
+MOST_CARD = 6_500_000  # letters of JSON; those of 22,000 classes with names of 40 Chinese signs, and all digests
+MOST_BESIDE = 100_000  # letters of JSON, of all but the names of classes and the digests
 MOST_NUMBERS = 1_000  # in `arguments`, at all depths; InceptionV3 has 94 widths
 MOST_CLASSES = 1_000_000
 MOST_NAME = 1_000  # letters of a class's name
@@ -75,7 +76,8 @@ class Card:
         class_names: "imagenet-1k", a list of the user's own, or None where they are not known.
         activation: what turns logits into probabilities.
         source: where the weights came from; None for weights that were made here.
-        unknown: fields that a newer version wrote; kept when the card is written again.
+        unknown: further fields: what training wrote (`finetuning`, `probe`, `digests`), and what a newer version did;
+            kept when the card is written again.
     """
 
     network: str
@@ -167,11 +169,11 @@ class Card:
             raise ValueError(
                 f"the card has schema {schema!r:.80}, but this version reads {SCHEMA}; update convnets-torch"
             )
-        beside = len(json.dumps({**values, "class_names": None}))
+        beside = len(json.dumps({**values, "class_names": None, DIGESTS: None}))
         if beside > MOST_BESIDE:
             raise ValueError(
-                f"the card has {beside:,} letters beside its class names, and {MOST_BESIDE:,} are the most; convert the"
-                " weights again"
+                f"the card has {beside:,} letters beside its class names and digests, and {MOST_BESIDE:,} are the most;"
+                " convert the weights again"
             )
         try:
             known = {entry.name: values.pop(entry.name) for entry in fields(cls) if entry.name != "unknown"}

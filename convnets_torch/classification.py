@@ -19,7 +19,7 @@ from convnets_torch.pipeline import Predicted, Runnable, predict
 from convnets_torch.pipeline import card_of as card_of
 from convnets_torch.pipeline import ready_card as ready_card
 from convnets_torch.preprocessing import Pixels, center_crop, normalize
-from convnets_torch.targets import class_name, class_wnid, find_target
+from convnets_torch.targets import class_name, class_wnid, find_target, tree_wnids
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Prediction:
 
     Attributes:
         class_id: 0 to classes - 1.
-        wnid: the WordNet synset, None for a user's own classes.
+        wnid: the WordNet synset; None for a user's own class whose name does not begin with a wnid.
         words: the class in words.
         probability: 0 to 1.
     """
@@ -137,7 +137,7 @@ def classify_each(
     Args:
         network, images, top, only, max_pixels, allow_truncated, depth, background: as in `classify`.
         backoff: a probability above 0, at most 1: give as `answer` the deepest synset that is at least so probable
-            (`backoff.back_off`), whatever `only` leaves out of the predictions. For ImageNet's classes alone.
+            (`backoff.back_off`), whatever `only` leaves out of the predictions. For classes with wnids alone.
 
     Returns:
         A generator of one `Classified` per picture, in the order given; `close()` stops it early.
@@ -175,6 +175,7 @@ def _classified(
     rows: Generator[Predicted, None, None], card: Card, top: int, listed: list[int], backoff: float | None
 ) -> Generator[Classified, None, None]:
     """The best of the `listed` classes of each row."""
+    wnids = None if backoff is None else tree_wnids(card)
     with contextlib.closing(rows):
         for row in rows:
             best, answer = [], None
@@ -185,7 +186,7 @@ def _classified(
                     prediction(card, listed[place], value)
                     for value, place in zip(chances.values.tolist(), chances.indices.tolist(), strict=True)
                 ]
-                answer = None if backoff is None else back_off(found, backoff)
+                answer = None if backoff is None else back_off(found, backoff, wnids)
             yield Classified(row.picture, best, row.error, row.remarks, answer)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from convnets_torch.explain.histograms import BAR
 from convnets_torch.letters import Letters, Pen
 from convnets_torch.plots import LINE, Color, write_lines
 from convnets_torch.render import GREY, INK, PAPER, drawable, shorten
+from convnets_torch.sentences import printable
 
 NOTHING: Color = (247, 247, 247)
 LARGEST = 48  # pixels of a cell
@@ -19,6 +21,7 @@ MOST_SIDE = 1200  # pixels of all cells together
 NAMED = 14  # pixels of a cell that leave room for letters
 WITH_NAMES = MOST_SIDE // NAMED  # classes, at most
 MARGIN = 20
+CELL, CUT, SPOKEN = 16, 40, 5000  # of SVG: pixels of a cell, letters of a name, and cells that say what they count
 GROUP_ROOM = 150  # pixels for the words of groups
 
 
@@ -46,6 +49,64 @@ def draw_counts(
     if len(names) <= WITH_NAMES:
         return _with_names(counts, names, lines, side)
     return _in_pixels(counts, lines, groups, side)
+
+
+def counts_svg(counts: NDArray[np.integer], names: Sequence[str], lines: Sequence[str]) -> str:
+    """What `draw_counts` shows, as SVG: vectors, in which all names can be read and searched however many there are.
+
+    Names longer than 40 letters are cut, and said whole where a pointer rests on them. So is what a cell counts, up to
+    5,000 cells that are not empty; of more a browser would be slow, and they are colours alone.
+
+    Args:
+        counts: (classes, classes), the truth in rows; a row without pictures stays empty.
+        names: of the classes.
+        lines: of text above; the first in larger letters.
+
+    >>> "<title>ant taken for bee: 2</title>" in counts_svg(np.array([[1, 2], [0, 3]]), ("ant", "bee"), ("Answers",))
+    True
+    """
+    shares = _shares(counts)
+    colors = _mixed(shares if len(names) <= WITH_NAMES else np.sqrt(shares))
+    whole = [escape(printable(name)) for name in names]
+    short = [name if len(name) <= CUT else f"{name[: CUT - 1]}\u2026" for name in map(printable, names)]
+    room = round(1.2 * max(map(Letters(12).getlength, map(drawable, short)))) + 10  # a browser's font may be wider
+    left, top = MARGIN + room, MARGIN + 24 * len(lines) + room
+    extent = CELL * len(names)
+    width, height = max(left + extent, 9 * max(map(len, lines))) + MARGIN, top + extent + MARGIN
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+        f' font-family="DejaVu Sans, sans-serif" font-size="12" fill="{_hex(INK)}">',
+        f'<rect width="100%" height="100%" fill="{_hex(PAPER)}"/>',
+        f'<rect x="{left}" y="{top}" width="{extent}" height="{extent}" fill="{_hex(NOTHING)}"/>',
+    ]
+    for number, line in enumerate(lines):
+        size = 17 if number == 0 else 14
+        parts.append(f'<text x="{MARGIN}" y="{MARGIN + 24 * number + 10}" font-size="{size}">{escape(line)}</text>')
+    for place, name in enumerate(short):
+        middle = CELL * place + CELL / 2 + 4
+        words = escape(name) + (f"<title>{whole[place]}</title>" if len(name) == CUT else "") + "</text>"
+        parts.append(f'<text x="{left - 6}" y="{top + middle:g}" text-anchor="end">{words}')
+        parts.append(f'<text transform="translate({left + middle:g} {top - 6}) rotate(-90)">{words}')
+    cells = np.argwhere(counts).tolist()
+    squares: dict[str, list[str]] = {}  # of each colour
+    for row, column in cells:
+        x, y, color = left + CELL * column, top + CELL * row, _hex(colors[row, column].tolist())
+        square = f"M{x} {y}h{CELL - 1}v{CELL - 1}h{1 - CELL}z"
+        squares.setdefault(color, []).append(square)
+        if len(cells) > SPOKEN:
+            continue
+        words, text = f"{whole[row]} taken for {whole[column]}: {counts[row, column]}", str(counts[row, column])
+        parts.append(f'<path d="{square}" fill="{color}"><title>{words}</title></path>')
+        if len(text) <= 3:
+            ink = f'fill="{_hex(PAPER if shares[row, column] > 0.5 else INK)}" pointer-events="none"'
+            parts.append(f'<text x="{x + 7.5}" y="{y + 11}" font-size="8" text-anchor="middle" {ink}>{text}</text>')
+    if len(cells) > SPOKEN:
+        parts += (f'<path d="{"".join(some)}" fill="{color}"/>' for color, some in squares.items())
+    return "\n".join((*parts, "</svg>\n"))
+
+
+def _hex(color: Sequence[int]) -> str:
+    return "#" + bytes(color).hex()
 
 
 def _with_names(counts: NDArray[np.integer], names: Sequence[str], lines: Sequence[str], side: int) -> Image.Image:

@@ -280,6 +280,33 @@ def wnid(class_id: int) -> str:
     return _of_class_id(class_id).wnid
 
 
+def wnids() -> tuple[str, ...]:
+    """The wnids of all 1,000 classes, by class id.
+
+    >>> wnids()[243]
+    'n02108422'
+    """
+    return tuple(_graph().classes)
+
+
+def is_known(wnid: str) -> bool:
+    """Whether a wnid is one of the synsets here: those of the classes, and all above them."""
+    return wnid in _graph().rows
+
+
+@cache
+def lineage(wnid: str) -> frozenset[str]:
+    """The wnids of a synset and of all above it.
+
+    Raises:
+        ValueError: the wnid is unknown.
+
+    >>> sorted(find(each).words[0] for each in lineage("n00002684"))
+    ['entity', 'object', 'physical entity']
+    """
+    return frozenset([wnid]).union(*map(lineage, _of_wnid(wnid).parents))
+
+
 def words(class_id: int) -> str:
     """The words for a class, 0 to 999, in one string. They are no key: 134 and 517 are both "crane".
 

@@ -147,7 +147,7 @@ def test_every_form_has_the_answer(command, lite_weights, photographs, tmp_path)
 
 
 def test_other_networks_and_thresholds_are_refused(command, vgg, lite_weights, tmp_path):
-    with pytest.raises(ValueError, match="10 classes of its own; only ImageNet's 1000"):
+    with pytest.raises(ValueError, match=r"10 of the network's 10 classes \(a\) have no place in the WordNet tree"):
         classify_each(vgg, [], backoff=0.8)
     with pytest.raises(ValueError, match="outputs are sigmoid, whose values do not add up"):
         check_backoff(replace(IMAGENET, activation="sigmoid"), 0.8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from convnets_torch import synsets
 from convnets_torch.card import Card
-from convnets_torch.confusions import GROUP_ROOM, MARGIN, draw_counts
+from convnets_torch.confusions import CELL, GROUP_ROOM, MARGIN, counts_svg, draw_counts
 from convnets_torch.explain.histograms import BAR
 from convnets_torch.preprocessing import preset
 from convnets_torch.training.calibration import Calibration
@@ -18,6 +19,7 @@ from convnets_torch.training.evaluation_pictures import (
     GAP,
     MISSING,
     SIDE,
+    confusions_svg,
     draw_confusions,
     draw_reliability,
     mistakes_sheet,
@@ -30,7 +32,7 @@ IMAGENET = Card("vgg16", {"classes": 1000}, preset("vgg16"), "imagenet-1k")
 
 
 def test_what_is_alike_stands_together_in_the_order_of_the_tree():
-    order, groups = tree_order()
+    order, groups = tree_order(synsets.wnids())
     assert sorted(order) == list(range(1000))
     for word in ("dog", "bird", "snake", "wheeled vehicle", "musical instrument", "fruit"):
         places = sorted(order.index(class_id) for class_id in synsets.class_ids(word))
@@ -46,7 +48,7 @@ def test_cells_of_a_thousand_classes_stand_where_the_order_says():
     counts = np.diag(np.full(1000, 50))
     counts[151, 900] = 12
     counts[3] = 0  # a class without pictures
-    order, _ = tree_order()
+    order, _ = tree_order(synsets.wnids())
     image = np.asarray(draw_confusions(counts, IMAGENET)).astype(int)
     left, top = MARGIN + GROUP_ROOM, image.shape[0] - MARGIN - 1000
     cells = image[top : top + 1000, left : left + 1000]
@@ -60,7 +62,7 @@ def test_of_a_thousand_classes_few_that_occur_are_drawn_alone_with_names():
     counts[[281, 281, 0], [281, 282, 900]] = [8, 2, 5]
     image = np.asarray(draw_confusions(counts, IMAGENET)).astype(int)
     assert max(image.shape) < 900
-    order = [class_id for class_id in tree_order()[0] if class_id in (0, 281, 282, 900)]
+    order = [class_id for class_id in tree_order(synsets.wnids())[0] if class_id in (0, 281, 282, 900)]
     top, left = image.shape[0] - MARGIN - 4 * 48, np.flatnonzero((image == 247).all(2).sum(0) > 60)[0]
     colored = [
         (order[row], order[column])
@@ -125,3 +127,54 @@ def test_a_sheet_shows_pictures_and_says_which_files_are_gone_or_broken(tmp_path
     assert sheet.width == 16 + 2 * (SIDE + 16)
     assert (np.asarray(sheet) == (0, 128, 128)).all(2).sum() > SIDE * SIDE * 0.45
     assert mistakes_sheet([], [], "The worst").height < 100
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def texts(svg):
+    """What a page of SVG shows as letters."""
+    return [element.text for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize("classes", [2, 90, 400])
+def test_all_names_of_any_number_of_classes_are_in_the_vectors(classes):
+    names = [f"name {number} <b>&\"'\x07 of what is a class" for number in range(classes)]
+    counts = np.diag(np.arange(1, classes + 1))
+    counts[0, 1] = 1234
+    svg = counts_svg(counts, names, ("Title <i>", "second"))
+    found = texts(svg)
+    assert found[:2] == ["Title <i>", "second"]
+    for name in names:
+        assert found.count(name.replace("\x07", "\\x07")) == 2  # its row and its column
+    page = ElementTree.fromstring(svg)
+    squares = list(page.iter(f"{SVG}path"))
+    assert len(squares) == classes + 1
+    titles = [title.text for each in squares for title in each]
+    assert titles[1] == "{} taken for {}: 1234".format(*(name.replace("\x07", "\\x07") for name in names[:2]))
+    width, height = (int(page.get(name)) for name in ("width", "height"))
+    for each in squares:
+        x, y = map(int, each.get("d").removeprefix("M").partition("h")[0].split())
+        assert 0 < x < x + CELL <= width
+        assert 0 < y < y + CELL <= height
+    x, y = map(int, squares[1].get("d").removeprefix("M").partition("h")[0].split())
+    first = tuple(map(int, squares[0].get("d").removeprefix("M").partition("h")[0].split()))
+    assert (x, y) == (first[0] + CELL, first[1])  # the truth in rows
+
+
+def test_many_cells_are_a_path_of_each_colour_and_long_names_are_cut(monkeypatch):
+    monkeypatch.setattr("convnets_torch.confusions.SPOKEN", 3)
+    counts = np.array([[1, 1, 0], [0, 5, 0], [0, 0, 7]])
+    svg = counts_svg(counts, ("a" * 60, "bee", "cat"), ("Answers",))
+    squares = [each.get("d").count("M") for each in ElementTree.fromstring(svg).iter(f"{SVG}path")]
+    assert sorted(squares) == [2, 2]  # a half each, and whole
+    assert texts(svg)[1] == "a" * 39 + "\u2026"
+    assert f"<title>{'a' * 60}</title>" in svg
+
+
+def test_the_vectors_show_the_classes_that_are_there():
+    counts = np.zeros((1000, 1000), int)
+    counts[281, 282], counts[3, 3] = 2, 5
+    shown = texts(confusions_svg(counts, IMAGENET))
+    assert "3 of 1000" in shown[0]
+    assert sorted(shown[2:]) == sorted(2 * ["tabby", "tiger cat", "tiger shark"] + ["2", "5"])

@@ -92,8 +92,8 @@ def test_the_file_says_what_it_is_and_every_command_takes_it(tuned, data, comman
     ):
         code, _, err = command(*arguments)
         assert code == 0, err
-    assert output.with_suffix(".csv").read_text().splitlines()[0].startswith("stage,epoch,train_loss")
-    assert output.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert output.with_suffix(".history.csv").read_text().splitlines()[0].startswith("stage,epoch,train_loss")
+    assert output.with_suffix(".history.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(output.parent.glob("*.checkpoint.*"))
 
 

@@ -220,17 +220,30 @@ def test_a_picture_that_goes_on_the_way_is_named(dataset, vectors, tmp_path, wor
 
 
 def test_what_is_read_is_no_output(dataset, cache, command, tmp_path):
-    weights, table = tmp_path / "small.safetensors", tmp_path / "mine.csv"
+    weights, table = tmp_path / "small.safetensors", tmp_path / "mine.history.csv"
     save(small_resnet(), weights)
     rows = [f"{path},{dataset.classes[label]}" for path, label in (*dataset.train, *dataset.val)]
     table.write_text("\n".join(["path,label", *rows]))
     before = table.read_bytes()
     code, _, err = command("finetune", weights, table, "-o", tmp_path / "mine.safetensors", "--batch", 8)
     assert (code, table.read_bytes()) == (1, before)
-    assert "mine.csv would overwrite the table that is read; name another output" in err
+    assert "mine.history.csv would overwrite the table that is read; name another output" in err
     code, _, err = command("finetune", weights, table, "-o", weights)
     assert code == 1
     assert "would overwrite the weights that are read" in err
+
+
+def test_a_table_of_pictures_may_be_called_as_the_weights_are(dataset, cache, command, tmp_path):
+    weights, table = tmp_path / "small.safetensors", tmp_path / "mine.csv"
+    save(small_resnet(), weights)
+    rows = [f"{path},{dataset.classes[label]}" for path, label in (*dataset.train, *dataset.val)]
+    table.write_text("\n".join(["path,label", *rows]))
+    before = table.read_bytes()
+    quick = ("--batch", 8, "--head-epochs", 1, "--epochs", 0, "--allow-leaks")
+    for data in (table, dataset.train[0][0].parent.parent):  # beside a folder it lost its rows before
+        code, _, err = command("finetune", weights, data, "-o", tmp_path / "mine.safetensors", *quick)
+        assert code == 0, err
+        assert table.read_bytes() == before
 
 
 def keeping_the_last(output: Path) -> Watch:

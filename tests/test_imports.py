@@ -62,8 +62,8 @@ def test_imports_go_one_way():
     foundations = (
         "adoption", "ahead", "allocation", "apart", "networks", "preprocessing", "card", "cache", "decoders",
         "device_pixels", "files", "filling", "fitting", "headers", "images", "inputs", "jpeg", "arrays", "folders",
-        "algebra", "labelled", "levels", "npz", "profiles", "runtime", "sentences", "sources", "strict_json", "strips",
-        "synsets", "tiff", "weights",
+        "algebra", "labelled", "learnt_pictures", "levels", "npz", "profiles", "runtime", "sentences", "sources",
+        "strict_json", "strips", "synsets", "tiff", "weights",
     )  # fmt: skip
     tasks = (
         "backoff", "classification", "compat", "confusions", "engines", "exports", "first_run", "heatmaps",

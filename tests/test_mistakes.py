@@ -113,7 +113,11 @@ def test_the_worst_and_the_most_confident_mistakes_are_those_of_a_plain_sort(act
     found = find_mistakes(logits, labels, paths, card, most=11)
     assert found.count == len(wrong) > 20
     assert [each.row for each in found.worst] == sorted(wrong, key=lambda row: chances[row, labels[row]])[:11]
-    assert [each.row for each in found.confident] == sorted(wrong, key=lambda row: -chances[row].max())[:11]
+    others = sorted({*wrong} - {each.row for each in found.worst}, key=lambda row: -chances[row].max())
+    assert [each.row for each in found.confident] == others[:11]  # no picture is in both
+    assert [each.row for each in found.listed] == sorted(wrong, key=lambda row: chances[row, labels[row]])
+    monkeypatch.setattr("convnets_torch.training.mistakes.LISTED", 15)
+    assert find_mistakes(logits, labels, paths, card, most=11).listed == found.listed[:15]
     first = found.confident[0]
     assert first.probability == pytest.approx(chances[first.row].max())
     assert first.of_truth == pytest.approx(chances[first.row, labels[first.row]])
@@ -126,13 +130,15 @@ def test_the_worst_and_the_most_confident_mistakes_are_those_of_a_plain_sort(act
 def test_equal_mistakes_come_in_the_order_of_the_pictures_and_tiny_probabilities_differ():
     logits = np.tile(np.array([0, 0, 0, 9], np.float32), (6, 1))
     found = find_mistakes(logits, np.array([1, 1, 3, 1, 0, 2]), list("abcdef"), OWN)
-    assert [each.path for each in found.worst] == [each.path for each in found.confident] == list("abdef")
+    assert [each.path for each in found.worst] == list("abdef")
+    few = find_mistakes(logits, np.array([1, 1, 3, 1, 0, 2]), list("abcdef"), OWN, most=2)
+    assert [each.path for each in few.confident] == list("de")
     logits[:2, 1] = [-2000, -3000]  # both 0 as a float
     found = find_mistakes(logits, np.array([1, 1, 3, 1, 0, 2]), list("abcdef"), OWN)
     assert [each.path for each in found.worst] == list("badef")
     assert found.worst[0].of_truth == 0
     none = find_mistakes(logits[:1], np.array([3]), ["a"], OWN)
-    assert (none.count, none.worst, none.confident) == (0, (), ())
+    assert (none.count, none.worst, none.confident, none.listed) == (0, (), (), ())
 
 
 def test_a_mistake_of_imagenet_says_what_both_are():

@@ -80,6 +80,6 @@ def test_the_tutorial_about_fine_tuning_runs_from_the_first_line_to_the_last(fol
     assert 96 <= int(re.search(r"heatmap.png: highest .*, in the window x (\d+) to", printed)[1]) + 16 <= 128
     classified = dict(re.findall(r"^unseen/(eight|three)/.*\n\S+ +\d +(\w+)$", printed, re.MULTILINE))
     assert classified == {"eight": "eight", "three": "three"}
-    for path in ("views.png", "digits.png", "report/worst.png", "heatmap.png", "gradcam.png"):
+    for path in ("views.png", "digits.history.png", "report/worst.png", "heatmap.png", "gradcam.png"):
         with Image.open(path) as image:
             image.load()

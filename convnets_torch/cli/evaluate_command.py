@@ -59,7 +59,14 @@ def evaluate(
         typer.Option(
             "-o",
             "--report",
-            help="Folder to write evaluation.json, report.html and pictures into.",
+            help="Folder to write evaluation.json, report.html, tables and pictures into.",
+            show_default=False,
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write each picture's answer and all its probabilities into, .csv or .parquet.",
             show_default=False,
         ),
     ] = None,
@@ -107,9 +114,10 @@ def evaluate(
     from convnets_torch.cache import find
     from convnets_torch.card import read_card
     from convnets_torch.cli.progress import rows_done
-    from convnets_torch.files import check_writable
+    from convnets_torch.files import check_kept, check_writable
     from convnets_torch.training.evaluation import evaluate as run
     from convnets_torch.training.evaluation_outputs import check_outside, check_report_folder, judge, save_judged
+    from convnets_torch.training.evaluation_tables import check_predictions, save_predictions
     from convnets_torch.training.ground_truth import find_truth
 
     if save_temperature is not None:
@@ -118,11 +126,19 @@ def evaluate(
             raise ValueError(f"{save_temperature} would overwrite the weights that are read; name another output")
     with warnings_as_lines():
         known = find_truth(read_card(find(weights)), folder, id_table=id_table, labels=labels, **options)
-    if known.labels.ndim == 2 and (temperature or save_temperature is not None):
-        raise ValueError(
-            "a temperature is fitted to classes that exclude each other, but the pictures may have several labels;"
-            " leave it out"
-        )
+    if known.labels.ndim == 2:
+        if temperature or save_temperature is not None:
+            raise ValueError(
+                "a temperature is fitted to classes that exclude each other, but the pictures may have several labels;"
+                " leave it out"
+            )
+        if predictions is not None:
+            raise ValueError(
+                "--predictions writes one answer a picture, but these may have several labels; leave it out"
+            )
+    if predictions is not None:
+        check_predictions(predictions)
+        check_kept(predictions, [*known.paths, *(each for each in (truth, id_table) if each is not None)])
     if report is not None:
         check_report_folder(report, folder)
     if resume is not None:
@@ -150,6 +166,9 @@ def evaluate(
         repeat = _repeat(device, precision, engine)
         names = save_judged(judged, report, weights=str(weights), repeat=repeat, **decoding)
         say(f"{report}: {', '.join(names)}")
+    if predictions is not None:
+        save_predictions(found, predictions)
+        say(f"{predictions}: {len(found.labels) + len(found.failed)} pictures")
     if as_json:
         print(json.dumps({"weights": str(weights), **judged.to_dict()}))
     else:
@@ -208,6 +227,7 @@ def _save_temperature(weights: str, value: float, output: Path) -> None:
 def _print(judged: Judged) -> None:
     """Errors, one kind on each line, beside the original's; then what else there is to say, one figure on each."""
     from convnets_torch.cli.weights_commands import print_columns
+    from convnets_torch.training.class_metrics import class_means
     from convnets_torch.training.evaluation_outputs import INTERVAL, running_facts
     from convnets_torch.training.published import published
 
@@ -232,6 +252,16 @@ def _print(judged: Judged) -> None:
         ("mean top-1 error of the classes", f"{found.balanced_error:.2%} of {len(found.by_class)} classes"),
         ("could not be read", str(len(found.failed))),
     ]
+    if found.learnt is not None:
+        facts.append(("pictures that it was trained on", f"{found.learnt.train.sum()} of {len(found.labels)}"))
+    means = class_means(judged.classes)
+    for words, value in (
+        ("macro precision", means["macro"]["precision"]),
+        ("macro F1", means["macro"]["f1"]),
+        ("weighted F1", means["weighted"]["f1"]),
+        ("macro AUC", means["macro"]["auc"]),
+    ):
+        facts += [] if value is None else [(words, f"{value:.4f}")]
     if judged.calibration is not None:
         facts += [
             ("negative log-likelihood", f"{judged.calibration.nll:.4f}"),

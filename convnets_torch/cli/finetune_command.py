@@ -46,7 +46,9 @@ def finetune(
     output: Annotated[
         Path,
         typer.Option(
-            "-o", "--output", help="File of weights to write, .safetensors; curves go beside it as .csv, .png."
+            "-o",
+            "--output",
+            help="File of weights to write, .safetensors; curves go beside it as .history.csv and .history.png.",
         ),
     ],
     head_epochs: Annotated[int, typer.Option(min=1, help="How many, at most.", rich_help_panel=FIRST)] = 40,

@@ -149,10 +149,15 @@ def _write_report(folder: Path, vectors: LabelledVectors, result: Probed, kind: 
 def _write_network(network: Network, vectors: LabelledVectors, result: Probed, kind: LinearKind, output: Path) -> None:
     from convnets_torch.embeddings.probe_heads import with_probe
     from convnets_torch.embeddings.probes import fit_probe
+    from convnets_torch.files import sha256
+    from convnets_torch.learnt_pictures import with_learnt
     from convnets_torch.weights import save
 
     accuracy = float(result.accuracies[kind].mean())
-    save(with_probe(network, fit_probe(vectors, kind), {"accuracy": accuracy}), output)
+    probed = with_probe(network, fit_probe(vectors, kind), {"accuracy": accuracy})
+    assert probed.card is not None
+    probed.card = with_learnt(probed.card, map(sha256, vectors.paths))
+    save(probed, output)
     say(f"{output}: {kind}, learnt from {len(vectors.labels)} pictures of {len(vectors.classes)} classes")
 
 

@@ -12,6 +12,8 @@ import typer
 from convnets_torch.cli.messages import show
 from convnets_torch.sentences import printable
 
+LONG = 2000  # letters of a field, such as the digests of pictures, that nobody reads
+
 
 def convert(
     source: Annotated[
@@ -140,6 +142,8 @@ def _plain(value: object) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
     text = "-" if value is None else str(value)
+    if len(text) > LONG:
+        text = f"{text[:12]}... ({len(text)} letters)"
     return text if text.isprintable() else repr(text)
 
 

@@ -22,7 +22,9 @@ import convnets_torch
 from convnets_torch.card import Activation, Card
 from convnets_torch.embeddings.kept_vectors import fingerprint
 from convnets_torch.engines import Engine
-from convnets_torch.images import picture_name
+from convnets_torch.files import sha256
+from convnets_torch.images import MOST_BYTES, picture_name
+from convnets_torch.learnt_pictures import Learnt, find_learnt, keeps_digests
 from convnets_torch.levels import Background, Depth, said_levels
 from convnets_torch.pipeline import VIEWS, Predicted, Runnable, Views, batch_for, card_of, is_whole, predict, together
 from convnets_torch.targets import class_name, class_wnid
@@ -83,6 +85,7 @@ class Evaluation:
         failed: pictures that could not be read, and why; they are neither right nor wrong.
         remarks: sentences on what its reader may not expect.
         running: what it cost.
+        learnt: which of the N pictures the network was trained on; None where its card does not say on which it was.
     """
 
     card: Card
@@ -95,6 +98,7 @@ class Evaluation:
     failed: tuple[tuple[Path, str], ...]
     remarks: tuple[str, ...]
     running: Running
+    learnt: Learnt | None = None
 
     @property
     def ranking(self) -> Ranking:
@@ -157,6 +161,7 @@ class Evaluation:
             "errors": {f"top-{each.k}": each.to_dict() for each in self.errors},
             "balanced_error": self.balanced_error,
             "ties": self.ranking.ties,
+            "learnt_from": self.learnt and self.learnt.to_dict(),
             "published": original
             and {"source": original.source, "errors": {f"top-{k}": each for k, each in original.errors.items()}},
             "running": self.running.to_dict(),
@@ -196,8 +201,11 @@ def evaluate(
     Outputs are kept in a file, so memory does not grow with the number of pictures. In a folder of the user's, a run
     that was cut off goes on where it was, and gives the same figures as one that was not: batches are the same ones. A
     run is known by the network's parameters, its card and device, by the options below, and by the names, sizes and
-    times of change of the files. Their contents are not hashed: that would read all of them before the first answer. So
-    labels may be corrected, and the figures follow without running anything again.
+    times of change of the files. Their contents are not hashed for that: it would read all of them before the first
+    answer. So labels may be corrected, and the figures follow without running anything again.
+
+    Where the network's card says which pictures it was trained on, as `finetune` and `probe` write it, the pictures'
+    contents are looked up there at the end, and a remark says how many of them it knows.
 
     Args:
         network: in eval mode, with its card, as `load` gives it, prepared or not; or an `engine` of one.
@@ -275,20 +283,29 @@ def evaluate(
         peak_memory(),
         torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
+    paths = tuple(truth.paths[number] for number in good)
     told = [*truth.remarks, *dict.fromkeys(outputs.remarks)]
+    learnt = None
+    if keeps_digests(card):
+        try:
+            learnt = find_learnt(card, [_digest(path) for path in paths])
+            told = [*learnt.remarks, *told]
+        except ValueError as error:
+            told.append(str(error))
     if ranking is not None and ranking.ties:
         told.append(f"{ranking.ties} pictures give their class the output of another one to the bit; ids decide there")
     return Evaluation(
         card,
         truth.folder,
         crops,
-        tuple(truth.paths[number] for number in good),
+        paths,
         labels,
         logits,
         ranking,
         tuple((truth.paths[number], words) for number, words in sorted(outputs.failed.items())),
         tuple(told),
         running,
+        learnt,
     )
 
 
@@ -394,6 +411,13 @@ def _files(truth: GroundTruth) -> str:
         name = path.relative_to(truth.folder) if path.is_relative_to(truth.folder) else path
         digest.update(json.dumps([name.as_posix(), *facts]).encode())
     return digest.hexdigest()
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return sha256(path, max_bytes=MOST_BYTES)
+    except (OSError, ValueError):  # it was there when the network saw it
+        return None
 
 
 def _device(network: Runnable) -> torch.device:

@@ -15,21 +15,28 @@ from convnets_torch.files import check_writable, replacing, resolved
 from convnets_torch.levels import Background, Depth
 from convnets_torch.preprocessing import Preprocessing
 from convnets_torch.render import save_image
-from convnets_torch.targets import class_name, class_wnid
+from convnets_torch.targets import class_name, class_wnid, tree_wnids
 from convnets_torch.training.calibration import Calibration, Recalibration, calibrate, recalibrate
+from convnets_torch.training.class_metrics import METRICS, ClassMetrics, class_means, measure_classes
 from convnets_torch.training.evaluation import Evaluation
 from convnets_torch.training.evaluation_pictures import (
+    confusions_svg,
     draw_confusions,
     draw_reliability,
     mistakes_sheet,
     small_pictures,
 )
 from convnets_torch.training.evaluation_report import ClassRow, ErrorRow, Report, write_report
+from convnets_torch.training.evaluation_tables import save_classes, save_predictions
 from convnets_torch.training.mistakes import Confused, Mistakes, find_mistakes, most_confused_pairs
 from convnets_torch.training.published import published
 from convnets_torch.training.severity import Severity, measure_severity
 
-FILES = ("evaluation.json", "report.html", "confusion.png", "reliability.png", "worst.png", "most_confident.png")
+FILES = (
+    "evaluation.json", "report.html", "predictions.csv", "classes.csv", "confusion.svg", "confusion.png",
+    "reliability.png", "worst.png", "most_confident.png",
+)  # fmt: skip
+ALWAYS = FILES[:6]
 INTERVAL = "95 %, Wilson"
 LEFT_OUT = "top-k errors, confusions, calibration, severity and mistakes are left out: they are of one class a picture"
 NO_TEMPERATURE = "no temperature was fitted: it is for classes that exclude each other"
@@ -44,8 +51,9 @@ class Judged:
         evaluation: of which.
         calibration, mistakes: None where the network's outputs are no probabilities.
         recalibration: where a temperature was asked for, and one is the best.
-        severity: for ImageNet's classes.
+        severity: for classes that all stand in the synset tree.
         pairs: the most confused ones.
+        classes: precision, recall, F1 and area under the ROC curve of each class that has pictures.
         remarks: sentences on what could not be said.
     """
 
@@ -55,13 +63,18 @@ class Judged:
     mistakes: Mistakes | None
     severity: Severity | None
     pairs: tuple[Confused, ...]
+    classes: tuple[ClassMetrics, ...]
     remarks: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with all figures of the evaluation."""
         if self.evaluation.several_labels is not None:
             return self.evaluation.to_dict() | {"remarks": [*self.evaluation.remarks, *self.remarks]}
-        return self.evaluation.to_dict() | {
+        figures = self.evaluation.to_dict()
+        for entry, measured in zip(figures["by_class"], self.classes, strict=True):
+            entry.update((name, getattr(measured, name)) for name in METRICS)
+        return figures | {
+            "means_of_classes": class_means(self.classes),
             "calibration": self.calibration and self.calibration.to_dict(),
             "recalibration": self.recalibration and self.recalibration.to_dict(),
             "mistakes": self.mistakes and self.mistakes.to_dict(),
@@ -84,7 +97,16 @@ def judge(found: Evaluation, *, temperature: bool = False) -> Judged:
     """
     if found.several_labels is not None:
         said = (LEFT_OUT, *([NO_TEMPERATURE] if temperature else ()))
-        return Judged(found, calibration=None, recalibration=None, mistakes=None, severity=None, pairs=(), remarks=said)
+        return Judged(
+            found,
+            calibration=None,
+            recalibration=None,
+            mistakes=None,
+            severity=None,
+            pairs=(),
+            classes=(),
+            remarks=said,
+        )
     card, logits, labels, remarks = found.card, found.logits, found.labels, []
     calibration = recalibration = mistakes = None
     if card.activation == "none":
@@ -99,9 +121,11 @@ def judge(found: Evaluation, *, temperature: bool = False) -> Judged:
                 recalibration = recalibrate(logits, labels, card.activation)
             except ValueError as error:
                 remarks.append(f"no temperature was fitted: {error}")
-    severity = measure_severity(found.ranking.best, labels) if card.imagenet else None
+    tree = tree_wnids(card)
+    severity = None if tree is None else measure_severity(found.ranking.best, labels, tree)
     pairs = most_confused_pairs(found.confusion, card)
-    return Judged(found, calibration, recalibration, mistakes, severity, pairs, tuple(remarks))
+    classes = measure_classes(logits, labels, found.ranking.best[:, 0], card.activation)
+    return Judged(found, calibration, recalibration, mistakes, severity, pairs, classes, tuple(remarks))
 
 
 def check_report_folder(folder: Path, pictures: Path) -> None:
@@ -135,7 +159,7 @@ def save_judged(
     depth: Depth = None,
     background: Background = None,
 ) -> tuple[str, ...]:
-    """Write `evaluation.json`, `report.html` and pictures into a folder, each atomically.
+    """Write `evaluation.json`, `report.html`, tables and pictures into a folder, each atomically.
 
     Args:
         found: what `judge` gives.
@@ -165,10 +189,16 @@ def save_judged(
         exif = card.preprocessing.exif
         small = small_pictures(paths, exif, max_pixels=max_pixels, depth=depth, background=background)
         for name, mistakes in kinds.items():
-            title = f"The {name.replace('_', ' ')} of {found.mistakes.count} mistakes"
+            others = found.mistakes.count - len(found.mistakes.worst)
+            of = f"{others} other mistakes" if name == "most_confident" else f"{found.mistakes.count} mistakes"
+            title = f"The {name.replace('_', ' ')} of {of}"
             pictures[f"{name}.png"] = mistakes_sheet(mistakes, [small[each.path] for each in mistakes], title)
     for name, picture in pictures.items():
         save_image(picture, folder / name)
+    with replacing(folder / "confusion.svg") as temporary:
+        temporary.write_text(confusions_svg(evaluation.confusion, card), encoding="utf-8")
+    save_predictions(evaluation, folder / "predictions.csv", probabilities=False)
+    save_classes(evaluation, found.classes, folder / "classes.csv")
     _save_figures(found, folder, weights)
     original = published(card)
     errors = [
@@ -187,7 +217,8 @@ def save_judged(
         facts=_facts(found, weights),
         errors=errors,
         interval=INTERVAL,
-        classes=_class_rows(evaluation),
+        classes=_class_rows(found),
+        means=class_means(found.classes),
         best=5 if card.classes > 5 else None,
         confusion=evaluation.confusion,
         pairs=found.pairs,
@@ -202,7 +233,7 @@ def save_judged(
         original="" if original is None else original.source,
     )
     write_report(page, folder / "report.html")
-    return tuple(name for name in FILES if name in pictures or name in FILES[:2])
+    return tuple(name for name in FILES if name in pictures or name in ALWAYS)
 
 
 def _save_figures(found: Judged, folder: Path, weights: str) -> None:
@@ -246,6 +277,7 @@ def _facts(judged: Judged, weights: str) -> list[tuple[str, str]]:
         ("Pictures without a label", "" if several is None else str(several.unlabelled)),
         ("Classes with pictures", "" if several is not None else str(len(found.by_class))),
         ("Could not be read", str(len(found.failed))),
+        ("Trained on", "" if found.learnt is None else f"{found.learnt.train.sum()} of these pictures"),
         ("Mean top-1 error of the classes", "" if several is not None else f"{found.balanced_error:.2%}"),
     ]
     remarks = [*found.remarks[:MOST_REMARKS], *judged.remarks]
@@ -278,8 +310,9 @@ def running_facts(found: Evaluation) -> list[tuple[str, str]]:
     return facts
 
 
-def _class_rows(found: Evaluation) -> list[ClassRow]:
+def _class_rows(judged: Judged) -> list[ClassRow]:
     """One for each class of the card, also for those without pictures."""
+    found, metrics = judged.evaluation, {each.class_id: each for each in judged.classes}
     errors = {each.class_id: each.errors for each in found.by_class}
     counts = found.confusion
     rows = []
@@ -291,8 +324,10 @@ def _class_rows(found: Evaluation) -> list[ClassRow]:
         others = counts[class_id].copy()
         others[class_id] = 0
         most = int(np.argmax(others))
-        taken = f"{class_name(found.card, most)} ({others[most]})" if others[most] else ""
+        first_word = class_name(found.card, most).partition(",")[0] if judged.severity else class_name(found.card, most)
+        taken = f"{first_word} ({others[most]})" if others[most] else ""
         of_best = errors[class_id].get(5)
         first = errors[class_id][1]
-        rows.append(ClassRow(words, wnid, first.count, first.wrong, None if of_best is None else of_best.wrong, taken))
+        wrong_of_best = None if of_best is None else of_best.wrong
+        rows.append(ClassRow(words, wnid, first.count, first.wrong, wrong_of_best, taken, metrics[class_id]))
     return rows

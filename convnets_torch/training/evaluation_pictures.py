@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from convnets_torch.card import Card
-from convnets_torch.confusions import WITH_NAMES, draw_counts
+from convnets_torch.confusions import WITH_NAMES, counts_svg, draw_counts
 from convnets_torch.embeddings.thumbnails import reduced
 from convnets_torch.explain.histograms import BAR
 from convnets_torch.images import Reading, open_upright
@@ -21,7 +21,7 @@ from convnets_torch.levels import Background, Depth
 from convnets_torch.plots import LINE, SCALE, Color, write_lines
 from convnets_torch.render import CLASS_COLORS, GREY, INK, PAPER, drawable, sheet, shorten
 from convnets_torch.sentences import printable
-from convnets_torch.targets import class_name
+from convnets_torch.targets import class_name, tree_wnids
 from convnets_torch.training.calibration import Calibration
 from convnets_torch.training.mistakes import Mistake
 from convnets_torch.training.tree_order import tree_order
@@ -34,7 +34,7 @@ PLOT, BELOW = 300, 70  # pixels of a reliability plot, and of the histogram belo
 
 
 def draw_confusions(counts: NDArray[np.integer[Any]], card: Card) -> Image.Image:
-    """What the pictures of each class were taken for; ImageNet's classes in the order of the synset tree.
+    """What the pictures of each class were taken for; classes with wnids in the order of the synset tree.
 
     Of many classes of which few have pictures or were given, these alone are drawn, with their names.
 
@@ -42,20 +42,37 @@ def draw_confusions(counts: NDArray[np.integer[Any]], card: Card) -> Image.Image
         counts: (classes, classes), the truth in rows.
         card: of the weights, for the names.
     """
-    every, groups = tree_order() if card.imagenet else (tuple(range(card.classes)), ())
+    tree = tree_wnids(card)
+    every, groups = (tuple(range(card.classes)), ()) if tree is None else tree_order(tree)
     used = (counts.sum(0) + counts.sum(1)) > 0
     order = [class_id for class_id in every if used[class_id]]
-    few = card.classes > WITH_NAMES >= len(order)
-    if not few:
+    if not card.classes > WITH_NAMES >= len(order):
         order = list(every)
+    return draw_counts(*_confused(counts, card, order), groups)
+
+
+def confusions_svg(counts: NDArray[np.integer[Any]], card: Card) -> str:
+    """The same as vectors, with the names of all classes that have pictures or were given, however many these are."""
+    tree = tree_wnids(card)
+    every = range(card.classes) if tree is None else tree_order(tree)[0]
+    used = (counts.sum(0) + counts.sum(1)) > 0
+    return counts_svg(*_confused(counts, card, [class_id for class_id in every if used[class_id]]))
+
+
+def _confused(
+    counts: NDArray[np.integer[Any]], card: Card, order: list[int]
+) -> tuple[NDArray[np.integer[Any]], list[str], tuple[str, str]]:
+    """Counts of some classes, their names, and the lines above."""
+    tree = tree_wnids(card) is not None
     names = [printable(class_name(card, class_id)) for class_id in order]
-    if card.imagenet:
+    if tree:
         names = [name.partition(",")[0] for name in names]
     words = "Classes (rows) and what they were taken for (columns)"
-    words += f", {len(order)} of {card.classes}" * few + ", in the order of the synset tree" * card.imagenet
+    words += f", {len(order)} of {card.classes}" * (len(order) < card.classes)
+    words += ", in the order of the synset tree" * tree
     shade = "the share of the row" if len(order) <= WITH_NAMES else "the square root of the share of the row"
     lines = (words, f"right: {counts.trace()} of {counts.sum()} pictures; colours go with {shade}")
-    return draw_counts(counts[np.ix_(order, order)], names, lines, groups)
+    return counts[np.ix_(order, order)], names, lines
 
 
 def draw_reliability(*found: Calibration) -> Image.Image:

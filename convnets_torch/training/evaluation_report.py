@@ -13,16 +13,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnets_torch.card import Card
+from convnets_torch.confusions import WITH_NAMES
 from convnets_torch.files import check_page, replacing
 from convnets_torch.maps.page import data_uri, part, whole_page
 from convnets_torch.targets import class_name
 from convnets_torch.training.calibration import Calibration, Recalibration
+from convnets_torch.training.class_metrics import METRICS, ClassMetrics
 from convnets_torch.training.evaluation_pictures import chance, draw_confusions, draw_reliability
 from convnets_torch.training.mistakes import Confused, Mistake, Mistakes
 from convnets_torch.training.report_tables import Cell, Column, Sorted, escaped, facts_table, number, share, table
 from convnets_torch.training.several_labels import SeveralLabels, figure
 from convnets_torch.training.severity import Severity
 
+METRIC_WORDS = {"precision": "Precision", "recall": "Recall", "f1": "F1", "auc": "AUC"}
 FILTER = (
     '<p class="filter" hidden><label for="filter">Only classes with</label>'
     '<input id="filter" type="search" autocomplete="off"><span id="count" role="status"></span></p>'
@@ -60,6 +63,7 @@ class ClassRow:
         wrong: how many of them have another class as the most probable one.
         wrong_of_best: how many have not their class among the best k; None where that is not asked.
         taken_for: the wrong class that was given most often, with how many; empty where there is none.
+        metrics: precision, recall and more; None where there are no pictures.
     """
 
     words: str
@@ -68,6 +72,7 @@ class ClassRow:
     wrong: int
     wrong_of_best: int | None = None
     taken_for: str = ""
+    metrics: ClassMetrics | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +86,7 @@ class Report:
         errors: the best first.
         interval: how the confidence intervals are made, "95 %, Wilson".
         classes: one row for each class, in the card's order.
+        means: of their metrics, as `class_means` gives them.
         best: the k of `wrong_of_best`.
         confusion: (classes, classes) counts, the truth in rows.
         pairs: the most confused ones.
@@ -102,6 +108,7 @@ class Report:
     errors: Sequence[ErrorRow]
     interval: str
     classes: Sequence[ClassRow]
+    means: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     best: int | None = None
     confusion: NDArray[np.integer[Any]] | None = None
     pairs: Sequence[Confused] = ()
@@ -211,6 +218,7 @@ def _errors(report: Report) -> str:
 def _classes(report: Report) -> str:
     of_best = report.best is not None and any(row.wrong_of_best is not None for row in report.classes)
     wnids = any(row.wnid for row in report.classes)
+    measured = any(row.metrics for row in report.classes)
     shown = [row for row in report.classes if row.pictures]
     empty = len(report.classes) - len(shown)
     columns = [
@@ -219,6 +227,7 @@ def _classes(report: Report) -> str:
         Column("Pictures", True),
         Column("Top-1 error", True),
         *([Column(f"Top-{report.best} error", True)] if of_best else []),
+        *([Column(METRIC_WORDS[name], True) for name in METRICS] if measured else []),
         Column("Most often taken for"),
     ]
     rows: list[list[Cell]] = [
@@ -228,12 +237,21 @@ def _classes(report: Report) -> str:
             number(row.pictures),
             number(row.wrong, row.pictures),
             *([number(row.wrong_of_best or 0, row.pictures)] if of_best else []),
+            *([_metric(getattr(row.metrics, name, None)) for name in METRICS] if measured else []),
             row.taken_for,
         ]
         for row in shown
     ]
     verb = "class of the network has" if empty == 1 else "classes of the network have"
     hint = f'<p class="hint">{empty} {verb} no pictures here.</p>' if empty else ""
+    if report.means:
+        hint += '<p class="hint">Means are over the classes that have pictures.</p>'
+        heads = [Column("Mean"), *(Column(METRIC_WORDS[name], True) for name in METRICS)]
+        lines: list[list[Cell]] = [
+            [words, *(_metric(report.means[kind][name]) for name in METRICS)]
+            for kind, words in (("macro", "Each class alike (macro)"), ("weighted", "By pictures (weighted)"))
+        ]
+        hint += table("Means over the classes", heads, lines)
     return hint + FILTER + table("Errors of each class", columns, rows, sortable=True)
 
 
@@ -265,9 +283,16 @@ def _labels(found: SeveralLabels, card: Card) -> str:
     )
 
 
+def _metric(value: float | None) -> Sorted:
+    """Three decimals, to sort by, or a dash where there is none."""
+    return Sorted("-", -1) if value is None else Sorted(f"{value:.3f}", value)
+
+
 def _confusion(counts: NDArray[np.integer[Any]], report: Report) -> str:
     alt = f"Confusions of {len(counts)} classes: {counts.trace()} of {counts.sum()} pictures on the diagonal"
     found = _plot(draw_confusions(counts, report.card), alt)
+    if len(counts) > WITH_NAMES:
+        found = f'<p class="hint">The names of all classes are in confusion.svg, beside this page.</p>{found}'
     if not report.pairs:
         return found
     tree = any(pair.ancestor for pair in report.pairs)
@@ -361,13 +386,42 @@ def _mistakes(found: Mistakes, pictures: Mapping[str, Image.Image]) -> str:
         return "<p>There are none.</p>"
     parts = [
         ("The worst", "The truth was found the least probable.", found.worst),
-        ("The most confident", "A wrong class was found the most probable.", found.confident),
+        ("The most confident of the others", "A wrong class was found the most probable.", found.confident),
     ]
-    return "".join(
+    lists = "".join(
         f'<h3>{heading}</h3><p class="hint">{hint} {len(shown)} of {found.count} mistakes.</p>'
         f'<ul class="photos">{"".join(_photo(each, pictures.get(each.path)) for each in shown)}</ul>'
         for heading, hint, shown in parts
+        if shown
     )
+    return lists + _all_mistakes(found)
+
+
+def _all_mistakes(found: Mistakes) -> str:
+    tree = any(each.ancestor for each in found.listed)
+    columns = [Column("File"), Column("Is"), Column("Was taken for"), Column("Probability", True)]
+    columns += [Column("Of the truth", True), *([Column("Both are")] if tree else [])]
+    rows = [
+        [
+            each.path,
+            each.short_words[0],
+            each.short_words[1],
+            chance(each.probability),
+            chance(each.of_truth),
+            *([f"{each.ancestor}, {each.steps} up"] if tree else []),
+        ]
+        for each in found.listed
+    ]
+    left = found.count - len(found.listed)
+    words = (
+        f"The {len(rows)} worst of {found.count} mistakes" if left else f"All mistakes ({found.count}), the worst first"
+    )
+    hint = (
+        f'<p class="hint">{left} more are in predictions.csv, beside this page: the rows of a rank above 1.</p>'
+        if left
+        else ""
+    )
+    return f"<details><summary>{words}</summary>{hint}{table('All mistakes', columns, rows)}</details>"
 
 
 def _photo(mistake: Mistake, picture: Image.Image | None) -> str:

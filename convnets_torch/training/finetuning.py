@@ -25,6 +25,7 @@ from convnets_torch.embeddings.duplicates import find_leaks
 from convnets_torch.embeddings.kept_vectors import fingerprint
 from convnets_torch.files import check_kept, check_writable
 from convnets_torch.last_layers import planned, with_last_layer
+from convnets_torch.learnt_pictures import with_learnt
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.pipeline import BATCH, ready_card
@@ -125,12 +126,12 @@ def checkpoint_of(output: Path) -> Path:
 
 
 def outputs_of(output: Path) -> tuple[Path, Path]:
-    """The table and the picture of the history, beside the output.
+    """The table and the picture of the history, beside the output; a table of pictures may be called as that is.
 
     >>> [path.name for path in outputs_of(Path("mine.safetensors"))]
-    ['mine.csv', 'mine.png']
+    ['mine.history.csv', 'mine.history.png']
     """
-    return output.with_suffix(".csv"), output.with_suffix(".png")
+    return output.with_name(f"{output.stem}.history.csv"), output.with_name(f"{output.stem}.history.png")
 
 
 def finetune(
@@ -158,7 +159,7 @@ def finetune(
         network: with its card, in eval mode, with a head or without, on the device where it is to train; it is left as
             it is.
         dataset: as `find_dataset` gives it.
-        output: the safetensors file to write; the history goes beside it as .csv and .png.
+        output: the safetensors file to write; the history goes beside it as .history.csv and .history.png.
         settings: by default those of `Settings`.
         started_from: the name of the file that the network came from, for the card.
         resume: go on from the checkpoint beside the output, if there is one, to the same result as without a break.
@@ -267,7 +268,8 @@ def finetune(
             },
         }  # fmt: skip
         assert tuned.card is not None
-        tuned.card = replace(tuned.card, unknown={**tuned.card.unknown, "finetuning": about})
+        described = replace(tuned.card, unknown={**tuned.card.unknown, "finetuning": about})
+        tuned.card = with_learnt(described, features.train.digests, features.val.digests)
         if group.first:
             save(tuned, output)
             save_history_csv(progress.history, written[0])

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from convnets_torch.card import Card
 from convnets_torch.targets import class_name, class_wnid
 from convnets_torch.training.answers import blocks, check_probable, log_probabilities
-from convnets_torch.training.severity import distances
+from convnets_torch.training.severity import Distances, distances_of
 
 MOST = 24  # pictures on a sheet
+LISTED = 1000  # mistakes that are described; a page of more is slow
 PAIRS = 20
 DIGITS = 9  # of logarithms that are compared: rounding errors of equal ones make no order
 
@@ -29,8 +30,8 @@ class Mistake:
         path: its file.
         truth, given: class ids, and both in words.
         probability, of_truth: of the class that was given, and of the truth, 0 to 1.
-        ancestor: first word of the deepest common ancestor in the synset tree; None for a user's own classes.
-        steps: from the truth up to it (`severity`); None for a user's own classes.
+        ancestor: first word of the deepest common ancestor in the synset tree; None where classes have no synsets.
+        steps: from the truth up to it (`severity`); None where classes have no synsets.
     """
 
     row: int
@@ -46,14 +47,14 @@ class Mistake:
 
     @property
     def common(self) -> str:
-        """What both have in common, "both: dog, 2 steps up"; empty for a user's own classes."""
+        """What both have in common, "both: dog, 2 steps up"; empty where classes have no synsets."""
         if self.ancestor is None:
             return ""
         return f"both: {self.ancestor}, {self.steps} {'step' if self.steps == 1 else 'steps'} up"
 
     @property
     def short_words(self) -> tuple[str, str]:
-        """Of the truth and of the class that was given: the first of ImageNet's words, a user's own name as it is."""
+        """Of the truth and of the class that was given: a synset's first word, a user's own name as it is."""
         words = self.truth_words, self.given_words
         return words if self.ancestor is None else (words[0].partition(",")[0], words[1].partition(",")[0])
 
@@ -79,12 +80,14 @@ class Mistakes:
     Attributes:
         count: of all mistakes.
         worst: those whose truth was found the least probable, the least first: they cost the most.
-        confident: those whose wrong class was found the most probable, the most first.
+        confident: of the others those whose wrong class was found the most probable, the most first.
+        listed: in the order of `worst` all mistakes, or the first 1,000.
     """
 
     count: int
     worst: tuple[Mistake, ...]
     confident: tuple[Mistake, ...]
+    listed: tuple[Mistake, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -100,7 +103,7 @@ class Confused:
     """Pictures of one class that were taken for another.
 
     Attributes:
-        truth, given: class ids, and both in words and as wnids, which are None for a user's own classes.
+        truth, given: class ids, and both in words and as wnids, which are None where classes have no synsets.
         count: pictures.
         share: of all pictures of the true class, 0 to 1.
         ancestor, steps: as of a `Mistake`.
@@ -130,7 +133,7 @@ def find_mistakes(
     *,
     most: int = MOST,
 ) -> Mistakes:
-    """The worst and the most confident mistakes; of equal ones those of earlier rows first.
+    """The worst mistakes, and the most confident of the others; of equal ones those of earlier rows first.
 
     Probabilities are compared by their logarithms in float64, so that those too small for a float differ still. Of
     equally probable classes the first one is given.
@@ -162,6 +165,8 @@ def find_mistakes(
         of_truth.append(logs[places, truths[wrong]])
     row, given, log_sure, log_truth = (np.concatenate(parts) for parts in (rows, answers, sure, of_truth))
 
+    tree = distances_of(card)
+
     def described(place: int) -> Mistake:
         truth, answer = int(labels[row[place]]), int(given[place])
         return Mistake(
@@ -173,11 +178,14 @@ def find_mistakes(
             class_name(card, answer),
             float(np.exp(log_sure[place])),
             float(np.exp(log_truth[place])),
-            *_common(card, truth, answer),
+            *_common(tree, truth, answer),
         )
 
-    worst, confident = np.lexsort((row, log_truth))[:most], np.lexsort((row, -log_sure))[:most]
-    return Mistakes(len(row), *(tuple(map(described, order.tolist())) for order in (worst, confident)))
+    order = np.lexsort((row, log_truth))
+    listed = tuple(map(described, order[: max(most, LISTED)].tolist()))
+    others = np.setdiff1d(np.arange(len(row)), order[:most])
+    confident = others[np.lexsort((row[others], -log_sure[others]))][:most]
+    return Mistakes(len(row), listed[:most], tuple(map(described, confident.tolist())), listed[:LISTED])
 
 
 def confusion(labels: NDArray[np.integer[Any]], given: NDArray[np.integer[Any]], classes: int) -> NDArray[np.int64]:
@@ -209,6 +217,7 @@ def most_confused_pairs(counts: NDArray[np.integer[Any]], card: Card, *, most: i
     truths, given = truths[truths != given], given[truths != given]
     found, pictures = counts[truths, given], counts.sum(1)[truths]
     order = np.lexsort((given, truths, -found / pictures, -found))[:most]
+    tree = distances_of(card)
     return tuple(
         Confused(
             truth,
@@ -219,14 +228,13 @@ def most_confused_pairs(counts: NDArray[np.integer[Any]], card: Card, *, most: i
             class_wnid(card, answer),
             int(counts[truth, answer]),
             float(counts[truth, answer] / counts[truth].sum()),
-            *_common(card, truth, answer),
+            *_common(tree, truth, answer),
         )
         for truth, answer in zip(truths[order].tolist(), given[order].tolist(), strict=True)
     )
 
 
-def _common(card: Card, truth: int, given: int) -> tuple[str | None, int | None]:
-    if not card.imagenet:
+def _common(tree: Distances | None, truth: int, given: int) -> tuple[str | None, int | None]:
+    if tree is None:
         return None, None
-    found = distances()
-    return found.ancestor(truth, given).words[0], int(found.steps[truth, given])
+    return tree.ancestor(truth, given).words[0], int(tree.steps[truth, given])

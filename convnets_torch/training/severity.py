@@ -13,33 +13,37 @@ highest, the least over the guesses).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnets_torch import synsets
+from convnets_torch.card import Card
+from convnets_torch.targets import tree_wnids
 
-CLASSES = 1000
 FREQUENT = 10  # ancestors that are named
 
 
 @dataclass(frozen=True, eq=False)
 class Distances:
-    """Where each two of the 1,000 classes meet in the synset tree.
+    """Where each two of some classes meet in the synset tree.
 
     Attributes:
         wnids: of all synsets that are the ancestor of two classes, or a class.
-        ancestors: (1000, 1000) int16, the place in `wnids` of the deepest common ancestor; a class is its own.
-        heights: (1000, 1000) uint8, of that ancestor: steps down from it to a class, by the longest path; 0 to 18.
-        steps: (1000, 1000) uint8, from the class of the row up to that ancestor: the difference of their depths.
+        ancestors: (classes, classes) int16, the place in `wnids` of the deepest common ancestor; a class is its own.
+        heights: (classes, classes) uint8, of that ancestor: steps down from it to one of ImageNet's classes, by the
+            longest path; 0 to 18.
+        steps: (classes, classes) uint8, from the class of the row up to that ancestor: the difference of their depths.
+        highest: the height of "entity", 18.
     """
 
     wnids: tuple[str, ...]
     ancestors: NDArray[np.int16]
     heights: NDArray[np.uint8]
     steps: NDArray[np.uint8]
+    highest: int
 
     def ancestor(self, one: int, other: int) -> synsets.Synset:
         """The deepest synset that is, or lies above, two classes.
@@ -90,9 +94,12 @@ class Severity:
         }
 
 
-@cache
-def distances() -> Distances:
+@lru_cache(4)
+def distances(classes: tuple[str, ...] | None = None) -> Distances:
     """Of all pairs of classes, computed once in less than a second.
+
+    Args:
+        classes: their wnids, as `tree_wnids` gives them; by default those of ImageNet's 1,000.
 
     >>> found = distances()
     >>> found.ancestor(151, 156).label, int(found.heights[151, 156]), int(found.steps[151, 156])
@@ -109,10 +116,14 @@ def distances() -> Distances:
 
     height(synsets.ENTITY)
     depths = {wnid: entry.depth for wnid, entry in entries.items()}
-    under = {wnid: entry.class_ids for wnid, entry in entries.items()}
+    under: dict[str, list[int]] = {}
+    chosen = synsets.wnids() if classes is None else classes
+    for class_id, wnid in enumerate(chosen):
+        for above in synsets.lineage(wnid):
+            under.setdefault(above, []).append(class_id)
     # From the best choice to the worst, so that what is written last, from the end, is the best.
-    order = sorted(entries, key=lambda wnid: (-depths[wnid], len(under[wnid]), wnid))
-    places = np.empty((CLASSES, CLASSES), np.int16)
+    order = sorted(under, key=lambda wnid: (-depths[wnid], len(entries[wnid].class_ids), wnid))
+    places = np.empty((len(chosen), len(chosen)), np.int16)
     for place in range(len(order) - 1, -1, -1):
         ids = np.array(under[order[place]])
         places[np.ix_(ids, ids)] = place
@@ -120,20 +131,29 @@ def distances() -> Distances:
     wnids = tuple(order[place] for place in used)
     height_of = np.array([below[wnid] for wnid in wnids], np.uint8)
     depth_of = np.array([depths[wnid] for wnid in wnids], np.uint8)
-    ancestors: NDArray[np.int16] = inverse.reshape(CLASSES, CLASSES).astype(np.int16)
+    ancestors: NDArray[np.int16] = inverse.reshape(places.shape).astype(np.int16)
     own = depth_of[ancestors.diagonal()]
-    return Distances(wnids, ancestors, height_of[ancestors], own[:, None] - depth_of[ancestors])
+    return Distances(wnids, ancestors, height_of[ancestors], own[:, None] - depth_of[ancestors], below[synsets.ENTITY])
 
 
-def measure_severity(best: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]]) -> Severity:
-    """Weigh the mistakes of a network of the 1,000 classes.
+def distances_of(card: Card) -> Distances | None:
+    """`distances` of a network's classes; None where not all of them stand in the synset tree."""
+    classes = tree_wnids(card)
+    return None if classes is None else distances(classes)
+
+
+def measure_severity(
+    best: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]], classes: tuple[str, ...] | None = None
+) -> Severity:
+    """Weigh the mistakes of a network whose classes stand in the synset tree.
 
     Args:
         best: (N, k) class ids, each picture's most probable classes, the best first, or (N,), the best alone.
         labels: (N,), the class ids of the truth.
+        classes: wnids of the network's classes; by default those of ImageNet's 1,000.
 
     Raises:
-        ValueError: shapes that do not fit, no pictures, or ids outside 0 to 999.
+        ValueError: shapes that do not fit, no pictures, or ids outside 0 to classes - 1.
 
     >>> found = measure_severity(np.array([[281, 282], [207, 281]]), np.array([281, 281]))
     >>> found.mistakes, found.height, found.of_best[1], round(found.least_cost[1], 3)
@@ -143,11 +163,12 @@ def measure_severity(best: NDArray[np.integer[Any]], labels: NDArray[np.integer[
     if answers.ndim != 2 or labels.shape != answers.shape[:1] or not answers.size:
         raise ValueError(f"answers are {best.shape} and labels {labels.shape}; give (N, k) and (N,), N and k above 0")
     low, high = min(int(answers.min()), int(labels.min())), max(int(answers.max()), int(labels.max()))
-    if low < 0 or high >= CLASSES:
-        raise ValueError(f"class ids go from {low} to {high}; the synset tree is over classes 0 to {CLASSES - 1}")
-    found = distances()
+    found = distances(classes)
+    if low < 0 or high >= len(found.heights):
+        raise ValueError(
+            f"class ids go from {low} to {high}; the synset tree is over classes 0 to {len(found.heights) - 1}"
+        )
     heights = found.heights[labels[:, None], answers].astype(np.float64)
-    highest = int(found.heights.max())
     wrong = answers[:, 0] != labels
     truths, given = labels[wrong], answers[wrong, 0]
     sizes = [k for k in (1, 5, 10) if k <= answers.shape[1]]
@@ -160,7 +181,7 @@ def measure_severity(best: NDArray[np.integer[Any]], labels: NDArray[np.integer[
         float(heights[wrong, 0].mean()) if wrong.any() else None,
         float(found.steps[truths, given].mean()) if wrong.any() else None,
         {k: float(heights[:, :k].mean()) for k in sizes},
-        {k: float(heights[:, :k].min(1).mean()) / highest for k in sizes},
-        np.bincount(found.heights[truths, given], minlength=highest + 1).astype(np.int64),
+        {k: float(heights[:, :k].min(1).mean()) / found.highest for k in sizes},
+        np.bincount(found.heights[truths, given], minlength=found.highest + 1).astype(np.int64),
         tuple((wnid, synsets.find(wnid).label, count) for wnid, count in frequent),
     )

@@ -7,7 +7,6 @@ wnids. A file of numbers does not say which it has, and the wrong guess is wrong
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from convnets_torch import synsets
 from convnets_torch.card import Card
 from convnets_torch.folders import normal
 from convnets_torch.labelled import read_lines
-from convnets_torch.targets import class_name
+from convnets_torch.targets import class_keys, class_name
 
 Labels = Literal["auto", "class-ids"]
 SHOWN = 10  # of the labels that are refused, with the reason for each
@@ -46,7 +45,7 @@ def resolved_labels(
     if labels not in get_args(Labels):
         raise ValueError(f"unknown labels {labels!r}; known: {', '.join(get_args(Labels))}")
     distinct = list(dict.fromkeys(texts))
-    names = {} if card.imagenet else _own_names(card)
+    names = {} if card.imagenet else {normal(key): place for key, place in class_keys(card).items()}
     numbers = [int(text) for text in distinct if _is_number(text)]
     remarks = []
     problems: dict[str, str] = {}
@@ -180,13 +179,3 @@ def _of_name(text: str, names: dict[str, int], problems: dict[str, str]) -> int:
     if found < 0:
         problems[text] = "(the name of several classes)" if text in names else "(no class's name)"
     return found
-
-
-def _own_names(card: Card) -> dict[str, int]:
-    """Name -> class id; -1 for a name that several classes have."""
-    names = [normal(class_name(card, class_id)) for class_id in range(card.classes)]
-    counts = Counter(names)
-    found = {name: place if counts[name] == 1 else -1 for place, name in enumerate(names)}
-    wnids = [synsets.leading_wnid(name) for name in names]
-    counts = Counter(filter(None, wnids))
-    return {wnid: place for place, wnid in enumerate(wnids) if wnid and counts[wnid] == 1} | found
