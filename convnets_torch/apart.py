@@ -24,7 +24,8 @@ from convnets_torch.files import open_own
 Progress = Callable[[int, int], None]
 
 _one_at_a_time = threading.RLock()
-IDLE = ("tqdm", "rich", "ipykernel", "IPython", "zmq")  # packages whose threads wait, or draw bars
+# Packages and modules whose threads wait, or draw bars.
+IDLE = ("tqdm", "rich", "ipykernel", "IPython", "zmq", "execnet", "convnets_torch.cli.ending")
 
 # Modules are looked for beside Python's own first, so that no file in the folder of a script takes the place of one.
 CHILD = """
@@ -66,7 +67,8 @@ def apart(home: str, function: str, *arguments: Any, progress: Progress | None =
 def _may_run(thread: threading.Thread) -> bool:
     """Whether another thread may run anything that matters here."""
     homes = [type(thread).__module__, getattr(getattr(thread, "_target", None), "__module__", None) or ""]
-    return thread is not threading.current_thread() and not any(home.split(".")[0] in IDLE for home in homes)
+    idle = any(f"{home}.".startswith(f"{name}.") for home in homes for name in IDLE)
+    return thread is not threading.current_thread() and not idle
 
 
 def _in_a_process(folder: Path, progress: Progress | None) -> Any:

@@ -271,7 +271,7 @@ def test_an_index_keeps_its_depth_and_its_background(vgg, tmp_path):
     address = tmp_path / "index.lance"
     done = index_pictures(vgg, tmp_path / "photos", address, background="black", depth="auto")
     assert counts(done)[:2] == (2, 0)
-    assert counts(index_pictures(vgg, tmp_path / "photos", address, background="black", depth="auto"))[2] == 2
+    assert counts(index_pictures(vgg, tmp_path / "photos", address, background="black", depth="auto"))[3] == 2
     others: list[dict[str, Any]] = [{}, {"background": "white", "depth": "auto"}, {"background": "black"}]
     for other in others:
         with pytest.raises(

@@ -66,6 +66,8 @@ def _count(reading: int) -> None:
         number, now = told[0], time.monotonic()
         if number not in SIGNALS or now - last < AGAIN:
             continue
+        if _over.is_set() and signal.getsignal(number) is not _end:  # of a program that ran a command and goes on
+            continue
         count, last = count + 1, now
         late = count - (signal.getsignal(number) is not _end)
         if late > 1:
