@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 _one_at_a_time = threading.RLock()
 # Packages and modules whose threads wait, or draw bars.
-IDLE = ("tqdm", "rich", "ipykernel", "IPython", "zmq", "execnet", "convnets_torch.cli.ending")
+IDLE = ("tqdm", "rich", "ipykernel", "IPython", "zmq", "lancedb", "convnets_torch.cli.ending")
 
 # Modules are looked for beside Python's own first, so that no file in the folder of a script takes the place of one.
 CHILD = """
