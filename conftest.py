@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 os.environ["KERAS_BACKEND"] = "torch"  # before anything imports Keras; TensorFlow is never needed
-if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 GOLDEN = Path(__file__).parent / "tests" / "data" / "keras1" / "alexnet.h5"
 
 
