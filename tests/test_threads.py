@@ -310,20 +310,23 @@ def test_probes_leave_threads_and_warnings_of_the_process_alone_where_another_th
     labels = np.repeat([0, 1, 2], 12)
     vectors = (numbers.normal(size=(36, 8)) + 2 * np.eye(8)[labels]).astype(np.float32)
     labelled = LabelledVectors(vectors, labels, ("ant", "bee", "cat"))
-    before = [library["num_threads"] for library in threadpool_info()], list(warnings.filters)
-    seen, told = [], []
+    alone = ct.probe(labelled, 3)  # which loads all libraries that it needs
+
+    def settings() -> tuple[list[int], list[Any]]:
+        return [library["num_threads"] for library in threadpool_info()], list(warnings.filters)
+
+    before, seen, told = settings(), [], []
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(ct.probe, labelled, 3, progress=lambda *numbers: told.append(numbers))
         while not job.done():
-            seen.append(([library["num_threads"] for library in threadpool_info()], list(warnings.filters)))
+            seen.append(settings())
         found = job.result()
         fitted = pool.submit(ct.fit_probe, labelled, "svm").result()
         with pytest.raises(ValueError, match="one class alone"):
             pool.submit(ct.probe, LabelledVectors(vectors, labels * 0, ("ant",)), 3).result()
-    assert all(settings == before for settings in seen)
+    assert all(each == before for each in seen)
     assert told
     assert told[-1][0] == told[-1][1]
-    alone = ct.probe(labelled, 3)
     for kind, accuracies in alone.accuracies.items():
         np.testing.assert_array_equal(found.accuracies[kind], accuracies)
     np.testing.assert_allclose(fitted.weight, ct.fit_probe(labelled, "svm").weight, rtol=1e-9)

@@ -6,6 +6,7 @@ another thread calls meanwhile end up in its graph, or fail. Here calls are caug
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -33,7 +34,10 @@ class LocalTracer(Tracer):
         Raises:
             TraceError, TypeError, ...: whatever `forward` raises when it is given proxies in place of tensors.
         """
-        self.root, copies = replicate(root, kind=self._followed)
+        self.root, copies = replicate(root, kind=_followed)
+        self._proxies: dict[str, Any] = {}
+        for copy in copies.values():
+            vars(copy)["_tracer"] = self
         self.root_module_name = type(root).__name__
         self.submodule_paths = {copies[module]: name for name, module in root.named_modules()}
         self.tensor_attrs = {}
@@ -43,15 +47,23 @@ class LocalTracer(Tracer):
         self.submodule_paths = None
         return self.graph
 
-    def _followed(self, kind: type) -> type:
-        """A class whose modules come to this tracer when they are called, or asked for a parameter."""
-        proxies: dict[str, Any] = {}
 
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            forward: Callable[..., Any] = partial(kind.__call__, module)
-            return self.call_module(module, forward, args, kwargs)
+_kinds: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
 
-        def get(module: nn.Module, name: str) -> Any:
-            return self.getattr(name, kind.__getattr__(module, name), proxies)  # type: ignore[attr-defined]
 
-        return type(kind.__name__, (kind,), {"__call__": call, "__getattr__": get, "__module__": kind.__module__})
+def _followed(kind: type) -> type:
+    """A class whose modules come to their tracer when they are called, or asked for a parameter."""
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        forward: Callable[..., Any] = partial(kind.__call__, module)
+        return vars(module)["_tracer"].call_module(module, forward, args, kwargs)
+
+    def get(module: nn.Module, name: str) -> Any:
+        tracer = vars(module)["_tracer"]
+        return tracer.getattr(name, kind.__getattr__(module, name), tracer._proxies)  # type: ignore[attr-defined]
+
+    if kind not in _kinds:
+        _kinds[kind] = type(
+            kind.__name__, (kind,), {"__call__": call, "__getattr__": get, "__module__": kind.__module__}
+        )
+    return _kinds[kind]
