@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -85,3 +86,12 @@ def test_a_picture_may_be_the_bytes_of_its_file_and_an_address_is_said_to_be_one
             FileNotFoundError, match=r"https://x\.org/cat\.jpg is an address, and nothing is downloaded"
         ):
             CALLS[name](make(), address)
+
+
+def test_copies_of_compiled_networks_run_uncompiled(picture, monkeypatch):
+    """`prepare(compiled=True)` puts a program in the place of `forward`; copies of the network run its layers."""
+    network, images = make(), tensor(picture)
+    wanted = ct.embed(network, images, "relu_3")
+    program = Mock(side_effect=AssertionError("the program ran"), uncompiled=network.forward)
+    monkeypatch.setattr(network, "forward", program)
+    torch.testing.assert_close(ct.embed(network, images, ["relu_3", "head.dense_1"])["relu_3"], wanted)
