@@ -1,4 +1,4 @@
-"""Convert weights: read, plan, check everything, then write.
+"""Convert a file of another framework to safetensors.
 
 Torch is imported only when the process that reads the file has begun (see `converters.isolation`).
 """
@@ -15,21 +15,52 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
-import convnets_torch
-from converters.carrying import Job
-from converters.isolation import Call, reading_process
-from converters.labels import check_names, read_labels
-from converters.plans import KerasStep, Plan, Row, Step, Wishes, stored_dtype
-from convnets_torch import synsets
-from convnets_torch.cache import cache_folder
+from converters.plan import KerasStep, Plan, Row, Step, Wishes, stored_dtype
+from converters.readers.process import Call, reading_process
+from converters.writing import Job
+from convnets_torch._version import __version__
 from convnets_torch.card import KEY, Card, Source
-from convnets_torch.files import check_writable, open_file, resolved, sha256
-from convnets_torch.filling import Filling, filling
-from convnets_torch.sentences import in_one_line
+from convnets_torch.files import cache_folder, check_writable, open_file, read_text, resolved, sha256
+from convnets_torch.safetensors_io import Filling, filling
+from convnets_torch.text import in_one_line
+from convnets_torch.wordnet import synsets
 
 if TYPE_CHECKING:
-    from converters.proof import ProofRow
-    from converters.pytorch_files import TensorJob
+    from converters.proof.proof import ProofRow
+    from converters.readers.pytorch_files import TensorJob
+
+MOST_BYTES = 10_000_000
+LONGEST = 1000  # letters of a name; a card with a longer one is refused
+
+
+def check_names(what: str, names: Sequence[str]) -> None:
+    """Raise ValueError for the first name that is too long for a card."""
+    for number, name in enumerate(names, start=1):
+        if len(name) > LONGEST:
+            raise ValueError(f"{what}: class name {number} has {len(name)} letters; up to {LONGEST} are wanted")
+
+
+def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The names of classes 0, 1, 2, ... in the order of their lines (UTF-8).
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no text, is empty, has an empty line before its last, or a name of over 1,000 letters.
+
+    >>> from pathlib import Path
+    >>> Path("labels.txt").write_text("cat\\ndog\\n")
+    8
+    >>> read_labels("labels.txt")
+    ('cat', 'dog')
+    """
+    text = read_text(path, max_bytes=MOST_BYTES)
+    names = tuple(line.strip() for line in text.rstrip().splitlines())
+    if not names or not all(names):
+        place = f"line {names.index('') + 1} is" if names else "all of it is"
+        raise ValueError(f"{path}: {place} empty; one class name on each line is wanted")
+    check_names(str(path), names)
+    return names
+
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PICKLE_MAGIC = b"\x80\x02"  # of PyTorch's files before 2020
@@ -166,11 +197,11 @@ def _identity(source: Path) -> tuple[int, ...]:
 
 def _plan(source: Path, kind: str, described: dict[str, Any], wishes: Wishes) -> Plan:
     if kind == "keras":
-        from converters.keras_file import KerasFile
         from converters.keras_plan import plan_keras
+        from converters.readers.keras_file import KerasFile
 
         return plan_keras(KerasFile.from_dict(described), wishes)
-    from converters.pytorch_plan import Told, plan_pytorch
+    from converters.pytorch import Told, plan_pytorch
 
     tensors = {name: Told(tuple(told["shape"]), told["dtype"]) for name, told in described.items()}
     return plan_pytorch(source, tensors, wishes)
@@ -213,7 +244,7 @@ def _names(source: Path, plan: Plan, layout: str | None) -> dict[str, str]:
         return {name: name for name in ours}
     if layout != "torchvision":
         raise ValueError(f"unknown layout {layout!r}; known: torchvision")
-    from converters.torchvision_names import torchvision_names
+    from converters.pytorch import torchvision_names
 
     return torchvision_names(source, plan)
 
@@ -237,7 +268,7 @@ def _card(
             framework=plan.framework,
             backend=plan.backend,
             changes=(*_summary(plan), *plan.choices),
-            converter=f"convnets-torch {convnets_torch.__version__}",
+            converter=f"convnets-torch {__version__}",
         ),
         unknown={} if layout is None else {"layout": layout},
     )
@@ -281,7 +312,7 @@ def _prove(
 ) -> tuple[ProofRow, ...]:
     if kind != "keras":
         raise ValueError(f"{source} is a file of PyTorch, which means what it says; leave out the proof")
-    from converters.proving import prove
+    from converters.proof.proving import prove
 
     arrays = {parameter: file.arrays[name] for parameter, name in names.items()}
     return prove(source, described, plan, card, arrays, call)

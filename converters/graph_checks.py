@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from converters.config_checks import LARGEST
-from converters.keras_file import KerasFile, KerasLayer
 from converters.listed import few
-from converters.model_config import Node, upstream
-from converters.plans import Wishes
-from converters.recognition import Found
+from converters.names import Found
+from converters.plan import Wishes
+from converters.readers.config_checks import LARGEST
+from converters.readers.keras_file import KerasFile, KerasLayer
+from converters.readers.model_config import Node, upstream
 
 KERAS_EPSILON = 1e-3  # of batch normalisation, Keras's default
 AUGMENTATIONS = (

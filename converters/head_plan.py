@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from itertools import islice, pairwise, takewhile
 from typing import Any
 
-from converters.keras_file import KerasFile, KerasLayer
-from converters.keras_layers import ACTIVATIONS
-from converters.keras_words import kind_of_name
 from converters.listed import PASSING, WAY_ON, Listed, few
-from converters.model_config import Node
-from converters.plans import Wishes
-from converters.recognition import Found, head_names, number
+from converters.names import Found, head_names, number
+from converters.plan import Wishes
+from converters.proof.keras_layers import ACTIVATIONS
+from converters.readers.keras_file import KerasFile, KerasLayer
+from converters.readers.keras_words import kind_of_name
+from converters.readers.model_config import Node
 
 READS = {"Flatten": "flatten", "GlobalAveragePooling2D": "average", "GlobalMaxPooling2D": "max"}
 CHAIN = ("Dense", "Activation", "BatchNormalization", "ReLU", "LeakyReLU", "ELU", "Softmax", "AveragePooling2D")

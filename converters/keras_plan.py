@@ -8,26 +8,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from converters.exchanges import exchanged
+from converters.checks import differences, exchanged
 from converters.graph_checks import epsilons, listed_front, reads_pixels, stride_place
 from converters.head_plan import Head, head_of_arrays, head_of_graph
-from converters.input_sizes import check_size, guessed_size, input_size, map_shape
-from converters.keras_file import KerasFile, KerasLayer, KernelOrder
-from converters.keras_lineages import graph_of_lineage
 from converters.listed import Listed, listed_around
-from converters.model_config import Node, model_graph
-from converters.names import Lineage
-from converters.plans import KerasStep, Layout, Plan, Row, Wishes, change, refuse
-from converters.recognition import Found, base_names, head_names, recognise
-from converters.rules import settle_activation, settle_preprocessing
-from converters.settling import (
+from converters.names import Found, Lineage, base_names, head_names, recognise
+from converters.options import (
     check_data_format,
+    check_size,
+    guessed_size,
+    input_size,
+    map_shape,
+    settle_activation,
     settle_backend,
     settle_kernel_order,
     settle_pool_padding,
+    settle_preprocessing,
     settle_rows,
 )
-from converters.wiring import differences
+from converters.plan import KerasStep, Layout, Plan, Row, Wishes, change, refuse
+from converters.proof.architectures import graph_of_lineage
+from converters.readers.keras_file import KerasFile, KerasLayer, KernelOrder
+from converters.readers.model_config import Node, model_graph
 from convnets_torch.networks import Network, alexnet, inception, resnet, vgg
 from convnets_torch.weights import build
 

@@ -11,10 +11,10 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from converters.keras_file import KerasFile, KerasLayer
-from converters.keras_graph import Graph, in_layer_order
-from converters.keras_layers import IDENTITIES
-from converters.keras_words import kind_of_words
+from converters.proof.keras_layers import IDENTITIES
+from converters.readers.keras_file import KerasFile, KerasLayer
+from converters.readers.keras_graph import Graph, in_layer_order
+from converters.readers.keras_words import kind_of_words
 
 WAY_ON = "save the whole model as .keras and convert that"
 MOST_NAMED = 20

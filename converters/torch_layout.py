@@ -10,9 +10,9 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from converters.keras_file import KerasLayer, KernelOrder
 from converters.layouts import Array, chw_rows_from_hwc, flip, oihw_from_depthwise, oihw_from_hwio, transpose_dense
-from converters.reading import opened, values
+from converters.readers.keras_file import KerasLayer, KernelOrder
+from converters.readers.reading import opened, values
 
 KNOWN = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense", "BatchNormalization")
 

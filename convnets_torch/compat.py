@@ -18,12 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import convnets_torch
-from convnets_torch import synsets
-from convnets_torch.cache import cache_folder
-from convnets_torch.images import read_picture
-from convnets_torch.networks import NETWORKS, Network, score_map
-from convnets_torch.preprocessing import CAFFE_MEAN_RGB
+from convnets_torch.fcn.score_map import score_map
+from convnets_torch.files import cache_folder
+from convnets_torch.images.decoding import read_picture
+from convnets_torch.images.preprocessing import CAFFE_MEAN_RGB
+from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.weights import load
+from convnets_torch.wordnet import synsets
 
 NAMES = {"vgg_16": "vgg16", "vgg_19": "vgg19", "alexnet": "alexnet"}
 

@@ -1,4 +1,4 @@
-"""The gates for files: how those from elsewhere are opened, and how outputs appear whole or not at all."""
+"""Files: what comes from outside is opened here, and what is written replaces the old file when it is whole."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from typing import IO, Any, TypeAlias, TypeVar
 
 if sys.platform != "win32":
     import fcntl
+import json
+from collections import Counter
 
 # Not every system has these flags. A pipe that took the file's place must not keep us waiting.
 _READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
@@ -449,3 +451,78 @@ def sha256(path: Path, *, max_bytes: int | None = None) -> str:
         while read := file.readinto(buffer):  # type: ignore[attr-defined]
             digest.update(buffer[:read])
     return digest.hexdigest()
+
+
+DEPTH = 64  # of lists and objects within each other
+DIGITS = 19  # of whole numbers, which 64 bits hold
+
+
+def loads(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is no JSON, nested more deeply than 64, has a name twice in one object, or a whole number of
+            more than 19 digits.
+
+    >>> loads('{"sizes": [224, 256]}')
+    {'sizes': [224, 256]}
+    """
+    try:
+        found = json.loads(text, parse_int=_whole_number, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError(f"it is nested more deeply than {DEPTH}") from None
+    level = [found]
+    for _ in range(DEPTH + 1):
+        level = [entry for entry in level if isinstance(entry, dict | list)]
+        if not level:
+            return found
+        level = [inner for entry in level for inner in (entry.values() if isinstance(entry, dict) else entry)]
+    raise ValueError(f"it is nested more deeply than {DEPTH}")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits.lstrip("-")) > DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it says {twice!r:.80} twice")
+    return found
+
+
+def cache_folder() -> Path:
+    """Where weights are kept by name: `CONVNETS_TORCH_HOME`, else the platform's cache folder."""
+    if home := os.environ.get("CONVNETS_TORCH_HOME"):
+        return Path(os.path.expanduser(home))  # noqa: PTH111 - Path.expanduser raises where there is no such user
+    from platformdirs import user_cache_path
+
+    return user_cache_path("convnets-torch", appauthor=False)
+
+
+def find(name: str | os.PathLike[str]) -> Path:
+    """The file that `name` means: a file of that name, else `name.safetensors` in the user's cache.
+
+    Nothing is ever downloaded.
+
+    Raises:
+        OSError: there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    bare = path.parent == Path() and path.name == str(name)
+    if bare:
+        cached = cache_folder() / (path.name if path.suffix == ".safetensors" else f"{path.name}.safetensors")
+        if cached.is_file():
+            return cached
+    if path.exists() or not bare:
+        check_regular(path)
+    held = ", ".join(sorted(file.stem for file in cache_folder().glob("*.safetensors"))) or "nothing"
+    raise FileNotFoundError(
+        f"{name} is neither a file nor in the cache {cache_folder()}, which holds {held};"
+        " convert weights into it with `convnets-torch convert IN.h5 --cache`"
+    )

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import convnets_torch
-from convnets_torch.classification import prediction, square_input
-from convnets_torch.images import read_picture
+from convnets_torch.images.decoding import read_picture
+from convnets_torch.inference.classification import prediction, square_input
 
 
 class Pictures(Dataset[tuple[Tensor, str]]):

@@ -96,7 +96,7 @@ def build(wordnet: Path, classes: list[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="write the synsets over the 1,000 ImageNet classes")
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder with data.noun")
-    parser.add_argument("--output", type=Path, default=HERE.parent / "convnets_torch" / "data")
+    parser.add_argument("--output", type=Path, default=HERE.parent / "convnets_torch" / "wordnet" / "data")
     arguments = parser.parse_args()
     classes = (HERE / "imagenet_1k_wnids.txt").read_text(encoding="ascii").split()
     table = build(arguments.wordnet, classes).encode()

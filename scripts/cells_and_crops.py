@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convnets_torch.heatmaps import heatmap
-from convnets_torch.networks import NETWORKS, Network, score_map
-from convnets_torch.preprocessing import normalize
-from convnets_torch.targets import find_target
+from convnets_torch.fcn.score_map import score_map
+from convnets_torch.heatmaps.api import heatmap
+from convnets_torch.images.preprocessing import normalize
+from convnets_torch.networks import NETWORKS, Network
+from convnets_torch.wordnet.targets import find_target
 from scripts.judged_photographs import Photograph, Pixels
 
 BATCH = 32  # crops that are classified together

@@ -41,9 +41,10 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from convnets_torch import Card, Index, read_vectors, save  # noqa: E402
-from convnets_torch.networks import AlexNet  # noqa: E402
-from convnets_torch.preprocessing import preset  # noqa: E402
+from convnets_torch import Card, Index, save
+from convnets_torch.embeddings.files import read_vectors
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.networks import AlexNet
 
 CALL = "import sys; sys.path.insert(0, sys.argv.pop(1)); from convnets_torch.cli.app import main; main()"
 CLASSES = ("blue", "red")

@@ -26,23 +26,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from convnets_torch.embeddings.extraction import last_dense  # noqa: E402
-from convnets_torch.embeddings.kept_vectors import embed_kept  # noqa: E402
-from convnets_torch.embeddings.probe_features import LabelledVectors  # noqa: E402
-from convnets_torch.embeddings.probes import fit_probe  # noqa: E402
-from convnets_torch.networks import Network  # noqa: E402
-from convnets_torch.pipeline import predict  # noqa: E402
-from convnets_torch.training.augmentation import augmentation  # noqa: E402
-from convnets_torch.training.datasets import Dataset, Labelled, find_dataset  # noqa: E402
-from convnets_torch.training.finetuning import finetune  # noqa: E402
-from convnets_torch.training.settings import Settings  # noqa: E402
-from convnets_torch.weights import load  # noqa: E402
-from scripts.machine import facts  # noqa: E402
-from tests.reference.digits import write_digits  # noqa: E402
+from convnets_torch.embeddings.cache import embed_kept
+from convnets_torch.embeddings.probe import (
+    LabelledVectors,
+    fit_probe,
+)
+from convnets_torch.inference.pipeline import predict
+from convnets_torch.networks import Network
+from convnets_torch.training.augmentation import augmentation
+from convnets_torch.training.datasets import Dataset, Labelled, find_dataset
+from convnets_torch.training.finetuning import finetune
+from convnets_torch.training.settings import Settings
+from convnets_torch.weights import (
+    last_dense,
+    load,
+)
+from scripts.benchmarks.machine import facts
+from tests.reference.digits import write_digits
 
 HELD_OUT, VAL = 0.2, 0.2  # of all pictures; of those that are left
 

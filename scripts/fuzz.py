@@ -37,11 +37,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from converters.conversion import convert  # noqa: E402
-from converters.isolation import reading_process  # noqa: E402
-from convnets_torch.cli.messages import one_line  # noqa: E402
-from scripts.fuzz_targets import TARGETS, TargetLevel, remove  # noqa: E402
-from scripts.mutations import Source, edits, mutate  # noqa: E402
+from converters.conversion import convert
+from converters.readers.process import reading_process
+from convnets_torch.cli.output import one_line
+from scripts.fuzz_targets import TARGETS, TargetLevel, remove
+from scripts.mutations import Source, edits, mutate
 
 THEANO = {"backend": "theano"}
 OWN = {"preprocessing": "unit"}

@@ -23,30 +23,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from converters.isolation import reading_process
-from convnets_torch import (
-    Card,
-    Index,
-    embed_each,
-    find_dataset,
-    index_pictures,
-    load,
-    make_map,
-    read_vectors,
-    save,
-    save_vectors,
-)
-from convnets_torch.embeddings.map_files import MapEntry, load_map, save_map
-from convnets_torch.images import Reading, decode
-from convnets_torch.maps.passes import Wanted
-from convnets_torch.maps.resuming import FolderStore
+from converters.readers.process import reading_process
+from convnets_torch import Card, Index, embed_each, find_dataset, index_pictures, load, make_map, save
+from convnets_torch.embeddings.files import read_vectors, save_vectors
+from convnets_torch.embeddings.image_map import MapEntry, load_map, save_map
+from convnets_torch.evaluation.evaluate import OutputFile
+from convnets_torch.heatmaps.running import FolderStore, Wanted
+from convnets_torch.images.decoding import Reading, decode
+from convnets_torch.images.preprocessing import preset
 from convnets_torch.networks import AlexNet, Network
-from convnets_torch.preprocessing import preset
-from convnets_torch.targets import Target as Classes
 from convnets_torch.training.finetuning import Watch, finetune, outputs_of
-from convnets_torch.training.output_files import OutputFile
 from convnets_torch.training.running import Reports, TrainingStopped
 from convnets_torch.training.settings import Settings
+from convnets_torch.wordnet.targets import Target as Classes
 from scripts.mutations import Source, edited_json, flip_bits, move_bytes, truncate, write_fields
 
 CLASSES = tuple("abcdefgh")

@@ -24,13 +24,17 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from convnets_torch.explain.cam_maps import GradCam  # noqa: E402
-from convnets_torch.explain.cam_running import gradcam  # noqa: E402
-from convnets_torch.heatmaps import Box, Heatmap, heatmap  # noqa: E402
-from convnets_torch.networks import NETWORKS, Network, cell_strides, score_map  # noqa: E402
-from convnets_torch.networks.grids import grid_of  # noqa: E402
-from convnets_torch.preprocessing import normalize  # noqa: E402
-from scripts.cells_and_crops import (  # noqa: E402
+from convnets_torch.explain.gradcam import gradcam
+from convnets_torch.explain.gradcam_maps import GradCam
+from convnets_torch.fcn.graph import (
+    cell_strides,
+    grid_of,
+)
+from convnets_torch.fcn.score_map import score_map
+from convnets_torch.heatmaps.api import Box, Heatmap, heatmap
+from convnets_torch.images.preprocessing import normalize
+from convnets_torch.networks import NETWORKS, Network
+from scripts.cells_and_crops import (
     Row,
     cells_and_crops,
     moved_table,
@@ -38,7 +42,7 @@ from scripts.cells_and_crops import (  # noqa: E402
     random_table,
     softmax,
 )
-from scripts.judged_photographs import Photograph, photographs, trained  # noqa: E402
+from scripts.judged_photographs import Photograph, photographs, trained
 
 FOUND = 0.1  # from this highest probability on the network is said to have found a target
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnets_torch import convert, load
-from convnets_torch.heatmaps import Box
-from convnets_torch.images import decode
+from convnets_torch.heatmaps.api import Box
+from convnets_torch.images.decoding import decode
 from convnets_torch.networks import Network
 
 BOXES = Path(__file__).resolve().parent.parent / "tests" / "data" / "boxes.json"

@@ -13,8 +13,8 @@ from pathlib import Path
 import skimage
 from PIL import Image
 
-from convnets_torch.heatmaps import Heatmap, class_map, heatmap
-from convnets_torch.render import overlay, save_image
+from convnets_torch.heatmaps.api import Heatmap, class_map, heatmap
+from convnets_torch.visualization.overlays import overlay, save_image
 from convnets_torch.weights import load
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -16,6 +16,7 @@ import torch
 from convnets_torch.card import Card
 from convnets_torch.cli import ending
 from convnets_torch.cli.app import main
+from convnets_torch.images.preprocessing import preset
 from convnets_torch.networks import (
     AlexNet,
     Network,
@@ -26,7 +27,6 @@ from convnets_torch.networks import (
     vgg16,
     vgg19,
 )
-from convnets_torch.preprocessing import preset
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DATA = Path(__file__).parent / "data"

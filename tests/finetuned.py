@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from convnets_torch.card import Card
+from convnets_torch.images.preprocessing import preset
 from convnets_torch.networks import Network, resnet50
-from convnets_torch.preprocessing import preset
 from convnets_torch.training.settings import Settings
 
 COLORS = {"ant": (200, 60, 60), "bee": (60, 200, 60), "cat": (60, 60, 200)}

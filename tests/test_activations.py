@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from convnets_torch.explain.activations import hooked, record_activations, run_to
-from convnets_torch.explain.names import candidates
+from convnets_torch.explain.layer_names import candidates
 from convnets_torch.networks import vgg16
 from tests.conftest import NARROW
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch.ahead import UNKNOWN_PIXELS, ahead, each_of, expected_pixels
+from convnets_torch.inference.pipeline import UNKNOWN_PIXELS, ahead, each_of, expected_pixels
 
 
 def decoders():

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from convnets_torch.algebra import evaluate, is_expression
+from convnets_torch.wordnet.expressions import evaluate, is_expression
 
 SETS: dict[str, set[int]] = {"a": {1, 2, 3}, "b": {3, 4}, "c-c": {2, 3, 9}, "two words": {0}, "none": set()}
 

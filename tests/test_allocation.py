@@ -12,7 +12,7 @@ import pytest
 KEEPING = """
 from pathlib import Path
 import numpy as np
-from convnets_torch.allocation import keep_memory
+from convnets_torch.inference.allocation import keep_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from convnets_torch.images import read_picture
+from convnets_torch.images.decoding import read_picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 4, 3), dtype=np.uint8)
 

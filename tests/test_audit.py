@@ -7,7 +7,7 @@ import json
 import h5py
 import pytest
 
-from converters.auditing import audit
+from converters.audit import audit
 from tests.conftest import KERAS1
 from tests.test_reading_by_hand import write
 from tests.test_reading_hostile import external_link, external_storage, never_written, soft_loop, virtual

@@ -9,10 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch.cli import augmenting
-from convnets_torch.preprocessing import center_crop, preset
-from convnets_torch.training.augmentation import Augmentation, augmentation, view
-from convnets_torch.training.view_sheets import Photo, view_sheet
+from convnets_torch.cli import options as augmenting
+from convnets_torch.images.preprocessing import center_crop, preset
+from convnets_torch.training.augmentation import Augmentation, Photo, augmentation, view, view_sheet
 from tests.reference.pictures import picture
 
 RULE = preset("efficientnet_lite0")

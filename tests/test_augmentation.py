@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch.preprocessing import center_crop, preset
+from convnets_torch.images.preprocessing import center_crop, preset
 from convnets_torch.training.augmentation import (
     AUGMENTATIONS,
     GREY,
@@ -214,7 +214,7 @@ def test_torchvision_is_not_imported_where_nothing_is_changed():
     code = """
 import sys
 from PIL import Image
-from convnets_torch.preprocessing import preset
+from convnets_torch.images.preprocessing import preset
 from convnets_torch.training.augmentation import augmentation, view
 view(Image.new("RGB", (9, 9)), preset("vgg16"), augmentation("none"), (0,))
 assert "torchvision" not in sys.modules

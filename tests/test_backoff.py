@@ -15,11 +15,11 @@ import pytest
 import torch
 
 import convnets_torch
-from convnets_torch import synsets
-from convnets_torch.backoff import back_off, check_backoff
 from convnets_torch.card import Card
-from convnets_torch.classification import classify_each
-from convnets_torch.preprocessing import preset
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.inference.classification import classify_each
+from convnets_torch.wordnet import synsets
+from convnets_torch.wordnet.hierarchy import back_off, check_backoff
 
 TABLE = Path(convnets_torch.__file__).parent / "data" / "synsets.tsv"
 ROWS = [line.split("\t") for line in TABLE.read_text(encoding="ascii").splitlines()[1:]]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from convnets_torch.fitting import MemoryWarning
-from convnets_torch.heatmaps import heatmap
-from convnets_torch.images import read_picture
-from convnets_torch.maps.batches import heatmap_each
-from convnets_torch.preprocessing import fit_longest_side, normalize, preset
+from convnets_torch.heatmaps.api import heatmap
+from convnets_torch.heatmaps.many import heatmap_each
+from convnets_torch.images.decoding import read_picture
+from convnets_torch.images.preprocessing import fit_longest_side, normalize, preset
+from convnets_torch.inference.batching import MemoryWarning
 from convnets_torch.weights import load, save
 from tests.reference.pictures import picture
 from tests.test_batches import weights as weights

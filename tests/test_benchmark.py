@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from scripts.machine import facts
-from scripts.processes import Program, alternating, started
+from scripts.benchmarks.machine import facts
+from scripts.benchmarks.processes import Program, alternating, started
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,7 +55,15 @@ def test_programs_run_in_turn_each_in_its_process(tmp_path, capsys):
 
 
 def test_the_record_names_the_machine(tmp_path):
-    command = [sys.executable, "scripts/benchmark.py", "import", "--rounds", "1", "--json", str(tmp_path / "x.json")]
+    command = [
+        sys.executable,
+        "scripts/benchmarks/benchmark.py",
+        "import",
+        "--rounds",
+        "1",
+        "--json",
+        str(tmp_path / "x.json"),
+    ]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     record = json.loads((tmp_path / "x.json").read_text())
     assert record["machine"].keys() == facts().keys()

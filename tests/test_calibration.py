@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from convnets_torch.training.calibration import calibrate, fit_temperature, recalibrate
+from convnets_torch.evaluation.calibration import calibrate, fit_temperature, recalibrate
 
 LEARNT = 600  # of scikit-learn's 1,797 digits are learnt from
 
@@ -154,7 +154,7 @@ def test_outputs_are_read_in_blocks_from_a_disk(digits, tmp_path, monkeypatch):
     whole = calibrate(logits, labels).to_dict()
     np.save(tmp_path / "logits.npy", logits)
     mapped = np.load(tmp_path / "logits.npy", mmap_mode="r")
-    monkeypatch.setattr("convnets_torch.training.answers.VALUES", 64)  # six rows
+    monkeypatch.setattr("convnets_torch.evaluation.calibration.VALUES", 64)  # six rows
     parts = calibrate(mapped, labels).to_dict()
     assert parts["bins"] == whole["bins"]
     assert parts["nll"] == pytest.approx(whole["nll"], rel=1e-12)

@@ -10,16 +10,16 @@ import pytest
 import torch
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
-from convnets_torch.training.class_metrics import METRICS, class_means, measure_classes
+from convnets_torch.evaluation.metrics import METRICS, class_means, measure_classes
 from tests.test_evaluation import narrow_alexnet, write_pictures
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("absent", [(), (2, 6)])
 def test_figures_are_those_of_scikit_learn(activation, absent, monkeypatch):
-    monkeypatch.setattr("convnets_torch.training.answers.VALUES", 40)  # some rows a block
-    monkeypatch.setattr("convnets_torch.training.class_metrics.VALUES", 1)
-    monkeypatch.setattr("convnets_torch.training.class_metrics.COLUMNS", 3)  # and some columns
+    monkeypatch.setattr("convnets_torch.evaluation.calibration.VALUES", 40)  # some rows a block
+    monkeypatch.setattr("convnets_torch.evaluation.metrics.VALUES", 1)
+    monkeypatch.setattr("convnets_torch.evaluation.metrics.COLUMNS", 3)  # and some columns
     random = np.random.default_rng(3)
     labels = random.choice([each for each in range(9) if each not in absent], 150)
     logits = random.normal(size=(150, 9)).astype(np.float32)

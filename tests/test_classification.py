@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch import synsets
-from convnets_torch.classification import Classified, classify, classify_each, square_input
-from convnets_torch.heatmaps import heatmap
-from convnets_torch.images import PictureWarning, read_picture
-from convnets_torch.pipeline import BATCH, BATCHES_AHEAD
-from convnets_torch.preprocessing import center_crop, normalize
+from convnets_torch.heatmaps.api import heatmap
+from convnets_torch.images.decoding import PictureWarning, read_picture
+from convnets_torch.images.preprocessing import center_crop, normalize
+from convnets_torch.inference.classification import Classified, classify, classify_each, square_input
+from convnets_torch.inference.pipeline import BATCH, BATCHES_AHEAD
 from convnets_torch.weights import load
+from convnets_torch.wordnet import synsets
 
 CATS = set(range(281, 286))  # the domestic ones
 
@@ -133,7 +133,7 @@ def test_only_leaves_out_the_other_classes_and_changes_no_probability(only, netw
         classify(network, names, only="doog")
 
 
-@pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")  # not every processor has it
+@pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")  # not every processor has it
 def test_half_precision_answers_nearly_the_same(lite_weights, network, photographs):
     [[exact, *_]] = classify(network, photographs / "coffee.png")
     [[rough, *_]] = classify(load(lite_weights, precision="bfloat16"), photographs / "coffee.png")

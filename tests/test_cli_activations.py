@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnets_torch.explain.layers import layer_names
+from convnets_torch.explain.activations import layer_names
 from convnets_torch.explain.statistics import channel_statistics, zero_shares
 from convnets_torch.weights import load
 from tests.reference.goldens import DATA

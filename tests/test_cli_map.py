@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from convnets_torch import embed, load, load_map, make_map, save_vectors
+from convnets_torch import embed, load, make_map
 from convnets_torch.embeddings.extraction import Embedder, embed_each
-from convnets_torch.embeddings.vector_reading import read_vectors
+from convnets_torch.embeddings.files import read_vectors, save_vectors
+from convnets_torch.embeddings.image_map import load_map
 from tests.conftest import NARROW
 
 GOOD = ["astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png"]

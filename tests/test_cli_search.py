@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from convnets_torch import weights
-from convnets_torch.embeddings.searching import Index
+from convnets_torch.embeddings.search import Index
 from tests.test_search import NAMES
 
 pytest.importorskip("lancedb", reason="needs LanceDB, the extra search")

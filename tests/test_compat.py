@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch import compat, synsets
+from convnets_torch import compat
+from convnets_torch.wordnet import synsets
 from tests.conftest import KERAS1, assert_agree
 from tests.reference.pictures import picture
 

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 
-from converters.keras_file import KerasFile
 from converters.keras_plan import plan_keras
-from converters.model_config import Node
-from converters.plans import Wishes
-from converters.reading import read_keras
+from converters.plan import Wishes
+from converters.readers.keras_file import KerasFile
+from converters.readers.model_config import Node
+from converters.readers.reading import read_keras
 from tests.conftest import DATA
 
 SOURCE = read_keras(DATA / "keras231" / "vgg16_flat_first_model.h5").to_dict()

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from converters import convert, layouts
-from convnets_torch import synsets
 from convnets_torch.card import read_card
-from convnets_torch.targets import class_wnid, find_target
-from convnets_torch.training.truth_labels import resolved_labels
+from convnets_torch.evaluation.labels import resolved_labels
 from convnets_torch.weights import load
+from convnets_torch.wordnet import synsets
+from convnets_torch.wordnet.targets import class_wnid, find_target
 from tests.reference.goldens import DATA
 from tests.reference.theano_goldens import THEANO
 from tests.test_formats import assert_answers
@@ -333,11 +333,11 @@ BROKEN = {
 @pytest.mark.parametrize("mistake", BROKEN)
 def test_a_proof_that_fails_leaves_no_output(mistake, monkeypatch, tmp_path, command):
     """The conversion is broken on purpose; without the proof it would go through."""
-    from converters import carrying
+    from converters import writing
 
     name, broken = BROKEN[mistake]
     assert hasattr(layouts, name)
-    monkeypatch.setattr(carrying, name, broken)
+    monkeypatch.setattr(writing, name, broken)
     out = tmp_path / "out.safetensors"
     arguments = ("convert", DATA / WHOLE, out, "--preprocessing", "keras-caffe", "--no-isolation")
     code, printed, error = command(*arguments, "--proof")

@@ -10,15 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from convnets_torch.plots import round_marks
-from convnets_torch.render import CLASS_COLORS, GREY
-from convnets_torch.training.curves import (
-    EpochRow,
-    best_epoch,
-    draw_history,
-    save_history_csv,
-    tensorboard_log,
-)
+from convnets_torch.training.running import EpochRow, best_epoch, draw_history, save_history_csv, tensorboard_log
+from convnets_torch.visualization.charts import round_marks
+from convnets_torch.visualization.overlays import CLASS_COLORS, GREY
 
 
 def history(*stages: int, scale: float = 1.0) -> list[EpochRow]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from convnets_torch.images import PictureWarning
-from convnets_torch.labelled import find_classes
+from convnets_torch.images.decoding import PictureWarning
+from convnets_torch.images.labelled import find_classes
 from convnets_torch.training.datasets import Dataset, check_batch, find_dataset
 
 

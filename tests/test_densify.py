@@ -14,8 +14,8 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
 from convnets_torch import classify, densify, heatmap, save, score_map
-from convnets_torch.classification import probabilities
-from convnets_torch.preprocessing import GENERAL, general, normalize
+from convnets_torch.images.preprocessing import GENERAL, general, normalize
+from convnets_torch.inference.classification import probabilities
 from tests.reference.pictures import picture
 from tests.reference.users_networks import FAMILIES, Tutorial, lively, resnet, sequential
 from tests.test_networks import random

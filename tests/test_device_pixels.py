@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from convnets_torch.device_pixels import Resizer, _matrices, reach, turned
-from convnets_torch.jpeg import UPRIGHT
+from convnets_torch.images.decoding import UPRIGHT
+from convnets_torch.images.resizing import Resizer, _matrices, reach, turned
 from tests.reference.pictures import picture
 
 DEVICES = [

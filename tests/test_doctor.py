@@ -13,14 +13,14 @@ import torch
 from torch.nn import functional as F
 
 from converters import convert
-from converters.doctor import diagnose
-from converters.evidence import Golden
-from convnets_torch import synsets
+from converters.doctor.doctor import diagnose
+from converters.doctor.evidence import Golden
 from convnets_torch.card import Card
+from convnets_torch.images.preprocessing import normalize, preset
 from convnets_torch.networks import resnet50
-from convnets_torch.preprocessing import normalize, preset
-from convnets_torch.targets import find_target
 from convnets_torch.weights import build, load, save
+from convnets_torch.wordnet import synsets
+from convnets_torch.wordnet.targets import find_target
 from tests.conftest import KERAS1
 from tests.reference.pictures import picture
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from converters.doctor import diagnose
-from converters.evidence import Golden
-from convnets_torch.preprocessing import normalize
+from converters.doctor.doctor import diagnose
+from converters.doctor.evidence import Golden
+from convnets_torch.images.preprocessing import normalize
 from convnets_torch.weights import load, save
 from tests.reference.pictures import picture
 from tests.test_doctor import flipped

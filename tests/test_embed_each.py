@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 from convnets_torch.card import Card
-from convnets_torch.classification import classify, probabilities, square_input
 from convnets_torch.embeddings.extraction import Embedded, embed, embed_each
-from convnets_torch.images import PictureWarning, read_picture
+from convnets_torch.fcn.graph import features_grid, grid_of
+from convnets_torch.fcn.memory import peak_bytes
+from convnets_torch.images.decoding import PictureWarning, read_picture
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.inference.classification import classify, probabilities, square_input
+from convnets_torch.inference.pipeline import BATCHES_AHEAD, batch_for, predict
+from convnets_torch.inference.prepare import prepare
 from convnets_torch.networks import resnet50, vgg16
-from convnets_torch.networks.budget import peak_bytes
-from convnets_torch.networks.grids import features_grid, grid_of
-from convnets_torch.pipeline import BATCHES_AHEAD, batch_for, predict
-from convnets_torch.preprocessing import preset
-from convnets_torch.runtime import prepare
 from convnets_torch.weights import load
 from tests.reference.pictures import picture
 from tests.test_pipeline import decoders, small

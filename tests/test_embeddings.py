@@ -8,10 +8,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from convnets_torch.embeddings.extraction import Embedder, embed
-from convnets_torch.embeddings.pooling import Pool, pooled
+from convnets_torch.embeddings.extraction import Embedder, Pool, embed, pooled
 from convnets_torch.explain.activations import record_activations
-from convnets_torch.fitting import MemoryWarning
+from convnets_torch.fcn.convolutional import Convolutional
+from convnets_torch.inference.batching import MemoryWarning
+from convnets_torch.inference.prepare import prepare
 from convnets_torch.networks import (
     NETWORKS,
     AlexNet,
@@ -21,8 +22,6 @@ from convnets_torch.networks import (
     vgg16,
     vgg19,
 )
-from convnets_torch.networks.convolutional import Convolutional
-from convnets_torch.runtime import prepare
 from convnets_torch.weights import load
 from tests.conftest import NARROW
 from tests.reference.keras3_goldens import KERAS3

@@ -20,8 +20,8 @@ from convnets_torch import (
     save,
     score_map,
 )
-from convnets_torch.engines import Engine
-from convnets_torch.runtime import RuntimeRemark
+from convnets_torch.inference.engines import Engine
+from convnets_torch.inference.prepare import RuntimeRemark
 from tests.conftest import NARROW
 from tests.reference.nearness import differ, with_statistics
 from tests.test_engines import MARGINS

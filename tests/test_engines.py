@@ -16,7 +16,7 @@ from tests.reference.nearness import differ, with_statistics
 MARGINS = {"float32": 1e-4, "bfloat16": 3e-2}  # of the largest logit
 
 
-@pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")  # of processors without bfloat16
+@pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")  # of processors without bfloat16
 @pytest.mark.parametrize(
     ("name", "precision"), [*((name, "float32") for name in NARROW), ("alexnet", "bfloat16"), ("vgg16", "bfloat16")]
 )
@@ -36,7 +36,7 @@ def test_openvino_answers_the_same_for_any_batch(name, precision):
         assert differ(found, wanted) <= MARGINS[precision]
 
 
-@pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")
+@pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")
 @pytest.mark.parametrize("precision", MARGINS)
 def test_torchvisions_networks_are_taken_too(precision):
     pytest.importorskip("openvino")

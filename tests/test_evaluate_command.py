@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch import synsets
 from convnets_torch.card import Card, read_card
+from convnets_torch.evaluation.report import FILES
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.inference.pipeline import predict
 from convnets_torch.networks import AlexNet
-from convnets_torch.pipeline import predict
-from convnets_torch.preprocessing import preset
-from convnets_torch.training.evaluation_outputs import FILES
 from convnets_torch.weights import load, save
+from convnets_torch.wordnet import synsets
 from tests.test_evaluation import narrow_alexnet, write_pictures
 
 PHOTOGRAPHS = {"chelsea.png": 285, "coffee.png": 967, "rocket.jpg": 657, "motorcycle_left.png": 670}  # what they show
@@ -105,8 +105,8 @@ def test_an_interrupted_run_goes_on(command, weights, pictures, tmp_path, monkey
     arguments = (weights, pictures / "flat", "--truth", pictures / "truth.txt", "--batch", 4)
     _, whole, _ = command("evaluate", *arguments, "--json")
     with monkeypatch.context() as patch:
-        patch.setattr("convnets_torch.training.evaluation.PART", 4)
-        patch.setattr("convnets_torch.training.evaluation.rank", interrupt)  # all outputs are there, no figures yet
+        patch.setattr("convnets_torch.evaluation.evaluate.PART", 4)
+        patch.setattr("convnets_torch.evaluation.evaluate.rank", interrupt)  # all outputs are there, no figures yet
         code, out, error = command("evaluate", *arguments, "--resume", tmp_path / "outputs")
     assert (code, out) == (130, "")
     assert f"nothing was reported; the same command goes on from {tmp_path / 'outputs'}" in error

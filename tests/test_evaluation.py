@@ -20,17 +20,16 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 
 from convnets_torch.card import Card
-from convnets_torch.classification import classify_each
+from convnets_torch.evaluation import evaluate as evaluation
+from convnets_torch.evaluation.calibration import calibrate
+from convnets_torch.evaluation.evaluate import averaged, evaluate, published
+from convnets_torch.evaluation.labels import find_truth
+from convnets_torch.evaluation.metrics import errors_by_class, rank, wilson
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.inference.classification import classify_each
+from convnets_torch.inference.pipeline import predict
+from convnets_torch.inference.prepare import prepare
 from convnets_torch.networks import AlexNet
-from convnets_torch.pipeline import predict
-from convnets_torch.preprocessing import preset
-from convnets_torch.runtime import prepare
-from convnets_torch.training import evaluation
-from convnets_torch.training.calibration import calibrate
-from convnets_torch.training.error_rates import errors_by_class, rank, wilson
-from convnets_torch.training.evaluation import averaged, evaluate
-from convnets_torch.training.ground_truth import find_truth
-from convnets_torch.training.published import published
 from convnets_torch.weights import save
 from tests.reference.pictures import picture
 
@@ -172,7 +171,7 @@ import os, signal, sys
 from pathlib import Path
 from typing import Any
 from convnets_torch.training import evaluation
-from convnets_torch.training.ground_truth import find_truth
+from convnets_torch.evaluation.labels import find_truth
 from convnets_torch.weights import load
 
 def kill(done, whole):
@@ -260,7 +259,7 @@ def test_outputs_of_another_run_are_refused(network, pictures, tmp_path):
 
 def test_an_engine_is_evaluated_and_known_by_its_answers(network, evaluated, pictures, tmp_path):
     pytest.importorskip("openvino")
-    from convnets_torch.engines import engine
+    from convnets_torch.inference.engines import engine
 
     truth = first_of(find_truth(network.card, pictures / "classes"), 4)
     other = engine(network, precision="float32")

@@ -9,13 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnets_torch import synsets
 from convnets_torch.card import Card
-from convnets_torch.confusions import CELL, GROUP_ROOM, MARGIN, counts_svg, draw_counts
-from convnets_torch.explain.histograms import BAR
-from convnets_torch.preprocessing import preset
-from convnets_torch.training.calibration import Calibration
-from convnets_torch.training.evaluation_pictures import (
+from convnets_torch.evaluation.calibration import Calibration
+from convnets_torch.evaluation.charts import (
     GAP,
     MISSING,
     SIDE,
@@ -25,8 +21,11 @@ from convnets_torch.training.evaluation_pictures import (
     mistakes_sheet,
     small_pictures,
 )
-from convnets_torch.training.mistakes import Mistake
-from convnets_torch.training.tree_order import tree_order
+from convnets_torch.evaluation.metrics import Mistake
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.visualization.charts import BAR, CELL, GROUP_ROOM, MARGIN, counts_svg, draw_counts
+from convnets_torch.wordnet import synsets
+from convnets_torch.wordnet.hierarchy import tree_order
 
 IMAGENET = Card("vgg16", {"classes": 1000}, preset("vgg16"), "imagenet-1k")
 
@@ -163,7 +162,7 @@ def test_all_names_of_any_number_of_classes_are_in_the_vectors(classes):
 
 
 def test_many_cells_are_a_path_of_each_colour_and_long_names_are_cut(monkeypatch):
-    monkeypatch.setattr("convnets_torch.confusions.SPOKEN", 3)
+    monkeypatch.setattr("convnets_torch.visualization.charts.SPOKEN", 3)
     counts = np.array([[1, 1, 0], [0, 5, 0], [0, 0, 7]])
     svg = counts_svg(counts, ("a" * 60, "bee", "cat"), ("Answers",))
     squares = [each.get("d").count("M") for each in ElementTree.fromstring(svg).iter(f"{SVG}path")]

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from convnets_torch.card import Card
-from convnets_torch.preprocessing import preset
-from convnets_torch.training.calibration import calibrate, recalibrate
-from convnets_torch.training.evaluation_report import ClassRow, ErrorRow, Report, write_report
-from convnets_torch.training.mistakes import confusion, find_mistakes, most_confused_pairs
-from convnets_torch.training.severity import measure_severity
+from convnets_torch.evaluation.calibration import calibrate, recalibrate
+from convnets_torch.evaluation.metrics import confusion, find_mistakes, most_confused_pairs
+from convnets_torch.evaluation.report import ClassRow, ErrorRow, Report, write_report
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.wordnet.hierarchy import measure_severity
 from tests.conftest import CHROMIUM
 
 HOSTILE = "</script ><img src=x onerror='window.hacked=1'><script>window.hacked=1</script> \u202e\x07"

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from convnets_torch import synsets
-from convnets_torch.training.evaluation import evaluate
-from convnets_torch.training.evaluation_outputs import judge, save_judged
-from convnets_torch.training.evaluation_tables import check_predictions, save_predictions
-from convnets_torch.training.ground_truth import find_truth
+from convnets_torch.evaluation.evaluate import evaluate
+from convnets_torch.evaluation.labels import find_truth
+from convnets_torch.evaluation.report import check_predictions, judge, save_judged, save_predictions
 from convnets_torch.weights import save
+from convnets_torch.wordnet import synsets
 from tests.test_evaluation import narrow_alexnet, write_pictures
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -92,7 +91,7 @@ def test_a_report_holds_the_same_without_the_classes(found, tmp_path):
 
 
 def test_more_mistakes_than_a_page_lists_are_counted_and_lie_beside_it(found, tmp_path, monkeypatch):
-    monkeypatch.setattr("convnets_torch.training.mistakes.LISTED", 3)
+    monkeypatch.setattr("convnets_torch.evaluation.metrics.LISTED", 3)
     judged = judge(found)
     save_judged(judged, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -144,7 +143,7 @@ def test_without_pyarrow_a_sentence_says_what_to_install(tmp_path):
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"
         "from pathlib import Path\n"
-        "from convnets_torch.training.evaluation_tables import check_predictions\n"
+        "from convnets_torch.evaluation.report import check_predictions\n"
         "check_predictions(Path('a.csv'))\n"
         "check_predictions(Path('a.parquet'))"
     )

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from converters import convert
-from convnets_torch.classification import classify
-from convnets_torch.folders import find_pictures
+from convnets_torch.images.finding import find_pictures
+from convnets_torch.inference.classification import classify
 from convnets_torch.weights import load
 from tests.conftest import KERAS1
 from tests.reference.pictures import picture

@@ -14,9 +14,9 @@ from PIL import Image
 
 from convnets_torch import classify, gradcam, heatmap, load
 from convnets_torch.card import Card
-from convnets_torch.explain.layers import layer_names
-from convnets_torch.explain.report import explain, five_layers
-from convnets_torch.preprocessing import preset
+from convnets_torch.explain.activations import layer_names
+from convnets_torch.explain.page import explain, five_layers
+from convnets_torch.images.preprocessing import preset
 from tests.conftest import NARROW
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from convnets_torch import load
-from convnets_torch.explain.report import explain
+from convnets_torch.explain.page import explain
 from tests.conftest import CHROMIUM
 
 pytestmark = [

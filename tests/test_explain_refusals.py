@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from convnets_torch.card import Card
+from convnets_torch.explain.channels import activation_grids
 from convnets_torch.explain.filters import filter_patterns
-from convnets_torch.explain.grids import activation_grids
 from convnets_torch.explain.statistics import channel_statistics, zero_shares
+from convnets_torch.images.preprocessing import general
 from convnets_torch.networks import Network
-from convnets_torch.preprocessing import general
 from convnets_torch.weights import save
 from tests.conftest import NARROW
 from tests.reference.pictures import picture

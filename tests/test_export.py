@@ -8,8 +8,8 @@ import torch
 import torchvision
 
 from convnets_torch import densify, export, load, score_map
-from convnets_torch.images import read_picture
-from convnets_torch.preprocessing import center_crop, normalize
+from convnets_torch.images.decoding import read_picture
+from convnets_torch.images.preprocessing import center_crop, normalize
 from tests.conftest import DATA, NARROW
 from tests.reference.nearness import with_statistics
 

@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from convnets_torch import apart, export, load, prepare, read_card
-from convnets_torch.exports import OPSET
+from convnets_torch import export, load, prepare
+from convnets_torch.card import read_card
+from convnets_torch.inference import child_process
+from convnets_torch.inference.export import OPSET
 from tests.conftest import DATA, NARROW
 
 pytest.importorskip("onnx")
@@ -79,7 +81,7 @@ def test_a_missing_extra_is_named(missing, monkeypatch, tmp_path):
 
 def test_without_onnxruntime_the_file_is_written_unchecked(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(apart, "_may_run", lambda thread: False)  # so that it is written in this process
+    monkeypatch.setattr(child_process, "_may_run", lambda thread: False)  # so that it is written in this process
     written = export(NARROW["alexnet"]().eval(), tmp_path / "x.onnx")
     assert written.difference is None
     assert "onnxruntime is not installed" in written.unchecked

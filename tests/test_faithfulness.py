@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from convnets_torch.explain import faithfulness
-from convnets_torch.explain.cam_running import gradcam
 from convnets_torch.explain.faithfulness import (
     area,
     average_drop,
@@ -20,6 +19,7 @@ from convnets_torch.explain.faithfulness import (
     masked,
     measure_faithfulness,
 )
+from convnets_torch.explain.gradcam import gradcam
 from convnets_torch.weights import load
 
 

@@ -15,16 +15,19 @@ import numpy as np
 import pytest
 
 import convnets_torch as ct
+from convnets_torch.explain.channels import activation_grids, save_grids
+from convnets_torch.explain.filters import first_kernels
+from convnets_torch.explain.statistics import channel_statistics, save_statistics
 from convnets_torch.files import (
     FileWarning,
     check_own_folder,
+    loads,
     make_folder,
     open_file,
     open_own,
     opened_path,
     replacing,
 )
-from convnets_torch.strict_json import loads
 from tests.test_threads import make, pictures
 
 ROOT = Path(__file__).parents[1]
@@ -287,16 +290,16 @@ def test_folders_deeper_than_python_calls_itself_do_no_harm(tmp_path):
 def test_what_writes_a_file_at_a_path_writes_the_same_into_an_open_file(tmp_path):
     network, street = make(), pictures(tmp_path)[0]
     found, cam = ct.heatmap(network, street, 3), ct.gradcam(network, street, 3)
-    statistics = ct.channel_statistics(network, [street], "relu_2")
+    statistics = channel_statistics(network, [street], "relu_2")
     writers: dict[str, Any] = {
         "x.safetensors": partial(ct.save, network),
         "x.pt2": partial(ct.export, network),
         "x.png": found.save,
         "x.html": found.save,
         "x.json": cam.save,
-        "x.npz": partial(ct.save_grids, ct.activation_grids(network, street, "relu_3", channels=2)),
-        "x.jpg": ct.first_kernels(network).save,
-        "x.csv": partial(ct.save_statistics, statistics),
+        "x.npz": partial(save_grids, activation_grids(network, street, "relu_3", channels=2)),
+        "x.jpg": first_kernels(network).save,
+        "x.csv": partial(save_statistics, statistics),
     }
     for name, write in writers.items():
         held = BytesIO()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from convnets_torch.filling import filling
+from convnets_torch.safetensors_io import filling
 from convnets_torch.weights import load, save
 
 LAYOUT = {

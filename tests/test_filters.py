@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from convnets_torch import NETWORKS, Card, filter_patterns, load
-from convnets_torch.explain import ascent
+from convnets_torch import Card, filter_patterns, load
+from convnets_torch.explain import filters
 from convnets_torch.explain.activations import record_activations
-from convnets_torch.explain.filters import class_patterns, words_of
-from convnets_torch.explain.names import last_convolution
-from convnets_torch.explain.pixels import rule_of, to_input
-from convnets_torch.preprocessing import GENERAL, general, normalize, preset
+from convnets_torch.explain.filters import class_patterns, rule_of, to_input, words_of
+from convnets_torch.explain.layer_names import last_convolution
+from convnets_torch.images.preprocessing import GENERAL, general, normalize, preset
+from convnets_torch.networks import NETWORKS
 from tests.reference.pictures import picture
 
 
@@ -128,7 +128,7 @@ def test_coefficients_become_pictures_by_the_definition_of_the_transform(size):
     height, width = size
     random = np.random.default_rng(0)
     coefficients = torch.from_numpy(random.standard_normal((1, 3, height, width // 2 + 1, 2)))
-    found = ascent.fourier_pixels(coefficients, size)[0].numpy()
+    found = filters.fourier_pixels(coefficients, size)[0].numpy()
     values = torch.view_as_complex(coefficients)[0].numpy()
     rows, columns = np.arange(height), np.arange(width)
     planes = np.zeros((3, height, width))
@@ -139,8 +139,8 @@ def test_coefficients_become_pictures_by_the_definition_of_the_transform(size):
             wave = np.exp(2j * np.pi * (rows[:, None] * turn + columns * u / width))
             alone = u == 0 or 2 * u == width  # others stand for their mirror images too
             planes += (1 if alone else 2) * np.real(amplitude[:, None, None] * wave)
-    planes *= ascent.CONTRAST / np.sqrt(height * width)
-    colors = np.array(ascent.COLORS)
+    planes *= filters.CONTRAST / np.sqrt(height * width)
+    colors = np.array(filters.COLORS)
     mixed = np.tensordot(colors / np.linalg.norm(colors, axis=0).max(), planes, 1)
     np.testing.assert_allclose(found, 255 / (1 + np.exp(-mixed)), rtol=1e-6)
 
@@ -148,7 +148,7 @@ def test_coefficients_become_pictures_by_the_definition_of_the_transform(size):
 def test_the_colours_are_a_square_root_of_the_photographs_covariance():
     from scripts.color_correlation import covariance, photographs
 
-    root = np.array(ascent.COLORS)
+    root = np.array(filters.COLORS)
     np.testing.assert_allclose(root @ root.T, covariance(photographs()), atol=2e-4)
     axes = root.T @ root
     assert np.abs(axes - np.diag(np.diag(axes))).max() < 1e-4  # principal: at right angles
@@ -158,12 +158,12 @@ def test_pictures_are_moved_right_and_down_turned_and_zoomed():
     spot = torch.zeros(1, 1, 64, 96)
     spot[..., 32, 60] = 1
     place = lambda moved: [int(each) for each in np.unravel_index(int(moved[0, 0].argmax()), (64, 96))]  # noqa: E731
-    assert place(ascent._moved(spot, torch.tensor([0.0, 0, 0, 0]))) == [32, 60]
-    assert place(ascent._moved(spot, torch.tensor([1.0, 0, 0, 0]))) == [28, 60]
-    assert place(ascent._moved(spot, torch.tensor([0, -1.0, 0, 0]))) == [32, 66]
-    row, column = place(ascent._moved(spot, torch.tensor([0, 0, 1.0, 0])))
+    assert place(filters._moved(spot, torch.tensor([0.0, 0, 0, 0]))) == [32, 60]
+    assert place(filters._moved(spot, torch.tensor([1.0, 0, 0, 0]))) == [28, 60]
+    assert place(filters._moved(spot, torch.tensor([0, -1.0, 0, 0]))) == [32, 66]
+    row, column = place(filters._moved(spot, torch.tensor([0, 0, 1.0, 0])))
     assert (row, column) in ((32, 61), (31, 61))
-    row, column = place(ascent._moved(spot, torch.tensor([0, 0, 0, 1.0])))
+    row, column = place(filters._moved(spot, torch.tensor([0, 0, 0, 1.0])))
     assert np.hypot(row + 0.5 - 32, column + 0.5 - 48) == pytest.approx(12.5, abs=0.8)  # a circle, not an ellipse
     assert row != 32
 
@@ -224,7 +224,7 @@ def test_gradients_are_divided_by_the_root_mean_square_of_each_picture():
     gradient = torch.randn(3, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     gradient[0] *= 1e-30  # whose square would vanish
     gradient[2] = 0
-    even = ascent._even(gradient)
+    even = filters._even(gradient)
     torch.testing.assert_close(even[:2].square().mean(dim=(1, 2, 3)), torch.ones(2))
     torch.testing.assert_close(even[1], gradient[1] / gradient[1].square().mean().sqrt())
     assert not even[2].any()
@@ -235,7 +235,7 @@ def test_turning_an_oblong_picture_keeps_distances(turn):
     pixels = torch.zeros(1, 3, 60, 120)
     for plane, (row, column) in enumerate([(12, 60), (48, 60), (30, 100)]):
         pixels[0, plane, row - 1 : row + 2, column - 1 : column + 2] = 1
-    moved = ascent._moved(pixels, torch.tensor([0.0, 0.0, 0.0, turn]))[0].double()
+    moved = filters._moved(pixels, torch.tensor([0.0, 0.0, 0.0, turn]))[0].double()
     weights = moved / moved.sum(dim=(1, 2), keepdim=True)
     rows = (weights.sum(dim=2) * torch.arange(60)).sum(dim=1)
     columns = (weights.sum(dim=1) * torch.arange(120)).sum(dim=1)

@@ -15,15 +15,23 @@ from torch.nn import functional as F
 from convnets_torch import classify, heatmap, load
 from convnets_torch.embeddings.extraction import embed
 from convnets_torch.training.augmentation import augmentation
-from convnets_torch.training.checkpoints import read_checkpoint
 from convnets_torch.training.datasets import Dataset, find_dataset
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.features import cached_features
 from convnets_torch.training.finetuning import LeakError, Watch, finetune
-from convnets_torch.training.freezing import LAST_BLOCKS, freeze, own_dropout, unfrozen, what_trains
-from convnets_torch.training.losses import balanced, row_losses, soft_targets
+from convnets_torch.training.running import read_checkpoint
 from convnets_torch.training.settings import Settings
-from convnets_torch.training.stages import HeadStage
+from convnets_torch.training.stages import (
+    LAST_BLOCKS,
+    HeadStage,
+    balanced,
+    freeze,
+    own_dropout,
+    row_losses,
+    soft_targets,
+    unfrozen,
+    what_trains,
+)
 from tests.conftest import NARROW
 from tests.finetuned import QUICK, draw_pictures, small_resnet
 

@@ -8,13 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from convnets_torch.training.checkpoints import read_checkpoint
-from convnets_torch.training.curves import EpochRow, best_epoch
 from convnets_torch.training.distributed import Group
-from convnets_torch.training.freezing import freeze, unfrozen
-from convnets_torch.training.running import Keeper, Progress, Reports, TrainingStopped, run_stage
+from convnets_torch.training.running import (
+    EpochRow,
+    Keeper,
+    Progress,
+    Reports,
+    TrainingStopped,
+    best_epoch,
+    read_checkpoint,
+    run_stage,
+)
 from convnets_torch.training.settings import Settings
-from convnets_torch.training.stages import HeadStage
+from convnets_torch.training.stages import HeadStage, freeze, unfrozen
 from tests.finetuned import small_resnet
 
 

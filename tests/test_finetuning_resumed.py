@@ -20,10 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from convnets_torch import save
-from convnets_torch.training.checkpoints import read_checkpoint
 from convnets_torch.training.datasets import find_dataset
 from convnets_torch.training.finetuning import Watch, checkpoint_of, finetune
-from convnets_torch.training.running import Reports, TrainingStopped
+from convnets_torch.training.running import Reports, TrainingStopped, read_checkpoint
 from tests.finetuned import QUICK, draw_pictures, small_resnet
 
 SETTINGS = replace(QUICK, head_epochs=2, dropout=True, mixing="mixup", patience=0)

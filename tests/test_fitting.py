@@ -10,13 +10,13 @@ import weakref
 import numpy as np
 import pytest
 
-from convnets_torch.fitting import MemoryWarning, in_batches
+from convnets_torch.inference.batching import MemoryWarning, in_batches
 
 # A process that may take 600 MB more than it has; an item takes 100 MB twice over.
 LIMITED = """
 import resource, sys, warnings
 import torch
-from convnets_torch.fitting import in_batches
+from convnets_torch.inference.batching import in_batches
 
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 600_000_000, -1))

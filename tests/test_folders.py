@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from convnets_torch.folders import find_pictures
-from convnets_torch.images import PictureWarning
+from convnets_torch.images.decoding import PictureWarning
+from convnets_torch.images.finding import find_pictures
 
 
 @pytest.fixture

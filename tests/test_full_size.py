@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from converters import convert
-from convnets_torch.preprocessing import normalize
+from convnets_torch.images.preprocessing import normalize
 from convnets_torch.weights import load
 from tests.conftest import assert_agree, run_keras3
 from tests.reference import theano_forward

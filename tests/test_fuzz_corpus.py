@@ -11,8 +11,9 @@ from pathlib import Path
 import h5py
 import pytest
 
-from converters import convert, isolation
-from converters.isolation import reading_process
+from converters import convert
+from converters.readers import process
+from converters.readers.process import reading_process
 from tests.conftest import DATA
 
 FOUND = json.loads((DATA / "fuzz.json").read_text())
@@ -40,7 +41,7 @@ def damaged(entry, tmp_path) -> Path:
 
 
 def test_files_that_break_the_library_are_refused_in_a_sentence(entry, damaged, tmp_path, monkeypatch):
-    monkeypatch.setattr(isolation, "SECONDS", 0)  # so that one for the size is left
+    monkeypatch.setattr(process, "SECONDS", 0)  # so that one for the size is left
     expected = SENTENCES[entry["found"]] if h5py.version.hdf5_version == FOUND_WITH else ""
     options: dict = {key: tuple(value) if isinstance(value, list) else value for key, value in entry["options"].items()}
     began = time.monotonic()
@@ -58,7 +59,7 @@ def test_files_that_break_the_library_are_refused_in_a_sentence(entry, damaged, 
 
 
 def test_the_process_that_audits_survives_them_too(entry, damaged, monkeypatch):
-    monkeypatch.setattr(isolation, "SECONDS", 0)  # so that one for the size is left
+    monkeypatch.setattr(process, "SECONDS", 0)  # so that one for the size is left
     with reading_process() as call, contextlib.suppress(ValueError):
         assert call("audit", path=str(damaged))["path"] == str(damaged)
     with reading_process() as call:  # the next file is read

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from converters import convert
-from convnets_torch.networks import score_map
-from convnets_torch.preprocessing import normalize
+from convnets_torch.fcn.score_map import score_map
+from convnets_torch.images.preprocessing import normalize
 from convnets_torch.weights import load
 from tests.conftest import KERAS0, KERAS1, assert_agree
 from tests.reference.pictures import picture
@@ -44,7 +44,7 @@ def test_a_file_without_layer_names_answers_as_keras_0_on_theano(name, tmp_path)
     assert_agree(classified.numpy(), golden["softmax"])
 
 
-@pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")  # not every processor has it
+@pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")  # not every processor has it
 @pytest.mark.parametrize(
     ("precision", "dtype", "tolerance"), [("float16", torch.float16, 0.02), ("bfloat16", torch.bfloat16, 0.1)]
 )

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from convnets_torch.explain.gradcam import METHODS, CamWarning, Method, Score, cams
-from convnets_torch.explain.names import last_convolution
+from convnets_torch.explain.layer_names import last_convolution
 from convnets_torch.networks import vgg16
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision import models
 
 from convnets_torch.explain.gradcam import CamWarning, cams
-from convnets_torch.explain.names import last_convolution
+from convnets_torch.explain.layer_names import last_convolution
 from tests.conftest import NARROW
 
 

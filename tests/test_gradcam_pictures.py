@@ -13,18 +13,15 @@ from PIL import Image
 from torch.nn import functional as F
 
 from converters import convert
-from convnets_torch.classification import classify, square_input
-from convnets_torch.explain.cam_cells import cam_cells
-from convnets_torch.explain.cam_maps import save_cams
-from convnets_torch.explain.cam_pictures import _photograph, _scaled
-from convnets_torch.explain.cam_running import gradcam, gradcam_each
-from convnets_torch.explain.gradcam import CamWarning, Score, cams
-from convnets_torch.explain.names import last_convolution
-from convnets_torch.maps.regions import Box
+from convnets_torch.explain.gradcam import CamWarning, Score, cams, gradcam, gradcam_each
+from convnets_torch.explain.gradcam_maps import _photograph, _scaled, cam_cells, save_cams
+from convnets_torch.explain.layer_names import last_convolution
+from convnets_torch.heatmaps.maps import Box
+from convnets_torch.images.preprocessing import center_crop, cropped_box, general, preset
+from convnets_torch.inference.classification import classify, square_input
 from convnets_torch.networks import Network
-from convnets_torch.preprocessing import center_crop, cropped_box, general, preset
-from convnets_torch.synsets import class_ids
 from convnets_torch.weights import load
+from convnets_torch.wordnet.synsets import class_ids
 from tests.conftest import KERAS1
 from tests.reference.pictures import picture
 

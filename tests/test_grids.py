@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch.classification import square_input, to_parameters
 from convnets_torch.explain.activations import record_activations
-from convnets_torch.explain.grids import activation_grids, save_grids
-from convnets_torch.preprocessing import center_crop, normalize
-from convnets_torch.render import INFERNO
+from convnets_torch.explain.channels import activation_grids, save_grids
+from convnets_torch.images.preprocessing import center_crop, normalize
+from convnets_torch.inference.classification import square_input, to_parameters
+from convnets_torch.visualization.overlays import INFERNO
 from convnets_torch.weights import load
 from tests.reference.pictures import picture
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnets_torch import synsets
 from convnets_torch.card import Card
-from convnets_torch.preprocessing import preset
-from convnets_torch.training.ground_truth import find_truth
+from convnets_torch.evaluation.labels import find_truth
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.wordnet import synsets
 
 IMAGENET = Card("vgg16", {"classes": 1000}, preset("vgg16"), "imagenet-1k")
 OWN = Card("vgg16", {"classes": 3}, preset("vgg16"), ("cat", "dog", "a cow"))

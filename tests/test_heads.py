@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from convnets_torch.card import Card, read_card
-from convnets_torch.classification import classify
-from convnets_torch.heatmaps import class_map, heatmap
-from convnets_torch.networks import NETWORKS, score_map
+from convnets_torch.fcn.score_map import score_map
+from convnets_torch.heatmaps.api import class_map, heatmap
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.inference.classification import classify
+from convnets_torch.networks import NETWORKS
 from convnets_torch.networks.heads import build_head
-from convnets_torch.preprocessing import preset
 from convnets_torch.weights import load, save
 from tests.reference.pictures import picture
 

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from converters import convert
 from convnets_torch.cli.heatmap_folders import is_many, map_each
-from convnets_torch.heatmaps import heatmap
+from convnets_torch.heatmaps.api import heatmap
 from convnets_torch.weights import load
 from tests.conftest import KERAS1
 from tests.reference.pictures import picture
@@ -232,7 +232,7 @@ def test_the_time_left_goes_to_a_terminal(weights, holiday, tmp_path):
     ours, theirs = pty.openpty()
     program = (
         "import sys; from pathlib import Path; from convnets_torch import load;"
-        "from convnets_torch.cli.heatmap_folders import map_each;"
+        "from convnets_torch.cli.heatmap_command import map_each;"
         "sys.exit(map_each(load(sys.argv[1]), [sys.argv[2]], ['dog'], Path(sys.argv[3])))"
     )
     arguments = [sys.executable, "-c", program, str(weights), str(holiday), str(tmp_path / "maps")]

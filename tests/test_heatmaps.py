@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 
 from converters import convert
-from convnets_torch import render
 from convnets_torch.card import Card
-from convnets_torch.classification import classify
-from convnets_torch.heatmaps import ClassMap, Heatmap, class_map, heatmap, save_sheet
-from convnets_torch.maps.placement import Placement
-from convnets_torch.networks import score_map
-from convnets_torch.preprocessing import normalize, preset
-from convnets_torch.synsets import class_ids
-from convnets_torch.targets import Target, find_target
+from convnets_torch.fcn.score_map import score_map
+from convnets_torch.heatmaps.api import ClassMap, Heatmap, class_map, heatmap, save_sheet
+from convnets_torch.heatmaps.maps import Placement
+from convnets_torch.images.preprocessing import normalize, preset
+from convnets_torch.inference.classification import classify
+from convnets_torch.visualization import overlays
 from convnets_torch.weights import load
+from convnets_torch.wordnet.synsets import class_ids
+from convnets_torch.wordnet.targets import Target, find_target
 from tests.conftest import KERAS1
 from tests.reference.pictures import picture
 
@@ -188,7 +188,7 @@ def made(probabilities, height=320, width=416, *, label="car, auto", seen=None):
 def test_the_overlay_glows_at_the_window_of_the_hot_cell_and_nowhere_else():
     cells = np.zeros((4, 7))
     cells[1, 5] = 0.9
-    image = np.asarray(render.overlay(made(cells)))[:320]
+    image = np.asarray(overlays.overlay(made(cells)))[:320]
     changed = np.abs(image.astype(int) - 128).sum(axis=2)
     row, column = np.unravel_index(changed.argmax(), changed.shape)
     assert abs(row - (32 + 112)) <= 8  # the centre of the window, about which the colours saturate
@@ -199,7 +199,7 @@ def test_the_overlay_glows_at_the_window_of_the_hot_cell_and_nowhere_else():
 
 
 def test_an_overlay_fades_towards_the_borders_where_no_window_has_its_centre():
-    image = np.asarray(render.overlay(made(np.ones((4, 7)))))[:320].astype(int)
+    image = np.asarray(overlays.overlay(made(np.ones((4, 7)))))[:320].astype(int)
     assert (image[160, 208] != 128).any()
     assert np.abs(image[:2, 0] - 128).max() <= 2
     assert np.abs(image[160, :2] - 128).max() <= 2
@@ -207,13 +207,13 @@ def test_an_overlay_fades_towards_the_borders_where_no_window_has_its_centre():
 
 def test_a_cold_map_does_not_glow_and_nothing_divides_by_zero():
     for cells in (np.zeros((4, 7)), np.full((4, 7), 0.002)):
-        image = np.asarray(render.overlay(made(cells)))[:320].astype(int)
+        image = np.asarray(overlays.overlay(made(cells)))[:320].astype(int)
         assert np.abs(image - 128).max() < 12
 
 
 @pytest.mark.parametrize(("size", "shape"), [((224, 224), (1, 1)), ((224, 480), (1, 9)), ((1000, 230), (25, 1))])
 def test_maps_of_one_row_or_column_are_drawn(size, shape):
-    image = render.overlay(made(np.full(shape, 0.5), *size, label="a very long name " * 20))
+    image = overlays.overlay(made(np.full(shape, 0.5), *size, label="a very long name " * 20))
     assert image.width == size[1]
     assert size[0] < image.height < size[0] + 80
 
@@ -226,7 +226,7 @@ def test_a_map_is_saved_as_picture_or_numbers(tmp_path):
             assert image.width == 416
     found.save(tmp_path / "plain.png", plain=True)
     assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "map.png").read_bytes()
-    plain = np.asarray(render.color_map(found))[:320].astype(int)
+    plain = np.asarray(overlays.color_map(found))[:320].astype(int)
     assert plain[-1, -1].sum() > 2 * plain[160, 208].sum() > 10 * plain[0, 0].sum()  # bright is likely, black is not
     found.save(tmp_path / "map.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "map.npy"), found.probabilities)
@@ -275,13 +275,13 @@ def test_each_cell_of_a_class_map_has_the_colour_of_its_class():
     class_ids = np.array([[3, 3, 5, 5], [3, 3, 5, 7]])
     names = {3: "tiger shark", 5: "electric ray", 7: "cock"}
     found = ClassMap(**over(np.ones((2, 4)), 288, 320), class_ids=class_ids, names=names)
-    image = np.asarray(render.class_overlay(found)).astype(int)
+    image = np.asarray(overlays.class_overlay(found)).astype(int)
     assert image.shape[1] == 320
     assert image.shape[0] > 288 + 20
-    colors = np.array(render.CLASS_COLORS)
+    colors = np.array(overlays.CLASS_COLORS)
     for (row, column), rank in (((0, 0), 0), ((0, 3), 1), ((1, 3), 2)):
         pixel = image[112 + 32 * row, 112 + 32 * column]
-        expected = 128 + render.OPAQUE * (colors[rank] - 128)
+        expected = 128 + overlays.OPAQUE * (colors[rank] - 128)
         assert np.abs(pixel - expected).max() <= 3
 
 
@@ -289,8 +289,8 @@ def test_more_classes_than_colours_share_grey(tmp_path):
     class_ids = np.arange(12).reshape(3, 4)
     names = {class_id: f"class {class_id}" for class_id in range(12)}
     found = ClassMap(**over(np.ones((3, 4)), 320, 320), class_ids=class_ids, names=names)
-    image = np.asarray(render.class_overlay(found)).astype(int)
-    assert np.abs(image[112 + 64, 112 + 96] - (128 + render.OPAQUE * (150 - 128))).max() <= 2  # class 11
+    image = np.asarray(overlays.class_overlay(found)).astype(int)
+    assert np.abs(image[112 + 64, 112 + 96] - (128 + overlays.OPAQUE * (150 - 128))).max() <= 2  # class 11
     found.save(tmp_path / "map.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "map.npy"), class_ids)
 
@@ -308,7 +308,7 @@ def test_several_maps_are_saved_as_one_sheet_or_array(tmp_path):
 
 def test_a_sheet_has_every_tile_at_its_place_and_room_for_its_text():
     tiles = [(Image.new("RGB", (100, 50), color), "one\ntwo") for color in ("red", "green", "blue", "black")]
-    page = render.sheet(tiles, columns=3, width=200)
+    page = overlays.sheet(tiles, columns=3, width=200)
     assert page.width == 3 * 200 + 4 * 16
     middles = [(16 + place * 216 + 100, 16 + 50) for place in range(3)]
     assert [page.getpixel(place) for place in middles] == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]

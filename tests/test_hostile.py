@@ -21,7 +21,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from converters import convert
-from converters.isolation import _Server, reading_process
+from converters.readers.process import _Server, reading_process
 from tests.conftest import DATA, KERAS1
 
 KERNEL = "block1_conv1/block1_conv1_W"

@@ -22,15 +22,15 @@ import torch
 from safetensors.torch import load_file
 
 from converters import convert
-from converters.evidence import Golden
-from converters.keras_file import KerasFile
+from converters.checks import _Terms
+from converters.conversion import read_labels
+from converters.doctor.evidence import Golden
 from converters.keras_plan import plan_keras
-from converters.labels import read_labels
-from converters.model_config import _sorted
-from converters.plans import Wishes
-from converters.pytorch_files import TensorJob, carry_out_tensors, describe_state_dict
-from converters.reading import read_keras
-from converters.wiring import _Terms
+from converters.plan import Wishes
+from converters.readers.keras_file import KerasFile
+from converters.readers.model_config import _sorted
+from converters.readers.pytorch_files import TensorJob, carry_out_tensors, describe_state_dict
+from converters.readers.reading import read_keras
 from tests.conftest import DATA, KERAS1, NARROW
 
 pytestmark = pytest.mark.hostile
@@ -534,7 +534,7 @@ def test_recordings_of_absurd_size_are_refused_at_once(tmp_path):
 KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
-import converters.keras_plan, converters.pytorch_plan, converters.tasks
+import converters.keras_plan, converters.pytorch, converters.readers.tasks
 from converters import convert
 source, out, options = Path(sys.argv[1]), Path(sys.argv[2]), {"backend": sys.argv[3] or None, "isolated": False}
 

@@ -13,25 +13,25 @@ pytestmark = pytest.mark.hostile
 ROOT = Path(__file__).parents[1]
 
 PAST_THE_GATES = {  # a call -> the modules that have it, for files that they or their own children have just made
-    r"(torch\.load|(pickle|marshal|yaml|joblib)\.\w+)\(": {"convnets_torch/apart.py"},
+    r"(torch\.load|(pickle|marshal|yaml|joblib)\.\w+)\(": {"convnets_torch/inference/child_process.py"},
     r"(eval|exec|compile|__import__|os\.(system|popen|spawn\w*|exec\w*))\(": set(),
     r".*\.(extract|extractall|exec_module)\(": set(),
     r"(subprocess\.\w+|Popen)\(": {
-        "convnets_torch/apart.py",
-        "converters/isolation.py",
-        "convnets_torch/letters.py",  # fontconfig, which is told the number of a letter and nothing else
+        "convnets_torch/inference/child_process.py",
+        "converters/readers/process.py",
+        "convnets_torch/visualization/letters.py",  # fontconfig, which is told the number of a letter and nothing else
     },
     r"Image\.open\((?!.*formats=)": set(),
-    r"np\.load\((?!.*allow_pickle=False)": {"converters/forwarding.py", "converters/proving.py"},
+    r"np\.load\((?!.*allow_pickle=False)": {"converters/proof/forwarding.py", "converters/proof/proving.py"},
     r"(open|io\.open)\(|.*\.open\(('r\+?b?'|encoding=.*)?\)|.*\.read_bytes\(": {
-        "convnets_torch/exports.py",  # the program that it has written
-        "convnets_torch/synsets.py",  # the table of the package
+        "convnets_torch/inference/export.py",  # the program that it has written
+        "convnets_torch/wordnet/synsets.py",  # the table of the package
     },
     r"(?!read_text).*\.read_text\(": {
-        "convnets_torch/maps/page.py",  # the page's own parts
-        "convnets_torch/training/network_clock.py",  # /proc
-        "converters/isolation.py",  # /proc
-        "converters/proving.py",
+        "convnets_torch/visualization/pages.py",  # the page's own parts
+        "convnets_torch/evaluation/evaluate.py",  # /proc
+        "converters/readers/process.py",  # /proc
+        "converters/proof/proving.py",
     },
 }
 

@@ -21,13 +21,12 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from convnets_torch.embeddings import picture_table, vector_cache
+from convnets_torch.embeddings import index_table, neighbours
+from convnets_torch.embeddings.files import read_vectors
+from convnets_torch.embeddings.image_map import KEY, ImageMap, MapEntry, load_map, save_map
 from convnets_torch.embeddings.index import index_pictures
-from convnets_torch.embeddings.map_files import KEY, MapEntry, load_map, save_map
-from convnets_torch.embeddings.maps import ImageMap
-from convnets_torch.embeddings.picture_table import IndexWarning, PictureTable
-from convnets_torch.embeddings.searching import Index
-from convnets_torch.embeddings.vector_reading import read_vectors
+from convnets_torch.embeddings.index_table import IndexWarning, PictureTable
+from convnets_torch.embeddings.search import Index
 from convnets_torch.npz import read_npz
 from tests.reference.made_index import filled
 from tests.reference.pictures import picture
@@ -50,7 +49,7 @@ def address(tmp_path):
 
 def rows_of(address):
     table = PictureTable.open(str(address))
-    names = picture_table._schema(table.about).names
+    names = index_table._schema(table.about).names
     return [row for batch in table.read(names) for row in batch.to_pylist()]
 
 
@@ -58,7 +57,7 @@ def written(address, rows, about, schema=None, metadata=None):
     """A table that LanceDB wrote without our looking at its rows."""
     from lancedb.background_loop import LOOP
 
-    schema = schema or picture_table._schema(about)
+    schema = schema or index_table._schema(about)
     database = lancedb.connect(str(address))
     if metadata is not None:  # LanceDB's Python would build what they name
 
@@ -113,7 +112,7 @@ def test_a_function_that_metadata_name_is_not_built(address, vgg, tmp_path):
 
 def test_columns_of_another_name_or_type_are_refused(address, tmp_path):
     about, rows = PictureTable.open(str(address)).about, rows_of(address)
-    schema = picture_table._schema(about)
+    schema = index_table._schema(about)
     wider = [row | {"vector": [0.0] * 8} for row in rows]
     for number, (other, held) in enumerate(
         [
@@ -140,7 +139,7 @@ def test_columns_of_another_name_or_type_are_refused(address, tmp_path):
 def test_what_a_table_says_of_its_network_is_looked_at(changed, address, tmp_path):
     about = PictureTable.open(str(address)).about
     text = json.dumps(asdict(about) | {"schema": 1} | changed)
-    schema = picture_table._schema(about).with_metadata({picture_table.KEY: text})
+    schema = index_table._schema(about).with_metadata({index_table.KEY: text})
     place = written(tmp_path / "evil.lance", rows_of(address), about, schema)
     with pytest.raises(ValueError, match=r"evil\.lance: ") as caught:
         Index.open(place)
@@ -369,7 +368,7 @@ def test_nothing_in_an_index_is_taken_for_kept_vectors_or_written(address, tmp_p
     assert len(Index.open(address).vectors) == 20
     assert (tmp_path / "precious").read_text() == "precious"
     assert sorted(address.rglob("*")) == before
-    assert vector_cache.place_of(str(address)).is_relative_to(os.environ["CONVNETS_TORCH_HOME"])
+    assert neighbours.place_of(str(address)).is_relative_to(os.environ["CONVNETS_TORCH_HOME"])
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="needs to become another user")
@@ -384,7 +383,7 @@ def test_an_index_that_may_only_be_read_is_searched(address, tmp_path):
     os.chown(tmp_path / "home", 65534, 65534)
     program = """
 import os, sys
-from convnets_torch.embeddings.searching import Index
+from convnets_torch.embeddings.search import Index
 for number in range(3):
     index = Index.open(sys.argv[2])
     print(len(index.search("/made/0-3.jpg", 5)[0].found), index.thumbnails(["/made/0-3.jpg"]), index.duplicates(1))
@@ -406,13 +405,13 @@ def test_vectors_of_an_index_that_is_gone_are_removed(tmp_path, cache):
     shutil.rmtree(tmp_path / "first")
     filled(tmp_path / "third", 3, width=4)
     assert len(Index.open(tmp_path / "third").vectors) == 3
-    kept = {vector_cache.place_of(str(tmp_path / name)) for name in ("second", "third")}
+    kept = {neighbours.place_of(str(tmp_path / name)) for name in ("second", "third")}
     assert set((cache / "vectors").iterdir()) == kept
 
 
 def test_kept_vectors_behind_a_link_are_refused(address, tmp_path, cache):
     assert len(Index.open(address).vectors) == 20
-    place = vector_cache.place_of(str(address))
+    place = neighbours.place_of(str(address))
     shutil.move(place, tmp_path / "far")
     place.symlink_to(tmp_path / "far")
     with pytest.raises(OSError, match="is a link, and what it leads to is not used"):
@@ -425,10 +424,10 @@ def test_kept_vectors_behind_a_link_are_refused(address, tmp_path, cache):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize("name", sorted(vector_cache.SHAPES))
+@pytest.mark.parametrize("name", sorted(neighbours.SHAPES))
 def test_kept_vectors_whose_arrays_disagree_are_made_anew(name, address, cache):
     wanted = Index.open(address).vectors
-    place = vector_cache.place_of(str(address))
+    place = neighbours.place_of(str(address))
     content = place.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -442,7 +441,7 @@ def test_kept_vectors_whose_arrays_disagree_are_made_anew(name, address, cache):
 
 def test_kept_vectors_with_a_row_that_stands_for_none_are_made_anew(address, cache):
     wanted = Index.open(address).search("/made/0-3.jpg", 5)
-    place = vector_cache.place_of(str(address))
+    place = neighbours.place_of(str(address))
     content = place.read_bytes()
     length = int.from_bytes(content[:8], "little")
     begin, end = json.loads(content[8 : 8 + length])["first"]["data_offsets"]
@@ -456,7 +455,7 @@ def test_two_that_make_an_index_at_once_make_one(address, tmp_path):
     program = """
 import json, sys
 import lancedb
-from convnets_torch.embeddings.picture_table import About, PictureTable
+from convnets_torch.embeddings.index_table import About, PictureTable
 for number, line in enumerate(sys.stdin):
     about = About.from_json(json.dumps(json.loads(sys.argv[1]) | {"made": sys.argv[2]}))
     print(PictureTable.create(f"{line.strip()}{number}", about).about.made, flush=True)
@@ -674,8 +673,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     program = """
 import resource, signal, sys
 import numpy as np
-from convnets_torch.embeddings.map_files import MapEntry, save_map
-from convnets_torch.embeddings.maps import ImageMap
+from convnets_torch.embeddings.image_map import MapEntry, save_map
+from convnets_torch.embeddings.image_map import ImageMap
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 many = np.ones((50_000, 50), np.float32)
 made = ImageMap(many[:, :2].copy(), 3.0, many[0], many[:50].copy(), many)

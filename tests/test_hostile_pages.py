@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 
 from convnets_torch.card import Card, Source
-from convnets_torch.embeddings.map_files import MapEntry
-from convnets_torch.embeddings.map_page import save_map_page
+from convnets_torch.embeddings.image_map import MapEntry
+from convnets_torch.embeddings.image_map_drawing import save_map_page
+from convnets_torch.evaluation.evaluate import evaluate
+from convnets_torch.evaluation.labels import find_truth
+from convnets_torch.evaluation.report import judge, save_judged
 from convnets_torch.explain.gradcam import CamWarning
-from convnets_torch.explain.report import explain
-from convnets_torch.maps.page import Layer, write_page
-from convnets_torch.preprocessing import preset
-from convnets_torch.sentences import printable
-from convnets_torch.training.evaluation import evaluate
-from convnets_torch.training.evaluation_outputs import judge, save_judged
-from convnets_torch.training.ground_truth import find_truth
+from convnets_torch.explain.page import explain
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.text import printable
+from convnets_torch.visualization.pages import Layer, write_page
 from tests.conftest import CHROMIUM, NARROW
 from tests.reference.cells import draw_cells, draw_map
 from tests.reference.pictures import picture

@@ -16,21 +16,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, features
 
-from convnets_torch import images
-from convnets_torch.ahead import expected_pixels
-from convnets_torch.classification import classify_each
 from convnets_torch.embeddings import result_sheets
 from convnets_torch.embeddings.extraction import embed_each
-from convnets_torch.embeddings.thumbnails import SIDE, thumbnail
-from convnets_torch.explain.cam_running import gradcam_each
+from convnets_torch.embeddings.image_map_drawing import SIDE, thumbnail
+from convnets_torch.evaluation.evaluate import evaluate
+from convnets_torch.evaluation.labels import GroundTruth
+from convnets_torch.explain.gradcam import gradcam_each
 from convnets_torch.explain.patches import top_patches
-from convnets_torch.folders import find_pictures
-from convnets_torch.images import PictureWarning, read_picture
-from convnets_torch.maps.batches import heatmap_each
-from convnets_torch.pipeline import predict
-from convnets_torch.sources import open_source
-from convnets_torch.training.evaluation import evaluate
-from convnets_torch.training.ground_truth import GroundTruth
+from convnets_torch.heatmaps.many import heatmap_each
+from convnets_torch.images import decoding
+from convnets_torch.images.decoding import PictureWarning, read_picture
+from convnets_torch.images.finding import find_pictures
+from convnets_torch.images.sources import open_source
+from convnets_torch.inference.classification import classify_each
+from convnets_torch.inference.pipeline import expected_pixels, predict
 from convnets_torch.weights import save
 
 pytestmark = pytest.mark.hostile
@@ -97,7 +96,7 @@ def test_postscript_starts_no_program_whatever_it_is_called(content, name, tmp_p
         read_picture(tmp_path / name)
     assert expected_pixels(tmp_path / name) == 0
     with pytest.raises(ValueError, match="it is no JPEG file"):
-        images.open_thumbnail(content, SIDE)
+        decoding.open_thumbnail(content, SIDE)
     assert not (tmp_path / "ran").exists()
 
 
@@ -159,7 +158,7 @@ def test_a_jpeg_file_needs_no_plugins_beside_the_common_ones(tmp_path):
     (tmp_path / "x.jpg").write_bytes(saved(Image.fromarray(NOISE), "JPEG"))
     program = f"""if True:
         import sys
-        from convnets_torch.images import read_picture
+        from convnets_torch.images.decoding import read_picture
         read_picture({str(tmp_path / "x.jpg")!r})
         print(sorted(name for name in sys.modules if name.startswith("PIL.") and "Plugin" in name))
     """
@@ -252,7 +251,7 @@ def test_a_cut_file_of_several_pages_is_read_rightly_or_refused(length, tmp_path
 @pytest.mark.parametrize("length", [8, 100, 20_000, 90_000])
 def test_a_cut_file_that_is_read_row_by_row_is_refused_in_one_sentence(length, tmp_path, monkeypatch):
     tifffile = pytest.importorskip("tifffile")
-    monkeypatch.setattr("convnets_torch.sources.STREAMED_PIXELS", 1000)
+    monkeypatch.setattr("convnets_torch.images.sources.STREAMED_PIXELS", 1000)
     tall = np.random.default_rng(0).integers(0, 256, (400, 100, 3), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "x.tif", tall, photometric="rgb", compression="zlib", tile=(64, 64))
     (tmp_path / "x.tif").write_bytes((tmp_path / "x.tif").read_bytes()[:length])
@@ -262,7 +261,7 @@ def test_a_cut_file_that_is_read_row_by_row_is_refused_in_one_sentence(length, t
 
 def test_a_file_that_took_the_place_of_one_read_row_by_row_is_not_read(tmp_path, monkeypatch):
     tifffile = pytest.importorskip("tifffile")
-    monkeypatch.setattr("convnets_torch.sources.STREAMED_PIXELS", 1000)
+    monkeypatch.setattr("convnets_torch.images.sources.STREAMED_PIXELS", 1000)
     for name, value in (("x.tif", 7), ("other.tif", 9)):
         tifffile.imwrite(tmp_path / name, np.full((400, 100, 3), value, np.uint8), photometric="rgb")
     source = open_source(tmp_path / "x.tif")
@@ -427,7 +426,7 @@ def peak(path):
     program = f"""if True:
         import resource, warnings
         from PIL import Image
-        from convnets_torch.images import read_picture
+        from convnets_torch.images.decoding import read_picture
         warnings.simplefilter("ignore")
         read_picture(Image.new("L", (9, 9)))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -455,7 +454,7 @@ def test_work_in_blocks_gives_the_same_pixels(tmp_path, monkeypatch):
     content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
     (tmp_path / "rgb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
     whole = [read_picture(tmp_path / name) for name in ("grey.png", "rgb.png")]
-    monkeypatch.setattr(images, "BLOCK_PIXELS", 50)
+    monkeypatch.setattr(decoding, "BLOCK_PIXELS", 50)
     for name, pixels in zip(("grey.png", "rgb.png"), whole, strict=True):
         np.testing.assert_array_equal(read_picture(tmp_path / name), pixels)
     grey = np.floor(deep / 65535 * 255 + 0.5).astype(np.uint8)
@@ -522,7 +521,7 @@ def test_folders_deeper_than_python_calls_itself_are_listed(deep_folder):
 def test_a_kind_that_is_decoded_slowly_is_read_when_its_pixels_are_allowed(monkeypatch, tmp_path):
     path = tmp_path / "plain.ppm"
     path.write_text("P3 20 10 255\n" + "9 8 7\n" * 200)
-    monkeypatch.setattr(images, "SLOW_PIXELS", 199)  # 16 million take some 17 seconds
+    monkeypatch.setattr(decoding, "SLOW_PIXELS", 199)  # 16 million take some 17 seconds
     with pytest.raises(ValueError, match=r"plain.ppm has 200 pixels, and its kind of PPM is decoded slowly.*allow 200"):
         read_picture(path)
     assert read_picture(path, max_pixels=200)[9, 19].tolist() == [9, 8, 7]

@@ -21,16 +21,14 @@ import pytest
 from PIL import Image
 
 from convnets_torch.card import Card
-from convnets_torch.heatmaps import heatmap
-from convnets_torch.labelled import find_labelled
-from convnets_torch.maps.resuming import FolderStore
+from convnets_torch.evaluation.evaluate import OutputFile, evaluate
+from convnets_torch.evaluation.labels import find_truth, read_id_table, resolved_labels
+from convnets_torch.heatmaps.api import heatmap
+from convnets_torch.heatmaps.running import FolderStore
+from convnets_torch.images.labelled import find_labelled
 from convnets_torch.training.datasets import find_dataset
-from convnets_torch.training.evaluation import evaluate
 from convnets_torch.training.finetuning import Watch, checkpoint_of, finetune
-from convnets_torch.training.ground_truth import find_truth
-from convnets_torch.training.output_files import OutputFile
 from convnets_torch.training.running import Reports, TrainingStopped
-from convnets_torch.training.truth_labels import read_id_table, resolved_labels
 from convnets_torch.weights import load, save
 from tests.finetuned import COLORS, QUICK, draw_pictures, small_resnet
 
@@ -116,7 +114,7 @@ def test_folders_of_outputs_that_lead_elsewhere_are_not_written_to(network, phot
 
 
 def test_one_process_at_a_time_works_in_a_folder(network, photo, pets, tmp_path):
-    from convnets_torch.maps.passes import Wanted
+    from convnets_torch.heatmaps.running import Wanted
 
     store = FolderStore(tmp_path / "rows", "another", Wanted(), 3)
     outputs = OutputFile(tmp_path / "outputs", {}, 30, 3)
@@ -374,7 +372,7 @@ def test_a_cache_of_features_that_leads_elsewhere_is_refused(begun, tmp_path):
 
 
 def test_tables_that_nobody_writes_are_refused_in_seconds(tmp_path, monkeypatch):
-    monkeypatch.setattr("convnets_torch.labelled.MOST_ROWS", 10_000)
+    monkeypatch.setattr("convnets_torch.images.labelled.MOST_ROWS", 10_000)
     table = tmp_path / "data.csv"
     contents = {
         b"path,label\n1.png," + b"a" * 10_000_000: r"line 2 has more than 65,536 letters",
@@ -435,7 +433,7 @@ def test_files_of_labels_that_nobody_writes_are_refused_in_seconds(pets, network
 
 
 def test_many_unknown_labels_are_refused_in_seconds():
-    from convnets_torch.preprocessing import preset
+    from convnets_torch.images.preprocessing import preset
 
     card = Card("resnet50", {"classes": 1000}, preset("resnet50", "torchvision"), "imagenet-1k")
     start = time.monotonic()
@@ -479,9 +477,9 @@ import multiprocessing, sys
 from pathlib import Path
 if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")
-    from convnets_torch.preprocessing import preset
+    from convnets_torch.images.preprocessing import preset
     from convnets_torch.training.augmentation import AUGMENTATIONS
-    from convnets_torch.training.loading import ViewedPictures, loaded
+    from convnets_torch.training.datasets import ViewedPictures, loaded
     views = ViewedPictures(
         [Path("1.png")], ["ant"], ["0" * 64], preset("resnet50", "torchvision", 64), AUGMENTATIONS["none"], 0
     )
@@ -510,7 +508,7 @@ import sys
 began = []
 sys.addaudithook(lambda name, args: began.append(args) if name in ("os.fork", "socket.connect") else None)
 import torch
-from convnets_torch.engines import engine
+from convnets_torch.inference.engines import engine
 engine(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2)).eval(), size=8, precision="float32")
 print(began)
 """
@@ -529,7 +527,7 @@ def test_the_engine_tells_nobody_of_its_use(tmp_path):
 FULL = """
 import resource, sys, torch
 from pathlib import Path
-from convnets_torch.exports import _write_pt2
+from convnets_torch.inference.export import _write_pt2
 from convnets_torch.files import replacing
 program = torch.export.export(torch.nn.Linear(512, 512), (torch.zeros(1, 512),))
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
@@ -553,7 +551,7 @@ FULL_OF_OUTPUTS = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from convnets_torch.training.output_files import OutputFile
+from convnets_torch.evaluation.evaluate import OutputFile
 outputs = OutputFile(Path(sys.argv[1]), {}, 60, 3)
 outputs.add(np.ones((30, 3), np.float32), {}, [], 30)
 resource.setrlimit(resource.RLIMIT_FSIZE, (400, resource.RLIM_INFINITY))

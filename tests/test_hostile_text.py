@@ -21,12 +21,12 @@ from safetensors.torch import save
 from convnets_torch import load
 from convnets_torch.card import MOST_HEADER, MOST_NAME, Card
 from convnets_torch.cli import ending
-from convnets_torch.confusions import draw_counts
 from convnets_torch.embeddings.result_sheets import contact_sheet
-from convnets_torch.letters import Letters
-from convnets_torch.preprocessing import MOST_INPUT
-from convnets_torch.render import shorten
-from convnets_torch.sentences import LONGEST, cell
+from convnets_torch.images.preprocessing import MOST_INPUT
+from convnets_torch.text import LONGEST, cell
+from convnets_torch.visualization.charts import draw_counts
+from convnets_torch.visualization.letters import Letters
+from convnets_torch.visualization.overlays import shorten
 from convnets_torch.weights import save as save_network
 from tests.reference.pictures import picture
 

@@ -15,8 +15,7 @@ from sklearn.manifold import TSNE, trustworthiness
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-from convnets_torch.embeddings.map_files import MapEntry, check_same_kind, load_map, save_map
-from convnets_torch.embeddings.maps import MapWarning, make_map
+from convnets_torch.embeddings.image_map import MapEntry, MapWarning, check_same_kind, load_map, make_map, save_map
 
 KNOWN = 700  # digits of which a map is made; the 200 after them are placed on it
 CLOUDS = np.random.RandomState(0).normal(size=(3, 12)).repeat(20, 0) * 5
@@ -98,7 +97,7 @@ def test_a_map_is_made_in_the_principal_components(small):
 
 
 def test_neighbours_are_the_nearest_without_the_picture_itself():
-    from convnets_torch.embeddings.tsne import _Neighbours
+    from convnets_torch.embeddings.image_map import _Neighbours
 
     rows = VECTORS.astype(np.float32)
     away = np.linalg.norm(rows[:, None].astype(float) - rows, axis=2)
@@ -179,7 +178,7 @@ def test_without_opentsne_the_extra_is_named(monkeypatch):
             raise ModuleNotFoundError("No module named 'openTSNE'", name="openTSNE")
         return real(name, *arguments, **options)
 
-    monkeypatch.delitem(sys.modules, "convnets_torch.embeddings.tsne", raising=False)
+    monkeypatch.delitem(sys.modules, "convnets_torch.embeddings.image_map", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 'convnets-torch\[maps\]'"):
         make_map(VECTORS)

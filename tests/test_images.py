@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile, features
 
-from convnets_torch.images import PictureWarning, read_picture
-from convnets_torch.profiles import profile_remark
+from convnets_torch.images.decoding import PictureWarning, read_picture
+from convnets_torch.images.levels import profile_remark
 
 READS_AVIF = "avif" in features.get_supported()  # from Pillow 11.3 on
 

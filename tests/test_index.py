@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from convnets_torch import weights
-from convnets_torch.classification import classify
 from convnets_torch.embeddings.extraction import embed
 from convnets_torch.embeddings.index import index_pictures
-from convnets_torch.embeddings.picture_table import PictureTable
-from convnets_torch.embeddings.searching import Index
+from convnets_torch.embeddings.index_table import PictureTable
+from convnets_torch.embeddings.search import Index
 from convnets_torch.files import sha256
-from convnets_torch.folders import find_pictures
+from convnets_torch.images.finding import find_pictures
+from convnets_torch.inference.classification import classify
 from tests.reference.pictures import picture
 
 pytest.importorskip("lancedb", reason="needs LanceDB, the extra search")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from convnets_torch import weights
 from convnets_torch.embeddings.extraction import embed
-from convnets_torch.embeddings.picture_table import PictureTable
+from convnets_torch.embeddings.index_table import PictureTable
 from convnets_torch.files import sha256
 from tests.reference.pictures import picture
 

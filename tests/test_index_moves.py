@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from convnets_torch.embeddings.index import index_pictures
-from convnets_torch.embeddings.picture_files import files_of, is_there
-from convnets_torch.embeddings.picture_table import KEY, PictureTable
-from convnets_torch.embeddings.searching import Index
+from convnets_torch.embeddings.index_table import KEY, PictureTable, files_of, is_there
+from convnets_torch.embeddings.search import Index
 from convnets_torch.files import sha256
 from tests.reference.made_index import add, filled
 from tests.reference.pictures import picture
@@ -164,7 +163,7 @@ def test_what_may_not_be_looked_at_is_neither_marked_nor_removed(photos):
             parent.chmod(parent.stat().st_mode | 0o011)
     program = """
 import os, sys
-from convnets_torch.embeddings.picture_files import files_of, is_there
+from convnets_torch.embeddings.index_table import files_of, is_there
 os.setuid(65534)
 print(*map(is_there, sys.argv[1:]), *((file.gone, file.bytes) for file in files_of(sys.argv[1:])))
 """

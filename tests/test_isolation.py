@@ -12,9 +12,9 @@ import time
 
 import pytest
 
-from converters import isolation
-from converters.isolation import reading_process
-from converters.reading import read_keras
+from converters.readers import process
+from converters.readers.process import reading_process
+from converters.readers.reading import read_keras
 from tests.conftest import KERAS1
 
 SOURCE = KERAS1 / "vgg16.h5"
@@ -22,7 +22,7 @@ SOURCE = KERAS1 / "vgg16.h5"
 
 @pytest.fixture
 def worker():
-    worker = isolation._Worker()
+    worker = process._Worker()
     yield worker
     worker.end()
 
@@ -86,14 +86,14 @@ def test_a_crash_there_is_a_sentence_here(worker):
 
 def test_too_much_processor_time_is_a_sentence_here(worker, monkeypatch):
     os.kill(number_of(worker), signal.SIGXCPU)  # what the system sends
-    monkeypatch.setattr(isolation, "BYTES_A_SECOND", 10**12)
-    monkeypatch.setattr(isolation, "SECONDS", 4)
+    monkeypatch.setattr(process, "BYTES_A_SECOND", 10**12)
+    monkeypatch.setattr(process, "SECONDS", 4)
     with pytest.raises(ValueError, match="keeps the HDF5 library busy for more than 5 s"):
         worker.call("read", path=str(SOURCE))
 
 
 def test_a_call_that_takes_too_long_by_the_clock_is_ended(worker, monkeypatch):
-    monkeypatch.setattr(isolation, "WAIT", 0.01)
+    monkeypatch.setattr(process, "WAIT", 0.01)
     number = number_of(worker)
     os.kill(number, signal.SIGSTOP)
     with pytest.raises(ValueError, match="was not read after"):
@@ -104,7 +104,7 @@ def test_a_call_that_takes_too_long_by_the_clock_is_ended(worker, monkeypatch):
 def test_processor_time_and_memory_are_limited_in_the_process_itself():
     """The limits are those of the system, so that nothing in the library can get around them."""
     code = """
-from converters.isolation import _limits
+from converters.readers.process import _limits
 import resource
 with _limits(7, 100_000_000):
     assert 7 <= resource.getrlimit(resource.RLIMIT_CPU)[0] <= 9
@@ -121,10 +121,10 @@ bytearray(200_000_000)
 def test_workers_are_forked_from_one_small_process():
     with reading_process() as call:
         call("read", path=str(SOURCE))
-    server = isolation._Server.process.pid
+    server = process._Server.process.pid
     with reading_process() as call:
         call("read", path=str(SOURCE))
-    assert isolation._Server.process.pid == server
+    assert process._Server.process.pid == server
     if os.path.isdir(f"/proc/{server}/task"):  # noqa: PTH112
         assert len(os.listdir(f"/proc/{server}/task")) == 1  # noqa: PTH208
         with open(f"/proc/{server}/maps") as maps:  # noqa: PTH123
@@ -134,8 +134,8 @@ def test_workers_are_forked_from_one_small_process():
 def test_a_server_that_was_killed_is_started_again():
     with reading_process() as call:
         call("read", path=str(SOURCE))
-    isolation._Server.process.kill()
-    isolation._Server.process.wait()
+    process._Server.process.kill()
+    process._Server.process.wait()
     with reading_process() as call:
         assert call("read", path=str(SOURCE))["named"]
 
@@ -167,13 +167,13 @@ print(isolation._Server.process.pid)
 
 
 def test_an_interpreter_of_its_own_serves_where_forking_does_not(monkeypatch, tmp_path):
-    monkeypatch.setattr(isolation, "FORKS", False)
+    monkeypatch.setattr(process, "FORKS", False)
     (tmp_path / "text.h5").write_text("none")
     with reading_process() as call:
         assert call("read", path=str(SOURCE))["container"] == "legacy"
         with pytest.raises(OSError, match="is no HDF5 file"):
             call("read", path=str(tmp_path / "text.h5"))
-    worker = isolation._Worker()
+    worker = process._Worker()
     worker.process.send_signal(signal.SIGSEGV)
     with pytest.raises(ValueError, match="crashes the HDF5 library"):
         worker.call("read", path=str(SOURCE))

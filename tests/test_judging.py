@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnets_torch.heatmaps import Box, heatmap
+from convnets_torch.heatmaps.api import Box, heatmap
 from convnets_torch.networks import Network
 from convnets_torch.weights import load
 from scripts import cells_and_crops, judge_maps

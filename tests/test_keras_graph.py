@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from converters.keras_file import KerasFile
-from converters.keras_graph import graph_of_config
+from converters.readers.keras_file import KerasFile
+from converters.readers.keras_graph import graph_of_config
 
 
 def graph(config, kind="Model"):

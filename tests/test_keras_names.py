@@ -14,8 +14,7 @@ import torch
 
 from converters import convert
 from convnets_torch.explain.activations import record_activations
-from convnets_torch.explain.keras_names import keras_names
-from convnets_torch.explain.names import find_layers
+from convnets_torch.explain.layer_names import find_layers, keras_names
 from convnets_torch.networks import AlexNet, inception_v3, resnet50, vgg16
 from convnets_torch.weights import load
 from tests.reference.keras3_goldens import FULL, KERAS3

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from convnets_torch.card import Card
-from convnets_torch.folders import find_pictures
-from convnets_torch.images import PictureWarning, read_picture
-from convnets_torch.labelled import find_classes, find_labelled
-from convnets_torch.preprocessing import preset
+from convnets_torch.evaluation.labels import find_truth
+from convnets_torch.images.decoding import PictureWarning, read_picture
+from convnets_torch.images.finding import find_pictures
+from convnets_torch.images.labelled import find_classes, find_labelled
+from convnets_torch.images.preprocessing import preset
 from convnets_torch.training.datasets import find_dataset
 from convnets_torch.training.finetuning import finetune
-from convnets_torch.training.ground_truth import find_truth
 from convnets_torch.training.settings import Settings
 from convnets_torch.weights import save
 from tests.finetuned import small_resnet

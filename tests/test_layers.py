@@ -9,9 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from convnets_torch.explain.activations import record_activations, run_to
-from convnets_torch.explain.layers import layer_names
-from convnets_torch.explain.names import find_layer, find_layers, last_convolution
+from convnets_torch.explain.activations import layer_names, record_activations, run_to
+from convnets_torch.explain.layer_names import find_layer, find_layers, last_convolution
 from convnets_torch.networks import AlexNet, efficientnet_lite0, inception_v3, resnet50, vgg16
 from tests.conftest import NARROW
 

@@ -13,13 +13,12 @@ import pytest
 from PIL import Image
 
 from convnets_torch import load
-from convnets_torch.card import DIGESTS, MOST_CARD, Card, read_card
-from convnets_torch.learnt_pictures import MOST, find_learnt, with_learnt
-from convnets_torch.preprocessing import preset
+from convnets_torch.card import DIGESTS, MOST, MOST_CARD, Card, find_learnt, read_card, with_learnt
+from convnets_torch.evaluation.evaluate import evaluate
+from convnets_torch.evaluation.labels import find_truth
+from convnets_torch.images.preprocessing import preset
 from convnets_torch.training.datasets import find_dataset
-from convnets_torch.training.evaluation import evaluate
 from convnets_torch.training.finetuning import finetune
-from convnets_torch.training.ground_truth import find_truth
 from convnets_torch.weights import save
 from tests.finetuned import QUICK, draw_pictures, small_resnet
 

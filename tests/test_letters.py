@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from convnets_torch import letters, render
-from convnets_torch.letters import OWN, Letters, Pen, font_for, runs
-from convnets_torch.maps.cells import ClassMap
+from convnets_torch.heatmaps.maps import ClassMap
+from convnets_torch.visualization import letters, overlays
+from convnets_torch.visualization.letters import OWN, Letters, Pen, font_for, runs
 from tests.test_heatmaps import made, over
 
 ACCENTS = (
@@ -93,7 +93,7 @@ def test_several_fonts_stand_where_one_would(anchor, bare):
 @pytest.mark.parametrize("label", ["car", "Épée Кошка Αλφα, of very many words which no picture holds"])
 def test_captions_scale_with_the_picture_and_cover_nothing(width, label):
     heatmap = made(np.linspace(0, 0.93, 12).reshape(2, 6), 224, width, label=label)
-    page, alone = np.asarray(render.overlay(heatmap)), np.asarray(render.color_map(heatmap))
+    page, alone = np.asarray(overlays.overlay(heatmap)), np.asarray(overlays.color_map(heatmap))
     assert page.shape[1] == width
     strip = page[224:]
     np.testing.assert_array_equal(alone[224:], strip)
@@ -116,7 +116,7 @@ def test_legends_keep_their_shares(width):
     ids = np.arange(12).reshape(2, 6) % 9
     names = {number: f"Épée {number} of many words" for number in range(9)}
     cells = ClassMap(**over(np.full((2, 6), 0.5), 224, width), class_ids=ids, names=names)
-    page = np.asarray(render.class_overlay(cells))
+    page = np.asarray(overlays.class_overlay(cells))
     assert page.shape[1] == width
     assert (page[224:, -1] == 255).all()
     assert (page[-1] == 255).all()
@@ -125,5 +125,5 @@ def test_legends_keep_their_shares(width):
 def test_a_sheet_bounds_its_words():
     tile = Image.new("RGB", (40, 30))
     text = "x\n" * 1_000_000
-    page = render.sheet([(tile, text)], columns=1, width=100, title=text)
+    page = overlays.sheet([(tile, text)], columns=1, width=100, title=text)
     assert page.height < 30 + 2 * 12 * 23 + 200

@@ -13,8 +13,8 @@ import torch
 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 
 from converters import convert, read_keras
-from converters.keras_lineages import graph_of_lineage
-from converters.keras_words import kind_of_name
+from converters.proof.architectures import graph_of_lineage
+from converters.readers.keras_words import kind_of_name
 from convnets_torch.weights import load
 from tests.reference.keras3_heads import NORMALISED, PLACED, REFUSED, RIGHT, SIZE, L, base, frozen, in_front, pooled
 from tests.reference.keras3_models import randomize

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from convnets_torch.embeddings.map_files import MapEntry
-from convnets_torch.embeddings.map_page import save_map_page
-from convnets_torch.embeddings.map_thumbnails import levels
+from convnets_torch.embeddings.image_map import MapEntry
+from convnets_torch.embeddings.image_map_drawing import levels, save_map_page
 from tests.conftest import CHROMIUM
 
 pytestmark = [

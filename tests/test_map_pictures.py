@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnets_torch.embeddings.map_files import MapEntry
-from convnets_torch.embeddings.map_page import save_map_page
-from convnets_torch.embeddings.map_picture import PAPER, draw_map
-from convnets_torch.embeddings.map_thumbnails import (
+from convnets_torch.embeddings.image_map import MapEntry
+from convnets_torch.embeddings.image_map_drawing import (
     NEVER,
+    PAPER,
     apart,
+    draw_map,
     levels,
     mean_color,
+    save_map_page,
     sheets,
     thumbnail_side,
     thumbnails,

@@ -12,14 +12,14 @@ from PIL import Image
 from scipy import ndimage
 
 import convnets_torch
-from convnets_torch.classification import classify
-from convnets_torch.heatmaps import class_map, contrast, heatmap, probability_map
-from convnets_torch.images import PictureWarning
-from convnets_torch.maps.batches import heatmap_each
-from convnets_torch.maps.regions import find_regions
-from convnets_torch.maps.resampling import interpolated
-from convnets_torch.maps.scales import fused, sizes_of
-from convnets_torch.preprocessing import fit_longest_side, normalize
+from convnets_torch.heatmaps.api import class_map, contrast, heatmap, probability_map
+from convnets_torch.heatmaps.many import heatmap_each
+from convnets_torch.heatmaps.maps import find_regions
+from convnets_torch.heatmaps.scales import fused, sizes_of
+from convnets_torch.images.decoding import PictureWarning
+from convnets_torch.images.preprocessing import fit_longest_side, normalize
+from convnets_torch.inference.classification import classify
+from convnets_torch.visualization.overlays import interpolated
 from convnets_torch.weights import load
 from tests.reference.pictures import picture
 from tests.test_heatmaps import made
@@ -45,7 +45,7 @@ def test_the_best_classes_of_a_cell_are_those_of_its_scores(network, pixels):
         entries = found.top_at(row, column)
         assert [entry.class_id for entry in entries] == best.indices.tolist()
         np.testing.assert_allclose([entry.probability for entry in entries], best.values, atol=1e-5)
-        assert entries[0].wnid == convnets_torch.synsets.wnid(entries[0].class_id)
+        assert entries[0].wnid == convnets_torch.wordnet.synsets.wnid(entries[0].class_id)
     assert found.top_at(*found.peak)[0].words == "espresso"
     with pytest.raises(IndexError, match=r"cell \(0, 99\) is outside the map of 6 rows and 12 columns"):
         found.top_at(0, 99)

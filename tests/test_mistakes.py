@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from convnets_torch import synsets
 from convnets_torch.card import Card
-from convnets_torch.preprocessing import preset
-from convnets_torch.training.mistakes import confusion, find_mistakes, most_confused_pairs
-from convnets_torch.training.severity import distances, measure_severity
+from convnets_torch.evaluation.metrics import confusion, find_mistakes, most_confused_pairs
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.wordnet import synsets
+from convnets_torch.wordnet.hierarchy import distances, measure_severity
 
 IMAGENET = Card("vgg16", {"classes": 1000}, preset("vgg16"), "imagenet-1k")
 OWN = Card("vgg16", {"classes": 4}, preset("vgg16"), ("ant", "bee", "cat", "dog"))
@@ -101,7 +101,7 @@ def test_a_network_without_mistakes_has_no_mean_height():
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_the_worst_and_the_most_confident_mistakes_are_those_of_a_plain_sort(activation, monkeypatch):
-    monkeypatch.setattr("convnets_torch.training.answers.VALUES", 40)  # ten rows a block
+    monkeypatch.setattr("convnets_torch.evaluation.calibration.VALUES", 40)  # ten rows a block
     card = Card("vgg16", {"classes": 4}, OWN.preprocessing, OWN.class_names, activation)
     random = np.random.default_rng(2)
     logits = random.normal(size=(90, 4)).astype(np.float32) * 3
@@ -116,7 +116,7 @@ def test_the_worst_and_the_most_confident_mistakes_are_those_of_a_plain_sort(act
     others = sorted({*wrong} - {each.row for each in found.worst}, key=lambda row: -chances[row].max())
     assert [each.row for each in found.confident] == others[:11]  # no picture is in both
     assert [each.row for each in found.listed] == sorted(wrong, key=lambda row: chances[row, labels[row]])
-    monkeypatch.setattr("convnets_torch.training.mistakes.LISTED", 15)
+    monkeypatch.setattr("convnets_torch.evaluation.metrics.LISTED", 15)
     assert find_mistakes(logits, labels, paths, card, most=11).listed == found.listed[:15]
     first = found.confident[0]
     assert first.probability == pytest.approx(chances[first.row].max())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from convnets_torch.training.mixing import Mix, draw_mix, mixed
+from convnets_torch.training.augmentation import Mix, draw_mix, mixed
 
 COUNT, HEIGHT, WIDTH, CLASSES = 5, 24, 36, 7
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from convnets_torch.embeddings import duplicates, nearest
+from convnets_torch.embeddings import duplicates, neighbours
 from convnets_torch.embeddings.duplicates import find_duplicates, find_leaks
 
 
@@ -29,10 +29,10 @@ def by_definition(vectors, query, metric):
 @pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
 @pytest.mark.parametrize("queries", [1, 5])
 def test_the_nearest_are_those_of_the_definition(metric, queries, monkeypatch):
-    monkeypatch.setattr(nearest, "SCORES", 1000)  # three queries at a time
+    monkeypatch.setattr(neighbours, "SCORES", 1000)  # three queries at a time
     vectors, asked = made(300, 7, 0), made(queries, 7, 1)
     vectors[17] = 0
-    found = nearest.nearest(vectors, asked, 12, metric)
+    found = neighbours.nearest(vectors, asked, 12, metric)
     for query, (rows, scores) in zip(asked, found, strict=True):
         wanted = by_definition(vectors, query, metric)
         order = np.argsort(wanted if metric == "l2" else -wanted, kind="stable")[:12]
@@ -44,7 +44,7 @@ def test_neighbours_nearer_than_float32_tells_are_in_their_right_order():
     base = made(1, 512, 0)[0] + 1
     vectors = np.stack([base + np.float32(4e-6) * step * (np.arange(512) == 3) for step in range(20, 0, -1)])
     vectors = np.concatenate([vectors, made(100, 512, 1)]).astype(np.float32)
-    [(rows, scores)] = nearest.nearest(vectors, base[None], 20, "l2")
+    [(rows, scores)] = neighbours.nearest(vectors, base[None], 20, "l2")
     assert np.array_equal(np.sort(rows), np.arange(20))
     assert (np.diff(scores) >= 0).all()
     np.testing.assert_allclose(scores, np.linalg.norm(vectors[rows].astype(float) - base.astype(float), axis=1))
@@ -53,23 +53,23 @@ def test_neighbours_nearer_than_float32_tells_are_in_their_right_order():
 def test_what_is_not_allowed_or_left_out_is_not_found():
     vectors, asked = made(50, 4, 0), made(2, 4, 1)
     allowed = np.arange(50) % 2 == 0
-    found = nearest.nearest(vectors, asked, 50, allowed=allowed, left_out=[np.array([0, 2]), np.array([4])])
+    found = neighbours.nearest(vectors, asked, 50, allowed=allowed, left_out=[np.array([0, 2]), np.array([4])])
     assert [sorted(rows.tolist()) for rows, _ in found] == [
         [row for row in range(0, 50, 2) if row not in (0, 2)],
         [row for row in range(0, 50, 2) if row != 4],
     ]
-    assert nearest.nearest(vectors, asked[:1], 3, allowed=np.zeros(50, bool))[0][0].tolist() == []
-    assert nearest.nearest(vectors[:0], asked[:1], 3)[0][0].tolist() == []
+    assert neighbours.nearest(vectors, asked[:1], 3, allowed=np.zeros(50, bool))[0][0].tolist() == []
+    assert neighbours.nearest(vectors[:0], asked[:1], 3)[0][0].tolist() == []
 
 
 def test_misuse_is_one_sentence():
     vectors = made(5, 4, 0)
     with pytest.raises(ValueError, match="unknown metric 'hamming'; known: cosine, l2, dot"):
-        nearest.nearest(vectors, vectors, 1, "hamming")  # type: ignore[arg-type]
+        neighbours.nearest(vectors, vectors, 1, "hamming")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="0 nearest vectors are none"):
-        nearest.nearest(vectors, vectors, 0)
+        neighbours.nearest(vectors, vectors, 0)
     with pytest.raises(ValueError, match="the vectors have 4 values each"):
-        nearest.nearest(vectors, vectors[:, :3], 1)
+        neighbours.nearest(vectors, vectors[:, :3], 1)
     for threshold in (0, 1.01, float("nan")):
         with pytest.raises(ValueError, match="is no cosine of what is alike"):
             find_duplicates(vectors, threshold)

@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convnets_torch.networks import NETWORKS, score_map, slide
+from convnets_torch.fcn.score_map import score_map
+from convnets_torch.fcn.sliding import slide
+from convnets_torch.networks import NETWORKS
 
 HEADS = {
     "dense": lambda: nn.Sequential(

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 
-from converters.keras_graph import in_layer_order
-from converters.numpy_keras import pool
-from converters.proof import forward, graph_of
+from converters.proof.numpy_keras import pool
+from converters.proof.proof import forward, graph_of
+from converters.readers.keras_graph import in_layer_order
 from tests.reference.keras3_models import NETWORKS, assert_logits, branches, output, randomize, sequential
 from tests.reference.keras_files import of_arrays, of_model
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnets_torch import render
-from convnets_torch.heatmaps import contrast, heatmap, probability_map, save_sheet
-from convnets_torch.maps.cells import contrast_of
-from convnets_torch.maps.outputs import check_output
-from convnets_torch.targets import Target
+from convnets_torch.heatmaps.api import contrast, heatmap, probability_map, save_sheet
+from convnets_torch.heatmaps.maps import contrast_of
+from convnets_torch.heatmaps.outputs import check_output
+from convnets_torch.visualization import overlays
 from convnets_torch.weights import load
+from convnets_torch.wordnet.targets import Target
 from tests.test_heatmaps import made
 
 
@@ -96,7 +96,7 @@ def test_a_contrast_glows_in_two_colours_and_is_clear_between():
     ones, others = np.zeros((4, 7)), np.zeros((4, 7))
     ones[1, 1], others[2, 5] = 0.8, 0.6
     difference = contrast_of(made(ones), other(others))
-    image = np.asarray(render.overlay(difference))[:320].astype(int)
+    image = np.asarray(overlays.overlay(difference))[:320].astype(int)
     red, blue = image[112 + 32, 112 + 32], image[112 + 64, 112 + 5 * 32]
     assert red[0] > red[2] + 80
     assert blue[2] > blue[0] + 50
@@ -113,16 +113,16 @@ def test_a_reduced_view_is_drawn_as_the_picture_is():
     cells[1, 5] = 0.9
     whole = made(cells, 320, 416)
     half = replace(whole, picture=whole.picture[::2, ::2])
-    large = np.asarray(render.color_map(whole))[:320].astype(int)
-    small = np.asarray(render.color_map(half))[:160].astype(int)
+    large = np.asarray(overlays.color_map(whole))[:320].astype(int)
+    small = np.asarray(overlays.color_map(half))[:160].astype(int)
     mean = large.reshape(160, 2, 208, 2, 3).mean(axis=(1, 3))
     assert np.abs(mean - small).max() <= 12
-    assert np.asarray(render.overlay(half)).shape[1] == 208
+    assert np.asarray(overlays.overlay(half)).shape[1] == 208
 
 
 def test_bands_of_a_large_picture_join_without_a_seam(monkeypatch):
     values = np.random.default_rng(0).random((9, 7))
     found = made(values, 224 + 8 * 32, 416)
-    whole = np.asarray(render.overlay(found))
-    monkeypatch.setattr(render, "BAND", 37)
-    np.testing.assert_array_equal(np.asarray(render.overlay(found)), whole)
+    whole = np.asarray(overlays.overlay(found))
+    monkeypatch.setattr(overlays, "BAND", 37)
+    np.testing.assert_array_equal(np.asarray(overlays.overlay(found)), whole)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnets_torch.maps.page import Layer, write_page
-from convnets_torch.render import INFERNO
+from convnets_torch.visualization.overlays import INFERNO
+from convnets_torch.visualization.pages import Layer, write_page
 from tests.reference.cells import NAMES, draw_cells, draw_map
 from tests.reference.pictures import picture
 

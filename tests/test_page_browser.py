@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnets_torch.maps.page import Layer, write_page
-from convnets_torch.render import STRENGTH, palette
+from convnets_torch.visualization.overlays import STRENGTH, palette
+from convnets_torch.visualization.pages import Layer, write_page
 from tests.conftest import CHROMIUM
 from tests.reference.cells import NAMES, boxes_of, draw_cells, draw_map, nearest, overlay, regions
 from tests.reference.pictures import picture

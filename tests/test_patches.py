@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch import first_kernels, top_patches
 from convnets_torch.explain.activations import record_activations
-from convnets_torch.explain.filters import filter_patterns
-from convnets_torch.preprocessing import normalize
+from convnets_torch.explain.filters import filter_patterns, first_kernels
+from convnets_torch.explain.patches import top_patches
+from convnets_torch.images.preprocessing import normalize
 from tests.conftest import NARROW
 from tests.reference.pictures import picture
 

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from convnets_torch.card import Card
-from convnets_torch.classification import classify, probabilities, square_input
-from convnets_torch.device_pixels import normalized
-from convnets_torch.fitting import MemoryWarning
-from convnets_torch.images import read_picture
-from convnets_torch.pipeline import BATCH, BATCHES_AHEAD, batch_for, predict
-from convnets_torch.preprocessing import center_crop, preset
+from convnets_torch.images.decoding import read_picture
+from convnets_torch.images.preprocessing import center_crop, preset
+from convnets_torch.images.resizing import normalized
+from convnets_torch.inference.batching import MemoryWarning
+from convnets_torch.inference.classification import classify, probabilities, square_input
+from convnets_torch.inference.pipeline import BATCH, BATCHES_AHEAD, batch_for, predict
 from convnets_torch.weights import load
 from tests.conftest import NARROW
 from tests.reference.pictures import picture
@@ -142,7 +142,7 @@ def test_an_interrupt_ends_the_process_at_once(files):
     code = f"""
 import itertools, torch
 from tests.test_pipeline import small
-from convnets_torch.pipeline import predict
+from convnets_torch.inference.pipeline import predict
 for row in predict(small(), itertools.repeat({str(files[0])!r})):
     print("row", flush=True)
 """

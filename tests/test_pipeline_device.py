@@ -11,13 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch import inputs
-from convnets_torch.decoders import batch_decoder
-from convnets_torch.device_pixels import Resizer
-from convnets_torch.fitting import MemoryWarning
-from convnets_torch.inputs import Inputs
-from convnets_torch.pipeline import predict
-from convnets_torch.preprocessing import preset
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.images.resizing import Resizer
+from convnets_torch.inference import pipeline
+from convnets_torch.inference.batching import MemoryWarning
+from convnets_torch.inference.pipeline import Inputs, predict
+from convnets_torch.inference.torchcodec import batch_decoder
 from convnets_torch.weights import load
 from tests.test_device_pixels import DEVICES
 from tests.test_pipeline import files as files
@@ -98,7 +97,7 @@ def test_pictures_of_one_size_go_together(files, monkeypatch):
             shapes.append(len(pictures))
             return super().__call__(pictures, *cut)
 
-    monkeypatch.setattr(inputs, "Resizer", Noted)
+    monkeypatch.setattr(pipeline, "Resizer", Noted)
     given = [files[0], files[1], files[0], files[2], files[0]]
     together = pixels_of(given, on_device=True)[1]
     assert shapes == [3, 1, 1]
@@ -114,7 +113,7 @@ def test_fewer_are_resized_together_when_memory_runs_out(files, monkeypatch):
             return super().__call__(pictures, *cut)
 
     wanted = pixels_of([files[0]] * 5, on_device=True)[1]
-    monkeypatch.setattr(inputs, "Resizer", Full)
+    monkeypatch.setattr(pipeline, "Resizer", Full)
     with pytest.warns(MemoryWarning, match="for 5 at a time; going on with 2"):
         found = pixels_of([files[0]] * 5, on_device=True)[1]
     assert (found - wanted).abs().max() <= 1
@@ -245,7 +244,7 @@ def test_fewer_are_decoded_together_when_memory_runs_out(codec, large, monkeypat
             raise RuntimeError("CUDA out of memory")
         return decode(files)
 
-    monkeypatch.setattr(inputs, "batch_decoder", lambda device: full)
+    monkeypatch.setattr(pipeline, "batch_decoder", lambda device: full)
     with pytest.warns(MemoryWarning, match="for 4 at a time; going on with 2"):
         found, pixels = pixels_of(opened(given), device=codec, on_device=True, torchcodec=True)
     assert [each.error is None for each in found] == [True] * 4 + [False]

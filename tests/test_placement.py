@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch.maps.placement import Placement
-from convnets_torch.maps.views import placement_of
-from convnets_torch.networks import score_map
-from convnets_torch.networks.grids import grid_of
+from convnets_torch.fcn.graph import grid_of
+from convnets_torch.fcn.score_map import score_map
+from convnets_torch.heatmaps.maps import Placement
+from convnets_torch.heatmaps.scales import placement_of
 from tests.test_networks import random
 from tests.test_streaming import THIN, thin_network
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch.images import PictureWarning, read_picture
-from convnets_torch.networks import NETWORKS
-from convnets_torch.preprocessing import (
+from convnets_torch.images.decoding import PictureWarning, read_picture
+from convnets_torch.images.preprocessing import (
     GENERAL,
     Preprocessing,
     center_crop,
@@ -21,6 +20,7 @@ from convnets_torch.preprocessing import (
     preset,
     read_preprocessing,
 )
+from convnets_torch.networks import NETWORKS
 
 EVERY = [preset("vgg16", name) for name in ("original", "original-aspect", *GENERAL)] + [
     preset(network) for network in NETWORKS

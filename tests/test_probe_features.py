@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from converters import convert
-from convnets_torch.embeddings import kept_vectors
+from convnets_torch.embeddings import cache as kept_vectors
 from convnets_torch.embeddings.extraction import embed
-from convnets_torch.embeddings.probe_features import embed_classes
-from convnets_torch.folders import find_pictures
-from convnets_torch.images import PictureWarning
-from convnets_torch.labelled import find_classes
-from convnets_torch.runtime import prepare
+from convnets_torch.embeddings.probe import embed_classes
+from convnets_torch.images.decoding import PictureWarning
+from convnets_torch.images.finding import find_pictures
+from convnets_torch.images.labelled import find_classes
+from convnets_torch.inference.prepare import prepare
 from convnets_torch.weights import load
 from tests.conftest import KERAS1
 from tests.reference.pictures import picture

@@ -13,16 +13,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from convnets_torch.card import Card
-from convnets_torch.classification import classify
 from convnets_torch.embeddings.extraction import embed
-from convnets_torch.embeddings.probe_features import LabelledVectors, embed_classes
-from convnets_torch.embeddings.probe_heads import with_probe
-from convnets_torch.embeddings.probes import LinearProbe, fit_probe, probe
-from convnets_torch.explain.cam_running import gradcam
-from convnets_torch.heatmaps import heatmap
+from convnets_torch.embeddings.probe import LabelledVectors, LinearProbe, embed_classes, fit_probe, probe, with_probe
+from convnets_torch.explain.gradcam import gradcam
+from convnets_torch.heatmaps.api import heatmap
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.inference.classification import classify
+from convnets_torch.inference.prepare import prepare
 from convnets_torch.networks import NETWORKS, inception
-from convnets_torch.preprocessing import preset
-from convnets_torch.runtime import prepare
 from convnets_torch.weights import load, save
 from tests.reference.digits import write_digits
 

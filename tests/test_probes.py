@@ -13,10 +13,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from convnets_torch.embeddings.probe_features import LabelledVectors
-from convnets_torch.embeddings.probe_pairs import count_pairs
-from convnets_torch.embeddings.probe_pictures import draw_confusion, draw_curve, draw_pairs
-from convnets_torch.embeddings.probes import fit_probe, probe
+from convnets_torch.embeddings.probe import (
+    LabelledVectors,
+    count_pairs,
+    draw_confusion,
+    draw_curve,
+    draw_pairs,
+    fit_probe,
+    probe,
+)
 
 NAMES = ("ant", "bee", "cat")
 SKLEARN = {  # what the module says that it takes, in scikit-learn's own words

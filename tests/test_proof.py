@@ -11,9 +11,9 @@ import pytest
 
 from converters import convert
 from converters.names import CONVNETS_KERAS
-from converters.proof import TOLERANCE, ProofRow, check, compare, forward
-from converters.proof_run import probe_picture, record_outputs
-from convnets_torch.preprocessing import normalize, preset
+from converters.proof.proof import TOLERANCE, ProofRow, check, compare, forward
+from converters.proof.proving import probe_picture, record_outputs
+from convnets_torch.images.preprocessing import normalize, preset
 from convnets_torch.weights import load
 from tests.conftest import KERAS0, KERAS1, assert_agree
 from tests.reference.keras_files import described, of_arrays, read_old
@@ -24,7 +24,7 @@ THEANO: dict[str, Any] = {"backend": "theano", "data_format": "channels_first"}
 
 
 def prove(network, file, read, table, **assumptions):
-    """As `converters.proving` does it, in this process and from arrays at hand."""
+    """As `converters.proof.proving` does it, in this process and from arrays at hand."""
     image = normalize(probe_picture(network.size), network.card.preprocessing)
     theirs = dict(forward(file, read, image.transpose(1, 2, 0), network=network.card.network, **assumptions))
     return compare(record_outputs(network, image), theirs, {**table, "logits": ("logits",)})
@@ -183,6 +183,6 @@ def test_the_probe_picture_is_unlike_itself_turned_or_mirrored():
 
 def test_the_second_derivation_imports_neither_torch_nor_h5py():
     foreign = {"torch", "h5py", "converters.layouts", "converters.keras_plan", "convnets_torch.networks"}
-    code = f"import sys, converters.proof; print({foreign} & {{*sys.modules}})"
+    code = f"import sys, converters.proof.proof; print({foreign} & {{*sys.modules}})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"

@@ -8,9 +8,9 @@ import pytest
 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 
 from converters import read_keras
-from converters.keras_arrays import values
-from converters.proof import forward
-from converters.reading import opened
+from converters.proof.proof import forward
+from converters.readers.arrays import values
+from converters.readers.reading import opened
 from tests.reference.keras3_models import MODELS, NETWORKS, assert_logits, output, randomize
 
 pytestmark = [

@@ -11,11 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch.decoders import jpeg_decoder
-from convnets_torch.images import Reading, open_upright, read_picture
-from convnets_torch.jpeg import UPRIGHT
-from convnets_torch.pipeline import predict
-from convnets_torch.preprocessing import center_crop, crop_image, general, least_size, preset
+from convnets_torch.images.decoding import UPRIGHT, Reading, open_upright, read_picture
+from convnets_torch.images.preprocessing import center_crop, crop_image, general, least_size, preset
+from convnets_torch.inference.pipeline import predict
+from convnets_torch.inference.torchcodec import jpeg_decoder
 from convnets_torch.weights import load
 from tests.reference.pictures import picture
 from tests.test_pipeline import small
@@ -144,7 +143,7 @@ def reads(monkeypatch):
         sizes.append(image.size)
         return crop_image(image, rule, part)
 
-    monkeypatch.setattr("convnets_torch.inputs.crop_image", noted)
+    monkeypatch.setattr("convnets_torch.inference.pipeline.crop_image", noted)
     return sizes
 
 

@@ -17,8 +17,8 @@ import tifffile
 import zarr
 from PIL import Image
 
-from convnets_torch.heatmaps import heatmap
-from convnets_torch.maps import resuming
+from convnets_torch.heatmaps import running as resuming
+from convnets_torch.heatmaps.api import heatmap
 from convnets_torch.weights import load
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +156,7 @@ def test_pictures_that_are_sliced_give_the_same_map(network, tall, tmp_path, kin
         image = zarr.open(str(tmp_path / "tall.zarr"), mode="w", shape=tall.shape, chunks=(64, 64, 3), dtype="u1")
         image[:] = tall
     else:
-        from convnets_torch import sources
+        from convnets_torch.images import sources
 
         monkeypatch.setattr(sources, "STREAMED_PIXELS", 500_000)
         image = tmp_path / "tall.tif"

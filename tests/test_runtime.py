@@ -13,15 +13,15 @@ from torch import nn
 from torch._inductor import config as inductor
 
 from convnets_torch import load, prepare, save, score_map
+from convnets_torch.inference.prepare import RuntimeRemark, cpu_has_bfloat16
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear
-from convnets_torch.runtime import RuntimeRemark, cpu_has_bfloat16
 from convnets_torch.weights import list_networks
 from tests.conftest import NARROW
 from tests.reference.nearness import differ, with_statistics
 
 # Of the largest logit; bfloat16 has 8 bits.
 MARGINS = {"exact": 0.0, "float32": 1e-5, "bfloat16": 3e-2}
-ON_ANY_CPU = pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")
+ON_ANY_CPU = pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")
 
 
 @ON_ANY_CPU

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from convnets_torch import weights
-from convnets_torch.embeddings import vector_cache
+from convnets_torch.embeddings import neighbours
 from convnets_torch.embeddings.extraction import embed
 from convnets_torch.embeddings.index import index_pictures
-from convnets_torch.embeddings.searching import Index, recall
+from convnets_torch.embeddings.search import Index, recall
 from convnets_torch.files import sha256
-from convnets_torch.images import read_picture
+from convnets_torch.images.decoding import read_picture
 from convnets_torch.weights import load
 from tests.reference.made_index import add, filled
 
@@ -172,7 +172,7 @@ def test_the_kept_vectors_follow_the_table(tmp_path):
     table = filled(tmp_path / "x.lance", 300)
     first = Index.open(tmp_path / "x.lance")
     assert len(first.vectors) == 300
-    file = vector_cache.place_of(str(tmp_path / "x.lance"))
+    file = neighbours.place_of(str(tmp_path / "x.lance"))
     before = file.read_bytes()
     add(table, 50, seed=1)
     assert len(first.vectors) == 300  # what was opened stays what it was

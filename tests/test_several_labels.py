@@ -14,18 +14,23 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from convnets_torch import classify, evaluate, find_truth, judge, load
-from convnets_torch.labelled import find_classes, find_labelled
-from convnets_torch.pipeline import predict
+from convnets_torch import classify, evaluate, find_truth, load
+from convnets_torch.evaluation.report import judge, save_judged
+from convnets_torch.evaluation.several_labels import average_precision, score_labels
+from convnets_torch.images.labelled import find_classes, find_labelled
+from convnets_torch.inference.pipeline import predict
 from convnets_torch.training.augmentation import AUGMENTATIONS
-from convnets_torch.training.curves import EpochRow, best_epoch, draw_history, save_history_csv
 from convnets_torch.training.datasets import find_dataset
-from convnets_torch.training.evaluation_outputs import save_judged
 from convnets_torch.training.finetuning import Watch, checkpoint_of, finetune, outputs_of
-from convnets_torch.training.losses import balanced, row_losses, soft_targets
-from convnets_torch.training.running import Reports, TrainingStopped
-from convnets_torch.training.several_labels import average_precision, score_labels
-from convnets_torch.training.stages import Rows
+from convnets_torch.training.running import (
+    EpochRow,
+    Reports,
+    TrainingStopped,
+    best_epoch,
+    draw_history,
+    save_history_csv,
+)
+from convnets_torch.training.stages import Rows, balanced, row_losses, soft_targets
 from convnets_torch.weights import save
 from tests.finetuned import QUICK, small_resnet
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch import sources
-from convnets_torch.images import PictureWarning, read_picture
-from convnets_torch.sources import Resized, is_sliced, open_source, open_with_remarks
+from convnets_torch.images import sources
+from convnets_torch.images.decoding import PictureWarning, read_picture
+from convnets_torch.images.sources import Resized, is_sliced, open_source, open_with_remarks
 
 zarr = pytest.importorskip("zarr")
 tifffile = pytest.importorskip("tifffile")
@@ -184,7 +184,7 @@ def test_what_was_written_to_a_copy_on_write_map_is_kept(tmp_path):
 MAPPED = """
 import sys
 import numpy as np
-from convnets_torch.sources import open_source
+from convnets_torch.images.sources import open_source
 
 def memory(what):
     [line] = [line for line in open("/proc/self/status") if line.startswith(what)]

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from convnets_torch.classification import square_input, to_parameters
 from convnets_torch.explain.activations import record_activations
-from convnets_torch.explain.histograms import BAR
 from convnets_torch.explain.statistics import (
     ZeroShares,
     _Running,
@@ -19,7 +17,9 @@ from convnets_torch.explain.statistics import (
     save_statistics,
     zero_shares,
 )
-from convnets_torch.images import read_picture
+from convnets_torch.images.decoding import read_picture
+from convnets_torch.inference.classification import square_input, to_parameters
+from convnets_torch.visualization.charts import BAR
 from convnets_torch.weights import load
 from tests.reference.pictures import picture
 

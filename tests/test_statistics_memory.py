@@ -12,10 +12,11 @@ LIMITED = """
 import resource, sys, warnings
 import numpy as np
 import torch
-from convnets_torch import channel_statistics, vgg16, zero_shares
+from convnets_torch.explain.statistics import channel_statistics, zero_shares
+from convnets_torch import vgg16
 from convnets_torch.card import Card
-from convnets_torch.fitting import MemoryWarning
-from convnets_torch.preprocessing import preset
+from convnets_torch.inference.batching import MemoryWarning
+from convnets_torch.images.preprocessing import preset
 
 torch.manual_seed(0)
 network = vgg16(classes=None, widths=(4, 96, 8, 8, 8)).eval()

@@ -11,23 +11,20 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from convnets_torch.fcn.graph import cell_strides, grid_of, steps_of
+from convnets_torch.fcn.memory import parse_bytes, peak_bytes, strip_rows
+from convnets_torch.fcn.score_map import gather, score_map
+from convnets_torch.fcn.streaming import Stream
 from convnets_torch.networks import (
     AlexNet,
     Network,
-    cell_strides,
     efficientnet_lite0,
     inception,
     inception_v3,
     resnet50,
-    score_map,
     vgg16,
     vgg19,
 )
-from convnets_torch.networks.budget import parse_bytes, peak_bytes, strip_rows
-from convnets_torch.networks.grids import grid_of
-from convnets_torch.networks.scoring import gather
-from convnets_torch.networks.steps import steps_of
-from convnets_torch.networks.streaming import Stream
 from tests.test_networks import random, uneven
 
 THIN = {  # as few channels as the traps need: what strips and strides can do wrong, they do to one channel too

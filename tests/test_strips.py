@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnets_torch.preprocessing import fit_longest_side, preset
-from convnets_torch.strips import BLOCK_PIXELS, Bands, Preview, Resized
+from convnets_torch.images.preprocessing import fit_longest_side, preset
+from convnets_torch.images.rows import BLOCK_PIXELS, Bands, Preview, Resized
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (83, 61, 3), dtype=np.uint8)
 PIXELS[20:40] = np.where(PIXELS[20:40] > 127, 255, 0)  # overshoots, which bicubic cuts off

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from torchvision.models import ResNet50_Weights
 
-from convnets_torch import synsets
-from convnets_torch.algebra import is_expression
-from convnets_torch.synsets import class_id, class_ids, common_ancestor, find, search, wnid, words
+from convnets_torch.wordnet import synsets
+from convnets_torch.wordnet.expressions import is_expression
+from convnets_torch.wordnet.synsets import class_id, class_ids, common_ancestor, find, search, wnid, words
 from tests.reference import wordnet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -527,7 +527,7 @@ def test_a_list_of_classes_belongs_to_its_caller():
 
 def test_importing_the_module_brings_in_neither_torch_nor_numpy_nor_the_data():
     code = (
-        "import sys, convnets_torch.synsets as synsets\n"
+        "import sys, convnets_torch.wordnet.synsets as synsets\n"
         "print(synsets._graph.cache_info().currsize, *sorted({'torch', 'torchvision', 'numpy'} & sys.modules.keys()))\n"
         "synsets.class_ids('dog')\n"
         "print(synsets._graph.cache_info().currsize, *sorted({'torch', 'torchvision', 'numpy'} & sys.modules.keys()))\n"

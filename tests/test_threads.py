@@ -23,9 +23,18 @@ from torch import nn
 
 import convnets_torch as ct
 from convnets_torch.card import Card
-from convnets_torch.embeddings.probe_features import LabelledVectors
-from convnets_torch.explain.activations import run_to
-from convnets_torch.preprocessing import preset
+from convnets_torch.embeddings.probe import LabelledVectors, fit_probe
+from convnets_torch.evaluation.calibration import with_temperature
+from convnets_torch.evaluation.labels import GroundTruth
+from convnets_torch.explain.activations import layer_names, run_to
+from convnets_torch.explain.channels import activation_grids
+from convnets_torch.explain.faithfulness import measure_faithfulness
+from convnets_torch.explain.filters import class_patterns, first_kernels
+from convnets_torch.explain.gradcam import cams
+from convnets_torch.explain.patches import top_patches
+from convnets_torch.explain.statistics import channel_statistics, zero_shares
+from convnets_torch.images.preprocessing import preset
+from convnets_torch.weights import with_last_layer
 from tests.conftest import NARROW
 from tests.finetuned import QUICK, draw_pictures
 
@@ -80,7 +89,7 @@ def refused(path: Path) -> bool:
 
 
 def evaluated(network: ct.Network, path: Path) -> Any:
-    return ct.evaluate(network, ct.GroundTruth(path.parent, (path,), np.array([3]))).logits
+    return ct.evaluate(network, GroundTruth(path.parent, (path,), np.array([3]))).logits
 
 
 def finetuned(network: ct.Network, path: Path) -> Any:
@@ -104,22 +113,22 @@ CALLS: dict[str, Callable[[ct.Network, Path], Any]] = {
     "embed_each": lambda network, path: [row.logits for row in ct.embed_each(network, [path], logits=True)],
     "record_activations": recorded,
     "run_to": lambda network, path: run_to(network, "relu_3", tensor(path)),
-    "layer_names": lambda network, path: ct.layer_names(network),
+    "layer_names": lambda network, path: layer_names(network),
     "activation_grids": lambda network, path: [
-        grid.values for grid in ct.activation_grids(network, path, ["relu_1", "pool_5"], channels=4)
+        grid.values for grid in activation_grids(network, path, ["relu_1", "pool_5"], channels=4)
     ],
     "channel_statistics": lambda network, path: [
-        (layer.mean, layer.maximum) for layer in ct.channel_statistics(network, [path], ["relu_2", "relu_5"]).layers
+        (layer.mean, layer.maximum) for layer in channel_statistics(network, [path], ["relu_2", "relu_5"]).layers
     ],
-    "zero_shares": lambda network, path: ct.zero_shares(network, path, "head.relu_dense_2").shares,
+    "zero_shares": lambda network, path: zero_shares(network, path, "head.relu_dense_2").shares,
     "top_patches": lambda network, path: [
         (patch.row, patch.activation)
-        for row in ct.top_patches(network, [path], "relu_4", channels=[0, 1], count=2).patches
+        for row in top_patches(network, [path], "relu_4", channels=[0, 1], count=2).patches
         for patch in row
     ],
     "gradcam": lambda network, path: ct.gradcam(network, path, 3).values,
     "gradcam_each": lambda network, path: [entry.maps[0].values for entry in ct.gradcam_each(network, [path], 1)],
-    "cams": lambda network, path: ct.cams(network, tensor(path), [2], layer="relu_4"),
+    "cams": lambda network, path: cams(network, tensor(path), [2], layer="relu_4"),
     "heatmap": lambda network, path: ct.heatmap(network, path, 3).values,
     "heatmap_each": lambda network, path: [entry.maps[0].values for entry in ct.heatmap_each(network, [path], 2)],
     "contrast": lambda network, path: ct.contrast(network, path, 1, 2).values,
@@ -132,15 +141,15 @@ CALLS: dict[str, Callable[[ct.Network, Path], Any]] = {
     ),
     "prepare": lambda network, path: ct.prepare(network, device="cpu", precision="float32")(tensor(path)),
     "filter_patterns": lambda network, path: ct.filter_patterns(network, "relu_2", [0, 1], steps=2, size=64).pictures,
-    "first_kernels": lambda network, path: ct.first_kernels(network).pictures,
-    "class_patterns": lambda network, path: ct.class_patterns(network, 1, steps=2, size=227).pictures,
+    "first_kernels": lambda network, path: first_kernels(network).pictures,
+    "class_patterns": lambda network, path: class_patterns(network, 1, steps=2, size=227).pictures,
     "measure_faithfulness": lambda network, path: (
-        ct.measure_faithfulness(network, ct.gradcam(network, path, 3), steps=3).deletion
+        measure_faithfulness(network, ct.gradcam(network, path, 3), steps=3).deletion
     ),
-    "with_last_layer": lambda network, path: ct.with_last_layer(
+    "with_last_layer": lambda network, path: with_last_layer(
         network, torch.ones(2, 40), torch.ones(2), "xy", "by a test"
     )(tensor(path)),
-    "with_temperature": lambda network, path: ct.with_temperature(network, 2.0)(tensor(path)),
+    "with_temperature": lambda network, path: with_temperature(network, 2.0)(tensor(path)),
     "evaluate": evaluated,
     "finetune": finetuned,
     "save": saved,
@@ -260,7 +269,7 @@ def test_the_network_has_no_hook_while_calls_run_but_in_a_block_that_records():
     network, hooks = make(), []
     network.features.register_forward_hook(lambda *_: hooks.append(hooks_in(network)))
     ct.embed(network, torch.zeros(1, 3, 227, 227), ["relu_2", "pool_5"])
-    ct.cams(network, torch.zeros(1, 3, 227, 227), [2])
+    cams(network, torch.zeros(1, 3, 227, 227), [2])
     assert hooks
     assert set(hooks) == {1}  # that of this test
 
@@ -321,7 +330,7 @@ def test_probes_leave_threads_and_warnings_of_the_process_alone_where_another_th
         while not job.done():
             seen.append(settings())
         found = job.result()
-        fitted = pool.submit(ct.fit_probe, labelled, "svm").result()
+        fitted = pool.submit(fit_probe, labelled, "svm").result()
         with pytest.raises(ValueError, match="one class alone"):
             pool.submit(ct.probe, LabelledVectors(vectors, labels * 0, ("ant",)), 3).result()
     assert all(each == before for each in seen)
@@ -329,4 +338,4 @@ def test_probes_leave_threads_and_warnings_of_the_process_alone_where_another_th
     assert told[-1][0] == told[-1][1]
     for kind, accuracies in alone.accuracies.items():
         np.testing.assert_array_equal(found.accuracies[kind], accuracies)
-    np.testing.assert_allclose(fitted.weight, ct.fit_probe(labelled, "svm").weight, rtol=1e-9)
+    np.testing.assert_allclose(fitted.weight, fit_probe(labelled, "svm").weight, rtol=1e-9)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from convnets_torch import sources, tiff
-from convnets_torch.images import PictureWarning, read_picture
-from convnets_torch.levels import Refused
-from convnets_torch.tiff import is_tiff, open_tiff
+from convnets_torch.images import sources, tiff
+from convnets_torch.images.decoding import PictureWarning, read_picture
+from convnets_torch.images.levels import Refused
+from convnets_torch.images.tiff import is_tiff, open_tiff
 from tests.test_sources import PIXELS, read_through
 
 tifffile = pytest.importorskip("tifffile")
@@ -297,7 +297,7 @@ def test_other_kinds_are_refused_by_name(array, options, kind, tmp_path):
 
 
 def test_rows_that_are_compressed_all_together_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("convnets_torch.tiff.BAND_PIXELS", 50_000)
+    monkeypatch.setattr("convnets_torch.images.tiff.BAND_PIXELS", 50_000)
     path = write(tmp_path / "picture.tif", PIXELS, compression="zlib", rowsperstrip=300)
     with pytest.raises(ValueError, match="300 rows of 170 pixels are compressed together"):
         open_tiff(path)

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 from convnets_torch.embeddings.extraction import Embedded, Embedder, embed_each
-from convnets_torch.embeddings.vector_files import SavedVectors, save_vectors
+from convnets_torch.embeddings.files import SavedVectors, save_vectors
 from tests.reference.pictures import picture
 from tests.test_pipeline import small
 

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import nn
 
 from convnets_torch.card import Card
-from convnets_torch.pipeline import predict
-from convnets_torch.preprocessing import CENTER, CORNERS, Preprocessing, crop_each, cropped_box
+from convnets_torch.images.preprocessing import CENTER, CORNERS, Preprocessing, crop_each, cropped_box
+from convnets_torch.inference.pipeline import predict
 from tests.reference.pictures import picture
 
 STRETCH = Preprocessing("custom", (24, 20), (33, 30), "stretch", "bilinear", "bgr", (10.0, 20.0, 30.0), scale=0.5)

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converters import convert
-from convnets_torch.cache import cache_folder
 from convnets_torch.card import Card, read_card
+from convnets_torch.files import cache_folder
+from convnets_torch.images.preprocessing import preset
 from convnets_torch.networks import Network, vgg16
-from convnets_torch.preprocessing import preset
 from convnets_torch.weights import list_networks, load, save
 from tests.conftest import KERAS1
 
@@ -78,7 +78,7 @@ def test_mapped_parameters_stay_in_the_file_and_others_do_not(weights):
     del network
 
 
-@pytest.mark.filterwarnings("ignore::convnets_torch.runtime.RuntimeRemark")  # not every processor has it
+@pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")  # not every processor has it
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
 )

@@ -8,15 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convnets_torch import synsets
-from convnets_torch.backoff import back_off, check_backoff
 from convnets_torch.card import Card
-from convnets_torch.preprocessing import preset
-from convnets_torch.targets import class_keys, class_name, class_wnid, find_target, tree_wnids
+from convnets_torch.images.preprocessing import preset
 from convnets_torch.training.datasets import find_dataset
 from convnets_torch.training.finetuning import finetune
-from convnets_torch.training.severity import distances, measure_severity
-from convnets_torch.training.tree_order import tree_order
+from convnets_torch.wordnet import synsets
+from convnets_torch.wordnet.hierarchy import back_off, check_backoff, distances, measure_severity, tree_order
+from convnets_torch.wordnet.targets import class_keys, class_name, class_wnid, find_target, tree_wnids
 from tests.finetuned import QUICK, draw_pictures, small_resnet
 
 IMAGENET = Card("vgg16", {"classes": 1000}, preset("vgg16"), "imagenet-1k")

@@ -12,6 +12,7 @@ from torch import nn
 
 import convnets_torch as ct
 from convnets_torch.explain.activations import run_to
+from convnets_torch.explain.gradcam import cams
 from tests.test_threads import CALLS, FOREIGN, make, pictures, plain, same, tensor
 
 WRAPPERS: dict[str, Any] = {
@@ -59,7 +60,7 @@ def test_a_layer_may_be_the_module_itself(picture):
     torch.testing.assert_close(ct.embed(network, images, layer), wanted.mean((2, 3)))
     assert ct.gradcam(network, picture, np.int64(3), layer=layer).layer == "features.relu_3"
     torch.testing.assert_close(
-        ct.cams(network, images, [np.int64(2)], layer=layer), ct.cams(network, images, [2], layer="relu_3")
+        cams(network, images, [np.int64(2)], layer=layer), cams(network, images, [2], layer="relu_3")
     )
     with torch.no_grad(), ct.record_activations(network, [layer, "relu_1"]) as found:
         network(images)

@@ -7,32 +7,44 @@ from typing import Annotated
 
 import typer
 
-from convnets_torch import __version__
+from convnets_torch._version import __version__
 from convnets_torch.cli import (
-    activations_command,
-    audit_command,
-    augment_command,
-    doctor_command,
-    duplicates_command,
-    embed_command,
     evaluate_command,
     explain_command,
-    export_command,
-    filters_command,
+    feature_commands,
     finetune_command,
-    gradcam_command,
     heatmap_command,
-    index_command,
-    layers_command,
-    map_command,
     picture_commands,
-    probe_command,
-    search_command,
+    search_commands,
     synset_commands,
     weights_commands,
 )
+from convnets_torch.cli import (
+    explain_command as activations_command,
+)
+from convnets_torch.cli import (
+    explain_command as filters_command,
+)
+from convnets_torch.cli import (
+    explain_command as gradcam_command,
+)
+from convnets_torch.cli import (
+    explain_command as layers_command,
+)
+from convnets_torch.cli import (
+    finetune_command as augment_command,
+)
+from convnets_torch.cli import (
+    weights_commands as audit_command,
+)
+from convnets_torch.cli import (
+    weights_commands as doctor_command,
+)
+from convnets_torch.cli import (
+    weights_commands as export_command,
+)
 from convnets_torch.cli.ending import ends_when_told
-from convnets_torch.cli.messages import all_warnings_as_lines, one_line, ours
+from convnets_torch.cli.output import all_warnings_as_lines, one_line, ours
 
 app = typer.Typer(
     help="Convert ImageNet-era Keras weights, classify pictures, and find where in a picture a class is.",
@@ -50,14 +62,14 @@ app.command()(gradcam_command.gradcam)
 app.command()(explain_command.explain)
 app.command()(evaluate_command.evaluate)
 app.command()(export_command.export)
-app.command()(embed_command.embed)
-app.command()(probe_command.probe)
+app.command()(feature_commands.embed)
+app.command()(feature_commands.probe)
 app.command()(finetune_command.finetune)
 app.command()(augment_command.augment)
-app.command()(index_command.index)
-app.command()(search_command.search)
-app.command()(duplicates_command.duplicates)
-app.command("map")(map_command.map_pictures)
+app.command()(search_commands.index)
+app.command()(search_commands.search)
+app.command()(search_commands.duplicates)
+app.command("map")(feature_commands.map_pictures)
 app.command()(layers_command.layers)
 app.command()(activations_command.activations)
 app.command()(filters_command.filters)

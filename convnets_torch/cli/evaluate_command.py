@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from convnets_torch.cli.labelled_options import Columns, Partial, Truth, reading
-from convnets_torch.cli.messages import say, show, warnings_as_lines
+from convnets_torch.cli.options import (
+    Columns,
+    Device,
+    EngineName,
+    Partial,
+    Precision,
+    Truth,
+    load_engine,
+    reading,
+    resumable,
+)
+from convnets_torch.cli.output import say, show, warnings_as_lines
 from convnets_torch.cli.picture_commands import (
     AllowTruncated,
     BackgroundOption,
@@ -20,12 +30,11 @@ from convnets_torch.cli.picture_commands import (
     MaxPixels,
     Weights,
 )
-from convnets_torch.cli.running import Device, EngineName, Precision, load_engine, resumable
 
 if TYPE_CHECKING:
     from convnets_torch.card import Card
-    from convnets_torch.training.evaluation_outputs import Judged
-    from convnets_torch.training.several_labels import SeveralLabels
+    from convnets_torch.evaluation.report import Judged
+    from convnets_torch.evaluation.several_labels import SeveralLabels
 
 
 def evaluate(
@@ -111,14 +120,19 @@ def evaluate(
         if save_temperature.suffix.lower() != ".safetensors":
             raise typer.BadParameter(f"{save_temperature} has an unknown ending; weights are written as .safetensors")
     options = reading(truth, columns, partial, exclude)
-    from convnets_torch.cache import find
     from convnets_torch.card import read_card
-    from convnets_torch.cli.progress import rows_done
-    from convnets_torch.files import check_kept, check_writable
-    from convnets_torch.training.evaluation import evaluate as run
-    from convnets_torch.training.evaluation_outputs import check_outside, check_report_folder, judge, save_judged
-    from convnets_torch.training.evaluation_tables import check_predictions, save_predictions
-    from convnets_torch.training.ground_truth import find_truth
+    from convnets_torch.cli.output import rows_done
+    from convnets_torch.evaluation.evaluate import evaluate as run
+    from convnets_torch.evaluation.labels import find_truth
+    from convnets_torch.evaluation.report import (
+        check_outside,
+        check_predictions,
+        check_report_folder,
+        judge,
+        save_judged,
+        save_predictions,
+    )
+    from convnets_torch.files import check_kept, check_writable, find
 
     if save_temperature is not None:
         check_writable(save_temperature)
@@ -183,8 +197,8 @@ def evaluate(
 def _print_labels(found: SeveralLabels, card: Card) -> None:
     """A line for each label, and two for the means."""
     from convnets_torch.cli.weights_commands import print_columns
-    from convnets_torch.targets import class_name
-    from convnets_torch.training.several_labels import figure
+    from convnets_torch.evaluation.several_labels import figure
+    from convnets_torch.wordnet.targets import class_name
 
     rows = [
         (class_name(card, class_id), str(each.pictures), *map(figure, each.figures.values()))
@@ -202,14 +216,14 @@ def _repeat(device: str, precision: str | None, engine: str | None) -> list[tupl
     import torch
     from PIL import __version__ as pillow
 
-    import convnets_torch
+    from convnets_torch._version import __version__
 
     return [
         ("Command", shlex.join(["convnets-torch", *sys.argv[1:]])),
         ("Device", device),
         ("Precision", precision or "as in the file"),
         *([("Engine", engine)] if engine else []),
-        ("convnets-torch", convnets_torch.__version__),
+        ("convnets-torch", __version__),
         ("PyTorch", torch.__version__),
         ("NumPy", numpy.__version__),
         ("Pillow", pillow),
@@ -217,7 +231,7 @@ def _repeat(device: str, precision: str | None, engine: str | None) -> list[tupl
 
 
 def _save_temperature(weights: str, value: float, output: Path) -> None:
-    from convnets_torch.training.temperatures import with_temperature
+    from convnets_torch.evaluation.calibration import with_temperature
     from convnets_torch.weights import load, save
 
     save(with_temperature(load(weights), value), output)
@@ -227,9 +241,9 @@ def _save_temperature(weights: str, value: float, output: Path) -> None:
 def _print(judged: Judged) -> None:
     """Errors, one kind on each line, beside the original's; then what else there is to say, one figure on each."""
     from convnets_torch.cli.weights_commands import print_columns
-    from convnets_torch.training.class_metrics import class_means
-    from convnets_torch.training.evaluation_outputs import INTERVAL, running_facts
-    from convnets_torch.training.published import published
+    from convnets_torch.evaluation.evaluate import published
+    from convnets_torch.evaluation.metrics import class_means
+    from convnets_torch.evaluation.report import INTERVAL, running_facts
 
     found = judged.evaluation
     if found.several_labels is not None:

@@ -1,4 +1,4 @@
-"""The command `finetune`: transfer learning."""
+"""`finetune` and `augment`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from convnets_torch.allocation import keep_memory
-from convnets_torch.cli import augmenting
-from convnets_torch.cli.labelled_options import Columns, Partial, Truth, reading
-from convnets_torch.cli.messages import one_line, say, warnings_as_lines
-from convnets_torch.cli.picture_commands import Exclude, Weights
+from convnets_torch.cli import options
+from convnets_torch.cli import options as augmenting
+from convnets_torch.cli.options import Columns, Partial, Truth, reading
+from convnets_torch.cli.output import one_line, say, show, warnings_as_lines
+from convnets_torch.cli.picture_commands import (
+    AllowTruncated,
+    BackgroundOption,
+    DepthOption,
+    Exclude,
+    MaxPixels,
+    Weights,
+)
+from convnets_torch.inference.allocation import keep_memory
 
 if TYPE_CHECKING:
-    from convnets_torch.training.curves import EpochRow
+    from convnets_torch.images.decoding import Reading
+    from convnets_torch.images.preprocessing import Preprocessing
+    from convnets_torch.training.augmentation import Photo
     from convnets_torch.training.features import Features
     from convnets_torch.training.finetuning import Finetuned, LeakedPicture
-    from convnets_torch.training.freezing import LayerRow
+    from convnets_torch.training.running import EpochRow
+    from convnets_torch.training.stages import LayerRow
 
 LEAKS_SHOWN = 20
 DATA, FIRST, SECOND, BOTH = (  # panels of the help
@@ -172,9 +183,8 @@ def finetune(
         raise typer.BadParameter(f"{output} has an unknown ending; weights are written as .safetensors")
     options = reading(truth, columns, partial, exclude)
     mixing = augmenting.chosen_mixing(mixup, cutmix)
-    from convnets_torch.cache import find
-    from convnets_torch.cli.progress import rows_done
-    from convnets_torch.files import check_writable
+    from convnets_torch.cli.output import rows_done
+    from convnets_torch.files import check_writable, find
     from convnets_torch.training.datasets import find_dataset
     from convnets_torch.training.distributed import local_device
     from convnets_torch.training.finetuning import LEAK, LeakError, Watch, checkpoint_of, outputs_of
@@ -303,8 +313,7 @@ def _log(
     stack: contextlib.ExitStack, folder: Path, checkpoint: Path, resume: bool
 ) -> Callable[[EpochRow, float], None]:
     """TensorBoard's events, from the epoch on that a checkpoint leaves to do."""
-    from convnets_torch.training.curves import tensorboard_log
-    from convnets_torch.training.running import read_progress
+    from convnets_torch.training.running import read_progress, tensorboard_log
 
     first = 1
     if resume and checkpoint.exists():
@@ -353,3 +362,123 @@ def _report(result: Finetuned, output: Path, as_json: bool) -> None:
             f" {best.epoch}"
         )
     say(f"{output}, {', '.join(map(str, outputs_of(output)))}: written")
+
+
+ONE, SEVERAL = 15, 7  # views by default: of one picture, and of each of several
+
+
+def augment(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="PHOTO...", help="Pictures, folders of them, quoted patterns, or - for standard input."),
+    ],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Sheet to write: .png, .jpg, .webp.")],
+    strength: options.Strength = "medium",
+    scale: options.Scale = None,
+    crop: options.Crop = None,
+    rotation: options.Rotation = None,
+    skew: options.Skew = None,
+    flip: options.Flip = None,
+    vertical_flip: options.VerticalFlip = None,
+    no_flip_class: options.NoFlipClass = None,
+    tint: options.Tint = None,
+    hue: options.Hue = None,
+    blur: options.Blur = None,
+    randaugment: options.RandAugment = None,
+    mixup: options.MixUp = None,
+    cutmix: options.CutMix = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights by whose card pictures are resized and cut.", show_default="224 pixels of 256, bicubic"
+        ),
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option(min=1, help="Of each picture.", show_default=f"{ONE}, of several pictures {SEVERAL}")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the changes.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as a JSON object.")] = False,
+    max_pixels: MaxPixels = None,
+    allow_truncated: AllowTruncated = False,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
+) -> None:
+    """Show what a network will see of pictures in training: a sheet of views, changed at random."""
+    mixing = options.chosen_mixing(mixup, cutmix)
+    from convnets_torch.files import check_kept, check_writable
+    from convnets_torch.images.finding import find_pictures
+    from convnets_torch.visualization import overlays
+
+    if output.suffix.lower() not in overlays.FORMATS:
+        raise typer.BadParameter(f"-o is {output}; name a file that ends in {', '.join(overlays.FORMATS)}")
+    check_writable(output)
+    changes = options.chosen_augmentation(
+        strength,
+        scale=scale,
+        crop=crop,
+        rotation=rotation,
+        skew=skew,
+        flip=flip,
+        vertical_flip=vertical_flip,
+        no_flip_class=no_flip_class,
+        tint=tint,
+        hue=hue,
+        blur=blur,
+        randaugment=randaugment,
+    )
+    rule = _rule(weights)
+    with warnings_as_lines():
+        paths = [path for name in images for path in (["-"] if name == "-" else map(str, find_pictures(name)))]
+    check_kept(output, paths)
+    if mixing is not None and len(paths) < 2:
+        raise typer.BadParameter("--mixup and --cutmix mix pictures; name two or more")
+    views = views or (ONE if len(paths) == 1 else SEVERAL)
+    from convnets_torch.images.decoding import Reading
+    from convnets_torch.training import augmentation
+
+    if len(paths) * (views + 1) > augmentation.MOST_TILES:  # before any is decoded
+        raise typer.BadParameter(
+            f"{len(paths)} pictures of {views} views are more than {augmentation.MOST_TILES} tiles; give fewer"
+        )
+    same = len({Path(path).name for path in paths}) < len(set(paths))  # 1.png of several classes
+    reading = Reading(rule.exif, max_pixels, allow_truncated, depth, background)
+    photos = [_photo(path, reading, with_folder=same) for path in paths]
+    title = f"{strength}, seed {seed}" if mixing is None else f"{strength}, {mixing[0]} {mixing[1]:g}, seed {seed}"
+    sheet = augmentation.view_sheet(photos, rule, changes, views=views, seed=seed, mixing=mixing, title=title)
+    overlays.save_image(sheet, output)
+    if as_json:
+        mixed = None if mixing is None else {"kind": mixing[0], "alpha": mixing[1]}
+        about = {"augmentation": changes.to_dict(), "mixing": mixed, "seed": seed, "size": list(rule.shape)}
+        print(json.dumps({"output": str(output), "pictures": paths, "views": views, **about}))
+    else:
+        count = f"{len(paths)} pictures" if len(paths) > 1 else "a picture"
+        show(f"{output}: {views} views of {count} at {rule.shape[0]}x{rule.shape[1]} pixels")
+
+
+def _rule(weights: str | None) -> Preprocessing:
+    """The preprocessing of a card; else EfficientNet-Lite's, which is that of most networks of today."""
+    if weights is None:
+        from convnets_torch.images.preprocessing import preset
+
+        return preset("efficientnet_lite0")
+    from convnets_torch.card import read_card
+    from convnets_torch.files import find
+
+    return read_card(find(weights)).preprocessing
+
+
+def _photo(path: str, reading: Reading, *, with_folder: bool) -> Photo:
+    """A picture, whose class is its folder's name."""
+    from convnets_torch.images.decoding import open_upright
+    from convnets_torch.text import printable
+    from convnets_torch.training.augmentation import Photo
+
+    source = sys.stdin.buffer if path == "-" else path
+    found = open_upright(source, reading)
+    for remark in found.remarks:
+        say(remark)
+    if path == "-":
+        return Photo(found.image, "standard input")
+    name, label = Path(path).name, Path(path).resolve().parent.name
+    return Photo(found.image, printable(f"{label}/{name}" if with_folder else name), label)

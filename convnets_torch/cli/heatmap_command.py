@@ -1,4 +1,4 @@
-"""The command `heatmap`."""
+"""`heatmap`: where in a picture a class is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from convnets_torch.cli.messages import show, warnings_as_lines
+from convnets_torch.cli.options import Device, EngineName, Precision, load_engine, resumable
+from convnets_torch.cli.output import rows_done, show, warnings_as_lines
 from convnets_torch.cli.picture_commands import (
     AllowTruncated,
     BackgroundOption,
@@ -18,12 +19,10 @@ from convnets_torch.cli.picture_commands import (
     MaxPixels,
     Weights,
 )
-from convnets_torch.cli.progress import rows_done
-from convnets_torch.cli.running import Device, EngineName, Precision, load_engine, resumable
 
 if TYPE_CHECKING:
-    from convnets_torch.heatmaps import CellMap
-    from convnets_torch.maps.scales import Scales
+    from convnets_torch.heatmaps.api import CellMap
+    from convnets_torch.heatmaps.scales import Scales
 
 
 def heatmap(
@@ -107,14 +106,15 @@ def heatmap(
         raise typer.BadParameter(
             f"--engine {engine} gives the network's own cells; leave out --cell-stride or --engine"
         )
-    from convnets_torch import heatmaps
-    from convnets_torch.cli.heatmap_folders import is_many, map_each
     from convnets_torch.files import check_kept
-    from convnets_torch.maps.outputs import check_output
+    from convnets_torch.heatmaps import api
+    from convnets_torch.heatmaps.outputs import check_output
 
     if every_class and output.suffix.lower() not in (".npz", ".npy"):
         raise typer.BadParameter("--all writes numbers; name an output that ends in .npz or .npy")
     factors = _factors(scales)
+    from convnets_torch.cli.heatmap_folders import is_many, map_each
+
     if reduced and (longest_side is None or not is_many(images)):
         raise typer.BadParameter("--reduced goes with --longest-side and several pictures, or a folder of them")
     if is_many(images):
@@ -162,15 +162,15 @@ def heatmap(
         }
         maps: Sequence[CellMap]
         if every_class:
-            maps = [heatmaps.probability_map(network, picture, **common)]
+            maps = [api.probability_map(network, picture, **common)]
         elif argmax:
-            maps = [heatmaps.class_map(network, picture, only=targets[0] if targets else None, **common)]
+            maps = [api.class_map(network, picture, only=targets[0] if targets else None, **common)]
         elif against is not None:
-            found = heatmaps.contrast(network, picture, targets[0], against, scales=factors, fuse=fuse, **common)
+            found = api.contrast(network, picture, targets[0], against, scales=factors, fuse=fuse, **common)
             maps = [found]
         else:
-            maps = heatmaps.heatmap(network, picture, targets, scales=factors, fuse=fuse, **common)
-    heatmaps.save_sheet(maps, output, plain=plain, threshold=threshold)
+            maps = api.heatmap(network, picture, targets, scales=factors, fuse=fuse, **common)
+    api.save_sheet(maps, output, plain=plain, threshold=threshold)
     _print(output, targets, maps)
 
 
@@ -201,7 +201,7 @@ def _factors(scales: str | None) -> Scales | None:
 
 def _print(output: Path, targets: list[str], maps: Sequence[CellMap]) -> None:
     """What was found: a line for each map on stdout, what a target was taken for on stderr."""
-    from convnets_torch.maps.cells import ClassMap, Contrast, Heatmap
+    from convnets_torch.heatmaps.maps import ClassMap, Contrast, Heatmap
 
     for name, found in zip(targets or [""], maps, strict=False):
         if isinstance(found, ClassMap):

@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convnets_torch.cli.messages import one_line, say, warnings_as_lines
-from convnets_torch.cli.progress import with_time_left
+from convnets_torch.cli.output import one_line, say, warnings_as_lines, with_time_left
 from convnets_torch.files import check_writable, make_folder, replacing, resolved
-from convnets_torch.folders import find_pictures, is_pattern
-from convnets_torch.levels import Background, Depth
+from convnets_torch.images.finding import find_pictures, is_pattern
+from convnets_torch.images.levels import Background, Depth
 
 if TYPE_CHECKING:
-    from convnets_torch.heatmaps import Heatmap
-    from convnets_torch.maps.batches import Mapped
-    from convnets_torch.maps.scales import Fuse, Scales
-    from convnets_torch.pipeline import Mappable
+    from convnets_torch.heatmaps.api import Heatmap
+    from convnets_torch.heatmaps.many import Mapped
+    from convnets_torch.heatmaps.scales import Fuse, Scales
+    from convnets_torch.inference.pipeline import Mappable
 
 FORMATS = ("png", "jpg", "webp", "html", "json", "npz", "npy")
 REPORT = "report.jsonl"
@@ -76,8 +75,8 @@ def map_each(
         OSError, ValueError: before any picture, when there is none, two would write the same file, one would be
             overwritten, the folder cannot be written, or an option is out of range.
     """
-    from convnets_torch.maps.batches import heatmap_each
-    from convnets_torch.maps.regions import check_threshold
+    from convnets_torch.heatmaps.many import heatmap_each
+    from convnets_torch.heatmaps.maps import check_threshold
 
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
@@ -178,7 +177,7 @@ def check_places(places: list[tuple[Path, Path]], output: Path, report: str | No
 
 def _written(result: Mapped, targets: list[str], output: Path, place: Path, threshold: float) -> dict[str, Any]:
     """Write the maps of a picture to `place` in the folder `output`; what the report says of it."""
-    from convnets_torch.maps.outputs import save
+    from convnets_torch.heatmaps.outputs import save
 
     if result.error is not None:
         return {"error": one_line(result.error)}
@@ -199,7 +198,7 @@ def _written(result: Mapped, targets: list[str], output: Path, place: Path, thre
 
 
 def _described(words: str, found: Heatmap, threshold: float) -> dict[str, Any]:
-    from convnets_torch.maps.outputs import highest_and_regions
+    from convnets_torch.heatmaps.outputs import highest_and_regions
 
     return {
         "target": words,

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from convnets_torch.cli import results
-from convnets_torch.cli.messages import one_line, say, show, warnings_as_lines
-from convnets_torch.cli.running import Device, EngineName, Precision, load_engine
+from convnets_torch.cli import output as results
+from convnets_torch.cli.options import Device, EngineName, Precision, load_engine
+from convnets_torch.cli.output import one_line, say, show, warnings_as_lines
 
 Weights = Annotated[str, typer.Argument(metavar="WEIGHTS", help="A .safetensors file, or a name in the cache.")]
 
@@ -43,7 +43,7 @@ DepthOption = Annotated[
 
 
 def _background(text: str) -> str:
-    from convnets_torch.levels import check_levels
+    from convnets_torch.images.levels import check_levels
 
     try:
         check_levels(None, text)
@@ -98,11 +98,11 @@ def classify(
     """Print the most probable classes of pictures: probability, wnid, words."""
     if as_json + as_csv + as_table > 1:
         raise typer.BadParameter("--json, --csv and --table exclude each other")
-    from convnets_torch import classification
-    from convnets_torch.cli.progress import with_time_left
+    from convnets_torch.cli.output import with_time_left
     from convnets_torch.files import check_writable, replacing
-    from convnets_torch.folders import find_pictures
-    from convnets_torch.targets import find_target
+    from convnets_torch.images.finding import find_pictures
+    from convnets_torch.inference import classification
+    from convnets_torch.wordnet.targets import find_target
 
     if output is not None:
         check_writable(output)
@@ -152,7 +152,7 @@ def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write the pictures into.")] = Path("demo"),
 ) -> None:
     """See it work without weights of your own: EfficientNet-Lite0 on four photographs."""
-    from convnets_torch import first_run
+    from convnets_torch import demo as first_run
 
     result = first_run.demo(output)
     for photograph, predictions in result.predictions.items():

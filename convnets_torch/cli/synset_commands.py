@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convnets_torch.cli.messages import show
+from convnets_torch.cli.output import show
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from convnets_torch.synsets import Synset
+    from convnets_torch.wordnet.synsets import Synset
 
 PIPED_WIDTH = 1000  # columns where there is no terminal: nothing is cut or wrapped
 
@@ -33,9 +33,9 @@ def synsets(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with --search an object per line.")] = False,
 ) -> None:
     """Print what a target means: its wnid, words, gloss and neighbours in WordNet, and its ImageNet classes."""
-    from convnets_torch import algebra
-    from convnets_torch.synsets import find, select
-    from convnets_torch.synsets import search as search_words
+    from convnets_torch.wordnet import expressions
+    from convnets_torch.wordnet.synsets import find, select
+    from convnets_torch.wordnet.synsets import search as search_words
 
     if tree and (search or as_json):
         raise typer.BadParameter("--tree goes with neither --search nor --json")
@@ -47,7 +47,7 @@ def synsets(
             show(json.dumps(_fields(synset)) if as_json else _line(synset))
     elif tree:
         _print_tree(target)
-    elif algebra.is_expression(target):
+    elif expressions.is_expression(target):
         label, class_ids = select(target)
         _print_fields({"label": label, "classes": len(class_ids), "class_ids": class_ids}, as_json)
     else:
@@ -73,7 +73,7 @@ def _line(synset: Synset) -> str:
 
 
 def _print_fields(fields: dict[str, object], as_json: bool) -> None:
-    from convnets_torch.synsets import find
+    from convnets_torch.wordnet.synsets import find
 
     if as_json:
         print(json.dumps(fields))
@@ -102,11 +102,11 @@ def _print_tree(target: str) -> None:
     from rich.console import Console
     from rich.tree import Tree
 
-    from convnets_torch import algebra
-    from convnets_torch.synsets import class_ids, common_ancestor, find
+    from convnets_torch.wordnet import expressions
+    from convnets_torch.wordnet.synsets import class_ids, common_ancestor, find
 
     wanted = frozenset(class_ids(target))
-    top = common_ancestor(*wanted) if algebra.is_expression(target) else find(target)
+    top = common_ancestor(*wanted) if expressions.is_expression(target) else find(target)
     tree = Tree("", hide_root=True)
     _grow(tree, top, wanted, set())
     terminal = sys.stdout.isatty()
@@ -117,7 +117,7 @@ def _grow(branch: Tree, synset: Synset, wanted: frozenset[int], shown: set[str])
     """Add a synset and what is below it. One with several parents stands under each, but in full at the first alone."""
     from rich.text import Text
 
-    from convnets_torch.synsets import find
+    from convnets_torch.wordnet.synsets import find
 
     below = wanted.intersection(synset.class_ids)
     if not below:

@@ -1,16 +1,21 @@
-"""Commands about weights: convert and info."""
+"""`convert`, `info`, `audit`, `doctor` and `export`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convnets_torch.cli.messages import show
-from convnets_torch.sentences import printable
+from convnets_torch.cli.options import Device, load_network
+from convnets_torch.cli.output import say, show, warnings_as_lines
+from convnets_torch.cli.picture_commands import Weights
+from convnets_torch.text import printable, shortened
+
+if TYPE_CHECKING:
+    from converters.audit import Audit
 
 LONG = 2000  # letters of a field, such as the digests of pictures, that nobody reads
 
@@ -119,8 +124,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
     """Print what weights are: network, classes, preprocessing and where they came from."""
-    from convnets_torch.cache import find
     from convnets_torch.card import read_card
+    from convnets_torch.files import find
 
     path = find(weights)
     card = read_card(path)
@@ -156,3 +161,163 @@ def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
 
 convert_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 convert_app.command()(convert)
+
+
+def audit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An .h5 or .keras file of any Keras, trusted or not.")],
+    no_isolation: Annotated[
+        bool, typer.Option("--no-isolation", help="Read the file in this process, which a damaged file may crash.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List what a Keras file holds without building or running any of it: layers, code, links, odd sizes."""
+    from converters.audit import Audit
+    from converters.readers.process import reading_process
+
+    with reading_process(isolated=not no_isolation) as call:
+        found = Audit.from_dict(call("audit", path=str(file)))
+    if as_json:
+        print(json.dumps(found.to_dict()))
+        return
+    for line in lines(found):
+        show(shortened(line))  # --json has all of it
+
+
+def lines(found: Audit) -> Iterator[str]:
+    """An audit for people; the text of the file in it is as the file has it."""
+    yield f"{found.path}: {found.size:,} bytes"
+    if found.framework:
+        backend = f", trained on {found.backend}" if found.backend else ""
+        yield f"{found.framework}{backend} ({found.container}), {found.parameters:,} parameters"
+    for layer in found.layers:
+        arrays = ", ".join(f"{role} {shape} {dtype}" for role, (shape, dtype) in layer.arrays.items())
+        yield f"  {layer.name:<28}  {layer.kind:<20}  {arrays}".rstrip()
+    if found.optimizer_arrays:
+        yield f"optimizer: {found.optimizer_arrays} arrays, {found.optimizer_bytes:,} bytes"
+    if found.training:
+        yield f"training: {json.dumps(found.training)}"
+    for word, entries in (("unlisted", found.unlisted), ("code", found.code), ("problem", found.problems)):
+        for entry in entries:
+            yield f"{word}: {entry}"
+    if found.refused:
+        yield f"not readable: {found.refused}"
+
+
+SHOWN = 10  # hypotheses that are printed; --json has all
+
+
+def doctor(
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A .safetensors file, or a name in the cache.")],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FOLDER|IMAGE...",
+            help="Pictures of known content: with --expect, or folders with one sub-folder a class.",
+            show_default=False,
+        ),
+    ] = None,
+    expect: Annotated[
+        str | None, typer.Option(help="What all the pictures show: a word, a wnid, a class id or name.")
+    ] = None,
+    golden: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="X.npy Y.npy",
+            help="Input and output recorded from the original framework, instead of pictures.",
+            show_default=False,
+        ),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write the corrected file.", show_default=False)
+    ] = None,
+    device: Device = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as one JSON object.")] = False,
+) -> None:
+    """Find what makes converted weights answer wrongly; exit 1 when that stays undecided."""
+    if (golden is None) == (not images):
+        raise typer.BadParameter("give pictures, or a recording with --golden (one of the two)")
+    if golden is not None and expect is not None:
+        raise typer.BadParameter("--expect goes with pictures, not with --golden")
+    from converters.doctor.doctor import diagnose
+    from converters.doctor.evidence import Golden, labelled_pictures
+    from convnets_torch.files import check_writable
+    from convnets_torch.images.finding import find_pictures
+    from convnets_torch.weights import save
+
+    if write is not None:
+        check_writable(write)
+    network = load_network(weights, device, None)  # faults are told apart by errors of 1e-5, so float32
+    with warnings_as_lines():
+        if golden is not None:
+            diagnosis = diagnose(network, golden=Golden.read(*golden))
+        else:
+            if expect is not None:
+                labelled = [(picture, expect) for picture in find_pictures(images or [])]
+            else:
+                labelled = [pair for folder in images or [] for pair in labelled_pictures(folder)]
+            diagnosis = diagnose(network, [path for path, _ in labelled], [name for _, name in labelled])
+    if write is not None and diagnosis.network is not None:
+        save(diagnosis.network, write)
+    written = str(write) if write is not None and diagnosis.network is not None else None
+    if as_json:
+        tried = [{"changes": entry.changes, "figure": _finite(entry.figure)} for entry in diagnosis.hypotheses]
+        fields = {"verdict": diagnosis.verdict, "sentence": diagnosis.sentence, "untold": diagnosis.untold}
+        print(json.dumps({**fields, "figure": diagnosis.measure, "written": written, "hypotheses": tried}))
+    else:
+        for entry in diagnosis.hypotheses[:SHOWN]:
+            show(f"{entry.figure:<8.3g}  {', '.join(entry.changes) or 'the file as it is'}")
+        show(diagnosis.sentence)
+    if write is not None:
+        say(f"{write}: written" if written else f"{write}: not written, as nothing is decided")
+    if diagnosis.winner is None:
+        raise typer.Exit(1)
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no infinity."""
+    return number if number < float("inf") else None
+
+
+def export(
+    weights: Weights,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write: .onnx or .pt2.", show_default=False)],
+    heatmap: Annotated[
+        bool, typer.Option("--heatmap", help="The score map of larger images, instead of the classifier.")
+    ] = False,
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing", help="Take uint8 RGB pixels: channel order, scale, mean and std are in the file."
+        ),
+    ] = False,
+) -> None:
+    """Write a network as a program for ONNX Runtime (.onnx) or plain PyTorch (.pt2)."""
+    from convnets_torch.files import check_writable
+    from convnets_torch.inference.export import check_ending
+    from convnets_torch.inference.export import export as write
+    from convnets_torch.weights import load
+
+    check_ending(output)
+    check_writable(output)
+    written = write(load(weights), output, heatmap=heatmap, with_preprocessing=with_preprocessing)
+    pixels = "RGB, 0 to 255" if with_preprocessing else "normalised as the card says"
+    checked = f"not checked: {written.unchecked}"
+    if written.difference is not None:
+        checked = f"{written.difference:.1e} of the largest logit"
+    print_columns(
+        [
+            ("file", str(written.path)),
+            ("bytes", f"{written.bytes:,}"),
+            ("images", f"{written.kind} {_shape(written.images)}, {pixels}"),
+            ("logits", f"float32 {_shape(written.logits)}"),
+            ("smallest images" if heatmap else "images of", "x".join(map(str, written.smallest)) + PIXELS),
+            ("largest difference", checked),
+        ]
+    )
+
+
+PIXELS = " pixels (height x width)"
+
+
+def _shape(sides: tuple[int | str, ...]) -> str:
+    return f"({', '.join(map(str, sides))})"

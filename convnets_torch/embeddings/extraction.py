@@ -1,4 +1,4 @@
-"""Images as vectors: what layers of a network give for them, in one pass over any number of pictures."""
+"""Feature vectors of pictures, from any layer, pooled to one vector a picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import torch
 from PIL import Image
@@ -14,19 +14,68 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnets_torch.card import Card
-from convnets_torch.embeddings.pooling import Pool, check_pool, numbers_of, pooled
 from convnets_torch.explain.activations import BROKEN, Reached, observed
-from convnets_torch.explain.names import Layer, find_layer, needed, whole
-from convnets_torch.fitting import in_batches
-from convnets_torch.images import Picture, warn
-from convnets_torch.levels import Background, Depth
+from convnets_torch.explain.layer_names import LayerLike, find_layer, needed, whole
+from convnets_torch.images.decoding import Picture, warn
+from convnets_torch.images.levels import Background, Depth
+from convnets_torch.inference.batching import in_batches
+from convnets_torch.inference.pipeline import Decoder, Predicted, batch_for, predict
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD
-from convnets_torch.networks.packed import PackedLinear
-from convnets_torch.networks.replicas import unwrapped
-from convnets_torch.pipeline import Decoder, Predicted, batch_for, predict
+from convnets_torch.networks.tracing import unwrapped
+from convnets_torch.weights import last_dense
 
-Layers: TypeAlias = "Layer | list[str] | list[Layer] | tuple[Layer, ...] | None"
+Pool = Literal["avg", "max", "flatten", "gem"]
+
+POWER = 3.0  # of the generalised mean
+LEAST = 1e-6  # to which values below are raised before it
+
+
+def pooled(maps: Tensor, pool: Pool = "avg") -> Tensor:
+    """Maps as vectors.
+
+    Args:
+        maps: (N, C, h, w).
+        pool: "avg" and "max": the mean and the largest value of each channel; "gem": the generalised mean, the cube
+            root of the mean of cubes, of values raised to 1e-6 where they are below, so that nothing of it is zero;
+            "flatten": all values, channel by channel, each row by row (Keras's order is another: cell by cell).
+
+    Returns:
+        (N, C), or (N, C * h * w) for "flatten"; float32, float64 from such maps ("flatten" leaves the precision).
+
+    Raises:
+        ValueError: the pool is not known.
+
+    Source of "gem": Fine-tuning CNN Image Retrieval with No Human Annotation, arXiv:1711.02512, section 3.2.
+
+    >>> maps = torch.tensor([[[[0.0, 2.0], [0.0, 2.0]]]])
+    >>> [pooled(maps, pool).tolist() for pool in ("avg", "max", "flatten")]
+    [[[1.0]], [[2.0]], [[0.0, 2.0, 0.0, 2.0]]]
+    >>> round(float(pooled(maps, "gem")) ** 3, 4)
+    4.0
+    """
+    check_pool(pool)
+    if pool == "flatten":
+        return maps.flatten(1)
+    if pool == "max":
+        return maps.amax((2, 3)).to(numbers_of(maps))
+    if pool == "avg":
+        return maps.mean((2, 3), dtype=numbers_of(maps))
+    return maps.to(numbers_of(maps)).clamp(min=LEAST).pow(POWER).mean((2, 3)).pow(1 / POWER)
+
+
+def check_pool(pool: str) -> None:
+    """ValueError where it is none."""
+    if pool not in get_args(Pool):
+        raise ValueError(f"unknown pool {pool!r}; known: {', '.join(get_args(Pool))}")
+
+
+def numbers_of(tensor: Tensor) -> torch.dtype:
+    """In which kind of number vectors of a tensor are given: float64 stays, all else becomes float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+Layers: TypeAlias = "LayerLike | list[str] | list[LayerLike] | tuple[LayerLike, ...] | None"
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +248,7 @@ class Embedder(nn.Module):
 def embed(
     network: nn.Module,
     images: Tensor | Picture | Iterable[Picture],
-    layer: Layer | None = None,
+    layer: LayerLike | None = None,
     pool: Pool = "avg",
     normalize: bool = False,
 ) -> Tensor: ...
@@ -207,7 +256,7 @@ def embed(
 def embed(
     network: nn.Module,
     images: Tensor | Picture | Iterable[Picture],
-    layer: list[str] | list[Layer] | tuple[Layer, ...],
+    layer: list[str] | list[LayerLike] | tuple[LayerLike, ...],
     pool: Pool = "avg",
     normalize: bool = False,
 ) -> dict[str, Tensor]: ...
@@ -334,14 +383,6 @@ def embed_each(
         look=look,
     )
     return _embedded(embedder, rows)
-
-
-def last_dense(network: nn.Module) -> str:
-    """The module whose input is the vector by default."""
-    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | PackedLinear)]
-    if not names:
-        raise ValueError(f"{type(network).__name__} has no dense layer, so what stands before it; name a layer")
-    return names[-1]
 
 
 def _input_of(name: str) -> str:

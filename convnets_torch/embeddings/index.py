@@ -16,20 +16,27 @@ from typing import Any, Literal
 
 import torch
 
-from convnets_torch.ahead import ahead
 from convnets_torch.card import Card
-from convnets_torch.embeddings.extraction import Embedded, Embedder, embed_each
-from convnets_torch.embeddings.picture_files import file_of, is_there, text_of
-from convnets_torch.embeddings.picture_table import About, PictureTable, check_index, is_local, kind_of
-from convnets_torch.embeddings.pooling import Pool
-from convnets_torch.embeddings.searching import Index
-from convnets_torch.embeddings.thumbnails import thumbnail
+from convnets_torch.embeddings.extraction import Embedded, Embedder, Pool, embed_each
+from convnets_torch.embeddings.image_map_drawing import thumbnail
+from convnets_torch.embeddings.index_table import (
+    About,
+    PictureTable,
+    check_index,
+    file_of,
+    is_local,
+    is_there,
+    kind_of,
+    text_of,
+)
+from convnets_torch.embeddings.search import Index
 from convnets_torch.files import check_regular, is_scratch, resolved, sha256
-from convnets_torch.folders import find_pictures
-from convnets_torch.images import check_bytes
-from convnets_torch.levels import Background, Depth, said_levels
+from convnets_torch.images.decoding import check_bytes
+from convnets_torch.images.finding import find_pictures
+from convnets_torch.images.levels import Background, Depth, said_levels
+from convnets_torch.inference.pipeline import ahead
 from convnets_torch.networks import Network
-from convnets_torch.networks.replicas import unwrapped
+from convnets_torch.networks.tracing import unwrapped
 
 ROWS = 1024  # in one commit, at most
 BYTES = 1 << 26  # of their vectors
@@ -431,7 +438,7 @@ def _reason(path: Path, error: OSError) -> str:
 
 def _best(row: Embedded, card: Card) -> tuple[int | None, float | None]:
     """The most probable class; without a head there is none, and some outputs are no probabilities."""
-    from convnets_torch.classification import probabilities
+    from convnets_torch.inference.classification import probabilities
 
     if row.logits is None:
         return None, None

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from convnets_torch import render
-from convnets_torch.embeddings.nearest import Metric
-from convnets_torch.embeddings.searching import Index, Matches
-from convnets_torch.embeddings.thumbnails import SIDE, thumbnail
-from convnets_torch.images import Reading, open_thumbnail, open_upright
-from convnets_torch.render import drawable
+from convnets_torch.embeddings.image_map_drawing import SIDE, thumbnail
+from convnets_torch.embeddings.neighbours import Metric
+from convnets_torch.embeddings.search import Index, Matches
+from convnets_torch.images.decoding import Reading, open_thumbnail, open_upright
+from convnets_torch.visualization import overlays
+from convnets_torch.visualization.overlays import drawable
 
 GREY = (200, 200, 200)  # around a thumbnail, and in the place of one that is not there
 MOST = 100  # groups in a sheet
@@ -52,12 +52,12 @@ def contact_sheet(rows: Iterable[Sequence[tuple[bytes | None, str]]], columns: i
         columns: tiles in a line.
         title: above all.
     """
-    blank = (Image.new("RGB", (SIDE, SIDE), render.PAPER), "")
+    blank = (Image.new("RGB", (SIDE, SIDE), overlays.PAPER), "")
     tiles = []
     for row in rows:
         line = [(_squared(data), words) for data, words in row]
         tiles += line + [blank] * (-len(line) % columns)
-    return render.sheet(tiles, columns, SIDE, title)
+    return overlays.sheet(tiles, columns, SIDE, title)
 
 
 def _name(path: str | Path) -> str:

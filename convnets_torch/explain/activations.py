@@ -1,4 +1,4 @@
-"""What layers give for an image; the one place that registers hooks."""
+"""Read what layers compute: activations of a picture, by the name of the layer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from convnets_torch.explain.names import Layer, find_layers, needed
-from convnets_torch.networks.replicas import AnyModule, replicate, unwrapped
+from convnets_torch.explain.layer_names import LayerLike, candidates, find_layers, keras_names, needed, whole
+from convnets_torch.fcn.graph import Field, Pair, Step, all_fields, steps_of
+from convnets_torch.networks import Network
+from convnets_torch.networks.tracing import AnyModule, replicate, unwrapped
 
 BROKEN = "activations of {} are NaN or infinite: weights are broken, or too large for the precision"
 Hook = Callable[[str, Tensor], "Tensor | None"]
@@ -21,7 +25,7 @@ _registering = threading.Lock()  # PyTorch numbers hooks without one
 
 
 @contextlib.contextmanager
-def record_activations(network: nn.Module, layers: Layer | Iterable[Layer]) -> Iterator[dict[str, Tensor]]:
+def record_activations(network: nn.Module, layers: LayerLike | Iterable[LayerLike]) -> Iterator[dict[str, Tensor]]:
     """Record what layers give while the network runs in the block.
 
     Each run of a layer replaces what was recorded of it before, so that after a run of the network a layer that is
@@ -134,7 +138,7 @@ class Reached(Exception):
     """Thrown in a hook once all that is wanted has run; whoever throws it catches it."""
 
 
-def run_to(network: nn.Module, layers: Layer | Iterable[Layer], images: Tensor) -> dict[str, Tensor]:
+def run_to(network: nn.Module, layers: LayerLike | Iterable[LayerLike], images: Tensor) -> dict[str, Tensor]:
     """What layers give for images; the network runs only as far as the last of them.
 
     Of a layer that is called several times it is the first call, unless another layer makes the network run on.
@@ -172,3 +176,91 @@ def run_to(network: nn.Module, layers: Layer | Iterable[Layer], images: Tensor) 
     if missing := [name for name in names if name not in seen]:
         raise ValueError(f"{missing[0]} is not run by {type(network).__name__}; name another layer")
     return seen
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, or a block of them such as those of ResNet50 and InceptionV3.
+
+    Attributes:
+        name: as `network.named_modules()` has it.
+        kind: its class, such as "Conv2d".
+        shape: of its output for one image of the network's own size: (channels, height, width) or (values,).
+        stride: (vertical, horizontal) pixels of the image between neighbouring cells; None where that is not known,
+            and for layers without cells.
+        receptive_field: (height, width) in pixels of the image of what a cell sees at most, padding included; None as
+            above.
+        keras_name: what Keras calls the layer with this output; None where it has none.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    stride: Pair | None = None
+    receptive_field: Pair | None = None
+    keras_name: str | None = None
+
+
+def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
+    """The layers of a network in the order in which they run, by a trial on one black image.
+
+    Args:
+        network: in eval mode; any module from images (N, 3, H, W) to a tensor.
+        size: (height, width) of the image in pixels; the network's own by default, which modules of other libraries
+            do not have. Of networks here, whose heads take their own size alone, another one gives the layers of
+            `features`.
+
+    Raises:
+        ValueError: the network is in training mode, or its size is not known.
+
+    >>> from convnets_torch.networks import vgg16
+    >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 8), hidden=(8, 8)).eval()
+    >>> for layer in layer_names(narrow)[-10:-7]:
+    ...     print(layer.name, layer.shape, layer.receptive_field, layer.keras_name)
+    features.relu5_3 (8, 14, 14) (196, 196) block5_conv3
+    features.pool5 (8, 7, 7) (212, 212) block5_pool
+    head.flatten (392,) None flatten
+    """
+    network = unwrapped(network)
+    if size is None:
+        if not isinstance(network, Network):
+            raise ValueError(f"{type(network).__name__} does not say what images it takes; give size=(height, width)")
+        size = network.size
+    if network.training:
+        raise ValueError("the network is in training mode, where its answers are random; call network.eval()")
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def see(name: str, output: Tensor) -> None:
+        shapes[name] = tuple(output.shape[1:])
+
+    copy = observed(network, candidates(network), see)
+    run = copy.features if isinstance(copy, Network) and size != copy.size else whole(copy)
+    with torch.no_grad():
+        run(next(network.parameters()).new_zeros(1, 3, *size))
+    fields, aliases = layer_fields(network), {name: alias for alias, name in keras_names(network).items()}
+    layers = []
+    for name, shape in shapes.items():
+        seen = fields.get(name)
+        layers.append(
+            Layer(
+                name,
+                type(network.get_submodule(name)).__name__,
+                shape,
+                None if seen is None else (seen[0].stride, seen[1].stride),
+                None if seen is None else (seen[0].size, seen[1].size),
+                aliases.get(name),
+            )
+        )
+    return layers
+
+
+def layer_fields(network: nn.Module) -> dict[str, tuple[Field, Field]]:
+    """What a cell of each layer's and block's map sees, where the network can be followed."""
+    if not isinstance(network, Network):
+        return {}
+    found: dict[str, tuple[Field, Field]] = {}
+    steps: tuple[Step, ...] = steps_of(network.features)
+    for step, field in zip(steps, all_fields(steps), strict=True):
+        for name in (step.name, *step.blocks):  # of a block, what its last step sees
+            found[f"features.{name}"] = field
+    return found

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convnets_torch.classification import card_of, probabilities, square_input, to_parameters
-from convnets_torch.explain.cam_maps import GradCam
-from convnets_torch.fitting import in_batches
+from convnets_torch.explain.gradcam_maps import GradCam
+from convnets_torch.inference.batching import in_batches
+from convnets_torch.inference.classification import card_of, probabilities, square_input, to_parameters
 from convnets_torch.networks import Network
 
 Probability = Callable[[Tensor], Tensor]  # images (N, 3, H, W) -> the target's probability (N), 0 to 1

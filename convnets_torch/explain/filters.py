@@ -1,28 +1,268 @@
-"""Pictures that excite a channel, a neuron or a class, by gradient ascent."""
+"""Filter patterns: pictures that excite a channel, the first layer's kernels, and sheets of both.
+
+The pictures of a batch do not know of each other: the gradient of the sum of their objectives with respect to one
+picture is that of its own. All start from the same noise and are moved alike, so a picture depends on the seed and on
+its own objective, not on who is beside it (but for rounding, where a library computes batches differently).
+"""
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from convnets_torch.classification import card_of
 from convnets_torch.explain.activations import BROKEN, run_to
-from convnets_torch.explain.ascent import FORMS, Size
-from convnets_torch.explain.names import Layer, find_layer
-from convnets_torch.explain.pixels import rule_of, to_input
-from convnets_torch.files import Output, path_of, to_open_files
-from convnets_torch.fitting import in_batches
+from convnets_torch.explain.layer_names import LayerLike, find_layer
+from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
+from convnets_torch.images.preprocessing import Pixels, Preprocessing, general
+from convnets_torch.inference.batching import in_batches
+from convnets_torch.inference.classification import card_of
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
-from convnets_torch.networks.replicas import unwrapped
-from convnets_torch.preprocessing import Pixels
-from convnets_torch.targets import Target, Targets, checked_targets
+from convnets_torch.networks.tracing import unwrapped
+from convnets_torch.visualization import overlays
+from convnets_torch.wordnet.targets import Target, Targets, checked_targets
+
+
+def to_input(pixels: Tensor, rule: Preprocessing) -> Tensor:
+    """What `preprocessing.normalize` does, on tensors: colour order, scale, mean and standard deviation.
+
+    Args:
+        pixels: (N, 3, H, W), RGB, 0 to 255, of any floating-point type.
+        rule: the card's preprocessing.
+
+    Returns:
+        (N, 3, H, W) of the same type, channels in the order of `rule.channels`.
+
+    >>> import torch
+    >>> to_input(torch.tensor([123.68, 116.779, 113.939]).view(1, 3, 1, 1), general("keras-caffe", 224)).flatten()
+    tensor([10.,  0.,  0.])
+    """
+    ordered = pixels if rule.channels == "rgb" else pixels.flip(1)
+    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (rule.mean, rule.std))
+    return (ordered * rule.scale - mean) / std
+
+
+def rule_of(network: nn.Module) -> Preprocessing:
+    """The preprocessing of a network's card; of one without card, that of torchvision's weights.
+
+    That is RGB, 0 to 1, with ImageNet's mean and standard deviation. Give the network a card where it is another.
+    """
+    if isinstance(network, Network) and network.card is not None:
+        return network.card.preprocessing
+    return general("torchvision", 224)
+
+
+@dataclass(frozen=True, eq=False)
+class FirstKernels:
+    """What the first layer looks for, in colours.
+
+    Attributes:
+        layer: name of the module.
+        weights: (K, h, w, 3) float32, RGB: what one more of 255 in a pixel adds to the channel.
+        pictures: (K, h, w, 3) uint8, RGB: 128 is a weight of 0; 1 and 255 are those of the kernel's `peaks`.
+        peaks: (K,) the largest absolute weight of each kernel.
+    """
+
+    layer: str
+    weights: NDArray[np.float32]
+    pictures: NDArray[np.uint8]
+    peaks: NDArray[np.float32]
+
+    @to_open_files(".png")
+    def save(self, path: Output) -> None:
+        """Write the kernels as a sheet (`.png`, `.jpg`, `.webp`) or as arrays (`.npz`), atomically.
+
+        Raises:
+            ValueError: another ending.
+            OSError: `path` cannot be written.
+        """
+
+        save_kernels(self, path_of(path))
+
+
+def first_kernels(network: nn.Module) -> FirstKernels:
+    """The kernels of the first convolution, in RGB whatever the order of the network's colours is.
+
+    The weights are those of pixels 0 to 255: multiplied with the scale of the card's preprocessing, divided by its
+    standard deviation, and turned to RGB; without a card, as `rule_of` says. Each kernel is then stretched by itself:
+    zero is grey, its largest absolute weight black or full.
+
+    Args:
+        network: any module whose first convolution reads three channels.
+
+    Raises:
+        ValueError: there is no such convolution, or its weights are not finite.
+
+    >>> from convnets_torch import load
+    >>> kernels = first_kernels(load("alexnet.safetensors"))
+    >>> kernels.layer, kernels.pictures.shape
+    ('features.conv_1', (12, 11, 11, 3))
+    """
+    network = unwrapped(network)
+    found = next(((name, each) for name, each in network.named_modules() if isinstance(each, nn.Conv2d)), None)
+    if found is None:
+        raise ValueError(f"{type(network).__name__} has no convolution whose kernels could be drawn")
+    layer, module = found
+    if module.weight.shape[1] != 3:
+        raise ValueError(f"{layer}, the first convolution, reads {module.weight.shape[1]} channels, which are no RGB")
+    rule = rule_of(network)
+    kernels = module.weight.detach().float().cpu().numpy().transpose(0, 2, 3, 1)
+    weights = kernels * np.float32(rule.scale) / np.asarray(rule.std, np.float32)
+    if rule.channels == "bgr":
+        weights = weights[..., ::-1]
+    weights = np.ascontiguousarray(weights)
+    if not np.isfinite(weights).all():
+        raise ValueError(f"weights of {layer} are NaN or infinite: the file is broken")
+    peaks = np.abs(weights).max(axis=(1, 2, 3))
+    shares = weights / np.where(peaks > 0, peaks, 1)[:, None, None, None]
+    return FirstKernels(layer, weights, np.rint(128 + 127 * shares).astype(np.uint8), peaks)
+
+
+Size = tuple[int, int]  # height, width in pixels
+Measure = Callable[[Tensor], Tensor]  # pixels (N, 3, H, W), RGB, 0 to 255 -> what each picture is to raise (N,)
+
+GREY, NOISE = 128.0, 20.0  # where the plain form starts: grey, and up to so many more
+PIXELS = 1.0  # root mean square of what one step of the plain form adds to the pixels
+
+START = 0.01  # standard deviation of the first coefficients
+RATE = 0.05  # of Adam
+CONTRAST = 0.35  # of the picture before the sigmoid, for coefficients of 1
+JITTER = 1 / 16  # of the side that a picture is moved at most, up or down, left or right
+ZOOM = 0.1  # it becomes larger or smaller by at most so much
+TURN = math.radians(10)  # it is turned either way by at most so much
+
+# A square root of the covariance of red, green and blue (0 to 1) in seven photographs of scikit-image and scikit-learn:
+# columns are the principal axes (light, yellow to blue, magenta to green). `scripts/color_correlation.py` prints it.
+COLORS = ((0.2379, 0.1059, 0.0097), (0.2266, -0.0281, -0.0312), (0.2175, -0.0865, 0.0220))
+
+
+def plain(
+    measure: Measure, like: Tensor, size: Size, count: int, steps: int, seed: int, tick: Callable[[], None]
+) -> Tensor:
+    """From grey noise along the gradient, which is divided by its root mean square before each step.
+
+    Source: Deep Learning with Python, F. Chollet, 2018, section 5.4.2: noise from 128 to 148, the gradient divided by
+    its RMS, steps of size 1 on pixels 0 to 255. Departures: the book gives these pixels to the network without its
+    preprocessing and adds 1e-5 to the RMS, which swamps small gradients; here a gradient of zero stays one. It lets
+    pixels leave 0 to 255 and afterwards sets mean and contrast anew; here they are clipped in each step, so that the
+    picture that is shown is the one that the network saw.
+
+    Args:
+        measure: what each picture is to raise.
+        like: a tensor on the device and of the type that is worked in.
+        size: (H, W) in pixels.
+        count: how many pictures.
+        steps: how many; of none, the noise at the start comes back.
+        seed: of the noise.
+        tick: called after each step.
+
+    Returns:
+        (count, 3, H, W), RGB, 0 to 255.
+    """
+    noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(seed))
+    pixels = (GREY + NOISE * noise).to(like).repeat(count, 1, 1, 1)
+    for _ in range(steps):
+        pixels.requires_grad_(True)
+        [gradient] = torch.autograd.grad(measure(pixels).sum(), pixels)
+        pixels = (pixels.detach() + PIXELS * _even(gradient)).clamp(0, 255)
+        tick()
+    return pixels
+
+
+def fourier(
+    measure: Measure, like: Tensor, size: Size, count: int, steps: int, seed: int, tick: Callable[[], None]
+) -> Tensor:
+    """Adam on Fourier coefficients in decorrelated colours; the network sees the picture moved, turned and zoomed.
+
+    Source: Feature Visualization, C. Olah, A. Mordvintsev, L. Schubert, Distill 2017, "Transformation Robustness" and
+    "Preconditioning and Parameterization"; Adam: arXiv:1412.6980, algorithm 1. Departures: one resampling moves, turns
+    and zooms at once, mirrored at the borders, and its amounts are spread evenly; all pictures are moved alike. The
+    gradient of each picture is divided by its root mean square, so that Adam's epsilon does not swamp small ones.
+
+    Args:
+        measure, like, size, count, steps, tick: as for `plain`.
+        seed: of the first coefficients, and of the movements.
+
+    Returns:
+        (count, 3, H, W), RGB, 0 to 255; not moved.
+    """
+    chance = torch.Generator().manual_seed(seed)
+    start = START * torch.randn(1, 3, size[0], size[1] // 2 + 1, 2, generator=chance)
+    coefficients = start.to(like).repeat(count, 1, 1, 1, 1).requires_grad_(True)
+    adam = torch.optim.Adam([coefficients], lr=RATE, maximize=True)
+    for _ in range(steps):
+        moved = _moved(fourier_pixels(coefficients, size), torch.rand(4, generator=chance) * 2 - 1)
+        [gradient] = torch.autograd.grad(measure(moved).sum(), [coefficients])
+        coefficients.grad = _even(gradient)
+        adam.step()
+        tick()
+    return fourier_pixels(coefficients.detach(), size)
+
+
+def fourier_pixels(coefficients: Tensor, size: Size) -> Tensor:
+    """The pictures that coefficients stand for.
+
+    The coefficients of a real Fourier transform are divided by their frequency (in cycles per pixel, at least one
+    cycle over the longer side), which gives all scales the share that they have in photographs; the three planes are
+    amounts of the principal colours of photographs; a sigmoid keeps all within bounds.
+
+    Source: Feature Visualization, C. Olah, A. Mordvintsev, L. Schubert, Distill 2017, "Preconditioning and
+    Parameterization". The colours are computed anew (`scripts/color_correlation.py`).
+
+    Args:
+        coefficients: (N, 3, H, W // 2 + 1, 2).
+        size: (H, W) in pixels.
+
+    Returns:
+        (N, 3, H, W), RGB, 0 to 255.
+    """
+    height, width = size
+    down, across = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
+    frequency = (down.square() + across.square()).sqrt().clamp(min=1 / max(size)).to(coefficients)
+    spectrum = torch.view_as_complex(coefficients) / frequency
+    planes = CONTRAST * torch.fft.irfft2(spectrum, s=size, norm="ortho")
+    colors = coefficients.new_tensor(COLORS)
+    colors = colors / colors.norm(dim=0).max()
+    return 255 * torch.einsum("rc,nchw->nrhw", colors, planes).sigmoid()
+
+
+def _even(gradient: Tensor) -> Tensor:
+    """The gradient of each picture divided by its root mean square; where there is none, zeros."""
+    axes = tuple(range(1, gradient.dim()))
+    peak = gradient.abs().amax(dim=axes, keepdim=True)  # squares of the smallest numbers would vanish
+    shares = torch.where(peak > 0, gradient / peak, 0.0)
+    length = shares.square().mean(dim=axes, keepdim=True).sqrt()
+    return torch.where(peak > 0, shares / length, 0.0)
+
+
+def _moved(pixels: Tensor, amounts: Tensor) -> Tensor:
+    """Pictures moved down and right, zoomed and turned, by amounts (4,) from -1 to 1 of what is most."""
+    down, right, zoom, turn = amounts.tolist()
+    height, width = pixels.shape[-2:]
+    scale, angle = 1 + ZOOM * zoom, TURN * turn
+    cosine, sine = math.cos(angle) / scale, math.sin(angle) / scale
+    matrix = pixels.new_tensor(
+        [  # grids reach from -1 to 1 on both sides, so turning an oblong picture needs its aspect
+            [cosine, -sine * height / width, 2 * JITTER * right],
+            [sine * width / height, cosine, 2 * JITTER * down],
+        ]
+    )
+    grid = F.affine_grid(matrix.expand(len(pixels), 2, 3), list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+FORMS = {"fourier": fourier, "plain": plain}
 
 Form = Literal["fourier", "plain"]
 Unit: TypeAlias = "int | tuple[int, int, int] | Target"
@@ -78,7 +318,6 @@ class FilterPatterns:
             ValueError: another ending.
             OSError: `path` cannot be written.
         """
-        from convnets_torch.explain.sheets import save_patterns
 
         save_patterns(self, path_of(path))
 
@@ -92,7 +331,7 @@ def words_of(unit: Unit) -> str:
 
 def filter_patterns(
     network: nn.Module,
-    layer: Layer,
+    layer: LayerLike,
     channels: Sequence[int | tuple[int, int, int]] | None = None,
     *,
     form: Form = "fourier",
@@ -285,3 +524,80 @@ def _checked_unit(unit: int | tuple[int, int, int], layer: str, shape: tuple[int
 def _value(output: Tensor, unit: int | tuple[int, int, int]) -> Tensor:
     """What a unit gives: of a channel, the mean over its map."""
     return output[unit].mean() if isinstance(unit, int) else output[unit]
+
+
+WIDTH = 800  # pixels of the narrowest page
+TILE = 128  # pixels of a picture's width in a sheet of many
+LARGE_TILE = 240  # and of few
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """Raise, before long work begins, when pictures cannot be written to `path`.
+
+    Raises:
+        ValueError: another ending than that of a picture or `.npz`.
+        OSError: `path` cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (*overlays.FORMATS, ".npz"):
+        raise ValueError(f"{path} has an unknown ending; name a picture: {', '.join(overlays.FORMATS)}, or .npz")
+    check_writable(path)
+    return path
+
+
+def save_patterns(patterns: FilterPatterns, path: str | os.PathLike[str]) -> None:
+    """What `FilterPatterns.save` says."""
+
+    path = check_output(path)
+    if path.suffix.lower() == ".npz":
+        names = ("pictures", "start", "before", "after", "layer", "form", "steps", "seed")
+        words = [words_of(unit) for unit in patterns.units]
+        _save_arrays(path, {name: getattr(patterns, name) for name in names} | {"units": np.array(words)})
+        return
+    labels = []
+    for unit, before, after, excited in zip(
+        patterns.units, patterns.before, patterns.after, patterns.excited, strict=True
+    ):
+        rise = f"{short(before)} to {short(after)}" if excited else "not excited"
+        labels.append(f"{words_of(unit)}\n{rise}")
+    title = f"{patterns.layer}, {patterns.form}, {patterns.steps} steps: activation from noise to picture"
+    save_tiles(patterns.pictures, labels, path, title)
+
+
+def save_kernels(kernels: FirstKernels, path: str | os.PathLike[str]) -> None:
+    """What `FirstKernels.save` says."""
+    path = check_output(path)
+    if path.suffix.lower() == ".npz":
+        _save_arrays(
+            path,
+            {"pictures": kernels.pictures, "weights": kernels.weights, "peaks": kernels.peaks, "layer": kernels.layer},
+        )
+        return
+    labels = [f"{number}\nmost {short(peak)}" for number, peak in enumerate(kernels.peaks)]
+    save_tiles(kernels.pictures, labels, path, f"{kernels.layer}: kernels, grey is 0, each up to its largest weight")
+
+
+def save_tiles(pictures: Sequence[Pixels] | Pixels, labels: Sequence[str], path: Path, title: str) -> None:
+    """Pictures in a sheet with words under each; small ones are enlarged to whole squares."""
+    columns = 8 if len(pictures) > 9 else 3
+    width = TILE if columns == 8 else LARGE_TILE
+    tiles = [(enlarged(picture, width), label) for picture, label in zip(pictures, labels, strict=True)]
+    overlays.save_image(overlays.sheet(tiles, columns, width, title), path)
+
+
+def enlarged(picture: Pixels, width: int) -> Image.Image:
+    """A picture as it is, or, much smaller than `width`, with its pixels as squares."""
+    image = Image.fromarray(picture)
+    if image.width * 2 > width:
+        return image
+    return image.resize((width, round(image.height * width / image.width)), Image.Resampling.NEAREST)
+
+
+def short(value: float) -> str:
+    """A number in three digits or so."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)

@@ -6,32 +6,29 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from convnets_torch.ahead import ahead, each_of
-from convnets_torch.classification import to_parameters
-from convnets_torch.explain.activations import run_to
-from convnets_torch.explain.filters import FIRST
-from convnets_torch.explain.layers import layer_fields
-from convnets_torch.explain.names import Layer, find_layer
-from convnets_torch.explain.pixels import rule_of
+from convnets_torch.explain.activations import layer_fields, run_to
+from convnets_torch.explain.filters import FIRST, TILE, FilterPatterns, check_output, enlarged, rule_of, short
+from convnets_torch.explain.layer_names import LayerLike, find_layer
+from convnets_torch.fcn.graph import Field
 from convnets_torch.files import Output, path_of, to_open_files
-from convnets_torch.fitting import is_out_of_memory, is_too_small
-from convnets_torch.images import Decoded, Picture, Reading, decode, picture_name, warn
-from convnets_torch.levels import Background, Depth
-from convnets_torch.maps.regions import Box
+from convnets_torch.heatmaps.maps import Box
+from convnets_torch.images.decoding import Decoded, Picture, Reading, decode, picture_name, warn
+from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.preprocessing import Pixels, fit_longest_side, normalize
+from convnets_torch.inference.batching import is_out_of_memory, is_too_small
+from convnets_torch.inference.classification import to_parameters
+from convnets_torch.inference.pipeline import ahead, each_of
 from convnets_torch.networks import Network
-from convnets_torch.networks.grids import Field
 from convnets_torch.networks.network import as_network
-from convnets_torch.preprocessing import Pixels, fit_longest_side, normalize
-
-if TYPE_CHECKING:
-    from convnets_torch.explain.filters import FilterPatterns
+from convnets_torch.visualization import overlays
 
 COUNT = 9  # patches of a channel
 LONGEST_SIDE = 1024  # pixels beyond which a picture is made smaller
@@ -88,9 +85,25 @@ class TopPatches:
             ValueError: another ending, or patterns of another layer or other channels.
             OSError: `path` cannot be written.
         """
-        from convnets_torch.explain.sheets import save_patches
-
-        save_patches(self, path_of(path), patterns)
+        path = check_output(path_of(path))
+        if path.suffix.lower() not in overlays.FORMATS:
+            raise ValueError(f"patches are drawn as a sheet; name a picture: {', '.join(overlays.FORMATS)}")
+        if patterns is not None and (patterns.layer, patterns.units) != (self.layer, self.channels):
+            raise ValueError("patterns and patches are of other layers or channels; make both for the same ones")
+        most = max((len(patches) for patches in self.patches), default=0)
+        tiles = []
+        for place, (channel, patches) in enumerate(zip(self.channels, self.patches, strict=True)):
+            row = [(enlarged(patch.pixels, TILE), short(patch.activation)) for patch in patches]
+            if patterns is not None:
+                row.insert(0, (enlarged(patterns.pictures[place], TILE), f"channel {channel}"))
+            elif row:
+                row[0] = (row[0][0], f"{row[0][1]}\nchannel {channel}")
+            else:
+                row = [(Image.new("RGB", (TILE, TILE), overlays.PAPER), f"channel {channel}:\nnone")]
+            blank = (Image.new("RGB", (TILE, 1), overlays.PAPER), "")
+            tiles += row + [blank] * (max(1, most + (patterns is not None)) - len(row))
+        title = f"{self.layer}: what excites each channel most, with its activation"
+        overlays.save_image(overlays.sheet(tiles, max(1, most + (patterns is not None)), TILE, title), path)
 
 
 class _Found(NamedTuple):
@@ -108,7 +121,7 @@ class _Found(NamedTuple):
 def top_patches(
     network: Network,
     pictures: Picture | Iterable[Picture],
-    layer: Layer,
+    layer: LayerLike,
     channels: Sequence[int] | None = None,
     count: int = COUNT,
     *,

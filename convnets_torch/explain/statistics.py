@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from convnets_torch.ahead import ahead, each_of
-from convnets_torch.classification import ready_card, square_input, to_parameters
 from convnets_torch.explain.activations import BROKEN, observed
-from convnets_torch.explain.histograms import draw_histogram
-from convnets_torch.explain.names import Layer, find_layer, find_layers, needed
+from convnets_torch.explain.layer_names import LayerLike, find_layer, find_layers, needed
 from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
-from convnets_torch.fitting import in_batches
-from convnets_torch.images import Picture, Reading, decode, picture_name
-from convnets_torch.levels import Background, Depth
+from convnets_torch.images.decoding import Picture, Reading, decode, picture_name
+from convnets_torch.images.levels import Background, Depth
+from convnets_torch.inference.batching import in_batches
+from convnets_torch.inference.classification import ready_card, square_input, to_parameters
+from convnets_torch.inference.pipeline import ahead, each_of
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
-from convnets_torch.sentences import cell
+from convnets_torch.text import cell
+from convnets_torch.visualization.charts import draw_histogram
 
 BATCH = 16  # pictures that go through the network together
 AHEAD = 3 * BATCH  # pictures that are decoded before the network asks for them
@@ -178,7 +178,7 @@ def _run_fitting(run: nn.Module, inputs: Tensor, sums: Mapping[str, _Running | _
 def channel_statistics(
     network: Network,
     images: Picture | Iterable[Picture],
-    layers: Layer | Iterable[Layer],
+    layers: LayerLike | Iterable[LayerLike],
     *,
     batch: int = BATCH,
     max_pixels: int | None = None,
@@ -237,7 +237,7 @@ def channel_statistics(
 def zero_shares(
     network: Network,
     images: Picture | Iterable[Picture],
-    layer: Layer,
+    layer: LayerLike,
     *,
     batch: int = BATCH,
     max_pixels: int | None = None,

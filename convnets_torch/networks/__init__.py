@@ -4,13 +4,10 @@ from collections.abc import Callable
 
 from convnets_torch.networks.alexnet import AlexNet
 from convnets_torch.networks.efficientnet_lite import EfficientNetLite, efficientnet_lite0
-from convnets_torch.networks.forking import watch_forks
-from convnets_torch.networks.grids import cell_strides
 from convnets_torch.networks.inception import InceptionV3, inception_v3
 from convnets_torch.networks.network import Network
 from convnets_torch.networks.resnet import ResNet, resnet50
-from convnets_torch.networks.scoring import score_map
-from convnets_torch.networks.sliding import slide
+from convnets_torch.networks.tracing import watch_forks
 from convnets_torch.networks.vgg import VGG, vgg16, vgg19
 
 NETWORKS: dict[str, Callable[..., Network]] = {
@@ -25,6 +22,6 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 watch_forks()
 
 __all__ = [
-    "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "InceptionV3", "Network", "ResNet", "cell_strides",
-    "efficientnet_lite0", "inception_v3", "resnet50", "score_map", "slide", "vgg16", "vgg19",
+    "NETWORKS", "VGG", "AlexNet", "EfficientNetLite", "InceptionV3", "Network", "ResNet", "efficientnet_lite0",
+    "inception_v3", "resnet50", "vgg16", "vgg19",
 ]  # fmt: skip

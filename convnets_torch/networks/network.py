@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from convnets_torch.networks.heads import Steps, build_head, check_steps
-from convnets_torch.networks.replicas import unwrapped
+from convnets_torch.networks.tracing import unwrapped
 
 if TYPE_CHECKING:
     from convnets_torch.card import Card

@@ -1,4 +1,4 @@
-"""Modules as graphs, by `torch.fx`, beside threads that run the same modules or others.
+"""Follow and copy networks without touching them: replicas, tracing, and threads after a fork.
 
 `torch.fx.Tracer` replaces `nn.Module.__call__` for the whole process while it follows a module, so that modules which
 another thread calls meanwhile end up in its graph, or fail. Here calls are caught by the class of a copy of the module.
@@ -6,15 +6,19 @@ another thread calls meanwhile end up in its graph, or fail. Here calls are caug
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from types import MethodType
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.fx import Graph, Tracer
-
-from convnets_torch.networks.replicas import replicate
+from torch.nn.parallel import DistributedDataParallel
 
 
 class LocalTracer(Tracer):
@@ -67,3 +71,102 @@ def _followed(kind: type) -> type:
             kind.__name__, (kind,), {"__call__": call, "__getattr__": get, "__module__": kind.__module__}
         )
     return _kinds[kind]
+
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+WRAPPERS = (nn.DataParallel, DistributedDataParallel)
+# What `nn.Module` itself keeps in dicts and sets: parameters, buffers, submodules, hooks.
+_OWN = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside what `torch.compile`, `DataParallel` and `DistributedDataParallel` make of it.
+
+    >>> layer = nn.Linear(2, 3)
+    >>> unwrapped(nn.DataParallel(layer)) is layer
+    True
+    """
+    while True:
+        if isinstance(network, WRAPPERS):
+            network = network.module
+        elif isinstance(inner := getattr(network, "_orig_mod", None), nn.Module):
+            network = inner
+        else:
+            return network
+
+
+def replicate(
+    root: AnyModule, parts: Iterable[nn.Module] | None = None, kind: Callable[[type], type] = lambda kind: kind
+) -> tuple[AnyModule, dict[nn.Module, nn.Module]]:
+    """Copy a tree of modules; tensors, and whatever else the modules refer to, are shared.
+
+    A copy has dicts of its own for parameters, buffers, submodules and hooks. Code that `Module.compile` or `prepare`
+    compiled belongs to the original: copies run uncompiled.
+
+    Args:
+        root: any module.
+        parts: modules in it that are to be copied, with those around them; the rest is shared. None for all.
+        kind: the class of the copy of a module, given its class.
+
+    Returns:
+        The copy of `root`, and of each module in the tree what stands for it in the copy.
+
+    >>> network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    >>> copy, stand_ins = replicate(network, [network[0]])
+    >>> copy[0] is network[0], copy[0].weight is network[0].weight, copy[1] is network[1]
+    (False, True, True)
+    """
+    wanted = None if parts is None else set(parts)
+    stand_ins: dict[nn.Module, nn.Module] = {}
+
+    def stand_in(module: nn.Module) -> nn.Module:
+        if module in stand_ins:
+            return stand_ins[module]
+        children = {name: None if child is None else stand_in(child) for name, child in module._modules.items()}
+        same = all(child is children[name] for name, child in module._modules.items())
+        if same and wanted is not None and module is not root and module not in wanted:
+            stand_ins[module] = module
+        else:
+            copy: nn.Module = object.__new__(kind(type(module)))
+            stand_ins[module] = copy
+            vars(copy).update({name: _own(name, value, module, copy) for name, value in vars(module).items()})
+            copy._modules.update(children)
+        return stand_ins[module]
+
+    return stand_in(root), stand_ins  # type: ignore[return-value]
+
+
+def _own(name: str, value: object, module: nn.Module, copy: nn.Module) -> object:
+    if name in _OWN:
+        return value.copy()  # type: ignore[attr-defined]
+    if name == "_compiled_call_impl":
+        return None
+    if name == "forward":
+        value = getattr(value, "uncompiled", value)
+    if isinstance(value, MethodType) and value.__self__ is module:
+        return MethodType(value.__func__, copy)
+    return value
+
+
+TASKS = Path("/proc/self/task")  # the threads of this process, on Linux
+
+_started = False  # whether there were threads other than Python's when the process was last forked
+
+
+def watch_forks() -> None:
+    """From now on, have forked processes run PyTorch in one thread if the parent had begun to run it in several.
+
+    They would wait for ever otherwise, for threads that a fork does not take along; workers of a `DataLoader` do the
+    same. Processes that fork before they run a network, as servers do, keep all threads.
+    """
+    os.register_at_fork(before=_look, after_in_child=_limit)
+
+
+def _look() -> None:
+    global _started
+    _started = TASKS.exists() and len(list(TASKS.iterdir())) > threading.active_count()
+
+
+def _limit() -> None:
+    if _started and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)

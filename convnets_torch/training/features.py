@@ -10,15 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convnets_torch.device_pixels import normalized
+from convnets_torch.embeddings.cache import KeptVectors, Vector, embed_kept
 from convnets_torch.embeddings.extraction import Embedder
-from convnets_torch.embeddings.kept_vectors import KeptVectors, Vector, embed_kept
-from convnets_torch.folders import few
+from convnets_torch.images.finding import few
+from convnets_torch.images.resizing import normalized
+from convnets_torch.inference.pipeline import BATCH
 from convnets_torch.networks import Network
-from convnets_torch.pipeline import BATCH
-from convnets_torch.training.datasets import Dataset, Labelled
+from convnets_torch.training.datasets import Dataset, Labelled, ViewedPictures
 from convnets_torch.training.distributed import Group
-from convnets_torch.training.loading import ViewedPictures
 from convnets_torch.training.settings import Settings
 
 FIXED_VIEWS = 2**31  # number of the epoch, in a view's key, before the first of the fixed views

@@ -21,26 +21,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convnets_torch.card import with_learnt
+from convnets_torch.embeddings.cache import fingerprint
 from convnets_torch.embeddings.duplicates import find_leaks
-from convnets_torch.embeddings.kept_vectors import fingerprint
 from convnets_torch.files import check_kept, check_writable
-from convnets_torch.last_layers import planned, with_last_layer
-from convnets_torch.learnt_pictures import with_learnt
+from convnets_torch.inference.pipeline import BATCH, ready_card
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
-from convnets_torch.pipeline import BATCH, ready_card
-from convnets_torch.render import save_image
-from convnets_torch.training.checkpoints import check_arrays, damaged
-from convnets_torch.training.curves import EpochRow, best_epoch, draw_history, save_history_csv
-from convnets_torch.training.datasets import Dataset, check_batch
+from convnets_torch.training.datasets import Dataset, ViewedPictures, check_batch
 from convnets_torch.training.distributed import joined
 from convnets_torch.training.features import Features, Side, cached_features
-from convnets_torch.training.freezing import LayerRow, unfrozen, what_trains
-from convnets_torch.training.loading import ViewedPictures
-from convnets_torch.training.running import Keeper, Progress, Reports, TrainingStopped, read_progress, run_stage
+from convnets_torch.training.running import (
+    EpochRow,
+    Keeper,
+    Progress,
+    Reports,
+    TrainingStopped,
+    best_epoch,
+    check_arrays,
+    damaged,
+    draw_history,
+    read_progress,
+    run_stage,
+    save_history_csv,
+)
 from convnets_torch.training.settings import Settings
-from convnets_torch.training.stages import HeadStage, LayersStage, own_parameters
-from convnets_torch.weights import save
+from convnets_torch.training.stages import HeadStage, LayerRow, LayersStage, own_parameters, unfrozen, what_trains
+from convnets_torch.visualization.overlays import save_image
+from convnets_torch.weights import planned, save, with_last_layer
 
 LEAK = 0.98  # cosine of two pictures' vectors from which on one is taken for nearly the other
 MOST_WORKERS = 16

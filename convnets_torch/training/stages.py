@@ -1,31 +1,219 @@
-"""The two stages of fine-tuning: a last layer on cached features, then the unfrozen layers on augmented pictures."""
+"""The stages of a training: which layers learn, the loss, the learning rate, and the steps."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from math import cos, pi
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
-from convnets_torch.device_pixels import normalized
+from convnets_torch.evaluation.several_labels import score_labels
+from convnets_torch.explain.layer_names import find_layers
+from convnets_torch.images.resizing import normalized
+from convnets_torch.inference.pipeline import predict
+from convnets_torch.inference.prepare import dtype_of, is_depthwise
 from convnets_torch.networks import Network
-from convnets_torch.pipeline import predict
-from convnets_torch.runtime import dtype_of, is_depthwise
+from convnets_torch.training.augmentation import Mix, draw_mix
+from convnets_torch.training.datasets import ViewedPictures, batches, loaded
 from convnets_torch.training.distributed import Group
-from convnets_torch.training.freezing import freeze, own_dropout
-from convnets_torch.training.loading import ViewedPictures, batches, loaded
-from convnets_torch.training.losses import balanced, row_losses, soft_targets
-from convnets_torch.training.mixing import Mix, draw_mix
-from convnets_torch.training.schedule import scheduled
-from convnets_torch.training.settings import Settings
-from convnets_torch.training.several_labels import score_labels
+from convnets_torch.training.settings import Output, Settings
+from convnets_torch.weights import last_dense
+
+LAST_BLOCKS = {  # where stage two begins unless it is told: the last block of convolutions of each network
+    "alexnet": "features.conv_5",
+    "efficientnet_lite0": "features.block11",
+    "inception_v3": "features.mixed9",
+    "resnet50": "features.conv5_block1",
+    "vgg16": "features.conv5_1",
+    "vgg19": "features.conv5_1",
+}
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One line of the table of what trains.
+
+    Attributes:
+        name: of a module: a layer of the head, or a layer or block of the features.
+        parameters: how many numbers it has, without statistics of batch normalisation.
+        trains: how many of them stage two changes.
+    """
+
+    name: str
+    parameters: int
+    trains: int
+
+
+def unfrozen(network: Network, layer: str | None) -> list[str]:
+    """Names of the parameters that stage two trains, in the network's order: those of a layer, and all behind it.
+
+    "Behind" is the order in which the network lists its modules, which is that of the computation, but for branches
+    that stand side by side. The last dense layer is always among them.
+
+    Args:
+        network: with its card.
+        layer: as in `Settings.unfreeze`.
+
+    Raises:
+        ValueError: the layer is not known; or None, and the network has no last block that is known.
+    """
+    if layer is None:
+        name = network.card.network if network.card else type(network).__name__
+        if name not in LAST_BLOCKS:
+            raise ValueError(f"the last block of {name} is not known; name the layer from which on is trained")
+        layer = LAST_BLOCKS[name]
+    first = layer if layer in dict(network.named_children()) else find_layers(network, layer)[0]
+    order = [name for name, _ in network.named_modules()]
+    behind = set(order[order.index(first) :]) | {last_dense(network)}
+    return [name for name, _ in network.named_parameters() if name.rpartition(".")[0] in behind]
+
+
+def freeze(network: Network, trained: list[str], *, dropout: bool) -> None:
+    """Let only these parameters learn, and no statistics; dropout works where it stands behind the first of them.
+
+    Batch normalisation runs in eval mode everywhere, behind the first trained layer as well: its statistics come from
+    many more pictures than a batch for fine-tuning has. Its scale and shift learn where they are trained.
+
+    Source: for batch normalisation, Keras's guide to transfer learning: https://keras.io/guides/transfer_learning/
+    """
+    network.eval()
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in trained)
+    order = [name for name, _ in network.named_modules()]
+    first = order.index(trained[0].rpartition(".")[0])
+    for place, (_, module) in enumerate(network.named_modules()):
+        if isinstance(module, nn.Dropout) and place > first:
+            module.train(dropout)
+
+
+class _Dropout(nn.Dropout):
+    generator: torch.Generator
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training:
+            return values
+        kept = torch.empty_like(values).bernoulli_(1 - self.p, generator=self.generator)
+        return values * kept.div_(1 - self.p or 1)
+
+
+def own_dropout(network: Network) -> torch.Generator:
+    """Have a network's dropout draw from a generator of its own, which is returned, and not from PyTorch's global one.
+
+    From the same seed it draws the same on the CPU.
+    """
+    generator = torch.Generator(next(network.parameters()).device)
+    for module in network.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = _Dropout
+            module.generator = generator  # type: ignore[assignment]
+    return generator
+
+
+def what_trains(network: Network, trained: list[str]) -> list[LayerRow]:
+    """The table of what trains: a row for each layer or block that has parameters."""
+    rows = []
+    for top, module in _blocks(network):
+        names = [(f"{top}.{name}", parameter) for name, parameter in module.named_parameters()]
+        if names:
+            total = sum(parameter.numel() for _, parameter in names)
+            rows.append(LayerRow(top, total, sum(each.numel() for name, each in names if name in trained)))
+    return rows
+
+
+def _blocks(network: Network) -> Iterator[tuple[str, nn.Module]]:
+    for part in ("features", "head"):
+        for name, module in network.get_submodule(part).named_children():
+            yield f"{part}.{name}", module
+
+
+def soft_targets(labels: Tensor, classes: int, smoothing: float, activation: Output) -> Tensor:
+    """Labels as (N, classes) float32 of what the outputs should be.
+
+    With smoothing s, softmax spreads s evenly over all classes; sigmoid draws each class so far towards 1/2.
+
+    Args:
+        labels: (N,) class ids; or (N, classes) of 0 and 1, where a row may have several classes.
+
+    Source: Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567, section 7.
+
+    >>> soft_targets(torch.tensor([1]), 4, 0.2, "softmax")
+    tensor([[0.0500, 0.8500, 0.0500, 0.0500]])
+    """
+    hard = (F.one_hot(labels, classes) if labels.dim() == 1 else labels).float()
+    return hard * (1 - smoothing) + smoothing / (classes if activation == "softmax" else 2)
+
+
+def row_losses(logits: Tensor, targets: Tensor, activation: Output, weights: Tensor | None = None) -> Tensor:
+    """The loss of each row, (N,) float32: cross entropy, or the mean over classes of the binary ones.
+
+    Args:
+        logits: (N, classes), taken as float32.
+        targets: (N, classes), 0 to 1.
+        activation: what will turn the logits into probabilities.
+        weights: by which the losses are multiplied, (N,); or (N, classes), those of the binary ones.
+    """
+    logits = logits.float()
+    if activation == "softmax":
+        losses = -(targets * logits.log_softmax(1)).sum(1)
+    else:
+        if weights is not None and weights.dim() == 2:
+            return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="none").mean(1)
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+    return losses if weights is None else losses * weights
+
+
+def balanced(labels: Tensor, classes: int) -> Tensor:
+    """A weight for each row, (N,) float32: the rows of a class together weigh as much as those of any other.
+
+    Of rows with several labels, (N, classes) of 0 and 1, a weight for each label of each row, (N, classes): the rows
+    that have a label weigh as much as those that do not. The mean weight is 1, so that learning rates mean the same
+    with and without weights.
+
+    >>> balanced(torch.tensor([0, 0, 0, 1]), 2)
+    tensor([0.6667, 0.6667, 0.6667, 2.0000])
+    >>> balanced(torch.tensor([[1], [0], [0], [0]]), 1).flatten()
+    tensor([2.0000, 0.6667, 0.6667, 0.6667])
+    """
+    if labels.dim() == 1:
+        counts = torch.bincount(labels, minlength=classes).float()
+        return (len(labels) / (classes * counts))[labels]
+    has = labels.float().mean(0)
+    weights = torch.where(labels == 1, 1 / (2 * has), 1 / (2 * (1 - has)))
+    return torch.where((has == 0) | (has == 1), 1, weights)  # where there is nothing to weigh against
+
+
+def scheduled(rate: float, step: int, count: int, epochs: int) -> float:
+    """Rising in a line over the first epoch, then falling as half a cosine to nearly nothing at the last step.
+
+    The rise keeps the first steps, whose gradients are the largest and whose momentum is not there yet, from throwing
+    away what the layers know; the fall lets accuracy settle.
+
+    Args:
+        rate: the highest.
+        step: of all of the stage, from 0.
+        count: steps of an epoch.
+        epochs: that the stage takes at most; of one alone, half is the rise.
+
+    Source: the fall is that of SGDR, arXiv:1608.03983, without restarts; the rise that of arXiv:1706.02677, section
+    2.2.
+
+    >>> [round(scheduled(1.0, step, count=4, epochs=3), 2) for step in range(12)]
+    [0.25, 0.5, 0.75, 1.0, 0.97, 0.88, 0.75, 0.59, 0.41, 0.25, 0.12, 0.03]
+    """
+    total = count * epochs
+    rise = max(1, min(count, total // 2))
+    if step < rise:
+        return rate * (step + 1) / rise
+    return rate * (1 + cos(pi * (step - rise + 1) / (total - rise + 1))) / 2
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from convnets_torch.maps.page import Cells, Layer
+from convnets_torch.visualization.pages import Cells, Layer
 
 NAMES = {7: "cock", 65_000: "tabby, tabby cat", 3: "tiger shark", 281: "espresso", 90: "pinwheel", 12: "house finch"}
 

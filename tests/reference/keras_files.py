@@ -6,7 +6,7 @@ from pathlib import Path
 
 import h5py
 
-from converters.keras_file import KerasArray, KerasFile, KerasLayer
+from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
 
 
 def described(path, layers, **more) -> tuple[KerasFile, dict]:

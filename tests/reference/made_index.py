@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 
 from convnets_torch.card import Card
-from convnets_torch.embeddings.picture_table import About, PictureTable
-from convnets_torch.preprocessing import preset
+from convnets_torch.embeddings.index_table import About, PictureTable
+from convnets_torch.images.preprocessing import preset
 
 
 def filled(address, count, width=32, seed=0):

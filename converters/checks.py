@@ -1,0 +1,325 @@
+"""Checks of a file against its network: the graph, swapped layers, and what is wired to what.
+
+Names and shapes do not tell a tanh from a ReLU, an average from a maximum, a moved stride or a dropped shortcut. The
+outputs of both graphs become numbers that are equal only where the same is computed of the same; each layer with
+weights is then compared by its settings and by what it reads, and the end by what the head reads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from converters.names import Found
+from converters.proof.architectures import graph_of_lineage
+from converters.proof.keras_layers import ACTIVATIONS, IDENTITIES, activation_of, edges_of, layer_activation, pair_of
+from converters.readers.config_checks import told_of
+from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
+from converters.readers.keras_graph import Graph, Node, graph_of_config
+
+LONGEST = 1000  # letters of an array's name that are looked at
+
+
+def exchanged(file: KerasFile, found: Found) -> list[str]:
+    """Everything that two tellings of a file do not agree on, in a few words each."""
+    return [*_by_array_names(file), *_by_numbers(file, found)]
+
+
+def _by_array_names(file: KerasFile) -> list[str]:
+    """Arrays whose own names are those of another layer: two layers of one shape have been exchanged."""
+    names = {layer.name for layer in file.weighted}
+    problems = []
+    for layer in file.weighted:
+        for array in layer.arrays.values():
+            own = _own_name(array, names)
+            if file.named and file.container == "legacy" and own is not None and own != layer.name:
+                problems.append(f"{layer.name} lists the array {array.place}, which is named after {own}")
+    return problems
+
+
+def _by_numbers(file: KerasFile, found: Found) -> list[str]:
+    """Layers whose names tell of another order than their groups, which are numbered as `model.layers` counts."""
+    if file.container != "weights" or not file.named or found.lineage.automatic:
+        return []
+    groups = {
+        name: re.fullmatch(r"(.*?)(?:_(\d+))?", next(iter(layer.arrays.values())).place.split("/")[-3])
+        for name, layer in found.base.items()
+    }
+    problems = []
+    for kind in dict.fromkeys(group[1] for group in groups.values() if group):
+        listed = [
+            (int(group[2] or 0), name)
+            for name in found.lineage.order
+            if (group := groups.get(name)) and group[1] == kind
+        ]
+        problems += [
+            f"{name} stands where {other} should"
+            for (_, other), (_, name) in zip(listed, sorted(listed), strict=True)
+            if name != other
+        ]
+    return problems
+
+
+def _own_name(array: KerasArray, names: set[str]) -> str | None:
+    """The layer that an array's name tells of: "/conv1_2/conv1_2_W" and "/block1_conv1/block1_conv1/kernel:0"."""
+    *folders, last = array.place.strip("/").split("/")
+    candidates = [folders[-1] if folders else ""]
+    pieces = last[:LONGEST].split(":")[0].split("_")
+    candidates += ["_".join(pieces[:end]) for end in range(len(pieces) - 1, 0, -1)]
+    return next((name for name in (*candidates[1:], candidates[0]) if name in names), None)  # the longest first
+
+
+KERAS_EPSILON = 1e-3  # of batch normalisation, Keras's default
+ALEXNETS_OWN = ("SplitTensor", "CrossChannelNormalization")  # both Lambda layers in a config, which tells no more
+POOLED = ("GlobalAveragePooling2D", "GlobalMaxPooling2D")
+READERS = (*POOLED, "Flatten")
+BEFORE_READER = (*READERS, *IDENTITIES, *ACTIVATIONS, "Identity", "Dense", "BatchNormalization", "AveragePooling2D")
+PASSING = (*IDENTITIES, "Identity")
+ALIASES = {"swish": "silu"}
+MOST_SOURCES = 4  # that are named of what a layer reads
+MOST_SAID = 6  # differences; one mistake in a graph often shows in many layers
+
+Key = tuple[tuple[str, ...], str]
+Pair = tuple[int, int]
+
+
+@dataclass
+class _Terms:
+    """Outputs of layers as numbers: two are equal if and only if the same is computed of the same."""
+
+    numbers: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    words: list[tuple[Any, ...]] = field(default_factory=list)  # (what, *numbers of what it is computed of)
+
+    def of(self, what: Any, *sources: int) -> int:
+        term = (what, *sources)
+        if term not in self.numbers:
+            self.numbers[term] = len(self.words)
+            self.words.append(term)
+        return self.numbers[term]
+
+    def describe(self, number: int, depth: int = 3) -> str:
+        """In the words of Keras: "relu(Add(bn2a_branch2c, bn2a_branch1))"."""
+        (kind, *settings), *sources = self.words[number]
+        if kind == "layer":
+            return str(settings[0][1])
+        if kind == "input":
+            return "the input"
+        shown = [self.describe(source, depth - 1) for source in sources[:MOST_SOURCES]] if depth else ["..."]
+        inner = ", ".join([*shown, *(["..."] if depth and len(sources) > MOST_SOURCES else [])])
+        return f"{' '.join([kind, *map(_short, settings)]).strip()}({inner})"
+
+
+def _short(setting: Any) -> str:
+    """A size as 2x2; data formats and whole configs are left out."""
+    if isinstance(setting, str):
+        return setting if setting in ("same", "full") else ""
+    return "x".join(map(str, setting))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A graph as terms.
+
+    Attributes:
+        layers: of each layer with weights, its settings and the number of what it reads.
+        terms: of each node's output.
+    """
+
+    layers: Mapping[Key, tuple[Mapping[str, Any], int]]
+    terms: Mapping[str, int]
+
+
+def differences(
+    file: KerasFile, found: Found, window: Pair, *, theano: bool, headless: bool, **assumptions: Any
+) -> list[str]:
+    """Where the config's convolutional part is not the network, each in a few words; nothing where it is.
+
+    Args:
+        file: with a config.
+        found: the network in it.
+        window: (h, w) of the map that the head reads.
+        theano: whether Theano trained it, whose `same` pads both sides alike at any stride.
+        headless: whether the model has no dense layers.
+        assumptions: those of `graph_of_lineage` that are arguments of the network.
+
+    Raises:
+        ValueError: the config is broken.
+    """
+    theirs = graph_of_config(file)
+    base = {id(layer) for layer in found.base.values()}
+    alone = replace(file, layers=tuple(layer for layer in file.layers if id(layer) in base))
+    lineage = found.lineage
+    ours = graph_of_lineage(alone, lineage.network, theirs.data_format, lineage=lineage.name, head=(), **assumptions)
+    keys = {_key(layer) for layer in found.base.values()}
+    terms = _Terms()
+    wanted, read = (
+        _read(file.path, graph, keys, terms, theano=theano, alexnet=lineage.network == "alexnet")
+        for graph in (ours, theirs)
+    )
+    said = []
+    for key, (settings, source) in wanted.layers.items():
+        if key not in read.layers:
+            said.append(f"{key[1]} is not on the way from the input to the output")
+            continue
+        other, other_source = read.layers[key]
+        if other.keys() != settings.keys():
+            said.append(f"{key[1]} is a {other.get('class', 'layer')} of another class than its network's")
+            continue
+        said += [f"{key[1]} has {word} {other[word]}, not {value}" for word, value in settings.items()
+                 if other[word] != value]  # fmt: skip
+        if other_source != source:
+            said.append(f"{key[1]} reads {terms.describe(other_source)}, not {terms.describe(source)}")
+    end, wanted_end = read.terms[_end(theirs, keys, window, headless=headless)], wanted.terms[ours.output]
+    if end != wanted_end:
+        reader = "the model ends with" if headless else "its head reads"
+        said.append(f"{reader} {terms.describe(end)}, not {terms.describe(wanted_end)}")
+    return said if len(said) <= MOST_SAID else [*said[:MOST_SAID], f"and {len(said) - MOST_SAID} differences more"]
+
+
+def _key(layer: KerasLayer) -> Key:
+    return layer.parents, layer.name
+
+
+def _read(path: Path, graph: Graph, keys: set[Key], terms: _Terms, *, theano: bool, alexnet: bool) -> _Read:
+    layers: dict[Key, tuple[Mapping[str, Any], int]] = {}
+    outputs: dict[str, int] = {}
+    beginning = terms.of(("input",))
+    for node in graph.nodes:
+        with told_of(f"{path}: layer {node.name} ({node.kind})"):
+            sources = [outputs[name] for name in node.inputs]
+            name, words = activation_of(node.settings) if node.layer is not None else ("linear", {})
+            if node.layer is not None and _key(node.layer) in keys:
+                settings, source = _settings(node, sources, graph, terms, theano)
+                layers[_key(node.layer)] = settings, source
+                term = terms.of(("layer", _key(node.layer)))
+            elif not sources or (set(sources) == {beginning} and node.layer is None and node.kind != "ZeroPadding2D"):
+                term = beginning  # what stands before the first convolution is the preprocessing's
+            else:
+                term = _term(node, sources, graph, terms, alexnet)
+            outputs[node.name] = _activated(term, name, words, terms)
+    return _Read(layers, outputs)
+
+
+def _settings(
+    node: Node, sources: Sequence[int], graph: Graph, terms: _Terms, theano: bool
+) -> tuple[dict[str, Any], int]:
+    """What a layer with weights is told beside them, and what it reads: paddings before it are its own."""
+    settings, source = node.settings, sources[0]
+    if node.kind == "BatchNormalization":
+        return {
+            "epsilon": float(settings.get("epsilon", KERAS_EPSILON)),
+            "axis": _axis(settings.get("axis", -1), graph),
+            "mode": settings.get("mode", 0),
+        }, source
+    if node.kind != "Conv2D":
+        return {"class": node.kind}, source
+    (what, *inner), edges = terms.words[source], ((0, 0), (0, 0))
+    if what[0] == "ZeroPadding2D":
+        edges, source = what[1], inner[0]
+    strides, dilation = pair_of(settings.get("strides", 1)), pair_of(settings.get("dilation_rate", 1))
+    padding: Any = edges
+    if settings.get("padding", "valid") != "valid":
+        reach = [(side - 1) * step for side, step in zip(_kernel_size(node), dilation, strict=True)]
+        if settings["padding"] == "same" and (theano or strides == (1, 1) or reach == [0, 0]):
+            padding = _sum(edges, tuple((total // 2, total - total // 2) for total in reach))
+        else:
+            padding = settings["padding"]  # of a width that depends on the picture's
+    return {
+        "strides": strides,
+        "dilation": dilation,
+        "groups": int(settings.get("groups") or 1),
+        "padding": padding,
+        "bias": bool(settings.get("use_bias", settings.get("bias", _has_bias(node)))),
+        "data format": _format(node, graph),
+    }, source
+
+
+def _sum(one: Any, other: Any) -> tuple[Pair, Pair]:
+    (top, bottom), (left, right) = one
+    (more_top, more_bottom), (more_left, more_right) = other
+    return (top + more_top, bottom + more_bottom), (left + more_left, right + more_right)
+
+
+def _has_bias(node: Node) -> bool:
+    return node.layer is not None and "bias" in node.layer.arrays
+
+
+def _kernel_size(node: Node) -> Pair:
+    """Of the array: a graph of an architecture has no settings for it."""
+    if node.layer is None:
+        return pair_of(node.settings.get("kernel_size", 1))
+    shape = node.layer.arrays["kernel"].shape
+    return (shape[2], shape[3]) if node.layer.kernel_order == "oihw" else (shape[0], shape[1])
+
+
+def _term(node: Node, sources: Sequence[int], graph: Graph, terms: _Terms, alexnet: bool) -> int:
+    kind, settings = node.kind, node.settings
+    if kind in PASSING:
+        return sources[0]
+    if kind in ACTIVATIONS:
+        return _activated(sources[0], *layer_activation(kind, settings), terms)
+    if kind == "ZeroPadding2D":
+        return _padded(sources[0], edges_of(settings.get("padding", 1)), terms)
+    if kind in ("MaxPooling2D", "AveragePooling2D"):
+        size = pair_of(settings.get("pool_size", 2))
+        strides = pair_of(settings.get("strides") or size)
+        return terms.of((kind, size, strides, settings.get("padding", "valid"), _format(node, graph)), *sources)
+    if kind == "Add":
+        return terms.of((kind,), *sorted(sources))
+    if kind == "Concatenate":
+        return terms.of((kind, _axis(settings.get("axis", -1), graph)), *sources)
+    if kind in ALEXNETS_OWN or (kind == "Lambda" and alexnet):
+        return terms.of(("Lambda",), *sources)
+    told = {key: value for key, value in settings.items() if key not in ("name", "trainable", "dtype")}
+    return terms.of((kind, json.dumps(told, sort_keys=True, default=str)), *sources)
+
+
+def _activated(term: int, name: str, words: Mapping[str, Any], terms: _Terms) -> int:
+    name = ALIASES.get(name, name)
+    told = tuple(sorted((word, value) for word, value in words.items() if value))
+    return term if name == "linear" else terms.of((name, told), term)
+
+
+def _padded(term: int, edges: tuple[Pair, Pair], terms: _Terms) -> int:
+    (what, *inner) = terms.words[term]
+    if what[0] == "ZeroPadding2D":
+        term, edges = inner[0], _sum(what[1], edges)
+    return terms.of(("ZeroPadding2D", edges), term) if edges != ((0, 0), (0, 0)) else term
+
+
+def _end(graph: Graph, keys: set[Key], window: Pair, *, headless: bool) -> str:
+    """The node of the map that the head reads: before Flatten or global pooling, or a pooling of the whole window."""
+    nodes = {node.name: node for node in graph.nodes}
+    chain = [nodes[graph.output]]
+    while _before_reader(chain[-1], keys):
+        chain.append(nodes[chain[-1].inputs[0]])
+    readers = [place for place, node in enumerate(chain) if node.kind in READERS]
+    start = readers[-1] + 1 if readers else 0 if headless else None
+    if start is None:
+        return graph.output
+    end = start
+    while end < len(chain) - 1 and chain[end].kind in PASSING:
+        end += 1
+    whole = chain[end].kind == "AveragePooling2D" and pair_of(chain[end].settings.get("pool_size", 2)) == window
+    if whole and (not readers or chain[readers[-1]].kind == "Flatten"):
+        return chain[end].inputs[0]
+    return chain[start].name
+
+
+def _before_reader(node: Node, keys: set[Key]) -> bool:
+    of_base = node.layer is not None and _key(node.layer) in keys
+    return not of_base and len(node.inputs) == 1 and node.kind in BEFORE_READER
+
+
+def _format(node: Node, graph: Graph) -> str:
+    said = node.settings.get("data_format")
+    return said if said in ("channels_first", "channels_last") else graph.data_format
+
+
+def _axis(value: Any, graph: Graph) -> str:
+    axis = int(value[0] if isinstance(value, list | tuple) else value) % 4
+    return "channels" if axis == (1 if graph.data_format == "channels_first" else 3) else str(axis)

@@ -1,0 +1,352 @@
+"""What may be wrong with converted weights although every shape fits: changes of weights and card, one family each.
+
+A change is a pure function from (state dict, card) to (state dict, card). Families touch different things, so
+changes of different families commute, and at most one of each family makes sense at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from convnets_torch.card import Card
+from convnets_torch.images.preprocessing import (
+    CAFFE_MEAN_RGB,
+    GENERAL,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    preset,
+)
+from convnets_torch.images.preprocessing import NETWORKS as RULES
+from convnets_torch.networks import NETWORKS, Network
+from convnets_torch.wordnet import synsets
+
+State = Mapping[str, Tensor]
+Triple = tuple[float, float, float]
+
+ALIKE = 0.01  # of a number's size: epsilons, and for labels pixel values, that no answer of a network can tell apart
+
+
+@dataclass(frozen=True)
+class Change:
+    """One hypothesis of one family.
+
+    Attributes:
+        family: "kernels", "flatten", "channels", "values", "lrn", "stride", "epsilon", "pool", "resize" or "classes".
+        name: what is done, in a few words, as the card records it: "kernels turned by 180 degrees".
+        finding: what is wrong, as a sentence says it: "kernels are flipped".
+        of_input: whether the preprocessing alone changes, and neither weights nor the builder's arguments.
+        usual: False for values that no released weights of the network had; a usual change is the simpler one.
+        apply: (state dict, card) -> (state dict, card); what it is given stays as it is.
+        rows: of a change of the last layer's rows alone, which of them remain, in their new order; else None.
+    """
+
+    family: str
+    name: str
+    finding: str
+    of_input: bool
+    apply: Callable[[State, Card], tuple[State, Card]] = field(compare=False, repr=False)
+    usual: bool = True
+    rows: tuple[int, ...] | None = field(default=None, repr=False)
+
+
+def families(network: Network, card: Card, *, exact: bool) -> dict[str, tuple[Change, ...]]:
+    """Everything that can be tried on a network with this card; families without a hypothesis are left out.
+
+    Args:
+        network: as the card describes it; its weights are not read.
+        card: of the file as it is.
+        exact: whether ways of scaling pixels that differ by less than 1 % are hypotheses of their own. Recorded
+            outputs can tell them apart, expected answers cannot; then the network's own presets come first.
+    """
+    arguments = _arguments(card)
+    found = {
+        "kernels": _kernels(network),
+        "flatten": _flatten(network),
+        "channels": (_channels(card.preprocessing),),
+        "values": _values(card, exact=exact),
+        "lrn": tuple(_lrn(arguments)),
+        "stride": _choices("stride", "stride_in", arguments, {"1x1": "the first 1x1", "3x3": "the 3x3"}, STRIDE),
+        "epsilon": tuple(_epsilons(arguments)),
+        "pool": _choices("pool", "pool_padding", arguments, {True: "padded", False: "not padded"}, POOL),
+        "resize": (_resize(card.preprocessing),),
+        "classes": tuple(_classes(network, card)),
+    }
+    return {family: changes for family, changes in found.items() if changes}
+
+
+def _arguments(card: Card) -> dict[str, Any]:
+    """What the builder is called with, its defaults among it."""
+    parameters = inspect.signature(NETWORKS[card.network]).parameters.values()
+    defaults = {
+        parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
+    }
+    return {**defaults, **card.arguments}
+
+
+def _with_argument(key: str, value: object) -> Callable[[State, Card], tuple[State, Card]]:
+    return lambda state, card: (state, replace(card, arguments={**card.arguments, key: value}))
+
+
+def with_background(card: Card) -> bool:
+    """Whether outputs without names are ImageNet's classes and one for what is none of them."""
+    return card.classes == 1001 and card.class_names is None
+
+
+def _classes(network: Network, card: Card) -> list[Change]:
+    """The outputs in another order than the card's names: shifted by one, sorted otherwise, or with a background."""
+    last = next((name for name, layer in reversed([*network.named_modules()]) if isinstance(layer, nn.Linear)), None)
+    if last is None or card.classes < 2:
+        return []
+    if with_background(card):
+        found = "the {place} of 1,001 outputs is the background, the others are ImageNet's classes"
+        return [
+            _with_rows(last, f"background class {place} left out", found.format(place=place), rows)
+            for place, rows in (("first", range(1, 1001)), ("last", range(1000)))
+        ]
+    numbers = range(card.classes)
+    orders = {"shifted by one": [*numbers[1:], 0], "shifted back by one": [card.classes - 1, *numbers[:-1]]}
+    texts = [synsets.words(number) for number in numbers] if card.imagenet else list(card.class_names or ())
+    sorts: dict[str, Callable[[int], Any]] = {
+        "sorted by name": lambda number: texts[number],
+        "sorted by name without capitals": lambda number: texts[number].casefold(),
+        "sorted by the numbers in names": lambda number: [
+            (int(digits or -1), word) for word, digits in re.findall(r"(\D*)(\d*)", texts[number])
+        ],
+    }
+    if card.class_names is not None:
+        for name, key in sorts.items():  # output k is the class that stands k-th when sorted so
+            places = {number: place for place, number in enumerate(sorted(numbers, key=key))}
+            orders[name] = [places[number] for number in numbers]
+    orders["from last to first"] = [*numbers[::-1]]
+    changes: dict[tuple[int, ...], Change] = {tuple(numbers): _with_rows(last, "", "", numbers)}
+    for name, rows in orders.items():
+        finding = f"outputs stand in another order than the card's classes: {name}"
+        changes.setdefault(tuple(rows), _with_rows(last, f"outputs {name}", finding, rows))
+    return [*changes.values()][1:]
+
+
+def _with_rows(last: str, name: str, finding: str, rows: Sequence[int]) -> Change:
+    """Take these rows of the last layer, which may be fewer than it has."""
+
+    def apply(state: State, card: Card) -> tuple[State, Card]:
+        taken = {key: state[key][list(rows)] for key in (f"{last}.weight", f"{last}.bias")}
+        if len(rows) == card.classes:
+            return {**state, **taken}, card
+        arguments = {**card.arguments, "classes": len(rows)}
+        if "head" in arguments:
+            *steps, _ = arguments["head"]
+            arguments["head"] = (*steps, ("dense", len(rows)))
+        return {**state, **taken}, replace(card, arguments=arguments, class_names="imagenet-1k")
+
+    return Change("classes", name, finding, False, apply, rows=tuple(rows))
+
+
+def _kernels(network: Network) -> tuple[Change, ...]:
+    """Theano convolves, PyTorch correlates: all kernels larger than 1x1, turned by 180 degrees."""
+    names = [name for name, array in network.state_dict().items() if array.dim() == 4 and array.shape[2:].numel() > 1]
+
+    def apply(state: State, card: Card) -> tuple[State, Card]:
+        return {**state, **{name: state[name].flip(2, 3) for name in names}}, card
+
+    change = Change("kernels", "kernels turned by 180 degrees", "kernels are flipped", False, apply)
+    return (change,) if names else ()
+
+
+def _flatten(network: Network) -> tuple[Change, ...]:
+    """The columns of the dense layer that reads the flattened window: channel, height, width is what PyTorch wants."""
+    if network.head is None:
+        return ()
+    layers = [
+        (name, layer)
+        for name, layer in network.head.named_modules()
+        if next(layer.parameters(recurse=False), None) is not None or isinstance(layer, nn.AvgPool2d | nn.MaxPool2d)
+    ]
+    height, width = network.window
+    if not layers or not isinstance(layers[0][1], nn.Linear) or height * width == 1:
+        return ()
+    key = f"head.{layers[0][0]}.weight"
+    units, inputs = layers[0][1].weight.shape
+    channels = inputs // (height * width)
+    if channels == 1:
+        return ()
+
+    def from_last(state: State, card: Card) -> tuple[State, Card]:
+        rows = state[key].reshape(units, height, width, channels)
+        return {**state, key: rows.permute(0, 3, 1, 2).reshape(units, inputs)}, card
+
+    def to_last(state: State, card: Card) -> tuple[State, Card]:
+        rows = state[key].reshape(units, channels, height, width)
+        return {**state, key: rows.permute(0, 2, 3, 1).reshape(units, inputs)}, card
+
+    found = "the first dense layer reads height, width, channel"
+    lost = "the first dense layer was permuted as if it read height, width, channel"
+    return (
+        Change("flatten", "first dense layer permuted from channels-last", found, False, from_last),
+        Change("flatten", "first dense layer permuted back to channels-last", lost, False, to_last),
+    )
+
+
+def _channels(rule: Preprocessing) -> Change:
+    """The other order of colours; each colour keeps its mean and its deviation."""
+    other = "bgr" if rule.channels == "rgb" else "rgb"
+
+    def apply(state: State, card: Card) -> tuple[State, Card]:
+        rule = card.preprocessing
+        mean, std = rule.mean[::-1], rule.std[::-1]
+        return state, _with_rule(card, channels="bgr" if rule.channels == "rgb" else "rgb", mean=mean, std=std)
+
+    finding = f"colours are wanted as {other.upper()}, not {rule.channels.upper()}"
+    return Change("channels", f"channels {other}", finding, True, apply)
+
+
+@dataclass(frozen=True)
+class Values:
+    """How a pixel, 0 to 255, becomes a number: (pixel * scale - mean) / std, mean and std in the order RGB."""
+
+    words: str
+    scale: float
+    mean: Triple
+    std: Triple
+
+    @classmethod
+    def of(cls, rule: Preprocessing, words: str) -> Values:
+        mean, std = (rule.mean, rule.std) if rule.channels == "rgb" else (rule.mean[::-1], rule.std[::-1])
+        return cls(words, rule.scale, mean, std)
+
+    def ends(self) -> list[tuple[float, float]]:
+        """What black and white become, for each colour."""
+        return [(-mean / std, (255 * self.scale - mean) / std) for mean, std in zip(self.mean, self.std, strict=True)]
+
+    def apply(self, state: State, card: Card) -> tuple[State, Card]:
+        step = 1 if card.preprocessing.channels == "rgb" else -1
+        return state, _with_rule(card, scale=self.scale, mean=self.mean[::step], std=self.std[::step])
+
+
+ONE: Triple = (1.0, 1.0, 1.0)
+NOTHING: Triple = (0.0, 0.0, 0.0)
+GENERIC = (
+    Values("0 to 255, nothing subtracted", 1.0, NOTHING, ONE),
+    Values("0 to 255, Caffe's mean subtracted", 1.0, CAFFE_MEAN_RGB, ONE),
+    Values("0 to 1", 1 / 255, NOTHING, ONE),
+    Values("-1 to 1", 1 / 127.5, ONE, ONE),
+    Values("0 to 1, torchvision's mean and deviation", 1 / 255, IMAGENET_MEAN, IMAGENET_STD),
+    Values("(x - 127) / 128", 1.0, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
+)
+
+
+def _values(card: Card, *, exact: bool) -> tuple[Change, ...]:
+    """Scale, mean and deviation: the network's own presets, the usual ones, and the card's in the wrong colours."""
+    as_it_is = Values.of(card.preprocessing, "as the card says")
+    own = [Values.of(preset(card.network, name), f"the preset {name} has them") for name in RULES[card.network][1]]
+    turned = replace(
+        as_it_is, words="the card has them, red for blue", mean=as_it_is.mean[::-1], std=as_it_is.std[::-1]
+    )
+    tried = [as_it_is]
+    for values in (*own, *GENERIC, turned):
+        if not any(_alike(values, other, 1e-6 if exact else ALIKE) for other in tried):
+            tried.append(values)
+    return tuple(
+        Change(
+            "values",
+            f"values {values.words}",
+            f"pixel values are wanted as {values.words}, not as the card says",
+            True,
+            values.apply,
+            usual=values in own,
+        )
+        for values in tried[1:]
+    )
+
+
+def _alike(one: Values, other: Values, tolerance: float) -> bool:
+    """Whether black and white become nearly the same in each colour, measured by the range between them."""
+    return all(
+        abs(a - b) <= tolerance * abs(first[1] - first[0])
+        for first, second in zip(one.ends(), other.ends(), strict=True)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _lrn(arguments: Mapping[str, Any]) -> Sequence[Change]:
+    """Alpha for each neighbour (convnets-keras, Theano) or divided by their number (Caffe, PyTorch)."""
+    if "lrn" not in arguments:
+        return ()
+    size, alpha, beta, k = arguments["lrn"]
+    return [
+        Change(
+            "lrn",
+            f"LRN alpha {new:.6g}",
+            f"LRN alpha is {new:.6g}, not {alpha:.6g}",
+            False,
+            _with_argument("lrn", (size, new, beta, k)),
+        )
+        for new in (alpha * size, alpha / size)
+    ]
+
+
+def _epsilons(arguments: Mapping[str, Any]) -> Sequence[Change]:
+    """The usual epsilons; 1.001e-5 and 1e-5 cannot be told apart, and the first that is tried stands for both."""
+    if "epsilon" not in arguments:
+        return ()
+    epsilon = arguments["epsilon"]
+    tried = [epsilon]
+    for other in EPSILONS[arguments.get("stride_in")]:
+        if all(abs(other - one) > ALIKE * one for one in tried):
+            tried.append(other)
+    return [
+        Change(
+            "epsilon",
+            f"batch-norm epsilon {other:g}",
+            f"the epsilon of batch normalisation is {other:g}, not {epsilon:g}",
+            False,
+            _with_argument("epsilon", other),
+        )
+        for other in tried[1:]
+    ]
+
+
+# Of batch normalisation, likeliest first: Keras's own and its ResNet50's, and PyTorch's where that is meant.
+EPSILONS = {None: (1e-3, 1e-5), "1x1": (1e-3, 1.001e-5), "3x3": (1e-5, 1e-3)}
+STRIDE = "each stage strides in {new} convolution, not in {old}"
+POOL = "the first pool reads a map that is {new}, not {old}"
+
+
+def _choices(
+    family: str, key: str, arguments: Mapping[str, Any], words: Mapping[Any, str], sentence: str
+) -> tuple[Change, ...]:
+    """The other values of an argument of the builder that has a few."""
+    if key not in arguments:
+        return ()
+    old = words[arguments[key]]
+    return tuple(
+        Change(family, f"{key} {value}", sentence.format(new=new, old=old), False, _with_argument(key, value))
+        for value, new in words.items()
+        if value != arguments[key]
+    )
+
+
+def _resize(rule: Preprocessing) -> Change:
+    other = "stretch" if rule.resize_rule == "shorter-side" else "shorter-side"
+
+    def apply(state: State, card: Card) -> tuple[State, Card]:
+        return state, _with_rule(card, resize_rule=other)
+
+    words = {"stretch": "stretched to a square", "shorter-side": "resized with their aspect kept"}
+    finding = f"pictures are wanted {words[other]}, not {words[rule.resize_rule]}"
+    return Change("resize", f"resize rule {other}", finding, True, apply)
+
+
+def _with_rule(card: Card, **fields: Any) -> Card:
+    """The card with a changed preprocessing, under the name of the preset that it now is, or "custom"."""
+    rule = replace(card.preprocessing, **fields)
+    for name in (*RULES[card.network][1], *GENERAL):
+        if replace(known := preset(card.network, name, rule.size), name=rule.name) == rule:
+            return replace(card, preprocessing=known)
+    return replace(card, preprocessing=replace(rule, name="custom"))

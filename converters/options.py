@@ -1,0 +1,328 @@
+"""Resolve the options of a conversion: sizes, rules and what a file leaves open."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, cast, get_args
+
+import torch
+
+from converters.head_plan import Head
+from converters.names import Found, Lineage
+from converters.plan import Wishes
+from converters.readers.keras_file import DataFormat, KerasFile, KernelOrder
+from converters.readers.model_config import Node
+from convnets_torch.card import Activation
+from convnets_torch.images.preprocessing import GENERAL, NETWORKS, Preprocessing, preset, read_preprocessing
+from convnets_torch.networks import Network
+
+LARGEST = 20_000  # pixels of a side
+
+
+def input_size(file: KerasFile, graph: Sequence[Node] | None) -> tuple[int, int] | None:
+    """(height, width) of the model's input in pixels, where its config says it.
+
+    Raises:
+        ValueError: the model has several inputs, or no pictures of three colours.
+    """
+    if graph is None:
+        return None
+    inputs = [node for node in graph if not node.inputs]
+    if len(inputs) != 1:
+        raise ValueError(f"{file.path}: its model has {len(inputs)} inputs; models with one are read")
+    shape = inputs[0].config.get("batch_shape") or inputs[0].config.get("batch_input_shape")
+    if not isinstance(shape, list | tuple) or len(shape) != 4:
+        raise ValueError(f"{file.path}: its model's input is {shape!r}; pictures are wanted")
+    first = 1 if file.data_format == "channels_first" else 3
+    sides: list[Any] = [side for axis, side in enumerate(shape) if axis not in (0, first)]
+    if shape[first] not in (3, None):
+        raise ValueError(
+            f"{file.path}: its model's input has {shape[first]} channels; pictures of three colours are read"
+        )
+    if None in sides:
+        return None
+    if not all(isinstance(side, int) for side in sides):
+        raise ValueError(f"{file.path}: its model's input is {shape!r}; pictures are wanted")
+    return sides[0], sides[1]
+
+
+def check_size(file: KerasFile, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The size, where pictures can have it; else ValueError."""
+    if size is not None and not all(1 <= side <= LARGEST for side in size):
+        raise ValueError(
+            f"{file.path}: no pictures are {size[0]}x{size[1]} pixels; 1 to {LARGEST} on each side are wanted"
+        )
+    return size
+
+
+def map_shape(file: KerasFile, network: Network, size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """(channels, h, w) of the feature map at an input size, by default the network's own.
+
+    Raises:
+        ValueError: the size is too small for the network.
+    """
+    try:
+        with torch.device("meta"):  # in eval mode: in training no single cell can be normalised
+            shape = network.eval().features(torch.empty(1, 3, *(size or network.size))).shape
+    except RuntimeError:
+        height, width = size or network.size
+        raise ValueError(f"{file.path}: pictures of {height}x{width} pixels are too small for the network") from None
+    return shape[1], shape[2], shape[3]
+
+
+def guessed_size(
+    file: KerasFile, found: Found, network: Network, arguments: dict[str, Any], rows: int, channels: int
+) -> tuple[dict[str, Any], list[int]]:
+    """An input size for which a Flatten gives so many rows; only the number of cells is told by them."""
+    side = round((rows / channels) ** 0.5)
+    if found.standard_head:
+        return arguments, list(network.window)  # a problem that is said with all others
+    if rows % channels == 0 and side * side * channels != rows:
+        raise ValueError(
+            f"{file.path} has a head that reads {rows // channels} cells, which are no square; give --input-size"
+            " HEIGHTxWIDTH, in pixels"
+        )
+    if not side or side * side * channels != rows:
+        return arguments, list(network.window)
+    size = tuple(pixels + network.stride * (side - network.window[0]) for pixels in network.size)
+    return arguments | {"size": size}, [side, side]
+
+
+Front = tuple[tuple[float, float] | None, list[str]]
+
+
+def settle_preprocessing(
+    file: KerasFile,
+    network: Network,
+    name: str,
+    front: Front,
+    wishes: Wishes,
+    *,
+    released: bool,
+    preset_name: str | None,
+) -> tuple[Preprocessing, list[str]]:
+    """The preprocessing for the card, and what was chosen for want of better.
+
+    Args:
+        network: for its size.
+        name: of the network.
+        front: what the model itself does to its input.
+        wishes: a preset or a JSON file.
+        released: whether these are weights that were released, or have their names and shapes.
+        preset_name: of released weights of this lineage.
+
+    Raises:
+        ValueError: it must be said and is not; it is said twice; or it has another size than the model's input.
+    """
+    rescaling, chosen = front
+    given = wishes.preprocessing
+    if rescaling is not None:
+        if given is not None:
+            raise ValueError(
+                f"{file.path}: its model rescales pictures itself (a Rescaling layer); leave out the preprocessing"
+            )
+        scale, offset = rescaling
+        size = network.size[0] if network.size[0] == network.size[1] else network.size
+        rule = Preprocessing("custom", size, size, "stretch", "bilinear", "rgb", (-offset,) * 3, scale=scale)
+        return rule, [*chosen, "pictures are stretched to the input's size, as Keras's datasets do it"]
+    if given is None and not released:
+        known = dict.fromkeys((*NETWORKS[name][1], *GENERAL))
+        raise ValueError(
+            f"{file.path} does not say how its pictures were preprocessed; give --preprocessing with a JSON file or one"
+            f" of {', '.join(known)}"
+        )
+    rule = chosen_preprocessing(name, given or preset_name, network.size)
+    if given is None:
+        chosen = [*chosen, f"pictures are prepared as {rule.name} has it, as for the released weights of these layers;"
+                  " --preprocessing decides otherwise"]  # fmt: skip
+    return rule, chosen
+
+
+def chosen_preprocessing(network: str, given: str | None, size: tuple[int, int]) -> Preprocessing:
+    """A preset by its name (None: that of the network's released weights), or the rule in a JSON file.
+
+    Args:
+        network: a name in `convnets_torch.networks.NETWORKS`.
+        given: the name, or the path of a file that ends in .json.
+        size: (height, width) of the network's input in pixels.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the name is not known, or the file's rule has another size.
+    """
+    if given is None or not given.lower().endswith(".json"):
+        return preset(network, given, size[0] if size[0] == size[1] else size)
+    rule = read_preprocessing(given)
+    if rule.shape != size:
+        raise ValueError(f"{given} has the size {rule.size}, but the network's input is {size[0]}x{size[1]} pixels")
+    return rule
+
+
+def settle_activation(
+    file: KerasFile, head: Head, wishes: Wishes, *, told: bool = False
+) -> tuple[Activation, list[str]]:
+    """The activation of the outputs, and what was chosen for want of better.
+
+    Args:
+        told: whether the head is a released one, whose activation is known.
+
+    Raises:
+        ValueError: it is not known, said twice, must be said, or does not fit a single output.
+    """
+    given = wishes.activation
+    if given is not None and given not in get_args(Activation):
+        raise ValueError(f"unknown activation {given!r}; known: {', '.join(get_args(Activation))}")
+    if head.units is None:
+        if given is not None:
+            raise ValueError(f"{file.path} has no head, so no activation of its outputs; leave it out")
+        return "none", []
+    if head.activation is not None and given not in (None, head.activation):
+        raise ValueError(f"{file.path} says that its activation is {head.activation}, not {given}; leave it out")
+    activation = head.activation or given
+    if activation is None and head.units == 1:
+        raise ValueError(
+            f"{file.path} has a single output and does not say its activation; give --activation sigmoid (for a"
+            " probability) or none"
+        )
+    if activation == "softmax" and head.units == 1:
+        raise ValueError(f"{file.path} has a single output, which no softmax fits; give --activation sigmoid or none")
+    if activation is None and not told:
+        note = "softmax is taken for the outputs, which the file does not say; --activation decides otherwise"
+        return "softmax", [note]
+    return cast(Activation, activation or "softmax"), []
+
+
+BACKENDS = ("theano", "tensorflow")
+KNOWN_BACKENDS = (*BACKENDS, "jax", "torch", "cntk", "openvino", "numpy", "plaidml")
+DATA_FORMATS = ("channels_first", "channels_last")
+FLATTEN_TRANSPOSES = (2, 2)  # the version of Keras since which Flatten turns channels-first maps to H, W, C
+
+
+def settle_backend(file: KerasFile, lineage: Lineage, wishes: Wishes) -> tuple[str | None, list[str]]:
+    """The backend whose kernels these are, and what was chosen for want of better.
+
+    Raises:
+        ValueError: neither the file, nor its lineage, nor the user says it; or file and user disagree.
+    """
+    chosen = wishes.backend
+    if chosen is not None and chosen not in BACKENDS:
+        raise ValueError(f"unknown backend {chosen!r}; known: {', '.join(BACKENDS)}")
+    if file.backend is not None:
+        if file.backend not in KNOWN_BACKENDS:
+            raise ValueError(f"{file.path} was trained with {file.backend!r}; known: {', '.join(KNOWN_BACKENDS)}")
+        if chosen not in (None, file.backend):
+            raise ValueError(f"{file.path} says that {file.backend} trained it, not {chosen}; leave out the backend")
+        return file.backend, []
+    if file.container in ("weights", "archive"):  # of Keras 3 and tf_keras, which never ran on Theano
+        if chosen == "theano":
+            raise ValueError(f"{file.path} is of {file.framework}, which never ran on Theano; leave out the backend")
+        return chosen, []
+    if chosen is not None:
+        return chosen, []
+    # What is in the file comes before its name, and both before the names of layers, which anybody may take over.
+    if any(array.place.endswith(":0") for layer in file.weighted for array in layer.arrays.values()):
+        return "tensorflow", [
+            "kernels are tensorflow's, whose way of naming arrays the file has; --backend theano decides otherwise"
+        ]
+    if told := re.search(r"_(th|tf)_kernels", file.path.name):
+        backend = {"th": "theano", "tf": "tensorflow"}[told[1]]
+        return backend, [f"kernels are {backend}'s, as the name of the file says; --backend decides otherwise"]
+    if lineage.name == "convnets-keras" and file.named:
+        return "theano", ["kernels are theano's, as in the released files with these names of layers;"
+                          " --backend decides otherwise"]  # fmt: skip
+    generation = "0.x" if file.container == "nb_layers" else "1"
+    raise ValueError(
+        f"{file.path}: files of Keras {generation} do not say which backend trained them, and kernels of both look"
+        " alike; give --backend theano (which trained the widely copied VGG16 and VGG19 files) or --backend tensorflow"
+    )
+
+
+def settle_kernel_order(file: KerasFile, fits: dict[KernelOrder, int]) -> KernelOrder:
+    """How the kernels are stored: the order by which more layers fit the network; where both do, what the file says."""
+    said = {layer.kernel_order for layer in file.weighted if layer.kernel_order is not None}
+    if fits["oihw"] == fits["hwio"] and len(said) == 1:
+        return said.pop()
+    return max(fits, key=lambda order: fits[order])
+
+
+def check_data_format(file: KerasFile, wishes: Wishes) -> None:
+    """ValueError where the user's data format is none, or not the file's."""
+    given = wishes.data_format
+    if given is not None and given not in DATA_FORMATS:
+        raise ValueError(f"unknown data format {given!r}; known: {', '.join(DATA_FORMATS)}")
+    if file.data_format is not None and given not in (None, file.data_format):
+        raise ValueError(f"{file.path} says that it is {file.data_format}, not {given}; leave out the data format")
+
+
+def settle_rows(
+    file: KerasFile, order: KernelOrder, flatten: Node | None, wishes: Wishes
+) -> tuple[bool, DataFormat | None, list[str]]:
+    """Whether the rows of the first dense kernel after a Flatten stand in the order h, w, channels.
+
+    Args:
+        file: for its version and data format.
+        order: of its kernels.
+        flatten: the layer in the model's config, where there is one.
+        wishes: for the data format.
+
+    Returns:
+        That; the data format of the convolutions as far as it is known; and what was chosen for want of better.
+
+    Raises:
+        ValueError: it depends on the data format, which neither the file nor the user says.
+    """
+    data_format: DataFormat | None = file.data_format or wishes.data_format  # type: ignore[assignment]
+    if order == "oihw":  # Keras 0 and 1
+        if data_format == "channels_last":
+            raise ValueError(f"{file.path} has kernels (out, in, height, width), which are never channels_last")
+        return False, "channels_first", []
+    version = _version(file)
+    if version < (2,):
+        return True, "channels_last", []  # Keras 1 with tf ordering
+    if data_format == "channels_last":
+        return True, data_format, []
+    if flatten is not None:
+        flattens = flatten.config.get("data_format")
+        if data_format == "channels_first":
+            return flattens == "channels_first", data_format, []
+    if version >= FLATTEN_TRANSPOSES:
+        return True, data_format, []  # in either format
+    if data_format == "channels_first":
+        return False, data_format, []
+    if file.backend == "tensorflow":
+        return True, "channels_last", ["trained channels_last, TensorFlow's usual; --data-format decides otherwise"]
+    raise ValueError(
+        f"{file.path} does not say whether it was trained channels first or last, on which the order of the first dense"
+        " layer depends; give --data-format channels_first or channels_last"
+    )
+
+
+def _version(file: KerasFile) -> tuple[int, ...]:
+    numbers = re.findall(r"\d+", file.version or "")
+    if numbers:
+        return tuple(map(int, numbers[:2]))
+    return {"nb_layers": (0,), "legacy": (1,), "weights": (3,), "archive": (3,)}[file.container]
+
+
+def settle_pool_padding(
+    file: KerasFile, lineage: Lineage, graph: Sequence[Node] | None, wishes: Wishes
+) -> tuple[bool, list[str]]:
+    """Whether ResNet50 pads before its first pooling."""
+    if graph is not None:
+        first = next((node for node in graph if node.kind == "MaxPooling2D"), None)
+        padded = first is not None and bool(first.inputs) and graph[first.inputs[0]].kind == "ZeroPadding2D"
+        if wishes.pool1_padding not in (None, padded):
+            raise ValueError(
+                f"{file.path}: its config {'has' if padded else 'lacks'} the padding of the first pooling;"
+                " leave out --pool1-padding"
+            )
+        return padded, []
+    if wishes.pool1_padding is not None:
+        return wishes.pool1_padding, []
+    if lineage.name != "keras-applications-old":
+        return True, []
+    listed = any(layer.name == "pool1_pad" for layer in file.layers)
+    said = "the file lists pool1_pad" if listed else "as in Keras 1, since the file lists no pool1_pad"
+    is_padded = "padded" if listed else "not padded"
+    return listed, [f"the first pooling is {is_padded} ({said}); --pool1-padding yes or no decides otherwise"]

@@ -1,0 +1,1 @@
+"""Proof of a conversion by a second derivation."""

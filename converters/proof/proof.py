@@ -1,0 +1,227 @@
+"""What a file of Keras computes, layer by layer, for one image: the second derivation that proves a conversion.
+
+The graph comes from the model's own config or, where a file holds weights alone, from the architecture as Keras's code
+wrote it; the numbers come from `numpy_keras`. Neither torch nor h5py is imported, nor anything that converts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.proof import numpy_keras
+from converters.proof.architectures import Steps, graph_of_lineage
+from converters.proof.keras_layers import (
+    ACTIVATIONS,
+    IDENTITIES,
+    Meaning,
+    Read,
+    activation_of,
+    channels_first,
+    compute,
+    format_of,
+)
+from converters.proof.numpy_keras import Array
+from converters.readers.keras_file import DataFormat, KerasFile
+from converters.readers.keras_graph import Graph, graph_of_config, label
+
+TOLERANCE = 1e-4  # of the largest value of a layer: float32 through a hundred layers stays well below
+
+ENDS = ("linear", "softmax", "sigmoid")  # what may stand after the logits
+
+
+def forward(
+    file: KerasFile,
+    read: Read,
+    image: NDArray[Any],
+    *,
+    backend: str | None = None,
+    data_format: DataFormat | None = None,
+    network: str | None = None,
+    lineage: str | None = None,
+    pool1_padding: bool | None = None,
+    epsilon: float | None = None,
+    head: Steps | None = None,
+    hidden: Sequence[Any] = ("relu",),
+) -> Iterator[tuple[str, Array]]:
+    """Run a file's model on one image.
+
+    Args:
+        file: what the file says of itself.
+        read: gives the values of an array, anything with a shape that is sliced to NumPy arrays.
+        image: (height, width, 3), as the model's input expects it: preprocessed, in its order of channels.
+        backend: what trained the weights, "theano" or another; None for what the file says.
+        data_format: of the model; None for what the config says, and without one that of the kernels of Keras 1 or
+            "channels_last".
+        network: whose architecture a file without a config has (a config with Lambda layers counts as none).
+        lineage: as in `graph_of_lineage`, like the rest; all these are used only where there is no config.
+        pool1_padding: whether ResNet50 pads before its first pool.
+        epsilon: of batch normalisation in the network.
+        head: its steps; where the file lists its layers in order, as in `graph_of_lineage`.
+        hidden: the step of activations that no list tells.
+
+    Yields:
+        The name of each layer that has weights and its linear output, before an activation that is part of it:
+        (channels, height, width) or (units,). Last "logits", the output before a softmax or sigmoid, or "features"
+        where the model has no dense layer.
+
+    Raises:
+        ValueError: an assumption is missing, the layers are not those of the network, or one is not known.
+    """
+    if (backend := backend or file.backend) is None and _major(file) < 3:
+        raise ValueError(f"{file.path} does not say which backend trained it; theano or tensorflow is wanted")
+    if image.ndim != 3:
+        raise ValueError(f"the image is {image.shape}; (height, width, channels) is wanted")
+    graph = graph_of(
+        file, data_format, network=network, lineage=lineage, pool1_padding=pool1_padding, epsilon=epsilon, head=head,
+        hidden=hidden,
+    )  # fmt: skip
+    meaning = Meaning(backend == "theano", _major(file), graph.data_format)
+    first = numpy_keras.from_channels_last(np.asarray(image, np.float64), graph.data_format)
+    yield from _run(file, read, graph, meaning, first)
+
+
+def graph_of(file: KerasFile, data_format: DataFormat | None = None, **assumptions: Any) -> Graph:
+    """The graph of a file: its config's, or that of `network` where it has none that can be read."""
+    if file.config is not None and not _has_code(file.config):
+        return graph_of_config(file, data_format)
+    network = assumptions.pop("network")
+    if network is None:
+        raise ValueError(f"{file.path} holds no config that tells its layers; name the network")
+    if data_format is None:
+        data_format = file.data_format
+    if data_format is None:
+        orders = {layer.kernel_order for layer in file.weighted} - {None}
+        data_format = "channels_first" if orders == {"oihw"} else "channels_last"
+    return graph_of_lineage(file, network, data_format, **assumptions)
+
+
+def _has_code(config: Any) -> bool:
+    """Whether a config has a Lambda layer, whose code is never run."""
+    waiting = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            if value.get("class_name") == "Lambda":
+                return True
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+    return False
+
+
+def _major(file: KerasFile) -> int:
+    """1, 2 or 3; `tf_keras` and Keras 2 of TensorFlow call themselves 2."""
+    if file.version is not None:
+        return max(1, int(file.version.split(".")[0]))
+    return 3 if file.container in ("weights", "archive") else 1 if file.backend is None else 2
+
+
+def _run(file: KerasFile, read: Read, graph: Graph, meaning: Meaning, image: Array) -> Iterator[tuple[str, Array]]:
+    readers = Counter(source for node in graph.nodes for source in node.inputs)
+    end = _end(graph)
+    readers[graph.output] += 1
+    values: dict[str, Array] = {graph.nodes[0].name: image}
+    final = image
+    for node in graph.nodes[1:]:
+        sources = [values[source] for source in node.inputs]
+        for source in node.inputs:
+            readers[source] -= 1
+            if not readers[source]:
+                del values[source]
+        try:
+            linear = compute(node, sources, read, meaning)
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"{file.path}: layer {node.name} ({node.kind}) cannot be computed: {error}") from None
+        if node.layer is not None:
+            yield label(node.layer, file), channels_first(linear, format_of(node, meaning))
+        fused, settings = activation_of(node.settings) if node.kind not in ACTIVATIONS else ("linear", {})
+        if node.name == end:
+            final = channels_first(linear, format_of(node, meaning))
+            if fused not in ENDS:
+                final = numpy_keras.activate(final, fused, keras=meaning.keras, **settings)
+        values[node.name] = numpy_keras.activate(linear, fused, keras=meaning.keras, **settings)
+    yield "logits" if any(node.kind == "Dense" for node in graph.nodes) else "features", final
+
+
+def _end(graph: Graph) -> str:
+    """The node of the logits: the last that is no dropout, softmax or sigmoid."""
+    nodes = {node.name: node for node in graph.nodes}
+    node = nodes[graph.output]
+    while node.inputs and (
+        node.kind in (*IDENTITIES, "Softmax") or (node.kind == "Activation" and activation_of(node.settings)[0] in ENDS)
+    ):
+        node = nodes[node.inputs[0]]
+    return node.name
+
+
+@dataclass(frozen=True)
+class ProofRow:
+    """How far a converted layer is from the file's.
+
+    Attributes:
+        layer: theirs; several, joined by " + ", are the groups of one.
+        module: ours.
+        error: largest absolute difference, over `largest`.
+        largest: absolute value of theirs.
+    """
+
+    layer: str
+    module: str
+    error: float
+    largest: float
+
+
+def compare(
+    ours: Mapping[str, NDArray[Any]], theirs: Mapping[str, NDArray[Any]], table: Mapping[str, Sequence[str]]
+) -> list[ProofRow]:
+    """Hold the outputs of our modules against those of their layers.
+
+    Args:
+        ours: module -> output, (channels, height, width) or (units,).
+        theirs: layer -> output, as `forward` yields them.
+        table: our module -> their layers, whose outputs are concatenated on the channels.
+
+    Raises:
+        ValueError: an output is missing, one of theirs is compared with none of ours, or two differ in shape.
+
+    >>> compare({"conv": np.ones(2)}, {"a": np.ones(1), "b": np.full(1, 2.0)}, {"conv": ("a", "b")})
+    [ProofRow(layer='a + b', module='conv', error=0.5, largest=2.0)]
+    """
+    absent = [module for module in table if module not in ours]
+    absent += [layer for layers in table.values() for layer in layers if layer not in theirs]
+    idle = set(theirs) - {layer for layers in table.values() for layer in layers}
+    if absent or idle:
+        raise ValueError(
+            f"the proof has no output of {absent or 'none'}, and compares {sorted(idle) or 'none'} with none"
+        )
+    rows = []
+    for module, layers in table.items():
+        wanted = np.concatenate([np.asarray(theirs[layer], np.float64) for layer in layers])
+        found = np.asarray(ours[module], np.float64)
+        if found.shape != wanted.shape:
+            raise ValueError(f"{module} gives {found.shape}, but {' + '.join(layers)} {wanted.shape}")
+        largest = float(np.abs(wanted).max())
+        error = float(np.abs(found - wanted).max())
+        rows.append(ProofRow(" + ".join(layers), module, error / largest if largest else error, largest))
+    return rows
+
+
+def check(rows: Sequence[ProofRow], tolerance: float = TOLERANCE) -> None:
+    """Refuse a conversion whose layers are further from the file's than `tolerance`.
+
+    Raises:
+        ValueError: which layer is the first, and how far it is.
+    """
+    bad = [row for row in rows if not row.error <= tolerance]  # NaN is above any tolerance
+    if bad:
+        first = bad[0]
+        raise ValueError(
+            f"the proof fails at {first.layer} ({first.module}): it is {first.error:.1e} of its largest value off,"
+            f" more than {tolerance:.0e}, and so are {len(bad) - 1} later layers"
+        )

@@ -1,0 +1,160 @@
+"""PyTorch files: read, named and planned.
+
+Two layouts (those of `torch.save` since 2020 and before):
+
+- a zip of `NAME/data.pkl`, a pickle that describes the tensors, and `NAME/data/0`, `NAME/data/1`, ... with the numbers
+  of their storages;
+- bare pickles: a magic number, a version, the system's sizes, the description, a list of the storages; then the
+  storages in this order, each as the count of its numbers (8 bytes) and these.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from converters import names
+from converters.names import TORCHVISION, Lineage
+from converters.options import chosen_preprocessing
+from converters.plan import Plan, Row, Step, Wishes, refuse
+from convnets_torch.networks import resnet, vgg
+from convnets_torch.networks.efficientnet_lite import EPSILON, WIDTHS
+from convnets_torch.weights import build
+
+
+def torchvision_names(source: Path, plan: Plan) -> dict[str, str]:
+    """Our parameter -> torchvision's, for a VGG whose head is the standard one.
+
+    The layers are torchvision's; the preprocessing stays that of the weights (BGR for Keras's), as the card says.
+
+    Raises:
+        ValueError: torchvision has no such network.
+    """
+    lineage = next((one for one in TORCHVISION if one.network == plan.network and one.network.startswith("vgg")), None)
+    if lineage is None:
+        raise ValueError(
+            f"{source} is {plan.network}, but only VGG16 and VGG19 have torchvision's layers; leave out the layout"
+        )
+    if plan.arguments.get("head") is not None or plan.arguments["classes"] is None or "size" in plan.arguments:
+        raise ValueError(f"{source} has another head or input than torchvision's {plan.network}; leave out the layout")
+    names = {}
+    for step in plan.steps:
+        module, _, role = step.row.parameter.rpartition(".")
+        names[step.row.parameter] = f"{lineage.layers[module][0]}.{role}"
+    return names
+
+
+class Told(NamedTuple):
+    """What a file says of a tensor; its type is torch's name, "float32"."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def plan_pytorch(path: str | os.PathLike[str], state: dict[str, Told], wishes: Wishes) -> Plan:
+    """Recognise the network of a state dict and check all of it.
+
+    Known are EfficientNet-Lite0 of its package, and VGG16, VGG19 and ResNet50 of torchvision.
+
+    Args:
+        path: for messages.
+        state: the tensors of the file by name.
+
+    Raises:
+        ValueError: the network is not known, or arrays are missing, superfluous or of a wrong shape.
+    """
+    if wishes != Wishes(preprocessing=wishes.preprocessing):
+        raise ValueError(
+            f"{path} is a file of PyTorch, which has no backend, data format or padding of Keras; leave these"
+            " options out"
+        )
+    if "_conv_stem.weight" in state and "_fc.weight" in state:
+        classes = next(iter(state["_fc.weight"].shape), 1)
+        arguments = {"classes": classes, "widths": WIDTHS, "epsilon": EPSILON}
+        ours = {name: names.efficientnet_lite0(name) for name in state if name.startswith("_")}
+        return _checked(path, "efficientnet_lite0", arguments, state, ours, wishes.preprocessing)
+    lineage = _torchvision(path, state)
+    modules = {theirs: module for module, (theirs,) in lineage.layers.items()}
+    ours = {}
+    for name in state:
+        module, _, role = name.rpartition(".")
+        if module in modules:
+            ours[name] = f"{modules[module]}.{role}"
+    return _checked(
+        path,
+        lineage.network,
+        _torchvision_arguments(lineage, state),
+        state,
+        ours,
+        wishes.preprocessing or "torchvision",
+    )
+
+
+def _torchvision(path: str | os.PathLike[str], state: dict[str, Told]) -> Lineage:
+    """The network whose modules resemble those of the file most."""
+    found = {name.rpartition(".")[0] for name in state}
+
+    def share(lineage: Lineage) -> float:
+        wanted = {theirs for (theirs,) in lineage.layers.values()}
+        return len(wanted & found) / len(wanted | found)
+
+    best = max(names.TORCHVISION, key=share)
+    if share(best) < 0.5:
+        held = ", ".join(list(state)[:8]) or "nothing"
+        known = ", ".join(("efficientnet_lite0", *(lineage.network for lineage in names.TORCHVISION)))
+        raise ValueError(f"{path}: the network is not known here; its arrays are {held}, ...; known are {known}")
+    return best
+
+
+def _torchvision_arguments(lineage: Lineage, state: dict[str, Told]) -> dict[str, Any]:
+    """The builder's arguments as the shapes suggest them; the standard where an array is missing."""
+
+    def outputs(module: str, standard: int) -> int:
+        array = state.get(f"{lineage.layers[module][0]}.weight")
+        return standard if array is None or not array.shape else array.shape[0]
+
+    residual = lineage.network == "resnet50"
+    standard = resnet.WIDTHS if residual else vgg.WIDTHS
+    arguments: dict[str, Any] = {
+        "classes": outputs(lineage.head[-1], 1000),
+        "widths": tuple(outputs(module, width) for module, width in zip(lineage.widths, standard, strict=True)),
+    }
+    if residual:
+        return arguments | {"epsilon": 1e-5, "pool_padding": True, "stride_in": "3x3", "bias": False}
+    hidden = zip(lineage.head[:-1], vgg.HIDDEN, strict=True)
+    return arguments | {"hidden": tuple(outputs(module, units) for module, units in hidden)}
+
+
+def _checked(
+    path: str | os.PathLike[str],
+    network: str,
+    arguments: dict[str, Any],
+    state: dict[str, Told],
+    ours: dict[str, str],
+    preprocessing: str | None,
+) -> Plan:
+    """The plan, when every array of `state` has its parameter by `ours` and every parameter its array."""
+    wanted = build(network, arguments).state_dict()
+    theirs = {ours: name for name, ours in ours.items()}
+    problems = [f"what becomes {name} is missing" for name in wanted if name not in theirs]
+    problems += [f"{name} is not known" for name in state if ours.get(name) not in wanted]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(wanted[parameter].shape)}"
+        for parameter, name in theirs.items()
+        if parameter in wanted and state[name].shape != wanted[parameter].shape
+    ]
+    refuse(path, network, problems)
+    steps = tuple(
+        Step(Row(theirs[parameter], parameter, tuple(array.shape), _change(state[theirs[parameter]], array)))
+        for parameter, array in wanted.items()
+    )
+    rule = chosen_preprocessing(network, preprocessing, build(network, arguments).size)
+    return Plan(network, arguments, "PyTorch", None, rule, steps)
+
+
+def _change(theirs: Told, ours: Tensor) -> str:
+    dtype = str(ours.dtype).removeprefix("torch.")
+    return "kept" if theirs.dtype == dtype else f"{theirs.dtype} to {dtype}"

@@ -1,0 +1,276 @@
+"""State dicts of PyTorch (`.pth`): what they hold, and their values, without torch and without running a pickle.
+
+Two layouts (those of `torch.save` since 2020 and before):
+
+- a zip of `NAME/data.pkl`, a pickle that describes the tensors, and `NAME/data/0`, `NAME/data/1`, ... with the numbers
+  of their storages;
+- bare pickles: a magic number, a version, the system's sizes, the description, a list of the storages; then the
+  storages in this order, each as the count of its numbers (8 bytes) and these.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import IO, Any, Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.readers.arrays import from_bfloat16
+from converters.readers.keras_archive import BROKEN_ZIP, problems_of_zip, start_of
+from converters.readers.torch_pickle import Stored, read_pickle
+from converters.writing import is_finite
+from convnets_torch.files import open_file
+from convnets_torch.text import in_one_line
+
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+MOST_PICKLE = 16 << 20  # bytes of the description; that of ResNet50 has 40,000
+MOST_DIMENSIONS = 8
+LARGEST = 1 << 48  # of any size, stride or place; no disk holds more numbers
+DTYPES = {  # torch's name -> NumPy's
+    "float64": "f8", "float32": "f4", "float16": "f2", "bfloat16": "u2", "int64": "i8", "int32": "i4", "int16": "i2",
+    "int8": "i1", "uint8": "u1", "uint16": "u2", "uint32": "u4", "uint64": "u8", "bool": "u1",
+}  # fmt: skip
+
+
+class TensorJob(TypedDict):
+    """A tensor of the file, and where it goes; as `converters.writing.Job`."""
+
+    source: str
+    place: int
+    shape: list[int]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The numbers of one storage: how many bytes, and what reads some of them, `read(start, size)`."""
+
+    size: int
+    read: Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True)
+class _State:
+    """A file's tensors by name, its storages by key, and the order of the bytes in a number."""
+
+    tensors: dict[str, Stored]
+    storages: dict[str, _Held]
+    order: Literal["<", ">"] = "<"
+
+
+def holds_state_dict(path: str) -> bool:
+    """Whether a zip is one of PyTorch's; also a broken one, whose reader says more."""
+    try:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except BROKEN_ZIP:
+        return True
+
+
+@in_one_line()
+def describe_state_dict(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """The tensors of a `.pth` file by name, each as {"shape": [...], "dtype": "float32"}; no number is read.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: the file is broken, holds more than tensors, tensors that are no plain ones, or no state dict.
+    """
+    with _opened(Path(path)) as state:
+        return {name: {"shape": list(tensor.shape), "dtype": tensor.dtype} for name, tensor in state.tensors.items()}
+
+
+@in_one_line()
+def carry_out_tensors(path: str, output: str, jobs: Sequence[TensorJob]) -> list[str]:
+    """Fill the arrays of a file that is there and as large as it will be.
+
+    Args:
+        path: the `.pth` file.
+        output: the file to fill.
+        jobs: what goes where.
+
+    Returns:
+        The names of tensors that hold NaN, infinite, or for float32 too large values.
+
+    Raises:
+        ValueError: a tensor cannot be read, or is no longer the one that was looked at.
+    """
+    not_finite = []
+    mapped = np.memmap(output, np.uint8, "r+")
+    with _opened(Path(path)) as state:
+        for job in jobs:
+            tensor = state.tensors.get(job["source"])
+            if tensor is None or list(tensor.shape) != job["shape"]:
+                raise ValueError(f"{path} has changed since it was looked at; convert it anew")
+            size = prod(job["shape"]) * np.dtype(job["dtype"]).itemsize
+            target = np.asarray(mapped[job["place"] : job["place"] + size]).view(job["dtype"]).reshape(job["shape"])
+            with _one_sentence(path), np.errstate(over="ignore"):  # too large for float32: infinite, and refused
+                target[...] = _values(state, tensor)
+            if not is_finite(target):
+                not_finite.append(job["source"])
+    return not_finite
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_State]:
+    """A file's tensors, each of them checked."""
+    with open_file(path) as file:
+        with _one_sentence(path):
+            is_zip = file.read(2) == b"PK"
+            file.seek(0)
+            state = _zipped(path, file) if is_zip else _bare(file)
+            _check(state)
+        yield state
+
+
+@contextmanager
+def _one_sentence(path: str | Path) -> Iterator[None]:
+    """A problem that lacks its subject, and what zipfile says of a broken file, as a sentence that names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or "it ends too early"
+        raise ValueError(f"{path} is broken ({reason}); download it again") from None
+
+
+def _zipped(path: Path, file: IO[bytes]) -> _State:
+    archive = zipfile.ZipFile(file)
+    for problem in problems_of_zip(path, archive):
+        raise ValueError(f"{problem}; download it again")
+    members = {member.filename: member for member in archive.infolist()}
+    pickles = [name for name in members if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError(f"holds {len(pickles)} pickles; one is wanted, as torch.save writes it")
+    [name] = pickles
+    if members[name].file_size > MOST_PICKLE:
+        raise ValueError(f"has a pickle of {members[name].file_size} bytes; that is no state dict")
+    tensors = read_pickle(io.BytesIO(archive.read(name)))
+    _check_state_dict(tensors)
+    folder = name.removesuffix("data.pkl")
+    storages = {
+        member.filename.removeprefix(f"{folder}data/"): _held(path, archive, file, member)
+        for member in members.values()
+        if member.filename.startswith(f"{folder}data/")
+    }
+    order = members.get(f"{folder}byteorder")
+    big = order is not None and order.file_size < 16 and archive.read(order) == b"big"
+    return _State(tensors, storages, ">" if big else "<")
+
+
+def _held(path: Path, archive: zipfile.ZipFile, file: IO[bytes], member: zipfile.ZipInfo) -> _Held:
+    if member.compress_type == zipfile.ZIP_STORED:
+        return _Held(member.file_size, partial(_read_at, file, start_of(path, file, member)))
+    return _Held(member.file_size, lambda start, size: archive.read(member)[start : start + size])
+
+
+def _read_at(file: IO[bytes], place: int, start: int, size: int) -> bytes:
+    file.seek(place + start)
+    return file.read(size)
+
+
+def _bare(file: IO[bytes]) -> _State:
+    start = io.BytesIO(file.read(MOST_PICKLE))  # of which nothing can ask for more than there is
+    magic, protocol = read_pickle(start), read_pickle(start)
+    if magic != MAGIC or protocol != PROTOCOL:
+        raise ValueError("is no file of PyTorch that is known here; save the state dict anew")
+    read_pickle(start)  # of the system that wrote it; the numbers are little-endian whatever it says
+    tensors, keys = read_pickle(start), read_pickle(start)
+    _check_state_dict(tensors)
+    place, end = start.tell(), file.seek(0, os.SEEK_END)
+    found = [tensor.storage for tensor in tensors.values()]
+    sizes = {storage.key: np.dtype(DTYPES.get(storage.dtype, "u1")).itemsize for storage in found}
+    storages = {}
+    for key in map(str, keys if isinstance(keys, list) else ()):
+        if key not in sizes:
+            raise ValueError("is broken (it has numbers of no tensor); download it again")
+        size = int.from_bytes(_read_at(file, place, 0, 8), "little") * sizes[key]
+        storages[key] = _Held(size, partial(_read_at, file, place + 8))
+        place += 8 + size
+        if place > end:
+            raise ValueError("is truncated; download it again")
+    return _State(tensors, storages)
+
+
+def _check_state_dict(found: Any) -> None:
+    if not isinstance(found, dict) or not all(isinstance(entry, Stored) for entry in found.values()):
+        raise ValueError("holds no state dict; save model.state_dict()")
+
+
+def _check(state: _State) -> None:
+    """Refuse the first tensor that does not lie in the file as it says."""
+    total = 0
+    for name, tensor in state.tensors.items():
+        if not isinstance(name, str):
+            raise ValueError(f"holds a tensor under {name!r} instead of a name; save model.state_dict()")
+        if problem := _problem(state, tensor):
+            raise ValueError(f"holds {name}, {problem}")
+        total += prod(tensor.shape) * np.dtype(DTYPES[tensor.dtype]).itemsize
+    held = sum(storage.size for storage in state.storages.values())
+    if total > held:
+        raise ValueError(f"holds {held} bytes of numbers for tensors of {total}, which share them; save clones of them")
+
+
+def _problem(state: _State, tensor: Stored) -> str | None:
+    """Why a tensor must not be read, as the end of a sentence."""
+    storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
+    if tensor.dtype not in DTYPES:
+        return f"a tensor of {tensor.dtype:.40}; real numbers of up to 64 bits are read: convert it and save again"
+    if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)):
+        return "a tensor without shape; the file is broken, download it again"
+    numbers = (*shape, *strides, tensor.offset, storage.start)
+    if not all(isinstance(number, int) and 0 <= number < LARGEST for number in numbers):
+        return "a tensor without size; the file is broken, download it again"
+    if len(shape) > MOST_DIMENSIONS:
+        return f"a tensor of {len(shape)} dimensions; weights have up to {MOST_DIMENSIONS}"
+    if storage.dtype not in (tensor.dtype, "bytes"):
+        return f"a tensor of {tensor.dtype} in numbers of {storage.dtype}; the file is broken, download it again"
+    size = np.dtype(DTYPES[tensor.dtype]).itemsize
+    held = state.storages.get(storage.key)
+    if held is None or (storage.start + tensor.offset + _reach(tensor)) * size > held.size:
+        return f"which is {shape}, but not all of its numbers are there; download it again"
+    if not _is_apart(tensor):
+        return f"which is {shape}, but has fewer numbers, some at several places; save a clone of it"
+    return None
+
+
+def _reach(tensor: Stored) -> int:
+    """How many numbers of its storage a tensor spans, from its first to its last."""
+    if 0 in tensor.shape:
+        return 0
+    return 1 + sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.strides, strict=True))
+
+
+def _is_apart(tensor: Stored) -> bool:
+    """Whether no number is at two places of a tensor: each stride goes beyond all that the smaller ones reach."""
+    reach = 1
+    for stride, side in sorted(zip(tensor.strides, tensor.shape, strict=True)):
+        if side > 1:
+            if stride < reach:
+                return False
+            reach += (side - 1) * stride
+    return True
+
+
+def _values(state: _State, tensor: Stored) -> NDArray[Any]:
+    """The values of a checked tensor; bfloat16 as float32."""
+    dtype = np.dtype(DTYPES[tensor.dtype]).newbyteorder(state.order)
+    start, size = (tensor.storage.start + tensor.offset) * dtype.itemsize, _reach(tensor) * dtype.itemsize
+    content = state.storages[tensor.storage.key].read(start, size)
+    if len(content) != size:
+        raise ValueError("is truncated; download it again")
+    strides = [stride * dtype.itemsize for stride in tensor.strides]
+    found = np.lib.stride_tricks.as_strided(np.frombuffer(content, dtype), tensor.shape, strides, writeable=False)
+    if tensor.dtype == "bfloat16":
+        return from_bfloat16(found.astype(np.uint16))
+    return found != 0 if tensor.dtype == "bool" else found

@@ -1,0 +1,122 @@
+"""Read a weights file or model of any Keras, from 0.x to 3, as plain data; needs neither Keras nor torch.
+
+Whatever the container, the answer is a `KerasFile`: ordered layers, arrays by role, the model's config. Nothing of
+a file is carried out or imported, no link is followed, and no array is read before `values` is asked for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+
+from converters.layouts import Array
+from converters.readers import arrays, keras_archive, keras_weights, legacy_h5
+from converters.readers.hdf5_tree import BROKEN, Tree, survey
+from converters.readers.keras_file import KerasArray, KerasFile
+from convnets_torch.files import check_regular, open_file, opened_path
+from convnets_torch.text import in_one_line
+
+values = arrays.values
+
+
+@in_one_line()
+def read_keras(path: str | os.PathLike[str]) -> KerasFile:
+    """What a file of any Keras says of itself.
+
+    Args:
+        path: `.h5` (weights or a whole model of Keras 0.x to 3), `.weights.h5` or `.keras`; told by the content.
+
+    Raises:
+        OSError: the file is missing, a folder, empty, truncated or broken.
+        ValueError: it holds no Keras weights, or something that Keras never writes: links, values that lie in other
+            files, arrays that are not there, weights that are no floating point numbers.
+
+    >>> file = read_keras("alexnet_weights.h5")
+    >>> file.framework, len(file.layers), [layer.name for layer in file.weighted[:3]]
+    ('Keras 1', 34, ['conv_1', 'conv_2_1', 'conv_2_2'])
+    >>> file.weighted[0].kind, file.weighted[0].arrays["kernel"].shape, file.weighted[0].kernel_order
+    ('Conv2D', (12, 3, 11, 11), 'oihw')
+    """
+    path = Path(path)
+    check_regular(path)
+    if keras_archive.is_archive(path):
+        with keras_archive.opened_archive(path) as archive, _one_sentence(path):
+            config = keras_archive.config_of(path, archive)
+            version = keras_archive.version_of(path, archive)
+            with keras_archive.opened_weights(path, archive) as file:
+                tree = _surveyed(path, file)
+                return replace(keras_weights.read_weights(path, file, tree, config), version=version)
+    with _opened_h5(path) as file, _one_sentence(path):
+        tree = _surveyed(path, file)
+        if legacy_h5.is_legacy(file, tree):
+            return legacy_h5.read_legacy(path, file, tree)
+        if keras_weights.is_weights(tree):
+            return keras_weights.read_weights(path, file, tree)
+        held = ", ".join(list(tree.root.members)[:8]) or "nothing"
+        raise ValueError(f"{path} holds no Keras weights (neither layer_names, nb_layers nor vars, but {held})")
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """The HDF5 file at `path`, or in the `.keras` archive there, open for reading until the block ends."""
+    path = Path(path)
+    check_regular(path)
+    if not keras_archive.is_archive(path):
+        with _opened_h5(path) as file:
+            yield file
+        return
+    with keras_archive.opened_archive(path) as archive, keras_archive.opened_weights(path, archive) as file:
+        yield file
+
+
+def read_array(array: KerasArray) -> Array:
+    """The values of one array, as `values`; for many of them, open the file once."""
+    with opened(array.path) as file:
+        return values(file, array)
+
+
+@contextmanager
+def _opened_h5(path: Path) -> Iterator[h5py.File]:
+    with open_file(path) as opened:
+        place = opened_path(opened)
+        if not h5py.is_hdf5(place):
+            raise OSError(f"{path} is no HDF5 file, or truncated before its header ends; download it again")
+        try:
+            file = h5py.File(place, "r")
+        except BROKEN as error:
+            reason = str(error).replace(place, str(path))
+            raise OSError(f"{path} cannot be opened, it is truncated or broken ({reason}); download it again") from None
+        with file:
+            yield file
+
+
+def _surveyed(path: Path, file: h5py.File) -> Tree:
+    """All that a file holds, what training keeps left out; ValueError for what Keras never writes."""
+    listing = "layer_names" in file.attrs or "layer_names0" in file.attrs or "nb_layers" in file.attrs
+    if listing:
+        leave_out: frozenset[str] = frozenset()
+    elif "model_weights" in file:
+        leave_out = frozenset([legacy_h5.OPTIMIZER])
+    else:
+        leave_out = keras_weights.NOT_WEIGHTS
+    tree = survey(file, leave_out)
+    for problem in tree.problems:
+        raise ValueError(f"{path}: {problem.place} is {problem.what}; Keras writes none, so nothing of it is read")
+    return tree
+
+
+@contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    """What libhdf5 and h5py say of a broken file as one sentence that names it."""
+    try:
+        yield
+    except BROKEN as error:
+        if str(path) in str(error):  # said already
+            raise
+        reason = " ".join(str(error).strip("'\"").split()) or type(error).__name__
+        raise ValueError(f"{path} is broken ({reason}); download it again") from None

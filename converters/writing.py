@@ -1,0 +1,149 @@
+"""Carry out the steps of a plan: read arrays, change their layout, write them where they belong; NumPy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.layouts import chw_rows_from_hwc, flip, oihw_from_hwio, transpose_dense
+from converters.readers.keras_file import KerasArray
+from converters.readers.reading import opened, values
+
+BLOCK = 1_000_000  # values of a dense kernel that are read at once, 4 MB
+LINE = 16  # values of float32 in a line of the processor's cache, which transposing fills at once
+
+
+class Job(TypedDict):
+    """A `KerasStep` as JSON can hold it, and where it goes.
+
+    Attributes:
+        source: their layer or layers.
+        place: in the file to write, in bytes from its start.
+        shape: of our parameter.
+        dtype: NumPy's, of our parameter.
+        arrays: places of the arrays in the file to read.
+        kernel_order, flipped, window: the step's layout.
+        constant: the step's.
+    """
+
+    source: str
+    place: int
+    shape: list[int]
+    dtype: str
+    arrays: list[dict[str, Any]]
+    kernel_order: str | None
+    flipped: bool
+    window: list[int] | None
+    constant: float
+
+
+def carry_out(path: str, output: str, jobs: Sequence[Job]) -> list[str]:
+    """Fill the arrays of a file that is there and as large as it will be.
+
+    Args:
+        path: the Keras file.
+        output: the file to fill.
+        jobs: what goes where.
+
+    Returns:
+        The sources that hold NaN, infinite, or for float32 too large values.
+
+    Raises:
+        ValueError: an array cannot be read.
+    """
+    not_finite = []
+    mapped = np.memmap(output, np.uint8, "r+")
+    with opened(path) as file:
+        for job in jobs:
+            size = int(np.prod(job["shape"], dtype=np.int64)) * np.dtype(job["dtype"]).itemsize
+            flat = np.asarray(mapped[job["place"] : job["place"] + size])
+            target = flat.view(job["dtype"]).reshape(job["shape"])
+            try:
+                with np.errstate(over="ignore"):  # float64 values that are too large become infinite, and are refused
+                    finite = _fill(file, job, target)
+            except (OSError, KeyError, RuntimeError) as error:
+                raise ValueError(f"{path}: {job['source']} cannot be read ({error}); download the file again") from None
+            if not (finite or is_finite(target)):
+                not_finite.append(job["source"])
+    return not_finite
+
+
+def is_finite(array: NDArray[Any]) -> bool:
+    """Whether all values are finite, in one pass mostly: the sums that overflow are looked at again."""
+    return _sum_is_finite(array) or bool(np.isfinite(array).all())
+
+
+def _sum_is_finite(array: NDArray[Any]) -> bool:
+    """A finite sum has finite terms; another may have them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum(dtype=np.float32)))
+
+
+def _fill(file: Any, job: Job, target: NDArray[Any]) -> bool:
+    """Whether all values are finite as far as it was looked at on the way."""
+    arrays = [
+        KerasArray(Path(array["path"]), array["place"], tuple(array["shape"]), array["dtype"])
+        for array in job["arrays"]
+    ]
+    if not arrays:
+        target[...] = job["constant"]
+    elif len(job["shape"]) == 2 and job["kernel_order"] is None:
+        return _fill_dense(file, arrays[0], target, job["window"])
+    else:
+        change = _kernel(job["kernel_order"], job["flipped"])
+        start = 0
+        for array in arrays:  # of several groups, one after another
+            part = change(values(file, array))
+            if job["window"] is not None:  # a normalisation of a flattened map
+                _, height, width = job["window"]
+                part = chw_rows_from_hwc(part[:, None], (height, width))[:, 0]
+            target[start : start + len(part)] = part
+            start += len(part)
+    return False
+
+
+def _kernel(order: str | None, flipped: bool) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    def change(array: NDArray[Any]) -> NDArray[Any]:
+        if order == "hwio":
+            array = oihw_from_hwio(array)
+        return flip(array) if flipped else array
+
+    return change
+
+
+def _fill_dense(file: Any, array: KerasArray, target: NDArray[Any], window: list[int] | None) -> bool:
+    """A dense kernel block by block, so that the large one of VGG is in memory once and not twice."""
+    start, finite = 0, True
+    for block in _dense_blocks(file, array, window):
+        finite = finite and _sum_is_finite(block)
+        for first in range(0, len(block), LINE):
+            part = transpose_dense(block[first : first + LINE])
+            target[:, start + first : start + first + part.shape[1]] = part
+        start += len(block)
+    return finite
+
+
+def _dense_blocks(file: Any, array: KerasArray, window: list[int] | None) -> Iterator[NDArray[Any]]:
+    """Rows of a dense kernel, some at a time, in the order that ours has."""
+    rows, columns = array.shape
+    if window is None:
+        step = max(1, BLOCK // columns)
+        for start in range(0, rows, step):
+            yield values(file, array, slice(start, start + step))
+        return
+    channels, height, width = window
+    step = max(1, BLOCK // columns // (height * width))  # channels, at every place of the window
+    for start in range(0, channels, step):
+        spans = _spans(window, start, min(start + step, channels))
+        yield chw_rows_from_hwc(np.concatenate([values(file, array, slice(*span)) for span in spans]), (height, width))
+
+
+def _spans(window: Sequence[int], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Of the rows in the order h, w, channels: those of some channels, place after place."""
+    channels, height, width = window
+    for place in range(height * width):
+        yield place * channels + start, place * channels + end

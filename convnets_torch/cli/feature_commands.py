@@ -1,0 +1,539 @@
+"""`embed`, `map` and `probe`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from convnets_torch.cli.options import Columns, Device, Partial, Precision, Truth, load_network, reading
+from convnets_torch.cli.output import one_line, say, warnings_as_lines
+from convnets_torch.cli.picture_commands import (
+    AllowTruncated,
+    BackgroundOption,
+    DepthOption,
+    Exclude,
+    MaxPixels,
+    Weights,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from convnets_torch.card import Card
+    from convnets_torch.embeddings.extraction import Embedded
+    from convnets_torch.embeddings.image_map import MapEntry
+    from convnets_torch.embeddings.probe import Kind, LabelledVectors, LinearKind, Probed
+    from convnets_torch.explain.statistics import ZeroShares
+    from convnets_torch.networks import Network
+
+
+def embed(
+    weights: Weights,
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Pictures, folders of them, quoted patterns, or - for standard input."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File of vectors to write: .npz or .safetensors.", show_default=False),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A layer's name, or Keras's, such as fc2; several times for more, from the same pass. Then --precision"
+            " changes numbers alone, so that every layer stays by itself.",
+            show_default="what the last dense layer reads",
+        ),
+    ] = None,
+    pool: Annotated[
+        Literal["avg", "max", "flatten", "gem"],
+        typer.Option(help="How maps become vectors: of each channel one value."),
+    ] = "avg",
+    normalize: Annotated[bool, typer.Option("--normalize", help="Divide each vector by its length.")] = False,
+    zeros: Annotated[
+        Path | None,
+        typer.Option(help="Picture to write: the histogram of the share of values that are zero.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture and line.")] = False,
+    device: Device = "cpu",
+    precision: Precision = None,
+    max_pixels: MaxPixels = None,
+    allow_truncated: AllowTruncated = False,
+    exclude: Exclude = None,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
+) -> None:
+    """Turn pictures into vectors: what stands before the last dense layer, or other layers."""
+    if output is None and zeros is None and not as_json:
+        raise typer.BadParameter("name a file with -o, a histogram with --zeros, or ask for --json (or more of these)")
+    if zeros is not None and layer is not None and len(layer) > 1:
+        raise typer.BadParameter(f"--zeros draws the histogram of one layer, but --layer names {len(layer)}")
+    from convnets_torch.cli.output import with_time_left
+    from convnets_torch.embeddings.extraction import Embedder, embed_each
+    from convnets_torch.embeddings.files import check_vectors_output, save_vectors
+    from convnets_torch.files import check_kept, check_writable
+    from convnets_torch.images.finding import find_pictures
+    from convnets_torch.images.levels import said_levels
+    from convnets_torch.visualization import overlays
+
+    if output is not None:
+        check_vectors_output(output)
+    if zeros is not None:
+        if zeros.suffix.lower() not in overlays.FORMATS:
+            raise typer.BadParameter(f"{zeros} has an unknown ending; histograms are {', '.join(overlays.FORMATS)}")
+        check_writable(zeros)
+    network = load_network(weights, device, precision, whole=layer is not None, bulk=True)
+    about = Embedder(network, layer, pool, normalize).about | said_levels(depth, background)
+    with warnings_as_lines():
+        found = [
+            path
+            for name in images
+            for path in (["-"] if name == "-" else map(str, find_pictures(name, exclude=exclude or ())))
+        ]
+        for file in (output, zeros):
+            if file is not None:
+                check_kept(file, found)
+        rows = embed_each(
+            network,
+            (sys.stdin.buffer if name == "-" else name for name in found),
+            layer,
+            pool,
+            normalize,
+            exact=precision == "exact",
+            max_pixels=max_pixels,
+            allow_truncated=allow_truncated,
+            depth=depth,
+            background=background,
+        )
+        told = _Told(found, as_json)
+        passing = told.passing(with_time_left(rows, len(found)))
+        if output is None:
+            for _ in passing:
+                pass
+        else:
+            saved = save_vectors(passing, output, about)
+            shapes = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in saved.shapes.items())
+            say(f"{output}: {shapes}; {saved.failed} of {len(found)} pictures could not be used")
+    if zeros is not None:
+        shares = told.zero_shares()
+        overlays.save_image(shares.draw(), zeros)
+        say(f"{zeros}: {shares.shares.mean():.3f} of the values of {shares.layer} are zero")
+    if told.failed:
+        raise typer.Exit(1)
+
+
+class _Told:
+    """Says of each row what is to be said, while it passes."""
+
+    def __init__(self, names: list[str], as_json: bool) -> None:
+        self._names, self._as_json = names, as_json
+        self.failed = 0
+        self._first: Exception | None = None
+        self._shares: dict[str, list[float]] = {}
+
+    def passing(self, rows: Iterable[Embedded]) -> Iterator[Embedded]:
+        """The same rows."""
+        from convnets_torch.explain.statistics import shares_of_zero
+
+        for name, row in zip(self._names, rows, strict=True):
+            for remark in row.remarks:
+                say(remark)
+            if row.error is not None:
+                self.failed += 1
+                self._first = self._first or row.error
+                say(one_line(row.error))
+            zeros = {layer: float(shares_of_zero(vector[None])[0]) for layer, vector in row.vectors.items()}
+            for layer, share in zeros.items():
+                self._shares.setdefault(layer, []).append(share)
+            if self._as_json and row.error is not None:
+                print(json.dumps({"image": name, "error": one_line(row.error)}))
+            elif self._as_json:
+                vectors = {layer: vector.tolist() for layer, vector in row.vectors.items()}
+                print(json.dumps({"image": name, "vectors": vectors, "zeros": zeros}))
+            yield row
+
+    def zero_shares(self) -> ZeroShares:
+        """Those of all rows that passed; of one layer."""
+        import numpy as np
+
+        from convnets_torch.explain.statistics import ZeroShares
+
+        if not self._shares:
+            raise ValueError(f"none of {len(self._names)} pictures could be used; the first: {self._first}")
+        [(layer, shares)] = self._shares.items()
+        return ZeroShares(layer, np.array(shares))
+
+
+def map_pictures(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Weights (a .safetensors file, or a name in the cache); or a file that embed wrote."
+        ),
+    ],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE...", help="With weights: pictures, folders of them, quoted patterns."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Page to write: .html.", show_default=False)
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Picture to write: .png, .jpg or .webp.", show_default=False)] = None,
+    save: Annotated[Path | None, typer.Option(help="Map to write for --on: .safetensors.", show_default=False)] = None,
+    on: Annotated[
+        Path | None,
+        typer.Option(help="Map that --save wrote, on which the pictures are placed.", show_default=False),
+    ] = None,
+    perplexity: Annotated[
+        float | None,
+        typer.Option(min=1, help="About how many neighbours each picture is kept near to.", show_default="30"),
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Stands above the page.", show_default="the page's own name")
+    ] = None,
+    device: Device = "cpu",
+    precision: Precision = None,
+    max_pixels: MaxPixels = None,
+    allow_truncated: AllowTruncated = False,
+    depth: DepthOption = None,
+    background: BackgroundOption = None,
+) -> None:
+    """Lay a collection out by t-SNE so that pictures alike are near: a page to look through, or a picture."""
+    if output is None and png is None and save is None:
+        raise typer.BadParameter("name a page with -o, a picture with --png, or a map with --save (or more of these)")
+    if on is not None and perplexity is not None:
+        raise typer.BadParameter("--perplexity is for a new map; pictures --on an old one are placed by their own")
+    if on is not None and save is not None:
+        raise typer.BadParameter("--on leaves the old map as it is; to save a map, make one of all pictures")
+    import numpy as np
+
+    from convnets_torch.cli.output import rows_done
+    from convnets_torch.embeddings.extraction import Embedder
+    from convnets_torch.embeddings.image_map import (
+        PERPLEXITY,
+        check_installed,
+        check_map_output,
+        check_same_kind,
+        load_map,
+        make_map,
+        save_map,
+    )
+    from convnets_torch.embeddings.image_map_drawing import draw_map, save_map_page
+    from convnets_torch.files import check_kept, check_page, check_writable
+    from convnets_torch.images.finding import find_pictures
+    from convnets_torch.images.levels import said_levels
+    from convnets_torch.visualization import overlays
+
+    check_installed()
+    reading: dict[str, Any] = {
+        "max_pixels": max_pixels,
+        "allow_truncated": allow_truncated,
+        "depth": depth,
+        "background": background,
+    }
+    if output is not None:
+        check_page(output, "a map")
+    if png is not None:
+        if png.suffix.lower() not in overlays.FORMATS:
+            raise typer.BadParameter(f"{png} has an unknown ending; a map is drawn as {', '.join(overlays.FORMATS)}")
+        check_writable(png)
+    if save is not None:
+        check_map_output(save)
+    old = None if on is None else load_map(on)
+    outputs = [file for file in (output, png, save) if file is not None]
+    for file in outputs:
+        check_kept(file, [source, on or source])
+
+    with warnings_as_lines():
+        if images:
+            network = load_network(source, device, precision, bulk=True)
+            about = Embedder(network, logits=network.head is not None).about | said_levels(depth, background)
+            if old is not None:
+                check_same_kind(old, about, str(on))  # before the long work
+            paths = [str(path) for name in images for path in find_pictures(name)]
+            for file in outputs:
+                check_kept(file, paths)
+            found = _embedded(network, paths, precision == "exact", reading)
+            found.about = about
+        else:
+            found = _from_file(source)
+            if old is not None:
+                check_same_kind(old, found.about, str(on))
+        if not found.entries:
+            reason = next(iter(found.failed.values()), "there are none")
+            raise ValueError(f"none of {len(found.failed)} pictures could be used; the first: {reason}")
+        start = time.perf_counter()
+        with rows_done("steps of the map") as report:
+            if old is None:
+                made = make_map(found.vectors, perplexity=perplexity or PERPLEXITY, report=report)
+                positions, entries, new = made.positions, found.entries, None
+            else:
+                placed = old.image_map.place(found.vectors, report=report)
+                positions = np.concatenate([old.image_map.positions, placed])
+                entries, new = old.entries + found.entries, np.arange(len(positions)) >= len(old.entries)
+        took = time.perf_counter() - start
+        if same := len(positions) - len(np.unique(positions, axis=0)):
+            say(f"{same} pictures are the same as others, and are drawn as one with them")
+        if save is not None:
+            save_map(made, entries, save, found.about)
+            say(f"{save}: a map of {len(entries)} pictures, made in {took:.0f} s")
+        if output is not None or png is not None:
+            small = _thumbnails(entries, reading)
+        if png is not None:
+            drawn = draw_map(positions, small, new=new)
+            overlays.save_image(drawn.image, png)
+            say(f"{png}: {drawn.shown.sum()} of {len(entries)} pictures; the others, which would cover one, are dots")
+        if output is not None:
+            words = title or output.stem
+            save_map_page(positions, entries, small, output, title=words, new=new, failed=found.failed)
+            say(f"{output}: {len(entries)} pictures, {output.stat().st_size / 1e6:.1f} MB")
+    if found.failed:
+        raise typer.Exit(1)
+
+
+@dataclass
+class _Found:
+    """What is to be mapped."""
+
+    vectors: NDArray[np.float32]
+    entries: list[MapEntry]
+    failed: dict[str, str]
+    about: dict[str, str] = field(default_factory=dict)
+
+
+def _embedded(network: Network, paths: list[str], exact: bool, reading: dict[str, Any]) -> _Found:
+    """Vectors of pictures, and the words of their classes where the network has a head."""
+    import numpy as np
+
+    from convnets_torch.cli.output import with_time_left
+    from convnets_torch.embeddings.extraction import embed_each
+    from convnets_torch.embeddings.image_map import MapEntry
+
+    rows = embed_each(
+        network,
+        paths,
+        logits=network.head is not None,
+        exact=exact,
+        **reading,
+    )
+    vectors, entries, failed = [], [], {}
+    for path, row in zip(paths, with_time_left(rows, len(paths)), strict=True):
+        for remark in row.remarks:
+            say(remark)
+        if row.vector is None:
+            failed[path] = one_line(row.error) if row.error is not None else ""
+            say(failed[path])
+            continue
+        vectors.append(row.vector.numpy())
+        entries.append(MapEntry(path, *_best(network.card, row.logits)))
+    return _Found(np.stack(vectors) if vectors else np.empty((0, 1), np.float32), entries, failed)
+
+
+def _from_file(path: str) -> _Found:
+    """What `embed` wrote; its pictures are needed for their thumbnails alone."""
+    import torch
+
+    from convnets_torch.card import Card
+    from convnets_torch.embeddings.files import read_vectors
+    from convnets_torch.embeddings.image_map import MapEntry
+
+    found = read_vectors(path)
+    try:
+        card = Card.from_json(found.about["card"]) if found.about.get("card") else None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if card is not None and found.logits is not None and card.classes != found.logits.shape[1]:
+        raise ValueError(f"{path} has {found.logits.shape[1]} logits a picture, and its card {card.classes} classes")
+    logits = [None] * len(found.paths) if found.logits is None else torch.from_numpy(found.logits)
+    entries = [MapEntry(name, *_best(card, row)) for name, row in zip(found.paths, logits, strict=True)]
+    return _Found(found.vectors, entries, found.failed, found.about)
+
+
+def _best(card: Card | None, logits: torch.Tensor | None) -> tuple[str, float | None]:
+    """Words and probability of the most probable class, where they can be said."""
+    from convnets_torch.inference.classification import prediction, probabilities
+
+    if logits is None or card is None or card.activation == "none":
+        return "", None
+    chances = probabilities(logits[None], card)[0]
+    best = int(chances.argmax())
+    return prediction(card, best, 0.0).words, float(chances[best])
+
+
+def _thumbnails(entries: list[MapEntry], reading: dict[str, Any]) -> list[Image.Image | None]:
+    from convnets_torch.cli.output import with_time_left
+    from convnets_torch.embeddings.image_map_drawing import thumbnail_side, thumbnails
+
+    made = thumbnails(
+        [entry.name for entry in entries],
+        thumbnail_side(len(entries)),
+        **reading,
+    )
+    images, errors = zip(*with_time_left(made, len(entries)), strict=True)
+    if missing := [one_line(error) for error in errors if error is not None]:
+        say(f"{len(missing)} of {len(entries)} pictures have no thumbnail; the first: {missing[0]}")
+    return list(images)
+
+
+def probe(
+    weights: Weights,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Pictures in one sub-folder for each class, or a table of them.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="File of weights to write, .safetensors: the network with the chosen classifier as its head.",
+            show_default=False,
+        ),
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Parts that are classified in turn by what the others teach.")] = 5,
+    choose: Annotated[
+        Literal["knn", "svm", "logistic"] | None,
+        typer.Option(
+            help="The classifier that is written with -o, svm or logistic, and whose confusions are drawn.",
+            show_default="the better one of svm and logistic",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write report.json into, and pictures: curve, confusion, distances, similarities (.png).",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON object.")] = False,
+    truth: Truth = None,
+    columns: Columns = None,
+    partial: Partial = False,
+    exclude: Exclude = None,
+    device: Device = "cpu",
+    precision: Precision = None,
+) -> None:
+    """Measure how well a network's features tell your classes apart, and make a classifier of them."""
+    if choose is not None and output is None and report is None:
+        raise typer.BadParameter("--choose says what is written with -o or drawn in --report; give one of them")
+    if choose == "knn" and output is not None:
+        raise typer.BadParameter(
+            "nearest neighbours are the training vectors themselves, not a layer that a network could end in; take"
+            " --choose svm or logistic for -o"
+        )
+    options = reading(truth, columns, partial, exclude)
+    from convnets_torch.cli.output import rows_done
+    from convnets_torch.embeddings.probe import check_counts, check_sklearn, embed_classes
+    from convnets_torch.embeddings.probe import probe as measure
+    from convnets_torch.files import check_kept, check_writable, find
+    from convnets_torch.images.labelled import find_classes
+
+    check_sklearn()
+    if output is not None:
+        if output.suffix.lower() != ".safetensors":
+            raise typer.BadParameter(f"{output} has an unknown ending; weights are written as .safetensors")
+        check_writable(output)
+        if output.exists() and output.samefile(find(weights)):
+            raise ValueError(f"{output} would overwrite the weights that are read; name another output")
+    with warnings_as_lines():
+        found = find_classes(folder, **options)
+    check_counts({name: len(pictures) for name, pictures in found.items()}, folds)
+    if report is not None:
+        if report.exists() and not report.is_dir():
+            raise NotADirectoryError(f"{report} is not a folder; name one for the report")
+        report.mkdir(parents=True, exist_ok=True)
+        for name in REPORT:
+            check_writable(report / name)
+            check_kept(report / name, (path for paths in found.values() for path in paths))
+    network = load_network(weights, device, None, bulk=True)
+    with warnings_as_lines(), rows_done("pictures") as progress:
+        vectors = embed_classes(network, found, precision=precision, progress=progress)
+    for _, error in vectors.failed:
+        say(one_line(error))
+    for remark in vectors.remarks:
+        say(remark)
+    count, width = vectors.vectors.shape
+    say(
+        f"{count} vectors of {width} values, {vectors.computed} of them computed, {count - vectors.computed} from the"
+        f" cache; {len(vectors.failed)} pictures could not be used"
+    )
+    with rows_done("fits") as progress:
+        result = measure(vectors, folds, progress=progress)
+    for remark in result.remarks:
+        say(remark)
+    kind: Kind = choose or result.best
+    figures = result.to_dict() | {
+        "network": str(weights),
+        "values": width,
+        "failed": {name: one_line(error) for name, error in vectors.failed},
+        "remarks": [*vectors.remarks, *result.remarks],
+        "chosen": kind,
+    }
+    if report is not None:
+        _write_report(report, vectors, result, kind, figures)
+    if output is not None and kind != "knn":
+        _write_network(network, vectors, result, kind, output)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        _print(result)
+    if vectors.failed:
+        raise typer.Exit(1)
+
+
+REPORT = ("report.json", "curve.png", "confusion.png", "distances.png", "similarities.png")
+
+
+def _write_report(folder: Path, vectors: LabelledVectors, result: Probed, kind: Kind, figures: dict[str, Any]) -> None:
+    from convnets_torch.embeddings.probe import count_pairs, draw_confusion, draw_curve, draw_pairs
+    from convnets_torch.files import replacing
+    from convnets_torch.visualization import overlays
+
+    distances, similarities = count_pairs(vectors, "distance"), count_pairs(vectors, "similarity")
+    numbers, *names = REPORT
+    pictures = (draw_curve(result), draw_confusion(result, kind), draw_pairs(distances), draw_pairs(similarities))
+    for name, picture in zip(names, pictures, strict=True):
+        overlays.save_image(picture, folder / name)
+    whole = figures | {"distances": distances.to_dict(), "similarities": similarities.to_dict()}
+    with replacing(folder / numbers) as temporary:
+        temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    say(f"{folder}: {', '.join(REPORT)}")
+
+
+def _write_network(network: Network, vectors: LabelledVectors, result: Probed, kind: LinearKind, output: Path) -> None:
+    from convnets_torch.card import with_learnt
+    from convnets_torch.embeddings.probe import fit_probe, with_probe
+    from convnets_torch.files import sha256
+    from convnets_torch.weights import save
+
+    accuracy = float(result.accuracies[kind].mean())
+    probed = with_probe(network, fit_probe(vectors, kind), {"accuracy": accuracy})
+    assert probed.card is not None
+    probed.card = with_learnt(probed.card, map(sha256, vectors.paths))
+    save(probed, output)
+    say(f"{output}: {kind}, learnt from {len(vectors.labels)} pictures of {len(vectors.classes)} classes")
+
+
+def _print(result: Probed) -> None:
+    """Accuracies, one classifier on each line; then the learning curve as columns."""
+    from convnets_torch.cli.weights_commands import print_columns
+
+    for kind, values in result.accuracies.items():
+        print(f"{values.mean():.3f} +/- {values.std():.3f}  {kind}")
+    print(f"{result.chance:.3f}            always the most frequent class")
+    if result.curve:
+        print()
+        rows = [
+            (str(images), *(f"{values.mean():.3f} +/- {values.std():.3f}" for values in kinds.values()))
+            for images, kinds in result.curve.items()
+        ]
+        print_columns([("images a class", *result.accuracies), *rows])

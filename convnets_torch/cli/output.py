@@ -1,0 +1,210 @@
+"""What commands print: results, messages and progress."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+
+from convnets_torch.text import cell, printable, shortened
+
+if TYPE_CHECKING:
+    from convnets_torch.inference.classification import Classified, Prediction
+
+
+def one_line(error: Warning | Exception) -> str:
+    """An error as one sentence, without Python's error numbers."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def say(sentence: str) -> None:
+    """One line on stderr, under our name."""
+    print(ours(sentence), file=sys.stderr)
+
+
+def ours(sentence: str) -> str:
+    """A sentence under our name; a file's text in it cannot steer the terminal."""
+    return printable(shortened(f"convnets-torch: {sentence}"))
+
+
+def show(line: str, file: IO[str] | None = None) -> None:
+    """One line on stdout, or in `file`; a file's text in it cannot steer the terminal."""
+    print(printable(line), file=file)
+
+
+@contextlib.contextmanager
+def all_warnings_as_lines() -> Iterator[None]:
+    """Print whatever Python would warn of as one line."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _say_warning
+        yield
+
+
+def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    say(one_line(message) if isinstance(message, Warning) else message)
+
+
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Print what is said about pictures, memory and speed, by the library and by Pillow, as one line each."""
+    from convnets_torch.embeddings.image_map import MapWarning
+    from convnets_torch.explain.gradcam import CamWarning
+    from convnets_torch.images.decoding import PictureWarning
+    from convnets_torch.inference.batching import MemoryWarning
+    from convnets_torch.inference.prepare import RuntimeRemark
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PictureWarning)
+        for kind in (MemoryWarning, RuntimeRemark, CamWarning, MapWarning):
+            warnings.simplefilter("always", kind)
+        warnings.showwarning = _say_warning
+        yield
+
+
+Entry = TypeVar("Entry")
+
+
+def with_time_left(entries: Iterable[Entry], total: int) -> Iterator[Entry]:
+    """The entries as they come, with a bar beside them; quiet for a single one and where stderr is no terminal."""
+    if total < 2 or not sys.stderr.isatty():
+        yield from entries
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    with Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # results go above the bar, but never from a pipe to the terminal
+    ) as progress:
+        yield from progress.track(entries, total=total)
+
+
+@contextlib.contextmanager
+def rows_done(words: str = "rows of cells") -> Iterator[Callable[[int, int], None] | None]:
+    """A function that is told how many of how many are done, and draws the bar; None where nobody would see it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(words, total=None)
+        yield lambda done, whole: progress.update(task, completed=done, total=whole)
+
+
+COLUMNS = ("image", "rank", "probability", "class_id", "wnid", "words", "error")
+
+
+class Writer(Protocol):
+    """Takes results one by one; `finish` comes after the last."""
+
+    def add(self, image: str, result: Classified) -> None: ...
+    def finish(self) -> None: ...
+
+
+class Text:
+    """Fixed columns, under the picture's name where there are several; what backing off gives comes first."""
+
+    def __init__(self, file: IO[str], several: bool) -> None:
+        self.file, self.several = file, several
+
+    def add(self, image: str, result: Classified) -> None:
+        if result.error is None:
+            if self.several:
+                show(image, file=self.file)
+            if result.answer is not None:
+                print(f"{result.answer.probability:.3f}  {result.answer.wnid:<9}  {result.answer.text}", file=self.file)
+            for line in prediction_lines(result.predictions):
+                print(line, file=self.file)
+
+    def finish(self) -> None: ...
+
+
+class JsonLines:
+    """One object per picture and line."""
+
+    def __init__(self, file: IO[str], several: bool) -> None:
+        self.file = file
+
+    def add(self, image: str, result: Classified) -> None:
+        if result.error is None:
+            record: dict[str, Any] = {"image": image, "predictions": [asdict(entry) for entry in result.predictions]}
+            if result.answer is not None:
+                record["answer"] = asdict(result.answer)
+        else:
+            record = {"image": image, "error": one_line(result.error)}
+        print(json.dumps(record), file=self.file)
+
+    def finish(self) -> None: ...
+
+
+class Csv:
+    """One row per prediction, or with the error of a picture that has none, under `COLUMNS`; texts as `cell` has them.
+
+    The synset that backing off gives has the rank 0 and no class id.
+    """
+
+    def __init__(self, file: IO[str], several: bool) -> None:
+        self.rows = csv.writer(file, lineterminator="\n")
+        self.rows.writerow(COLUMNS)
+
+    def add(self, image: str, result: Classified) -> None:
+        if (answer := result.answer) is not None:
+            self.rows.writerow([cell(image), 0, f"{answer.probability:.6f}", "", answer.wnid, answer.words, ""])
+        for rank, entry in enumerate(result.predictions, start=1):
+            chance = f"{entry.probability:.6f}"
+            words = cell(entry.words)
+            self.rows.writerow([cell(image), rank, chance, entry.class_id, entry.wnid or "", words, ""])
+        if result.error is not None:
+            self.rows.writerow([cell(image), "", "", "", "", "", cell(one_line(result.error))])
+
+    def finish(self) -> None: ...
+
+
+class Table:
+    """A table for people, drawn when all results are there."""
+
+    def __init__(self, file: IO[str], several: bool) -> None:
+        from rich.console import Console
+        from rich.table import Table as RichTable
+
+        wide = None if file.isatty() else 160
+        self.console = Console(file=file, width=wide, markup=False, highlight=False, emoji=False)
+        self.table = RichTable("image", "probability", "wnid", "words")
+        for column in self.table.columns:
+            column.overflow = "fold"  # nothing is cut
+
+    def add(self, image: str, result: Classified) -> None:
+        name = printable(image)
+        if (answer := result.answer) is not None:
+            self.table.add_row(name, f"{answer.probability:.3f}", answer.wnid, answer.text)
+            name = ""
+        for entry in result.predictions:
+            words = printable(entry.words)
+            self.table.add_row(name, f"{entry.probability:.3f}", entry.wnid or str(entry.class_id), words)
+            name = ""
+        if result.error is not None:
+            self.table.add_row(name, "", "", printable(one_line(result.error)), style="red")
+        self.table.add_section()
+
+    def finish(self) -> None:
+        self.console.print(self.table)
+
+
+def prediction_lines(predictions: list[Prediction]) -> Iterator[str]:
+    """Probability, wnid and words in fixed columns."""
+    for entry in predictions:
+        yield f"{entry.probability:.3f}  {entry.wnid or entry.class_id:<9}  {printable(entry.words)}"

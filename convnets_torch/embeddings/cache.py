@@ -1,0 +1,232 @@
+"""Vectors of pictures kept on disk: nothing is computed twice, and a process that is killed loses little."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import nn
+
+from convnets_torch._version import __version__
+from convnets_torch.embeddings.extraction import Embedder, embed_each
+from convnets_torch.files import (
+    cache_folder,
+    check_own_folder,
+    check_writable,
+    make_folder,
+    open_own,
+    opened_path,
+    replacing,
+    sha256,
+)
+from convnets_torch.images.decoding import MOST_BYTES
+from convnets_torch.inference.prepare import Precision, prepare
+from convnets_torch.networks import Network
+from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
+
+PART = 256  # vectors in a file of the cache: what is lost, at most, when the process is killed
+MOST_VALUES = 1 << 24  # of a vector
+
+Vector = NDArray[np.float32]
+Computed = Generator[tuple[Path, "Vector | Exception"], None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class KeptVectors:
+    """What became of pictures whose vectors were asked for.
+
+    Attributes:
+        digests: picture -> sha256 of its content; only of those that could be read.
+        vectors: sha256 -> (values,) float32; only of pictures that could be used.
+        failed: the other pictures, and why.
+        computed: how many of the vectors were not in the cache.
+        remarks: sentences on files of the cache that were damaged.
+    """
+
+    digests: Mapping[Path, str]
+    vectors: Mapping[str, Vector]
+    failed: Mapping[Path, Exception]
+    computed: int
+    remarks: tuple[str, ...]
+
+    def of(self, path: Path) -> Vector | None:
+        """The vector of a picture; None where it could not be used."""
+        return self.vectors.get(self.digests.get(path, ""))
+
+
+def embed_kept(
+    network: Network,
+    paths: Iterable[Path],
+    *,
+    precision: Precision | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    compute: Callable[[nn.Module, Mapping[Path, str]], Computed] | None = None,
+    made: Mapping[str, str] | None = None,
+) -> KeptVectors:
+    """The vectors of picture files, as `embed` gives them; from the cache, where they are in it.
+
+    Args:
+        network, precision, cache, progress: as in `embed_classes`.
+        paths: of the files.
+        compute: (the network made ready, path -> sha256 of what is missing) -> path and vector, or why there is none,
+            one by one; by default `embed_each` of whole pictures, read as `classify` reads them.
+        made: what tells vectors of `compute` from others; the same texts always mean the same vectors.
+
+    Raises:
+        OSError: the cache cannot be written.
+        ValueError: the network has no card, is in training mode, or was prepared; activations are NaN or infinite.
+    """
+    check_unpacked(network)
+    store = _Store(
+        cache_folder() / "features" if cache is None else Path(cache), _kind(network, precision) | dict(made or {})
+    )
+    digests: dict[Path, str] = {}
+    failed: dict[Path, Exception] = {}
+    first: dict[str, Path] = {}  # content -> the first picture that has it
+    for path in paths:
+        try:
+            digests[path] = sha256(path, max_bytes=MOST_BYTES)
+            first.setdefault(digests[path], path)
+        except (OSError, ValueError) as error:
+            failed[path] = error
+    vectors, computed = store.read(set(first)), 0
+    missing = {path: digest for digest, path in first.items() if digest not in vectors}
+    errors: dict[str, Exception] = {}
+    known = len(vectors)
+    if missing:
+        device = next(network.parameters()).device
+        ready = network if precision is None else prepare(network, device=device, precision=precision)
+        with closing(_whole_pictures(ready, missing) if compute is None else compute(ready, missing)) as rows, store:
+            for done, (path, vector) in enumerate(rows, start=known + 1):
+                digest = missing[path]
+                if isinstance(vector, Exception):
+                    errors[digest] = vector
+                else:
+                    vectors[digest] = vector
+                    store.add(digest, vector)
+                    computed += 1
+                if progress is not None:
+                    progress(done, len(first))
+    failed |= {path: errors[digest] for path, digest in digests.items() if digest in errors}
+    return KeptVectors(digests, vectors, failed, computed, tuple(store.remarks))
+
+
+def _whole_pictures(network: nn.Module, missing: Mapping[Path, str]) -> Computed:
+    with closing(embed_each(network, missing, exact=True)) as rows:
+        for row in rows:
+            path = Path(str(row.picture))
+            if row.vector is None:
+                yield path, row.error or ValueError(f"{path} gives no vector")
+            else:
+                yield path, row.vector.numpy()
+
+
+def _kind(network: Network, precision: str | None) -> dict[str, str]:
+    """What tells vectors of one kind from others; the same texts always mean the same vectors of the same files."""
+    return Embedder(network).about | {
+        "parameters": fingerprint(network),
+        "precision": precision or "",
+        "device": next(network.parameters()).device.type,
+        "version": __version__,
+    }
+
+
+def fingerprint(network: torch.nn.Module) -> str:
+    """The sha256 of all parameters and their names, in hexadecimal: a card alone does not tell trained networks apart.
+
+    Of a prepared network those are hashed that it runs with.
+
+    >>> from convnets_torch.networks import vgg16
+    >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 8), hidden=(8, 8))
+    >>> before = fingerprint(narrow)
+    >>> _ = torch.nn.init.zeros_(narrow.head[-1].bias)
+    >>> fingerprint(narrow) == before
+    False
+    """
+    digest = hashlib.sha256()
+    arrays = dict(network.state_dict())
+    for name, module in network.named_modules():
+        if isinstance(module, PackedConv2d | PackedLinear):
+            arrays[f"{name}.packed"] = module.weight  # which computes in another order
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+        digest.update(memoryview(array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+class _Store:
+    """Vectors of one kind in a folder: files of some each, which appear whole and are never changed."""
+
+    def __init__(self, folder: Path, kind: dict[str, str]) -> None:
+        text = json.dumps(kind, sort_keys=True)
+        self._folder = make_folder(folder, hashlib.sha256(text.encode()).hexdigest()[:32])
+        check_own_folder(self._folder)
+        check_writable(self._folder / "part.safetensors")
+        self._kind = kind
+        self._values: int | None = None  # of a vector, as in the first file
+        self._rows: dict[str, NDArray[np.float32]] = {}  # not written yet
+        self.remarks: list[str] = []
+
+    def read(self, wanted: set[str]) -> dict[str, NDArray[np.float32]]:
+        """Those that are there of the hashes that are wanted; a damaged file is removed."""
+        found: dict[str, NDArray[np.float32]] = {}
+        for path in sorted(self._folder.glob("[!.]*.safetensors")):
+            try:
+                with open_own(path) as opened, safe_open(opened_path(opened), "numpy") as file:
+                    hashes, vectors = (self._checked(file, name) for name in ("sha256", "vectors"))
+                if len(hashes) != len(vectors) or not np.isfinite(vectors).all():
+                    raise ValueError("it holds no vectors of pictures")
+            except (SafetensorError, OSError, ValueError) as error:
+                path.unlink(missing_ok=True)
+                self.remarks.append(f"{path} could not be read ({error}); its vectors are computed again")
+                continue
+            for digest, vector in zip(map(bytes.hex, map(bytes, hashes)), vectors, strict=True):
+                if digest in wanted:
+                    found[digest] = vector
+        return found
+
+    def _checked(self, file: Any, name: str) -> NDArray[Any]:
+        """An array of a file of the cache, whose size is looked at before it is read."""
+        part = file.get_slice(name)
+        shape, kind = part.get_shape(), part.get_dtype()
+        if name == "vectors" and self._values is None and len(shape) == 2 and shape[1] <= MOST_VALUES:
+            self._values = shape[1]
+        wanted = ("U8", 32) if name == "sha256" else ("F32", self._values)
+        if len(shape) != 2 or shape[0] > PART or (kind, shape[1]) != wanted:
+            raise ValueError(f"its {name} are {shape} {kind}")
+        return file.get_tensor(name)
+
+    def add(self, digest: str, vector: NDArray[np.float32]) -> None:
+        self._rows[digest] = vector
+        if len(self._rows) == PART:
+            self._write()
+
+    def __enter__(self) -> _Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        if not self._rows:
+            return
+        hashes = np.stack([np.frombuffer(bytes.fromhex(digest), np.uint8) for digest in self._rows])
+        name = hashlib.sha256(hashes.tobytes()).hexdigest()[:32]  # two processes write the same, or beside each other
+        with replacing(self._folder / f"{name}.safetensors") as temporary:
+            try:
+                save_file({"sha256": hashes, "vectors": np.stack(list(self._rows.values()))}, temporary, self._kind)
+            except SafetensorError as error:
+                raise OSError(str(error)) from None
+        self._rows = {}

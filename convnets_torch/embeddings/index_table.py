@@ -1,0 +1,552 @@
+"""The table of an index of pictures: its rows, the files they are of, and its folder.
+
+Every change is one commit of LanceDB: a new version, written beside the old one and then named. Whoever is killed in
+between leaves the version before it.
+
+A table is a folder, but it need not stay in there: a manifest may name other folders and object stores that hold its
+data, a table of tables may say that it lies elsewhere, and links lead anywhere. An index of pictures has none of these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convnets_torch import files
+from convnets_torch.card import Card
+from convnets_torch.files import check_own_folder, open_file, scratch_folder
+from convnets_torch.images.decoding import stored_size
+from convnets_torch.images.levels import check_levels, said_levels
+from convnets_torch.text import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+TABLE = "pictures"  # its name in the database, a folder pictures.lance
+KEY = "convnets_torch"  # in the metadata of the table's schema
+SCHEMA = 1  # of that metadata
+GOOD = "error IS NULL AND NOT vanished"  # the pictures that are searched; to ask for vectors would read them all
+ONE_ROW = {"lance-schema:unenforced-primary-key": "true"}  # of two commits at once that add a path, one is tried again
+NAMES = 500  # values in one condition
+MOST_WIDTH = 1 << 24  # values of a vector; all that VGG's first block gives are 3,211,264
+MOST_ROWS = 100_000_000
+FREE = 256 << 20  # bytes that the vectors of any table may have
+MOST_COMPRESSED = 32  # times the bytes of a table's files that its vectors may have beyond that
+MOST_PATH = 16_384  # bytes; 4,096 are the most on Linux, and one that is no UTF-8 is written as four
+SHA256 = "[0-9a-f]{64}"
+NO_LANCEDB = "an index of pictures needs LanceDB: pip install 'convnets-torch[search]'"
+
+
+class IndexWarning(UserWarning):
+    """What of an index was left out; the message names the index."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What made the vectors of a table, in its metadata.
+
+    Attributes:
+        kind: sha256 of network, card, layers, pool and normalisation; vectors of two kinds cannot be compared.
+        card: of the network, as JSON.
+        layer: as it was asked for; None for what the last dense layer reads.
+        pool: as `pooled` takes it.
+        weights: the file or name that the network was loaded from; "" where it is not known.
+        width: how many values a vector has.
+        made: told apart by it from another table that was at the same address.
+        depth, background: with which pictures were read, as for `read_picture`.
+    """
+
+    kind: str
+    card: str
+    layer: str | None
+    pool: str
+    weights: str
+    width: int
+    made: str = ""
+    depth: str | None = None
+    background: str | None = None
+
+    @property
+    def levels(self) -> dict[str, Any]:
+        return said_levels(self.depth, self.background)
+
+    def to_json(self) -> str:
+        values = {name: value for name, value in asdict(self).items() if name == "layer" or value is not None}
+        return json.dumps(values | {"schema": SCHEMA}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> About:
+        """The inverse of `to_json`; ValueError where the text is none."""
+        try:
+            values = files.loads(text)
+            schema = values.pop("schema")
+            if schema == SCHEMA:
+                return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError("what it says of its network cannot be read") from None
+        raise ValueError(f"it has schema {schema!r:.80}, but this version reads {SCHEMA}; update convnets-torch")
+
+    def __post_init__(self) -> None:
+        texts = (self.kind, self.card, self.pool, self.weights, self.made, self.layer or "", self.depth or "")
+        if not all(isinstance(text, str) and "\0" not in text for text in texts):
+            raise TypeError("a text is wanted")
+        check_levels(self.depth, self.background)
+        if type(self.width) is not int or not 1 <= self.width <= MOST_WIDTH:
+            raise ValueError(f"it has vectors of {self.width!r:.80} values")
+
+
+def kind_of(about: Mapping[str, str]) -> str:
+    """The sha256, in hexadecimal, of what `Embedder.about` says."""
+    return hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()
+
+
+def is_local(address: str) -> bool:
+    """Whether an address is a folder, and not one of an object store or of memory."""
+    return "://" not in address
+
+
+class PictureTable:
+    """One table, at its newest version when it was opened.
+
+    Attributes:
+        address: as it was given.
+        about: what made its vectors.
+        card: of the network.
+        table: LanceDB's own.
+    """
+
+    def __init__(self, address: str, table: Any) -> None:
+        self.address, self.table = address, table
+        schema = table.schema
+        text = (schema.metadata or {}).get(KEY.encode())
+        if text is None:
+            raise ValueError(f"{address} was not made by `convnets-torch index`; name another index")
+        try:
+            self.about = About.from_json(text.decode())
+            self.card = Card.from_json(self.about.card)
+        except ValueError as error:
+            raise ValueError(f"{address}: {error}") from None
+        wanted = _schema(self.about).with_metadata({KEY: text})
+        if not schema.equals(wanted, check_metadata=True):  # LanceDB builds what metadata name, whatever that runs
+            raise ValueError(f"{address} has other columns or metadata than `convnets-torch index` gives; make it anew")
+        if (rows := self.count()) > MOST_ROWS:
+            raise ValueError(f"{address} has {rows:,} rows, and {MOST_ROWS:,} are the most; divide it")
+
+    @classmethod
+    def open(cls, address: str) -> PictureTable:
+        """The table at an address.
+
+        Raises:
+            OSError: there is none.
+            ValueError: it is damaged, or no index of pictures.
+            ImportError: LanceDB is not installed.
+        """
+        if is_local(address):
+            check_index(Path(address))
+            check_table_folder(Path(address), TABLE)
+        database = _connected(address)
+        with refusing(address):
+            names = database.list_tables().tables
+        if TABLE not in names:
+            raise FileNotFoundError(f"{address} holds no index; make one with `convnets-torch index`")
+        with refusing(address):
+            return cls(address, database.open_table(TABLE))
+
+    @classmethod
+    def create(cls, address: str, about: About) -> PictureTable:
+        """A new and empty table, or the one that another process has just made there; errors are those of `open`."""
+        if not is_local(address):
+            database = _connected(address)
+            with refusing(address):
+                return cls(address, database.create_table(TABLE, schema=_schema(about), exist_ok=True))
+        _lancedb()
+        folder = Path(address)
+        folder.mkdir(exist_ok=True)
+        with scratch_folder(folder.resolve()) as scratch:
+            database = _connected(str(scratch))
+            with refusing(address):
+                database.create_table(TABLE, schema=_schema(about))
+            with contextlib.suppress(OSError):  # LanceDB would put a table over another one that was made meanwhile
+                (scratch / f"{TABLE}.lance").rename(folder / f"{TABLE}.lance")
+        return cls.open(address)
+
+    @property
+    def version(self) -> int:
+        with refusing(self.address):
+            return int(self.table.version)
+
+    def read(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
+        """Columns of the rows that fulfil a condition, in the table's order, a part at a time."""
+        with refusing(self.address):
+            query = self.table.search().select(list(columns))
+            for batch in (query.where(where) if where else query).to_batches(4096):
+                batch.validate(full=True)  # texts are UTF-8
+                yield batch
+
+    def rows(
+        self, columns: Sequence[str], column: str, values: Iterable[str], *, sound: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Columns of the rows that have one of some values in a column of text; with `sound`, of those that are."""
+        values = list(values)
+        for start in range(0, len(values), NAMES):
+            for batch in self.read(columns, one_of(column, values[start : start + NAMES])):
+                yield from (batch.filter(self.is_sound(batch)) if sound else batch).to_pylist()
+
+    def is_sound(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Which rows hold what `index` writes for a picture that can be searched, in the columns that are there."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        sound = np.ones(len(batch), bool)
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if name == "path":
+                good = pc.and_(
+                    pc.less_equal(pc.binary_length(column), MOST_PATH), pc.match_substring_regex(column, ".")
+                )
+                good = pc.and_(good, pc.invert(pc.match_substring_regex(column, r"\x00")))
+            elif name == "sha256":
+                good = pc.match_substring_regex(column, f"^{SHA256}$")
+            elif name == "class_id":
+                good = _between(column.fill_null(-1), -1, self.card.classes - 1)
+            elif name == "probability":
+                good = _between(column.fill_null(0), 0, 1.001)
+            elif name == "vector":
+                finite = np.isfinite(values_of(column, self.about.width)).all(1)
+                sound &= finite & column.is_valid().to_numpy(zero_copy_only=False)
+                continue
+            else:
+                continue
+            sound &= good.fill_null(False).to_numpy(zero_copy_only=False)
+        return sound
+
+    def check_room(self) -> None:
+        """Raise ValueError where a folder's vectors would be far larger than its files."""
+        if not is_local(self.address):
+            return
+        needed, there = 4 * self.about.width * self.count(GOOD), size_of(Path(self.address), TABLE)
+        if needed > max(FREE, MOST_COMPRESSED * there):
+            raise ValueError(f"{self.address} has {there:,} bytes, and its vectors {needed:,}; make it anew")
+
+    def count(self, where: str | None = None) -> int:
+        with refusing(self.address):
+            return int(self.table.count_rows(where))
+
+    def put(self, rows: Sequence[Mapping[str, Any]], moved: Sequence[str] = ()) -> None:
+        """Add rows, each in the place of the one of its path, and drop those that moved to another, in one commit."""
+        import pyarrow as pa
+
+        schema = _schema(self.about)
+        batch = pa.table({name: _column(rows, schema.field(name)) for name in schema.names}, schema=schema)
+        with refusing(self.address):
+            merge = self.table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
+            if moved:
+                merge = merge.when_not_matched_by_source_delete(one_of("path", moved))
+            merge.execute(batch, on_bad_vectors="null")
+
+    def mark_vanished(self, paths: Sequence[str]) -> None:
+        """Say of rows that their files are gone; they keep what they hold."""
+        for start in range(0, len(paths), NAMES):
+            with refusing(self.address):
+                self.table.update(one_of("path", paths[start : start + NAMES]), {"vanished": True})
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Drop rows."""
+        for start in range(0, len(paths), NAMES):
+            with refusing(self.address):
+                self.table.delete(one_of("path", paths[start : start + NAMES]))
+
+    def optimize(self) -> None:
+        """Join small files, add new rows to an approximate index, and drop versions older than a week."""
+        with refusing(self.address):
+            self.table.optimize()
+
+
+def check_index(folder: Path) -> None:
+    """Raise OSError, in one sentence, where a folder holds no index."""
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} does not exist; make an index with `convnets-torch index`")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no index, which is a folder; name one")
+    if not (folder / f"{TABLE}.lance").is_dir():
+        raise FileNotFoundError(f"{folder} holds no index; make one with `convnets-torch index`")
+
+
+def one_of(column: str, values: Iterable[str]) -> str:
+    """A condition in SQL: that a column has one of some texts."""
+    listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    return f"{column} IN ({listed})"
+
+
+@contextlib.contextmanager
+def refusing(address: str) -> Iterator[None]:
+    """LanceDB's errors in one sentence."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic of LanceDB's Rust is no Exception. What else it raises depends on how its files are damaged.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(error, ValueError) and str(error).startswith(address):
+            raise
+        words = printable(" ".join(str(error).split())[:200])
+        raise OSError(f"{address} cannot be used ({words}); repair it, or index into another folder") from None
+
+
+def _connected(address: str) -> Any:
+    if address.startswith("file") and not is_local(address):
+        raise ValueError(f"{address} is a folder; name it without file://")
+    lancedb = _lancedb()
+    with refusing(address):
+        return lancedb.connect(address)
+
+
+def _lancedb() -> Any:
+    try:
+        import lancedb
+    except ImportError:
+        raise ImportError(NO_LANCEDB) from None
+    return lancedb
+
+
+def _schema(about: About) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("path", pa.string(), nullable=False, metadata=ONE_ROW),  # absolute
+            pa.field("sha256", pa.string()),  # of the file, in hexadecimal; null where it could not be read
+            pa.field("size", pa.int64()),  # bytes
+            pa.field("modified", pa.int64()),  # nanoseconds since 1970
+            pa.field("vector", pa.list_(pa.float32(), about.width)),
+            pa.field("class_id", pa.int32()),  # the most probable; null without a head
+            pa.field("probability", pa.float32()),  # null where outputs are no probabilities
+            pa.field("thumbnail", pa.binary()),  # a JPEG file, at most 128 x 128 pixels
+            pa.field("error", pa.string()),  # why there is no vector
+            pa.field("vanished", pa.bool_(), nullable=False),  # the file was not there any more
+        ],
+        metadata={KEY: about.to_json()},
+    )
+
+
+def _between(column: pa.Array, least: float, most: float) -> pa.Array:
+    import pyarrow.compute as pc
+
+    return pc.and_(pc.greater_equal(column, least), pc.less_equal(column, most))
+
+
+def values_of(column: pa.Array, width: int) -> NDArray[np.float32]:
+    """(N, width) of a column of vectors; NaN where a value, or a whole vector, is missing."""
+    import numpy as np
+
+    flat = column.values.slice(column.offset * width, len(column) * width)  # those of missing ones among them
+    return np.ascontiguousarray(flat.to_numpy(zero_copy_only=False).reshape(len(column), width), "<f4")
+
+
+def _column(rows: Sequence[Mapping[str, Any]], field: pa.Field) -> pa.Array:
+    """One column of rows; vectors are arrays, which need no numbers of Python in between."""
+    import numpy as np
+    import pyarrow as pa
+
+    values = [row[field.name] for row in rows]
+    if field.name != "vector":
+        return pa.array(values, field.type)
+    width = field.type.list_size
+    missing = np.array([value is None for value in values])
+    flat = np.zeros((len(values), width), np.float32)
+    for place, value in enumerate(values):
+        if value is not None:
+            flat[place] = value
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), width, mask=pa.array(missing))
+
+
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+UNKNOWN = os.stat_result([stat.S_IFREG, *[0] * 9])  # of a file that may not be looked at
+ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")  # what `text_of` writes
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """One file of an index.
+
+    Attributes:
+        paths: all that lead to it: hard links, symbolic links, and paths through another mount. The first one is no
+            link where any of them is none.
+        gone: nothing is there.
+        link: all of its paths are symbolic links.
+        bytes: its size; None where it is gone or may not be looked at.
+        width, height: in pixels as they are stored; None where its header cannot be read.
+    """
+
+    paths: tuple[str, ...]
+    gone: bool = False
+    link: bool = False
+    bytes: int | None = None
+    width: int | None = None
+    height: int | None = None
+
+    @property
+    def pixels(self) -> int:
+        """0 where they are not known."""
+        return (self.width or 0) * (self.height or 0)
+
+
+def text_of(path: str) -> str:
+    """A path as text that any file can hold: bytes of its name that are no UTF-8 are written as \\xff."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def file_of(path: str) -> str:
+    """The path that `text_of` wrote as this text."""
+    if "\\x" not in path or os.path.lexists(path):
+        return path
+    return os.fsdecode(ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), path.encode()))
+
+
+def is_there(path: str) -> bool:
+    """Whether a path of an index leads to a file, which may be one that cannot be read."""
+    return _state(path) is not None
+
+
+def usable(paths: Sequence[str]) -> tuple[str, ...]:
+    """Of the paths of one picture those that are there, links last; none where all are gone."""
+    there = [path for path in paths if is_there(path)]
+    return tuple(sorted(there, key=_leads_elsewhere) if len(there) > 1 else there)
+
+
+def files_of(paths: Iterable[str]) -> list[PictureFile]:
+    """The files that paths of an index lead to, each with all of its paths, in the order of the paths."""
+    found: dict[object, list[str]] = {}
+    states: dict[str, os.stat_result | None] = {}
+    for path in paths:
+        state = states[path] = _state(path)
+        found.setdefault((state.st_dev, state.st_ino) if state and state.st_ino else path, []).append(path)
+    return [_file(several, states[several[0]]) for several in found.values()]
+
+
+def _file(paths: list[str], state: os.stat_result | None) -> PictureFile:
+    if state is None or state is UNKNOWN:
+        return PictureFile(tuple(paths), gone=state is None)
+    if len(paths) > 1:
+        paths = sorted(paths, key=_leads_elsewhere)
+    path = file_of(paths[0])
+    width = height = 0
+    with contextlib.suppress(OSError), open_file(path) as file:
+        width, height = stored_size(file)
+    return PictureFile(tuple(paths), False, os.path.islink(path), state.st_size, width or None, height or None)  # noqa: PTH114
+
+
+def _state(path: str) -> os.stat_result | None:
+    """What the system says of a file; None where there is none."""
+    if os.name == "nt" and path.startswith(("//", "\\\\")):  # a stranger's index must not reach another machine
+        return UNKNOWN
+    try:
+        state = os.stat(file_of(path))  # noqa: PTH116 - the paths are texts, and many
+    except OSError as error:
+        return None if error.errno in NOT_THERE else UNKNOWN
+    except ValueError:  # a zero byte
+        return None
+    return state if stat.S_ISREG(state.st_mode) else None
+
+
+def _leads_elsewhere(path: str) -> tuple[bool, bool]:
+    """For sorting: whether a path is a link, and whether a folder in it is one."""
+    path = file_of(path)
+    return os.path.islink(path), os.path.realpath(path) != path  # noqa: PTH114
+
+
+NAMESPACE = "__manifest"  # a folder: LanceDB's table of where tables lie
+MOST_MANIFEST = 1 << 28  # bytes; each file of a table takes some hundred
+MOST_FIELDS = 2_000_000  # of all manifests together, which takes some seconds
+BASE_PATHS = 18  # the field of a manifest that names where else data lie
+FOOTER = 16  # bytes at the end: where the manifest begins, the version of the format, "LANC"
+
+
+def check_table_folder(address: Path, name: str) -> None:
+    """Raise OSError, in one sentence, where a table could lead LanceDB out of its folder, or a manifest is damaged.
+
+    Source: `message Manifest` of https://github.com/lance-format/lance/blob/main/protos/table.proto.
+    """
+    table = address / f"{name}.lance"
+    if table.is_symlink():
+        raise OSError(f"{table} is a link, and what it leads to is not used; put the table in its place")
+    if os.path.lexists(address / NAMESPACE):
+        raise OSError(f"{address} holds {NAMESPACE}, which may say that its tables lie elsewhere; remove it")
+    check_own_folder(table)
+    fields = 0
+    for manifest in sorted(table.rglob("*.manifest")):
+        try:
+            for number in _fields(manifest):
+                fields += 1
+                if number == BASE_PATHS:
+                    raise ValueError("names other folders or stores that hold the table's data")
+                if fields > MOST_FIELDS:
+                    raise ValueError(f"and others have more than {MOST_FIELDS:,} parts")
+        except ValueError as error:
+            raise OSError(
+                f"{address} cannot be used ({manifest.name} {error}); repair it, or index into another folder"
+            ) from None
+
+
+def _fields(manifest: Path) -> Iterator[int]:
+    """The numbers of the fields of a manifest; ValueError where it is none."""
+    with open_file(manifest, max_bytes=MOST_MANIFEST, follow_links=False) as file:
+        content = file.read()
+    start = int.from_bytes(content[-FOOTER : -FOOTER + 8], "little")
+    length = int.from_bytes(content[start : start + 4], "little")
+    message = memoryview(content)[start + 4 : start + 4 + length]
+    if content[-4:] != b"LANC" or len(message) != length:
+        raise ValueError("does not end as LanceDB ends it")
+    yield from _numbers(message)
+
+
+def size_of(address: Path, name: str) -> int:
+    """Bytes of all files of a table."""
+    return sum(
+        (Path(folder) / file).lstat().st_size
+        for folder, _, files in os.walk(address / f"{name}.lance")
+        for file in files
+    )
+
+
+def _numbers(message: memoryview) -> Iterator[int]:
+    """The numbers of the fields of a protobuf message; ValueError where it is none.
+
+    Source: https://protobuf.dev/programming-guides/encoding/.
+    """
+    place = 0
+    while place < len(message):
+        key, place = _varint(message, place)
+        yield key >> 3
+        kind = key & 7
+        if kind == 0:
+            _, place = _varint(message, place)
+        elif kind == 2:
+            length, place = _varint(message, place)
+            place += length
+        elif kind in (1, 5):
+            place += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"has a field of kind {kind}")
+    if place > len(message):
+        raise ValueError("ends early")
+
+
+def _varint(message: memoryview, place: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, and where the next one begins."""
+    found = 0
+    for number, byte in enumerate(message[place : place + 10]):
+        found |= (byte & 127) << (7 * number)
+        if byte < 128:
+            return found, place + number + 1
+    raise ValueError("has a number that does not end")

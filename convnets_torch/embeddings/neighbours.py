@@ -1,0 +1,462 @@
+"""Nearest neighbours: exact search in memory-mapped vectors, and approximate search by LanceDB.
+
+The file lies in the user's own cache, never in the folder of the index, which may be a stranger's. It is derived from
+the table and says from which state of it; when that is no longer the table's, it is made anew.
+Of a folder the state is the names, sizes and times of its manifests, one of which LanceDB adds with each commit, so
+that asking for it needs neither LanceDB, whose import takes a second or two, nor torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnets_torch.card import read_header
+from convnets_torch.embeddings.index_table import (
+    GOOD,
+    TABLE,
+    About,
+    IndexWarning,
+    PictureTable,
+    is_local,
+    refusing,
+    values_of,
+)
+from convnets_torch.files import cache_folder, check_own_folder, make_folder, open_own, opened_path, replacing, resolved
+
+Metric: TypeAlias = Literal["cosine", "l2", "dot"]
+
+SCORES = 1 << 24  # that are in memory at once
+SPARE = 16  # candidates beyond those wanted, whose scores are computed anew with more digits
+
+
+def check_metric(metric: str) -> None:
+    """ValueError where it is none."""
+    if metric not in get_args(Metric):
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(get_args(Metric))}")
+
+
+def lengths_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, values) -> (N,): the lengths of vectors."""
+    return np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)).astype(np.float32)
+
+
+def nearest(
+    vectors: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    k: int,
+    metric: Metric = "cosine",
+    *,
+    lengths: NDArray[np.float32] | None = None,
+    allowed: NDArray[np.bool_] | None = None,
+    left_out: list[NDArray[np.int64]] | None = None,
+) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """The k nearest of many vectors to each query, by looking at all of them.
+
+    Products are taken in float32, in which two vectors that are nearly the same cannot be told apart; the best k and 16
+    more are then compared in float64.
+
+    Args:
+        vectors: (N, values); may be mapped from a file, and is read once for as many queries as 16 million scores
+            have room for.
+        queries: (Q, values).
+        k: how many for each query; fewer where there are not so many.
+        metric: "cosine", the product of the vectors divided by their lengths, 0 where one has none; "dot", the
+            product; "l2", the distance.
+        lengths: (N,), of the vectors, if they are known.
+        allowed: (N,), which vectors count; all by default.
+        left_out: for each query the rows that do not count for it.
+
+    Returns:
+        For each query (rows, scores), the nearest first: the largest cosines or products, the smallest distances. Of
+        equal ones the lower row comes first.
+
+    Raises:
+        ValueError: the metric is not known, k is none, or the vectors are of other sizes.
+
+    >>> vectors = np.array([[1, 0], [3, 4], [0, 2]], np.float32)
+    >>> [(rows, scores)] = nearest(vectors, np.array([[0, 1]], np.float32), 2)
+    >>> rows.tolist(), scores.tolist()
+    ([2, 1], [1.0, 0.8])
+    """
+    check_metric(metric)
+    if k < 1:
+        raise ValueError(f"{k} nearest vectors are none; ask for 1 or more")
+    if vectors.shape[1] != queries.shape[-1] or queries.ndim != 2:
+        raise ValueError(f"queries are {queries.shape}, but the vectors have {vectors.shape[1]} values each")
+    queries = np.ascontiguousarray(queries, np.float32)
+    left_out = left_out or [np.zeros(0, np.int64)] * len(queries)
+    if lengths is None and metric != "dot":
+        lengths = lengths_of(vectors)
+    together = max(1, SCORES // max(1, len(vectors)))
+    found = []
+    for start in range(0, len(queries), together):
+        block = queries[start : start + together]
+        scores = _scores(vectors, block, metric, lengths)  # (N,) or (N, Q): the larger, the nearer
+        for place in range(len(block)):
+            column = scores if scores.ndim == 1 else np.ascontiguousarray(scores[:, place])
+            if allowed is not None:
+                column[~allowed] = -np.inf
+            column[left_out[start + place]] = -np.inf
+            found.append(_best(vectors, block[place], column, k, metric))
+    return found
+
+
+def _scores(
+    vectors: NDArray[np.float32], queries: NDArray[np.float32], metric: Metric, lengths: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    products: NDArray[np.float32] = vectors @ (queries[0] if len(queries) == 1 else queries.T)
+    if metric == "dot":
+        return products
+    assert lengths is not None
+    known = lengths if products.ndim == 1 else lengths[:, None]
+    if metric == "cosine":
+        products /= np.maximum(known, np.float32(1e-30))  # those of the queries change no order
+    else:
+        products *= 2
+        products -= known * known
+    return products
+
+
+def _best(
+    vectors: NDArray[np.float32], query: NDArray[np.float32], scores: NDArray[np.float32], k: int, metric: Metric
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The rows of the largest scores, compared anew in float64."""
+    most = min(len(scores), k + SPARE)
+    rows = np.sort(np.argpartition(scores, len(scores) - most)[len(scores) - most :])
+    rows = rows[np.isfinite(scores[rows])]
+    exact = exact_scores(np.asarray(vectors[rows], np.float64), query.astype(np.float64), metric)
+    order = np.argsort(exact if metric == "l2" else -exact, kind="stable")[:k]
+    return rows[order], exact[order]
+
+
+def exact_scores(vectors: NDArray[np.float64], query: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
+    """What the metric says of each vector and the query."""
+    if metric == "l2":
+        return np.asarray(np.linalg.norm(vectors - query, axis=1))
+    products = vectors @ query
+    if metric == "dot":
+        return products
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+    return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+
+
+COLUMNS = ("path", "sha256", "class_id", "probability", "vector")
+KINDS = {"F32": "<f4", "I32": "<i4", "I64": "<i8", "U8": "|u1"}  # of safetensors, as NumPy calls them
+SHAPES = {
+    "vectors": 2, "hashes": 2, "first": 1, "lengths": 1, "class_ids": 1, "probabilities": 1, "_ends": 1, "_names": 1
+}  # fmt: skip
+SMALL = {"lengths": "<f4", "class_ids": "<i4", "probabilities": "<f4"}
+SCHEMA = "3"
+HEADER = 2048  # bytes that names, kinds and places of the arrays take at most
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """The vectors that an index searches, and what is said of each; arrays that are not to be written to.
+
+    Attributes:
+        vectors: (N, values) float32.
+        lengths: (N,) float32, of the vectors.
+        class_ids: (N,) int32, the most probable class; -1 where there is none.
+        probabilities: (N,) float32, its probability; NaN where there is none.
+        hashes: (N, 32) uint8, sha256 of the files.
+        first: (N,) int64, for each row the first one with the same content: rows of one picture, which has several
+            paths.
+    """
+
+    vectors: NDArray[np.float32]
+    lengths: NDArray[np.float32]
+    class_ids: NDArray[np.int32]
+    probabilities: NDArray[np.float32]
+    hashes: NDArray[np.uint8]
+    first: NDArray[np.int64]
+    _names: NDArray[np.uint8]  # paths in UTF-8, one after another
+    _ends: NDArray[np.int64]  # where each of them ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def path(self, row: int) -> str:
+        """The path of a row."""
+        start = int(self._ends[row - 1]) if row else 0
+        return self._names[start : int(self._ends[row])].tobytes().decode()
+
+    def paths(self) -> list[str]:
+        """Those of all rows."""
+        names, start, found = self._names.tobytes(), 0, []
+        for end in self._ends.tolist():
+            found.append(names[start:end].decode())
+            start = end
+        return found
+
+    def row_of(self, path: str) -> int | None:
+        """The row of a path, if there is one."""
+        name = np.frombuffer(path.encode("utf-8", "surrogateescape"), np.uint8)
+        rows = np.flatnonzero(np.diff(self._ends, prepend=0) == len(name))
+        for back in range(1, len(name) + 1):  # from the end, where paths differ most
+            rows = rows[self._names[self._ends[rows] - back] == name[-back]]
+        return int(rows[0]) if len(rows) else None
+
+    def rows_with(self, sha256: str) -> NDArray[np.int64]:
+        """The rows of files with this content."""
+        wanted = np.frombuffer(bytes.fromhex(sha256), np.uint8)
+        some = np.flatnonzero((self.hashes[:, :4] == wanted[:4]).all(1))
+        return some[(self.hashes[some] == wanted).all(1)]
+
+
+def place_of(address: str) -> Path | None:
+    """Where the vectors of an index are kept: in the user's cache; None for one in memory."""
+    if address.startswith("memory:"):
+        return None
+    return _folder() / f"{hashlib.sha256(_whole(address).encode()).hexdigest()[:24]}.cache"
+
+
+def _folder() -> Path:
+    return cache_folder() / "vectors"
+
+
+def _whole(address: str) -> str:
+    """An address that means the same from everywhere."""
+    return str(resolved(address)) if is_local(address) else address
+
+
+def state_of(address: str, table: PictureTable | None = None) -> str:
+    """What changes whenever the table does; of other addresses than folders, only the table itself can say."""
+    if not is_local(address):
+        return "" if table is None else f"{table.about.made} version {table.version}"
+    told = []
+    with contextlib.suppress(OSError):
+        for manifest in sorted((Path(address) / f"{TABLE}.lance" / "_versions").glob("*.manifest")):
+            state = manifest.stat()
+            told.append((manifest.name, state.st_size, state.st_mtime_ns))
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def kept(address: str, state: str) -> tuple[About, Vectors] | None:
+    """What is kept of a table in this state; None where there is nothing, or of another state, or damaged."""
+    place = place_of(address)
+    if place is None or not place.exists():
+        return None
+    check_own_folder(place.parent)
+    try:
+        with open_own(place) as file:
+            header = read_header(opened_path(file))
+            metadata = header.pop("__metadata__")
+            if (metadata["schema"], metadata["state"], metadata["address"]) != (SCHEMA, state, _whole(address)):
+                return None
+            about, vectors = About.from_json(metadata["about"]), Vectors(**_mapped(file, header))
+    except (ValueError, KeyError, TypeError):
+        return None
+    if vectors.vectors.shape != (len(vectors), about.width) or vectors.hashes.shape != (len(vectors), 32):
+        return None
+    _remark(address, int(metadata["left_out"]))
+    return about, vectors
+
+
+def _mapped(file: IO[bytes], header: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    file.seek(0)
+    start = 8 + int.from_bytes(file.read(8), "little")
+    arrays = {}
+    for name, dimensions in SHAPES.items():
+        entry = header[name]
+        kind, shape, (begin, end) = np.dtype(KINDS[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
+        if len(shape) != dimensions or begin < 0 or end - begin != kind.itemsize * math.prod(shape):
+            raise ValueError(f"{name} is damaged")
+        array = np.memmap(file, kind, "r", start + begin, shape) if end > begin else np.zeros(shape, kind)
+        arrays[name] = array.view(np.ndarray)  # whose slices cost less
+    rows = len(arrays["_ends"])
+    if any(len(arrays[name]) != rows for name in SHAPES if name != "_names") or (
+        rows and arrays["_ends"][-1] != len(arrays["_names"])
+    ):
+        raise ValueError("its arrays are not of the same pictures")
+    if ((arrays["first"] < 0) | (arrays["first"] > np.arange(rows))).any():
+        raise ValueError("it has a row that stands for none")
+    return arrays
+
+
+def _remark(address: str, left_out: int) -> None:
+    if left_out:
+        sentence = (
+            f"{address}: left out {left_out} of its rows, whose path, sha256, class, probability or vector is none;"
+            " make the index anew"
+        )
+        warnings.warn(sentence, IndexWarning, stacklevel=4)
+
+
+def keep(table: PictureTable, state: str) -> Vectors:
+    """The vectors of a table, written to where they are kept, and mapped; in memory where the table is.
+
+    Of the vectors, memory holds some thousand at a time.
+
+    Args:
+        table: as it was opened.
+        state: asked for before it was opened, so that a commit in between makes the file old, not wrong.
+
+    Raises:
+        OSError: the table is damaged, or the file cannot be written.
+    """
+    table.check_room()
+    place = place_of(table.address)
+    if place is None:
+        blocks: list[NDArray[np.float32]] = [np.zeros((0, table.about.width), np.float32)]
+        arrays, left_out = _read(table, lambda block: blocks.append(block.copy()))
+        _remark(table.address, left_out)
+        return Vectors(vectors=np.concatenate(blocks), **arrays)
+    try:
+        make_folder(cache_folder(), "vectors")
+    except OSError as error:
+        if not error.strerror:
+            raise
+        raise OSError(
+            f"{place.parent} cannot be made ({error.strerror}), and search keeps vectors there; set CONVNETS_TORCH_HOME"
+            " to a folder of yours"
+        ) from None
+    check_own_folder(place.parent)
+    _remove_orphans()
+    metadata = {"schema": SCHEMA, "state": state, "address": _whole(table.address), "about": table.about.to_json()}
+    with replacing(place) as temporary, temporary.open("wb") as file:
+        room = HEADER + len(json.dumps(metadata))
+        room += -room % 64
+        file.seek(8 + room)
+        arrays, left_out = _read(table, lambda block: file.write(block.data))
+        end = file.tell() - 8 - room
+        header: dict[str, object] = {"__metadata__": metadata | {"left_out": str(left_out)}}
+        header["vectors"] = {
+            "dtype": "F32",
+            "shape": (len(arrays["_ends"]), table.about.width),
+            "data_offsets": (0, end),
+        }
+        for name, array in arrays.items():
+            kind = next(kind for kind, numbers in KINDS.items() if np.dtype(numbers) == array.dtype)
+            header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (end, end + array.nbytes)}
+            file.write(np.ascontiguousarray(array).data)
+            end += array.nbytes
+        file.seek(0)
+        file.write(room.to_bytes(8, "little") + json.dumps(header).encode().ljust(room))
+    found = kept(table.address, state)
+    if found is None:
+        raise OSError(f"{place} was changed while it was written; search again")
+    return found[1]
+
+
+def _remove_orphans() -> None:
+    """Remove what is kept of folders that hold no index any more, and what older versions kept."""
+    for place in _folder().glob("*.cache"):
+        try:
+            with open_own(place) as file:
+                address = read_header(opened_path(file))["__metadata__"]["address"]
+            if is_local(address) and not (Path(address) / f"{TABLE}.lance").is_dir():
+                place.unlink(missing_ok=True)
+        except (OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError):
+                place.unlink(missing_ok=True)
+
+
+def _read(table: PictureTable, take: Callable[[NDArray[np.float32]], object]) -> tuple[dict[str, NDArray[Any]], int]:
+    """The small columns as arrays, and how many rows were left out; `take` gets the vectors, block by block."""
+    columns: dict[str, list[NDArray[Any]]] = {name: [np.zeros(0, kind)] for name, kind in SMALL.items()}
+    hashes, names = [], []
+    left_out = 0
+    for batch in table.read(COLUMNS, GOOD):
+        sound = table.is_sound(batch)
+        left_out += int((~sound).sum())
+        if not sound.any():
+            continue
+        if not sound.all():
+            batch = batch.filter(sound)
+        block = values_of(batch["vector"], table.about.width)
+        take(block)
+        columns["lengths"].append(np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64)).astype("<f4"))
+        columns["class_ids"].append(batch["class_id"].fill_null(-1).to_numpy(zero_copy_only=False))
+        columns["probabilities"].append(batch["probability"].fill_null(np.nan).to_numpy(zero_copy_only=False))
+        hashes.append(bytes.fromhex("".join(batch["sha256"].to_pylist())))
+        names += [name.encode() for name in batch["path"].to_pylist()]
+    contents = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
+    arrays = {
+        "_ends": np.cumsum([len(name) for name in names], dtype="<i8"),
+        **{name: np.concatenate(parts) for name, parts in columns.items()},
+        "hashes": contents,
+        "first": _first(contents),
+        "_names": np.frombuffer(b"".join(names), np.uint8),
+    }
+    return arrays, left_out
+
+
+def _first(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(N,), for each row the first one with the same content."""
+    first = np.arange(len(hashes), dtype="<i8")
+    starts = np.ascontiguousarray(hashes[:, :8]).view("<u8").reshape(-1)
+    order = np.argsort(starts)
+    again = order[np.flatnonzero(np.diff(starts[order]) == 0)[:, None] + (0, 1)]
+    seen: dict[bytes, int] = {}
+    for row in np.unique(again).tolist():
+        first[row] = seen.setdefault(hashes[row].tobytes(), row)
+    return first
+
+
+LEAST = 256  # vectors that the index can be trained on
+ROWS_IN_PART = 4096  # of the table, about, in each of the parts that the index sorts vectors into
+PROBED = 20  # parts that are looked at
+REFINED = 10  # times k candidates are compared with their vectors
+
+
+def approximate_nearest(
+    held: Vectors,
+    table: PictureTable,
+    queries: NDArray[np.float32],
+    k: int,
+    metric: Metric,
+    class_ids: tuple[int, ...] | None,
+    left_out: list[NDArray[np.int64]],
+) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """What `nearest` gives for the vectors of a table, by its index, which is made where there is none."""
+    if len(held) < LEAST:
+        raise ValueError(
+            f"{table.address} has {len(held)} vectors, too few to be approximate (from {LEAST} on); search exactly"
+        )
+    make_index(table, metric, len(held))
+    places = {path: row for row, path in enumerate(held.paths())}
+    found = []
+    where = GOOD if class_ids is None else f"{GOOD} AND class_id IN ({', '.join(map(str, class_ids))})"
+    for query, others in zip(queries, left_out, strict=True):
+        rows, limit = np.zeros(0, np.int64), k + 1
+        while True:
+            with refusing(table.address):
+                search = table.table.search(query, vector_column_name="vector").distance_type(metric)
+                search = search.where(where, prefilter=True).nprobes(PROBED).refine_factor(REFINED)
+                paths = search.select(["path", "_distance"]).limit(limit).to_arrow()["path"].to_pylist()
+            rows = np.array([places[path] for path in paths if path in places], np.int64)
+            rows = np.array(list(dict.fromkeys(held.first[rows].tolist())), np.int64)  # pictures, not their copies
+            rows = rows[~np.isin(rows, others)][:k]
+            if len(rows) == k or len(paths) < limit:
+                break
+            limit *= 2
+        scores = exact_scores(held.vectors[rows].astype(np.float64), query.astype(np.float64), metric)
+        order = np.argsort(scores if metric == "l2" else -scores, kind="stable")
+        found.append((rows[order], scores[order]))
+    return found
+
+
+def make_index(table: PictureTable, metric: Metric, count: int) -> None:
+    """An index of the vectors for a metric, in the place of one for another; nothing where it is there."""
+    from lancedb.index import IvfPq
+
+    with refusing(table.address):
+        for known in table.table.list_indices():
+            if known.columns == ["vector"]:
+                statistics = table.table.index_stats(known.name)
+                if statistics is not None and statistics.distance_type == metric:
+                    return
+        parts = max(1, count // ROWS_IN_PART)
+        table.table.create_index("vector", config=IvfPq(distance_type=metric, num_partitions=parts), replace=True)

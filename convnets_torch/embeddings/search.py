@@ -1,0 +1,414 @@
+"""Search an index by pictures, vectors or classes, and lay the matches out on a sheet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnets_torch.card import Card, read_card
+from convnets_torch.embeddings import neighbours
+from convnets_torch.embeddings.duplicates import find_duplicates, find_leaks
+from convnets_torch.embeddings.index_table import About, PictureTable, check_index, is_local, kind_of
+from convnets_torch.embeddings.neighbours import Metric, Vectors, approximate_nearest, check_metric, nearest
+from convnets_torch.files import find, sha256
+from convnets_torch.images.decoding import Picture, read_picture
+from convnets_torch.images.preprocessing import Pixels
+from convnets_torch.text import LONGEST
+from convnets_torch.wordnet.targets import class_name, class_wnid, find_target
+
+if TYPE_CHECKING:
+    from convnets_torch.embeddings.duplicates import DuplicateGroup
+    from convnets_torch.embeddings.extraction import Pool
+    from convnets_torch.networks import Network
+
+Query: TypeAlias = "str | os.PathLike[str] | NDArray[np.float32]"
+Box: TypeAlias = tuple[int, int, int, int]
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A picture of an index that is near to a query.
+
+    Attributes:
+        path: of its file, absolute; one that is there, and no link, where there is such a one.
+        score: cosine or product (the larger, the nearer), or distance.
+        sha256: of its file.
+        class_id, wnid, words: the most probable class; None where the network has no head, or the class no wnid.
+        probability: of that class, 0 to 1; None where outputs are no probabilities.
+        paths: all where there is a file with this content, `path` the first of them: copies, links, and paths through
+            another mount.
+        gone: there is none at any of them now, and they are those of the table.
+    """
+
+    path: str
+    score: float
+    sha256: str
+    class_id: int | None
+    wnid: str | None
+    words: str | None
+    probability: float | None
+    paths: tuple[str, ...]
+    gone: bool
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What was found for one query.
+
+    Attributes:
+        query: as it was asked, or "vector 0" and so on.
+        sha256: of the query's content, which is left out; None for a vector.
+        found: the nearest first.
+    """
+
+    query: str
+    sha256: str | None
+    found: tuple[Match, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"query": self.query, "sha256": self.sha256, "matches": [asdict(match) for match in self.found]}
+
+
+class Index:
+    """An index of pictures, as it was when it was opened.
+
+    Attributes:
+        address: as it was given.
+        about: what made its vectors.
+        card: of the network.
+
+    >>> from PIL import Image
+    >>> from convnets_torch import index_pictures, load
+    >>> Image.open("street.jpg").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("mirrored.png")
+    >>> done = index_pictures(load("alexnet.safetensors"), ["street.jpg", "mirrored.png"], "photos.lance")
+    >>> [matches] = Index.open("photos.lance").search("street.jpg")
+    >>> [Path(match.path).name for match in matches.found]
+    ['mirrored.png']
+    """
+
+    def __init__(
+        self, address: str, about: About, table: PictureTable | None, vectors: Vectors | None, state: str
+    ) -> None:
+        """`Index.open` and `index_pictures` make one."""
+        self.address, self.about = address, about
+        try:
+            self.card = Card.from_json(about.card)
+        except ValueError as error:
+            raise ValueError(f"{address}: {error}") from None
+        self._table, self._vectors, self._state = table, vectors, state
+        self._network: Network | None = None  # once a query needed it
+
+    @classmethod
+    def open(cls, address: str | os.PathLike[str]) -> Index:
+        """The index at an address.
+
+        Its vectors are kept in a file of their own in the user's cache, and mapped; nothing is written into the folder
+        of the index. Where that file is of the table's present state, LanceDB is not even imported; otherwise it is
+        written when it is first needed.
+
+        Raises:
+            OSError: there is no index, or it is damaged.
+            ValueError: the table is no index of pictures, or would lead LanceDB elsewhere.
+            ImportError: LanceDB is not installed.
+
+        Warns:
+            IndexWarning: rows that hold something else than `index_pictures` writes were left out.
+        """
+        address = os.fspath(address)
+        if is_local(address):
+            check_index(Path(address))
+        state = neighbours.state_of(address)
+        if found := neighbours.kept(address, state) if is_local(address) else None:
+            return cls(address, found[0], None, found[1], state)
+        return cls.of(PictureTable.open(address), state)
+
+    @classmethod
+    def of(cls, table: PictureTable, state: str | None = None) -> Index:
+        """That of a table, whose state was asked for before it was opened."""
+        return cls(table.address, table.about, table, None, state or neighbours.state_of(table.address, table))
+
+    @property
+    def table(self) -> PictureTable:
+        """All rows, those with errors and those of vanished files among them."""
+        if self._table is None:
+            self._table = PictureTable.open(self.address)
+        return self._table
+
+    @property
+    def vectors(self) -> Vectors:
+        """The vectors that are searched: of files that could be used and were there when they were last looked for."""
+        if self._vectors is None:
+            found = neighbours.kept(self.address, self._state)
+            self._vectors = found[1] if found else neighbours.keep(self.table, self._state)
+        return self._vectors
+
+    def search(
+        self,
+        queries: Query | Iterable[Query],
+        k: int = 12,
+        *,
+        metric: Metric = "cosine",
+        target: str | int | None = None,
+        box: Box | None = None,
+        approximate: bool = False,
+        network: Network | None = None,
+    ) -> list[Matches]:
+        """The pictures that are nearest to each query.
+
+        A query is a picture's file, the path or the sha256 of a row, or a vector. Of a file that is in the index, under
+        whatever path, the vector is there already; only for others does the network run, which `box` always asks for.
+        Whatever has the query's own content is left out. Files of the same content are one picture with several paths.
+
+        Args:
+            queries: one, or several; vectors are arrays (values,) float32.
+            k: how many for each.
+            metric: "cosine", "l2" or "dot", as `nearest` has them.
+            target: only pictures whose most probable class is of this target, as `heatmap` takes it.
+            box: (left, top, right, bottom) in pixels of the upright picture: the part of each that is asked for.
+            approximate: ask LanceDB's index of the vectors, which is made first if there is none for this metric.
+            network: what made the index, for pictures that are not in it; loaded from where it was then, by default.
+
+        Returns:
+            One `Matches` for each query, in their order.
+
+        Raises:
+            OSError: a query is neither a file nor a row, or its file is no picture; the index is damaged; or the
+                network is not where it was.
+            ValueError: the metric or the target is not known; the box is not in the picture; or the network is
+                another than that of the index.
+            ImportError: LanceDB is needed and not installed.
+        """
+        check_metric(metric)
+        if k < 1:
+            raise ValueError(f"{k} pictures are none; ask for 1 or more")
+        class_ids = None if target is None else find_target(self.card, target).class_ids
+        names, contents, vectors = self._asked(queries, box, network)
+        first = self.vectors.first
+        again = np.flatnonzero(first != np.arange(len(first)))
+        left_out = [
+            np.concatenate([again, self.vectors.rows_with(content)]) if content else again for content in contents
+        ]
+        if approximate:
+            found = approximate_nearest(self.vectors, self.table, vectors, k, metric, class_ids, left_out)
+        else:
+            held = self.vectors
+            found = nearest(
+                held.vectors,
+                vectors,
+                k,
+                metric,
+                lengths=held.lengths,
+                allowed=None if class_ids is None else np.isin(held.class_ids, class_ids),
+                left_out=left_out,
+            )
+        return [
+            Matches(name, content, tuple(self.match(int(row), float(score)) for row, score in zip(*each, strict=True)))
+            for name, content, each in zip(names, contents, found, strict=True)
+        ]
+
+    def match(self, row: int, score: float) -> Match:
+        """A row of `vectors` in words, with all paths of its content."""
+        from convnets_torch.embeddings.index_table import usable
+
+        held = self.vectors
+        paths = [held.path(int(each)) for each in np.flatnonzero(held.first == held.first[row])]
+        there = usable(paths)
+        class_id = int(held.class_ids[row])
+        known, chance = class_id >= 0, float(held.probabilities[row])
+        return Match(
+            (there or paths)[0],
+            score,
+            held.hashes[row].tobytes().hex(),
+            class_id if known else None,
+            class_wnid(self.card, class_id) if known else None,
+            class_name(self.card, class_id) if known else None,
+            None if np.isnan(chance) else chance,
+            there or tuple(paths),
+            not there,
+        )
+
+    def thumbnails(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Path -> the bytes of a small JPEG file, of those that are in the table."""
+        rows = self.table.rows(["path", "thumbnail"], "path", dict.fromkeys(paths))
+        return {row["path"]: row["thumbnail"] for row in rows if row["thumbnail"]}
+
+    def row_of(self, query: str | os.PathLike[str]) -> int | None:
+        """The row of `vectors` that has a query's content, path or sha256; None where none has the file's content.
+
+        Raises:
+            OSError: the query is neither a file nor a row.
+        """
+        return self._found(os.fspath(query))[1]
+
+    def errors(self) -> Iterator[str]:
+        """Sentences on the files that could not be used; those that are gone since are left out."""
+        for batch in self.table.read(["error"], "error IS NOT NULL AND NOT vanished"):
+            yield from (sentence[:LONGEST] for sentence in batch["error"].to_pylist())
+
+    def duplicates(self, threshold: float, progress: Progress | None = None) -> list[DuplicateGroup]:
+        """Files that are nearly the same, in groups, as `find_duplicates` makes them; several paths of one are one."""
+        from convnets_torch.embeddings.duplicates import group_of
+
+        held = self.vectors
+        groups = find_duplicates(held.vectors, threshold, progress)
+        made = (group_of(held, group, threshold) for group in groups)
+        return [group for group in made if len(group.files) > 1]
+
+    def leaks(
+        self,
+        folder: str | os.PathLike[str],
+        source: str | os.PathLike[str],
+        threshold: float,
+        progress: Progress | None = None,
+    ) -> list[tuple[str, str, float]]:
+        """Which pictures of a folder are nearly in another one.
+
+        Returns:
+            (path in the folder, the nearest path in the other one, their cosine), the most similar first, as
+            `find_leaks` has them.
+
+        Raises:
+            ValueError: the index has no pictures of one of the folders, or one folder is in the other; the threshold
+                is out of range.
+        """
+        paths = self.vectors.paths()
+        places = [os.path.abspath(each) for each in (folder, source)]  # noqa: PTH100 - as index_pictures does it
+        if any(Path(one).is_relative_to(other) for one, other in (places, places[::-1])):
+            raise ValueError(f"of {places[0]} and {places[1]} one is in the other; name two folders apart")
+        rows = [[row for row, path in enumerate(paths) if Path(path).is_relative_to(place)] for place in places]
+        for place, some in zip(places, rows, strict=True):
+            if not some:
+                raise ValueError(f"{self.address} has no pictures of {place}; index that folder first")
+        mine, others = (self.vectors.vectors[some] for some in rows)
+        found = find_leaks(mine, others, threshold, progress)
+        return [(paths[rows[0][leak.row]], paths[rows[1][leak.of]], leak.similarity) for leak in found]
+
+    def _asked(
+        self, queries: Query | Iterable[Query], box: Box | None, network: Network | None
+    ) -> tuple[list[str], list[str | None], NDArray[np.float32]]:
+        """What each query is called, the sha256 of its content if it has one, and its vector."""
+        several: Iterable[Query]
+        if isinstance(queries, str | os.PathLike):
+            several = [queries]
+        else:
+            several = [queries] if isinstance(queries, np.ndarray) and queries.ndim == 1 else queries
+        names: list[str] = []
+        contents: list[str | None] = []
+        vectors: list[NDArray[np.float32] | None] = []
+        for number, query in enumerate(several):
+            if isinstance(query, np.ndarray):
+                if query.shape != (self.about.width,):
+                    raise ValueError(f"vector {number} is {query.shape}, but those of the index ({self.about.width},)")
+                names.append(f"vector {number}")
+                contents.append(None)
+                vectors.append(query.astype(np.float32))
+                continue
+            names.append(os.fspath(query))
+            content, row = self._found(os.fspath(query))
+            contents.append(content)
+            vectors.append(None if row is None or box is not None else self.vectors.vectors[row])
+        if missing := [place for place, vector in enumerate(vectors) if vector is None]:
+            self._network = network or self._network or network_of(self)
+            seen = vectors_of(self, self._network, [names[place] for place in missing], box)
+            for place, vector in zip(missing, seen, strict=True):
+                vectors[place] = vector
+        if not vectors:
+            raise ValueError("there is no query; give a picture, or the path or sha256 of a row")
+        return names, contents, np.stack([vector for vector in vectors if vector is not None])
+
+    def _found(self, query: str) -> tuple[str, int | None]:
+        """The content of a query, and a row that has it."""
+        if Path(query).is_file():
+            content = sha256(Path(query))
+            rows = self.vectors.rows_with(content)
+            return content, int(rows[0]) if len(rows) else None
+        if len(query) == 64 and not set(query) - set("0123456789abcdef"):
+            rows = self.vectors.rows_with(query)
+            if len(rows):
+                return query, int(rows[0])
+        row = self.vectors.row_of(os.path.abspath(query))  # noqa: PTH100 - as index does it
+        if row is None:
+            raise FileNotFoundError(f"{query} is neither a file nor in {self.address}; name a picture, or a row of it")
+        return self.vectors.hashes[row].tobytes().hex(), row
+
+
+def recall(exact: Sequence[Matches], found: Sequence[Matches]) -> float:
+    """Which share of what exact search found the other one found as well, 0 to 1; 1 where nothing is to be found."""
+    pairs = [({m.path for m in a.found}, {m.path for m in b.found}) for a, b in zip(exact, found, strict=True)]
+    wanted = sum(len(right) for right, _ in pairs)
+    return sum(len(right & other) for right, other in pairs) / wanted if wanted else 1.0
+
+
+def vectors_of(index: Index, network: Network, paths: list[str], box: Box | None) -> list[NDArray[np.float32]]:
+    """The vectors of pictures, or of the same part of each, from the network of an index.
+
+    Raises:
+        OSError: a file is missing or no picture.
+        ValueError: the network is another than that of the index; or the box is not in a picture.
+    """
+    from convnets_torch.embeddings.extraction import Embedder, embed
+
+    layer, pool = index.about.layer, cast("Pool", index.about.pool)
+    levels = index.about.levels
+    if kind_of(Embedder(network, layer, pool).about | levels) != index.about.kind:
+        raise ValueError(
+            f"{index.address} has vectors of {index.card.network} with another card; give the weights that made it"
+        )
+    pictures: Iterable[Picture] = paths
+    if box is not None or levels:
+        pictures = [
+            _part(path, box, partial(read_picture, exif=index.card.preprocessing.exif, **levels)) for path in paths
+        ]
+    return list(embed(network, pictures, layer, pool).numpy())
+
+
+def network_of(index: Index) -> Network:
+    """The network that made an index, from where it was then.
+
+    Raises:
+        OSError: it is not there any more.
+        ValueError: the index does not say where it was, or another is there now.
+    """
+    from convnets_torch.weights import load
+
+    weights = index.about.weights
+    if not weights:
+        raise ValueError(f"{index.address} does not say where its weights are; name them (network, --weights)")
+    if "://" in weights or weights.startswith(("//", "\\\\")):  # to ask for one may alone reach another machine
+        raise ValueError(f"{index.address} says that its weights are at {weights}; name a file (network, --weights)")
+    try:
+        path = find(weights)
+    except (OSError, ValueError):
+        raise FileNotFoundError(
+            f"the weights of {index.address} are not at {weights} any more; name them (network, --weights)"
+        ) from None
+    try:
+        same = read_card(path).to_json() == index.about.card
+    except ValueError as error:
+        raise ValueError(f"the weights that {index.address} names cannot be used: {error}") from None
+    if not same:
+        raise ValueError(
+            f"{weights} is another network than the one that made {index.address}; name that (network, --weights)"
+        )
+    return load(path)
+
+
+def _part(path: str, box: Box | None, read: Callable[[str], Pixels]) -> Pixels:
+    """A part of a picture, given in pixels, or all of it."""
+    pixels = read(path)
+    if box is None:
+        return pixels
+    left, top, right, bottom = box
+    height, width = pixels.shape[:2]
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f"the box {left},{top},{right},{bottom} is not in {path}, which is {width} x {height} pixels")
+    return pixels[top:bottom, left:right]

@@ -1,0 +1,1 @@
+"""Evaluate networks on labelled pictures."""

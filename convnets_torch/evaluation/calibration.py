@@ -1,0 +1,412 @@
+"""Calibration: logits in blocks, the temperature that fits them, and the calibration error.
+
+Source: On Calibration of Modern Neural Networks, arXiv:1706.04599, sections 2 and 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from convnets_torch.card import Activation, Card
+from convnets_torch.networks import Network
+from convnets_torch.networks.network import NO_HEAD, as_network
+from convnets_torch.networks.packed import check_unpacked
+from convnets_torch.weights import build, last_dense
+
+VALUES = 1 << 20  # in a block: 8 MB in float64
+
+
+def blocks(
+    logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], rows: NDArray[np.int64] | None = None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
+    """(row numbers, logits in float64, labels) of some rows after some more; of `rows` alone where they are given.
+
+    Raises:
+        ValueError: there are no rows, fewer than two classes, labels that do not fit, or outputs that are not finite.
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"outputs are {logits.shape} and labels {labels.shape}; give (N, classes) and (N,)")
+    count, classes = logits.shape
+    if count == 0 or (rows is not None and len(rows) == 0):
+        raise ValueError("there are no pictures to judge by; give some")
+    if classes < 2:
+        raise ValueError(f"outputs have {classes} columns, which leave no class to be mistaken for; give 2 or more")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels are {labels.dtype}; give class ids, which are integers")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels go from {labels.min()} to {labels.max()}, and there are {classes} classes")
+    every = np.arange(count) if rows is None else np.asarray(rows, np.int64)
+    step = max(1, VALUES // classes)
+    for start in range(0, len(every), step):
+        numbers = every[start : start + step]
+        some = slice(start, start + step) if rows is None else numbers
+        values = np.asarray(logits[some], np.float64)
+        if not np.isfinite(values).all():
+            bad = numbers[~np.isfinite(values).all(1)][0]
+            raise ValueError(f"outputs of picture {bad} are NaN or infinite: the weights are broken")
+        yield numbers, values, np.asarray(labels[some], np.int64)
+
+
+def check_probable(activation: Activation) -> None:
+    """Refuse outputs that are no probabilities.
+
+    Raises:
+        ValueError: the activation is "none".
+    """
+    if activation == "none":
+        raise ValueError("the card says that outputs are no probabilities (activation none); they only rank classes")
+
+
+def log_probabilities(logits: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
+    """(N, classes) of the same shape, natural logarithms: softmax over the row, or the sigmoid of each.
+
+    >>> np.exp(log_probabilities(np.array([[0.0, 0.0]]), "softmax")).round(12).tolist()
+    [[0.5, 0.5]]
+    >>> log_probabilities(np.array([[-1000.0, 0.0]]), "sigmoid").round(4).tolist()
+    [[-1000.0, -0.6931]]
+    """
+    if activation == "sigmoid":
+        return -np.logaddexp(0, -logits)
+    shifted = logits - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def with_temperature(network: Network, temperature: float) -> Network:
+    """The network with its logits divided by a temperature: the last dense layer's weights and biases are.
+
+    The order of classes stays, so errors do; probabilities change everywhere, in heatmaps too.
+
+    Args:
+        network: with its card and a head that ends in a dense layer; it is left as it is and shares all other
+            parameters with what is returned.
+        temperature: above 0; above 1 makes answers less sure.
+
+    Returns:
+        A network in eval mode whose card says so, which `save` takes. Temperatures given one after another multiply.
+
+    Raises:
+        ValueError: the temperature is no such number; the network has no card, no head or another last layer, or was
+            prepared.
+
+    >>> import torch
+    >>> from convnets_torch import load
+    >>> network = load("alexnet.safetensors")
+    >>> cooler, images = with_temperature(network, 2.0), torch.rand(1, 3, 227, 227)
+    >>> torch.testing.assert_close(cooler(images), network(images) / 2)
+    >>> cooler.card.unknown["temperature"]
+    2.0
+    """
+    if not (isfinite(temperature) and temperature > 0):
+        raise ValueError(f"the temperature is {temperature}; give a number above 0")
+    network = as_network(network)
+    card = network.card
+    if card is None:
+        raise ValueError("the network has no card, which is to say what was done; set network.card first")
+    if network.head is None:
+        raise ValueError(NO_HEAD)
+    check_unpacked(network)
+    last = last_dense(network)
+    ending = [name for name, module in network.head.named_modules() if name and not isinstance(module, nn.Dropout)][-1]
+    if last != f"head.{ending}":
+        raise ValueError(
+            f"the head ends in head.{ending}, not in a dense layer, so its outputs cannot be divided there"
+        )
+    found = build(card.network, card.arguments)
+    arrays = dict(network.state_dict())
+    for name in (f"{last}.weight", f"{last}.bias"):
+        if name in arrays:
+            arrays[name] = (arrays[name].detach().double() / temperature).to(arrays[name])
+    found.load_state_dict(arrays, assign=True)
+    found.card = _card(card, temperature)
+    return found.eval()
+
+
+def _card(card: Card, temperature: float) -> Card:
+    source = card.source
+    if source is not None:
+        source = replace(source, changes=(*source.changes, f"logits divided by the temperature {temperature:.6g}"))
+    before = card.unknown.get("temperature", 1.0)
+    return replace(card, source=source, unknown={**card.unknown, "temperature": before * temperature})
+
+
+BINS = 15  # of the paper's tables
+COLDEST, HOTTEST = 1e-3, 1e3  # temperatures between which one is looked for
+ROUNDS = 100  # of halving and Newton's steps; ten are usual
+EXACT = 1e-10  # relative width at which the search ends
+SEED = 0  # of the halves
+
+Logits = NDArray[np.floating[Any]]
+Labels = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Confidence, the probability of the most probable class, against the share of right answers.
+
+    Bins are of equal width: bin m of M holds the pictures with a confidence in ((m - 1) / M, m / M].
+
+    Attributes:
+        counts: (bins,), pictures in each.
+        confidences: (bins,), their mean confidence, 0 to 1; NaN in an empty bin.
+        accuracies: (bins,), the share that was right, 0 to 1; NaN in an empty bin.
+        adaptive: the expected error with as many bins of equal numbers of pictures, 0 to 1.
+        nll: mean negative logarithm of the probability of the truth; for sigmoids the sum of the binary ones.
+        brier: mean of the squared differences to the one-hot truth, summed over classes; 0 to 2 for softmax.
+        temperature: what the logits were divided by.
+    """
+
+    counts: NDArray[np.int64]
+    confidences: NDArray[np.float64]
+    accuracies: NDArray[np.float64]
+    adaptive: float
+    nll: float
+    brier: float
+    temperature: float = 1.0
+
+    @property
+    def gaps(self) -> NDArray[np.float64]:
+        """(bins,), how far accuracy and confidence are apart, 0 to 1; 0 in an empty bin."""
+        return np.nan_to_num(np.abs(self.accuracies - self.confidences), nan=0.0)
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error, 0 to 1: the mean gap, bins weighed by their pictures (equation 3)."""
+        return float(self.gaps @ self.counts / self.counts.sum())
+
+    @property
+    def largest(self) -> float:
+        """The maximum calibration error, 0 to 1: the largest gap (equation 5). One picture alone can make it."""
+        return float(self.gaps.max())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers, 0 to 1."""
+        return float(np.nan_to_num(self.accuracies) @ self.counts / self.counts.sum())
+
+    @property
+    def confidence(self) -> float:
+        """The mean confidence, 0 to 1."""
+        return float(np.nan_to_num(self.confidences) @ self.counts / self.counts.sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; None stands in empty bins."""
+        return {
+            "ece": self.ece,
+            "maximum_error": self.largest,
+            "adaptive_ece": self.adaptive,
+            "nll": self.nll,
+            "brier": self.brier,
+            "accuracy": self.accuracy,
+            "confidence": self.confidence,
+            "temperature": self.temperature,
+            "bins": [
+                {"pictures": count, "confidence": _known(confidence), "accuracy": _known(accuracy)}
+                for count, confidence, accuracy in zip(
+                    self.counts.tolist(), self.confidences.tolist(), self.accuracies.tolist(), strict=True
+                )
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """What to divide logits by, so that their probabilities are the likeliest for some labels.
+
+    Attributes:
+        value: above 1 where the network was too sure, below 1 where it was not sure enough.
+        before, after: the mean negative log-likelihood of the pictures it was fitted to, without and with it.
+        pictures: how many these were.
+    """
+
+    value: float
+    before: float
+    after: float
+    pictures: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"value": self.value, "nll_before": self.before, "nll_after": self.after, "pictures": self.pictures}
+
+
+@dataclass(frozen=True, eq=False)
+class Recalibration:
+    """A temperature fitted to one half of the pictures, and the calibration of the other half without and with it."""
+
+    temperature: Temperature
+    before: Calibration
+    after: Calibration
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "temperature": self.temperature.to_dict(),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+        }
+
+
+def calibrate(
+    logits: Logits,
+    labels: Labels,
+    activation: Activation = "softmax",
+    *,
+    temperature: float = 1.0,
+    bins: int = BINS,
+    rows: NDArray[np.int64] | None = None,
+) -> Calibration:
+    """Measure how far confidence and the share of right answers are apart.
+
+    Args:
+        logits: (N, classes), two classes or more; may be mapped from a disk.
+        labels: (N,) class ids.
+        activation: of the card, "softmax" or "sigmoid".
+        temperature: what to divide the logits by, above 0.
+        bins: of equal width, and of equal numbers.
+        rows: which pictures; by default all.
+
+    Raises:
+        ValueError: outputs are no probabilities, not finite, or do not fit the labels; no pictures; no bins.
+
+    >>> found = calibrate(np.log([[0.8, 0.2], [0.8, 0.2], [0.1, 0.9]]), np.array([0, 1, 1]))
+    >>> found.counts.tolist()[11:14], round(found.accuracy, 4), round(found.ece, 4)
+    ([2, 0, 1], 0.6667, 0.2333)
+    """
+    check_probable(activation)
+    if bins < 1:
+        raise ValueError(f"{bins} bins hold nothing; give 1 or more")
+    if not (0 < temperature < np.inf):
+        raise ValueError(f"the temperature is {temperature}; give a number above 0")
+    sure, right = [], []
+    nll = brier = 0.0
+    for _, values, truths in blocks(logits, labels, rows):
+        logs = log_probabilities(values / temperature, activation)
+        places = np.arange(len(truths))
+        chances = np.exp(logs)
+        given = values.argmax(1)
+        sure.append(chances[places, given])
+        right.append(given == truths)
+        nll += _loss(values, truths, 1 / temperature, activation)[0]
+        of_truth = chances[places, truths]
+        brier += float((chances**2).sum() + (1 - 2 * of_truth).sum())
+    confidences, hits = np.concatenate(sure), np.concatenate(right).astype(np.float64)
+    count = len(hits)
+    places = np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)
+    counts = np.bincount(places, minlength=bins)
+    sure_sums, right_sums = (np.bincount(places, each, minlength=bins) for each in (confidences, hits))
+    filled = np.where(counts > 0, counts, np.nan)
+    order = np.argsort(confidences, kind="stable")
+    parts = np.array_split(order, min(bins, count))
+    adaptive = sum(abs(float(confidences[part].sum() - hits[part].sum())) for part in parts) / count
+    return Calibration(
+        counts, sure_sums / filled, right_sums / filled, adaptive, nll / count, brier / count, float(temperature)
+    )
+
+
+def fit_temperature(
+    logits: Logits, labels: Labels, activation: Activation = "softmax", *, rows: NDArray[np.int64] | None = None
+) -> Temperature:
+    """The temperature that makes labels the likeliest, from 0.001 to 1,000.
+
+    The negative log-likelihood is convex in 1 / T, so its slope has one zero: the search keeps it between two bounds
+    and takes Newton's step where that stays between them, the geometric mean of the bounds where not. It computes in
+    float64, and the same arrays give the same number. The order of classes, so the answers, stay as they are.
+
+    Args:
+        logits, labels, activation, rows: as for `calibrate`. Pictures that the temperature is judged by should be
+            others: `recalibrate` sees to that.
+
+    Raises:
+        ValueError: as for `calibrate`; or no temperature is the best, since a lower one (all answers are right) or a
+            higher one (outputs say nothing of the truth) would always be better.
+
+    >>> random = np.random.default_rng(0)
+    >>> logits = random.normal(size=(4000, 3))
+    >>> labels = np.array([random.choice(3, p=np.exp(row) / np.exp(row).sum()) for row in logits])
+    >>> round(fit_temperature(4 * logits, labels).value, 1)
+    4.0
+    """
+    check_probable(activation)
+
+    def loss(inverse: float) -> tuple[float, float, float]:
+        found = np.zeros(3)
+        for _, values, truths in blocks(logits, labels, rows):
+            found += _loss(values, truths, inverse, activation)
+        return float(found[0]), float(found[1]), float(found[2])
+
+    count = len(labels) if rows is None else len(rows)
+    low, high = 1 / HOTTEST, 1 / COLDEST
+    if loss(high)[1] <= 0:
+        raise ValueError(
+            f"no temperature is the best for {count} pictures: the lower, the better, since nearly none is wrong;"
+            " fit it to pictures of which some are"
+        )
+    if loss(low)[1] >= 0:
+        raise ValueError(
+            f"no temperature is the best for {count} pictures: the higher, the better, since outputs say nothing"
+            " of the truth; check that labels are in the order of the card's classes"
+        )
+    inverse = 1.0
+    before, slope, bend = loss(inverse)
+    for _ in range(ROUNDS):
+        low, high = (inverse, high) if slope < 0 else (low, inverse)
+        step = inverse - slope / bend if bend > 0 else low
+        old, inverse = inverse, step if low < step < high else float(np.sqrt(low * high))
+        after, slope, bend = loss(inverse)
+        if slope == 0 or abs(inverse - old) <= EXACT * inverse or high - low <= EXACT * low:
+            break
+    return Temperature(1 / inverse, before / count, after / count, count)
+
+
+def recalibrate(logits: Logits, labels: Labels, activation: Activation = "softmax") -> Recalibration:
+    """Fit a temperature to a half of the pictures, drawn always the same, and judge it by the other half.
+
+    Args:
+        logits, labels, activation: as for `calibrate`.
+
+    Raises:
+        ValueError: as for `fit_temperature`; or there are fewer than two pictures.
+    """
+    if len(labels) < 2:
+        raise ValueError(f"{len(labels)} pictures have no two halves; give two or more")
+    order = np.random.default_rng(SEED).permutation(len(labels))
+    fitted, judged = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    found = fit_temperature(logits, labels, activation, rows=fitted)
+    before = calibrate(logits, labels, activation, rows=judged)
+    return Recalibration(found, before, calibrate(logits, labels, activation, temperature=found.value, rows=judged))
+
+
+def _loss(
+    values: NDArray[np.float64], truths: NDArray[np.int64], inverse: float, activation: Activation
+) -> tuple[float, float, float]:
+    """The negative log-likelihood of some rows of logits times `inverse`, summed, and its two derivatives by that."""
+    places = np.arange(len(truths))
+    if activation == "sigmoid":
+        scaled = values * inverse
+        chances = np.exp(-np.logaddexp(0, -scaled))
+        of_truth = values[places, truths]
+        loss = np.logaddexp(0, scaled).sum() - inverse * of_truth.sum()
+        return (
+            float(loss),
+            float((values * chances).sum() - of_truth.sum()),
+            float((values**2 * chances * (1 - chances)).sum()),
+        )
+    shifted = values - values.max(1, keepdims=True)
+    weights = np.exp(shifted * inverse)
+    sums = weights.sum(1)
+    weights /= sums[:, None]
+    means = np.einsum("nc,nc->n", weights, shifted)
+    squares = np.einsum("nc,nc,nc->n", weights, shifted, shifted)
+    of_truth = shifted[places, truths]
+    loss = np.log(sums).sum() - inverse * of_truth.sum()
+    return float(loss), float((means - of_truth).sum()), float((squares - means**2).sum())
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value

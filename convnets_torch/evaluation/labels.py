@@ -1,0 +1,312 @@
+"""Labels of an evaluation: found in folders and tables, and matched with the network's classes.
+
+ILSVRC numbers its classes from 1 to 1000 in an order of its own; networks number them from 0 to 999 in the order of
+wnids. A file of numbers does not say which it has, and the wrong guess is wrong for nearly every picture.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnets_torch.card import Card
+from convnets_torch.evaluation.several_labels import check_several, learnt_several
+from convnets_torch.images.finding import few, normal
+from convnets_torch.images.labelled import LabelledPictures, find_labelled, in_several, read_lines
+from convnets_torch.wordnet import synsets
+from convnets_torch.wordnet.targets import class_keys, class_name
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """Pictures and the class of each.
+
+    Attributes:
+        folder: where they are.
+        paths: of the N pictures; from class folders in the order of the folders' names, else sorted.
+        labels: (N,) int64, class ids of the card; or where a picture may have several labels, (N, classes) bool.
+        remarks: sentences on what its owner may not expect, such as classes without pictures.
+    """
+
+    folder: Path
+    paths: tuple[Path, ...]
+    labels: NDArray[Any]
+    remarks: tuple[str, ...] = ()
+
+
+def find_truth(
+    card: Card,
+    folder: str | os.PathLike[str],
+    *,
+    truth: str | os.PathLike[str] | None = None,
+    id_table: str | os.PathLike[str] | None = None,
+    labels: Labels = "auto",
+    columns: Sequence[str] | None = None,
+    partial: bool = False,
+    exclude: str | Iterable[str] = (),
+) -> GroundTruth:
+    """Find out which picture has which class, and refuse what would be a guess.
+
+    Without a table, a sub-folder is a class, and its name says which: for ImageNet's classes a wnid, or words that
+    `synsets.class_id` takes for one class alone; for others the card's class name, letter by letter. Of folders
+    `train`, `val` and `test` with class folders the pictures of `test` are taken, or where there are none, of `val`; so
+    are those of a table's column `split`.
+
+    A table is as for `find_dataset`; or it has the label alone in each line, for the pictures of the folder sorted by
+    name, as ILSVRC's validation file does. Labels are written as the names of sub-folders are; or all are class ids, 0
+    to classes - 1, which numbers are taken for only where they cannot count from 1: there is a 0, and none beyond the
+    last class; and where the names of the network's classes have no numbers that say otherwise.
+
+    A picture may have several labels where the table says so, as for `find_dataset`; so it may where the network was
+    fine-tuned on such pictures, though each one here has one label.
+
+    Args:
+        card: of the network whose classes are meant.
+        folder: of the pictures; or a table of the pictures beside and below it.
+        truth: a table of the pictures in the folder, or None for class folders.
+        id_table: a file of lines "id wnid", which says that labels are ILSVRC's ids, and what they mean.
+        labels: "class-ids" says that numbers are class ids.
+        columns, partial, exclude: as in `find_dataset`.
+
+    Raises:
+        OSError: a file or folder is missing or cannot be read.
+        ValueError: labels mean no class, or several, or are numbers of unknown meaning; two folders are one class; the
+            table has no row for a picture, or a row without one; pictures have several labels, or none of them has
+            one, and the network's activation is not sigmoid.
+
+    Warns:
+        PictureWarning: files were left out, as by `find_pictures`.
+    """
+    if card.classes < 2:
+        raise ValueError(
+            f"the network has {card.classes} classes, so none could be mistaken for another; give 2 or more"
+        )
+    table = None if id_table is None else read_id_table(Path(id_table))
+    found, told = _judged(find_labelled(folder, truth, columns=columns, partial=partial, exclude=exclude, several=True))
+    of_folders = found.where.is_dir()
+    if not found.paths:
+        raise ValueError(f"{folder}: none of {len(found.empty)} sub-folders holds a picture; fill them")
+    where = f"sub-folders of {found.where}" if of_folders else str(found.where)
+    texts = [label for each in found.every for label in each]
+    if found.several is not None:
+        check_several(card)
+        if not texts:
+            raise ValueError(f"{where}: no picture to judge by has a label; add some that have")
+    try:
+        meant, remarks = resolved_labels(card, texts, where, labels=labels, table=table)
+    except ValueError as error:
+        if found.doubt:
+            raise ValueError(f"{error}; {found.doubt}") from None
+        raise
+    several = [class_id for class_id, count in Counter(meant.values()).items() if count > 1]
+    if several and of_folders:
+        names = " and ".join(name for name, class_id in meant.items() if class_id == several[0])
+        raise ValueError(f"{folder}: the sub-folders {names} are one class, {class_name(card, several[0])}; merge them")
+    if twice := in_several(found.by_class()):
+        told.append(f"{twice}: no answer is right for all of them")
+    numbers = np.array([meant[label] for label in texts], np.int64)
+    truths: NDArray[Any] = numbers
+    if found.several is not None or learnt_several(card):
+        truths = np.zeros((len(found.paths), card.classes), np.bool_)
+        truths[np.repeat(np.arange(len(found.paths)), [len(each) for each in found.every]), numbers] = True
+        if found.several is None:
+            told.append("each picture has one label; the network, which learnt several, is judged by each label alone")
+    place = Path(folder) if Path(folder).is_dir() else Path(folder).parent
+    return GroundTruth(place, found.paths, truths, (*found.remarks, *told, *remarks, *_missing(card, numbers)))
+
+
+def _judged(found: LabelledPictures) -> tuple[LabelledPictures, list[str]]:
+    """The side to judge a network by, where pictures are divided, and a remark on that."""
+    sides = Counter(found.sides)
+    if None in sides or not sides:
+        return found, []
+    side = "test" if sides["test"] else "val"
+    if not sides[side]:
+        raise ValueError(
+            f"{found.where} has labelled pictures for training alone, of which a network may have learnt; name their"
+            " folder itself if they are meant"
+        )
+    others = " and ".join(f"{count} of {name}" for name, count in sorted(sides.items()) if name != side)
+    left = f"; left out {others}" if others else ""
+    return found.of(side), [f"{found.where}: judged by the {sides[side]} pictures of {side}{left}"]
+
+
+def _missing(card: Card, numbers: NDArray[np.int64]) -> list[str]:
+    """A remark on classes without pictures."""
+    missing = np.flatnonzero(np.bincount(numbers, minlength=card.classes) == 0).tolist()
+    if not missing:
+        return []
+    names = [class_name(card, class_id).split(",")[0] for class_id in missing]
+    return [f"{len(missing)} of the {card.classes} classes have no pictures ({few(names)})"]
+
+
+Labels = Literal["auto", "class-ids"]
+SHOWN = 10  # of the labels that are refused, with the reason for each
+MOST_PROBLEMS = 100  # labels that are looked up in vain, each of which takes milliseconds
+
+
+def resolved_labels(
+    card: Card, texts: Iterable[str], where: str, *, labels: Labels = "auto", table: dict[int, str] | None = None
+) -> tuple[dict[str, int], list[str]]:
+    """The class that each different text means, strictly: one, or all that mean none are refused at once.
+
+    Args:
+        card: of the network whose classes they are.
+        texts: wnids or words that mean exactly one class (ImageNet's 1,000), the card's own class names, or class ids.
+        where: what they were read from, for the sentence.
+        labels: "class-ids" takes numbers for class ids, 0 to classes - 1, where "auto" refuses them: where they may
+            just as well count from 1.
+        table: ILSVRC's ids -> wnids; then every text is such an id.
+
+    Returns:
+        text -> class id, and remarks.
+
+    Raises:
+        ValueError: texts that mean no class, or numbers that nobody has said the meaning of.
+    """
+    if labels not in get_args(Labels):
+        raise ValueError(f"unknown labels {labels!r}; known: {', '.join(get_args(Labels))}")
+    distinct = list(dict.fromkeys(texts))
+    names = {} if card.imagenet else {normal(key): place for key, place in class_keys(card).items()}
+    numbers = [int(text) for text in distinct if _is_number(text)]
+    remarks = []
+    problems: dict[str, str] = {}
+    if table is not None:
+        if labels == "class-ids":
+            raise ValueError("class ids need no table of ILSVRC's ids; leave out one of the two")
+        if not card.imagenet:
+            raise ValueError("a table of ILSVRC's ids gives wnids, but the network's classes are not ImageNet's")
+        mean = partial(_of_table, table=table, problems=problems)
+    elif labels == "class-ids" or (len(numbers) == len(distinct) and not any(text in names for text in distinct)):
+        if labels == "auto":
+            _check_zero_based(card, numbers, where)
+            _check_numbered_names(card, where)
+            remarks.append(f"{where}: the labels are taken for class ids, 0 ({class_name(card, 0)}) and up")
+        mean = partial(_of_number, card=card, problems=problems)
+    elif card.imagenet:
+        mean = partial(_of_words, problems=problems)
+    else:
+        mean = partial(_of_name, names=names, problems=problems)
+    found: dict[str, int] = {}
+    for text in distinct:
+        found[text] = mean(text)
+        if len(problems) == MOST_PROBLEMS:
+            break
+    if problems:
+        shown = "; ".join(f"{text!r:.80} {reason}" for text, reason in list(problems.items())[:SHOWN])
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ValueError(
+            f"{where}: {len(problems)} of {len(found)} labels are none of the network's {card.classes} classes:"
+            f" {shown}{more}"
+        )
+    return found, remarks
+
+
+def read_id_table(path: Path) -> dict[int, str]:
+    """ILSVRC's ids -> wnids, from lines "id wnid" or "wnid id", with blanks or commas between; what follows is left.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a line is no such pair, or an id has two wnids.
+    """
+    found: dict[int, str] = {}
+    for number, line in ((number, text.strip()) for number, text in read_lines(path)):
+        if not line:
+            continue
+        pair = line.replace(",", " ").split()[:2]
+        ids, wnids = [text for text in pair if _is_number(text)], [text for text in pair if _is_wnid(text)]
+        if len(ids) != 1 or len(wnids) != 1:
+            raise ValueError(f"{path}, line {number} is {line!r:.80}; an id and a wnid are wanted, '1 n02119789'")
+        before = found.setdefault(int(ids[0]), wnids[0])
+        if before != wnids[0]:
+            raise ValueError(f"{path}, line {number}: the id {ids[0]} is {before} before and {wnids[0]} here")
+    if not found:
+        raise ValueError(f"{path} is empty; a line 'id wnid' for each class is wanted")
+    return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
+def _is_wnid(text: str) -> bool:
+    return text[:1] == "n" and len(text) == 9 and text[1:].isascii() and text[1:].isdigit()
+
+
+def _check_zero_based(card: Card, numbers: list[int], where: str) -> None:
+    """Numbers with a 0 and none beyond the last class count from 0; what else they mean is not ours to guess."""
+    first, last = min(numbers), max(numbers)
+    if first == 0 and last < card.classes:
+        return
+    spoken = f"{where}: the labels are numbers from {first} to {last}"
+    if not card.imagenet:
+        raise ValueError(
+            f"{spoken}, but class ids go from 0 to {card.classes - 1}, and without a 0 they may count from 1; write the"
+            " names of classes, or say that they are class ids: --labels class-ids, labels='class-ids' in Python"
+        )
+    raise ValueError(
+        f"{spoken}, and without a 0, or with a 1000, they may be ILSVRC's ids, whose order is another one; give the"
+        " table of ILSVRC's ids and wnids (--id-table, id_table in Python), or say that they are class ids, 0 to 999 in"
+        " the order of wnids (--labels class-ids, labels='class-ids' in Python)"
+    )
+
+
+def _check_numbered_names(card: Card, where: str) -> None:
+    """Names such as `class_2` and `class_10`, sorted as text, have another order than their numbers."""
+    if card.class_names is None or card.imagenet:
+        return
+    found = [re.fullmatch(r"(.*?)0*(\d+)", name, re.ASCII) for name in card.class_names]
+    if None in found or len({each[1] for each in found if each}) > 1:
+        return
+    for place, (name, each) in enumerate(zip(card.class_names, found, strict=True)):
+        if each and each[2] != str(place):
+            raise ValueError(
+                f"{where}: the labels are numbers, but the number {each[2]} may be the class {name} or class id"
+                f" {each[2]}, while {name} is class id {place}; write the names of classes, or say that they are class"
+                " ids: --labels class-ids, labels='class-ids' in Python"
+            )
+
+
+def _of_number(text: str, card: Card, problems: dict[str, str]) -> int:
+    if not _is_number(text) or int(text) >= card.classes:
+        problems[text] = f"(no class id from 0 to {card.classes - 1})"
+        return -1
+    return int(text)
+
+
+def _of_table(text: str, table: dict[int, str], problems: dict[str, str]) -> int:
+    if not _is_number(text) or int(text) not in table:
+        problems[text] = "(not in the table of ILSVRC's ids)"
+        return -1
+    before = len(problems)
+    found = _of_words(table[int(text)], problems)
+    if len(problems) > before:
+        problems[text] = f"({table[int(text)]} in the table) {problems.pop(table[int(text)])}"
+    return found
+
+
+def _of_words(text: str, problems: dict[str, str]) -> int:
+    if _is_number(text):
+        problems[text] = "(a number among words)"
+        return -1
+    try:
+        return synsets.class_id(text)
+    except ValueError as error:
+        problems[text] = f"({str(error).split(';')[0]})"
+        return -1
+
+
+def _of_name(text: str, names: dict[str, int], problems: dict[str, str]) -> int:
+    found = names.get(text, names.get(synsets.leading_wnid(text) or text, -1))
+    if found < 0:
+        problems[text] = "(the name of several classes)" if text in names else "(no class's name)"
+    return found

@@ -1,0 +1,383 @@
+"""The channels of a layer as a grid of pictures, and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from convnets_torch.explain.activations import BROKEN, observed
+from convnets_torch.explain.layer_names import LayerLike, candidates, find_layers, needed
+from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
+from convnets_torch.images.decoding import Picture, Reading, decode, picture_name, warn
+from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.preprocessing import Pixels, center_crop, fit_longest_side, normalize
+from convnets_torch.inference.batching import is_too_small
+from convnets_torch.inference.classification import ready_card, square_input, to_parameters
+from convnets_torch.networks import Network
+from convnets_torch.networks.network import as_network
+from convnets_torch.visualization import overlays
+from convnets_torch.visualization.letters import Letters, Pen
+from convnets_torch.visualization.overlays import DIVERGING, GREY, INFERNO, INK, PAPER, palette
+
+Order = Literal["strongest", "number"]
+Scale = Literal["channel", "layer"]
+CHANNELS = 64  # of a layer that are kept
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGrid:
+    """Channels of one layer for one image.
+
+    Attributes:
+        layer: name of the module.
+        shape: of the layer's output: (channels, height, width), or (values,).
+        channels: numbers of the channels that were kept, in their order, (n,) int64.
+        values: what they give, (n, height, width) float32; of a layer without cells (n, 1, 1).
+        strengths: mean of the absolute values over the cells of every channel of the layer, (channels,) float32.
+        highest: largest absolute value of all channels.
+        signed: whether any value of the layer is below zero.
+        scale: what the colours are scaled by: each channel's own largest absolute value, or the layer's.
+        picture: what the network saw, before normalising, (H, W, 3) RGB, 0 to 255.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    channels: NDArray[np.int64]
+    values: NDArray[np.float32]
+    strengths: NDArray[np.float32]
+    highest: float
+    signed: bool
+    scale: Scale
+    picture: Pixels
+
+    @property
+    def left_out(self) -> int:
+        """How many channels of the layer were not kept."""
+        return self.shape[0] - len(self.channels)
+
+    def scaled(self) -> NDArray[np.float32]:
+        """The values divided by their channel's largest absolute value, or by the layer's: -1 to 1; dead ones 0."""
+        top = np.abs(self.values).max((1, 2), keepdims=True) if self.scale == "channel" else np.float32(self.highest)
+        return self.values / np.where(top > 0, top, np.float32(1))
+
+    def draw(self, width: int = 800) -> Image.Image:
+        """The channels side by side, eight in a row, under the layer's name and shape and beside the picture.
+
+        Below each stand its number and its strength; one that is zero everywhere is grey and called dead. Of a layer
+        whose values are never below zero, colours go from black (0) to light yellow (1 of `scaled`); of others from
+        blue (-1) over white to red (1).
+
+        Args:
+            width: of the page in pixels, 400 or more.
+        """
+        return draw_page([self], width)
+
+
+def activation_grids(
+    network: Network,
+    image: Picture,
+    layers: LayerLike | Iterable[LayerLike] | None = None,
+    *,
+    order: Order = "strongest",
+    channels: int = CHANNELS,
+    scale: Scale | None = None,
+    longest_side: int | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
+) -> list[ChannelGrid]:
+    """What the channels of layers give for one image, as numbers that draw themselves.
+
+    Only the channels that are wanted are kept, as the network runs: 64 channels of each of VGG16's layers take some
+    70 MB, where all activations take 109 MB.
+
+    Args:
+        network: in eval mode, with its card, as `load` gives it; it may be without a head.
+        image: whatever `read_picture` takes.
+        layers: as in `record_activations`; all layers and blocks of `features` by default.
+        order: "strongest" first, by the mean of the absolute values, or by "number".
+        channels: keep so many of each layer: the first ones of the order.
+        scale: of the colours: "channel", the default, each by its own largest absolute value, so that weak channels
+            show what they find; "layer", by that of all channels, so that they can be compared. Layers without cells
+            are always scaled as a whole.
+        longest_side: resize the whole picture to so many pixels on its longer side, instead of cutting its centre to
+            the network's own size; then only layers of `features` can be had.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+
+    Returns:
+        One grid for each layer, in the order in which they run.
+
+    Raises:
+        OSError: the picture is missing or broken.
+        ValueError: a layer is not in the network, gives something else than maps or vectors, NaN or infinity, or is not
+            reached; `channels`, `order` or `scale` is out of range; the network has no card, or is in training mode.
+
+    >>> from convnets_torch import load
+    >>> [grid] = activation_grids(load("alexnet.safetensors"), "street.jpg", "conv_3", channels=4)
+    >>> grid.layer, grid.shape, grid.values.shape, grid.left_out
+    ('features.conv_3', (48, 13, 13), (4, 13, 13), 44)
+    >>> bool(np.all(np.diff(grid.strengths[grid.channels]) <= 0))
+    True
+    """
+    network = as_network(network)
+    card = ready_card(network)
+    if channels < 1:
+        raise ValueError(f"channels is {channels}; give how many of a layer to keep, 1 or more")
+    if order not in ("strongest", "number"):
+        raise ValueError(f"unknown order {order!r}; known: strongest, number")
+    if scale not in (None, "channel", "layer"):
+        raise ValueError(f"unknown scale {scale!r}; known: channel, layer")
+    if layers is None:
+        names = [name for name in candidates(network) if name.startswith("features.")]
+    else:
+        names = find_layers(network, layers)
+    decoded = decode(image, Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
+    warn(decoded.remarks)
+    if longest_side is None:
+        picture, inputs = center_crop(decoded.pixels, card.preprocessing), square_input(decoded.pixels, card)
+    else:
+        picture = fit_longest_side(decoded.pixels, longest_side, card.preprocessing)
+        inputs = normalize(picture, card.preprocessing)
+    grids: dict[str, ChannelGrid] = {}
+
+    def keep(name: str, output: Tensor) -> None:
+        grids[name] = _grid(name, output[0], order, channels, scale, picture)
+
+    try:
+        with torch.inference_mode():
+            needed(observed(network, names, keep), names)(to_parameters(inputs[None], network))
+    except RuntimeError as error:
+        if not is_too_small(error):
+            raise
+        height, width = picture.shape[:2]
+        raise ValueError(
+            f"{picture_name(image)} at {height}x{width} pixels (height x width) is too small for these layers; give a"
+            " larger longest side, or earlier layers"
+        ) from None
+    if missing := [name for name in names if name not in grids]:
+        raise ValueError(f"{missing[0]} is not run by {type(network).__name__}; name another layer")
+    return list(grids.values())
+
+
+@to_open_files(".png")
+def save_grids(grids: Sequence[ChannelGrid], path: Output, *, width: int = 800) -> None:
+    """Write channels of one image: one page of all layers, or their numbers.
+
+    A page is a .png, .jpg or .webp. Numbers are an .npz of "picture", (H, W, 3) RGB, "layers", their names, and for
+    each layer NAME "NAME.values" (n, height, width), "NAME.channels" (n,), the numbers of these, and "NAME.strengths"
+    (channels,), of all.
+
+    Args:
+        width: of a page in pixels, 400 or more.
+
+    Raises:
+        ValueError: no grid, another file ending, or a page that its format cannot hold.
+        OSError: `path` cannot be written.
+
+    >>> from convnets_torch import load
+    >>> grids = activation_grids(load("alexnet.safetensors"), "street.jpg", ["relu_2", "relu_5"], channels=8)
+    >>> save_grids(grids, "channels.png")
+    >>> save_grids(grids, "channels.npz")
+    >>> np.load("channels.npz")["features.relu_5.values"].shape
+    (8, 13, 13)
+    """
+    path = path_of(path)
+    check_grids_output(path)
+    if not grids:
+        raise ValueError("there is no layer to write; give one or more")
+    if path.suffix.lower() != ".npz":
+        overlays.save_image(draw_page(grids, width), path)
+        return
+    arrays: dict[str, NDArray[np.generic]] = {
+        "picture": grids[0].picture,
+        "layers": np.array([grid.layer for grid in grids]),
+    }
+    for grid in grids:
+        arrays[f"{grid.layer}.values"] = grid.values
+        arrays[f"{grid.layer}.channels"] = grid.channels
+        arrays[f"{grid.layer}.strengths"] = grid.strengths
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def check_grids_output(path: Path) -> None:
+    """Raise, before long work begins, when grids cannot be written to `path`.
+
+    Raises:
+        ValueError: another ending than that of a picture or of numbers.
+        OSError: `path` cannot be written.
+    """
+    if path.suffix.lower() not in (*overlays.FORMATS, ".npz"):
+        raise ValueError(
+            f"{path} has an unknown ending; name a picture: {', '.join(overlays.FORMATS)}, or .npz (numbers)"
+        )
+    check_writable(path)
+
+
+def _grid(name: str, output: Tensor, order: Order, channels: int, scale: Scale | None, picture: Pixels) -> ChannelGrid:
+    """The channels of one layer that are to be kept."""
+    if output.dim() not in (1, 3):
+        raise ValueError(
+            f"{name} gives {tuple(output.shape)} for an image, neither a map nor values; name another layer"
+        )
+    maps = output.reshape(-1, 1, 1) if output.dim() == 1 else output
+    low, high = (float(value) for value in torch.aminmax(maps))
+    if not (isfinite(low) and isfinite(high)):
+        raise ValueError(BROKEN.format(name))
+    strengths = torch.stack([each.float().abs().mean() for each in maps])  # one by one: no second map of all channels
+    numbers = torch.arange(len(maps), device=maps.device)
+    if order == "strongest":
+        numbers = strengths.argsort(descending=True, stable=True)
+    kept = numbers[:channels]
+    return ChannelGrid(
+        name,
+        tuple(output.shape),
+        kept.cpu().numpy(),
+        maps[kept].float().cpu().numpy(),
+        strengths.cpu().numpy(),
+        max(-low, high),
+        low < 0,
+        "layer" if output.dim() == 1 else scale or "channel",
+        picture,
+    )
+
+
+COLUMNS = 8
+MARGIN, GAP = 12, 6  # pixels at the borders of a page, and between tiles
+DEAD = (190, 190, 190)
+LEAST_WIDTH = 400
+MOST_HEIGHT = 65_000  # pixels; JPEG holds 65,535
+
+
+def draw_page(grids: Sequence[ChannelGrid], width: int) -> Image.Image:
+    """The channels of layers one below the other, with the picture at the top.
+
+    Args:
+        grids: of one picture.
+        width: of the page in pixels.
+
+    Raises:
+        ValueError: the page would be too narrow to read, or higher than 65,000 pixels.
+    """
+    if width < LEAST_WIDTH:
+        raise ValueError(f"a page {width} pixels wide cannot be read; give {LEAST_WIDTH} or more")
+    size = max(11, width // 57)  # height of letters
+    side = width // 4
+    seen = grids[0].picture
+    scale = side / max(seen.shape[:2])
+    thumb = Image.fromarray(seen).resize(
+        (max(1, round(seen.shape[1] * scale)), max(1, round(seen.shape[0] * scale))), Image.Resampling.BICUBIC
+    )
+    blocks = [_Block(grid, width, size) for grid in grids]
+    top = MARGIN + max(thumb.height + blocks[0].line, blocks[0].head) + GAP  # the first words stand beside the picture
+    height = top + blocks[0].body + sum(block.head + block.body for block in blocks[1:]) + MARGIN
+    if height > MOST_HEIGHT:
+        raise ValueError(
+            f"a page of {len(grids)} layers would be {height} pixels high, more than {MOST_HEIGHT}; take fewer layers"
+            " or channels, or a file for each layer"
+        )
+    page = Image.new("RGB", (width, height), PAPER)
+    page.paste(thumb, (MARGIN, MARGIN))
+    font = Letters(size)
+    draw = Pen(page)
+    draw.text((MARGIN, MARGIN + thumb.height + 1), "what the network saw", GREY, font)
+    y = top
+    for number, block in enumerate(blocks):
+        if number == 0:
+            block.write(page, 2 * MARGIN + thumb.width, MARGIN)
+        else:
+            block.write(page, MARGIN, y)
+            y += block.head
+        y = block.paint(page, y)
+    return page
+
+
+class _Block:
+    """One layer on the page: its words, and its tiles.
+
+    Attributes:
+        head: height of the words in pixels.
+        body: height of the tiles in pixels.
+    """
+
+    def __init__(self, grid: ChannelGrid, width: int, size: int) -> None:
+        self.grid, self.size = grid, size
+        self.font, self.large = Letters(size), Letters(round(size * 1.3))
+        self.line = round(size * 1.45)
+        self.tile_width = (width - 2 * MARGIN - (COLUMNS - 1) * GAP) // COLUMNS
+        _, rows, columns = grid.values.shape
+        self.tile_height = min(3 * self.tile_width, max(4, round(self.tile_width * rows / columns)))
+        self.step = self.tile_height + self.line + GAP
+        self.words = words(grid)
+        self.head = round(self.line * (len(self.words) + 1.6))
+        self.body = self.step * -(-len(grid.channels) // COLUMNS)
+
+    def write(self, page: Image.Image, left: int, top: int) -> None:
+        """The layer's name and what the tiles are, from a corner on."""
+        draw = Pen(page)
+        draw.text((left, top), self.words[0], INK, self.large)
+        for number, words in enumerate(self.words[1:], start=1):
+            draw.text((left, top + round(self.line * (number + 0.35))), words, GREY, self.font)
+        ramp = palette(DIVERGING if self.grid.signed else INFERNO)
+        bar = np.repeat(ramp[None], self.size * 3 // 4, axis=0)
+        middle = top + round(self.line * (len(self.words) + 0.85))
+        begin, end = _ends(self.grid)
+        draw.text((left, middle), begin, GREY, self.font, anchor="lm")
+        x = round(left + self.font.getlength(begin) + GAP)
+        page.paste(Image.fromarray(bar), (x, middle - bar.shape[0] // 2))
+        draw.text((x + bar.shape[1] + GAP, middle), end, GREY, self.font, anchor="lm")
+
+    def paint(self, page: Image.Image, top: int) -> int:
+        """The tiles from a row of pixels on; where the next thing begins."""
+        draw = Pen(page)
+        scaled = self.grid.scaled()
+        for place, channel in enumerate(self.grid.channels.tolist()):
+            x = MARGIN + place % COLUMNS * (self.tile_width + GAP)
+            y = top + place // COLUMNS * self.step
+            dead = not self.grid.values[place].any()
+            if dead:
+                tile = Image.new("RGB", (self.tile_width, self.tile_height), DEAD)
+            else:  # cells stay sharp where there is room for them, and are averaged where there is not
+                cells = Image.fromarray(scaled[place].astype(np.float32))
+                sized = np.asarray(cells.resize((self.tile_width, self.tile_height), Image.Resampling.BOX))
+                tile = Image.fromarray(_colored(sized, self.grid.signed))
+            page.paste(tile, (x, y))
+            strength = "dead" if dead else f"{self.grid.strengths[channel]:.3g}"
+            draw.text((x, y + self.tile_height + 1), str(channel), INK, self.font)
+            draw.text((x + self.tile_width, y + self.tile_height + 1), strength, GREY, self.font, anchor="ra")
+        return top + self.body
+
+
+def words(grid: ChannelGrid) -> list[str]:
+    """What stands above the tiles of a layer: its name, its shape, and what was left out."""
+    if len(grid.shape) == 1:
+        shape = f"{grid.shape[0]} values"
+    else:
+        shape = f"{grid.shape[0]} channels of {grid.shape[1]} x {grid.shape[2]} cells (height x width)"
+    dead = int((grid.strengths == 0).sum())
+    remarks = [f"{len(grid.channels)} shown, {grid.left_out} left out" if grid.left_out else "all shown"]
+    remarks += [f"{dead} dead (zero everywhere)"] if dead else []
+    return [grid.layer, shape, "; ".join(remarks), "below each: its number, and its mean absolute value"]
+
+
+def _ends(grid: ChannelGrid) -> tuple[str, str]:
+    """What the first and the last colour mean."""
+    if grid.scale == "layer":
+        return (f"-{grid.highest:.3g}" if grid.signed else "0", f"{grid.highest:.3g} (the same for all)")
+    return ("-1" if grid.signed else "0", "1 x the channel's largest absolute value")
+
+
+def _colored(scaled: np.ndarray, signed: bool) -> Pixels:
+    """Values (h, w), 0 to 1, or -1 to 1, in colours (h, w, 3)."""
+    places = (scaled + 1) * 127.5 if signed else scaled * 255
+    return palette(DIVERGING if signed else INFERNO)[np.rint(places).clip(0, 255).astype(int)]

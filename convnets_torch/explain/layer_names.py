@@ -1,0 +1,212 @@
+"""Names of layers: PyTorch's, Keras's, and what is meant by a shorter one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+from torch import nn
+
+from convnets_torch.fcn.graph import steps_of
+from convnets_torch.networks import VGG, InceptionV3, Network, ResNet
+
+
+def keras_names(network: nn.Module) -> dict[str, str]:
+    """Keras's names of layers, each with the module that gives the same tensor.
+
+    Keras's layers often hold their activation: `block5_conv3` of VGG gives what comes after the ReLU, so it stands for
+    `features.relu5_3`. The last layer, `predictions`, gives probabilities in Keras and is therefore not among them;
+    neither are layers that are no module here, such as ResNet50's additions. `flatten` of VGG has the same values in
+    another order: channels first here, last in Keras. Layers that Keras numbers by itself have
+    the numbers of a fresh session: `conv2d`, `conv2d_1`, ...; `mixed9_0` and the like are the forks of InceptionV3.
+
+    Args:
+        network: a network of `convnets_torch.networks`; for others there are none.
+
+    Returns:
+        Keras's name -> name of the module in `network.named_modules()`.
+
+    >>> from convnets_torch.networks import vgg16
+    >>> keras_names(vgg16(10, widths=(1, 1, 1, 1, 1), hidden=(1, 1)))["block5_conv3"]
+    'features.relu5_3'
+    """
+    modules = dict(network.named_modules())
+    return {alias: name for alias, name in _candidates(network).items() if name in modules}
+
+
+def _candidates(network: nn.Module) -> dict[str, str]:
+    if isinstance(network, VGG):
+        return _vgg(network)
+    if isinstance(network, ResNet):
+        return _resnet(network)
+    return _inception(network) if isinstance(network, InceptionV3) else {}
+
+
+def _vgg(network: Network) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for name, _ in network.features.named_children():
+        if found := re.fullmatch(r"relu(\d)_(\d)", name):
+            names[f"block{found[1]}_conv{found[2]}"] = f"features.{name}"
+        elif found := re.fullmatch(r"pool(\d)", name):
+            names[f"block{found[1]}_pool"] = f"features.{name}"
+    return names | {"flatten": "head.flatten", "fc1": "head.relu_dense_1", "fc2": "head.relu_dense_2"}
+
+
+def _resnet(network: Network) -> dict[str, str]:
+    names = {}
+    for name, module in network.features.named_modules():
+        if found := re.fullmatch(r"(conv\d_block\d)\.(conv|bn|relu)_(\d)", name):
+            names[f"{found[1]}_{found[3]}_{found[2]}"] = f"features.{name}"
+        elif name.endswith(".out"):
+            names[name.replace(".", "_")] = f"features.{name}"
+        elif name and "." not in name and not list(module.children()):
+            names[name] = f"features.{name}"  # conv1_conv, conv1_bn, conv1_relu, pool1_pool
+    return names | {"avg_pool": "head.flatten"}
+
+
+def _inception(network: Network) -> dict[str, str]:
+    kinds = {
+        nn.Conv2d: "conv2d", nn.BatchNorm2d: "batch_normalization", nn.ReLU: "activation",
+        nn.MaxPool2d: "max_pooling2d", nn.AvgPool2d: "average_pooling2d",
+    }  # fmt: skip
+    names: dict[str, str] = {}
+    counts = dict.fromkeys([*kinds.values(), "concatenate"], 0)
+
+    def numbered(kind: str) -> str:
+        counts[kind] += 1
+        return kind if counts[kind] == 1 else f"{kind}_{counts[kind] - 1}"
+
+    for name, module in network.features.named_modules():
+        if kind := kinds.get(type(module)):
+            names[numbered(kind)] = f"features.{name}"
+        elif re.fullmatch(r"mixed\d+", name):
+            names[name] = f"features.{name}"
+        elif found := re.fullmatch(r"mixed(\d+)\.(.*)\.fork", name):  # Keras names the first of a block's two
+            alias = f"mixed9_{int(found[1]) - 9}" if found[2] == "branch3x3" else numbered("concatenate")
+            names[alias] = f"features.{name}"
+    return names | {"avg_pool": "head.flatten"}
+
+
+LayerLike: TypeAlias = "str | nn.Module"
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # whose output, if any, is that of a layer in them
+
+
+def find_layers(network: nn.Module, layers: LayerLike | Iterable[LayerLike]) -> list[str]:
+    """The modules that names, prefixes and patterns of layers mean.
+
+    Each is a module of the network itself, or, in this order: the name of a module, with "features." before it or
+    without; Keras's name of a layer (`keras_names`); a pattern with * ? [] for any of these; what the names of layers
+    begin with. Prefixes and patterns mean layers and blocks, not the containers in which they stand.
+
+    Args:
+        network: any module.
+        layers: one, or several.
+
+    Returns:
+        Names of modules in the network's order, each once.
+
+    Raises:
+        ValueError: one means nothing in this network; the nearest names are listed.
+
+    >>> from convnets_torch.networks import vgg16
+    >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 8), hidden=(8, 8))
+    >>> find_layers(narrow, ["features.conv5_3", "relu5_*", "block1_pool"])
+    ['features.pool1', 'features.relu5_1', 'features.relu5_2', 'features.conv5_3', 'features.relu5_3']
+    """
+    asked = [layers] if isinstance(layers, str | nn.Module) else layers
+    found = {name for each in asked for name in _meant(network, each)}
+    return [name for name, _ in network.named_modules() if name in found]
+
+
+def find_layer(network: nn.Module, layer: LayerLike) -> str:
+    """The one module that a name or pattern means.
+
+    Raises:
+        ValueError: it means none, or several.
+    """
+    found = find_layers(network, layer)
+    if len(found) > 1:
+        raise ValueError(f"{layer!r} means {len(found)} layers ({', '.join(found[:5])}, ...); name one of them")
+    return found[0]
+
+
+def last_convolution(network: nn.Module) -> str:
+    """The module whose map still has places and the most meaning: the end of `features`, before a last pool.
+
+    Its activation, normalisation or block is counted to the last convolution.
+
+    Raises:
+        ValueError: the module has no `features` that can be followed; then a layer has to be named.
+    """
+    sentence = f"the last convolution of {type(network).__name__} is not known; name a layer"
+    if not isinstance(network, Network):
+        raise ValueError(sentence)
+    steps = steps_of(network.features)
+    last = len(steps) - 1
+    while steps[last].kind in ("max", "average", "pad"):
+        [last] = steps[last].inputs
+    modules = dict(network.features.named_modules())
+    for name in (steps[last].name, *steps[last].blocks):
+        if name in modules:
+            return f"features.{name}"
+    if last < len(steps) - 1:
+        raise ValueError(sentence)
+    return "features"
+
+
+def candidates(network: nn.Module) -> list[str]:
+    """Names of layers and blocks, in the network's order."""
+    return [name for name, module in network.named_modules() if name and not isinstance(module, CONTAINERS)]
+
+
+def whole(network: nn.Module) -> nn.Module:
+    """What runs on images: the network, or its features where it has no head."""
+    return network.features if isinstance(network, Network) and network.head is None else network
+
+
+def needed(network: nn.Module, names: Iterable[str]) -> nn.Module:
+    """What has to run on images for these modules: the features of a network here, where that is enough."""
+    inside = all(name == "features" or name.startswith("features.") for name in names)
+    return network.features if inside and isinstance(network, Network) else whole(network)
+
+
+def _meant(network: nn.Module, wanted: LayerLike) -> set[str]:
+    if isinstance(wanted, nn.Module):
+        for name, module in network.named_modules():
+            if module is wanted and name:
+                return {name}
+        raise ValueError(
+            f"the {type(wanted).__name__} that is given is no layer of the {type(network).__name__}; name one"
+        )
+    modules = {name for name, _ in network.named_modules() if name}
+    for name in (wanted, f"features.{wanted}"):
+        if name in modules:
+            return {name}
+    called = dict(_calls(network))
+    if wanted in called:
+        return {called[wanted]}
+    if any(sign in wanted for sign in "*?["):
+        found = {name for call, name in called.items() if fnmatchcase(call, wanted)}
+    else:
+        found = {name for call, name in called.items() if wanted and call.startswith(wanted)}
+    if not found:
+        raise ValueError(f"{type(network).__name__} has no layer {wanted!r}; {_nearest(wanted, list(called))}")
+    return found
+
+
+def _calls(network: nn.Module) -> Iterator[tuple[str, str]]:
+    """Everything that layers and blocks may be called, and their names."""
+    for alias, name in keras_names(network).items():
+        yield alias, name
+    for name in candidates(network):
+        yield name, name
+        if name.startswith("features."):
+            yield name.removeprefix("features."), name
+
+
+def _nearest(wanted: str, known: list[str]) -> str:
+    near = get_close_matches(wanted, known, n=5, cutoff=0.5)
+    return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known[:5])}, ... (see layer_names)"

@@ -1,0 +1,201 @@
+"""One page that explains what a network says of a picture: top classes, heatmaps, Grad-CAM, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from convnets_torch.explain.activations import layer_names
+from convnets_torch.explain.channels import ChannelGrid, activation_grids
+from convnets_torch.explain.gradcam import Method, gradcam
+from convnets_torch.explain.gradcam_maps import GradCam, overlaid
+from convnets_torch.explain.layer_names import find_layers
+from convnets_torch.fcn.sliding import ELEMENTWISE
+from convnets_torch.files import Output, check_page, path_of, replacing, to_open_files
+from convnets_torch.heatmaps.api import Heatmap, heatmap
+from convnets_torch.images.decoding import Picture, Reading, decode, picture_name, warn
+from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.preprocessing import Pixels
+from convnets_torch.inference.classification import Prediction, card_of, classify
+from convnets_torch.networks import Network
+from convnets_torch.networks.network import as_network
+from convnets_torch.text import printable
+from convnets_torch.visualization.overlays import overlay
+from convnets_torch.visualization.pages import data_uri, part, whole_page
+
+TOP = 5
+LAYERS = 5
+CHANNELS = 32  # of each layer
+WIDTH = 640  # pixels of a picture in the page
+METHOD_WORDS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM", "layercam": "LayerCAM"}
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What a network says of a picture, and the pictures that go with it.
+
+    Attributes:
+        name: of the picture, in words.
+        picture: (H, W, 3) uint8, RGB.
+        predictions: the most probable classes, the best first.
+        heatmaps: of each of them.
+        cams: of each of them.
+        grids: of layers, from the first to the last.
+        network: in words, such as "VGG, 1000 classes".
+    """
+
+    name: str
+    picture: Pixels
+    predictions: list[Prediction]
+    heatmaps: list[Heatmap]
+    cams: list[GradCam]
+    grids: list[ChannelGrid]
+    network: str
+
+    @to_open_files(".html")
+    def save(self, path: Output) -> None:
+        """Write one HTML file, atomically, that holds everything, asks no network and runs no script.
+
+        Pictures are embedded as JPEG of at most 640 pixels' width, activations as PNG.
+
+        Raises:
+            ValueError: another ending than .html.
+            OSError: `path` cannot be written.
+        """
+        path = path_of(path)
+        check_page(path, "an explanation")
+        page = _page(self)
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+
+
+def explain(
+    network: Network,
+    image: Picture,
+    *,
+    top: int = TOP,
+    layers: str | Sequence[str] | None = None,
+    method: Method = "gradcam",
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
+) -> Explanation:
+    """Say what a network sees in a picture, and what it goes by.
+
+    Args:
+        network: in eval mode, with its card, as `load` gives it.
+        image: whatever `read_picture` takes.
+        top: how many classes to explain; all where there are fewer.
+        layers: whose activations to show, as `find_layers` takes them; by default five activations from the first of
+            `features` to the last.
+        method: as in `gradcam`.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+
+    Raises:
+        OSError: the picture is missing or broken.
+        ValueError: the picture is too thin for a heatmap, a layer or method is not known, or the network has no card,
+            no head, or is in training mode.
+
+    >>> from convnets_torch import load
+    >>> explanation = explain(load("alexnet.safetensors"), "street.jpg")
+    >>> len(explanation.heatmaps), [grid.layer for grid in explanation.grids][-1]
+    (5, 'features.relu_5')
+    >>> explanation.save("street.html")
+    """
+    network = as_network(network)
+    card = card_of(network)
+    decoded = decode(image, Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
+    warn(decoded.remarks)
+    pixels = decoded.pixels
+    layers = five_layers(network) if layers is None else find_layers(network, layers)
+    [predictions] = classify(network, [pixels], top=min(top, card.classes))
+    class_ids = [entry.class_id for entry in predictions]
+    return Explanation(
+        name=Path(picture_name(image)).name,
+        picture=pixels,
+        predictions=predictions,
+        heatmaps=heatmap(network, pixels, class_ids, upscale=True),
+        cams=gradcam(network, pixels, class_ids, method=method),
+        grids=activation_grids(network, pixels, layers, channels=CHANNELS),
+        network=f"{card.network}, {card.classes} classes",
+    )
+
+
+def five_layers(network: Network) -> list[str]:
+    """Names of five activations at equal distances from the first of `features` to the last; fewer where there are."""
+    maps = [layer for layer in layer_names(network) if layer.name.startswith("features.") and len(layer.shape) == 3]
+    active = [layer for layer in maps if _is_activation(network.get_submodule(layer.name))]
+    names = [layer.name for layer in (active if len(active) >= LAYERS else maps)]
+    places = np.unique(np.linspace(0, len(names) - 1, LAYERS).round().astype(int))
+    return [names[place] for place in places]
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return isinstance(module, ELEMENTWISE) and not isinstance(module, nn.Dropout | nn.Identity)
+
+
+def _page(explanation: Explanation) -> str:
+    style = part("explain.css")
+    best = explanation.predictions[0]
+    height, width = explanation.picture.shape[:2]
+    first = explanation.cams[0]
+    return whole_page(
+        "explain.html",
+        _text(f"{explanation.name}: {best.words.split(', ')[0]}?"),
+        style,
+        facts=_text(f"{explanation.network} · {width} x {height} pixels"),
+        picture=_jpeg(Image.fromarray(explanation.picture)),
+        picture_words=_text(explanation.name),
+        top="\n".join(_row(entry) for entry in explanation.predictions),
+        method=METHOD_WORDS[first.method],
+        layer=f"{_text(first.layer)} ({first.values.shape[0]} x {first.values.shape[1]} cells)",
+        classes="\n".join(
+            _class(*each) for each in zip(explanation.predictions, explanation.heatmaps, explanation.cams, strict=True)
+        ),
+        activations="\n".join(_layer(grid) for grid in explanation.grids),
+    )
+
+
+def _row(entry: Prediction) -> str:
+    share = f'<meter min="0" max="1" value="{entry.probability:.4f}">{entry.probability:.1%}</meter>'
+    wnid = f"<br><span class=wnid>{_text(entry.wnid)}</span>" if entry.wnid else ""
+    return f"<tr><td>{entry.probability:.1%}</td><td><bdi>{_text(entry.words)}</bdi>{wnid}</td><td>{share}</td></tr>"
+
+
+def _class(entry: Prediction, found: Heatmap, cam: GradCam) -> str:
+    left, top, right, bottom = (round(edge) for edge in found.window(*found.peak))
+    heat_words = f"Heatmap: highest {found.values.max():.2f}, in the window x {left} to {right}, y {top} to {bottom}"
+    x, y = cam.peak_pixel
+    cam_words = f"{METHOD_WORDS[cam.method]}: most of it at x {x:.0f}, y {y:.0f}"
+    if not cam.values.any():
+        cam_words = f"{METHOD_WORDS[cam.method]}: no cell speaks for this class"
+    return (
+        f"<article><h3><bdi>{_text(entry.words)}</bdi> <span>{entry.probability:.1%}</span></h3><div class=pair>"
+        f"{_figure(_jpeg(overlay(found)), heat_words)}{_figure(_jpeg(overlaid(cam)), cam_words)}</div></article>"
+    )
+
+
+def _layer(grid: ChannelGrid) -> str:
+    image = f'<img src="{data_uri(grid.draw(1000), "PNG")}" alt="Its channels">'
+    return f'<article class="layer"><h3 class="spoken">{_text(grid.layer)}</h3>{image}</article>'
+
+
+def _figure(source: str, words: str) -> str:
+    return f'<figure><img src="{source}" alt=""><figcaption>{_text(words)}</figcaption></figure>'
+
+
+def _text(words: str) -> str:
+    return escape(printable(words))
+
+
+def _jpeg(image: Image.Image) -> str:
+    if image.width > WIDTH:
+        image = image.resize((WIDTH, max(1, round(image.height * WIDTH / image.width))), Image.Resampling.LANCZOS)
+    return data_uri(image, "JPEG")

@@ -1,0 +1,76 @@
+"""A network with its head as convolutions: one plain program for images of any size, for those who cannot run `slide`.
+
+Source: Fully Convolutional Networks for Semantic Segmentation, arXiv:1411.4038, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from convnets_torch.fcn.sliding import ELEMENTWISE, POOLS
+from convnets_torch.networks.network import NO_HEAD, Network
+
+
+class Convolutional(nn.Module):
+    """Images (N, 3, H, W) -> logits (N, classes, h, w), as `score_map` gives them; the parameters are the network's.
+
+    >>> from convnets_torch.networks import vgg16
+    >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 4), hidden=(8, 8)).eval()
+    >>> dense = Convolutional(narrow)
+    >>> dense(torch.zeros(1, 3, 256, 288)).shape
+    torch.Size([1, 10, 2, 3])
+    >>> dense.head[0].weight.shape, dense.head[0].weight.data_ptr() == narrow.head[1].weight.data_ptr()
+    (torch.Size([8, 4, 7, 7]), True)
+    """
+
+    def __init__(self, network: Network) -> None:
+        """ValueError where the network has no head, or one with a layer that has no such form."""
+        super().__init__()
+        if network.head is None:
+            raise ValueError(NO_HEAD)
+        self.features = network.features
+        self.head = nn.Sequential(*_layers(network.head, network.window))
+        self.train(network.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W), at least the network's own size, normalised as the weights want it."""
+        return self.head(self.features(images))
+
+
+def _layers(head: Iterable[nn.Module], window: tuple[int, int]) -> Iterator[nn.Module]:
+    """The head's layers for maps; those that treat each value by itself are the same."""
+    kernel = window  # what the next dense layer reads
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            yield _convolution(layer, kernel)
+            kernel = (1, 1)
+        elif isinstance(layer, nn.BatchNorm1d):
+            yield _normalization(layer)
+        elif isinstance(layer, (*ELEMENTWISE, *POOLS, nn.Conv2d)):
+            if isinstance(layer, (*POOLS, nn.Conv2d)):
+                kernel = (1, 1)
+            yield layer
+        elif not isinstance(layer, nn.Flatten):  # the channels of a cell are its vector
+            raise ValueError(f"a head with {layer} has no form in convolutions; export it without heatmap")
+
+
+def _convolution(layer: nn.Linear, kernel: tuple[int, int]) -> nn.Conv2d:
+    """A dense layer after a channels-first flatten is a convolution with the same numbers, viewed."""
+    channels = layer.in_features // (kernel[0] * kernel[1])
+    with torch.device("meta"):
+        made = nn.Conv2d(channels, layer.out_features, kernel, bias=layer.bias is not None)
+    made.weight = nn.Parameter(layer.weight.detach().view(made.weight.shape), requires_grad=False)
+    made.bias = layer.bias
+    return made
+
+
+def _normalization(layer: nn.BatchNorm1d) -> nn.BatchNorm2d:
+    with torch.device("meta"):
+        made = nn.BatchNorm2d(layer.num_features, eps=layer.eps, affine=layer.affine)
+    made.weight, made.bias = layer.weight, layer.bias
+    made.running_mean, made.running_var = layer.running_mean, layer.running_var
+    made.num_batches_tracked = layer.num_batches_tracked
+    return made

@@ -1,0 +1,546 @@
+"""Make any classifier fully convolutional: find its dense head, cut it off, and slide it over larger pictures.
+
+`torch.fx` follows the module from images to logits. From the logits backwards its operations are a chain; the first of
+them that reads the whole map (a flatten, a global pool, a convolution as large as the map) begins the head, and all
+before it are the features. The layers of both are the module's own, so parameters are shared and nothing is copied.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Interpreter, Node, Proxy
+from torch.fx.node import map_arg
+from torch.fx.proxy import TraceError
+from torch.nn import functional as F
+
+from convnets_torch.card import Activation, Card
+from convnets_torch.fcn.graph import Layers, count, fields, grid_of, out_of_place, pool_of, step_of, steps_of
+from convnets_torch.fcn.score_map import gather, score_map
+from convnets_torch.fcn.sliding import ELEMENTWISE, is_dense
+from convnets_torch.images.preprocessing import Preprocessing, general
+from convnets_torch.networks.network import MOST_SIDE, Network, Size, check_size
+from convnets_torch.networks.tracing import unwrapped
+
+LAST = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid)  # layers that make probabilities of logits; as the last one, left out
+AVERAGE, MAXIMUM = (nn.AdaptiveAvgPool2d, nn.AvgPool2d), (nn.AdaptiveMaxPool2d, nn.MaxPool2d)
+ADAPTIVE: dict[Any, type[nn.Module]] = {
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    torch._C._nn.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    F.adaptive_max_pool2d: nn.AdaptiveMaxPool2d,
+}
+OVER_THE_MAP: dict[Any, type[nn.Module]] = {
+    torch.mean: nn.AdaptiveAvgPool2d, "mean": nn.AdaptiveAvgPool2d,
+    torch.amax: nn.AdaptiveMaxPool2d, "amax": nn.AdaptiveMaxPool2d,
+}  # fmt: skip
+FLATTENING = (torch.flatten, "flatten", torch.reshape, "reshape", "view", torch.squeeze, "squeeze")
+ACTIVATIONS: dict[Any, Callable[[], nn.Module]] = {
+    F.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU, "relu_": nn.ReLU, torch.tanh: nn.Tanh, "tanh": nn.Tanh,
+    torch.sigmoid: nn.Sigmoid, "sigmoid": nn.Sigmoid, F.sigmoid: nn.Sigmoid,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A module in two parts.
+
+    Attributes:
+        features: images (N, 3, H, W) -> feature map (N, C, h, w).
+        head: feature map of exactly `window` cells -> logits (N, classes).
+        window: (height, width) in cells of the feature map.
+        left_out: the last layer, where it makes probabilities of logits; else None.
+    """
+
+    features: GraphModule
+    head: nn.Sequential
+    window: Size
+    left_out: nn.Module | None
+
+
+def cut(module: nn.Module, images: Tensor) -> Cut:
+    """Cut a classifier into features and head.
+
+    Args:
+        module: in eval mode, images (N, 3, H, W) -> (N, classes).
+        images: two or more of the size that it classifies, on its device.
+
+    Raises:
+        ValueError: it cannot be followed, or does not end in a head that slides; the layer is named.
+    """
+    traced = _followed(module, images)
+    layers = {str(node.target): traced.get_submodule(str(node.target)) for node in _called(traced)}
+    shapes = _shapes(traced, images)
+    [output] = (node.args[0] for node in traced.graph.nodes if node.op == "output")
+    if not isinstance(output, Node) or len(shapes.get(output, ())) != 2:
+        raise ValueError("it does not give logits (N, classes); a classifier of single pictures is wanted")
+    chain = _chain(output, shapes)
+    names = _Names()
+    head, window, left_out = nn.Sequential(), None, None
+    for place, node in enumerate(chain):
+        layer, shape = _layer_of(node, layers, shapes), shapes[_below(node, shapes)]
+        if window is None:
+            begins = _beginning(layer, shape)
+            if begins is not None:
+                cells = _below(node, shapes)
+                window = (shape[2], shape[3])
+                features = _until(cells, traced, layers)
+                for part in begins:
+                    head.add_module(names.of(node, part), part)
+            elif isinstance(layer, AVERAGE[:1] + MAXIMUM[:1]):
+                if _sides(layer) != (shape[2], shape[3]):
+                    raise ValueError(_sizes_for(node, layer, shape, _until(_below(node, shapes), traced, layers)))
+                # as many cells as there are: every one is its own mean
+                node.replace_all_uses_with(_below(node, shapes))
+        elif place == len(chain) - 1 and isinstance(layer, LAST):
+            left_out = layer
+        elif not _does_nothing(layer, shape, head):
+            if not isinstance(layer, (*ELEMENTWISE, nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.Flatten)):
+                raise ValueError(
+                    f"{_title(node)} is {type(layer).__name__ if layer else 'a function'} in the head, which cannot"
+                    " slide; known are Linear, BatchNorm1d, Dropout and activations"
+                )
+            head.add_module(names.of(node, layer), out_of_place(layer))
+    _check_known(_until(output, traced, layers) if window is None else features)
+    if window is None:
+        raise ValueError("no layer reads the whole map: neither a flatten nor a global pool")
+    return Cut(features, head, window, left_out)
+
+
+class _Alone(nn.Module):
+    """The module with images as its only input, whatever else it may take."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Any:
+        return self.module(images)
+
+
+class _Whole(Layers):
+    """Follows a classifier without calling its hooks; questions about shapes are answered as they are at one size."""
+
+    def __init__(self, module: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        self._module, self._images = module, images
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        dense = (nn.Linear, nn.BatchNorm1d, nn.Flatten)
+        kinds = [kind for kind in dense if isinstance(module, kind)]
+        return any(type(module).forward is kind.forward for kind in kinds) or super().is_leaf_module(module, name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return super().call_module(m, m.forward, args, kwargs)
+
+    def to_bool(self, obj: Proxy) -> bool:
+        if not _about_shapes(obj.node):
+            return super().to_bool(obj)
+        with torch.no_grad():
+            return bool(GraphModule(self._module, _graph_until(obj.node))(self._images))
+
+
+def _about_shapes(node: Node) -> bool:
+    if node.op == "call_method" and node.target in ("size", "dim"):
+        return True
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    return bool(node.all_input_nodes) and all(map(_about_shapes, node.all_input_nodes))
+
+
+def _followed(module: nn.Module, images: Tensor) -> GraphModule:
+    """The module as one graph of layers, none of which overwrites its input."""
+    alone = _Alone(module)
+    try:
+        graph = _Whole(alone, images).trace(alone)
+    except (TraceError, TypeError, NotImplementedError, AttributeError, RuntimeError, ValueError, LookupError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"it cannot be followed layer by layer ({reason}); wanted are plain modules without branches that depend"
+            " on their input"
+        ) from None
+    layers: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            layer = alone.get_submodule(str(node.target))
+            node.target = str(node.target).removeprefix("module.")
+            layers[node.target] = out_of_place(layer)
+        elif node.op == "get_attr":
+            raise ValueError(
+                f"it uses {str(node.target).removeprefix('module.')} outside of a layer, which is not known"
+            )
+        elif node.target == "relu_":
+            node.target = "relu"
+        elif node.kwargs.get("inplace"):
+            node.update_kwarg("inplace", False)
+    return GraphModule(layers, graph, type(module).__name__)
+
+
+def _called(traced: GraphModule) -> list[Node]:
+    return [node for node in traced.graph.nodes if node.op == "call_module"]
+
+
+def _shapes(traced: GraphModule, images: Tensor) -> dict[Node, torch.Size]:
+    """Of every map in the graph; numbers that are computed from shapes become the numbers that they are."""
+    recorder = _Recorder(traced)
+    with torch.no_grad():
+        recorder.run(images)
+    for node in traced.graph.nodes:
+        node.args = map_arg(node.args, lambda each: recorder.numbers.get(each, each))
+        node.kwargs = map_arg(node.kwargs, lambda each: recorder.numbers.get(each, each))
+    return recorder.shapes
+
+
+class _Recorder(Interpreter):
+    def __init__(self, traced: GraphModule) -> None:
+        super().__init__(traced)
+        self.shapes: dict[Node, torch.Size] = {}
+        self.numbers: dict[Node, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = value.shape
+        elif isinstance(value, int | float) or (isinstance(value, tuple) and all(type(each) is int for each in value)):
+            self.numbers[n] = tuple(value) if isinstance(value, tuple) else value
+        return value
+
+
+def _below(node: Node, shapes: dict[Node, torch.Size]) -> Node:
+    """The one map that a node of the chain reads."""
+    [below] = (each for each in node.all_input_nodes if each in shapes)
+    return below
+
+
+def _chain(output: Node, shapes: dict[Node, torch.Size]) -> list[Node]:
+    """The operations before the output, as far back as each reads one map alone; in the order in which they run."""
+    chain: list[Node] = []
+    node = output
+    while node.op != "placeholder":
+        below = [each for each in node.all_input_nodes if each in shapes]
+        if len(below) != 1:
+            break
+        chain.append(node)
+        [node] = below
+    return chain[::-1]
+
+
+def _layer_of(node: Node, layers: dict[str, Any], shapes: dict[Node, torch.Size]) -> nn.Module | None:
+    """The layer that a node is, or that its function stands for; None where there is none."""
+    named: dict[str, Any] = dict(node.kwargs)
+    second: Any = (*node.args[1:2], named.get("dim", named.get("output_size")))[0]
+    if node.op == "call_module":
+        return layers[str(node.target)]
+    if node.target in FLATTENING:
+        below, shape = shapes[_below(node, shapes)], shapes[node]
+        return nn.Flatten() if len(shape) == 2 and shape[0] == below[0] else None
+    if node.target in ACTIVATIONS:
+        return ACTIVATIONS[node.target]()
+    if node.target in ADAPTIVE:
+        return ADAPTIVE[node.target](second)
+    if node.target in OVER_THE_MAP:
+        whole = isinstance(second, list | tuple) and sorted(axis % 4 for axis in second) == [2, 3]
+        return OVER_THE_MAP[node.target](1) if whole else None
+    if node.target is F.dropout and not named.get("training"):
+        return nn.Dropout(named["p"]).eval()
+    if node.target in (F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax"):
+        kind = nn.LogSoftmax if "log" in getattr(node.target, "__name__", str(node.target)) else nn.Softmax
+        return kind(dim=second)
+    return pool_of(node)
+
+
+def _beginning(layer: nn.Module | None, shape: torch.Size) -> tuple[nn.Module, ...] | None:
+    """The first layers of a head, if this one reads the whole map of cells (N, C, h, w)."""
+    if len(shape) != 4:
+        return None
+    cells = (shape[2], shape[3])
+    if isinstance(layer, nn.Flatten):
+        return (nn.Flatten(),)
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size == cells != (1, 1) and is_dense(layer):
+        return (layer,)
+    if isinstance(layer, nn.AdaptiveMaxPool2d) and _sides(layer) == (1, 1):
+        return (nn.MaxPool2d(cells, stride=1), nn.Flatten())
+    one = isinstance(layer, nn.AdaptiveAvgPool2d) and _sides(layer) == (1, 1)
+    if isinstance(layer, nn.AvgPool2d):
+        one = (
+            _pair(layer.kernel_size) == cells != (1, 1)
+            and _pair(layer.padding) == (0, 0)
+            and not layer.divisor_override
+        )
+    return (nn.AvgPool2d(cells, stride=1), nn.Flatten()) if one else None
+
+
+def _does_nothing(layer: nn.Module | None, shape: torch.Size, head: nn.Sequential) -> bool:
+    """Whether a layer of the head changes nothing: a second flatten, a pool of single cells."""
+    if isinstance(layer, nn.Flatten):
+        return any(isinstance(each, nn.Flatten) for each in head)
+    if isinstance(layer, nn.Identity):
+        return True
+    return isinstance(layer, AVERAGE + MAXIMUM) and len(shape) == 4 and tuple(shape[2:]) == (1, 1)
+
+
+def _sides(layer: nn.Module) -> tuple[int | None, int | None]:
+    return _pair(layer.output_size)
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    return (value, value) if isinstance(value, int) or value is None else (value[0], value[1])
+
+
+def _sizes_for(node: Node, layer: nn.Module, shape: torch.Size, features: nn.Module) -> str:
+    """A sentence on an adaptive pool that does not leave the map as it is, with the sizes for which it would."""
+    steps, ranges = steps_of(features), []
+    for axis, cells in enumerate(_sides(layer)):
+        least, most = (
+            bisect_left(range(MOST_SIDE), wanted, key=lambda side: count(steps, side, axis))
+            for wanted in (cells or 1, (cells or MOST_SIDE) + 1)
+        )
+        ranges.append(f"{least} to {most - 1}")
+    wanted = " x ".join(map(str, _sides(layer)))
+    return (
+        f"{_title(node)} makes {wanted} cells of {shape[2]} x {shape[3]}, which mixes cells unevenly; give a size of"
+        f" {ranges[0]} pixels in height and {ranges[1]} in width"
+    )
+
+
+def _check_known(features: GraphModule) -> None:
+    """ValueError that names the first operation that does not keep to a window of cells, and what it belongs to."""
+    numbers: dict[Node, int] = {}
+    for node in features.graph.nodes:
+        if node.op == "output":
+            break
+        numbers[node] = len(numbers)
+        try:
+            step_of(node, features, numbers)
+        except ValueError as error:
+            around = [
+                kind for path, kind in node.meta.get("nn_module_stack", {}).values() if path != f"module.{_title(node)}"
+            ]
+            raise ValueError(f"{error} (in {around[-1].__name__})" if around else str(error)) from None
+
+
+def _title(node: Node) -> str:
+    return str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
+
+
+class _Names:
+    """Names of the head's layers: the module's own with _ for a dot, each once."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def of(self, node: Node, layer: nn.Module) -> str:
+        name = str(node.target).replace(".", "_") if node.op == "call_module" else node.name
+        if name in self._taken:
+            name = f"{name}_{type(layer).__name__.lower()}"
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
+
+
+def _graph_until(last: Node) -> Graph:
+    """A graph of what a node is computed from."""
+    wanted, left = set(), [last]
+    while left:
+        node = left.pop()
+        if node not in wanted:
+            wanted.add(node)
+            left.extend(node.all_input_nodes)
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    for node in last.graph.nodes:
+        if node in wanted:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[last])
+    return graph
+
+
+def _until(last: Node, traced: GraphModule, layers: dict[str, Any]) -> GraphModule:
+    """The module from images to a node's map."""
+    graph = _graph_until(last)
+    used = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    return GraphModule({name: layers[name] for name in used}, graph, type(traced).__name__)
+
+
+# Of the largest value, for sums in another order. Half precision has 8 or 11 bits; on GPUs, convolutions of float32
+# have 11 bits too, unless the user asked for more.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+ON_GPU = 1e-2
+
+
+class Densified(Network):
+    """The features and the head of another module, whose layers it shares.
+
+    Attributes:
+        classes: how many there are.
+        left_out: the module's last layer, where it makes probabilities of logits and is therefore not in the head.
+    """
+
+    classes: int
+    head: nn.Sequential
+    left_out: nn.Module | None
+
+    def __init__(self, module: nn.Module, size: Size) -> None:
+        """As `convnets_torch.densify` says, without a card."""
+        super().__init__()
+        try:
+            self.size = check_size(size)
+            images = _images(module, self.size)
+            wanted = _logits(module, images)
+            parts = cut(module, images)
+            steps = steps_of(parts.features)
+            down, across = fields(steps)
+            if down.stride != across.stride:
+                raise ValueError(f"cells are {down.stride} pixels apart vertically and {across.stride} horizontally")
+        except ValueError as error:
+            raise ValueError(f"{type(module).__name__} cannot be made dense: {error}") from None
+        self.features, self.head, self.window = parts.features, parts.head, parts.window
+        self.stride, self.classes = down.stride, wanted.shape[1]
+        self.left_out = parts.left_out
+        self.eval()
+        self._prove(wanted, images)
+
+    def _prove(self, wanted: Tensor, images: Tensor) -> None:
+        """ValueError unless the answers are the module's, and those of larger images the head's on every crop."""
+        larger = _noise((self.size[0] + self.stride, self.size[1] + self.stride), images)[:1]
+        with torch.no_grad():
+            found = self(images)
+            _compare(found if self.left_out is None else self.left_out(found), wanted, "the module's answers")
+            cells = self.features(larger)
+            crops = [
+                self.head(cells[:, :, row : row + self.window[0], column : column + self.window[1]])
+                for row, column in product(*(range(cells.shape[2 + axis] - self.window[axis] + 1) for axis in (0, 1)))
+            ]
+            found = score_map(self, larger)
+            _compare(found.flatten(2), torch.stack(crops, dim=2), "its head on crops of the feature map")
+            grid, height = grid_of(self), larger.shape[2]
+            strips = (larger[:, :, top : top + height // 2] for top in range(0, height, height // 2))
+            _compare(gather(grid, strips, *larger.shape[2:]), found, "its answers in one pass, in strips of rows")
+
+
+def _images(module: nn.Module, size: Size) -> Tensor:
+    """What the module can be tried on, if it can be tried at all."""
+    lazy = [name for name, part in module.named_modules() if getattr(part, "has_uninitialized_params", bool)()]
+    if lazy:
+        raise ValueError(f"{lazy[0]} has no parameters yet; run the module once on images of its size")
+    parameters = [parameter for parameter in module.parameters() if parameter.dtype in TOLERANCES]
+    if not parameters:
+        raise ValueError("it has no parameters in floating point")
+    training = [name or "the module" for name, part in module.named_modules() if part.training]
+    if training:
+        raise ValueError(
+            f"{training[0]} is in training mode, where dropout and batch normalisation answer otherwise; call eval()"
+        )
+    return _noise(size, parameters[0])
+
+
+def _noise(size: Size, like: Tensor) -> Tensor:
+    """Two pictures of the device and kind of number of `like`."""
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+
+
+def _logits(module: nn.Module, images: Tensor) -> Tensor:
+    shape = tuple(images.shape)
+    try:
+        with torch.no_grad():
+            logits = module(images)
+    except (RuntimeError, AssertionError, ValueError, TypeError, LookupError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"it does not take images {shape} ({reason}); give the size that it classifies") from None
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != shape[0]:
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"it gives {given} for images {shape}; logits (N, classes) are wanted")
+    if not torch.isfinite(logits).all():
+        raise ValueError("its answers to random images are not finite, so nothing can be proven")
+    return logits
+
+
+def _compare(found: Tensor, wanted: Tensor, of_what: str) -> None:
+    tolerance = TOLERANCES[wanted.dtype]
+    if wanted.is_cuda:
+        tolerance = max(tolerance, ON_GPU) if wanted.dtype != torch.float64 else tolerance
+    difference, largest = float((found - wanted).abs().max()), float(wanted.abs().max())
+    if found.shape != wanted.shape or not difference <= tolerance * largest:
+        raise ValueError(
+            f"the dense network differs from {of_what} by {difference:.3g} where values reach {largest:.3g}: an"
+            " operation in the module is not what it seems; nothing is returned"
+        )
+
+
+# The last layer of a module -> what makes the same probabilities of logits.
+LEFT_OUT: dict[type, Activation] = {nn.Softmax: "softmax", nn.LogSoftmax: "softmax", nn.Sigmoid: "sigmoid"}
+
+
+def densify(
+    module: nn.Module,
+    size: int | tuple[int, int] = 224,
+    *,
+    preprocessing: str | Preprocessing | None = None,
+    classes: str | Sequence[str] | None = None,
+    activation: Activation = "softmax",
+) -> Network:
+    """Turn a trained classifier of one's own into a network with `features`, `head` and `window`.
+
+    Taken are modules that `torch.fx` can follow, made of convolutions, pools, batch normalisation, activations, sums
+    and concatenations, with a head of dense layers on a flatten or a global pool: plain `nn.Sequential`, most modules
+    with a `forward` of their own, torchvision's AlexNet, VGG, ResNet, ResNeXt, DenseNet and MobileNetV2, timm's VGG
+    and ResNet. That the answers are equal is tried out on random images before anything is returned; the module's hooks
+    see those.
+
+    The layers are the module's own: training the one trains the other, and `train()` on either switches those of both.
+    The module itself is left as it was. Activations that overwrite their input do so in the module, not in the network.
+
+    Args:
+        module: images (N, 3, H, W) -> logits (N, classes), in eval mode; stays on its device.
+        size: pixels of the images that it classifies, a side or (height, width).
+        preprocessing: how pictures become its input: "torchvision", "unit" or another of `preprocessing.GENERAL`, or a
+            `Preprocessing` of the same size. Then the network has a card, and `classify` and `heatmap` take pictures.
+        classes: "imagenet-1k", or a name for each; for the card.
+        activation: what makes probabilities of the logits: "softmax", "sigmoid" or "none". A last layer of the module
+            that does this (Softmax, LogSoftmax, Sigmoid) is left out of the network, which gives logits.
+
+    Returns:
+        The network in eval mode, for `score_map` and all else. `save` refuses it: keep the module's state_dict.
+
+    Raises:
+        ValueError: the module is in training mode, holds a layer that does not keep to a window of cells
+            (squeeze-and-excitation, attention, pools with ceil_mode), or has a head that cannot slide, each by
+            name; or it answers otherwise than the network does, or does not fit `size` or the card.
+
+    >>> import torch
+    >>> from convnets_torch import score_map
+    >>> layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(8 * 8 * 8, 5)]
+    >>> network = densify(nn.Sequential(*layers).eval(), 32)
+    >>> score_map(network, torch.zeros(1, 3, 64, 96)).shape, network.stride, network.window
+    (torch.Size([1, 5, 9, 17]), 4, (8, 8))
+    """
+    sides = size if isinstance(size, tuple) else (size, size)
+    if classes is not None and preprocessing is None:
+        raise ValueError("classes are given, but no preprocessing; both stand in the card, so give both")
+    module = unwrapped(module)
+    network = Densified(module, sides)
+    last = type(network.left_out)
+    if activation != LEFT_OUT.get(last, activation):
+        raise ValueError(
+            f"{type(module).__name__} ends in {last.__name__}, but activation is {activation!r}; give"
+            f" {LEFT_OUT[last]!r}"
+        )
+    if preprocessing is not None:
+        rule = preprocessing
+        if isinstance(rule, str):
+            rule = general(rule, sides[0] if sides[0] == sides[1] else sides)
+        if rule.shape != sides:
+            raise ValueError(
+                f"the preprocessing makes images of {rule.shape} pixels, but size is {sides}; give one size"
+            )
+        names: Any = classes if classes is None or isinstance(classes, str) else tuple(classes)
+        network.card = Card(type(module).__name__, {"classes": network.classes}, rule, names, activation)
+    return network

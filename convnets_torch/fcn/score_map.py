@@ -1,0 +1,92 @@
+"""The network at every position of images of any size: logits as a map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from convnets_torch.fcn.graph import Grid, grid_of
+from convnets_torch.fcn.memory import parse_bytes, strip_rows
+from convnets_torch.fcn.sliding import slide
+from convnets_torch.fcn.streaming import Stream
+from convnets_torch.networks.network import NO_HEAD, Network, as_network
+
+
+def score_map(
+    network: Network, images: Tensor, *, cell_stride: int | None = None, max_memory: int | str | None = None
+) -> Tensor:
+    """Logits at every position where the network's head fits on its feature map.
+
+    Cell (i, j) is exactly `head` on its crop of the feature map. It is not the classification of the crop of the
+    image that begins at (i * stride, j * stride), unless the network pads nowhere: padded convolutions see the
+    neighbours where a crop would see zeros (docs/heatmaps.md measures how much that is).
+
+    Args:
+        network: any network with `features`, `head`, `window`, `size`.
+        images: (N, 3, H, W), at least `network.size`, normalised as the weights want it.
+        cell_stride: pixels between neighbouring cells, for a denser map than the network's own (`network.stride`):
+            the last strides are removed and what follows is dilated, so that every (stride / cell_stride)-th row and
+            column is the map without it. `cell_strides(network)` lists what can be had.
+        max_memory: bytes, or words such as "1GB", that activations may take: images that need more go through in
+            strips, with the same numbers. It holds where no gradients are recorded; images, weights and the result
+            are not counted.
+
+    Returns:
+        Logits (N, classes, h, w); (N, classes, 1, 1) at the network's own size, equal to `network(images)`.
+
+    Raises:
+        ValueError: the images are smaller than the network's own size, the network has no head, cannot give this
+            stride, or is in training mode where strips or strides were asked for; or the memory is too little for
+            strips of a few rows (the least that works is named).
+
+    >>> import torch
+    >>> from convnets_torch.networks import vgg16
+    >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 4), hidden=(8, 8))
+    >>> score_map(narrow, torch.zeros(1, 3, 288, 352)).shape
+    torch.Size([1, 10, 3, 5])
+    """
+    network = as_network(network)
+    if network.head is None:
+        raise ValueError(NO_HEAD)
+    height, width = images.shape[-2:]
+    if height < network.size[0] or width < network.size[1]:
+        raise ValueError(
+            f"images are {height}x{width} pixels (height x width), but the network needs at least"
+            f" {network.size[0]}x{network.size[1]}; enlarge them"
+        )
+    if cell_stride in (None, network.stride) and max_memory is None:
+        return slide(network.head, network.features(images), network.window)
+    if network.training:
+        raise ValueError("the network is in training mode, where strips and strides change the answer; call eval()")
+    grid = grid_of(network, cell_stride)
+    rows = height
+    if max_memory is not None:
+        shape = (images.shape[0], height, width)
+        rows = strip_rows(grid, shape, images.dtype, parse_bytes(max_memory))
+    strips = (images[:, :, top : top + rows] for top in range(0, height, rows))
+    return gather(grid, strips, height, width)
+
+
+def gather(grid: Grid, strips: Iterator[Tensor], height: int, width: int) -> Tensor:
+    """The map of images that come in strips.
+
+    Args:
+        grid: of the network.
+        strips: (N, 3, rows, W) each, `height` rows in all.
+        height, width: of the images.
+    """
+    stream, above, whole = Stream(grid.steps), 0, None
+    for strip in strips:
+        above += strip.shape[2]
+        found = stream.push(strip, last=above == height)
+        if found is None:
+            continue
+        if above == height and whole is None:
+            return found
+        if whole is None:
+            whole, row = found.new_empty((*found.shape[:2], *grid.shape(height, width))), 0
+        whole[:, :, row : row + found.shape[2]] = found
+        row += found.shape[2]
+    assert whole is not None
+    return whole

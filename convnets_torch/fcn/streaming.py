@@ -1,0 +1,229 @@
+"""Steps run on strips of rows: the same map as in one pass, without ever holding all of it.
+
+Every layer that reads a window keeps the last rows of its input that later windows still need, and gives the rows of
+its own map as soon as they are complete. Nothing is computed twice, so there are no halos, and the borders of the
+picture are those of one pass: the rows of padding come before the first strip and after the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convnets_torch.fcn.graph import Step, Window
+from convnets_torch.networks.packed import PackedConv2d
+
+
+class Stream:
+    """Steps that take strips of images one after the other.
+
+    >>> from torch import nn
+    >>> from convnets_torch.fcn.graph import steps_of
+    >>> layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    >>> images = torch.randn(1, 3, 11, 8)
+    >>> stream = Stream(steps_of(layers))
+    >>> strips = [stream.push(images[:, :, :4]), stream.push(images[:, :, 4:], last=True)]
+    >>> [tuple(strip.shape) for strip in strips]
+    [(1, 4, 1, 4), (1, 4, 4, 4)]
+    >>> torch.testing.assert_close(torch.cat(strips, dim=2), layers(images))
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._steps = steps
+        self._readers = [sum(number in step.inputs for step in steps) for number in range(len(steps))]
+        self._rows = [_Rows(step.window) if _reads(step) else None for step in steps]
+        self._waiting: list[list[Tensor | None]] = [[None] * len(step.inputs) for step in steps]
+
+    def push(self, strip: Tensor, *, last: bool = False) -> Tensor | None:
+        """Take the next rows of the images.
+
+        Args:
+            strip: (N, C, rows, W).
+            last: whether the images end here.
+
+        Returns:
+            The rows of the map that are complete now and were not before, (N, channels, rows, w); None for no row.
+        """
+        maps: list[Tensor | None] = []
+        left = list(self._readers)
+        for number, step in enumerate(self._steps):
+            below = []
+            for each in step.inputs:
+                below.append(maps[each])
+                left[each] -= 1
+                if not left[each]:  # memory goes back as soon as nobody reads the map any more
+                    maps[each] = None
+            maps.append(strip if step.kind == "images" else self._step(number, step, below, last))
+            if not number:
+                del strip
+        return maps[-1]
+
+    def _step(self, number: int, step: Step, below: list[Tensor | None], last: bool) -> Tensor | None:
+        if step.kind in ("sum", "cat"):
+            return self._joined(number, step, below)
+        rows = self._rows[number]
+        if rows is not None:
+            padded = rows.take(below, last, fill=-torch.inf if step.kind == "max" else 0.0)
+            return None if padded is None else _windows(step, padded)
+        cells = below.pop()
+        return None if cells is None or step.layer is None else step.layer(cells)
+
+    def _joined(self, number: int, step: Step, below: list[Tensor | None]) -> Tensor | None:
+        """Branches are ahead of each other by some rows; what all of them have is joined, the rest waits."""
+        waiting = self._waiting[number]
+        for place, strip in enumerate(below):
+            if strip is not None:
+                kept = waiting[place]
+                waiting[place] = strip if kept is None else torch.cat([kept, strip], dim=2)
+        del below
+        complete = [strip for strip in waiting if strip is not None]
+        if len(complete) < len(waiting):
+            return None
+        rows = min(strip.shape[2] for strip in complete)
+        ready = [strip[:, :, :rows] for strip in complete]
+        # clones, since a view would keep all of the strip in memory
+        self._waiting[number] = [strip[:, :, rows:].clone() if strip.shape[2] > rows else None for strip in complete]
+        return torch.cat(ready, dim=1) if step.kind == "cat" else ready[0] + ready[1]
+
+
+@dataclass
+class _Padded:
+    """Rows of a map with the padding above and below, for a whole number of windows.
+
+    Attributes:
+        cells: (N, C, rows, W), without the padding at the sides.
+        around: (top, bottom) rows of the padding that `cells` still lacks; not 0 only where all of the map is there.
+        real: (first, end) of the rows of the map itself, counted in `cells`; beyond them is padding.
+    """
+
+    cells: Tensor
+    around: tuple[int, int]
+    real: tuple[int, int]
+
+
+class _Rows:
+    """The rows of its input that a layer has been given and still needs, counted with the padding on top."""
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+        self._kept: Tensor | None = None
+        self._first = 0  # the padded row with which `_kept` begins
+        self._end = 0  # the padded row after those that have been given
+        self._given = 0  # rows of the map itself that have been given
+        self._output = 0  # the row of windows that comes next
+
+    def take(self, below: list[Tensor | None], last: bool, fill: float) -> _Padded | None:
+        """Add rows (`below` is emptied, so that nothing else holds them), give what complete windows read."""
+        strip = below.pop()
+        window, top, bottom = self._window, *self._window.padding[:2]
+        if strip is None and (self._kept is None or not last):
+            return None
+        if self._kept is None and strip is not None:
+            if last:  # all of the map at once: the layer pads by itself
+                complete = window.count(strip.shape[2], 0) > 0
+                return _Padded(strip, (top, bottom), (0, strip.shape[2])) if complete else None
+            self._kept, self._end = _filled(strip, top, fill), top
+        assert self._kept is not None
+        pieces = [self._kept]
+        if strip is not None:
+            self._given += strip.shape[2]
+            self._end += strip.shape[2]
+            pieces.append(strip)
+        if last:
+            pieces.append(_filled(self._kept, bottom, fill))
+            self._end += bottom
+        del strip
+        self._kept = None
+        pieces = [piece for piece in pieces if piece.shape[2]] or pieces[:1]
+        cells = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+        pieces.clear()
+        first, begin = self._first, self._output * window.stride[0]
+        outputs = max(0, (self._end - window.reach(0)) // window.stride[0] + 1 - self._output)
+        self._output += outputs
+        self._first = min(self._output * window.stride[0], self._end)
+        if not last:  # a clone, since a view would keep all of the strip in memory
+            self._kept = cells[:, :, self._first - first :].clone()
+        if not outputs:
+            return None
+        until = begin + (outputs - 1) * window.stride[0] + window.reach(0)
+        real = (max(0, top - begin), min(until, top + self._given) - begin)
+        return _Padded(cells[:, :, begin - first : until - first], (0, 0), real)
+
+
+def _filled(sample: Tensor, rows: int, fill: float) -> Tensor:
+    """Rows of one value, laid out in memory as the sample is: joined to it, they change nothing about that."""
+    batch, channels, _, width = sample.shape
+    if sample.stride(1) == 1:  # the channels of a cell side by side
+        return sample.new_full((batch, rows, width, channels), fill).permute(0, 3, 1, 2)
+    return sample.new_full((batch, channels, rows, width), fill)
+
+
+def _reads(step: Step) -> bool:
+    return step.kind in ("conv", "max", "average", "pad", "head")
+
+
+def _windows(step: Step, padded: _Padded) -> Tensor:
+    """The layer on complete rows, padded at the sides."""
+    window, cells = step.window, padded.cells
+    (top, bottom), (left, right) = padded.around, window.padding[2:]
+    if step.kind == "head" and step.layer is not None:
+        return step.layer(cells)
+    if step.kind == "pad":
+        return F.pad(cells, (left, right, top, bottom))
+    if step.kind == "average":
+        return _means(step, padded)
+    if step.kind == "conv":
+        layer = step.layer
+        assert isinstance(layer, nn.Conv2d | PackedConv2d)
+        if top == bottom and left == right:
+            padding = (top, left)
+        else:
+            cells, padding = F.pad(cells, (left, right, top, bottom)), (0, 0)
+        if isinstance(layer, PackedConv2d):
+            return layer.convolve(cells, window.stride, padding, window.dilation)
+        return F.conv2d(cells, layer.weight, layer.bias, window.stride, padding, window.dilation, layer.groups)
+    if window.dilation == (1, 1) and (top in (0, left)):
+        return F.max_pool2d(cells, window.kernel, window.stride, (top, left))
+    cells = F.pad(cells, (left, right, top, bottom), value=-torch.inf)
+    return F.max_pool2d(cells, window.kernel, window.stride, 0, window.dilation)
+
+
+def _means(step: Step, padded: _Padded) -> Tensor:
+    """Average pooling, dilated too: sums of shifted rows, then of shifted columns, over how many cells there were."""
+    layer, window, cells = step.layer, step.window, padded.cells
+    assert isinstance(layer, nn.AvgPool2d)
+    (top, bottom), (left, right) = padded.around, window.padding[2:]
+    if window.dilation == (1, 1) and (top, bottom) == window.padding[:2]:
+        counted = (layer.count_include_pad, layer.divisor_override)
+        return F.avg_pool2d(cells, window.kernel, window.stride, (top, left), False, *counted)
+    real = torch.zeros(cells.shape[2] + top + bottom), torch.zeros(cells.shape[3] + left + right)
+    real[0][top + padded.real[0] : top + padded.real[1]] = 1
+    real[1][left : left + cells.shape[3]] = 1
+    cells = F.pad(cells, (left, right, top, bottom))
+    cells = _sums(_sums(cells, window, 0), window, 1)
+    if layer.divisor_override or layer.count_include_pad:
+        return cells / (layer.divisor_override or window.kernel[0] * window.kernel[1])
+    counts = _sums(real[0].view(1, 1, -1, 1), window, 0) * _sums(real[1].view(1, 1, 1, -1), window, 1)
+    return cells / counts.to(dtype=cells.dtype, device=cells.device)
+
+
+def _sums(cells: Tensor, window: Window, axis: int) -> Tensor:
+    """Sums over windows along one axis."""
+    apart, stride = window.dilation[axis], window.stride[axis]
+    outputs = (cells.shape[2 + axis] - window.reach(axis)) // stride + 1
+    shifted = (
+        cells.narrow(2 + axis, place * apart, (outputs - 1) * stride + 1)[_every(stride, axis)]
+        for place in range(window.kernel[axis])
+    )
+    total = next(shifted).clone()
+    for each in shifted:
+        total += each
+    return total
+
+
+def _every(stride: int, axis: int) -> tuple[slice, ...]:
+    return (slice(None),) * (2 + axis) + (slice(None, None, stride),)

@@ -1,0 +1,562 @@
+"""Run one picture through a network in passes, and resume a map that was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convnets_torch import files
+from convnets_torch.card import Card
+from convnets_torch.fcn.graph import Grid, grid_of
+from convnets_torch.fcn.memory import in_words, parse_bytes, peak_bytes, strip_rows
+from convnets_torch.fcn.sliding import slide
+from convnets_torch.fcn.streaming import Stream
+from convnets_torch.files import alone_in, check_own_folder, make_folder, open_own, opened_path, replacing
+from convnets_torch.heatmaps.maps import Heatmap
+from convnets_torch.heatmaps.scales import Fuse, Scales, fused, placement_of, size_seen, sizes_of, view_of
+from convnets_torch.images.decoding import Least, Reading, picture_name, warn
+from convnets_torch.images.levels import Background, Depth, said_levels
+from convnets_torch.images.preprocessing import Pair, Pixels, Preprocessing, normalize
+from convnets_torch.images.resizing import normalized
+from convnets_torch.images.sources import Resized, Sliceable, Source, open_with_remarks
+from convnets_torch.inference.classification import card_of, probabilities, to_parameters
+from convnets_torch.inference.pipeline import Mappable
+from convnets_torch.inference.prepare import RuntimeRemark
+from convnets_torch.networks import Network
+from convnets_torch.npz import read_npz
+from convnets_torch.wordnet.targets import Target
+
+FAINT = 0.1  # probability
+LARGE = 4  # windows along the longer side of a picture
+MEMORY = "1GB"  # of activations, unless more is allowed
+
+Shared = dict[str, Any]  # what all kinds of maps of one pass share, by the names of `CellMap`
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a picture is run; `heatmaps.heatmap` says what each means."""
+
+    longest_side: int | None = None
+    upscale: bool = False
+    cell_stride: int | None = None
+    max_memory: int | str | None = MEMORY
+    resume: str | os.PathLike[str] | None = None
+    progress: Progress | None = None
+    max_pixels: int | None = None
+    allow_truncated: bool = False
+    scales: Scales | None = None
+    depth: Depth = None
+    background: Background = None
+
+    def reading(self, exif: bool, least: Least = None) -> Reading:
+        """How its picture is decoded, as `images.Reading` says."""
+        return Reading(exif, self.max_pixels, self.allow_truncated, self.depth, self.background, least)
+
+    @property
+    def memory(self) -> int | None:
+        """`max_memory` as a number of bytes.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return None if self.max_memory is None else parse_bytes(self.max_memory)
+
+
+def run(network: Mappable, image: Sliceable, wanted: Wanted, options: Options) -> list[tuple[Shared, Kept]]:
+    """Open a picture and run it: for each scale what all kinds of maps share, and what was kept of the cells.
+
+    Raises:
+        OSError, ValueError: as `heatmaps.heatmap`.
+    """
+    rule = card_of(network).preprocessing
+    grid = grid_for(network, options.cell_stride)
+    opened = open_with_remarks(image, options.reading(rule.exif))
+    warn(opened.remarks)
+    source = opened.source
+    sizes = sizes_to_run(network, source.shape, picture_name(image), options)
+    return run_sizes(network, grid, source, sizes, wanted, options)
+
+
+def sizes_to_run(network: Mappable, size: Pair, name: str, options: Options) -> list[Pair]:
+    """(height, width) in pixels at which the network is to see a picture of `size`, one for each scale.
+
+    Raises:
+        ValueError: the picture is too small for it, or the scales are none.
+    """
+    base = size_seen(size, network, name, options.longest_side, options.upscale)
+    return [base] if options.scales is None else sizes_of(options.scales, base, network.size)
+
+
+def run_sizes(
+    network: Mappable, grid: Grid, source: Source, sizes: Sequence[Pair], wanted: Wanted, options: Options
+) -> list[tuple[Shared, Kept]]:
+    """Run a picture at several sizes: for each what all kinds of maps share, and what was kept of the cells."""
+    card = card_of(network)
+    picture = view_of(source)
+    totals = [grid.shape(*size)[0] for size in sizes]
+    found = []
+    for place, size in enumerate(sizes):
+        seen = at_size(source, size, card)
+        store = Store()
+        if options.resume is not None:
+            folder = make_folder(options.resume, "." if options.scales is None else f"scale-{place}")
+            store = FolderStore(
+                folder,
+                fingerprint(network, grid, seen, wanted, said_levels(options.depth, options.background)),
+                wanted,
+                card.classes,
+            )
+        report = None if options.progress is None else _shifted(options.progress, sum(totals[:place]), sum(totals))
+        try:
+            kept = run_pass(network, grid, seen, card, wanted, max_memory=options.memory, store=store, progress=report)
+        finally:
+            if isinstance(store, FolderStore):
+                store.close()
+        found.append((shared_by_maps(network, grid, source.shape, size, picture, kept), kept))
+    return found
+
+
+def at_size(source: Source, size: Pair, card: Card) -> Source:
+    """A picture at the size at which the network is to see it."""
+    return source if size == source.shape else Resized(source, size, card.preprocessing.interpolation)
+
+
+def shared_by_maps(network: Mappable, grid: Grid, size: Pair, seen: Pair, picture: Pixels, kept: Kept) -> Shared:
+    """What all kinds of maps share of a picture of `size` that the network saw as `seen`, (height, width) each."""
+    card = card_of(network)
+    return {
+        "picture": picture,
+        "placement": placement_of(grid, network, size, seen, card.preprocessing.interpolation),
+        "best_ids": np.moveaxis(kept["best_ids"], 0, -1),
+        "best_probabilities": np.moveaxis(kept["best"], 0, -1),
+        "card": card,
+    }
+
+
+def heatmaps_of(passes: Sequence[tuple[Shared, Kept]], targets: Sequence[Target], fuse: Fuse) -> list[Heatmap]:
+    """The map of each target, fused of those of all scales."""
+    return [
+        fused([Heatmap(**shared, values=kept["sums"][place], target=found) for shared, kept in passes], fuse)
+        for place, found in enumerate(targets)
+    ]
+
+
+def faint_remark(network: Mappable, image: Sliceable, maps: Sequence[Heatmap], options: Options) -> tuple[str, ...]:
+    """A remark on maps of a large picture's file that are nowhere strong, where one scale alone was looked at."""
+    size = max(maps[0].placement.seen)
+    faint = [found for found in maps if found.values.max() < FAINT]
+    if options.scales is not None or size < LARGE * max(network.size) or not faint:
+        return ()
+    if not isinstance(image, str | os.PathLike):
+        return ()
+    words = ", ".join(found.target.label for found in faint)
+    highest = max(float(found.values.max()) for found in faint)
+    return (
+        f"{picture_name(image)}: {words} is nowhere more probable than {highest:.2g}; what is larger than a window of"
+        f" {network.size[0]}x{network.size[1]} of {size} pixels is not recognised in it; look at several scales"
+        " (scales='auto', --scales auto)",
+    )
+
+
+def _shifted(progress: Progress, before: int, whole: int) -> Progress:
+    """Progress of one of several passes, as progress of all of them."""
+    return lambda done, _: progress(before + done, whole)
+
+
+BEST = 5  # classes that are kept of every cell
+
+Kept = dict[str, NDArray[Any]]  # arrays whose last two axes are rows and columns of cells
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is kept of the probabilities of all classes.
+
+    Attributes:
+        targets: the sum over each one's classes.
+        allowed: the best of these classes; None for no class map.
+        everything: all of them.
+    """
+
+    targets: Sequence[Target] = ()
+    allowed: Sequence[int] | None = None
+    everything: bool = False
+
+    def keep(self, chances: Tensor) -> Kept:
+        """The arrays "sums" (targets, h, w), "best_ids" and "best" (k, h, w), "winner_ids" and "winners" (h, w), "all".
+
+        Args:
+            chances: (classes, h, w) float32.
+        """
+        kept: dict[str, Tensor] = {}
+        # Rounding alone can bring the sum of all classes above 1.
+        sums = [chances[list(target.class_ids)].sum(dim=0).clamp(max=1) for target in self.targets]
+        kept["sums"] = torch.stack(sums) if sums else chances[:0]
+        best, best_ids = chances.topk(min(BEST, len(chances)), dim=0)
+        kept |= {"best": best, "best_ids": best_ids.int()}
+        if self.allowed is not None:
+            winners, places = chances[list(self.allowed)].max(dim=0)
+            kept |= {"winners": winners, "winner_ids": torch.as_tensor(self.allowed)[places.cpu()]}
+        if self.everything:
+            kept["all"] = chances
+        return {name: tensor.cpu().numpy() for name, tensor in kept.items()}
+
+
+class Store:
+    """Where finished rows of a map are kept, so that an interrupted run can go on; this one keeps nothing."""
+
+    def load(self, size: tuple[int, int]) -> list[Kept]:
+        """What earlier runs finished, rows in order from the first, for a map of so many rows and columns."""
+        return []
+
+    def add(self, first: int, kept: Kept) -> None:
+        """Rows that were finished, from row `first` on."""
+
+
+def network_of(network: Mappable) -> Network:
+    """The network itself, or the one whose score maps an engine gives.
+
+    Raises:
+        ValueError: the engine classifies.
+    """
+    if isinstance(network, nn.Module):
+        return network
+    if network.mapped is None:
+        raise ValueError(
+            f"the engine classifies; for maps make one with engine(network, {network.name!r}, heatmap=True)"
+        )
+    return network.mapped
+
+
+def grid_for(network: Mappable, cell_stride: int | None) -> Grid:
+    """The cells of a network's map, or of its engine's.
+
+    Raises:
+        ValueError: as `grid_of`; or another stride than the network's own is wanted of an engine.
+    """
+    own = network_of(network)
+    if network is not own and cell_stride not in (None, own.stride):
+        raise ValueError(
+            f"an engine gives a cell for every {own.stride} pixels; for a cell stride of {cell_stride} take the network"
+            " itself"
+        )
+    return grid_of(own, cell_stride)
+
+
+def dtype_of(network: Mappable) -> torch.dtype:
+    """The kind of number of a network's activations, or an engine's."""
+    return next(network.parameters()).dtype if isinstance(network, nn.Module) else network.dtype
+
+
+def run_pass(
+    network: Mappable,
+    grid: Grid,
+    source: Source,
+    card: Card,
+    wanted: Wanted,
+    *,
+    max_memory: int | None = None,
+    store: Store | None = None,
+    progress: Progress | None = None,
+) -> Kept:
+    """Run a network over a picture and keep what is wanted.
+
+    Args:
+        network: in eval mode, or its engine; where that would need more memory the network itself runs, in strips.
+        grid: its cells.
+        source: the picture as the network is to see it.
+        card: of the weights.
+        wanted: what to keep.
+        max_memory: bytes that activations may take; None for one strip.
+        store: finished rows come from there and go there.
+        progress: called with the rows of cells that are done, and with how many there are.
+
+    Raises:
+        ValueError: the memory is too little; or the outputs are no probabilities.
+
+    Warns:
+        RuntimeRemark: the network runs instead of its engine.
+    """
+    store = Store() if store is None else store
+    rows, columns = grid.shape(*source.shape)
+    whole: Kept = {}
+    done = 0
+    for piece in store.load((rows, columns)):
+        done = _fill(whole, done, piece, rows)
+    if progress is not None:
+        progress(done, rows)
+    if done < rows:
+        for scores in score_strips(network, grid, source, card.preprocessing, max_memory, done):
+            piece = wanted.keep(probabilities(scores, card)[0])
+            store.add(done, piece)
+            done = _fill(whole, done, piece, rows)
+            if progress is not None:
+                progress(done, rows)
+    return whole
+
+
+def _fill(whole: Kept, first: int, piece: Kept, rows: int) -> int:
+    """Copy rows to their place, and return the row after them.
+
+    One array for all rows: many small ones, each kept among activations that come and go, would leave holes in memory.
+    """
+    last = first + piece["best"].shape[-2]
+    for name, values in piece.items():
+        if name not in whole:
+            whole[name] = np.empty((*values.shape[:-2], rows, values.shape[-1]), values.dtype)
+        whole[name][..., first:last, :] = values
+    return last
+
+
+def score_strips(
+    network: Mappable,
+    grid: Grid,
+    source: Source,
+    rule: Preprocessing,
+    max_memory: int | None = None,
+    first: int = 0,
+) -> Iterator[Tensor]:
+    """Logits (1, classes, rows, w) of a picture, in strips from above, beginning with row `first` of the cells.
+
+    A run that begins below the top reads the rows that its first cells see once more, so its numbers are the same.
+    """
+    height, width = source.shape
+    begin = max(0, (first * grid.stride + grid.vertical.start) // grid.stride * grid.stride)
+    cells = begin // grid.stride  # the row of cells with which this run begins, some of them without what is above
+    rows = height
+    if max_memory is not None:
+        network = _within(network, grid, (height, width), max_memory)
+        rows = strip_rows(grid, (1, height, width), dtype_of(network), max_memory)
+    stream = Stream(grid.steps)
+    for top in range(begin, height, rows):
+        bottom = min(top + rows, height)
+        with torch.inference_mode():
+            images = to_images(normalize(source.rows(top, bottom), rule)[None], network)
+            if rows == height and not begin:
+                found: Tensor | None = score_whole(network, grid, images)
+            else:
+                found = stream.push(images, last=bottom == height)
+            del images
+        if found is None:
+            continue
+        skipped = min(max(0, first - cells), found.shape[2])
+        cells += found.shape[2]
+        if skipped < found.shape[2]:
+            yield found[:, :, skipped:]
+
+
+def _within(network: Mappable, grid: Grid, size: tuple[int, int], max_memory: int) -> Mappable:
+    """What is to run: an engine where one pass over (height, width) pixels fits, else the network itself."""
+    if isinstance(network, nn.Module):
+        return network
+    wanted = peak_bytes(grid, (1, *size), network.dtype, size[0])
+    if wanted <= max_memory:
+        return network
+    warnings.warn(
+        f"one pass over {size[0]}x{size[1]} pixels (height x width) takes up to {in_words(wanted)}, and max_memory is"
+        f" {in_words(max_memory)}; so the network itself runs, in strips, and not {network.name}",
+        RuntimeRemark,
+        stacklevel=2,
+    )
+    return network_of(network)
+
+
+def run_batch(
+    network: Mappable, grid: Grid, pictures: Sequence[Pixels], card: Card, wanted: Wanted
+) -> list[Kept | ValueError]:
+    """Run a network over pictures of one size together and keep of each what is wanted, as `run_pass` does.
+
+    Args:
+        network: in eval mode, or its engine.
+        grid: its cells.
+        pictures: as the network is to see them, (H, W, 3) uint8, RGB, 0 to 255 each.
+        card: of the weights.
+        wanted: what to keep of each.
+
+    Returns:
+        What was kept of each picture, or why its outputs are no probabilities.
+    """
+    device = next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
+    with torch.inference_mode():
+        pixels = torch.from_numpy(np.stack(pictures)).to(device)
+        images = normalized(pixels, card.preprocessing).to(dtype_of(network))
+        scores = score_whole(network, grid, images.contiguous(memory_format=torch.channels_last))
+    found: list[Kept | ValueError] = []
+    for place in range(len(pictures)):
+        try:
+            found.append(wanted.keep(probabilities(scores[place : place + 1], card)[0]))
+        except ValueError as error:
+            found.append(error)
+    return found
+
+
+def score_whole(network: Mappable, grid: Grid, images: Tensor) -> Tensor:
+    """Logits (N, classes, h, w) of whole images, in one pass."""
+    if not isinstance(network, nn.Module):
+        return network(images)
+    if grid.dilation == 1:
+        assert network.head is not None
+        return slide(network.head, network.features(images), network.window)
+    found = Stream(grid.steps).push(images, last=True)
+    assert found is not None
+    return found
+
+
+def to_images(inputs: NDArray[np.float32], network: Mappable) -> Tensor:
+    """Pictures (N, 3, H, W) as a network takes them fastest: the channels of a pixel side by side in memory."""
+    if not isinstance(network, nn.Module):
+        return torch.from_numpy(inputs)
+    return to_parameters(inputs, network).contiguous(memory_format=torch.channels_last)
+
+
+EVERY = 5.0  # seconds between files; a run that is killed loses no more than that and the strip it was in
+SAMPLED = 64  # rows of a picture that tell it from another one
+MOST_NOTE = 1 << 16  # bytes of the note, which holds a hash
+ROUNDING = 1e-4  # by which a probability may be above 1
+
+
+class FolderStore(Store):
+    """Rows in the files of a folder, beside a note of the run that they belong to; to be closed at the end.
+
+    Args:
+        folder: made if it does not exist.
+        run: what tells this run from others, as `fingerprint` gives it.
+        wanted: what is kept of the cells.
+        classes: of the network.
+
+    Raises:
+        ValueError: the folder holds rows of another run.
+        OSError: it cannot be read or written, another process works in it, or something in it is a link.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], run: str, wanted: Wanted, classes: int) -> None:
+        self._folder, self._wanted, self._classes = Path(folder), wanted, classes
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._waiting: list[Kept] = []
+        self._first = 0
+        self._saved = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(alone_in(self._folder))
+            check_own_folder(self._folder)
+            note = self._folder / "run.json"
+            if not note.exists():
+                with replacing(note) as temporary:
+                    temporary.write_text(json.dumps({"run": run}))
+            elif _noted(note) != run:
+                raise ValueError(
+                    f"{folder} holds rows of another run: another picture, network, target or option; name another"
+                    " folder"
+                )
+            self._lock = stack.pop_all()
+
+    def load(self, size: tuple[int, int]) -> list[Kept]:
+        """The rows from the first on without a gap; a file that is damaged ends them."""
+        rows, columns = size
+        found: list[Kept] = []
+        while self._first < rows and (path := self._file(self._first)).exists():
+            piece = self._read(path, rows - self._first, columns)
+            if piece is None:
+                break
+            found.append(piece)
+            self._first += piece["best"].shape[-2]
+        return found
+
+    def _read(self, path: Path, most: int, columns: int) -> Kept | None:
+        """The rows of one file, `most` or fewer; None where they are not what a pass keeps."""
+        blank = self._wanted.keep(torch.zeros(self._classes, 1, columns))
+        room = most * sum(values.nbytes for values in blank.values()) + 1024 * len(blank)  # with their headers
+        with open_own(path) as file:
+            try:
+                piece = read_npz(opened_path(file), max_bytes=room)
+            except (OSError, ValueError):
+                return None
+        if piece.keys() != blank.keys() or piece["best"].ndim != 3:
+            return None
+        count = piece["best"].shape[-2]
+        if not 0 < count <= most:
+            return None
+        for name, values in piece.items():
+            shape = (*blank[name].shape[:-2], count, columns)
+            if values.shape != shape or values.dtype != blank[name].dtype or not self._possible(name, values):
+                return None
+        return piece
+
+    def _possible(self, name: str, values: NDArray[Any]) -> bool:
+        """Whether all values are probabilities, or ids of classes that may be there."""
+        if name == "winner_ids":
+            return bool(np.isin(values, self._wanted.allowed or ()).all())
+        if name == "best_ids":
+            return bool(((values >= 0) & (values < self._classes)).all())
+        return bool(((values >= 0) & (values <= 1 + ROUNDING)).all())
+
+    def add(self, first: int, kept: Kept) -> None:
+        """Keep rows; they are written every few seconds, and by `flush`."""
+        self._waiting.append(kept)
+        if time.monotonic() - self._saved > EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        if self._waiting:
+            piece = {name: np.concatenate([each[name] for each in self._waiting], axis=-2) for name in self._waiting[0]}
+            with replacing(self._file(self._first)) as temporary, temporary.open("wb") as file:
+                np.savez(file, **piece)  # type: ignore[arg-type]
+            self._first += piece["best"].shape[-2]
+            self._waiting = []
+        self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Write what is waiting, and let others into the folder."""
+        with self._lock:
+            self.flush()
+
+    def _file(self, first: int) -> Path:
+        return self._folder / f"rows-{first:07}.npz"
+
+
+def fingerprint(network: Mappable, grid: Grid, source: Source, wanted: Wanted, levels: Mapping[str, str]) -> str:
+    """What a map depends on, as a hash: weights, card, cells, the picture's size and some of its rows, targets.
+
+    `levels` is how its values became 8 bits, as `said_levels` gives it, which some of its rows may not show.
+    """
+    digest = hashlib.sha256()
+    state = network_of(network).state_dict()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    height, width = source.shape
+    targets = [target.class_ids for target in wanted.targets]
+    allowed = None if wanted.allowed is None else list(wanted.allowed)
+    card = network.card.to_json() if network.card else None
+    facts: list[Any] = [card, grid.stride, [height, width], targets, allowed, wanted.everything]
+    if levels:
+        facts += [dict(levels)]
+    if not isinstance(network, nn.Module):
+        facts += [network.name, network.precision]
+    digest.update(json.dumps(facts).encode())
+    for row in np.unique(np.linspace(0, height - 1, SAMPLED).astype(int)).tolist():
+        digest.update(np.ascontiguousarray(source.rows(row, row + 1)).data)
+    return digest.hexdigest()
+
+
+def _noted(note: Path) -> object:
+    with open_own(note) as file:
+        try:
+            return files.loads(file.read(MOST_NOTE))["run"]
+        except (ValueError, KeyError, TypeError):
+            return None

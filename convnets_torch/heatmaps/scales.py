@@ -1,0 +1,168 @@
+"""The sizes at which a picture is read, and the reduced pictures that are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from math import ceil
+from typing import Literal, get_args
+
+import numpy as np
+
+from convnets_torch.fcn.graph import Grid
+from convnets_torch.heatmaps.maps import Heatmap, Placement
+from convnets_torch.images.preprocessing import MOST_PIXELS, Interpolation, Pair, Pixels, size_with_longest_side
+from convnets_torch.images.sources import Held, Preview, Source
+from convnets_torch.inference.pipeline import Mappable
+from convnets_torch.visualization.overlays import interpolated
+
+VIEW = 4096  # pixels of the longer side of what is kept of a picture that is read row by row
+STRIP = 256  # rows that are read at a time for it
+
+
+def size_seen(size: Pair, network: Mappable, name: str, longest_side: int | None, upscale: bool) -> Pair:
+    """(height, width) in pixels at which the network is to see a picture.
+
+    Args:
+        size: (height, width) of the picture.
+        network: whose own size is the least.
+        name: of the picture, for messages.
+        longest_side: pixels of the longer side, instead of the picture's own.
+        upscale: enlarge it, keeping its aspect, where that is too small.
+
+    Raises:
+        ValueError: it is too small, or too thin to be enlarged.
+    """
+    seen = size if longest_side is None else size_with_longest_side(size, longest_side)
+    if seen[0] >= network.size[0] and seen[1] >= network.size[1]:
+        return seen
+    if max(size) > 50 * min(size):
+        raise ValueError(f"{name} is {size[0]}x{size[1]} pixels (height x width), too thin for a heatmap; cut it")
+    least = max(Fraction(wanted, side) for wanted, side in zip(network.size, size, strict=True))
+    enlarged = (ceil(size[0] * least), ceil(size[1] * least))
+    if upscale:
+        return enlarged
+    raise ValueError(
+        f"{name} is {seen[0]}x{seen[1]} pixels (height x width), smaller than the network's"
+        f" {network.size[0]}x{network.size[1]}; enlarge it to {enlarged[0]}x{enlarged[1]} (upscale, --upscale), or with"
+        f" a longest side of {max(enlarged)} or more"
+    )
+
+
+def placement_of(grid: Grid, network: Mappable, size: Pair, seen: Pair, interpolation: Interpolation) -> Placement:
+    """Where a grid's cells lie over a picture of `size` that the network saw as `seen`, (height, width) each."""
+    return Placement(
+        size=size,
+        seen=seen,
+        stride_seen=grid.stride,
+        window_seen=network.size,
+        rows_seen=grid.seen(seen[0], 0),
+        columns_seen=grid.seen(seen[1], 1),
+        interpolation=interpolation,
+    )
+
+
+def view_of(source: Source) -> Pixels:
+    """The picture itself where it is in memory; a reduced view, of at most 4096 pixels a side, where it is not."""
+    if isinstance(source, Held):
+        return source.pixels
+    height = source.shape[0]
+    preview = Preview(source.shape, VIEW)
+    for top in range(0, height, STRIP):
+        preview.add(top, source.rows(top, min(top + STRIP, height)))
+    return preview.picture
+
+
+Fuse = Literal["mean", "max"]
+Scales = Sequence[float] | Literal["auto"]
+
+
+def sizes_of(scales: Scales, size: Pair, least: Pair) -> list[Pair]:
+    """(height, width) in pixels of a picture at several scales, the smallest first.
+
+    Args:
+        scales: factors of `size`; or "auto": octaves from the size at which one window covers the shorter side up to
+            the picture's own, and two of them at least.
+        size: (height, width) of the picture.
+        least: (height, width) of the network's own images.
+
+    Raises:
+        ValueError: no scale, one that is no number above 0, or a size that is smaller than the network's own or too
+            large.
+
+    >>> sizes_of("auto", (480, 640), (224, 224))
+    [(224, 299), (448, 597)]
+    >>> sizes_of((1, 0.5), (480, 640), (224, 224))
+    [(240, 320), (480, 640)]
+    """
+    if scales == "auto":
+        smallest = max(wanted / side for wanted, side in zip(least, size, strict=True))
+        factors = [smallest, 2 * smallest]
+        while 2 * factors[-1] <= 1:
+            factors.append(2 * factors[-1])
+    else:
+        factors = factors_of(scales)
+    sizes = []
+    for factor in factors:
+        at = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
+        if scales == "auto":  # rounding may have taken a pixel
+            at = (max(at[0], least[0]), max(at[1], least[1]))
+        if at[0] < least[0] or at[1] < least[1]:
+            smallest = max(wanted / side for wanted, side in zip(least, size, strict=True))
+            raise ValueError(
+                f"at scale {factor:g} the picture is {at[0]}x{at[1]} pixels (height x width), smaller than the"
+                f" network's {least[0]}x{least[1]}; the least scale is {ceil(smallest * 1000) / 1000:g}"
+            )
+        if at[0] * at[1] > MOST_PIXELS:
+            raise ValueError(f"at scale {factor:g} the picture has {at[0] * at[1]:,} pixels; take a smaller scale")
+        sizes.append(at)
+    return sizes
+
+
+def factors_of(scales: Scales) -> list[float]:
+    """Scales that are no word as factors, the least first and each once.
+
+    Raises:
+        ValueError: no scale, or one that is no number above 0.
+    """
+    factors = [] if isinstance(scales, str) else sorted({float(scale) for scale in scales})
+    if not factors or not all(np.isfinite(factor) and factor > 0 for factor in factors):
+        raise ValueError(f"scales are {scales!r}; give factors above 0, such as 0.5, 1, 2, or 'auto'")
+    return factors
+
+
+def check_fuse(fuse: str) -> None:
+    """Raise ValueError when maps cannot be fused so."""
+    if fuse not in get_args(Fuse):
+        raise ValueError(f"unknown way to fuse scales {fuse!r}; known: {', '.join(get_args(Fuse))}")
+
+
+def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
+    """One map of several scales of a picture, on the cells of the finest one.
+
+    Each map is interpolated bilinearly between the centres of its windows; beyond the outermost ones the nearest goes
+    on. Then the mean or the maximum is taken.
+
+    Args:
+        maps: of one picture and target, the coarsest first.
+        fuse: "mean" or "max".
+
+    Raises:
+        ValueError: another way to fuse.
+    """
+    check_fuse(fuse)
+    if len(maps) == 1:
+        return maps[0]
+    finest = maps[-1]
+    layers = []
+    for each in maps:
+        values = each.values
+        for axis in (0, 1):
+            centres = finest.placement.windows(axis).mean(axis=1)
+            places = (centres - each.window_size[axis] / 2) / each.stride[axis]
+            values = interpolated(values, places, axis)
+        layers.append(values)
+    stack = np.stack(layers)
+    values = stack.mean(axis=0, dtype=np.float32) if fuse == "mean" else stack.max(axis=0)
+    return replace(finest, values=values, scales=tuple(maps), winners=stack.argmax(axis=0))

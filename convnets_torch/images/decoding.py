@@ -1,0 +1,944 @@
+"""Decode pictures: files, bytes, arrays and tensors become upright RGB pixels."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError, features
+
+from convnets_torch.files import open_file
+from convnets_torch.images.headers import (
+    MOST_FRAMES,
+    TIFF,
+    TiffValues,
+    canvas,
+    check_header,
+    check_scans,
+    frames,
+    significant_bits,
+    tiff_values,
+    tiff_values_of,
+)
+from convnets_torch.images.levels import Background, Depth, check_levels, laid_on, profile_remark, to_8_bits, white_of
+from convnets_torch.images.levels import Refused as _Refused
+from convnets_torch.images.preprocessing import Pair, Pixels
+from convnets_torch.text import LONGEST, printable
+
+if TYPE_CHECKING:
+    import torch
+
+
+def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether this is a torch tensor; torch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def from_tensor(tensor: torch.Tensor) -> Pixels:
+    """The pixels of a tensor (3, H, W), RGB, 0 to 255, uint8 or float, on any device: torch's own order.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: another shape, type or range; a tensor (H, W, 3) is none, even where its shape fits both.
+    """
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
+        raise ValueError(
+            f"the tensor is {tuple(tensor.shape)}, but a picture is a tensor (3, height, width), RGB,"
+            f" 0 to 255{_tensor_hint(tuple(tensor.shape))}"
+        )
+    if tensor.is_floating_point():
+        tensor = tensor.float()  # NumPy has no bfloat16
+    return from_array(tensor.detach().cpu().numpy().transpose(1, 2, 0), "tensor")
+
+
+def from_array(array: NDArray[Any], kind: str = "array") -> Pixels:
+    """The pixels of an array (H, W, 3), RGB, or (H, W), grey; 0 to 255, uint8 or float.
+
+    Args:
+        array: floats are rounded to whole numbers, never clipped; grey is repeated in the three channels.
+        kind: what messages call it.
+
+    Returns:
+        (H, W, 3) uint8; an array of that kind itself.
+
+    Raises:
+        ValueError: another shape or type, values outside 0 to 255, or floats that seem to be 0 to 1.
+
+    >>> from_array(np.array([[0.0, 127.6]])).tolist()
+    [[[0, 0, 0], [128, 128, 128]]]
+    >>> from_array(np.array([[0.0, 0.5]]))
+    Traceback (most recent call last):
+    ...
+    ValueError: the array's values are 0 to 0.5, as if white were 1, but pixels are 0 to 255; multiply by 255
+    """
+    check_kind(array.shape, array.dtype, kind)
+    if array.dtype != np.uint8:
+        check_range(float(array.min()), float(array.max()), kind)
+    return to_pixels(array)
+
+
+def to_pixels(array: NDArray[Any]) -> Pixels:
+    """The pixels of an array, or of rows cut out of one, that was checked already: rounded, grey repeated."""
+    pixels = array if array.dtype == np.uint8 else np.rint(array).astype(np.uint8)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+
+
+def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], kind: str) -> None:
+    """Raise ValueError, in one sentence, when arrays of this shape and type are no pictures."""
+    if not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)) or 0 in shape:
+        raise ValueError(
+            f"the {kind} is {shape} {dtype}, but a picture is (height, width, 3), RGB, or (height, width), grey,"
+            f" 0 to 255{_array_hint(shape)}"
+        )
+    if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
+        way = "divide by 257 and round" if dtype == np.uint16 else "bring it to 0 to 255"
+        raise ValueError(f"the {kind} is {shape} {dtype}, but pixels are uint8 or float; {way}, then take uint8")
+
+
+def check_range(lowest: float, highest: float, kind: str) -> None:
+    """Raise ValueError, in one sentence, when floats from `lowest` to `highest` are not 0 to 255."""
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise ValueError(f"the {kind} holds NaN or infinite values, but pixels are 0 to 255; mend it first")
+    values = f"the {kind}'s values are {lowest:.6g} to {highest:.6g}"
+    if lowest < 0 and highest <= 127.5:
+        raise ValueError(f"{values}, as if the mean were subtracted, but pixels are 0 to 255; give the picture itself")
+    if lowest < 0 or highest > 255:
+        raise ValueError(f"{values}, but pixels are 0 to 255; bring them there first")
+    if 0 < highest <= 1:
+        raise ValueError(f"{values}, as if white were 1, but pixels are 0 to 255; multiply by 255")
+
+
+def _array_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 4:
+        return "; give one picture, or a list of them"
+    if len(shape) == 3 and shape[0] == 3:
+        return "; its channels seem to come first: array.transpose(1, 2, 0)"
+    if len(shape) == 3 and shape[2] == 4:
+        return "; its fourth channel seems to be transparency: array[:, :, :3]"
+    if len(shape) == 3 and shape[2] == 1:
+        return "; it seems to be grey: array[:, :, 0]"
+    return ""
+
+
+def _tensor_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 4:
+        return "; give one picture, or a list of them"
+    if len(shape) == 3 and shape[2] == 3:
+        return "; its channels seem to come last: tensor.permute(2, 0, 1)"
+    if len(shape) == 3 and shape[0] == 4:
+        return "; its fourth channel seems to be transparency: tensor[:3]"
+    if len(shape) == 2 or (len(shape) == 3 and shape[0] == 1):
+        return "; it seems to be grey: tensor.expand(3, -1, -1)"
+    return ""
+
+
+# (height, width) in pixels that an upright picture is to keep; or a function that says so of the whole picture's.
+Least: TypeAlias = "Pair | Callable[[Pair], Pair | None] | None"
+
+END = b"\xff\xd9"  # the last bytes of a JPEG file
+
+# EXIF's orientation -> what puts the picture upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+LYING = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
+
+
+class Encoded(NamedTuple):
+    """A JPEG file of grey or RGB before it is decoded; its end is there.
+
+    Attributes:
+        data: the file.
+        name: what to call it in a message.
+        pixels: how many it has.
+        turn: what puts it upright.
+        remarks: as in `images.Decoded`.
+    """
+
+    data: bytes
+    name: str
+    pixels: int
+    turn: Image.Transpose | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What puts an opened image upright, as its EXIF says; raises anything over broken data."""
+    return UPRIGHT.get(image.getexif().get(0x0112, 1))
+
+
+def encoded(image: Image.Image, data: bytes, name: str, exif: bool) -> Encoded | None:
+    """An opened JPEG file, where it is such as any decoder understands alike."""
+    if image.mode not in ("L", "RGB") or image.info.get("adobe_transform") == 0:  # 0: colours are stored as RGB
+        return None
+    if not data.rstrip(b"\0").endswith(END):
+        return None
+    turn, remarks = noted_turn(image, name, exif)
+    return Encoded(data, name, image.width * image.height, turn, remarks + profile_remark(image, name))
+
+
+def noted_turn(image: Image.Image, name: str, exif: bool) -> tuple[Image.Transpose | None, tuple[str, ...]]:
+    """What puts an image upright if EXIF is to be followed, and a remark where it cannot be, or is not to be."""
+    try:
+        turn = _turn_of(image)
+    except Exception:  # Pillow raises what its code happens to over broken data
+        remark = f"{name} has broken EXIF data; a rotation noted there was not followed"
+        return None, (remark,) if exif else ()
+    return (turn, ()) if exif or turn is None else (None, (ignored_turn(name),))
+
+
+def ignored_turn(name: str) -> str:
+    """The remark on a picture that is taken as it is stored, not as its file says that it is to be shown."""
+    return (
+        f"{name} is turned or mirrored in its file, and the rotation noted there (EXIF) not followed, as the weights'"
+        " preprocessing says; to have it seen upright, turn the picture itself"
+    )
+
+
+def reduce(image: Image.Image, least: Least, exif: bool) -> tuple[int, tuple[float, float] | None]:
+    """Have a JPEG file read at a fraction of its scale, if it is large enough.
+
+    Returns:
+        1, 2, 4 or 8, by which its scale is divided; and its part of the image, as in `images.Upright`.
+    """
+    if least is None or image.format not in ("JPEG", "MPO"):
+        return 1, None
+    turn, _ = noted_turn(image, "", exif)  # the caller remarks on it
+    width, height = image.size
+    if callable(least):
+        least = least((width, height) if turn in LYING else (height, width))
+        if least is None:
+            return 1, None
+    tall, wide = least[::-1] if turn in LYING else least
+    scale = max((scale for scale in (1, 2, 4, 8) if width >= scale * wide and height >= scale * tall), default=1)
+    whole = width % scale == height % scale == 0
+    if scale == 1 or (turn is not None and not whole):  # a turn would put the margin to the left or the top
+        return 1, None
+    if image.draft(image.mode, (width // scale, height // scale)) is None:
+        return 1, None
+    return scale, None if whole else (width / scale, height / scale)
+
+
+def without_exif(data: bytes) -> bytearray:
+    """A JPEG file whose EXIF data is called something else: torchcodec always follows a rotation noted there."""
+    changed, place = bytearray(data), 2
+    while place + 4 <= len(changed) and changed[place] == 0xFF and changed[place + 1] != 0xDA:  # up to the pixels
+        if changed[place + 1] == 0xFF:  # filling
+            place += 1
+            continue
+        if changed[place + 1] == 0xE1:
+            changed[place + 1] = 0xEC
+        place += 2 + int.from_bytes(changed[place + 2 : place + 4], "big")
+    return changed
+
+
+Picture: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[Any] | torch.Tensor"
+
+MAX_PIXELS = 178_956_970  # half a gigabyte of RGB; the number at which Pillow speaks of a decompression bomb
+PIXEL_BYTES = 16  # of a file, for each pixel that is allowed: four channels of 32 bits
+MOST_BYTES = PIXEL_BYTES * MAX_PIXELS  # of a picture's file
+SLOW_PIXELS = 1 << 24  # of a picture that Pillow decodes in Python, at about a million a second
+TILES = 200_000  # that a picture is put together of, each of which takes Pillow some 0.05 ms
+BLOCK_PIXELS = 1 << 22  # that are worked on together where whole copies would take much memory
+
+# What Pillow decodes by itself: the formats that it looks for first, and those for which it imports all its plugins.
+# Not EPS (starts Ghostscript), IPTC (opens what it wraps as any format), FPX and MIC (documents of Office), WMF, BUFR,
+# GRIB and HDF5 (left to programs that register themselves), nor MPEG (has no decoder).
+_COMMON = ("BMP", "DIB", "GIF", "JPEG", "PPM", "PNG")
+_OTHERS = (
+    "AVIF", "BLP", "CUR", "PCX", "DCX", "DDS", "FITS", "FLI", "FTEX", "GBR", "JPEG2000", "ICNS", "ICO", "IM", "IMT",
+    "MCIDAS", "TIFF", "MSP", "PCD", "PIXAR", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "WEBP", "XBM", "XPM",
+    "XVTHUMB",
+)  # fmt: skip
+
+# Formats whose headers are read by the letter, line or entry, and have no end: of small files alone.
+_SMALL = ("BLP", "CUR", "FITS", "FLI", "FTEX", "GBR", "ICNS", "ICO", "IM", "IMT", "MSP", "SPIDER", "XBM", "XPM",
+          "XVTHUMB")  # fmt: skip
+SMALL = 1 << 24  # bytes
+
+# Pillow's modes whose conversion to 8-bit RGB neither clips nor guesses.
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
+# Formats whose further frames are other pictures. MPO (a camera's preview or depth beside the photograph) and
+# PSD (the layers of what was read) hold one picture.
+SEQUENCES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF", "FLI", "DCX", "IM", "MIC", "SPIDER")
+
+# Pillow takes the high byte of 16-bit colour. Told that the bytes are the other way round, it takes the low one.
+_OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+
+# Kinds that are not read, by (offset, first bytes): what they are called, why, and the way out.
+_TO_JPEG = "convert it to JPEG or PNG"
+_OF_PILLOW = "which this Pillow does not read"
+_OF_PROGRAMS = f"which is not read, since a program would have to run; {_TO_JPEG}"
+_NO_PICTURE = f"which is not read; {_TO_JPEG}"
+_NOT_READ = {
+    (4, b"ftypavif"): f"AVIF, {_OF_PILLOW}; Pillow reads it from 11.3 on; upgrade Pillow, or {_TO_JPEG}",
+    (0, b"\xff\x0a"): f"JPEG XL, {_OF_PILLOW}; {_TO_JPEG}",
+    (0, b"\0\0\0\x0cJXL "): f"JPEG XL, {_OF_PILLOW}; {_TO_JPEG}",
+    (0, b"%!PS"): f"PostScript (EPS), {_OF_PROGRAMS}",
+    (0, b"\xc5\xd0\xd3\xc6"): f"PostScript (EPS), {_OF_PROGRAMS}",
+    (0, b"%PDF-"): f"PDF, {_OF_PROGRAMS}",
+    (0, b"\xd7\xcd\xc6\x9a"): f"WMF, {_OF_PROGRAMS}",
+    (40, b" EMF"): f"EMF, {_OF_PROGRAMS}",
+    (0, b"<svg"): f"SVG, {_OF_PROGRAMS}",
+    (0, b"<?xml"): f"XML (SVG is), {_OF_PROGRAMS}",
+    (0, b"<!DOCTYPE"): "a web page; download the picture itself",
+    (0, b"<html"): "a web page; download the picture itself",
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"): f"a document (FPX and MIC are), {_NO_PICTURE}",
+    (0, b"\0\0\1\xb3"): f"a film (MPEG), {_NO_PICTURE}",
+    (0, b"\x89HDF\r\n\x1a\n"): f"HDF5, {_NO_PICTURE}",
+} | {
+    (4, b"ftyp" + brand): (
+        f"HEIC, {_OF_PILLOW}; {_TO_JPEG}, or in Python call pillow_heif.register_heif_opener() first"
+    )
+    for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+}
+
+
+# What Pillow calls those of them that it reads, or that a user may have registered.
+_NAMES = {"AVIF": "AVIF", "HEIC": "HEIF", "JPEG XL": "JXL"}
+
+
+class PictureWarning(UserWarning):
+    """What was done with a picture that its owner may not expect; the message names the picture."""
+
+
+class Decoded(NamedTuple):
+    """A decoded picture.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, RGB, 0 to 255.
+        remarks: what `read_picture` would warn about.
+        part, scale: as in `Upright`.
+    """
+
+    pixels: Pixels
+    remarks: tuple[str, ...] = ()
+    part: tuple[float, float] | None = None
+    scale: int = 1
+
+
+class Upright(NamedTuple):
+    """A decoded picture before it becomes an array, which costs a copy.
+
+    Attributes:
+        image: of mode RGB, turned as wanted.
+        remarks: as in `Decoded`.
+        part: (width, height) in pixels of the image that the picture covers, from its top left; None for all of it. A
+            JPEG file read at a fraction of its scale ends within a pixel where its sides are no multiples.
+        scale: by which its sides were divided.
+    """
+
+    image: Image.Image
+    remarks: tuple[str, ...] = ()
+    part: tuple[float, float] | None = None
+    scale: int = 1
+
+
+class Reading(NamedTuple):
+    """How pictures are decoded.
+
+    Attributes:
+        exif, max_pixels, allow_truncated, depth, background: as for `read_picture`.
+        least: (height, width) in pixels of the upright picture: JPEG files are read at 1/2, 1/4 or 1/8 of their scale
+            where both sides stay at least so long; or a function that says it of the whole picture's (height, width).
+            None for the whole scale.
+        jpeg: decodes the bytes of a whole JPEG file to (H, W, 3) in place of Pillow, or says by None that it cannot.
+        encoded: whether `open_encoded` leaves JPEG files as they are.
+    """
+
+    exif: bool = True
+    max_pixels: int | None = None
+    allow_truncated: bool = False
+    depth: Depth = None
+    background: Background = None
+    least: Least = None
+    jpeg: Callable[[bytes], Pixels | None] | None = None
+    encoded: bool = False
+
+
+AS_IS = Reading()
+
+
+def read_picture(
+    source: Picture,
+    *,
+    exif: bool = True,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
+) -> Pixels:
+    """Decode one picture, whatever its file is called: the content decides.
+
+    Files of 16-bit grey or colour are scaled to 8 bits (65535 becomes 255). Transparency is dropped and the colours
+    under it taken as they are stored, as convnets-keras, Keras and torchvision do; of several frames or pages the
+    first is read; both with a warning. Colour profiles are not applied, and a profile of other colours than sRGB is
+    warned about.
+
+    Args:
+        source: a file's path, its bytes, an open binary file, a `PIL.Image`, an array (H, W, 3) RGB or (H, W) grey, or
+            a tensor (3, H, W) RGB. Arrays and tensors hold 0 to 255, as uint8 or as floats, which are rounded.
+        exif: follow the rotation that a camera noted in the file; arrays have none.
+        max_pixels: refuse a file of more pixels than so many; 178,956,970 by default.
+        allow_truncated: read what is there of a file whose end is missing, with a warning.
+        depth: how many bits the values of a 16-bit file have, 8 to 16, where a camera or microscope stored 10 or 12;
+            or "auto" for as few of 8, 10, 12, 14, 16 as hold the largest value of each picture. By default what the
+            file says (sBIT of PNG, MaxSampleValue of TIFF), or 16.
+        background: what shows through transparency: "white", "black", "checker" for grey and white squares of 16
+            pixels, or a colour as "#FF8000"; by default the colours as they are stored.
+
+    Returns:
+        (H, W, 3) uint8, RGB, 0 to 255.
+
+    Raises:
+        OSError: the file is missing, a folder, or no picture, or it is broken or truncated.
+        ValueError: an array or tensor of another shape, type or range; a picture that has more than `max_pixels`,
+            whose values have no fixed range (signed and 32-bit integers, floats), or are beyond `depth`; a depth or
+            background that is none.
+
+    Warns:
+        PictureWarning: transparency, further frames, broken EXIF data, a missing end, 16 bits of which the picture uses
+            few, a colour profile of other colours than sRGB, or a rotation noted in the file that `exif=False` ignores.
+
+    >>> read_picture(Image.new("L", (2, 1), 77)).tolist()
+    [[[77, 77, 77], [77, 77, 77]]]
+    """
+    decoded = decode(source, Reading(exif, max_pixels, allow_truncated, depth, background))
+    warn(decoded.remarks)
+    return decoded.pixels
+
+
+def warn(remarks: tuple[str, ...]) -> None:
+    """Raise what was said about a picture as warnings at the caller's caller."""
+    for remark in remarks:
+        warnings.warn(remark, PictureWarning, stacklevel=3)
+
+
+def decode(source: Picture, reading: Reading = AS_IS) -> Decoded:
+    """`read_picture` for threads: remarks are returned, not warned about."""
+    if isinstance(source, np.ndarray):
+        return Decoded(from_array(source))
+    if is_tensor(source):
+        return Decoded(from_tensor(source))
+    found = open_upright(source, reading)
+    return Decoded(_array(found.image), *found[1:])
+
+
+def decode_opened(file: IO[bytes], name: str, reading: Reading) -> Decoded:
+    """`decode` of a file that was opened already, by `files.open_file`, and is called `name`."""
+    check_levels(reading.depth, reading.background)
+    found = _read(file, name, reading._replace(encoded=False))
+    assert isinstance(found, Upright)
+    return Decoded(_array(found.image), *found[1:])
+
+
+def open_upright(source: Picture, reading: Reading) -> Upright:
+    """Decode one picture to an image, for threads; errors are those of `read_picture`.
+
+    >>> open_upright(Image.new("L", (2, 1)), Reading()).image.mode
+    'RGB'
+    """
+    found = open_encoded(source, reading._replace(encoded=False))
+    assert isinstance(found, Upright)
+    return found
+
+
+def open_encoded(source: Picture, reading: Reading) -> Upright | Encoded:
+    """`open_upright`, but where `reading.encoded` says so, JPEG files are left to another decoder.
+
+    That one may refuse, and then `decode_encoded` reads the same bytes. Files whose end is missing, of four colours, or
+    with colours that are stored as RGB are decoded here.
+    """
+    if isinstance(source, np.ndarray):
+        return Upright(Image.fromarray(from_array(source)))
+    if is_tensor(source):
+        return Upright(Image.fromarray(from_tensor(source)))
+    if TYPE_CHECKING:  # a TypeGuard does not narrow what is left
+        assert not isinstance(source, torch.Tensor)
+    check_levels(reading.depth, reading.background)
+    name = picture_name(source)
+    if isinstance(source, Image.Image):
+        with _refusing(name):
+            return _upright(source, name, reading._replace(least=None))
+    with _opened(source, MAX_PIXELS if reading.max_pixels is None else reading.max_pixels) as file:
+        return _read(file, name, reading)
+
+
+def decode_encoded(found: Encoded, reading: Reading) -> Upright:
+    """Decode here what `open_encoded` left to another decoder."""
+    decoded = _read(io.BytesIO(found.data), found.name, reading._replace(encoded=False))
+    assert isinstance(decoded, Upright)
+    return decoded
+
+
+def _read(file: IO[bytes], name: str, reading: Reading) -> Upright | Encoded:
+    try:
+        with _refusing(name, file), _decoding(truncated=False):
+            return _decode_file(file, name, reading)
+    except OSError:
+        if not reading.allow_truncated:
+            raise
+        with _refusing(name, file), _decoding(truncated=True):
+            found = _decode_file(file, name, reading, damaged=True)
+        remark = f"{name} is truncated or damaged; what could not be read of it is black or grey"
+        return found._replace(remarks=(remark, *found.remarks))
+
+
+def picture_name(source: object) -> str:
+    """What to call a picture in a message: its path, "standard input", or "the picture"."""
+    if isinstance(source, str | os.PathLike):
+        return str(source)
+    return "standard input" if getattr(source, "name", None) == "<stdin>" else "the picture"
+
+
+def _opened(source: str | os.PathLike[str] | bytes | IO[bytes], most: int) -> IO[bytes]:
+    """A file that can seek: that of a path, its content, or what is left of an open one, perhaps standard input."""
+    if isinstance(source, str | os.PathLike):
+        return open_file(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
+    held = io.BytesIO()
+    while block := source.read(1 << 20):
+        held.write(block)
+        if held.tell() > PIXEL_BYTES * max(MAX_PIXELS, most):
+            break  # it is refused for its size
+    return held
+
+
+def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool = False) -> Upright | Encoded:
+    most = MAX_PIXELS if reading.max_pixels is None else reading.max_pixels
+    image = _open(file, name, most)
+    pixels = image.width * image.height
+    _check_size(name, image.size, most)
+    tiles = getattr(image, "tile", ())
+    if pixels > max(SLOW_PIXELS, reading.max_pixels or 0) and any(tile[0] in Image.DECODERS for tile in tiles):
+        raise _Refused(
+            f"{name} has {pixels:,} pixels, and its kind of {image.format} is decoded slowly, a million a second;"
+            f" {_TO_JPEG}, or allow {pixels} (max_pixels, --max-pixels)"
+        )
+    if len(tiles) > TILES:
+        raise _Refused(f"{name} is stored in {len(tiles):,} pieces, more than {TILES:,}; save it in larger ones")
+    if image.format in ("JPEG", "MPO"):
+        check_scans(file, image)
+    with _decoding(most=most):
+        decoded = None
+        if reading.encoded and image.format == "JPEG" and (found := encoded(image, _whole(file), name, reading.exif)):
+            return found
+        if reading.jpeg is not None and image.format == "JPEG" and image.mode in ("L", "RGB"):
+            decoded = reading.jpeg(_whole(file))
+        return _upright(image, name, reading, file, decoded, damaged=damaged)
+
+
+def open_thumbnail(data: bytes, most: int) -> Image.Image:
+    """A small JPEG file that lies in a table of somebody else, decoded.
+
+    Args:
+        data: the file.
+        most: pixels of its longer side.
+
+    Raises:
+        ValueError: it is something else, or larger.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        if image.format == "JPEG" and max(image.size) <= most and len(data) <= PIXEL_BYTES * most * most:
+            check_scans(io.BytesIO(data), image)
+            return image.convert("RGB")
+    except Exception:  # as in `_refusing`
+        pass
+    raise ValueError(f"it is no JPEG file of at most {most} pixels a side")
+
+
+def stored_size(file: IO[bytes]) -> tuple[int, int]:
+    """(width, height) in pixels, as a file's header says; (0, 0) where that cannot be told, and decoding says why."""
+    file.seek(0)
+    if file.read(4) in TIFF:  # which may be read by another decoder than Pillow
+        values = tiff_values(file)
+        return (0, 0) if values.unknown else (values.width, values.height)
+    try:
+        return _open(file, "", MAX_PIXELS).size
+    except Exception:  # as in `_refusing`
+        return 0, 0
+
+
+def stored_pixels(file: IO[bytes]) -> int:
+    """How many pixels a file's header says that it has; 0 where that cannot be told."""
+    width, height = stored_size(file)
+    return width * height
+
+
+def check_bytes(name: str, size: int, max_pixels: int | None = None) -> None:
+    """Raise ValueError when a file is larger than a picture of `max_pixels` may be."""
+    most = max(MAX_PIXELS, max_pixels or 0)
+    if size > PIXEL_BYTES * most:
+        raise _Refused(
+            f"{name} has {size:,} bytes, more than {PIXEL_BYTES} for each of {most:,} pixels; if you trust the file,"
+            " allow more of them (max_pixels, --max-pixels)"
+        )
+
+
+def _check_size(name: str, size: tuple[int, int], most: int) -> None:
+    width, height = size
+    if width * height > most:
+        raise _Refused(
+            f"{name} has {width * height:,} pixels ({height}x{width}), more than {most:,};"
+            f" if you trust the file, allow {width * height} (max_pixels, --max-pixels)"
+        )
+
+
+def _open(file: IO[bytes], name: str, most: int) -> Image.Image:
+    """`Image.open` without its own limit on pixels: it reads the header, and the caller knows a better sentence.
+
+    Raises:
+        _Refused: the file is larger than `most` pixels need, or its pixels would be made room for and are too many.
+        OSError: it is empty, or its header has no end.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        raise _Empty(f"{name} is empty; copy the picture again")
+    file.seek(0)
+    start = file.read(64)
+    if not start.startswith(TIFF):
+        check_bytes(name, size, most)
+    check_header(file, start, size)
+    if start.startswith(TIFF) and (unknown := tiff_values(file).unknown) is not None:
+        raise _Refused(f"{name} {unknown}")
+    if start.startswith(b"MM\0+"):  # BigTIFF of this order of bytes, which Pillow takes for broken TIFF
+        raise UnidentifiedImageError
+    if (shape := canvas(start)) is not None:
+        _check_size(name, shape, most)
+    with _decoding(most=math.inf):
+        Image.preinit()
+        try:
+            return Image.open(file, formats=_COMMON)
+        except UnidentifiedImageError:
+            return Image.open(file, formats=_other_formats(size))
+
+
+def _other_formats(size: int) -> list[str]:
+    """The formats that a file of so many bytes may have, other than the common ones, as far as Pillow has them."""
+    Image.init()
+    registered = [name for name, (opener, _) in Image.OPEN.items() if not opener.__module__.startswith("PIL.")]
+    found = [name for name in _OTHERS if name in Image.OPEN and (size <= SMALL or name not in _SMALL)]
+    return registered + found  # what a user registered, pillow_heif for instance, knows its own files
+
+
+def _other_bytes(tiles: list[Any], name: str) -> list[Any]:
+    """Pillow's orders to decode 16-bit channels, changed so that they give the low bytes."""
+    changed = []
+    for tile in tiles:
+        mode = tile.args if isinstance(tile.args, str) else tile.args[0]
+        kind, _, bits = mode.partition(";")
+        if bits not in _OTHER_BYTE or kind not in ("RGB", "RGBX", "RGBA", "CMYK"):
+            raise _deep(name, mode)
+        other = f"{kind};{_OTHER_BYTE[bits]}"
+        changed.append(tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])))
+    return changed
+
+
+def _whole(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+def _upright(
+    image: Image.Image,
+    name: str,
+    reading: Reading,
+    file: IO[bytes] | None = None,
+    decoded: Pixels | None = None,
+    *,
+    damaged: bool = False,
+) -> Upright:
+    """Decode an opened image, of `file` where we opened it; `decoded` are its pixels, if another decoded them."""
+    if 0 in image.size:
+        raise _Refused(f"{name} is {image.height}x{image.width} pixels; give one that has some")
+    remarks = []
+    if image.format in SEQUENCES and image.tell() == 0:
+        count = getattr(image, "n_frames", 1) if file is None else frames(file, image, allow_truncated=damaged)
+        if count > 1:
+            number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
+            remarks.append(f"{name} has {number} frames or pages; the first was read")
+    tiff = _tiff_values(image, file)
+    if tiff is not None and tiff.unknown is not None:
+        raise _Refused(f"{name} {tiff.unknown}")
+    deep = file is not None and not image.mode.startswith("I") and _is_deep(image)
+    if deep:
+        _other_bytes(image.tile, name)  # type: ignore[attr-defined]  # refuses kinds that are not known
+    white = 65535 if deep else _highest(image, name)
+    part, scale = None, 1
+    if decoded is None:
+        scale, part = reduce(image, reading.least, reading.exif)
+        image.load()
+    turn, said = noted_turn(image, name, reading.exif)
+    remarks.extend(said + profile_remark(image, name))
+    if decoded is not None:
+        image = Image.fromarray(decoded)
+    elif white is not None:
+        low = None
+        if deep:
+            assert file is not None
+            low = _open(file, name, image.width * image.height)
+            low.tile = _other_bytes(low.tile, name)  # type: ignore[attr-defined]
+            low.load()
+        significant = 16 if file is None or image.format != "PNG" else significant_bits(file)
+        image, said = _in_8_bits(_Deep(image, low, white, tiff, significant), name, reading.depth)
+        remarks.extend(said)
+    if tiff is not None and file is not None and not reading.exif and tiff.orientation in UPRIGHT:
+        image = image.transpose(_BACK.get(UPRIGHT[tiff.orientation], UPRIGHT[tiff.orientation]))  # Pillow turned it
+        remarks.append(ignored_turn(name))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode == "RGBa" or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("LA", "PA", "RGBA") and _lowest(image.getchannel("A")) < 255:
+        if reading.background is not None:
+            image = _laid_on(reading.background, image)
+        else:
+            remarks.append(
+                f"{name} is partly transparent; transparency was dropped, the colours under it taken as stored"
+                " (background, --background)"
+            )
+    return Upright(image if image.mode == "RGB" else image.convert("RGB"), tuple(remarks), part, scale)
+
+
+_BACK = {
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+}  # the others undo themselves
+
+
+def _tiff_values(image: Image.Image, file: IO[bytes] | None) -> TiffValues | None:
+    """What an opened TIFF file says of its values; None of other pictures."""
+    if image.format != "TIFF":
+        return None
+    return tiff_values_of(getattr(image, "tag_v2", {})) if file is None else tiff_values(file)
+
+
+class _Deep(NamedTuple):
+    """A decoded picture of more than 8 bits a channel.
+
+    Attributes:
+        image: its values, or their high bytes where there is `low`.
+        low: their low bytes.
+        white: the largest value that they can have.
+        tiff: as `_tiff_values` gives it.
+        significant: bits that a PNG file says are significant, or 16.
+    """
+
+    image: Image.Image
+    low: Image.Image | None
+    white: int
+    tiff: TiffValues | None
+    significant: int
+
+    def values(self, box: tuple[int, int, int, int]) -> NDArray[Any]:
+        """(h, w), or (h, w, channels) of a picture in two parts."""
+        if self.low is None:
+            return np.asarray(self.image.crop(box))
+        high_bytes, low_bytes = (np.asarray(each.crop(box), np.uint16) for each in (self.image, self.low))
+        return high_bytes * np.uint16(256) + low_bytes
+
+
+def _in_8_bits(deep: _Deep, name: str, depth: Depth) -> tuple[Image.Image, tuple[str, ...]]:
+    """A picture of more than 8 bits a channel in 8 bits, and remarks on its depth."""
+    image, colors = deep.image, 3 if deep.image.mode == "RGBA" else None
+    boxes = list(_blocks(image))
+    highest = np.max([np.max(deep.values(box), axis=(0, 1)) for box in boxes], axis=0)
+    brightest = int(np.max(highest[:colors] if highest.ndim else highest))
+    said = deep.white if deep.tiff is None or deep.white < 65535 else deep.tiff.white
+    if deep.significant < 16 and brightest < 2**deep.significant:
+        # Values of so few bits are to be stored with zeros behind them (PNG, third edition, 12.4); some encoders put
+        # the zeros in front.
+        behind = 2 ** (16 - deep.significant) - 1
+        if any(((deep.values(box) & behind) > 1).any() for box in boxes):
+            said = 2**deep.significant - 1
+    white, remarks = white_of(name, brightest, said, depth if deep.white == 65535 else None)
+    whites = np.where(highest > white, 65535, white).astype(np.uint32)  # an alpha channel may have another depth
+    page = image if deep.low is not None else Image.new("L", image.size)
+    inverted = deep.tiff is not None and deep.tiff.photometric == 0 and deep.low is None
+    for box in boxes:
+        pixels = to_8_bits(deep.values(box), whites)
+        page.paste(Image.fromarray(255 - pixels if inverted else pixels, page.mode), box[:2])
+    page.info = image.info
+    return page, remarks
+
+
+def _laid_on(background: str, image: Image.Image) -> Image.Image:
+    """A picture with an alpha channel on a background."""
+    page = Image.new("RGB", image.size)
+    for box in _blocks(image):
+        values = np.asarray(image.crop(box).convert("RGBA"))
+        rows, columns = np.arange(box[1], box[3]), np.arange(box[0], box[2])
+        page.paste(Image.fromarray(laid_on(background, values[:, :, :3], values[:, :, 3], rows, columns)), box[:2])
+    return page
+
+
+def _lowest(channel: Image.Image) -> float:
+    """The least value of a channel, found without a copy."""
+    lowest, _ = channel.getextrema()
+    assert isinstance(lowest, int | float)
+    return lowest
+
+
+def _blocks(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of rows that cover an image, each of about `BLOCK_PIXELS`."""
+    step = max(1, BLOCK_PIXELS // image.width)
+    for top in range(0, image.height, step):
+        yield 0, top, image.width, min(top + step, image.height)
+
+
+def _array(image: Image.Image) -> Pixels:
+    """The pixels of an image of mode RGB; without the second copy that NumPy makes, where that is large."""
+    if image.width * image.height <= 16 * BLOCK_PIXELS:
+        return np.asarray(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for box in _blocks(image):
+        pixels[box[1] : box[3]] = np.asarray(image.crop(box))
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _highest(image: Image.Image, name: str) -> int | None:
+    """What white is in a picture of deep grey; None in one of 8 bits a channel. ValueError where nobody knows."""
+    raw = [str(tile[3]) for tile in getattr(image, "tile", ())]
+    if image.mode.startswith("I;16"):
+        return 4095 if any("I;12" in mode for mode in raw) else 65535
+    if image.mode == "I" and image.format in ("PNG", "PPM"):
+        return 65535
+    if image.mode in ("I", "F"):
+        raise _Refused(
+            f"{name} has pixels of 32 bits (mode {image.mode}), whose range nobody knows;"
+            " scale them to 0 to 255 and give an array, or save 8-bit grey"
+        )
+    if image.mode not in EIGHT_BIT_MODES or _is_deep(image):
+        raise _deep(name, raw[0] if raw else image.mode)
+    return None
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+class _Empty(OSError):
+    """Another sentence that is already what the caller should read."""
+
+
+def _deep(name: str, mode: str) -> _Refused:
+    return _Refused(f"{name} has more than 8 bits a channel ({mode}), of a kind that is not read; save it as 8-bit RGB")
+
+
+@contextlib.contextmanager
+def _refusing(name: str, file: IO[bytes] | None = None) -> Iterator[None]:
+    """Whatever a decoder raises as a sentence that names the picture."""
+    try:
+        yield
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except _Empty as error:
+        raise OSError(str(error)) from None
+    except UnidentifiedImageError:
+        raise OSError(f"{name} is {_kind_not_read(file)}") from None
+    except Image.DecompressionBombError:  # inside an icon, for instance
+        raise ValueError(f"{name} holds a picture larger than its header says; convert it to JPEG or PNG") from None
+    except Exception as error:
+        # Decoders raise what their code happens to over broken files: KeyError, TypeError, AssertionError, MemoryError,
+        # ... Whatever it is, it is said of this one file, and those beside it are read.
+        way_out = "copy the picture again"
+        if "truncated" in str(error):
+            way_out += ", or read what is there (allow_truncated, --allow-truncated)"
+        raise OSError(f"{name} is broken ({reason_of(error)}); {way_out}") from None
+
+
+def reason_of(error: Exception) -> str:
+    """What a decoder says, in one printable line.
+
+    >>> reason_of(RuntimeError("no\\nframe. "))
+    'no frame'
+    >>> reason_of(MemoryError())
+    'MemoryError'
+    """
+    words = printable(" ".join(str(error).split())).rstrip(".")[: LONGEST // 10]
+    return words if words and not isinstance(error, KeyError) else f"{type(error).__name__} {words}".rstrip()
+
+
+def _kind_not_read(file: IO[bytes] | None) -> str:
+    """What a file is that Pillow does not know, and what to do about it."""
+    if file is not None:
+        file.seek(0)
+        if file.read(4) in TIFF:
+            return f"a TIFF file of a kind that is not read ({tiff_values(file)}); save it as 8-bit RGB or grey"
+        file.seek(0)
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf")
+        for (offset, first), kind in _NOT_READ.items():
+            if start.startswith(first, offset):
+                form = _NAMES.get(kind.partition(",")[0])
+                read = features.check("avif") if form == "AVIF" else form in Image.OPEN
+                return "broken; copy the picture again" if read else kind
+    return "no picture that Pillow can read; convert it to JPEG or PNG"
+
+
+class _Settings(NamedTuple):
+    """Two settings that Pillow has for the whole process, for what is decoded here."""
+
+    truncated: bool = False  # whether the end of a file may be missing
+    most: float = math.inf  # pixels of a picture, that of an icon in a file too
+
+
+_settings: ContextVar[_Settings | None] = ContextVar("_settings", default=None)  # None while others use Pillow
+
+
+class _Truncated:
+    """Stands for Pillow's `LOAD_TRUNCATED_IMAGES`: what is decoded here has its own, everything else that of others."""
+
+    def __init__(self, others: bool) -> None:
+        self.others = others
+
+    def __bool__(self) -> bool:
+        here = _settings.get()
+        return self.others if here is None else here.truncated
+
+
+_check_of_pillow = Image._decompression_bomb_check
+
+
+def _check_bomb(size: tuple[int, int], **options: Any) -> None:
+    """Stands for Pillow's check of sizes, in the same way."""
+    here = _settings.get()
+    if here is None:
+        _check_of_pillow(size, **options)
+    elif size[0] * size[1] > here.most:
+        raise Image.DecompressionBombError(f"{size[0] * size[1]} pixels")
+
+
+@contextlib.contextmanager
+def _decoding(**changed: Any) -> Iterator[None]:
+    """Have Pillow decode with settings that hold in this block alone; other threads, and other users, keep theirs."""
+    if not isinstance(ImageFile.LOAD_TRUNCATED_IMAGES, _Truncated):
+        ImageFile.LOAD_TRUNCATED_IMAGES = _Truncated(ImageFile.LOAD_TRUNCATED_IMAGES)  # type: ignore[assignment]
+    Image._decompression_bomb_check = _check_bomb
+    before = _settings.set((_settings.get() or _Settings())._replace(**changed))
+    try:
+        yield
+    finally:
+        _settings.reset(before)

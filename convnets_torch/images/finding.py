@@ -1,0 +1,230 @@
+"""Which files are meant: names, folders and patterns become a list of pictures."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import itertools
+import os
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from operator import add
+from pathlib import Path
+
+from convnets_torch.files import resolved
+from convnets_torch.images.decoding import PictureWarning
+from convnets_torch.text import printable
+
+# Files with these endings are a folder's pictures; what Pillow cannot read of them is refused by name later.
+ENDINGS = {
+    ".apng", ".avif", ".avifs", ".bmp", ".dds", ".dib", ".gif", ".heic", ".heif", ".hif", ".ico", ".j2k", ".jfif",
+    ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".jxl", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".psd",
+    ".qoi", ".tga", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+
+# Folders that systems, storage devices and archives make, in lower case: thumbnails, deleted files, leftovers.
+SYSTEM = {"#recycle", "#snapshot", "$recycle.bin", "@eadir", "__macosx", "lost+found", "system volume information"}
+
+
+@dataclass
+class Listing:
+    """What lies in a folder and in the folders below it.
+
+    Attributes:
+        folder: that was listed.
+        pictures: files whose ending is a picture's, and folders that cannot be listed, sorted: reading one of these
+            raises the reason, so that it becomes a row with an error.
+        closed: which of `pictures` are such folders.
+        folders: all that were listed, without `folder` itself.
+        others: files with other endings.
+        hidden: folders and pictures that were left out since they are hidden or belong to the system.
+        links: links to folders that were left out.
+    """
+
+    folder: Path
+    pictures: list[Path] = field(default_factory=list)
+    closed: set[Path] = field(default_factory=set)
+    folders: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
+    links: list[Path] = field(default_factory=list)
+
+    def warn(self, *, others: bool = True) -> None:
+        """One PictureWarning for each kind of thing that was left out; with `others`, also for files of other kinds."""
+        kinds = [
+            (self.hidden, "hidden files and hidden or system folders"),
+            (self.links, "links to folders, which are not followed; name them as well if they are meant"),
+            (self.others if others else [], "files whose ending is no picture's"),
+        ]
+        for paths, words in kinds:
+            if paths:
+                names = few([*dict.fromkeys(path.name for path in paths)], 3)
+                sentence = f"{self.folder}: left out {len(paths)} {words} ({names})"
+                warnings.warn(printable(sentence), PictureWarning, stacklevel=4)
+
+
+def find_pictures(
+    names: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, exclude: str | Iterable[str] = ()
+) -> list[Path]:
+    """The pictures that names mean, in the order of the names.
+
+    A folder means the files in it and in the folders below it whose ending is a picture's, sorted by path. Hidden files
+    and folders, those of the system (`@eaDir`, `__MACOSX`, ...) and links to folders are left out. A folder below it
+    that cannot be listed is in the list itself, where reading it raises the reason. A pattern such as
+    `"photos/**/*.jpg"` means the files that match it, sorted. Any other name means itself, whether it exists or not.
+    What two names mean is listed twice.
+
+    Args:
+        names: one, or several.
+        exclude: patterns as of a shell; what they match of a folder or of the files that match a pattern is left out:
+            the name of a file or folder (`"*_mask.png"`, `"thumbnails"`), or its path in the folder that was named,
+            or below the pattern's first wildcard (`"2019/*.jpg"`). Case counts.
+
+    Raises:
+        OSError: a folder without pictures, or one that cannot be listed; a pattern that matches no file.
+
+    Warns:
+        PictureWarning: other files of a folder, hidden ones, folders of the system or links to folders were left out.
+
+    >>> [path.name for path in find_pictures("*.jpg")]
+    ['street.jpg']
+    >>> find_pictures("*.jpg", exclude="str*")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: no file matches *.jpg that is not excluded; name another pattern, or a folder
+    """
+    several = [names] if isinstance(names, str | os.PathLike) else names
+    return [path for name in several for path in _meant(name, exclude)]
+
+
+def _meant(name: str | os.PathLike[str], exclude: str | Iterable[str]) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        found = list_folder(path, exclude=exclude)
+        if not found.pictures:
+            but = f" but {len(found.links)} links to folders, which are not followed" if found.links else ""
+            raise FileNotFoundError(f"{path} holds no pictures{but}; name another folder, or the files themselves")
+        found.warn()
+        return found.pictures
+    if is_pattern(path):
+        try:
+            matching = glob.glob(str(path), recursive=True)  # noqa: PTH207
+        except RecursionError:
+            raise OSError(f"{path}: folders lie too deep within each other; name a folder instead") from None
+        left_out = named_by(exclude)
+        matches = sorted(Path(match) for match in matching if not os.path.isdir(match))  # noqa: PTH112
+        wild = next(number for number, part in enumerate(path.parts) if glob.has_magic(part))
+        kept = [match for match in matches if not left_out(Path(*match.parts[wild:]))]
+        if not kept:
+            but = " that is not excluded" if matches else ""
+            raise FileNotFoundError(f"no file matches {path}{but}; name another pattern, or a folder")
+        return kept
+    return [path]
+
+
+def is_pattern(name: str | os.PathLike[str]) -> bool:
+    """Whether a name means the files that match it: it has a `*`, `?` or `[`, and no file is called so."""
+    return glob.has_magic(str(name)) and not os.path.lexists(name)
+
+
+def list_folder(folder: Path, *, exclude: str | Iterable[str] = (), linked: int = 0) -> Listing:
+    """What lies in a folder and below.
+
+    Args:
+        folder: its own name is not judged.
+        exclude: as in `find_pictures`.
+        linked: so many levels below `folder` links to folders are followed, each folder once.
+
+    Raises:
+        OSError: the folder itself cannot be listed.
+    """
+    found, left_out = Listing(folder), _excluded(exclude)
+    seen: set[tuple[int, int]] = set()
+    waiting: list[tuple[Path, tuple[str, ...]]] = [(folder, ())]
+    followed: list[tuple[Path, tuple[str, ...]]] = []  # links, which come after the folders themselves
+    again: list[Path] = []  # links that were to be followed, to folders that were listed already
+    while waiting or followed:  # no function that calls itself: folders lie deeper within each other than Python does
+        place, parts = waiting.pop() if waiting else followed.pop(followed.index(min(followed)))
+        try:
+            identity = _identity(place)
+            if identity in seen:
+                again.append(place)
+                continue
+            seen.add(identity)
+            with os.scandir(place) as entries:
+                if parts:
+                    found.folders.append(place)
+                for entry in entries:
+                    path, below = place / entry.name, (*parts, entry.name)
+                    if left_out(below):
+                        continue
+                    is_folder = _is_folder(entry)
+                    is_picture = path.suffix.lower() in ENDINGS
+                    if entry.name.startswith(".") or (is_folder and entry.name.lower() in SYSTEM):
+                        if is_folder or is_picture:
+                            found.hidden.append(path)
+                    elif not is_folder:
+                        (found.pictures if is_picture else found.others).append(path)
+                    elif not entry.is_symlink():
+                        waiting.append((path, below))
+                    elif len(parts) < linked and not resolved(folder).is_relative_to(resolved(path)):
+                        followed.append((path, below))
+                    else:
+                        found.links.append(path)
+        except OSError:
+            if place == folder:
+                raise
+            found.pictures.append(place)
+            found.closed.add(place)
+    found.links = [link for link in found.links if _identity(link) not in seen] + again
+    for paths in (found.pictures, found.folders, found.others, found.hidden, found.links):
+        paths.sort()
+    return found
+
+
+def _excluded(exclude: str | Iterable[str]) -> Callable[[Sequence[str]], bool]:
+    """Whether the parts of a path below the folder that was named are left out."""
+    patterns = [normal(each).strip("/") for each in ([exclude] if isinstance(exclude, str) else exclude)]
+
+    def left_out(parts: Sequence[str]) -> bool:
+        if not patterns:
+            return False
+        words = (normal(parts[-1]), normal("/".join(parts)))
+        return any(fnmatch.fnmatchcase(word, pattern) for pattern in patterns for word in words)
+
+    return left_out
+
+
+def named_by(exclude: str | Iterable[str]) -> Callable[[Path], bool]:
+    """Whether a path, or a folder that it names, is left out."""
+    left_out = _excluded(exclude)
+    return lambda path: any(map(left_out, itertools.accumulate(((part,) for part in path.parts), add)))
+
+
+def normal(text: str) -> str:
+    """A name as it is compared: macOS writes letters with accents as two characters, other systems as one."""
+    return unicodedata.normalize("NFC", text)
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first names of several, for a sentence.
+
+    >>> few(["ant", "bee", "cat"], 2)
+    'ant, bee, ...'
+    """
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    state = folder.stat()
+    return state.st_dev, state.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is one, or leads to one; a link that leads in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -1,0 +1,395 @@
+"""From RGB pixels to what a network was trained on: resize, crop, colour order, mean and scale.
+
+NumPy and Pillow alone; each step is a pure function of the pixels and of a `Preprocessing`, which is part of
+the card of every weights file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnets_torch import files
+from convnets_torch.files import read_text
+
+Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, 0 to 255
+
+MOST_INPUT = 4096  # pixels of a side that a rule resizes to; VGG16 takes 8 GB for a square of them
+MOST_NUMBER = 1e9  # of scale, mean and std, and of 1 / std: what float32 can compute with
+MOST_SIDE = 20_000  # pixels of a resized square picture's side; beyond it a slip of the finger is likelier
+MOST_PIXELS = MOST_SIDE**2
+MOST_BYTES = 1_000_000  # of a JSON file that describes a rule
+CENTER = (1, 1)
+CORNERS = ((0, 0), (0, 2), (2, 0), (2, 2))
+
+Pair = tuple[int, int]  # height, width
+Place = tuple[int, int]  # halves of the room that a crop leaves above and on its left: 0, 1 (the centre) or 2
+ResizeRule = Literal["stretch", "shorter-side"]
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
+Channels = Literal["rgb", "bgr"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pictures become input; written into the card by the converter.
+
+    Attributes:
+        name: the preset, or "custom".
+        size: pixels of each side of the square that is classified, cut from the centre; or (height, width).
+        resize: pixels of the resized picture's sides ("stretch") or of its shorter side ("shorter-side"), or (height,
+            width) of what the resized picture covers.
+        resize_rule: "stretch" resizes to exactly that without keeping the aspect; "shorter-side" keeps it.
+        interpolation: Pillow's filter on 8-bit pixels, antialiased; "nearest" picks pixels instead.
+        channels: order of the colours, "rgb" or "bgr".
+        scale: what 8-bit values are multiplied with first.
+        mean: subtracted after scaling, in the order of `channels`.
+        std: what is divided by last, in the order of `channels`.
+        exif: whether the rotation that a camera noted in the file is followed.
+    """
+
+    name: str
+    size: int | Pair
+    resize: int | Pair
+    resize_rule: ResizeRule
+    interpolation: Interpolation
+    channels: Channels
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    scale: float = 1.0
+    exif: bool = True
+
+    def __post_init__(self) -> None:
+        for field, known in (("resize_rule", ResizeRule), ("interpolation", Interpolation), ("channels", Channels)):
+            if getattr(self, field) not in get_args(known):
+                raise ValueError(
+                    f"preprocessing has {field} {getattr(self, field)!r}; known: {', '.join(get_args(known))}"
+                )
+        sides = (*_pair(self.size), *_pair(self.resize))
+        if len(sides) != 4 or not all(type(side) is int and 0 < side <= MOST_INPUT for side in sides):
+            raise ValueError(
+                f"preprocessing has size {self.size!r} and resize {self.resize!r}; pixels are wanted, 1 to {MOST_INPUT}"
+            )
+        if not _is_number(self.scale) or type(self.exif) is not bool:
+            raise ValueError(
+                f"preprocessing has scale {self.scale!r} and exif {self.exif!r}; a number, and true or false"
+            )
+        for field in ("mean", "std"):
+            values = getattr(self, field)
+            numbers = all(map(_is_number, values))
+            if len(values) != 3 or not numbers or (field == "std" and min(map(abs, values)) * MOST_NUMBER < 1):
+                raise ValueError(f"preprocessing has {field} {values!r}; three finite numbers are wanted, std not 0")
+        if not isinstance(self.name, str):
+            raise ValueError(f"preprocessing has the name {self.name!r}; a word is wanted")
+        if sides[0] > sides[2] or sides[1] > sides[3]:
+            raise ValueError(f"preprocessing crops {self.size} pixels out of {self.resize}; the crop must fit")
+
+    @property
+    def shape(self) -> Pair:
+        """(height, width) in pixels of the input."""
+        return _pair(self.size)
+
+    @property
+    def resized(self) -> Pair:
+        """(height, width) in pixels to which `crop_image` resizes: a whole picture, or the part of it that is kept."""
+        return _pair(self.resize) if self.resize_rule == "stretch" else self.shape
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`; ValueError where a field is missing or unknown."""
+        try:
+            sequences: dict[str, Any] = {
+                name: tuple(value) for name, value in fields.items() if isinstance(value, list)
+            }
+            return cls(**{**fields, **sequences, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"preprocessing cannot be read ({error}); a newer version may have written it") from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= MOST_NUMBER  # NaN is not
+
+
+def _pair(value: int | Pair) -> Pair:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+# The mean colour of ImageNet's training pictures that Caffe's networks subtract, 0 to 255.
+CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)
+CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pixels 0 to 1, RGB
+
+# Per network: the side of its own images, and the rules of weights that were released for it, its own first.
+NETWORKS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "alexnet": (227, ("original", "original-aspect")),
+    "efficientnet_lite0": (224, ("efficientnet-lite",)),
+    "inception_v3": (299, ("keras-tf",)),
+    "resnet50": (224, ("keras-caffe",)),
+    "vgg16": (224, ("original", "original-aspect")),
+    "vgg19": (224, ("original", "original-aspect")),
+}
+# Order of the colours, mean and scale of what Keras Applications calls modes "caffe" and "tf", and of a plain 1 / 255.
+KERAS: dict[str, tuple[Channels, tuple[float, float, float], float]] = {
+    "keras-caffe": ("bgr", CAFFE_MEAN_BGR, 1.0),
+    "keras-tf": ("rgb", (1.0, 1.0, 1.0), 1 / 127.5),
+    "unit": ("rgb", (0.0, 0.0, 0.0), 1 / 255),
+}
+# Rules that make sense for any network, since people train theirs with all of them.
+GENERAL = (
+    "keras-caffe", "keras-caffe-aspect", "keras-tf", "keras-tf-aspect", "unit", "torchvision", "efficientnet-lite",
+)  # fmt: skip
+
+
+def preset(network: str, name: str | None = None, size: int | Pair | None = None) -> Preprocessing:
+    """The preset `name` of a network, or the one its released weights were trained with.
+
+    Args:
+        network: a name in `convnets_torch.networks.NETWORKS`.
+        name: `original` (of alexnet, vgg16 and vgg19) is convnets-keras down to the bit, EXIF ignored as it did;
+            `original-aspect` differs in keeping the picture's aspect, which is worth points of accuracy. `keras-caffe`
+            (BGR, mean), `keras-tf` (-1 to 1) and `unit` (0 to 1) are what Keras's own examples do: `load_img` stretches
+            to the size and picks the nearest pixels; with `-aspect` the shorter side is resized, antialiased, and the
+            centre cut out. `torchvision` and `efficientnet-lite` are what their weights were tested with.
+        size: pixels of each side of the input, or (height, width); the network's own by default. A crop keeps its
+            share of the picture.
+
+    Raises:
+        ValueError: the network has no such preset; the known ones are listed.
+
+    >>> preset("vgg16").channels, preset("alexnet").size
+    ('bgr', 227)
+    >>> preset("resnet50").name, preset("vgg16", "torchvision", size=160).resize
+    ('keras-caffe', 183)
+    """
+    own, released = NETWORKS[network]
+    known = (*released, *(each for each in GENERAL if each not in released))
+    name = released[0] if name is None else name
+    if name not in known:
+        raise ValueError(f"unknown preprocessing {name!r} for {network}; known: {', '.join(known)}")
+    size = own if size is None else size
+
+    if name.startswith("original"):
+        channels: Channels = "rgb" if network == "alexnet" else "bgr"
+        mean = CAFFE_MEAN_RGB if channels == "rgb" else CAFFE_MEAN_BGR
+        rule: ResizeRule = "stretch" if name == "original" else "shorter-side"
+        resize = _with_margin(size, 256 / own)
+        return Preprocessing(name, size, resize, rule, "bilinear", channels, mean, exif=False)
+    return general(name, size)
+
+
+def general(name: str, size: int | Pair) -> Preprocessing:
+    """A preset that makes sense for any network, one of `GENERAL`.
+
+    Args:
+        name: as in `preset`.
+        size: pixels of each side of the input, or (height, width).
+
+    Raises:
+        ValueError: there is no such preset; the known ones are listed.
+
+    >>> general("torchvision", (112, 224)).resize
+    (128, 256)
+    """
+    if name not in GENERAL:
+        raise ValueError(f"unknown preprocessing {name!r}; known: {', '.join(GENERAL)}")
+    resize = _with_margin(size, 256 / 224)
+    if name == "torchvision":
+        return Preprocessing(
+            name, size, resize, "shorter-side", "bilinear", "rgb", IMAGENET_MEAN, IMAGENET_STD, scale=1 / 255
+        )
+    if name == "efficientnet-lite":
+        return Preprocessing(name, size, resize, "shorter-side", "bicubic", "rgb", (127.0,) * 3, (128.0,) * 3)
+    channels, mean, scale = KERAS[name.removesuffix("-aspect")]
+    if name.endswith("-aspect"):
+        return Preprocessing(name, size, resize, "shorter-side", "bilinear", channels, mean, scale=scale, exif=False)
+    return Preprocessing(name, size, size, "stretch", "nearest", channels, mean, scale=scale, exif=False)
+
+
+def _with_margin(size: int | Pair, share: float) -> int | Pair:
+    """The size before the crop."""
+    return round(size * share) if isinstance(size, int) else (round(size[0] * share), round(size[1] * share))
+
+
+def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing:
+    """A rule of a user's own, from a JSON file with the fields of `Preprocessing`.
+
+    Wanted are size, resize_rule, interpolation, channels and mean; `resize` is `size` by default, the name "custom",
+    and the others are as in `Preprocessing`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no JSON object, or a field is missing, unknown or impossible.
+
+    >>> from pathlib import Path
+    >>> fields = '"size": 150, "resize_rule": "stretch", "interpolation": "nearest", "channels": "rgb"'
+    >>> _ = Path("rule.json").write_text('{' + fields + ', "mean": [0, 0, 0], "scale": 0.00392156862745098}')
+    >>> read_preprocessing("rule.json").resize
+    150
+    """
+    text = read_text(path, max_bytes=MOST_BYTES)
+    try:
+        values = files.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); a JSON object with the fields of a rule is wanted") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object; one with the fields of a rule is wanted")
+    known = [entry.name for entry in fields(Preprocessing)]
+    wanted = ("size", "resize_rule", "interpolation", "channels", "mean")
+    problems = [f"{name} is missing" for name in wanted if name not in values]
+    problems += [f"{name} is unknown" for name in values if name not in known]
+    for name in ("mean", "std"):
+        if name in values and not isinstance(values[name], list):
+            problems.append(f"{name} is {values[name]!r:.80}, not a list of three numbers")
+    if problems:
+        raise ValueError(f"{path}: {'; '.join(problems)}; the fields are {', '.join(known)}")
+    try:
+        return Preprocessing.from_dict({"name": "custom", "resize": values["size"], "std": (1.0, 1.0, 1.0), **values})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def center_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
+    """Resize and cut the centre, as for classifying.
+
+    Args:
+        pixels: (H, W, 3), RGB, 0 to 255, of any size from 1x1.
+        rule: the card's preprocessing.
+
+    Returns:
+        (height, width, 3) of `rule.shape`, RGB, 0 to 255.
+    """
+    return crop_image(Image.fromarray(pixels), rule)
+
+
+def crop_image(image: Image.Image, rule: Preprocessing, part: tuple[float, float] | None = None) -> Pixels:
+    """`center_crop` of an image of mode RGB.
+
+    Args:
+        image: of any size from 1x1.
+        rule: the card's preprocessing.
+        part: (width, height) in pixels that the picture covers of the image, from its top left; None for all of it.
+    """
+    return next(crop_each(image, rule, (CENTER,), part))
+
+
+def crop_each(
+    image: Image.Image, rule: Preprocessing, places: Iterable[Place], part: tuple[float, float] | None = None
+) -> Iterator[Pixels]:
+    """Crops of the resized picture at other places than its centre, otherwise as `crop_image`.
+
+    Args:
+        image, rule, part: as for `crop_image`.
+        places: where; of `CENTER` and `CORNERS`, for instance.
+
+    Returns:
+        (height, width, 3) of `rule.shape` for each place, RGB, 0 to 255.
+
+    >>> image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).convert("RGB")
+    >>> rule = Preprocessing("custom", 1, 3, "stretch", "nearest", "rgb", (0, 0, 0))
+    >>> [int(crop[0, 0, 0]) for crop in crop_each(image, rule, (CENTER, *CORNERS))]
+    [10, 0, 3, 12, 15]
+    """
+    resample = Image.Resampling[rule.interpolation.upper()]
+    (height, width), (tall, wide) = rule.shape, _pair(rule.resize)
+    whole_width, whole_height = image.size if part is None else part
+    if rule.resize_rule == "stretch":
+        image = image.resize((wide, tall), resample, box=None if part is None else (0, 0, *part))
+        for down, across in places:
+            left, top = across * (wide - width) // 2, down * (tall - height) // 2
+            yield np.asarray(image.crop((left, top, left + width, top + height)))
+        return
+    # Resizing the shorter side and cutting a part is resizing that part: the same grid, and a strip of 1x10000 pixels
+    # does not grow to 256x2560000 on the way.
+    for place in places:
+        box = cropped_box((whole_height, whole_width), rule, place)
+        yield np.asarray(image.resize((width, height), resample, box=box))
+
+
+def cropped_box(
+    size: tuple[float, float], rule: Preprocessing, place: Place = CENTER
+) -> tuple[float, float, float, float]:
+    """The part of a picture that `center_crop` keeps, or `crop_each` at another place.
+
+    Args:
+        size: (height, width) of the picture in pixels.
+        rule: the card's preprocessing.
+        place: of the crop in the resized picture.
+
+    Returns:
+        Left, top, right, bottom in pixels of the picture.
+
+    >>> cropped_box((300, 400), general("torchvision", 224))
+    (68.75, 18.75, 331.25, 281.25)
+    """
+    (height, width), (tall, wide) = rule.shape, _pair(rule.resize)
+    if rule.resize_rule == "stretch":
+        across, down = size[1] / wide, size[0] / tall  # pixels of the picture for one of the resized
+        left, top = place[1] * (wide - width) // 2, place[0] * (tall - height) // 2
+        return (left * across, top * down, (left + width) * across, (top + height) * down)
+    scale = min(size[1] / wide, size[0] / tall)
+    # Sums and differences may round to beyond the picture.
+    x = max(0.0, place[1] * (size[1] - width * scale) / 2)
+    y = max(0.0, place[0] * (size[0] - height * scale) / 2)
+    return (x, y, min(size[1], x + width * scale), min(size[0], y + height * scale))
+
+
+def least_size(rule: Preprocessing) -> Pair | None:
+    """(height, width) in pixels of which twice the resized picture consists, or None where no pixel may change.
+
+    A JPEG file read at a fraction of its scale that is still so large gives nearly the same input. None for rules that
+    pick pixels, and for those of convnets-keras, which are kept to the bit.
+    """
+    if rule.interpolation == "nearest" or rule.name.startswith("original"):
+        return None
+    tall, wide = _pair(rule.resize)
+    return 2 * tall, 2 * wide
+
+
+def fit_longest_side(pixels: Pixels, longest_side: int, rule: Preprocessing) -> Pixels:
+    """Resize so that the longer side has `longest_side` pixels, keeping the aspect (each side at least 1).
+
+    Raises:
+        ValueError: less than one pixel, or more than 400 million of them in all.
+    """
+    height, width = size_with_longest_side((pixels.shape[0], pixels.shape[1]), longest_side)
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling[rule.interpolation.upper()]))
+
+
+def size_with_longest_side(size: Pair, longest_side: int) -> Pair:
+    """(height, width) of a picture whose longer side has so many pixels; as `fit_longest_side` resizes it."""
+    height, width = size
+    factor = longest_side / max(height, width)
+    if not longest_side >= 1 or height * width * factor**2 > MOST_PIXELS:
+        raise ValueError(f"a longest side of {longest_side} pixels is out of range; give 1 to some {MOST_SIDE}")
+    return (max(1, round(height * factor)), max(1, round(width * factor)))
+
+
+def normalize(pixels: Pixels, rule: Preprocessing) -> NDArray[np.float32]:
+    """Colour order, scale, mean and standard deviation; the size stays.
+
+    Args:
+        pixels: (H, W, 3), RGB, 0 to 255.
+        rule: the card's preprocessing.
+
+    Returns:
+        (3, H, W) float32, channels in the order of `rule.channels`.
+    """
+    ordered = pixels if rule.channels == "rgb" else pixels[:, :, ::-1]
+    values = ordered.astype(np.float32)
+    if rule.scale != 1.0:
+        values *= np.float32(rule.scale)
+    values -= np.asarray(rule.mean, np.float32)
+    if rule.std != (1.0, 1.0, 1.0):
+        values /= np.asarray(rule.std, np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))

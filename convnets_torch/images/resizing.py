@@ -1,0 +1,185 @@
+"""From pixels to a network's input on the device where the network is."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import ceil, floor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from convnets_torch.images.preprocessing import Interpolation, Pair, Preprocessing
+from convnets_torch.images.rows import PRECISION, cubic, triangle
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+FINE = 12  # of the bits of Pillow's weights are in the second matrix
+REACH = {"bilinear": 1.0, "bicubic": 2.0}  # pixels on each side that a filter takes, where nothing is reduced
+
+
+def reach(box: Box, image: Pair, size: Pair, interpolation: Interpolation) -> tuple[int, int, int, int]:
+    """The pixels that resizing a box looks at: left, top, right, bottom.
+
+    Args:
+        box: what is resized, in pixels of the image.
+        image: (height, width) of the image, whose pixels beyond the box are looked at too.
+        size: (height, width) that the box gets.
+        interpolation: "bilinear" or "bicubic".
+
+    >>> reach((10, 0, 90, 80), (80, 100), (40, 40), "bilinear")
+    (8, 0, 92, 80)
+    """
+    left, top, right, bottom = box
+    across, down = (
+        REACH[interpolation] * max(1.0, (end - start) / count)
+        for start, end, count in ((left, right, size[1]), (top, bottom, size[0]))
+    )
+    return (
+        max(0, floor(left - across)),
+        max(0, floor(top - down)),
+        min(image[1], ceil(right + across)),
+        min(image[0], ceil(bottom + down)),
+    )
+
+
+class Resizer:
+    """Pillow's `resize(size, filter, box)` on the device where pictures are.
+
+    Each pixel is a weighted sum, and so are all of a side: multiplications by matrices of Pillow's weights, rounded to
+    8 bits after each side as Pillow does, to the bit where float32 is multiplied and added as usual. PyTorch's
+    `interpolate(antialias=True)` has the same weights for whole pictures, but cannot begin between two pixels, as a
+    crop of the centre does.
+
+    The matrices of the last sizes are kept, so one resizer belongs to one CUDA stream.
+
+    Args:
+        size: (height, width) of the result.
+        interpolation: "bilinear" or "bicubic".
+
+    >>> half = Resizer((2, 3), "bicubic")
+    >>> half(torch.full((1, 3, 9, 8), 77, dtype=torch.uint8), (0.5, 0, 8, 9)).unique()
+    tensor([77], dtype=torch.uint8)
+    """
+
+    def __init__(self, size: Pair, interpolation: Interpolation) -> None:
+        self._size, self._interpolation = size, interpolation
+        self._matrices = lru_cache(maxsize=32)(_matrices)
+
+    def __call__(
+        self, pictures: Tensor, box: Box, origin: tuple[int, int] = (0, 0), down_first: bool = False
+    ) -> Tensor:
+        """(N, 3, H, W) uint8, RGB, in any layout -> (N, height, width, 3) uint8.
+
+        Args:
+            pictures: of one size.
+            box: the part of each that is resized, float32 numbers of pixels; those beyond it are looked at too.
+            origin: (x, y) of the first pixel that is given, where they are but those that `reach` says.
+            down_first: sum rows before columns, as `strips.goes_down_first` says of Pillow; between the two it rounds.
+        """
+        (height, width), (left, top, right, bottom) = pictures.shape[2:], box
+        device, filter = pictures.device, self._interpolation
+        values = pictures.to(torch.float32, memory_format=torch.contiguous_format)
+        across = self._matrices(origin[0], width, left, right, self._size[1], filter, device)
+        down = self._matrices(origin[1], height, top, bottom, self._size[0], filter, device)
+        values = _across(_down(values, *down), *across) if down_first else _down(_across(values, *across), *down)
+        return values.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _across(values: Tensor, coarse: Tensor, fine: Tensor) -> Tensor:
+    return _rounded(torch.matmul(values, coarse.T), torch.matmul(values, fine.T))
+
+
+def _down(values: Tensor, coarse: Tensor, fine: Tensor) -> Tensor:
+    return _rounded(torch.matmul(coarse, values), torch.matmul(fine, values))
+
+
+def _rounded(coarse: Tensor, fine: Tensor) -> Tensor:
+    """The sum of both to the next whole number, halves upwards; no number on the way needs more than 24 bits."""
+    whole = coarse.add_(0.5).floor()
+    return coarse.sub_(whole).add_(fine).floor_().add_(whole).clamp_(0, 255)
+
+
+def _matrices(
+    origin: int, before: int, start: float, end: float, after: int, interpolation: Interpolation, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Pillow's weights (after, before) of a side, which have 22 bits behind the point, as a sum of two matrices.
+
+    The first has 10 of these bits and the second the others, so that products with pixels are exact in float32, and
+    their sums too. That stays so where multiplications are rounded to TF32, whose 11 bits hold each of these numbers.
+    """
+    places, weights = _taps(origin, before, start, end, after, interpolation)
+    coarse = (weights + (1 << (FINE - 1))) >> FINE
+    fine = weights - (coarse << FINE)
+    index = torch.from_numpy(places).to(device)
+    return (
+        _scattered(coarse, 2.0 ** (FINE - PRECISION), index, before),
+        _scattered(fine, 2.0**-PRECISION, index, before),
+    )
+
+
+def _scattered(values: NDArray[np.int64], unit: float, index: Tensor, before: int) -> Tensor:
+    values_there = torch.from_numpy((values * unit).astype(np.float32)).to(index.device)
+    return torch.zeros(len(values), before, device=index.device).scatter_add_(1, index, values_there)
+
+
+def _taps(
+    origin: int, before: int, start: float, end: float, after: int, interpolation: Interpolation
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each pixel of a side those that it is made of, and their weights in units of 2 to the -22nd: (after, n) each.
+
+    Source: `precompute_coeffs` and `normalize_coeffs_8bpc` in Pillow's src/libImaging/Resample.c.
+    """
+    scale = float(np.float32(end - start)) / after
+    stretch = max(scale, 1.0)
+    support = REACH[interpolation] * stretch
+    centers = (start + (np.arange(after) + 0.5) * scale)[:, None]
+    first = np.maximum((centers - support + 0.5).astype(np.int64), origin)
+    last = np.minimum((centers + support + 0.5).astype(np.int64), origin + before)
+    places = first + np.arange((last - first).max())
+    distances = np.abs((places - centers + 0.5) * (1.0 / stretch))
+    weights = triangle(distances) if interpolation == "bilinear" else cubic(distances)
+    weights[places >= last] = 0
+    weights /= np.add.accumulate(weights, axis=1)[:, -1:]
+    whole = np.trunc(weights * (1 << PRECISION) + np.copysign(0.5, weights)).astype(np.int64)
+    return (places - origin).clip(0, before - 1), whole
+
+
+def turned(picture: Tensor, turn: Image.Transpose | None) -> Tensor:
+    """What Pillow's `transpose` gives, of a picture (3, H, W); a view where it can be.
+
+    >>> turned(torch.arange(6).view(1, 2, 3), Image.Transpose.ROTATE_90)[0].tolist()
+    [[2, 5], [1, 4], [0, 3]]
+    """
+    if turn is None:
+        return picture
+    lying = picture.transpose(1, 2)
+    return {
+        Image.Transpose.FLIP_LEFT_RIGHT: lambda: picture.flip(2),
+        Image.Transpose.ROTATE_180: lambda: picture.flip(1, 2),
+        Image.Transpose.FLIP_TOP_BOTTOM: lambda: picture.flip(1),
+        Image.Transpose.TRANSPOSE: lambda: lying,
+        Image.Transpose.ROTATE_270: lambda: lying.flip(2),
+        Image.Transpose.TRANSVERSE: lambda: lying.flip(1, 2),
+        Image.Transpose.ROTATE_90: lambda: lying.flip(1),
+    }[turn]()
+
+
+def normalized(pixels: Tensor, rule: Preprocessing) -> Tensor:
+    """What `preprocessing.normalize` does to the bit, on a device: (N, h, w, 3) uint8, RGB -> (N, 3, h, w) float32.
+
+    Whole rows at a time: the three colours of a pixel lie side by side, and operations that repeat every three numbers
+    take ten times as long. In memory they stay side by side (channels last).
+
+    >>> from convnets_torch.images.preprocessing import general
+    >>> normalized(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8), general("keras-tf", 224)).flatten()
+    tensor([1., 1., 1.])
+    """
+    count, height, width, _ = pixels.shape
+    ordered = pixels if rule.channels == "rgb" else pixels.flip(3)
+    mean, std = (torch.tensor(values, device=pixels.device).repeat(width) for values in (rule.mean, rule.std))
+    rows = ordered.reshape(count, height, 3 * width).float()
+    rows.mul_(rule.scale).sub_(mean).div_(std)
+    return rows.view(count, height, width, 3).permute(0, 3, 1, 2)

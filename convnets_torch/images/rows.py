@@ -1,0 +1,282 @@
+"""Pictures row by row: what a source is, and what is made of one without holding the whole of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from math import ceil
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnets_torch.images.preprocessing import Interpolation, Pair, Pixels
+
+BLOCK_PIXELS = 4_000_000  # of a source that are read at once where more rows are wanted
+BAND_PIXELS = 64_000_000  # of rows that can only be decoded together: 192 MB, of which two are held
+LEAST_ROWS = 64  # that are decoded together, where less could be
+
+PRECISION = 22  # bits behind the point of Pillow's weights
+
+
+class Source(Protocol):
+    """A picture that is read row by row.
+
+    Attributes:
+        shape: (height, width) in pixels.
+    """
+
+    @property
+    def shape(self) -> Pair: ...
+
+    def rows(self, top: int, bottom: int) -> Pixels:
+        """(bottom - top, width, 3) uint8, RGB, 0 to 255.
+
+        Reading is cheapest downwards, in strips that follow each other or overlap a little. What is returned may be
+        a view: it is not to be written to.
+
+        Raises:
+            ValueError: not 0 <= top < bottom <= height.
+        """
+        ...
+
+
+def check_rows(top: int, bottom: int, height: int) -> None:
+    """Raise ValueError, in one sentence, when a picture has no such rows."""
+    if not 0 <= top < bottom <= height:
+        raise ValueError(f"rows {top} to {bottom} are not in a picture of {height} rows; give 0 to {height}")
+
+
+class Bands:
+    """Rows of a picture that is stored in bands of rows which can only be decoded together, as tiles and chunks are.
+
+    The last two bands are held, so that narrow strips, and strips that overlap, decode each of them once.
+
+    Args:
+        read: (top, bottom) -> (bottom - top, width, 3) uint8; it is asked for whole bands alone.
+        shape: (height, width) in pixels.
+        band: rows of a band; the last may have less.
+    """
+
+    def __init__(self, read: Callable[[int, int], Pixels], shape: Pair, band: int) -> None:
+        self.shape = shape
+        self._read, self._band = read, band
+        self._held: dict[int, Pixels] = {}  # the oldest first
+
+    def rows(self, top: int, bottom: int) -> Pixels:
+        """As `Source.rows`."""
+        height, width = self.shape
+        check_rows(top, bottom, height)
+        pixels = np.empty((bottom - top, width, 3), np.uint8)
+        for start in range(top - top % self._band, bottom, self._band):
+            band = self._decoded(start)
+            first, last = max(top, start), min(bottom, start + self._band)
+            pixels[first - top : last - top] = band[first - start : last - start]
+        return pixels
+
+    def _decoded(self, start: int) -> Pixels:
+        if start not in self._held:
+            if len(self._held) == 2:
+                del self._held[next(iter(self._held))]
+            self._held[start] = self._read(start, min(start + self._band, self.shape[0]))
+        return self._held[start]
+
+
+def band_of(unit: int, width: int) -> int:
+    """Rows to decode together where `unit` rows are stored together: some of them, unless that is too much to hold."""
+    rows = unit * ceil(LEAST_ROWS / unit)
+    return rows if rows * width <= BAND_PIXELS else max(1, BAND_PIXELS // width)
+
+
+class Resized:
+    """A source at another size, as Pillow resizes the whole picture with its filter, to the bit.
+
+    Pillow resizes across, each row by itself, and that is left to Pillow. Downwards each row is a sum of rows, with
+    Pillow's own weights and rounding: its `resize(box=...)` keeps the ends of a strip as 32-bit floats, so that strips
+    put together differ from the whole picture by 1 in some 1 of 30,000 values.
+
+    Held are the rows that one row of the result is made of, a block of some 4 million pixels of the source, and the
+    strip that is asked for.
+
+    Args:
+        source: the picture.
+        shape: (height, width) in pixels that it gets.
+        interpolation: Pillow's filter, antialiased; "nearest" picks pixels instead.
+
+    Raises:
+        ValueError: a side of less than one pixel, or an unknown interpolation.
+
+    >>> from convnets_torch.images.sources import open_source
+    >>> half = Resized(open_source("street.jpg"), (150, 200), "bilinear")
+    >>> half.rows(20, 52).shape
+    (32, 200, 3)
+    """
+
+    def __init__(self, source: Source, shape: Pair, interpolation: Interpolation) -> None:
+        if interpolation not in ("bilinear", "bicubic", "nearest"):
+            raise ValueError(f"unknown interpolation {interpolation!r}; known: bilinear, bicubic, nearest")
+        if min(shape) < 1:
+            raise ValueError(f"a picture of {shape[0]}x{shape[1]} pixels is wanted; give each side at least 1")
+        self.shape = shape
+        self._source, self._interpolation = source, interpolation
+        self._resample = Image.Resampling[interpolation.upper()]
+        self._picked: NDArray[np.int32] | None = None
+        height = source.shape[0]
+        if height == shape[0]:
+            self._picked = np.arange(height, dtype=np.int32)
+        elif interpolation == "nearest":  # which rows Pillow picks, it says best itself
+            numbers = Image.fromarray(np.arange(height, dtype=np.int32)[:, None])
+            self._picked = np.asarray(numbers.resize((1, shape[0]), self._resample))[:, 0]
+        self._down_first = interpolation != "nearest" and goes_down_first(source.shape, shape)
+        # Rows of the source, and at the new width unless they are to be summed first; the number of the first.
+        self._held = np.empty((0, source.shape[1] if self._down_first else shape[1], 3), np.uint8)
+        self._top = 0
+
+    def rows(self, top: int, bottom: int) -> Pixels:
+        """As `Source.rows`."""
+        check_rows(top, bottom, self.shape[0])
+        pixels = np.empty((bottom - top, *self._held.shape[1:]), np.uint8)
+        last, of_last = self._weights(bottom - 1)
+        for row in range(top, bottom):
+            first, weights = self._weights(row)
+            window = self._window(first, first + len(weights), last + len(of_last))
+            if len(weights) == 1:
+                pixels[row - top] = window[0]
+                continue
+            sums = np.einsum("k,kij->ij", weights, window, dtype=np.int32)
+            pixels[row - top] = np.clip((sums + (1 << (PRECISION - 1))) >> PRECISION, 0, 255)
+        return self._across(pixels) if self._down_first else pixels
+
+    def _weights(self, row: int) -> tuple[int, NDArray[np.int32]]:
+        """The first row of the source that a row is made of, and the weights of that one and the next.
+
+        Source: `precompute_coeffs` and `normalize_coeffs_8bpc` in Pillow's src/libImaging/Resample.c.
+        """
+        if self._picked is not None:
+            return int(self._picked[row]), np.ones(1, np.int32)
+        height = self._source.shape[0]
+        scale = height / self.shape[0]
+        stretch = max(scale, 1.0)
+        support = (1.0 if self._interpolation == "bilinear" else 2.0) * stretch
+        center = (row + 0.5) * scale
+        first = max(int(center - support + 0.5), 0)
+        last = min(int(center + support + 0.5), height)
+        places = np.abs((np.arange(last - first) + first - center + 0.5) * (1.0 / stretch))
+        weights = triangle(places) if self._interpolation == "bilinear" else cubic(places)
+        weights /= np.add.accumulate(weights)[-1]  # one after the other: np.sum adds in pairs
+        return first, np.trunc(weights * (1 << PRECISION) + np.copysign(0.5, weights)).astype(np.int32)
+
+    def _window(self, first: int, last: int, end: int) -> Pixels:
+        """Rows `first` to `last` of the source, to be summed; of what is missing no more is read than to `end`."""
+        if not self._top <= first <= self._top + len(self._held):
+            self._top, self._held = first, self._held[:0]
+        block = max(1, BLOCK_PIXELS // self._source.shape[1])
+        while (held := self._top + len(self._held)) < last:
+            rows = self._source.rows(held, min(held + block, end))
+            rows = rows if self._down_first else self._across(rows)
+            self._held = np.concatenate([self._held[first - self._top :], rows])
+            self._top = first
+        return self._held[first - self._top : last - self._top]
+
+    def _across(self, rows: Pixels) -> Pixels:
+        """Rows at the new width; equal heights tell Pillow to leave it at that."""
+        if rows.shape[1] == self.shape[1]:
+            return rows
+        return np.asarray(Image.fromarray(rows).resize((self.shape[1], len(rows)), self._resample))
+
+
+def goes_down_first(before: Pair, after: Pair) -> bool:
+    """Whether Pillow sums rows before it resizes across; the order shows, since it rounds in between."""
+    lost = before[0] - after[0]
+    return lost > max(0, 2 * (before[1] - after[1])) and _has_both_orders()
+
+
+@cache
+def _has_both_orders() -> bool:
+    """Whether this Pillow has the rule of `goes_down_first`: versions before 13 always resize across first."""
+    image = Image.fromarray((np.arange(40 * 20 * 3) * 7919 % 256).astype(np.uint8).reshape(40, 20, 3))
+    across_first = image.resize((19, 40), Image.Resampling.BILINEAR).resize((19, 10), Image.Resampling.BILINEAR)
+    return image.resize((19, 10), Image.Resampling.BILINEAR).tobytes() != across_first.tobytes()
+
+
+def triangle(places: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(places < 1, 1 - places, 0)
+
+
+def cubic(places: NDArray[np.float64]) -> NDArray[np.float64]:
+    a = -0.5
+    near = ((a + 2) * places - (a + 3)) * places * places + 1
+    far = (((places - 5) * places + 8) * places - 4) * a
+    return np.where(places < 1, near, np.where(places < 2, far, 0))
+
+
+class Preview:
+    """A small picture of a large one, collected from its strips while they pass.
+
+    Each pixel is the mean of a square of `factor` x `factor` pixels, of less at the right and lower edges: Pillow's
+    `reduce` of the whole picture.
+
+    Args:
+        shape: (height, width) in pixels of the picture.
+        longest: the most pixels that the longer side of the preview may have.
+
+    Attributes:
+        factor: ceil(max(shape) / longest); 1 where the picture is small, and then the preview is the picture.
+
+    Raises:
+        ValueError: `longest` is less than 1.
+
+    >>> preview = Preview((5, 8), longest=4)
+    >>> for top in (0, 3):
+    ...     preview.add(top, np.full((min(3, 5 - top), 8, 3), 77, np.uint8))
+    >>> preview.factor, preview.picture.shape
+    (2, (3, 4, 3))
+    """
+
+    def __init__(self, shape: Pair, longest: int) -> None:
+        if longest < 1:
+            raise ValueError(f"a preview of {longest} pixels is wanted; give at least 1")
+        self.shape = shape
+        self.factor = ceil(max(shape) / longest)
+        height, width = shape
+        self._picture = np.empty((ceil(height / self.factor), ceil(width / self.factor), 3), np.uint8)
+        self._rest = np.empty((0, width, 3), np.uint8)  # rows that do not fill a square yet
+        self._seen = 0
+
+    def add(self, top: int, rows: Pixels) -> None:
+        """Take the next strip.
+
+        Args:
+            top: its first row in the picture, which is where the strip before it ended.
+            rows: (any height, width, 3) uint8, RGB.
+
+        Raises:
+            ValueError: another strip is next, or this one has another width or goes beyond the picture.
+        """
+        height, width = self.shape
+        if top != self._seen or rows.shape[1:] != (width, 3) or top + len(rows) > height:
+            raise ValueError(
+                f"rows {top} to {top + len(rows)} of {rows.shape[1]} pixels were given, but a preview of"
+                f" {height}x{width} pixels is at row {self._seen}; give the strips in order, each row once"
+            )
+        self._seen += len(rows)
+        if len(self._rest):
+            rows = np.concatenate([self._rest, rows])
+        full = len(rows) if self._seen == height else len(rows) - len(rows) % self.factor
+        if full:
+            start = (self._seen - len(rows)) // self.factor
+            small = np.asarray(Image.fromarray(rows[:full]).reduce(self.factor))
+            self._picture[start : start + len(small)] = small
+        self._rest = rows[full:].copy()
+
+    @property
+    def picture(self) -> Pixels:
+        """(ceil(H / factor), ceil(W / factor), 3) uint8, RGB.
+
+        Raises:
+            ValueError: strips are missing.
+        """
+        if self._seen != self.shape[0]:
+            raise ValueError(f"the preview has seen {self._seen} of {self.shape[0]} rows; give it the others first")
+        return self._picture

@@ -1,0 +1,237 @@
+"""Pictures that are read row by row, so that one of a gigapixel is never held whole."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnets_torch.files import open_file
+from convnets_torch.images.decoding import (
+    AS_IS,
+    MAX_PIXELS,
+    Decoded,
+    Picture,
+    Reading,
+    check_kind,
+    check_range,
+    decode,
+    decode_opened,
+    is_tensor,
+    picture_name,
+    stored_pixels,
+    to_pixels,
+    warn,
+)
+from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.preprocessing import Pair, Pixels
+from convnets_torch.images.rows import BLOCK_PIXELS, Bands, Preview, Resized, Source, band_of, check_rows
+from convnets_torch.images.tiff import is_tiff, open_tiff
+
+__all__ = [
+    "Held",
+    "Opened",
+    "Preview",
+    "Resized",
+    "SlicedArray",
+    "Source",
+    "is_sliced",
+    "open_source",
+    "open_with_remarks",
+]
+
+STREAMED_PIXELS = 64_000_000  # of a TIFF file; one of more is read row by row
+
+
+class SlicedArray(Protocol):
+    """What is sliced rather than loaded: `numpy.memmap`, `zarr.Array`, `h5py.Dataset`, `dask.array.Array`, ..."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+Sliceable: TypeAlias = "Picture | SlicedArray"
+
+
+class Opened(NamedTuple):
+    """A source, and what `open_source` would warn about; `part` and `scale` are as in `images.Upright`."""
+
+    source: Source
+    remarks: tuple[str, ...] = ()
+    part: tuple[float, float] | None = None
+    scale: int = 1
+
+
+def open_source(
+    image: Sliceable,
+    *,
+    exif: bool = True,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
+) -> Source:
+    """A picture to be read row by row.
+
+    Two kinds are never held whole, and `max_pixels` does not bound them:
+
+    - arrays that are sliced rather than loaded. What holds for arrays holds for them: (H, W, 3) RGB or (H, W) grey,
+      0 to 255, uint8 or float. Only rows that are asked for are read, whole chunks where there are some; those of a
+      `numpy.memmap` leave the process's memory again. Floats are read once beforehand for their least and largest
+      value, since no strip can tell whether white is 1.
+    - paths of TIFF files of more than 64 million pixels, by tifffile (extra `tiff`): grey and RGB of 8 or 16 bits,
+      in tiles or strips. Other kinds of TIFF are decoded whole while `max_pixels` allows it.
+
+    Everything else is decoded at once, as `read_picture` does.
+
+    Args:
+        image: whatever `read_picture` takes, or an array that is sliced.
+        exif: follow the rotation that a camera noted in the file; arrays have none.
+        max_pixels: refuse to decode a file of more pixels than so many; 178,956,970 by default.
+        allow_truncated: read what is there of a file whose end is missing, with a warning.
+        depth, background: as in `read_picture`; a depth of "auto" reads a file that is read row by row once beforehand.
+
+    Returns:
+        A source with `shape` (height, width), and `rows(top, bottom)`: (bottom - top, width, 3) uint8, RGB, 0 to 255.
+
+    Raises:
+        OSError, ValueError: as `read_picture`; a TIFF file that can be read neither row by row nor whole.
+        ImportError: such a file needs tifffile, or imagecodecs.
+
+    Warns:
+        PictureWarning: as `read_picture`; a channel of transparency in a file that is read row by row.
+
+    >>> source = open_source("street.jpg")
+    >>> source.shape, source.rows(100, 132).shape
+    ((300, 400), (32, 400, 3))
+    >>> import h5py
+    >>> with h5py.File("pictures.h5", "w") as file:
+    ...     pictures = file.create_dataset("street", data=source.rows(0, 300), chunks=(64, 64, 3))
+    ...     open_source(pictures).rows(298, 300).shape
+    (2, 400, 3)
+    """
+    opened = open_with_remarks(image, Reading(exif, max_pixels, allow_truncated, depth, background))
+    warn(opened.remarks)
+    return opened.source
+
+
+def open_with_remarks(image: Sliceable, reading: Reading = AS_IS) -> Opened:
+    """`open_source` for threads: remarks are returned, not warned about."""
+    if is_sliced(image):
+        return Opened(_sliced(image))
+    if isinstance(image, str | os.PathLike):
+        with open_file(image) as file:
+            pixels = stored_pixels(file) if is_tiff(file) else 0
+            if pixels > STREAMED_PIXELS:
+                options = {name: getattr(reading, name) for name in ("exif", "allow_truncated", "depth", "background")}
+                try:
+                    return Opened(*open_tiff(Path(image), file, **options))
+                except (ImportError, ValueError):
+                    if pixels > (MAX_PIXELS if reading.max_pixels is None else reading.max_pixels):
+                        raise
+            return _held(decode_opened(file, picture_name(image), reading))
+    return _held(decode(cast("Picture", image), reading))
+
+
+def _held(decoded: Decoded) -> Opened:
+    return Opened(Held(decoded.pixels), *decoded[1:])
+
+
+def is_sliced(image: object) -> TypeGuard[SlicedArray]:
+    """Whether `open_source` reads this by slicing it: an array that is neither NumPy's own, nor a tensor or picture."""
+    if isinstance(image, np.memmap):
+        return True
+    if isinstance(image, np.ndarray | np.generic | Image.Image) or is_tensor(image):
+        return False
+    return all(hasattr(image, name) for name in ("shape", "dtype", "__getitem__"))
+
+
+class Held:
+    """A picture that was decoded at once.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, RGB, 0 to 255.
+    """
+
+    def __init__(self, pixels: Pixels) -> None:
+        self.shape: Pair = (pixels.shape[0], pixels.shape[1])
+        self.pixels = pixels
+
+    def rows(self, top: int, bottom: int) -> Pixels:
+        check_rows(top, bottom, self.shape[0])
+        return self.pixels[top:bottom]
+
+
+class _Sliced:
+    """An array that is read by slicing it, and was checked."""
+
+    def __init__(self, array: SlicedArray) -> None:
+        self.shape: Pair = (int(array.shape[0]), int(array.shape[1]))
+        self._array = array
+        self._map = _shared_map(array)
+
+    def values(self, top: int, bottom: int) -> NDArray[Any]:
+        """Rows as they are stored."""
+        values = np.asarray(self._array[top:bottom])
+        expected = (bottom - top, *self._array.shape[1:])
+        if values.shape != expected:
+            raise ValueError(f"rows {top} to {bottom} of the array are {values.shape}, not {expected}; slice it so")
+        return values
+
+    def rows(self, top: int, bottom: int) -> Pixels:
+        check_rows(top, bottom, self.shape[0])
+        pixels = to_pixels(self.values(top, bottom))
+        if self._map is not None:
+            pixels = np.array(pixels)
+            self.forget()
+        return pixels
+
+    def forget(self) -> None:
+        """Give the pages of a mapped file that were read back to the system; the file keeps them."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def _sliced(array: SlicedArray) -> Source:
+    dtype = np.dtype(array.dtype)
+    check_kind(tuple(array.shape), dtype, "array")
+    source = _Sliced(array)
+    height, width = source.shape
+    unit = _chunk_rows(array)
+    if dtype != np.uint8:
+        step = min(height, band_of(unit or 1, width), max(unit or 1, BLOCK_PIXELS // prod(array.shape[1:])))
+        lowest, highest = np.inf, -np.inf
+        for top in range(0, height, step):
+            values = source.values(top, min(top + step, height))
+            lowest, highest = np.minimum(lowest, values.min()), np.maximum(highest, values.max())  # NaN stays
+            source.forget()
+        check_range(float(lowest), float(highest), "array")
+    return source if unit is None else Bands(source.rows, source.shape, band_of(unit, width))
+
+
+def _chunk_rows(array: SlicedArray) -> int | None:
+    """Rows of a chunk, as zarr and h5py say it, or of the first chunk, as dask does; None where there are none."""
+    chunks = getattr(array, "chunks", None)
+    if not chunks:
+        return None
+    rows = chunks[0][0] if isinstance(chunks[0], tuple) else chunks[0]
+    return max(1, int(rows))
+
+
+def _shared_map(array: object) -> mmap.mmap | None:
+    """The mapping behind a `numpy.memmap`; None where forgetting its pages would lose what was written to them."""
+    if not isinstance(array, np.memmap) or array.mode == "c" or not hasattr(mmap, "MADV_DONTNEED"):
+        return None
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None

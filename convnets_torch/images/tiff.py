@@ -1,0 +1,342 @@
+"""TIFF files row by row, by tifffile: tiles and strips are decoded as they are reached."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from math import ceil
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnets_torch.files import open_file
+from convnets_torch.images.decoding import ignored_turn, reason_of
+from convnets_torch.images.headers import MOST_FRAMES, TIFF, TiffValues, pages, tiff_values
+from convnets_torch.images.levels import (
+    SLIVER,
+    Background,
+    Depth,
+    Refused,
+    check_levels,
+    check_white,
+    laid_on,
+    to_8_bits,
+    white_of,
+)
+from convnets_torch.images.preprocessing import Pair, Pixels
+from convnets_torch.images.rows import BAND_PIXELS, LEAST_ROWS, Bands, Source, band_of, check_rows
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage
+
+# Photometric interpretations, compressions and tags, by the numbers of the TIFF 6.0 specification.
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
+UNCOMPRESSED, JPEG = 1, 7
+PREMULTIPLIED, TRANSPARENCY = 1, 2
+LOOKED_AT = 4  # rows, to tell how many bits the values of a file of 16 use
+
+
+def is_tiff(file: IO[bytes]) -> bool:
+    """Whether a file begins as TIFF or BigTIFF does, whatever it is called."""
+    file.seek(0)
+    return file.read(4) in TIFF
+
+
+def open_tiff(
+    path: Path,
+    file: IO[bytes] | None = None,
+    *,
+    exif: bool = True,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
+) -> tuple[Source, tuple[str, ...]]:
+    """The first picture of a TIFF or BigTIFF file, decoded as its rows are asked for.
+
+    Grey and RGB of 8 or 16 bits are read, to the same pixels as `images.read_picture` gives. Rows that were stored
+    uncompressed are read as they are, others by the row of tiles, or by the strip.
+
+    Args:
+        path: the file; it is opened for each read, and held open between none. Another file that has taken its place
+            is not read.
+        file: the same, opened by `files.open_file`; it stays open.
+        exif: follow the orientation noted in the file, where it only mirrors the picture or turns it by 180 degrees.
+        allow_truncated: what lies beyond the end of a file is black.
+        depth, background: as in `images.read_picture`. For the depth "auto", and where some rows use few of 16 bits,
+            all rows are read once beforehand.
+
+    Returns:
+        The source, and what `open_source` warns about.
+
+    Raises:
+        ImportError: tifffile is missing, or what it needs to decompress the file.
+        ValueError: a kind of picture that is not read row by row; the message names it.
+        OSError: the file is broken or truncated; rows raise it too.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        raise ImportError(
+            f"{path} is to be read row by row, which needs tifffile: pip install 'convnets-torch[tiff]'"
+        ) from None
+    check_levels(depth, background)
+    path = path.resolve()
+    with contextlib.nullcontext(file) if file is not None else open_file(path) as opened:
+        with _refusing_damage(path):
+            count = pages(opened, allow_truncated=allow_truncated)
+            start = opened.seek(0)
+            # Kinds of microscopes for which tifffile would read all pages.
+            flags: dict[str, Any] = {"is_lsm": False, "is_scanimage": False} | (
+                {"is_ndpi": False} if count > MOST_FRAMES else {}
+            )
+            tiff = tifffile.TiffFile(opened, offset=start, name=path.name, **flags)
+            page = tiff.pages.first
+            values = tiff_values(opened)
+            kind = _kind_not_read(page, values)
+            state = os.fstat(opened.fileno())
+            reader = None if kind else _Reader(path, state, page, tiff.byteorder, values, background)
+        if reader is None:
+            raise ValueError(f"{path} is not read row by row: {kind}; save it as 8-bit RGB or grey in tiles")
+        return _opened_tiff(reader, count, depth, exif=exif, allow_truncated=allow_truncated)
+
+
+def _opened_tiff(
+    reader: _Reader, count: int, depth: Depth, *, exif: bool, allow_truncated: bool
+) -> tuple[Source, tuple[str, ...]]:
+    path, values = reader.path, reader.values
+    number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
+    remarks = [f"{path} has {number} frames or pages; the first was read"] if count > 1 else []
+    if reader.end > reader.state.st_size:
+        if not allow_truncated:
+            raise OSError(
+                f"{path} is truncated; copy the picture again, or read what is there"
+                " (allow_truncated, --allow-truncated)"
+            )
+        remarks.append(f"{path} is truncated; what is missing of it is black")
+    if reader.alpha and reader.background is None:
+        remarks.append(
+            f"{path} has a channel of transparency; it was dropped, the colours under it taken as stored"
+            " (background, --background)"
+        )
+    source = reader.source()
+    turned = values.orientation in range(2, 9)
+    if turned and not exif:
+        remarks.append(ignored_turn(str(path)))
+    elif turned and values.orientation > 4:
+        raise ValueError(
+            f"{path} lies on its side (orientation {values.orientation}), so that its rows are stored as columns;"
+            " save it upright, or leave it as stored (exif=False)"
+        )
+    elif turned:
+        reader.down = values.orientation in (3, 4)
+        reader.across = values.orientation in (2, 3)
+        source = _Mirrored(source, reader)
+    return source, (*remarks, *reader.measure(source, depth))
+
+
+def _kind_not_read(page: TiffPage, values: TiffValues) -> str | None:
+    """What is odd about a page that is not read row by row; None of one that is."""
+    grey = page.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO)
+    colour = page.photometric == RGB or (page.photometric == YCBCR and page.compression == JPEG)
+    samples = page.samplesperpixel
+    if not (grey or colour):
+        return f"its colours are {getattr(page.photometric, 'name', page.photometric)}"
+    if page.dtype not in (np.uint8, np.uint16) or page.bitspersample not in (8, 16):
+        return f"its values are {values.numbers} of {page.bitspersample} bits"
+    if page.imagedepth != 1:
+        return f"it is a volume of {page.imagedepth} pictures"
+    if samples not in ((1, 2) if grey else (3, 4)):
+        return f"it has {samples} channels"
+    if samples > 1 and page.planarconfig != 1:
+        return "its channels are stored one after the other (planar)"
+    if values.extra == PREMULTIPLIED and samples in (2, 4) and (samples, page.bitspersample) != (4, 8):
+        return f"its {samples - 1} channels of {page.bitspersample} bits were multiplied with its transparency"
+    return None
+
+
+class _Reader:
+    """Rows of a page out of its file."""
+
+    def __init__(
+        self,
+        path: Path,
+        state: os.stat_result,
+        page: TiffPage,
+        byteorder: str,
+        values: TiffValues,
+        background: Background,
+    ) -> None:
+        self.values, self.background = values, background
+        self.alpha = values.samples in (2, 4) and values.extra in (PREMULTIPLIED, TRANSPARENCY)
+        self.down = self.across = False  # whether the picture is to be mirrored downwards, or across
+        self.white = self.opaque = 65535  # where values have 16 bits
+        self.highest = np.zeros(2, int)  # of colours and of the alpha channel, as far as they were read
+        self.path, self.state, self.page = path, state, page
+        self.shape: Pair = (page.imagelength, page.imagewidth)
+        self.offsets, self.sizes = page.dataoffsets, page.databytecounts
+        self.end = max((sum(each) for each in zip(self.offsets, self.sizes, strict=False)), default=0)
+        self.tables: dict[str, Any] = {}
+        if page.compression == JPEG:
+            self.tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+        # A stored type keeps its order of bytes; what tifffile decodes is in the machine's own.
+        self.stored = np.dtype(f"{byteorder}u{page.bitspersample // 8}")
+        self.decode = page.decode  # made now, while tifffile may look into the file
+
+    def source(self) -> Source:
+        """The rows; ValueError where tifffile cannot decompress them, or too many hang together."""
+        height, width = self.shape
+        if self._is_plain():
+            return _Plain(self)
+        with _refusing_damage(self.path):
+            try:
+                self.decode(None, 0, **self.tables)  # raises where a codec is missing
+            except ValueError as error:  # tifffile's sentence names the compression
+                if "imagecodecs" not in str(error):
+                    raise
+                kind = getattr(self.page.compression, "name", self.page.compression)
+                raise ImportError(
+                    f"{self.path} is compressed ({kind}), which tifffile decodes with imagecodecs:"
+                    " pip install imagecodecs"
+                ) from None
+        unit = self.page.tilelength if self.page.is_tiled else min(self.page.rowsperstrip, height)
+        if unit * width > BAND_PIXELS:
+            raise ValueError(
+                f"{self.path} is not read row by row: {unit} rows of {width} pixels are compressed together;"
+                " save it as 8-bit RGB or grey in tiles"
+            )
+        return Bands(self._decoded, self.shape, band_of(unit, width))
+
+    def opened(self) -> IO[bytes]:
+        """The file again; OSError where another has taken its place."""
+        file = open_file(self.path)
+        found = os.fstat(file.fileno())
+        if any(getattr(found, name) != getattr(self.state, name) for name in ("st_dev", "st_ino", "st_size")):
+            file.close()
+            raise OSError(f"{self.path} was changed while it was read; read it again")
+        return file
+
+    def _is_plain(self) -> bool:
+        """Whether all rows lie in the file one after the other."""
+        page = self.page
+        follow = all(
+            offset + size == after
+            for offset, size, after in zip(self.offsets, self.sizes, self.offsets[1:], strict=False)
+        )
+        plain = page.compression == UNCOMPRESSED and page.predictor == 1 and page.fillorder == 1
+        whole = self.shape[0] * self.shape[1] * page.samplesperpixel * self.stored.itemsize
+        return plain and not page.is_tiled and follow and sum(self.sizes) == whole and self.offsets[0] > 0
+
+    def _decoded(self, top: int, bottom: int) -> Pixels:
+        """Rows of whole tiles or strips."""
+        page, (_, width) = self.page, self.shape
+        if page.is_tiled:
+            high, across = page.tilelength, ceil(width / page.tilewidth)
+        else:
+            high, across = min(page.rowsperstrip, self.shape[0]), 1
+        pixels = np.zeros((bottom - top, width, 3), np.uint8)
+        with self.opened() as file, _refusing_damage(self.path):
+            for number in range(top // high * across, ceil(bottom / high) * across):
+                size, offset = self.sizes[number], self.offsets[number]
+                file.seek(offset)
+                content = file.read(size)
+                if not size or len(content) < size:
+                    continue  # left out by who wrote it, which means black, or beyond the end, which was said
+                values, (_, _, row, column, _), _ = self.decode(content, number, **self.tables)
+                if values is None:
+                    continue
+                # A row of tiles that is cut for being too high shows only some of its rows.
+                first, last = max(top, row), min(bottom, row + values.shape[1])
+                piece = self.to_rgb(values[0, first - row : last - row, : width - column], first, column)
+                pixels[first - top : last - top, column : column + piece.shape[1]] = piece
+        return pixels
+
+    def measure(self, source: Source, depth: Depth) -> tuple[str, ...]:
+        """Find what white is in values of 16 bits; remarks on it."""
+        if self.stored.itemsize < 2:
+            return ()
+        height = self.shape[0]
+        with contextlib.suppress(OSError):  # of damage, of which whoever reads these rows is told
+            for row in np.linspace(0, height - 1, LOOKED_AT).astype(int).tolist():
+                source.rows(row, row + 1)
+        if depth == "auto" or (depth is None and self.highest[0] <= SLIVER):
+            for top in range(0, height, LEAST_ROWS):
+                source.rows(top, min(top + LEAST_ROWS, height))
+        white, remarks = white_of(str(self.path), int(self.highest[0]), self.values.white, depth)
+        self.white, self.opaque = white, 65535 if self.highest[1] > white else white
+        return remarks
+
+    def to_rgb(self, values: NDArray[Any], top: int, left: int) -> Pixels:
+        """(h, w, samples) of 8 or 16 bits, which lie there in the file -> (h, w, 3)."""
+        colors = values[:, :, : 1 if values.shape[2] < 3 else 3]
+        alpha = values[:, :, -1] if self.alpha else None
+        if values.dtype.itemsize == 2:
+            found = (colors.max(initial=0), 0 if alpha is None else alpha.max(initial=0))
+            self.highest = np.maximum(self.highest, found)
+            check_white(str(self.path), int(self.highest[0]), self.white)
+            check_white(str(self.path), int(self.highest[1]), self.opaque)
+            colors = to_8_bits(colors, self.white)
+            alpha = None if alpha is None else to_8_bits(alpha, self.opaque)
+        elif alpha is not None and self.values.extra == PREMULTIPLIED:
+            size = (values.shape[1], values.shape[0])
+            divided = Image.frombytes("RGBA", size, np.ascontiguousarray(values).tobytes(), "raw", "RGBa")
+            colors = np.asarray(divided)[:, :, :3]
+        if self.values.photometric == WHITE_IS_ZERO:
+            colors = 255 - colors
+        pixels = np.broadcast_to(colors, (*colors.shape[:2], 3))
+        if alpha is None or self.background is None:
+            return pixels
+        rows, columns = np.arange(top, top + len(pixels)), np.arange(left, left + pixels.shape[1])
+        rows = self.shape[0] - 1 - rows if self.down else rows
+        columns = self.shape[1] - 1 - columns if self.across else columns
+        return laid_on(self.background, pixels, alpha, rows, columns)
+
+
+class _Plain:
+    """Rows that were stored uncompressed, one after the other."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self.shape = reader.shape
+        self._reader = reader
+
+    def rows(self, top: int, bottom: int) -> Pixels:
+        reader, (height, width) = self._reader, self.shape
+        check_rows(top, bottom, height)
+        samples = reader.page.samplesperpixel
+        line = width * samples * reader.stored.itemsize
+        with reader.opened() as file, _refusing_damage(reader.path):
+            file.seek(reader.offsets[0] + top * line)
+            content = file.read((bottom - top) * line)
+        content += bytes((bottom - top) * line - len(content))  # beyond the end, which was said
+        values = np.frombuffer(content, reader.stored).reshape(bottom - top, width, samples)
+        return reader.to_rgb(values, top, 0)
+
+
+class _Mirrored:
+    """Rows in another order, or the other way round, as an orientation of 2, 3 or 4 says."""
+
+    def __init__(self, source: Source, reader: _Reader) -> None:
+        self.shape = source.shape
+        self._source = source
+        self._down, self._across = -1 if reader.down else 1, -1 if reader.across else 1
+
+    def rows(self, top: int, bottom: int) -> Pixels:
+        height = self.shape[0]
+        check_rows(top, bottom, height)
+        if self._down == -1:
+            top, bottom = height - bottom, height - top
+        return self._source.rows(top, bottom)[:: self._down, :: self._across]
+
+
+@contextlib.contextmanager
+def _refusing_damage(path: Path) -> Iterator[None]:
+    """Whatever a decoder raises as a sentence that names the file; those of imagecodecs have classes of their own."""
+    try:
+        yield
+    except (ImportError, Refused):
+        raise
+    except Exception as error:
+        raise OSError(f"{path} is broken ({reason_of(error)}); copy the picture again") from None

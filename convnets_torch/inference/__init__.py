@@ -1,0 +1,1 @@
+"""Run networks on pictures."""

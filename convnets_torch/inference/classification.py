@@ -1,0 +1,222 @@
+"""From pictures to the most probable classes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convnets_torch.card import Card
+from convnets_torch.images.decoding import Picture, warn
+from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.preprocessing import Pixels, center_crop, normalize
+from convnets_torch.inference.pipeline import Predicted, Runnable, predict
+from convnets_torch.inference.pipeline import card_of as card_of
+from convnets_torch.inference.pipeline import ready_card as ready_card
+from convnets_torch.networks import Network
+from convnets_torch.wordnet.hierarchy import Answer, back_off, check_backoff
+from convnets_torch.wordnet.targets import class_name, class_wnid, find_target, tree_wnids
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class and how probable it is.
+
+    Attributes:
+        class_id: 0 to classes - 1.
+        wnid: the WordNet synset; None for a user's own class whose name does not begin with a wnid.
+        words: the class in words.
+        probability: 0 to 1.
+    """
+
+    class_id: int
+    wnid: str | None
+    words: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What became of one picture.
+
+    Attributes:
+        picture: as it was given.
+        predictions: the most probable classes, the best first; empty where there is an error.
+        error: why the picture could not be used (OSError, ValueError), else None.
+        remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
+        answer: the deepest synset that is probable enough, where `backoff` was asked for.
+    """
+
+    picture: Picture
+    predictions: list[Prediction]
+    error: Exception | None = None
+    remarks: tuple[str, ...] = ()
+    answer: Answer | None = None
+
+
+def classify(
+    network: Runnable,
+    images: Picture | Iterable[Picture],
+    top: int = 5,
+    *,
+    only: str | int | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
+) -> list[list[Prediction]]:
+    """Classify pictures, each resized and cropped as the network's card says.
+
+    Args:
+        network: in eval mode, with its card, as `load` gives it; or an `engine` of one.
+        images: whatever `read_picture` takes: files, `PIL.Image`s, arrays (H, W, 3), tensors (3, H, W), RGB, 0 to 255;
+            one of them alone is a list of one. `find_pictures` lists those of a folder.
+        top: how many classes to return for each; all where there are fewer.
+        only: a target, as for `heatmap`: leave out all classes that are not of it. The probabilities stay those among
+            all of the network's classes and do not add up to 1 again: of a cat, the most probable dog has nearly none.
+        max_pixels: refuse files of more pixels; 178,956,970 by default.
+        allow_truncated: read what is there of files whose end is missing.
+        depth, background: as in `read_picture`.
+
+    Returns:
+        Per picture, in the order given, its `top` most probable classes, the best first; all classes of `only` where
+        it has fewer.
+
+    Raises:
+        OSError: a picture is missing or broken; `classify_each` goes on with the others.
+        ValueError: a picture cannot be used, `only` is not known, or the network has no card, no head, or is in
+            training mode.
+
+    Warns:
+        PictureWarning: as `read_picture` does.
+
+    >>> from convnets_torch import load
+    >>> [[best, second]] = classify(load("alexnet.safetensors"), "street.jpg", top=2)
+    >>> best.probability > second.probability, best.wnid.startswith("n")
+    (True, True)
+    """
+    results = []
+    for entry in classify_each(
+        network,
+        images,
+        top,
+        only=only,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
+    ):
+        if entry.error is not None:
+            raise entry.error
+        warn(entry.remarks)
+        results.append(entry.predictions)
+    return results
+
+
+def classify_each(
+    network: Runnable,
+    images: Picture | Iterable[Picture],
+    top: int = 5,
+    *,
+    only: str | int | None = None,
+    backoff: float | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
+) -> Generator[Classified, None, None]:
+    """Classify any number of pictures one after another; one that cannot be used does not stop the others.
+
+    Pictures are decoded ahead in threads and go through the network 16 at a time, so results come in bursts; some
+    60 pictures are in memory at once, cut to the network's size.
+
+    Args:
+        network, images, top, only, max_pixels, allow_truncated, depth, background: as in `classify`.
+        backoff: a probability above 0, at most 1: give as `answer` the deepest synset that is at least so probable
+            (`backoff.back_off`), whatever `only` leaves out of the predictions. For classes with wnids alone.
+
+    Returns:
+        A generator of one `Classified` per picture, in the order given; `close()` stops it early.
+
+    Raises:
+        ValueError: at once, when the network has no card, no head, or is in training mode, `top` is below 1, or
+            `only` is not known, or `backoff` is no probability or not for these classes; later, when the outputs
+            are no probabilities.
+
+    >>> from convnets_torch import load
+    >>> for result in classify_each(load("alexnet.safetensors"), ["street.jpg", "none.jpg"]):
+    ...     print(result.picture, len(result.predictions), result.error)
+    street.jpg 5 None
+    none.jpg 0 none.jpg does not exist; name a file
+    """
+    card = card_of(network)
+    listed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
+    if top < 1:
+        raise ValueError(f"top is {top}; give 1 or more")
+    if backoff is not None:
+        check_backoff(card, backoff)
+    rows = predict(
+        network,
+        images,
+        exact=True,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
+        depth=depth,
+        background=background,
+    )
+    return _classified(rows, card, top, listed, backoff)
+
+
+def _classified(
+    rows: Generator[Predicted, None, None], card: Card, top: int, listed: list[int], backoff: float | None
+) -> Generator[Classified, None, None]:
+    """The best of the `listed` classes of each row."""
+    wnids = None if backoff is None else tree_wnids(card)
+    with contextlib.closing(rows):
+        for row in rows:
+            best, answer = [], None
+            if row.logits is not None:
+                found = probabilities(row.logits[None], card)[0]
+                chances = found[listed].topk(min(top, len(listed)))
+                best = [
+                    prediction(card, listed[place], value)
+                    for value, place in zip(chances.values.tolist(), chances.indices.tolist(), strict=True)
+                ]
+                answer = None if backoff is None else back_off(found, backoff, wnids)
+            yield Classified(row.picture, best, row.error, row.remarks, answer)
+
+
+def square_input(pixels: Pixels, card: Card) -> np.ndarray:
+    """Pixels (H, W, 3), RGB, 0 to 255, as the network's own input, (3, size, size) float32."""
+    return normalize(center_crop(pixels, card.preprocessing), card.preprocessing)
+
+
+def to_parameters(inputs: np.ndarray, network: Network) -> Tensor:
+    """An array as a tensor on the device and in the precision of the network's parameters."""
+    return torch.from_numpy(inputs).to(next(network.parameters()))
+
+
+def probabilities(logits: Tensor, card: Card) -> Tensor:
+    """Logits (N, classes, ...) -> probabilities of the same shape in float32, by the card's activation.
+
+    Raises:
+        ValueError: the card says that outputs are no probabilities, or does not fit them; or they are not finite.
+    """
+    if logits.shape[1] != card.classes:
+        raise ValueError(
+            f"the network has {logits.shape[1]} outputs, its card {card.classes} classes; set network.card"
+        )
+    if not logits.isfinite().all():
+        raise ValueError("the network's outputs are NaN or infinite: its weights are broken, or too large for float16")
+    if card.activation == "none":
+        raise ValueError("the card says that outputs are no probabilities (activation none); take the logits")
+    return logits.float().softmax(dim=1) if card.activation == "softmax" else logits.float().sigmoid()
+
+
+def prediction(card: Card, class_id: int, probability: float) -> Prediction:
+    """One class of a card in words."""
+    return Prediction(class_id, class_wnid(card, class_id), class_name(card, class_id), probability)

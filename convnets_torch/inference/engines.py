@@ -1,0 +1,179 @@
+"""Other programs' runtimes behind a network: the same answers from an engine that knows a processor better."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from convnets_torch.card import Card
+from convnets_torch.inference.child_process import apart
+from convnets_torch.inference.export import MOST_BATCH, check_exportable, traced
+from convnets_torch.inference.prepare import RuntimeRemark
+from convnets_torch.networks import Network
+from convnets_torch.networks.network import Size, check_size
+from convnets_torch.networks.tracing import unwrapped
+
+EnginePrecision = Literal["auto", "float32", "bfloat16"]
+ENGINES = ("openvino",)
+HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
+
+
+class Engine:
+    """A network in another program's runtime, called as the network is, by one thread or by several.
+
+    Attributes:
+        name: of the engine, "openvino".
+        precision: "float32" or "bfloat16", in which it multiplies.
+        size: (height, width) in pixels of the images; with `mapped`, of the smallest ones.
+        card: what the weights are; None where the network had none.
+        mapped: the network that was given, where the engine gives its score maps; None where it classifies.
+    """
+
+    def __init__(self, module: nn.Module, name: str, precision: str, size: Size, heatmap: bool) -> None:
+        """As `engine` says."""
+        openvino = _import_openvino()
+        core = openvino.Core()
+        if precision == "auto":
+            precision = "bfloat16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
+        self.name, self.size = name, size
+        self.card: Card | None = getattr(module, "card", None)
+        self.mapped = module if heatmap and isinstance(module, Network) else None
+        with tempfile.TemporaryDirectory(prefix="convnets-torch-") as folder:
+            program = str(Path(folder) / "program.xml")
+            apart(__name__, "write", module, program, self.mapped is not None, size)
+            self._compiled = core.compile_model(
+                program, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+            )
+        self._one_at_a_time = threading.Lock()  # openvino refuses a request while it runs another
+        taken = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+        self.precision = {hint: word for word, hint in HINTS.items()}.get(taken, taken)
+        if self.precision != precision:
+            warnings.warn(
+                f"this processor has no instructions for {precision}; openvino runs in {self.precision}",
+                RuntimeRemark,
+                stacklevel=3,
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Classify, or with `mapped` give the score map.
+
+        Args:
+            images: (N, 3, H, W), normalised as the weights want it; any device and precision. (H, W) is `size`, or
+                with `mapped` at least that.
+
+        Returns:
+            Logits (N, classes), or with `mapped` (N, classes, h, w) as of `score_map`; float32, on the CPU.
+
+        Raises:
+            ValueError: the images have another shape.
+        """
+        height, width = self.size
+        fits = images.dim() == 4 and images.shape[0] > 0 and images.shape[1] == 3
+        if self.mapped is None:
+            fits, more = fits and tuple(images.shape[2:]) == self.size, ""
+        else:
+            fits, more = fits and images.shape[2] >= height and images.shape[3] >= width, " or larger"
+        if not fits:
+            raise ValueError(
+                f"images are {tuple(images.shape)}, but this engine takes (N, 3, {height}, {width}){more}, one or more"
+            )
+        given = images.detach().to("cpu", torch.float32).contiguous()
+        with self._one_at_a_time:
+            return torch.from_numpy(self._compiled([given.numpy()])[0].copy())  # its own memory is written again
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The kind of number between its layers."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+
+def engine(
+    network: nn.Module,
+    name: str = "openvino",
+    *,
+    precision: EnginePrecision = "auto",
+    size: int | Size | None = None,
+    heatmap: bool = False,
+) -> Engine:
+    """The network in another program's runtime, for the last factor of speed on a CPU.
+
+    The weights are copied into it and converted, which takes seconds; the network itself is left as it is.
+
+    Args:
+        network: in eval mode, float32, on the CPU, as `load` gives it; or any module that `torch.export` can follow,
+            such as torchvision's.
+        name: "openvino".
+        precision: "auto" takes bfloat16 where OpenVINO finds that the processor has it, else float32.
+        size: pixels of the images, a side or (height, width), for modules that do not know their size.
+        heatmap: give score maps, of images of any size from the network's own upwards, instead of classifying. One
+            program does all sizes; the first pass over each takes some tenths of a second more.
+
+    Returns:
+        A function of images (N, 3, H, W), any number of them, that gives logits (N, classes) in float32; with
+        `heatmap`, logits (N, classes, h, w) as `score_map(network, images)` gives them.
+
+    Raises:
+        ValueError: the engine or the precision is not known, no size is given and the module has none, or the network
+            has no head, is in training mode, prepared, in another precision or on another device; with `heatmap`, it
+            is no network of this library, or its head has a layer that has no form in convolutions.
+        ImportError: openvino is missing.
+
+    Warns:
+        RuntimeRemark: the processor has no instructions for the precision, and the engine takes another.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
+    if precision not in get_args(EnginePrecision):
+        raise ValueError(f"unknown precision {precision!r} of an engine; known: {', '.join(get_args(EnginePrecision))}")
+    network = unwrapped(network)
+    check_exportable(network)
+    if heatmap and not isinstance(network, Network):
+        raise ValueError(
+            f"{type(network).__name__} gives no score maps; make it dense first, with convnets_torch.densify"
+        )
+    sides = getattr(network, "size", None) if size is None else (size, size) if isinstance(size, int) else size
+    if sides is None:
+        raise ValueError(f"{type(network).__name__} does not know the size of its images; give size=224, or its own")
+    own = getattr(network, "size", sides)
+    if tuple(own) != tuple(sides):
+        raise ValueError(f"size is {tuple(sides)}, but the network classifies {tuple(own)}; leave size out")
+    try:
+        _import_openvino()
+    except ImportError:
+        raise ImportError("the engine openvino needs its package: pip install 'convnets-torch[openvino]'") from None
+    return Engine(network, name, precision, check_size(sides), heatmap)
+
+
+def write(module: nn.Module, path: str, heatmap: bool, size: Size, *, progress: object = None) -> None:
+    """Write a module as OpenVINO's program, an .xml with a .bin beside it.
+
+    Args:
+        module, heatmap: as for `engine`.
+        path: of the .xml.
+        size: (height, width) in pixels of the images.
+    """
+    if heatmap:
+        assert isinstance(module, Network)
+        program = traced(module, heatmap=True)
+    else:
+        batch = ({0: Dim("batch", min=1, max=MOST_BATCH)},)
+        program = torch.export.export(module, (torch.zeros(2, 3, *size),), dynamic_shapes=batch, strict=False)
+    openvino = _import_openvino()
+    openvino.serialize(openvino.convert_model(program), path)
+
+
+def _import_openvino() -> ModuleType:
+    """OpenVINO without its telemetry, which starts processes, calls its makers, and writes to the home folder."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # so to import it is an error
+    return importlib.import_module("openvino")

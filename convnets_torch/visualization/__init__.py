@@ -1,0 +1,1 @@
+"""Draw arrays and words: charts, overlays and pages."""

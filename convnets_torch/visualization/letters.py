@@ -1,0 +1,189 @@
+"""Letters of any script in pictures: each word in the first font that has all of its letters.
+
+First of all the font that CONVNETS_TORCH_FONT names, if there is one; Pillow's own, which has the letters of English;
+the one that comes with this package, for Latin, Greek and Cyrillic; and what the system has, as fontconfig says.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+SETTING = "CONVNETS_TORCH_FONT"  # a font's file, or its name as Pillow finds it
+OWN = Path(__file__).parent / "fonts" / "letters.ttf"
+# Tried where there is no fontconfig, by the names of their files, which Pillow looks for where the system keeps fonts.
+USUAL = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "NotoSansArabic-Regular.ttf",
+         "Arial Unicode.ttf", "arialuni.ttf", "PingFang.ttc", "msyh.ttc", "segoeui.ttf", "seguiemj.ttf")  # fmt: skip
+BITMAP = 109  # pixels, the one size of Noto Color Emoji
+SECONDS = 5  # that fontconfig may take
+NONE = "\U0010ffff"  # no letter of any font
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+class Letters:
+    """Letters of one size, in as many fonts as a text needs.
+
+    Args:
+        size: in pixels.
+    """
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+        self.first = ImageFont.load_default(size=size)
+
+    def getlength(self, text: str) -> float:
+        """The width of a text in pixels."""
+        return sum(self._length(name, part) for name, part in runs(text))
+
+    def _length(self, name: str | None, part: str) -> float:
+        font = _font(name, self.size)
+        return font.getlength(part) * self.scale_of(font)
+
+    def scale_of(self, font: Font) -> float:
+        """By how much what a font draws is to be resized: 1 but for one of pictures."""
+        return float(self.size / getattr(font, "size", self.size))
+
+
+class Pen(ImageDraw.ImageDraw):
+    """What draws into a picture, with `Letters` for a font."""
+
+    def __init__(self, image: Image.Image) -> None:
+        super().__init__(image)
+        self._page = image
+
+    def text(  # type: ignore[override]
+        self, xy: Any, text: Any, fill: Any = None, font: Any = None, anchor: str = "la", **options: Any
+    ) -> None:
+        """A line of text, as `ImageDraw.text`, in several fonts where it needs them."""
+        parts = list(runs(text)) if isinstance(font, Letters) else []
+        if len(parts) < 2 and all(name is None for name, _ in parts):
+            super().text(xy, text, fill, font.first if isinstance(font, Letters) else font, anchor, **options)
+            return
+        ascent, descent = font.first.getmetrics()
+        x = xy[0] - {"l": 0.0, "m": 0.5, "r": 1.0}[anchor[0]] * font.getlength(text)
+        y = xy[1] + {"a": ascent, "t": ascent, "m": (ascent - descent) / 2, "s": 0, "d": -descent}[anchor[1]]
+        for name, part in parts:
+            each = _font(name, font.size)
+            if (scale := font.scale_of(each)) != 1:
+                self._pictures(each, part, (x, y - ascent), scale)
+            else:  # words that run from right to left stay in their place, where Pillow knows of such
+                knows = getattr(each, "layout_engine", None) == ImageFont.Layout.RAQM
+                super().text((x, y), part, fill, each, "ls", **options, direction="ltr" if knows else None)
+            x += each.getlength(part) * scale
+
+    def _pictures(self, font: Font, text: str, place: tuple[float, float], scale: float) -> None:
+        """Emoji of a font that has them in one size and in colours."""
+        *_, right, bottom = map(round, font.getbbox(text))
+        drawn = Image.new("RGBA", (max(1, right), max(1, bottom)))
+        ImageDraw.Draw(drawn).text((0, 0), text, font=font, embedded_color=True)
+        small = drawn.resize((max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale))))
+        self._page.paste(small, (round(place[0]), round(place[1])), small)
+
+
+def runs(text: str) -> Iterator[tuple[str | None, str]]:
+    """The name of a font, None for Pillow's own, and a part of a text for it, in order.
+
+    Spaces are in the font of the word before them, and words of one font together, so that scripts which run from
+    right to left do so over several words.
+
+    >>> list(runs("two words"))
+    [(None, 'two words')]
+    """
+    before, held = None, ""
+    for word in re.findall(r"\s*\S+\s*", text) or [text]:
+        for name, part in _of_word(word):
+            if held and name != before:
+                yield before, held
+                held = ""
+            before, held = name, held + part
+    yield before, held
+
+
+def _of_word(word: str) -> list[tuple[str | None, str]]:
+    letters, setting = frozenset(filter(_is_seen, word)), os.environ.get(SETTING, "")
+    if word.isascii() and not setting:
+        return [(None, word)]
+    for letter in sorted(letters, reverse=True):  # the rarest first
+        name = font_for(letter, setting)
+        if all(has(name, each) for each in letters):
+            return [(name, word)]
+    parts = [(font_for(letter, setting) if _is_seen(letter) else None, letter) for letter in word]
+    joined = parts[:1]
+    for name, letter in parts[1:]:
+        before, held = joined[-1]
+        if name == before or not _is_seen(letter):
+            joined[-1] = (before, held + letter)
+        else:
+            joined.append((name, letter))
+    return joined
+
+
+def _is_seen(letter: str) -> bool:
+    """Whether a font needs a form for a letter of its own: not for spaces, joiners and marks of direction."""
+    return unicodedata.category(letter) not in ("Zs", "Cf", "Cc") and not 0xFE00 <= ord(letter) <= 0xFE0F
+
+
+@functools.lru_cache(maxsize=20_000)
+def font_for(letter: str, setting: str = "") -> str | None:
+    """The first font that has a letter; None, for Pillow's own, if that is the one, or where none has it."""
+    for name in (*([setting] if setting else []), None, str(OWN), *_found):
+        if has(name, letter):
+            return name
+    for name in _of_system(letter):
+        if has(name, letter):
+            _found.append(name)
+            return name
+    return None
+
+
+_found: list[str] = []  # fonts of the system that had some letter
+
+
+def _of_system(letter: str) -> Iterator[str]:
+    """Fonts that the system has and that may have a letter, the likeliest first."""
+    program = shutil.which("fc-match")
+    if program is None:
+        yield from USUAL
+        return
+    asked = [program, "-f", "%{file}\n", f"sans-serif:charset={ord(letter):x}"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, timeout=SECONDS, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    yield from os.fsdecode(answer).splitlines()[:1]
+
+
+@functools.lru_cache(maxsize=20_000)
+def has(name: str | None, letter: str) -> bool:
+    """Whether a font draws a letter otherwise than what it does not have."""
+    try:
+        font = _font(name, 20)
+    except OSError:
+        return False
+    return _form(font, letter) != _form(font, NONE)
+
+
+def _form(font: Font, letter: str) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(letter)
+    return mask.size, bytes(mask)
+
+
+@functools.lru_cache(maxsize=64)
+def _font(name: str | None, size: float) -> Font:
+    """A font at a size, or at the one that it has; OSError where it is none."""
+    if name is None:
+        return ImageFont.load_default(size=size)
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return ImageFont.truetype(name, BITMAP)

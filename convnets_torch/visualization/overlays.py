@@ -1,0 +1,354 @@
+"""Heatmaps drawn over their pictures, sheets of pictures and captions."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnets_torch.files import replacing
+from convnets_torch.images.preprocessing import Pixels
+from convnets_torch.text import printable
+from convnets_torch.visualization.letters import Letters, Pen
+
+if TYPE_CHECKING:
+    from convnets_torch.heatmaps.maps import CellMap, ClassMap, Contrast, Heatmap
+
+Values = NDArray[np.float32]
+Resampling = Literal["nearest", "bilinear", "bicubic"]
+
+
+def interpolated(values: Values, places: NDArray[Any], axis: int, interpolation: Resampling = "bilinear") -> Values:
+    """Values at places between cells along one axis, the outermost ones going on beyond.
+
+    Args:
+        values: (rows, columns).
+        places: numbers of cells, such as 1.5.
+        axis: 0 for rows, 1 for columns.
+        interpolation: "bicubic" is Catmull-Rom's.
+    """
+    cells = values.shape[axis]
+    places = np.clip(places, 0, cells - 1)
+    if interpolation == "nearest":
+        return values.take(np.ceil(places - 0.5).astype(np.int64), axis)
+    before = np.minimum(places.astype(np.int64), max(cells - 2, 0))
+    beyond = places - before
+    if interpolation == "bilinear":
+        weights = [1 - beyond, beyond]
+        first = 0
+    else:
+        t, t2, t3 = beyond, beyond**2, beyond**3
+        weights = [(2 * t2 - t - t3) / 2, (3 * t3 - 5 * t2 + 2) / 2, (4 * t2 + t - 3 * t3) / 2, (t3 - t2) / 2]
+        first = -1
+    shape = (-1, 1) if axis == 0 else (1, -1)
+    total = np.zeros((1, 1), np.float32)
+    for number, weight in enumerate(weights, start=first):
+        near = values.take(np.clip(before + number, 0, cells - 1), axis)
+        total = total + near * weight.astype(np.float32).reshape(shape)
+    return total
+
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+# Nine colours of the perceptually uniform map "inferno" (CC0) at equal distances; between them it is nearly linear.
+INFERNO = (
+    (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85),
+    (227, 89, 51), (249, 140, 10), (249, 201, 50), (252, 255, 164),
+)  # fmt: skip
+# Blue for the second target, white between, red for the first: seven colours of "RdBu" at equal distances.
+# Source: ColorBrewer 2.0, Cynthia Brewer, Apache License 2.0.
+DIVERGING = (
+    (33, 102, 172), (103, 169, 207), (209, 229, 240), (247, 247, 247), (253, 219, 199), (239, 138, 98), (178, 24, 43),
+)  # fmt: skip
+# Seven colours that people with any colour vision tell apart, and grey for the rest.
+# Source: Okabe, Ito: Color Universal Design, 2008.
+CLASS_COLORS = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
+)  # fmt: skip
+OTHER_COLOR = (150, 150, 150)
+OPAQUE = 0.72  # the picture stays visible below the strongest colour
+STRENGTH = np.clip(np.linspace(0, 1.6, 256), 0, OPAQUE)  # how opaque each of 256 colours is
+BAND = 512  # rows of a picture that are drawn at a time
+LEAST_TOP = 0.1  # the colours reach at least up to here, so that a map of near-zeros does not glow
+MOST_LINES = 12  # of a text in a sheet
+MOST_DRAWN = 1000  # letters in a line; Pillow takes a second for 100,000
+PAPER, INK, GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
+
+
+def overlay(heatmap: Heatmap | Contrast) -> Image.Image:
+    """The map over its picture: clear where the target is improbable, glowing where it is likely.
+
+    The colour of a pixel is that of the window around it: cell values stand at the centres of their windows and
+    are interpolated bilinearly between them. Towards the borders, where no window has its centre, the value of
+    the nearest cell fades out. Colours go from 0 to the map's highest value (or 0.1 if that is lower), which
+    the bar below the picture shows. A contrast glows red for the one target and blue for the other, up to the
+    largest difference either way.
+
+    Returns:
+        RGB, as wide as the picture (the map's `picture`) and higher by the bar.
+    """
+    colors, strength = _palette_of(heatmap), STRENGTH.astype(np.float32)
+    if _is_signed(heatmap):  # clear in the middle
+        strength = np.concatenate([strength[::-2], strength[1::2]])
+
+    def paint(band: slice) -> tuple[Pixels, NDArray[np.float32]]:
+        values = _pixel_values(heatmap, band)
+        return colors[values], strength[values]
+
+    return _with_bar(_blend(heatmap, paint, _bar_height(heatmap)), heatmap)
+
+
+def class_overlay(class_map: ClassMap) -> Image.Image:
+    """What is where: each pixel in the colour of its nearest cell's class, the stronger the more probable.
+
+    Below stands a legend: the words of the classes that win the most cells, and their share of all cells; the
+    classes beyond the colours at hand share grey. Towards the borders the nearest cell fades out.
+
+    Returns:
+        RGB, as wide as the picture and higher by the legend.
+    """
+    down, across = _nearest(class_map, 0)[:, None], _nearest(class_map, 1)
+    colored = list(class_map.names)[: len(CLASS_COLORS)]
+    colors = np.full((*class_map.class_ids.shape, 3), OTHER_COLOR, np.uint8)
+    for class_id, color in zip(colored, CLASS_COLORS, strict=False):
+        colors[class_map.class_ids == class_id] = color
+    strength = (OPAQUE * (0.7 + 0.3 * class_map.values)).astype(np.float32)  # an improbable winner stays a winner
+    blended = _blend(class_map, lambda band: (colors[down[band], across], strength[down[band], across]))
+    shares = [(class_map.names[class_id], float((class_map.class_ids == class_id).mean())) for class_id in colored]
+    entries = [(*share, color) for share, color in zip(shares, CLASS_COLORS, strict=False)]
+    if rest := len(class_map.names) - len(colored):
+        entries.append(
+            (f"{rest} other {'class' if rest == 1 else 'classes'}", 1 - sum(share for _, share in shares), OTHER_COLOR)
+        )
+    return _with_legend(blended, entries)
+
+
+def color_map(heatmap: Heatmap | Contrast) -> Image.Image:
+    """The map alone in the same colours and the same place, without the picture."""
+    height, width = heatmap.picture.shape[:2]
+    page, colors = Image.new("RGB", (width, height + _bar_height(heatmap)), PAPER), _palette_of(heatmap)
+    for top in range(0, height, BAND):
+        band = slice(top, min(top + BAND, height))
+        page.paste(Image.fromarray(colors[_pixel_values(heatmap, band)]), (0, top))
+    return _with_bar(page, heatmap)
+
+
+def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int = 480, title: str = "") -> Image.Image:
+    """Pictures side by side, each `width` pixels wide, with lines of text below each, and a title above all.
+
+    Of a text no more than 12 lines are shown.
+    """
+    margin, font = 16, Letters(17)
+    scaled = [image.resize((width, max(1, round(image.height * width / image.width)))) for image, _ in tiles]
+    line_height = 23
+    texts, titles = [_lines(text) for _, text in tiles], _lines(title)
+    rows = [range(start, min(start + columns, len(tiles))) for start in range(0, len(tiles), columns)]
+    heights = [max(scaled[i].height + line_height * len(texts[i]) + 8 for i in row) + margin for row in rows]
+    top = margin + line_height * len(titles) + (8 if titles else 0)
+    page = Image.new("RGB", (margin + columns * (width + margin), top + sum(heights)), PAPER)
+    draw = Pen(page)
+    for number, line in enumerate(titles):
+        draw.text((margin, margin + number * line_height), shorten(line, font, page.width - 2 * margin), INK, font)
+    for row, height in zip(rows, heights, strict=True):
+        for place, i in enumerate(row):
+            left = margin + place * (width + margin)
+            page.paste(scaled[i], (left, top))
+            for number, line in enumerate(texts[i]):
+                y = top + scaled[i].height + 6 + number * line_height
+                draw.text((left, y), shorten(line, font, width), INK, font)
+        top += height
+    return page
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text, the last one three dots where there are more than are shown."""
+    lines = text[: MOST_LINES * MOST_DRAWN].splitlines()
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], "..."]
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a picture atomically, in the format that the ending of `path` names, one of `FORMATS`.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
+    with replacing(path) as temporary:
+        image.save(temporary, format=FORMATS[path.suffix.lower()])
+
+
+def _blend(cells: CellMap, paint: Callable[[slice], tuple[Pixels, NDArray[np.float32]]], below: int = 0) -> Image.Image:
+    """Colours over the picture, fading towards the borders, some rows at a time: pictures can be large.
+
+    Args:
+        cells: the map, with its picture.
+        paint: rows -> their colours (n, W, 3), and how opaque these are (n, W).
+        below: rows of paper to leave below the picture.
+    """
+    height, width = cells.picture.shape[:2]
+    page = Image.new("RGB", (width, height + below), PAPER)
+    fade_down, fade_across = (_fade(cells, axis) for axis in (0, 1))
+    for top in range(0, height, BAND):
+        band = slice(top, min(top + BAND, height))
+        colors, strength = paint(band)
+        alpha = 255 * strength * fade_down[band, None] * fade_across
+        mask = Image.fromarray(alpha.astype(np.uint8))
+        page.paste(Image.composite(Image.fromarray(colors), Image.fromarray(cells.picture[band]), mask), (0, top))
+    return page
+
+
+def _pixel_values(heatmap: Heatmap | Contrast, band: slice) -> NDArray[np.uint8]:
+    """The map on rows of the picture's pixels, 0 to 255 from the lowest to the highest of the colours."""
+    down, across = (_places(heatmap, axis) for axis in (0, 1))
+    top = _top(heatmap)
+    scaled = (heatmap.values + top) * (127.5 / top) if _is_signed(heatmap) else heatmap.values * (255 / top)
+    return np.rint(interpolated(interpolated(scaled, down[band], 0), across, 1)).astype(np.uint8)
+
+
+def _places(cells: CellMap, axis: int) -> NDArray[Any]:
+    """The pixels of the picture that is drawn on, as numbers of cells: 1.5 is between the second and the third."""
+    stride, size = _lattice(cells, axis)
+    return (np.arange(cells.picture.shape[axis]) + 0.5 - size / 2) / stride
+
+
+def _lattice(cells: CellMap, axis: int) -> tuple[float, float]:
+    """Stride and window along an axis, in pixels of the picture that is drawn on, which may be a reduced view."""
+    ratio = cells.picture.shape[axis] / cells.size[axis]
+    return cells.stride[axis] * ratio, cells.window_size[axis] * ratio
+
+
+def _nearest(cells: CellMap, axis: int) -> NDArray[np.int64]:
+    """For each pixel the cell whose centre is nearest."""
+    return np.clip(np.ceil(_places(cells, axis) - 0.5), 0, cells.values.shape[axis] - 1).astype(np.int64)
+
+
+def _fade(cells: CellMap, axis: int) -> NDArray[np.float32]:
+    """1 between the first and the last centre, falling to 0 at half a window beyond them."""
+    stride, size = _lattice(cells, axis)
+    place = np.arange(cells.picture.shape[axis]) + 0.5
+    first, last = size / 2, size / 2 + (cells.values.shape[axis] - 1) * stride
+    beyond = np.maximum(np.maximum(first - place, place - last), 0)
+    return np.clip(1 - beyond / (size / 2), 0, 1).astype(np.float32)
+
+
+def _is_signed(cells: CellMap) -> bool:
+    return hasattr(cells, "other")
+
+
+def _palette_of(heatmap: Heatmap | Contrast) -> Pixels:
+    return palette(DIVERGING if _is_signed(heatmap) else INFERNO)
+
+
+def _top(heatmap: Heatmap | Contrast) -> float:
+    return max(float(np.abs(heatmap.values).max()), LEAST_TOP)
+
+
+def palette(anchors: Sequence[tuple[int, int, int]] = INFERNO, count: int = 256) -> Pixels:
+    """`count` colours (count, 3) from the first to the last of `anchors`, which stand at equal distances."""
+    places = np.linspace(0, count - 1, len(anchors))
+    channels = np.array(anchors, float).T
+    return np.stack([np.interp(np.arange(count), places, channel) for channel in channels], axis=1).astype(np.uint8)
+
+
+def _letters(width: int) -> int:
+    """Height of letters below a picture, in pixels: 28 for widths of 1000 to 2000, smaller and larger beyond."""
+    return max(11, min(28, width // 36), width // 71)
+
+
+def _bar_height(heatmap: Heatmap | Contrast) -> int:
+    return round(_letters(heatmap.picture.shape[1]) * (2.2 if len(_bar_texts(heatmap)) == 1 else 4.5))
+
+
+def _bar_texts(heatmap: Heatmap | Contrast) -> list[str]:
+    """What the strip below a picture says, beside its bar; or above it, in two lines, where there is no room beside."""
+    width = heatmap.picture.shape[1]
+    font, values = Letters(_letters(width)), heatmap.values
+    signed = _is_signed(heatmap)
+    least, most = f"{values.min():.2f}", f"{values.max():.2f}"
+    figures = f"{least} to {most}" if signed else f"highest {most}"
+    room = _bar_left(heatmap, font) - font.size // 2 * 4 - font.getlength(_ends(heatmap)[0])
+    if font.getlength(f"ab...  {figures}") <= room:
+        return [f"{shorten(label_of(heatmap), font, room - font.getlength(f'  {figures}'))}  {figures}"]
+    room = width - font.size
+    fits = next((text for text in (figures, most) if font.getlength(text) <= room), "")
+    return [shorten(label_of(heatmap), font, room), fits]
+
+
+def _ends(heatmap: Heatmap | Contrast) -> tuple[str, str]:
+    """What stands at both ends of the bar."""
+    return f"-{_top(heatmap):.2f}" if _is_signed(heatmap) else "0", f"{_top(heatmap):.2f}"
+
+
+def _bar_left(heatmap: Heatmap | Contrast, font: Letters) -> int:
+    width = heatmap.picture.shape[1]
+    return round(width - font.size // 2 * 2 - font.getlength(_ends(heatmap)[1])) - width // 5
+
+
+def _with_bar(page: Image.Image, heatmap: Heatmap | Contrast) -> Image.Image:
+    """Fill the strip below the picture: the target's words and highest value, and what the colours mean.
+
+    Drawn into the page itself, since a second one of a large picture takes as much memory again.
+    """
+    size, texts, (begin, end) = _letters(page.width), _bar_texts(heatmap), _ends(heatmap)
+    font, draw = Letters(size), Pen(page)
+    gap, top = size // 2, page.height - _bar_height(heatmap)
+    middles = [top + round(size * 1.1) + number * round(size * 1.3) for number in range(3)]
+    middle = middles[0 if len(texts) == 1 else 2]
+    bar_width, bar_left = page.width // 5, _bar_left(heatmap, font)
+    if len(texts) > 1:  # as much as there is room for, and without words where there is none
+        room = page.width - 4 * gap - font.getlength(begin) - font.getlength(end)
+        if room < size:
+            begin, end, room = "", "", page.width - 2 * gap
+        bar_width, bar_left = round(room), round(gap + font.getlength(begin) + (gap if begin else 0))
+    ramp = np.repeat(_palette_of(heatmap)[np.linspace(0, 255, max(bar_width, 1)).astype(int)][None], size, axis=0)
+    page.paste(Image.fromarray(ramp), (bar_left, middle - size // 2))
+    draw.text((bar_left - gap, middle), begin, GREY, font, anchor="rm")
+    draw.text((bar_left + bar_width + gap, middle), end, GREY, font, anchor="lm")
+    for text, place in zip(texts, middles, strict=False):
+        draw.text((gap, place), text, INK, font, anchor="lm")
+    return page
+
+
+def label_of(cells: CellMap) -> str:
+    """A map in words: its target, its two targets, or that it is of all classes."""
+    target = getattr(cells, "target", None)
+    return target.label if target is not None else getattr(cells, "label", "the most probable class")
+
+
+def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[int, int, int]]]) -> Image.Image:
+    """Add a strip below with a colour, a share and words for each entry, as many in a row as fit."""
+    size = _letters(image.width)
+    font = Letters(size)
+    texts = [(drawable(words.split(", ")[0]), f" {share:.0%}") for words, share, _ in entries]
+    widest = max(font.getlength(words + share) for words, share in texts) + size * 2.5
+    columns = max(1, int(image.width // widest))
+    line = round(size * 1.5)
+    page = Image.new("RGB", (image.width, image.height + line * -(-len(texts) // columns) + size // 2), PAPER)
+    page.paste(image)
+    draw = Pen(page)
+    for number, ((words, share), (_, _, color)) in enumerate(zip(texts, entries, strict=True)):
+        left = size // 2 + (number % columns) * (image.width // columns)
+        middle = image.height + size // 4 + line * (number // columns) + line // 2
+        draw.rectangle((left, middle - size // 2, left + size, middle + size // 2), fill=color)
+        room = image.width // columns - size * 2
+        text = shorten(words, font, room - font.getlength(share)) + share
+        draw.text((left + size * 1.4, middle), text, INK, font, anchor="lm")
+    return page
+
+
+def shorten(text: str, font: Letters, room: float) -> str:
+    """The text, or as much of its beginning as `room` pixels hold, and three dots."""
+    text = drawable(text)
+    if font.getlength(text) <= room:
+        return text
+    fits = bisect_right(range(len(text) + 1), room, key=lambda count: font.getlength(text[:count] + "..."))
+    return text[: max(0, fits - 1)].rstrip(" ,") + "..."
+
+
+def drawable(text: str) -> str:
+    """As much of a text as can be seen on a page, in letters that can be drawn in a line."""
+    return printable(text[:MOST_DRAWN])

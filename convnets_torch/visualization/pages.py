@@ -1,0 +1,261 @@
+"""A picture and its maps as one HTML file without network: what each cell says, and the regions above a threshold."""
+
+from __future__ import annotations
+
+import json
+import os
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from html import escape
+from importlib.resources import files
+from io import BytesIO
+from string import Template
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnets_torch.files import replacing
+from convnets_torch.images.preprocessing import Pixels
+from convnets_torch.text import printable
+from convnets_torch.visualization.overlays import DIVERGING, LEAST_TOP, STRENGTH, palette
+
+FEW_COLORS = 256  # pictures of no more colours are drawings, which PNG keeps as they are
+JPEG_QUALITY = 90
+LONGEST_JPEG = 65_500  # pixels a side that the format can hold
+STEPS = 65_535  # of a probability of the best classes: 16 bits
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One map.
+
+    Attributes:
+        words: what the map is of, such as "cat, true cat".
+        values: (rows, columns) float32, 0 to 1, or -1 to 1 when signed.
+        signed: the values are a contrast of two targets: the colours go both ways from 0.
+        threshold: 0 to 1, where the slider begins; regions are the cells above it.
+    """
+
+    words: str
+    values: NDArray[np.float32]
+    signed: bool = False
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Where the cells lie, in pixels of the original picture, ends excluded, and what they are.
+
+    Attributes:
+        window_rows, field_rows: (rows, 2), top and bottom of the windows and of the receptive fields.
+        window_columns, field_columns: (columns, 2), left and right.
+        top_ids: (rows, columns, k) integers, the k most probable classes of each cell, the best first.
+        top_probabilities: (rows, columns, k) float32, 0 to 1.
+        names: class id -> words, for every class in `top_ids`.
+    """
+
+    window_rows: NDArray[Any]
+    window_columns: NDArray[Any]
+    field_rows: NDArray[Any]
+    field_columns: NDArray[Any]
+    top_ids: NDArray[Any]
+    top_probabilities: NDArray[np.float32]
+    names: dict[int, str]
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    picture: Pixels,
+    size: tuple[int, int],
+    layers: Sequence[Layer],
+    cells: Cells,
+    *,
+    title: str,
+) -> None:
+    """Write one HTML file, atomically, in which the mouse over the picture shows what the cell there says.
+
+    The page shows the picture below the map's colours, which mean what they mean in a saved overlay; the window and
+    the receptive field of the cell whose window's centre is nearest; its value and its best classes; and the regions
+    above a threshold that a slider sets: cells that touch, also at corners. The file holds everything, asks no network
+    and opens from a disk. Words are shown as text, whatever is in them.
+
+    The picture is embedded as JPEG of quality 90, or as PNG when it has at most 256 colours; values as float32, as they
+    are; the probabilities of the best classes in 16 bits, to 0.00001. A cell takes about 5.3 bytes a layer and 5.3 for
+    each of its best classes.
+
+    Args:
+        path: the file, such as `cat.html`.
+        picture: (h, w, 3) uint8, RGB: the original picture or a reduced view of it, of at most 65,500 pixels a side.
+        size: (height, width) of the original picture in pixels, in which all boxes are.
+        layers: the maps, one at least; with several the page has a list to choose from.
+        cells: where they lie and what they are; the same for all layers.
+        title: stands above the picture.
+
+    Raises:
+        ValueError: arrays that do not fit together, values out of range, a class without words.
+        OSError: `path` cannot be written.
+
+    >>> windows = np.array([[0, 224], [32, 256]])
+    >>> cells = Cells(
+    ...     window_rows=windows, window_columns=windows,
+    ...     field_rows=windows + [-90, 90], field_columns=windows + [-90, 90],
+    ...     top_ids=np.full((2, 2, 1), 281), top_probabilities=np.ones((2, 2, 1), np.float32),
+    ...     names={281: "tabby, tabby cat"},
+    ... )
+    >>> picture = np.zeros((256, 256, 3), np.uint8)
+    >>> write_page("cat.html", picture, (256, 256), [Layer("cat", np.eye(2, dtype=np.float32))], cells, title="A cat")
+    """
+    _check_picture(picture, size)
+    _check_cells(cells)
+    if not layers:
+        raise ValueError("a page needs a map; give one layer or more")
+    for layer in layers:
+        _check_layer(layer, cells.top_ids.shape[:2])
+    style, script = part("page.css"), part("page.js")
+    page = whole_page(
+        "page.html",
+        escape(printable(title)),
+        style,
+        script,
+        picture=_data_uri(picture),
+        data=as_json(_numbers(size, layers, cells)),
+    )
+    with replacing(path) as temporary:
+        temporary.write_bytes(page.encode())
+
+
+def _check_picture(picture: Pixels, size: tuple[int, int]) -> None:
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
+        raise ValueError(f"the picture is {picture.dtype} {picture.shape}; give uint8 (height, width, 3)")
+    if max(picture.shape) > LONGEST_JPEG:
+        raise ValueError(
+            f"the picture is {picture.shape[0]}x{picture.shape[1]} pixels, and a page holds {LONGEST_JPEG} a side;"
+            " give a reduced view"
+        )
+    if min(size) < 1:
+        raise ValueError(f"the size of the original picture is {size}; give (height, width) in pixels")
+
+
+def _check_cells(cells: Cells) -> None:
+    shape = cells.top_ids.shape
+    if len(shape) != 3 or 0 in shape or cells.top_probabilities.shape != shape:
+        raise ValueError(
+            f"the best classes are {shape} and their probabilities {cells.top_probabilities.shape};"
+            " both are (rows, columns, k)"
+        )
+    for count, axis in zip(shape, ("rows", "columns"), strict=False):
+        for kind in ("window", "field"):
+            boxes = getattr(cells, f"{kind}_{axis}")
+            if boxes.shape != (count, 2):
+                raise ValueError(f"{kind}_{axis} is {boxes.shape}, and there are {count} {axis}; give ({count}, 2)")
+            if not (np.isfinite(boxes).all() and (boxes[:, 0] < boxes[:, 1]).all()):
+                raise ValueError(f"{kind}_{axis} has a box that does not end after it begins")
+        windows = getattr(cells, f"window_{axis}")
+        if (np.diff(windows, axis=0) < 0).any() or (np.diff(windows.sum(axis=1)) <= 0).any():
+            raise ValueError(f"window_{axis} is not in order; each window lies after the one before it")
+    _check_range(cells.top_probabilities, 0, "the probabilities of the best classes")
+    if missing := sorted(set(np.unique(cells.top_ids).tolist()) - set(cells.names)):
+        raise ValueError(f"class {missing[0]} is among the best classes and has no words; name all of top_ids")
+
+
+def _check_layer(layer: Layer, shape: tuple[int, ...]) -> None:
+    words = printable(layer.words)
+    if layer.values.shape != shape:
+        raise ValueError(f"the map of {words} is {layer.values.shape}, and the cells are {shape}; they must be equal")
+    _check_range(layer.values, -1 if layer.signed else 0, f"the map of {words}")
+    if not 0 <= layer.threshold <= 1:
+        raise ValueError(f"the threshold of {words} is {layer.threshold}; give one from 0 to 1")
+
+
+def _check_range(values: NDArray[Any], least: int, what: str) -> None:
+    if not (values.min() >= least and values.max() <= 1):  # NaN is neither
+        raise ValueError(f"{what} has values from {values.min()} to {values.max()}; give values from {least} to 1")
+
+
+def _numbers(size: tuple[int, int], layers: Sequence[Layer], cells: Cells) -> dict[str, Any]:
+    """What the script of the page reads."""
+    class_ids, places = np.unique(cells.top_ids, return_inverse=True)
+    id_type = np.dtype("<u2" if len(class_ids) <= 1 << 16 else "<u4")
+    return {
+        "height": int(size[0]),
+        "width": int(size[1]),
+        "rows": {"windows": cells.window_rows.tolist(), "fields": cells.field_rows.tolist()},
+        "columns": {"windows": cells.window_columns.tolist(), "fields": cells.field_columns.tolist()},
+        "names": [printable(cells.names[class_id]) for class_id in class_ids.tolist()],
+        "top": cells.top_ids.shape[2],
+        "id_bytes": id_type.itemsize,
+        "top_ids": as_base64(places.astype(id_type)),
+        "top_probabilities": as_base64(np.rint(cells.top_probabilities * STEPS).astype("<u2")),
+        "layers": [_layer_numbers(layer) for layer in layers],
+    }
+
+
+def _layer_numbers(layer: Layer) -> dict[str, Any]:
+    colors, strength = palette(), STRENGTH
+    if layer.signed:
+        colors, strength = palette(DIVERGING, 511), np.concatenate([STRENGTH[:0:-1], STRENGTH])
+    opaqueness = np.rint(255 * strength).astype(np.uint8)
+    return {
+        "words": printable(layer.words),
+        "values": as_base64(layer.values.astype("<f4")),
+        "signed": bool(layer.signed),
+        "threshold": float(layer.threshold),
+        "top": max(float(np.abs(layer.values).max()), LEAST_TOP),  # where the colours end
+        "ramp": as_base64(np.column_stack([colors, opaqueness])),
+    }
+
+
+def _data_uri(picture: Pixels) -> str:
+    image = Image.fromarray(picture)
+    return data_uri(image, "PNG" if image.getcolors(FEW_COLORS) else "JPEG")
+
+
+def data_uri(image: Image.Image, form: Literal["PNG", "JPEG"]) -> str:
+    """A picture as the address of an image in a page that asks no network; JPEG of quality 90."""
+    file = BytesIO()
+    image.save(file, form, optimize=True, **({"quality": JPEG_QUALITY} if form == "JPEG" else {}))
+    return f"data:image/{form.lower()};base64,{b64encode(file.getvalue()).decode()}"
+
+
+def as_json(numbers: dict[str, Any]) -> str:
+    """JSON that is also safe between the tags of a script: nothing in it can end the element or begin another."""
+    text = json.dumps(numbers, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def as_base64(array: NDArray[Any]) -> str:
+    """The numbers of an array, row by row, as a page's script reads them."""
+    return b64encode(array.tobytes()).decode()
+
+
+def whole_page(body: str, title: str, style: str, script: str = "", **values: object) -> str:
+    """A page that asks no network: the head that all pages share, and a body of its own.
+
+    Its policy allows pictures in the page, this style, and this script; nothing else.
+
+    Args:
+        body: name of a file in `data`, of the body and what follows.
+        title: escaped.
+        style, script: as they stand in the page.
+        values: of the body's other names, escaped where they are text.
+    """
+    policy = f"default-src 'none'; img-src data:; style-src '{policy_hash(style)}'"
+    policy += "; base-uri 'none'; form-action 'none'"  # which the first does not cover
+    if script:
+        policy += f"; script-src '{policy_hash(script)}'"
+    head = Template(part("head.html")).substitute(policy=policy, title=title, style=style)
+    return head + Template(part(body)).substitute(title=title, script=script, **values)
+
+
+def policy_hash(text: str) -> str:
+    """How a page's policy names its own script and style, so that the browser runs no other."""
+    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
+
+
+def part(name: str) -> str:
+    """A page's template, style or script, as the package holds it."""
+    return (files("convnets_torch.visualization") / "templates" / name).read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The WordNet tree above the ImageNet classes."""
