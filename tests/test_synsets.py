@@ -17,7 +17,7 @@ from convnets_torch.wordnet.synsets import class_id, class_ids, common_ancestor,
 from tests.reference import wordnet
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "convnets_torch" / "data"
+DATA = ROOT / "convnets_torch" / "wordnet" / "data"
 RECORDED = [line.split("\t") for line in wordnet.CLASS_SETS.read_text(encoding="ascii").splitlines()]
 ALL = [row[0] for row in RECORDED]
 PLACE = {synset: place for place, synset in enumerate(ALL)}
