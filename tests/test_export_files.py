@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,3 +113,23 @@ def test_the_command_says_what_was_written(command, lite_weights, tmp_path):
     assert code == 1
     assert errors.strip().count("\n") == 0
     assert "ends in '.h5'" in errors
+
+
+WITHOUT_TELEMETRY = """
+import os, sys
+import torch
+from convnets_torch.inference.export import export
+from tests.conftest import NARROW
+del os.environ["ORT_DISABLE_TELEMETRY"]  # which the tests set for themselves
+exported = export(NARROW["alexnet"]().eval(), sys.argv[1])
+held = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+print(exported.unchecked, [path for path in held if path.endswith("onnxruntime.db")])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_onnxruntime_runs_without_its_telemetry(tmp_path):
+    """Its uploader keeps a database open; with telemetry, one is in the list."""
+    command = [sys.executable, "-c", WITHOUT_TELEMETRY, str(tmp_path / "x.onnx")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "None []"

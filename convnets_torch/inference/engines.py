@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import tempfile
 import threading
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import Literal, get_args
 
 import torch
@@ -17,7 +14,7 @@ from torch.export import Dim
 
 from convnets_torch.card import Card
 from convnets_torch.inference.child_process import apart
-from convnets_torch.inference.export import MOST_BATCH, check_exportable, traced
+from convnets_torch.inference.export import MOST_BATCH, check_exportable, import_without_telemetry, traced
 from convnets_torch.inference.prepare import RuntimeRemark
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import Size, check_size
@@ -41,7 +38,7 @@ class Engine:
 
     def __init__(self, module: nn.Module, name: str, precision: str, size: Size, heatmap: bool) -> None:
         """As `engine` says."""
-        openvino = _import_openvino()
+        openvino = import_without_telemetry("openvino")
         core = openvino.Core()
         if precision == "auto":
             precision = "bfloat16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
@@ -148,7 +145,7 @@ def engine(
     if tuple(own) != tuple(sides):
         raise ValueError(f"size is {tuple(sides)}, but the network classifies {tuple(own)}; leave size out")
     try:
-        _import_openvino()
+        import_without_telemetry("openvino")
     except ImportError:
         raise ImportError("the engine openvino needs its package: pip install 'convnets-torch[openvino]'") from None
     return Engine(network, name, precision, check_size(sides), heatmap)
@@ -168,12 +165,5 @@ def write(module: nn.Module, path: str, heatmap: bool, size: Size, *, progress: 
     else:
         batch = ({0: Dim("batch", min=1, max=MOST_BATCH)},)
         program = torch.export.export(module, (torch.zeros(2, 3, *size),), dynamic_shapes=batch, strict=False)
-    openvino = _import_openvino()
+    openvino = import_without_telemetry("openvino")
     openvino.serialize(openvino.convert_model(program), path)
-
-
-def _import_openvino() -> ModuleType:
-    """OpenVINO without its telemetry, which starts processes, calls its makers, and writes to the home folder."""
-    if "openvino" not in sys.modules:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # so to import it is an error
-    return importlib.import_module("openvino")

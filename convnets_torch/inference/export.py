@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -301,9 +304,21 @@ class _Output(io.BufferedWriter):
         return memoryview(data).nbytes
 
 
+def import_without_telemetry(name: Literal["onnxruntime", "openvino"]) -> ModuleType:
+    """Import a runtime so that it sends nothing to its makers, unless the program has imported it before.
+
+    OpenVINO's telemetry starts processes and writes to the home folder; ONNX Runtime's, since 1.29, starts a thread
+    that has ended processes by a signal.
+    """
+    if name not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # so to import it is an error
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the module is imported
+    return importlib.import_module(name)
+
+
 def _onnx_runner(file: Path) -> tuple[Runner | None, str | None]:
     try:
-        onnxruntime = importlib.import_module("onnxruntime")
+        onnxruntime = import_without_telemetry("onnxruntime")
     except ImportError:
         return None, "onnxruntime is not installed: pip install 'convnets-torch[export]'"
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
