@@ -20,7 +20,7 @@ from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
 from convnets_torch.safetensors_io import write_arrays
-from convnets_torch.text import in_one_line
+from convnets_torch.text import check_choice, in_one_line
 
 OF_THE_LAST_LAYER = ("probe", "finetuning", "temperature")  # fields of cards that describe it, and go with it
 
@@ -132,8 +132,7 @@ def build(network: str, arguments: Mapping[str, Any]) -> Network:
     Raises:
         ValueError: the network is unknown, or its builder does not take the arguments.
     """
-    if not isinstance(network, str) or network not in NETWORKS:
-        raise ValueError(f"unknown network {network!r}; known: {', '.join(list_networks())}")
+    check_choice(network, list_networks(), "network")
     try:
         with torch.device("meta"):
             return NETWORKS[network](**arguments)

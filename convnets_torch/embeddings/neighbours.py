@@ -32,6 +32,7 @@ from convnets_torch.embeddings.index_table import (
 )
 from convnets_torch.files import cache_folder, check_own_folder, make_folder, open_own, replacing, resolved
 from convnets_torch.safetensors_io import DTYPES, header_bytes, header_of_opened, map_arrays
+from convnets_torch.text import check_choice
 
 Metric: TypeAlias = Literal["cosine", "l2", "dot"]
 
@@ -41,8 +42,7 @@ SPARE = 16  # candidates beyond those wanted, whose scores are computed anew wit
 
 def check_metric(metric: str) -> None:
     """ValueError where it is none."""
-    if metric not in get_args(Metric):
-        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(get_args(Metric))}")
+    check_choice(metric, get_args(Metric), "metric")
 
 
 def lengths_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -28,8 +28,9 @@ from convnets_torch.images.preprocessing import Pixels, Preprocessing, general
 from convnets_torch.inference.batching import in_batches
 from convnets_torch.inference.classification import card_of
 from convnets_torch.networks import Network
-from convnets_torch.networks.network import as_network
+from convnets_torch.networks.network import as_network, check_eval_mode
 from convnets_torch.networks.tracing import unwrapped
+from convnets_torch.text import check_choice
 from convnets_torch.visualization import overlays
 from convnets_torch.wordnet.targets import Target, Targets, checked_targets
 
@@ -433,13 +434,11 @@ class _Ascent:
     """One network, one layer and one way of making pictures."""
 
     def __init__(self, network: nn.Module, layer: str, form: Form, steps: int | None, size: Size, seed: int) -> None:
-        if form not in get_args(Form):
-            raise ValueError(f"unknown form {form!r}; known: {', '.join(get_args(Form))}")
+        check_choice(form, get_args(Form), "form")
         self.steps = STEPS[form] if steps is None else steps
         if self.steps < 1:
             raise ValueError(f"{self.steps} steps are none; give 1 or more")
-        if any(module.training for module in network.modules()):
-            raise ValueError("the network is in training mode, where its answers are random; call network.eval()")
+        check_eval_mode(network)
         self.network, self.layer, self.form, self.size, self.seed = network, layer, form, size, seed
         self.rule = rule_of(network)
         self.dtype = next(network.parameters()).dtype

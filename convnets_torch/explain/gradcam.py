@@ -29,14 +29,15 @@ from convnets_torch.inference.batching import in_batches
 from convnets_torch.inference.classification import card_of, probabilities, square_input, to_parameters
 from convnets_torch.inference.pipeline import ahead, each_of, expected_pixels
 from convnets_torch.networks import Network
-from convnets_torch.networks.network import NO_HEAD, as_network
+from convnets_torch.networks.network import NO_HEAD, as_network, check_eval_mode
 from convnets_torch.networks.tracing import replicate, unwrapped
+from convnets_torch.text import ConvnetsTorchWarning
 from convnets_torch.wordnet.targets import Target, Targets, checked_target, checked_targets, find_target
 
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam"]
 
 
-class CamWarning(UserWarning):
+class CamWarning(ConvnetsTorchWarning):
     """A map that says nothing: no cell of the layer speaks for the target."""
 
 
@@ -218,8 +219,7 @@ def checked_layer(module: nn.Module, layer: LayerLike | None) -> str:
     Raises:
         ValueError: the module cannot be explained at all, or the layer is not known.
     """
-    if any(each.training for each in module.modules()):
-        raise ValueError("the network is in training mode, where its answers are random; call its eval()")
+    check_eval_mode(module)
     if isinstance(module, Network) and module.head is None:
         raise ValueError(NO_HEAD)
     return last_convolution(module) if layer is None else find_layer(module, layer)
