@@ -12,9 +12,10 @@ from torch import nn
 from convnets_torch import Card, filter_patterns, load
 from convnets_torch.explain import filters
 from convnets_torch.explain.activations import record_activations
-from convnets_torch.explain.filters import class_patterns, rule_of, to_input, words_of
+from convnets_torch.explain.filters import class_patterns, rule_of, words_of
 from convnets_torch.explain.layer_names import last_convolution
 from convnets_torch.images.preprocessing import GENERAL, general, normalize, preset
+from convnets_torch.images.resizing import normalized
 from convnets_torch.networks import NETWORKS
 from tests.reference.pictures import picture
 
@@ -116,9 +117,9 @@ def test_a_dead_channel_stays_noise_and_is_told(vgg, tmp_path):
 @pytest.mark.parametrize("name", GENERAL)
 def test_pixels_become_input_as_when_classifying(name):
     rule, pixels = general(name, 24), picture(3, 24, 36)
-    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
+    tensor = torch.from_numpy(pixels.copy())[None].float()
     expected = normalize(pixels, rule)
-    np.testing.assert_allclose(to_input(tensor, rule)[0].numpy(), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(normalized(tensor, rule)[0].numpy(), expected)
     assert rule_of(NETWORKS["vgg16"](2, widths=(1,) * 5, hidden=(1, 1))) == general("torchvision", 224)
 
 
