@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convnets_torch.card import KEY, Activation, Card, card_of_opened
 from convnets_torch.fcn.densify import Densified
 from convnets_torch.files import Output, find, open_file, opened_path, path_of, to_open_files
-from convnets_torch.inference.prepare import Precision, check_precision, checked_device, prepare
+from convnets_torch.inference.prepare import Precision, checked_device, prepare
 from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
@@ -174,7 +174,7 @@ def load(
     """
     place = checked_device(device)
     if precision is not None:
-        check_precision(precision)
+        check_choice(precision, get_args(Precision), "precision")
     file = find(path)
     with open_file(file) as opened:
         card = card_of_opened(opened, file)

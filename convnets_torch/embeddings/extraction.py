@@ -55,7 +55,7 @@ def pooled(maps: Tensor, pool: Pool = "avg") -> Tensor:
     >>> round(float(pooled(maps, "gem")) ** 3, 4)
     4.0
     """
-    check_pool(pool)
+    check_choice(pool, get_args(Pool), "pool")
     if pool == "flatten":
         return maps.flatten(1)
     if pool == "max":
@@ -63,11 +63,6 @@ def pooled(maps: Tensor, pool: Pool = "avg") -> Tensor:
     if pool == "avg":
         return maps.mean((2, 3), dtype=numbers_of(maps))
     return maps.to(numbers_of(maps)).clamp(min=LEAST).pow(POWER).mean((2, 3)).pow(1 / POWER)
-
-
-def check_pool(pool: str) -> None:
-    """ValueError where it is none."""
-    check_choice(pool, get_args(Pool), "pool")
 
 
 def numbers_of(tensor: Tensor) -> torch.dtype:
@@ -151,7 +146,7 @@ class Embedder(nn.Module):
         """
         super().__init__()
         network = unwrapped(network)  # compiled code runs no hooks
-        check_pool(pool)
+        check_choice(pool, get_args(Pool), "pool")
         headless = isinstance(network, Network) and network.head is None
         if logits and headless:
             raise ValueError(NO_HEAD)

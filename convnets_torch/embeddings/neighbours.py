@@ -40,11 +40,6 @@ SCORES = 1 << 24  # that are in memory at once
 SPARE = 16  # candidates beyond those wanted, whose scores are computed anew with more digits
 
 
-def check_metric(metric: str) -> None:
-    """ValueError where it is none."""
-    check_choice(metric, get_args(Metric), "metric")
-
-
 def lengths_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """(N, values) -> (N,): the lengths of vectors."""
     return np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)).astype(np.float32)
@@ -88,7 +83,7 @@ def nearest(
     >>> rows.tolist(), scores.tolist()
     ([2, 1], [1.0, 0.8])
     """
-    check_metric(metric)
+    check_choice(metric, get_args(Metric), "metric")
     if k < 1:
         raise ValueError(f"{k} nearest vectors are none; ask for 1 or more")
     if vectors.shape[1] != queries.shape[-1] or queries.ndim != 2:

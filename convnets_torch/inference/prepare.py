@@ -131,7 +131,7 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     Warns:
         RuntimeRemark: the CPU has no instructions for it.
     """
-    check_precision(precision)
+    check_choice(precision, get_args(Precision), "precision")
     if precision == "auto":
         if device.type == "mps":
             return torch.float16
@@ -151,11 +151,6 @@ def is_depthwise(network: nn.Module) -> bool:
     """Whether some of its convolutions look at each channel by itself."""
     convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
     return any(layer.groups == layer.in_channels > 1 for layer in convolutions)
-
-
-def check_precision(precision: str) -> None:
-    """ValueError where it is none."""
-    check_choice(precision, get_args(Precision), "precision")
 
 
 def cpu_has_bfloat16() -> bool:

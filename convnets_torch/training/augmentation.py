@@ -480,30 +480,6 @@ def draw_mix(count: int, kind: MixKind, alpha: float, size: tuple[int, int], gen
     return Mix(permutation, 1 - covered / (height * width), (top, left, bottom, right))
 
 
-def mixed(
-    images: Tensor, targets: Tensor, kind: MixKind, alpha: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Draw a mix of a batch and apply it.
-
-    Args:
-        images: (N, 3, H, W) floats, normalised.
-        targets: (N, classes) floats.
-        kind, alpha, generator: as in `draw_mix`.
-
-    Returns:
-        Images and targets of the same shapes.
-
-    Raises:
-        ValueError: as `draw_mix` and `Mix.apply`.
-
-    >>> _, targets = mixed(torch.rand(4, 3, 8, 8), torch.eye(4), "cutmix", 1.0, torch.Generator().manual_seed(0))
-    >>> targets.sum(dim=1).tolist()
-    [1.0, 1.0, 1.0, 1.0]
-    """
-    size = (images.shape[2], images.shape[3])
-    return draw_mix(len(images), kind, alpha, size, generator).apply(images, targets)
-
-
 NARROWEST, WIDEST = 128, 300  # pixels of a tile
 MOST_COLUMNS = 8
 MOST_TILES = 400
