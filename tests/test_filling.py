@@ -68,7 +68,11 @@ def test_what_another_process_damages_is_not_put_in_place(damage, tmp_path):
 
 def test_mapped_arrays_are_those_that_the_library_reads(tmp_path):
     path = tmp_path / "some.safetensors"
-    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4), "c": np.zeros((0, 5), np.uint8)}
+    arrays: dict[str, np.ndarray] = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.arange(4),
+        "c": np.zeros((0, 5), np.uint8),
+    }
     write_arrays(path, arrays, {"about": "ü"})
     with path.open("rb") as file:
         header = header_of_opened(file, path)
