@@ -22,7 +22,7 @@ from convnets_torch._version import __version__
 from convnets_torch.card import KEY, Card, Source
 from convnets_torch.files import cache_folder, check_writable, open_file, read_text, resolved, sha256
 from convnets_torch.safetensors_io import Filling, filling
-from convnets_torch.text import in_one_line
+from convnets_torch.text import check_choice, in_one_line
 from convnets_torch.wordnet import synsets
 
 if TYPE_CHECKING:
@@ -242,8 +242,7 @@ def _names(source: Path, plan: Plan, layout: str | None) -> dict[str, str]:
     ours = [step.row.parameter for step in plan.steps]
     if layout is None:
         return {name: name for name in ours}
-    if layout != "torchvision":
-        raise ValueError(f"unknown layout {layout!r}; known: torchvision")
+    check_choice(layout, ("torchvision",), "layout")
     from converters.pytorch import torchvision_names
 
     return torchvision_names(source, plan)

@@ -16,6 +16,7 @@ from converters.readers.model_config import Node
 from convnets_torch.card import Activation
 from convnets_torch.images.preprocessing import GENERAL, NETWORKS, Preprocessing, preset, read_preprocessing
 from convnets_torch.networks import Network
+from convnets_torch.text import check_choice
 
 LARGEST = 20_000  # pixels of a side
 
@@ -171,8 +172,8 @@ def settle_activation(
         ValueError: it is not known, said twice, must be said, or does not fit a single output.
     """
     given = wishes.activation
-    if given is not None and given not in get_args(Activation):
-        raise ValueError(f"unknown activation {given!r}; known: {', '.join(get_args(Activation))}")
+    if given is not None:
+        check_choice(given, get_args(Activation), "activation")
     if head.units is None:
         if given is not None:
             raise ValueError(f"{file.path} has no head, so no activation of its outputs; leave it out")
@@ -206,8 +207,8 @@ def settle_backend(file: KerasFile, lineage: Lineage, wishes: Wishes) -> tuple[s
         ValueError: neither the file, nor its lineage, nor the user says it; or file and user disagree.
     """
     chosen = wishes.backend
-    if chosen is not None and chosen not in BACKENDS:
-        raise ValueError(f"unknown backend {chosen!r}; known: {', '.join(BACKENDS)}")
+    if chosen is not None:
+        check_choice(chosen, BACKENDS, "backend")
     if file.backend is not None:
         if file.backend not in KNOWN_BACKENDS:
             raise ValueError(f"{file.path} was trained with {file.backend!r}; known: {', '.join(KNOWN_BACKENDS)}")
@@ -249,8 +250,8 @@ def settle_kernel_order(file: KerasFile, fits: dict[KernelOrder, int]) -> Kernel
 def check_data_format(file: KerasFile, wishes: Wishes) -> None:
     """ValueError where the user's data format is none, or not the file's."""
     given = wishes.data_format
-    if given is not None and given not in DATA_FORMATS:
-        raise ValueError(f"unknown data format {given!r}; known: {', '.join(DATA_FORMATS)}")
+    if given is not None:
+        check_choice(given, DATA_FORMATS, "data format")
     if file.data_format is not None and given not in (None, file.data_format):
         raise ValueError(f"{file.path} says that it is {file.data_format}, not {given}; leave out the data format")
 

@@ -23,14 +23,13 @@ from numpy.typing import NDArray
 from convnets_torch import files
 from convnets_torch.files import open_file
 from convnets_torch.images.preprocessing import MOST_INPUT, Preprocessing
+from convnets_torch.safetensors_io import header_of_opened
 
 SCHEMA = 1  # of the card; a higher number is refused, unknown fields of this one are kept
 KEY = "card"  # in the metadata of the safetensors header
 DIGESTS = "digests"  # the field of what `learnt_pictures` keeps, which may be long
 
 # What no honest file exceeds, and what keeps a strange one from costing time or memory.
-MOST_HEADER = 16_000_000  # bytes of JSON; reading that takes some seconds. ResNet50 has 35,000
-MOST_ARRAYS = 10_000  # ResNet50 has 320
 MOST_CARD = 6_500_000  # letters of JSON; those of 22,000 classes with names of 40 Chinese signs, and all digests
 MOST_BESIDE = 100_000  # letters of JSON, of all but the names of classes and the digests
 MOST_NUMBERS = 1_000  # in `arguments`, at all depths; InceptionV3 has 94 widths
@@ -242,49 +241,6 @@ def card_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> Card:
         return Card.from_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The JSON header of a safetensors file, checked against the file's length.
-
-    Raises:
-        OSError: the file is missing, a folder, or cannot be read.
-        ValueError: the file is no safetensors file, or is truncated.
-    """
-    with open_file(path) as file:
-        return header_of_opened(file, path)
-
-
-def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`read_header` of a file that is open; `path` names it in errors."""
-    length = os.fstat(file.fileno()).st_size
-    no_header = ValueError(f"{path} is not a safetensors file; convert it with `convnets-torch convert`")
-    start = file.read(9)
-    header_length = int.from_bytes(start[:8], "little")
-    if len(start) < 9 or start[8:] != b"{" or header_length > max(length, MOST_HEADER):
-        raise no_header
-    if header_length > MOST_HEADER:
-        raise ValueError(
-            f"{path} has a header of {header_length:,} bytes, and {MOST_HEADER:,} are the most; it is damaged, or has"
-            " too many class names"
-        )
-    if header_length + 8 > length:
-        raise ValueError(f"{path} is truncated: {length} bytes, its header alone needs {header_length + 8}")
-    try:
-        header: dict[str, Any] = files.loads(b"{" + file.read(header_length - 1))
-        arrays = [entry for name, entry in header.items() if name != "__metadata__"]
-        ends = [int(entry["data_offsets"][1]) for entry in arrays]
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{no_header} (its header: {error})") from None
-    if len(arrays) > MOST_ARRAYS:
-        raise ValueError(f"{path} has {len(arrays)} arrays, and {MOST_ARRAYS} are the most; it is damaged")
-    wanted = 8 + header_length + max(ends, default=0)
-    if wanted != length:
-        raise ValueError(
-            f"{path} is {'truncated' if length < wanted else 'too long'}: {length} bytes, not {wanted};"
-            " copy or convert it again"
-        )
-    return header
 
 
 BYTES = 6  # of a digest: that any of a million other pictures shares one of 32,768 has a chance of 1 in 8,000

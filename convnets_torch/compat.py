@@ -23,6 +23,7 @@ from convnets_torch.files import cache_folder
 from convnets_torch.images.decoding import read_picture
 from convnets_torch.images.preprocessing import CAFFE_MEAN_RGB
 from convnets_torch.networks import NETWORKS, Network
+from convnets_torch.text import check_choice
 from convnets_torch.weights import load
 from convnets_torch.wordnet import synsets
 
@@ -79,8 +80,7 @@ def convnet(
     >>> model.predict(preprocess_image_batch(["street.jpg"])).shape
     (1, 1000, 3, 6)
     """
-    if network not in NAMES:
-        raise ValueError(f"unknown network {network!r}; known: {', '.join(NAMES)}")
+    check_choice(network, NAMES, "network")
     built = NETWORKS[NAMES[network]]() if weights_path is None else _load(Path(weights_path))
     if built.card is not None and built.card.network != NAMES[network]:
         raise ValueError(f"{weights_path} holds {built.card.network}, not {network}; name the other network or file")
@@ -138,8 +138,7 @@ def preprocess_image_batch(
     >>> preprocess_image_batch(["street.jpg"], img_size=(256, 256), crop_size=(227, 227)).shape
     (1, 3, 227, 227)
     """
-    if color_mode not in ("rgb", "bgr"):
-        raise ValueError(f"unknown color_mode {color_mode!r}; known: rgb, bgr")
+    check_choice(color_mode, ("rgb", "bgr"), "color_mode")
     if isinstance(image_paths, str | os.PathLike):
         raise ValueError(f"image_paths is {image_paths!r}; give a list of paths")
     if crop_size is not None and (img_size is None or crop_size[0] > img_size[0] or crop_size[1] > img_size[1]):

@@ -1,7 +1,7 @@
-"""Write a safetensors file in place: arrays that lie in the file while they are filled.
+"""Read and write safetensors files: headers, whole arrays, arrays mapped from the file, and arrays filled in place.
 
 `safetensors.torch.save_file` wants all arrays in memory and copies them into the file; for a conversion of VGG16
-that is 553 MB twice, and three times the time of this. The bytes are the same as the library's, which a test says.
+that is 553 MB twice, and three times the time of `filling`. The bytes are the same as the library's, which a test says.
 
 Source: the format's description in the README of safetensors: eight bytes with the length of a JSON header, the
 header, then the arrays.
@@ -11,21 +11,148 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convnets_torch.files import replacing
+from convnets_torch import files
+from convnets_torch.files import open_file, opened_path, replacing
 
-DTYPES = {"I64": np.int64, "F32": np.float32}  # the format's name -> NumPy's
-Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+DTYPES = {"I64": "<i8", "F32": "<f4", "I32": "<i4", "U8": "|u1"}  # the format's name -> NumPy's
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> dtype and shape, in the order of the file
 ZEROS = bytes(1 << 20)
+
+# What no honest file exceeds, and what keeps a strange one from costing time or memory.
+MOST_HEADER = 16_000_000  # bytes of JSON; reading that takes some seconds. ResNet50 has 35,000
+MOST_ARRAYS = 10_000  # ResNet50 has 320
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON header of a safetensors file, checked against the file's length.
+
+    Raises:
+        OSError: the file is missing, a folder, or cannot be read.
+        ValueError: the file is no safetensors file, or is truncated.
+    """
+    with open_file(path) as file:
+        return header_of_opened(file, path)
+
+
+def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`read_header` of a file that is open; `path` names it in errors."""
+    length = os.fstat(file.fileno()).st_size
+    no_header = ValueError(f"{path} is not a safetensors file; convert it with `convnets-torch convert`")
+    start = file.read(9)
+    header_length = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or start[8:] != b"{" or header_length > max(length, MOST_HEADER):
+        raise no_header
+    if header_length > MOST_HEADER:
+        raise ValueError(
+            f"{path} has a header of {header_length:,} bytes, and {MOST_HEADER:,} are the most; it is damaged, or has"
+            " too many class names"
+        )
+    if header_length + 8 > length:
+        raise ValueError(f"{path} is truncated: {length} bytes, its header alone needs {header_length + 8}")
+    try:
+        header: dict[str, Any] = files.loads(b"{" + file.read(header_length - 1))
+        arrays = [entry for name, entry in header.items() if name != "__metadata__"]
+        ends = [int(entry["data_offsets"][1]) for entry in arrays]
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{no_header} (its header: {error})") from None
+    if len(arrays) > MOST_ARRAYS:
+        raise ValueError(f"{path} has {len(arrays)} arrays, and {MOST_ARRAYS} are the most; it is damaged")
+    wanted = 8 + header_length + max(ends, default=0)
+    if wanted != length:
+        raise ValueError(
+            f"{path} is {'truncated' if length < wanted else 'too long'}: {length} bytes, not {wanted};"
+            " copy or convert it again"
+        )
+    return header
+
+
+def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The arrays of a safetensors file, and what its metadata say; both of the same file, whatever becomes of its name.
+
+    Raises:
+        OSError: there is no regular file, or it cannot be read.
+        ValueError: it is no safetensors file, is damaged, or has arrays that NumPy does not know.
+    """
+    with open_file(path) as file:
+        header_of_opened(file, path)
+        try:
+            return arrays_of_opened(file, "numpy")
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}); write it anew") from None
+
+
+def arrays_of_opened(file: IO[bytes], framework: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays and the metadata of a file that is open, read by the library.
+
+    Args:
+        framework: "numpy", or "pt" for tensors.
+
+    Raises:
+        ValueError: the library cannot read it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(opened_path(file), framework) as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, RuntimeError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(str(error)) from None
+
+
+def map_arrays(file: IO[bytes], header: Mapping[str, Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Arrays of a file that is open, mapped from it: nothing is read before it is looked at.
+
+    Args:
+        header: of the file, as `header_of_opened` gives it.
+        names: of the arrays.
+
+    Raises:
+        ValueError, KeyError, TypeError: the header does not have them, or says what does not fit.
+    """
+    file.seek(0)
+    start = 8 + int.from_bytes(file.read(8), "little")
+    arrays = {}
+    for name in names:
+        entry = header[name]
+        kind, shape, (begin, end) = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
+        if begin < 0 or end - begin != kind.itemsize * prod(shape):
+            raise ValueError(f"{name} is damaged")
+        array = np.memmap(file, kind, "r", start + begin, shape) if end > begin else np.zeros(shape, kind)
+        arrays[name] = array.view(np.ndarray)  # whose slices cost less
+    return arrays
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:
+    """Write NumPy's arrays, or tensors of any device, to a new file, which then replaces `path`.
+
+    Raises:
+        OSError: `path` cannot be written; an older file there survives.
+    """
+    from safetensors import SafetensorError
+
+    with replacing(path) as temporary:
+        try:
+            if all(isinstance(array, np.ndarray) for array in arrays.values()):
+                from safetensors.numpy import save_file as save_arrays
+
+                save_arrays(dict(arrays), temporary, metadata)
+            else:
+                from safetensors.torch import save_file
+
+                tensors = {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
+                save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
 
 
 @dataclass
@@ -65,7 +192,7 @@ def filling(
     """
     # The library's order: larger types first, so that each array begins at a multiple of its type's size.
     ordered = dict(sorted(layout.items(), key=lambda item: (item[1][0] != "I64", item[0])))
-    header = _header(ordered, metadata)
+    header = header_bytes(ordered, metadata)
     sizes = [_bytes(*entry) for entry in ordered.values()]
     with replacing(path) as temporary:
         with temporary.open("rb+") as file:
@@ -81,28 +208,37 @@ def filling(
         yield filled
         if temporary.stat().st_size != start or bytes(mapped[: len(header)]) != header:
             raise ValueError(f"{path} was damaged while it was written; convert again")
-        final = _header(ordered, filled.metadata)
-        if len(final) != len(header):
-            raise ValueError(f"the header has {len(final)} bytes, but room for {len(header)} was kept")
+        final = header_bytes(ordered, filled.metadata, room=len(header) - 8)
         mapped[: len(final)] = np.frombuffer(final, np.uint8)
         mapped.flush()
 
 
-def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+def header_bytes(layout: Layout, metadata: Mapping[str, str], *, spaces: bool = False, room: int = 0) -> bytes:
+    """The beginning of a file: the header's length and its JSON, padded with blanks to a multiple of eight bytes.
 
+    Args:
+        layout: of the arrays, which follow one another without gaps.
+        spaces: whether a blank follows each comma and colon; the library writes none.
+        room: bytes that the JSON takes with its padding; by default as few as it needs.
 
-def _header(layout: Layout, metadata: dict[str, str]) -> bytes:
-    """The length and the JSON, padded with blanks to a multiple of eight bytes."""
+    Raises:
+        ValueError: the JSON is longer than `room`.
+    """
     entries: dict[str, object] = {"__metadata__": metadata}
     start = 0
     for name, (dtype, shape) in layout.items():
         end = start + _bytes(dtype, shape)
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": (start, end)}
         start = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text = json.dumps(entries, separators=None if spaces else (",", ":")).encode()
+    if room and len(text) > room:
+        raise ValueError(f"the header has {len(text)} bytes, but room for {room} was kept")
+    text = text.ljust(room or len(text) + -len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return prod(shape) * np.dtype(DTYPES[dtype]).itemsize
 
 
 def _reserve(descriptor: int, size: int) -> None:

@@ -1,12 +1,34 @@
-"""Errors as sentences: one line, nothing that steers a terminal, of a length that somebody reads."""
+"""Errors and warnings as sentences: one line, nothing that steers a terminal, of a length that somebody reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 LONGEST = 4000  # letters
 FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are the same, of full width
+
+
+class ConvnetsTorchWarning(UserWarning):
+    """The base of the warnings of this package."""
+
+
+def check_choice(value: object, known: Iterable[str], what: str) -> None:
+    """Raise ValueError when a value is none of those that are known.
+
+    Args:
+        value: what the user gave.
+        known: the values to choose from.
+        what: the name of the choice, for the message.
+
+    >>> check_choice("sum", ("mean", "max"), "pool")
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown pool 'sum'; known: mean, max
+    """
+    names = tuple(known)
+    if value not in names:
+        raise ValueError(f"unknown {what} {value!r}; known: {', '.join(names)}")
 
 
 def printable(text: str) -> str:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from convnets_torch.card import KEY, Activation, Card, card_of_opened
 from convnets_torch.fcn.densify import Densified
-from convnets_torch.files import Output, find, open_file, opened_path, path_of, replacing, to_open_files
-from convnets_torch.inference.prepare import Precision, check_precision, checked_device, prepare
+from convnets_torch.files import Output, find, open_file, opened_path, path_of, to_open_files
+from convnets_torch.inference.prepare import Precision, checked_device, prepare
 from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
-from convnets_torch.text import in_one_line
+from convnets_torch.safetensors_io import write_arrays
+from convnets_torch.text import check_choice, in_one_line
 
 OF_THE_LAST_LAYER = ("probe", "finetuning", "temperature")  # fields of cards that describe it, and go with it
 
@@ -131,8 +132,7 @@ def build(network: str, arguments: Mapping[str, Any]) -> Network:
     Raises:
         ValueError: the network is unknown, or its builder does not take the arguments.
     """
-    if not isinstance(network, str) or network not in NETWORKS:
-        raise ValueError(f"unknown network {network!r}; known: {', '.join(list_networks())}")
+    check_choice(network, list_networks(), "network")
     try:
         with torch.device("meta"):
             return NETWORKS[network](**arguments)
@@ -174,7 +174,7 @@ def load(
     """
     place = checked_device(device)
     if precision is not None:
-        check_precision(precision)
+        check_choice(precision, get_args(Precision), "precision")
     file = find(path)
     with open_file(file) as opened:
         card = card_of_opened(opened, file)
@@ -230,7 +230,7 @@ def save(network: Network, path: Output) -> None:
         raise ValueError("the network was prepared to run, not to be saved; save the one that was given to `prepare`")
     if network.card is None:
         raise ValueError("the network has no card, so nobody could load what is saved; set network.card first")
-    arrays = {name: array.detach().cpu().contiguous() for name, array in network.state_dict().items()}
+    arrays = network.state_dict()
     try:
         Card.from_json(network.card.to_json())
     except ValueError as error:
@@ -240,11 +240,7 @@ def save(network: Network, path: Output) -> None:
             f"the network is not the {network.card.network} of its card: {'; '.join(wrong)};"
             " set network.card to what it is now"
         )
-    with replacing(path_of(path)) as temporary:
-        try:
-            save_file(arrays, temporary, metadata={KEY: network.card.to_json()})
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+    write_arrays(path_of(path), arrays, {KEY: network.card.to_json()})
 
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

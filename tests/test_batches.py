@@ -203,8 +203,6 @@ def test_what_concerns_all_pictures_is_refused_before_any_is_taken(network):
     network.card = replace(network.card, activation="none")
     with pytest.raises(ValueError, match="outputs are no probabilities"):
         heatmap_each(network, untouched(), "dog")
-    with pytest.raises(ValueError, match="training mode"):
-        heatmap_each(network.train(), untouched(), "dog")
     network.card = None
     with pytest.raises(ValueError, match="has no card"):
         heatmap_each(network, untouched(), "dog")

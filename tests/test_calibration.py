@@ -99,6 +99,38 @@ def test_where_no_temperature_is_the_best_that_is_said():
         fit_temperature(np.tile([0.0, 1.0, 0.0], (4, 1)), np.array([0, 2, 0, 2]))
 
 
+@pytest.mark.parametrize("classes", [2, 3, 10, 200])
+@pytest.mark.parametrize("scale", [0.1, 1, 30, 1e6])
+def test_answers_that_are_all_right_have_no_best_temperature(classes, scale):
+    """At the lowest one the slope is nearly 0, and rounding must not turn its sign."""
+    random = np.random.default_rng(0)
+    labels = random.integers(classes, size=400)
+    logits = scale * (random.uniform(0, 1, size=(400, classes)) + 2 * np.eye(classes)[labels])
+    with pytest.raises(ValueError, match="the lower, the better, since nearly none is wrong"):
+        fit_temperature(logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        (np.tile([20.0, 0.0], (1000, 1)), np.arange(1000) == 0),  # one wrong answer of many
+        (np.tile([200.0, 0.0], (1000, 1)), np.arange(1000) == 0),
+        (np.tile([1e5, 0.0], (3, 1)), np.array([0, 0, 1])),
+    ],
+)
+def test_two_classes_have_the_temperature_that_a_formula_gives(logits, labels):
+    labels = labels.astype(np.int64)
+    odds = (labels == 0).sum() / (labels == 1).sum()
+    wanted = (logits[0, 0] - logits[0, 1]) / np.log(odds)
+    if wanted <= 1000:
+        assert fit_temperature(logits, labels).value == pytest.approx(wanted, rel=1e-8)
+        with torch.inference_mode():
+            assert fit_temperature(logits, labels).value == pytest.approx(wanted, rel=1e-8)
+    else:
+        with pytest.raises(ValueError, match="the higher, the better"):
+            fit_temperature(logits, labels)
+
+
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_all_figures_are_those_of_plain_loops(digits, activation, temperature):

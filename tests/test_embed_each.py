@@ -184,8 +184,6 @@ def test_what_is_no_good_is_refused_before_the_first_picture(files):
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             embed_each(network, pictures(), **options)
-    with pytest.raises(ValueError, match="training mode"):
-        embed_each(small().train(), pictures())
     network.card = None
     with pytest.raises(ValueError, match="has no card"):
         embed_each(network, pictures())

@@ -249,10 +249,6 @@ def test_what_cannot_be_had_is_one_sentence(vgg):
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             embed(vgg, **({"images": images} | options))
-    vgg.head.dropout_1.train()
-    with pytest.raises(ValueError, match="training mode"):
-        embed(vgg, images)
-    vgg.eval()
     with pytest.raises(ValueError, match="Convolutional has no dense layer"):
         embed(Convolutional(vgg), images)
     transformer = torchvision.models.vit_b_32(weights=None).eval()

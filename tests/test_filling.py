@@ -1,12 +1,13 @@
-"""Files that are filled in place are those that the library writes, byte for byte."""
+"""Safetensors files: what is filled in place is what the library writes, and what is mapped is what it reads."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from convnets_torch.safetensors_io import filling
+from convnets_torch.safetensors_io import filling, header_of_opened, map_arrays, read_arrays, write_arrays
 from convnets_torch.weights import load, save
 
 LAYOUT = {
@@ -63,3 +64,42 @@ def test_what_another_process_damages_is_not_put_in_place(damage, tmp_path):
     with pytest.raises(ValueError, match="was damaged while it was written"):
         fill()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mapped_arrays_are_those_that_the_library_reads(tmp_path):
+    path = tmp_path / "some.safetensors"
+    arrays: dict[str, np.ndarray] = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.arange(4),
+        "c": np.zeros((0, 5), np.uint8),
+    }
+    write_arrays(path, arrays, {"about": "ü"})
+    with path.open("rb") as file:
+        header = header_of_opened(file, path)
+        found = map_arrays(file, header, arrays)
+    read, metadata = read_arrays(path)
+    assert header["__metadata__"] == metadata == {"about": "ü"}
+    for name, array in arrays.items():
+        assert found[name].dtype == read[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array, strict=True)
+        np.testing.assert_array_equal(read[name], array, strict=True)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 20]},
+        {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 24]},
+        {"dtype": "F32", "shape": [2, 3], "data_offsets": [-24, 0]},
+        {"dtype": "F32", "shape": [-2, -3], "data_offsets": [0, 24]},
+        {"dtype": "F32", "shape": [2.0, 3.0], "data_offsets": [0, 24]},
+        {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]},
+        {"dtype": "F32", "shape": [2, 3]},
+        {"dtype": "F32", "shape": 6, "data_offsets": [0, 24]},
+    ],
+)
+def test_arrays_that_do_not_fit_their_file_are_not_mapped(entry, tmp_path):
+    path = tmp_path / "some.safetensors"
+    write_arrays(path, {"a": np.ones((2, 3), np.float32)}, {})
+    with path.open("rb") as file, pytest.raises((ValueError, KeyError, TypeError)):
+        map_arrays(file, {"a": entry}, ["a"])

@@ -296,7 +296,6 @@ def test_what_cannot_be_trained_is_refused_before_any_work(dataset, vectors, tmp
     tried("does not exist; create it first", output=tmp_path / "none" / "mine.safetensors")
     tried("ResNet has no layer 'conv9'", settings=replace(QUICK, unfreeze="conv9"), allow_leaks=True)
     assert not list(tmp_path.iterdir())  # no checkpoint either
-    tried("training mode", network=small_resnet().train())
     for wrong, match in (
         ({"rate": 0}, "rate is 0; give a number above 0"),
         ({"momentum": 1}, "momentum is 1; give a number 0 or more, below 1"),

@@ -19,10 +19,11 @@ from PIL import Image
 from safetensors.torch import save
 
 from convnets_torch import load
-from convnets_torch.card import MOST_HEADER, MOST_NAME, Card
+from convnets_torch.card import MOST_NAME, Card
 from convnets_torch.cli import ending
 from convnets_torch.embeddings.result_sheets import contact_sheet
 from convnets_torch.images.preprocessing import MOST_INPUT
+from convnets_torch.safetensors_io import MOST_HEADER
 from convnets_torch.text import LONGEST, cell
 from convnets_torch.visualization.charts import draw_counts
 from convnets_torch.visualization.letters import Letters

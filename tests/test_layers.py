@@ -107,11 +107,6 @@ def test_a_module_of_another_library_needs_a_size():
     assert layers["fc"].shape == (1000,)
 
 
-def test_a_network_in_training_is_refused():
-    with pytest.raises(ValueError, match=r"in training mode.*call network\.eval\(\)"):
-        layer_names(headless_vgg().train())
-
-
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from convnets_torch.training.augmentation import Mix, draw_mix, mixed
+from convnets_torch.training.augmentation import Mix, draw_mix
 
 COUNT, HEIGHT, WIDTH, CLASSES = 5, 24, 36, 7
+
+
+def mixed(images, targets, kind, alpha, generator):
+    return draw_mix(len(images), kind, alpha, (HEIGHT, WIDTH), generator).apply(images, targets)
 
 
 @pytest.fixture(scope="module")

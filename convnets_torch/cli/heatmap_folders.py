@@ -13,6 +13,7 @@ from convnets_torch.cli.output import one_line, say, warnings_as_lines, with_tim
 from convnets_torch.files import check_writable, make_folder, replacing, resolved
 from convnets_torch.images.finding import find_pictures, is_pattern
 from convnets_torch.images.levels import Background, Depth
+from convnets_torch.text import check_choice
 
 if TYPE_CHECKING:
     from convnets_torch.heatmaps.api import Heatmap
@@ -78,8 +79,7 @@ def map_each(
     from convnets_torch.heatmaps.many import heatmap_each
     from convnets_torch.heatmaps.maps import check_threshold
 
-    if format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    check_choice(format, FORMATS, "format")
     check_threshold(threshold)
     with warnings_as_lines():
         places = [place for name in names for place in places_of(name, output, format, exclude)]

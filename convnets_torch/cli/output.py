@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
-from convnets_torch.text import cell, printable, shortened
+from convnets_torch.text import ConvnetsTorchWarning, cell, printable, shortened
 
 if TYPE_CHECKING:
     from convnets_torch.inference.classification import Classified, Prediction
@@ -54,16 +54,8 @@ def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 @contextlib.contextmanager
 def warnings_as_lines() -> Iterator[None]:
     """Print what is said about pictures, memory and speed, by the library and by Pillow, as one line each."""
-    from convnets_torch.embeddings.image_map import MapWarning
-    from convnets_torch.explain.gradcam import CamWarning
-    from convnets_torch.images.decoding import PictureWarning
-    from convnets_torch.inference.batching import MemoryWarning
-    from convnets_torch.inference.prepare import RuntimeRemark
-
     with warnings.catch_warnings():
-        warnings.simplefilter("always", PictureWarning)
-        for kind in (MemoryWarning, RuntimeRemark, CamWarning, MapWarning):
-            warnings.simplefilter("always", kind)
+        warnings.simplefilter("always", ConvnetsTorchWarning)
         warnings.showwarning = _say_warning
         yield
 

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import nn
 
 from convnets_torch._version import __version__
@@ -26,14 +24,13 @@ from convnets_torch.files import (
     check_writable,
     make_folder,
     open_own,
-    opened_path,
-    replacing,
     sha256,
 )
 from convnets_torch.images.decoding import MOST_BYTES
 from convnets_torch.inference.prepare import Precision, prepare
 from convnets_torch.networks import Network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
+from convnets_torch.safetensors_io import header_of_opened, map_arrays, write_arrays
 
 PART = 256  # vectors in a file of the cache: what is lost, at most, when the process is killed
 MOST_VALUES = 1 << 24  # of a vector
@@ -184,29 +181,30 @@ class _Store:
         found: dict[str, NDArray[np.float32]] = {}
         for path in sorted(self._folder.glob("[!.]*.safetensors")):
             try:
-                with open_own(path) as opened, safe_open(opened_path(opened), "numpy") as file:
-                    hashes, vectors = (self._checked(file, name) for name in ("sha256", "vectors"))
+                with open_own(path) as file:
+                    header = header_of_opened(file, path)
+                    self._check(header)
+                    hashes, vectors = map_arrays(file, header, ("sha256", "vectors")).values()
                 if len(hashes) != len(vectors) or not np.isfinite(vectors).all():
                     raise ValueError("it holds no vectors of pictures")
-            except (SafetensorError, OSError, ValueError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 path.unlink(missing_ok=True)
                 self.remarks.append(f"{path} could not be read ({error}); its vectors are computed again")
                 continue
             for digest, vector in zip(map(bytes.hex, map(bytes, hashes)), vectors, strict=True):
                 if digest in wanted:
-                    found[digest] = vector
+                    found[digest] = np.array(vector)
         return found
 
-    def _checked(self, file: Any, name: str) -> NDArray[Any]:
-        """An array of a file of the cache, whose size is looked at before it is read."""
-        part = file.get_slice(name)
-        shape, kind = part.get_shape(), part.get_dtype()
-        if name == "vectors" and self._values is None and len(shape) == 2 and shape[1] <= MOST_VALUES:
-            self._values = shape[1]
-        wanted = ("U8", 32) if name == "sha256" else ("F32", self._values)
-        if len(shape) != 2 or shape[0] > PART or (kind, shape[1]) != wanted:
-            raise ValueError(f"its {name} are {shape} {kind}")
-        return file.get_tensor(name)
+    def _check(self, header: dict[str, Any]) -> None:
+        """Look at the sizes of the arrays before they are read."""
+        for name in ("sha256", "vectors"):
+            shape, kind = header[name]["shape"], header[name]["dtype"]
+            if name == "vectors" and self._values is None and len(shape) == 2 and shape[1] <= MOST_VALUES:
+                self._values = shape[1]
+            wanted = ("U8", 32) if name == "sha256" else ("F32", self._values)
+            if len(shape) != 2 or shape[0] > PART or (kind, shape[1]) != wanted:
+                raise ValueError(f"its {name} are {shape} {kind}")
 
     def add(self, digest: str, vector: NDArray[np.float32]) -> None:
         self._rows[digest] = vector
@@ -224,9 +222,6 @@ class _Store:
             return
         hashes = np.stack([np.frombuffer(bytes.fromhex(digest), np.uint8) for digest in self._rows])
         name = hashlib.sha256(hashes.tobytes()).hexdigest()[:32]  # two processes write the same, or beside each other
-        with replacing(self._folder / f"{name}.safetensors") as temporary:
-            try:
-                save_file({"sha256": hashes, "vectors": np.stack(list(self._rows.values()))}, temporary, self._kind)
-            except SafetensorError as error:
-                raise OSError(str(error)) from None
+        arrays = {"sha256": hashes, "vectors": np.stack(list(self._rows.values()))}
+        write_arrays(self._folder / f"{name}.safetensors", arrays, self._kind)
         self._rows = {}

@@ -21,8 +21,9 @@ from convnets_torch.images.levels import Background, Depth
 from convnets_torch.inference.batching import in_batches
 from convnets_torch.inference.pipeline import Decoder, Predicted, batch_for, predict
 from convnets_torch.networks import Network
-from convnets_torch.networks.network import NO_HEAD
+from convnets_torch.networks.network import NO_HEAD, check_eval_mode
 from convnets_torch.networks.tracing import unwrapped
+from convnets_torch.text import check_choice
 from convnets_torch.weights import last_dense
 
 Pool = Literal["avg", "max", "flatten", "gem"]
@@ -54,7 +55,7 @@ def pooled(maps: Tensor, pool: Pool = "avg") -> Tensor:
     >>> round(float(pooled(maps, "gem")) ** 3, 4)
     4.0
     """
-    check_pool(pool)
+    check_choice(pool, get_args(Pool), "pool")
     if pool == "flatten":
         return maps.flatten(1)
     if pool == "max":
@@ -62,12 +63,6 @@ def pooled(maps: Tensor, pool: Pool = "avg") -> Tensor:
     if pool == "avg":
         return maps.mean((2, 3), dtype=numbers_of(maps))
     return maps.to(numbers_of(maps)).clamp(min=LEAST).pow(POWER).mean((2, 3)).pow(1 / POWER)
-
-
-def check_pool(pool: str) -> None:
-    """ValueError where it is none."""
-    if pool not in get_args(Pool):
-        raise ValueError(f"unknown pool {pool!r}; known: {', '.join(get_args(Pool))}")
 
 
 def numbers_of(tensor: Tensor) -> torch.dtype:
@@ -151,7 +146,7 @@ class Embedder(nn.Module):
         """
         super().__init__()
         network = unwrapped(network)  # compiled code runs no hooks
-        check_pool(pool)
+        check_choice(pool, get_args(Pool), "pool")
         headless = isinstance(network, Network) and network.head is None
         if logits and headless:
             raise ValueError(NO_HEAD)
@@ -309,8 +304,7 @@ def embed(
     if not (isinstance(images, Tensor) and images.dim() == 4):
         return _of_pictures(network, images, layer, pool, normalize)
     embedder = Embedder(network, layer, pool, normalize)
-    if any(module.training for module in embedder.modules()):
-        raise ValueError("the network is in training mode, where dropout makes vectors random; call network.eval()")
+    check_eval_mode(embedder)
     if not len(images):
         raise ValueError("there are no images; give one or more")
     placed = images.to(next(network.parameters()))

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,28 +16,19 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from convnets_torch import files
-from convnets_torch.card import header_of_opened
 from convnets_torch.embeddings.extraction import Embedded
-from convnets_torch.files import (
-    Output,
-    check_regular,
-    check_writable,
-    open_file,
-    opened_path,
-    path_of,
-    replacing,
-    to_open_files,
-)
+from convnets_torch.files import Output, check_regular, check_writable, path_of, replacing, to_open_files
 from convnets_torch.npz import read_npz
+from convnets_torch.safetensors_io import header_bytes, read_arrays
 
 ENDINGS = (".npz", ".safetensors")
 ABOUT = "about"
 BLOCK = 1 << 20  # bytes that are copied at once
 LINES = 4096  # sentences that are held at once
+TEXTS = ("paths", "failed", "errors")
 
 
 @dataclass(frozen=True)
@@ -108,7 +98,7 @@ def save_vectors(rows: Iterable[Embedded], path: Output, about: Mapping[str, str
             spool.add(row)
         saved = spool.finish()
         write = _write_npz if path.suffix.lower() == ".npz" else _write_safetensors
-        write(temporary, spool, saved.shapes, dict(about or {}))
+        write(temporary, spool, dict(about or {}))
     return saved
 
 
@@ -125,19 +115,24 @@ def check_vectors_output(path: Path) -> None:
 
 
 class _Spool(contextlib.ExitStack):
-    """Rows as they come, in files of their own: numbers of each array, and a line of JSON for each text."""
+    """Rows as they come, in files of their own: the numbers of each array, and each list of texts as JSON.
+
+    Attributes:
+        files: name -> file: of the arrays of numbers, in the order of the first row, then `TEXTS`.
+        shapes: name of each array of numbers -> (pictures, values).
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.numbers: dict[str, IO[bytes]] = {}
-        self.texts = {name: self._open(folder / f"{name}.json") for name in ("paths", "failed", "errors")}
         self._folder = folder
+        self._texts = {name: self._open(f"{name}.json") for name in TEXTS}
+        self.files, self.shapes = self._texts, dict[str, tuple[int, int]]()
         self._widths: dict[str, int] = {}
         self._good = self._bad = 0
         self._first: Exception | None = None
 
-    def _open(self, path: Path) -> IO[bytes]:
-        return self.enter_context(path.open("w+b"))
+    def _open(self, name: str) -> IO[bytes]:
+        return self.enter_context((self._folder / name).open("w+b"))
 
     def add(self, row: Embedded) -> None:
         picture, number = row.picture, self._good + self._bad
@@ -152,23 +147,27 @@ class _Spool(contextlib.ExitStack):
         widths = {each: len(values) for each, values in arrays.items()}
         if not self._good:
             self._widths = widths
-            self.numbers = {each: self._open(self._folder / str(place)) for place, each in enumerate(arrays)}
+            self.files = {each: self._open(str(place)) for place, each in enumerate(arrays)} | self._texts
         elif widths != self._widths:
             raise ValueError(f"{name} has {widths}, but the pictures before it {self._widths}; save them apart")
         self._good += 1
         self._say("paths", name)
         for each, values in arrays.items():
-            self.numbers[each].write(values.to(torch.float32).cpu().numpy().astype("<f4").tobytes())
+            self.files[each].write(values.to(torch.float32).cpu().numpy().astype("<f4").tobytes())
 
     def _say(self, name: str, text: str) -> None:
-        self.texts[name].write(json.dumps(text).encode() + b"\n")
+        file = self._texts[name]
+        file.write((b"," if file.tell() else b"[") + json.dumps(text).encode() + b"\n")
 
     def finish(self) -> SavedVectors:
         if not self._good:
             if self._first is None:
                 raise ValueError("there are no pictures to save vectors of; give one or more")
             raise ValueError(f"none of {self._bad} pictures could be used; the first: {self._first}")
-        return SavedVectors({name: (self._good, width) for name, width in self._widths.items()}, self._good, self._bad)
+        for file in self._texts.values():
+            file.write(b"]" if file.tell() else b"[]")
+        self.shapes = {name: (self._good, width) for name, width in self._widths.items()}
+        return SavedVectors(self.shapes, self._good, self._bad)
 
 
 def _arrays(row: Embedded) -> dict[str, Tensor]:
@@ -178,7 +177,7 @@ def _arrays(row: Embedded) -> dict[str, Tensor]:
     return named if row.logits is None else named | {"logits": row.logits}
 
 
-def _write_npz(path: Path, spool: _Spool, shapes: Mapping[str, tuple[int, int]], about: dict[str, str]) -> None:
+def _write_npz(path: Path, spool: _Spool, about: dict[str, str]) -> None:
     with zipfile.ZipFile(path, "w") as archive:
 
         @contextlib.contextmanager
@@ -189,11 +188,12 @@ def _write_npz(path: Path, spool: _Spool, shapes: Mapping[str, tuple[int, int]],
                 np.lib.format.write_array_header_1_0(file, header)
                 yield file
 
-        for name, source in spool.numbers.items():
-            source.seek(0)
-            with member(name, "<f4", shapes[name]) as file:
-                shutil.copyfileobj(source, file, BLOCK)
-        for name, source in spool.texts.items():
+        for name, source in spool.files.items():
+            if name in spool.shapes:
+                source.seek(0)
+                with member(name, "<f4", spool.shapes[name]) as file:
+                    shutil.copyfileobj(source, file, BLOCK)
+                continue
             lengths = [len(text) for text in _texts(source)]
             width = max(lengths, default=1) or 1
             with member(name, f"<U{width}", (len(lengths),)) as file:
@@ -206,41 +206,21 @@ def _write_npz(path: Path, spool: _Spool, shapes: Mapping[str, tuple[int, int]],
 
 
 def _texts(source: IO[bytes]) -> Iterator[str]:
+    """The texts of a JSON list, in which each ends a line."""
     source.seek(0)
-    for line in source:
-        yield json.loads(line)
+    return (json.loads(line[1:]) for line in source if line.endswith(b"\n"))
 
 
-def _write_safetensors(path: Path, spool: _Spool, shapes: Mapping[str, tuple[int, int]], about: dict[str, str]) -> None:
-    """Source: the format's own description, https://github.com/huggingface/safetensors#format."""
-    header: dict[str, object] = {"__metadata__": about}
-    end = 0
-    for name, shape in shapes.items():
-        size = 4 * shape[0] * shape[1]
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": (end, end + size)}
-        end += size
-    for name, source in spool.texts.items():
-        size = sum(map(len, _json_list(source)))
-        header[name] = {"dtype": "U8", "shape": (size,), "data_offsets": (end, end + size)}
-        end += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+def _write_safetensors(path: Path, spool: _Spool, about: dict[str, str]) -> None:
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {
+        name: ("F32", spool.shapes[name]) if name in spool.shapes else ("U8", (source.tell(),))
+        for name, source in spool.files.items()
+    }
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for source in spool.numbers.values():
+        file.write(header_bytes(layout, about, spaces=True))
+        for source in spool.files.values():
             source.seek(0)
             shutil.copyfileobj(source, file, BLOCK)
-        for source in spool.texts.values():
-            file.writelines(_json_list(source))
-
-
-def _json_list(source: IO[bytes]) -> Iterator[bytes]:
-    """Lines of JSON as one list."""
-    source.seek(0)
-    yield b"["
-    for number, line in enumerate(source):
-        yield b"," + line if number else line
-    yield b"]"
 
 
 VECTORS = "vectors"
@@ -296,7 +276,7 @@ def read_vectors(path: str | os.PathLike[str]) -> ReadVectors:
 def _of_npz(path: Path) -> ReadVectors:
     arrays = read_npz(path)
     _check_names(list(arrays))
-    paths, failed, errors = (_text_column(arrays, name, 1).tolist() for name in ("paths", "failed", "errors"))
+    paths, failed, errors = (_text_column(arrays, name, 1).tolist() for name in TEXTS)
     return ReadVectors(
         arrays[VECTORS],
         paths,
@@ -316,7 +296,7 @@ def _text_column(arrays: dict[str, NDArray[Any]], name: str, dimensions: int) ->
 def _of_safetensors(path: Path) -> ReadVectors:
     arrays, metadata = read_arrays(path)
     _check_names(list(arrays))
-    texts = {name: files.loads(arrays[name].tobytes()) for name in ("paths", "failed", "errors")}
+    texts = {name: files.loads(arrays[name].tobytes()) for name in TEXTS}
     for name, found in texts.items():
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
             raise ValueError(f"{name} is no list of texts")
@@ -327,22 +307,6 @@ def _of_safetensors(path: Path) -> ReadVectors:
         dict(zip(texts["failed"], texts["errors"], strict=True)),
         metadata,
     )
-
-
-def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """The arrays of a safetensors file, and what its metadata say; both of the same file, whatever becomes of its name.
-
-    Raises:
-        OSError: there is no regular file, or it cannot be read.
-        ValueError: it is no safetensors file, is damaged, or has arrays that NumPy does not know.
-    """
-    with open_file(path) as file:
-        header_of_opened(file, path)
-        try:
-            with safe_open(opened_path(file), "numpy") as opened:
-                return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); write it anew") from None
 
 
 def _check(found: ReadVectors) -> None:

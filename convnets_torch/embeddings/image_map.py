@@ -22,13 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 from openTSNE import TSNE, TSNEEmbedding
 from openTSNE.affinity import PerplexityBasedNN
 from openTSNE.nearest_neighbors import KNNIndex
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 from scipy.sparse import csr_matrix
 
 from convnets_torch import files
-from convnets_torch.embeddings.files import read_arrays
-from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
+from convnets_torch.files import Output, check_writable, path_of, to_open_files
+from convnets_torch.safetensors_io import read_arrays, write_arrays
+from convnets_torch.text import ConvnetsTorchWarning
 
 EARLY, STEPS = 250, 500  # of the optimisation: with exaggeration, and after it
 PLACING = 250  # steps, of new pictures
@@ -145,7 +144,7 @@ PERPLEXITY = 30.0
 ROUNDING = 1e-5  # of a vector's length: so far apart are those of one picture, which depend on its batch
 
 
-class MapWarning(UserWarning):
+class MapWarning(ConvnetsTorchWarning):
     """What was done otherwise than asked, because the collection is small."""
 
 
@@ -399,11 +398,7 @@ def save_map(
     arrays: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(getattr(image_map, name)) for name in ARRAYS}
     arrays["entries"] = np.frombuffer(text, np.uint8)
     said = {"schema": SCHEMA, "perplexity": image_map.perplexity, "about": dict(about or {})}
-    with replacing(path) as temporary:
-        try:
-            save_file(arrays, temporary, {KEY: json.dumps(said)})  # one text: the order of several is by chance
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+    write_arrays(path, arrays, {KEY: json.dumps(said)})  # one text: the order of several is by chance
 
 
 def load_map(path: str | os.PathLike[str]) -> SavedMap:

@@ -11,17 +11,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convnets_torch.card import read_header
 from convnets_torch.embeddings.index_table import (
     GOOD,
     TABLE,
@@ -32,18 +30,14 @@ from convnets_torch.embeddings.index_table import (
     refusing,
     values_of,
 )
-from convnets_torch.files import cache_folder, check_own_folder, make_folder, open_own, opened_path, replacing, resolved
+from convnets_torch.files import cache_folder, check_own_folder, make_folder, open_own, replacing, resolved
+from convnets_torch.safetensors_io import DTYPES, header_bytes, header_of_opened, map_arrays
+from convnets_torch.text import check_choice
 
 Metric: TypeAlias = Literal["cosine", "l2", "dot"]
 
 SCORES = 1 << 24  # that are in memory at once
 SPARE = 16  # candidates beyond those wanted, whose scores are computed anew with more digits
-
-
-def check_metric(metric: str) -> None:
-    """ValueError where it is none."""
-    if metric not in get_args(Metric):
-        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(get_args(Metric))}")
 
 
 def lengths_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -89,7 +83,7 @@ def nearest(
     >>> rows.tolist(), scores.tolist()
     ([2, 1], [1.0, 0.8])
     """
-    check_metric(metric)
+    check_choice(metric, get_args(Metric), "metric")
     if k < 1:
         raise ValueError(f"{k} nearest vectors are none; ask for 1 or more")
     if vectors.shape[1] != queries.shape[-1] or queries.ndim != 2:
@@ -152,7 +146,6 @@ def exact_scores(vectors: NDArray[np.float64], query: NDArray[np.float64], metri
 
 
 COLUMNS = ("path", "sha256", "class_id", "probability", "vector")
-KINDS = {"F32": "<f4", "I32": "<i4", "I64": "<i8", "U8": "|u1"}  # of safetensors, as NumPy calls them
 SHAPES = {
     "vectors": 2, "hashes": 2, "first": 1, "lengths": 1, "class_ids": 1, "probabilities": 1, "_ends": 1, "_names": 1
 }  # fmt: skip
@@ -251,11 +244,12 @@ def kept(address: str, state: str) -> tuple[About, Vectors] | None:
     check_own_folder(place.parent)
     try:
         with open_own(place) as file:
-            header = read_header(opened_path(file))
-            metadata = header.pop("__metadata__")
+            header = header_of_opened(file, place)
+            metadata = header["__metadata__"]
             if (metadata["schema"], metadata["state"], metadata["address"]) != (SCHEMA, state, _whole(address)):
                 return None
-            about, vectors = About.from_json(metadata["about"]), Vectors(**_mapped(file, header))
+            about, vectors = About.from_json(metadata["about"]), Vectors(**map_arrays(file, header, SHAPES))
+            _check(vars(vectors))
     except (ValueError, KeyError, TypeError):
         return None
     if vectors.vectors.shape != (len(vectors), about.width) or vectors.hashes.shape != (len(vectors), 32):
@@ -264,25 +258,17 @@ def kept(address: str, state: str) -> tuple[About, Vectors] | None:
     return about, vectors
 
 
-def _mapped(file: IO[bytes], header: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    file.seek(0)
-    start = 8 + int.from_bytes(file.read(8), "little")
-    arrays = {}
-    for name, dimensions in SHAPES.items():
-        entry = header[name]
-        kind, shape, (begin, end) = np.dtype(KINDS[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
-        if len(shape) != dimensions or begin < 0 or end - begin != kind.itemsize * math.prod(shape):
-            raise ValueError(f"{name} is damaged")
-        array = np.memmap(file, kind, "r", start + begin, shape) if end > begin else np.zeros(shape, kind)
-        arrays[name] = array.view(np.ndarray)  # whose slices cost less
+def _check(arrays: dict[str, NDArray[Any]]) -> None:
+    """Raise ValueError where what was kept is damaged."""
     rows = len(arrays["_ends"])
-    if any(len(arrays[name]) != rows for name in SHAPES if name != "_names") or (
-        rows and arrays["_ends"][-1] != len(arrays["_names"])
+    if (
+        any(arrays[name].ndim != dimensions for name, dimensions in SHAPES.items())
+        or any(len(arrays[name]) != rows for name in SHAPES if name != "_names")
+        or (rows and arrays["_ends"][-1] != len(arrays["_names"]))
     ):
         raise ValueError("its arrays are not of the same pictures")
     if ((arrays["first"] < 0) | (arrays["first"] > np.arange(rows))).any():
         raise ValueError("it has a row that stands for none")
-    return arrays
 
 
 def _remark(address: str, left_out: int) -> None:
@@ -330,20 +316,12 @@ def keep(table: PictureTable, state: str) -> Vectors:
         room += -room % 64
         file.seek(8 + room)
         arrays, left_out = _read(table, lambda block: file.write(block.data))
-        end = file.tell() - 8 - room
-        header: dict[str, object] = {"__metadata__": metadata | {"left_out": str(left_out)}}
-        header["vectors"] = {
-            "dtype": "F32",
-            "shape": (len(arrays["_ends"]), table.about.width),
-            "data_offsets": (0, end),
-        }
+        layout = {"vectors": ("F32", (len(arrays["_ends"]), table.about.width))}
         for name, array in arrays.items():
-            kind = next(kind for kind, numbers in KINDS.items() if np.dtype(numbers) == array.dtype)
-            header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (end, end + array.nbytes)}
+            layout[name] = next(kind for kind, numbers in DTYPES.items() if numbers == array.dtype.str), array.shape
             file.write(np.ascontiguousarray(array).data)
-            end += array.nbytes
         file.seek(0)
-        file.write(room.to_bytes(8, "little") + json.dumps(header).encode().ljust(room))
+        file.write(header_bytes(layout, metadata | {"left_out": str(left_out)}, spaces=True, room=room))
     found = kept(table.address, state)
     if found is None:
         raise OSError(f"{place} was changed while it was written; search again")
@@ -355,7 +333,7 @@ def _remove_orphans() -> None:
     for place in _folder().glob("*.cache"):
         try:
             with open_own(place) as file:
-                address = read_header(opened_path(file))["__metadata__"]["address"]
+                address = header_of_opened(file, place)["__metadata__"]["address"]
             if is_local(address) and not (Path(address) / f"{TABLE}.lance").is_dir():
                 place.unlink(missing_ok=True)
         except (OSError, ValueError, KeyError, TypeError):

@@ -30,6 +30,7 @@ from convnets_torch.inference.prepare import Precision
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import check_unpacked
+from convnets_torch.text import check_choice
 from convnets_torch.visualization.charts import (
     BAR,
     LINE,
@@ -551,8 +552,7 @@ def count_pairs(labelled: LabelledVectors, measure: Measure, bins: int = BINS, m
     >>> pairs.within.tolist(), pairs.between.tolist(), pairs.edges.tolist(), pairs.means
     ([0, 2], [4, 0], [0.0, 0.5, 1.0], (1.0, 0.0))
     """
-    if measure not in ("distance", "similarity"):
-        raise ValueError(f"unknown measure {measure!r}; known: distance, similarity")
+    check_choice(measure, ("distance", "similarity"), "measure")
     vectors, labels = labelled.vectors, labelled.labels
     if len(labels) > most:
         some = np.random.default_rng(SEED).choice(len(labels), most, replace=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,11 @@ from convnets_torch.card import Card, read_card
 from convnets_torch.embeddings import neighbours
 from convnets_torch.embeddings.duplicates import find_duplicates, find_leaks
 from convnets_torch.embeddings.index_table import About, PictureTable, check_index, is_local, kind_of
-from convnets_torch.embeddings.neighbours import Metric, Vectors, approximate_nearest, check_metric, nearest
+from convnets_torch.embeddings.neighbours import Metric, Vectors, approximate_nearest, nearest
 from convnets_torch.files import find, sha256
 from convnets_torch.images.decoding import Picture, read_picture
 from convnets_torch.images.preprocessing import Pixels
-from convnets_torch.text import LONGEST
+from convnets_torch.text import LONGEST, check_choice
 from convnets_torch.wordnet.targets import class_name, class_wnid, find_target
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Index:
                 another than that of the index.
             ImportError: LanceDB is needed and not installed.
         """
-        check_metric(metric)
+        check_choice(metric, get_args(Metric), "metric")
         if k < 1:
             raise ValueError(f"{k} pictures are none; ask for 1 or more")
         class_ids = None if target is None else find_target(self.card, target).class_ids

@@ -5,14 +5,16 @@ Source: On Calibration of Modern Neural Networks, arXiv:1706.04599, sections 2 a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from convnets_torch.card import Activation, Card
 from convnets_torch.networks import Network
@@ -103,7 +105,7 @@ def with_temperature(network: Network, temperature: float) -> Network:
     >>> cooler.card.unknown["temperature"]
     2.0
     """
-    if not (isfinite(temperature) and temperature > 0):
+    if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"the temperature is {temperature}; give a number above 0")
     network = as_network(network)
     card = network.card
@@ -138,8 +140,8 @@ def _card(card: Card, temperature: float) -> Card:
 
 BINS = 15  # of the paper's tables
 COLDEST, HOTTEST = 1e-3, 1e3  # temperatures between which one is looked for
-ROUNDS = 100  # of halving and Newton's steps; ten are usual
-EXACT = 1e-10  # relative width at which the search ends
+ROUNDS = 100  # of L-BFGS; ten are usual
+FLAT = 1e-12  # slope of the mean loss at which it ends
 SEED = 0  # of the halves
 
 Logits = NDArray[np.floating[Any]]
@@ -292,7 +294,7 @@ def calibrate(
         given = values.argmax(1)
         sure.append(chances[places, given])
         right.append(given == truths)
-        nll += _loss(values, truths, 1 / temperature, activation)[0]
+        nll += float(_loss(values, truths, torch.tensor(1 / temperature, dtype=torch.float64), activation))
         of_truth = chances[places, truths]
         brier += float((chances**2).sum() + (1 - 2 * of_truth).sum())
     confidences, hits = np.concatenate(sure), np.concatenate(right).astype(np.float64)
@@ -314,8 +316,7 @@ def fit_temperature(
 ) -> Temperature:
     """The temperature that makes labels the likeliest, from 0.001 to 1,000.
 
-    The negative log-likelihood is convex in 1 / T, so its slope has one zero: the search keeps it between two bounds
-    and takes Newton's step where that stays between them, the geometric mean of the bounds where not. It computes in
+    The negative log-likelihood is convex in 1 / T, so it has one minimum, which L-BFGS finds over log T. It computes in
     float64, and the same arrays give the same number. The order of classes, so the answers, stay as they are.
 
     Args:
@@ -334,34 +335,41 @@ def fit_temperature(
     """
     check_probable(activation)
 
-    def loss(inverse: float) -> tuple[float, float, float]:
-        found = np.zeros(3)
-        for _, values, truths in blocks(logits, labels, rows):
-            found += _loss(values, truths, inverse, activation)
-        return float(found[0]), float(found[1]), float(found[2])
-
     count = len(labels) if rows is None else len(rows)
-    low, high = 1 / HOTTEST, 1 / COLDEST
-    if loss(high)[1] <= 0:
-        raise ValueError(
-            f"no temperature is the best for {count} pictures: the lower, the better, since nearly none is wrong;"
-            " fit it to pictures of which some are"
+    with torch.inference_mode(False), torch.enable_grad():
+        log = torch.zeros((), dtype=torch.float64, requires_grad=True)  # of the temperature
+
+        def loss() -> float:
+            """The mean loss; its slope is in `log.grad`."""
+            log.grad, found = None, 0.0
+            for _, values, truths in blocks(logits, labels, rows):
+                part = _loss(values, truths, torch.exp(-log), activation) / count
+                part.backward()  # type: ignore[no-untyped-call]
+                found += part.item()
+            return found
+
+        def slope(temperature: float) -> float:
+            log.detach().fill_(math.log(temperature))
+            loss()
+            assert log.grad is not None
+            return log.grad.item()
+
+        if slope(COLDEST) >= 0:
+            raise ValueError(
+                f"no temperature is the best for {count} pictures: the lower, the better, since nearly none is wrong;"
+                " fit it to pictures of which some are"
+            )
+        if slope(HOTTEST) <= 0:
+            raise ValueError(
+                f"no temperature is the best for {count} pictures: the higher, the better, since outputs say nothing"
+                " of the truth; check that labels are in the order of the card's classes"
+            )
+        log.detach().zero_()
+        search = torch.optim.LBFGS(
+            [log], max_iter=ROUNDS, tolerance_grad=FLAT, tolerance_change=0, line_search_fn="strong_wolfe"
         )
-    if loss(low)[1] >= 0:
-        raise ValueError(
-            f"no temperature is the best for {count} pictures: the higher, the better, since outputs say nothing"
-            " of the truth; check that labels are in the order of the card's classes"
-        )
-    inverse = 1.0
-    before, slope, bend = loss(inverse)
-    for _ in range(ROUNDS):
-        low, high = (inverse, high) if slope < 0 else (low, inverse)
-        step = inverse - slope / bend if bend > 0 else low
-        old, inverse = inverse, step if low < step < high else float(np.sqrt(low * high))
-        after, slope, bend = loss(inverse)
-        if slope == 0 or abs(inverse - old) <= EXACT * inverse or high - low <= EXACT * low:
-            break
-    return Temperature(1 / inverse, before / count, after / count, count)
+        before: float = search.step(loss)  # type: ignore[no-untyped-call]
+        return Temperature(math.exp(log.item()), before, loss(), count)
 
 
 def recalibrate(logits: Logits, labels: Labels, activation: Activation = "softmax") -> Recalibration:
@@ -382,30 +390,14 @@ def recalibrate(logits: Logits, labels: Labels, activation: Activation = "softma
     return Recalibration(found, before, calibrate(logits, labels, activation, temperature=found.value, rows=judged))
 
 
-def _loss(
-    values: NDArray[np.float64], truths: NDArray[np.int64], inverse: float, activation: Activation
-) -> tuple[float, float, float]:
-    """The negative log-likelihood of some rows of logits times `inverse`, summed, and its two derivatives by that."""
-    places = np.arange(len(truths))
+def _loss(values: NDArray[np.float64], truths: NDArray[np.int64], inverse: Tensor, activation: Activation) -> Tensor:
+    """The negative log-likelihood of some rows of logits times `inverse`, summed."""
+    outputs, places = torch.tensor(values), torch.tensor(truths)
     if activation == "sigmoid":
-        scaled = values * inverse
-        chances = np.exp(-np.logaddexp(0, -scaled))
-        of_truth = values[places, truths]
-        loss = np.logaddexp(0, scaled).sum() - inverse * of_truth.sum()
-        return (
-            float(loss),
-            float((values * chances).sum() - of_truth.sum()),
-            float((values**2 * chances * (1 - chances)).sum()),
-        )
-    shifted = values - values.max(1, keepdims=True)
-    weights = np.exp(shifted * inverse)
-    sums = weights.sum(1)
-    weights /= sums[:, None]
-    means = np.einsum("nc,nc->n", weights, shifted)
-    squares = np.einsum("nc,nc,nc->n", weights, shifted, shifted)
-    of_truth = shifted[places, truths]
-    loss = np.log(sums).sum() - inverse * of_truth.sum()
-    return float(loss), float((means - of_truth).sum()), float((squares - means**2).sum())
+        one_hot = F.one_hot(places, outputs.shape[1]).double()
+        return F.binary_cross_entropy_with_logits(outputs * inverse, one_hot, reduction="sum")
+    outputs -= outputs.amax(1, keepdim=True)  # so that the slope keeps its sign where nearly all answers are right
+    return F.cross_entropy(outputs * inverse, places, reduction="sum")
 
 
 def _known(value: float) -> float | None:

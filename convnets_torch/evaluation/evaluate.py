@@ -45,6 +45,7 @@ from convnets_torch.inference.pipeline import (
     ready_card,
     together,
 )
+from convnets_torch.text import check_choice
 from convnets_torch.wordnet.targets import class_name, class_wnid
 
 
@@ -530,8 +531,7 @@ def evaluate(
     several = truth.labels.dtype == np.bool_
     if several:
         check_several(card)
-    if crops not in VIEWS:
-        raise ValueError(f"unknown crops {crops!r}; known: {', '.join(VIEWS)}")
+    check_choice(crops, VIEWS, "crops")
     options = {"crops": crops, "exact": exact, "max_pixels": max_pixels, "allow_truncated": allow_truncated}
     options |= said_levels(depth, background)
     run = options if store is None else _identity(network, card) | options | {"files": _files(truth)}

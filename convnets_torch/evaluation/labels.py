@@ -22,6 +22,7 @@ from convnets_torch.card import Card
 from convnets_torch.evaluation.several_labels import check_several, learnt_several
 from convnets_torch.images.finding import few, normal
 from convnets_torch.images.labelled import LabelledPictures, find_labelled, in_several, read_lines
+from convnets_torch.text import check_choice
 from convnets_torch.wordnet import synsets
 from convnets_torch.wordnet.targets import class_keys, class_name
 
@@ -173,8 +174,7 @@ def resolved_labels(
     Raises:
         ValueError: texts that mean no class, or numbers that nobody has said the meaning of.
     """
-    if labels not in get_args(Labels):
-        raise ValueError(f"unknown labels {labels!r}; known: {', '.join(get_args(Labels))}")
+    check_choice(labels, get_args(Labels), "labels")
     distinct = list(dict.fromkeys(texts))
     names = {} if card.imagenet else {normal(key): place for key, place in class_keys(card).items()}
     numbers = [int(text) for text in distinct if _is_number(text)]

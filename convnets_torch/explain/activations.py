@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convnets_torch.explain.layer_names import LayerLike, candidates, find_layers, keras_names, needed, whole
 from convnets_torch.fcn.graph import Field, Pair, Step, all_fields, steps_of
 from convnets_torch.networks import Network
+from convnets_torch.networks.network import check_eval_mode
 from convnets_torch.networks.tracing import AnyModule, replicate, unwrapped
 
 BROKEN = "activations of {} are NaN or infinite: weights are broken, or too large for the precision"
@@ -226,8 +227,7 @@ def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
         if not isinstance(network, Network):
             raise ValueError(f"{type(network).__name__} does not say what images it takes; give size=(height, width)")
         size = network.size
-    if network.training:
-        raise ValueError("the network is in training mode, where its answers are random; call network.eval()")
+    check_eval_mode(network)
     shapes: dict[str, tuple[int, ...]] = {}
 
     def see(name: str, output: Tensor) -> None:

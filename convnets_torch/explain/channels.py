@@ -24,6 +24,7 @@ from convnets_torch.inference.batching import is_too_small
 from convnets_torch.inference.classification import ready_card, square_input, to_parameters
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
+from convnets_torch.text import check_choice
 from convnets_torch.visualization import overlays
 from convnets_torch.visualization.letters import Letters, Pen
 from convnets_torch.visualization.overlays import DIVERGING, GREY, INFERNO, INK, PAPER, palette
@@ -133,10 +134,9 @@ def activation_grids(
     card = ready_card(network)
     if channels < 1:
         raise ValueError(f"channels is {channels}; give how many of a layer to keep, 1 or more")
-    if order not in ("strongest", "number"):
-        raise ValueError(f"unknown order {order!r}; known: strongest, number")
-    if scale not in (None, "channel", "layer"):
-        raise ValueError(f"unknown scale {scale!r}; known: channel, layer")
+    check_choice(order, ("strongest", "number"), "order")
+    if scale is not None:
+        check_choice(scale, ("channel", "layer"), "scale")
     if layers is None:
         names = [name for name in candidates(network) if name.startswith("features.")]
     else:

@@ -25,32 +25,15 @@ from convnets_torch.explain.activations import BROKEN, run_to
 from convnets_torch.explain.layer_names import LayerLike, find_layer
 from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
 from convnets_torch.images.preprocessing import Pixels, Preprocessing, general
+from convnets_torch.images.resizing import normalized
 from convnets_torch.inference.batching import in_batches
 from convnets_torch.inference.classification import card_of
 from convnets_torch.networks import Network
-from convnets_torch.networks.network import as_network
+from convnets_torch.networks.network import as_network, check_eval_mode
 from convnets_torch.networks.tracing import unwrapped
+from convnets_torch.text import check_choice
 from convnets_torch.visualization import overlays
 from convnets_torch.wordnet.targets import Target, Targets, checked_targets
-
-
-def to_input(pixels: Tensor, rule: Preprocessing) -> Tensor:
-    """What `preprocessing.normalize` does, on tensors: colour order, scale, mean and standard deviation.
-
-    Args:
-        pixels: (N, 3, H, W), RGB, 0 to 255, of any floating-point type.
-        rule: the card's preprocessing.
-
-    Returns:
-        (N, 3, H, W) of the same type, channels in the order of `rule.channels`.
-
-    >>> import torch
-    >>> to_input(torch.tensor([123.68, 116.779, 113.939]).view(1, 3, 1, 1), general("keras-caffe", 224)).flatten()
-    tensor([10.,  0.,  0.])
-    """
-    ordered = pixels if rule.channels == "rgb" else pixels.flip(1)
-    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (rule.mean, rule.std))
-    return (ordered * rule.scale - mean) / std
 
 
 def rule_of(network: nn.Module) -> Preprocessing:
@@ -433,13 +416,11 @@ class _Ascent:
     """One network, one layer and one way of making pictures."""
 
     def __init__(self, network: nn.Module, layer: str, form: Form, steps: int | None, size: Size, seed: int) -> None:
-        if form not in get_args(Form):
-            raise ValueError(f"unknown form {form!r}; known: {', '.join(get_args(Form))}")
+        check_choice(form, get_args(Form), "form")
         self.steps = STEPS[form] if steps is None else steps
         if self.steps < 1:
             raise ValueError(f"{self.steps} steps are none; give 1 or more")
-        if any(module.training for module in network.modules()):
-            raise ValueError("the network is in training mode, where its answers are random; call network.eval()")
+        check_eval_mode(network)
         self.network, self.layer, self.form, self.size, self.seed = network, layer, form, size, seed
         self.rule = rule_of(network)
         self.dtype = next(network.parameters()).dtype
@@ -451,7 +432,7 @@ class _Ascent:
 
     def run(self, pixels: Tensor) -> Tensor:
         """What the layer gives for (N, 3, H, W), RGB, 0 to 255."""
-        images = to_input(pixels, self.rule).to(self.dtype).contiguous(memory_format=torch.channels_last)
+        images = normalized(pixels.permute(0, 2, 3, 1), self.rule).to(self.dtype)
         try:
             return run_to(self.network, self.layer, images)[self.layer]
         except RuntimeError as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import index
-from typing import Literal, SupportsIndex, TypeAlias, get_args, overload
+from typing import Literal, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -29,14 +29,15 @@ from convnets_torch.inference.batching import in_batches
 from convnets_torch.inference.classification import card_of, probabilities, square_input, to_parameters
 from convnets_torch.inference.pipeline import ahead, each_of, expected_pixels
 from convnets_torch.networks import Network
-from convnets_torch.networks.network import NO_HEAD, as_network
+from convnets_torch.networks.network import NO_HEAD, as_network, check_eval_mode
 from convnets_torch.networks.tracing import replicate, unwrapped
+from convnets_torch.text import ConvnetsTorchWarning, check_choice
 from convnets_torch.wordnet.targets import Target, Targets, checked_target, checked_targets, find_target
 
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam"]
 
 
-class CamWarning(UserWarning):
+class CamWarning(ConvnetsTorchWarning):
     """A map that says nothing: no cell of the layer speaks for the target."""
 
 
@@ -146,7 +147,7 @@ def cams_and_logits(
     """
     module = unwrapped(module)
     name = checked_layer(module, layer)
-    weigh = METHODS[checked_method(method)]
+    check_choice(method, METHODS, "method")
     with torch.inference_mode(False), torch.no_grad():
         images = images.clone() if images.is_inference() else images
         if isinstance(module, Network):  # faster; other modules may view what must be contiguous
@@ -162,7 +163,7 @@ def cams_and_logits(
             (gradients,) = torch.autograd.grad(score.sum(), leaf, retain_graph=number < len(scores), allow_unused=True)
             if gradients is None:
                 raise ValueError(f"the outputs do not depend on {name}; name another layer")
-            maps.append(weigh(cells, _wide(gradients)).relu_())
+            maps.append(METHODS[method](cells, _wide(gradients)).relu_())
         found = torch.stack(maps)
     if not found.isfinite().all():
         raise ValueError("the maps are NaN or infinite: the weights are broken, or too large for their precision")
@@ -204,22 +205,13 @@ METHODS: dict[Method, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def checked_method(method: str) -> Method:
-    """The method; ValueError where it is none."""
-    for known in get_args(Method):
-        if method == known:
-            return known
-    raise ValueError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
-
-
 def checked_layer(module: nn.Module, layer: LayerLike | None) -> str:
     """The name of the module whose output is to be looked at.
 
     Raises:
         ValueError: the module cannot be explained at all, or the layer is not known.
     """
-    if any(each.training for each in module.modules()):
-        raise ValueError("the network is in training mode, where its answers are random; call its eval()")
+    check_eval_mode(module)
     if isinstance(module, Network) and module.head is None:
         raise ValueError(NO_HEAD)
     return last_convolution(module) if layer is None else find_layer(module, layer)
@@ -455,7 +447,8 @@ def gradcam_each(
     for each in targets or []:
         if opposed is not None and each.class_ids == opposed.class_ids:
             raise ValueError(f"{each.label} and {opposed.label} are the same classes; weigh two targets")
-    wanted = _Wanted(network, card, targets, opposed, checked_layer(network, layer), checked_method(method))
+    check_choice(method, METHODS, "method")
+    wanted = _Wanted(network, card, targets, opposed, checked_layer(network, layer), method)
     read = partial(decode, reading=Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
     return _explained(wanted, each_of(images), read)
 

@@ -27,7 +27,7 @@ from convnets_torch.inference.batching import is_out_of_memory, is_too_small
 from convnets_torch.inference.classification import to_parameters
 from convnets_torch.inference.pipeline import ahead, each_of
 from convnets_torch.networks import Network
-from convnets_torch.networks.network import as_network
+from convnets_torch.networks.network import as_network, check_eval_mode
 from convnets_torch.visualization import overlays
 
 COUNT = 9  # patches of a channel
@@ -169,8 +169,7 @@ def top_patches(
         raise ValueError(f"{count} patches are none; give 1 or more")
     if longest_side is not None and longest_side < 1:
         raise ValueError(f"a longest side of {longest_side} pixels is none; give 1 or more")
-    if any(module.training for module in network.modules()):
-        raise ValueError("the network is in training mode, where its answers are random; call network.eval()")
+    check_eval_mode(network)
     with torch.inference_mode():
         trial = run_to(network, name, next(network.parameters()).new_zeros(1, 3, *network.size))[name]
     numbers = tuple(range(min(FIRST, trial.shape[1]))) if channels is None else tuple(int(each) for each in channels)

@@ -14,6 +14,7 @@ from convnets_torch.card import Card
 from convnets_torch.files import Output, path_of, to_open_files
 from convnets_torch.images.preprocessing import Interpolation, Pair, Pixels
 from convnets_torch.inference.classification import Prediction, prediction
+from convnets_torch.text import check_choice
 from convnets_torch.visualization.overlays import Resampling, interpolated
 from convnets_torch.wordnet.targets import Target, allowed_classes, checked_target, winners_in_words
 
@@ -311,8 +312,7 @@ class CellMap:
         Raises:
             ValueError: another interpolation.
         """
-        if interpolation not in get_args(Resampling):
-            raise ValueError(f"unknown interpolation {interpolation!r}; known: {', '.join(get_args(Resampling))}")
+        check_choice(interpolation, get_args(Resampling), "interpolation")
         values = self.values
         for axis in (0, 1):
             places = np.arange(self.size[axis]) + 0.5

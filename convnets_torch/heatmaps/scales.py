@@ -15,6 +15,7 @@ from convnets_torch.heatmaps.maps import Heatmap, Placement
 from convnets_torch.images.preprocessing import MOST_PIXELS, Interpolation, Pair, Pixels, size_with_longest_side
 from convnets_torch.images.sources import Held, Preview, Source
 from convnets_torch.inference.pipeline import Mappable
+from convnets_torch.text import check_choice
 from convnets_torch.visualization.overlays import interpolated
 
 VIEW = 4096  # pixels of the longer side of what is kept of a picture that is read row by row
@@ -134,8 +135,7 @@ def factors_of(scales: Scales) -> list[float]:
 
 def check_fuse(fuse: str) -> None:
     """Raise ValueError when maps cannot be fused so."""
-    if fuse not in get_args(Fuse):
-        raise ValueError(f"unknown way to fuse scales {fuse!r}; known: {', '.join(get_args(Fuse))}")
+    check_choice(fuse, get_args(Fuse), "way to fuse scales")
 
 
 def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from convnets_torch import files
 from convnets_torch.files import read_text
+from convnets_torch.text import check_choice
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, 0 to 255
 
@@ -201,8 +202,7 @@ def general(name: str, size: int | Pair) -> Preprocessing:
     >>> general("torchvision", (112, 224)).resize
     (128, 256)
     """
-    if name not in GENERAL:
-        raise ValueError(f"unknown preprocessing {name!r}; known: {', '.join(GENERAL)}")
+    check_choice(name, GENERAL, "preprocessing")
     resize = _with_margin(size, 256 / 224)
     if name == "torchvision":
         return Preprocessing(

@@ -168,7 +168,9 @@ def turned(picture: Tensor, turn: Image.Transpose | None) -> Tensor:
 
 
 def normalized(pixels: Tensor, rule: Preprocessing) -> Tensor:
-    """What `preprocessing.normalize` does to the bit, on a device: (N, h, w, 3) uint8, RGB -> (N, 3, h, w) float32.
+    """What `preprocessing.normalize` does to the bit, on a device: (N, h, w, 3), RGB, 0 to 255 -> (N, 3, h, w).
+
+    Pixels are uint8, which become float32, or of a floating-point type, which they keep; gradients go through.
 
     Whole rows at a time: the three colours of a pixel lie side by side, and operations that repeat every three numbers
     take ten times as long. In memory they stay side by side (channels last).
@@ -178,8 +180,11 @@ def normalized(pixels: Tensor, rule: Preprocessing) -> Tensor:
     tensor([1., 1., 1.])
     """
     count, height, width, _ = pixels.shape
+    dtype = pixels.dtype if pixels.is_floating_point() else torch.float32
     ordered = pixels if rule.channels == "rgb" else pixels.flip(3)
-    mean, std = (torch.tensor(values, device=pixels.device).repeat(width) for values in (rule.mean, rule.std))
-    rows = ordered.reshape(count, height, 3 * width).float()
+    mean, std = (
+        torch.tensor(values, dtype=dtype, device=pixels.device).repeat(width) for values in (rule.mean, rule.std)
+    )
+    rows = ordered.reshape(count, height, 3 * width).to(dtype, copy=True)
     rows.mul_(rule.scale).sub_(mean).div_(std)
     return rows.view(count, height, width, 3).permute(0, 3, 1, 2)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnets_torch.images.preprocessing import Interpolation, Pair, Pixels
+from convnets_torch.text import check_choice
 
 BLOCK_PIXELS = 4_000_000  # of a source that are read at once where more rows are wanted
 BAND_PIXELS = 64_000_000  # of rows that can only be decoded together: 192 MB, of which two are held
@@ -114,8 +115,7 @@ class Resized:
     """
 
     def __init__(self, source: Source, shape: Pair, interpolation: Interpolation) -> None:
-        if interpolation not in ("bilinear", "bicubic", "nearest"):
-            raise ValueError(f"unknown interpolation {interpolation!r}; known: bilinear, bicubic, nearest")
+        check_choice(interpolation, ("bilinear", "bicubic", "nearest"), "interpolation")
         if min(shape) < 1:
             raise ValueError(f"a picture of {shape[0]}x{shape[1]} pixels is wanted; give each side at least 1")
         self.shape = shape

@@ -19,6 +19,7 @@ from convnets_torch.inference.prepare import RuntimeRemark
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import Size, check_size
 from convnets_torch.networks.tracing import unwrapped
+from convnets_torch.text import check_choice
 
 EnginePrecision = Literal["auto", "float32", "bfloat16"]
 ENGINES = ("openvino",)
@@ -128,10 +129,8 @@ def engine(
     Warns:
         RuntimeRemark: the processor has no instructions for the precision, and the engine takes another.
     """
-    if name not in ENGINES:
-        raise ValueError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    if precision not in get_args(EnginePrecision):
-        raise ValueError(f"unknown precision {precision!r} of an engine; known: {', '.join(get_args(EnginePrecision))}")
+    check_choice(name, ENGINES, "engine")
+    check_choice(precision, get_args(EnginePrecision), "engine precision")
     network = unwrapped(network)
     check_exportable(network)
     if heatmap and not isinstance(network, Network):

@@ -27,7 +27,7 @@ from convnets_torch.files import Output, check_writable, path_of, replacing, to_
 from convnets_torch.images.preprocessing import Preprocessing, normalize
 from convnets_torch.inference.child_process import apart
 from convnets_torch.networks import Network
-from convnets_torch.networks.network import MOST_SIDE, NO_HEAD, as_network
+from convnets_torch.networks.network import MOST_SIDE, NO_HEAD, as_network, check_eval_mode
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear
 
 OPSET = 18  # of ONNX; what PyTorch's exporter writes without translating, and every ONNX Runtime since 1.14 reads
@@ -223,8 +223,7 @@ def check_exportable(network: nn.Module) -> None:
     """ValueError where a module has not the form in which it can be traced: eval mode, plain, float32, on the CPU."""
     if getattr(network, "head", network) is None:
         raise ValueError(NO_HEAD)
-    if any(module.training for module in network.modules()):
-        raise ValueError("the network is in training mode, where dropout makes answers random; call network.eval()")
+    check_eval_mode(network)
     packed = any(isinstance(module, PackedConv2d | PackedLinear) for module in network.modules())
     if packed or "forward" in vars(network):
         raise ValueError("the network was prepared to run, not to be exported; export the one given to `prepare`")

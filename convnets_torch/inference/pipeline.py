@@ -49,8 +49,9 @@ from convnets_torch.images.rows import goes_down_first
 from convnets_torch.inference.batching import in_batches
 from convnets_torch.inference.torchcodec import batch_decoder, jpeg_decoder
 from convnets_torch.networks import Network
-from convnets_torch.networks.network import NO_HEAD, as_network
+from convnets_torch.networks.network import NO_HEAD, as_network, check_eval_mode
 from convnets_torch.networks.tracing import unwrapped
+from convnets_torch.text import check_choice
 
 if TYPE_CHECKING:
     from convnets_torch.inference.engines import Engine
@@ -475,14 +476,11 @@ def predict(
         raise ValueError(f"a batch of {batch!r} is none; give 1 or more, or 'auto'")
     if workers is not None and workers < 1:
         raise ValueError(f"{workers} workers decode nothing; give 1 or more")
-    if decoder not in get_args(Decoder):
-        raise ValueError(f"unknown decoder {decoder!r}; known: {', '.join(get_args(Decoder))}")
-    if resize not in get_args(Resizing):
-        raise ValueError(f"unknown resize {resize!r}; known: {', '.join(get_args(Resizing))}")
+    check_choice(decoder, get_args(Decoder), "decoder")
+    check_choice(resize, get_args(Resizing), "resize")
     if exact and resize == "device":
         raise ValueError("exact has Pillow resize, so that no device rounds otherwise; leave out resize='device'")
-    if views not in VIEWS:
-        raise ValueError(f"unknown views {views!r}; known: {', '.join(VIEWS)}")
+    check_choice(views, VIEWS, "views")
     if views == "ten" and resize == "device":
         raise ValueError("the ten views are resized by Pillow, in threads; leave out resize='device'")
     device, _ = _place(network)
@@ -659,6 +657,6 @@ def ready_card(network: Runnable) -> Card:
             "the network has no card, so its preprocessing is unknown; load it with convnets_torch.load, or make a"
             " classifier of your own one with convnets_torch.densify(module, size, preprocessing=..., classes=...)"
         )
-    if isinstance(inner, nn.Module) and any(part.training for part in inner.modules() if unwrapped(part) is part):
-        raise ValueError("the network is in training mode, where dropout makes answers random; call network.eval()")
+    if isinstance(inner, nn.Module):
+        check_eval_mode(inner)
     return card

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from convnets_torch.networks.network import check_eval_mode
 from convnets_torch.networks.packed import FUSIBLE, PackedConv2d, PackedLinear, is_available
 from convnets_torch.networks.tracing import LocalTracer, replicate, unwrapped
+from convnets_torch.text import ConvnetsTorchWarning, check_choice
 
 Precision = Literal["auto", "exact", "float32", "bfloat16", "float16"]
 DTYPES = {"exact": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,7 +22,7 @@ DTYPES = {"exact": torch.float32, "float32": torch.float32, "bfloat16": torch.bf
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-class RuntimeRemark(UserWarning):
+class RuntimeRemark(ConvnetsTorchWarning):
     """What the caller may not expect: that a precision will be slow, that compiling took its time, or failed."""
 
 
@@ -72,8 +74,7 @@ def prepare(
     True
     """
     network = unwrapped(network)  # type: ignore[assignment]
-    if any(module.training for module in network.modules()):
-        raise ValueError("the network is in training mode, which cannot be prepared; call its eval()")
+    check_eval_mode(network)
     place = checked_device(device)
     dtype = dtype_of(precision, place)
     if precision == "auto" and place.type == "cpu" and is_depthwise(network):
@@ -130,7 +131,7 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     Warns:
         RuntimeRemark: the CPU has no instructions for it.
     """
-    check_precision(precision)
+    check_choice(precision, get_args(Precision), "precision")
     if precision == "auto":
         if device.type == "mps":
             return torch.float16
@@ -150,12 +151,6 @@ def is_depthwise(network: nn.Module) -> bool:
     """Whether some of its convolutions look at each channel by itself."""
     convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
     return any(layer.groups == layer.in_channels > 1 for layer in convolutions)
-
-
-def check_precision(precision: str) -> None:
-    """ValueError where it is none."""
-    if precision not in get_args(Precision):
-        raise ValueError(f"unknown precision {precision!r}; known: {', '.join(get_args(Precision))}")
 
 
 def cpu_has_bfloat16() -> bool:

@@ -16,6 +16,12 @@ Size = tuple[int, int]
 MOST_SIDE = 20_000  # pixels of a network's own images
 
 
+def check_eval_mode(network: nn.Module) -> None:
+    """Raise ValueError when any part of a network is in training mode; what wraps or compiles it is not asked."""
+    if any(part.training for part in network.modules() if unwrapped(part) is part):
+        raise ValueError("the network is in training mode, where its answers are random; call network.eval()")
+
+
 class Network(nn.Module):
     """A convolutional part, and a dense part that reads `window` cells of its output at once.
 

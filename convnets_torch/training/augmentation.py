@@ -23,6 +23,7 @@ from torch import Tensor
 
 from convnets_torch.explain.filters import enlarged
 from convnets_torch.images.preprocessing import Pixels, Preprocessing, crop_image, cropped_box
+from convnets_torch.text import check_choice
 from convnets_torch.visualization import overlays
 
 # Field -> the least and the largest value.
@@ -133,8 +134,7 @@ def augmentation(strength: str = "medium", **switches: Any) -> Augmentation:
     >>> augmentation("medium", flip=0).rotation, augmentation("none", rotation=5).flip
     (10, 0.0)
     """
-    if strength not in AUGMENTATIONS:
-        raise ValueError(f"unknown augmentation {strength!r}; known: {', '.join(AUGMENTATIONS)}")
+    check_choice(strength, AUGMENTATIONS, "augmentation")
     _check_names(switches)
     return replace(AUGMENTATIONS[strength], **switches)
 
@@ -462,8 +462,7 @@ def draw_mix(count: int, kind: MixKind, alpha: float, size: tuple[int, int], gen
     >>> draw_mix(4, "mixup", 0.2, (224, 224), torch.Generator().manual_seed(0)).permutation.shape
     torch.Size([4])
     """
-    if kind not in get_args(MixKind):
-        raise ValueError(f"unknown kind of mixing {kind!r}; known: {', '.join(get_args(MixKind))}")
+    check_choice(kind, get_args(MixKind), "kind of mixing")
     if count < 1 or min(size) < 1 or not (isfinite(alpha) and alpha > 0):
         raise ValueError(f"a batch of {count} pictures of {size} and alpha {alpha} cannot be mixed; alpha is above 0")
     permutation = torch.randperm(count, generator=generator)
@@ -479,30 +478,6 @@ def draw_mix(count: int, kind: MixKind, alpha: float, size: tuple[int, int], gen
     left, right = max(0, x - half_width), min(width, x + half_width)
     covered = (bottom - top) * (right - left)
     return Mix(permutation, 1 - covered / (height * width), (top, left, bottom, right))
-
-
-def mixed(
-    images: Tensor, targets: Tensor, kind: MixKind, alpha: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Draw a mix of a batch and apply it.
-
-    Args:
-        images: (N, 3, H, W) floats, normalised.
-        targets: (N, classes) floats.
-        kind, alpha, generator: as in `draw_mix`.
-
-    Returns:
-        Images and targets of the same shapes.
-
-    Raises:
-        ValueError: as `draw_mix` and `Mix.apply`.
-
-    >>> _, targets = mixed(torch.rand(4, 3, 8, 8), torch.eye(4), "cutmix", 1.0, torch.Generator().manual_seed(0))
-    >>> targets.sum(dim=1).tolist()
-    [1.0, 1.0, 1.0, 1.0]
-    """
-    size = (images.shape[2], images.shape[3])
-    return draw_mix(len(images), kind, alpha, size, generator).apply(images, targets)
 
 
 NARROWEST, WIDEST = 128, 300  # pixels of a tile

@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from convnets_torch import files
-from convnets_torch.files import open_own, opened_path, replacing
+from convnets_torch.files import open_own, replacing
+from convnets_torch.safetensors_io import arrays_of_opened, write_arrays
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.stages import Stage
 from convnets_torch.visualization.charts import BAR, LINE, SCALE, Color, round_marks, start_plot, with_legend
@@ -327,12 +326,7 @@ def save_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], 
     Raises:
         OSError: it cannot be written; the older one survives.
     """
-    kept = {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
-    with replacing(path) as temporary:
-        try:
-            save_file(kept, temporary, metadata={KEY: json.dumps({**state, "schema": SCHEMA})})
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+    write_arrays(path, arrays, {KEY: json.dumps({**state, "schema": SCHEMA})})
 
 
 def read_checkpoint(
@@ -354,13 +348,12 @@ def read_checkpoint(
         if max_bytes is not None and size > max_bytes:
             raise damaged(path, f"it has {size:,} bytes, and this training needs {max_bytes:,} at most")
         try:
-            with safe_open(opened_path(opened), "pt") as file:
-                text = (file.metadata() or {}).get(KEY)
-                if text is None:
-                    raise ValueError(f"{path} is no checkpoint of a training; remove it, or name another output")
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        except (SafetensorError, RuntimeError) as error:  # RuntimeError: it is too large to be mapped
+            arrays, metadata = arrays_of_opened(opened, "pt")
+        except ValueError as error:
             raise ValueError(f"{path} is no checkpoint of a training ({error}); remove it to begin anew") from None
+    text = metadata.get(KEY)
+    if text is None:
+        raise ValueError(f"{path} is no checkpoint of a training; remove it, or name another output")
     try:
         state = files.loads(text) if len(text) <= MOST_STATE else None
     except ValueError:

@@ -161,14 +161,13 @@ def row_losses(logits: Tensor, targets: Tensor, activation: Output, weights: Ten
         activation: what will turn the logits into probabilities.
         weights: by which the losses are multiplied, (N,); or (N, classes), those of the binary ones.
     """
-    logits = logits.float()
+    logits, of_labels = logits.float(), weights is not None and weights.dim() == 2
     if activation == "softmax":
-        losses = -(targets * logits.log_softmax(1)).sum(1)
+        losses = F.cross_entropy(logits, targets, reduction="none")
     else:
-        if weights is not None and weights.dim() == 2:
-            return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="none").mean(1)
-        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
-    return losses if weights is None else losses * weights
+        each = F.binary_cross_entropy_with_logits(logits, targets, weights if of_labels else None, reduction="none")
+        losses = each.mean(1)
+    return losses if weights is None or of_labels else losses * weights
 
 
 def balanced(labels: Tensor, classes: int) -> Tensor:
