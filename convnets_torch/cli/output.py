@@ -59,10 +59,11 @@ def warnings_as_lines() -> Iterator[None]:
     from convnets_torch.images.decoding import PictureWarning
     from convnets_torch.inference.batching import MemoryWarning
     from convnets_torch.inference.prepare import RuntimeRemark
+    from convnets_torch.visualization.charts import ChartWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", PictureWarning)
-        for kind in (MemoryWarning, RuntimeRemark, CamWarning, MapWarning):
+        for kind in (MemoryWarning, RuntimeRemark, CamWarning, MapWarning, ChartWarning):
             warnings.simplefilter("always", kind)
         warnings.showwarning = _say_warning
         yield
