@@ -41,8 +41,9 @@ from convnets_torch.visualization.charts import (
 matplotlib = pytest.importorskip(
     "matplotlib", reason="matplotlib is not installed: pip install 'convnets-torch[plots]'"
 )
+Figure = pytest.importorskip("matplotlib.figure").Figure
 SVG = "{http://www.w3.org/2000/svg}"
-HOSTILE = ["$x^2$ and $", r"\input{/etc/passwd} % # _ & ~", "a\x07\u202eb\ud800", "<b>&\"'</b>", ""]
+HOSTILE = [r"$\frac{$ and $x^2$", r"\input{/etc/passwd} % # _ & ~", "a\x07\u202eb\ud800", "<b>&\"'</b>", ""]
 EDGES = np.array([0, 0.5, 1])
 ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 
@@ -119,8 +120,8 @@ def test_an_older_file_stays_where_drawing_fails(tmp_path):
 
 
 def test_no_name_reaches_tex(tmp_path):
-    ax = histogram()
     with matplotlib.rc_context({"text.usetex": True}):
+        ax = Figure().add_subplot()
         draw_counts(np.eye(5, dtype=int), HOSTILE, HOSTILE[:1], ax=ax)
         assert not any(each.get_usetex() for each in (*ax.get_xticklabels(), *ax.get_yticklabels(), ax._left_title))
         for draw in (histogram, lambda: save_chart(ax, tmp_path / "chart.png")):
@@ -160,7 +161,6 @@ def test_every_letter_is_in_a_font_or_a_box(tmp_path, monkeypatch):
     try:
         assert charts._plain(["Épée Кошка 猫"])[0] == [f"Épée Кошка {MISSING}"]
         monkeypatch.setenv("CONVNETS_TORCH_FONT", str(letters.OWN))
-        charts._families.cache_clear()
         own = charts._family(str(letters.OWN))
         assert charts._plain(["é"])[1]["family"] == [own, "DejaVu Sans"]
         png_of(histogram(("Épée Кошка",)))
@@ -250,9 +250,9 @@ def test_of_very_many_cells_a_path_has_each_colour_and_long_names_are_cut(monkey
 
 
 def test_a_thousand_names_take_seconds(tmp_path):
-    began = time.monotonic()
+    began = time.process_time()
     save_chart(draw_counts(np.eye(1000, dtype=int), ["name"] * 1000, ("All",), every_name=True), tmp_path / "x.svg")
-    assert time.monotonic() - began < 60  # 10 s on one quiet core
+    assert time.process_time() - began < 60
     assert (tmp_path / "x.svg").stat().st_size < 4_000_000
 
 

@@ -118,8 +118,8 @@ def activations(
             "-o",
             "--output",
             help="Of a picture: .png, .jpg, .webp (one page of all layers), .npz (numbers), or a folder for a .png of"
-            " each layer. Of several: .json, .csv, .npz, or a picture: the histogram of the share of zeros of one"
-            " layer.",
+            " each layer. Of several: .json, .csv, .npz, or a chart (.png, .svg, .pdf): the histogram of the share of"
+            " zeros of one layer.",
             show_default=False,
         ),
     ] = None,

@@ -7,6 +7,7 @@ goes through pyplot: charts need no display, and threads may draw at once. `save
 from __future__ import annotations
 
 import functools
+import math
 import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,15 +115,20 @@ def _write(figure: Figure, file: Path | BytesIO, ending: str) -> None:
 
 def _write_svg(figure: Figure, path: Path) -> None:
     """Draw a figure as matplotlib's canvas does, with a renderer that leaves matplotlib's settings alone."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     width, height = figure.get_size_inches() * 72
-    dpi, figure.dpi = figure.dpi, 72
+    dpi, canvas = figure.dpi, figure.canvas
     try:
+        figure.dpi = 72
+        FigureCanvasSVG(figure)  # measures words without a page of pixels
         with path.open("w", encoding="utf-8") as file:
             renderer = _svg_renderer()(width, height, file, metadata={"Date": None})
             figure.draw(renderer)
             renderer.finalize()
     finally:
         figure.dpi = dpi
+        figure.set_canvas(canvas)
 
 
 @functools.cache
@@ -175,7 +181,7 @@ def _rgb(color: Sequence[float]) -> tuple[float, ...]:
 def _plain(texts: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
     """Texts as they can be shown, and what to draw them with: no formulas, no TeX, a font for every letter."""
     shown = [printable(text[:LONGEST]) for text in texts]
-    families, missing = _families("".join(sorted({letter for text in shown for letter in text})))
+    families, missing = _families("".join(sorted(set("".join(shown)))), os.environ.get(letters.SETTING, ""))
     if missing:
         table = dict.fromkeys(map(ord, missing), MISSING)
         shown = [text.translate(table) for text in shown]
@@ -183,13 +189,12 @@ def _plain(texts: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 @functools.lru_cache(maxsize=1000)
-def _families(every: str) -> tuple[list[str], str]:
+def _families(every: str, setting: str) -> tuple[list[str], str]:
     """Names of fonts that have letters between them, and the letters that none has.
 
-    First the font that CONVNETS_TORCH_FONT names; then DejaVu Sans, which comes with matplotlib; then those of the
+    First the font of the setting, if it names one; then DejaVu Sans, which comes with matplotlib; then those of the
     system.
     """
-    setting = os.environ.get(letters.SETTING, "")
     first = [name for name in (_family(setting),) if name] if setting else []
     families, missing = [*first, "DejaVu Sans"], []
     for letter in every:
@@ -230,12 +235,11 @@ def _has(family: str, letter: str) -> bool:
     return bool(get_font(findfont(FontProperties(family=[family]))).get_char_index(ord(letter)))
 
 
-def _title(ax: Axes, lines: Sequence[str], width: int = WIDTH, pad: float = 9) -> None:
+def _title(ax: Axes, lines: Sequence[str], width: int = WIDTH, pad: float = 9, y: float | None = None) -> None:
     """Lines above a chart, broken where they would be wider than so many pixels."""
     shown, how = _plain(lines)
-    ax.set_title(
-        "\n".join(_wrapped(shown, width)), loc="left", fontsize=11, color=_rgb(INK), linespacing=1.4, pad=pad, **how
-    )
+    how |= {"loc": "left", "fontsize": 11, "color": _rgb(INK), "linespacing": 1.4, "pad": pad, "y": y}
+    ax.set_title("\n".join(_wrapped(shown, width)), **how)
 
 
 def _wrapped(lines: Sequence[str], width: int) -> list[str]:
@@ -313,12 +317,15 @@ def _with_names(
     whole, how = _plain(names)
     short = [name if len(name) <= CUT else f"{name[: CUT - 1]}\u2026" for name in whole]
     size = min(14, max(8, side - 4))  # pixels of letters
-    room = round(0.68 * size * max(map(len, short))) + 2 * MARGIN
-    width = max(side * count, 600)
-    if ax is None:
-        [ax] = new_axes(width=width + room, height=side * count + room + 24 * (1 + len(_wrapped(lines, width))))
-        ax.spines[:].set_visible(False)
-        ax.set_anchor("NW")
+    room = _longest(short, size, how["family"]) + 12
+    extent = side * count
+    if ax is None:  # placed by hand, since matplotlib's own layout measures a thousand names for minutes
+        width = max(extent, 600)
+        above = 24 * len(_wrapped(lines, width)) + MARGIN + room
+        ax = _placed(MARGIN + room, above, extent, extent, MARGIN + width - extent)
+        _title(ax, lines, width, y=1 + (room + 6) / extent)
+    else:
+        _title(ax, lines)
     ax.grid(False)
     ax.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal", facecolor=_rgb(NOTHING))
     for lines_between in (ax.hlines, ax.vlines):
@@ -328,9 +335,9 @@ def _with_names(
     ax.set_xticks(places, short, rotation=90, **letter, **how)
     ax.set_yticks(places, short, **letter, **how)
     for axis in (ax.xaxis, ax.yaxis):
+        axis.set_label_coords(0, 0)  # there is none, but matplotlib would look for its place
         for label, name in zip(axis.get_ticklabels(), whole, strict=True):
             label.set_gid(name if len(name) > CUT else None)
-    _title(ax, lines, width)
     _draw_cells(ax, counts, shares, colors, whole, side)
     return ax
 
@@ -367,6 +374,26 @@ def _draw_cells(
             number.set_in_layout(False)
 
 
+def _longest(texts: Sequence[str], size: int, families: Sequence[str]) -> int:
+    """Pixels that the longest of some texts takes in letters of so many pixels."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    measure, font = TextToPath(), FontProperties(family=families, size=size)
+    return math.ceil(max(measure.get_text_width_height_descent(text, font, False)[0] for text in texts))
+
+
+def _placed(left: int, above: int, width: int, height: int, right: int) -> Axes:
+    """Axes of so many pixels, with so many around them, in a figure of their own."""
+    [ax] = new_axes(width=left + width + right, height=above + height + MARGIN)
+    figure = _figure(ax)
+    figure.set_layout_engine("none")
+    across, down = figure.bbox.size
+    ax.set_position((left / across, MARGIN / down, width / across, height / down))
+    ax.spines[:].set_visible(False)
+    return ax
+
+
 def _in_pixels(
     counts: NDArray[np.integer],
     colors: NDArray[np.uint8],
@@ -378,14 +405,7 @@ def _in_pixels(
     count = len(counts)
     extent = side * count
     if ax is None:  # at whole pixels, so that no cell is lost
-        [ax] = new_axes()
-        figure = _figure(ax)
-        figure.set_layout_engine("none")
-        left, above = MARGIN + (GROUP_ROOM if groups else 0), MARGIN + 24 * len(lines)
-        width, height = left + extent + MARGIN, above + extent + MARGIN
-        figure.set_size_inches(_inches(width, height))
-        ax.set_position((left / width, MARGIN / height, extent / width, extent / height))
-        ax.spines[:].set_visible(False)
+        ax = _placed(MARGIN + (GROUP_ROOM if groups else 0), MARGIN + 24 * len(lines), extent, extent, MARGIN)
     ax.grid(False)
     ax.set_facecolor(_rgb(NOTHING))
     image = np.dstack([colors, np.where(counts > 0, 255, 0).astype(np.uint8)])
