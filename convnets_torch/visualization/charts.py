@@ -62,7 +62,7 @@ def check_matplotlib() -> None:
         raise ImportError(reason)
 
 
-def check_chart(path: Path, what: str = "a chart") -> None:
+def check_chart(path: Path) -> None:
     """Raise, before long work begins, when a chart cannot be drawn or written.
 
     Raises:
@@ -71,7 +71,7 @@ def check_chart(path: Path, what: str = "a chart") -> None:
         OSError: `path` cannot be written.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"{path} has an unknown ending; {what} is written as {', '.join(ENDINGS)}")
+        raise ValueError(f"{path} has an unknown ending; a chart is written as {', '.join(ENDINGS)}")
     check_matplotlib()
     check_writable(path)
 
