@@ -243,7 +243,7 @@ def _title(ax: Axes, lines: Sequence[str], width: int = WIDTH, pad: float = 9, y
 
 
 def _wrapped(lines: Sequence[str], width: int) -> list[str]:
-    return [part for line in lines for part in textwrap.wrap(line, max(30, width // 9)) or [""]]
+    return [part for line in lines for part in textwrap.wrap(line, max(30, width // 8)) or [""]]
 
 
 def _legend(ax: Axes, columns: int) -> None:
@@ -320,7 +320,7 @@ def _with_names(
     room = _longest(short, size, how["family"]) + 12
     extent = side * count
     if ax is None:  # placed by hand, since matplotlib's own layout measures a thousand names for minutes
-        width = max(extent, 600)
+        width = max(extent, 540)
         above = 24 * len(_wrapped(lines, width)) + MARGIN + room
         ax = _placed(MARGIN + room, above, extent, extent, MARGIN + width - extent)
         _title(ax, lines, width, y=1 + (room + 6) / extent)
@@ -591,6 +591,6 @@ def draw_reliability(
     ax.hlines(0, 0, 1, color=_rgb(GREY), linewidth=1)
     ax.vlines(means, floor, floor + BELOW, color=[_rgb(BAR), _rgb(SURE)], linewidth=2)
     ax.set(xlim=(0, 1), ylim=(floor, 1), yticks=np.linspace(0, 1, 6))
-    ax.legend(loc="upper left", framealpha=0.85, edgecolor="none")
+    _legend(ax, 2)
     _title(ax, (*lines, f"accuracy {means[0]:.3f}, confidence {means[1]:.3f}"), 360)
     return ax
