@@ -113,6 +113,8 @@ def test_activations_of_a_folder_are_statistics(command, lite_weights, photograp
     assert f"3 pictures  {shares.mean():.3f} of the values are zero" in out
     with Image.open(tmp_path / "zeros.png") as page:
         assert page.width == 800
+    assert command(*base, "-o", tmp_path / "zeros.svg")[0] == 0
+    assert "head.flatten: share of values that are zero, in 3 pictures" in (tmp_path / "zeros.svg").read_text()
 
 
 def test_a_network_without_a_head(command, headless, photographs, tmp_path):

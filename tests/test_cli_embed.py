@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from convnets_torch.embeddings.extraction import embed
 from convnets_torch.explain.statistics import zero_shares
+from convnets_torch.visualization.charts import png_of
 from convnets_torch.weights import load
 from tests.test_vector_files import read
 
@@ -88,7 +88,7 @@ def test_the_histogram_of_zeros_is_the_one_of_the_statistics(command, lite_weigh
     assert (code, out) == (1, "")
     wanted = zero_shares(load(lite_weights), [folder / name for name in GOOD], "head.flatten")
     assert f"{wanted.shares.mean():.3f} of the values of head.flatten are zero" in error
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "z.png")), np.asarray(wanted.draw()))
+    assert (tmp_path / "z.png").read_bytes() == png_of(wanted.draw())
 
 
 def test_standard_input_is_a_picture(command, lite_weights, folder, monkeypatch):
@@ -101,7 +101,7 @@ def test_standard_input_is_a_picture(command, lite_weights, folder, monkeypatch)
     assert torch.equal(torch.tensor(record["vectors"]["input of head.fc"]), wanted)
 
 
-def test_what_is_misused_or_cannot_be_done_is_one_line(command, lite_weights, folder, tmp_path):
+def test_what_is_misused_or_cannot_be_done_is_one_line(command, lite_weights, folder, tmp_path, monkeypatch):
     output, zeros = tmp_path / "v.npz", tmp_path / "z.png"
     for options in ([], ["--zeros", tmp_path / "z.txt"], ["--zeros", zeros, "--layer", "relu1", "--layer", "block1"]):
         assert command("embed", lite_weights, folder, *options)[0] == 2
@@ -122,5 +122,9 @@ def test_what_is_misused_or_cannot_be_done_is_one_line(command, lite_weights, fo
         code, out, error = command("embed", lite_weights, *arguments)
         assert (code, out) == (1, "")
         assert message in error.splitlines()[-1]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, error = command("embed", lite_weights, folder, "-o", output, "--zeros", zeros)
+    assert (code, out) == (1, "")
+    assert error.endswith("pip install 'convnets-torch[plots]'")
     assert not output.exists()
     assert not zeros.exists()

@@ -67,6 +67,14 @@ def test_a_folder_of_classes_becomes_figures_pictures_and_weights(command, cache
     assert (code, (tmp_path / "map.png").is_file()) == (0, True)
 
 
+def test_without_matplotlib_a_report_has_its_numbers(command, cache, lite_weights, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, error = command("probe", lite_weights, folder, "--folds", 3, "--report", tmp_path / "report")
+    assert (code, out.count("+/-")) == (1, 6)  # the code is of the picture that is none
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["report.json"]
+    assert "curve.png, confusion.png, distances.png, similarities.png are left out: a chart needs matplotlib" in error
+
+
 def test_what_is_misused_is_said_before_any_work(command, cache, lite_weights, folder, tmp_path):
     output = tmp_path / "mine.safetensors"
     for options, message in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from convnets_torch.card import Card, read_card
-from convnets_torch.evaluation.report import FILES
+from convnets_torch.evaluation.report import CHARTS, FILES
 from convnets_torch.images.preprocessing import preset
 from convnets_torch.inference.pipeline import predict
 from convnets_torch.networks import AlexNet
@@ -69,6 +70,24 @@ def test_errors_are_printed_and_reported(command, weights, pictures, tmp_path):
         "no temperature was fitted: no temperature is the best for 19 pictures" in error
     )  # these weights know nothing
     assert not (tmp_path / "calibrated.safetensors").exists()
+
+
+def test_without_matplotlib_a_report_has_all_but_its_charts(command, weights, pictures, tmp_path, monkeypatch):
+    report = tmp_path / "report"
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    _, out, error = command("evaluate", weights, pictures / "classes", "-o", report)
+    assert out.startswith("error")
+    said = [line for line in error.splitlines() if "are left out" in line]
+    assert len(said) == 1
+    assert said[0].startswith(
+        "convnets-torch: confusion.svg, confusion.png, reliability.png are left out: a chart needs"
+    )
+    assert said[0].endswith("pip install 'convnets-torch[plots]'")
+    assert {path.name for path in report.iterdir()} == {*FILES} - {*CHARTS}
+    page = (report / "report.html").read_text()
+    assert page.count("A chart is left out here: a chart needs matplotlib") == 2
+    assert "The most confused pairs" in page
+    assert "Expected calibration error" in page
 
 
 def test_a_temperature_goes_into_the_weights(command, weights, pictures, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +33,7 @@ from convnets_torch.training.stages import (
     unfrozen,
     what_trains,
 )
+from convnets_torch.visualization.charts import ChartWarning
 from tests.conftest import NARROW
 from tests.finetuned import QUICK, draw_pictures, small_resnet
 
@@ -103,6 +105,19 @@ def test_the_file_says_what_it_is_and_every_command_takes_it(tuned, data, comman
     assert output.with_suffix(".history.csv").read_text().splitlines()[0].startswith("stage,epoch,train_loss")
     assert output.with_suffix(".history.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(output.parent.glob("*.checkpoint.*"))
+
+
+def test_without_matplotlib_all_but_the_picture_of_the_history_is_written(dataset, vectors, tmp_path, monkeypatch):
+    output = tmp_path / "mine.safetensors"
+    picture = output.with_suffix(".history.png")
+    picture.write_text("of another training")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.warns(ChartWarning, match=r"mine\.history\.png is left out: a chart needs matplotlib .*\[plots\]"):
+        result = finetune(small_resnet(), dataset, output, QUICK, cache=vectors, allow_leaks=True)
+    assert load(output).card.unknown["finetuning"]["metrics"]["epoch"] == result.best.epoch
+    assert len(output.with_suffix(".history.csv").read_text().splitlines()) == len(result.history) + 1
+    assert not picture.exists()
+    assert not list(tmp_path.glob("*.checkpoint.*"))
 
 
 def test_the_accuracy_is_that_of_the_file(tuned, dataset):

@@ -146,29 +146,38 @@ def test_of_many_pictures_some_are_drawn_for_the_pairs():
 
 def test_a_cell_of_the_confusion_is_darker_the_larger_its_share(found):
     counts = found.confusion("logistic")
-    image = np.asarray(draw_confusion(found, "logistic")).astype(int)
-    left, top = image.shape[1], image.shape[0] - 20 - 3 * 48  # three cells of 48 pixels above a margin of 20
-    dark = [[x for x in range(left) if image[top + 48 * row + 3, x].sum() < 765 - 10] for row in range(3)]
-    left = min(min(columns) for columns in dark)
-    brightness = np.array(
-        [[image[top + 48 * row + 4, left + 48 * column + 4].sum() for column in range(3)] for row in range(3)]
-    )
+    ax = draw_confusion(found, "logistic")
     shares = counts / counts.sum(1, keepdims=True)
-    order = np.argsort(shares.ravel(), kind="stable")
-    assert (np.diff(brightness.ravel()[order]) <= 0).all()
-    assert brightness.min() < 500
+    cells = np.argwhere(counts)
+    brightness = np.array([sum(patch.get_facecolor()[:3]) for patch in ax.patches])
+    order = np.argsort(shares[tuple(cells.T)], kind="stable")
+    assert (np.diff(brightness[order]) <= 0).all()
+    assert [text.get_text() for text in ax.texts] == [str(counts[tuple(cell)]) for cell in cells]
 
 
-def test_pictures_are_drawn_for_the_least_and_for_many_classes(found):
-    assert draw_curve(found).width == 800
-    alone = probe(made((4, 4)), 2)
-    assert draw_curve(alone).size == draw_curve(found).size  # one point for each, and no curve
-    assert draw_pairs(count_pairs(made((4, 4)), "similarity")).width == 800
+def test_charts_hold_the_accuracies_and_the_pairs(found):
+    ax = draw_curve(found)
+    assert len(ax.containers) == 3
+    for kind, bars in zip(("knn", "svm", "logistic"), ax.containers, strict=True):
+        values = [*(kinds[kind] for kinds in found.curve.values()), found.accuracies[kind]]
+        assert list(bars.lines[0].get_xdata()) == [*found.curve, found.learnt]
+        np.testing.assert_allclose(np.asarray(bars.lines[0].get_ydata(), float), [each.mean() for each in values])
+        ends = [segment[:, 1] for segment in bars.lines[2][0].get_segments()]
+        np.testing.assert_allclose([high - low for low, high in ends], [2 * each.std() for each in values])
+    alone = draw_curve(probe(made((4, 4)), 2))  # one point for each, and no curve
+    assert [len(bars.lines[0].get_xdata()) for bars in alone.containers] == [1, 1, 1]
+    pairs = count_pairs(made((4, 4)), "similarity")
+    within, between = [patch for patch in draw_pairs(pairs).patches if not patch.get_fill()]
+    np.testing.assert_allclose(within.get_data().values, pairs.within / pairs.within.sum())
+    np.testing.assert_allclose(between.get_data().edges, pairs.edges)
+
+
+def test_confusions_of_many_classes_are_a_chart_of_bounded_size():
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(300), 2)
     names = tuple(f"a class with a long name, number {number}" for number in range(300))
     many = probe(LabelledVectors(generator.normal(size=(600, 4)).astype(np.float32), labels, names), 2)
-    assert draw_confusion(many, "knn").height < 2600
+    assert max(draw_confusion(many, "knn").figure.bbox.size) < 2600
 
 
 def test_what_cannot_be_learnt_from_is_refused_in_one_sentence(monkeypatch):

@@ -178,7 +178,8 @@ def evaluate(
         say(remark)
     if report is not None:
         repeat = _repeat(device, precision, engine)
-        names = save_judged(judged, report, weights=str(weights), repeat=repeat, **decoding)
+        with warnings_as_lines():
+            names = save_judged(judged, report, weights=str(weights), repeat=repeat, **decoding)
         say(f"{report}: {', '.join(names)}")
     if predictions is not None:
         save_predictions(found, predictions)

@@ -118,8 +118,8 @@ def activations(
             "-o",
             "--output",
             help="Of a picture: .png, .jpg, .webp (one page of all layers), .npz (numbers), or a folder for a .png of"
-            " each layer. Of several: .json, .csv, .npz, or a picture: the histogram of the share of zeros of one"
-            " layer.",
+            " each layer. Of several: .json, .csv, .npz, or a chart (.png, .svg, .pdf): the histogram of the share of"
+            " zeros of one layer.",
             show_default=False,
         ),
     ] = None,
@@ -220,12 +220,12 @@ def _statistics(
 ) -> int:
     """Statistics of layers over pictures, or the histogram of one; how many pictures failed."""
     from convnets_torch.explain import statistics
-    from convnets_torch.files import check_kept, check_writable
+    from convnets_torch.files import check_kept
     from convnets_torch.images.finding import find_pictures
-    from convnets_torch.visualization import overlays
+    from convnets_torch.visualization import charts
 
-    if histogram := output is not None and output.suffix.lower() in overlays.FORMATS:
-        check_writable(output)
+    if histogram := output is not None and output.suffix.lower() in charts.ENDINGS:
+        charts.check_chart(output)
         if layers is None or len(layers) > 1 or as_json:
             raise typer.BadParameter(
                 "of several pictures a picture is the histogram of one layer's zeros: name one with --layer, without"
@@ -243,7 +243,7 @@ def _statistics(
     errors: tuple[tuple[str, Exception], ...]
     if histogram and layers is not None and output is not None:
         shares = statistics.zero_shares(network, pictures, layers[0], **reading)
-        overlays.save_image(shares.draw(), output)
+        charts.save_chart(shares.draw(), output)
         show(f"{shares.layer}  {len(shares.shares)} pictures  {shares.shares.mean():.3f} of the values are zero")
         errors = shares.errors
     else:

@@ -62,7 +62,10 @@ def embed(
     normalize: Annotated[bool, typer.Option("--normalize", help="Divide each vector by its length.")] = False,
     zeros: Annotated[
         Path | None,
-        typer.Option(help="Picture to write: the histogram of the share of values that are zero.", show_default=False),
+        typer.Option(
+            help="Chart to write, .png, .svg or .pdf: the histogram of the share of values that are zero.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture and line.")] = False,
     device: Device = "cpu",
@@ -81,17 +84,17 @@ def embed(
     from convnets_torch.cli.output import with_time_left
     from convnets_torch.embeddings.extraction import Embedder, embed_each
     from convnets_torch.embeddings.files import check_vectors_output, save_vectors
-    from convnets_torch.files import check_kept, check_writable
+    from convnets_torch.files import check_kept
     from convnets_torch.images.finding import find_pictures
     from convnets_torch.images.levels import said_levels
-    from convnets_torch.visualization import overlays
+    from convnets_torch.visualization import charts
 
     if output is not None:
         check_vectors_output(output)
     if zeros is not None:
-        if zeros.suffix.lower() not in overlays.FORMATS:
-            raise typer.BadParameter(f"{zeros} has an unknown ending; histograms are {', '.join(overlays.FORMATS)}")
-        check_writable(zeros)
+        if zeros.suffix.lower() not in charts.ENDINGS:
+            raise typer.BadParameter(f"{zeros} has an unknown ending; histograms are {', '.join(charts.ENDINGS)}")
+        charts.check_chart(zeros)
     network = load_network(weights, device, precision, whole=layer is not None, bulk=True)
     about = Embedder(network, layer, pool, normalize).about | said_levels(depth, background)
     with warnings_as_lines():
@@ -126,7 +129,7 @@ def embed(
             say(f"{output}: {shapes}; {saved.failed} of {len(found)} pictures could not be used")
     if zeros is not None:
         shares = told.zero_shares()
-        overlays.save_image(shares.draw(), zeros)
+        charts.save_chart(shares.draw(), zeros)
         say(f"{zeros}: {shares.shares.mean():.3f} of the values of {shares.layer} are zero")
     if told.failed:
         raise typer.Exit(1)
@@ -496,16 +499,19 @@ REPORT = ("report.json", "curve.png", "confusion.png", "distances.png", "similar
 def _write_report(folder: Path, vectors: LabelledVectors, result: Probed, kind: Kind, figures: dict[str, Any]) -> None:
     from convnets_torch.embeddings.probe import count_pairs, draw_confusion, draw_curve, draw_pairs
     from convnets_torch.files import replacing
-    from convnets_torch.visualization import overlays
+    from convnets_torch.visualization import charts
 
     distances, similarities = count_pairs(vectors, "distance"), count_pairs(vectors, "similarity")
     numbers, *names = REPORT
-    pictures = (draw_curve(result), draw_confusion(result, kind), draw_pairs(distances), draw_pairs(similarities))
-    for name, picture in zip(names, pictures, strict=True):
-        overlays.save_image(picture, folder / name)
     whole = figures | {"distances": distances.to_dict(), "similarities": similarities.to_dict()}
     with replacing(folder / numbers) as temporary:
         temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    if reason := charts.why_not():
+        say(f"{folder}: {numbers}; {', '.join(names)} are left out: {reason}")
+        return
+    drawn = (draw_curve(result), draw_confusion(result, kind), draw_pairs(distances), draw_pairs(similarities))
+    for name, chart in zip(names, drawn, strict=True):
+        charts.save_chart(chart, folder / name)
     say(f"{folder}: {', '.join(REPORT)}")
 
 

@@ -361,7 +361,7 @@ def _report(result: Finetuned, output: Path, as_json: bool) -> None:
             f"{best.score:.4f}  {best.words} on the validation pictures, loss {best.val_loss:.4f}, of epoch"
             f" {best.epoch}"
         )
-    say(f"{output}, {', '.join(map(str, outputs_of(output)))}: written")
+    say(f"{output}, {', '.join(str(path) for path in outputs_of(output) if path.exists())}: written")
 
 
 ONE, SEVERAL = 15, 7  # views by default: of one picture, and of each of several

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from base64 import b64encode
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from convnets_torch.embeddings.image_map import MapEntry
-from convnets_torch.files import check_page, replacing
+from convnets_torch.files import check_page
 from convnets_torch.images.decoding import Picture, Reading, open_upright
 from convnets_torch.images.levels import Background, Depth
 from convnets_torch.inference.pipeline import THREADS, ahead, expected_pixels
 from convnets_torch.text import printable
-from convnets_torch.visualization.pages import as_base64, as_json, part, whole_page
+from convnets_torch.visualization.pages import as_base64, as_json, as_uri, save_page
 
 SIDE = 128  # pixels of the longer side
 QUALITY = 80
@@ -372,25 +370,16 @@ def save_map_page(
     side += -side % 8  # whole blocks of JPEG, so that no thumbnail colours another
     level = levels(positions, new)
     order = np.lexsort((*_strips(positions), level))  # what is seen first and what is near lies in one sheet
-    style, script = part("collection.css"), part("collection.js") + part("collection_tools.js")
-    page = whole_page(
+    save_page(
+        path,
         "collection.html",
-        escape(printable(title)),
-        style,
-        script,
+        "collection.js",
+        "collection_tools.js",
+        title=title,
         data=as_json(_numbers(positions, entries, images, level, order, new, side)),
-        sheets="\n".join(
-            f'<script type="text/plain" class="sheet">{_jpeg(sheet)}</script>'
-            for sheet in sheets(images, order.tolist(), side)
-        ),
-        failed="".join(
-            f"<li><bdi>{escape(printable(name))}</bdi> <span>{escape(printable(said))}</span></li>"
-            for name, said in (failed or {}).items()
-        ),
-        failed_count=len(failed or {}),
+        sheets=[_jpeg(sheet) for sheet in sheets(images, order.tolist(), side)],
+        failed=failed or {},
     )
-    with replacing(path) as temporary:
-        temporary.write_bytes(page.encode())
 
 
 def _numbers(
@@ -437,4 +426,4 @@ def _jpeg(sheet: Image.Image) -> str:
     file = BytesIO()
     # Colours at the full scale: decoders interpolate coarser ones from one thumbnail into the next.
     sheet.save(file, "JPEG", quality=PAGE_QUALITY, subsampling="4:4:4", optimize=True)
-    return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
+    return as_uri(file.getvalue(), "JPEG")

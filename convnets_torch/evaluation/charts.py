@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +18,24 @@ from convnets_torch.evaluation.metrics import Mistake
 from convnets_torch.images.decoding import Reading, open_upright
 from convnets_torch.images.levels import Background, Depth
 from convnets_torch.text import printable
-from convnets_torch.visualization.charts import (
-    BAR,
-    LINE,
-    SCALE,
-    WITH_NAMES,
-    Color,
-    counts_svg,
-    draw_counts,
-    write_lines,
-)
+from convnets_torch.visualization import charts
+from convnets_torch.visualization.charts import WITH_NAMES, Color, draw_counts, new_axes
 from convnets_torch.visualization.letters import Letters, Pen
-from convnets_torch.visualization.overlays import CLASS_COLORS, GREY, INK, PAPER, drawable, sheet, shorten
+from convnets_torch.visualization.overlays import INK, PAPER, drawable, sheet, shorten
 from convnets_torch.wordnet.hierarchy import tree_order
 from convnets_torch.wordnet.targets import class_name, tree_wnids
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SIDE = 230  # pixels of a picture on a contact sheet
 COLUMNS = 5
 MISSING: Color = (200, 200, 200)
-GAP: Color = CLASS_COLORS[1]
-PLOT, BELOW = 300, 70  # pixels of a reliability plot, and of the histogram below it
 
 
-def draw_confusions(counts: NDArray[np.integer[Any]], card: Card) -> Image.Image:
+def draw_confusions(
+    counts: NDArray[np.integer[Any]], card: Card, *, every_name: bool = False, ax: Axes | None = None
+) -> Axes:
     """What the pictures of each class were taken for; classes with wnids in the order of the synset tree.
 
     Of many classes of which few have pictures or were given, these alone are drawn, with their names.
@@ -48,22 +43,15 @@ def draw_confusions(counts: NDArray[np.integer[Any]], card: Card) -> Image.Image
     Args:
         counts: (classes, classes), the truth in rows.
         card: of the weights, for the names.
+        every_name: name all classes that have pictures or were given, however many these are.
     """
     tree = tree_wnids(card)
     every, groups = (tuple(range(card.classes)), ()) if tree is None else tree_order(tree)
     used = (counts.sum(0) + counts.sum(1)) > 0
     order = [class_id for class_id in every if used[class_id]]
-    if not card.classes > WITH_NAMES >= len(order):
+    if not every_name and not card.classes > WITH_NAMES >= len(order):
         order = list(every)
-    return draw_counts(*_confused(counts, card, order), groups)
-
-
-def confusions_svg(counts: NDArray[np.integer[Any]], card: Card) -> str:
-    """The same as vectors, with the names of all classes that have pictures or were given, however many these are."""
-    tree = tree_wnids(card)
-    every = range(card.classes) if tree is None else tree_order(tree)[0]
-    used = (counts.sum(0) + counts.sum(1)) > 0
-    return counts_svg(*_confused(counts, card, [class_id for class_id in every if used[class_id]]))
+    return draw_counts(*_confused(counts, card, order), groups, every_name=every_name, ax=ax)
 
 
 def _confused(
@@ -82,74 +70,25 @@ def _confused(
     return counts[np.ix_(order, order)], names, lines
 
 
-def draw_reliability(*found: Calibration) -> Image.Image:
+def draw_reliability(*found: Calibration, axes: Sequence[Axes] | None = None) -> list[Axes]:
     """Accuracy over confidence in bins, side by side, such as before and after a temperature.
 
-    Bars are the share of right answers of the pictures in a bin. The gap to their mean confidence is shaded. On the
-    dashed diagonal both are equal. Below stands how many pictures each bin has, with the mean accuracy and confidence.
+    Args:
+        found: one or more.
+        axes: one for each; by default those of a new figure.
 
     >>> from convnets_torch.evaluation.calibration import calibrate
-    >>> draw_reliability(calibrate(np.eye(3), np.array([0, 1, 1]))).size
-    (400, 580)
+    >>> [ax] = draw_reliability(calibrate(np.eye(3), np.array([0, 1, 1])))
+    >>> ax.get_title(loc="left")
+    'Reliability as it is\\nECE 9.05%, 3 pictures\\naccuracy 0.667, confidence 0.576'
     """
-    margin, between = 28 * SCALE, 44 * SCALE
-    font, large = Letters(14 * SCALE), Letters(17 * SCALE)
-    wide = (PLOT + 44) * SCALE
-    top, bottom = 96 * SCALE, (96 + PLOT) * SCALE
-    width = 2 * margin + len(found) * wide + (len(found) - 1) * (between - 44 * SCALE)
-    page = Image.new("RGB", (width, bottom + (BELOW + 114) * SCALE), PAPER)
-    draw = Pen(page)
-    write_lines(draw, ("Reliability",), margin, font, large, SCALE)
-    for number, each in enumerate(found):
-        left = margin + 44 * SCALE + number * wide
-        _panel(draw, each, (left, top, left + PLOT * SCALE - 20 * SCALE, bottom), font)
-    y, size = page.height - 22 * SCALE, 12 * SCALE
-    x = margin
-    for text, color in (("accuracy", BAR), ("gap to confidence", GAP)):
-        draw.rectangle((x, y - size // 2, x + size, y + size // 2), fill=color)
-        draw.text((x + size + 6 * SCALE, y), text, INK, font, anchor="lm")
-        x += size + round(font.getlength(text)) + 30 * SCALE
-    return page.resize((page.width // SCALE, page.height // SCALE), Image.Resampling.LANCZOS)
-
-
-def _panel(draw: Pen, found: Calibration, box: tuple[int, int, int, int], font: Letters) -> None:
-    left, top, right, bottom = box
-    words = "as it is" if found.temperature == 1 else f"temperature {found.temperature:.3g}"
-    draw.text((left, top - 46 * SCALE), words, INK, font)
-    draw.text((left, top - 25 * SCALE), f"ECE {found.ece:.2%}, {found.counts.sum()} pictures", GREY, font)
-
-    def down(value: float) -> float:
-        return bottom - (bottom - top) * value
-
-    for mark in (0, 0.2, 0.4, 0.6, 0.8, 1):
-        draw.line((left, down(mark), right, down(mark)), LINE, SCALE)
-        draw.text((left - 8 * SCALE, down(mark)), f"{mark:.1f}", GREY, font, anchor="rm")
-    step = (right - left) / len(found.counts)
-    base = bottom + (26 + BELOW) * SCALE
-    for number, count in enumerate(found.counts.tolist()):
-        if not count:
-            continue
-        edges = round(left + number * step) + SCALE, round(left + (number + 1) * step) - SCALE
-        accuracy, confidence = float(found.accuracies[number]), float(found.confidences[number])
-        if accuracy:
-            draw.rectangle((edges[0], down(accuracy), edges[1], bottom), fill=BAR)
-        low, high = sorted((accuracy, confidence))
-        draw.rectangle((edges[0], down(high), edges[1], down(low)), fill=GAP)
-        draw.line((edges[0], down(accuracy), edges[1], down(accuracy)), INK, SCALE)
-        height = max(SCALE, round(BELOW * SCALE * count / found.counts.max()))
-        draw.rectangle((edges[0], base - height, edges[1], base), fill=GREY)
-    for part in range(0, 40, 2):
-        ends = [(left + (right - left) * at / 40, down(at / 40)) for at in (part, part + 1)]
-        draw.line(ends, INK, SCALE)
-    draw.line((left, bottom, right, bottom), GREY, SCALE)
-    draw.line((left, base, right, base), GREY, SCALE)
-    for value, color in ((found.accuracy, BAR), (found.confidence, CLASS_COLORS[4])):
-        x = left + (right - left) * value
-        draw.line((x, base - BELOW * SCALE, x, base), color, 2 * SCALE)
-    for mark in (0, 0.2, 0.4, 0.6, 0.8, 1):
-        draw.text((left + (right - left) * mark, base + 6 * SCALE), f"{mark:.1f}", GREY, font, anchor="ma")
-    words = f"accuracy {found.accuracy:.3f}, confidence {found.confidence:.3f}"
-    draw.text((left, base + 26 * SCALE), words, GREY, font)
+    axes = axes or new_axes(len(found), width=400 * len(found), height=560)
+    for each, ax in zip(found, axes, strict=True):
+        words = "as it is" if each.temperature == 1 else f"with temperature {each.temperature:.3g}"
+        lines = (f"Reliability {words}", f"ECE {each.ece:.2%}, {each.counts.sum()} pictures")
+        means = each.accuracy, each.confidence
+        charts.draw_reliability(each.counts, each.accuracies, each.confidences, means, lines, ax=ax)
+    return list(axes)
 
 
 def mistakes_sheet(

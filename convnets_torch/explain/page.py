@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from convnets_torch.explain.gradcam import Method, gradcam
 from convnets_torch.explain.gradcam_maps import GradCam, overlaid
 from convnets_torch.explain.layer_names import find_layers
 from convnets_torch.fcn.sliding import ELEMENTWISE
-from convnets_torch.files import Output, check_page, path_of, replacing, to_open_files
+from convnets_torch.files import Output, check_page, path_of, to_open_files
 from convnets_torch.heatmaps.api import Heatmap, heatmap
 from convnets_torch.images.decoding import Picture, Reading, decode, picture_name, warn
 from convnets_torch.images.levels import Background, Depth
@@ -25,9 +24,8 @@ from convnets_torch.images.preprocessing import Pixels
 from convnets_torch.inference.classification import Prediction, card_of, classify
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
-from convnets_torch.text import printable
 from convnets_torch.visualization.overlays import overlay
-from convnets_torch.visualization.pages import data_uri, part, whole_page
+from convnets_torch.visualization.pages import data_uri, save_page
 
 TOP = 5
 LAYERS = 5
@@ -70,9 +68,18 @@ class Explanation:
         """
         path = path_of(path)
         check_page(path, "an explanation")
-        page = _page(self)
-        with replacing(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        save_page(
+            path,
+            "explain.html",
+            title=f"{self.name}: {self.predictions[0].words.split(', ')[0]}?",
+            found=self,
+            classes=list(zip(self.predictions, self.heatmaps, self.cams, strict=True)),
+            method=METHOD_WORDS[self.cams[0].method],
+            jpeg=_jpeg,
+            data_uri=data_uri,
+            overlay=overlay,
+            overlaid=overlaid,
+        )
 
 
 def explain(
@@ -141,61 +148,9 @@ def _is_activation(module: nn.Module) -> bool:
     return isinstance(module, ELEMENTWISE) and not isinstance(module, nn.Dropout | nn.Identity)
 
 
-def _page(explanation: Explanation) -> str:
-    style = part("explain.css")
-    best = explanation.predictions[0]
-    height, width = explanation.picture.shape[:2]
-    first = explanation.cams[0]
-    return whole_page(
-        "explain.html",
-        _text(f"{explanation.name}: {best.words.split(', ')[0]}?"),
-        style,
-        facts=_text(f"{explanation.network} · {width} x {height} pixels"),
-        picture=_jpeg(Image.fromarray(explanation.picture)),
-        picture_words=_text(explanation.name),
-        top="\n".join(_row(entry) for entry in explanation.predictions),
-        method=METHOD_WORDS[first.method],
-        layer=f"{_text(first.layer)} ({first.values.shape[0]} x {first.values.shape[1]} cells)",
-        classes="\n".join(
-            _class(*each) for each in zip(explanation.predictions, explanation.heatmaps, explanation.cams, strict=True)
-        ),
-        activations="\n".join(_layer(grid) for grid in explanation.grids),
-    )
-
-
-def _row(entry: Prediction) -> str:
-    share = f'<meter min="0" max="1" value="{entry.probability:.4f}">{entry.probability:.1%}</meter>'
-    wnid = f"<br><span class=wnid>{_text(entry.wnid)}</span>" if entry.wnid else ""
-    return f"<tr><td>{entry.probability:.1%}</td><td><bdi>{_text(entry.words)}</bdi>{wnid}</td><td>{share}</td></tr>"
-
-
-def _class(entry: Prediction, found: Heatmap, cam: GradCam) -> str:
-    left, top, right, bottom = (round(edge) for edge in found.window(*found.peak))
-    heat_words = f"Heatmap: highest {found.values.max():.2f}, in the window x {left} to {right}, y {top} to {bottom}"
-    x, y = cam.peak_pixel
-    cam_words = f"{METHOD_WORDS[cam.method]}: most of it at x {x:.0f}, y {y:.0f}"
-    if not cam.values.any():
-        cam_words = f"{METHOD_WORDS[cam.method]}: no cell speaks for this class"
-    return (
-        f"<article><h3><bdi>{_text(entry.words)}</bdi> <span>{entry.probability:.1%}</span></h3><div class=pair>"
-        f"{_figure(_jpeg(overlay(found)), heat_words)}{_figure(_jpeg(overlaid(cam)), cam_words)}</div></article>"
-    )
-
-
-def _layer(grid: ChannelGrid) -> str:
-    image = f'<img src="{data_uri(grid.draw(1000), "PNG")}" alt="Its channels">'
-    return f'<article class="layer"><h3 class="spoken">{_text(grid.layer)}</h3>{image}</article>'
-
-
-def _figure(source: str, words: str) -> str:
-    return f'<figure><img src="{source}" alt=""><figcaption>{_text(words)}</figcaption></figure>'
-
-
-def _text(words: str) -> str:
-    return escape(printable(words))
-
-
-def _jpeg(image: Image.Image) -> str:
+def _jpeg(image: Pixels | Image.Image) -> str:
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
     if image.width > WIDTH:
         image = image.resize((WIDTH, max(1, round(image.height * WIDTH / image.width))), Image.Resampling.LANCZOS)
     return data_uri(image, "JPEG")

@@ -9,12 +9,11 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from convnets_torch.explain.activations import BROKEN, observed
@@ -29,6 +28,9 @@ from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.text import cell
 from convnets_torch.visualization.charts import draw_histogram
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BATCH = 16  # pictures that go through the network together
 AHEAD = 3 * BATCH  # pictures that are decoded before the network asks for them
@@ -83,11 +85,11 @@ class ZeroShares:
         counts, edges = np.histogram(self.shares, bins=bins, range=(0, 1))
         return counts, edges
 
-    def draw(self, bins: int = BINS, width: int = 800) -> Image.Image:
-        """The histogram as a picture, `width` pixels wide, with its mean in words."""
+    def draw(self, bins: int = BINS, *, ax: Axes | None = None) -> Axes:
+        """Draw the histogram, with its mean in words; `visualization.charts.save_chart` writes it."""
         words = f"{self.layer}: share of values that are zero, in {len(self.shares)} pictures"
         mean = f"mean {self.shares.mean():.3f}, from {self.shares.min():.3f} to {self.shares.max():.3f}"
-        return draw_histogram(*self.histogram(bins), (words, mean), width)
+        return draw_histogram(*self.histogram(bins), (words, mean), ax=ax)
 
 
 @dataclass(frozen=True, eq=False)

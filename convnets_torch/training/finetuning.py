@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,7 +48,7 @@ from convnets_torch.training.running import (
 )
 from convnets_torch.training.settings import Settings
 from convnets_torch.training.stages import HeadStage, LayerRow, LayersStage, own_parameters, unfrozen, what_trains
-from convnets_torch.visualization.overlays import save_image
+from convnets_torch.visualization import charts
 from convnets_torch.weights import planned, save, with_last_layer
 
 LEAK = 0.98  # cosine of two pictures' vectors from which on one is taken for nearly the other
@@ -281,7 +282,11 @@ def finetune(
         if group.first:
             save(tuned, output)
             save_history_csv(progress.history, written[0])
-            save_image(draw_history(progress.history), written[1])
+            if reason := charts.why_not():
+                warnings.warn(f"{written[1]} is left out: {reason}", charts.ChartWarning, stacklevel=2)
+                written[1].unlink(missing_ok=True)  # which would be of another training
+            else:
+                charts.save_chart(draw_history(progress.history)[0], written[1])
             checkpoint.unlink(missing_ok=True)
         group.wait()
     return Finetuned(tuned, tuple(progress.history), best, dict(features.failed), tuple(leaks))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import itertools
 import json
 import math
 import os
@@ -13,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -25,8 +23,12 @@ from convnets_torch.files import open_own, replacing
 from convnets_torch.safetensors_io import arrays_of_opened, write_arrays
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.stages import Stage
-from convnets_torch.visualization.charts import BAR, LINE, SCALE, Color, round_marks, start_plot, with_legend
-from convnets_torch.visualization.overlays import CLASS_COLORS, GREY, PAPER
+from convnets_torch.visualization import charts
+from convnets_torch.visualization.charts import Line
+from convnets_torch.visualization.overlays import CLASS_COLORS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STOP, BROKEN = 0, 1  # places of what the processes tell each other before each step
 
@@ -432,7 +434,6 @@ def restore_optimizer(optimizer: Optimizer, names: list[str], arrays: Mapping[st
 
 
 TRAIN, VAL = CLASS_COLORS[4], CLASS_COLORS[5]
-DOTTED = 60  # epochs up to which each has its dot
 WIDE = 30.0  # losses that are so many times larger than others need an axis of logarithms
 
 
@@ -505,7 +506,7 @@ def save_history_csv(rows: Sequence[EpochRow], path: str | os.PathLike[str]) -> 
         table.writerows(row.to_dict().values() for row in rows)
 
 
-def draw_history(rows: Sequence[EpochRow]) -> Image.Image:
+def draw_history(rows: Sequence[EpochRow], *, axes: Sequence[Axes] | None = None) -> list[Axes]:
     """Losses over the epochs, and below them the accuracy or mean average precision.
 
     The best epoch and the border of the stages are marked.
@@ -514,15 +515,15 @@ def draw_history(rows: Sequence[EpochRow]) -> Image.Image:
 
     Args:
         rows: of one epoch or more, in their order.
-
-    Returns:
-        RGB, 800 pixels wide.
+        axes: two, for the losses and for the accuracy; by default those of a new figure.
 
     Raises:
         ValueError: there are no rows, or a loss or accuracy is NaN or infinite.
 
-    >>> draw_history([EpochRow(1, 1, 1.2, 1.1, 0.8, 0.1, 2), EpochRow(2, 2, 0.9, 1.0, 0.9, 0.1, 9)]).size
-    (800, 892)
+    >>> rows = [EpochRow(1, 1, 1.2, 1.1, 0.8, 0.1, 2), EpochRow(2, 2, 0.9, 1.0, 0.9, 0.1, 9)]
+    >>> losses, accuracy = draw_history(rows)
+    >>> [line.get_label() for line in losses.get_lines()[:2]]
+    ['training, 0.9 at last', 'validation, 1 at last']
     """
     if not rows:
         raise ValueError("there is no finished epoch to draw; train for one at least")
@@ -531,97 +532,38 @@ def draw_history(rows: Sequence[EpochRow]) -> Image.Image:
             if not math.isfinite(value := getattr(row, name)):
                 raise ValueError(f"epoch {row.epoch} has a {name} of {value}; draw the epochs before it")
     best, last = best_epoch(rows), rows[-1]
-    losses = [value for row in rows for value in (row.train_loss, row.val_loss)]
-    lowest, highest = min(losses), max(losses)
+    train, val, scores = ([getattr(row, name) for row in rows] for name in ("train_loss", "val_loss", "score"))
+    lowest, highest = min(*train, *val), max(*train, *val)
     wide = lowest > 0 and highest / lowest > WIDE
     first = sum(row.stage == 1 for row in rows)
-    epochs = f"{len(rows)} epochs, {first} of the last layer alone" if len(rows) > 1 else "1 epoch"
-    scores = [row.score for row in rows]
-    floor = max(0.0, math.floor(min(scores) * 10 - 1e-9) / 10)
-    above = _draw_lines(
-        rows,
-        ("Loss, by epoch", epochs + (", on a logarithmic axis" if wide else "")),
-        {
-            f"training, {last.train_loss:.4g} at last": (TRAIN, [row.train_loss for row in rows]),
-            f"validation, {last.val_loss:.4g} at last": (VAL, [row.val_loss for row in rows]),
-        },
-        _decades(lowest, highest) if wide else round_marks(0, highest * 1.05 or 1),
-        best,
-        wide,
+    number = f"{len(rows)} epochs, {first} of the last layer alone" if len(rows) > 1 else "1 epoch"
+    above, below = axes or charts.new_axes(rows=2, height=880)
+    epochs = [row.epoch for row in rows]
+    charts.draw_lines(
+        [
+            Line(f"training, {last.train_loss:.4g} at last", TRAIN, epochs, train),
+            Line(f"validation, {last.val_loss:.4g} at last", VAL, epochs, val),
+        ],
+        ("Loss, by epoch", number + (", on a logarithmic axis" if wide else "")),
+        ax=above,
     )
-    below = _draw_lines(
-        rows,
+    if wide:
+        charts.set_log_axis(above, lowest, highest)
+    else:
+        above.set_ylim(0, highest * 1.05 or 1)
+    charts.draw_lines(
+        [Line(f"validation, {last.score:.4f} at last", VAL, epochs, scores)],
         (
             f"{best.words.capitalize()} on the validation pictures, by epoch",
             f"best: {best.score:.4f} at epoch {best.epoch}, marked by a ring",
         ),
-        {f"validation, {last.score:.4f} at last": (VAL, scores)},
-        round_marks(floor, 1),
-        best,
+        ax=below,
     )
-    page = Image.new("RGB", (above.width, above.height + below.height), PAPER)
-    page.paste(above)
-    page.paste(below, (0, above.height))
-    return page
-
-
-def _draw_lines(
-    rows: Sequence[EpochRow],
-    words: Sequence[str],
-    lines: dict[str, tuple[Color, list[float]]],
-    marks: list[float],
-    best: EpochRow,
-    logarithmic: bool = False,
-) -> Image.Image:
-    """One plot: a line of each colour over the epochs, and the axis from the least to the greatest of all."""
-    page, draw, font, (left, top, right, bottom) = start_plot(words, len(lines))
-    scale = math.log10 if logarithmic else float
-    every = [*marks, *(value for _, values in lines.values() for value in values)]
-    low, high = scale(min(every)), scale(max(every))
-    epochs = [row.epoch for row in rows]
-
-    def across(epoch: float) -> float:
-        if len(rows) == 1:
-            return (left + right) / 2
-        return left + (right - left) * (epoch - epochs[0]) / (epochs[-1] - epochs[0])
-
-    def down(value: float) -> float:
-        return bottom - (bottom - top) * (scale(value) - low) / (high - low)
-
-    for mark in marks:
-        draw.line((left, down(mark), right, down(mark)), LINE, SCALE)
-        draw.text((left - 8 * SCALE, down(mark)), f"{mark:.4g}", GREY, font, anchor="rm")
-    numbers = [int(mark) for mark in round_marks(epochs[0], epochs[-1]) if mark == int(mark)]
-    for number in dict.fromkeys([epochs[0], *numbers, epochs[-1]]):
-        near = min(abs(across(number) - across(end)) for end in (epochs[0], epochs[-1]))
-        if near > 40 * SCALE or number in (epochs[0], epochs[-1]):
-            draw.text((across(number), bottom + 8 * SCALE), str(number), GREY, font, anchor="ma")
-    for before, after in itertools.pairwise(rows):
-        if before.stage != after.stage:
-            border = (across(before.epoch) + across(after.epoch)) / 2
-            for dash in range(top, bottom, 8 * SCALE):
-                draw.line((border, dash, border, min(bottom, dash + 4 * SCALE)), GREY, SCALE)
-            draw.text((border - 6 * SCALE, top - 4 * SCALE), f"stage {before.stage}", GREY, font, anchor="rd")
-            draw.text((border + 6 * SCALE, top - 4 * SCALE), f"stage {after.stage}", GREY, font, anchor="ld")
-    for color, values in lines.values():
-        points = [(across(epoch), down(value)) for epoch, value in zip(epochs, values, strict=True)]
-        draw.line([xy for point in points for xy in point], color, 2 * SCALE, joint="curve")
-        for x, y in points if len(points) <= DOTTED else []:
-            draw.ellipse((x - 4 * SCALE, y - 4 * SCALE, x + 4 * SCALE, y + 4 * SCALE), fill=color)
-        x, y = points[epochs.index(best.epoch)]
-        if color == VAL:
-            draw.ellipse((x - 8 * SCALE, y - 8 * SCALE, x + 8 * SCALE, y + 8 * SCALE), outline=BAR, width=2 * SCALE)
-    colors = [color for color, _ in lines.values()]
-    return with_legend(page, draw, font, (left, top, right, bottom), list(lines), colors)
-
-
-def _decades(low: float, high: float) -> list[float]:
-    """Marks of an axis of logarithms: powers of ten, and 2 and 5 times them where there are few."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    factors = (1, 2, 5) if last - first <= 3 else (1,)
-    step = max(1, (last - first) // 8)
-    marks = [factor * 10.0**place for place in range(first, last + 1, step) for factor in factors]
-    return [mark for mark in marks if low <= mark <= high]
+    below.set_ylim(max(0.0, math.floor(min(scores) * 10 - 1e-9) / 10), 1)
+    for ax, score in ((above, best.val_loss), (below, best.score)):
+        charts.mark_best(ax, best.epoch, score)
+        charts.mark_stages(ax, epochs, [row.stage for row in rows])
+    return [above, below]
 
 
 @contextmanager

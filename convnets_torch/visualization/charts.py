@@ -1,91 +1,265 @@
-"""Bar charts, curves, confusion tables and histograms."""
+"""Charts, drawn by matplotlib: confusion tables, histograms, curves and reliability diagrams.
+
+Each function draws arrays and words into `ax`, by default the only axes of a new figure, and returns the axes. Nothing
+goes through pyplot: charts need no display, and threads may draw at once. `save_chart` writes a chart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+import functools
+import math
+import os
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from convnets_torch.text import printable
-from convnets_torch.visualization.letters import Letters, Pen
-from convnets_torch.visualization.overlays import GREY, INFERNO, INK, PAPER, drawable, shorten
+from convnets_torch.files import check_writable, replacing
+from convnets_torch.text import ConvnetsTorchWarning, printable
+from convnets_torch.visualization import letters
+from convnets_torch.visualization.overlays import CLASS_COLORS, GREY, INFERNO, INK, PAPER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Color = tuple[int, int, int]
 
-LINE: Color = (225, 225, 225)
-WIDTH = 800
-SCALE = 2  # drawn so many times larger, so that slanted lines are smooth
+ENDINGS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
+BAR: Color = INFERNO[3]
+DPI = 100
+WIDTH, HEIGHT = 800, 400  # pixels of a plain chart
+MISSING = "\u25a1"  # stands for a letter that no font has
+LONGEST = 1000  # letters of a title
 
 
-def start_plot(lines: Sequence[str], entries: int) -> tuple[Image.Image, Pen, Letters, tuple[int, int, int, int]]:
-    """An enlarged page under lines of words, its pen and letters, and (left, top, right, bottom) of the plot."""
-    margin, width, high = 28 * SCALE, WIDTH * SCALE, WIDTH * SCALE * 3 // 8
-    font, large = Letters(14 * SCALE), Letters(17 * SCALE)
-    top = margin // 2 + 24 * SCALE * len(lines) + 20 * SCALE
-    page = Image.new("RGB", (width, top + high + 34 * SCALE + 30 * SCALE * (1 if entries else 0)), PAPER)
-    draw = Pen(page)
-    write_lines(draw, lines, margin, font, large, SCALE)
-    return page, draw, font, (margin + 30 * SCALE, top, width - margin - 10 * SCALE, top + high)
+class ChartWarning(ConvnetsTorchWarning):
+    """A chart was left out because matplotlib is not installed; the message names the chart."""
 
 
-def with_legend(
-    page: Image.Image,
-    draw: Pen,
-    font: Letters,
-    box: tuple[int, int, int, int],
-    texts: Sequence[str],
-    colors: Sequence[Color],
-) -> Image.Image:
-    """Colours and their words below the plot; the page in its own size."""
-    left, _, right, bottom = box
-    y, size = bottom + 45 * SCALE, 12 * SCALE
-    for number, (text, color) in enumerate(zip(texts, colors, strict=True)):
-        x = left + number * (right - left) // len(texts)
-        draw.rectangle((x, y - size // 2, x + size, y + size // 2), fill=color)
-        draw.text((x + size + 6 * SCALE, y), text, INK, font, anchor="lm")
-    return page.resize((page.width // SCALE, page.height // SCALE), Image.Resampling.LANCZOS)
+def why_not() -> str:
+    """Why no chart can be drawn, in one sentence; empty where charts can be drawn."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        return f"a chart needs matplotlib ({error}): pip install 'convnets-torch[plots]'"
+    except (OSError, ValueError) as error:
+        return f"matplotlib cannot read its settings ({error}); mend or remove its matplotlibrc"
+    if matplotlib.rcParams["text.usetex"]:  # a matplotlibrc in the folder that one stands in is enough
+        return "matplotlib is set to draw words by TeX, which runs what names hold; switch text.usetex off"
+    return ""
 
 
-def write_lines(
-    draw: Pen,
-    lines: Sequence[str],
-    margin: int,
-    font: Letters,
-    large: Letters,
-    scale: int = 1,
-) -> None:
-    """Lines of words from the top of a page; the first in larger letters and darker."""
-    for number, text in enumerate(lines):
-        draw.text((margin, margin // 2 + 24 * scale * number), text, GREY if number else INK, font if number else large)
+def check_matplotlib() -> None:
+    """Raise ImportError, in one sentence, where matplotlib is not installed."""
+    if reason := why_not():
+        raise ImportError(reason)
 
 
-def round_marks(low: float, high: float) -> list[float]:
-    """Three to seven numbers between two, both allowed, whose steps are 1, 2 or 5 of some decimal place.
+def check_chart(path: Path) -> None:
+    """Raise, before long work begins, when a chart cannot be drawn or written.
 
-    >>> round_marks(0.5, 1)
-    [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    >>> round_marks(1, 37)
-    [10.0, 20.0, 30.0]
+    Raises:
+        ValueError: another ending than those of `ENDINGS`.
+        ImportError: matplotlib is not installed.
+        OSError: `path` cannot be written.
     """
-    if not high > low:
-        return [float(low)]
-    place = 10.0 ** np.floor(np.log10((high - low) / 6))
-    step = next(factor * place for factor in (1, 2, 5, 10) if (high - low) / (factor * place) <= 6 + 1e-9)
-    first, last = int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9))
-    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+    if path.suffix.lower() not in ENDINGS:
+        raise ValueError(f"{path} has an unknown ending; a chart is written as {', '.join(ENDINGS)}")
+    check_matplotlib()
+    check_writable(path)
 
 
-NOTHING: Color = (247, 247, 247)
+def save_chart(chart: Axes | Figure, path: str | os.PathLike[str]) -> None:
+    """Write the figure of a chart atomically, in the format that the ending names; the same chart gives the same bytes.
+
+    In SVG, words are text that can be searched and selected.
+
+    Raises:
+        ValueError: another ending than those of `ENDINGS`.
+        OSError: `path` cannot be written.
+
+    >>> save_chart(draw_histogram(np.array([2, 1]), np.array([0, 0.5, 1]), ("Shares",)), "shares.svg")
+    """
+    path = Path(path)
+    check_chart(path)
+    with replacing(path) as temporary:
+        _write(_figure(chart), temporary, path.suffix.lower())
+
+
+def png_of(chart: Axes | Figure) -> bytes:
+    """The content of a PNG file of a chart's figure."""
+    file = BytesIO()
+    _write(_figure(chart), file, ".png")
+    return file.getvalue()
+
+
+def _figure(chart: Axes | Figure) -> Any:
+    return getattr(chart, "figure", chart)
+
+
+def _write(figure: Figure, file: Path | BytesIO, ending: str) -> None:
+    if ending == ".svg":
+        assert isinstance(file, Path)
+        _write_svg(figure, file)
+        return
+    metadata = {"metadata": {"CreationDate": None}} if ending == ".pdf" else {}
+    figure.savefig(file, format=ending[1:], dpi=figure.dpi, **metadata)
+
+
+def _write_svg(figure: Figure, path: Path) -> None:
+    """Draw a figure as matplotlib's canvas does, with a renderer that leaves matplotlib's settings alone."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    width, height = figure.get_size_inches() * 72
+    dpi, canvas = figure.dpi, figure.canvas
+    try:
+        figure.dpi = 72
+        FigureCanvasSVG(figure)  # measures words without a page of pixels
+        with path.open("w", encoding="utf-8") as file:
+            renderer = _svg_renderer()(width, height, file, metadata={"Date": None})
+            figure.draw(renderer)
+            renderer.finalize()
+    finally:
+        figure.dpi = dpi
+        figure.set_canvas(canvas)
+
+
+@functools.cache
+def _svg_renderer() -> Any:
+    from matplotlib.backends.backend_svg import RendererSVG
+
+    class Renderer(RendererSVG):  # type: ignore[misc]
+        """Words as text, ids that are the same each time, and the `gid` of an artist as its tooltip."""
+
+        def draw_text(self, gc: Any, x: Any, y: Any, s: Any, prop: Any, angle: Any, *more: Any, **named: Any) -> None:
+            self._draw_text_as_text(gc, x, y, s, prop, angle, False)
+
+        def open_group(self, s: str, gid: str | None = None) -> None:
+            super().open_group(s)
+            if gid:
+                self.writer.element("title", gid)
+
+        def _make_id(self, type: str, content: Any) -> str:
+            return f"{type}{sha256(str(content).encode()).hexdigest()[:10]}"
+
+    return Renderer
+
+
+def new_axes(columns: int = 1, rows: int = 1, *, width: int = WIDTH, height: int = HEIGHT) -> list[Axes]:
+    """Axes side by side and below each other in a new figure of so many pixels, row by row."""
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(_inches(width, height), DPI, facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    found = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in found:
+        ax.set_axisbelow(True)
+        ax.grid(axis="y", color=_rgb((225, 225, 225)))
+        ax.tick_params(which="both", length=0, labelcolor=_rgb(GREY), pad=6)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.spines["bottom"].set_color(_rgb(GREY))
+    return found
+
+
+def _inches(width: int, height: int) -> tuple[float, float]:
+    return (width + 0.01) / DPI, (height + 0.01) / DPI  # which no rounding makes a pixel less
+
+
+def _rgb(color: Sequence[float]) -> tuple[float, ...]:
+    """0 to 1, from 0 to 255."""
+    return tuple(value / 255 for value in color)
+
+
+def _plain(texts: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
+    """Texts as they can be shown, and what to draw them with: no formulas, no TeX, a font for every letter."""
+    shown = [printable(text[:LONGEST]) for text in texts]
+    families, missing = _families("".join(sorted(set("".join(shown)))), os.environ.get(letters.SETTING, ""))
+    if missing:
+        table = dict.fromkeys(map(ord, missing), MISSING)
+        shown = [text.translate(table) for text in shown]
+    return shown, {"parse_math": False, "usetex": False, "family": families}
+
+
+@functools.lru_cache(maxsize=1000)
+def _families(every: str, setting: str) -> tuple[list[str], str]:
+    """Names of fonts that have letters between them, and the letters that none has.
+
+    First the font of the setting, if it names one; then DejaVu Sans, which comes with matplotlib; then those of the
+    system.
+    """
+    first = [name for name in (_family(setting),) if name] if setting else []
+    families, missing = [*first, "DejaVu Sans"], []
+    for letter in every:
+        if letter.isspace() or any(_has(family, letter) for family in families):
+            continue
+        path = letters.font_for(letter, setting)
+        name = _family(path) if path else None
+        if name is not None and _has(name, letter):
+            families.append(name)
+        else:
+            missing.append(letter)
+    return families, "".join(missing)
+
+
+@functools.lru_cache(maxsize=100)
+def _family(path: str) -> str | None:
+    """The name by which matplotlib knows a font's file; None where it cannot draw with it."""
+    from matplotlib.font_manager import fontManager
+    from PIL import ImageFont
+
+    try:
+        path = str(ImageFont.truetype(path).path)
+    except OSError:
+        return None
+    for entry in fontManager.ttflist:
+        if entry.fname == path:
+            return entry.name
+    try:
+        fontManager.addfont(path)
+    except (OSError, RuntimeError, NotImplementedError):  # a font of pictures
+        return None
+    return fontManager.ttflist[-1].name
+
+
+def _has(family: str, letter: str) -> bool:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return bool(get_font(findfont(FontProperties(family=[family]))).get_char_index(ord(letter)))
+
+
+def _title(ax: Axes, lines: Sequence[str], width: int = WIDTH, pad: float = 9, y: float | None = None) -> None:
+    """Lines above a chart, broken where they would be wider than so many pixels."""
+    shown, how = _plain(lines)
+    how |= {"loc": "left", "fontsize": 11, "color": _rgb(INK), "linespacing": 1.4, "pad": pad, "y": y}
+    ax.set_title("\n".join(_wrapped(shown, width)), **how)
+
+
+def _wrapped(lines: Sequence[str], width: int) -> list[str]:
+    return [part for line in lines for part in textwrap.wrap(line, max(30, width // 8)) or [""]]
+
+
+def _legend(ax: Axes, columns: int) -> None:
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.08), ncols=columns, frameon=False, borderaxespad=0.5)
+
+
+# Confusion tables
+
+NOTHING: Color = (247, 247, 247)  # of a cell that counts none
+FRAME: Color = (215, 215, 215)
 LARGEST = 48  # pixels of a cell
 MOST_SIDE = 1200  # pixels of all cells together
 NAMED = 14  # pixels of a cell that leave room for letters
 WITH_NAMES = MOST_SIDE // NAMED  # classes, at most
-MARGIN = 20
-CELL, CUT, SPOKEN = 16, 40, 5000  # of SVG: pixels of a cell, letters of a name, and cells that say what they count
-GROUP_ROOM = 150  # pixels for the words of groups
+CELL, CUT, SPOKEN = 16, 40, 5000  # with every name: pixels of a cell, letters of a name, cells that say their count
+MARGIN, GROUP_ROOM = 20, 160  # pixels around the cells, and for the words of groups
 
 
 def draw_counts(
@@ -93,147 +267,34 @@ def draw_counts(
     names: Sequence[str],
     lines: Sequence[str],
     groups: Sequence[tuple[int, int, str]] = (),
-) -> Image.Image:
-    """Of each class, a row, the shares that were taken for the columns' classes; each cell with its number.
+    *,
+    every_name: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """A table of counts in colours: of each class, a row, the shares that were taken for the columns' classes.
 
-    Where there are too many classes for letters, cells are colours alone, by the square root of the share, so that
-    single pictures are still seen.
+    Of up to 85 classes each cell has its number and each row and column its name. Where there are more, cells are
+    colours alone, of one pixel or more, by the square root of the share, so that single pictures are still seen.
 
     Args:
         counts: (classes, classes), the truth in rows; a row without pictures stays empty.
-        names: of the classes.
-        lines: of text above; the first in larger letters.
+        names: of the classes; cut after 40 letters.
+        lines: of text above.
         groups: (first, end, words) of neighbouring classes; shown where there is no room for names.
+        every_name: name all classes, however many there are. In SVG the names are searched as text, and a pointer on
+            one of up to 5,000 cells that are not empty tells its classes and its count.
 
-    >>> draw_counts(np.eye(2, dtype=int), ("ant", "bee"), ("Answers",)).mode
-    'RGB'
+    >>> ax = draw_counts(np.eye(2, dtype=int), ("ant", "bee"), ("Answers",))
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['ant', 'bee']
     """
-    side = max(1, min(LARGEST, MOST_SIDE // len(names)))
-    if len(names) <= WITH_NAMES:
-        return _with_names(counts, names, lines, side)
-    return _in_pixels(counts, lines, groups, side)
-
-
-def counts_svg(counts: NDArray[np.integer], names: Sequence[str], lines: Sequence[str]) -> str:
-    """What `draw_counts` shows, as SVG: vectors, in which all names can be read and searched however many there are.
-
-    Names longer than 40 letters are cut, and said whole where a pointer rests on them. So is what a cell counts, up to
-    5,000 cells that are not empty; of more a browser would be slow, and they are colours alone.
-
-    Args:
-        counts: (classes, classes), the truth in rows; a row without pictures stays empty.
-        names: of the classes.
-        lines: of text above; the first in larger letters.
-
-    >>> "<title>ant taken for bee: 2</title>" in counts_svg(np.array([[1, 2], [0, 3]]), ("ant", "bee"), ("Answers",))
-    True
-    """
-    shares = _shares(counts)
-    colors = _mixed(shares if len(names) <= WITH_NAMES else np.sqrt(shares))
-    whole = [escape(printable(name)) for name in names]
-    short = [name if len(name) <= CUT else f"{name[: CUT - 1]}\u2026" for name in map(printable, names)]
-    room = round(1.2 * max(map(Letters(12).getlength, map(drawable, short)))) + 10  # a browser's font may be wider
-    left, top = MARGIN + room, MARGIN + 24 * len(lines) + room
-    extent = CELL * len(names)
-    width, height = max(left + extent, 9 * max(map(len, lines))) + MARGIN, top + extent + MARGIN
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-        f' font-family="DejaVu Sans, sans-serif" font-size="12" fill="{_hex(INK)}">',
-        f'<rect width="100%" height="100%" fill="{_hex(PAPER)}"/>',
-        f'<rect x="{left}" y="{top}" width="{extent}" height="{extent}" fill="{_hex(NOTHING)}"/>',
-    ]
-    for number, line in enumerate(lines):
-        size = 17 if number == 0 else 14
-        parts.append(f'<text x="{MARGIN}" y="{MARGIN + 24 * number + 10}" font-size="{size}">{escape(line)}</text>')
-    for place, name in enumerate(short):
-        middle = CELL * place + CELL / 2 + 4
-        words = escape(name) + (f"<title>{whole[place]}</title>" if len(name) == CUT else "") + "</text>"
-        parts.append(f'<text x="{left - 6}" y="{top + middle:g}" text-anchor="end">{words}')
-        parts.append(f'<text transform="translate({left + middle:g} {top - 6}) rotate(-90)">{words}')
-    cells = np.argwhere(counts).tolist()
-    squares: dict[str, list[str]] = {}  # of each colour
-    for row, column in cells:
-        x, y, color = left + CELL * column, top + CELL * row, _hex(colors[row, column].tolist())
-        square = f"M{x} {y}h{CELL - 1}v{CELL - 1}h{1 - CELL}z"
-        squares.setdefault(color, []).append(square)
-        if len(cells) > SPOKEN:
-            continue
-        words, text = f"{whole[row]} taken for {whole[column]}: {counts[row, column]}", str(counts[row, column])
-        parts.append(f'<path d="{square}" fill="{color}"><title>{words}</title></path>')
-        if len(text) <= 3:
-            ink = f'fill="{_hex(PAPER if shares[row, column] > 0.5 else INK)}" pointer-events="none"'
-            parts.append(f'<text x="{x + 7.5}" y="{y + 11}" font-size="8" text-anchor="middle" {ink}>{text}</text>')
-    if len(cells) > SPOKEN:
-        parts += (f'<path d="{"".join(some)}" fill="{color}"/>' for color, some in squares.items())
-    return "\n".join((*parts, "</svg>\n"))
-
-
-def _hex(color: Sequence[int]) -> str:
-    return "#" + bytes(color).hex()
-
-
-def _with_names(counts: NDArray[np.integer], names: Sequence[str], lines: Sequence[str], side: int) -> Image.Image:
-    font, names = Letters(14), [drawable(name) for name in names]
-    small = Letters(max(9, min(14, side * 2 // 5)))
-    room = min(220, round(max(font.getlength(name) for name in names)) + 10)
-    page, draw, left, top = _start(lines, side * len(names), room, room)
-    shares = _shares(counts)
-    colors = _mixed(shares)
-    for row, name in enumerate(names):
-        text = shorten(name, font, room - 10)
-        draw.text((left - 8, top + (row + 0.5) * side), text, INK, font, anchor="rm")
-        upright = Image.new("RGB", (room, side), PAPER)
-        Pen(upright).text((6, side / 2), text, INK, font, anchor="lm")
-        page.paste(upright.rotate(90, expand=True), (left + row * side, top - room))
-        for column in range(len(names)):
-            share, corner = float(shares[row, column]), (left + column * side, top + row * side)
-            color = tuple(colors[row, column].tolist())
-            draw.rectangle((*corner, corner[0] + side - 2, corner[1] + side - 2), fill=color)
-            if counts[row, column]:
-                middle = (corner[0] + (side - 1) / 2, corner[1] + (side - 1) / 2)
-                text = str(counts[row, column])
-                if small.getlength(text) <= side:
-                    draw.text(middle, text, PAPER if share > 0.5 else INK, small, anchor="mm")
-    return page
-
-
-def _in_pixels(
-    counts: NDArray[np.integer], lines: Sequence[str], groups: Sequence[tuple[int, int, str]], side: int
-) -> Image.Image:
-    font = Letters(12)
-    room = GROUP_ROOM if groups else 0
-    page, draw, left, top = _start(lines, side * len(counts), room, 0)
-    colors = _mixed(np.sqrt(_shares(counts)))
-    for first, end, _ in groups:  # framed, as far as cells are empty
-        square = colors[first:end, first:end]
-        frame = counts[first:end, first:end] == 0
-        frame[1:-1, 1:-1] = False
-        square[frame] = LINE
-    page.paste(Image.fromarray(colors.repeat(side, 0).repeat(side, 1)), (left, top))
-    for first, end, words in groups:
-        edges = top + first * side, top + end * side - 1
-        draw.line((left - 6, edges[0], left - 6, edges[1]), GREY)
-        for edge in edges:
-            draw.line((left - 6, edge, left - 2, edge), GREY)
-        if (end - first) * side >= NAMED - 2:
-            text = shorten(words, font, room - 14)
-            draw.text((left - 10, sum(edges) / 2), text, INK, font, anchor="rm")
-    return page
-
-
-def _start(lines: Sequence[str], extent: int, beside: int, above: int) -> tuple[Image.Image, Pen, int, int]:
-    """A page for square cells of an extent, with room beside and above them, its pen, and where the cells begin."""
-    font, large = Letters(14), Letters(17)
-    top, left = MARGIN + 24 * len(lines) + above + 8, MARGIN + beside
-    widest = max(large.getlength(line) for line in lines)
-    page = Image.new("RGB", (max(left + extent, round(widest) + MARGIN) + MARGIN, top + extent + MARGIN), PAPER)
-    draw = Pen(page)
-    write_lines(draw, lines, MARGIN, font, large)
-    return page, draw, left, top
-
-
-def _shares(counts: NDArray[np.integer]) -> NDArray[np.float64]:
-    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    count = len(names)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    colors = _mixed(shares if count <= WITH_NAMES else np.sqrt(shares))
+    side = max(1, min(LARGEST, MOST_SIDE // count))
+    if every_name or count <= WITH_NAMES:
+        return _with_names(counts, shares, colors, names, lines, max(side, CELL if every_name else 1), ax)
+    return _in_pixels(counts, colors, lines, groups, side, ax)
 
 
 def _mixed(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -243,38 +304,293 @@ def _mixed(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.where(shares[..., None] == 0, np.array(NOTHING), mixed.round()).astype(np.uint8)
 
 
-BAR = INFERNO[3]
+def _with_names(
+    counts: NDArray[np.integer],
+    shares: NDArray[np.float64],
+    colors: NDArray[np.uint8],
+    names: Sequence[str],
+    lines: Sequence[str],
+    side: int,
+    ax: Axes | None,
+) -> Axes:
+    count = len(names)
+    whole, how = _plain(names)
+    short = [name if len(name) <= CUT else f"{name[: CUT - 1]}\u2026" for name in whole]
+    size = min(14, max(8, side - 4))  # pixels of letters
+    room = _longest(short, size, how["family"]) + 12
+    extent = side * count
+    if ax is None:  # placed by hand, since matplotlib's own layout measures a thousand names for minutes
+        width = max(extent, 540)
+        above = 24 * len(_wrapped(lines, width)) + MARGIN + room
+        ax = _placed(MARGIN + room, above, extent, extent, MARGIN + width - extent)
+        _title(ax, lines, width, y=1 + (room + 6) / extent)
+    else:
+        _title(ax, lines)
+    ax.grid(False)
+    ax.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal", facecolor=_rgb(NOTHING))
+    for lines_between in (ax.hlines, ax.vlines):
+        lines_between(np.arange(count - 1) + 0.5, -0.5, count - 0.5, color="white", linewidth=min(1.0, side / 24))
+    places, letter = np.arange(count), {"fontsize": size * 72 / DPI, "color": _rgb(INK)}
+    ax.xaxis.tick_top()
+    ax.set_xticks(places, short, rotation=90, **letter, **how)
+    ax.set_yticks(places, short, **letter, **how)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_label_coords(0, 0)  # there is none, but matplotlib would look for its place
+        for label, name in zip(axis.get_ticklabels(), whole, strict=True):
+            label.set_gid(name if len(name) > CUT else None)
+    _draw_cells(ax, counts, shares, colors, whole, side)
+    return ax
+
+
+def _draw_cells(
+    ax: Axes,
+    counts: NDArray[np.integer],
+    shares: NDArray[np.float64],
+    colors: NDArray[np.uint8],
+    names: Sequence[str],
+    side: int,
+) -> None:
+    """Squares of the cells that are not empty, each with its number where there is room; of very many, no numbers."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+
+    cells, size = np.argwhere(counts), min(14, max(8, side * 2 // 5))
+    corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
+    codes = [Outline.MOVETO, *[Outline.LINETO] * 3, Outline.CLOSEPOLY]
+    squares = cells[:, None, ::-1] + corners
+    if len(cells) > SPOKEN:  # a path for each colour
+        _, which = np.unique(colors[tuple(cells.T)], axis=0, return_inverse=True)
+        for number in range(which.max() + 1):
+            some = np.flatnonzero(which == number)
+            outline = Outline(squares[some].reshape(-1, 2), codes * len(some))
+            ax.add_patch(PathPatch(outline, color=_rgb(colors[tuple(cells[some[0]])]), linewidth=0))
+        return
+    for (row, column), square in zip(cells.tolist(), squares, strict=True):
+        text, said = str(counts[row, column]), f"{names[row]} taken for {names[column]}: {counts[row, column]}"
+        ax.add_patch(PathPatch(Outline(square, codes), color=_rgb(colors[row, column]), linewidth=0, gid=said))
+        if 0.62 * size * len(text) <= side:
+            ink = _rgb(PAPER if shares[row, column] > 0.5 else INK)
+            number = ax.text(column, row, text, color=ink, fontsize=size * 72 / DPI, ha="center", va="center", gid=said)
+            number.set_in_layout(False)
+
+
+def _longest(texts: Sequence[str], size: int, families: Sequence[str]) -> int:
+    """Pixels that the longest of some texts takes in letters of so many pixels."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    measure, font = TextToPath(), FontProperties(family=families, size=size)
+    return math.ceil(max(measure.get_text_width_height_descent(text, font, False)[0] for text in texts))
+
+
+def _placed(left: int, above: int, width: int, height: int, right: int) -> Axes:
+    """Axes of so many pixels, with so many around them, in a figure of their own."""
+    [ax] = new_axes(width=left + width + right, height=above + height + MARGIN)
+    figure = _figure(ax)
+    figure.set_layout_engine("none")
+    across, down = figure.bbox.size
+    ax.set_position((left / across, MARGIN / down, width / across, height / down))
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def _in_pixels(
+    counts: NDArray[np.integer],
+    colors: NDArray[np.uint8],
+    lines: Sequence[str],
+    groups: Sequence[tuple[int, int, str]],
+    side: int,
+    ax: Axes | None,
+) -> Axes:
+    count = len(counts)
+    extent = side * count
+    if ax is None:  # at whole pixels, so that no cell is lost
+        ax = _placed(MARGIN + (GROUP_ROOM if groups else 0), MARGIN + 24 * len(lines), extent, extent, MARGIN)
+    ax.grid(False)
+    ax.set_facecolor(_rgb(NOTHING))
+    image = np.dstack([colors, np.where(counts > 0, 255, 0).astype(np.uint8)])
+    ax.imshow(image, interpolation="nearest", zorder=2)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    _title(ax, lines, extent)
+    if groups:
+        from matplotlib.patches import Rectangle
+
+        spoken = [group for group in groups if (group[1] - group[0]) * side >= NAMED - 2]
+        words, how = _plain(words if len(words) <= 22 else f"{words[:21]}\u2026" for _, _, words in spoken)
+        ax.set_yticks([(first + end - 1) / 2 for first, end, _ in spoken], words, fontsize=8, color=_rgb(INK), **how)
+        ax.tick_params(axis="y", pad=8)
+        ax.set_yticks([edge - 0.5 for first, end, _ in groups for edge in (first, end)], minor=True)
+        ax.tick_params(axis="y", which="minor", length=5, color=_rgb(GREY))
+        for first, end, _ in groups:
+            frame = Rectangle((first - 0.5, first - 0.5), end - first, end - first, fill=False, linewidth=0.72)
+            frame.set(edgecolor=_rgb(FRAME), zorder=1)
+            ax.add_patch(frame)
+    return ax
+
+
+# Histograms
 
 
 def draw_histogram(
-    counts: NDArray[np.int64], edges: NDArray[np.float64], words: Sequence[str], width: int = 800
-) -> Image.Image:
-    """Bars over their range, each with its count above it, under lines of words.
+    counts: NDArray[np.integer], edges: NDArray[np.float64], lines: Sequence[str], *, ax: Axes | None = None
+) -> Axes:
+    """Bars over their range, each with its count above it.
 
     Args:
         counts: (bins,).
         edges: (bins + 1,), of the bins.
-        words: lines of text; the first in larger letters.
-        width: of the picture in pixels.
+        lines: of text above.
     """
-    size = max(11, width // 57)
-    font, large = Letters(size), Letters(round(size * 1.2))
-    line, margin = round(size * 1.5), 2 * size
-    top, high = margin + line * (len(words) + 2), width * 3 // 8
-    page = Image.new("RGB", (width, top + high + 2 * line + margin // 2), PAPER)
-    draw = Pen(page)
-    for number, text in enumerate(words):
-        draw.text((margin, margin // 2 + number * line), text, GREY if number else INK, font if number else large)
-    step = (width - 2 * margin) / len(counts)
-    floor = top + high
-    for number, count in enumerate(counts.tolist()):
-        left, right = margin + number * step, margin + (number + 1) * step
-        if count:
-            height = max(1, round(high * count / counts.max()))
-            draw.rectangle((round(left) + 1, floor - height, round(right) - 1, floor), fill=BAR)
-            draw.text(((left + right) / 2, floor - height - 2), str(count), GREY, font, anchor="ms")
-    draw.line((margin, floor, width - margin, floor), GREY)
-    marks = np.linspace(0, len(counts), 5).round().astype(int)
-    for mark in marks.tolist():
-        draw.text((margin + mark * step, floor + line // 3), f"{edges[mark]:.2f}", GREY, font, anchor="ma")
-    return page
+    ax = ax or new_axes()[0]
+    bars = ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=_rgb(BAR), edgecolor="white")
+    ax.bar_label(bars, [str(count) if count else "" for count in counts.tolist()], color=_rgb(GREY), fontsize=9)
+    ax.set_xlim(edges[0], edges[-1])
+    ax.set_yticks([])
+    _title(ax, lines)
+    return ax
+
+
+def draw_shares(
+    counts: Mapping[str, tuple[Color, NDArray[np.integer]]],
+    edges: NDArray[np.float64],
+    lines: Sequence[str],
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Histograms over each other, each as shares of its own counts.
+
+    Args:
+        counts: words -> colour and (bins,).
+        edges: (bins + 1,), of the bins.
+        lines: of text above.
+    """
+    ax = ax or new_axes()[0]
+    for words, (color, values) in counts.items():
+        share = values / max(values.sum(), 1)
+        ax.stairs(share, edges, fill=True, color=_rgb(color), alpha=0.4)
+        ax.stairs(share, edges, color=_rgb(color), linewidth=2, label=words)
+    ax.set_xlim(edges[0], edges[-1])
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter("{x:.3g}")
+    _title(ax, lines)
+    _legend(ax, len(counts))
+    return ax
+
+
+# Curves
+
+DOTTED = 60  # points up to which each has its dot
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: `x` and `y`, equally many numbers, and in `spread` how far bars reach up and down from each `y`."""
+
+    words: str
+    color: Color
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
+
+
+def draw_lines(curves: Sequence[Line], lines: Sequence[str], *, ax: Axes | None = None) -> Axes:
+    """Curves in their colours; those with bars stand a little beside each other, so that none hides another's.
+
+    Args:
+        curves: one or more.
+        lines: of text above.
+    """
+    ax = ax or new_axes()[0]
+    from matplotlib.transforms import ScaledTranslation
+
+    for number, each in enumerate(curves):
+        marker = "o" if len(each.x) <= DOTTED else None
+        how: dict[str, Any] = {"color": _rgb(each.color), "marker": marker, "linewidth": 2, "clip_on": False}
+        if each.spread is None:
+            ax.plot(each.x, each.y, label=each.words, **how)
+        else:
+            beside = ScaledTranslation((number - (len(curves) - 1) / 2) * 4 / 72, 0, _figure(ax).dpi_scale_trans)
+            ax.errorbar(
+                each.x, each.y, each.spread, label=each.words, elinewidth=1, transform=ax.transData + beside, **how
+            )
+    _title(ax, lines, pad=18)  # room for the words of stages
+    _legend(ax, len(curves))
+    return ax
+
+
+def set_log_axis(ax: Axes, low: float, high: float) -> None:
+    """Make the upright axis one of logarithms, marked at powers of ten, or at 1, 2 and 5 times them where few fit."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=9))
+    ax.yaxis.set_major_formatter("{x:.4g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def mark_best(ax: Axes, x: float, y: float) -> None:
+    """Put a ring around a point of a curve."""
+    ax.plot(x, y, "o", fillstyle="none", markersize=13, markeredgewidth=2, color=_rgb(BAR), clip_on=False)
+
+
+def mark_stages(ax: Axes, epochs: Sequence[int], stages: Sequence[int]) -> None:
+    """Number the epochs below a chart, and draw a dashed line with words where a stage ends and another begins."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+    if len(epochs) > 1:
+        ax.set_xlim(epochs[0], epochs[-1])
+    for place in range(1, len(epochs)):
+        if stages[place - 1] != stages[place]:
+            border, across = (epochs[place - 1] + epochs[place]) / 2, ax.get_xaxis_transform()
+            ax.axvline(border, linestyle="--", linewidth=1, color=_rgb(GREY))
+            for stage, side in ((stages[place - 1], "right"), (stages[place], "left")):
+                words = f"  stage {stage}  "
+                ax.text(border, 1, words, transform=across, ha=side, va="bottom", color=_rgb(GREY), fontsize=9)
+
+
+# Reliability
+
+GAP: Color = CLASS_COLORS[1]
+SURE: Color = CLASS_COLORS[4]  # of the mean confidence
+BELOW = 0.26  # height of the counts, where accuracies are 0 to 1
+
+
+def draw_reliability(
+    counts: NDArray[np.integer],
+    accuracies: NDArray[np.float64],
+    confidences: NDArray[np.float64],
+    means: tuple[float, float],
+    lines: Sequence[str],
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Accuracy over confidence in bins, and below it how many pictures each bin has.
+
+    Bars are the share of right answers of the pictures in a bin. The gap to their mean confidence is shaded. On the
+    dashed diagonal both are equal.
+
+    Args:
+        counts: (bins,), of equal widths from 0 to 1.
+        accuracies, confidences: (bins,), means of the pictures in each bin; NaN where there are none.
+        means: accuracy and confidence of all pictures.
+        lines: of text above.
+    """
+    if ax is None:
+        [ax] = new_axes(width=400, height=560)
+    width, used = 1 / len(counts), counts > 0
+    lefts, right, sure = np.arange(len(counts))[used] * width, accuracies[used], confidences[used]
+    ax.bar(lefts, right, width, align="edge", color=_rgb(BAR), edgecolor="white", label="accuracy")
+    gap = {"color": _rgb(GAP), "edgecolor": "white", "label": "gap to confidence"}
+    ax.bar(lefts, np.abs(right - sure), width, np.minimum(right, sure), align="edge", **gap)
+    ax.hlines(right, lefts, lefts + width, color=_rgb(INK), linewidth=1)
+    ax.plot([0, 1], [0, 1], "--", color=_rgb(INK), linewidth=1)
+    floor, heights = -BELOW - 0.08, BELOW * counts[used] / max(counts.max(), 1)
+    ax.bar(lefts, heights, width, floor, align="edge", color=_rgb(GREY), edgecolor="white")
+    ax.hlines(0, 0, 1, color=_rgb(GREY), linewidth=1)
+    ax.vlines(means, floor, floor + BELOW, color=[_rgb(BAR), _rgb(SURE)], linewidth=2)
+    ax.set(xlim=(0, 1), ylim=(floor, 1), yticks=np.linspace(0, 1, 6))
+    _legend(ax, 2)
+    _title(ax, (*lines, f"accuracy {means[0]:.3f}, confidence {means[1]:.3f}"), 360)
+    return ax

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from html import escape
 from importlib.resources import files
 from io import BytesIO
-from string import Template
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,9 @@ from convnets_torch.files import replacing
 from convnets_torch.images.preprocessing import Pixels
 from convnets_torch.text import printable
 from convnets_torch.visualization.overlays import DIVERGING, LEAST_TOP, STRENGTH, palette
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FEW_COLORS = 256  # pictures of no more colours are drawings, which PNG keeps as they are
 JPEG_QUALITY = 90
@@ -115,17 +117,14 @@ def write_page(
         raise ValueError("a page needs a map; give one layer or more")
     for layer in layers:
         _check_layer(layer, cells.top_ids.shape[:2])
-    style, script = part("page.css"), part("page.js")
-    page = whole_page(
+    save_page(
+        path,
         "page.html",
-        escape(printable(title)),
-        style,
-        script,
-        picture=_data_uri(picture),
+        "page.js",
+        title=title,
+        picture=data_uri(image := Image.fromarray(picture), "PNG" if image.getcolors(FEW_COLORS) else "JPEG"),
         data=as_json(_numbers(size, layers, cells)),
     )
-    with replacing(path) as temporary:
-        temporary.write_bytes(page.encode())
 
 
 def _check_picture(picture: Pixels, size: tuple[int, int]) -> None:
@@ -209,22 +208,26 @@ def _layer_numbers(layer: Layer) -> dict[str, Any]:
     }
 
 
-def _data_uri(picture: Pixels) -> str:
-    image = Image.fromarray(picture)
-    return data_uri(image, "PNG" if image.getcolors(FEW_COLORS) else "JPEG")
-
-
 def data_uri(image: Image.Image, form: Literal["PNG", "JPEG"]) -> str:
     """A picture as the address of an image in a page that asks no network; JPEG of quality 90."""
     file = BytesIO()
     image.save(file, form, optimize=True, **({"quality": JPEG_QUALITY} if form == "JPEG" else {}))
-    return f"data:image/{form.lower()};base64,{b64encode(file.getvalue()).decode()}"
+    return as_uri(file.getvalue(), form)
+
+
+def as_uri(content: bytes, form: Literal["PNG", "JPEG"]) -> str:
+    """The content of a file of a picture as the address of an image in a page."""
+    from markupsafe import Markup
+
+    return Markup(f"data:image/{form.lower()};base64,{b64encode(content).decode()}")
 
 
 def as_json(numbers: dict[str, Any]) -> str:
     """JSON that is also safe between the tags of a script: nothing in it can end the element or begin another."""
+    from markupsafe import Markup
+
     text = json.dumps(numbers, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def as_base64(array: NDArray[Any]) -> str:
@@ -232,30 +235,59 @@ def as_base64(array: NDArray[Any]) -> str:
     return b64encode(array.tobytes()).decode()
 
 
-def whole_page(body: str, title: str, style: str, script: str = "", **values: object) -> str:
-    """A page that asks no network: the head that all pages share, and a body of its own.
+def save_page(path: str | os.PathLike[str], template: str, *scripts: str, **values: Any) -> None:
+    """Write a page that asks no network, atomically.
 
-    Its policy allows pictures in the page, this style, and this script; nothing else.
+    Its policy allows pictures in the page, the style that all pages share, and these scripts; nothing else. Values that
+    are text are shown as text, whatever is in them.
 
     Args:
-        body: name of a file in `data`, of the body and what follows.
-        title: escaped.
-        style, script: as they stand in the page.
-        values: of the body's other names, escaped where they are text.
+        path: of the file.
+        template: name of a file in `templates`, as those of `scripts`, which are joined.
+        values: of the template's names; `title` among them.
+
+    Raises:
+        OSError: `path` cannot be written.
     """
-    policy = f"default-src 'none'; img-src data:; style-src '{policy_hash(style)}'"
+    from markupsafe import Markup
+
+    style, script = _part("style.css"), "".join(map(_part, scripts))
+    policy = f"default-src 'none'; img-src data:; style-src '{_policy_hash(style)}'"
     policy += "; base-uri 'none'; form-action 'none'"  # which the first does not cover
     if script:
-        policy += f"; script-src '{policy_hash(script)}'"
-    head = Template(part("head.html")).substitute(policy=policy, title=title, style=style)
-    return head + Template(part(body)).substitute(title=title, script=script, **values)
+        policy += f"; script-src '{_policy_hash(script)}'"
+    page = _environment().get_template(template)
+    text = page.render(policy=Markup(policy), style=Markup(style), script=Markup(script), **values)
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
 
 
-def policy_hash(text: str) -> str:
+@functools.cache
+def _environment() -> Environment:
+    import jinja2
+
+    found = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_part),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["percent"] = lambda value, places=2: f"{value:.{places}%}"
+    return found
+
+
+def _shown(value: object) -> object:
+    """Text as it can be seen; what is markup stays as it is."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def _policy_hash(text: str) -> str:
     """How a page's policy names its own script and style, so that the browser runs no other."""
     return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
 
 
-def part(name: str) -> str:
-    """A page's template, style or script, as the package holds it."""
+def _part(name: str) -> str:
+    """A template, style or script, as the package holds it."""
     return (files("convnets_torch.visualization") / "templates" / name).read_text(encoding="utf-8")
