@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from convnets_torch.heatmaps.api import contrast, heatmap, probability_map, save_sheet
-from convnets_torch.heatmaps.maps import contrast_of
-from convnets_torch.heatmaps.outputs import check_output
+from convnets_torch.heatmaps.maps import CellMap, contrast_of
 from convnets_torch.visualization import overlays
 from convnets_torch.weights import load
 from convnets_torch.wordnet.targets import Target
@@ -87,8 +86,10 @@ def test_maps_of_other_cells_do_not_go_into_one_file(tmp_path):
         save_sheet([made(np.zeros((4, 7))), made(np.zeros((3, 7)), 288)], tmp_path / "sheet.png")
     with pytest.raises(ValueError, match="there is no map to write"):
         save_sheet([], tmp_path / "sheet.png")
-    with pytest.raises(ValueError, match=r"x.tiff has an unknown ending; name a picture: .* \(or .html for a page"):
-        check_output(tmp_path / "x.tiff")
+    with pytest.raises(
+        ValueError, match=r"x.tiff has an unknown ending; a heatmap can be written as .png, .* or .html"
+    ):
+        CellMap.writer.check(tmp_path / "x.tiff")
     assert not any(tmp_path.iterdir())
 
 

@@ -28,7 +28,7 @@ from scipy.sparse import csr_matrix
 
 from convnets_torch import files
 from convnets_torch.embeddings.files import read_arrays
-from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
+from convnets_torch.files import Output, Writer
 
 EARLY, STEPS = 250, 500  # of the optimisation: with exaggeration, and after it
 PLACING = 250  # steps, of new pictures
@@ -354,19 +354,6 @@ class SavedMap:
     about: dict[str, str]
 
 
-def check_map_output(path: Path) -> None:
-    """Raise, before long work begins, when a map cannot be saved at `path`.
-
-    Raises:
-        ValueError: another ending than .safetensors.
-        OSError: `path` cannot be written.
-    """
-    if path.suffix.lower() != ".safetensors":
-        raise ValueError(f"{path} has an unknown ending; a map is saved as .safetensors")
-    check_writable(path)
-
-
-@to_open_files(".npz")
 def save_map(
     image_map: ImageMap,
     entries: Sequence[MapEntry],
@@ -391,19 +378,23 @@ def save_map(
     >>> load_map("map.safetensors").entries[39]
     MapEntry(name='39.jpg', words='', probability=None)
     """
-    path = path_of(path)
-    check_map_output(path)
     if len(entries) != len(image_map.positions):
         raise ValueError(f"there are {len(entries)} entries and {len(image_map.positions)} places; give one for each")
     text = json.dumps([list(asdict(entry).values()) for entry in entries]).encode()
     arrays: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(getattr(image_map, name)) for name in ARRAYS}
     arrays["entries"] = np.frombuffer(text, np.uint8)
     said = {"schema": SCHEMA, "perplexity": image_map.perplexity, "about": dict(about or {})}
-    with replacing(path) as temporary:
-        try:
-            save_file(arrays, temporary, {KEY: json.dumps(said)})  # one text: the order of several is by chance
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+    WRITER.write(path, arrays, {KEY: json.dumps(said)})  # one text: the order of several is by chance
+
+
+def _write(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
+    try:
+        save_file(arrays, path, metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+
+
+WRITER = Writer("a map of pictures", {".safetensors": _write})
 
 
 def load_map(path: str | os.PathLike[str]) -> SavedMap:

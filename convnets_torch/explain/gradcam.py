@@ -554,7 +554,7 @@ def _maps(wanted: _Wanted, entry: _Entry, raw: Tensor, chances: Tensor) -> list[
                 method=wanted.method,
                 probability=min(1.0, float(chances[list(target.class_ids)].sum())),
                 picture=entry.pixels,
-                cells=cells,
+                grid=cells,
             )
         )
         if highest == 0:

@@ -17,7 +17,7 @@ from convnets_torch.explain.gradcam import Method, gradcam
 from convnets_torch.explain.gradcam_maps import GradCam, overlaid
 from convnets_torch.explain.layer_names import find_layers
 from convnets_torch.fcn.sliding import ELEMENTWISE
-from convnets_torch.files import Output, check_page, path_of, replacing, to_open_files
+from convnets_torch.files import Output, Writer
 from convnets_torch.heatmaps.api import Heatmap, heatmap
 from convnets_torch.images.decoding import Picture, Reading, decode, picture_name, warn
 from convnets_torch.images.levels import Background, Depth
@@ -26,7 +26,6 @@ from convnets_torch.inference.classification import Prediction, card_of, classif
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.text import printable
-from convnets_torch.visualization.overlays import overlay
 from convnets_torch.visualization.pages import data_uri, part, whole_page
 
 TOP = 5
@@ -58,7 +57,6 @@ class Explanation:
     grids: list[ChannelGrid]
     network: str
 
-    @to_open_files(".html")
     def save(self, path: Output) -> None:
         """Write one HTML file, atomically, that holds everything, asks no network and runs no script.
 
@@ -68,11 +66,7 @@ class Explanation:
             ValueError: another ending than .html.
             OSError: `path` cannot be written.
         """
-        path = path_of(path)
-        check_page(path, "an explanation")
-        page = _page(self)
-        with replacing(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        Writer("an explanation", dict.fromkeys((".html", ".htm"), _write)).write(path, self)
 
 
 def explain(
@@ -141,6 +135,10 @@ def _is_activation(module: nn.Module) -> bool:
     return isinstance(module, ELEMENTWISE) and not isinstance(module, nn.Dropout | nn.Identity)
 
 
+def _write(path: Path, explanation: Explanation) -> None:
+    path.write_text(_page(explanation), encoding="utf-8")
+
+
 def _page(explanation: Explanation) -> str:
     style = part("explain.css")
     best = explanation.predictions[0]
@@ -178,7 +176,7 @@ def _class(entry: Prediction, found: Heatmap, cam: GradCam) -> str:
         cam_words = f"{METHOD_WORDS[cam.method]}: no cell speaks for this class"
     return (
         f"<article><h3><bdi>{_text(entry.words)}</bdi> <span>{entry.probability:.1%}</span></h3><div class=pair>"
-        f"{_figure(_jpeg(overlay(found)), heat_words)}{_figure(_jpeg(overlaid(cam)), cam_words)}</div></article>"
+        f"{_figure(_jpeg(found.draw()), heat_words)}{_figure(_jpeg(overlaid(cam)), cam_words)}</div></article>"
     )
 
 

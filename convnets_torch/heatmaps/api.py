@@ -8,8 +8,18 @@ from typing import overload
 
 import numpy as np
 
-from convnets_torch.files import Output, path_of, to_open_files
-from convnets_torch.heatmaps.maps import Box, CellMap, ClassMap, Contrast, Heatmap, ProbabilityMap, Region, contrast_of
+from convnets_torch.files import Output
+from convnets_torch.heatmaps.maps import (
+    Box,
+    CellMap,
+    ClassMap,
+    Contrast,
+    Heatmap,
+    ProbabilityMap,
+    Region,
+    contrast_of,
+    save_maps,
+)
 from convnets_torch.heatmaps.running import MEMORY, Options, Progress, Wanted, faint_remark, heatmaps_of, run
 from convnets_torch.heatmaps.scales import Fuse, Scales, check_fuse
 from convnets_torch.images.decoding import warn
@@ -317,7 +327,6 @@ def probability_map(
     return ProbabilityMap(**shared, values=kept["best"][0], probabilities=kept["all"])
 
 
-@to_open_files(".png")
 def save_sheet(maps: Sequence[CellMap], path: Output, *, plain: bool = False, threshold: float = 0.5) -> None:
     """Write several maps of one picture into one file, atomically; a single one as its `save` does.
 
@@ -335,6 +344,4 @@ def save_sheet(maps: Sequence[CellMap], path: Output, *, plain: bool = False, th
     >>> from convnets_torch import load
     >>> save_sheet(heatmap(load("alexnet.safetensors"), "street.jpg", ["car", "dog"]), "sheet.png")
     """
-    from convnets_torch.heatmaps.outputs import save
-
-    save(maps, path_of(path), plain=plain, threshold=threshold)
+    save_maps(maps, path, plain, threshold)

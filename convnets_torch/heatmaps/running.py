@@ -140,7 +140,7 @@ def shared_by_maps(network: Mappable, grid: Grid, size: Pair, seen: Pair, pictur
     card = card_of(network)
     return {
         "picture": picture,
-        "placement": placement_of(grid, network, size, seen, card.preprocessing.interpolation),
+        "grid": placement_of(grid, network, size, seen, card.preprocessing.interpolation),
         "best_ids": np.moveaxis(kept["best_ids"], 0, -1),
         "best_probabilities": np.moveaxis(kept["best"], 0, -1),
         "card": card,
@@ -157,7 +157,7 @@ def heatmaps_of(passes: Sequence[tuple[Shared, Kept]], targets: Sequence[Target]
 
 def faint_remark(network: Mappable, image: Sliceable, maps: Sequence[Heatmap], options: Options) -> tuple[str, ...]:
     """A remark on maps of a large picture's file that are nowhere strong, where one scale alone was looked at."""
-    size = max(maps[0].placement.seen)
+    size = max(maps[0].grid.seen)
     faint = [found for found in maps if found.values.max() < FAINT]
     if options.scales is not None or size < LARGE * max(network.size) or not faint:
         return ()

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from convnets_torch.fcn.graph import Grid
-from convnets_torch.heatmaps.maps import Heatmap, Placement
+from convnets_torch.heatmaps.maps import CellGrid, Heatmap
 from convnets_torch.images.preprocessing import MOST_PIXELS, Interpolation, Pair, Pixels, size_with_longest_side
 from convnets_torch.images.sources import Held, Preview, Source
 from convnets_torch.inference.pipeline import Mappable
@@ -50,17 +50,10 @@ def size_seen(size: Pair, network: Mappable, name: str, longest_side: int | None
     )
 
 
-def placement_of(grid: Grid, network: Mappable, size: Pair, seen: Pair, interpolation: Interpolation) -> Placement:
+def placement_of(grid: Grid, network: Mappable, size: Pair, seen: Pair, interpolation: Interpolation) -> CellGrid:
     """Where a grid's cells lie over a picture of `size` that the network saw as `seen`, (height, width) each."""
-    return Placement(
-        size=size,
-        seen=seen,
-        stride_seen=grid.stride,
-        window_seen=network.size,
-        rows_seen=grid.seen(seen[0], 0),
-        columns_seen=grid.seen(seen[1], 1),
-        interpolation=interpolation,
-    )
+    fields = (grid.seen(seen[0], 0), grid.seen(seen[1], 1))
+    return CellGrid.of_windows(size, seen, grid.stride, network.size, fields, interpolation)
 
 
 def view_of(source: Source) -> Pixels:
@@ -159,9 +152,8 @@ def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
     for each in maps:
         values = each.values
         for axis in (0, 1):
-            centres = finest.placement.windows(axis).mean(axis=1)
-            places = (centres - each.window_size[axis] / 2) / each.stride[axis]
-            values = interpolated(values, places, axis)
+            centres = finest.grid.windows(axis).mean(axis=1)
+            values = interpolated(values, each.grid.places(axis, centres), axis)
         layers.append(values)
     stack = np.stack(layers)
     values = stack.mean(axis=0, dtype=np.float32) if fuse == "mean" else stack.max(axis=0)
