@@ -26,7 +26,7 @@ LAYERS = (  # from the top; what stands in a row imports nothing else of its row
     {"convnets_torch.images"},
     {"convnets_torch.npz", "convnets_torch.safetensors_io"},
     {"convnets_torch.files"},
-    {"convnets_torch.text", "convnets_torch._version"},
+    {"convnets_torch.text", "convnets_torch.options", "convnets_torch._version"},
 )
 NAMES = {"convnets_torch.__init__", "convnets_torch._moved"}  # which name what is anywhere, and import it when asked
 LOOSE = 12  # modules at the top of convnets_torch, at most

@@ -13,7 +13,7 @@ from converters import convert
 from convnets_torch.card import Card
 from convnets_torch.fcn.score_map import score_map
 from convnets_torch.heatmaps.api import ClassMap, Heatmap, class_map, heatmap, save_sheet
-from convnets_torch.heatmaps.maps import CellGrid
+from convnets_torch.heatmaps.maps import Box, CellGrid
 from convnets_torch.images.preprocessing import normalize, preset
 from convnets_torch.inference.classification import classify
 from convnets_torch.visualization import overlays
@@ -164,13 +164,20 @@ def test_boxes_keep_heights_and_widths_apart():
 # Pictures
 
 
+def sliding(size, seen, stride, side, fields, interpolation="bilinear") -> CellGrid:
+    """Windows of `side` pixels that slide over all of a picture."""
+    whole, shape = Box(0, 0, *size[::-1]), (len(fields[0]), len(fields[1]))
+    place, window = (side / 2, side / 2), (side, side)
+    return CellGrid(size, whole, seen, shape, place, (stride, stride), window, fields, interpolation)
+
+
 def over(values, height, width, seen=None) -> dict:
     """Cells over a grey picture, every 32 pixels, with windows of 224, of a network with twenty classes."""
     values = np.asarray(values, np.float32)
     rule = preset("vgg16")
     seen = seen or (height, width)
     rows, columns = (((0, side),) * count for side, count in zip(seen, values.shape, strict=True))
-    grid = CellGrid.of_windows((height, width), seen, 32, (224, 224), (rows, columns))
+    grid = sliding((height, width), seen, 32, 224, (rows, columns))
     return {
         "values": values,
         "picture": np.full((height, width, 3), 128, np.uint8),

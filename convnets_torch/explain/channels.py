@@ -13,18 +13,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Unpack
 
 from convnets_torch.explain.activations import BROKEN, observed
 from convnets_torch.explain.layer_names import LayerLike, candidates, find_layers, needed
 from convnets_torch.files import Output, Writer
-from convnets_torch.images.decoding import Picture, Reading, decode, picture_name, warn
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, decode, picture_name, warn
 from convnets_torch.images.preprocessing import Pixels, center_crop, fit_longest_side, normalize
 from convnets_torch.inference.batching import is_too_small
 from convnets_torch.inference.classification import ready_card, square_input, to_parameters
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.npz import write_npz
+from convnets_torch.options import checked, shows
 from convnets_torch.visualization.letters import Letters, Pen
 from convnets_torch.visualization.overlays import DIVERGING, GREY, INFERNO, INK, PAPER, palette, picture_formats
 
@@ -82,6 +83,7 @@ class ChannelGrid:
         return draw_page([self], width)
 
 
+@shows(ReadingKeywords, Reading)
 def activation_grids(
     network: Network,
     image: Picture,
@@ -91,10 +93,7 @@ def activation_grids(
     channels: int = CHANNELS,
     scale: Scale | None = None,
     longest_side: int | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> list[ChannelGrid]:
     """What the channels of layers give for one image, as numbers that draw themselves.
 
@@ -112,7 +111,7 @@ def activation_grids(
             are always scaled as a whole.
         longest_side: resize the whole picture to so many pixels on its longer side, instead of cutting its centre to
             the network's own size; then only layers of `features` can be had.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+        reading: as in `read_picture`.
 
     Returns:
         One grid for each layer, in the order in which they run.
@@ -141,7 +140,7 @@ def activation_grids(
         names = [name for name in candidates(network) if name.startswith("features.")]
     else:
         names = find_layers(network, layers)
-    decoded = decode(image, Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
+    decoded = decode(image, Reading(card.preprocessing.exif, **checked(reading, ReadingKeywords)))
     warn(decoded.remarks)
     if longest_side is None:
         picture, inputs = center_crop(decoded.pixels, card.preprocessing), square_input(decoded.pixels, card)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torch import nn
+from typing_extensions import Unpack
 
 from convnets_torch.explain.activations import layer_names
 from convnets_torch.explain.channels import ChannelGrid, activation_grids
@@ -19,12 +20,12 @@ from convnets_torch.explain.layer_names import find_layers
 from convnets_torch.fcn.sliding import ELEMENTWISE
 from convnets_torch.files import Output, Writer
 from convnets_torch.heatmaps.api import Heatmap, heatmap
-from convnets_torch.images.decoding import Picture, Reading, decode, picture_name, warn
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, decode, picture_name, warn
 from convnets_torch.images.preprocessing import Pixels
 from convnets_torch.inference.classification import Prediction, card_of, classify
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
+from convnets_torch.options import checked, shows
 from convnets_torch.text import printable
 from convnets_torch.visualization.pages import data_uri, part, whole_page
 
@@ -69,6 +70,7 @@ class Explanation:
         Writer("an explanation", dict.fromkeys((".html", ".htm"), _write)).write(path, self)
 
 
+@shows(ReadingKeywords, Reading)
 def explain(
     network: Network,
     image: Picture,
@@ -76,10 +78,7 @@ def explain(
     top: int = TOP,
     layers: str | Sequence[str] | None = None,
     method: Method = "gradcam",
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> Explanation:
     """Say what a network sees in a picture, and what it goes by.
 
@@ -90,7 +89,7 @@ def explain(
         layers: whose activations to show, as `find_layers` takes them; by default five activations from the first of
             `features` to the last.
         method: as in `gradcam`.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+        reading: as in `read_picture`.
 
     Raises:
         OSError: the picture is missing or broken.
@@ -105,7 +104,7 @@ def explain(
     """
     network = as_network(network)
     card = card_of(network)
-    decoded = decode(image, Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
+    decoded = decode(image, Reading(card.preprocessing.exif, **checked(reading, ReadingKeywords)))
     warn(decoded.remarks)
     pixels = decoded.pixels
     layers = five_layers(network) if layers is None else find_layers(network, layers)

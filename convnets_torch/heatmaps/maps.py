@@ -69,30 +69,6 @@ class CellGrid:
     fields_seen: tuple[tuple[Pair, ...], tuple[Pair, ...]] = ((), ())
     interpolation: Interpolation = "bilinear"
 
-    @classmethod
-    def of_windows(
-        cls,
-        size: Pair,
-        seen: Pair,
-        stride: int,
-        window: Pair,
-        fields_seen: tuple[tuple[Pair, ...], tuple[Pair, ...]],
-        interpolation: Interpolation = "bilinear",
-    ) -> CellGrid:
-        """The grid of windows that slide over a whole picture, `stride` pixels of what the network saw at a time."""
-        rows, columns = fields_seen
-        return cls(
-            size=size,
-            part=Box(0, 0, size[1], size[0]),
-            seen=seen,
-            shape=(len(rows), len(columns)),
-            first=(window[0] / 2, window[1] / 2),
-            apart=(stride, stride),
-            window=window,
-            fields_seen=fields_seen,
-            interpolation=interpolation,
-        )
-
     @property
     def scale(self) -> tuple[float, float]:
         """(vertical, horizontal) pixels of the picture for one that the network saw."""
@@ -279,6 +255,7 @@ class PictureMap:
     grid: CellGrid
 
     writer: ClassVar[Writer]  # whose functions take maps of one picture, and what `save` takes besides
+    own: ClassVar[str] = "values"  # name of the attribute that an `.npy` holds
 
     @property
     def size(self) -> tuple[int, int]:
@@ -289,11 +266,6 @@ class PictureMap:
     def label(self) -> str:
         """What the map is of, in words."""
         raise NotImplementedError
-
-    @property
-    def numbers(self) -> NDArray[Any]:
-        """What an `.npy` holds."""
-        return self.values
 
     @property
     def peak(self) -> tuple[int, int]:
@@ -348,7 +320,7 @@ class PictureMap:
 
     def arrays(self) -> dict[str, Any]:
         """What an `.npz` holds of this map, of several maps stacked; texts are those of the first."""
-        return {"values": self.values}
+        return {"values": self.values, self.own: getattr(self, self.own)}
 
     def shared_arrays(self) -> dict[str, Any]:
         """What an `.npz` holds of the first map alone."""
@@ -376,7 +348,7 @@ def save_maps(maps: Sequence[PictureMap], path: Output, *arguments: Any) -> None
 
 def write_values(path: Path, maps: Sequence[PictureMap], *_: Any) -> None:
     """Write the numbers of maps as `.npy`."""
-    numbers = [each.numbers for each in maps]
+    numbers = [getattr(each, each.own) for each in maps]
     with path.open("wb") as file:
         np.save(file, numbers[0] if len(numbers) == 1 else np.stack(numbers))
 
@@ -433,11 +405,6 @@ class CellMap(PictureMap):
     @property
     def label(self) -> str:
         return "the most probable class"
-
-    @property
-    def remark(self) -> str:
-        """What a page adds to its title."""
-        return ""
 
     def window(self, row: int, column: int) -> Box:
         """The crop of the network's own size that a cell stands for, in pixels of the picture.
@@ -604,7 +571,9 @@ def _write_page(path: Path, maps: Sequence[CellMap], _: bool, threshold: float) 
         preview = Preview(picture.shape[:2], LONGEST_PAGE)
         preview.add(0, picture)
         picture = preview.picture
-    title = " · ".join(layer.words for layer in layers) + first.remark
+    title = " · ".join(layer.words for layer in layers)
+    if scales := getattr(first, "scales", ()):
+        title += f" ({len(scales)} scales fused; windows and classes are the finest scale's)"
     write_page(path, picture, first.size, layers, cells, title=title)
 
 
@@ -645,11 +614,6 @@ class Heatmap(CellMap):
     @property
     def label(self) -> str:
         return self.target.label
-
-    @property
-    def remark(self) -> str:
-        number = len(self.scales)
-        return f" ({number} scales fused; windows and classes are the finest scale's)" if number else ""
 
     def described(self) -> dict[str, Any]:
         return {"kind": "heatmap", **target_as_json(self.target)}
@@ -736,20 +700,15 @@ class ClassMap(CellMap):
     class_ids: NDArray[np.int64]
     names: dict[int, str]
 
+    own: ClassVar[str] = "class_ids"
+
     @property
     def probabilities(self) -> Values:
         """(rows, columns) float32, 0 to 1."""
         return self.values
 
-    @property
-    def numbers(self) -> NDArray[Any]:
-        return self.class_ids
-
     def described(self) -> dict[str, Any]:
         return {"kind": "classes", "names": {str(class_id): words for class_id, words in self.names.items()}}
-
-    def arrays(self) -> dict[str, Any]:
-        return {**super().arrays(), "class_ids": self.class_ids}
 
     def draw(self, *, plain: bool = False) -> Image.Image:
         """Each window in the colour of its class, over the picture and a legend."""
@@ -767,15 +726,10 @@ class ProbabilityMap(CellMap):
 
     probabilities: Values
 
-    @property
-    def numbers(self) -> NDArray[Any]:
-        return self.probabilities
+    own: ClassVar[str] = "probabilities"
 
     def described(self) -> dict[str, Any]:
         return {"kind": "probabilities"}
-
-    def arrays(self) -> dict[str, Any]:
-        return {**super().arrays(), "probabilities": self.probabilities}
 
     def draw(self, *, plain: bool = False) -> Image.Image:
         """The picture of `class_map`."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from convnets_torch.fcn.graph import Grid
-from convnets_torch.heatmaps.maps import CellGrid, Heatmap
+from convnets_torch.heatmaps.maps import Box, CellGrid, Heatmap
 from convnets_torch.images.preprocessing import MOST_PIXELS, Interpolation, Pair, Pixels, size_with_longest_side
 from convnets_torch.images.sources import Held, Preview, Source
 from convnets_torch.inference.pipeline import Mappable
@@ -52,8 +52,17 @@ def size_seen(size: Pair, network: Mappable, name: str, longest_side: int | None
 
 def placement_of(grid: Grid, network: Mappable, size: Pair, seen: Pair, interpolation: Interpolation) -> CellGrid:
     """Where a grid's cells lie over a picture of `size` that the network saw as `seen`, (height, width) each."""
-    fields = (grid.seen(seen[0], 0), grid.seen(seen[1], 1))
-    return CellGrid.of_windows(size, seen, grid.stride, network.size, fields, interpolation)
+    return CellGrid(
+        size=size,
+        part=Box(0, 0, size[1], size[0]),
+        seen=seen,
+        shape=grid.shape(*seen),
+        first=(network.size[0] / 2, network.size[1] / 2),
+        apart=(grid.stride, grid.stride),
+        window=network.size,
+        fields_seen=(grid.seen(seen[0], 0), grid.seen(seen[1], 1)),
+        interpolation=interpolation,
+    )
 
 
 def view_of(source: Source) -> Pixels:
@@ -125,12 +134,6 @@ def factors_of(scales: Scales) -> list[float]:
     return factors
 
 
-def check_fuse(fuse: str) -> None:
-    """Raise ValueError when maps cannot be fused so."""
-    if fuse not in get_args(Fuse):
-        raise ValueError(f"unknown way to fuse scales {fuse!r}; known: {', '.join(get_args(Fuse))}")
-
-
 def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
     """One map of several scales of a picture, on the cells of the finest one.
 
@@ -140,11 +143,7 @@ def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
     Args:
         maps: of one picture and target, the coarsest first.
         fuse: "mean" or "max".
-
-    Raises:
-        ValueError: another way to fuse.
     """
-    check_fuse(fuse)
     if len(maps) == 1:
         return maps[0]
     finest = maps[-1]
