@@ -15,19 +15,17 @@ from convnets_torch.heatmaps.running import HeatmapKeywords, HeatmapOptions
 from convnets_torch.images.decoding import Reading, ReadingKeywords
 
 
-def kinds(of) -> dict[str, str]:
-    found = inspect.signature(of).parameters if callable(of) else of
-    return {name: getattr(kind, "annotation", kind) for name, kind in found.items()}
-
-
 def words(annotations) -> dict[str, str]:
     return {name: getattr(kind, "__forward_arg__", kind) for name, kind in annotations.items()}
 
 
+def kinds(function) -> dict[str, str]:
+    return words({name: each.annotation for name, each in inspect.signature(function).parameters.items()})
+
+
 def test_the_keywords_are_the_fields():
-    assert words(HeatmapKeywords.__annotations__) == words(kinds(HeatmapOptions))
-    reading = words(kinds(Reading))
-    assert words(ReadingKeywords.__annotations__).items() <= reading.items()
+    assert words(HeatmapKeywords.__annotations__) == kinds(HeatmapOptions)
+    assert words(ReadingKeywords.__annotations__).items() <= kinds(Reading).items()
 
 
 @pytest.mark.parametrize("function", [heatmap, contrast, class_map, probability_map, heatmap_each])

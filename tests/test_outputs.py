@@ -70,6 +70,18 @@ def test_all_classes_are_numbers_in_an_npz(network, photographs, tmp_path):
         assert image.width == 600
 
 
+def test_several_maps_share_what_is_of_their_cells(network, photographs, tmp_path):
+    every = probability_map(network, photographs / "coffee.png")
+    winners = [every.class_map(), every.class_map("dog")]
+    save_sheet(winners, tmp_path / "both.npz")
+    with np.load(tmp_path / "both.npz") as arrays:
+        np.testing.assert_array_equal(arrays["values"], np.stack([each.values for each in winners]))
+        np.testing.assert_array_equal(arrays["class_ids"], np.stack([each.class_ids for each in winners]))
+        assert arrays["best_ids"].shape == (*winners[0].values.shape, 5)
+        kinds = [each["kind"] for each in json.loads(str(arrays["mapping"]))["maps"]]
+    assert kinds == ["classes", "classes"]
+
+
 def test_a_page_holds_every_layer_and_asks_no_network(network, photographs, tmp_path):
     maps = [*heatmap(network, photographs / "coffee.png", ["espresso", "cup"])]
     difference = contrast(network, photographs / "coffee.png", "espresso", "cup")
