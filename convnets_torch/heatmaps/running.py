@@ -38,7 +38,14 @@ from convnets_torch.heatmaps.scales import (
 )
 from convnets_torch.images.decoding import Least, Reading, ReadingKeywords, picture_name, warn
 from convnets_torch.images.levels import Background, Depth, said_levels
-from convnets_torch.images.preprocessing import Pair, Pixels, Preprocessing, normalize, size_with_longest_side
+from convnets_torch.images.preprocessing import (
+    MOST_PIXELS,
+    Pair,
+    Pixels,
+    Preprocessing,
+    normalize,
+    size_with_longest_side,
+)
 from convnets_torch.images.resizing import normalized
 from convnets_torch.images.sources import Resized, Sliceable, Source, open_with_remarks
 from convnets_torch.inference.classification import card_of, probabilities, to_parameters
@@ -111,7 +118,7 @@ class HeatmapOptions:
         if self.scales is not None and self.scales != "auto":
             factors_of(self.scales)
         if self.longest_side is not None:
-            size_with_longest_side((1, max(1, self.longest_side)), self.longest_side)
+            size_with_longest_side((1, MOST_PIXELS), self.longest_side)  # what no picture could be resized to
         _ = self.memory
 
     def reading(self, exif: bool, least: Least = None) -> Reading:
