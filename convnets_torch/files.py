@@ -15,7 +15,8 @@ import stat
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
 
@@ -174,33 +175,95 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     _sync_folder(target.parent)
 
 
+@dataclass(frozen=True)
+class Writer:
+    """Writes files of one kind, in the format that the ending of a file's name says.
+
+    Attributes:
+        what: what is written, for messages: "a map".
+        formats: for each ending, in lower case, a function that writes such a file. It is called with a path and the
+            further arguments of `write`.
+    """
+
+    what: str
+    formats: Mapping[str, Callable[..., None]]
+
+    def check(self, path: str | os.PathLike[str]) -> None:
+        """Raise, before long work begins, when `path` cannot be written.
+
+        Raises:
+            ValueError: another ending.
+            OSError: `path` cannot be written.
+        """
+        check_output(path, self.formats, self.what)
+
+    def write(self, path: Output, *arguments: Any) -> None:
+        """Write a file, atomically.
+
+        Args:
+            path: of the file; or an open binary file, which gets the whole file once it is written, and nothing if
+                that fails. Its format is that of the ending of its `name`, if it has one, else the first of `formats`.
+            arguments: for the function that writes this format.
+
+        Raises:
+            ValueError, OSError: as `check`, or from that function.
+        """
+        with _place_of(path, next(iter(self.formats))) as place:
+            self.check(place)
+            with replacing(place) as temporary:
+                self.formats[place.suffix.lower()](temporary, *arguments)
+
+
+def check_output(path: str | os.PathLike[str], endings: Iterable[str], what: str) -> None:
+    """Raise, before long work begins, when `what` ("a map") cannot be written to `path`.
+
+    Args:
+        path: of the file.
+        endings: those that it can have, in lower case.
+        what: for the message.
+
+    Raises:
+        ValueError: another ending.
+        OSError: `path` cannot be written.
+    """
+    *others, last = endings
+    if Path(path).suffix.lower() not in (*others, last):
+        known = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"{path} has an unknown ending; {what} can be written as {known}")
+    check_writable(path)
+
+
+@contextlib.contextmanager
+def _place_of(output: Output, ending: str) -> Iterator[Path]:
+    """Give the path to write; what is written there goes into `output` where that is an open file."""
+    if isinstance(output, str | os.PathLike):
+        yield Path(output)
+        return
+    name = getattr(output, "name", None)
+    with tempfile.TemporaryDirectory(prefix="convnets-torch-") as folder:
+        whole = Path(folder) / f"output{(isinstance(name, str) and Path(name).suffix) or ending}"
+        yield whole
+        with open_file(whole) as file:
+            shutil.copyfileobj(file, output)
+
+
 def to_open_files(ending: str) -> Callable[[Write], Write]:
     """A decorator of functions that write a file at `path`: they take an open binary file there as well.
 
-    It gets the whole file once that is written and checked, and nothing where the function raises. The format is that
-    of the ending of the file's `name`, if it has one.
+    It is for those that a `Writer` does not suit; it treats such files as `Writer.write` does.
 
     Args:
-        ending: of the format for files without such a name, such as `io.BytesIO`.
+        ending: of the format for files without a name, such as `io.BytesIO`.
     """
 
     def decorate(function: Write) -> Write:
         @functools.wraps(function)
-        def write(*arguments: Any, **named: Any) -> Any:
+        def with_path(*arguments: Any, **named: Any) -> Any:
             bound = inspect.signature(function).bind(*arguments, **named)
-            output = bound.arguments["path"]
-            if not hasattr(output, "write"):
-                return function(*arguments, **named)
-            name = getattr(output, "name", None)
-            with tempfile.TemporaryDirectory(prefix="convnets-torch-") as folder:
-                whole = Path(folder) / f"output{(isinstance(name, str) and Path(name).suffix) or ending}"
-                bound.arguments["path"] = whole
-                result = function(*bound.args, **bound.kwargs)
-                with open_file(whole) as file:
-                    shutil.copyfileobj(file, output)
-            return result
+            with _place_of(bound.arguments["path"], ending) as bound.arguments["path"]:
+                return function(*bound.args, **bound.kwargs)
 
-        return write  # type: ignore[return-value]
+        return with_path  # type: ignore[return-value]
 
     return decorate
 
@@ -246,7 +309,7 @@ def _own_folder(parent: Path) -> Iterator[Path]:
 
 def _remove_left_over(parent: Path) -> None:
     """Remove, once in a process, the folders of `replacing` that nobody works in any more."""
-    if parent in _cleaned:
+    if parent in _cleaned or is_scratch(parent.name):  # in one of them this process works itself
         return
     _cleaned.add(parent)
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
@@ -423,9 +486,7 @@ def check_page(path: Path, what: str) -> None:
         ValueError: another ending than .html.
         OSError: `path` cannot be written.
     """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{path} has an unknown ending; {what} is a page: name a file that ends in .html")
-    check_writable(path)
+    check_output(path, (".html", ".htm"), what)
 
 
 def check_kept(output: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:

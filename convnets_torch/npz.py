@@ -7,6 +7,8 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -26,6 +28,12 @@ DAMAGED = (
     ValueError, TypeError, KeyError, AttributeError, OverflowError, SyntaxError, MemoryError, RuntimeError, EOFError,
     struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays into an `.npz` file, compressed, whatever the file is called."""
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read_npz(file: str | os.PathLike[str] | IO[bytes], *, max_bytes: int | None = None) -> dict[str, NDArray[Any]]:

@@ -14,7 +14,7 @@ import skimage
 from PIL import Image
 
 from convnets_torch.heatmaps.api import Heatmap, class_map, heatmap
-from convnets_torch.visualization.overlays import overlay, save_image
+from convnets_torch.visualization.overlays import save_image
 from convnets_torch.weights import load
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -39,7 +39,7 @@ def main() -> None:
 
 def beside(one: Heatmap, other: Heatmap) -> Image.Image:
     """Two maps over their pictures, side by side."""
-    images = [overlay(each) for each in (one, other)]
+    images = [each.draw() for each in (one, other)]
     left, right = (image.resize((round(image.width * HEIGHT / image.height), HEIGHT)) for image in images)
     page = Image.new("RGB", (left.width + GAP + right.width, HEIGHT), (255, 255, 255))
     page.paste(left, (0, 0))

@@ -26,13 +26,9 @@ LAYERS = (  # from the top; what stands in a row imports nothing else of its row
     {"convnets_torch.images"},
     {"convnets_torch.npz", "convnets_torch.safetensors_io"},
     {"convnets_torch.files"},
-    {"convnets_torch.text", "convnets_torch._version"},
+    {"convnets_torch.text", "convnets_torch.options", "convnets_torch._version"},
 )
 NAMES = {"convnets_torch.__init__", "convnets_torch._moved"}  # which name what is anywhere, and import it when asked
-LEFT = {  # arrows that are to go
-    ("convnets_torch.visualization.overlays", "convnets_torch.heatmaps.maps"),
-    ("convnets_torch.heatmaps.maps", "convnets_torch.heatmaps.outputs"),
-}
 LOOSE = 12  # modules at the top of convnets_torch, at most
 
 
@@ -59,9 +55,7 @@ def imports(module: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
 
 def arrows() -> dict[str, set[str]]:
     known = modules()
-    found = {module: set(imports(module, path, known)) for module, path in known.items() if module not in NAMES}
-    assert all(arrow[1] in found[arrow[0]] for arrow in LEFT)
-    return {module: {other for other in others if (module, other) not in LEFT} for module, others in found.items()}
+    return {module: set(imports(module, path, known)) for module, path in known.items() if module not in NAMES}
 
 
 def floor(module: str) -> tuple[int, str]:

@@ -163,7 +163,7 @@ def test_misuse_is_told(command, lite_weights, photographs, tmp_path, monkeypatc
     [
         (["--order", "number", "--json"], 2, "are for one picture"),
         (["-o", "x.png"], 2, "histogram of one layer"),
-        (["--layer", "relu0", "-o", "x.txt"], 1, "statistics are written as"),
+        (["--layer", "relu0", "-o", "x.txt"], 1, "statistics can be written as"),
     ],
 )
 def test_misuse_with_several_pictures_is_told(command, lite_weights, photographs, options, code, said):

@@ -166,8 +166,8 @@ def test_what_cannot_be_done_is_one_line_and_nothing_is_written(command, vectors
     with np.load(vectors) as file:
         np.savez(equal, **dict(file) | {"vectors": np.ones((18, 4), np.float32)})
     cases = [
-        ([vectors, "-o", tmp_path / "m.svg"], "a map is a page: name a file that ends in .html"),
-        ([vectors, "--save", tmp_path / "m.npz"], "a map is saved as .safetensors"),
+        ([vectors, "-o", tmp_path / "m.svg"], "a map can be written as .html or .htm"),
+        ([vectors, "--save", tmp_path / "m.npz"], "a map of pictures can be written as .safetensors"),
         ([vectors, "-o", tmp_path / "none" / "m.html"], "create it first"),
         ([lite_weights, folder / "coffee_0.png", folder / "coffee_1.png", "-o", page], "a map needs 3 or more"),
         ([lite_weights, tmp_path / "alone", "-o", page], "none of 1 pictures could be used; the first: "),

@@ -106,7 +106,7 @@ def test_what_cannot_be_explained_is_one_sentence(command, lite_weights, photogr
     picture = photographs / "coffee.png"
     code, _, said = command("explain", lite_weights, picture, "-o", tmp_path / "page.png")
     assert (code, said.count("\n")) == (1, 0)
-    assert "a page: name a file that ends in .html" in said
+    assert "an explanation can be written as .html or .htm" in said
     code, _, said = command("explain", lite_weights, picture, "-o", tmp_path / "page.html", "--layer", "block99")
     assert code == 1
     assert "has no layer 'block99'; did you mean" in said

@@ -91,7 +91,7 @@ def test_names_of_classes_and_files_do_not_steer_the_terminal(weights, street, t
 def test_grad_cam_names_the_endings_that_it_writes(name, weights, street, tmp_path, command):
     code, _, error = command("gradcam", weights, street, "-o", tmp_path / name)
     assert code == 1
-    assert error.endswith("Grad-CAM is written as .png, .jpg, .jpeg, .webp, .json, .npz, .npy")
+    assert error.endswith("Grad-CAM can be written as .png, .jpg, .jpeg, .webp, .json, .npz or .npy")
 
 
 def test_an_unknown_layer_is_refused_before_any_class_is_explained(weights, street, tmp_path, command):

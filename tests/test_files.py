@@ -20,6 +20,7 @@ from convnets_torch.explain.filters import first_kernels
 from convnets_torch.explain.statistics import channel_statistics, save_statistics
 from convnets_torch.files import (
     FileWarning,
+    Writer,
     check_own_folder,
     loads,
     make_folder,
@@ -285,6 +286,41 @@ def test_folders_deeper_than_python_calls_itself_do_no_harm(tmp_path):
             check_own_folder(tmp_path)
     finally:
         subprocess.run(["rm", "-rf", folder], check=True)  # pytest calls itself for each folder, too
+
+
+NOTES = Writer("a note", {".txt": lambda path, words: path.write_text(words), ".raw": lambda path, _: path.touch()})
+
+
+@pytest.mark.parametrize(("name", "written"), [("a.txt", "dear"), ("a.TXT", "dear"), ("a.raw", "")])
+def test_the_ending_says_what_is_written(name, written, tmp_path):
+    NOTES.write(tmp_path / name, "dear")
+    assert (tmp_path / name).read_text() == written
+    with (tmp_path / name).open("wb") as file:
+        NOTES.write(file, "dear")
+    assert (tmp_path / name).read_text() == written
+
+
+def test_another_ending_is_refused_before_anything_is_written(tmp_path):
+    held = BytesIO()
+    NOTES.write(held, "dear")  # no name, so the first format
+    assert held.getvalue() == b"dear"
+    for refused in (NOTES.check, partial(NOTES.write)):
+        for name in ("a.gif", "a", "txt"):
+            with pytest.raises(
+                ValueError, match=rf"{name} has an unknown ending; a note can be written as .txt or .raw$"
+            ):
+                refused(tmp_path / name)
+        with pytest.raises(FileNotFoundError, match="create it first"):
+            refused(tmp_path / "none" / "a.txt")
+    with pytest.raises(ValueError, match=r"a letter can be written as \.txt$"):
+        Writer("a letter", {".txt": Path.touch}).check("a.gif")
+    (tmp_path / "a.txt").write_text("old")
+    held = BytesIO()
+    for place in (tmp_path / "a.txt", held):
+        with pytest.raises(TypeError):
+            NOTES.write(place, b"no text")
+    assert held.getvalue() == b""
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_what_writes_a_file_at_a_path_writes_the_same_into_an_open_file(tmp_path):

@@ -96,14 +96,14 @@ def test_alexnets_cells_begin_where_valid_convolutions_put_them(network):
     even = cam_cells(network, "head.flatten", (1, 4), network.card, (256, 256))
     np.testing.assert_allclose(even.centres(1), 14 + 227 * np.array([0.125, 0.375, 0.625, 0.875]))
     values = np.random.default_rng(0).random((13, 13)).astype(np.float32)
-    whole = cells.at_picture_size(values)
+    whole = cells.resample(values)
     assert whole.shape == (256, 512)
     assert not whole[:14].any()
     assert not whole[:, -30:].any()
     row, column = 14 + 17.5 + 16 * 3, 2 * (14 + 17.5 + 16 * 5)  # a cell's centre, between pixels
     near = whole[int(row - 0.5) : int(row + 1), int(column - 0.5) : int(column + 1)]
     assert near.mean() == pytest.approx(values[3, 5], abs=0.05)
-    seen = torch.from_numpy(cells.at_seen_size(values))
+    seen = torch.from_numpy(cells.resample_seen(values))
     inner = F.interpolate(torch.from_numpy(values)[None, None], size=(13 * 16, 13 * 16), mode="bilinear")[0, 0]
     torch.testing.assert_close(seen[10:218, 10:218][8:-8, 8:-8], _shifted(inner)[8:-8, 8:-8], atol=0.05, rtol=0)
 
@@ -117,8 +117,8 @@ def test_boxes_of_cells_tile_what_was_seen(network):
     cells = cam_cells(network, last_convolution(network), (13, 13), network.card, (240, 300))
     boxes = cells.boxes()
     assert boxes.shape == (13, 13, 4)
-    np.testing.assert_allclose(boxes[0, 0, :2], cells.seen[:2])
-    np.testing.assert_allclose(boxes[-1, -1, 2:], cells.seen[2:])
+    np.testing.assert_allclose(boxes[0, 0, :2], cells.part[:2])
+    np.testing.assert_allclose(boxes[-1, -1, 2:], cells.part[2:])
     np.testing.assert_allclose(boxes[:, 1:, 0], boxes[:, :-1, 2])
     np.testing.assert_allclose(boxes[1:, :, 1], boxes[:-1, :, 3])
 
@@ -193,7 +193,7 @@ def test_what_is_written_holds_the_map(ending, network, street, tmp_path):
         read = json.loads(path.read_text())
         np.testing.assert_allclose(read["values"], maps[0].values, atol=1e-6)
         assert read["target"]["wnid"] == "n02084071"
-        assert read["cells"]["seen"] == maps[0].cells.seen._asdict()
+        assert read["cells"]["seen"] == maps[0].cells.part._asdict()
         assert len(json.loads(several.read_text())) == 2
     elif ending in ("npz", "npy"):
         read = np.load(path)["values"] if ending == "npz" else np.load(path)
@@ -257,17 +257,17 @@ def test_misuse_of_the_command(weights, street, tmp_path, command):
     assert command("gradcam", weights, street, "--json", "--against", "dog")[0] == 2
     assert command("gradcam", weights, street, "--json", "--report", tmp_path / "report.txt")[0] == 2
     code, _, said = command("gradcam", weights, street, "-o", tmp_path / "map.html")
-    assert (code, "is written as .png" in said) == (1, True)
+    assert (code, "can be written as .png" in said) == (1, True)
     code, _, said = command("gradcam", weights, street, "--json", "--layer", "relu5")
     assert (code, "did you mean" in said) == (1, True)
 
 
 def test_what_the_network_did_not_see_is_faded_at_any_size(network):
     found = gradcam(network, np.zeros((300, 500, 3), np.uint8), "dog", method="layercam")
-    left, top, right, bottom = found.cells.seen
-    card = replace(found.cells, seen=Box(left + 40, top + 3, right, bottom - 9))
-    for each, factor in ((replace(found, cells=card), 1.0), (_scaled(replace(found, cells=card)), 640 / 500)):
+    left, top, right, bottom = found.grid.part
+    cut = replace(found.grid, part=Box(left + 40, top + 3, right, bottom - 9))
+    for each, factor in ((replace(found, grid=cut), 1.0), (_scaled(replace(found, grid=cut)), 640 / 500)):
         clear = (np.asarray(_photograph(each)) == 0).all(axis=2)
         rows, columns = np.flatnonzero(clear.any(axis=1)), np.flatnonzero(clear.any(axis=0))
         ends = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-        np.testing.assert_allclose(ends, np.array(card.seen) * factor, atol=1.01)
+        np.testing.assert_allclose(ends, np.array(cut.part) * factor, atol=1.01)

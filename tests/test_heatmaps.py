@@ -13,7 +13,7 @@ from converters import convert
 from convnets_torch.card import Card
 from convnets_torch.fcn.score_map import score_map
 from convnets_torch.heatmaps.api import ClassMap, Heatmap, class_map, heatmap, save_sheet
-from convnets_torch.heatmaps.maps import Placement
+from convnets_torch.heatmaps.maps import Box, CellGrid
 from convnets_torch.images.preprocessing import normalize, preset
 from convnets_torch.inference.classification import classify
 from convnets_torch.visualization import overlays
@@ -164,17 +164,24 @@ def test_boxes_keep_heights_and_widths_apart():
 # Pictures
 
 
+def sliding(size, seen, stride, side, fields, interpolation="bilinear") -> CellGrid:
+    """Windows of `side` pixels that slide over all of a picture."""
+    whole, shape = Box(0, 0, *size[::-1]), (len(fields[0]), len(fields[1]))
+    place, window = (side / 2, side / 2), (side, side)
+    return CellGrid(size, whole, seen, shape, place, (stride, stride), window, fields, interpolation)
+
+
 def over(values, height, width, seen=None) -> dict:
     """Cells over a grey picture, every 32 pixels, with windows of 224, of a network with twenty classes."""
     values = np.asarray(values, np.float32)
     rule = preset("vgg16")
     seen = seen or (height, width)
     rows, columns = (((0, side),) * count for side, count in zip(seen, values.shape, strict=True))
-    place = Placement((height, width), seen, 32, (224, 224), rows, columns)
+    grid = sliding((height, width), seen, 32, 224, (rows, columns))
     return {
         "values": values,
         "picture": np.full((height, width, 3), 128, np.uint8),
-        "placement": place,
+        "grid": grid,
         "best_ids": np.broadcast_to(np.arange(5, dtype=np.int32), (*values.shape, 5)),
         "best_probabilities": np.broadcast_to(np.linspace(0.5, 0.1, 5, dtype=np.float32), (*values.shape, 5)),
         "card": Card("vgg16", {"classes": 20}, rule, None),
@@ -230,7 +237,7 @@ def test_a_map_is_saved_as_picture_or_numbers(tmp_path):
     assert plain[-1, -1].sum() > 2 * plain[160, 208].sum() > 10 * plain[0, 0].sum()  # bright is likely, black is not
     found.save(tmp_path / "map.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "map.npy"), found.probabilities)
-    with pytest.raises(ValueError, match=r"map\.tiff has an unknown ending; name a picture: .png"):
+    with pytest.raises(ValueError, match=r"map\.tiff has an unknown ending; a heatmap can be written as .png"):
         found.save(tmp_path / "map.tiff")
     assert len(list(tmp_path.iterdir())) == 5
 
@@ -275,7 +282,7 @@ def test_each_cell_of_a_class_map_has_the_colour_of_its_class():
     class_ids = np.array([[3, 3, 5, 5], [3, 3, 5, 7]])
     names = {3: "tiger shark", 5: "electric ray", 7: "cock"}
     found = ClassMap(**over(np.ones((2, 4)), 288, 320), class_ids=class_ids, names=names)
-    image = np.asarray(overlays.class_overlay(found)).astype(int)
+    image = np.asarray(found.draw()).astype(int)
     assert image.shape[1] == 320
     assert image.shape[0] > 288 + 20
     colors = np.array(overlays.CLASS_COLORS)
@@ -289,7 +296,7 @@ def test_more_classes_than_colours_share_grey(tmp_path):
     class_ids = np.arange(12).reshape(3, 4)
     names = {class_id: f"class {class_id}" for class_id in range(12)}
     found = ClassMap(**over(np.ones((3, 4)), 320, 320), class_ids=class_ids, names=names)
-    image = np.asarray(overlays.class_overlay(found)).astype(int)
+    image = np.asarray(found.draw()).astype(int)
     assert np.abs(image[112 + 64, 112 + 96] - (128 + overlays.OPAQUE * (150 - 128))).max() <= 2  # class 11
     found.save(tmp_path / "map.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "map.npy"), class_ids)

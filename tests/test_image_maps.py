@@ -202,7 +202,7 @@ def test_a_map_comes_back_from_its_file_as_it_was(small, tmp_path):
 def test_a_map_is_saved_with_an_entry_for_each_place(small, tmp_path):
     with pytest.raises(ValueError, match="59 entries and 60 places"):
         save_map(small, ENTRIES[1:], tmp_path / "m.safetensors")
-    with pytest.raises(ValueError, match=r"a map is saved as \.safetensors"):
+    with pytest.raises(ValueError, match=r"a map of pictures can be written as \.safetensors"):
         save_map(small, ENTRIES, tmp_path / "m.npz")
 
 

@@ -116,7 +116,7 @@ def test_legends_keep_their_shares(width):
     ids = np.arange(12).reshape(2, 6) % 9
     names = {number: f"Épée {number} of many words" for number in range(9)}
     cells = ClassMap(**over(np.full((2, 6), 0.5), 224, width), class_ids=ids, names=names)
-    page = np.asarray(overlays.class_overlay(cells))
+    page = np.asarray(cells.draw())
     assert page.shape[1] == width
     assert (page[224:, -1] == 255).all()
     assert (page[-1] == 255).all()

@@ -15,7 +15,7 @@ import convnets_torch
 from convnets_torch.heatmaps.api import class_map, contrast, heatmap, probability_map
 from convnets_torch.heatmaps.many import heatmap_each
 from convnets_torch.heatmaps.maps import find_regions
-from convnets_torch.heatmaps.scales import fused, sizes_of
+from convnets_torch.heatmaps.scales import sizes_of
 from convnets_torch.images.decoding import PictureWarning
 from convnets_torch.images.preprocessing import fit_longest_side, normalize
 from convnets_torch.inference.classification import classify
@@ -210,7 +210,7 @@ def test_fusing_takes_the_mean_or_the_maximum_at_the_same_places(network, pixels
         assert most.window(row, column) == winner.window(*cell)
         assert most.top_at(row, column) == winner.top_at(*cell)
     with pytest.raises(ValueError, match="unknown way to fuse scales 'sum'; known: mean, max"):
-        fused(list(most.scales), "sum")  # type: ignore[arg-type]
+        values("sum")
 
 
 def test_automatic_scales_are_octaves_from_one_window_on():

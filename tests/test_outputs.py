@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from convnets_torch.heatmaps.api import contrast, heatmap, probability_map, save_sheet
-from convnets_torch.heatmaps.maps import contrast_of
-from convnets_torch.heatmaps.outputs import check_output
+from convnets_torch.heatmaps.maps import CellMap, contrast_of
 from convnets_torch.visualization import overlays
 from convnets_torch.weights import load
 from convnets_torch.wordnet.targets import Target
@@ -71,6 +70,18 @@ def test_all_classes_are_numbers_in_an_npz(network, photographs, tmp_path):
         assert image.width == 600
 
 
+def test_several_maps_share_what_is_of_their_cells(network, photographs, tmp_path):
+    every = probability_map(network, photographs / "coffee.png")
+    winners = [every.class_map(), every.class_map("dog")]
+    save_sheet(winners, tmp_path / "both.npz")
+    with np.load(tmp_path / "both.npz") as arrays:
+        np.testing.assert_array_equal(arrays["values"], np.stack([each.values for each in winners]))
+        np.testing.assert_array_equal(arrays["class_ids"], np.stack([each.class_ids for each in winners]))
+        assert arrays["best_ids"].shape == (*winners[0].values.shape, 5)
+        kinds = [each["kind"] for each in json.loads(str(arrays["mapping"]))["maps"]]
+    assert kinds == ["classes", "classes"]
+
+
 def test_a_page_holds_every_layer_and_asks_no_network(network, photographs, tmp_path):
     maps = [*heatmap(network, photographs / "coffee.png", ["espresso", "cup"])]
     difference = contrast(network, photographs / "coffee.png", "espresso", "cup")
@@ -87,8 +98,10 @@ def test_maps_of_other_cells_do_not_go_into_one_file(tmp_path):
         save_sheet([made(np.zeros((4, 7))), made(np.zeros((3, 7)), 288)], tmp_path / "sheet.png")
     with pytest.raises(ValueError, match="there is no map to write"):
         save_sheet([], tmp_path / "sheet.png")
-    with pytest.raises(ValueError, match=r"x.tiff has an unknown ending; name a picture: .* \(or .html for a page"):
-        check_output(tmp_path / "x.tiff")
+    with pytest.raises(
+        ValueError, match=r"x.tiff has an unknown ending; a heatmap can be written as .png, .* or .html"
+    ):
+        CellMap.writer.check(tmp_path / "x.tiff")
     assert not any(tmp_path.iterdir())
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from convnets_torch.fcn.graph import grid_of
 from convnets_torch.fcn.score_map import score_map
-from convnets_torch.heatmaps.maps import Placement
 from convnets_torch.heatmaps.scales import placement_of
+from tests.test_heatmaps import sliding
 from tests.test_networks import random
 from tests.test_streaming import THIN, thin_network
 
@@ -68,7 +68,7 @@ def test_receptive_fields_of_resized_pictures_reach_as_far_as_the_filter(interpo
     """A pixel of the picture changes what the network saw only where a field says so."""
     size = (150, 200)
     single = [tuple((place, place + 1) for place in range(side)) for side in seen]
-    placement = Placement(size, seen, 1, (1, 1), single[0], single[1], interpolation)
+    placement = sliding(size, seen, 1, 1, tuple(single), interpolation)
     resample = Image.Resampling[interpolation.upper()]
     generator = np.random.default_rng(0)
     for row in generator.integers(0, size[0], 25):
@@ -82,7 +82,7 @@ def test_receptive_fields_of_resized_pictures_reach_as_far_as_the_filter(interpo
 
 
 def test_the_nearest_cell_has_the_nearest_centre():
-    placement = Placement((480, 640), (240, 320), 32, (224, 224), ((0, 1),) * 3, ((0, 1),) * 4)
+    placement = sliding((480, 640), (240, 320), 32, 224, (((0, 1),) * 3, ((0, 1),) * 4))
     rows, columns = placement.windows(0).mean(axis=1), placement.windows(1).mean(axis=1)
     generator = np.random.default_rng(1)
     for x, y in zip(generator.integers(0, 640, 200), generator.integers(0, 480, 200), strict=True):

@@ -129,7 +129,7 @@ def test_files_hold_the_same_numbers(network, pictures, tmp_path):
             np.testing.assert_array_equal([float(row[name]) for row in own], values)
             np.testing.assert_array_equal(arrays[f"{each.layer}.{name}"], values)
         assert entry["dead"] == [channel for channel, row in enumerate(own) if row["dead"] == "1"]
-    with pytest.raises(ValueError, match=r"statistics are written as \.json, \.csv, \.npz"):
+    with pytest.raises(ValueError, match=r"statistics can be written as \.json, \.csv or \.npz"):
         save_statistics(found, tmp_path / "out.png")
 
 

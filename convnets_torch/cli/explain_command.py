@@ -153,12 +153,12 @@ def activations(
             )
         failed = _statistics(load, images, layer, output, as_json, reading)
         raise typer.Exit(1 if failed else 0)
-    from convnets_torch.explain.channels import activation_grids, check_grids_output
+    from convnets_torch.explain.channels import WRITER, activation_grids
     from convnets_torch.files import check_kept
 
     folder = output is not None and (output.is_dir() or not output.suffix)
     if output is not None and not folder:
-        check_grids_output(output)
+        WRITER.check(output)
         check_kept(output, images)
     network = load()
     with warnings_as_lines():
@@ -232,7 +232,7 @@ def _statistics(
                 " --json; statistics go into .json, .csv or .npz"
             )
     elif output is not None:
-        statistics.check_statistics_output(output)
+        statistics.WRITER.check(output)
     network = load()
     if "-" in images:
         raise ValueError("standard input is one picture; name it alone")
@@ -303,9 +303,9 @@ def filters(
 ) -> None:
     """Draw what excites a layer's channels, or a class: patterns, kernels, patches of your pictures."""
     _check_together(layer, channels, target, kernels, pictures)
-    from convnets_torch.explain.filters import check_output
+    from convnets_torch.explain.filters import WRITER
 
-    check_output(output)
+    WRITER.check(output)
     if pictures and output.suffix.lower() == ".npz":
         raise typer.BadParameter("--pictures draws a sheet; name an output that ends in .png, .jpg or .webp")
     numbers = _numbers(channels)
@@ -503,7 +503,7 @@ def gradcam(
     from convnets_torch.cli.heatmap_folders import check_places, is_many, places_of
     from convnets_torch.cli.output import with_time_left
     from convnets_torch.explain.gradcam import gradcam_each
-    from convnets_torch.explain.gradcam_maps import check_cam_output
+    from convnets_torch.explain.gradcam_maps import GradCam
     from convnets_torch.files import check_kept, check_writable, replacing, resolved
     from convnets_torch.images.finding import find_pictures
 
@@ -519,7 +519,7 @@ def gradcam(
         else:
             places = [(Path(images[0]), output)]
     if output is not None and not several:
-        check_cam_output(output)
+        GradCam.writer.check(output)
         check_kept(output, images)
     if report is not None:
         if report.suffix.lower() != ".json":

@@ -224,8 +224,8 @@ def map_pictures(
     from convnets_torch.embeddings.extraction import Embedder
     from convnets_torch.embeddings.image_map import (
         PERPLEXITY,
+        WRITER,
         check_installed,
-        check_map_output,
         check_same_kind,
         load_map,
         make_map,
@@ -251,7 +251,7 @@ def map_pictures(
             raise typer.BadParameter(f"{png} has an unknown ending; a map is drawn as {', '.join(overlays.FORMATS)}")
         check_writable(png)
     if save is not None:
-        check_map_output(save)
+        WRITER.check(save)
     old = None if on is None else load_map(on)
     outputs = [file for file in (output, png, save) if file is not None]
     for file in outputs:

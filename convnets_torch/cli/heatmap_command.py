@@ -108,7 +108,6 @@ def heatmap(
         )
     from convnets_torch.files import check_kept
     from convnets_torch.heatmaps import api
-    from convnets_torch.heatmaps.outputs import check_output
 
     if every_class and output.suffix.lower() not in (".npz", ".npy"):
         raise typer.BadParameter("--all writes numbers; name an output that ends in .npz or .npy")
@@ -143,7 +142,7 @@ def heatmap(
             exclude=exclude or (),
         )
         raise typer.Exit(1 if failed else 0)
-    check_output(output)
+    api.CellMap.writer.check(output)
     check_kept(output, images)
     network = load_engine(weights, device, precision, engine, heatmap=True)
     picture = sys.stdin.buffer if images == ["-"] else images[0]

@@ -177,12 +177,12 @@ def check_places(places: list[tuple[Path, Path]], output: Path, report: str | No
 
 def _written(result: Mapped, targets: list[str], output: Path, place: Path, threshold: float) -> dict[str, Any]:
     """Write the maps of a picture to `place` in the folder `output`; what the report says of it."""
-    from convnets_torch.heatmaps.outputs import save
+    from convnets_torch.heatmaps.api import save_sheet
 
     if result.error is not None:
         return {"error": one_line(result.error)}
     try:
-        save(result.maps, make_folder(output, place.parent) / place.name, threshold=threshold)
+        save_sheet(result.maps, make_folder(output, place.parent) / place.name, threshold=threshold)
     except (OSError, ValueError) as error:  # a kind of picture may not hold as many pixels
         return {"error": one_line(error)}
     height, width = result.maps[0].size
@@ -198,12 +198,10 @@ def _written(result: Mapped, targets: list[str], output: Path, place: Path, thre
 
 
 def _described(words: str, found: Heatmap, threshold: float) -> dict[str, Any]:
-    from convnets_torch.heatmaps.outputs import highest_and_regions
-
     return {
         "target": words,
         "label": found.target.label,
         "wnid": found.target.wnid,
         "window": list(found.window(*found.peak)),
-        **highest_and_regions(found, threshold),
+        **found.highest_and_regions(threshold),
     }

@@ -25,7 +25,7 @@ from openTSNE.nearest_neighbors import KNNIndex
 from scipy.sparse import csr_matrix
 
 from convnets_torch import files
-from convnets_torch.files import Output, check_writable, path_of, to_open_files
+from convnets_torch.files import Output, Writer
 from convnets_torch.safetensors_io import read_arrays, write_arrays
 from convnets_torch.text import ConvnetsTorchWarning
 
@@ -353,19 +353,6 @@ class SavedMap:
     about: dict[str, str]
 
 
-def check_map_output(path: Path) -> None:
-    """Raise, before long work begins, when a map cannot be saved at `path`.
-
-    Raises:
-        ValueError: another ending than .safetensors.
-        OSError: `path` cannot be written.
-    """
-    if path.suffix.lower() != ".safetensors":
-        raise ValueError(f"{path} has an unknown ending; a map is saved as .safetensors")
-    check_writable(path)
-
-
-@to_open_files(".npz")
 def save_map(
     image_map: ImageMap,
     entries: Sequence[MapEntry],
@@ -390,15 +377,16 @@ def save_map(
     >>> load_map("map.safetensors").entries[39]
     MapEntry(name='39.jpg', words='', probability=None)
     """
-    path = path_of(path)
-    check_map_output(path)
     if len(entries) != len(image_map.positions):
         raise ValueError(f"there are {len(entries)} entries and {len(image_map.positions)} places; give one for each")
     text = json.dumps([list(asdict(entry).values()) for entry in entries]).encode()
     arrays: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(getattr(image_map, name)) for name in ARRAYS}
     arrays["entries"] = np.frombuffer(text, np.uint8)
     said = {"schema": SCHEMA, "perplexity": image_map.perplexity, "about": dict(about or {})}
-    write_arrays(path, arrays, {KEY: json.dumps(said)})  # one text: the order of several is by chance
+    WRITER.write(path, arrays, {KEY: json.dumps(said)})  # one text: the order of several is by chance
+
+
+WRITER = Writer("a map of pictures", {".safetensors": write_arrays})
 
 
 def load_map(path: str | os.PathLike[str]) -> SavedMap:

@@ -13,21 +13,22 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Unpack
 
 from convnets_torch.explain.activations import BROKEN, observed
 from convnets_torch.explain.layer_names import LayerLike, candidates, find_layers, needed
-from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
-from convnets_torch.images.decoding import Picture, Reading, decode, picture_name, warn
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.files import Output, Writer
+from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, decode, picture_name, warn
 from convnets_torch.images.preprocessing import Pixels, center_crop, fit_longest_side, normalize
 from convnets_torch.inference.batching import is_too_small
 from convnets_torch.inference.classification import ready_card, square_input, to_parameters
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
+from convnets_torch.npz import write_npz
+from convnets_torch.options import checked, shows
 from convnets_torch.text import check_choice
-from convnets_torch.visualization import overlays
 from convnets_torch.visualization.letters import Letters, Pen
-from convnets_torch.visualization.overlays import DIVERGING, GREY, INFERNO, INK, PAPER, palette
+from convnets_torch.visualization.overlays import DIVERGING, GREY, INFERNO, INK, PAPER, palette, picture_formats
 
 Order = Literal["strongest", "number"]
 Scale = Literal["channel", "layer"]
@@ -83,6 +84,7 @@ class ChannelGrid:
         return draw_page([self], width)
 
 
+@shows(ReadingKeywords, Reading)
 def activation_grids(
     network: Network,
     image: Picture,
@@ -92,10 +94,7 @@ def activation_grids(
     channels: int = CHANNELS,
     scale: Scale | None = None,
     longest_side: int | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> list[ChannelGrid]:
     """What the channels of layers give for one image, as numbers that draw themselves.
 
@@ -113,7 +112,7 @@ def activation_grids(
             are always scaled as a whole.
         longest_side: resize the whole picture to so many pixels on its longer side, instead of cutting its centre to
             the network's own size; then only layers of `features` can be had.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+        reading: as in `read_picture`.
 
     Returns:
         One grid for each layer, in the order in which they run.
@@ -141,7 +140,7 @@ def activation_grids(
         names = [name for name in candidates(network) if name.startswith("features.")]
     else:
         names = find_layers(network, layers)
-    decoded = decode(image, Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
+    decoded = decode(image, Reading(card.preprocessing.exif, **checked(reading, ReadingKeywords)))
     warn(decoded.remarks)
     if longest_side is None:
         picture, inputs = center_crop(decoded.pixels, card.preprocessing), square_input(decoded.pixels, card)
@@ -169,7 +168,6 @@ def activation_grids(
     return list(grids.values())
 
 
-@to_open_files(".png")
 def save_grids(grids: Sequence[ChannelGrid], path: Output, *, width: int = 800) -> None:
     """Write channels of one image: one page of all layers, or their numbers.
 
@@ -191,13 +189,12 @@ def save_grids(grids: Sequence[ChannelGrid], path: Output, *, width: int = 800) 
     >>> np.load("channels.npz")["features.relu_5.values"].shape
     (8, 13, 13)
     """
-    path = path_of(path)
-    check_grids_output(path)
     if not grids:
         raise ValueError("there is no layer to write; give one or more")
-    if path.suffix.lower() != ".npz":
-        overlays.save_image(draw_page(grids, width), path)
-        return
+    WRITER.write(path, grids, width)
+
+
+def _write_arrays(path: Path, grids: Sequence[ChannelGrid], _: int) -> None:
     arrays: dict[str, NDArray[np.generic]] = {
         "picture": grids[0].picture,
         "layers": np.array([grid.layer for grid in grids]),
@@ -206,22 +203,7 @@ def save_grids(grids: Sequence[ChannelGrid], path: Output, *, width: int = 800) 
         arrays[f"{grid.layer}.values"] = grid.values
         arrays[f"{grid.layer}.channels"] = grid.channels
         arrays[f"{grid.layer}.strengths"] = grid.strengths
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def check_grids_output(path: Path) -> None:
-    """Raise, before long work begins, when grids cannot be written to `path`.
-
-    Raises:
-        ValueError: another ending than that of a picture or of numbers.
-        OSError: `path` cannot be written.
-    """
-    if path.suffix.lower() not in (*overlays.FORMATS, ".npz"):
-        raise ValueError(
-            f"{path} has an unknown ending; name a picture: {', '.join(overlays.FORMATS)}, or .npz (numbers)"
-        )
-    check_writable(path)
+    write_npz(path, arrays)
 
 
 def _grid(name: str, output: Tensor, order: Order, channels: int, scale: Scale | None, picture: Pixels) -> ChannelGrid:
@@ -356,6 +338,9 @@ class _Block:
             draw.text((x, y + self.tile_height + 1), str(channel), INK, self.font)
             draw.text((x + self.tile_width, y + self.tile_height + 1), strength, GREY, self.font, anchor="ra")
         return top + self.body
+
+
+WRITER = Writer("channels", {**picture_formats(draw_page), ".npz": _write_arrays})
 
 
 def words(grid: ChannelGrid) -> list[str]:

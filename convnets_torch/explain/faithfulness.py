@@ -188,7 +188,7 @@ def measure_faithfulness(network: Network, found: GradCam, *, steps: int = STEPS
         return probabilities(network(images), card)[:, ids].sum(dim=1).clamp(max=1)
 
     image = to_parameters(square_input(found.picture, card), network)
-    importance = torch.from_numpy(found.cells.at_seen_size(found.values)).to(image.device)
+    importance = torch.from_numpy(found.grid.resample_seen(found.values)).to(image.device)
     kept = torch.stack([image, masked(image, importance)])
     with torch.inference_mode():
         whole, left = probability(kept).tolist()

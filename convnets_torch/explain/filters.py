@@ -8,7 +8,6 @@ its own objective, not on who is beside it (but for rounding, where a library co
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 
 from convnets_torch.explain.activations import BROKEN, run_to
 from convnets_torch.explain.layer_names import LayerLike, find_layer
-from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
+from convnets_torch.files import Output, Writer
 from convnets_torch.images.preprocessing import Pixels, Preprocessing, general
 from convnets_torch.images.resizing import normalized
 from convnets_torch.inference.batching import in_batches
@@ -31,6 +30,7 @@ from convnets_torch.inference.classification import card_of
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network, check_eval_mode
 from convnets_torch.networks.tracing import unwrapped
+from convnets_torch.npz import write_npz
 from convnets_torch.text import check_choice
 from convnets_torch.visualization import overlays
 from convnets_torch.wordnet.targets import Target, Targets, checked_targets
@@ -62,7 +62,6 @@ class FirstKernels:
     pictures: NDArray[np.uint8]
     peaks: NDArray[np.float32]
 
-    @to_open_files(".png")
     def save(self, path: Output) -> None:
         """Write the kernels as a sheet (`.png`, `.jpg`, `.webp`) or as arrays (`.npz`), atomically.
 
@@ -70,8 +69,16 @@ class FirstKernels:
             ValueError: another ending.
             OSError: `path` cannot be written.
         """
+        WRITER.write(path, self)
 
-        save_kernels(self, path_of(path))
+    def draw(self) -> Image.Image:
+        """The kernels side by side, with their numbers and largest weights."""
+        labels = [f"{number}\nmost {short(peak)}" for number, peak in enumerate(self.peaks)]
+        return _sheet(self.pictures, labels, f"{self.layer}: kernels, grey is 0, each up to its largest weight")
+
+    def arrays(self) -> dict[str, Any]:
+        """What an `.npz` holds."""
+        return {name: getattr(self, name) for name in ("pictures", "weights", "peaks", "layer")}
 
 
 def first_kernels(network: nn.Module) -> FirstKernels:
@@ -289,7 +296,6 @@ class FilterPatterns:
         """(K,) whether the picture excites its unit more than the noise; not so where no gradient came through."""
         return self.after > self.before
 
-    @to_open_files(".png")
     def save(self, path: Output) -> None:
         """Write the pictures, atomically.
 
@@ -301,8 +307,21 @@ class FilterPatterns:
             ValueError: another ending.
             OSError: `path` cannot be written.
         """
+        WRITER.write(path, self)
 
-        save_patterns(self, path_of(path))
+    def draw(self) -> Image.Image:
+        """The pictures side by side, with their units and activations."""
+        labels = []
+        for unit, before, after, excited in zip(self.units, self.before, self.after, self.excited, strict=True):
+            rise = f"{short(before)} to {short(after)}" if excited else "not excited"
+            labels.append(f"{words_of(unit)}\n{rise}")
+        title = f"{self.layer}, {self.form}, {self.steps} steps: activation from noise to picture"
+        return _sheet(self.pictures, labels, title)
+
+    def arrays(self) -> dict[str, Any]:
+        """What an `.npz` holds."""
+        names = ("pictures", "start", "before", "after", "layer", "form", "steps", "seed")
+        return {name: getattr(self, name) for name in names} | {"units": np.array([words_of(u) for u in self.units])}
 
 
 def words_of(unit: Unit) -> str:
@@ -507,63 +526,16 @@ def _value(output: Tensor, unit: int | tuple[int, int, int]) -> Tensor:
     return output[unit].mean() if isinstance(unit, int) else output[unit]
 
 
-WIDTH = 800  # pixels of the narrowest page
 TILE = 128  # pixels of a picture's width in a sheet of many
 LARGE_TILE = 240  # and of few
 
 
-def check_output(path: str | os.PathLike[str]) -> Path:
-    """Raise, before long work begins, when pictures cannot be written to `path`.
-
-    Raises:
-        ValueError: another ending than that of a picture or `.npz`.
-        OSError: `path` cannot be written.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in (*overlays.FORMATS, ".npz"):
-        raise ValueError(f"{path} has an unknown ending; name a picture: {', '.join(overlays.FORMATS)}, or .npz")
-    check_writable(path)
-    return path
-
-
-def save_patterns(patterns: FilterPatterns, path: str | os.PathLike[str]) -> None:
-    """What `FilterPatterns.save` says."""
-
-    path = check_output(path)
-    if path.suffix.lower() == ".npz":
-        names = ("pictures", "start", "before", "after", "layer", "form", "steps", "seed")
-        words = [words_of(unit) for unit in patterns.units]
-        _save_arrays(path, {name: getattr(patterns, name) for name in names} | {"units": np.array(words)})
-        return
-    labels = []
-    for unit, before, after, excited in zip(
-        patterns.units, patterns.before, patterns.after, patterns.excited, strict=True
-    ):
-        rise = f"{short(before)} to {short(after)}" if excited else "not excited"
-        labels.append(f"{words_of(unit)}\n{rise}")
-    title = f"{patterns.layer}, {patterns.form}, {patterns.steps} steps: activation from noise to picture"
-    save_tiles(patterns.pictures, labels, path, title)
-
-
-def save_kernels(kernels: FirstKernels, path: str | os.PathLike[str]) -> None:
-    """What `FirstKernels.save` says."""
-    path = check_output(path)
-    if path.suffix.lower() == ".npz":
-        _save_arrays(
-            path,
-            {"pictures": kernels.pictures, "weights": kernels.weights, "peaks": kernels.peaks, "layer": kernels.layer},
-        )
-        return
-    labels = [f"{number}\nmost {short(peak)}" for number, peak in enumerate(kernels.peaks)]
-    save_tiles(kernels.pictures, labels, path, f"{kernels.layer}: kernels, grey is 0, each up to its largest weight")
-
-
-def save_tiles(pictures: Sequence[Pixels] | Pixels, labels: Sequence[str], path: Path, title: str) -> None:
+def _sheet(pictures: Sequence[Pixels] | Pixels, labels: Sequence[str], title: str) -> Image.Image:
     """Pictures in a sheet with words under each; small ones are enlarged to whole squares."""
     columns = 8 if len(pictures) > 9 else 3
     width = TILE if columns == 8 else LARGE_TILE
     tiles = [(enlarged(picture, width), label) for picture, label in zip(pictures, labels, strict=True)]
-    overlays.save_image(overlays.sheet(tiles, columns, width, title), path)
+    return overlays.sheet(tiles, columns, width, title)
 
 
 def enlarged(picture: Pixels, width: int) -> Image.Image:
@@ -579,6 +551,8 @@ def short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+def _write_arrays(path: Path, found: FilterPatterns | FirstKernels) -> None:
+    write_npz(path, found.arrays())
+
+
+WRITER = Writer("filters", {**overlays.picture_formats(lambda found: found.draw()), ".npz": _write_arrays})

@@ -17,13 +17,13 @@ from typing import Literal, SupportsIndex, TypeAlias, overload
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from convnets_torch.card import Card
 from convnets_torch.explain.activations import observed
 from convnets_torch.explain.gradcam_maps import GradCam, cam_cells
 from convnets_torch.explain.layer_names import LayerLike, find_layer, last_convolution
-from convnets_torch.images.decoding import Decoded, Picture, Reading, decode, picture_name, warn
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.decoding import Decoded, Picture, Reading, ReadingKeywords, decode, picture_name, warn
 from convnets_torch.images.preprocessing import Pixels
 from convnets_torch.inference.batching import in_batches
 from convnets_torch.inference.classification import card_of, probabilities, square_input, to_parameters
@@ -31,6 +31,7 @@ from convnets_torch.inference.pipeline import ahead, each_of, expected_pixels
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD, as_network, check_eval_mode
 from convnets_torch.networks.tracing import replicate, unwrapped
+from convnets_torch.options import checked, shows
 from convnets_torch.text import ConvnetsTorchWarning, check_choice
 from convnets_torch.wordnet.targets import Target, Targets, checked_target, checked_targets, find_target
 
@@ -309,10 +310,7 @@ def gradcam(
     against: str | int | None = None,
     layer: LayerLike | None = None,
     method: Method = "gradcam",
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> GradCam: ...
 
 
@@ -325,13 +323,11 @@ def gradcam(
     against: str | int | None = None,
     layer: LayerLike | None = None,
     method: Method = "gradcam",
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> list[GradCam]: ...
 
 
+@shows(ReadingKeywords, Reading)
 def gradcam(
     network: Network,
     image: Picture,
@@ -340,10 +336,7 @@ def gradcam(
     against: str | int | None = None,
     layer: LayerLike | None = None,
     method: Method = "gradcam",
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> GradCam | list[GradCam]:
     """What in a picture speaks for a target: cells of a layer, weighted with gradients.
 
@@ -360,7 +353,7 @@ def gradcam(
             explained.
         layer: name, Keras's name or pattern of one layer; the last convolution by default.
         method: "gradcam", "gradcam++", "hirescam" or "layercam", as in `cams`.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+        reading: as in `read_picture`.
 
     Returns:
         Its map; for a list, a map for each target.
@@ -388,10 +381,7 @@ def gradcam(
         against=against,
         layer=layer,
         method=method,
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
-        depth=depth,
-        background=background,
+        **reading,
     )
     if entry.error is not None:
         raise entry.error
@@ -402,6 +392,7 @@ def gradcam(
     return entry.maps if isinstance(target, list | tuple) else entry.maps[0]
 
 
+@shows(ReadingKeywords, Reading)
 def gradcam_each(
     network: Network,
     images: Picture | Iterable[Picture],
@@ -410,10 +401,7 @@ def gradcam_each(
     against: str | int | None = None,
     layer: LayerLike | None = None,
     method: Method = "gradcam",
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> Generator[Explained, None, None]:
     """`gradcam` of any number of pictures; one that cannot be used does not stop the others.
 
@@ -421,8 +409,8 @@ def gradcam_each(
     suffice.
 
     Args:
-        network, target, against, layer, method, max_pixels, allow_truncated, depth, background: as in `gradcam`; None
-            as the target is the most probable class of each picture.
+        network, target, against, layer, method, reading: as in `gradcam`; None as the target is the most probable
+            class of each picture.
         images: whatever `read_picture` takes, one or several.
 
     Returns:
@@ -449,7 +437,7 @@ def gradcam_each(
             raise ValueError(f"{each.label} and {opposed.label} are the same classes; weigh two targets")
     check_choice(method, METHODS, "method")
     wanted = _Wanted(network, card, targets, opposed, checked_layer(network, layer), method)
-    read = partial(decode, reading=Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
+    read = partial(decode, reading=Reading(card.preprocessing.exif, **checked(reading, ReadingKeywords)))
     return _explained(wanted, each_of(images), read)
 
 
@@ -547,7 +535,7 @@ def _maps(wanted: _Wanted, entry: _Entry, raw: Tensor, chances: Tensor) -> list[
                 method=wanted.method,
                 probability=min(1.0, float(chances[list(target.class_ids)].sum())),
                 picture=entry.pixels,
-                cells=cells,
+                grid=cells,
             )
         )
         if highest == 0:

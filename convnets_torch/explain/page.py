@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torch import nn
+from typing_extensions import Unpack
 
 from convnets_torch.explain.activations import layer_names
 from convnets_torch.explain.channels import ChannelGrid, activation_grids
@@ -16,14 +17,14 @@ from convnets_torch.explain.gradcam import Method, gradcam
 from convnets_torch.explain.gradcam_maps import GradCam, overlaid
 from convnets_torch.explain.layer_names import find_layers
 from convnets_torch.fcn.sliding import ELEMENTWISE
-from convnets_torch.files import Output, check_page, path_of, to_open_files
+from convnets_torch.files import Output, Writer
 from convnets_torch.heatmaps.api import Heatmap, heatmap
-from convnets_torch.images.decoding import Picture, Reading, decode, picture_name, warn
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, decode, picture_name, warn
 from convnets_torch.images.preprocessing import Pixels
 from convnets_torch.inference.classification import Prediction, card_of, classify
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
+from convnets_torch.options import checked, shows
 from convnets_torch.visualization.overlays import overlay
 from convnets_torch.visualization.pages import data_uri, save_page
 
@@ -56,7 +57,6 @@ class Explanation:
     grids: list[ChannelGrid]
     network: str
 
-    @to_open_files(".html")
     def save(self, path: Output) -> None:
         """Write one HTML file, atomically, that holds everything, asks no network and runs no script.
 
@@ -66,22 +66,10 @@ class Explanation:
             ValueError: another ending than .html.
             OSError: `path` cannot be written.
         """
-        path = path_of(path)
-        check_page(path, "an explanation")
-        save_page(
-            path,
-            "explain.html",
-            title=f"{self.name}: {self.predictions[0].words.split(', ')[0]}?",
-            found=self,
-            classes=list(zip(self.predictions, self.heatmaps, self.cams, strict=True)),
-            method=METHOD_WORDS[self.cams[0].method],
-            jpeg=_jpeg,
-            data_uri=data_uri,
-            overlay=overlay,
-            overlaid=overlaid,
-        )
+        Writer("an explanation", dict.fromkeys((".html", ".htm"), _write)).write(path, self)
 
 
+@shows(ReadingKeywords, Reading)
 def explain(
     network: Network,
     image: Picture,
@@ -89,10 +77,7 @@ def explain(
     top: int = TOP,
     layers: str | Sequence[str] | None = None,
     method: Method = "gradcam",
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> Explanation:
     """Say what a network sees in a picture, and what it goes by.
 
@@ -103,7 +88,7 @@ def explain(
         layers: whose activations to show, as `find_layers` takes them; by default five activations from the first of
             `features` to the last.
         method: as in `gradcam`.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+        reading: as in `read_picture`.
 
     Raises:
         OSError: the picture is missing or broken.
@@ -118,7 +103,7 @@ def explain(
     """
     network = as_network(network)
     card = card_of(network)
-    decoded = decode(image, Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
+    decoded = decode(image, Reading(card.preprocessing.exif, **checked(reading, ReadingKeywords)))
     warn(decoded.remarks)
     pixels = decoded.pixels
     layers = five_layers(network) if layers is None else find_layers(network, layers)
@@ -146,6 +131,21 @@ def five_layers(network: Network) -> list[str]:
 
 def _is_activation(module: nn.Module) -> bool:
     return isinstance(module, ELEMENTWISE) and not isinstance(module, nn.Dropout | nn.Identity)
+
+
+def _write(path: Path, found: Explanation) -> None:
+    save_page(
+        path,
+        "explain.html",
+        title=f"{found.name}: {found.predictions[0].words.split(', ')[0]}?",
+        found=found,
+        classes=list(zip(found.predictions, found.heatmaps, found.cams, strict=True)),
+        method=METHOD_WORDS[found.cams[0].method],
+        jpeg=_jpeg,
+        data_uri=data_uri,
+        overlay=overlay,
+        overlaid=overlaid,
+    )
 
 
 def _jpeg(image: Pixels | Image.Image) -> str:

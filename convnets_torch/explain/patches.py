@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from convnets_torch.explain.activations import layer_fields, run_to
-from convnets_torch.explain.filters import FIRST, TILE, FilterPatterns, check_output, enlarged, rule_of, short
+from convnets_torch.explain.filters import FIRST, TILE, FilterPatterns, enlarged, rule_of, short
 from convnets_torch.explain.layer_names import LayerLike, find_layer
 from convnets_torch.fcn.graph import Field
-from convnets_torch.files import Output, path_of, to_open_files
+from convnets_torch.files import Output, Writer
 from convnets_torch.heatmaps.maps import Box
 from convnets_torch.images.decoding import Decoded, Picture, Reading, decode, picture_name, warn
 from convnets_torch.images.levels import Background, Depth
@@ -73,7 +73,6 @@ class TopPatches:
     patches: tuple[tuple[Patch, ...], ...]
     failed: tuple[tuple[Picture, Exception], ...] = ()
 
-    @to_open_files(".png")
     def save(self, path: Output, patterns: FilterPatterns | None = None) -> None:
         """Write a sheet, atomically: a row for each channel, its pattern first, the activation below each patch.
 
@@ -85,9 +84,10 @@ class TopPatches:
             ValueError: another ending, or patterns of another layer or other channels.
             OSError: `path` cannot be written.
         """
-        path = check_output(path_of(path))
-        if path.suffix.lower() not in overlays.FORMATS:
-            raise ValueError(f"patches are drawn as a sheet; name a picture: {', '.join(overlays.FORMATS)}")
+        WRITER.write(path, self, patterns)
+
+    def draw(self, patterns: FilterPatterns | None = None) -> Image.Image:
+        """The sheet that `save` writes."""
         if patterns is not None and (patterns.layer, patterns.units) != (self.layer, self.channels):
             raise ValueError("patterns and patches are of other layers or channels; make both for the same ones")
         most = max((len(patches) for patches in self.patches), default=0)
@@ -103,7 +103,10 @@ class TopPatches:
             blank = (Image.new("RGB", (TILE, 1), overlays.PAPER), "")
             tiles += row + [blank] * (max(1, most + (patterns is not None)) - len(row))
         title = f"{self.layer}: what excites each channel most, with its activation"
-        overlays.save_image(overlays.sheet(tiles, max(1, most + (patterns is not None)), TILE, title), path)
+        return overlays.sheet(tiles, max(1, most + (patterns is not None)), TILE, title)
+
+
+WRITER = Writer("patches", overlays.picture_formats(TopPatches.draw))
 
 
 class _Found(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from convnets_torch.explain.activations import BROKEN, observed
 from convnets_torch.explain.layer_names import LayerLike, find_layer, find_layers, needed
-from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
+from convnets_torch.files import Output, Writer
 from convnets_torch.images.decoding import Picture, Reading, decode, picture_name
 from convnets_torch.images.levels import Background, Depth
 from convnets_torch.inference.batching import in_batches
@@ -26,6 +26,7 @@ from convnets_torch.inference.classification import ready_card, square_input, to
 from convnets_torch.inference.pipeline import ahead, each_of
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
+from convnets_torch.npz import write_npz
 from convnets_torch.text import cell
 from convnets_torch.visualization.charts import draw_histogram
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 BATCH = 16  # pictures that go through the network together
 AHEAD = 3 * BATCH  # pictures that are decoded before the network asks for them
-ENDINGS = (".json", ".csv", ".npz")
 COLUMNS = ("layer", "channel", "mean", "standard_deviation", "zeros", "maximum", "dead")
 BINS = 20
 
@@ -283,7 +283,6 @@ def zero_shares(
     return ZeroShares(name, shares.found, tuple(errors))
 
 
-@to_open_files(".json")
 def save_statistics(found: FolderStatistics, path: Output) -> None:
     """Write statistics as .json, as .csv (a row for each channel), or as arrays in an .npz ("LAYER.mean", ...).
 
@@ -291,28 +290,32 @@ def save_statistics(found: FolderStatistics, path: Output) -> None:
         ValueError: another file ending.
         OSError: `path` cannot be written.
     """
-    path = path_of(path)
-    check_statistics_output(path)
-    ending = path.suffix.lower()
-    with replacing(path) as temporary:
-        if ending == ".json":
-            temporary.write_text(json.dumps(as_json(found), indent=1) + "\n", encoding="utf-8")
-        elif ending == ".csv":
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                rows = csv.writer(file, lineterminator="\n")
-                rows.writerow(COLUMNS)
-                for each in found.layers:
-                    rows.writerows(
-                        (cell(each.layer), channel, *(repr(float(value)) for value in values), int(each.dead[channel]))
-                        for channel, values in enumerate(
-                            zip(each.mean, each.standard_deviation, each.zeros, each.maximum, strict=True)
-                        )
-                    )
-        else:
-            names = ("mean", "standard_deviation", "zeros", "maximum", "dead")
-            arrays = {f"{each.layer}.{name}": getattr(each, name) for each in found.layers for name in names}
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)
+    WRITER.write(path, found)
+
+
+def _write_json(path: Path, found: FolderStatistics) -> None:
+    path.write_text(json.dumps(as_json(found), indent=1) + "\n", encoding="utf-8")
+
+
+def _write_csv(path: Path, found: FolderStatistics) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(COLUMNS)
+        for each in found.layers:
+            rows.writerows(
+                (cell(each.layer), channel, *(repr(float(value)) for value in values), int(each.dead[channel]))
+                for channel, values in enumerate(
+                    zip(each.mean, each.standard_deviation, each.zeros, each.maximum, strict=True)
+                )
+            )
+
+
+def _write_arrays(path: Path, found: FolderStatistics) -> None:
+    names = ("mean", "standard_deviation", "zeros", "maximum", "dead")
+    write_npz(path, {f"{each.layer}.{name}": getattr(each, name) for each in found.layers for name in names})
+
+
+WRITER = Writer("statistics", {".json": _write_json, ".csv": _write_csv, ".npz": _write_arrays})
 
 
 def as_json(found: FolderStatistics) -> dict[str, Any]:
@@ -333,18 +336,6 @@ def as_json(found: FolderStatistics) -> dict[str, Any]:
         ],
         "errors": [{"image": name, "error": str(error)} for name, error in found.errors],
     }
-
-
-def check_statistics_output(path: Path) -> None:
-    """Raise, before long work begins, when statistics cannot be written to `path`.
-
-    Raises:
-        ValueError: another ending than .json, .csv or .npz.
-        OSError: `path` cannot be written.
-    """
-    if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"{path} has an unknown ending; statistics are written as {', '.join(ENDINGS)}")
-    check_writable(path)
 
 
 def _batches(

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
+from typing_extensions import Unpack
 
-from convnets_torch.files import Output, path_of, to_open_files
-from convnets_torch.heatmaps.maps import Box, CellMap, ClassMap, Contrast, Heatmap, ProbabilityMap, Region, contrast_of
-from convnets_torch.heatmaps.running import MEMORY, Options, Progress, Wanted, faint_remark, heatmaps_of, run
-from convnets_torch.heatmaps.scales import Fuse, Scales, check_fuse
+from convnets_torch.files import Output
+from convnets_torch.heatmaps.maps import (
+    Box,
+    CellMap,
+    ClassMap,
+    Contrast,
+    Heatmap,
+    ProbabilityMap,
+    Region,
+    contrast_of,
+    save_maps,
+)
+from convnets_torch.heatmaps.running import (
+    HeatmapKeywords,
+    HeatmapOptions,
+    OneMapKeywords,
+    Wanted,
+    faint_remark,
+    heatmaps_of,
+    run,
+)
 from convnets_torch.images.decoding import warn
-from convnets_torch.images.levels import Background, Depth
 from convnets_torch.images.sources import Sliceable
 from convnets_torch.inference.classification import card_of
 from convnets_torch.inference.pipeline import Mappable, mappable
+from convnets_torch.options import checked, shows
 from convnets_torch.wordnet.targets import Targets, allowed_classes, checked_target, checked_targets, winners_in_words
 
 __all__ = [
@@ -26,64 +43,18 @@ __all__ = [
 
 
 @overload
-def heatmap(
-    network: Mappable,
-    image: Sliceable,
-    target: str | int,
-    *,
-    longest_side: int | None = None,
-    upscale: bool = False,
-    cell_stride: int | None = None,
-    scales: Scales | None = None,
-    fuse: Fuse = "mean",
-    max_memory: int | str | None = MEMORY,
-    resume: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
-) -> Heatmap: ...
+def heatmap(network: Mappable, image: Sliceable, target: str | int, **options: Unpack[HeatmapKeywords]) -> Heatmap: ...
 
 
 @overload
 def heatmap(
-    network: Mappable,
-    image: Sliceable,
-    target: Targets,
-    *,
-    longest_side: int | None = None,
-    upscale: bool = False,
-    cell_stride: int | None = None,
-    scales: Scales | None = None,
-    fuse: Fuse = "mean",
-    max_memory: int | str | None = MEMORY,
-    resume: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    network: Mappable, image: Sliceable, target: Targets, **options: Unpack[HeatmapKeywords]
 ) -> list[Heatmap]: ...
 
 
+@shows(HeatmapKeywords, HeatmapOptions)
 def heatmap(
-    network: Mappable,
-    image: Sliceable,
-    target: str | int | Targets,
-    *,
-    longest_side: int | None = None,
-    upscale: bool = False,
-    cell_stride: int | None = None,
-    scales: Scales | None = None,
-    fuse: Fuse = "mean",
-    max_memory: int | str | None = MEMORY,
-    resume: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    network: Mappable, image: Sliceable, target: str | int | Targets, **options: Unpack[HeatmapKeywords]
 ) -> Heatmap | list[Heatmap]:
     """Find a target in a picture: one pass over the whole picture, uncropped and at its own size.
 
@@ -131,46 +102,21 @@ def heatmap(
     Box(left=0.0, top=0.0, right=323.0, bottom=299.0)
     >>> cars.save("cars.png")
     """
+    settings = HeatmapOptions(**checked(options, HeatmapKeywords))
     network = mappable(network)
-    card = card_of(network)
-    targets = checked_targets(card, target)
-    check_fuse(fuse)
-    options = Options(
-        longest_side,
-        upscale,
-        cell_stride,
-        max_memory,
-        resume,
-        progress,
-        max_pixels,
-        allow_truncated,
-        scales,
-        depth,
-        background,
-    )
-    maps = heatmaps_of(run(network, image, Wanted(targets), options), targets, fuse)
-    warn(faint_remark(network, image, maps, options))
+    targets = checked_targets(card_of(network), target)
+    maps = heatmaps_of(run(network, image, Wanted(targets), settings), targets, settings.fuse)
+    warn(faint_remark(network, image, maps, settings))
     return maps if isinstance(target, list | tuple) else maps[0]
 
 
+@shows(HeatmapKeywords, HeatmapOptions)
 def contrast(
     network: Mappable,
     image: Sliceable,
     target: str | int,
     against: str | int,
-    *,
-    longest_side: int | None = None,
-    upscale: bool = False,
-    cell_stride: int | None = None,
-    scales: Scales | None = None,
-    fuse: Fuse = "mean",
-    max_memory: int | str | None = MEMORY,
-    resume: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **options: Unpack[HeatmapKeywords],
 ) -> Contrast:
     """How much more probable one target is than another in every window: the difference of two maps.
 
@@ -178,8 +124,7 @@ def contrast(
         network, image: as for `heatmap`.
         target: what counts for a window, as for `heatmap`.
         against: what counts against it.
-        longest_side, upscale, cell_stride, scales, fuse, max_memory, resume, progress: as for `heatmap`.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+        options: as for `heatmap`.
 
     Raises:
         OSError, ValueError: as `heatmap`; or both targets are the same classes.
@@ -194,47 +139,17 @@ def contrast(
     targets = [checked_target(card, each) for each in (target, against)]
     if targets[0].class_ids == targets[1].class_ids:
         raise ValueError(f"{target} and {against} are the same classes; contrast two targets")
-    maps = heatmap(
-        network,
-        image,
-        [target, against],
-        longest_side=longest_side,
-        upscale=upscale,
-        cell_stride=cell_stride,
-        scales=scales,
-        fuse=fuse,
-        max_memory=max_memory,
-        resume=resume,
-        progress=progress,
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
-        depth=depth,
-        background=background,
-    )
-    return contrast_of(maps[0], maps[1])
+    return contrast_of(*heatmap(network, image, [target, against], **options))
 
 
+@shows(OneMapKeywords, HeatmapOptions)
 def class_map(
-    network: Mappable,
-    image: Sliceable,
-    *,
-    only: str | int | None = None,
-    longest_side: int | None = None,
-    upscale: bool = False,
-    cell_stride: int | None = None,
-    max_memory: int | str | None = MEMORY,
-    resume: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    network: Mappable, image: Sliceable, *, only: str | int | None = None, **options: Unpack[OneMapKeywords]
 ) -> ClassMap:
     """What is where in a picture: the most probable class of every cell.
 
     Args:
-        network, image, longest_side, upscale, cell_stride, max_memory, resume, progress: as for `heatmap`.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+        network, image, options: as for `heatmap`.
         only: let only the classes of this target win cells; their probabilities stay as they are.
 
     Raises:
@@ -245,50 +160,24 @@ def class_map(
     >>> found.class_ids.shape, set(found.names) <= set(range(151, 269))
     ((3, 6), True)
     """
+    settings = HeatmapOptions(**checked(options, OneMapKeywords))
     network = mappable(network)
     card = card_of(network)
-    options = Options(
-        longest_side,
-        upscale,
-        cell_stride,
-        max_memory,
-        resume,
-        progress,
-        max_pixels,
-        allow_truncated,
-        None,
-        depth,
-        background,
-    )
-    [(shared, kept)] = run(network, image, Wanted(allowed=allowed_classes(card, only)), options)
+    [(shared, kept)] = run(network, image, Wanted(allowed=allowed_classes(card, only)), settings)
     class_ids = kept["winner_ids"].astype(np.int64)
     return ClassMap(
         **shared, values=kept["winners"], class_ids=class_ids, names=winners_in_words(card, class_ids.ravel().tolist())
     )
 
 
-def probability_map(
-    network: Mappable,
-    image: Sliceable,
-    *,
-    longest_side: int | None = None,
-    upscale: bool = False,
-    cell_stride: int | None = None,
-    max_memory: int | str | None = MEMORY,
-    resume: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
-) -> ProbabilityMap:
+@shows(OneMapKeywords, HeatmapOptions)
+def probability_map(network: Mappable, image: Sliceable, **options: Unpack[OneMapKeywords]) -> ProbabilityMap:
     """The probabilities of all classes in every window; targets may be asked for later.
 
     All of them are in memory: 4 bytes for each class and cell.
 
     Args:
-        network, image, longest_side, upscale, cell_stride, max_memory, resume, progress: as for `heatmap`.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+        network, image, options: as for `heatmap`.
 
     Raises:
         OSError, ValueError: as `heatmap`.
@@ -298,26 +187,12 @@ def probability_map(
     >>> found.probabilities.shape, found.heatmap("dog").values.shape
     ((1000, 3, 6), (3, 6))
     """
+    settings = HeatmapOptions(**checked(options, OneMapKeywords))
     network = mappable(network)
-    options = Options(longest_side, upscale, cell_stride, max_memory, resume, progress, max_pixels, allow_truncated)
-    options = Options(
-        longest_side,
-        upscale,
-        cell_stride,
-        max_memory,
-        resume,
-        progress,
-        max_pixels,
-        allow_truncated,
-        None,
-        depth,
-        background,
-    )
-    [(shared, kept)] = run(network, image, Wanted(everything=True), options)
+    [(shared, kept)] = run(network, image, Wanted(everything=True), settings)
     return ProbabilityMap(**shared, values=kept["best"][0], probabilities=kept["all"])
 
 
-@to_open_files(".png")
 def save_sheet(maps: Sequence[CellMap], path: Output, *, plain: bool = False, threshold: float = 0.5) -> None:
     """Write several maps of one picture into one file, atomically; a single one as its `save` does.
 
@@ -335,6 +210,4 @@ def save_sheet(maps: Sequence[CellMap], path: Output, *, plain: bool = False, th
     >>> from convnets_torch import load
     >>> save_sheet(heatmap(load("alexnet.safetensors"), "street.jpg", ["car", "dog"]), "sheet.png")
     """
-    from convnets_torch.heatmaps.outputs import save
-
-    save(maps, path_of(path), plain=plain, threshold=threshold)
+    save_maps(maps, path, plain, threshold)

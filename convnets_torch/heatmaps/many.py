@@ -13,14 +13,15 @@ from math import prod
 import numpy as np
 import torch
 from PIL import Image
+from typing_extensions import Unpack
 
 from convnets_torch.fcn.graph import Grid
 from convnets_torch.fcn.memory import peak_bytes
 from convnets_torch.heatmaps.maps import Heatmap
 from convnets_torch.heatmaps.running import (
-    MEMORY,
+    HeatmapOptions,
     Kept,
-    Options,
+    ScalesKeywords,
     Shared,
     Wanted,
     at_size,
@@ -33,14 +34,14 @@ from convnets_torch.heatmaps.running import (
     shared_by_maps,
     sizes_to_run,
 )
-from convnets_torch.heatmaps.scales import VIEW, Fuse, Scales, check_fuse, factors_of
+from convnets_torch.heatmaps.scales import VIEW
 from convnets_torch.images.decoding import picture_name
-from convnets_torch.images.levels import Background, Depth
-from convnets_torch.images.preprocessing import Pair, Pixels, least_size, size_with_longest_side
+from convnets_torch.images.preprocessing import Pair, Pixels, least_size
 from convnets_torch.images.sources import Held, Sliceable, Source, is_sliced, open_with_remarks
 from convnets_torch.inference.batching import in_batches
 from convnets_torch.inference.classification import card_of, probabilities
 from convnets_torch.inference.pipeline import Mappable, ahead, each_of, expected_pixels, mappable
+from convnets_torch.options import checked, shows
 from convnets_torch.wordnet.targets import Target, Targets, checked_targets
 
 ROOM = 32_000_000  # pixels that are decoded ahead, and as many that wait for others of their size
@@ -64,22 +65,14 @@ class Mapped:
     remarks: tuple[str, ...] = ()
 
 
+@shows(ScalesKeywords, HeatmapOptions)
 def heatmap_each(
     network: Mappable,
     images: Sliceable | Iterable[Sliceable],
     target: str | int | Targets,
     *,
-    longest_side: int | None = None,
-    upscale: bool = False,
-    cell_stride: int | None = None,
-    scales: Scales | None = None,
-    fuse: Fuse = "mean",
-    max_memory: int | str | None = MEMORY,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
     exact: bool = True,
+    **options: Unpack[ScalesKeywords],
 ) -> Generator[Mapped, None, None]:
     """Find a target in any number of pictures; one that cannot be used does not stop the others.
 
@@ -93,12 +86,11 @@ def heatmap_each(
         network: in eval mode, with its card, as `load` gives it; or an engine, as for `heatmap`.
         images: whatever `heatmap` takes, any number of them; `find_pictures` lists those of a folder.
         target: as for `heatmap`; of several, each picture gets a map for each.
-        longest_side, upscale, cell_stride, scales, fuse, max_memory: as for `heatmap`.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
         exact: give the maps of `heatmap`. Without it, JPEG files are decoded at 1/2, 1/4 or 1/8 of their scale where
             they stay twice as large as what the network sees, which takes a `longest_side`; the map's `picture` is
             then so much smaller, and probabilities differ a little. Never so with `scales`, where the card picks
             nearest pixels, nor for the presets of convnets-keras. docs/speed.md has what that changes.
+        options: as for `heatmap`.
 
     Returns:
         A generator of one `Mapped` per picture, in the order given; `close()` stops it early.
@@ -118,27 +110,13 @@ def heatmap_each(
     street.jpg [(3, 6)] None
     none.jpg [] none.jpg does not exist; name a file
     """
+    settings = HeatmapOptions(**checked(options, ScalesKeywords))
     network = mappable(network)
     card = card_of(network)
     targets = checked_targets(card, target)
     probabilities(torch.zeros(1, card.classes, 1, 1), card)
-    check_fuse(fuse)
-    if scales is not None and scales != "auto":
-        factors_of(scales)
-    if longest_side is not None:
-        size_with_longest_side((1, max(1, longest_side)), longest_side)
-    options = Options(
-        longest_side,
-        upscale,
-        cell_stride,
-        max_memory,
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
-        depth=depth,
-        background=background,
-        scales=scales,
-    )
-    mapper = _Mapper(network, grid_for(network, cell_stride), targets, options, fuse, exact)
+    grid = grid_for(network, settings.cell_stride)
+    mapper = _Mapper(network, grid, targets, settings, exact)
     return mapper.map([images] if is_sliced(images) else each_of(images))
 
 
@@ -189,9 +167,9 @@ class _Mapper:
     """Pictures in, maps out."""
 
     def __init__(
-        self, network: Mappable, grid: Grid, targets: list[Target], options: Options, fuse: Fuse, exact: bool
+        self, network: Mappable, grid: Grid, targets: list[Target], options: HeatmapOptions, exact: bool
     ) -> None:
-        self._network, self._grid, self._targets, self._options, self._fuse = network, grid, targets, options, fuse
+        self._network, self._grid, self._targets, self._options = network, grid, targets, options
         self._card = card_of(network)
         self._wanted = Wanted(targets)
         self._fits = cache(partial(_fits, grid, dtype_of(network), options.memory))
@@ -295,7 +273,7 @@ class _Mapper:
             self._keep(each, [(shared, kept)])
 
     def _keep(self, entry: _Entry, passes: list[tuple[Shared, Kept]]) -> None:
-        entry.maps = heatmaps_of(passes, self._targets, self._fuse)
+        entry.maps = heatmaps_of(passes, self._targets, self._options.fuse)
         entry.remarks += faint_remark(self._network, entry.picture, entry.maps, self._options)
         entry.seen = None
 

@@ -1,79 +1,128 @@
-"""Maps over a picture: where the cells lie, what their values are, and the regions above a threshold."""
+"""Maps over a picture: where the cells lie, what their values are, the regions above a threshold, and their files."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from math import floor
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass, fields
+from math import ceil, floor
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from convnets_torch.card import Card
-from convnets_torch.files import Output, path_of, to_open_files
+from convnets_torch.files import Output, Writer
 from convnets_torch.images.preprocessing import Interpolation, Pair, Pixels
+from convnets_torch.images.sources import Preview
 from convnets_torch.inference.classification import Prediction, prediction
+from convnets_torch.npz import write_npz
 from convnets_torch.text import check_choice
+from convnets_torch.visualization import overlays
 from convnets_torch.visualization.overlays import Resampling, interpolated
-from convnets_torch.wordnet.targets import Target, allowed_classes, checked_target, winners_in_words
+from convnets_torch.visualization.pages import Cells, Layer, write_page
+from convnets_torch.wordnet.targets import Target, allowed_classes, checked_target, class_name, winners_in_words
 
 # How far Pillow's filters reach, in pixels of the larger of both pictures.
 REACH = {"bilinear": 1.0, "bicubic": 2.0}
 
 
+class Box(NamedTuple):
+    """A rectangle in pixels of the picture: columns left to right, rows top to bottom, the ends excluded."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+Values = NDArray[np.float32]
+Boxes = Literal["window", "receptive field"]
+
+
 @dataclass(frozen=True)
-class Placement:
-    """A grid of cells over a picture that was perhaps resized before the network saw it.
+class CellGrid:
+    """Cells at equal distances over a picture, which the network saw whole or in part, perhaps resized.
 
     Attributes:
         size: (height, width) of the picture in pixels.
-        seen: (height, width) of what the network saw.
-        stride_seen: pixels between neighbouring cells, in what the network saw.
-        window_seen: (height, width) of a window, in what the network saw.
-        rows_seen: for each row of cells the first row of pixels that they see, and the one after the last, in what the
-            network saw.
-        columns_seen: likewise.
+        part: what the network saw of it, in pixels of the picture.
+        seen: (height, width) in pixels at which the network saw that part.
+        shape: (rows, columns) of cells.
+        first: (vertical, horizontal) centre of the first cell, in pixels that the network saw.
+        apart: (vertical, horizontal) pixels that the network saw between neighbouring centres.
+        window: (height, width) of the window that a cell stands for, in pixels that the network saw; None where a cell
+            stands for what is nearest to it.
+        fields_seen: for each row of cells the first row of pixels that they see, and the one after the last, in what
+            the network saw; and likewise for each column. Empty where that was not asked for.
         interpolation: the filter with which the picture was resized.
     """
 
     size: Pair
+    part: Box
     seen: Pair
-    stride_seen: int
-    window_seen: Pair
-    rows_seen: tuple[Pair, ...]
-    columns_seen: tuple[Pair, ...]
+    shape: Pair
+    first: tuple[float, float]
+    apart: tuple[float, float]
+    window: Pair | None = None
+    fields_seen: tuple[tuple[Pair, ...], tuple[Pair, ...]] = ((), ())
     interpolation: Interpolation = "bilinear"
 
     @property
     def scale(self) -> tuple[float, float]:
         """(vertical, horizontal) pixels of the picture for one that the network saw."""
-        return (self.size[0] / self.seen[0], self.size[1] / self.seen[1])
+        left, top, right, bottom = self.part
+        return ((bottom - top) / self.seen[0], (right - left) / self.seen[1])
 
     @property
-    def stride(self) -> tuple[float, float]:
-        """(vertical, horizontal) pixels of the picture between neighbouring cells."""
-        return (self.stride_seen * self.scale[0], self.stride_seen * self.scale[1])
+    def step(self) -> tuple[float, float]:
+        """(vertical, horizontal) pixels of the picture between neighbouring centres."""
+        return (self.apart[0] * self.scale[0], self.apart[1] * self.scale[1])
 
     @property
     def window_size(self) -> tuple[float, float]:
-        """(height, width) of a window in pixels of the picture."""
-        return (self.window_seen[0] * self.scale[0], self.window_seen[1] * self.scale[1])
+        """(height, width) in pixels of the picture of what a cell stands for."""
+        height, width = self.window or self.apart
+        return (height * self.scale[0], width * self.scale[1])
 
-    @property
-    def shape(self) -> Pair:
-        """(rows, columns) of cells."""
-        return (len(self.rows_seen), len(self.columns_seen))
+    def centres(self, axis: int) -> NDArray[np.float64]:
+        """Where the centres of rows (axis 0) or columns (axis 1) are, in pixels of the picture.
+
+        Some networks shift the centres of receptive fields by up to half the distance of the cells.
+        """
+        begin = (self.part.top, self.part.left)[axis]
+        return np.asarray(
+            begin + (self.first[axis] + np.arange(self.shape[axis]) * self.apart[axis]) * self.scale[axis]
+        )
+
+    def places(self, axis: int, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Places in the picture as numbers of cells: 1.5 is in the middle between the second centre and the third."""
+        begin = (self.part.top, self.part.left)[axis]
+        return (pixels - (begin + self.first[axis] * self.scale[axis])) / self.step[axis]
+
+    def nearest(self, x: float, y: float) -> Pair:
+        """(row, column) of the cell whose centre is nearest to the centre of a pixel; of two as near, the first."""
+        places = (np.ceil(self.places(axis, np.asarray(place + 0.5)) - 0.5) for axis, place in enumerate((y, x)))
+        row, column = (int(np.clip(place, 0, count - 1)) for place, count in zip(places, self.shape, strict=True))
+        return (row, column)
 
     def windows(self, axis: int) -> NDArray[np.float64]:
-        """(count, 2): where the windows of each row (axis 0) or column (axis 1) begin and end."""
-        begin = np.arange(self.shape[axis]) * self.stride[axis]
-        return np.stack([begin, begin + self.window_size[axis]], axis=1)
+        """(count, 2): where what the cells of each row (axis 0) or column (axis 1) stand for begins and ends."""
+        if self.window is not None:
+            corner = np.arange(self.shape[axis]) * self.step[axis]
+            return np.stack([corner, corner + self.window_size[axis]], axis=1)
+        begin, end = ((self.part.top, self.part.bottom), (self.part.left, self.part.right))[axis]
+        centres, half = self.centres(axis), self.step[axis] / 2
+        spans = np.stack([centres - half, centres + half], axis=1)
+        spans[0, 0], spans[-1, 1] = begin, end  # the outermost cells reach to the border
+        return np.clip(spans, begin, end)
 
     def fields(self, axis: int) -> NDArray[np.float64]:
         """(count, 2): the first pixel that the cells of a row or column see, and the one after the last."""
-        seen = (self.rows_seen, self.columns_seen)[axis]
-        return np.array([self._source_pixels(axis, first, end - 1) for first, end in seen], np.float64)
+        found = [self._source_pixels(axis, first, end - 1) for first, end in self.fields_seen[axis]]
+        return np.array(found, np.float64)
 
     def _source_pixels(self, axis: int, first: int, last: int) -> tuple[int, int]:
         """Pixels of the picture that those from `first` to `last`, as the network saw them, were made of."""
@@ -87,32 +136,36 @@ class Placement:
         reach *= max(scale, 1.0)
         return (max(0, floor(middle - reach + 0.5)), min(self.size[axis], floor(end + reach + 0.5)))
 
-    def box(self, row: int, column: int) -> Box:
-        """The window of a cell."""
-        (height, width), (down, right) = self.window_size, self.stride
-        return Box(column * right, row * down, column * right + width, row * down + height)
+    def box(self, row: int, column: int, kind: Boxes = "window") -> Box:
+        """What a cell stands for, or all that it sees, in pixels of the picture."""
+        edges = self.windows if kind == "window" else self.fields
+        (top, bottom), (left, right) = edges(0)[row].tolist(), edges(1)[column].tolist()
+        return Box(left, top, right, bottom)
 
-    def nearest(self, x: float, y: float) -> Pair:
-        """(row, column) of the cell whose window has its centre nearest to the centre of a pixel."""
-        places = (
-            np.ceil((place + 0.5 - size / 2) / stride - 0.5)  # of two as near, the first
-            for place, size, stride in zip((y, x), self.window_size, self.stride, strict=True)
-        )
-        row, column = (int(np.clip(place, 0, count - 1)) for place, count in zip(places, self.shape, strict=True))
-        return (row, column)
+    def boxes(self, kind: Boxes = "window") -> NDArray[np.float64]:
+        """`box` of every cell, (rows, columns, 4)."""
+        edges = self.windows if kind == "window" else self.fields
+        down, across = edges(0)[:, None], edges(1)[None]
+        sides = (across[..., 0], down[..., 0], across[..., 1], down[..., 1])
+        return np.stack([np.broadcast_to(side, self.shape) for side in sides], axis=-1)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them."""
-        return asdict(self)
+    def resample(self, values: Values, interpolation: Resampling = "bilinear") -> Values:
+        """Values (rows, columns) on the pixels of the picture, (H, W); zero where the network saw nothing."""
+        left, top, right, bottom = self.part
+        for axis, begin, end in ((0, top, bottom), (1, left, right)):
+            pixels = np.arange(self.size[axis]) + 0.5
+            values = interpolated(values, self.places(axis, pixels), axis, interpolation)
+            outside = (pixels < begin) | (pixels > end)
+            if outside.any():
+                values = np.where(outside[:, None] if axis == 0 else outside, np.float32(0), values)
+        return values
 
-
-class Box(NamedTuple):
-    """A rectangle in pixels of the picture: columns left to right, rows top to bottom, the ends excluded."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
+    def resample_seen(self, values: Values) -> Values:
+        """Values (rows, columns) on the pixels that the network saw, (h, w)."""
+        for axis in (0, 1):
+            pixels = np.arange(self.seen[axis]) + 0.5
+            values = interpolated(values, (pixels - self.first[axis]) / self.apart[axis], axis)
+        return values
 
 
 @dataclass(frozen=True)
@@ -187,50 +240,171 @@ def find_regions(
     return sorted(regions, key=lambda region: (-region.score, region.peak))
 
 
-Values = NDArray[np.float32]
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CellMap:
-    """A picture and the cells over it.
+class PictureMap:
+    """Values of cells over a picture: what heatmaps and Grad-CAM have in common.
 
     Attributes:
         values: (rows, columns) float32: what the map shows.
         picture: (h, w, 3) uint8, RGB: the picture at its own size, turned as its EXIF says if the card follows that;
             of one that was read row by row, a reduced view.
-        placement: where the cells lie, in pixels of the picture at its own size.
-        best_ids: (rows, columns, k) int32: the k most probable of all classes of each cell, the best first.
-        best_probabilities: (rows, columns, k) float32, 0 to 1.
-        card: of the weights, which names the classes.
+        grid: where the cells lie, in pixels of the picture at its own size.
     """
 
     values: Values
     picture: Pixels
-    placement: Placement
-    best_ids: NDArray[np.int32]
-    best_probabilities: Values
-    card: Card
+    grid: CellGrid
+
+    writer: ClassVar[Writer]  # whose functions take maps of one picture, and what `save` takes besides
+    own: ClassVar[str] = "values"  # name of the attribute that an `.npy` holds
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the picture in pixels."""
-        return self.placement.size
+        return self.grid.size
 
     @property
-    def stride(self) -> tuple[float, float]:
-        """(vertical, horizontal) pixels of the picture between neighbouring cells."""
-        return self.placement.stride
-
-    @property
-    def window_size(self) -> tuple[float, float]:
-        """(height, width) of a cell's window in pixels of the picture."""
-        return self.placement.window_size
+    def label(self) -> str:
+        """What the map is of, in words."""
+        raise NotImplementedError
 
     @property
     def peak(self) -> tuple[int, int]:
         """(row, column) of the cell with the highest value."""
         row, column = np.unravel_index(self.values.argmax(), self.values.shape)
         return int(row), int(column)
+
+    def boxes(self, kind: Boxes = "window") -> NDArray[np.float64]:
+        """Every cell's window or receptive field.
+
+        Returns:
+            (rows, columns, 4): left, top, right, bottom in pixels of the picture.
+        """
+        return self.grid.boxes(kind)
+
+    def regions(self, threshold: float = 0.5) -> list[Region]:
+        """Cells above a threshold that touch, at sides or corners: a box around their windows, and a score.
+
+        Returns:
+            The region with the highest value first; none where no cell is above the threshold.
+
+        Raises:
+            ValueError: the threshold is not a number.
+        """
+        return find_regions(self.values, threshold, self.boxes(), self.size)
+
+    def at_picture_size(self, interpolation: Resampling = "bilinear") -> Values:
+        """The map on the pixels of the picture: a step of its own, since between cells nothing was measured.
+
+        Beyond the outermost centres of cells the nearest cell's value goes on, as far as the network saw the picture.
+
+        Args:
+            interpolation: "nearest", "bilinear" or "bicubic" (Catmull-Rom, which may overshoot) between centres.
+
+        Returns:
+            (H, W) float32 for the picture's height and width in pixels; zero where the network saw nothing.
+
+        Raises:
+            ValueError: another interpolation.
+        """
+        check_choice(interpolation, get_args(Resampling), "interpolation")
+        return self.grid.resample(self.values, interpolation)
+
+    def described(self) -> dict[str, Any]:
+        """What the map is of, as JSON can hold it."""
+        raise NotImplementedError
+
+    def located(self) -> dict[str, Any]:
+        """Where the cells lie, as JSON can hold it, under the name that files have for it."""
+        raise NotImplementedError
+
+    def arrays(self) -> dict[str, Any]:
+        """What an `.npz` holds of this map, of several maps stacked; texts are those of the first."""
+        return {"values": self.values, self.own: getattr(self, self.own)}
+
+    def shared_arrays(self) -> dict[str, Any]:
+        """What an `.npz` holds of the first map alone."""
+        raise NotImplementedError
+
+
+def save_maps(maps: Sequence[PictureMap], path: Output, *arguments: Any) -> None:
+    """Write maps of one picture into one file, atomically.
+
+    Args:
+        maps: of one kind of those that `save` knows.
+        path: as for their `save`.
+        arguments: what `save` takes besides.
+
+    Raises:
+        ValueError: another file ending, no map, or maps of other pictures or cells.
+        OSError: `path` cannot be written.
+    """
+    if not maps:
+        raise ValueError("there is no map to write; give one or more")
+    if any(each.grid != maps[0].grid for each in maps):
+        raise ValueError("the maps are of other pictures or cells than the first one; write them to files of their own")
+    maps[0].writer.write(path, maps, *arguments)
+
+
+def write_values(path: Path, maps: Sequence[PictureMap], *_: Any) -> None:
+    """Write the numbers of maps as `.npy`."""
+    numbers = [getattr(each, each.own) for each in maps]
+    with path.open("wb") as file:
+        np.save(file, numbers[0] if len(numbers) == 1 else np.stack(numbers))
+
+
+def write_arrays(path: Path, maps: Sequence[PictureMap], *_: Any) -> None:
+    """Write all that maps hold as `.npz`: their `arrays`, the first one's `shared_arrays`, and a text, "mapping"."""
+    found = [each.arrays() for each in maps]
+    arrays = {}
+    for name, first in found[0].items():
+        several = [each[name] for each in found if name in each]
+        arrays[name] = first if len(several) == 1 or isinstance(first, str) else np.stack(several)
+    mapping = {**maps[0].located(), "maps": [each.described() for each in maps]}
+    shared = {"values": arrays["values"], **maps[0].shared_arrays(), "mapping": json.dumps(mapping)}
+    write_npz(path, {**shared, **arrays})
+
+
+def target_as_json(target: Target, name: str = "target") -> dict[str, Any]:
+    """A target as JSON can hold it, its words under `name`."""
+    return {name: target.label, "wnid": target.wnid, "class_ids": list(target.class_ids)}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CellMap(PictureMap):
+    """A picture and the cells over it, each of which stands for a window of the network's own size.
+
+    Attributes:
+        values, picture, grid: as in `PictureMap`; `placement` is another name for the grid.
+        best_ids: (rows, columns, k) int32: the k most probable of all classes of each cell, the best first.
+        best_probabilities: (rows, columns, k) float32, 0 to 1.
+        card: of the weights, which names the classes.
+    """
+
+    best_ids: NDArray[np.int32]
+    best_probabilities: Values
+    card: Card
+
+    signed: ClassVar[bool] = False
+
+    @property
+    def placement(self) -> CellGrid:
+        """Where the cells lie."""
+        return self.grid
+
+    @property
+    def stride(self) -> tuple[float, float]:
+        """(vertical, horizontal) pixels of the picture between neighbouring cells."""
+        return self.grid.step
+
+    @property
+    def window_size(self) -> tuple[float, float]:
+        """(height, width) of a cell's window in pixels of the picture."""
+        return self.grid.window_size
+
+    @property
+    def label(self) -> str:
+        return "the most probable class"
 
     def window(self, row: int, column: int) -> Box:
         """The crop of the network's own size that a cell stands for, in pixels of the picture.
@@ -240,8 +414,8 @@ class CellMap:
         Raises:
             IndexError: there is no such cell.
         """
-        cells, (row, column) = self._source(row, column)
-        return cells.placement.box(row, column)
+        cells, place = self._source(row, column)
+        return cells.grid.box(*place)
 
     def receptive_field(self, row: int, column: int) -> Box:
         """All pixels of the picture that can change a cell, cut at its borders; more than its window.
@@ -249,10 +423,8 @@ class CellMap:
         Raises:
             IndexError: there is no such cell.
         """
-        cells, (row, column) = self._source(row, column)
-        top, bottom = cells.placement.fields(0)[row].tolist()
-        left, right = cells.placement.fields(1)[column].tolist()
-        return Box(left, top, right, bottom)
+        cells, place = self._source(row, column)
+        return cells.grid.box(*place, "receptive field")
 
     def cell_at_pixel(self, x: float, y: float) -> tuple[int, int]:
         """(row, column) of the cell whose window has its centre nearest to a pixel.
@@ -267,7 +439,7 @@ class CellMap:
         height, width = self.size
         if not (0 <= x < width and 0 <= y < height):
             raise IndexError(f"pixel ({x}, {y}) is outside the picture of {width} pixels' width and {height} height")
-        return self.placement.nearest(x, y)
+        return self.grid.nearest(x, y)
 
     def top_at(self, row: int, column: int) -> list[Prediction]:
         """The five most probable classes of a cell, the best first.
@@ -287,75 +459,6 @@ class CellMap:
         """
         return self.top_at(*self.cell_at_pixel(x, y))
 
-    def regions(self, threshold: float = 0.5) -> list[Region]:
-        """Cells above a threshold that touch, at sides or corners: a box around their windows, and a score.
-
-        Returns:
-            The region with the highest value first; none where no cell is above the threshold.
-
-        Raises:
-            ValueError: the threshold is not a number.
-        """
-        return find_regions(self.values, threshold, self.boxes("window"), self.size)
-
-    def at_picture_size(self, interpolation: Resampling = "bilinear") -> Values:
-        """The map on the pixels of the picture: a step of its own, since between cells nothing was measured.
-
-        Cells stand at the centres of their windows; beyond the outermost centres the nearest cell's value goes on.
-
-        Args:
-            interpolation: "nearest", "bilinear" or "bicubic" (Catmull-Rom, which may overshoot) between centres.
-
-        Returns:
-            (H, W) float32 for the picture's height and width in pixels.
-
-        Raises:
-            ValueError: another interpolation.
-        """
-        check_choice(interpolation, get_args(Resampling), "interpolation")
-        values = self.values
-        for axis in (0, 1):
-            places = np.arange(self.size[axis]) + 0.5
-            values = interpolated(values, self._centres_at(axis, places), axis, interpolation)
-        return values
-
-    @to_open_files(".png")
-    def save(self, path: Output, *, plain: bool = False, threshold: float = 0.5) -> None:
-        """Write the map, atomically, in the form that the ending of `path` names.
-
-        Args:
-            path: `.png`, `.jpg` or `.webp`: the map over the picture, with a bar or a legend; `.html`: one page that
-                shows the cell below the mouse; `.json`: regions as boxes; `.npz`: all numbers and where the cells lie;
-                `.npy`: the map's own numbers alone.
-            plain: a picture of the map alone, without the photograph.
-            threshold: of the regions in `.json` and `.html`.
-
-        Raises:
-            ValueError: another file ending.
-            OSError: `path` cannot be written.
-        """
-        from convnets_torch.heatmaps.outputs import save
-
-        save([self], path_of(path), plain=plain, threshold=threshold)
-
-    def _source(self, row: int, column: int) -> tuple[CellMap, tuple[int, int]]:
-        """The map of one pass, and its cell, that a cell of this one stands for."""
-        rows, columns = self.values.shape
-        if not (0 <= row < rows and 0 <= column < columns):
-            raise IndexError(f"cell ({row}, {column}) is outside the map of {rows} rows and {columns} columns")
-        return self, (row, column)
-
-    def boxes(self, kind: Literal["window", "receptive field"]) -> NDArray[np.float64]:
-        """Every cell's `window` or `receptive_field` at once.
-
-        Returns:
-            (rows, columns, 4): left, top, right, bottom in pixels of the picture.
-        """
-        of_axis = self.placement.windows if kind == "window" else self.placement.fields
-        down, across = of_axis(0)[:, None, :], of_axis(1)[None]
-        edges = (across[..., 0], down[..., 0], across[..., 1], down[..., 1])
-        return np.stack([np.broadcast_to(edge, self.values.shape) for edge in edges], axis=-1)
-
     def best_classes(self) -> tuple[NDArray[np.int32], Values]:
         """What `top_at` says of every cell at once.
 
@@ -364,9 +467,126 @@ class CellMap:
         """
         return self.best_ids, self.best_probabilities
 
-    def _centres_at(self, axis: int, places: NDArray[Any]) -> NDArray[Any]:
-        """Pixels of the picture as numbers of cells: 1.5 is in the middle between the second centre and the third."""
-        return (places - self.window_size[axis] / 2) / self.stride[axis]
+    def draw(self, *, plain: bool = False) -> Image.Image:
+        """The map over its picture, with a bar or a legend; `plain`: the map alone."""
+        return overlays.color_map(self) if plain else overlays.overlay(self)
+
+    def save(self, path: Output, *, plain: bool = False, threshold: float = 0.5) -> None:
+        """Write the map, atomically, in the form that the ending of `path` names.
+
+        Args:
+            path: `.png`, `.jpg` or `.webp`: the map over the picture, with a bar or a legend; `.html`: one page that
+                shows the cell below the mouse; `.json`: regions as boxes; `.npz`: all numbers and where the cells lie;
+                `.npy`: the map's own numbers alone. Or an open binary file, which gets a `.png` unless its name says
+                otherwise.
+            plain: a picture of the map alone, without the photograph.
+            threshold: of the regions in `.json` and `.html`.
+
+        Raises:
+            ValueError: another file ending.
+            OSError: `path` cannot be written.
+        """
+        save_maps([self], path, plain, threshold)
+
+    def located(self) -> dict[str, Any]:
+        grid = self.grid
+        return {
+            "placement": {
+                "size": grid.size,
+                "seen": grid.seen,
+                "stride_seen": grid.apart[0],
+                "window_seen": grid.window,
+                "rows_seen": grid.fields_seen[0],
+                "columns_seen": grid.fields_seen[1],
+                "interpolation": grid.interpolation,
+            }
+        }
+
+    def shared_arrays(self) -> dict[str, Any]:
+        best_ids, best_probabilities = self.best_classes()
+        return {
+            "best_ids": best_ids,
+            "best_probabilities": best_probabilities,
+            "windows": self.boxes("window"),
+            "receptive_fields": self.boxes("receptive field"),
+        }
+
+    def highest_and_regions(self, threshold: float) -> dict[str, Any]:
+        """The highest value, and the regions above the threshold, as JSON can hold them."""
+        boxes = [
+            {
+                "box": region.box._asdict(),
+                "score": round(region.score, 6),
+                "peak": list(region.peak),
+                "cells": region.cells,
+            }
+            for region in self.regions(threshold)
+        ]
+        return {"highest": round(float(self.values.max()), 6), "regions": boxes}
+
+    def _source(self, row: int, column: int) -> tuple[CellMap, tuple[int, int]]:
+        """The map of one pass, and its cell, that a cell of this one stands for."""
+        rows, columns = self.values.shape
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise IndexError(f"cell ({row}, {column}) is outside the map of {rows} rows and {columns} columns")
+        return self, (row, column)
+
+
+LONGEST_PAGE = 4096  # pixels of the picture in a page
+TILE = 640  # pixels of a picture's width in a sheet
+
+
+def _drawn(maps: Sequence[CellMap], plain: bool, _: float) -> Image.Image:
+    """One map over its picture, or several side by side."""
+    pictures = [each.draw(plain=plain) for each in maps]
+    if len(pictures) == 1:
+        return pictures[0]
+    columns = min(3, ceil(len(maps) ** 0.5))
+    return overlays.sheet([(picture, "") for picture in pictures], columns, width=TILE)
+
+
+def _write_json(path: Path, maps: Sequence[CellMap], _: bool, threshold: float) -> None:
+    """The picture's size, and for each map its target and its regions above the threshold."""
+    height, width = maps[0].size
+    entries = [{**each.described(), **each.highest_and_regions(threshold)} for each in maps]
+    found = {"picture": {"height": height, "width": width}, "threshold": threshold, "maps": entries}
+    path.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_page(path: Path, maps: Sequence[CellMap], _: bool, threshold: float) -> None:
+    first = maps[0]
+    names = {int(class_id): class_name(first.card, int(class_id)) for class_id in np.unique(first.best_ids)}
+    cells = Cells(
+        window_rows=first.grid.windows(0),
+        window_columns=first.grid.windows(1),
+        field_rows=first.grid.fields(0),
+        field_columns=first.grid.fields(1),
+        top_ids=first.best_ids,
+        top_probabilities=first.best_probabilities,
+        names=names,
+    )
+    layers = [Layer(each.label, each.values, signed=each.signed, threshold=threshold) for each in maps]
+    picture = first.picture
+    if max(picture.shape) > LONGEST_PAGE:
+        preview = Preview(picture.shape[:2], LONGEST_PAGE)
+        preview.add(0, picture)
+        picture = preview.picture
+    title = " · ".join(layer.words for layer in layers)
+    if scales := getattr(first, "scales", ()):
+        title += f" ({len(scales)} scales fused; windows and classes are the finest scale's)"
+    write_page(path, picture, first.size, layers, cells, title=title)
+
+
+CellMap.writer = Writer(
+    "a heatmap",
+    {
+        **overlays.picture_formats(_drawn),
+        ".npy": write_values,
+        ".npz": write_arrays,
+        ".json": _write_json,
+        ".html": _write_page,
+    },
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -391,16 +611,29 @@ class Heatmap(CellMap):
         """(rows, columns) float32, 0 to 1."""
         return self.values
 
+    @property
+    def label(self) -> str:
+        return self.target.label
+
+    def described(self) -> dict[str, Any]:
+        return {"kind": "heatmap", **target_as_json(self.target)}
+
+    def arrays(self) -> dict[str, Any]:
+        found = super().arrays()
+        for number, scale in enumerate(self.scales):
+            found |= {f"scale_{number}": scale.values, f"mapping_{number}": json.dumps(scale.located())}
+        return found
+
     def _source(self, row: int, column: int) -> tuple[CellMap, tuple[int, int]]:
         cell = super()._source(row, column)
         if self.winners is None:
             return cell
         winner = self.scales[int(self.winners[row, column])]
-        box = self.placement.box(row, column)
+        box = self.grid.box(row, column)
         x, y = (box.left + box.right) / 2 - 0.5, (box.top + box.bottom) / 2 - 0.5
-        return winner, winner.placement.nearest(x, y)
+        return winner, winner.grid.nearest(x, y)
 
-    def boxes(self, kind: Literal["window", "receptive field"]) -> NDArray[np.float64]:
+    def boxes(self, kind: Boxes = "window") -> NDArray[np.float64]:
         return super().boxes(kind) if self.winners is None else self._of_winners([s.boxes(kind) for s in self.scales])
 
     def best_classes(self) -> tuple[NDArray[np.int32], Values]:
@@ -411,11 +644,11 @@ class Heatmap(CellMap):
 
     def _of_winners(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """From an array (rows, columns, k) of each scale, what the cells of its winners have."""
-        down, across = (self.placement.windows(axis).mean(axis=1) - 0.5 for axis in (0, 1))
+        down, across = (self.grid.windows(axis).mean(axis=1) - 0.5 for axis in (0, 1))
         spread = []
         for scale, array in zip(self.scales, arrays, strict=True):
-            rows = [scale.placement.nearest(0, y)[0] for y in down]
-            columns = [scale.placement.nearest(x, 0)[1] for x in across]
+            rows = [scale.grid.nearest(0, y)[0] for y in down]
+            columns = [scale.grid.nearest(x, 0)[1] for x in across]
             spread.append(array[rows][:, columns])
         assert self.winners is not None
         return np.take_along_axis(np.stack(spread), self.winners[None, :, :, None], axis=0)[0]
@@ -433,15 +666,21 @@ class Contrast(CellMap):
     one: Heatmap
     other: Heatmap
 
+    signed: ClassVar[bool] = True
+
     @property
     def label(self) -> str:
         """Both targets in words."""
         return f"{self.one.target.label} rather than {self.other.target.label}"
 
+    def described(self) -> dict[str, Any]:
+        one, other = (target_as_json(each.target) for each in (self.one, self.other))
+        return {"kind": "contrast", "one": one, "other": other}
+
     def _source(self, row: int, column: int) -> tuple[CellMap, tuple[int, int]]:
         return self.one._source(row, column)
 
-    def boxes(self, kind: Literal["window", "receptive field"]) -> NDArray[np.float64]:
+    def boxes(self, kind: Boxes = "window") -> NDArray[np.float64]:
         return self.one.boxes(kind)
 
     def best_classes(self) -> tuple[NDArray[np.int32], Values]:
@@ -461,10 +700,19 @@ class ClassMap(CellMap):
     class_ids: NDArray[np.int64]
     names: dict[int, str]
 
+    own: ClassVar[str] = "class_ids"
+
     @property
     def probabilities(self) -> Values:
         """(rows, columns) float32, 0 to 1."""
         return self.values
+
+    def described(self) -> dict[str, Any]:
+        return {"kind": "classes", "names": {str(class_id): words for class_id, words in self.names.items()}}
+
+    def draw(self, *, plain: bool = False) -> Image.Image:
+        """Each window in the colour of its class, over the picture and a legend."""
+        return overlays.class_overlay(self, self.class_ids, self.names)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -478,6 +726,15 @@ class ProbabilityMap(CellMap):
 
     probabilities: Values
 
+    own: ClassVar[str] = "probabilities"
+
+    def described(self) -> dict[str, Any]:
+        return {"kind": "probabilities"}
+
+    def draw(self, *, plain: bool = False) -> Image.Image:
+        """The picture of `class_map`."""
+        return self.class_map().draw()
+
     def heatmap(self, target: str | int) -> Heatmap:
         """The map of a target, as `heatmap` gives it.
 
@@ -486,7 +743,7 @@ class ProbabilityMap(CellMap):
         """
         found = checked_target(self.card, target)
         total = np.minimum(self.probabilities[list(found.class_ids)].sum(axis=0), np.float32(1))
-        return Heatmap(**self._shared(), values=total, target=found)
+        return Heatmap(**_shared(self), values=total, target=found)
 
     def contrast(self, target: str | int, against: str | int) -> Contrast:
         """The map of one target less that of another, as `contrast` gives it.
@@ -506,11 +763,7 @@ class ProbabilityMap(CellMap):
         chances = self.probabilities[allowed]
         class_ids = np.asarray(allowed)[chances.argmax(axis=0)]
         names = winners_in_words(self.card, class_ids.ravel().tolist())
-        return ClassMap(**self._shared(), values=chances.max(axis=0), class_ids=class_ids, names=names)
-
-    def _shared(self) -> dict[str, Any]:
-        names = ("picture", "placement", "best_ids", "best_probabilities", "card")
-        return {name: getattr(self, name) for name in names}
+        return ClassMap(**_shared(self), values=chances.max(axis=0), class_ids=class_ids, names=names)
 
 
 def contrast_of(one: Heatmap, other: Heatmap) -> Contrast:
@@ -521,13 +774,9 @@ def contrast_of(one: Heatmap, other: Heatmap) -> Contrast:
     """
     if one.target.class_ids == other.target.class_ids:
         raise ValueError(f"{one.target.label} and {other.target.label} are the same classes; contrast two targets")
-    return Contrast(
-        values=one.values - other.values,
-        picture=one.picture,
-        placement=one.placement,
-        best_ids=one.best_ids,
-        best_probabilities=one.best_probabilities,
-        card=one.card,
-        one=one,
-        other=other,
-    )
+    return Contrast(**_shared(one), values=one.values - other.values, one=one, other=other)
+
+
+def _shared(cells: CellMap) -> dict[str, Any]:
+    """What all maps of one pass share."""
+    return {field.name: getattr(cells, field.name) for field in fields(CellMap) if field.name != "values"}

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,10 +26,26 @@ from convnets_torch.fcn.sliding import slide
 from convnets_torch.fcn.streaming import Stream
 from convnets_torch.files import alone_in, check_own_folder, make_folder, open_own, opened_path, replacing
 from convnets_torch.heatmaps.maps import Heatmap
-from convnets_torch.heatmaps.scales import Fuse, Scales, fused, placement_of, size_seen, sizes_of, view_of
-from convnets_torch.images.decoding import Least, Reading, picture_name, warn
+from convnets_torch.heatmaps.scales import (
+    Fuse,
+    Scales,
+    factors_of,
+    fused,
+    placement_of,
+    size_seen,
+    sizes_of,
+    view_of,
+)
+from convnets_torch.images.decoding import Least, Reading, ReadingKeywords, picture_name, warn
 from convnets_torch.images.levels import Background, Depth, said_levels
-from convnets_torch.images.preprocessing import Pair, Pixels, Preprocessing, normalize
+from convnets_torch.images.preprocessing import (
+    MOST_PIXELS,
+    Pair,
+    Pixels,
+    Preprocessing,
+    normalize,
+    size_with_longest_side,
+)
 from convnets_torch.images.resizing import normalized
 from convnets_torch.images.sources import Resized, Sliceable, Source, open_with_remarks
 from convnets_torch.inference.classification import card_of, probabilities, to_parameters
@@ -37,6 +53,7 @@ from convnets_torch.inference.pipeline import Mappable
 from convnets_torch.inference.prepare import RuntimeRemark
 from convnets_torch.networks import Network
 from convnets_torch.npz import read_npz
+from convnets_torch.text import check_choice
 from convnets_torch.wordnet.targets import Target
 
 FAINT = 0.1  # probability
@@ -44,23 +61,65 @@ LARGE = 4  # windows along the longer side of a picture
 MEMORY = "1GB"  # of activations, unless more is allowed
 
 Shared = dict[str, Any]  # what all kinds of maps of one pass share, by the names of `CellMap`
+Kept = dict[str, NDArray[Any]]  # arrays whose last two axes are rows and columns of cells
+Progress = Callable[[int, int], None]
+
+
+class MapKeywords(ReadingKeywords, total=False):
+    """Keywords of all functions that give maps; `heatmap` explains them."""
+
+    longest_side: int | None
+    upscale: bool
+    cell_stride: int | None
+    max_memory: int | str | None
+
+
+class OneMapKeywords(MapKeywords, total=False):
+    """Those of functions that run one picture."""
+
+    resume: str | os.PathLike[str] | None
+    progress: Progress | None
+
+
+class ScalesKeywords(MapKeywords, total=False):
+    """Those of functions that can look at several scales."""
+
+    scales: Scales | None
+    fuse: Fuse
+
+
+class HeatmapKeywords(ScalesKeywords, OneMapKeywords, total=False):
+    """Those of `heatmap`."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a picture is run; `heatmaps.heatmap` says what each means."""
+class HeatmapOptions:
+    """How a picture is run; `heatmap` explains each.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
 
     longest_side: int | None = None
     upscale: bool = False
     cell_stride: int | None = None
+    scales: Scales | None = None
+    fuse: Fuse = "mean"
     max_memory: int | str | None = MEMORY
     resume: str | os.PathLike[str] | None = None
     progress: Progress | None = None
     max_pixels: int | None = None
     allow_truncated: bool = False
-    scales: Scales | None = None
     depth: Depth = None
     background: Background = None
+
+    def __post_init__(self) -> None:
+        check_choice(self.fuse, get_args(Fuse), "way to fuse scales")
+        if self.scales is not None and self.scales != "auto":
+            factors_of(self.scales)
+        if self.longest_side is not None:
+            size_with_longest_side((1, MOST_PIXELS), self.longest_side)  # what no picture could be resized to
+        _ = self.memory
 
     def reading(self, exif: bool, least: Least = None) -> Reading:
         """How its picture is decoded, as `images.Reading` says."""
@@ -76,7 +135,7 @@ class Options:
         return None if self.max_memory is None else parse_bytes(self.max_memory)
 
 
-def run(network: Mappable, image: Sliceable, wanted: Wanted, options: Options) -> list[tuple[Shared, Kept]]:
+def run(network: Mappable, image: Sliceable, wanted: Wanted, options: HeatmapOptions) -> list[tuple[Shared, Kept]]:
     """Open a picture and run it: for each scale what all kinds of maps share, and what was kept of the cells.
 
     Raises:
@@ -91,7 +150,7 @@ def run(network: Mappable, image: Sliceable, wanted: Wanted, options: Options) -
     return run_sizes(network, grid, source, sizes, wanted, options)
 
 
-def sizes_to_run(network: Mappable, size: Pair, name: str, options: Options) -> list[Pair]:
+def sizes_to_run(network: Mappable, size: Pair, name: str, options: HeatmapOptions) -> list[Pair]:
     """(height, width) in pixels at which the network is to see a picture of `size`, one for each scale.
 
     Raises:
@@ -102,7 +161,7 @@ def sizes_to_run(network: Mappable, size: Pair, name: str, options: Options) -> 
 
 
 def run_sizes(
-    network: Mappable, grid: Grid, source: Source, sizes: Sequence[Pair], wanted: Wanted, options: Options
+    network: Mappable, grid: Grid, source: Source, sizes: Sequence[Pair], wanted: Wanted, options: HeatmapOptions
 ) -> list[tuple[Shared, Kept]]:
     """Run a picture at several sizes: for each what all kinds of maps share, and what was kept of the cells."""
     card = card_of(network)
@@ -140,7 +199,7 @@ def shared_by_maps(network: Mappable, grid: Grid, size: Pair, seen: Pair, pictur
     card = card_of(network)
     return {
         "picture": picture,
-        "placement": placement_of(grid, network, size, seen, card.preprocessing.interpolation),
+        "grid": placement_of(grid, network, size, seen, card.preprocessing.interpolation),
         "best_ids": np.moveaxis(kept["best_ids"], 0, -1),
         "best_probabilities": np.moveaxis(kept["best"], 0, -1),
         "card": card,
@@ -155,9 +214,11 @@ def heatmaps_of(passes: Sequence[tuple[Shared, Kept]], targets: Sequence[Target]
     ]
 
 
-def faint_remark(network: Mappable, image: Sliceable, maps: Sequence[Heatmap], options: Options) -> tuple[str, ...]:
+def faint_remark(
+    network: Mappable, image: Sliceable, maps: Sequence[Heatmap], options: HeatmapOptions
+) -> tuple[str, ...]:
     """A remark on maps of a large picture's file that are nowhere strong, where one scale alone was looked at."""
-    size = max(maps[0].placement.seen)
+    size = max(maps[0].grid.seen)
     faint = [found for found in maps if found.values.max() < FAINT]
     if options.scales is not None or size < LARGE * max(network.size) or not faint:
         return ()
@@ -178,9 +239,6 @@ def _shifted(progress: Progress, before: int, whole: int) -> Progress:
 
 
 BEST = 5  # classes that are kept of every cell
-
-Kept = dict[str, NDArray[Any]]  # arrays whose last two axes are rows and columns of cells
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from convnets_torch.fcn.graph import Grid
-from convnets_torch.heatmaps.maps import Heatmap, Placement
+from convnets_torch.heatmaps.maps import Box, CellGrid, Heatmap
 from convnets_torch.images.preprocessing import MOST_PIXELS, Interpolation, Pair, Pixels, size_with_longest_side
 from convnets_torch.images.sources import Held, Preview, Source
 from convnets_torch.inference.pipeline import Mappable
-from convnets_torch.text import check_choice
 from convnets_torch.visualization.overlays import interpolated
 
 VIEW = 4096  # pixels of the longer side of what is kept of a picture that is read row by row
@@ -51,15 +50,17 @@ def size_seen(size: Pair, network: Mappable, name: str, longest_side: int | None
     )
 
 
-def placement_of(grid: Grid, network: Mappable, size: Pair, seen: Pair, interpolation: Interpolation) -> Placement:
+def placement_of(grid: Grid, network: Mappable, size: Pair, seen: Pair, interpolation: Interpolation) -> CellGrid:
     """Where a grid's cells lie over a picture of `size` that the network saw as `seen`, (height, width) each."""
-    return Placement(
+    return CellGrid(
         size=size,
+        part=Box(0, 0, size[1], size[0]),
         seen=seen,
-        stride_seen=grid.stride,
-        window_seen=network.size,
-        rows_seen=grid.seen(seen[0], 0),
-        columns_seen=grid.seen(seen[1], 1),
+        shape=grid.shape(*seen),
+        first=(network.size[0] / 2, network.size[1] / 2),
+        apart=(grid.stride, grid.stride),
+        window=network.size,
+        fields_seen=(grid.seen(seen[0], 0), grid.seen(seen[1], 1)),
         interpolation=interpolation,
     )
 
@@ -133,11 +134,6 @@ def factors_of(scales: Scales) -> list[float]:
     return factors
 
 
-def check_fuse(fuse: str) -> None:
-    """Raise ValueError when maps cannot be fused so."""
-    check_choice(fuse, get_args(Fuse), "way to fuse scales")
-
-
 def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
     """One map of several scales of a picture, on the cells of the finest one.
 
@@ -147,11 +143,7 @@ def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
     Args:
         maps: of one picture and target, the coarsest first.
         fuse: "mean" or "max".
-
-    Raises:
-        ValueError: another way to fuse.
     """
-    check_fuse(fuse)
     if len(maps) == 1:
         return maps[0]
     finest = maps[-1]
@@ -159,9 +151,8 @@ def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
     for each in maps:
         values = each.values
         for axis in (0, 1):
-            centres = finest.placement.windows(axis).mean(axis=1)
-            places = (centres - each.window_size[axis] / 2) / each.stride[axis]
-            values = interpolated(values, places, axis)
+            centres = finest.grid.windows(axis).mean(axis=1)
+            values = interpolated(values, each.grid.places(axis, centres), axis)
         layers.append(values)
     stack = np.stack(layers)
     values = stack.mean(axis=0, dtype=np.float32) if fuse == "mean" else stack.max(axis=0)

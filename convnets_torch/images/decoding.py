@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -377,6 +377,15 @@ class Reading(NamedTuple):
 
 
 AS_IS = Reading()
+
+
+class ReadingKeywords(TypedDict, total=False):
+    """Keywords of functions that read pictures, as `read_picture` explains them."""
+
+    max_pixels: int | None
+    allow_truncated: bool
+    depth: Depth
+    background: Background
 
 
 def read_picture(

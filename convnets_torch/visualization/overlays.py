@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnets_torch.files import replacing
-from convnets_torch.images.preprocessing import Pixels
+from convnets_torch.files import Writer
+from convnets_torch.images.preprocessing import Pair, Pixels
 from convnets_torch.text import printable
 from convnets_torch.visualization.letters import Letters, Pen
-
-if TYPE_CHECKING:
-    from convnets_torch.heatmaps.maps import CellMap, ClassMap, Contrast, Heatmap
 
 Values = NDArray[np.float32]
 Resampling = Literal["nearest", "bilinear", "bicubic"]
@@ -80,7 +77,36 @@ MOST_DRAWN = 1000  # letters in a line; Pillow takes a second for 100,000
 PAPER, INK, GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
 
-def overlay(heatmap: Heatmap | Contrast) -> Image.Image:
+class Drawable(Protocol):
+    """A map that can be drawn over its picture.
+
+    Attributes:
+        values: (rows, columns) float32, 0 to 1; of a signed map -1 to 1.
+        picture: (h, w, 3) uint8, RGB: the picture, or a reduced view of it.
+        size: (height, width) of the picture itself in pixels.
+        stride: (vertical, horizontal) pixels of the picture between neighbouring cells.
+        window_size: (height, width) of the window of a cell, in pixels of the picture.
+        label: the map in words.
+        signed: whether its colours go both ways from 0.
+    """
+
+    @property
+    def values(self) -> Values: ...
+    @property
+    def picture(self) -> Pixels: ...
+    @property
+    def size(self) -> Pair: ...
+    @property
+    def stride(self) -> tuple[float, float]: ...
+    @property
+    def window_size(self) -> tuple[float, float]: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def signed(self) -> bool: ...
+
+
+def overlay(heatmap: Drawable) -> Image.Image:
     """The map over its picture: clear where the target is improbable, glowing where it is likely.
 
     The colour of a pixel is that of the window around it: cell values stand at the centres of their windows and
@@ -93,7 +119,7 @@ def overlay(heatmap: Heatmap | Contrast) -> Image.Image:
         RGB, as wide as the picture (the map's `picture`) and higher by the bar.
     """
     colors, strength = _palette_of(heatmap), STRENGTH.astype(np.float32)
-    if _is_signed(heatmap):  # clear in the middle
+    if heatmap.signed:  # clear in the middle
         strength = np.concatenate([strength[::-2], strength[1::2]])
 
     def paint(band: slice) -> tuple[Pixels, NDArray[np.float32]]:
@@ -103,32 +129,37 @@ def overlay(heatmap: Heatmap | Contrast) -> Image.Image:
     return _with_bar(_blend(heatmap, paint, _bar_height(heatmap)), heatmap)
 
 
-def class_overlay(class_map: ClassMap) -> Image.Image:
+def class_overlay(class_map: Drawable, class_ids: NDArray[np.int64], names: Mapping[int, str]) -> Image.Image:
     """What is where: each pixel in the colour of its nearest cell's class, the stronger the more probable.
 
     Below stands a legend: the words of the classes that win the most cells, and their share of all cells; the
     classes beyond the colours at hand share grey. Towards the borders the nearest cell fades out.
 
+    Args:
+        class_map: of the winners' probabilities.
+        class_ids: (rows, columns), the winning class of each cell.
+        names: class id -> words, for every class that wins a cell, the most frequent first.
+
     Returns:
         RGB, as wide as the picture and higher by the legend.
     """
     down, across = _nearest(class_map, 0)[:, None], _nearest(class_map, 1)
-    colored = list(class_map.names)[: len(CLASS_COLORS)]
-    colors = np.full((*class_map.class_ids.shape, 3), OTHER_COLOR, np.uint8)
+    colored = list(names)[: len(CLASS_COLORS)]
+    colors = np.full((*class_ids.shape, 3), OTHER_COLOR, np.uint8)
     for class_id, color in zip(colored, CLASS_COLORS, strict=False):
-        colors[class_map.class_ids == class_id] = color
+        colors[class_ids == class_id] = color
     strength = (OPAQUE * (0.7 + 0.3 * class_map.values)).astype(np.float32)  # an improbable winner stays a winner
     blended = _blend(class_map, lambda band: (colors[down[band], across], strength[down[band], across]))
-    shares = [(class_map.names[class_id], float((class_map.class_ids == class_id).mean())) for class_id in colored]
+    shares = [(names[class_id], float((class_ids == class_id).mean())) for class_id in colored]
     entries = [(*share, color) for share, color in zip(shares, CLASS_COLORS, strict=False)]
-    if rest := len(class_map.names) - len(colored):
+    if rest := len(names) - len(colored):
         entries.append(
             (f"{rest} other {'class' if rest == 1 else 'classes'}", 1 - sum(share for _, share in shares), OTHER_COLOR)
         )
     return _with_legend(blended, entries)
 
 
-def color_map(heatmap: Heatmap | Contrast) -> Image.Image:
+def color_map(heatmap: Drawable) -> Image.Image:
     """The map alone in the same colours and the same place, without the picture."""
     height, width = heatmap.picture.shape[:2]
     page, colors = Image.new("RGB", (width, height + _bar_height(heatmap)), PAPER), _palette_of(heatmap)
@@ -171,17 +202,31 @@ def _lines(text: str) -> list[str]:
     return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], "..."]
 
 
+def picture_formats(draw: Callable[..., Image.Image]) -> dict[str, Callable[..., None]]:
+    """The `FORMATS` for a `files.Writer`; `draw` is called with the arguments of its `write`."""
+
+    def save(path: Path, *arguments: Any) -> None:
+        draw(*arguments).save(path, format=FORMATS[path.suffix.lower()])
+
+    return dict.fromkeys(FORMATS, save)
+
+
+PICTURE = Writer("a picture", picture_formats(lambda image: image))
+
+
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a picture atomically, in the format that the ending of `path` names, one of `FORMATS`.
 
     Raises:
+        ValueError: another ending.
         OSError: `path` cannot be written.
     """
-    with replacing(path) as temporary:
-        image.save(temporary, format=FORMATS[path.suffix.lower()])
+    PICTURE.write(path, image)
 
 
-def _blend(cells: CellMap, paint: Callable[[slice], tuple[Pixels, NDArray[np.float32]]], below: int = 0) -> Image.Image:
+def _blend(
+    cells: Drawable, paint: Callable[[slice], tuple[Pixels, NDArray[np.float32]]], below: int = 0
+) -> Image.Image:
     """Colours over the picture, fading towards the borders, some rows at a time: pictures can be large.
 
     Args:
@@ -201,32 +246,32 @@ def _blend(cells: CellMap, paint: Callable[[slice], tuple[Pixels, NDArray[np.flo
     return page
 
 
-def _pixel_values(heatmap: Heatmap | Contrast, band: slice) -> NDArray[np.uint8]:
+def _pixel_values(heatmap: Drawable, band: slice) -> NDArray[np.uint8]:
     """The map on rows of the picture's pixels, 0 to 255 from the lowest to the highest of the colours."""
     down, across = (_places(heatmap, axis) for axis in (0, 1))
     top = _top(heatmap)
-    scaled = (heatmap.values + top) * (127.5 / top) if _is_signed(heatmap) else heatmap.values * (255 / top)
+    scaled = (heatmap.values + top) * (127.5 / top) if heatmap.signed else heatmap.values * (255 / top)
     return np.rint(interpolated(interpolated(scaled, down[band], 0), across, 1)).astype(np.uint8)
 
 
-def _places(cells: CellMap, axis: int) -> NDArray[Any]:
+def _places(cells: Drawable, axis: int) -> NDArray[Any]:
     """The pixels of the picture that is drawn on, as numbers of cells: 1.5 is between the second and the third."""
     stride, size = _lattice(cells, axis)
     return (np.arange(cells.picture.shape[axis]) + 0.5 - size / 2) / stride
 
 
-def _lattice(cells: CellMap, axis: int) -> tuple[float, float]:
+def _lattice(cells: Drawable, axis: int) -> tuple[float, float]:
     """Stride and window along an axis, in pixels of the picture that is drawn on, which may be a reduced view."""
     ratio = cells.picture.shape[axis] / cells.size[axis]
     return cells.stride[axis] * ratio, cells.window_size[axis] * ratio
 
 
-def _nearest(cells: CellMap, axis: int) -> NDArray[np.int64]:
+def _nearest(cells: Drawable, axis: int) -> NDArray[np.int64]:
     """For each pixel the cell whose centre is nearest."""
     return np.clip(np.ceil(_places(cells, axis) - 0.5), 0, cells.values.shape[axis] - 1).astype(np.int64)
 
 
-def _fade(cells: CellMap, axis: int) -> NDArray[np.float32]:
+def _fade(cells: Drawable, axis: int) -> NDArray[np.float32]:
     """1 between the first and the last centre, falling to 0 at half a window beyond them."""
     stride, size = _lattice(cells, axis)
     place = np.arange(cells.picture.shape[axis]) + 0.5
@@ -235,15 +280,11 @@ def _fade(cells: CellMap, axis: int) -> NDArray[np.float32]:
     return np.clip(1 - beyond / (size / 2), 0, 1).astype(np.float32)
 
 
-def _is_signed(cells: CellMap) -> bool:
-    return hasattr(cells, "other")
+def _palette_of(heatmap: Drawable) -> Pixels:
+    return palette(DIVERGING if heatmap.signed else INFERNO)
 
 
-def _palette_of(heatmap: Heatmap | Contrast) -> Pixels:
-    return palette(DIVERGING if _is_signed(heatmap) else INFERNO)
-
-
-def _top(heatmap: Heatmap | Contrast) -> float:
+def _top(heatmap: Drawable) -> float:
     return max(float(np.abs(heatmap.values).max()), LEAST_TOP)
 
 
@@ -259,36 +300,36 @@ def _letters(width: int) -> int:
     return max(11, min(28, width // 36), width // 71)
 
 
-def _bar_height(heatmap: Heatmap | Contrast) -> int:
+def _bar_height(heatmap: Drawable) -> int:
     return round(_letters(heatmap.picture.shape[1]) * (2.2 if len(_bar_texts(heatmap)) == 1 else 4.5))
 
 
-def _bar_texts(heatmap: Heatmap | Contrast) -> list[str]:
+def _bar_texts(heatmap: Drawable) -> list[str]:
     """What the strip below a picture says, beside its bar; or above it, in two lines, where there is no room beside."""
     width = heatmap.picture.shape[1]
     font, values = Letters(_letters(width)), heatmap.values
-    signed = _is_signed(heatmap)
+    signed = heatmap.signed
     least, most = f"{values.min():.2f}", f"{values.max():.2f}"
     figures = f"{least} to {most}" if signed else f"highest {most}"
     room = _bar_left(heatmap, font) - font.size // 2 * 4 - font.getlength(_ends(heatmap)[0])
     if font.getlength(f"ab...  {figures}") <= room:
-        return [f"{shorten(label_of(heatmap), font, room - font.getlength(f'  {figures}'))}  {figures}"]
+        return [f"{shorten(heatmap.label, font, room - font.getlength(f'  {figures}'))}  {figures}"]
     room = width - font.size
     fits = next((text for text in (figures, most) if font.getlength(text) <= room), "")
-    return [shorten(label_of(heatmap), font, room), fits]
+    return [shorten(heatmap.label, font, room), fits]
 
 
-def _ends(heatmap: Heatmap | Contrast) -> tuple[str, str]:
+def _ends(heatmap: Drawable) -> tuple[str, str]:
     """What stands at both ends of the bar."""
-    return f"-{_top(heatmap):.2f}" if _is_signed(heatmap) else "0", f"{_top(heatmap):.2f}"
+    return f"-{_top(heatmap):.2f}" if heatmap.signed else "0", f"{_top(heatmap):.2f}"
 
 
-def _bar_left(heatmap: Heatmap | Contrast, font: Letters) -> int:
+def _bar_left(heatmap: Drawable, font: Letters) -> int:
     width = heatmap.picture.shape[1]
     return round(width - font.size // 2 * 2 - font.getlength(_ends(heatmap)[1])) - width // 5
 
 
-def _with_bar(page: Image.Image, heatmap: Heatmap | Contrast) -> Image.Image:
+def _with_bar(page: Image.Image, heatmap: Drawable) -> Image.Image:
     """Fill the strip below the picture: the target's words and highest value, and what the colours mean.
 
     Drawn into the page itself, since a second one of a large picture takes as much memory again.
@@ -311,12 +352,6 @@ def _with_bar(page: Image.Image, heatmap: Heatmap | Contrast) -> Image.Image:
     for text, place in zip(texts, middles, strict=False):
         draw.text((gap, place), text, INK, font, anchor="lm")
     return page
-
-
-def label_of(cells: CellMap) -> str:
-    """A map in words: its target, its two targets, or that it is of all classes."""
-    target = getattr(cells, "target", None)
-    return target.label if target is not None else getattr(cells, "label", "the most probable class")
 
 
 def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[int, int, int]]]) -> Image.Image:

@@ -1,0 +1,52 @@
+"""Keywords that several functions share are listed once, in a TypedDict, and shown by all of these functions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Options = TypeVar("Options", bound=Mapping[str, object])
+
+
+def shows(keywords: type, holder: Callable[..., object]) -> Callable[[Function], Function]:
+    """A decorator of functions with `**options: Unpack[keywords]`: `help` and `inspect.signature` show each keyword.
+
+    Args:
+        keywords: the TypedDict.
+        holder: what the keywords are packed into; it has their defaults, and their order.
+
+    >>> from typing import TypedDict
+    >>> @shows(TypedDict("Keywords", {"key": "str"}), sorted)
+    ... def ordered(items, **options): ...
+    >>> inspect.signature(ordered)
+    <Signature (items, *, key: 'str' = None)>
+    """
+    kinds = {name: getattr(kind, "__forward_arg__", kind) for name, kind in keywords.__annotations__.items()}
+
+    def decorate(function: Function) -> Function:
+        own = inspect.signature(function)
+        shown = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        shown += [
+            each.replace(kind=each.KEYWORD_ONLY, annotation=kinds[name])
+            for name, each in inspect.signature(holder).parameters.items()
+            if name in kinds
+        ]
+        function.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def checked(options: Options, keywords: type[Options]) -> Options:
+    """The options of a function with `**options: Unpack[keywords]`.
+
+    Raises:
+        TypeError: one of them is none of the keywords.
+    """
+    for name in options:
+        if name not in keywords.__annotations__:
+            known = ", ".join(keywords.__annotations__)
+            raise TypeError(f"unexpected keyword argument {name!r}; known: {known}")
+    return options

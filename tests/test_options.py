@@ -1,0 +1,66 @@
+"""Keywords that functions share: their TypedDicts agree with what holds them, and what is none is refused."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from convnets_torch.explain.channels import activation_grids
+from convnets_torch.explain.gradcam import gradcam, gradcam_each
+from convnets_torch.explain.page import explain
+from convnets_torch.heatmaps.api import class_map, contrast, heatmap, probability_map
+from convnets_torch.heatmaps.many import heatmap_each
+from convnets_torch.heatmaps.running import HeatmapKeywords, HeatmapOptions
+from convnets_torch.images.decoding import Reading, ReadingKeywords
+
+
+def words(annotations) -> dict[str, str]:
+    return {name: getattr(kind, "__forward_arg__", kind) for name, kind in annotations.items()}
+
+
+def kinds(function) -> dict[str, str]:
+    return words({name: each.annotation for name, each in inspect.signature(function).parameters.items()})
+
+
+def test_the_keywords_are_the_fields():
+    assert words(HeatmapKeywords.__annotations__) == kinds(HeatmapOptions)
+    assert words(ReadingKeywords.__annotations__).items() <= kinds(Reading).items()
+
+
+@pytest.mark.parametrize("function", [heatmap, contrast, class_map, probability_map, heatmap_each])
+def test_functions_of_maps_show_their_keywords_with_their_defaults(function):
+    shown = inspect.signature(function).parameters
+    assert shown["max_memory"].default == "1GB"
+    assert shown["cell_stride"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert ("fuse" in shown) == (function in (heatmap, contrast, heatmap_each))
+    assert ("resume" in shown) == (function is not heatmap_each)
+    assert "options" not in shown
+
+
+@pytest.mark.parametrize("function", [gradcam, gradcam_each, activation_grids, explain])
+def test_what_only_the_library_asks_of_a_decoder_is_no_keyword(function, vgg):
+    assert inspect.signature(function).parameters["max_pixels"].default is None
+    with pytest.raises(TypeError, match=r"'least'; known: max_pixels, allow_truncated, depth, background"):
+        function(vgg, "cat.jpg", least=(100, 100))
+
+
+@pytest.mark.parametrize(("function", "name"), [(class_map, "scales"), (probability_map, "fuse"), (heatmap, "scale")])
+def test_an_option_that_a_map_does_not_have_is_refused(function, name, vgg):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'; known: .*cell_stride"):
+        function(vgg, "cat.jpg", *([1] if function is heatmap else []), **{name: None})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("fuse", "sum", "unknown way to fuse scales 'sum'; known: mean, max"),
+        ("scales", (0, 1), "give factors above 0"),
+        ("longest_side", 0, "a longest side of 0 pixels is out of range"),
+        ("max_memory", "1 horse", "is no amount of memory"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_a_picture_is_opened(name, value, words, vgg):
+    for function in (heatmap, heatmap_each):
+        with pytest.raises(ValueError, match=words):
+            function(vgg, "there is no such file.jpg", 1, **{name: value})
