@@ -28,26 +28,29 @@ EACH: dict[str, tuple[Callable[..., Any], Callable[[Any], Any]]] = {
     "predict": (predict, lambda row: row.logits),
     "classify_each": (classify_each, lambda row: sorted((each.class_id, each.probability) for each in row.predictions)),
     "embed_each": (embed_each, lambda row: row.vector),
-    "heatmap_each": (lambda *given, **options: heatmap_each(*given, 3, **options), lambda row: row.maps[0].values),
+    "heatmap_each": (
+        lambda network, pictures, **options: heatmap_each(network, pictures, 3, **options),
+        lambda row: row.maps[0].values,
+    ),
     "gradcam_each": (
-        lambda *given, **options: gradcam_each(*given, 3, method="layercam", **options),
+        lambda network, pictures, **options: gradcam_each(network, pictures, 3, method="layercam", **options),
         lambda row: row.maps[0].values * row.maps[0].raw_maximum,
     ),
 }
 
 
-def statistics(*given: Any, **options: Any) -> tuple[Any, Any]:
-    found = channel_statistics(*given, "relu_2", **options)
+def statistics(network: Any, pictures: Any) -> tuple[Any, Any]:
+    found = channel_statistics(network, pictures, "relu_2")
     return found.layers[0].mean, found.errors
 
 
-def shares(*given: Any, **options: Any) -> tuple[Any, Any]:
-    found = zero_shares(*given, "relu_2", **options)
+def shares(network: Any, pictures: Any) -> tuple[Any, Any]:
+    found = zero_shares(network, pictures, "relu_2")
     return found.shares, found.errors
 
 
-def patches(*given: Any, **options: Any) -> tuple[Any, Any]:
-    found = top_patches(*given, "relu_2", channels=[1], **options)
+def patches(network: Any, pictures: Any) -> tuple[Any, Any]:
+    found = top_patches(network, pictures, "relu_2", channels=[1])
     return [patch.activation for patch in found.patches[0]], found.failed
 
 

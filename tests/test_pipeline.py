@@ -21,7 +21,18 @@ from convnets_torch.images.decoding import read_picture
 from convnets_torch.images.preprocessing import center_crop, preset
 from convnets_torch.images.resizing import normalized
 from convnets_torch.inference.classification import classify, probabilities, square_input
-from convnets_torch.inference.pipeline import BATCH, BATCHES_AHEAD, batch_for, predict
+from convnets_torch.inference.pipeline import (
+    BATCH,
+    BATCHES_AHEAD,
+    Input,
+    _a_batch_late,
+    _Batch,
+    _Place,
+    batch_for,
+    is_whole,
+    predict,
+    run_pictures,
+)
 from convnets_torch.weights import load
 from tests.conftest import NARROW
 from tests.reference.pictures import picture
@@ -146,6 +157,56 @@ def test_options_are_checked_before_the_first_picture(options, message):
     network.card = None
     with pytest.raises(ValueError, match="has no card"):
         predict(network, [])
+
+
+def test_is_whole_says_where_batches_end():
+    numbers = np.random.default_rng(0)
+
+    def prepare(good):
+        if not good:
+            raise ValueError("a bad one")
+        return Input()
+
+    for share in (0.1, 0.3, 0.6, 0.95):
+        given = (numbers.random(200) < share).tolist()
+        rows = run_pictures(given, prepare, lambda items: [len(items)] * len(items), batch=4)
+        sizes = [row.value for row in rows if row.value is not None]
+        batches: list[int] = []
+        while sum(batches) < len(sizes):
+            batches.append(sizes[sum(batches)])
+        said, members, good = [], 0, 0
+        for each in given:
+            members, good = members + 1, good + each
+            if is_whole(members, good, 4):
+                said += [good] if good else []
+                members = good = 0
+        assert batches == said + [good] * (good > 0)
+        assert share > 0.3 or min(batches[:-1]) < 4
+
+
+def test_where_a_device_computes_rows_come_when_the_next_batch_has_begun():
+    """What `predict` does on CUDA, with batches of three that count how many have begun."""
+    begun = []
+
+    def prepare(number):
+        if number < 0:
+            raise ValueError("a bad one")
+        return Input()
+
+    def run(items):
+        batch = _Batch(torch.zeros(len(items), 1))
+        begun.append(batch)
+        return [_Place(batch, number, None) for number in range(len(items))]
+
+    rows = _a_batch_late(run_pictures([0, -1, 1, 2, 3, 4, 5, -1, 6], prepare, run, batch=3), 3)
+    assert [(row.picture, len(begun)) for row in rows] == [
+        (0, 2), (-1, 2), (1, 2), (2, 2), (3, 3), (4, 3), (5, 3), (-1, 3), (6, 3),
+    ]  # fmt: skip
+    taken = itertools.count()
+    rows = _a_batch_late(run_pictures((-1 - number for number in taken), prepare, run, batch=3), 3)
+    assert next(rows).error is not None
+    assert next(taken) < 40  # bad ones alone do not wait for a good one
+    rows.close()
 
 
 def test_rows_may_be_changed_and_hold_no_batch(files):

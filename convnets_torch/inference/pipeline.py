@@ -629,25 +629,14 @@ def predict(
     street.jpg (1000,) None
     none.jpg None none.jpg does not exist; name a file
     """
-    return predicted(
-        network,
-        pictures,
-        Reading(True, max_pixels, allow_truncated, depth, background),
-        batch=batch,
-        workers=workers,
-        exact=exact,
-        decoder=decoder,
-        resize=resize,
-        look=look,
-        views=views,
-    )
+    reading = Reading(True, max_pixels, allow_truncated, depth, background)
+    return predicted(network, pictures, reading, batch, workers, exact, decoder, resize, look, views)
 
 
 def predicted(
     network: Runnable,
     pictures: Picture | Iterable[Picture],
     reading: Reading,
-    *,
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
     exact: bool = False,
