@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +14,10 @@ from PIL import Image
 from converters import convert
 from convnets_torch.fcn.graph import grid_of
 from convnets_torch.fcn.memory import peak_bytes
-from convnets_torch.heatmaps import many
 from convnets_torch.heatmaps.api import heatmap
 from convnets_torch.heatmaps.many import Mapped, heatmap_each
 from convnets_torch.images.decoding import decode
+from convnets_torch.inference import pipeline
 from convnets_torch.weights import load
 from tests.conftest import KERAS1
 from tests.reference.pictures import picture
@@ -124,7 +123,7 @@ def test_a_picture_too_large_for_one_pass_goes_alone_in_strips(network, passes):
 
 def test_pictures_wait_for_their_like_only_as_long_as_there_is_room(network, passes, monkeypatch):
     """Room for three pictures of 72,000 pixels: the fourth makes the first one and its like go."""
-    monkeypatch.setattr(many, "ROOM", 250_000)
+    monkeypatch.setattr(pipeline, "ROOM", 250_000)
     sizes = [(240, 300), (300, 240), (240, 300), (300, 240)]
     results = list(heatmap_each(network, mixed(8, sizes), "dog"))
     assert [shape[0] for shape in passes] == [2] * 4
@@ -217,12 +216,3 @@ def test_a_single_picture_and_none_are_lists_of_one_and_none(network, tmp_path):
     stored[:] = picture(1, 240, 300)
     [mapped] = heatmap_each(network, stored, 7)
     np.testing.assert_array_equal(mapped.maps[0].values, result.maps[0].values)
-
-
-def test_pictures_are_taken_as_they_are_needed_and_no_thread_is_left(network, holiday):
-    taken = itertools.count()
-    results = heatmap_each(network, (holiday[1] for _ in itertools.islice(taken, 1000)), "dog")
-    assert next(results).maps[0].values.shape == (1, 3)
-    assert next(taken) <= 2 * many.WAITING + 2
-    results.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]

@@ -13,7 +13,6 @@ from convnets_torch.heatmaps.api import heatmap
 from convnets_torch.heatmaps.many import heatmap_each
 from convnets_torch.images.decoding import read_picture
 from convnets_torch.images.preprocessing import fit_longest_side, normalize, preset
-from convnets_torch.inference.batching import MemoryWarning
 from convnets_torch.weights import load, save
 from tests.reference.pictures import picture
 from tests.test_batches import weights as weights
@@ -110,30 +109,6 @@ def test_where_nothing_can_be_reduced_the_maps_stay(rule, options, files, networ
 def test_a_picture_too_small_says_its_own_size(files, network):
     [row] = heatmap_each(network, files[:1], "dog", longest_side=250, exact=False)
     assert "0.jpg is 188x250 pixels" in str(row.error)
-
-
-def test_fewer_go_together_when_memory_runs_out_and_it_stays_so(network):
-    """A layer that has no room for more than two pictures."""
-    sizes = []
-
-    class Full(torch.nn.Module):
-        def forward(self, images):
-            if len(images) > 2:
-                raise RuntimeError("CUDA out of memory")
-            sizes.append(len(images))
-            return images
-
-    pictures = [picture(seed, 240, 300) for seed in range(70)]  # 64 wait at most
-    wanted = values(network, pictures[:5])
-    network.features.register_forward_pre_hook(lambda features, given: (Full()(given[0]),))
-    with pytest.warns(MemoryWarning, match="going on with") as said:
-        found = values(network, pictures)
-    assert set(sizes) == {2}
-    assert sum(sizes) == 70
-    assert str(said[-1].message).endswith("going on with 2")
-    assert len({str(warning.message) for warning in said}) == len(said)  # each size is tried once
-    for one, other in zip(found, wanted, strict=False):
-        np.testing.assert_allclose(one.values, other.values, atol=1e-5)
 
 
 def test_the_command_reduces_when_asked(command, weights, files, tmp_path):

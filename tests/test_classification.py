@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +13,7 @@ from PIL import Image
 from convnets_torch.heatmaps.api import heatmap
 from convnets_torch.images.decoding import PictureWarning, read_picture
 from convnets_torch.images.preprocessing import center_crop, normalize
-from convnets_torch.inference.classification import Classified, classify, classify_each, square_input
-from convnets_torch.inference.pipeline import BATCH, BATCHES_AHEAD
+from convnets_torch.inference.classification import classify, square_input
 from convnets_torch.weights import load
 from convnets_torch.wordnet import synsets
 
@@ -159,50 +156,14 @@ def test_what_cannot_be_answered_is_refused(lite_weights, photographs):
         classify(network, photographs / "coffee.png")
 
 
-@pytest.fixture
-def mixed(photographs, tmp_path):
-    """A list longer than two batches with bad pictures at its start, at its end and where batches meet."""
-    Image.new("RGB", (2, 2)).save(
-        tmp_path / "moving.gif", save_all=True, append_images=[Image.new("RGB", (2, 2), "red")]
-    )
-    names = [photographs / name for name in ("coffee.png", "rocket.jpg", "chelsea.png")]
-    pictures = list(itertools.islice(itertools.cycle(names), 2 * BATCH + 5))
-    for place in (0, BATCH, BATCH + 1, len(pictures) - 1):
-        pictures[place] = tmp_path / f"none-{place}.jpg"
-    pictures[2] = tmp_path / "moving.gif"
-    return pictures
-
-
-def test_bad_pictures_stand_in_their_place_and_the_others_are_classified(network, mixed):
-    entries = list(classify_each(network, mixed, top=1))
-    assert [entry.picture for entry in entries] == mixed
-    best = {"coffee.png": {967}, "rocket.jpg": {657}, "chelsea.png": CATS}
-    for path, entry in zip(mixed, entries, strict=True):
-        if path.name.startswith("none"):
-            assert isinstance(entry.error, FileNotFoundError)
-            assert str(path) in str(entry.error)
-            assert entry.predictions == []
-        else:
-            assert entry.error is None
-            assert path.name == "moving.gif" or entry.predictions[0].class_id in best[path.name]
-    assert [entry.remarks for entry in entries if entry.remarks] == [
-        (f"{mixed[2]} has 2 frames or pages; the first was read",)
-    ]
-
-
-def test_classify_warns_of_what_each_remarks_and_stops_at_the_first_bad_picture(network, mixed):
+def test_classify_warns_of_what_each_remarks_and_stops_at_the_first_bad_picture(network, photographs, tmp_path):
+    moving, frame = tmp_path / "moving.gif", Image.new("RGB", (2, 2), "red")
+    Image.new("RGB", (2, 2)).save(moving, save_all=True, append_images=[frame])
     with pytest.warns(PictureWarning, match="the first was read"):
-        [[entry]] = classify(network, mixed[2], top=1)
+        [[entry]] = classify(network, moving, top=1)
     assert entry.probability > 0
     with pytest.raises(FileNotFoundError, match="none-0"):
-        classify(network, mixed)
-
-
-def test_nothing_or_only_bad_pictures_are_no_batch(network, tmp_path):
-    assert list(classify_each(network, [])) == []
-    [entry] = classify_each(network, [tmp_path / "none.jpg"])
-    assert isinstance(entry, Classified)
-    assert entry.error is not None
+        classify(network, [photographs / "coffee.png", tmp_path / "none-0.jpg", tmp_path / "none-1.jpg"])
 
 
 def test_one_image_may_stand_in_a_list_many_times(network, photographs):
@@ -210,24 +171,3 @@ def test_one_image_may_stand_in_a_list_many_times(network, photographs):
     with Image.open(photographs / "rocket.jpg") as image:
         answers = classify(network, [image] * 12, top=1)
     assert {answer[0].class_id for answer in answers} == {657}
-
-
-def test_pictures_are_taken_as_they_are_needed_and_no_thread_is_left(network, photographs):
-    taken = itertools.count()
-    pictures = (photographs / "coffee.png" for _ in itertools.islice(taken, 1000))
-    results = classify_each(network, pictures)
-    assert next(results).predictions[0].class_id == 967
-    assert next(taken) <= (BATCHES_AHEAD + 1) * BATCH
-    results.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
-
-
-def test_limits_are_handed_to_the_decoder(network, photographs, tmp_path):
-    whole = (photographs / "rocket.jpg").read_bytes()
-    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(OSError, match="truncated"):
-        classify(network, tmp_path / "half.jpg")
-    with pytest.warns(PictureWarning, match="truncated"):
-        assert classify(network, tmp_path / "half.jpg", allow_truncated=True)
-    with pytest.raises(ValueError, match="more than 100"):
-        classify(network, photographs / "rocket.jpg", max_pixels=100)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,7 @@ from convnets_torch.fcn.memory import peak_bytes
 from convnets_torch.images.decoding import PictureWarning, read_picture
 from convnets_torch.images.preprocessing import preset
 from convnets_torch.inference.classification import classify, probabilities, square_input
-from convnets_torch.inference.pipeline import BATCHES_AHEAD, batch_for, predict
+from convnets_torch.inference.pipeline import batch_for, predict
 from convnets_torch.inference.prepare import prepare
 from convnets_torch.networks import resnet50, vgg16
 from convnets_torch.weights import load
@@ -100,49 +98,23 @@ def test_a_prepared_network_gives_the_same_rows(name, files):
     assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 
-def test_bad_files_are_rows_and_the_run_goes_on(files, tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
-    (tmp_path / "half.jpg").write_bytes(files[0].read_bytes()[:4000])
-    Image.new("RGB", (2, 2)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (2, 2), "red")])
-    given = [
-        tmp_path / "none.jpg",
-        files[0],
-        tmp_path / "text.jpg",
-        tmp_path / "half.jpg",
-        tmp_path / "a.gif",
-        files[1],
-    ]
-    rows = list(embed_each(small(), given, ["relu_3", "head.relu_dense_2"], batch=2, logits=True))
-    assert [row.picture for row in rows] == given
-    good = [False, True, False, False, True, True]
-    for row, expected in zip(rows, good, strict=True):
-        assert list(row.vectors) == (["relu_3", "head.relu_dense_2"] if expected else [])
-        assert (row.logits is not None) == (row.error is None) == expected
-    assert [type(row.error).__name__ for row in rows if row.error] == ["FileNotFoundError", "OSError", "OSError"]
-    assert rows[4].remarks == (f"{tmp_path / 'a.gif'} has 2 frames or pages; the first was read",)
-    whole = stacked(embed_each(small(), [files[0], files[1]], "relu_3"))
-    torch.testing.assert_close(rows[5].vectors["relu_3"], whole[1])
+def test_rows_of_bad_files_hold_nothing_and_embed_stops_at_the_first(files, tmp_path):
+    given = [files[0], tmp_path / "none.jpg", files[1]]
+    rows = list(embed_each(small(), given, ["relu_3", "head.relu_dense_2"], logits=True))
+    assert [list(row.vectors) for row in rows] == [["relu_3", "head.relu_dense_2"], [], ["relu_3", "head.relu_dense_2"]]
+    assert [row.logits is None for row in rows] == [False, True, False]
     with pytest.raises(FileNotFoundError, match=r"none\.jpg does not exist"):
         embed(small(), given)
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (2, 2), "red")])
     with pytest.warns(PictureWarning, match="2 frames"):
-        embed(small(), given[4])
+        embed(small(), tmp_path / "a.gif")
 
 
 def test_the_vector_is_that_of_the_only_layer():
     assert Embedded("a.jpg", {"fc1": torch.ones(3)}).vector.tolist() == [1, 1, 1]
-    assert Embedded("a.jpg", {}, error=OSError("gone")).vector is None
+    assert Embedded("a.jpg", None, OSError("gone")).vector is None
     with pytest.raises(ValueError, match=r"vectors of several layers \(fc1, fc2\)"):
         Embedded("a.jpg", {"fc1": torch.ones(3), "fc2": torch.ones(3)}).vector  # noqa: B018
-
-
-def test_pictures_without_end_are_taken_as_they_are_needed(files):
-    taken = itertools.count()
-    rows = embed_each(small(), (files[number % 7] for number in taken), batch=4, workers=2)
-    for _ in range(9):
-        next(rows)
-    assert next(taken) <= 9 + (BATCHES_AHEAD + 1) * 4
-    rows.close()
-    assert not decoders()
 
 
 def test_a_row_that_is_kept_holds_no_batch_and_may_be_changed(files):

@@ -170,7 +170,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from typing import Any
-from convnets_torch.training import evaluation
+from convnets_torch.evaluation import evaluate as evaluation
 from convnets_torch.evaluation.labels import find_truth
 from convnets_torch.weights import load
 

@@ -20,9 +20,19 @@ from convnets_torch.card import Card
 from convnets_torch.images.decoding import read_picture
 from convnets_torch.images.preprocessing import center_crop, preset
 from convnets_torch.images.resizing import normalized
-from convnets_torch.inference.batching import MemoryWarning
 from convnets_torch.inference.classification import classify, probabilities, square_input
-from convnets_torch.inference.pipeline import BATCH, BATCHES_AHEAD, batch_for, predict
+from convnets_torch.inference.pipeline import (
+    BATCH,
+    BATCHES_AHEAD,
+    Input,
+    _a_batch_late,
+    _Batch,
+    _Place,
+    batch_for,
+    is_whole,
+    predict,
+    run_pictures,
+)
 from convnets_torch.weights import load
 from tests.conftest import NARROW
 from tests.reference.pictures import picture
@@ -95,33 +105,6 @@ def test_the_networks_precision_is_followed(files):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_bad_files_are_rows_and_the_run_goes_on(files, tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
-    Image.new("RGB", (2, 2)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (2, 2), "red")])
-    given = [tmp_path / "none.jpg", files[0], tmp_path / "text.jpg", tmp_path / "a.gif", np.zeros((2, 2, 5)), files[1]]
-    rows = list(predict(small(), given, batch=2))
-    assert [row.picture is one for row, one in zip(rows, given, strict=True)] == [True] * 6
-    assert [row.logits is None for row in rows] == [True, False, True, False, True, False]
-    assert [type(row.error) for row in rows] == [
-        FileNotFoundError,
-        type(None),
-        OSError,
-        type(None),
-        ValueError,
-        type(None),
-    ]
-    assert rows[3].remarks == (f"{tmp_path / 'a.gif'} has 2 frames or pages; the first was read",)
-    assert list(predict(small(), [])) == []
-
-
-def test_bad_files_alone_do_not_wait_for_a_good_one(tmp_path):
-    taken = itertools.count()
-    rows = predict(small(), (tmp_path / f"none-{number}.jpg" for number in taken), batch=4)
-    assert next(rows).error is not None
-    assert next(taken) <= (BATCHES_AHEAD + 2) * 4
-    rows.close()
-
-
 def decoders():
     return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
@@ -158,27 +141,6 @@ for row in predict(small(), itertools.repeat({str(files[0])!r})):
     assert time.monotonic() - start < 20
 
 
-def test_a_batch_is_halved_when_memory_runs_out_and_stays_so(files):
-    """A layer that has no room for more than three pictures."""
-    sizes = []
-
-    class Full(torch.nn.Module):
-        def forward(self, images):
-            if len(images) > 3:
-                raise RuntimeError("CUDA out of memory")
-            sizes.append(len(images))
-            return images
-
-    network = small()
-    wanted = [row.logits for row in predict(network, files)]
-    network.features = torch.nn.Sequential(Full(), network.features).eval()
-    with pytest.warns(MemoryWarning, match="for 7 at a time; going on with 3") as said:
-        found = [row.logits for row in predict(network, files * 2, batch=7)]
-    assert sizes == [3, 3, 1] * 2
-    assert len(said) == 1
-    torch.testing.assert_close(torch.stack(found), torch.stack(wanted * 2), rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -197,13 +159,54 @@ def test_options_are_checked_before_the_first_picture(options, message):
         predict(network, [])
 
 
-def test_limits_are_handed_to_the_decoder(files, tmp_path):
-    (tmp_path / "half.jpg").write_bytes(files[0].read_bytes()[:4000])
-    assert "truncated" in str(next(predict(small(), tmp_path / "half.jpg")).error)
-    row = next(predict(small(), tmp_path / "half.jpg", allow_truncated=True))
-    assert row.logits is not None
-    assert "truncated" in row.remarks[0]
-    assert "more than 100" in str(next(predict(small(), files[0], max_pixels=100)).error)
+def test_is_whole_says_where_batches_end():
+    numbers = np.random.default_rng(0)
+
+    def prepare(good):
+        if not good:
+            raise ValueError("a bad one")
+        return Input()
+
+    for share in (0.1, 0.3, 0.6, 0.95):
+        given = (numbers.random(200) < share).tolist()
+        rows = run_pictures(given, prepare, lambda items: [len(items)] * len(items), batch=4)
+        sizes = [row.value for row in rows if row.value is not None]
+        batches: list[int] = []
+        while sum(batches) < len(sizes):
+            batches.append(sizes[sum(batches)])
+        said, members, good = [], 0, 0
+        for each in given:
+            members, good = members + 1, good + each
+            if is_whole(members, good, 4):
+                said += [good] if good else []
+                members = good = 0
+        assert batches == said + [good] * (good > 0)
+        assert share > 0.3 or min(batches[:-1]) < 4
+
+
+def test_where_a_device_computes_rows_come_when_the_next_batch_has_begun():
+    """What `predict` does on CUDA, with batches of three that count how many have begun."""
+    begun = []
+
+    def prepare(number):
+        if number < 0:
+            raise ValueError("a bad one")
+        return Input()
+
+    def run(items):
+        batch = _Batch(torch.zeros(len(items), 1))
+        begun.append(batch)
+        return [_Place(batch, number, None) for number in range(len(items))]
+
+    rows = _a_batch_late(run_pictures([0, -1, 1, 2, 3, 4, 5, -1, 6], prepare, run, batch=3), 3)
+    assert [(row.picture, len(begun)) for row in rows] == [
+        (0, 2), (-1, 2), (1, 2), (2, 2), (3, 3), (4, 3), (5, 3), (-1, 3), (6, 3),
+    ]  # fmt: skip
+    taken = itertools.count()
+    rows = _a_batch_late(run_pictures((-1 - number for number in taken), prepare, run, batch=3), 3)
+    assert next(rows).error is not None
+    assert next(taken) < 40  # bad ones alone do not wait for a good one
+    rows.close()
 
 
 def test_rows_may_be_changed_and_hold_no_batch(files):

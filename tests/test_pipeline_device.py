@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from convnets_torch.images.decoding import Reading
 from convnets_torch.images.preprocessing import preset
 from convnets_torch.images.resizing import Resizer
 from convnets_torch.inference import pipeline
 from convnets_torch.inference.batching import MemoryWarning
-from convnets_torch.inference.pipeline import Inputs, predict
+from convnets_torch.inference.pipeline import Input, Inputs, predict
 from convnets_torch.inference.torchcodec import batch_decoder
 from convnets_torch.weights import load
 from tests.test_device_pixels import DEVICES
@@ -29,9 +30,14 @@ STRETCH = replace(preset("vgg16"), name="custom", exif=True, interpolation="bicu
 
 def pixels_of(pictures, rule=LITE, device="cpu", **options: Any):
     """What the network would see, (N, height, width, 3), and what became of each picture."""
-    made = Inputs(rule, torch.device(device), **options)
-    found, pixels = made.brought([made.prepared(picture) for picture in pictures])
-    return found, pixels.cpu().int()
+    reading = Reading(**{name: options.pop(name) for name in ("max_pixels", "allow_truncated") if name in options})
+    made, found = Inputs(rule, torch.device(device), reading, **options), []
+    for picture in pictures:
+        try:
+            found.append(made.prepared(picture))
+        except (OSError, ValueError) as error:
+            found.append(Input(error=error))
+    return found, made.brought(found).cpu().int()
 
 
 @pytest.fixture

@@ -24,9 +24,11 @@ def rows_of(count: int, logits: bool = False, names=("fc1",)):
     """Good rows of 3, 4, ... values, and a bad one after each second."""
     for number in range(count):
         vectors = {name: torch.full((3 + place,), number + place / 8) for place, name in enumerate(names)}
-        yield Embedded(Path(f"{number}.jpg"), vectors, torch.tensor([number, -number]).float() if logits else None)
+        yield Embedded(
+            Path(f"{number}.jpg"), vectors, logits=torch.tensor([number, -number]).float() if logits else None
+        )
         if number % 2:
-            yield Embedded(f"bad-{number}.jpg", {}, error=ERROR)
+            yield Embedded(f"bad-{number}.jpg", None, ERROR)
 
 
 def read(path):
@@ -130,10 +132,13 @@ def test_a_failure_leaves_what_was_there(tmp_path):
 
     refused = [
         (breaking(), "the disk is gone"),
-        ([Embedded("a.jpg", {}, error=ERROR)] * 3, "none of 3 pictures could be used; the first: b.jpg is"),
+        ([Embedded("a.jpg", None, ERROR)] * 3, "none of 3 pictures could be used; the first: b.jpg is"),
         ([], "there are no pictures"),
         ([Embedded("a", {"fc1": torch.ones(2)}), Embedded("b", {"fc1": torch.ones(3)})], "b has {'vectors': 3}, but"),
-        ([Embedded("a", {"x": torch.ones(2)}), Embedded("b", {"x": torch.ones(2)}, torch.ones(2))], "save them apart"),
+        (
+            [Embedded("a", {"x": torch.ones(2)}), Embedded("b", {"x": torch.ones(2)}, logits=torch.ones(2))],
+            "save them apart",
+        ),
     ]
     for rows, message in refused:
         with pytest.raises((OSError, ValueError), match=message):

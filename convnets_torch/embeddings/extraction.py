@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from convnets_torch.card import Card
 from convnets_torch.explain.activations import BROKEN, Reached, observed
 from convnets_torch.explain.layer_names import LayerLike, find_layer, needed, whole
-from convnets_torch.images.decoding import Picture, warn
+from convnets_torch.images.decoding import Picture, Reading, warn
 from convnets_torch.images.levels import Background, Depth
 from convnets_torch.inference.batching import in_batches
-from convnets_torch.inference.pipeline import Decoder, Predicted, batch_for, predict
+from convnets_torch.inference.pipeline import Decoder, Predicted, Result, batch_for, each_row, predicted
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD, check_eval_mode
 from convnets_torch.networks.tracing import unwrapped
@@ -74,26 +74,25 @@ Layers: TypeAlias = "LayerLike | list[str] | list[LayerLike] | tuple[LayerLike, 
 
 
 @dataclass(frozen=True, eq=False)
-class Embedded:
+class Embedded(Result[dict[str, Tensor]]):
     """What became of one picture.
 
     Attributes:
-        picture: as it was given.
         vectors: name of the layer, as it was asked for -> (values,) float32 on the CPU; empty where there is an error.
             They are tensors, as those of `embed` and `predict` are; `vector.numpy()` is the same memory as an array.
         logits: (classes,) float32 on the CPU, as `predict` gives them; None where they were not asked for, or where
             there is an error.
-        error: why the picture could not be used (OSError, ValueError), else None.
-        remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
         seen: what `look` returned for it; None where there is none, or an error.
+        picture, error, remarks: as in `Result`.
     """
 
-    picture: Picture
-    vectors: dict[str, Tensor]
     logits: Tensor | None = None
-    error: Exception | None = None
-    remarks: tuple[str, ...] = ()
     seen: Any = None
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """The `value`; empty where there is an error."""
+        return self.value or {}
 
     @property
     def vector(self) -> Tensor | None:
@@ -363,20 +362,27 @@ def embed_each(
     """
     embedder = Embedder(network, layer, pool, normalize, logits=logits)
     sized = embedder.network if isinstance(embedder.network, Network) else embedder  # whose memory can be foretold
-    rows = predict(
+    rows = predicted(
         embedder,
         pictures,
+        Reading(True, max_pixels, allow_truncated, depth, background),
         batch=batch_for(sized) if batch == "auto" else batch,
         workers=workers,
         exact=exact,
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
-        depth=depth,
-        background=background,
         decoder=decoder,
         look=look,
     )
-    return _embedded(embedder, rows)
+
+    def embedded(row: Predicted) -> Embedded:
+        if row.value is None:
+            return Embedded(row.picture, None, row.error, row.remarks)
+        vectors, found = embedder.split(row.value)
+        _check_finite(vectors)
+        # Each may be kept without the others.
+        own = {name: vector.clone() for name, vector in vectors.items()}
+        return Embedded(row.picture, own, None, row.remarks, None if found is None else found.clone(), row.seen)
+
+    return each_row(rows, embedded)
 
 
 def _input_of(name: str) -> str:
@@ -398,23 +404,6 @@ def _of_pictures(
         raise ValueError("there are no images; give one or more")
     vectors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     return next(iter(vectors.values())) if layer is None or isinstance(layer, str | nn.Module) else vectors
-
-
-def _embedded(embedder: Embedder, rows: Generator[Predicted, None, None]) -> Generator[Embedded, None, None]:
-    with contextlib.closing(rows):
-        for row in rows:
-            if row.logits is None:
-                yield Embedded(row.picture, {}, None, row.error, row.remarks)
-                continue
-            vectors, logits = embedder.split(row.logits)
-            _check_finite(vectors)
-            yield Embedded(
-                row.picture,
-                {name: vector.clone() for name, vector in vectors.items()},  # which may be kept without the logits
-                None if logits is None else logits.clone(),
-                remarks=row.remarks,
-                seen=row.seen,
-            )
 
 
 def _check_finite(vectors: dict[str, Tensor]) -> None:

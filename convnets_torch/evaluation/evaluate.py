@@ -30,7 +30,7 @@ from convnets_torch.evaluation.labels import GroundTruth
 from convnets_torch.evaluation.metrics import SIZES, ClassErrors, ErrorRate, Ranking, confusion, errors_by_class, rank
 from convnets_torch.evaluation.several_labels import SeveralLabels, check_several, score_labels
 from convnets_torch.files import alone_in, check_own_folder, check_writable, open_own, replacing, sha256
-from convnets_torch.images.decoding import MOST_BYTES, picture_name
+from convnets_torch.images.decoding import MOST_BYTES, Reading, picture_name
 from convnets_torch.images.levels import Background, Depth, said_levels
 from convnets_torch.inference.engines import Engine
 from convnets_torch.inference.pipeline import (
@@ -41,7 +41,7 @@ from convnets_torch.inference.pipeline import (
     batch_for,
     card_of,
     is_whole,
-    predict,
+    predicted,
     ready_card,
     together,
 )
@@ -549,18 +549,8 @@ def evaluate(
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
     with contextlib.closing(outputs):
-        rows = predict(
-            ready,
-            truth.paths[first:],
-            batch=batch,
-            workers=workers,
-            exact=exact,
-            max_pixels=max_pixels,
-            allow_truncated=allow_truncated,
-            depth=depth,
-            background=background,
-            views=crops,
-        )
+        reading = Reading(True, max_pixels, allow_truncated, depth, background)
+        rows = predicted(ready, truth.paths[first:], reading, batch=batch, workers=workers, exact=exact, views=crops)
         with contextlib.closing(rows), _Part(outputs, card.activation, together(batch, crops)) as part:
             for row in rows:
                 part.add(row)

@@ -6,11 +6,9 @@ Transactions on Image Processing 30, 2021, pages 5875 to 5888.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from operator import index
 from typing import Literal, SupportsIndex, TypeAlias, overload
 
@@ -19,21 +17,28 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from convnets_torch.card import Card
 from convnets_torch.explain.activations import observed
 from convnets_torch.explain.gradcam_maps import GradCam, cam_cells
 from convnets_torch.explain.layer_names import LayerLike, find_layer, last_convolution
-from convnets_torch.images.decoding import Decoded, Picture, Reading, ReadingKeywords, decode, picture_name, warn
+from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, picture_name, pixels_of, warn
 from convnets_torch.images.preprocessing import Pixels
-from convnets_torch.inference.batching import in_batches
-from convnets_torch.inference.classification import card_of, probabilities, square_input, to_parameters
-from convnets_torch.inference.pipeline import ahead, each_of, expected_pixels
+from convnets_torch.inference.classification import card_of, probabilities
+from convnets_torch.inference.pipeline import (
+    Input,
+    Inputs,
+    Result,
+    each_of,
+    each_row,
+    expected_pixels,
+    place_of,
+    run_pictures,
+)
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD, as_network, check_eval_mode
 from convnets_torch.networks.tracing import replicate, unwrapped
 from convnets_torch.options import checked, shows
 from convnets_torch.text import ConvnetsTorchWarning, check_choice
-from convnets_torch.wordnet.targets import Target, Targets, checked_target, checked_targets, find_target
+from convnets_torch.wordnet.targets import Targets, checked_target, checked_targets, find_target
 
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam"]
 
@@ -281,24 +286,22 @@ def _wide(values: Tensor) -> Tensor:
 
 
 BATCH = 8  # pictures that go through the network together
-ROOM = 32_000_000  # pixels that are decoded ahead
+NOTHING = "no cell speaks for it, and its map is zero"  # how a remark ends
 
 
 @dataclass(frozen=True)
-class Explained:
+class Explained(Result[list[GradCam]]):
     """What became of one picture.
 
     Attributes:
-        picture: as it was given.
         maps: one for each target; empty where there is an error.
-        error: why the picture could not be used (OSError, ValueError), else None.
-        remarks: sentences on what its owner may not expect, such as that a map is zero everywhere.
+        picture, error, remarks: as in `Result`; a map that is zero everywhere is remarked on.
     """
 
-    picture: Picture
-    maps: list[GradCam]
-    error: Exception | None = None
-    remarks: tuple[str, ...] = ()
+    @property
+    def maps(self) -> list[GradCam]:
+        """The `value`; empty where there is an error."""
+        return self.value or []
 
 
 @overload
@@ -374,15 +377,8 @@ def gradcam(
     ((13, 13), 'features.relu_5', (16.0, 16.0))
     >>> car.save("car.png")
     """
-    [entry] = gradcam_each(
-        network,
-        [image],
-        target,
-        against=against,
-        layer=layer,
-        method=method,
-        **reading,
-    )
+    how = Reading(True, **checked(reading, ReadingKeywords))
+    [entry] = _explain(network, [image], target, against, layer, method, how)
     if entry.error is not None:
         raise entry.error
     zero = [remark for remark in entry.remarks if remark.endswith(NOTHING)]
@@ -425,6 +421,19 @@ def gradcam_each(
     street.jpg 2 None
     none.jpg 0 none.jpg does not exist; name a file
     """
+    how = Reading(True, **checked(reading, ReadingKeywords))
+    return _explain(network, each_of(images), target, against, layer, method, how)
+
+
+def _explain(
+    network: Network,
+    pictures: Iterable[Picture],
+    target: str | int | Targets | None,
+    against: str | int | None,
+    layer: LayerLike | None,
+    method: Method,
+    reading: Reading,
+) -> Generator[Explained, None, None]:
     network = as_network(network)
     card = card_of(network)
     probabilities(torch.zeros(1, card.classes), card)  # refuses a network whose outputs are none
@@ -436,108 +445,38 @@ def gradcam_each(
         if opposed is not None and each.class_ids == opposed.class_ids:
             raise ValueError(f"{each.label} and {opposed.label} are the same classes; weigh two targets")
     check_choice(method, METHODS, "method")
-    wanted = _Wanted(network, card, targets, opposed, checked_layer(network, layer), method)
-    read = partial(decode, reading=Reading(card.preprocessing.exif, **checked(reading, ReadingKeywords)))
-    return _explained(wanted, each_of(images), read)
+    name = checked_layer(network, layer)
+    device, dtype = place_of(network)
+    inputs = Inputs(card.preprocessing, device, reading, exact=True, look=pixels_of)
+    against_ids = () if opposed is None else opposed.class_ids
+    scores = None if targets is None else [Score(each.class_ids, against_ids) for each in targets]
 
-
-NOTHING = "no cell speaks for it, and its map is zero"  # how a remark ends
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    network: Network
-    card: Card
-    targets: list[Target] | None
-    against: Target | None
-    layer: str
-    method: Method
-
-
-@dataclass
-class _Entry:
-    """A picture on its way: its pixels, what the network is to see, or why there is none."""
-
-    picture: Picture
-    pixels: Pixels | None = None
-    inputs: np.ndarray | None = None
-    error: Exception | None = None
-    remarks: list[str] = field(default_factory=list)
-    maps: list[GradCam] = field(default_factory=list)
-
-
-def _read(picture: Picture, card: Card, read: Callable[[Picture], Decoded]) -> _Entry:
-    try:
-        decoded = read(picture)
-        return _Entry(picture, decoded.pixels, square_input(decoded.pixels, card), remarks=list(decoded.remarks))
-    except (OSError, ValueError) as error:
-        return _Entry(picture, error=error)
-
-
-def _explained(
-    wanted: _Wanted, pictures: Iterable[Picture], read: Callable[[Picture], Decoded]
-) -> Generator[Explained, None, None]:
-    waiting: list[_Entry] = []
-    work = partial(_read, card=wanted.card, read=read)
-    with contextlib.closing(ahead(pictures, work, most=2 * BATCH, size=expected_pixels, room=ROOM)) as entries:
-        for _, entry in entries:
-            waiting.append(entry)
-            if sum(each.inputs is not None for each in waiting) == BATCH:
-                yield from _finished(wanted, waiting)
-                waiting = []
-    yield from _finished(wanted, waiting)
-
-
-def _finished(wanted: _Wanted, entries: list[_Entry]) -> Generator[Explained, None, None]:
-    good = [entry for entry in entries if entry.inputs is not None]
-
-    def run(numbers: range) -> None:
-        _explain(wanted, [good[number] for number in numbers])
-
-    for _ in in_batches(run, len(good), BATCH) if good else ():
-        pass
-    for entry in entries:
-        yield Explained(entry.picture, entry.maps, entry.error, tuple(entry.remarks))
-
-
-def _explain(wanted: _Wanted, entries: list[_Entry]) -> None:
-    """One batch through the network; each entry gets its maps."""
-    images = to_parameters(np.stack([entry.inputs for entry in entries if entry.inputs is not None]), wanted.network)
-    opposed = () if wanted.against is None else wanted.against.class_ids
-    scores = None if wanted.targets is None else [Score(each.class_ids, opposed) for each in wanted.targets]
-    maps, logits = cams_and_logits(wanted.network, images, scores, layer=wanted.layer, method=wanted.method)
-    chances = probabilities(logits, wanted.card).cpu()
-    for number, entry in enumerate(entries):
-        entry.maps = _maps(wanted, entry, maps[:, number], chances[number])
-
-
-def _maps(wanted: _Wanted, entry: _Entry, raw: Tensor, chances: Tensor) -> list[GradCam]:
-    """The maps of one picture, (targets, h, w), with their places and words."""
-    assert entry.pixels is not None
-    targets = wanted.targets or [find_target(wanted.card, int(chances.argmax()))]
-    cells = cam_cells(
-        wanted.network,
-        wanted.layer,
-        (raw.shape[1], raw.shape[2]),
-        wanted.card,
-        (entry.pixels.shape[0], entry.pixels.shape[1]),
-    )
-    found = []
-    for target, values in zip(targets, raw.float().cpu().numpy(), strict=True):
-        highest = float(values.max())
-        found.append(
-            GradCam(
+    def maps_of(pixels: Pixels, raw: Tensor, chances: Tensor) -> Iterator[GradCam]:
+        """The maps of one picture, (targets, h, w), with their places and words."""
+        found = targets or [find_target(card, int(chances.argmax()))]
+        cells = cam_cells(network, name, (raw.shape[1], raw.shape[2]), card, (pixels.shape[0], pixels.shape[1]))
+        for each, values in zip(found, raw.float().cpu().numpy(), strict=True):
+            highest = float(values.max())
+            yield GradCam(
                 values=values / np.float32(highest or 1),
                 raw_maximum=highest,
-                target=target,
-                against=wanted.against,
-                layer=wanted.layer,
-                method=wanted.method,
-                probability=min(1.0, float(chances[list(target.class_ids)].sum())),
-                picture=entry.pixels,
+                target=each,
+                against=opposed,
+                layer=name,
+                method=method,
+                probability=min(1.0, float(chances[list(each.class_ids)].sum())),
+                picture=pixels,
                 grid=cells,
             )
-        )
-        if highest == 0:
-            entry.remarks.append(f"{picture_name(entry.picture)}: {found[-1].label}: {NOTHING}")
-    return found
+
+    def run(items: list[Input]) -> list[list[GradCam]]:
+        maps, logits = cams_and_logits(network, inputs.images(items, dtype), scores, layer=name, method=method)
+        chances = probabilities(logits, card).cpu()
+        return [list(maps_of(each.seen, maps[:, place], chances[place])) for place, each in enumerate(items)]
+
+    def explained(row: Result[list[GradCam]]) -> Explained:
+        zero = [each.label for each in row.value or [] if each.raw_maximum == 0]
+        remarks = [f"{picture_name(row.picture)}: {label}: {NOTHING}" for label in zero]
+        return Explained(row.picture, row.value, row.error, (*row.remarks, *remarks))
+
+    return each_row(run_pictures(pictures, inputs.prepared, run, batch=BATCH, size=expected_pixels), explained)

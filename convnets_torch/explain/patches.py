@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +19,12 @@ from convnets_torch.explain.layer_names import LayerLike, find_layer
 from convnets_torch.fcn.graph import Field
 from convnets_torch.files import Output, Writer
 from convnets_torch.heatmaps.maps import Box
-from convnets_torch.images.decoding import Decoded, Picture, Reading, decode, picture_name, warn
+from convnets_torch.images.decoding import Picture, Reading, decode, picture_name, warn
 from convnets_torch.images.levels import Background, Depth
 from convnets_torch.images.preprocessing import Pixels, fit_longest_side, normalize
 from convnets_torch.inference.batching import is_out_of_memory, is_too_small
 from convnets_torch.inference.classification import to_parameters
-from convnets_torch.inference.pipeline import ahead, each_of
+from convnets_torch.inference.pipeline import each_of, expected_pixels, run_pictures
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network, check_eval_mode
 from convnets_torch.visualization import overlays
@@ -109,6 +108,14 @@ class TopPatches:
 WRITER = Writer("patches", overlays.picture_formats(TopPatches.draw))
 
 
+class _Read(NamedTuple):
+    """A decoded picture."""
+
+    picture: Picture
+    pixels: Pixels
+    remarks: tuple[str, ...]
+
+
 class _Found(NamedTuple):
     """A picture through the network: the highest value of each channel, and what is needed to cut patches."""
 
@@ -183,42 +190,33 @@ def top_patches(
             )
     best: list[list[Patch]] = [[] for _ in numbers]
     failed: list[tuple[Picture, Exception]] = []
-    read = partial(decode, reading=Reading(rule_of(network).exif, max_pixels, allow_truncated, depth, background))
-    run = partial(_highest, network, name, list(numbers), longest_side)
-    with contextlib.closing(_decoded(each_of(pictures), read)) as entries:
-        for done, (picture, decoded) in enumerate(entries, start=1):
-            found = decoded if isinstance(decoded, Exception) else run(picture, decoded)
-            if isinstance(found, Exception):
-                failed.append((picture, found.with_traceback(None)))
-            else:
+    reading = Reading(rule_of(network).exif, max_pixels, allow_truncated, depth, background)
+
+    def read(picture: Picture) -> _Read:
+        return _Read(picture, *decode(picture, reading)[:2])
+
+    def run(items: list[_Read]) -> list[_Found | Exception]:
+        return [_highest(network, name, list(numbers), longest_side, each) for each in items]
+
+    rows = run_pictures(each_of(pictures), read, run, batch=1, most=AHEAD, size=expected_pixels)
+    with contextlib.closing(rows):
+        for done, row in enumerate(rows, start=1):
+            warn(row.remarks)
+            if row.error is not None:
+                failed.append((row.picture, row.error))
+            elif row.value is not None:
                 for place, kept in enumerate(best):
-                    _keep(kept, found, place, fields, count)
+                    _keep(kept, row.value, place, fields, count)
             if progress is not None:
                 progress(done)
     return TopPatches(name, numbers, tuple(map(tuple, best)), tuple(failed))
 
 
-def _decoded(
-    pictures: Iterable[Picture], read: Callable[[Picture], Decoded]
-) -> Generator[tuple[Picture, Decoded | Exception], None, None]:
-    def work(picture: Picture) -> Decoded | Exception:
-        try:
-            return read(picture)
-        except (OSError, ValueError) as error:
-            return error
-
-    with contextlib.closing(ahead(pictures, work, most=AHEAD)) as entries:
-        for picture, decoded in entries:
-            if not isinstance(decoded, Exception):
-                warn(decoded.remarks)
-            yield picture, decoded
-
-
 def _highest(
-    network: Network, layer: str, channels: list[int], longest_side: int | None, picture: Picture, decoded: Decoded
+    network: Network, layer: str, channels: list[int], longest_side: int | None, read: _Read
 ) -> _Found | Exception:
     """Run a picture as far as the layer; or why that cannot be."""
-    rule, seen = rule_of(network), decoded.pixels
+    rule, picture, seen = rule_of(network), read.picture, read.pixels
     height, width = seen.shape[:2]
     if longest_side is not None and max(height, width) > longest_side:
         seen = fit_longest_side(seen, longest_side, rule)

@@ -5,25 +5,22 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from convnets_torch.explain.activations import BROKEN, observed
 from convnets_torch.explain.layer_names import LayerLike, find_layer, find_layers, needed
 from convnets_torch.files import Output, Writer
-from convnets_torch.images.decoding import Picture, Reading, decode, picture_name
+from convnets_torch.images.decoding import Picture, Reading, picture_name
 from convnets_torch.images.levels import Background, Depth
-from convnets_torch.inference.batching import in_batches
-from convnets_torch.inference.classification import ready_card, square_input, to_parameters
-from convnets_torch.inference.pipeline import ahead, each_of
+from convnets_torch.inference.pipeline import Input, Inputs, each_of, place_of, ready_card, run_pictures
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.npz import write_npz
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BATCH = 16  # pictures that go through the network together
-AHEAD = 3 * BATCH  # pictures that are decoded before the network asks for them
 COLUMNS = ("layer", "channel", "mean", "standard_deviation", "zeros", "maximum", "dead")
 BINS = 20
 
@@ -144,10 +140,12 @@ class _Shares:
     """Of each picture, how much of a layer's output is zero."""
 
     def __init__(self) -> None:
+        self.pictures = 0
         self.found: NDArray[np.float64] = np.zeros(0)
 
     def add(self, output: Tensor) -> None:
         """A batch of outputs (N, ...)."""
+        self.pictures += len(output)
         self.found = np.append(self.found, shares_of_zero(output))
 
 
@@ -158,23 +156,6 @@ def shares_of_zero(outputs: Tensor) -> NDArray[np.float64]:
     array([0.5, 1. ])
     """
     return (outputs.flatten(1) == 0).double().mean(1).cpu().numpy()
-
-
-def _run_fitting(run: nn.Module, inputs: Tensor, sums: Mapping[str, _Running | _Shares]) -> None:
-    """Run a batch, in smaller ones when memory runs out; what a failed one added is taken back."""
-
-    def some(numbers: range) -> None:
-        before = {name: dict(vars(each)) for name, each in sums.items()}
-        try:
-            with torch.inference_mode():
-                run(inputs[numbers.start : numbers.stop])
-        except (MemoryError, RuntimeError):
-            for name, each in sums.items():
-                vars(each).update(before[name])
-            raise
-
-    for _ in in_batches(some, len(inputs), len(inputs)):
-        pass
 
 
 def channel_statistics(
@@ -214,26 +195,13 @@ def channel_statistics(
     network = as_network(network)
     names = find_layers(network, layers)
     running = {name: _Running() for name in names}
-    errors: list[tuple[str, Exception]] = []
-    remarks: list[str] = []
-    read = partial(
-        decode, reading=Reading(ready_card(network).preprocessing.exif, max_pixels, allow_truncated, depth, background)
-    )
-    batches = _batches(network, images, names, read, batch, errors, remarks)
+    reading = Reading(True, max_pixels, allow_truncated, depth, background)
 
     def add(name: str, output: Tensor) -> None:
-        _check_finite(name, output)
         running[name].add(_channels(name, output))
 
-    run = needed(observed(network, names, add), names)
-    with contextlib.closing(batches):
-        for inputs in batches:
-            _run_fitting(run, inputs, running)
-            if progress is not None:
-                progress(max(each.pictures for each in running.values()) + len(errors))
-    if missing := [name for name in names if not running[name].pictures]:
-        _refuse_none(errors, missing[0], network)
-    return FolderStatistics(tuple(running[name].result(name) for name in names), tuple(errors), tuple(remarks))
+    errors, remarks = _run(network, images, running, add, batch, reading, progress)
+    return FolderStatistics(tuple(running[name].result(name) for name in names), errors, remarks)
 
 
 def zero_shares(
@@ -262,25 +230,69 @@ def zero_shares(
     ((1,), 1)
     """
     network = as_network(network)
-    name = find_layer(network, layer)
-    shares = _Shares()
-    errors: list[tuple[str, Exception]] = []
-    read = partial(
-        decode, reading=Reading(ready_card(network).preprocessing.exif, max_pixels, allow_truncated, depth, background)
-    )
+    name, shares = find_layer(network, layer), _Shares()
+    reading = Reading(True, max_pixels, allow_truncated, depth, background)
+    errors, _ = _run(network, images, {name: shares}, lambda _, output: shares.add(output), batch, reading)
+    return ZeroShares(name, shares.found, errors)
+
+
+def _run(
+    network: Network,
+    images: Picture | Iterable[Picture],
+    sums: Mapping[str, _Running | _Shares],
+    add: Callable[[str, Tensor], None],
+    batch: int,
+    reading: Reading,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[tuple[tuple[str, Exception], ...], tuple[str, ...]]:
+    """Add the outputs of layers to the sums of their names; pictures that cannot be used, and remarks.
+
+    Raises:
+        ValueError: as `channel_statistics`.
+    """
+    rule = ready_card(network).preprocessing
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; give how many pictures go through the network together, 1 or more")
+    device, dtype = place_of(network)
+    inputs = Inputs(rule, device, reading, exact=True)
 
     def see(name: str, output: Tensor) -> None:
-        _check_finite(name, output)
-        shares.add(output)
+        if not output.isfinite().all():
+            raise ValueError(BROKEN.format(name))
+        add(name, output)
 
-    batches = _batches(network, images, [name], read, batch, errors, [])
-    run = needed(observed(network, [name], see), [name])
-    with contextlib.closing(batches):
-        for inputs in batches:
-            _run_fitting(run, inputs, {name: shares})
-    if not shares.found.size:
-        _refuse_none(errors, name, network)
-    return ZeroShares(name, shares.found, tuple(errors))
+    module = needed(observed(network, list(sums), see), list(sums))
+
+    def run(items: list[Input]) -> list[None]:
+        before = {name: dict(vars(each)) for name, each in sums.items()}
+        try:
+            with torch.inference_mode():
+                module(inputs.images(items, dtype).contiguous())
+        except (MemoryError, RuntimeError):  # the batch is halved, and what it added is taken back
+            for name, each in sums.items():
+                vars(each).update(before[name])
+            raise
+        return [None] * len(items)
+
+    errors: list[tuple[str, Exception]] = []
+    remarks: list[str] = []
+    told = 0
+    with contextlib.closing(run_pictures(each_of(images), inputs.prepared, run, batch=batch)) as rows:
+        for row in rows:
+            remarks += row.remarks
+            if row.error is not None:
+                errors.append((picture_name(row.picture), row.error))
+            done = max(each.pictures for each in sums.values()) + len(errors)
+            if progress is not None and done > told:
+                progress(done)
+            told = done
+    if missing := [name for name, each in sums.items() if not each.pictures]:
+        if errors:
+            raise ValueError(f"none of {len(errors)} pictures could be used; the first: {errors[0][1]}")
+        raise ValueError(
+            f"no picture reached {missing[0]} of {type(network).__name__}; name pictures, or another layer"
+        )
+    return tuple(errors), tuple(remarks)
 
 
 def save_statistics(found: FolderStatistics, path: Output) -> None:
@@ -338,54 +350,7 @@ def as_json(found: FolderStatistics) -> dict[str, Any]:
     }
 
 
-def _batches(
-    network: Network,
-    images: Picture | Iterable[Picture],
-    names: list[str],
-    read: Callable[..., Any],
-    batch: int,
-    errors: list[tuple[str, Exception]],
-    remarks: list[str],
-) -> Generator[Tensor, None, None]:
-    """Inputs (N, 3, H, W) of pictures that can be used; what is wrong with the others goes into `errors`."""
-    card = ready_card(network)
-    if batch < 1:
-        raise ValueError(f"batch is {batch}; give how many pictures go through the network together, 1 or more")
-
-    def prepare(picture: Picture) -> NDArray[np.float32] | Exception:
-        try:
-            decoded = read(picture)
-            remarks.extend(decoded.remarks)
-            return square_input(decoded.pixels, card)
-        except (OSError, ValueError) as error:
-            return error
-
-    waiting: list[NDArray[np.float32]] = []
-    with contextlib.closing(ahead(each_of(images), prepare, most=AHEAD)) as entries:
-        for picture, entry in entries:
-            if isinstance(entry, Exception):
-                errors.append((picture_name(picture), entry))
-                continue
-            waiting.append(entry)
-            if len(waiting) == batch:
-                yield to_parameters(np.stack(waiting), network)
-                waiting = []
-    if waiting:
-        yield to_parameters(np.stack(waiting), network)
-
-
 def _channels(name: str, output: Tensor) -> Tensor:
     if output.dim() < 2:
         raise ValueError(f"{name} gives {tuple(output.shape)}, which has no channels; name another layer")
     return output
-
-
-def _check_finite(name: str, output: Tensor) -> None:
-    if not output.isfinite().all():
-        raise ValueError(BROKEN.format(name))
-
-
-def _refuse_none(errors: list[tuple[str, Exception]], name: str, network: Network) -> None:
-    if errors:
-        raise ValueError(f"none of {len(errors)} pictures could be used; the first: {errors[0][1]}")
-    raise ValueError(f"no picture reached {name} of {type(network).__name__}; name pictures, or another layer")

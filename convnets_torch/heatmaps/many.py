@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Generator, Hashable, Iterable
+from dataclasses import dataclass
 from functools import cache, partial
-from itertools import chain
 from math import prod
+from typing import cast
 
 import numpy as np
 import torch
@@ -38,31 +37,35 @@ from convnets_torch.heatmaps.scales import VIEW
 from convnets_torch.images.decoding import picture_name
 from convnets_torch.images.preprocessing import Pair, Pixels, least_size
 from convnets_torch.images.sources import Held, Sliceable, Source, is_sliced, open_with_remarks
-from convnets_torch.inference.batching import in_batches
 from convnets_torch.inference.classification import card_of, probabilities
-from convnets_torch.inference.pipeline import Mappable, ahead, each_of, expected_pixels, mappable
+from convnets_torch.inference.pipeline import (
+    Mappable,
+    Result,
+    each_of,
+    each_row,
+    expected_pixels,
+    mappable,
+    run_pictures,
+)
 from convnets_torch.options import checked, shows
 from convnets_torch.wordnet.targets import Target, Targets, checked_targets
 
-ROOM = 32_000_000  # pixels that are decoded ahead, and as many that wait for others of their size
-WAITING = 64  # pictures that are decoded ahead, and as many that wait
+WAITING = 64  # pictures that are decoded ahead, and as many that wait for others of their size
 
 
 @dataclass(frozen=True)
-class Mapped:
+class Mapped(Result[list[Heatmap]]):
     """What became of one picture.
 
     Attributes:
-        picture: as it was given.
         maps: one for each target, also for a single one; empty where there is an error.
-        error: why the picture could not be used (OSError, ValueError, ImportError), else None.
-        remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
+        picture, error, remarks: as in `Result`.
     """
 
-    picture: Sliceable
-    maps: list[Heatmap]
-    error: Exception | None = None
-    remarks: tuple[str, ...] = ()
+    @property
+    def maps(self) -> list[Heatmap]:
+        """The `value`; empty where there is an error."""
+        return self.value or []
 
 
 @shows(ScalesKeywords, HeatmapOptions)
@@ -115,52 +118,52 @@ def heatmap_each(
     card = card_of(network)
     targets = checked_targets(card, target)
     probabilities(torch.zeros(1, card.classes, 1, 1), card)
-    grid = grid_for(network, settings.cell_stride)
-    mapper = _Mapper(network, grid, targets, settings, exact)
-    return mapper.map([images] if is_sliced(images) else each_of(images))
+    mapper = _Mapper(network, grid_for(network, settings.cell_stride), targets, settings, exact)
+    resized = 0 if settings.longest_side is None else settings.longest_side**2  # at most
+    rows = run_pictures(
+        [images] if is_sliced(images) else each_of(images),
+        mapper.open,
+        mapper.run,
+        batch=WAITING,
+        group=_Opened.group,
+        room=mapper.room,
+        waiting=WAITING,
+        held=_Opened.pixels,
+        most=WAITING,
+        size=lambda picture: expected_pixels(picture) + resized,
+    )
+    return each_row(rows, mapper.mapped)
 
 
 @dataclass(eq=False)
-class _Entry:
-    """A picture on its way.
+class _Opened:
+    """A picture that was opened.
 
     Attributes:
-        picture: as it was given.
-        source: opened; None where that failed.
-        shape: (height, width) of the picture; the source of a JPEG file may be smaller.
+        source: a JPEG file's may be smaller than the picture.
+        shape: (height, width) of the picture.
         sizes: at which the network is to see it.
         seen: what the network is to see, where that is one pass over a picture in memory; None where the picture goes
-            through by itself.
-        maps: when it has gone through.
-        error: why it cannot be used.
+            through by itself, and when it has gone through.
         remarks: on its file.
     """
 
-    picture: Sliceable
-    source: Source | None = None
-    shape: Pair = (0, 0)
-    sizes: list[Pair] = field(default_factory=list)
-    seen: Pixels | None = None
-    maps: list[Heatmap] | None = None
-    error: Exception | None = None
-    remarks: tuple[str, ...] = ()
+    source: Source
+    shape: Pair
+    sizes: list[Pair]
+    seen: Pixels | None
+    remarks: tuple[str, ...]
 
-    @property
-    def done(self) -> bool:
-        return self.maps is not None or self.error is not None
+    def group(self) -> Hashable:
+        """What it goes through with: pictures that are seen at the same size, or itself."""
+        return self if self.seen is None else self.sizes[0]
 
-    @property
     def pixels(self) -> int:
         """How many of them it keeps in memory."""
         if not isinstance(self.source, Held):
             return 0
         resized = self.seen is not None and self.sizes[0] != self.source.shape  # else it is a view
         return prod(self.source.shape) + (prod(self.sizes[0]) if resized else 0)
-
-    def fail(self, error: Exception) -> None:
-        """Keep the reason and nothing else: the frames of its traceback would keep pixels and activations."""
-        self.error = error.with_traceback(None)
-        self.source = self.seen = None
 
 
 class _Mapper:
@@ -173,57 +176,27 @@ class _Mapper:
         self._card = card_of(network)
         self._wanted = Wanted(targets)
         self._fits = cache(partial(_fits, grid, dtype_of(network), options.memory))
-        self._most: dict[Pair, int] = {}  # pictures of a size that go together, where memory ran out over more
         whole = exact or options.scales is not None or least_size(self._card.preprocessing) is None
         self._least = None if whole else self._enough
+        self.room = cache(self._room)  # of a group, how many pictures go through together
 
-    def map(self, images: Iterable[Sliceable]) -> Generator[Mapped, None, None]:
-        """All pictures in order."""
-        waiting: deque[_Entry] = deque()
-        resized = 0 if self._options.longest_side is None else self._options.longest_side**2  # at most
-        entries = ahead(
-            images, self._open, most=WAITING, size=lambda picture: expected_pixels(picture) + resized, room=ROOM
-        )
-        with contextlib.closing(entries):
-            for _, entry in entries:
-                waiting.append(entry)
-                yield from self._finished(
-                    waiting, lambda: len(waiting) < WAITING and sum(each.pixels for each in waiting) < ROOM
-                )
-        yield from self._finished(waiting, lambda: False)
-
-    def _finished(self, waiting: deque[_Entry], may_wait: Callable[[], bool]) -> Iterator[Mapped]:
-        """The first pictures as far as they are done; while no more may wait, the first one is run with its like."""
-        while waiting and (waiting[0].done or not may_wait()):
-            if not waiting[0].done:
-                self._run(waiting)
-            entry = waiting.popleft()
-            yield Mapped(entry.picture, entry.maps or [], entry.error, entry.remarks)
-            del entry  # whoever has the result may let go of it
-
-    def _open(self, picture: Sliceable) -> _Entry:
+    def open(self, picture: Sliceable) -> _Opened:
         """Decode a picture and resize it: what threads do."""
-        entry, options = _Entry(picture), self._options
-        try:
-            source, entry.remarks, part, scale = open_with_remarks(
-                picture, options.reading(self._card.preprocessing.exif, self._least)
-            )
-            if max(source.shape) <= VIEW and not isinstance(source, Held):
-                source = Held(source.rows(0, source.shape[0]))
-            entry.source = source
-            covered = source.shape if part is None else part[::-1]
-            entry.shape = (round(covered[0] * scale), round(covered[1] * scale))
-            entry.sizes = sizes_to_run(self._network, entry.shape, picture_name(picture), options)
-            size = entry.sizes[0]
-            if scale > 1 and isinstance(source, Held):
-                filter = Image.Resampling[self._card.preprocessing.interpolation.upper()]
-                image = Image.fromarray(source.pixels)
-                entry.seen = np.asarray(image.resize(size[::-1], filter, box=(0, 0, *covered[::-1])))
-            elif options.scales is None and isinstance(source, Held) and self._fits(size, 1):
-                entry.seen = at_size(source, size, self._card).rows(0, size[0])
-        except (OSError, ValueError, ImportError) as error:
-            entry.fail(error)
-        return entry
+        options, rule = self._options, self._card.preprocessing
+        source, remarks, part, scale = open_with_remarks(picture, options.reading(rule.exif, self._least))
+        if max(source.shape) <= VIEW and not isinstance(source, Held):
+            source = Held(source.rows(0, source.shape[0]))
+        covered = source.shape if part is None else part[::-1]
+        shape = (round(covered[0] * scale), round(covered[1] * scale))
+        sizes = sizes_to_run(self._network, shape, picture_name(picture), options)
+        size, seen = sizes[0], None
+        if scale > 1 and isinstance(source, Held):
+            filter = Image.Resampling[rule.interpolation.upper()]
+            image = Image.fromarray(source.pixels)
+            seen = np.asarray(image.resize(size[::-1], filter, box=(0, 0, *covered[::-1])))
+        elif options.scales is None and isinstance(source, Held) and self._fits(size, 1):
+            seen = at_size(source, size, self._card).rows(0, size[0])
+        return _Opened(source, shape, sizes, seen, remarks)
 
     def _enough(self, size: Pair) -> Pair | None:
         """(height, width) that a JPEG file of a picture of this size has to keep; None where it is read whole."""
@@ -233,49 +206,42 @@ class _Mapper:
             return None
         return (2 * seen[0], 2 * seen[1]) if self._fits(seen, 1) else None
 
-    def _run(self, waiting: Iterable[_Entry]) -> None:
-        """Run the first picture, together with those of its size that wait as far as memory allows."""
-        first, *others = waiting
-        assert first.source is not None
-        if first.seen is None:
-            try:
-                self._keep(
-                    first, run_sizes(self._network, self._grid, first.source, first.sizes, self._wanted, self._options)
-                )
-            except (OSError, ValueError, ImportError) as error:
-                first.fail(error)
-            return
-        [size] = first.sizes
-        batch, pictures = [first], [first.seen]
-        for each in others:
-            if not each.done and each.seen is not None and each.sizes == first.sizes:
-                if len(batch) == self._most.get(size) or not self._fits(size, len(batch) + 1):
-                    break
-                batch.append(each)
-                pictures.append(each.seen)
-        found = list(
-            in_batches(
-                lambda items: run_batch(
-                    self._network, self._grid, pictures[items.start : items.stop], self._card, self._wanted
-                ),
-                len(batch),
-                len(batch),
-            )
-        )
-        if len(found) > 1:
-            self._most[size] = max(map(len, found))
-        for each, kept in zip(batch, chain.from_iterable(found), strict=True):
-            if isinstance(kept, ValueError):
-                each.fail(kept)
-                continue
-            assert isinstance(each.source, Held)
-            shared = shared_by_maps(self._network, self._grid, each.shape, size, each.source.pixels, kept)
-            self._keep(each, [(shared, kept)])
+    def _room(self, group: Hashable) -> int:
+        if isinstance(group, _Opened):
+            return 1
+        size = cast("Pair", group)
+        return max(1, bisect_left(range(1, WAITING + 1), True, key=lambda count: not self._fits(size, count)))
 
-    def _keep(self, entry: _Entry, passes: list[tuple[Shared, Kept]]) -> None:
-        entry.maps = heatmaps_of(passes, self._targets, self._options.fuse)
-        entry.remarks += faint_remark(self._network, entry.picture, entry.maps, self._options)
-        entry.seen = None
+    def run(self, items: list[_Opened]) -> list[list[Heatmap] | Exception]:
+        """The maps of one picture that goes through by itself, or of several of one size together."""
+        pixels = [item.seen for item in items if item.seen is not None]
+        if not pixels:
+            [item] = items
+            try:
+                passes = run_sizes(self._network, self._grid, item.source, item.sizes, self._wanted, self._options)
+            except (OSError, ValueError, ImportError) as error:
+                return [error]
+            return [self._maps(passes)]
+        found = run_batch(self._network, self._grid, pixels, self._card, self._wanted)
+        maps: list[list[Heatmap] | Exception] = [
+            kept if isinstance(kept, ValueError) else self._maps([(self._shared(item, kept), kept)])
+            for item, kept in zip(items, found, strict=True)
+        ]
+        for item in items:
+            item.seen = None
+        return maps
+
+    def _shared(self, item: _Opened, kept: Kept) -> Shared:
+        assert isinstance(item.source, Held)
+        return shared_by_maps(self._network, self._grid, item.shape, item.sizes[0], item.source.pixels, kept)
+
+    def _maps(self, passes: list[tuple[Shared, Kept]]) -> list[Heatmap]:
+        return heatmaps_of(passes, self._targets, self._options.fuse)
+
+    def mapped(self, row: Result[list[Heatmap]]) -> Mapped:
+        """A row with a remark on its maps."""
+        faint = () if row.value is None else faint_remark(self._network, row.picture, row.value, self._options)
+        return Mapped(row.picture, row.value, row.error, row.remarks + faint)
 
 
 def _fits(grid: Grid, dtype: torch.dtype, memory: int | None, size: Pair, count: int) -> bool:

@@ -450,7 +450,7 @@ def decode(source: Picture, reading: Reading = AS_IS) -> Decoded:
     if is_tensor(source):
         return Decoded(from_tensor(source))
     found = open_upright(source, reading)
-    return Decoded(_array(found.image), *found[1:])
+    return Decoded(pixels_of(found.image), *found[1:])
 
 
 def decode_opened(file: IO[bytes], name: str, reading: Reading) -> Decoded:
@@ -458,7 +458,7 @@ def decode_opened(file: IO[bytes], name: str, reading: Reading) -> Decoded:
     check_levels(reading.depth, reading.background)
     found = _read(file, name, reading._replace(encoded=False))
     assert isinstance(found, Upright)
-    return Decoded(_array(found.image), *found[1:])
+    return Decoded(pixels_of(found.image), *found[1:])
 
 
 def open_upright(source: Picture, reading: Reading) -> Upright:
@@ -817,7 +817,7 @@ def _blocks(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
         yield 0, top, image.width, min(top + step, image.height)
 
 
-def _array(image: Image.Image) -> Pixels:
+def pixels_of(image: Image.Image) -> Pixels:
     """The pixels of an image of mode RGB; without the second copy that NumPy makes, where that is large."""
     if image.width * image.height <= 16 * BLOCK_PIXELS:
         return np.asarray(image)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor
 
 from convnets_torch.card import Card
-from convnets_torch.images.decoding import Picture, warn
+from convnets_torch.images.decoding import Picture, Reading, warn
 from convnets_torch.images.levels import Background, Depth
 from convnets_torch.images.preprocessing import Pixels, center_crop, normalize
-from convnets_torch.inference.pipeline import Predicted, Runnable, predict
+from convnets_torch.inference.pipeline import Predicted, Result, Runnable, each_row, predicted
 from convnets_torch.inference.pipeline import card_of as card_of
 from convnets_torch.inference.pipeline import ready_card as ready_card
 from convnets_torch.networks import Network
@@ -40,22 +39,21 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Classified:
+class Classified(Result[list[Prediction]]):
     """What became of one picture.
 
     Attributes:
-        picture: as it was given.
         predictions: the most probable classes, the best first; empty where there is an error.
-        error: why the picture could not be used (OSError, ValueError), else None.
-        remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
+        picture, error, remarks: as in `Result`.
         answer: the deepest synset that is probable enough, where `backoff` was asked for.
     """
 
-    picture: Picture
-    predictions: list[Prediction]
-    error: Exception | None = None
-    remarks: tuple[str, ...] = ()
     answer: Answer | None = None
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """The `value`; empty where there is an error."""
+        return self.value or []
 
 
 def classify(
@@ -99,17 +97,9 @@ def classify(
     >>> best.probability > second.probability, best.wnid.startswith("n")
     (True, True)
     """
+    reading = Reading(True, max_pixels, allow_truncated, depth, background)
     results = []
-    for entry in classify_each(
-        network,
-        images,
-        top,
-        only=only,
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
-        depth=depth,
-        background=background,
-    ):
+    for entry in _classify(network, images, reading, top, only):
         if entry.error is not None:
             raise entry.error
         warn(entry.remarks)
@@ -153,41 +143,39 @@ def classify_each(
     street.jpg 5 None
     none.jpg 0 none.jpg does not exist; name a file
     """
+    return _classify(network, images, Reading(True, max_pixels, allow_truncated, depth, background), top, only, backoff)
+
+
+def _classify(
+    network: Runnable,
+    images: Picture | Iterable[Picture],
+    reading: Reading,
+    top: int,
+    only: str | int | None,
+    backoff: float | None = None,
+) -> Generator[Classified, None, None]:
     card = card_of(network)
     listed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
     if top < 1:
         raise ValueError(f"top is {top}; give 1 or more")
     if backoff is not None:
         check_backoff(card, backoff)
-    rows = predict(
-        network,
-        images,
-        exact=True,
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
-        depth=depth,
-        background=background,
-    )
-    return _classified(rows, card, top, listed, backoff)
-
-
-def _classified(
-    rows: Generator[Predicted, None, None], card: Card, top: int, listed: list[int], backoff: float | None
-) -> Generator[Classified, None, None]:
-    """The best of the `listed` classes of each row."""
     wnids = None if backoff is None else tree_wnids(card)
-    with contextlib.closing(rows):
-        for row in rows:
-            best, answer = [], None
-            if row.logits is not None:
-                found = probabilities(row.logits[None], card)[0]
-                chances = found[listed].topk(min(top, len(listed)))
-                best = [
-                    prediction(card, listed[place], value)
-                    for value, place in zip(chances.values.tolist(), chances.indices.tolist(), strict=True)
-                ]
-                answer = None if backoff is None else back_off(found, backoff, wnids)
-            yield Classified(row.picture, best, row.error, row.remarks, answer)
+
+    def classified(row: Predicted) -> Classified:
+        """The best of the `listed` classes."""
+        if row.value is None:
+            return Classified(row.picture, None, row.error, row.remarks)
+        found = probabilities(row.value[None], card)[0]
+        chances = found[listed].topk(min(top, len(listed)))
+        best = [
+            prediction(card, listed[place], value)
+            for value, place in zip(chances.values.tolist(), chances.indices.tolist(), strict=True)
+        ]
+        answer = None if backoff is None else back_off(found, backoff, wnids)
+        return Classified(row.picture, best, None, row.remarks, answer)
+
+    return each_row(predicted(network, images, reading, exact=True), classified)
 
 
 def square_input(pixels: Pixels, card: Card) -> np.ndarray:

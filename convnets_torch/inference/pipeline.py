@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count, islice
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from convnets_torch.fcn.graph import features_grid, grid_of
 from convnets_torch.fcn.memory import peak_bytes
 from convnets_torch.files import open_file
 from convnets_torch.images.decoding import (
+    AS_IS,
     Encoded,
     Picture,
     Reading,
@@ -143,6 +145,167 @@ def expected_pixels(image: object) -> int:
         return 0
 
 
+T = TypeVar("T")
+ROOM = 32_000_000  # pixels of whole pictures that are decoded ahead, and as many that wait for others of their group
+
+
+@dataclass(frozen=True, eq=False)
+class Result(Generic[T]):
+    """What became of one picture.
+
+    Attributes:
+        picture: as it was given.
+        value: what the network made of it; None where there is an error.
+        error: why the picture could not be used (OSError, ValueError, ImportError), else None.
+        remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
+    """
+
+    picture: Any
+    value: T | None
+    error: Exception | None = None
+    remarks: tuple[str, ...] = ()
+
+
+class Prepared(Protocol):
+    """What a thread makes of a picture."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]: ...
+
+
+Ready = TypeVar("Ready", bound=Prepared)
+
+
+@dataclass(eq=False)
+class _Entry(Generic[Ready, T]):
+    """A picture on its way; it waits while it has neither a value nor an error."""
+
+    picture: Any
+    item: Ready | None = None
+    group: Hashable = None
+    error: Exception | None = None
+    waits: bool = False
+    value: T | None = None
+
+    def finish(self, found: T | Exception) -> None:
+        self.waits = False
+        if isinstance(found, Exception):
+            self.error = without_frames(found)
+        else:
+            self.value = found
+
+    def result(self) -> Result[T]:
+        return Result(self.picture, self.value, self.error, () if self.item is None else self.item.remarks)
+
+
+def without_frames(error: Exception) -> Exception:
+    """The error without its tracebacks, whose frames would keep pixels and activations."""
+    error.__context__ = None
+    return error.with_traceback(None)
+
+
+def run_pictures(
+    pictures: Iterable[Any],
+    prepare: Callable[[Any], Ready],
+    run: Callable[[list[Ready]], Sequence[T | Exception]],
+    *,
+    batch: int,
+    group: Callable[[Ready], Hashable] = lambda item: None,
+    room: Callable[[Hashable], int] | None = None,
+    waiting: int | None = None,
+    held: Callable[[Ready], int] | None = None,
+    most: int | None = None,
+    threads: int = THREADS,
+    size: Callable[[Any], int] = lambda picture: 0,
+) -> Generator[Result[T], None, None]:
+    """Run pictures in order; one that cannot be used is a row in its place and does not stop the others.
+
+    Threads prepare pictures ahead. The first picture that waits is run together with those of its group, as soon as
+    `batch` of them wait, or no more pictures may wait. A batch for which memory runs out is halved, and the size that
+    fitted stays for its group.
+
+    Args:
+        pictures: taken as they are needed.
+        prepare: runs in a thread; an OSError, ValueError or ImportError becomes the picture's row.
+        run: items of one group -> for each its value, or why there is none. What it raises ends the run, except for
+            want of memory: then it is called again with fewer of the items.
+        batch: how many items go together, at most.
+        group: of an item; only items of the same group go together.
+        room: how many items of a group go together, where groups differ.
+        waiting: how many pictures may wait; twice the batch by default.
+        held: how many pixels an item keeps in memory; pictures wait while those of all are fewer than `ROOM`.
+        most: pictures that are prepared ahead; by default enough for the next batches and for all threads.
+        threads: how many prepare.
+        size: how many pixels a picture keeps in memory when it is prepared; those ahead are at most `ROOM`.
+
+    Returns:
+        A generator of a `Result` for each picture, in order; its `close` leaves no thread behind.
+
+    >>> from types import SimpleNamespace
+    >>> def prepare(number):
+    ...     return SimpleNamespace(root=number**0.5 if number >= 0 else int("none"), remarks=())
+    >>> rows = run_pictures([4, -1, 9], prepare, lambda items: [item.root for item in items], batch=2)
+    >>> [(row.picture, row.value, type(row.error).__name__) for row in rows]
+    [(4, 2.0, 'NoneType'), (-1, None, 'ValueError'), (9, 3.0, 'NoneType')]
+    """
+    queue: deque[_Entry[Ready, T]] = deque()
+    counts: Counter[Hashable] = Counter()  # of each group, how many wait
+    fitting: dict[Hashable, int] = {}  # of a group, how many go together, where memory ran out over more
+    longest = waiting or 2 * batch
+
+    def tried(picture: Any) -> _Entry[Ready, T]:
+        try:
+            item = prepare(picture)
+            return _Entry(picture, item, group(item), waits=True)
+        except (OSError, ValueError, ImportError) as error:
+            return _Entry(picture, error=without_frames(error))
+
+    def together(key: Hashable) -> int:
+        return min(batch, fitting.get(key, batch), batch if room is None else room(key))
+
+    def may_wait(key: Hashable) -> bool:
+        if counts[key] >= together(key) or len(queue) >= longest:
+            return False
+        return held is None or sum(held(each.item) for each in queue if each.item is not None) < ROOM
+
+    def run_group(key: Hashable) -> None:
+        entries = list(islice((each for each in queue if each.waits and each.group == key), together(key)))
+        items = [each.item for each in entries if each.item is not None]
+        parts = list(in_batches(lambda numbers: run(items[numbers.start : numbers.stop]), len(items), len(items)))
+        if len(parts) > 1:
+            fitting[key] = max(map(len, parts))
+        for entry, found in zip(entries, chain.from_iterable(parts), strict=True):
+            entry.finish(found)
+        counts[key] -= len(entries)
+        if not counts[key]:
+            del counts[key]
+
+    def finished(more: bool) -> Iterator[Result[T]]:
+        while queue and not (more and queue[0].waits and may_wait(queue[0].group)):
+            if queue[0].waits:
+                run_group(queue[0].group)
+            yield queue.popleft().result()  # nothing here keeps it
+
+    most = most or max(BATCHES_AHEAD * batch, threads)
+    with contextlib.closing(ahead(pictures, tried, most=most, threads=threads, size=size, room=ROOM)) as entries:
+        for _, entry in entries:
+            queue.append(entry)
+            counts[entry.group] += entry.waits
+            del entry
+            yield from finished(more=True)
+        yield from finished(more=False)
+
+
+Row = TypeVar("Row")
+Made = TypeVar("Made")
+
+
+def each_row(rows: Generator[Row, None, None], make: Callable[[Row], Made]) -> Generator[Made, None, None]:
+    """What is made of each row; `close` closes the rows."""
+    with contextlib.closing(rows):
+        yield from map(make, rows)
+
+
 MOST_SENT = 25  # pixels that wait to be resized on the device, for each pixel of the resized picture
 MOST_TOGETHER = 64_000_000  # pixels that are decoded or resized together on the device: 0.2 GB, and 0.8 GB as floats
 
@@ -161,16 +324,16 @@ class Cut(NamedTuple):
     down_first: bool
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Input:
-    """What a thread made of a picture, or why it could not.
+    """What a thread made of a picture.
 
     Attributes:
         pixels: (h, w, 3) uint8: of the network's own size where there is no `cut`; None where there is an error or
             `encoded`. With places (places, h, w, 3).
         cut: what of the pixels is to be resized to that size.
         encoded: a file that is to be decoded on the device.
-        error: why the picture cannot be used.
+        error: why the file could not be decoded there, nor by Pillow.
         remarks: on it.
         seen: what `look` made of it.
     """
@@ -180,7 +343,7 @@ class Input:
     encoded: Encoded | None = None
     error: Exception | None = None
     remarks: tuple[str, ...] = ()
-    seen: object = None
+    seen: Any = None
 
 
 class Inputs:
@@ -189,10 +352,10 @@ class Inputs:
     Args:
         rule: the card's preprocessing.
         device: where the network is.
+        reading: how files are decoded; the rule decides on EXIF, `exact` on the scale, `torchcodec` on the decoder.
         on_device: resize there what this rule lets be resized there.
         exact: decode every file at its whole scale.
         torchcodec: decode JPEG files by torchcodec: there too where `on_device`, else in threads.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
         look: called in a thread with each decoded picture; then no file is decoded on the device.
         places: where crops are taken instead of in the centre alone, all in threads; each picture then has one more
             axis in front of its pixels.
@@ -205,33 +368,26 @@ class Inputs:
         self,
         rule: Preprocessing,
         device: torch.device,
+        reading: Reading = AS_IS,
         *,
         on_device: bool = False,
         exact: bool = False,
         torchcodec: bool = False,
-        max_pixels: int | None = None,
-        allow_truncated: bool = False,
-        depth: Depth = None,
-        background: Background = None,
         look: Callable[[Image.Image], object] | None = None,
         places: tuple[Place, ...] | None = None,
     ) -> None:
-        check_levels(depth, background)
+        check_levels(reading.depth, reading.background)
         least = least_size(rule)
         self._rule, self._device, self._places = rule, device, places
         self._on_device = on_device and least is not None and places is None
         self._look = look
         there = torchcodec and self._on_device and look is None
         in_threads = torchcodec and not there
-        self._reading = Reading(
-            rule.exif,
-            max_pixels,
-            allow_truncated,
-            depth,
-            background,
-            None if exact or in_threads else least,
-            jpeg_decoder() if in_threads else None,
-            there,
+        self._reading = reading._replace(
+            exif=rule.exif,
+            least=None if exact or in_threads else least,
+            jpeg=jpeg_decoder() if in_threads else None,
+            encoded=there,
         )
         self._decode = batch_decoder(device) if there else None
         self._resize = Resizer(rule.resized, rule.interpolation)
@@ -240,12 +396,13 @@ class Inputs:
         )
 
     def prepared(self, picture: Picture) -> Input:
-        """What threads do: decode, and resize what is not resized on the device."""
-        try:
-            found = open_encoded(picture, self._reading)
-            return Input(encoded=found, remarks=found.remarks) if isinstance(found, Encoded) else self._of(found)
-        except (OSError, ValueError) as error:
-            return Input(error=error.with_traceback(None))  # whose frames would keep pixels
+        """What threads do: decode, and resize what is not resized on the device.
+
+        Raises:
+            OSError, ValueError: the picture cannot be used.
+        """
+        found = open_encoded(picture, self._reading)
+        return Input(encoded=found, remarks=found.remarks) if isinstance(found, Encoded) else self._of(found)
 
     def _of(self, found: Upright) -> Input:
         looked = None if self._look is None else self._look(found.image)
@@ -273,27 +430,30 @@ class Inputs:
         left, top, right, bottom = map(float, np.asarray(box, np.float32))  # as Pillow takes a box
         return seen, Cut((left, top, right, bottom), (x, y), goes_down_first(size, rule.resized))
 
-    def brought(self, inputs: Sequence[Input]) -> tuple[list[Input], Tensor]:
-        """What is done on the device, always in the same stream.
+    def images(self, inputs: Sequence[Input], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Pictures as the network takes them, (N, 3, height, width) on its device; those without an error, in order."""
+        return normalized(self.brought(inputs), self._rule).to(dtype)
+
+    def brought(self, inputs: Sequence[Input]) -> Tensor:
+        """What is done on the device, always in the same stream; inputs that cannot be decoded there get an error.
 
         Returns:
-            The inputs, of which more may be errors now; and of those that are none (N, height, width, 3) uint8 of the
-            network's own size on its device, in order; with places (N, places, height, width, 3).
+            (N, height, width, 3) uint8 of the network's own size on its device, of the inputs without an error, in
+            order; with places (N, places, height, width, 3).
         """
-        inputs = list(inputs)
         crops = () if self._places is None else (len(self._places),)
         made = torch.empty((len(inputs), *crops, *self._rule.shape, 3), dtype=torch.uint8, device=self._device)
         encoded = {place: each.encoded for place, each in enumerate(inputs) if each.encoded is not None}
         for refused in self._decoded(encoded, made):
-            inputs[refused] = self._by_pillow(encoded[refused])
+            self._by_pillow(inputs[refused], encoded[refused])
         for (shape, cut), places in _alike(inputs).items():
             most = _together(prod(shape[:-1]))
             for _ in in_batches(partial(self._send, inputs, places, cut, made), len(places), most):
                 pass
         good = [place for place, each in enumerate(inputs) if each.error is None]
-        return inputs, made if len(good) == len(inputs) else made[good]
+        return made if len(good) == len(inputs) else made[good]
 
-    def _send(self, inputs: list[Input], places: list[int], cut: Cut | None, made: Tensor, items: range) -> None:
+    def _send(self, inputs: Sequence[Input], places: list[int], cut: Cut | None, made: Tensor, items: range) -> None:
         """Copy pictures of one size to the device and resize them there, if they are to be."""
         some = places[items.start : items.stop]
         pixels = torch.from_numpy(np.stack([each for place in some if (each := inputs[place].pixels) is not None]))
@@ -334,11 +494,13 @@ class Inputs:
         for refused in in_batches(run, len(places), _together(largest)):
             yield from refused
 
-    def _by_pillow(self, encoded: Encoded) -> Input:
+    def _by_pillow(self, each: Input, encoded: Encoded) -> None:
+        """Decode in an input what the device refused."""
         try:
-            return self._of(decode_encoded(encoded, self._reading))
+            found = self._of(decode_encoded(encoded, self._reading))
+            each.encoded, each.pixels, each.cut, each.remarks = None, found.pixels, found.cut, found.remarks
         except (OSError, ValueError) as error:
-            return Input(error=error.with_traceback(None))
+            each.encoded, each.error, each.remarks = None, without_frames(error), ()
 
 
 def _alike(inputs: Sequence[Input]) -> dict[tuple[tuple[int, ...], Cut | None], list[int]]:
@@ -382,22 +544,21 @@ class Runnable(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Predicted:
+class Predicted(Result[Tensor]):
     """What became of one picture.
 
     Attributes:
-        picture: as it was given.
         logits: (classes,) float32 on the CPU, with several views (views, classes); None where there is an error.
-        error: why the picture could not be used (OSError, ValueError), else None.
-        remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
         seen: what `look` returned for it; None where there is none, or an error.
+        picture, error, remarks: as in `Result`.
     """
 
-    picture: Picture
-    logits: Tensor | None
-    error: Exception | None = None
-    remarks: tuple[str, ...] = ()
     seen: Any = None
+
+    @property
+    def logits(self) -> Tensor | None:
+        """The `value`."""
+        return self.value
 
 
 def predict(
@@ -469,6 +630,23 @@ def predict(
     street.jpg (1000,) None
     none.jpg None none.jpg does not exist; name a file
     """
+    reading = Reading(True, max_pixels, allow_truncated, depth, background)
+    return predicted(network, pictures, reading, batch, workers, exact, decoder, resize, look, views)
+
+
+def predicted(
+    network: Runnable,
+    pictures: Picture | Iterable[Picture],
+    reading: Reading,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
+    exact: bool = False,
+    decoder: Decoder = "pillow",
+    resize: Resizing = "auto",
+    look: Callable[[Image.Image], object] | None = None,
+    views: Views = "center",
+) -> Generator[Predicted, None, None]:
+    """`predict` with its options on files in one object; the card decides on EXIF."""
     rule = card_of(network).preprocessing
     if getattr(network, "mapped", None) is not None:
         raise ValueError("the engine gives score maps; to classify, make one without heatmap")
@@ -483,28 +661,21 @@ def predict(
     check_choice(views, VIEWS, "views")
     if views == "ten" and resize == "device":
         raise ValueError("the ten views are resized by Pillow, in threads; leave out resize='device'")
-    device, _ = _place(network)
+    device, _ = place_of(network)
     inputs = Inputs(
         rule,
         device,
+        reading,
         on_device=resize == "device" or (resize == "auto" and device.type == "cuda" and not exact),
         exact=exact,
         torchcodec=decoder == "torchcodec",
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
-        depth=depth,
-        background=background,
         look=look,
         places=PLACES[views],
     )
-    images = batch_for(network) if batch == "auto" else batch
-    size = together(images, views)
-    threads = workers or THREADS
-    entries = ahead(each_of(pictures), inputs.prepared, most=max(BATCHES_AHEAD * size, threads), threads=threads)
-    return _predicted(_Runner(network, inputs, rule, exact, images, views), entries, size)
-
-
-Group = list[tuple[Picture, Input]]
+    size = together(batch_for(network) if batch == "auto" else batch, views)
+    runner = _Runner(network, inputs, rule, exact, views)
+    rows = run_pictures(each_of(pictures), inputs.prepared, runner.run, batch=size, threads=workers or THREADS)
+    return each_row(_a_batch_late(rows, size) if device.type == "cuda" else rows, _predicted)
 
 
 def together(batch: int, views: Views) -> int:
@@ -513,87 +684,96 @@ def together(batch: int, views: Views) -> int:
 
 
 def is_whole(members: int, good: int, size: int) -> bool:
-    """Whether pictures that follow each other go through the network now: `good` of the `members` could be read."""
-    return good == size or members == 2 * size  # of bad files alone, so many wait at most
+    """Whether of pictures that follow each other, `good` of the `members` usable, none waits for the network any more.
+
+    It says where the batches of `predict` end: with `size` good ones, or with so many bad ones among them.
+    """
+    return good in (0, size) or members == 2 * size
 
 
-def _predicted(
-    runner: _Runner, entries: Generator[tuple[Picture, Input], None, None], size: int
-) -> Generator[Predicted, None, None]:
-    with contextlib.closing(entries):
-        for group, logits in runner.run(_groups(entries, size)):
-            rows = iter(logits)
-            for picture, entry in group:
-                logits_of_it = None if entry.error else next(rows).clone()
-                yield Predicted(picture, logits_of_it, entry.error, entry.remarks, entry.seen)
+class _Batch:
+    """Logits (N, classes) or (N, views, classes) of a batch, float32, perhaps still on their way."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    def fetch(self) -> Tensor:
+        """The same on the CPU, when they are there."""
+        self.logits = self.logits.cpu()
+        return self.logits
 
 
-def _groups(entries: Iterable[tuple[Picture, Input]], size: int) -> Iterator[Group]:
-    """As many as go through the network together, and those between them that could not be read."""
-    group: Group = []
-    good = 0
-    for picture, entry in entries:
-        group.append((picture, entry))
-        good += entry.error is None
-        if is_whole(len(group), good, size):
-            yield group
-            group, good = [], 0
-    if group:
-        yield group
+class _Place(NamedTuple):
+    """Where the logits of a picture are, and what `look` returned for it."""
+
+    batch: _Batch
+    number: int
+    seen: object
+
+
+def _predicted(row: Result[_Place]) -> Predicted:
+    if row.value is None:
+        return Predicted(row.picture, None, row.error, row.remarks)
+    logits = row.value.batch.fetch()[row.value.number].clone()  # which may be kept without the others
+    return Predicted(row.picture, logits, None, row.remarks, row.value.seen)
+
+
+def _a_batch_late(rows: Generator[Result[_Place], None, None], size: int) -> Generator[Result[_Place], None, None]:
+    """The rows of a batch when the next one has been started, so that the device does not wait for who takes them."""
+    late: list[Result[_Place]] = []
+    last: _Batch | None = None
+    with contextlib.closing(rows):
+        for row in rows:
+            batch = last if row.value is None else row.value.batch
+            if batch is not last or len(late) >= 2 * size:  # bad files alone do not wait for a good one
+                yield from late
+                late, last = [], batch
+            late.append(row)
+        yield from late
 
 
 class _Runner:
-    """Batches of pixels in, logits out."""
+    """Batches of inputs in, logits out."""
 
-    def __init__(
-        self, network: Runnable, inputs: Inputs, rule: Preprocessing, exact: bool, size: int, views: Views
-    ) -> None:
+    def __init__(self, network: Runnable, inputs: Inputs, rule: Preprocessing, exact: bool, views: Views) -> None:
         self._network, self._inputs, self._rule, self._exact, self._views = network, inputs, rule, exact, views
-        self._size = max(size, VIEWS[views])  # of the batches; halved where memory runs out
-        self._device, self._dtype = _place(network)
+        self._device, self._dtype = place_of(network)
+        self._most = VIEWS[views]  # of the views of one picture that go together; halved where memory runs out
+        self._side = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._before: _Batch | None = None
 
-    def run(self, groups: Iterable[Group]) -> Iterator[tuple[Group, Tensor]]:
-        """Each group with its logits (N, classes), float32 on the CPU."""
-        if self._device.type != "cuda":
-            for group in groups:
-                group, pixels = self._brought(group)
-                yield group, self._logits(pixels).cpu()
-            return
-        # Kernels are started, not waited for: a group is computed while the next one is decoded, copied and resized.
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        before: tuple[Group, Tensor] | None = None
-        for group in groups:
-            with torch.cuda.device(self._device), torch.cuda.stream(side):
-                group, pixels = self._brought(group)
-            if before is not None:
-                yield before[0], before[1].cpu()
+    def run(self, inputs: list[Input]) -> list[_Place | Exception]:
+        """The logits of each picture."""
+        if self._side is None:
+            batch = _Batch(self._logits(self._inputs.brought(inputs)).cpu())
+        else:
+            # Kernels are started, not waited for: a batch is computed while the next is decoded, copied and resized.
+            with torch.cuda.device(self._device), torch.cuda.stream(self._side):
+                pixels = self._inputs.brought(inputs)
+            if self._before is not None:
+                self._before.fetch()
             with torch.cuda.device(self._device):
                 current = torch.cuda.current_stream()
-                current.wait_stream(side)
+                current.wait_stream(self._side)
                 pixels.record_stream(current)  # so that its memory is not given away before it has been read
-                before = group, self._logits(pixels)
-            del pixels
-        if before is not None:
-            yield before[0], before[1].cpu()
-
-    def _brought(self, group: Group) -> tuple[Group, Tensor]:
-        """A group with what became of it on the device, and the pixels there."""
-        inputs, pixels = self._inputs.brought([entry for _, entry in group])
-        return [(picture, entry) for (picture, _), entry in zip(group, inputs, strict=True)], pixels
+                batch = self._before = _Batch(self._logits(pixels))
+        numbers = count()
+        return [each.error or _Place(batch, next(numbers), each.seen) for each in inputs]
 
     def _logits(self, pixels: Tensor) -> Tensor:
         """Pixels as `Inputs.brought` gives them -> (N, classes) or (N, views, classes) float32, all on one device."""
-        count, views = len(pixels), VIEWS[self._views]
-        if not count:
+        pictures, views = len(pixels), VIEWS[self._views]
+        if not pictures:
             return torch.empty(0)
-        if views > 1:
-            seen = pixels.view(count, -1, *pixels.shape[-3:])  # (N, places, h, w, 3)
-            pixels = torch.cat([seen, seen.flip(3)], dim=1).flatten(0, 1)
-        parts = in_batches(lambda items: self._forward(pixels[items.start : items.stop]), len(pixels), self._size)
-        done = list(parts)
-        self._size = min(self._size, max(map(len, done)) if len(done) > 1 else self._size)
-        logits = torch.cat(done)
-        return logits if views == 1 else logits.view(count, views, -1)
+        if views == 1:
+            return self._forward(pixels)
+        seen = pixels.view(pictures, -1, *pixels.shape[-3:])  # (N, places, h, w, 3)
+        pixels = torch.cat([seen, seen.flip(3)], dim=1).flatten(0, 1)
+        if pictures > 1:
+            return self._forward(pixels).view(pictures, views, -1)
+        parts = list(in_batches(lambda some: self._forward(pixels[some.start : some.stop]), views, self._most))
+        self._most = max(map(len, parts))
+        return torch.cat(parts)[None]
 
     def _forward(self, pixels: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -602,7 +782,7 @@ class _Runner:
             return self._network(images.contiguous(memory_format=layout)).float()
 
 
-def _place(network: Runnable) -> tuple[torch.device, torch.dtype]:
+def place_of(network: Runnable) -> tuple[torch.device, torch.dtype]:
     """Where images have to be, and as what kind of number."""
     if not isinstance(network, nn.Module):
         return torch.device("cpu"), torch.float32
@@ -612,7 +792,7 @@ def _place(network: Runnable) -> tuple[torch.device, torch.dtype]:
 
 def batch_for(network: Runnable) -> int:
     """How many pictures "auto" takes: 16 on the CPU; on CUDA what half of the free memory has room for, 16 to 256."""
-    device, dtype = _place(network)
+    device, dtype = place_of(network)
     if device.type != "cuda" or not isinstance(network, Network):
         return BATCH
     free, _ = torch.cuda.mem_get_info(device)

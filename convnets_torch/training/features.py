@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +14,7 @@ from torch import Tensor, nn
 from convnets_torch.embeddings.cache import KeptVectors, Vector, embed_kept
 from convnets_torch.embeddings.extraction import Embedder
 from convnets_torch.images.finding import few
-from convnets_torch.images.resizing import normalized
-from convnets_torch.inference.pipeline import BATCH
+from convnets_torch.inference.pipeline import BATCH, Input, Inputs, run_pictures
 from convnets_torch.networks import Network
 from convnets_torch.training.datasets import Dataset, Labelled, ViewedPictures
 from convnets_torch.training.distributed import Group
@@ -147,17 +147,20 @@ class _Viewer:
         rule, device, paths = embedder.card.preprocessing, next(network.parameters()).device, list(missing)
         labels, digests = [self.names[path] for path in paths], list(missing.values())
         views = ViewedPictures(paths, labels, digests, rule, self.settings.augmentation, self.settings.seed)
-        for start in range(0, len(paths), BATCH):
-            seen: dict[Path, Tensor] = {}
-            for number in range(start, min(start + BATCH, len(paths))):
-                try:
-                    seen[paths[number]] = views[FIXED_VIEWS + self.number, number]
-                except (OSError, ValueError) as error:
-                    yield paths[number], error
-            if seen:
-                with torch.inference_mode():
-                    vectors = embedder(normalized(torch.stack(list(seen.values())).to(device), rule)).float()
-                yield from zip(seen, vectors.cpu().numpy(), strict=True)
+        inputs = Inputs(rule, device)
+
+        def prepare(number: int) -> Input:
+            return Input(views[FIXED_VIEWS + self.number, number].numpy())
+
+        def run(items: list[Input]) -> list[Vector]:
+            with torch.inference_mode():
+                return list(embedder(inputs.images(items)).float().cpu().numpy())
+
+        with closing(run_pictures(range(len(paths)), prepare, run, batch=BATCH)) as rows:
+            for row in rows:
+                found = row.error if row.value is None else row.value
+                assert found is not None
+                yield paths[row.picture], found
 
 
 Row = tuple[str, Tensor]  # sha256 of a picture's content, and its vectors (views, values)
