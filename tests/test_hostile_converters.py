@@ -72,11 +72,11 @@ def test_nor_where_variables_and_the_callers_own_path_name_that_folder(trap, for
     code = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from converters import isolation
-isolation.FORKS = {forks}
+from converters.readers import process
+process.FORKS = {forks}
 sys.path.insert(0, "")
 os.environ |= {{"PYTHONPATH": ".", "PYTHONHOME": ".", "PYTHONSTARTUP": "json.py", "PYTHONUSERBASE": "."}}
-with isolation.reading_process() as call:
+with process.reading_process() as call:
     print(call("read", path="x.h5")["container"])
     call("forward", path="x.h5", described={{}}, folder=".", assumptions={{}})
 """
@@ -94,9 +94,9 @@ def test_packages_that_only_the_caller_finds_are_found(tmp_path):
         for place in Path(package.__file__).parents[1].glob(f"{package.__name__}*"):
             (packages / place.name).symlink_to(place)
     code = f"""
-from converters import isolation
-print(isolation._further_folders())
-with isolation.reading_process() as call:
+from converters.readers import process
+print(process._further_folders())
+with process.reading_process() as call:
     print(call("read", path={str(KERAS1 / "vgg16.h5")!r})["container"])
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), str(ROOT)])}

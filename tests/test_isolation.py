@@ -157,10 +157,10 @@ def test_threads_read_side_by_side():
 
 def test_the_server_ends_with_its_parent():
     code = """
-from converters import isolation
-with isolation.reading_process() as call:
+from converters.readers import process
+with process.reading_process() as call:
     pass
-print(isolation._Server.process.pid)
+print(process._Server.process.pid)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert has_ended(int(done.stdout))
