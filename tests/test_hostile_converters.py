@@ -534,7 +534,7 @@ def test_recordings_of_absurd_size_are_refused_at_once(tmp_path):
 KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
-import converters.keras_plan, converters.pytorch, converters.readers.tasks
+import converters.keras_plan, converters.pytorch, converters.readers.process
 from converters import convert
 source, out, options = Path(sys.argv[1]), Path(sys.argv[2]), {"backend": sys.argv[3] or None, "isolated": False}
 
