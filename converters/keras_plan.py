@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from converters.checks import differences, exchanged
-from converters.graph_checks import epsilons, listed_front, reads_pixels, stride_place
+from converters.checks import differences, epsilons, exchanged, listed_front, reads_pixels, stride_place
 from converters.head_plan import Head, head_of_arrays, head_of_graph
 from converters.listed import Listed, listed_around
 from converters.names import Found, Lineage, base_names, head_names, recognise
@@ -29,7 +28,7 @@ from converters.options import (
 from converters.plan import KerasStep, Layout, Plan, Row, Wishes, change, refuse
 from converters.proof.architectures import graph_of_lineage
 from converters.readers.keras_file import KerasFile, KerasLayer, KernelOrder
-from converters.readers.model_config import Node, model_graph
+from converters.readers.keras_graph import Graph, graph_of_config
 from convnets_torch.networks import Network, alexnet, inception, resnet, vgg
 from convnets_torch.weights import build
 
@@ -106,7 +105,7 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
     problems += [f"{place} is an array that no layer lists" for place in file.unlisted]
     problems += exchanged(file, found)
     if graph is not None and not problems:
-        problems = _misfits(file, found, network, head, arguments, wishes)
+        problems = _misfits(file, found, graph, network, head, arguments, wishes)
     refuse(file.path, lineage.network, problems)
     check_data_format(file, wishes)
     backend, chosen = settle_backend(file, lineage, wishes)
@@ -173,11 +172,14 @@ def _flattened(network: Network) -> set[str]:
     return flattened
 
 
-def _graph(file: KerasFile) -> tuple[Node, ...] | None:
-    try:
-        return None if file.config is None else model_graph(file.config)
-    except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from None
+def _graph(file: KerasFile) -> Graph | None:
+    if file.config is None:
+        return None
+    graph = graph_of_config(file)
+    for name, count in graph.calls.items():
+        shared = graph[name].own_name
+        raise ValueError(f"{file.path}: the model calls {shared} {count} times; layers that are shared are not read")
+    return graph
 
 
 def _released_preset(lineage: Lineage) -> str:
@@ -246,7 +248,7 @@ def _theirs(found: Found, names: Sequence[str]) -> tuple[KerasLayer, ...]:
 def _head(
     file: KerasFile,
     found: Found,
-    graph: Sequence[Node] | None,
+    graph: Graph | None,
     listed: Listed | None,
     arguments: Mapping[str, Any],
     size: tuple[int, int] | None,
@@ -370,13 +372,20 @@ def _problems(
 
 
 def _misfits(
-    file: KerasFile, found: Found, network: Network, head: Head, arguments: Mapping[str, Any], wishes: Wishes
+    file: KerasFile,
+    found: Found,
+    graph: Graph,
+    network: Network,
+    head: Head,
+    arguments: Mapping[str, Any],
+    wishes: Wishes,
 ) -> list[str]:
     """Where the model's config is of another network than the one that its layers resemble."""
     told = {"pool_padding": "pool1_padding", "epsilon": "epsilon", "stride_in": "stride_in"}
     return differences(
         file,
         found,
+        graph,
         network.window,
         theano="theano" in (file.backend, wishes.backend),
         headless=not head.steps,

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from typing import Any
 
-from converters.listed import PASSING, Listed, listed_around
+from converters.listed import Listed, listed_around
 from converters.proof.keras_layers import ACTIVATIONS
 from converters.readers.keras_file import DataFormat, KerasFile, KerasLayer
 from converters.readers.keras_graph import Graph, Node, in_layer_order
+from converters.readers.keras_words import IDENTITIES
 
 CONVNETS_KERAS, APPLICATIONS, OLD_APPLICATIONS = "convnets-keras", "keras-applications", "keras-applications-old"
 STEPS_WITHOUT_NUMBERS = ("relu", "relu6", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus")
@@ -358,7 +359,7 @@ def _listed_head(file: KerasFile, graph: Graph, listed: Listed, reads: str, hidd
                     if layer.kind == "Softmax"
                     else _activate(model, x, (layer.kind.lower(),) if told else hidden)
                 )
-        elif layer.kind not in PASSING:
+        elif layer.kind not in IDENTITIES:
             x = model(layer.kind, x)  # refused by name when it is computed
     return Graph(tuple(model.nodes), x, graph.data_format)
 

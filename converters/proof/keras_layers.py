@@ -12,15 +12,9 @@ from converters.proof import numpy_keras
 from converters.proof.numpy_keras import Array
 from converters.readers.keras_file import DataFormat, KerasArray, KernelOrder
 from converters.readers.keras_graph import Node
+from converters.readers.keras_words import IDENTITIES
 
 Read = Callable[[KerasArray], Any]
-
-IDENTITIES = (
-    "InputLayer", "Dropout", "SpatialDropout2D", "AlphaDropout", "GaussianDropout", "GaussianNoise",
-    "ActivityRegularization", "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation", "RandomContrast",
-    "RandomBrightness", "RandomShear", "RandomHue", "RandomSaturation", "RandomColorJitter", "RandomGrayscale",
-    "RandomErasing", "RandomSharpness", "RandomGaussianBlur", "RandomPerspective",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

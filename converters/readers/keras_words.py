@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from converters.readers.keras_file import DataFormat
+
 KINDS = (
     "InputLayer", "Functional", "Sequential", "Dense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose",
     "Conv2DTranspose", "Conv3DTranspose", "SeparableConv1D", "SeparableConv2D", "DepthwiseConv1D",
@@ -41,6 +43,24 @@ OLD = {
     "SyncBatchNormalization": "BatchNormalization", "CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU",
 }  # fmt: skip
 
+KERAS_EPSILON = 1e-3  # of batch normalisation, Keras's default
+CODE = ("Lambda", "TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer")  # carry Python, or call any function
+IDENTITIES = (  # give what they get when a model answers
+    "InputLayer", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "AlphaDropout", "GaussianDropout", "GaussianNoise",
+    "ActivityRegularization", "Identity", "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation",
+    "RandomContrast", "RandomBrightness", "RandomHeight", "RandomWidth", "RandomShear", "RandomErasing",
+    "RandomSaturation", "RandomHue", "RandomColorJitter", "RandomGrayscale", "RandomInvert", "RandomPosterization",
+    "RandomSharpness", "RandomGaussianBlur", "RandomPerspective", "AugMix", "RandAugment",
+)  # fmt: skip
+FORMATS: Mapping[str, DataFormat] = {
+    "channels_first": "channels_first", "channels_last": "channels_last",
+    "th": "channels_first", "tf": "channels_last",
+}  # fmt: skip
+_SETTINGS = {  # of Keras 1
+    "subsample": "strides", "border_mode": "padding", "dim_ordering": "data_format", "atrous_rate": "dilation_rate",
+    "concat_axis": "axis",
+}  # fmt: skip
+
 _BY_KEY = (
     {kind.lower(): kind for kind in KINDS} | {old.lower(): kind for old, kind in OLD.items()} | {"input": "InputLayer"}
 )
@@ -74,6 +94,28 @@ def kind_of_class(name: str) -> str:
     ('Conv2D', 'MyLayer')
     """
     return OLD.get(name, name)
+
+
+def in_new_words(kind: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A layer's class and settings in the words of Keras 2 and 3.
+
+    Raises:
+        ValueError: a Merge of Keras 1 that is neither Add nor Concatenate.
+
+    >>> in_new_words("Convolution2D", {"nb_row": 3, "nb_col": 2, "subsample": [1, 1], "dim_ordering": "th"})
+    ('Conv2D', {'strides': [1, 1], 'data_format': 'channels_first', 'kernel_size': (3, 2)})
+    """
+    settings = {_SETTINGS.get(word, word): value for word, value in config.items()}
+    if isinstance(said := settings.get("data_format"), str):
+        settings["data_format"] = FORMATS.get(said, said)
+    if "nb_row" in settings:
+        settings["kernel_size"] = (settings.pop("nb_row"), settings.pop("nb_col"))
+    if kind == "Merge":
+        mode = settings.get("mode")
+        if mode not in ("concat", "sum"):
+            raise ValueError(f"a Merge of mode {mode!r} is not known here; known: concat, sum")
+        kind = "Concatenate" if mode == "concat" else "Add"
+    return kind_of_class(kind), settings
 
 
 def kind_of_name(name: str) -> str:

@@ -54,7 +54,7 @@ for name in ("convnets_torch", "converters"):
 from converters.readers import process
 process.serve(forks={forks})
 """
-NEEDED = ("numpy", "h5py")  # in the user's own packages or on PYTHONPATH, perhaps
+NEEDED = ("numpy", "h5py", "lazy_loader")  # in the user's own packages or on PYTHONPATH, perhaps
 FORKS = sys.platform.startswith("linux")  # macOS lets no forked process use its numerical library
 ENVIRONMENT = {
     **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
@@ -106,7 +106,11 @@ class _Reader:
         ours, theirs = socket.socketpair()
         with theirs:  # in a session of its own, so that workers can be killed with it
             self.process = subprocess.Popen(
-                command, stdin=theirs, stdout=subprocess.DEVNULL, env=os.environ | ENVIRONMENT, start_new_session=True
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=os.environ | ENVIRONMENT,
+                start_new_session=True,
             )
         self.connection = Connection(ours.detach())
         self.owner = os.getpid()
