@@ -18,10 +18,18 @@ from converters.listed import few
 from converters.names import Found
 from converters.plan import Wishes
 from converters.proof.architectures import graph_of_lineage
-from converters.proof.keras_layers import ACTIVATIONS, activation_of, edges_of, layer_activation, pair_of
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
 from converters.readers.keras_graph import LARGEST, Graph, Node, told_of
-from converters.readers.keras_words import CODE, IDENTITIES, KERAS_EPSILON
+from converters.readers.keras_words import (
+    ACTIVATIONS,
+    CODE,
+    IDENTITIES,
+    KERAS_EPSILON,
+    activation_of,
+    edges_of,
+    layer_activation,
+    pair_of,
+)  # fmt: skip
 
 LONGEST = 1000  # letters of an array's name that are looked at
 

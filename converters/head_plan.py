@@ -11,10 +11,9 @@ from typing import Any
 from converters.listed import WAY_ON, Listed, few
 from converters.names import Found, head_names, number
 from converters.plan import Wishes
-from converters.proof.keras_layers import ACTIVATIONS
 from converters.readers.keras_file import KerasFile, KerasLayer
 from converters.readers.keras_graph import Graph, Node
-from converters.readers.keras_words import IDENTITIES, KERAS_EPSILON, kind_of_name
+from converters.readers.keras_words import ACTIVATIONS, IDENTITIES, KERAS_EPSILON, kind_of_name, number_of
 
 READS = {"Flatten": "flatten", "GlobalAveragePooling2D": "average", "GlobalMaxPooling2D": "max"}
 CHAIN = ("Dense", "Activation", "BatchNormalization", "ReLU", "LeakyReLU", "ELU", "Softmax", "AveragePooling2D")
@@ -159,15 +158,10 @@ def _activation_of_layer(file: KerasFile, node: Node) -> str:
     if node.kind in plain and not any(node.settings.get(key) for key in ("max_value", "negative_slope", "threshold")):
         return plain[node.kind]
     if node.kind == "LeakyReLU":
-        return f"leaky_relu {_number(node.setting('negative_slope', 'alpha', default=0.3))}"
+        return f"leaky_relu {number_of(node.setting('negative_slope', 'alpha', default=0.3))}"
     if node.kind == "ELU":
-        return f"elu {_number(node.setting('alpha', default=1.0))}"
+        return f"elu {number_of(node.setting('alpha', default=1.0))}"
     raise _not_read(file, node)
-
-
-def _number(value: Any) -> float:
-    """A number; Keras 1 wrote some as {"type": "ndarray", "value": 0.3}."""
-    return float(value["value"] if isinstance(value, Mapping) else value)
 
 
 def _activation_step(file: KerasFile, activation: str) -> list[Step]:

@@ -16,19 +16,10 @@ from numpy.typing import NDArray
 
 from converters.proof import numpy_keras
 from converters.proof.architectures import Steps, graph_of_lineage
-from converters.proof.keras_layers import (
-    ACTIVATIONS,
-    Meaning,
-    Read,
-    activation_of,
-    channels_first,
-    compute,
-    format_of,
-)
-from converters.proof.numpy_keras import Array
+from converters.proof.numpy_keras import Array, Meaning, Read, channels_first, compute, format_of
 from converters.readers.keras_file import DataFormat, KerasFile
 from converters.readers.keras_graph import Graph, graph_of_config, label
-from converters.readers.keras_words import CODE, IDENTITIES
+from converters.readers.keras_words import ACTIVATIONS, CODE, IDENTITIES, activation_of
 
 TOLERANCE = 1e-4  # of the largest value of a layer: float32 through a hundred layers stays well below
 

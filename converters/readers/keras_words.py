@@ -255,3 +255,69 @@ def kind_of_arrays(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if len(bias) == 1 and bias[0] in (kernel[0], kernel[3]):
         return "Conv2D"
     return "DepthwiseConv2D" if bias == (kernel[2] * kernel[3],) and one else ""
+
+
+# Settings of layers, in one form
+
+ACTIVATIONS = ("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax")
+
+
+def activation_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A layer's activation by name; Keras writes a function as a word or as an object that holds the word."""
+    value = settings.get("activation")
+    if isinstance(value, Mapping):
+        inner = value.get("config")
+        if isinstance(inner, Mapping):  # an Activation layer in the place of a function
+            return layer_activation(str(value["class_name"]), inner)
+        value = inner or value.get("class_name")
+    return str(value or "linear"), {}
+
+
+def layer_activation(kind: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The activation that a layer is, one of `ACTIVATIONS`: its name and its numbers."""
+    if kind == "Activation":
+        return activation_of(settings)
+    if kind == "ReLU":
+        words = ("max_value", "threshold", "negative_slope")
+        return "relu", {word: None if settings.get(word) is None else number_of(settings[word]) for word in words}
+    if kind == "LeakyReLU":
+        slope = settings.get("negative_slope", settings.get("alpha", 0.3))
+        return "leaky_relu", {"negative_slope": number_of(slope)}
+    if kind == "ELU":
+        return "elu", {"alpha": number_of(settings.get("alpha", 1.0))}
+    if kind == "Softmax":
+        axis = settings.get("axis", -1)
+        return "softmax", {"axis": axis_of(axis)}
+    raise ValueError(f"the activation {kind} is not known here")
+
+
+def number_of(value: Any) -> float:
+    """A number; Keras 1 and 2 wrote some as {"type": "ndarray", "value": 0.1}."""
+    return float(value["value"] if isinstance(value, Mapping) else value)
+
+
+def axis_of(value: Any) -> int:
+    """An axis without the batch: 1 is the first, and -1 remains the last; tf_keras writes a list of one."""
+    axis = int(value[0] if isinstance(value, list | tuple) else value)
+    return axis if axis < 0 else axis - 1
+
+
+def pair_of(value: Any) -> tuple[int, int]:
+    """Of both axes, where one number stands for both."""
+    if isinstance(value, int):
+        return value, value
+    first, second = value
+    return int(first), int(second)
+
+
+def edges_of(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((top, bottom), (left, right)) of ZeroPadding2D: one number, two, two pairs, or Keras 1's four or words."""
+    if isinstance(padding, Mapping):
+        top, bottom, left, right = (int(padding.get(f"{side}_pad", 0)) for side in ("top", "bottom", "left", "right"))
+        return (top, bottom), (left, right)
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    if len(padding) == 4:
+        return pair_of(padding[:2]), pair_of(padding[2:])
+    rows, columns = padding
+    return pair_of(rows), pair_of(columns)
