@@ -212,7 +212,7 @@ def serve(*, forks: bool) -> None:
     tasks = _tasks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     connection = Connection(os.dup(0))
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
             connection.recv_bytes()
             worker = os.fork() if forks else 0
