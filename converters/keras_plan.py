@@ -29,17 +29,9 @@ from converters.plan import KerasStep, Layout, Plan, Row, Wishes, change, refuse
 from converters.proof.architectures import graph_of_lineage
 from converters.readers.keras_file import KerasFile, KerasLayer, KernelOrder
 from converters.readers.keras_graph import Graph, graph_of_config
-from convnets_torch.networks import Network, alexnet, inception, resnet, vgg
+from convnets_torch.networks import CATALOG, Network
 from convnets_torch.weights import build
 
-STANDARD: dict[str, dict[str, Any]] = {
-    "alexnet": {"classes": 1000, "widths": alexnet.WIDTHS, "hidden": alexnet.HIDDEN, "lrn": alexnet.LRN},
-    "vgg16": {"classes": 1000, "widths": vgg.WIDTHS, "hidden": vgg.HIDDEN},
-    "vgg19": {"classes": 1000, "widths": vgg.WIDTHS, "hidden": vgg.HIDDEN},
-    "resnet50": {"classes": 1000, "widths": resnet.WIDTHS},
-    "inception_v3": {"classes": 1000, "widths": inception.WIDTHS},
-}
-EPSILONS = {"keras-applications": 1.001e-5, "keras-applications-old": 1e-3}  # of ResNet50's batch normalisation
 ROLES = {
     "weight": ("kernel", "gamma"),
     "bias": ("bias", "beta"),
@@ -84,7 +76,7 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
     if lineage.network == "resnet50":
         padding, chosen = settle_pool_padding(file, lineage, graph, wishes)
         arguments |= {"pool_padding": padding, "stride_in": stride_place(graph)}
-        arguments["epsilon"] = EPSILONS[lineage.name]
+        arguments["epsilon"] = lineage.epsilon
         choices += chosen
     elif wishes.pool1_padding is not None:
         raise ValueError(f"{file.path} is {lineage.network}, whose first pooling is known; leave out --pool1-padding")
@@ -126,7 +118,7 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
         front,
         wishes,
         released=released,
-        preset_name=_released_preset(lineage),
+        preset_name=lineage.preset,
     )
     choices += chosen
     told = found.standard_head and head.units == 1000  # a released one
@@ -182,12 +174,6 @@ def _graph(file: KerasFile) -> Graph | None:
     return graph
 
 
-def _released_preset(lineage: Lineage) -> str:
-    if lineage.name == "convnets-keras":
-        return "original"
-    return "keras-tf" if lineage.network == "inception_v3" else "keras-caffe"
-
-
 # The convolutional part
 
 
@@ -198,7 +184,8 @@ def _base(file: KerasFile, found: Found) -> tuple[dict[str, Any], KernelOrder]:
     best: dict[KernelOrder, dict[str, Any]] = {}
     for order in ("oihw", "hwio"):
         # The file may be narrow; a single wrong layer must not make it look so.
-        standard = {key: value for key, value in STANDARD[network].items() if key != "hidden"} | {"classes": None}
+        standard = {key: value for key, value in CATALOG[network].standard.items() if key != "hidden"}
+        standard["classes"] = None
         inferred = standard | {"widths": _widths(found, order, standard["widths"])}
         counted = {id(one): _fitting(found, network, one, order) for one in (standard, inferred)}
         best[order] = max((standard, inferred), key=lambda one: counted[id(one)])
@@ -303,7 +290,7 @@ def _with_head(
 def _standard_steps(network: str, head: Head) -> tuple[tuple[Any, ...] | None, tuple[int, int] | None]:
     """The steps of a network's own head with this head's numbers of units, and those of its hidden layers."""
     units = [step[1] for step in head.steps if step[0] == "dense"]
-    if network in ("resnet50", "inception_v3"):
+    if "hidden" not in CATALOG[network].standard:
         return ((("average",), ("dense", units[-1])) if units else None), None
     if len(units) != 3:
         return None, None

@@ -13,7 +13,7 @@ from converters.plan import Wishes
 from converters.readers.keras_file import DataFormat, KerasFile, KernelOrder
 from converters.readers.keras_graph import Graph, Node
 from convnets_torch.card import Activation
-from convnets_torch.images.preprocessing import GENERAL, NETWORKS, Preprocessing, preset, read_preprocessing
+from convnets_torch.images.preprocessing import GENERAL, PRESETS, Preprocessing, preset, read_preprocessing
 from convnets_torch.networks import Network
 
 LARGEST = 20_000  # pixels of a side
@@ -123,7 +123,7 @@ def settle_preprocessing(
         rule = Preprocessing("custom", size, size, "stretch", "bilinear", "rgb", (-offset,) * 3, scale=scale)
         return rule, [*chosen, "pictures are stretched to the input's size, as Keras's datasets do it"]
     if given is None and not released:
-        known = dict.fromkeys((*NETWORKS[name][1], *GENERAL))
+        known = dict.fromkeys((*PRESETS[name][1], *GENERAL))
         raise ValueError(
             f"{file.path} does not say how its pictures were preprocessed; give --preprocessing with a JSON file or one"
             f" of {', '.join(known)}"
