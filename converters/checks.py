@@ -337,7 +337,7 @@ def _axis(value: Any, graph: Graph) -> str:
 
 def epsilons(graph: Graph, found: Found) -> set[float]:
     """The epsilons of the convolutional part's batch normalisations."""
-    base = {id(layer) for layer in found.base.values()}
+    base = {id(layer) for layer in found.base.values() if layer.kind == "BatchNormalization"}
     return {
         float(node.setting("epsilon", default=KERAS_EPSILON))
         for node in graph.nodes

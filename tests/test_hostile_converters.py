@@ -12,11 +12,10 @@ import sysconfig
 import time
 import zipfile
 from collections import OrderedDict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import h5py
-import lazy_loader
 import numpy as np
 import pytest
 import torch
@@ -30,6 +29,7 @@ from converters.keras_plan import plan_keras
 from converters.plan import Wishes
 from converters.readers.keras_file import KerasFile
 from converters.readers.keras_graph import graph_of_config
+from converters.readers.process import NEEDED
 from converters.readers.pytorch_files import TensorJob, carry_out_tensors, describe_state_dict
 from converters.readers.reading import read_keras
 from tests.conftest import DATA, KERAS1, NARROW
@@ -91,8 +91,8 @@ def test_packages_that_only_the_caller_finds_are_found(tmp_path):
     """On PYTHONPATH alone, where an isolated interpreter does not look."""
     packages = tmp_path / "packages"
     packages.mkdir()
-    for package in (np, h5py, lazy_loader):
-        for place in Path(package.__file__).parents[1].glob(f"{package.__name__}*"):
+    for name in NEEDED:
+        for place in Path(str(import_module(name).__file__)).parents[1].glob(f"{name}*"):
             (packages / place.name).symlink_to(place)
     code = f"""
 from converters.readers import process
