@@ -36,6 +36,7 @@ BYTES_A_SECOND = 10_000_000  # of the file
 WAIT = 60  # seconds that a call may take by the clock for each second of processor time
 MEMORY = 400_000_000  # bytes that a call may take beyond what the fresh child has
 HDF5_TASKS = ("read", "fill", "forward", "audit")
+MOST_IDLE = 4  # interpreters that wait for the next file
 SIGNALLED = 128  # plus its number: the exit code where a signal ended a worker
 PROOF = {"seconds": 60, "memory": 10}  # times as much for the proof, which computes
 # The first thing that a new interpreter runs. It is started isolated: neither the current folder, which may be full of
@@ -133,7 +134,7 @@ class _Reader:
 
     def give_back(self) -> None:
         """End the worker, and keep the interpreter for the next file where it can fork another."""
-        if self.busy or not FORKS or len(self.idle) >= (os.cpu_count() or 1):
+        if self.busy or not FORKS or len(self.idle) >= MOST_IDLE:
             self.end()
         else:
             with contextlib.suppress(OSError):
