@@ -13,15 +13,16 @@ from typing import Any
 
 import h5py
 
-from converters.readers import keras_archive, keras_config
+from converters.readers import keras_archive
 from converters.readers.hdf5_tree import BROKEN, Array, Tree, attribute, survey, text
+from converters.readers.keras_graph import parse
 from converters.readers.keras_weights import NOT_WEIGHTS
+from converters.readers.keras_words import CODE
 from converters.readers.reading import read_keras
 from convnets_torch import files
 from convnets_torch.files import check_regular, open_file, opened_path
 
 OPTIMIZER = ("optimizer_weights", "optimizer", "_optimizer")
-CODE = ("Lambda", "TFOpLambda", "SlicingOpLambda", "__lambda__")  # classes that carry Python, or call any function
 OWN_MODULES = ("keras", "tf_keras", "tensorflow", "builtins")
 
 
@@ -180,7 +181,7 @@ def _look(file: h5py.File, found: _Found) -> None:
             continue
         try:
             if name == "model_config":
-                found.code.extend(_code(keras_config.parse(stored)))
+                found.code.extend(_code(parse(stored)))
             else:
                 found.training = files.loads(stored)
         except ValueError as error:
@@ -205,7 +206,7 @@ def _code(config: Any, where: str = "the model", level: int = 0) -> Iterator[str
     named = inner.get("name") if isinstance(inner, Mapping) else None
     where = str(named) if isinstance(named, str) else where
     kind, module, registered = (config.get(word) for word in ("class_name", "module", "registered_name"))
-    if kind in CODE:
+    if kind in (*CODE, "__lambda__"):
         yield f"{where} is a {kind}, which carries or calls Python code"
     elif isinstance(kind, str) and isinstance(module, str) and module.split(".")[0] not in OWN_MODULES:
         yield f"{where} is {module}.{kind}, which is not Keras's own"

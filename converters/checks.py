@@ -1,4 +1,4 @@
-"""Checks of a file against its network: the graph, swapped layers, and what is wired to what.
+"""Checks of a file against its network: swapped layers, what is wired to what, and what stands before the first layer.
 
 Names and shapes do not tell a tanh from a ReLU, an average from a maximum, a moved stride or a dropped shortcut. The
 outputs of both graphs become numbers that are equal only where the same is computed of the same; each layer with
@@ -14,12 +14,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from converters.listed import few
 from converters.names import Found
+from converters.plan import Wishes
 from converters.proof.architectures import graph_of_lineage
-from converters.proof.keras_layers import ACTIVATIONS, IDENTITIES, activation_of, edges_of, layer_activation, pair_of
-from converters.readers.config_checks import told_of
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
-from converters.readers.keras_graph import Graph, Node, graph_of_config
+from converters.readers.keras_graph import LARGEST, Graph, Node, told_of
+from converters.readers.keras_words import (
+    ACTIVATIONS,
+    CODE,
+    IDENTITIES,
+    KERAS_EPSILON,
+    activation_of,
+    edges_of,
+    layer_activation,
+    pair_of,
+)  # fmt: skip
 
 LONGEST = 1000  # letters of an array's name that are looked at
 
@@ -73,12 +83,10 @@ def _own_name(array: KerasArray, names: set[str]) -> str | None:
     return next((name for name in (*candidates[1:], candidates[0]) if name in names), None)  # the longest first
 
 
-KERAS_EPSILON = 1e-3  # of batch normalisation, Keras's default
 ALEXNETS_OWN = ("SplitTensor", "CrossChannelNormalization")  # both Lambda layers in a config, which tells no more
 POOLED = ("GlobalAveragePooling2D", "GlobalMaxPooling2D")
 READERS = (*POOLED, "Flatten")
-BEFORE_READER = (*READERS, *IDENTITIES, *ACTIVATIONS, "Identity", "Dense", "BatchNormalization", "AveragePooling2D")
-PASSING = (*IDENTITIES, "Identity")
+BEFORE_READER = (*READERS, *IDENTITIES, *ACTIVATIONS, "Dense", "BatchNormalization", "AveragePooling2D")
 ALIASES = {"swish": "silu"}
 MOST_SOURCES = 4  # that are named of what a layer reads
 MOST_SAID = 6  # differences; one mistake in a graph often shows in many layers
@@ -134,13 +142,14 @@ class _Read:
 
 
 def differences(
-    file: KerasFile, found: Found, window: Pair, *, theano: bool, headless: bool, **assumptions: Any
+    file: KerasFile, found: Found, theirs: Graph, window: Pair, *, theano: bool, headless: bool, **assumptions: Any
 ) -> list[str]:
     """Where the config's convolutional part is not the network, each in a few words; nothing where it is.
 
     Args:
         file: with a config.
         found: the network in it.
+        theirs: the config's graph.
         window: (h, w) of the map that the head reads.
         theano: whether Theano trained it, whose `same` pads both sides alike at any stride.
         headless: whether the model has no dense layers.
@@ -149,7 +158,6 @@ def differences(
     Raises:
         ValueError: the config is broken.
     """
-    theirs = graph_of_config(file)
     base = {id(layer) for layer in found.base.values()}
     alone = replace(file, layers=tuple(layer for layer in file.layers if id(layer) in base))
     lineage = found.lineage
@@ -258,7 +266,7 @@ def _kernel_size(node: Node) -> Pair:
 
 def _term(node: Node, sources: Sequence[int], graph: Graph, terms: _Terms, alexnet: bool) -> int:
     kind, settings = node.kind, node.settings
-    if kind in PASSING:
+    if kind in IDENTITIES:
         return sources[0]
     if kind in ACTIVATIONS:
         return _activated(sources[0], *layer_activation(kind, settings), terms)
@@ -293,16 +301,15 @@ def _padded(term: int, edges: tuple[Pair, Pair], terms: _Terms) -> int:
 
 def _end(graph: Graph, keys: set[Key], window: Pair, *, headless: bool) -> str:
     """The node of the map that the head reads: before Flatten or global pooling, or a pooling of the whole window."""
-    nodes = {node.name: node for node in graph.nodes}
-    chain = [nodes[graph.output]]
+    chain = [graph[graph.output]]
     while _before_reader(chain[-1], keys):
-        chain.append(nodes[chain[-1].inputs[0]])
+        chain.append(graph[chain[-1].inputs[0]])
     readers = [place for place, node in enumerate(chain) if node.kind in READERS]
     start = readers[-1] + 1 if readers else 0 if headless else None
     if start is None:
         return graph.output
     end = start
-    while end < len(chain) - 1 and chain[end].kind in PASSING:
+    while end < len(chain) - 1 and chain[end].kind in IDENTITIES:
         end += 1
     whole = chain[end].kind == "AveragePooling2D" and pair_of(chain[end].settings.get("pool_size", 2)) == window
     if whole and (not readers or chain[readers[-1]].kind == "Flatten"):
@@ -323,3 +330,86 @@ def _format(node: Node, graph: Graph) -> str:
 def _axis(value: Any, graph: Graph) -> str:
     axis = int(value[0] if isinstance(value, list | tuple) else value) % 4
     return "channels" if axis == (1 if graph.data_format == "channels_first" else 3) else str(axis)
+
+
+# What an architecture leaves open
+
+
+def epsilons(graph: Graph, found: Found) -> set[float]:
+    """The epsilons of the convolutional part's batch normalisations."""
+    base = {id(layer) for layer in found.base.values() if layer.kind == "BatchNormalization"}
+    return {
+        float(node.setting("epsilon", default=KERAS_EPSILON))
+        for node in graph.nodes
+        if node.kind == "BatchNormalization" and id(node.layer) in base
+    }
+
+
+def stride_place(graph: Graph | None) -> str:
+    """Where ResNet50's blocks stride: Keras's own in the first 1x1 convolution."""
+    convolutions = [node for node in graph.nodes if node.kind == "Conv2D"] if graph is not None else []
+    shapes = [
+        tuple(pair_of(node.setting(word, default=1)) for word in ("kernel_size", "strides")) for node in convolutions
+    ]
+    return "3x3" if ((3, 3), (2, 2)) in shapes else "1x1"
+
+
+def reads_pixels(
+    file: KerasFile, graph: Graph | None, found: Found, named: bool
+) -> tuple[tuple[float, float] | None, list[str]]:
+    """What the model does to its input before the first convolution.
+
+    Args:
+        named: whether the user named the preprocessing, which code in the model is then taken to be a part of.
+
+    Returns:
+        (scale, offset) of a Rescaling layer, or None; and what was chosen for want of better.
+
+    Raises:
+        ValueError: a layer that cannot be read stands there.
+    """
+    if graph is None:
+        return None, []
+    base = {id(layer) for layer in found.base.values()}
+    first = next(node for node in graph.nodes if id(node.layer) in base)
+    rescaling: tuple[float, float] | None = None
+    code = []
+    for node in graph.upstream(first.name):
+        if node.kind == "Rescaling" and rescaling is None:
+            scale, offset = node.settings.get("scale", 1.0), node.settings.get("offset", 0.0)
+            if not all(isinstance(value, int | float) and abs(value) <= LARGEST for value in (scale, offset)):
+                raise ValueError(
+                    f"{file.path}: {node.own_name} scales the colours by {scale!r}, {offset!r}; numbers are read"
+                )
+            rescaling = float(scale), float(offset)
+        elif node.kind in CODE and named:
+            code.append(node.own_name)
+        elif node.kind not in (*IDENTITIES, "ZeroPadding2D"):
+            way_out = (
+                "name the whole preprocessing with --preprocessing" if node.kind in CODE else "remove it and save again"
+            )
+            raise ValueError(
+                f"{file.path}: {node.own_name} ({node.kind}) changes the input in a way that is not read; {way_out}"
+            )
+    return rescaling, _prepares(code)
+
+
+def listed_front(file: KerasFile, front: Sequence[KerasLayer], wishes: Wishes) -> list[str]:
+    """What was chosen for layers that a file of weights lists before the first convolution.
+
+    Raises:
+        ValueError: the user did not name the preprocessing, which they are a part of.
+    """
+    names = [layer.name for layer in front]
+    if wishes.preprocessing is None:
+        raise ValueError(
+            f"{file.path} lists {few(names)} before the first convolution, and not what is done there; name the"
+            " whole preprocessing with --preprocessing"
+        )
+    return _prepares(names)
+
+
+def _prepares(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return [f"{few(names)} before the first convolution is taken to be part of the preprocessing you named"]

@@ -8,25 +8,21 @@ from dataclasses import dataclass, replace
 from itertools import islice, pairwise, takewhile
 from typing import Any
 
-from converters.listed import PASSING, WAY_ON, Listed, few
+from converters.listed import WAY_ON, Listed, few
 from converters.names import Found, head_names, number
 from converters.plan import Wishes
-from converters.proof.keras_layers import ACTIVATIONS
 from converters.readers.keras_file import KerasFile, KerasLayer
-from converters.readers.keras_words import kind_of_name
-from converters.readers.model_config import Node
+from converters.readers.keras_graph import Graph, Node
+from converters.readers.keras_words import ACTIVATIONS, IDENTITIES, KERAS_EPSILON, kind_of_name, number_of
 
 READS = {"Flatten": "flatten", "GlobalAveragePooling2D": "average", "GlobalMaxPooling2D": "max"}
 CHAIN = ("Dense", "Activation", "BatchNormalization", "ReLU", "LeakyReLU", "ELU", "Softmax", "AveragePooling2D")
-IDENTITIES = ("Dropout", "SpatialDropout2D", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "AlphaDropout",
-              "ActivityRegularization", "Identity", "InputLayer")  # fmt: skip
 PLAIN = {"relu": "relu", "relu6": "relu6", "selu": "selu", "gelu": "gelu", "silu": "silu", "swish": "silu",
          "sigmoid": "sigmoid", "tanh": "tanh", "softplus": "softplus"}  # fmt: skip
 NUMBERED = {"leaky_relu": "LeakyReLU", "elu": "ELU"}  # activations that are layers with a number
 OWN_READERS = ("avg_pool", "max_pool")  # names of Keras's own networks
-MAPS = ("MaxPooling2D", "Concatenate", "Add", "Merge")  # what a convolutional part may end with
+MAPS = ("MaxPooling2D", "Concatenate", "Add")  # what a convolutional part may end with
 OUTPUTS = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "none"}
-KERAS_EPSILON = 1e-3  # of batch normalisation, Keras's default
 
 Step = tuple[Any, ...]
 
@@ -62,7 +58,7 @@ class Head:
         return tuple(step for step in self.steps if step[0] != "dropout")
 
 
-def head_of_graph(file: KerasFile, found: Found, graph: Sequence[Node], wishes: Wishes) -> Head:
+def head_of_graph(file: KerasFile, found: Found, graph: Graph, wishes: Wishes) -> Head:
     """The head that a model's config ends with.
 
     Raises:
@@ -73,30 +69,23 @@ def head_of_graph(file: KerasFile, found: Found, graph: Sequence[Node], wishes: 
         raise ValueError(
             f"{file.path}: its config says what lies between the dense layers; leave out the hidden activation"
         )
-    base = {(layer.parents, layer.name) for layer in found.base.values()} | {
-        (layer.name,) for layer in found.base.values()
-    }
+    base = {id(layer) for layer in found.base.values()}
     chain: list[Node] = []
-    place = len(graph) - 1
-    while True:
-        node = graph[place]
-        at_base = (node.parents, node.name) in base or (node.name,) in base
-        if at_base or len(node.inputs) != 1 or node.kind not in (*READS, *IDENTITIES, *CHAIN):
-            break
-        chain.insert(0, node)
-        place = node.inputs[0]
+    end = graph[graph.output]
+    while id(end.layer) not in base and len(end.inputs) == 1 and end.kind in (*READS, *IDENTITIES, *CHAIN):
+        chain.insert(0, end)
+        end = graph[end.inputs[0]]
+    known = id(end.layer) in base or end.kind in MAPS
     reader = next((number for number, node in enumerate(chain) if node.kind in READS), None)
     if reader is None:
         if any(node.kind == "Dense" for node in chain):
-            if not at_base and node.kind not in MAPS:
-                raise ValueError(f"{file.path}: its head has {node.name} ({node.kind}), which is not read")
+            if not known:
+                raise _not_read(file, end)
             raise ValueError(f"{file.path}: its head has a dense layer on a map, without Flatten or pooling before it")
         pooled = [node for node in chain if node.kind == "AveragePooling2D"]
         return Head((), {}, None, choices=_left_out(pooled))
-    if not at_base and graph[place].kind not in MAPS:
-        weighted = {layer.name for layer in file.weighted} - {layer.name for layer in found.base.values()}
-        if graph[place].name in weighted:
-            raise ValueError(f"{file.path}: its head has {graph[place].name} ({graph[place].kind}), which is not read")
+    if not known and end.layer is not None:
+        raise _not_read(file, end)
     reads = READS[chain[reader].kind]
     if reads == "flatten" and reader and chain[reader - 1].kind == "AveragePooling2D":
         reads, reader = "average", reader  # of the whole window, which the network's shapes check
@@ -105,37 +94,37 @@ def head_of_graph(file: KerasFile, found: Found, graph: Sequence[Node], wishes: 
     return _from_nodes(file, reads, head, flatten, chain)
 
 
+def _not_read(file: KerasFile, node: Node) -> ValueError:
+    return ValueError(f"{file.path}: its head has {node.own_name} ({node.kind}), which is not read")
+
+
 def _left_out(nodes: Sequence[Node]) -> tuple[str, ...]:
     """The note on what a model without dense layers does to its feature map at its end."""
-    names = ", ".join(node.name for node in nodes)
+    names = ", ".join(node.own_name for node in nodes)
     return (f"the model ends with {names}, which is left out: features are the map before it",) if names else ()
 
 
 def _from_nodes(file: KerasFile, reads: str, nodes: Sequence[Node], flatten: Node | None, read: Sequence[Node]) -> Head:
-    by_key = {(layer.parents, layer.name): layer for layer in file.weighted}
-    by_name = {layer.name: layer for layer in file.weighted}
     steps: list[Step] = [(reads,)]
     layers: dict[str, KerasLayer] = {}
     activation = "linear"
     for node in nodes:
-        layer = by_key.get((node.parents, node.name)) or by_name.get(node.name)
+        layer = node.layer
         if layer is not None and node.kind in ("Dense", "BatchNormalization") and layer.kind != node.kind:
-            raise ValueError(f"{file.path}: {node.name} is {node.kind} in its config, but has other arrays")
+            raise ValueError(f"{file.path}: {node.own_name} is {node.kind} in its config, but has other arrays")
         if node.kind in ("Dense", "BatchNormalization"):
             steps += _activation_step(file, activation)
             activation = "linear"
-            if node.config.get("mode", 0) != 0:
-                raise ValueError(
-                    f"{file.path}: {node.name} of its head normalises in mode {node.config['mode']}; 0 is read"
-                )
+            if (mode := node.settings.get("mode", 0)) != 0:
+                raise ValueError(f"{file.path}: {node.own_name} of its head normalises in mode {mode}; 0 is read")
             if layer is None:
-                raise ValueError(f"{file.path} is not complete: {node.name} of its config has no arrays")
+                raise ValueError(f"{file.path} is not complete: {node.own_name} of its config has no arrays")
             kind, short = ("dense", "dense") if node.kind == "Dense" else ("batch_norm", "bn")
             count = 1 + sum(step[0] == kind for step in steps)
             layers[f"head.{short}_{count}"] = layer
             if kind == "dense":
                 steps.append((kind, layer.arrays["kernel"].shape[-1]))
-                activation = _activation(node.config.get("activation"))
+                activation = _activation(node.settings.get("activation"))
             else:
                 steps.append((kind, float(node.setting("epsilon", default=KERAS_EPSILON))))
         elif node.kind == "Dropout":
@@ -164,20 +153,15 @@ def _activation(value: Any) -> str:
 
 def _activation_of_layer(file: KerasFile, node: Node) -> str:
     if node.kind == "Activation":
-        return _activation(node.config.get("activation"))
+        return _activation(node.settings.get("activation"))
     plain = {"ReLU": "relu", "Softmax": "softmax"}
-    if node.kind in plain and not any(node.config.get(key) for key in ("max_value", "negative_slope", "threshold")):
+    if node.kind in plain and not any(node.settings.get(key) for key in ("max_value", "negative_slope", "threshold")):
         return plain[node.kind]
     if node.kind == "LeakyReLU":
-        return f"leaky_relu {_number(node.setting('negative_slope', 'alpha', default=0.3))}"
+        return f"leaky_relu {number_of(node.setting('negative_slope', 'alpha', default=0.3))}"
     if node.kind == "ELU":
-        return f"elu {_number(node.setting('alpha', default=1.0))}"
-    raise ValueError(f"{file.path}: its head has {node.name} ({node.kind}), which is not read")
-
-
-def _number(value: Any) -> float:
-    """A number; Keras 1 wrote some as {"type": "ndarray", "value": 0.3}."""
-    return float(value["value"] if isinstance(value, Mapping) else value)
+        return f"elu {number_of(node.setting('alpha', default=1.0))}"
+    raise _not_read(file, node)
 
 
 def _activation_step(file: KerasFile, activation: str) -> list[Step]:
@@ -291,7 +275,7 @@ class _Listing:
         """A layer without arrays: what changes no number, an activation, or a refusal."""
         kind = layer.kind
         reading = place < self.dense[0] and place <= self.reader
-        if kind in PASSING or kind == "Flatten" or (kind in READS and reading):
+        if kind in IDENTITIES or kind == "Flatten" or (kind in READS and reading):
             return
         if place > self.dense[-1]:
             last = {"Softmax": "softmax", "softmax": "softmax", "sigmoid": "sigmoid", "Activation": None}

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from converters.checks import differences, exchanged
-from converters.graph_checks import epsilons, listed_front, reads_pixels, stride_place
+from converters.checks import differences, epsilons, exchanged, listed_front, reads_pixels, stride_place
 from converters.head_plan import Head, head_of_arrays, head_of_graph
 from converters.listed import Listed, listed_around
 from converters.names import Found, Lineage, base_names, head_names, recognise
@@ -29,18 +28,10 @@ from converters.options import (
 from converters.plan import KerasStep, Layout, Plan, Row, Wishes, change, refuse
 from converters.proof.architectures import graph_of_lineage
 from converters.readers.keras_file import KerasFile, KerasLayer, KernelOrder
-from converters.readers.model_config import Node, model_graph
-from convnets_torch.networks import Network, alexnet, inception, resnet, vgg
+from converters.readers.keras_graph import Graph, graph_of_config
+from convnets_torch.networks import CATALOG, Network
 from convnets_torch.weights import build
 
-STANDARD: dict[str, dict[str, Any]] = {
-    "alexnet": {"classes": 1000, "widths": alexnet.WIDTHS, "hidden": alexnet.HIDDEN, "lrn": alexnet.LRN},
-    "vgg16": {"classes": 1000, "widths": vgg.WIDTHS, "hidden": vgg.HIDDEN},
-    "vgg19": {"classes": 1000, "widths": vgg.WIDTHS, "hidden": vgg.HIDDEN},
-    "resnet50": {"classes": 1000, "widths": resnet.WIDTHS},
-    "inception_v3": {"classes": 1000, "widths": inception.WIDTHS},
-}
-EPSILONS = {"keras-applications": 1.001e-5, "keras-applications-old": 1e-3}  # of ResNet50's batch normalisation
 ROLES = {
     "weight": ("kernel", "gamma"),
     "bias": ("bias", "beta"),
@@ -85,7 +76,7 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
     if lineage.network == "resnet50":
         padding, chosen = settle_pool_padding(file, lineage, graph, wishes)
         arguments |= {"pool_padding": padding, "stride_in": stride_place(graph)}
-        arguments["epsilon"] = EPSILONS[lineage.name]
+        arguments["epsilon"] = lineage.epsilon
         choices += chosen
     elif wishes.pool1_padding is not None:
         raise ValueError(f"{file.path} is {lineage.network}, whose first pooling is known; leave out --pool1-padding")
@@ -106,7 +97,7 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
     problems += [f"{place} is an array that no layer lists" for place in file.unlisted]
     problems += exchanged(file, found)
     if graph is not None and not problems:
-        problems = _misfits(file, found, network, head, arguments, wishes)
+        problems = _misfits(file, found, graph, network, head, arguments, wishes)
     refuse(file.path, lineage.network, problems)
     check_data_format(file, wishes)
     backend, chosen = settle_backend(file, lineage, wishes)
@@ -127,7 +118,7 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
         front,
         wishes,
         released=released,
-        preset_name=_released_preset(lineage),
+        preset_name=lineage.preset,
     )
     choices += chosen
     told = found.standard_head and head.units == 1000  # a released one
@@ -173,17 +164,14 @@ def _flattened(network: Network) -> set[str]:
     return flattened
 
 
-def _graph(file: KerasFile) -> tuple[Node, ...] | None:
-    try:
-        return None if file.config is None else model_graph(file.config)
-    except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from None
-
-
-def _released_preset(lineage: Lineage) -> str:
-    if lineage.name == "convnets-keras":
-        return "original"
-    return "keras-tf" if lineage.network == "inception_v3" else "keras-caffe"
+def _graph(file: KerasFile) -> Graph | None:
+    if file.config is None:
+        return None
+    graph = graph_of_config(file)
+    for name, count in graph.calls.items():
+        shared = graph[name].own_name
+        raise ValueError(f"{file.path}: the model calls {shared} {count} times; layers that are shared are not read")
+    return graph
 
 
 # The convolutional part
@@ -196,7 +184,8 @@ def _base(file: KerasFile, found: Found) -> tuple[dict[str, Any], KernelOrder]:
     best: dict[KernelOrder, dict[str, Any]] = {}
     for order in ("oihw", "hwio"):
         # The file may be narrow; a single wrong layer must not make it look so.
-        standard = {key: value for key, value in STANDARD[network].items() if key != "hidden"} | {"classes": None}
+        standard = {key: value for key, value in CATALOG[network].standard.items() if key != "hidden"}
+        standard["classes"] = None
         inferred = standard | {"widths": _widths(found, order, standard["widths"])}
         counted = {id(one): _fitting(found, network, one, order) for one in (standard, inferred)}
         best[order] = max((standard, inferred), key=lambda one: counted[id(one)])
@@ -246,7 +235,7 @@ def _theirs(found: Found, names: Sequence[str]) -> tuple[KerasLayer, ...]:
 def _head(
     file: KerasFile,
     found: Found,
-    graph: Sequence[Node] | None,
+    graph: Graph | None,
     listed: Listed | None,
     arguments: Mapping[str, Any],
     size: tuple[int, int] | None,
@@ -301,7 +290,7 @@ def _with_head(
 def _standard_steps(network: str, head: Head) -> tuple[tuple[Any, ...] | None, tuple[int, int] | None]:
     """The steps of a network's own head with this head's numbers of units, and those of its hidden layers."""
     units = [step[1] for step in head.steps if step[0] == "dense"]
-    if network in ("resnet50", "inception_v3"):
+    if "hidden" not in CATALOG[network].standard:
         return ((("average",), ("dense", units[-1])) if units else None), None
     if len(units) != 3:
         return None, None
@@ -370,13 +359,20 @@ def _problems(
 
 
 def _misfits(
-    file: KerasFile, found: Found, network: Network, head: Head, arguments: Mapping[str, Any], wishes: Wishes
+    file: KerasFile,
+    found: Found,
+    graph: Graph,
+    network: Network,
+    head: Head,
+    arguments: Mapping[str, Any],
+    wishes: Wishes,
 ) -> list[str]:
     """Where the model's config is of another network than the one that its layers resemble."""
     told = {"pool_padding": "pool1_padding", "epsilon": "epsilon", "stride_in": "stride_in"}
     return differences(
         file,
         found,
+        graph,
         network.window,
         theano="theano" in (file.backend, wishes.backend),
         headless=not head.steps,

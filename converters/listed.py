@@ -11,14 +11,12 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from converters.proof.keras_layers import IDENTITIES
 from converters.readers.keras_file import KerasFile, KerasLayer
 from converters.readers.keras_graph import Graph, in_layer_order
-from converters.readers.keras_words import kind_of_words
+from converters.readers.keras_words import IDENTITIES, kind_of_words
 
 WAY_ON = "save the whole model as .keras and convert that"
 MOST_NAMED = 20
-PASSING = (*IDENTITIES, "GaussianDropout", "SpatialDropout1D", "Identity")
 # Before the first convolution these are part of how pictures are prepared; "" are functions and layers of own names.
 PREPARES = ("Rescaling", "Normalization", "Resizing", "CenterCrop")
 PREPARES_IN_PLACE = (*PREPARES, "Lambda", "TFOpLambda", "Sequential", "Functional", "")
@@ -90,7 +88,7 @@ def listed_around(file: KerasFile, graph: Graph) -> Listed:
         before += tail
     own = {id(layer) for layer in front}
     within = [layer for layer, original in zip(before, file.layers, strict=False)
-              if id(original) not in base and id(layer) not in own and layer.kind not in PASSING]  # fmt: skip
+              if id(original) not in base and id(layer) not in own and layer.kind not in IDENTITIES]  # fmt: skip
     _check_within(file, graph, within, nested=nested)
     return Listed(tuple(front), tuple(after), True, True)
 
@@ -122,7 +120,7 @@ def _tail(
     wanted = kinds[max(place for place, kind in enumerate(kinds) if kind == "") + 1 :]
     tail, left = [], deque(after)
     for expected in wanted:
-        while left and left[0].kind in PASSING and not left[0].arrays:
+        while left and left[0].kind in IDENTITIES and not left[0].arrays:
             tail.append(left.popleft())
         found = left[0] if left else None
         own_pool = found is not None and expected == "MaxPooling2D" and not found.kind and "pool" in found.name.lower()
@@ -171,7 +169,7 @@ def _unordered(file: KerasFile, graph: Graph, layers: Sequence[KerasLayer], base
     """Of a file that only counts the layers of each class: those that are more than the network has."""
     parents = next(layer.parents for layer in file.layers if id(layer) in base)
     plain = sorted(
-        (layer for layer in layers if not layer.arrays and layer.kind not in ("InputLayer", *PASSING)),
+        (layer for layer in layers if not layer.arrays and layer.kind not in ("InputLayer", *IDENTITIES)),
         key=lambda layer: layer.parents != parents,  # the network's own first
     )
     wanted = Counter(kind for kind in _of_network(graph) if kind)

@@ -7,39 +7,34 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from converters.readers.keras_file import KerasFile, KerasLayer
 
 # our module -> their layers, in order; several are the groups of one convolution, concatenated on the output axis
 LayerTable = dict[str, tuple[str, ...]]
 
-_DENSE: LayerTable = {f"head.dense_{number}": (f"dense_{number}",) for number in (1, 2, 3)}
+VGG_DEPTHS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
 
-def _vgg(*depths: int) -> LayerTable:
-    names = [f"conv{block}_{conv}" for block, depth in enumerate(depths, 1) for conv in range(1, depth + 1)]
-    return {f"features.{name}": (name,) for name in names} | _DENSE
+def _vgg(network: str, convolution: str, dense: tuple[str, str, str]) -> LayerTable:
+    """`convolution` is filled in with a block, a number in it, and the place where two modules a layer are counted."""
+    table: LayerTable = {}
+    for block, depth in enumerate(VGG_DEPTHS[network], 1):
+        for number in range(1, depth + 1):
+            place = 2 * len(table) + block - 1  # of torchvision's, which count a pool after each block
+            name = convolution.format(block=block, number=number, place=place)
+            table[f"features.conv{block}_{number}"] = (name,)
+    return table | {f"head.dense_{number}": (name,) for number, name in enumerate(dense, 1)}
 
 
-# The lineage of convnets-keras, trained for Theano.
-CONVNETS_KERAS: dict[str, LayerTable] = {
-    "alexnet": {
-        "features.conv_1": ("conv_1",),
-        "features.conv_2": ("conv_2_1", "conv_2_2"),
-        "features.conv_3": ("conv_3",),
-        "features.conv_4": ("conv_4_1", "conv_4_2"),
-        "features.conv_5": ("conv_5_1", "conv_5_2"),
-    }
-    | _DENSE,
-    "vgg16": _vgg(2, 2, 3, 3, 3),
-    "vgg19": _vgg(2, 2, 4, 4, 4),
-}
-
-# The convolutions whose widths are the network's `widths`.
-WIDTH_LAYERS: dict[str, list[str]] = {
-    "alexnet": [f"features.conv_{number}" for number in range(1, 6)],
-    "vgg16": [f"features.conv{block}_1" for block in range(1, 6)],
-    "vgg19": [f"features.conv{block}_1" for block in range(1, 6)],
+_ALEXNET: LayerTable = {
+    "features.conv_1": ("conv_1",),
+    "features.conv_2": ("conv_2_1", "conv_2_2"),
+    "features.conv_3": ("conv_3",),
+    "features.conv_4": ("conv_4_1", "conv_4_2"),
+    "features.conv_5": ("conv_5_1", "conv_5_2"),
+    **{f"head.dense_{number}": (f"dense_{number}",) for number in (1, 2, 3)},
 }
 
 
@@ -56,6 +51,8 @@ class Lineage:
             layers of each class; empty where no such files are.
         widths: our convolutions whose channels are the `widths` of the network's builder, in order.
         head: our modules whose outputs are `hidden` (all but the last) and `classes` of the standard head.
+        preset: the preprocessing of the released weights.
+        epsilon: of the batch normalisations of a ResNet50, where the file does not say it.
         automatic: whether Keras made the names up: sorted by their numbers, which may start anywhere, the
             layers of each class are those of `layers` in order.
     """
@@ -66,6 +63,8 @@ class Lineage:
     order: tuple[str, ...]
     widths: tuple[str, ...]
     head: tuple[str, ...]
+    preset: str
+    epsilon: float | None = None
     automatic: bool = False
 
 
@@ -83,22 +82,20 @@ def efficientnet_lite0(name: str) -> str:
 
 
 def _lineage(
-    name: str, network: str, layers: LayerTable, widths: list[str], order: tuple[str, ...] | None = None
+    name: str,
+    network: str,
+    layers: LayerTable,
+    widths: list[str],
+    order: tuple[str, ...] | None = None,
+    *,
+    preset: str = "keras-caffe",
+    epsilon: float | None = None,
 ) -> Lineage:
     head = tuple(module for module in layers if module.startswith("head."))
     table = MappingProxyType(dict(layers))
     names = tuple(layer for group in layers.values() for layer in group) if order is None else order
-    return Lineage(name, network, table, names, tuple(widths), head, automatic=network == "inception_v3")
-
-
-def _vgg_applications(*depths: int) -> LayerTable:
-    """block1_conv1, ..., fc1, fc2, predictions: the names of every generation of Keras Applications."""
-    convolutions: LayerTable = {
-        f"features.conv{block}_{conv}": (f"block{block}_conv{conv}",)
-        for block, depth in enumerate(depths, 1)
-        for conv in range(1, depth + 1)
-    }
-    return convolutions | {"head.dense_1": ("fc1",), "head.dense_2": ("fc2",), "head.dense_3": ("predictions",)}
+    automatic = network == "inception_v3"
+    return Lineage(name, network, table, names, tuple(widths), head, preset, epsilon, automatic)
 
 
 RESNET50_DEPTHS = (3, 4, 6, 3)
@@ -167,22 +164,10 @@ def _inception_v3() -> Lineage:
     order = [name for *_, name in sorted(places, key=lambda place: place[:2])]  # stable: else as created
     table["head.dense_1"] = ("predictions",)
     modules = [module for _, module, _ in convolutions]
-    return _lineage("keras-applications", "inception_v3", table, modules, (*order, "predictions"))
+    return _lineage("keras-applications", "inception_v3", table, modules, (*order, "predictions"), preset="keras-tf")
 
 
 _RESNET50_WIDTHS = ["features.conv1_conv", *(f"features.conv{stage}_block1.conv_1" for stage in range(2, 6))]
-
-
-def _torchvision_vgg(*depths: int) -> LayerTable:
-    """Their modules are numbered: in a block two for each convolution, one for the pool; 0, 3, 6 of the classifier."""
-    table: LayerTable = {}
-    place = 0
-    for block, depth in enumerate(depths, 1):
-        for conv in range(1, depth + 1):
-            table[f"features.conv{block}_{conv}"] = (f"features.{place}",)
-            place += 2
-        place += 1
-    return table | {f"head.dense_{number}": (f"classifier.{3 * (number - 1)}",) for number in (1, 2, 3)}
 
 
 def _torchvision_resnet50() -> LayerTable:
@@ -199,20 +184,37 @@ def _torchvision_resnet50() -> LayerTable:
     return table | {"head.dense_1": ("fc",)}
 
 
+_ALEXNET_WIDTHS = [f"features.conv_{number}" for number in range(1, 6)]  # the convolutions whose channels are `widths`
+_VGG_WIDTHS = [f"features.conv{block}_1" for block in range(1, 6)]
+
+
+def _vggs(
+    name: str, convolution: str, dense: tuple[str, str, str], order: tuple[str, ...] | None = None, **more: Any
+) -> list[Lineage]:
+    return [
+        _lineage(name, network, _vgg(network, convolution, dense), _VGG_WIDTHS, order, **more) for network in VGG_DEPTHS
+    ]
+
+
 LINEAGES: tuple[Lineage, ...] = (
-    *(_lineage("convnets-keras", name, table, WIDTH_LAYERS[name]) for name, table in CONVNETS_KERAS.items()),
-    _lineage("keras-applications", "vgg16", _vgg_applications(2, 2, 3, 3, 3), WIDTH_LAYERS["vgg16"]),
-    _lineage("keras-applications", "vgg19", _vgg_applications(2, 2, 4, 4, 4), WIDTH_LAYERS["vgg19"]),
-    _lineage("keras-applications", "resnet50", _resnet50(old=False), _RESNET50_WIDTHS, _resnet50_order(old=False)),
-    _lineage("keras-applications-old", "resnet50", _resnet50(old=True), _RESNET50_WIDTHS, _resnet50_order(old=True)),
+    _lineage("convnets-keras", "alexnet", _ALEXNET, _ALEXNET_WIDTHS, preset="original"),
+    *_vggs("convnets-keras", "conv{block}_{number}", ("dense_1", "dense_2", "dense_3"), preset="original"),
+    *_vggs("keras-applications", "block{block}_conv{number}", ("fc1", "fc2", "predictions")),
+    *(
+        _lineage(name, "resnet50", _resnet50(old), _RESNET50_WIDTHS, _resnet50_order(old), epsilon=epsilon)
+        for name, old, epsilon in (("keras-applications", False, 1.001e-5), ("keras-applications-old", True, 1e-3))
+    ),
     _inception_v3(),
 )
 
 # Modules of torchvision's published state dicts.
 TORCHVISION: tuple[Lineage, ...] = (
-    _lineage("torchvision", "vgg16", _torchvision_vgg(2, 2, 3, 3, 3), WIDTH_LAYERS["vgg16"], ()),
-    _lineage("torchvision", "vgg19", _torchvision_vgg(2, 2, 4, 4, 4), WIDTH_LAYERS["vgg19"], ()),
-    _lineage("torchvision", "resnet50", _torchvision_resnet50(), _RESNET50_WIDTHS, ()),
+    *_vggs(
+        "torchvision", "features.{place}", ("classifier.0", "classifier.3", "classifier.6"), (), preset="torchvision"
+    ),
+    _lineage(
+        "torchvision", "resnet50", _torchvision_resnet50(), _RESNET50_WIDTHS, (), preset="torchvision", epsilon=1e-5
+    ),
 )
 
 LEAST_AGREEMENT = 0.5  # of the names of a network's layers and the file's, for the network to be named in the refusal

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any, cast, get_args
 
 import torch
@@ -12,27 +11,24 @@ from converters.head_plan import Head
 from converters.names import Found, Lineage
 from converters.plan import Wishes
 from converters.readers.keras_file import DataFormat, KerasFile, KernelOrder
-from converters.readers.model_config import Node
+from converters.readers.keras_graph import Graph, Node
 from convnets_torch.card import Activation
-from convnets_torch.images.preprocessing import GENERAL, NETWORKS, Preprocessing, preset, read_preprocessing
+from convnets_torch.images.preprocessing import GENERAL, PRESETS, Preprocessing, preset, read_preprocessing
 from convnets_torch.networks import Network
 from convnets_torch.text import check_choice
 
 LARGEST = 20_000  # pixels of a side
 
 
-def input_size(file: KerasFile, graph: Sequence[Node] | None) -> tuple[int, int] | None:
+def input_size(file: KerasFile, graph: Graph | None) -> tuple[int, int] | None:
     """(height, width) of the model's input in pixels, where its config says it.
 
     Raises:
-        ValueError: the model has several inputs, or no pictures of three colours.
+        ValueError: the model's input is no pictures of three colours.
     """
     if graph is None:
         return None
-    inputs = [node for node in graph if not node.inputs]
-    if len(inputs) != 1:
-        raise ValueError(f"{file.path}: its model has {len(inputs)} inputs; models with one are read")
-    shape = inputs[0].config.get("batch_shape") or inputs[0].config.get("batch_input_shape")
+    shape = graph.nodes[0].settings.get("batch_shape")
     if not isinstance(shape, list | tuple) or len(shape) != 4:
         raise ValueError(f"{file.path}: its model's input is {shape!r}; pictures are wanted")
     first = 1 if file.data_format == "channels_first" else 3
@@ -128,7 +124,7 @@ def settle_preprocessing(
         rule = Preprocessing("custom", size, size, "stretch", "bilinear", "rgb", (-offset,) * 3, scale=scale)
         return rule, [*chosen, "pictures are stretched to the input's size, as Keras's datasets do it"]
     if given is None and not released:
-        known = dict.fromkeys((*NETWORKS[name][1], *GENERAL))
+        known = dict.fromkeys((*PRESETS[name][1], *GENERAL))
         raise ValueError(
             f"{file.path} does not say how its pictures were preprocessed; give --preprocessing with a JSON file or one"
             f" of {', '.join(known)}"
@@ -284,7 +280,7 @@ def settle_rows(
     if data_format == "channels_last":
         return True, data_format, []
     if flatten is not None:
-        flattens = flatten.config.get("data_format")
+        flattens = flatten.settings.get("data_format")
         if data_format == "channels_first":
             return flattens == "channels_first", data_format, []
     if version >= FLATTEN_TRANSPOSES:
@@ -307,12 +303,12 @@ def _version(file: KerasFile) -> tuple[int, ...]:
 
 
 def settle_pool_padding(
-    file: KerasFile, lineage: Lineage, graph: Sequence[Node] | None, wishes: Wishes
+    file: KerasFile, lineage: Lineage, graph: Graph | None, wishes: Wishes
 ) -> tuple[bool, list[str]]:
     """Whether ResNet50 pads before its first pooling."""
     if graph is not None:
-        first = next((node for node in graph if node.kind == "MaxPooling2D"), None)
-        padded = first is not None and bool(first.inputs) and graph[first.inputs[0]].kind == "ZeroPadding2D"
+        first = next((node for node in graph.nodes if node.kind == "MaxPooling2D"), None)
+        padded = first is not None and graph[first.inputs[0]].kind == "ZeroPadding2D"
         if wishes.pool1_padding not in (None, padded):
             raise ValueError(
                 f"{file.path}: its config {'has' if padded else 'lacks'} the padding of the first pooling;"

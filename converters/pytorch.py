@@ -20,8 +20,7 @@ from converters import names
 from converters.names import TORCHVISION, Lineage
 from converters.options import chosen_preprocessing
 from converters.plan import Plan, Row, Step, Wishes, refuse
-from convnets_torch.networks import resnet, vgg
-from convnets_torch.networks.efficientnet_lite import EPSILON, WIDTHS
+from convnets_torch.networks import CATALOG
 from convnets_torch.weights import build
 
 
@@ -73,7 +72,7 @@ def plan_pytorch(path: str | os.PathLike[str], state: dict[str, Told], wishes: W
         )
     if "_conv_stem.weight" in state and "_fc.weight" in state:
         classes = next(iter(state["_fc.weight"].shape), 1)
-        arguments = {"classes": classes, "widths": WIDTHS, "epsilon": EPSILON}
+        arguments = CATALOG["efficientnet_lite0"].standard | {"classes": classes}
         ours = {name: names.efficientnet_lite0(name) for name in state if name.startswith("_")}
         return _checked(path, "efficientnet_lite0", arguments, state, ours, wishes.preprocessing)
     lineage = _torchvision(path, state)
@@ -89,7 +88,7 @@ def plan_pytorch(path: str | os.PathLike[str], state: dict[str, Told], wishes: W
         _torchvision_arguments(lineage, state),
         state,
         ours,
-        wishes.preprocessing or "torchvision",
+        wishes.preprocessing or lineage.preset,
     )
 
 
@@ -116,16 +115,15 @@ def _torchvision_arguments(lineage: Lineage, state: dict[str, Told]) -> dict[str
         array = state.get(f"{lineage.layers[module][0]}.weight")
         return standard if array is None or not array.shape else array.shape[0]
 
-    residual = lineage.network == "resnet50"
-    standard = resnet.WIDTHS if residual else vgg.WIDTHS
-    arguments: dict[str, Any] = {
-        "classes": outputs(lineage.head[-1], 1000),
-        "widths": tuple(outputs(module, width) for module, width in zip(lineage.widths, standard, strict=True)),
-    }
-    if residual:
-        return arguments | {"epsilon": 1e-5, "pool_padding": True, "stride_in": "3x3", "bias": False}
-    hidden = zip(lineage.head[:-1], vgg.HIDDEN, strict=True)
-    return arguments | {"hidden": tuple(outputs(module, units) for module, units in hidden)}
+    standard = CATALOG[lineage.network].standard
+    modules = {"widths": lineage.widths, "hidden": lineage.head[:-1]}
+    arguments: dict[str, Any] = {"classes": outputs(lineage.head[-1], standard["classes"])}
+    for name in (name for name in modules if name in standard):  # in their order, which is the card's
+        pairs = zip(modules[name], standard[name], strict=True)
+        arguments[name] = tuple(outputs(module, width) for module, width in pairs)
+    if lineage.network == "resnet50":
+        arguments |= {"epsilon": lineage.epsilon, "pool_padding": True, "stride_in": "3x3", "bias": False}
+    return arguments
 
 
 def _checked(

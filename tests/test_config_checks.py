@@ -9,7 +9,7 @@ import pytest
 from converters.keras_plan import plan_keras
 from converters.plan import Wishes
 from converters.readers.keras_file import KerasFile
-from converters.readers.model_config import Node
+from converters.readers.keras_graph import Node
 from converters.readers.reading import read_keras
 from tests.conftest import DATA
 
@@ -65,10 +65,10 @@ def test_inputs_that_are_too_small_for_the_network_are_refused():
 )
 def test_numbers_that_are_none_are_refused(kind, setting, value):
     if value is None:  # stands for the default
-        assert Node("x", kind, {setting: value}, (), ()).setting(setting, default=0.3) == 0.3
+        assert Node("x", kind, (), {setting: value}).setting(setting, default=0.3) == 0.3
         return
     with pytest.raises(ValueError, match=f"gives x the {setting} .* wanted") as caught:
-        Node("x", kind, {setting: value}, (), ())
+        Node("x", kind, (), {setting: value})
     assert len(str(caught.value)) < 200
 
 
@@ -76,4 +76,4 @@ def test_numbers_that_are_none_are_refused(kind, setting, value):
     "padding", [1, [1, 2], [[1, 1], [0, 1]], {"top_pad": 1, "bottom_pad": 1, "left_pad": 0, "right_pad": 0}]
 )
 def test_paddings_of_all_versions_are_taken(padding):
-    assert Node("x", "ZeroPadding2D", {"padding": padding}, (), ()).setting("padding", default=0) == padding
+    assert Node("x", "ZeroPadding2D", (), {"padding": padding}).setting("padding", default=0) == padding

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from convnets_torch import classify, heatmap, load
 from convnets_torch.embeddings.extraction import embed
+from convnets_torch.networks import CATALOG
 from convnets_torch.training.augmentation import augmentation
 from convnets_torch.training.datasets import Dataset, find_dataset
 from convnets_torch.training.distributed import Group
@@ -23,7 +24,6 @@ from convnets_torch.training.finetuning import LeakError, Watch, finetune
 from convnets_torch.training.running import read_checkpoint
 from convnets_torch.training.settings import Settings
 from convnets_torch.training.stages import (
-    LAST_BLOCKS,
     HeadStage,
     balanced,
     freeze,
@@ -235,8 +235,8 @@ def test_mixing_learns_from_two_pictures_at_once(dataset, vectors, tmp_path):
 
 
 def test_every_network_has_a_last_block_and_freezing_reaches_dropout(narrow):
-    kind = next(name for name in LAST_BLOCKS if type(NARROW[name]()) is type(narrow))
-    names = unfrozen(narrow, LAST_BLOCKS[kind])
+    kind = next(spec for name, spec in CATALOG.items() if type(NARROW[name]()) is type(narrow))
+    names = unfrozen(narrow, kind.last_block)
     rows = what_trains(narrow, names)
     assert 0 < sum(row.trains for row in rows) < sum(row.parameters for row in rows)
     assert sum(row.parameters for row in rows) == sum(parameter.numel() for parameter in narrow.parameters())

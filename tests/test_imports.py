@@ -30,7 +30,7 @@ def imported(statement):
         ("import convnets_torch.wordnet.synsets; convnets_torch.class_ids('dog')", set()),
         ("import convnets_torch.card", {"numpy", "PIL"}),
         ("import convnets_torch.cli.app", {"typer", "rich"}),
-        ("import converters.readers.tasks", {"h5py", "numpy"}),
+        ("from converters.readers import process; process._tasks()", {"h5py", "numpy"}),
         ("import converters.readers.process", set()),
         ("import converters.conversion", {"h5py", "numpy", "PIL"}),
         (

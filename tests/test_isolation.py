@@ -22,25 +22,25 @@ SOURCE = KERAS1 / "vgg16.h5"
 
 @pytest.fixture
 def worker():
-    worker = process._Worker()
+    worker = process._Reader.take()
     yield worker
-    worker.end()
+    worker.give_back()
 
 
 def number_of(worker) -> int:
-    """The process of a worker, told without using up what is told."""
-    number = worker._told()
-    rest = worker._told
-    told = iter([lambda: number])
-    worker._told = lambda: next(told, rest)()
-    return number
+    """The process that was forked for the file."""
+    for _ in range(500):
+        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(worker.process.pid)], capture_output=True, text=True)
+        if found.stdout.strip():
+            return int(found.stdout)
+        time.sleep(0.01)
+    raise AssertionError("no worker was forked")
 
 
 def has_ended(number: int) -> bool:
     for _ in range(500):
-        try:
-            os.kill(number, 0)
-        except ProcessLookupError:
+        found = subprocess.run(["ps", "-o", "stat=", "-p", str(number)], capture_output=True, text=True)
+        if found.stdout.strip() in ("", "Z"):
             return True
         time.sleep(0.01)
     return False
@@ -121,10 +121,10 @@ bytearray(200_000_000)
 def test_workers_are_forked_from_one_small_process():
     with reading_process() as call:
         call("read", path=str(SOURCE))
-    server = process._Server.process.pid
+    server = process._Reader.idle[-1].process.pid
     with reading_process() as call:
         call("read", path=str(SOURCE))
-    assert process._Server.process.pid == server
+    assert process._Reader.idle[-1].process.pid == server
     if os.path.isdir(f"/proc/{server}/task"):  # noqa: PTH112
         assert len(os.listdir(f"/proc/{server}/task")) == 1  # noqa: PTH208
         with open(f"/proc/{server}/maps") as maps:  # noqa: PTH123
@@ -134,8 +134,9 @@ def test_workers_are_forked_from_one_small_process():
 def test_a_server_that_was_killed_is_started_again():
     with reading_process() as call:
         call("read", path=str(SOURCE))
-    process._Server.process.kill()
-    process._Server.process.wait()
+    for reader in process._Reader.idle:
+        reader.process.kill()
+        reader.process.wait()
     with reading_process() as call:
         assert call("read", path=str(SOURCE))["named"]
 
@@ -157,10 +158,10 @@ def test_threads_read_side_by_side():
 
 def test_the_server_ends_with_its_parent():
     code = """
-from converters.readers import process as isolation
-with isolation.reading_process() as call:
+from converters.readers import process
+with process.reading_process() as call:
     pass
-print(isolation._Server.process.pid)
+print(process._Reader.idle[-1].process.pid)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert has_ended(int(done.stdout))
@@ -173,7 +174,7 @@ def test_an_interpreter_of_its_own_serves_where_forking_does_not(monkeypatch, tm
         assert call("read", path=str(SOURCE))["container"] == "legacy"
         with pytest.raises(OSError, match="is no HDF5 file"):
             call("read", path=str(tmp_path / "text.h5"))
-    worker = process._Worker()
+    worker = process._Reader()
     worker.process.send_signal(signal.SIGSEGV)
     with pytest.raises(ValueError, match="crashes the HDF5 library"):
         worker.call("read", path=str(SOURCE))

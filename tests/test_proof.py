@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from converters import convert
-from converters.names import CONVNETS_KERAS
+from converters.names import LINEAGES
 from converters.proof.proof import TOLERANCE, ProofRow, check, compare, forward
 from converters.proof.proving import probe_picture, record_outputs
 from convnets_torch.images.preprocessing import normalize, preset
@@ -20,6 +20,7 @@ from tests.reference.keras_files import described, of_arrays, read_old
 from tests.reference.pictures import picture
 
 GOLDENS = [(KERAS1, "alexnet"), (KERAS1, "vgg16"), (KERAS1, "vgg19"), (KERAS0, "vgg16"), (KERAS0, "vgg19")]
+CONVNETS_KERAS = {lineage.network: lineage.layers for lineage in LINEAGES if lineage.name == "convnets-keras"}
 THEANO: dict[str, Any] = {"backend": "theano", "data_format": "channels_first"}
 
 

@@ -197,7 +197,7 @@ ANOTHER = {  # what is changed -> file, change, sentence
     "two outputs": (
         VGG,
         lambda c: c.model["output_layers"].append(["fc1", 0, 0]),
-        "the model has 2 outputs; models with one are read",
+        "its model has 2 outputs; models with one are read",
     ),
     "two inputs": (
         VGG,

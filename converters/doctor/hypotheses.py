@@ -20,10 +20,10 @@ from convnets_torch.images.preprocessing import (
     GENERAL,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    PRESETS,
     Preprocessing,
     preset,
 )
-from convnets_torch.images.preprocessing import NETWORKS as RULES
 from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.wordnet import synsets
 
@@ -244,7 +244,7 @@ GENERIC = (
 def _values(card: Card, *, exact: bool) -> tuple[Change, ...]:
     """Scale, mean and deviation: the network's own presets, the usual ones, and the card's in the wrong colours."""
     as_it_is = Values.of(card.preprocessing, "as the card says")
-    own = [Values.of(preset(card.network, name), f"the preset {name} has them") for name in RULES[card.network][1]]
+    own = [Values.of(preset(card.network, name), f"the preset {name} has them") for name in PRESETS[card.network][1]]
     turned = replace(
         as_it_is, words="the card has them, red for blue", mean=as_it_is.mean[::-1], std=as_it_is.std[::-1]
     )
@@ -346,7 +346,7 @@ def _resize(rule: Preprocessing) -> Change:
 def _with_rule(card: Card, **fields: Any) -> Card:
     """The card with a changed preprocessing, under the name of the preset that it now is, or "custom"."""
     rule = replace(card.preprocessing, **fields)
-    for name in (*RULES[card.network][1], *GENERAL):
+    for name in (*PRESETS[card.network][1], *GENERAL):
         if replace(known := preset(card.network, name, rule.size), name=rule.name) == rule:
             return replace(card, preprocessing=known)
     return replace(card, preprocessing=replace(rule, name="custom"))

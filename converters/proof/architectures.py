@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from typing import Any
 
-from converters.listed import PASSING, Listed, listed_around
-from converters.proof.keras_layers import ACTIVATIONS
+from converters.listed import Listed, listed_around
 from converters.readers.keras_file import DataFormat, KerasFile, KerasLayer
 from converters.readers.keras_graph import Graph, Node, in_layer_order
+from converters.readers.keras_words import ACTIVATIONS, IDENTITIES
 
 CONVNETS_KERAS, APPLICATIONS, OLD_APPLICATIONS = "convnets-keras", "keras-applications", "keras-applications-old"
 STEPS_WITHOUT_NUMBERS = ("relu", "relu6", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus")
@@ -181,7 +181,7 @@ class _Lineage:
 
 
 _FC, _TOP = (("dense_1", "dense_2", "dense_3"),), (("fc1", "fc2", "predictions"),)
-LINEAGES: dict[str, tuple[_Lineage, ...]] = {
+ARCHITECTURES: dict[str, tuple[_Lineage, ...]] = {
     "alexnet": (_Lineage(_alexnet, CONVNETS_KERAS, _DENSE3, _FC),),
     "vgg16": tuple(
         _Lineage(_vgg(2, 2, 3, 3, 3), *rest) for rest in ((CONVNETS_KERAS, _DENSE3, _FC), (APPLICATIONS, _DENSE3, _TOP))
@@ -228,10 +228,10 @@ def graph_of_lineage(
     Raises:
         ValueError: the file's layers are not those of the network and head, or an assumption is missing.
     """
-    if network not in LINEAGES:
-        raise ValueError(f"no code of Keras is known for {network!r}; known: {', '.join(LINEAGES)}")
+    if network not in ARCHITECTURES:
+        raise ValueError(f"no code of Keras is known for {network!r}; known: {', '.join(ARCHITECTURES)}")
     failures = []
-    for kind in LINEAGES[network]:
+    for kind in ARCHITECTURES[network]:
         if lineage not in (None, kind.names):
             continue
         model = _Model(data_format)
@@ -358,7 +358,7 @@ def _listed_head(file: KerasFile, graph: Graph, listed: Listed, reads: str, hidd
                     if layer.kind == "Softmax"
                     else _activate(model, x, (layer.kind.lower(),) if told else hidden)
                 )
-        elif layer.kind not in PASSING:
+        elif layer.kind not in IDENTITIES:
             x = model(layer.kind, x)  # refused by name when it is computed
     return Graph(tuple(model.nodes), x, graph.data_format)
 

@@ -16,19 +16,10 @@ from numpy.typing import NDArray
 
 from converters.proof import numpy_keras
 from converters.proof.architectures import Steps, graph_of_lineage
-from converters.proof.keras_layers import (
-    ACTIVATIONS,
-    IDENTITIES,
-    Meaning,
-    Read,
-    activation_of,
-    channels_first,
-    compute,
-    format_of,
-)
-from converters.proof.numpy_keras import Array
+from converters.proof.numpy_keras import Array, Meaning, Read, channels_first, compute, format_of
 from converters.readers.keras_file import DataFormat, KerasFile
 from converters.readers.keras_graph import Graph, graph_of_config, label
+from converters.readers.keras_words import ACTIVATIONS, CODE, IDENTITIES, activation_of
 
 TOLERANCE = 1e-4  # of the largest value of a layer: float32 through a hundred layers stays well below
 
@@ -102,12 +93,12 @@ def graph_of(file: KerasFile, data_format: DataFormat | None = None, **assumptio
 
 
 def _has_code(config: Any) -> bool:
-    """Whether a config has a Lambda layer, whose code is never run."""
+    """Whether a config has a layer of code, which is never run."""
     waiting = [config]
     while waiting:
         value = waiting.pop()
         if isinstance(value, Mapping):
-            if value.get("class_name") == "Lambda":
+            if value.get("class_name") in CODE:
                 return True
             waiting.extend(value.values())
         elif isinstance(value, list | tuple):
@@ -151,12 +142,11 @@ def _run(file: KerasFile, read: Read, graph: Graph, meaning: Meaning, image: Arr
 
 def _end(graph: Graph) -> str:
     """The node of the logits: the last that is no dropout, softmax or sigmoid."""
-    nodes = {node.name: node for node in graph.nodes}
-    node = nodes[graph.output]
+    node = graph[graph.output]
     while node.inputs and (
         node.kind in (*IDENTITIES, "Softmax") or (node.kind == "Activation" and activation_of(node.settings)[0] in ENDS)
     ):
-        node = nodes[node.inputs[0]]
+        node = graph[node.inputs[0]]
     return node.name
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from converters.layouts import Array as Values
 from converters.readers.hdf5_tree import Array, Group
-from converters.readers.keras_config import format_of
 from converters.readers.keras_file import KerasArray, KerasLayer, KernelOrder
+from converters.readers.keras_graph import format_of
 
 KERNELS = ("kernel", "depthwise_kernel")
 

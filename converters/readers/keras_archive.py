@@ -21,8 +21,8 @@ from typing import IO, Any
 
 import h5py
 
-from converters.readers import keras_config
 from converters.readers.hdf5_tree import BROKEN, MOST_COMPRESSED
+from converters.readers.keras_graph import parse
 from convnets_torch import files
 from convnets_torch.files import open_file
 
@@ -107,7 +107,7 @@ def problems_of_zip(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
 def config_of(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
     """The model's config."""
     text = _read(path, archive, CONFIG)
-    return keras_config.parse(text)
+    return parse(text)
 
 
 def version_of(path: Path, archive: zipfile.ZipFile) -> str | None:

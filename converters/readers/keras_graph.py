@@ -1,38 +1,113 @@
-"""A Keras model as a graph of layers, read out of its config; plain data.
+"""A model's config, of Keras 1, 2 and 3: the tree of its layers and the graph of their calls; plain data.
 
 Configs of Keras 1 (`nb_filter`, `border_mode`, `dim_ordering`), Keras 2 (`inbound_nodes` as nested lists) and Keras 3
-(`__keras_tensor__` with its `keras_history`) give the same graph, in the words of Keras 2 and 3. Nested models are
-laid out flat. Nothing of a config is executed: a layer that is not known here is refused by name when it is run.
+(`__keras_tensor__` with its `keras_history`) give the same graph, in the words of Keras 3. Nested models are laid out
+flat. Nothing of a config is executed: a layer that is not known here is refused by name when it is run. Settings that
+decide what a model computes have the type and the size that they must have, or are refused.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import index
 from typing import Any
 
-from converters.readers.config_checks import check_settings
 from converters.readers.keras_file import DataFormat, KerasFile, KerasLayer
+from converters.readers.keras_words import FORMATS, in_new_words, kind_of_class
+from convnets_torch import files
 
-MODELS = ("Sequential", "Functional", "Model")
+MODELS = ("Sequential", "Functional")
 MOST_NESTED = 20  # models within models
-MOST_NODES = 20_000  # calls of layers; the largest networks of Keras have some hundreds
+MOST_LAYERS = 20_000  # calls of layers; the largest networks of Keras have some hundreds
 
-_CLASSES = {
-    "Convolution2D": "Conv2D",
-    "AtrousConvolution2D": "Conv2D",
-    "SeparableConvolution2D": "SeparableConv2D",
-}
-_WORDS = {  # of Keras 1
-    "subsample": "strides",
-    "border_mode": "padding",
-    "dim_ordering": "data_format",
-    "atrous_rate": "dilation_rate",
-    "concat_axis": "axis",
-}
-_VALUES = {"th": "channels_first", "tf": "channels_last"}
+
+# The tree
+
+
+@dataclass(frozen=True)
+class Described:
+    """A layer as the config has it.
+
+    Attributes:
+        name: its own.
+        class_name: as stored.
+        config: its own settings, as stored.
+        layers: those of a nested model, else None.
+        outer: the whole entry, with module and registered name where there are such.
+    """
+
+    name: str
+    class_name: str
+    config: Mapping[str, Any]
+    layers: tuple[Described, ...] | None
+    outer: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The class in Keras 3's spelling."""
+        return kind_of_class(self.class_name)
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The JSON of a config; ValueError where it is none."""
+    try:
+        found = files.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the model's config is no JSON as Keras writes it, or nested too deeply ({error})") from None
+    if not isinstance(found, dict) or not isinstance(found.get("class_name"), str) or "config" not in found:
+        raise ValueError("the model's config names no class")
+    return found
+
+
+def describe(entry: Mapping[str, Any]) -> Described:
+    """A model or layer of a config, {"class_name": ..., "config": ...}, with all below it."""
+    return _describe(entry, 0)
+
+
+def _describe(entry: Any, level: int) -> Described:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("class_name"), str):
+        raise ValueError("the model's config has a layer without a class")
+    if level > MOST_NESTED:
+        raise ValueError(f"the model's config has models nested more than {MOST_NESTED} deep")
+    config = entry.get("config")
+    inner = config if isinstance(config, list) else config.get("layers") if isinstance(config, Mapping) else None
+    if len(inner or ()) > MOST_LAYERS:
+        raise ValueError(f"the model's config has more than {MOST_LAYERS} layers")
+    layers = tuple(_describe(layer, level + 1) for layer in inner) if isinstance(inner, list) else None
+    own = config if isinstance(config, Mapping) else {}
+    name = entry.get("name") or own.get("name") or ""
+    return Described(str(name), entry["class_name"], own, layers, entry)
+
+
+def each(described: Described, parents: tuple[str, ...] = ()) -> Iterator[tuple[Described, tuple[str, ...]]]:
+    """The layers of a model in order, those of nested models in their place, each with its parents' names."""
+    for layer in described.layers or ():
+        if layer.layers is None:
+            yield layer, parents
+        else:
+            yield from each(layer, (*parents, layer.name))
+
+
+def data_format(described: Described) -> DataFormat | None:
+    """That of the convolutions; None where they do not say it or not with one voice."""
+    found = {format_of(layer.config) for layer, _ in each(described) if "Conv" in layer.class_name}
+    found.discard(None)
+    return found.pop() if len(found) == 1 else None
+
+
+def format_of(config: Mapping[str, Any]) -> DataFormat | None:
+    """A layer's own, also in the words of Keras 1."""
+    found = [
+        FORMATS.get(value) for word in ("data_format", "dim_ordering") if isinstance(value := config.get(word), str)
+    ]
+    return next(filter(None, found), None)
+
+
+# The graph
 
 
 @dataclass(frozen=True)
@@ -45,6 +120,7 @@ class Node:
         inputs: names of the nodes that it reads, in order.
         settings: the layer's config, in the words of Keras 2 and 3.
         layer: its arrays; None where it has none.
+        own_name: without the names of the models that it is in.
     """
 
     name: str
@@ -52,6 +128,14 @@ class Node:
     inputs: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     layer: KerasLayer | None = None
+    own_name: str = ""
+
+    def __post_init__(self) -> None:
+        check_settings(self.own_name or self.name, self.kind, self.settings)
+
+    def setting(self, *names: str, default: Any) -> Any:
+        """A setting by its names in several versions."""
+        return next((self.settings[name] for name in names if self.settings.get(name) is not None), default)
 
 
 @dataclass(frozen=True)
@@ -62,11 +146,30 @@ class Graph:
         nodes: each after those that it reads; the first is the input.
         output: name of the node that is the result.
         data_format: of the input.
+        calls: layers that are called more than once, and how often.
     """
 
     nodes: tuple[Node, ...]
     output: str
     data_format: DataFormat
+    calls: Mapping[str, int] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Node:
+        return self.by_name[name]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    def upstream(self, name: str) -> tuple[Node, ...]:
+        """The nodes that one depends on, in their order; without itself."""
+        needed, waiting = set(), [*self[name].inputs]
+        while waiting:
+            before = waiting.pop()
+            if before not in needed:
+                needed.add(before)
+                waiting.extend(self[before].inputs)
+        return tuple(node for node in self.nodes if node.name in needed)
 
 
 def label(layer: KerasLayer, file: KerasFile) -> str:
@@ -89,19 +192,18 @@ def graph_of_config(file: KerasFile, data_format: DataFormat | None = None) -> G
         raise ValueError(f"{file.path} holds no model config, only weights; name the network")
     reader = _Reader(file)
     try:
-        kind, config = str(file.config["class_name"]), file.config["config"]
-        source = "input"
-        reader.nodes.append(Node(source, "InputLayer", ()))
-        output = reader.lay_out(kind, config, (source,), (), ())
-    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, ValueError) as error:
-        if isinstance(error, ValueError) and str(file.path) in str(error):
-            raise
+        output = reader.lay_out(describe(file.config), ("input",), ())
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{file.path}: its model config is broken ({error!r:.200}); save the model again") from None
     formats = [str(node.settings["data_format"]) for node in reader.nodes if node.settings.get("data_format")]
     known: Any = data_format or file.data_format or next((one for one in formats if one != "default"), None)
     if known not in ("channels_first", "channels_last"):
         raise ValueError(f"{file.path}: its model config tells no data format; say channels_first or channels_last")
-    return Graph(tuple(reader.nodes), output, known)
+    start = Node("input", "InputLayer", (), reader.input or {})
+    calls = {name: count for name, count in reader.calls.items() if count > 1}
+    return Graph((start, *reader.nodes), output, known, calls)
 
 
 class _Reader:
@@ -112,47 +214,42 @@ class _Reader:
         self.nodes: list[Node] = []
         self.calls = Counter(["input"])
         self.layers = {(layer.parents, layer.name): layer for layer in file.weighted}
+        self.input: Mapping[str, Any] | None = None  # settings of the first layer that says the size of the input
 
-    def lay_out(
-        self, kind: str, config: Any, inputs: tuple[str, ...], parents: tuple[str, ...], places: tuple[str, ...]
-    ) -> str:
+    def lay_out(self, model: Described, inputs: tuple[str, ...], parents: tuple[str, ...]) -> str:
         """Append the nodes of a model that is called on `inputs`; the name of its result.
 
-        `parents` are the names of the models that this one is in and its own, `places` how a file without names
-        calls them.
+        `parents` are the names of the models that this one is in and its own.
         """
-        if kind not in MODELS:
-            raise ValueError(f"{self.file.path}: its model is a {kind}, of which no config tells the layers")
-        if len(parents) > MOST_NESTED:
-            raise ValueError(f"{self.file.path}: its models are nested more than {MOST_NESTED} deep; save it again")
-        entries = config if isinstance(config, list) else config["layers"]
-        if kind == "Sequential":
-            numbers = _numbers(entries)
-            for entry, place in zip(entries, numbers, strict=True):
-                if entry["class_name"] != "InputLayer":
-                    inputs = (self._call(entry, inputs, parents, (*places, place)),)
-            return _only(inputs)
-        return self._functional(config, inputs, parents, places)
+        if model.kind not in MODELS:
+            raise ValueError(f"its model is a {model.kind}, of which no config tells the layers")
+        if model.layers is None:
+            raise TypeError("a model without layers")
+        if model.kind == "Functional":
+            return self._functional(model, model.layers, inputs, parents)
+        for layer in model.layers:
+            self._look(layer, inputs)
+            if layer.kind != "InputLayer":
+                inputs = (self._call(layer, inputs, parents),)
+        if len(inputs) != 1:
+            raise ValueError(f"a Sequential reads one input, not {len(inputs)}")
+        return inputs[0]
 
     def _functional(
-        self, config: Any, inputs: tuple[str, ...], parents: tuple[str, ...], places: tuple[str, ...]
+        self, model: Described, layers: Sequence[Described], inputs: tuple[str, ...], parents: tuple[str, ...]
     ) -> str:
-        entries = {
-            entry["config"]["name"] if "name" not in entry else entry["name"]: entry for entry in config["layers"]
-        }
-        numbers = dict(zip(entries, _numbers(list(entries.values())), strict=True))
-        starts, ends = _tensors(config["input_layers"]), _tensors(config["output_layers"])
-        if len(starts) != len(inputs) or len(ends) != 1:
-            raise ValueError(
-                f"{self.file.path}: a model has {len(starts)} inputs and {len(ends)} outputs; one of each is read here"
-            )
-        done: dict[tuple[str, int], str] = {
-            (name, call): node for (name, call), node in zip(starts, inputs, strict=True)
-        }
-        calls = {name: _calls(entry.get("inbound_nodes", [])) for name, entry in entries.items()}
+        named = {layer.name: layer for layer in layers}
+        starts, ends = _tensors(model.config["input_layers"]), _tensors(model.config["output_layers"])
+        for count, wanted, what in ((len(ends), 1, "outputs"), (len(starts), len(inputs), "inputs")):
+            if count != wanted:
+                raise ValueError(f"its model has {count} {what}; models with one are read")
+        done = dict(zip(starts, inputs, strict=True))
+        for name, _ in starts:
+            self._look(named[name], inputs)
+        calls = {name: _calls(layer.outer.get("inbound_nodes") or []) for name, layer in named.items()}
         read = {*ends, *(tensor for each in calls.values() for sources in each for tensor in sources)}
         # Keras 1 and 2 count a model's own output as its call 0
-        own = {name for name, call in read if call >= len(calls[name]) and entries[name]["class_name"] in MODELS}
+        own = {name for name, call in read if call >= len(calls[name]) and named[name].kind in MODELS}
         begun = set()
         waiting = [ends[0]]  # a stack and no recursion: networks are hundreds of layers deep
         while waiting:
@@ -163,55 +260,42 @@ class _Reader:
             sources = calls[name][call - 1 if name in own else call]
             missing = [source for source in sources if source not in done]
             if missing and tensor in begun:
-                raise ValueError(f"{self.file.path}: the layers of its model config go in a circle; save it again")
+                raise ValueError("the layers of its model config go in a circle; save it again")
+            if absent := [source for source, _ in missing if source not in named]:
+                raise ValueError(f"its model config has a layer that reads {absent[0]:.80}, which is none")
             begun.add(tensor)
             waiting.extend(missing[::-1])
             if not missing:
-                inputs = tuple(done[source] for source in sources)
-                done[tensor] = self._call(entries[name], inputs, parents, (*places, numbers[name]))
+                done[tensor] = self._call(named[name], tuple(done[source] for source in sources), parents)
         return done[ends[0]]
 
-    def _call(self, entry: Any, inputs: tuple[str, ...], parents: tuple[str, ...], place: tuple[str, ...]) -> str:
+    def _look(self, layer: Described, inputs: tuple[str, ...]) -> None:
+        """Keep the settings of the first layer that reads the model's input and says its size."""
+        said = layer.config.get("batch_shape") or layer.config.get("batch_input_shape")
+        if self.input is None and inputs == ("input",) and said is not None:
+            check_settings(layer.name, "InputLayer", layer.config)
+            self.input = {"batch_shape": said}
+
+    def _call(self, layer: Described, inputs: tuple[str, ...], parents: tuple[str, ...]) -> str:
         """Append the node, or for a model the nodes, of one layer called on `inputs`; the name of the result."""
-        kind, config = str(entry["class_name"]), entry["config"]
-        name = str(entry.get("name") or (config["name"] if isinstance(config, dict) else place[-1]))
-        if kind in MODELS:
-            return self.lay_out(kind, config, inputs, (*parents, name), place)
-        if self.file.named:
-            layer = self.layers.get((parents, name))
-            if layer is None:  # some files keep no parents; then the name alone must tell
-                alike = [one for one in self.file.weighted if one.name == name]
-                layer = alike[0] if len(alike) == 1 else None
-        else:
-            layer = self.layers.get((place[:-1], place[-1])) or self.layers.get((parents, name))
-        kind, settings = _in_new_words(kind, config)
-        check_settings(name, kind, settings)
-        node = "/".join((*parents, name))
-        self.calls[node] += 1
-        if self.calls[node] > 1:
-            node += f" (call {self.calls[node]})"
-        if len(self.nodes) > MOST_NODES:
-            raise ValueError(f"{self.file.path}: its model config has more than {MOST_NODES} layers")
-        self.nodes.append(Node(node, kind, inputs, settings, layer))
-        return node
-
-
-def _only(names: tuple[str, ...]) -> str:
-    if len(names) != 1:
-        raise ValueError(f"a Sequential reads one input, not {len(names)}")
-    return names[0]
-
-
-def _numbers(entries: Sequence[Any]) -> list[str]:
-    """How `.weights.h5` and `.keras` call the layers: the class in small letters, and a number from the second on."""
-    seen: dict[str, int] = {}
-    names = []
-    for entry in entries:
-        word = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", str(entry["class_name"])))
-        word = re.sub(r"([a-z])([A-Z])", r"\1_\2", word).lower()
-        number = seen[word] = seen.get(word, -1) + 1
-        names.append(f"{word}_{number}" if number else word)
-    return names
+        if layer.kind in MODELS:
+            return self.lay_out(layer, inputs, (*parents, layer.name))
+        with told_of(f"layer {layer.name or layer.class_name:.80}"):
+            kind, settings = in_new_words(layer.kind, layer.outer["config"])
+            if kind == "TimeDistributed" or "layer" in settings:
+                raise ValueError(f"the model wraps a layer in {layer.name} ({kind}), which is not read")
+        held = self.layers.get((parents, layer.name))
+        if held is None:  # some files keep no parents; then the name alone must tell
+            alike = [one for one in self.file.weighted if one.name == layer.name]
+            held = alike[0] if len(alike) == 1 else None
+        name = "/".join((*parents, layer.name))
+        self.calls[name] += 1
+        if self.calls[name] > 1:
+            name += f" (call {self.calls[name]})"
+        if len(self.nodes) >= MOST_LAYERS:
+            raise ValueError(f"its model config has more than {MOST_LAYERS} layers")
+        self.nodes.append(Node(name, kind, inputs, settings, held, layer.name))
+        return name
 
 
 def _tensors(entry: Any) -> list[tuple[str, int]]:
@@ -219,7 +303,7 @@ def _tensors(entry: Any) -> list[tuple[str, int]]:
     if isinstance(entry, Mapping):
         return [pair for value in entry.values() for pair in _tensors(value)]
     if entry and isinstance(entry[0], str):
-        return [(entry[0], int(entry[1]))]
+        return [(entry[0], index(entry[1]))]
     return [pair for value in entry for pair in _tensors(value)]
 
 
@@ -234,7 +318,7 @@ def _calls(inbound: Sequence[Any]) -> list[list[tuple[str, int]]]:
             extra = [source for source in sources if len(source) > 3 and _holds_tensor(source[3])]
             if extra:
                 raise ValueError(f"a layer is called with more than its input: {extra[0]!r:.80}")
-            calls.append([(str(source[0]), int(source[1])) for source in sources])
+            calls.append([(str(source[0]), index(source[1])) for source in sources])
     return calls
 
 
@@ -246,7 +330,7 @@ def _histories(value: Any) -> Iterator[tuple[str, int]]:
     if isinstance(value, Mapping):
         if value.get("class_name") == "__keras_tensor__":
             name, call, _ = value["config"]["keras_history"]
-            yield str(name), int(call)
+            yield str(name), index(call)
         else:
             for inner in value.values():
                 yield from _histories(inner)
@@ -255,36 +339,157 @@ def _histories(value: Any) -> Iterator[tuple[str, int]]:
             yield from _histories(inner)
 
 
-def _in_new_words(kind: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A layer's class and config of Keras 1, 2 or 3 in the words of the latter two."""
-    settings = {_WORDS.get(word, word): value for word, value in config.items()}
-    settings["data_format"] = _VALUES.get(str(settings.get("data_format")), settings.get("data_format"))
-    if "nb_row" in settings:
-        settings["kernel_size"] = (settings.pop("nb_row"), settings.pop("nb_col"))
-    if kind == "Merge":
-        mode = settings.get("mode")
-        if mode not in ("concat", "sum"):
-            raise ValueError(f"a Merge of mode {mode!r} is not known here; known: concat, sum")
-        kind = "Concatenate" if mode == "concat" else "Add"
-    return _CLASSES.get(kind, kind), settings
-
-
 def in_layer_order(graph: Graph) -> tuple[Node, ...]:
     """The nodes as Keras orders `model.layers`: by depth from the output, then as a walk from it first meets them.
 
     Source: `map_graph` of keras/src/ops/function.py, which Keras 1 and 2 have as `Container.__init__`.
     """
-    nodes = {node.name: node for node in graph.nodes}
     met: dict[str, None] = {}
     waiting = [graph.output]
     while waiting:
         name = waiting.pop()
         if name not in met:
             met[name] = None
-            waiting.extend(reversed(nodes[name].inputs))
+            waiting.extend(reversed(graph[name].inputs))
     depth = dict.fromkeys(met, 0)
     for node in reversed(graph.nodes):
         for source in node.inputs:
             depth[source] = max(depth[source], depth[node.name] + 1)
     walk = {name: index for index, name in enumerate(met)}
-    return tuple(nodes[name] for name in sorted(met, key=lambda name: (-depth[name], walk[name])))
+    return tuple(graph[name] for name in sorted(met, key=lambda name: (-depth[name], walk[name])))
+
+
+# The settings
+
+
+LARGEST = 65_536  # pixels of a side, and steps of a stride or a padding
+MOST_ACTIVATIONS = 8  # in one another
+Check = Callable[[Any], bool]
+
+
+@contextmanager
+def told_of(what: str) -> Iterator[None]:
+    """Where a config does not say what Keras says of every such layer: a sentence that names the layer.
+
+    Args:
+        what: is told of, "vgg16.keras: layer conv1".
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = f"{error} is not there" if isinstance(error, KeyError) else f"{error}"
+        sentence = f"{what} is described otherwise than Keras does it ({reason:.200}); save the model again"
+        raise ValueError(sentence) from None
+
+
+def check_settings(name: str, kind: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first setting of a layer that is none."""
+    if not isinstance(config, Mapping):
+        raise ValueError(
+            f"the model's config gives {name} the settings {_shown(config)}, but names and values are wanted"
+        )
+    for setting, (check, wanted) in (EVERYWHERE | CHECKS.get(kind, {})).items():
+        value = config.get(setting)
+        if value is not None and not check(value):
+            raise ValueError(f"the model's config gives {name} the {setting} {_shown(value)}, but {wanted}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_side(value) and value > 0
+
+
+def _is_pair(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_whole, value)))
+
+
+def _is_edge(value: Any) -> bool:
+    return _is_side(value) or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_side, value)))
+
+
+def _is_padding(value: Any) -> bool:
+    """One number; one a side, or two; or, in Keras 1, the four by their names."""
+    if isinstance(value, Mapping):
+        return len(value) == 4 and all(_is_side(edge) for edge in value.values())
+    if isinstance(value, list | tuple):
+        return (len(value) == 4 and all(map(_is_side, value))) or (len(value) == 2 and all(map(_is_edge, value)))
+    return _is_side(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e6
+
+
+def _is_slope(value: Any) -> bool:
+    """Keras 1 wrote arrays of one number as {"type": "ndarray", "value": 0.3}."""
+    return _is_number(value.get("value") if isinstance(value, Mapping) else value)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(side is None or _is_whole(side) for side in value)
+
+
+def _is_axis(value: Any) -> bool:
+    """A number; `tf_keras` writes a list of one."""
+    if isinstance(value, list | tuple) and len(value) == 1:
+        [value] = value
+    return isinstance(value, int) and not isinstance(value, bool) and -4 <= value < 4
+
+
+def _is_activation(value: Any, level: int = 0) -> bool:
+    """A word; or an object that holds it, or an activation layer's settings."""
+    if not isinstance(value, Mapping):
+        return value is None or isinstance(value, str)
+    kind, inner = value.get("class_name"), value.get("config")
+    if not isinstance(kind, str | None) or level == MOST_ACTIVATIONS:
+        return False
+    if not isinstance(inner, Mapping):
+        return inner is None or isinstance(inner, str)
+    checks = CHECKS.get(str(kind), {})
+    fits = all(check(inner[setting]) for setting, (check, _) in checks.items() if inner.get(setting) is not None)
+    return fits and isinstance(kind, str) and _is_activation(inner.get("activation"), level + 1)
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+WORD = (_is_word, "a word is wanted")
+AXIS = (_is_axis, "the number of an axis is wanted")
+SLOPE = (_is_slope, "a number is wanted")
+PAIR = (_is_pair, "one or two whole numbers are wanted")
+SHAPE = (_is_shape, "sizes are wanted")
+EVERYWHERE: dict[str, tuple[Check, str]] = {
+    "activation": (_is_activation, "the name of an activation is wanted"),
+    "data_format": WORD,
+}
+CHECKS: Mapping[str, dict[str, tuple[Check, str]]] = {
+    "Conv2D": {
+        "padding": WORD,
+        **dict.fromkeys(("kernel_size", "strides", "subsample", "dilation_rate", "atrous_rate"), PAIR),
+        "groups": (_is_whole, "a whole number is wanted"),
+    },
+    "MaxPooling2D": {**dict.fromkeys(("pool_size", "strides"), PAIR), "padding": WORD},
+    "AveragePooling2D": {**dict.fromkeys(("pool_size", "strides"), PAIR), "padding": WORD},
+    "ZeroPadding2D": {"padding": (_is_padding, "whole numbers are wanted")},
+    "BatchNormalization": {"epsilon": (_is_share, "a number from 0 to 1 is wanted"), "axis": AXIS},
+    "Concatenate": {"axis": AXIS},
+    "Softmax": {"axis": AXIS},
+    "ReLU": dict.fromkeys(("max_value", "threshold", "negative_slope"), SLOPE),
+    "Dropout": dict.fromkeys(("rate", "p"), (_is_share, "a number from 0 to 1 is wanted")),
+    "LeakyReLU": dict.fromkeys(("negative_slope", "alpha"), SLOPE),
+    "ELU": {"alpha": SLOPE},
+    "InputLayer": dict.fromkeys(("batch_shape", "batch_input_shape"), SHAPE),
+}

@@ -15,11 +15,10 @@ from typing import Any
 
 import h5py
 
-from converters.readers import keras_config
 from converters.readers.arrays import check_array, keras_array, with_kernel_orders
 from converters.readers.hdf5_tree import Array, Group, Tree, attribute, text
-from converters.readers.keras_config import Described
 from converters.readers.keras_file import KerasFile, KerasLayer
+from converters.readers.keras_graph import Described, data_format, describe
 from converters.readers.keras_words import group_name, kind_and_roles, kind_of_name, roles_by_count
 
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
@@ -44,7 +43,7 @@ def read_weights(path: Path, file: h5py.File, tree: Tree, config: dict[str, Any]
         tree: of the file, without optimizer.
         config: of the model, where there is one: it tells order, names and classes.
     """
-    described = None if config is None else keras_config.describe(config)
+    described = None if config is None else describe(config)
     groups = {name: group for name, group in tree.root.groups().items() if name not in NOT_WEIGHTS}
     top = Group("/", dict(groups))
     reader = _Reader(path, file)
@@ -61,7 +60,7 @@ def read_weights(path: Path, file: h5py.File, tree: Tree, config: dict[str, Any]
         with_kernel_orders(layers, modern=True),
         unlisted,
         config,
-        data_format=None if described is None else keras_config.data_format(described),
+        data_format=None if described is None else data_format(described),
     )
 
 

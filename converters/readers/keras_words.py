@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from converters.readers.keras_file import DataFormat
+
 KINDS = (
     "InputLayer", "Functional", "Sequential", "Dense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose",
     "Conv2DTranspose", "Conv3DTranspose", "SeparableConv1D", "SeparableConv2D", "DepthwiseConv1D",
@@ -41,6 +43,24 @@ OLD = {
     "SyncBatchNormalization": "BatchNormalization", "CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU",
 }  # fmt: skip
 
+KERAS_EPSILON = 1e-3  # of batch normalisation, Keras's default
+CODE = ("Lambda", "TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer")  # carry Python, or call any function
+IDENTITIES = (  # give what they get when a model answers
+    "InputLayer", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "AlphaDropout", "GaussianDropout", "GaussianNoise",
+    "ActivityRegularization", "Identity", "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation",
+    "RandomContrast", "RandomBrightness", "RandomHeight", "RandomWidth", "RandomShear", "RandomErasing",
+    "RandomSaturation", "RandomHue", "RandomColorJitter", "RandomGrayscale", "RandomInvert", "RandomPosterization",
+    "RandomSharpness", "RandomGaussianBlur", "RandomPerspective", "AugMix", "RandAugment",
+)  # fmt: skip
+FORMATS: Mapping[str, DataFormat] = {
+    "channels_first": "channels_first", "channels_last": "channels_last",
+    "th": "channels_first", "tf": "channels_last",
+}  # fmt: skip
+_SETTINGS = {  # of Keras 1
+    "subsample": "strides", "border_mode": "padding", "dim_ordering": "data_format", "atrous_rate": "dilation_rate",
+    "concat_axis": "axis",
+}  # fmt: skip
+
 _BY_KEY = (
     {kind.lower(): kind for kind in KINDS} | {old.lower(): kind for old, kind in OLD.items()} | {"input": "InputLayer"}
 )
@@ -74,6 +94,28 @@ def kind_of_class(name: str) -> str:
     ('Conv2D', 'MyLayer')
     """
     return OLD.get(name, name)
+
+
+def in_new_words(kind: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A layer's class and settings in the words of Keras 2 and 3.
+
+    Raises:
+        ValueError: a Merge of Keras 1 that is neither Add nor Concatenate.
+
+    >>> in_new_words("Convolution2D", {"nb_row": 3, "nb_col": 2, "subsample": [1, 1], "dim_ordering": "th"})
+    ('Conv2D', {'strides': [1, 1], 'data_format': 'channels_first', 'kernel_size': (3, 2)})
+    """
+    settings = {_SETTINGS.get(word, word): value for word, value in config.items()}
+    if isinstance(said := settings.get("data_format"), str):
+        settings["data_format"] = FORMATS.get(said, said)
+    if "nb_row" in settings:
+        settings["kernel_size"] = (settings.pop("nb_row"), settings.pop("nb_col"))
+    if kind == "Merge":
+        mode = settings.get("mode")
+        if mode not in ("concat", "sum"):
+            raise ValueError(f"a Merge of mode {mode!r} is not known here; known: concat, sum")
+        kind = "Concatenate" if mode == "concat" else "Add"
+    return kind_of_class(kind), settings
 
 
 def kind_of_name(name: str) -> str:
@@ -213,3 +255,69 @@ def kind_of_arrays(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if len(bias) == 1 and bias[0] in (kernel[0], kernel[3]):
         return "Conv2D"
     return "DepthwiseConv2D" if bias == (kernel[2] * kernel[3],) and one else ""
+
+
+# Settings of layers, in one form
+
+ACTIVATIONS = ("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax")
+
+
+def activation_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A layer's activation by name; Keras writes a function as a word or as an object that holds the word."""
+    value = settings.get("activation")
+    if isinstance(value, Mapping):
+        inner = value.get("config")
+        if isinstance(inner, Mapping):  # an Activation layer in the place of a function
+            return layer_activation(str(value["class_name"]), inner)
+        value = inner or value.get("class_name")
+    return str(value or "linear"), {}
+
+
+def layer_activation(kind: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The activation that a layer is, one of `ACTIVATIONS`: its name and its numbers."""
+    if kind == "Activation":
+        return activation_of(settings)
+    if kind == "ReLU":
+        words = ("max_value", "threshold", "negative_slope")
+        return "relu", {word: None if settings.get(word) is None else number_of(settings[word]) for word in words}
+    if kind == "LeakyReLU":
+        slope = settings.get("negative_slope", settings.get("alpha", 0.3))
+        return "leaky_relu", {"negative_slope": number_of(slope)}
+    if kind == "ELU":
+        return "elu", {"alpha": number_of(settings.get("alpha", 1.0))}
+    if kind == "Softmax":
+        axis = settings.get("axis", -1)
+        return "softmax", {"axis": axis_of(axis)}
+    raise ValueError(f"the activation {kind} is not known here")
+
+
+def number_of(value: Any) -> float:
+    """A number; Keras 1 and 2 wrote some as {"type": "ndarray", "value": 0.1}."""
+    return float(value["value"] if isinstance(value, Mapping) else value)
+
+
+def axis_of(value: Any) -> int:
+    """An axis without the batch: 1 is the first, and -1 remains the last; tf_keras writes a list of one."""
+    axis = int(value[0] if isinstance(value, list | tuple) else value)
+    return axis if axis < 0 else axis - 1
+
+
+def pair_of(value: Any) -> tuple[int, int]:
+    """Of both axes, where one number stands for both."""
+    if isinstance(value, int):
+        return value, value
+    first, second = value
+    return int(first), int(second)
+
+
+def edges_of(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((top, bottom), (left, right)) of ZeroPadding2D: one number, two, two pairs, or Keras 1's four or words."""
+    if isinstance(padding, Mapping):
+        top, bottom, left, right = (int(padding.get(f"{side}_pad", 0)) for side in ("top", "bottom", "left", "right"))
+        return (top, bottom), (left, right)
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    if len(padding) == 4:
+        return pair_of(padding[:2]), pair_of(padding[2:])
+    rows, columns = padding
+    return pair_of(rows), pair_of(columns)

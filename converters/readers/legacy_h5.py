@@ -17,11 +17,10 @@ from typing import Any
 
 import h5py
 
-from converters.readers import keras_config
 from converters.readers.arrays import check_array, keras_array, with_kernel_orders
 from converters.readers.hdf5_tree import Array, Group, Tree, attribute, text, texts
-from converters.readers.keras_config import Described
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
+from converters.readers.keras_graph import Described, data_format, describe, each, parse
 from converters.readers.keras_words import kind_and_roles, kind_of_arrays, kind_of_name, owner_and_role
 
 MOST_NAMES = 100_000
@@ -45,8 +44,8 @@ def read_legacy(path: Path, file: h5py.File, tree: Tree) -> KerasFile:
     opened = file[root.place]
     backend, version = (text(attribute(place.attrs, word)) for place, word in _says(file, opened))
     config_text = text(attribute(file.attrs, "model_config"))
-    config = None if config_text is None else keras_config.parse(config_text)
-    described = None if config is None else keras_config.describe(config)
+    config = None if config_text is None else parse(config_text)
+    described = None if config is None else describe(config)
     layers = tuple(_listed(path, file, root, described))
     modern = backend is not None or (version is not None and version.split(".")[0] not in ("0", "1"))
     modern = modern or any("/kernel" in array.place for layer in layers for array in layer.arrays.values())
@@ -59,7 +58,7 @@ def read_legacy(path: Path, file: h5py.File, tree: Tree) -> KerasFile:
         config,
         version,
         backend,
-        None if described is None else keras_config.data_format(described),
+        None if described is None else data_format(described),
     )
 
 
@@ -214,8 +213,8 @@ def _nested_as_configured(
 ) -> Iterator[KerasLayer]:
     """The layers of a nested model in its own order, whether they have weights or not."""
     left = dict(owned)
-    names = {layer.name for layer, _ in keras_config.each(described)}
-    for layer, parents in keras_config.each(described, (name,)):
+    names = {layer.name for layer, _ in each(described)}
+    for layer, parents in each(described, (name,)):
         candidates = [owner for owner in left if owner.rpartition("/")[2] == layer.name]
         if not candidates:  # TensorFlow numbered the scope of a model that was built twice
             ends = {owner: owner.rpartition("/")[2] for owner in left}

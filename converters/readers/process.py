@@ -3,12 +3,11 @@
 libhdf5 itself can crash or run forever over a damaged file. A child does all that touches such a file and tells what
 it found as JSON; when it dies, the parent says so in a sentence.
 
-Forking this process would copy the locks that its threads hold, and starting an interpreter for each file costs some
-tenths of a second. So one small process, the server, is started once: it has h5py and NumPy, no torch and one thread,
-and forks a child for each file in milliseconds. It ends with this process.
-
-On macOS, where a forked process may not use the system's numerical library, each file gets an interpreter of its own
-after all. On Windows everything is read in the calling process.
+Starting an interpreter for each file would cost some tenths of a second, and forking this process would copy the locks
+that its threads hold. So the interpreter that is started, which has h5py and NumPy, no torch and one thread, forks a
+fresh worker for each file in milliseconds. When no file is being read, it waits for the next one; it ends with this
+process. Where a forked process may not use the system's numerical library (macOS), it reads one file and ends. On
+Windows everything is read in the calling process.
 """
 
 from __future__ import annotations
@@ -20,17 +19,15 @@ import math
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from importlib.machinery import PathFinder
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 Call = Callable[..., Any]  # call("read", path=...) -> what the task of that name returns
 
@@ -39,13 +36,15 @@ BYTES_A_SECOND = 10_000_000  # of the file
 WAIT = 60  # seconds that a call may take by the clock for each second of processor time
 MEMORY = 400_000_000  # bytes that a call may take beyond what the fresh child has
 HDF5_TASKS = ("read", "fill", "forward", "audit")
+MOST_IDLE = 4  # interpreters that wait for the next file
+SIGNALLED = 128  # plus its number: the exit code where a signal ended a worker
 PROOF = {"seconds": 60, "memory": 10}  # times as much for the proof, which computes
 # The first thing that a new interpreter runs. It is started isolated: neither the current folder, which may be full of
 # somebody's modules, nor PYTHON* variables say where modules lie. These two packages are taken from where they are
 # here, and nothing else from there.
 START = """
 import sys
-function, descriptor, home, *further = sys.argv[1:]
+home, *further = sys.argv[1:]
 sys.path += [folder for folder in further if folder not in sys.path]
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
@@ -54,9 +53,9 @@ for name in ("convnets_torch", "converters"):
     sys.modules[name] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
 from converters.readers import process
-getattr(process, function)(int(descriptor))
+process.serve(forks={forks})
 """
-NEEDED = ("lazy_loader", "numpy", "h5py")  # in the user's own packages or on PYTHONPATH, perhaps
+NEEDED = ("numpy", "h5py", "lazy_loader")  # in the user's own packages or on PYTHONPATH, perhaps
 FORKS = sys.platform.startswith("linux")  # macOS lets no forked process use its numerical library
 ENVIRONMENT = {
     **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
@@ -70,7 +69,7 @@ REFUSALS: dict[str, type[Exception]] = {
 
 @contextlib.contextmanager
 def reading_process(*, isolated: bool = True) -> Iterator[Call]:
-    """Start a process that reads files, and give a function that runs one of its tasks (`converters.readers.tasks`).
+    """Start a process that reads files, and give a function that runs one of its tasks (`_tasks`).
 
     Args:
         isolated: False runs the tasks here.
@@ -85,57 +84,102 @@ def reading_process(*, isolated: bool = True) -> Iterator[Call]:
     if not isolated or os.name == "nt":
         yield _here
         return
-    worker = _Worker()
+    reader = _Reader.take()
     try:
-        yield worker.call
+        yield reader.call
     finally:
-        worker.end()
+        reader.give_back()
 
 
 def _here(task: str, **arguments: Any) -> Any:
-    return import_module("converters.readers.tasks").TASKS[task](**arguments)
+    return _tasks()[task](**arguments)
 
 
-class _Server:
-    """The process that forks; one for this process, started when it is first needed or has gone."""
+class _Reader:
+    """An interpreter that forks a worker for each file, or that is the worker of one file."""
 
-    lock = threading.Lock()
-    process: subprocess.Popen[bytes] | None = None
-    control: socket.socket | None = None
+    idle: ClassVar[deque[_Reader]] = deque()
 
-    @classmethod
-    def send(cls, descriptors: list[int]) -> None:
-        """Have a worker forked that talks through the first descriptor, and its fate told through the second."""
-        with cls.lock:
-            control = cls.control
-            if control is None or cls.process is None or cls.process.poll() is not None:
-                control = cls.start()
-            socket.send_fds(control, [b"."], descriptors)
-
-    @classmethod
-    def start(cls) -> socket.socket:
-        if cls.control is not None:
-            cls.control.close()
+    def __init__(self) -> None:
+        flags = ["-I", "-X", f"utf8={sys.flags.utf8_mode}", *(["-B"] if sys.dont_write_bytecode else [])]
+        home = str(Path(__file__).resolve().parents[2])
+        command = [sys.executable, *flags, "-c", START.format(forks=FORKS), home, *_further_folders()]
         ours, theirs = socket.socketpair()
-        cls.control = ours
-        with theirs:
-            cls.process = _interpreter("run_server", theirs.fileno())
-        atexit.register(cls.stop, cls.process, ours)
-        return ours
+        with theirs:  # in a session of its own, so that workers can be killed with it
+            self.process = subprocess.Popen(
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=os.environ | ENVIRONMENT,
+                start_new_session=True,
+            )
+        self.connection = Connection(ours.detach())
+        self.owner = os.getpid()
+        self.busy = False  # whether an answer is outstanding
+        atexit.register(self.end)
 
-    @staticmethod
-    def stop(process: subprocess.Popen[bytes], control: socket.socket) -> None:
-        """The end of its orders is the end of the server."""
-        control.close()
-        process.wait()
+    @classmethod
+    def take(cls) -> _Reader:
+        """One that waits, or a new one; it is told to begin a file."""
+        reader = None
+        while reader is None and cls.idle:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                found = cls.idle.pop()
+                # A process that was forked from this one must not talk to its parent's.
+                reader = found if found.owner == os.getpid() and found.process.poll() is None else None
+        reader = reader or cls()
+        with contextlib.suppress(OSError):  # it died this moment, which the first call says
+            reader.connection.send_bytes(b"")
+        return reader
 
+    def give_back(self) -> None:
+        """End the worker, and keep the interpreter for the next file where it can fork another."""
+        if self.busy or not FORKS or len(self.idle) >= MOST_IDLE:
+            self.end()
+        else:
+            with contextlib.suppress(OSError):
+                self.connection.send_bytes(b"")
+            self.idle.append(self)
 
-def _interpreter(function: str, descriptor: int) -> subprocess.Popen[bytes]:
-    """A new Python that runs a function of this module on a descriptor that it inherits."""
-    flags = ["-I", "-X", f"utf8={sys.flags.utf8_mode}", *(["-B"] if sys.dont_write_bytecode else [])]
-    home = str(Path(__file__).resolve().parents[2])
-    command = [sys.executable, *flags, "-c", START, function, str(descriptor), home, *_further_folders()]
-    return subprocess.Popen(command, pass_fds=[descriptor], stdin=subprocess.DEVNULL, env=os.environ | ENVIRONMENT)
+    def end(self) -> None:
+        if self.owner != os.getpid():
+            return
+        atexit.unregister(self.end)
+        self.connection.close()  # it reads the end of its orders, and ends
+        if self.busy:
+            self.kill()
+        self.process.wait()
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def call(self, task: str, **arguments: Any) -> Any:
+        path = Path(arguments["path"])
+        size = path.stat().st_size if path.is_file() else 0
+        seconds = SECONDS + math.ceil(size / BYTES_A_SECOND)
+        memory = MEMORY + (size if task == "fill tensors" else 0)  # whose tensors are read as a whole
+        if task == "forward":
+            seconds, memory = seconds * PROOF["seconds"], memory * PROOF["memory"]
+        order = {"task": task, "arguments": arguments, "folder": str(Path.cwd()), "seconds": seconds, "memory": memory}
+        self.busy = True
+        try:
+            self.connection.send_bytes(json.dumps(order).encode())
+            if not self.connection.poll(WAIT * seconds):
+                self.kill()
+                raise ValueError(
+                    f"{path} was not read after {WAIT * seconds} s; copy it to a local disk, or download it again"
+                )
+            answer = json.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            what = "the HDF5 library" if task in HDF5_TASKS else "the reader"
+            raise _death(path, self.process.wait(), seconds, what) from None
+        self.busy = False
+        if "bug" in answer:
+            raise RuntimeError(f"reading {path} failed in its own process:\n{answer['bug']}")
+        if "error" in answer:
+            raise REFUSALS[answer["error"]](answer["sentence"])
+        return answer["result"]
 
 
 def _further_folders() -> list[str]:
@@ -151,137 +195,69 @@ def _further_folders() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-class _Worker:
-    """One process, which reads one file or several: forked by the server, or an interpreter of its own."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        self.fate, told = socket.socketpair()
-        self.process: subprocess.Popen[bytes] | None = None
-        with theirs, told:
-            if FORKS:
-                _Server.send([theirs.fileno(), told.fileno()])
-            else:
-                self.process = _interpreter("run_worker", theirs.fileno())
-        self.connection = Connection(ours.detach())
-
-    def call(self, task: str, **arguments: Any) -> Any:
-        return _ask(self, task, arguments)
-
-    def end(self) -> None:
-        self.connection.close()  # the worker reads the end of its orders, and ends
-        self.fate.close()
-        if self.process is not None:
-            self.process.wait()
-
-    def kill(self) -> None:
-        if self.process is not None:
-            return self.process.kill()
-        with contextlib.suppress(OSError):
-            os.kill(self._told(), signal.SIGKILL)
-        return None
-
-    def exit_code(self) -> int:
-        """Of the worker; the first number told is its process, the second its end."""
-        if self.process is not None:
-            return self.process.wait()
-        self._told()
-        return self._told()
-
-    def _told(self) -> int:
-        data = self.fate.recv(4, socket.MSG_WAITALL)
-        if len(data) < 4:
-            raise RuntimeError("the process that reads files could not be started")
-        return int(struct.unpack("i", data)[0])
-
-
-def _ask(worker: _Worker, task: str, arguments: dict[str, Any]) -> Any:
-    path = Path(arguments["path"])
-    size = path.stat().st_size if path.is_file() else 0
-    seconds = SECONDS + math.ceil(size / BYTES_A_SECOND)
-    memory = MEMORY + (size if task == "fill tensors" else 0)  # whose tensors are read as a whole
-    if task == "forward":
-        seconds, memory = seconds * PROOF["seconds"], memory * PROOF["memory"]
-    order = {"task": task, "arguments": arguments, "folder": str(Path.cwd()), "seconds": seconds, "memory": memory}
-    try:
-        worker.connection.send_bytes(json.dumps(order).encode())
-        if not worker.connection.poll(WAIT * seconds):
-            worker.kill()
-            raise ValueError(
-                f"{path} was not read after {WAIT * seconds} s; copy it to a local disk, or download it again"
-            )
-        answer = json.loads(worker.connection.recv_bytes())
-    except (EOFError, OSError):
-        what = "the HDF5 library" if task in HDF5_TASKS else "the reader"
-        raise _death(path, worker.exit_code(), seconds, what) from None
-    if "bug" in answer:
-        raise RuntimeError(f"reading {path} failed in its own process:\n{answer['bug']}")
-    if "error" in answer:
-        raise REFUSALS[answer["error"]](answer["sentence"])
-    return answer["result"]
-
-
 def _death(path: Path, code: int, seconds: int, what: str) -> Exception:
-    if code == -signal.SIGXCPU:
+    number = -code if code < 0 else code - SIGNALLED
+    if number == signal.SIGXCPU:
         return ValueError(f"{path} keeps {what} busy for more than {seconds} s; it is damaged, download it again")
-    if code < 0:
-        name = signal.Signals(-code).name
+    if number > 0:
+        name = signal.Signals(number).name
         return ValueError(f"{path} crashes {what} ({name}); it is damaged, download it again")
     return RuntimeError(f"the process that reads {path} ended with exit code {code}")
 
 
-# What runs in the server and in the workers that it forks
+# What runs in the interpreter that is started
 
 
-def run_server(control: int) -> None:
-    """Fork a worker for each pair of descriptors that arrives, until the other end is closed."""
-    tasks = import_module("converters.readers.tasks").TASKS
+def serve(*, forks: bool) -> None:
+    """Have a worker serve for each beginning that arrives, until the other end is closed; end as the worker does."""
+    tasks = _tasks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch
-    listening = socket.socket(fileno=control)
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(listening, 1, 2)
-        if not message:
-            return
-        if os.fork() == 0:
-            listening.close()
-            orders, fate = descriptors
-            _watch(orders, fate, tasks)
-        for descriptor in descriptors:
-            os.close(descriptor)
+    connection = Connection(os.dup(0))
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            connection.recv_bytes()
+            worker = os.fork() if forks else 0
+            if worker == 0:
+                _work(connection, tasks)
+            code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+            if code:
+                os._exit(code if code > 0 else SIGNALLED - code)
 
 
-def run_worker(orders: int) -> None:
-    """Be the worker: what an interpreter of its own is started for."""
-    _serve(orders, import_module("converters.readers.tasks").TASKS)
+def _tasks() -> dict[str, Callable[..., Any]]:
+    """What the process can be asked to do: functions of what JSON can hold, free of torch."""
+    from converters.audit import audit
+    from converters.readers.pytorch_files import carry_out_tensors, describe_state_dict, holds_state_dict
+    from converters.readers.reading import read_keras
+    from converters.writing import carry_out
+
+    return {
+        "read": lambda path: read_keras(path).to_dict(),
+        "fill": carry_out,
+        "forward": _forward,
+        "audit": lambda path: audit(path).to_dict(),
+        "holds state dict": holds_state_dict,
+        "describe state dict": describe_state_dict,
+        "fill tensors": carry_out_tensors,
+    }
 
 
-def _watch(orders: int, fate: int, tasks: dict[str, Callable[..., Any]]) -> NoReturn:
-    """Fork the worker, and tell its number and how it ended."""
-    try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        worker = os.fork()
-        if worker == 0:
-            os.close(fate)
-            _serve(orders, tasks)
-        os.close(orders)
-        with contextlib.suppress(OSError):  # nobody listens any more
-            os.write(fate, struct.pack("i", worker))
-            os.write(fate, struct.pack("i", os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])))
-    finally:
-        os._exit(0)
+def _forward(path: str, **arguments: Any) -> None:
+    """The file's own meaning, for the proof (imported here: nothing else needs it)."""
+    from converters.proof.forwarding import forward_into
+
+    forward_into(path, **arguments)
 
 
-def _serve(descriptor: int, tasks: dict[str, Callable[..., Any]]) -> NoReturn:
+def _work(connection: Connection, tasks: dict[str, Callable[..., Any]]) -> NoReturn:
     """Carry out orders until there are no more; the worker's whole life."""
     code = 1
     try:
         _quieten()
-        connection = Connection(descriptor)
         with contextlib.suppress(EOFError):
-            while True:
-                order = json.loads(connection.recv_bytes())
-                os.chdir(order["folder"])  # the server's is that of another time
+            while data := connection.recv_bytes():
+                order = json.loads(data)
+                os.chdir(order["folder"])  # the interpreter's is that of another time
                 with _limits(order["seconds"], order["memory"]):
                     answer = _answer(tasks[order["task"]], order["arguments"])
                 connection.send_bytes(json.dumps(answer).encode())

@@ -45,6 +45,7 @@ from convnets_torch.inference.pipeline import (
     ready_card,
     together,
 )
+from convnets_torch.networks import CATALOG
 from convnets_torch.text import check_choice
 from convnets_torch.wordnet.targets import class_name, class_wnid
 
@@ -63,11 +64,6 @@ class Published:
 
 
 SOURCE = "convnets-keras' README, Performances on ImageNet"
-ERRORS = {
-    "alexnet": {1: 0.4294, 5: 0.2009, 10: 0.1384},
-    "vgg16": {1: 0.3293, 5: 0.1239, 10: 0.0777},
-    "vgg19": {1: 0.3277, 5: 0.1217, 10: 0.0780},
-}
 
 
 def published(card: Card) -> Published | None:
@@ -77,7 +73,8 @@ def published(card: Card) -> Published | None:
     >>> published(read_card("alexnet.safetensors")).errors[5]
     0.2009
     """
-    return Published(ERRORS[card.network], SOURCE) if card.imagenet and card.network in ERRORS else None
+    spec = CATALOG.get(card.network)
+    return Published(spec.errors, SOURCE) if card.imagenet and spec is not None and spec.errors else None
 
 
 class Clock:

@@ -132,7 +132,7 @@ CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pixels 0 to 1, RGB
 
 # Per network: the side of its own images, and the rules of weights that were released for it, its own first.
-NETWORKS: dict[str, tuple[int, tuple[str, ...]]] = {
+PRESETS: dict[str, tuple[int, tuple[str, ...]]] = {
     "alexnet": (227, ("original", "original-aspect")),
     "efficientnet_lite0": (224, ("efficientnet-lite",)),
     "inception_v3": (299, ("keras-tf",)),
@@ -173,7 +173,7 @@ def preset(network: str, name: str | None = None, size: int | Pair | None = None
     >>> preset("resnet50").name, preset("vgg16", "torchvision", size=160).resize
     ('keras-caffe', 183)
     """
-    own, released = NETWORKS[network]
+    own, released = PRESETS[network]
     known = (*released, *(each for each in GENERAL if each not in released))
     name = released[0] if name is None else name
     if name not in known:

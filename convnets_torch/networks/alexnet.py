@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from convnets_torch.networks.heads import Steps
-from convnets_torch.networks.network import Network, Size, dense_steps
+from convnets_torch.networks.network import Network, NetworkSpec, Size, dense_steps
 
 WIDTHS = (96, 256, 384, 384, 256)  # channels of the five convolutions
 HIDDEN = (4096, 4096)  # units of the two hidden dense layers
@@ -89,3 +89,6 @@ class AlexNet(Network):
         )
         # (N, 256, 6, 6) -> (N, 9216) -> (N, classes)
         self.add_head(five, dense_steps(hidden, classes), classes, head, size)
+
+
+ALEXNET = NetworkSpec("alexnet", AlexNet, "features.conv_5", {1: 0.4294, 5: 0.2009, 10: 0.1384})

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from convnets_torch.networks.heads import Steps
-from convnets_torch.networks.network import Network, Size
+from convnets_torch.networks.network import Network, NetworkSpec, Size
 
 WIDTHS = (32, 16, 24, 40, 80, 112, 192, 320, 1280)  # channels: first convolution, seven stages, last convolution
 STAGES = (  # per stage: blocks, kernel size, stride of the first block, expansion
@@ -66,7 +66,11 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite(Network):
-    """An EfficientNet-Lite with the stages of Lite0: 16 inverted residual blocks."""
+    """EfficientNet-Lite0: 16 inverted residual blocks, 4,652,008 parameters.
+
+    >>> sum(parameter.numel() for parameter in efficientnet_lite0().parameters())
+    4652008
+    """
 
     window = (7, 7)
     size = (224, 224)
@@ -108,17 +112,5 @@ class EfficientNetLite(Network):
             self.head = nn.Sequential(OrderedDict(zip(names, self.head, strict=True)))
 
 
-def efficientnet_lite0(
-    classes: int | None = 1000,
-    widths: Sequence[int] = WIDTHS,
-    epsilon: float = EPSILON,
-    *,
-    head: Steps | None = None,
-    size: Size | None = None,
-) -> EfficientNetLite:
-    """EfficientNet-Lite0: 4,652,008 parameters.
-
-    >>> sum(parameter.numel() for parameter in efficientnet_lite0().parameters())
-    4652008
-    """
-    return EfficientNetLite(classes, widths, epsilon, head=head, size=size)
+efficientnet_lite0 = EfficientNetLite
+EFFICIENTNET_LITE0 = NetworkSpec("efficientnet_lite0", efficientnet_lite0, "features.block11")

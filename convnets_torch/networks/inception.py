@@ -9,6 +9,7 @@ lists them, ours are in the order in which Keras creates its own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from convnets_torch.networks.heads import Steps
-from convnets_torch.networks.network import Network, Size
+from convnets_torch.networks.network import Network, NetworkSpec, Size
 
 # Channels of the 94 convolutions in the order of Keras's creating them: a line per block, a gap per branch.
 WIDTHS = (
@@ -161,7 +162,20 @@ BLOCKS = (*[mixed_35] * 3, reduction_17, *[mixed_17] * 4, reduction_8, *[mixed_8
 
 
 class InceptionV3(Network):
-    """InceptionV3 as Keras 2 and 3 have it; Keras 1's own is another network."""
+    """InceptionV3 as Keras 2 and 3 have it; Keras 1's own is another network.
+
+    It has 23,834,568 parameters, of which 17,216 are scales that Keras does not have.
+
+    Args:
+        classes: units of the last layer; None for no head.
+        widths: channels of the 94 convolutions in Keras's order.
+        epsilon: of batch normalisation.
+        head: steps of another head than the standard one, average and dense.
+        size: (height, width) in pixels of other images than 299x299.
+
+    >>> sum(parameter.numel() for parameter in inception_v3().parameters())
+    23834568
+    """
 
     window = (8, 8)
     size = (299, 299)
@@ -199,25 +213,29 @@ class InceptionV3(Network):
             channels = branches.channels
         self.add_head(channels, (("average",), ("dense", classes or 1)), classes, head, size)
 
+    def keras_names(self) -> dict[str, str]:
+        """Keras Applications' names of layers."""
+        kinds = {
+            nn.Conv2d: "conv2d", nn.BatchNorm2d: "batch_normalization", nn.ReLU: "activation",
+            nn.MaxPool2d: "max_pooling2d", nn.AvgPool2d: "average_pooling2d",
+        }  # fmt: skip
+        names: dict[str, str] = {}
+        counts = dict.fromkeys([*kinds.values(), "concatenate"], 0)
 
-def inception_v3(
-    classes: int | None = 1000,
-    widths: Sequence[int] = WIDTHS,
-    *,
-    epsilon: float = EPSILON,
-    head: Steps | None = None,
-    size: Size | None = None,
-) -> InceptionV3:
-    """InceptionV3: 23,834,568 parameters, of which 17,216 are scales that Keras does not have.
+        def numbered(kind: str) -> str:
+            counts[kind] += 1
+            return kind if counts[kind] == 1 else f"{kind}_{counts[kind] - 1}"
 
-    Args:
-        classes: units of the last layer; None for no head.
-        widths: channels of the 94 convolutions in Keras's order.
-        epsilon: of batch normalisation.
-        head: steps of another head than the standard one, average and dense.
-        size: (height, width) in pixels of other images than 299x299.
+        for name, module in self.features.named_modules():
+            if kind := kinds.get(type(module)):
+                names[numbered(kind)] = f"features.{name}"
+            elif re.fullmatch(r"mixed\d+", name):
+                names[name] = f"features.{name}"
+            elif found := re.fullmatch(r"mixed(\d+)\.(.*)\.fork", name):  # Keras names the first of a block's two
+                alias = f"mixed9_{int(found[1]) - 9}" if found[2] == "branch3x3" else numbered("concatenate")
+                names[alias] = f"features.{name}"
+        return names | {"avg_pool": "head.flatten"}
 
-    >>> sum(parameter.numel() for parameter in inception_v3().parameters())
-    23834568
-    """
-    return InceptionV3(classes, widths, epsilon=epsilon, head=head, size=size)
+
+inception_v3 = InceptionV3
+INCEPTION_V3 = NetworkSpec("inception_v3", inception_v3, "features.mixed9")

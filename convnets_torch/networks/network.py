@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -64,6 +67,10 @@ class Network(nn.Module):
             )
         return self.head(self.features(images))
 
+    def keras_names(self) -> dict[str, str]:
+        """Keras's names of layers -> modules of the same outputs, some of which a head may lack."""
+        return {}
+
     def add_head(
         self, channels: int, standard: Steps, classes: int | None, head: Steps | None = None, size: Size | None = None
     ) -> None:
@@ -117,6 +124,29 @@ def as_network(network: nn.Module) -> Network:
             " classifier, on the same parameters"
         )
     return inner
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network of this library and what its users look up; each stands at the end of its network's module.
+
+    Attributes:
+        name: in cards.
+        build: makes the network; its positional parameters are those that weights decide.
+        last_block: the first layer of the last block of convolutions, where fine-tuning begins unless it is told.
+        errors: k -> the original's share of ImageNet's pictures whose class is not among the best k.
+    """
+
+    name: str
+    build: Callable[..., Network]
+    last_block: str
+    errors: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def standard(self) -> dict[str, Any]:
+        """The arguments that weights decide, as the released ones have them."""
+        parameters = inspect.signature(self.build).parameters.values()
+        return {one.name: one.default for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD}
 
 
 NO_HEAD = "the network has no head: features and embeddings work on it; to classify, give it one"

@@ -10,13 +10,14 @@ and divide by the root of the variance plus 1e-3 (`epsilon`).
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from typing import Literal
 
 from torch import Tensor, nn
 
 from convnets_torch.networks.heads import Steps
-from convnets_torch.networks.network import Network, Size
+from convnets_torch.networks.network import Network, NetworkSpec, Size
 
 Five = tuple[int, int, int, int, int]
 StrideIn = Literal["1x1", "3x3"]
@@ -59,7 +60,21 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Network):
-    """A ResNet of bottleneck blocks with the depths of ResNet50."""
+    """ResNet50: 25,583,592 parameters, and 53,120 statistics of batch normalisation.
+
+    Args:
+        classes: units of the last layer; None for no head.
+        widths: channels of the first convolution, then of the bottlenecks of the four stages.
+        epsilon: of batch normalisation.
+        pool_padding: whether the first pool sees a border of zeros.
+        stride_in: the convolution of a stage's first block that strides, "1x1" or "3x3".
+        bias: whether convolutions have biases.
+        head: steps of another head than the standard one, average and dense.
+        size: (height, width) in pixels of other images than 224x224.
+
+    >>> sum(parameter.numel() for parameter in resnet50().parameters())
+    25583592
+    """
 
     window = (7, 7)
     size = (224, 224)
@@ -105,40 +120,18 @@ class ResNet(Network):
                 channels = EXPANSION * width
         self.add_head(channels, (("average",), ("dense", classes or 1)), classes, head, size)
 
+    def keras_names(self) -> dict[str, str]:
+        """Keras Applications' names of layers."""
+        names = {}
+        for name, module in self.features.named_modules():
+            if found := re.fullmatch(r"(conv\d_block\d)\.(conv|bn|relu)_(\d)", name):
+                names[f"{found[1]}_{found[3]}_{found[2]}"] = f"features.{name}"
+            elif name.endswith(".out"):
+                names[name.replace(".", "_")] = f"features.{name}"
+            elif name and "." not in name and not list(module.children()):
+                names[name] = f"features.{name}"  # conv1_conv, conv1_bn, conv1_relu, pool1_pool
+        return names | {"avg_pool": "head.flatten"}
 
-def resnet50(
-    classes: int | None = 1000,
-    widths: Five = WIDTHS,
-    *,
-    epsilon: float = EPSILON,
-    pool_padding: bool = True,
-    stride_in: StrideIn = "1x1",
-    bias: bool = True,
-    head: Steps | None = None,
-    size: Size | None = None,
-) -> ResNet:
-    """ResNet50: 25,583,592 parameters, and 53,120 statistics of batch normalisation.
 
-    Args:
-        classes: units of the last layer; None for no head.
-        widths: channels of the first convolution, then of the bottlenecks of the four stages.
-        epsilon: of batch normalisation.
-        pool_padding: whether the first pool sees a border of zeros.
-        stride_in: the convolution of a stage's first block that strides, "1x1" or "3x3".
-        bias: whether convolutions have biases.
-        head: steps of another head than the standard one, average and dense.
-        size: (height, width) in pixels of other images than 224x224.
-
-    >>> sum(parameter.numel() for parameter in resnet50().parameters())
-    25583592
-    """
-    return ResNet(
-        classes,
-        widths,
-        epsilon=epsilon,
-        pool_padding=pool_padding,
-        stride_in=stride_in,
-        bias=bias,
-        head=head,
-        size=size,
-    )
+resnet50 = ResNet
+RESNET50 = NetworkSpec("resnet50", resnet50, "features.conv5_block1")

@@ -6,10 +6,12 @@ arXiv:1409.1556, table 1, columns D and E.
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 from convnets_torch.networks.heads import Steps
-from convnets_torch.networks.network import Network, Size, dense_steps
+from convnets_torch.networks.network import Network, NetworkSpec, Size, dense_steps
 
 Five = tuple[int, int, int, int, int]
 
@@ -47,6 +49,16 @@ class VGG(Network):
         # (N, 512, 7, 7) -> (N, 25088) -> (N, classes)
         self.add_head(channels, dense_steps(hidden, classes), classes, head, size)
 
+    def keras_names(self) -> dict[str, str]:
+        """Keras Applications' names of layers."""
+        names: dict[str, str] = {}
+        for name, _ in self.features.named_children():
+            if found := re.fullmatch(r"relu(\d)_(\d)", name):
+                names[f"block{found[1]}_conv{found[2]}"] = f"features.{name}"
+            elif found := re.fullmatch(r"pool(\d)", name):
+                names[f"block{found[1]}_pool"] = f"features.{name}"
+        return names | {"flatten": "head.flatten", "fc1": "head.relu_dense_1", "fc2": "head.relu_dense_2"}
+
 
 def vgg16(
     classes: int | None = 1000,
@@ -74,3 +86,7 @@ def vgg19(
 ) -> VGG:
     """Configuration E: 16 convolutions, 143,667,240 parameters."""
     return VGG((2, 2, 4, 4, 4), classes, widths, hidden, head=head, size=size)
+
+
+VGG16 = NetworkSpec("vgg16", vgg16, "features.conv5_1", {1: 0.3293, 5: 0.1239, 10: 0.0777})
+VGG19 = NetworkSpec("vgg19", vgg19, "features.conv5_1", {1: 0.3277, 5: 0.1217, 10: 0.0780})

@@ -31,7 +31,7 @@ class Settings:
         head_rate: learning rate of AdamW in stage one, on features that were centred and scaled.
         epochs: how often stage two sees every picture, each time augmented anew, at most; 0 leaves stage two out.
         unfreeze: layer from which on stage two trains, by any name that `find_layers` takes; "head" for the dense
-            layers alone, "features" for all; None for the network's last block (`freezing.LAST_BLOCKS`).
+            layers alone, "features" for all; None for the network's last block (`networks.CATALOG`).
         optimizer: of stage two, "sgd" or "adamw".
         rate: highest learning rate of stage two, which rises over the first epoch and falls to the last
             (`schedule.scheduled`).

@@ -21,21 +21,12 @@ from convnets_torch.explain.layer_names import find_layers
 from convnets_torch.images.resizing import normalized
 from convnets_torch.inference.pipeline import predict
 from convnets_torch.inference.prepare import dtype_of, is_depthwise
-from convnets_torch.networks import Network
+from convnets_torch.networks import CATALOG, Network
 from convnets_torch.training.augmentation import Mix, draw_mix
 from convnets_torch.training.datasets import ViewedPictures, batches, loaded
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.settings import Output, Settings
 from convnets_torch.weights import last_dense
-
-LAST_BLOCKS = {  # where stage two begins unless it is told: the last block of convolutions of each network
-    "alexnet": "features.conv_5",
-    "efficientnet_lite0": "features.block11",
-    "inception_v3": "features.mixed9",
-    "resnet50": "features.conv5_block1",
-    "vgg16": "features.conv5_1",
-    "vgg19": "features.conv5_1",
-}
 
 
 @dataclass(frozen=True)
@@ -68,9 +59,9 @@ def unfrozen(network: Network, layer: str | None) -> list[str]:
     """
     if layer is None:
         name = network.card.network if network.card else type(network).__name__
-        if name not in LAST_BLOCKS:
+        if name not in CATALOG:
             raise ValueError(f"the last block of {name} is not known; name the layer from which on is trained")
-        layer = LAST_BLOCKS[name]
+        layer = CATALOG[name].last_block
     first = layer if layer in dict(network.named_children()) else find_layers(network, layer)[0]
     order = [name for name, _ in network.named_modules()]
     behind = set(order[order.index(first) :]) | {last_dense(network)}
