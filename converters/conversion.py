@@ -1,6 +1,6 @@
 """Convert a file of another framework to safetensors.
 
-Torch is imported only when the process that reads the file has begun (see `converters.isolation`).
+Torch is imported only when the process that reads the file has begun (see `converters.readers.process`).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import lazy_loader
 import numpy as np
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_nor_where_variables_and_the_callers_own_path_name_that_folder(trap, for
     code = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from converters import isolation
+from converters.readers import process as isolation
 isolation.FORKS = {forks}
 sys.path.insert(0, "")
 os.environ |= {{"PYTHONPATH": ".", "PYTHONHOME": ".", "PYTHONSTARTUP": "json.py", "PYTHONUSERBASE": "."}}
@@ -90,11 +91,11 @@ def test_packages_that_only_the_caller_finds_are_found(tmp_path):
     """On PYTHONPATH alone, where an isolated interpreter does not look."""
     packages = tmp_path / "packages"
     packages.mkdir()
-    for package in (np, h5py):
+    for package in (np, h5py, lazy_loader):
         for place in Path(package.__file__).parents[1].glob(f"{package.__name__}*"):
             (packages / place.name).symlink_to(place)
     code = f"""
-from converters import isolation
+from converters.readers import process as isolation
 print(isolation._further_folders())
 with isolation.reading_process() as call:
     print(call("read", path={str(KERAS1 / "vgg16.h5")!r})["container"])
@@ -367,7 +368,7 @@ def test_the_calling_process_stays_small(tmp_path):
     code = f"""
 import resource
 from converters import convert
-from converters import pytorch_plan
+from converters import pytorch as pytorch_plan
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     convert({str(tmp_path / "x.pth")!r}, {str(tmp_path / "out.safetensors")!r})

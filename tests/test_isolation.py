@@ -157,7 +157,7 @@ def test_threads_read_side_by_side():
 
 def test_the_server_ends_with_its_parent():
     code = """
-from converters import isolation
+from converters.readers import process as isolation
 with isolation.reading_process() as call:
     pass
 print(isolation._Server.process.pid)

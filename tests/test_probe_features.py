@@ -97,13 +97,13 @@ def test_the_cache_knows_what_made_a_vector(weights, folder, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from convnets_torch.embeddings import kept_vectors, probe_features
+from convnets_torch.embeddings import cache, probe
 from convnets_torch.weights import load
-kept_vectors.PART = 4
+cache.PART = 4
 def killed(done, whole):
     if done == 11:
         os.kill(os.getpid(), signal.SIGKILL)
-probe_features.embed_classes(load(sys.argv[1]), sys.argv[2], cache=sys.argv[3], progress=killed)
+probe.embed_classes(load(sys.argv[1]), sys.argv[2], cache=sys.argv[3], progress=killed)
 """
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 # The command, with a file for every strip instead of one in five seconds.
 PROGRAM = (
-    "from convnets_torch.maps import resuming; resuming.EVERY = 0.0; from convnets_torch.cli.app import main; main()"
+    "from convnets_torch.heatmaps import running; running.EVERY = 0.0; from convnets_torch.cli.app import main; main()"
 )
 
 

@@ -534,4 +534,4 @@ def test_importing_the_module_brings_in_neither_torch_nor_numpy_nor_the_data():
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert run.stdout.split() == ["0", "1"]
-    assert Path(synsets.__file__).parent == ROOT / "convnets_torch"
+    assert Path(synsets.__file__).parent == ROOT / "convnets_torch" / "wordnet"

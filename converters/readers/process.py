@@ -53,10 +53,10 @@ for name in ("convnets_torch", "converters"):
     spec = PathFinder.find_spec(name, [home])
     sys.modules[name] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
-from converters import isolation
-getattr(isolation, function)(int(descriptor))
+from converters.readers import process
+getattr(process, function)(int(descriptor))
 """
-NEEDED = ("numpy", "h5py")  # in the user's own packages or on PYTHONPATH, perhaps
+NEEDED = ("lazy_loader", "numpy", "h5py")  # in the user's own packages or on PYTHONPATH, perhaps
 FORKS = sys.platform.startswith("linux")  # macOS lets no forked process use its numerical library
 ENVIRONMENT = {
     **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
@@ -133,7 +133,7 @@ class _Server:
 def _interpreter(function: str, descriptor: int) -> subprocess.Popen[bytes]:
     """A new Python that runs a function of this module on a descriptor that it inherits."""
     flags = ["-I", "-X", f"utf8={sys.flags.utf8_mode}", *(["-B"] if sys.dont_write_bytecode else [])]
-    home = str(Path(__file__).resolve().parent.parent)
+    home = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, *flags, "-c", START, function, str(descriptor), home, *_further_folders()]
     return subprocess.Popen(command, pass_fds=[descriptor], stdin=subprocess.DEVNULL, env=os.environ | ENVIRONMENT)
 

@@ -73,7 +73,7 @@ def _may_run(thread: threading.Thread) -> bool:
 
 def _in_a_process(folder: Path, progress: Progress | None) -> Any:
     further = [str(Path(entry).absolute()) for entry in sys.path if entry]
-    command = [sys.executable, "-I", "-c", CHILD, str(folder), str(Path(__file__).parents[1]), *further]
+    command = [sys.executable, "-I", "-c", CHILD, str(folder), str(Path(__file__).parents[2]), *further]
     with (
         (folder / "said").open("w+b") as said,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said) as process,
