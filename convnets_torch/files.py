@@ -24,6 +24,8 @@ if sys.platform != "win32":
 import json
 from collections import Counter
 
+from convnets_torch.text import ConvnetsTorchWarning
+
 # Not every system has these flags. A pipe that took the file's place must not keep us waiting.
 _READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -37,7 +39,7 @@ Output: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
 Write = TypeVar("Write", bound=Callable[..., Any])
 
 
-class FileWarning(UserWarning):
+class FileWarning(ConvnetsTorchWarning):
     """What is unsafe about where a file lies; the message names the place."""
 
 

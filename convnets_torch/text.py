@@ -9,6 +9,10 @@ LONGEST = 4000  # letters
 FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are the same, of full width
 
 
+class ConvnetsTorchWarning(UserWarning):
+    """What a caller may not expect; the base of all warnings of this library."""
+
+
 def printable(text: str) -> str:
     """The text with whatever is no printable character escaped as Python does it."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -29,6 +29,7 @@ from scipy.sparse import csr_matrix
 from convnets_torch import files
 from convnets_torch.embeddings.files import read_arrays
 from convnets_torch.files import Output, check_writable, path_of, replacing, to_open_files
+from convnets_torch.text import ConvnetsTorchWarning
 
 EARLY, STEPS = 250, 500  # of the optimisation: with exaggeration, and after it
 PLACING = 250  # steps, of new pictures
@@ -145,7 +146,7 @@ PERPLEXITY = 30.0
 ROUNDING = 1e-5  # of a vector's length: so far apart are those of one picture, which depend on its batch
 
 
-class MapWarning(UserWarning):
+class MapWarning(ConvnetsTorchWarning):
     """What was done otherwise than asked, because the collection is small."""
 
 

@@ -26,7 +26,7 @@ from convnets_torch.card import Card
 from convnets_torch.files import check_own_folder, open_file, scratch_folder
 from convnets_torch.images.decoding import stored_size
 from convnets_torch.images.levels import check_levels, said_levels
-from convnets_torch.text import printable
+from convnets_torch.text import ConvnetsTorchWarning, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,7 @@ SHA256 = "[0-9a-f]{64}"
 NO_LANCEDB = "an index of pictures needs LanceDB: pip install 'convnets-torch[search]'"
 
 
-class IndexWarning(UserWarning):
+class IndexWarning(ConvnetsTorchWarning):
     """What of an index was left out; the message names the index."""
 
 

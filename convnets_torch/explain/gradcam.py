@@ -27,16 +27,17 @@ from convnets_torch.images.levels import Background, Depth
 from convnets_torch.images.preprocessing import Pixels
 from convnets_torch.inference.batching import in_batches
 from convnets_torch.inference.classification import card_of, probabilities, square_input, to_parameters
-from convnets_torch.inference.pipeline import ahead, each_of, expected_pixels
+from convnets_torch.inference.pipeline import THREADS, ahead, each_of, expected_pixels
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD, as_network
 from convnets_torch.networks.tracing import replicate, unwrapped
+from convnets_torch.text import ConvnetsTorchWarning
 from convnets_torch.wordnet.targets import Target, Targets, checked_target, checked_targets, find_target
 
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam"]
 
 
-class CamWarning(UserWarning):
+class CamWarning(ConvnetsTorchWarning):
     """A map that says nothing: no cell of the layer speaks for the target."""
 
 
@@ -418,6 +419,8 @@ def gradcam_each(
     against: str | int | None = None,
     layer: LayerLike | None = None,
     method: Method = "gradcam",
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     depth: Depth = None,
@@ -432,6 +435,8 @@ def gradcam_each(
         network, target, against, layer, method, max_pixels, allow_truncated, depth, background: as in `gradcam`; None
             as the target is the most probable class of each picture.
         images: whatever `read_picture` takes, one or several.
+        batch: how many go through the network together; "auto" is 8.
+        workers: threads that decode; by default one for each core, at most 16.
 
     Returns:
         A generator of one `Explained` per picture, in the order given; `close()` stops it early.
@@ -457,7 +462,7 @@ def gradcam_each(
             raise ValueError(f"{each.label} and {opposed.label} are the same classes; weigh two targets")
     wanted = _Wanted(network, card, targets, opposed, checked_layer(network, layer), checked_method(method))
     read = partial(decode, reading=Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background))
-    return _explained(wanted, each_of(images), read)
+    return _explained(wanted, each_of(images), read, BATCH if batch == "auto" else batch, workers or THREADS)
 
 
 NOTHING = "no cell speaks for it, and its map is zero"  # how a remark ends
@@ -494,14 +499,16 @@ def _read(picture: Picture, card: Card, read: Callable[[Picture], Decoded]) -> _
 
 
 def _explained(
-    wanted: _Wanted, pictures: Iterable[Picture], read: Callable[[Picture], Decoded]
+    wanted: _Wanted, pictures: Iterable[Picture], read: Callable[[Picture], Decoded], batch: int, threads: int
 ) -> Generator[Explained, None, None]:
     waiting: list[_Entry] = []
     work = partial(_read, card=wanted.card, read=read)
-    with contextlib.closing(ahead(pictures, work, most=2 * BATCH, size=expected_pixels, room=ROOM)) as entries:
+    with contextlib.closing(
+        ahead(pictures, work, most=2 * batch, threads=threads, size=expected_pixels, room=ROOM)
+    ) as entries:
         for _, entry in entries:
             waiting.append(entry)
-            if sum(each.inputs is not None for each in waiting) == BATCH:
+            if sum(each.inputs is not None for each in waiting) == batch:
                 yield from _finished(wanted, waiting)
                 waiting = []
     yield from _finished(wanted, waiting)
@@ -513,7 +520,7 @@ def _finished(wanted: _Wanted, entries: list[_Entry]) -> Generator[Explained, No
     def run(numbers: range) -> None:
         _explain(wanted, [good[number] for number in numbers])
 
-    for _ in in_batches(run, len(good), BATCH) if good else ():
+    for _ in in_batches(run, len(good), len(good)) if good else ():
         pass
     for entry in entries:
         yield Explained(entry.picture, entry.maps, entry.error, tuple(entry.remarks))

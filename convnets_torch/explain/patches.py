@@ -25,7 +25,7 @@ from convnets_torch.images.levels import Background, Depth
 from convnets_torch.images.preprocessing import Pixels, fit_longest_side, normalize
 from convnets_torch.inference.batching import is_out_of_memory, is_too_small
 from convnets_torch.inference.classification import to_parameters
-from convnets_torch.inference.pipeline import ahead, each_of
+from convnets_torch.inference.pipeline import THREADS, ahead, each_of
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.visualization import overlays
@@ -126,6 +126,7 @@ def top_patches(
     count: int = COUNT,
     *,
     longest_side: int | None = LONGEST_SIDE,
+    workers: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     depth: Depth = None,
@@ -145,6 +146,7 @@ def top_patches(
         channels: numbers of channels; the first 64 by default.
         count: patches of each channel, at most.
         longest_side: pixels to which a larger picture is made smaller first; None leaves it as it is.
+        workers: threads that decode; by default one for each core, at most 16.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
         progress: called with the number of pictures done.
 
@@ -183,7 +185,7 @@ def top_patches(
     failed: list[tuple[Picture, Exception]] = []
     read = partial(decode, reading=Reading(rule_of(network).exif, max_pixels, allow_truncated, depth, background))
     run = partial(_highest, network, name, list(numbers), longest_side)
-    with contextlib.closing(_decoded(each_of(pictures), read)) as entries:
+    with contextlib.closing(_decoded(each_of(pictures), read, workers or THREADS)) as entries:
         for done, (picture, decoded) in enumerate(entries, start=1):
             found = decoded if isinstance(decoded, Exception) else run(picture, decoded)
             if isinstance(found, Exception):
@@ -197,7 +199,7 @@ def top_patches(
 
 
 def _decoded(
-    pictures: Iterable[Picture], read: Callable[[Picture], Decoded]
+    pictures: Iterable[Picture], read: Callable[[Picture], Decoded], threads: int
 ) -> Generator[tuple[Picture, Decoded | Exception], None, None]:
     def work(picture: Picture) -> Decoded | Exception:
         try:
@@ -205,7 +207,7 @@ def _decoded(
         except (OSError, ValueError) as error:
             return error
 
-    with contextlib.closing(ahead(pictures, work, most=AHEAD)) as entries:
+    with contextlib.closing(ahead(pictures, work, most=AHEAD, threads=threads)) as entries:
         for picture, decoded in entries:
             if not isinstance(decoded, Exception):
                 warn(decoded.remarks)

@@ -24,7 +24,7 @@ from convnets_torch.images.decoding import Picture, Reading, decode, picture_nam
 from convnets_torch.images.levels import Background, Depth
 from convnets_torch.inference.batching import in_batches
 from convnets_torch.inference.classification import ready_card, square_input, to_parameters
-from convnets_torch.inference.pipeline import ahead, each_of
+from convnets_torch.inference.pipeline import THREADS, ahead, each_of
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.text import cell
@@ -181,6 +181,7 @@ def channel_statistics(
     layers: LayerLike | Iterable[LayerLike],
     *,
     batch: int = BATCH,
+    workers: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     depth: Depth = None,
@@ -197,6 +198,7 @@ def channel_statistics(
         images: whatever `read_picture` takes, or several of these; `find_pictures` lists those of a folder.
         layers: as in `record_activations`.
         batch: pictures that go through the network together.
+        workers: threads that decode; by default one for each core, at most 16.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
         progress: is told after each batch how many pictures are done.
 
@@ -217,7 +219,7 @@ def channel_statistics(
     read = partial(
         decode, reading=Reading(ready_card(network).preprocessing.exif, max_pixels, allow_truncated, depth, background)
     )
-    batches = _batches(network, images, names, read, batch, errors, remarks)
+    batches = _batches(network, images, names, read, batch, workers, errors, remarks)
 
     def add(name: str, output: Tensor) -> None:
         _check_finite(name, output)
@@ -240,6 +242,7 @@ def zero_shares(
     layer: LayerLike,
     *,
     batch: int = BATCH,
+    workers: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     depth: Depth = None,
@@ -248,7 +251,7 @@ def zero_shares(
     """The proportion of zero-valued components of an embedding, for each of many pictures.
 
     Args:
-        network, images, batch, max_pixels, allow_truncated, depth, background: as in `channel_statistics`.
+        network, images, batch, workers, max_pixels, allow_truncated, depth, background: as in `channel_statistics`.
         layer: one layer, such as `fc1` or `fc2` of VGG (Keras's names of the ReLUs), or pooled features.
 
     Raises:
@@ -271,7 +274,7 @@ def zero_shares(
         _check_finite(name, output)
         shares.add(output)
 
-    batches = _batches(network, images, [name], read, batch, errors, [])
+    batches = _batches(network, images, [name], read, batch, workers, errors, [])
     run = needed(observed(network, [name], see), [name])
     with contextlib.closing(batches):
         for inputs in batches:
@@ -351,6 +354,7 @@ def _batches(
     names: list[str],
     read: Callable[..., Any],
     batch: int,
+    workers: int | None,
     errors: list[tuple[str, Exception]],
     remarks: list[str],
 ) -> Generator[Tensor, None, None]:
@@ -368,7 +372,7 @@ def _batches(
             return error
 
     waiting: list[NDArray[np.float32]] = []
-    with contextlib.closing(ahead(each_of(images), prepare, most=AHEAD)) as entries:
+    with contextlib.closing(ahead(each_of(images), prepare, most=AHEAD, threads=workers or THREADS)) as entries:
         for picture, entry in entries:
             if isinstance(entry, Exception):
                 errors.append((picture_name(picture), entry))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain
 from math import prod
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ from convnets_torch.images.preprocessing import Pair, Pixels, least_size, size_w
 from convnets_torch.images.sources import Held, Sliceable, Source, is_sliced, open_with_remarks
 from convnets_torch.inference.batching import in_batches
 from convnets_torch.inference.classification import card_of, probabilities
-from convnets_torch.inference.pipeline import Mappable, ahead, each_of, expected_pixels, mappable
+from convnets_torch.inference.pipeline import THREADS, Mappable, ahead, each_of, expected_pixels, mappable
 from convnets_torch.wordnet.targets import Target, Targets, checked_targets
 
 ROOM = 32_000_000  # pixels that are decoded ahead, and as many that wait for others of their size
@@ -75,6 +76,8 @@ def heatmap_each(
     scales: Scales | None = None,
     fuse: Fuse = "mean",
     max_memory: int | str | None = MEMORY,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     depth: Depth = None,
@@ -94,6 +97,8 @@ def heatmap_each(
         images: whatever `heatmap` takes, any number of them; `find_pictures` lists those of a folder.
         target: as for `heatmap`; of several, each picture gets a map for each.
         longest_side, upscale, cell_stride, scales, fuse, max_memory: as for `heatmap`.
+        batch: how many of a size go through the network together, at most; "auto" is as many as memory allows.
+        workers: threads that decode; by default one for each core, at most 16.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
         exact: give the maps of `heatmap`. Without it, JPEG files are decoded at 1/2, 1/4 or 1/8 of their scale where
             they stay twice as large as what the network sees, which takes a `longest_side`; the map's `picture` is
@@ -138,7 +143,7 @@ def heatmap_each(
         background=background,
         scales=scales,
     )
-    mapper = _Mapper(network, grid_for(network, cell_stride), targets, options, fuse, exact)
+    mapper = _Mapper(network, grid_for(network, cell_stride), targets, options, fuse, exact, batch, workers)
     return mapper.map([images] if is_sliced(images) else each_of(images))
 
 
@@ -189,8 +194,17 @@ class _Mapper:
     """Pictures in, maps out."""
 
     def __init__(
-        self, network: Mappable, grid: Grid, targets: list[Target], options: Options, fuse: Fuse, exact: bool
+        self,
+        network: Mappable,
+        grid: Grid,
+        targets: list[Target],
+        options: Options,
+        fuse: Fuse,
+        exact: bool,
+        batch: int | Literal["auto"],
+        workers: int | None,
     ) -> None:
+        self._batch, self._workers = batch, workers
         self._network, self._grid, self._targets, self._options, self._fuse = network, grid, targets, options, fuse
         self._card = card_of(network)
         self._wanted = Wanted(targets)
@@ -204,7 +218,12 @@ class _Mapper:
         waiting: deque[_Entry] = deque()
         resized = 0 if self._options.longest_side is None else self._options.longest_side**2  # at most
         entries = ahead(
-            images, self._open, most=WAITING, size=lambda picture: expected_pixels(picture) + resized, room=ROOM
+            images,
+            self._open,
+            most=WAITING,
+            threads=self._workers or THREADS,
+            size=lambda picture: expected_pixels(picture) + resized,
+            room=ROOM,
         )
         with contextlib.closing(entries):
             for _, entry in entries:
@@ -271,7 +290,7 @@ class _Mapper:
         batch, pictures = [first], [first.seen]
         for each in others:
             if not each.done and each.seen is not None and each.sizes == first.sizes:
-                if len(batch) == self._most.get(size) or not self._fits(size, len(batch) + 1):
+                if len(batch) in (self._batch, self._most.get(size)) or not self._fits(size, len(batch) + 1):
                     break
                 batch.append(each)
                 pictures.append(each.seen)

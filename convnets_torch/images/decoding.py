@@ -32,7 +32,7 @@ from convnets_torch.images.headers import (
 from convnets_torch.images.levels import Background, Depth, check_levels, laid_on, profile_remark, to_8_bits, white_of
 from convnets_torch.images.levels import Refused as _Refused
 from convnets_torch.images.preprocessing import Pair, Pixels
-from convnets_torch.text import LONGEST, printable
+from convnets_torch.text import LONGEST, ConvnetsTorchWarning, printable
 
 if TYPE_CHECKING:
     import torch
@@ -318,7 +318,7 @@ _NOT_READ = {
 _NAMES = {"AVIF": "AVIF", "HEIC": "HEIF", "JPEG XL": "JXL"}
 
 
-class PictureWarning(UserWarning):
+class PictureWarning(ConvnetsTorchWarning):
     """What was done with a picture that its owner may not expect; the message names the picture."""
 
 

@@ -6,13 +6,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from convnets_torch.text import ConvnetsTorchWarning
+
 Done = TypeVar("Done")
 
 # What the allocators of the CPU, of CUDA and its libraries, and of Metal say; not "illegal memory access".
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "STATUS_ALLOC_FAILED")
 
 
-class MemoryWarning(UserWarning):
+class MemoryWarning(ConvnetsTorchWarning):
     """Memory ran out, and the work goes on in smaller batches."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -124,6 +125,8 @@ def classify_each(
     *,
     only: str | int | None = None,
     backoff: float | None = None,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     depth: Depth = None,
@@ -138,6 +141,7 @@ def classify_each(
         network, images, top, only, max_pixels, allow_truncated, depth, background: as in `classify`.
         backoff: a probability above 0, at most 1: give as `answer` the deepest synset that is at least so probable
             (`backoff.back_off`), whatever `only` leaves out of the predictions. For classes with wnids alone.
+        batch, workers: as in `predict`.
 
     Returns:
         A generator of one `Classified` per picture, in the order given; `close()` stops it early.
@@ -162,6 +166,8 @@ def classify_each(
     rows = predict(
         network,
         images,
+        batch=batch,
+        workers=workers,
         exact=True,
         max_pixels=max_pixels,
         allow_truncated=allow_truncated,

@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 
 from convnets_torch.networks.packed import FUSIBLE, PackedConv2d, PackedLinear, is_available
 from convnets_torch.networks.tracing import LocalTracer, replicate, unwrapped
+from convnets_torch.text import ConvnetsTorchWarning
 
 Precision = Literal["auto", "exact", "float32", "bfloat16", "float16"]
 DTYPES = {"exact": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,7 +21,7 @@ DTYPES = {"exact": torch.float32, "float32": torch.float32, "bfloat16": torch.bf
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-class RuntimeRemark(UserWarning):
+class RuntimeRemark(ConvnetsTorchWarning):
     """What the caller may not expect: that a precision will be slow, that compiling took its time, or failed."""
 
 
