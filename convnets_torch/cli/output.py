@@ -6,12 +6,14 @@ import contextlib
 import csv
 import json
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
-from convnets_torch.text import cell, printable, shortened
+from convnets_torch.text import ConvnetsTorchWarning, cell, printable, shortened
 
 if TYPE_CHECKING:
     from convnets_torch.inference.classification import Classified, Prediction
@@ -24,9 +26,42 @@ def one_line(error: Warning | Exception) -> str:
     return " ".join(str(error).split())
 
 
-def say(sentence: str) -> None:
-    """One line on stderr, under our name."""
-    print(ours(sentence), file=sys.stderr)
+QUIET, NORMAL, VERBOSE = -1, 0, 1
+_level = NORMAL  # of the command that runs; its threads speak as it does
+
+
+@contextlib.contextmanager
+def speaking(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Say less or more in the block."""
+    global _level
+    before, _level = _level, QUIET if quiet else VERBOSE if verbose else NORMAL
+    start = time.perf_counter()
+    try:
+        yield
+    except (OSError, ValueError, ImportError):
+        if verbose:
+            traceback.print_exc()
+        raise
+    finally:
+        say(f"{time.perf_counter() - start:.1f} s", verbose=True)
+        _level = before
+
+
+def say(sentence: str, *, verbose: bool = False) -> None:
+    """A note: one line on stderr, under our name; none with --quiet, and one that is `verbose` only with --verbose."""
+    if _level >= (VERBOSE if verbose else NORMAL):
+        print(ours(sentence), file=sys.stderr)
+
+
+def aside(line: str) -> None:
+    """What a result was made of: one line on stderr as it is; none with --quiet."""
+    if _level >= NORMAL:
+        show(line, file=sys.stderr)
+
+
+def complain(error: Exception | str) -> None:
+    """An error that does not end the command: one line on stderr, also with --quiet."""
+    print(ours(error if isinstance(error, str) else one_line(error)), file=sys.stderr)
 
 
 def ours(sentence: str) -> str:
@@ -54,18 +89,14 @@ def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 @contextlib.contextmanager
 def warnings_as_lines() -> Iterator[None]:
     """Print what is said about pictures, memory and speed, by the library and by Pillow, as one line each."""
-    from convnets_torch.embeddings.image_map import MapWarning
-    from convnets_torch.explain.gradcam import CamWarning
-    from convnets_torch.images.decoding import PictureWarning
-    from convnets_torch.inference.batching import MemoryWarning
-    from convnets_torch.inference.prepare import RuntimeRemark
-
     with warnings.catch_warnings():
-        warnings.simplefilter("always", PictureWarning)
-        for kind in (MemoryWarning, RuntimeRemark, CamWarning, MapWarning):
-            warnings.simplefilter("always", kind)
+        warnings.simplefilter("always", ConvnetsTorchWarning)
         warnings.showwarning = _say_warning
         yield
+
+
+def _shows_bars() -> bool:
+    return _level > QUIET and sys.stderr.isatty()
 
 
 Entry = TypeVar("Entry")
@@ -73,7 +104,7 @@ Entry = TypeVar("Entry")
 
 def with_time_left(entries: Iterable[Entry], total: int) -> Iterator[Entry]:
     """The entries as they come, with a bar beside them; quiet for a single one and where stderr is no terminal."""
-    if total < 2 or not sys.stderr.isatty():
+    if total < 2 or not _shows_bars():
         yield from entries
         return
     from rich.console import Console
@@ -93,7 +124,7 @@ def with_time_left(entries: Iterable[Entry], total: int) -> Iterator[Entry]:
 @contextlib.contextmanager
 def rows_done(words: str = "rows of cells") -> Iterator[Callable[[int, int], None] | None]:
     """A function that is told how many of how many are done, and draws the bar; None where nobody would see it."""
-    if not sys.stderr.isatty():
+    if not _shows_bars():
         yield None
         return
     from rich.console import Console
