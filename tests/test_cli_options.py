@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 
@@ -382,3 +384,35 @@ def test_the_cache_keeps_vectors_of_cut_files_apart(weights, tmp_path, cache, co
     cut.write_bytes(cut.read_bytes()[:-400])
     arguments = ("probe", weights, tmp_path / "classes", "--folds", 2)
     assert [command(*arguments, *more)[0] for more in ([], ["--allow-truncated"], [])] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["classify"], ["embed", "--json"], ["gradcam", "--json"], ["activations", "--json"], ["probe", "--folds", "2"],
+        ["heatmap", "--target", "0", "-o", "OUT"], ["index", "-o", "OUT.lance"], ["map", "-o", "OUT.html"],
+        ["doctor", "--expect", "0"], ["evaluate"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_as_many_go_together_as_are_asked_for(words, weights, tmp_path, cache, command, monkeypatch):
+    """Counted at the convolutions."""
+    for number in range(10):
+        folder = tmp_path / "pictures" / f"class {number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(number, 90, 110)).save(folder / f"{number}.png")
+    together, run = [], torch.nn.Conv2d.forward
+    monkeypatch.setattr(
+        torch.nn.Conv2d, "forward", lambda self, images: together.append(len(images)) or run(self, images)
+    )
+    name, *more = [word.replace("OUT", str(tmp_path / "out")) for word in words]
+    largest = []
+    for size in ([], ["--batch-size", "3", "--workers", "1"]):
+        together.clear()
+        code, _, error = command(name, weights, tmp_path / "pictures", *more, *size)
+        assert code == (1 if name == "doctor" else 0), error
+        largest.append(max(together, default=0))
+        for made in (*tmp_path.glob("out*"), *cache.glob("features")):
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+    assert largest[0] > 3
+    assert largest[1] == 3
