@@ -232,7 +232,7 @@ def test_the_time_left_goes_to_a_terminal(weights, holiday, tmp_path):
     ours, theirs = pty.openpty()
     program = (
         "import sys; from pathlib import Path; from convnets_torch import load;"
-        "from convnets_torch.cli.heatmap_command import map_each;"
+        "from convnets_torch.cli.heatmap_folders import map_each;"
         "sys.exit(map_each(load(sys.argv[1]), [sys.argv[2]], ['dog'], Path(sys.argv[3])))"
     )
     arguments = [sys.executable, "-c", program, str(weights), str(holiday), str(tmp_path / "maps")]
