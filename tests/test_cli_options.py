@@ -401,10 +401,13 @@ def test_as_many_go_together_as_are_asked_for(words, weights, tmp_path, cache, c
         folder = tmp_path / "pictures" / f"class {number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture(number, 90, 110)).save(folder / f"{number}.png")
-    together, run = [], torch.nn.Conv2d.forward
-    monkeypatch.setattr(
-        torch.nn.Conv2d, "forward", lambda self, images: together.append(len(images)) or run(self, images)
-    )
+    together, convolve = [], torch.nn.Conv2d.forward
+
+    def counted(self, images):
+        together.append(len(images))
+        return convolve(self, images)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)
     name, *more = [word.replace("OUT", str(tmp_path / "out")) for word in words]
     largest = []
     for size in ([], ["--batch-size", "3", "--workers", "1"]):
