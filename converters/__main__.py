@@ -1,4 +1,4 @@
-"""`python -m converters IN OUT`: the same as `convnets-torch convert`."""
+"""`python -m converters IN -o OUT`: the same as `convnets-torch convert`."""
 
 from convnets_torch.cli.app import run
 from convnets_torch.cli.weights_commands import convert_app

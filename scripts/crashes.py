@@ -107,12 +107,12 @@ FINETUNE = (
 )
 WRITERS = {
     "convert": Writer(
-        "convert {data}/keras1/vgg16_notop_th.h5 {out}/x.safetensors --backend theano", ("x.safetensors",), _bytes
+        "convert {data}/keras1/vgg16_notop_th.h5 -o {out}/x.safetensors --backend theano", ("x.safetensors",), _bytes
     ),
-    "convert-pth": Writer("convert {lite} {out}/x.safetensors", ("x.safetensors",), _bytes),
+    "convert-pth": Writer("convert {lite} -o {out}/x.safetensors", ("x.safetensors",), _bytes),
     "export": Writer("export {in}/narrow.safetensors -o {out}/x.onnx", ("x.onnx",), _exported),
     "embed": Writer("embed {in}/narrow.safetensors {in}/classes -o {out}/x.npz", ("x.npz",), _vectors),
-    "index": Writer("index {in}/narrow.safetensors {in}/classes --db {out}/x.lance", ("x.lance",), _index),
+    "index": Writer("index {in}/narrow.safetensors {in}/classes -o {out}/x.lance", ("x.lance",), _index),
     "map": Writer(
         "map {in}/narrow.safetensors {in}/classes -o {out}/x.html --save {out}/x.safetensors --perplexity 5",
         ("x.html", "x.safetensors"),

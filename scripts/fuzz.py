@@ -287,7 +287,7 @@ def _command(job: Job, case: Case, path: Path) -> tuple[str, str]:
         for key, value in options.items():
             text = "x".join(map(str, value)) if isinstance(value, tuple) else value
             arguments += [f"--{key.replace('_', '-')}", text]
-        command = [sys.executable, "-c", CALL, "convert", str(path), str(output), *arguments]
+        command = [sys.executable, "-c", CALL, "convert", str(path), "-o", str(output), *arguments]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 1 and done.stderr.startswith("convnets-torch: ") and done.stderr.count("\n") == 1:
             sentence = done.stderr.removeprefix("convnets-torch: ").rstrip("\n")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from convnets_torch.cli import options as augmenting
+from convnets_torch.cli.options import Changes
 from convnets_torch.images.preprocessing import center_crop, preset
 from convnets_torch.training.augmentation import Augmentation, Photo, augmentation, view, view_sheet
 from tests.reference.pictures import picture
 
 RULE = preset("efficientnet_lite0")
 MARGIN, SIDE = 16, 224  # of a sheet
-SWITCHES = ("scale", "crop", "rotation", "skew", "flip", "vertical_flip", "no_flip_class", "tint", "hue", "blur",
-            "randaugment")  # fmt: skip
 
 
 @pytest.fixture
@@ -127,11 +126,10 @@ def test_what_makes_no_sheet_is_refused(command, photographs_of_two, tmp_path):
 
 
 def test_options_that_are_left_out_keep_the_strength():
-    nothing = dict.fromkeys(SWITCHES)
     for strength in ("none", "light", "medium", "strong"):
-        assert augmenting.chosen_augmentation(strength, **nothing) == augmentation(strength)
-    given = nothing | {"scale": 2.0, "flip": True, "vertical_flip": True, "no_flip_class": ["b", "d", "b"], "tint": 0.0}
-    assert augmenting.chosen_augmentation("medium", **given) == augmentation(
+        assert Changes().of(strength) == augmentation(strength)
+    given: dict[str, Any] = {"scale": 2.0, "flip": True, "vertical_flip": True, "no_flip": ["b", "d", "b"], "tint": 0.0}
+    assert Changes(**given).of("medium") == augmentation(
         "medium", scale=2.0, flip=0.5, vertical_flip=0.5, no_flip=("b", "d"), tint=0.0
     )
 

@@ -29,11 +29,11 @@ def test_classify_prints_fixed_columns(command, lite_weights, photographs):
 
 def test_classify_only_lists_classes_of_a_target(command, lite_weights, photographs):
     pictures = [photographs / "chelsea.png", photographs / "coffee.png"]
-    code, out, _ = command("classify", lite_weights, pictures[0], "--only", "domestic cat - tabby", "--top", 20)
+    code, out, _ = command("classify", lite_weights, pictures[0], "--target", "domestic cat - tabby", "--top", 20)
     assert code == 0
     wnids = [line.split("  ")[1] for line in out.splitlines()]
     assert sorted(wnids) == ["n02123159", "n02123394", "n02123597", "n02124075"]
-    code, out, error = command("classify", lite_weights, *pictures, "--only", "cat - - dog")
+    code, out, error = command("classify", lite_weights, *pictures, "--target", "cat - - dog")
     assert (code, out) == (1, "")
     assert error == "convnets-torch: a target is missing at >>> in 'cat - >>>- dog'; a sign stands between two targets"
 
@@ -203,7 +203,7 @@ conversion._fill = killed
 from convnets_torch.cli.app import main
 main()
 """
-    arguments = ["convert", KERAS1 / "vgg16.h5", tmp_path / "out.safetensors"]
+    arguments = ["convert", KERAS1 / "vgg16.h5", "-o", tmp_path / "out.safetensors"]
     done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 128 + 15
     assert not list(tmp_path.iterdir())
@@ -230,7 +230,7 @@ def test_the_version_is_printed(command):
 
 def test_converting_prints_where_it_went(command, tmp_path):
     code, out, _ = command(
-        "convert", KERAS1 / "alexnet.h5", tmp_path / "a.safetensors", "--preprocessing", "original-aspect"
+        "convert", KERAS1 / "alexnet.h5", "-o", tmp_path / "a.safetensors", "--preprocessing", "original-aspect"
     )
     assert code == 0
     assert out.splitlines()[-1] == (

@@ -93,7 +93,7 @@ def test_results_go_into_a_file_that_appears_whole(command, lite_weights, folder
     assert len(list(csv.reader(io.StringIO(out_file.read_text())))) == 1 + 2 + 4 * 5
     assert error.splitlines()[-1] == f"convnets-torch: {out_file}: 6 pictures, 2 of which could not be classified"
     before = out_file.read_bytes()
-    code, _, error = command("classify", lite_weights, folder, "--only", "no such thing", "-o", out_file)
+    code, _, error = command("classify", lite_weights, folder, "--target", "no such thing", "-o", out_file)
     assert code == 1
     assert "no such thing" in error
     assert out_file.read_bytes() == before

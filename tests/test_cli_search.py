@@ -31,18 +31,18 @@ def place(tmp_path_factory, photographs):
 @pytest.fixture
 def indexed(command, lite_weights, place):
     """What indexing them said; their index is photos.lance."""
-    return command("index", lite_weights, place / "train", place / "test", "--db", place / "photos.lance")
+    return command("index", lite_weights, place / "train", place / "test", "-o", place / "photos.lance")
 
 
 def test_indexing_says_what_it_did_and_goes_on_from_there(command, lite_weights, place, tmp_path):
-    arguments = ("index", lite_weights, place / "train", "--db", tmp_path / "x.lance")
+    arguments = ("index", lite_weights, place / "train", "-o", tmp_path / "x.lance")
     code, out, error = command(*arguments)
     counts = "6 embedded, 0 moved, 0 with the content of others, 0 unchanged, 0 could not be used, 0 vanished"
     assert (code, out, error) == (0, "", f"convnets-torch: {tmp_path / 'x.lance'}: {counts}; 6 can be searched\n")
     (tmp_path / "bad.jpg").write_text("no picture")
     code, _, error = command(*arguments, "--hash-all")
     assert (code, "0 embedded, 0 moved, 0 with the content of others, 6 unchanged" in error) == (0, True)
-    code, _, error = command("index", lite_weights, tmp_path / "bad.jpg", "--db", tmp_path / "x.lance")
+    code, _, error = command("index", lite_weights, tmp_path / "bad.jpg", "-o", tmp_path / "x.lance")
     assert code == 1
     assert error.splitlines()[1] == (
         f"convnets-torch: {tmp_path / 'bad.jpg'} is no picture that Pillow can read; convert it to JPEG or PNG"
@@ -70,7 +70,7 @@ def test_options_of_search_do_what_they_say(command, indexed, place, photographs
     index = Index.open(database)
     for options, keywords in (
         (["--metric", "l2"], {"metric": "l2"}),
-        (["--class", "vehicle"], {"target": "vehicle"}),
+        (["--target", "vehicle"], {"target": "vehicle"}),
         (["--box", "10,20,300,400"], {"box": (10, 20, 300, 400)}),
         (["--weights", lite_weights], {}),
     ):
@@ -84,22 +84,22 @@ def test_options_of_search_do_what_they_say(command, indexed, place, photographs
 
 def test_duplicates_and_leaks_are_told(command, indexed, place, tmp_path):
     database = place / "photos.lance"
-    code, out, _ = command("duplicates", database, "--threshold", 0.9, "-o", tmp_path / "d.png")
+    code, out, _ = command("duplicates", database, "--min-similarity", 0.9, "-o", tmp_path / "d.png")
     cup, coffee = place / "test" / "cup.png", place / "train" / "coffee.png"
     groups = [{line.split()[-1] for line in group.split("\n")} for group in out.strip("\n").split("\n\n")]
     assert (code, {str(cup), str(coffee)} in groups) == (0, True)
     with Image.open(tmp_path / "d.png") as sheet:
         assert sheet.width == 16 + 6 * (128 + 16)
-    _, out, _ = command("duplicates", database, "--threshold", 0.9, "--json")
+    _, out, _ = command("duplicates", database, "--min-similarity", 0.9, "--json")
     assert [set(json.loads(line)["group"]) for line in out.splitlines()] == groups
     between = ("--between", place / "test", place / "train")
-    _, out, _ = command("duplicates", database, *between, "--threshold", 0.9, "--json")
+    _, out, _ = command("duplicates", database, *between, "--min-similarity", 0.9, "--json")
     [leak] = map(json.loads, out.splitlines())
     assert (leak["path"], leak["of"]) == (str(cup), str(coffee))
     assert 0.9 <= leak["similarity"] < 1
-    _, out, _ = command("duplicates", database, *between, "--threshold", 0.9)
+    _, out, _ = command("duplicates", database, *between, "--min-similarity", 0.9)
     assert out == f"{leak['similarity']:.4f}  {cup}  {coffee}\n"
-    assert command("duplicates", database, "--threshold", 1)[:2] == (0, "")
+    assert command("duplicates", database, "--min-similarity", 1)[:2] == (0, "")
 
 
 def test_what_is_misused_or_cannot_be_done_is_one_line(command, indexed, place, vgg, photographs, tmp_path):
@@ -110,7 +110,7 @@ def test_what_is_misused_or_cannot_be_done_is_one_line(command, indexed, place, 
         ("search", database, query, "-k", 0),
         ("search", database, query, "--box", "1,2,3"),
         ("search", database, query, "-o", tmp_path / "s.txt"),
-        ("duplicates", database, "--threshold", 1.5),
+        ("duplicates", database, "--min-similarity", 1.5),
         ("duplicates", database, "-o", tmp_path / "s.txt"),
     ]
     for arguments in misused:
@@ -122,11 +122,11 @@ def test_what_is_misused_or_cannot_be_done_is_one_line(command, indexed, place, 
         (("search", place / "train", query), "holds no index; make one"),
         (("search", query, query), "is no index, which is a folder"),
         (("search", database, tmp_path / "none.jpg"), "is neither a file nor in"),
-        (("search", database, query, "--class", "dogz"), "unknown word 'dogz'"),
+        (("search", database, query, "--target", "dogz"), "unknown word 'dogz'"),
         (("search", database, query, "--ann"), "too few to be approximate"),
         (("search", database, photographs / "brick.png", "--weights", tmp_path / "vgg.safetensors"), "another card"),
-        (("index", tmp_path / "vgg.safetensors", place / "train", "--db", database), "vectors of another kind"),
-        (("index", tmp_path / "vgg.safetensors", tmp_path / "empty", "--db", database), "holds no pictures"),
+        (("index", tmp_path / "vgg.safetensors", place / "train", "-o", database), "vectors of another kind"),
+        (("index", tmp_path / "vgg.safetensors", tmp_path / "empty", "-o", database), "holds no pictures"),
         (("duplicates", database, "--between", tmp_path / "empty", place / "train"), "index that folder first"),
         (("duplicates", database, "--between", place, place / "train"), "one is in the other"),
     ]

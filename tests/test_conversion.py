@@ -440,7 +440,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     """A limit on file sizes is what a full disk looks like to a program: a write that fails half-way."""
     out = tmp_path / "out.safetensors"
     out.write_text("precious")
-    command = [sys.executable, "-m", "converters", KERAS1 / "vgg16.h5", out]
+    command = [sys.executable, "-m", "converters", KERAS1 / "vgg16.h5", "-o", out]
     done = subprocess.run(
         command,
         capture_output=True,
@@ -457,10 +457,10 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
 def test_the_three_ways_to_call_it_write_the_same_bytes(tmp_path, command):
     source = DATA / "keras1" / "vgg16.h5"
     convnets_torch.convert(source, tmp_path / "a.safetensors")
-    code, out, _ = command("convert", source, tmp_path / "b.safetensors")
+    code, out, _ = command("convert", source, "-o", tmp_path / "b.safetensors")
     assert code == 0
     assert ["conv1_1", "features.conv1_1.weight", "8x3x3x3", "flipped"] in [line.split() for line in out.splitlines()]
-    done = subprocess.run([sys.executable, "-m", "converters", source, tmp_path / "c.safetensors"], check=True)
+    done = subprocess.run([sys.executable, "-m", "converters", source, "-o", tmp_path / "c.safetensors"], check=True)
     assert done.returncode == 0
     written = {(tmp_path / f"{name}.safetensors").read_bytes() for name in "abc"}
     assert len(written) == 1

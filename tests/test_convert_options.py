@@ -155,7 +155,7 @@ def test_the_first_pooling_of_an_old_resnet_is_chosen_by_the_files_own_list_and_
         card = read_card(out)
         assert card.arguments["pool_padding"] is padded
         assert note in card.source.changes
-        code, printed, _ = command("convert", DATA / file, out, "--preprocessing", "keras-caffe")
+        code, printed, _ = command("convert", DATA / file, "-o", out, "--preprocessing", "keras-caffe")
         assert code == 0
         assert f"note: {note}" in printed.splitlines()
 
@@ -163,7 +163,7 @@ def test_the_first_pooling_of_an_old_resnet_is_chosen_by_the_files_own_list_and_
 @pytest.mark.parametrize(("word", "padded"), [("yes", True), ("no", False)])
 def test_the_user_decides_the_first_pooling(word, padded, out, command):
     code, printed, _ = command(
-        "convert", DATA / OLD_RESNET, out, "--preprocessing", "keras-caffe", "--pool1-padding", word
+        "convert", DATA / OLD_RESNET, "-o", out, "--preprocessing", "keras-caffe", "--pool1-padding", word
     )
     assert code == 0
     assert "pooling" not in printed
@@ -176,7 +176,7 @@ def test_the_user_decides_the_first_pooling(word, padded, out, command):
 def test_a_first_pooling_that_is_known_is_not_said_twice(refused, command, out):
     refused(WHOLE_RESNET, "its config has the padding of the first pooling; leave out", pool1_padding=False, **CAFFE)
     refused(WHOLE, "is vgg16, whose first pooling is known; leave out", pool1_padding=True, **CAFFE)
-    code, _, error = command("convert", DATA / OLD_RESNET, out, "--pool1-padding", "maybe")
+    code, _, error = command("convert", DATA / OLD_RESNET, "-o", out, "--pool1-padding", "maybe")
     assert (code, "yes or no is wanted" in error) == (2, True)
 
 
@@ -245,9 +245,9 @@ def test_the_input_size_follows_from_a_square_of_cells_or_is_asked_for(out, refu
     refused(
         NESTED, "dense_1 has 108 rows, but a 12x4x4 block flattens to 192", preprocessing="unit", input_size=(150, 150)
     )
-    code, _, error = command("convert", DATA / NESTED, out, "--preprocessing", "unit", "--input-size", "96x")
+    code, _, error = command("convert", DATA / NESTED, "-o", out, "--preprocessing", "unit", "--input-size", "96x")
     assert (code, "--input-size is '96x'" in error) == (2, True)
-    code, _, _ = command("convert", DATA / NESTED, out, "--preprocessing", "unit", "--input-size", "100x120")
+    code, _, _ = command("convert", DATA / NESTED, "-o", out, "--preprocessing", "unit", "--input-size", "100x120")
     assert (code, read_card(out).arguments["size"]) == (0, (100, 120))
 
 
@@ -289,7 +289,7 @@ def test_names_of_classes_are_one_on_each_line(tmp_path, out, refused, command):
     labels = tmp_path / "labels.txt"
     names = ("cat", "dog", "größe", "a b", "e", "f", "g")
     labels.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(names).encode() + b"\r\n\r\n")
-    code, _, _ = command("convert", DATA / WHOLE, out, "--preprocessing", "keras-caffe", "--classes", labels)
+    code, _, _ = command("convert", DATA / WHOLE, "-o", out, "--preprocessing", "keras-caffe", "--classes", labels)
     assert (code, read_card(out).class_names) == (0, names)
     out.unlink()
     for text, message in (
@@ -318,7 +318,7 @@ def test_names_of_classes_are_one_on_each_line(tmp_path, out, refused, command):
 def test_reading_in_this_process_gives_the_same_bytes(tmp_path, command):
     paths = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     for path, more in zip(paths, ([], ["--no-isolation"]), strict=True):
-        assert command("convert", DATA / WHOLE, path, "--preprocessing", "keras-caffe", "--proof", *more)[0] == 0
+        assert command("convert", DATA / WHOLE, "-o", path, "--preprocessing", "keras-caffe", "--proof", *more)[0] == 0
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -339,7 +339,7 @@ def test_a_proof_that_fails_leaves_no_output(mistake, monkeypatch, tmp_path, com
     assert hasattr(layouts, name)
     monkeypatch.setattr(writing, name, broken)
     out = tmp_path / "out.safetensors"
-    arguments = ("convert", DATA / WHOLE, out, "--preprocessing", "keras-caffe", "--no-isolation")
+    arguments = ("convert", DATA / WHOLE, "-o", out, "--preprocessing", "keras-caffe", "--no-isolation")
     code, printed, error = command(*arguments, "--proof")
     assert (code, printed) == (1, "")
     assert "the proof fails at " in error
@@ -406,6 +406,7 @@ def test_a_model_of_ones_own_classifies_and_maps_its_own_classes(tmp_path, out, 
     code, _, error = command(
         "convert",
         DATA / "keras231/vgg16_nested_last_model.h5",
+        "-o",
         out,
         "--preprocessing",
         "unit",
@@ -424,7 +425,7 @@ def test_a_model_of_ones_own_classifies_and_maps_its_own_classes(tmp_path, out, 
 
 
 def test_a_network_without_a_head_says_what_is_wanting(tmp_path, out, pictures, command):
-    code, _, error = command("convert", DATA / NOTOP, out, "--backend", "theano")
+    code, _, error = command("convert", DATA / NOTOP, "-o", out, "--backend", "theano")
     assert code == 0, error
     network = load(out)
     assert (network.head, network.card.class_names, network.card.activation) == (None, None, "none")

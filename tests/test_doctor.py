@@ -185,7 +185,7 @@ def test_what_no_hypothesis_explains_stays_undecided(originals, tmp_path, comman
     np.save(tmp_path / "y.npy", golden.outputs)
     code, out, error = command(
         "doctor", tmp_path / "broken.safetensors", "--golden", tmp_path / "x.npy", tmp_path / "y.npy",
-        "--write", tmp_path / "out.safetensors",
+        "-o", tmp_path / "out.safetensors",
     )  # fmt: skip
     assert code == 1
     assert out.splitlines()[-1].startswith("undecided: nothing explains the recorded outputs; nearest is ")
@@ -199,7 +199,7 @@ def test_the_command_writes_the_corrected_file_and_says_so_in_its_card(originals
     np.save(tmp_path / "x.npy", golden.inputs)
     np.save(tmp_path / "y.npy", golden.outputs)
     arguments = ["doctor", tmp_path / "broken.safetensors", "--golden", tmp_path / "x.npy", tmp_path / "y.npy"]
-    code, out, error = command(*arguments, "--write", tmp_path / "out.safetensors")
+    code, out, error = command(*arguments, "-o", tmp_path / "out.safetensors")
     assert code == 0
     assert out.splitlines()[-1].startswith("kernels are flipped and LRN alpha is 0.0005, not 0.0001: the file as it is")
     assert f"{tmp_path / 'out.safetensors'}: written" in error
@@ -232,7 +232,7 @@ def test_flipped_kernels_are_found_by_photographs(lite_weights, photographs, tmp
         (folder / file).write_bytes((photographs / file).read_bytes())
     (folder / "cut.png").write_bytes((photographs / "coffee.png").read_bytes()[:5000])
     out_file = tmp_path / "out.safetensors"
-    code, out, error = command("doctor", tmp_path / "broken.safetensors", tmp_path / "album", "--write", out_file)
+    code, out, error = command("doctor", tmp_path / "broken.safetensors", tmp_path / "album", "-o", out_file)
     assert code == 0, out
     assert re.search(r"cut\.png is broken .*; it is left out", error)
     assert out.splitlines()[-1].startswith("kernels are flipped: the file as it is gives 0.")

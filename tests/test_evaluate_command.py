@@ -38,7 +38,15 @@ def pictures(tmp_path_factory):
 
 def test_errors_are_printed_and_reported(command, weights, pictures, tmp_path):
     report = tmp_path / "report"
-    options = ("-o", report, "--temperature", "--save-temperature", tmp_path / "calibrated.safetensors", "--batch", 8)
+    options = (
+        "-o",
+        report,
+        "--temperature",
+        "--save-temperature",
+        tmp_path / "calibrated.safetensors",
+        "--batch-size",
+        8,
+    )
     code, out, error = command("evaluate", weights, pictures / "classes", *options)
     assert code == 1  # for the picture that is none
     assert "09.png is no picture that Pillow can read" in error
@@ -121,15 +129,15 @@ def test_an_interrupted_run_goes_on(command, weights, pictures, tmp_path, monkey
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    arguments = (weights, pictures / "flat", "--truth", pictures / "truth.txt", "--batch", 4)
+    arguments = (weights, pictures / "flat", "--truth", pictures / "truth.txt", "--batch-size", 4)
     _, whole, _ = command("evaluate", *arguments, "--json")
     with monkeypatch.context() as patch:
         patch.setattr("convnets_torch.evaluation.evaluate.PART", 4)
         patch.setattr("convnets_torch.evaluation.evaluate.rank", interrupt)  # all outputs are there, no figures yet
-        code, out, error = command("evaluate", *arguments, "--resume", tmp_path / "outputs")
+        code, out, error = command("evaluate", *arguments, "--resume-folder", tmp_path / "outputs")
     assert (code, out) == (130, "")
     assert f"nothing was reported; the same command goes on from {tmp_path / 'outputs'}" in error
-    code, out, _ = command("evaluate", *arguments, "--resume", tmp_path / "outputs", "--json")
+    code, out, _ = command("evaluate", *arguments, "--resume-folder", tmp_path / "outputs", "--json")
     assert code == 1
     figures, wanted = json.loads(out), json.loads(whole)
     assert (figures.pop("running")["computed"], wanted.pop("running")["computed"]) == (0, 40)
@@ -198,8 +206,12 @@ def test_what_cannot_be_is_refused_before_any_work(command, weights, pictures, t
         ((classes, "--save-temperature", tmp_path / "a.safetensors", "--crops", "ten"), 2, "fits it to the mean"),
         ((classes, "--save-temperature", weights), 1, "would overwrite the weights that are read"),
         ((classes, "-o", classes / "report"), 1, "where it would be taken for a class; name a folder outside"),
-        ((classes, "--resume", classes / "outputs"), 1, "where it would be taken for a class; name a folder outside"),
-        ((classes, "--resume", pictures / "truth.txt"), 1, "is not a folder; name one for the outputs"),
+        (
+            (classes, "--resume-folder", classes / "outputs"),
+            1,
+            "where it would be taken for a class; name a folder outside",
+        ),
+        ((classes, "--resume-folder", pictures / "truth.txt"), 1, "is not a folder; name one for the outputs"),
         ((classes, "-o", pictures / "truth.txt"), 1, "is not a folder; name one for the report"),
         ((weights,), 1, "is not a folder, and no table"),
         ((pictures / "flat",), 1, "has no sub-folders, so nothing says which class"),

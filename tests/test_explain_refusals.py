@@ -151,8 +151,8 @@ def test_a_picture_is_not_overwritten_by_what_is_made_of_it(words, weights, stre
 
 
 def test_maps_and_their_report_are_not_the_same_file(weights, street, tmp_path, command):
-    path = tmp_path / "x.json"
-    code, _, error = command("gradcam", weights, street, "--target", 3, "-o", path, "--report", path)
+    path = tmp_path / "report.json"
+    code, _, error = command("gradcam", weights, street, "--target", 3, "-o", path, "--report", tmp_path)
     assert code == 2
-    assert "--report and -o are both" in error
+    assert "--report and -o both mean" in error
     assert not path.exists()

@@ -169,7 +169,7 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(dataset, cache, comman
     weights, output = tmp_path / "small.safetensors", tmp_path / "mine.safetensors"
     save(small_resnet(), weights)
     data = dataset.train[0][0].parents[1]
-    options = ("--batch", 8, "--epochs", 1, "--head-epochs", 3000, "--patience", 0, "--allow-leaks")
+    options = ("--batch-size", 8, "--epochs", 1, "--head-epochs", 3000, "--patience", 0, "--allow-leaks")
 
     def interrupt():
         while not checkpoint_of(output).exists():
@@ -224,7 +224,7 @@ def test_what_is_read_is_no_output(dataset, cache, command, tmp_path):
     rows = [f"{path},{dataset.classes[label]}" for path, label in (*dataset.train, *dataset.val)]
     table.write_text("\n".join(["path,label", *rows]))
     before = table.read_bytes()
-    code, _, err = command("finetune", weights, table, "-o", tmp_path / "mine.safetensors", "--batch", 8)
+    code, _, err = command("finetune", weights, table, "-o", tmp_path / "mine.safetensors", "--batch-size", 8)
     assert (code, table.read_bytes()) == (1, before)
     assert "mine.history.csv would overwrite the table that is read; name another output" in err
     code, _, err = command("finetune", weights, table, "-o", weights)
@@ -238,7 +238,7 @@ def test_a_table_of_pictures_may_be_called_as_the_weights_are(dataset, cache, co
     rows = [f"{path},{dataset.classes[label]}" for path, label in (*dataset.train, *dataset.val)]
     table.write_text("\n".join(["path,label", *rows]))
     before = table.read_bytes()
-    quick = ("--batch", 8, "--head-epochs", 1, "--epochs", 0, "--allow-leaks")
+    quick = ("--batch-size", 8, "--head-epochs", 1, "--epochs", 0, "--allow-leaks")
     for data in (table, dataset.train[0][0].parent.parent):  # beside a folder it lost its rows before
         code, _, err = command("finetune", weights, data, "-o", tmp_path / "mine.safetensors", *quick)
         assert code == 0, err

@@ -200,7 +200,7 @@ def test_the_picture_glows_where_the_map_is_high(network, tmp_path):
 
 def test_the_command_writes_a_folder_and_goes_on_after_a_bad_file(weights, street, tmp_path, command):
     (tmp_path / "bad.jpg").write_text("no picture")
-    out, report = tmp_path / "out", tmp_path / "report.json"
+    out, report = tmp_path / "out", tmp_path / "report"
     code, printed, said = command(
         "gradcam", weights, street, tmp_path / "bad.jpg", "--target", "dog", "--target", "cat", "-o", out,
         "--report", report,
@@ -210,7 +210,7 @@ def test_the_command_writes_a_folder_and_goes_on_after_a_bad_file(weights, stree
     assert "bad.jpg" in said
     assert "2 pictures, 1 of which failed" in said
     assert [path.name for path in out.iterdir()] == ["street.png.png"]
-    written = json.loads(report.read_text())
+    written = json.loads((report / "report.json").read_text())
     assert written["summary"]["maps"] == 2
     assert len(written["images"][0]["maps"][0]["deletion"]) == 51
     assert "error" in written["images"][1]
@@ -232,6 +232,9 @@ def test_misuse_of_the_command(weights, street, tmp_path, command):
     assert command("gradcam", weights, street, "--json", "--report", tmp_path / "report.txt")[0] == 2
     code, _, said = command("gradcam", weights, street, "-o", tmp_path / "map.html")
     assert (code, "can be written as .png" in said) == (1, True)
+    (tmp_path / "report.txt").write_text("a file")
+    code, _, said = command("gradcam", weights, street, "--json", "--report", tmp_path / "report.txt")
+    assert (code, "is not a folder; name one for the report" in said) == (1, True)
     code, _, said = command("gradcam", weights, street, "--json", "--layer", "relu5")
     assert (code, "did you mean" in said) == (1, True)
 

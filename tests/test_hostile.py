@@ -209,7 +209,7 @@ def test_nothing_of_a_config_is_imported_or_run(tmp_path, refused):
     config["config"]["layers"][1] |= {"module": "stolen", "class_name": "Stolen", "registered_name": "stolen>Stolen"}
     write(path, members | {"config.json": json.dumps(config).encode()})
     code = "import sys; from convnets_torch.cli.app import main; sys.path.insert(0, '.'); main()"
-    command = [sys.executable, "-c", code, "convert", path.name, "out.safetensors", "--preprocessing", "unit"]
+    command = [sys.executable, "-c", code, "convert", path.name, "-o", "out.safetensors", "--preprocessing", "unit"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(DATA.parents[1]), str(tmp_path)])}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 1

@@ -56,7 +56,9 @@ def trap(tmp_path):
 
 
 @pytest.mark.skipif(not COMMAND.exists(), reason="the command is not installed")
-@pytest.mark.parametrize("arguments", [("audit", "x.h5"), ("convert", "x.h5", "out.safetensors", "--backend=theano")])
+@pytest.mark.parametrize(
+    "arguments", [("audit", "x.h5"), ("convert", "x.h5", "-o", "out.safetensors", "--backend=theano")]
+)
 def test_no_module_of_the_current_folder_is_run(trap, arguments):
     """The command's own script keeps the folder away from the first process; the others are ours to keep it from."""
     environment = os.environ | {"PYTHONPATH": ""}

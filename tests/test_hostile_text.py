@@ -225,12 +225,12 @@ def test_no_card_steers_a_terminal(command, fields, weights, tmp_path, arguments
 
 
 COMMANDS = {
-    "convert": ["NAME", "NAME.safetensors"], "info": ["NAME"], "audit": ["NAME"], "doctor": ["NAME", "NAME"],
+    "convert": ["NAME", "-o", "NAME.safetensors"], "info": ["NAME"], "audit": ["NAME"], "doctor": ["NAME", "NAME"],
     "classify": ["NAME", "NAME"], "heatmap": ["NAME", "NAME", "--target", "NAME", "-o", "NAME.png"],
     "gradcam": ["NAME", "NAME", "-o", "NAME.png"], "explain": ["NAME", "NAME", "-o", "NAME.html"],
     "evaluate": ["NAME", "NAME"], "export": ["NAME", "-o", "NAME.onnx"], "embed": ["NAME", "NAME", "-o", "NAME.npz"],
     "probe": ["NAME", "NAME"], "finetune": ["NAME", "NAME", "-o", "NAME.safetensors"],
-    "augment": ["NAME", "-o", "NAME.png"], "index": ["NAME", "NAME", "--db", "NAME"], "search": ["NAME", "NAME"],
+    "augment": ["NAME", "-o", "NAME.png"], "index": ["NAME", "NAME", "-o", "NAME"], "search": ["NAME", "NAME"],
     "duplicates": ["NAME"], "map": ["NAME", "NAME", "-o", "NAME.html"], "layers": ["NAME"],
     "activations": ["NAME", "NAME", "--layer", "NAME", "-o", "NAME.png"],
     "filters": ["NAME", "--layer", "NAME", "-o", "NAME.png"], "synsets": ["NAME"],

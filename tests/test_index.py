@@ -252,7 +252,7 @@ def test_without_lancedb_the_extra_is_named(photos, tmp_path, vgg):
 import sys
 sys.modules["lancedb"] = None
 from convnets_torch.cli.app import main
-sys.argv = ["convnets-torch", "index", {str(tmp_path / "vgg.safetensors")!r}, {str(photos)!r}, "--db", "x.lance"]
+sys.argv = ["convnets-torch", "index", {str(tmp_path / "vgg.safetensors")!r}, {str(photos)!r}, "-o", "x.lance"]
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

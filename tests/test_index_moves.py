@@ -306,13 +306,13 @@ def test_a_group_that_only_others_connect_is_named_a_chain(tmp_path, steps, chai
 
 
 def test_the_command_says_the_same_as_lines_json_and_csv(command, several):
-    code, out, error = command("duplicates", several / "x.lance", "--threshold", 0.99, "-o", several / "d.csv")
+    code, out, error = command("duplicates", several / "x.lance", "--min-similarity", 0.99, "-o", several / "d.csv")
     assert (code, "1 of these files are gone" in error) == (0, True)
     lines = [line.split() for line in out.strip("\n").split("\n")]
     marks = [line[0] for line in lines if not line[0].startswith("0.")]
     assert marks == ["keep", "same", "same", "link", "gone"]
     assert lines[0][1:] == ["1.0000", "30", "x", "40", str((several / "c-large.png").stat().st_size), lines[0][-1]]
-    code, out, _ = command("duplicates", several / "x.lance", "--threshold", 0.99, "--json")
+    code, out, _ = command("duplicates", several / "x.lance", "--min-similarity", 0.99, "--json")
     [group] = map(json.loads, out.splitlines())
     assert group["keeper"] == group["group"][0] == group["files"][0]["paths"][0] == lines[0][-1]
     with (several / "d.csv").open(newline="") as file:
@@ -326,7 +326,7 @@ def test_the_command_says_the_same_as_lines_json_and_csv(command, several):
 def test_leaks_are_a_table_too(command, photos):
     index = put(photos / "x.lance", {photos / "one" / "a.png": (3, 4), photos / "two" / "c.png": (4, 3)})
     (photos / "two" / "c.png").unlink()
-    folders = ("--between", photos / "one", photos / "two", "--threshold", 0.9)
+    folders = ("--between", photos / "one", photos / "two", "--min-similarity", 0.9)
     code, out, error = command("duplicates", index.address, *folders, "-o", photos / "leaks.csv")
     assert (code, "1 of these files are gone" in error) == (0, True)
     paths = [str(photos / name) for name in ("one/a.png", "two/c.png")]
@@ -340,10 +340,10 @@ def test_a_class_without_a_match_is_said(command, indexed, photos):
     [matches] = Index.open(address).search(query)
     held = {match.words for match in matches.found}
     other = next(letter for letter in "abcdefghij" if letter not in held)
-    code, out, error = command("search", address, query, "--class", other)
+    code, out, error = command("search", address, query, "--target", other)
     assert (code, out) == (0, "")
     assert f"the index has no other picture whose most probable class is of '{other}'" in error
-    assert command("search", address, query, "--class", matches.found[0].words)[2] == ""
+    assert command("search", address, query, "--target", matches.found[0].words)[2] == ""
     shutil.rmtree(photos / "one")
     _, out, error = command("search", address, query)
     assert sorted("(gone)" in line for line in out.splitlines()) == [False, True, True]

@@ -248,7 +248,7 @@ def test_every_command_takes_the_options_of_folders_and_tables(pictures, command
         ("classify",),
         ("embed", "-o", tmp_path / "vectors.npz"),
         ("heatmap", "-o", tmp_path / "maps", "--target", "class 1", "--format", "npy", "--longest-side", 64),
-        ("index", "--db", tmp_path / "pictures.lance"),
+        ("index", "-o", tmp_path / "pictures.lance"),
     ):
         assert command(name, weights, pictures, *options)[0] == 1
         if name == "heatmap":
@@ -262,7 +262,7 @@ def test_every_command_takes_the_options_of_folders_and_tables(pictures, command
     for name, *options in (
         ("probe", "--folds", 2),
         ("evaluate", "--json"),
-        ("finetune", "-o", tmp_path / "mine.safetensors", "--batch", 2, "--epochs", 0, "--allow-leaks"),
+        ("finetune", "-o", tmp_path / "mine.safetensors", "--batch-size", 2, "--epochs", 0, "--allow-leaks"),
     ):
         code, _, error = command(name, weights, pictures, *options, *reading)
         assert (code, "has no row for 1 of 6 pictures" in error) == (1, True)

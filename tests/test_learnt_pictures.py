@@ -42,7 +42,7 @@ def tuned(tmp_path_factory):
 
 def test_training_pictures_are_told_from_others_wherever_they_lie(tuned, command, tmp_path):
     data, weights = tuned
-    code, out, error = command("evaluate", weights, data, "--report", tmp_path / "report")
+    code, out, error = command("evaluate", weights, data, "-o", tmp_path / "report")
     assert code == 0
     assert ["trained", "on", "24", "of", "30"] in [line.split()[-5:] for line in out.splitlines()]
     assert "the network was trained on 24 of these 30 pictures, so its errors are lower" in error

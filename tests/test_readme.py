@@ -101,7 +101,7 @@ def test_the_code_of_the_porting_page_runs(tmp_path, monkeypatch, cache):
 
 
 def test_the_commands_with_several_targets_run(in_a_users_folder, command):
-    command("convert", "vgg16_weights.h5", "vgg16.safetensors")
+    command("convert", "vgg16_weights.h5", "-o", "vgg16.safetensors")
     [block] = re.findall(r"```sh\n(convnets-torch heatmap.*?)```", README, re.DOTALL)
     for line in block.splitlines():
         program, *arguments = shlex.split(line)
@@ -133,7 +133,7 @@ def test_the_code_of_the_page_about_reading_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_code_of_the_doctors_page_runs(in_a_users_folder, command, capsys):
     page = (Path(__file__).parent.parent / "docs" / "doctor.md").read_text(encoding="utf-8")
-    command("convert", "vgg16_weights.h5", "alexnet.safetensors")
+    command("convert", "vgg16_weights.h5", "-o", "alexnet.safetensors")
     [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(code, "doctor.md", "exec"), {})
     assert capsys.readouterr().out.startswith("kernels are flipped: the file as it is misses")

@@ -102,7 +102,7 @@ def test_a_killed_command_leaves_no_picture_and_goes_on(lite_weights, tall, tmp_
     Image.fromarray(big).save(tmp_path / "big.png")
     out = tmp_path / "dogs.png"
     arguments = ["heatmap", lite_weights, tmp_path / "big.png", "--target", "dog", "-o", out]
-    options = ["--max-memory", "20MB", "--resume", tmp_path / "rows"]
+    options = ["--max-memory", "20MB", "--resume-folder", tmp_path / "rows"]
     command = [sys.executable, "-c", PROGRAM, *map(str, arguments + options)]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     waited = time.monotonic() + 120
@@ -124,7 +124,7 @@ def test_an_interrupted_command_says_how_it_goes_on(lite_weights, tall, tmp_path
     big = np.concatenate([tall] * 4)
     Image.fromarray(big).save(tmp_path / "big.png")
     arguments = [lite_weights, tmp_path / "big.png", "--target", "dog", "-o", tmp_path / "dogs.png"]
-    options = ["--max-memory", "20MB", "--resume", tmp_path / "rows"]
+    options = ["--max-memory", "20MB", "--resume-folder", tmp_path / "rows"]
     command = [sys.executable, "-c", PROGRAM, "heatmap", *map(str, arguments + options)]
     running = subprocess.Popen(
         command,

@@ -418,7 +418,7 @@ def test_the_commands_say_it(pictures, command, cache, tmp_path):
     weights, output = tmp_path / "small.safetensors", tmp_path / "mine.safetensors"
     save(small_resnet(), weights)
     table = ("--truth", pictures.parent / "columns.csv")
-    short = ("--batch", 8, "--head-epochs", 2, "--epochs", 0, "--allow-leaks")
+    short = ("--batch-size", 8, "--head-epochs", 2, "--epochs", 0, "--allow-leaks")
     code, out, error = command("finetune", weights, pictures, *table, "-o", output, *short)
     assert code == 0, error
     assert "12 of 36 pictures have several labels, and 6 none (by their columns of 0 and 1)" in error

@@ -13,7 +13,7 @@ import pytest
 import convnets_torch
 from tests.reference import wordnet
 
-TABLE = Path(convnets_torch.__file__).parent / "data" / "synsets.tsv"
+TABLE = Path(convnets_torch.__file__).parent / "wordnet" / "data" / "synsets.tsv"
 ROWS = [line.split("\t") for line in TABLE.read_text(encoding="ascii").splitlines()[1:]]
 OWN_ID = {row[0] for row in ROWS if row[1]}  # the classes themselves
 RECORDED = [line.split("\t") for line in wordnet.CLASS_SETS.read_text(encoding="ascii").splitlines()]

@@ -113,7 +113,7 @@ def test_a_network_that_learnt_wnid_folders_knows_the_tree(command, tmp_path):
         small_resnet(), find_dataset(data), weights, replace(QUICK, epochs=0), cache=tmp_path / "v", allow_leaks=True
     )
     picture = data / "n02088364" / "0.png"
-    code, out, error = command("classify", weights, picture, "--only", "cat", "--json")
+    code, out, error = command("classify", weights, picture, "--target", "cat", "--json")
     assert code == 0, error
     listed = json.loads(out)["predictions"]
     assert {(each["wnid"], each["words"]) for each in listed} == {("n02123159", "tiger cat"), ("n02123045", "my tabby")}

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from torch import Tensor
 from converters.doctor.evidence import Evidence, Golden, Labels, Recorded, recordings
 from converters.doctor.hypotheses import Change, State, families, with_background
 from convnets_torch.card import Card
-from convnets_torch.images.decoding import Picture, PictureWarning, read_picture
+from convnets_torch.images.decoding import Decoded, Picture, PictureWarning, Reading, decode, warn
+from convnets_torch.images.levels import Background, Depth
 from convnets_torch.inference.classification import card_of
+from convnets_torch.inference.pipeline import THREADS, ahead
 from convnets_torch.networks import Network
 from convnets_torch.weights import build, load
 from convnets_torch.wordnet.targets import find_target
@@ -75,6 +78,12 @@ def diagnose(
     expected: str | int | Sequence[str | int] | None = None,
     *,
     golden: Golden | None = None,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> Diagnosis:
     """Try what may be wrong with weights against pictures of known content, or against recorded outputs.
 
@@ -98,6 +107,9 @@ def diagnose(
         pictures: whatever `read_picture` takes; a handful of clear ones is enough.
         expected: a target (`find_target`) for all pictures, or a sequence of one for each.
         golden: instead of pictures and labels.
+        batch: how many pictures go through the network together; "auto" is 16.
+        workers: threads that decode; by default one for each core, at most 16.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Returns:
         The verdict, with the corrected network.
@@ -125,11 +137,18 @@ def diagnose(
             raise ValueError("both a golden and pictures are given; diagnose with one of the two")
         kinds = recordings(golden, card)
     else:
-        kinds = [_labels(card, list(pictures), expected)]
-    return _Search(network, card, kinds).diagnosis()
+        reading = Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background)
+        kinds = [_labels(card, list(pictures), expected, reading, workers or THREADS)]
+    return _Search(network, card, kinds, BATCH if batch == "auto" else batch).diagnosis()
 
 
-def _labels(card: Card, pictures: list[Picture], expected: str | int | Sequence[str | int] | None) -> Labels:
+def _labels(
+    card: Card,
+    pictures: list[Picture],
+    expected: str | int | Sequence[str | int] | None,
+    reading: Reading,
+    threads: int,
+) -> Labels:
     if not pictures:
         raise ValueError("there are no pictures to judge by; give a few with known content, or a golden")
     if expected is None:
@@ -147,12 +166,20 @@ def _labels(card: Card, pictures: list[Picture], expected: str | int | Sequence[
         if len(class_ids) == named.classes:
             raise ValueError(f"{target!r} means all {named.classes} classes, so any answer is right; name fewer")
     pixels, right, problems = [], [], []
-    for picture, target in zip(pictures, targets, strict=True):
+
+    def read(picture: Picture) -> Decoded | Exception:
         try:
-            pixels.append(read_picture(picture, exif=card.preprocessing.exif))
-            right.append(ids[target])
+            return decode(picture, reading)
         except (OSError, ValueError) as error:
-            problems.append(error)
+            return error
+
+    for (_, found), target in zip(ahead(pictures, read, most=2 * threads, threads=threads), targets, strict=True):
+        if isinstance(found, Exception):
+            problems.append(found)
+            continue
+        warn(found.remarks)
+        pixels.append(found.pixels)
+        right.append(ids[target])
     if not pixels:
         raise problems[0]
     for problem in problems:
@@ -172,8 +199,8 @@ class _Tried:
 class _Search:
     """Hypotheses tried so far on one network, and what follows from them."""
 
-    def __init__(self, network: Network, card: Card, kinds: Sequence[Labels] | Sequence[Recorded]) -> None:
-        self.network, self.card, self.kinds = network, card, kinds
+    def __init__(self, network: Network, card: Card, kinds: Sequence[Labels] | Sequence[Recorded], batch: int) -> None:
+        self.network, self.card, self.kinds, self.batch = network, card, kinds, batch
         self.families = families(network, card, exact=isinstance(kinds[0], Recorded))
         self.order = {family: place for place, family in enumerate(self.families)}
         tested = [family for family in self.families if any(family not in kind.untested for kind in kinds)]
@@ -223,7 +250,7 @@ class _Search:
                 continue
             key = tuple(change for change in changes if change.rows is None), number
             if key not in self.logits:
-                self.logits[key] = _logits(changed, kind, card)
+                self.logits[key] = _logits(changed, kind, card, self.batch)
             logits = self.logits[key]
             for change in changes:
                 logits = logits if change.rows is None else logits[:, list(change.rows)]
@@ -356,10 +383,10 @@ def _apply(changes: Changes, state: State, card: Card, *, of_input: bool = False
     return state, card
 
 
-def _logits(network: Network, kind: Evidence, card: Card) -> Tensor:
+def _logits(network: Network, kind: Evidence, card: Card, size: int) -> Tensor:
     """Outputs (N, classes) on the CPU in float32, computed without TF32: its rounding is as large as some faults."""
     inputs = torch.from_numpy(kind.inputs(card))
     device = next(network.parameters()).device
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        parts = [network(batch.to(device)).float().cpu() for batch in torch.split(inputs, BATCH)]
+        parts = [network(batch.to(device)).float().cpu() for batch in torch.split(inputs, size)]
     return torch.cat(parts)

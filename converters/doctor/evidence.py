@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -236,13 +236,13 @@ def recordings(golden: Golden, card: Card) -> list[Recorded]:
     return [Recorded(golden, card, form) for form in forms]
 
 
-def labelled_pictures(folder: str | Path) -> list[tuple[Path, str]]:
+def labelled_pictures(folder: str | Path, exclude: Iterable[str] = ()) -> list[tuple[Path, str]]:
     """The pictures in class folders, or of a table, each with its label.
 
     Raises:
         OSError, ValueError: as `find_dataset`, but one class alone is enough.
     """
-    found = find_labelled(folder)
+    found = find_labelled(folder, exclude=exclude)
     if found.doubt:
         raise ValueError(found.doubt)
     return [*zip(found.paths, found.labels, strict=True)]

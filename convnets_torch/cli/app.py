@@ -19,62 +19,53 @@ from convnets_torch.cli import (
     synset_commands,
     weights_commands,
 )
-from convnets_torch.cli import (
-    explain_command as activations_command,
-)
-from convnets_torch.cli import (
-    explain_command as filters_command,
-)
-from convnets_torch.cli import (
-    explain_command as gradcam_command,
-)
-from convnets_torch.cli import (
-    explain_command as layers_command,
-)
-from convnets_torch.cli import (
-    finetune_command as augment_command,
-)
-from convnets_torch.cli import (
-    weights_commands as audit_command,
-)
-from convnets_torch.cli import (
-    weights_commands as doctor_command,
-)
-from convnets_torch.cli import (
-    weights_commands as export_command,
-)
 from convnets_torch.cli.ending import ends_when_told
+from convnets_torch.cli.options import HELP, Command
 from convnets_torch.cli.output import all_warnings_as_lines, one_line, ours
 
 app = typer.Typer(
     help="Convert ImageNet-era Keras weights, classify pictures, and find where in a picture a class is.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=HELP,
     pretty_exceptions_enable=False,
 )
-app.command()(weights_commands.convert)
-app.command()(weights_commands.info)
-app.command()(audit_command.audit)
-app.command()(doctor_command.doctor)
-app.command()(picture_commands.classify)
-app.command()(heatmap_command.heatmap)
-app.command()(gradcam_command.gradcam)
-app.command()(explain_command.explain)
-app.command()(evaluate_command.evaluate)
-app.command()(export_command.export)
-app.command()(feature_commands.embed)
-app.command()(feature_commands.probe)
-app.command()(finetune_command.finetune)
-app.command()(augment_command.augment)
-app.command()(search_commands.index)
-app.command()(search_commands.search)
-app.command()(search_commands.duplicates)
-app.command("map")(feature_commands.map_pictures)
-app.command()(layers_command.layers)
-app.command()(activations_command.activations)
-app.command()(filters_command.filters)
-app.command()(synset_commands.synsets)
-app.command()(picture_commands.demo)
+PANELS = {  # of the help, and the commands in each
+    "Weights": (
+        weights_commands.convert,
+        weights_commands.info,
+        weights_commands.audit,
+        weights_commands.doctor,
+        weights_commands.export,
+        explain_command.layers,
+        explain_command.filters,
+    ),
+    "Pictures": (
+        picture_commands.classify,
+        heatmap_command.heatmap,
+        explain_command.gradcam,
+        explain_command.explain,
+        explain_command.activations,
+        synset_commands.synsets,
+        picture_commands.demo,
+    ),
+    "Collections": (
+        feature_commands.embed,
+        feature_commands.map_pictures,
+        search_commands.index,
+        search_commands.search,
+        search_commands.duplicates,
+    ),
+    "Training": (
+        feature_commands.probe,
+        finetune_command.finetune,
+        finetune_command.augment,
+        evaluate_command.evaluate,
+    ),
+}
+for panel, functions in PANELS.items():
+    for function in functions:
+        name = "map" if function is feature_commands.map_pictures else None
+        app.command(name, cls=Command, rich_help_panel=panel)(function)
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,30 +6,13 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from convnets_torch.cli.options import (
-    Columns,
-    Device,
-    EngineName,
-    Partial,
-    Precision,
-    Truth,
-    load_engine,
-    reading,
-    resumable,
-)
-from convnets_torch.cli.output import say, show, warnings_as_lines
-from convnets_torch.cli.picture_commands import (
-    AllowTruncated,
-    BackgroundOption,
-    DepthOption,
-    Exclude,
-    MaxPixels,
-    Weights,
-)
+from convnets_torch.cli import options
+from convnets_torch.cli.options import RunOptions, Shown, Weights, argument, command, option
+from convnets_torch.cli.output import complain, say, show, warnings_as_lines
 
 if TYPE_CHECKING:
     from convnets_torch.card import Card
@@ -37,92 +20,46 @@ if TYPE_CHECKING:
     from convnets_torch.evaluation.several_labels import SeveralLabels
 
 
+@command(old={"--report": "--output", "--resume": "--resume-folder", "--batch": "--batch-size"})
 def evaluate(
     weights: Weights,
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FOLDER",
-            help="Pictures in a sub-folder for each class, called by its wnid or name, perhaps below test or val; or a"
-            " table of them; or, with --truth, all in one.",
-        ),
-    ],
-    truth: Truth = None,
-    columns: Columns = None,
-    partial: Partial = False,
-    exclude: Exclude = None,
-    id_table: Annotated[
-        Path | None,
-        typer.Option(help="File of lines 'id wnid': labels are ILSVRC's ids, 1 to 1000.", show_default=False),
-    ] = None,
-    labels: Annotated[
-        Literal["auto", "class-ids"],
-        typer.Option(help="class-ids: numbers count classes from 0; auto refuses them where they may not."),
-    ] = "auto",
-    crops: Annotated[
-        Literal["center", "flip", "ten"],
-        typer.Option(help="What the network sees: the centre, that and its mirror image, or ten crops, averaged."),
-    ] = "center",
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--report",
-            help="Folder to write evaluation.json, report.html, tables and pictures into.",
-            show_default=False,
-        ),
-    ] = None,
-    predictions: Annotated[
-        Path | None,
-        typer.Option(
-            help="File to write each picture's answer and all its probabilities into, .csv or .parquet.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON object.")] = False,
-    temperature: Annotated[
-        bool, typer.Option("--temperature", help="Fit a temperature to a half of the pictures; judge it by the other.")
-    ] = False,
-    save_temperature: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of weights to write, .safetensors, with that temperature in the last layer.", show_default=False
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the outputs; an interrupted run goes on from there.", show_default=False),
-    ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images that go through the network together.", show_default="as memory allows"),
-    ] = None,
-    reduced: Annotated[
-        bool,
-        typer.Option(
-            "--reduced", help="Decode JPEG files at 1/2, 1/4 or 1/8 of their scale: faster, with slightly other inputs."
-        ),
-    ] = False,
-    device: Device = "cpu",
-    precision: Precision = None,
-    engine: EngineName = None,
-    max_pixels: MaxPixels = None,
-    allow_truncated: AllowTruncated = False,
-    depth: DepthOption = None,
-    background: BackgroundOption = None,
+    folder: Path = argument(
+        ...,
+        "Pictures in a sub-folder for each class, called by its wnid or name, perhaps below test or val; or a"
+        " table of them; or, with --truth, all in one.",
+        "FOLDER",
+    ),
+    id_table: Path | None = option(None, "File of lines 'id wnid': labels are ILSVRC's ids, 1 to 1000."),
+    labels: Literal["auto", "class-ids"] = option(
+        "auto", "class-ids: numbers count classes from 0; auto refuses them where they may not."
+    ),
+    crops: Literal["center", "flip", "ten"] = option(
+        "center", "What the network sees: the centre, that and its mirror image, or ten crops, averaged."
+    ),
+    output: Path | None = option(None, "Folder to write evaluation.json, report.html, tables and pictures into."),
+    predictions: Path | None = option(
+        None, "File to write each picture's answer and all its probabilities into, .csv or .parquet."
+    ),
+    temperature: bool = option(False, "Fit a temperature to a half of the pictures; judge it by the other."),
+    save_temperature: Path | None = option(
+        None, "File of weights to write, .safetensors, with that temperature in the last layer."
+    ),
+    resume_folder: options.ResumeFolder = None,
+    reduced: options.Reduced = False,
+    *,
+    given: options.Labels,
+    run: RunOptions,
+    shown: Shown,
 ) -> None:
     """Count a network's errors on pictures whose classes are known."""
-    if save_temperature is not None:
-        if crops != "center":
-            raise typer.BadParameter(
-                f"--save-temperature is for single answers, but --crops {crops} fits it to the mean of several"
-            )
-        if save_temperature.suffix.lower() != ".safetensors":
-            raise typer.BadParameter(f"{save_temperature} has an unknown ending; weights are written as .safetensors")
-    options = reading(truth, columns, partial, exclude)
+    if save_temperature is not None and crops != "center":
+        raise typer.BadParameter(
+            f"--save-temperature is for single answers, but --crops {crops} fits it to the mean of several"
+        )
+    labelling = given.with_exclude(run.exclude)
     from convnets_torch.card import read_card
     from convnets_torch.cli.output import rows_done
-    from convnets_torch.evaluation.evaluate import evaluate as run
+    from convnets_torch.evaluation.evaluate import evaluate as count
     from convnets_torch.evaluation.labels import find_truth
     from convnets_torch.evaluation.report import (
         check_outside,
@@ -132,14 +69,11 @@ def evaluate(
         save_judged,
         save_predictions,
     )
-    from convnets_torch.files import check_kept, check_writable, find
+    from convnets_torch.files import check_kept, find
 
-    if save_temperature is not None:
-        check_writable(save_temperature)
-        if save_temperature.exists() and save_temperature.samefile(find(weights)):
-            raise ValueError(f"{save_temperature} would overwrite the weights that are read; name another output")
+    options.check_weights(save_temperature, weights)
     with warnings_as_lines():
-        known = find_truth(read_card(find(weights)), folder, id_table=id_table, labels=labels, **options)
+        known = find_truth(read_card(find(weights)), folder, id_table=id_table, labels=labels, **labelling)
     if known.labels.ndim == 2:
         if temperature or save_temperature is not None:
             raise ValueError(
@@ -152,39 +86,31 @@ def evaluate(
             )
     if predictions is not None:
         check_predictions(predictions)
-        check_kept(predictions, [*known.paths, *(each for each in (truth, id_table) if each is not None)])
-    if report is not None:
-        check_report_folder(report, folder)
-    if resume is not None:
-        check_outside(resume, folder)
-    network = load_engine(weights, device, precision, engine)
-    decoding: dict[str, Any] = {"max_pixels": max_pixels, "depth": depth, "background": background}
-    with warnings_as_lines(), resumable(resume, "reported"), rows_done("pictures") as progress:
-        found = run(
-            network,
-            known,
-            crops=crops,
-            batch="auto" if batch is None else batch,
-            exact=not reduced,
-            allow_truncated=allow_truncated,
-            **decoding,
-            store=resume,
-            progress=progress,
+        check_kept(predictions, [*known.paths, *(each for each in (given.truth, id_table) if each is not None)])
+    if output is not None:
+        check_report_folder(output, folder)
+    if resume_folder is not None:
+        check_outside(resume_folder, folder)
+    network = run.runnable(weights)
+    with warnings_as_lines(), options.resumable(resume_folder, "reported"), rows_done("pictures") as progress:
+        found = count(
+            network, known, crops=crops, exact=not reduced, store=resume_folder, progress=progress, **run.running
         )
     judged = judge(found, temperature=temperature or save_temperature is not None)
     for path, words in found.failed:
-        say(words if str(path) in words else f"{path}: {words}")
+        complain(words if str(path) in words else f"{path}: {words}")
     for remark in (*found.remarks, *judged.remarks):
         say(remark)
-    if report is not None:
-        repeat = _repeat(device, precision, engine)
+    if output is not None:
+        repeat = _repeat(run)
+        decoding = {name: value for name, value in run.reading.items() if name != "allow_truncated"}
         with warnings_as_lines():
-            names = save_judged(judged, report, weights=str(weights), repeat=repeat, **decoding)
-        say(f"{report}: {', '.join(names)}")
+            names = save_judged(judged, output, weights=str(weights), repeat=repeat, **decoding)
+        say(f"{output}: {', '.join(names)}")
     if predictions is not None:
         save_predictions(found, predictions)
         say(f"{predictions}: {len(found.labels) + len(found.failed)} pictures")
-    if as_json:
+    if shown.as_json:
         print(json.dumps({"weights": str(weights), **judged.to_dict()}))
     else:
         _print(judged)
@@ -212,18 +138,19 @@ def _print_labels(found: SeveralLabels, card: Card) -> None:
     print_columns([("label", "pictures", "average precision", "precision", "recall", "F1"), *rows, *means])
 
 
-def _repeat(device: str, precision: str | None, engine: str | None) -> list[tuple[str, str]]:
+def _repeat(run: RunOptions) -> list[tuple[str, str]]:
     import numpy
     import torch
     from PIL import __version__ as pillow
 
     from convnets_torch._version import __version__
+    from convnets_torch.inference.prepare import checked_device
 
     return [
         ("Command", shlex.join(["convnets-torch", *sys.argv[1:]])),
-        ("Device", device),
-        ("Precision", precision or "as in the file"),
-        *([("Engine", engine)] if engine else []),
+        ("Device", "cpu" if run.engine else str(checked_device(run.device))),
+        ("Precision", run.precision or "as in the file"),
+        *([("Engine", run.engine)] if run.engine else []),
         ("convnets-torch", __version__),
         ("PyTorch", torch.__version__),
         ("NumPy", numpy.__version__),

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from convnets_torch.cli.options import Device, Precision, load_network
-from convnets_torch.cli.output import one_line, rows_done, say, show, warnings_as_lines
-from convnets_torch.cli.picture_commands import AllowTruncated, BackgroundOption, DepthOption, MaxPixels, Weights
+from convnets_torch.cli import options
+from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
+from convnets_torch.cli.output import complain, one_line, rows_done, say, show, warnings_as_lines
 
 if TYPE_CHECKING:
     from convnets_torch.explain.channels import ChannelGrid
@@ -27,50 +26,35 @@ if TYPE_CHECKING:
     from convnets_torch.networks import Network
 
 
+@command()
 def explain(
     weights: Weights,
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture, or - for standard input.")],
+    image: str = argument(..., "A picture, or - for standard input.", "IMAGE"),
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The page to write, an .html file.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to explain.")] = 5,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Layers whose activations to show: names or patterns such as 'relu5_*'; several times for more.",
-            show_default="five",
-        ),
-    ] = None,
-    method: Annotated[
-        Literal["gradcam", "gradcam++", "hirescam", "layercam"], typer.Option(help="How classes are explained.")
-    ] = "gradcam",
-    device: Device = "cpu",
-    precision: Precision = None,
-    max_pixels: MaxPixels = None,
-    allow_truncated: AllowTruncated = False,
-    depth: DepthOption = None,
-    background: BackgroundOption = None,
+    output: Path = option(..., "The page to write, an .html file."),
+    top: options.Top = 5,
+    layer: options.Layers = None,
+    method: options.Method = "gradcam",
+    run: RunOptions,
+    shown: Shown,
 ) -> None:
-    """Write one page: the top classes of a picture, the heatmap and the Grad-CAM of each, and what layers give."""
+    """Write one page: the top classes of a picture, the heatmap and the Grad-CAM of each, and what layers give.
+
+    Without --layer, five layers are shown.
+    """
     from convnets_torch.cli.output import prediction_lines
     from convnets_torch.explain import page
     from convnets_torch.files import check_page
 
     check_page(output, "an explanation")
-    network = load_network(weights, device, precision)
-    picture = sys.stdin.buffer if image == "-" else image
+    network = run.load(weights)
     with warnings_as_lines():
-        found = page.explain(
-            network,
-            picture,
-            top=top,
-            layers=layer,
-            method=method,
-            max_pixels=max_pixels,
-            allow_truncated=allow_truncated,
-            depth=depth,
-            background=background,
-        )
+        found = page.explain(network, options.opened(image), top=top, layers=layer, method=method, **run.reading)
     found.save(output)
+    if shown.as_json:
+        answers = [asdict(entry) for entry in found.predictions]
+        print(json.dumps({"image": image, "output": str(output), "predictions": answers}))
+        return
     for line in prediction_lines(found.predictions):
         show(line)
 
@@ -79,79 +63,48 @@ ALL = "features.*"
 CHANNELS, ORDER, SCALE = 64, "strongest", "channel"
 
 
+@command(old={"--scale": "--color-scale", "--channels": "--most-channels"})
 def activations(
     weights: Weights,
-    images: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGE...",
-            help="A picture, or - for standard input; of several, folders or patterns the statistics are computed.",
-        ),
-    ],
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A layer's name, Keras's name, prefix or quoted pattern, as in 'relu5_*'; several times for more.",
-            show_default="all of the features",
-        ),
-    ] = None,
-    order: Annotated[
-        Literal["strongest", "number"] | None,
-        typer.Option(help="Of the channels: by the mean of their absolute values, or by number.", show_default=ORDER),
-    ] = None,
-    channels: Annotated[
-        int | None, typer.Option(min=1, help="Show so many of each layer.", show_default=str(CHANNELS))
-    ] = None,
-    scale: Annotated[
-        Literal["channel", "layer"] | None,
-        typer.Option(
-            help="Colours reach to the largest absolute value of each channel, or of the layer.", show_default=SCALE
-        ),
-    ] = None,
-    longest_side: Annotated[
-        int | None,
-        typer.Option(min=1, help="The whole picture, resized to so many pixels, instead of the centre of it."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="Of a picture: .png, .jpg, .webp (one page of all layers), .npz (numbers), or a folder for a .png of"
-            " each layer. Of several: .json, .csv, .npz, or a chart (.png, .svg, .pdf): the histogram of the share of"
-            " zeros of one layer.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each layer.")] = False,
-    device: Device = "cpu",
-    precision: Precision = None,
-    max_pixels: MaxPixels = None,
-    allow_truncated: AllowTruncated = False,
-    depth: DepthOption = None,
-    background: BackgroundOption = None,
+    images: Images,
+    layer: options.Layers = None,
+    order: Literal["strongest", "number"] | None = option(
+        None, "Of the channels: by the mean of their absolute values, or by number.", show_default=ORDER
+    ),
+    most_channels: int | None = option(None, "Show so many of each layer.", min=1, show_default=str(CHANNELS)),
+    color_scale: Literal["channel", "layer"] | None = option(
+        None, "Colours reach to the largest absolute value of each channel, or of the layer.", show_default=SCALE
+    ),
+    longest_side: options.LongestSide = None,
+    output: Path | None = option(
+        None,
+        "Of a picture: .png, .jpg, .webp (one page of all layers), .npz (numbers), or a folder for a .png of"
+        " each layer. Of several: .json, .csv, .npz, or a chart (.png, .svg, .pdf): the histogram of the share of"
+        " zeros of one layer.",
+    ),
+    *,
+    run: RunOptions,
+    shown: Shown,
 ) -> None:
-    """Draw what the channels of layers give for a picture, or compute their statistics over many."""
-    if output is None and not as_json:
+    """Draw what the channels of layers give for a picture, or compute their statistics over many.
+
+    Without --layer, these are all layers of the features. Without --longest-side, the network sees the
+    picture's centre.
+    """
+    if output is None and not shown.as_json:
         raise typer.BadParameter("name a file or folder with -o, or ask for --json (or both)")
     from convnets_torch.cli.heatmap_folders import is_many
 
-    reading: dict[str, Any] = {
-        "max_pixels": max_pixels,
-        "allow_truncated": allow_truncated,
-        "depth": depth,
-        "background": background,
-    }
-
     def load() -> Network:
-        return load_network(weights, device, precision, whole=True)
+        return run.load(weights, whole=True)
 
     if is_many(images):
-        if any(option is not None for option in (order, channels, scale, longest_side)):
+        if any(option is not None for option in (order, most_channels, color_scale, longest_side)):
             raise typer.BadParameter(
-                "--order, --channels, --scale and --longest-side are for one picture; of several, statistics are taken"
+                "--order, --most-channels, --color-scale and --longest-side are for one picture; of several, statistics"
+                " are taken"
             )
-        failed = _statistics(load, images, layer, output, as_json, reading)
+        failed = _statistics(load, images, layer, output, shown.as_json, run)
         raise typer.Exit(1 if failed else 0)
     from convnets_torch.explain.channels import WRITER, activation_grids
     from convnets_torch.files import check_kept
@@ -164,18 +117,18 @@ def activations(
     with warnings_as_lines():
         grids = activation_grids(
             network,
-            sys.stdin.buffer if images == ["-"] else images[0],
+            options.opened(images[0]),
             layer,
             order=order or "strongest",
-            channels=channels or CHANNELS,
-            scale=scale,
+            channels=most_channels or CHANNELS,
+            scale=color_scale,
             longest_side=longest_side,
-            **reading,
+            **run.reading,
         )
     if output is not None:
         _save(grids, output, folder)
     for grid in grids:
-        show(json.dumps(_record(grid)) if as_json else _line(grid))
+        show(json.dumps(_record(grid)) if shown.as_json else _line(grid))
 
 
 def _save(grids: list[ChannelGrid], output: Path, folder: bool) -> None:
@@ -216,12 +169,11 @@ def _statistics(
     layers: list[str] | None,
     output: Path | None,
     as_json: bool,
-    reading: dict[str, Any],
+    run: RunOptions,
 ) -> int:
     """Statistics of layers over pictures, or the histogram of one; how many pictures failed."""
     from convnets_torch.explain import statistics
     from convnets_torch.files import check_kept
-    from convnets_torch.images.finding import find_pictures
     from convnets_torch.visualization import charts
 
     if histogram := output is not None and output.suffix.lower() in charts.ENDINGS:
@@ -237,17 +189,18 @@ def _statistics(
     if "-" in images:
         raise ValueError("standard input is one picture; name it alone")
     with warnings_as_lines():
-        pictures = find_pictures(images)
+        pictures = run.find(images)
+    passing = {**run.running, "batch": run.batch_size or statistics.BATCH}
     if output is not None:
         check_kept(output, pictures)
     errors: tuple[tuple[str, Exception], ...]
     if histogram and layers is not None and output is not None:
-        shares = statistics.zero_shares(network, pictures, layers[0], **reading)
+        shares = statistics.zero_shares(network, pictures, layers[0], **passing)
         charts.save_chart(shares.draw(), output)
         show(f"{shares.layer}  {len(shares.shares)} pictures  {shares.shares.mean():.3f} of the values are zero")
         errors = shares.errors
     else:
-        found = statistics.channel_statistics(network, pictures, layers or [ALL], **reading)
+        found = statistics.channel_statistics(network, pictures, layers or [ALL], **passing)
         for remark in found.remarks:
             say(remark)
         if output is not None:
@@ -262,46 +215,35 @@ def _statistics(
                 )
         errors = found.errors
     for _, error in errors:
-        say(one_line(error))
+        complain(error)
     return len(errors)
 
 
+@command()
 def filters(
     weights: Weights,
-    layer: Annotated[
-        str | None, typer.Option(help="Layer whose channels are excited; best before its ReLU.", show_default=False)
-    ] = None,
+    layer: options.Layer = None,
     *,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="File to write: .png, .jpg, .webp (a sheet), or .npz (arrays).")
-    ],
-    channels: Annotated[str | None, typer.Option(help="Channels such as 0-63,70.", show_default="the first 64")] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(help="A class to excite instead: a word, a wnid, a class id; several times for several."),
-    ] = None,
-    kernels: Annotated[bool, typer.Option("--kernels", help="The first layer's kernels instead, as they are.")] = False,
-    pictures: Annotated[
-        list[str] | None,
-        typer.Option(help="Pictures or a folder of them: beside each pattern the patches that excite it most."),
-    ] = None,
-    form: Annotated[
-        Literal["fourier", "plain"], typer.Option(help="How: with natural scales and colours, or as in Chollet's book.")
-    ] = "fourier",
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Of the ascent.", show_default="64, of the plain form 40")
-    ] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Pixels of each picture's side.", show_default="128")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise at the start.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
-    device: Device = "cpu",
-    precision: Precision = None,
-    max_pixels: MaxPixels = None,
-    allow_truncated: AllowTruncated = False,
-    depth: DepthOption = None,
-    background: BackgroundOption = None,
+    output: Path = option(..., "File to write: .png, .jpg, .webp (a sheet), or .npz (arrays)."),
+    channels: str | None = option(None, "Channels such as 0-63,70.", show_default="the first 64"),
+    target: options.Targets = None,
+    kernels: bool = option(False, "The first layer's kernels instead, as they are."),
+    pictures: list[str] | None = option(
+        None, "Pictures or a folder of them: beside each pattern the patches that excite it most."
+    ),
+    form: Literal["fourier", "plain"] = option(
+        "fourier", "How: with natural scales and colours, or as in Chollet's book."
+    ),
+    steps: int | None = option(None, "Of the ascent.", min=1, show_default="64, of the plain form 40"),
+    size: int | None = option(None, "Pixels of each picture's side.", min=1, show_default="128"),
+    seed: int = option(0, options.SEED, min=0, max=2**63 - 1),
+    run: RunOptions,
+    shown: Shown,
 ) -> None:
-    """Draw what excites a layer's channels, or a class: patterns, kernels, patches of your pictures."""
+    """Draw what excites a layer's channels, or a class: patterns, kernels, patches of your pictures.
+
+    Name one of --layer, best before its ReLU, --target and --kernels.
+    """
     _check_together(layer, channels, target, kernels, pictures)
     from convnets_torch.explain.filters import WRITER
 
@@ -309,36 +251,32 @@ def filters(
     if pictures and output.suffix.lower() == ".npz":
         raise typer.BadParameter("--pictures draws a sheet; name an output that ends in .png, .jpg or .webp")
     numbers = _numbers(channels)
-    network = load_network(weights, device, precision, whole=True)
+    network = run.load(weights, whole=True)
     if kernels:
-        _draw_kernels(network, output, as_json)
+        _draw_kernels(network, output, shown.as_json)
         return
     from convnets_torch.explain.filters import class_patterns, filter_patterns
 
-    options: dict[str, Any] = {"form": form, "steps": steps, "size": size, "seed": seed}
+    passing: dict[str, Any] = {"form": form, "steps": steps, "size": size, "seed": seed}
+    if run.batch_size is not None:
+        passing["batch"] = run.batch_size
     found = None
     if pictures:  # first: what is wrong with a layer or a channel is said before the long ascent
         assert layer is not None
-        reading = {
-            "max_pixels": max_pixels,
-            "allow_truncated": allow_truncated,
-            "depth": depth,
-            "background": background,
-        }
-        found = _patches(network, layer, numbers, pictures, output, reading)
+        found = _patches(network, layer, numbers, pictures, output, run)
     with warnings_as_lines(), rows_done("steps") as progress:
         if target:
-            patterns = class_patterns(network, target, **options, progress=progress)
+            patterns = class_patterns(network, target, **passing, progress=progress)
         else:
             assert layer is not None
-            patterns = filter_patterns(network, layer, numbers, **options, progress=progress)
+            patterns = filter_patterns(network, layer, numbers, **passing, progress=progress)
     if found is None:
         patterns.save(output)
     else:
         found.save(output, patterns)
-    _print(patterns, found, output, as_json)
+    _print(patterns, found, output, shown.as_json)
     for _, error in found.failed if found else ():
-        say(one_line(error))
+        complain(error)
     if found and found.failed:
         raise typer.Exit(1)
 
@@ -380,26 +318,21 @@ def _draw_kernels(network: Network, output: Path, as_json: bool) -> None:
 
 
 def _patches(
-    network: Network,
-    layer: str,
-    channels: list[int] | None,
-    pictures: list[str],
-    output: Path,
-    reading: dict[str, Any],
+    network: Network, layer: str, channels: list[int] | None, pictures: list[str], output: Path, run: RunOptions
 ) -> TopPatches:
     from convnets_torch.explain.patches import top_patches
     from convnets_torch.files import check_kept
-    from convnets_torch.images.finding import find_pictures
 
     with warnings_as_lines(), rows_done("pictures") as progress:
-        paths = find_pictures(pictures)
+        paths = run.find(pictures)
         check_kept(output, paths)
         return top_patches(
             network,
             paths,
             layer,
             channels,
-            **reading,
+            workers=run.workers,
+            **run.reading,
             progress=None if progress is None else lambda done: progress(done, len(paths)),
         )
 
@@ -442,60 +375,35 @@ def _described(patch: Patch) -> dict[str, Any]:
     }
 
 
+@command()
 def gradcam(
     weights: Weights,
-    images: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGE...", help="A picture, or - for standard input; or several, folders, patterns."),
-    ],
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What to explain: a word, a wnid, a class id, or 'dog - wolf'; several times for a map of each."
-            " By default the most probable class.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="File to write: .png, .jpg, .webp, .json, .npz or .npy (numbers); of several pictures a folder.",
-            show_default=False,
-        ),
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="What counts against the target: why this rather than that.")
-    ] = None,
-    layer: Annotated[
-        str | None,
-        typer.Option(help="Whose cells are looked at; Keras's names do, too.", show_default="the last convolution"),
-    ] = None,
-    method: Annotated[
-        Literal["gradcam", "gradcam++", "hirescam", "layercam"], typer.Option(help="How cells are weighed.")
-    ] = "gradcam",
-    form: Annotated[
-        Literal["png", "jpg", "webp", "json", "npz", "npy"],
-        typer.Option("--format", help="Ending of the files of several pictures."),
-    ] = "png",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture and line.")] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json",
-            help="File for how faithful each map is: deletion and insertion curves, average drop and increase.",
-            show_default=False,
-        ),
-    ] = None,
-    device: Device = "cpu",
-    precision: Precision = None,
-    max_pixels: MaxPixels = None,
-    allow_truncated: AllowTruncated = False,
-    depth: DepthOption = None,
-    background: BackgroundOption = None,
+    images: Images,
+    target: options.Targets = None,
+    output: Path | None = option(
+        None, "File to write: .png, .jpg, .webp, .json, .npz or .npy (numbers); of several pictures a folder."
+    ),
+    against: options.Against = None,
+    layer: options.Layer = None,
+    method: options.Method = "gradcam",
+    form: Literal["png", "jpg", "webp", "json", "npz", "npy"] = option(
+        "png", "Ending of the files of several pictures.", "--format"
+    ),
+    report: Path | None = option(
+        None,
+        "Folder to write report.json into: how faithful each map is, by deletion and insertion curves, average"
+        " drop and increase.",
+    ),
+    *,
+    run: RunOptions,
+    shown: Shown,
 ) -> None:
-    """Draw what in a picture speaks for a class: Grad-CAM and its relatives."""
+    """Draw what in a picture speaks for a class: Grad-CAM and its relatives.
+
+    Several targets make a map each. Without --target the class is the most probable one; without --layer the layer is
+    the last convolution.
+    """
+    as_json = shown.as_json
     if output is None and not as_json and report is None:
         raise typer.BadParameter("name a file to write with -o, or ask for --json or a --report")
     if against is not None and not target:
@@ -505,42 +413,35 @@ def gradcam(
     from convnets_torch.explain.gradcam import gradcam_each
     from convnets_torch.explain.gradcam_maps import GradCam
     from convnets_torch.files import check_kept, check_writable, replacing, resolved
-    from convnets_torch.images.finding import find_pictures
 
     several = is_many(images)
     places: list[tuple[Path, Path | None]]
     with warnings_as_lines():
         if several and output is not None:
-            found = [place for name in images for place in places_of(name, output, form)]
+            found = [place for name in images for place in places_of(name, output, form, run.exclude or ())]
             check_places(found, output)
             places = [(picture, output / file) for picture, file in found]
         elif several:
-            places = [(place, None) for name in images for place in find_pictures(name)]
+            places = [(Path(place), None) for place in run.find(images)]
         else:
             places = [(Path(images[0]), output)]
     if output is not None and not several:
         GradCam.writer.check(output)
         check_kept(output, images)
     if report is not None:
-        if report.suffix.lower() != ".json":
-            raise typer.BadParameter(f"--report is {report}; name a file that ends in .json")
+        if report.suffix.lower() == ".json" and not report.is_dir():
+            options.deprecated(f"--report {report}, a file,", f"--report FOLDER, which gets a {REPORT}")
+        else:
+            if report.exists() and not report.is_dir():
+                raise NotADirectoryError(f"{report} is not a folder; name one for the report")
+            report.mkdir(parents=True, exist_ok=True)
+            report = report / REPORT
         check_writable(report)
         if any(file is not None and resolved(file) == resolved(report) for _, file in places):
-            raise typer.BadParameter(f"--report and -o are both {report}; name two files")
-    network = load_network(weights, device, precision)
-    sources = [sys.stdin.buffer if str(picture) == "-" else picture for picture, _ in places]
-    entries = gradcam_each(
-        network,
-        sources,
-        target or None,
-        against=against,
-        layer=layer,
-        method=method,
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
-        depth=depth,
-        background=background,
-    )
+            raise typer.BadParameter(f"--report and -o both mean {report}; name two places")
+    network = run.load(weights)
+    sources = [options.opened(str(picture)) for picture, _ in places]
+    entries = gradcam_each(network, sources, target or None, against=against, layer=layer, method=method, **run.running)
     writer = _Writer(output if several else None, as_json, guessed=not target)
     measured: list[Faithfulness] = []
     records: list[dict[str, Any]] = []
@@ -566,6 +467,9 @@ def gradcam(
         say(f"{output or 'done'}: {len(places)} pictures, {writer.failed} of which failed")
     if writer.failed:
         raise typer.Exit(1)
+
+
+REPORT = "report.json"
 
 
 class _Writer:
@@ -594,7 +498,7 @@ class _Writer:
                 error = failure
         if error is not None:
             self.failed += 1
-            say(one_line(error))
+            complain(error)
             if self.as_json:
                 print(json.dumps({"image": picture, "error": one_line(error)}))
             return
@@ -627,17 +531,15 @@ def _judged(network: Any, entry: Explained, measured: list[Faithfulness]) -> dic
     return {"maps": maps}
 
 
-def layers(
-    weights: Weights,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per layer and line.")] = False,
-) -> None:
+@command()
+def layers(weights: Weights, shown: Shown) -> None:
     """Print the layers of a network: what they give, and their stride and receptive field in pixels."""
     from convnets_torch.cli.weights_commands import print_columns
     from convnets_torch.explain.activations import layer_names
     from convnets_torch.weights import load
 
     found = layer_names(load(weights))
-    if as_json:
+    if shown.as_json:
         for layer in found:
             print(json.dumps(asdict(layer)))
         return

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from convnets_torch.cli.options import Columns, Device, Partial, Precision, Truth, load_network, reading
-from convnets_torch.cli.output import one_line, say, warnings_as_lines
-from convnets_torch.cli.picture_commands import (
-    AllowTruncated,
-    BackgroundOption,
-    DepthOption,
-    Exclude,
-    MaxPixels,
-    Weights,
-)
+from convnets_torch.cli import options
+from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
+from convnets_torch.cli.output import complain, one_line, say, warnings_as_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,47 +29,27 @@ if TYPE_CHECKING:
     from convnets_torch.networks import Network
 
 
+@command()
 def embed(
     weights: Weights,
-    images: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGE...", help="Pictures, folders of them, quoted patterns, or - for standard input."),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="File of vectors to write: .npz or .safetensors.", show_default=False),
-    ] = None,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A layer's name, or Keras's, such as fc2; several times for more, from the same pass. Then --precision"
-            " changes numbers alone, so that every layer stays by itself.",
-            show_default="what the last dense layer reads",
-        ),
-    ] = None,
-    pool: Annotated[
-        Literal["avg", "max", "flatten", "gem"],
-        typer.Option(help="How maps become vectors: of each channel one value."),
-    ] = "avg",
-    normalize: Annotated[bool, typer.Option("--normalize", help="Divide each vector by its length.")] = False,
-    zeros: Annotated[
-        Path | None,
-        typer.Option(
-            help="Chart to write, .png, .svg or .pdf: the histogram of the share of values that are zero.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture and line.")] = False,
-    device: Device = "cpu",
-    precision: Precision = None,
-    max_pixels: MaxPixels = None,
-    allow_truncated: AllowTruncated = False,
-    exclude: Exclude = None,
-    depth: DepthOption = None,
-    background: BackgroundOption = None,
+    images: Images,
+    output: Path | None = option(None, "File of vectors to write: .npz or .safetensors."),
+    layer: options.Layers = None,
+    pool: options.Pool = "avg",
+    normalize: bool = option(False, "Divide each vector by its length."),
+    zeros: Path | None = option(
+        None, "Chart to write, .png, .svg or .pdf: the histogram of the share of values that are zero."
+    ),
+    *,
+    run: RunOptions,
+    shown: Shown,
 ) -> None:
-    """Turn pictures into vectors: what stands before the last dense layer, or other layers."""
-    if output is None and zeros is None and not as_json:
+    """Turn pictures into vectors: what stands before the last dense layer, or other layers.
+
+    Without --layer, the vectors are what the last dense layer reads. With it, --precision changes
+    numbers alone, so that every layer stays by itself.
+    """
+    if output is None and zeros is None and not shown.as_json:
         raise typer.BadParameter("name a file with -o, a histogram with --zeros, or ask for --json (or more of these)")
     if zeros is not None and layer is not None and len(layer) > 1:
         raise typer.BadParameter(f"--zeros draws the histogram of one layer, but --layer names {len(layer)}")
@@ -85,40 +57,25 @@ def embed(
     from convnets_torch.embeddings.extraction import Embedder, embed_each
     from convnets_torch.embeddings.files import check_vectors_output, save_vectors
     from convnets_torch.files import check_kept
-    from convnets_torch.images.finding import find_pictures
     from convnets_torch.images.levels import said_levels
     from convnets_torch.visualization import charts
 
     if output is not None:
         check_vectors_output(output)
     if zeros is not None:
-        if zeros.suffix.lower() not in charts.ENDINGS:
-            raise typer.BadParameter(f"{zeros} has an unknown ending; histograms are {', '.join(charts.ENDINGS)}")
+        options.check_output(zeros, charts.ENDINGS, "histograms are")
         charts.check_chart(zeros)
-    network = load_network(weights, device, precision, whole=layer is not None, bulk=True)
-    about = Embedder(network, layer, pool, normalize).about | said_levels(depth, background)
+    network = run.load(weights, whole=layer is not None, bulk=True)
+    about = Embedder(network, layer, pool, normalize).about | said_levels(run.reading["depth"], run.background)
     with warnings_as_lines():
-        found = [
-            path
-            for name in images
-            for path in (["-"] if name == "-" else map(str, find_pictures(name, exclude=exclude or ())))
-        ]
+        found = run.find(images)
         for file in (output, zeros):
             if file is not None:
                 check_kept(file, found)
         rows = embed_each(
-            network,
-            (sys.stdin.buffer if name == "-" else name for name in found),
-            layer,
-            pool,
-            normalize,
-            exact=precision == "exact",
-            max_pixels=max_pixels,
-            allow_truncated=allow_truncated,
-            depth=depth,
-            background=background,
+            network, map(options.opened, found), layer, pool, normalize, exact=run.precision == "exact", **run.running
         )
-        told = _Told(found, as_json)
+        told = _Told(found, shown.as_json)
         passing = told.passing(with_time_left(rows, len(found)))
         if output is None:
             for _ in passing:
@@ -154,7 +111,7 @@ class _Told:
             if row.error is not None:
                 self.failed += 1
                 self._first = self._first or row.error
-                say(one_line(row.error))
+                complain(row.error)
             zeros = {layer: float(shares_of_zero(vector[None])[0]) for layer, vector in row.vectors.items()}
             for layer, share in zeros.items():
                 self._shares.setdefault(layer, []).append(share)
@@ -177,39 +134,23 @@ class _Told:
         return ZeroShares(layer, np.array(shares))
 
 
+@command()
 def map_pictures(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE", help="Weights (a .safetensors file, or a name in the cache); or a file that embed wrote."
-        ),
-    ],
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="IMAGE...", help="With weights: pictures, folders of them, quoted patterns."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Page to write: .html.", show_default=False)
-    ] = None,
-    png: Annotated[Path | None, typer.Option(help="Picture to write: .png, .jpg or .webp.", show_default=False)] = None,
-    save: Annotated[Path | None, typer.Option(help="Map to write for --on: .safetensors.", show_default=False)] = None,
-    on: Annotated[
-        Path | None,
-        typer.Option(help="Map that --save wrote, on which the pictures are placed.", show_default=False),
-    ] = None,
-    perplexity: Annotated[
-        float | None,
-        typer.Option(min=1, help="About how many neighbours each picture is kept near to.", show_default="30"),
-    ] = None,
-    title: Annotated[
-        str | None, typer.Option(help="Stands above the page.", show_default="the page's own name")
-    ] = None,
-    device: Device = "cpu",
-    precision: Precision = None,
-    max_pixels: MaxPixels = None,
-    allow_truncated: AllowTruncated = False,
-    depth: DepthOption = None,
-    background: BackgroundOption = None,
+    source: str = argument(
+        ..., "Weights (a .safetensors file, or a name in the cache); or a file that embed wrote.", "SOURCE"
+    ),
+    images: list[str] | None = argument(None, "With weights: pictures, folders of them, quoted patterns.", "IMAGE..."),
+    output: Path | None = option(None, "Page to write: .html."),
+    png: Path | None = option(None, "Picture to write: .png, .jpg or .webp."),
+    save: Path | None = option(None, "Map to write for --on: .safetensors."),
+    on: Path | None = option(None, "Map that --save wrote, on which the pictures are placed."),
+    perplexity: float | None = option(
+        None, "About how many neighbours each picture is kept near to.", min=1, show_default="30"
+    ),
+    title: str | None = option(None, "Stands above the page.", show_default="the page's own name"),
+    *,
+    run: RunOptions,
+    shown: Shown,
 ) -> None:
     """Lay a collection out by t-SNE so that pictures alike are near: a page to look through, or a picture."""
     if output is None and png is None and save is None:
@@ -232,24 +173,14 @@ def map_pictures(
         save_map,
     )
     from convnets_torch.embeddings.image_map_drawing import draw_map, save_map_page
-    from convnets_torch.files import check_kept, check_page, check_writable
-    from convnets_torch.images.finding import find_pictures
+    from convnets_torch.files import check_kept, check_page
     from convnets_torch.images.levels import said_levels
     from convnets_torch.visualization import overlays
 
     check_installed()
-    reading: dict[str, Any] = {
-        "max_pixels": max_pixels,
-        "allow_truncated": allow_truncated,
-        "depth": depth,
-        "background": background,
-    }
     if output is not None:
         check_page(output, "a map")
-    if png is not None:
-        if png.suffix.lower() not in overlays.FORMATS:
-            raise typer.BadParameter(f"{png} has an unknown ending; a map is drawn as {', '.join(overlays.FORMATS)}")
-        check_writable(png)
+    options.check_output(png, overlays.FORMATS, "a map is drawn as")
     if save is not None:
         WRITER.check(save)
     old = None if on is None else load_map(on)
@@ -259,14 +190,16 @@ def map_pictures(
 
     with warnings_as_lines():
         if images:
-            network = load_network(source, device, precision, bulk=True)
-            about = Embedder(network, logits=network.head is not None).about | said_levels(depth, background)
+            network = run.load(source, bulk=True)
+            about = Embedder(network, logits=network.head is not None).about | said_levels(
+                run.reading["depth"], run.background
+            )
             if old is not None:
                 check_same_kind(old, about, str(on))  # before the long work
-            paths = [str(path) for name in images for path in find_pictures(name)]
+            paths = run.find(images)
             for file in outputs:
                 check_kept(file, paths)
-            found = _embedded(network, paths, precision == "exact", reading)
+            found = _embedded(network, paths, run)
             found.about = about
         else:
             found = _from_file(source)
@@ -291,7 +224,7 @@ def map_pictures(
             save_map(made, entries, save, found.about)
             say(f"{save}: a map of {len(entries)} pictures, made in {took:.0f} s")
         if output is not None or png is not None:
-            small = _thumbnails(entries, reading)
+            small = _thumbnails(entries, run)
         if png is not None:
             drawn = draw_map(positions, small, new=new)
             overlays.save_image(drawn.image, png)
@@ -300,6 +233,12 @@ def map_pictures(
             words = title or output.stem
             save_map_page(positions, entries, small, output, title=words, new=new, failed=found.failed)
             say(f"{output}: {len(entries)} pictures, {output.stat().st_size / 1e6:.1f} MB")
+    if shown.as_json:
+        pictures = [
+            {"image": entry.name, "x": float(x), "y": float(y), "words": entry.words, "probability": entry.probability}
+            for entry, (x, y) in zip(entries, positions, strict=True)
+        ]
+        print(json.dumps({"outputs": [*map(str, outputs)], "pictures": pictures, "failed": found.failed}))
     if found.failed:
         raise typer.Exit(1)
 
@@ -314,7 +253,7 @@ class _Found:
     about: dict[str, str] = field(default_factory=dict)
 
 
-def _embedded(network: Network, paths: list[str], exact: bool, reading: dict[str, Any]) -> _Found:
+def _embedded(network: Network, paths: list[str], run: RunOptions) -> _Found:
     """Vectors of pictures, and the words of their classes where the network has a head."""
     import numpy as np
 
@@ -322,20 +261,15 @@ def _embedded(network: Network, paths: list[str], exact: bool, reading: dict[str
     from convnets_torch.embeddings.extraction import embed_each
     from convnets_torch.embeddings.image_map import MapEntry
 
-    rows = embed_each(
-        network,
-        paths,
-        logits=network.head is not None,
-        exact=exact,
-        **reading,
-    )
+    exact, logits = run.precision == "exact", network.head is not None
+    rows = embed_each(network, paths, logits=logits, exact=exact, **run.running)
     vectors, entries, failed = [], [], {}
     for path, row in zip(paths, with_time_left(rows, len(paths)), strict=True):
         for remark in row.remarks:
             say(remark)
         if row.vector is None:
             failed[path] = one_line(row.error) if row.error is not None else ""
-            say(failed[path])
+            complain(failed[path])
             continue
         vectors.append(row.vector.numpy())
         entries.append(MapEntry(path, *_best(network.card, row.logits)))
@@ -373,57 +307,38 @@ def _best(card: Card | None, logits: torch.Tensor | None) -> tuple[str, float | 
     return prediction(card, best, 0.0).words, float(chances[best])
 
 
-def _thumbnails(entries: list[MapEntry], reading: dict[str, Any]) -> list[Image.Image | None]:
+def _thumbnails(entries: list[MapEntry], run: RunOptions) -> list[Image.Image | None]:
     from convnets_torch.cli.output import with_time_left
     from convnets_torch.embeddings.image_map_drawing import thumbnail_side, thumbnails
 
-    made = thumbnails(
-        [entry.name for entry in entries],
-        thumbnail_side(len(entries)),
-        **reading,
-    )
+    names = [entry.name for entry in entries]
+    made = thumbnails(names, thumbnail_side(len(entries)), workers=run.workers, **run.reading)
     images, errors = zip(*with_time_left(made, len(entries)), strict=True)
     if missing := [one_line(error) for error in errors if error is not None]:
         say(f"{len(missing)} of {len(entries)} pictures have no thumbnail; the first: {missing[0]}")
     return list(images)
 
 
+@command()
 def probe(
     weights: Weights,
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Pictures in one sub-folder for each class, or a table of them.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="File of weights to write, .safetensors: the network with the chosen classifier as its head.",
-            show_default=False,
-        ),
-    ] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Parts that are classified in turn by what the others teach.")] = 5,
-    choose: Annotated[
-        Literal["knn", "svm", "logistic"] | None,
-        typer.Option(
-            help="The classifier that is written with -o, svm or logistic, and whose confusions are drawn.",
-            show_default="the better one of svm and logistic",
-        ),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to write report.json into, and pictures: curve, confusion, distances, similarities (.png).",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON object.")] = False,
-    truth: Truth = None,
-    columns: Columns = None,
-    partial: Partial = False,
-    exclude: Exclude = None,
-    device: Device = "cpu",
-    precision: Precision = None,
+    folder: Path = argument(..., "Pictures in one sub-folder for each class, or a table of them.", "FOLDER"),
+    output: Path | None = option(
+        None, "File of weights to write, .safetensors: the network with the chosen classifier as its head."
+    ),
+    folds: int = option(5, "Parts that are classified in turn by what the others teach.", min=2),
+    choose: Literal["knn", "svm", "logistic"] | None = option(
+        None,
+        "The classifier that is written with -o, svm or logistic, and whose confusions are drawn.",
+        show_default="the better one of svm and logistic",
+    ),
+    report: Path | None = option(
+        None, "Folder to write report.json into, and pictures: curve, confusion, distances, similarities (.png)."
+    ),
+    *,
+    given: options.Labels,
+    run: RunOptions,
+    shown: Shown,
 ) -> None:
     """Measure how well a network's features tell your classes apart, and make a classifier of them."""
     if choose is not None and output is None and report is None:
@@ -433,22 +348,17 @@ def probe(
             "nearest neighbours are the training vectors themselves, not a layer that a network could end in; take"
             " --choose svm or logistic for -o"
         )
-    options = reading(truth, columns, partial, exclude)
+    labelling = given.with_exclude(run.exclude)
     from convnets_torch.cli.output import rows_done
     from convnets_torch.embeddings.probe import check_counts, check_sklearn, embed_classes
     from convnets_torch.embeddings.probe import probe as measure
-    from convnets_torch.files import check_kept, check_writable, find
+    from convnets_torch.files import check_kept, check_writable
     from convnets_torch.images.labelled import find_classes
 
     check_sklearn()
-    if output is not None:
-        if output.suffix.lower() != ".safetensors":
-            raise typer.BadParameter(f"{output} has an unknown ending; weights are written as .safetensors")
-        check_writable(output)
-        if output.exists() and output.samefile(find(weights)):
-            raise ValueError(f"{output} would overwrite the weights that are read; name another output")
+    options.check_weights(output, weights)
     with warnings_as_lines():
-        found = find_classes(folder, **options)
+        found = find_classes(folder, **labelling)
     check_counts({name: len(pictures) for name, pictures in found.items()}, folds)
     if report is not None:
         if report.exists() and not report.is_dir():
@@ -457,11 +367,11 @@ def probe(
         for name in REPORT:
             check_writable(report / name)
             check_kept(report / name, (path for paths in found.values() for path in paths))
-    network = load_network(weights, device, None, bulk=True)
+    network = run.load(weights, plain=True, bulk=True)
     with warnings_as_lines(), rows_done("pictures") as progress:
-        vectors = embed_classes(network, found, precision=precision, progress=progress)
+        vectors = embed_classes(network, found, precision=run.precision, progress=progress, **run.running)
     for _, error in vectors.failed:
-        say(one_line(error))
+        complain(error)
     for remark in vectors.remarks:
         say(remark)
     count, width = vectors.vectors.shape
@@ -485,7 +395,7 @@ def probe(
         _write_report(report, vectors, result, kind, figures)
     if output is not None and kind != "knn":
         _write_network(network, vectors, result, kind, output)
-    if as_json:
+    if shown.as_json:
         print(json.dumps(figures))
     else:
         _print(result)

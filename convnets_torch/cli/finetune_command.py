@@ -8,25 +8,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from convnets_torch.cli import options
-from convnets_torch.cli import options as augmenting
-from convnets_torch.cli.options import Columns, Partial, Truth, reading
-from convnets_torch.cli.output import one_line, say, show, warnings_as_lines
-from convnets_torch.cli.picture_commands import (
-    AllowTruncated,
-    BackgroundOption,
-    DepthOption,
-    Exclude,
-    MaxPixels,
-    Weights,
-)
+from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
+from convnets_torch.cli.output import complain, one_line, say, show, warnings_as_lines
 from convnets_torch.inference.allocation import keep_memory
+from convnets_torch.training.settings import BOTH, SECOND, Settings
 
 if TYPE_CHECKING:
     from convnets_torch.images.decoding import Reading
@@ -38,184 +30,99 @@ if TYPE_CHECKING:
     from convnets_torch.training.stages import LayerRow
 
 LEAKS_SHOWN = 20
-DATA, FIRST, SECOND, BOTH = (  # panels of the help
-    "Data", "Stage one: the last layer", "Stage two: the unfrozen layers", "Both stages",
-)  # fmt: skip
+DATA = "Data"  # a panel of the help
 
 
+@dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """What is otherwise of the options of a run when it is a training."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "bfloat16 is mixed precision, auto takes it where it is fast.", rich_help_panel=SECOND
+    )
+    batch_size: int = option(32, "Pictures in a step, over all processes.", min=1, rich_help_panel=BOTH)
+    workers: int | None = option(
+        None,
+        "Processes that load pictures.",
+        min=0,
+        show_default="0 on the CPU, else one a core",
+        rich_help_panel=options.NETWORK,
+    )
+
+
+@command(old={"--batch": "--batch-size"})
 def finetune(
     weights: Weights,
-    data: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATA",
-            help="Pictures in a folder for each class, in folders train and val of such, or a table of path, label"
-            " and perhaps split.",
-        ),
-    ],
+    data: Path = argument(
+        ...,
+        "Pictures in a folder for each class, in folders train and val of such, or a table of path, label"
+        " and perhaps split.",
+        "DATA",
+    ),
     *,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="File of weights to write, .safetensors; curves go beside it as .history.csv and .history.png.",
-        ),
-    ],
-    head_epochs: Annotated[int, typer.Option(min=1, help="How many, at most.", rich_help_panel=FIRST)] = 40,
-    head_rate: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=FIRST)] = 1e-3,
-    views: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Fixed views of each picture; those after the first are changed at random.",
-            rich_help_panel=FIRST,
-        ),
-    ] = 1,
-    unfreeze: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LAYER",
-            help="Train from this layer on; head for the dense layers, features for all.",
-            show_default="the last block of convolutions",
-            rich_help_panel=SECOND,
-        ),
-    ] = None,
-    epochs: Annotated[
-        int, typer.Option(min=0, help="How many, at most; 0 trains the last layer alone.", rich_help_panel=SECOND)
-    ] = 10,
-    rate: Annotated[
-        float,
-        typer.Option(help="Highest learning rate: it rises over the first epoch, and falls.", rich_help_panel=SECOND),
-    ] = 1e-4,
-    optimizer: Annotated[
-        Literal["sgd", "adamw"], typer.Option(help="What makes the steps.", rich_help_panel=SECOND)
-    ] = "sgd",
-    momentum: Annotated[float, typer.Option(help="Of --optimizer sgd.", rich_help_panel=SECOND)] = 0.9,
-    weight_decay: Annotated[float, typer.Option(help="Of the trained layers.", rich_help_panel=SECOND)] = 0.0,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Pictures in a step, over all processes.", rich_help_panel=BOTH)
-    ] = 32,
-    activation: Annotated[
-        Literal["softmax", "sigmoid"] | None,
-        typer.Option(
-            help="One class of all, or yes or no for each by itself.",
-            show_default="softmax; sigmoid where pictures have several labels",
-            rich_help_panel=BOTH,
-        ),
-    ] = None,
-    class_weights: Annotated[
-        Literal["none", "balanced"],
-        typer.Option(help="balanced: rare classes weigh as much as frequent ones.", rich_help_panel=BOTH),
-    ] = "none",
-    label_smoothing: Annotated[
-        float, typer.Option(help="Share of a label that goes to all classes.", rich_help_panel=BOTH)
-    ] = 0.0,
-    patience: Annotated[
-        int,
-        typer.Option(
-            min=0, help="End a stage after so many epochs that were no better; 0 never.", rich_help_panel=BOTH
-        ),
-    ] = 5,
-    dropout: Annotated[
-        bool, typer.Option("--dropout/--no-dropout", help="Of the head, where it has some.", rich_help_panel=SECOND)
-    ] = True,
-    strength: augmenting.Strength = "light",
-    scale: augmenting.Scale = None,
-    crop: augmenting.Crop = None,
-    rotation: augmenting.Rotation = None,
-    skew: augmenting.Skew = None,
-    flip: augmenting.Flip = None,
-    vertical_flip: augmenting.VerticalFlip = None,
-    no_flip_class: augmenting.NoFlipClass = None,
-    tint: augmenting.Tint = None,
-    hue: augmenting.Hue = None,
-    blur: augmenting.Blur = None,
-    randaugment: augmenting.RandAugment = None,
-    mixup: augmenting.MixUp = None,
-    cutmix: augmenting.CutMix = None,
-    val_share: Annotated[
-        float, typer.Option(help="Share of each class to judge by, where the data do not say it.", rich_help_panel=DATA)
-    ] = 0.2,
-    truth: Truth = None,
-    columns: Columns = None,
-    partial: Partial = False,
-    exclude: Exclude = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is drawn.")] = 0,
-    allow_leaks: Annotated[
-        bool,
-        typer.Option(
-            "--allow-leaks",
-            help="Go on where pictures to judge by are nearly among those to learn from.",
-            rich_help_panel=DATA,
-        ),
-    ] = False,
-    leak_threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="The cosine of two pictures' features from which on they count as nearly the same.",
-            show_default="0.98",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint beside the output, if there is one.")
-    ] = False,
-    tensorboard: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write events for TensorBoard.", show_default=False)
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Processes that load pictures.", show_default="0 on the CPU, else one a core"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps, or auto for the best.")] = "cpu",
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        typer.Option(help="bfloat16 is mixed precision, auto takes it where it is fast.", rich_help_panel=SECOND),
-    ] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON object.")] = False,
+    output: Path = option(
+        ..., "File of weights to write, .safetensors; curves go beside it as .history.csv and .history.png."
+    ),
+    chosen: Settings,
+    activation: Literal["softmax", "sigmoid"] | None = option(
+        None,
+        "One class of all, or yes or no for each by itself.",
+        show_default="softmax; sigmoid where pictures have several labels",
+        rich_help_panel=BOTH,
+    ),
+    strength: options.Strength = "light",
+    changes: options.Changes,
+    val_share: float = option(
+        0.2, "Share of each class to judge by, where the data do not say it.", rich_help_panel=DATA
+    ),
+    given: options.Labels,
+    allow_leaks: bool = option(
+        False, "Go on where pictures to judge by are nearly among those to learn from.", rich_help_panel=DATA
+    ),
+    leak_threshold: float | None = option(
+        None,
+        "The cosine of two pictures' features from which on they count as nearly the same.",
+        show_default="0.98",
+        rich_help_panel=DATA,
+    ),
+    resume: bool = option(False, "Go on from the checkpoint beside the output, if there is one."),
+    tensorboard: Path | None = option(None, "Write events for TensorBoard.", metavar="FOLDER"),
+    run: TrainOptions,
+    shown: Shown,
 ) -> None:
     """Train a network for your own classes, from weights that know other ones.
 
     Several processes train together under torchrun: torchrun --no-python --nproc-per-node 2 convnets-torch finetune ...
     """
-    if output.suffix.lower() != ".safetensors":
-        raise typer.BadParameter(f"{output} has an unknown ending; weights are written as .safetensors")
-    options = reading(truth, columns, partial, exclude)
-    mixing = augmenting.chosen_mixing(mixup, cutmix)
+    options.check_weights(output)
+    run.without_engine()
+    labelling, truth, mixing = given.with_exclude(run.exclude), given.truth, changes.mixing
     from convnets_torch.cli.output import rows_done
-    from convnets_torch.files import check_writable, find
+    from convnets_torch.files import find
+    from convnets_torch.inference.prepare import checked_device
     from convnets_torch.training.datasets import find_dataset
     from convnets_torch.training.distributed import local_device
     from convnets_torch.training.finetuning import LEAK, LeakError, Watch, checkpoint_of, outputs_of
     from convnets_torch.training.finetuning import finetune as train
     from convnets_torch.training.running import Reports, TrainingStopped
-    from convnets_torch.training.settings import Settings
     from convnets_torch.weights import load
 
-    settings = Settings(
-        activation=activation or "softmax", head_epochs=head_epochs, views=views, head_rate=head_rate, epochs=epochs,
-        unfreeze=unfreeze, optimizer=optimizer, rate=rate, momentum=momentum, weight_decay=weight_decay, batch=batch,
-        augmentation=augmenting.chosen_augmentation(
-            strength, scale=scale, crop=crop, rotation=rotation, skew=skew, flip=flip, vertical_flip=vertical_flip,
-            no_flip_class=no_flip_class, tint=tint, hue=hue, blur=blur, randaugment=randaugment,
-        ),
-        mixing=mixing[0] if mixing else "none", mixing_alpha=mixing[1] if mixing else 0.2,
-        class_weights=class_weights, label_smoothing=label_smoothing, dropout=dropout, patience=patience,
-        precision=precision, seed=seed,
+    settings = replace(
+        chosen, activation=activation or "softmax", batch=run.batch_size, precision=run.precision,
+        augmentation=changes.of(strength), mixing=mixing[0] if mixing else "none",
+        mixing_alpha=mixing[1] if mixing else 0.2,
     )  # fmt: skip
-    check_writable(output)
     for path in (output, checkpoint_of(output), *outputs_of(output)):
         for read, words in ((find(weights), "weights that are"), (truth or data, "table that is")):
             if path.exists() and read.exists() and path.samefile(read):
                 raise ValueError(f"{path} would overwrite the {words} read; name another output")
     speaks = os.environ.get("RANK", "0") == "0"  # the first of several processes
     with warnings_as_lines():
-        dataset = find_dataset(data, val_share=val_share, seed=seed, **options)
+        dataset = find_dataset(data, val_share=val_share, seed=settings.seed, **labelling)
     if dataset.sets and activation is None:
         settings = replace(settings, activation="sigmoid")
     keep_memory()
-    network = load(weights, device=local_device() or device)
+    network = load(weights, device=local_device() or checked_device(run.device))
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings_as_lines())
         came = stack.enter_context(_interruption())
@@ -227,7 +134,7 @@ def finetune(
         watch = Watch(
             pictures=bar,
             found=_found if speaks else None,
-            layers=None if as_json or not speaks else _print_layers,
+            layers=None if shown.as_json or not speaks else _print_layers,
             reports=Reports(epoch=_each(told) if speaks else None, steps=bar, stop=lambda: bool(came)),
         )
         if speaks:
@@ -243,8 +150,9 @@ def finetune(
                 resume=resume,
                 allow_leaks=allow_leaks,
                 leak_threshold=LEAK if leak_threshold is None else leak_threshold,
-                workers=workers,
+                workers=run.workers,
                 watch=watch,
+                **run.reading,
             )
         except LeakError:
             if not speaks:
@@ -252,17 +160,17 @@ def finetune(
             raise
         except TrainingStopped as stopped:
             if speaks:
-                say(one_line(stopped))
+                complain(stopped)
             raise typer.Exit(128 + came[0]) from None
     if speaks:
-        _report(result, output, as_json)
+        _report(result, output, shown.as_json)
     if result.failed:
         raise typer.Exit(1)
 
 
 def _found(features: Features, leaks: list[LeakedPicture]) -> None:
     for error in features.failed.values():
-        say(one_line(error))
+        complain(error)
     for remark in features.remarks:
         say(remark)
     train, val = len(features.train.paths), len(features.val.paths)
@@ -331,7 +239,7 @@ def _interruption() -> Iterator[list[int]]:
         if came:
             raise KeyboardInterrupt
         came.append(number)
-        print("convnets-torch: stopping after this step; once more breaks off at once", file=sys.stderr)
+        say("stopping after this step; once more breaks off at once")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -367,69 +275,31 @@ def _report(result: Finetuned, output: Path, as_json: bool) -> None:
 ONE, SEVERAL = 15, 7  # views by default: of one picture, and of each of several
 
 
+@command()
 def augment(
-    images: Annotated[
-        list[str],
-        typer.Argument(metavar="PHOTO...", help="Pictures, folders of them, quoted patterns, or - for standard input."),
-    ],
+    images: Images,
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Sheet to write: .png, .jpg, .webp.")],
+    output: Path = option(..., "Sheet to write: .png, .jpg, .webp."),
     strength: options.Strength = "medium",
-    scale: options.Scale = None,
-    crop: options.Crop = None,
-    rotation: options.Rotation = None,
-    skew: options.Skew = None,
-    flip: options.Flip = None,
-    vertical_flip: options.VerticalFlip = None,
-    no_flip_class: options.NoFlipClass = None,
-    tint: options.Tint = None,
-    hue: options.Hue = None,
-    blur: options.Blur = None,
-    randaugment: options.RandAugment = None,
-    mixup: options.MixUp = None,
-    cutmix: options.CutMix = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights by whose card pictures are resized and cut.", show_default="224 pixels of 256, bicubic"
-        ),
-    ] = None,
-    views: Annotated[
-        int | None, typer.Option(min=1, help="Of each picture.", show_default=f"{ONE}, of several pictures {SEVERAL}")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the changes.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as a JSON object.")] = False,
-    max_pixels: MaxPixels = None,
-    allow_truncated: AllowTruncated = False,
-    depth: DepthOption = None,
-    background: BackgroundOption = None,
+    changes: options.Changes,
+    weights: str | None = option(
+        None, "Weights by whose card pictures are resized and cut.", show_default="224 pixels of 256, bicubic"
+    ),
+    views: int | None = option(None, "Of each picture.", min=1, show_default=f"{ONE}, of several pictures {SEVERAL}"),
+    seed: int = option(0, options.SEED, min=0, max=2**31 - 1),
+    read: options.ReadOptions,
+    shown: Shown,
 ) -> None:
     """Show what a network will see of pictures in training: a sheet of views, changed at random."""
-    mixing = options.chosen_mixing(mixup, cutmix)
-    from convnets_torch.files import check_kept, check_writable
-    from convnets_torch.images.finding import find_pictures
+    mixing = changes.mixing
+    from convnets_torch.files import check_kept
     from convnets_torch.visualization import overlays
 
-    if output.suffix.lower() not in overlays.FORMATS:
-        raise typer.BadParameter(f"-o is {output}; name a file that ends in {', '.join(overlays.FORMATS)}")
-    check_writable(output)
-    changes = options.chosen_augmentation(
-        strength,
-        scale=scale,
-        crop=crop,
-        rotation=rotation,
-        skew=skew,
-        flip=flip,
-        vertical_flip=vertical_flip,
-        no_flip_class=no_flip_class,
-        tint=tint,
-        hue=hue,
-        blur=blur,
-        randaugment=randaugment,
-    )
+    options.check_output(output, overlays.FORMATS, "sheets are")
+    drawn = changes.of(strength)
     rule = _rule(weights)
     with warnings_as_lines():
-        paths = [path for name in images for path in (["-"] if name == "-" else map(str, find_pictures(name)))]
+        paths = read.find(images)
     check_kept(output, paths)
     if mixing is not None and len(paths) < 2:
         raise typer.BadParameter("--mixup and --cutmix mix pictures; name two or more")
@@ -442,14 +312,14 @@ def augment(
             f"{len(paths)} pictures of {views} views are more than {augmentation.MOST_TILES} tiles; give fewer"
         )
     same = len({Path(path).name for path in paths}) < len(set(paths))  # 1.png of several classes
-    reading = Reading(rule.exif, max_pixels, allow_truncated, depth, background)
+    reading = Reading(rule.exif, **read.reading)
     photos = [_photo(path, reading, with_folder=same) for path in paths]
     title = f"{strength}, seed {seed}" if mixing is None else f"{strength}, {mixing[0]} {mixing[1]:g}, seed {seed}"
-    sheet = augmentation.view_sheet(photos, rule, changes, views=views, seed=seed, mixing=mixing, title=title)
+    sheet = augmentation.view_sheet(photos, rule, drawn, views=views, seed=seed, mixing=mixing, title=title)
     overlays.save_image(sheet, output)
-    if as_json:
+    if shown.as_json:
         mixed = None if mixing is None else {"kind": mixing[0], "alpha": mixing[1]}
-        about = {"augmentation": changes.to_dict(), "mixing": mixed, "seed": seed, "size": list(rule.shape)}
+        about = {"augmentation": drawn.to_dict(), "mixing": mixed, "seed": seed, "size": list(rule.shape)}
         print(json.dumps({"output": str(output), "pictures": paths, "views": views, **about}))
     else:
         count = f"{len(paths)} pictures" if len(paths) > 1 else "a picture"

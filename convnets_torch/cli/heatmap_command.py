@@ -2,109 +2,65 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from convnets_torch.cli.options import Device, EngineName, Precision, load_engine, resumable
-from convnets_torch.cli.output import rows_done, show, warnings_as_lines
-from convnets_torch.cli.picture_commands import (
-    AllowTruncated,
-    BackgroundOption,
-    DepthOption,
-    Exclude,
-    MaxPixels,
-    Weights,
-)
+from convnets_torch.cli import options
+from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, command, option
+from convnets_torch.cli.output import aside, rows_done, show, warnings_as_lines
 
 if TYPE_CHECKING:
     from convnets_torch.heatmaps.api import CellMap
     from convnets_torch.heatmaps.scales import Scales
 
 
+@command(old={"--resume": "--resume-folder"})
 def heatmap(
     weights: Weights,
-    images: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGE...", help="A picture, or - for standard input; or several, folders, patterns."),
-    ],
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What to look for: a word, a wnid, a class id, or 'dog - wolf'; several times for a sheet of maps."
-        ),
-    ] = None,
+    images: Images,
+    run: RunOptions,
+    shown: Shown,
+    target: options.Targets = None,
     *,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="File to write: .png, .jpg, .webp, .html (a page), .json (boxes), .npz or .npy (numbers);"
-            " of several pictures a folder.",
-        ),
-    ],
-    against: Annotated[
-        str | None, typer.Option(help="What counts against the target: the map is the difference of the two.")
-    ] = None,
-    argmax: Annotated[
-        bool, typer.Option("--argmax", help="What is where: the best class of each cell (of the targets, if any).")
-    ] = False,
-    every_class: Annotated[
-        bool, typer.Option("--all", help="All classes: .npz or .npy of their probabilities in each cell.")
-    ] = False,
-    longest_side: Annotated[
-        int | None, typer.Option(min=1, help="Resize to so many pixels first; more finds smaller things.")
-    ] = None,
-    upscale: Annotated[
-        bool, typer.Option("--upscale", help="Enlarge a picture that is smaller than the network, as far as is needed.")
-    ] = False,
-    cell_stride: Annotated[
-        int | None, typer.Option(min=1, help="Pixels between cells, for a denser map: 16, 8, 4.", show_default="32")
-    ] = None,
-    scales: Annotated[
-        str | None, typer.Option(help="Sizes of the picture whose maps are fused: factors such as 0.5,1,2, or auto.")
-    ] = None,
-    fuse: Annotated[Literal["mean", "max"], typer.Option(help="How the maps of several scales become one.")] = "mean",
-    max_memory: Annotated[
-        str, typer.Option(help="Memory for activations; larger pictures go through in strips, with the same numbers.")
-    ] = "1GB",
-    resume: Annotated[
-        Path | None,
-        typer.Option(help="Folder for finished rows; an interrupted run goes on from there.", show_default=False),
-    ] = None,
-    device: Device = "cpu",
-    precision: Precision = None,
-    engine: EngineName = None,
-    form: Annotated[
-        Literal["png", "jpg", "webp", "html", "json", "npz", "npy"],
-        typer.Option("--format", help="Ending of the files of several pictures."),
-    ] = "png",
-    threshold: Annotated[float, typer.Option(help="Of the regions in .json, .html and reports.")] = 0.5,
-    reduced: Annotated[
-        bool,
-        typer.Option(
-            "--reduced",
-            help="Decode JPEG files at 1/2, 1/4 or 1/8 of their scale where --longest-side leaves room: faster, with"
-            " slightly other numbers; for several pictures.",
-        ),
-    ] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="The colours alone, without the picture.")] = False,
-    max_pixels: MaxPixels = None,
-    allow_truncated: AllowTruncated = False,
-    exclude: Exclude = None,
-    depth: DepthOption = None,
-    background: BackgroundOption = None,
+    output: Path = option(
+        ...,
+        "File to write: .png, .jpg, .webp, .html (a page), .json (boxes), .npz or .npy (numbers);"
+        " of several pictures a folder.",
+    ),
+    against: options.Against = None,
+    argmax: bool = option(False, "What is where: the best class of each cell (of the targets, if any)."),
+    every_class: bool = option(False, "All classes: .npz or .npy of their probabilities in each cell.", "--all"),
+    longest_side: options.LongestSide = None,
+    upscale: bool = option(False, "Enlarge a picture that is smaller than the network, as far as is needed."),
+    cell_stride: int | None = option(
+        None, "Pixels between cells, for a denser map: 16, 8, 4.", min=1, show_default="32"
+    ),
+    scales: str | None = option(None, "Sizes of the picture whose maps are fused: factors such as 0.5,1,2, or auto."),
+    fuse: Literal["mean", "max"] = option("mean", "How the maps of several scales become one."),
+    max_memory: str = option(
+        "1GB", "Memory for activations; larger pictures go through in strips, with the same numbers."
+    ),
+    resume_folder: options.ResumeFolder = None,
+    form: Literal["png", "jpg", "webp", "html", "json", "npz", "npy"] = option(
+        "png", "Ending of the files of several pictures.", "--format"
+    ),
+    threshold: float = option(0.5, "Of the regions in .json, .html and reports."),
+    reduced: options.Reduced = False,
+    plain: bool = option(False, "The colours alone, without the picture."),
 ) -> None:
-    """Draw where in a picture a class is, or a whole branch of the WordNet tree."""
+    """Draw where in a picture a class is, or a whole branch of the WordNet tree.
+
+    Several targets make a sheet of maps. With --against, the map is the difference of the two.
+    """
     targets = target or []
     _check_together(targets, against, argmax, every_class, plain, scales)
-    if engine is not None and cell_stride is not None:
+    if run.engine is not None and cell_stride is not None:
         raise typer.BadParameter(
-            f"--engine {engine} gives the network's own cells; leave out --cell-stride or --engine"
+            f"--engine {run.engine} gives the network's own cells; leave out --cell-stride or --engine"
         )
     from convnets_torch.files import check_kept
     from convnets_torch.heatmaps import api
@@ -117,47 +73,30 @@ def heatmap(
     if reduced and (longest_side is None or not is_many(images)):
         raise typer.BadParameter("--reduced goes with --longest-side and several pictures, or a folder of them")
     if is_many(images):
-        if argmax or every_class or plain or against is not None or resume is not None:
+        if argmax or every_class or plain or against is not None or resume_folder is not None:
             raise typer.BadParameter(
-                "several pictures go with --target alone, not with --argmax, --all, --against, --plain or --resume"
+                "several pictures go with --target alone, not with --argmax, --all, --against, --plain or"
+                " --resume-folder"
             )
         failed = map_each(
-            load_engine(weights, device, precision, engine, heatmap=True),
-            images,
-            targets,
-            output,
-            format=form,
-            threshold=threshold,
-            longest_side=longest_side,
-            upscale=upscale,
-            cell_stride=cell_stride,
-            scales=factors,
-            fuse=fuse,
-            max_memory=max_memory,
-            max_pixels=max_pixels,
-            allow_truncated=allow_truncated,
-            depth=depth,
-            background=background,
-            exact=not reduced,
-            exclude=exclude or (),
-        )
+            run.runnable(weights, heatmap=True), images, targets, output, format=form, threshold=threshold,
+            exclude=run.exclude or (), as_json=shown.as_json, longest_side=longest_side, upscale=upscale,
+            cell_stride=cell_stride, scales=factors, fuse=fuse, max_memory=max_memory, exact=not reduced, **run.running,
+        )  # fmt: skip
         raise typer.Exit(1 if failed else 0)
     api.CellMap.writer.check(output)
     check_kept(output, images)
-    network = load_engine(weights, device, precision, engine, heatmap=True)
-    picture = sys.stdin.buffer if images == ["-"] else images[0]
-    with warnings_as_lines(), resumable(resume, "written"), rows_done() as progress:
+    network = run.runnable(weights, heatmap=True)
+    picture = options.opened(images[0])
+    with warnings_as_lines(), options.resumable(resume_folder, "written"), rows_done() as progress:
         common: dict[str, Any] = {
             "longest_side": longest_side,
             "upscale": upscale,
             "cell_stride": cell_stride,
             "max_memory": max_memory,
-            "resume": resume,
+            "resume": resume_folder,
             "progress": progress,
-            "max_pixels": max_pixels,
-            "allow_truncated": allow_truncated,
-            "depth": depth,
-            "background": background,
+            **run.reading,
         }
         maps: Sequence[CellMap]
         if every_class:
@@ -170,7 +109,13 @@ def heatmap(
         else:
             maps = api.heatmap(network, picture, targets, scales=factors, fuse=fuse, **common)
     api.save_sheet(maps, output, plain=plain, threshold=threshold)
-    _print(output, targets, maps)
+    if shown.as_json:
+        from convnets_torch.heatmaps.maps import regions_of
+
+        about = {} if every_class else regions_of(maps, threshold)
+        print(json.dumps({"image": images[0], "output": str(output), **about}))
+    else:
+        _print(output, targets, maps)
 
 
 def _check_together(
@@ -210,9 +155,9 @@ def _print(output: Path, targets: list[str], maps: Sequence[CellMap]) -> None:
         prefix = f"{output}: " if len(maps) == 1 else f"{output}: {name}: "
         if isinstance(found, Heatmap):
             ids, meant = len(found.target.class_ids), filter(None, [found.target.wnid, found.target.label])
-            show(f"{name}: {' '.join(meant)} ({ids} {'class' if ids == 1 else 'classes'})", file=sys.stderr)
+            aside(f"{name}: {' '.join(meant)} ({ids} {'class' if ids == 1 else 'classes'})")
         if isinstance(found, Contrast):
-            show(found.label, file=sys.stderr)
+            aside(found.label)
         if isinstance(found, Heatmap | Contrast):
             left, top, right, bottom = (round(edge) for edge in found.window(*found.peak))
             where = f"in the window x {left} to {right}, y {top} to {bottom} (pixels)"

@@ -9,16 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convnets_torch.cli.output import one_line, say, warnings_as_lines, with_time_left
+from convnets_torch.cli.output import complain, one_line, say, warnings_as_lines, with_time_left
 from convnets_torch.files import check_writable, make_folder, replacing, resolved
 from convnets_torch.images.finding import find_pictures, is_pattern
-from convnets_torch.images.levels import Background, Depth
 from convnets_torch.text import check_choice
 
 if TYPE_CHECKING:
     from convnets_torch.heatmaps.api import Heatmap
     from convnets_torch.heatmaps.many import Mapped
-    from convnets_torch.heatmaps.scales import Fuse, Scales
     from convnets_torch.inference.pipeline import Mappable
 
 FORMATS = ("png", "jpg", "webp", "html", "json", "npz", "npy")
@@ -38,18 +36,9 @@ def map_each(
     *,
     format: str = "png",
     threshold: float = 0.5,
-    longest_side: int | None = None,
-    upscale: bool = False,
-    cell_stride: int | None = None,
-    scales: Scales | None = None,
-    fuse: Fuse = "mean",
-    max_memory: int | str | None = "1GB",
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
-    exact: bool = True,
     exclude: Sequence[str] = (),
+    as_json: bool = False,
+    **options: Any,
 ) -> int:
     """Write the maps of each picture into a folder, and a report on all of them, `report.jsonl`.
 
@@ -64,10 +53,9 @@ def map_each(
         output: the folder; made if it does not exist.
         format: the ending of the files, one of `FORMATS`.
         threshold: of the regions.
-        longest_side, upscale, cell_stride, scales, fuse, max_memory: as for `heatmap`.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
-        exact: as for `heatmap_each`.
         exclude: as in `find_pictures`.
+        as_json: print what the report says of each picture, too.
+        options: of `heatmap_each`.
 
     Returns:
         How many pictures failed; each has said why on stderr.
@@ -84,22 +72,7 @@ def map_each(
     with warnings_as_lines():
         places = [place for name in names for place in places_of(name, output, format, exclude)]
     check_places(places, output, REPORT)
-    results = heatmap_each(
-        network,
-        [picture for picture, _ in places],
-        targets,
-        longest_side=longest_side,
-        upscale=upscale,
-        cell_stride=cell_stride,
-        scales=scales,
-        fuse=fuse,
-        max_memory=max_memory,
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
-        depth=depth,
-        background=background,
-        exact=exact,
-    )
+    results = heatmap_each(network, [picture for picture, _ in places], targets, **options)
     output.mkdir(parents=True, exist_ok=True)
     check_writable(output / REPORT)
     records, failed = [], 0
@@ -110,8 +83,10 @@ def map_each(
             record = _written(result, targets, output, place, threshold)
             if "error" in record:
                 failed += 1
-                say(record["error"])
+                complain(record["error"])
             records.append({"image": str(picture), **record})
+            if as_json:
+                print(json.dumps(records[-1]))
             del result  # its maps hold the picture
     with replacing(output / REPORT) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

@@ -6,6 +6,8 @@ import contextlib
 import csv
 import json
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -24,9 +26,42 @@ def one_line(error: Warning | Exception) -> str:
     return " ".join(str(error).split())
 
 
-def say(sentence: str) -> None:
-    """One line on stderr, under our name."""
-    print(ours(sentence), file=sys.stderr)
+QUIET, NORMAL, VERBOSE = -1, 0, 1
+_level = NORMAL  # of the command that runs; its threads speak as it does
+
+
+@contextlib.contextmanager
+def speaking(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Say less or more in the block."""
+    global _level
+    before, _level = _level, QUIET if quiet else VERBOSE if verbose else NORMAL
+    start = time.perf_counter()
+    try:
+        yield
+    except (OSError, ValueError, ImportError):
+        if verbose:
+            traceback.print_exc()
+        raise
+    finally:
+        say(f"{time.perf_counter() - start:.1f} s", verbose=True)
+        _level = before
+
+
+def say(sentence: str, *, verbose: bool = False) -> None:
+    """A note: one line on stderr, under our name; none with --quiet, and one that is `verbose` only with --verbose."""
+    if _level >= (VERBOSE if verbose else NORMAL):
+        print(ours(sentence), file=sys.stderr)
+
+
+def aside(line: str) -> None:
+    """What a result was made of: one line on stderr as it is; none with --quiet."""
+    if _level >= NORMAL:
+        show(line, file=sys.stderr)
+
+
+def complain(error: Exception | str) -> None:
+    """An error that does not end the command: one line on stderr, also with --quiet."""
+    print(ours(error if isinstance(error, str) else one_line(error)), file=sys.stderr)
 
 
 def ours(sentence: str) -> str:
@@ -60,12 +95,16 @@ def warnings_as_lines() -> Iterator[None]:
         yield
 
 
+def _shows_bars() -> bool:
+    return _level > QUIET and sys.stderr.isatty()
+
+
 Entry = TypeVar("Entry")
 
 
 def with_time_left(entries: Iterable[Entry], total: int) -> Iterator[Entry]:
     """The entries as they come, with a bar beside them; quiet for a single one and where stderr is no terminal."""
-    if total < 2 or not sys.stderr.isatty():
+    if total < 2 or not _shows_bars():
         yield from entries
         return
     from rich.console import Console
@@ -85,7 +124,7 @@ def with_time_left(entries: Iterable[Entry], total: int) -> Iterator[Entry]:
 @contextlib.contextmanager
 def rows_done(words: str = "rows of cells") -> Iterator[Callable[[int, int], None] | None]:
     """A function that is told how many of how many are done, and draws the bar; None where nobody would see it."""
-    if not sys.stderr.isatty():
+    if not _shows_bars():
         yield None
         return
     from rich.console import Console

@@ -8,165 +8,122 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from convnets_torch.cli.options import Device, Precision, load_network
-from convnets_torch.cli.output import say, show, warnings_as_lines
-from convnets_torch.cli.picture_commands import (
-    AllowTruncated,
-    BackgroundOption,
-    DepthOption,
-    Exclude,
-    MaxPixels,
-    Weights,
-)
+from convnets_torch.cli import options
+from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
+from convnets_torch.cli.output import complain, say, show, warnings_as_lines
 from convnets_torch.text import cell
 
 if TYPE_CHECKING:
     from convnets_torch.embeddings.duplicates import Duplicate, DuplicateGroup
+    from convnets_torch.embeddings.search import Index
+    from convnets_torch.networks import Network
 
 SHOWN = 20  # errors that are printed; the table has all
 
-Database = Annotated[
-    str,
-    typer.Option(help="The index: a folder, made if need be, or an address that LanceDB takes, such as s3://..."),
-]
 
-
+@command(old={"--db": "--output"})
 def index(
     weights: Weights,
-    images: Annotated[
-        list[str], typer.Argument(metavar="PHOTO...", help="Pictures, folders of them, or quoted patterns.")
-    ],
-    db: Database,
-    layer: Annotated[
-        str | None,
-        typer.Option(help="A layer's name, or Keras's, such as fc2.", show_default="what the last dense layer reads"),
-    ] = None,
-    pool: Annotated[
-        Literal["avg", "max", "flatten", "gem"],
-        typer.Option(help="How maps become vectors: of each channel one value."),
-    ] = "avg",
-    hash_all: Annotated[
-        bool,
-        typer.Option("--hash-all", help="Read all files, also those of the same size and time as when last indexed."),
-    ] = False,
-    prune: Annotated[
-        bool,
-        typer.Option(
-            "--prune", help="Remove the rows of all files that are gone, also of a disk that is not mounted just now."
-        ),
-    ] = False,
-    device: Device = "cpu",
-    precision: Precision = None,
-    max_pixels: MaxPixels = None,
-    allow_truncated: AllowTruncated = False,
-    exclude: Exclude = None,
-    depth: DepthOption = None,
-    background: BackgroundOption = None,
+    images: Images,
+    output: str = option(
+        ..., "The index to write: a folder, made if need be, or an address that LanceDB takes, such as s3://..."
+    ),
+    layer: options.Layer = None,
+    pool: options.Pool = "avg",
+    hash_all: bool = option(False, "Read all files, also those of the same size and time as when last indexed."),
+    prune: bool = option(
+        False, "Remove the rows of all files that are gone, also of a disk that is not mounted just now."
+    ),
+    *,
+    run: RunOptions,
+    shown: Shown,
 ) -> None:
-    """Index pictures for search: only new and changed files go through the network. Safe to stop at any moment."""
+    """Index pictures for search: only new and changed files go through the network. Safe to stop at any moment.
+
+    Without --layer, the vectors are what the last dense layer reads.
+    """
     from convnets_torch.cli.output import rows_done
     from convnets_torch.embeddings.index import index_pictures
 
-    network = load_network(weights, device, precision, whole=layer is not None, bulk=True)
+    network = run.load(weights, whole=layer is not None, bulk=True)
     with warnings_as_lines(), rows_done("pictures") as progress:
         done = index_pictures(
             network,
             images,
-            db,
+            output,
             layer,
             pool,
             weights=weights,
             hash_all=hash_all,
             prune=prune,
-            exact=precision == "exact",
-            max_pixels=max_pixels,
-            allow_truncated=allow_truncated,
-            exclude=exclude or (),
-            depth=depth,
-            background=background,
+            exact=run.precision == "exact",
+            exclude=run.exclude or (),
+            **run.running,
             progress=progress,
         )
         count = len(done.index.vectors)  # which also writes them to where search reads them
     say(
-        f"{db}: {done.embedded} embedded, {done.moved} moved, {done.copied} with the content of others,"
+        f"{output}: {done.embedded} embedded, {done.moved} moved, {done.copied} with the content of others,"
         f" {done.unchanged} unchanged, {done.failed} could not be used, {done.vanished} vanished"
         f"{f', {done.pruned} removed' if prune else ''}; {count} can be searched"
     )
+    if shown.as_json:
+        names = ("embedded", "moved", "copied", "unchanged", "failed", "vanished", "pruned")
+        counts = {name: getattr(done, name) for name in names}
+        print(json.dumps({"output": output, **counts, "searchable": count}))
     if done.failed:
         for sentence in islice(done.index.errors(), SHOWN):
-            say(sentence)
+            complain(sentence)
         raise typer.Exit(1)
 
 
 Address = Annotated[str, typer.Argument(metavar="DB", help="An index that `convnets-torch index` made.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Sheet = Annotated[
-    Path | None, typer.Option("-o", "--output", help="Contact sheet to write: a picture.", show_default=False)
-]
 COLUMNS = 6  # tiles in a line of a sheet
 
 
+@command(old={"--class": "--target"})
 def search(
     db: Address,
-    queries: Annotated[
-        list[str],
-        typer.Argument(metavar="QUERY...", help="Pictures, or paths or sha256 of rows, which need no network."),
-    ],
-    k: Annotated[int, typer.Option("-k", min=1, help="How many pictures for each query.")] = 12,
-    metric: Annotated[
-        Literal["cosine", "l2", "dot"], typer.Option(help="Cosine, distance, or product of the vectors.")
-    ] = "cosine",
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--class", help='Only pictures of this class: a word, a wnid, "dog - poodle".', show_default=False
-        ),
-    ] = None,
-    box: Annotated[
-        str | None,
-        typer.Option(metavar="X0,Y0,X1,Y1", help="The part of each query to look for, in pixels.", show_default=False),
-    ] = None,
-    ann: Annotated[
-        bool, typer.Option("--ann", help="Approximate, by LanceDB's index; its recall against exact search is said.")
-    ] = False,
-    output: Sheet = None,
-    as_json: AsJson = False,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="The network, for pictures that are not in the index.", show_default="as when indexed"),
-    ] = None,
+    queries: list[str] = argument(..., "Pictures, or paths or sha256 of rows, which need no network.", "QUERY..."),
+    k: int = option(12, "How many pictures for each query.", "-k", min=1),
+    metric: Literal["cosine", "l2", "dot"] = option("cosine", "Cosine, distance, or product of the vectors."),
+    target: options.Targets = None,
+    box: str | None = option(None, "The part of each query to look for, in pixels.", metavar="X0,Y0,X1,Y1"),
+    ann: bool = option(False, "Approximate, by LanceDB's index; its recall against exact search is said."),
+    output: Path | None = option(None, "Contact sheet to write: a picture."),
+    weights: str | None = option(
+        None, "The network, for pictures that are not in the index.", show_default="as when indexed"
+    ),
+    *,
+    run: RunOptions,
+    shown: Shown,
 ) -> None:
     """Find the pictures of an index that are nearest to some others; these themselves are left out by content."""
     corners = None if box is None else _corners(box)
     if output is not None:
-        from convnets_torch.files import check_writable
         from convnets_torch.visualization import overlays
 
-        if output.suffix.lower() not in overlays.FORMATS:
-            raise typer.BadParameter(f"{output} has an unknown ending; sheets are {', '.join(overlays.FORMATS)}")
-        check_writable(output)
+        options.check_output(output, overlays.FORMATS, "sheets are")
     from convnets_torch.embeddings.search import Index, recall
 
     index = Index.open(db)
-    network = None
-    if weights is not None:
-        from convnets_torch.cli.options import load_network
-
-        network = load_network(weights, "cpu", None)
-    runs = network is not None or corners is not None or None in map(index.row_of, queries)
+    queries = [path for name in queries for path in (run.find(name) if Path(name).is_dir() else [name])]
+    only, runs = options.one_target(target), corners is not None or None in map(index.row_of, queries)
+    network = _network(index, weights, run) if weights is not None or runs else None
+    asked: dict[str, Any] = {"metric": metric, "target": only, "box": corners, "network": network, **run.running}
     with warnings_as_lines() if runs else contextlib.nullcontext():
-        found = index.search(queries, k, metric=metric, target=target, box=corners, approximate=ann, network=network)
+        found = index.search(queries, k, approximate=ann, **asked)
         if ann:
-            exact = index.search(queries, k, metric=metric, target=target, box=corners, network=network)
+            exact = index.search(queries, k, **asked)
             say(
                 f"recall {recall(exact, found):.3f} of {sum(len(each.found) for each in exact)} that exact search finds"
             )
     for each in found:
-        if as_json:
+        if shown.as_json:
             print(json.dumps(each.to_dict()))
             continue
         if len(found) > 1:
@@ -178,7 +135,7 @@ def search(
             show("  ".join(part for part in line if part))
     for each in found:
         if target is not None and not each.found:
-            say(f"{each.query}: the index has no other picture whose most probable class is of {target!r}")
+            say(f"{each.query}: the index has no other picture whose most probable class is of {only!r}")
     if gone := sum(match.gone for each in found for match in each.found):
         say(f"{gone} of these pictures are gone; index again, and they are left out")
     if output is not None:
@@ -186,6 +143,16 @@ def search(
         from convnets_torch.visualization import overlays
 
         overlays.save_image(search_sheet(index, found, COLUMNS, metric), output)
+
+
+def _network(index: Index, weights: str | None, run: RunOptions) -> Network:
+    """The network for pictures that are not in an index, by default the one that made it."""
+    from convnets_torch.embeddings.search import network_of
+
+    if weights is not None:
+        return run.load(weights)
+    run.without_engine()
+    return run.ready(network_of(index))
 
 
 def _corners(box: str) -> tuple[int, int, int, int]:
@@ -200,34 +167,29 @@ GROUPS = ("group", "mark", "cosine", "width", "height", "bytes", "path", "least_
 LEAKS = ("path", "of", "cosine")
 
 
+@command(old={"--threshold": "--min-similarity"})
 def duplicates(
     db: Address,
-    threshold: Annotated[float, typer.Option(help="The least cosine of two vectors that counts, up to 1.")] = 0.95,
-    between: Annotated[
-        tuple[str, str] | None,
-        typer.Option(metavar="A B", help="Two folders: which pictures of A are nearly in B.", show_default=False),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Contact sheet to write, a picture; or .csv.", show_default=False),
-    ] = None,
-    as_json: AsJson = False,
+    min_similarity: float = option(0.95, "The least cosine of two vectors that counts, up to 1."),
+    between: tuple[str, str] | None = option(None, "Two folders: which pictures of A are nearly in B.", metavar="A B"),
+    output: Path | None = option(None, "Contact sheet to write, a picture; or .csv."),
+    *,
+    shown: Shown,
 ) -> None:
     """Find groups of files that are nearly the same, or pictures of one folder that leaked from another.
 
     Of each path is said: "keep", of the largest file of its group; "same", another path of the file above; "link"; or
     "gone". Then come its cosine to the first of the group, its width x height, and its bytes.
     """
+    threshold = min_similarity
     if not 0 < threshold <= 1:
-        raise typer.BadParameter(f"--threshold {threshold} is no cosine of what is alike; give one above 0, up to 1")
+        raise typer.BadParameter(
+            f"--min-similarity {threshold} is no cosine of what is alike; give one above 0, up to 1"
+        )
     if output is not None:
-        from convnets_torch.files import check_writable
         from convnets_torch.visualization import overlays
 
-        if output.suffix.lower() not in (".csv", *overlays.FORMATS):
-            known = ", ".join(overlays.FORMATS)
-            raise typer.BadParameter(f"{output} has an unknown ending; tables are .csv, and sheets {known}")
-        check_writable(output)
+        options.check_output(output, [".csv", *overlays.FORMATS], "tables and sheets are")
     from convnets_torch.cli.output import rows_done
     from convnets_torch.embeddings.index_table import is_there
     from convnets_torch.embeddings.search import Index
@@ -241,7 +203,7 @@ def duplicates(
         else:
             leaks = index.leaks(*between, threshold, progress)
     for group in groups:
-        if as_json:
+        if shown.as_json:
             print(json.dumps(group.to_dict()))
             continue
         for mark, file, path in _lines(group):
@@ -251,7 +213,7 @@ def duplicates(
             print(f"a chain: its least cosine is {group.least_cosine:.4f}")
         print()
     for path, source, similarity in leaks:
-        if as_json:
+        if shown.as_json:
             print(json.dumps({"path": path, "of": source, "similarity": similarity}))
         else:
             show(f"{similarity:.4f}  {path}  {source}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from convnets_torch.cli.options import Shown, argument, command, option
 from convnets_torch.cli.output import show
 
 if TYPE_CHECKING:
@@ -19,24 +20,22 @@ if TYPE_CHECKING:
 PIPED_WIDTH = 1000  # columns where there is no terminal: nothing is cut or wrapped
 
 
+@command()
 def synsets(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="TARGET", help="A word, a wnid, a WordNet name, a class id, or several: 'dog - hunting dog + wolf'."
-        ),
-    ],
-    tree: Annotated[bool, typer.Option("--tree", help="Draw all synsets below, down to the classes.")] = False,
-    search: Annotated[
-        bool, typer.Option("--search", help="List the synsets with TARGET in a word: wnid, number of classes, words.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with --search an object per line.")] = False,
+    target: str = argument(
+        ..., "A word, a wnid, a WordNet name, a class id, or several: 'dog - hunting dog + wolf'.", "TARGET"
+    ),
+    tree: bool = option(False, "Draw all synsets below, down to the classes."),
+    search: bool = option(False, "List the synsets with TARGET in a word: wnid, number of classes, words."),
+    *,
+    shown: Shown,
 ) -> None:
     """Print what a target means: its wnid, words, gloss and neighbours in WordNet, and its ImageNet classes."""
     from convnets_torch.wordnet import expressions
     from convnets_torch.wordnet.synsets import find, select
     from convnets_torch.wordnet.synsets import search as search_words
 
+    as_json = shown.as_json
     if tree and (search or as_json):
         raise typer.BadParameter("--tree goes with neither --search nor --json")
     if search:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from convnets_torch.cli.options import Device, load_network
+from convnets_torch.cli import options
+from convnets_torch.cli.options import RunOptions, Shown, Weights, argument, command, option
 from convnets_torch.cli.output import say, show, warnings_as_lines
-from convnets_torch.cli.picture_commands import Weights
 from convnets_torch.text import printable, shortened
 
 if TYPE_CHECKING:
@@ -20,71 +21,56 @@ if TYPE_CHECKING:
 LONG = 2000  # letters of a field, such as the digests of pictures, that nobody reads
 
 
+@command()
 def convert(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="IN", readable=False, help="Weights: .h5 or .keras of Keras, or .pth of PyTorch."),
-    ],
-    destination: Annotated[
-        Path | None,
-        typer.Argument(metavar="OUT", readable=False, help="The .safetensors file to write.", show_default=False),
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(help="What trained the weights, theano or tensorflow, where the file does not say it."),
-    ] = None,
-    data_format: Annotated[
-        str | None,
-        typer.Option(help="How it was trained, channels_first or channels_last, where the file does not say it."),
-    ] = None,
-    preprocessing: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE.json",
-            help="Preset such as keras-caffe, or a JSON file; by default that of the released weights.",
-        ),
-    ] = None,
-    activation: Annotated[
-        str | None, typer.Option(help="Of the outputs, softmax, sigmoid or none, where the file has no config.")
-    ] = None,
-    hidden_activation: Annotated[
-        str | None, typer.Option(help="Between the dense layers of a head of your own, where the file has no config.")
-    ] = None,
-    pool1_padding: Annotated[
-        str | None,
-        typer.Option(
-            metavar="yes|no", help="Whether ResNet50 pads before its first pooling; no file of old names says it."
-        ),
-    ] = None,
-    input_size: Annotated[
-        str | None,
-        typer.Option(metavar="PIXELS|HxW", help="Of the pictures that your own head was trained on, without config."),
-    ] = None,
-    classes: Annotated[
-        Path | None, typer.Option(readable=False, help="Names of your own classes: a text file, one on each line.")
-    ] = None,
-    layout: Annotated[
-        str | None, typer.Option(help="torchvision: write VGG under torchvision's names, for load_state_dict there.")
-    ] = None,
-    proof: Annotated[
-        bool,
-        typer.Option("--proof", help="Compute what the source file means beside the result, and compare each layer."),
-    ] = False,
-    no_isolation: Annotated[
-        bool, typer.Option("--no-isolation", help="Read the file in this process, which a damaged file may crash.")
-    ] = False,
-    cache: Annotated[bool, typer.Option("--cache", help="Write into the cache, under the network's name.")] = False,
+    source: Path = argument(..., "Weights: .h5 or .keras of Keras, or .pth of PyTorch.", "IN", readable=False),
+    destination: Path | None = argument(None, "", "OUT", readable=False, hidden=True),
+    *,
+    shown: Shown,
+    output: Path | None = option(None, "File to write, .safetensors."),
+    backend: str | None = option(
+        None, "What trained the weights, theano or tensorflow, where the file does not say it."
+    ),
+    data_format: str | None = option(
+        None, "How it was trained, channels_first or channels_last, where the file does not say it."
+    ),
+    preprocessing: str | None = option(
+        None,
+        "Preset such as keras-caffe, or a JSON file; by default that of the released weights.",
+        metavar="NAME|FILE.json",
+    ),
+    activation: str | None = option(None, "Of the outputs, softmax, sigmoid or none, where the file has no config."),
+    hidden_activation: str | None = option(
+        None, "Between the dense layers of a head of your own, where the file has no config."
+    ),
+    pool1_padding: str | None = option(
+        None, "Whether ResNet50 pads before its first pooling; no file of old names says it.", metavar="yes|no"
+    ),
+    input_size: str | None = option(
+        None, "Of the pictures that your own head was trained on, without config.", metavar="PIXELS|HxW"
+    ),
+    classes: Path | None = option(None, "Names of your own classes: a text file, one on each line.", readable=False),
+    layout: str | None = option(None, "torchvision: write VGG under torchvision's names, for load_state_dict there."),
+    proof: bool = option(False, "Compute what the source file means beside the result, and compare each layer."),
+    no_isolation: bool = option(False, "Read the file in this process, which a damaged file may crash."),
+    cache: bool = option(False, "Write into the cache, under the network's name."),
 ) -> None:
     """Convert weights to a safetensors file that knows what it is."""
-    if cache == (destination is not None):
-        raise typer.BadParameter("name an output file, or give --cache to write into the cache (one of the two)")
+    if destination is not None:
+        if output is not None:
+            raise typer.BadParameter(f"both {destination} and -o {output} are named; write into one file")
+        options.deprecated(f"the second file, {destination},", f"-o {destination}")
+        output = destination
+    if cache == (output is not None):
+        raise typer.BadParameter("name a file with -o, or give --cache to write into the cache (one of the two)")
+    options.check_weights(output)
     if pool1_padding not in (None, "yes", "no"):
         raise typer.BadParameter(f"--pool1-padding is {pool1_padding!r}; yes or no is wanted")
     from converters import conversion
 
     report = conversion.convert(
         source,
-        destination,
+        output,
         backend=backend,
         data_format=data_format,
         preprocessing=preprocessing,
@@ -97,6 +83,12 @@ def convert(
         proof=proof,
         isolated=not no_isolation,
     )
+    if shown.as_json:
+        fields = {"output": str(report.destination), "card": json.loads(report.card.to_json())}
+        entries = [asdict(row) for row in report.rows]
+        proven = None if report.proof is None else [asdict(row) for row in report.proof]
+        print(json.dumps({**fields, "choices": list(report.choices), "layers": entries, "proof": proven}))
+        return
     rows = [(row.source, row.parameter, "x".join(map(str, row.shape)) or "1", row.change) for row in report.rows]
     print_columns([("their layer", "our parameter", "shape", "done"), *rows])
     if report.proof:
@@ -119,10 +111,8 @@ def _size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
-def info(
-    weights: Annotated[str, typer.Argument(help="A .safetensors file, or a name in the cache.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
-) -> None:
+@command()
+def info(weights: Weights, shown: Shown) -> None:
     """Print what weights are: network, classes, preprocessing and where they came from."""
     from convnets_torch.card import read_card
     from convnets_torch.files import find
@@ -130,7 +120,7 @@ def info(
     path = find(weights)
     card = read_card(path)
     fields = json.loads(card.to_json())
-    if as_json:
+    if shown.as_json:
         print(json.dumps(fields))
         return
     source, rule = fields.pop("source") or {}, fields.pop("preprocessing")
@@ -160,15 +150,15 @@ def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 convert_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-convert_app.command()(convert)
+convert_app.command(cls=options.Command, context_settings=options.HELP)(convert)
 
 
+@command()
 def audit(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An .h5 or .keras file of any Keras, trusted or not.")],
-    no_isolation: Annotated[
-        bool, typer.Option("--no-isolation", help="Read the file in this process, which a damaged file may crash.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    file: Path = argument(..., "An .h5 or .keras file of any Keras, trusted or not.", "FILE"),
+    no_isolation: bool = option(False, "Read the file in this process, which a damaged file may crash."),
+    *,
+    shown: Shown,
 ) -> None:
     """List what a Keras file holds without building or running any of it: layers, code, links, odd sizes."""
     from converters.audit import Audit
@@ -176,7 +166,7 @@ def audit(
 
     with reading_process(isolated=not no_isolation) as call:
         found = Audit.from_dict(call("audit", path=str(file)))
-    if as_json:
+    if shown.as_json:
         print(json.dumps(found.to_dict()))
         return
     for line in lines(found):
@@ -206,32 +196,20 @@ def lines(found: Audit) -> Iterator[str]:
 SHOWN = 10  # hypotheses that are printed; --json has all
 
 
+@command(old={"--write": "--output"})
 def doctor(
-    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A .safetensors file, or a name in the cache.")],
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="FOLDER|IMAGE...",
-            help="Pictures of known content: with --expect, or folders with one sub-folder a class.",
-            show_default=False,
-        ),
-    ] = None,
-    expect: Annotated[
-        str | None, typer.Option(help="What all the pictures show: a word, a wnid, a class id or name.")
-    ] = None,
-    golden: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option(
-            metavar="X.npy Y.npy",
-            help="Input and output recorded from the original framework, instead of pictures.",
-            show_default=False,
-        ),
-    ] = None,
-    write: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Write the corrected file.", show_default=False)
-    ] = None,
-    device: Device = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as one JSON object.")] = False,
+    weights: Weights,
+    images: list[str] | None = argument(
+        None, "Pictures of known content: with --expect, or folders with one sub-folder a class.", "FOLDER|IMAGE..."
+    ),
+    expect: str | None = option(None, "What all the pictures show: a word, a wnid, a class id or name."),
+    golden: tuple[Path, Path] | None = option(
+        None, "Input and output recorded from the original framework, instead of pictures.", metavar="X.npy Y.npy"
+    ),
+    output: Path | None = option(None, "File to write, .safetensors: the corrected weights."),
+    *,
+    run: RunOptions,
+    shown: Shown,
 ) -> None:
     """Find what makes converted weights answer wrongly; exit 1 when that stays undecided."""
     if (golden is None) == (not images):
@@ -240,26 +218,29 @@ def doctor(
         raise typer.BadParameter("--expect goes with pictures, not with --golden")
     from converters.doctor.doctor import diagnose
     from converters.doctor.evidence import Golden, labelled_pictures
-    from convnets_torch.files import check_writable
-    from convnets_torch.images.finding import find_pictures
     from convnets_torch.weights import save
 
-    if write is not None:
-        check_writable(write)
-    network = load_network(weights, device, None)  # faults are told apart by errors of 1e-5, so float32
+    if run.precision not in (None, "exact", "float32"):
+        raise typer.BadParameter(
+            f"faults are told apart by errors of 1e-5, which --precision {run.precision} does not keep; take float32"
+        )
+    options.check_weights(output)
+    network = run.load(weights, plain=True)
     with warnings_as_lines():
         if golden is not None:
-            diagnosis = diagnose(network, golden=Golden.read(*golden))
+            diagnosis = diagnose(network, golden=Golden.read(*golden), batch=run.batch)
         else:
             if expect is not None:
-                labelled = [(picture, expect) for picture in find_pictures(images or [])]
+                labelled = [(Path(picture), expect) for picture in run.find(images or [])]
             else:
-                labelled = [pair for folder in images or [] for pair in labelled_pictures(folder)]
-            diagnosis = diagnose(network, [path for path, _ in labelled], [name for _, name in labelled])
-    if write is not None and diagnosis.network is not None:
-        save(diagnosis.network, write)
-    written = str(write) if write is not None and diagnosis.network is not None else None
-    if as_json:
+                labelled = [
+                    pair for folder in images or [] for pair in labelled_pictures(folder, exclude=run.exclude or ())
+                ]
+            diagnosis = diagnose(network, [path for path, _ in labelled], [name for _, name in labelled], **run.running)
+    if output is not None and diagnosis.network is not None:
+        save(diagnosis.network, output)
+    written = str(output) if output is not None and diagnosis.network is not None else None
+    if shown.as_json:
         tried = [{"changes": entry.changes, "figure": _finite(entry.figure)} for entry in diagnosis.hypotheses]
         fields = {"verdict": diagnosis.verdict, "sentence": diagnosis.sentence, "untold": diagnosis.untold}
         print(json.dumps({**fields, "figure": diagnosis.measure, "written": written, "hypotheses": tried}))
@@ -267,8 +248,8 @@ def doctor(
         for entry in diagnosis.hypotheses[:SHOWN]:
             show(f"{entry.figure:<8.3g}  {', '.join(entry.changes) or 'the file as it is'}")
         show(diagnosis.sentence)
-    if write is not None:
-        say(f"{write}: written" if written else f"{write}: not written, as nothing is decided")
+    if output is not None:
+        say(f"{output}: written" if written else f"{output}: not written, as nothing is decided")
     if diagnosis.winner is None:
         raise typer.Exit(1)
 
@@ -278,18 +259,16 @@ def _finite(number: float) -> float | None:
     return number if number < float("inf") else None
 
 
+@command()
 def export(
     weights: Weights,
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write: .onnx or .pt2.", show_default=False)],
-    heatmap: Annotated[
-        bool, typer.Option("--heatmap", help="The score map of larger images, instead of the classifier.")
-    ] = False,
-    with_preprocessing: Annotated[
-        bool,
-        typer.Option(
-            "--with-preprocessing", help="Take uint8 RGB pixels: channel order, scale, mean and std are in the file."
-        ),
-    ] = False,
+    *,
+    shown: Shown,
+    output: Path = option(..., "File to write: .onnx or .pt2."),
+    heatmap: bool = option(False, "The score map of larger images, instead of the classifier."),
+    with_preprocessing: bool = option(
+        False, "Take uint8 RGB pixels: channel order, scale, mean and std are in the file."
+    ),
 ) -> None:
     """Write a network as a program for ONNX Runtime (.onnx) or plain PyTorch (.pt2)."""
     from convnets_torch.files import check_writable
@@ -300,6 +279,9 @@ def export(
     check_ending(output)
     check_writable(output)
     written = write(load(weights), output, heatmap=heatmap, with_preprocessing=with_preprocessing)
+    if shown.as_json:
+        print(json.dumps({**asdict(written), "path": str(written.path), "with_preprocessing": with_preprocessing}))
+        return
     pixels = "RGB, 0 to 255" if with_preprocessing else "normalised as the card says"
     checked = f"not checked: {written.unchecked}"
     if written.difference is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class KeptVectors:
         vectors: sha256 -> (values,) float32; only of pictures that could be used.
         failed: the other pictures, and why.
         computed: how many of the vectors were not in the cache.
-        remarks: sentences on files of the cache that were damaged.
+        remarks: sentences on files of the cache that were damaged, and on the pictures that were read.
     """
 
     digests: Mapping[Path, str]
@@ -69,6 +69,9 @@ def embed_kept(
     precision: Precision | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
+    reading: Mapping[str, Any] | None = None,
     compute: Callable[[nn.Module, Mapping[Path, str]], Computed] | None = None,
     made: Mapping[str, str] | None = None,
 ) -> KeptVectors:
@@ -77,6 +80,8 @@ def embed_kept(
     Args:
         network, precision, cache, progress: as in `embed_classes`.
         paths: of the files.
+        batch, workers: as in `embed_each`.
+        reading: other keywords of `embed_each` on how pictures are read, which tell vectors from others, too.
         compute: (the network made ready, path -> sha256 of what is missing) -> path and vector, or why there is none,
             one by one; by default `embed_each` of whole pictures, read as `classify` reads them.
         made: what tells vectors of `compute` from others; the same texts always mean the same vectors.
@@ -86,9 +91,10 @@ def embed_kept(
         ValueError: the network has no card, is in training mode, or was prepared; activations are NaN or infinite.
     """
     check_unpacked(network)
-    store = _Store(
-        cache_folder() / "features" if cache is None else Path(cache), _kind(network, precision) | dict(made or {})
-    )
+    given = {name: value for name, value in (reading or {}).items() if value not in (None, False)}
+    kind = _kind(network, precision) | {name: str(value) for name, value in given.items()} | dict(made or {})
+    store = _Store(cache_folder() / "features" if cache is None else Path(cache), kind)
+    remarks: list[str] = []
     digests: dict[Path, str] = {}
     failed: dict[Path, Exception] = {}
     first: dict[str, Path] = {}  # content -> the first picture that has it
@@ -105,7 +111,11 @@ def embed_kept(
     if missing:
         device = next(network.parameters()).device
         ready = network if precision is None else prepare(network, device=device, precision=precision)
-        with closing(_whole_pictures(ready, missing) if compute is None else compute(ready, missing)) as rows, store:
+        if compute is None:
+            computed_rows = _whole_pictures(ready, missing, remarks, batch=batch, workers=workers, **given)
+        else:
+            computed_rows = compute(ready, missing)
+        with closing(computed_rows) as rows, store:
             for done, (path, vector) in enumerate(rows, start=known + 1):
                 digest = missing[path]
                 if isinstance(vector, Exception):
@@ -117,12 +127,13 @@ def embed_kept(
                 if progress is not None:
                     progress(done, len(first))
     failed |= {path: errors[digest] for path, digest in digests.items() if digest in errors}
-    return KeptVectors(digests, vectors, failed, computed, tuple(store.remarks))
+    return KeptVectors(digests, vectors, failed, computed, (*store.remarks, *remarks))
 
 
-def _whole_pictures(network: nn.Module, missing: Mapping[Path, str]) -> Computed:
-    with closing(embed_each(network, missing, exact=True)) as rows:
+def _whole_pictures(network: nn.Module, missing: Mapping[Path, str], remarks: list[str], **options: Any) -> Computed:
+    with closing(embed_each(network, missing, exact=True, **options)) as rows:
         for row in rows:
+            remarks.extend(row.remarks)
             path = Path(str(row.picture))
             if row.vector is None:
                 yield path, row.error or ValueError(f"{path} gives no vector")

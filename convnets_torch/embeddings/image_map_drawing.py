@@ -78,6 +78,7 @@ def thumbnails(
     pictures: Iterable[Picture],
     side: int,
     *,
+    workers: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     depth: Depth = None,
@@ -90,6 +91,7 @@ def thumbnails(
     Args:
         pictures: whatever `read_picture` takes.
         side: in pixels.
+        workers: threads that decode; by default one for each core, at most 16.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     >>> [found] = thumbnails(["street.jpg"], 64)
@@ -105,7 +107,7 @@ def thumbnails(
             return Thumbnail(None, error)
         return Thumbnail(reduced(image, side, Image.Resampling.BOX))
 
-    done = ahead(pictures, small, most=4 * THREADS, size=expected_pixels, room=ROOM)
+    done = ahead(pictures, small, most=4 * THREADS, threads=workers or THREADS, size=expected_pixels, room=ROOM)
     try:
         for _, found in done:
             yield found

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from convnets_torch.embeddings.cache import KeptVectors, embed_kept
 from convnets_torch.images.finding import few
 from convnets_torch.images.labelled import find_classes
+from convnets_torch.images.levels import Background, Depth
 from convnets_torch.inference.child_process import Progress, apart
 from convnets_torch.inference.prepare import Precision
 from convnets_torch.networks import Network
@@ -74,6 +75,12 @@ def embed_classes(
     precision: Precision | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> LabelledVectors:
     """The vectors of pictures in class folders, as `embed` gives them; from the cache, where they are in it.
 
@@ -88,6 +95,7 @@ def embed_classes(
         precision: as in `prepare`; None runs the network as it is.
         cache: a folder for vectors; by default `features` in the cache, where weights are kept by name.
         progress: told how many pictures of how many are done.
+        batch, workers, max_pixels, allow_truncated, depth, background: as in `predict`.
 
     Returns:
         Vectors in the order of classes and paths. Copies of a picture within a class are left out, since they would be
@@ -106,7 +114,11 @@ def embed_classes(
     check_unpacked(network)
     found = find_classes(folder) if isinstance(folder, str | os.PathLike) else folder
     pictures = [(path, label) for label, paths in enumerate(found.values()) for path in paths]
-    kept = embed_kept(network, [path for path, _ in pictures], precision=precision, cache=cache, progress=progress)
+    reading = {"max_pixels": max_pixels, "allow_truncated": allow_truncated, "depth": depth, "background": background}
+    kept = embed_kept(
+        network, [path for path, _ in pictures], precision=precision, cache=cache, progress=progress, batch=batch,
+        workers=workers, reading=reading,
+    )  # fmt: skip
     return _labelled(tuple(found), pictures, kept)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from convnets_torch.embeddings.duplicates import find_duplicates, find_leaks
 from convnets_torch.embeddings.index_table import About, PictureTable, check_index, is_local, kind_of
 from convnets_torch.embeddings.neighbours import Metric, Vectors, approximate_nearest, nearest
 from convnets_torch.files import find, sha256
-from convnets_torch.images.decoding import Picture, read_picture
+from convnets_torch.images.decoding import Picture, read_picture, warn
+from convnets_torch.images.levels import Background, Depth
 from convnets_torch.images.preprocessing import Pixels
 from convnets_torch.text import LONGEST, check_choice
 from convnets_torch.wordnet.targets import class_name, class_wnid, find_target
@@ -161,6 +163,12 @@ class Index:
         box: Box | None = None,
         approximate: bool = False,
         network: Network | None = None,
+        batch: int | Literal["auto"] = "auto",
+        workers: int | None = None,
+        max_pixels: int | None = None,
+        allow_truncated: bool = False,
+        depth: Depth = None,
+        background: Background = None,
     ) -> list[Matches]:
         """The pictures that are nearest to each query.
 
@@ -176,6 +184,8 @@ class Index:
             box: (left, top, right, bottom) in pixels of the upright picture: the part of each that is asked for.
             approximate: ask LanceDB's index of the vectors, which is made first if there is none for this metric.
             network: what made the index, for pictures that are not in it; loaded from where it was then, by default.
+            batch, workers, max_pixels, allow_truncated: as in `predict`, for those pictures.
+            depth, background: of those pictures, as in `read_picture`; by default as when the index was made.
 
         Returns:
             One `Matches` for each query, in their order.
@@ -191,7 +201,12 @@ class Index:
         if k < 1:
             raise ValueError(f"{k} pictures are none; ask for 1 or more")
         class_ids = None if target is None else find_target(self.card, target).class_ids
-        names, contents, vectors = self._asked(queries, box, network)
+        options: dict[str, Any] = {"batch": batch, "workers": workers}
+        reading = {
+            "max_pixels": max_pixels, "allow_truncated": allow_truncated, "depth": depth, "background": background
+        }  # fmt: skip
+        options |= {name: value for name, value in reading.items() if value is not None}
+        names, contents, vectors = self._asked(queries, box, network, options)
         first = self.vectors.first
         again = np.flatnonzero(first != np.arange(len(first)))
         left_out = [
@@ -293,7 +308,7 @@ class Index:
         return [(paths[rows[0][leak.row]], paths[rows[1][leak.of]], leak.similarity) for leak in found]
 
     def _asked(
-        self, queries: Query | Iterable[Query], box: Box | None, network: Network | None
+        self, queries: Query | Iterable[Query], box: Box | None, network: Network | None, options: dict[str, Any]
     ) -> tuple[list[str], list[str | None], NDArray[np.float32]]:
         """What each query is called, the sha256 of its content if it has one, and its vector."""
         several: Iterable[Query]
@@ -318,7 +333,7 @@ class Index:
             vectors.append(None if row is None or box is not None else self.vectors.vectors[row])
         if missing := [place for place, vector in enumerate(vectors) if vector is None]:
             self._network = network or self._network or network_of(self)
-            seen = vectors_of(self, self._network, [names[place] for place in missing], box)
+            seen = vectors_of(self, self._network, [names[place] for place in missing], box, options)
             for place, vector in zip(missing, seen, strict=True):
                 vectors[place] = vector
         if not vectors:
@@ -348,14 +363,16 @@ def recall(exact: Sequence[Matches], found: Sequence[Matches]) -> float:
     return sum(len(right & other) for right, other in pairs) / wanted if wanted else 1.0
 
 
-def vectors_of(index: Index, network: Network, paths: list[str], box: Box | None) -> list[NDArray[np.float32]]:
+def vectors_of(
+    index: Index, network: Network, paths: list[str], box: Box | None, options: dict[str, Any]
+) -> list[NDArray[np.float32]]:
     """The vectors of pictures, or of the same part of each, from the network of an index.
 
     Raises:
         OSError: a file is missing or no picture.
         ValueError: the network is another than that of the index; or the box is not in a picture.
     """
-    from convnets_torch.embeddings.extraction import Embedder, embed
+    from convnets_torch.embeddings.extraction import Embedder, embed_each
 
     layer, pool = index.about.layer, cast("Pool", index.about.pool)
     levels = index.about.levels
@@ -363,12 +380,21 @@ def vectors_of(index: Index, network: Network, paths: list[str], box: Box | None
         raise ValueError(
             f"{index.address} has vectors of {index.card.network} with another card; give the weights that made it"
         )
+    options = {**levels, **options}
     pictures: Iterable[Picture] = paths
-    if box is not None or levels:
-        pictures = [
-            _part(path, box, partial(read_picture, exif=index.card.preprocessing.exif, **levels)) for path in paths
-        ]
-    return list(embed(network, pictures, layer, pool).numpy())
+    if box is not None:
+        running = {name: options.pop(name) for name in ("batch", "workers")}
+        read = partial(read_picture, exif=index.card.preprocessing.exif, **options)
+        pictures, options = [_part(path, box, read) for path in paths], running
+    vectors = []
+    with closing(embed_each(network, pictures, layer, pool, **options)) as rows:
+        for row in rows:
+            if row.error is not None:
+                raise row.error
+            warn(row.remarks)
+            assert row.vector is not None
+            vectors.append(row.vector.numpy())
+    return vectors
 
 
 def network_of(index: Index) -> Network:

@@ -280,7 +280,7 @@ class OutputFile:
         except OSError as error:
             raise OSError(
                 f"outputs cannot be written to {self._place} ({error.strerror}); make room, and give the same command"
-                " again: with --resume what is finished is kept"
+                " again: with --resume-folder what is finished is kept"
             ) from None
         self.failed.update(failed)
         self.remarks += remarks

@@ -24,6 +24,7 @@ from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, pi
 from convnets_torch.images.preprocessing import Pixels
 from convnets_torch.inference.classification import card_of, probabilities
 from convnets_torch.inference.pipeline import (
+    THREADS,
     Input,
     Inputs,
     Result,
@@ -397,6 +398,8 @@ def gradcam_each(
     against: str | int | None = None,
     layer: LayerLike | None = None,
     method: Method = "gradcam",
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
     **reading: Unpack[ReadingKeywords],
 ) -> Generator[Explained, None, None]:
     """`gradcam` of any number of pictures; one that cannot be used does not stop the others.
@@ -408,6 +411,8 @@ def gradcam_each(
         network, target, against, layer, method, reading: as in `gradcam`; None as the target is the most probable
             class of each picture.
         images: whatever `read_picture` takes, one or several.
+        batch: how many go through the network together; "auto" is 8.
+        workers: threads that decode; by default one for each core, at most 16.
 
     Returns:
         A generator of one `Explained` per picture, in the order given; `close()` stops it early.
@@ -422,7 +427,7 @@ def gradcam_each(
     none.jpg 0 none.jpg does not exist; name a file
     """
     how = Reading(True, **checked(reading, ReadingKeywords))
-    return _explain(network, each_of(images), target, against, layer, method, how)
+    return _explain(network, each_of(images), target, against, layer, method, how, batch, workers)
 
 
 def _explain(
@@ -433,6 +438,8 @@ def _explain(
     layer: LayerLike | None,
     method: Method,
     reading: Reading,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
 ) -> Generator[Explained, None, None]:
     network = as_network(network)
     card = card_of(network)
@@ -479,4 +486,6 @@ def _explain(
         remarks = [f"{picture_name(row.picture)}: {label}: {NOTHING}" for label in zero]
         return Explained(row.picture, row.value, row.error, (*row.remarks, *remarks))
 
-    return each_row(run_pictures(pictures, inputs.prepared, run, batch=BATCH, size=expected_pixels), explained)
+    size = BATCH if batch == "auto" else batch
+    rows = run_pictures(pictures, inputs.prepared, run, batch=size, threads=workers or THREADS, size=expected_pixels)
+    return each_row(rows, explained)

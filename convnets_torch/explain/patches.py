@@ -24,7 +24,7 @@ from convnets_torch.images.levels import Background, Depth
 from convnets_torch.images.preprocessing import Pixels, fit_longest_side, normalize
 from convnets_torch.inference.batching import is_out_of_memory, is_too_small
 from convnets_torch.inference.classification import to_parameters
-from convnets_torch.inference.pipeline import each_of, expected_pixels, run_pictures
+from convnets_torch.inference.pipeline import THREADS, each_of, expected_pixels, run_pictures
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network, check_eval_mode
 from convnets_torch.visualization import overlays
@@ -136,6 +136,7 @@ def top_patches(
     count: int = COUNT,
     *,
     longest_side: int | None = LONGEST_SIDE,
+    workers: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     depth: Depth = None,
@@ -155,6 +156,7 @@ def top_patches(
         channels: numbers of channels; the first 64 by default.
         count: patches of each channel, at most.
         longest_side: pixels to which a larger picture is made smaller first; None leaves it as it is.
+        workers: threads that decode; by default one for each core, at most 16.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
         progress: called with the number of pictures done.
 
@@ -198,7 +200,9 @@ def top_patches(
     def run(items: list[_Read]) -> list[_Found | Exception]:
         return [_highest(network, name, list(numbers), longest_side, each) for each in items]
 
-    rows = run_pictures(each_of(pictures), read, run, batch=1, most=AHEAD, size=expected_pixels)
+    rows = run_pictures(
+        each_of(pictures), read, run, batch=1, most=AHEAD, threads=workers or THREADS, size=expected_pixels
+    )
     with contextlib.closing(rows):
         for done, row in enumerate(rows, start=1):
             warn(row.remarks)

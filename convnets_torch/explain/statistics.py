@@ -20,7 +20,7 @@ from convnets_torch.explain.layer_names import LayerLike, find_layer, find_layer
 from convnets_torch.files import Output, Writer
 from convnets_torch.images.decoding import Picture, Reading, picture_name
 from convnets_torch.images.levels import Background, Depth
-from convnets_torch.inference.pipeline import Input, Inputs, each_of, place_of, ready_card, run_pictures
+from convnets_torch.inference.pipeline import THREADS, Input, Inputs, each_of, place_of, ready_card, run_pictures
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.npz import write_npz
@@ -164,6 +164,7 @@ def channel_statistics(
     layers: LayerLike | Iterable[LayerLike],
     *,
     batch: int = BATCH,
+    workers: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     depth: Depth = None,
@@ -180,6 +181,7 @@ def channel_statistics(
         images: whatever `read_picture` takes, or several of these; `find_pictures` lists those of a folder.
         layers: as in `record_activations`.
         batch: pictures that go through the network together.
+        workers: threads that decode; by default one for each core, at most 16.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
         progress: is told after each batch how many pictures are done.
 
@@ -200,7 +202,7 @@ def channel_statistics(
     def add(name: str, output: Tensor) -> None:
         running[name].add(_channels(name, output))
 
-    errors, remarks = _run(network, images, running, add, batch, reading, progress)
+    errors, remarks = _run(network, images, running, add, batch, workers, reading, progress)
     return FolderStatistics(tuple(running[name].result(name) for name in names), errors, remarks)
 
 
@@ -210,6 +212,7 @@ def zero_shares(
     layer: LayerLike,
     *,
     batch: int = BATCH,
+    workers: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     depth: Depth = None,
@@ -218,7 +221,7 @@ def zero_shares(
     """The proportion of zero-valued components of an embedding, for each of many pictures.
 
     Args:
-        network, images, batch, max_pixels, allow_truncated, depth, background: as in `channel_statistics`.
+        network, images, batch, workers, max_pixels, allow_truncated, depth, background: as in `channel_statistics`.
         layer: one layer, such as `fc1` or `fc2` of VGG (Keras's names of the ReLUs), or pooled features.
 
     Raises:
@@ -232,7 +235,7 @@ def zero_shares(
     network = as_network(network)
     name, shares = find_layer(network, layer), _Shares()
     reading = Reading(True, max_pixels, allow_truncated, depth, background)
-    errors, _ = _run(network, images, {name: shares}, lambda _, output: shares.add(output), batch, reading)
+    errors, _ = _run(network, images, {name: shares}, lambda _, output: shares.add(output), batch, workers, reading)
     return ZeroShares(name, shares.found, errors)
 
 
@@ -242,6 +245,7 @@ def _run(
     sums: Mapping[str, _Running | _Shares],
     add: Callable[[str, Tensor], None],
     batch: int,
+    workers: int | None,
     reading: Reading,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[tuple[tuple[str, Exception], ...], tuple[str, ...]]:
@@ -277,7 +281,9 @@ def _run(
     errors: list[tuple[str, Exception]] = []
     remarks: list[str] = []
     told = 0
-    with contextlib.closing(run_pictures(each_of(images), inputs.prepared, run, batch=batch)) as rows:
+    with contextlib.closing(
+        run_pictures(each_of(images), inputs.prepared, run, batch=batch, threads=workers or THREADS)
+    ) as rows:
         for row in rows:
             remarks += row.remarks
             if row.error is not None:

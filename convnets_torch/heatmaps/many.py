@@ -7,7 +7,7 @@ from collections.abc import Generator, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from math import prod
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from convnets_torch.images.preprocessing import Pair, Pixels, least_size
 from convnets_torch.images.sources import Held, Sliceable, Source, is_sliced, open_with_remarks
 from convnets_torch.inference.classification import card_of, probabilities
 from convnets_torch.inference.pipeline import (
+    THREADS,
     Mappable,
     Result,
     each_of,
@@ -74,6 +75,8 @@ def heatmap_each(
     images: Sliceable | Iterable[Sliceable],
     target: str | int | Targets,
     *,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
     exact: bool = True,
     **options: Unpack[ScalesKeywords],
 ) -> Generator[Mapped, None, None]:
@@ -89,6 +92,8 @@ def heatmap_each(
         network: in eval mode, with its card, as `load` gives it; or an engine, as for `heatmap`.
         images: whatever `heatmap` takes, any number of them; `find_pictures` lists those of a folder.
         target: as for `heatmap`; of several, each picture gets a map for each.
+        batch: how many of a size go through the network together, at most; "auto" is as many as memory allows.
+        workers: threads that decode; by default one for each core, at most 16.
         exact: give the maps of `heatmap`. Without it, JPEG files are decoded at 1/2, 1/4 or 1/8 of their scale where
             they stay twice as large as what the network sees, which takes a `longest_side`; the map's `picture` is
             then so much smaller, and probabilities differ a little. Never so with `scales`, where the card picks
@@ -124,12 +129,13 @@ def heatmap_each(
         [images] if is_sliced(images) else each_of(images),
         mapper.open,
         mapper.run,
-        batch=WAITING,
+        batch=WAITING if batch == "auto" else batch,
         group=_Opened.group,
         room=mapper.room,
         waiting=WAITING,
         held=_Opened.pixels,
         most=WAITING,
+        threads=workers or THREADS,
         size=lambda picture: expected_pixels(picture) + resized,
     )
     return each_row(rows, mapper.mapped)

@@ -545,12 +545,15 @@ def _drawn(maps: Sequence[CellMap], plain: bool, _: float) -> Image.Image:
     return overlays.sheet([(picture, "") for picture in pictures], columns, width=TILE)
 
 
-def _write_json(path: Path, maps: Sequence[CellMap], _: bool, threshold: float) -> None:
-    """The picture's size, and for each map its target and its regions above the threshold."""
+def regions_of(maps: Sequence[CellMap], threshold: float) -> dict[str, Any]:
+    """The picture's size, and for each map its target and its regions above the threshold, as JSON can hold them."""
     height, width = maps[0].size
     entries = [{**each.described(), **each.highest_and_regions(threshold)} for each in maps]
-    found = {"picture": {"height": height, "width": width}, "threshold": threshold, "maps": entries}
-    path.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return {"picture": {"height": height, "width": width}, "threshold": threshold, "maps": entries}
+
+
+def _write_json(path: Path, maps: Sequence[CellMap], _: bool, threshold: float) -> None:
+    path.write_text(json.dumps(regions_of(maps, threshold), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_page(path: Path, maps: Sequence[CellMap], _: bool, threshold: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -114,6 +115,8 @@ def classify_each(
     *,
     only: str | int | None = None,
     backoff: float | None = None,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
     max_pixels: int | None = None,
     allow_truncated: bool = False,
     depth: Depth = None,
@@ -128,6 +131,7 @@ def classify_each(
         network, images, top, only, max_pixels, allow_truncated, depth, background: as in `classify`.
         backoff: a probability above 0, at most 1: give as `answer` the deepest synset that is at least so probable
             (`backoff.back_off`), whatever `only` leaves out of the predictions. For classes with wnids alone.
+        batch, workers: as in `predict`.
 
     Returns:
         A generator of one `Classified` per picture, in the order given; `close()` stops it early.
@@ -143,7 +147,8 @@ def classify_each(
     street.jpg 5 None
     none.jpg 0 none.jpg does not exist; name a file
     """
-    return _classify(network, images, Reading(True, max_pixels, allow_truncated, depth, background), top, only, backoff)
+    reading = Reading(True, max_pixels, allow_truncated, depth, background)
+    return _classify(network, images, reading, top, only, backoff, batch, workers)
 
 
 def _classify(
@@ -153,6 +158,8 @@ def _classify(
     top: int,
     only: str | int | None,
     backoff: float | None = None,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
 ) -> Generator[Classified, None, None]:
     card = card_of(network)
     listed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
@@ -175,7 +182,7 @@ def _classify(
         answer = None if backoff is None else back_off(found, backoff, wnids)
         return Classified(row.picture, best, None, row.remarks, answer)
 
-    return each_row(predicted(network, images, reading, exact=True), classified)
+    return each_row(predicted(network, images, reading, batch, workers, exact=True), classified)
 
 
 def square_input(pixels: Pixels, card: Card) -> np.ndarray:

@@ -11,10 +11,10 @@ Source: mixup, arXiv:1710.09412, section 2; CutMix, arXiv:1905.04899, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import ceil, cos, floor, isfinite, radians, sin, sqrt, tan
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,125 +24,14 @@ from torch import Tensor
 from convnets_torch.explain.filters import enlarged
 from convnets_torch.images.preprocessing import Pixels, Preprocessing, crop_image, cropped_box
 from convnets_torch.text import check_choice
+from convnets_torch.training.settings import AUGMENTATIONS as AUGMENTATIONS
+from convnets_torch.training.settings import Augmentation as Augmentation
+from convnets_torch.training.settings import augmentation as augmentation
 from convnets_torch.visualization import overlays
 
-# Field -> the least and the largest value.
-LIMITS = {
-    "scale": (1.0, 4.0), "crop": (0.0, 1.0), "rotation": (0.0, 180.0), "skew": (0.0, 45.0), "flip": (0.0, 1.0),
-    "vertical_flip": (0.0, 1.0), "tint": (0.0, 1.0), "hue": (0.0, 180.0), "blur": (0.0, 10.0), "randaugment": (0, 30),
-}  # fmt: skip
 RANDAUGMENT_STEPS = 2  # changes in a row, N of the paper
 FAINTEST_BLUR = 0.1  # standard deviation in pixels below which nothing changes
 GREY = [127, 127, 127]  # where RandAugment's own turns and shifts open corners
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What may be done to a picture at random; the defaults do nothing.
-
-    Attributes:
-        scale: objects appear up to this factor larger or smaller, 1 to 4. Smaller only as far as the picture reaches.
-        crop: how far from the centre the piece that is cut out may lie: 0 in the centre, 1 anywhere in the picture.
-        rotation: degrees to either side, 0 to 180.
-        skew: degrees by which horizontal and vertical lines lean, each to either side, 0 to 45.
-        flip: probability of being mirrored left to right, 0 to 1.
-        vertical_flip: probability of being turned upside down by a mirror, 0 to 1.
-        tint: brightness, contrast and saturation are multiplied by 1 - tint to 1 + tint each; 0 to 1.
-        hue: degrees on the circle of colours to either side, 0 to 180.
-        blur: half of the pictures are blurred by a Gaussian of a standard deviation of 0 to `blur` pixels; 0 to 10.
-        randaugment: magnitude of RandAugment, 0 (off) to 30: two of its 14 changes after all others.
-            Source: arXiv:1909.13719.
-        no_flip: names of classes whose pictures are never mirrored, because that would change what they are.
-    """
-
-    scale: float = 1.0
-    crop: float = 0.0
-    rotation: float = 0.0
-    skew: float = 0.0
-    flip: float = 0.0
-    vertical_flip: float = 0.0
-    tint: float = 0.0
-    hue: float = 0.0
-    blur: float = 0.0
-    randaugment: int = 0
-    no_flip: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, (least, most) in LIMITS.items():
-            value = getattr(self, name)
-            kinds = int if name == "randaugment" else int | float
-            if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
-                what = "a whole number" if name == "randaugment" else "a number"
-                raise ValueError(f"augmentation has {name} {value!r}; {what} from {least:g} to {most:g} is wanted")
-        if not isinstance(self.no_flip, tuple) or not all(isinstance(name, str) for name in self.no_flip):
-            raise ValueError(f"augmentation has no_flip {self.no_flip!r}; a tuple of class names is wanted")
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them.
-
-        >>> Augmentation(flip=0.5, no_flip=("left shoe",)).to_dict()["no_flip"]
-        ['left shoe']
-        """
-        return {**asdict(self), "no_flip": list(self.no_flip)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Augmentation:
-        """The inverse of `to_dict`; fields that are missing are off.
-
-        Raises:
-            ValueError: a field is unknown or its value impossible.
-
-        >>> Augmentation.from_dict({"rotation": 10}).rotation
-        10
-        """
-        _check_names(values)
-        listed = values.get("no_flip", ())
-        return cls(**{**values, "no_flip": tuple(listed) if isinstance(listed, list) else listed})
-
-    def check_classes(self, names: Iterable[str]) -> None:
-        """Refuse a name in `no_flip` that is none of the classes: a slip there would mirror what must not be.
-
-        Raises:
-            ValueError: a class is unknown.
-
-        >>> Augmentation(no_flip=("b",)).check_classes(["b", "d"])
-        """
-        known = list(names)
-        if unknown := [name for name in self.no_flip if name not in known]:
-            listed = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
-            raise ValueError(f"no_flip names {', '.join(map(repr, unknown))}, none of the classes ({listed})")
-
-
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": Augmentation(),
-    "light": Augmentation(scale=1.15, crop=1, flip=0.5, tint=0.1),
-    "medium": Augmentation(scale=1.35, crop=1, rotation=10, skew=5, flip=0.5, tint=0.25, hue=5),
-    "strong": Augmentation(scale=1.8, crop=1, rotation=20, skew=10, flip=0.5, tint=0.4, hue=15, blur=1.5),
-}
-
-
-def augmentation(strength: str = "medium", **switches: Any) -> Augmentation:
-    """A named strength, with single switches replaced.
-
-    Args:
-        strength: none, light, medium or strong.
-        switches: fields of `Augmentation`.
-
-    Raises:
-        ValueError: the strength or a switch is unknown, or a value impossible; the known ones are listed.
-
-    >>> augmentation("medium", flip=0).rotation, augmentation("none", rotation=5).flip
-    (10, 0.0)
-    """
-    check_choice(strength, AUGMENTATIONS, "augmentation")
-    _check_names(switches)
-    return replace(AUGMENTATIONS[strength], **switches)
-
-
-def _check_names(values: dict[str, Any]) -> None:
-    known = [field.name for field in fields(Augmentation)]
-    if unknown := [name for name in values if name not in known]:
-        raise ValueError(f"augmentation has no {', '.join(unknown)}; known: {', '.join(known)}")
 
 
 class Changes(NamedTuple):

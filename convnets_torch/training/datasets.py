@@ -18,6 +18,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -304,6 +305,7 @@ class ViewedPictures(TorchDataset[Tensor]):
         rule: the card's preprocessing.
         augmentation: what may be done.
         seed: of what is drawn.
+        reading: other keywords of `Reading`.
     """
 
     def __init__(
@@ -314,9 +316,11 @@ class ViewedPictures(TorchDataset[Tensor]):
         rule: Preprocessing,
         augmentation: Augmentation,
         seed: int,
+        reading: Mapping[str, Any] | None = None,
     ) -> None:
         self.paths, self.labels, self.digests = paths, labels, digests
         self.rule, self.augmentation, self.seed = rule, augmentation, seed
+        self.reading = Reading(rule.exif, **(reading or {}))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -324,7 +328,7 @@ class ViewedPictures(TorchDataset[Tensor]):
     def __getitem__(self, place: Place) -> Tensor:
         """(height, width, 3) uint8, RGB."""
         epoch, number = place
-        found = open_upright(self.paths[number], Reading(self.rule.exif))
+        found = open_upright(self.paths[number], self.reading)
         content = int(self.digests[number][:16], 16)
         pixels = view(
             found.image,

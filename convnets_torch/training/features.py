@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,7 @@ def cached_features(
     group: Group,
     cache: Path | None,
     progress: Callable[[int, int], None] | None,
+    reading: Mapping[str, Any] | None = None,
 ) -> Features:
     """What goes into the last dense layer for every picture of a dataset; computed once, whatever the run.
 
@@ -84,7 +86,7 @@ def cached_features(
     paths = list(names)
     mine = [paths[place] for place in group.share(range(len(paths)))]
     found = _Found(*([] for _ in range(3)))
-    whole = embed_kept(network, mine, cache=cache, progress=progress)
+    whole = embed_kept(network, mine, cache=cache, progress=progress, reading=reading)
     views = [found.add(whole, mine)]
     learnt = {path for path, _ in dataset.train}
     for number in range(1, settings.views):
@@ -93,9 +95,10 @@ def cached_features(
             some = [path for path in mine if path in learnt and (names[path] in no_flip) is still]
             made = {"view": str(number), "augmentation": json.dumps(settings.augmentation.to_dict())}
             made |= {"seed": str(settings.seed), "still": str(still)}
-            compute = _Viewer(settings, number, names)
+            compute = _Viewer(settings, number, names, reading or {})
             views[-1] |= found.add(
-                embed_kept(network, some, cache=cache, progress=progress, compute=compute, made=made), some
+                embed_kept(network, some, cache=cache, progress=progress, reading=reading, compute=compute, made=made),
+                some,
             )
     device = next(network.parameters()).device
     rows = _gathered(paths, mine, whole.digests, views, learnt, group, device)
@@ -138,6 +141,7 @@ class _Viewer:
     settings: Settings
     number: int
     names: Mapping[Path, str]
+    reading: Mapping[str, Any]
 
     def __call__(
         self, network: nn.Module, missing: Mapping[Path, str]
@@ -146,7 +150,9 @@ class _Viewer:
         assert embedder.card is not None
         rule, device, paths = embedder.card.preprocessing, next(network.parameters()).device, list(missing)
         labels, digests = [self.names[path] for path in paths], list(missing.values())
-        views = ViewedPictures(paths, labels, digests, rule, self.settings.augmentation, self.settings.seed)
+        views = ViewedPictures(
+            paths, labels, digests, rule, self.settings.augmentation, self.settings.seed, self.reading
+        )
         inputs = Inputs(rule, device)
 
         def prepare(number: int) -> Input:

@@ -26,6 +26,7 @@ from convnets_torch.card import with_learnt
 from convnets_torch.embeddings.cache import fingerprint
 from convnets_torch.embeddings.duplicates import find_leaks
 from convnets_torch.files import check_kept, check_writable
+from convnets_torch.images.levels import Background, Depth, said_levels
 from convnets_torch.inference.pipeline import BATCH, ready_card
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
@@ -156,6 +157,10 @@ def finetune(
     workers: int | None = None,
     cache: Path | None = None,
     watch: Watch | None = None,
+    max_pixels: int | None = None,
+    allow_truncated: bool = False,
+    depth: Depth = None,
+    background: Background = None,
 ) -> Finetuned:
     """Fine-tune a network for the classes of a dataset, and save the best epoch's parameters with a card.
 
@@ -177,6 +182,7 @@ def finetune(
         workers: processes that load and augment pictures; by default none on the CPU, else one for each core, up to 16.
         cache: folder for features, as in `embed_classes`.
         watch: who is told of what.
+        max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Raises:
         LeakError: pictures of `val` are nearly in `train`.
@@ -188,6 +194,8 @@ def finetune(
         OSError: something cannot be written; checkpoint and output survive as they were.
     """
     settings, watch = settings or Settings(), watch or Watch()
+    reading = {"max_pixels": max_pixels, "allow_truncated": allow_truncated, "depth": depth, "background": background}
+    levels = said_levels(depth, background)
     if dataset.sets and settings.activation != "sigmoid":
         raise ValueError(
             "the pictures have several labels, which softmax would take for classes that exclude each other; take"
@@ -210,7 +218,7 @@ def finetune(
         )
     device = next(network.parameters()).device
     with joined(device) as group, deterministic(device):
-        features = cached_features(network, dataset, settings, group, cache, _stoppable(watch))
+        features = cached_features(network, dataset, settings, group, cache, _stoppable(watch), reading)
         _check_usable(features, settings.batch)
         leaks = _leaks(features, leak_threshold)
         if watch.found is not None:
@@ -220,7 +228,7 @@ def finetune(
         identity = {
             "settings": settings.to_dict(),
             "network": fingerprint(network),
-            "data": _data_fingerprint(dataset, features),
+            "data": _data_fingerprint(dataset, features, levels),
         }
         keeper = Keeper(checkpoint, identity, group)
         arrays: dict[str, Tensor] = {}
@@ -248,7 +256,7 @@ def finetune(
             if progress.stage == 1:
                 progress.stage, keeper.best, arrays = 2, {}, {}
             own_parameters(tuned, names)
-            views = _views(tuned, dataset, features.train, settings)
+            views = _views(tuned, dataset, features.train, settings, reading)
             loading = _workers(device) if workers is None else workers
             stage = LayersStage(
                 tuned, names, views, features.train.labels, features.val.paths, features.val.labels, settings, group,
@@ -270,6 +278,7 @@ def finetune(
             "data": {
                 "split": dataset.split, "train": len(features.train.paths), "val": len(features.val.paths),
                 "several_labels": bool(dataset.sets),
+                **levels,
             },
             "metrics": {
                 "epoch": best.epoch, "stage": best.stage, best.measure: best.score, "val_loss": best.val_loss,
@@ -376,7 +385,7 @@ def _stoppable(watch: Watch) -> Callable[[int, int], None]:
 def _check_usable(features: Features, batch: int) -> None:
     count = len(features.train.paths)
     if count < batch:
-        raise ValueError(f"{count} training pictures could be used, fewer than a batch of {batch}; lower --batch")
+        raise ValueError(f"{count} training pictures could be used, fewer than a batch of {batch}; lower --batch-size")
 
 
 def _leaks(features: Features, threshold: float) -> list[LeakedPicture]:
@@ -385,21 +394,25 @@ def _leaks(features: Features, threshold: float) -> list[LeakedPicture]:
     return [LeakedPicture(val.paths[leak.row], train.paths[leak.of], leak.similarity) for leak in found]
 
 
-def _data_fingerprint(dataset: Dataset, features: Features) -> str:
-    """What tells usable pictures and classes from others: contents and sides, not names of files."""
+def _data_fingerprint(dataset: Dataset, features: Features, levels: dict[str, Any]) -> str:
+    """What tells usable pictures and classes from others: contents and sides, not names of files; and their levels."""
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
+    if levels:
+        digest.update(json.dumps(levels).encode())
     for side in (features.train, features.val):
         labels = side.labels if side.labels.dim() == 1 else side.labels.nonzero()
         digest.update(json.dumps([side.digests, labels.tolist()]).encode())
     return digest.hexdigest()
 
 
-def _views(network: Network, dataset: Dataset, side: Side, settings: Settings) -> ViewedPictures:
+def _views(
+    network: Network, dataset: Dataset, side: Side, settings: Settings, reading: dict[str, Any]
+) -> ViewedPictures:
     assert network.card is not None
     shown = {path: dataset.shown_as(label, settings.augmentation.no_flip) for path, label in dataset.train}
     labels = [shown[path] for path in side.paths]
     rule = network.card.preprocessing
-    return ViewedPictures(side.paths, labels, side.digests, rule, settings.augmentation, settings.seed)
+    return ViewedPictures(side.paths, labels, side.digests, rule, settings.augmentation, settings.seed, reading)
 
 
 def _workers(device: torch.device) -> int:

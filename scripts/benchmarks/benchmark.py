@@ -196,7 +196,7 @@ def resident(number: int) -> int:
 
 def measure_proof(folder: Path, rounds: int) -> list[Result]:
     """What the proof adds to a conversion, and an audit against bare Python."""
-    command = [sys.executable, "-m", "converters", str(folder / "vgg16.h5"), str(folder / "out.safetensors")]
+    command = [sys.executable, "-m", "converters", str(folder / "vgg16.h5"), "-o", str(folder / "out.safetensors")]
 
     def process(*arguments: str) -> Callable[[], object]:
         return lambda: subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
