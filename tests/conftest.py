@@ -24,6 +24,7 @@ from convnets_torch.card import Card
 from convnets_torch.cli import ending
 from convnets_torch.cli.app import main
 from convnets_torch.images.preprocessing import preset
+from convnets_torch.inference import child_process
 from convnets_torch.networks import (
     AlexNet,
     Network,
@@ -82,6 +83,14 @@ def no_users_cache(tmp_path_factory):
     """Whatever tests keep goes into a folder of theirs, in programs that they start as well."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVNETS_TORCH_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def idle_threads():
+    """Take the threads that other packages keep after earlier tests as idle: exports need no process of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(child_process, "IDLE", (*child_process.IDLE, "asyncio", "concurrent.futures", "zarr"))
         yield
 
 

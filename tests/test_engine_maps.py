@@ -26,7 +26,10 @@ from tests.conftest import NARROW
 from tests.reference.nearness import differ, with_statistics
 from tests.test_engines import MARGINS
 
-pytestmark = pytest.mark.filterwarnings("ignore:this processor has no instructions")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:this processor has no instructions"),
+    pytest.mark.usefixtures("idle_threads"),
+]
 
 
 def openvino(network, precision="float32"):

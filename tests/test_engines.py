@@ -13,6 +13,7 @@ from convnets_torch import classify, engine, load, predict, prepare
 from tests.conftest import NARROW
 from tests.reference.nearness import differ, with_statistics
 
+pytestmark = pytest.mark.usefixtures("idle_threads")
 MARGINS = {"float32": 1e-4, "bfloat16": 3e-2}  # of the largest logit
 
 

@@ -16,6 +16,7 @@ from tests.reference.nearness import with_statistics
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("idle_threads")
 
 MARGIN = 1e-4  # of the largest logit
 CASES = [*((name, "onnx") for name in NARROW), ("alexnet", "pt2"), ("resnet50", "pt2")]

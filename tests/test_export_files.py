@@ -22,6 +22,7 @@ from tests.conftest import DATA, NARROW
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("idle_threads")
 
 
 def test_the_card_and_no_folder_of_this_machine_is_in_the_file(lite_weights, tmp_path):
