@@ -125,7 +125,7 @@ def test_no_name_reaches_tex(tmp_path):
         draw_counts(np.eye(5, dtype=int), HOSTILE, HOSTILE[:1], ax=ax)
         assert not any(each.get_usetex() for each in (*ax.get_xticklabels(), *ax.get_yticklabels(), ax._left_title))
         for draw in (histogram, lambda: save_chart(ax, tmp_path / "chart.png")):
-            with pytest.raises(ImportError, match=r"is set to draw words by TeX, .* switch text\.usetex off"):
+            with pytest.raises(ImportError, match=r"is set to draw text with TeX, .* set text\.usetex to False"):
                 draw()
 
 
