@@ -156,10 +156,10 @@ def test_other_networks_and_thresholds_are_refused(command, vgg, lite_weights, t
             check_backoff(IMAGENET, threshold)
         with pytest.raises(ValueError, match="give a probability above 0, at most 1"):
             back_off(np.full(1000, 0.001), threshold)
-    with pytest.raises(ValueError, match=r"probabilities are \(999,\); one for each of ImageNet's 1000"):
+    with pytest.raises(ValueError, match=r"probabilities are \(999,\); give one for each of ImageNet's 1000"):
         back_off(np.full(999, 1 / 999), 0.5)
     for numbers in (np.full(1000, 0.5), np.full(1000, np.nan), np.eye(1000)[0] * 2 - np.eye(1000)[1]):
-        with pytest.raises(ValueError, match="no probabilities of one class each"):
+        with pytest.raises(ValueError, match="give the output of a softmax"):
             back_off(numbers, 0.5)
     assert command("classify", lite_weights, tmp_path / "x.png", "--backoff", 1.5)[0] == 2
     assert command("classify", lite_weights, tmp_path / "x.png", "--backoff", 0)[0] == 1

@@ -313,7 +313,7 @@ class _Block:
         ramp = palette(DIVERGING if self.grid.signed else INFERNO)
         bar = np.repeat(ramp[None], self.size * 3 // 4, axis=0)
         middle = top + round(self.line * (len(self.words) + 0.85))
-        begin, end = _ends(self.grid)
+        begin, end = _bar_labels(self.grid)
         draw.text((left, middle), begin, GREY, self.font, anchor="lm")
         x = round(left + self.font.getlength(begin) + GAP)
         page.paste(Image.fromarray(bar), (x, middle - bar.shape[0] // 2))
@@ -355,7 +355,7 @@ def words(grid: ChannelGrid) -> list[str]:
     return [grid.layer, shape, "; ".join(remarks), "below each: its number, and its mean absolute value"]
 
 
-def _ends(grid: ChannelGrid) -> tuple[str, str]:
+def _bar_labels(grid: ChannelGrid) -> tuple[str, str]:
     """The labels at both ends of the colour bar."""
     if grid.scale == "layer":
         return (f"-{grid.highest:.3g}" if grid.signed else "0", f"{grid.highest:.3g} (the same for all)")

@@ -77,7 +77,7 @@ class FirstKernels:
         return _sheet(self.pictures, labels, f"{self.layer}: kernels, grey is 0, each up to its largest weight")
 
     def arrays(self) -> dict[str, Any]:
-        """What an `.npz` holds."""
+        """Return the arrays of an `.npz` file."""
         return {name: getattr(self, name) for name in ("pictures", "weights", "peaks", "layer")}
 
 
@@ -165,7 +165,7 @@ def plain(
     for _ in range(steps):
         pixels.requires_grad_(True)
         [gradient] = torch.autograd.grad(measure(pixels).sum(), pixels)
-        pixels = (pixels.detach() + PIXELS * _even(gradient)).clamp(0, 255)
+        pixels = (pixels.detach() + PIXELS * _rms_normalized(gradient)).clamp(0, 255)
         tick()
     return pixels
 
@@ -192,9 +192,9 @@ def fourier(
     coefficients = start.to(like).repeat(count, 1, 1, 1, 1).requires_grad_(True)
     adam = torch.optim.Adam([coefficients], lr=RATE, maximize=True)
     for _ in range(steps):
-        moved = _moved(fourier_pixels(coefficients, size), torch.rand(4, generator=chance) * 2 - 1)
+        moved = _transformed(fourier_pixels(coefficients, size), torch.rand(4, generator=chance) * 2 - 1)
         [gradient] = torch.autograd.grad(measure(moved).sum(), [coefficients])
-        coefficients.grad = _even(gradient)
+        coefficients.grad = _rms_normalized(gradient)
         adam.step()
         tick()
     return fourier_pixels(coefficients.detach(), size)
@@ -227,7 +227,7 @@ def fourier_pixels(coefficients: Tensor, size: Size) -> Tensor:
     return 255 * torch.einsum("rc,nchw->nrhw", colors, planes).sigmoid()
 
 
-def _even(gradient: Tensor) -> Tensor:
+def _rms_normalized(gradient: Tensor) -> Tensor:
     """Divide each picture's gradient by its RMS; a zero gradient stays zero."""
     axes = tuple(range(1, gradient.dim()))
     peak = gradient.abs().amax(dim=axes, keepdim=True)  # scale first: squares of tiny numbers underflow
@@ -236,7 +236,7 @@ def _even(gradient: Tensor) -> Tensor:
     return torch.where(peak > 0, shares / length, 0.0)
 
 
-def _moved(pixels: Tensor, amounts: Tensor) -> Tensor:
+def _transformed(pixels: Tensor, amounts: Tensor) -> Tensor:
     """Shift down and right, scale and rotate pictures; `amounts` (4,) are shares of the maxima, -1 to 1."""
     down, right, zoom, turn = amounts.tolist()
     height, width = pixels.shape[-2:]
@@ -319,7 +319,7 @@ class FilterPatterns:
         return _sheet(self.pictures, labels, title)
 
     def arrays(self) -> dict[str, Any]:
-        """What an `.npz` holds."""
+        """Return the arrays of an `.npz` file."""
         names = ("pictures", "start", "before", "after", "layer", "form", "steps", "seed")
         return {name: getattr(self, name) for name in names} | {"units": np.array([words_of(u) for u in self.units])}
 

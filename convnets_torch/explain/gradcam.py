@@ -164,13 +164,13 @@ def cams_and_logits(
             scores = _scores(logits, targets)
         if not scores[0].requires_grad:
             raise ValueError(f"the outputs are not differentiable with respect to {name}; name another layer")
-        cells = _wide(leaf.detach())
+        cells = _at_least_float32(leaf.detach())
         maps = []
         for number, score in enumerate(scores, start=1):  # not vmap, which does not support all operations
             (gradients,) = torch.autograd.grad(score.sum(), leaf, retain_graph=number < len(scores), allow_unused=True)
             if gradients is None:
                 raise ValueError(f"the outputs do not depend on {name}; name another layer")
-            maps.append(METHODS[method](cells, _wide(gradients)).relu_())
+            maps.append(METHODS[method](cells, _at_least_float32(gradients)).relu_())
         found = torch.stack(maps)
     if not found.isfinite().all():
         raise ValueError("the maps are NaN or infinite: the weights are broken, or too large for their precision")
@@ -239,7 +239,7 @@ def _run(module: nn.Module, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
         torch.set_grad_enabled(True)  # until the caller's no_grad block ends
         return leaf.clone()  # the next layer may overwrite its input
 
-    logits = _usable(observed(module, [name], cut))(images)
+    logits = _without_inference_tensors(observed(module, [name], cut))(images)
     if not leaves:
         raise ValueError(f"{name} is not run by {type(module).__name__}; name another layer")
     if not isinstance(logits, Tensor) or logits.ndim != 2:
@@ -250,7 +250,7 @@ def _run(module: nn.Module, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return leaves[0], logits
 
 
-def _usable(module: nn.Module) -> nn.Module:
+def _without_inference_tensors(module: nn.Module) -> nn.Module:
     """Replace inference-mode parameters and buffers, which autograd rejects, by clones in a copy of the module."""
     if not any(tensor.is_inference() for tensor in [*module.parameters(), *module.buffers()]):
         return module
@@ -278,7 +278,7 @@ def _score_of(target: SupportsIndex | Sequence[int] | Score) -> Score:
     return Score((index(target),) if isinstance(target, SupportsIndex) else tuple(target))
 
 
-def _wide(values: Tensor) -> Tensor:
+def _at_least_float32(values: Tensor) -> Tensor:
     """Convert to float32 or float64: means over cells lose too much in half precision."""
     return values if values.dtype == torch.float64 else values.float()
 

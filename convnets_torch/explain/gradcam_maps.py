@@ -183,7 +183,9 @@ def side_by_side(maps: Sequence[GradCam]) -> Image.Image:
     columns = 2 if len(maps) <= 3 else 3
     scaled = [_scaled(each) for each in maps]
     tiles = [
-        _tile(_photograph(scaled[0]), "the picture", "faded: what the network did not see" if _cut(maps[0]) else "")
+        _tile(
+            _photograph(scaled[0]), "the picture", "faded: what the network did not see" if _is_cropped(maps[0]) else ""
+        )
     ]
     for found in scaled:
         chance = f"{found.probability:.3f}" if found.probability >= 0.0005 else "below 0.001"
@@ -210,7 +212,7 @@ def _scaled(found: GradCam) -> GradCam:
     return replace(found, picture=picture, grid=replace(found.grid, size=size, part=part))
 
 
-def _cut(found: GradCam) -> bool:
+def _is_cropped(found: GradCam) -> bool:
     """Whether the crop removed a pixel or more."""
     height, width = found.size
     left, top, right, bottom = found.grid.part

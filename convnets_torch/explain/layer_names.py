@@ -64,7 +64,7 @@ def find_layers(network: nn.Module, layers: LayerLike | Iterable[LayerLike]) -> 
     ['features.pool1', 'features.relu5_1', 'features.relu5_2', 'features.conv5_3', 'features.relu5_3']
     """
     asked = [layers] if isinstance(layers, str | nn.Module) else layers
-    found = {name for each in asked for name in _meant(network, each)}
+    found = {name for each in asked for name in _matches(network, each)}
     return [name for name, _ in network.named_modules() if name in found]
 
 
@@ -120,7 +120,7 @@ def needed(network: nn.Module, names: Iterable[str]) -> nn.Module:
     return network.features if inside and isinstance(network, Network) else whole(network)
 
 
-def _meant(network: nn.Module, wanted: LayerLike) -> set[str]:
+def _matches(network: nn.Module, wanted: LayerLike) -> set[str]:
     if isinstance(wanted, nn.Module):
         for name, module in network.named_modules():
             if module is wanted and name:
@@ -130,7 +130,7 @@ def _meant(network: nn.Module, wanted: LayerLike) -> set[str]:
     for name in (wanted, f"features.{wanted}"):
         if name in modules:
             return {name}
-    called = dict(_calls(network))
+    called = dict(_aliases(network))
     if wanted in called:
         return {called[wanted]}
     if any(sign in wanted for sign in "*?["):
@@ -142,7 +142,7 @@ def _meant(network: nn.Module, wanted: LayerLike) -> set[str]:
     return found
 
 
-def _calls(network: nn.Module) -> Iterator[tuple[str, str]]:
+def _aliases(network: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield (alias, name) for every accepted name of a layer or block."""
     for alias, name in keras_names(network).items():
         yield alias, name

@@ -276,7 +276,7 @@ def _run(
 
     errors: list[tuple[str, Exception]] = []
     remarks: list[str] = []
-    told = 0
+    reported = 0
     with contextlib.closing(
         run_pictures(each_of(images), inputs.prepared, run, batch=batch, threads=workers or THREADS)
     ) as rows:
@@ -285,9 +285,9 @@ def _run(
             if row.error is not None:
                 errors.append((picture_name(row.picture), row.error))
             done = max(each.pictures for each in sums.values()) + len(errors)
-            if progress is not None and done > told:
+            if progress is not None and done > reported:
                 progress(done)
-            told = done
+            reported = done
     if missing := [name for name, each in sums.items() if not each.pictures]:
         if errors:
             raise ValueError(f"none of {len(errors)} pictures could be used; the first: {errors[0][1]}")

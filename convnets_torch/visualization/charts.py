@@ -178,7 +178,7 @@ def _rgb(color: Sequence[float]) -> tuple[float, ...]:
     return tuple(value / 255 for value in color)
 
 
-def _plain(texts: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
+def _text_options(texts: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
     """Return printable texts and text options: no math, no TeX, and fonts for all letters."""
     shown = [printable(text[:LONGEST]) for text in texts]
     families, missing = _families("".join(sorted(set("".join(shown)))), os.environ.get(letters.SETTING, ""))
@@ -236,7 +236,7 @@ def _has(family: str, letter: str) -> bool:
 
 def _title(ax: Axes, lines: Sequence[str], width: int = WIDTH, pad: float = 9, y: float | None = None) -> None:
     """Set title lines, wrapped at about `width` pixels."""
-    shown, how = _plain(lines)
+    shown, how = _text_options(lines)
     how |= {"loc": "left", "fontsize": 11, "color": _rgb(INK), "linespacing": 1.4, "pad": pad, "y": y}
     ax.set_title("\n".join(_wrapped(shown, width)), **how)
 
@@ -257,7 +257,7 @@ LARGEST = 48  # pixels of a cell
 MOST_SIDE = 1200  # pixels of all cells together
 NAMED = 14  # minimum pixels of a cell with room for a name
 WITH_NAMES = MOST_SIDE // NAMED  # maximum number of classes with names
-CELL, CUT, SPOKEN = 16, 40, 5000  # with every_name: pixels of a cell, characters of a name, cells with tooltips
+CELL, CUT, TOOLTIPS = 16, 40, 5000  # with every_name: pixels of a cell, characters of a name, cells with tooltips
 MARGIN, GROUP_ROOM = 20, 160  # pixels around the cells, and for group names
 
 
@@ -289,21 +289,21 @@ def draw_counts(
     """
     count = len(names)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    colors = _mixed(shares if count <= WITH_NAMES else np.sqrt(shares))
+    colors = _cell_colors(shares if count <= WITH_NAMES else np.sqrt(shares))
     side = max(1, min(LARGEST, MOST_SIDE // count))
     if every_name or count <= WITH_NAMES:
-        return _with_names(counts, shares, colors, names, lines, max(side, CELL if every_name else 1), ax)
-    return _in_pixels(counts, colors, lines, groups, side, ax)
+        return _draw_named_cells(counts, shares, colors, names, lines, max(side, CELL if every_name else 1), ax)
+    return _draw_unnamed_cells(counts, colors, lines, groups, side, ax)
 
 
-def _mixed(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
+def _cell_colors(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Map shares (...) to colours (..., 3); the smallest share is already visible."""
     strength = (0.08 + 0.92 * shares)[..., None]
     mixed = np.array(PAPER) * (1 - strength) + np.array(BAR) * strength
     return np.where(shares[..., None] == 0, np.array(NOTHING), mixed.round()).astype(np.uint8)
 
 
-def _with_names(
+def _draw_named_cells(
     counts: NDArray[np.integer],
     shares: NDArray[np.float64],
     colors: NDArray[np.uint8],
@@ -313,15 +313,15 @@ def _with_names(
     ax: Axes | None,
 ) -> Axes:
     count = len(names)
-    whole, how = _plain(names)
+    whole, how = _text_options(names)
     short = [name if len(name) <= CUT else f"{name[: CUT - 1]}\u2026" for name in whole]
     size = min(14, max(8, side - 4))  # font size in pixels
-    room = _longest(short, size, how["family"]) + 12
+    room = _text_width(short, size, how["family"]) + 12
     extent = side * count
     if ax is None:  # no automatic layout: it takes minutes to measure a thousand names
         width = max(extent, 540)
         above = 24 * len(_wrapped(lines, width)) + MARGIN + room
-        ax = _placed(MARGIN + room, above, extent, extent, MARGIN + width - extent)
+        ax = _fixed_axes(MARGIN + room, above, extent, extent, MARGIN + width - extent)
         _title(ax, lines, width, y=1 + (room + 6) / extent)
     else:
         _title(ax, lines)
@@ -357,7 +357,7 @@ def _draw_cells(
     corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
     codes = [Outline.MOVETO, *[Outline.LINETO] * 3, Outline.CLOSEPOLY]
     squares = cells[:, None, ::-1] + corners
-    if len(cells) > SPOKEN:  # one path per colour
+    if len(cells) > TOOLTIPS:  # one path per colour
         _, which = np.unique(colors[tuple(cells.T)], axis=0, return_inverse=True)
         for number in range(which.max() + 1):
             some = np.flatnonzero(which == number)
@@ -365,15 +365,17 @@ def _draw_cells(
             ax.add_patch(PathPatch(outline, color=_rgb(colors[tuple(cells[some[0]])]), linewidth=0))
         return
     for (row, column), square in zip(cells.tolist(), squares, strict=True):
-        text, said = str(counts[row, column]), f"{names[row]} taken for {names[column]}: {counts[row, column]}"
-        ax.add_patch(PathPatch(Outline(square, codes), color=_rgb(colors[row, column]), linewidth=0, gid=said))
+        text, tooltip = str(counts[row, column]), f"{names[row]} predicted as {names[column]}: {counts[row, column]}"
+        ax.add_patch(PathPatch(Outline(square, codes), color=_rgb(colors[row, column]), linewidth=0, gid=tooltip))
         if 0.62 * size * len(text) <= side:
             ink = _rgb(PAPER if shares[row, column] > 0.5 else INK)
-            number = ax.text(column, row, text, color=ink, fontsize=size * 72 / DPI, ha="center", va="center", gid=said)
+            number = ax.text(
+                column, row, text, color=ink, fontsize=size * 72 / DPI, ha="center", va="center", gid=tooltip
+            )
             number.set_in_layout(False)
 
 
-def _longest(texts: Sequence[str], size: int, families: Sequence[str]) -> int:
+def _text_width(texts: Sequence[str], size: int, families: Sequence[str]) -> int:
     """Width in pixels of the longest text at a font size in pixels."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextToPath
@@ -382,7 +384,7 @@ def _longest(texts: Sequence[str], size: int, families: Sequence[str]) -> int:
     return math.ceil(max(measure.get_text_width_height_descent(text, font, False)[0] for text in texts))
 
 
-def _placed(left: int, above: int, width: int, height: int, right: int) -> Axes:
+def _fixed_axes(left: int, above: int, width: int, height: int, right: int) -> Axes:
     """Axes of `width` x `height` pixels with margins, in a new figure."""
     [ax] = new_axes(width=left + width + right, height=above + height + MARGIN)
     figure = _figure(ax)
@@ -393,7 +395,7 @@ def _placed(left: int, above: int, width: int, height: int, right: int) -> Axes:
     return ax
 
 
-def _in_pixels(
+def _draw_unnamed_cells(
     counts: NDArray[np.integer],
     colors: NDArray[np.uint8],
     lines: Sequence[str],
@@ -404,7 +406,7 @@ def _in_pixels(
     count = len(counts)
     extent = side * count
     if ax is None:  # aligned to whole pixels, so that no cell is lost
-        ax = _placed(MARGIN + (GROUP_ROOM if groups else 0), MARGIN + 24 * len(lines), extent, extent, MARGIN)
+        ax = _fixed_axes(MARGIN + (GROUP_ROOM if groups else 0), MARGIN + 24 * len(lines), extent, extent, MARGIN)
     ax.grid(False)
     ax.set_facecolor(_rgb(NOTHING))
     image = np.dstack([colors, np.where(counts > 0, 255, 0).astype(np.uint8)])
@@ -415,9 +417,9 @@ def _in_pixels(
     if groups:
         from matplotlib.patches import Rectangle
 
-        spoken = [group for group in groups if (group[1] - group[0]) * side >= NAMED - 2]
-        words, how = _plain(words if len(words) <= 22 else f"{words[:21]}\u2026" for _, _, words in spoken)
-        ax.set_yticks([(first + end - 1) / 2 for first, end, _ in spoken], words, fontsize=8, color=_rgb(INK), **how)
+        labelled = [group for group in groups if (group[1] - group[0]) * side >= NAMED - 2]
+        words, how = _text_options(words if len(words) <= 22 else f"{words[:21]}\u2026" for _, _, words in labelled)
+        ax.set_yticks([(first + end - 1) / 2 for first, end, _ in labelled], words, fontsize=8, color=_rgb(INK), **how)
         ax.tick_params(axis="y", pad=8)
         ax.set_yticks([edge - 0.5 for first, end, _ in groups for edge in (first, end)], minor=True)
         ax.tick_params(axis="y", which="minor", length=5, color=_rgb(GREY))

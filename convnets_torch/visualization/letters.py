@@ -103,25 +103,25 @@ def runs(text: str) -> Iterator[tuple[str | None, str]]:
 
 
 def _of_word(word: str) -> list[tuple[str | None, str]]:
-    letters, setting = frozenset(filter(_is_seen, word)), os.environ.get(SETTING, "")
+    letters, setting = frozenset(filter(_needs_glyph, word)), os.environ.get(SETTING, "")
     if word.isascii() and not setting:
         return [(None, word)]
     for letter in sorted(letters, reverse=True):  # the rarest first
         name = font_for(letter, setting)
         if all(has(name, each) for each in letters):
             return [(name, word)]
-    parts = [(font_for(letter, setting) if _is_seen(letter) else None, letter) for letter in word]
+    parts = [(font_for(letter, setting) if _needs_glyph(letter) else None, letter) for letter in word]
     joined = parts[:1]
     for name, letter in parts[1:]:
         before, held = joined[-1]
-        if name == before or not _is_seen(letter):
+        if name == before or not _needs_glyph(letter):
             joined[-1] = (before, held + letter)
         else:
             joined.append((name, letter))
     return joined
 
 
-def _is_seen(letter: str) -> bool:
+def _needs_glyph(letter: str) -> bool:
     """Whether a character needs a glyph: not spaces, joiners, direction marks and variation selectors."""
     return unicodedata.category(letter) not in ("Zs", "Cf", "Cc") and not 0xFE00 <= ord(letter) <= 0xFE0F
 
@@ -163,10 +163,10 @@ def has(name: str | None, letter: str) -> bool:
         font = _font(name, 20)
     except OSError:
         return False
-    return _form(font, letter) != _form(font, NONE)
+    return _glyph(font, letter) != _glyph(font, NONE)
 
 
-def _form(font: Font, letter: str) -> tuple[tuple[int, int], bytes]:
+def _glyph(font: Font, letter: str) -> tuple[tuple[int, int], bytes]:
     mask = font.getmask(letter)
     return mask.size, bytes(mask)
 

@@ -307,7 +307,7 @@ def _bar_texts(heatmap: Drawable) -> list[str]:
     signed = heatmap.signed
     least, most = f"{values.min():.2f}", f"{values.max():.2f}"
     figures = f"{least} to {most}" if signed else f"highest {most}"
-    room = _bar_left(heatmap, font) - font.size // 2 * 4 - font.getlength(_ends(heatmap)[0])
+    room = _bar_left(heatmap, font) - font.size // 2 * 4 - font.getlength(_bar_labels(heatmap)[0])
     if font.getlength(f"ab...  {figures}") <= room:
         return [f"{shorten(heatmap.label, font, room - font.getlength(f'  {figures}'))}  {figures}"]
     room = width - font.size
@@ -315,19 +315,19 @@ def _bar_texts(heatmap: Drawable) -> list[str]:
     return [shorten(heatmap.label, font, room), fits]
 
 
-def _ends(heatmap: Drawable) -> tuple[str, str]:
+def _bar_labels(heatmap: Drawable) -> tuple[str, str]:
     """The labels at both ends of the colour bar."""
     return f"-{_top(heatmap):.2f}" if heatmap.signed else "0", f"{_top(heatmap):.2f}"
 
 
 def _bar_left(heatmap: Drawable, font: Letters) -> int:
     width = heatmap.picture.shape[1]
-    return round(width - font.size // 2 * 2 - font.getlength(_ends(heatmap)[1])) - width // 5
+    return round(width - font.size // 2 * 2 - font.getlength(_bar_labels(heatmap)[1])) - width // 5
 
 
 def _with_bar(page: Image.Image, heatmap: Drawable) -> Image.Image:
     """Draw label, maximum and colour bar into the strip below the picture, in place to save memory."""
-    size, texts, (begin, end) = _letters(page.width), _bar_texts(heatmap), _ends(heatmap)
+    size, texts, (begin, end) = _letters(page.width), _bar_texts(heatmap), _bar_labels(heatmap)
     font, draw = Letters(size), Pen(page)
     gap, top = size // 2, page.height - _bar_height(heatmap)
     middles = [top + round(size * 1.1) + number * round(size * 1.3) for number in range(3)]

@@ -61,7 +61,7 @@ def _single(card: Card, labels: list[str], target: str | int) -> Target:
     if card.imagenet:
         return _branch(card, synsets.find(target))
     known = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
-    sentence = f"{target!r} is none of the {len(labels)} classes ({known})"
+    sentence = f"{target!r} is not one of the {len(labels)} classes ({known})"
     if str(target).isdecimal():
         if int(target) < len(labels):
             return Target(class_name(card, int(target)), class_wnid(card, int(target)), (int(target),))
