@@ -200,7 +200,9 @@ def channel_statistics(
     reading = Reading(True, max_pixels, allow_truncated, depth, background)
 
     def add(name: str, output: Tensor) -> None:
-        running[name].add(_channels(name, output))
+        if output.dim() < 2:
+            raise ValueError(f"{name} gives {tuple(output.shape)}, which has no channels; name another layer")
+        running[name].add(output)
 
     errors, remarks = _run(network, images, running, add, batch, workers, reading, progress)
     return FolderStatistics(tuple(running[name].result(name) for name in names), errors, remarks)
@@ -350,9 +352,3 @@ def as_json(found: FolderStatistics) -> dict[str, Any]:
         ],
         "errors": [{"image": name, "error": str(error)} for name, error in found.errors],
     }
-
-
-def _channels(name: str, output: Tensor) -> Tensor:
-    if output.dim() < 2:
-        raise ValueError(f"{name} gives {tuple(output.shape)}, which has no channels; name another layer")
-    return output
