@@ -137,7 +137,7 @@ def test_each_picture_of_a_batch_gets_its_own_map(network, street):
 def test_targets_that_cannot_be_weighed_get_a_sentence(network, street):
     with pytest.raises(ValueError, match="are the same classes"):
         gradcam(network, street, "dog", against="dog")
-    with pytest.raises(ValueError, match="name that target"):
+    with pytest.raises(ValueError, match="there is no target; name one"):
         gradcam_each(network, [street], against="dog")
     with pytest.raises(ValueError, match="outside 0 to 999"):
         gradcam(network, street, 1000)
