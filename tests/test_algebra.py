@@ -71,12 +71,12 @@ def test_a_sign_inside_a_word_does_not(text):
         ("+", "a target is missing at >>> in '>>>+'; a sign stands between two targets"),
         ("a + x", "unknown 'x' (at >>> in 'a + >>>x')"),
         ("x + a", "unknown 'x' (at >>> in '>>>x + a')"),
-        ("a - a", "no class is left: at >>> in 'a - >>>a' goes the last of 3; leave that out"),
+        ("a - a", "no class is left: the target at >>> in 'a - >>>a' removes the last 3; leave it out"),
         (
             "a - b - c-c - a - b",
-            "no class is left: at >>> in 'a - b - c-c - >>>a - b' goes the last of 1; leave that out",
+            "no class is left: the target at >>> in 'a - b - c-c - >>>a - b' removes the last 1; leave it out",
         ),
-        ("b & two words", "no class is left: at >>> in 'b & >>>two words' goes the last of 2; leave that out"),
+        ("b & two words", "no class is left: the target at >>> in 'b & >>>two words' removes the last 2; leave it out"),
         (
             "a - (b + a)",
             "unknown '(b' (at >>> in 'a - >>>(b + a)'; there are no parentheses, signs are taken from left to right)",

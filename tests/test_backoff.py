@@ -21,7 +21,7 @@ from convnets_torch.inference.classification import classify_each
 from convnets_torch.wordnet import synsets
 from convnets_torch.wordnet.hierarchy import back_off, check_backoff
 
-TABLE = Path(convnets_torch.__file__).parent / "data" / "synsets.tsv"
+TABLE = Path(convnets_torch.__file__).parent / "wordnet" / "data" / "synsets.tsv"
 ROWS = [line.split("\t") for line in TABLE.read_text(encoding="ascii").splitlines()[1:]]
 PARENTS = {row[0]: row[2].split() for row in ROWS}
 OWN_ID = {row[0]: int(row[1]) for row in ROWS if row[1]}
@@ -149,17 +149,17 @@ def test_every_form_has_the_answer(command, lite_weights, photographs, tmp_path)
 def test_other_networks_and_thresholds_are_refused(command, vgg, lite_weights, tmp_path):
     with pytest.raises(ValueError, match=r"10 of the network's 10 classes \(a\) have no place in the WordNet tree"):
         classify_each(vgg, [], backoff=0.8)
-    with pytest.raises(ValueError, match="outputs are sigmoid, whose values do not add up"):
+    with pytest.raises(ValueError, match="outputs are sigmoid, which do not add up to 1"):
         check_backoff(replace(IMAGENET, activation="sigmoid"), 0.8)
     for threshold in (0.0, -1.0, 1.1, float("nan")):
         with pytest.raises(ValueError, match="give a probability above 0, at most 1"):
             check_backoff(IMAGENET, threshold)
         with pytest.raises(ValueError, match="give a probability above 0, at most 1"):
             back_off(np.full(1000, 0.001), threshold)
-    with pytest.raises(ValueError, match=r"probabilities are \(999,\); one for each of ImageNet's 1000"):
+    with pytest.raises(ValueError, match=r"probabilities are \(999,\); give one for each of ImageNet's 1000"):
         back_off(np.full(999, 1 / 999), 0.5)
     for numbers in (np.full(1000, 0.5), np.full(1000, np.nan), np.eye(1000)[0] * 2 - np.eye(1000)[1]):
-        with pytest.raises(ValueError, match="no probabilities of one class each"):
+        with pytest.raises(ValueError, match="give the output of a softmax"):
             back_off(numbers, 0.5)
     assert command("classify", lite_weights, tmp_path / "x.png", "--backoff", 1.5)[0] == 2
     assert command("classify", lite_weights, tmp_path / "x.png", "--backoff", 0)[0] == 1

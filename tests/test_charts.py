@@ -125,7 +125,7 @@ def test_no_name_reaches_tex(tmp_path):
         draw_counts(np.eye(5, dtype=int), HOSTILE, HOSTILE[:1], ax=ax)
         assert not any(each.get_usetex() for each in (*ax.get_xticklabels(), *ax.get_yticklabels(), ax._left_title))
         for draw in (histogram, lambda: save_chart(ax, tmp_path / "chart.png")):
-            with pytest.raises(ImportError, match=r"is set to draw words by TeX, .* switch text\.usetex off"):
+            with pytest.raises(ImportError, match=r"is set to draw text with TeX, .* set text\.usetex to False"):
                 draw()
 
 
@@ -159,10 +159,10 @@ def test_every_letter_is_in_a_font_or_a_box(tmp_path, monkeypatch):
     for cache in caches:
         cache.cache_clear()
     try:
-        assert charts._plain(["Épée Кошка 猫"])[0] == [f"Épée Кошка {MISSING}"]
+        assert charts._text_options(["Épée Кошка 猫"])[0] == [f"Épée Кошка {MISSING}"]
         monkeypatch.setenv("CONVNETS_TORCH_FONT", str(letters.OWN))
         own = charts._family(str(letters.OWN))
-        assert charts._plain(["é"])[1]["family"] == [own, "DejaVu Sans"]
+        assert charts._text_options(["é"])[1]["family"] == [own, "DejaVu Sans"]
         png_of(histogram(("Épée Кошка",)))
     finally:
         for cache in caches:
@@ -234,11 +234,11 @@ def test_all_names_of_any_number_of_classes_are_in_the_vectors(classes, tmp_path
     for name in names:
         assert found.count(name.replace("\x07", "\\x07")) == 2  # its row and its column
     titles = [each.text for each in ElementTree.parse(tmp_path / "chart.svg").iter(f"{SVG}title")]
-    assert titles.count("{} taken for {}: 1234".format(*(name.replace("\x07", "\\x07") for name in names[:2]))) >= 1
+    assert titles.count("{} predicted as {}: 1234".format(*(name.replace("\x07", "\\x07") for name in names[:2]))) >= 1
 
 
 def test_of_very_many_cells_a_path_has_each_colour_and_long_names_are_cut(monkeypatch, tmp_path):
-    monkeypatch.setattr(charts, "SPOKEN", 3)
+    monkeypatch.setattr(charts, "TOOLTIPS", 3)
     counts = np.array([[1, 1, 0], [0, 5, 0], [0, 0, 7]])
     ax = draw_counts(counts, ("a" * 60, "bee", "cat"), ("Answers",), every_name=True)
     assert sorted(len(patch.get_path().vertices) for patch in ax.patches) == [10, 10]  # two halves, and two whole ones

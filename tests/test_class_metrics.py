@@ -76,5 +76,5 @@ def test_the_command_gives_them_everywhere(command, tmp_path):
         assert [float(row[name]) for name in METRICS] == pytest.approx([entry[name] for name in METRICS], rel=1e-6)
     page = (tmp_path / "report" / "report.html").read_text()
     assert "1 class of the network has no pictures here." in page
-    assert "Means are over the classes that have pictures." in page
+    assert "Means are over classes with pictures." in page
     assert f">{means['auc']:.3f}<" in page

@@ -101,7 +101,7 @@ def test_bad_pictures_are_rows_in_their_place_and_the_others_are_as_without_them
             assert row.error.__traceback__ is None
             assert row.error.__context__ is None
     assert [row.remarks for row in rows if row.error] == [()] * 5
-    remarks = [remark for row in rows for remark in row.remarks if "no cell speaks" not in remark]
+    remarks = [remark for row in rows for remark in row.remarks if "no cell supports" not in remark]
     assert remarks == [f"{tmp_path / 'moving.gif'} has 2 frames or pages; the first was read"]
     value = EACH[name][1]
     alone = rows_of(name, small(), [given[place] for place in places])

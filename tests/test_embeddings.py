@@ -239,7 +239,7 @@ def test_what_cannot_be_had_is_one_sentence(vgg):
     images = images_of(vgg)
     wrong: list[tuple[dict, str]] = [
         ({"pool": "sum"}, "unknown pool 'sum'; known: avg, max, flatten, gem"),
-        ({"layer": "relu5_*"}, "'relu5_\\*' means 3 layers"),
+        ({"layer": "relu5_*"}, "'relu5_\\*' matches 3 layers"),
         ({"layer": "fc9"}, "VGG has no layer 'fc9'"),
         ({"layer": []}, "no layer is named"),
         ({"images": images[:0]}, "there are no images"),

@@ -93,8 +93,8 @@ def test_without_matplotlib_a_report_has_all_but_its_charts(command, weights, pi
     assert said[0].endswith("pip install 'convnets-torch[plots]'")
     assert {path.name for path in report.iterdir()} == {*FILES} - {*CHARTS}
     page = (report / "report.html").read_text()
-    assert page.count("A chart is left out here: a chart needs matplotlib") == 2
-    assert "The most confused pairs" in page
+    assert page.count("A chart is missing here: a chart needs matplotlib") == 2
+    assert "Most confused pairs" in page
     assert "Expected calibration error" in page
 
 

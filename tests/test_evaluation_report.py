@@ -104,7 +104,7 @@ def test_the_page_says_all_as_text_and_every_picture_in_words(own, tmp_path):
     text = " ".join(" ".join(page.text).split())
     wrong = own.errors[0].wrong
     assert f"top-1 {wrong / 64:.2%} 10.00% to 90.00% {wrong} of 64 31.50%" in text
-    assert "The original's are from its paper." in text
+    assert "The original's figures are from its paper." in text
     assert f"Expected calibration error, 15 bins {own.calibration.ece:.2%}" in text
     assert f"Temperature {own.recalibration.temperature.value:.4g}" in text
     assert "1 file could not be used" in text
@@ -130,7 +130,7 @@ def test_what_is_not_known_is_left_out(own, tmp_path):
 def test_without_mistakes_that_is_said(own, tmp_path):
     none = find_mistakes(np.eye(5), np.arange(5), list("abcde"), own.card)
     write_report(replace(own, mistakes=none), tmp_path / "report.html")
-    assert "There are none." in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "No mistakes." in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.browser
@@ -164,7 +164,7 @@ def test_classes_are_sorted_and_filtered_by_mouse_and_keys_and_nothing_is_asked_
     assert sorts()[2] == "ascending"
     page.get_by_role("button", name="Class").press("Space")
     assert column(0).index("ant 9") < column(0).index("ant 10") < column(0).index("dog")
-    page.get_by_label("Only classes with").fill("ANT")
+    page.get_by_label("Filter classes").fill("ANT")
     assert column(0) == ["ant 9", "ant 10"]
     assert page.get_by_role("status").inner_text() == "2 of 5 classes"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

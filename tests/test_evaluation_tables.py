@@ -86,7 +86,7 @@ def test_a_report_holds_the_same_without_the_classes(found, tmp_path):
     assert len(wrong) == judged.mistakes.count
     assert list(rows[0])[-1] == "error"
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"All mistakes ({judged.mistakes.count}), the worst first" in page
+    assert f"All mistakes ({judged.mistakes.count}), worst first" in page
     assert all(Path(each.path).name[:2] in page for each in judged.mistakes.listed)
 
 
@@ -96,7 +96,7 @@ def test_more_mistakes_than_a_page_lists_are_counted_and_lie_beside_it(found, tm
     save_judged(judged, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"The 3 worst of {judged.mistakes.count} mistakes" in page
-    assert f"{judged.mistakes.count - 3} more are in predictions.csv, beside this page: the rows" in page
+    assert f"{judged.mistakes.count - 3} more are in predictions.csv, next to this page: the rows" in page
 
 
 def test_severity_and_plain_outputs(found, tmp_path):

@@ -112,7 +112,7 @@ def test_a_layer_without_receptive_field_is_refused_before_the_ascent(weights, s
     options = ["--steps", 10**9, "--channels", 0, "--pictures", street, "-o", tmp_path / "x.png"]
     code, out, error = command("filters", weights, "--layer", "fc1", *options)
     assert (code, out, len(error.splitlines())) == (1, "", 1)
-    assert "what a cell of head.relu_dense_1 sees is not known" in error
+    assert "the receptive field of head.relu_dense_1 is unknown" in error
 
 
 def test_a_map_of_zeros_is_told_with_what_it_is_weighed_against(weights, tmp_path, command):
@@ -125,7 +125,7 @@ def test_a_map_of_zeros_is_told_with_what_it_is_weighed_against(weights, tmp_pat
         [found] = json.loads(out)["maps"]
         told.append(found["raw_maximum"] == 0)
         label = f"class\\x1b[31m{one} rather than class\\x1b[31m{other}"
-        assert (f"black.png: {label}: no cell speaks for it" in error) == told[-1]
+        assert (f"black.png: {label}: no cell supports it" in error) == told[-1]
     assert any(told)
 
 

@@ -78,7 +78,7 @@ def test_what_does_not_fit_gets_a_sentence():
     for function in (deletion, insertion):
         with pytest.raises(ValueError, match=r"\(3, 6, 8\), the map \(8, 6\)"):
             function(brightness, IMAGE, TRUE.T)
-        with pytest.raises(ValueError, match="a curve of 0 steps is none"):
+        with pytest.raises(ValueError, match="steps is 0"):
             function(brightness, IMAGE, TRUE, steps=0)
 
 

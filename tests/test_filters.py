@@ -159,12 +159,12 @@ def test_pictures_are_moved_right_and_down_turned_and_zoomed():
     spot = torch.zeros(1, 1, 64, 96)
     spot[..., 32, 60] = 1
     place = lambda moved: [int(each) for each in np.unravel_index(int(moved[0, 0].argmax()), (64, 96))]  # noqa: E731
-    assert place(filters._moved(spot, torch.tensor([0.0, 0, 0, 0]))) == [32, 60]
-    assert place(filters._moved(spot, torch.tensor([1.0, 0, 0, 0]))) == [28, 60]
-    assert place(filters._moved(spot, torch.tensor([0, -1.0, 0, 0]))) == [32, 66]
-    row, column = place(filters._moved(spot, torch.tensor([0, 0, 1.0, 0])))
+    assert place(filters._transformed(spot, torch.tensor([0.0, 0, 0, 0]))) == [32, 60]
+    assert place(filters._transformed(spot, torch.tensor([1.0, 0, 0, 0]))) == [28, 60]
+    assert place(filters._transformed(spot, torch.tensor([0, -1.0, 0, 0]))) == [32, 66]
+    row, column = place(filters._transformed(spot, torch.tensor([0, 0, 1.0, 0])))
     assert (row, column) in ((32, 61), (31, 61))
-    row, column = place(filters._moved(spot, torch.tensor([0, 0, 0, 1.0])))
+    row, column = place(filters._transformed(spot, torch.tensor([0, 0, 0, 1.0])))
     assert np.hypot(row + 0.5 - 32, column + 0.5 - 48) == pytest.approx(12.5, abs=0.8)  # a circle, not an ellipse
     assert row != 32
 
@@ -189,15 +189,15 @@ def test_progress_counts_all_steps(vgg):
     ("layer", "options", "sentence"),
     [
         ("conv9_1", {}, "has no layer 'conv9_1'; did you mean"),
-        ("conv3_1", {"channels": [32]}, "features.conv3_1 has 32 channels, 0 to 31; 32 is none of them"),
-        ("conv3_1", {"channels": [-1]}, "-1 is none of them"),
-        ("conv3_1", {"channels": [(0, 8, 0)]}, "has 8 rows, 0 to 7; 8 is none"),
-        ("conv3_1", {"channels": [(0, 8)]}, "is no unit"),
+        ("conv3_1", {"channels": [32]}, "features.conv3_1 has 32 channels, 0 to 31; 32 is out of range"),
+        ("conv3_1", {"channels": [-1]}, "-1 is out of range"),
+        ("conv3_1", {"channels": [(0, 8, 0)]}, "has 8 rows, 0 to 7; 8 is out of range"),
+        ("conv3_1", {"channels": [(0, 8)]}, "is not a unit"),
         ("head.dense_1", {"channels": [(0, 1, 1)]}, "gives 24 values and no map"),
         ("conv3_1", {"form": "deep"}, "unknown form 'deep'; known: fourier, plain"),
-        ("conv3_1", {"steps": 0}, "0 steps are none"),
+        ("conv3_1", {"steps": 0}, "steps is 0"),
         ("conv3_1", {"size": 0}, "pictures of 0x0 pixels are out of range"),
-        ("conv5_1", {"size": 8}, "gives nothing for pictures of 8x8 pixels"),
+        ("conv5_1", {"size": 8}, "cannot run on pictures of 8x8 pixels"),
         ("head.dense_1", {"size": 64}, "images are .64, 64. pixels"),
     ],
 )
@@ -223,7 +223,7 @@ def test_gradients_are_divided_by_the_root_mean_square_of_each_picture():
     gradient = torch.randn(3, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     gradient[0] *= 1e-30  # whose square would vanish
     gradient[2] = 0
-    even = filters._even(gradient)
+    even = filters._rms_normalized(gradient)
     torch.testing.assert_close(even[:2].square().mean(dim=(1, 2, 3)), torch.ones(2))
     torch.testing.assert_close(even[1], gradient[1] / gradient[1].square().mean().sqrt())
     assert not even[2].any()
@@ -234,7 +234,7 @@ def test_turning_an_oblong_picture_keeps_distances(turn):
     pixels = torch.zeros(1, 3, 60, 120)
     for plane, (row, column) in enumerate([(12, 60), (48, 60), (30, 100)]):
         pixels[0, plane, row - 1 : row + 2, column - 1 : column + 2] = 1
-    moved = filters._moved(pixels, torch.tensor([0.0, 0.0, 0.0, turn]))[0].double()
+    moved = filters._transformed(pixels, torch.tensor([0.0, 0.0, 0.0, turn]))[0].double()
     weights = moved / moved.sum(dim=(1, 2), keepdim=True)
     rows = (weights.sum(dim=2) * torch.arange(60)).sum(dim=1)
     columns = (weights.sum(dim=1) * torch.arange(120)).sum(dim=1)

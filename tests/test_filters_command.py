@@ -64,7 +64,7 @@ def test_patches_stand_beside_patterns_and_a_broken_file_is_told(weights, tmp_pa
         (["--layer", "conv_2", "--kernels"], 2, "name one of"),
         (["--target", "dog", "--channels", "3"], 2, "go with --layer"),
         (["--layer", "conv_2", "--channels", "7-3"], 2, "give numbers and ranges such as 0-63,70"),
-        (["--layer", "conv_2", "--channels", "999"], 1, "999 is none of them"),
+        (["--layer", "conv_2", "--channels", "999"], 1, "999 is out of range"),
         (["--layer", "conv_9"], 1, "has no layer 'conv_9'"),
         (["--target", "unicorn horn"], 1, "unicorn"),
     ],

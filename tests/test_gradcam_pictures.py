@@ -137,11 +137,11 @@ def test_each_picture_of_a_batch_gets_its_own_map(network, street):
 def test_targets_that_cannot_be_weighed_get_a_sentence(network, street):
     with pytest.raises(ValueError, match="are the same classes"):
         gradcam(network, street, "dog", against="dog")
-    with pytest.raises(ValueError, match="name that target"):
+    with pytest.raises(ValueError, match="there is no target; name one"):
         gradcam_each(network, [street], against="dog")
     with pytest.raises(ValueError, match="outside 0 to 999"):
         gradcam(network, street, 1000)
-    with pytest.raises(ValueError, match="no cells"):
+    with pytest.raises(ValueError, match="not a map"):
         gradcam(network, street, 1, layer="head.flatten")
 
 
@@ -149,7 +149,7 @@ def test_a_map_of_zeros_is_zero_with_a_warning(weights, street):
     changed = load(weights, mapped=False)
     with torch.no_grad():
         list(changed.head.parameters())[-2][7] = 0  # of the last layer
-    with pytest.warns(CamWarning, match=r"street.png: .*no cell speaks for it"):
+    with pytest.warns(CamWarning, match=r"street.png: .*no cell supports it"):
         found = gradcam(changed, street, 7)
     assert not found.values.any()
     assert found.raw_maximum == 0

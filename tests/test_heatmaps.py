@@ -120,13 +120,13 @@ def test_a_users_own_classes_are_targets_by_name_and_id(network):
     digits = replace(card, class_names=("1", "2", "7"))  # a name goes before an id
     assert find_target(digits, "1") == Target("1", None, (0,))
     assert find_target(digits, 1) == find_target(digits, "2") == Target("2", None, (1,))
-    with pytest.raises(ValueError, match=r"'dog' is none of the 3 classes \(bee, wasp, 7\); give a name or an id"):
+    with pytest.raises(ValueError, match=r"'dog' is not one of the 3 classes \(bee, wasp, 7\); give a name or an id"):
         find_target(card, "dog")
-    with pytest.raises(ValueError, match="3 is none of the 3 classes"):
+    with pytest.raises(ValueError, match="3 is not one of the 3 classes"):
         find_target(card, 3)
     unnamed = replace(card, class_names=None)
     assert find_target(unnamed, 2) == Target("class 2", None, (2,))
-    with pytest.raises(ValueError, match="'wasp' is none of the 3 classes"):
+    with pytest.raises(ValueError, match="'wasp' is not one of the 3 classes"):
         find_target(unnamed, "wasp")
 
 
@@ -134,7 +134,7 @@ def test_a_users_own_classes_are_targets_with_signs_too(network):
     card = replace(network.card, arguments={"classes": 4}, class_names=("bee", "wasp", "salt - pepper", "Vespa sp."))
     assert find_target(card, "bee + 1 + Vespa sp. - bee") == Target("bee + wasp + Vespa sp. - bee", None, (1, 3))
     assert find_target(card, "salt - pepper") == Target("salt - pepper", None, (2,))  # a name of its own
-    with pytest.raises(ValueError, match=r"'ant' is none of the 4 classes \(bee, .*\(at >>> in 'bee \+ >>>ant'\)"):
+    with pytest.raises(ValueError, match=r"'ant' is not one of the 4 classes \(bee, .*\(at >>> in 'bee \+ >>>ant'\)"):
         find_target(card, "bee + ant")
     with pytest.raises(ValueError, match="no class is left"):
         find_target(card, "bee - bee")

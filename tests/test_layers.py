@@ -163,7 +163,7 @@ def test_what_resembles_no_layer_is_answered_with_the_first_names(wanted):
 
 def test_one_layer_is_wanted_where_one_is_asked_for():
     assert find_layer(headless_vgg(), "block1_conv2") == "features.relu1_2"
-    with pytest.raises(ValueError, match=r"'relu5_\*' means 3 layers \(features\.relu5_1, .*\); name one of them"):
+    with pytest.raises(ValueError, match=r"'relu5_\*' matches 3 layers \(features\.relu5_1, .*\); name one of them"):
         find_layer(headless_vgg(), "relu5_*")
 
 

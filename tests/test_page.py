@@ -185,12 +185,12 @@ def test_the_same_input_gives_the_same_bytes(written, layer, cells):
     ("change", "message"),
     [
         ({"window_rows": np.zeros((2, 2))}, r"window_rows is \(2, 2\), and there are 3 rows; give \(3, 2\)"),
-        ({"field_columns": np.zeros((5, 2))}, "field_columns has a box that does not end after it begins"),
-        ({"field_rows": np.full((3, 2), np.nan)}, "field_rows has a box that does not end after it begins"),
-        ({"window_columns": np.array([[0, 9]] * 5)}, "window_columns is not in order"),
+        ({"field_columns": np.zeros((5, 2))}, "field_columns has a box whose end is not after its start"),
+        ({"field_rows": np.full((3, 2), np.nan)}, "field_rows has a box whose end is not after its start"),
+        ({"window_columns": np.array([[0, 9]] * 5)}, "window_columns is not in ascending order"),
         ({"top_probabilities": np.ones((3, 5, 4))}, r"are \(3, 5, 5\) and their probabilities \(3, 5, 4\)"),
         ({"top_probabilities": np.full((3, 5, 5), 1.5)}, "the best classes has values from 1.5 to 1.5; give .* 0 to 1"),
-        ({"names": {7: "cock"}}, "class 3 is among the best classes and has no words"),
+        ({"names": {7: "cock"}}, "class 3 is among the best classes but has no name"),
     ],
 )
 def test_cells_that_do_not_fit_are_refused(written, layer, cells, change, message):
@@ -217,7 +217,9 @@ def test_pictures_and_lists_that_cannot_be_shown_are_refused(written, layer, cel
         written([], cells)
     with pytest.raises(ValueError, match=r"the picture is float64 \(3, 4, 3\); give uint8 \(height, width, 3\)"):
         written([layer], cells, pixels=np.zeros((3, 4, 3)))
-    with pytest.raises(ValueError, match="is 70000x1 pixels, and a page holds 65500 a side; give a reduced view"):
+    with pytest.raises(
+        ValueError, match="is 70000x1 pixels, but a page takes at most 65500 per side; give a reduced copy"
+    ):
         written([layer], cells, pixels=np.zeros((70_000, 1, 3), np.uint8))
     with pytest.raises(ValueError, match=r"the size of the original picture is \(0, 4\)"):
         written([layer], cells, size=(0, 4))

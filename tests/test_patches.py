@@ -117,10 +117,10 @@ def test_pictures_that_cannot_be_used_do_not_stop_the_others(vgg, tmp_path):
 @pytest.mark.parametrize(
     ("layer", "options", "sentence"),
     [
-        ("head.dense_1", {}, "what a cell of head.dense_1 sees is not known"),
-        ("conv3_1", {"channels": [32]}, "has 32 channels, 0 to 31; 32 is none"),
-        ("conv3_1", {"count": 0}, "0 patches are none"),
-        ("conv3_1", {"longest_side": 0}, "a longest side of 0 pixels is none"),
+        ("head.dense_1", {}, "the receptive field of head.dense_1 is unknown"),
+        ("conv3_1", {"channels": [32]}, "has 32 channels, 0 to 31; 32 is out of range"),
+        ("conv3_1", {"count": 0}, "count is 0"),
+        ("conv3_1", {"longest_side": 0}, "a longest side of 0 pixels is out of range"),
         ("conv7", {}, "has no layer 'conv7'"),
     ],
 )
@@ -163,9 +163,9 @@ def test_kernels_are_drawn_in_rgb_of_networks_that_take_bgr(vgg):
 
 
 def test_a_module_without_convolutions_of_colours_has_no_kernels():
-    with pytest.raises(ValueError, match="no convolution whose kernels"):
+    with pytest.raises(ValueError, match="no convolution, so there are no kernels"):
         first_kernels(torch.nn.Linear(3, 3))
-    with pytest.raises(ValueError, match="reads 1 channels"):
+    with pytest.raises(ValueError, match="takes 1 channels"):
         first_kernels(torch.nn.Conv2d(1, 3, 3))
 
 

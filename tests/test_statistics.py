@@ -130,7 +130,7 @@ def test_files_hold_the_same_numbers(network, pictures, tmp_path):
 def test_what_cannot_be_had_is_one_sentence(network, pictures):
     with pytest.raises(ValueError, match="batch is 0"):
         channel_statistics(network, pictures, "relu0", batch=0)
-    with pytest.raises(ValueError, match=r"means \d+ layers"):
+    with pytest.raises(ValueError, match=r"matches \d+ layers"):
         zero_shares(network, pictures, "block3.*")
     with pytest.raises(ValueError, match=r"no picture reached features\.relu0"):
         channel_statistics(network, [], "relu0")

@@ -118,7 +118,7 @@ def test_a_search_prints_wnid_number_of_classes_and_words(command):
         (["crane"], "'crane' has several meanings: "),
         (["crane", "--tree"], "'crane' has several meanings: "),
         (["dog - - cat"], "a target is missing at >>> in 'dog - >>>- cat'"),
-        (["dog - animal", "--tree"], "no class is left: at >>> in 'dog - >>>animal' goes the last of 118"),
+        (["dog - animal", "--tree"], "no class is left: the target at >>> in 'dog - >>>animal' removes the last 118"),
         (["dogs"], "unknown word 'dogs'; close: dog"),
         (["xyzzy", "--search"], "no synset over the ImageNet classes has 'xyzzy' in a word; try a shorter part"),
         (["", "--search"], "the text to search for is empty"),

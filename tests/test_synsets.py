@@ -504,7 +504,7 @@ def test_signs_between_targets_mean_sets_of_classes(expression, expected):
         ("dog - - cat", r"a target is missing at >>> in 'dog - >>>- cat'"),
         ("dog - catt", r"unknown word 'catt'; close: cat, .*\(at >>> in 'dog - >>>catt'\)"),
         ("dog + crane", r"n03126707 crane\.n\.04 .* n02012849 crane\.n\.05 .*\(at >>> in 'dog \+ >>>crane'\)"),
-        ("dog - animal", r"no class is left: at >>> in 'dog - >>>animal' goes the last of 118"),
+        ("dog - animal", r"no class is left: the target at >>> in 'dog - >>>animal' removes the last 118"),
         ("dog + 1000", r"class id 1000 is outside 0 to 999 \(at >>> in 'dog \+ >>>1000'\)"),
     ],
 )

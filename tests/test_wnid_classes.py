@@ -78,7 +78,7 @@ def test_names_hold_wnids_beside_words():
         "newt": "none of them is under newt, triton",  # as WordNet knows it
         "gnomes": "no synset above them: unknown word 'gnomes'",
         "crane": "'crane' has several meanings",
-        "281": "'281' is none of the 6 classes",  # no class id of ImageNet's
+        "281": "'281' is not one of the 6 classes",  # no class id of ImageNet's
     }.items():
         with pytest.raises(ValueError, match=words):
             find_target(card, target)

@@ -65,7 +65,7 @@ def test_a_layer_may_be_the_module_itself(picture):
     with torch.no_grad(), ct.record_activations(network, [layer, "relu_1"]) as found:
         network(images)
     assert list(found) == ["features.relu_1", "features.relu_3"]
-    with pytest.raises(ValueError, match="the ReLU that is given is no layer of the AlexNet; name one"):
+    with pytest.raises(ValueError, match="the given ReLU is not a layer of the AlexNet; name one"):
         run_to(network, nn.ReLU(), images)
 
 

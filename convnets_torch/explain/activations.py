@@ -1,4 +1,4 @@
-"""Read what layers compute: activations of a picture, by the name of the layer."""
+"""Record layer activations and describe layers. No other module of this package registers hooks."""
 
 from __future__ import annotations
 
@@ -21,33 +21,32 @@ from convnets_torch.networks.tracing import AnyModule, replicate, unwrapped
 BROKEN = "activations of {} are NaN or infinite: weights are broken, or too large for the precision"
 Hook = Callable[[str, Tensor], "Tensor | None"]
 
-_recording: ContextVar[frozenset[object]] = ContextVar("_recording", default=frozenset())  # blocks that are entered
-_registering = threading.Lock()  # PyTorch numbers hooks without one
+_recording: ContextVar[frozenset[object]] = ContextVar("_recording", default=frozenset())  # blocks being executed
+_registering = threading.Lock()  # PyTorch numbers hooks without a lock
 
 
 @contextlib.contextmanager
 def record_activations(network: nn.Module, layers: LayerLike | Iterable[LayerLike]) -> Iterator[dict[str, Tensor]]:
-    """Record what layers give while the network runs in the block.
+    """Record the outputs of layers while the network runs in a `with` block.
 
-    Each run of a layer replaces what was recorded of it before, so that after a run of the network a layer that is
-    called several times stands for its last call. Tensors stay on their device and, where gradients are on, in the
-    graph: `torch.autograd.grad(score, activations[name])` works. Layers that overwrite their input, as many of
-    torchvision's do, do not change what was recorded. When the block is left, however that happens, the network has
-    no hook of it any more; what was recorded stays.
+    Each call of a layer overwrites its earlier record, so a layer that is called several times keeps its last output.
+    Tensors stay on their device and, if gradients are enabled, in the graph: `torch.autograd.grad(score,
+    activations[name])` works. In-place layers, which torchvision uses often, do not change the records. The hooks are
+    always removed at the end of the block; the records stay.
 
-    What other threads run in the meantime is not recorded, unless they were started with a copy of this one's context,
-    as by `asyncio.to_thread`.
+    Runs in other threads are not recorded, unless they were started with a copy of this thread's context, as
+    `asyncio.to_thread` does.
 
     Args:
-        network: any module; of a compiled or wrapped one, the module inside.
-        layers: names, Keras's names, prefixes or patterns, as `find_layers` takes them, or modules of the network.
+        network: any module; a compiled or wrapped one is unwrapped.
+        layers: names, Keras names, prefixes or patterns, as in `find_layers`, or modules of the network.
 
     Returns:
-        A context manager that gives a dict: name of the module -> its output, usually (N, C, h, w) or (N, C).
+        A context manager that gives a dict: module name -> output, usually (N, C, h, w) or (N, C).
 
     Raises:
-        ValueError: a layer is not in the network, at once; a layer gives something else than one tensor, when it runs;
-            none of the layers ran, when the block is left.
+        ValueError: immediately, if a layer is not in the network; when a layer runs, if its output is not one tensor;
+            at the end of the block, if none of the layers ran.
 
     >>> import torch
     >>> from convnets_torch.networks import vgg16
@@ -69,21 +68,21 @@ def record_activations(network: nn.Module, layers: LayerLike | Iterable[LayerLik
     if not activations:
         raise ValueError(
             f"{names[0]} did not run in this block, so nothing was recorded; call the network in the block and in its"
-            " thread, and not what torch.compile made of it, which runs no hooks"
+            " thread, and not the result of torch.compile, which runs no hooks"
         )
 
 
 @contextlib.contextmanager
 def hooked(network: nn.Module, names: Iterable[str], see: Hook) -> Iterator[None]:
-    """Call `see` with the name and the output of modules whenever the caller runs them in the block.
+    """Call `see(name, output)` whenever the caller runs one of the modules in a `with` block.
 
     Args:
-        network: any module. Other threads may run it; its hooks do nothing for them.
-        names: of modules in it, as `find_layers` gives them.
-        see: what it returns takes the place of the output; None leaves it as it is.
+        network: any module. Other threads may run it meanwhile; the hooks ignore them.
+        names: of modules in it, as `find_layers` returns them.
+        see: its result replaces the output; None keeps it.
 
     Raises:
-        ValueError: an output is not one tensor, when the module runs.
+        ValueError: when a module runs, if its output is not one tensor.
     """
     block = object()
     with contextlib.ExitStack() as hooks:
@@ -99,17 +98,16 @@ def hooked(network: nn.Module, names: Iterable[str], see: Hook) -> Iterator[None
 def observed(
     network: AnyModule, outputs: Iterable[str], see: Hook, inputs: Iterable[str] = (), see_input: Hook | None = None
 ) -> AnyModule:
-    """A copy of a network, on the same tensors, that tells what its layers give and read.
+    """Return a copy of a network, sharing its tensors, that calls `see(name, output)` for each of the modules.
 
     Args:
-        network: any module; it gets no hook, so that others may run it.
-        outputs: names of modules in it, as `find_layers` gives them.
-        see: is called with the name and the output of each of them when the copy runs it; what it returns takes the
-            place of the output, None leaves it as it is.
-        inputs, see_input: the same for what modules read that take one tensor.
+        network: any module; it gets no hook itself, so other threads may run it.
+        outputs: names of modules in it, as `find_layers` returns them.
+        see: called when the copy runs a module; its result replaces the output, None keeps it.
+        inputs, see_input: the same for the inputs of modules that take one tensor.
 
     Raises:
-        ValueError: an output is not one tensor, when the module runs.
+        ValueError: when a module runs, if its output is not one tensor.
     """
     outputs, inputs = list(outputs), list(inputs)
     copy, stand_ins = replicate(network, map(network.get_submodule, [*outputs, *inputs]))
@@ -136,25 +134,25 @@ def _input_hook(name: str, see: Hook) -> Callable[[nn.Module, Any], Tensor | Non
 
 
 class Reached(Exception):
-    """Thrown in a hook once all that is wanted has run; whoever throws it catches it."""
+    """Raised in a hook to stop the forward pass once all wanted layers have run; the code that runs it catches it."""
 
 
 def run_to(network: nn.Module, layers: LayerLike | Iterable[LayerLike], images: Tensor) -> dict[str, Tensor]:
-    """What layers give for images; the network runs only as far as the last of them.
+    """Return the outputs of layers for images; the network runs only as far as the last of them.
 
-    Of a layer that is called several times it is the first call, unless another layer makes the network run on.
+    For a layer that is called several times this is the first call, unless another layer makes the network run on.
 
     Args:
-        network: any module; with gradients on, the outputs are part of the graph.
+        network: any module; if gradients are enabled, the outputs are part of the graph.
         layers: as in `record_activations`.
-        images: (N, 3, H, W), normalised as the weights want it; for networks of fixed size also of another one, as long
-            as the layers are in `features`.
+        images: (N, 3, H, W), normalised for the weights; any size if all layers are in `features`, even for networks
+            of fixed size.
 
     Returns:
-        Name of the module -> its output.
+        Module name -> output.
 
     Raises:
-        ValueError: as in `record_activations`; or a layer is not run at all.
+        ValueError: as in `record_activations`; or the network does not run a layer.
 
     >>> import torch
     >>> from convnets_torch.networks import vgg16
@@ -181,17 +179,17 @@ def run_to(network: nn.Module, layers: LayerLike | Iterable[LayerLike], images: 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, or a block of them such as those of ResNet50 and InceptionV3.
+    """One layer, or a block of layers as in ResNet50 and InceptionV3.
 
     Attributes:
-        name: as `network.named_modules()` has it.
+        name: as in `network.named_modules()`.
         kind: its class, such as "Conv2d".
-        shape: of its output for one image of the network's own size: (channels, height, width) or (values,).
-        stride: (vertical, horizontal) pixels of the image between neighbouring cells; None where that is not known,
-            and for layers without cells.
-        receptive_field: (height, width) in pixels of the image of what a cell sees at most, padding included; None as
-            above.
-        keras_name: what Keras calls the layer with this output; None where it has none.
+        shape: of its output for one image of the network's input size: (channels, height, width) or (values,).
+        stride: (vertical, horizontal) pixels of the image between neighbouring cells; None if unknown, and for layers
+            without cells.
+        receptive_field: (height, width) of a cell's receptive field in pixels of the image, padding included; None as
+            for `stride`.
+        keras_name: the Keras layer with this output, or None.
     """
 
     name: str
@@ -203,16 +201,16 @@ class Layer:
 
 
 def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
-    """The layers of a network in the order in which they run, by a trial on one black image.
+    """List the layers of a network in execution order, by running it on one black image.
 
     Args:
-        network: in eval mode; any module from images (N, 3, H, W) to a tensor.
-        size: (height, width) of the image in pixels; the network's own by default, which modules of other libraries
-            do not have. Of networks here, whose heads take their own size alone, another one gives the layers of
-            `features`.
+        network: any module in eval mode that takes images (N, 3, H, W).
+        size: (height, width) of the image in pixels. Defaults to the network's input size, which other libraries'
+            modules do not have. With another size, this library's networks list only the layers of `features`, since
+            their heads have a fixed size.
 
     Raises:
-        ValueError: the network is in training mode, or its size is not known.
+        ValueError: the network is in training mode, or its input size is unknown.
 
     >>> from convnets_torch.networks import vgg16
     >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 8), hidden=(8, 8)).eval()
@@ -255,12 +253,12 @@ def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
 
 
 def layer_fields(network: nn.Module) -> dict[str, tuple[Field, Field]]:
-    """What a cell of each layer's and block's map sees, where the network can be followed."""
+    """Map layers and blocks of `features` to their cells' (vertical, horizontal) receptive fields."""
     if not isinstance(network, Network):
         return {}
     found: dict[str, tuple[Field, Field]] = {}
     steps: tuple[Step, ...] = steps_of(network.features)
     for step, field in zip(steps, all_fields(steps), strict=True):
-        for name in (step.name, *step.blocks):  # of a block, what its last step sees
+        for name in (step.name, *step.blocks):  # a block has its last step's field
             found[f"features.{name}"] = field
     return found

@@ -1,4 +1,4 @@
-"""The channels of a layer as a grid of pictures, and as a page."""
+"""Draw the channels of layers as pages of tiles."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from convnets_torch.visualization.overlays import DIVERGING, GREY, INFERNO, INK,
 
 Order = Literal["strongest", "number"]
 Scale = Literal["channel", "layer"]
-CHANNELS = 64  # of a layer that are kept
+CHANNELS = 64  # kept per layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +42,13 @@ class ChannelGrid:
     Attributes:
         layer: name of the module.
         shape: of the layer's output: (channels, height, width), or (values,).
-        channels: numbers of the channels that were kept, in their order, (n,) int64.
-        values: what they give, (n, height, width) float32; of a layer without cells (n, 1, 1).
-        strengths: mean of the absolute values over the cells of every channel of the layer, (channels,) float32.
+        channels: numbers of the kept channels in drawing order, (n,) int64.
+        values: their activations, (n, height, width) float32; (n, 1, 1) for a layer without cells.
+        strengths: mean absolute activation of every channel of the layer, (channels,) float32.
         highest: largest absolute value of all channels.
-        signed: whether any value of the layer is below zero.
-        scale: what the colours are scaled by: each channel's own largest absolute value, or the layer's.
-        picture: what the network saw, before normalising, (H, W, 3) RGB, 0 to 255.
+        signed: whether any value of the layer is negative.
+        scale: whether colours are scaled by each channel's largest absolute value or by the layer's.
+        picture: the network's input before normalising, (H, W, 3) RGB, 0 to 255.
     """
 
     layer: str
@@ -63,20 +63,20 @@ class ChannelGrid:
 
     @property
     def left_out(self) -> int:
-        """How many channels of the layer were not kept."""
+        """Number of channels that were not kept."""
         return self.shape[0] - len(self.channels)
 
     def scaled(self) -> NDArray[np.float32]:
-        """The values divided by their channel's largest absolute value, or by the layer's: -1 to 1; dead ones 0."""
+        """Return values divided by the largest absolute value of their channel or layer, -1 to 1."""
         top = np.abs(self.values).max((1, 2), keepdims=True) if self.scale == "channel" else np.float32(self.highest)
         return self.values / np.where(top > 0, top, np.float32(1))
 
     def draw(self, width: int = 800) -> Image.Image:
-        """The channels side by side, eight in a row, under the layer's name and shape and beside the picture.
+        """Draw the picture, the layer's name and shape, and its channels, eight to a row.
 
-        Below each stand its number and its strength; one that is zero everywhere is grey and called dead. Of a layer
-        whose values are never below zero, colours go from black (0) to light yellow (1 of `scaled`); of others from
-        blue (-1) over white to red (1).
+        Each tile is labelled with its number and strength; a channel that is zero everywhere is grey and labelled dead.
+        If the layer has no negative values, colours go from black (0 of `scaled`) to light yellow (1), otherwise from
+        blue (-1) through white to red (1).
 
         Args:
             width: of the page in pixels, 400 or more.
@@ -96,31 +96,31 @@ def activation_grids(
     longest_side: int | None = None,
     **reading: Unpack[ReadingKeywords],
 ) -> list[ChannelGrid]:
-    """What the channels of layers give for one image, as numbers that draw themselves.
+    """Return the channel activations of layers for one image, ready to draw.
 
-    Only the channels that are wanted are kept, as the network runs: 64 channels of each of VGG16's layers take some
-    70 MB, where all activations take 109 MB.
+    Only the wanted channels are kept while the network runs: 64 channels of each of VGG16's layers take about 70 MB,
+    all activations 109 MB.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it; it may be without a head.
-        image: whatever `read_picture` takes.
-        layers: as in `record_activations`; all layers and blocks of `features` by default.
-        order: "strongest" first, by the mean of the absolute values, or by "number".
-        channels: keep so many of each layer: the first ones of the order.
-        scale: of the colours: "channel", the default, each by its own largest absolute value, so that weak channels
-            show what they find; "layer", by that of all channels, so that they can be compared. Layers without cells
-            are always scaled as a whole.
-        longest_side: resize the whole picture to so many pixels on its longer side, instead of cutting its centre to
-            the network's own size; then only layers of `features` can be had.
+        network: in eval mode and with a card, as `load` returns it; a head is not needed.
+        image: anything `read_picture` takes.
+        layers: as in `record_activations`; defaults to all layers and blocks of `features`.
+        order: "strongest" first, by mean absolute activation, or by "number".
+        channels: the number of channels to keep of each layer, from the start of the order.
+        scale: of the colours: "channel" (the default) scales each channel by its own largest absolute value, so that
+            weak channels stay visible; "layer" scales all by the layer's, so that they are comparable. Layers without
+            cells always use "layer".
+        longest_side: resize the whole picture to this many pixels on its longer side, instead of cropping its centre to
+            the network's input size; only layers of `features` are available then.
         reading: as in `read_picture`.
 
     Returns:
-        One grid for each layer, in the order in which they run.
+        One grid per layer, in execution order.
 
     Raises:
         OSError: the picture is missing or broken.
-        ValueError: a layer is not in the network, gives something else than maps or vectors, NaN or infinity, or is not
-            reached; `channels`, `order` or `scale` is out of range; the network has no card, or is in training mode.
+        ValueError: a layer is not in the network, is not run, or gives other than finite maps or vectors; `channels`,
+            `order` or `scale` is out of range; the network has no card, or is in training mode.
 
     >>> from convnets_torch import load
     >>> [grid] = activation_grids(load("alexnet.safetensors"), "street.jpg", "conv_3", channels=4)
@@ -169,17 +169,17 @@ def activation_grids(
 
 
 def save_grids(grids: Sequence[ChannelGrid], path: Output, *, width: int = 800) -> None:
-    """Write channels of one image: one page of all layers, or their numbers.
+    """Write the channels of one image as a page of all layers, or as arrays.
 
-    A page is a .png, .jpg or .webp. Numbers are an .npz of "picture", (H, W, 3) RGB, "layers", their names, and for
-    each layer NAME "NAME.values" (n, height, width), "NAME.channels" (n,), the numbers of these, and "NAME.strengths"
-    (channels,), of all.
+    A page is a .png, .jpg or .webp. An .npz holds "picture" (H, W, 3) RGB, "layers" (their names), and for each layer
+    NAME the kept channels "NAME.values" (n, height, width), their numbers "NAME.channels" (n,), and "NAME.strengths"
+    (channels,) of all channels.
 
     Args:
         width: of a page in pixels, 400 or more.
 
     Raises:
-        ValueError: no grid, another file ending, or a page that its format cannot hold.
+        ValueError: there is no grid, the extension is unknown, or the page is too high for its format.
         OSError: `path` cannot be written.
 
     >>> from convnets_torch import load
@@ -207,16 +207,16 @@ def _write_arrays(path: Path, grids: Sequence[ChannelGrid], _: int) -> None:
 
 
 def _grid(name: str, output: Tensor, order: Order, channels: int, scale: Scale | None, picture: Pixels) -> ChannelGrid:
-    """The channels of one layer that are to be kept."""
+    """Keep the wanted channels of one layer's output."""
     if output.dim() not in (1, 3):
         raise ValueError(
-            f"{name} gives {tuple(output.shape)} for an image, neither a map nor values; name another layer"
+            f"{name} gives {tuple(output.shape)} per image, neither a map nor a vector; name another layer"
         )
     maps = output.reshape(-1, 1, 1) if output.dim() == 1 else output
     low, high = (float(value) for value in torch.aminmax(maps))
     if not (isfinite(low) and isfinite(high)):
         raise ValueError(BROKEN.format(name))
-    strengths = torch.stack([each.float().abs().mean() for each in maps])  # one by one: no second map of all channels
+    strengths = torch.stack([each.float().abs().mean() for each in maps])  # channel by channel, to save memory
     numbers = torch.arange(len(maps), device=maps.device)
     if order == "strongest":
         numbers = strengths.argsort(descending=True, stable=True)
@@ -242,18 +242,18 @@ MOST_HEIGHT = 65_000  # pixels; JPEG holds 65,535
 
 
 def draw_page(grids: Sequence[ChannelGrid], width: int) -> Image.Image:
-    """The channels of layers one below the other, with the picture at the top.
+    """Draw the channels of several layers, one layer below the other, with the picture at the top.
 
     Args:
         grids: of one picture.
         width: of the page in pixels.
 
     Raises:
-        ValueError: the page would be too narrow to read, or higher than 65,000 pixels.
+        ValueError: the page is narrower than 400 pixels, or would be higher than 65,000.
     """
     if width < LEAST_WIDTH:
         raise ValueError(f"a page {width} pixels wide cannot be read; give {LEAST_WIDTH} or more")
-    size = max(11, width // 57)  # height of letters
+    size = max(11, width // 57)  # font size
     side = width // 4
     seen = grids[0].picture
     scale = side / max(seen.shape[:2])
@@ -261,7 +261,7 @@ def draw_page(grids: Sequence[ChannelGrid], width: int) -> Image.Image:
         (max(1, round(seen.shape[1] * scale)), max(1, round(seen.shape[0] * scale))), Image.Resampling.BICUBIC
     )
     blocks = [_Block(grid, width, size) for grid in grids]
-    top = MARGIN + max(thumb.height + blocks[0].line, blocks[0].head) + GAP  # the first words stand beside the picture
+    top = MARGIN + max(thumb.height + blocks[0].line, blocks[0].head) + GAP  # its heading is beside the picture
     height = top + blocks[0].body + sum(block.head + block.body for block in blocks[1:]) + MARGIN
     if height > MOST_HEIGHT:
         raise ValueError(
@@ -285,10 +285,10 @@ def draw_page(grids: Sequence[ChannelGrid], width: int) -> Image.Image:
 
 
 class _Block:
-    """One layer on the page: its words, and its tiles.
+    """One layer on the page: a heading and tiles.
 
     Attributes:
-        head: height of the words in pixels.
+        head: height of the heading in pixels.
         body: height of the tiles in pixels.
     """
 
@@ -305,7 +305,7 @@ class _Block:
         self.body = self.step * -(-len(grid.channels) // COLUMNS)
 
     def write(self, page: Image.Image, left: int, top: int) -> None:
-        """The layer's name and what the tiles are, from a corner on."""
+        """Draw the heading and the colour bar."""
         draw = Pen(page)
         draw.text((left, top), self.words[0], INK, self.large)
         for number, words in enumerate(self.words[1:], start=1):
@@ -313,14 +313,14 @@ class _Block:
         ramp = palette(DIVERGING if self.grid.signed else INFERNO)
         bar = np.repeat(ramp[None], self.size * 3 // 4, axis=0)
         middle = top + round(self.line * (len(self.words) + 0.85))
-        begin, end = _ends(self.grid)
+        begin, end = _bar_labels(self.grid)
         draw.text((left, middle), begin, GREY, self.font, anchor="lm")
         x = round(left + self.font.getlength(begin) + GAP)
         page.paste(Image.fromarray(bar), (x, middle - bar.shape[0] // 2))
         draw.text((x + bar.shape[1] + GAP, middle), end, GREY, self.font, anchor="lm")
 
     def paint(self, page: Image.Image, top: int) -> int:
-        """The tiles from a row of pixels on; where the next thing begins."""
+        """Draw the tiles from `top` down and return the y below them."""
         draw = Pen(page)
         scaled = self.grid.scaled()
         for place, channel in enumerate(self.grid.channels.tolist()):
@@ -329,7 +329,7 @@ class _Block:
             dead = not self.grid.values[place].any()
             if dead:
                 tile = Image.new("RGB", (self.tile_width, self.tile_height), DEAD)
-            else:  # cells stay sharp where there is room for them, and are averaged where there is not
+            else:  # a box filter keeps enlarged cells sharp and averages reduced ones
                 cells = Image.fromarray(scaled[place].astype(np.float32))
                 sized = np.asarray(cells.resize((self.tile_width, self.tile_height), Image.Resampling.BOX))
                 tile = Image.fromarray(_colored(sized, self.grid.signed))
@@ -344,7 +344,7 @@ WRITER = Writer("channels", {**picture_formats(draw_page), ".npz": _write_arrays
 
 
 def words(grid: ChannelGrid) -> list[str]:
-    """What stands above the tiles of a layer: its name, its shape, and what was left out."""
+    """Return the heading lines of a layer: its name, its shape, and what was left out."""
     if len(grid.shape) == 1:
         shape = f"{grid.shape[0]} values"
     else:
@@ -355,14 +355,14 @@ def words(grid: ChannelGrid) -> list[str]:
     return [grid.layer, shape, "; ".join(remarks), "below each: its number, and its mean absolute value"]
 
 
-def _ends(grid: ChannelGrid) -> tuple[str, str]:
-    """What the first and the last colour mean."""
+def _bar_labels(grid: ChannelGrid) -> tuple[str, str]:
+    """The labels at both ends of the colour bar."""
     if grid.scale == "layer":
         return (f"-{grid.highest:.3g}" if grid.signed else "0", f"{grid.highest:.3g} (the same for all)")
     return ("-1" if grid.signed else "0", "1 x the channel's largest absolute value")
 
 
 def _colored(scaled: np.ndarray, signed: bool) -> Pixels:
-    """Values (h, w), 0 to 1, or -1 to 1, in colours (h, w, 3)."""
+    """Map values (h, w), 0 to 1 or -1 to 1, to colours (h, w, 3)."""
     places = (scaled + 1) * 127.5 if signed else scaled * 255
     return palette(DIVERGING if signed else INFERNO)[np.rint(places).clip(0, 255).astype(int)]

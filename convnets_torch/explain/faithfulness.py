@@ -1,4 +1,4 @@
-"""Whether a map says what the network looks at: what happens to a probability when pixels are taken away, or given.
+"""Measure how faithful a map is to the network: deletion, insertion and masking of pixels.
 
 Sources: deletion and insertion, RISE, arXiv:1806.07421; average drop and increase in confidence, Grad-CAM++,
 arXiv:1710.11063.
@@ -22,28 +22,28 @@ from convnets_torch.networks import Network
 Probability = Callable[[Tensor], Tensor]  # images (N, 3, H, W) -> the target's probability (N), 0 to 1
 
 STEPS = 50  # points of a curve after its first
-BATCH = 16  # images that go through the network together
+BATCH = 16  # images
 BLUR = (11, 5.0)  # width in pixels and standard deviation of RISE's blur, on images of 224 pixels
 
 
 def deletion(
     probability: Probability, image: Tensor, importance: Tensor, *, baseline: Tensor | float = 0.0, steps: int = STEPS
 ) -> Tensor:
-    """The target's probability while the most important pixels are taken away: a good map makes it fall early.
+    """Return the target's probability as the most important pixels are removed; with a good map it falls early.
 
     Args:
-        probability: of the target; it is called with batches of up to 16 images, without gradients.
-        image: (3, H, W), as the network takes it.
-        importance: (H, W); of pixels that are equally important the first in rows goes first.
-        baseline: what takes their place, a number or a tensor that (3, H, W) can be made of: 0 by default, which is
-            the mean colour of the training pictures for rules that subtract it.
-        steps: how many equal shares of the pixels go one after another; RISE takes H of them.
+        probability: maps images to the target's probability; called with batches of up to 16 images, without gradients.
+        image: (3, H, W), preprocessed for the network.
+        importance: (H, W); ties are resolved in row-major order.
+        baseline: replaces removed pixels, a number or a tensor broadcastable to (3, H, W). The default of 0 is the mean
+            colour of the training pictures if the preprocessing subtracts it.
+        steps: number of equal shares in which pixels are removed; RISE uses H.
 
     Returns:
-        (steps + 1): from the whole image to the bare baseline. `area` sums it up; lower is better.
+        (steps + 1) probabilities, from the whole image to the baseline alone. See `area`; lower is better.
 
     Raises:
-        ValueError: the importance has not the image's size, or there is less than one step.
+        ValueError: `importance` and `image` differ in size, or `steps` is less than 1.
 
     >>> image, importance = torch.ones(3, 2, 2), torch.tensor([[4.0, 1.0], [2.0, 3.0]])
     >>> deletion(lambda images: images[:, 0, 0, 0], image, importance, steps=4)  # the network sees one pixel
@@ -56,24 +56,23 @@ def deletion(
 def insertion(
     probability: Probability, image: Tensor, importance: Tensor, *, blurred: Tensor | None = None, steps: int = STEPS
 ) -> Tensor:
-    """The target's probability while the most important pixels are put onto a blurred image: it should rise early.
+    """Return the target's probability as the most important pixels are restored; with a good map it rises early.
 
     Args:
         probability, image, importance, steps: as for `deletion`.
-        blurred: (3, H, W), what is there at first: by default the image through a Gaussian of 11 pixels and standard
-            deviation 5, as in RISE, its border continued.
+        blurred: (3, H, W), the initial image; defaults to `blur(image)`, as in RISE.
 
     Returns:
-        (steps + 1): from the blurred image to the image. `area` sums it up; higher is better.
+        (steps + 1) probabilities, from the blurred to the whole image. See `area`; higher is better.
 
     Raises:
-        ValueError: as `deletion`.
+        ValueError: as for `deletion`.
     """
     return _curve(probability, blur(image) if blurred is None else blurred, image, importance, steps)
 
 
 def area(curve: Tensor) -> Tensor:
-    """The area under curves (..., steps + 1) over a width of 1, by trapezia: 0 to 1 for probabilities.
+    """Return the area under curves (..., steps + 1) of width 1 by the trapezoidal rule; 0 to 1 for probabilities.
 
     >>> area(torch.tensor([1.0, 0.5, 0.0]))
     tensor(0.5000)
@@ -82,20 +81,20 @@ def area(curve: Tensor) -> Tensor:
 
 
 def masked(image: Tensor, importance: Tensor) -> Tensor:
-    """The image (3, H, W) times the map (H, W), 0 to 1: what is left for average drop and increase."""
+    """Multiply an image (3, H, W) by a map (H, W), 0 to 1, for average drop and increase."""
     _check(image, importance)
     return image * importance.to(image)
 
 
 def average_drop(whole: Tensor, left: Tensor) -> float:
-    """Mean share of the probability that is lost where only what the map shows is left; lower is better.
+    """Return the mean relative loss of probability after masking; lower is better.
 
     Args:
         whole: (N), probabilities of the targets in whole images.
-        left: (N), in `masked` ones. A gain counts as no loss.
+        left: (N), in `masked` images. A gain counts as no loss.
 
     Returns:
-        0 to 1; the paper gives it in per cent. A probability of 0 has nothing to lose.
+        0 to 1; the paper gives per cent. An image with probability 0 counts as no loss.
 
     >>> average_drop(torch.tensor([0.8, 0.5]), torch.tensor([0.4, 0.9]))
     0.25
@@ -105,7 +104,7 @@ def average_drop(whole: Tensor, left: Tensor) -> float:
 
 
 def average_increase(whole: Tensor, left: Tensor) -> float:
-    """Share of images whose probability is higher where only what the map shows is left; higher is better.
+    """Return the share of images whose probability rises after masking; higher is better.
 
     Args:
         whole, left: as for `average_drop`.
@@ -117,7 +116,7 @@ def average_increase(whole: Tensor, left: Tensor) -> float:
 
 
 def blur(image: Tensor) -> Tensor:
-    """An image (3, H, W) through RISE's Gaussian, the border going on beyond."""
+    """Blur an image (3, H, W) with RISE's Gaussian: 11 pixels, standard deviation 5; edge pixels are repeated."""
     width, deviation = BLUR
     places = torch.arange(width, dtype=image.dtype, device=image.device) - width // 2
     kernel = torch.exp(-(places**2) / (2 * deviation**2))
@@ -130,13 +129,13 @@ def blur(image: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness:
-    """What taking pixels away and giving them does to a target's probability.
+    """Faithfulness measures of one map.
 
     Attributes:
-        probability: in the whole image that the network saw.
-        masked_probability: in that image times the map.
-        deletion: (steps + 1), as `deletion` gives it.
-        insertion: (steps + 1), as `insertion` gives it.
+        probability: the target's probability in the image that the network saw.
+        masked_probability: the same for that image times the map.
+        deletion: (steps + 1), as `deletion` returns it.
+        insertion: (steps + 1), as `insertion` returns it.
     """
 
     probability: float
@@ -145,11 +144,11 @@ class Faithfulness:
     insertion: Tensor
 
     def to_dict(self) -> dict[str, Any]:
-        """The curves and their areas, and drop and increase of this one map, as JSON can hold them."""
+        """Return the curves, their areas, and this map's drop and increase, ready for JSON."""
         return {
             "probability": round(self.probability, 6),
             "masked_probability": round(self.masked_probability, 6),
-            "drop": round(average_drop(*self._both()), 6),
+            "drop": round(average_drop(torch.tensor([self.probability]), torch.tensor([self.masked_probability])), 6),
             "increase": self.masked_probability > self.probability,
             "deletion_area": round(float(area(self.deletion)), 6),
             "insertion_area": round(float(area(self.insertion)), 6),
@@ -157,23 +156,20 @@ class Faithfulness:
             "insertion": [round(value, 6) for value in self.insertion.tolist()],
         }
 
-    def _both(self) -> tuple[Tensor, Tensor]:
-        return torch.tensor([self.probability]), torch.tensor([self.masked_probability])
-
 
 def measure_faithfulness(network: Network, found: GradCam, *, steps: int = STEPS) -> Faithfulness:
-    """Deletion, insertion and masking of what the network saw of a picture, by its map.
+    """Measure a map by deletion, insertion and masking of the image that the network saw.
 
-    The probability is that of the map's target, also where the map weighs it against another. Pixels are taken away
-    to 0 in the network's input, the mean colour where the card's rule subtracts one.
+    The probability is that of the map's target, even if the map has an `against`. Deleted pixels become 0 in the
+    network's input, which is the mean colour if the preprocessing subtracts one.
 
     Args:
-        network: that gave the map.
-        found: as `gradcam` gives it.
-        steps: as in `deletion`; the network runs twice as often, and twice more.
+        network: the network that gave the map.
+        found: as `gradcam` returns it.
+        steps: as in `deletion`; the network sees 2 * steps + 4 images.
 
     Raises:
-        ValueError: less than one step; or as `classify`.
+        ValueError: `steps` is less than 1; or as for `classify`.
 
     >>> from convnets_torch import gradcam, load
     >>> network = load("alexnet.safetensors")
@@ -201,7 +197,7 @@ def measure_faithfulness(network: Network, found: GradCam, *, steps: int = STEPS
 
 
 def summary(results: Sequence[Faithfulness]) -> dict[str, Any]:
-    """Means over maps: average drop, average increase, and the areas, as JSON can hold them."""
+    """Return average drop, average increase and mean areas of several maps, ready for JSON."""
     whole = torch.tensor([each.probability for each in results])
     left = torch.tensor([each.masked_probability for each in results])
     return {
@@ -214,19 +210,19 @@ def summary(results: Sequence[Faithfulness]) -> dict[str, Any]:
 
 
 def _curve(probability: Probability, begin: Tensor, end: Tensor, importance: Tensor, steps: int) -> Tensor:
-    """Probabilities while the pixels of `begin` give way to those of `end`, the most important ones first."""
+    """Probabilities as the pixels of `begin` are replaced by those of `end`, most important first."""
     _check(begin, importance)
     if steps < 1:
-        raise ValueError(f"a curve of {steps} steps is none; give 1 or more")
+        raise ValueError(f"steps is {steps}; give 1 or more")
     pixels = importance.numel()
     order = importance.flatten().argsort(descending=True, stable=True)
-    turn = torch.empty_like(order)  # of each pixel, when it is its turn
-    turn[order] = torch.arange(pixels, device=order.device)
-    turn = turn.view(importance.shape).to(begin.device)
+    rank = torch.empty_like(order)  # of each pixel; 0 for the most important
+    rank[order] = torch.arange(pixels, device=order.device)
+    rank = rank.view(importance.shape).to(begin.device)
 
     def run(numbers: range) -> Tensor:
         gone = [round(pixels * number / steps) for number in numbers]
-        images = torch.stack([torch.where(turn < count, end, begin) for count in gone])
+        images = torch.stack([torch.where(rank < count, end, begin) for count in gone])
         return probability(images).float()
 
     with torch.inference_mode():
@@ -237,5 +233,5 @@ def _curve(probability: Probability, begin: Tensor, end: Tensor, importance: Ten
 def _check(image: Tensor, importance: Tensor) -> None:
     if image.ndim != 3 or image.shape[1:] != importance.shape:
         raise ValueError(
-            f"the image is {tuple(image.shape)}, the map {tuple(importance.shape)}; (3, H, W) and (H, W) are wanted"
+            f"the image is {tuple(image.shape)}, the map {tuple(importance.shape)}; give (3, H, W) and (H, W)"
         )

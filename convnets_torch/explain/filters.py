@@ -1,8 +1,8 @@
-"""Filter patterns: pictures that excite a channel, the first layer's kernels, and sheets of both.
+"""Filter patterns: pictures that maximise a channel, neuron or class, and pictures of the first layer's kernels.
 
-The pictures of a batch do not know of each other: the gradient of the sum of their objectives with respect to one
-picture is that of its own. All start from the same noise and are moved alike, so a picture depends on the seed and on
-its own objective, not on who is beside it (but for rounding, where a library computes batches differently).
+The pictures of a batch are independent: the gradient of the summed objectives with respect to one picture is that of
+its own objective. All pictures start from the same noise and get the same random transformations, so a picture depends
+only on its objective and the seed, not on the batch (except for rounding).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from convnets_torch.wordnet.targets import Target, Targets, checked_targets
 
 
 def rule_of(network: nn.Module) -> Preprocessing:
-    """The preprocessing of a network's card; of one without card, that of torchvision's weights.
+    """Return the preprocessing of a network's card; without a card, that of torchvision's weights.
 
-    That is RGB, 0 to 1, with ImageNet's mean and standard deviation. Give the network a card where it is another.
+    The latter is RGB, 0 to 1, normalised with ImageNet's mean and standard deviation.
     """
     if isinstance(network, Network) and network.card is not None:
         return network.card.preprocessing
@@ -48,12 +48,12 @@ def rule_of(network: nn.Module) -> Preprocessing:
 
 @dataclass(frozen=True, eq=False)
 class FirstKernels:
-    """What the first layer looks for, in colours.
+    """The kernels of the first convolution as colour pictures.
 
     Attributes:
         layer: name of the module.
-        weights: (K, h, w, 3) float32, RGB: what one more of 255 in a pixel adds to the channel.
-        pictures: (K, h, w, 3) uint8, RGB: 128 is a weight of 0; 1 and 255 are those of the kernel's `peaks`.
+        weights: (K, h, w, 3) float32, RGB: the change of the channel per unit of a pixel from 0 to 255.
+        pictures: (K, h, w, 3) uint8, RGB: 128 is a weight of 0; 1 and 255 are minus and plus the kernel's peak.
         peaks: (K,) the largest absolute weight of each kernel.
     """
 
@@ -66,30 +66,30 @@ class FirstKernels:
         """Write the kernels as a sheet (`.png`, `.jpg`, `.webp`) or as arrays (`.npz`), atomically.
 
         Raises:
-            ValueError: another ending.
+            ValueError: the extension is unknown.
             OSError: `path` cannot be written.
         """
         WRITER.write(path, self)
 
     def draw(self) -> Image.Image:
-        """The kernels side by side, with their numbers and largest weights."""
+        """Draw a sheet of the kernels with their numbers and largest weights."""
         labels = [f"{number}\nmost {short(peak)}" for number, peak in enumerate(self.peaks)]
         return _sheet(self.pictures, labels, f"{self.layer}: kernels, grey is 0, each up to its largest weight")
 
     def arrays(self) -> dict[str, Any]:
-        """What an `.npz` holds."""
+        """Return the arrays of an `.npz` file."""
         return {name: getattr(self, name) for name in ("pictures", "weights", "peaks", "layer")}
 
 
 def first_kernels(network: nn.Module) -> FirstKernels:
-    """The kernels of the first convolution, in RGB whatever the order of the network's colours is.
+    """Return the kernels of the first convolution in RGB, whatever the network's colour order.
 
-    The weights are those of pixels 0 to 255: multiplied with the scale of the card's preprocessing, divided by its
-    standard deviation, and turned to RGB; without a card, as `rule_of` says. Each kernel is then stretched by itself:
-    zero is grey, its largest absolute weight black or full.
+    Weights are converted to pixels from 0 to 255: multiplied by the scale of the preprocessing (see `rule_of`), divided
+    by its standard deviation, and reordered to RGB. In the pictures each kernel has its own contrast: zero is grey, and
+    its largest absolute weight is black or full colour.
 
     Args:
-        network: any module whose first convolution reads three channels.
+        network: any module whose first convolution takes three channels.
 
     Raises:
         ValueError: there is no such convolution, or its weights are not finite.
@@ -102,10 +102,10 @@ def first_kernels(network: nn.Module) -> FirstKernels:
     network = unwrapped(network)
     found = next(((name, each) for name, each in network.named_modules() if isinstance(each, nn.Conv2d)), None)
     if found is None:
-        raise ValueError(f"{type(network).__name__} has no convolution whose kernels could be drawn")
+        raise ValueError(f"{type(network).__name__} has no convolution, so there are no kernels to draw")
     layer, module = found
     if module.weight.shape[1] != 3:
-        raise ValueError(f"{layer}, the first convolution, reads {module.weight.shape[1]} channels, which are no RGB")
+        raise ValueError(f"{layer}, the first convolution, takes {module.weight.shape[1]} channels, not RGB")
     rule = rule_of(network)
     kernels = module.weight.detach().float().cpu().numpy().transpose(0, 2, 3, 1)
     weights = kernels * np.float32(rule.scale) / np.asarray(rule.std, np.float32)
@@ -120,17 +120,17 @@ def first_kernels(network: nn.Module) -> FirstKernels:
 
 
 Size = tuple[int, int]  # height, width in pixels
-Measure = Callable[[Tensor], Tensor]  # pixels (N, 3, H, W), RGB, 0 to 255 -> what each picture is to raise (N,)
+Measure = Callable[[Tensor], Tensor]  # pixels (N, 3, H, W), RGB, 0 to 255 -> objective of each picture (N,)
 
-GREY, NOISE = 128.0, 20.0  # where the plain form starts: grey, and up to so many more
-PIXELS = 1.0  # root mean square of what one step of the plain form adds to the pixels
+GREY, NOISE = 128.0, 20.0  # the plain form starts from uniform noise of GREY to GREY + NOISE
+PIXELS = 1.0  # RMS of the pixel change of one plain step
 
 START = 0.01  # standard deviation of the first coefficients
 RATE = 0.05  # of Adam
 CONTRAST = 0.35  # of the picture before the sigmoid, for coefficients of 1
-JITTER = 1 / 16  # of the side that a picture is moved at most, up or down, left or right
-ZOOM = 0.1  # it becomes larger or smaller by at most so much
-TURN = math.radians(10)  # it is turned either way by at most so much
+JITTER = 1 / 16  # maximum shift as a share of the side, in each direction
+ZOOM = 0.1  # maximum relative change of scale
+TURN = math.radians(10)  # maximum rotation, either way
 
 # A square root of the covariance of red, green and blue (0 to 1) in seven photographs of scikit-image and scikit-learn:
 # columns are the principal axes (light, yellow to blue, magenta to green). `scripts/color_correlation.py` prints it.
@@ -140,20 +140,20 @@ COLORS = ((0.2379, 0.1059, 0.0097), (0.2266, -0.0281, -0.0312), (0.2175, -0.0865
 def plain(
     measure: Measure, like: Tensor, size: Size, count: int, steps: int, seed: int, tick: Callable[[], None]
 ) -> Tensor:
-    """From grey noise along the gradient, which is divided by its root mean square before each step.
+    """Gradient ascent on pixels, from grey noise, with gradients normalised by their root mean square (RMS).
 
     Source: Deep Learning with Python, F. Chollet, 2018, section 5.4.2: noise from 128 to 148, the gradient divided by
-    its RMS, steps of size 1 on pixels 0 to 255. Departures: the book gives these pixels to the network without its
-    preprocessing and adds 1e-5 to the RMS, which swamps small gradients; here a gradient of zero stays one. It lets
-    pixels leave 0 to 255 and afterwards sets mean and contrast anew; here they are clipped in each step, so that the
-    picture that is shown is the one that the network saw.
+    its RMS, steps of size 1 on pixels 0 to 255. Differences: the book feeds these pixels to the network without
+    preprocessing and adds 1e-5 to the RMS, which swamps small gradients; here a zero gradient stays zero. The book lets
+    pixels leave 0 to 255 and finally resets mean and contrast; here pixels are clipped in each step, so the returned
+    picture is the one that the network saw.
 
     Args:
-        measure: what each picture is to raise.
-        like: a tensor on the device and of the type that is worked in.
+        measure: the objective of each picture.
+        like: a tensor that gives device and dtype.
         size: (H, W) in pixels.
-        count: how many pictures.
-        steps: how many; of none, the noise at the start comes back.
+        count: number of pictures.
+        steps: number of steps; 0 returns the initial noise.
         seed: of the noise.
         tick: called after each step.
 
@@ -165,7 +165,7 @@ def plain(
     for _ in range(steps):
         pixels.requires_grad_(True)
         [gradient] = torch.autograd.grad(measure(pixels).sum(), pixels)
-        pixels = (pixels.detach() + PIXELS * _even(gradient)).clamp(0, 255)
+        pixels = (pixels.detach() + PIXELS * _rms_normalized(gradient)).clamp(0, 255)
         tick()
     return pixels
 
@@ -173,42 +173,42 @@ def plain(
 def fourier(
     measure: Measure, like: Tensor, size: Size, count: int, steps: int, seed: int, tick: Callable[[], None]
 ) -> Tensor:
-    """Adam on Fourier coefficients in decorrelated colours; the network sees the picture moved, turned and zoomed.
+    """Adam on Fourier coefficients in decorrelated colours; the network sees randomly transformed pictures.
 
     Source: Feature Visualization, C. Olah, A. Mordvintsev, L. Schubert, Distill 2017, "Transformation Robustness" and
-    "Preconditioning and Parameterization"; Adam: arXiv:1412.6980, algorithm 1. Departures: one resampling moves, turns
-    and zooms at once, mirrored at the borders, and its amounts are spread evenly; all pictures are moved alike. The
-    gradient of each picture is divided by its root mean square, so that Adam's epsilon does not swamp small ones.
+    "Preconditioning and Parameterization"; Adam: arXiv:1412.6980, algorithm 1. Differences: a single resampling shifts,
+    rotates and scales, with reflection at the borders and uniformly distributed amounts, and all pictures get the same
+    transformation. Each picture's gradient is divided by its RMS, so that Adam's epsilon does not swamp small ones.
 
     Args:
         measure, like, size, count, steps, tick: as for `plain`.
-        seed: of the first coefficients, and of the movements.
+        seed: of the initial coefficients and the transformations.
 
     Returns:
-        (count, 3, H, W), RGB, 0 to 255; not moved.
+        (count, 3, H, W), RGB, 0 to 255; without transformation.
     """
     chance = torch.Generator().manual_seed(seed)
     start = START * torch.randn(1, 3, size[0], size[1] // 2 + 1, 2, generator=chance)
     coefficients = start.to(like).repeat(count, 1, 1, 1, 1).requires_grad_(True)
     adam = torch.optim.Adam([coefficients], lr=RATE, maximize=True)
     for _ in range(steps):
-        moved = _moved(fourier_pixels(coefficients, size), torch.rand(4, generator=chance) * 2 - 1)
+        moved = _transformed(fourier_pixels(coefficients, size), torch.rand(4, generator=chance) * 2 - 1)
         [gradient] = torch.autograd.grad(measure(moved).sum(), [coefficients])
-        coefficients.grad = _even(gradient)
+        coefficients.grad = _rms_normalized(gradient)
         adam.step()
         tick()
     return fourier_pixels(coefficients.detach(), size)
 
 
 def fourier_pixels(coefficients: Tensor, size: Size) -> Tensor:
-    """The pictures that coefficients stand for.
+    """Convert Fourier coefficients to pictures.
 
     The coefficients of a real Fourier transform are divided by their frequency (in cycles per pixel, at least one
-    cycle over the longer side), which gives all scales the share that they have in photographs; the three planes are
-    amounts of the principal colours of photographs; a sigmoid keeps all within bounds.
+    cycle over the longer side), so that all scales have the share that they have in photographs. The three planes are
+    amounts of the principal colours of photographs. A sigmoid limits the pixel values.
 
     Source: Feature Visualization, C. Olah, A. Mordvintsev, L. Schubert, Distill 2017, "Preconditioning and
-    Parameterization". The colours are computed anew (`scripts/color_correlation.py`).
+    Parameterization". The colours are recomputed (`scripts/color_correlation.py`).
 
     Args:
         coefficients: (N, 3, H, W // 2 + 1, 2).
@@ -227,23 +227,23 @@ def fourier_pixels(coefficients: Tensor, size: Size) -> Tensor:
     return 255 * torch.einsum("rc,nchw->nrhw", colors, planes).sigmoid()
 
 
-def _even(gradient: Tensor) -> Tensor:
-    """The gradient of each picture divided by its root mean square; where there is none, zeros."""
+def _rms_normalized(gradient: Tensor) -> Tensor:
+    """Divide each picture's gradient by its RMS; a zero gradient stays zero."""
     axes = tuple(range(1, gradient.dim()))
-    peak = gradient.abs().amax(dim=axes, keepdim=True)  # squares of the smallest numbers would vanish
+    peak = gradient.abs().amax(dim=axes, keepdim=True)  # scale first: squares of tiny numbers underflow
     shares = torch.where(peak > 0, gradient / peak, 0.0)
     length = shares.square().mean(dim=axes, keepdim=True).sqrt()
     return torch.where(peak > 0, shares / length, 0.0)
 
 
-def _moved(pixels: Tensor, amounts: Tensor) -> Tensor:
-    """Pictures moved down and right, zoomed and turned, by amounts (4,) from -1 to 1 of what is most."""
+def _transformed(pixels: Tensor, amounts: Tensor) -> Tensor:
+    """Shift down and right, scale and rotate pictures; `amounts` (4,) are shares of the maxima, -1 to 1."""
     down, right, zoom, turn = amounts.tolist()
     height, width = pixels.shape[-2:]
     scale, angle = 1 + ZOOM * zoom, TURN * turn
     cosine, sine = math.cos(angle) / scale, math.sin(angle) / scale
     matrix = pixels.new_tensor(
-        [  # grids reach from -1 to 1 on both sides, so turning an oblong picture needs its aspect
+        [  # grid coordinates run from -1 to 1 on both axes, so a rotation needs the aspect ratio
             [cosine, -sine * height / width, 2 * JITTER * right],
             [sine * width / height, cosine, 2 * JITTER * down],
         ]
@@ -256,29 +256,29 @@ FORMS = {"fourier": fourier, "plain": plain}
 
 Form = Literal["fourier", "plain"]
 Unit: TypeAlias = "int | tuple[int, int, int] | Target"
-Pick = Callable[[Tensor, range], Tensor]  # what a layer gives for pictures, and their numbers -> (N,)
+Pick = Callable[[Tensor, range], Tensor]  # layer output for pictures, their numbers -> objectives (N,)
 
 STEPS = {"fourier": 64, "plain": 40}
 SIDE = 128  # pixels of pictures for layers in `features`
-BATCH = 16  # pictures that climb together
+BATCH = 16  # pictures
 MOST_SIDE = 4096  # pixels
-FIRST = 64  # channels that are taken by default
+FIRST = 64  # channels by default
 
 
 @dataclass(frozen=True, eq=False)
 class FilterPatterns:
-    """Pictures, each made to excite one unit of a layer.
+    """Pictures that each maximise one unit of a layer.
 
     Attributes:
         layer: name of the module.
-        units: what each picture excites: a channel's number, a neuron (channel, row, column), or a target.
+        units: the unit of each picture: a channel number, a neuron (channel, row, column), or a target.
         pictures: (K, H, W, 3) uint8, RGB.
-        start: (H, W, 3) uint8, RGB: the noise that all of them were at first.
-        before, after: (K,) what each unit gives for `start` and for its picture: the mean over the channel's map, the
-            neuron's value, or the logarithm of the sum of exponentials of the logits of the target's classes.
-        form: how they were made.
-        steps: of the ascent.
-        seed: of the noise and the movements.
+        start: (H, W, 3) uint8, RGB: the noise that all pictures start from.
+        before, after: (K,) the activation of each unit for `start` and for its picture: the mean over the channel's
+            map, the neuron's value, or the log-sum-exp of the logits of the target's classes.
+        form: "fourier" or "plain".
+        steps: number of steps.
+        seed: of the noise and the transformations.
     """
 
     layer: str
@@ -293,7 +293,7 @@ class FilterPatterns:
 
     @property
     def excited(self) -> NDArray[np.bool_]:
-        """(K,) whether the picture excites its unit more than the noise; not so where no gradient came through."""
+        """(K,) whether the picture excites its unit more than the noise; False if the gradient was zero."""
         return self.after > self.before
 
     def save(self, path: Output) -> None:
@@ -301,16 +301,16 @@ class FilterPatterns:
 
         Args:
             path: `.png`, `.jpg` or `.webp`: a sheet with the unit and its activation before and after below each
-                picture; `.npz`: the attributes as arrays, the units in words.
+                picture; `.npz`: the attributes as arrays, with the units as text.
 
         Raises:
-            ValueError: another ending.
+            ValueError: the extension is unknown.
             OSError: `path` cannot be written.
         """
         WRITER.write(path, self)
 
     def draw(self) -> Image.Image:
-        """The pictures side by side, with their units and activations."""
+        """Draw a sheet of the pictures with their units and activations."""
         labels = []
         for unit, before, after, excited in zip(self.units, self.before, self.after, self.excited, strict=True):
             rise = f"{short(before)} to {short(after)}" if excited else "not excited"
@@ -319,13 +319,13 @@ class FilterPatterns:
         return _sheet(self.pictures, labels, title)
 
     def arrays(self) -> dict[str, Any]:
-        """What an `.npz` holds."""
+        """Return the arrays of an `.npz` file."""
         names = ("pictures", "start", "before", "after", "layer", "form", "steps", "seed")
         return {name: getattr(self, name) for name in names} | {"units": np.array([words_of(u) for u in self.units])}
 
 
 def words_of(unit: Unit) -> str:
-    """A unit as people call it."""
+    """Describe a unit in words."""
     if isinstance(unit, Target):
         return unit.label
     return str(unit) if isinstance(unit, int) else f"{unit[0]} at {unit[1]}, {unit[2]}"
@@ -343,28 +343,28 @@ def filter_patterns(
     batch: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
 ) -> FilterPatterns:
-    """Pictures that excite channels or neurons of a layer, by gradient ascent.
+    """Make pictures that maximise channels or neurons of a layer, by gradient ascent.
 
-    The network runs only as far as the layer, and is left as it was. Pixels become its input as its card says; without
-    a card, as for torchvision's weights (RGB, 0 to 1, ImageNet's mean and standard deviation). A ReLU that is closed
-    lets no gradient through, so layers before their activation ("conv4_1", not "relu4_1") give more.
+    The network runs only as far as the layer and is left unchanged. Pixels are preprocessed as the card says, or, for a
+    module without a card, as for torchvision's weights (RGB, 0 to 1, ImageNet's mean and standard deviation). An
+    inactive ReLU has no gradient, so layers before their activation ("conv4_1", not "relu4_1") work better.
 
     Args:
-        network: any module, in eval mode; on its device and in its precision.
-        layer: as `find_layers` takes it; one.
-        channels: numbers of channels, whose mean over the map is raised, or neurons (channel, row, column); of a layer
-            without map, its values. The first 64 by default.
-        form: "fourier" (`explain.ascent.fourier`) gives recognisable patterns, "plain" (`explain.ascent.plain`) is
+        network: any module in eval mode; it keeps its device and dtype.
+        layer: one layer, as in `find_layer`.
+        channels: channel numbers, for the mean over the channel's map, or neurons (channel, row, column); for a layer
+            without a map, numbers of values. Defaults to the first 64.
+        form: "fourier" (`explain.filters.fourier`) gives recognisable patterns; "plain" (`explain.filters.plain`) is
             that of "Deep Learning with Python".
-        steps: of the ascent; 64 of the form "fourier" and 40 of "plain" by default.
-        size: pixels of each side, or (height, width); 128 by default, and the network's own size for layers that are
-            not in `features`.
-        seed: the same one gives the same pictures, whatever the batch is (but for rounding).
-        batch: pictures that climb together; halved when memory runs out.
-        progress: called with the number of steps done and of all.
+        steps: number of steps; defaults to 64 for "fourier" and 40 for "plain".
+        size: side in pixels, or (height, width); defaults to 128, or the network's input size for layers outside
+            `features`.
+        seed: equal seeds give equal pictures, whatever the batch size (except for rounding).
+        batch: batch size; halved when memory runs out.
+        progress: called with the number of finished steps and of all steps.
 
     Raises:
-        ValueError: the layer is unknown or gives no map and no values, a channel is out of range, an option is, the
+        ValueError: the layer is unknown or gives neither a map nor a vector, a channel or option is out of range, the
             network is in training mode, or activations are not finite.
 
     Warns:
@@ -380,7 +380,7 @@ def filter_patterns(
     ascent = _Ascent(network, name, form, steps, _size(network, name, size), seed)
     shape = ascent.output.shape[1:]
     if len(shape) not in (1, 3):
-        raise ValueError(f"{name} gives {tuple(shape)} for an image; (channels, height, width) or (values,) are wanted")
+        raise ValueError(f"{name} gives {tuple(shape)} per image, not (channels, height, width) or (values,)")
     if channels is None:
         channels = range(min(FIRST, shape[0]))
     units = tuple(_checked_unit(unit, name, tuple(shape)) for unit in channels)
@@ -402,16 +402,16 @@ def class_patterns(
     batch: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
 ) -> FilterPatterns:
-    """Pictures that excite classes: for each target the logarithm of the sum of exponentials of its classes' logits.
+    """Make pictures that maximise classes: for each target the log-sum-exp of its classes' logits.
 
     Args:
-        network: in eval mode, with its card and a head.
-        target: a class, a branch of the tree or several of them, as for `heatmap`.
+        network: in eval mode, with a card and a head.
+        target: one target or a list of targets, as for `heatmap`.
         form, steps, seed, batch, progress: as for `filter_patterns`.
-        size: the network's own, which is also the default.
+        size: the network's input size, which is also the default.
 
     Raises:
-        ValueError: as `filter_patterns`; the network has no card or no head; a target is not known.
+        ValueError: as for `filter_patterns`; the network has no card or no head; a target is unknown.
 
     >>> from convnets_torch import load
     >>> found = class_patterns(load("alexnet.safetensors"), ["dog", 281], steps=2)
@@ -432,25 +432,23 @@ def class_patterns(
 
 
 class _Ascent:
-    """One network, one layer and one way of making pictures."""
-
     def __init__(self, network: nn.Module, layer: str, form: Form, steps: int | None, size: Size, seed: int) -> None:
         check_choice(form, get_args(Form), "form")
         self.steps = STEPS[form] if steps is None else steps
         if self.steps < 1:
-            raise ValueError(f"{self.steps} steps are none; give 1 or more")
+            raise ValueError(f"steps is {self.steps}; give 1 or more")
         check_eval_mode(network)
         self.network, self.layer, self.form, self.size, self.seed = network, layer, form, size, seed
         self.rule = rule_of(network)
         self.dtype = next(network.parameters()).dtype
-        worked_in = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.like = next(network.parameters()).detach().new_zeros((), dtype=worked_in)
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.like = next(network.parameters()).detach().new_zeros((), dtype=dtype)
         with torch.inference_mode(False), torch.no_grad():
             self.start = FORMS[form](self.run, self.like, size, 1, 0, seed, lambda: None).round()
             self.output = self.run(self.start)
 
     def run(self, pixels: Tensor) -> Tensor:
-        """What the layer gives for (N, 3, H, W), RGB, 0 to 255."""
+        """Return the layer's output for pixels (N, 3, H, W), RGB, 0 to 255."""
         images = normalized(pixels.permute(0, 2, 3, 1), self.rule).to(self.dtype)
         try:
             return run_to(self.network, self.layer, images)[self.layer]
@@ -459,13 +457,13 @@ class _Ascent:
                 raise
             height, width = self.size
             raise ValueError(
-                f"{self.layer} gives nothing for pictures of {height}x{width} pixels ({error}); give another size"
+                f"{self.layer} cannot run on pictures of {height}x{width} pixels ({error}); give another size"
             ) from None
 
     def climb(
         self, units: tuple[Any, ...], pick: Pick, batch: int, progress: Callable[[int, int], None] | None
     ) -> FilterPatterns:
-        """A picture for each unit."""
+        """Make one picture per unit."""
 
         def climbed(items: range) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
             done = items.start * self.steps
@@ -509,29 +507,28 @@ def _size(network: nn.Module, layer: str, size: int | Size | None) -> Size:
 
 
 def _checked_unit(unit: int | tuple[int, int, int], layer: str, shape: tuple[int, ...]) -> int | tuple[int, int, int]:
-    """A unit of a layer with outputs (channels, height, width) or (values,)."""
+    """Check a unit against a layer's output shape, (channels, height, width) or (values,)."""
     places = (unit,) if isinstance(unit, int | np.integer) else tuple(unit)
     if len(places) not in (1, 3):
-        raise ValueError(f"{unit!r} is no unit; give a channel's number, or (channel, row, column)")
+        raise ValueError(f"{unit!r} is not a unit; give a channel number, or (channel, row, column)")
     if len(places) > len(shape):
-        raise ValueError(f"{layer} gives {shape[0]} values and no map; name one by its number, not {unit!r}")
+        raise ValueError(f"{layer} gives {shape[0]} values and no map; give the number of one, not {unit!r}")
     for place, count, words in zip(places, shape, ("channels", "rows", "columns"), strict=False):
         if not 0 <= place < count:
-            raise ValueError(f"{layer} has {count} {words}, 0 to {count - 1}; {place} is none of them")
+            raise ValueError(f"{layer} has {count} {words}, 0 to {count - 1}; {place} is out of range")
     return int(places[0]) if len(places) == 1 else (int(places[0]), int(places[1]), int(places[2]))
 
 
 def _value(output: Tensor, unit: int | tuple[int, int, int]) -> Tensor:
-    """What a unit gives: of a channel, the mean over its map."""
+    """The activation of a unit; for a channel, the mean over its map."""
     return output[unit].mean() if isinstance(unit, int) else output[unit]
 
 
-TILE = 128  # pixels of a picture's width in a sheet of many
-LARGE_TILE = 240  # and of few
+TILE = 128  # width in pixels of a picture in a sheet of 10 or more
+LARGE_TILE = 240  # and in a smaller sheet
 
 
 def _sheet(pictures: Sequence[Pixels] | Pixels, labels: Sequence[str], title: str) -> Image.Image:
-    """Pictures in a sheet with words under each; small ones are enlarged to whole squares."""
     columns = 8 if len(pictures) > 9 else 3
     width = TILE if columns == 8 else LARGE_TILE
     tiles = [(enlarged(picture, width), label) for picture, label in zip(pictures, labels, strict=True)]
@@ -539,7 +536,7 @@ def _sheet(pictures: Sequence[Pixels] | Pixels, labels: Sequence[str], title: st
 
 
 def enlarged(picture: Pixels, width: int) -> Image.Image:
-    """A picture as it is, or, much smaller than `width`, with its pixels as squares."""
+    """Enlarge a picture of at most half of `width` to it, with pixels as squares; leave a larger one as it is."""
     image = Image.fromarray(picture)
     if image.width * 2 > width:
         return image
@@ -547,7 +544,7 @@ def enlarged(picture: Pixels, width: int) -> Image.Image:
 
 
 def short(value: float) -> str:
-    """A number in three digits or so."""
+    """Format a number with about three digits."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 

@@ -45,27 +45,27 @@ Method = Literal["gradcam", "gradcam++", "hirescam", "layercam"]
 
 
 class CamWarning(ConvnetsTorchWarning):
-    """A map that says nothing: no cell of the layer speaks for the target."""
+    """A map is zero everywhere: no cell of the layer supports the target."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a map explains, as a number that can be differentiated.
+    """The differentiable score that a map explains.
 
     Attributes:
-        class_ids: the score is the log-sum-exp of their logits, the logit of what the softmax gives them together;
-            of a single class it is its logit.
-        against: classes whose log-sum-exp is subtracted; none by default.
+        class_ids: the score is the log-sum-exp of their logits, which is the logit of their summed softmax
+            probability; for a single class it is that class's logit.
+        against: classes whose log-sum-exp is subtracted; empty by default.
     """
 
     class_ids: tuple[int, ...]
     against: tuple[int, ...] = ()
 
     def of(self, logits: Tensor) -> Tensor:
-        """Logits (N, classes) -> scores (N).
+        """Map logits (N, classes) to scores (N).
 
         Raises:
-            ValueError: no class, or one that the logits do not have.
+            ValueError: there is no class, or a class id is out of range.
 
         >>> Score((0, 1), against=(2,)).of(torch.tensor([[1.0, 1.0, 0.0]]))
         tensor([1.6931])
@@ -75,7 +75,7 @@ class Score:
         for class_id in (*self.class_ids, *self.against):
             if not 0 <= class_id < logits.shape[1]:
                 raise ValueError(
-                    f"class {class_id} is none of the {logits.shape[1]} classes; give 0 to {logits.shape[1] - 1}"
+                    f"class {class_id} is out of range for {logits.shape[1]} classes; give 0 to {logits.shape[1] - 1}"
                 )
         score = logits[:, list(self.class_ids)].logsumexp(dim=1)
         return score - logits[:, list(self.against)].logsumexp(dim=1) if self.against else score
@@ -92,31 +92,31 @@ def cams(
     layer: LayerLike | None = None,
     method: Method = "gradcam",
 ) -> Tensor:
-    """Maps of what in a layer speaks for each of several targets, from one pass.
+    """Compute class activation maps for several targets from one forward pass.
 
-    The network runs as far as the layer without gradients; only what comes after is differentiated, once for each
-    target. Nothing stays on the module, also after an error: no hooks, no `.grad`.
+    The network runs without gradients up to the layer; only the rest is differentiated, once per target. The module
+    is left unchanged, even after an error: no hooks, no `.grad`.
 
     Args:
-        module: any module in eval mode from images to logits (N, classes).
-        images: (N, 3, H, W), as the module takes them.
-        targets: class ids, groups of class ids, or `Score`s, which also weigh two groups against each other; None for
-            the class with the highest logit of each image.
-        layer: whose output (N, C, h, w) is looked at, as `find_layer` takes it; of one that is called several times
-            the last call. By default the last convolution, which only networks of this library say.
-        method: "gradcam": the activations of each channel, weighted with the channel's mean gradient (equations 1 and
-            2). "gradcam++": weighted with a mean of its positive gradients in which each cell has a weight of its own
-            (equation 19, which takes the exponential of the score and so needs no further derivatives). "hirescam":
-            every cell weighted with its own gradient. "layercam": with its own positive gradient.
+        module: any module in eval mode that maps images to logits (N, classes).
+        images: (N, 3, H, W), preprocessed for the module.
+        targets: class ids, groups of class ids, or `Score`s, which can also contrast two groups; None for the class
+            with the highest logit of each image.
+        layer: the layer whose output (N, C, h, w) is explained, as in `find_layer`; if it is called several times,
+            the last call counts. Defaults to the last convolution, which is known only for networks of this library.
+        method: "gradcam" weights each channel's activations by the channel's mean gradient (equations 1 and 2).
+            "gradcam++" weights them by a weighted sum of its positive gradients with one weight per cell (equation 19,
+            which uses the exponential of the score and so needs no higher derivatives). "hirescam" weights every cell
+            by its own gradient, "layercam" by its own positive gradient.
 
     Returns:
-        (targets, N, h, w), zero or more: raw, so comparable between targets and images. float64 for such modules,
-        float32 otherwise, on the images' device. What speaks against the target is cut off, also by "hirescam", whose
-        paper keeps it. A map that would be negative everywhere is zero.
+        Maps (targets, N, h, w), non-negative and not normalised, so comparable between targets and images. float64
+        for float64 modules, otherwise float32; on the images' device. Negative values are clipped to 0, for "hirescam"
+        too, although its paper keeps them.
 
     Raises:
-        ValueError: the module is in training mode or has no head, the layer is not known or has no cells, a target is
-            none of the classes, nothing after the layer can be differentiated, or the maps are not finite.
+        ValueError: the module is in training mode or has no head, the layer is unknown or has no cells, a target is
+            not one of the classes, nothing after the layer is differentiable, or the maps are not finite.
 
     Warns:
         CamWarning: a map is zero everywhere.
@@ -132,7 +132,7 @@ def cams(
     if empty := int((maps.flatten(2).amax(dim=2) == 0).sum()):
         count = maps.shape[0] * maps.shape[1]
         warnings.warn(
-            f"{empty} of {count} maps {'is' if empty == 1 else 'are'} zero everywhere: no cell speaks for the target",
+            f"{empty} of {count} maps {'is' if empty == 1 else 'are'} zero everywhere: no cell supports the target",
             CamWarning,
             stacklevel=2,
         )
@@ -147,7 +147,7 @@ def cams_and_logits(
     layer: LayerLike | None = None,
     method: Method = "gradcam",
 ) -> tuple[Tensor, Tensor]:
-    """`cams` without its warning, and the logits (N, classes) of the same pass.
+    """Return the maps of `cams`, without its warning, and the logits (N, classes) of the same pass.
 
     Raises:
         ValueError: as `cams`.
@@ -157,20 +157,20 @@ def cams_and_logits(
     check_choice(method, METHODS, "method")
     with torch.inference_mode(False), torch.no_grad():
         images = images.clone() if images.is_inference() else images
-        if isinstance(module, Network):  # faster; other modules may view what must be contiguous
+        if isinstance(module, Network):  # faster; other modules may call view, which needs contiguous tensors
             images = images.contiguous(memory_format=torch.channels_last)
         leaf, logits = _run(module, images, name)
         with torch.enable_grad():
             scores = _scores(logits, targets)
         if not scores[0].requires_grad:
-            raise ValueError(f"nothing after {name} leads to the outputs by operations that can be differentiated")
-        cells = _wide(leaf.detach())
+            raise ValueError(f"the outputs are not differentiable with respect to {name}; name another layer")
+        cells = _at_least_float32(leaf.detach())
         maps = []
-        for number, score in enumerate(scores, start=1):  # one by one: vmap over them would not know all operations
+        for number, score in enumerate(scores, start=1):  # not vmap, which does not support all operations
             (gradients,) = torch.autograd.grad(score.sum(), leaf, retain_graph=number < len(scores), allow_unused=True)
             if gradients is None:
                 raise ValueError(f"the outputs do not depend on {name}; name another layer")
-            maps.append(METHODS[method](cells, _wide(gradients)).relu_())
+            maps.append(METHODS[method](cells, _at_least_float32(gradients)).relu_())
         found = torch.stack(maps)
     if not found.isfinite().all():
         raise ValueError("the maps are NaN or infinite: the weights are broken, or too large for their precision")
@@ -183,10 +183,10 @@ def _grad_cam(cells: Tensor, gradients: Tensor) -> Tensor:
 
 
 def _grad_cam_plus_plus(cells: Tensor, gradients: Tensor) -> Tensor:
-    """Equation 19 of arXiv:1710.11063, in the weights that sum its alphas times the positive gradients.
+    """Equation 19 of arXiv:1710.11063: a channel's weight is the sum of alpha times the positive gradient.
 
-    Equation 19 is g^2 / (2 g^2 + g^3 sum(A)), which is 1 / (2 + g sum(A)): so written it divides by 2 or more wherever
-    the gradient counts, as long as activations are not negative, and takes no small number against division by zero.
+    alpha = g^2 / (2 g^2 + g^3 sum(A)) is computed as 1 / (2 + g sum(A)), whose denominator is at least 2 wherever the
+    gradient is positive and the activations are not negative, so no epsilon is needed.
     """
     denominator = 2 + gradients * cells.sum(dim=(2, 3), keepdim=True)
     weights = (gradients.relu() / denominator).where(denominator != 0, 0).sum(dim=(2, 3))
@@ -194,16 +194,16 @@ def _grad_cam_plus_plus(cells: Tensor, gradients: Tensor) -> Tensor:
 
 
 def _hires_cam(cells: Tensor, gradients: Tensor) -> Tensor:
-    """Activations times gradients, summed over channels: the definition in arXiv:2011.08891."""
+    """Activations times gradients, summed over channels, as defined in arXiv:2011.08891."""
     return (cells * gradients).sum(dim=1)
 
 
 def _layer_cam(cells: Tensor, gradients: Tensor) -> Tensor:
-    """The same with positive gradients only: the definition in the LayerCAM paper."""
+    """Activations times positive gradients, summed over channels, as defined in the LayerCAM paper."""
     return (cells * gradients.relu()).sum(dim=1)
 
 
-# Activations (N, C, h, w) and gradients of the score there -> maps (N, h, w), before what is negative is cut off.
+# Activations (N, C, h, w) and gradients of the same shape -> maps (N, h, w), before negative values are clipped.
 METHODS: dict[Method, Callable[[Tensor, Tensor], Tensor]] = {
     "gradcam": _grad_cam,
     "gradcam++": _grad_cam_plus_plus,
@@ -213,10 +213,10 @@ METHODS: dict[Method, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def checked_layer(module: nn.Module, layer: LayerLike | None) -> str:
-    """The name of the module whose output is to be looked at.
+    """Return the name of the layer to explain, by default the last convolution.
 
     Raises:
-        ValueError: the module cannot be explained at all, or the layer is not known.
+        ValueError: the module is in training mode or has no head, or the layer is unknown.
     """
     check_eval_mode(module)
     if isinstance(module, Network) and module.head is None:
@@ -225,36 +225,33 @@ def checked_layer(module: nn.Module, layer: LayerLike | None) -> str:
 
 
 def _run(module: nn.Module, images: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """The layer's output, which takes gradients, and the logits that come of it; entered with gradients off.
-
-    Modules whose parameters were made in inference mode cannot be differentiated; they run with copies.
-    """
+    """Return the layer's output as a leaf that requires grad, and the logits; call it with gradients disabled."""
     leaves: list[Tensor] = []
 
     def cut(_: str, output: Tensor) -> Tensor:
         if output.ndim != 4 or output.shape[2] * output.shape[3] < 2:
             raise ValueError(
-                f"{name} gives {tuple(output.shape[1:])}, which has no cells (channels, height, width); name a layer"
-                " before it"
+                f"{name} gives {tuple(output.shape[1:])}, not a map (channels, height, width) of 2 cells or more; name"
+                " an earlier layer"
             )
         leaf = output.detach().clone() if output.is_inference() else output.detach()
         leaves[:] = [leaf.requires_grad_()]
-        torch.set_grad_enabled(True)  # until the block of the caller ends
+        torch.set_grad_enabled(True)  # until the caller's no_grad block ends
         return leaf.clone()  # the next layer may overwrite its input
 
-    logits = _usable(observed(module, [name], cut))(images)
+    logits = _without_inference_tensors(observed(module, [name], cut))(images)
     if not leaves:
         raise ValueError(f"{name} is not run by {type(module).__name__}; name another layer")
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"{type(module).__name__} gives {given}, but one tensor of logits (N, classes) is wanted")
+        raise ValueError(f"{type(module).__name__} gives {given}, but needs to give one tensor of logits (N, classes)")
     if not logits.isfinite().all():
         raise ValueError("the network's outputs are NaN or infinite: its weights are broken, or too large for float16")
     return leaves[0], logits
 
 
-def _usable(module: nn.Module) -> nn.Module:
-    """The module, with copies of those tensors that may take no part in what is differentiated."""
+def _without_inference_tensors(module: nn.Module) -> nn.Module:
+    """Replace inference-mode parameters and buffers, which autograd rejects, by clones in a copy of the module."""
     if not any(tensor.is_inference() for tensor in [*module.parameters(), *module.buffers()]):
         return module
     copy, _ = replicate(module)
@@ -267,7 +264,7 @@ def _usable(module: nn.Module) -> nn.Module:
 
 
 def _scores(logits: Tensor, targets: ScoreTargets) -> list[Tensor]:
-    """Of each target, (N)."""
+    """One score tensor (N) per target."""
     if targets is None:
         return [logits.max(dim=1).values]
     if not targets:
@@ -281,27 +278,27 @@ def _score_of(target: SupportsIndex | Sequence[int] | Score) -> Score:
     return Score((index(target),) if isinstance(target, SupportsIndex) else tuple(target))
 
 
-def _wide(values: Tensor) -> Tensor:
-    """In float32 at least: means over cells lose too much in half precision."""
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Convert to float32 or float64: means over cells lose too much in half precision."""
     return values if values.dtype == torch.float64 else values.float()
 
 
-BATCH = 8  # pictures that go through the network together
-NOTHING = "no cell speaks for it, and its map is zero"  # how a remark ends
+BATCH = 8  # pictures
+NOTHING = "no cell supports it, so its map is zero"  # the end of a remark
 
 
 @dataclass(frozen=True)
 class Explained(Result[list[GradCam]]):
-    """What became of one picture.
+    """The maps of one picture, or its error.
 
     Attributes:
-        maps: one for each target; empty where there is an error.
-        picture, error, remarks: as in `Result`; a map that is zero everywhere is remarked on.
+        maps: one per target; empty if there is an error.
+        picture, error, remarks: as in `Result`; a remark names each map that is zero everywhere.
     """
 
     @property
     def maps(self) -> list[GradCam]:
-        """The `value`; empty where there is an error."""
+        """The `value`; empty if there is an error."""
         return self.value or []
 
 
@@ -342,29 +339,28 @@ def gradcam(
     method: Method = "gradcam",
     **reading: Unpack[ReadingKeywords],
 ) -> GradCam | list[GradCam]:
-    """What in a picture speaks for a target: cells of a layer, weighted with gradients.
+    """Show which parts of a picture raise the score of a target, by gradient-weighted activations of a layer.
 
-    The picture is resized and cropped as for classifying, so that the map explains that answer; where it saw nothing,
-    the map says nothing. `heatmap` asks another question: where in an uncropped picture a target is.
+    The picture is resized and cropped as for classification, so the map explains that prediction and covers only the
+    part that the network saw. `heatmap` answers a different question: where in an uncropped picture a target is.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it.
-        image: whatever `read_picture` takes. `gradcam_each` takes several.
-        target: a class id, a wnid, a WordNet name, a word, or several with signs, as for `heatmap`: a synset is
+        network: in eval mode and with a card, as `load` returns it.
+        image: anything `read_picture` takes; for several pictures see `gradcam_each`.
+        target: a class id, a wnid, a WordNet name, a word, or an expression with signs, as for `heatmap`. A synset is
             explained as one class, by the log-sum-exp of its classes' logits. None for the most probable class. A list
             of targets gives a list of maps; the network still runs once.
-        against: what counts against the target, "husky rather than wolf": the difference of the two scores is
-            explained.
-        layer: name, Keras's name or pattern of one layer; the last convolution by default.
+        against: a second target whose score is subtracted, to explain for instance "husky rather than wolf".
+        layer: name, Keras name or pattern of one layer; defaults to the last convolution.
         method: "gradcam", "gradcam++", "hirescam" or "layercam", as in `cams`.
         reading: as in `read_picture`.
 
     Returns:
-        Its map; for a list, a map for each target.
+        The map; for a list of targets, a list with one map per target.
 
     Raises:
         OSError: the picture is missing or broken.
-        ValueError: a target or the layer is not known, the layer has no cells, both targets are the same classes, or
+        ValueError: a target or the layer is unknown, the layer has no cells, both targets are the same classes, or
             the network has no card, no head, or is in training mode.
 
     Warns:
@@ -402,23 +398,22 @@ def gradcam_each(
     workers: int | None = None,
     **reading: Unpack[ReadingKeywords],
 ) -> Generator[Explained, None, None]:
-    """`gradcam` of any number of pictures; one that cannot be used does not stop the others.
+    """Yield the `gradcam` maps of any number of pictures; an unusable picture does not stop the others.
 
-    Pictures are decoded ahead in threads and go through the network 8 at a time, or fewer where memory does not
-    suffice.
+    Worker threads decode pictures ahead. The batch is halved if memory runs out.
 
     Args:
-        network, target, against, layer, method, reading: as in `gradcam`; None as the target is the most probable
-            class of each picture.
-        images: whatever `read_picture` takes, one or several.
-        batch: how many go through the network together; "auto" is 8.
-        workers: threads that decode; by default one for each core, at most 16.
+        network, target, against, layer, method, reading: as in `gradcam`; a target of None is the most probable class
+            of each picture.
+        images: one picture or several, each anything `read_picture` takes.
+        batch: batch size; "auto" is 8.
+        workers: decoding threads; defaults to one per core, at most 16.
 
     Returns:
-        A generator of one `Explained` per picture, in the order given; `close()` stops it early.
+        A generator of one `Explained` per picture, in order; `close()` stops it early.
 
     Raises:
-        ValueError: at once, for what concerns all pictures, as in `gradcam`.
+        ValueError: immediately, for invalid arguments or an unsuitable network, as in `gradcam`.
 
     >>> from convnets_torch import load
     >>> for entry in gradcam_each(load("alexnet.safetensors"), ["street.jpg", "none.jpg"], ["car", "dog"]):
@@ -443,14 +438,14 @@ def _explain(
 ) -> Generator[Explained, None, None]:
     network = as_network(network)
     card = card_of(network)
-    probabilities(torch.zeros(1, card.classes), card)  # refuses a network whose outputs are none
+    probabilities(torch.zeros(1, card.classes), card)  # raises if the outputs are not probabilities
     targets = None if target is None else checked_targets(card, target)
     opposed = None if against is None else checked_target(card, against)
     if opposed is not None and targets is None:
-        raise ValueError(f"{opposed.label} is to count against a target; name that target")
+        raise ValueError(f"against is {opposed.label}, but there is no target; name one")
     for each in targets or []:
         if opposed is not None and each.class_ids == opposed.class_ids:
-            raise ValueError(f"{each.label} and {opposed.label} are the same classes; weigh two targets")
+            raise ValueError(f"{each.label} and {opposed.label} are the same classes; give two different targets")
     check_choice(method, METHODS, "method")
     name = checked_layer(network, layer)
     device, dtype = place_of(network)
@@ -459,7 +454,7 @@ def _explain(
     scores = None if targets is None else [Score(each.class_ids, against_ids) for each in targets]
 
     def maps_of(pixels: Pixels, raw: Tensor, chances: Tensor) -> Iterator[GradCam]:
-        """The maps of one picture, (targets, h, w), with their places and words."""
+        """Yield one `GradCam` per target from a picture's raw maps (targets, h, w)."""
         found = targets or [find_target(card, int(chances.argmax()))]
         cells = cam_cells(network, name, (raw.shape[1], raw.shape[2]), card, (pixels.shape[0], pixels.shape[1]))
         for each, values in zip(found, raw.float().cpu().numpy(), strict=True):

@@ -1,4 +1,4 @@
-"""Grad-CAM maps: their cells, values, files and pictures."""
+"""Grad-CAM maps: cell positions, values, files and drawings."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from convnets_torch.wordnet.targets import Target
 
 
 def cam_cells(network: Network, layer: str, shape: Pair, card: Card, size: Pair) -> CellGrid:
-    """Where the cells of a layer lie over a picture.
+    """Return the positions of a layer's cells over a picture.
 
-    Cells stand at the centres of their receptive fields where the layer is one of `features` that can be followed;
-    otherwise they share what was seen evenly.
+    A cell lies at the centre of its receptive field if the field is known (layers in `features`); otherwise the cells
+    divide the part of the picture that the network saw evenly.
 
     Args:
-        network: that saw the picture.
+        network: the network that saw the picture.
         layer: name of the module.
-        shape: (rows, columns) of its output.
-        card: of the weights, whose preprocessing says what was seen.
+        shape: (rows, columns) of the layer's output.
+        card: card of the weights; its preprocessing defines the crop.
         size: (height, width) of the picture in pixels.
     """
     seen_size = card.preprocessing.shape
@@ -56,19 +56,19 @@ def cam_cells(network: Network, layer: str, shape: Pair, card: Card, size: Pair)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GradCam(PictureMap):
-    """Which cells of a layer speak for a target in a picture.
+    """A map of how much each cell of a layer supports a target in a picture.
 
     Attributes:
-        values: (rows, columns) float32, 0 to 1: the raw map divided by its maximum; zero everywhere where no cell
-            speaks for the target.
-        raw_maximum: that maximum; it can be compared between targets and pictures, `values` cannot.
-        target: the classes that are explained.
-        against: the classes against which they are weighed; None for none.
-        layer: name of the module whose cells these are.
+        values: (rows, columns) float32, 0 to 1: the raw map divided by its maximum; all zero if no cell supports the
+            target.
+        raw_maximum: that maximum; unlike `values` it is comparable between targets and pictures.
+        target: the explained classes.
+        against: the classes whose score was subtracted, or None.
+        layer: name of the module.
         method: as in `cams`.
         probability: of the target, 0 to 1.
         picture: (H, W, 3) uint8, RGB: the picture at its own size.
-        grid: where the cells lie over it; the network saw a part of it. `cells` is another name for it.
+        grid: the positions of the cells over the picture, and the part that the network saw; also named `cells`.
     """
 
     raw_maximum: float
@@ -80,7 +80,7 @@ class GradCam(PictureMap):
 
     @property
     def cells(self) -> CellGrid:
-        """Where the cells lie."""
+        """The same as `grid`."""
         return self.grid
 
     @property
@@ -89,28 +89,27 @@ class GradCam(PictureMap):
 
     @property
     def peak_pixel(self) -> tuple[float, float]:
-        """(x, y) of the centre of the cell with the highest value in pixels of the picture, cut at what was seen."""
+        """(x, y) of the highest cell's centre in pixels of the picture, clipped to the part that the network saw."""
         (row, column), part = self.peak, self.grid.part
         x, y = float(self.grid.centres(1)[column]), float(self.grid.centres(0)[row])
         return (min(max(x, part.left), part.right), min(max(y, part.top), part.bottom))
 
     def save(self, path: Output) -> None:
-        """Write the map, atomically, in the form that the ending of `path` names.
+        """Write the map atomically, in the format that the extension of `path` names.
 
         Args:
-            path: `.png`, `.jpg` or `.webp`: the picture, and beside it the map over it, with its words and a bar of
-                its colours; `.npz`: the numbers and where the cells lie; `.npy`: the numbers alone, (rows, columns);
-                `.json`: all but the picture. Or an open binary file, which gets a `.png` unless its name says
-                otherwise.
+            path: `.png`, `.jpg` or `.webp` draw the picture next to the overlaid map, with label and colour bar;
+                `.npz` holds the values and cell positions, `.npy` the values alone (rows, columns), and `.json`
+                everything but the picture. An open binary file gets a `.png` unless its name says otherwise.
 
         Raises:
-            ValueError: another file ending.
+            ValueError: the extension is unknown.
             OSError: `path` cannot be written.
         """
         save_maps([self], path)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the picture as JSON can hold it; boxes of regions are those above half of the maximum."""
+        """Return everything but the picture, ready for JSON; regions are those above half of the maximum."""
         return {
             **self.described(),
             "regions": [{"box": region.box._asdict(), "score": round(region.score, 6)} for region in self.regions()],
@@ -119,7 +118,7 @@ class GradCam(PictureMap):
         }
 
     def described(self) -> dict[str, Any]:
-        """What is explained, how, and where the peak is, as JSON can hold it."""
+        """Return target, layer, method, probability and peak, ready for JSON."""
         x, y = self.peak_pixel
         return {
             "label": self.label,
@@ -150,41 +149,43 @@ class GradCam(PictureMap):
 
 
 def save_cams(maps: Sequence[GradCam], path: Output) -> None:
-    """Write maps of one picture into one file, atomically; a single one as its `save` does.
+    """Write the maps of one picture into one file, atomically; a single map as its `save` does.
 
     Args:
-        maps: as `gradcam` gives them for a list of targets.
-        path: `.png`, `.jpg` or `.webp`: the picture and its maps side by side; `.npz`, `.npy`: numbers (maps, rows,
+        maps: as `gradcam` returns them for a list of targets.
+        path: `.png`, `.jpg` or `.webp`: the picture and its maps side by side; `.npz`, `.npy`: values (maps, rows,
             columns); `.json`: a list.
 
     Raises:
-        ValueError: another file ending, no map, or maps of several pictures or layers.
+        ValueError: the extension is unknown, or there is no map, or maps are of several pictures or layers.
         OSError: `path` cannot be written.
     """
     save_maps(maps, path)
 
 
-WIDTH, HEIGHT = 640, 800  # pixels into which each picture is fitted
-MARGIN, LETTERS, LINE = 16, 24, 34  # of a page that is 1328 pixels wide and readable at 800
-DIMMED = 0.6  # how far what the network did not see fades into the paper
+WIDTH, HEIGHT = 640, 800  # pixels; each picture is scaled to fit
+MARGIN, LETTERS, LINE = 16, 24, 34  # pixels; the page is 1328 wide and still readable when reduced to 800
+DIMMED = 0.6  # opacity of the paper colour over the part that the network did not see
 
 
 def side_by_side(maps: Sequence[GradCam]) -> Image.Image:
-    """The picture, and beside it each map over it, with its words and a bar of its colours.
+    """Draw the picture next to each map laid over it, with labels and colour bars.
 
-    Colours are those of heatmaps, from clear at 0 to glowing at the map's maximum. What the network did not see is
-    faded, on the photograph too.
+    Colours are those of heatmaps, from transparent at 0 to bright at the map's maximum. The part that the network did
+    not see is faded in every picture.
 
     Args:
         maps: of one picture.
 
     Returns:
-        RGB, two pictures in a row, of more than three maps three.
+        An RGB page with two columns, or three for more than three maps.
     """
     columns = 2 if len(maps) <= 3 else 3
     scaled = [_scaled(each) for each in maps]
     tiles = [
-        _tile(_photograph(scaled[0]), "the picture", "faded: what the network did not see" if _cut(maps[0]) else "")
+        _tile(
+            _photograph(scaled[0]), "the picture", "faded: what the network did not see" if _is_cropped(maps[0]) else ""
+        )
     ]
     for found in scaled:
         chance = f"{found.probability:.3f}" if found.probability >= 0.0005 else "below 0.001"
@@ -200,7 +201,7 @@ def side_by_side(maps: Sequence[GradCam]) -> Image.Image:
 
 
 def _scaled(found: GradCam) -> GradCam:
-    """The same map over its picture, enlarged or reduced to the size at which it is drawn."""
+    """Resize the picture and its grid to the drawing size."""
     height, width = found.size
     factor = min(WIDTH / width, HEIGHT / height)
     size: Pair = (max(1, round(height * factor)), max(1, round(width * factor)))
@@ -211,15 +212,15 @@ def _scaled(found: GradCam) -> GradCam:
     return replace(found, picture=picture, grid=replace(found.grid, size=size, part=part))
 
 
-def _cut(found: GradCam) -> bool:
-    """Whether the network saw less than the picture, by a pixel or more."""
+def _is_cropped(found: GradCam) -> bool:
+    """Whether the crop removed a pixel or more."""
     height, width = found.size
     left, top, right, bottom = found.grid.part
     return max(left, top, width - right, height - bottom) >= 1
 
 
 def _photograph(found: GradCam) -> Image.Image:
-    """The picture, what was not seen fading into the paper."""
+    """The picture with the part that the network did not see faded."""
     height, width = found.size
     left, top, right, bottom = (round(edge) for edge in found.grid.part)
     shade = np.full((height, width), round(255 * DIMMED), np.uint8)
@@ -229,7 +230,7 @@ def _photograph(found: GradCam) -> Image.Image:
 
 
 def overlaid(found: GradCam) -> Image.Image:
-    """A map over its picture, without words, of at most 640 pixels' width and 800 pixels' height."""
+    """Draw a map over its picture, without text, at most 640 pixels wide and 800 high."""
     return _overlay(_scaled(found))
 
 
@@ -240,7 +241,7 @@ def _overlay(found: GradCam) -> Image.Image:
 
 
 def _tile(image: Image.Image, words: str, remark: str, found: GradCam | None = None) -> Image.Image:
-    """A picture over its words; of a map with a bar from 0 to its maximum."""
+    """A picture with two lines of text below and, for a map, a colour bar from 0 to its maximum."""
     font, small = Letters(LETTERS), Letters(LETTERS - 4)
     tile = Image.new("RGB", (WIDTH, image.height + 8 + 3 * LINE), PAPER)
     tile.paste(image, ((WIDTH - image.width) // 2, 0))

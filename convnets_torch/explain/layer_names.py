@@ -1,4 +1,4 @@
-"""Names of layers: PyTorch's, Keras's, and what is meant by a shorter one."""
+"""Resolve layer names: PyTorch's, Keras's, prefixes and patterns."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from convnets_torch.networks import Network
 
 
 def keras_names(network: nn.Module) -> dict[str, str]:
-    """Keras's names of layers, each with the module that gives the same tensor.
+    """Map Keras layer names to the modules with the same output.
 
-    Keras's layers often hold their activation: `block5_conv3` of VGG gives what comes after the ReLU, so it stands for
-    `features.relu5_3`. The last layer, `predictions`, gives probabilities in Keras and is therefore not among them;
-    neither are layers that are no module here, such as ResNet50's additions. `flatten` of VGG has the same values in
-    another order: channels first here, last in Keras. Layers that Keras numbers by itself have
-    the numbers of a fresh session: `conv2d`, `conv2d_1`, ...; `mixed9_0` and the like are the forks of InceptionV3.
+    Keras layers often include their activation: `block5_conv3` of VGG is the output of the ReLU, so it maps to
+    `features.relu5_3`. Not included are the last layer, `predictions`, which gives probabilities in Keras, and layers
+    that are not modules here, such as ResNet50's additions. `flatten` of VGG has the same values in another order:
+    channels first here, last in Keras. Layers that Keras numbers automatically have the numbers of a fresh session:
+    `conv2d`, `conv2d_1`, ...; names such as `mixed9_0` are the forks of InceptionV3.
 
     Args:
-        network: a network of `convnets_torch.networks`; for others there are none.
+        network: a network of `convnets_torch.networks`; for any other module the result is empty.
 
     Returns:
-        Keras's name -> name of the module in `network.named_modules()`.
+        Keras name -> name of the module in `network.named_modules()`.
 
     >>> from convnets_torch.networks import vgg16
     >>> keras_names(vgg16(10, widths=(1, 1, 1, 1, 1), hidden=(1, 1)))["block5_conv3"]
@@ -38,25 +38,25 @@ def keras_names(network: nn.Module) -> dict[str, str]:
 
 
 LayerLike: TypeAlias = "str | nn.Module"
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # whose output, if any, is that of a layer in them
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # not listed: their output is that of a layer inside
 
 
 def find_layers(network: nn.Module, layers: LayerLike | Iterable[LayerLike]) -> list[str]:
-    """The modules that names, prefixes and patterns of layers mean.
+    """Return the names of the modules that names, prefixes and patterns match.
 
-    Each is a module of the network itself, or, in this order: the name of a module, with "features." before it or
-    without; Keras's name of a layer (`keras_names`); a pattern with * ? [] for any of these; what the names of layers
-    begin with. Prefixes and patterns mean layers and blocks, not the containers in which they stand.
+    An entry is a module of the network or a string, which is tried in this order: the name of a module, with or
+    without "features."; a Keras layer name (`keras_names`); a pattern with * ? [] or a prefix of any of these.
+    Prefixes and patterns match layers and blocks, but not their containers.
 
     Args:
         network: any module.
-        layers: one, or several.
+        layers: one entry, or several.
 
     Returns:
-        Names of modules in the network's order, each once.
+        Module names in the network's order, without duplicates.
 
     Raises:
-        ValueError: one means nothing in this network; the nearest names are listed.
+        ValueError: an entry matches nothing; the message lists the closest names.
 
     >>> from convnets_torch.networks import vgg16
     >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 8), hidden=(8, 8))
@@ -64,29 +64,29 @@ def find_layers(network: nn.Module, layers: LayerLike | Iterable[LayerLike]) -> 
     ['features.pool1', 'features.relu5_1', 'features.relu5_2', 'features.conv5_3', 'features.relu5_3']
     """
     asked = [layers] if isinstance(layers, str | nn.Module) else layers
-    found = {name for each in asked for name in _meant(network, each)}
+    found = {name for each in asked for name in _matches(network, each)}
     return [name for name, _ in network.named_modules() if name in found]
 
 
 def find_layer(network: nn.Module, layer: LayerLike) -> str:
-    """The one module that a name or pattern means.
+    """Return the name of the one module that a name or pattern matches.
 
     Raises:
-        ValueError: it means none, or several.
+        ValueError: it matches none, or several.
     """
     found = find_layers(network, layer)
     if len(found) > 1:
-        raise ValueError(f"{layer!r} means {len(found)} layers ({', '.join(found[:5])}, ...); name one of them")
+        raise ValueError(f"{layer!r} matches {len(found)} layers ({', '.join(found[:5])}, ...); name one of them")
     return found[0]
 
 
 def last_convolution(network: nn.Module) -> str:
-    """The module whose map still has places and the most meaning: the end of `features`, before a last pool.
+    """Return the name of the last convolution, including its normalisation, activation or block.
 
-    Its activation, normalisation or block is counted to the last convolution.
+    It is the last module of `features` before any final pooling.
 
     Raises:
-        ValueError: the module has no `features` that can be followed; then a layer has to be named.
+        ValueError: the module is not one of this library's networks, or its last convolution is unknown.
     """
     sentence = f"the last convolution of {type(network).__name__} is not known; name a layer"
     if not isinstance(network, Network):
@@ -105,34 +105,32 @@ def last_convolution(network: nn.Module) -> str:
 
 
 def candidates(network: nn.Module) -> list[str]:
-    """Names of layers and blocks, in the network's order."""
+    """Return the names of all layers and blocks, in the network's order."""
     return [name for name, module in network.named_modules() if name and not isinstance(module, CONTAINERS)]
 
 
 def whole(network: nn.Module) -> nn.Module:
-    """What runs on images: the network, or its features where it has no head."""
+    """Return the network, or its `features` if it has no head."""
     return network.features if isinstance(network, Network) and network.head is None else network
 
 
 def needed(network: nn.Module, names: Iterable[str]) -> nn.Module:
-    """What has to run on images for these modules: the features of a network here, where that is enough."""
+    """Return the part of a network that runs all of these modules: only `features` if that suffices."""
     inside = all(name == "features" or name.startswith("features.") for name in names)
     return network.features if inside and isinstance(network, Network) else whole(network)
 
 
-def _meant(network: nn.Module, wanted: LayerLike) -> set[str]:
+def _matches(network: nn.Module, wanted: LayerLike) -> set[str]:
     if isinstance(wanted, nn.Module):
         for name, module in network.named_modules():
             if module is wanted and name:
                 return {name}
-        raise ValueError(
-            f"the {type(wanted).__name__} that is given is no layer of the {type(network).__name__}; name one"
-        )
+        raise ValueError(f"the given {type(wanted).__name__} is not a layer of the {type(network).__name__}; name one")
     modules = {name for name, _ in network.named_modules() if name}
     for name in (wanted, f"features.{wanted}"):
         if name in modules:
             return {name}
-    called = dict(_calls(network))
+    called = dict(_aliases(network))
     if wanted in called:
         return {called[wanted]}
     if any(sign in wanted for sign in "*?["):
@@ -144,8 +142,8 @@ def _meant(network: nn.Module, wanted: LayerLike) -> set[str]:
     return found
 
 
-def _calls(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Everything that layers and blocks may be called, and their names."""
+def _aliases(network: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield (alias, name) for every accepted name of a layer or block."""
     for alias, name in keras_names(network).items():
         yield alias, name
     for name in candidates(network):

@@ -1,4 +1,4 @@
-"""One page that explains what a network says of a picture: top classes, heatmaps, Grad-CAM, activations."""
+"""An HTML page that explains a prediction: top classes, heatmaps, Grad-CAM and activations."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from convnets_torch.visualization.pages import data_uri, save_page
 
 TOP = 5
 LAYERS = 5
-CHANNELS = 32  # of each layer
-WIDTH = 640  # pixels of a picture in the page
+CHANNELS = 32  # per layer
+WIDTH = 640  # maximum width of pictures in pixels
 METHOD_WORDS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM", "layercam": "LayerCAM"}
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What a network says of a picture, and the pictures that go with it.
+    """A network's prediction for a picture, with its maps and activations.
 
     Attributes:
-        name: of the picture, in words.
+        name: file name of the picture.
         picture: (H, W, 3) uint8, RGB.
-        predictions: the most probable classes, the best first.
-        heatmaps: of each of them.
-        cams: of each of them.
-        grids: of layers, from the first to the last.
-        network: in words, such as "VGG, 1000 classes".
+        predictions: the most probable classes, best first.
+        heatmaps: one per prediction.
+        cams: one Grad-CAM map per prediction.
+        grids: channels of layers, from first to last.
+        network: name and number of classes, such as "vgg16, 1000 classes".
     """
 
     name: str
@@ -58,12 +58,12 @@ class Explanation:
     network: str
 
     def save(self, path: Output) -> None:
-        """Write one HTML file, atomically, that holds everything, asks no network and runs no script.
+        """Write one self-contained HTML file atomically; it loads nothing and runs no script.
 
-        Pictures are embedded as JPEG of at most 640 pixels' width, activations as PNG.
+        Pictures are embedded as JPEG, at most 640 pixels wide, activations as PNG.
 
         Raises:
-            ValueError: another ending than .html.
+            ValueError: the extension is not .html or .htm.
             OSError: `path` cannot be written.
         """
         Writer("an explanation", dict.fromkeys((".html", ".htm"), _write)).write(path, self)
@@ -79,20 +79,20 @@ def explain(
     method: Method = "gradcam",
     **reading: Unpack[ReadingKeywords],
 ) -> Explanation:
-    """Say what a network sees in a picture, and what it goes by.
+    """Explain a network's prediction for a picture.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it.
-        image: whatever `read_picture` takes.
-        top: how many classes to explain; all where there are fewer.
-        layers: whose activations to show, as `find_layers` takes them; by default five activations from the first of
-            `features` to the last.
+        network: in eval mode and with a card, as `load` returns it.
+        image: anything `read_picture` takes.
+        top: number of classes to explain, at most the number of classes.
+        layers: layers whose activations to show, as in `find_layers`; defaults to five activations spread over
+            `features`.
         method: as in `gradcam`.
         reading: as in `read_picture`.
 
     Raises:
         OSError: the picture is missing or broken.
-        ValueError: the picture is too thin for a heatmap, a layer or method is not known, or the network has no card,
+        ValueError: the picture is too narrow for a heatmap, a layer or method is unknown, or the network has no card,
             no head, or is in training mode.
 
     >>> from convnets_torch import load
@@ -121,7 +121,7 @@ def explain(
 
 
 def five_layers(network: Network) -> list[str]:
-    """Names of five activations at equal distances from the first of `features` to the last; fewer where there are."""
+    """Return the names of five evenly spaced activations of `features`, or of any maps if it has fewer than five."""
     maps = [layer for layer in layer_names(network) if layer.name.startswith("features.") and len(layer.shape) == 3]
     active = [layer for layer in maps if _is_activation(network.get_submodule(layer.name))]
     names = [layer.name for layer in (active if len(active) >= LAYERS else maps)]

@@ -1,4 +1,4 @@
-"""The pieces of a user's pictures that excite channels most."""
+"""Find the patches of pictures that activate channels most."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network, check_eval_mode
 from convnets_torch.visualization import overlays
 
-COUNT = 9  # patches of a channel
-LONGEST_SIDE = 1024  # pixels beyond which a picture is made smaller
-AHEAD = 8  # pictures that are decoded before the network asks for them
-OUTSIDE = 128  # grey that stands for what a cell sees beyond the picture
+COUNT = 9  # patches per channel
+LONGEST_SIDE = 1024  # pixels; larger pictures are reduced
+AHEAD = 8  # pictures decoded ahead
+OUTSIDE = 128  # grey for the part of a receptive field outside the picture
 
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """One cell of a layer's map, and what it sees.
+    """One cell of a layer's map and its receptive field.
 
     Attributes:
         picture: as it was given.
         activation: of the channel in this cell.
         row, column: of the cell.
-        box: what the cell sees, in pixels of the picture at its own size, cut at its borders.
-        pixels: (h, w, 3) uint8, RGB: all that the cell sees, at the size at which the network saw it; grey (128) stands
-            for what lies outside of the picture, where the network sees its padding.
+        box: the receptive field in pixels of the picture at its own size, clipped to the picture.
+        pixels: (h, w, 3) uint8, RGB: the whole receptive field at the size that the network saw; grey (128) outside the
+            picture, where the network sees padding.
     """
 
     picture: Picture
@@ -58,13 +58,13 @@ class Patch:
 
 @dataclass(frozen=True, eq=False)
 class TopPatches:
-    """The patches that excite each channel of a layer most.
+    """The patches that activate each channel of a layer most.
 
     Attributes:
         layer: name of the module.
-        channels: their numbers.
-        patches: for each channel at most `count` patches, the strongest first; at most one of each picture.
-        failed: pictures that could not be used, each with the reason.
+        channels: channel numbers.
+        patches: for each channel at most `count` patches, strongest first, at most one per picture.
+        failed: unusable pictures, each with its error.
     """
 
     layer: str
@@ -77,16 +77,16 @@ class TopPatches:
 
         Args:
             path: `.png`, `.jpg` or `.webp`.
-            patterns: of the same channels in the same order, to stand beside the patches.
+            patterns: filter patterns of the same channels in the same order, to show beside the patches.
 
         Raises:
-            ValueError: another ending, or patterns of another layer or other channels.
+            ValueError: the extension is unknown, or the patterns are of another layer or other channels.
             OSError: `path` cannot be written.
         """
         WRITER.write(path, self, patterns)
 
     def draw(self, patterns: FilterPatterns | None = None) -> Image.Image:
-        """The sheet that `save` writes."""
+        """Draw the sheet that `save` writes."""
         if patterns is not None and (patterns.layer, patterns.units) != (self.layer, self.channels):
             raise ValueError("patterns and patches are of other layers or channels; make both for the same ones")
         most = max((len(patches) for patches in self.patches), default=0)
@@ -109,23 +109,21 @@ WRITER = Writer("patches", overlays.picture_formats(TopPatches.draw))
 
 
 class _Read(NamedTuple):
-    """A decoded picture."""
-
     picture: Picture
     pixels: Pixels
     remarks: tuple[str, ...]
 
 
 class _Found(NamedTuple):
-    """A picture through the network: the highest value of each channel, and what is needed to cut patches."""
+    """The strongest cell of each channel in one picture."""
 
     picture: Picture
     size: tuple[int, int]  # of the picture at its own size
-    seen: Pixels
+    seen: Pixels  # the picture as the network saw it
     columns: int  # of the map
-    values: NDArray[np.float64]
-    cells: NDArray[np.int64]
-    flat: NDArray[np.bool_]
+    values: NDArray[np.float64]  # (channels,) activation of the strongest cell
+    cells: NDArray[np.int64]  # (channels,) its number, row by row
+    flat: NDArray[np.bool_]  # (channels,) whether the channel is constant
 
 
 def top_patches(
@@ -143,26 +141,26 @@ def top_patches(
     background: Background = None,
     progress: Callable[[int], None] | None = None,
 ) -> TopPatches:
-    """The patches of pictures that excite channels of a layer most, one of each picture at most.
+    """Find the patches of pictures that activate channels of a layer most, at most one per picture.
 
-    Pictures are neither cropped nor brought to the network's size, since convolutions take any: so patches look as
-    in the picture. A patch is what the strongest cell of the channel's map sees, its receptive field. Pictures in which
-    the channel is the same everywhere are left out, as are those that cannot be used: `failed` lists these.
+    A patch is the receptive field of the strongest cell of the channel's map. Pictures are neither cropped nor resized
+    to the network's input size, since convolutions take any size, so patches look as in the picture. Pictures in which
+    the channel is constant are skipped; unusable ones are listed in `failed`.
 
     Args:
-        network: in eval mode, with `features` that can be followed.
-        pictures: whatever `read_picture` takes; `find_pictures` lists those of a folder.
-        layer: in `features`, as `find_layers` takes it; one.
-        channels: numbers of channels; the first 64 by default.
-        count: patches of each channel, at most.
-        longest_side: pixels to which a larger picture is made smaller first; None leaves it as it is.
-        workers: threads that decode; by default one for each core, at most 16.
+        network: in eval mode, with known receptive fields (`layer_names` shows them).
+        pictures: anything `read_picture` takes; `find_pictures` lists those of a folder.
+        layer: one layer in `features`, as in `find_layer`.
+        channels: channel numbers; defaults to the first 64.
+        count: maximum number of patches per channel.
+        longest_side: reduce larger pictures to this many pixels first; None keeps their size.
+        workers: decoding threads; defaults to one per core, at most 16.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
-        progress: called with the number of pictures done.
+        progress: called with the number of finished pictures.
 
     Raises:
-        ValueError: the layer is unknown or has no receptive field, a channel is out of range, an option is, or the
-            network is in training mode.
+        ValueError: the layer is unknown or has no receptive field, a channel or option is out of range, or the network
+            is in training mode.
 
     Warns:
         PictureWarning: as `read_picture` does.
@@ -176,11 +174,11 @@ def top_patches(
     name = find_layer(network, layer)
     fields = layer_fields(network).get(name)
     if fields is None:
-        raise ValueError(f"what a cell of {name} sees is not known; name a layer in features")
+        raise ValueError(f"the receptive field of {name} is unknown; name a layer in features")
     if count < 1:
-        raise ValueError(f"{count} patches are none; give 1 or more")
+        raise ValueError(f"count is {count}; give 1 or more patches per channel")
     if longest_side is not None and longest_side < 1:
-        raise ValueError(f"a longest side of {longest_side} pixels is none; give 1 or more")
+        raise ValueError(f"a longest side of {longest_side} pixels is out of range; give 1 or more")
     check_eval_mode(network)
     with torch.inference_mode():
         trial = run_to(network, name, next(network.parameters()).new_zeros(1, 3, *network.size))[name]
@@ -188,7 +186,7 @@ def top_patches(
     for number in numbers:
         if not 0 <= number < trial.shape[1]:
             raise ValueError(
-                f"{name} has {trial.shape[1]} channels, 0 to {trial.shape[1] - 1}; {number} is none of them"
+                f"{name} has {trial.shape[1]} channels, 0 to {trial.shape[1] - 1}; {number} is out of range"
             )
     best: list[list[Patch]] = [[] for _ in numbers]
     failed: list[tuple[Picture, Exception]] = []
@@ -219,7 +217,7 @@ def top_patches(
 def _highest(
     network: Network, layer: str, channels: list[int], longest_side: int | None, read: _Read
 ) -> _Found | Exception:
-    """Run a picture as far as the layer; or why that cannot be."""
+    """Run a picture as far as the layer; return the error if it is unusable."""
     rule, picture, seen = rule_of(network), read.picture, read.pixels
     height, width = seen.shape[:2]
     if longest_side is not None and max(height, width) > longest_side:
@@ -246,7 +244,7 @@ def _highest(
 
 
 def _keep(kept: list[Patch], found: _Found, place: int, fields: tuple[Field, Field], count: int) -> None:
-    """Put a picture's strongest cell among those of a channel, where it belongs there."""
+    """Insert a picture's patch into a channel's list if it is among the `count` strongest."""
     value = float(found.values[place])
     if found.flat[place] or (len(kept) == count and value <= kept[-1].activation):
         return
@@ -254,7 +252,7 @@ def _keep(kept: list[Patch], found: _Found, place: int, fields: tuple[Field, Fie
     top, left = (field.start + cell * field.stride for field, cell in zip(fields, (row, column), strict=True))
     bottom, right = top + fields[0].size, left + fields[1].size
     height, width = found.seen.shape[:2]
-    down, across = found.size[0] / height, found.size[1] / width  # pixels of the picture for one that was seen
+    down, across = found.size[0] / height, found.size[1] / width  # picture pixels per seen pixel
     box = Box(max(left, 0) * across, max(top, 0) * down, min(right, width) * across, min(bottom, height) * down)
     pixels = np.full((bottom - top, right - left, 3), OUTSIDE, np.uint8)
     part = found.seen[max(top, 0) : bottom, max(left, 0) : right]

@@ -1,4 +1,4 @@
-"""What channels do over many pictures: means, deviations, zeros, and which of them are dead."""
+"""Channel statistics over many pictures: means, deviations, shares of zeros, and dead channels."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from convnets_torch.visualization.charts import draw_histogram
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BATCH = 16  # pictures that go through the network together
+BATCH = 16  # pictures
 COLUMNS = ("layer", "channel", "mean", "standard_deviation", "zeros", "maximum", "dead")
 BINS = 20
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelStatistics:
-    """What the channels of one layer gave over pictures and cells.
+    """Statistics of one layer's channels over all pictures and cells.
 
     Attributes:
         layer: name of the module.
-        pictures: how many went in.
-        values: of each channel: pictures times cells.
-        mean, standard_deviation: (channels,) float64; the deviation is that of all values (divided by their number).
+        pictures: number of pictures.
+        values: number of values per channel: pictures times cells.
+        mean, standard_deviation: (channels,) float64; the population standard deviation (divided by N).
         zeros: share of values that are exactly zero, (channels,) 0 to 1.
         maximum: (channels,) float64.
     """
@@ -58,18 +58,18 @@ class ChannelStatistics:
 
     @property
     def dead(self) -> NDArray[np.bool_]:
-        """Which channels were never above zero, (channels,)."""
+        """(channels,) whether the channel was never above zero."""
         return self.maximum <= 0
 
 
 @dataclass(frozen=True, eq=False)
 class ZeroShares:
-    """How much of an embedding is zero.
+    """The share of zeros in embeddings.
 
     Attributes:
         layer: name of the module.
-        shares: of each picture, the share of the layer's values that are exactly zero, (pictures,) 0 to 1.
-        errors: pictures that could not be used, and why.
+        shares: share of each picture's values that are exactly zero, (pictures,) 0 to 1.
+        errors: (name, error) of each unusable picture.
     """
 
     layer: str
@@ -77,12 +77,12 @@ class ZeroShares:
     errors: tuple[tuple[str, Exception], ...] = ()
 
     def histogram(self, bins: int = BINS) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Pictures in each of equal bins from 0 to 1, (bins,), and the edges of these, (bins + 1,)."""
+        """Return picture counts in equal bins from 0 to 1, (bins,), and the bin edges, (bins + 1,)."""
         counts, edges = np.histogram(self.shares, bins=bins, range=(0, 1))
         return counts, edges
 
     def draw(self, bins: int = BINS, *, ax: Axes | None = None) -> Axes:
-        """Draw the histogram, with its mean in words; `visualization.charts.save_chart` writes it."""
+        """Draw the histogram, with the mean in the title; `visualization.charts.save_chart` writes it."""
         words = f"{self.layer}: share of values that are zero, in {len(self.shares)} pictures"
         mean = f"mean {self.shares.mean():.3f}, from {self.shares.min():.3f} to {self.shares.max():.3f}"
         return draw_histogram(*self.histogram(bins), (words, mean), ax=ax)
@@ -90,12 +90,12 @@ class ZeroShares:
 
 @dataclass(frozen=True, eq=False)
 class FolderStatistics:
-    """Statistics of layers over pictures, and the pictures that could not be used.
+    """Channel statistics of several layers over many pictures.
 
     Attributes:
-        layers: one for each layer, in the order in which they run.
-        errors: pictures that could not be used, and why.
-        remarks: sentences on what the owner of a picture may not expect.
+        layers: one entry per layer, in execution order.
+        errors: (name, error) of each unusable picture.
+        remarks: notes on unusual pictures.
     """
 
     layers: tuple[ChannelStatistics, ...]
@@ -104,10 +104,10 @@ class FolderStatistics:
 
 
 class _Running:
-    """Moments of channels, merged batch by batch, in float64.
+    """Running moments of channels, merged batch by batch in float64.
 
     Source: Chan, Golub, LeVeque: Algorithms for Computing the Sample Variance, The American Statistician 37 (1983),
-    equations 2.1: sums over all pictures would lose the digits that small deviations around large means live in.
+    equations 2.1. Plain sums of squares would lose small deviations around large means to rounding.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class _Running:
         self.maximum: Any = -np.inf
 
     def add(self, output: Tensor) -> None:
-        """A batch of outputs, (N, C, h, w) or (N, C)."""
+        """Add a batch of outputs, (N, C, h, w) or (N, C)."""
         rows = output.detach().movedim(1, 0).flatten(1).double()
         count, mean = rows.shape[1], rows.mean(1)
         squares = (rows - mean[:, None]).square_().sum(1).cpu().numpy()
@@ -137,20 +137,20 @@ class _Running:
 
 
 class _Shares:
-    """Of each picture, how much of a layer's output is zero."""
+    """The share of zeros in a layer's output, per picture."""
 
     def __init__(self) -> None:
         self.pictures = 0
         self.found: NDArray[np.float64] = np.zeros(0)
 
     def add(self, output: Tensor) -> None:
-        """A batch of outputs (N, ...)."""
+        """Add a batch of outputs, (N, ...)."""
         self.pictures += len(output)
         self.found = np.append(self.found, shares_of_zero(output))
 
 
 def shares_of_zero(outputs: Tensor) -> NDArray[np.float64]:
-    """Of each of outputs (N, ...), the share of values that are exactly zero, (N,) 0 to 1.
+    """Return the share of values that are exactly zero, (N,) 0 to 1, for outputs (N, ...).
 
     >>> shares_of_zero(torch.tensor([[0.0, 1.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0]]))
     array([0.5, 1. ])
@@ -171,22 +171,22 @@ def channel_statistics(
     background: Background = None,
     progress: Callable[[int], None] | None = None,
 ) -> FolderStatistics:
-    """Statistics of the channels of layers over any number of pictures, each resized and cropped as the card says.
+    """Compute channel statistics of layers over any number of pictures, resized and cropped as the card says.
 
-    Pictures are decoded ahead in threads and go through the network `batch` at a time, or fewer when memory runs
-    out; of their activations only sums are kept, in float64. One that cannot be used does not stop the others.
+    Worker threads decode pictures ahead. Only float64 sums of the activations are kept. An unusable picture does not
+    stop the others.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it; it may be without a head.
-        images: whatever `read_picture` takes, or several of these; `find_pictures` lists those of a folder.
+        network: in eval mode and with a card, as `load` returns it; a head is not needed.
+        images: one picture or several, each anything `read_picture` takes; `find_pictures` lists those of a folder.
         layers: as in `record_activations`.
-        batch: pictures that go through the network together.
-        workers: threads that decode; by default one for each core, at most 16.
+        batch: batch size; halved when memory runs out.
+        workers: decoding threads; defaults to one per core, at most 16.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
-        progress: is told after each batch how many pictures are done.
+        progress: called after each batch with the number of finished pictures.
 
     Raises:
-        ValueError: no picture could be used, the first reason is given; a layer is not in the network, not reached
+        ValueError: no picture is usable (the message gives the first error); a layer is not in the network, is not run,
             or gives NaN or infinity; the network has no card, or is in training mode.
 
     >>> from convnets_torch import load
@@ -200,7 +200,9 @@ def channel_statistics(
     reading = Reading(True, max_pixels, allow_truncated, depth, background)
 
     def add(name: str, output: Tensor) -> None:
-        running[name].add(_channels(name, output))
+        if output.dim() < 2:
+            raise ValueError(f"{name} gives {tuple(output.shape)}, which has no channels; name another layer")
+        running[name].add(output)
 
     errors, remarks = _run(network, images, running, add, batch, workers, reading, progress)
     return FolderStatistics(tuple(running[name].result(name) for name in names), errors, remarks)
@@ -218,14 +220,14 @@ def zero_shares(
     depth: Depth = None,
     background: Background = None,
 ) -> ZeroShares:
-    """The proportion of zero-valued components of an embedding, for each of many pictures.
+    """Compute the share of zeros in each picture's embedding.
 
     Args:
         network, images, batch, workers, max_pixels, allow_truncated, depth, background: as in `channel_statistics`.
-        layer: one layer, such as `fc1` or `fc2` of VGG (Keras's names of the ReLUs), or pooled features.
+        layer: one layer, such as `fc1` or `fc2` of VGG (the Keras names of the ReLUs), or pooled features.
 
     Raises:
-        ValueError: as in `channel_statistics`; or several layers are meant.
+        ValueError: as in `channel_statistics`; or `layer` matches several layers.
 
     >>> from convnets_torch import load
     >>> found = zero_shares(load("alexnet.safetensors"), "street.jpg", "head.relu_dense_2")
@@ -249,14 +251,10 @@ def _run(
     reading: Reading,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[tuple[tuple[str, Exception], ...], tuple[str, ...]]:
-    """Add the outputs of layers to the sums of their names; pictures that cannot be used, and remarks.
-
-    Raises:
-        ValueError: as `channel_statistics`.
-    """
+    """Add the layers' outputs to `sums`; return (name, error) of unusable pictures, and remarks."""
     rule = ready_card(network).preprocessing
     if batch < 1:
-        raise ValueError(f"batch is {batch}; give how many pictures go through the network together, 1 or more")
+        raise ValueError(f"batch is {batch}; give 1 picture or more")
     device, dtype = place_of(network)
     inputs = Inputs(rule, device, reading, exact=True)
 
@@ -272,7 +270,7 @@ def _run(
         try:
             with torch.inference_mode():
                 module(inputs.images(items, dtype).contiguous())
-        except (MemoryError, RuntimeError):  # the batch is halved, and what it added is taken back
+        except (MemoryError, RuntimeError):  # undo the batch's sums; it is retried in halves
             for name, each in sums.items():
                 vars(each).update(before[name])
             raise
@@ -280,7 +278,7 @@ def _run(
 
     errors: list[tuple[str, Exception]] = []
     remarks: list[str] = []
-    told = 0
+    reported = 0
     with contextlib.closing(
         run_pictures(each_of(images), inputs.prepared, run, batch=batch, threads=workers or THREADS)
     ) as rows:
@@ -289,9 +287,9 @@ def _run(
             if row.error is not None:
                 errors.append((picture_name(row.picture), row.error))
             done = max(each.pictures for each in sums.values()) + len(errors)
-            if progress is not None and done > told:
+            if progress is not None and done > reported:
                 progress(done)
-            told = done
+            reported = done
     if missing := [name for name, each in sums.items() if not each.pictures]:
         if errors:
             raise ValueError(f"none of {len(errors)} pictures could be used; the first: {errors[0][1]}")
@@ -302,10 +300,10 @@ def _run(
 
 
 def save_statistics(found: FolderStatistics, path: Output) -> None:
-    """Write statistics as .json, as .csv (a row for each channel), or as arrays in an .npz ("LAYER.mean", ...).
+    """Write statistics as .json, as .csv (one row per channel), or as arrays in an .npz ("LAYER.mean", ...).
 
     Raises:
-        ValueError: another file ending.
+        ValueError: the extension is unknown.
         OSError: `path` cannot be written.
     """
     WRITER.write(path, found)
@@ -337,7 +335,7 @@ WRITER = Writer("statistics", {".json": _write_json, ".csv": _write_csv, ".npz":
 
 
 def as_json(found: FolderStatistics) -> dict[str, Any]:
-    """Statistics as JSON can hold them."""
+    """Return statistics as plain data for JSON."""
     return {
         "layers": [
             {
@@ -354,9 +352,3 @@ def as_json(found: FolderStatistics) -> dict[str, Any]:
         ],
         "errors": [{"image": name, "error": str(error)} for name, error in found.errors],
     }
-
-
-def _channels(name: str, output: Tensor) -> Tensor:
-    if output.dim() < 2:
-        raise ValueError(f"{name} gives {tuple(output.shape)}, which has no channels; name another layer")
-    return output

@@ -1,1 +1,1 @@
-"""Draw arrays and words: charts, overlays and pages."""
+"""Draw charts, map overlays and HTML pages."""

@@ -1,7 +1,7 @@
-"""Charts, drawn by matplotlib: confusion tables, histograms, curves and reliability diagrams.
+"""Draw charts with matplotlib: confusion matrices, histograms, curves and reliability diagrams.
 
-Each function draws arrays and words into `ax`, by default the only axes of a new figure, and returns the axes. Nothing
-goes through pyplot: charts need no display, and threads may draw at once. `save_chart` writes a chart.
+Each function draws into `ax`, by default the only axes of a new figure, and returns it; `save_chart` writes a chart.
+pyplot is not used, so charts need no display and can be drawn in several threads.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ ENDINGS = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 BAR: Color = INFERNO[3]
 DPI = 100
 WIDTH, HEIGHT = 800, 400  # pixels of a plain chart
-MISSING = "\u25a1"  # stands for a letter that no font has
-LONGEST = 1000  # letters of a title
+MISSING = "\u25a1"  # replaces letters that no font has
+LONGEST = 1000  # characters of a title
 
 
 class ChartWarning(ConvnetsTorchWarning):
@@ -44,30 +44,30 @@ class ChartWarning(ConvnetsTorchWarning):
 
 
 def why_not() -> str:
-    """Why no chart can be drawn, in one sentence; empty where charts can be drawn."""
+    """Return the reason why charts cannot be drawn, in one sentence, or an empty string if they can."""
     try:
         import matplotlib
     except ImportError as error:
         return f"a chart needs matplotlib ({error}): pip install 'convnets-torch[plots]'"
     except (OSError, ValueError) as error:
-        return f"matplotlib cannot read its settings ({error}); mend or remove its matplotlibrc"
-    if matplotlib.rcParams["text.usetex"]:  # a matplotlibrc in the folder that one stands in is enough
-        return "matplotlib is set to draw words by TeX, which runs what names hold; switch text.usetex off"
+        return f"matplotlib cannot read its settings ({error}); fix or remove its matplotlibrc"
+    if matplotlib.rcParams["text.usetex"]:  # set by any matplotlibrc in the working directory
+        return "matplotlib is set to draw text with TeX, which would execute code in names; set text.usetex to False"
     return ""
 
 
 def check_matplotlib() -> None:
-    """Raise ImportError, in one sentence, where matplotlib is not installed."""
+    """Raise ImportError if charts cannot be drawn."""
     if reason := why_not():
         raise ImportError(reason)
 
 
 def check_chart(path: Path) -> None:
-    """Raise, before long work begins, when a chart cannot be drawn or written.
+    """Check early whether a chart can be drawn and written.
 
     Raises:
-        ValueError: another ending than those of `ENDINGS`.
-        ImportError: matplotlib is not installed.
+        ValueError: the extension is not one of `ENDINGS`.
+        ImportError: matplotlib is missing or unusable.
         OSError: `path` cannot be written.
     """
     if path.suffix.lower() not in ENDINGS:
@@ -77,12 +77,12 @@ def check_chart(path: Path) -> None:
 
 
 def save_chart(chart: Axes | Figure, path: str | os.PathLike[str]) -> None:
-    """Write the figure of a chart atomically, in the format that the ending names; the same chart gives the same bytes.
+    """Write a chart's figure atomically, in the format that the extension names.
 
-    In SVG, words are text that can be searched and selected.
+    The output is reproducible: the same chart gives the same bytes. SVG text stays searchable and selectable.
 
     Raises:
-        ValueError: another ending than those of `ENDINGS`.
+        ValueError: the extension is not one of `ENDINGS`.
         OSError: `path` cannot be written.
 
     >>> save_chart(draw_histogram(np.array([2, 1]), np.array([0, 0.5, 1]), ("Shares",)), "shares.svg")
@@ -94,7 +94,7 @@ def save_chart(chart: Axes | Figure, path: str | os.PathLike[str]) -> None:
 
 
 def png_of(chart: Axes | Figure) -> bytes:
-    """The content of a PNG file of a chart's figure."""
+    """Return a chart's figure as the bytes of a PNG file."""
     file = BytesIO()
     _write(_figure(chart), file, ".png")
     return file.getvalue()
@@ -114,14 +114,14 @@ def _write(figure: Figure, file: Path | BytesIO, ending: str) -> None:
 
 
 def _write_svg(figure: Figure, path: Path) -> None:
-    """Draw a figure as matplotlib's canvas does, with a renderer that leaves matplotlib's settings alone."""
+    """Write SVG as matplotlib does, but with our renderer instead of changed global settings."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     width, height = figure.get_size_inches() * 72
     dpi, canvas = figure.dpi, figure.canvas
     try:
         figure.dpi = 72
-        FigureCanvasSVG(figure)  # measures words without a page of pixels
+        FigureCanvasSVG(figure)  # measures text without rasterising a page
         with path.open("w", encoding="utf-8") as file:
             renderer = _svg_renderer()(width, height, file, metadata={"Date": None})
             figure.draw(renderer)
@@ -136,7 +136,7 @@ def _svg_renderer() -> Any:
     from matplotlib.backends.backend_svg import RendererSVG
 
     class Renderer(RendererSVG):  # type: ignore[misc]
-        """Words as text, ids that are the same each time, and the `gid` of an artist as its tooltip."""
+        """Writes text as text, reproducible ids, and the `gid` of an artist as its tooltip."""
 
         def draw_text(self, gc: Any, x: Any, y: Any, s: Any, prop: Any, angle: Any, *more: Any, **named: Any) -> None:
             self._draw_text_as_text(gc, x, y, s, prop, angle, False)
@@ -153,7 +153,7 @@ def _svg_renderer() -> Any:
 
 
 def new_axes(columns: int = 1, rows: int = 1, *, width: int = WIDTH, height: int = HEIGHT) -> list[Axes]:
-    """Axes side by side and below each other in a new figure of so many pixels, row by row."""
+    """Return a grid of axes, row by row, in a new figure of `width` x `height` pixels."""
     check_matplotlib()
     from matplotlib.figure import Figure
 
@@ -170,16 +170,16 @@ def new_axes(columns: int = 1, rows: int = 1, *, width: int = WIDTH, height: int
 
 
 def _inches(width: int, height: int) -> tuple[float, float]:
-    return (width + 0.01) / DPI, (height + 0.01) / DPI  # which no rounding makes a pixel less
+    return (width + 0.01) / DPI, (height + 0.01) / DPI  # rounding must not lose a pixel
 
 
 def _rgb(color: Sequence[float]) -> tuple[float, ...]:
-    """0 to 1, from 0 to 255."""
+    """Scale a colour from 0 to 255 to 0 to 1."""
     return tuple(value / 255 for value in color)
 
 
-def _plain(texts: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
-    """Texts as they can be shown, and what to draw them with: no formulas, no TeX, a font for every letter."""
+def _text_options(texts: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return printable texts and text options: no math, no TeX, and fonts for all letters."""
     shown = [printable(text[:LONGEST]) for text in texts]
     families, missing = _families("".join(sorted(set("".join(shown)))), os.environ.get(letters.SETTING, ""))
     if missing:
@@ -190,10 +190,9 @@ def _plain(texts: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
 
 @functools.lru_cache(maxsize=1000)
 def _families(every: str, setting: str) -> tuple[list[str], str]:
-    """Names of fonts that have letters between them, and the letters that none has.
+    """Return font families that together cover the letters, and the letters that no font has.
 
-    First the font of the setting, if it names one; then DejaVu Sans, which comes with matplotlib; then those of the
-    system.
+    Tried in order: the font of the setting, DejaVu Sans (which comes with matplotlib), system fonts.
     """
     first = [name for name in (_family(setting),) if name] if setting else []
     families, missing = [*first, "DejaVu Sans"], []
@@ -211,7 +210,7 @@ def _families(every: str, setting: str) -> tuple[list[str], str]:
 
 @functools.lru_cache(maxsize=100)
 def _family(path: str) -> str | None:
-    """The name by which matplotlib knows a font's file; None where it cannot draw with it."""
+    """Return matplotlib's name for a font file, or None if matplotlib cannot use it."""
     from matplotlib.font_manager import fontManager
     from PIL import ImageFont
 
@@ -224,7 +223,7 @@ def _family(path: str) -> str | None:
             return entry.name
     try:
         fontManager.addfont(path)
-    except (OSError, RuntimeError, NotImplementedError):  # a font of pictures
+    except (OSError, RuntimeError, NotImplementedError):  # such as a bitmap font
         return None
     return fontManager.ttflist[-1].name
 
@@ -236,8 +235,8 @@ def _has(family: str, letter: str) -> bool:
 
 
 def _title(ax: Axes, lines: Sequence[str], width: int = WIDTH, pad: float = 9, y: float | None = None) -> None:
-    """Lines above a chart, broken where they would be wider than so many pixels."""
-    shown, how = _plain(lines)
+    """Set title lines, wrapped at about `width` pixels."""
+    shown, how = _text_options(lines)
     how |= {"loc": "left", "fontsize": 11, "color": _rgb(INK), "linespacing": 1.4, "pad": pad, "y": y}
     ax.set_title("\n".join(_wrapped(shown, width)), **how)
 
@@ -250,16 +249,16 @@ def _legend(ax: Axes, columns: int) -> None:
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.08), ncols=columns, frameon=False, borderaxespad=0.5)
 
 
-# Confusion tables
+# Confusion matrices
 
-NOTHING: Color = (247, 247, 247)  # of a cell that counts none
+NOTHING: Color = (247, 247, 247)  # of a cell with count 0
 FRAME: Color = (215, 215, 215)
 LARGEST = 48  # pixels of a cell
 MOST_SIDE = 1200  # pixels of all cells together
-NAMED = 14  # pixels of a cell that leave room for letters
-WITH_NAMES = MOST_SIDE // NAMED  # classes, at most
-CELL, CUT, SPOKEN = 16, 40, 5000  # with every name: pixels of a cell, letters of a name, cells that say their count
-MARGIN, GROUP_ROOM = 20, 160  # pixels around the cells, and for the words of groups
+NAMED = 14  # minimum pixels of a cell with room for a name
+WITH_NAMES = MOST_SIDE // NAMED  # maximum number of classes with names
+CELL, CUT, TOOLTIPS = 16, 40, 5000  # with every_name: pixels of a cell, characters of a name, cells with tooltips
+MARGIN, GROUP_ROOM = 20, 160  # pixels around the cells, and for group names
 
 
 def draw_counts(
@@ -271,18 +270,18 @@ def draw_counts(
     every_name: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """A table of counts in colours: of each class, a row, the shares that were taken for the columns' classes.
+    """Draw a confusion matrix, coloured by the share of each cell in its row.
 
-    Of up to 85 classes each cell has its number and each row and column its name. Where there are more, cells are
-    colours alone, of one pixel or more, by the square root of the share, so that single pictures are still seen.
+    With up to 85 classes cells show their counts, and rows and columns their names. With more, cells are plain colours
+    of one pixel or more, by the square root of the share, so that single pictures stay visible.
 
     Args:
-        counts: (classes, classes), the truth in rows; a row without pictures stays empty.
-        names: of the classes; cut after 40 letters.
-        lines: of text above.
-        groups: (first, end, words) of neighbouring classes; shown where there is no room for names.
-        every_name: name all classes, however many there are. In SVG the names are searched as text, and a pointer on
-            one of up to 5,000 cells that are not empty tells its classes and its count.
+        counts: (classes, classes), true classes in rows; a row without pictures stays empty.
+        names: of the classes; cut at 40 characters.
+        lines: title lines.
+        groups: (first, end, words) of neighbouring classes; shown if there is no room for names.
+        every_name: show all names, however many classes there are. In SVG they are searchable, and up to 5,000
+            non-empty cells have a tooltip with their classes and count.
 
     >>> ax = draw_counts(np.eye(2, dtype=int), ("ant", "bee"), ("Answers",))
     >>> [label.get_text() for label in ax.get_yticklabels()]
@@ -290,21 +289,21 @@ def draw_counts(
     """
     count = len(names)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    colors = _mixed(shares if count <= WITH_NAMES else np.sqrt(shares))
+    colors = _cell_colors(shares if count <= WITH_NAMES else np.sqrt(shares))
     side = max(1, min(LARGEST, MOST_SIDE // count))
     if every_name or count <= WITH_NAMES:
-        return _with_names(counts, shares, colors, names, lines, max(side, CELL if every_name else 1), ax)
-    return _in_pixels(counts, colors, lines, groups, side, ax)
+        return _draw_named_cells(counts, shares, colors, names, lines, max(side, CELL if every_name else 1), ax)
+    return _draw_unnamed_cells(counts, colors, lines, groups, side, ax)
 
 
-def _mixed(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """(..., 3), from paper, at 0, to the colour of bars; a little is seen already."""
+def _cell_colors(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Map shares (...) to colours (..., 3); the smallest share is already visible."""
     strength = (0.08 + 0.92 * shares)[..., None]
     mixed = np.array(PAPER) * (1 - strength) + np.array(BAR) * strength
     return np.where(shares[..., None] == 0, np.array(NOTHING), mixed.round()).astype(np.uint8)
 
 
-def _with_names(
+def _draw_named_cells(
     counts: NDArray[np.integer],
     shares: NDArray[np.float64],
     colors: NDArray[np.uint8],
@@ -314,15 +313,15 @@ def _with_names(
     ax: Axes | None,
 ) -> Axes:
     count = len(names)
-    whole, how = _plain(names)
+    whole, how = _text_options(names)
     short = [name if len(name) <= CUT else f"{name[: CUT - 1]}\u2026" for name in whole]
-    size = min(14, max(8, side - 4))  # pixels of letters
-    room = _longest(short, size, how["family"]) + 12
+    size = min(14, max(8, side - 4))  # font size in pixels
+    room = _text_width(short, size, how["family"]) + 12
     extent = side * count
-    if ax is None:  # placed by hand, since matplotlib's own layout measures a thousand names for minutes
+    if ax is None:  # no automatic layout: it takes minutes to measure a thousand names
         width = max(extent, 540)
         above = 24 * len(_wrapped(lines, width)) + MARGIN + room
-        ax = _placed(MARGIN + room, above, extent, extent, MARGIN + width - extent)
+        ax = _fixed_axes(MARGIN + room, above, extent, extent, MARGIN + width - extent)
         _title(ax, lines, width, y=1 + (room + 6) / extent)
     else:
         _title(ax, lines)
@@ -335,7 +334,7 @@ def _with_names(
     ax.set_xticks(places, short, rotation=90, **letter, **how)
     ax.set_yticks(places, short, **letter, **how)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_label_coords(0, 0)  # there is none, but matplotlib would look for its place
+        axis.set_label_coords(0, 0)  # skips the slow automatic placement of an empty label
         for label, name in zip(axis.get_ticklabels(), whole, strict=True):
             label.set_gid(name if len(name) > CUT else None)
     _draw_cells(ax, counts, shares, colors, whole, side)
@@ -350,7 +349,7 @@ def _draw_cells(
     names: Sequence[str],
     side: int,
 ) -> None:
-    """Squares of the cells that are not empty, each with its number where there is room; of very many, no numbers."""
+    """Draw the non-empty cells, with counts where there is room; if there are very many, without counts."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Outline
 
@@ -358,7 +357,7 @@ def _draw_cells(
     corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
     codes = [Outline.MOVETO, *[Outline.LINETO] * 3, Outline.CLOSEPOLY]
     squares = cells[:, None, ::-1] + corners
-    if len(cells) > SPOKEN:  # a path for each colour
+    if len(cells) > TOOLTIPS:  # one path per colour
         _, which = np.unique(colors[tuple(cells.T)], axis=0, return_inverse=True)
         for number in range(which.max() + 1):
             some = np.flatnonzero(which == number)
@@ -366,16 +365,18 @@ def _draw_cells(
             ax.add_patch(PathPatch(outline, color=_rgb(colors[tuple(cells[some[0]])]), linewidth=0))
         return
     for (row, column), square in zip(cells.tolist(), squares, strict=True):
-        text, said = str(counts[row, column]), f"{names[row]} taken for {names[column]}: {counts[row, column]}"
-        ax.add_patch(PathPatch(Outline(square, codes), color=_rgb(colors[row, column]), linewidth=0, gid=said))
+        text, tooltip = str(counts[row, column]), f"{names[row]} predicted as {names[column]}: {counts[row, column]}"
+        ax.add_patch(PathPatch(Outline(square, codes), color=_rgb(colors[row, column]), linewidth=0, gid=tooltip))
         if 0.62 * size * len(text) <= side:
             ink = _rgb(PAPER if shares[row, column] > 0.5 else INK)
-            number = ax.text(column, row, text, color=ink, fontsize=size * 72 / DPI, ha="center", va="center", gid=said)
+            number = ax.text(
+                column, row, text, color=ink, fontsize=size * 72 / DPI, ha="center", va="center", gid=tooltip
+            )
             number.set_in_layout(False)
 
 
-def _longest(texts: Sequence[str], size: int, families: Sequence[str]) -> int:
-    """Pixels that the longest of some texts takes in letters of so many pixels."""
+def _text_width(texts: Sequence[str], size: int, families: Sequence[str]) -> int:
+    """Width in pixels of the longest text at a font size in pixels."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextToPath
 
@@ -383,8 +384,8 @@ def _longest(texts: Sequence[str], size: int, families: Sequence[str]) -> int:
     return math.ceil(max(measure.get_text_width_height_descent(text, font, False)[0] for text in texts))
 
 
-def _placed(left: int, above: int, width: int, height: int, right: int) -> Axes:
-    """Axes of so many pixels, with so many around them, in a figure of their own."""
+def _fixed_axes(left: int, above: int, width: int, height: int, right: int) -> Axes:
+    """Axes of `width` x `height` pixels with margins, in a new figure."""
     [ax] = new_axes(width=left + width + right, height=above + height + MARGIN)
     figure = _figure(ax)
     figure.set_layout_engine("none")
@@ -394,7 +395,7 @@ def _placed(left: int, above: int, width: int, height: int, right: int) -> Axes:
     return ax
 
 
-def _in_pixels(
+def _draw_unnamed_cells(
     counts: NDArray[np.integer],
     colors: NDArray[np.uint8],
     lines: Sequence[str],
@@ -404,8 +405,8 @@ def _in_pixels(
 ) -> Axes:
     count = len(counts)
     extent = side * count
-    if ax is None:  # at whole pixels, so that no cell is lost
-        ax = _placed(MARGIN + (GROUP_ROOM if groups else 0), MARGIN + 24 * len(lines), extent, extent, MARGIN)
+    if ax is None:  # aligned to whole pixels, so that no cell is lost
+        ax = _fixed_axes(MARGIN + (GROUP_ROOM if groups else 0), MARGIN + 24 * len(lines), extent, extent, MARGIN)
     ax.grid(False)
     ax.set_facecolor(_rgb(NOTHING))
     image = np.dstack([colors, np.where(counts > 0, 255, 0).astype(np.uint8)])
@@ -416,9 +417,9 @@ def _in_pixels(
     if groups:
         from matplotlib.patches import Rectangle
 
-        spoken = [group for group in groups if (group[1] - group[0]) * side >= NAMED - 2]
-        words, how = _plain(words if len(words) <= 22 else f"{words[:21]}\u2026" for _, _, words in spoken)
-        ax.set_yticks([(first + end - 1) / 2 for first, end, _ in spoken], words, fontsize=8, color=_rgb(INK), **how)
+        labelled = [group for group in groups if (group[1] - group[0]) * side >= NAMED - 2]
+        words, how = _text_options(words if len(words) <= 22 else f"{words[:21]}\u2026" for _, _, words in labelled)
+        ax.set_yticks([(first + end - 1) / 2 for first, end, _ in labelled], words, fontsize=8, color=_rgb(INK), **how)
         ax.tick_params(axis="y", pad=8)
         ax.set_yticks([edge - 0.5 for first, end, _ in groups for edge in (first, end)], minor=True)
         ax.tick_params(axis="y", which="minor", length=5, color=_rgb(GREY))
@@ -435,12 +436,12 @@ def _in_pixels(
 def draw_histogram(
     counts: NDArray[np.integer], edges: NDArray[np.float64], lines: Sequence[str], *, ax: Axes | None = None
 ) -> Axes:
-    """Bars over their range, each with its count above it.
+    """Draw a histogram with the count above each bar.
 
     Args:
         counts: (bins,).
-        edges: (bins + 1,), of the bins.
-        lines: of text above.
+        edges: (bins + 1,), bin edges.
+        lines: title lines.
     """
     ax = ax or new_axes()[0]
     bars = ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=_rgb(BAR), edgecolor="white")
@@ -458,12 +459,12 @@ def draw_shares(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Histograms over each other, each as shares of its own counts.
+    """Draw overlaid histograms, each normalised to a sum of 1.
 
     Args:
-        counts: words -> colour and (bins,).
-        edges: (bins + 1,), of the bins.
-        lines: of text above.
+        counts: label -> colour and counts (bins,).
+        edges: (bins + 1,), bin edges.
+        lines: title lines.
     """
     ax = ax or new_axes()[0]
     for words, (color, values) in counts.items():
@@ -480,12 +481,12 @@ def draw_shares(
 
 # Curves
 
-DOTTED = 60  # points up to which each has its dot
+DOTTED = 60  # maximum number of points with markers
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: `x` and `y`, equally many numbers, and in `spread` how far bars reach up and down from each `y`."""
+    """One curve with points `x`, `y`; `spread` is the half-length of the error bar at each point."""
 
     words: str
     color: Color
@@ -495,11 +496,11 @@ class Line:
 
 
 def draw_lines(curves: Sequence[Line], lines: Sequence[str], *, ax: Axes | None = None) -> Axes:
-    """Curves in their colours; those with bars stand a little beside each other, so that none hides another's.
+    """Draw curves; curves with error bars are shifted sideways slightly so that the bars do not overlap.
 
     Args:
         curves: one or more.
-        lines: of text above.
+        lines: title lines.
     """
     ax = ax or new_axes()[0]
     from matplotlib.transforms import ScaledTranslation
@@ -514,13 +515,13 @@ def draw_lines(curves: Sequence[Line], lines: Sequence[str], *, ax: Axes | None 
             ax.errorbar(
                 each.x, each.y, each.spread, label=each.words, elinewidth=1, transform=ax.transData + beside, **how
             )
-    _title(ax, lines, pad=18)  # room for the words of stages
+    _title(ax, lines, pad=18)  # room for stage labels
     _legend(ax, len(curves))
     return ax
 
 
 def set_log_axis(ax: Axes, low: float, high: float) -> None:
-    """Make the upright axis one of logarithms, marked at powers of ten, or at 1, 2 and 5 times them where few fit."""
+    """Make the y axis logarithmic, with ticks at powers of ten, or at 1, 2 and 5 times them for a short range."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     ax.set_yscale("log")
@@ -530,12 +531,12 @@ def set_log_axis(ax: Axes, low: float, high: float) -> None:
 
 
 def mark_best(ax: Axes, x: float, y: float) -> None:
-    """Put a ring around a point of a curve."""
+    """Draw a ring around a point of a curve."""
     ax.plot(x, y, "o", fillstyle="none", markersize=13, markeredgewidth=2, color=_rgb(BAR), clip_on=False)
 
 
 def mark_stages(ax: Axes, epochs: Sequence[int], stages: Sequence[int]) -> None:
-    """Number the epochs below a chart, and draw a dashed line with words where a stage ends and another begins."""
+    """Label the x axis with epochs, and mark transitions between stages with labelled dashed lines."""
     from matplotlib.ticker import MaxNLocator
 
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
@@ -554,7 +555,7 @@ def mark_stages(ax: Axes, epochs: Sequence[int], stages: Sequence[int]) -> None:
 
 GAP: Color = CLASS_COLORS[1]
 SURE: Color = CLASS_COLORS[4]  # of the mean confidence
-BELOW = 0.26  # height of the counts, where accuracies are 0 to 1
+BELOW = 0.26  # height of the counts, in units of the accuracy axis
 
 
 def draw_reliability(
@@ -566,16 +567,15 @@ def draw_reliability(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Accuracy over confidence in bins, and below it how many pictures each bin has.
+    """Draw a reliability diagram: accuracy over binned confidence, with the bins' picture counts below.
 
-    Bars are the share of right answers of the pictures in a bin. The gap to their mean confidence is shaded. On the
-    dashed diagonal both are equal.
+    Bars show the accuracy of each bin; the gap to its mean confidence is shaded. On the dashed diagonal both are equal.
 
     Args:
-        counts: (bins,), of equal widths from 0 to 1.
-        accuracies, confidences: (bins,), means of the pictures in each bin; NaN where there are none.
+        counts: (bins,), picture counts in bins of equal width from 0 to 1.
+        accuracies, confidences: (bins,), means of each bin; NaN if it is empty.
         means: accuracy and confidence of all pictures.
-        lines: of text above.
+        lines: title lines.
     """
     if ax is None:
         [ax] = new_axes(width=400, height=560)

@@ -1,7 +1,7 @@
-"""Letters of any script in pictures: each word in the first font that has all of its letters.
+"""Draw text of any script into pictures: each word in the first font that has all of its letters.
 
-First of all the font that CONVNETS_TORCH_FONT names, if there is one; Pillow's own, which has the letters of English;
-the one that comes with this package, for Latin, Greek and Cyrillic; and what the system has, as fontconfig says.
+Fonts are tried in this order: the one that CONVNETS_TORCH_FONT names; Pillow's own, for English; the one in this
+package, for Latin, Greek and Cyrillic; then system fonts, found with fontconfig.
 """
 
 from __future__ import annotations
@@ -18,44 +18,37 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-SETTING = "CONVNETS_TORCH_FONT"  # a font's file, or its name as Pillow finds it
+SETTING = "CONVNETS_TORCH_FONT"  # environment variable: path or name of a font
 OWN = Path(__file__).parent / "fonts" / "letters.ttf"
-# Tried where there is no fontconfig, by the names of their files, which Pillow looks for where the system keeps fonts.
+# Tried without fontconfig; Pillow looks for these file names in the system's font folders.
 USUAL = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "NotoSansArabic-Regular.ttf",
          "Arial Unicode.ttf", "arialuni.ttf", "PingFang.ttc", "msyh.ttc", "segoeui.ttf", "seguiemj.ttf")  # fmt: skip
-BITMAP = 109  # pixels, the one size of Noto Color Emoji
-SECONDS = 5  # that fontconfig may take
-NONE = "\U0010ffff"  # no letter of any font
+BITMAP = 109  # pixels, the only size of Noto Color Emoji
+SECONDS = 5  # timeout of fontconfig
+NONE = "\U0010ffff"  # in no font, so it shows the form of missing letters
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Letters:
-    """Letters of one size, in as many fonts as a text needs.
-
-    Args:
-        size: in pixels.
-    """
+    """A font of one size in pixels that falls back to other fonts for missing letters."""
 
     def __init__(self, size: float) -> None:
         self.size = size
         self.first = ImageFont.load_default(size=size)
 
     def getlength(self, text: str) -> float:
-        """The width of a text in pixels."""
-        return sum(self._length(name, part) for name, part in runs(text))
-
-    def _length(self, name: str | None, part: str) -> float:
-        font = _font(name, self.size)
-        return font.getlength(part) * self.scale_of(font)
+        """Return the width of a text in pixels."""
+        fonts = ((_font(name, self.size), part) for name, part in runs(text))
+        return sum(font.getlength(part) * self.scale_of(font) for font, part in fonts)
 
     def scale_of(self, font: Font) -> float:
-        """By how much what a font draws is to be resized: 1 but for one of pictures."""
+        """Return the factor to resize a font's output: 1 except for bitmap fonts."""
         return float(self.size / getattr(font, "size", self.size))
 
 
 class Pen(ImageDraw.ImageDraw):
-    """What draws into a picture, with `Letters` for a font."""
+    """An `ImageDraw` that also takes `Letters` as a font."""
 
     def __init__(self, image: Image.Image) -> None:
         super().__init__(image)
@@ -64,7 +57,7 @@ class Pen(ImageDraw.ImageDraw):
     def text(  # type: ignore[override]
         self, xy: Any, text: Any, fill: Any = None, font: Any = None, anchor: str = "la", **options: Any
     ) -> None:
-        """A line of text, as `ImageDraw.text`, in several fonts where it needs them."""
+        """Draw a line of text, as `ImageDraw.text`, in several fonts if necessary."""
         parts = list(runs(text)) if isinstance(font, Letters) else []
         if len(parts) < 2 and all(name is None for name, _ in parts):
             super().text(xy, text, fill, font.first if isinstance(font, Letters) else font, anchor, **options)
@@ -76,13 +69,13 @@ class Pen(ImageDraw.ImageDraw):
             each = _font(name, font.size)
             if (scale := font.scale_of(each)) != 1:
                 self._pictures(each, part, (x, y - ascent), scale)
-            else:  # words that run from right to left stay in their place, where Pillow knows of such
-                knows = getattr(each, "layout_engine", None) == ImageFont.Layout.RAQM
-                super().text((x, y), part, fill, each, "ls", **options, direction="ltr" if knows else None)
+            else:  # with Raqm, keep right-to-left parts in their place
+                raqm = getattr(each, "layout_engine", None) == ImageFont.Layout.RAQM
+                super().text((x, y), part, fill, each, "ls", **options, direction="ltr" if raqm else None)
             x += each.getlength(part) * scale
 
     def _pictures(self, font: Font, text: str, place: tuple[float, float], scale: float) -> None:
-        """Emoji of a font that has them in one size and in colours."""
+        """Draw emoji of a colour bitmap font, resized."""
         *_, right, bottom = map(round, font.getbbox(text))
         drawn = Image.new("RGBA", (max(1, right), max(1, bottom)))
         ImageDraw.Draw(drawn).text((0, 0), text, font=font, embedded_color=True)
@@ -91,10 +84,10 @@ class Pen(ImageDraw.ImageDraw):
 
 
 def runs(text: str) -> Iterator[tuple[str | None, str]]:
-    """The name of a font, None for Pillow's own, and a part of a text for it, in order.
+    """Split a text into (font name, part), in order; the name is None for Pillow's own font.
 
-    Spaces are in the font of the word before them, and words of one font together, so that scripts which run from
-    right to left do so over several words.
+    Spaces belong to the word before them, and adjacent words of one font stay together, so that right-to-left scripts
+    are laid out over several words.
 
     >>> list(runs("two words"))
     [(None, 'two words')]
@@ -110,32 +103,32 @@ def runs(text: str) -> Iterator[tuple[str | None, str]]:
 
 
 def _of_word(word: str) -> list[tuple[str | None, str]]:
-    letters, setting = frozenset(filter(_is_seen, word)), os.environ.get(SETTING, "")
+    letters, setting = frozenset(filter(_needs_glyph, word)), os.environ.get(SETTING, "")
     if word.isascii() and not setting:
         return [(None, word)]
     for letter in sorted(letters, reverse=True):  # the rarest first
         name = font_for(letter, setting)
         if all(has(name, each) for each in letters):
             return [(name, word)]
-    parts = [(font_for(letter, setting) if _is_seen(letter) else None, letter) for letter in word]
+    parts = [(font_for(letter, setting) if _needs_glyph(letter) else None, letter) for letter in word]
     joined = parts[:1]
     for name, letter in parts[1:]:
         before, held = joined[-1]
-        if name == before or not _is_seen(letter):
+        if name == before or not _needs_glyph(letter):
             joined[-1] = (before, held + letter)
         else:
             joined.append((name, letter))
     return joined
 
 
-def _is_seen(letter: str) -> bool:
-    """Whether a font needs a form for a letter of its own: not for spaces, joiners and marks of direction."""
+def _needs_glyph(letter: str) -> bool:
+    """Whether a character needs a glyph: not spaces, joiners, direction marks and variation selectors."""
     return unicodedata.category(letter) not in ("Zs", "Cf", "Cc") and not 0xFE00 <= ord(letter) <= 0xFE0F
 
 
 @functools.lru_cache(maxsize=20_000)
 def font_for(letter: str, setting: str = "") -> str | None:
-    """The first font that has a letter; None, for Pillow's own, if that is the one, or where none has it."""
+    """Return the first font that has a letter; None means Pillow's own, also if no font has it."""
     for name in (*([setting] if setting else []), None, str(OWN), *_found):
         if has(name, letter):
             return name
@@ -146,11 +139,11 @@ def font_for(letter: str, setting: str = "") -> str | None:
     return None
 
 
-_found: list[str] = []  # fonts of the system that had some letter
+_found: list[str] = []  # system fonts in use
 
 
 def _of_system(letter: str) -> Iterator[str]:
-    """Fonts that the system has and that may have a letter, the likeliest first."""
+    """Yield system fonts that may have a letter, most likely first."""
     program = shutil.which("fc-match")
     if program is None:
         yield from USUAL
@@ -165,22 +158,22 @@ def _of_system(letter: str) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=20_000)
 def has(name: str | None, letter: str) -> bool:
-    """Whether a font draws a letter otherwise than what it does not have."""
+    """Whether a font has a letter, that is, draws it differently from a missing one."""
     try:
         font = _font(name, 20)
     except OSError:
         return False
-    return _form(font, letter) != _form(font, NONE)
+    return _glyph(font, letter) != _glyph(font, NONE)
 
 
-def _form(font: Font, letter: str) -> tuple[tuple[int, int], bytes]:
+def _glyph(font: Font, letter: str) -> tuple[tuple[int, int], bytes]:
     mask = font.getmask(letter)
     return mask.size, bytes(mask)
 
 
 @functools.lru_cache(maxsize=64)
 def _font(name: str | None, size: float) -> Font:
-    """A font at a size, or at the one that it has; OSError where it is none."""
+    """Load a font at a size, or a bitmap font at its only size; raise OSError if that fails."""
     if name is None:
         return ImageFont.load_default(size=size)
     try:

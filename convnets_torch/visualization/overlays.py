@@ -1,4 +1,4 @@
-"""Heatmaps drawn over their pictures, sheets of pictures and captions."""
+"""Draw heatmaps over their pictures, legends, and sheets of pictures with captions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Resampling = Literal["nearest", "bilinear", "bicubic"]
 
 
 def interpolated(values: Values, places: NDArray[Any], axis: int, interpolation: Resampling = "bilinear") -> Values:
-    """Values at places between cells along one axis, the outermost ones going on beyond.
+    """Interpolate cell values along one axis; beyond the outermost cells their values are repeated.
 
     Args:
         values: (rows, columns).
-        places: numbers of cells, such as 1.5.
+        places: fractional cell indices, such as 1.5.
         axis: 0 for rows, 1 for columns.
-        interpolation: "bicubic" is Catmull-Rom's.
+        interpolation: "bicubic" is Catmull-Rom.
     """
     cells = values.shape[axis]
     places = np.clip(places, 0, cells - 1)
@@ -52,28 +52,28 @@ def interpolated(values: Values, places: NDArray[Any], axis: int, interpolation:
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
-# Nine colours of the perceptually uniform map "inferno" (CC0) at equal distances; between them it is nearly linear.
+# Nine equally spaced colours of the perceptually uniform map "inferno" (CC0), which is nearly linear between them.
 INFERNO = (
     (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85),
     (227, 89, 51), (249, 140, 10), (249, 201, 50), (252, 255, 164),
 )  # fmt: skip
-# Blue for the second target, white between, red for the first: seven colours of "RdBu" at equal distances.
+# Blue for the second target, white between, red for the first: seven equally spaced colours of "RdBu".
 # Source: ColorBrewer 2.0, Cynthia Brewer, Apache License 2.0.
 DIVERGING = (
     (33, 102, 172), (103, 169, 207), (209, 229, 240), (247, 247, 247), (253, 219, 199), (239, 138, 98), (178, 24, 43),
 )  # fmt: skip
-# Seven colours that people with any colour vision tell apart, and grey for the rest.
+# Seven colours that are distinguishable with colour blindness, and grey for the rest.
 # Source: Okabe, Ito: Color Universal Design, 2008.
 CLASS_COLORS = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
 )  # fmt: skip
 OTHER_COLOR = (150, 150, 150)
-OPAQUE = 0.72  # the picture stays visible below the strongest colour
-STRENGTH = np.clip(np.linspace(0, 1.6, 256), 0, OPAQUE)  # how opaque each of 256 colours is
-BAND = 512  # rows of a picture that are drawn at a time
-LEAST_TOP = 0.1  # the colours reach at least up to here, so that a map of near-zeros does not glow
-MOST_LINES = 12  # of a text in a sheet
-MOST_DRAWN = 1000  # letters in a line; Pillow takes a second for 100,000
+OPAQUE = 0.72  # maximum opacity, so that the picture stays visible
+STRENGTH = np.clip(np.linspace(0, 1.6, 256), 0, OPAQUE)  # opacity of each of 256 colours
+BAND = 512  # rows drawn at a time, to save memory
+LEAST_TOP = 0.1  # minimum end of the colour scale, so that a map of near-zeros stays dark
+MOST_LINES = 12  # of a caption in a sheet
+MOST_DRAWN = 1000  # characters per line; Pillow takes a second for 100,000
 PAPER, INK, GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
 
@@ -81,13 +81,13 @@ class Drawable(Protocol):
     """A map that can be drawn over its picture.
 
     Attributes:
-        values: (rows, columns) float32, 0 to 1; of a signed map -1 to 1.
-        picture: (h, w, 3) uint8, RGB: the picture, or a reduced view of it.
-        size: (height, width) of the picture itself in pixels.
-        stride: (vertical, horizontal) pixels of the picture between neighbouring cells.
-        window_size: (height, width) of the window of a cell, in pixels of the picture.
-        label: the map in words.
-        signed: whether its colours go both ways from 0.
+        values: (rows, columns) float32, 0 to 1; -1 to 1 if signed.
+        picture: (h, w, 3) uint8, RGB: the original picture, or a reduced copy.
+        size: (height, width) of the original picture in pixels.
+        stride: (vertical, horizontal) pixels of the original picture between neighbouring cells.
+        window_size: (height, width) of a cell's window, in pixels of the original picture.
+        label: readable name of the map.
+        signed: whether the colour scale goes in both directions from 0.
     """
 
     @property
@@ -107,19 +107,18 @@ class Drawable(Protocol):
 
 
 def overlay(heatmap: Drawable) -> Image.Image:
-    """The map over its picture: clear where the target is improbable, glowing where it is likely.
+    """Draw the map over its picture: transparent where the target is improbable, bright where it is probable.
 
-    The colour of a pixel is that of the window around it: cell values stand at the centres of their windows and
-    are interpolated bilinearly between them. Towards the borders, where no window has its centre, the value of
-    the nearest cell fades out. Colours go from 0 to the map's highest value (or 0.1 if that is lower), which
-    the bar below the picture shows. A contrast glows red for the one target and blue for the other, up to the
-    largest difference either way.
+    Cell values lie at the centres of their windows and are interpolated bilinearly. Towards the borders, beyond the
+    outermost centres, the nearest cell's value fades out. The colour scale, shown in a bar below the picture, goes from
+    0 to the map's maximum, or to 0.1 if that is larger. A signed map is red for the first target and blue for the
+    second, up to the largest difference in either direction.
 
     Returns:
-        RGB, as wide as the picture (the map's `picture`) and higher by the bar.
+        RGB, as wide as the map's `picture` and higher by the bar.
     """
     colors, strength = _palette_of(heatmap), STRENGTH.astype(np.float32)
-    if heatmap.signed:  # clear in the middle
+    if heatmap.signed:  # transparent in the middle
         strength = np.concatenate([strength[::-2], strength[1::2]])
 
     def paint(band: slice) -> tuple[Pixels, NDArray[np.float32]]:
@@ -130,15 +129,15 @@ def overlay(heatmap: Drawable) -> Image.Image:
 
 
 def class_overlay(class_map: Drawable, class_ids: NDArray[np.int64], names: Mapping[int, str]) -> Image.Image:
-    """What is where: each pixel in the colour of its nearest cell's class, the stronger the more probable.
+    """Draw each pixel in the colour of its nearest cell's class, the more opaque the more probable.
 
-    Below stands a legend: the words of the classes that win the most cells, and their share of all cells; the
-    classes beyond the colours at hand share grey. Towards the borders the nearest cell fades out.
+    A legend below lists the classes that win most cells, with their shares of all cells; classes beyond the available
+    colours are grey. Towards the borders the nearest cell fades out.
 
     Args:
-        class_map: of the winners' probabilities.
+        class_map: map of the winning classes' probabilities.
         class_ids: (rows, columns), the winning class of each cell.
-        names: class id -> words, for every class that wins a cell, the most frequent first.
+        names: class id -> name, for every class that wins a cell, most frequent first.
 
     Returns:
         RGB, as wide as the picture and higher by the legend.
@@ -148,7 +147,7 @@ def class_overlay(class_map: Drawable, class_ids: NDArray[np.int64], names: Mapp
     colors = np.full((*class_ids.shape, 3), OTHER_COLOR, np.uint8)
     for class_id, color in zip(colored, CLASS_COLORS, strict=False):
         colors[class_ids == class_id] = color
-    strength = (OPAQUE * (0.7 + 0.3 * class_map.values)).astype(np.float32)  # an improbable winner stays a winner
+    strength = (OPAQUE * (0.7 + 0.3 * class_map.values)).astype(np.float32)  # an improbable winner stays visible
     blended = _blend(class_map, lambda band: (colors[down[band], across], strength[down[band], across]))
     shares = [(names[class_id], float((class_ids == class_id).mean())) for class_id in colored]
     entries = [(*share, color) for share, color in zip(shares, CLASS_COLORS, strict=False)]
@@ -160,7 +159,7 @@ def class_overlay(class_map: Drawable, class_ids: NDArray[np.int64], names: Mapp
 
 
 def color_map(heatmap: Drawable) -> Image.Image:
-    """The map alone in the same colours and the same place, without the picture."""
+    """Draw the map alone, opaque, with the colours and layout of `overlay`."""
     height, width = heatmap.picture.shape[:2]
     page, colors = Image.new("RGB", (width, height + _bar_height(heatmap)), PAPER), _palette_of(heatmap)
     for top in range(0, height, BAND):
@@ -170,10 +169,7 @@ def color_map(heatmap: Drawable) -> Image.Image:
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int = 480, title: str = "") -> Image.Image:
-    """Pictures side by side, each `width` pixels wide, with lines of text below each, and a title above all.
-
-    Of a text no more than 12 lines are shown.
-    """
+    """Draw pictures in a grid, each `width` pixels wide with a caption of up to 12 lines, under a title."""
     margin, font = 16, Letters(17)
     scaled = [image.resize((width, max(1, round(image.height * width / image.width)))) for image, _ in tiles]
     line_height = 23
@@ -197,13 +193,13 @@ def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int
 
 
 def _lines(text: str) -> list[str]:
-    """The lines of a text, the last one three dots where there are more than are shown."""
+    """Split a text into lines; if there are too many, the last shown is "..."."""
     lines = text[: MOST_LINES * MOST_DRAWN].splitlines()
     return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], "..."]
 
 
 def picture_formats(draw: Callable[..., Image.Image]) -> dict[str, Callable[..., None]]:
-    """The `FORMATS` for a `files.Writer`; `draw` is called with the arguments of its `write`."""
+    """Return a save function per `FORMATS` extension for a `files.Writer`; `draw` gets the arguments of `write`."""
 
     def save(path: Path, *arguments: Any) -> None:
         draw(*arguments).save(path, format=FORMATS[path.suffix.lower()])
@@ -215,10 +211,10 @@ PICTURE = Writer("a picture", picture_formats(lambda image: image))
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write a picture atomically, in the format that the ending of `path` names, one of `FORMATS`.
+    """Write a picture atomically, in the format that the extension of `path` names, one of `FORMATS`.
 
     Raises:
-        ValueError: another ending.
+        ValueError: the extension is unknown.
         OSError: `path` cannot be written.
     """
     PICTURE.write(path, image)
@@ -227,12 +223,12 @@ def save_image(image: Image.Image, path: Path) -> None:
 def _blend(
     cells: Drawable, paint: Callable[[slice], tuple[Pixels, NDArray[np.float32]]], below: int = 0
 ) -> Image.Image:
-    """Colours over the picture, fading towards the borders, some rows at a time: pictures can be large.
+    """Blend colours over the picture, fading towards the borders, in bands of rows to save memory.
 
     Args:
         cells: the map, with its picture.
-        paint: rows -> their colours (n, W, 3), and how opaque these are (n, W).
-        below: rows of paper to leave below the picture.
+        paint: slice of rows -> their colours (n, W, 3) and opacities (n, W).
+        below: height of the empty strip below the picture.
     """
     height, width = cells.picture.shape[:2]
     page = Image.new("RGB", (width, height + below), PAPER)
@@ -247,7 +243,7 @@ def _blend(
 
 
 def _pixel_values(heatmap: Drawable, band: slice) -> NDArray[np.uint8]:
-    """The map on rows of the picture's pixels, 0 to 255 from the lowest to the highest of the colours."""
+    """Colour indices, 0 to 255, for rows of the picture's pixels."""
     down, across = (_places(heatmap, axis) for axis in (0, 1))
     top = _top(heatmap)
     scaled = (heatmap.values + top) * (127.5 / top) if heatmap.signed else heatmap.values * (255 / top)
@@ -255,24 +251,24 @@ def _pixel_values(heatmap: Drawable, band: slice) -> NDArray[np.uint8]:
 
 
 def _places(cells: Drawable, axis: int) -> NDArray[Any]:
-    """The pixels of the picture that is drawn on, as numbers of cells: 1.5 is between the second and the third."""
+    """The drawn picture's pixels as fractional cell indices: 1.5 is between the second and the third cell."""
     stride, size = _lattice(cells, axis)
     return (np.arange(cells.picture.shape[axis]) + 0.5 - size / 2) / stride
 
 
 def _lattice(cells: Drawable, axis: int) -> tuple[float, float]:
-    """Stride and window along an axis, in pixels of the picture that is drawn on, which may be a reduced view."""
+    """Stride and window size along an axis, in pixels of the drawn picture, which may be a reduced copy."""
     ratio = cells.picture.shape[axis] / cells.size[axis]
     return cells.stride[axis] * ratio, cells.window_size[axis] * ratio
 
 
 def _nearest(cells: Drawable, axis: int) -> NDArray[np.int64]:
-    """For each pixel the cell whose centre is nearest."""
+    """The index of the nearest cell centre for each pixel."""
     return np.clip(np.ceil(_places(cells, axis) - 0.5), 0, cells.values.shape[axis] - 1).astype(np.int64)
 
 
 def _fade(cells: Drawable, axis: int) -> NDArray[np.float32]:
-    """1 between the first and the last centre, falling to 0 at half a window beyond them."""
+    """Opacity per pixel: 1 between the outermost centres, falling to 0 half a window beyond them."""
     stride, size = _lattice(cells, axis)
     place = np.arange(cells.picture.shape[axis]) + 0.5
     first, last = size / 2, size / 2 + (cells.values.shape[axis] - 1) * stride
@@ -289,14 +285,14 @@ def _top(heatmap: Drawable) -> float:
 
 
 def palette(anchors: Sequence[tuple[int, int, int]] = INFERNO, count: int = 256) -> Pixels:
-    """`count` colours (count, 3) from the first to the last of `anchors`, which stand at equal distances."""
+    """Interpolate `count` colours, (count, 3), between equally spaced `anchors`."""
     places = np.linspace(0, count - 1, len(anchors))
     channels = np.array(anchors, float).T
     return np.stack([np.interp(np.arange(count), places, channel) for channel in channels], axis=1).astype(np.uint8)
 
 
 def _letters(width: int) -> int:
-    """Height of letters below a picture, in pixels: 28 for widths of 1000 to 2000, smaller and larger beyond."""
+    """Font size in pixels below a picture: 28 for widths of 1000 to 2000, smaller or larger outside."""
     return max(11, min(28, width // 36), width // 71)
 
 
@@ -305,13 +301,13 @@ def _bar_height(heatmap: Drawable) -> int:
 
 
 def _bar_texts(heatmap: Drawable) -> list[str]:
-    """What the strip below a picture says, beside its bar; or above it, in two lines, where there is no room beside."""
+    """The text next to the colour bar, or two lines for above the bar if there is no room next to it."""
     width = heatmap.picture.shape[1]
     font, values = Letters(_letters(width)), heatmap.values
     signed = heatmap.signed
     least, most = f"{values.min():.2f}", f"{values.max():.2f}"
     figures = f"{least} to {most}" if signed else f"highest {most}"
-    room = _bar_left(heatmap, font) - font.size // 2 * 4 - font.getlength(_ends(heatmap)[0])
+    room = _bar_left(heatmap, font) - font.size // 2 * 4 - font.getlength(_bar_labels(heatmap)[0])
     if font.getlength(f"ab...  {figures}") <= room:
         return [f"{shorten(heatmap.label, font, room - font.getlength(f'  {figures}'))}  {figures}"]
     room = width - font.size
@@ -319,28 +315,25 @@ def _bar_texts(heatmap: Drawable) -> list[str]:
     return [shorten(heatmap.label, font, room), fits]
 
 
-def _ends(heatmap: Drawable) -> tuple[str, str]:
-    """What stands at both ends of the bar."""
+def _bar_labels(heatmap: Drawable) -> tuple[str, str]:
+    """The labels at both ends of the colour bar."""
     return f"-{_top(heatmap):.2f}" if heatmap.signed else "0", f"{_top(heatmap):.2f}"
 
 
 def _bar_left(heatmap: Drawable, font: Letters) -> int:
     width = heatmap.picture.shape[1]
-    return round(width - font.size // 2 * 2 - font.getlength(_ends(heatmap)[1])) - width // 5
+    return round(width - font.size // 2 * 2 - font.getlength(_bar_labels(heatmap)[1])) - width // 5
 
 
 def _with_bar(page: Image.Image, heatmap: Drawable) -> Image.Image:
-    """Fill the strip below the picture: the target's words and highest value, and what the colours mean.
-
-    Drawn into the page itself, since a second one of a large picture takes as much memory again.
-    """
-    size, texts, (begin, end) = _letters(page.width), _bar_texts(heatmap), _ends(heatmap)
+    """Draw label, maximum and colour bar into the strip below the picture, in place to save memory."""
+    size, texts, (begin, end) = _letters(page.width), _bar_texts(heatmap), _bar_labels(heatmap)
     font, draw = Letters(size), Pen(page)
     gap, top = size // 2, page.height - _bar_height(heatmap)
     middles = [top + round(size * 1.1) + number * round(size * 1.3) for number in range(3)]
     middle = middles[0 if len(texts) == 1 else 2]
     bar_width, bar_left = page.width // 5, _bar_left(heatmap, font)
-    if len(texts) > 1:  # as much as there is room for, and without words where there is none
+    if len(texts) > 1:  # full width; without end labels if there is no room
         room = page.width - 4 * gap - font.getlength(begin) - font.getlength(end)
         if room < size:
             begin, end, room = "", "", page.width - 2 * gap
@@ -355,7 +348,7 @@ def _with_bar(page: Image.Image, heatmap: Drawable) -> Image.Image:
 
 
 def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[int, int, int]]]) -> Image.Image:
-    """Add a strip below with a colour, a share and words for each entry, as many in a row as fit."""
+    """Append a legend of (name, share, color) entries, as many per row as fit."""
     size = _letters(image.width)
     font = Letters(size)
     texts = [(drawable(words.split(", ")[0]), f" {share:.0%}") for words, share, _ in entries]
@@ -376,7 +369,7 @@ def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[i
 
 
 def shorten(text: str, font: Letters, room: float) -> str:
-    """The text, or as much of its beginning as `room` pixels hold, and three dots."""
+    """Shorten a text to fit into `room` pixels, ending in "..."."""
     text = drawable(text)
     if font.getlength(text) <= room:
         return text
@@ -385,5 +378,5 @@ def shorten(text: str, font: Letters, room: float) -> str:
 
 
 def drawable(text: str) -> str:
-    """As much of a text as can be seen on a page, in letters that can be drawn in a line."""
+    """Make a text printable in one line, at most 1000 characters long."""
     return printable(text[:MOST_DRAWN])

@@ -1,4 +1,4 @@
-"""A picture and its maps as one HTML file without network: what each cell says, and the regions above a threshold."""
+"""Write self-contained HTML pages, among them the interactive page of a picture and its maps."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from convnets_torch.visualization.overlays import DIVERGING, LEAST_TOP, STRENGTH
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-FEW_COLORS = 256  # pictures of no more colours are drawings, which PNG keeps as they are
+FEW_COLORS = 256  # pictures with at most this many colours are drawings; PNG stores them losslessly
 JPEG_QUALITY = 90
-LONGEST_JPEG = 65_500  # pixels a side that the format can hold
-STEPS = 65_535  # of a probability of the best classes: 16 bits
+LONGEST_JPEG = 65_500  # pixels; the format's limit per side
+STEPS = 65_535  # probabilities of the best classes are stored in 16 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +36,10 @@ class Layer:
     """One map.
 
     Attributes:
-        words: what the map is of, such as "cat, true cat".
-        values: (rows, columns) float32, 0 to 1, or -1 to 1 when signed.
-        signed: the values are a contrast of two targets: the colours go both ways from 0.
-        threshold: 0 to 1, where the slider begins; regions are the cells above it.
+        words: name of the map, such as "cat, true cat".
+        values: (rows, columns) float32, 0 to 1, or -1 to 1 if signed.
+        signed: whether the map contrasts two targets, with a colour scale in both directions from 0.
+        threshold: 0 to 1, the slider's initial position; regions are the cells above it.
     """
 
     words: str
@@ -50,14 +50,14 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Where the cells lie, in pixels of the original picture, ends excluded, and what they are.
+    """Positions of the cells, in pixels of the original picture with ends excluded, and their best classes.
 
     Attributes:
         window_rows, field_rows: (rows, 2), top and bottom of the windows and of the receptive fields.
-        window_columns, field_columns: (columns, 2), left and right.
-        top_ids: (rows, columns, k) integers, the k most probable classes of each cell, the best first.
+        window_columns, field_columns: (columns, 2), left and right of the same.
+        top_ids: (rows, columns, k) integers, the k most probable classes of each cell, best first.
         top_probabilities: (rows, columns, k) float32, 0 to 1.
-        names: class id -> words, for every class in `top_ids`.
+        names: class id -> name, for every class in `top_ids`.
     """
 
     window_rows: NDArray[Any]
@@ -78,27 +78,27 @@ def write_page(
     *,
     title: str,
 ) -> None:
-    """Write one HTML file, atomically, in which the mouse over the picture shows what the cell there says.
+    """Write an interactive HTML page of a picture and its maps, atomically.
 
-    The page shows the picture below the map's colours, which mean what they mean in a saved overlay; the window and
-    the receptive field of the cell whose window's centre is nearest; its value and its best classes; and the regions
-    above a threshold that a slider sets: cells that touch, also at corners. The file holds everything, asks no network
-    and opens from a disk. Words are shown as text, whatever is in them.
+    The page shows the picture under the map, in the colours of a saved overlay. For the cell whose window centre is
+    nearest to the pointer it shows the window, the receptive field, the value and the best classes. It lists the
+    regions (connected cells, including at corners) above a threshold that a slider sets. The file is self-contained and
+    loads nothing from the network. All names are escaped.
 
-    The picture is embedded as JPEG of quality 90, or as PNG when it has at most 256 colours; values as float32, as they
-    are; the probabilities of the best classes in 16 bits, to 0.00001. A cell takes about 5.3 bytes a layer and 5.3 for
-    each of its best classes.
+    The picture is embedded as JPEG of quality 90, or as PNG if it has at most 256 colours. Values are stored as
+    float32, the probabilities of the best classes in 16 bits, to 0.00001. A cell takes about 5.3 bytes per layer and
+    5.3 for each of its best classes.
 
     Args:
         path: the file, such as `cat.html`.
-        picture: (h, w, 3) uint8, RGB: the original picture or a reduced view of it, of at most 65,500 pixels a side.
-        size: (height, width) of the original picture in pixels, in which all boxes are.
-        layers: the maps, one at least; with several the page has a list to choose from.
-        cells: where they lie and what they are; the same for all layers.
-        title: stands above the picture.
+        picture: (h, w, 3) uint8, RGB: the original picture or a reduced copy, at most 65,500 pixels per side.
+        size: (height, width) of the original picture in pixels, to which all boxes refer.
+        layers: one map or more; with several the page has a list to choose from.
+        cells: positions and best classes of the cells, the same for all layers.
+        title: heading of the page.
 
     Raises:
-        ValueError: arrays that do not fit together, values out of range, a class without words.
+        ValueError: the arrays do not match, values are out of range, or a class has no name.
         OSError: `path` cannot be written.
 
     >>> windows = np.array([[0, 224], [32, 256]])
@@ -132,8 +132,8 @@ def _check_picture(picture: Pixels, size: tuple[int, int]) -> None:
         raise ValueError(f"the picture is {picture.dtype} {picture.shape}; give uint8 (height, width, 3)")
     if max(picture.shape) > LONGEST_JPEG:
         raise ValueError(
-            f"the picture is {picture.shape[0]}x{picture.shape[1]} pixels, and a page holds {LONGEST_JPEG} a side;"
-            " give a reduced view"
+            f"the picture is {picture.shape[0]}x{picture.shape[1]} pixels, but a page takes at most {LONGEST_JPEG} per"
+            " side; give a reduced copy"
         )
     if min(size) < 1:
         raise ValueError(f"the size of the original picture is {size}; give (height, width) in pixels")
@@ -152,13 +152,13 @@ def _check_cells(cells: Cells) -> None:
             if boxes.shape != (count, 2):
                 raise ValueError(f"{kind}_{axis} is {boxes.shape}, and there are {count} {axis}; give ({count}, 2)")
             if not (np.isfinite(boxes).all() and (boxes[:, 0] < boxes[:, 1]).all()):
-                raise ValueError(f"{kind}_{axis} has a box that does not end after it begins")
+                raise ValueError(f"{kind}_{axis} has a box whose end is not after its start")
         windows = getattr(cells, f"window_{axis}")
         if (np.diff(windows, axis=0) < 0).any() or (np.diff(windows.sum(axis=1)) <= 0).any():
-            raise ValueError(f"window_{axis} is not in order; each window lies after the one before it")
+            raise ValueError(f"window_{axis} is not in ascending order")
     _check_range(cells.top_probabilities, 0, "the probabilities of the best classes")
     if missing := sorted(set(np.unique(cells.top_ids).tolist()) - set(cells.names)):
-        raise ValueError(f"class {missing[0]} is among the best classes and has no words; name all of top_ids")
+        raise ValueError(f"class {missing[0]} is among the best classes but has no name; name all of top_ids")
 
 
 def _check_layer(layer: Layer, shape: tuple[int, ...]) -> None:
@@ -171,12 +171,12 @@ def _check_layer(layer: Layer, shape: tuple[int, ...]) -> None:
 
 
 def _check_range(values: NDArray[Any], least: int, what: str) -> None:
-    if not (values.min() >= least and values.max() <= 1):  # NaN is neither
+    if not (values.min() >= least and values.max() <= 1):  # also fails for NaN
         raise ValueError(f"{what} has values from {values.min()} to {values.max()}; give values from {least} to 1")
 
 
 def _numbers(size: tuple[int, int], layers: Sequence[Layer], cells: Cells) -> dict[str, Any]:
-    """What the script of the page reads."""
+    """Data for the page's script."""
     class_ids, places = np.unique(cells.top_ids, return_inverse=True)
     id_type = np.dtype("<u2" if len(class_ids) <= 1 << 16 else "<u4")
     return {
@@ -197,33 +197,33 @@ def _layer_numbers(layer: Layer) -> dict[str, Any]:
     colors, strength = palette(), STRENGTH
     if layer.signed:
         colors, strength = palette(DIVERGING, 511), np.concatenate([STRENGTH[:0:-1], STRENGTH])
-    opaqueness = np.rint(255 * strength).astype(np.uint8)
+    opacity = np.rint(255 * strength).astype(np.uint8)
     return {
         "words": printable(layer.words),
         "values": as_base64(layer.values.astype("<f4")),
         "signed": bool(layer.signed),
         "threshold": float(layer.threshold),
-        "top": max(float(np.abs(layer.values).max()), LEAST_TOP),  # where the colours end
-        "ramp": as_base64(np.column_stack([colors, opaqueness])),
+        "top": max(float(np.abs(layer.values).max()), LEAST_TOP),  # end of the colour scale
+        "ramp": as_base64(np.column_stack([colors, opacity])),
     }
 
 
 def data_uri(image: Image.Image, form: Literal["PNG", "JPEG"]) -> str:
-    """A picture as the address of an image in a page that asks no network; JPEG of quality 90."""
+    """Encode a picture as a data URI; JPEG with quality 90."""
     file = BytesIO()
     image.save(file, form, optimize=True, **({"quality": JPEG_QUALITY} if form == "JPEG" else {}))
     return as_uri(file.getvalue(), form)
 
 
 def as_uri(content: bytes, form: Literal["PNG", "JPEG"]) -> str:
-    """The content of a file of a picture as the address of an image in a page."""
+    """Encode the content of an image file as a data URI."""
     from markupsafe import Markup
 
     return Markup(f"data:image/{form.lower()};base64,{b64encode(content).decode()}")
 
 
 def as_json(numbers: dict[str, Any]) -> str:
-    """JSON that is also safe between the tags of a script: nothing in it can end the element or begin another."""
+    """Serialise to JSON that is safe inside a script element: <, > and & are escaped."""
     from markupsafe import Markup
 
     text = json.dumps(numbers, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
@@ -231,20 +231,20 @@ def as_json(numbers: dict[str, Any]) -> str:
 
 
 def as_base64(array: NDArray[Any]) -> str:
-    """The numbers of an array, row by row, as a page's script reads them."""
+    """Encode the bytes of an array, in row-major order."""
     return b64encode(array.tobytes()).decode()
 
 
 def save_page(path: str | os.PathLike[str], template: str, *scripts: str, **values: Any) -> None:
-    """Write a page that asks no network, atomically.
+    """Render a self-contained page and write it atomically.
 
-    Its policy allows pictures in the page, the style that all pages share, and these scripts; nothing else. Values that
-    are text are shown as text, whatever is in them.
+    Its content security policy allows only embedded pictures, the shared style and these scripts. Text is escaped.
 
     Args:
         path: of the file.
-        template: name of a file in `templates`, as those of `scripts`, which are joined.
-        values: of the template's names; `title` among them.
+        template: name of a file in `templates`.
+        scripts: names of files in `templates`; they are concatenated.
+        values: template variables, including `title`.
 
     Raises:
         OSError: `path` cannot be written.
@@ -253,7 +253,7 @@ def save_page(path: str | os.PathLike[str], template: str, *scripts: str, **valu
 
     style, script = _part("style.css"), "".join(map(_part, scripts))
     policy = f"default-src 'none'; img-src data:; style-src '{_policy_hash(style)}'"
-    policy += "; base-uri 'none'; form-action 'none'"  # which the first does not cover
+    policy += "; base-uri 'none'; form-action 'none'"  # not covered by default-src
     if script:
         policy += f"; script-src '{_policy_hash(script)}'"
     page = _environment().get_template(template)
@@ -279,15 +279,15 @@ def _environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """Text as it can be seen; what is markup stays as it is."""
+    """Make text printable, except markup."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _policy_hash(text: str) -> str:
-    """How a page's policy names its own script and style, so that the browser runs no other."""
+    """The hash that a content security policy lists for an inline script or style."""
     return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
 
 
 def _part(name: str) -> str:
-    """A template, style or script, as the package holds it."""
+    """Read a template, style or script."""
     return (files("convnets_torch.visualization") / "templates" / name).read_text(encoding="utf-8")

@@ -1,15 +1,14 @@
-"""Sets of classes written as text: "dog - hunting dog + wolf".
+"""Evaluate sets of classes written as text: "dog - hunting dog + wolf".
 
-The signs are + (these too), - (without these) and & (only those that are also these). They are signs only between
-blanks, so "all-terrain bike" is a word. They are taken from left to right, and there are no parentheses: a - b + c adds
-c at the end. What an operand means is not known here; the caller says it.
+The signs are + (union), - (difference) and & (intersection). They count only between blanks, so "all-terrain bike" is a
+word. They are evaluated from left to right without parentheses: a - b + c adds c last. The caller resolves operands.
 """
 
 import re
 from collections.abc import Callable, Collection
 
 SIGN = re.compile(r"(?:^|(?<= ))[-+&](?= |$)")
-SHOWN = 40  # characters of a long expression on each side of the mark in an error message
+SHOWN = 40  # characters of a long expression on each side of >>> in an error message
 
 
 def is_expression(text: object) -> bool:
@@ -22,18 +21,18 @@ def is_expression(text: object) -> bool:
 
 
 def evaluate(text: str, meaning: Callable[[str], tuple[str, Collection[int]]]) -> tuple[str, list[int]]:
-    """What an expression comes to.
+    """Evaluate an expression.
 
     Args:
         text: operands with signs between them, or one operand alone.
-        meaning: the words for an operand and its class ids; raises ValueError where it has no meaning.
+        meaning: returns an operand's name and class ids; raises ValueError if it is unknown.
 
     Returns:
-        The expression with the words for each operand, and its class ids, sorted, each once.
+        The expression with the name of each operand, and its class ids, sorted, without duplicates.
 
     Raises:
-        ValueError: a sign without an operand on each side, an operand without a meaning, or no class is left.
-            The message shows the place, marked by >>>.
+        ValueError: a sign lacks an operand, an operand is unknown, or no class is left. The message marks the place
+            with >>>.
 
     >>> numbers = {"even": ("evens", [0, 2, 4]), "small": ("smalls", [0, 1])}
     >>> evaluate("even - small  + small", numbers.__getitem__)
@@ -48,7 +47,7 @@ def evaluate(text: str, meaning: Callable[[str], tuple[str, Collection[int]]]) -
     found: set[int] = set()
     words = ""
     operands = _operands(text)
-    emptied, before = 0, 0  # where the last class went, and of how many
+    emptied, before = 0, 0  # the last operand that met a non-empty set, and that set's size
     for sign, operand, place in operands:
         try:
             name, ids = meaning(operand)
@@ -68,13 +67,13 @@ def evaluate(text: str, meaning: Callable[[str], tuple[str, Collection[int]]]) -
             found &= set(ids)
     if not found:
         raise ValueError(
-            f"no class is left: at >>> in {_marked(text, emptied)} goes the last of {before}; leave that out"
+            f"no class is left: the target at >>> in {_marked(text, emptied)} removes the last {before}; leave it out"
         )
     return words.removeprefix(" + "), sorted(found)
 
 
 def _operands(text: str) -> list[tuple[str, str, int]]:
-    """Each operand with the sign before it, "+" for the first, and its place in the text."""
+    """Return (sign, operand, place) for each operand; the first has the sign "+"."""
     operands = []
     sign, start = "+", 0
     for match in [*SIGN.finditer(text), None]:

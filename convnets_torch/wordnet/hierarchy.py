@@ -1,12 +1,13 @@
-"""Predictions in the WordNet tree: back off to a safer class, distances of mistakes, the order of the leaves.
+"""Predictions in the WordNet hierarchy: backing off to a more general class, severity of mistakes, order of classes.
 
-A network that cannot tell two huskies apart is sure of a dog all the same. The probability of a synset is the sum over
-the classes that it is or lies above, each once, however many paths lead there.
+A network that cannot tell two huskies apart may still be sure that it sees a dog. The probability of a synset is the
+sum over the classes at or below it, each counted once, however many paths lead to it.
 
-The synsets are no tree, so words need care. The depth of a synset is the number of steps down to it from "entity", by
-the longest path; the common ancestor of two classes is the deepest synset above both, of equally deep ones that over
-the fewest classes, then the one with the smallest wnid: `synsets.common_ancestor`. Its height is the number of steps
-down to a class, by the longest path; the steps up to it are those from the truth, by depth: never fewer than there are.
+The synsets form a graph, not a tree, which needs some definitions. The depth of a synset is the length of the longest
+path from "entity" to it. The common ancestor of two classes is the deepest synset above both; ties go to the synset
+with the fewest classes, then to the smallest wnid, as in `synsets.common_ancestor`. Its height is the length of the
+longest path down to a class. The steps from the truth up to it are the difference of their depths, which is never less
+than the length of the shortest path.
 
 Sources: Making Better Mistakes, arXiv:1912.09393, section 4 (the mean height over mistakes, and over the best k
 answers); ImageNet Large Scale Visual Recognition Challenge 2010, second criterion (the height as a share of the
@@ -27,15 +28,15 @@ from convnets_torch.card import Card
 from convnets_torch.wordnet import synsets
 from convnets_torch.wordnet.targets import class_name, class_wnids, tree_wnids
 
-ROUNDING = 1e-7  # of a sum of float32 probabilities
-SUM_WITHIN = 1e-3  # of 1, what probabilities add up to
-ADDED = 0.02  # by how much a synset must be more probable than the next of a chain, to stand in it
-CERTAIN = 0.995  # at which a general synset says nothing: it is written as 1.00
+ROUNDING = 1e-7  # rounding error of a sum of float32 probabilities
+SUM_WITHIN = 1e-3  # tolerance for the sum of probabilities
+ADDED = 0.02  # a synset is in the chain if it is more probable than the next one by at least this
+CERTAIN = 0.995  # at or above this, printed as 1.00, a general synset is uninformative
 
 
 @dataclass(frozen=True)
 class Link:
-    """A synset and how probable it is.
+    """A synset and its probability.
 
     Attributes:
         wnid: of the synset.
@@ -59,10 +60,10 @@ class Answer:
 
     Attributes:
         wnid, words, probability: as in `Link`.
-        depth: steps down from "entity", by the longest path.
-        chain: from the general to the particular: of the longest path to the answer those synsets that are more
-            probable than the next one in the chain by at least 0.02, save those that are certain; then the answer, and
-            the most probable class below it.
+        depth: length of the longest path from "entity".
+        chain: from general to specific: synsets on the longest path to the answer that are more probable than the next
+            one in the chain by at least 0.02, except those that are certain; then the answer, and the most probable
+            class below it.
     """
 
     wnid: str
@@ -73,12 +74,12 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The chain in words, each with its probability: "animal 0.98 > dog 0.91 > Siberian husky 0.22"."""
+        """The chain as text, for instance "animal 0.98 > dog 0.91 > Siberian husky 0.22"."""
         return " > ".join(f"{link.word} {link.probability:.2f}" for link in self.chain)
 
 
 class _Table:
-    """All synsets above some classes with the classes below each, in one row, so that sums over them are one pass."""
+    """All synsets above some classes, with the classes below each in one flat array for `np.add.reduceat`."""
 
     def __init__(self, wnids: tuple[str, ...]) -> None:
         below: dict[str, list[int]] = {}
@@ -94,7 +95,7 @@ class _Table:
         self.number = {wnid: number for number, wnid in enumerate(self.wnids)}
 
     def sums(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(classes,) -> (synsets,), the deepest synsets first."""
+        """Sum probabilities (classes,) per synset, (synsets,), deepest synsets first."""
         return np.add.reduceat(probabilities[self.members], self.starts)
 
 
@@ -104,11 +105,11 @@ def _table(wnids: tuple[str, ...]) -> _Table:
 
 
 def check_backoff(card: Card, threshold: float) -> None:
-    """Raise, before long work begins, when `back_off` cannot be asked of a network.
+    """Check early whether `back_off` works for a network's classes and a threshold.
 
     Raises:
-        ValueError: a class has no synset in the WordNet tree, the outputs are no probabilities that add up, or the
-            threshold is not above 0 and at most 1.
+        ValueError: a class has no synset in the WordNet tree, the outputs are not a softmax, or the threshold is out of
+            range.
     """
     if tree_wnids(card) is None:
         wnids = class_wnids(card)
@@ -116,31 +117,30 @@ def check_backoff(card: Card, threshold: float) -> None:
         raise ValueError(
             f"{len(without)} of the network's {card.classes} classes"
             f"{f' ({class_name(card, without[0])})' if without else ''} have no place in the WordNet tree above"
-            " ImageNet's; backoff wants classes whose names begin with wnids, such as 'n02123159 tiger cat'"
+            " ImageNet's; backoff needs class names that begin with wnids, such as 'n02123159 tiger cat'"
         )
     if card.activation != "softmax":
         raise ValueError(
-            f"the card says that outputs are {card.activation}, whose values do not add up; backoff takes a softmax"
+            f"the card says that outputs are {card.activation}, which do not add up to 1; backoff needs a softmax"
         )
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold of {threshold} is out of range; give a probability above 0, at most 1")
 
 
 def back_off(probabilities: Any, threshold: float, wnids: Sequence[str] | None = None) -> Answer:
-    """The deepest synset whose probability is at least `threshold`.
+    """Return the deepest synset whose probability is at least `threshold`.
 
-    Depth is that of `Synset.depth`. Of several equally deep ones it is the most probable, then the one with the
-    smallest wnid. Below one half synsets of several branches can pass, and the deepest of them need not lie above the
-    most probable class.
+    Depth is `Synset.depth`. Ties go to the most probable synset, then to the smallest wnid. With a threshold below 0.5,
+    synsets of several branches can pass, and the deepest need not lie above the most probable class.
 
     Args:
-        probabilities: (classes,), adding up to 1: an array, a list, or a tensor on the CPU.
-        threshold: above 0, at most 1; at 1 it is the deepest synset over all that is probable at all.
-        wnids: of the classes; by default those of ImageNet's 1,000.
+        probabilities: (classes,), with sum 1: an array, a list, or a tensor on the CPU.
+        threshold: above 0, at most 1; 1 gives the deepest synset above all classes with a probability above 0.
+        wnids: of the classes; defaults to ImageNet's 1,000.
 
     Raises:
-        ValueError: there is not one number for each class, or they are no probabilities that add up to 1; the
-            threshold is out of range; or a wnid is unknown.
+        ValueError: `probabilities` has the wrong length, negative values, or a sum other than 1; the threshold is out
+            of range; or a wnid is unknown.
 
     >>> probabilities = [0.0] * 1000
     >>> probabilities[248:251] = 0.4, 0.3, 0.2  # Eskimo dog, malamute, Siberian husky
@@ -152,17 +152,15 @@ def back_off(probabilities: Any, threshold: float, wnids: Sequence[str] | None =
     chosen = synsets.wnids() if wnids is None else tuple(wnids)
     if chances.shape != (len(chosen),):
         whose = "ImageNet's" if wnids is None else "the"
-        raise ValueError(f"probabilities are {chances.shape}; one for each of {whose} {len(chosen)} classes is wanted")
+        raise ValueError(f"probabilities are {chances.shape}; give one for each of {whose} {len(chosen)} classes")
     total = float(chances.sum())
     if not (chances >= 0).all() or not abs(total - 1) <= SUM_WITHIN:
-        raise ValueError(
-            f"the numbers add up to {total:.6g} and are no probabilities of one class each; take a softmax"
-        )
+        raise ValueError(f"the probabilities add up to {total:.6g}, or some are negative; give the output of a softmax")
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold of {threshold} is out of range; give a probability above 0, at most 1")
     table = _table(chosen)
     sums = table.sums(chances)
-    sums /= sums[table.number[synsets.ENTITY]]  # so that rounding leaves no doubt of "entity"
+    sums /= sums[table.number[synsets.ENTITY]]  # exactly 1 for "entity"
     passing = np.flatnonzero(sums >= threshold - ROUNDING)
     deepest = passing[table.depths[passing] == table.depths[passing[0]]]
     number = int(deepest[np.argmax(sums[deepest])])
@@ -183,19 +181,19 @@ def back_off(probabilities: Any, threshold: float, wnids: Sequence[str] | None =
     return Answer(answer.wnid, answer.words, answer.probability, found.depth, tuple(chain))
 
 
-FREQUENT = 10  # ancestors that are named
+FREQUENT = 10  # ancestors listed
 
 
 @dataclass(frozen=True, eq=False)
 class Distances:
-    """Where each two of some classes meet in the synset tree.
+    """Common ancestors of all pairs of classes.
 
     Attributes:
-        wnids: of all synsets that are the ancestor of two classes, or a class.
-        ancestors: (classes, classes) int16, the place in `wnids` of the deepest common ancestor; a class is its own.
-        heights: (classes, classes) uint8, of that ancestor: steps down from it to one of ImageNet's classes, by the
-            longest path; 0 to 18.
-        steps: (classes, classes) uint8, from the class of the row up to that ancestor: the difference of their depths.
+        wnids: of all synsets that are a common ancestor, or a class.
+        ancestors: (classes, classes) int16, index in `wnids` of the deepest common ancestor; a class is its own.
+        heights: (classes, classes) uint8, height of that ancestor: length of the longest path down to one of ImageNet's
+            classes, 0 to 18.
+        steps: (classes, classes) uint8, depth of the row's class minus depth of that ancestor.
         highest: the height of "entity", 18.
     """
 
@@ -206,7 +204,7 @@ class Distances:
     highest: int
 
     def ancestor(self, one: int, other: int) -> synsets.Synset:
-        """The deepest synset that is, or lies above, two classes.
+        """Return the deepest common ancestor of two class ids.
 
         >>> distances().ancestor(281, 207).name, int(distances().heights[281, 207])
         ('carnivore.n.01', 7)
@@ -216,17 +214,17 @@ class Distances:
 
 @dataclass(frozen=True, eq=False)
 class Severity:
-    """How bad the mistakes of a network are.
+    """Severity of a network's mistakes in the WordNet hierarchy.
 
     Attributes:
-        pictures, mistakes: how many there are.
-        height: mean height of the common ancestor over the mistakes; None where there are none.
-        steps: mean steps from the truth up to it, over the mistakes; None where there are none.
-        of_best: k -> mean height over the best k answers of all pictures, where a right answer is 0.
-        least_cost: k -> mean over pictures of the least height among the best k answers, as a share of the highest
-            there is, 0 to 1: the hierarchical error of 2010.
-        heights: (19,), mistakes by height.
-        frequent: the ten most frequent common ancestors of mistakes: (wnid, words, mistakes).
+        pictures, mistakes: their numbers.
+        height: mean height of the common ancestor over mistakes; None without mistakes.
+        steps: mean steps from the truth up to the common ancestor over mistakes; None without mistakes.
+        of_best: k -> mean height over the top k predictions of all pictures; a correct one has height 0.
+        least_cost: k -> hierarchical error of 2010: mean over pictures of the least height among the top k predictions,
+            divided by the height of "entity"; 0 to 1.
+        heights: (19,), number of mistakes by height.
+        frequent: (wnid, words, mistakes) of the ten most frequent common ancestors.
     """
 
     pictures: int
@@ -239,7 +237,7 @@ class Severity:
     frequent: tuple[tuple[str, str, int], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {
             "pictures": self.pictures,
             "mistakes": self.mistakes,
@@ -256,10 +254,10 @@ class Severity:
 
 @lru_cache(4)
 def distances(classes: tuple[str, ...] | None = None) -> Distances:
-    """Of all pairs of classes, computed once in less than a second.
+    """Compute the common ancestors of all pairs of classes; takes under a second, and is cached.
 
     Args:
-        classes: their wnids, as `tree_wnids` gives them; by default those of ImageNet's 1,000.
+        classes: their wnids, as `tree_wnids` returns them; defaults to ImageNet's 1,000.
 
     >>> found = distances()
     >>> found.ancestor(151, 156).label, int(found.heights[151, 156]), int(found.steps[151, 156])
@@ -281,7 +279,7 @@ def distances(classes: tuple[str, ...] | None = None) -> Distances:
     for class_id, wnid in enumerate(chosen):
         for above in synsets.lineage(wnid):
             under.setdefault(above, []).append(class_id)
-    # From the best choice to the worst, so that what is written last, from the end, is the best.
+    # Sorted from best to worst and written in reverse, so that the best ancestor overwrites the others.
     order = sorted(under, key=lambda wnid: (-depths[wnid], len(entries[wnid].class_ids), wnid))
     places = np.empty((len(chosen), len(chosen)), np.int16)
     for place in range(len(order) - 1, -1, -1):
@@ -297,7 +295,7 @@ def distances(classes: tuple[str, ...] | None = None) -> Distances:
 
 
 def distances_of(card: Card) -> Distances | None:
-    """`distances` of a network's classes; None where not all of them stand in the synset tree."""
+    """Return `distances` of a network's classes, or None if a class has no synset in the tree."""
     classes = tree_wnids(card)
     return None if classes is None else distances(classes)
 
@@ -305,15 +303,15 @@ def distances_of(card: Card) -> Distances | None:
 def measure_severity(
     best: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]], classes: tuple[str, ...] | None = None
 ) -> Severity:
-    """Weigh the mistakes of a network whose classes stand in the synset tree.
+    """Measure the severity of a network's mistakes.
 
     Args:
-        best: (N, k) class ids, each picture's most probable classes, the best first, or (N,), the best alone.
-        labels: (N,), the class ids of the truth.
-        classes: wnids of the network's classes; by default those of ImageNet's 1,000.
+        best: (N, k) class ids, each picture's most probable classes, best first, or (N,), the best alone.
+        labels: (N,), the true class ids.
+        classes: wnids of the network's classes; defaults to ImageNet's 1,000.
 
     Raises:
-        ValueError: shapes that do not fit, no pictures, or ids outside 0 to classes - 1.
+        ValueError: the shapes do not match, there are no pictures, or ids are outside 0 to classes - 1.
 
     >>> found = measure_severity(np.array([[281, 282], [207, 281]]), np.array([281, 281]))
     >>> found.mistakes, found.height, found.of_best[1], round(found.least_cost[1], 3)
@@ -347,19 +345,19 @@ def measure_severity(
     )
 
 
-MOST, LEAST = 130, 12  # classes of a group that gets a name
+MOST, LEAST = 130, 12  # classes of a named group
 
 
 @lru_cache(4)
 def tree_order(classes: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[tuple[int, int, str], ...]]:
-    """All class ids, and (first, end, words) of groups of neighbours among them.
+    """Return class ids in tree order, and (first, end, words) of groups of neighbours.
+
+    A synset with several parents is placed under the deepest one, or, if they are equally deep, the one with the
+    smallest wnid, so everything under a synset is adjacent. A group is the highest synset of a branch with at most 130
+    classes; groups with fewer than 12 are left out.
 
     Args:
-        classes: their wnids, as `tree_wnids` gives them.
-
-    Every synset of several parents stands under the deepest one, of equally deep ones the one with the smallest wnid,
-    so that each has one place and everything under a synset is together. A group is the highest synset of a branch
-    with no more than 130 classes; those with fewer than 12 have no name.
+        classes: their wnids, as `tree_wnids` returns them.
 
     >>> order, groups = tree_order(synsets.wnids())
     >>> len(set(order)), [words for _, _, words in groups][:4]

@@ -1,4 +1,4 @@
-// What a map shows: where one looks, dots, thumbnails, and the card of one picture.
+// Draws the map page: view, dots, thumbnails, and the card of one picture.
 const collection = (() => {
   "use strict";
   const find = (id) => document.getElementById(id);
@@ -28,11 +28,11 @@ const collection = (() => {
   const extent = Math.max(high[0] - low[0], high[1] - low[1]) || 1;
 
   let wide = 1, tall = 1, ratio = 1, fitted = 1, dots = null;
-  let scale = 1, left = 0, top = 0;  // pixels per unit, and what is at the top left of the stage
+  let scale = 1, left = 0, top = 0;  // pixels per unit, and the map position of the stage's top left corner
   let chosen = -1, matches = null, shown = [], wanted = false, unmoved = true;
   const listed = new Set();
 
-  // Sheets are decoded when a thumbnail of theirs is first in view.
+  // Sheets are decoded when one of their thumbnails is first in view.
   const sources = document.getElementsByClassName("sheet"), sheets = [];
   function sheet(number) {
     if (!(number in sheets)) {
@@ -55,13 +55,13 @@ const collection = (() => {
   }
 
   function paintDots(small) {
-    // One array of pixels: a call for each of thousands of dots would take longer than a frame.
+    // Writes into one pixel array: a call for each of thousands of dots would take longer than a frame.
     const [width, height] = [map.width, map.height];
     if (!dots || dots.width !== width || dots.height !== height) dots = pen.createImageData(width, height);
     const pixels = new Uint32Array(dots.data.buffer), ground = colorOf("--ground");
     pixels.fill(0xff000000 | (ground[2] << 16) | (ground[1] << 8) | ground[0]);
     const least = Math.round((count > 5000 ? 3 : 5) * ratio);
-    for (const faded of matches ? [true, false] : [false]) {  // what was searched for is painted last
+    for (const faded of matches ? [true, false] : [false]) {  // search hits are painted last
       for (let i = 0; i < count; i++) {
         if (small[i] || (matches && matches.has(i) === faded)) continue;
         const size = matches && !faded ? least + 2 : least;
@@ -212,7 +212,7 @@ const collection = (() => {
   }
 
   function step(x, y) {
-    // The nearest in a quarter of the directions; without one to begin with, that nearest to the middle.
+    // Chooses the nearest picture within 45 degrees of the direction, or, if none is chosen yet, the one nearest to the centre.
     let best = -1, least = Infinity;
     for (let i = 0; i < count; i++) {
       if (i === chosen) continue;

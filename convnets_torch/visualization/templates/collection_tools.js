@@ -1,4 +1,4 @@
-// What one does with a map: mouse, fingers, keys, search, the loop, and the list of files.
+// User input of the map page: mouse, touch, keys, search, lasso, and the list of files.
 (() => {
   "use strict";
   const {
@@ -15,7 +15,7 @@
     return [event.clientX - box.left, event.clientY - box.top];
   };
 
-  // The list
+  // List of files
 
   function showList(said = "") {
     const files = Array.from(listed, (i) => names[i]);
@@ -30,7 +30,7 @@
     const before = listed.size;
     for (const i of several) listed.add(i);
     const more = listed.size - before;
-    showList(`${more} file${more === 1 ? "" : "s"} more`);
+    showList(`${more} file${more === 1 ? "" : "s"} added`);
   }
 
   async function copy() {
@@ -42,7 +42,7 @@
       find("list").focus();
       find("list").select();
       const copied = document.execCommand("copy");
-      find("done").textContent = copied ? `${listed.size} lines copied` : "Press Ctrl+C to copy what is selected";
+      find("done").textContent = copied ? `${listed.size} lines copied` : "Press Ctrl+C to copy the selected text";
     }
   }
 
@@ -54,7 +54,7 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
 
-  // The loop
+  // Lasso
 
   function inside(x, y) {
     let within = false;
@@ -112,7 +112,7 @@
     match(text ? new Set(hits) : null);
   }
 
-  // Mouse and fingers
+  // Mouse and touch
 
   map.addEventListener("pointerdown", (event) => {
     if (event.button) return;
@@ -185,7 +185,7 @@
       "-": () => zoom(Math.SQRT1_2, ...around), 0: fit, Home: fit, l: () => setLooping(!looping),
       Enter: () => {
         if (chosen() < 0) return;
-        if (listed.delete(chosen())) showList("taken off the list");
+        if (listed.delete(chosen())) showList("removed from the list");
         else take([chosen()]);
       },
       Escape: () => {

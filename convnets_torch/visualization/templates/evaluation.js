@@ -1,4 +1,4 @@
-// Sorts the table of classes by the column whose heading is pressed, and hides the rows without the text looked for.
+// Sorts the table of classes when a column heading is clicked, and filters its rows by text.
 "use strict";
 (() => {
   const table = document.querySelector(".classes");
@@ -17,7 +17,7 @@
   function sort(column) {
     const heading = headings[column], numeric = heading.classList.contains("number");
     const old = heading.getAttribute("aria-sort");
-    const down = old ? old === "ascending" : numeric; // numbers begin with the largest
+    const down = old ? old === "ascending" : numeric; // numbers start with the largest
     const sign = down ? -1 : 1;
     const order = rows.map((row, place) => [value(row, column), place]);
     order.sort(([a, i], [b, j]) => sign * (numeric ? a - b : words.compare(a, b)) || i - j);

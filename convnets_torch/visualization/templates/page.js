@@ -1,5 +1,5 @@
-// Draws one map over the picture, says what the cell at the pointer is, and lists the regions above a threshold.
-// All places are pixels of the original picture. Words come from files: they are set as text, never as markup.
+// Draws a map over the picture, describes the cell at the pointer, and lists the regions above a threshold.
+// All positions are in pixels of the original picture. Names come from files: they are set as text, never as markup.
 "use strict";
 (() => {
   const data = JSON.parse(find("data").textContent);
@@ -10,7 +10,7 @@
   const layers = data.layers.map((layer) => ({
     ...layer, values: numbers(layer.values, Float32Array), ramp: numbers(layer.ramp, Uint8Array),
   }));
-  const MOST_LISTED = 100, MOST_PAINTED = 1.5e6; // regions; pixels of the overlay, which is smooth
+  const MOST_LISTED = 100, MOST_PAINTED = 1.5e6; // regions; pixels of the overlay, which the browser enlarges
   const stage = find("stage"), heat = find("heat");
   let layer, row = 0, column = 0, regions = [];
 
@@ -20,8 +20,8 @@
     return new Type(Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0)).buffer);
   }
 
-  // One direction of the picture: the cells' boxes along it, their centres, and between those the cells' borders; the
-  // outermost cells end as far from their centre on both sides.
+  // One axis of the picture: the cells' boxes, centres and borders. Borders lie halfway between centres; the outermost
+  // cells are symmetric about their centres.
   function axis({ windows, fields }, extent) {
     const centres = windows.map(([first, end]) => (first + end) / 2);
     const cuts = centres.slice(1).map((centre, i) => (centres[i] + centre) / 2);
@@ -36,7 +36,7 @@
     return best;
   }
 
-  // For each of `count` pixels: the cell before it, the next one, how far it is between them, and how it fades.
+  // For each of `count` pixels: the cells before and after it, its position between them, 0 to 1, and its opacity.
   function between({ windows, centres, extent }, count) {
     const last = centres.length - 1;
     const half = (cell) => (windows[cell][1] - windows[cell][0]) / 2;
@@ -74,9 +74,9 @@
     heat.getContext("2d").putImageData(image, 0, 0);
   }
 
-  // Cells above the threshold that touch, also at corners, the highest score first.
+  // Connected regions of cells above the threshold, including at corners, highest score first.
   function components() {
-    const { values } = layer, threshold = Math.fround(layer.threshold); // as NumPy compares float32
+    const { values } = layer, threshold = Math.fround(layer.threshold); // compares in float32, as NumPy does
     const seen = new Uint8Array(values.length), found = [];
     for (let start = 0; start < values.length; start++) {
       if (seen[start] || !(values[start] > threshold)) continue;
@@ -108,7 +108,7 @@
     return found.sort((one, other) => values[other.peak] - values[one.peak]);
   }
 
-  // The lines between cells above the threshold and the others, as a path.
+  // SVG path of the borders between cells above the threshold and the others.
   function contour() {
     const threshold = Math.fround(layer.threshold), high = rows.centres.length;
     const above = (r, c) => r >= 0 && r < high && c >= 0 && c < width && layer.values[r * width + c] > threshold;
