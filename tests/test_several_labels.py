@@ -402,7 +402,7 @@ def test_a_network_of_several_labels_judges_pictures_of_one(tuned, pictures, tmp
     table = write(tmp_path / "one.csv", joined("|", [0, 1, 3, 6, 7, 9]), "path", "label")
     truth = find_truth(network.card, pictures, truth=table, partial=True)
     assert truth.labels.sum(1).tolist() == [1] * 6
-    assert any("each picture has one label; the network, which learnt several" in remark for remark in truth.remarks)
+    assert any("each picture has one label, but the network is multi-label" in remark for remark in truth.remarks)
     single = replace(network.card, unknown={})  # a network with sigmoids that learnt one label a picture
     assert find_truth(single, pictures, truth=table, partial=True).labels.tolist() == [0, 1, 2, 0, 1, 2]
 
