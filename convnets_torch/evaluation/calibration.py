@@ -205,7 +205,7 @@ class Calibration:
             "confidence": self.confidence,
             "temperature": self.temperature,
             "bins": [
-                {"pictures": count, "confidence": _known(confidence), "accuracy": _known(accuracy)}
+                {"pictures": count, "confidence": _or_none(confidence), "accuracy": _or_none(accuracy)}
                 for count, confidence, accuracy in zip(
                     self.counts.tolist(), self.confidences.tolist(), self.accuracies.tolist(), strict=True
                 )
@@ -243,11 +243,7 @@ class Recalibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {
-            "temperature": self.temperature.to_dict(),
-            "before": self.before.to_dict(),
-            "after": self.after.to_dict(),
-        }
+        return {name: each.to_dict() for name, each in vars(self).items()}
 
 
 def calibrate(
@@ -330,7 +326,6 @@ def fit_temperature(
     4.0
     """
     check_probable(activation)
-
     count = len(labels) if rows is None else len(rows)
     with torch.inference_mode(False), torch.enable_grad():
         log = torch.zeros((), dtype=torch.float64, requires_grad=True)  # of the temperature
@@ -396,5 +391,5 @@ def _loss(values: NDArray[np.float64], truths: NDArray[np.int64], inverse: Tenso
     return F.cross_entropy(outputs * inverse, places, reduction="sum")
 
 
-def _known(value: float) -> float | None:
+def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else value

@@ -51,10 +51,10 @@ def draw_confusions(
     order = [class_id for class_id in every if used[class_id]]
     if not every_name and not card.classes > WITH_NAMES >= len(order):
         order = list(every)
-    return draw_counts(*_confused(counts, card, order), groups, every_name=every_name, ax=ax)
+    return draw_counts(*_confusion_of(counts, card, order), groups, every_name=every_name, ax=ax)
 
 
-def _confused(
+def _confusion_of(
     counts: NDArray[np.integer[Any]], card: Card, order: list[int]
 ) -> tuple[NDArray[np.integer[Any]], list[str], tuple[str, str]]:
     """Counts and names of the classes in `order`, and the title lines."""
@@ -134,7 +134,7 @@ def small_pictures(
         max_pixels, depth, background: as for `read_picture`.
     """
     reading = Reading(exif, max_pixels, True, depth, background, least=(SIDE, SIDE))
-    return {str(path): _small(path, reading) for path in dict.fromkeys(paths)}
+    return {str(path): _thumbnail(path, reading) for path in dict.fromkeys(paths)}
 
 
 def squared(picture: Image.Image) -> Image.Image:
@@ -153,16 +153,16 @@ def chance(probability: float) -> str:
     return f"{probability:.3f}" if probability >= 0.0005 else f"{probability:.0e}" if probability else "0"
 
 
-def _small(path: str | os.PathLike[str], reading: Reading) -> Image.Image:
+def _thumbnail(path: str | os.PathLike[str], reading: Reading) -> Image.Image:
     try:
         image = open_upright(path, reading).image
         small = reduced(image, SIDE, Image.Resampling.BILINEAR).convert("RGB")
         return ImageOps.contain(small, (SIDE, SIDE), Image.Resampling.BILINEAR)  # enlarges tiny pictures too
     except (OSError, ValueError) as error:
-        return _sentence(str(error) if Path(path).exists() else f"{Path(path).name} no longer exists")
+        return _message_tile(str(error) if Path(path).exists() else f"{Path(path).name} no longer exists")
 
 
-def _sentence(words: str) -> Image.Image:
+def _message_tile(words: str) -> Image.Image:
     """A grey square with wrapped text."""
     square, font = Image.new("RGB", (SIDE, SIDE), MISSING), Letters(15)
     draw = Pen(square)

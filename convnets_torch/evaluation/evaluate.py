@@ -548,7 +548,7 @@ def evaluate(
     with contextlib.closing(outputs):
         reading = Reading(True, max_pixels, allow_truncated, depth, background)
         rows = predicted(ready, truth.paths[first:], reading, batch=batch, workers=workers, exact=exact, views=crops)
-        with contextlib.closing(rows), _Part(outputs, card.activation, together(batch, crops)) as part:
+        with contextlib.closing(rows), _RowBuffer(outputs, card.activation, together(batch, crops)) as part:
             for row in rows:
                 part.add(row)
                 if progress is not None:
@@ -594,7 +594,7 @@ def evaluate(
     )
 
 
-class _Part:
+class _RowBuffer:
     """Buffered rows; flushed at batch boundaries."""
 
     def __init__(self, outputs: OutputFile, activation: Activation, size: int) -> None:
@@ -607,7 +607,7 @@ class _Part:
         self._members = self._good = 0  # pictures, and readable ones, of the current batch
         self._written = time.monotonic()
 
-    def __enter__(self) -> _Part:
+    def __enter__(self) -> _RowBuffer:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:

@@ -90,7 +90,9 @@ def find_truth(
     if card.classes < 2:
         raise ValueError(f"the network has {card.classes} classes, but an evaluation needs at least 2")
     table = None if id_table is None else read_id_table(Path(id_table))
-    found, told = _judged(find_labelled(folder, truth, columns=columns, partial=partial, exclude=exclude, several=True))
+    found, told = _evaluation_split(
+        find_labelled(folder, truth, columns=columns, partial=partial, exclude=exclude, several=True)
+    )
     of_folders = found.where.is_dir()
     if not found.paths:
         raise ValueError(f"{folder}: none of {len(found.empty)} sub-folders holds a picture; fill them")
@@ -123,7 +125,7 @@ def find_truth(
     return GroundTruth(place, found.paths, truths, (*found.remarks, *told, *remarks, *_missing(card, numbers)))
 
 
-def _judged(found: LabelledPictures) -> tuple[LabelledPictures, list[str]]:
+def _evaluation_split(found: LabelledPictures) -> tuple[LabelledPictures, list[str]]:
     """Select the `test` pictures, or else `val`, if there is a split, with a remark about it."""
     sides = Counter(found.sides)
     if None in sides or not sides:

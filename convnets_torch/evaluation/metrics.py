@@ -206,7 +206,7 @@ def measure_classes(
     taken = np.bincount(given, minlength=classes)
     right = np.bincount(labels[labels == given], minlength=classes)
     present = np.flatnonzero(pictures)
-    areas = _areas(logits, labels, present, activation)
+    areas = _aucs(logits, labels, present, activation)
     return tuple(
         ClassMetrics(
             class_id,
@@ -235,7 +235,7 @@ def class_means(found: Sequence[ClassMetrics]) -> dict[str, dict[str, float | No
     return means
 
 
-def _areas(
+def _aucs(
     logits: NDArray[np.floating[Any]],
     labels: NDArray[np.integer[Any]],
     present: NDArray[np.int64],
@@ -428,7 +428,7 @@ def find_mistakes(
             class_name(card, answer),
             float(np.exp(log_sure[place])),
             float(np.exp(log_truth[place])),
-            *_common(tree, truth, answer),
+            *_common_ancestor(tree, truth, answer),
         )
 
     order = np.lexsort((row, log_truth))
@@ -476,13 +476,13 @@ def most_confused_pairs(counts: NDArray[np.integer[Any]], card: Card, *, most: i
             class_wnid(card, answer),
             int(counts[truth, answer]),
             float(counts[truth, answer] / counts[truth].sum()),
-            *_common(tree, truth, answer),
+            *_common_ancestor(tree, truth, answer),
         )
         for truth, answer in zip(truths[order].tolist(), given[order].tolist(), strict=True)
     )
 
 
-def _common(tree: Distances | None, truth: int, given: int) -> tuple[str | None, int | None]:
+def _common_ancestor(tree: Distances | None, truth: int, given: int) -> tuple[str | None, int | None]:
     if tree is None:
         return None, None
     return tree.ancestor(truth, given).words[0], int(tree.steps[truth, given])

@@ -440,7 +440,7 @@ def _facts(judged: Judged, weights: str) -> list[tuple[str, str]]:
         ("Weights", weights),
         ("Converted from", made),
         ("Network", f"{card.network}, {card.classes} classes, {card.activation}"),
-        ("Preprocessing", _rule(card.preprocessing)),
+        ("Preprocessing", _preprocessing_words(card.preprocessing)),
         ("Crops", {"center": "the centre", "flip": "the centre and its mirror image", "ten": "ten"}[found.crops]),
         ("Folder", str(found.folder)),
         ("Pictures", str(len(found.labels))),
@@ -456,7 +456,7 @@ def _facts(judged: Judged, weights: str) -> list[tuple[str, str]]:
     return [fact for fact in facts if fact[1]] + [("Remark", remark) for remark in remarks]
 
 
-def _rule(rule: Preprocessing) -> str:
+def _preprocessing_words(rule: Preprocessing) -> str:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (rule.mean, rule.std))
     return (
         f"{rule.name}: {rule.resize_rule} to {rule.resize} pixels ({rule.interpolation}), centre {rule.size} pixels,"
@@ -550,7 +550,7 @@ def save_predictions(found: Evaluation, path: str | os.PathLike[str], *, probabi
     """
     path = Path(path)
     check_predictions(path)
-    header, rows = _header(found, probabilities), _parts(found, probabilities)
+    header, rows = _header(found, probabilities), _column_chunks(found, probabilities)
     if path.suffix.lower() == ".csv":
         _save_csv(path, header, (row for part in rows for row in zip(*map(_cells, part), strict=True)))
         return
@@ -561,7 +561,7 @@ def save_predictions(found: Evaluation, path: str | os.PathLike[str], *, probabi
     schema = pa.schema([(name, kinds.get(name, pa.float32())) for name in map(_utf8, header)])
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in rows:
-            arrays = [pa.array(_exact(column), kind.type) for column, kind in zip(part, schema, strict=True)]
+            arrays = [pa.array(_for_parquet(column), kind.type) for column, kind in zip(part, schema, strict=True)]
             writer.write_table(pa.table(arrays, schema=schema))
 
 
@@ -594,7 +594,7 @@ def _header(found: Evaluation, probabilities: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def _parts(found: Evaluation, probabilities: bool) -> Iterator[list[Any]]:
+def _column_chunks(found: Evaluation, probabilities: bool) -> Iterator[list[Any]]:
     """Yield the columns of `_header` for chunks of pictures: lists of texts or None, and arrays of numbers."""
     card, tree, learnt = found.card, distances_of(found.card), found.learnt
     names = [class_name(card, number) for number in range(card.classes)]
@@ -640,7 +640,7 @@ def _save_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
         table.writerows(rows)
 
 
-def _exact(column: Any) -> Any:
+def _for_parquet(column: Any) -> Any:
     """Convert a column for Parquet."""
     return column if isinstance(column, np.ndarray) else [text if text is None else _utf8(text) for text in column]
 

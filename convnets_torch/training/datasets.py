@@ -131,24 +131,24 @@ def find_dataset(
     if tested := len(found.paths) - len(kept.paths):
         remarks.append(f"{found.where}: left out {tested} pictures of test")
     if kept.several is not None:
-        return _several(kept, val_share, seed, remarks)
+        return _multi_label(kept, val_share, seed, remarks)
     check_once(kept.by_class())
     train, val, split = kept.of("train", None).by_class(), kept.of("val").by_class(), kept.split
-    _check_learnt(found.where, train, val)
+    _check_in_train(found.where, train, val)
     if not val:
-        train, val = _split(train, val_share, seed)
+        train, val = _split_classes(train, val_share, seed)
         split = f"{100 * val_share:g} % of each class, seed {seed}"
     if not val:
         raise ValueError(
             f"{found.where}: every class has only one picture, or copies of one, so none is left for validation; add"
             " some"
         )
-    remarks += _unjudged(found.where, train, val)
+    remarks += _missing_in_val(found.where, train, val)
     classes = tuple(sorted(train))
-    return Dataset(classes, _listed(classes, train), _listed(classes, val), split, tuple(remarks))
+    return Dataset(classes, _as_labelled(classes, train), _as_labelled(classes, val), split, tuple(remarks))
 
 
-def _check_learnt(where: Path, train: Collection[str], val: Collection[str]) -> None:
+def _check_in_train(where: Path, train: Collection[str], val: Collection[str]) -> None:
     if alone := sorted(set(val) - set(train)):
         raise ValueError(
             f"{where}: {len(alone)} classes are in val and not in train ({few(alone)}), so they cannot be learnt;"
@@ -156,7 +156,7 @@ def _check_learnt(where: Path, train: Collection[str], val: Collection[str]) -> 
         )
 
 
-def _unjudged(where: Path, train: Collection[str], val: Collection[str]) -> list[str]:
+def _missing_in_val(where: Path, train: Collection[str], val: Collection[str]) -> list[str]:
     """A remark on classes without validation pictures."""
     missing = sorted(set(train) - set(val))
     if not missing:
@@ -167,18 +167,18 @@ def _unjudged(where: Path, train: Collection[str], val: Collection[str]) -> list
     ]
 
 
-def _several(found: LabelledPictures, val_share: float, seed: int, remarks: Sequence[str]) -> Dataset:
+def _multi_label(found: LabelledPictures, val_share: float, seed: int, remarks: Sequence[str]) -> Dataset:
     """The dataset of multi-label pictures."""
     if words := in_several(found.by_class()):
         raise ValueError(f"{words}; give them the same labels, or exclude them (--exclude, exclude in Python)")
     every = dict(zip(found.paths, found.every, strict=True))
     val, split = set(found.of("val").paths), found.split
     if not val:
-        val = _divided(every, val_share, seed)
+        val = _split_labels(every, val_share, seed)
         split = f"{100 * val_share:g} % of each label, seed {seed}"
     train = every.keys() - val
     learnt, judged = ({label for path in side for label in every[path]} for side in (train, val))
-    _check_learnt(found.where, learnt, judged)
+    _check_in_train(found.where, learnt, judged)
     if not judged:
         raise ValueError(f"{found.where}: no validation picture has a label; add pictures with labels")
     classes = tuple(sorted(learnt))
@@ -189,11 +189,11 @@ def _several(found: LabelledPictures, val_share: float, seed: int, remarks: Sequ
     def listed(side: Iterable[Path]) -> Labelled:
         return tuple((path, number) for number, path in sorted((numbers[sets[path]], path) for path in side))
 
-    told = (*remarks, *_unjudged(found.where, learnt, judged))
+    told = (*remarks, *_missing_in_val(found.where, learnt, judged))
     return Dataset(classes, listed(train), listed(val), split, told, tuple(numbers))
 
 
-def _divided(every: Mapping[Path, tuple[str, ...]], val_share: float, seed: int) -> set[Path]:
+def _split_labels(every: Mapping[Path, tuple[str, ...]], val_share: float, seed: int) -> set[Path]:
     """Choose validation pictures by content rank: a share of each label, rarest first, then of unlabelled pictures.
 
     At least one picture with each label remains for training.
@@ -231,11 +231,11 @@ def check_batch(dataset: Dataset, batch: int) -> None:
         )
 
 
-def _listed(classes: tuple[str, ...], found: Mapping[str, Iterable[Path]]) -> Labelled:
+def _as_labelled(classes: tuple[str, ...], found: Mapping[str, Iterable[Path]]) -> Labelled:
     return tuple((path, label) for label, name in enumerate(classes) for path in sorted(found.get(name, ())))
 
 
-def _split(
+def _split_classes(
     found: Mapping[str, list[Path]], val_share: float, seed: int
 ) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     """Split each class into training and validation by content rank; a single picture is for training."""

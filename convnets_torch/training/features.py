@@ -86,7 +86,7 @@ def cached_features(
     names = {path: dataset.shown_as(label, no_flip) for path, label in (*dataset.val, *dataset.train)}
     paths = list(names)
     mine = [paths[place] for place in group.share(range(len(paths)))]
-    found = _Found(*([] for _ in range(3)))
+    found = _Collected(*([] for _ in range(3)))
     whole = embed_kept(network, mine, cache=cache, progress=progress, reading=reading)
     views = [found.add(whole, mine)]
     learnt = {path for path, _ in dataset.train}
@@ -96,19 +96,19 @@ def cached_features(
             some = [path for path in mine if path in learnt and (names[path] in no_flip) is still]
             made = {"view": str(number), "augmentation": json.dumps(settings.augmentation.to_dict())}
             made |= {"seed": str(settings.seed), "still": str(still)}
-            compute = _Viewer(settings, number, names, reading or {})
+            compute = _ViewEmbedder(settings, number, names, reading or {})
             views[-1] |= found.add(
                 embed_kept(network, some, cache=cache, progress=progress, reading=reading, compute=compute, made=made),
                 some,
             )
     device = next(network.parameters()).device
-    rows = _gathered(paths, mine, whole.digests, views, learnt, group, device)
+    rows = _exchanged(paths, mine, whole.digests, views, learnt, group, device)
     train, val = (_side(rows, dataset, some, name) for name, some in (("train", dataset.train), ("val", dataset.val)))
     return found.of_all(group, device, train, val)
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Collected:
     """Errors, counts and remarks collected over several views."""
 
     failed: list[tuple[Path, Exception]]
@@ -136,7 +136,7 @@ class _Found:
 
 
 @dataclass(frozen=True)
-class _Viewer:
+class _ViewEmbedder:
     """Computes the vectors of one augmented view of pictures."""
 
     settings: Settings
@@ -173,7 +173,7 @@ class _Viewer:
 Row = tuple[str, Tensor]  # sha256 of a picture's content, and its vectors (views, values)
 
 
-def _gathered(
+def _exchanged(
     paths: Sequence[Path],
     mine: Sequence[Path],
     digests: Mapping[Path, str],

@@ -214,7 +214,7 @@ def finetune(
         )
     device = next(network.parameters()).device
     with joined(device) as group, deterministic(device):
-        features = cached_features(network, dataset, settings, group, cache, _stoppable(watch), reading)
+        features = cached_features(network, dataset, settings, group, cache, _feature_callback(watch), reading)
         _check_usable(features, settings.batch)
         leaks = _leaks(features, leak_threshold)
         if watch.found is not None:
@@ -231,7 +231,7 @@ def finetune(
         progress = Progress()
         if checkpoint.exists():
             most = ARRAYS * sum(values.numel() * values.element_size() for values in empty.parameters()) + FURTHER
-            arrays, progress = _begun(checkpoint, identity, settings, most)
+            arrays, progress = _read_checkpoint(checkpoint, identity, settings, most)
         if len(set(group.texts(json.dumps(progress.to_dict()), device))) > 1:
             raise ValueError(
                 f"the processes do not all find the same {checkpoint}; name an output in a folder that all share"
@@ -336,7 +336,7 @@ def _first_stage(
     return keeper.group.from_first(weight), keeper.group.from_first(bias)
 
 
-def _begun(
+def _read_checkpoint(
     checkpoint: Path, identity: dict[str, Any], settings: Settings, most: int
 ) -> tuple[dict[str, Tensor], Progress]:
     """Read a checkpoint of at most `most` bytes; raise ValueError if it is of another training."""
@@ -357,7 +357,7 @@ def _begun(
     return arrays, progress
 
 
-def _stoppable(watch: Watch) -> Callable[[int, int], None]:
+def _feature_callback(watch: Watch) -> Callable[[int, int], None]:
     """Return a callback that reports progress and stops on request; finished vectors are cached.
 
     It stops only between batches, because the last bits of a vector depend on the batch size.

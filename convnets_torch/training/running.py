@@ -193,7 +193,7 @@ class Keeper:
         Raises:
             ValueError: the checkpoint does not fit this stage.
         """
-        now, best, moments = (_under(kind, arrays) for kind in ("now.", "best.", "optimizer."))
+        now, best, moments = (_with_prefix(kind, arrays) for kind in ("now.", "best.", "optimizer."))
         parameters = dict(zip(stage.names, stage.parameters, strict=True))
         kept = progress.history and best_epoch(progress.history).stage == stage.number and not self._is_best(progress)
         try:
@@ -216,7 +216,7 @@ class Keeper:
                 module.get_parameter(name).copy_(values)
 
 
-def _under(kind: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(kind: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(kind): values for name, values in arrays.items() if name.startswith(kind)}
 
 
@@ -259,10 +259,10 @@ def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Report
             if group.size > 1:
                 said = group.total(torch.tensor(said, dtype=torch.int32, device=step.total.device)).tolist()
             if said[BROKEN]:
-                _refuse(stage, progress, keeper, f"step {progress.step + 1} of {count}")
+                _raise_not_finite(stage, progress, keeper, f"step {progress.step + 1} of {count}")
             if said[STOP]:
                 progress.seconds = time.perf_counter() - began
-                progress.loss = _summed(progress.loss, stage, group)
+                progress.loss = _total_loss(progress.loss, stage, group)
                 keeper.save(stage, progress, more)
                 raise TrainingStopped(
                     f"stopped in epoch {progress.epoch}, after step {progress.step} of {count}; the checkpoint is"
@@ -278,14 +278,14 @@ def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Report
             progress.rows += step.rows
             if reports.steps is not None:
                 reports.steps(progress.step, count)
-    progress.loss = _summed(progress.loss, stage, group)
+    progress.loss = _total_loss(progress.loss, stage, group)
     val_loss, score = stage.judge()
     if group.size > 1:  # rounding may differ between machines, but all processes must take the same decisions
         device = stage.parameters[0].device
         figures = torch.tensor([val_loss, score], dtype=torch.float64, device=device)
         val_loss, score = group.from_first(figures).tolist()
     if not math.isfinite(val_loss):
-        _refuse(stage, progress, keeper, "the validation pictures")
+        _raise_not_finite(stage, progress, keeper, "the validation pictures")
     rate = stage.optimizer.param_groups[0]["lr"]
     seconds = time.perf_counter() - began
     train_loss = progress.loss / progress.rows
@@ -294,7 +294,7 @@ def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Report
     progress.step, progress.loss, progress.rows, progress.seconds = 0, 0.0, 0, 0.0
 
 
-def _summed(loss: float, stage: Stage, group: Group) -> float:
+def _total_loss(loss: float, stage: Stage, group: Group) -> float:
     """Sum the loss over all processes, if each has its own rows."""
     if group.size == 1 or not stage.shared:
         return loss
@@ -302,7 +302,7 @@ def _summed(loss: float, stage: Stage, group: Group) -> float:
     return float(group.total(torch.tensor(loss, dtype=torch.float64, device=device)))
 
 
-def _refuse(stage: Stage, progress: Progress, keeper: Keeper, place: str) -> None:
+def _raise_not_finite(stage: Stage, progress: Progress, keeper: Keeper, place: str) -> None:
     """Raise ValueError for a loss that is NaN or infinite."""
     rate = stage.rate
     option = "--head-rate" if stage.number == 1 else "--rate"

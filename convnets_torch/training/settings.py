@@ -218,14 +218,8 @@ class Settings:
         for name, words in known.items():
             if getattr(self, name) not in get_args(words):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; known: {', '.join(get_args(words))}")
-        for name, least in (
-            ("head_epochs", 1),
-            ("views", 1),
-            ("epochs", 0),
-            ("batch", 1),
-            ("patience", 0),
-            ("seed", 0),
-        ):
+        limits = {"head_epochs": 1, "views": 1, "epochs": 0, "batch": 1, "patience": 0, "seed": 0}
+        for name, least in limits.items():
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} is {value!r}; give an integer, {least} or more")
