@@ -121,7 +121,7 @@ def test_what_makes_no_sheet_is_refused(command, photographs_of_two, tmp_path):
         assert (found, out) == (code, "")
         assert said in " ".join(error.replace("│", " ").split())
     assert not sheet.exists()
-    with pytest.raises(ValueError, match="1 pictures and 3 views make no sheet"):
+    with pytest.raises(ValueError, match="1 pictures and 3 views are too few for a sheet"):
         view_sheet([Photo(Image.new("RGB", (9, 9)), "one")], RULE, Augmentation(), views=3, mixing=("mixup", 1.0))
 
 

@@ -184,13 +184,13 @@ def test_json_brings_an_augmentation_back():
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"rotation": 181}, "rotation 181; a number from 0 to 180 is wanted"),
+        ({"rotation": 181}, "rotation 181; give a number from 0 to 180"),
         ({"flip": -0.1}, "flip -0.1"),
         ({"flip": True}, "flip True"),
-        ({"scale": float("nan")}, "scale nan; a number from 1 to 4"),
+        ({"scale": float("nan")}, "scale nan; give a number from 1 to 4"),
         ({"blur": "much"}, "blur 'much'"),
-        ({"randaugment": 9.0}, "randaugment 9.0; a whole number from 0 to 30"),
-        ({"no_flip": "bd"}, "no_flip 'bd'; a tuple of class names"),
+        ({"randaugment": 9.0}, "randaugment 9.0; give a whole number from 0 to 30"),
+        ({"no_flip": "bd"}, "no_flip 'bd'; give a tuple of class names"),
         ({"mirror": 1}, "augmentation has no mirror; known"),
     ],
 )
@@ -202,11 +202,11 @@ def test_what_cannot_be_is_refused(switches, message):
 def test_unknown_strengths_classes_modes_and_keys_are_refused():
     with pytest.raises(ValueError, match="unknown augmentation 'heavy'; known: none, light, medium, strong"):
         augmentation("heavy")
-    with pytest.raises(ValueError, match="no_flip names 'q', none of the classes \\(b, d\\)"):
+    with pytest.raises(ValueError, match="no_flip names 'q', not among the classes \\(b, d\\)"):
         augmentation("light", no_flip=("b", "q")).check_classes(["b", "d"])
     with pytest.raises(ValueError, match="mode L; convert it to RGB"):
         view(STREET.convert("L"), RULES["bicubic"], AUGMENTATIONS["none"], (0,))
-    with pytest.raises(ValueError, match=r"the key is \(0, -1\); give whole numbers from 0"):
+    with pytest.raises(ValueError, match=r"the key is \(0, -1\); give non-negative integers"):
         view(STREET, RULES["bicubic"], AUGMENTATIONS["none"], (0, -1))
 
 

@@ -93,7 +93,7 @@ def test_where_no_temperature_is_the_best_that_is_said():
     logits = np.eye(4)[[0, 1, 2, 3]]
     with pytest.raises(ValueError, match="no temperature is the best for 4 pictures: the lower, the better"):
         fit_temperature(logits, np.arange(4))
-    with pytest.raises(ValueError, match="the higher, the better, since outputs say nothing"):
+    with pytest.raises(ValueError, match="the higher, the better, because outputs do not predict"):
         fit_temperature(logits, np.array([1, 2, 3, 0]))
     with pytest.raises(ValueError, match="the higher, the better"):
         fit_temperature(np.tile([0.0, 1.0, 0.0], (4, 1)), np.array([0, 2, 0, 2]))
@@ -106,7 +106,7 @@ def test_answers_that_are_all_right_have_no_best_temperature(classes, scale):
     random = np.random.default_rng(0)
     labels = random.integers(classes, size=400)
     logits = scale * (random.uniform(0, 1, size=(400, classes)) + 2 * np.eye(classes)[labels])
-    with pytest.raises(ValueError, match="the lower, the better, since nearly none is wrong"):
+    with pytest.raises(ValueError, match="the lower, the better, because nearly all predictions are right"):
         fit_temperature(logits, labels)
 
 
@@ -205,13 +205,13 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence():
         calibrate(np.array([[0, 1], [0, np.nan]]), np.array([0, 1]))
     with pytest.raises(ValueError, match="no pictures"):
         calibrate(np.zeros((0, 2)), np.zeros(0, np.int64))
-    with pytest.raises(ValueError, match="1 columns, which leave no class"):
+    with pytest.raises(ValueError, match="1 columns, but at least 2 classes"):
         fit_temperature(np.zeros((2, 1)), np.array([0, 0]))
     with pytest.raises(ValueError, match=r"activation none"):
         fit_temperature(two, np.array([0, 1]), "none")
     with pytest.raises(ValueError, match="temperature is 0"):
         calibrate(two, np.array([0, 1]), temperature=0)
-    with pytest.raises(ValueError, match="0 bins"):
+    with pytest.raises(ValueError, match="bins must be 1 or more, got 0"):
         calibrate(two, np.array([0, 1]), bins=0)
-    with pytest.raises(ValueError, match="1 pictures have no two halves"):
+    with pytest.raises(ValueError, match="1 pictures cannot be split into two halves"):
         recalibrate(two[:1], np.array([0]))

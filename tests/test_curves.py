@@ -91,9 +91,9 @@ def test_the_border_of_the_stages_stands_between_their_epochs():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_no_number_is_not_drawn(value):
-    with pytest.raises(ValueError, match=f"epoch 3 has a val_loss of {value}; draw the epochs before it"):
+    with pytest.raises(ValueError, match=f"epoch 3 has a val_loss of {value}; plot the epochs before it"):
         draw_history([*history(2), EpochRow(1, 3, 1.0, value, 0.5, 0.1, 1)])
-    with pytest.raises(ValueError, match="no finished epoch to draw"):
+    with pytest.raises(ValueError, match="no finished epoch to plot"):
         draw_history([])
 
 

@@ -172,7 +172,7 @@ def test_a_table_may_say_the_sides(tmp_path, encoding):
         ("path,label,split\na.png,x,train\na.png,x,val\n", r"the same file, .*\(x train and x val\)"),
         ('path,label\n"a.png,x\n', "cannot be read as CSV .*a quote that is not closed"),
         ("path,label\na.png,x\nb.png,x\n", r"one class alone \(x\)"),
-        ("path,label\na.png,x\nb.png,y\n", "every class has one picture alone, or copies of one, so none is left to"),
+        ("path,label\na.png,x\nb.png,y\n", "every class has only one picture, or copies of one, so none is left for"),
         ("path,label,split\na.png,x,train\nb.png,y,val\n", r"1 classes are in val and not in train \(y\)"),
     ],
 )  # fmt: skip
@@ -213,8 +213,7 @@ def test_classes_on_one_side_alone_are_named(tmp_path):
     assert found.classes == ("a", "b", "c")
     assert Counter(label for _, label in found.val) == {0: 2}
     assert found.remarks == (
-        f"{tmp_path}: 2 classes have no validation pictures (b, c); they are learnt all the same, and no figure says"
-        " how well",
+        f"{tmp_path}: 2 classes have no validation pictures (b, c); they are trained, but not evaluated",
     )
 
 
@@ -290,8 +289,7 @@ def test_folders_that_cannot_be_learnt_from_are_refused(pets, tmp_path):
     assert Counter(found.classes[label] for _, label in found.train)["ants"] == 2
     assert "ants" not in {found.classes[label] for _, label in found.val}
     assert found.remarks == (
-        f"{pets}: 1 classes have no validation pictures (ants); they are learnt all the same, and no figure says how"
-        " well",
+        f"{pets}: 1 classes have no validation pictures (ants); they are trained, but not evaluated",
     )
     (pets / "bees").mkdir()
     with pytest.raises(ValueError, match=r"1 of 5 sub-folders hold no pictures \(bees\)"):

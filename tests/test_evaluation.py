@@ -299,7 +299,7 @@ def test_what_cannot_be_evaluated_is_refused(network, pictures, tmp_path):
     truth = find_truth(network.card, pictures / "classes")
     with pytest.raises(ValueError, match="unknown crops 'five'; known: center, flip, ten"):
         evaluate(network, truth, crops="five")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="a batch of 0 is none"):
+    with pytest.raises(ValueError, match="batch must be a positive integer or 'auto', got 0"):
         evaluate(network, truth, batch=0)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.png").write_text("no picture")

@@ -276,10 +276,10 @@ def test_pictures_that_cannot_be_read_are_told_and_left_out(dataset, vectors, tm
     assert list(result.failed) == [broken]
     assert load(output).card.unknown["finetuning"]["data"]["train"] == len(dataset.train)
     only = replace(dataset, train=((broken, 0), *(row for row in dataset.train if row[1])))
-    with pytest.raises(ValueError, match=r"1 classes have no picture in train that could be used \(ant\)"):
+    with pytest.raises(ValueError, match=r"1 classes have no usable picture in train \(ant\)"):
         finetune(small_resnet(), only, output, replace(QUICK, batch=4), cache=vectors, allow_leaks=True)
     none = replace(dataset, val=((broken, 0),))
-    with pytest.raises(ValueError, match=r"3 classes have no picture in val that could be used \(ant, bee, cat\)"):
+    with pytest.raises(ValueError, match=r"3 classes have no usable picture in val \(ant, bee, cat\)"):
         finetune(small_resnet(), none, output, QUICK, cache=vectors, allow_leaks=True)
 
 
@@ -307,22 +307,22 @@ def test_what_cannot_be_trained_is_refused_before_any_work(dataset, vectors, tmp
             finetune(network or small_resnet(), dataset, output, settings, cache=vectors, **options)
 
     tried("fewer than a batch of 64; lower the batch to 24", settings=replace(QUICK, batch=64))
-    tried("'dog', none of the classes", settings=replace(QUICK, augmentation=augmentation("light", no_flip=("dog",))))
+    tried("'dog', not among the classes", settings=replace(QUICK, augmentation=augmentation("light", no_flip=("dog",))))
     tried("does not exist; create it first", output=tmp_path / "none" / "mine.safetensors")
     tried("ResNet has no layer 'conv9'", settings=replace(QUICK, unfreeze="conv9"), allow_leaks=True)
     assert not list(tmp_path.iterdir())  # no checkpoint either
     for wrong, match in (
         ({"rate": 0}, "rate is 0; give a number above 0"),
         ({"momentum": 1}, "momentum is 1; give a number 0 or more, below 1"),
-        ({"batch": 0}, "batch is 0; give a whole number, 1 or more"),
+        ({"batch": 0}, "batch is 0; give an integer, 1 or more"),
         ({"optimizer": "lion"}, "optimizer is 'lion'; known: sgd, adamw"),
-        ({"mixing": "mixup", "activation": "sigmoid"}, "mixing needs classes that exclude each other"),
+        ({"mixing": "mixup", "activation": "sigmoid"}, "mixing needs mutually exclusive classes"),
     ):
         with pytest.raises(ValueError, match=match):
             replace(QUICK, **wrong)
     (tmp_path / "mine.checkpoint.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{              }")
-    tried("is the checkpoint of a training that did not end; go on with --resume, or remove it")
-    with pytest.raises(ValueError, match="is no checkpoint of a training"):
+    tried("is the checkpoint of an unfinished training; continue it with --resume, or remove it")
+    with pytest.raises(ValueError, match="is not a training checkpoint"):
         read_checkpoint(tmp_path / "mine.checkpoint.safetensors")
 
 

@@ -66,7 +66,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_file(dataset, vectors, 
         seen.append(None)
         return len(seen) > steps
 
-    with pytest.raises(TrainingStopped, match=r"and all of it is in .*mine\.checkpoint\.safetensors; .* --resume"):
+    with pytest.raises(TrainingStopped, match=r"the checkpoint is .*mine\.checkpoint\.safetensors, .* --resume"):
         train(dataset, vectors, output, watch=Watch(reports=Reports(stop=stop)))
     assert not output.exists()
     result = train(dataset, vectors, output, resume=True)
@@ -77,7 +77,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_file(dataset, vectors, 
 
 def test_features_that_were_stopped_are_kept(dataset, unbroken, tmp_path):
     output, cache, found = tmp_path / "mine.safetensors", tmp_path / "cache", []
-    with pytest.raises(TrainingStopped, match="stopped at the features of 16 of 30 pictures, which are kept; give"):
+    with pytest.raises(TrainingStopped, match="stopped after the features of 16 of 30 pictures, which are cached; run"):
         train(dataset, cache, output, watch=Watch(reports=Reports(stop=lambda: True)))
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     train(dataset, cache, output, watch=Watch(found=lambda features, leaks: found.append(features.computed)))
@@ -125,7 +125,7 @@ def test_a_checkpoint_is_safetensors_and_belongs_to_one_training(dataset, vector
         "{",
     ):
         save_file(arrays, checkpoint_of(output), {"training": text})
-        with pytest.raises(ValueError, match=r"was written by another version; remove it to begin anew"):
+        with pytest.raises(ValueError, match=r"was written by another version; remove it to start again"):
             train(dataset, vectors, output, resume=True)
 
 
@@ -134,7 +134,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_epoch(dataset, 
     wild = replace(SETTINGS, rate=1e30, epochs=2)
     match = (
         r"the loss is NaN or infinite in epoch 3, at step 2 of 3 \(stage 2, learning rate 1e\+30\); give a lower rate,"
-        r" such as --rate 1e\+29, and --resume to go on from epoch 2, kept in .*mine\.checkpoint\.safetensors"
+        r" such as --rate 1e\+29, and --resume to continue from epoch 2 in .*mine\.checkpoint\.safetensors"
     )
     with pytest.raises(ValueError, match=match):
         train(dataset, vectors, output, wild)
@@ -186,10 +186,10 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(dataset, cache, comman
         signal.signal(signal.SIGINT, before)
     assert code == 130
     assert "stopping after this step" in err
-    assert "give the same command with --resume to go on" in err.splitlines()[-1]
+    assert "run the same command with --resume to continue" in err.splitlines()[-1]
     code, out, err = command("finetune", weights, data, "-o", output, *options[:-4], 3, "--allow-leaks")
     assert (code, out) == (1, "")
-    assert "is the checkpoint of a training that did not end" in err
+    assert "is the checkpoint of an unfinished training" in err
 
 
 def test_fewer_epochs_end_a_stage_and_its_best_epoch_is_what_is_kept(dataset, vectors, tmp_path):

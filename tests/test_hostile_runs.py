@@ -566,7 +566,9 @@ def test_a_disk_that_is_full_loses_no_finished_outputs(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL_OF_OUTPUTS, tmp_path / "outputs"], cwd=ROOT, capture_output=True, text=True
     )
-    assert re.search(r"OSError: outputs cannot be written to .*outputs \(File too large\); make room", done.stderr)
+    assert re.search(
+        r"OSError: outputs cannot be written to .*outputs \(File too large\); free some space", done.stderr
+    )
     again = OutputFile(tmp_path / "outputs", {}, 60, 3)
     again.close()
     assert again.done == 30

@@ -171,11 +171,11 @@ def test_evaluate_judges_by_test_or_val(tmp_path):
         make(tmp_path, *(f"{side}/{name}/{side}{number}.png" for name in "ab" for number in range(2)))
     found = find_truth(card("a", "b"), tmp_path)
     assert {path.parts[-3] for path in found.paths} == {"test"}
-    assert found.remarks == (f"{tmp_path}: judged by the 4 pictures of test; left out 4 of train and 4 of val",)
+    assert found.remarks == (f"{tmp_path}: evaluated on the 4 pictures of test; left out 4 of train and 4 of val",)
     shutil.rmtree(tmp_path / "test")
     assert {path.parts[-3] for path in find_truth(card("a", "b"), tmp_path).paths} == {"val"}
     shutil.rmtree(tmp_path / "val")
-    with pytest.raises(ValueError, match="labelled pictures for training alone"):
+    with pytest.raises(ValueError, match="labelled pictures for training only"):
         find_truth(card("a", "b"), tmp_path)
     assert len(find_truth(card("a", "b"), tmp_path / "train").paths) == 4
 

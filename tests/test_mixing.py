@@ -125,7 +125,7 @@ def test_what_cannot_be_mixed_is_refused(batch):
         with pytest.raises(ValueError, match="alpha is above 0"):
             draw_mix(2, "mixup", alpha, (4, 4), generator)
     mix = Mix(torch.arange(4), 0.5)
-    with pytest.raises(ValueError, match="5 images, but a batch of 4 was drawn for"):
+    with pytest.raises(ValueError, match="5 images, but the mix is for a batch of 4"):
         mix.apply(images, targets)
     with pytest.raises(ValueError, match="give both or neither"):
         mix.apply(images, targets, images)

@@ -347,9 +347,9 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_file(tuned, dataset, ve
 
 
 def test_what_takes_classes_to_exclude_each_other_is_refused(dataset, vectors, tmp_path):
-    with pytest.raises(ValueError, match=r"several labels, which softmax would .*activation='sigmoid'"):
+    with pytest.raises(ValueError, match=r"several labels, but softmax is .*activation='sigmoid'"):
         finetune(small_resnet(), dataset, tmp_path / "mine.safetensors", QUICK, cache=vectors)
-    with pytest.raises(ValueError, match="mixing needs classes that exclude each other"):
+    with pytest.raises(ValueError, match="mixing needs mutually exclusive classes"):
         replace(SETTINGS, mixing="cutmix")
 
 
@@ -402,7 +402,7 @@ def test_a_network_of_several_labels_judges_pictures_of_one(tuned, pictures, tmp
     table = write(tmp_path / "one.csv", joined("|", [0, 1, 3, 6, 7, 9]), "path", "label")
     truth = find_truth(network.card, pictures, truth=table, partial=True)
     assert truth.labels.sum(1).tolist() == [1] * 6
-    assert any("each picture has one label; the network, which learnt several" in remark for remark in truth.remarks)
+    assert any("each picture has one label, but the network is multi-label" in remark for remark in truth.remarks)
     single = replace(network.card, unknown={})  # a network with sigmoids that learnt one label a picture
     assert find_truth(single, pictures, truth=table, partial=True).labels.tolist() == [0, 1, 2, 0, 1, 2]
 
@@ -434,6 +434,6 @@ def test_the_commands_say_it(pictures, command, cache, tmp_path):
     code, _, error = command("evaluate", output, pictures, *table, "--temperature")
     assert (code, "a temperature is fitted to classes that exclude each other" in error) == (1, True)
     code, _, error = command("finetune", weights, pictures, *table, "-o", output, *short, "--activation", "softmax")
-    assert (code, "which softmax would take for classes that exclude each other" in error) == (1, True)
+    assert (code, "softmax is for mutually exclusive classes" in error) == (1, True)
     code, _, error = command("probe", weights, pictures, *table)
     assert (code, "line 4 has 2 labels (ant, bee)" in error) == (1, True)

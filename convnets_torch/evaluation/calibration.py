@@ -1,4 +1,4 @@
-"""Calibration: logits in blocks, the temperature that fits them, and the calibration error.
+"""Temperature scaling, calibration error and blockwise reading of logits.
 
 Source: On Calibration of Modern Neural Networks, arXiv:1706.04599, sections 2 and 4.2.
 """
@@ -22,24 +22,24 @@ from convnets_torch.networks.network import NO_HEAD, as_network
 from convnets_torch.networks.packed import check_unpacked
 from convnets_torch.weights import build, last_dense
 
-VALUES = 1 << 20  # in a block: 8 MB in float64
+VALUES = 1 << 20  # logits in a block: 8 MB in float64
 
 
 def blocks(
     logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], rows: NDArray[np.int64] | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
-    """(row numbers, logits in float64, labels) of some rows after some more; of `rows` alone where they are given.
+    """Yield (row numbers, logits in float64, labels) block by block, for all rows or only for `rows`.
 
     Raises:
-        ValueError: there are no rows, fewer than two classes, labels that do not fit, or outputs that are not finite.
+        ValueError: there are no rows or fewer than two classes, labels do not fit, or outputs are not finite.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"outputs are {logits.shape} and labels {labels.shape}; give (N, classes) and (N,)")
     count, classes = logits.shape
     if count == 0 or (rows is not None and len(rows) == 0):
-        raise ValueError("there are no pictures to judge by; give some")
+        raise ValueError("there are no pictures to evaluate on; give at least one")
     if classes < 2:
-        raise ValueError(f"outputs have {classes} columns, which leave no class to be mistaken for; give 2 or more")
+        raise ValueError(f"outputs have {classes} columns, but at least 2 classes are needed")
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels are {labels.dtype}; give class ids, which are integers")
     if labels.min() < 0 or labels.max() >= classes:
@@ -57,17 +57,13 @@ def blocks(
 
 
 def check_probable(activation: Activation) -> None:
-    """Refuse outputs that are no probabilities.
-
-    Raises:
-        ValueError: the activation is "none".
-    """
+    """Raise ValueError if outputs are not probabilities, i.e. if the activation is "none"."""
     if activation == "none":
-        raise ValueError("the card says that outputs are no probabilities (activation none); they only rank classes")
+        raise ValueError("the card says that outputs are not probabilities (activation none); they only rank classes")
 
 
 def log_probabilities(logits: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
-    """(N, classes) of the same shape, natural logarithms: softmax over the row, or the sigmoid of each.
+    """Return natural log probabilities (N, classes): the log-softmax of each row, or the log-sigmoid of each logit.
 
     >>> np.exp(log_probabilities(np.array([[0.0, 0.0]]), "softmax")).round(12).tolist()
     [[0.5, 0.5]]
@@ -81,21 +77,21 @@ def log_probabilities(logits: NDArray[np.float64], activation: Activation) -> ND
 
 
 def with_temperature(network: Network, temperature: float) -> Network:
-    """The network with its logits divided by a temperature: the last dense layer's weights and biases are.
+    """Return a network whose logits are divided by a temperature, by dividing the last dense layer's parameters.
 
-    The order of classes stays, so errors do; probabilities change everywhere, in heatmaps too.
+    The ranking of classes, and so the error rate, does not change. Probabilities change everywhere, including heatmaps.
 
     Args:
-        network: with its card and a head that ends in a dense layer; it is left as it is and shares all other
-            parameters with what is returned.
-        temperature: above 0; above 1 makes answers less sure.
+        network: has a card and a head that ends in a dense layer. It is not modified; the returned network shares all
+            its other parameters.
+        temperature: above 0; values above 1 make predictions less confident.
 
     Returns:
-        A network in eval mode whose card says so, which `save` takes. Temperatures given one after another multiply.
+        A network in eval mode that `save` accepts; its card records the temperature. Successive temperatures multiply.
 
     Raises:
-        ValueError: the temperature is no such number; the network has no card, no head or another last layer, or was
-            prepared.
+        ValueError: the temperature is not finite or not above 0; the network has no card or no head, its head ends in
+            another layer, or it was prepared.
 
     >>> import torch
     >>> from convnets_torch import load
@@ -110,7 +106,7 @@ def with_temperature(network: Network, temperature: float) -> Network:
     network = as_network(network)
     card = network.card
     if card is None:
-        raise ValueError("the network has no card, which is to say what was done; set network.card first")
+        raise ValueError("the network has no card to record the temperature in; set network.card first")
     if network.head is None:
         raise ValueError(NO_HEAD)
     check_unpacked(network)
@@ -118,7 +114,7 @@ def with_temperature(network: Network, temperature: float) -> Network:
     ending = [name for name, module in network.head.named_modules() if name and not isinstance(module, nn.Dropout)][-1]
     if last != f"head.{ending}":
         raise ValueError(
-            f"the head ends in head.{ending}, not in a dense layer, so its outputs cannot be divided there"
+            f"the head ends in head.{ending}, not in a dense layer, so a temperature cannot be applied to it"
         )
     found = build(card.network, card.arguments)
     arrays = dict(network.state_dict())
@@ -138,11 +134,11 @@ def _card(card: Card, temperature: float) -> Card:
     return replace(card, source=source, unknown={**card.unknown, "temperature": before * temperature})
 
 
-BINS = 15  # of the paper's tables
-COLDEST, HOTTEST = 1e-3, 1e3  # temperatures between which one is looked for
-ROUNDS = 100  # of L-BFGS; ten are usual
-FLAT = 1e-12  # slope of the mean loss at which it ends
-SEED = 0  # of the halves
+BINS = 15  # as in the paper's tables
+COLDEST, HOTTEST = 1e-3, 1e3  # range in which the temperature is searched
+ROUNDS = 100  # maximum iterations of L-BFGS; about ten are usual
+FLAT = 1e-12  # gradient tolerance of L-BFGS on the mean loss
+SEED = 0  # of the random split into halves
 
 Logits = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
@@ -150,18 +146,18 @@ Labels = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Confidence, the probability of the most probable class, against the share of right answers.
+    """Confidence (the probability of the top class) compared with accuracy, in bins of confidence.
 
-    Bins are of equal width: bin m of M holds the pictures with a confidence in ((m - 1) / M, m / M].
+    Bins have equal width: bin m of M holds the pictures with a confidence in ((m - 1) / M, m / M].
 
     Attributes:
-        counts: (bins,), pictures in each.
-        confidences: (bins,), their mean confidence, 0 to 1; NaN in an empty bin.
-        accuracies: (bins,), the share that was right, 0 to 1; NaN in an empty bin.
-        adaptive: the expected error with as many bins of equal numbers of pictures, 0 to 1.
-        nll: mean negative logarithm of the probability of the truth; for sigmoids the sum of the binary ones.
-        brier: mean of the squared differences to the one-hot truth, summed over classes; 0 to 2 for softmax.
-        temperature: what the logits were divided by.
+        counts: (bins,), number of pictures.
+        confidences: (bins,), mean confidence, 0 to 1; NaN in an empty bin.
+        accuracies: (bins,), accuracy, 0 to 1; NaN in an empty bin.
+        adaptive: expected calibration error with the same number of equally filled bins, 0 to 1.
+        nll: mean negative log-likelihood; for sigmoid, the binary terms are summed over classes.
+        brier: mean squared difference from the one-hot truth, summed over classes; 0 to 2 for softmax.
+        temperature: divisor of the logits.
     """
 
     counts: NDArray[np.int64]
@@ -174,31 +170,31 @@ class Calibration:
 
     @property
     def gaps(self) -> NDArray[np.float64]:
-        """(bins,), how far accuracy and confidence are apart, 0 to 1; 0 in an empty bin."""
+        """(bins,), absolute difference of accuracy and confidence, 0 to 1; 0 in an empty bin."""
         return np.nan_to_num(np.abs(self.accuracies - self.confidences), nan=0.0)
 
     @property
     def ece(self) -> float:
-        """The expected calibration error, 0 to 1: the mean gap, bins weighed by their pictures (equation 3)."""
+        """Expected calibration error, 0 to 1: the mean gap, weighted by the pictures in each bin (equation 3)."""
         return float(self.gaps @ self.counts / self.counts.sum())
 
     @property
     def largest(self) -> float:
-        """The maximum calibration error, 0 to 1: the largest gap (equation 5). One picture alone can make it."""
+        """Maximum calibration error, 0 to 1: the largest gap (equation 5). A single picture can determine it."""
         return float(self.gaps.max())
 
     @property
     def accuracy(self) -> float:
-        """The share of right answers, 0 to 1."""
+        """Accuracy over all pictures, 0 to 1."""
         return float(np.nan_to_num(self.accuracies) @ self.counts / self.counts.sum())
 
     @property
     def confidence(self) -> float:
-        """The mean confidence, 0 to 1."""
+        """Mean confidence over all pictures, 0 to 1."""
         return float(np.nan_to_num(self.confidences) @ self.counts / self.counts.sum())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; None stands in empty bins."""
+        """Plain data for JSON; values of empty bins are None."""
         return {
             "ece": self.ece,
             "maximum_error": self.largest,
@@ -209,7 +205,7 @@ class Calibration:
             "confidence": self.confidence,
             "temperature": self.temperature,
             "bins": [
-                {"pictures": count, "confidence": _known(confidence), "accuracy": _known(accuracy)}
+                {"pictures": count, "confidence": _or_none(confidence), "accuracy": _or_none(accuracy)}
                 for count, confidence, accuracy in zip(
                     self.counts.tolist(), self.confidences.tolist(), self.accuracies.tolist(), strict=True
                 )
@@ -219,12 +215,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Temperature:
-    """What to divide logits by, so that their probabilities are the likeliest for some labels.
+    """The divisor of the logits that maximises the likelihood of the labels.
 
     Attributes:
-        value: above 1 where the network was too sure, below 1 where it was not sure enough.
-        before, after: the mean negative log-likelihood of the pictures it was fitted to, without and with it.
-        pictures: how many these were.
+        value: above 1 if the network was overconfident, below 1 if it was underconfident.
+        before, after: mean negative log-likelihood of the pictures it was fitted to, without and with it.
+        pictures: number of pictures it was fitted to.
     """
 
     value: float
@@ -239,7 +235,7 @@ class Temperature:
 
 @dataclass(frozen=True, eq=False)
 class Recalibration:
-    """A temperature fitted to one half of the pictures, and the calibration of the other half without and with it."""
+    """A temperature fitted to one half of the pictures, and the calibration of the other half before and after."""
 
     temperature: Temperature
     before: Calibration
@@ -247,11 +243,7 @@ class Recalibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {
-            "temperature": self.temperature.to_dict(),
-            "before": self.before.to_dict(),
-            "after": self.after.to_dict(),
-        }
+        return {name: each.to_dict() for name, each in vars(self).items()}
 
 
 def calibrate(
@@ -263,18 +255,18 @@ def calibrate(
     bins: int = BINS,
     rows: NDArray[np.int64] | None = None,
 ) -> Calibration:
-    """Measure how far confidence and the share of right answers are apart.
+    """Measure how far confidence and accuracy differ.
 
     Args:
-        logits: (N, classes), two classes or more; may be mapped from a disk.
+        logits: (N, classes), two classes or more; may be memory-mapped.
         labels: (N,) class ids.
         activation: of the card, "softmax" or "sigmoid".
-        temperature: what to divide the logits by, above 0.
-        bins: of equal width, and of equal numbers.
-        rows: which pictures; by default all.
+        temperature: divisor of the logits, above 0.
+        bins: number of bins, both of equal width and of equal counts.
+        rows: pictures to use; by default all.
 
     Raises:
-        ValueError: outputs are no probabilities, not finite, or do not fit the labels; no pictures; no bins.
+        ValueError: outputs are not probabilities, not finite, or do not fit the labels; no pictures; no bins.
 
     >>> found = calibrate(np.log([[0.8, 0.2], [0.8, 0.2], [0.1, 0.9]]), np.array([0, 1, 1]))
     >>> found.counts.tolist()[11:14], round(found.accuracy, 4), round(found.ece, 4)
@@ -282,7 +274,7 @@ def calibrate(
     """
     check_probable(activation)
     if bins < 1:
-        raise ValueError(f"{bins} bins hold nothing; give 1 or more")
+        raise ValueError(f"bins must be 1 or more, got {bins}")
     if not (0 < temperature < np.inf):
         raise ValueError(f"the temperature is {temperature}; give a number above 0")
     sure, right = [], []
@@ -314,18 +306,18 @@ def calibrate(
 def fit_temperature(
     logits: Logits, labels: Labels, activation: Activation = "softmax", *, rows: NDArray[np.int64] | None = None
 ) -> Temperature:
-    """The temperature that makes labels the likeliest, from 0.001 to 1,000.
+    """Fit the temperature, 0.001 to 1,000, that maximises the likelihood of the labels.
 
-    The negative log-likelihood is convex in 1 / T, so it has one minimum, which L-BFGS finds over log T. It computes in
-    float64, and the same arrays give the same number. The order of classes, so the answers, stay as they are.
+    The negative log-likelihood is convex in 1 / T, so it has one minimum, which L-BFGS finds over log T, in float64.
+    The result is deterministic. A temperature does not change the ranking of classes.
 
     Args:
-        logits, labels, activation, rows: as for `calibrate`. Pictures that the temperature is judged by should be
-            others: `recalibrate` sees to that.
+        logits, labels, activation, rows: as for `calibrate`. Evaluate the temperature on other pictures, as
+            `recalibrate` does.
 
     Raises:
-        ValueError: as for `calibrate`; or no temperature is the best, since a lower one (all answers are right) or a
-            higher one (outputs say nothing of the truth) would always be better.
+        ValueError: as for `calibrate`; or there is no optimum, because a lower temperature (nearly all predictions are
+            right) or a higher one (outputs carry no information about the truth) is always better.
 
     >>> random = np.random.default_rng(0)
     >>> logits = random.normal(size=(4000, 3))
@@ -334,13 +326,12 @@ def fit_temperature(
     4.0
     """
     check_probable(activation)
-
     count = len(labels) if rows is None else len(rows)
     with torch.inference_mode(False), torch.enable_grad():
         log = torch.zeros((), dtype=torch.float64, requires_grad=True)  # of the temperature
 
         def loss() -> float:
-            """The mean loss; its slope is in `log.grad`."""
+            """Return the mean loss and leave its gradient in `log.grad`."""
             log.grad, found = None, 0.0
             for _, values, truths in blocks(logits, labels, rows):
                 part = _loss(values, truths, torch.exp(-log), activation) / count
@@ -356,13 +347,13 @@ def fit_temperature(
 
         if slope(COLDEST) >= 0:
             raise ValueError(
-                f"no temperature is the best for {count} pictures: the lower, the better, since nearly none is wrong;"
-                " fit it to pictures of which some are"
+                f"no temperature is the best for {count} pictures: the lower, the better, because nearly all"
+                " predictions are right; fit it to pictures with some mistakes"
             )
         if slope(HOTTEST) <= 0:
             raise ValueError(
-                f"no temperature is the best for {count} pictures: the higher, the better, since outputs say nothing"
-                " of the truth; check that labels are in the order of the card's classes"
+                f"no temperature is the best for {count} pictures: the higher, the better, because outputs do not"
+                " predict the labels; check that labels are in the order of the card's classes"
             )
         log.detach().zero_()
         search = torch.optim.LBFGS(
@@ -373,7 +364,7 @@ def fit_temperature(
 
 
 def recalibrate(logits: Logits, labels: Labels, activation: Activation = "softmax") -> Recalibration:
-    """Fit a temperature to a half of the pictures, drawn always the same, and judge it by the other half.
+    """Fit a temperature to a fixed random half of the pictures and evaluate it on the other half.
 
     Args:
         logits, labels, activation: as for `calibrate`.
@@ -382,7 +373,7 @@ def recalibrate(logits: Logits, labels: Labels, activation: Activation = "softma
         ValueError: as for `fit_temperature`; or there are fewer than two pictures.
     """
     if len(labels) < 2:
-        raise ValueError(f"{len(labels)} pictures have no two halves; give two or more")
+        raise ValueError(f"{len(labels)} pictures cannot be split into two halves; give two or more")
     order = np.random.default_rng(SEED).permutation(len(labels))
     fitted, judged = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
     found = fit_temperature(logits, labels, activation, rows=fitted)
@@ -391,14 +382,14 @@ def recalibrate(logits: Logits, labels: Labels, activation: Activation = "softma
 
 
 def _loss(values: NDArray[np.float64], truths: NDArray[np.int64], inverse: Tensor, activation: Activation) -> Tensor:
-    """The negative log-likelihood of some rows of logits times `inverse`, summed."""
+    """Summed negative log-likelihood of the logits times `inverse`, the inverse temperature."""
     outputs, places = torch.tensor(values), torch.tensor(truths)
     if activation == "sigmoid":
         one_hot = F.one_hot(places, outputs.shape[1]).double()
         return F.binary_cross_entropy_with_logits(outputs * inverse, one_hot, reduction="sum")
-    outputs -= outputs.amax(1, keepdim=True)  # so that the slope keeps its sign where nearly all answers are right
+    outputs -= outputs.amax(1, keepdim=True)  # so that the gradient keeps its sign if nearly all predictions are right
     return F.cross_entropy(outputs * inverse, places, reduction="sum")
 
 
-def _known(value: float) -> float | None:
+def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else value

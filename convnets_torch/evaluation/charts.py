@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: confusions, reliability, and contact sheets of mistakes."""
+"""Charts of an evaluation: confusion matrix, reliability diagram and contact sheets of mistakes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from convnets_torch.wordnet.targets import class_name, tree_wnids
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SIDE = 230  # pixels of a picture on a contact sheet
+SIDE = 230  # longer side in pixels of a picture on a contact sheet
 COLUMNS = 5
 MISSING: Color = (200, 200, 200)
 
@@ -36,14 +36,14 @@ MISSING: Color = (200, 200, 200)
 def draw_confusions(
     counts: NDArray[np.integer[Any]], card: Card, *, every_name: bool = False, ax: Axes | None = None
 ) -> Axes:
-    """What the pictures of each class were taken for; classes with wnids in the order of the synset tree.
+    """Draw the confusion matrix; classes with wnids are in the order of the synset tree.
 
-    Of many classes of which few have pictures or were given, these alone are drawn, with their names.
+    If only a few of many classes have pictures or were predicted, only those are drawn, with their names.
 
     Args:
-        counts: (classes, classes), the truth in rows.
+        counts: (classes, classes), truth in rows.
         card: of the weights, for the names.
-        every_name: name all classes that have pictures or were given, however many these are.
+        every_name: label every class that has pictures or was predicted, however many there are.
     """
     tree = tree_wnids(card)
     every, groups = (tuple(range(card.classes)), ()) if tree is None else tree_order(tree)
@@ -51,13 +51,13 @@ def draw_confusions(
     order = [class_id for class_id in every if used[class_id]]
     if not every_name and not card.classes > WITH_NAMES >= len(order):
         order = list(every)
-    return draw_counts(*_confused(counts, card, order), groups, every_name=every_name, ax=ax)
+    return draw_counts(*_confusion_of(counts, card, order), groups, every_name=every_name, ax=ax)
 
 
-def _confused(
+def _confusion_of(
     counts: NDArray[np.integer[Any]], card: Card, order: list[int]
 ) -> tuple[NDArray[np.integer[Any]], list[str], tuple[str, str]]:
-    """Counts of some classes, their names, and the lines above."""
+    """Counts and names of the classes in `order`, and the title lines."""
     tree = tree_wnids(card) is not None
     names = [printable(class_name(card, class_id)) for class_id in order]
     if tree:
@@ -71,10 +71,10 @@ def _confused(
 
 
 def draw_reliability(*found: Calibration, axes: Sequence[Axes] | None = None) -> list[Axes]:
-    """Accuracy over confidence in bins, side by side, such as before and after a temperature.
+    """Draw reliability diagrams side by side, e.g. before and after a temperature.
 
     Args:
-        found: one or more.
+        found: one or more calibrations.
         axes: one for each; by default those of a new figure.
 
     >>> from convnets_torch.evaluation.calibration import calibrate
@@ -97,13 +97,13 @@ def mistakes_sheet(
     title: str,
     columns: int = COLUMNS,
 ) -> Image.Image:
-    """Mistakes as a contact sheet: each picture's name, what it was taken for, what it is, and what both are.
+    """Draw mistakes as a contact sheet with file name, predicted class, true class and their common ancestor.
 
     Args:
-        mistakes: as `find_mistakes` gives them.
-        pictures: of each, as `small_pictures` gives them.
-        title: above all.
-        columns: pictures in a line.
+        mistakes: as `find_mistakes` returns them.
+        pictures: one for each mistake, as `small_pictures` returns them.
+        title: title of the sheet.
+        columns: pictures in a row.
     """
     tiles = []
     for mistake, picture in zip(mistakes, pictures, strict=True):
@@ -126,26 +126,26 @@ def small_pictures(
     depth: Depth = None,
     background: Background = None,
 ) -> dict[str, Image.Image]:
-    """Path -> a picture whose longer side is 230 pixels; a grey one with a sentence where the file cannot be read.
+    """Return path -> thumbnail with a longer side of 230 pixels; a grey square with the error for an unreadable file.
 
     Args:
-        paths: may name a file several times.
-        exif: whether to turn pictures as their EXIF data say, as the card's preprocessing has it.
+        paths: may contain duplicates.
+        exif: whether to apply EXIF orientation, as in the card's preprocessing.
         max_pixels, depth, background: as for `read_picture`.
     """
     reading = Reading(exif, max_pixels, True, depth, background, least=(SIDE, SIDE))
-    return {str(path): _small(path, reading) for path in dict.fromkeys(paths)}
+    return {str(path): _thumbnail(path, reading) for path in dict.fromkeys(paths)}
 
 
 def squared(picture: Image.Image) -> Image.Image:
-    """The picture in the middle of a white square of 230 pixels."""
+    """Centre the picture on a white square of 230 pixels."""
     square = Image.new("RGB", (SIDE, SIDE), PAPER)
     square.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
     return square
 
 
 def chance(probability: float) -> str:
-    """Three decimals, and what is too small for them by its power of ten.
+    """Format a probability with three decimals, or in scientific notation if it is too small for them.
 
     >>> chance(0.25), chance(0.00004), chance(0)
     ('0.250', '4e-05', '0')
@@ -153,18 +153,17 @@ def chance(probability: float) -> str:
     return f"{probability:.3f}" if probability >= 0.0005 else f"{probability:.0e}" if probability else "0"
 
 
-def _small(path: str | os.PathLike[str], reading: Reading) -> Image.Image:
+def _thumbnail(path: str | os.PathLike[str], reading: Reading) -> Image.Image:
     try:
         image = open_upright(path, reading).image
         small = reduced(image, SIDE, Image.Resampling.BILINEAR).convert("RGB")
-        return ImageOps.contain(small, (SIDE, SIDE), Image.Resampling.BILINEAR)  # a digit of 8 x 8 pixels is seen too
+        return ImageOps.contain(small, (SIDE, SIDE), Image.Resampling.BILINEAR)  # enlarges tiny pictures too
     except (OSError, ValueError) as error:
-        words = str(error) if Path(path).exists() else f"{Path(path).name} is no longer there"
-        return _sentence(words)
+        return _message_tile(str(error) if Path(path).exists() else f"{Path(path).name} no longer exists")
 
 
-def _sentence(words: str) -> Image.Image:
-    """A grey square with words in lines."""
+def _message_tile(words: str) -> Image.Image:
+    """A grey square with wrapped text."""
     square, font = Image.new("RGB", (SIDE, SIDE), MISSING), Letters(15)
     draw = Pen(square)
     lines = [""]

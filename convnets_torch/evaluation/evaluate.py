@@ -52,11 +52,11 @@ from convnets_torch.wordnet.targets import class_name, class_wnid
 
 @dataclass(frozen=True)
 class Published:
-    """Errors on ImageNet as somebody gave them; they were not measured here.
+    """ImageNet error rates reported elsewhere; not measured here.
 
     Attributes:
-        errors: k -> share of pictures whose class is not among the best k, 0 to 1.
-        source: whose figures they are.
+        errors: k -> top-k error, 0 to 1.
+        source: where they were published.
     """
 
     errors: Mapping[int, float]
@@ -67,7 +67,7 @@ SOURCE = "convnets-keras' README, Performances on ImageNet"
 
 
 def published(card: Card) -> Published | None:
-    """The original's own figures for a network, where its classes are ImageNet's 1,000; None for all others.
+    """Return the original's published errors for a network with ImageNet's 1,000 classes, otherwise None.
 
     >>> from convnets_torch.card import read_card
     >>> published(read_card("alexnet.safetensors")).errors[5]
@@ -78,14 +78,14 @@ def published(card: Card) -> Published | None:
 
 
 class Clock:
-    """Seconds that a network runs, added up over its calls."""
+    """Accumulates the run time of a network over its calls."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._seconds = device, 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def time(self, run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Run it, and count. On CUDA, where a call only starts the work, events in its stream are what is counted."""
+        """Run the network and add its time. CUDA calls are asynchronous, so CUDA events measure them."""
         if self._device.type == "cuda":
             with torch.cuda.device(self._device):
                 begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -102,7 +102,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """So far; on CUDA it waits for what was started."""
+        """Total run time so far; synchronises on CUDA."""
         if self._events:
             torch.cuda.synchronize(self._device)
             self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
@@ -111,7 +111,7 @@ class Clock:
 
 
 class TimedNetwork(nn.Module):
-    """A network around which a clock runs; its parameters are the network's own."""
+    """Wraps a network to time its calls; shares the network's parameters."""
 
     def __init__(self, network: nn.Module, card: Card | None, clock: Clock) -> None:
         super().__init__()
@@ -123,18 +123,18 @@ class TimedNetwork(nn.Module):
 
 
 class TimedEngine:
-    """The same around an engine, which is no module."""
+    """Wraps an engine, which is not a module, to time its calls."""
 
     def __init__(self, engine: Runnable, clock: Clock) -> None:
         self.card, self._engine, self._clock = engine.card, engine, clock
-        self.mapped = getattr(engine, "mapped", None)  # where it gives score maps, which `predict` refuses
+        self.mapped = getattr(engine, "mapped", None)  # set if it returns score maps, which `predict` refuses
 
     def __call__(self, images: Tensor, /) -> Tensor:
         return self._clock.time(self._engine, images)
 
 
 def timed(network: Runnable) -> tuple[Runnable, Clock]:
-    """The network with a clock around it, and the clock."""
+    """Return the network wrapped with a clock, and the clock."""
     if not isinstance(network, nn.Module):
         clock = Clock(torch.device("cpu"))
         return TimedEngine(network, clock), clock
@@ -143,7 +143,7 @@ def timed(network: Runnable) -> tuple[Runnable, Clock]:
 
 
 def peak_memory() -> int | None:
-    """Bytes that this process took of the computer's memory at most since it began; None where nobody can say."""
+    """Return the peak resident memory of this process in bytes, or None if it is unknown."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -158,37 +158,37 @@ def peak_memory() -> int | None:
 
 
 NOTE, OUTPUTS, DONE = "run.json", "outputs.f32", "done.jsonl"
-MOST_NOTE = 1 << 24  # bytes: the names of 100,000 classes
-MOST_LINE = 1 << 26  # bytes of a line of `done.jsonl`: why each of some pictures could not be read
-BLOCK = 1 << 20  # values that are looked at together
+MOST_NOTE = 1 << 24  # maximum bytes of `run.json`: enough for 100,000 class names
+MOST_LINE = 1 << 26  # maximum bytes of a line of `done.jsonl`, which holds the errors of unreadable pictures
+BLOCK = 1 << 20  # values in a chunk of the checksum
 
 
 class OutputFile:
-    """Rows of outputs, one for each picture that could be read, in a file that only grows.
+    """An append-only file of outputs, one row for each readable picture.
 
-    Beside it a line of `done.jsonl` says, for some pictures after some more, which could not be read and what checksum
-    the rows of the others have. The line is written after the rows have reached the disk, so that whatever moment a
-    process is killed at, lines without whole rows are none, and rows without a line are dropped.
+    Each line of `done.jsonl` covers a chunk of pictures: which of them could not be read, and the checksum of the rows
+    of the others. It is written after the rows are synced to disk. So if the process is killed at any moment, every
+    line has its complete rows, and rows without a line are dropped.
 
     Attributes:
-        run: what tells the run from others.
-        done: how many pictures are.
-        failed: number of a picture -> why it could not be used.
-        remarks: on those that could, in order.
+        run: identifies the run.
+        done: number of pictures finished.
+        failed: index of a picture -> why it could not be used.
+        remarks: on the pictures that could be used, in order.
     """
 
     def __init__(self, folder: Path | None, run: Mapping[str, Any], pictures: int, classes: int) -> None:
-        """Begin, or go on.
+        """Start a run or resume one.
 
         Args:
-            folder: made if it does not exist; None for a temporary file that nobody else sees.
-            run: of plain data.
-            pictures: how many there are.
-            classes: outputs of a picture.
+            folder: created if missing; None for a temporary file.
+            run: JSON-serialisable data that identifies the run.
+            pictures: total number of pictures.
+            classes: outputs per picture.
 
         Raises:
             ValueError: the folder holds outputs of another run.
-            OSError: it cannot be read or written, another process works in it, or something in it is a link.
+            OSError: the folder cannot be read or written, is in use by another process, or contains a link.
         """
         self.run, self.done, self.failed, self.remarks = dict(run), 0, dict[int, str](), list[str]()
         self._pictures, self._classes, self._rows = pictures, classes, 0
@@ -207,7 +207,7 @@ class OutputFile:
             self._open = stack.pop_all()
 
     def _begin(self, folder: Path) -> None:
-        """See that the folder holds outputs of this run, or none."""
+        """Check that the folder is empty or holds outputs of this run."""
         before = noted(folder)
         if before is None:
             check_writable(folder / NOTE)
@@ -223,7 +223,7 @@ class OutputFile:
             )
 
     def _read(self, lines: IO[bytes]) -> None:
-        """What is there and whole; what comes after the first line that is not is cut off."""
+        """Read the complete chunks; truncate both files after the last of them."""
         end = 0
         while line := lines.readline(MOST_LINE):
             try:
@@ -245,7 +245,7 @@ class OutputFile:
         self._file.truncate()
 
     def _checksum(self, rows: int) -> int | None:
-        """Of the next rows; None where they are not all there, or no outputs of a network."""
+        """CRC-32 of the next rows; None if rows are missing or not finite."""
         found, left = 0, self._classes * rows
         while left:
             values = np.frombuffer(data := self._file.read(4 * min(left, BLOCK)), "<f4", len(data) // 4)
@@ -255,13 +255,13 @@ class OutputFile:
         return found
 
     def add(self, rows: NDArray[np.float32], failed: Mapping[int, str], remarks: Sequence[str], done: int) -> None:
-        """Write what became of the pictures from `self.done` to `done`.
+        """Append the results of the pictures from `self.done` up to, but not including, `done`.
 
         Args:
-            rows: (n, classes), of those that could be read, in their order.
-            failed: the others.
-            remarks: on them.
-            done: the number of the next picture.
+            rows: (n, classes), outputs of the readable pictures, in order.
+            failed: index -> error of the others.
+            remarks: on the readable pictures.
+            done: index of the next picture.
 
         Raises:
             OSError: the disk is full.
@@ -279,27 +279,27 @@ class OutputFile:
                 os.fsync(self._lines.fileno())
         except OSError as error:
             raise OSError(
-                f"outputs cannot be written to {self._place} ({error.strerror}); make room, and give the same command"
-                " again: with --resume-folder what is finished is kept"
+                f"outputs cannot be written to {self._place} ({error.strerror}); free some space and run the same"
+                " command again: with --resume-folder, finished pictures are kept"
             ) from None
         self.failed.update(failed)
         self.remarks += remarks
         self.done, self._rows = done, self._rows + len(rows)
 
     def mapped(self) -> NDArray[np.float32]:
-        """All rows, (n, classes), mapped from the file, which stays readable after `close`."""
+        """Return all rows, (n, classes), memory-mapped; they stay readable after `close`."""
         if not self._rows:
             return np.zeros((0, self._classes), np.float32)
         return np.memmap(self._file, "<f4", "r", shape=(self._rows, self._classes))
 
     def close(self) -> None:
         """Close the files."""
-        with contextlib.suppress(OSError):  # of a full disk, which `add` has told
+        with contextlib.suppress(OSError):  # of a full disk, which `add` already reported
             self._open.close()
 
 
 class _Entry:
-    """A line of `done.jsonl`: of anything else it raises ValueError, KeyError, TypeError or AttributeError."""
+    """A line of `done.jsonl`; invalid data raise ValueError, KeyError, TypeError or AttributeError."""
 
     def __init__(self, said: Any) -> None:
         self.done, self.rows, self.crc32 = (said[name] for name in ("done", "rows", "crc32"))
@@ -308,16 +308,16 @@ class _Entry:
         numbers = (self.done, self.rows, self.crc32, 0)
         words = (*self.failed.values(), *self.remarks, "")
         if {*map(type, numbers)} != {int} or {*map(type, words)} != {str} or type(self.remarks) is not list:
-            raise ValueError("it is of other kinds")
+            raise ValueError("a value has the wrong type")
         if self.rows < 0 or len(self.failed) != len(said["failed"]):
-            raise ValueError("it is of other pictures")
+            raise ValueError("rows are negative or a failed picture is listed twice")
 
 
 def noted(folder: Path) -> dict[str, Any] | None:
-    """What tells the run whose outputs a folder holds from others; None where there is none, {} where none can say.
+    """Return the identity of the run whose outputs a folder holds: None if there is no run, {} if it is unreadable.
 
     Raises:
-        OSError: the folder is none, or something in it is a link.
+        OSError: `folder` is not a folder, or it contains a link.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder; name one for the outputs")
@@ -332,21 +332,21 @@ def noted(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
-PART = 256  # pictures that are written together, at most
-EVERY = 10.0  # seconds after which those that are done are written all the same
-PROBES = 2  # images that an engine answers to tell it from others
+PART = 256  # buffered pictures that trigger a write
+EVERY = 10.0  # seconds after which finished pictures are written even if they are fewer
+PROBES = 2  # random images whose outputs identify an engine
 
 
 @dataclass(frozen=True)
 class Running:
-    """What a run cost.
+    """Time and memory of a run.
 
     Attributes:
-        computed: pictures that went through the network in this run; the others were there from one before.
-        seconds: that this took, decoding and writing included.
-        network_seconds: of which the network ran.
-        memory: bytes that the process took at most since it began; None where the system does not say.
-        device_memory: bytes of CUDA's memory that were taken at most; None on other devices.
+        computed: pictures that went through the network in this run; the others came from an earlier run.
+        seconds: wall-clock time, including decoding and writing.
+        network_seconds: time spent in the network.
+        memory: peak memory of the process in bytes; None if the system does not report it.
+        device_memory: peak CUDA memory in bytes; None on other devices.
     """
 
     computed: int
@@ -357,7 +357,7 @@ class Running:
 
     @property
     def throughput(self) -> float | None:
-        """Pictures a second; None where none was computed."""
+        """Pictures per second; None if none was computed."""
         return self.computed / self.seconds if self.computed else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -367,21 +367,21 @@ class Running:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a network answers to pictures whose classes are known.
+    """Outputs of a network for labelled pictures, and metrics derived from them.
 
     Attributes:
         card: of the network.
-        folder: where the pictures are.
-        crops: what of each picture the network saw.
-        paths: of the N pictures that could be read.
-        labels: (N,) int64, their classes; or where a picture may have several labels, (N, classes) bool.
-        logits: (N, classes) float32, mapped from a file; of several views one row, whose probabilities are the mean of
-            theirs.
-        ranked: where the truth stands among the answers; None where a picture may have several labels.
-        failed: pictures that could not be read, and why; they are neither right nor wrong.
-        remarks: sentences on what its reader may not expect.
-        running: what it cost.
-        learnt: which of the N pictures the network was trained on; None where its card does not say on which it was.
+        folder: of the pictures.
+        crops: which crops of each picture the network saw.
+        paths: the N pictures that could be read.
+        labels: (N,) int64 class ids; or (N, classes) bool for multi-label data.
+        logits: (N, classes) float32, memory-mapped. Several views of a picture give one row, whose probabilities are
+            the mean of the views'.
+        ranked: rank of the true class of each picture; None for multi-label data.
+        failed: unreadable pictures and their errors; they count as neither right nor wrong.
+        remarks: notes for the reader, such as unusual data.
+        running: time and memory.
+        learnt: which of the N pictures the network was trained on; None if its card does not record them.
     """
 
     card: Card
@@ -398,42 +398,42 @@ class Evaluation:
 
     @property
     def ranking(self) -> Ranking:
-        """Where the truth stands among the answers.
+        """Rank of the true class of each picture.
 
         Raises:
-            ValueError: pictures may have several labels; so do `errors`, `by_class` and all that follows from it.
+            ValueError: the data are multi-label. `errors`, `by_class` and all that depend on them raise it too.
         """
         if self.ranked is None:
-            raise ValueError("pictures that may have several labels have no errors of one class; see `several_labels`")
+            raise ValueError("multi-label pictures have no single true class, so no error rates; see `several_labels`")
         return self.ranked
 
     @cached_property
     def several_labels(self) -> SeveralLabels | None:
-        """How well labels are told, where a picture may have several; else None."""
+        """Metrics of multi-label data; None for other data."""
         return score_labels(self.logits, self.labels) if self.labels.dtype == np.bool_ else None
 
     @property
     def errors(self) -> tuple[ErrorRate, ...]:
-        """Top-1, top-5 and top-10, as far as they leave a class out."""
+        """Top-1, top-5 and top-10 error, as far as k is below the number of classes."""
         return tuple(self.ranking.error(k) for k in SIZES if k < self.card.classes)
 
     @property
     def by_class(self) -> tuple[ClassErrors, ...]:
-        """Of each class that has pictures."""
+        """Errors of each class that has pictures."""
         return errors_by_class(self.ranking, self.labels, self.card.classes)
 
     @property
     def balanced_error(self) -> float:
-        """Mean top-1 error over the classes that have pictures, 0 to 1, whatever their numbers of pictures."""
+        """Unweighted mean of the top-1 errors of the classes that have pictures, 0 to 1."""
         return float(np.mean([each.errors[1].error for each in self.by_class]))
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """(classes, classes): pictures of the row's class for which the column's was the most probable."""
+        """Confusion matrix (classes, classes): true class in rows, predicted class in columns."""
         return confusion(self.labels, self.ranking.best[:, 0], self.card.classes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; errors are shares, 0 to 1."""
+        """Plain data for JSON; errors are fractions, 0 to 1."""
         about = {
             "network": self.card.network,
             "classes": self.card.classes,
@@ -492,35 +492,35 @@ def evaluate(
     store: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Run a network on pictures and count its errors; of several labels a picture, measure how each is told.
+    """Run a network on labelled pictures and measure its errors, or its per-label metrics for multi-label data.
 
-    Outputs are kept in a file, so memory does not grow with the number of pictures. In a folder of the user's, a run
-    that was cut off goes on where it was, and gives the same figures as one that was not: batches are the same ones. A
-    run is known by the network's parameters, its card and device, by the options below, and by the names, sizes and
-    times of change of the files. Their contents are not hashed for that: it would read all of them before the first
-    answer. So labels may be corrected, and the figures follow without running anything again.
+    Outputs are kept in a file, so memory does not grow with the number of pictures. With `store`, an interrupted run
+    resumes where it stopped and gives the same figures as an uninterrupted one, because it uses the same batches. A run
+    is identified by the network's parameters, card and device, the options below, and the names, sizes and modification
+    times of the files. File contents are not hashed, since that would read every file before the first result. Labels
+    are not part of the identity: after correcting them, metrics are recomputed without running the network again.
 
-    Where the network's card says which pictures it was trained on, as `finetune` and `probe` write it, the pictures'
-    contents are looked up there at the end, and a remark says how many of them it knows.
+    If the network's card records its training pictures, as `finetune` and `probe` do, the contents of the pictures are
+    looked up there at the end, and a remark says how many of them the network was trained on.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it, prepared or not; or an `engine` of one.
-        truth: the pictures and their classes, as `find_truth` gives them.
+        network: in eval mode, with its card, as `load` returns it, prepared or not; or an `engine` of one.
+        truth: the pictures and their classes, as `find_truth` returns them.
         crops: as `views` of `predict`: "center" crop, "flip" (that and its mirror image), or "ten" (corners, centre,
             and their mirror images). Probabilities are averaged, as the AlexNet paper averages the softmax of ten
-            patches; of outputs that are no probabilities the mean is taken.
+            patches; outputs that are not probabilities are averaged directly.
         batch, workers, max_pixels, allow_truncated, depth, background: as in `predict`.
-        exact: read every file at its whole scale, as `classify` does; False is faster, as `predict` says.
-        store: a folder for the outputs, made if it does not exist; None for a temporary file.
-        progress: told how many pictures of how many are done.
+        exact: decode every file at full resolution, as `classify` does; False is faster, see `predict`.
+        store: a folder for the outputs, created if missing; None for a temporary file.
+        progress: called with the number of finished pictures and the total.
 
     Raises:
-        ValueError: the network has no card, no head or one class alone, is in training mode, or its outputs are NaN or
-            infinite; no picture could be read; the folder holds outputs of another run; an option is no good.
+        ValueError: the network has no card, no head or only one class, is in training mode, or gives NaN or infinite
+            outputs; no picture could be read; the folder holds outputs of another run; an option is invalid.
         OSError: the folder cannot be written, or the disk is full.
 
     Warns:
-        MemoryWarning: memory ran out, and the work goes on in smaller batches.
+        MemoryWarning: memory ran out, and the run continues with smaller batches.
 
     Source: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012, section 4.1 (ten patches).
     """
@@ -537,7 +537,7 @@ def evaluate(
         batch = before.get("batch", 0) if before else 0
         batch = batch if type(batch) is int and batch > 0 else batch_for(network)
     elif type(batch) is not int or batch < 1:
-        raise ValueError(f"a batch of {batch!r} is none; give 1 or more, or 'auto'")
+        raise ValueError(f"batch must be a positive integer or 'auto', got {batch!r}")
     outputs = OutputFile(None if store is None else Path(store), run | {"batch": batch}, len(truth.paths), card.classes)
     ready, clock = timed(network)
     first = outputs.done
@@ -548,7 +548,7 @@ def evaluate(
     with contextlib.closing(outputs):
         reading = Reading(True, max_pixels, allow_truncated, depth, background)
         rows = predicted(ready, truth.paths[first:], reading, batch=batch, workers=workers, exact=exact, views=crops)
-        with contextlib.closing(rows), _Part(outputs, card.activation, together(batch, crops)) as part:
+        with contextlib.closing(rows), _RowBuffer(outputs, card.activation, together(batch, crops)) as part:
             for row in rows:
                 part.add(row)
                 if progress is not None:
@@ -556,8 +556,8 @@ def evaluate(
         seconds = time.perf_counter() - start
         logits = outputs.mapped()
     if not len(logits):
-        sentence = next(iter(outputs.failed.values()), "there are none")
-        raise ValueError(f"none of {len(truth.paths)} pictures could be read; the first: {sentence}")
+        reason = next(iter(outputs.failed.values()), "there are none")
+        raise ValueError(f"none of {len(truth.paths)} pictures could be read; the first: {reason}")
     good = np.array([number for number in range(len(truth.paths)) if number not in outputs.failed], np.int64)
     labels = truth.labels[good]
     ranking = None if several else rank(logits, labels)
@@ -578,7 +578,7 @@ def evaluate(
         except ValueError as error:
             told.append(str(error))
     if ranking is not None and ranking.ties:
-        told.append(f"{ranking.ties} pictures give their class the output of another one to the bit; ids decide there")
+        told.append(f"{ranking.ties} pictures have a tie of their true class with another; the lower id ranks first")
     return Evaluation(
         card,
         truth.folder,
@@ -594,8 +594,8 @@ def evaluate(
     )
 
 
-class _Part:
-    """Rows that wait to be written; they are where the batches that go through the network end."""
+class _RowBuffer:
+    """Buffered rows; flushed at batch boundaries."""
 
     def __init__(self, outputs: OutputFile, activation: Activation, size: int) -> None:
         self._outputs, self._activation, self._size = outputs, activation, size
@@ -603,11 +603,11 @@ class _Part:
         self._rows: list[NDArray[np.float32]] = []
         self._failed: dict[int, str] = {}
         self._remarks: list[tuple[int, str]] = []
-        self._whole = (0, outputs.done)  # rows and pictures up to the end of the last batch
-        self._members = self._good = 0  # of the batch that follows
+        self._whole = (0, outputs.done)  # rows and pictures up to the end of the last complete batch
+        self._members = self._good = 0  # pictures, and readable ones, of the current batch
         self._written = time.monotonic()
 
-    def __enter__(self) -> _Part:
+    def __enter__(self) -> _RowBuffer:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -647,14 +647,14 @@ class _Part:
 
 
 def averaged(logits: Tensor, activation: Activation) -> Tensor:
-    """Logits whose probabilities are the mean of those of several views; of outputs that are none, the mean.
+    """Return logits whose probabilities are the mean over several views; with activation "none", the mean output.
 
     Args:
-        logits: (classes,), which stay as they are, or (views, classes).
+        logits: (classes,), returned unchanged, or (views, classes).
         activation: of the card.
 
     Returns:
-        (classes,) float32; their softmax, or sigmoid, is the mean of the views'.
+        (classes,) float32; their softmax or sigmoid is the mean of the views'.
 
     >>> averaged(torch.tensor([[0.0, 3.0], [2.0, 0.0]]), "softmax").softmax(0)
     tensor([0.4641, 0.5359])
@@ -672,12 +672,12 @@ def averaged(logits: Tensor, activation: Activation) -> Tensor:
 
 
 def _identity(network: Runnable, card: Card) -> dict[str, Any]:
-    """What tells the outputs of one network from those of others."""
+    """Data that identify the network, its card and its device."""
     facts: dict[str, Any] = {"version": __version__, "card": card.to_json()}
     if isinstance(network, nn.Module):
         return facts | {"network": fingerprint(network), "device": _device(network).type}
     digest = hashlib.sha256()
-    if isinstance(network, Engine):  # which shows no parameters: so it is known by what it answers
+    if isinstance(network, Engine):  # parameters are not accessible, so its outputs identify it
         images = torch.randn(PROBES, 3, *network.size, generator=torch.Generator().manual_seed(0))
         facts |= {"engine": network.name, "precision": network.precision}
         digest.update(network(images).numpy().tobytes())
@@ -685,7 +685,7 @@ def _identity(network: Runnable, card: Card) -> dict[str, Any]:
 
 
 def _files(truth: GroundTruth) -> str:
-    """A hash of the pictures' names, sizes and times of change; of one that is missing, that it is."""
+    """Hash of each picture's name, size and mtime; a missing file hashes as missing."""
     digest = hashlib.sha256()
     for path in truth.paths:
         try:
@@ -701,7 +701,7 @@ def _files(truth: GroundTruth) -> str:
 def _digest(path: Path) -> str | None:
     try:
         return sha256(path, max_bytes=MOST_BYTES)
-    except (OSError, ValueError):  # it was there when the network saw it
+    except (OSError, ValueError):  # the file changed after the network read it
         return None
 
 

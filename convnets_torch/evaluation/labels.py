@@ -1,7 +1,7 @@
-"""Labels of an evaluation: found in folders and tables, and matched with the network's classes.
+"""Read ground-truth labels from folders and tables and map them to the network's class ids.
 
-ILSVRC numbers its classes from 1 to 1000 in an order of its own; networks number them from 0 to 999 in the order of
-wnids. A file of numbers does not say which it has, and the wrong guess is wrong for nearly every picture.
+ILSVRC numbers its classes from 1 to 1000 in its own order; networks number them from 0 to 999 in the order of wnids. A
+file of numbers does not say which it uses, and a wrong guess mislabels nearly every picture.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class GroundTruth:
     """Pictures and the class of each.
 
     Attributes:
-        folder: where they are.
-        paths: of the N pictures; from class folders in the order of the folders' names, else sorted.
-        labels: (N,) int64, class ids of the card; or where a picture may have several labels, (N, classes) bool.
-        remarks: sentences on what its owner may not expect, such as classes without pictures.
+        folder: of the pictures.
+        paths: of the N pictures; ordered by folder name for class folders, otherwise sorted.
+        labels: (N,) int64, class ids of the card; or (N, classes) bool for multi-label data.
+        remarks: notes for the user, such as classes without pictures.
     """
 
     folder: Path
@@ -55,44 +55,44 @@ def find_truth(
     partial: bool = False,
     exclude: str | Iterable[str] = (),
 ) -> GroundTruth:
-    """Find out which picture has which class, and refuse what would be a guess.
+    """Find labelled pictures and their classes; raise an error instead of guessing an ambiguous label.
 
-    Without a table, a sub-folder is a class, and its name says which: for ImageNet's classes a wnid, or words that
-    `synsets.class_id` takes for one class alone; for others the card's class name, letter by letter. Of folders
-    `train`, `val` and `test` with class folders the pictures of `test` are taken, or where there are none, of `val`; so
-    are those of a table's column `split`.
+    Without a table, each sub-folder is a class. For ImageNet's classes its name is a wnid, or words that
+    `synsets.class_id` resolves to exactly one class; for others it is exactly the card's class name. If there are
+    folders `train`, `val` and `test` with class folders, or a table with a column `split`, the pictures of `test` are
+    used, or those of `val` if there is no `test`.
 
-    A table is as for `find_dataset`; or it has the label alone in each line, for the pictures of the folder sorted by
-    name, as ILSVRC's validation file does. Labels are written as the names of sub-folders are; or all are class ids, 0
-    to classes - 1, which numbers are taken for only where they cannot count from 1: there is a 0, and none beyond the
-    last class; and where the names of the network's classes have no numbers that say otherwise.
+    A table has the form described in `find_dataset`; or each line is only a label, for the pictures of the folder
+    sorted by name, as in ILSVRC's validation file. Labels are written like the names of sub-folders; or all of them are
+    class ids, 0 to classes - 1. Numbers are taken for class ids only if they cannot count from 1, i.e. there is a 0 and
+    none exceeds the last class id, and if numbers in the network's class names do not suggest another order.
 
-    A picture may have several labels where the table says so, as for `find_dataset`; so it may where the network was
-    fine-tuned on such pictures, though each one here has one label.
+    The result is multi-label if the table is, as in `find_dataset`, or if the network was fine-tuned on multi-label
+    pictures, even if each picture here has one label.
 
     Args:
-        card: of the network whose classes are meant.
+        card: of the network that defines the classes.
         folder: of the pictures; or a table of the pictures beside and below it.
         truth: a table of the pictures in the folder, or None for class folders.
-        id_table: a file of lines "id wnid", which says that labels are ILSVRC's ids, and what they mean.
-        labels: "class-ids" says that numbers are class ids.
+        id_table: a file of lines "id wnid"; labels are then ILSVRC's ids.
+        labels: "class-ids" declares that numbers are class ids.
         columns, partial, exclude: as in `find_dataset`.
 
     Raises:
         OSError: a file or folder is missing or cannot be read.
-        ValueError: labels mean no class, or several, or are numbers of unknown meaning; two folders are one class; the
-            table has no row for a picture, or a row without one; pictures have several labels, or none of them has
-            one, and the network's activation is not sigmoid.
+        ValueError: a label matches no class or several, or is an ambiguous number; two folders are the same class; the
+            table has no row for a picture, or a row for no picture; pictures are multi-label, or none has a label, and
+            the network's activation is not sigmoid.
 
     Warns:
         PictureWarning: files were left out, as by `find_pictures`.
     """
     if card.classes < 2:
-        raise ValueError(
-            f"the network has {card.classes} classes, so none could be mistaken for another; give 2 or more"
-        )
+        raise ValueError(f"the network has {card.classes} classes, but an evaluation needs at least 2")
     table = None if id_table is None else read_id_table(Path(id_table))
-    found, told = _judged(find_labelled(folder, truth, columns=columns, partial=partial, exclude=exclude, several=True))
+    found, told = _evaluation_split(
+        find_labelled(folder, truth, columns=columns, partial=partial, exclude=exclude, several=True)
+    )
     of_folders = found.where.is_dir()
     if not found.paths:
         raise ValueError(f"{folder}: none of {len(found.empty)} sub-folders holds a picture; fill them")
@@ -101,7 +101,7 @@ def find_truth(
     if found.several is not None:
         check_several(card)
         if not texts:
-            raise ValueError(f"{where}: no picture to judge by has a label; add some that have")
+            raise ValueError(f"{where}: no picture has a label; add pictures with labels")
     try:
         meant, remarks = resolved_labels(card, texts, where, labels=labels, table=table)
     except ValueError as error:
@@ -113,32 +113,32 @@ def find_truth(
         names = " and ".join(name for name, class_id in meant.items() if class_id == several[0])
         raise ValueError(f"{folder}: the sub-folders {names} are one class, {class_name(card, several[0])}; merge them")
     if twice := in_several(found.by_class()):
-        told.append(f"{twice}: no answer is right for all of them")
+        told.append(f"{twice}: no prediction is right for all of them")
     numbers = np.array([meant[label] for label in texts], np.int64)
     truths: NDArray[Any] = numbers
     if found.several is not None or learnt_several(card):
         truths = np.zeros((len(found.paths), card.classes), np.bool_)
         truths[np.repeat(np.arange(len(found.paths)), [len(each) for each in found.every]), numbers] = True
         if found.several is None:
-            told.append("each picture has one label; the network, which learnt several, is judged by each label alone")
+            told.append("each picture has one label, but the network is multi-label, so each label is evaluated alone")
     place = Path(folder) if Path(folder).is_dir() else Path(folder).parent
     return GroundTruth(place, found.paths, truths, (*found.remarks, *told, *remarks, *_missing(card, numbers)))
 
 
-def _judged(found: LabelledPictures) -> tuple[LabelledPictures, list[str]]:
-    """The side to judge a network by, where pictures are divided, and a remark on that."""
+def _evaluation_split(found: LabelledPictures) -> tuple[LabelledPictures, list[str]]:
+    """Select the `test` pictures, or else `val`, if there is a split, with a remark about it."""
     sides = Counter(found.sides)
     if None in sides or not sides:
         return found, []
     side = "test" if sides["test"] else "val"
     if not sides[side]:
         raise ValueError(
-            f"{found.where} has labelled pictures for training alone, of which a network may have learnt; name their"
-            " folder itself if they are meant"
+            f"{found.where} has labelled pictures for training only, which the network may have learnt from; name their"
+            " folder itself to evaluate on them"
         )
     others = " and ".join(f"{count} of {name}" for name, count in sorted(sides.items()) if name != side)
     left = f"; left out {others}" if others else ""
-    return found.of(side), [f"{found.where}: judged by the {sides[side]} pictures of {side}{left}"]
+    return found.of(side), [f"{found.where}: evaluated on the {sides[side]} pictures of {side}{left}"]
 
 
 def _missing(card: Card, numbers: NDArray[np.int64]) -> list[str]:
@@ -151,28 +151,28 @@ def _missing(card: Card, numbers: NDArray[np.int64]) -> list[str]:
 
 
 Labels = Literal["auto", "class-ids"]
-SHOWN = 10  # of the labels that are refused, with the reason for each
-MOST_PROBLEMS = 100  # labels that are looked up in vain, each of which takes milliseconds
+SHOWN = 10  # rejected labels listed in the message
+MOST_PROBLEMS = 100  # failed look-ups before giving up; each takes milliseconds
 
 
 def resolved_labels(
     card: Card, texts: Iterable[str], where: str, *, labels: Labels = "auto", table: dict[int, str] | None = None
 ) -> tuple[dict[str, int], list[str]]:
-    """The class that each different text means, strictly: one, or all that mean none are refused at once.
+    """Map each distinct label to exactly one class; labels that match no class are reported together.
 
     Args:
-        card: of the network whose classes they are.
+        card: of the network that defines the classes.
         texts: wnids or words that mean exactly one class (ImageNet's 1,000), the card's own class names, or class ids.
-        where: what they were read from, for the sentence.
-        labels: "class-ids" takes numbers for class ids, 0 to classes - 1, where "auto" refuses them: where they may
-            just as well count from 1.
-        table: ILSVRC's ids -> wnids; then every text is such an id.
+        where: source of the labels, for messages.
+        labels: "class-ids" accepts numbers as class ids, 0 to classes - 1, where "auto" rejects them because they may
+            count from 1.
+        table: ILSVRC's ids -> wnids; every label is then such an id.
 
     Returns:
-        text -> class id, and remarks.
+        label -> class id, and remarks.
 
     Raises:
-        ValueError: texts that mean no class, or numbers that nobody has said the meaning of.
+        ValueError: labels match no class, or are ambiguous numbers.
     """
     check_choice(labels, get_args(Labels), "labels")
     distinct = list(dict.fromkeys(texts))
@@ -212,11 +212,11 @@ def resolved_labels(
 
 
 def read_id_table(path: Path) -> dict[int, str]:
-    """ILSVRC's ids -> wnids, from lines "id wnid" or "wnid id", with blanks or commas between; what follows is left.
+    """Read ILSVRC's ids -> wnids from lines "id wnid" or "wnid id", separated by blanks or commas; ignore the rest.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line is no such pair, or an id has two wnids.
+        ValueError: a line is not such a pair, or an id has two wnids.
     """
     found: dict[int, str] = {}
     for number, line in ((number, text.strip()) for number, text in read_lines(path)):
@@ -225,12 +225,12 @@ def read_id_table(path: Path) -> dict[int, str]:
         pair = line.replace(",", " ").split()[:2]
         ids, wnids = [text for text in pair if _is_number(text)], [text for text in pair if _is_wnid(text)]
         if len(ids) != 1 or len(wnids) != 1:
-            raise ValueError(f"{path}, line {number} is {line!r:.80}; an id and a wnid are wanted, '1 n02119789'")
+            raise ValueError(f"{path}, line {number} is {line!r:.80}; expected an id and a wnid, such as '1 n02119789'")
         before = found.setdefault(int(ids[0]), wnids[0])
         if before != wnids[0]:
-            raise ValueError(f"{path}, line {number}: the id {ids[0]} is {before} before and {wnids[0]} here")
+            raise ValueError(f"{path}, line {number}: the id {ids[0]} is {wnids[0]}, but {before} in an earlier line")
     if not found:
-        raise ValueError(f"{path} is empty; a line 'id wnid' for each class is wanted")
+        raise ValueError(f"{path} is empty; expected a line 'id wnid' for each class")
     return found
 
 
@@ -243,25 +243,25 @@ def _is_wnid(text: str) -> bool:
 
 
 def _check_zero_based(card: Card, numbers: list[int], where: str) -> None:
-    """Numbers with a 0 and none beyond the last class count from 0; what else they mean is not ours to guess."""
+    """Accept numbers as class ids only if they contain 0 and do not exceed the last class id."""
     first, last = min(numbers), max(numbers)
     if first == 0 and last < card.classes:
         return
     spoken = f"{where}: the labels are numbers from {first} to {last}"
     if not card.imagenet:
         raise ValueError(
-            f"{spoken}, but class ids go from 0 to {card.classes - 1}, and without a 0 they may count from 1; write the"
-            " names of classes, or say that they are class ids: --labels class-ids, labels='class-ids' in Python"
+            f"{spoken}, but class ids go from 0 to {card.classes - 1}, and without a 0 they may count from 1; use class"
+            " names, or declare that they are class ids: --labels class-ids, labels='class-ids' in Python"
         )
     raise ValueError(
-        f"{spoken}, and without a 0, or with a 1000, they may be ILSVRC's ids, whose order is another one; give the"
-        " table of ILSVRC's ids and wnids (--id-table, id_table in Python), or say that they are class ids, 0 to 999 in"
+        f"{spoken}, and without a 0, or with a 1000, they may be ILSVRC's ids, which have another order; give the table"
+        " of ILSVRC's ids and wnids (--id-table, id_table in Python), or declare that they are class ids, 0 to 999 in"
         " the order of wnids (--labels class-ids, labels='class-ids' in Python)"
     )
 
 
 def _check_numbered_names(card: Card, where: str) -> None:
-    """Names such as `class_2` and `class_10`, sorted as text, have another order than their numbers."""
+    """Reject numbers if the class names are numbered in another order, as `class_2` and `class_10` sorted as text."""
     if card.class_names is None or card.imagenet:
         return
     found = [re.fullmatch(r"(.*?)0*(\d+)", name, re.ASCII) for name in card.class_names]
@@ -271,14 +271,14 @@ def _check_numbered_names(card: Card, where: str) -> None:
         if each and each[2] != str(place):
             raise ValueError(
                 f"{where}: the labels are numbers, but the number {each[2]} may be the class {name} or class id"
-                f" {each[2]}, while {name} is class id {place}; write the names of classes, or say that they are class"
-                " ids: --labels class-ids, labels='class-ids' in Python"
+                f" {each[2]}, while {name} is class id {place}; use class names, or declare that they are class ids:"
+                " --labels class-ids, labels='class-ids' in Python"
             )
 
 
 def _of_number(text: str, card: Card, problems: dict[str, str]) -> int:
     if not _is_number(text) or int(text) >= card.classes:
-        problems[text] = f"(no class id from 0 to {card.classes - 1})"
+        problems[text] = f"(not a class id from 0 to {card.classes - 1})"
         return -1
     return int(text)
 
@@ -308,5 +308,5 @@ def _of_words(text: str, problems: dict[str, str]) -> int:
 def _of_name(text: str, names: dict[str, int], problems: dict[str, str]) -> int:
     found = names.get(text, names.get(synsets.leading_wnid(text) or text, -1))
     if found < 0:
-        problems[text] = "(the name of several classes)" if text in names else "(no class's name)"
+        problems[text] = "(the name of several classes)" if text in names else "(not a class name)"
     return found

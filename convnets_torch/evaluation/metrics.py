@@ -1,9 +1,8 @@
-"""Metrics: error rates, figures for each class, and the mistakes themselves.
+"""Error rates, per-class metrics, confusions and lists of mistakes.
 
 Source of the interval: Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 1927.
 
-Source: An introduction to ROC analysis, Pattern Recognition Letters 27, 2006 (the area as a rank statistic, one class
-against all others).
+Source: An introduction to ROC analysis, Pattern Recognition Letters 27, 2006 (AUC as a rank statistic, one-vs-rest).
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from convnets_torch.evaluation.calibration import VALUES, blocks, check_probable
 from convnets_torch.wordnet.hierarchy import Distances, distances_of
 from convnets_torch.wordnet.targets import class_name, class_wnid
 
-Z = 1.959963984540054  # standard deviations that 95 % of a normal distribution lie within
-SIZES = (1, 5, 10)  # of the original's table
-BEST = 10  # answers that are kept of each picture
+Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
+SIZES = (1, 5, 10)  # k of top-k errors, as in the original's table
+BEST = 10  # top classes kept for each picture
 
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """The share of pictures whose class is not among a network's k most probable ones.
+    """Top-k error: the share of pictures whose true class is not among the k most probable ones.
 
     Attributes:
-        k: how many of them.
-        wrong: pictures.
-        count: of all pictures.
+        k: number of top classes.
+        wrong: number of wrong pictures.
+        count: number of all pictures.
     """
 
     k: int
@@ -43,12 +42,12 @@ class ErrorRate:
 
     @property
     def error(self) -> float:
-        """0 to 1."""
+        """Top-k error, 0 to 1."""
         return self.wrong / self.count
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's interval of 95 %, 0 to 1: where the error on endlessly many such pictures is likely to be."""
+        """95 % Wilson confidence interval of the error, 0 to 1."""
         return wilson(self.wrong, self.count)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,16 +56,16 @@ class ErrorRate:
 
 
 def wilson(wrong: int, count: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share, 0 to 1; unlike the usual one it is right for few and for none.
+    """Return the 95 % Wilson interval of a share, 0 to 1; unlike the normal interval, it holds for small counts and 0.
 
     Raises:
-        ValueError: there are no pictures, or more wrong ones than pictures.
+        ValueError: `count` is 0, or `wrong` is negative or larger than `count`.
 
     >>> [round(end, 4) for end in wilson(1, 10)], [round(end, 4) for end in wilson(0, 10)]
     ([0.0179, 0.4042], [0.0, 0.2775])
     """
     if not 0 <= wrong <= count or not count:
-        raise ValueError(f"{wrong} of {count} pictures is no share; give at least one picture")
+        raise ValueError(f"{wrong} of {count} pictures is not a valid share; give at least one picture")
     share, square = wrong / count, Z**2
     middle = (share + square / (2 * count)) / (1 + square / count)
     reach = Z * sqrt(share * (1 - share) / count + square / (4 * count**2)) / (1 + square / count)
@@ -75,14 +74,14 @@ def wilson(wrong: int, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Where the truth stands among a network's answers.
+    """Rank of the true class of each picture, and the top classes.
 
-    Of equal outputs the class with the smaller id comes first, everywhere.
+    Ties are always broken by the lower class id.
 
     Attributes:
-        ranks: (N,) int64, how many classes come before the truth; 0 is right.
-        best: (N, k) int64, the most probable classes, the best first; k is 10, or the classes where they are fewer.
-        ties: pictures of which another class has exactly the output of the truth, so that the ids decided.
+        ranks: (N,) int64, number of classes ranked above the true one; 0 is right.
+        best: (N, k) int64, the most probable classes, best first; k is 10, or the number of classes if that is less.
+        ties: number of pictures for which another class has exactly the output of the true one.
     """
 
     ranks: NDArray[np.int64]
@@ -90,19 +89,19 @@ class Ranking:
     ties: int
 
     def error(self, k: int) -> ErrorRate:
-        """Of the best k."""
+        """Return the top-k error."""
         return ErrorRate(k, int((self.ranks >= k).sum()), len(self.ranks))
 
 
 def rank(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> Ranking:
-    """Where the truth of each picture stands.
+    """Rank the true class of each picture.
 
     Args:
-        logits: (N, classes), two classes or more; may be mapped from a disk.
+        logits: (N, classes), two classes or more; may be memory-mapped.
         labels: (N,) class ids.
 
     Raises:
-        ValueError: as `blocks`: no pictures, outputs that are not finite, labels that do not fit.
+        ValueError: there are no pictures, outputs are not finite, or labels do not fit, as in `blocks`.
 
     >>> found = rank(np.array([[0.1, 0.5, 0.5], [0.9, 0.2, 0.9]]), np.array([2, 0]))
     >>> found.ranks.tolist(), found.best.tolist(), found.ties
@@ -114,19 +113,19 @@ def rank(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) ->
         equal = values == own
         before = equal & (np.arange(values.shape[1]) < truths[:, None])
         ranks.append((values > own).sum(1) + before.sum(1))
-        best.append(np.argsort(-values, axis=1, kind="stable")[:, :BEST].copy())  # a view would keep all of it
+        best.append(np.argsort(-values, axis=1, kind="stable")[:, :BEST].copy())  # a view would keep the whole array
         ties += int((equal.sum(1) > 1).sum())
     return Ranking(np.concatenate(ranks).astype(np.int64), np.concatenate(best).astype(np.int64), ties)
 
 
 @dataclass(frozen=True)
 class ClassErrors:
-    """How often the pictures of one class are not recognised.
+    """Error rates of one class.
 
     Attributes:
         class_id: of the class.
-        errors: k -> the share whose truth is not among the best k.
-        taken: pictures of other classes that were taken for this one.
+        errors: k -> top-k error.
+        taken: pictures of other classes that were predicted as this one.
     """
 
     class_id: int
@@ -142,7 +141,7 @@ class ClassErrors:
 def errors_by_class(
     ranking: Ranking, labels: NDArray[np.integer[Any]], classes: int, sizes: tuple[int, ...] = SIZES
 ) -> tuple[ClassErrors, ...]:
-    """Of each class that has pictures, by class id; for those k of `sizes` that leave a class out."""
+    """Return the errors of each class that has pictures, by class id, for each k of `sizes` below `classes`."""
     counts = np.bincount(labels, minlength=classes)
     wrong = {k: np.bincount(labels[ranking.ranks >= k], minlength=classes) for k in sizes if k < classes}
     taken = np.bincount(ranking.best[ranking.ranks > 0, 0], minlength=classes)
@@ -156,22 +155,22 @@ def errors_by_class(
     )
 
 
-COLUMNS = 16  # classes whose outputs are sorted together, at least: each time all pages of a mapped file are read
+COLUMNS = 16  # minimum number of classes sorted together: each group reads all pages of a memory-mapped file
 METRICS = ("precision", "recall", "f1", "auc")
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """How well one class is told from the others; all figures are 0 to 1.
+    """One-vs-rest metrics of one class, all 0 to 1.
 
     Attributes:
         class_id: of the class.
-        pictures: of this class.
-        precision: share of this class among the pictures that were taken for it; 0 where there are none.
-        recall: share of this class's pictures that were taken for it, 1 less its top-1 error.
-        f1: the harmonic mean of both.
-        auc: the chance that a picture of this class gets a higher probability of it than a picture of another, where a
-            tie is a half; None where there are no others.
+        pictures: number of pictures of this class.
+        precision: share of this class among the pictures predicted as it; 0 if there are none.
+        recall: share of this class's pictures that were predicted as it, i.e. 1 minus its top-1 error.
+        f1: harmonic mean of precision and recall.
+        auc: area under the ROC curve: the chance that a picture of this class gets a higher probability for it than a
+            picture of another class, ties counting half; None if there are no other pictures.
     """
 
     class_id: int
@@ -186,16 +185,16 @@ def measure_classes(
     logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], given: NDArray[np.integer[Any]],
     activation: Activation,
 ) -> tuple[ClassMetrics, ...]:  # fmt: skip
-    """Of each class that has pictures, by class id.
+    """Return the metrics of each class that has pictures, by class id.
 
     Args:
-        logits: (N, classes); may be mapped from a disk.
+        logits: (N, classes); may be memory-mapped.
         labels: (N,) class ids.
-        given: (N,) class ids, the most probable one of each picture.
-        activation: of the card. With "none" the area is that of the outputs.
+        given: (N,) predicted class ids.
+        activation: of the card. With "none", the AUC is computed from the raw outputs.
 
     Raises:
-        ValueError: as `blocks`: no pictures, outputs that are not finite, labels that do not fit.
+        ValueError: there are no pictures, outputs are not finite, or labels do not fit, as in `blocks`.
 
     >>> logits = np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 0.5]])
     >>> first, _ = measure_classes(logits, np.array([0, 1, 1]), logits.argmax(1), "softmax")
@@ -207,7 +206,7 @@ def measure_classes(
     taken = np.bincount(given, minlength=classes)
     right = np.bincount(labels[labels == given], minlength=classes)
     present = np.flatnonzero(pictures)
-    areas = _areas(logits, labels, present, activation)
+    areas = _aucs(logits, labels, present, activation)
     return tuple(
         ClassMetrics(
             class_id,
@@ -222,7 +221,7 @@ def measure_classes(
 
 
 def class_means(found: Sequence[ClassMetrics]) -> dict[str, dict[str, float | None]]:
-    """Means over the classes that have pictures: "macro", each class alike; "weighted", by its pictures.
+    """Average metrics over the classes: "macro" unweighted, "weighted" by the number of pictures.
 
     >>> class_means([ClassMetrics(0, 1, 0.5, 1.0, 0.6, None), ClassMetrics(1, 3, 1.0, 0.5, 0.7, 0.9)])["macro"]
     {'precision': 0.75, 'recall': 0.75, 'f1': 0.6499999999999999, 'auc': 0.9}
@@ -236,17 +235,17 @@ def class_means(found: Sequence[ClassMetrics]) -> dict[str, dict[str, float | No
     return means
 
 
-def _areas(
+def _aucs(
     logits: NDArray[np.floating[Any]],
     labels: NDArray[np.integer[Any]],
     present: NDArray[np.int64],
     activation: Activation,
 ) -> list[float | None]:
-    """The area under the ROC curve of each class in `present`, from the ranks of its pictures among all."""
+    """AUC of each class in `present`, from the ranks of its pictures among all."""
     count = len(labels)
     shift = np.zeros(count)
     for numbers, values, _ in blocks(logits, labels):
-        if activation == "softmax":  # sigmoids, and outputs, are in the order of logits
+        if activation == "softmax":  # a sigmoid does not change the order of logits
             highest = values.max(1)
             shift[numbers] = highest + np.log(np.exp(values - highest[:, None]).sum(1))
     found: list[float | None] = []
@@ -263,23 +262,24 @@ def _areas(
     return found
 
 
-MOST = 24  # pictures on a sheet
-LISTED = 1000  # mistakes that are described; a page of more is slow
+MOST = 24  # pictures on a contact sheet
+LISTED = 1000  # mistakes on the page; more would make it slow
 PAIRS = 20
-DIGITS = 9  # of logarithms that are compared: rounding errors of equal ones make no order
+DIGITS = 9  # decimals of compared log probabilities, so that rounding errors do not order equal ones
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture and the wrong class that a network found the most probable.
+    """A misclassified picture.
 
     Attributes:
-        row: which picture of all.
+        row: index of the picture.
         path: its file.
-        truth, given: class ids, and both in words.
-        probability, of_truth: of the class that was given, and of the truth, 0 to 1.
-        ancestor: first word of the deepest common ancestor in the synset tree; None where classes have no synsets.
-        steps: from the truth up to it (`severity`); None where classes have no synsets.
+        truth, given: true and predicted class id.
+        truth_words, given_words: their names.
+        probability, of_truth: probability of the predicted and of the true class, 0 to 1.
+        ancestor: first word of the deepest common ancestor in the synset tree; None if classes have no synsets.
+        steps: from the true class up to it (`severity`); None if classes have no synsets.
     """
 
     row: int
@@ -295,14 +295,14 @@ class Mistake:
 
     @property
     def common(self) -> str:
-        """What both have in common, "both: dog, 2 steps up"; empty where classes have no synsets."""
+        """The common ancestor in words, "both: dog, 2 steps up"; empty if classes have no synsets."""
         if self.ancestor is None:
             return ""
         return f"both: {self.ancestor}, {self.steps} {'step' if self.steps == 1 else 'steps'} up"
 
     @property
     def short_words(self) -> tuple[str, str]:
-        """Of the truth and of the class that was given: a synset's first word, a user's own name as it is."""
+        """Short names of the true and predicted class: a synset's first word, or a custom class's full name."""
         words = self.truth_words, self.given_words
         return words if self.ancestor is None else (words[0].partition(",")[0], words[1].partition(",")[0])
 
@@ -326,10 +326,10 @@ class Mistakes:
     """The mistakes to look at.
 
     Attributes:
-        count: of all mistakes.
-        worst: those whose truth was found the least probable, the least first: they cost the most.
-        confident: of the others those whose wrong class was found the most probable, the most first.
-        listed: in the order of `worst` all mistakes, or the first 1,000.
+        count: number of all mistakes.
+        worst: those with the lowest probability of the true class, i.e. the highest loss; lowest first.
+        confident: of the rest, those with the highest probability of the wrong class; highest first.
+        listed: the first 1,000 mistakes in the order of `worst`.
     """
 
     count: int
@@ -348,13 +348,15 @@ class Mistakes:
 
 @dataclass(frozen=True)
 class Confused:
-    """Pictures of one class that were taken for another.
+    """Pictures of one class that were predicted as another.
 
     Attributes:
-        truth, given: class ids, and both in words and as wnids, which are None where classes have no synsets.
-        count: pictures.
+        truth, given: true and predicted class id.
+        truth_words, given_words: their names.
+        truth_wnid, given_wnid: their wnids; None if classes have no synsets.
+        count: number of pictures.
         share: of all pictures of the true class, 0 to 1.
-        ancestor, steps: as of a `Mistake`.
+        ancestor, steps: as in `Mistake`.
     """
 
     truth: int
@@ -381,20 +383,20 @@ def find_mistakes(
     *,
     most: int = MOST,
 ) -> Mistakes:
-    """The worst mistakes, and the most confident of the others; of equal ones those of earlier rows first.
+    """Find the worst mistakes, and the most confident of the rest; ties are in the order of rows.
 
-    Probabilities are compared by their logarithms in float64, so that those too small for a float differ still. Of
-    equally probable classes the first one is given.
+    Log probabilities are compared in float64, so that those too small for a float still differ. Of equally probable
+    classes the first one is the prediction.
 
     Args:
-        logits: (N, classes); may be mapped from a disk.
+        logits: (N, classes); may be memory-mapped.
         labels: (N,) class ids.
         paths: N files.
-        card: of the weights; its activation makes probabilities, its classes words.
-        most: of each kind.
+        card: of the weights; gives the activation and the class names.
+        most: number of mistakes of each kind.
 
     Raises:
-        ValueError: outputs are no probabilities, not finite, or do not fit the labels, the paths or the card.
+        ValueError: outputs are not probabilities, not finite, or do not fit the labels, the paths or the card.
     """
     check_probable(card.activation)
     if len(paths) != len(labels):
@@ -426,7 +428,7 @@ def find_mistakes(
             class_name(card, answer),
             float(np.exp(log_sure[place])),
             float(np.exp(log_truth[place])),
-            *_common(tree, truth, answer),
+            *_common_ancestor(tree, truth, answer),
         )
 
     order = np.lexsort((row, log_truth))
@@ -437,7 +439,7 @@ def find_mistakes(
 
 
 def confusion(labels: NDArray[np.integer[Any]], given: NDArray[np.integer[Any]], classes: int) -> NDArray[np.int64]:
-    """(classes, classes): how many pictures of the row's class were given the column's.
+    """Count the confusion matrix (classes, classes): true class in rows, predicted class in columns.
 
     >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
     [[1, 1], [0, 1]]
@@ -447,17 +449,15 @@ def confusion(labels: NDArray[np.integer[Any]], given: NDArray[np.integer[Any]],
 
 
 def most_confused_pairs(counts: NDArray[np.integer[Any]], card: Card, *, most: int = PAIRS) -> tuple[Confused, ...]:
-    """Which classes were most often taken for which others, the most pictures first.
-
-    Of equal counts the larger share of the true class comes first, then the smaller ids.
+    """Return the most confused pairs of classes, ordered by count, then by share of the true class, then by ids.
 
     Args:
-        counts: (classes, classes), as `confusion` gives them.
+        counts: (classes, classes), as `confusion` returns them.
         card: of the weights.
-        most: pairs, at most.
+        most: maximum number of pairs.
 
     Raises:
-        ValueError: the counts are of another shape than the card's classes.
+        ValueError: the shape of the counts does not fit the card's classes.
     """
     if counts.shape != (card.classes, card.classes):
         raise ValueError(f"confusions are {counts.shape}, and the card has {card.classes} classes")
@@ -476,13 +476,13 @@ def most_confused_pairs(counts: NDArray[np.integer[Any]], card: Card, *, most: i
             class_wnid(card, answer),
             int(counts[truth, answer]),
             float(counts[truth, answer] / counts[truth].sum()),
-            *_common(tree, truth, answer),
+            *_common_ancestor(tree, truth, answer),
         )
         for truth, answer in zip(truths[order].tolist(), given[order].tolist(), strict=True)
     )
 
 
-def _common(tree: Distances | None, truth: int, given: int) -> tuple[str | None, int | None]:
+def _common_ancestor(tree: Distances | None, truth: int, given: int) -> tuple[str | None, int | None]:
     if tree is None:
         return None, None
     return tree.ancestor(truth, given).words[0], int(tree.steps[truth, given])

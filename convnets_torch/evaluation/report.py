@@ -1,4 +1,4 @@
-"""The files of an evaluation: report page, tables and predictions."""
+"""Write the files of an evaluation: HTML report, figures, charts, class table and predictions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 
 def share(some: int, every: int) -> str:
-    """A percentage, or a dash where there is nothing to take it of.
+    """Format a percentage, or a dash if the denominator is 0.
 
     >>> share(1, 3), share(0, 0)
     ('33.33%', '-')
@@ -68,7 +68,7 @@ def share(some: int, every: int) -> str:
     return f"{some / every:.2%}" if every else "-"
 
 
-LARGE = 700  # pixels of a picture that is scrolled rather than made small on a narrow screen
+LARGE = 700  # width in pixels above which a chart scrolls on a narrow screen instead of shrinking
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class ErrorRow:
     Attributes:
         words: such as "top-1".
         wrong, pictures: counts.
-        low, high: ends of the confidence interval of the error, 0 to 1.
-        original: the error that the network's authors or its original report, 0 to 1; None where there is none.
+        low, high: confidence interval of the error, 0 to 1.
+        original: the originally published error, 0 to 1; None if there is none.
     """
 
     words: str
@@ -92,16 +92,16 @@ class ErrorRow:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """The pictures of one class.
+    """One row of the class table.
 
     Attributes:
-        words: of the class.
-        wnid: None for a user's own classes.
-        pictures: how many there are; may be 0.
-        wrong: how many of them have another class as the most probable one.
-        wrong_of_best: how many have not their class among the best k; None where that is not asked.
-        taken_for: the wrong class that was given most often, with how many; empty where there is none.
-        metrics: precision, recall and more; None where there are no pictures.
+        words: name of the class.
+        wnid: None for custom classes.
+        pictures: number of pictures; may be 0.
+        wrong: number of top-1 errors.
+        wrong_of_best: number of top-k errors; None if not shown.
+        taken_for: the most frequent wrong prediction and its count; empty if there is none.
+        metrics: precision, recall and more; None if there are no pictures.
     """
 
     words: str
@@ -115,29 +115,29 @@ class ClassRow:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What a page shows; parts that are None or empty are left out.
+    """Contents of the report page; parts that are None or empty are left out.
 
     Attributes:
-        title: above all, such as the names of weights and folder.
+        title: such as the names of weights and folder.
         card: of the weights.
-        facts: (what, value): what was evaluated, weights, preprocessing, pictures.
-        errors: the best first.
-        interval: how the confidence intervals are made, "95 %, Wilson".
+        facts: (name, value): what was evaluated, weights, preprocessing, pictures.
+        errors: top-k errors, in order of k.
+        interval: the kind of confidence interval, "95 %, Wilson".
         classes: one row for each class, in the card's order.
-        means: of their metrics, as `class_means` gives them.
+        means: averaged class metrics, as `class_means` returns them.
         best: the k of `wrong_of_best`.
-        confusion: (classes, classes) counts, the truth in rows.
-        pairs: the most confused ones.
+        confusion: (classes, classes) counts, truth in rows.
+        pairs: the most confused pairs of classes.
         calibration: of all pictures.
-        recalibration: where a temperature was asked for.
-        mistakes: to look at.
-        pictures: path -> small picture, of all in `mistakes`.
+        recalibration: if a temperature was requested.
+        mistakes: to show.
+        pictures: path -> thumbnail of each picture in `mistakes`.
         severity: for the 1,000 classes.
-        running: (what, value): throughput, memory, device.
-        repeat: (what, value): command, options and versions.
-        bad: path -> why it was left out.
-        original: where the `original` errors are from, in words.
-        several: where pictures may have several labels, how well each is told.
+        running: (name, value): throughput, memory, device.
+        repeat: (name, value): command, options and versions.
+        bad: path -> why the picture was left out.
+        original: source of the `original` errors.
+        several: metrics of multi-label data.
     """
 
     title: str
@@ -163,13 +163,12 @@ class Report:
 
 
 def write_report(report: Report, path: str | os.PathLike[str]) -> None:
-    """Write one HTML file, atomically, that holds everything and asks no network.
+    """Write one self-contained HTML file, atomically.
 
-    Its script sorts and filters the table of classes and does nothing else; without it the table is whole. Names are
-    shown as text, whatever is in them.
+    Its script only sorts and filters the class table, which is complete without it. Names are escaped.
 
     Raises:
-        ValueError: another ending than .html.
+        ValueError: the suffix is not .html.
         OSError: `path` cannot be written.
     """
     check_page(Path(path), "a report")
@@ -194,7 +193,7 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
 
 
 def _chart(draw: Callable[..., Axes | list[Axes]], *arguments: Any) -> dict[str, Any]:
-    """A chart as the page's template takes it, or why there is none."""
+    """A chart for the page's template, or the reason why there is none."""
     if reason := charts.why_not():
         return {"missing": reason, "wide": False}
     drawn = draw(*arguments)
@@ -210,23 +209,23 @@ FILES = (
 CHARTS = FILES[4:7]
 ALWAYS = FILES[:4]
 INTERVAL = "95 %, Wilson"
-LEFT_OUT = "top-k errors, confusions, calibration, severity and mistakes are left out: they are of one class a picture"
-NO_TEMPERATURE = "no temperature was fitted: it is for classes that exclude each other"
+LEFT_OUT = "top-k errors, confusions, calibration, severity and mistakes are left out: they need one class per picture"
+NO_TEMPERATURE = "no temperature was fitted: it is for mutually exclusive classes"
 MOST_REMARKS = 10  # on the page
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """What can be said of an evaluation.
+    """An evaluation and the measurements derived from its outputs.
 
     Attributes:
-        evaluation: of which.
-        calibration, mistakes: None where the network's outputs are no probabilities.
-        recalibration: where a temperature was asked for, and one is the best.
-        severity: for classes that all stand in the synset tree.
-        pairs: the most confused ones.
-        classes: precision, recall, F1 and area under the ROC curve of each class that has pictures.
-        remarks: sentences on what could not be said.
+        evaluation: the outputs.
+        calibration, mistakes: None if the network's outputs are not probabilities.
+        recalibration: if a temperature was requested and has an optimum.
+        severity: if all classes are in the synset tree.
+        pairs: the most confused pairs of classes.
+        classes: precision, recall, F1 and AUC of each class that has pictures.
+        remarks: notes on what was left out.
     """
 
     evaluation: Evaluation
@@ -239,7 +238,7 @@ class Judged:
     remarks: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with all figures of the evaluation."""
+        """Plain data for JSON, including the data of the evaluation."""
         if self.evaluation.several_labels is not None:
             return self.evaluation.to_dict() | {"remarks": [*self.evaluation.remarks, *self.remarks]}
         figures = self.evaluation.to_dict()
@@ -257,34 +256,22 @@ class Judged:
 
 
 def judge(found: Evaluation, *, temperature: bool = False) -> Judged:
-    """Measure what follows from a network's outputs.
+    """Measure calibration, mistakes, severity, confusions and class metrics from a network's outputs.
+
+    Multi-label data have none of these, since they need mutually exclusive classes.
 
     Args:
         found: the outputs.
-        temperature: fit one to a half of the pictures, and judge it by the other. Where none is the best, a remark
-            says so, and the rest is there all the same.
-
-    Of pictures with several labels nothing follows that takes classes to exclude each other: no calibration, mistakes,
-    severity or temperature.
+        temperature: fit a temperature to one half of the pictures and evaluate it on the other. If there is no optimum,
+            a remark says so, and the other results are still returned.
     """
     if found.several_labels is not None:
         said = (LEFT_OUT, *([NO_TEMPERATURE] if temperature else ()))
-        return Judged(
-            found,
-            calibration=None,
-            recalibration=None,
-            mistakes=None,
-            severity=None,
-            pairs=(),
-            classes=(),
-            remarks=said,
-        )
+        return Judged(found, None, None, None, None, pairs=(), classes=(), remarks=said)
     card, logits, labels, remarks = found.card, found.logits, found.labels, []
     calibration = recalibration = mistakes = None
     if card.activation == "none":
-        remarks.append(
-            "the outputs are no probabilities (activation none), so no calibration and no mistakes are shown"
-        )
+        remarks.append("the outputs are not probabilities (activation none), so calibration and mistakes are left out")
     else:
         calibration = calibrate(logits, labels, card.activation)
         mistakes = find_mistakes(logits, labels, found.paths, card)
@@ -301,11 +288,11 @@ def judge(found: Evaluation, *, temperature: bool = False) -> Judged:
 
 
 def check_report_folder(folder: Path, pictures: Path) -> None:
-    """Make a folder for reports, and see that they can be written, before long work begins.
+    """Create the report folder and check that its files can be written, before a long evaluation starts.
 
     Raises:
-        OSError: it is none, or cannot be written.
-        ValueError: it is the folder of the pictures or below it, whose pictures would be evaluated the next time.
+        OSError: it is not a folder, or cannot be written.
+        ValueError: it is inside the folder of the pictures, where its pictures would be evaluated the next time.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder; name one for the report")
@@ -316,9 +303,9 @@ def check_report_folder(folder: Path, pictures: Path) -> None:
 
 
 def check_outside(folder: Path, pictures: Path) -> None:
-    """Raise ValueError when what is written would be looked for pictures the next time."""
+    """Raise ValueError if `folder` is inside `pictures`, where the next run would look for pictures in it."""
     if resolved(folder).is_relative_to(resolved(pictures)):
-        raise ValueError(f"{folder} lies in {pictures}, where it would be taken for a class; name a folder outside")
+        raise ValueError(f"{folder} is inside {pictures}, where it would be taken for a class; name a folder outside")
 
 
 def save_judged(
@@ -334,14 +321,14 @@ def save_judged(
     """Write `evaluation.json`, `report.html`, tables and pictures into a folder, each atomically.
 
     Args:
-        found: what `judge` gives.
-        folder: which exists.
-        weights: the name of the weights, for the page.
-        repeat: (what, value), for the page: command, options, versions.
+        found: as `judge` returns it.
+        folder: an existing folder.
+        weights: name of the weights, for the page.
+        repeat: (name, value), for the page: command, options, versions.
         max_pixels, depth, background: as for `evaluate`, for the pictures of mistakes.
 
     Returns:
-        The names of the files; those of what cannot be said are left out.
+        The names of the written files; those without data are left out.
 
     Raises:
         OSError: a file cannot be written.
@@ -404,7 +391,7 @@ def save_judged(
 
 
 def _save_charts(found: Judged, folder: Path) -> list[str]:
-    """Write the charts of an evaluation, or warn of which are left out; the names of those that were written."""
+    """Write the charts and return their names, or warn that they are left out."""
     if reason := charts.why_not():
         warnings.warn(f"{', '.join(CHARTS)} are left out: {reason}", charts.ChartWarning, stacklevel=3)
         return []
@@ -426,7 +413,7 @@ def _save_figures(found: Judged, folder: Path, weights: str) -> None:
 
 
 def _save_labels(found: Judged, folder: Path, weights: str, repeat: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """What `save_judged` writes where pictures may have several labels."""
+    """Write the files of a multi-label evaluation and return their names."""
     evaluation = found.evaluation
     _save_figures(found, folder, weights)
     page = Report(
@@ -453,7 +440,7 @@ def _facts(judged: Judged, weights: str) -> list[tuple[str, str]]:
         ("Weights", weights),
         ("Converted from", made),
         ("Network", f"{card.network}, {card.classes} classes, {card.activation}"),
-        ("Preprocessing", _rule(card.preprocessing)),
+        ("Preprocessing", _preprocessing_words(card.preprocessing)),
         ("Crops", {"center": "the centre", "flip": "the centre and its mirror image", "ten": "ten"}[found.crops]),
         ("Folder", str(found.folder)),
         ("Pictures", str(len(found.labels))),
@@ -469,7 +456,7 @@ def _facts(judged: Judged, weights: str) -> list[tuple[str, str]]:
     return [fact for fact in facts if fact[1]] + [("Remark", remark) for remark in remarks]
 
 
-def _rule(rule: Preprocessing) -> str:
+def _preprocessing_words(rule: Preprocessing) -> str:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (rule.mean, rule.std))
     return (
         f"{rule.name}: {rule.resize_rule} to {rule.resize} pixels ({rule.interpolation}), centre {rule.size} pixels,"
@@ -478,7 +465,7 @@ def _rule(rule: Preprocessing) -> str:
 
 
 def running_facts(found: Evaluation) -> list[tuple[str, str]]:
-    """Throughput and memory in words."""
+    """Return (name, value) of throughput and memory, for display."""
     running = found.running
     facts = [("Pictures computed in this run", str(running.computed))]
     if running.throughput is not None:
@@ -494,7 +481,7 @@ def running_facts(found: Evaluation) -> list[tuple[str, str]]:
 
 
 def _class_rows(judged: Judged) -> list[ClassRow]:
-    """One for each class of the card, also for those without pictures."""
+    """Rows for all classes of the card, including those without pictures."""
     found, metrics = judged.evaluation, {each.class_id: each for each in judged.classes}
     errors = {each.class_id: each.errors for each in found.by_class}
     counts = found.confusion
@@ -521,11 +508,11 @@ INTEGERS = ("truth_id", "answer_id", "rank", "height", "steps")
 
 
 def check_predictions(path: Path) -> None:
-    """Raise, before long work begins, when `save_predictions` cannot write to `path`.
+    """Check that `save_predictions` can write to `path`, before a long evaluation starts.
 
     Raises:
-        ValueError: another ending than .csv or .parquet.
-        ImportError: a Parquet file is wanted, and pyarrow is missing.
+        ValueError: the suffix is not .csv or .parquet.
+        ImportError: `path` is a Parquet file and pyarrow is not installed.
         OSError: `path` cannot be written.
     """
     ending = path.suffix.lower()
@@ -542,19 +529,19 @@ def check_predictions(path: Path) -> None:
 
 
 def save_predictions(found: Evaluation, path: str | os.PathLike[str], *, probabilities: bool = True) -> None:
-    """Write a row for each picture; the file appears whole, and memory does not grow with the pictures.
+    """Write a row for each picture, atomically; memory does not grow with the number of pictures.
 
     Columns: `path`; `truth_id` and `truth`; `answer_id` and `answer`, the most probable class; `rank` of the truth,
     where 1 is right; `probability` of the answer, and `probability_of_truth`; for classes in the synset tree
     `common_ancestor`, its `height`, and the `steps` from the truth up to it; `learnt_from`, "train", "validation" or
-    "no", where the card says it; `error`, of a picture that could not be read, whose other cells are empty. Then
-    "probability 3 beagle" and the like, one for each class. Where outputs are no probabilities all these columns are
-    called output instead.
+    "no", if the card records it; `error`, for an unreadable picture, whose other cells are empty. Then
+    "probability 3 beagle" and the like, one for each class. If outputs are not probabilities, these columns are named
+    `output` instead.
 
-    In CSV texts are as `sentences.cell` has them: formulas get an apostrophe. In Parquet they are as they are.
+    In CSV, `text.cell` escapes text: formulas get an apostrophe. In Parquet, text is not escaped.
 
     Args:
-        found: of `evaluate`.
+        found: as `evaluate` returns it.
         path: ends in .csv or .parquet.
         probabilities: False leaves out the columns of the classes.
 
@@ -563,7 +550,7 @@ def save_predictions(found: Evaluation, path: str | os.PathLike[str], *, probabi
     """
     path = Path(path)
     check_predictions(path)
-    header, rows = _header(found, probabilities), _parts(found, probabilities)
+    header, rows = _header(found, probabilities), _column_chunks(found, probabilities)
     if path.suffix.lower() == ".csv":
         _save_csv(path, header, (row for part in rows for row in zip(*map(_cells, part), strict=True)))
         return
@@ -574,15 +561,15 @@ def save_predictions(found: Evaluation, path: str | os.PathLike[str], *, probabi
     schema = pa.schema([(name, kinds.get(name, pa.float32())) for name in map(_utf8, header)])
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in rows:
-            arrays = [pa.array(_exact(column), kind.type) for column, kind in zip(part, schema, strict=True)]
+            arrays = [pa.array(_for_parquet(column), kind.type) for column, kind in zip(part, schema, strict=True)]
             writer.write_table(pa.table(arrays, schema=schema))
 
 
 def save_classes(found: Evaluation, metrics: Sequence[ClassMetrics], path: str | os.PathLike[str]) -> None:
-    """Write a row for each class that has pictures, in CSV: counts, the top-1 error and the metrics.
+    """Write a CSV row for each class that has pictures: counts, top-1 error and metrics.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     header = ("class_id", "wnid", "class", "pictures", "wrong", "taken_for_it", "top1_error", *METRICS)
     rows = [
@@ -607,8 +594,8 @@ def _header(found: Evaluation, probabilities: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def _parts(found: Evaluation, probabilities: bool) -> Iterator[list[Any]]:
-    """Columns under `_header`, of some pictures after some more: lists of texts or None, and arrays of numbers."""
+def _column_chunks(found: Evaluation, probabilities: bool) -> Iterator[list[Any]]:
+    """Yield the columns of `_header` for chunks of pictures: lists of texts or None, and arrays of numbers."""
     card, tree, learnt = found.card, distances_of(found.card), found.learnt
     names = [class_name(card, number) for number in range(card.classes)]
     ancestors = [] if tree is None else [synsets.find(wnid).words[0] for wnid in tree.wnids]
@@ -641,7 +628,7 @@ def _parts(found: Evaluation, probabilities: bool) -> Iterator[list[Any]]:
 
 
 def _cells(column: Sequence[Any]) -> list[str]:
-    """Texts for CSV."""
+    """Format a column for CSV."""
     values = column.tolist() if isinstance(column, np.ndarray) else column
     return ["" if value is None else cell(value) if isinstance(value, str) else f"{value:.7g}" for value in values]
 
@@ -653,11 +640,11 @@ def _save_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
         table.writerows(rows)
 
 
-def _exact(column: Any) -> Any:
-    """A column for Parquet."""
+def _for_parquet(column: Any) -> Any:
+    """Convert a column for Parquet."""
     return column if isinstance(column, np.ndarray) else [text if text is None else _utf8(text) for text in column]
 
 
 def _utf8(text: str) -> str:
-    """The text without what UTF-8 cannot hold: bytes of names that are none, as \\udcff."""
+    """Escape what UTF-8 cannot encode: undecodable bytes of file names become \\udcff and the like."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""How good answers are where a picture may have several labels: average precision, precision and recall of each."""
+"""Multi-label metrics: average precision, precision, recall and F1 of each label."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from convnets_torch.card import Card
 from convnets_torch.wordnet.targets import class_name, class_wnid
 
-COLUMNS = 64  # classes that are read together from outputs on a disk
+COLUMNS = 64  # classes read together from memory-mapped outputs
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """How well one label is told, or those of all classes together.
+    """Metrics of one label, or of all labels together, at a probability threshold of 0.5.
 
     Attributes:
-        true_positives: pictures that have the label, and whose probability of it is 0.5 or more.
-        false_positives: those that have it not, and whose probability is 0.5 or more.
-        false_negatives: those that have it, and whose probability is below.
-        average_precision: of the pictures sorted by their outputs, 0 to 1; None where no picture has the label.
+        true_positives: pictures that have the label and a probability of 0.5 or more.
+        false_positives: pictures without the label and a probability of 0.5 or more.
+        false_negatives: pictures that have the label and a probability below 0.5.
+        average_precision: of the pictures sorted by output, 0 to 1; None if no picture has the label.
     """
 
     true_positives: int
@@ -32,39 +32,39 @@ class LabelScores:
 
     @property
     def pictures(self) -> int:
-        """How many have the label."""
+        """Number of pictures that have the label."""
         return self.true_positives + self.false_negatives
 
     @property
     def precision(self) -> float:
-        """Share of the given labels that are right, 0 to 1; 0 where none was given."""
+        """Share of the predicted labels that are right, 0 to 1; 0 if none was predicted."""
         return self.true_positives / max(1, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> float:
-        """Share of the pictures' labels that were given, 0 to 1; 0 where there are none."""
+        """Share of the true labels that were predicted, 0 to 1; 0 if there are none."""
         return self.true_positives / max(1, self.pictures)
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall, 0 to 1."""
+        """Harmonic mean of precision and recall, 0 to 1."""
         return 2 * self.true_positives / max(1, self.true_positives + self.false_positives + self.pictures)
 
     @property
     def figures(self) -> dict[str, float | None]:
-        """Average precision, precision, recall and F1 by name; all None where no picture has the label."""
+        """Average precision, precision, recall and F1 by name; all None if no picture has the label."""
         names = ("average_precision", "precision", "recall", "f1")
         return {name: getattr(self, name) if self.pictures else None for name in names}
 
 
 @dataclass(frozen=True)
 class SeveralLabels:
-    """How well all labels are told.
+    """Metrics of all labels.
 
     Attributes:
-        pictures: how many there are.
-        unlabelled: how many of them have no label.
-        labels: of each class, by class id.
+        pictures: number of pictures.
+        unlabelled: number of pictures without a label.
+        labels: scores of each class, by class id.
     """
 
     pictures: int
@@ -73,18 +73,18 @@ class SeveralLabels:
 
     @property
     def macro(self) -> dict[str, float]:
-        """Average precision, precision, recall and F1, each the mean over the labels that some picture has."""
-        had = [each.figures for each in self.labels if each.pictures]
-        return {name: float(np.mean([figures[name] for figures in had])) for name in had[0]}
+        """Average precision, precision, recall and F1, each averaged over the labels that some picture has."""
+        present = [each.figures for each in self.labels if each.pictures]
+        return {name: float(np.mean([figures[name] for figures in present])) for name in present[0]}
 
     @property
     def mean_average_precision(self) -> float:
-        """The mean over the labels that some picture has, 0 to 1."""
+        """Mean average precision over the labels that some picture has, 0 to 1."""
         return self.macro["average_precision"]
 
     @property
     def micro(self) -> LabelScores:
-        """Of the labels of all classes together, without an average precision."""
+        """Scores of the labels of all classes together, without an average precision."""
         columns = zip(
             *((each.true_positives, each.false_positives, each.false_negatives) for each in self.labels), strict=True
         )
@@ -112,34 +112,34 @@ class SeveralLabels:
 
 
 def average_precision(outputs: NDArray[np.floating[Any]], truth: NDArray[np.bool_]) -> float:
-    """Precision at each distinct output, taken as the threshold, weighted by the recall that it adds.
+    """Return the mean of the precision at each distinct threshold, weighted by the increase in recall.
 
-    It is neither interpolated nor taken at fixed points of recall, as Pascal VOC's is.
+    It is neither interpolated nor sampled at fixed recalls, as Pascal VOC's is.
 
     Args:
-        outputs: (N,), the higher the surer.
-        truth: (N,), which pictures have the label; one at least.
+        outputs: (N,), higher for a more likely label.
+        truth: (N,) bool, which pictures have the label; at least one.
 
     Raises:
-        ValueError: no picture has it.
+        ValueError: no picture has the label.
 
     >>> average_precision(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True]))
     0.8333333333333333
     """
     if not truth.any():
-        raise ValueError("no picture has the label, so there is no recall; leave the label out")
+        raise ValueError("no picture has the label, so recall is undefined; leave the label out")
     order = np.argsort(-outputs, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(outputs[order])), len(order) - 1)  # the last of each distinct output
+    ends = np.append(np.flatnonzero(np.diff(outputs[order])), len(order) - 1)  # the last index of each distinct output
     right = np.cumsum(truth[order])[ends]
     return float(np.sum(np.diff(right, prepend=0) * right / (ends + 1)) / right[-1])
 
 
 def score_labels(logits: NDArray[np.floating[Any]], truth: NDArray[np.bool_]) -> SeveralLabels:
-    """Measure how well labels are told of which a picture may have several.
+    """Compute multi-label metrics.
 
     Args:
-        logits: (N, classes) before the sigmoid; may be mapped from a disk.
-        truth: (N, classes), whether a picture has a label.
+        logits: (N, classes) before the sigmoid; may be memory-mapped.
+        truth: (N, classes) bool, whether a picture has a label.
 
     Raises:
         ValueError: shapes differ, or no picture has a label.
@@ -153,7 +153,7 @@ def score_labels(logits: NDArray[np.floating[Any]], truth: NDArray[np.bool_]) ->
             f"outputs are {logits.shape} and labels {truth.shape} {truth.dtype}; give (N, classes) of both, labels bool"
         )
     if not truth.any():
-        raise ValueError("no picture has a label, so there is nothing to be found; give some that have")
+        raise ValueError("no picture has a label; give pictures with labels")
     labels = []
     for start in range(0, truth.shape[1], COLUMNS):
         block = np.array(logits[:, start : start + COLUMNS], np.float64, order="F")
@@ -165,26 +165,22 @@ def score_labels(logits: NDArray[np.floating[Any]], truth: NDArray[np.bool_]) ->
 
 
 def figure(value: float | None) -> str:
-    """Four decimals, or a dash where there is none."""
+    """Format with four decimals, or as a dash if None."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def learnt_several(card: Card) -> bool:
-    """Whether a network was fine-tuned on pictures with several labels."""
+    """Whether a network was fine-tuned on multi-label pictures."""
     about = card.unknown.get("finetuning")
     data = about.get("data") if isinstance(about, dict) else None
     return isinstance(data, dict) and data.get("several_labels") is True and card.activation == "sigmoid"
 
 
 def check_several(card: Card) -> None:
-    """Refuse several labels for a network whose classes exclude each other.
-
-    Raises:
-        ValueError: the card's activation is not sigmoid.
-    """
+    """Raise ValueError if the card's activation is not sigmoid, which multi-label pictures need."""
     if card.activation != "sigmoid":
         raise ValueError(
-            f"the pictures have several labels, but the network's activation is {card.activation}, which gives no label"
-            " a probability of its own; evaluate a network with sigmoid, such as one that was fine-tuned on them, or"
-            " give each picture one label"
+            f"the pictures have several labels, but the network's activation is {card.activation}, which does not give"
+            " each label its own probability; evaluate a network with sigmoid, such as one fine-tuned on such pictures,"
+            " or give each picture one label"
         )

@@ -1,1 +1,1 @@
-"""Transfer learning, augmentation and evaluation."""
+"""Transfer learning: fine-tuning, augmentation and datasets."""

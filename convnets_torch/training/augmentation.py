@@ -1,10 +1,10 @@
-"""Augmentation: changes of pictures drawn from a seed, MixUp and CutMix, and sheets that show them.
+"""Seeded augmentation, MixUp and CutMix, and contact sheets that show them.
 
-A view of a picture depends on the picture, the card's preprocessing, an `Augmentation` and a key, and on nothing else.
-Changes are made to the pixels, RGB, 0 to 255, before the card's normalisation.
+A view depends only on the picture, the card's preprocessing, an `Augmentation` and a key. Augmentation acts on RGB
+pixels, 0 to 255, before the card's normalisation.
 
-What is mixed is drawn first and applied after, so that the processes of a group draw the same for the whole batch and
-each applies its own rows.
+Mixing is drawn and applied in separate steps: all processes of a group draw the same mix for the whole batch, and each
+applies it to its own rows.
 
 Source: mixup, arXiv:1710.09412, section 2; CutMix, arXiv:1905.04899, section 3.1.
 """
@@ -29,20 +29,20 @@ from convnets_torch.training.settings import Augmentation as Augmentation
 from convnets_torch.training.settings import augmentation as augmentation
 from convnets_torch.visualization import overlays
 
-RANDAUGMENT_STEPS = 2  # changes in a row, N of the paper
-FAINTEST_BLUR = 0.1  # standard deviation in pixels below which nothing changes
-GREY = [127, 127, 127]  # where RandAugment's own turns and shifts open corners
+RANDAUGMENT_STEPS = 2  # operations in a row, N of the paper
+FAINTEST_BLUR = 0.1  # standard deviation in pixels below which blur is skipped
+GREY = [127, 127, 127]  # fill of the corners that RandAugment's rotations and translations leave
 
 
 class Changes(NamedTuple):
-    """What is done to one picture.
+    """Parameters of one augmentation.
 
     Attributes:
-        zoom: -1 to 1, from the widest piece that `scale` and the picture allow to the narrowest.
-        place: of the piece, across and down: -1 to 1 from one border of the picture to the other.
+        zoom: -1 to 1, from the largest crop that `scale` and the picture allow to the smallest.
+        place: horizontal and vertical position of the crop, -1 to 1 from one border of the picture to the other.
         rotation: degrees, clockwise.
-        skew: degrees, across and down.
-        mirrored, upside_down: flips.
+        skew: horizontal and vertical shear, in degrees.
+        mirrored, upside_down: horizontal and vertical flip.
         brightness, contrast, saturation: factors.
         hue: degrees.
         blur: standard deviation in pixels.
@@ -64,9 +64,9 @@ class Changes(NamedTuple):
 
 
 def draw_changes(augmentation: Augmentation, key: Sequence[int], label: str | None = None) -> Changes:
-    """What `view` does to the picture with this key.
+    """Draw the augmentation that `view` applies for a key.
 
-    Each change takes its own numbers of the key's stream, so a switch changes nothing but what it stands for.
+    Each parameter always uses the same random numbers of the key, so changing one setting does not affect the others.
 
     Args:
         augmentation, key, label: as in `view`.
@@ -104,27 +104,27 @@ def view(
     label: str | None = None,
     part: tuple[float, float] | None = None,
 ) -> Tensor:
-    """A picture as the network sees it in training.
+    """Augment a picture for training.
 
-    A piece of the picture is resized as the card says, by its filter. At a zoom of 1 the piece is as large as the one
-    that is cut out for classifying, so objects keep the size that the network knows. What rotation and skew open at
-    the corners is filled from the picture around the piece, and beyond its border by reflection.
+    A crop is resized with the filter of the card's preprocessing. At scale 1 it is as large as the crop used for
+    classifying, so objects keep the size that the network knows. Corners exposed by rotation and skew are filled from
+    the surrounding picture, and beyond its border by reflection.
 
-    The same key gives the same pixels in whatever order, process or thread.
+    The same key gives the same pixels in any order, process or thread.
 
     Args:
-        image: upright, of mode RGB, of any size from 1x1, as `images.open_upright` gives it.
+        image: upright, mode RGB, any size from 1x1, as `images.open_upright` returns it.
         rule: the card's preprocessing.
-        augmentation: what may be done; `AUGMENTATIONS["none"]` gives `center_crop`'s pixels.
-        key: whole numbers from 0, for instance (seed, epoch, number of the picture).
-        label: the picture's class by name, which `no_flip` may list.
+        augmentation: limits of the augmentation; `AUGMENTATIONS["none"]` gives the pixels of `center_crop`.
+        key: non-negative integers, for instance (seed, epoch, index of the picture).
+        label: name of the picture's class, which `no_flip` may list.
         part: (width, height) in pixels that the picture covers of the image, as in `images.Upright`; None for all.
 
     Returns:
         (3, height, width) of `rule.shape`, uint8, RGB, 0 to 255, on the CPU.
 
     Raises:
-        ValueError: the image is not of mode RGB, or a number of the key is negative.
+        ValueError: the image is not in mode RGB, or the key has a negative number.
 
     >>> from convnets_torch.images.preprocessing import preset
     >>> street = Image.open("street.jpg")
@@ -134,7 +134,7 @@ def view(
     if image.mode != "RGB":
         raise ValueError(f"the image has mode {image.mode}; convert it to RGB")
     if any(number < 0 for number in key):
-        raise ValueError(f"the key is {tuple(key)}; give whole numbers from 0")
+        raise ValueError(f"the key is {tuple(key)}; give non-negative integers")
     changes = draw_changes(augmentation, key, label)
     if augmentation.scale == 1 and changes.place == (0, 0) and changes.rotation == 0 and changes.skew == (0, 0):
         piece = Image.fromarray(crop_image(image, rule, part))
@@ -149,23 +149,23 @@ def view(
 def _cut(
     image: Image.Image, rule: Preprocessing, scale: float, changes: Changes, part: tuple[float, float] | None
 ) -> Image.Image:
-    """The piece of the picture, resized, turned and skewed.
+    """Crop, resize, rotate and skew.
 
-    Once resized with what is around it, the piece is turned at the scale of the output: a large photograph costs no
-    more than resizing it, and the resizing stays antialiased.
+    The crop is resized with its surroundings and then rotated at output resolution: a large photograph costs no more
+    than resizing it, and the resizing stays antialiased.
     """
     (height, width), whole = rule.shape, image.size if part is None else part
-    left, top, right, bottom = cropped_box((whole[1], whole[0]), rule)  # what is cut out for classifying
-    across, down = (right - left) / width, (bottom - top) / height  # pixels of the picture for one of the output
+    left, top, right, bottom = cropped_box((whole[1], whole[0]), rule)  # the crop for classifying
+    across, down = (right - left) / width, (bottom - top) / height  # picture pixels per output pixel
     widest = min(scale, whole[0] / (right - left), whole[1] / (bottom - top))
-    # The piece's side, from 1 / scale to as wide as scale and picture allow, in equal steps of its logarithm.
+    # Crop size relative to the crop for classifying, log-uniform from 1 / scale to `widest`.
     grown = (1 / scale) * (widest * scale) ** ((1 - changes.zoom) / 2)
     across, down = across * grown, down * grown
     center_x = (whole[0] + changes.place[0] * max(0.0, whole[0] - width * across)) / 2
     center_y = (whole[1] + changes.place[1] * max(0.0, whole[1] - height * down)) / 2
     margins = _margins(width, height, changes)
-    xs = _inside(center_x, across, width + 2 * margins[0], whole[0])
-    ys = _inside(center_y, down, height + 2 * margins[1], whole[1])
+    xs = _clipped(center_x, across, width + 2 * margins[0], whole[0])
+    ys = _clipped(center_y, down, height + 2 * margins[1], whole[1])
     resample = Image.Resampling[rule.interpolation.upper()]
     box = (xs.start, ys.start, xs.stop, ys.stop)
     resized = image.resize((xs.pixels, ys.pixels), resample, box=box)
@@ -183,35 +183,35 @@ def _cut(
 
 
 def _margins(width: int, height: int, changes: Changes) -> tuple[int, int]:
-    """Pixels of the output that turning and skewing reach beyond the piece, across and down."""
+    """Output pixels that rotation and skew need beyond the crop, horizontally and vertically."""
     if changes.rotation == 0 and changes.skew == (0, 0):
         return 0, 0
     turn, (lean_x, lean_y) = radians(changes.rotation), (tan(radians(angle)) for angle in changes.skew)
-    # Where a corner of the output comes from: the inverse of a rotation after skews.
+    # The inverse of a rotation after skews maps a corner of the output to the input.
     skews = np.array([[1, -lean_x], [-lean_y, 1 + lean_x * lean_y]])
     inverse = np.linalg.inv(np.array([[cos(turn), -sin(turn)], [sin(turn), cos(turn)]]) @ skews)
     reach = np.abs(inverse) @ (width / 2, height / 2)
     return max(0, ceil(reach[0] - width / 2)) + 2, max(0, ceil(reach[1] - height / 2)) + 2  # 2: the filter's reach
 
 
-class _Stretch(NamedTuple):
-    """Pixels of the output that lie in the picture, along an axis, and the box of the picture that they show."""
+class _Span(NamedTuple):
+    """Along one axis, the output pixels inside the picture and the interval of the picture that they show."""
 
     pixels: int
     start: float
     stop: float
-    missing: tuple[int, int]  # pixels before and after, which the picture does not have
+    missing: tuple[int, int]  # output pixels outside the picture, before and after
 
 
-def _inside(center: float, step: float, count: int, end: float) -> _Stretch:
-    """`count` pixels of `step` pixels of the picture each around `center`, as far as they lie in 0 to `end`."""
+def _clipped(center: float, step: float, count: int, end: float) -> _Span:
+    """Clip `count` output pixels of `step` picture pixels each, centred on `center`, to the range 0 to `end`."""
     start = center - count * step / 2
     before = max(0, ceil(-start / step - 1e-6))
     after = max(0, count - floor((end - start) / step + 1e-6))
-    if before + after >= count:  # less than a pixel of the output is there
+    if before + after >= count:  # less than one output pixel lies in the picture
         before, after = (count - 1) // 2, count // 2
     first, last = start + before * step, start + (count - after) * step
-    return _Stretch(count - before - after, max(0.0, first), min(end, last), (before, after))
+    return _Span(count - before - after, max(0.0, first), min(end, last), (before, after))
 
 
 def _mirrored(image: Image.Image, changes: Changes) -> Image.Image:
@@ -221,7 +221,7 @@ def _mirrored(image: Image.Image, changes: Changes) -> Image.Image:
 
 
 def _recolored(image: Image.Image, changes: Changes) -> Image.Image:
-    """Brightness, contrast, saturation, hue and blur, as torchvision has Pillow do them."""
+    """Apply brightness, contrast, saturation, hue and blur, as torchvision does for PIL images."""
     if (
         changes.brightness == changes.contrast == changes.saturation == 1
         and changes.hue == 0
@@ -245,13 +245,13 @@ def _recolored(image: Image.Image, changes: Changes) -> Image.Image:
 
 
 def _randaugmented(image: Image.Image, magnitude: int, seed: int) -> Image.Image:
-    """RandAugment as torchvision has it, but for the generator."""
+    """Apply torchvision's RandAugment with a generator of its own."""
     from torchvision.transforms.v2 import RandAugment
 
     generator, bins = torch.Generator().manual_seed(seed), 31
     changes = RandAugment(RANDAUGMENT_STEPS, magnitude, num_magnitude_bins=bins, fill=GREY)
     space = changes._AUGMENTATION_SPACE
-    for _ in range(RANDAUGMENT_STEPS):  # as its `forward`, which draws from torch's global generator
+    for _ in range(RANDAUGMENT_STEPS):  # like its `forward`, which draws from torch's global generator
         name = tuple(space)[int(torch.randint(len(space), (), generator=generator))]
         magnitudes_of, signed = space[name]
         magnitudes = magnitudes_of(bins, image.height, image.width)
@@ -265,7 +265,7 @@ def _randaugmented(image: Image.Image, magnitude: int, seed: int) -> Image.Image
 
 
 MixKind = Literal["mixup", "cutmix"]
-Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels; the last two are outside
+Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels; the last two are exclusive
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,9 +273,9 @@ class Mix:
     """How a batch is mixed.
 
     Attributes:
-        permutation: (N,) int64 on the CPU: each picture's partner.
-        share: of a picture's own, 0 to 1, in the pixels and in the targets; the rest is its partner's.
-        box: of CutMix, what of the partner covers the picture; None for MixUp.
+        permutation: (N,) int64 on the CPU, index of each picture's partner.
+        share: weight of the picture itself, 0 to 1, in pixels and targets; the rest is its partner's.
+        box: for CutMix, the box that the partner covers; None for MixUp.
     """
 
     permutation: Tensor
@@ -289,17 +289,13 @@ class Mix:
         partners: Tensor | None = None,
         partner_targets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mix a batch, or some of its rows.
+        """Mix a batch, or some of its rows; return new images and targets.
 
         Args:
-            images: (N, 3, H, W) floats, normalised, all of the batch that was drawn for.
+            images: (N, 3, H, W) floats, normalised; the whole batch, or any of its rows if `partners` are given.
             targets: (N, classes) floats; a row adds up to 1, or has a 1 for each class of the picture.
-            partners: of `images`' shape: with it `images` may be any rows of the batch, and these are the rows that
-                `permutation` names for them. By default `images[permutation]`.
-            partner_targets: of `targets`' shape, with `partners`.
-
-        Returns:
-            Images and targets of the same shapes; those given stay as they were.
+            partners: the partner of each image, same shape as `images`; by default `images[permutation]`.
+            partner_targets: the targets of `partners`, same shape as `targets`.
 
         Raises:
             ValueError: shapes do not fit.
@@ -313,7 +309,7 @@ class Mix:
         if partners is None or partner_targets is None:
             if len(images) != len(self.permutation):
                 raise ValueError(
-                    f"{len(images)} images, but a batch of {len(self.permutation)} was drawn for; give their partners"
+                    f"{len(images)} images, but the mix is for a batch of {len(self.permutation)}; give their partners"
                 )
             order = self.permutation.to(images.device)
             partners, partner_targets = images[order], targets[order]
@@ -321,7 +317,7 @@ class Mix:
         if shapes[0] != shapes[1] or shapes[2] != shapes[3] or shapes[0][:1] != shapes[2][:1]:
             raise ValueError(
                 f"images are {shapes[0]}, partners {shapes[1]}, targets {shapes[2]} and {shapes[3]};"
-                " the first two are alike, and the last two, with a row for each image"
+                " images and partners need equal shapes, and so do targets, with a row for each image"
             )
         mixed_targets = torch.lerp(partner_targets, targets, self.share)
         if self.box is None:
@@ -337,16 +333,16 @@ def draw_mix(count: int, kind: MixKind, alpha: float, size: tuple[int, int], gen
 
     Args:
         count: pictures in the batch.
-        kind: "mixup", which blends; or "cutmix", which covers a box of the picture by its partner's.
-        alpha: above 0; 1 draws every share alike, 0.2 mostly shares near 0 and 1.
+        kind: "mixup" blends two pictures; "cutmix" replaces a box of a picture by its partner's.
+        alpha: above 0; 1 gives uniform shares, 0.2 mostly shares near 0 and 1.
         size: (height, width) of the images in pixels.
-        generator: on the CPU; it alone decides.
+        generator: on the CPU; the only source of randomness.
 
     Returns:
-        The mix. Of CutMix the share is what the box leaves, after it was cut at the border.
+        The mix. For CutMix, the share is the area outside the box after clipping it at the border.
 
     Raises:
-        ValueError: there is no picture, the kind is unknown, or alpha is not above 0.
+        ValueError: the batch is empty, the kind is unknown, or alpha is not above 0.
 
     >>> draw_mix(4, "mixup", 0.2, (224, 224), torch.Generator().manual_seed(0)).permutation.shape
     torch.Size([4])
@@ -355,7 +351,7 @@ def draw_mix(count: int, kind: MixKind, alpha: float, size: tuple[int, int], gen
     if count < 1 or min(size) < 1 or not (isfinite(alpha) and alpha > 0):
         raise ValueError(f"a batch of {count} pictures of {size} and alpha {alpha} cannot be mixed; alpha is above 0")
     permutation = torch.randperm(count, generator=generator)
-    # torch draws from a Beta distribution with its global generator alone.
+    # torch can draw from a Beta distribution only with its global generator.
     stream = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     share = float(stream.beta(alpha, alpha))
     if kind == "mixup":
@@ -369,7 +365,7 @@ def draw_mix(count: int, kind: MixKind, alpha: float, size: tuple[int, int], gen
     return Mix(permutation, 1 - covered / (height * width), (top, left, bottom, right))
 
 
-NARROWEST, WIDEST = 128, 300  # pixels of a tile
+NARROWEST, WIDEST = 128, 300  # limits of a tile's width in pixels
 MOST_COLUMNS = 8
 MOST_TILES = 400
 
@@ -378,9 +374,9 @@ class Photo(NamedTuple):
     """A picture of a sheet.
 
     Attributes:
-        image: upright, of mode RGB.
-        name: what to call it.
-        label: its class by name, which `no_flip` may list; None where it has none.
+        image: upright, mode RGB.
+        name: caption.
+        label: name of its class, which `no_flip` may list; None if it has none.
     """
 
     image: Image.Image
@@ -398,21 +394,21 @@ def view_sheet(
     mixing: tuple[MixKind, float] | None = None,
     title: str = "",
 ) -> Image.Image:
-    """Views of pictures side by side: of each first what is cut out for classifying, then `views` at random.
+    """Draw a contact sheet: for each picture the crop for classifying, then `views` random views.
 
-    View k of picture n has the key (seed, k, n). Below each stand its turn in degrees and its flips.
+    View k of picture n has the key (seed, k, n). Captions give the rotation in degrees and the flips.
 
     Args:
         photos: one or more; mixing takes two or more.
         rule: the preprocessing of a card.
-        augmentation: what may be done.
-        views: of each picture.
-        seed: of the changes, from 0.
-        mixing: kind and alpha, as for `draw_mix`; each view is then mixed with the same view of the picture before.
-        title: above all.
+        augmentation: limits of the augmentation.
+        views: views of each picture.
+        seed: of the augmentation, from 0.
+        mixing: kind and alpha, as for `draw_mix`; each view is mixed with the same view of the previous picture.
+        title: title of the sheet.
 
     Returns:
-        RGB.
+        An RGB image.
 
     Raises:
         ValueError: there are too few pictures, or more than 400 tiles.
@@ -425,42 +421,41 @@ def view_sheet(
     tiles_in_all = len(photos) * (views + 1)
     if len(photos) < (1 if mixing is None else 2) or views < 1:
         raise ValueError(
-            f"{len(photos)} pictures and {views} views make no sheet; give one of each, to mix two pictures"
+            f"{len(photos)} pictures and {views} views are too few for a sheet; give at least one of each, or two"
+            " pictures to mix them"
         )
     if tiles_in_all > MOST_TILES:
         raise ValueError(f"{len(photos)} pictures of {views} views are more than {MOST_TILES} tiles; give fewer")
     rows = [[(crop_image(photo.image, rule), f"{photo.name}\nfor classifying")] for photo in photos]
     for number in range(views):
         seen = [
-            view(photo.image, rule, augmentation, (seed, number, n), label=photo.label) for n, photo in _each(photos)
+            view(photo.image, rule, augmentation, (seed, number, n), label=photo.label)
+            for n, photo in enumerate(photos)
         ]
-        words = [_in_words(draw_changes(augmentation, (seed, number, n), photo.label)) for n, photo in _each(photos)]
+        words = [_caption(draw_changes(augmentation, (seed, number, n), photo.label)) for n, photo in enumerate(photos)]
         if mixing is not None:
             generator = torch.Generator().manual_seed(seed * MOST_TILES + number)
             drawn = draw_mix(len(photos), *mixing, rule.shape, generator)
-            mix = replace(drawn, permutation=torch.arange(len(photos)).roll(1))  # in so few, many are their own partner
+            # A random permutation of few pictures would often map a picture to itself.
+            mix = replace(drawn, permutation=torch.arange(len(photos)).roll(1))
             batch, _ = mix.apply(torch.stack(seen).float(), torch.zeros(len(photos), 1))
             seen = list(batch.round().to(torch.uint8))
-            words = _mixed_words(mix, photos)
+            words = _mix_captions(mix, photos)
         for row, pixels, said in zip(rows, seen, words, strict=True):
             row.append((np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), said))
     columns = views + 1 if views < MOST_COLUMNS else 4 if views < 16 else MOST_COLUMNS
     width = min(max(rule.shape[1], NARROWEST), WIDEST)
-    tiles = [tile for row in rows for tile in _line(row, columns, width)]
+    tiles = [tile for row in rows for tile in _padded_row(row, columns, width)]
     return overlays.sheet(tiles, columns, width, title)
 
 
-def _each(photos: Sequence[Photo]) -> list[tuple[int, Photo]]:
-    return list(enumerate(photos))
-
-
-def _line(row: Sequence[tuple[Pixels, str]], columns: int, width: int) -> list[tuple[Image.Image, str]]:
-    """A picture's tiles, filled up to whole lines."""
+def _padded_row(row: Sequence[tuple[Pixels, str]], columns: int, width: int) -> list[tuple[Image.Image, str]]:
+    """Tiles of a picture, padded with blanks to full rows."""
     blank = (Image.new("RGB", (width, 1), overlays.PAPER), "")
     return [(enlarged(pixels, width), words) for pixels, words in row] + [blank] * (-len(row) % columns)
 
 
-def _in_words(changes: Changes) -> str:
+def _caption(changes: Changes) -> str:
     said = [f"{changes.rotation:+.0f}°"] if round(changes.rotation) else []
     said += [
         words
@@ -474,8 +469,8 @@ def _in_words(changes: Changes) -> str:
     return ", ".join(said)
 
 
-def _mixed_words(mix: Mix, photos: Sequence[Photo]) -> list[str]:
-    """The shares of a picture and of its partner."""
+def _mix_captions(mix: Mix, photos: Sequence[Photo]) -> list[str]:
+    """Captions with the shares of each picture and its partner."""
     return [
         f"{mix.share:.0%} {photo.name}\n{1 - mix.share:.0%} {photos[partner].name}"
         for photo, partner in zip(photos, mix.permutation.tolist(), strict=True)

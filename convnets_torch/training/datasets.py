@@ -1,9 +1,9 @@
-"""Data sets for fine-tuning: pictures with labels, divided and loaded in batches.
+"""Find labelled pictures for fine-tuning, split them into training and validation, and load them in batches.
 
-Where nothing says which pictures are for validation, the content of a file decides: a picture's rank in its class is
-the sha256 of the seed and of the file's own sha256. So a class added, a folder moved or a file renamed changes no other
-picture's side, folders and a table of the same files are split alike, and exact copies stay together. Where pictures
-have several labels, those of each label are divided so, from the rarest label on.
+If the data have no validation split, file contents determine it: pictures of a class are sorted by the sha256 of the
+seed and the file's own sha256. So adding a class, moving a folder or renaming a file does not affect other pictures,
+folders and a table of the same files are split alike, and exact copies stay together. Multi-label pictures are split in
+this way for each label, from the rarest label on.
 """
 
 from __future__ import annotations
@@ -45,16 +45,15 @@ Labelled = tuple[tuple[Path, int], ...]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures and their classes, on two sides.
+    """Labelled pictures for training and validation.
 
     Attributes:
         classes: names, sorted as text.
-        train: each picture to learn from, and the place of its class in `classes`, or of its labels in `sets`; sorted
-            by that, then by path.
-        val: the same of those to judge by; classes with a single picture, or without a validation picture, have none.
-        split: how `val` came to be, in words.
-        remarks: sentences on what was left out or is doubtful.
-        sets: where pictures may have several labels, the different sets of them, as places in `classes`; else empty.
+        train: (path, index of its class in `classes`, or of its label set in `sets`), sorted by index, then path.
+        val: the same for validation; classes with a single picture, or without a validation picture, have none.
+        split: how `val` was chosen, in words.
+        remarks: notes on what was left out or is doubtful.
+        sets: for multi-label data, the distinct label sets, as indices in `classes`; otherwise empty.
     """
 
     classes: tuple[str, ...]
@@ -65,11 +64,11 @@ class Dataset:
     sets: tuple[tuple[int, ...], ...] = ()
 
     def names_of(self, label: int) -> tuple[str, ...]:
-        """The classes of a picture, by the number that stands beside it in `train` or `val`."""
+        """Class names of a picture, from its index in `train` or `val`."""
         return tuple(self.classes[place] for place in (self.sets[label] if self.sets else (label,)))
 
     def shown_as(self, label: int, no_flip: Collection[str]) -> str:
-        """One of these names: one in `no_flip`, whose pictures are never mirrored, if any is; "" if there is none."""
+        """One class name of a picture: one in `no_flip` if any, else the first, or "" if it has no class."""
         names = self.names_of(label)
         return next((name for name in names if name in no_flip), names[0] if names else "")
 
@@ -84,35 +83,35 @@ def find_dataset(
     val_share: float = 0.2,
     seed: int = 0,
 ) -> Dataset:
-    """The pictures that a folder or a table gives, with their classes and sides.
+    """Find the pictures of a folder or table, with their classes and their split.
 
     Args:
         data: one of
             a folder with a sub-folder of pictures for each class;
-            a folder with the folders `train`, perhaps `val` (or `valid`, `validation`) and `test`, which have such
+            a folder with the folders `train` and optionally `val` (or `valid`, `validation`) and `test`, each with such
             sub-folders; pictures of `test` are left out;
             a table (`.csv`, `.tsv`, `.txt`) of the pictures beside and below it: a column of names (`path`, `file`,
-            `image_id`, `id`, ...), one of labels (`label`, `class`, `breed`, ...) or one for each class, with a 1 in
-            that of the picture's, and perhaps a column `split` of the words train, val and test. A picture may have
-            several labels, `rust|scab` or a 1 in several columns, or in these none.
+            `image_id`, `id`, ...), one of labels (`label`, `class`, `breed`, ...) or one for each class with a 1 for
+            the picture's class, and optionally a column `split` with train, val and test. A picture may have several
+            labels (`rust|scab`, or a 1 in several columns) or none (no 1 in these columns).
         truth: such a table for the pictures in the folder `data`.
         columns: the names of the table's columns of pictures and labels.
-        partial: go on where pictures of the folder have no row, or pictures of the table are missing.
-        exclude: patterns of files and folders that are left out, as in `find_pictures`.
-        val_share: share of the different pictures of each class that become `val` where the data have no such side.
-            Of each class with two pictures or more, at least one is on each side. Above 0 and below 1. Of several
-            labels, the share of each is so large as its other labels allow.
-        seed: of that choice.
+        partial: accept pictures of the folder without a row, and rows without a picture.
+        exclude: patterns of files and folders to leave out, as in `find_pictures`.
+        val_share: fraction of the distinct pictures of each class used for validation if the data have no split; above
+            0 and below 1. Each class with two pictures or more has at least one on each side. For multi-label data,
+            the fraction is approximate, since labels occur together.
+        seed: of that split.
 
     Raises:
         OSError: the data are missing or cannot be read; files of the table are missing.
-        ValueError: one class alone, an empty one, or one that is in `val` alone; one picture in several classes, or
-            with several sets of labels; pictures in deeper folders, so that it is not sure which ones are classes;
-            pictures beside each other without labels; a table without the columns, with rows that say nothing sure or
-            labels that look like measured values; `val_share` is out of range.
+        ValueError: there is only one class, an empty one, or one that is only in `val`; a picture is in several classes
+            or has several label sets; pictures are in deeper folders, so that the class is ambiguous; a folder of
+            pictures has no labels; a table lacks the columns, or has ambiguous rows or labels that look like
+            measurements; `val_share` is out of range.
 
     Warns:
-        PictureWarning: pictures beside the class folders, hidden ones, and files that are no pictures, were left out.
+        PictureWarning: pictures beside the class folders, hidden files and files that are not pictures were left out.
 
     >>> from PIL import Image
     >>> for number in range(10):
@@ -132,55 +131,56 @@ def find_dataset(
     if tested := len(found.paths) - len(kept.paths):
         remarks.append(f"{found.where}: left out {tested} pictures of test")
     if kept.several is not None:
-        return _several(kept, val_share, seed, remarks)
+        return _multi_label(kept, val_share, seed, remarks)
     check_once(kept.by_class())
     train, val, split = kept.of("train", None).by_class(), kept.of("val").by_class(), kept.split
-    _check_learnt(found.where, train, val)
+    _check_in_train(found.where, train, val)
     if not val:
-        train, val = _split(train, val_share, seed)
+        train, val = _split_classes(train, val_share, seed)
         split = f"{100 * val_share:g} % of each class, seed {seed}"
     if not val:
         raise ValueError(
-            f"{found.where}: every class has one picture alone, or copies of one, so none is left to judge by; add some"
+            f"{found.where}: every class has only one picture, or copies of one, so none is left for validation; add"
+            " some"
         )
-    remarks += _unjudged(found.where, train, val)
+    remarks += _missing_in_val(found.where, train, val)
     classes = tuple(sorted(train))
-    return Dataset(classes, _listed(classes, train), _listed(classes, val), split, tuple(remarks))
+    return Dataset(classes, _as_labelled(classes, train), _as_labelled(classes, val), split, tuple(remarks))
 
 
-def _check_learnt(where: Path, train: Collection[str], val: Collection[str]) -> None:
+def _check_in_train(where: Path, train: Collection[str], val: Collection[str]) -> None:
     if alone := sorted(set(val) - set(train)):
         raise ValueError(
             f"{where}: {len(alone)} classes are in val and not in train ({few(alone)}), so they cannot be learnt;"
-            " add pictures to train, or leave the classes out (--exclude, exclude in Python)"
+            " add pictures to train, or exclude the classes (--exclude, exclude in Python)"
         )
 
 
-def _unjudged(where: Path, train: Collection[str], val: Collection[str]) -> list[str]:
-    """A remark on classes that no picture of val has."""
+def _missing_in_val(where: Path, train: Collection[str], val: Collection[str]) -> list[str]:
+    """A remark on classes without validation pictures."""
     missing = sorted(set(train) - set(val))
     if not missing:
         return []
     return [
-        f"{where}: {len(missing)} classes have no validation pictures ({few(missing)}); they are learnt all the same,"
-        " and no figure says how well"
+        f"{where}: {len(missing)} classes have no validation pictures ({few(missing)}); they are trained, but not"
+        " evaluated"
     ]
 
 
-def _several(found: LabelledPictures, val_share: float, seed: int, remarks: Sequence[str]) -> Dataset:
-    """Those of pictures with several labels each."""
+def _multi_label(found: LabelledPictures, val_share: float, seed: int, remarks: Sequence[str]) -> Dataset:
+    """The dataset of multi-label pictures."""
     if words := in_several(found.by_class()):
-        raise ValueError(f"{words}; give them the same labels, or leave them out (--exclude, exclude in Python)")
+        raise ValueError(f"{words}; give them the same labels, or exclude them (--exclude, exclude in Python)")
     every = dict(zip(found.paths, found.every, strict=True))
     val, split = set(found.of("val").paths), found.split
     if not val:
-        val = _divided(every, val_share, seed)
+        val = _split_labels(every, val_share, seed)
         split = f"{100 * val_share:g} % of each label, seed {seed}"
     train = every.keys() - val
     learnt, judged = ({label for path in side for label in every[path]} for side in (train, val))
-    _check_learnt(found.where, learnt, judged)
+    _check_in_train(found.where, learnt, judged)
     if not judged:
-        raise ValueError(f"{found.where}: no picture to judge by has a label; add some that have")
+        raise ValueError(f"{found.where}: no validation picture has a label; add pictures with labels")
     classes = tuple(sorted(learnt))
     places = {name: place for place, name in enumerate(classes)}
     sets = {path: tuple(sorted(places[label] for label in labels)) for path, labels in every.items()}
@@ -189,19 +189,19 @@ def _several(found: LabelledPictures, val_share: float, seed: int, remarks: Sequ
     def listed(side: Iterable[Path]) -> Labelled:
         return tuple((path, number) for number, path in sorted((numbers[sets[path]], path) for path in side))
 
-    told = (*remarks, *_unjudged(found.where, learnt, judged))
+    told = (*remarks, *_missing_in_val(found.where, learnt, judged))
     return Dataset(classes, listed(train), listed(val), split, told, tuple(numbers))
 
 
-def _divided(every: Mapping[Path, tuple[str, ...]], val_share: float, seed: int) -> set[Path]:
-    """Pictures for validation, by rank of content: of each label its share, the rarest first; then of those without.
+def _split_labels(every: Mapping[Path, tuple[str, ...]], val_share: float, seed: int) -> set[Path]:
+    """Choose validation pictures by content rank: a share of each label, rarest first, then of unlabelled pictures.
 
-    The last picture with a label stays to be learnt from.
+    At least one picture with each label remains for training.
     """
     contents: dict[str, list[Path]] = {}
     for path in every:
         contents.setdefault(_content(path), []).append(path)
-    labels = {digest: every[paths[0]] or ("",) for digest, paths in contents.items()}  # copies have the same ones
+    labels = {digest: every[paths[0]] or ("",) for digest, paths in contents.items()}  # copies have the same labels
     ranked = sorted(contents, key=lambda digest: _rank(digest, seed))
     left = Counter(label for each in labels.values() for label in each)
     chosen: set[str] = set()
@@ -217,7 +217,7 @@ def _divided(every: Mapping[Path, tuple[str, ...]], val_share: float, seed: int)
 
 
 def check_batch(dataset: Dataset, batch: int) -> None:
-    """Raise ValueError, in one sentence, when there are fewer pictures to train on than a batch takes.
+    """Raise ValueError if there are fewer training pictures than the batch size.
 
     >>> check_batch(Dataset(("a", "b"), ((Path("1.png"), 0), (Path("2.png"), 1)), (), "none"), 32)
     Traceback (most recent call last):
@@ -231,14 +231,14 @@ def check_batch(dataset: Dataset, batch: int) -> None:
         )
 
 
-def _listed(classes: tuple[str, ...], found: Mapping[str, Iterable[Path]]) -> Labelled:
+def _as_labelled(classes: tuple[str, ...], found: Mapping[str, Iterable[Path]]) -> Labelled:
     return tuple((path, label) for label, name in enumerate(classes) for path in sorted(found.get(name, ())))
 
 
-def _split(
+def _split_classes(
     found: Mapping[str, list[Path]], val_share: float, seed: int
 ) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Those to learn from, and some of each class for validation, by rank of content; none where there is one alone."""
+    """Split each class into training and validation by content rank; a single picture is for training."""
     train: dict[str, list[Path]] = {}
     val: dict[str, list[Path]] = {}
     for name, paths in found.items():
@@ -258,12 +258,12 @@ def _rank(digest: str, seed: int) -> str:
 
 
 def _val_count(share: float, count: int) -> int:
-    """How many of the different pictures of a class validate: one at least, and never all."""
+    """Number of distinct pictures of a class for validation: at least one, but never all."""
     return min(max(1, round(share * count)), count - 1)
 
 
 def _content(path: Path) -> str:
-    """What tells a picture from others; of one that cannot be read, which is refused later, its path."""
+    """Digest of a picture's content; the path if it cannot be read, which is reported later."""
     try:
         return sha256(path, max_bytes=MOST_BYTES)
     except (OSError, ValueError):
@@ -274,7 +274,7 @@ Place = tuple[int, int]  # epoch, number of the picture
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of `count` items in an epoch; each item once.
+    """Return a permutation of `count` items for an epoch.
 
     >>> sorted(epoch_order(5, seed=0, epoch=1)), epoch_order(5, 0, 1) == epoch_order(5, 0, 1)
     ([0, 1, 2, 3, 4], True)
@@ -284,7 +284,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def batches(count: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
-    """An epoch's steps; the last one may be smaller.
+    """Return an epoch's batches of indices; the last one may be smaller.
 
     >>> list(map(len, batches(10, 4, seed=0, epoch=1)))
     [4, 4, 2]
@@ -294,17 +294,18 @@ def batches(count: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
 
 
 class ViewedPictures(TorchDataset[Tensor]):
-    """Augmented pictures by epoch and number.
+    """Augmented pictures, indexed by (epoch, number).
 
-    A picture's changes depend on the seed, the epoch and its file's content, not on where it stands or who loads it.
+    The augmentation of a picture depends on the seed, the epoch and the file content, but not on its position or on the
+    process that loads it.
 
     Args:
         paths: of the files.
         labels: names of their classes, which `Augmentation.no_flip` may list.
         digests: sha256 of the files' contents.
         rule: the card's preprocessing.
-        augmentation: what may be done.
-        seed: of what is drawn.
+        augmentation: limits of the augmentation.
+        seed: of the augmentation.
         reading: other keywords of `Reading`.
     """
 
@@ -326,7 +327,7 @@ class ViewedPictures(TorchDataset[Tensor]):
         return len(self.paths)
 
     def __getitem__(self, place: Place) -> Tensor:
-        """(height, width, 3) uint8, RGB."""
+        """Return (height, width, 3) uint8, RGB."""
         epoch, number = place
         found = open_upright(self.paths[number], self.reading)
         content = int(self.digests[number][:16], 16)
@@ -342,24 +343,24 @@ class ViewedPictures(TorchDataset[Tensor]):
 
 
 def loaded(views: ViewedPictures, steps: Sequence[Sequence[Place]], workers: int) -> Generator[Tensor, None, None]:
-    """The batches of an epoch's steps, each (N, height, width, 3) uint8.
+    """Yield the batches of the given steps, each (N, height, width, 3) uint8.
 
     Args:
-        steps: places of the pictures of each step.
-        workers: processes that load ahead; 0 loads in this one.
+        steps: (epoch, number) of the pictures of each step.
+        workers: number of worker processes; 0 loads in this process.
 
     Raises:
-        OSError, ValueError: a picture cannot be read any more, in the same words whoever loads it.
+        OSError, ValueError: a picture can no longer be read; the message is the same in any process.
     """
     loader: DataLoader[Tensor | Exception] = DataLoader(
-        _Tried(views),
+        _ViewsOrErrors(views),
         batch_sampler=list(map(list, steps)),
         num_workers=workers,
-        collate_fn=_stacked,
-        worker_init_fn=partial(_stand_in, Path.cwd()),
-        generator=torch.Generator(),  # of seeds that nothing uses, so that none is drawn from the global one
+        collate_fn=_collate,
+        worker_init_fn=partial(_enter_folder, Path.cwd()),
+        generator=torch.Generator(),  # worker seeds are unused; do not draw them from the global generator
     )
-    with _nothing_from_here() if workers else contextlib.nullcontext():
+    with _safe_import_path() if workers else contextlib.nullcontext():
         found = iter(loader)
     for batch in found:
         if isinstance(batch, Exception):
@@ -368,9 +369,9 @@ def loaded(views: ViewedPictures, steps: Sequence[Sequence[Place]], workers: int
 
 
 @contextlib.contextmanager
-def _nothing_from_here() -> Iterator[None]:
-    """Keep interpreters that start meanwhile from importing what lies in the current folder, as `python -c` would."""
-    if multiprocessing.get_start_method() == "fork":  # which starts none
+def _safe_import_path() -> Iterator[None]:
+    """Keep worker interpreters from importing modules from the current folder, as `python -c` would."""
+    if multiprocessing.get_start_method() == "fork":  # starts no new interpreter
         yield
     elif sys.version_info >= (3, 11):
         before = os.environ.get("PYTHONSAFEPATH")
@@ -382,7 +383,7 @@ def _nothing_from_here() -> Iterator[None]:
                 del os.environ["PYTHONSAFEPATH"]
             else:
                 os.environ["PYTHONSAFEPATH"] = before
-    else:  # they start in Python's own folder, and `_stand_in` takes them here when they have their modules
+    else:  # workers start in Python's own folder, and `_enter_folder` changes to this one after their imports
         before = Path.cwd()
         os.chdir(Path(os.__file__).parent)
         try:
@@ -391,12 +392,12 @@ def _nothing_from_here() -> Iterator[None]:
             os.chdir(before)
 
 
-def _stand_in(folder: Path, worker: int) -> None:
+def _enter_folder(folder: Path, worker: int) -> None:
     os.chdir(folder)
 
 
-class _Tried(TorchDataset["Tensor | Exception"]):
-    """Views, or why there is none: raised in a worker, an error would come with the worker's traceback as its text."""
+class _ViewsOrErrors(TorchDataset["Tensor | Exception"]):
+    """Views or the errors of loading them; raised in a worker, an error's message would be the worker's traceback."""
 
     def __init__(self, views: ViewedPictures) -> None:
         self._views = views
@@ -408,6 +409,6 @@ class _Tried(TorchDataset["Tensor | Exception"]):
             return error
 
 
-def _stacked(items: Sequence[Tensor | Exception]) -> Tensor | Exception:
+def _collate(items: Sequence[Tensor | Exception]) -> Tensor | Exception:
     errors = [item for item in items if isinstance(item, Exception)]
     return errors[0] if errors else torch.stack([item for item in items if isinstance(item, Tensor)])

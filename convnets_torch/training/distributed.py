@@ -1,4 +1,4 @@
-"""Processes that train together, as `torchrun` starts them; a process by itself is a group of one."""
+"""Distributed training with `torchrun`; a single process is a group of one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed
 
-PATIENCE = timedelta(hours=1)  # for processes whose share of the work takes longer, such as pictures on a slow disk
+TIMEOUT = timedelta(hours=1)  # of collective operations; some processes may be slower, e.g. with a slow disk
 
-REMARKS = (  # of PyTorch on its own inner ways, which say nothing to who trains
-    "`broadcast_buffers` is deprecated",  # its successor came long after PyTorch 2.6
+IGNORED_WARNINGS = (  # of PyTorch, which users can ignore
+    "`broadcast_buffers` is deprecated",  # its replacement is much newer than PyTorch 2.6
     "Grad strides do not match bucket view strides",
 )
 
 
 @dataclass(frozen=True)
 class Group:
-    """One process of those that train together.
+    """A process and its process group.
 
     Attributes:
-        rank: its number, from 0; the first one writes and reports.
-        size: how many there are.
+        rank: of this process, from 0; rank 0 writes files and reports.
+        size: number of processes.
     """
 
     rank: int = 0
@@ -38,7 +38,7 @@ class Group:
         return self.rank == 0
 
     def share(self, items: range) -> range:
-        """This process's items: every `size`-th one.
+        """Return this process's items: every `size`-th one.
 
         >>> [list(Group(rank, 2).share(range(5))) for rank in (0, 1)]
         [[0, 2, 4], [1, 3]]
@@ -46,19 +46,19 @@ class Group:
         return items[self.rank :: self.size]
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in each of them, in place."""
+        """All-reduce: sum over all processes, in place."""
         if self.size > 1:
             distributed.all_reduce(values)
         return values
 
     def from_first(self, values: Tensor) -> Tensor:
-        """What the first process has, in each of them, in place."""
+        """Broadcast the values of rank 0 to all processes, in place."""
         if self.size > 1:
             distributed.broadcast(values, 0)
         return values
 
     def texts(self, text: str, device: torch.device) -> list[str]:
-        """What each process says, in their order."""
+        """All-gather a text from each process, ordered by rank."""
         if self.size == 1:
             return [text]
         mine = torch.tensor([*text.encode()], dtype=torch.uint8)
@@ -71,13 +71,13 @@ class Group:
         return [bytes(row[:length].tolist()).decode() for row, length in zip(rows, lengths, strict=True)]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Barrier: wait for all processes."""
         if self.size > 1:
             distributed.barrier()
 
 
 def local_device() -> str | None:
-    """The device of this process among those that `torchrun` started on a machine; None for a process by itself."""
+    """Return the device of this process if `torchrun` started it, otherwise None."""
     if "LOCAL_RANK" not in os.environ:
         return None
     return f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
@@ -85,28 +85,28 @@ def local_device() -> str | None:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
-    """The group that `torchrun` names in the environment, or that was already joined; else this process alone.
+    """Join the process group that `torchrun` sets up in the environment, or one already joined; else a group of one.
 
     Args:
-        device: where this process trains: NCCL connects those on CUDA, gloo those on the CPU.
+        device: of this process; CUDA uses NCCL, the CPU gloo.
 
     Raises:
         ConnectionError: another process was lost.
     """
     mine = not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if mine:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         together = distributed.is_available() and distributed.is_initialized()
         with warnings.catch_warnings():
-            for remark in REMARKS:
-                warnings.filterwarnings("ignore", remark)
+            for message in IGNORED_WARNINGS:
+                warnings.filterwarnings("ignore", message)
             yield Group(distributed.get_rank(), distributed.get_world_size()) if together else Group()
     except RuntimeError as error:
         if not isinstance(error, distributed.DistBackendError) and "gloo" not in str(error):
             raise
         raise ConnectionError(
-            "another process of this training ended or cannot be reached; see what it said, and go on with --resume"
+            "another process of this training ended or cannot be reached; see its output, and continue with --resume"
         ) from error
     finally:
         if mine:

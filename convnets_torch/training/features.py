@@ -1,4 +1,4 @@
-"""Features that stage one learns from: of whole pictures, and of further views of them."""
+"""Cached features for stage one: of the classification crop and of additional augmented views."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from convnets_torch.training.datasets import Dataset, Labelled, ViewedPictures
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.settings import Settings
 
-FIXED_VIEWS = 2**31  # number of the epoch, in a view's key, before the first of the fixed views
+FIXED_VIEWS = 2**31  # offset of the epoch in the key of a fixed view, so that no real epoch has the same key
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Usable pictures of one side of a dataset, and their features.
+    """Usable pictures of one split of a dataset, and their features.
 
     Attributes:
         paths: of N pictures.
-        labels: (N,) int64, on the CPU; or (N, classes) uint8, 0 and 1, where pictures may have several labels.
-        digests: sha256 of their contents.
+        labels: (N,) int64, on the CPU; or (N, classes) uint8, 0 and 1, for multi-label data.
+        digests: sha256 of the file contents.
         features: (views, N, values) float32, on the CPU.
     """
 
@@ -43,13 +43,13 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Both sides of a dataset.
+    """Features of both splits of a dataset.
 
     Attributes:
         train, val: usable pictures.
-        failed: the other pictures, and why.
-        computed: how many of the vectors were not in the cache.
-        remarks: sentences on the cache.
+        failed: errors of the other pictures.
+        computed: number of vectors that were not in the cache.
+        remarks: notes on the cache.
     """
 
     train: Side
@@ -59,7 +59,7 @@ class Features:
     remarks: tuple[str, ...]
 
     def without_vectors(self) -> Features:
-        """All but what stage one alone needs, which takes the most memory."""
+        """Drop the vectors, which only stage one needs, to free memory."""
         train, val = (replace(side, features=side.features[:, :, :0].clone()) for side in (self.train, self.val))
         return replace(self, train=train, val=val)
 
@@ -73,42 +73,43 @@ def cached_features(
     progress: Callable[[int, int], None] | None,
     reading: Mapping[str, Any] | None = None,
 ) -> Features:
-    """What goes into the last dense layer for every picture of a dataset; computed once, whatever the run.
+    """Compute or load the input of the last dense layer for every picture of a dataset.
 
-    The processes of a group divide the pictures.
+    The pictures are divided among the processes of the group.
 
     Raises:
         OSError: the cache cannot be written.
-        ValueError: a class has no usable picture to learn from, or there is none to judge by; or as `embed_kept`.
+        ValueError: a class has no usable training picture, or there is no usable validation picture; or as
+            `embed_kept`.
     """
     no_flip = settings.augmentation.no_flip
     names = {path: dataset.shown_as(label, no_flip) for path, label in (*dataset.val, *dataset.train)}
     paths = list(names)
     mine = [paths[place] for place in group.share(range(len(paths)))]
-    found = _Found(*([] for _ in range(3)))
+    found = _Collected(*([] for _ in range(3)))
     whole = embed_kept(network, mine, cache=cache, progress=progress, reading=reading)
     views = [found.add(whole, mine)]
     learnt = {path for path, _ in dataset.train}
     for number in range(1, settings.views):
         views.append({})
-        for still in (False, True):  # whether no flip may change the picture: one content may stand in two classes
+        for still in (False, True):  # without and with `no_flip`: the same content may be in two classes
             some = [path for path in mine if path in learnt and (names[path] in no_flip) is still]
             made = {"view": str(number), "augmentation": json.dumps(settings.augmentation.to_dict())}
             made |= {"seed": str(settings.seed), "still": str(still)}
-            compute = _Viewer(settings, number, names, reading or {})
+            compute = _ViewEmbedder(settings, number, names, reading or {})
             views[-1] |= found.add(
                 embed_kept(network, some, cache=cache, progress=progress, reading=reading, compute=compute, made=made),
                 some,
             )
     device = next(network.parameters()).device
-    rows = _gathered(paths, mine, whole.digests, views, learnt, group, device)
+    rows = _exchanged(paths, mine, whole.digests, views, learnt, group, device)
     train, val = (_side(rows, dataset, some, name) for name, some in (("train", dataset.train), ("val", dataset.val)))
     return found.of_all(group, device, train, val)
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What is told of the vectors of several views."""
+class _Collected:
+    """Errors, counts and remarks collected over several views."""
 
     failed: list[tuple[Path, Exception]]
     computed: list[int]
@@ -121,7 +122,7 @@ class _Found:
         return {path: vector for path in paths if (vector := kept.of(path)) is not None}
 
     def of_all(self, group: Group, device: torch.device, train: Side, val: Side) -> Features:
-        """With what the other processes were told of theirs."""
+        """Merge with those of the other processes."""
         failed, computed, remarks = dict(self.failed), sum(self.computed), dict.fromkeys(self.remarks)
         mine = {"failed": {str(path): str(error) for path, error in failed.items()}}
         told = json.dumps(mine | {"computed": computed, "remarks": [*remarks]})
@@ -135,8 +136,8 @@ class _Found:
 
 
 @dataclass(frozen=True)
-class _Viewer:
-    """Computes vectors of one further view of pictures."""
+class _ViewEmbedder:
+    """Computes the vectors of one augmented view of pictures."""
 
     settings: Settings
     number: int
@@ -172,7 +173,7 @@ class _Viewer:
 Row = tuple[str, Tensor]  # sha256 of a picture's content, and its vectors (views, values)
 
 
-def _gathered(
+def _exchanged(
     paths: Sequence[Path],
     mine: Sequence[Path],
     digests: Mapping[Path, str],
@@ -181,7 +182,7 @@ def _gathered(
     group: Group,
     device: torch.device,
 ) -> dict[Path, Row]:
-    """The usable pictures of all processes; each process fills its own rows of what is then added up."""
+    """Exchange usable pictures and vectors: each process fills its own rows, and an all-reduce adds them up."""
     widths = torch.zeros(group.size, dtype=torch.int64, device=device)
     widths[group.rank] = max((len(vector) for vector in views[0].values()), default=0)
     width = int(group.total(widths).max())
@@ -189,7 +190,7 @@ def _gathered(
     hashes = torch.zeros(len(paths), 33, dtype=torch.uint8)  # the last byte: 1 where the picture could be used
     places = {path: place for place, path in enumerate(paths)}
     for path in mine:
-        wanted = views if path in learnt else views[:1]  # what is judged by is seen whole alone
+        wanted = views if path in learnt else views[:1]  # validation uses only the first view
         if all(path in view for view in wanted):
             hashes[places[path]] = torch.tensor([*bytes.fromhex(digests[path]), 1], dtype=torch.uint8)
             for number, view in enumerate(wanted):
@@ -212,10 +213,10 @@ def _side(rows: Mapping[Path, Row], dataset: Dataset, pictures: Labelled, name: 
         labels = targets[labels]
     counts = labels.sum(0) if dataset.sets else torch.bincount(labels, minlength=len(dataset.classes))
     empty = [word for word, count in zip(dataset.classes, counts.tolist(), strict=True) if not count]
-    if empty and (name == "train" or not counts.any()):  # those without a picture in val are learnt all the same
+    if empty and (name == "train" or not counts.any()):  # classes without validation pictures are still trained
         raise ValueError(
-            f"{len(empty)} classes have no picture in {name} that could be used ({few(empty)}); mend their pictures,"
-            " add some, or leave the classes out"
+            f"{len(empty)} classes have no usable picture in {name} ({few(empty)}); repair their pictures, add some, or"
+            " exclude the classes"
         )
     found = [rows[path] for path, _ in usable]
     return Side(

@@ -1,7 +1,7 @@
-"""Transfer learning: a network for classes of one's own, from the weights of another.
+"""Transfer learning: fine-tune a pretrained network for new classes.
 
-Stage one trains a new last layer on features that are computed once. Stage two unfreezes the layers behind a chosen
-one, at a small rate and on augmented pictures: the large gradients of a layer that knows nothing never reach them.
+Stage one trains a new last layer on cached features. Stage two unfreezes the layers from a chosen one on, with a small
+learning rate and augmented pictures. So the large gradients of an untrained last layer never reach them.
 
 Source: Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution, arXiv:2202.10054 (the two
 stages).
@@ -52,20 +52,20 @@ from convnets_torch.training.stages import HeadStage, LayerRow, LayersStage, own
 from convnets_torch.visualization import charts
 from convnets_torch.weights import planned, save, with_last_layer
 
-LEAK = 0.98  # cosine of two pictures' vectors from which on one is taken for nearly the other
+LEAK = 0.98  # cosine similarity from which two pictures are near-duplicates
 MOST_WORKERS = 16
-ARRAYS = 5  # of each parameter in a checkpoint: now, at the best epoch, two of the optimizer, and after stage one
-FURTHER = 1 << 27  # bytes of a checkpoint beyond those: its state, and the names of arrays
+ARRAYS = 5  # per parameter in a checkpoint: current, at the best epoch, two of the optimizer, and after stage one
+FURTHER = 1 << 27  # maximum bytes of a checkpoint beyond those, for its state and the names of arrays
 
 
 @dataclass(frozen=True)
 class LeakedPicture:
-    """A picture to judge by that is nearly one to learn from.
+    """A validation picture that is a near-duplicate of a training picture.
 
     Attributes:
-        path: in `val`.
-        of: the most similar picture in `train`.
-        similarity: the cosine of their vectors.
+        path: the validation picture.
+        of: the most similar training picture.
+        similarity: cosine similarity of their vectors.
     """
 
     path: Path
@@ -74,32 +74,32 @@ class LeakedPicture:
 
 
 class LeakError(ValueError):
-    """Pictures to judge by are nearly the same as some to learn from.
+    """Validation pictures are near-duplicates of training pictures.
 
     Attributes:
-        leaks: all of them, the most similar first.
+        leaks: all of them, most similar first.
     """
 
     def __init__(self, leaks: list[LeakedPicture], count: int) -> None:
         first = leaks[0]
         super().__init__(
             f"{len(leaks)} of {count} validation pictures are nearly the same as training pictures, so accuracy would"
-            f" flatter (the nearest: {first.path} and {first.of}, similarity {first.similarity:.3f}); move or remove"
-            " them, or go on all the same with --allow-leaks"
+            f" be too high (the nearest: {first.path} and {first.of}, similarity {first.similarity:.3f}); move or"
+            " remove them, or train anyway with --allow-leaks"
         )
         self.leaks = leaks
 
 
 @dataclass(frozen=True, eq=False)
 class Finetuned:
-    """What came of fine-tuning.
+    """Result of fine-tuning.
 
     Attributes:
-        network: in eval mode, with its card; what the file holds.
+        network: as saved in the file, in eval mode, with its card.
         history: finished epochs.
-        best: the epoch whose parameters these are.
-        failed: pictures that could not be used, and why.
-        leaks: pictures of `val` that are nearly in `train`.
+        best: the epoch whose parameters were kept.
+        failed: errors of unusable pictures.
+        leaks: validation pictures that are near-duplicates of training pictures.
     """
 
     network: Network
@@ -111,13 +111,13 @@ class Finetuned:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told of what while `finetune` runs; each may be None.
+    """Callbacks of `finetune`; each may be None.
 
     Attributes:
-        pictures: how many pictures' features are there, of how many.
-        found: once, before training: the features, and the leaks.
-        layers: once, before stage two could begin: the table of what trains.
-        reports: of epochs and steps.
+        pictures: called with the number of pictures whose features are ready, and the total.
+        found: called once before training, with the features and the leaks.
+        layers: called once after stage one, with the table of trained layers.
+        reports: callbacks of epochs and steps.
     """
 
     pictures: Callable[[int, int], None] | None = None
@@ -127,7 +127,7 @@ class Watch:
 
 
 def checkpoint_of(output: Path) -> Path:
-    """Where a training with this output keeps its checkpoint.
+    """Return the path of the checkpoint for an output.
 
     >>> checkpoint_of(Path("mine.safetensors")).name
     'mine.checkpoint.safetensors'
@@ -136,7 +136,7 @@ def checkpoint_of(output: Path) -> Path:
 
 
 def outputs_of(output: Path) -> tuple[Path, Path]:
-    """The table and the picture of the history, beside the output; a table of pictures may be called as that is.
+    """Return the paths of the history's table and chart, beside the output.
 
     >>> [path.name for path in outputs_of(Path("mine.safetensors"))]
     ['mine.history.csv', 'mine.history.png']
@@ -164,42 +164,38 @@ def finetune(
 ) -> Finetuned:
     """Fine-tune a network for the classes of a dataset, and save the best epoch's parameters with a card.
 
-    The same call gives the same file on the same machine, from the same features: the last bits of those depend on how
-    many the cache had already. A checkpoint is written after each epoch beside the output;
-    it goes when the output is there. Every process that `torchrun` started calls this, on the device of its own; the
-    first one writes.
+    On one machine, the same call with the same features gives the same file; the last bits of the features depend on
+    how many of them were already cached. A checkpoint is written beside the output after each epoch and removed when
+    the output is complete. With `torchrun`, every process calls this function on its own device; rank 0 writes.
 
     Args:
-        network: with its card, in eval mode, with a head or without, on the device where it is to train; it is left as
-            it is.
-        dataset: as `find_dataset` gives it.
-        output: the safetensors file to write; the history goes beside it as .history.csv and .history.png.
-        settings: by default those of `Settings`.
-        started_from: the name of the file that the network came from, for the card.
-        resume: go on from the checkpoint beside the output, if there is one, to the same result as without a break.
-        allow_leaks: go on where pictures of `val` are nearly in `train`.
-        leak_threshold: the cosine of two vectors from which on they are; above 0, up to 1.
-        workers: processes that load and augment pictures; by default none on the CPU, else one for each core, up to 16.
-        cache: folder for features, as in `embed_classes`.
-        watch: who is told of what.
+        network: in eval mode with its card, with or without a head, on the device to train on. It is not modified.
+        dataset: as `find_dataset` returns it.
+        output: the safetensors file to write; the history is written beside it as .history.csv and .history.png.
+        settings: by default `Settings()`.
+        started_from: name of the network's file, recorded in the card.
+        resume: continue from the checkpoint beside the output, if any, to the same result as an uninterrupted run.
+        allow_leaks: accept validation pictures that are near-duplicates of training pictures.
+        leak_threshold: cosine similarity from which pictures are near-duplicates; above 0, up to 1.
+        workers: processes that load and augment pictures; by default none on the CPU, else one per core, up to 16.
+        cache: folder of the feature cache, as in `embed_classes`.
+        watch: callbacks.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Raises:
-        LeakError: pictures of `val` are nearly in `train`.
-        TrainingStopped: `watch.reports.stop` asked for it; a checkpoint was written, or before training the features
-            that are there.
-        ValueError: there are fewer pictures than a batch, or too few that can be used; a loss became NaN; the
-            checkpoint is of another run, or there is one but no `resume`; or the network has no card, is in training
-            mode or was prepared.
-        OSError: something cannot be written; checkpoint and output survive as they were.
+        LeakError: validation pictures are near-duplicates of training pictures.
+        TrainingStopped: `watch.reports.stop` returned True; a checkpoint, or the features so far, were saved.
+        ValueError: there are fewer pictures than a batch, or too few usable ones; a loss became NaN; the checkpoint is
+            of another run, or exists without `resume`; or the network has no card, is in training mode or was prepared.
+        OSError: a file cannot be written; checkpoint and output keep their previous content.
     """
     settings, watch = settings or Settings(), watch or Watch()
     reading = {"max_pixels": max_pixels, "allow_truncated": allow_truncated, "depth": depth, "background": background}
     levels = said_levels(depth, background)
     if dataset.sets and settings.activation != "sigmoid":
         raise ValueError(
-            "the pictures have several labels, which softmax would take for classes that exclude each other; take"
-            " sigmoid: --activation sigmoid, Settings(activation='sigmoid') in Python"
+            "the pictures have several labels, but softmax is for mutually exclusive classes; use sigmoid:"
+            " --activation sigmoid, Settings(activation='sigmoid') in Python"
         )
     network = as_network(network)
     card = ready_card(network)
@@ -214,11 +210,11 @@ def finetune(
         check_kept(path, (picture for picture, _ in (*dataset.train, *dataset.val)))
     if checkpoint.exists() and not resume:
         raise ValueError(
-            f"{checkpoint} is the checkpoint of a training that did not end; go on with --resume, or remove it"
+            f"{checkpoint} is the checkpoint of an unfinished training; continue it with --resume, or remove it"
         )
     device = next(network.parameters()).device
     with joined(device) as group, deterministic(device):
-        features = cached_features(network, dataset, settings, group, cache, _stoppable(watch), reading)
+        features = cached_features(network, dataset, settings, group, cache, _feature_callback(watch), reading)
         _check_usable(features, settings.batch)
         leaks = _leaks(features, leak_threshold)
         if watch.found is not None:
@@ -235,13 +231,13 @@ def finetune(
         progress = Progress()
         if checkpoint.exists():
             most = ARRAYS * sum(values.numel() * values.element_size() for values in empty.parameters()) + FURTHER
-            arrays, progress = _begun(checkpoint, identity, settings, most)
+            arrays, progress = _read_checkpoint(checkpoint, identity, settings, most)
         if len(set(group.texts(json.dumps(progress.to_dict()), device))) > 1:
             raise ValueError(
-                f"the processes do not all find the same {checkpoint}; name an output in a folder that all machines see"
+                f"the processes do not all find the same {checkpoint}; name an output in a folder that all share"
             )
         if not group.first:
-            progress.loss = 0.0  # of a checkpoint it is the sum of all processes
+            progress.loss = 0.0  # the loss in a checkpoint is the sum over all processes
 
         def with_head() -> Network:
             change = f"fine-tuned for {len(dataset.classes)} classes"
@@ -264,10 +260,10 @@ def finetune(
             )  # fmt: skip
             if arrays:
                 keeper.restore(stage, progress, arrays)
-            arrays = {}  # what is still needed of them is elsewhere
+            arrays = {}  # free memory; the stage has copied what it needs
             more = dict(zip(("weight", "bias"), head, strict=True))
             run_stage(stage, progress, settings.epochs, settings.patience, keeper, watch.reports, more)
-            tuned = with_head()  # whose parameters are those of the best epoch, if that is one of stage one
+            tuned = with_head()  # the result if the best epoch is one of stage one
             if keeper.best:
                 own_parameters(tuned, names)
                 keeper.give_best(tuned)
@@ -293,7 +289,7 @@ def finetune(
             save_history_csv(progress.history, written[0])
             if reason := charts.why_not():
                 warnings.warn(f"{written[1]} is left out: {reason}", charts.ChartWarning, stacklevel=2)
-                written[1].unlink(missing_ok=True)  # which would be of another training
+                written[1].unlink(missing_ok=True)  # a chart of an earlier training would not match
             else:
                 charts.save_chart(draw_history(progress.history)[0], written[1])
             checkpoint.unlink(missing_ok=True)
@@ -311,7 +307,7 @@ def _first_stage(
     reports: Reports,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the last layer after stage one, which a checkpoint of stage two has already."""
+    """Run stage one, or read its result from a checkpoint of stage two; return weight and bias of the last layer."""
     train, val = features.train, features.val
     if progress.stage == 2:
         before = {name: values for name, values in arrays.items() if name.startswith("before.")}
@@ -340,14 +336,10 @@ def _first_stage(
     return keeper.group.from_first(weight), keeper.group.from_first(bias)
 
 
-def _begun(
+def _read_checkpoint(
     checkpoint: Path, identity: dict[str, Any], settings: Settings, most: int
 ) -> tuple[dict[str, Tensor], Progress]:
-    """Where the training that wrote a checkpoint, of `most` bytes, stood.
-
-    Raises:
-        ValueError: it was another training.
-    """
+    """Read a checkpoint of at most `most` bytes; raise ValueError if it is of another training."""
     arrays, state, progress = read_progress(checkpoint, max_bytes=most)
     other = settings.differences(state["settings"])
     other += [
@@ -355,20 +347,20 @@ def _begun(
         for key, word in (("network", "network"), ("data", "set of pictures"))
         if state.get(key) != identity[key]
     ]
-    if progress.stage == 2 and not settings.epochs:  # whose history would be that of other parameters
+    if progress.stage == 2 and not settings.epochs:  # the history would not match the parameters
         other.append(f"epochs {state['settings'].get('epochs')}, now 0")
     if other:
         raise ValueError(
-            f"{checkpoint} is of another training ({'; '.join(other)[:1000]}); give its own options to go on with it,"
-            " or remove it to begin anew"
+            f"{checkpoint} is of another training ({'; '.join(other)[:1000]}); give its own options to continue it, or"
+            " remove it to start again"
         )
     return arrays, progress
 
 
-def _stoppable(watch: Watch) -> Callable[[int, int], None]:
-    """Tells of features, and stops where it is wished: vectors are kept as they come.
+def _feature_callback(watch: Watch) -> Callable[[int, int], None]:
+    """Return a callback that reports progress and stops on request; finished vectors are cached.
 
-    It stops between batches, since the last bits of a vector depend on how many are computed together.
+    It stops only between batches, because the last bits of a vector depend on the batch size.
     """
 
     def tell(done: int, count: int) -> None:
@@ -376,7 +368,8 @@ def _stoppable(watch: Watch) -> Callable[[int, int], None]:
             watch.pictures(done, count)
         if (done % BATCH == 0 or done == count) and watch.reports.stop is not None and watch.reports.stop():
             raise TrainingStopped(
-                f"stopped at the features of {done} of {count} pictures, which are kept; give the same command to go on"
+                f"stopped after the features of {done} of {count} pictures, which are cached; run the same command to"
+                " continue"
             )
 
     return tell
@@ -385,7 +378,7 @@ def _stoppable(watch: Watch) -> Callable[[int, int], None]:
 def _check_usable(features: Features, batch: int) -> None:
     count = len(features.train.paths)
     if count < batch:
-        raise ValueError(f"{count} training pictures could be used, fewer than a batch of {batch}; lower --batch-size")
+        raise ValueError(f"{count} training pictures are usable, fewer than a batch of {batch}; lower --batch-size")
 
 
 def _leaks(features: Features, threshold: float) -> list[LeakedPicture]:
@@ -395,7 +388,7 @@ def _leaks(features: Features, threshold: float) -> list[LeakedPicture]:
 
 
 def _data_fingerprint(dataset: Dataset, features: Features, levels: dict[str, Any]) -> str:
-    """What tells usable pictures and classes from others: contents and sides, not names of files; and their levels."""
+    """Hash of classes, contents, labels and split of the usable pictures (not of file names), and of their levels."""
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
     if levels:
         digest.update(json.dumps(levels).encode())
@@ -416,15 +409,15 @@ def _views(
 
 
 def _workers(device: torch.device) -> int:
-    """On the CPU the network needs all cores itself."""
+    """Default number of workers; 0 on the CPU, where the network needs all cores."""
     return 0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
 
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """The same operations give the same numbers at each run.
+    """Make operations deterministic.
 
-    On the CPU they do; on CUDA PyTorch has to be asked for it, for the whole process, which imports its compiler and
+    On the CPU they already are. On CUDA this is a switch for the whole process, which imports PyTorch's compiler and
     takes 2 s.
     """
     if device.type != "cuda":
@@ -434,7 +427,7 @@ def deterministic(device: torch.device) -> Iterator[None]:
     switches: Any = torch.utils.deterministic
     filled = switches.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    switches.fill_uninitialized_memory = False  # which costs time and would hide nothing here
+    switches.fill_uninitialized_memory = False  # filling costs time and is not needed here
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: reports, checkpoints, and curves of its epochs."""
+"""The training loop with callbacks, early stopping, checkpoints and the history of epochs."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from convnets_torch.visualization.overlays import CLASS_COLORS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STOP, BROKEN = 0, 1  # places of what the processes tell each other before each step
+STOP, BROKEN = 0, 1  # indices of the flags that processes exchange before each step
 
 
 class TrainingStopped(Exception):
-    """Somebody asked a training to stop, and it wrote a checkpoint; the message says how to go on."""
+    """Training was stopped on request, after writing a checkpoint; the message says how to continue."""
 
 
 @dataclass
 class Progress:
-    """How far a training has come; with the arrays of a checkpoint all that is needed to go on.
+    """Progress of a training; together with the arrays of a checkpoint, all that is needed to resume.
 
     Attributes:
-        stage: 1 or 2, the one that is running.
-        step: steps done of the epoch that is running.
+        stage: current stage, 1 or 2.
+        step: finished steps of the current epoch.
         loss: sum over the rows of these steps.
-        rows: how many they were.
-        seconds: that they took.
+        rows: number of these rows.
+        seconds: time that these steps took.
         history: finished epochs of both stages.
     """
 
@@ -59,21 +59,21 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """Number of the epoch that is running."""
+        """Number of the current epoch, from 1."""
         return len(self.history) + 1
 
     @property
     def done(self) -> int:
-        """Finished epochs of this stage."""
+        """Number of finished epochs of this stage."""
         return sum(row.stage == self.stage for row in self.history)
 
     @property
     def waited(self) -> int:
-        """Epochs of this stage since the best one of all."""
+        """Epochs of this stage without improvement over the best epoch of both stages."""
         return min(self.done, len(self.history) - best_epoch(self.history).epoch) if self.history else 0
 
     def ended(self, epochs: int, patience: int) -> bool:
-        """Whether this stage is over after at most so many epochs."""
+        """Whether this stage has reached its maximum of `epochs` or run out of patience."""
         return self.done >= epochs or (patience > 0 and self.waited >= patience)
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,21 +85,21 @@ class Progress:
         """The inverse of `to_dict`.
 
         Raises:
-            KeyError, TypeError: the fields are others.
-            ValueError: no training comes there; the reason in words.
+            KeyError, TypeError: fields are missing or unknown.
+            ValueError: the values are inconsistent.
         """
         found = cls(**{**values, "history": [EpochRow(**row) for row in values["history"]]})
         found._check()
         return found
 
     def _check(self) -> None:
-        """Raise ValueError for what no training writes, and what would keep one from its end."""
+        """Raise ValueError for values that no training writes, or that would keep one from ending."""
         for name in ("stage", "step", "rows"):
             _check_number(name, getattr(self, name), whole=True)
-        _check_number("loss", self.loss, least=-math.inf)  # which rounding may bring below 0
+        _check_number("loss", self.loss, least=-math.inf)  # rounding may bring it below 0
         _check_number("seconds", self.seconds)
         if self.stage not in (1, 2) or self.step > self.rows or bool(self.step) != bool(self.rows):
-            raise ValueError(f"it stands in stage {self.stage}, after step {self.step} and {self.rows} rows")
+            raise ValueError(f"it is in stage {self.stage}, after step {self.step} and {self.rows} rows")
         for number, row in enumerate(self.history, start=1):
             for name in ("stage", "epoch"):
                 _check_number(name, getattr(row, name), whole=True)
@@ -112,10 +112,10 @@ class Progress:
         if len({row.measure for row in self.history}) > 1 or any(
             None not in (row.val_accuracy, row.val_mean_average_precision) for row in self.history
         ):
-            raise ValueError("its epochs have accuracies and mean average precisions")
+            raise ValueError("its epochs mix accuracies and mean average precisions")
         stages = [row.stage for row in self.history]
         if stages != sorted(stages) or not {*stages} <= {1, self.stage} or (self.stage == 2 and 1 not in stages):
-            raise ValueError("its epochs are not those of the stages in their order")
+            raise ValueError("its epochs are not in the order of the stages")
 
 
 def _check_number(name: str, value: Any, *, whole: bool = False, least: float = 0) -> None:
@@ -126,7 +126,7 @@ def _check_number(name: str, value: Any, *, whole: bool = False, least: float = 
 def read_progress(
     checkpoint: Path, *, max_bytes: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any], Progress]:
-    """Arrays and state of a checkpoint, and how far its training had come.
+    """Read the arrays, the state and the progress of a checkpoint.
 
     Raises:
         OSError, ValueError: as `read_checkpoint`; or it is damaged.
@@ -144,12 +144,12 @@ def read_progress(
 
 @dataclass(frozen=True)
 class Reports:
-    """Who is told of what.
+    """Callbacks of the training loop; each may be None.
 
     Attributes:
-        epoch: of each finished epoch, and how many seconds the epochs left of its stage would take.
-        steps: how many steps of the epoch are done, of how many.
-        stop: asked before each step, and after each batch of features, whether to stop.
+        epoch: called after each epoch with its row and the estimated seconds left in the stage.
+        steps: called with the number of finished steps of the epoch, and the total.
+        stop: called before each step, and after each batch of features; returns whether to stop.
     """
 
     epoch: Callable[[EpochRow, float], None] | None = None
@@ -158,10 +158,10 @@ class Reports:
 
 
 class Keeper:
-    """Where checkpoints go, and the parameters of the best epoch.
+    """Writes checkpoints and keeps the parameters of the best epoch.
 
     Attributes:
-        best: name -> values of the best epoch of the stage that is running; empty while an earlier stage's is best.
+        best: name -> values at the best epoch of the current stage; empty while an epoch of an earlier stage is best.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], group: Group) -> None:
@@ -170,7 +170,7 @@ class Keeper:
         self.best: dict[str, Tensor] = {}
 
     def save(self, stage: Stage, progress: Progress, more: dict[str, Tensor]) -> None:
-        """Write a checkpoint; `more` are arrays of earlier stages that the result needs."""
+        """Write a checkpoint; `more` are arrays of earlier stages needed for the result."""
         if self.group.first:
             arrays: dict[str, Tensor] = {
                 f"now.{name}": values for name, values in zip(stage.names, stage.parameters, strict=True)
@@ -184,21 +184,21 @@ class Keeper:
 
     @staticmethod
     def _is_best(progress: Progress) -> bool:
-        """Whether the parameters are those of the best epoch, so that a checkpoint need not hold them twice."""
+        """Whether the current parameters are those of the best epoch, so that a checkpoint holds them only once."""
         return progress.step == 0 and bool(progress.history) and best_epoch(progress.history) is progress.history[-1]
 
     def restore(self, stage: Stage, progress: Progress, arrays: dict[str, Tensor]) -> None:
-        """Put a stage where the checkpoint left it.
+        """Restore a stage from a checkpoint.
 
         Raises:
-            ValueError: the checkpoint is not of this stage.
+            ValueError: the checkpoint does not fit this stage.
         """
-        now, best, moments = (_under(kind, arrays) for kind in ("now.", "best.", "optimizer."))
+        now, best, moments = (_with_prefix(kind, arrays) for kind in ("now.", "best.", "optimizer."))
         parameters = dict(zip(stage.names, stage.parameters, strict=True))
         kept = progress.history and best_epoch(progress.history).stage == stage.number and not self._is_best(progress)
         try:
             if progress.step >= stage.count():
-                raise ValueError(f"it stands after step {progress.step} of {stage.count()}")
+                raise ValueError(f"it is after step {progress.step} of {stage.count()}")
             check_arrays(parameters, now)
             check_arrays(parameters if kept else {}, best)
             restore_optimizer(stage.optimizer, stage.names, moments)
@@ -210,13 +210,13 @@ class Keeper:
         self.best = now if self._is_best(progress) else best
 
     def give_best(self, module: nn.Module) -> None:
-        """Copy the parameters of the best epoch into a module that has them by these names."""
+        """Copy the parameters of the best epoch into a module with the same parameter names."""
         with torch.no_grad():
             for name, values in self.best.items():
                 module.get_parameter(name).copy_(values)
 
 
-def _under(kind: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(kind: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(kind): values for name, values in arrays.items() if name.startswith(kind)}
 
 
@@ -229,12 +229,12 @@ def run_stage(
     reports: Reports,
     more: dict[str, Tensor],
 ) -> None:
-    """Train a stage to its end, from wherever `progress` stands in it; the best epoch's parameters are `keeper.best`.
+    """Run the rest of a stage, from `progress` on; the best epoch's parameters are in `keeper.best`.
 
     Raises:
-        TrainingStopped: somebody asked for it.
+        TrainingStopped: `reports.stop` returned True.
         ValueError: a loss became NaN or infinite.
-        OSError: a checkpoint could not be written; the one before survives.
+        OSError: a checkpoint could not be written; the previous one is kept.
     """
     while not progress.ended(epochs, patience):
         _run_epoch(stage, progress, keeper, reports, more)
@@ -250,7 +250,7 @@ def run_stage(
 
 
 def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Reports, more: dict[str, Tensor]) -> None:
-    """The steps that are left of an epoch, and its row in the history."""
+    """Run the remaining steps of an epoch, validate, and append its row to the history."""
     group, count = keeper.group, stage.count()
     began = time.perf_counter() - progress.seconds
     with contextlib.closing(stage.steps(progress.epoch, progress.step)) as steps:
@@ -259,14 +259,14 @@ def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Report
             if group.size > 1:
                 said = group.total(torch.tensor(said, dtype=torch.int32, device=step.total.device)).tolist()
             if said[BROKEN]:
-                _refuse(stage, progress, keeper, f"step {progress.step + 1} of {count}")
+                _raise_not_finite(stage, progress, keeper, f"step {progress.step + 1} of {count}")
             if said[STOP]:
                 progress.seconds = time.perf_counter() - began
-                progress.loss = _summed(progress.loss, stage, group)
+                progress.loss = _total_loss(progress.loss, stage, group)
                 keeper.save(stage, progress, more)
                 raise TrainingStopped(
-                    f"stopped in epoch {progress.epoch}, after step {progress.step} of {count}, and all of it is in"
-                    f" {keeper.path}; give the same command with --resume to go on"
+                    f"stopped in epoch {progress.epoch}, after step {progress.step} of {count}; the checkpoint is"
+                    f" {keeper.path}, run the same command with --resume to continue"
                 )
             for parameters in stage.optimizer.param_groups:
                 parameters["lr"] = stage.rate_at(progress.done * count + progress.step)
@@ -278,14 +278,14 @@ def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Report
             progress.rows += step.rows
             if reports.steps is not None:
                 reports.steps(progress.step, count)
-    progress.loss = _summed(progress.loss, stage, group)
+    progress.loss = _total_loss(progress.loss, stage, group)
     val_loss, score = stage.judge()
-    if group.size > 1:  # all go on, or end, by the same numbers, were their machines to round otherwise
+    if group.size > 1:  # rounding may differ between machines, but all processes must take the same decisions
         device = stage.parameters[0].device
         figures = torch.tensor([val_loss, score], dtype=torch.float64, device=device)
         val_loss, score = group.from_first(figures).tolist()
     if not math.isfinite(val_loss):
-        _refuse(stage, progress, keeper, "judging the validation pictures")
+        _raise_not_finite(stage, progress, keeper, "the validation pictures")
     rate = stage.optimizer.param_groups[0]["lr"]
     seconds = time.perf_counter() - began
     train_loss = progress.loss / progress.rows
@@ -294,39 +294,39 @@ def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Report
     progress.step, progress.loss, progress.rows, progress.seconds = 0, 0.0, 0, 0.0
 
 
-def _summed(loss: float, stage: Stage, group: Group) -> float:
-    """The loss of all processes, where each has rows of its own."""
+def _total_loss(loss: float, stage: Stage, group: Group) -> float:
+    """Sum the loss over all processes, if each has its own rows."""
     if group.size == 1 or not stage.shared:
         return loss
     device = stage.parameters[0].device
     return float(group.total(torch.tensor(loss, dtype=torch.float64, device=device)))
 
 
-def _refuse(stage: Stage, progress: Progress, keeper: Keeper, place: str) -> None:
-    """Raise ValueError for a loss that is no number."""
+def _raise_not_finite(stage: Stage, progress: Progress, keeper: Keeper, place: str) -> None:
+    """Raise ValueError for a loss that is NaN or infinite."""
     rate = stage.rate
     option = "--head-rate" if stage.number == 1 else "--rate"
-    kept = f", and --resume to go on from epoch {progress.epoch - 1}, kept in {keeper.path}" if progress.history else ""
+    kept = f", and --resume to continue from epoch {progress.epoch - 1} in {keeper.path}" if progress.history else ""
     raise ValueError(
         f"the loss is NaN or infinite in epoch {progress.epoch}, at {place} (stage {stage.number}, learning rate"
         f" {rate:g}); give a lower rate, such as {option} {rate / 10:g}{kept}"
     )
 
 
-KEY = "training"  # in the metadata of the safetensors header
+KEY = "training"  # of the state in the metadata of the safetensors header
 SCHEMA = 1
-MOST_STATE = 1 << 25  # bytes of the state: 100,000 epochs
+MOST_STATE = 1 << 25  # maximum bytes of the state: enough for 100,000 epochs
 
 
 def save_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint, which then replaces the older one.
+    """Write a checkpoint, atomically replacing the previous one.
 
     Args:
         arrays: on any device.
-        state: what JSON can hold.
+        state: JSON-serialisable data.
 
     Raises:
-        OSError: it cannot be written; the older one survives.
+        OSError: it cannot be written; the previous one is kept.
     """
     write_arrays(path, arrays, {KEY: json.dumps({**state, "schema": SCHEMA})})
 
@@ -334,28 +334,28 @@ def save_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], 
 def read_checkpoint(
     path: str | os.PathLike[str], *, max_bytes: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_checkpoint` wrote: arrays on the CPU, and the state.
+    """Read the arrays, on the CPU, and the state that `save_checkpoint` wrote.
 
     Args:
-        path: of the file, which an earlier run of this user wrote.
-        max_bytes: refuse a larger file.
+        path: of a file that an earlier run of this user wrote.
+        max_bytes: reject a larger file.
 
     Raises:
-        OSError: there is none, it is a link or another user's, or it cannot be read.
-        ValueError: the file is no checkpoint, or of another version.
+        OSError: the file does not exist, is a link or another user's, or cannot be read.
+        ValueError: the file is not a checkpoint, or is too large or of another version.
     """
     path = Path(path)
     with open_own(path) as opened:
         size = os.fstat(opened.fileno()).st_size
         if max_bytes is not None and size > max_bytes:
-            raise damaged(path, f"it has {size:,} bytes, and this training needs {max_bytes:,} at most")
+            raise damaged(path, f"it has {size:,} bytes, but this training needs at most {max_bytes:,}")
         try:
             arrays, metadata = arrays_of_opened(opened, "pt")
         except ValueError as error:
-            raise ValueError(f"{path} is no checkpoint of a training ({error}); remove it to begin anew") from None
+            raise ValueError(f"{path} is not a training checkpoint ({error}); remove it to start again") from None
     text = metadata.get(KEY)
     if text is None:
-        raise ValueError(f"{path} is no checkpoint of a training; remove it, or name another output")
+        raise ValueError(f"{path} is not a training checkpoint; remove it, or name another output")
     try:
         state = files.loads(text) if len(text) <= MOST_STATE else None
     except ValueError:
@@ -366,17 +366,17 @@ def read_checkpoint(
 
 
 def damaged(path: Path, reason: str) -> ValueError:
-    """What is raised for a checkpoint that no training wrote."""
-    return ValueError(f"{path} is damaged ({reason}); remove it to begin anew")
+    """Return the error for a damaged checkpoint."""
+    return ValueError(f"{path} is damaged ({reason}); remove it to start again")
 
 
 def another_version(path: Path) -> ValueError:
-    """What is raised for a checkpoint with other fields."""
-    return ValueError(f"{path} was written by another version; remove it to begin anew, or finish with that version")
+    """Return the error for a checkpoint of another version."""
+    return ValueError(f"{path} was written by another version; remove it to start again, or finish with that version")
 
 
 def check_arrays(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, a reason in words, when arrays have not the names, shapes and kinds wanted, or are no numbers.
+    """Raise ValueError if arrays do not have the expected names, shapes and dtypes, or have values that are not finite.
 
     >>> import torch
     >>> check_arrays({"bias": torch.zeros(3)}, {"bias": torch.ones(3)})
@@ -396,7 +396,7 @@ def check_arrays(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> N
 
 
 def optimizer_arrays(optimizer: Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """What an optimizer remembers, by the names of its parameters in their order."""
+    """Return the tensors of an optimizer's state, by the names of its parameters, given in order."""
     [group] = optimizer.param_groups
     return {
         f"{name}.{kind}": values
@@ -407,15 +407,15 @@ def optimizer_arrays(optimizer: Optimizer, names: list[str]) -> dict[str, Tensor
 
 
 def restore_optimizer(optimizer: Optimizer, names: list[str], arrays: Mapping[str, Tensor]) -> None:
-    """Give an optimizer back what `optimizer_arrays` took from one of its kind.
+    """Restore the state that `optimizer_arrays` returned for an optimizer of the same kind.
 
     Raises:
-        ValueError: the arrays are of another optimizer, or of none.
+        ValueError: the arrays are not the state of such an optimizer.
     """
     [group] = optimizer.param_groups
     kinds = ("momentum_buffer",) if isinstance(optimizer, SGD) else ("step", "exp_avg", "exp_avg_sq")
     parameters = dict(zip(names, group["params"], strict=True))
-    if arrays:  # there are none before the first step, nor without momentum
+    if arrays:  # empty before the first step, and without momentum
         one = arrays.get(f"{names[0]}.step", next(iter(parameters.values()))).new_zeros(())
         check_arrays(
             {
@@ -429,12 +429,12 @@ def restore_optimizer(optimizer: Optimizer, names: list[str], arrays: Mapping[st
         name, _, kind = key.rpartition(".")
         if kind in ("step", "exp_avg_sq") and not (values >= 0).all():
             raise ValueError(f"{key} has values below 0")
-        place = values.device if kind == "step" else parameters[name].device  # counts of steps stay on the CPU
-        optimizer.state[parameters[name]][kind] = values.to(place)
+        device = values.device if kind == "step" else parameters[name].device  # step counts stay on the CPU
+        optimizer.state[parameters[name]][kind] = values.to(device)
 
 
 TRAIN, VAL = CLASS_COLORS[4], CLASS_COLORS[5]
-WIDE = 30.0  # losses that are so many times larger than others need an axis of logarithms
+WIDE = 30.0  # ratio of the largest to the smallest loss above which the axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -444,12 +444,12 @@ class EpochRow:
     Attributes:
         stage: 1 trains the last layer on cached features, 2 the unfrozen layers.
         epoch: 1, 2, ... over both stages.
-        train_loss: mean over the epoch's batches, each with the parameters that it found.
+        train_loss: mean over the training pictures, each with the parameters before its step.
         val_loss: mean over the validation pictures, after the epoch.
-        val_accuracy: share of them whose class was found, 0 to 1; None where pictures have several labels.
+        val_accuracy: top-1 accuracy on the validation pictures, 0 to 1; None for multi-label data.
         rate: learning rate of the last step.
-        seconds: that the epoch took, validation included.
-        val_mean_average_precision: of the validation pictures, 0 to 1, where pictures have several labels; else None.
+        seconds: duration of the epoch, including validation.
+        val_mean_average_precision: on the validation pictures, 0 to 1, for multi-label data; otherwise None.
     """
 
     stage: int
@@ -463,29 +463,27 @@ class EpochRow:
 
     @property
     def measure(self) -> str:
-        """Name of the figure that epochs are compared by, which is the one that is not None."""
+        """Name of the metric that epochs are compared by: the one that is not None."""
         return "val_mean_average_precision" if self.val_accuracy is None else "val_accuracy"
 
     @property
     def score(self) -> float:
-        """That figure."""
+        """Value of that metric."""
         return float(getattr(self, self.measure))
 
     @property
     def words(self) -> str:
-        """Its name in words."""
+        """Name of that metric in words."""
         return self.measure.removeprefix("val_").replace("_", " ")
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures that are not None."""
+        """Plain data, without the metric that is None."""
         names = ("stage", "epoch", "train_loss", "val_loss", self.measure, "rate", "seconds")
         return {name: getattr(self, name) for name in names}
 
 
 def best_epoch(rows: Sequence[EpochRow]) -> EpochRow:
-    """The row of the highest validation accuracy, or mean average precision; of equal ones that of the lowest loss.
-
-    Of those that have equal losses too, it is the earliest.
+    """Return the epoch with the best validation metric; ties go to the lowest validation loss, then the earliest.
 
     >>> rows = [EpochRow(1, 1, 1.2, 1.1, 0.8, 0.1, 2), EpochRow(2, 2, 0.9, 1.0, 0.8, 0.1, 9)]
     >>> best_epoch(rows).epoch
@@ -495,10 +493,10 @@ def best_epoch(rows: Sequence[EpochRow]) -> EpochRow:
 
 
 def save_history_csv(rows: Sequence[EpochRow], path: str | os.PathLike[str]) -> None:
-    """Write a row for each epoch, under the names of `EpochRow` that are not None; the file appears whole.
+    """Write a CSV row for each epoch, atomically; columns are the fields of `EpochRow` that are not None.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -507,18 +505,17 @@ def save_history_csv(rows: Sequence[EpochRow], path: str | os.PathLike[str]) -> 
 
 
 def draw_history(rows: Sequence[EpochRow], *, axes: Sequence[Axes] | None = None) -> list[Axes]:
-    """Losses over the epochs, and below them the accuracy or mean average precision.
+    """Plot the losses by epoch, and below them the accuracy or mean average precision.
 
-    The best epoch and the border of the stages are marked.
-
-    Losses that differ more than 30 times stand on an axis of logarithms.
+    The best epoch and the boundary of the stages are marked. The axis of the losses is logarithmic if they differ by
+    more than a factor of 30.
 
     Args:
-        rows: of one epoch or more, in their order.
-        axes: two, for the losses and for the accuracy; by default those of a new figure.
+        rows: one or more epochs, in order.
+        axes: two, for the losses and for the metric; by default those of a new figure.
 
     Raises:
-        ValueError: there are no rows, or a loss or accuracy is NaN or infinite.
+        ValueError: there are no rows, or a loss or metric is NaN or infinite.
 
     >>> rows = [EpochRow(1, 1, 1.2, 1.1, 0.8, 0.1, 2), EpochRow(2, 2, 0.9, 1.0, 0.9, 0.1, 9)]
     >>> losses, accuracy = draw_history(rows)
@@ -526,11 +523,11 @@ def draw_history(rows: Sequence[EpochRow], *, axes: Sequence[Axes] | None = None
     ['training, 0.9 at last', 'validation, 1 at last']
     """
     if not rows:
-        raise ValueError("there is no finished epoch to draw; train for one at least")
+        raise ValueError("there is no finished epoch to plot; train for at least one")
     for row in rows:
         for name in ("train_loss", "val_loss", row.measure):
             if not math.isfinite(value := getattr(row, name)):
-                raise ValueError(f"epoch {row.epoch} has a {name} of {value}; draw the epochs before it")
+                raise ValueError(f"epoch {row.epoch} has a {name} of {value}; plot the epochs before it")
     best, last = best_epoch(rows), rows[-1]
     train, val, scores = ([getattr(row, name) for row in rows] for name in ("train_loss", "val_loss", "score"))
     lowest, highest = min(*train, *val), max(*train, *val)
@@ -568,12 +565,12 @@ def draw_history(rows: Sequence[EpochRow], *, axes: Sequence[Axes] | None = None
 
 @contextmanager
 def tensorboard_log(folder: str | os.PathLike[str], first_epoch: int = 1) -> Iterator[Callable[[EpochRow], None]]:
-    """Give a function that writes an epoch into TensorBoard's files in a folder; each is on disk when it returns.
+    """Provide a function that logs an epoch to TensorBoard, and flushes it to disk before it returns.
 
     Args:
-        folder: is made where it is missing.
-        first_epoch: that will be written. What an earlier run wrote of this epoch and later ones is then no longer
-            shown, so that a run that goes on after a kill shows none twice.
+        folder: created if missing.
+        first_epoch: the first epoch that will be logged. Entries of an earlier run for this epoch and later ones are
+            hidden, so that a resumed run does not show an epoch twice.
 
     Raises:
         ImportError: tensorboard is not installed.

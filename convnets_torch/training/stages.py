@@ -1,4 +1,4 @@
-"""The stages of a training: which layers learn, the loss, the learning rate, and the steps."""
+"""The two training stages: trainable layers, loss, learning-rate schedule and optimisation steps."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from convnets_torch.weights import last_dense
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One line of the table of what trains.
+    """One row of the table of trained layers.
 
     Attributes:
-        name: of a module: a layer of the head, or a layer or block of the features.
-        parameters: how many numbers it has, without statistics of batch normalisation.
-        trains: how many of them stage two changes.
+        name: of a layer of the head, or a layer or block of the features.
+        parameters: number of parameters, without batch-norm statistics.
+        trains: number of parameters that stage two trains.
     """
 
     name: str
@@ -45,34 +45,34 @@ class LayerRow:
 
 
 def unfrozen(network: Network, layer: str | None) -> list[str]:
-    """Names of the parameters that stage two trains, in the network's order: those of a layer, and all behind it.
+    """Return the names of the parameters that stage two trains: those of `layer` and all following layers, in order.
 
-    "Behind" is the order in which the network lists its modules, which is that of the computation, but for branches
-    that stand side by side. The last dense layer is always among them.
+    The order is that of the network's modules, which is the order of computation except for parallel branches. The last
+    dense layer is always included.
 
     Args:
         network: with its card.
         layer: as in `Settings.unfreeze`.
 
     Raises:
-        ValueError: the layer is not known; or None, and the network has no last block that is known.
+        ValueError: the layer is unknown; or it is None and the network's last block is unknown.
     """
     if layer is None:
         name = network.card.network if network.card else type(network).__name__
         if name not in CATALOG:
-            raise ValueError(f"the last block of {name} is not known; name the layer from which on is trained")
+            raise ValueError(f"the last block of {name} is unknown; name the first layer to train")
         layer = CATALOG[name].last_block
     first = layer if layer in dict(network.named_children()) else find_layers(network, layer)[0]
     order = [name for name, _ in network.named_modules()]
-    behind = set(order[order.index(first) :]) | {last_dense(network)}
-    return [name for name, _ in network.named_parameters() if name.rpartition(".")[0] in behind]
+    trained = set(order[order.index(first) :]) | {last_dense(network)}
+    return [name for name, _ in network.named_parameters() if name.rpartition(".")[0] in trained]
 
 
 def freeze(network: Network, trained: list[str], *, dropout: bool) -> None:
-    """Let only these parameters learn, and no statistics; dropout works where it stands behind the first of them.
+    """Make only these parameters trainable; `dropout` enables dropout after the first of them.
 
-    Batch normalisation runs in eval mode everywhere, behind the first trained layer as well: its statistics come from
-    many more pictures than a batch for fine-tuning has. Its scale and shift learn where they are trained.
+    Batch normalisation stays in eval mode everywhere, including trained layers: its statistics come from many more
+    pictures than a fine-tuning batch has. Its scale and shift are trained if they are among `trained`.
 
     Source: for batch normalisation, Keras's guide to transfer learning: https://keras.io/guides/transfer_learning/
     """
@@ -97,9 +97,9 @@ class _Dropout(nn.Dropout):
 
 
 def own_dropout(network: Network) -> torch.Generator:
-    """Have a network's dropout draw from a generator of its own, which is returned, and not from PyTorch's global one.
+    """Make a network's dropout use its own generator instead of PyTorch's global one; return the generator.
 
-    From the same seed it draws the same on the CPU.
+    On the CPU, the same seed gives the same masks.
     """
     generator = torch.Generator(next(network.parameters()).device)
     for module in network.modules():
@@ -110,7 +110,7 @@ def own_dropout(network: Network) -> torch.Generator:
 
 
 def what_trains(network: Network, trained: list[str]) -> list[LayerRow]:
-    """The table of what trains: a row for each layer or block that has parameters."""
+    """Return the table of trained layers: a row for each layer or block that has parameters."""
     rows = []
     for top, module in _blocks(network):
         names = [(f"{top}.{name}", parameter) for name, parameter in module.named_parameters()]
@@ -127,12 +127,12 @@ def _blocks(network: Network) -> Iterator[tuple[str, nn.Module]]:
 
 
 def soft_targets(labels: Tensor, classes: int, smoothing: float, activation: Output) -> Tensor:
-    """Labels as (N, classes) float32 of what the outputs should be.
+    """Return target probabilities (N, classes) float32 with label smoothing.
 
-    With smoothing s, softmax spreads s evenly over all classes; sigmoid draws each class so far towards 1/2.
+    Smoothing s spreads s evenly over all classes for softmax, and moves each class towards 1/2 for sigmoid.
 
     Args:
-        labels: (N,) class ids; or (N, classes) of 0 and 1, where a row may have several classes.
+        labels: (N,) class ids; or (N, classes) of 0 and 1 for multi-label data.
 
     Source: Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567, section 7.
 
@@ -144,13 +144,13 @@ def soft_targets(labels: Tensor, classes: int, smoothing: float, activation: Out
 
 
 def row_losses(logits: Tensor, targets: Tensor, activation: Output, weights: Tensor | None = None) -> Tensor:
-    """The loss of each row, (N,) float32: cross entropy, or the mean over classes of the binary ones.
+    """Return the loss of each row, (N,) float32: cross entropy, or the mean binary cross entropy over classes.
 
     Args:
-        logits: (N, classes), taken as float32.
+        logits: (N, classes), converted to float32.
         targets: (N, classes), 0 to 1.
-        activation: what will turn the logits into probabilities.
-        weights: by which the losses are multiplied, (N,); or (N, classes), those of the binary ones.
+        activation: "softmax" for cross entropy, "sigmoid" for binary cross entropy.
+        weights: (N,), factors of the row losses; or (N, classes), factors of the binary losses.
     """
     logits, of_labels = logits.float(), weights is not None and weights.dim() == 2
     if activation == "softmax":
@@ -162,11 +162,11 @@ def row_losses(logits: Tensor, targets: Tensor, activation: Output, weights: Ten
 
 
 def balanced(labels: Tensor, classes: int) -> Tensor:
-    """A weight for each row, (N,) float32: the rows of a class together weigh as much as those of any other.
+    """Return row weights (N,) float32 that give each class the same total weight.
 
-    Of rows with several labels, (N, classes) of 0 and 1, a weight for each label of each row, (N, classes): the rows
-    that have a label weigh as much as those that do not. The mean weight is 1, so that learning rates mean the same
-    with and without weights.
+    For multi-label rows, (N, classes) of 0 and 1, return a weight for each label of each row, (N, classes), that gives
+    positives and negatives of a label the same total. The mean weight is 1, so that weights do not change the scale of
+    the learning rate.
 
     >>> balanced(torch.tensor([0, 0, 0, 1]), 2)
     tensor([0.6667, 0.6667, 0.6667, 2.0000])
@@ -178,23 +178,21 @@ def balanced(labels: Tensor, classes: int) -> Tensor:
         return (len(labels) / (classes * counts))[labels]
     has = labels.float().mean(0)
     weights = torch.where(labels == 1, 1 / (2 * has), 1 / (2 * (1 - has)))
-    return torch.where((has == 0) | (has == 1), 1, weights)  # where there is nothing to weigh against
+    return torch.where((has == 0) | (has == 1), 1, weights)  # labels without positives or negatives
 
 
 def scheduled(rate: float, step: int, count: int, epochs: int) -> float:
-    """Rising in a line over the first epoch, then falling as half a cosine to nearly nothing at the last step.
+    """Return the learning rate of a step: linear warm-up over the first epoch, then cosine decay to almost 0.
 
-    The rise keeps the first steps, whose gradients are the largest and whose momentum is not there yet, from throwing
-    away what the layers know; the fall lets accuracy settle.
+    Without warm-up, the large gradients of the first steps could destroy the pretrained weights.
 
     Args:
-        rate: the highest.
-        step: of all of the stage, from 0.
-        count: steps of an epoch.
-        epochs: that the stage takes at most; of one alone, half is the rise.
+        rate: peak learning rate.
+        step: index of the step in the stage, from 0.
+        count: steps per epoch.
+        epochs: maximum number of epochs of the stage; if it is 1, half of it is warm-up.
 
-    Source: the fall is that of SGDR, arXiv:1608.03983, without restarts; the rise that of arXiv:1706.02677, section
-    2.2.
+    Source: cosine decay from SGDR, arXiv:1608.03983, without restarts; warm-up from arXiv:1706.02677, section 2.2.
 
     >>> [round(scheduled(1.0, step, count=4, epochs=3), 2) for step in range(12)]
     [0.25, 0.5, 0.75, 1.0, 0.97, 0.88, 0.75, 0.59, 0.41, 0.25, 0.12, 0.03]
@@ -208,12 +206,12 @@ def scheduled(rate: float, step: int, count: int, epochs: int) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """A step's loss.
+    """The loss of a step.
 
     Attributes:
-        loss: to go backward from; averaged over the processes it is the mean of the whole batch.
-        total: the sum over this process's rows.
-        rows: of the whole batch.
+        loss: to backpropagate; its average over the processes is the mean loss of the batch.
+        total: sum over this process's rows.
+        rows: number of rows of the whole batch.
     """
 
     loss: Tensor
@@ -222,31 +220,31 @@ class Step:
 
 
 class Stage(Protocol):
-    """What an epoch of either stage does."""
+    """Interface of a training stage."""
 
     number: int
-    shared: bool  # whether each process of a group has rows of its own
-    names: list[str]  # of the parameters that train
+    shared: bool  # whether each process of a group has its own rows
+    names: list[str]  # of the trained parameters
     parameters: list[nn.Parameter]
     optimizer: Optimizer
-    rate: float  # the highest learning rate
-    several: bool  # whether a row may have several labels
+    rate: float  # peak learning rate
+    several: bool  # whether the data are multi-label
 
     def count(self) -> int:
-        """Steps of an epoch."""
+        """Return the steps per epoch."""
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of a step of the stage, from 0."""
+        """Return the learning rate of a step of the stage, from 0."""
 
     def steps(self, epoch: int, first: int) -> Generator[Step, None, None]:
-        """The steps of an epoch from number `first` on; each is to be applied before the next is asked for."""
+        """Yield the steps of an epoch from index `first` on; apply each step before requesting the next."""
 
     def judge(self) -> tuple[float, float]:
-        """Loss and accuracy on the validation pictures; of several labels the loss and the mean average precision."""
+        """Return the validation loss and accuracy, or mean average precision for multi-label data."""
 
 
 class Rows:
-    """Targets of labelled rows, and the mean loss of logits."""
+    """Targets and weights of labelled rows, and their loss."""
 
     def __init__(self, labels: Tensor, classes: int, settings: Settings) -> None:
         self._settings = settings
@@ -262,9 +260,9 @@ class Rows:
 
 
 def judged(logits: Tensor, labels: Tensor, settings: Settings) -> tuple[float, float]:
-    """The mean loss, without weights or smoothing, and the share of rows whose class has the highest logit.
+    """Return the mean loss, without weights or smoothing, and the accuracy.
 
-    Of rows with several labels, (N, classes) of 0 and 1, the mean average precision in place of that share.
+    For multi-label rows, (N, classes) of 0 and 1, return the mean average precision instead of the accuracy.
     """
     targets = soft_targets(labels, logits.shape[1], 0, settings.activation)
     loss = row_losses(logits, targets, settings.activation).double().mean()
@@ -274,9 +272,9 @@ def judged(logits: Tensor, labels: Tensor, settings: Settings) -> tuple[float, f
 
 
 class HeadStage:
-    """Stage one: a linear layer on cached features, which are centred and scaled for it.
+    """Stage one: a linear layer on cached features, centred and scaled.
 
-    Every process of a group does all of it, since it takes less time than to divide it would.
+    Every process of a group runs all of it, which is faster than dividing it.
     """
 
     number, shared = 1, False
@@ -286,11 +284,11 @@ class HeadStage:
     ) -> None:
         """Args:
         features: (N, values) float32, a row for each view of each picture; `val` the same, a row for each picture.
-        labels, val_labels: (N,) int64; or (N, classes) uint8, 0 and 1, where a row may have several labels.
+        labels, val_labels: (N,) int64; or (N, classes) uint8, 0 and 1, for multi-label data.
         """
         self._settings, self.several = settings, labels.dim() == 2
-        # One scale for all values: many of them are nearly always 0, and divided by their own small spreads they would
-        # get weights a thousand times larger, from which stage two's gradients explode.
+        # One scale for all values: many are almost always 0, and dividing each by its own tiny spread would give
+        # weights a thousand times larger, which make the gradients of stage two explode.
         self.mean, spread = features.mean(0), features.std(0, unbiased=False).square().mean().sqrt()
         self.spread = spread if spread > 0 else torch.ones_like(spread)
         self._features, self._val = (features - self.mean) / self.spread, (val - self.mean) / self.spread
@@ -299,7 +297,7 @@ class HeadStage:
         self.layer: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             nn.Linear, features.shape[1], classes, device=features.device
         )
-        nn.init.zeros_(self.layer.weight)  # the loss is convex: what it begins from does not matter
+        nn.init.zeros_(self.layer.weight)  # the loss is convex, so the initialisation does not matter
         nn.init.zeros_(self.layer.bias)
         self.names = ["weight", "bias"]
         self.parameters: list[nn.Parameter] = [*self.layer.parameters()]
@@ -324,14 +322,14 @@ class HeadStage:
             return judged(self.layer(self._val), self._val_labels, self._settings)
 
     def unscaled(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the layer that reads the features as they are."""
+        """Return weight and bias for the original features, undoing centring and scaling."""
         with torch.no_grad():
             weight = self.layer.weight.double() / self.spread
             return weight.float(), (self.layer.bias.double() - weight @ self.mean.double()).float()
 
 
 class LayersStage:
-    """Stage two: the unfrozen layers, on pictures that are augmented anew in each epoch."""
+    """Stage two: the unfrozen layers, on pictures with new augmentation in each epoch."""
 
     number, shared = 2, True
 
@@ -348,9 +346,9 @@ class LayersStage:
         workers: int,
     ) -> None:
         """Args:
-        network: whose parameters of these `names` are its own; they change.
-        views, labels: what to learn from; labels as for `HeadStage`, on the CPU, as `val_labels`.
-        val: pictures to judge by.
+        network: its parameters `names` are trained in place and must not be shared with other networks.
+        views, labels: training pictures; labels as for `HeadStage`, on the CPU, and so are `val_labels`.
+        val: validation pictures.
         """
         self.network, self.names, self._views, self._workers = network, names, views, workers
         self._val, self._val_labels, self._settings, self._group = val, val_labels, settings, group
@@ -382,7 +380,7 @@ class LayersStage:
 
     def steps(self, epoch: int, first: int) -> Generator[Step, None, None]:
         settings, group = self._settings, self._group
-        freeze(self.network, self.names, dropout=settings.dropout)  # `judge` has it in eval mode
+        freeze(self.network, self.names, dropout=settings.dropout)  # `judge` sets eval mode
         every = batches(len(self._views), settings.batch, settings.seed, epoch)
         plans = [self._plan(rows, epoch, step) for step, rows in enumerate(every)]
         wanted = [[(epoch, row) for row in plan.loaded] for plan in plans[first:]]
@@ -413,11 +411,11 @@ class LayersStage:
         return judged(logits, self._val_labels, self._settings)
 
     def _plan(self, rows: list[int], epoch: int, step: int) -> _Plan:
-        """What this process does of a step."""
+        """This process's part of a step."""
         settings = self._settings
         mine = list(self._group.share(range(len(rows))))
         counts = torch.ones(len(mine))
-        if not mine:  # DDP wants a backward pass of every process: of a row that counts for nothing
+        if not mine:  # DDP needs a backward pass in every process: use a row with weight 0
             mine, counts = [0], torch.zeros(1)
         if settings.mixing == "none":
             chosen = [rows[place] for place in mine]
@@ -438,7 +436,7 @@ class _Plan:
     loaded: list[int]
     counts: Tensor
     mix: Mix | None
-    places: Tensor | None  # (2, rows) in `loaded`: of the rows themselves, and of their partners
+    places: Tensor | None  # (2, rows): indices in `loaded` of the rows and of their partners
 
     def mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if self.mix is None or self.places is None:
@@ -448,10 +446,10 @@ class _Plan:
 
 
 def mixed_precision(network: Network, precision: str) -> bool:
-    """Whether stage two computes in bfloat16 where that loses little.
+    """Return whether stage two uses bfloat16 autocast.
 
-    "auto" takes it where the device has instructions for it, but on the CPU not for networks with depthwise
-    convolutions, which are slower for it.
+    "auto" uses it if the device supports it natively, except on the CPU for networks with depthwise convolutions, which
+    it slows down.
     """
     if precision != "auto":
         return precision == "bfloat16"
@@ -462,7 +460,7 @@ def mixed_precision(network: Network, precision: str) -> bool:
 
 
 def own_parameters(network: Network, names: list[str]) -> None:
-    """Give a network copies of these parameters, which it may share with others or with a mapped file."""
+    """Replace these parameters by copies, since they may be shared with another network or a memory-mapped file."""
     for name in names:
         owner, _, part = name.rpartition(".")
         module = network.get_submodule(owner)
