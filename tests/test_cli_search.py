@@ -120,7 +120,7 @@ def test_what_is_misused_or_cannot_be_done_is_one_line(command, indexed, place, 
     refused = [
         (("search", tmp_path / "none.lance", query), "does not exist; make an index"),
         (("search", place / "train", query), "holds no index; make one"),
-        (("search", query, query), "is no index, which is a folder"),
+        (("search", query, query), "is not an index, which is a folder"),
         (("search", database, tmp_path / "none.jpg"), "is neither a file nor in"),
         (("search", database, query, "--target", "dogz"), "unknown word 'dogz'"),
         (("search", database, query, "--ann"), "too few to be approximate"),

@@ -155,9 +155,9 @@ def test_vectors_that_make_no_map_are_refused(small):
     for vectors, message in [
         (VECTORS[:2], "there are 2 vectors, and a map needs 3 or more"),
         (VECTORS[0], r"the vectors are \(12,\); give \(pictures, values\)"),
-        (broken, "2 of 60 vectors have values that are NaN or infinite, the first is number 7, from 0"),
+        (broken, "2 of 60 vectors contain NaN or infinity, the first at index 7"),
         (np.ones((5, 4)), "all 5 vectors are equal"),
-        (VECTORS[[0, 1, 1, 0, 0]], "of 5 vectors 2 are different, and a map needs 3 or more"),
+        (VECTORS[[0, 1, 1, 0, 0]], "2 of 5 vectors are distinct, and a map needs 3 or more"),
     ]:
         with pytest.raises(ValueError, match=message):
             make_map(vectors)
@@ -166,7 +166,7 @@ def test_vectors_that_make_no_map_are_refused(small):
             make_map(VECTORS, perplexity=perplexity)
     with pytest.raises(ValueError, match="of vectors of 12 values, and the new ones have 11"):
         small.place(VECTORS[:, :11])
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="NaN or infinity"):
         small.place(broken)
 
 

@@ -71,7 +71,7 @@ def test_misuse_is_one_sentence():
     with pytest.raises(ValueError, match="the vectors have 4 values each"):
         neighbours.nearest(vectors, vectors[:, :3], 1)
     for threshold in (0, 1.01, float("nan")):
-        with pytest.raises(ValueError, match="is no cosine of what is alike"):
+        with pytest.raises(ValueError, match="give a cosine above 0 and at most 1"):
             find_duplicates(vectors, threshold)
 
 
