@@ -229,7 +229,7 @@ def test_a_link_in_an_index_is_refused_and_nothing_is_written_where_it_leads(par
     before = sorted((path, path.lstat().st_mtime_ns) for path in (tmp_path / "far").rglob("*"))
     Image.fromarray(picture(0, 60, 90)).save(tmp_path / "a.png")
     for use in (lambda: Index.open(address).vectors, lambda: index_pictures(vgg, tmp_path / "a.png", address)):
-        with pytest.raises(OSError, match="is a link, and links are not followed"):
+        with pytest.raises(OSError, match="is a link, and what it leads to is not used"):
             use()
     assert sorted((path, path.lstat().st_mtime_ns) for path in (tmp_path / "far").rglob("*")) == before
 
@@ -414,12 +414,12 @@ def test_kept_vectors_behind_a_link_are_refused(address, tmp_path, cache):
     place = neighbours.place_of(str(address))
     shutil.move(place, tmp_path / "far")
     place.symlink_to(tmp_path / "far")
-    with pytest.raises(OSError, match="is a link, and links are not followed"):
+    with pytest.raises(OSError, match="is a link, and what it leads to is not used"):
         Index.open(address)
     shutil.rmtree(cache / "vectors")
     (tmp_path / "elsewhere").mkdir()
     (cache / "vectors").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="is a link, and links are not followed"):
+    with pytest.raises(OSError, match="is a link, and what it leads to is not used"):
         Index.open(address).vectors  # noqa: B018
     assert not list((tmp_path / "elsewhere").iterdir())
 
@@ -631,7 +631,7 @@ def test_arrays_that_disagree_are_no_vectors(changed, ending, tmp_path):
     write_vectors(path, vectors_file())
     assert read_vectors(path).failed == {"c.png": "c.png is no picture"}
     write_vectors(path, vectors_file(**changed))
-    with pytest.raises(ValueError, match=r"holds no vectors of one layer, or is damaged \(.+\); write it anew"):
+    with pytest.raises(ValueError, match=r"holds no vectors of one layer, or is damaged \(.+\); create it again"):
         read_vectors(path)
 
 
@@ -664,7 +664,7 @@ def test_a_map_of_wrong_kinds_is_one_sentence(tmp_path):
     ]  # fmt: skip
     for said, arrays in cases:
         changed(said, **arrays)
-        with pytest.raises(ValueError, match=r"x\.safetensors is damaged \(.+\); make the map anew") as caught:
+        with pytest.raises(ValueError, match=r"x\.safetensors is damaged \(.+\); create the map again") as caught:
             load_map(tmp_path / "x.safetensors")
         assert len(str(caught.value)) < 500
 

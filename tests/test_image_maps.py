@@ -131,7 +131,7 @@ def test_copies_of_one_picture_lie_at_one_place_and_the_others_where_they_would_
 
 @pytest.mark.parametrize(("count", "values"), [(3, 12), (4, 2), (5, 1), (9, 12)])
 def test_few_pictures_make_a_map_with_a_smaller_perplexity(count, values):
-    with pytest.warns(MapWarning, match=rf"needs 61 pictures or more, and there are {count}; {(count - 1) / 2:g} was"):
+    with pytest.warns(MapWarning, match=rf"needs 61 pictures or more, but there are {count}; using {(count - 1) / 2:g}"):
         found = make_map(VECTORS[::-7, :values][:count])
     assert found.perplexity == (count - 1) / 2
     assert np.isfinite(found.positions).all()
@@ -232,10 +232,10 @@ def test_a_damaged_map_is_refused(small, tmp_path):
     }
     for name, array in broken.items():
         save_file(arrays | {name: array}, path, facts)
-        with pytest.raises(ValueError, match=r"is damaged \(.*\); make the map anew"):
+        with pytest.raises(ValueError, match=r"is damaged \(.*\); create the map again"):
             load_map(path)
         save_file({other: array for other, array in arrays.items() if other != name}, path, facts)
-        with pytest.raises(ValueError, match=r"is damaged \(.*\); make the map anew"):
+        with pytest.raises(ValueError, match=r"is damaged \(.*\); create the map again"):
             load_map(path)
 
 

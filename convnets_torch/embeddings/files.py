@@ -267,7 +267,7 @@ def read_vectors(path: str | os.PathLike[str]) -> ReadVectors:
         _check(found)
     except (KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} holds no vectors of one layer, or is damaged ({reason}); write it anew") from None
+        raise ValueError(f"{path} holds no vectors of one layer, or is damaged ({reason}); create it again") from None
     return found
 
 

@@ -395,7 +395,7 @@ def load_map(path: str | os.PathLike[str]) -> SavedMap:
     found, metadata = read_arrays(path)
     if KEY not in metadata:
         raise ValueError(f"{path} holds no map of pictures; make one with `convnets-torch map --save`")
-    damaged = f"{path} is damaged (%s); make the map anew"
+    damaged = f"{path} is damaged (%s); create the map again"
     try:
         said = files.loads(metadata[KEY])
         if said["schema"] != SCHEMA:

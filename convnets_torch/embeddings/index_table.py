@@ -144,7 +144,9 @@ class PictureTable:
             raise ValueError(f"{address}: {error}") from None
         wanted = _schema(self.about).with_metadata({KEY: text})
         if not schema.equals(wanted, check_metadata=True):  # LanceDB instantiates what metadata name: code execution
-            raise ValueError(f"{address} has other columns or metadata than `convnets-torch index` gives; make it anew")
+            raise ValueError(
+                f"{address} has other columns or metadata than `convnets-torch index` gives; create it again"
+            )
         if (rows := self.count()) > MOST_ROWS:
             raise ValueError(f"{address} has {rows:,} rows, more than the maximum of {MOST_ROWS:,}; divide it")
 
@@ -241,7 +243,7 @@ class PictureTable:
             return
         needed, stored = 4 * self.about.width * self.count(GOOD), size_of(Path(self.address), TABLE)
         if needed > max(FREE, MOST_COMPRESSED * stored):
-            raise ValueError(f"{self.address} has {stored:,} bytes, but its vectors need {needed:,}; make it anew")
+            raise ValueError(f"{self.address} has {stored:,} bytes, but its vectors need {needed:,}; create it again")
 
     def count(self, where: str | None = None) -> int:
         with refusing(self.address):
@@ -484,7 +486,7 @@ def check_table_folder(address: Path, name: str) -> None:
     """
     table = address / f"{name}.lance"
     if table.is_symlink():
-        raise OSError(f"{table} is a link, and links are not followed; put the table itself there")
+        raise OSError(f"{table} is a link, and what it leads to is not used; put the table in its place")
     if os.path.lexists(address / NAMESPACE):
         raise OSError(f"{address} holds {NAMESPACE}, which may say that its tables lie elsewhere; remove it")
     check_own_folder(table)
