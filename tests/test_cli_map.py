@@ -57,7 +57,7 @@ def test_a_folder_becomes_a_page_a_picture_and_a_map(command, lite_weights, fold
     names = sorted(str(path) for path in folder.glob("*.png"))
     data = page_data(page)
     assert data["names"] == names
-    assert "a perplexity of 30 needs 61 pictures or more, and there are 18; 8.5 was taken" in error
+    assert "a perplexity of 30 needs 61 pictures or more, but there are 18; using 8.5" in error
     assert re.search(r"m\.png: \d+ of 18 pictures; the others, which would cover one, are dots", error)
     assert "the same as others" not in error
     assert f"{folder / 'bad.jpg'}</bdi>" in page.read_text()  # listed with its error

@@ -120,15 +120,15 @@ def test_what_is_misused_or_cannot_be_done_is_one_line(command, indexed, place, 
     refused = [
         (("search", tmp_path / "none.lance", query), "does not exist; make an index"),
         (("search", place / "train", query), "holds no index; make one"),
-        (("search", query, query), "is no index, which is a folder"),
+        (("search", query, query), "is not an index, which is a folder"),
         (("search", database, tmp_path / "none.jpg"), "is neither a file nor in"),
         (("search", database, query, "--target", "dogz"), "unknown word 'dogz'"),
-        (("search", database, query, "--ann"), "too few to be approximate"),
+        (("search", database, query, "--ann"), "approximate search needs 256 or more"),
         (("search", database, photographs / "brick.png", "--weights", tmp_path / "vgg.safetensors"), "another card"),
         (("index", tmp_path / "vgg.safetensors", place / "train", "-o", database), "vectors of another kind"),
         (("index", tmp_path / "vgg.safetensors", tmp_path / "empty", "-o", database), "holds no pictures"),
         (("duplicates", database, "--between", tmp_path / "empty", place / "train"), "index that folder first"),
-        (("duplicates", database, "--between", place, place / "train"), "one is in the other"),
+        (("duplicates", database, "--between", place, place / "train"), "contains the other"),
     ]
     for arguments, message in refused:
         code, out, error = command(*arguments)

@@ -325,7 +325,7 @@ def test_a_small_table_cannot_fill_the_disk(address):
     table = PictureTable.open(str(address))
     table.check_room()
     table.about = replace(table.about, width=1 << 24)
-    with pytest.raises(ValueError, match=r"x\.lance has [\d,]+ bytes, and its vectors 1,342,177,280"):
+    with pytest.raises(ValueError, match=r"x\.lance has [\d,]+ bytes, but its vectors need 1,342,177,280"):
         table.check_room()
 
 
@@ -631,7 +631,7 @@ def test_arrays_that_disagree_are_no_vectors(changed, ending, tmp_path):
     write_vectors(path, vectors_file())
     assert read_vectors(path).failed == {"c.png": "c.png is no picture"}
     write_vectors(path, vectors_file(**changed))
-    with pytest.raises(ValueError, match=r"holds no vectors of one layer, or is damaged \(.+\); write it anew"):
+    with pytest.raises(ValueError, match=r"holds no vectors of one layer, or is damaged \(.+\); create it again"):
         read_vectors(path)
 
 
@@ -664,7 +664,7 @@ def test_a_map_of_wrong_kinds_is_one_sentence(tmp_path):
     ]  # fmt: skip
     for said, arrays in cases:
         changed(said, **arrays)
-        with pytest.raises(ValueError, match=r"x\.safetensors is damaged \(.+\); make the map anew") as caught:
+        with pytest.raises(ValueError, match=r"x\.safetensors is damaged \(.+\); create the map again") as caught:
             load_map(tmp_path / "x.safetensors")
         assert len(str(caught.value)) < 500
 

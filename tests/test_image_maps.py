@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import subprocess
 import sys
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_a_map_is_made_in_the_principal_components(small):
 
 
 def test_neighbours_are_the_nearest_without_the_picture_itself():
-    from convnets_torch.embeddings.image_map import _Neighbours
+    from convnets_torch.embeddings.tsne import _Neighbours
 
     rows = VECTORS.astype(np.float32)
     away = np.linalg.norm(rows[:, None].astype(float) - rows, axis=2)
@@ -131,7 +132,9 @@ def test_copies_of_one_picture_lie_at_one_place_and_the_others_where_they_would_
 
 @pytest.mark.parametrize(("count", "values"), [(3, 12), (4, 2), (5, 1), (9, 12)])
 def test_few_pictures_make_a_map_with_a_smaller_perplexity(count, values):
-    with pytest.warns(MapWarning, match=rf"needs 61 pictures or more, and there are {count}; {(count - 1) / 2:g} was"):
+    with pytest.warns(
+        MapWarning, match=rf"needs 61 pictures or more, but there are {count}; using {(count - 1) / 2:g}"
+    ):
         found = make_map(VECTORS[::-7, :values][:count])
     assert found.perplexity == (count - 1) / 2
     assert np.isfinite(found.positions).all()
@@ -155,9 +158,9 @@ def test_vectors_that_make_no_map_are_refused(small):
     for vectors, message in [
         (VECTORS[:2], "there are 2 vectors, and a map needs 3 or more"),
         (VECTORS[0], r"the vectors are \(12,\); give \(pictures, values\)"),
-        (broken, "2 of 60 vectors have values that are NaN or infinite, the first is number 7, from 0"),
+        (broken, "2 of 60 vectors contain NaN or infinity, the first at index 7"),
         (np.ones((5, 4)), "all 5 vectors are equal"),
-        (VECTORS[[0, 1, 1, 0, 0]], "of 5 vectors 2 are different, and a map needs 3 or more"),
+        (VECTORS[[0, 1, 1, 0, 0]], "2 of 5 vectors are distinct, and a map needs 3 or more"),
     ]:
         with pytest.raises(ValueError, match=message):
             make_map(vectors)
@@ -166,7 +169,7 @@ def test_vectors_that_make_no_map_are_refused(small):
             make_map(VECTORS, perplexity=perplexity)
     with pytest.raises(ValueError, match="of vectors of 12 values, and the new ones have 11"):
         small.place(VECTORS[:, :11])
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="NaN or infinity"):
         small.place(broken)
 
 
@@ -178,10 +181,16 @@ def test_without_opentsne_the_extra_is_named(monkeypatch):
             raise ModuleNotFoundError("No module named 'openTSNE'", name="openTSNE")
         return real(name, *arguments, **options)
 
-    monkeypatch.delitem(sys.modules, "convnets_torch.embeddings.image_map", raising=False)
+    monkeypatch.delitem(sys.modules, "convnets_torch.embeddings.tsne", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 'convnets-torch\[maps\]'"):
         make_map(VECTORS)
+
+
+def test_only_making_a_map_needs_opentsne():
+    modules = "convnets_torch.embeddings.index, convnets_torch.evaluation.charts, convnets_torch.embeddings.image_map"
+    code = f"import sys; sys.modules['openTSNE'] = None; import {modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 ENTRIES = [MapEntry(f"photos/{number}.jpg", "cat, true cat", number / 100) for number in range(59)] + [MapEntry("\n✓")]
@@ -232,10 +241,10 @@ def test_a_damaged_map_is_refused(small, tmp_path):
     }
     for name, array in broken.items():
         save_file(arrays | {name: array}, path, facts)
-        with pytest.raises(ValueError, match=r"is damaged \(.*\); make the map anew"):
+        with pytest.raises(ValueError, match=r"is damaged \(.*\); create the map again"):
             load_map(path)
         save_file({other: array for other, array in arrays.items() if other != name}, path, facts)
-        with pytest.raises(ValueError, match=r"is damaged \(.*\); make the map anew"):
+        with pytest.raises(ValueError, match=r"is damaged \(.*\); create the map again"):
             load_map(path)
 
 

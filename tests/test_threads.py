@@ -331,7 +331,7 @@ def test_probes_leave_threads_and_warnings_of_the_process_alone_where_another_th
             seen.append(settings())
         found = job.result()
         fitted = pool.submit(fit_probe, labelled, "svm").result()
-        with pytest.raises(ValueError, match="one class alone"):
+        with pytest.raises(ValueError, match="only one class"):
             pool.submit(ct.probe, LabelledVectors(vectors, labels * 0, ("ant",)), 3).result()
     assert all(each == before for each in seen)
     assert told

@@ -1,1 +1,1 @@
-"""Pictures as vectors: extraction, and what is built on it."""
+"""Feature vectors of pictures: extraction, caching, files, search, image maps and probes."""

@@ -1,4 +1,4 @@
-"""Vectors of pictures kept on disk: nothing is computed twice, and a process that is killed loses little."""
+"""Feature cache: vectors on disk, keyed by the sha256 of the picture, so that no picture is embedded twice."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from convnets_torch.networks import Network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
 from convnets_torch.safetensors_io import header_of_opened, map_arrays, write_arrays
 
-PART = 256  # vectors in a file of the cache: what is lost, at most, when the process is killed
-MOST_VALUES = 1 << 24  # of a vector
+PART = 256  # vectors per cache file: the most that a killed process loses
+MOST_VALUES = 1 << 24  # per vector
 
 Vector = NDArray[np.float32]
 Computed = Generator[tuple[Path, "Vector | Exception"], None, None]
@@ -41,14 +41,14 @@ Computed = Generator[tuple[Path, "Vector | Exception"], None, None]
 
 @dataclass(frozen=True, eq=False)
 class KeptVectors:
-    """What became of pictures whose vectors were asked for.
+    """Vectors of pictures, from the cache or newly computed.
 
     Attributes:
-        digests: picture -> sha256 of its content; only of those that could be read.
-        vectors: sha256 -> (values,) float32; only of pictures that could be used.
-        failed: the other pictures, and why.
-        computed: how many of the vectors were not in the cache.
-        remarks: sentences on files of the cache that were damaged, and on the pictures that were read.
+        digests: picture -> sha256 of its content, for pictures that could be read.
+        vectors: sha256 -> (values,) float32, for pictures that could be embedded.
+        failed: the other pictures -> the error.
+        computed: number of vectors that were not in the cache.
+        remarks: warnings about damaged cache files and about the pictures that were read.
     """
 
     digests: Mapping[Path, str]
@@ -58,7 +58,7 @@ class KeptVectors:
     remarks: tuple[str, ...]
 
     def of(self, path: Path) -> Vector | None:
-        """The vector of a picture; None where it could not be used."""
+        """Return the vector of a picture, or None if it failed."""
         return self.vectors.get(self.digests.get(path, ""))
 
 
@@ -75,20 +75,21 @@ def embed_kept(
     compute: Callable[[nn.Module, Mapping[Path, str]], Computed] | None = None,
     made: Mapping[str, str] | None = None,
 ) -> KeptVectors:
-    """The vectors of picture files, as `embed` gives them; from the cache, where they are in it.
+    """Embed picture files as `embed` does, reading vectors from the cache where possible.
 
     Args:
         network, precision, cache, progress: as in `embed_classes`.
-        paths: of the files.
+        paths: picture files.
         batch, workers: as in `embed_each`.
-        reading: other keywords of `embed_each` on how pictures are read, which tell vectors from others, too.
-        compute: (the network made ready, path -> sha256 of what is missing) -> path and vector, or why there is none,
-            one by one; by default `embed_each` of whole pictures, read as `classify` reads them.
-        made: what tells vectors of `compute` from others; the same texts always mean the same vectors.
+        reading: further keywords of `embed_each` that control decoding; part of the cache key.
+        compute: (prepared network, path -> sha256 of the missing pictures) -> iterator of (path, vector or exception);
+            by default `embed_each` on whole pictures, read as `classify` reads them.
+        made: cache key of `compute`; equal keys must mean equal vectors.
 
     Raises:
         OSError: the cache cannot be written.
-        ValueError: the network has no card, is in training mode, or was prepared; activations are NaN or infinite.
+        ValueError: the network has no card, is in training mode or is already prepared; activations are NaN or
+            infinite.
     """
     check_unpacked(network)
     given = {name: value for name, value in (reading or {}).items() if value not in (None, False)}
@@ -97,7 +98,7 @@ def embed_kept(
     remarks: list[str] = []
     digests: dict[Path, str] = {}
     failed: dict[Path, Exception] = {}
-    first: dict[str, Path] = {}  # content -> the first picture that has it
+    first: dict[str, Path] = {}  # sha256 -> first picture with this content
     for path in paths:
         try:
             digests[path] = sha256(path, max_bytes=MOST_BYTES)
@@ -142,7 +143,7 @@ def _whole_pictures(network: nn.Module, missing: Mapping[Path, str], remarks: li
 
 
 def _kind(network: Network, precision: str | None) -> dict[str, str]:
-    """What tells vectors of one kind from others; the same texts always mean the same vectors of the same files."""
+    """Return the cache key of whole-picture vectors."""
     return Embedder(network).about | {
         "parameters": fingerprint(network),
         "precision": precision or "",
@@ -152,9 +153,9 @@ def _kind(network: Network, precision: str | None) -> dict[str, str]:
 
 
 def fingerprint(network: torch.nn.Module) -> str:
-    """The sha256 of all parameters and their names, in hexadecimal: a card alone does not tell trained networks apart.
+    """Return the hexadecimal sha256 of all parameters and their names.
 
-    Of a prepared network those are hashed that it runs with.
+    The card alone does not tell trained networks apart. For a prepared network the packed weights are hashed.
 
     >>> from convnets_torch.networks import vgg16
     >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 8), hidden=(8, 8))
@@ -167,7 +168,7 @@ def fingerprint(network: torch.nn.Module) -> str:
     arrays = dict(network.state_dict())
     for name, module in network.named_modules():
         if isinstance(module, PackedConv2d | PackedLinear):
-            arrays[f"{name}.packed"] = module.weight  # which computes in another order
+            arrays[f"{name}.packed"] = module.weight  # packed kernels sum in another order
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
         digest.update(memoryview(array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
@@ -175,7 +176,7 @@ def fingerprint(network: torch.nn.Module) -> str:
 
 
 class _Store:
-    """Vectors of one kind in a folder: files of some each, which appear whole and are never changed."""
+    """Cached vectors with one key: a folder of files that are written atomically and never changed."""
 
     def __init__(self, folder: Path, kind: dict[str, str]) -> None:
         text = json.dumps(kind, sort_keys=True)
@@ -183,12 +184,12 @@ class _Store:
         check_own_folder(self._folder)
         check_writable(self._folder / "part.safetensors")
         self._kind = kind
-        self._values: int | None = None  # of a vector, as in the first file
-        self._rows: dict[str, NDArray[np.float32]] = {}  # not written yet
+        self._values: int | None = None  # values per vector, from the first file
+        self._rows: dict[str, NDArray[np.float32]] = {}  # not yet written
         self.remarks: list[str] = []
 
     def read(self, wanted: set[str]) -> dict[str, NDArray[np.float32]]:
-        """Those that are there of the hashes that are wanted; a damaged file is removed."""
+        """Return the cached vectors among `wanted`; delete damaged files."""
         found: dict[str, NDArray[np.float32]] = {}
         for path in sorted(self._folder.glob("[!.]*.safetensors")):
             try:
@@ -208,7 +209,7 @@ class _Store:
         return found
 
     def _check(self, header: dict[str, Any]) -> None:
-        """Look at the sizes of the arrays before they are read."""
+        """Validate array shapes before reading them."""
         for name in ("sha256", "vectors"):
             shape, kind = header[name]["shape"], header[name]["dtype"]
             if name == "vectors" and self._values is None and len(shape) == 2 and shape[1] <= MOST_VALUES:
@@ -232,7 +233,8 @@ class _Store:
         if not self._rows:
             return
         hashes = np.stack([np.frombuffer(bytes.fromhex(digest), np.uint8) for digest in self._rows])
-        name = hashlib.sha256(hashes.tobytes()).hexdigest()[:32]  # two processes write the same, or beside each other
+        # Named by content, so that concurrent processes write the same file or different ones.
+        name = hashlib.sha256(hashes.tobytes()).hexdigest()[:32]
         arrays = {"sha256": hashes, "vectors": np.stack(list(self._rows.values()))}
         write_arrays(self._folder / f"{name}.safetensors", arrays, self._kind)
         self._rows = {}

@@ -1,8 +1,8 @@
-"""Pictures that are nearly the same: within a collection, and between training and test pictures."""
+"""Find near-duplicate pictures, within a collection or between a training and a test set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from convnets_torch.embeddings.index_table import PictureFile, files_of
 from convnets_torch.embeddings.neighbours import Vectors, exact_scores
 
-BLOCK = 4096  # vectors that are compared with as many others at a time: 64 MB of cosines
-JOINED = 1024  # pairs that are joined one by one before the others are looked at again
+BLOCK = 4096  # rows and columns of a block of the similarity matrix: 64 MB of cosines
+JOINED = 1024  # pairs joined one by one before all labels are updated
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A vector of one collection that is nearly one of another.
+    """A vector of one collection with a near-duplicate in another.
 
     Attributes:
-        row: in the first collection.
-        of: the nearest row of the other.
-        similarity: their cosine.
+        row: row in the first collection.
+        of: nearest row in the other collection.
+        similarity: cosine similarity of the two.
     """
 
     row: int
@@ -34,19 +34,19 @@ class Leak:
 def find_duplicates(
     vectors: NDArray[np.float32], threshold: float, progress: Callable[[int, int], None] | None = None
 ) -> list[list[int]]:
-    """Groups of vectors that are nearly the same.
+    """Group vectors that are nearly the same.
 
-    Two belong together when their cosine is at least the threshold, or when others lead from one to the other step by
-    step. All pairs are looked at, 4096 x 4096 at a time; never are all cosines in memory.
+    Groups are the connected components of the graph whose edges are pairs with a cosine similarity of at least
+    `threshold`. All pairs are compared, in blocks of 4096 x 4096, so the full similarity matrix is never in memory.
 
     Args:
-        vectors: (N, values); may be mapped from a file.
-        threshold: a cosine, above 0 and at most 1. Cosines are taken in float32: of equal vectors they may be 1e-6 less
-            than 1, so that the threshold is taken that much lower.
-        progress: told how many of how many pairs of blocks are done.
+        vectors: (N, values); may be memory-mapped.
+        threshold: cosine similarity, above 0 and at most 1. Cosines are computed in float32, where those of equal
+            vectors may be 1e-6 below 1, so the threshold is lowered by that much.
+        progress: called with (done, total), in pairs of blocks.
 
     Returns:
-        Of each group of two or more the rows, sorted; the groups by their first rows.
+        Sorted rows of each group of two or more; groups are ordered by their first row.
 
     Raises:
         ValueError: the threshold is out of range.
@@ -76,16 +76,16 @@ def find_leaks(
     threshold: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Leak]:
-    """Which vectors of one collection are nearly in another, for instance those of a test set in a training set.
+    """Find vectors of one collection that have near-duplicates in another, such as a test set in a training set.
 
     Args:
-        vectors: (N, values), of the collection that may hold what leaked.
-        others: (M, values), of the collection that it may come from.
+        vectors: (N, values), the collection to check, such as the test set.
+        others: (M, values), the collection to compare with, such as the training set.
         threshold, progress: as in `find_duplicates`.
 
     Returns:
-        Of each row whose cosine to some row of the other is at least the threshold: the nearest of these, the most
-        similar first.
+        For each row of `vectors` with a similarity of at least `threshold` to some row of `others`, the most similar
+        row; the highest similarity first.
 
     Raises:
         ValueError: the threshold is out of range.
@@ -115,7 +115,7 @@ def find_leaks(
 
 
 def least_cosine(vectors: NDArray[np.float32]) -> float:
-    """The cosine of the two vectors, of some (N, values), that are least alike.
+    """Return the lowest cosine similarity of any two of the vectors (N, values).
 
     >>> least_cosine(np.array([[2, 0], [1, 1], [0, 3]], np.float32))
     0.0
@@ -130,57 +130,52 @@ def least_cosine(vectors: NDArray[np.float32]) -> float:
 
 
 class _Groups:
-    """Disjoint sets of rows; each is called by its least row."""
+    """Disjoint sets of rows (union-find); the label of a set is its lowest row."""
 
     def __init__(self, count: int) -> None:
-        self._names = np.arange(count)
+        self._labels = np.arange(count)
 
     def join(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> None:
-        """Make one set of the sets of each pair."""
+        """Merge the sets of each pair."""
         while True:
-            apart = self._names[left] != self._names[right]
+            apart = self._labels[left] != self._labels[right]
             left, right = left[apart], right[apart]
             if not len(left):
                 return
             for one, other in zip(left[:JOINED].tolist(), right[:JOINED].tolist(), strict=True):
                 one, other = self._root(one), self._root(other)
-                self._names[max(one, other)] = min(one, other)
-            while True:  # names of names, until each is the set's own
-                shorter = self._names[self._names]
-                if np.array_equal(shorter, self._names):
+                self._labels[max(one, other)] = min(one, other)
+            while True:  # path compression
+                shorter = self._labels[self._labels]
+                if np.array_equal(shorter, self._labels):
                     break
-                self._names = shorter
+                self._labels = shorter
 
     def _root(self, row: int) -> int:
-        while (name := int(self._names[row])) != row:
-            row = name
+        while (parent := int(self._labels[row])) != row:
+            row = parent
         return row
 
     def listed(self) -> list[list[int]]:
-        """The sets of two or more."""
-        return list(_several(self._names))
-
-
-def _several(names: NDArray[np.int64]) -> Iterator[list[int]]:
-    order = np.argsort(names, kind="stable")
-    for group in np.split(order, np.flatnonzero(np.diff(names[order])) + 1):
-        if len(group) > 1:
-            yield group.tolist()
+        """Return the sets of two or more rows."""
+        order = np.argsort(self._labels, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(self._labels[order])) + 1)
+        return [group.tolist() for group in groups if len(group) > 1]
 
 
 def _normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each divided by its length; one of zeros is like no other, itself among them."""
+    """L2-normalise rows; a zero row stays zero, so its similarity to everything is 0."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0))
 
 
 def _check(threshold: float) -> None:
     if not 0 < threshold <= 1:
-        raise ValueError(f"a threshold of {threshold} is no cosine of what is alike; give one above 0 and up to 1")
+        raise ValueError(f"the similarity threshold is {threshold}; give a cosine above 0 and at most 1")
 
 
-CHAIN = 2.0  # times as far from 1 as the threshold: so unlike may two files be in a group that is no chain
-UNLIKE = 1e-3  # from 1, at least, that those of a chain are
+CHAIN = 2.0  # a group is a chain if its least cosine is more than this many times as far from 1 as the threshold
+UNLIKE = 1e-3  # ... and at least this far from 1
 
 
 @dataclass(frozen=True)
@@ -188,7 +183,7 @@ class Duplicate(PictureFile):
     """A file of a group.
 
     Attributes:
-        cosine: of its vector and that of the group's first file.
+        cosine: similarity to the group's first file.
     """
 
     cosine: float = 1.0
@@ -196,15 +191,15 @@ class Duplicate(PictureFile):
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Files that are nearly the same, of which one may be kept.
+    """Files that are nearly the same.
 
     Attributes:
-        files: the suggested keeper first, then those that are there, the largest first, then those that are gone.
-        keeper: path of the file with the most pixels, and of these the one with the most bytes; never one that is gone
-            or a link. None where there is no other.
-        least_cosine: of the two files that are least alike.
-        chain: these two are so unlike, more than twice as far from 1 as the threshold, that only other files, from one
-            to the next, connect them. Look at all before one is deleted.
+        files: the suggested keeper first, then existing files, the largest first, then deleted ones.
+        keeper: path of the file to keep: the one with the most pixels, then the most bytes. A deleted file or a link is
+            never suggested; None if there is no other.
+        least_cosine: lowest similarity of any two files in the group.
+        chain: the two least similar files are more than twice as far from 1 as the threshold, so only intermediate
+            files connect them. Look at all files before deleting one.
     """
 
     files: tuple[Duplicate, ...]
@@ -213,12 +208,12 @@ class DuplicateGroup:
     chain: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; "group" are all paths, in the order of the files."""
+        """Return plain data for JSON; "group" lists all paths, in the order of the files."""
         return {"group": [path for file in self.files for path in file.paths], **asdict(self)}
 
 
 def group_of(held: Vectors, rows: Sequence[int], threshold: float) -> DuplicateGroup:
-    """What there is to say of rows that `find_duplicates` has put into one group."""
+    """Describe the rows of one group of `find_duplicates`."""
     row_of = {held.path(row): row for row in rows}
     files = sorted(
         files_of(row_of), key=lambda file: (file.gone, file.link, -file.pixels, -(file.bytes or 0), file.paths[0])

@@ -1,4 +1,4 @@
-"""Feature vectors of pictures, from any layer, pooled to one vector a picture."""
+"""Feature vectors of pictures from any layer, pooled to one vector per picture."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from convnets_torch.weights import last_dense
 
 Pool = Literal["avg", "max", "flatten", "gem"]
 
-POWER = 3.0  # of the generalised mean
-LEAST = 1e-6  # to which values below are raised before it
+POWER = 3.0  # exponent of generalised-mean (GeM) pooling
+LEAST = 1e-6  # lower clamp of GeM pooling
 
 
 def pooled(maps: Tensor, pool: Pool = "avg") -> Tensor:
-    """Maps as vectors.
+    """Pool feature maps to vectors.
 
     Args:
         maps: (N, C, h, w).
-        pool: "avg" and "max": the mean and the largest value of each channel; "gem": the generalised mean, the cube
-            root of the mean of cubes, of values raised to 1e-6 where they are below, so that nothing of it is zero;
-            "flatten": all values, channel by channel, each row by row (Keras's order is another: cell by cell).
+        pool: "avg" or "max", the mean or maximum of each channel; "gem", the generalised mean: the cube root of the
+            mean of cubes of values clamped to at least 1e-6, which is never zero; "flatten", all values, channel by
+            channel and row by row (Keras flattens cell by cell instead).
 
     Returns:
-        (N, C), or (N, C * h * w) for "flatten"; float32, float64 from such maps ("flatten" leaves the precision).
+        (N, C), or (N, C * h * w) for "flatten"; float32, or float64 for float64 maps ("flatten" keeps the dtype).
 
     Raises:
         ValueError: the pool is not known.
@@ -66,7 +66,7 @@ def pooled(maps: Tensor, pool: Pool = "avg") -> Tensor:
 
 
 def numbers_of(tensor: Tensor) -> torch.dtype:
-    """In which kind of number vectors of a tensor are given: float64 stays, all else becomes float32."""
+    """Return the dtype of vectors made from a tensor: float64 for float64, otherwise float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
@@ -75,14 +75,13 @@ Layers: TypeAlias = "LayerLike | list[str] | list[LayerLike] | tuple[LayerLike, 
 
 @dataclass(frozen=True, eq=False)
 class Embedded(Result[dict[str, Tensor]]):
-    """What became of one picture.
+    """Vectors of one picture, or the error.
 
     Attributes:
-        vectors: name of the layer, as it was asked for -> (values,) float32 on the CPU; empty where there is an error.
-            They are tensors, as those of `embed` and `predict` are; `vector.numpy()` is the same memory as an array.
-        logits: (classes,) float32 on the CPU, as `predict` gives them; None where they were not asked for, or where
-            there is an error.
-        seen: what `look` returned for it; None where there is none, or an error.
+        vectors: layer name, as requested -> (values,) float32 tensor on the CPU; empty on error. `vector.numpy()`
+            shares its memory.
+        logits: (classes,) float32 on the CPU, as from `predict`; None if not requested or on error.
+        seen: return value of `look` for this picture; None without `look` or on error.
         picture, error, remarks: as in `Result`.
     """
 
@@ -91,12 +90,12 @@ class Embedded(Result[dict[str, Tensor]]):
 
     @property
     def vectors(self) -> dict[str, Tensor]:
-        """The `value`; empty where there is an error."""
+        """`value`, or an empty dict on error."""
         return self.value or {}
 
     @property
     def vector(self) -> Tensor | None:
-        """The vector of the only layer, (values,); None where there is an error.
+        """The vector (values,) if there is a single layer; None on error.
 
         Raises:
             ValueError: there are several layers.
@@ -107,16 +106,16 @@ class Embedded(Result[dict[str, Tensor]]):
 
 
 class Embedder(nn.Module):
-    """A network that gives vectors; `predict` and loops of one's own run it as they run a network.
+    """A module whose output is the vectors of a network; use it with `predict` or in a custom loop.
 
-    It runs no further than the deepest layer that is wanted. The network's tensors are shared, not copied; threads may
-    run the embedder, and the network, at once.
+    It runs the network only up to the deepest requested layer. Parameters are shared, not copied. The embedder and the
+    network may run in several threads at once.
 
     Attributes:
-        network: as it was given.
-        card: the network's; None where it has none.
-        names: of the layers, as they were asked for, in that order; "input of head.dense_3" and the like by default.
-        widths: how many values each of them has, and then the logits; empty until the first images ran.
+        network: the wrapped network.
+        card: card of the network, or None.
+        names: layer names, as requested and in that order; by default such as "input of head.dense_3".
+        widths: number of values of each layer, then of the logits; empty before the first forward pass.
 
     >>> from convnets_torch import load
     >>> embedder = Embedder(load("alexnet.safetensors"), logits=True)
@@ -137,11 +136,11 @@ class Embedder(nn.Module):
         *,
         logits: bool = False,
     ) -> None:
-        """Args are those of `embed_each`.
+        """Arguments are as in `embed_each`.
 
         Raises:
-            ValueError: the pool is not known, a layer is not in the network or means several, or the network has no
-                head for the logits, or no dense layer for the default.
+            ValueError: the pool is unknown; a layer is not in the network or is ambiguous; the network has no head for
+                the logits, or no dense layer for the default.
         """
         super().__init__()
         network = unwrapped(network)  # compiled code runs no hooks
@@ -151,7 +150,7 @@ class Embedder(nn.Module):
             raise ValueError(NO_HEAD)
         self.network, self.pool, self.normalize, self.logits = network, pool, normalize, logits
         self.card = getattr(network, "card", None)
-        self._dense: tuple[str, ...] = ()  # layers whose input is wanted
+        self._dense: tuple[str, ...] = ()  # layers whose input is the vector
         if layer is None and not headless:
             self._dense = (last_dense(network),)
             self.names: tuple[str, ...] = (_input_of(self._dense[0]),)
@@ -164,26 +163,26 @@ class Embedder(nn.Module):
                 raise ValueError("no layer is named; name one or more, or leave `layer` out")
             self._modules_of = {name: find_layer(network, name) for name in self.names}
         self.widths: tuple[int, ...] = ()
-        self.training = False  # its own alone; `predict` looks at those of the network's modules
+        self.training = False  # of this module only; `predict` checks the network's modules
 
     def forward(self, images: Tensor) -> Tensor:
-        """Vectors of all layers side by side, then the logits if they were asked for.
+        """Concatenate the vectors of all layers, and the logits if requested.
 
         Args:
-            images: (N, 3, H, W) as the network takes them.
+            images: (N, 3, H, W), preprocessed for the network.
 
         Returns:
-            (N, values) float32, float64 from such networks, on the network's device; `split` takes it apart.
+            (N, values) float32, or float64 for a float64 network, on the network's device; see `split`.
 
         Raises:
-            ValueError: a layer gives neither maps nor vectors, or does not run.
+            ValueError: a layer outputs neither maps nor vectors, or does not run.
         """
         parts = list(self._run(images))
         self.widths = tuple(part.shape[1] for part in parts)
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def split(self, values: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-        """What `forward` gave, (..., values), as name -> vectors, and the logits or None; all share its memory."""
+        """Split the output of `forward`, (..., values), into views: name -> vectors, and the logits or None."""
         parts = torch.split(values, list(self.widths), -1)
         return dict(zip(self.names, parts, strict=False)), parts[-1] if self.logits else None
 
@@ -193,7 +192,7 @@ class Embedder(nn.Module):
         found: dict[str, Tensor] = {}
 
         def see(name: str, output: Tensor) -> None:
-            if name not in found:  # a layer that is called several times stands for its first call
+            if name not in found:  # the first call of a layer counts
                 found[name] = self._vectors(name, output)
             if not self.logits and len(found) == len(places) + len(self._dense):
                 raise Reached
@@ -212,7 +211,7 @@ class Embedder(nn.Module):
         return [*(found[name] for name in wanted), *([logits.to(numbers_of(logits))] if self.logits else [])]
 
     def _vectors(self, name: str, output: Tensor) -> Tensor:
-        """(N, values), memory of its own: the next layer may overwrite what it is made of."""
+        """Return (N, values) as a copy: the next layer may overwrite `output` in place."""
         if output.dim() == 4:
             output = pooled(output, self.pool)
         elif output.dim() != 2:
@@ -225,7 +224,7 @@ class Embedder(nn.Module):
 
     @property
     def about(self) -> dict[str, str]:
-        """What tells vectors of one kind from others: the network, its card, layers, pool, and whether normalised."""
+        """What identifies the kind of vectors: network, card, layers, pool and normalisation, as text."""
         return {
             "network": type(self.network).__name__ if self.card is None else self.card.network,
             "card": "" if self.card is None else self.card.to_json(),
@@ -261,36 +260,36 @@ def embed(
     pool: Pool = "avg",
     normalize: bool = False,
 ) -> Tensor | dict[str, Tensor]:
-    """Turn images into vectors.
+    """Compute feature vectors of images.
 
-    By default a vector is what the last dense layer reads: 4096 values for AlexNet and VGG, 2048 for ResNet50 and
-    InceptionV3, 1280 for EfficientNet-Lite0; of a network without a head it is the pooled feature map.
+    By default a vector is the input of the last dense layer: 4096 values for AlexNet and VGG, 2048 for ResNet50 and
+    InceptionV3, 1280 for EfficientNet-Lite0. For a network without a head it is the pooled feature map.
 
     Args:
-        network: in eval mode; one of this library, prepared or not, with a head or without, or any other module, such
-            as torchvision's. Of a prepared one, a convolution gives what comes after its normalisation and activation.
-        images: a tensor (N, 3, H, W) as the network takes it; or pictures, whatever `predict` takes, each resized and
+        network: in eval mode: a network of this library, prepared or not, with or without a head, or any other module,
+            such as torchvision's. In a prepared network the output of a convolution includes the normalisation and
+            activation fused into it.
+        images: a tensor (N, 3, H, W), preprocessed for the network; or pictures as `predict` takes them, resized and
             cropped as the network's card says. A tensor (3, H, W) is a picture.
-        layer: its name, or Keras's, as `find_layer` takes it; or several in a list: all of them in one pass. The
-            network runs no further than the deepest of them. One that is called several times stands for its first
-            call.
-        pool: how a map (C, h, w) becomes a vector, as `pooled` says; vectors are taken as they are.
-        normalize: divide each vector by its length; one of zeros alone stays as it is.
+        layer: layer name, or its Keras name, as in `find_layer`; or a list of layers, all computed in one pass. The
+            network runs only up to the deepest one. If a layer is called several times, its first call counts.
+        pool: how a map (C, h, w) becomes a vector, as in `pooled`; outputs that are vectors are not pooled.
+        normalize: L2-normalise each vector; a zero vector stays zero.
 
     Returns:
-        (N, values), float32, without gradients (`record_activations` has them): for a tensor on the network's device,
-        and float64 from such networks; for pictures on the CPU. With several layers a dict of these: name as it was
-        given -> vectors.
+        (N, values) without gradients (use `record_activations` for these). For a tensor: float32, or float64 for a
+        float64 network, on the network's device. For pictures: float32 on the CPU. For several layers, a dict from
+        layer name, as requested, to vectors.
 
     Raises:
-        OSError: a picture is missing or broken; `embed_each` goes on with the others.
-        ValueError: there are no images, or they have another size than the head takes; a layer is not in the network,
-            means several, or gives neither maps nor vectors; activations are NaN or infinite; the network is in
-            training mode or has, for pictures, no card.
+        OSError: a picture is missing or broken; `embed_each` continues with the others.
+        ValueError: there are no images, or their size does not fit the head; a layer is not in the network, is
+            ambiguous, or outputs neither maps nor vectors; activations are NaN or infinite; the network is in training
+            mode or, for pictures, has no card.
 
     Warns:
-        PictureWarning: as `read_picture` does.
-        MemoryWarning: memory ran out, and the work goes on in smaller batches.
+        PictureWarning: as in `read_picture`.
+        MemoryWarning: memory ran out; work continues in smaller batches.
 
     >>> from convnets_torch import load
     >>> network = load("alexnet.safetensors")
@@ -332,27 +331,27 @@ def embed_each(
     decoder: Decoder = "pillow",
     look: Callable[[Image.Image], object] | None = None,
 ) -> Generator[Embedded, None, None]:
-    """The vectors of any number of pictures; one that cannot be used does not stop the others.
+    """Compute feature vectors of any number of pictures; a bad picture does not stop the others.
 
-    They go through `predict`, so what it says of threads, batches, memory and order holds here.
+    Threads, batches, memory and order are as in `predict`.
 
     Args:
-        network, layer, pool, normalize: as in `embed`; the network has a card.
-        logits: give those as well, from the same pass, which then goes through the whole network.
+        network, layer, pool, normalize: as in `embed`; the network must have a card.
+        logits: also return the logits, from the same pass, which then runs the whole network.
         pictures, batch, workers, exact, max_pixels, allow_truncated, depth, background, decoder, look: as in
             `predict`.
 
     Returns:
-        A generator of one `Embedded` per picture, in the order given; results come in bursts. `close()` stops it early
-        and leaves no thread behind.
+        A generator of one `Embedded` per picture, in order; results come in bursts. `close()` stops it early and leaves
+        no thread behind.
 
     Raises:
-        ValueError: at once, when a layer, the pool or an option is no good, the network has no card or is in training
-            mode, or has no head for the logits; later, when activations are NaN or infinite.
-        ImportError: at once, when the decoder is not installed.
+        ValueError: immediately, if a layer, the pool or an option is invalid, or if the network has no card, is in
+            training mode or has no head for the logits; later, if activations are NaN or infinite.
+        ImportError: immediately, if the decoder is not installed.
 
     Warns:
-        MemoryWarning: memory ran out, and the work goes on in smaller batches.
+        MemoryWarning: memory ran out; work continues in smaller batches.
 
     >>> from convnets_torch import load
     >>> for row in embed_each(load("alexnet.safetensors"), ["street.jpg", "none.jpg"], logits=True):
@@ -361,7 +360,7 @@ def embed_each(
     none.jpg False False none.jpg does not exist; name a file
     """
     embedder = Embedder(network, layer, pool, normalize, logits=logits)
-    sized = embedder.network if isinstance(embedder.network, Network) else embedder  # whose memory can be foretold
+    sized = embedder.network if isinstance(embedder.network, Network) else embedder  # memory is estimated for a Network
     rows = predicted(
         embedder,
         pictures,
@@ -378,8 +377,7 @@ def embed_each(
             return Embedded(row.picture, None, row.error, row.remarks)
         vectors, found = embedder.split(row.value)
         _check_finite(vectors)
-        # Each may be kept without the others.
-        own = {name: vector.clone() for name, vector in vectors.items()}
+        own = {name: vector.clone() for name, vector in vectors.items()}  # so that keeping one does not keep the batch
         return Embedded(row.picture, own, None, row.remarks, None if found is None else found.clone(), row.seen)
 
     return each_row(rows, embedded)
@@ -392,7 +390,7 @@ def _input_of(name: str) -> str:
 def _of_pictures(
     network: nn.Module, images: Any, layer: Layers, pool: Pool, normalize: bool
 ) -> Tensor | dict[str, Tensor]:
-    """The vectors of all pictures; the first bad one is raised."""
+    """Embed all pictures; raise the first error."""
     rows: list[dict[str, Tensor]] = []
     with contextlib.closing(embed_each(network, images, layer, pool, normalize)) as entries:
         for entry in entries:

@@ -1,4 +1,4 @@
-"""Files of vectors: .npz, .npy, .safetensors, .csv and .parquet, written and read in parts."""
+"""Write and read vector files, .npz and .safetensors; writing streams rows through temporary files."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ from convnets_torch.safetensors_io import header_bytes, read_arrays
 
 ENDINGS = (".npz", ".safetensors")
 ABOUT = "about"
-BLOCK = 1 << 20  # bytes that are copied at once
-LINES = 4096  # sentences that are held at once
+BLOCK = 1 << 20  # bytes copied at a time
+LINES = 4096  # texts in memory at a time
 TEXTS = ("paths", "failed", "errors")
+VECTORS = "vectors"
 
 
 @dataclass(frozen=True)
 class SavedVectors:
-    """What a file of vectors holds.
+    """Summary of a written vector file.
 
     Attributes:
-        shapes: name of each array of numbers -> (pictures, values).
-        pictures: how many have vectors.
-        failed: how many could not be used.
+        shapes: name of each numeric array -> (pictures, values).
+        pictures: number of pictures with vectors.
+        failed: number of pictures that failed.
     """
 
     shapes: dict[str, tuple[int, int]]
@@ -48,39 +49,39 @@ class SavedVectors:
 
 @to_open_files(".npz")
 def save_vectors(rows: Iterable[Embedded], path: Output, about: Mapping[str, str] | None = None) -> SavedVectors:
-    """Write the vectors of any number of pictures; memory holds one row at a time.
+    """Write the vectors of any number of pictures, with one row in memory at a time.
 
-    The file appears whole or not at all. While it is written, the disk holds the numbers twice. It holds, in the order
-    of the rows:
+    The file is written atomically; meanwhile the vectors take twice their size on disk. The file holds, in the order of
+    the rows:
 
-    - `vectors`: (N, values) float32; of several layers `vectors.fc1` and so on, named as they were asked for;
-    - `logits`: (N, classes) float32, where the rows have them;
-    - `paths`: of the N pictures; of one that is no file, its number among all, from 0;
-    - `failed` and `errors`: paths of the pictures that could not be used, and one sentence on each;
-    - `about`: what the caller says of them.
+    - `vectors`: (N, values) float32; for several layers `vectors.fc1` and so on, named as requested;
+    - `logits`: (N, classes) float32, if the rows have them;
+    - `paths`: paths of the N pictures; for a picture that is not a file, its index among all pictures, from 0;
+    - `failed` and `errors`: paths of the pictures that failed, and their error messages;
+    - `about`: metadata from the caller.
 
-    In an `.npz` the paths and sentences are arrays of text and `about` is JSON::
+    In an `.npz` file, paths and messages are arrays of text and `about` is JSON::
 
         with np.load("vectors.npz") as file:
             vectors, paths = file["vectors"], file["paths"].tolist()
             about = json.loads(str(file["about"]))
 
-    In a `.safetensors`, which can be mapped and read in parts, paths and sentences are the bytes of a JSON list and
-    `about` is the metadata::
+    In a `.safetensors` file, which can be memory-mapped and read in slices, paths and messages are the bytes of a JSON
+    list and `about` is the metadata::
 
         with safetensors.safe_open("vectors.safetensors", "numpy") as file:
             some, paths = file.get_slice("vectors")[:100], json.loads(file.get_tensor("paths").tobytes())
             about = file.metadata()
 
     Args:
-        rows: as `embed_each` gives them.
-        path: of the file, .npz or .safetensors; one that is there is replaced.
-        about: names and texts; `Embedder.about` has what tells vectors of one kind from others.
+        rows: as from `embed_each`.
+        path: output file, .npz or .safetensors; an existing file is replaced.
+        about: metadata, such as `Embedder.about`, which identifies the kind of vectors.
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: another file ending; no picture could be used, the first reason is given; or a row has other layers
-            or another number of values than the one before.
+        ValueError: unknown file extension; no picture could be used (the message gives the first error); or the layers
+            or number of values differ between rows.
 
     >>> from convnets_torch import embed_each, load
     >>> save_vectors(embed_each(load("alexnet.safetensors"), ["street.jpg", "none.jpg"]), "vectors.npz")
@@ -93,7 +94,7 @@ def save_vectors(rows: Iterable[Embedded], path: Output, about: Mapping[str, str
     check_vectors_output(path)
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(replacing(path))
-        spool = stack.enter_context(_Spool(temporary.parent))  # which goes with it, also when we are killed
+        spool = stack.enter_context(_Spool(temporary.parent))  # cleaned up with it, even after a kill
         for row in rows:
             spool.add(row)
         saved = spool.finish()
@@ -103,10 +104,10 @@ def save_vectors(rows: Iterable[Embedded], path: Output, about: Mapping[str, str
 
 
 def check_vectors_output(path: Path) -> None:
-    """Raise, before long work begins, when vectors cannot be written to `path`.
+    """Check, before long work begins, that vectors can be written to `path`.
 
     Raises:
-        ValueError: another ending than .npz or .safetensors.
+        ValueError: the extension is neither .npz nor .safetensors.
         OSError: `path` cannot be written.
     """
     if path.suffix.lower() not in ENDINGS:
@@ -115,11 +116,11 @@ def check_vectors_output(path: Path) -> None:
 
 
 class _Spool(contextlib.ExitStack):
-    """Rows as they come, in files of their own: the numbers of each array, and each list of texts as JSON.
+    """Temporary files, one per array, to which rows are appended: raw float32, or one JSON list of texts.
 
     Attributes:
-        files: name -> file: of the arrays of numbers, in the order of the first row, then `TEXTS`.
-        shapes: name of each array of numbers -> (pictures, values).
+        files: name -> file: numeric arrays in the order of the first row, then `TEXTS`.
+        shapes: name of each numeric array -> (pictures, values).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -140,8 +141,8 @@ class _Spool(contextlib.ExitStack):
         if row.error is not None:
             self._bad += 1
             self._first = self._first or row.error
-            self._say("failed", name)
-            self._say("errors", " ".join(str(row.error).split()))
+            self._add_text("failed", name)
+            self._add_text("errors", " ".join(str(row.error).split()))
             return
         arrays = _arrays(row)
         widths = {each: len(values) for each, values in arrays.items()}
@@ -151,11 +152,11 @@ class _Spool(contextlib.ExitStack):
         elif widths != self._widths:
             raise ValueError(f"{name} has {widths}, but the pictures before it {self._widths}; save them apart")
         self._good += 1
-        self._say("paths", name)
+        self._add_text("paths", name)
         for each, values in arrays.items():
             self.files[each].write(values.to(torch.float32).cpu().numpy().astype("<f4").tobytes())
 
-    def _say(self, name: str, text: str) -> None:
+    def _add_text(self, name: str, text: str) -> None:
         file = self._texts[name]
         file.write((b"," if file.tell() else b"[") + json.dumps(text).encode() + b"\n")
 
@@ -171,7 +172,7 @@ class _Spool(contextlib.ExitStack):
 
 
 def _arrays(row: Embedded) -> dict[str, Tensor]:
-    """The names that a file has for what a row has."""
+    """Return the arrays of a row under their names in the file."""
     one = len(row.vectors) == 1
     named = {"vectors" if one else f"vectors.{name}": values for name, values in row.vectors.items()}
     return named if row.logits is None else named | {"logits": row.logits}
@@ -182,7 +183,7 @@ def _write_npz(path: Path, spool: _Spool, about: dict[str, str]) -> None:
 
         @contextlib.contextmanager
         def member(name: str, kind: str, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
-            entry = zipfile.ZipInfo(f"{name}.npy")  # with a date of its own: the same rows give the same file
+            entry = zipfile.ZipInfo(f"{name}.npy")  # its default date is fixed, so equal rows give equal files
             with archive.open(entry, "w", force_zip64=True) as file:
                 header = {"descr": kind, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
@@ -206,7 +207,7 @@ def _write_npz(path: Path, spool: _Spool, about: dict[str, str]) -> None:
 
 
 def _texts(source: IO[bytes]) -> Iterator[str]:
-    """The texts of a JSON list, in which each ends a line."""
+    """Yield the texts of a JSON list with one text per line."""
     source.seek(0)
     return (json.loads(line[1:]) for line in source if line.endswith(b"\n"))
 
@@ -223,19 +224,16 @@ def _write_safetensors(path: Path, spool: _Spool, about: dict[str, str]) -> None
             shutil.copyfileobj(source, file, BLOCK)
 
 
-VECTORS = "vectors"
-
-
 @dataclass(frozen=True, eq=False)
 class ReadVectors:
-    """What a file of vectors holds.
+    """Contents of a vector file.
 
     Attributes:
         vectors: (N, values) float32.
-        paths: of the N pictures.
-        logits: (N, classes) float32; None where the file has none.
-        failed: paths of pictures that could not be used, and a sentence on each.
-        about: what tells vectors of this kind from others, as `Embedder.about` does.
+        paths: paths of the N pictures.
+        logits: (N, classes) float32, or None.
+        failed: path of each picture that failed -> error message.
+        about: metadata that identifies the kind of vectors, as in `Embedder.about`.
     """
 
     vectors: NDArray[np.float32]
@@ -246,11 +244,11 @@ class ReadVectors:
 
 
 def read_vectors(path: str | os.PathLike[str]) -> ReadVectors:
-    """Read a file of vectors of one layer.
+    """Read a vector file with a single layer.
 
     Raises:
-        OSError: the file is missing, a folder, or cannot be read.
-        ValueError: another ending; the file holds no vectors, those of several layers, or is damaged.
+        OSError: the file is missing, is a folder or cannot be read.
+        ValueError: unknown file extension; the file holds no vectors or those of several layers, or is damaged.
 
     >>> from convnets_torch import embed_each, load
     >>> from convnets_torch.embeddings.files import save_vectors
@@ -269,7 +267,7 @@ def read_vectors(path: str | os.PathLike[str]) -> ReadVectors:
         _check(found)
     except (KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} holds no vectors of one layer, or is damaged ({reason}); write it anew") from None
+        raise ValueError(f"{path} holds no vectors of one layer, or is damaged ({reason}); create it again") from None
     return found
 
 
@@ -299,7 +297,7 @@ def _of_safetensors(path: Path) -> ReadVectors:
     texts = {name: files.loads(arrays[name].tobytes()) for name in TEXTS}
     for name, found in texts.items():
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-            raise ValueError(f"{name} is no list of texts")
+            raise ValueError(f"{name} is not a list of texts")
     return ReadVectors(
         arrays[VECTORS],
         texts["paths"],
@@ -324,7 +322,7 @@ def _check(found: ReadVectors) -> None:
         raise ValueError(f"it has logits {logits.dtype} {logits.shape} of {count} pictures, or NaN in them")
     about = found.about
     if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
-        raise ValueError("what it says of its network is no list of names and texts")
+        raise ValueError("its metadata is not a mapping of names to texts")
 
 
 def _check_names(names: list[str]) -> None:

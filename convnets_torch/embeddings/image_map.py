@@ -1,7 +1,6 @@
-"""Maps of a collection: vectors of pictures in two dimensions, by t-SNE, UMAP or PCA.
+"""Image maps: feature vectors of pictures embedded in two dimensions by t-SNE.
 
-Source: openTSNE: a modular Python library for t-SNE dimensionality reduction and embedding, Policar, Strazar and Zupan,
-doi:10.18637/jss.v109.i03; what it computes: Visualizing Data using t-SNE, van der Maaten and Hinton, 2008.
+Source: Visualizing Data using t-SNE, van der Maaten and Hinton, 2008.
 """
 
 from __future__ import annotations
@@ -17,147 +16,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from openTSNE import TSNE, TSNEEmbedding
-from openTSNE.affinity import PerplexityBasedNN
-from openTSNE.nearest_neighbors import KNNIndex
-from scipy.sparse import csr_matrix
 
 from convnets_torch import files
 from convnets_torch.files import Output, Writer
 from convnets_torch.safetensors_io import read_arrays, write_arrays
 from convnets_torch.text import ConvnetsTorchWarning
 
-EARLY, STEPS = 250, 500  # of the optimisation: with exaggeration, and after it
-PLACING = 250  # steps, of new pictures
-NEAR = 5.0  # perplexity of new pictures, as openTSNE has it
-EVERY = 25  # steps between two reports
-MANY = 10_000  # pictures from which the forces are interpolated on a grid instead of summed over a tree
-BLOCK = 1024  # rows that are searched at once
-
-Report = Callable[[int, int], None]
-
-
-def fit(reduced: NDArray[np.float32], perplexity: float, report: Report | None) -> NDArray[np.float64]:
-    """Places (N, 2) of vectors (N, k) whose first two values are those of the largest variance.
-
-    The start is these two values, so that the map has the large outline of the vectors and depends on no chance.
-    """
-    neighbours = _Neighbours(reduced, min(len(reduced) - 1, max(1, int(3 * perplexity))))
-    affinities = PerplexityBasedNN(perplexity=perplexity, knn_index=neighbours, n_jobs=_threads(len(reduced)))
-    start = reduced[:, :2].astype(np.float64)
-    if start.shape[1] < 2:
-        start = np.column_stack([start, np.zeros(len(start))])
-    start /= start[:, 0].std() / 1e-4  # what it takes for the first steps to be small
-    start += np.random.RandomState(0).normal(0, 1e-6, start.shape)  # equal vectors must not lie upon each other
-    model = TSNE(
-        perplexity=perplexity,
-        early_exaggeration_iter=EARLY,
-        n_iter=STEPS,
-        random_state=0,
-        negative_gradient_method=_method(len(reduced)),
-        n_jobs=_threads(len(reduced)),
-        **_reporting(report, EARLY, STEPS),
-    )
-    return np.asarray(model.fit(affinities=affinities, initialization=start))
-
-
-def place(
-    reduced: NDArray[np.float32], positions: NDArray[np.float64], new: NDArray[np.float32], report: Report | None
-) -> NDArray[np.float64]:
-    """Places (M, 2) of new vectors (M, k) among old ones (N, k), which stay where they are, (N, 2)."""
-    old = TSNEEmbedding(
-        positions,
-        _OfOld(reduced),
-        negative_gradient_method=_method(len(reduced)),
-        theta=0.5,
-        n_jobs=_threads(len(new)),
-        **_reporting(report, 0, PLACING),
-    )
-    placed = old.transform(new, perplexity=min(NEAR, len(reduced) / 3), n_iter=PLACING)
-    return np.asarray(placed) + (positions[0] - np.asarray(old)[0])  # it moves the old ones to the middle
-
-
-def _method(count: int) -> str:
-    return "fft" if count >= MANY else "bh"
-
-
-def _threads(count: int) -> int:
-    """Its threads wait for each other a thousand times a second by spinning: few pictures are faster with one."""
-    return torch.get_num_threads() if count >= MANY else 1
-
-
-def _reporting(report: Report | None, early: int, steps: int) -> dict[str, Any]:
-    """Options that have openTSNE say how far it is; it counts the steps of each of its two parts from 0."""
-    if report is None:
-        return {}
-    seen = [0]
-
-    def said(iteration: int, error: float, embedding: object) -> None:
-        seen[0] = min(seen[0] + EVERY, early + steps)
-        report(seen[0], early + steps)
-
-    return {"callbacks": said, "callbacks_every_iters": EVERY}
-
-
-class _Neighbours(KNNIndex):  # type: ignore[misc]
-    """The nearest by comparing all, so that neither threads nor chance change them."""
-
-    VALID_METRICS = ("euclidean",)
-
-    def build(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        return self._nearest(self.data, self.k, itself=False)
-
-    def query(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        return self._nearest(query, k, itself=True)
-
-    def _nearest(self, rows: NDArray[np.float32], k: int, itself: bool) -> Any:
-        among = torch.from_numpy(self.data).double()
-        lengths = among.square().sum(1)
-        among = among.T.contiguous()
-        places, distances = [], []
-        for start in range(0, len(rows), BLOCK):
-            block = torch.from_numpy(rows[start : start + BLOCK]).double()
-            squares = torch.addmm(lengths, block, among, alpha=-2) + block.square().sum(1, keepdim=True)
-            if not itself:
-                several = torch.arange(len(block))
-                squares[several, several + start] = torch.inf
-            found = squares.topk(k, largest=False)
-            places.append(found.indices.numpy())
-            distances.append(found.values.clamp(min=0).sqrt().numpy())
-        return np.concatenate(places), np.concatenate(distances)
-
-
-class _OfOld(PerplexityBasedNN):  # type: ignore[misc]
-    """What places new pictures; what is between the old ones is not computed again."""
-
-    def __init__(self, reduced: NDArray[np.float32]) -> None:
-        self.knn_index = _Neighbours(reduced, 1)
-        self.P = csr_matrix((len(reduced), len(reduced)))
-        self.n_jobs, self.verbose = 1, False
-
-
-COMPONENTS = 50  # principal ones that are kept of the vectors
-FEWEST = 3  # pictures of a map
+COMPONENTS = 50  # principal components kept
+FEWEST = 3  # pictures
 PERPLEXITY = 30.0
-ROUNDING = 1e-5  # of a vector's length: so far apart are those of one picture, which depend on its batch
+ROUNDING = 1e-5  # relative distance of two vectors of one picture, which depend slightly on the batch
 
 
 class MapWarning(ConvnetsTorchWarning):
-    """What was done otherwise than asked, because the collection is small."""
+    """A map setting was changed because the collection is small."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageMap:
-    """Places of pictures, and what it takes to place others among them.
+    """Positions of pictures, and the data needed to place new ones.
 
     Attributes:
-        positions: (N, 2) float32, x to the right and y upwards, in units of their own; the middle is at 0. Pictures
-            whose vectors are equal up to rounding are at one place.
-        perplexity: about how many neighbours each picture was kept near to.
-        mean: (values,) float32, of the vectors.
-        axes: (k, values) float32, the principal components, the one of the largest variance first.
+        positions: (N, 2) float32, x to the right and y upwards, in arbitrary units, centred at 0. Pictures whose
+            vectors are equal up to rounding share a position.
+        perplexity: effective number of neighbours of each picture.
+        mean: (values,) float32, mean of the vectors.
+        axes: (k, values) float32, principal components, the largest variance first.
         reduced: (N, k) float32, the vectors in these components.
     """
 
@@ -168,20 +53,20 @@ class ImageMap:
     reduced: NDArray[np.float32]
 
     def place(self, vectors: ArrayLike, *, report: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
-        """Place new pictures on the map; the old ones stay where they are.
+        """Place new pictures on the map without moving the old ones.
 
-        Each is placed by itself among the old ones: what else is placed does not matter.
+        Each new picture is placed independently of the other new ones.
 
         Args:
-            vectors: (M, values), of the same kind as those that the map was made of.
-            report: is told now and then how many of how many steps are done.
+            vectors: (M, values), of the same kind as those of the map.
+            report: called from time to time with (steps done, total steps).
 
         Returns:
             (M, 2) float32.
 
         Raises:
-            ValueError: vectors of another number of values, or with NaN or infinite ones.
-            ImportError: openTSNE is missing.
+            ValueError: the number of values differs from the map's, or vectors contain NaN or infinity.
+            ImportError: openTSNE is not installed.
 
         >>> vectors = np.random.RandomState(0).normal(size=(40, 8))
         >>> found = make_map(vectors, perplexity=5)
@@ -196,34 +81,35 @@ class ImageMap:
                 " make them with the same network and layer"
             )
         new = np.ascontiguousarray((checked - self.mean) @ self.axes.T, np.float32)
-        _, one = np.unique(self.positions, axis=0, return_index=True)  # picture for each place
-        one.sort()
-        return tsne.place(self.reduced[one], self.positions[one].astype(np.float64), new, report).astype(np.float32)
+        _, distinct = np.unique(self.positions, axis=0, return_index=True)
+        distinct.sort()
+        old = self.reduced[distinct], self.positions[distinct].astype(np.float64)
+        return tsne.place(*old, new, report).astype(np.float32)
 
 
 def make_map(
     vectors: ArrayLike, *, perplexity: float = PERPLEXITY, report: Callable[[int, int], None] | None = None
 ) -> ImageMap:
-    """Lay pictures out on a plane by t-SNE, so that those with near vectors are near.
+    """Embed vectors in two dimensions by t-SNE, so that similar pictures are close together.
 
-    The vectors are reduced to their 50 principal components first. On one machine the same vectors always give the
-    same map, whatever the number of threads: neighbours are searched exactly, and the start is the first two
-    components. Pictures whose vectors are equal, such as copies, count as one and lie at one place. What a map shows is
-    who is near to whom; distances between groups and their sizes mean little.
+    The vectors are first reduced to 50 principal components. On one machine the same vectors always give the same map,
+    whatever the number of threads: the neighbour search is exact and the initial positions are the first two principal
+    components. Pictures with equal vectors, such as copies, count once and share a position. A map shows which pictures
+    are close; distances between groups and sizes of groups mean little.
 
     Args:
-        vectors: (N, values), at least 3 of them different, such as `embed` gives them.
-        perplexity: about how many neighbours each picture is kept near to; few show small groups, many large ones. The
-            most is half of the other pictures that are different.
-        report: is told now and then how many of how many steps are done.
+        vectors: (N, values), such as from `embed`, with at least 3 distinct rows.
+        perplexity: effective number of neighbours of each picture; small values show small groups, large values large
+            ones. At most half the number of other distinct pictures.
+        report: called from time to time with (steps done, total steps).
 
     Raises:
-        ValueError: vectors of another shape, fewer than 3 that are different, or with NaN or infinite values; a
-            perplexity below 1.
-        ImportError: openTSNE is missing.
+        ValueError: vectors are not (N, values), have fewer than 3 distinct rows or contain NaN or infinity; the
+            perplexity is below 1.
+        ImportError: openTSNE is not installed.
 
     Warns:
-        MapWarning: the perplexity was too large for so few pictures, and a smaller one was taken.
+        MapWarning: the perplexity was too large for so few pictures and was lowered.
 
     >>> found = make_map(np.random.RandomState(0).normal(size=(40, 8)), perplexity=5)
     >>> found.positions.shape, found.axes.shape
@@ -235,40 +121,38 @@ def make_map(
     if not perplexity >= 1:  # NaN is neither
         raise ValueError(f"the perplexity is {perplexity}; give 1 or more, such as {PERPLEXITY:.0f}")
     if not (checked != checked[0]).any():
-        raise ValueError(f"all {len(checked)} vectors are equal, so that there is nothing to map; give other pictures")
+        raise ValueError(f"all {len(checked)} vectors are equal, so there is nothing to map; give other pictures")
     mean, axes, reduced = _components(checked)
-    one, place_of = np.unique(_first_alike(reduced, _rounding(checked)), return_inverse=True)
-    if len(one) < FEWEST:
+    rounding = ROUNDING * float(np.median(np.linalg.norm(checked, axis=1)))
+    distinct, inverse = np.unique(_first_alike(reduced, rounding), return_inverse=True)
+    if len(distinct) < FEWEST:
         raise ValueError(
-            f"of {len(checked)} vectors {len(one)} are different, and a map needs {FEWEST} or more; give other pictures"
+            f"{len(distinct)} of {len(checked)} vectors are distinct, and a map needs {FEWEST} or more; give other"
+            " pictures"
         )
     tsne = _tsne()
-    most = (len(one) - 1) / 2
+    most = (len(distinct) - 1) / 2
     if perplexity > most:
         warnings.warn(
-            f"a perplexity of {perplexity:g} needs {int(2 * perplexity) + 1} pictures or more, and there are"
-            f" {len(one)}; {most:.3g} was taken",
+            f"a perplexity of {perplexity:g} needs {int(2 * perplexity) + 1} pictures or more, but there are"
+            f" {len(distinct)}; using {most:.3g}",
             MapWarning,
             stacklevel=2,
         )
         perplexity = most
-    positions = tsne.fit(reduced[one], perplexity, report)[place_of]
+    positions = tsne.fit(reduced[distinct], perplexity, report)[inverse]
     positions -= (positions.max(axis=0) + positions.min(axis=0)) / 2
     return ImageMap(positions.astype(np.float32), float(perplexity), mean, axes, reduced)
 
 
 def check_installed() -> None:
-    """Raise, before long work begins, when openTSNE is missing.
-
-    Raises:
-        ImportError: it is.
-    """
+    """Raise ImportError, before long work begins, if openTSNE is not installed."""
     _tsne()
 
 
 def _tsne() -> Any:
     try:
-        return importlib.import_module("convnets_torch.embeddings.image_map")
+        return importlib.import_module("convnets_torch.embeddings.tsne")
     except ModuleNotFoundError as error:
         if error.name not in ("openTSNE", "sklearn", "scipy"):
             raise
@@ -282,39 +166,34 @@ def _checked(vectors: ArrayLike) -> NDArray[np.float32]:
     bad = ~np.isfinite(checked).all(axis=1, keepdims=True)
     if bad.any():
         raise ValueError(
-            f"{bad.sum()} of {len(checked)} vectors have values that are NaN or infinite, the first is number"
-            f" {bad.argmax()}, from 0; leave them out, or make them anew"
+            f"{bad.sum()} of {len(checked)} vectors contain NaN or infinity, the first at index {bad.argmax()}; leave"
+            " them out, or compute them again"
         )
     return checked
 
 
 def _components(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-    """Mean, principal axes, and the vectors in them."""
+    """Return mean, principal axes, and the vectors projected on them."""
     from sklearn.decomposition import PCA
 
     count = min(COMPONENTS, len(vectors) - 1, vectors.shape[1])
-    found = PCA(count, random_state=0).fit(vectors)  # its search for axes begins at random
+    found = PCA(count, random_state=0).fit(vectors)  # the randomised solver needs a seed
     mean, axes = found.mean_.astype(np.float32), np.ascontiguousarray(found.components_, np.float32)
     return mean, axes, np.ascontiguousarray((vectors - mean) @ axes.T, np.float32)
 
 
-def _rounding(vectors: NDArray[np.float32]) -> float:
-    """How far apart two vectors of one picture may be."""
-    return ROUNDING * float(np.median(np.linalg.norm(vectors, axis=1)))
-
-
 def _first_alike(reduced: NDArray[np.float32], near: float) -> NDArray[np.int64]:
-    """(N,), for each vector one that is not farther than `near` from it and stands for all such; often itself."""
+    """Return for each vector (N,) the row of a representative at most `near` away, often itself."""
     direction = np.random.RandomState(0).normal(size=reduced.shape[1])
-    along = reduced @ (direction / np.linalg.norm(direction))  # differs no more than the vectors do
+    along = reduced @ (direction / np.linalg.norm(direction))  # a projection: never farther apart than the vectors
     first = np.arange(len(reduced))
-    waiting: list[int] = []  # those that stand for others and are near in this direction
+    window: list[int] = []  # representatives that are near in the projection
     for row in np.argsort(along, kind="stable").tolist():
-        waiting = [other for other in waiting if along[row] - along[other] <= near]
-        alike = (other for other in waiting if np.linalg.norm(reduced[row] - reduced[other]) <= near)
+        window = [other for other in window if along[row] - along[other] <= near]
+        alike = (other for other in window if np.linalg.norm(reduced[row] - reduced[other]) <= near)
         first[row] = next(alike, row)
         if first[row] == row:
-            waiting.append(row)
+            window.append(row)
     return first
 
 
@@ -325,12 +204,12 @@ ARRAYS = {"positions": 2, "mean": 1, "axes": 2, "reduced": 2}  # name -> dimensi
 
 @dataclass(frozen=True)
 class MapEntry:
-    """What a map says of a picture.
+    """Caption of a picture on a map.
 
     Attributes:
-        name: of its file, or other words for it.
-        words: of its most probable class; empty where that is not known.
-        probability: of this class, 0 to 1.
+        name: file name, or other text.
+        words: name of the most probable class; empty if unknown.
+        probability: probability of this class, 0 to 1.
     """
 
     name: str
@@ -340,12 +219,12 @@ class MapEntry:
 
 @dataclass(frozen=True, eq=False)
 class SavedMap:
-    """What a file of a map holds.
+    """Contents of a map file.
 
     Attributes:
-        image_map: places, and what it takes to place more.
-        entries: one for each picture.
-        about: what tells its vectors from those of another kind, as `Embedder.about` does.
+        image_map: the map.
+        entries: one entry per picture.
+        about: metadata that identifies the kind of vectors, as in `Embedder.about`.
     """
 
     image_map: ImageMap
@@ -359,16 +238,16 @@ def save_map(
     path: Output,
     about: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a map as one safetensors file, atomically, on which `load_map` and `ImageMap.place` put new pictures.
+    """Write a map to a safetensors file, atomically; `load_map` reads it.
 
     Args:
-        image_map: as `make_map` gives it.
-        entries: one for each of its pictures, in order.
-        path: ends in .safetensors; a file that is there is replaced.
-        about: `Embedder.about` of what made the vectors.
+        image_map: as from `make_map`.
+        entries: one entry per picture, in order.
+        path: ends in .safetensors; an existing file is replaced.
+        about: `Embedder.about` of the embedder that computed the vectors.
 
     Raises:
-        ValueError: another ending, or another number of entries than places.
+        ValueError: unknown file extension, or the numbers of entries and positions differ.
         OSError: the file cannot be written.
 
     >>> from convnets_torch import make_map
@@ -382,8 +261,8 @@ def save_map(
     text = json.dumps([list(asdict(entry).values()) for entry in entries]).encode()
     arrays: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(getattr(image_map, name)) for name in ARRAYS}
     arrays["entries"] = np.frombuffer(text, np.uint8)
-    said = {"schema": SCHEMA, "perplexity": image_map.perplexity, "about": dict(about or {})}
-    WRITER.write(path, arrays, {KEY: json.dumps(said)})  # one text: the order of several is by chance
+    metadata = {"schema": SCHEMA, "perplexity": image_map.perplexity, "about": dict(about or {})}
+    WRITER.write(path, arrays, {KEY: json.dumps(metadata)})  # a single entry, as safetensors does not order several
 
 
 WRITER = Writer("a map of pictures", {".safetensors": write_arrays})
@@ -393,14 +272,14 @@ def load_map(path: str | os.PathLike[str]) -> SavedMap:
     """Read a map that `save_map` wrote.
 
     Raises:
-        OSError: the file is missing, a folder, or cannot be read.
+        OSError: the file is missing, is a folder or cannot be read.
         ValueError: the file holds no map, or is damaged.
     """
     path = Path(path)
     found, metadata = read_arrays(path)
     if KEY not in metadata:
         raise ValueError(f"{path} holds no map of pictures; make one with `convnets-torch map --save`")
-    damaged = f"{path} is damaged (%s); make the map anew"
+    damaged = f"{path} is damaged (%s); create the map again"
     try:
         said = files.loads(metadata[KEY])
         if said["schema"] != SCHEMA:
@@ -426,16 +305,16 @@ def load_map(path: str | os.PathLike[str]) -> SavedMap:
 
 
 def check_same_kind(saved: SavedMap, about: Mapping[str, str], path: str | os.PathLike[str]) -> None:
-    """Raise ValueError when new vectors are of another kind than those of a map; where one is not said, they pass.
+    """Raise ValueError if new vectors are of another kind than those of a map; missing metadata is not compared.
 
     Args:
         saved: the map.
-        about: `Embedder.about` of what made the new vectors.
-        path: of the map, for the message.
+        about: `Embedder.about` of the embedder that computes the new vectors.
+        path: path of the map, for the message.
     """
     old = saved.about
     other = [name for name in old if name in about and old[name] != about[name]]
-    other += [name for name in ("depth", "background") if (name in old) != (name in about)]  # None is one of them
+    other += [name for name in ("depth", "background") if (name in old) != (name in about)]  # missing means None
     if not other:
         return
     if other == ["card"]:

@@ -1,12 +1,12 @@
-"""Draw a map of a collection: thumbnails, a picture and a page."""
+"""Draw an image map as a picture or as an interactive HTML page, with thumbnails."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ QUALITY = 80
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """The bytes of a JPEG file, at most 128 x 128 pixels, of the same shape as the picture.
+    """Return a JPEG thumbnail of at most 128 x 128 pixels, with the picture's aspect ratio.
 
     >>> found = Image.open(io.BytesIO(thumbnail(Image.new("RGB", (640, 480)))))
     >>> found.format, found.size
@@ -39,7 +39,7 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def reduced(image: Image.Image, side: int, filter: Image.Resampling) -> Image.Image:
-    """A picture of the same shape whose longer side has at most so many pixels, made fast rather than exactly.
+    """Shrink a picture until its longer side has at most `side` pixels; fast rather than exact.
 
     >>> reduced(Image.new("RGB", (640, 3)), 64, Image.Resampling.BOX).size
     (64, 1)
@@ -49,24 +49,24 @@ def reduced(image: Image.Image, side: int, filter: Image.Resampling) -> Image.Im
     return image.resize(size, filter, reducing_gap=2.0)
 
 
-SIDES = {1_000: 128, 4_000: 96, 10_000: 64, 25_000: 48}  # pictures -> pixels of a thumbnail's longer side; then 32
-LEAST_SIDE = 32
-SHEET = 1536  # pixels a side of the sheets that thumbnails are packed into
-GREY = (128, 128, 128)  # of a picture without thumbnail
-STEPS = 40  # levels; two of them double the scale
-NEVER = STEPS + 1  # the level of a picture that lies upon another
-ROOM = 300_000_000  # pixels of pictures that are decoded ahead, as many as their files hold
+SIDES = {1_000: 128, 4_000: 96, 10_000: 64, 25_000: 48}  # up to so many pictures -> pixels of the longer side
+LEAST_SIDE = 32  # pixels of the longer side, for more pictures
+SHEET = 1536  # pixels per side of a sprite sheet
+GREY = (128, 128, 128)  # colour of a picture without a thumbnail
+STEPS = 40  # zoom levels; two of them double the scale
+NEVER = STEPS + 1  # level of a picture at the position of another
+ROOM = 300_000_000  # pixels to prefetch, counted at the full size of the files
 
 
 class Thumbnail(NamedTuple):
-    """A small picture, or why there is none."""
+    """A thumbnail, or the error."""
 
     image: Image.Image | None
     error: Exception | None = None
 
 
 def thumbnail_side(count: int) -> int:
-    """Pixels of the longer side of thumbnails, so that a page of `count` pictures stays within some 40 MB.
+    """Return the longer side of thumbnails in pixels, so that a page of `count` pictures stays below about 40 MB.
 
     >>> thumbnail_side(200), thumbnail_side(20_000)
     (128, 48)
@@ -84,14 +84,14 @@ def thumbnails(
     depth: Depth = None,
     background: Background = None,
 ) -> Generator[Thumbnail, None, None]:
-    """Small pictures of their shape, at most `side` pixels in height and width, in order; threads are ahead.
+    """Yield thumbnails in order; worker threads prefetch them. The aspect ratio is kept.
 
-    JPEG files are read at a fraction of their scale, which takes a small part of the time.
+    JPEG files are decoded at reduced scale, which is much faster.
 
     Args:
-        pictures: whatever `read_picture` takes.
-        side: in pixels.
-        workers: threads that decode; by default one for each core, at most 16.
+        pictures: as in `read_picture`.
+        side: maximum height and width in pixels.
+        workers: decoding threads; by default one per core, at most 16.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     >>> [found] = thumbnails(["street.jpg"], 64)
@@ -116,18 +116,18 @@ def thumbnails(
 
 
 def levels(positions: NDArray[np.floating], first: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
-    """From which scale on each picture has a thumbnail that covers no other.
+    """Return the zoom level from which each picture has a thumbnail that covers no other.
 
-    At level L thumbnails are squares of a side of extent / 2 ** (L / 2), around their places. Pictures are taken in an
-    order drawn by a fixed seed, so that those that remain are a fair sample; one is left out where its square would
-    touch that of a picture taken before. Who has a thumbnail at a level has one at all higher levels.
+    At level L thumbnails are squares of side extent / 2 ** (L / 2), centred at their positions. Pictures are chosen
+    greedily, in an order shuffled with a fixed seed, so that those shown are a fair sample; a picture is skipped if its
+    square would overlap a chosen one. A picture shown at one level is shown at all higher levels.
 
     Args:
         positions: (N, 2).
-        first: (N,), who comes before the others.
+        first: (N,), mask of pictures that are chosen before the others.
 
     Returns:
-        (N,) uint8, 0 to 40; 41 for one that lies upon another.
+        (N,) uint8, 0 to 40; 41 for a picture at the same position as another.
 
     >>> levels(np.array([[0, 0], [8, 0], [4, 0], [4, 0]])).tolist().count(41)
     1
@@ -148,7 +148,7 @@ def levels(positions: NDArray[np.floating], first: NDArray[np.bool_] | None = No
 
 
 def apart(positions: NDArray[np.floating], side: float, first: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
-    """Who has a thumbnail of `side` around its place, so that none covers another, taken in the order of `levels`.
+    """Return a mask of points whose thumbnails of `side` do not overlap, chosen greedily in the order of `levels`.
 
     >>> int(apart(np.array([[0.0, 0.0], [3.0, 1.0], [0.0, 9.0]]), 4).sum())
     2
@@ -169,13 +169,21 @@ def _order(count: int, first: NDArray[np.bool_] | None) -> list[int]:
 def _with_room(
     waiting: Sequence[int], taken: Sequence[int], places: NDArray[np.float64], side: float
 ) -> tuple[list[int], list[int]]:
-    """Those whose squares touch none that is taken, one after another; and the others."""
+    """Choose greedily from `waiting` what overlaps no chosen square; return (newly chosen, still waiting)."""
     xs, ys = places[:, 0].tolist(), places[:, 1].tolist()
     columns, rows = (np.floor(places / side).astype(np.int64).T).tolist()
-    cells = {(columns[i], rows[i]): i for i in taken}  # two in a cell would touch
+    cells = {(columns[i], rows[i]): i for i in taken}  # at most one per cell, as two in a cell would overlap
+
+    def overlaps(i: int) -> bool:
+        for x, y in itertools.product((0, -1, 1), (0, -1, 1)):
+            other = cells.get((columns[i] + x, rows[i] + y))
+            if other is not None and abs(xs[i] - xs[other]) < side and abs(ys[i] - ys[other]) < side:
+                return True
+        return False
+
     more, still = [], []
     for i in waiting:
-        if _touches(i, cells, columns[i], rows[i], xs, ys, side):
+        if overlaps(i):
             still.append(i)
         else:
             cells[columns[i], rows[i]] = i
@@ -183,27 +191,10 @@ def _with_room(
     return more, still
 
 
-def _touches(
-    i: int,
-    cells: dict[tuple[int, int], int],
-    column: int,
-    row: int,
-    xs: Sequence[float],
-    ys: Sequence[float],
-    side: float,
-) -> bool:
-    for x in (column, column - 1, column + 1):
-        for y in (row, row - 1, row + 1):
-            other = cells.get((x, y))
-            if other is not None and abs(xs[i] - xs[other]) < side and abs(ys[i] - ys[other]) < side:
-                return True
-    return False
-
-
 def sheets(images: Sequence[Image.Image | None], order: Sequence[int], side: int) -> Iterator[Image.Image]:
-    """Thumbnails in the order given, packed row by row into pictures of at most 1536 pixels a side.
+    """Pack thumbnails row by row, in the given order, into sprite sheets of at most 1536 pixels a side.
 
-    Each stands at the top left of a cell of `side` pixels, whose rest has its mean colour.
+    Each thumbnail is at the top left of a cell of `side` pixels, padded with its mean colour.
     """
     across = SHEET // side
     for start in range(0, len(order), across * across):
@@ -219,7 +210,7 @@ def sheets(images: Sequence[Image.Image | None], order: Sequence[int], side: int
 
 
 def mean_color(image: Image.Image | None) -> tuple[int, int, int]:
-    """Red, green and blue, 0 to 255; grey for a picture that is not there."""
+    """Return the mean (red, green, blue), 0 to 255; grey if there is no image."""
     if image is None:
         return GREY
     red, green, blue = np.asarray(image.convert("RGB")).reshape(-1, 3).mean(axis=0).round().astype(int).tolist()
@@ -228,8 +219,8 @@ def mean_color(image: Image.Image | None) -> tuple[int, int, int]:
 
 LONGEST = 2400  # pixels of the longer side
 PAPER = (250, 250, 248)
-NEW = (214, 69, 0)  # frames of new pictures
-DOT = 2  # pixels around a dot's middle
+NEW = (214, 69, 0)  # frame colour of new pictures
+DOT = 2  # pixels on each side of a dot's centre
 
 
 class MapPicture(NamedTuple):
@@ -237,9 +228,9 @@ class MapPicture(NamedTuple):
 
     Attributes:
         image: RGB.
-        shown: (N,), which pictures have a thumbnail; the others are dots.
+        shown: (N,), mask of pictures drawn as thumbnails; the others are dots.
         corners: (N, 2) integers, left and top of each picture's square in pixels.
-        side: of these squares.
+        side: side of these squares in pixels.
     """
 
     image: Image.Image
@@ -256,21 +247,21 @@ def draw_map(
     longest: int = LONGEST,
     side: int | None = None,
 ) -> MapPicture:
-    """Draw pictures at their places, none over another.
+    """Draw thumbnails at their positions without overlap.
 
-    A thumbnail that would cover one drawn before is a dot of its mean colour instead; they are taken in an order drawn
-    by a fixed seed, new pictures first.
+    A thumbnail that would overlap one already drawn becomes a dot of its mean colour. The order is shuffled with a
+    fixed seed, new pictures first.
 
     Args:
-        positions: (N, 2), x to the right and y upwards, as `ImageMap` has them.
-        images: the N thumbnails, None for a picture that has none, which is a dot.
-        new: (N,), which pictures were placed on an old map; they get a frame.
-        longest: pixels of the picture's longer side.
-        side: pixels of a thumbnail's longer side; by default half of what would fill the picture, at least 32, and not
-            more than the largest thumbnail has.
+        positions: (N, 2), x to the right and y upwards, as in `ImageMap`.
+        images: the N thumbnails; a picture with None is drawn as a dot.
+        new: (N,), mask of pictures placed on an existing map; they get a frame.
+        longest: longer side of the drawing in pixels.
+        side: longer side of a thumbnail in pixels; by default half of what would fill the drawing, at least 32 and at
+            most that of the largest thumbnail.
 
     Raises:
-        ValueError: another number of thumbnails than places, or no room for one thumbnail.
+        ValueError: the numbers of thumbnails and positions differ, or there is no room for one thumbnail.
 
     >>> places = np.random.RandomState(0).normal(size=(30, 2))
     >>> drawn = draw_map(places, [Image.new("RGB", (64, 48), "teal")] * 30, longest=600)
@@ -291,9 +282,9 @@ def draw_map(
     width, height = (int(np.ceil(edge)) + 2 * side for edge in pixels.max(axis=0))
     there = np.array([image is not None for image in images])
     shown = np.zeros(len(images), bool)
-    among = np.flatnonzero(there)  # those without leave their room to others
+    among = np.flatnonzero(there)  # pictures without a thumbnail take no room
     if len(among):
-        # A pixel more than a thumbnail has, since places are rounded to pixels.
+        # One pixel more than a thumbnail, as positions are rounded to pixels.
         shown[among] = apart(pixels[among], side + 1, None if new is None else new[among])
     page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
@@ -321,10 +312,9 @@ def _fitted(image: Image.Image, side: int) -> Image.Image:
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
-PAGE_QUALITY = 80  # of the sheets, which are JPEG
-CHANCES = 65_535  # steps of a probability
-UNKNOWN = 65_535  # stands for no probability
-MOST_WORDS = 65_535  # different ones
+CHANCES = 65_535  # quantisation steps of a probability
+UNKNOWN = 65_535  # code for an unknown probability
+MOST_WORDS = 65_535  # distinct class names
 
 
 def save_map_page(
@@ -337,26 +327,24 @@ def save_map_page(
     new: NDArray[np.bool_] | None = None,
     failed: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one HTML file, atomically, to look through a collection.
+    """Write an interactive HTML page of a map, atomically.
 
-    The page shows a dot of its mean colour for each picture, and thumbnails where they cover no other: the nearer one
-    goes, the more of them. It pans, zooms, says what a picture is, finds pictures by their names and the words of
-    their classes, and makes a list of the files inside a loop that is drawn around them, to copy or to download. The
-    file holds everything, asks no network and opens from a disk. Names and words are shown as text, whatever is in
-    them.
+    The page shows each picture as a dot of its mean colour, and as a thumbnail where it overlaps no other; zooming in
+    shows more thumbnails. It supports panning, zooming, captions, search by file and class name, and a lasso selection
+    whose file list can be copied or downloaded. The file is self-contained and works offline. Names and words are
+    escaped.
 
     Args:
-        positions: (N, 2), x to the right and y upwards, as `ImageMap` has them.
-        entries: one for each.
-        images: the N thumbnails, as `thumbnails` makes them, all of at most the same side; None for a picture that
-            has none, which is a grey dot.
-        path: the file, such as `map.html`.
-        title: stands above the map.
-        new: (N,), which pictures were placed on an old map; they get a frame.
-        failed: names of pictures that could not be used -> a sentence on each, which are listed.
+        positions: (N, 2), x to the right and y upwards, as in `ImageMap`.
+        entries: one entry per picture.
+        images: the N thumbnails, as from `thumbnails`, all made for one side; a picture with None is a grey dot.
+        path: output file, such as `map.html`.
+        title: heading of the page.
+        new: (N,), mask of pictures placed on an existing map; they get a frame.
+        failed: name of each picture that failed -> error message; listed on the page.
 
     Raises:
-        ValueError: another ending, no pictures, or another number of entries or thumbnails than places.
+        ValueError: unknown file extension, no pictures, or the numbers of positions, entries and thumbnails differ.
         OSError: `path` cannot be written.
 
     >>> places = np.random.RandomState(0).normal(size=(30, 2))
@@ -369,22 +357,22 @@ def save_map_page(
             f"there are {len(positions)} places, {len(entries)} entries and {len(images)} thumbnails; give one for each"
         )
     side = max((max(image.size) for image in images if image is not None), default=16)
-    side += -side % 8  # whole blocks of JPEG, so that no thumbnail colours another
+    side += -side % 8  # whole JPEG blocks, so that thumbnails do not bleed into each other
     level = levels(positions, new)
-    order = np.lexsort((*_strips(positions), level))  # what is seen first and what is near lies in one sheet
+    order = np.lexsort((*_strips(positions), level))  # thumbnails seen first, or close together, share a sheet
     save_page(
         path,
         "collection.html",
         "collection.js",
         "collection_tools.js",
         title=title,
-        data=as_json(_numbers(positions, entries, images, level, order, new, side)),
+        data=as_json(_page_data(positions, entries, images, level, order, new, side)),
         sheets=[_jpeg(sheet) for sheet in sheets(images, order.tolist(), side)],
         failed=failed or {},
     )
 
 
-def _numbers(
+def _page_data(
     positions: NDArray[np.floating],
     entries: Sequence[MapEntry],
     images: Sequence[Image.Image | None],
@@ -393,10 +381,10 @@ def _numbers(
     new: NDArray[np.bool_] | None,
     side: int,
 ) -> dict[str, Any]:
-    """What the script of the page reads."""
+    """Return the data for the page's script."""
     words = sorted({printable(entry.words) for entry in entries})
     if len(words) > MOST_WORDS:
-        raise ValueError(f"the pictures have {len(words)} different classes, and a page names {MOST_WORDS}")
+        raise ValueError(f"the pictures have {len(words)} different classes, but a page can name {MOST_WORDS} at most")
     place_of = {text: place for place, text in enumerate(words)}
     chances = [UNKNOWN if entry.probability is None else entry.probability * (CHANCES - 1) for entry in entries]
     slots = np.empty(len(order), "<u4")
@@ -419,13 +407,13 @@ def _numbers(
 
 
 def _strips(positions: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-    """For sorting: pictures of one of 24 strips from the left to the right follow each other, from strip to strip."""
+    """Return sort keys: 24 horizontal strips, left to right within a strip."""
     y = positions[:, 1] - positions[:, 1].min()
     return positions[:, 0], (y * (24 / (float(y.max()) or 1.0))).astype(np.int64)
 
 
 def _jpeg(sheet: Image.Image) -> str:
-    file = BytesIO()
-    # Colours at the full scale: decoders interpolate coarser ones from one thumbnail into the next.
-    sheet.save(file, "JPEG", quality=PAGE_QUALITY, subsampling="4:4:4", optimize=True)
+    file = io.BytesIO()
+    # No chroma subsampling: decoders would interpolate colours from one thumbnail into the next.
+    sheet.save(file, "JPEG", quality=QUALITY, subsampling="4:4:4", optimize=True)
     return as_uri(file.getvalue(), "JPEG")

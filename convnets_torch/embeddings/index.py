@@ -1,4 +1,4 @@
-"""An index of pictures: their vectors in a table, brought up to date file by file, safe to stop at any moment."""
+"""Build and update an index of pictures: a table of their vectors, safe to interrupt at any time."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ from convnets_torch.inference.pipeline import ahead
 from convnets_torch.networks import Network
 from convnets_torch.networks.tracing import unwrapped
 
-ROWS = 1024  # in one commit, at most
-BYTES = 1 << 26  # of their vectors
-SECONDS = 20.0  # from one commit to the next, at most, while rows come
-HASHED_AHEAD = 64  # files
+ROWS = 1024  # maximum rows per commit
+BYTES = 1 << 26  # maximum bytes of vectors per commit
+SECONDS = 20.0  # maximum time between commits
+HASHED_AHEAD = 64  # files hashed ahead by worker threads
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """What indexing did.
+    """Result of `index_pictures`: the index, and numbers of files or rows.
 
     Attributes:
-        index: of all pictures in the table.
+        index: the updated index.
         embedded: files that went through the network.
-        moved: files that have the content of one that is gone, whose rows they took.
-        copied: files whose vectors another file with the same content had already.
-        unchanged: files whose rows were right; some of them may have got another time of modification.
-        failed: files that could not be used; their rows say why.
-        vanished: rows whose files are gone, or cannot be read.
-        pruned: rows whose files are gone, and which were removed.
+        moved: files with the content of a deleted file, whose row they took over.
+        copied: files whose vector was copied from another file with the same content.
+        unchanged: files whose rows were up to date, except perhaps for the modification time.
+        failed: files that could not be used; their rows hold the error.
+        vanished: rows whose files were deleted or cannot be read.
+        pruned: rows of deleted files that were removed.
     """
 
     index: Index
@@ -89,41 +89,40 @@ def index_pictures(
     background: Background = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Indexed:
-    """Bring an index of pictures up to date: a table with a row for each file, of its vector and what it shows.
+    """Create or update an index of pictures: a table with one row per file, holding its vector and top class.
 
-    Files whose size and time of modification are those of their row are taken as unchanged, without reading them. Of
-    all others the content decides: a file whose sha256 is in the table, under its own path or another, keeps or gets
-    that vector, and the network sees only what is new. Where that other file is gone, the file has moved, and the row
-    moves with it. Files that could not be used are tried again each time.
+    A file whose size and modification time match its row is taken as unchanged, without reading it. Other files are
+    hashed: if the sha256 is in the table, under any path, the vector is reused, so the network runs only on new
+    content. If that other file has been deleted, the file counts as moved and takes over its row. Failed files are
+    tried again each time.
 
-    Rows of files that are gone, whether from the folders that are named or not, are marked, not dropped, since a disk
-    may only be unmounted: they keep their vectors, are not searched, and are unmarked by the next call that finds the
-    file again.
+    Rows of deleted files, inside or outside the given folders, are marked and not removed, since a disk may only be
+    unmounted. They keep their vectors, are not searched, and are unmarked by the next call that finds the file again.
 
-    Rows are committed some thousand at a time, at least every 20 seconds. Whoever stops this, in whatever way, loses
-    what came after the last commit, and the next call goes on from there.
+    Rows are committed about a thousand at a time, at least every 20 seconds. An interrupted or killed call loses the
+    work since the last commit, and the next call continues from there.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it, prepared or not; with a head or without.
-        pictures: files, folders and patterns, as `find_pictures` takes them.
-        address: of the index: a folder, which is made if need be, or whatever LanceDB takes, such as
-            "s3://bucket/photos.lance", or "memory://" for one that goes with this process.
-        layer, pool: which vectors, as in `embed`.
-        weights: where the network came from; searching by a picture loads it from there.
-        hash_all: read all files, also those whose size and time of modification are those of their row.
-        prune: remove all rows whose files are gone; those of a disk that is not mounted as well.
-        exclude: patterns of files and folders that are left out, as in `find_pictures`.
+        network: in eval mode, with its card, as from `load`, prepared or not, with or without a head.
+        pictures: files, folders and patterns, as in `find_pictures`.
+        address: address of the index: a folder, created if needed, or any LanceDB address such as
+            "s3://bucket/photos.lance", or "memory://" for an index that ends with this process.
+        layer, pool: as in `embed`.
+        weights: where the network came from; search loads it from there for pictures that are not in the index.
+        hash_all: hash all files, even if size and modification time match their row.
+        prune: remove all rows whose files are missing, including those on unmounted disks.
+        exclude: patterns of files and folders to skip, as in `find_pictures`.
         batch, workers, exact, max_pixels, allow_truncated, depth, background: as in `predict`.
-        progress: told how many of how many files are looked at.
+        progress: called with (files checked, total files).
 
     Raises:
         OSError: a folder has no pictures or cannot be listed; the index cannot be read or written.
-        ValueError: the index has vectors of another network, layer or pool; the layer or the pool is no good, or
-            vectors are NaN or infinite. What was there stays as it was.
+        ValueError: the index has vectors of another network, layer or pool; the layer or the pool is invalid;
+            vectors are NaN or infinite. The existing index is unchanged.
         ImportError: LanceDB is not installed.
 
     Warns:
-        PictureWarning: as `find_pictures`.
+        PictureWarning: as in `find_pictures`.
 
     >>> from convnets_torch import load
     >>> network = load("alexnet.safetensors")
@@ -136,7 +135,7 @@ def index_pictures(
     address = os.fspath(address)
     names = [pictures] if isinstance(pictures, str | os.PathLike) else list(pictures)
     network = unwrapped(network)  # type: ignore[assignment]
-    places = map(os.path.abspath, find_pictures(names, exclude=exclude))  # links stay links
+    places = map(os.path.abspath, find_pictures(names, exclude=exclude))  # does not resolve links
     found = {text_of(path): path for path in places}
     embedder = Embedder(network, layer, pool, logits=not isinstance(network, Network) or network.head is not None)
     if embedder.card is None:
@@ -170,13 +169,13 @@ def index_pictures(
 
 
 def _table(address: str, embedder: Embedder, layer: str | None, weights: str, levels: dict[str, Any]) -> PictureTable:
-    """The table at an address, made where there is none, or refused where its vectors are of another kind."""
+    """Open or create the table at an address; raise ValueError if its vectors are of another kind."""
     if is_local(address):
         folder = resolved(address)
         if folder.is_dir() and any(not is_scratch(entry.name) for entry in folder.iterdir()):
             check_index(folder)
         elif folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(f"{address} is a file, and an index is a folder; name another")
+            raise NotADirectoryError(f"{address} is a file, but an index is a folder; name another")
         elif not folder.parent.is_dir():
             raise FileNotFoundError(f"folder {folder.parent} does not exist; create it first")
     assert embedder.card is not None
@@ -207,7 +206,7 @@ def _table(address: str, embedder: Embedder, layer: str | None, weights: str, le
 
 
 def _width(embedder: Embedder) -> int:
-    """How many values a vector has, found by running one empty picture."""
+    """Return the number of values of a vector, by running the network on a black image."""
     assert embedder.card is not None
     some = next(embedder.parameters())
     with torch.inference_mode():
@@ -220,19 +219,19 @@ COUNTS = tuple(field.name for field in fields(Indexed) if field.name != "index")
 
 @dataclass(frozen=True)
 class _File:
-    """What is known of a file before it is decoded: all None where it cannot be read, and why."""
+    """State of a file before decoding; sha256, size and modified are None if it cannot be read."""
 
     path: str
     sha256: str | None = None
     size: int | None = None
     modified: int | None = None
     error: str | None = None
-    same: bool = False  # size and time are those of the row
+    same: bool = False  # size and modification time match the row
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What is known of a row before files are looked at."""
+    """State of a file as its row has it."""
 
     sha256: str | None
     size: int | None
@@ -242,7 +241,7 @@ class _Row:
 
 
 class _Job:
-    """Rows on their way into the table. All but `_looked` runs in one thread."""
+    """One update of a table. All methods but `_inspect` run in one thread."""
 
     def __init__(
         self, table: PictureTable, card: Card, found: dict[str, str], hash_all: bool, max_pixels: int | None
@@ -250,60 +249,60 @@ class _Job:
         self._table, self._card, self._found, self._hash_all = table, card, dict(found), hash_all
         self._max_pixels = max_pixels
         self._known: dict[str, _Row] = {}
-        self._held: set[str] = set()  # contents that have vectors
+        self._held: set[str] = set()  # sha256 of contents that have vectors
         for batch in table.read(["path", "sha256", "size", "modified", "error", "vanished"]):
             columns = [column.to_pylist() for column in batch.columns]
             named, sound = table.is_sound(batch.select(["path"])), table.is_sound(batch)
             for has_path, is_sound, path, *values in zip(named, sound, *columns, strict=True):
                 row = _Row(*values)
                 if not has_path or not (is_sound or row.error is not None):
-                    continue  # which `index` did not write; it is as if it were not there
+                    continue  # ignore rows that `index` did not write
                 self._known[path] = row
                 if row.error is None and row.sha256 is not None:
                     self._held.add(row.sha256)
-        self._gone: set[str] = set()  # rows whose files are not there, or have vectors and cannot be read
-        self._left: dict[str | None, deque[str]] = {}  # content -> those of these rows that no file has taken yet
+        self._gone: set[str] = set()  # rows whose files are missing, or have vectors but cannot be read
+        self._left: dict[str | None, deque[str]] = {}  # sha256 -> rows of missing files that no file has taken over yet
         for path in sorted(self._known.keys() - found.keys()):
             row = self._known[path]
             if not is_there(path):
                 self._gone.add(path)
                 self._left.setdefault(row.sha256, deque()).append(path)
             elif row.vanished and row.error is None:
-                self._found[path] = file_of(path)  # it is back
-        self._moved: dict[str, str] = {}  # path of a file -> that of the row which it takes
-        self._running: deque[_File] = deque()  # those that embed_each has, in its order
-        self._twins: dict[str, list[_File]] = {}  # content on its way -> the other files that have it
-        self._rows: list[dict[str, Any]] = []
-        self._copies: list[_File] = []  # whose contents have vectors in the table
-        self._again: list[_File] = []  # whose content has lost its row meanwhile
+                self._found[path] = file_of(path)  # the file is back
+        self._moved: dict[str, str] = {}  # path of a file -> path of the row that it takes over
+        self._running: deque[_File] = deque()  # files passed to embed_each, in order
+        self._twins: dict[str, list[_File]] = {}  # sha256 of a running file -> other files with this content
+        self._rows: list[dict[str, Any]] = []  # rows to commit
+        self._copies: list[_File] = []  # files to commit whose vectors are in the table
+        self._again: list[_File] = []  # files of `_copies` whose source row has since disappeared
         self._last = time.monotonic()
         self._wrote = False
         self.counts = dict.fromkeys(COUNTS, 0)
 
     def to_embed(self, progress: Callable[[int, int], None] | None) -> Iterator[str]:
-        """The files that the network has to see; what becomes of the others is settled on the way."""
-        with contextlib.closing(ahead(self._found, self._looked, most=HASHED_AHEAD)) as looked:
-            for number, (_, file) in enumerate(looked, start=1):
+        """Yield the files that the network must embed; handle the others on the way."""
+        with contextlib.closing(ahead(self._found, self._inspect, most=HASHED_AHEAD)) as inspected:
+            for number, (_, file) in enumerate(inspected, start=1):
                 if self._is_new(file):
-                    yield self._begun(file)
+                    yield self._begin(file)
                 if progress is not None:
                     progress(number, len(self._found))
         self.commit()
         while self._again:
-            yield self._begun(self._again.pop())
+            yield self._begin(self._again.pop())
 
-    def _looked(self, path: str) -> _File:
-        """In a thread: the file's size, time and, unless these say enough, its content."""
+    def _inspect(self, path: str) -> _File:
+        """Return a file's size and modification time, and its sha256 unless these match the row; runs in a thread."""
         known = self._known.get(path)
         real = Path(self._found[path])
         try:
-            check_regular(real)  # which has sentences for what is wrong
+            check_regular(real)  # for its error messages
             state = real.stat()
             file = _File(path, None, state.st_size, state.st_mtime_ns)
             same = known is not None and (known.size, known.modified) == (file.size, file.modified)
             if same and known is not None and known.error is None and not self._hash_all:
                 return replace(file, sha256=known.sha256, same=True)
-            check_bytes(str(real), state.st_size, self._max_pixels)  # which would be hashed for hours
+            check_bytes(str(real), state.st_size, self._max_pixels)  # hashing a huge file would take hours
             return replace(file, sha256=sha256(real), same=same)
         except ValueError as error:
             return _File(path, error=str(error))
@@ -311,7 +310,7 @@ class _Job:
             return _File(path, error=_reason(real, error))
 
     def _is_new(self, file: _File) -> bool:
-        """Whether the network has to see a file."""
+        """Return whether the network must embed a file; handle it otherwise."""
         known = self._known.get(file.path)
         good = known is not None and known.error is None
         if file.sha256 is None:
@@ -327,7 +326,7 @@ class _Job:
                 self._commit_if_due()
             return False
         if file.sha256 in self._held:
-            self.counts["moved" if self._takes_row(file) else "copied"] += 1
+            self.counts["moved" if self._take_row(file) else "copied"] += 1
             self._copies.append(file)
             self._commit_if_due()
             return False
@@ -336,20 +335,20 @@ class _Job:
             return False
         return True
 
-    def _takes_row(self, file: _File) -> bool:
-        """Whether a file has the content of one that is gone, whose row it takes."""
+    def _take_row(self, file: _File) -> bool:
+        """Let a file take over the row of a missing file with the same content, if there is one."""
         if not (left := self._left.get(file.sha256)) or file.sha256 is None:
             return False
         self._moved[file.path] = left.popleft()
         return True
 
-    def _begun(self, file: _File) -> str:
+    def _begin(self, file: _File) -> str:
         self._twins.setdefault(file.sha256 or "", [])
         self._running.append(file)
         return self._found[file.path]
 
     def embedded(self, row: Embedded) -> None:
-        """Take what the network gave for the file that began first."""
+        """Record the network's result for the file that was started first."""
         file = self._running.popleft()
         files = [file, *self._twins.pop(file.sha256 or "", [])]
         if row.error is not None:
@@ -375,7 +374,7 @@ class _Job:
         self.counts["failed"] += 1
         reason = " ".join(reason.split())
         if self._known.get(file.path) != _Row(file.sha256, file.size, file.modified, reason, False):
-            self._takes_row(file)
+            self._take_row(file)
             nothing = dict.fromkeys(("vector", "class_id", "probability", "thumbnail"))
             self._add(file, {"sha256": file.sha256, "error": reason} | nothing)
 
@@ -391,7 +390,7 @@ class _Job:
             self.commit()
 
     def commit(self) -> None:
-        """Everything that is ready, in one version of the table."""
+        """Write everything that is ready, as one version of the table."""
         rows = {row["path"]: row for row in self._rows}
         if self._copies:
             wanted = {file.sha256 for file in self._copies if file.sha256 is not None}
@@ -415,7 +414,7 @@ class _Job:
         self._last = time.monotonic()
 
     def finish(self, prune: bool) -> None:
-        """Commit what is left, and mark or remove the rows of what is gone."""
+        """Commit the remaining rows, and mark or remove rows of missing files."""
         self.commit()
         removed = sorted(path for path in self._gone if prune and not is_there(path))
         marked = sorted(path for path in self._gone.difference(removed) if not self._known[path].vanished)
@@ -427,7 +426,7 @@ class _Job:
 
 
 def _reason(path: Path, error: OSError) -> str:
-    """Why a file cannot be read, without Python's error numbers."""
+    """Return why a file cannot be read, without the errno."""
     try:
         path.stat()
     except OSError as other:
@@ -437,7 +436,7 @@ def _reason(path: Path, error: OSError) -> str:
 
 
 def _best(row: Embedded, card: Card) -> tuple[int | None, float | None]:
-    """The most probable class; without a head there is none, and some outputs are no probabilities."""
+    """Return top class (None without a head) and its probability (None if outputs are not probabilities)."""
     from convnets_torch.inference.classification import probabilities
 
     if row.logits is None:

@@ -1,10 +1,11 @@
-"""The table of an index of pictures: its rows, the files they are of, and its folder.
+"""The LanceDB table of an index of pictures: its rows, the picture files they describe, and safety checks.
 
-Every change is one commit of LanceDB: a new version, written beside the old one and then named. Whoever is killed in
-between leaves the version before it.
+Every change is one LanceDB commit: a new version is written beside the old one and then made current, so a killed
+process leaves the previous version intact.
 
-A table is a folder, but it need not stay in there: a manifest may name other folders and object stores that hold its
-data, a table of tables may say that it lies elsewhere, and links lead anywhere. An index of pictures has none of these.
+A table is a folder, but its data may lie elsewhere: a manifest may name other folders and object stores, a namespace
+table may redirect to another location, and links lead anywhere. An index from a stranger could use these to reach other
+files, so all three are refused.
 """
 
 from __future__ import annotations
@@ -33,38 +34,38 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-TABLE = "pictures"  # its name in the database, a folder pictures.lance
-KEY = "convnets_torch"  # in the metadata of the table's schema
-SCHEMA = 1  # of that metadata
-GOOD = "error IS NULL AND NOT vanished"  # the pictures that are searched; to ask for vectors would read them all
-ONE_ROW = {"lance-schema:unenforced-primary-key": "true"}  # of two commits at once that add a path, one is tried again
-NAMES = 500  # values in one condition
-MOST_WIDTH = 1 << 24  # values of a vector; all that VGG's first block gives are 3,211,264
+TABLE = "pictures"  # name of the table; its folder is pictures.lance
+KEY = "convnets_torch"  # key in the metadata of the table's schema
+SCHEMA = 1  # version of that metadata
+GOOD = "error IS NULL AND NOT vanished"  # searchable rows; a condition on `vector` would read all vectors
+ONE_ROW = {"lance-schema:unenforced-primary-key": "true"}  # of concurrent commits that add one path, one is retried
+NAMES = 500  # values per SQL condition
+MOST_WIDTH = 1 << 24  # values per vector; VGG's first block flattened has 3,211,264
 MOST_ROWS = 100_000_000
-FREE = 256 << 20  # bytes that the vectors of any table may have
-MOST_COMPRESSED = 32  # times the bytes of a table's files that its vectors may have beyond that
-MOST_PATH = 16_384  # bytes; 4,096 are the most on Linux, and one that is no UTF-8 is written as four
+FREE = 256 << 20  # bytes of vectors that are always allowed
+MOST_COMPRESSED = 32  # beyond that, the most bytes of vectors per byte of the table's files
+MOST_PATH = 16_384  # bytes; Linux allows 4,096, and a byte that is not UTF-8 is written as four
 SHA256 = "[0-9a-f]{64}"
 NO_LANCEDB = "an index of pictures needs LanceDB: pip install 'convnets-torch[search]'"
 
 
 class IndexWarning(ConvnetsTorchWarning):
-    """What of an index was left out; the message names the index."""
+    """Rows of an index were ignored; the message names the index."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What made the vectors of a table, in its metadata.
+    """Metadata of a table: how its vectors were made.
 
     Attributes:
-        kind: sha256 of network, card, layers, pool and normalisation; vectors of two kinds cannot be compared.
-        card: of the network, as JSON.
-        layer: as it was asked for; None for what the last dense layer reads.
-        pool: as `pooled` takes it.
-        weights: the file or name that the network was loaded from; "" where it is not known.
-        width: how many values a vector has.
-        made: told apart by it from another table that was at the same address.
-        depth, background: with which pictures were read, as for `read_picture`.
+        kind: sha256 of network, card, layers, pool and normalisation; vectors of different kinds are not comparable.
+        card: card of the network, as JSON.
+        layer: layer name, as requested; None for the input of the last dense layer.
+        pool: as in `pooled`.
+        weights: file or name that the network was loaded from; "" if unknown.
+        width: number of values of a vector.
+        made: random ID that distinguishes this table from an earlier one at the same address.
+        depth, background: how pictures were read, as in `read_picture`.
     """
 
     kind: str
@@ -87,43 +88,47 @@ class About:
 
     @classmethod
     def from_json(cls, text: str) -> About:
-        """The inverse of `to_json`; ValueError where the text is none."""
+        """Parse the output of `to_json`.
+
+        Raises:
+            ValueError: the text is damaged or of another schema.
+        """
         try:
             values = files.loads(text)
             schema = values.pop("schema")
             if schema == SCHEMA:
                 return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise ValueError("what it says of its network cannot be read") from None
+            raise ValueError("its metadata cannot be read") from None
         raise ValueError(f"it has schema {schema!r:.80}, but this version reads {SCHEMA}; update convnets-torch")
 
     def __post_init__(self) -> None:
         texts = (self.kind, self.card, self.pool, self.weights, self.made, self.layer or "", self.depth or "")
         if not all(isinstance(text, str) and "\0" not in text for text in texts):
-            raise TypeError("a text is wanted")
+            raise TypeError("a text is expected")
         check_levels(self.depth, self.background)
         if type(self.width) is not int or not 1 <= self.width <= MOST_WIDTH:
             raise ValueError(f"it has vectors of {self.width!r:.80} values")
 
 
 def kind_of(about: Mapping[str, str]) -> str:
-    """The sha256, in hexadecimal, of what `Embedder.about` says."""
+    """Return the hexadecimal sha256 of `Embedder.about`."""
     return hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()
 
 
 def is_local(address: str) -> bool:
-    """Whether an address is a folder, and not one of an object store or of memory."""
+    """Return whether an address is a local folder, not an object store or memory."""
     return "://" not in address
 
 
 class PictureTable:
-    """One table, at its newest version when it was opened.
+    """A table of pictures, at the version that was the newest when it was opened.
 
     Attributes:
-        address: as it was given.
-        about: what made its vectors.
-        card: of the network.
-        table: LanceDB's own.
+        address: address of the index, as given.
+        about: metadata.
+        card: card of the network.
+        table: the LanceDB table.
     """
 
     def __init__(self, address: str, table: Any) -> None:
@@ -138,18 +143,20 @@ class PictureTable:
         except ValueError as error:
             raise ValueError(f"{address}: {error}") from None
         wanted = _schema(self.about).with_metadata({KEY: text})
-        if not schema.equals(wanted, check_metadata=True):  # LanceDB builds what metadata name, whatever that runs
-            raise ValueError(f"{address} has other columns or metadata than `convnets-torch index` gives; make it anew")
+        if not schema.equals(wanted, check_metadata=True):  # LanceDB instantiates what metadata name: code execution
+            raise ValueError(
+                f"{address} has other columns or metadata than `convnets-torch index` gives; create it again"
+            )
         if (rows := self.count()) > MOST_ROWS:
-            raise ValueError(f"{address} has {rows:,} rows, and {MOST_ROWS:,} are the most; divide it")
+            raise ValueError(f"{address} has {rows:,} rows, more than the maximum of {MOST_ROWS:,}; divide it")
 
     @classmethod
     def open(cls, address: str) -> PictureTable:
-        """The table at an address.
+        """Open the table at an address.
 
         Raises:
-            OSError: there is none.
-            ValueError: it is damaged, or no index of pictures.
+            OSError: there is no table.
+            ValueError: the table is damaged or not an index of pictures.
             ImportError: LanceDB is not installed.
         """
         if is_local(address):
@@ -165,7 +172,7 @@ class PictureTable:
 
     @classmethod
     def create(cls, address: str, about: About) -> PictureTable:
-        """A new and empty table, or the one that another process has just made there; errors are those of `open`."""
+        """Create an empty table, or open one that another process has just created; errors are as in `open`."""
         if not is_local(address):
             database = _connected(address)
             with refusing(address):
@@ -177,7 +184,7 @@ class PictureTable:
             database = _connected(str(scratch))
             with refusing(address):
                 database.create_table(TABLE, schema=_schema(about))
-            with contextlib.suppress(OSError):  # LanceDB would put a table over another one that was made meanwhile
+            with contextlib.suppress(OSError):  # LanceDB would overwrite a table that was created meanwhile
                 (scratch / f"{TABLE}.lance").rename(folder / f"{TABLE}.lance")
         return cls.open(address)
 
@@ -187,24 +194,24 @@ class PictureTable:
             return int(self.table.version)
 
     def read(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
-        """Columns of the rows that fulfil a condition, in the table's order, a part at a time."""
+        """Yield columns of the rows that satisfy a SQL condition, in table order, in batches."""
         with refusing(self.address):
             query = self.table.search().select(list(columns))
             for batch in (query.where(where) if where else query).to_batches(4096):
-                batch.validate(full=True)  # texts are UTF-8
+                batch.validate(full=True)  # checks that texts are UTF-8
                 yield batch
 
     def rows(
         self, columns: Sequence[str], column: str, values: Iterable[str], *, sound: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """Columns of the rows that have one of some values in a column of text; with `sound`, of those that are."""
+        """Yield columns of the rows whose text `column` is one of `values`; with `sound`, only of valid rows."""
         values = list(values)
         for start in range(0, len(values), NAMES):
             for batch in self.read(columns, one_of(column, values[start : start + NAMES])):
                 yield from (batch.filter(self.is_sound(batch)) if sound else batch).to_pylist()
 
     def is_sound(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
-        """Which rows hold what `index` writes for a picture that can be searched, in the columns that are there."""
+        """Return a mask of rows that are valid for search, judged by the columns in the batch."""
         import numpy as np
         import pyarrow.compute as pc
 
@@ -231,19 +238,19 @@ class PictureTable:
         return sound
 
     def check_room(self) -> None:
-        """Raise ValueError where a folder's vectors would be far larger than its files."""
+        """Raise ValueError if a folder's vectors would be far larger than its files (a decompression bomb)."""
         if not is_local(self.address):
             return
-        needed, there = 4 * self.about.width * self.count(GOOD), size_of(Path(self.address), TABLE)
-        if needed > max(FREE, MOST_COMPRESSED * there):
-            raise ValueError(f"{self.address} has {there:,} bytes, and its vectors {needed:,}; make it anew")
+        needed, stored = 4 * self.about.width * self.count(GOOD), size_of(Path(self.address), TABLE)
+        if needed > max(FREE, MOST_COMPRESSED * stored):
+            raise ValueError(f"{self.address} has {stored:,} bytes, but its vectors need {needed:,}; create it again")
 
     def count(self, where: str | None = None) -> int:
         with refusing(self.address):
             return int(self.table.count_rows(where))
 
     def put(self, rows: Sequence[Mapping[str, Any]], moved: Sequence[str] = ()) -> None:
-        """Add rows, each in the place of the one of its path, and drop those that moved to another, in one commit."""
+        """Insert or replace rows by path, and delete the rows at paths in `moved`, in one commit."""
         import pyarrow as pa
 
         schema = _schema(self.about)
@@ -255,46 +262,46 @@ class PictureTable:
             merge.execute(batch, on_bad_vectors="null")
 
     def mark_vanished(self, paths: Sequence[str]) -> None:
-        """Say of rows that their files are gone; they keep what they hold."""
+        """Mark rows whose files are missing, keeping their data."""
         for start in range(0, len(paths), NAMES):
             with refusing(self.address):
                 self.table.update(one_of("path", paths[start : start + NAMES]), {"vanished": True})
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Drop rows."""
+        """Delete rows by path."""
         for start in range(0, len(paths), NAMES):
             with refusing(self.address):
                 self.table.delete(one_of("path", paths[start : start + NAMES]))
 
     def optimize(self) -> None:
-        """Join small files, add new rows to an approximate index, and drop versions older than a week."""
+        """Compact small files, add new rows to the approximate index, and delete versions older than a week."""
         with refusing(self.address):
             self.table.optimize()
 
 
 def check_index(folder: Path) -> None:
-    """Raise OSError, in one sentence, where a folder holds no index."""
+    """Raise OSError if a folder holds no index."""
     if not folder.exists():
         raise FileNotFoundError(f"{folder} does not exist; make an index with `convnets-torch index`")
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no index, which is a folder; name one")
+        raise NotADirectoryError(f"{folder} is not an index, which is a folder; name one")
     if not (folder / f"{TABLE}.lance").is_dir():
         raise FileNotFoundError(f"{folder} holds no index; make one with `convnets-torch index`")
 
 
 def one_of(column: str, values: Iterable[str]) -> str:
-    """A condition in SQL: that a column has one of some texts."""
+    """Return a SQL condition: the column has one of the values."""
     listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
     return f"{column} IN ({listed})"
 
 
 @contextlib.contextmanager
 def refusing(address: str) -> Iterator[None]:
-    """LanceDB's errors in one sentence."""
+    """Turn any LanceDB error into an OSError with a one-sentence message."""
     try:
         yield
     except BaseException as error:
-        # A panic of LanceDB's Rust is no Exception. What else it raises depends on how its files are damaged.
+        # LanceDB raises all kinds of errors on damaged files; a Rust panic is not even an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         if isinstance(error, ValueError) and str(error).startswith(address):
@@ -325,15 +332,15 @@ def _schema(about: About) -> pa.Schema:
     return pa.schema(
         [
             pa.field("path", pa.string(), nullable=False, metadata=ONE_ROW),  # absolute
-            pa.field("sha256", pa.string()),  # of the file, in hexadecimal; null where it could not be read
+            pa.field("sha256", pa.string()),  # of the file, hexadecimal; null if it could not be read
             pa.field("size", pa.int64()),  # bytes
             pa.field("modified", pa.int64()),  # nanoseconds since 1970
             pa.field("vector", pa.list_(pa.float32(), about.width)),
-            pa.field("class_id", pa.int32()),  # the most probable; null without a head
-            pa.field("probability", pa.float32()),  # null where outputs are no probabilities
-            pa.field("thumbnail", pa.binary()),  # a JPEG file, at most 128 x 128 pixels
+            pa.field("class_id", pa.int32()),  # top class; null without a head
+            pa.field("probability", pa.float32()),  # of the top class; null if outputs are not probabilities
+            pa.field("thumbnail", pa.binary()),  # JPEG file, at most 128 x 128 pixels
             pa.field("error", pa.string()),  # why there is no vector
-            pa.field("vanished", pa.bool_(), nullable=False),  # the file was not there any more
+            pa.field("vanished", pa.bool_(), nullable=False),  # the file is missing
         ],
         metadata={KEY: about.to_json()},
     )
@@ -346,15 +353,15 @@ def _between(column: pa.Array, least: float, most: float) -> pa.Array:
 
 
 def values_of(column: pa.Array, width: int) -> NDArray[np.float32]:
-    """(N, width) of a column of vectors; NaN where a value, or a whole vector, is missing."""
+    """Return a column of vectors as (N, width); a missing value or vector is NaN."""
     import numpy as np
 
-    flat = column.values.slice(column.offset * width, len(column) * width)  # those of missing ones among them
+    flat = column.values.slice(column.offset * width, len(column) * width)  # `flatten` would skip missing vectors
     return np.ascontiguousarray(flat.to_numpy(zero_copy_only=False).reshape(len(column), width), "<f4")
 
 
 def _column(rows: Sequence[Mapping[str, Any]], field: pa.Field) -> pa.Array:
-    """One column of rows; vectors are arrays, which need no numbers of Python in between."""
+    """Return one column of rows; vectors are copied as arrays, without a detour over Python numbers."""
     import numpy as np
     import pyarrow as pa
 
@@ -371,21 +378,21 @@ def _column(rows: Sequence[Mapping[str, Any]], field: pa.Field) -> pa.Array:
 
 
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-UNKNOWN = os.stat_result([stat.S_IFREG, *[0] * 9])  # of a file that may not be looked at
-ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")  # what `text_of` writes
+UNKNOWN = os.stat_result([stat.S_IFREG, *[0] * 9])  # for a file that cannot be inspected
+ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")  # bytes as `text_of` writes them
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """One file of an index.
+    """A file of an index.
 
     Attributes:
-        paths: all that lead to it: hard links, symbolic links, and paths through another mount. The first one is no
-            link where any of them is none.
-        gone: nothing is there.
-        link: all of its paths are symbolic links.
-        bytes: its size; None where it is gone or may not be looked at.
-        width, height: in pixels as they are stored; None where its header cannot be read.
+        paths: all paths to it, including hard links, symbolic links and other mounts; the first is not a link unless
+            all are.
+        gone: the file is missing.
+        link: all paths are symbolic links.
+        bytes: file size; None if the file is missing or cannot be inspected.
+        width, height: size in pixels as stored; None if the header cannot be read.
     """
 
     paths: tuple[str, ...]
@@ -397,35 +404,35 @@ class PictureFile:
 
     @property
     def pixels(self) -> int:
-        """0 where they are not known."""
+        """Number of pixels; 0 if unknown."""
         return (self.width or 0) * (self.height or 0)
 
 
 def text_of(path: str) -> str:
-    """A path as text that any file can hold: bytes of its name that are no UTF-8 are written as \\xff."""
+    """Encode a path as valid text: bytes that are not UTF-8 are written such as \\xff."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def file_of(path: str) -> str:
-    """The path that `text_of` wrote as this text."""
+    """Decode a path that `text_of` encoded."""
     if "\\x" not in path or os.path.lexists(path):
         return path
     return os.fsdecode(ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), path.encode()))
 
 
 def is_there(path: str) -> bool:
-    """Whether a path of an index leads to a file, which may be one that cannot be read."""
+    """Return whether a path of an index leads to a file, readable or not."""
     return _state(path) is not None
 
 
 def usable(paths: Sequence[str]) -> tuple[str, ...]:
-    """Of the paths of one picture those that are there, links last; none where all are gone."""
+    """Return the existing ones among the paths of a picture, links last."""
     there = [path for path in paths if is_there(path)]
     return tuple(sorted(there, key=_leads_elsewhere) if len(there) > 1 else there)
 
 
 def files_of(paths: Iterable[str]) -> list[PictureFile]:
-    """The files that paths of an index lead to, each with all of its paths, in the order of the paths."""
+    """Group paths of an index by file, in the order of the paths."""
     found: dict[object, list[str]] = {}
     states: dict[str, os.stat_result | None] = {}
     for path in paths:
@@ -447,33 +454,33 @@ def _file(paths: list[str], state: os.stat_result | None) -> PictureFile:
 
 
 def _state(path: str) -> os.stat_result | None:
-    """What the system says of a file; None where there is none."""
+    """Return the `stat` result of a regular file, UNKNOWN if it cannot be inspected, or None if it is missing."""
     if os.name == "nt" and path.startswith(("//", "\\\\")):  # a stranger's index must not reach another machine
         return UNKNOWN
     try:
         state = os.stat(file_of(path))  # noqa: PTH116 - the paths are texts, and many
     except OSError as error:
         return None if error.errno in NOT_THERE else UNKNOWN
-    except ValueError:  # a zero byte
+    except ValueError:  # null byte in the path
         return None
     return state if stat.S_ISREG(state.st_mode) else None
 
 
 def _leads_elsewhere(path: str) -> tuple[bool, bool]:
-    """For sorting: whether a path is a link, and whether a folder in it is one."""
+    """Return a sort key: whether a path is a link, and whether it contains a linked folder."""
     path = file_of(path)
     return os.path.islink(path), os.path.realpath(path) != path  # noqa: PTH114
 
 
-NAMESPACE = "__manifest"  # a folder: LanceDB's table of where tables lie
-MOST_MANIFEST = 1 << 28  # bytes; each file of a table takes some hundred
-MOST_FIELDS = 2_000_000  # of all manifests together, which takes some seconds
-BASE_PATHS = 18  # the field of a manifest that names where else data lie
-FOOTER = 16  # bytes at the end: where the manifest begins, the version of the format, "LANC"
+NAMESPACE = "__manifest"  # folder of LanceDB's namespace table, which locates tables
+MOST_MANIFEST = 1 << 28  # bytes; a manifest has about a hundred per file of the table
+MOST_FIELDS = 2_000_000  # in all manifests together; reading them takes a few seconds
+BASE_PATHS = 18  # manifest field that names other locations of data
+FOOTER = 16  # bytes at the end of a manifest: its offset, the format version, "LANC"
 
 
 def check_table_folder(address: Path, name: str) -> None:
-    """Raise OSError, in one sentence, where a table could lead LanceDB out of its folder, or a manifest is damaged.
+    """Raise OSError if a table could lead LanceDB out of its folder, or a manifest is damaged.
 
     Source: `message Manifest` of https://github.com/lance-format/lance/blob/main/protos/table.proto.
     """
@@ -491,7 +498,7 @@ def check_table_folder(address: Path, name: str) -> None:
                 if number == BASE_PATHS:
                     raise ValueError("names other folders or stores that hold the table's data")
                 if fields > MOST_FIELDS:
-                    raise ValueError(f"and others have more than {MOST_FIELDS:,} parts")
+                    raise ValueError(f"and others have more than {MOST_FIELDS:,} fields")
         except ValueError as error:
             raise OSError(
                 f"{address} cannot be used ({manifest.name} {error}); repair it, or index into another folder"
@@ -499,19 +506,19 @@ def check_table_folder(address: Path, name: str) -> None:
 
 
 def _fields(manifest: Path) -> Iterator[int]:
-    """The numbers of the fields of a manifest; ValueError where it is none."""
+    """Yield the field numbers of a manifest; raise ValueError if it is damaged."""
     with open_file(manifest, max_bytes=MOST_MANIFEST, follow_links=False) as file:
         content = file.read()
     start = int.from_bytes(content[-FOOTER : -FOOTER + 8], "little")
     length = int.from_bytes(content[start : start + 4], "little")
     message = memoryview(content)[start + 4 : start + 4 + length]
     if content[-4:] != b"LANC" or len(message) != length:
-        raise ValueError("does not end as LanceDB ends it")
+        raise ValueError("has no valid footer")
     yield from _numbers(message)
 
 
 def size_of(address: Path, name: str) -> int:
-    """Bytes of all files of a table."""
+    """Return the total size of a table's files in bytes."""
     return sum(
         (Path(folder) / file).lstat().st_size
         for folder, _, files in os.walk(address / f"{name}.lance")
@@ -520,7 +527,7 @@ def size_of(address: Path, name: str) -> int:
 
 
 def _numbers(message: memoryview) -> Iterator[int]:
-    """The numbers of the fields of a protobuf message; ValueError where it is none.
+    """Yield the field numbers of a protobuf message; raise ValueError if it is malformed.
 
     Source: https://protobuf.dev/programming-guides/encoding/.
     """
@@ -537,16 +544,16 @@ def _numbers(message: memoryview) -> Iterator[int]:
         elif kind in (1, 5):
             place += 8 if kind == 1 else 4
         else:
-            raise ValueError(f"has a field of kind {kind}")
+            raise ValueError(f"has a field of wire type {kind}")
     if place > len(message):
         raise ValueError("ends early")
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, and where the next one begins."""
+    """Decode a varint (7 bits per byte); return it and the next offset."""
     found = 0
     for number, byte in enumerate(message[place : place + 10]):
         found |= (byte & 127) << (7 * number)
         if byte < 128:
             return found, place + number + 1
-    raise ValueError("has a number that does not end")
+    raise ValueError("has an unterminated varint")

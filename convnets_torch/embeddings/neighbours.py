@@ -1,9 +1,9 @@
 """Nearest neighbours: exact search in memory-mapped vectors, and approximate search by LanceDB.
 
-The file lies in the user's own cache, never in the folder of the index, which may be a stranger's. It is derived from
-the table and says from which state of it; when that is no longer the table's, it is made anew.
-Of a folder the state is the names, sizes and times of its manifests, one of which LanceDB adds with each commit, so
-that asking for it needs neither LanceDB, whose import takes a second or two, nor torch.
+Exact search reads a copy of the table's vectors in the user's own cache, never in the folder of the index, which may be
+a stranger's. The copy records the state of the table that it was made from, and is rebuilt when the table has changed.
+For a local folder the state is a hash of names, sizes and times of its manifests, of which LanceDB adds one per commit,
+so checking it imports neither LanceDB, which takes a second or two, nor torch.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from convnets_torch.text import check_choice
 
 Metric: TypeAlias = Literal["cosine", "l2", "dot"]
 
-SCORES = 1 << 24  # that are in memory at once
-SPARE = 16  # candidates beyond those wanted, whose scores are computed anew with more digits
+SCORES = 1 << 24  # maximum number of scores in memory
+SPARE = 16  # candidates beyond k whose scores are recomputed in float64
 
 
 def lengths_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, values) -> (N,): the lengths of vectors."""
+    """Return the L2 norms (N,) of vectors (N, values)."""
     return np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)).astype(np.float32)
 
 
@@ -55,28 +55,28 @@ def nearest(
     allowed: NDArray[np.bool_] | None = None,
     left_out: list[NDArray[np.int64]] | None = None,
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """The k nearest of many vectors to each query, by looking at all of them.
+    """Find the k nearest vectors to each query by exact search.
 
-    Products are taken in float32, in which two vectors that are nearly the same cannot be told apart; the best k and 16
-    more are then compared in float64.
+    Scores are first computed in float32, which cannot tell nearly equal vectors apart; the best k + 16 candidates are
+    then compared in float64.
 
     Args:
-        vectors: (N, values); may be mapped from a file, and is read once for as many queries as 16 million scores
-            have room for.
+        vectors: (N, values); may be memory-mapped. They are read once per block of queries with up to 16 million
+            scores.
         queries: (Q, values).
-        k: how many for each query; fewer where there are not so many.
-        metric: "cosine", the product of the vectors divided by their lengths, 0 where one has none; "dot", the
-            product; "l2", the distance.
-        lengths: (N,), of the vectors, if they are known.
-        allowed: (N,), which vectors count; all by default.
-        left_out: for each query the rows that do not count for it.
+        k: number of results per query; fewer if there are not enough vectors.
+        metric: "cosine", the cosine similarity, 0 for a zero vector; "dot", the dot product; "l2", the Euclidean
+            distance.
+        lengths: (N,), L2 norms of the vectors, if known.
+        allowed: (N,), mask of vectors to search; all by default.
+        left_out: rows to exclude, for each query.
 
     Returns:
-        For each query (rows, scores), the nearest first: the largest cosines or products, the smallest distances. Of
-        equal ones the lower row comes first.
+        For each query (rows, scores), the nearest first: the largest cosines or products, the smallest distances. Ties
+        are in row order.
 
     Raises:
-        ValueError: the metric is not known, k is none, or the vectors are of other sizes.
+        ValueError: the metric is unknown, k is below 1, or the sizes of vectors and queries differ.
 
     >>> vectors = np.array([[1, 0], [3, 4], [0, 2]], np.float32)
     >>> [(rows, scores)] = nearest(vectors, np.array([[0, 1]], np.float32), 2)
@@ -85,7 +85,7 @@ def nearest(
     """
     check_choice(metric, get_args(Metric), "metric")
     if k < 1:
-        raise ValueError(f"{k} nearest vectors are none; ask for 1 or more")
+        raise ValueError(f"k must be 1 or more, got {k}")
     if vectors.shape[1] != queries.shape[-1] or queries.ndim != 2:
         raise ValueError(f"queries are {queries.shape}, but the vectors have {vectors.shape[1]} values each")
     queries = np.ascontiguousarray(queries, np.float32)
@@ -96,7 +96,7 @@ def nearest(
     found = []
     for start in range(0, len(queries), together):
         block = queries[start : start + together]
-        scores = _scores(vectors, block, metric, lengths)  # (N,) or (N, Q): the larger, the nearer
+        scores = _scores(vectors, block, metric, lengths)  # (N,) or (N, Q), larger is nearer
         for place in range(len(block)):
             column = scores if scores.ndim == 1 else np.ascontiguousarray(scores[:, place])
             if allowed is not None:
@@ -115,7 +115,7 @@ def _scores(
     assert lengths is not None
     known = lengths if products.ndim == 1 else lengths[:, None]
     if metric == "cosine":
-        products /= np.maximum(known, np.float32(1e-30))  # those of the queries change no order
+        products /= np.maximum(known, np.float32(1e-30))  # the query's length does not change the order
     else:
         products *= 2
         products -= known * known
@@ -125,7 +125,7 @@ def _scores(
 def _best(
     vectors: NDArray[np.float32], query: NDArray[np.float32], scores: NDArray[np.float32], k: int, metric: Metric
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The rows of the largest scores, compared anew in float64."""
+    """Return the k best rows and their scores, recomputed in float64."""
     most = min(len(scores), k + SPARE)
     rows = np.sort(np.argpartition(scores, len(scores) - most)[len(scores) - most :])
     rows = rows[np.isfinite(scores[rows])]
@@ -135,7 +135,7 @@ def _best(
 
 
 def exact_scores(vectors: NDArray[np.float64], query: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
-    """What the metric says of each vector and the query."""
+    """Return the metric between each vector and the query."""
     if metric == "l2":
         return np.asarray(np.linalg.norm(vectors - query, axis=1))
     products = vectors @ query
@@ -151,21 +151,20 @@ SHAPES = {
 }  # fmt: skip
 SMALL = {"lengths": "<f4", "class_ids": "<i4", "probabilities": "<f4"}
 SCHEMA = "3"
-HEADER = 2048  # bytes that names, kinds and places of the arrays take at most
+HEADER = 2048  # maximum bytes of names, dtypes and offsets of the arrays
 
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """The vectors that an index searches, and what is said of each; arrays that are not to be written to.
+    """The searchable vectors of an index and their metadata; the arrays are read-only.
 
     Attributes:
         vectors: (N, values) float32.
-        lengths: (N,) float32, of the vectors.
-        class_ids: (N,) int32, the most probable class; -1 where there is none.
-        probabilities: (N,) float32, its probability; NaN where there is none.
+        lengths: (N,) float32, L2 norms of the vectors.
+        class_ids: (N,) int32, top class, or -1 if unknown.
+        probabilities: (N,) float32, probability of the top class, or NaN if unknown.
         hashes: (N, 32) uint8, sha256 of the files.
-        first: (N,) int64, for each row the first one with the same content: rows of one picture, which has several
-            paths.
+        first: (N,) int64, first row with the same content; a picture with several paths has several rows.
     """
 
     vectors: NDArray[np.float32]
@@ -174,19 +173,19 @@ class Vectors:
     probabilities: NDArray[np.float32]
     hashes: NDArray[np.uint8]
     first: NDArray[np.int64]
-    _names: NDArray[np.uint8]  # paths in UTF-8, one after another
-    _ends: NDArray[np.int64]  # where each of them ends
+    _names: NDArray[np.uint8]  # concatenated paths in UTF-8
+    _ends: NDArray[np.int64]  # end offset of each path
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def path(self, row: int) -> str:
-        """The path of a row."""
+        """Return the path of a row."""
         start = int(self._ends[row - 1]) if row else 0
         return self._names[start : int(self._ends[row])].tobytes().decode()
 
     def paths(self) -> list[str]:
-        """Those of all rows."""
+        """Return the paths of all rows."""
         names, start, found = self._names.tobytes(), 0, []
         for end in self._ends.tolist():
             found.append(names[start:end].decode())
@@ -194,7 +193,7 @@ class Vectors:
         return found
 
     def row_of(self, path: str) -> int | None:
-        """The row of a path, if there is one."""
+        """Return the row of a path, or None."""
         name = np.frombuffer(path.encode("utf-8", "surrogateescape"), np.uint8)
         rows = np.flatnonzero(np.diff(self._ends, prepend=0) == len(name))
         for back in range(1, len(name) + 1):  # from the end, where paths differ most
@@ -202,42 +201,42 @@ class Vectors:
         return int(rows[0]) if len(rows) else None
 
     def rows_with(self, sha256: str) -> NDArray[np.int64]:
-        """The rows of files with this content."""
+        """Return the rows of files with this content."""
         wanted = np.frombuffer(bytes.fromhex(sha256), np.uint8)
         some = np.flatnonzero((self.hashes[:, :4] == wanted[:4]).all(1))
         return some[(self.hashes[some] == wanted).all(1)]
 
 
 def place_of(address: str) -> Path | None:
-    """Where the vectors of an index are kept: in the user's cache; None for one in memory."""
+    """Return the cache file for the vectors of an index, or None for an index in memory."""
     if address.startswith("memory:"):
         return None
-    return _folder() / f"{hashlib.sha256(_whole(address).encode()).hexdigest()[:24]}.cache"
+    return _folder() / f"{hashlib.sha256(_absolute_address(address).encode()).hexdigest()[:24]}.cache"
 
 
 def _folder() -> Path:
     return cache_folder() / "vectors"
 
 
-def _whole(address: str) -> str:
-    """An address that means the same from everywhere."""
+def _absolute_address(address: str) -> str:
+    """Return an address that does not depend on the working directory."""
     return str(resolved(address)) if is_local(address) else address
 
 
 def state_of(address: str, table: PictureTable | None = None) -> str:
-    """What changes whenever the table does; of other addresses than folders, only the table itself can say."""
+    """Return a text that changes with every change of the table; remote addresses need the open `table`."""
     if not is_local(address):
         return "" if table is None else f"{table.about.made} version {table.version}"
-    told = []
+    manifests = []
     with contextlib.suppress(OSError):
         for manifest in sorted((Path(address) / f"{TABLE}.lance" / "_versions").glob("*.manifest")):
             state = manifest.stat()
-            told.append((manifest.name, state.st_size, state.st_mtime_ns))
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+            manifests.append((manifest.name, state.st_size, state.st_mtime_ns))
+    return hashlib.sha256(json.dumps(manifests).encode()).hexdigest()
 
 
 def kept(address: str, state: str) -> tuple[About, Vectors] | None:
-    """What is kept of a table in this state; None where there is nothing, or of another state, or damaged."""
+    """Return the cached vectors of a table in this state, or None if they are missing, outdated or damaged."""
     place = place_of(address)
     if place is None or not place.exists():
         return None
@@ -246,7 +245,11 @@ def kept(address: str, state: str) -> tuple[About, Vectors] | None:
         with open_own(place) as file:
             header = header_of_opened(file, place)
             metadata = header["__metadata__"]
-            if (metadata["schema"], metadata["state"], metadata["address"]) != (SCHEMA, state, _whole(address)):
+            if (metadata["schema"], metadata["state"], metadata["address"]) != (
+                SCHEMA,
+                state,
+                _absolute_address(address),
+            ):
                 return None
             about, vectors = About.from_json(metadata["about"]), Vectors(**map_arrays(file, header, SHAPES))
             _check(vars(vectors))
@@ -254,40 +257,42 @@ def kept(address: str, state: str) -> tuple[About, Vectors] | None:
         return None
     if vectors.vectors.shape != (len(vectors), about.width) or vectors.hashes.shape != (len(vectors), 32):
         return None
-    _remark(address, int(metadata["left_out"]))
+    _warn_left_out(address, int(metadata["left_out"]))
     return about, vectors
 
 
 def _check(arrays: dict[str, NDArray[Any]]) -> None:
-    """Raise ValueError where what was kept is damaged."""
+    """Raise ValueError if cached arrays are damaged."""
     rows = len(arrays["_ends"])
     if (
         any(arrays[name].ndim != dimensions for name, dimensions in SHAPES.items())
         or any(len(arrays[name]) != rows for name in SHAPES if name != "_names")
         or (rows and arrays["_ends"][-1] != len(arrays["_names"]))
     ):
-        raise ValueError("its arrays are not of the same pictures")
+        raise ValueError("its arrays have different lengths")
     if ((arrays["first"] < 0) | (arrays["first"] > np.arange(rows))).any():
-        raise ValueError("it has a row that stands for none")
+        raise ValueError("its rows refer to rows that do not exist")
 
 
-def _remark(address: str, left_out: int) -> None:
+def _warn_left_out(address: str, left_out: int) -> None:
     if left_out:
-        sentence = (
-            f"{address}: left out {left_out} of its rows, whose path, sha256, class, probability or vector is none;"
-            " make the index anew"
+        warnings.warn(
+            f"{address}: left out {left_out} of its rows, whose path, sha256, class, probability or vector is invalid;"
+            " create the index again",
+            IndexWarning,
+            stacklevel=4,
         )
-        warnings.warn(sentence, IndexWarning, stacklevel=4)
 
 
 def keep(table: PictureTable, state: str) -> Vectors:
-    """The vectors of a table, written to where they are kept, and mapped; in memory where the table is.
+    """Cache the vectors of a table and return them memory-mapped; a table in memory is read into memory.
 
-    Of the vectors, memory holds some thousand at a time.
+    A few thousand vectors are in memory at a time.
 
     Args:
-        table: as it was opened.
-        state: asked for before it was opened, so that a commit in between makes the file old, not wrong.
+        table: the open table.
+        state: `state_of` from before the table was opened, so that a commit in between makes the cache outdated, not
+            wrong.
 
     Raises:
         OSError: the table is damaged, or the file cannot be written.
@@ -297,7 +302,7 @@ def keep(table: PictureTable, state: str) -> Vectors:
     if place is None:
         blocks: list[NDArray[np.float32]] = [np.zeros((0, table.about.width), np.float32)]
         arrays, left_out = _read(table, lambda block: blocks.append(block.copy()))
-        _remark(table.address, left_out)
+        _warn_left_out(table.address, left_out)
         return Vectors(vectors=np.concatenate(blocks), **arrays)
     try:
         make_folder(cache_folder(), "vectors")
@@ -305,12 +310,17 @@ def keep(table: PictureTable, state: str) -> Vectors:
         if not error.strerror:
             raise
         raise OSError(
-            f"{place.parent} cannot be made ({error.strerror}), and search keeps vectors there; set CONVNETS_TORCH_HOME"
-            " to a folder of yours"
+            f"{place.parent} cannot be created ({error.strerror}), and search caches vectors there; set"
+            " CONVNETS_TORCH_HOME to a folder of yours"
         ) from None
     check_own_folder(place.parent)
     _remove_orphans()
-    metadata = {"schema": SCHEMA, "state": state, "address": _whole(table.address), "about": table.about.to_json()}
+    metadata = {
+        "schema": SCHEMA,
+        "state": state,
+        "address": _absolute_address(table.address),
+        "about": table.about.to_json(),
+    }
     with replacing(place) as temporary, temporary.open("wb") as file:
         room = HEADER + len(json.dumps(metadata))
         room += -room % 64
@@ -329,7 +339,7 @@ def keep(table: PictureTable, state: str) -> Vectors:
 
 
 def _remove_orphans() -> None:
-    """Remove what is kept of folders that hold no index any more, and what older versions kept."""
+    """Delete cached vectors of folders without an index, and those of older versions."""
     for place in _folder().glob("*.cache"):
         try:
             with open_own(place) as file:
@@ -342,7 +352,7 @@ def _remove_orphans() -> None:
 
 
 def _read(table: PictureTable, take: Callable[[NDArray[np.float32]], object]) -> tuple[dict[str, NDArray[Any]], int]:
-    """The small columns as arrays, and how many rows were left out; `take` gets the vectors, block by block."""
+    """Return the small columns and the number of invalid rows; pass the vectors to `take` in blocks."""
     columns: dict[str, list[NDArray[Any]]] = {name: [np.zeros(0, kind)] for name, kind in SMALL.items()}
     hashes, names = [], []
     left_out = 0
@@ -355,7 +365,7 @@ def _read(table: PictureTable, take: Callable[[NDArray[np.float32]], object]) ->
             batch = batch.filter(sound)
         block = values_of(batch["vector"], table.about.width)
         take(block)
-        columns["lengths"].append(np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64)).astype("<f4"))
+        columns["lengths"].append(lengths_of(block).astype("<f4"))
         columns["class_ids"].append(batch["class_id"].fill_null(-1).to_numpy(zero_copy_only=False))
         columns["probabilities"].append(batch["probability"].fill_null(np.nan).to_numpy(zero_copy_only=False))
         hashes.append(bytes.fromhex("".join(batch["sha256"].to_pylist())))
@@ -372,7 +382,7 @@ def _read(table: PictureTable, take: Callable[[NDArray[np.float32]], object]) ->
 
 
 def _first(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """(N,), for each row the first one with the same content."""
+    """Return for each row (N,) the first row with the same content."""
     first = np.arange(len(hashes), dtype="<i8")
     starts = np.ascontiguousarray(hashes[:, :8]).view("<u8").reshape(-1)
     order = np.argsort(starts)
@@ -383,10 +393,10 @@ def _first(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
     return first
 
 
-LEAST = 256  # vectors that the index can be trained on
-ROWS_IN_PART = 4096  # of the table, about, in each of the parts that the index sorts vectors into
-PROBED = 20  # parts that are looked at
-REFINED = 10  # times k candidates are compared with their vectors
+LEAST = 256  # vectors needed to train the approximate index
+ROWS_IN_PART = 4096  # approximate rows per IVF partition
+PROBED = 20  # partitions searched
+REFINED = 10  # times k candidates are reranked by their exact vectors
 
 
 def approximate_nearest(
@@ -398,10 +408,10 @@ def approximate_nearest(
     class_ids: tuple[int, ...] | None,
     left_out: list[NDArray[np.int64]],
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """What `nearest` gives for the vectors of a table, by its index, which is made where there is none."""
+    """Approximate `nearest` by LanceDB's vector index, which is created if missing."""
     if len(held) < LEAST:
         raise ValueError(
-            f"{table.address} has {len(held)} vectors, too few to be approximate (from {LEAST} on); search exactly"
+            f"{table.address} has {len(held)} vectors, and approximate search needs {LEAST} or more; search exactly"
         )
     make_index(table, metric, len(held))
     places = {path: row for row, path in enumerate(held.paths())}
@@ -415,7 +425,7 @@ def approximate_nearest(
                 search = search.where(where, prefilter=True).nprobes(PROBED).refine_factor(REFINED)
                 paths = search.select(["path", "_distance"]).limit(limit).to_arrow()["path"].to_pylist()
             rows = np.array([places[path] for path in paths if path in places], np.int64)
-            rows = np.array(list(dict.fromkeys(held.first[rows].tolist())), np.int64)  # pictures, not their copies
+            rows = np.array(list(dict.fromkeys(held.first[rows].tolist())), np.int64)  # drop copies
             rows = rows[~np.isin(rows, others)][:k]
             if len(rows) == k or len(paths) < limit:
                 break
@@ -427,7 +437,7 @@ def approximate_nearest(
 
 
 def make_index(table: PictureTable, metric: Metric, count: int) -> None:
-    """An index of the vectors for a metric, in the place of one for another; nothing where it is there."""
+    """Create the approximate index for a metric, replacing one for another metric, unless it exists."""
     from lancedb.index import IvfPq
 
     with refusing(table.address):

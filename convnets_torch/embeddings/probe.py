@@ -1,8 +1,8 @@
-"""Probes: kNN and linear classifiers on feature vectors, what they confuse, and networks made of them.
+"""Probes: kNN and linear classifiers on feature vectors, their confusion matrices, and networks made from them.
 
-Three are tried: the five nearest neighbours by cosine; a linear support vector machine (LIBLINEAR's, each class against
-the rest, with LIBLINEAR's own tolerance of 0.1); and logistic regression, of all classes together. All standardise
-values first (mean 0, deviation 1), by what the pictures they learn from have.
+Three classifiers are cross-validated: five nearest neighbours by cosine; a linear support vector machine (LIBLINEAR,
+one-vs-rest, with LIBLINEAR's own tolerance of 0.1); and multinomial logistic regression. Values are first standardised
+(mean 0, standard deviation 1) with the statistics of the training pictures.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LabelledVectors:
-    """Vectors, and the class of each.
+    """Vectors and their class labels.
 
     Attributes:
         vectors: (N, values) float32.
-        labels: (N,) int64, places in `classes`.
-        classes: their names.
-        paths: of the N pictures; empty where they are not known.
-        failed: pictures that could not be used, and why.
-        remarks: sentences on what was left out.
-        computed: how many of the vectors were not in the cache.
+        labels: (N,) int64, indices into `classes`.
+        classes: class names.
+        paths: paths of the N pictures; empty if unknown.
+        failed: pictures that failed, with their errors.
+        remarks: warnings about pictures that were left out.
+        computed: number of vectors that were not in the cache.
     """
 
     vectors: NDArray[np.float32]
@@ -82,33 +82,33 @@ def embed_classes(
     depth: Depth = None,
     background: Background = None,
 ) -> LabelledVectors:
-    """The vectors of pictures in class folders, as `embed` gives them; from the cache, where they are in it.
+    """Embed pictures in class folders as `embed` does, reading vectors from the feature cache where possible.
 
-    Pictures are read as `classify` reads them. In the cache a vector is known by the content of the picture's file,
-    and by what made it: parameters and card of the network, precision, device, version of this library. Renamed and
-    moved pictures are found again. Every 256 vectors are written, so a process that is killed loses no more.
+    Pictures are read as `classify` reads them. The cache key of a vector is the sha256 of the picture file together
+    with the parameters and card of the network, precision, device and version of this library, so renamed and moved
+    pictures are found. Vectors are written in groups of 256, the most that a killed process loses.
 
     Args:
-        network: in eval mode, with its card, on the device where it is to run, as `load` gives it; not prepared.
-        folder: with a sub-folder for each class, as `find_classes` takes it; or what that gives, or any other classes
-            with their files.
-        precision: as in `prepare`; None runs the network as it is.
-        cache: a folder for vectors; by default `features` in the cache, where weights are kept by name.
-        progress: told how many pictures of how many are done.
+        network: in eval mode, with its card, on the device to run on, as from `load`; not prepared.
+        folder: folder with a sub-folder per class, as in `find_classes`; or the result of `find_classes`, or any other
+            mapping from classes to files.
+        precision: as in `prepare`; None runs the network unchanged.
+        cache: folder for vectors; by default `features` in the library's cache folder.
+        progress: called with (pictures done, total pictures).
         batch, workers, max_pixels, allow_truncated, depth, background: as in `predict`.
 
     Returns:
-        Vectors in the order of classes and paths. Copies of a picture within a class are left out, since they would be
-        learnt in one fold and asked for in another.
+        Vectors in the order of classes and paths. Copies of a picture within a class are left out, since they could be
+        in both the training and the test part of a fold.
 
     Raises:
-        OSError: the folder is none; or the cache cannot be written.
-        ValueError: as `find_classes`; no picture could be used; the network has no card, is in training mode, or was
-            prepared; activations are NaN or infinite.
+        OSError: `folder` is not a folder, or the cache cannot be written.
+        ValueError: as in `find_classes`; no picture could be used; the network has no card, is in training mode or is
+            already prepared; activations are NaN or infinite.
 
     Warns:
-        PictureWarning: as `find_classes`.
-        MemoryWarning: memory ran out, and the work goes on in smaller batches.
+        PictureWarning: as in `find_classes`.
+        MemoryWarning: memory ran out; work continues in smaller batches.
     """
     network = as_network(network)
     check_unpacked(network)
@@ -123,7 +123,7 @@ def embed_classes(
 
 
 def _labelled(classes: tuple[str, ...], pictures: list[tuple[Path, int]], found: KeptVectors) -> LabelledVectors:
-    """Pictures with their vectors: each content once in a class, and those that failed apart."""
+    """Label the vectors, keeping each content once per class."""
     kept: dict[tuple[str, int], Path] = {}
     copies = 0
     for path, label in pictures:
@@ -135,19 +135,19 @@ def _labelled(classes: tuple[str, ...], pictures: list[tuple[Path, int]], found:
     failed = tuple((str(path), found.failed[path]) for path, _ in pictures if path in found.failed)
     if not kept:
         raise ValueError(f"none of {len(failed)} pictures could be used; the first: {failed[0][1]}")
-    told = list(found.remarks)
+    remarks = list(found.remarks)
     if copies:
-        told.append(f"{copies} pictures have the same content as another of their class and were left out")
+        remarks.append(f"{copies} pictures have the same content as another of their class and were left out")
     places = Counter(digest for digest, _ in kept)
     if several := [path for (digest, _), path in kept.items() if places[digest] > 1]:
-        told.append(f"{len(several)} pictures have the same content in several classes, such as {several[0]}")
+        remarks.append(f"{len(several)} pictures have the same content in several classes, such as {several[0]}")
     return LabelledVectors(
         np.stack([found.vectors[digest] for digest, _ in kept]),
         np.array([label for _, label in kept], np.int64),
         classes,
         tuple(kept.values()),
         failed,
-        tuple(told),
+        tuple(remarks),
         found.computed,
     )
 
@@ -156,26 +156,27 @@ Kind = Literal["knn", "svm", "logistic"]
 LinearKind = Literal["svm", "logistic"]
 
 NEIGHBORS = 5
-STRENGTHS = {"svm": 0.01, "logistic": 0.1}  # C of scikit-learn; small, since values are as many as pictures
-ROUNDS = {"svm": 10_000, "logistic": 1_000}  # after which a fit is given up
-MOST_THREADS = 4  # fits at once, each with a copy of what it learns from
-SEED = 0  # of the folds, of the pictures that learning curves take, and of the solver
-FIRST = 5  # images a class at the beginning of the learning curve, which then doubles
+STRENGTHS = {"svm": 0.01, "logistic": 0.1}  # scikit-learn's C; small, as there are about as many values as pictures
+ROUNDS = {"svm": 10_000, "logistic": 1_000}  # maximum iterations of a fit
+MOST_THREADS = 4  # fits at once, each with a copy of its training vectors
+SEED = 0  # for folds, subsets of the learning curve, and the solver
+FIRST = 5  # images per class at the start of the learning curve, doubled at each step
 
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """How well classifiers tell classes apart that they see in other pictures.
+    """Results of cross-validation.
 
     Attributes:
-        classes: names.
-        labels: (N,), the class of each picture.
-        accuracies: classifier -> share of right answers in each fold, (folds,) 0 to 1.
-        predicted: classifier -> (N,), for each picture the class that it gave without having learnt from that picture;
-            -1 for pictures of classes with fewer pictures than folds, which were only learnt from.
-        curve: images a class -> classifier -> (folds,); the same folds, learning from so many images of each class.
-        learnt: images a class that the classifiers of `accuracies` learnt from, on average over classes.
-        remarks: sentences, such as that a fit did not converge.
+        classes: class names.
+        labels: (N,), true class of each picture.
+        accuracies: classifier -> (folds,) accuracy in each fold, 0 to 1.
+        predicted: classifier -> (N,) class predicted while the picture was in the test part; -1 for pictures of classes
+            with fewer pictures than folds, which are only trained on.
+        curve: images per class -> classifier -> (folds,) accuracy in the same folds, trained on so many images of each
+            class.
+        learnt: training images per class for `accuracies`, averaged over classes.
+        remarks: warnings, such as about fits that did not converge.
     """
 
     classes: tuple[str, ...]
@@ -193,23 +194,23 @@ class Probed:
 
     @property
     def chance(self) -> float:
-        """The accuracy of always giving the most frequent class, 0 to 1."""
+        """Accuracy of always predicting the most frequent class, 0 to 1."""
         counts = np.bincount(self.labels[self.predicted["knn"] >= 0])
         return float(counts.max() / counts.sum())
 
     @property
     def best(self) -> LinearKind:
-        """The linear classifier of the higher mean accuracy, which can become a head; of equals logistic regression."""
+        """The linear classifier with the higher mean accuracy; logistic regression on a tie."""
         return "svm" if self.accuracies["svm"].mean() > self.accuracies["logistic"].mean() else "logistic"
 
     def confusion(self, kind: Kind) -> NDArray[np.int64]:
-        """(classes, classes): how many pictures of the row's class were given the column's."""
+        """Return the confusion matrix (classes, classes): true classes in rows, predicted classes in columns."""
         count, asked = len(self.classes), self.predicted[kind] >= 0
         pairs = np.bincount((self.labels * count + self.predicted[kind])[asked], minlength=count * count)
         return pairs.reshape(count, count)
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers as plain data for JSON: `spread` is the standard deviation over the folds."""
+        """Return plain data for JSON; `spread` is the standard deviation over folds."""
         return {
             "classes": dict(zip(self.classes, self.counts.tolist(), strict=True)),
             "chance": self.chance,
@@ -229,16 +230,15 @@ def _figures(values: NDArray[np.float64]) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """A linear classifier of vectors, with the standardising of values in its numbers.
+    """A linear classifier of vectors, with standardisation folded into weight and bias.
 
     Attributes:
-        kind: "logistic": `softmax(logits)` is what scikit-learn's `predict_proba` gives. "svm": logits are the decision
-            values, each class against the rest, whose largest is the answer; their softmax adds up to 1 and has the
-            same order, but no frequencies stand behind it.
-        classes: names.
+        kind: "logistic": `softmax(logits)` equals scikit-learn's `predict_proba`. "svm": logits are the one-vs-rest
+            decision values; their softmax sums to 1 and keeps the order, but is not a calibrated probability.
+        classes: class names.
         weight: (classes, values) float64.
         bias: (classes,) float64.
-        pictures: how many it learnt from.
+        pictures: number of training pictures.
     """
 
     kind: LinearKind
@@ -248,28 +248,27 @@ class LinearProbe:
     pictures: int
 
     def logits(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
-        """(N, values) -> (N, classes)."""
+        """Return logits (N, classes) of vectors (N, values)."""
         return vectors @ self.weight.T + self.bias
 
 
 def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Progress | None = None) -> Probed:
-    """Measure how well vectors tell classes apart, by cross-validation.
+    """Measure how well vectors separate classes, by stratified cross-validation.
 
-    Pictures are dealt into `folds` parts with the same share of each class; each part is classified by what was
-    learnt from the others, standardising included. All classifiers have the same parts, and the same call gives the
-    same figures. Classes with fewer pictures than folds are learnt in all of them and never asked for; a remark names
-    them. The learning curve takes 5, 10, 20, ... images of each class out of those of the other parts, as
-    far as the smallest class has them, the fewer among the more.
+    Each fold is classified by models, including standardisation, fitted on the other folds. All classifiers use the
+    same folds, and results are reproducible. Classes with fewer pictures than folds are always in the training part and
+    never tested; a remark names them. The learning curve trains on 5, 10, 20, ... images of each class, up to the size
+    of the smallest class; smaller subsets are contained in larger ones.
 
     Args:
-        labelled: as `embed_classes` gives them, or made of vectors of your own.
-        folds: 2 or more.
-        progress: told how many fits of how many are done.
+        labelled: as from `embed_classes`, or made from other vectors.
+        folds: number of folds, 2 or more.
+        progress: called with (fits done, total fits).
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: fewer than two classes with as many pictures as folds; a class without pictures; fewer folds than 2;
-            or vectors that are not finite.
+        ValueError: fewer than two classes have as many pictures as folds; a class has no pictures; fewer than 2 folds;
+            vectors contain NaN or infinity.
 
     >>> generator = np.random.default_rng(0)
     >>> labels = np.repeat([0, 1, 2], 20)
@@ -290,79 +289,80 @@ def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Progress | Non
 
 
 def cross_validated(labelled: LabelledVectors, folds: int, *, progress: Progress | None = None) -> Probed:
-    """`probe` of what was checked; while it runs, the process has one thread of BLAS and no warning of scikit-learn."""
+    """Implement `probe` for checked arguments; limits BLAS to one thread and mutes scikit-learn in the process."""
     from sklearn.model_selection import StratifiedKFold
 
     vectors, labels = labelled.vectors.astype(np.float64), labelled.labels
     with _quiet():
         rare = labelled.counts < folds
-        asked_for, always = np.flatnonzero(~rare[labels]), np.flatnonzero(rare[labels])
-        dealt = StratifiedKFold(folds, shuffle=True, random_state=SEED).split(asked_for, labels[asked_for])
-        parts = [(np.concatenate([asked_for[learnt], always]), asked_for[asked]) for learnt, asked in dealt]
+        tested, always = np.flatnonzero(~rare[labels]), np.flatnonzero(rare[labels])
+        splits = StratifiedKFold(folds, shuffle=True, random_state=SEED).split(tested, labels[tested])
+        parts = [(np.concatenate([tested[train], always]), tested[test]) for train, test in splits]
     sizes, size = [], FIRST
-    while size <= min(int(np.bincount(labels[learnt])[~rare].min()) for learnt, _ in parts):
+    while size <= min(int(np.bincount(labels[train])[~rare].min()) for train, _ in parts):
         sizes.append(size)
         size *= 2
     kinds: tuple[Kind, ...] = get_args(Kind)
     accuracies: dict[str, NDArray[np.float64]] = {kind: np.zeros(folds) for kind in kinds}
     predicted: dict[str, NDArray[np.int64]] = {kind: np.full(len(labels), -1) for kind in kinds}
     curve = {size: {str(kind): np.zeros(folds) for kind in kinds} for size in sizes}
-    given_up = dict.fromkeys(kinds, 0)
-    jobs = [(fold, some, kind) for some in (None, *sizes) for fold in range(folds) for kind in kinds]
+    unconverged = dict.fromkeys(kinds, 0)
+    jobs = [(fold, count, kind) for count in (None, *sizes) for fold in range(folds) for kind in kinds]
 
-    def answer(job: tuple[int, int | None, Kind]) -> tuple[NDArray[np.int64], bool]:
-        fold, some, kind = job
-        learnt, asked = parts[fold]
-        rows = learnt if some is None else _some_of_each(learnt, labels, some, fold)
+    def run(job: tuple[int, int | None, Kind]) -> tuple[NDArray[np.int64], bool]:
+        fold, count, kind = job
+        train, test = parts[fold]
+        rows = train if count is None else _some_of_each(train, labels, count, fold)
         estimator = _fit(kind, vectors[rows], labels[rows])
-        return estimator.predict(vectors[asked]), _converged(kind, estimator)
+        return estimator.predict(vectors[test]), _converged(kind, estimator)
 
-    for done, (job, (answers, converged)) in enumerate(zip(jobs, _side_by_side(answer, jobs), strict=True), start=1):
-        fold, some, kind = job
-        asked = parts[fold][1]
-        right = float((answers == labels[asked]).mean())
-        given_up[kind] += not converged
-        if some is None:
-            accuracies[kind][fold], predicted[kind][asked] = right, answers
+    for done, (job, (answers, converged)) in enumerate(zip(jobs, _in_threads(run, jobs), strict=True), start=1):
+        fold, count, kind = job
+        test = parts[fold][1]
+        accuracy = float((answers == labels[test]).mean())
+        unconverged[kind] += not converged
+        if count is None:
+            accuracies[kind][fold], predicted[kind][test] = accuracy, answers
         else:
-            curve[some][kind][fold] = right
+            curve[count][kind][fold] = accuracy
         if progress is not None:
             progress(done, len(jobs))
     remarks = [
-        f"{kind}: {count} of {len(jobs) // len(kinds)} fits were given up after {ROUNDS[kind]} rounds"
-        for kind, count in given_up.items()
+        f"{kind}: {count} of {len(jobs) // len(kinds)} fits did not converge within {ROUNDS[kind]} iterations"
+        for kind, count in unconverged.items()
         if count
     ]
     if rare.any():
         names = few([f"{labelled.classes[place]}: {labelled.counts[place]}" for place in np.flatnonzero(rare)])
         remarks.append(
-            f"{rare.sum()} classes have fewer usable pictures than the {folds} folds ({names}); they are learnt, and no"
-            " figure says how well"
+            f"{rare.sum()} classes have fewer usable pictures than the {folds} folds ({names}); they are trained on but"
+            " not tested"
         )
-    learnt_from = (len(asked_for) * (1 - 1 / folds) + len(always)) / len(labelled.classes)
-    return Probed(labelled.classes, labels, accuracies, predicted, curve, learnt_from, tuple(remarks))
+    learnt = (len(tested) * (1 - 1 / folds) + len(always)) / len(labelled.classes)
+    return Probed(labelled.classes, labels, accuracies, predicted, curve, learnt, tuple(remarks))
 
 
 def fit_probe(labelled: LabelledVectors, kind: LinearKind) -> LinearProbe:
-    """Learn a linear classifier from all vectors.
+    """Fit a linear classifier on all vectors.
 
     Args:
-        labelled: as for `probe`.
+        labelled: as in `probe`.
         kind: "logistic" or "svm".
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: the kind is not linear; one class alone; a class without vectors; vectors that are not finite.
+        ValueError: the kind is not linear; there is only one class; a class has no vectors; vectors contain NaN or
+            infinity.
     """
     check_sklearn()
     if kind not in get_args(LinearKind):
-        raise ValueError(f"{kind!r} is no linear classifier; known: {', '.join(get_args(LinearKind))}")
+        raise ValueError(f"{kind!r} is not a linear classifier; known: {', '.join(get_args(LinearKind))}")
     check_folds(labelled, 1)
     _check_vectors(labelled)
     scaler, estimator = apart(__name__, "fitted", kind, labelled.vectors.astype(np.float64), labelled.labels)
     weight, bias = estimator.coef_, estimator.intercept_
-    if len(weight) == 1:  # of two classes scikit-learn has the second one's decision alone
-        share = 0.5 if kind == "logistic" else 1.0  # so that the softmax is its sigmoid; each class against the other
+    if len(weight) == 1:  # for two classes scikit-learn has a single decision function, the second class's
+        share = 0.5 if kind == "logistic" else 1.0  # makes softmax equal to scikit-learn's sigmoid
         weight, bias = np.concatenate([-weight, weight]) * share, np.concatenate([-bias, bias]) * share
     weight = weight / scaler.scale_
     return LinearProbe(kind, labelled.classes, weight, bias - weight @ scaler.mean_, len(labelled.labels))
@@ -371,24 +371,24 @@ def fit_probe(labelled: LabelledVectors, kind: LinearKind) -> LinearProbe:
 def fitted(
     kind: LinearKind, vectors: NDArray[np.float64], labels: NDArray[np.int64], *, progress: object = None
 ) -> Any:
-    """What standardises, and the classifier, as scikit-learn fits them; settings of the process are those above."""
-    [both] = _side_by_side(lambda kind: _fit(kind, vectors, labels), [kind])
-    return both
+    """Return scikit-learn's pipeline of scaler and classifier, fitted as in `cross_validated`."""
+    [pipeline] = _in_threads(lambda kind: _fit(kind, vectors, labels), [kind])
+    return pipeline
 
 
 def check_folds(labelled: LabelledVectors, folds: int) -> None:
-    """Refuse what cannot be dealt into parts; 1 fold is for learning from all.
+    """Check that pictures can be split into folds; `folds=1` means training on all.
 
     Raises:
-        ValueError: one class alone, a class without pictures, or fewer than two with as many pictures as folds.
+        ValueError: there is only one class, a class has no pictures, or fewer than two have as many as folds.
     """
     check_counts(dict(zip(labelled.classes, labelled.counts.tolist(), strict=True)), folds)
 
 
 def check_counts(counts: dict[str, int], folds: int) -> None:
-    """`check_folds` before there are vectors: class -> number of its pictures."""
+    """`check_folds` for a mapping from class to number of pictures, before vectors are computed."""
     if len(counts) < 2:
-        raise ValueError(f"there is one class alone ({', '.join(counts)}), so nothing to tell apart; give two or more")
+        raise ValueError(f"there is only one class ({', '.join(counts)}), so nothing to tell apart; give two or more")
     rare = [f"{name}: {count}" for name, count in counts.items() if count < folds]
     if missing := [name for name, count in counts.items() if not count]:
         raise ValueError(
@@ -405,13 +405,13 @@ def check_counts(counts: dict[str, int], folds: int) -> None:
 def _check_vectors(labelled: LabelledVectors) -> None:
     shape, count = labelled.vectors.shape, len(labelled.labels)
     if len(shape) != 2 or shape[0] != count:
-        raise ValueError(f"vectors are {shape}, but there are {count} labels; wanted is (labels, values)")
+        raise ValueError(f"vectors are {shape}, but there are {count} labels; give vectors of shape (labels, values)")
     if not np.isfinite(labelled.vectors).all():
-        raise ValueError("vectors are NaN or infinite; give such that are not")
+        raise ValueError("vectors contain NaN or infinity; leave these out")
 
 
 def check_sklearn() -> None:
-    """Raise ImportError, in one sentence, where scikit-learn is not installed."""
+    """Raise ImportError if scikit-learn is not installed."""
     try:
         import sklearn  # noqa: F401
     except ImportError as error:
@@ -419,7 +419,7 @@ def check_sklearn() -> None:
 
 
 def _fit(kind: Kind, vectors: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
-    """scikit-learn's pipeline of two: what standardises, and the classifier."""
+    """Fit scikit-learn's pipeline of scaler and classifier."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
@@ -439,14 +439,14 @@ def _converged(kind: Kind, estimator: Any) -> bool:
     return kind == "knn" or bool(np.max(estimator[-1].n_iter_) < ROUNDS[kind])
 
 
-def _some_of_each(learnt: NDArray[np.int64], labels: NDArray[np.int64], count: int, fold: int) -> NDArray[np.int64]:
-    """`count` pictures of each class, of which fewer would be the first ones."""
-    order = np.random.default_rng([SEED, fold]).permutation(learnt)
+def _some_of_each(rows: NDArray[np.int64], labels: NDArray[np.int64], count: int, fold: int) -> NDArray[np.int64]:
+    """Return `count` rows of each class; a smaller `count` gives a subset."""
+    order = np.random.default_rng([SEED, fold]).permutation(rows)
     return np.concatenate([order[labels[order] == label][:count] for label in np.unique(labels)])
 
 
-def _side_by_side(answer: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-    """Answers in the order of the jobs, one job on each core: threads within a fit wait for each other more than work.
+def _in_threads(run: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
+    """Yield results in order, one job per core, with BLAS limited to one thread: threads within a fit mostly wait.
 
     Source: measured; on two busy cores logistic regression of 1,437 vectors took 12 s in two threads, 0.6 s in one.
     """
@@ -454,14 +454,14 @@ def _side_by_side(answer: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator
 
     with threadpool_limits(1), _quiet(), ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
         try:
-            yield from pool.map(answer, jobs)
+            yield from pool.map(run, jobs)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what scikit-learn says of fits that were given up, which `_converged` tells, and of few pictures."""
+    """Mute scikit-learn's warnings about convergence (see `_converged`) and classes with few pictures."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
@@ -471,21 +471,22 @@ def _quiet() -> Iterator[None]:
 
 
 def with_probe(network: Network, probe: LinearProbe, remarks: Mapping[str, Any] | None = None) -> Network:
-    """The network with the probe in the place of its last dense layer; of one without a head, behind its mean.
+    """Replace the last dense layer of a network by a probe; without a head, append it after average pooling.
 
-    What `embed` gives by default goes into the probe; `classify`, `heatmap` and `gradcam` work with its classes.
+    The probe's input is the default vector of `embed`. `classify`, `heatmap` and `gradcam` work with the probe's
+    classes.
 
     Args:
-        network: with its card; it is left as it is and shares all other parameters with what is returned.
-        probe: of vectors that `embed` or `embed_classes` gave for this network.
-        remarks: plain data to keep in the card beside the kind of probe, such as its accuracy.
+        network: with its card; it is unchanged and shares all other parameters with the result.
+        probe: fitted on vectors of `embed` or `embed_classes` for this network.
+        remarks: plain data to store in the card beside the kind of probe, such as its accuracy.
 
     Returns:
-        A network in eval mode with a card of its own, which `save` takes. Its card says softmax: for logistic
-        regression these are scikit-learn's probabilities, for a support vector machine numbers with the same order.
+        A network in eval mode with its own card, ready for `save`. Its activation is softmax: for logistic regression
+        the outputs are scikit-learn's probabilities, for a support vector machine scores in the same order.
 
     Raises:
-        ValueError: the network has no card, or was prepared; or the probe reads another number of values.
+        ValueError: the network has no card or is already prepared; the probe expects another number of values.
 
     >>> import numpy as np
     >>> from convnets_torch import load
@@ -505,22 +506,22 @@ def with_probe(network: Network, probe: LinearProbe, remarks: Mapping[str, Any] 
 
 
 BINS = 40
-MOST = 2_000  # pictures whose pairs are counted: some 2,000,000 pairs
-ROWS = 256  # of the matrix of pairs that are in memory at once
+MOST = 2_000  # maximum pictures to pair: about 2,000,000 pairs
+ROWS = 256  # rows of the pair matrix in memory at a time
 
 Measure = Literal["distance", "similarity"]
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """A histogram of pairs of pictures, those of one class apart from those of two.
+    """Histograms of distances or similarities of picture pairs, within classes and between classes.
 
     Attributes:
-        measure: "distance" (Euclidean) or "similarity" (cosine, -1 to 1; 0 where a vector is zeros alone).
-        within, between: pairs in each bin, (bins,).
-        edges: of the bins, (bins + 1,).
-        means: of the pairs within classes, and between them.
-        pictures: how many the pairs are of.
+        measure: "distance" (Euclidean) or "similarity" (cosine, -1 to 1; 0 if a vector is zero).
+        within, between: (bins,) numbers of pairs.
+        edges: (bins + 1,) bin edges.
+        means: mean of the pairs within classes, and of those between classes.
+        pictures: number of pictures.
     """
 
     measure: Measure
@@ -531,7 +532,7 @@ class Pairs:
     pictures: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {
             "measure": self.measure,
             "pictures": self.pictures,
@@ -542,16 +543,16 @@ class Pairs:
 
 
 def count_pairs(labelled: LabelledVectors, measure: Measure, bins: int = BINS, most: int = MOST) -> Pairs:
-    """Distances or similarities of all pairs of vectors, as histograms.
+    """Compute histograms of distances or similarities of all pairs of vectors.
 
     Args:
-        labelled: vectors and their classes; they are taken as they are, not standardised.
+        labelled: vectors and their classes; vectors are not standardised.
         measure: "distance" or "similarity".
-        bins: of the histogram, equal ones from the least value to the largest.
-        most: of more pictures so many are drawn at random, always the same.
+        bins: number of equal-width bins between the smallest and the largest value.
+        most: maximum number of pictures; of more, a random subset with a fixed seed is used.
 
     Raises:
-        ValueError: the measure is not known; or no two pictures are of one class.
+        ValueError: the measure is unknown; there are no pairs within classes, or none between them.
 
     >>> vectors = np.array([[1, 0], [1, 0], [0, 2], [0, 4]], np.float32)
     >>> pairs = count_pairs(LabelledVectors(vectors, np.array([0, 0, 1, 1]), ("a", "b")), "similarity", bins=2)
@@ -594,20 +595,17 @@ BETWEEN = CLASS_COLORS[1]
 
 
 def draw_confusion(found: Probed, kind: Kind, *, ax: Axes | None = None) -> Axes:
-    """Of each class, a row, the shares that were taken for the columns' classes; each cell with its number.
-
-    Where there are too many classes for letters, cells are colours alone.
-    """
+    """Draw the confusion matrix, coloured by row share; each cell shows its count unless there are too many classes."""
     counts = found.confusion(kind)
     lines = (
-        f"{WORDS[kind][0].upper()}{WORDS[kind][1:]}: classes (rows) and what they were taken for (columns)",
-        f"right: {counts.trace()} of {counts.sum()} pictures; colours go with the share of the row",
+        f"{WORDS[kind][0].upper()}{WORDS[kind][1:]}: true classes (rows) and predicted classes (columns)",
+        f"{counts.trace()} of {counts.sum()} pictures correct; colours show the share of the row",
     )
     return charts.draw_counts(counts, found.classes, lines, ax=ax)
 
 
 def draw_curve(found: Probed, *, ax: Axes | None = None) -> Axes:
-    """Accuracy over the images a class that were learnt from: means, and bars of one standard deviation over folds."""
+    """Draw accuracy over training images per class: means over folds, with bars of one standard deviation."""
     sizes = [*found.curve, found.learnt]
     curves = []
     for kind, color in COLORS.items():
@@ -617,9 +615,9 @@ def draw_curve(found: Probed, *, ax: Axes | None = None) -> Axes:
     ax = charts.draw_lines(
         curves,
         (
-            "Accuracy, by how many images a class were learnt from",
+            "Accuracy by number of training images per class",
             f"{len(found.labels)} pictures of {len(found.classes)} classes, {len(found.accuracies['knn'])} folds;"
-            " bars: one standard deviation over them",
+            " bars: one standard deviation over folds",
         ),
         ax=ax,
     )
@@ -627,15 +625,15 @@ def draw_curve(found: Probed, *, ax: Axes | None = None) -> Axes:
     ax.set_ylim(max(0.0, np.floor(lowest * 10 - 1e-9) / 10), 1)
     ax.set_xscale("log")
     ax.set_xlim(sizes[0] / 1.05, sizes[-1] * 1.05)
-    apart = (sizes[-1] / sizes[0]) ** 0.06  # the last size is marked for certain
-    marked = [size for size in sizes[:-1] if sizes[-1] > size * apart] + sizes[-1:]
+    gap = (sizes[-1] / sizes[0]) ** 0.06  # keeps labels clear of the last size, which always has one
+    marked = [size for size in sizes[:-1] if sizes[-1] > size * gap] + sizes[-1:]
     ax.set_xticks(marked, [f"{size:.0f}" for size in marked])
     ax.set_xticks([], minor=True)
     return ax
 
 
 def draw_pairs(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
-    """Histograms of pairs within classes and between them, each as shares of its own pairs."""
+    """Draw histograms of pairs within and between classes, each normalised to its number of pairs."""
     words = "Euclidean distances" if pairs.measure == "distance" else "Cosine similarities"
     kinds = zip(("within", "between"), (BAR, BETWEEN), (pairs.within, pairs.between), pairs.means, strict=True)
     return charts.draw_shares(
@@ -643,7 +641,7 @@ def draw_pairs(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
         pairs.edges,
         (
             f"{words} of vectors, within classes and between them",
-            f"all pairs of {pairs.pictures} pictures; heights are shares of the pairs of a colour",
+            f"all pairs of {pairs.pictures} pictures; each histogram is normalised to its number of pairs",
         ),
         ax=ax,
     )

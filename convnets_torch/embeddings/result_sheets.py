@@ -1,4 +1,4 @@
-"""Contact sheets of what was found in an index, made of its thumbnails."""
+"""Contact sheets of search results and duplicate groups, made from the thumbnails of an index."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from convnets_torch.images.decoding import Reading, open_thumbnail, open_upright
 from convnets_torch.visualization import overlays
 from convnets_torch.visualization.overlays import drawable
 
-GREY = (200, 200, 200)  # around a thumbnail, and in the place of one that is not there
-MOST = 100  # groups in a sheet
+GREY = (200, 200, 200)  # around a thumbnail, and instead of a missing one
+MOST = 100  # groups per sheet
 SIGNS = {"cosine": "cosine", "l2": "distance", "dot": "product"}
 
 
 def search_sheet(index: Index, found: Sequence[Matches], columns: int, metric: Metric) -> Image.Image:
-    """Each query and, after it, what was found for it, the nearest first."""
+    """Draw each query followed by its matches, the nearest first."""
     small = index.thumbnails(match.path for each in found for match in each.found)
     rows = []
     for each in found:
@@ -33,7 +33,7 @@ def search_sheet(index: Index, found: Sequence[Matches], columns: int, metric: M
 
 
 def groups_sheet(index: Index, groups: Sequence[Sequence[tuple[str, str]]], columns: int) -> Image.Image:
-    """Pictures that are nearly the same, (path, words) each, and each group on lines of its own; the first hundred."""
+    """Draw groups of similar pictures, (path, words) each, every group on new lines; at most the first hundred."""
     shown = groups[:MOST]
     small = index.thumbnails(path for group in shown for path, _ in group)
     rows = [
@@ -45,12 +45,12 @@ def groups_sheet(index: Index, groups: Sequence[Sequence[tuple[str, str]]], colu
 
 
 def contact_sheet(rows: Iterable[Sequence[tuple[bytes | None, str]]], columns: int, title: str = "") -> Image.Image:
-    """Thumbnails with words below each: every row begins on the left, and takes as many lines as it needs.
+    """Draw thumbnails with captions; each row starts on a new line and wraps as needed.
 
     Args:
-        rows: of (thumbnail or None, words).
-        columns: tiles in a line.
-        title: above all.
+        rows: rows of (JPEG thumbnail or None, caption).
+        columns: tiles per line.
+        title: title above the sheet.
     """
     blank = (Image.new("RGB", (SIDE, SIDE), overlays.PAPER), "")
     tiles = []
@@ -65,19 +65,19 @@ def _name(path: str | Path) -> str:
 
 
 def _squared(data: bytes | None) -> Image.Image:
-    """A thumbnail in the middle of a grey square; tiles of a sheet have one shape."""
+    """Centre a thumbnail on a grey square, as all tiles of a sheet have one shape."""
     square = Image.new("RGB", (SIDE, SIDE), GREY)
     if data is not None:
         try:
             small = open_thumbnail(data, SIDE)
         except ValueError:
-            return square  # as where there is none
+            return square  # as for a missing thumbnail
         square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
     return square
 
 
 def _of_query(index: Index, query: str) -> bytes | None:
-    """The thumbnail of a query: of its file, or of its row where that is gone."""
+    """Return the thumbnail of a query: of its file, or of its row if the file is missing."""
     if Path(query).is_file():
         about, exif = index.about, index.card.preprocessing.exif
         reading = Reading(exif, depth=about.depth, background=about.background, least=(SIDE, SIDE))

@@ -1,4 +1,4 @@
-"""Search an index by pictures, vectors or classes, and lay the matches out on a sheet."""
+"""Search an index by pictures, vectors or classes, and find near-duplicates and leaks in it."""
 
 from __future__ import annotations
 
@@ -37,17 +37,16 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Match:
-    """A picture of an index that is near to a query.
+    """A search result.
 
     Attributes:
-        path: of its file, absolute; one that is there, and no link, where there is such a one.
-        score: cosine or product (the larger, the nearer), or distance.
-        sha256: of its file.
-        class_id, wnid, words: the most probable class; None where the network has no head, or the class no wnid.
-        probability: of that class, 0 to 1; None where outputs are no probabilities.
-        paths: all where there is a file with this content, `path` the first of them: copies, links, and paths through
-            another mount.
-        gone: there is none at any of them now, and they are those of the table.
+        path: absolute path of the file; if possible an existing one that is not a link.
+        score: cosine or product (larger is nearer), or distance.
+        sha256: sha256 of the file.
+        class_id, wnid, words: top class; None if the network has no head or the class no wnid.
+        probability: probability of the top class, 0 to 1; None if outputs are not probabilities.
+        paths: all paths to files with this content, starting with `path`: copies, links and other mounts.
+        gone: no file exists at any path; `paths` are then those of the table.
     """
 
     path: str
@@ -63,12 +62,12 @@ class Match:
 
 @dataclass(frozen=True)
 class Matches:
-    """What was found for one query.
+    """Search results of one query.
 
     Attributes:
-        query: as it was asked, or "vector 0" and so on.
-        sha256: of the query's content, which is left out; None for a vector.
-        found: the nearest first.
+        query: the query, as given, or "vector 0" and so on.
+        sha256: sha256 of the query's content, which is excluded from results; None for a vector.
+        found: matches, the nearest first.
     """
 
     query: str
@@ -76,17 +75,17 @@ class Matches:
     found: tuple[Match, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return plain data for JSON."""
         return {"query": self.query, "sha256": self.sha256, "matches": [asdict(match) for match in self.found]}
 
 
 class Index:
-    """An index of pictures, as it was when it was opened.
+    """An index of pictures, in the state in which it was opened.
 
     Attributes:
-        address: as it was given.
-        about: what made its vectors.
-        card: of the network.
+        address: address of the index, as given.
+        about: metadata of its vectors.
+        card: card of the network.
 
     >>> from PIL import Image
     >>> from convnets_torch import index_pictures, load
@@ -100,30 +99,29 @@ class Index:
     def __init__(
         self, address: str, about: About, table: PictureTable | None, vectors: Vectors | None, state: str
     ) -> None:
-        """`Index.open` and `index_pictures` make one."""
+        """Use `Index.open` or `index_pictures` instead."""
         self.address, self.about = address, about
         try:
             self.card = Card.from_json(about.card)
         except ValueError as error:
             raise ValueError(f"{address}: {error}") from None
         self._table, self._vectors, self._state = table, vectors, state
-        self._network: Network | None = None  # once a query needed it
+        self._network: Network | None = None  # loaded when a query needs it
 
     @classmethod
     def open(cls, address: str | os.PathLike[str]) -> Index:
-        """The index at an address.
+        """Open the index at an address.
 
-        Its vectors are kept in a file of their own in the user's cache, and mapped; nothing is written into the folder
-        of the index. Where that file is of the table's present state, LanceDB is not even imported; otherwise it is
-        written when it is first needed.
+        Its vectors are cached in a memory-mapped file in the user's cache; nothing is written to the folder of the
+        index. If the cache is up to date, LanceDB is not even imported; otherwise the cache is written on first use.
 
         Raises:
             OSError: there is no index, or it is damaged.
-            ValueError: the table is no index of pictures, or would lead LanceDB elsewhere.
+            ValueError: the table is not an index of pictures, or would lead LanceDB elsewhere.
             ImportError: LanceDB is not installed.
 
         Warns:
-            IndexWarning: rows that hold something else than `index_pictures` writes were left out.
+            IndexWarning: invalid rows, which `index_pictures` did not write, were left out.
         """
         address = os.fspath(address)
         if is_local(address):
@@ -135,19 +133,19 @@ class Index:
 
     @classmethod
     def of(cls, table: PictureTable, state: str | None = None) -> Index:
-        """That of a table, whose state was asked for before it was opened."""
+        """Return the index of an open table; `state` is from before the table was opened."""
         return cls(table.address, table.about, table, None, state or neighbours.state_of(table.address, table))
 
     @property
     def table(self) -> PictureTable:
-        """All rows, those with errors and those of vanished files among them."""
+        """The table with all rows, including those of failed and missing files."""
         if self._table is None:
             self._table = PictureTable.open(self.address)
         return self._table
 
     @property
     def vectors(self) -> Vectors:
-        """The vectors that are searched: of files that could be used and were there when they were last looked for."""
+        """The searchable vectors: of files that could be used and existed when last checked."""
         if self._vectors is None:
             found = neighbours.kept(self.address, self._state)
             self._vectors = found[1] if found else neighbours.keep(self.table, self._state)
@@ -170,36 +168,37 @@ class Index:
         depth: Depth = None,
         background: Background = None,
     ) -> list[Matches]:
-        """The pictures that are nearest to each query.
+        """Find the pictures nearest to each query.
 
-        A query is a picture's file, the path or the sha256 of a row, or a vector. Of a file that is in the index, under
-        whatever path, the vector is there already; only for others does the network run, which `box` always asks for.
-        Whatever has the query's own content is left out. Files of the same content are one picture with several paths.
+        A query is a picture file, the path or sha256 of a row, or a vector. If the content of a file is in the index,
+        under any path, its stored vector is used; otherwise, and always with `box`, the network runs. Pictures with the
+        query's own content are excluded. Files with the same content are one picture with several paths.
 
         Args:
-            queries: one, or several; vectors are arrays (values,) float32.
-            k: how many for each.
-            metric: "cosine", "l2" or "dot", as `nearest` has them.
-            target: only pictures whose most probable class is of this target, as `heatmap` takes it.
-            box: (left, top, right, bottom) in pixels of the upright picture: the part of each that is asked for.
-            approximate: ask LanceDB's index of the vectors, which is made first if there is none for this metric.
-            network: what made the index, for pictures that are not in it; loaded from where it was then, by default.
-            batch, workers, max_pixels, allow_truncated: as in `predict`, for those pictures.
-            depth, background: of those pictures, as in `read_picture`; by default as when the index was made.
+            queries: a query or several; vectors are arrays (values,) float32.
+            k: number of results per query.
+            metric: "cosine", "l2" or "dot", as in `nearest`.
+            target: only return pictures whose top class belongs to this target, as in `heatmap`.
+            box: (left, top, right, bottom) in pixels of the upright picture: search by this part of each query.
+            approximate: use LanceDB's vector index, which is first created if there is none for this metric.
+            network: the network that made the index, for pictures not in it; by default loaded from its recorded
+                location.
+            batch, workers, max_pixels, allow_truncated: as in `predict`, for pictures not in the index.
+            depth, background: as in `read_picture`, for pictures not in the index; by default as for the index.
 
         Returns:
-            One `Matches` for each query, in their order.
+            One `Matches` per query, in order.
 
         Raises:
-            OSError: a query is neither a file nor a row, or its file is no picture; the index is damaged; or the
-                network is not where it was.
-            ValueError: the metric or the target is not known; the box is not in the picture; or the network is
-                another than that of the index.
-            ImportError: LanceDB is needed and not installed.
+            OSError: a query is neither a file nor a row, or its file is not a picture; the index is damaged; the
+                network is no longer at its recorded location.
+            ValueError: the metric or target is unknown; the box is outside the picture; the network is not that of the
+                index.
+            ImportError: LanceDB is needed but not installed.
         """
         check_choice(metric, get_args(Metric), "metric")
         if k < 1:
-            raise ValueError(f"{k} pictures are none; ask for 1 or more")
+            raise ValueError(f"k must be 1 or more, got {k}")
         class_ids = None if target is None else find_target(self.card, target).class_ids
         options: dict[str, Any] = {"batch": batch, "workers": workers}
         reading = {
@@ -231,33 +230,33 @@ class Index:
         ]
 
     def match(self, row: int, score: float) -> Match:
-        """A row of `vectors` in words, with all paths of its content."""
+        """Return the `Match` of a row of `vectors`, with all paths of its content."""
         from convnets_torch.embeddings.index_table import usable
 
         held = self.vectors
         paths = [held.path(int(each)) for each in np.flatnonzero(held.first == held.first[row])]
-        there = usable(paths)
+        existing = usable(paths)
         class_id = int(held.class_ids[row])
         known, chance = class_id >= 0, float(held.probabilities[row])
         return Match(
-            (there or paths)[0],
+            (existing or paths)[0],
             score,
             held.hashes[row].tobytes().hex(),
             class_id if known else None,
             class_wnid(self.card, class_id) if known else None,
             class_name(self.card, class_id) if known else None,
             None if np.isnan(chance) else chance,
-            there or tuple(paths),
-            not there,
+            existing or tuple(paths),
+            not existing,
         )
 
     def thumbnails(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """Path -> the bytes of a small JPEG file, of those that are in the table."""
+        """Return path -> bytes of a JPEG thumbnail, for paths in the table."""
         rows = self.table.rows(["path", "thumbnail"], "path", dict.fromkeys(paths))
         return {row["path"]: row["thumbnail"] for row in rows if row["thumbnail"]}
 
     def row_of(self, query: str | os.PathLike[str]) -> int | None:
-        """The row of `vectors` that has a query's content, path or sha256; None where none has the file's content.
+        """Return the row of `vectors` with a query's content, path or sha256; None if no row has the file's content.
 
         Raises:
             OSError: the query is neither a file nor a row.
@@ -265,12 +264,12 @@ class Index:
         return self._found(os.fspath(query))[1]
 
     def errors(self) -> Iterator[str]:
-        """Sentences on the files that could not be used; those that are gone since are left out."""
+        """Yield the error messages of failed files that still exist."""
         for batch in self.table.read(["error"], "error IS NOT NULL AND NOT vanished"):
             yield from (sentence[:LONGEST] for sentence in batch["error"].to_pylist())
 
     def duplicates(self, threshold: float, progress: Progress | None = None) -> list[DuplicateGroup]:
-        """Files that are nearly the same, in groups, as `find_duplicates` makes them; several paths of one are one."""
+        """Group files that are nearly the same, as `find_duplicates` does; several paths of a file count once."""
         from convnets_torch.embeddings.duplicates import group_of
 
         held = self.vectors
@@ -285,20 +284,19 @@ class Index:
         threshold: float,
         progress: Progress | None = None,
     ) -> list[tuple[str, str, float]]:
-        """Which pictures of a folder are nearly in another one.
+        """Find pictures of `folder` that have near-duplicates in `source`, as `find_leaks` does.
 
         Returns:
-            (path in the folder, the nearest path in the other one, their cosine), the most similar first, as
-            `find_leaks` has them.
+            (path in `folder`, nearest path in `source`, cosine similarity), the most similar first.
 
         Raises:
-            ValueError: the index has no pictures of one of the folders, or one folder is in the other; the threshold
-                is out of range.
+            ValueError: the index has no pictures of one of the folders; one folder contains the other; the threshold is
+                out of range.
         """
         paths = self.vectors.paths()
         places = [os.path.abspath(each) for each in (folder, source)]  # noqa: PTH100 - as index_pictures does it
         if any(Path(one).is_relative_to(other) for one, other in (places, places[::-1])):
-            raise ValueError(f"of {places[0]} and {places[1]} one is in the other; name two folders apart")
+            raise ValueError(f"one of {places[0]} and {places[1]} contains the other; name two separate folders")
         rows = [[row for row, path in enumerate(paths) if Path(path).is_relative_to(place)] for place in places]
         for place, some in zip(places, rows, strict=True):
             if not some:
@@ -310,7 +308,7 @@ class Index:
     def _asked(
         self, queries: Query | Iterable[Query], box: Box | None, network: Network | None, options: dict[str, Any]
     ) -> tuple[list[str], list[str | None], NDArray[np.float32]]:
-        """What each query is called, the sha256 of its content if it has one, and its vector."""
+        """Return the name of each query, the sha256 of its content (None for a vector), and its vector."""
         several: Iterable[Query]
         if isinstance(queries, str | os.PathLike):
             several = [queries]
@@ -341,7 +339,7 @@ class Index:
         return names, contents, np.stack([vector for vector in vectors if vector is not None])
 
     def _found(self, query: str) -> tuple[str, int | None]:
-        """The content of a query, and a row that has it."""
+        """Return the sha256 of a query's content, and a row with this content or None."""
         if Path(query).is_file():
             content = sha256(Path(query))
             rows = self.vectors.rows_with(content)
@@ -357,7 +355,7 @@ class Index:
 
 
 def recall(exact: Sequence[Matches], found: Sequence[Matches]) -> float:
-    """Which share of what exact search found the other one found as well, 0 to 1; 1 where nothing is to be found."""
+    """Return the recall of approximate search against exact search, 0 to 1; 1 if exact search found nothing."""
     pairs = [({m.path for m in a.found}, {m.path for m in b.found}) for a, b in zip(exact, found, strict=True)]
     wanted = sum(len(right) for right, _ in pairs)
     return sum(len(right & other) for right, other in pairs) / wanted if wanted else 1.0
@@ -366,11 +364,11 @@ def recall(exact: Sequence[Matches], found: Sequence[Matches]) -> float:
 def vectors_of(
     index: Index, network: Network, paths: list[str], box: Box | None, options: dict[str, Any]
 ) -> list[NDArray[np.float32]]:
-    """The vectors of pictures, or of the same part of each, from the network of an index.
+    """Embed pictures, or the same part of each, with the network of an index.
 
     Raises:
-        OSError: a file is missing or no picture.
-        ValueError: the network is another than that of the index; or the box is not in a picture.
+        OSError: a file is missing or not a picture.
+        ValueError: the network is not that of the index; the box is outside a picture.
     """
     from convnets_torch.embeddings.extraction import Embedder, embed_each
 
@@ -385,7 +383,7 @@ def vectors_of(
     if box is not None:
         running = {name: options.pop(name) for name in ("batch", "workers")}
         read = partial(read_picture, exif=index.card.preprocessing.exif, **options)
-        pictures, options = [_part(path, box, read) for path in paths], running
+        pictures, options = [_crop(path, box, read) for path in paths], running
     vectors = []
     with closing(embed_each(network, pictures, layer, pool, **options)) as rows:
         for row in rows:
@@ -398,18 +396,18 @@ def vectors_of(
 
 
 def network_of(index: Index) -> Network:
-    """The network that made an index, from where it was then.
+    """Load the network of an index from its recorded location.
 
     Raises:
-        OSError: it is not there any more.
-        ValueError: the index does not say where it was, or another is there now.
+        OSError: there is no network at that location any more.
+        ValueError: the index records no location, or another network is there now.
     """
     from convnets_torch.weights import load
 
     weights = index.about.weights
     if not weights:
         raise ValueError(f"{index.address} does not say where its weights are; name them (network, --weights)")
-    if "://" in weights or weights.startswith(("//", "\\\\")):  # to ask for one may alone reach another machine
+    if "://" in weights or weights.startswith(("//", "\\\\")):  # even looking it up may contact another machine
         raise ValueError(f"{index.address} says that its weights are at {weights}; name a file (network, --weights)")
     try:
         path = find(weights)
@@ -422,17 +420,13 @@ def network_of(index: Index) -> Network:
     except ValueError as error:
         raise ValueError(f"the weights that {index.address} names cannot be used: {error}") from None
     if not same:
-        raise ValueError(
-            f"{weights} is another network than the one that made {index.address}; name that (network, --weights)"
-        )
+        raise ValueError(f"{weights} is not the network that made {index.address}; name that one (network, --weights)")
     return load(path)
 
 
-def _part(path: str, box: Box | None, read: Callable[[str], Pixels]) -> Pixels:
-    """A part of a picture, given in pixels, or all of it."""
+def _crop(path: str, box: Box, read: Callable[[str], Pixels]) -> Pixels:
+    """Return a part of a picture."""
     pixels = read(path)
-    if box is None:
-        return pixels
     left, top, right, bottom = box
     height, width = pixels.shape[:2]
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
