@@ -73,7 +73,7 @@ MODULES = {  # former module of the package -> where most of it is now
     "engines": "convnets_torch.inference.engines",
     "exports": "convnets_torch.inference.export",
     "filling": "convnets_torch.safetensors_io",
-    "first_run": "convnets_torch.demo",
+    "first_run": "convnets_torch.cli.demo",
     "fitting": "convnets_torch.inference.batching",
     "folders": "convnets_torch.images.finding",
     "headers": "convnets_torch.images.headers",

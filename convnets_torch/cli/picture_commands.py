@@ -92,7 +92,7 @@ def classify(
 @command()
 def demo(shown: Shown, output: Path = option(Path("demo"), "Folder to write the pictures into.")) -> None:
     """See it work without weights of your own: EfficientNet-Lite0 on four photographs."""
-    from convnets_torch import demo as first_run
+    from convnets_torch.cli import demo as first_run
 
     result = first_run.demo(output)
     if shown.as_json:
