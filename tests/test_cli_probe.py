@@ -104,7 +104,7 @@ def test_what_cannot_be_done_is_one_line(command, cache, lite_weights, folder, t
             "1 of 2 classes have fewer usable pictures (few: 3) than the 5 folds, so nothing can be told apart",
         ),
         ([tmp_path / "loose"], "has no sub-folders"),
-        ([tmp_path / "alone"], "has one class alone (0)"),
+        ([tmp_path / "alone"], "has only one class (0)"),
         ([tmp_path / "none"], "does not exist; name a folder with a sub-folder for each class"),
         ([folder, "-o", tmp_path / "none" / "x.safetensors"], "create it first"),
         ([folder, "-o", lite_weights], "would overwrite the weights that are read"),

@@ -297,7 +297,7 @@ def test_folders_that_cannot_be_learnt_from_are_refused(pets, tmp_path):
     with pytest.raises(ValueError, match=r"1 of 5 sub-folders hold no pictures \(bees\)"):
         find_dataset(pets)
     fill(tmp_path / "one" / "cats", "xy")
-    with pytest.raises(ValueError, match=r"one has one class alone \(cats\)"):
+    with pytest.raises(ValueError, match=r"one has only one class \(cats\)"):
         find_dataset(tmp_path / "one")
     for side in ("train", "val", "valid"):
         fill(tmp_path / "both" / side / "cats", "xy")
