@@ -242,7 +242,7 @@ def test_a_rule_of_ones_own_is_read_from_json(tmp_path):
     [
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("\udcff".encode("utf-8", "surrogateescape"), "is no text in UTF-8"),
+        ("\udcff".encode("utf-8", "surrogateescape"), "is not UTF-8 text"),
         ("[1]", "holds no JSON object"),
         ('{"sice": 3, "mean": [0, 0, 0]}', "size is missing; resize_rule is .*sice is unknown; the fields are name"),
         (json.dumps(OWN | {"mean": 3}), "mean is 3, not a list of three numbers"),
