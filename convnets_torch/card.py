@@ -275,13 +275,13 @@ class Learnt:
         """Sentences on known pictures, which make errors look too low; empty if there are none."""
         found = []
         if self.train.any():
-            pictures = _of(self.train, self.train_checked)
+            pictures = _known_pictures(self.train, self.train_checked)
             found.append(
                 f"the network was trained on {pictures}, so its errors are lower than on new ones; evaluate it on"
                 " pictures that it has never seen"
             )
         if self.val.any():
-            pictures = _of(self.val, self.val_checked)
+            pictures = _known_pictures(self.val, self.val_checked)
             found.append(
                 f"the network's best epoch was chosen by {pictures}, so its errors may be a little too low; keep a"
                 " third set of pictures to evaluate on"
@@ -300,7 +300,7 @@ def with_learnt(card: Card, train: Iterable[str], val: Iterable[str] = ()) -> Ca
     kept = {}
     for name, new in (("train", train), ("val", val)):
         cut = np.frombuffer(b"".join(bytes.fromhex(each)[:BYTES] for each in new), np.uint8).reshape(-1, BYTES)
-        every = np.unique(np.concatenate([_numbers(cut), _unpacked(card, name)]))[: MOST[name]]
+        every = np.unique(np.concatenate([_integers(cut), _kept_digests(card, name)]))[: MOST[name]]
         packed = every.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 8 - BYTES :]
         kept[name] = base64.b64encode(packed.tobytes()).decode()
     return replace(card, unknown={**card.unknown, DIGESTS: kept})
@@ -324,10 +324,10 @@ def find_learnt(card: Card, digests: Sequence[str | None]) -> Learnt:
     """
     readable = np.array([each is not None for each in digests], bool)
     data = b"".join(bytes.fromhex(each or "0" * 2 * BYTES)[:BYTES] for each in digests)
-    numbers = _numbers(np.frombuffer(data, np.uint8).reshape(-1, BYTES))
+    numbers = _integers(np.frombuffer(data, np.uint8).reshape(-1, BYTES))
     found: dict[str, tuple[NDArray[np.bool_], int]] = {}
     for name, most in MOST.items():
-        kept = _unpacked(card, name)
+        kept = _kept_digests(card, name)
         within = readable if len(kept) < most else readable & (numbers <= kept.max())
         found[name] = readable & np.isin(numbers, kept), int(within.sum())
     (train, train_checked), (val, val_checked) = found["train"], found["val"]
@@ -339,7 +339,7 @@ def keeps_digests(card: Card) -> bool:
     return DIGESTS in card.unknown
 
 
-def _of(known: NDArray[np.bool_], checked: int) -> str:
+def _known_pictures(known: NDArray[np.bool_], checked: int) -> str:
     some, every = int(known.sum()), len(known)
     words = f"{some} of these {every} pictures" if every > 1 else "this picture"
     if checked < every:
@@ -347,19 +347,19 @@ def _of(known: NDArray[np.bool_], checked: int) -> str:
     return words
 
 
-def _numbers(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
+def _integers(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Convert (N, BYTES), big-endian, to integers."""
     wide = np.zeros((len(rows), 8), np.uint8)
     wide[:, 8 - BYTES :] = rows
     return wide.view(">u8").reshape(-1).astype(np.uint64)
 
 
-def _unpacked(card: Card, name: str) -> NDArray[np.uint64]:
+def _kept_digests(card: Card, name: str) -> NDArray[np.uint64]:
     if not keeps_digests(card):
         return np.zeros(0, np.uint64)
     try:
         data = base64.b64decode(card.unknown[DIGESTS][name], validate=True)
-        return _numbers(np.frombuffer(data, np.uint8).reshape(-1, BYTES))
+        return _integers(np.frombuffer(data, np.uint8).reshape(-1, BYTES))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ValueError(
             "the card's digests of training pictures are damaged, so it is unknown whether the network was trained on"

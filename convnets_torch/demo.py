@@ -46,7 +46,7 @@ def demo(folder: str | os.PathLike[str]) -> FirstRun:
         ImportError: the extra `demo`, with the network and the photographs, is not installed.
         OSError: the folder or the cache cannot be written.
     """
-    photographs, pth = _ingredients()
+    photographs, pth = _find_resources()
     weights = convnets_torch.convert(pth, None).destination
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def demo(folder: str | os.PathLike[str]) -> FirstRun:
     return FirstRun(weights, predictions, pictures)
 
 
-def _ingredients() -> tuple[Path, Path]:
+def _find_resources() -> tuple[Path, Path]:
     """Folder of scikit-image's photographs, and file of the network's weights."""
     skimage = find_spec("skimage")
     try:

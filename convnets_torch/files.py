@@ -202,7 +202,7 @@ class Writer:
         Raises:
             ValueError, OSError: as `check`, or from that function.
         """
-        with _place_of(path, next(iter(self.formats))) as place:
+        with _path_to_write(path, next(iter(self.formats))) as place:
             self.check(place)
             with replacing(place) as temporary:
                 self.formats[place.suffix.lower()](temporary, *arguments)
@@ -228,7 +228,7 @@ def check_output(path: str | os.PathLike[str], endings: Iterable[str], what: str
 
 
 @contextlib.contextmanager
-def _place_of(output: Output, ending: str) -> Iterator[Path]:
+def _path_to_write(output: Output, ending: str) -> Iterator[Path]:
     """Yield the path to write; if `output` is an open file, copy the result into it."""
     if isinstance(output, str | os.PathLike):
         yield Path(output)
@@ -251,7 +251,7 @@ def to_open_files(ending: str) -> Callable[[Write], Write]:
         @functools.wraps(function)
         def with_path(*arguments: Any, **named: Any) -> Any:
             bound = inspect.signature(function).bind(*arguments, **named)
-            with _place_of(bound.arguments["path"], ending) as bound.arguments["path"]:
+            with _path_to_write(bound.arguments["path"], ending) as bound.arguments["path"]:
                 return function(*bound.args, **bound.kwargs)
 
         return with_path  # type: ignore[return-value]
@@ -271,7 +271,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
     `is_scratch` recognises its name, so it is not mistaken for an output.
     """
-    _remove_left_over(parent)
+    _remove_leftovers(parent)
     with _own_folder(parent) as folder:
         yield folder
 
@@ -298,14 +298,14 @@ def _own_folder(parent: Path) -> Iterator[Path]:
         _unlock(lock)
 
 
-def _remove_left_over(parent: Path) -> None:
+def _remove_leftovers(parent: Path) -> None:
     """Remove leftover scratch folders from `parent`, once per process."""
     if parent in _cleaned or is_scratch(parent.name):  # the parent is a scratch folder in use
         return
     _cleaned.add(parent)
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
-            if not is_scratch(entry.name) or not entry.is_dir(follow_symlinks=False) or not _is_ours(entry.stat()):
+            if not is_scratch(entry.name) or not entry.is_dir(follow_symlinks=False) or not _is_trusted(entry.stat()):
                 continue
             lock = _lock(Path(entry.path), wait=False)
             if lock is not None:
@@ -400,7 +400,7 @@ def open_own(path: Path, mode: str = "rb") -> IO[bytes]:
         check_regular(path, follow_links=False)
 
     def check(found: os.stat_result) -> None:
-        if not _is_ours(found):
+        if not _is_trusted(found):
             raise PermissionError(f"{path} belongs to another user; name a folder of your own")
         if changing and found.st_nlink > 1:
             raise OSError(f"{path} is the same file as another one (a hard link); name another folder")
@@ -460,7 +460,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_ours(found: os.stat_result) -> bool:
+def _is_trusted(found: os.stat_result) -> bool:
     """Whether a file belongs to this user or to root; root trusts every owner."""
     return os.name == "nt" or os.geteuid() == 0 or found.st_uid in (0, os.geteuid())
 

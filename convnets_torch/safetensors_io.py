@@ -33,19 +33,16 @@ MOST_HEADER = 16_000_000  # bytes of JSON; parsing that many takes some seconds.
 MOST_ARRAYS = 10_000  # ResNet50 has 320
 
 
-def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the JSON header of a safetensors file and check it against the file's length.
+def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the JSON header of an open safetensors file and check it against the file's length.
+
+    Args:
+        file: the open file.
+        path: its name in messages.
 
     Raises:
-        OSError: the file is missing, a folder, or cannot be read.
         ValueError: it is not a safetensors file, or is truncated.
     """
-    with open_file(path) as file:
-        return header_of_opened(file, path)
-
-
-def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`read_header` of an open file; `path` is its name in messages."""
     length = os.fstat(file.fileno()).st_size
     no_header = ValueError(f"{path} is not a safetensors file; convert it with `convnets-torch convert`")
     start = file.read(9)

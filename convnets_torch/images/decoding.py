@@ -181,11 +181,6 @@ class Encoded(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-def _turn_of(image: Image.Image) -> Image.Transpose | None:
-    """The transpose that makes an opened image upright, from its EXIF data; broken data can raise anything."""
-    return UPRIGHT.get(image.getexif().get(0x0112, 1))
-
-
 def encoded(image: Image.Image, data: bytes, name: str, exif: bool) -> Encoded | None:
     """Return an opened JPEG file undecoded if all decoders agree on its kind, else None."""
     if image.mode not in ("L", "RGB") or image.info.get("adobe_transform") == 0:  # 0: colours are stored as RGB
@@ -199,7 +194,7 @@ def encoded(image: Image.Image, data: bytes, name: str, exif: bool) -> Encoded |
 def noted_turn(image: Image.Image, name: str, exif: bool) -> tuple[Image.Transpose | None, tuple[str, ...]]:
     """The transpose that makes an image upright, and a remark if its EXIF is broken or ignored (`exif=False`)."""
     try:
-        turn = _turn_of(image)
+        turn = UPRIGHT.get(image.getexif().get(0x0112, 1))  # 0x0112: orientation
     except Exception:  # Pillow can raise anything on broken data
         remark = f"{name} has broken EXIF data; a rotation noted there was not followed"
         return None, (remark,) if exif else ()
@@ -486,7 +481,7 @@ def open_encoded(source: Picture, reading: Reading) -> Upright | Encoded:
     check_levels(reading.depth, reading.background)
     name = picture_name(source)
     if isinstance(source, Image.Image):
-        with _refusing(name):
+        with _readable_errors(name):
             return _upright(source, name, reading._replace(least=None))
     with _opened(source, MAX_PIXELS if reading.max_pixels is None else reading.max_pixels) as file:
         return _read(file, name, reading)
@@ -501,12 +496,12 @@ def decode_encoded(found: Encoded, reading: Reading) -> Upright:
 
 def _read(file: IO[bytes], name: str, reading: Reading) -> Upright | Encoded:
     try:
-        with _refusing(name, file), _decoding(truncated=False):
+        with _readable_errors(name, file), _decoding(truncated=False):
             return _decode_file(file, name, reading)
     except OSError:
         if not reading.allow_truncated:
             raise
-        with _refusing(name, file), _decoding(truncated=True):
+        with _readable_errors(name, file), _decoding(truncated=True):
             found = _decode_file(file, name, reading, damaged=True)
         remark = f"{name} is truncated or damaged; what could not be read of it is black or grey"
         return found._replace(remarks=(remark, *found.remarks))
@@ -550,10 +545,11 @@ def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool 
         check_scans(file, image)
     with _decoding(most=most):
         decoded = None
-        if reading.encoded and image.format == "JPEG" and (found := encoded(image, _whole(file), name, reading.exif)):
+        is_jpeg = image.format == "JPEG"
+        if reading.encoded and is_jpeg and (found := encoded(image, _read_all(file), name, reading.exif)):
             return found
-        if reading.jpeg is not None and image.format == "JPEG" and image.mode in ("L", "RGB"):
-            decoded = reading.jpeg(_whole(file))
+        if reading.jpeg is not None and is_jpeg and image.mode in ("L", "RGB"):
+            decoded = reading.jpeg(_read_all(file))
         return _upright(image, name, reading, file, decoded, damaged=damaged)
 
 
@@ -572,7 +568,7 @@ def open_thumbnail(data: bytes, most: int) -> Image.Image:
         if image.format == "JPEG" and max(image.size) <= most and len(data) <= PIXEL_BYTES * most * most:
             check_scans(io.BytesIO(data), image)
             return image.convert("RGB")
-    except Exception:  # as in `_refusing`
+    except Exception:  # as in `_readable_errors`
         pass
     raise ValueError(f"it is not a JPEG file of at most {most} pixels a side")
 
@@ -585,7 +581,7 @@ def stored_size(file: IO[bytes]) -> tuple[int, int]:
         return (0, 0) if values.unknown else (values.width, values.height)
     try:
         return _open(file, "", MAX_PIXELS).size
-    except Exception:  # as in `_refusing`
+    except Exception:  # as in `_readable_errors`
         return 0, 0
 
 
@@ -623,7 +619,7 @@ def _open(file: IO[bytes], name: str, most: int) -> Image.Image:
     """
     size = file.seek(0, os.SEEK_END)
     if not size:
-        raise _Empty(f"{name} is empty; copy the picture again")
+        raise _EmptyFile(f"{name} is empty; copy the picture again")
     file.seek(0)
     start = file.read(64)
     if not start.startswith(TIFF):
@@ -658,13 +654,13 @@ def _other_bytes(tiles: list[Any], name: str) -> list[Any]:
         mode = tile.args if isinstance(tile.args, str) else tile.args[0]
         kind, _, bits = mode.partition(";")
         if bits not in _OTHER_BYTE or kind not in ("RGB", "RGBX", "RGBA", "CMYK"):
-            raise _deep(name, mode)
+            raise _deep_error(name, mode)
         other = f"{kind};{_OTHER_BYTE[bits]}"
         changed.append(tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])))
     return changed
 
 
-def _whole(file: IO[bytes]) -> bytes:
+def _read_all(file: IO[bytes]) -> bytes:
     file.seek(0)
     return file.read()
 
@@ -693,7 +689,7 @@ def _upright(
     deep = file is not None and not image.mode.startswith("I") and _is_deep(image)
     if deep:
         _other_bytes(image.tile, name)  # type: ignore[attr-defined]  # raises for unknown kinds
-    white = 65535 if deep else _highest(image, name)
+    white = 65535 if deep else _white_level(image, name)
     part, scale = None, 1
     if decoded is None:
         scale, part = reduce(image, reading.least, reading.exif)
@@ -710,16 +706,17 @@ def _upright(
             low.tile = _other_bytes(low.tile, name)  # type: ignore[attr-defined]
             low.load()
         significant = 16 if file is None or image.format != "PNG" else significant_bits(file)
-        image, said = _in_8_bits(_Deep(image, low, white, tiff, significant), name, reading.depth)
+        image, said = _reduce_to_8_bits(_Deep(image, low, white, tiff, significant), name, reading.depth)
         remarks.extend(said)
     if tiff is not None and file is not None and not reading.exif and tiff.orientation in UPRIGHT:
-        image = image.transpose(_BACK.get(UPRIGHT[tiff.orientation], UPRIGHT[tiff.orientation]))  # undo Pillow's turn
+        applied = UPRIGHT[tiff.orientation]
+        image = image.transpose(_INVERSE.get(applied, applied))  # Pillow has turned it
         remarks.append(ignored_turn(name))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "RGBa" or "transparency" in image.info:
         image = image.convert("RGBA")
-    if image.mode in ("LA", "PA", "RGBA") and _lowest(image.getchannel("A")) < 255:
+    if image.mode in ("LA", "PA", "RGBA") and _minimum(image.getchannel("A")) < 255:
         if reading.background is not None:
             image = _laid_on(reading.background, image)
         else:
@@ -730,7 +727,7 @@ def _upright(
     return Upright(image if image.mode == "RGB" else image.convert("RGB"), tuple(remarks), part, scale)
 
 
-_BACK = {
+_INVERSE = {
     Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
     Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
 }  # the others are their own inverses
@@ -768,7 +765,7 @@ class _Deep(NamedTuple):
         return high_bytes * np.uint16(256) + low_bytes
 
 
-def _in_8_bits(deep: _Deep, name: str, depth: Depth) -> tuple[Image.Image, tuple[str, ...]]:
+def _reduce_to_8_bits(deep: _Deep, name: str, depth: Depth) -> tuple[Image.Image, tuple[str, ...]]:
     """Convert to 8 bits a channel; return the image and remarks on its depth."""
     image, colors = deep.image, 3 if deep.image.mode == "RGBA" else None
     boxes = list(_blocks(image))
@@ -802,7 +799,7 @@ def _laid_on(background: str, image: Image.Image) -> Image.Image:
     return page
 
 
-def _lowest(channel: Image.Image) -> float:
+def _minimum(channel: Image.Image) -> float:
     """Minimum of a channel, without a copy."""
     lowest, _ = channel.getextrema()
     assert isinstance(lowest, int | float)
@@ -827,7 +824,7 @@ def pixels_of(image: Image.Image) -> Pixels:
     return pixels
 
 
-def _highest(image: Image.Image, name: str) -> int | None:
+def _white_level(image: Image.Image, name: str) -> int | None:
     """White level of deep grey; None for 8 bits a channel. Raise ValueError if it is unknown."""
     raw = [str(tile[3]) for tile in getattr(image, "tile", ())]
     if image.mode.startswith("I;16"):
@@ -840,7 +837,7 @@ def _highest(image: Image.Image, name: str) -> int | None:
             " scale them to 0 to 255 and give an array, or save 8-bit grey"
         )
     if image.mode not in EIGHT_BIT_MODES or _is_deep(image):
-        raise _deep(name, raw[0] if raw else image.mode)
+        raise _deep_error(name, raw[0] if raw else image.mode)
     return None
 
 
@@ -848,25 +845,25 @@ def _is_deep(image: Image.Image) -> bool:
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-class _Empty(OSError):
+class _EmptyFile(OSError):
     """An OSError whose message is ready for the user."""
 
 
-def _deep(name: str, mode: str) -> _Refused:
+def _deep_error(name: str, mode: str) -> _Refused:
     return _Refused(f"{name} has more than 8 bits a channel ({mode}), of a kind that is not read; save it as 8-bit RGB")
 
 
 @contextlib.contextmanager
-def _refusing(name: str, file: IO[bytes] | None = None) -> Iterator[None]:
+def _readable_errors(name: str, file: IO[bytes] | None = None) -> Iterator[None]:
     """Turn whatever a decoder raises into OSError or ValueError that names the picture."""
     try:
         yield
     except _Refused as error:
         raise ValueError(str(error)) from None
-    except _Empty as error:
+    except _EmptyFile as error:
         raise OSError(str(error)) from None
     except UnidentifiedImageError:
-        raise OSError(f"{name} is {_kind_not_read(file)}") from None
+        raise OSError(f"{name} is {_describe_unknown(file)}") from None
     except Image.DecompressionBombError:  # for example inside an icon
         raise ValueError(f"{name} holds a picture larger than its header says; convert it to JPEG or PNG") from None
     except Exception as error:
@@ -890,7 +887,7 @@ def reason_of(error: Exception) -> str:
     return words if words and not isinstance(error, KeyError) else f"{type(error).__name__} {words}".rstrip()
 
 
-def _kind_not_read(file: IO[bytes] | None) -> str:
+def _describe_unknown(file: IO[bytes] | None) -> str:
     """Describe a file that Pillow does not recognise, with the way out."""
     if file is not None:
         file.seek(0)

@@ -96,10 +96,10 @@ def find_pictures(
     FileNotFoundError: no file matches *.jpg that is not excluded; name another pattern, or a folder
     """
     several = [names] if isinstance(names, str | os.PathLike) else names
-    return [path for name in several for path in _meant(name, exclude)]
+    return [path for name in several for path in _expand(name, exclude)]
 
 
-def _meant(name: str | os.PathLike[str], exclude: str | Iterable[str]) -> list[Path]:
+def _expand(name: str | os.PathLike[str], exclude: str | Iterable[str]) -> list[Path]:
     path = Path(name)
     if path.is_dir():
         found = list_folder(path, exclude=exclude)

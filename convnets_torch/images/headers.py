@@ -37,7 +37,7 @@ MOST_FRAMES = 1000  # frames that are counted
 
 _NO_LENGTH = {0xD8, 0xD9, *range(0xD0, 0xD8), *range(0xF0, 0xFE)}  # JPEG markers without a length field
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_BYTES = (2, 6, 7)  # non-numeric types of TIFF tags
+_NON_NUMERIC = (2, 6, 7)  # non-numeric types of TIFF tags
 WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH = 256, 257, 322, 323  # TIFF tags
 
 
@@ -216,16 +216,16 @@ def _check_icon(file: IO[bytes], start: bytes) -> None:
                 return
             if length < 8:
                 raise OSError("a part of it has no length")
-            _check_inside(file, place + 8)
+            _check_embedded(file, place + 8)
             place += length
         raise OSError(f"it has more than {SEGMENTS:,} parts")
     file.seek(6)
     entries = file.read(16 * int.from_bytes(start[4:6], "little"))
     for entry in range(0, len(entries) - 15, 16):
-        _check_inside(file, int.from_bytes(entries[entry + 12 : entry + 16], "little"))
+        _check_embedded(file, int.from_bytes(entries[entry + 12 : entry + 16], "little"))
 
 
-def _check_inside(file: IO[bytes], place: int) -> None:
+def _check_embedded(file: IO[bytes], place: int) -> None:
     """Check the size of a PNG, JPEG 2000 or bitmap picture in an icon."""
     file.seek(place)
     head = file.read(256)
@@ -303,9 +303,9 @@ def _check_tags(file: IO[bytes], start: bytes) -> None:
     numbers = others = 0
     sides = dict.fromkeys((WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH), 0)
     for tag, kind, count, value in pages.described(tags):
-        if tag in sides and kind not in _BYTES:
+        if tag in sides and kind not in _NON_NUMERIC:
             sides[tag] = max(pages.numbers(kind, 1, value), default=0)
-        if kind in _BYTES:
+        if kind in _NON_NUMERIC:
             others += count * _SIZES[kind]
         elif kind in _SIZES:
             numbers += count

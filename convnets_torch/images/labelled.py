@@ -144,9 +144,9 @@ def find_labelled(
     if truth is not None:
         if not place.is_dir():
             raise NotADirectoryError(f"{place} is not a folder; name the folder of the pictures that {truth} labels")
-        return _of_table(Path(truth), place, columns, partial, exclude, several)
+        return _read_table(Path(truth), place, columns, partial, exclude, several)
     if place.suffix.lower() in TABLES and not place.is_dir():
-        return _of_table(place, None, columns, partial, exclude, several)
+        return _read_table(place, None, columns, partial, exclude, several)
     wanted = "name a folder with a sub-folder for each class"
     if not place.exists():
         raise FileNotFoundError(f"{place} does not exist; {wanted}")
@@ -154,7 +154,7 @@ def find_labelled(
         raise NotADirectoryError(f"{place} is not a folder, and no table ({', '.join(TABLES)}); {wanted}")
     if columns is not None or partial:
         raise ValueError(f"{place} is a folder; columns and partial are for tables (--truth, truth in Python)")
-    return _of_folder(place, exclude)
+    return _read_folder(place, exclude)
 
 
 def find_classes(
@@ -298,7 +298,7 @@ def _content(path: Path) -> object:
 # Folders
 
 
-def _of_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures:
+def _read_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures:
     listing = list_folder(folder, exclude=exclude, linked=2)
     listing.warn(others=False)
     parts = {path: path.relative_to(folder).parts + ("",) * (path in listing.closed) for path in listing.pictures}
@@ -307,7 +307,7 @@ def _of_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures:
     if not tops:
         raise ValueError(
             f"{folder} has no sub-folders, so nothing says which class a picture has; sort them into a sub-folder for"
-            f" each class, or name a table with their labels (--truth, truth in Python){_words_in_names(parts)}"
+            f" each class, or name a table with their labels (--truth, truth in Python){_label_hint(parts)}"
         )
     depth = dict.fromkeys(tops, 0)  # of the deepest picture in each: 1 in itself, 2 in a folder in it, ...
     for names in parts.values():
@@ -320,7 +320,7 @@ def _of_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures:
         homes = [(SIDES[top.lower()], folder / top) for top in sides if depth[top] > 1]
         others += [top for top in sides if depth[top] == 1]
         if not homes:
-            raise ValueError(_flat_sides(folder, sides, [path for path, names in parts.items() if len(names) == 2]))
+            raise ValueError(_no_classes(folder, sides, [path for path, names in parts.items() if len(names) == 2]))
     if same := [side for side, count in Counter(side for side, _ in homes).items() if count > 1]:
         twice = " and ".join(home.name for side, home in homes if side == same[0])
         raise ValueError(f"{folder} has the folders {twice}, which mean the same; remove one")
@@ -376,16 +376,16 @@ def _classes(home: Path, parts: Mapping[Path, tuple[str, ...]]) -> tuple[list[tu
     return sorted((normal(names[0]), path) for path, names in parts.items()), doubt
 
 
-def _flat_sides(folder: Path, names: Sequence[str], pictures: Iterable[Path]) -> str:
+def _no_classes(folder: Path, names: Sequence[str], pictures: Iterable[Path]) -> str:
     first = min(names, key=lambda name: SIDES[name.lower()] != "train")
     return (
         f"{folder} has the folders {' and '.join(names)} with pictures and no class folders, so nothing says which"
         f" class a picture has; sort those of {first} into a sub-folder for each class, or name a table with their"
-        f" labels (--truth, truth in Python){_words_in_names(pictures)}"
+        f" labels (--truth, truth in Python){_label_hint(pictures)}"
     )
 
 
-def _words_in_names(pictures: Iterable[Path]) -> str:
+def _label_hint(pictures: Iterable[Path]) -> str:
     """Hint that names such as `cat.0.jpg` and `dog.7.jpg` contain the labels; empty if they do not."""
     counts = Counter(re.sub(r"[ ._-]*\d+$", "", path.stem) for path in pictures)
     words = sorted(word for word, count in counts.items() if count > 1 and word and not word.isdigit())
@@ -414,7 +414,7 @@ class Row:
     side: str | None = None
 
 
-def _of_table(
+def _read_table(
     table: Path,
     folder: Path | None,
     columns: Sequence[str] | None,
@@ -430,31 +430,31 @@ def _of_table(
         listing.warn()
         if not listing.pictures:
             raise FileNotFoundError(f"{folder} holds no pictures; name another folder")
-    places = _Places(table, listing, exclude)
-    rows = _rows(table, lines, *header) if header is not None else _bare_rows(table, lines, places, partial)
+    finder = _Finder(table, listing, exclude)
+    rows = _rows(table, lines, *header) if header is not None else _headerless_rows(table, lines, finder, partial)
     if exclude:
         left_out = named_by(exclude)
         rows = [row for row in rows if row.name is None or not left_out(Path(row.name.replace("\\", "/")))]
     remarks = []
     if header is not None and isinstance(header[3][1], dict):
-        rows, how = _of_columns(rows), "by their columns of 0 and 1"
+        rows, how = _drop_unlabelled(rows), "by their columns of 0 and 1"
         marked = {label for row in rows for label in row.labels}
         if unmarked := [name for name in header[3][1].values() if name not in marked]:
             remarks.append(f"{table}: no picture has a 1 in {len(unmarked)} columns ({few(unmarked)})")
     else:
-        rows, how = _separated(rows, header is not None and not {*map(_word, header[2])}.isdisjoint(PLURAL))
+        rows, how = _split_labels(rows, header is not None and not {*map(_column_key, header[2])}.isdisjoint(PLURAL))
     odd = next((row for row in rows if len(row.labels) != 1), None)
     if odd is not None and not several:
-        raise _one_wanted(table, odd)
+        raise _label_count_error(table, odd)
     if not rows:
         raise ValueError(f"{table} has no rows; give it a line for each picture: its path and its label")
     if all(row.name is None for row in rows):
-        found = dict(zip(places.of_order(table, len(rows)), rows, strict=True))
+        found = dict(zip(finder.match_order(table, len(rows)), rows, strict=True))
     else:
-        found, missing = places.of_rows(rows)
+        found, missing = finder.match_rows(rows)
         if missing:
             if not partial:
-                raise FileNotFoundError(f"{table}: {places.missing_words(missing, len(rows))}")
+                raise FileNotFoundError(f"{table}: {finder.missing_message(missing, len(rows))}")
             remarks.append(f"{table}: left out {len(missing)} of {len(rows)} rows whose pictures are missing")
         if not found:
             raise ValueError(f"{table}: none of {len(rows)} rows names a picture that is there")
@@ -482,7 +482,7 @@ def _of_table(
     )
 
 
-class _Places:
+class _Finder:
     """Resolves names of pictures in a table to paths."""
 
     def __init__(self, table: Path, listing: Listing | None, exclude: str | Iterable[str]) -> None:
@@ -503,29 +503,29 @@ class _Places:
                 if os.path.isfile(path):  # noqa: PTH113 - Path raises where a name is too long
                     return [path]
         for spelling in spellings:
-            if found := self._ending_in(spelling):
+            if found := self._find_by_end(spelling):
                 return found
         return []
 
-    def _ending_in(self, name: str) -> list[Path]:
+    def _find_by_end(self, name: str) -> list[Path]:
         """Pictures whose path ends with `name`, with or without the file's ending; an exact match is preferred."""
         if self._ends is None:
             listing = self._listing or list_folder(self._table.parent, exclude=self._exclude)
             self._ends = defaultdict(list)
             for path in listing.pictures:
                 for word in {normal(path.name), normal(path.stem)}:
-                    self._ends[word].append((path, _whole(path)))
+                    self._ends[word].append((path, _normal_path(path)))
         end = "/" + normal(name).removeprefix("./").lstrip("/")
         near = self._ends.get(end.rpartition("/")[2], [])
         found = [path for path, whole in near if whole.endswith(end) or whole.removesuffix(path.suffix).endswith(end)]
         if len(found) == 1 or not near or self._listing is None:
             return found
-        exact = (_whole(base / name) for base in (self._listing.folder, self._table.parent))
+        exact = (_normal_path(base / name) for base in (self._listing.folder, self._table.parent))
         return next(
             (several for place in exact if (several := [each for each, whole in near if whole == place])), found
         )
 
-    def of_rows(self, rows: Sequence[Row]) -> tuple[dict[Path, Row], list[Row]]:
+    def match_rows(self, rows: Sequence[Row]) -> tuple[dict[Path, Row], list[Row]]:
         """Map pictures to their rows; also return the rows whose pictures are missing.
 
         Raises:
@@ -556,7 +556,7 @@ class _Places:
             found[paths[0]] = row
         return found, missing
 
-    def missing_words(self, missing: Sequence[Row], count: int) -> str:
+    def missing_message(self, missing: Sequence[Row], count: int) -> str:
         named = few([f"line {row.line}: {row.name}" for row in missing])
         place = f"in {self._table.parent if self._listing is None else self._listing.folder}"
         return (
@@ -564,7 +564,7 @@ class _Places:
             " table as --truth (truth in Python), or go on without these rows: --partial (partial=True in Python)"
         )
 
-    def of_order(self, table: Path, count: int) -> list[Path]:
+    def match_order(self, table: Path, count: int) -> list[Path]:
         """The pictures sorted by name, for a table of labels without names.
 
         Raises:
@@ -577,7 +577,7 @@ class _Places:
             )
         pictures, folder = self._listing.pictures, self._listing.folder
         if count != len(pictures):
-            raise self._other_count(count, len(pictures))
+            raise self._count_error(count, len(pictures))
         if below := [path for path in pictures if path.parent != folder]:
             raise ValueError(
                 f"{table} has labels without names, for the pictures of one folder sorted by name, but {folder} has"
@@ -588,9 +588,9 @@ class _Places:
     def check_count(self, lines: int, partial: bool) -> None:
         """Raise ValueError if there are more lines than pictures; one may be a header."""
         if self._listing is not None and lines > len(self._listing.pictures) + 1 and not partial:
-            raise self._other_count(lines, len(self._listing.pictures))
+            raise self._count_error(lines, len(self._listing.pictures))
 
-    def _other_count(self, lines: int, pictures: int) -> ValueError:
+    def _count_error(self, lines: int, pictures: int) -> ValueError:
         folder = self._listing.folder if self._listing is not None else self._table.parent
         return ValueError(
             f"{self._table} has {lines} lines, but {folder} holds {pictures} pictures; a line for each is wanted, or"
@@ -598,7 +598,7 @@ class _Places:
         )
 
 
-def _whole(path: Path) -> str:
+def _normal_path(path: Path) -> str:
     return normal(os.path.abspath(path)).replace(os.sep, "/")  # noqa: PTH100 - links stay links
 
 
@@ -649,9 +649,9 @@ def _header(
     best: tuple[int, str, list[str]] | None = None
     for mark in ",;\t":
         fields = [field.strip() for field in _fields(table, lines[start][1], mark)]
-        words = [_word(field) for field in fields]
+        words = [_column_key(field) for field in fields]
         if columns is None:
-            known = [_place(words, groups) for groups in (PATHS, LABELS)]
+            known = [_column_indices(words, groups) for groups in (PATHS, LABELS)]
             fits = len(fields) > 1 and any(places for places in known)
             pictures = [field for field in fields if Path(field).suffix.lower() in ENDINGS]
             fits = fits and not pictures
@@ -679,10 +679,10 @@ def _columns(
 ) -> Columns:
     if len(header) > MOST_COLUMNS:
         raise ValueError(f"{table} has more than {MOST_COLUMNS:,} columns; is it a table of pictures? Remove some")
-    words = [_word(field) for field in header]
+    words = [_column_key(field) for field in header]
 
     def only(groups: Sequence[Collection[str]], what: str) -> int | None:
-        places = _place(words, groups)
+        places = _column_indices(words, groups)
         if len(places) > 1:
             twice = ", ".join(header[place] for place in places)
             raise ValueError(f"{table} has several columns for the {what} ({twice}); name the two with --columns")
@@ -713,11 +713,11 @@ def _columns(
     return path, label, split
 
 
-def _word(field: str) -> str:
+def _column_key(field: str) -> str:
     return re.sub(r"[\s_-]", "", field).lower()
 
 
-def _place(words: Sequence[str], groups: Sequence[Collection[str]]) -> list[int]:
+def _column_indices(words: Sequence[str], groups: Sequence[Collection[str]]) -> list[int]:
     """Indices of the words in the first group that occurs."""
     found = ([place for place, word in enumerate(words) if word in group] for group in groups)
     return next((places for places in found if places), [])
@@ -745,9 +745,9 @@ def _rows(
         if not record[path].strip():
             raise ValueError(f"{table}, line {line} names no file; fill in its path, or remove the line")
         if isinstance(label, dict):
-            labels = _marked(table, line, record, label)
+            labels = _marked_classes(table, line, record, label)
         else:
-            labels = (_of_boxes if _word(header[label]) == BOXES else _alone)(record[label])
+            labels = (_box_classes if _column_key(header[label]) == BOXES else _single)(record[label])
         side = None
         if split is not None:
             side = SIDES.get(record[split].strip().lower())
@@ -774,7 +774,7 @@ def _records(table: Path, lines: Sequence[tuple[int, str]], mark: str) -> Iterat
         raise ValueError(f"{table} cannot be read as CSV ({error}); look for a quote that is not closed") from None
 
 
-def _marked(table: Path, line: int, record: list[str], names: Mapping[int, str]) -> list[str]:
+def _marked_classes(table: Path, line: int, record: list[str], names: Mapping[int, str]) -> list[str]:
     """Classes whose columns contain 1."""
     marked = []
     for place, name in names.items():
@@ -788,13 +788,13 @@ def _marked(table: Path, line: int, record: list[str], names: Mapping[int, str])
     return marked
 
 
-def _of_boxes(text: str) -> list[str]:
+def _box_classes(text: str) -> list[str]:
     """Classes in ImageNet's box format `n03995372 85 1 499 272 n03995372 0 0 9 9`."""
     words = text.split()
     return list(dict.fromkeys(words[::5])) if len(words) % 5 == 0 else [text]
 
 
-def _alone(text: str) -> list[str]:
+def _single(text: str) -> list[str]:
     return [text] if text.strip() else []
 
 
@@ -810,11 +810,11 @@ def _row(
             f" and {MOST_LABEL} are the most; shorten them"
         )
     if not bare and not any(row.labels):
-        raise _one_wanted(table, row)
+        raise _label_count_error(table, row)
     return row
 
 
-def _one_wanted(table: Path, row: Row) -> ValueError:
+def _label_count_error(table: Path, row: Row) -> ValueError:
     """The error for a row with several labels or none."""
     if len(row.labels) < 2:
         return ValueError(f"{table}, line {row.line} has no class for {row.name}; fill it in, or remove the line")
@@ -825,31 +825,31 @@ def _one_wanted(table: Path, row: Row) -> ValueError:
     )
 
 
-def _of_columns(rows: list[Row]) -> list[Row]:
+def _drop_unlabelled(rows: list[Row]) -> list[Row]:
     """Drop unlabelled test rows of a table with class columns if every other row has exactly one label."""
     if all(len(row.labels) == 1 or (not row.labels and row.side == "test") for row in rows):
         return [row for row in rows if row.labels]
     return rows
 
 
-def _separated(rows: list[Row], plural: bool) -> tuple[list[Row], str]:
+def _split_labels(rows: list[Row], plural: bool) -> tuple[list[Row], str]:
     """Split joined labels such as `rust|scab`; also return, in words, how they were separated."""
     counts = Counter(row.labels[0] for row in rows if len(row.labels) == 1)
-    mark = next((mark for mark in ("|,; " if plural else "|,;") if _separates(mark, counts, plural)), None)
+    mark = next((mark for mark in ("|,; " if plural else "|,;") if _is_separator(mark, counts, plural)), None)
     if mark is None:
         return rows, "by their boxes"
-    parted = ([word for label in row.labels for word in _words_of(label, mark) or [label]] for row in rows)
+    parted = ([word for label in row.labels for word in _parts(label, mark) or [label]] for row in rows)
     rows = [replace(row, labels=tuple(dict.fromkeys(words))) for row, words in zip(rows, parted, strict=True)]
     return rows, "separated by blanks" if mark == " " else f"separated by {mark!r}"
 
 
-def _separates(mark: str, labels: Collection[str], plural: bool) -> bool:
+def _is_separator(mark: str, labels: Collection[str], plural: bool) -> bool:
     """Whether `mark` separates labels: all parts of some label are labels themselves.
 
     In a column called `labels` or `tags`, it suffices that few parts make up many labels; for `|`, which hardly occurs
     in names, that a part occurs twice.
     """
-    words = {label: _words_of(label, mark) for label in labels}
+    words = {label: _parts(label, mark) for label in labels}
     several = [parts for parts in words.values() if len(parts) > 1]
     if not several:
         return False
@@ -859,19 +859,19 @@ def _separates(mark: str, labels: Collection[str], plural: bool) -> bool:
     return mark == "|" and any(parts[part] > 1 for each in several for part in each)
 
 
-def _words_of(label: str, mark: str) -> list[str]:
+def _parts(label: str, mark: str) -> list[str]:
     return [word for part in label.split(mark) if (word := part.strip())]
 
 
 # Lines without a header
 
 
-def _bare_rows(table: Path, lines: Sequence[tuple[int, str]], places: _Places, partial: bool) -> list[Row]:
+def _headerless_rows(table: Path, lines: Sequence[tuple[int, str]], finder: _Finder, partial: bool) -> list[Row]:
     """The rows of a table without a known header: a name and a label in each, or only the label."""
     kept = [(number, line.strip()) for number, line in lines if line.strip()]
-    places.check_count(len(kept), partial)
-    pairs = [_name_and_label(table, line, places) for _, line in kept]
-    if kept and pairs[0] is None and any(pairs) and _place([_word(kept[0][1].split()[0])], PATHS):
+    finder.check_count(len(kept), partial)
+    pairs = [_name_and_label(table, line, finder) for _, line in kept]
+    if kept and pairs[0] is None and any(pairs) and _column_indices([_column_key(kept[0][1].split()[0])], PATHS):
         kept, pairs = kept[1:], pairs[1:]  # a header separated by blanks
     known = sum(pair is not None for pair in pairs)
     if 2 * known > len(kept) or any(pair and Path(pair[0]).suffix.lower() in ENDINGS for pair in pairs):
@@ -891,7 +891,7 @@ def _bare_rows(table: Path, lines: Sequence[tuple[int, str]], places: _Places, p
     return [_row(table, number, None, [line]) for number, line in kept]
 
 
-def _name_and_label(table: Path, line: str, places: _Places) -> tuple[str, str] | None:
+def _name_and_label(table: Path, line: str, finder: _Finder) -> tuple[str, str] | None:
     """Split a line into the picture's name and its label; None if it does not begin with a name."""
     pairs: list[tuple[str, str]] = []
     for mark in ",\t;":
@@ -904,4 +904,4 @@ def _name_and_label(table: Path, line: str, places: _Places) -> tuple[str, str] 
             pairs.append((parts[0], parts[1]))
     pairs = [(name, label) for name, label in pairs if name and label]
     of_a_picture = [pair for pair in pairs if Path(pair[0]).suffix.lower() in ENDINGS]
-    return next((pair for pair in pairs if places.find(pair[0])), of_a_picture[0] if of_a_picture else None)
+    return next((pair for pair in pairs if finder.find(pair[0])), of_a_picture[0] if of_a_picture else None)

@@ -115,12 +115,12 @@ def _matrices(
     fine = weights - (coarse << FINE)
     index = torch.from_numpy(places).to(device)
     return (
-        _scattered(coarse, 2.0 ** (FINE - PRECISION), index, before),
-        _scattered(fine, 2.0**-PRECISION, index, before),
+        _dense_matrix(coarse, 2.0 ** (FINE - PRECISION), index, before),
+        _dense_matrix(fine, 2.0**-PRECISION, index, before),
     )
 
 
-def _scattered(values: NDArray[np.int64], unit: float, index: Tensor, before: int) -> Tensor:
+def _dense_matrix(values: NDArray[np.int64], unit: float, index: Tensor, before: int) -> Tensor:
     values_there = torch.from_numpy((values * unit).astype(np.float32)).to(index.device)
     return torch.zeros(len(values), before, device=index.device).scatter_add_(1, index, values_there)
 

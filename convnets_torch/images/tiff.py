@@ -85,7 +85,7 @@ def open_tiff(
     check_levels(depth, background)
     path = path.resolve()
     with contextlib.nullcontext(file) if file is not None else open_file(path) as opened:
-        with _refusing_damage(path):
+        with _readable_errors(path):
             count = pages(opened, allow_truncated=allow_truncated)
             start = opened.seek(0)
             # Microscope formats for which tifffile would read all pages.
@@ -95,7 +95,7 @@ def open_tiff(
             tiff = tifffile.TiffFile(opened, offset=start, name=path.name, **flags)
             page = tiff.pages.first
             values = tiff_values(opened)
-            kind = _kind_not_read(page, values)
+            kind = _why_unsupported(page, values)
             state = os.fstat(opened.fileno())
             reader = None if kind else _Reader(path, state, page, tiff.byteorder, values, background)
         if reader is None:
@@ -137,7 +137,7 @@ def _opened_tiff(
     return source, (*remarks, *reader.measure(source, depth))
 
 
-def _kind_not_read(page: TiffPage, values: TiffValues) -> str | None:
+def _why_unsupported(page: TiffPage, values: TiffValues) -> str | None:
     """Why a page cannot be read row by row; None if it can."""
     grey = page.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO)
     colour = page.photometric == RGB or (page.photometric == YCBCR and page.compression == JPEG)
@@ -190,7 +190,7 @@ class _Reader:
         height, width = self.shape
         if self._is_plain():
             return _Plain(self)
-        with _refusing_damage(self.path):
+        with _readable_errors(self.path):
             try:
                 self.decode(None, 0, **self.tables)  # raises if a codec is missing
             except ValueError as error:
@@ -237,7 +237,7 @@ class _Reader:
         else:
             high, across = min(page.rowsperstrip, self.shape[0]), 1
         pixels = np.zeros((bottom - top, width, 3), np.uint8)
-        with self.opened() as file, _refusing_damage(self.path):
+        with self.opened() as file, _readable_errors(self.path):
             for number in range(top // high * across, ceil(bottom / high) * across):
                 size, offset = self.sizes[number], self.offsets[number]
                 file.seek(offset)
@@ -306,7 +306,7 @@ class _Plain:
         check_rows(top, bottom, height)
         samples = reader.page.samplesperpixel
         line = width * samples * reader.stored.itemsize
-        with reader.opened() as file, _refusing_damage(reader.path):
+        with reader.opened() as file, _readable_errors(reader.path):
             file.seek(reader.offsets[0] + top * line)
             content = file.read((bottom - top) * line)
         content += bytes((bottom - top) * line - len(content))  # truncated, which has a remark
@@ -331,7 +331,7 @@ class _Mirrored:
 
 
 @contextlib.contextmanager
-def _refusing_damage(path: Path) -> Iterator[None]:
+def _readable_errors(path: Path) -> Iterator[None]:
     """Turn whatever a decoder raises into OSError that names the file; imagecodecs has exception classes of its own."""
     try:
         yield
