@@ -68,7 +68,7 @@ class Source:
         changes = known.pop("changes")
         for name, words in (*known.items(), *(("changes", change) for change in changes)):
             if not isinstance(words, str) and (words is not None or name != "backend"):
-                raise TypeError(f"the source's {name} are {words!r:.80}, no words")
+                raise TypeError(f"the source's {name} is {words!r:.80}, not a string")
         return cls(**known, changes=tuple(changes), unknown=values)
 
 
@@ -101,31 +101,27 @@ class Card:
         numbered = type(classes) is int and classes >= 1
         if not isinstance(self.network, str) or not (numbered or classes is None):
             raise ValueError(
-                f"card has network {self.network!r} with {classes!r} classes; a name, and a number or null are wanted"
+                f"card has network {self.network!r} with {classes!r} classes; give a name, and a number or null"
             )
         if self.classes > MOST_CLASSES:
-            raise ValueError(f"card has {classes} classes; {MOST_CLASSES} are the most that a network has")
+            raise ValueError(f"card has {classes} classes; the maximum is {MOST_CLASSES}")
         if (numbers := _count(self.arguments)) > MOST_NUMBERS:
-            raise ValueError(
-                f"card has {numbers} numbers and words in its arguments; {MOST_NUMBERS} are the most that a network has"
-            )
+            raise ValueError(f"card has {numbers} numbers and strings in its arguments; the maximum is {MOST_NUMBERS}")
         size = self.arguments.get("size")
         if isinstance(size, list | tuple) and any(type(side) is int and side > MOST_INPUT for side in size):
-            raise ValueError(f"card has images of {size} pixels; {MOST_INPUT} are the most of a side")
+            raise ValueError(f"card has images of {size} pixels; the maximum of a side is {MOST_INPUT}")
         if self.class_names not in ("imagenet-1k", None) and not (
             isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
         ):
             raise ValueError(
-                f"card has class names {self.class_names!r:.80}; 'imagenet-1k', null or a list of words is wanted"
+                f"card has class names {self.class_names!r:.80}; give 'imagenet-1k', null or a list of strings"
             )
         if isinstance(self.class_names, tuple) and (long := max(map(len, self.class_names), default=0)) > MOST_NAME:
-            raise ValueError(f"card has a class name of {long} letters; {MOST_NAME} are the most that are shown")
+            raise ValueError(f"card has a class name of {long} characters; the maximum is {MOST_NAME}")
         if self.activation not in get_args(Activation):
             raise ValueError(f"card has activation {self.activation!r}; known: {', '.join(get_args(Activation))}")
         if classes == 1 and self.activation == "softmax":
-            raise ValueError(
-                "card has one class and softmax, which makes 1 of every output; sigmoid is wanted, or none"
-            )
+            raise ValueError("card has one class and softmax, which is always 1; use sigmoid, or none")
         names = self.classes if self.class_names is None else 1000 if self.imagenet else len(self.class_names)
         if names != self.classes:
             raise ValueError(f"card has {self.classes} classes but {names} class names; give each class one")
@@ -161,9 +157,7 @@ class Card:
             ValueError: the text is not a card, is too long, or has a schema that this version does not know.
         """
         if len(text) > MOST_CARD:
-            raise ValueError(
-                f"the card has {len(text):,} letters, and {MOST_CARD:,} are the most; shorten its class names"
-            )
+            raise ValueError(f"the card has {len(text):,} characters, more than {MOST_CARD:,}; shorten its class names")
         try:
             values = files.loads(text)
         except json.JSONDecodeError:
@@ -180,7 +174,7 @@ class Card:
         beside = len(json.dumps({**values, "class_names": None, DIGESTS: None}))
         if beside > MOST_BESIDE:
             raise ValueError(
-                f"the card has {beside:,} letters beside its class names and digests, and {MOST_BESIDE:,} are the most;"
+                f"the card has {beside:,} characters beside its class names and digests, more than {MOST_BESIDE:,};"
                 " convert the weights again"
             )
         try:

@@ -115,9 +115,7 @@ def check_regular(path: str | os.PathLike[str], *, follow_links: bool = True) ->
         mode = Path(path).stat(follow_symlinks=follow_links).st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: NUL byte in the name
         if re.match(r"[a-z]+:/", str(path)):  # Path merges double slashes
-            raise FileNotFoundError(
-                f"{path} is an address, and nothing is downloaded; save what is there, and name the file"
-            ) from None
+            raise FileNotFoundError(f"{path} is a URL, and nothing is downloaded; save it, and name the file") from None
         raise FileNotFoundError(f"{path} does not exist; name a file") from None
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -537,7 +535,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"it says {twice!r:.80} twice")
+        raise ValueError(f"it has the name {twice!r:.80} twice")
     return found
 
 

@@ -85,7 +85,7 @@ def _check_end(file: IO[bytes], size: int) -> None:
     locator = file.read(LOCATOR)
     if before >= END64 and locator[:4] == b"PK\x06\x07":
         if int.from_bytes(locator[8:16], "little") != before - END64:
-            raise ValueError("its end is not where it says")
+            raise ValueError("its zip64 end record is misplaced")
         file.seek(before - END64)
         listed = int.from_bytes(file.read(END64)[40:48], "little")
     if listed > MOST_ARRAYS * 1024:
@@ -100,7 +100,7 @@ def _check_members(members: list[zipfile.ZipInfo], size: int, max_bytes: int | N
         raise ValueError("it has a name twice")
     for member in members:
         if not member.filename.endswith(".npy"):
-            raise ValueError(f"member {member.filename!r:.80} is no array")
+            raise ValueError(f"member {member.filename!r:.80} is not an array")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 0x1:
             raise ValueError(f"member {member.filename!r:.80} is encrypted, or compressed in an unknown way")
     stored, unpacked = sum(member.compress_size for member in members), sum(member.file_size for member in members)
@@ -109,7 +109,7 @@ def _check_members(members: list[zipfile.ZipInfo], size: int, max_bytes: int | N
     if unpacked > max(FREE, MOST_COMPRESSED * size):
         raise ValueError(f"{size:,} bytes unpack to {unpacked:,}")
     if max_bytes is not None and unpacked > max_bytes:
-        raise ValueError(f"it unpacks to {unpacked:,} bytes, and {max_bytes:,} are the most")
+        raise ValueError(f"it unpacks to {unpacked:,} bytes, more than {max_bytes:,}")
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:

@@ -51,7 +51,7 @@ def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str,
         raise no_header
     if header_length > MOST_HEADER:
         raise ValueError(
-            f"{path} has a header of {header_length:,} bytes, and {MOST_HEADER:,} are the most; it is damaged, or has"
+            f"{path} has a header of {header_length:,} bytes, more than {MOST_HEADER:,}; it is damaged, or has"
             " too many class names"
         )
     if header_length + 8 > length:
@@ -63,7 +63,7 @@ def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str,
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{no_header} (its header: {error})") from None
     if len(arrays) > MOST_ARRAYS:
-        raise ValueError(f"{path} has {len(arrays)} arrays, and {MOST_ARRAYS} are the most; it is damaged")
+        raise ValueError(f"{path} has {len(arrays)} arrays, more than {MOST_ARRAYS}; it is damaged")
     wanted = 8 + header_length + max(ends, default=0)
     if wanted != length:
         raise ValueError(

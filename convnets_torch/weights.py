@@ -259,5 +259,5 @@ def last_dense(network: nn.Module) -> str:
     """Name of the last dense layer, whose input is the default embedding."""
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | PackedLinear)]
     if not names:
-        raise ValueError(f"{type(network).__name__} has no dense layer, so what stands before it; name a layer")
+        raise ValueError(f"{type(network).__name__} has no dense layer, so no default vector; name a layer")
     return names[-1]

@@ -30,7 +30,7 @@ def test_a_folder_of_classes_becomes_figures_pictures_and_weights(command, cache
     options = ["--folds", 3, "-o", output, "--report", report]
     code, out, error = command("probe", lite_weights, folder, *options, "--choose", "svm")
     assert code == 1  # for the picture that is none
-    assert "bad.png is no picture that Pillow can read" in error
+    assert "bad.png is not a picture that Pillow can read" in error
     assert "36 vectors of 1280 values, 36 of them computed, 0 from the cache; 1 pictures could not be used" in error
     accuracies, curve = out.split("\n\n")
     assert [line.rsplit("  ", 1)[1] for line in accuracies.splitlines()[:3]] == ["knn", "svm", "logistic"]

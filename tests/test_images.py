@@ -46,7 +46,7 @@ def broken(photographs, tmp_path, name, content):
     ("content", "message"),
     [
         (lambda whole: b"", "is empty; copy the picture again"),
-        (lambda whole: b"no picture", "is no picture that Pillow can read"),
+        (lambda whole: b"no picture", "is not a picture that Pillow can read"),
         (lambda whole: whole[: len(whole) // 2], "is broken .*truncated.*; copy the picture again"),
     ],
 )
@@ -399,7 +399,7 @@ def test_a_truncated_picture_is_read_as_far_as_it_goes_when_that_is_asked_for(ph
         assert (half[-8:] != whole[-8:]).any()
         assert not ImageFile.LOAD_TRUNCATED_IMAGES
     (tmp_path / "none.jpg").write_bytes(b"no picture")
-    with pytest.raises(OSError, match="no picture that Pillow can read"):
+    with pytest.raises(OSError, match="not a picture that Pillow can read"):
         read_picture(tmp_path / "none.jpg", allow_truncated=True)
 
 

@@ -900,7 +900,7 @@ def _describe_unknown(file: IO[bytes] | None) -> str:
                 form = _NAMES.get(kind.partition(",")[0])
                 read = features.check("avif") if form == "AVIF" else form in Image.OPEN
                 return "broken; copy the picture again" if read else kind
-    return "no picture that Pillow can read; convert it to JPEG or PNG"
+    return "not a picture that Pillow can read; convert it to JPEG or PNG"
 
 
 class _Settings(NamedTuple):

@@ -112,7 +112,7 @@ def _expand(name: str | os.PathLike[str], exclude: str | Iterable[str]) -> list[
         try:
             matching = glob.glob(str(path), recursive=True)  # noqa: PTH207
         except RecursionError:
-            raise OSError(f"{path}: folders lie too deep within each other; name a folder instead") from None
+            raise OSError(f"{path}: folders are nested too deeply; name a folder instead") from None
         left_out = named_by(exclude)
         matches = sorted(Path(match) for match in matching if not os.path.isdir(match))  # noqa: PTH112
         wild = next(number for number, part in enumerate(path.parts) if glob.has_magic(part))

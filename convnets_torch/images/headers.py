@@ -215,7 +215,7 @@ def _check_icon(file: IO[bytes], start: bytes) -> None:
             if len(head) < 8:
                 return
             if length < 8:
-                raise OSError("a part of it has no length")
+                raise OSError("one of its parts has no length")
             _check_embedded(file, place + 8)
             place += length
         raise OSError(f"it has more than {SEGMENTS:,} parts")
@@ -445,7 +445,7 @@ def pages(file: IO[bytes], *, allow_truncated: bool = False) -> int:
         if following is None:
             if allow_truncated:
                 break
-            raise OSError(f"page {len(seen) + 1} is not there; the file is truncated")
+            raise OSError(f"page {len(seen) + 1} is missing; the file is truncated")
         seen.add(place)
         place = following
     return len(seen)

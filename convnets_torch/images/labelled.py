@@ -619,7 +619,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
                 while line := file.readline(MOST_LINE):
                     number += 1
                     if len(line) == MOST_LINE or "\0" in line:
-                        what = "a byte of zero" if "\0" in line else f"more than {MOST_LINE:,} letters"
+                        what = "a NUL byte" if "\0" in line else f"more than {MOST_LINE:,} characters"
                         raise ValueError(f"{path}, line {number} has {what}; is it a table of pictures?")
                     if number > MOST_ROWS + 1:
                         raise ValueError(f"{path} has more than {MOST_ROWS:,} lines; is it a table of pictures?")
@@ -806,8 +806,8 @@ def _row(
     if len(name or "") > MOST_PATH or any(len(label) > MOST_LABEL for label in row.labels):
         longest = max(map(len, row.labels), default=0)
         raise ValueError(
-            f"{table}, line {line} has a path of {len(name or '')} letters and a class of {longest}, but {MOST_PATH}"
-            f" and {MOST_LABEL} are the most; shorten them"
+            f"{table}, line {line} has a path of {len(name or '')} characters and a class of {longest}, but {MOST_PATH}"
+            f" and {MOST_LABEL} are the maximum; shorten them"
         )
     if not bare and not any(row.labels):
         raise _label_count_error(table, row)

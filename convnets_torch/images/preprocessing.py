@@ -74,19 +74,19 @@ class Preprocessing:
         sides = (*_pair(self.size), *_pair(self.resize))
         if len(sides) != 4 or not all(type(side) is int and 0 < side <= MOST_INPUT for side in sides):
             raise ValueError(
-                f"preprocessing has size {self.size!r} and resize {self.resize!r}; pixels are wanted, 1 to {MOST_INPUT}"
+                f"preprocessing has size {self.size!r} and resize {self.resize!r}; give 1 to {MOST_INPUT} pixels"
             )
         if not _is_number(self.scale) or type(self.exif) is not bool:
             raise ValueError(
-                f"preprocessing has scale {self.scale!r} and exif {self.exif!r}; a number, and true or false"
+                f"preprocessing has scale {self.scale!r} and exif {self.exif!r}; give a number, and true or false"
             )
         for field in ("mean", "std"):
             values = getattr(self, field)
             numbers = all(map(_is_number, values))
             if len(values) != 3 or not numbers or (field == "std" and min(map(abs, values)) * MOST_NUMBER < 1):
-                raise ValueError(f"preprocessing has {field} {values!r}; three finite numbers are wanted, std not 0")
+                raise ValueError(f"preprocessing has {field} {values!r}; give three finite numbers, std not 0")
         if not isinstance(self.name, str):
-            raise ValueError(f"preprocessing has the name {self.name!r}; a word is wanted")
+            raise ValueError(f"preprocessing has the name {self.name!r}; give a string")
         if sides[0] > sides[2] or sides[1] > sides[3]:
             raise ValueError(f"preprocessing crops {self.size} pixels out of {self.resize}; the crop must fit")
 
@@ -241,9 +241,9 @@ def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing:
     try:
         values = files.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); a JSON object with the fields of a rule is wanted") from None
+        raise ValueError(f"{path} is not JSON ({error}); give a JSON object with the fields of a rule") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object; one with the fields of a rule is wanted")
+        raise ValueError(f"{path} is not a JSON object; give one with the fields of a rule")
     known = [entry.name for entry in fields(Preprocessing)]
     wanted = ("size", "resize_rule", "interpolation", "channels", "mean")
     problems = [f"{name} is missing" for name in wanted if name not in values]

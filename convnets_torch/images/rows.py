@@ -117,7 +117,7 @@ class Resized:
     def __init__(self, source: Source, shape: Pair, interpolation: Interpolation) -> None:
         check_choice(interpolation, ("bilinear", "bicubic", "nearest"), "interpolation")
         if min(shape) < 1:
-            raise ValueError(f"a picture of {shape[0]}x{shape[1]} pixels is wanted; give each side at least 1")
+            raise ValueError(f"cannot resize to {shape[0]}x{shape[1]} pixels; give each side at least 1")
         self.shape = shape
         self._source, self._interpolation = source, interpolation
         self._resample = Image.Resampling[interpolation.upper()]
@@ -236,7 +236,7 @@ class Preview:
 
     def __init__(self, shape: Pair, longest: int) -> None:
         if longest < 1:
-            raise ValueError(f"a preview of {longest} pixels is wanted; give at least 1")
+            raise ValueError(f"a preview cannot have {longest} pixels; give at least 1")
         self.shape = shape
         self.factor = ceil(max(shape) / longest)
         height, width = shape
