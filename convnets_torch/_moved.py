@@ -1,4 +1,4 @@
-"""Names of version 0.1 and where they are now; they work for one more release, with a `DeprecationWarning`."""
+"""Former names of version 0.1; they work for one more release, with a `DeprecationWarning`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-NAMES = {  # module -> the names that it has, which stood at the top of the package
+NAMES = {  # module -> its names that were importable from the top of the package
     "converters.conversion": "Report",
     "convnets_torch.card": "Source read_card",
     "convnets_torch.embeddings.duplicates": "Leak find_duplicates find_leaks",
@@ -57,7 +57,7 @@ NAMES = {  # module -> the names that it has, which stood at the top of the pack
     "convnets_torch.wordnet.hierarchy": "Answer Severity back_off measure_severity",
     "convnets_torch.wordnet.targets": "Target",
 }
-MODULES = {  # former module of the package -> where most of it is now
+MODULES = {  # former module -> the module that has most of its contents
     "adoption": "convnets_torch.fcn.densify",
     "ahead": "convnets_torch.inference.pipeline",
     "algebra": "convnets_torch.wordnet.expressions",
@@ -103,11 +103,7 @@ HOMES = {name: home for home, names in NAMES.items() for name in names.split()}
 
 
 def former(name: str) -> Any:
-    """What `convnets_torch.name` was.
-
-    Raises:
-        AttributeError: there was no such name.
-    """
+    """Look up the former `convnets_torch.name`; raises AttributeError if there was none."""
     if name in HOMES:
         _warn(f"convnets_torch.{name} is now {HOMES[name]}.{name}", 4)
         return getattr(import_module(HOMES[name]), name)
@@ -117,12 +113,12 @@ def former(name: str) -> Any:
 
 
 def spec_of(fullname: str) -> ModuleSpec | None:
-    """How to import `convnets_torch.name` where name was a module; None where it was none."""
+    """Import spec of the former module `convnets_torch.name`; None if there was none."""
     return ModuleSpec(fullname, _Loader()) if fullname.partition(".")[2] in MODULES else None
 
 
 class _Loader(Loader):
-    """Puts the present module in the place of the former one."""
+    """Imports the present module in place of the former one."""
 
     def exec_module(self, module: ModuleType) -> None:
         place = MODULES[module.__name__.partition(".")[2]]

@@ -1,11 +1,11 @@
-"""The card: what weights are, written into the header of their safetensors file.
+"""The card in the header of a safetensors file: which network the weights belong to, and how to use it.
 
-Reading one needs no torch, so `info` answers at once.
+Reading a card does not import torch, so `info` is fast.
 
-A card may also keep which pictures a network was trained on, as digests: the first 6 bytes of the sha256 of each file,
-of up to 32,768 training and 8,192 validation pictures. Of more it keeps the smallest digests, a uniform sample:
-whatever lies in their range can be looked up exactly, so the share of known pictures can still be estimated. A picture
-that was saved again has other content and is not recognised.
+A card may also store digests of the pictures that a network was trained on: the first 6 bytes of the sha256 of each
+file, for up to 32,768 training and 8,192 validation pictures. Of more pictures it keeps the smallest digests, a uniform
+sample: any digest in their range can be looked up exactly, so the share of known pictures can still be estimated. A
+picture that was saved again has different content and is not recognised.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from convnets_torch.files import open_file
 from convnets_torch.images.preprocessing import MOST_INPUT, Preprocessing
 from convnets_torch.safetensors_io import header_of_opened
 
-SCHEMA = 1  # of the card; a higher number is refused, unknown fields of this one are kept
-KEY = "card"  # in the metadata of the safetensors header
-DIGESTS = "digests"  # the field of what `learnt_pictures` keeps, which may be long
+SCHEMA = 1  # version of the card; others are refused, unknown fields of this one are kept
+KEY = "card"  # key in the metadata of the safetensors header
+DIGESTS = "digests"  # field of the digests of training pictures, which may be long
 
-# What no honest file exceeds, and what keeps a strange one from costing time or memory.
-MOST_CARD = 6_500_000  # letters of JSON; those of 22,000 classes with names of 40 Chinese signs, and all digests
-MOST_BESIDE = 100_000  # letters of JSON, of all but the names of classes and the digests
-MOST_NUMBERS = 1_000  # in `arguments`, at all depths; InceptionV3 has 94 widths
+# Limits that no legitimate card exceeds and that bound the time and memory a malicious one can take.
+MOST_CARD = 6_500_000  # characters of JSON; room for 22,000 class names of 40 Chinese characters, and all digests
+MOST_BESIDE = 100_000  # characters of JSON without class names and digests
+MOST_NUMBERS = 1_000  # values in `arguments`, at all depths; InceptionV3 has 94 widths
 MOST_CLASSES = 1_000_000
-MOST_NAME = 1_000  # letters of a class's name
+MOST_NAME = 1_000  # characters of a class name
 
 Activation = Literal["softmax", "sigmoid", "none"]
 
@@ -45,11 +45,11 @@ class Source:
 
     Attributes:
         file: name of the source file, without its folder.
-        sha256: of the source file, in hexadecimal.
-        framework: what wrote the file, with its version where known: "Keras 1", "PyTorch".
-        backend: the backend that trained the weights, "theano" or "tensorflow"; None where there is none.
-        changes: what was done to the arrays, for instance "13 arrays flipped".
-        converter: name and version of the program that converted.
+        sha256: sha256 of the source file, in hexadecimal.
+        framework: what wrote the file, with the version if known: "Keras 1", "PyTorch".
+        backend: the backend that trained the weights, "theano" or "tensorflow"; None if there is none.
+        changes: what was done to the arrays, for example "13 arrays flipped".
+        converter: name and version of the converter.
         unknown: fields that a newer version wrote; kept when the card is written again.
     """
 
@@ -63,29 +63,29 @@ class Source:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Source:
-        """The inverse of `_flat`; KeyError and TypeError where a field is missing or no field at all."""
+        """The inverse of `_flat`; raises KeyError or TypeError if a field is missing or invalid."""
         known = {entry.name: values.pop(entry.name) for entry in fields(cls) if entry.name != "unknown"}
         changes = known.pop("changes")
         for name, words in (*known.items(), *(("changes", change) for change in changes)):
             if not isinstance(words, str) and (words is not None or name != "backend"):
-                raise TypeError(f"the source's {name} are {words!r:.80}, no words")
+                raise TypeError(f"the source's {name} is {words!r:.80}, not a string")
         return cls(**known, changes=tuple(changes), unknown=values)
 
 
 @dataclass(frozen=True)
 class Card:
-    """What weights are; all that `load` and preprocessing need to know.
+    """Description of weights: all that `load` and preprocessing need.
 
     Attributes:
         network: a name in `convnets_torch.networks.NETWORKS`.
-        arguments: what the network's builder is called with: number of classes (None for weights without a head),
-            widths, and the numbers that the architecture alone does not fix (LRN constants, batch-norm epsilon).
-        preprocessing: how pictures become input.
-        class_names: "imagenet-1k", a list of the user's own, or None where they are not known.
-        activation: what turns logits into probabilities.
+        arguments: arguments of the network's builder: number of classes (None for weights without a head), widths, and
+            the numbers that the architecture alone does not fix (LRN constants, batch-norm epsilon).
+        preprocessing: how pictures become network input.
+        class_names: "imagenet-1k", the user's own names, or None if unknown.
+        activation: function that turns logits into probabilities.
         source: where the weights came from; None for weights that were made here.
-        unknown: further fields: what training wrote (`finetuning`, `probe`, `digests`), and what a newer version did;
-            kept when the card is written again.
+        unknown: further fields, written by training (`finetuning`, `probe`, `digests`) or by a newer version; kept when
+            the card is written again.
     """
 
     network: str
@@ -101,38 +101,34 @@ class Card:
         numbered = type(classes) is int and classes >= 1
         if not isinstance(self.network, str) or not (numbered or classes is None):
             raise ValueError(
-                f"card has network {self.network!r} with {classes!r} classes; a name, and a number or null are wanted"
+                f"card has network {self.network!r} with {classes!r} classes; give a name, and a number or null"
             )
         if self.classes > MOST_CLASSES:
-            raise ValueError(f"card has {classes} classes; {MOST_CLASSES} are the most that a network has")
+            raise ValueError(f"card has {classes} classes; the maximum is {MOST_CLASSES}")
         if (numbers := _count(self.arguments)) > MOST_NUMBERS:
-            raise ValueError(
-                f"card has {numbers} numbers and words in its arguments; {MOST_NUMBERS} are the most that a network has"
-            )
+            raise ValueError(f"card has {numbers} numbers and strings in its arguments; the maximum is {MOST_NUMBERS}")
         size = self.arguments.get("size")
         if isinstance(size, list | tuple) and any(type(side) is int and side > MOST_INPUT for side in size):
-            raise ValueError(f"card has images of {size} pixels; {MOST_INPUT} are the most of a side")
+            raise ValueError(f"card has images of {size} pixels; the maximum of a side is {MOST_INPUT}")
         if self.class_names not in ("imagenet-1k", None) and not (
             isinstance(self.class_names, tuple) and all(isinstance(name, str) for name in self.class_names)
         ):
             raise ValueError(
-                f"card has class names {self.class_names!r:.80}; 'imagenet-1k', null or a list of words is wanted"
+                f"card has class names {self.class_names!r:.80}; give 'imagenet-1k', null or a list of strings"
             )
         if isinstance(self.class_names, tuple) and (long := max(map(len, self.class_names), default=0)) > MOST_NAME:
-            raise ValueError(f"card has a class name of {long} letters; {MOST_NAME} are the most that are shown")
+            raise ValueError(f"card has a class name of {long} characters; the maximum is {MOST_NAME}")
         if self.activation not in get_args(Activation):
             raise ValueError(f"card has activation {self.activation!r}; known: {', '.join(get_args(Activation))}")
         if classes == 1 and self.activation == "softmax":
-            raise ValueError(
-                "card has one class and softmax, which makes 1 of every output; sigmoid is wanted, or none"
-            )
+            raise ValueError("card has one class and softmax, which is always 1; use sigmoid, or none")
         names = self.classes if self.class_names is None else 1000 if self.imagenet else len(self.class_names)
         if names != self.classes:
             raise ValueError(f"card has {self.classes} classes but {names} class names; give each class one")
 
     @property
     def imagenet(self) -> bool:
-        """Whether the classes are the 1,000 of ImageNet."""
+        """Whether the classes are the 1,000 classes of ImageNet."""
         return self.class_names == "imagenet-1k"
 
     @property
@@ -141,7 +137,7 @@ class Card:
         return int(self.arguments["classes"] or 0)
 
     def to_json(self) -> str:
-        """One line of JSON; the same card always gives the same text."""
+        """The card as one line of JSON; equal cards give equal text."""
         values = _flat(self) | {
             "schema": SCHEMA,
             "preprocessing": self.preprocessing.to_dict(),
@@ -158,12 +154,10 @@ class Card:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: the text is no card, too long for one, or of a schema that this version does not know.
+            ValueError: the text is not a card, is too long, or has a schema that this version does not know.
         """
         if len(text) > MOST_CARD:
-            raise ValueError(
-                f"the card has {len(text):,} letters, and {MOST_CARD:,} are the most; shorten its class names"
-            )
+            raise ValueError(f"the card has {len(text):,} characters, more than {MOST_CARD:,}; shorten its class names")
         try:
             values = files.loads(text)
         except json.JSONDecodeError:
@@ -180,7 +174,7 @@ class Card:
         beside = len(json.dumps({**values, "class_names": None, DIGESTS: None}))
         if beside > MOST_BESIDE:
             raise ValueError(
-                f"the card has {beside:,} letters beside its class names and digests, and {MOST_BESIDE:,} are the most;"
+                f"the card has {beside:,} characters beside its class names and digests, more than {MOST_BESIDE:,};"
                 " convert the weights again"
             )
         try:
@@ -197,29 +191,29 @@ class Card:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists as tuples, at every depth: widths, and the steps of a head."""
+    """Convert lists to tuples, at every depth."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _count(value: Any) -> int:
-    """How many numbers, words and lists stand in a value, at every depth."""
+    """Number of scalars and lists in a value, at every depth."""
     if isinstance(value, Mapping):
         value = tuple(value.values())
     return 1 + sum(map(_count, value)) if isinstance(value, list | tuple) else 1
 
 
 def _flat(entry: Card | Source) -> dict[str, Any]:
-    """The fields of a card or its source, the unknown ones among them."""
+    """All fields of a card or its source, including the unknown ones."""
     known = {field.name: getattr(entry, field.name) for field in fields(entry) if field.name != "unknown"}
     return {**entry.unknown, **known}
 
 
 def read_card(path: str | os.PathLike[str]) -> Card:
-    """Read the card out of the header of a safetensors file, without its weights.
+    """Read the card from the header of a safetensors file, without the weights.
 
     Raises:
         OSError: the file is missing, a folder, or cannot be read.
-        ValueError: the file is no safetensors file, is truncated, or has no card.
+        ValueError: it is not a safetensors file, is truncated, or has no card.
 
     >>> read_card("alexnet.safetensors").source.backend
     'theano'
@@ -229,7 +223,7 @@ def read_card(path: str | os.PathLike[str]) -> Card:
 
 
 def card_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> Card:
-    """`read_card` of a file that is open, so that the arrays can be read from the very same; `path` names it."""
+    """`read_card` of an open file, from which the arrays can be read too; `path` is its name in messages."""
     metadata = header_of_opened(file, path).get("__metadata__")
     text = metadata.get(KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
@@ -243,16 +237,16 @@ def card_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> Card:
         raise ValueError(f"{path}: {error}") from None
 
 
-BYTES = 6  # of a digest: that any of a million other pictures shares one of 32,768 has a chance of 1 in 8,000
-MOST = {"train": 1 << 15, "val": 1 << 13}  # digests that are kept of each side
+BYTES = 6  # of a digest: one of a million other pictures matches one of 32,768 with a probability of 1 in 8,000
+MOST = {"train": 1 << 15, "val": 1 << 13}  # maximum number of digests of each side
 
 
 @dataclass(frozen=True, eq=False)
 class Learnt:
-    """Which of N pictures a network was trained on, or had its best epoch chosen by.
+    """Which of N pictures a network was trained on, or was validated on to choose its best epoch.
 
     Attributes:
-        train, val: (N,) bool, the pictures that are known to be among those.
+        train, val: (N,) bool, the pictures known to be among the training and the validation pictures.
         train_checked, val_checked: how many of the N could be looked up: all, unless the card keeps a sample.
     """
 
@@ -272,16 +266,16 @@ class Learnt:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences on pictures that flatter the network; none where it knows none of them."""
+        """Sentences on known pictures, which make errors look too low; empty if there are none."""
         found = []
         if self.train.any():
-            pictures = _of(self.train, self.train_checked)
+            pictures = _known_pictures(self.train, self.train_checked)
             found.append(
                 f"the network was trained on {pictures}, so its errors are lower than on new ones; evaluate it on"
                 " pictures that it has never seen"
             )
         if self.val.any():
-            pictures = _of(self.val, self.val_checked)
+            pictures = _known_pictures(self.val, self.val_checked)
             found.append(
                 f"the network's best epoch was chosen by {pictures}, so its errors may be a little too low; keep a"
                 " third set of pictures to evaluate on"
@@ -290,28 +284,28 @@ class Learnt:
 
 
 def with_learnt(card: Card, train: Iterable[str], val: Iterable[str] = ()) -> Card:
-    """The card with the digests of further pictures.
+    """Return the card with digests of further pictures.
 
     Args:
-        card: those that it has stay: what a network learnt from before, its features know still.
-        train: sha256 of the contents of pictures that a network was trained on, in hexadecimal.
-        val: of those that decided when its training was best.
+        card: its digests are kept, because the network's features still depend on earlier training pictures.
+        train: sha256, in hexadecimal, of the contents of the training pictures.
+        val: the same of the validation pictures that decided the best epoch.
     """
     kept = {}
     for name, new in (("train", train), ("val", val)):
         cut = np.frombuffer(b"".join(bytes.fromhex(each)[:BYTES] for each in new), np.uint8).reshape(-1, BYTES)
-        every = np.unique(np.concatenate([_numbers(cut), _unpacked(card, name)]))[: MOST[name]]
+        every = np.unique(np.concatenate([_integers(cut), _kept_digests(card, name)]))[: MOST[name]]
         packed = every.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 8 - BYTES :]
         kept[name] = base64.b64encode(packed.tobytes()).decode()
     return replace(card, unknown={**card.unknown, DIGESTS: kept})
 
 
 def find_learnt(card: Card, digests: Sequence[str | None]) -> Learnt:
-    """Look pictures up among those that a network was trained on.
+    """Look up which pictures a network was trained on.
 
     Args:
-        card: of the network, with digests; see `keeps_digests`.
-        digests: sha256 of the content of each of N pictures, in hexadecimal; None of those that cannot be read.
+        card: card of the network, with digests; see `keeps_digests`.
+        digests: sha256, in hexadecimal, of the content of each of N pictures; None for unreadable ones.
 
     Raises:
         ValueError: the card's digests are damaged.
@@ -324,10 +318,10 @@ def find_learnt(card: Card, digests: Sequence[str | None]) -> Learnt:
     """
     readable = np.array([each is not None for each in digests], bool)
     data = b"".join(bytes.fromhex(each or "0" * 2 * BYTES)[:BYTES] for each in digests)
-    numbers = _numbers(np.frombuffer(data, np.uint8).reshape(-1, BYTES))
+    numbers = _integers(np.frombuffer(data, np.uint8).reshape(-1, BYTES))
     found: dict[str, tuple[NDArray[np.bool_], int]] = {}
     for name, most in MOST.items():
-        kept = _unpacked(card, name)
+        kept = _kept_digests(card, name)
         within = readable if len(kept) < most else readable & (numbers <= kept.max())
         found[name] = readable & np.isin(numbers, kept), int(within.sum())
     (train, train_checked), (val, val_checked) = found["train"], found["val"]
@@ -335,11 +329,11 @@ def find_learnt(card: Card, digests: Sequence[str | None]) -> Learnt:
 
 
 def keeps_digests(card: Card) -> bool:
-    """Whether the card says which pictures its network was trained on."""
+    """Whether the card has digests of training pictures."""
     return DIGESTS in card.unknown
 
 
-def _of(known: NDArray[np.bool_], checked: int) -> str:
+def _known_pictures(known: NDArray[np.bool_], checked: int) -> str:
     some, every = int(known.sum()), len(known)
     words = f"{some} of these {every} pictures" if every > 1 else "this picture"
     if checked < every:
@@ -347,21 +341,21 @@ def _of(known: NDArray[np.bool_], checked: int) -> str:
     return words
 
 
-def _numbers(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """(N, BYTES), the highest byte first, as numbers."""
+def _integers(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Convert (N, BYTES), big-endian, to integers."""
     wide = np.zeros((len(rows), 8), np.uint8)
     wide[:, 8 - BYTES :] = rows
     return wide.view(">u8").reshape(-1).astype(np.uint64)
 
 
-def _unpacked(card: Card, name: str) -> NDArray[np.uint64]:
+def _kept_digests(card: Card, name: str) -> NDArray[np.uint64]:
     if not keeps_digests(card):
         return np.zeros(0, np.uint64)
     try:
         data = base64.b64decode(card.unknown[DIGESTS][name], validate=True)
-        return _numbers(np.frombuffer(data, np.uint8).reshape(-1, BYTES))
+        return _integers(np.frombuffer(data, np.uint8).reshape(-1, BYTES))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ValueError(
-            "the card's digests of training pictures are damaged, so nobody can say whether the network knows these"
-            " pictures; train it again, or evaluate it with care"
+            "the card's digests of training pictures are damaged, so it is unknown whether the network was trained on"
+            " these pictures; train it again, or evaluate it with care"
         ) from None

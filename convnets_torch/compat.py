@@ -1,7 +1,7 @@
-"""The function names of convnets-keras, thin, for people who port scripts; `docs/porting.md` has old and new calls.
+"""The functions of convnets-keras, for porting scripts; `docs/porting.md` compares old and new calls.
 
-Arrays are NumPy's or tensors, (N, 3, H, W), and outputs are probabilities, as there. New code is shorter with
-`convnets_torch.load`, `classify` and `heatmap`.
+As in the original, inputs are NumPy arrays or tensors (N, 3, H, W), and outputs are probabilities. New code is shorter
+with `convnets_torch.load`, `classify` and `heatmap`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ NAMES = {"vgg_16": "vgg16", "vgg_19": "vgg19", "alexnet": "alexnet"}
 
 
 class Convnet(nn.Module):
-    """A network that answers as the original's models did: with probabilities, of a picture or of each cell.
+    """A network that returns probabilities, for a picture or for each cell, like the original's models.
 
     Attributes:
-        network: the network itself, whose outputs are logits.
-        heatmap: whether the answer is a map.
+        network: the wrapped network, which returns logits.
+        heatmap: whether to return a map.
     """
 
     def __init__(self, network: Network, heatmap: bool) -> None:
@@ -44,12 +44,12 @@ class Convnet(nn.Module):
         self.heatmap = heatmap
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W), as `preprocess_image_batch` makes them -> (N, classes), or (N, classes, h, w) for a heatmap."""
+        """(N, 3, H, W) from `preprocess_image_batch` -> (N, classes), or (N, classes, h, w) for a heatmap."""
         logits = score_map(self.network, images) if self.heatmap else self.network(images)
         return logits.softmax(dim=1)
 
     def predict(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The same on arrays, without gradients."""
+        """As `forward`, on arrays and without gradients."""
         with torch.inference_mode():
             return self(torch.from_numpy(images).to(next(self.parameters()))).float().cpu().numpy()
 
@@ -60,20 +60,20 @@ def convnet(
     heatmap: bool = False,
     trainable: Sequence[str] | None = None,
 ) -> Convnet:
-    """A network by the original's name.
+    """Build a network by its name in convnets-keras.
 
     Args:
         network: "vgg_16", "vgg_19" or "alexnet".
         weights_path: the original's `.h5`, which is converted into the user's cache the first time, or a
-            `.safetensors`; None leaves random weights.
-        heatmap: answer with a map of probabilities for pictures of any size.
-        trainable: names of the layers whose parameters stay trainable ("dense_3"); None for all of them.
+            `.safetensors`; None gives random weights.
+        heatmap: return a map of probabilities for pictures of any size.
+        trainable: names of the layers that stay trainable ("dense_3"); None for all.
 
     Returns:
         A module in eval mode that maps images (N, 3, H, W) to probabilities: (N, 1000), or (N, 1000, h, w).
 
     Raises:
-        ValueError: another network, another network's weights, or a layer that is not known.
+        ValueError: unknown network or layer, or weights of another network.
         OSError: the weights cannot be read.
 
     >>> model = convnet("alexnet", "alexnet_weights.h5", heatmap=True)
@@ -90,7 +90,7 @@ def convnet(
 
 
 def _load(path: Path) -> Network:
-    """Weights of either kind; an `.h5` is converted once, into the cache, under its name and sha256."""
+    """Load `.safetensors` or `.h5`; the latter is converted once, into the cache, under its name and sha256."""
     if path.suffix.lower() not in (".h5", ".hdf5"):
         return load(path)
     from convnets_torch.files import check_regular, sha256
@@ -119,20 +119,20 @@ def preprocess_image_batch(
     color_mode: str = "rgb",
     out: Any = None,
 ) -> NDArray[np.float32] | None:
-    """Pictures as the original's networks want them: the mean colour subtracted, channels first.
+    """Preprocess pictures for the original's networks: mean colour subtracted, channels first.
 
     Args:
-        image_paths: the pictures; EXIF rotation is ignored, as it was.
-        img_size: (height, width) to resize to, without keeping the aspect, Pillow bilinear on 8-bit pixels.
-        crop_size: (height, width) to cut from the centre of `img_size`.
+        image_paths: the pictures; EXIF rotation is ignored, as in the original.
+        img_size: (height, width) to resize to, ignoring the aspect ratio; Pillow's bilinear on 8-bit pixels.
+        crop_size: (height, width) of the centre crop of `img_size`.
         color_mode: "rgb" for AlexNet, "bgr" for VGG16 and VGG19.
-        out: something with `append`, which then receives the batch; nothing is returned.
+        out: object with `append`, which receives the batch; None is returned then.
 
     Returns:
         (N, 3, H, W) float32.
 
     Raises:
-        ValueError: pictures of different sizes and no `img_size`; `crop_size` without `img_size`, or larger.
+        ValueError: pictures differ in size and `img_size` is None, or `crop_size` has no or a smaller `img_size`.
         OSError: a picture is missing or broken.
 
     >>> preprocess_image_batch(["street.jpg"], img_size=(256, 256), crop_size=(227, 227)).shape
@@ -167,10 +167,10 @@ def preprocess_image_batch(
 
 
 def synset_to_dfs_ids(synset: str) -> list[int]:
-    """The class ids below a synset, depth first, *with repeats*: once for each path that leads to a class.
+    """Class ids below a synset, depth first, *with repeats*: once for each path to a class.
 
-    Summing probabilities over this list counts such classes several times, which the original did;
-    `convnets_torch.class_ids` has each once.
+    Summing probabilities over this list counts such classes several times, as the original did;
+    `convnets_torch.class_ids` lists each once.
 
     >>> len(synset_to_dfs_ids("n04576211")), len(set(synset_to_dfs_ids("n04576211")))
     (46, 44)
@@ -183,7 +183,7 @@ def synset_to_dfs_ids(synset: str) -> list[int]:
 
 
 def synset_to_id(synset: str) -> int | None:
-    """The class id of a wnid, 0 to 999; None where the synset is no class. (The original's always raises.)
+    """Class id of a wnid, 0 to 999; None if the synset is not a class. (The original always raises.)
 
     >>> synset_to_id("n02108422"), synset_to_id("n02084071")
     (243, None)
@@ -193,7 +193,7 @@ def synset_to_id(synset: str) -> int | None:
 
 
 def id_to_synset(id_: int) -> str:
-    """The wnid of a class id, 0 to 999.
+    """wnid of a class id, 0 to 999.
 
     >>> id_to_synset(243)
     'n02108422'
@@ -202,7 +202,7 @@ def id_to_synset(id_: int) -> str:
 
 
 def id_to_words(id_: int) -> str:
-    """The words of a class id, 0 to 999.
+    """Words of a class id, 0 to 999.
 
     >>> id_to_words(243)
     'bull mastiff'
@@ -211,11 +211,11 @@ def id_to_words(id_: int) -> str:
 
 
 def pprint_output(out: NDArray[np.floating[Any]], n_max_synsets: int = 10) -> None:
-    """Print the most probable classes of one answer (1000,), in per cent. (The original prints ten whatever is asked.)
+    """Print the most probable classes of one output (1000,), in per cent. (The original always prints ten.)
 
     >>> import numpy as np
     >>> pprint_output(np.eye(1000)[243], n_max_synsets=1)
     100.00 : bull mastiff
     """
     for class_id in np.argsort(out)[::-1][:n_max_synsets]:
-        print(f"{100 * out[class_id]:.2f} : {synsets.words(class_id)}")  # noqa: T201 - what the function is for
+        print(f"{100 * out[class_id]:.2f} : {synsets.words(class_id)}")  # noqa: T201 - its purpose

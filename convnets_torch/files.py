@@ -1,4 +1,4 @@
-"""Files: what comes from outside is opened here, and what is written replaces the old file when it is whole."""
+"""Open untrusted files safely, and write files atomically: a complete new file replaces the old one."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from collections import Counter
 
 from convnets_torch.text import ConvnetsTorchWarning
 
-# Not every system has these flags. A pipe that took the file's place must not keep us waiting.
+# Flags that exist on this system. O_NONBLOCK: if a pipe has replaced the file, do not wait for it.
 _READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_PART = re.compile(r"\.[0-9a-f]{16}\.part")  # the folders that `replacing` works in
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")  # names of the folders that `replacing` works in
 
-_cleaned: set[Path] = set()  # folders in which this process has looked for what killed ones left
-_remarked: set[Path] = set()  # folders that this process has remarked on
+_cleaned: set[Path] = set()  # folders in which this process has removed leftovers of killed processes
+_remarked: set[Path] = set()  # folders that this process has warned about
 
 
 Output: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
@@ -41,25 +41,25 @@ Write = TypeVar("Write", bound=Callable[..., Any])
 
 
 class FileWarning(ConvnetsTorchWarning):
-    """What is unsafe about where a file lies; the message names the place."""
+    """The location of a file is unsafe; the message names it."""
 
 
 # Reading
 
 
 def open_file(path: str | os.PathLike[str], *, max_bytes: int | None = None, follow_links: bool = True) -> IO[bytes]:
-    """Open a file from outside for reading; what was checked is what is read, whatever happens to its name meanwhile.
+    """Open an untrusted file for reading; the checks apply to the opened file, even if its name is reused meanwhile.
 
     Args:
-        path: of a regular file.
-        max_bytes: refuse a larger one.
+        path: path of a regular file.
+        max_bytes: refuse larger files.
         follow_links: False refuses a symbolic link at the end of `path`.
 
     Raises:
-        OSError: there is no regular file, or it cannot be read.
+        OSError: `path` is not a regular file, or cannot be read.
         ValueError: it has more than `max_bytes`.
     """
-    check_regular(path, follow_links=follow_links)  # before opening, which alone can start a device
+    check_regular(path, follow_links=follow_links)  # before opening, because opening a device can trigger it
 
     def check(found: os.stat_result) -> None:
         if max_bytes is not None and found.st_size > max_bytes:
@@ -72,7 +72,7 @@ def open_file(path: str | os.PathLike[str], *, max_bytes: int | None = None, fol
 
 
 def _opened(path: str | os.PathLike[str], flags: int, mode: str, check: Callable[[os.stat_result], None]) -> IO[bytes]:
-    """A file whose descriptor has passed the checks: it is a regular one, and `check` does not raise."""
+    """Open a file and check its descriptor: it must be a regular file, and `check` must not raise."""
     try:
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
@@ -89,7 +89,7 @@ def _opened(path: str | os.PathLike[str], flags: int, mode: str, check: Callable
 
 
 def read_text(path: str | os.PathLike[str], *, max_bytes: int, follow_links: bool = True) -> str:
-    """The text of a small file in UTF-8, with or without a mark of the order of bytes; line ends become `\\n`.
+    """Read a small UTF-8 file, with or without a byte order mark; line ends become `\\n`.
 
     Raises:
         OSError: as `open_file`.
@@ -100,24 +100,22 @@ def read_text(path: str | os.PathLike[str], *, max_bytes: int, follow_links: boo
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
 def opened_path(file: IO[bytes]) -> str:
-    """A path that leads to an open file even when another has taken its name, for libraries that want a path."""
+    """A path to an open file that stays valid if its name is reused, for libraries that need a path."""
     path = f"/dev/fd/{file.fileno()}"
-    return path if os.path.exists(path) else os.fspath(file.name)  # noqa: PTH110 - there is no Path to ask
+    return path if os.path.exists(path) else os.fspath(file.name)  # noqa: PTH110 - path is a string
 
 
 def check_regular(path: str | os.PathLike[str], *, follow_links: bool = True) -> None:
-    """Raise OSError, in one sentence, when there is no regular file at `path` to read."""
+    """Raise OSError if there is no regular file at `path`."""
     try:
         mode = Path(path).stat(follow_symlinks=follow_links).st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in its name
-        if re.match(r"[a-z]+:/", str(path)):  # a path has one slash less
-            raise FileNotFoundError(
-                f"{path} is an address, and nothing is downloaded; save what is there, and name the file"
-            ) from None
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: NUL byte in the name
+        if re.match(r"[a-z]+:/", str(path)):  # Path merges double slashes
+            raise FileNotFoundError(f"{path} is a URL, and nothing is downloaded; save it, and name the file") from None
         raise FileNotFoundError(f"{path} does not exist; name a file") from None
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -126,7 +124,7 @@ def check_regular(path: str | os.PathLike[str], *, follow_links: bool = True) ->
     if stat.S_ISLNK(mode):
         raise _refused_link(path)
     if stat.S_ISDIR(mode):
-        os.scandir(path).close()  # which says why, where it is a folder that cannot even be listed
+        os.scandir(path).close()  # raises the reason if the folder cannot be listed
         raise IsADirectoryError(f"{path} is a folder; name a file")
     if not stat.S_ISREG(mode):
         raise OSError(f"{path} is not a regular file; name one")
@@ -141,19 +139,19 @@ def _refused_link(path: str | os.PathLike[str]) -> OSError:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path; when the block ends well, sync that file and rename it to `path`.
+    """Yield a temporary path; if the block succeeds, sync that file and rename it to `path`.
 
-    When the block raises, the temporary file is removed and an older file at `path` stays as it was. A mapped older
-    file stays valid for those who have it open. A link at `path` is replaced by the file, never written through. The
-    file has the rights of any new file, but none that an older one did not have.
+    If the block raises, the temporary file is removed and an existing file at `path` is unchanged. Processes that have
+    mapped the old file keep it. A link at `path` is replaced, never followed. The new file has default permissions,
+    restricted to those of the old file.
 
-    The temporary file lies in a folder of its own beside `path`, where libraries may put more; what a killed process
-    left of such folders is removed by the next that writes there.
+    The temporary file lies in its own folder beside `path`, so libraries can create further files there. Folders that
+    killed processes left are removed by the next write to the same place.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: the folder of `path` is none.
+        FileNotFoundError, NotADirectoryError: the parent of `path` is not a folder.
         IsADirectoryError: `path` is a folder.
-        OSError: `path` is neither a new name nor a regular file, or cannot be written.
+        OSError: `path` exists and is not a regular file, or cannot be written.
     """
     check_writable(path)
     target = Path(path).parent.resolve() / Path(path).name
@@ -165,7 +163,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             if target.is_file() and not target.is_symlink():
                 rights &= stat.S_IMODE(target.stat().st_mode)
             yield temporary
-            temporary.chmod(rights)  # a library may have put a file with rights of its own in its place
+            temporary.chmod(rights)  # a library may have replaced the file
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(target)
@@ -177,53 +175,47 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes files of one kind, in the format that the ending of a file's name says.
+    """Writes one kind of output, in the format given by the ending of the file name.
 
     Attributes:
-        what: what is written, for messages: "a map".
-        formats: for each ending, in lower case, a function that writes such a file. It is called with a path and the
-            further arguments of `write`.
+        what: name of the output in messages, such as "a map".
+        formats: lower-case ending -> function that writes that format, given a path and the arguments of `write`.
     """
 
     what: str
     formats: Mapping[str, Callable[..., None]]
 
     def check(self, path: str | os.PathLike[str]) -> None:
-        """Raise, before long work begins, when `path` cannot be written.
-
-        Raises:
-            ValueError: another ending.
-            OSError: `path` cannot be written.
-        """
+        """As `check_output` with the endings of `formats`."""
         check_output(path, self.formats, self.what)
 
     def write(self, path: Output, *arguments: Any) -> None:
         """Write a file, atomically.
 
         Args:
-            path: of the file; or an open binary file, which gets the whole file once it is written, and nothing if
-                that fails. Its format is that of the ending of its `name`, if it has one, else the first of `formats`.
-            arguments: for the function that writes this format.
+            path: path of the file; or an open binary file, which receives the complete output, or nothing if writing
+                fails. Its format follows the ending of its `name`, if any, else it is the first of `formats`.
+            arguments: passed to the function that writes the format.
 
         Raises:
             ValueError, OSError: as `check`, or from that function.
         """
-        with _place_of(path, next(iter(self.formats))) as place:
+        with _path_to_write(path, next(iter(self.formats))) as place:
             self.check(place)
             with replacing(place) as temporary:
                 self.formats[place.suffix.lower()](temporary, *arguments)
 
 
 def check_output(path: str | os.PathLike[str], endings: Iterable[str], what: str) -> None:
-    """Raise, before long work begins, when `what` ("a map") cannot be written to `path`.
+    """Raise if `what` ("a map") cannot be written to `path`; call it before long work.
 
     Args:
-        path: of the file.
-        endings: those that it can have, in lower case.
-        what: for the message.
+        path: path of the file.
+        endings: supported endings, in lower case.
+        what: name of the output in the message.
 
     Raises:
-        ValueError: another ending.
+        ValueError: unsupported ending.
         OSError: `path` cannot be written.
     """
     *others, last = endings
@@ -234,8 +226,8 @@ def check_output(path: str | os.PathLike[str], endings: Iterable[str], what: str
 
 
 @contextlib.contextmanager
-def _place_of(output: Output, ending: str) -> Iterator[Path]:
-    """Give the path to write; what is written there goes into `output` where that is an open file."""
+def _path_to_write(output: Output, ending: str) -> Iterator[Path]:
+    """Yield the path to write; if `output` is an open file, copy the result into it."""
     if isinstance(output, str | os.PathLike):
         yield Path(output)
         return
@@ -248,19 +240,16 @@ def _place_of(output: Output, ending: str) -> Iterator[Path]:
 
 
 def to_open_files(ending: str) -> Callable[[Write], Write]:
-    """A decorator of functions that write a file at `path`: they take an open binary file there as well.
+    """Decorate a function that writes to `path` so that it also accepts an open binary file, as `Writer.write` does.
 
-    It is for those that a `Writer` does not suit; it treats such files as `Writer.write` does.
-
-    Args:
-        ending: of the format for files without a name, such as `io.BytesIO`.
+    For functions that do not fit `Writer`; `ending` gives the format for files without a name, such as `io.BytesIO`.
     """
 
     def decorate(function: Write) -> Write:
         @functools.wraps(function)
         def with_path(*arguments: Any, **named: Any) -> Any:
             bound = inspect.signature(function).bind(*arguments, **named)
-            with _place_of(bound.arguments["path"], ending) as bound.arguments["path"]:
+            with _path_to_write(bound.arguments["path"], ending) as bound.arguments["path"]:
                 return function(*bound.args, **bound.kwargs)
 
         return with_path  # type: ignore[return-value]
@@ -269,35 +258,35 @@ def to_open_files(ending: str) -> Callable[[Write], Write]:
 
 
 def path_of(output: Output) -> Path:
-    """The path that a function is to write, within `to_open_files`."""
+    """The path to write, inside a function decorated with `to_open_files`."""
     assert isinstance(output, str | os.PathLike)
     return Path(output)
 
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Give a new folder in `parent`, removed afterwards; what a killed process left of such is removed first.
+    """Yield a new folder in `parent` and remove it afterwards; first remove those that killed processes left.
 
-    Its name is that of no output: `is_scratch` says so.
+    `is_scratch` recognises its name, so it is not mistaken for an output.
     """
-    _remove_left_over(parent)
+    _remove_leftovers(parent)
     with _own_folder(parent) as folder:
         yield folder
 
 
 def is_scratch(name: str) -> bool:
-    """Whether a name is one that `scratch_folder` gives."""
+    """Whether a name is that of a `scratch_folder`."""
     return _PART.fullmatch(name) is not None
 
 
 @contextlib.contextmanager
 def _own_folder(parent: Path) -> Iterator[Path]:
-    """A new folder, locked while the block runs, so that others can tell it from what a killed process left."""
+    """A new folder, locked while the block runs so that other processes do not take it for a leftover."""
     while True:
         folder = parent / f".{secrets.token_hex(8)}.part"
         folder.mkdir(mode=0o700)
         lock = _lock(folder, wait=True)
-        if folder.exists():  # else another process was faster to lock it, and took it for a dead one's
+        if folder.exists():  # else another process locked it first and removed it as a leftover
             break
         _unlock(lock)
     try:
@@ -307,24 +296,24 @@ def _own_folder(parent: Path) -> Iterator[Path]:
         _unlock(lock)
 
 
-def _remove_left_over(parent: Path) -> None:
-    """Remove, once in a process, the folders of `replacing` that nobody works in any more."""
-    if parent in _cleaned or is_scratch(parent.name):  # in one of them this process works itself
+def _remove_leftovers(parent: Path) -> None:
+    """Remove leftover scratch folders from `parent`, once per process."""
+    if parent in _cleaned or is_scratch(parent.name):  # the parent is a scratch folder in use
         return
     _cleaned.add(parent)
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
-            if not is_scratch(entry.name) or not entry.is_dir(follow_symlinks=False) or not _is_ours(entry.stat()):
+            if not is_scratch(entry.name) or not entry.is_dir(follow_symlinks=False) or not _is_trusted(entry.stat()):
                 continue
             lock = _lock(Path(entry.path), wait=False)
             if lock is not None:
-                with contextlib.suppress(RecursionError):  # one that lies so deep is none of ours
+                with contextlib.suppress(RecursionError):  # not one of ours if nested that deep
                     shutil.rmtree(entry.path, ignore_errors=True)
                 _unlock(lock)
 
 
 def _lock(folder: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds a lock on a folder; None where it is locked, gone, or the file system has no locks."""
+    """Lock a folder and return the descriptor; None if it is locked, gone, or locks are not supported."""
     if sys.platform == "win32":
         return None
     try:
@@ -345,15 +334,15 @@ def _unlock(descriptor: int | None) -> None:
 
 
 def resolved(path: str | os.PathLike[str]) -> Path:
-    """The absolute path behind all links; OSError, in one sentence, where they lead in a circle."""
+    """Resolve all links; raises OSError if they lead in a circle."""
     try:
         return Path(path).resolve()
-    except RuntimeError:  # what Python before 3.13 raises
+    except RuntimeError:  # raised before Python 3.13
         raise OSError(f"{path} is a link that leads in a circle; name another file") from None
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise OSError, in one sentence, when an output cannot be put at `path`: asked before long work begins."""
+    """Raise OSError if an output cannot be written to `path`; call it before long work."""
     path = Path(path)
     behind = resolved(path)
     if behind.is_dir():
@@ -371,13 +360,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def make_folder(folder: str | os.PathLike[str], below: str | os.PathLike[str] = ".") -> Path:
-    """Make a folder for outputs, and the folders `below` it, none of which may be a link to elsewhere.
-
-    Returns:
-        The innermost.
+    """Create an output folder and the sub-folders `below` it; return the innermost.
 
     Raises:
-        OSError: one of them is a link or a file, or cannot be made.
+        OSError: a sub-folder is a link or a file, or cannot be created.
     """
     inner = Path(folder)
     inner.mkdir(parents=True, exist_ok=True)
@@ -391,18 +377,19 @@ def make_folder(folder: str | os.PathLike[str], below: str | os.PathLike[str] = 
     return inner
 
 
-# What earlier runs left, to be gone on with
+# Files of earlier runs that are continued
 
 
 def open_own(path: Path, mode: str = "rb") -> IO[bytes]:
-    """Open a file that an earlier run of this user wrote, and that this one goes on with.
+    """Open a file that an earlier run of this user wrote and this run continues.
 
     Args:
-        path: of the file; its folder was asked about with `check_own_folder`.
-        mode: "rb" to read it, "r+b" to change it in place, which makes it where there is none.
+        path: path of the file, in a folder checked with `check_own_folder`.
+        mode: "rb" to read it, "r+b" to change it in place or create it.
 
     Raises:
-        OSError: it is a link, has further names, is no regular file, belongs to another user, or cannot be opened.
+        OSError: it is a link, not a regular file, belongs to another user, or cannot be opened; or, for "r+b", it has
+            several hard links.
     """
     changing = mode == "r+b"
     if path.is_symlink():
@@ -411,7 +398,7 @@ def open_own(path: Path, mode: str = "rb") -> IO[bytes]:
         check_regular(path, follow_links=False)
 
     def check(found: os.stat_result) -> None:
-        if not _is_ours(found):
+        if not _is_trusted(found):
             raise PermissionError(f"{path} belongs to another user; name a folder of your own")
         if changing and found.st_nlink > 1:
             raise OSError(f"{path} is the same file as another one (a hard link); name another folder")
@@ -421,17 +408,17 @@ def open_own(path: Path, mode: str = "rb") -> IO[bytes]:
 
 
 def check_own_folder(folder: Path) -> None:
-    """Ask about a folder whose files an earlier run of this user wrote: a cache, an index, a run to be resumed.
+    """Check a folder that an earlier run of this user wrote: a cache, an index, or a run to resume.
 
     Raises:
-        OSError: anything in it, at any depth, is neither a regular file nor a folder.
+        OSError: an entry, at any depth, is neither a regular file nor a folder.
 
     Warns:
-        FileWarning: everybody may write to it.
+        FileWarning: the folder is world-writable.
     """
     if not folder.exists():
         return
-    waiting = [folder]  # not os.walk, which calls itself: folders lie deeper within each other than Python does
+    waiting = [folder]  # not recursive: folders can be nested deeper than Python's recursion limit
     while waiting:
         with os.scandir(waiting.pop()) as entries:
             for entry in entries:
@@ -443,16 +430,16 @@ def check_own_folder(folder: Path) -> None:
                     raise OSError(f"{entry.path} is not a regular file; remove it, or name another folder")
     if stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH and folder not in _remarked:
         _remarked.add(folder)
-        remark = f"everybody may write to {folder}, and so change what is read from it; chmod o-w {folder}"
+        remark = f"every user may write to {folder}, and so change what is read from it; chmod o-w {folder}"
         warnings.warn(remark, FileWarning, stacklevel=3)
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask from working in a folder while the block runs, where the system has locks.
+    """Lock a folder against other processes that call this while the block runs, if the system has locks.
 
     Raises:
-        BlockingIOError: another one works in it.
+        BlockingIOError: another process holds the lock.
     """
     if sys.platform == "win32":
         yield
@@ -471,33 +458,28 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_ours(found: os.stat_result) -> bool:
-    """Whether a file belongs to this user or to the system's administrator; who is administrator trusts all."""
+def _is_trusted(found: os.stat_result) -> bool:
+    """Whether a file belongs to this user or to root; root trusts every owner."""
     return os.name == "nt" or os.geteuid() == 0 or found.st_uid in (0, os.geteuid())
 
 
-# Checks of names, and what identifies a file
+# Checks of outputs, and digests
 
 
 def check_page(path: Path, what: str) -> None:
-    """Raise, before long work begins, when a page that shows `what` ("a map") cannot be written to `path`.
-
-    Raises:
-        ValueError: another ending than .html.
-        OSError: `path` cannot be written.
-    """
+    """As `check_output`, for an HTML page that shows `what` ("a map")."""
     check_output(path, (".html", ".htm"), what)
 
 
 def check_kept(output: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise ValueError, in one sentence, when an output would take the place of a picture that is read."""
+    """Raise ValueError if `output` would overwrite one of the `inputs`."""
     there = resolved(output)
     if there.exists() and any(str(each) != "-" and Path(each).exists() and there.samefile(each) for each in inputs):
         raise ValueError(f"{output} would overwrite a picture that is read; name another output")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system can (Windows cannot open folders)."""
+    """Make a rename in `folder` durable, if the system can (Windows cannot open folders)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -507,7 +489,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sha256(path: Path, *, max_bytes: int | None = None) -> str:
-    """The sha256 of a file, in hexadecimal, read once in blocks; refused as by `open_file`."""
+    """sha256 of a file in hexadecimal, read in blocks; raises as `open_file`."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(1 << 20))
     with open_file(path, max_bytes=max_bytes) as file:
@@ -516,15 +498,15 @@ def sha256(path: Path, *, max_bytes: int | None = None) -> str:
     return digest.hexdigest()
 
 
-DEPTH = 64  # of lists and objects within each other
-DIGITS = 19  # of whole numbers, which 64 bits hold
+DEPTH = 64  # maximum nesting of lists and objects
+DIGITS = 19  # maximum digits of integers: 64 bits
 
 
 def loads(text: str | bytes) -> Any:
-    """What a JSON text says.
+    """Parse JSON strictly.
 
     Raises:
-        ValueError: it is no JSON, nested more deeply than 64, has a name twice in one object, or a whole number of
+        ValueError: it is not JSON, is nested deeper than 64 levels, repeats a name in an object, or has an integer of
             more than 19 digits.
 
     >>> loads('{"sizes": [224, 256]}')
@@ -553,26 +535,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"it says {twice!r:.80} twice")
+        raise ValueError(f"it has the name {twice!r:.80} twice")
     return found
 
 
 def cache_folder() -> Path:
-    """Where weights are kept by name: `CONVNETS_TORCH_HOME`, else the platform's cache folder."""
+    """The folder of cached weights: `CONVNETS_TORCH_HOME`, else the platform's cache folder."""
     if home := os.environ.get("CONVNETS_TORCH_HOME"):
-        return Path(os.path.expanduser(home))  # noqa: PTH111 - Path.expanduser raises where there is no such user
+        return Path(os.path.expanduser(home))  # noqa: PTH111 - Path.expanduser raises for an unknown user
     from platformdirs import user_cache_path
 
     return user_cache_path("convnets-torch", appauthor=False)
 
 
 def find(name: str | os.PathLike[str]) -> Path:
-    """The file that `name` means: a file of that name, else `name.safetensors` in the user's cache.
-
-    Nothing is ever downloaded.
+    """Return the file called `name`, else `name.safetensors` in the user's cache; never downloads.
 
     Raises:
-        OSError: there is neither.
+        OSError: neither exists.
     """
     path = Path(name)
     if path.is_file():

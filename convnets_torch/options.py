@@ -1,4 +1,4 @@
-"""Keywords that several functions share are listed once, in a TypedDict, and shown by all of these functions."""
+"""Share keyword arguments between functions: list them once in a TypedDict, show them in each signature."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Options = TypeVar("Options", bound=Mapping[str, object])
 
 
 def shows(keywords: type, holder: Callable[..., object]) -> Callable[[Function], Function]:
-    """A decorator of functions with `**options: Unpack[keywords]`: `help` and `inspect.signature` show each keyword.
+    """Make `help` and `inspect.signature` show the keywords of a function with `**options: Unpack[keywords]`.
 
     Args:
         keywords: the TypedDict.
-        holder: what the keywords are packed into; it has their defaults, and their order.
+        holder: the class or function that takes the keywords; gives their defaults and order.
 
     >>> from typing import TypedDict
     >>> @shows(TypedDict("Keywords", {"key": "str"}), sorted)
@@ -40,11 +40,7 @@ def shows(keywords: type, holder: Callable[..., object]) -> Callable[[Function],
 
 
 def checked(options: Options, keywords: type[Options]) -> Options:
-    """The options of a function with `**options: Unpack[keywords]`.
-
-    Raises:
-        TypeError: one of them is none of the keywords.
-    """
+    """Return `options`; raise TypeError if one is not in `keywords`."""
     for name in options:
         if name not in keywords.__annotations__:
             known = ", ".join(keywords.__annotations__)

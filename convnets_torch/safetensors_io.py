@@ -1,7 +1,7 @@
-"""Read and write safetensors files: headers, whole arrays, arrays mapped from the file, and arrays filled in place.
+"""Read and write safetensors files: headers, whole arrays, memory-mapped arrays, and arrays filled in place.
 
-`safetensors.torch.save_file` wants all arrays in memory and copies them into the file; for a conversion of VGG16
-that is 553 MB twice, and three times the time of `filling`. The bytes are the same as the library's, which a test says.
+`safetensors.torch.save_file` needs all arrays in memory and copies them into the file; converting VGG16 that way takes
+twice 553 MB and three times as long as `filling`. The bytes are identical to the library's, which a test checks.
 
 Source: the format's description in the README of safetensors: eight bytes with the length of a JSON header, the
 header, then the arrays.
@@ -28,24 +28,21 @@ DTYPES = {"I64": "<i8", "F32": "<f4", "I32": "<i4", "U8": "|u1"}  # the format's
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> dtype and shape, in the order of the file
 ZEROS = bytes(1 << 20)
 
-# What no honest file exceeds, and what keeps a strange one from costing time or memory.
-MOST_HEADER = 16_000_000  # bytes of JSON; reading that takes some seconds. ResNet50 has 35,000
+# Limits that no legitimate file exceeds and that bound the time and memory a malicious one can take.
+MOST_HEADER = 16_000_000  # bytes of JSON; parsing that many takes some seconds. ResNet50 has 35,000
 MOST_ARRAYS = 10_000  # ResNet50 has 320
 
 
-def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The JSON header of a safetensors file, checked against the file's length.
+def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the JSON header of an open safetensors file and check it against the file's length.
+
+    Args:
+        file: the open file.
+        path: its name in messages.
 
     Raises:
-        OSError: the file is missing, a folder, or cannot be read.
-        ValueError: the file is no safetensors file, or is truncated.
+        ValueError: it is not a safetensors file, or is truncated.
     """
-    with open_file(path) as file:
-        return header_of_opened(file, path)
-
-
-def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`read_header` of a file that is open; `path` names it in errors."""
     length = os.fstat(file.fileno()).st_size
     no_header = ValueError(f"{path} is not a safetensors file; convert it with `convnets-torch convert`")
     start = file.read(9)
@@ -54,7 +51,7 @@ def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str,
         raise no_header
     if header_length > MOST_HEADER:
         raise ValueError(
-            f"{path} has a header of {header_length:,} bytes, and {MOST_HEADER:,} are the most; it is damaged, or has"
+            f"{path} has a header of {header_length:,} bytes, more than {MOST_HEADER:,}; it is damaged, or has"
             " too many class names"
         )
     if header_length + 8 > length:
@@ -66,7 +63,7 @@ def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str,
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{no_header} (its header: {error})") from None
     if len(arrays) > MOST_ARRAYS:
-        raise ValueError(f"{path} has {len(arrays)} arrays, and {MOST_ARRAYS} are the most; it is damaged")
+        raise ValueError(f"{path} has {len(arrays)} arrays, more than {MOST_ARRAYS}; it is damaged")
     wanted = 8 + header_length + max(ends, default=0)
     if wanted != length:
         raise ValueError(
@@ -77,11 +74,11 @@ def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str,
 
 
 def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """The arrays of a safetensors file, and what its metadata say; both of the same file, whatever becomes of its name.
+    """Read the arrays and the metadata of a safetensors file; both from the same open file.
 
     Raises:
-        OSError: there is no regular file, or it cannot be read.
-        ValueError: it is no safetensors file, is damaged, or has arrays that NumPy does not know.
+        OSError: it is not a regular file, or cannot be read.
+        ValueError: it is not a safetensors file, is damaged, or has dtypes unknown to NumPy.
     """
     with open_file(path) as file:
         header_of_opened(file, path)
@@ -92,9 +89,10 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], 
 
 
 def arrays_of_opened(file: IO[bytes], framework: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The arrays and the metadata of a file that is open, read by the library.
+    """Read the arrays and the metadata of an open file with the library.
 
     Args:
+        file: the open file.
         framework: "numpy", or "pt" for tensors.
 
     Raises:
@@ -110,14 +108,15 @@ def arrays_of_opened(file: IO[bytes], framework: str) -> tuple[dict[str, Any], d
 
 
 def map_arrays(file: IO[bytes], header: Mapping[str, Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Arrays of a file that is open, mapped from it: nothing is read before it is looked at.
+    """Memory-map arrays of an open file; data is read on access.
 
     Args:
-        header: of the file, as `header_of_opened` gives it.
-        names: of the arrays.
+        file: the open file.
+        header: its header, from `header_of_opened`.
+        names: names of the arrays.
 
     Raises:
-        ValueError, KeyError, TypeError: the header does not have them, or says what does not fit.
+        ValueError, KeyError, TypeError: an array is missing from the header, or its entry is invalid.
     """
     file.seek(0)
     start = 8 + int.from_bytes(file.read(8), "little")
@@ -128,15 +127,15 @@ def map_arrays(file: IO[bytes], header: Mapping[str, Any], names: Iterable[str])
         if begin < 0 or end - begin != kind.itemsize * prod(shape):
             raise ValueError(f"{name} is damaged")
         array = np.memmap(file, kind, "r", start + begin, shape) if end > begin else np.zeros(shape, kind)
-        arrays[name] = array.view(np.ndarray)  # whose slices cost less
+        arrays[name] = array.view(np.ndarray)  # slices of a plain ndarray are cheaper
     return arrays
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:
-    """Write NumPy's arrays, or tensors of any device, to a new file, which then replaces `path`.
+    """Write NumPy arrays, or tensors on any device, to a safetensors file, atomically.
 
     Raises:
-        OSError: `path` cannot be written; an older file there survives.
+        OSError: `path` cannot be written; an existing file is unchanged.
     """
     from safetensors import SafetensorError
 
@@ -161,9 +160,9 @@ class Filling:
 
     Attributes:
         path: the temporary file, for another process that fills it.
-        places: name -> where its array begins, in bytes from the start of the file.
-        arrays: name -> array in the file; what is written into it is in the file.
-        metadata: of the header; may be replaced, by what is as long, until the block ends.
+        places: name -> offset of its array, in bytes from the start of the file.
+        arrays: name -> array mapped from the file; writing to it writes the file.
+        metadata: metadata of the header; may be replaced, until the block ends, by metadata of the same length.
     """
 
     path: Path
@@ -178,19 +177,18 @@ def filling(
     layout: Layout,
     metadata: dict[str, str],
 ) -> Iterator[Filling]:
-    """Give arrays that lie in a new safetensors file, which replaces `path` when the block ends well.
+    """Yield writable arrays mapped from a new safetensors file, which replaces `path` if the block succeeds.
 
     Args:
-        path: where the file goes; atomically, as by `replacing`.
-        layout: name -> type ("F32" or "I64") and shape of each array.
-        metadata: of the header; what is not known yet may be stood in for by something of the same length.
+        path: destination; replaced atomically, as by `replacing`.
+        layout: name -> dtype ("F32" or "I64") and shape of each array.
+        metadata: metadata of the header; values not known yet need placeholders of the same length.
 
     Raises:
-        OSError: `path` cannot be written, or the disk is too full: asked before anything is filled.
-        ValueError: the metadata that was put in place is not as long as the first, or whoever filled the file
-            changed its header or its length.
+        OSError: `path` cannot be written, or the disk is full; raised before the block runs.
+        ValueError: the final metadata differs in length, or the header or length of the file was changed.
     """
-    # The library's order: larger types first, so that each array begins at a multiple of its type's size.
+    # The library's order: larger dtypes first, so that each array is aligned to its item size.
     ordered = dict(sorted(layout.items(), key=lambda item: (item[1][0] != "I64", item[0])))
     header = header_bytes(ordered, metadata)
     sizes = [_bytes(*entry) for entry in ordered.values()]
@@ -214,12 +212,13 @@ def filling(
 
 
 def header_bytes(layout: Layout, metadata: Mapping[str, str], *, spaces: bool = False, room: int = 0) -> bytes:
-    """The beginning of a file: the header's length and its JSON, padded with blanks to a multiple of eight bytes.
+    """Build the beginning of a file: the header's length and its JSON, padded with blanks to a multiple of 8 bytes.
 
     Args:
-        layout: of the arrays, which follow one another without gaps.
-        spaces: whether a blank follows each comma and colon; the library writes none.
-        room: bytes that the JSON takes with its padding; by default as few as it needs.
+        layout: layout of the arrays, which follow one another without gaps.
+        metadata: metadata of the header.
+        spaces: write a blank after each comma and colon; the library writes none.
+        room: bytes of the padded JSON; by default as few as needed.
 
     Raises:
         ValueError: the JSON is longer than `room`.
@@ -242,7 +241,7 @@ def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Take the room on the disk now: writing into a mapped file that finds none later would end the process."""
+    """Allocate disk space now: writing to a mapped file on a full disk would kill the process (SIGBUS)."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
         return

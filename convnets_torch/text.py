@@ -1,25 +1,20 @@
-"""Errors and warnings as sentences: one line, nothing that steers a terminal, of a length that somebody reads."""
+"""Make messages safe to print: one line, no control characters, bounded length."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-LONGEST = 4000  # letters
-FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are the same, of full width
+LONGEST = 4000  # characters
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are their full-width forms
 
 
 class ConvnetsTorchWarning(UserWarning):
-    """The base of the warnings of this package."""
+    """Base class of this package's warnings."""
 
 
 def check_choice(value: object, known: Iterable[str], what: str) -> None:
-    """Raise ValueError when a value is none of those that are known.
-
-    Args:
-        value: what the user gave.
-        known: the values to choose from.
-        what: the name of the choice, for the message.
+    """Raise ValueError if `value` is not one of `known`; `what` is the name of the option in the message.
 
     >>> check_choice("sum", ("mean", "max"), "pool")
     Traceback (most recent call last):
@@ -32,20 +27,20 @@ def check_choice(value: object, known: Iterable[str], what: str) -> None:
 
 
 def printable(text: str) -> str:
-    """The text with whatever is no printable character escaped as Python does it."""
+    """Escape non-printable characters as Python's `repr` does."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def shortened(sentence: str) -> str:
-    """The sentence, or its beginning and its end, which says what to do."""
+    """Cut out the middle of a long sentence; its end says what to do."""
     return sentence if len(sentence) <= LONGEST else f"{sentence[: LONGEST - 200]} ... {sentence[-180:]}"
 
 
 def cell(text: str) -> str:
-    """A text as a cell of CSV: no formula for spreadsheets, and nothing that steers a terminal but ends of lines.
+    """Make text safe as a CSV cell: no spreadsheet formula, no control characters except line feeds.
 
-    A text that begins with =, +, - or @ gets an apostrophe before it, which spreadsheets take for the mark of a text;
-    tabs and carriage returns become \\t and \\r.
+    Text that begins with =, +, - or @ is prefixed with an apostrophe, which spreadsheets read as a mark of text; tabs
+    and carriage returns become \\t and \\r.
 
     >>> cell("=SUM(A1:A9)"), cell("two\\nlines"), cell("beagle")
     ("'=SUM(A1:A9)", 'two\\nlines', 'beagle')
@@ -56,7 +51,7 @@ def cell(text: str) -> str:
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """Raise an OSError or ValueError whose words come from a file anew, where they are no readable sentence."""
+    """Re-raise an OSError or ValueError as one printable line of bounded length; its text may come from a file."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Load and save weights files: safetensors whose card says which network they are of."""
+"""Load and save weights files: safetensors with a card that describes the network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unp
 from convnets_torch.safetensors_io import write_arrays
 from convnets_torch.text import check_choice, in_one_line
 
-OF_THE_LAST_LAYER = ("probe", "finetuning", "temperature")  # fields of cards that describe it, and go with it
+OF_THE_LAST_LAYER = ("probe", "finetuning", "temperature")  # fields of the card that describe it, dropped with it
 
 
 def with_last_layer(
@@ -35,24 +35,24 @@ def with_last_layer(
     activation: Activation = "softmax",
     remarks: Mapping[str, Any] | None = None,
 ) -> Network:
-    """The network with another last dense layer; one without a head gets it behind the mean of its features.
+    """Replace the last dense layer of a network; without a head, append one after global average pooling.
 
-    What `embed` gives by default goes into the layer. What stood behind the last dense layer is left out.
+    The input of the layer is the vector that `embed` returns by default. Layers after the last dense layer are dropped.
 
     Args:
-        network: with its card; it is left as it is and shares all other parameters with what is returned.
+        network: a network with a card; it is not changed, and shares all other parameters with the result.
         weight: (classes, values).
         bias: (classes,).
-        classes: their names.
-        change: what was done, in words, for the card's source.
-        activation: what turns the new logits into probabilities.
-        remarks: plain data to keep in the card under names that it has not itself.
+        classes: names of the classes.
+        change: description of the change for the card's source.
+        activation: function that turns the new logits into probabilities.
+        remarks: additional fields for the card, as plain data.
 
     Returns:
-        A network in eval mode with a card of its own, which `save` takes.
+        A network in eval mode with its own card, which `save` accepts.
 
     Raises:
-        ValueError: the network has no card, or was prepared; or the layer reads another number of values.
+        ValueError: the network has no card or was prepared, or the layer has the wrong number of inputs.
 
     >>> import torch
     >>> from convnets_torch import load
@@ -77,7 +77,7 @@ def with_last_layer(
             " to vectors that `embed` gives for this network by default"
         )
     some = next(network.parameters())
-    held = found.state_dict()  # without what stood behind the last dense layer
+    held = found.state_dict()  # without layers after the last dense layer
     arrays = {
         name: array for name, array in network.state_dict().items() if name in held or not name.startswith("head.")
     }
@@ -94,16 +94,12 @@ def with_last_layer(
 
 
 def planned(card: Card, classes: int) -> Network:
-    """What `with_last_layer` would make of a card's network: shapes without numbers.
-
-    Raises:
-        ValueError: the card's network cannot be built.
-    """
+    """The network that `with_last_layer` would return, on the meta device; raises as `build`."""
     return build(card.network, _arguments(card, classes))
 
 
 def _arguments(card: Card, classes: int) -> dict[str, Any]:
-    """Those of the builder: the head as it was up to the last dense layer, whose units change."""
+    """Arguments of the builder for `classes` units in the last dense layer, and no layers after it."""
     arguments = {**card.arguments, "classes": classes}
     if card.arguments["classes"] is None:
         return arguments | {"head": (("average",), ("dense", classes))}
@@ -114,11 +110,11 @@ def _arguments(card: Card, classes: int) -> dict[str, Any]:
     return arguments
 
 
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # kinds of number that networks compute with
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # dtypes that networks compute with
 
 
 def list_networks() -> list[str]:
-    """Names of the networks that weights can be converted for and loaded into.
+    """Names of the networks that weights can be converted to and loaded into.
 
     >>> list_networks()
     ['alexnet', 'efficientnet_lite0', 'inception_v3', 'resnet50', 'vgg16', 'vgg19']
@@ -127,10 +123,10 @@ def list_networks() -> list[str]:
 
 
 def build(network: str, arguments: Mapping[str, Any]) -> Network:
-    """A network as a card describes it, on the meta device: shapes without numbers, in milliseconds.
+    """Build a network on the meta device: shapes without data, in milliseconds.
 
     Raises:
-        ValueError: the network is unknown, or its builder does not take the arguments.
+        ValueError: the network is unknown, or its builder does not accept the arguments.
     """
     check_choice(network, list_networks(), "network")
     try:
@@ -148,25 +144,24 @@ def load(
     precision: Precision | None = None,
     mapped: bool = True,
 ) -> Network:
-    """Load a network that is ready to classify.
+    """Load a network, ready to classify.
 
     Args:
         path: a safetensors file with a card, or the name of one in the user's cache.
-        device: where the parameters go: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best that is there.
-        precision: None gives the parameters as the file holds them, for training as well. "auto", "exact", "float32",
-            "bfloat16" or "float16" give a network that is ready to run fast, and only to run; `prepare` says what each
-            means.
-        mapped: leave the parameters in the file, mapped and read on first use (copied on write, so that
-            training does not change the file); False reads them in. On other devices they are always copied.
+        device: device of the parameters: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best one available.
+        precision: None keeps the parameters as stored, also for training. "auto", "exact", "float32", "bfloat16" or
+            "float16" return a network prepared for fast inference only; see `prepare`.
+        mapped: memory-map the parameters, which are read on first use and copied on write, so that training does not
+            change the file; False reads them at once. On other devices than the CPU they are always copied.
 
     Returns:
-        The network in eval mode, with its `card`. `network(x)` gives logits (N, classes) for x (N, 3, H, W)
+        The network in eval mode, with its `card`. `network(x)` returns logits (N, classes) for x (N, 3, H, W)
         of `network.size`, normalised as `network.card.preprocessing` says.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
-        ValueError: the file has no card, is truncated, or does not hold what its card says; the device or the
-            precision is not known.
+        OSError: the file does not exist or cannot be read.
+        ValueError: the file has no card, is truncated, or does not match its card; or the device or precision is
+            unknown.
 
     >>> network = load("alexnet.safetensors")
     >>> network.card.network, network.card.preprocessing.channels, network.training
@@ -188,7 +183,7 @@ def load(
                 " again without a layout to load them here"
             )
         try:
-            arrays = load_file(opened_path(opened), device=str(place))  # what is mapped stays so when this closes
+            arrays = load_file(opened_path(opened), device=str(place))  # the mapping outlives the file object
         except SafetensorError as error:
             raise ValueError(f"{file} cannot be read ({error}); copy or convert it again") from None
     kinds = {array.dtype for array in arrays.values() if array.is_floating_point()}
@@ -209,11 +204,11 @@ def load(
 
 @to_open_files(".safetensors")
 def save(network: Network, path: Output) -> None:
-    """Write a network's weights and its card to a new safetensors file, which then replaces `path`.
+    """Write a network's weights and card to a safetensors file, atomically.
 
     Raises:
-        OSError: `path` cannot be written; an older file there survives.
-        ValueError: the network has no card, or not the shapes that its card says; or `densify` made it.
+        OSError: `path` cannot be written; an existing file is unchanged.
+        ValueError: the network has no card, does not match its card, or was made by `densify` or `prepare`.
 
     >>> network = load("alexnet.safetensors")
     >>> save(network, "copy.safetensors")
@@ -229,7 +224,7 @@ def save(network: Network, path: Output) -> None:
     if any(isinstance(module, PackedConv2d | PackedLinear) for module in network.modules()):
         raise ValueError("the network was prepared to run, not to be saved; save the one that was given to `prepare`")
     if network.card is None:
-        raise ValueError("the network has no card, so nobody could load what is saved; set network.card first")
+        raise ValueError("the network has no card, so a saved file could not be loaded; set network.card first")
     arrays = network.state_dict()
     try:
         Card.from_json(network.card.to_json())
@@ -244,7 +239,7 @@ def save(network: Network, path: Output) -> None:
 
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Every parameter that is missing, not known, or of another shape or kind of number, in a few words each."""
+    """Describe every parameter that is missing, unknown, or differs in shape or in kind of dtype."""
     missing = [f"{name} is missing" for name in wanted if name not in found]
     extra = [f"{name} is not known" for name in found if name not in wanted]
     shapes = [
@@ -261,8 +256,8 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> li
 
 
 def last_dense(network: nn.Module) -> str:
-    """The module whose input is the vector by default."""
+    """Name of the last dense layer, whose input is the default embedding."""
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | PackedLinear)]
     if not names:
-        raise ValueError(f"{type(network).__name__} has no dense layer, so what stands before it; name a layer")
+        raise ValueError(f"{type(network).__name__} has no dense layer, so no default vector; name a layer")
     return names[-1]

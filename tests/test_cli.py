@@ -56,7 +56,7 @@ def test_one_bad_picture_is_reported_and_the_others_finish(command, lite_weights
     assert code == 1
     assert "espresso" in out
     assert "missile" in out
-    assert error.strip() == f"convnets-torch: {bad} is no picture that Pillow can read; convert it to JPEG or PNG"
+    assert error.strip() == f"convnets-torch: {bad} is not a picture that Pillow can read; convert it to JPEG or PNG"
     code, out, _ = command("classify", lite_weights, *pictures, "--json")
     assert code == 1
     assert [sorted(json.loads(line)) for line in out.splitlines()] == [

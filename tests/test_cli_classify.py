@@ -47,7 +47,7 @@ def test_a_folder_becomes_csv_with_errors_as_rows(command, lite_weights, folder)
     assert list(dict.fromkeys(row["image"] for row in rows)) == [str(folder / name) for name in NAMES]
     assert [row["rank"] for row in rows] == ["", "", *["1", "2"] * 4]
     assert "is HEIC" in rows[0]["error"]
-    assert "no picture that Pillow can read" in rows[1]["error"]
+    assert "not a picture that Pillow can read" in rows[1]["error"]
     coffee = rows[4]
     assert (coffee["class_id"], coffee["wnid"], coffee["words"], coffee["error"]) == (
         "967",

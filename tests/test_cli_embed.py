@@ -37,7 +37,7 @@ def test_a_folder_becomes_a_file_of_vectors(command, lite_weights, folder, tmp_p
     code, out, error = command("embed", lite_weights, folder, "-o", tmp_path / f"v.{ending}")
     assert (code, out) == (1, "")
     assert error.splitlines() == [
-        f"convnets-torch: {folder / 'bad.jpg'} is no picture that Pillow can read; convert it to JPEG or PNG",
+        f"convnets-torch: {folder / 'bad.jpg'} is not a picture that Pillow can read; convert it to JPEG or PNG",
         f"convnets-torch: {tmp_path / f'v.{ending}'}: vectors 3 x 1280; 1 of 4 pictures could not be used",
     ]
     arrays, texts, about = read(tmp_path / f"v.{ending}")

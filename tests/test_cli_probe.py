@@ -30,7 +30,7 @@ def test_a_folder_of_classes_becomes_figures_pictures_and_weights(command, cache
     options = ["--folds", 3, "-o", output, "--report", report]
     code, out, error = command("probe", lite_weights, folder, *options, "--choose", "svm")
     assert code == 1  # for the picture that is none
-    assert "bad.png is no picture that Pillow can read" in error
+    assert "bad.png is not a picture that Pillow can read" in error
     assert "36 vectors of 1280 values, 36 of them computed, 0 from the cache; 1 pictures could not be used" in error
     accuracies, curve = out.split("\n\n")
     assert [line.rsplit("  ", 1)[1] for line in accuracies.splitlines()[:3]] == ["knn", "svm", "logistic"]
@@ -104,7 +104,7 @@ def test_what_cannot_be_done_is_one_line(command, cache, lite_weights, folder, t
             "1 of 2 classes have fewer usable pictures (few: 3) than the 5 folds, so nothing can be told apart",
         ),
         ([tmp_path / "loose"], "has no sub-folders"),
-        ([tmp_path / "alone"], "has one class alone (0)"),
+        ([tmp_path / "alone"], "has only one class (0)"),
         ([tmp_path / "none"], "does not exist; name a folder with a sub-folder for each class"),
         ([folder, "-o", tmp_path / "none" / "x.safetensors"], "create it first"),
         ([folder, "-o", lite_weights], "would overwrite the weights that are read"),

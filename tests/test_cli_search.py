@@ -45,7 +45,7 @@ def test_indexing_says_what_it_did_and_goes_on_from_there(command, lite_weights,
     code, _, error = command("index", lite_weights, tmp_path / "bad.jpg", "-o", tmp_path / "x.lance")
     assert code == 1
     assert error.splitlines()[1] == (
-        f"convnets-torch: {tmp_path / 'bad.jpg'} is no picture that Pillow can read; convert it to JPEG or PNG"
+        f"convnets-torch: {tmp_path / 'bad.jpg'} is not a picture that Pillow can read; convert it to JPEG or PNG"
     )
 
 

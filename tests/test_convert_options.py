@@ -296,7 +296,7 @@ def test_names_of_classes_are_one_on_each_line(tmp_path, out, refused, command):
         (b"cat\ndog\n", "2 class names for the 7 outputs of .*; name each once, in order"),
         (b"", "all of it is empty"),
         (b"a\n\nb\nc\nd\ne\nf\n", "line 2 is empty"),
-        (b"\x89PNG\xff\xfe", "is no text in UTF-8"),
+        (b"\x89PNG\xff\xfe", "is not UTF-8 text"),
     ):
         labels.write_bytes(text)
         refused(WHOLE, message, classes=labels, **CAFFE)

@@ -161,7 +161,7 @@ def test_a_table_may_say_the_sides(tmp_path, encoding):
         ("path,kind\na.png,x\n", r"no column label or class in its first line \(path, kind\); add it, or name"),
         ("path,label,class\na.png,x,y\n", r"several columns for the label \(label, class\); name the two"),
         ("foto,art\na.png,x\nb.png,y\n", r"1 lines are no name and label \(line 1: 'foto,art'\); .*--columns"),
-        ("path,x,y\na.png,0,0\nb.png,0,1\n", r"one class alone \(y\)"),
+        ("path,x,y\na.png,0,0\nb.png,0,1\n", r"only one class \(y\)"),
         ("path,label\na.png,20.5\nb.png,31\n", r"2 different numbers \(20\.5, 31\), which look like measured values"),
         ("path,label\na.png,x\n\nb.png\n", "line 4 has 1 fields, but the header has 2"),
         ("path,label\na.png, \n", r"line 2 has no class for a\.png"),
@@ -171,7 +171,7 @@ def test_a_table_may_say_the_sides(tmp_path, encoding):
         ("path,label\na.png,x\nsub/../a.png,y\n", r"lines 2 and 3 name the same file, .*a\.png \(x and y\); keep one"),
         ("path,label,split\na.png,x,train\na.png,x,val\n", r"the same file, .*\(x train and x val\)"),
         ('path,label\n"a.png,x\n', "cannot be read as CSV .*a quote that is not closed"),
-        ("path,label\na.png,x\nb.png,x\n", r"one class alone \(x\)"),
+        ("path,label\na.png,x\nb.png,x\n", r"only one class \(x\)"),
         ("path,label\na.png,x\nb.png,y\n", "every class has only one picture, or copies of one, so none is left for"),
         ("path,label,split\na.png,x,train\nb.png,y,val\n", r"1 classes are in val and not in train \(y\)"),
     ],
@@ -295,7 +295,7 @@ def test_folders_that_cannot_be_learnt_from_are_refused(pets, tmp_path):
     with pytest.raises(ValueError, match=r"1 of 5 sub-folders hold no pictures \(bees\)"):
         find_dataset(pets)
     fill(tmp_path / "one" / "cats", "xy")
-    with pytest.raises(ValueError, match=r"one has one class alone \(cats\)"):
+    with pytest.raises(ValueError, match=r"one has only one class \(cats\)"):
         find_dataset(tmp_path / "one")
     for side in ("train", "val", "valid"):
         fill(tmp_path / "both" / side / "cats", "xy")

@@ -49,7 +49,7 @@ def test_errors_are_printed_and_reported(command, weights, pictures, tmp_path):
     )
     code, out, error = command("evaluate", weights, pictures / "classes", *options)
     assert code == 1  # for the picture that is none
-    assert "09.png is no picture that Pillow can read" in error
+    assert "09.png is not a picture that Pillow can read" in error
     assert "1 of the 10 classes have no pictures (j)" in error
     figures = json.loads((report / "evaluation.json").read_text())
     assert sorted(path.name for path in report.iterdir()) == sorted(FILES)

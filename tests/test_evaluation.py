@@ -125,7 +125,7 @@ def test_figures_are_those_that_scikit_learn_gives_for_logits_of_each_picture_al
 def test_bad_files_are_apart(evaluated, pictures):
     [(path, words)] = evaluated.failed
     assert path.name == "09.png"
-    assert f"{path} is no picture that Pillow can read" in words
+    assert f"{path} is not a picture that Pillow can read" in words
     assert len(evaluated.paths) == len(evaluated.labels) == len(evaluated.logits) == 22
     figures = evaluated.to_dict()
     assert (figures["pictures"], list(figures["failed"])) == (22, [str(path)])

@@ -74,7 +74,7 @@ def test_several_processes_share_a_folder_and_the_first_gathers(folder, tmp_path
     rows = list(csv.reader((tmp_path / "out.csv").read_text().splitlines()))
     assert [row[0] for row in rows] == sorted([*wanted, str(broken)])
     assert {row[0]: int(row[1]) for row in rows if row[1]} == {path: one.class_id for path, one in wanted.items()}
-    assert "no picture that Pillow can read" in next(row[2] for row in rows if not row[1])
+    assert "not a picture that Pillow can read" in next(row[2] for row in rows if not row[1])
 
 
 @pytest.mark.slow

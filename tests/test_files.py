@@ -240,7 +240,7 @@ def test_folders_of_earlier_runs_hold_no_links_and_are_not_everybodys(tmp_path):
     (folder / "deep" / "file").write_text("")
     check_own_folder(folder)
     folder.chmod(0o777)
-    with pytest.warns(FileWarning, match="everybody may write to .*run"):
+    with pytest.warns(FileWarning, match="every user may write to .*run"):
         check_own_folder(folder)
     (folder / "deep" / "link").symlink_to(tmp_path)
     with pytest.raises(OSError, match="deep/link is a link"):

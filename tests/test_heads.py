@@ -211,12 +211,12 @@ def carded_for_one_class():
 
 def test_cards_with_a_head_and_names_that_do_not_fit_are_refused():
     rule = preset("vgg16")
-    with pytest.raises(ValueError, match="one class and softmax, which makes 1 of every output; sigmoid is wanted"):
+    with pytest.raises(ValueError, match="one class and softmax, which is always 1; use sigmoid"):
         Card("vgg16", {"classes": 1}, rule, None)
     for names in ("imagenet-1k", ("bee",)):
         with pytest.raises(ValueError, match="card has 0 classes but"):
             Card("vgg16", {"classes": None}, rule, names)
     for wrong in ({}, {"classes": 0}, {"classes": True}, {"classes": "2"}):
-        with pytest.raises(ValueError, match="a name, and a number or null are wanted"):
+        with pytest.raises(ValueError, match="give a name, and a number or null"):
             Card("vgg16", wrong, rule, None)
     assert Card("vgg16", {"classes": None}, rule, None).classes == 0

@@ -108,8 +108,8 @@ def test_postscript_starts_no_program_whatever_it_is_called(content, name, tmp_p
         (b"\1\0\0\0" + bytes(36) + b" EMF" + bytes(40), "EMF, "),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG, "),
         (b"<!DOCTYPE html><html>", "a web page; download the picture itself"),
-        (b"GRIB" + bytes(60), "no picture that Pillow can read"),
-        (b"\x1c\x03\x3c\0\2\0\0\x1c\x08\x0a\0\0" + PROGRAM, "no picture that Pillow can read"),  # IPTC around EPS
+        (b"GRIB" + bytes(60), "not a picture that Pillow can read"),
+        (b"\x1c\x03\x3c\0\2\0\0\x1c\x08\x0a\0\0" + PROGRAM, "not a picture that Pillow can read"),  # IPTC around EPS
     ],
 )
 def test_kinds_that_other_programs_read_are_refused_by_name(content, kind, tmp_path):
@@ -407,7 +407,7 @@ def test_pages_are_counted_up_to_a_thousand_and_circles_once(tmp_path):
     with pytest.warns(PictureWarning, match="has 3 frames or pages"):
         read_picture(tmp_path / "x.tif")
     (tmp_path / "x.tif").write_bytes(pages(3, last=10**9))
-    with pytest.raises(OSError, match=r"page 4 is not there; the file is truncated"):
+    with pytest.raises(OSError, match=r"page 4 is missing; the file is truncated"):
         read_picture(tmp_path / "x.tif")
 
 

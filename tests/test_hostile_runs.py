@@ -375,15 +375,15 @@ def test_tables_that_nobody_writes_are_refused_in_seconds(tmp_path, monkeypatch)
     monkeypatch.setattr("convnets_torch.images.labelled.MOST_ROWS", 10_000)
     table = tmp_path / "data.csv"
     contents = {
-        b"path,label\n1.png," + b"a" * 10_000_000: r"line 2 has more than 65,536 letters",
-        b"path,label\n1.png,a\0b\n": "line 2 has a byte of zero",
+        b"path,label\n1.png," + b"a" * 10_000_000: r"line 2 has more than 65,536 characters",
+        b"path,label\n1.png,a\0b\n": "line 2 has a NUL byte",
         b"path,label\n1.png,\xff\n": "is not UTF-8 text",
         b"\xff\xfepat": "is not UTF-16 text",
-        "path,label\n1.png,a\n".encode("utf-16-le"): "line 1 has a byte of zero",
+        "path,label\n1.png,a\n".encode("utf-16-le"): "line 1 has a NUL byte",
         b"path,label" + b",x" * 20_000 + b"\n1.png,a\n": "more than 1,000 columns",
         b'path,label\n1.png,"' + (b"a" * 60_000 + b"\n") * 4 + b'"\n': "field larger than field limit",
-        b"path,label\n1.png," + b"a" * 1001: "a class of 1001, but 4096 and 1000 are the most",
-        b"path,label\n" + b"a" * 5000 + b",b": "a path of 5000 letters",
+        b"path,label\n1.png," + b"a" * 1001: "a class of 1001, but 4096 and 1000 are the maximum",
+        b"path,label\n" + b"a" * 5000 + b",b": "a path of 5000 characters",
         b"path,label\n" + b"a,b\n" * 10_001: "more than 10,000 lines",
     }
     start = time.monotonic()
@@ -409,9 +409,9 @@ def test_files_of_labels_that_nobody_writes_are_refused_in_seconds(pets, network
     truth = tmp_path / "truth.txt"
     contents = {
         b"ant\n" * 2_000_002: "has more than 2,000,000 lines",
-        b"\x0b" * 2_000_001: "line 1 has more than 65,536 letters",
-        b"a" * 6000: "a class of 6000, but 4096 and 1000 are the most",
-        b"a\0b\n": "line 1 has a byte of zero",
+        b"\x0b" * 2_000_001: "line 1 has more than 65,536 characters",
+        b"a" * 6000: "a class of 6000, but 4096 and 1000 are the maximum",
+        b"a\0b\n": "line 1 has a NUL byte",
         b"\xff\xfea": "is not UTF-16 text",
     }
     for content, match in contents.items():

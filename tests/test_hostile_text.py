@@ -80,15 +80,15 @@ def is_a_sentence(text: str) -> bool:
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        ("arguments.hidden", [2] * 3000, "3009 numbers and words in its arguments; 1000 are the most"),
-        ("arguments.head", [["average"], *[["relu"]] * 3000, ["dense", 10]], "6017 numbers and words"),
-        ("arguments.widths", [[[[1] * 400]] * 3], "numbers and words in its arguments"),
-        ("arguments.classes", 10_000_000, "10000000 classes; 1000000 are the most"),
-        ("arguments.size", [20_000, 20_000], "images of .20000, 20000. pixels; 4096 are the most"),
-        ("class_names", ["x" * 5_000_000, *"abcdefghi"], "a class name of 5000000 letters"),
+        ("arguments.hidden", [2] * 3000, "3009 numbers and strings in its arguments; the maximum is 1000"),
+        ("arguments.head", [["average"], *[["relu"]] * 3000, ["dense", 10]], "6017 numbers and strings"),
+        ("arguments.widths", [[[[1] * 400]] * 3], "numbers and strings in its arguments"),
+        ("arguments.classes", 10_000_000, "10000000 classes; the maximum is 1000000"),
+        ("arguments.size", [20_000, 20_000], "images of .20000, 20000. pixels; the maximum of a side is 4096"),
+        ("class_names", ["x" * 5_000_000, *"abcdefghi"], "a class name of 5000000 characters"),
         ("class_names", ["x" * 999] * 10_000, "header of 10.* bytes|class name"),
-        ("preprocessing.resize", 16_384, "resize 16384; pixels are wanted, 1 to 4096"),
-        ("preprocessing.size", 16_384, "pixels are wanted, 1 to 4096"),
+        ("preprocessing.resize", 16_384, "resize 16384; give 1 to 4096 pixels"),
+        ("preprocessing.size", 16_384, "give 1 to 4096 pixels"),
         ("preprocessing.scale", 1e300, r"scale 1e\+300"),
         ("preprocessing.scale", float("nan"), "scale nan"),
         ("preprocessing.mean", [0, 0, float("inf")], "three finite numbers"),
@@ -96,8 +96,8 @@ def is_a_sentence(text: str) -> bool:
         ("preprocessing.scale", 10**400, "a number of 401 digits"),
         ("preprocessing.std", [1, 1, 0], "std not 0"),
         ("preprocessing.std", [1, 1, 1e-300], "std not 0"),
-        ("new", "x" * 1_000_000, "1,000,4.. letters beside its class names"),
-        ("source", {"file": [1], "sha256": "", "framework": "", "backend": "", "changes": [], "converter": ""}, "no w"),
+        ("new", "x" * 1_000_000, "1,000,4.. characters beside its class names"),
+        ("source", {"file": [1], "sha256": "", "framework": "", "backend": "", "changes": [], "converter": ""}, "not a"),
         ("schema", "\x1b" * 10_000, "schema"),
         ("network", "\x1b[31m", r"unknown network '\\x1b\[31m'"),
         ("layout", "\x1b[31m", r"parameter names of \\x1b\[31m"),
@@ -131,7 +131,7 @@ def test_info_refuses_what_load_refuses(command, weights, fields, tmp_path):
     for name in ("info", "layers"):
         code, _, error = command(name, path)
         assert code == 1
-        assert "it says '__metadata__' twice" in error
+        assert "it has the name '__metadata__' twice" in error
 
 
 def test_a_header_beyond_the_limit_is_not_read(command, tmp_path):
@@ -149,7 +149,7 @@ def test_what_is_saved_can_be_loaded(vgg, tmp_path):
     network.card = replace(network.card, class_names=("x" * MOST_NAME, *"abcdefghi"))
     assert load_again(network, tmp_path).card == network.card
     network.card = replace(network.card, unknown={"new": "x" * 100_000})
-    with pytest.raises(ValueError, match=r"could not be loaded again: .* letters beside its class names"):
+    with pytest.raises(ValueError, match=r"could not be loaded again: .* characters beside its class names"):
         save_network(network, tmp_path / "w.safetensors")
     assert load(tmp_path / "w.safetensors").card.class_names[0] == "x" * MOST_NAME
 

@@ -84,7 +84,7 @@ def test_a_row_says_what_a_file_is_and_what_it_shows(vgg, photos, tmp_path):
         assert np.abs(np.asarray(small, np.float32) - wanted).mean() < 16  # of 255: JPEG, and another filter
         assert (row["error"], row["vanished"]) == (None, False)
     assert not rows
-    assert bad["error"] == f"{photos / 'bad.jpg'} is no picture that Pillow can read; convert it to JPEG or PNG"
+    assert bad["error"] == f"{photos / 'bad.jpg'} is not a picture that Pillow can read; convert it to JPEG or PNG"
     assert bad["sha256"] == sha256(photos / "bad.jpg")
     assert bad["vector"] is bad["class_id"] is bad["probability"] is bad["thumbnail"] is None
 

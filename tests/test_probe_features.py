@@ -177,7 +177,7 @@ def test_folders_that_are_no_classes_are_refused_in_one_sentence(weights, folder
     shutil.copytree(folder / "bee", tmp_path / "one" / "bee")
     with (
         pytest.warns(PictureWarning, match=r"left out 1 hidden files and hidden or system folders \(\.hidden\)"),
-        pytest.raises(ValueError, match=r"one has one class alone \(bee\), so nothing to tell apart"),
+        pytest.raises(ValueError, match=r"one has only one class \(bee\), so nothing to tell apart"),
     ):
         find_classes(tmp_path / "one")
     bad = {"ant": [tmp_path / "none.png"], "bee": [weights]}

@@ -133,7 +133,7 @@ def test_a_strip_of_a_much_larger_picture_is_read_in_blocks():
 def test_what_cannot_be_resized_is_refused():
     with pytest.raises(ValueError, match="unknown interpolation 'lanczos'; known: bilinear, bicubic, nearest"):
         Resized(Counted(PIXELS), (5, 5), "lanczos")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="a picture of 0x5 pixels is wanted; give each side at least 1"):
+    with pytest.raises(ValueError, match="cannot resize to 0x5 pixels; give each side at least 1"):
         Resized(Counted(PIXELS), (0, 5), "bilinear")
     resized = Resized(Counted(PIXELS), (5, 5), "bilinear")
     for top, bottom in ((-1, 2), (2, 2), (3, 2), (0, 6)):
@@ -169,7 +169,7 @@ def test_strips_out_of_order_are_refused():
             preview.add(top, rows)
     with pytest.raises(ValueError, match="has seen 10 of 83 rows"):
         preview.picture  # noqa: B018
-    with pytest.raises(ValueError, match="a preview of 0 pixels is wanted"):
+    with pytest.raises(ValueError, match="a preview cannot have 0 pixels"):
         Preview((83, 61), 0)
 
 

@@ -219,10 +219,10 @@ def test_a_value_beyond_white_is_refused_where_it_is_met(tmp_path):
 @pytest.mark.parametrize(
     ("array", "options", "kind"),
     [
-        (PIXELS.astype(np.int8), {}, r"pixels of 8 bits \(signed integers\), whose range nobody knows"),
+        (PIXELS.astype(np.int8), {}, r"pixels of 8 bits \(signed integers\), whose range is unknown"),
         (GREY.astype(np.int16), {"photometric": "minisblack"}, r"pixels of 16 bits \(signed integers\), whose range"),
         (GREY.astype(np.int16), {"photometric": "miniswhite"}, r"pixels of 16 bits \(signed integers\), whose range"),
-        (PIXELS.astype(np.float16), {}, r"pixels of 16 bits \(floats\), whose range nobody knows"),
+        (PIXELS.astype(np.float16), {}, r"pixels of 16 bits \(floats\), whose range is unknown"),
         (
             GREY.astype(np.uint32),
             {"photometric": "minisblack"},

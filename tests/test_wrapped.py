@@ -83,9 +83,7 @@ def test_a_picture_may_be_the_bytes_of_its_file_and_an_address_is_said_to_be_one
     assert same(plain(CALLS[name](make(), picture.read_bytes())), plain(CALLS[name](make(), picture)))
     address: Any = "https://x.org/cat.jpg"
     if name != "heatmap_each":  # which has it as a row
-        with pytest.raises(
-            FileNotFoundError, match=r"https://x\.org/cat\.jpg is an address, and nothing is downloaded"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"https://x\.org/cat\.jpg is a URL, and nothing is downloaded"):
             CALLS[name](make(), address)
 
 

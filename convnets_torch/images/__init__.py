@@ -1,1 +1,1 @@
-"""Pictures: found, decoded, labelled and preprocessed."""
+"""Find, decode, label and preprocess pictures."""

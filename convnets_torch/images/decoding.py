@@ -1,4 +1,4 @@
-"""Decode pictures: files, bytes, arrays and tensors become upright RGB pixels."""
+"""Decode pictures from files, bytes, arrays and tensors into upright RGB pixels."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
-    """Whether this is a torch tensor; torch is not imported to find out."""
+    """Whether `value` is a torch tensor; does not import torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def from_tensor(tensor: torch.Tensor) -> Pixels:
-    """The pixels of a tensor (3, H, W), RGB, 0 to 255, uint8 or float, on any device: torch's own order.
+    """Convert a tensor (3, H, W), RGB, 0 to 255, uint8 or float, on any device, to pixels.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        ValueError: another shape, type or range; a tensor (H, W, 3) is none, even where its shape fits both.
+        ValueError: wrong shape, dtype or range. (H, W, 3) is not accepted; an ambiguous shape is read as (3, H, W).
     """
     if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
         raise ValueError(
@@ -64,17 +64,17 @@ def from_tensor(tensor: torch.Tensor) -> Pixels:
 
 
 def from_array(array: NDArray[Any], kind: str = "array") -> Pixels:
-    """The pixels of an array (H, W, 3), RGB, or (H, W), grey; 0 to 255, uint8 or float.
+    """Convert an array (H, W, 3), RGB, or (H, W), grey, with values 0 to 255, uint8 or float, to pixels.
 
     Args:
-        array: floats are rounded to whole numbers, never clipped; grey is repeated in the three channels.
-        kind: what messages call it.
+        array: floats are rounded, never clipped; grey is repeated in all three channels.
+        kind: name of the input in error messages.
 
     Returns:
-        (H, W, 3) uint8; an array of that kind itself.
+        (H, W, 3) uint8; a matching array is returned without a copy.
 
     Raises:
-        ValueError: another shape or type, values outside 0 to 255, or floats that seem to be 0 to 1.
+        ValueError: wrong shape or dtype, values outside 0 to 255, or floats that seem to be 0 to 1.
 
     >>> from_array(np.array([[0.0, 127.6]])).tolist()
     [[[0, 0, 0], [128, 128, 128]]]
@@ -90,13 +90,13 @@ def from_array(array: NDArray[Any], kind: str = "array") -> Pixels:
 
 
 def to_pixels(array: NDArray[Any]) -> Pixels:
-    """The pixels of an array, or of rows cut out of one, that was checked already: rounded, grey repeated."""
+    """Convert a checked array, or rows of one, to pixels: round floats, repeat grey in three channels."""
     pixels = array if array.dtype == np.uint8 else np.rint(array).astype(np.uint8)
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
 def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], kind: str) -> None:
-    """Raise ValueError, in one sentence, when arrays of this shape and type are no pictures."""
+    """Raise ValueError if an array of this shape and dtype is not a picture."""
     if not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)) or 0 in shape:
         raise ValueError(
             f"the {kind} is {shape} {dtype}, but a picture is (height, width, 3), RGB, or (height, width), grey,"
@@ -108,7 +108,7 @@ def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], kind: str) -> None:
 
 
 def check_range(lowest: float, highest: float, kind: str) -> None:
-    """Raise ValueError, in one sentence, when floats from `lowest` to `highest` are not 0 to 255."""
+    """Raise ValueError if floats from `lowest` to `highest` are not in the range 0 to 255."""
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         raise ValueError(f"the {kind} holds NaN or infinite values, but pixels are 0 to 255; mend it first")
     values = f"the {kind}'s values are {lowest:.6g} to {highest:.6g}"
@@ -144,12 +144,12 @@ def _tensor_hint(shape: tuple[int, ...]) -> str:
     return ""
 
 
-# (height, width) in pixels that an upright picture is to keep; or a function that says so of the whole picture's.
+# Minimum (height, width) in pixels of the upright picture, or a function that computes it from the full size.
 Least: TypeAlias = "Pair | Callable[[Pair], Pair | None] | None"
 
 END = b"\xff\xd9"  # the last bytes of a JPEG file
 
-# EXIF's orientation -> what puts the picture upright.
+# EXIF orientation -> the transpose that makes the picture upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -164,14 +164,14 @@ LYING = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.
 
 
 class Encoded(NamedTuple):
-    """A JPEG file of grey or RGB before it is decoded; its end is there.
+    """A complete grey or RGB JPEG file that is not decoded yet.
 
     Attributes:
-        data: the file.
-        name: what to call it in a message.
-        pixels: how many it has.
-        turn: what puts it upright.
-        remarks: as in `images.Decoded`.
+        data: contents of the file.
+        name: its name in messages.
+        pixels: number of pixels.
+        turn: the transpose that makes it upright.
+        remarks: as in `Decoded`.
     """
 
     data: bytes
@@ -181,13 +181,8 @@ class Encoded(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-def _turn_of(image: Image.Image) -> Image.Transpose | None:
-    """What puts an opened image upright, as its EXIF says; raises anything over broken data."""
-    return UPRIGHT.get(image.getexif().get(0x0112, 1))
-
-
 def encoded(image: Image.Image, data: bytes, name: str, exif: bool) -> Encoded | None:
-    """An opened JPEG file, where it is such as any decoder understands alike."""
+    """Return an opened JPEG file undecoded if all decoders agree on its kind, else None."""
     if image.mode not in ("L", "RGB") or image.info.get("adobe_transform") == 0:  # 0: colours are stored as RGB
         return None
     if not data.rstrip(b"\0").endswith(END):
@@ -197,17 +192,17 @@ def encoded(image: Image.Image, data: bytes, name: str, exif: bool) -> Encoded |
 
 
 def noted_turn(image: Image.Image, name: str, exif: bool) -> tuple[Image.Transpose | None, tuple[str, ...]]:
-    """What puts an image upright if EXIF is to be followed, and a remark where it cannot be, or is not to be."""
+    """The transpose that makes an image upright, and a remark if its EXIF is broken or ignored (`exif=False`)."""
     try:
-        turn = _turn_of(image)
-    except Exception:  # Pillow raises what its code happens to over broken data
+        turn = UPRIGHT.get(image.getexif().get(0x0112, 1))  # 0x0112: orientation
+    except Exception:  # Pillow can raise anything on broken data
         remark = f"{name} has broken EXIF data; a rotation noted there was not followed"
         return None, (remark,) if exif else ()
     return (turn, ()) if exif or turn is None else (None, (ignored_turn(name),))
 
 
 def ignored_turn(name: str) -> str:
-    """The remark on a picture that is taken as it is stored, not as its file says that it is to be shown."""
+    """Remark on a picture whose EXIF rotation is ignored."""
     return (
         f"{name} is turned or mirrored in its file, and the rotation noted there (EXIF) not followed, as the weights'"
         " preprocessing says; to have it seen upright, turn the picture itself"
@@ -215,14 +210,14 @@ def ignored_turn(name: str) -> str:
 
 
 def reduce(image: Image.Image, least: Least, exif: bool) -> tuple[int, tuple[float, float] | None]:
-    """Have a JPEG file read at a fraction of its scale, if it is large enough.
+    """Set an opened JPEG file to decode at reduced scale, if it is large enough.
 
     Returns:
-        1, 2, 4 or 8, by which its scale is divided; and its part of the image, as in `images.Upright`.
+        The divisor 1, 2, 4 or 8; and `part` as in `Upright`.
     """
     if least is None or image.format not in ("JPEG", "MPO"):
         return 1, None
-    turn, _ = noted_turn(image, "", exif)  # the caller remarks on it
+    turn, _ = noted_turn(image, "", exif)  # the caller reports remarks
     width, height = image.size
     if callable(least):
         least = least((width, height) if turn in LYING else (height, width))
@@ -231,7 +226,7 @@ def reduce(image: Image.Image, least: Least, exif: bool) -> tuple[int, tuple[flo
     tall, wide = least[::-1] if turn in LYING else least
     scale = max((scale for scale in (1, 2, 4, 8) if width >= scale * wide and height >= scale * tall), default=1)
     whole = width % scale == height % scale == 0
-    if scale == 1 or (turn is not None and not whole):  # a turn would put the margin to the left or the top
+    if scale == 1 or (turn is not None and not whole):  # else the partial pixel moves to the left or the top
         return 1, None
     if image.draft(image.mode, (width // scale, height // scale)) is None:
         return 1, None
@@ -239,10 +234,10 @@ def reduce(image: Image.Image, least: Least, exif: bool) -> tuple[int, tuple[flo
 
 
 def without_exif(data: bytes) -> bytearray:
-    """A JPEG file whose EXIF data is called something else: torchcodec always follows a rotation noted there."""
+    """Copy a JPEG file with its EXIF segments relabelled, because torchcodec always applies EXIF rotation."""
     changed, place = bytearray(data), 2
     while place + 4 <= len(changed) and changed[place] == 0xFF and changed[place + 1] != 0xDA:  # up to the pixels
-        if changed[place + 1] == 0xFF:  # filling
+        if changed[place + 1] == 0xFF:  # fill byte
             place += 1
             continue
         if changed[place + 1] == 0xE1:
@@ -253,16 +248,16 @@ def without_exif(data: bytes) -> bytearray:
 
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[Any] | torch.Tensor"
 
-MAX_PIXELS = 178_956_970  # half a gigabyte of RGB; the number at which Pillow speaks of a decompression bomb
-PIXEL_BYTES = 16  # of a file, for each pixel that is allowed: four channels of 32 bits
-MOST_BYTES = PIXEL_BYTES * MAX_PIXELS  # of a picture's file
-SLOW_PIXELS = 1 << 24  # of a picture that Pillow decodes in Python, at about a million a second
-TILES = 200_000  # that a picture is put together of, each of which takes Pillow some 0.05 ms
-BLOCK_PIXELS = 1 << 22  # that are worked on together where whole copies would take much memory
+MAX_PIXELS = 178_956_970  # half a gigabyte of RGB; beyond it Pillow raises DecompressionBombError
+PIXEL_BYTES = 16  # maximum bytes of a file for each allowed pixel: four channels of 32 bits
+MOST_BYTES = PIXEL_BYTES * MAX_PIXELS  # maximum size of a picture file
+SLOW_PIXELS = 1 << 24  # maximum for formats that Pillow decodes in Python, at about a million pixels a second
+TILES = 200_000  # maximum number of tiles; each takes Pillow about 0.05 ms
+BLOCK_PIXELS = 1 << 22  # processed at once, where copying the whole picture would take much memory
 
-# What Pillow decodes by itself: the formats that it looks for first, and those for which it imports all its plugins.
-# Not EPS (starts Ghostscript), IPTC (opens what it wraps as any format), FPX and MIC (documents of Office), WMF, BUFR,
-# GRIB and HDF5 (left to programs that register themselves), nor MPEG (has no decoder).
+# Formats that Pillow decodes itself: those it tries first, and those for which it imports all its plugins.
+# Excluded: EPS (starts Ghostscript), IPTC (opens its content as any format), FPX and MIC (OLE documents), WMF, BUFR,
+# GRIB and HDF5 (need registered handlers), and MPEG (has no decoder).
 _COMMON = ("BMP", "DIB", "GIF", "JPEG", "PPM", "PNG")
 _OTHERS = (
     "AVIF", "BLP", "CUR", "PCX", "DCX", "DDS", "FITS", "FLI", "FTEX", "GBR", "JPEG2000", "ICNS", "ICO", "IM", "IMT",
@@ -270,22 +265,22 @@ _OTHERS = (
     "XVTHUMB",
 )  # fmt: skip
 
-# Formats whose headers are read by the letter, line or entry, and have no end: of small files alone.
+# Formats whose headers Pillow parses byte by byte or entry by entry without a limit; accepted in small files only.
 _SMALL = ("BLP", "CUR", "FITS", "FLI", "FTEX", "GBR", "ICNS", "ICO", "IM", "IMT", "MSP", "SPIDER", "XBM", "XPM",
           "XVTHUMB")  # fmt: skip
 SMALL = 1 << 24  # bytes
 
-# Pillow's modes whose conversion to 8-bit RGB neither clips nor guesses.
+# Pillow modes that convert to 8-bit RGB without clipping or guessing.
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
-# Formats whose further frames are other pictures. MPO (a camera's preview or depth beside the photograph) and
-# PSD (the layers of what was read) hold one picture.
+# Formats whose further frames are other pictures. Those of MPO (a preview or depth map beside the photograph) and
+# PSD (layers of the same picture) are not.
 SEQUENCES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF", "FLI", "DCX", "IM", "MIC", "SPIDER")
 
-# Pillow takes the high byte of 16-bit colour. Told that the bytes are the other way round, it takes the low one.
+# Pillow keeps the high byte of 16-bit colour. With the byte order swapped, it keeps the low byte.
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
-# Kinds that are not read, by (offset, first bytes): what they are called, why, and the way out.
+# Unsupported formats by (offset, magic bytes): their name, the reason, and the way out.
 _TO_JPEG = "convert it to JPEG or PNG"
 _OF_PILLOW = "which this Pillow does not read"
 _OF_PROGRAMS = f"which is not read, since a program would have to run; {_TO_JPEG}"
@@ -314,12 +309,12 @@ _NOT_READ = {
 }
 
 
-# What Pillow calls those of them that it reads, or that a user may have registered.
+# Pillow's names for formats of `_NOT_READ` that some versions, or plugins that users register, can read.
 _NAMES = {"AVIF": "AVIF", "HEIC": "HEIF", "JPEG XL": "JXL"}
 
 
 class PictureWarning(ConvnetsTorchWarning):
-    """What was done with a picture that its owner may not expect; the message names the picture."""
+    """A picture was read in a way that users may not expect; the message names the picture."""
 
 
 class Decoded(NamedTuple):
@@ -327,7 +322,7 @@ class Decoded(NamedTuple):
 
     Attributes:
         pixels: (H, W, 3) uint8, RGB, 0 to 255.
-        remarks: what `read_picture` would warn about.
+        remarks: warnings that `read_picture` issues.
         part, scale: as in `Upright`.
     """
 
@@ -338,14 +333,14 @@ class Decoded(NamedTuple):
 
 
 class Upright(NamedTuple):
-    """A decoded picture before it becomes an array, which costs a copy.
+    """A decoded picture as a Pillow image; converting it to an array copies it.
 
     Attributes:
-        image: of mode RGB, turned as wanted.
+        image: mode RGB, rotated as EXIF says if wanted.
         remarks: as in `Decoded`.
-        part: (width, height) in pixels of the image that the picture covers, from its top left; None for all of it. A
-            JPEG file read at a fraction of its scale ends within a pixel where its sides are no multiples.
-        scale: by which its sides were divided.
+        part: (width, height) in pixels of `image` that the picture covers, from the top left; None for all of it. A
+            JPEG file read at reduced scale ends within a pixel if its sides are not multiples of the divisor.
+        scale: divisor of the sides.
     """
 
     image: Image.Image
@@ -359,11 +354,11 @@ class Reading(NamedTuple):
 
     Attributes:
         exif, max_pixels, allow_truncated, depth, background: as for `read_picture`.
-        least: (height, width) in pixels of the upright picture: JPEG files are read at 1/2, 1/4 or 1/8 of their scale
-            where both sides stay at least so long; or a function that says it of the whole picture's (height, width).
-            None for the whole scale.
-        jpeg: decodes the bytes of a whole JPEG file to (H, W, 3) in place of Pillow, or says by None that it cannot.
-        encoded: whether `open_encoded` leaves JPEG files as they are.
+        least: minimum (height, width) in pixels of the upright picture: JPEG files are read at 1/2, 1/4 or 1/8 scale
+            if both sides stay at least that long. Or a function that computes it from the full (height, width). None
+            reads them at full scale.
+        jpeg: decodes the bytes of a JPEG file to (H, W, 3) in place of Pillow; returns None if it cannot.
+        encoded: whether `open_encoded` returns JPEG files undecoded.
     """
 
     exif: bool = True
@@ -380,7 +375,7 @@ AS_IS = Reading()
 
 
 class ReadingKeywords(TypedDict, total=False):
-    """Keywords of functions that read pictures, as `read_picture` explains them."""
+    """Keywords of functions that read pictures; see `read_picture`."""
 
     max_pixels: int | None
     allow_truncated: bool
@@ -397,37 +392,36 @@ def read_picture(
     depth: Depth = None,
     background: Background = None,
 ) -> Pixels:
-    """Decode one picture, whatever its file is called: the content decides.
+    """Decode one picture; its content decides the format, not its file name.
 
-    Files of 16-bit grey or colour are scaled to 8 bits (65535 becomes 255). Transparency is dropped and the colours
-    under it taken as they are stored, as convnets-keras, Keras and torchvision do; of several frames or pages the
-    first is read; both with a warning. Colour profiles are not applied, and a profile of other colours than sRGB is
-    warned about.
+    16-bit grey and colour is scaled to 8 bits (65535 becomes 255). Transparency is dropped and the colours under it are
+    read as stored, as convnets-keras, Keras and torchvision do; only the first frame or page is read. Both give a
+    warning. Colour profiles are not applied; a profile of a colour space other than sRGB gives a warning.
 
     Args:
         source: a file's path, its bytes, an open binary file, a `PIL.Image`, an array (H, W, 3) RGB or (H, W) grey, or
             a tensor (3, H, W) RGB. Arrays and tensors hold 0 to 255, as uint8 or as floats, which are rounded.
-        exif: follow the rotation that a camera noted in the file; arrays have none.
-        max_pixels: refuse a file of more pixels than so many; 178,956,970 by default.
-        allow_truncated: read what is there of a file whose end is missing, with a warning.
-        depth: how many bits the values of a 16-bit file have, 8 to 16, where a camera or microscope stored 10 or 12;
-            or "auto" for as few of 8, 10, 12, 14, 16 as hold the largest value of each picture. By default what the
-            file says (sBIT of PNG, MaxSampleValue of TIFF), or 16.
+        exif: apply the rotation stored in the file's EXIF data; arrays have none.
+        max_pixels: refuse files with more pixels; 178,956,970 by default.
+        allow_truncated: read what is left of a truncated file, with a warning.
+        depth: significant bits of the values of a 16-bit file, 8 to 16, for cameras and microscopes that store 10 or
+            12; or "auto" for the fewest of 8, 10, 12, 14, 16 that hold the largest value of each picture. By default
+            what the file says (sBIT of PNG, MaxSampleValue of TIFF), or 16.
         background: what shows through transparency: "white", "black", "checker" for grey and white squares of 16
-            pixels, or a colour as "#FF8000"; by default the colours as they are stored.
+            pixels, or a colour such as "#FF8000"; by default the colours as stored.
 
     Returns:
         (H, W, 3) uint8, RGB, 0 to 255.
 
     Raises:
-        OSError: the file is missing, a folder, or no picture, or it is broken or truncated.
-        ValueError: an array or tensor of another shape, type or range; a picture that has more than `max_pixels`,
-            whose values have no fixed range (signed and 32-bit integers, floats), or are beyond `depth`; a depth or
-            background that is none.
+        OSError: the file is missing, a folder, not a picture, broken or truncated.
+        ValueError: an array or tensor has the wrong shape, dtype or range; a picture has more than `max_pixels`, values
+            without a fixed range (signed and 32-bit integers, floats) or values beyond `depth`; `depth` or `background`
+            is invalid.
 
     Warns:
-        PictureWarning: transparency, further frames, broken EXIF data, a missing end, 16 bits of which the picture uses
-            few, a colour profile of other colours than sRGB, or a rotation noted in the file that `exif=False` ignores.
+        PictureWarning: transparency, further frames, broken EXIF data, a truncated file, a 16-bit picture that uses few
+            of its bits, a colour profile other than sRGB, or an EXIF rotation that `exif=False` ignores.
 
     >>> read_picture(Image.new("L", (2, 1), 77)).tolist()
     [[[77, 77, 77], [77, 77, 77]]]
@@ -438,13 +432,13 @@ def read_picture(
 
 
 def warn(remarks: tuple[str, ...]) -> None:
-    """Raise what was said about a picture as warnings at the caller's caller."""
+    """Issue remarks on a picture as warnings at the caller's caller."""
     for remark in remarks:
         warnings.warn(remark, PictureWarning, stacklevel=3)
 
 
 def decode(source: Picture, reading: Reading = AS_IS) -> Decoded:
-    """`read_picture` for threads: remarks are returned, not warned about."""
+    """`read_picture` for threads: return remarks instead of issuing warnings."""
     if isinstance(source, np.ndarray):
         return Decoded(from_array(source))
     if is_tensor(source):
@@ -454,7 +448,7 @@ def decode(source: Picture, reading: Reading = AS_IS) -> Decoded:
 
 
 def decode_opened(file: IO[bytes], name: str, reading: Reading) -> Decoded:
-    """`decode` of a file that was opened already, by `files.open_file`, and is called `name`."""
+    """Decode a file opened by `files.open_file`; `name` is used in messages."""
     check_levels(reading.depth, reading.background)
     found = _read(file, name, reading._replace(encoded=False))
     assert isinstance(found, Upright)
@@ -462,7 +456,7 @@ def decode_opened(file: IO[bytes], name: str, reading: Reading) -> Decoded:
 
 
 def open_upright(source: Picture, reading: Reading) -> Upright:
-    """Decode one picture to an image, for threads; errors are those of `read_picture`.
+    """Decode one picture to an image, for threads; raises as `read_picture`.
 
     >>> open_upright(Image.new("L", (2, 1)), Reading()).image.mode
     'RGB'
@@ -473,28 +467,28 @@ def open_upright(source: Picture, reading: Reading) -> Upright:
 
 
 def open_encoded(source: Picture, reading: Reading) -> Upright | Encoded:
-    """`open_upright`, but where `reading.encoded` says so, JPEG files are left to another decoder.
+    """As `open_upright`, but return JPEG files undecoded if `reading.encoded`, for another decoder.
 
-    That one may refuse, and then `decode_encoded` reads the same bytes. Files whose end is missing, of four colours, or
-    with colours that are stored as RGB are decoded here.
+    If that decoder refuses a file, `decode_encoded` decodes the same bytes. JPEG files that are truncated, have four
+    channels, or store their colours as RGB are decoded here.
     """
     if isinstance(source, np.ndarray):
         return Upright(Image.fromarray(from_array(source)))
     if is_tensor(source):
         return Upright(Image.fromarray(from_tensor(source)))
-    if TYPE_CHECKING:  # a TypeGuard does not narrow what is left
+    if TYPE_CHECKING:  # a TypeGuard does not narrow the negative case
         assert not isinstance(source, torch.Tensor)
     check_levels(reading.depth, reading.background)
     name = picture_name(source)
     if isinstance(source, Image.Image):
-        with _refusing(name):
+        with _readable_errors(name):
             return _upright(source, name, reading._replace(least=None))
     with _opened(source, MAX_PIXELS if reading.max_pixels is None else reading.max_pixels) as file:
         return _read(file, name, reading)
 
 
 def decode_encoded(found: Encoded, reading: Reading) -> Upright:
-    """Decode here what `open_encoded` left to another decoder."""
+    """Decode with Pillow a file that `open_encoded` returned undecoded."""
     decoded = _read(io.BytesIO(found.data), found.name, reading._replace(encoded=False))
     assert isinstance(decoded, Upright)
     return decoded
@@ -502,26 +496,26 @@ def decode_encoded(found: Encoded, reading: Reading) -> Upright:
 
 def _read(file: IO[bytes], name: str, reading: Reading) -> Upright | Encoded:
     try:
-        with _refusing(name, file), _decoding(truncated=False):
+        with _readable_errors(name, file), _decoding(truncated=False):
             return _decode_file(file, name, reading)
     except OSError:
         if not reading.allow_truncated:
             raise
-        with _refusing(name, file), _decoding(truncated=True):
+        with _readable_errors(name, file), _decoding(truncated=True):
             found = _decode_file(file, name, reading, damaged=True)
         remark = f"{name} is truncated or damaged; what could not be read of it is black or grey"
         return found._replace(remarks=(remark, *found.remarks))
 
 
 def picture_name(source: object) -> str:
-    """What to call a picture in a message: its path, "standard input", or "the picture"."""
+    """Name of a picture in messages: its path, "standard input", or "the picture"."""
     if isinstance(source, str | os.PathLike):
         return str(source)
     return "standard input" if getattr(source, "name", None) == "<stdin>" else "the picture"
 
 
 def _opened(source: str | os.PathLike[str] | bytes | IO[bytes], most: int) -> IO[bytes]:
-    """A file that can seek: that of a path, its content, or what is left of an open one, perhaps standard input."""
+    """A seekable file of a path, of bytes, or of the rest of an open file, such as standard input."""
     if isinstance(source, str | os.PathLike):
         return open_file(source)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -530,7 +524,7 @@ def _opened(source: str | os.PathLike[str] | bytes | IO[bytes], most: int) -> IO
     while block := source.read(1 << 20):
         held.write(block)
         if held.tell() > PIXEL_BYTES * max(MAX_PIXELS, most):
-            break  # it is refused for its size
+            break  # `check_bytes` refuses it
     return held
 
 
@@ -551,53 +545,54 @@ def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool 
         check_scans(file, image)
     with _decoding(most=most):
         decoded = None
-        if reading.encoded and image.format == "JPEG" and (found := encoded(image, _whole(file), name, reading.exif)):
+        is_jpeg = image.format == "JPEG"
+        if reading.encoded and is_jpeg and (found := encoded(image, _read_all(file), name, reading.exif)):
             return found
-        if reading.jpeg is not None and image.format == "JPEG" and image.mode in ("L", "RGB"):
-            decoded = reading.jpeg(_whole(file))
+        if reading.jpeg is not None and is_jpeg and image.mode in ("L", "RGB"):
+            decoded = reading.jpeg(_read_all(file))
         return _upright(image, name, reading, file, decoded, damaged=damaged)
 
 
 def open_thumbnail(data: bytes, most: int) -> Image.Image:
-    """A small JPEG file that lies in a table of somebody else, decoded.
+    """Decode a small JPEG file from an untrusted table.
 
     Args:
-        data: the file.
-        most: pixels of its longer side.
+        data: contents of the file.
+        most: maximum pixels of its longer side.
 
     Raises:
-        ValueError: it is something else, or larger.
+        ValueError: it is not JPEG, or larger.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG",))
         if image.format == "JPEG" and max(image.size) <= most and len(data) <= PIXEL_BYTES * most * most:
             check_scans(io.BytesIO(data), image)
             return image.convert("RGB")
-    except Exception:  # as in `_refusing`
+    except Exception:  # as in `_readable_errors`
         pass
-    raise ValueError(f"it is no JPEG file of at most {most} pixels a side")
+    raise ValueError(f"it is not a JPEG file of at most {most} pixels a side")
 
 
 def stored_size(file: IO[bytes]) -> tuple[int, int]:
-    """(width, height) in pixels, as a file's header says; (0, 0) where that cannot be told, and decoding says why."""
+    """(width, height) in pixels from a file's header; (0, 0) if unreadable: decoding then raises the reason."""
     file.seek(0)
-    if file.read(4) in TIFF:  # which may be read by another decoder than Pillow
+    if file.read(4) in TIFF:  # tifffile may read it even if Pillow cannot
         values = tiff_values(file)
         return (0, 0) if values.unknown else (values.width, values.height)
     try:
         return _open(file, "", MAX_PIXELS).size
-    except Exception:  # as in `_refusing`
+    except Exception:  # as in `_readable_errors`
         return 0, 0
 
 
 def stored_pixels(file: IO[bytes]) -> int:
-    """How many pixels a file's header says that it has; 0 where that cannot be told."""
+    """Number of pixels from a file's header; 0 if unreadable."""
     width, height = stored_size(file)
     return width * height
 
 
 def check_bytes(name: str, size: int, max_pixels: int | None = None) -> None:
-    """Raise ValueError when a file is larger than a picture of `max_pixels` may be."""
+    """Raise ValueError if a file is larger than a picture of `max_pixels` can be."""
     most = max(MAX_PIXELS, max_pixels or 0)
     if size > PIXEL_BYTES * most:
         raise _Refused(
@@ -616,15 +611,15 @@ def _check_size(name: str, size: tuple[int, int], most: int) -> None:
 
 
 def _open(file: IO[bytes], name: str, most: int) -> Image.Image:
-    """`Image.open` without its own limit on pixels: it reads the header, and the caller knows a better sentence.
+    """`Image.open` without Pillow's own limit on pixels; reads the header only.
 
     Raises:
-        _Refused: the file is larger than `most` pixels need, or its pixels would be made room for and are too many.
-        OSError: it is empty, or its header has no end.
+        _Refused: the file is larger than `most` pixels need, or Pillow would allocate too many pixels on opening it.
+        OSError: it is empty, or its header is endless.
     """
     size = file.seek(0, os.SEEK_END)
     if not size:
-        raise _Empty(f"{name} is empty; copy the picture again")
+        raise _EmptyFile(f"{name} is empty; copy the picture again")
     file.seek(0)
     start = file.read(64)
     if not start.startswith(TIFF):
@@ -632,7 +627,7 @@ def _open(file: IO[bytes], name: str, most: int) -> Image.Image:
     check_header(file, start, size)
     if start.startswith(TIFF) and (unknown := tiff_values(file).unknown) is not None:
         raise _Refused(f"{name} {unknown}")
-    if start.startswith(b"MM\0+"):  # BigTIFF of this order of bytes, which Pillow takes for broken TIFF
+    if start.startswith(b"MM\0+"):  # big-endian BigTIFF, which Pillow takes for broken TIFF
         raise UnidentifiedImageError
     if (shape := canvas(start)) is not None:
         _check_size(name, shape, most)
@@ -645,27 +640,27 @@ def _open(file: IO[bytes], name: str, most: int) -> Image.Image:
 
 
 def _other_formats(size: int) -> list[str]:
-    """The formats that a file of so many bytes may have, other than the common ones, as far as Pillow has them."""
+    """Formats besides the common ones that this Pillow reads and a file of `size` bytes may have."""
     Image.init()
     registered = [name for name, (opener, _) in Image.OPEN.items() if not opener.__module__.startswith("PIL.")]
     found = [name for name in _OTHERS if name in Image.OPEN and (size <= SMALL or name not in _SMALL)]
-    return registered + found  # what a user registered, pillow_heif for instance, knows its own files
+    return registered + found  # plugins that users registered, such as pillow_heif, recognise their own files
 
 
 def _other_bytes(tiles: list[Any], name: str) -> list[Any]:
-    """Pillow's orders to decode 16-bit channels, changed so that they give the low bytes."""
+    """Change Pillow's tile descriptors of 16-bit channels so that they decode to the low bytes."""
     changed = []
     for tile in tiles:
         mode = tile.args if isinstance(tile.args, str) else tile.args[0]
         kind, _, bits = mode.partition(";")
         if bits not in _OTHER_BYTE or kind not in ("RGB", "RGBX", "RGBA", "CMYK"):
-            raise _deep(name, mode)
+            raise _deep_error(name, mode)
         other = f"{kind};{_OTHER_BYTE[bits]}"
         changed.append(tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])))
     return changed
 
 
-def _whole(file: IO[bytes]) -> bytes:
+def _read_all(file: IO[bytes]) -> bytes:
     file.seek(0)
     return file.read()
 
@@ -679,7 +674,7 @@ def _upright(
     *,
     damaged: bool = False,
 ) -> Upright:
-    """Decode an opened image, of `file` where we opened it; `decoded` are its pixels, if another decoded them."""
+    """Decode an image opened from `file` (None if the caller opened it), or use its `decoded` pixels."""
     if 0 in image.size:
         raise _Refused(f"{name} is {image.height}x{image.width} pixels; give one that has some")
     remarks = []
@@ -693,8 +688,8 @@ def _upright(
         raise _Refused(f"{name} {tiff.unknown}")
     deep = file is not None and not image.mode.startswith("I") and _is_deep(image)
     if deep:
-        _other_bytes(image.tile, name)  # type: ignore[attr-defined]  # refuses kinds that are not known
-    white = 65535 if deep else _highest(image, name)
+        _other_bytes(image.tile, name)  # type: ignore[attr-defined]  # raises for unknown kinds
+    white = 65535 if deep else _white_level(image, name)
     part, scale = None, 1
     if decoded is None:
         scale, part = reduce(image, reading.least, reading.exif)
@@ -711,16 +706,17 @@ def _upright(
             low.tile = _other_bytes(low.tile, name)  # type: ignore[attr-defined]
             low.load()
         significant = 16 if file is None or image.format != "PNG" else significant_bits(file)
-        image, said = _in_8_bits(_Deep(image, low, white, tiff, significant), name, reading.depth)
+        image, said = _reduce_to_8_bits(_Deep(image, low, white, tiff, significant), name, reading.depth)
         remarks.extend(said)
     if tiff is not None and file is not None and not reading.exif and tiff.orientation in UPRIGHT:
-        image = image.transpose(_BACK.get(UPRIGHT[tiff.orientation], UPRIGHT[tiff.orientation]))  # Pillow turned it
+        applied = UPRIGHT[tiff.orientation]
+        image = image.transpose(_INVERSE.get(applied, applied))  # Pillow has turned it
         remarks.append(ignored_turn(name))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "RGBa" or "transparency" in image.info:
         image = image.convert("RGBA")
-    if image.mode in ("LA", "PA", "RGBA") and _lowest(image.getchannel("A")) < 255:
+    if image.mode in ("LA", "PA", "RGBA") and _minimum(image.getchannel("A")) < 255:
         if reading.background is not None:
             image = _laid_on(reading.background, image)
         else:
@@ -731,28 +727,28 @@ def _upright(
     return Upright(image if image.mode == "RGB" else image.convert("RGB"), tuple(remarks), part, scale)
 
 
-_BACK = {
+_INVERSE = {
     Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
     Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
-}  # the others undo themselves
+}  # the others are their own inverses
 
 
 def _tiff_values(image: Image.Image, file: IO[bytes] | None) -> TiffValues | None:
-    """What an opened TIFF file says of its values; None of other pictures."""
+    """Value tags of an opened TIFF file; None for other formats."""
     if image.format != "TIFF":
         return None
     return tiff_values_of(getattr(image, "tag_v2", {})) if file is None else tiff_values(file)
 
 
 class _Deep(NamedTuple):
-    """A decoded picture of more than 8 bits a channel.
+    """A decoded picture with more than 8 bits a channel.
 
     Attributes:
-        image: its values, or their high bytes where there is `low`.
+        image: its values, or their high bytes if `low` is given.
         low: their low bytes.
-        white: the largest value that they can have.
-        tiff: as `_tiff_values` gives it.
-        significant: bits that a PNG file says are significant, or 16.
+        white: the largest possible value.
+        tiff: from `_tiff_values`.
+        significant: significant bits that a PNG file declares, or 16.
     """
 
     image: Image.Image
@@ -762,23 +758,23 @@ class _Deep(NamedTuple):
     significant: int
 
     def values(self, box: tuple[int, int, int, int]) -> NDArray[Any]:
-        """(h, w), or (h, w, channels) of a picture in two parts."""
+        """(h, w), or (h, w, channels) if there is `low`."""
         if self.low is None:
             return np.asarray(self.image.crop(box))
         high_bytes, low_bytes = (np.asarray(each.crop(box), np.uint16) for each in (self.image, self.low))
         return high_bytes * np.uint16(256) + low_bytes
 
 
-def _in_8_bits(deep: _Deep, name: str, depth: Depth) -> tuple[Image.Image, tuple[str, ...]]:
-    """A picture of more than 8 bits a channel in 8 bits, and remarks on its depth."""
+def _reduce_to_8_bits(deep: _Deep, name: str, depth: Depth) -> tuple[Image.Image, tuple[str, ...]]:
+    """Convert to 8 bits a channel; return the image and remarks on its depth."""
     image, colors = deep.image, 3 if deep.image.mode == "RGBA" else None
     boxes = list(_blocks(image))
     highest = np.max([np.max(deep.values(box), axis=(0, 1)) for box in boxes], axis=0)
     brightest = int(np.max(highest[:colors] if highest.ndim else highest))
     said = deep.white if deep.tiff is None or deep.white < 65535 else deep.tiff.white
     if deep.significant < 16 and brightest < 2**deep.significant:
-        # Values of so few bits are to be stored with zeros behind them (PNG, third edition, 12.4); some encoders put
-        # the zeros in front.
+        # Such values should be shifted to the high bits (PNG, third edition, 12.4), but some encoders leave them in the
+        # low bits.
         behind = 2 ** (16 - deep.significant) - 1
         if any(((deep.values(box) & behind) > 1).any() for box in boxes):
             said = 2**deep.significant - 1
@@ -794,7 +790,7 @@ def _in_8_bits(deep: _Deep, name: str, depth: Depth) -> tuple[Image.Image, tuple
 
 
 def _laid_on(background: str, image: Image.Image) -> Image.Image:
-    """A picture with an alpha channel on a background."""
+    """Composite a picture with an alpha channel over a background."""
     page = Image.new("RGB", image.size)
     for box in _blocks(image):
         values = np.asarray(image.crop(box).convert("RGBA"))
@@ -803,22 +799,22 @@ def _laid_on(background: str, image: Image.Image) -> Image.Image:
     return page
 
 
-def _lowest(channel: Image.Image) -> float:
-    """The least value of a channel, found without a copy."""
+def _minimum(channel: Image.Image) -> float:
+    """Minimum of a channel, without a copy."""
     lowest, _ = channel.getextrema()
     assert isinstance(lowest, int | float)
     return lowest
 
 
 def _blocks(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes of rows that cover an image, each of about `BLOCK_PIXELS`."""
+    """Yield boxes of whole rows, of about `BLOCK_PIXELS` each, that cover an image."""
     step = max(1, BLOCK_PIXELS // image.width)
     for top in range(0, image.height, step):
         yield 0, top, image.width, min(top + step, image.height)
 
 
 def pixels_of(image: Image.Image) -> Pixels:
-    """The pixels of an image of mode RGB; without the second copy that NumPy makes, where that is large."""
+    """The pixels of an RGB image; large ones are copied in blocks, to avoid NumPy's second copy."""
     if image.width * image.height <= 16 * BLOCK_PIXELS:
         return np.asarray(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
@@ -828,8 +824,8 @@ def pixels_of(image: Image.Image) -> Pixels:
     return pixels
 
 
-def _highest(image: Image.Image, name: str) -> int | None:
-    """What white is in a picture of deep grey; None in one of 8 bits a channel. ValueError where nobody knows."""
+def _white_level(image: Image.Image, name: str) -> int | None:
+    """White level of deep grey; None for 8 bits a channel. Raise ValueError if it is unknown."""
     raw = [str(tile[3]) for tile in getattr(image, "tile", ())]
     if image.mode.startswith("I;16"):
         return 4095 if any("I;12" in mode for mode in raw) else 65535
@@ -837,11 +833,11 @@ def _highest(image: Image.Image, name: str) -> int | None:
         return 65535
     if image.mode in ("I", "F"):
         raise _Refused(
-            f"{name} has pixels of 32 bits (mode {image.mode}), whose range nobody knows;"
+            f"{name} has pixels of 32 bits (mode {image.mode}), whose range is unknown;"
             " scale them to 0 to 255 and give an array, or save 8-bit grey"
         )
     if image.mode not in EIGHT_BIT_MODES or _is_deep(image):
-        raise _deep(name, raw[0] if raw else image.mode)
+        raise _deep_error(name, raw[0] if raw else image.mode)
     return None
 
 
@@ -849,30 +845,30 @@ def _is_deep(image: Image.Image) -> bool:
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-class _Empty(OSError):
-    """Another sentence that is already what the caller should read."""
+class _EmptyFile(OSError):
+    """An OSError whose message is ready for the user."""
 
 
-def _deep(name: str, mode: str) -> _Refused:
+def _deep_error(name: str, mode: str) -> _Refused:
     return _Refused(f"{name} has more than 8 bits a channel ({mode}), of a kind that is not read; save it as 8-bit RGB")
 
 
 @contextlib.contextmanager
-def _refusing(name: str, file: IO[bytes] | None = None) -> Iterator[None]:
-    """Whatever a decoder raises as a sentence that names the picture."""
+def _readable_errors(name: str, file: IO[bytes] | None = None) -> Iterator[None]:
+    """Turn whatever a decoder raises into OSError or ValueError that names the picture."""
     try:
         yield
     except _Refused as error:
         raise ValueError(str(error)) from None
-    except _Empty as error:
+    except _EmptyFile as error:
         raise OSError(str(error)) from None
     except UnidentifiedImageError:
-        raise OSError(f"{name} is {_kind_not_read(file)}") from None
-    except Image.DecompressionBombError:  # inside an icon, for instance
+        raise OSError(f"{name} is {_describe_unknown(file)}") from None
+    except Image.DecompressionBombError:  # for example inside an icon
         raise ValueError(f"{name} holds a picture larger than its header says; convert it to JPEG or PNG") from None
     except Exception as error:
-        # Decoders raise what their code happens to over broken files: KeyError, TypeError, AssertionError, MemoryError,
-        # ... Whatever it is, it is said of this one file, and those beside it are read.
+        # Decoders raise anything on broken files (KeyError, TypeError, AssertionError, MemoryError, ...). Report it for
+        # this file only, so that a batch continues with the others.
         way_out = "copy the picture again"
         if "truncated" in str(error):
             way_out += ", or read what is there (allow_truncated, --allow-truncated)"
@@ -880,7 +876,7 @@ def _refusing(name: str, file: IO[bytes] | None = None) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """What a decoder says, in one printable line.
+    """A decoder's error message as one printable line.
 
     >>> reason_of(RuntimeError("no\\nframe. "))
     'no frame'
@@ -891,8 +887,8 @@ def reason_of(error: Exception) -> str:
     return words if words and not isinstance(error, KeyError) else f"{type(error).__name__} {words}".rstrip()
 
 
-def _kind_not_read(file: IO[bytes] | None) -> str:
-    """What a file is that Pillow does not know, and what to do about it."""
+def _describe_unknown(file: IO[bytes] | None) -> str:
+    """Describe a file that Pillow does not recognise, with the way out."""
     if file is not None:
         file.seek(0)
         if file.read(4) in TIFF:
@@ -904,21 +900,21 @@ def _kind_not_read(file: IO[bytes] | None) -> str:
                 form = _NAMES.get(kind.partition(",")[0])
                 read = features.check("avif") if form == "AVIF" else form in Image.OPEN
                 return "broken; copy the picture again" if read else kind
-    return "no picture that Pillow can read; convert it to JPEG or PNG"
+    return "not a picture that Pillow can read; convert it to JPEG or PNG"
 
 
 class _Settings(NamedTuple):
-    """Two settings that Pillow has for the whole process, for what is decoded here."""
+    """Values for this context of two settings that Pillow has for the whole process."""
 
-    truncated: bool = False  # whether the end of a file may be missing
-    most: float = math.inf  # pixels of a picture, that of an icon in a file too
+    truncated: bool = False  # whether truncated files are decoded
+    most: float = math.inf  # maximum pixels of a picture, also of one inside an icon
 
 
-_settings: ContextVar[_Settings | None] = ContextVar("_settings", default=None)  # None while others use Pillow
+_settings: ContextVar[_Settings | None] = ContextVar("_settings", default=None)  # None in code that is not ours
 
 
 class _Truncated:
-    """Stands for Pillow's `LOAD_TRUNCATED_IMAGES`: what is decoded here has its own, everything else that of others."""
+    """Replaces Pillow's `LOAD_TRUNCATED_IMAGES`: our own value inside `_decoding`, the original elsewhere."""
 
     def __init__(self, others: bool) -> None:
         self.others = others
@@ -932,7 +928,7 @@ _check_of_pillow = Image._decompression_bomb_check
 
 
 def _check_bomb(size: tuple[int, int], **options: Any) -> None:
-    """Stands for Pillow's check of sizes, in the same way."""
+    """Replaces Pillow's check of sizes in the same way."""
     here = _settings.get()
     if here is None:
         _check_of_pillow(size, **options)
@@ -942,7 +938,7 @@ def _check_bomb(size: tuple[int, int], **options: Any) -> None:
 
 @contextlib.contextmanager
 def _decoding(**changed: Any) -> Iterator[None]:
-    """Have Pillow decode with settings that hold in this block alone; other threads, and other users, keep theirs."""
+    """Change Pillow's settings in this block only; other threads and other users keep theirs."""
     if not isinstance(ImageFile.LOAD_TRUNCATED_IMAGES, _Truncated):
         ImageFile.LOAD_TRUNCATED_IMAGES = _Truncated(ImageFile.LOAD_TRUNCATED_IMAGES)  # type: ignore[assignment]
     Image._decompression_bomb_check = _check_bomb

@@ -1,4 +1,4 @@
-"""Which files are meant: names, folders and patterns become a list of pictures."""
+"""Expand names, folders and patterns to a list of picture files."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from convnets_torch.files import resolved
 from convnets_torch.images.decoding import PictureWarning
 from convnets_torch.text import printable
 
-# Files with these endings are a folder's pictures; what Pillow cannot read of them is refused by name later.
+# Endings of the files that a folder contributes; those that Pillow cannot read are reported by name later.
 ENDINGS = {
     ".apng", ".avif", ".avifs", ".bmp", ".dds", ".dib", ".gif", ".heic", ".heif", ".hif", ".ico", ".j2k", ".jfif",
     ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".jxl", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".psd",
     ".qoi", ".tga", ".tif", ".tiff", ".webp",
 }  # fmt: skip
 
-# Folders that systems, storage devices and archives make, in lower case: thumbnails, deleted files, leftovers.
+# Folders made by operating systems, storage devices and archives, in lower case.
 SYSTEM = {"#recycle", "#snapshot", "$recycle.bin", "@eadir", "__macosx", "lost+found", "system volume information"}
 
 
 @dataclass
 class Listing:
-    """What lies in a folder and in the folders below it.
+    """Contents of a folder and its sub-folders.
 
     Attributes:
-        folder: that was listed.
-        pictures: files whose ending is a picture's, and folders that cannot be listed, sorted: reading one of these
-            raises the reason, so that it becomes a row with an error.
-        closed: which of `pictures` are such folders.
-        folders: all that were listed, without `folder` itself.
+        folder: the folder.
+        pictures: files with a picture's ending, and folders that cannot be listed, sorted. Reading such a folder raises
+            the reason, so that it becomes a row with an error.
+        closed: the folders in `pictures`.
+        folders: the sub-folders that were listed.
         others: files with other endings.
-        hidden: folders and pictures that were left out since they are hidden or belong to the system.
+        hidden: hidden folders and pictures, and system folders; left out.
         links: links to folders that were left out.
     """
 
@@ -52,7 +52,7 @@ class Listing:
     links: list[Path] = field(default_factory=list)
 
     def warn(self, *, others: bool = True) -> None:
-        """One PictureWarning for each kind of thing that was left out; with `others`, also for files of other kinds."""
+        """Issue one PictureWarning for each kind of entry that was left out; for other files only if `others`."""
         kinds = [
             (self.hidden, "hidden files and hidden or system folders"),
             (self.links, "links to folders, which are not followed; name them as well if they are meant"),
@@ -68,25 +68,25 @@ class Listing:
 def find_pictures(
     names: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, exclude: str | Iterable[str] = ()
 ) -> list[Path]:
-    """The pictures that names mean, in the order of the names.
+    """Expand names to picture files, in the order of the names.
 
-    A folder means the files in it and in the folders below it whose ending is a picture's, sorted by path. Hidden files
-    and folders, those of the system (`@eaDir`, `__MACOSX`, ...) and links to folders are left out. A folder below it
-    that cannot be listed is in the list itself, where reading it raises the reason. A pattern such as
-    `"photos/**/*.jpg"` means the files that match it, sorted. Any other name means itself, whether it exists or not.
-    What two names mean is listed twice.
+    A folder expands to all files in it and its sub-folders with a picture's ending, sorted by path. Hidden files and
+    folders, system folders (`@eaDir`, `__MACOSX`, ...) and links to folders are left out. A sub-folder that cannot be
+    listed is returned itself, so that reading it raises the reason. A pattern such as `"photos/**/*.jpg"` expands to
+    the matching files, sorted. Any other name is returned unchanged, whether it exists or not. A file that several
+    names expand to is returned several times.
 
     Args:
-        names: one, or several.
-        exclude: patterns as of a shell; what they match of a folder or of the files that match a pattern is left out:
-            the name of a file or folder (`"*_mask.png"`, `"thumbnails"`), or its path in the folder that was named,
-            or below the pattern's first wildcard (`"2019/*.jpg"`). Case counts.
+        names: one or several.
+        exclude: shell patterns of what to leave out of folders and of the matches of a pattern. Each is compared with
+            the name of a file or folder (`"*_mask.png"`, `"thumbnails"`), and with its path relative to the named
+            folder or to the pattern's first wildcard (`"2019/*.jpg"`). Case-sensitive.
 
     Raises:
-        OSError: a folder without pictures, or one that cannot be listed; a pattern that matches no file.
+        OSError: a folder has no pictures or cannot be listed, or a pattern matches no file.
 
     Warns:
-        PictureWarning: other files of a folder, hidden ones, folders of the system or links to folders were left out.
+        PictureWarning: files with other endings, hidden files, system folders or links to folders were left out.
 
     >>> [path.name for path in find_pictures("*.jpg")]
     ['street.jpg']
@@ -96,10 +96,10 @@ def find_pictures(
     FileNotFoundError: no file matches *.jpg that is not excluded; name another pattern, or a folder
     """
     several = [names] if isinstance(names, str | os.PathLike) else names
-    return [path for name in several for path in _meant(name, exclude)]
+    return [path for name in several for path in _expand(name, exclude)]
 
 
-def _meant(name: str | os.PathLike[str], exclude: str | Iterable[str]) -> list[Path]:
+def _expand(name: str | os.PathLike[str], exclude: str | Iterable[str]) -> list[Path]:
     path = Path(name)
     if path.is_dir():
         found = list_folder(path, exclude=exclude)
@@ -112,7 +112,7 @@ def _meant(name: str | os.PathLike[str], exclude: str | Iterable[str]) -> list[P
         try:
             matching = glob.glob(str(path), recursive=True)  # noqa: PTH207
         except RecursionError:
-            raise OSError(f"{path}: folders lie too deep within each other; name a folder instead") from None
+            raise OSError(f"{path}: folders are nested too deeply; name a folder instead") from None
         left_out = named_by(exclude)
         matches = sorted(Path(match) for match in matching if not os.path.isdir(match))  # noqa: PTH112
         wild = next(number for number, part in enumerate(path.parts) if glob.has_magic(part))
@@ -125,17 +125,17 @@ def _meant(name: str | os.PathLike[str], exclude: str | Iterable[str]) -> list[P
 
 
 def is_pattern(name: str | os.PathLike[str]) -> bool:
-    """Whether a name means the files that match it: it has a `*`, `?` or `[`, and no file is called so."""
+    """Whether a name is a pattern: it contains `*`, `?` or `[`, and no file has that name."""
     return glob.has_magic(str(name)) and not os.path.lexists(name)
 
 
 def list_folder(folder: Path, *, exclude: str | Iterable[str] = (), linked: int = 0) -> Listing:
-    """What lies in a folder and below.
+    """List a folder and its sub-folders.
 
     Args:
-        folder: its own name is not judged.
+        folder: listed whatever its own name is.
         exclude: as in `find_pictures`.
-        linked: so many levels below `folder` links to folders are followed, each folder once.
+        linked: number of levels on which links to folders are followed, each folder once.
 
     Raises:
         OSError: the folder itself cannot be listed.
@@ -143,9 +143,9 @@ def list_folder(folder: Path, *, exclude: str | Iterable[str] = (), linked: int 
     found, left_out = Listing(folder), _excluded(exclude)
     seen: set[tuple[int, int]] = set()
     waiting: list[tuple[Path, tuple[str, ...]]] = [(folder, ())]
-    followed: list[tuple[Path, tuple[str, ...]]] = []  # links, which come after the folders themselves
-    again: list[Path] = []  # links that were to be followed, to folders that were listed already
-    while waiting or followed:  # no function that calls itself: folders lie deeper within each other than Python does
+    followed: list[tuple[Path, tuple[str, ...]]] = []  # links, processed after real folders
+    again: list[Path] = []  # links to folders that were listed already
+    while waiting or followed:  # not recursive: folders can be nested deeper than Python's recursion limit
         place, parts = waiting.pop() if waiting else followed.pop(followed.index(min(followed)))
         try:
             identity = _identity(place)
@@ -185,7 +185,7 @@ def list_folder(folder: Path, *, exclude: str | Iterable[str] = (), linked: int 
 
 
 def _excluded(exclude: str | Iterable[str]) -> Callable[[Sequence[str]], bool]:
-    """Whether the parts of a path below the folder that was named are left out."""
+    """Return a predicate: whether a relative path, given by its parts, is excluded."""
     patterns = [normal(each).strip("/") for each in ([exclude] if isinstance(exclude, str) else exclude)]
 
     def left_out(parts: Sequence[str]) -> bool:
@@ -198,18 +198,18 @@ def _excluded(exclude: str | Iterable[str]) -> Callable[[Sequence[str]], bool]:
 
 
 def named_by(exclude: str | Iterable[str]) -> Callable[[Path], bool]:
-    """Whether a path, or a folder that it names, is left out."""
+    """Return a predicate: whether a relative path, or one of its parent folders, is excluded."""
     left_out = _excluded(exclude)
     return lambda path: any(map(left_out, itertools.accumulate(((part,) for part in path.parts), add)))
 
 
 def normal(text: str) -> str:
-    """A name as it is compared: macOS writes letters with accents as two characters, other systems as one."""
+    """Normalise a name to NFC for comparison; macOS stores accented letters as two characters."""
     return unicodedata.normalize("NFC", text)
 
 
 def few(names: Sequence[str], most: int = 5) -> str:
-    """The first names of several, for a sentence.
+    """Join the first `most` names for a message.
 
     >>> few(["ant", "bee", "cat"], 2)
     'ant, bee, ...'
@@ -223,7 +223,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry of a folder is one, or leads to one; a link that leads in a circle is none."""
+    """Whether an entry is a folder or links to one; False for a circular link."""
     try:
         return entry.is_dir()
     except OSError:

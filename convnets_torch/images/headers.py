@@ -1,7 +1,7 @@
-"""Picture files before they are decoded: bounds on what a header may ask for, and how many frames a file has.
+"""Checks of picture files before decoding: limits on what a header may demand, TIFF tags and frame counts.
 
-Pillow walks through headers in Python, entry after entry, and some formats make room for their pixels while they are
-opened; neither has a limit that a small file could not reach.
+Pillow parses headers in Python, entry by entry, and allocates the pixels of some formats on opening, both without
+limits, so a small file could take much time or memory.
 """
 
 from __future__ import annotations
@@ -14,43 +14,44 @@ from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both orders of bytes, and both again of BigTIFF
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little- and big-endian, then the same for BigTIFF
 GIF = (b"GIF87a", b"GIF89a")
-ICONS = (b"\0\0\1\0", b"icns")  # Windows' and macOS's
+ICONS = (b"\0\0\1\0", b"icns")  # ICO (Windows) and ICNS (macOS)
 
-LOOKED_THROUGH = 1 << 20  # bytes; what a smaller file can ask for in its header takes no second
-SEGMENTS = 10_000  # of a JPEG file before its pixels, and parts of a PSD file
-EXIF = 64  # of these segments with EXIF data, which Pillow puts together anew each time
-JUNK = 1 << 20  # bytes between two segments, which Pillow skips one by one
-SCANS = 100  # of a JPEG file, each of which goes over all pixels; encoders write about ten
-CHUNKS = 1000  # of a PNG file that hold no pixels
-CHUNK_BYTES = 1 << 26  # of such a chunk, which is read into memory twice
-CHUNK = 512  # bytes that its other chunks hold at least, on average; encoders write 4,096 and more
-BLOCKS = 100_000  # of a GIF file before its first frame
-TAGS = 4096  # of a page of a TIFF file, as tifffile says too
-NUMBERS = 2_000_000  # in its tags: the places and sizes of a million tiles
-TILE_PIXELS = 1 << 24  # of a tile, where the picture has less
-TAG_BYTES = 1 << 30  # of everything else in its tags: Photoshop puts its layers there
-ICON_PIXELS = 1 << 24  # of a picture within an icon
-MOST_FRAMES = 1000  # that are counted
+# Maxima, unless said otherwise.
+LOOKED_THROUGH = 1 << 20  # bytes of a file that is not checked: the header of a smaller one takes less than a second
+SEGMENTS = 10_000  # JPEG segments before the first scan, and parts of a PSD or ICNS file
+EXIF = 64  # JPEG segments with EXIF data; Pillow concatenates them again for each one
+JUNK = 1 << 20  # bytes between two JPEG segments, which Pillow skips one by one
+SCANS = 100  # JPEG scans, each of which updates all pixels; encoders write about ten
+CHUNKS = 1000  # PNG chunks without pixels
+CHUNK_BYTES = 1 << 26  # bytes of such a chunk, which is read into memory twice
+CHUNK = 512  # minimum mean size in bytes of the other PNG chunks; encoders write 4,096 and more
+BLOCKS = 100_000  # GIF blocks before the first frame
+TAGS = 4096  # tags of a TIFF page; the same limit as tifffile's
+NUMBERS = 2_000_000  # numbers in the tags of a TIFF page: offsets and sizes of a million tiles
+TILE_PIXELS = 1 << 24  # pixels of a TIFF tile if the picture has fewer
+TAG_BYTES = 1 << 30  # bytes of all other tags; Photoshop stores its layers in one
+ICON_PIXELS = 1 << 24  # pixels of a picture in an icon
+MOST_FRAMES = 1000  # frames that are counted
 
-_NO_LENGTH = {0xD8, 0xD9, *range(0xD0, 0xD8), *range(0xF0, 0xFE)}  # markers of JPEG files that stand alone
+_NO_LENGTH = {0xD8, 0xD9, *range(0xD0, 0xD8), *range(0xF0, 0xFE)}  # JPEG markers without a length field
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_BYTES = (2, 6, 7)  # types of TIFF's tags that are no numbers
-WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH = 256, 257, 322, 323  # numbers of its tags
+_NON_NUMERIC = (2, 6, 7)  # non-numeric types of TIFF tags
+WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH = 256, 257, 322, 323  # TIFF tags
 
 
 def check_header(file: IO[bytes], start: bytes, size: int) -> None:
-    """Refuse a file whose header would keep Pillow busy, or have it make room for more than it says.
+    """Refuse a file whose header would take Pillow too long, or make it allocate too much.
 
     Args:
-        file: it is left anywhere.
+        file: the open file; its position changes.
         start: its first 64 bytes.
-        size: its length.
+        size: its length in bytes.
 
     Raises:
-        OSError: a reason, which does not name the file.
-        Image.DecompressionBombError: a picture inside is larger than an icon's.
+        OSError: the reason, without the name of the file.
+        Image.DecompressionBombError: a picture in an icon is too large.
     """
     if start.startswith(ICONS):
         _check_icon(file, start)
@@ -70,7 +71,7 @@ def check_header(file: IO[bytes], start: bytes, size: int) -> None:
 
 
 def canvas(start: bytes) -> tuple[int, int] | None:
-    """(width, height) of a WebP file, of which Pillow makes room for all pixels when it opens it; None of others."""
+    """(width, height) of a WebP file, whose pixels Pillow allocates on opening; None for other formats."""
     if not (start.startswith(b"RIFF") and start[8:12] == b"WEBP" and len(start) >= 30):
         return None
     kind = start[12:16]
@@ -84,31 +85,31 @@ def canvas(start: bytes) -> tuple[int, int] | None:
 
 
 def check_scans(file: IO[bytes], image: Image.Image) -> None:
-    """Refuse an opened JPEG file that goes over its pixels again and again; `file` is left where it was.
+    """Refuse an opened JPEG file with too many scans; `file` keeps its position.
 
     Raises:
-        OSError: a reason, which does not name the file.
+        OSError: the reason, without the name of the file.
     """
-    place = file.tell()  # where Pillow stopped: behind the head of the first scan
+    place = file.tell()  # where Pillow stopped: after the header of the first scan
     channels = len(image.getbands())
     if "progressive" not in image.info:
         head = struct.pack(">HHB", 0xFFDA, 6 + 2 * channels, channels)
         file.seek(max(0, place - 8 - 2 * channels))
         if file.read(5) == head:
             file.seek(place)
-            return  # all channels are in the first scan, which is then the only one
+            return  # the first scan has all channels, so it is the only one
     scans, before = 0, b""
     file.seek(0)
     while block := file.read(1 << 20):
         scans += (before + block).count(b"\xff\xda")
         before = b"\xff" if block.endswith(b"\xff") else b""
         if scans > SCANS:
-            raise OSError(f"it goes over its pixels in more than {SCANS} scans")
+            raise OSError(f"it has more than {SCANS} scans")
     file.seek(place)
 
 
 def _check_segments(file: IO[bytes]) -> None:
-    """JPEG: the segments before the first scan."""
+    """JPEG: check the segments before the first scan."""
     place, exif = 2, 0
     for _ in range(SEGMENTS):
         file.seek(place)
@@ -132,7 +133,7 @@ def _check_segments(file: IO[bytes]) -> None:
 
 
 def _check_chunks(file: IO[bytes], size: int) -> None:
-    """PNG: its chunks, of pixels and of others."""
+    """PNG: check all chunks."""
     place, most, others = 8, CHUNKS + size // CHUNK, 0
     for _ in range(most):
         file.seek(place)
@@ -151,7 +152,7 @@ def _check_chunks(file: IO[bytes], size: int) -> None:
 
 
 def _check_blocks(file: IO[bytes]) -> None:
-    """GIF: the blocks before the first frame."""
+    """GIF: check the blocks before the first frame."""
     for number, kind in enumerate(_gif_blocks(file)):
         if kind == b",":
             return
@@ -160,7 +161,7 @@ def _check_blocks(file: IO[bytes]) -> None:
 
 
 def _gif_blocks(file: IO[bytes]) -> Iterator[bytes]:
-    """What stands in a GIF file: "," where a frame begins, "!" for each other block, and "" for a part of either."""
+    """Yield "," for each frame of a GIF file, "!" for each other block, and "" for each sub-block."""
     file.seek(0)
     head = file.read(13)
     file.seek(3 << (head[10] & 7) + 1 if len(head) == 13 and head[10] & 128 else 0, os.SEEK_CUR)
@@ -179,7 +180,7 @@ def _gif_blocks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _check_resources(file: IO[bytes]) -> None:
-    """PSD: the parts of its section of resources."""
+    """PSD: check the image resources section."""
     file.seek(26)
     file.seek(int.from_bytes(file.read(4), "big"), os.SEEK_CUR)
     end = int.from_bytes(file.read(4), "big") + file.tell()
@@ -189,22 +190,22 @@ def _check_resources(file: IO[bytes]) -> None:
         head = file.read(7)
         if len(head) < 7:
             return
-        file.seek(head[6] | 1, os.SEEK_CUR)  # a name, with its length of an even number of bytes
+        file.seek(head[6] | 1, os.SEEK_CUR)  # a Pascal string padded to an even length
         length = int.from_bytes(file.read(4), "big")
         file.seek(length + (length & 1), os.SEEK_CUR)
     raise OSError(f"it has more than {SEGMENTS:,} resources")
 
 
 def _check_comments(file: IO[bytes]) -> None:
-    """PPM: comments, which Pillow reads letter by letter."""
+    """PPM: check the comments, which Pillow reads byte by byte."""
     file.seek(0)
     words = re.sub(rb"#[^\r\n]*", b"", file.read(LOOKED_THROUGH)).split(maxsplit=4)
     if len(words) < 4:
-        raise OSError("its width and height do not stand at its beginning")
+        raise OSError("its width and height are not at its beginning")
 
 
 def _check_icon(file: IO[bytes], start: bytes) -> None:
-    """ICO and ICNS: the pictures inside, which may be of any size."""
+    """ICO and ICNS: check the embedded pictures, which may have any size."""
     if start.startswith(b"icns"):
         place = 8
         for _ in range(SEGMENTS):
@@ -214,18 +215,18 @@ def _check_icon(file: IO[bytes], start: bytes) -> None:
             if len(head) < 8:
                 return
             if length < 8:
-                raise OSError("a part of it has no length")
-            _check_inside(file, place + 8)
+                raise OSError("one of its parts has no length")
+            _check_embedded(file, place + 8)
             place += length
         raise OSError(f"it has more than {SEGMENTS:,} parts")
     file.seek(6)
     entries = file.read(16 * int.from_bytes(start[4:6], "little"))
     for entry in range(0, len(entries) - 15, 16):
-        _check_inside(file, int.from_bytes(entries[entry + 12 : entry + 16], "little"))
+        _check_embedded(file, int.from_bytes(entries[entry + 12 : entry + 16], "little"))
 
 
-def _check_inside(file: IO[bytes], place: int) -> None:
-    """A PNG file, JPEG 2000 file or bitmap within an icon."""
+def _check_embedded(file: IO[bytes], place: int) -> None:
+    """Check the size of a PNG, JPEG 2000 or bitmap picture in an icon."""
     file.seek(place)
     head = file.read(256)
     if len(head) < 24:
@@ -246,7 +247,7 @@ def _check_inside(file: IO[bytes], place: int) -> None:
 
 
 class _Pages:
-    """Where the pages of a TIFF file lie, which form a chain."""
+    """Parser of the linked list of pages (IFDs) of a TIFF file."""
 
     def __init__(self, file: IO[bytes], start: bytes) -> None:
         self._file = file
@@ -259,7 +260,7 @@ class _Pages:
         return int.from_bytes(content, "little" if self._order == "<" else "big")
 
     def tags(self, place: int) -> int | None:
-        """How many tags the page at a place has, whose first is read next; None where there is no page."""
+        """Number of tags of the page at offset `place`, leaving the file at the first; None if there is no page."""
         length = 8 if self._big else 2
         if place >= 2**63:
             return None
@@ -268,13 +269,13 @@ class _Pages:
         return self._number(content) if len(content) == length else None
 
     def described(self, tags: int) -> Iterator[tuple[int, int, int, bytes]]:
-        """(number, type, count, value) of so many tags that are read next, the value as `numbers` takes it."""
+        """Yield (tag, type, count, value) of the next `tags` entries; `numbers` decodes the value."""
         content = self._file.read(tags * self.entry)
         form, length = f"{self._order}HH{'Q8s' if self._big else 'I4s'}", len(content) // self.entry * self.entry
         yield from struct.iter_unpack(form, content[:length])
 
     def numbers(self, kind: int, count: int, value: bytes) -> list[int]:
-        """The values of a tag, as integers; fewer where the file ends before them."""
+        """The values of a tag as integers; fewer if the file is truncated."""
         size = _SIZES.get(kind, 1)
         if size * count > len(value):
             place = self._number(value)
@@ -286,7 +287,7 @@ class _Pages:
         return [self._number(value[start : start + size]) for start in range(0, whole, size)]
 
     def after(self, tags: int) -> int | None:
-        """Where the page lies that follows the one whose tags begin here; 0 after the last, None at the end."""
+        """Offset of the page after the one whose tags begin here; 0 after the last, None if truncated."""
         length = 8 if self._big else 4
         self._file.seek(tags * self.entry, os.SEEK_CUR)
         content = self._file.read(length)
@@ -294,7 +295,7 @@ class _Pages:
 
 
 def _check_tags(file: IO[bytes], start: bytes) -> None:
-    """TIFF: the tags of its first page."""
+    """TIFF: check the tags of the first page."""
     pages = _Pages(file, start)
     tags = pages.tags(pages.first) or 0
     if tags > TAGS:
@@ -302,9 +303,9 @@ def _check_tags(file: IO[bytes], start: bytes) -> None:
     numbers = others = 0
     sides = dict.fromkeys((WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH), 0)
     for tag, kind, count, value in pages.described(tags):
-        if tag in sides and kind not in _BYTES:
+        if tag in sides and kind not in _NON_NUMERIC:
             sides[tag] = max(pages.numbers(kind, 1, value), default=0)
-        if kind in _BYTES:
+        if kind in _NON_NUMERIC:
             others += count * _SIZES[kind]
         elif kind in _SIZES:
             numbers += count
@@ -316,20 +317,20 @@ def _check_tags(file: IO[bytes], start: bytes) -> None:
 
 
 class TiffValues(NamedTuple):
-    """What the first page of a TIFF file says about its values; the defaults are those of TIFF 6.0.
+    """Tags of the first page of a TIFF file that define its values; the defaults are those of TIFF 6.0.
 
-    One statement for both readers, Pillow and tifffile, which do not agree on all of these.
+    Shared by both readers, Pillow and tifffile, which do not agree on all of these.
 
     Attributes:
         width, height: in pixels.
-        bits: of a value.
-        photometric: how values are colours: 0 is white, 1 black, 2 RGB, ...
-        orientation: as EXIF counts.
-        samples: values of a pixel.
-        planar: 2 where the channels are stored one after the other.
-        highest: the largest value, as the file says; 0 where it does not.
-        extra: what a further channel is: 1 is transparency with which the colours were multiplied, 2 other.
-        format: 1 is unsigned integers, 2 signed ones, 3 floats.
+        bits: bits per sample.
+        photometric: 0 WhiteIsZero, 1 BlackIsZero, 2 RGB, ...
+        orientation: as in EXIF.
+        samples: samples per pixel.
+        planar: 2 if the channels are stored in separate planes.
+        highest: MaxSampleValue; 0 if missing.
+        extra: kind of an extra channel: 1 premultiplied alpha, 2 other alpha.
+        format: 1 unsigned integers, 2 signed integers, 3 floats.
     """
 
     width: int = 0
@@ -345,18 +346,18 @@ class TiffValues(NamedTuple):
 
     @property
     def white(self) -> int:
-        """What white is where a value has 16 bits, or black where 0 is white: 4,095 in a file that says so, or 65,535.
+        """White level of 16-bit samples (black level if 0 is white): MaxSampleValue, such as 4,095, or 65,535.
 
-        MaxSampleValue may also be the largest value that happens to occur. It is followed where it is 2**n - 1.
+        MaxSampleValue can also be the largest value that occurs, so it is used only if it is 2**n - 1.
         """
         deep = 255 <= self.highest < 65535 and self.highest & (self.highest + 1) == 0
         return self.highest if self.bits == 16 and deep else 65535
 
     @property
     def unknown(self) -> str | None:
-        """Why nobody can say what the values mean, or no reader gives them rightly; None otherwise."""
+        """Why the values cannot be interpreted, or no reader decodes them correctly; None if they can."""
         if self.format not in (1, 4) or (self.bits > 16 and self.photometric in (0, 1, 2)):
-            return f"has pixels of {self.bits} bits ({self.numbers}), whose range nobody knows; {_TO_8_BITS}"
+            return f"has pixels of {self.bits} bits ({self.numbers}), whose range is unknown; {_TO_8_BITS}"
         if self.bits > 8 and self.planar == 2 and self.samples > 1:
             return f"has channels of {self.bits} bits that are stored one after the other (planar); {_TO_8_BITS}"
         return None
@@ -382,13 +383,13 @@ _FIELDS = {WIDTH: "width", LENGTH: "height", 258: "bits", 262: "photometric", 27
 
 
 def tiff_values_of(tags: Mapping[int, Any]) -> TiffValues:
-    """The same of tags by their numbers, as Pillow gives those of a picture that it opened."""
+    """TiffValues from Pillow's tags of an opened picture, keyed by tag number."""
     found = {name: tags[tag] for tag, name in _FIELDS.items() if tag in tags}
     return TiffValues(**{name: max(value) if isinstance(value, tuple) else value for name, value in found.items()})
 
 
 def tiff_values(file: IO[bytes]) -> TiffValues:
-    """What the first page of a TIFF file says about its values; `file` is left anywhere."""
+    """TiffValues of the first page of a TIFF file; changes the position of `file`."""
     file.seek(0)
     chain = _Pages(file, file.read(16))
     tags = chain.tags(chain.first) or 0
@@ -400,7 +401,7 @@ def tiff_values(file: IO[bytes]) -> TiffValues:
 
 
 def significant_bits(file: IO[bytes]) -> int:
-    """How many bits of a channel a PNG file says are significant (sBIT), or 16; `file` is left anywhere."""
+    """Significant bits of a PNG file (sBIT), or 16; changes the position of `file`."""
     place = 8
     for _ in range(CHUNKS):
         file.seek(place)
@@ -415,10 +416,10 @@ def significant_bits(file: IO[bytes]) -> int:
 
 
 def frames(file: IO[bytes], image: Image.Image, *, allow_truncated: bool = False) -> int:
-    """How many frames or pages an opened GIF or TIFF file has, or another whose header says it; 1,001 for more.
+    """Number of frames or pages of an opened file; 1,001 for more than 1,000.
 
     Raises:
-        OSError: a reason, which does not name the file: a page that is said to follow is not there.
+        OSError: a TIFF page is missing; the message does not name the file.
     """
     if image.format == "TIFF":
         return pages(file, allow_truncated=allow_truncated)
@@ -433,7 +434,7 @@ def frames(file: IO[bytes], image: Image.Image, *, allow_truncated: bool = False
 
 
 def pages(file: IO[bytes], *, allow_truncated: bool = False) -> int:
-    """As `frames`, of a TIFF file; pages that form a circle are counted once."""
+    """Number of pages of a TIFF file, as `frames`; pages that form a cycle are counted once."""
     file.seek(0)
     chain = _Pages(file, file.read(16))
     place: int | None = chain.first
@@ -444,7 +445,7 @@ def pages(file: IO[bytes], *, allow_truncated: bool = False) -> int:
         if following is None:
             if allow_truncated:
                 break
-            raise OSError(f"page {len(seen) + 1} is not there; the file is truncated")
+            raise OSError(f"page {len(seen) + 1} is missing; the file is truncated")
         seen.add(place)
         place = following
     return len(seen)

@@ -1,4 +1,4 @@
-"""Pictures with labels, found in folders and tables: what `probe`, `finetune`, `evaluate` and the doctor read."""
+"""Find labelled pictures in folders and tables, for `probe`, `finetune`, `evaluate` and the doctor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIDES = {
 }  # fmt: skip
 TABLES = (".csv", ".tsv", ".tab", ".txt")
 
-# Headers by their meaning, without case, blanks, `_` and `-`; the first group that a table has a column of is taken.
+# Known column names, in lower case without blanks, `_` and `-`; the first group that a table has a column of is used.
 PATHS = (
     {"path", "filepath", "imagepath", "imgpath"},
     {"file", "filename", "imagefile", "imagefilename"},
@@ -40,33 +40,32 @@ LABELS = (
     {"classid", "labelid", "categoryid", "targetid"},
 )  # fmt: skip
 SPLITS = ({"split", "subset", "partition"},)
-PLURAL = {"labels", "tags"}  # which may be separated by blanks
-BOXES = "predictionstring"  # of ImageNet's tables: a class and four numbers for each box
+PLURAL = {"labels", "tags"}  # columns whose labels may be separated by blanks
+BOXES = "predictionstring"  # column of ImageNet's tables: a class and four numbers for each box
 
-MOST_BYTES = 1 << 28  # of a table
+MOST_BYTES = 1 << 28  # maximum size of a table
 MOST_ROWS = 2_000_000
 MOST_COLUMNS = 1000
-MOST_LINE = 1 << 16  # letters
-MOST_PATH, MOST_LABEL = 4096, 1000  # letters of a path, and of the name of a class
-MOST_NUMBERS = 20  # classes that are called by numbers; if most of more have few pictures, they are measured values
-TAIL = 4096  # bytes at the end of files of one size that are compared before their whole contents are
+MOST_LINE = 1 << 16  # characters
+MOST_PATH, MOST_LABEL = 4096, 1000  # characters of a path and of a class name
+MOST_NUMBERS = 20  # more numeric labels than this, most with few pictures, are taken for measured values
+TAIL = 4096  # bytes at the end of files of equal size that are compared before their whole contents
 
 
 @dataclass(frozen=True)
 class LabelledPictures:
-    """Pictures and what they are labelled as.
+    """Pictures and their labels.
 
     Attributes:
-        where: the folder or table that they were found in.
-        paths: of the N pictures; sorted, those of folders by class before.
-        labels: (N) names of classes as they are written, in Unicode's NFC; of pictures that may have several, those of
-            each joined by "|".
-        sides: (N) "train", "val" or "test"; None where nothing says it.
-        split: what says it, in words; empty where nothing does.
+        where: the folder or table that was read.
+        paths: paths of the N pictures, sorted; those of class folders by class first.
+        labels: (N) class names, NFC-normalised; several labels of a picture are joined by "|".
+        sides: (N) "train", "val" or "test"; None if unknown.
+        split: where the sides come from, in words; empty if they are unknown.
         remarks: sentences on what was left out or is doubtful.
         empty: names of class folders without pictures.
-        doubt: a sentence, where folders lie deeper within each other than classes do, on what else may be meant.
-        several: (N) all labels of each picture, where some have several or none; None where each has one.
+        doubt: a sentence on what else may be meant, if folders are nested deeper than class folders.
+        several: (N) all labels of each picture, if some have several or none; None if each has one.
     """
 
     where: Path
@@ -81,11 +80,11 @@ class LabelledPictures:
 
     @property
     def every(self) -> tuple[tuple[str, ...], ...]:
-        """(N) all labels of each picture, one or several."""
+        """(N) all labels of each picture."""
         return tuple((label,) for label in self.labels) if self.several is None else self.several
 
     def of(self, *sides: str | None) -> LabelledPictures:
-        """Those of some sides alone."""
+        """Return only the pictures of the given sides."""
         kept = [number for number, side in enumerate(self.sides) if side in sides]
         paths, labels = tuple(self.paths[each] for each in kept), tuple(self.labels[each] for each in kept)
         several = None if self.several is None else tuple(self.several[each] for each in kept)
@@ -94,7 +93,7 @@ class LabelledPictures:
         )
 
     def by_class(self) -> dict[str, list[Path]]:
-        """The pictures of each class, or of each set of labels, sorted by its name."""
+        """Map each class, or set of labels, to its pictures, sorted by name."""
         found: dict[str, list[Path]] = {}
         for label, path in sorted(zip(self.labels, self.paths, strict=True)):
             found.setdefault(label, []).append(path)
@@ -110,44 +109,44 @@ def find_labelled(
     exclude: str | Iterable[str] = (),
     several: bool = False,
 ) -> LabelledPictures:
-    """Find the labels of pictures in class folders, or in a table.
+    """Find pictures and their labels in class folders or a table.
 
-    In a folder each sub-folder is a class. Where its sub-folders are called `train`, `val` (or `valid`, `validation`)
-    or `test`, these are sides and have the class folders. A class folder may be a link.
+    In a folder, each sub-folder is a class. Sub-folders called `train`, `val` (or `valid`, `validation`) or `test` are
+    splits that contain the class folders. A class folder may be a link.
 
     A table has a line for each picture: its name and its label, separated by commas, semicolons, tabs or blanks, in
-    UTF-8 or UTF-16, with a header or without; or, with a folder, the label alone, for the pictures sorted by name.
-    Columns are known by their names (`path`, `image_id`, `label`, `Class`, `breed`, ...); instead of one of labels
-    there may be one for each class, with a 1 in that of the picture's. A column `split` says the side. The name of a
-    picture counts from the folder, or from that of the table; the end of its path is enough, without the file's ending
-    too, where no other picture has it.
+    UTF-8 or UTF-16, with or without a header; or, with a folder, only the label, for the pictures sorted by name.
+    Columns are recognised by name (`path`, `image_id`, `label`, `Class`, `breed`, ...); instead of a label column,
+    there may be one column for each class, with a 1 for the picture's class. A column `split` gives the side. Names of
+    pictures are relative to the folder, or to the table's own; the end of the path suffices, with or without the
+    file's ending, if it is unique.
 
-    A table says itself whether its pictures have several labels each: a row has several columns with a 1, or none; or
-    a label is several others, separated by `|`, by a comma or semicolon, or by blanks in a column `labels` or `tags`.
+    A table has pictures with several labels if a row has several columns with a 1, or none; or if a label consists of
+    others, separated by `|`, by a comma or semicolon, or by blanks in a column `labels` or `tags`.
 
     Args:
-        data: a folder, or a table of the pictures beside and below it.
+        data: a folder, or a table of pictures beside and below it.
         truth: a table of the pictures in the folder `data`.
-        columns: names of the columns of pictures and labels.
-        partial: go on where pictures of the folder are not in the table, or pictures of the table are missing.
+        columns: names of the two columns of pictures and labels.
+        partial: continue if pictures of the folder are not in the table, or pictures of the table are missing.
         exclude: as in `find_pictures`.
-        several: take pictures with several labels, or with none in a table with a column for each.
+        several: accept pictures with several labels, or with none in a table with a column for each class.
 
     Raises:
-        OSError: a folder or table is missing or cannot be read; or pictures of the table are missing.
-        ValueError: the folder has no class folders, or nothing sure can be said of the table; or its pictures have
-            several labels, and `several` is False.
+        OSError: a folder or table is missing or cannot be read, or pictures of the table are missing.
+        ValueError: the folder has no class folders, the table is ambiguous, or its pictures have several labels and
+            `several` is False.
 
     Warns:
-        PictureWarning: hidden files, files that are no pictures, or pictures of no class were left out.
+        PictureWarning: hidden files, files that are not pictures, or pictures outside class folders were left out.
     """
     place = Path(data)
     if truth is not None:
         if not place.is_dir():
             raise NotADirectoryError(f"{place} is not a folder; name the folder of the pictures that {truth} labels")
-        return _of_table(Path(truth), place, columns, partial, exclude, several)
+        return _read_table(Path(truth), place, columns, partial, exclude, several)
     if place.suffix.lower() in TABLES and not place.is_dir():
-        return _of_table(place, None, columns, partial, exclude, several)
+        return _read_table(place, None, columns, partial, exclude, several)
     wanted = "name a folder with a sub-folder for each class"
     if not place.exists():
         raise FileNotFoundError(f"{place} does not exist; {wanted}")
@@ -155,7 +154,7 @@ def find_labelled(
         raise NotADirectoryError(f"{place} is not a folder, and no table ({', '.join(TABLES)}); {wanted}")
     if columns is not None or partial:
         raise ValueError(f"{place} is a folder; columns and partial are for tables (--truth, truth in Python)")
-    return _of_folder(place, exclude)
+    return _read_folder(place, exclude)
 
 
 def find_classes(
@@ -166,19 +165,19 @@ def find_classes(
     partial: bool = False,
     exclude: str | Iterable[str] = (),
 ) -> dict[str, list[Path]]:
-    """The pictures of each class, sorted by name; of folders `train`, `val` and `test`, those of `train` alone.
+    """Map each class to its pictures, sorted by name; with folders `train`, `val` and `test`, only those of `train`.
 
     Args:
-        folder: with a sub-folder for each class; or a table.
+        folder: a folder with a sub-folder for each class, or a table.
         truth, columns, partial, exclude: as in `find_dataset`.
 
     Raises:
-        OSError: the folder is none, or cannot be listed; as `find_dataset`.
-        ValueError: it has no sub-folders, one alone, or some without pictures; pictures lie deeper than class folders;
-            one picture is in several classes; as `find_dataset`.
+        OSError: `folder` is not a folder or cannot be listed; or as `find_dataset`.
+        ValueError: there are fewer than two sub-folders, some without pictures, or pictures nested deeper than class
+            folders; a picture is in several classes; or as `find_dataset`.
 
     Warns:
-        PictureWarning: pictures that are in no sub-folder, files that are no pictures, or other sides were left out.
+        PictureWarning: pictures outside sub-folders, files that are not pictures, or other sides were left out.
 
     >>> find_classes("photos")
     Traceback (most recent call last):
@@ -200,11 +199,11 @@ def find_classes(
 
 
 def check_classes(found: LabelledPictures) -> None:
-    """Refuse what no classes can be learnt from.
+    """Check that classes can be learnt from the pictures.
 
     Raises:
-        ValueError: class folders may be meant to be other ones, or are empty; one class alone; labels that look like
-            measured values.
+        ValueError: class folders are ambiguous or empty, there is only one class, or the labels look like measured
+            values.
     """
     if found.doubt:
         raise ValueError(found.doubt)
@@ -217,15 +216,15 @@ def check_classes(found: LabelledPictures) -> None:
     names = sorted({label for labels in found.every for label in labels})
     if len(names) < 2:
         alone = ", ".join(names) or "none"
-        raise ValueError(f"{found.where} has one class alone ({alone}), so nothing to tell apart; add another")
+        raise ValueError(f"{found.where} has only one class ({alone}), so nothing to tell apart; add another")
     number_remarks(found)
 
 
 def number_remarks(found: LabelledPictures) -> list[str]:
-    """A remark on classes of a table that are called by numbers.
+    """Return a remark if the labels of a table are numbers.
 
     Raises:
-        ValueError: they may be measured values, such as ages, from which no classes are learnt.
+        ValueError: they look like measured values, such as ages, rather than classes.
     """
     counts = Counter(label for labels in found.every for label in labels)
     if found.where.is_dir() or not all(map(_is_number, counts)):
@@ -248,11 +247,7 @@ def _is_number(text: str) -> bool:
 
 
 def check_once(classes: Mapping[str, Iterable[Path]]) -> None:
-    """Refuse a picture that is in several classes.
-
-    Raises:
-        ValueError: the first such pictures, and what to do.
-    """
+    """Raise ValueError if a picture is in several classes; the message names the first ones."""
     if words := in_several(classes):
         raise ValueError(
             f"{words}; a picture is learnt as one class: keep it where it belongs, or leave it out (--exclude, exclude"
@@ -261,7 +256,7 @@ def check_once(classes: Mapping[str, Iterable[Path]]) -> None:
 
 
 def in_several(classes: Mapping[str, Iterable[Path]]) -> str | None:
-    """What to say of pictures with the same content in several classes; few files have to be read for that."""
+    """Describe pictures with the same content in several classes; compares sizes first, so few files are read."""
     pictures = [(path, label) for label, paths in classes.items() for path in paths]
     for key in (_size, _tail, _content):
         groups: defaultdict[object, list[tuple[Path, str]]] = defaultdict(list)
@@ -303,7 +298,7 @@ def _content(path: Path) -> object:
 # Folders
 
 
-def _of_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures:
+def _read_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures:
     listing = list_folder(folder, exclude=exclude, linked=2)
     listing.warn(others=False)
     parts = {path: path.relative_to(folder).parts + ("",) * (path in listing.closed) for path in listing.pictures}
@@ -312,7 +307,7 @@ def _of_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures:
     if not tops:
         raise ValueError(
             f"{folder} has no sub-folders, so nothing says which class a picture has; sort them into a sub-folder for"
-            f" each class, or name a table with their labels (--truth, truth in Python){_words_in_names(parts)}"
+            f" each class, or name a table with their labels (--truth, truth in Python){_label_hint(parts)}"
         )
     depth = dict.fromkeys(tops, 0)  # of the deepest picture in each: 1 in itself, 2 in a folder in it, ...
     for names in parts.values():
@@ -320,12 +315,12 @@ def _of_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures:
             depth[names[0]] = max(depth[names[0]], len(names) - 1)
     sides = [top for top in tops if top.lower() in SIDES and depth[top]]
     others = [top for top in tops if top not in sides and depth[top]]
-    homes: list[tuple[str | None, Path]] = [(None, folder)]  # sides, and what has their class folders
+    homes: list[tuple[str | None, Path]] = [(None, folder)]  # side, folder of its class folders
     if len({SIDES[top.lower()] for top in sides}) > 1 or (sides and not others):
         homes = [(SIDES[top.lower()], folder / top) for top in sides if depth[top] > 1]
         others += [top for top in sides if depth[top] == 1]
         if not homes:
-            raise ValueError(_flat_sides(folder, sides, [path for path, names in parts.items() if len(names) == 2]))
+            raise ValueError(_no_classes(folder, sides, [path for path, names in parts.items() if len(names) == 2]))
     if same := [side for side, count in Counter(side for side, _ in homes).items() if count > 1]:
         twice = " and ".join(home.name for side, home in homes if side == same[0])
         raise ValueError(f"{folder} has the folders {twice}, which mean the same; remove one")
@@ -363,10 +358,10 @@ def _of_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures:
 
 
 def _classes(home: Path, parts: Mapping[Path, tuple[str, ...]]) -> tuple[list[tuple[str, Path]], str | None]:
-    """(class, picture) of the class folders in `home`, of pictures and their parts below it; and a doubt.
+    """(class, picture) pairs from the parts of paths below `home`, and a sentence if class folders are ambiguous.
 
-    A class folder has its pictures in it, or in folders below. But where it has them in several folders below alone,
-    these may be the classes.
+    The pictures of a class lie in its folder or in sub-folders. If they lie in several sub-folders only, these may be
+    the classes instead.
     """
     below: defaultdict[str, set[str]] = defaultdict(set)  # class folder -> folders with pictures in it; "" is itself
     for name, *deeper, _ in parts.values():
@@ -381,17 +376,17 @@ def _classes(home: Path, parts: Mapping[Path, tuple[str, ...]]) -> tuple[list[tu
     return sorted((normal(names[0]), path) for path, names in parts.items()), doubt
 
 
-def _flat_sides(folder: Path, names: Sequence[str], pictures: Iterable[Path]) -> str:
+def _no_classes(folder: Path, names: Sequence[str], pictures: Iterable[Path]) -> str:
     first = min(names, key=lambda name: SIDES[name.lower()] != "train")
     return (
         f"{folder} has the folders {' and '.join(names)} with pictures and no class folders, so nothing says which"
         f" class a picture has; sort those of {first} into a sub-folder for each class, or name a table with their"
-        f" labels (--truth, truth in Python){_words_in_names(pictures)}"
+        f" labels (--truth, truth in Python){_label_hint(pictures)}"
     )
 
 
-def _words_in_names(pictures: Iterable[Path]) -> str:
-    """A hint, where pictures are called `cat.0.jpg`, `dog.7.jpg`: their names have the labels."""
+def _label_hint(pictures: Iterable[Path]) -> str:
+    """Hint that names such as `cat.0.jpg` and `dog.7.jpg` contain the labels; empty if they do not."""
     counts = Counter(re.sub(r"[ ._-]*\d+$", "", path.stem) for path in pictures)
     words = sorted(word for word, count in counts.items() if count > 1 and word and not word.isdigit())
     if len(words) < 2 or len(words) > sum(counts.values()) / 2:
@@ -407,10 +402,10 @@ class Row:
     """One picture of a table.
 
     Attributes:
-        line: of the file, from 1.
-        name: of the picture; None where its place in the table says which one is meant.
-        labels: without spaces around them, in NFC; one, unless pictures may have several.
-        side: "train", "val" or "test"; None where the table has no such column.
+        line: line number in the file, from 1.
+        name: name of the picture; None if its position in the table identifies it.
+        labels: stripped, NFC-normalised; one, unless pictures may have several.
+        side: "train", "val" or "test"; None if the table has no such column.
     """
 
     line: int
@@ -419,7 +414,7 @@ class Row:
     side: str | None = None
 
 
-def _of_table(
+def _read_table(
     table: Path,
     folder: Path | None,
     columns: Sequence[str] | None,
@@ -435,31 +430,31 @@ def _of_table(
         listing.warn()
         if not listing.pictures:
             raise FileNotFoundError(f"{folder} holds no pictures; name another folder")
-    places = _Places(table, listing, exclude)
-    rows = _rows(table, lines, *header) if header is not None else _bare_rows(table, lines, places, partial)
+    finder = _Finder(table, listing, exclude)
+    rows = _rows(table, lines, *header) if header is not None else _headerless_rows(table, lines, finder, partial)
     if exclude:
         left_out = named_by(exclude)
         rows = [row for row in rows if row.name is None or not left_out(Path(row.name.replace("\\", "/")))]
     remarks = []
     if header is not None and isinstance(header[3][1], dict):
-        rows, how = _of_columns(rows), "by their columns of 0 and 1"
+        rows, how = _drop_unlabelled(rows), "by their columns of 0 and 1"
         marked = {label for row in rows for label in row.labels}
         if unmarked := [name for name in header[3][1].values() if name not in marked]:
             remarks.append(f"{table}: no picture has a 1 in {len(unmarked)} columns ({few(unmarked)})")
     else:
-        rows, how = _separated(rows, header is not None and not {*map(_word, header[2])}.isdisjoint(PLURAL))
+        rows, how = _split_labels(rows, header is not None and not {*map(_column_key, header[2])}.isdisjoint(PLURAL))
     odd = next((row for row in rows if len(row.labels) != 1), None)
     if odd is not None and not several:
-        raise _one_wanted(table, odd)
+        raise _label_count_error(table, odd)
     if not rows:
         raise ValueError(f"{table} has no rows; give it a line for each picture: its path and its label")
     if all(row.name is None for row in rows):
-        found = dict(zip(places.of_order(table, len(rows)), rows, strict=True))
+        found = dict(zip(finder.match_order(table, len(rows)), rows, strict=True))
     else:
-        found, missing = places.of_rows(rows)
+        found, missing = finder.match_rows(rows)
         if missing:
             if not partial:
-                raise FileNotFoundError(f"{table}: {places.missing_words(missing, len(rows))}")
+                raise FileNotFoundError(f"{table}: {finder.missing_message(missing, len(rows))}")
             remarks.append(f"{table}: left out {len(missing)} of {len(rows)} rows whose pictures are missing")
         if not found:
             raise ValueError(f"{table}: none of {len(rows)} rows names a picture that is there")
@@ -487,16 +482,16 @@ def _of_table(
     )
 
 
-class _Places:
-    """Which picture a table's name means."""
+class _Finder:
+    """Resolves names of pictures in a table to paths."""
 
     def __init__(self, table: Path, listing: Listing | None, exclude: str | Iterable[str]) -> None:
         self._table, self._listing, self._exclude = table, listing, exclude
         self._found: dict[str, list[Path]] = {}
-        self._ends: dict[str, list[tuple[Path, str]]] | None = None  # name or stem -> pictures, and their whole paths
+        self._ends: dict[str, list[tuple[Path, str]]] | None = None  # name or stem -> (picture, normalised path)
 
     def find(self, name: str) -> list[Path]:
-        """The pictures that a name may mean."""
+        """The pictures that a name may refer to."""
         if name not in self._found:
             self._found[name] = self._find(name)
         return self._found[name]
@@ -508,33 +503,33 @@ class _Places:
                 if os.path.isfile(path):  # noqa: PTH113 - Path raises where a name is too long
                     return [path]
         for spelling in spellings:
-            if found := self._ending_in(spelling):
+            if found := self._find_by_end(spelling):
                 return found
         return []
 
-    def _ending_in(self, name: str) -> list[Path]:
-        """The pictures whose path ends so, with the ending of the file or without; of several, the one of that path."""
+    def _find_by_end(self, name: str) -> list[Path]:
+        """Pictures whose path ends with `name`, with or without the file's ending; an exact match is preferred."""
         if self._ends is None:
             listing = self._listing or list_folder(self._table.parent, exclude=self._exclude)
             self._ends = defaultdict(list)
             for path in listing.pictures:
                 for word in {normal(path.name), normal(path.stem)}:
-                    self._ends[word].append((path, _whole(path)))
+                    self._ends[word].append((path, _normal_path(path)))
         end = "/" + normal(name).removeprefix("./").lstrip("/")
         near = self._ends.get(end.rpartition("/")[2], [])
         found = [path for path, whole in near if whole.endswith(end) or whole.removesuffix(path.suffix).endswith(end)]
         if len(found) == 1 or not near or self._listing is None:
             return found
-        exact = (_whole(base / name) for base in (self._listing.folder, self._table.parent))
+        exact = (_normal_path(base / name) for base in (self._listing.folder, self._table.parent))
         return next(
             (several for place in exact if (several := [each for each, whole in near if whole == place])), found
         )
 
-    def of_rows(self, rows: Sequence[Row]) -> tuple[dict[Path, Row], list[Row]]:
-        """Picture -> row, and the rows whose pictures are missing.
+    def match_rows(self, rows: Sequence[Row]) -> tuple[dict[Path, Row], list[Row]]:
+        """Map pictures to their rows; also return the rows whose pictures are missing.
 
         Raises:
-            ValueError: a row may mean several pictures, or several rows mean one.
+            ValueError: a row matches several pictures, or several rows match one.
         """
         found: dict[Path, Row] = {}
         first: dict[Path, Row] = {}
@@ -561,7 +556,7 @@ class _Places:
             found[paths[0]] = row
         return found, missing
 
-    def missing_words(self, missing: Sequence[Row], count: int) -> str:
+    def missing_message(self, missing: Sequence[Row], count: int) -> str:
         named = few([f"line {row.line}: {row.name}" for row in missing])
         place = f"in {self._table.parent if self._listing is None else self._listing.folder}"
         return (
@@ -569,11 +564,11 @@ class _Places:
             " table as --truth (truth in Python), or go on without these rows: --partial (partial=True in Python)"
         )
 
-    def of_order(self, table: Path, count: int) -> list[Path]:
-        """The pictures sorted by name, for labels without names.
+    def match_order(self, table: Path, count: int) -> list[Path]:
+        """The pictures sorted by name, for a table of labels without names.
 
         Raises:
-            ValueError: there is no folder, they are not as many, or lie in several folders.
+            ValueError: there is no folder, their number differs from `count`, or they lie in several folders.
         """
         if self._listing is None:
             raise ValueError(
@@ -582,7 +577,7 @@ class _Places:
             )
         pictures, folder = self._listing.pictures, self._listing.folder
         if count != len(pictures):
-            raise self._other_count(count, len(pictures))
+            raise self._count_error(count, len(pictures))
         if below := [path for path in pictures if path.parent != folder]:
             raise ValueError(
                 f"{table} has labels without names, for the pictures of one folder sorted by name, but {folder} has"
@@ -591,11 +586,11 @@ class _Places:
         return pictures
 
     def check_count(self, lines: int, partial: bool) -> None:
-        """Refuse more lines than there are pictures, before each is looked into; one may be a header."""
+        """Raise ValueError if there are more lines than pictures; one may be a header."""
         if self._listing is not None and lines > len(self._listing.pictures) + 1 and not partial:
-            raise self._other_count(lines, len(self._listing.pictures))
+            raise self._count_error(lines, len(self._listing.pictures))
 
-    def _other_count(self, lines: int, pictures: int) -> ValueError:
+    def _count_error(self, lines: int, pictures: int) -> ValueError:
         folder = self._listing.folder if self._listing is not None else self._table.parent
         return ValueError(
             f"{self._table} has {lines} lines, but {folder} holds {pictures} pictures; a line for each is wanted, or"
@@ -603,16 +598,16 @@ class _Places:
         )
 
 
-def _whole(path: Path) -> str:
+def _normal_path(path: Path) -> str:
     return normal(os.path.abspath(path)).replace(os.sep, "/")  # noqa: PTH100 - links stay links
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(number from 1, text with its end) of each line of a file in UTF-8, or in UTF-16 with a mark of byte order.
+    """Read (number from 1, line with its line break) of a file in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no such text, or has more lines, or longer ones, than tables have.
+        ValueError: it is not such text, or has too many or too long lines.
     """
     lines = []
     try:
@@ -624,7 +619,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
                 while line := file.readline(MOST_LINE):
                     number += 1
                     if len(line) == MOST_LINE or "\0" in line:
-                        what = "a byte of zero" if "\0" in line else f"more than {MOST_LINE:,} letters"
+                        what = "a NUL byte" if "\0" in line else f"more than {MOST_LINE:,} characters"
                         raise ValueError(f"{path}, line {number} has {what}; is it a table of pictures?")
                     if number > MOST_ROWS + 1:
                         raise ValueError(f"{path} has more than {MOST_ROWS:,} lines; is it a table of pictures?")
@@ -635,16 +630,16 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return lines
 
 
-Columns = tuple[int, int | dict[int, str], int | None]  # of the name, of the label or of each class, of the split
+Columns = tuple[int, int | dict[int, str], int | None]  # indices: name; label, or index -> class; split
 
 
 def _header(
     table: Path, lines: Sequence[tuple[int, str]], columns: Sequence[str] | None
 ) -> tuple[str, int, list[str], Columns] | None:
-    """(mark between columns, number of lines before the rows, header, columns) of a table with a header that is known.
+    """Return (delimiter, index of the first row, header, columns) if the table has a known header, else None.
 
     Raises:
-        ValueError: it lacks a column, or has several for the same.
+        ValueError: a column is missing or ambiguous.
     """
     start = next((number for number, (_, line) in enumerate(lines) if line.strip()), None)
     if start is None:
@@ -654,9 +649,9 @@ def _header(
     best: tuple[int, str, list[str]] | None = None
     for mark in ",;\t":
         fields = [field.strip() for field in _fields(table, lines[start][1], mark)]
-        words = [_word(field) for field in fields]
+        words = [_column_key(field) for field in fields]
         if columns is None:
-            known = [_place(words, groups) for groups in (PATHS, LABELS)]
+            known = [_column_indices(words, groups) for groups in (PATHS, LABELS)]
             fits = len(fields) > 1 and any(places for places in known)
             pictures = [field for field in fields if Path(field).suffix.lower() in ENDINGS]
             fits = fits and not pictures
@@ -684,10 +679,10 @@ def _columns(
 ) -> Columns:
     if len(header) > MOST_COLUMNS:
         raise ValueError(f"{table} has more than {MOST_COLUMNS:,} columns; is it a table of pictures? Remove some")
-    words = [_word(field) for field in header]
+    words = [_column_key(field) for field in header]
 
     def only(groups: Sequence[Collection[str]], what: str) -> int | None:
-        places = _place(words, groups)
+        places = _column_indices(words, groups)
         if len(places) > 1:
             twice = ", ".join(header[place] for place in places)
             raise ValueError(f"{table} has several columns for the {what} ({twice}); name the two with --columns")
@@ -718,12 +713,12 @@ def _columns(
     return path, label, split
 
 
-def _word(field: str) -> str:
+def _column_key(field: str) -> str:
     return re.sub(r"[\s_-]", "", field).lower()
 
 
-def _place(words: Sequence[str], groups: Sequence[Collection[str]]) -> list[int]:
-    """Where the words of the first group stand that is there at all."""
+def _column_indices(words: Sequence[str], groups: Sequence[Collection[str]]) -> list[int]:
+    """Indices of the words in the first group that occurs."""
     found = ([place for place, word in enumerate(words) if word in group] for group in groups)
     return next((places for places in found if places), [])
 
@@ -738,7 +733,7 @@ def _fields(table: Path, line: str, mark: str) -> list[str]:
 def _rows(
     table: Path, lines: Sequence[tuple[int, str]], mark: str, start: int, header: list[str], columns: Columns
 ) -> list[Row]:
-    """The rows of a table with a header; empty lines are none."""
+    """The rows of a table with a header, without empty lines."""
     path, label, split = columns
     found = []
     for line, record in _records(table, lines[start:], mark):
@@ -750,9 +745,9 @@ def _rows(
         if not record[path].strip():
             raise ValueError(f"{table}, line {line} names no file; fill in its path, or remove the line")
         if isinstance(label, dict):
-            labels = _marked(table, line, record, label)
+            labels = _marked_classes(table, line, record, label)
         else:
-            labels = (_of_boxes if _word(header[label]) == BOXES else _alone)(record[label])
+            labels = (_box_classes if _column_key(header[label]) == BOXES else _single)(record[label])
         side = None
         if split is not None:
             side = SIDES.get(record[split].strip().lower())
@@ -760,13 +755,13 @@ def _rows(
                 raise ValueError(
                     f"{table}, line {line} has the split {record[split].strip()!r:.80}; write train, val or test"
                 )
-        if labels or side != "test" or isinstance(label, dict):  # pictures to be answered have no label
+        if labels or side != "test" or isinstance(label, dict):  # unlabelled test pictures are skipped
             found.append(_row(table, line, record[path], labels, side, bare=isinstance(label, dict)))
     return found
 
 
 def _records(table: Path, lines: Sequence[tuple[int, str]], mark: str) -> Iterator[tuple[int, list[str]]]:
-    """Each record that is not empty, with the line where it begins."""
+    """Yield (line number, fields) of each non-empty record."""
     if not lines:
         return
     reader, first = csv.reader((line for _, line in lines), delimiter=mark, strict=True, skipinitialspace=True), 0
@@ -779,8 +774,8 @@ def _records(table: Path, lines: Sequence[tuple[int, str]], mark: str) -> Iterat
         raise ValueError(f"{table} cannot be read as CSV ({error}); look for a quote that is not closed") from None
 
 
-def _marked(table: Path, line: int, record: list[str], names: Mapping[int, str]) -> list[str]:
-    """The classes whose columns have a 1."""
+def _marked_classes(table: Path, line: int, record: list[str], names: Mapping[int, str]) -> list[str]:
+    """Classes whose columns contain 1."""
     marked = []
     for place, name in names.items():
         value = record[place].strip()
@@ -793,34 +788,34 @@ def _marked(table: Path, line: int, record: list[str], names: Mapping[int, str])
     return marked
 
 
-def _of_boxes(text: str) -> list[str]:
-    """The classes of ImageNet's `n03995372 85 1 499 272 n03995372 0 0 9 9`."""
+def _box_classes(text: str) -> list[str]:
+    """Classes in ImageNet's box format `n03995372 85 1 499 272 n03995372 0 0 9 9`."""
     words = text.split()
     return list(dict.fromkeys(words[::5])) if len(words) % 5 == 0 else [text]
 
 
-def _alone(text: str) -> list[str]:
+def _single(text: str) -> list[str]:
     return [text] if text.strip() else []
 
 
 def _row(
     table: Path, line: int, name: str | None, labels: Iterable[str], side: str | None = None, *, bare: bool = False
 ) -> Row:
-    """A row whose texts are not too long, which has a label unless it may be `bare`."""
+    """Make a row; raise ValueError if a text is too long, or no label is given and `bare` is False."""
     row = Row(line, name, tuple(normal(label.strip()) for label in labels), side)
     if len(name or "") > MOST_PATH or any(len(label) > MOST_LABEL for label in row.labels):
         longest = max(map(len, row.labels), default=0)
         raise ValueError(
-            f"{table}, line {line} has a path of {len(name or '')} letters and a class of {longest}, but {MOST_PATH}"
-            f" and {MOST_LABEL} are the most; shorten them"
+            f"{table}, line {line} has a path of {len(name or '')} characters and a class of {longest}, but {MOST_PATH}"
+            f" and {MOST_LABEL} are the maximum; shorten them"
         )
     if not bare and not any(row.labels):
-        raise _one_wanted(table, row)
+        raise _label_count_error(table, row)
     return row
 
 
-def _one_wanted(table: Path, row: Row) -> ValueError:
-    """What is raised for a row with several labels, or with none."""
+def _label_count_error(table: Path, row: Row) -> ValueError:
+    """The error for a row with several labels or none."""
     if len(row.labels) < 2:
         return ValueError(f"{table}, line {row.line} has no class for {row.name}; fill it in, or remove the line")
     return ValueError(
@@ -830,31 +825,31 @@ def _one_wanted(table: Path, row: Row) -> ValueError:
     )
 
 
-def _of_columns(rows: list[Row]) -> list[Row]:
-    """Rows of a table with a column for each class; those of test without a class where each other row has one."""
+def _drop_unlabelled(rows: list[Row]) -> list[Row]:
+    """Drop unlabelled test rows of a table with class columns if every other row has exactly one label."""
     if all(len(row.labels) == 1 or (not row.labels and row.side == "test") for row in rows):
         return [row for row in rows if row.labels]
     return rows
 
 
-def _separated(rows: list[Row], plural: bool) -> tuple[list[Row], str]:
-    """Rows whose labels are taken apart where one has several, such as `rust|scab`; and how they were told."""
+def _split_labels(rows: list[Row], plural: bool) -> tuple[list[Row], str]:
+    """Split joined labels such as `rust|scab`; also return, in words, how they were separated."""
     counts = Counter(row.labels[0] for row in rows if len(row.labels) == 1)
-    mark = next((mark for mark in ("|,; " if plural else "|,;") if _separates(mark, counts, plural)), None)
+    mark = next((mark for mark in ("|,; " if plural else "|,;") if _is_separator(mark, counts, plural)), None)
     if mark is None:
         return rows, "by their boxes"
-    parted = ([word for label in row.labels for word in _words_of(label, mark) or [label]] for row in rows)
+    parted = ([word for label in row.labels for word in _parts(label, mark) or [label]] for row in rows)
     rows = [replace(row, labels=tuple(dict.fromkeys(words))) for row, words in zip(rows, parted, strict=True)]
     return rows, "separated by blanks" if mark == " " else f"separated by {mark!r}"
 
 
-def _separates(mark: str, labels: Collection[str], plural: bool) -> bool:
-    """Whether a mark stands between labels: each part of one is a label itself.
+def _is_separator(mark: str, labels: Collection[str], plural: bool) -> bool:
+    """Whether `mark` separates labels: all parts of some label are labels themselves.
 
-    In a column that is called `labels` or `tags` it is enough that few parts make up many labels, and of `|`, which
-    hardly any name has, that a part occurs twice.
+    In a column called `labels` or `tags`, it suffices that few parts make up many labels; for `|`, which hardly occurs
+    in names, that a part occurs twice.
     """
-    words = {label: _words_of(label, mark) for label in labels}
+    words = {label: _parts(label, mark) for label in labels}
     several = [parts for parts in words.values() if len(parts) > 1]
     if not several:
         return False
@@ -864,20 +859,20 @@ def _separates(mark: str, labels: Collection[str], plural: bool) -> bool:
     return mark == "|" and any(parts[part] > 1 for each in several for part in each)
 
 
-def _words_of(label: str, mark: str) -> list[str]:
+def _parts(label: str, mark: str) -> list[str]:
     return [word for part in label.split(mark) if (word := part.strip())]
 
 
 # Lines without a header
 
 
-def _bare_rows(table: Path, lines: Sequence[tuple[int, str]], places: _Places, partial: bool) -> list[Row]:
-    """The rows of a table whose header is none: a name and a label in each, or the label alone."""
+def _headerless_rows(table: Path, lines: Sequence[tuple[int, str]], finder: _Finder, partial: bool) -> list[Row]:
+    """The rows of a table without a known header: a name and a label in each, or only the label."""
     kept = [(number, line.strip()) for number, line in lines if line.strip()]
-    places.check_count(len(kept), partial)
-    pairs = [_name_and_label(table, line, places) for _, line in kept]
-    if kept and pairs[0] is None and any(pairs) and _place([_word(kept[0][1].split()[0])], PATHS):
-        kept, pairs = kept[1:], pairs[1:]  # a header with blanks between
+    finder.check_count(len(kept), partial)
+    pairs = [_name_and_label(table, line, finder) for _, line in kept]
+    if kept and pairs[0] is None and any(pairs) and _column_indices([_column_key(kept[0][1].split()[0])], PATHS):
+        kept, pairs = kept[1:], pairs[1:]  # a header separated by blanks
     known = sum(pair is not None for pair in pairs)
     if 2 * known > len(kept) or any(pair and Path(pair[0]).suffix.lower() in ENDINGS for pair in pairs):
         bare = [
@@ -896,8 +891,8 @@ def _bare_rows(table: Path, lines: Sequence[tuple[int, str]], places: _Places, p
     return [_row(table, number, None, [line]) for number, line in kept]
 
 
-def _name_and_label(table: Path, line: str, places: _Places) -> tuple[str, str] | None:
-    """A line as a picture's name and its label; None where it does not begin with a name."""
+def _name_and_label(table: Path, line: str, finder: _Finder) -> tuple[str, str] | None:
+    """Split a line into the picture's name and its label; None if it does not begin with a name."""
     pairs: list[tuple[str, str]] = []
     for mark in ",\t;":
         if mark in line:
@@ -909,4 +904,4 @@ def _name_and_label(table: Path, line: str, places: _Places) -> tuple[str, str] 
             pairs.append((parts[0], parts[1]))
     pairs = [(name, label) for name, label in pairs if name and label]
     of_a_picture = [pair for pair in pairs if Path(pair[0]).suffix.lower() in ENDINGS]
-    return next((pair for pair in pairs if places.find(pair[0])), of_a_picture[0] if of_a_picture else None)
+    return next((pair for pair in pairs if finder.find(pair[0])), of_a_picture[0] if of_a_picture else None)

@@ -1,7 +1,8 @@
-"""What a pixel's values mean: bit depth, transparent backgrounds, colour profiles.
+"""Interpret pixel values: bit depth, transparency and colour profiles.
 
-Profiles are not applied. They come with untrusted pictures, LittleCMS would parse them in this process, and what the
-networks were trained on was read without. What is read here are some numbers at places that are checked.
+Colour profiles are not applied: they come with untrusted pictures, LittleCMS would parse them in this process, and the
+networks' training pictures were read without them. This module only reads a few numbers of a profile, with bounds
+checked, to warn about colour spaces other than sRGB.
 """
 
 from __future__ import annotations
@@ -21,25 +22,25 @@ Depth: TypeAlias = "int | str | None"  # 8 to 16 bits, "auto", or None for what 
 Background: TypeAlias = "str | None"  # "white", "black", "checker", "#RRGGBB", or None for the colours as stored
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that "auto" chooses from
-SLIVER = 4095  # the highest value below which a picture of 16 bits is said to use little of its range
+SLIVER = 4095  # a 16-bit picture without larger values gets a remark that it uses little of its range
 SQUARE = 16  # pixels of a side of the checker's squares
-LIGHT, DARK = 255, 204  # their greys, as image viewers have them
+LIGHT, DARK = 255, 204  # grey levels of the checker, as in image viewers
 
 
 class Refused(ValueError):
-    """A sentence that is already what the caller should read."""
+    """A ValueError whose message is ready for the user."""
 
 
 def check_levels(depth: Depth, background: Background) -> None:
-    """Raise ValueError, in one sentence, for a depth or a background that is none."""
+    """Raise ValueError for an invalid depth or background."""
     if depth not in (None, "auto") and _bits(depth) not in range(8, 17):
-        raise ValueError(f"depth {depth!r} is none; give 8 to 16 bits, or 'auto'")
+        raise ValueError(f"depth must be 8 to 16 bits or 'auto', got {depth!r}")
     if background not in (None, "checker"):
         _color(background)
 
 
 def said_levels(depth: Depth, background: Background) -> dict[str, Any]:
-    """Those that are not the default, by name, for records of how results were made."""
+    """Depth and background by name if not None, for records of how results were made."""
     named = {"depth": depth, "background": background}
     return {name: str(value) for name, value in named.items() if value is not None}
 
@@ -51,21 +52,21 @@ def _bits(depth: Depth) -> int:
 def _color(background: str) -> NDArray[np.uint8]:
     found = re.fullmatch("#([0-9a-fA-F]{6})", {"white": "#FFFFFF", "black": "#000000"}.get(background, str(background)))
     if found is None:
-        raise ValueError(f"background {background!r} is none; give white, black, checker, or #RRGGBB as #FF8000")
+        raise ValueError(f"background must be white, black, checker or a colour such as #FF8000, got {background!r}")
     return np.frombuffer(bytes.fromhex(found[1]), np.uint8)
 
 
 def white_of(name: str, highest: int, said: int, depth: Depth) -> tuple[int, tuple[str, ...]]:
-    """Which value is white in a picture of 16 bits a channel, and a remark where that is doubtful.
+    """Return the white level of a 16-bit picture, and a remark if it is doubtful.
 
     Args:
-        name: of the picture, for messages.
+        name: name of the picture in messages.
         highest: its largest value.
-        said: what the file says of white; 65535 where it says nothing.
+        said: white level that the file declares; 65535 if it declares none.
         depth: as for `read_picture`.
 
     Raises:
-        ValueError: the largest value is beyond white.
+        ValueError: the largest value exceeds the white level.
 
     >>> white_of("scan.tif", 4090, 65535, "auto")
     (4095, ())
@@ -85,7 +86,7 @@ def white_of(name: str, highest: int, said: int, depth: Depth) -> tuple[int, tup
 
 
 def check_white(name: str, highest: int, white: int) -> None:
-    """Raise ValueError when a picture has values beyond white."""
+    """Raise ValueError if values exceed the white level."""
     if highest > white:
         raise Refused(
             f"{name} has values up to {highest:,}, but white is {white:,}; give a greater depth (depth=16, --depth 16)"
@@ -93,20 +94,20 @@ def check_white(name: str, highest: int, white: int) -> None:
 
 
 def to_8_bits(values: NDArray[Any], white: int | NDArray[np.uint32]) -> Pixels:
-    """0 to `white` -> 0 to 255, rounded."""
+    """Scale 0 to `white` to 0 to 255, rounded."""
     return ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
 
 
 def laid_on(
     background: str, pixels: Pixels, alpha: NDArray[np.uint8], rows: NDArray[Any], columns: NDArray[Any]
 ) -> Pixels:
-    """A piece of a picture on a background.
+    """Composite a piece of a picture over a background.
 
     Args:
         background: as for `read_picture`.
-        pixels: (h, w, 3), the colours as they are stored.
+        pixels: (h, w, 3), the colours as stored.
         alpha: (h, w), 255 is opaque.
-        rows, columns: (h,) and (w,), where the piece lies in the upright picture, which places the checker's squares.
+        rows, columns: (h,) and (w,), coordinates of the piece in the upright picture, which align the checker pattern.
     """
     if background == "checker":
         light = (rows[:, None] // SQUARE + columns // SQUARE) % 2 == 0
@@ -117,16 +118,16 @@ def laid_on(
     return ((pixels * share + page * (255 - share) + 127) // 255).astype(np.uint8)
 
 
-# X, Y and Z of red, green and blue under D50. Source: the ICC's profile sRGB2014.
+# XYZ of the primaries red, green and blue under D50. Source: the ICC profile sRGB2014.
 SRGB = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7142))
-NEAR = 0.02  # within which the numbers of profiles called sRGB lie
-GAMMAS = (2.0, 2.5)  # that look like sRGB's curve
+NEAR = 0.02  # tolerance that covers the primaries of profiles called sRGB
+GAMMAS = (2.0, 2.5)  # range of gammas close to sRGB's curve
 MOST_TAGS = 100
 MOST_NAME = 60  # letters
 
 
 def profile_remark(image: Image.Image, name: str) -> tuple[str, ...]:
-    """A remark on an opened picture whose profile says that its RGB is not sRGB, by primaries or by curve."""
+    """Remark on an opened picture whose ICC profile is not sRGB by its primaries or its tone curve."""
     profile = image.info.get("icc_profile")
     if not isinstance(profile, bytes) or profile[16:20] != b"RGB " or image.mode not in ("RGB", "RGBA", "RGBX", "P"):
         return ()
@@ -150,13 +151,13 @@ def _tags(profile: bytes) -> dict[bytes, bytes]:
 
 
 def _numbers(tag: bytes) -> tuple[float, ...]:
-    """The three numbers of a tag, 16 bits before the point and 16 behind; zeros where there are none."""
+    """The three s15Fixed16 numbers of an XYZ tag; zeros if it is missing."""
     found = struct.unpack(">3i", tag[8:20]) if tag[:4] == b"XYZ " and len(tag) >= 20 else (0, 0, 0)
     return tuple(number / 65536 for number in found)
 
 
 def _is_odd(tag: bytes) -> bool:
-    """Whether a curve is a power that sRGB's does not resemble; of others that is not looked into."""
+    """Whether a curve is a pure gamma far from sRGB's; other kinds of curves are not checked."""
     count = int.from_bytes(tag[8:12], "big")
     if tag[:4] != b"curv" or count > 1:
         return False
@@ -165,7 +166,7 @@ def _is_odd(tag: bytes) -> bool:
 
 
 def _name(tag: bytes) -> str:
-    """What a profile calls itself."""
+    """The description of a profile."""
     if tag[:4] == b"mluc":
         length, place = struct.unpack(">II", tag[20:28]) if len(tag) >= 28 else (0, 0)
         text = tag[place : place + min(length, 2 * MOST_NAME)].decode("utf-16-be", "replace")

@@ -1,7 +1,7 @@
-"""From RGB pixels to what a network was trained on: resize, crop, colour order, mean and scale.
+"""Preprocess RGB pixels as a network was trained: resize, crop, colour order, mean and scale.
 
-NumPy and Pillow alone; each step is a pure function of the pixels and of a `Preprocessing`, which is part of
-the card of every weights file.
+Uses NumPy and Pillow only; each step is a pure function of the pixels and a `Preprocessing`, which is part of the card
+of every weights file.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from convnets_torch.text import check_choice
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, 0 to 255
 
-MOST_INPUT = 4096  # pixels of a side that a rule resizes to; VGG16 takes 8 GB for a square of them
-MOST_NUMBER = 1e9  # of scale, mean and std, and of 1 / std: what float32 can compute with
-MOST_SIDE = 20_000  # pixels of a resized square picture's side; beyond it a slip of the finger is likelier
+MOST_INPUT = 4096  # maximum pixels of an input side; VGG16 takes 8 GB for a square of that size
+MOST_NUMBER = 1e9  # maximum of scale, mean, std and 1 / std, within the range of float32
+MOST_SIDE = 20_000  # maximum pixels of a side of a resized square picture; more is probably a typing error
 MOST_PIXELS = MOST_SIDE**2
-MOST_BYTES = 1_000_000  # of a JSON file that describes a rule
+MOST_BYTES = 1_000_000  # maximum size of a JSON file with a rule
 CENTER = (1, 1)
 CORNERS = ((0, 0), (0, 2), (2, 0), (2, 2))
 
 Pair = tuple[int, int]  # height, width
-Place = tuple[int, int]  # halves of the room that a crop leaves above and on its left: 0, 1 (the centre) or 2
+Place = tuple[int, int]  # (down, across): 0 for the top or left edge, 1 for the centre, 2 for the bottom or right edge
 ResizeRule = Literal["stretch", "shorter-side"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Channels = Literal["rgb", "bgr"]
@@ -38,20 +38,20 @@ Channels = Literal["rgb", "bgr"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures become input; written into the card by the converter.
+    """How pictures become network input; the converter writes it into the card.
 
     Attributes:
         name: the preset, or "custom".
-        size: pixels of each side of the square that is classified, cut from the centre; or (height, width).
+        size: pixels of each side of the square centre crop that is classified; or (height, width).
         resize: pixels of the resized picture's sides ("stretch") or of its shorter side ("shorter-side"), or (height,
             width) of what the resized picture covers.
-        resize_rule: "stretch" resizes to exactly that without keeping the aspect; "shorter-side" keeps it.
+        resize_rule: "stretch" resizes to exactly that, ignoring the aspect ratio; "shorter-side" keeps it.
         interpolation: Pillow's filter on 8-bit pixels, antialiased; "nearest" picks pixels instead.
         channels: order of the colours, "rgb" or "bgr".
-        scale: what 8-bit values are multiplied with first.
+        scale: factor that 8-bit values are multiplied by first.
         mean: subtracted after scaling, in the order of `channels`.
-        std: what is divided by last, in the order of `channels`.
-        exif: whether the rotation that a camera noted in the file is followed.
+        std: divisor applied last, in the order of `channels`.
+        exif: whether to apply the rotation stored in the file's EXIF data.
     """
 
     name: str
@@ -74,19 +74,19 @@ class Preprocessing:
         sides = (*_pair(self.size), *_pair(self.resize))
         if len(sides) != 4 or not all(type(side) is int and 0 < side <= MOST_INPUT for side in sides):
             raise ValueError(
-                f"preprocessing has size {self.size!r} and resize {self.resize!r}; pixels are wanted, 1 to {MOST_INPUT}"
+                f"preprocessing has size {self.size!r} and resize {self.resize!r}; give 1 to {MOST_INPUT} pixels"
             )
         if not _is_number(self.scale) or type(self.exif) is not bool:
             raise ValueError(
-                f"preprocessing has scale {self.scale!r} and exif {self.exif!r}; a number, and true or false"
+                f"preprocessing has scale {self.scale!r} and exif {self.exif!r}; give a number, and true or false"
             )
         for field in ("mean", "std"):
             values = getattr(self, field)
             numbers = all(map(_is_number, values))
             if len(values) != 3 or not numbers or (field == "std" and min(map(abs, values)) * MOST_NUMBER < 1):
-                raise ValueError(f"preprocessing has {field} {values!r}; three finite numbers are wanted, std not 0")
+                raise ValueError(f"preprocessing has {field} {values!r}; give three finite numbers, std not 0")
         if not isinstance(self.name, str):
-            raise ValueError(f"preprocessing has the name {self.name!r}; a word is wanted")
+            raise ValueError(f"preprocessing has the name {self.name!r}; give a string")
         if sides[0] > sides[2] or sides[1] > sides[3]:
             raise ValueError(f"preprocessing crops {self.size} pixels out of {self.resize}; the crop must fit")
 
@@ -97,16 +97,16 @@ class Preprocessing:
 
     @property
     def resized(self) -> Pair:
-        """(height, width) in pixels to which `crop_image` resizes: a whole picture, or the part of it that is kept."""
+        """(height, width) to which `crop_image` resizes the picture ("stretch") or the part of it that is kept."""
         return _pair(self.resize) if self.resize_rule == "stretch" else self.shape
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them."""
+        """All fields, ready for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`; ValueError where a field is missing or unknown."""
+        """The inverse of `to_dict`; raises ValueError if a field is missing or unknown."""
         try:
             sequences: dict[str, Any] = {
                 name: tuple(value) for name, value in fields.items() if isinstance(value, list)
@@ -124,14 +124,14 @@ def _pair(value: int | Pair) -> Pair:
     return value if isinstance(value, tuple) else (value, value)
 
 
-# The mean colour of ImageNet's training pictures that Caffe's networks subtract, 0 to 255.
+# Mean colour of the ImageNet training pictures that Caffe's networks subtract, 0 to 255.
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pixels 0 to 1, RGB
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, for pixels 0 to 1
 
-# Per network: the side of its own images, and the rules of weights that were released for it, its own first.
+# Network -> input side, and the presets of its released weights, the original first.
 PRESETS: dict[str, tuple[int, tuple[str, ...]]] = {
     "alexnet": (227, ("original", "original-aspect")),
     "efficientnet_lite0": (224, ("efficientnet-lite",)),
@@ -140,33 +140,33 @@ PRESETS: dict[str, tuple[int, tuple[str, ...]]] = {
     "vgg16": (224, ("original", "original-aspect")),
     "vgg19": (224, ("original", "original-aspect")),
 }
-# Order of the colours, mean and scale of what Keras Applications calls modes "caffe" and "tf", and of a plain 1 / 255.
+# Channel order, mean and scale of Keras Applications' modes "caffe" and "tf", and of plain 1 / 255.
 KERAS: dict[str, tuple[Channels, tuple[float, float, float], float]] = {
     "keras-caffe": ("bgr", CAFFE_MEAN_BGR, 1.0),
     "keras-tf": ("rgb", (1.0, 1.0, 1.0), 1 / 127.5),
     "unit": ("rgb", (0.0, 0.0, 0.0), 1 / 255),
 }
-# Rules that make sense for any network, since people train theirs with all of them.
+# Presets that apply to any network, since people train their own networks with all of them.
 GENERAL = (
     "keras-caffe", "keras-caffe-aspect", "keras-tf", "keras-tf-aspect", "unit", "torchvision", "efficientnet-lite",
 )  # fmt: skip
 
 
 def preset(network: str, name: str | None = None, size: int | Pair | None = None) -> Preprocessing:
-    """The preset `name` of a network, or the one its released weights were trained with.
+    """Return a preset of a network; by default the one its released weights were trained with.
 
     Args:
         network: a name in `convnets_torch.networks.NETWORKS`.
-        name: `original` (of alexnet, vgg16 and vgg19) is convnets-keras down to the bit, EXIF ignored as it did;
-            `original-aspect` differs in keeping the picture's aspect, which is worth points of accuracy. `keras-caffe`
-            (BGR, mean), `keras-tf` (-1 to 1) and `unit` (0 to 1) are what Keras's own examples do: `load_img` stretches
-            to the size and picks the nearest pixels; with `-aspect` the shorter side is resized, antialiased, and the
-            centre cut out. `torchvision` and `efficientnet-lite` are what their weights were tested with.
-        size: pixels of each side of the input, or (height, width); the network's own by default. A crop keeps its
+        name: `original` (alexnet, vgg16 and vgg19) is bit-identical to convnets-keras, which ignores EXIF;
+            `original-aspect` keeps the aspect ratio, which gains some points of accuracy. `keras-caffe` (BGR, mean),
+            `keras-tf` (-1 to 1) and `unit` (0 to 1) match Keras's own examples: `load_img` stretches to the size with
+            nearest-neighbour interpolation; with `-aspect` the shorter side is resized, antialiased, and the centre
+            cropped. `torchvision` and `efficientnet-lite` are what their weights were tested with.
+        size: pixels of each side of the input, or (height, width); the network's own by default. The crop keeps its
             share of the picture.
 
     Raises:
-        ValueError: the network has no such preset; the known ones are listed.
+        ValueError: the network has no such preset; the message lists the known ones.
 
     >>> preset("vgg16").channels, preset("alexnet").size
     ('bgr', 227)
@@ -190,14 +190,14 @@ def preset(network: str, name: str | None = None, size: int | Pair | None = None
 
 
 def general(name: str, size: int | Pair) -> Preprocessing:
-    """A preset that makes sense for any network, one of `GENERAL`.
+    """Return a preset that applies to any network, one of `GENERAL`.
 
     Args:
         name: as in `preset`.
         size: pixels of each side of the input, or (height, width).
 
     Raises:
-        ValueError: there is no such preset; the known ones are listed.
+        ValueError: unknown preset; the message lists the known ones.
 
     >>> general("torchvision", (112, 224)).resize
     (128, 256)
@@ -217,19 +217,19 @@ def general(name: str, size: int | Pair) -> Preprocessing:
 
 
 def _with_margin(size: int | Pair, share: float) -> int | Pair:
-    """The size before the crop."""
+    """The size before cropping."""
     return round(size * share) if isinstance(size, int) else (round(size[0] * share), round(size[1] * share))
 
 
 def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing:
-    """A rule of a user's own, from a JSON file with the fields of `Preprocessing`.
+    """Read a custom rule from a JSON file with the fields of `Preprocessing`.
 
-    Wanted are size, resize_rule, interpolation, channels and mean; `resize` is `size` by default, the name "custom",
-    and the others are as in `Preprocessing`.
+    Required are size, resize_rule, interpolation, channels and mean. `resize` defaults to `size`, `name` to "custom",
+    and the others to the defaults of `Preprocessing`.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no JSON object, or a field is missing, unknown or impossible.
+        ValueError: it is not a JSON object, or a field is missing, unknown or invalid.
 
     >>> from pathlib import Path
     >>> fields = '"size": 150, "resize_rule": "stretch", "interpolation": "nearest", "channels": "rgb"'
@@ -241,9 +241,9 @@ def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing:
     try:
         values = files.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); a JSON object with the fields of a rule is wanted") from None
+        raise ValueError(f"{path} is not JSON ({error}); give a JSON object with the fields of a rule") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object; one with the fields of a rule is wanted")
+        raise ValueError(f"{path} is not a JSON object; give one with the fields of a rule")
     known = [entry.name for entry in fields(Preprocessing)]
     wanted = ("size", "resize_rule", "interpolation", "channels", "mean")
     problems = [f"{name} is missing" for name in wanted if name not in values]
@@ -260,7 +260,7 @@ def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing:
 
 
 def center_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
-    """Resize and cut the centre, as for classifying.
+    """Resize and crop the centre, as for classification.
 
     Args:
         pixels: (H, W, 3), RGB, 0 to 255, of any size from 1x1.
@@ -273,12 +273,12 @@ def center_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
 
 
 def crop_image(image: Image.Image, rule: Preprocessing, part: tuple[float, float] | None = None) -> Pixels:
-    """`center_crop` of an image of mode RGB.
+    """`center_crop` of a Pillow image of mode RGB.
 
     Args:
         image: of any size from 1x1.
         rule: the card's preprocessing.
-        part: (width, height) in pixels that the picture covers of the image, from its top left; None for all of it.
+        part: (width, height) in pixels of the image that the picture covers, from the top left; None for all of it.
     """
     return next(crop_each(image, rule, (CENTER,), part))
 
@@ -286,13 +286,13 @@ def crop_image(image: Image.Image, rule: Preprocessing, part: tuple[float, float
 def crop_each(
     image: Image.Image, rule: Preprocessing, places: Iterable[Place], part: tuple[float, float] | None = None
 ) -> Iterator[Pixels]:
-    """Crops of the resized picture at other places than its centre, otherwise as `crop_image`.
+    """Yield crops of the resized picture at several places, otherwise as `crop_image`.
 
     Args:
         image, rule, part: as for `crop_image`.
-        places: where; of `CENTER` and `CORNERS`, for instance.
+        places: for example `CENTER` and `CORNERS`.
 
-    Returns:
+    Yields:
         (height, width, 3) of `rule.shape` for each place, RGB, 0 to 255.
 
     >>> image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).convert("RGB")
@@ -309,8 +309,8 @@ def crop_each(
             left, top = across * (wide - width) // 2, down * (tall - height) // 2
             yield np.asarray(image.crop((left, top, left + width, top + height)))
         return
-    # Resizing the shorter side and cutting a part is resizing that part: the same grid, and a strip of 1x10000 pixels
-    # does not grow to 256x2560000 on the way.
+    # Resizing only the cropped part gives the same grid as resizing the whole and cropping, and a strip of 1x10000
+    # pixels does not grow to 256x2560000 in between.
     for place in places:
         box = cropped_box((whole_height, whole_width), rule, place)
         yield np.asarray(image.resize((width, height), resample, box=box))
@@ -319,12 +319,12 @@ def crop_each(
 def cropped_box(
     size: tuple[float, float], rule: Preprocessing, place: Place = CENTER
 ) -> tuple[float, float, float, float]:
-    """The part of a picture that `center_crop` keeps, or `crop_each` at another place.
+    """Return the part of a picture that `center_crop` keeps, or `crop_each` at `place`.
 
     Args:
         size: (height, width) of the picture in pixels.
         rule: the card's preprocessing.
-        place: of the crop in the resized picture.
+        place: position of the crop in the resized picture.
 
     Returns:
         Left, top, right, bottom in pixels of the picture.
@@ -334,21 +334,21 @@ def cropped_box(
     """
     (height, width), (tall, wide) = rule.shape, _pair(rule.resize)
     if rule.resize_rule == "stretch":
-        across, down = size[1] / wide, size[0] / tall  # pixels of the picture for one of the resized
+        across, down = size[1] / wide, size[0] / tall  # picture pixels per resized pixel
         left, top = place[1] * (wide - width) // 2, place[0] * (tall - height) // 2
         return (left * across, top * down, (left + width) * across, (top + height) * down)
     scale = min(size[1] / wide, size[0] / tall)
-    # Sums and differences may round to beyond the picture.
+    # Clip: rounding may lead beyond the picture.
     x = max(0.0, place[1] * (size[1] - width * scale) / 2)
     y = max(0.0, place[0] * (size[0] - height * scale) / 2)
     return (x, y, min(size[1], x + width * scale), min(size[0], y + height * scale))
 
 
 def least_size(rule: Preprocessing) -> Pair | None:
-    """(height, width) in pixels of which twice the resized picture consists, or None where no pixel may change.
+    """Twice the (height, width) of the resized picture, or None if JPEG files must be read at full scale.
 
-    A JPEG file read at a fraction of its scale that is still so large gives nearly the same input. None for rules that
-    pick pixels, and for those of convnets-keras, which are kept to the bit.
+    A JPEG file read at a reduced scale that is at least this large gives nearly the same input. None for nearest
+    interpolation, and for the rules of convnets-keras, which stay bit-identical.
     """
     if rule.interpolation == "nearest" or rule.name.startswith("original"):
         return None
@@ -357,17 +357,17 @@ def least_size(rule: Preprocessing) -> Pair | None:
 
 
 def fit_longest_side(pixels: Pixels, longest_side: int, rule: Preprocessing) -> Pixels:
-    """Resize so that the longer side has `longest_side` pixels, keeping the aspect (each side at least 1).
+    """Resize so that the longer side has `longest_side` pixels, keeping the aspect ratio (each side at least 1).
 
     Raises:
-        ValueError: less than one pixel, or more than 400 million of them in all.
+        ValueError: `longest_side` is less than 1, or the result has more than 400 million pixels.
     """
     height, width = size_with_longest_side((pixels.shape[0], pixels.shape[1]), longest_side)
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling[rule.interpolation.upper()]))
 
 
 def size_with_longest_side(size: Pair, longest_side: int) -> Pair:
-    """(height, width) of a picture whose longer side has so many pixels; as `fit_longest_side` resizes it."""
+    """The (height, width) that `fit_longest_side` resizes to."""
     height, width = size
     factor = longest_side / max(height, width)
     if not longest_side >= 1 or height * width * factor**2 > MOST_PIXELS:
@@ -376,7 +376,7 @@ def size_with_longest_side(size: Pair, longest_side: int) -> Pair:
 
 
 def normalize(pixels: Pixels, rule: Preprocessing) -> NDArray[np.float32]:
-    """Colour order, scale, mean and standard deviation; the size stays.
+    """Apply colour order, scale, mean and standard deviation.
 
     Args:
         pixels: (H, W, 3), RGB, 0 to 255.

@@ -1,4 +1,4 @@
-"""From pixels to a network's input on the device where the network is."""
+"""Resize and normalise pictures on the device of the network."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from convnets_torch.images.rows import PRECISION, cubic, triangle
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
-FINE = 12  # of the bits of Pillow's weights are in the second matrix
-REACH = {"bilinear": 1.0, "bicubic": 2.0}  # pixels on each side that a filter takes, where nothing is reduced
+FINE = 12  # low bits of Pillow's weights, which go into the second matrix
+REACH = {"bilinear": 1.0, "bicubic": 2.0}  # support of each filter in pixels on each side when enlarging
 
 
 def reach(box: Box, image: Pair, size: Pair, interpolation: Interpolation) -> tuple[int, int, int, int]:
-    """The pixels that resizing a box looks at: left, top, right, bottom.
+    """Return the pixels that resizing a box reads: left, top, right, bottom.
 
     Args:
-        box: what is resized, in pixels of the image.
-        image: (height, width) of the image, whose pixels beyond the box are looked at too.
-        size: (height, width) that the box gets.
+        box: the part that is resized, in pixels of the image.
+        image: (height, width) of the image; the filter also reads pixels outside the box.
+        size: (height, width) of the result.
         interpolation: "bilinear" or "bicubic".
 
     >>> reach((10, 0, 90, 80), (80, 100), (40, 40), "bilinear")
@@ -46,14 +46,14 @@ def reach(box: Box, image: Pair, size: Pair, interpolation: Interpolation) -> tu
 
 
 class Resizer:
-    """Pillow's `resize(size, filter, box)` on the device where pictures are.
+    """Pillow's `resize(size, filter, box)` on the device of the pictures.
 
-    Each pixel is a weighted sum, and so are all of a side: multiplications by matrices of Pillow's weights, rounded to
-    8 bits after each side as Pillow does, to the bit where float32 is multiplied and added as usual. PyTorch's
-    `interpolate(antialias=True)` has the same weights for whole pictures, but cannot begin between two pixels, as a
-    crop of the centre does.
+    Resizing along one axis is a multiplication by a matrix of Pillow's weights. The result is rounded to 8 bits after
+    each axis as in Pillow, and bit-identical to Pillow's in IEEE float32 arithmetic. PyTorch's
+    `interpolate(antialias=True)` has the same weights for whole pictures, but cannot start between two pixels, which a
+    centre crop needs.
 
-    The matrices of the last sizes are kept, so one resizer belongs to one CUDA stream.
+    The matrices of the last sizes are cached, so use one resizer for each CUDA stream.
 
     Args:
         size: (height, width) of the result.
@@ -71,13 +71,13 @@ class Resizer:
     def __call__(
         self, pictures: Tensor, box: Box, origin: tuple[int, int] = (0, 0), down_first: bool = False
     ) -> Tensor:
-        """(N, 3, H, W) uint8, RGB, in any layout -> (N, height, width, 3) uint8.
+        """Resize (N, 3, H, W) uint8, RGB, in any memory format, to (N, height, width, 3) uint8.
 
         Args:
-            pictures: of one size.
-            box: the part of each that is resized, float32 numbers of pixels; those beyond it are looked at too.
-            origin: (x, y) of the first pixel that is given, where they are but those that `reach` says.
-            down_first: sum rows before columns, as `strips.goes_down_first` says of Pillow; between the two it rounds.
+            pictures: pictures of one size.
+            box: the part of each that is resized, in pixels as float32; pixels around it are read too.
+            origin: (x, y) of the first given pixel, if `pictures` holds only the pixels from `reach`.
+            down_first: resize vertically first, as `rows.goes_down_first` says; the order affects rounding.
         """
         (height, width), (left, top, right, bottom) = pictures.shape[2:], box
         device, filter = pictures.device, self._interpolation
@@ -97,7 +97,7 @@ def _down(values: Tensor, coarse: Tensor, fine: Tensor) -> Tensor:
 
 
 def _rounded(coarse: Tensor, fine: Tensor) -> Tensor:
-    """The sum of both to the next whole number, halves upwards; no number on the way needs more than 24 bits."""
+    """Sum of both, rounded half up; no intermediate value needs more than 24 bits."""
     whole = coarse.add_(0.5).floor()
     return coarse.sub_(whole).add_(fine).floor_().add_(whole).clamp_(0, 255)
 
@@ -105,22 +105,22 @@ def _rounded(coarse: Tensor, fine: Tensor) -> Tensor:
 def _matrices(
     origin: int, before: int, start: float, end: float, after: int, interpolation: Interpolation, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Pillow's weights (after, before) of a side, which have 22 bits behind the point, as a sum of two matrices.
+    """Pillow's weights (after, before) of one axis, which have 22 fractional bits, as a sum of two matrices.
 
-    The first has 10 of these bits and the second the others, so that products with pixels are exact in float32, and
-    their sums too. That stays so where multiplications are rounded to TF32, whose 11 bits hold each of these numbers.
+    The first has the upper 10 of these bits and the second the others, so that products with pixels and their sums are
+    exact in float32, and also in TF32, whose 11-bit significand holds each of these numbers.
     """
     places, weights = _taps(origin, before, start, end, after, interpolation)
     coarse = (weights + (1 << (FINE - 1))) >> FINE
     fine = weights - (coarse << FINE)
     index = torch.from_numpy(places).to(device)
     return (
-        _scattered(coarse, 2.0 ** (FINE - PRECISION), index, before),
-        _scattered(fine, 2.0**-PRECISION, index, before),
+        _dense_matrix(coarse, 2.0 ** (FINE - PRECISION), index, before),
+        _dense_matrix(fine, 2.0**-PRECISION, index, before),
     )
 
 
-def _scattered(values: NDArray[np.int64], unit: float, index: Tensor, before: int) -> Tensor:
+def _dense_matrix(values: NDArray[np.int64], unit: float, index: Tensor, before: int) -> Tensor:
     values_there = torch.from_numpy((values * unit).astype(np.float32)).to(index.device)
     return torch.zeros(len(values), before, device=index.device).scatter_add_(1, index, values_there)
 
@@ -128,7 +128,7 @@ def _scattered(values: NDArray[np.int64], unit: float, index: Tensor, before: in
 def _taps(
     origin: int, before: int, start: float, end: float, after: int, interpolation: Interpolation
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each pixel of a side those that it is made of, and their weights in units of 2 to the -22nd: (after, n) each.
+    """Indices of the source pixels of each target pixel, and their weights in units of 2**-22: (after, n) each.
 
     Source: `precompute_coeffs` and `normalize_coeffs_8bpc` in Pillow's src/libImaging/Resample.c.
     """
@@ -148,7 +148,7 @@ def _taps(
 
 
 def turned(picture: Tensor, turn: Image.Transpose | None) -> Tensor:
-    """What Pillow's `transpose` gives, of a picture (3, H, W); a view where it can be.
+    """Pillow's `transpose` of a picture (3, H, W).
 
     >>> turned(torch.arange(6).view(1, 2, 3), Image.Transpose.ROTATE_90)[0].tolist()
     [[2, 5], [1, 4], [0, 3]]
@@ -168,12 +168,12 @@ def turned(picture: Tensor, turn: Image.Transpose | None) -> Tensor:
 
 
 def normalized(pixels: Tensor, rule: Preprocessing) -> Tensor:
-    """What `preprocessing.normalize` does to the bit, on a device: (N, h, w, 3), RGB, 0 to 255 -> (N, 3, h, w).
+    """`preprocessing.normalize` on a device, bit-identical: (N, h, w, 3), RGB, 0 to 255 -> (N, 3, h, w).
 
-    Pixels are uint8, which become float32, or of a floating-point type, which they keep; gradients go through.
+    uint8 becomes float32; floating-point types are kept, and gradients pass through.
 
-    Whole rows at a time: the three colours of a pixel lie side by side, and operations that repeat every three numbers
-    take ten times as long. In memory they stay side by side (channels last).
+    The result has channels last in memory. Mean and std are repeated to whole rows, because broadcasting over three
+    interleaved channels takes ten times as long.
 
     >>> from convnets_torch.images.preprocessing import general
     >>> normalized(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8), general("keras-tf", 224)).flatten()

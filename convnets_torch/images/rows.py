@@ -1,4 +1,4 @@
-"""Pictures row by row: what a source is, and what is made of one without holding the whole of it."""
+"""Read pictures row by row: sources, and resizing and previews that never hold the whole picture."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from PIL import Image
 from convnets_torch.images.preprocessing import Interpolation, Pair, Pixels
 from convnets_torch.text import check_choice
 
-BLOCK_PIXELS = 4_000_000  # of a source that are read at once where more rows are wanted
-BAND_PIXELS = 64_000_000  # of rows that can only be decoded together: 192 MB, of which two are held
-LEAST_ROWS = 64  # that are decoded together, where less could be
+BLOCK_PIXELS = 4_000_000  # pixels of a source to read at once
+BAND_PIXELS = 64_000_000  # maximum pixels of a band: 192 MB, of which two are cached
+LEAST_ROWS = 64  # minimum rows to decode together
 
-PRECISION = 22  # bits behind the point of Pillow's weights
+PRECISION = 22  # fractional bits of Pillow's weights
 
 
 class Source(Protocol):
@@ -34,8 +34,8 @@ class Source(Protocol):
     def rows(self, top: int, bottom: int) -> Pixels:
         """(bottom - top, width, 3) uint8, RGB, 0 to 255.
 
-        Reading is cheapest downwards, in strips that follow each other or overlap a little. What is returned may be
-        a view: it is not to be written to.
+        Reading is cheapest from top to bottom, in strips that are adjacent or overlap a little. The result may be a
+        view; do not write to it.
 
         Raises:
             ValueError: not 0 <= top < bottom <= height.
@@ -44,26 +44,26 @@ class Source(Protocol):
 
 
 def check_rows(top: int, bottom: int, height: int) -> None:
-    """Raise ValueError, in one sentence, when a picture has no such rows."""
+    """Raise ValueError if rows `top` to `bottom` are not in the picture."""
     if not 0 <= top < bottom <= height:
         raise ValueError(f"rows {top} to {bottom} are not in a picture of {height} rows; give 0 to {height}")
 
 
 class Bands:
-    """Rows of a picture that is stored in bands of rows which can only be decoded together, as tiles and chunks are.
+    """Source of a picture stored in bands of rows that are decoded together, such as rows of tiles or chunks.
 
-    The last two bands are held, so that narrow strips, and strips that overlap, decode each of them once.
+    The last two bands are cached, so that narrow or overlapping strips decode each band once.
 
     Args:
-        read: (top, bottom) -> (bottom - top, width, 3) uint8; it is asked for whole bands alone.
+        read: (top, bottom) -> (bottom - top, width, 3) uint8; called for whole bands only.
         shape: (height, width) in pixels.
-        band: rows of a band; the last may have less.
+        band: rows per band; the last may have fewer.
     """
 
     def __init__(self, read: Callable[[int, int], Pixels], shape: Pair, band: int) -> None:
         self.shape = shape
         self._read, self._band = read, band
-        self._held: dict[int, Pixels] = {}  # the oldest first
+        self._held: dict[int, Pixels] = {}  # oldest first
 
     def rows(self, top: int, bottom: int) -> Pixels:
         """As `Source.rows`."""
@@ -85,24 +85,24 @@ class Bands:
 
 
 def band_of(unit: int, width: int) -> int:
-    """Rows to decode together where `unit` rows are stored together: some of them, unless that is too much to hold."""
+    """Rows per band if `unit` rows are stored together: a multiple of `unit`, unless that needs too much memory."""
     rows = unit * ceil(LEAST_ROWS / unit)
     return rows if rows * width <= BAND_PIXELS else max(1, BAND_PIXELS // width)
 
 
 class Resized:
-    """A source at another size, as Pillow resizes the whole picture with its filter, to the bit.
+    """A resized source, bit-identical to Pillow's `resize` of the whole picture.
 
-    Pillow resizes across, each row by itself, and that is left to Pillow. Downwards each row is a sum of rows, with
-    Pillow's own weights and rounding: its `resize(box=...)` keeps the ends of a strip as 32-bit floats, so that strips
-    put together differ from the whole picture by 1 in some 1 of 30,000 values.
+    Pillow resizes horizontally, row by row. Vertically, rows are summed here with Pillow's weights and rounding:
+    Pillow's `resize(box=...)` stores the box as 32-bit floats, so that about 1 in 30,000 values of concatenated strips
+    would differ by 1 from the whole picture.
 
-    Held are the rows that one row of the result is made of, a block of some 4 million pixels of the source, and the
-    strip that is asked for.
+    Memory holds the source rows of one row of the result, a block of about 4 million pixels of the source, and the
+    requested strip.
 
     Args:
         source: the picture.
-        shape: (height, width) in pixels that it gets.
+        shape: new (height, width) in pixels.
         interpolation: Pillow's filter, antialiased; "nearest" picks pixels instead.
 
     Raises:
@@ -117,7 +117,7 @@ class Resized:
     def __init__(self, source: Source, shape: Pair, interpolation: Interpolation) -> None:
         check_choice(interpolation, ("bilinear", "bicubic", "nearest"), "interpolation")
         if min(shape) < 1:
-            raise ValueError(f"a picture of {shape[0]}x{shape[1]} pixels is wanted; give each side at least 1")
+            raise ValueError(f"cannot resize to {shape[0]}x{shape[1]} pixels; give each side at least 1")
         self.shape = shape
         self._source, self._interpolation = source, interpolation
         self._resample = Image.Resampling[interpolation.upper()]
@@ -125,11 +125,11 @@ class Resized:
         height = source.shape[0]
         if height == shape[0]:
             self._picked = np.arange(height, dtype=np.int32)
-        elif interpolation == "nearest":  # which rows Pillow picks, it says best itself
+        elif interpolation == "nearest":  # let Pillow itself pick the rows
             numbers = Image.fromarray(np.arange(height, dtype=np.int32)[:, None])
             self._picked = np.asarray(numbers.resize((1, shape[0]), self._resample))[:, 0]
         self._down_first = interpolation != "nearest" and goes_down_first(source.shape, shape)
-        # Rows of the source, and at the new width unless they are to be summed first; the number of the first.
+        # Cached rows of the source, resized horizontally already unless `_down_first`; `_top` is the first.
         self._held = np.empty((0, source.shape[1] if self._down_first else shape[1], 3), np.uint8)
         self._top = 0
 
@@ -149,7 +149,7 @@ class Resized:
         return self._across(pixels) if self._down_first else pixels
 
     def _weights(self, row: int) -> tuple[int, NDArray[np.int32]]:
-        """The first row of the source that a row is made of, and the weights of that one and the next.
+        """The first source row of a row, and the weights of the source rows from there on.
 
         Source: `precompute_coeffs` and `normalize_coeffs_8bpc` in Pillow's src/libImaging/Resample.c.
         """
@@ -164,11 +164,11 @@ class Resized:
         last = min(int(center + support + 0.5), height)
         places = np.abs((np.arange(last - first) + first - center + 0.5) * (1.0 / stretch))
         weights = triangle(places) if self._interpolation == "bilinear" else cubic(places)
-        weights /= np.add.accumulate(weights)[-1]  # one after the other: np.sum adds in pairs
+        weights /= np.add.accumulate(weights)[-1]  # sequentially, as Pillow does; np.sum adds pairwise
         return first, np.trunc(weights * (1 << PRECISION) + np.copysign(0.5, weights)).astype(np.int32)
 
     def _window(self, first: int, last: int, end: int) -> Pixels:
-        """Rows `first` to `last` of the source, to be summed; of what is missing no more is read than to `end`."""
+        """Source rows `first` to `last`; reads missing ones in blocks, up to `end`."""
         if not self._top <= first <= self._top + len(self._held):
             self._top, self._held = first, self._held[:0]
         block = max(1, BLOCK_PIXELS // self._source.shape[1])
@@ -180,21 +180,21 @@ class Resized:
         return self._held[first - self._top : last - self._top]
 
     def _across(self, rows: Pixels) -> Pixels:
-        """Rows at the new width; equal heights tell Pillow to leave it at that."""
+        """Resize rows horizontally; Pillow skips the vertical pass if the height is unchanged."""
         if rows.shape[1] == self.shape[1]:
             return rows
         return np.asarray(Image.fromarray(rows).resize((self.shape[1], len(rows)), self._resample))
 
 
 def goes_down_first(before: Pair, after: Pair) -> bool:
-    """Whether Pillow sums rows before it resizes across; the order shows, since it rounds in between."""
+    """Whether Pillow resizes vertically first; the order matters because it rounds in between."""
     lost = before[0] - after[0]
     return lost > max(0, 2 * (before[1] - after[1])) and _has_both_orders()
 
 
 @cache
 def _has_both_orders() -> bool:
-    """Whether this Pillow has the rule of `goes_down_first`: versions before 13 always resize across first."""
+    """Whether this Pillow chooses the order; versions before 13 always resize horizontally first."""
     image = Image.fromarray((np.arange(40 * 20 * 3) * 7919 % 256).astype(np.uint8).reshape(40, 20, 3))
     across_first = image.resize((19, 40), Image.Resampling.BILINEAR).resize((19, 10), Image.Resampling.BILINEAR)
     return image.resize((19, 10), Image.Resampling.BILINEAR).tobytes() != across_first.tobytes()
@@ -212,17 +212,17 @@ def cubic(places: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class Preview:
-    """A small picture of a large one, collected from its strips while they pass.
+    """A small preview of a large picture, built from its strips as they pass.
 
-    Each pixel is the mean of a square of `factor` x `factor` pixels, of less at the right and lower edges: Pillow's
-    `reduce` of the whole picture.
+    Each pixel is the mean of `factor` x `factor` pixels, of fewer at the right and lower edges, as Pillow's `reduce` of
+    the whole picture computes it.
 
     Args:
         shape: (height, width) in pixels of the picture.
-        longest: the most pixels that the longer side of the preview may have.
+        longest: maximum pixels of the longer side of the preview.
 
     Attributes:
-        factor: ceil(max(shape) / longest); 1 where the picture is small, and then the preview is the picture.
+        factor: ceil(max(shape) / longest); 1 if the preview is the picture itself.
 
     Raises:
         ValueError: `longest` is less than 1.
@@ -236,23 +236,23 @@ class Preview:
 
     def __init__(self, shape: Pair, longest: int) -> None:
         if longest < 1:
-            raise ValueError(f"a preview of {longest} pixels is wanted; give at least 1")
+            raise ValueError(f"a preview cannot have {longest} pixels; give at least 1")
         self.shape = shape
         self.factor = ceil(max(shape) / longest)
         height, width = shape
         self._picture = np.empty((ceil(height / self.factor), ceil(width / self.factor), 3), np.uint8)
-        self._rest = np.empty((0, width, 3), np.uint8)  # rows that do not fill a square yet
+        self._rest = np.empty((0, width, 3), np.uint8)  # rows that do not fill a whole square yet
         self._seen = 0
 
     def add(self, top: int, rows: Pixels) -> None:
-        """Take the next strip.
+        """Add the next strip.
 
         Args:
-            top: its first row in the picture, which is where the strip before it ended.
+            top: its first row in the picture, where the previous strip ended.
             rows: (any height, width, 3) uint8, RGB.
 
         Raises:
-            ValueError: another strip is next, or this one has another width or goes beyond the picture.
+            ValueError: the strip is out of order, has the wrong width, or exceeds the picture.
         """
         height, width = self.shape
         if top != self._seen or rows.shape[1:] != (width, 3) or top + len(rows) > height:

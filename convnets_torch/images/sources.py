@@ -1,4 +1,4 @@
-"""Pictures that are read row by row, so that one of a gigapixel is never held whole."""
+"""Open pictures as sources that are read row by row, so that gigapixel pictures fit in memory."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ __all__ = [
     "open_with_remarks",
 ]
 
-STREAMED_PIXELS = 64_000_000  # of a TIFF file; one of more is read row by row
+STREAMED_PIXELS = 64_000_000  # TIFF files with more pixels are read row by row
 
 
 class SlicedArray(Protocol):
-    """What is sliced rather than loaded: `numpy.memmap`, `zarr.Array`, `h5py.Dataset`, `dask.array.Array`, ..."""
+    """Array read by slicing: `numpy.memmap`, `zarr.Array`, `h5py.Dataset`, `dask.array.Array`, ..."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -63,7 +63,7 @@ Sliceable: TypeAlias = "Picture | SlicedArray"
 
 
 class Opened(NamedTuple):
-    """A source, and what `open_source` would warn about; `part` and `scale` are as in `images.Upright`."""
+    """A source, and the warnings that `open_source` issues; `part` and `scale` are as in `Upright`."""
 
     source: Source
     remarks: tuple[str, ...] = ()
@@ -80,35 +80,35 @@ def open_source(
     depth: Depth = None,
     background: Background = None,
 ) -> Source:
-    """A picture to be read row by row.
+    """Open a picture for reading row by row.
 
-    Two kinds are never held whole, and `max_pixels` does not bound them:
+    Two kinds are never held whole, and `max_pixels` does not apply to them:
 
-    - arrays that are sliced rather than loaded. What holds for arrays holds for them: (H, W, 3) RGB or (H, W) grey,
-      0 to 255, uint8 or float. Only rows that are asked for are read, whole chunks where there are some; those of a
-      `numpy.memmap` leave the process's memory again. Floats are read once beforehand for their least and largest
-      value, since no strip can tell whether white is 1.
-    - paths of TIFF files of more than 64 million pixels, by tifffile (extra `tiff`): grey and RGB of 8 or 16 bits,
-      in tiles or strips. Other kinds of TIFF are decoded whole while `max_pixels` allows it.
+    - arrays that are read by slicing: (H, W, 3) RGB or (H, W) grey, 0 to 255, uint8 or float, as for NumPy arrays. Only
+      the requested rows are read, or whole chunks if the array has chunks; the pages of a `numpy.memmap` are released
+      again. Floats are read once beforehand for their minimum and maximum, since no single strip shows whether white
+      is 1.
+    - paths of TIFF files of more than 64 million pixels, read by tifffile (extra `tiff`): grey and RGB of 8 or 16
+      bits, in tiles or strips. Other kinds of TIFF are decoded whole if `max_pixels` allows it.
 
     Everything else is decoded at once, as `read_picture` does.
 
     Args:
-        image: whatever `read_picture` takes, or an array that is sliced.
-        exif: follow the rotation that a camera noted in the file; arrays have none.
-        max_pixels: refuse to decode a file of more pixels than so many; 178,956,970 by default.
-        allow_truncated: read what is there of a file whose end is missing, with a warning.
-        depth, background: as in `read_picture`; a depth of "auto" reads a file that is read row by row once beforehand.
+        image: anything that `read_picture` takes, or an array that is read by slicing.
+        exif: apply the rotation stored in the file's EXIF data; arrays have none.
+        max_pixels: refuse to decode files with more pixels; 178,956,970 by default.
+        allow_truncated: read what is left of a truncated file, with a warning.
+        depth, background: as in `read_picture`; "auto" reads a file that is read row by row once beforehand.
 
     Returns:
         A source with `shape` (height, width), and `rows(top, bottom)`: (bottom - top, width, 3) uint8, RGB, 0 to 255.
 
     Raises:
-        OSError, ValueError: as `read_picture`; a TIFF file that can be read neither row by row nor whole.
-        ImportError: such a file needs tifffile, or imagecodecs.
+        OSError, ValueError: as `read_picture`; or a TIFF file can be read neither row by row nor whole.
+        ImportError: such a file needs tifffile or imagecodecs.
 
     Warns:
-        PictureWarning: as `read_picture`; a channel of transparency in a file that is read row by row.
+        PictureWarning: as `read_picture`; or a file that is read row by row has an alpha channel.
 
     >>> source = open_source("street.jpg")
     >>> source.shape, source.rows(100, 132).shape
@@ -125,7 +125,7 @@ def open_source(
 
 
 def open_with_remarks(image: Sliceable, reading: Reading = AS_IS) -> Opened:
-    """`open_source` for threads: remarks are returned, not warned about."""
+    """`open_source` for threads: return remarks instead of issuing warnings."""
     if is_sliced(image):
         return Opened(_sliced(image))
     if isinstance(image, str | os.PathLike):
@@ -147,7 +147,7 @@ def _held(decoded: Decoded) -> Opened:
 
 
 def is_sliced(image: object) -> TypeGuard[SlicedArray]:
-    """Whether `open_source` reads this by slicing it: an array that is neither NumPy's own, nor a tensor or picture."""
+    """Whether `open_source` reads `image` by slicing: an array-like that is no ndarray, tensor or Pillow image."""
     if isinstance(image, np.memmap):
         return True
     if isinstance(image, np.ndarray | np.generic | Image.Image) or is_tensor(image):
@@ -156,11 +156,7 @@ def is_sliced(image: object) -> TypeGuard[SlicedArray]:
 
 
 class Held:
-    """A picture that was decoded at once.
-
-    Attributes:
-        pixels: (H, W, 3) uint8, RGB, 0 to 255.
-    """
+    """Source of a picture that is decoded already; `pixels` are (H, W, 3) uint8, RGB, 0 to 255."""
 
     def __init__(self, pixels: Pixels) -> None:
         self.shape: Pair = (pixels.shape[0], pixels.shape[1])
@@ -172,7 +168,7 @@ class Held:
 
 
 class _Sliced:
-    """An array that is read by slicing it, and was checked."""
+    """Source of a checked array that is read by slicing."""
 
     def __init__(self, array: SlicedArray) -> None:
         self.shape: Pair = (int(array.shape[0]), int(array.shape[1]))
@@ -180,7 +176,7 @@ class _Sliced:
         self._map = _shared_map(array)
 
     def values(self, top: int, bottom: int) -> NDArray[Any]:
-        """Rows as they are stored."""
+        """Rows as stored."""
         values = np.asarray(self._array[top:bottom])
         expected = (bottom - top, *self._array.shape[1:])
         if values.shape != expected:
@@ -196,7 +192,7 @@ class _Sliced:
         return pixels
 
     def forget(self) -> None:
-        """Give the pages of a mapped file that were read back to the system; the file keeps them."""
+        """Release the pages of a mapped file that were read; the file keeps them."""
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)
 
@@ -212,14 +208,14 @@ def _sliced(array: SlicedArray) -> Source:
         lowest, highest = np.inf, -np.inf
         for top in range(0, height, step):
             values = source.values(top, min(top + step, height))
-            lowest, highest = np.minimum(lowest, values.min()), np.maximum(highest, values.max())  # NaN stays
+            lowest, highest = np.minimum(lowest, values.min()), np.maximum(highest, values.max())  # NaN propagates
             source.forget()
         check_range(float(lowest), float(highest), "array")
     return source if unit is None else Bands(source.rows, source.shape, band_of(unit, width))
 
 
 def _chunk_rows(array: SlicedArray) -> int | None:
-    """Rows of a chunk, as zarr and h5py say it, or of the first chunk, as dask does; None where there are none."""
+    """Rows of a chunk (zarr, h5py) or of the first chunk (dask); None if the array is not chunked."""
     chunks = getattr(array, "chunks", None)
     if not chunks:
         return None
@@ -228,7 +224,7 @@ def _chunk_rows(array: SlicedArray) -> int | None:
 
 
 def _shared_map(array: object) -> mmap.mmap | None:
-    """The mapping behind a `numpy.memmap`; None where forgetting its pages would lose what was written to them."""
+    """The mapping behind a `numpy.memmap`; None if releasing its pages would lose written data."""
     if not isinstance(array, np.memmap) or array.mode == "c" or not hasattr(mmap, "MADV_DONTNEED"):
         return None
     base: object = array

@@ -1,4 +1,4 @@
-"""TIFF files row by row, by tifffile: tiles and strips are decoded as they are reached."""
+"""Read TIFF files row by row with tifffile, decoding tiles and strips as they are reached."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from convnets_torch.images.rows import BAND_PIXELS, LEAST_ROWS, Bands, Source, b
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
-# Photometric interpretations, compressions and tags, by the numbers of the TIFF 6.0 specification.
+# Photometric interpretations, compressions and kinds of extra samples of the TIFF 6.0 specification.
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
 UNCOMPRESSED, JPEG = 1, 7
 PREMULTIPLIED, TRANSPARENCY = 1, 2
-LOOKED_AT = 4  # rows, to tell how many bits the values of a file of 16 use
+LOOKED_AT = 4  # rows sampled to find how many bits the values of a 16-bit file use
 
 
 def is_tiff(file: IO[bytes]) -> bool:
-    """Whether a file begins as TIFF or BigTIFF does, whatever it is called."""
+    """Whether a file begins like TIFF or BigTIFF, whatever its name."""
     file.seek(0)
     return file.read(4) in TIFF
 
@@ -55,27 +55,26 @@ def open_tiff(
     depth: Depth = None,
     background: Background = None,
 ) -> tuple[Source, tuple[str, ...]]:
-    """The first picture of a TIFF or BigTIFF file, decoded as its rows are asked for.
+    """Open the first page of a TIFF or BigTIFF file, decoding rows when they are requested.
 
-    Grey and RGB of 8 or 16 bits are read, to the same pixels as `images.read_picture` gives. Rows that were stored
-    uncompressed are read as they are, others by the row of tiles, or by the strip.
+    Reads grey and RGB of 8 or 16 bits, with the same pixels as `read_picture`. Uncompressed contiguous rows are read
+    directly, others by rows of tiles or by strips.
 
     Args:
-        path: the file; it is opened for each read, and held open between none. Another file that has taken its place
-            is not read.
-        file: the same, opened by `files.open_file`; it stays open.
-        exif: follow the orientation noted in the file, where it only mirrors the picture or turns it by 180 degrees.
-        allow_truncated: what lies beyond the end of a file is black.
-        depth, background: as in `images.read_picture`. For the depth "auto", and where some rows use few of 16 bits,
-            all rows are read once beforehand.
+        path: the file; it is reopened for each read, and a file that has replaced it is refused.
+        file: the same file, opened by `files.open_file`; it stays open.
+        exif: apply the orientation tag if it only mirrors the picture or rotates it by 180 degrees.
+        allow_truncated: fill what is missing at the end of the file with black.
+        depth, background: as in `read_picture`. With depth "auto", or if sampled rows use few of 16 bits, all rows are
+            read once beforehand.
 
     Returns:
-        The source, and what `open_source` warns about.
+        The source, and the warnings that `open_source` issues.
 
     Raises:
-        ImportError: tifffile is missing, or what it needs to decompress the file.
-        ValueError: a kind of picture that is not read row by row; the message names it.
-        OSError: the file is broken or truncated; rows raise it too.
+        ImportError: tifffile, or the codec for the file's compression, is missing.
+        ValueError: this kind of TIFF is not read row by row; the message names it.
+        OSError: the file is broken or truncated; `rows` raises it too.
     """
     try:
         import tifffile
@@ -86,17 +85,17 @@ def open_tiff(
     check_levels(depth, background)
     path = path.resolve()
     with contextlib.nullcontext(file) if file is not None else open_file(path) as opened:
-        with _refusing_damage(path):
+        with _readable_errors(path):
             count = pages(opened, allow_truncated=allow_truncated)
             start = opened.seek(0)
-            # Kinds of microscopes for which tifffile would read all pages.
+            # Microscope formats for which tifffile would read all pages.
             flags: dict[str, Any] = {"is_lsm": False, "is_scanimage": False} | (
                 {"is_ndpi": False} if count > MOST_FRAMES else {}
             )
             tiff = tifffile.TiffFile(opened, offset=start, name=path.name, **flags)
             page = tiff.pages.first
             values = tiff_values(opened)
-            kind = _kind_not_read(page, values)
+            kind = _why_unsupported(page, values)
             state = os.fstat(opened.fileno())
             reader = None if kind else _Reader(path, state, page, tiff.byteorder, values, background)
         if reader is None:
@@ -138,8 +137,8 @@ def _opened_tiff(
     return source, (*remarks, *reader.measure(source, depth))
 
 
-def _kind_not_read(page: TiffPage, values: TiffValues) -> str | None:
-    """What is odd about a page that is not read row by row; None of one that is."""
+def _why_unsupported(page: TiffPage, values: TiffValues) -> str | None:
+    """Why a page cannot be read row by row; None if it can."""
     grey = page.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO)
     colour = page.photometric == RGB or (page.photometric == YCBCR and page.compression == JPEG)
     samples = page.samplesperpixel
@@ -159,7 +158,7 @@ def _kind_not_read(page: TiffPage, values: TiffValues) -> str | None:
 
 
 class _Reader:
-    """Rows of a page out of its file."""
+    """Reads rows of a page from its file."""
 
     def __init__(
         self,
@@ -172,9 +171,9 @@ class _Reader:
     ) -> None:
         self.values, self.background = values, background
         self.alpha = values.samples in (2, 4) and values.extra in (PREMULTIPLIED, TRANSPARENCY)
-        self.down = self.across = False  # whether the picture is to be mirrored downwards, or across
-        self.white = self.opaque = 65535  # where values have 16 bits
-        self.highest = np.zeros(2, int)  # of colours and of the alpha channel, as far as they were read
+        self.down = self.across = False  # whether to mirror vertically, horizontally
+        self.white = self.opaque = 65535  # levels of 16-bit values
+        self.highest = np.zeros(2, int)  # maxima of colours and alpha read so far
         self.path, self.state, self.page = path, state, page
         self.shape: Pair = (page.imagelength, page.imagewidth)
         self.offsets, self.sizes = page.dataoffsets, page.databytecounts
@@ -182,19 +181,19 @@ class _Reader:
         self.tables: dict[str, Any] = {}
         if page.compression == JPEG:
             self.tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
-        # A stored type keeps its order of bytes; what tifffile decodes is in the machine's own.
+        # The byte order in the file; tifffile decodes to native order.
         self.stored = np.dtype(f"{byteorder}u{page.bitspersample // 8}")
-        self.decode = page.decode  # made now, while tifffile may look into the file
+        self.decode = page.decode  # created now, while tifffile can still read the file
 
     def source(self) -> Source:
-        """The rows; ValueError where tifffile cannot decompress them, or too many hang together."""
+        """The source of the rows; raises ImportError if a codec is missing, ValueError if strips are too large."""
         height, width = self.shape
         if self._is_plain():
             return _Plain(self)
-        with _refusing_damage(self.path):
+        with _readable_errors(self.path):
             try:
-                self.decode(None, 0, **self.tables)  # raises where a codec is missing
-            except ValueError as error:  # tifffile's sentence names the compression
+                self.decode(None, 0, **self.tables)  # raises if a codec is missing
+            except ValueError as error:
                 if "imagecodecs" not in str(error):
                     raise
                 kind = getattr(self.page.compression, "name", self.page.compression)
@@ -211,7 +210,7 @@ class _Reader:
         return Bands(self._decoded, self.shape, band_of(unit, width))
 
     def opened(self) -> IO[bytes]:
-        """The file again; OSError where another has taken its place."""
+        """Reopen the file; OSError if it was replaced."""
         file = open_file(self.path)
         found = os.fstat(file.fileno())
         if any(getattr(found, name) != getattr(self.state, name) for name in ("st_dev", "st_ino", "st_size")):
@@ -220,7 +219,7 @@ class _Reader:
         return file
 
     def _is_plain(self) -> bool:
-        """Whether all rows lie in the file one after the other."""
+        """Whether the rows are uncompressed and contiguous in the file."""
         page = self.page
         follow = all(
             offset + size == after
@@ -231,35 +230,35 @@ class _Reader:
         return plain and not page.is_tiled and follow and sum(self.sizes) == whole and self.offsets[0] > 0
 
     def _decoded(self, top: int, bottom: int) -> Pixels:
-        """Rows of whole tiles or strips."""
+        """Decode rows from whole tiles or strips."""
         page, (_, width) = self.page, self.shape
         if page.is_tiled:
             high, across = page.tilelength, ceil(width / page.tilewidth)
         else:
             high, across = min(page.rowsperstrip, self.shape[0]), 1
         pixels = np.zeros((bottom - top, width, 3), np.uint8)
-        with self.opened() as file, _refusing_damage(self.path):
+        with self.opened() as file, _readable_errors(self.path):
             for number in range(top // high * across, ceil(bottom / high) * across):
                 size, offset = self.sizes[number], self.offsets[number]
                 file.seek(offset)
                 content = file.read(size)
                 if not size or len(content) < size:
-                    continue  # left out by who wrote it, which means black, or beyond the end, which was said
+                    continue  # omitted by the writer, which means black, or truncated, which has a remark
                 values, (_, _, row, column, _), _ = self.decode(content, number, **self.tables)
                 if values is None:
                     continue
-                # A row of tiles that is cut for being too high shows only some of its rows.
+                # Only some rows of a tile row are needed if the tile row is split into several bands.
                 first, last = max(top, row), min(bottom, row + values.shape[1])
                 piece = self.to_rgb(values[0, first - row : last - row, : width - column], first, column)
                 pixels[first - top : last - top, column : column + piece.shape[1]] = piece
         return pixels
 
     def measure(self, source: Source, depth: Depth) -> tuple[str, ...]:
-        """Find what white is in values of 16 bits; remarks on it."""
+        """Find the white level of 16-bit values; return remarks on it."""
         if self.stored.itemsize < 2:
             return ()
         height = self.shape[0]
-        with contextlib.suppress(OSError):  # of damage, of which whoever reads these rows is told
+        with contextlib.suppress(OSError):  # damaged rows raise again when they are requested
             for row in np.linspace(0, height - 1, LOOKED_AT).astype(int).tolist():
                 source.rows(row, row + 1)
         if depth == "auto" or (depth is None and self.highest[0] <= SLIVER):
@@ -270,7 +269,7 @@ class _Reader:
         return remarks
 
     def to_rgb(self, values: NDArray[Any], top: int, left: int) -> Pixels:
-        """(h, w, samples) of 8 or 16 bits, which lie there in the file -> (h, w, 3)."""
+        """Convert (h, w, samples) of 8 or 16 bits, located at (top, left) in the file, to (h, w, 3)."""
         colors = values[:, :, : 1 if values.shape[2] < 3 else 3]
         alpha = values[:, :, -1] if self.alpha else None
         if values.dtype.itemsize == 2:
@@ -296,7 +295,7 @@ class _Reader:
 
 
 class _Plain:
-    """Rows that were stored uncompressed, one after the other."""
+    """Source of uncompressed contiguous rows."""
 
     def __init__(self, reader: _Reader) -> None:
         self.shape = reader.shape
@@ -307,16 +306,16 @@ class _Plain:
         check_rows(top, bottom, height)
         samples = reader.page.samplesperpixel
         line = width * samples * reader.stored.itemsize
-        with reader.opened() as file, _refusing_damage(reader.path):
+        with reader.opened() as file, _readable_errors(reader.path):
             file.seek(reader.offsets[0] + top * line)
             content = file.read((bottom - top) * line)
-        content += bytes((bottom - top) * line - len(content))  # beyond the end, which was said
+        content += bytes((bottom - top) * line - len(content))  # truncated, which has a remark
         values = np.frombuffer(content, reader.stored).reshape(bottom - top, width, samples)
         return reader.to_rgb(values, top, 0)
 
 
 class _Mirrored:
-    """Rows in another order, or the other way round, as an orientation of 2, 3 or 4 says."""
+    """Source mirrored as orientation 2, 3 or 4 says."""
 
     def __init__(self, source: Source, reader: _Reader) -> None:
         self.shape = source.shape
@@ -332,8 +331,8 @@ class _Mirrored:
 
 
 @contextlib.contextmanager
-def _refusing_damage(path: Path) -> Iterator[None]:
-    """Whatever a decoder raises as a sentence that names the file; those of imagecodecs have classes of their own."""
+def _readable_errors(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into OSError that names the file; imagecodecs has exception classes of its own."""
     try:
         yield
     except (ImportError, Refused):
