@@ -97,7 +97,7 @@ def is_a_sentence(text: str) -> bool:
         ("preprocessing.std", [1, 1, 0], "std not 0"),
         ("preprocessing.std", [1, 1, 1e-300], "std not 0"),
         ("new", "x" * 1_000_000, "1,000,4.. characters beside its class names"),
-        ("source", {"file": [1], "sha256": "", "framework": "", "backend": "", "changes": [], "converter": ""}, "not a"),
+        ("source", {"file": [1], "sha256": "", "framework": "", "backend": "", "changes": [], "converter": ""}, "not"),
         ("schema", "\x1b" * 10_000, "schema"),
         ("network", "\x1b[31m", r"unknown network '\\x1b\[31m'"),
         ("layout", "\x1b[31m", r"parameter names of \\x1b\[31m"),
