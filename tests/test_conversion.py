@@ -225,7 +225,7 @@ def test_a_keras_0_file_with_another_number_of_layers_is_refused(tmp_path, refus
     shutil.copy(KERAS0 / "vgg16.h5", tmp_path / "in.h5")
     with h5py.File(tmp_path / "in.h5", "r+") as file:
         file.attrs["nb_layers"] = 30
-    refused(tmp_path / "in.h5", "/layer_32/param_0 is an array that no layer lists", backend="theano")
+    refused(tmp_path / "in.h5", "/layer_32/param_0 is an array that belongs to no layer", backend="theano")
 
 
 def test_a_kernel_of_another_order_than_the_rest_is_refused(source, refused):
@@ -319,7 +319,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path, refused, photographs):
     refused(tmp_path / "text.h5", "is no HDF5 file", OSError)
     shutil.copy(photographs / "chelsea.png", tmp_path / "picture.h5")
     refused(tmp_path / "picture.h5", "is no HDF5 file", OSError)
-    refused(photographs / "chelsea.png", "neither HDF5 .* nor a file of PyTorch")
+    refused(photographs / "chelsea.png", "neither HDF5 .* nor a PyTorch file")
     refused(tmp_path / "none.h5", "does not exist", FileNotFoundError)
     refused(tmp_path, "is a folder", IsADirectoryError)
 
@@ -351,7 +351,9 @@ def test_arrays_that_no_layer_lists_are_not_left_out_silently(source, refused):
     with h5py.File(source, "r+") as file:
         file["conv1_1"]["more"] = np.zeros(3, np.float32)
         file["other/array"] = np.zeros(3, np.float32)
-    refused(source, "/conv1_1/more is an array that no layer lists; /other/array is an array that no layer lists")
+    refused(
+        source, "/conv1_1/more is an array that belongs to no layer; /other/array is an array that belongs to no layer"
+    )
 
 
 @pytest.mark.parametrize("count", [3, 10**9, -1])

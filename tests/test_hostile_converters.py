@@ -395,7 +395,7 @@ def test_a_file_that_is_swapped_while_it_is_read_is_not_converted(state, tmp_pat
         fill(source, *rest)
 
     monkeypatch.setattr(conversion, "_fill", swapped)
-    with pytest.raises(ValueError, match=r"x\.pth has changed while it was read; convert it anew"):
+    with pytest.raises(ValueError, match=r"x\.pth changed while it was read; convert it again"):
         convert(tmp_path / "x.pth", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -483,7 +483,7 @@ def test_what_a_layer_reads_is_told_in_a_few_words():
 
 def test_class_names_are_as_long_as_a_card_may_have_them(tmp_path):
     (tmp_path / "labels.txt").write_text("cat\n" + "x" * 1001 + "\n")
-    with pytest.raises(ValueError, match=r"labels\.txt: class name 2 has 1001 letters; up to 1000 are wanted"):
+    with pytest.raises(ValueError, match=r"labels\.txt: class name 2 has 1001 characters; at most 1000 are allowed"):
         read_labels(tmp_path / "labels.txt")
     (tmp_path / "labels.txt").write_text("cat\x07\n" + "x" * 1000 + "\n")
     assert read_labels(tmp_path / "labels.txt") == ("cat\x07", "x" * 1000)

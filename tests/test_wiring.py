@@ -192,7 +192,7 @@ ANOTHER = {  # what is changed -> file, change, sentence
     "a head that is normalised by the batch": (
         FLAT,
         lambda c: c.insert("dense_1", "BatchNormalization", mode=2),
-        "new of its head normalises in mode 2; 0 is read",
+        "new of its head normalises in mode 2; only mode 0 is supported",
     ),
     "two outputs": (
         VGG,
@@ -215,7 +215,7 @@ ANOTHER = {  # what is changed -> file, change, sentence
             c.layers["block3_conv2"]["inbound_nodes"].append([["block3_conv2", 0, 0, {}]]),
             c.layers["block3_conv3"]["inbound_nodes"][0][0].__setitem__(1, 1),
         ),
-        "calls block3_conv2 2 times; layers that are shared are not read",
+        "calls block3_conv2 2 times; shared layers are not supported",
     ),
     "a ReLU dropped": (
         RESNET,
@@ -351,7 +351,7 @@ def test_a_pooling_at_the_end_of_a_model_without_a_head_is_left_out_and_said(end
         weights = h5["model_weights"]
         weights.attrs["layer_names"] = [name for name in weights.attrs["layer_names"] if name != "fc1000"]
     report = convert(path, tmp_path / "out.safetensors")
-    assert "the model ends with avg_pool, which is left out: features are the map before it" in report.choices
+    assert "the model ends with avg_pool, which is left out: the features are the map before it" in report.choices
     network, whole = load(tmp_path / "out.safetensors"), tmp_path / "whole.safetensors"
     convert(DATA / RESNET, whole, preprocessing="keras-caffe")
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -386,7 +386,7 @@ def test_code_before_the_first_convolution_is_taken_for_the_preprocessing_that_i
     with pytest.raises(ValueError, match=r"new \(Lambda\) changes the input .*; name the whole preprocessing"):
         convert(path, tmp_path / "out.safetensors")
     report = convert(path, tmp_path / "out.safetensors", preprocessing="keras-caffe", proof=True)
-    assert "new before the first convolution is taken to be part of the preprocessing you named" in report.choices
+    assert "new before the first convolution is assumed to be part of the preprocessing you named" in report.choices
     assert_answers(load(tmp_path / "out.safetensors"), next(one for one in THEANO if one.file == VGG), DATA)
 
 
