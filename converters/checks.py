@@ -20,7 +20,7 @@ from converters.names import Found
 from converters.plan import Wishes
 from converters.proof.architectures import graph_of_lineage
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
-from converters.readers.keras_graph import LARGEST, Graph, Node, told_of
+from converters.readers.keras_graph import LARGEST, Graph, Node, config_errors
 from converters.readers.keras_words import (
     ACTIVATIONS,
     CODE,
@@ -200,7 +200,7 @@ def _read(path: Path, graph: Graph, keys: set[Key], terms: _Terms, *, theano: bo
     outputs: dict[str, int] = {}
     beginning = terms.of(("input",))
     for node in graph.nodes:
-        with told_of(f"{path}: layer {node.name} ({node.kind})"):
+        with config_errors(f"{path}: layer {node.name} ({node.kind})"):
             sources = [outputs[name] for name in node.inputs]
             name, words = activation_of(node.settings) if node.layer is not None else ("linear", {})
             if node.layer is not None and _key(node.layer) in keys:

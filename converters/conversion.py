@@ -202,9 +202,9 @@ def _plan(source: Path, kind: str, described: dict[str, Any], wishes: Wishes) ->
         from converters.readers.keras_file import KerasFile
 
         return plan_keras(KerasFile.from_dict(described), wishes)
-    from converters.pytorch import Told, plan_pytorch
+    from converters.pytorch import TensorInfo, plan_pytorch
 
-    tensors = {name: Told(tuple(told["shape"]), told["dtype"]) for name, told in described.items()}
+    tensors = {name: TensorInfo(tuple(told["shape"]), told["dtype"]) for name, told in described.items()}
     return plan_pytorch(source, tensors, wishes)
 
 

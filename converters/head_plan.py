@@ -95,7 +95,7 @@ def head_of_graph(file: KerasFile, found: Found, graph: Graph, wishes: Wishes) -
 
 
 def _not_read(file: KerasFile, node: Node) -> ValueError:
-    return ValueError(f"{file.path}: its head has {node.own_name} ({node.kind}), which is not read")
+    return ValueError(f"{file.path}: its head has {node.own_name} ({node.kind}), which is not supported")
 
 
 def _left_out(nodes: Sequence[Node]) -> tuple[str, ...]:

@@ -308,7 +308,7 @@ def test_names_of_classes_are_one_on_each_line(tmp_path, out, refused, command):
     labels.write_text("cat\ndog\n")
     refused(
         FLAT,
-        r"2 class names for the 1 outputs .*the single output is the probability of the one class",
+        r"2 class names for the 1 outputs .*a single output is the probability of one class",
         classes=labels,
         **told,
     )

@@ -473,7 +473,7 @@ def test_what_cannot_be_diagnosed_is_refused(originals, tmp_path, command):
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY")
     code, _, error = command("doctor", path, "--golden", tmp_path / "x.npy", tmp_path / "x.npy")
     assert code == 1
-    assert "x.npy is no .npy file of numbers" in error
+    assert "x.npy is not a .npy file of numbers" in error
     assert command("doctor", path)[0] == 2
     code, _, error = command("doctor", path, tmp_path)
     assert code == 1

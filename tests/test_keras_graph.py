@@ -54,7 +54,7 @@ def nested(depth, *calls):
 
 
 BROKEN = {
-    "the layers of its model config go in a circle": model(
+    "the layers of its model config form a cycle": model(
         layer("a", [["b", 0, 0]]), layer("b", [["a", 0, 0]]), end=["a", 0, 0]
     ),
     "more than 20000 layers": nested(16, [["i", 0, 0]], [["base", 0, 0]]),
@@ -75,5 +75,5 @@ def test_a_broken_config_is_refused_in_a_sentence(message):
 
 
 def test_a_model_of_an_own_class_is_refused():
-    with pytest.raises(ValueError, match=r"m\.h5: its model is a MyModel, of which no config tells the layers"):
+    with pytest.raises(ValueError, match=r"m\.h5: its model is a MyModel, whose config does not list its layers"):
         graph({}, "MyModel")

@@ -151,7 +151,7 @@ ANOTHER = {  # what is changed -> file, change, sentence
     "a Lambda in the head": (
         VGG,
         lambda c: c.insert("fc2", "Lambda", function=["", None, None]),
-        r"its head has new \(Lambda\), which is not read",
+        r"its head has new \(Lambda\), which is not supported",
     ),
     "no last pool": (VGG, lambda c: c.drop("block5_pool"), "its head reads relu|a 12x14x14 block"),
     "Reshape for Flatten": (
