@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 
 from converters.readers import keras_archive
-from converters.readers.hdf5_tree import BROKEN, Array, Tree, attribute, survey, text
+from converters.readers.hdf5_tree import BROKEN, Array, Tree, attribute, reason_of, survey, text
 from converters.readers.keras_graph import parse
 from converters.readers.keras_weights import NOT_WEIGHTS
 from converters.readers.keras_words import CODE
@@ -122,7 +122,7 @@ def audit(path: str | os.PathLike[str]) -> Audit:
             file = _opened(path, found, stack)
             _look(file, found)
     except (*BROKEN, zipfile.BadZipFile) as error:
-        found.problems.append(_one_line(error))
+        found.problems.append(reason_of(error))
     optimizer = [array for array in found.arrays if _is_optimizer(array)]
     common: dict[str, Any] = {
         "path": str(path),
@@ -138,7 +138,7 @@ def audit(path: str | os.PathLike[str]) -> Audit:
     except (OSError, ValueError) as error:
         rest = tuple(_groups([array for array in found.arrays if not _is_optimizer(array)]))
         parameters = sum(layer.parameters for layer in rest)
-        return Audit(**common, layers=rest, parameters=parameters, refused=_one_line(error))
+        return Audit(**common, layers=rest, parameters=parameters, refused=reason_of(error))
     layers = tuple(
         AuditLayer(
             "/".join((*layer.parents, layer.name)),
@@ -185,7 +185,7 @@ def _look(file: h5py.File, found: _Found) -> None:
             else:
                 found.training = files.loads(stored)
         except ValueError as error:
-            found.problems.append(f"{name}: {_one_line(error)}")
+            found.problems.append(f"{name}: {reason_of(error)}")
     tree: Tree = survey(file)
     found.arrays.extend(tree.root.arrays())
     found.problems.extend(f"{problem.place} is {problem.what}" for problem in tree.problems)
@@ -229,7 +229,3 @@ def _groups(arrays: list[Array]) -> Iterator[AuditLayer]:
     for place, held in groups.items():
         shapes = {array.place.rpartition("/")[2]: (array.shape, array.dtype) for array in held}
         yield AuditLayer(place, "", shapes, sum(prod(array.shape) for array in held))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).strip("'\"").split()) or type(error).__name__

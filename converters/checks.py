@@ -169,26 +169,26 @@ def differences(
         _read(file.path, graph, keys, terms, theano=theano, alexnet=lineage.network == "alexnet")
         for graph in (ours, theirs)
     )
-    said = []
+    problems = []
     for key, (settings, source) in wanted.layers.items():
         if key not in read.layers:
-            said.append(f"{key[1]} is not on the way from the input to the output")
+            problems.append(f"{key[1]} is not on the way from the input to the output")
             continue
         other, other_source = read.layers[key]
         if other.keys() != settings.keys():
-            said.append(f"{key[1]} is a {other.get('class', 'layer')} of another class than its network's")
+            problems.append(f"{key[1]} is a {other.get('class', 'layer')}, not of its network's class")
             continue
-        said += [f"{key[1]} has {word} {other[word]}, not {value}" for word, value in settings.items()
+        problems += [f"{key[1]} has {word} {other[word]}, not {value}" for word, value in settings.items()
                  if other[word] != value]  # fmt: skip
         if other_source != source:
-            said.append(f"{key[1]} reads {terms.describe(other_source)}, not {terms.describe(source)}")
+            problems.append(f"{key[1]} reads {terms.describe(other_source)}, not {terms.describe(source)}")
     end, wanted_end = read.terms[_end(theirs, keys, window, headless=headless)], wanted.terms[ours.output]
     if end != wanted_end:
         reader = "the model ends with" if headless else "its head reads"
-        said.append(f"{reader} {terms.describe(end)}, not {terms.describe(wanted_end)}")
-    if (more := len(said) - MOST_REPORTED) > 0:
-        said[MOST_REPORTED:] = [f"and {more} more differences"]
-    return said
+        problems.append(f"{reader} {terms.describe(end)}, not {terms.describe(wanted_end)}")
+    if (more := len(problems) - MOST_REPORTED) > 0:
+        problems[MOST_REPORTED:] = [f"and {more} more differences"]
+    return problems
 
 
 def _key(layer: KerasLayer) -> Key:
@@ -285,14 +285,14 @@ def _term(node: Node, sources: Sequence[int], graph: Graph, terms: _Terms, alexn
         return terms.of((kind, _axis(settings.get("axis", -1), graph)), *sources)
     if kind in ALEXNETS_OWN or (kind == "Lambda" and alexnet):
         return terms.of(("Lambda",), *sources)
-    told = {key: value for key, value in settings.items() if key not in ("name", "trainable", "dtype")}
-    return terms.of((kind, json.dumps(told, sort_keys=True, default=str)), *sources)
+    kept = {key: value for key, value in settings.items() if key not in ("name", "trainable", "dtype")}
+    return terms.of((kind, json.dumps(kept, sort_keys=True, default=str)), *sources)
 
 
 def _activated(term: int, name: str, words: Mapping[str, Any], terms: _Terms) -> int:
     name = ALIASES.get(name, name)
-    told = tuple(sorted((word, value) for word, value in words.items() if value))
-    return term if name == "linear" else terms.of((name, told), term)
+    parameters = tuple(sorted((word, value) for word, value in words.items() if value))
+    return term if name == "linear" else terms.of((name, parameters), term)
 
 
 def _padded(term: int, edges: tuple[Pair, Pair], terms: _Terms) -> int:
@@ -326,8 +326,8 @@ def _before_reader(node: Node, keys: set[Key]) -> bool:
 
 
 def _format(node: Node, graph: Graph) -> str:
-    said = node.settings.get("data_format")
-    return said if said in ("channels_first", "channels_last") else graph.data_format
+    stored = node.settings.get("data_format")
+    return stored if stored in ("channels_first", "channels_last") else graph.data_format
 
 
 def _axis(value: Any, graph: Graph) -> str:

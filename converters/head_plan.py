@@ -66,9 +66,7 @@ def head_of_graph(file: KerasFile, found: Found, graph: Graph, wishes: Wishes) -
         ValueError: the end of the model is not a chain of known layers.
     """
     if wishes.hidden_activation is not None:
-        raise ValueError(
-            f"{file.path}: its config says what lies between the dense layers; leave out the hidden activation"
-        )
+        raise ValueError(f"{file.path}: its config specifies the hidden activations; leave out the hidden activation")
     base = {id(layer) for layer in found.base.values()}
     chain: list[Node] = []
     end = graph[graph.output]
@@ -305,7 +303,7 @@ class _Listing:
             if layer.kind in kinds
             else "of which a weights file stores too little;"
         )
-        kind = f" ({layer.kind})" if layer.kind else ", whose name does not tell its class"
+        kind = f" ({layer.kind})" if layer.kind else ", whose class is unknown"
         return ValueError(f"{self.file.path}: its head lists {layer.name}{kind}, {said} {WAY_ON}")
 
     def _reads(self, channels: int) -> str:
@@ -325,15 +323,12 @@ class _Listing:
             mapped = [layer for layer in before[: self.reader] if layer.arrays]
             if mapped and reads != "average":  # batch normalisation and averaging commute
                 raise self._refusal(mapped[0])
-        elif self.listed.complete and not (first.parents or self._nested()):
+        elif self.listed.complete and not (first.parents or any(layer.parents for layer in self.found.base.values())):
             raise ValueError(f"{self.file.path}: its head has {first.name} on a map, without Flatten or pooling before"
                              f" it; {WAY_ON}")  # fmt: skip
         if any(layer.kind in READS and layer.kind != "Flatten" for layer in self.layers[self.dense[0] :]):
             raise ValueError(f"{self.file.path}: its head has {first.name} on a map, before its pooling; {WAY_ON}")
         return reads
-
-    def _nested(self) -> bool:
-        return any(layer.parents for layer in self.found.base.values())
 
     def _note_assumptions(self) -> None:
         if self.reader == self.dense[0] and self.reads == "average" and not self.found.standard_head:

@@ -81,10 +81,10 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
         choices += chosen
     elif wishes.pool1_padding is not None:
         raise ValueError(f"{file.path} is {lineage.network}, whose first pooling is known; leave out --pool1-padding")
-    if graph is not None and (said := epsilons(graph, found)):
-        if len(said) > 1:
-            raise ValueError(f"{file.path}: its batch normalisations have several epsilons: {sorted(said)}")
-        arguments["epsilon"] = said.pop()
+    if graph is not None and (found_epsilons := epsilons(graph, found)):
+        if len(found_epsilons) > 1:
+            raise ValueError(f"{file.path}: its batch normalisations have several epsilons: {sorted(found_epsilons)}")
+        arguments["epsilon"] = found_epsilons.pop()
     size = input_size(file, graph)
     if size is not None and wishes.input_size not in (None, size):
         raise ValueError(f"{file.path} says that its input is {size[0]}x{size[1]} pixels; leave out the input size")
@@ -98,7 +98,16 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
     problems += [f"{place} is an array that belongs to no layer" for place in file.unlisted]
     problems += exchanged(file, found)
     if graph is not None and not problems:
-        problems = _misfits(file, found, graph, network, head, arguments, wishes)
+        renamed = {"pool_padding": "pool1_padding", "epsilon": "epsilon", "stride_in": "stride_in"}
+        problems = differences(
+            file,
+            found,
+            graph,
+            network.window,
+            theano="theano" in (file.backend, wishes.backend),
+            headless=not head.steps,
+            **{name: arguments[key] for key, name in renamed.items() if key in arguments},
+        )
     refuse(file.path, lineage.network, problems)
     check_data_format(file, wishes)
     backend, chosen = settle_backend(file, lineage, wishes)
@@ -357,28 +366,6 @@ def _problems(
             if shapes != {role: shape for role, shape in wanted.items() if role not in optional}:
                 problems.append(_difference(network, module, layer.name, shapes, wanted))
     return problems
-
-
-def _misfits(
-    file: KerasFile,
-    found: Found,
-    graph: Graph,
-    network: Network,
-    head: Head,
-    arguments: Mapping[str, Any],
-    wishes: Wishes,
-) -> list[str]:
-    """Describe where the model's config differs from the network recognised from its layers."""
-    renamed = {"pool_padding": "pool1_padding", "epsilon": "epsilon", "stride_in": "stride_in"}
-    return differences(
-        file,
-        found,
-        graph,
-        network.window,
-        theano="theano" in (file.backend, wishes.backend),
-        headless=not head.steps,
-        **{renamed[name]: value for name, value in arguments.items() if name in renamed},
-    )
 
 
 def _difference(

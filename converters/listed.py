@@ -71,7 +71,7 @@ def listed_around(file: KerasFile, graph: Graph) -> Listed:
     ordered = file.container != "weights"
     inputs = [layer.name for layer in file.layers if layer.kind == "InputLayer" and not layer.parents]
     if len(inputs) > 1:
-        raise ValueError(f"{file.path} lists {len(inputs)} inputs ({few(inputs)}); models with one are read")
+        raise ValueError(f"{file.path} lists {len(inputs)} inputs ({few(inputs)}); only one is supported")
     plain = [layer for layer in file.layers if not layer.arrays and layer.kind != "InputLayer"]
     if file.container == "nb_layers" or not (plain or (ordered and nested)):
         return Listed((), tuple(layer for layer in file.weighted if id(layer) not in base), ordered, False)

@@ -244,9 +244,9 @@ def settle_backend(file: KerasFile, lineage: Lineage, wishes: Wishes) -> tuple[s
 
 def settle_kernel_order(file: KerasFile, fits: dict[KernelOrder, int]) -> KernelOrder:
     """Return the kernel order with which more layers fit the network; on a tie, the one that the file specifies."""
-    said = {layer.kernel_order for layer in file.weighted if layer.kernel_order is not None}
-    if fits["oihw"] == fits["hwio"] and len(said) == 1:
-        return said.pop()
+    stored = {layer.kernel_order for layer in file.weighted if layer.kernel_order is not None}
+    if fits["oihw"] == fits["hwio"] and len(stored) == 1:
+        return stored.pop()
     return max(fits, key=lambda order: fits[order])
 
 
@@ -327,6 +327,6 @@ def settle_pool_padding(
     if lineage.name != "keras-applications-old":
         return True, []
     listed = any(layer.name == "pool1_pad" for layer in file.layers)
-    said = "the file lists pool1_pad" if listed else "as in Keras 1, since the file lists no pool1_pad"
+    reason = "the file lists pool1_pad" if listed else "as in Keras 1, since the file lists no pool1_pad"
     is_padded = "padded" if listed else "not padded"
-    return listed, [f"the first pooling is {is_padded} ({said}); change it with --pool1-padding yes or no"]
+    return listed, [f"the first pooling is {is_padded} ({reason}); change it with --pool1-padding yes or no"]

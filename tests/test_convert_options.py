@@ -230,7 +230,7 @@ def test_the_hidden_activation_of_weights_is_chosen_and_said(out, refused):
     assert "--hidden" not in "".join(convert(DATA / NESTED, out, hidden_activation="tanh", **told).choices)
     assert ("tanh",) in read_card(out).arguments["head"]
     refused(NESTED, "'maxout'", hidden_activation="maxout", **told)
-    refused(WHOLE, "its config says what lies between the dense layers; leave out", hidden_activation="relu", **CAFFE)
+    refused(WHOLE, "its config specifies the hidden activations; leave out", hidden_activation="relu", **CAFFE)
 
 
 # Input size

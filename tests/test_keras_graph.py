@@ -61,7 +61,7 @@ BROKEN = {
     "nested more than 20 deep": nested(23, [["i", 0, 0]]),
     r"its model config is broken \(KeyError": model(end=["a", 0, 0]),
     r"its model config is broken \(TypeError": model(end=["i", 0, 0]) | {"layers": None},
-    "its model has 2 inputs; models with one are read": model(end=["i", 0, 0])
+    "its model has 2 inputs; only one is supported": model(end=["i", 0, 0])
     | {"input_layers": [["i", 0, 0], ["j", 0, 0]]},
     "a Merge of mode 'mul' is not known": model(layer("a", [["i", 0, 0]], kind="Merge", mode="mul"), end=["a", 0, 0]),
 }

@@ -182,12 +182,12 @@ ANOTHER = {  # what is changed -> file, change, sentence
     "an input of no size": (
         VGG,
         lambda c: c.set("input_1", batch_input_shape=[None, 0, 0, 3]),
-        "but sizes are wanted",
+        "expected a list of sizes",
     ),
     "an input of words": (
         VGG,
         lambda c: c.set("input_1", batch_input_shape=[None, "a", {}, 3]),
-        "but sizes are wanted",
+        "expected a list of sizes",
     ),
     "a head that is normalised by the batch": (
         FLAT,
@@ -197,7 +197,7 @@ ANOTHER = {  # what is changed -> file, change, sentence
     "two outputs": (
         VGG,
         lambda c: c.model["output_layers"].append(["fc1", 0, 0]),
-        "its model has 2 outputs; models with one are read",
+        "its model has 2 outputs; only one is supported",
     ),
     "two inputs": (
         VGG,
@@ -207,7 +207,7 @@ ANOTHER = {  # what is changed -> file, change, sentence
             c.insert("block1_conv2", "Add"),
             c.rewire("new", "block1_conv1", "input_2"),
         ),
-        "its model has 2 inputs; models with one are read",
+        "its model has 2 inputs; only one is supported",
     ),
     "a shared layer": (
         VGG,

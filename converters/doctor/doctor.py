@@ -152,9 +152,11 @@ def _labels(
     if not pictures:
         raise ValueError("there are no pictures to judge by; give a few with known content, or a golden")
     if expected is None:
-        raise ValueError("what the pictures show is not said; give the expected class, or one for each picture")
+        raise ValueError("the expected answers are missing; give one class, or one for each picture")
     if card.activation == "none":
-        raise ValueError("the card says that outputs are no probabilities (activation none); give a golden instead")
+        raise ValueError(
+            "the card says that the outputs are not probabilities (activation none); give a golden instead"
+        )
     targets = [expected] * len(pictures) if isinstance(expected, str | int) else list(expected)
     if len(targets) != len(pictures):
         raise ValueError(f"{len(pictures)} pictures have {len(targets)} expected answers; give one for each")

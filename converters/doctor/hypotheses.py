@@ -127,7 +127,7 @@ def _classes(network: Network, card: Card) -> list[Change]:
     orders["from last to first"] = [*numbers[::-1]]
     changes: dict[tuple[int, ...], Change] = {tuple(numbers): _with_rows(last, "", "", numbers)}
     for name, rows in orders.items():
-        finding = f"outputs stand in another order than the card's classes: {name}"
+        finding = f"outputs are in another order than the card's classes: {name}"
         changes.setdefault(tuple(rows), _with_rows(last, f"outputs {name}", finding, rows))
     return [*changes.values()][1:]
 
@@ -202,7 +202,7 @@ def _channels(rule: Preprocessing) -> Change:
         mean, std = rule.mean[::-1], rule.std[::-1]
         return state, _with_rule(card, channels="bgr" if rule.channels == "rgb" else "rgb", mean=mean, std=std)
 
-    finding = f"colours are wanted as {other.upper()}, not {rule.channels.upper()}"
+    finding = f"colours must be {other.upper()}, not {rule.channels.upper()}"
     return Change("channels", f"channels {other}", finding, True, apply)
 
 
@@ -244,9 +244,9 @@ GENERIC = (
 def _values(card: Card, *, exact: bool) -> tuple[Change, ...]:
     """Scale, mean and std from the network's presets, other common ones, and the card's with RGB and BGR swapped."""
     as_it_is = Values.of(card.preprocessing, "as the card says")
-    own = [Values.of(preset(card.network, name), f"the preset {name} has them") for name in PRESETS[card.network][1]]
+    own = [Values.of(preset(card.network, name), f"as in the preset {name}") for name in PRESETS[card.network][1]]
     turned = replace(
-        as_it_is, words="the card has them, red for blue", mean=as_it_is.mean[::-1], std=as_it_is.std[::-1]
+        as_it_is, words="as in the card with red and blue swapped", mean=as_it_is.mean[::-1], std=as_it_is.std[::-1]
     )
     tried = [as_it_is]
     for values in (*own, *GENERIC, turned):
@@ -256,7 +256,7 @@ def _values(card: Card, *, exact: bool) -> tuple[Change, ...]:
         Change(
             "values",
             f"values {values.words}",
-            f"pixel values are wanted as {values.words}, not as the card says",
+            f"pixel values must be {values.words}, not as the card says",
             True,
             values.apply,
             usual=values in own,
@@ -339,7 +339,7 @@ def _resize(rule: Preprocessing) -> Change:
         return state, _with_rule(card, resize_rule=other)
 
     words = {"stretch": "stretched to a square", "shorter-side": "resized with their aspect kept"}
-    finding = f"pictures are wanted {words[other]}, not {words[rule.resize_rule]}"
+    finding = f"pictures must be {words[other]}, not {words[rule.resize_rule]}"
     return Change("resize", f"resize rule {other}", finding, True, apply)
 
 

@@ -330,8 +330,8 @@ def format_of(node: Node, meaning: Meaning) -> DataFormat:
         return "channels_first" if axis_of(node.settings.get("axis", -1)) == 0 else "channels_last"
     if node.kind == "Dense":
         return "channels_last"
-    said = node.settings.get("data_format")
-    return said if said in ("channels_first", "channels_last") and node.kind != "Flatten" else meaning.data_format
+    stored = node.settings.get("data_format")
+    return stored if stored in ("channels_first", "channels_last") and node.kind != "Flatten" else meaning.data_format
 
 
 def channels_first(values: Array, data_format: DataFormat) -> Array:

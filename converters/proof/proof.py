@@ -68,7 +68,7 @@ def forward(
     if (backend := backend or file.backend) is None and _major(file) < 3:
         raise ValueError(f"{file.path} does not say which backend trained it; give theano or tensorflow")
     if image.ndim != 3:
-        raise ValueError(f"the image is {image.shape}; (height, width, channels) is wanted")
+        raise ValueError(f"the image is {image.shape}; expected (height, width, channels)")
     graph = graph_of(
         file, data_format, network=network, lineage=lineage, pool1_padding=pool1_padding, epsilon=epsilon, head=head,
         hidden=hidden,

@@ -25,6 +25,11 @@ FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLE
 BROKEN = (OSError, LookupError, RuntimeError, TypeError, AttributeError, ValueError, ArithmeticError, MemoryError)
 
 
+def reason_of(error: BaseException) -> str:
+    """Return an error's message in one line, or the name of its class."""
+    return " ".join(str(error).strip("'\"").split()) or type(error).__name__
+
+
 @dataclass(frozen=True)
 class Array:
     """One dataset.
@@ -151,13 +156,9 @@ def _link(opened: h5g.GroupID, name: bytes, kind: int, file: h5py.File) -> str:
     if kind != h5l.TYPE_SOFT:
         return "a link of a kind that h5py does not know"
     target = opened.links.get_val(name).decode("utf-8", "replace")
-    place = f"{opened_place(opened)}/{name.decode('utf-8', 'replace')}"
+    group = (h5py.h5i.get_name(opened) or b"").decode("utf-8", "replace").rstrip("/")
+    place = f"{group}/{name.decode('utf-8', 'replace')}"
     return f"a soft link that leads in a circle, to {target}" if _circles(file, place) else f"a soft link, to {target}"
-
-
-def opened_place(opened: h5g.GroupID) -> str:
-    """Return the path by which a group was opened."""
-    return (h5py.h5i.get_name(opened) or b"").decode("utf-8", "replace").rstrip("/")
 
 
 def _circles(file: h5py.File, place: str) -> bool:

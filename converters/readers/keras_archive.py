@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import h5py
 
-from converters.readers.hdf5_tree import BROKEN, MOST_COMPRESSED
+from converters.readers.hdf5_tree import BROKEN, MOST_COMPRESSED, reason_of
 from converters.readers.keras_graph import parse
 from convnets_torch import files
 from convnets_torch.files import open_file
@@ -52,7 +52,7 @@ def opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         try:
             archive = zipfile.ZipFile(file)
         except BROKEN_ZIP as error:
-            raise OSError(f"{path} is a broken zip ({_reason(error)}); download it again") from None
+            raise OSError(f"{path} is a broken zip ({reason_of(error)}); download it again") from None
         with archive:
             for what in problems_of_members(path, archive):
                 raise ValueError(f"{path}: {what}; download the file again")
@@ -117,12 +117,12 @@ def version_of(path: Path, archive: zipfile.ZipFile) -> str | None:
 
 def _read(path: Path, archive: zipfile.ZipFile, name: str) -> str:
     if archive.getinfo(name).file_size > MOST_JSON:
-        raise ValueError(f"{path}: {name} has {archive.getinfo(name).file_size} bytes; that is no model")
+        raise ValueError(f"{path}: {name} has {archive.getinfo(name).file_size} bytes, too many for a model")
     try:
         with archive.open(name) as member:
             return member.read(MOST_JSON).decode()
     except BROKEN_ZIP as error:
-        raise OSError(f"{path}: {name} is broken ({_reason(error)}); download the file again") from None
+        raise OSError(f"{path}: {name} is broken ({reason_of(error)}); download the file again") from None
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def opened_weights(path: Path, archive: zipfile.ZipFile) -> Iterator[h5py.File]:
         try:
             file = h5py.File(stream, "r")
         except BROKEN as error:
-            raise OSError(f"{path}: {WEIGHTS} cannot be opened ({_reason(error)}); download the file again") from None
+            raise OSError(f"{path}: {WEIGHTS} cannot be opened ({reason_of(error)}); download the file again") from None
         with file:
             yield file
 
@@ -152,7 +152,7 @@ def _bytes_of(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> 
             with archive.open(member) as stream:  # ends after file_size bytes and verifies the checksum
                 shutil.copyfileobj(stream, temporary, 1 << 20)
         except BROKEN_ZIP as error:
-            raise OSError(f"{path}: {member.filename} is broken ({_reason(error)}); download it again") from None
+            raise OSError(f"{path}: {member.filename} is broken ({reason_of(error)}); download it again") from None
         if temporary.tell() != member.file_size:
             raise OSError(f"{path}: {member.filename} is truncated; download the file again")
         yield temporary
@@ -201,7 +201,3 @@ class Section(io.RawIOBase):
             done += read
         self.position += done
         return done
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).strip("'\"").split()) or type(error).__name__

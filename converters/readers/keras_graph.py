@@ -246,7 +246,7 @@ class _Reader:
         starts, ends = _tensors(model.config["input_layers"]), _tensors(model.config["output_layers"])
         for count, wanted, what in ((len(ends), 1, "outputs"), (len(starts), len(inputs), "inputs")):
             if count != wanted:
-                raise ValueError(f"its model has {count} {what}; models with one are read")
+                raise ValueError(f"its model has {count} {what}; only one is supported")
         done = dict(zip(starts, inputs, strict=True))
         for name, _ in starts:
             self._look(named[name], inputs)
@@ -390,13 +390,11 @@ def config_errors(what: str) -> Iterator[None]:
 def check_settings(name: str, kind: str, config: Mapping[str, Any]) -> None:
     """Raise ValueError for the first invalid setting of a layer."""
     if not isinstance(config, Mapping):
-        raise ValueError(
-            f"the model's config gives {name} the settings {_shown(config)}, but names and values are wanted"
-        )
+        raise ValueError(f"the model's config gives {name} the settings {_shown(config)}, expected an object")
     for setting, (check, wanted) in (EVERYWHERE | CHECKS.get(kind, {})).items():
         value = config.get(setting)
         if value is not None and not check(value):
-            raise ValueError(f"the model's config gives {name} the {setting} {_shown(value)}, but {wanted}")
+            raise ValueError(f"the model's config gives {name} the {setting} {_shown(value)}; expected {wanted}")
 
 
 def _shown(value: Any) -> str:
@@ -471,29 +469,29 @@ def _is_word(value: Any) -> bool:
     return isinstance(value, str)
 
 
-WORD = (_is_word, "a word is wanted")
-AXIS = (_is_axis, "the number of an axis is wanted")
-SLOPE = (_is_slope, "a number is wanted")
-PAIR = (_is_pair, "one or two whole numbers are wanted")
-SHAPE = (_is_shape, "sizes are wanted")
+WORD = (_is_word, "a string")
+AXIS = (_is_axis, "an axis number")
+SLOPE = (_is_slope, "a number")
+PAIR = (_is_pair, "one or two positive integers")
+SHAPE = (_is_shape, "a list of sizes")
 EVERYWHERE: dict[str, tuple[Check, str]] = {
-    "activation": (_is_activation, "the name of an activation is wanted"),
+    "activation": (_is_activation, "an activation name"),
     "data_format": WORD,
 }
 CHECKS: Mapping[str, dict[str, tuple[Check, str]]] = {
     "Conv2D": {
         "padding": WORD,
         **dict.fromkeys(("kernel_size", "strides", "subsample", "dilation_rate", "atrous_rate"), PAIR),
-        "groups": (_is_whole, "a whole number is wanted"),
+        "groups": (_is_whole, "a positive integer"),
     },
     "MaxPooling2D": {**dict.fromkeys(("pool_size", "strides"), PAIR), "padding": WORD},
     "AveragePooling2D": {**dict.fromkeys(("pool_size", "strides"), PAIR), "padding": WORD},
-    "ZeroPadding2D": {"padding": (_is_padding, "whole numbers are wanted")},
-    "BatchNormalization": {"epsilon": (_is_share, "a number from 0 to 1 is wanted"), "axis": AXIS},
+    "ZeroPadding2D": {"padding": (_is_padding, "non-negative integers")},
+    "BatchNormalization": {"epsilon": (_is_share, "a number from 0 to 1"), "axis": AXIS},
     "Concatenate": {"axis": AXIS},
     "Softmax": {"axis": AXIS},
     "ReLU": dict.fromkeys(("max_value", "threshold", "negative_slope"), SLOPE),
-    "Dropout": dict.fromkeys(("rate", "p"), (_is_share, "a number from 0 to 1 is wanted")),
+    "Dropout": dict.fromkeys(("rate", "p"), (_is_share, "a number from 0 to 1")),
     "LeakyReLU": dict.fromkeys(("negative_slope", "alpha"), SLOPE),
     "ELU": {"alpha": SLOPE},
     "InputLayer": dict.fromkeys(("batch_shape", "batch_input_shape"), SHAPE),

@@ -99,7 +99,7 @@ def _counted(path: Path, name: str, arrays: Sequence[Array]) -> KerasLayer:
 def _listed(path: Path, file: h5py.File, root: Group, described: Described | None) -> Iterator[KerasLayer]:
     names = texts(file[root.place].attrs, "layer_names") or []
     if len(names) > MOST_NAMES:
-        raise ValueError(f"{path} lists {len(names)} layers; that is no network")
+        raise ValueError(f"{path} lists {len(names)} layers; too many")
     if len(set(names)) < len(names):
         raise ValueError(f"{path} lists a layer twice; download the file again")
     _refuse_missing(path, file, root, names)
@@ -156,7 +156,7 @@ def _weights(path: Path, file: h5py.File, group: Group) -> list[tuple[str, Array
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: {group.place} lists an array twice; download the file again")
     if len(names) > MOST_NAMES:
-        raise ValueError(f"{path}: {group.place} lists {len(names)} arrays; that is no layer")
+        raise ValueError(f"{path}: {group.place} lists {len(names)} arrays; too many")
     kept = [name for name in names if not _is_state(group, name)]
     return [(name, check_array(path, group, name)) for name in kept]
 
@@ -263,5 +263,5 @@ def _count(path: Path, attributes: Any, name: str) -> int:
             f"{path} is broken: its {name} is not a number of layers or arrays; download it again"
         ) from None
     if not 0 <= count <= MOST_NAMES:
-        raise ValueError(f"{path} is broken: {count} layers or arrays are no network; download it again")
+        raise ValueError(f"{path} is broken: {count} layers or arrays, not 0 to {MOST_NAMES}; download it again")
     return count

@@ -120,7 +120,7 @@ class _Reader:
 
     @classmethod
     def take(cls) -> _Reader:
-        """Return an idle or a new interpreter, told to start a worker."""
+        """Return an idle or new interpreter after telling it to start a worker."""
         reader = None
         while reader is None and cls.idle:
             with contextlib.suppress(IndexError):  # another thread took the last one

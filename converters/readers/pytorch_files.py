@@ -225,7 +225,7 @@ def _problem(state: _State, tensor: Stored) -> str | None:
     """Return why a tensor must not be read, as the end of a sentence, or None."""
     storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
     if tensor.dtype not in DTYPES:
-        return f"a tensor of {tensor.dtype:.40}; real numbers of up to 64 bits are read: convert it and save again"
+        return f"a tensor of {tensor.dtype:.40}; real numbers of up to 64 bits are supported: convert it and save again"
     if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)):
         return "a tensor without shape; the file is broken, download it again"
     numbers = (*shape, *strides, tensor.offset, storage.start)

@@ -16,7 +16,7 @@ import h5py
 
 from converters.layouts import Array
 from converters.readers import arrays, keras_archive, keras_weights, legacy_h5
-from converters.readers.hdf5_tree import BROKEN, Tree, survey
+from converters.readers.hdf5_tree import BROKEN, Tree, reason_of, survey
 from converters.readers.keras_file import KerasArray, KerasFile
 from convnets_torch.files import check_regular, open_file, opened_path
 from convnets_torch.text import in_one_line
@@ -119,5 +119,4 @@ def _one_sentence(path: Path) -> Iterator[None]:
     except BROKEN as error:
         if str(path) in str(error):  # already names the file
             raise
-        reason = " ".join(str(error).strip("'\"").split()) or type(error).__name__
-        raise ValueError(f"{path} is broken ({reason}); download it again") from None
+        raise ValueError(f"{path} is broken ({reason_of(error)}); download it again") from None
