@@ -1,6 +1,6 @@
-"""Converters from the files of other frameworks to safetensors that know what they are.
+"""Convert weights files of other frameworks to safetensors files with a card.
 
-The public names are listed in `__init__.pyi` and resolved on first use: some need torch, the readers do not.
+The public names are listed in `__init__.pyi` and loaded on first use, so that the readers do not import torch.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""List what a Keras file holds without building, importing or reading any of it; hostile things are only told of."""
+"""List the contents of a Keras file without building a model, importing code or reading arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 
 from converters.readers import keras_archive
-from converters.readers.hdf5_tree import BROKEN, Array, Tree, attribute, survey, text
+from converters.readers.hdf5_tree import BROKEN, Array, Tree, attribute, reason_of, survey, text
 from converters.readers.keras_graph import parse
 from converters.readers.keras_weights import NOT_WEIGHTS
 from converters.readers.keras_words import CODE
@@ -28,13 +28,13 @@ OWN_MODULES = ("keras", "tf_keras", "tensorflow", "builtins")
 
 @dataclass(frozen=True)
 class AuditLayer:
-    """A layer, or where the file cannot be read as layers, a group with arrays.
+    """A layer or, if the file cannot be read as layers, a group with arrays.
 
     Attributes:
-        name: with the names of the models that it is in, "vgg16/block1_conv1".
-        kind: its class, or "".
-        arrays: role -> (shape, type).
-        parameters: how many numbers that is.
+        name: name including those of enclosing models, "vgg16/block1_conv1".
+        kind: class, or "".
+        arrays: role -> (shape, dtype).
+        parameters: total number of elements.
     """
 
     name: str
@@ -45,22 +45,22 @@ class AuditLayer:
 
 @dataclass(frozen=True)
 class Audit:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
         path: the file.
-        size: of it, in bytes.
-        framework: "Keras 3.15.1", or "" where it is not read as Keras's.
+        size: file size in bytes.
+        framework: "Keras 3.15.1", or "" if it cannot be read as a Keras file.
         container: as in `KerasFile`, or "".
-        version, backend: of Keras, where the file says it.
-        layers: in the order of the file.
-        parameters: of all layers.
-        unlisted: places of arrays that no layer lists.
-        optimizer_arrays, optimizer_bytes: what training kept beside the weights.
+        version, backend: Keras version and backend, if the file specifies them.
+        layers: in file order.
+        parameters: total number of elements of all layers.
+        unlisted: paths of arrays that belong to no layer.
+        optimizer_arrays, optimizer_bytes: number and size of optimizer arrays.
         training: the loss, optimizer and metrics that the file names, as stored.
-        code: what a loader would import or run: Lambda layers, classes that are not Keras's own; where and what.
-        problems: what Keras never writes: links, values elsewhere, sizes that do not fit, damage; where and what.
-        refused: why `read_keras` does not read it, or None.
+        code: what a loader would import or run, such as Lambda layers and custom classes, with locations.
+        problems: what Keras never writes, such as links, external storage, wrong sizes and damage, with locations.
+        refused: why `read_keras` refuses the file, or None.
     """
 
     path: str
@@ -80,12 +80,12 @@ class Audit:
     refused: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
+        """Return all attributes as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Audit:
-        """The inverse of `to_dict`, also after JSON has made lists of all tuples."""
+        """The inverse of `to_dict`, also after JSON has turned tuples into lists."""
         layers = []
         for layer in values["layers"]:
             arrays = {role: (tuple(shape), dtype) for role, (shape, dtype) in layer["arrays"].items()}
@@ -96,7 +96,7 @@ class Audit:
 
 @dataclass
 class _Found:
-    """What is gathered on the way, before the file is known to be readable."""
+    """Findings collected before it is known whether the file is readable."""
 
     problems: list[str] = field(default_factory=list)
     code: list[str] = field(default_factory=list)
@@ -105,10 +105,10 @@ class _Found:
 
 
 def audit(path: str | os.PathLike[str]) -> Audit:
-    """List what an `.h5` or `.keras` file holds.
+    """List the contents of an `.h5` or `.keras` file.
 
     Raises:
-        OSError: there is no such file.
+        OSError: the file does not exist.
 
     >>> found = audit("alexnet_weights.h5")
     >>> found.framework, found.parameters, found.code, found.problems
@@ -122,7 +122,7 @@ def audit(path: str | os.PathLike[str]) -> Audit:
             file = _opened(path, found, stack)
             _look(file, found)
     except (*BROKEN, zipfile.BadZipFile) as error:
-        found.problems.append(_one_line(error))
+        found.problems.append(reason_of(error))
     optimizer = [array for array in found.arrays if _is_optimizer(array)]
     common: dict[str, Any] = {
         "path": str(path),
@@ -138,7 +138,7 @@ def audit(path: str | os.PathLike[str]) -> Audit:
     except (OSError, ValueError) as error:
         rest = tuple(_groups([array for array in found.arrays if not _is_optimizer(array)]))
         parameters = sum(layer.parameters for layer in rest)
-        return Audit(**common, layers=rest, parameters=parameters, refused=_one_line(error))
+        return Audit(**common, layers=rest, parameters=parameters, refused=reason_of(error))
     layers = tuple(
         AuditLayer(
             "/".join((*layer.parents, layer.name)),
@@ -167,7 +167,7 @@ def _opened(path: Path, found: _Found, stack: ExitStack) -> h5py.File:
     archive = stack.enter_context(zipfile.ZipFile(opened))
     found.problems.extend(keras_archive.problems_of_members(path, archive))
     if found.problems:
-        raise ValueError("its members are not looked into")
+        raise ValueError("its members are not examined")
     config = keras_archive.config_of(path, archive)
     found.code.extend(_code(config))
     found.training = config.get("compile_config")
@@ -185,7 +185,7 @@ def _look(file: h5py.File, found: _Found) -> None:
             else:
                 found.training = files.loads(stored)
         except ValueError as error:
-            found.problems.append(f"{name}: {_one_line(error)}")
+            found.problems.append(f"{name}: {reason_of(error)}")
     tree: Tree = survey(file)
     found.arrays.extend(tree.root.arrays())
     found.problems.extend(f"{problem.place} is {problem.what}" for problem in tree.problems)
@@ -193,9 +193,9 @@ def _look(file: h5py.File, found: _Found) -> None:
 
 
 def _code(config: Any, where: str = "the model", level: int = 0) -> Iterator[str]:
-    """What a loader would import or run, anywhere in a config."""
+    """Yield descriptions of what a loader would import or run, anywhere in a config."""
     if level > 200:
-        yield f"{where}: nested too deeply to look further"
+        yield f"{where}: nested too deeply to examine"
         return
     if isinstance(config, list):
         for entry in config:
@@ -207,7 +207,7 @@ def _code(config: Any, where: str = "the model", level: int = 0) -> Iterator[str
     where = str(named) if isinstance(named, str) else where
     kind, module, registered = (config.get(word) for word in ("class_name", "module", "registered_name"))
     if kind in (*CODE, "__lambda__"):
-        yield f"{where} is a {kind}, which carries or calls Python code"
+        yield f"{where} is a {kind}, which contains or calls Python code"
     elif isinstance(kind, str) and isinstance(module, str) and module.split(".")[0] not in OWN_MODULES:
         yield f"{where} is {module}.{kind}, which is not Keras's own"
     elif isinstance(registered, str) and ">" in registered:
@@ -222,14 +222,10 @@ def _is_optimizer(array: Array) -> bool:
 
 
 def _groups(arrays: list[Array]) -> Iterator[AuditLayer]:
-    """Arrays by the group that they lie in, where the file is not read as layers."""
+    """Group arrays by HDF5 group, for a file that cannot be read as layers."""
     groups: dict[str, list[Array]] = {}
     for array in arrays:
         groups.setdefault(array.place.rpartition("/")[0] or "/", []).append(array)
     for place, held in groups.items():
         shapes = {array.place.rpartition("/")[2]: (array.shape, array.dtype) for array in held}
         yield AuditLayer(place, "", shapes, sum(prod(array.shape) for array in held))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).strip("'\"").split()) or type(error).__name__

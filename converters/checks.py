@@ -1,8 +1,9 @@
-"""Checks of a file against its network: swapped layers, what is wired to what, and what stands before the first layer.
+"""Check a file against its network: swapped layers, settings and connections, and preprocessing layers.
 
-Names and shapes do not tell a tanh from a ReLU, an average from a maximum, a moved stride or a dropped shortcut. The
-outputs of both graphs become numbers that are equal only where the same is computed of the same; each layer with
-weights is then compared by its settings and by what it reads, and the end by what the head reads.
+Names and shapes cannot distinguish tanh from ReLU, average from max pooling, or reveal a moved stride or a dropped
+shortcut. Therefore each node output of both graphs is given a number (hash consing): two numbers are equal if and only
+if both nodes apply the same computation to the same inputs. Layers with weights are then compared by settings and
+input, and the two graphs by the node that feeds the head.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from converters.names import Found
 from converters.plan import Wishes
 from converters.proof.architectures import graph_of_lineage
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
-from converters.readers.keras_graph import LARGEST, Graph, Node, told_of
+from converters.readers.keras_graph import LARGEST, Graph, Node, config_errors
 from converters.readers.keras_words import (
     ACTIVATIONS,
     CODE,
@@ -31,16 +32,16 @@ from converters.readers.keras_words import (
     pair_of,
 )  # fmt: skip
 
-LONGEST = 1000  # letters of an array's name that are looked at
+LONGEST = 1000  # characters of an array's name that are examined
 
 
 def exchanged(file: KerasFile, found: Found) -> list[str]:
-    """Everything that two tellings of a file do not agree on, in a few words each."""
+    """Describe layers that appear swapped, judging by array names and group numbers."""
     return [*_by_array_names(file), *_by_numbers(file, found)]
 
 
 def _by_array_names(file: KerasFile) -> list[str]:
-    """Arrays whose own names are those of another layer: two layers of one shape have been exchanged."""
+    """Describe arrays named after another layer than the one that lists them."""
     names = {layer.name for layer in file.weighted}
     problems = []
     for layer in file.weighted:
@@ -52,7 +53,7 @@ def _by_array_names(file: KerasFile) -> list[str]:
 
 
 def _by_numbers(file: KerasFile, found: Found) -> list[str]:
-    """Layers whose names tell of another order than their groups, which are numbered as `model.layers` counts."""
+    """Describe layers whose names are in another order than their groups, which follow `model.layers`."""
     if file.container != "weights" or not file.named or found.lineage.automatic:
         return []
     groups = {
@@ -75,7 +76,7 @@ def _by_numbers(file: KerasFile, found: Found) -> list[str]:
 
 
 def _own_name(array: KerasArray, names: set[str]) -> str | None:
-    """The layer that an array's name tells of: "/conv1_2/conv1_2_W" and "/block1_conv1/block1_conv1/kernel:0"."""
+    """Return the layer named in an array's path: "/conv1_2/conv1_2_W" or "/block1_conv1/block1_conv1/kernel:0"."""
     *folders, last = array.place.strip("/").split("/")
     candidates = [folders[-1] if folders else ""]
     pieces = last[:LONGEST].split(":")[0].split("_")
@@ -83,13 +84,13 @@ def _own_name(array: KerasArray, names: set[str]) -> str | None:
     return next((name for name in (*candidates[1:], candidates[0]) if name in names), None)  # the longest first
 
 
-ALEXNETS_OWN = ("SplitTensor", "CrossChannelNormalization")  # both Lambda layers in a config, which tells no more
+ALEXNETS_OWN = ("SplitTensor", "CrossChannelNormalization")  # both are Lambda layers in a config
 POOLED = ("GlobalAveragePooling2D", "GlobalMaxPooling2D")
 READERS = (*POOLED, "Flatten")
 BEFORE_READER = (*READERS, *IDENTITIES, *ACTIVATIONS, "Dense", "BatchNormalization", "AveragePooling2D")
 ALIASES = {"swish": "silu"}
-MOST_SOURCES = 4  # that are named of what a layer reads
-MOST_SAID = 6  # differences; one mistake in a graph often shows in many layers
+MOST_SOURCES = 4  # inputs shown in the description of a term
+MOST_REPORTED = 6  # differences; one mistake in a graph often shows in many layers
 
 Key = tuple[tuple[str, ...], str]
 Pair = tuple[int, int]
@@ -97,10 +98,10 @@ Pair = tuple[int, int]
 
 @dataclass
 class _Terms:
-    """Outputs of layers as numbers: two are equal if and only if the same is computed of the same."""
+    """Numbers layer outputs: two numbers are equal if and only if operation and inputs are equal."""
 
     numbers: dict[tuple[Any, ...], int] = field(default_factory=dict)
-    words: list[tuple[Any, ...]] = field(default_factory=list)  # (what, *numbers of what it is computed of)
+    words: list[tuple[Any, ...]] = field(default_factory=list)  # (operation, *numbers of its inputs)
 
     def of(self, what: Any, *sources: int) -> int:
         term = (what, *sources)
@@ -110,7 +111,7 @@ class _Terms:
         return self.numbers[term]
 
     def describe(self, number: int, depth: int = 3) -> str:
-        """In the words of Keras: "relu(Add(bn2a_branch2c, bn2a_branch1))"."""
+        """Describe a term in Keras's terms: "relu(Add(bn2a_branch2c, bn2a_branch1))"."""
         (kind, *settings), *sources = self.words[number]
         if kind == "layer":
             return str(settings[0][1])
@@ -122,7 +123,7 @@ class _Terms:
 
 
 def _short(setting: Any) -> str:
-    """A size as 2x2; data formats and whole configs are left out."""
+    """Format a size as 2x2; omit data formats and whole configs."""
     if isinstance(setting, str):
         return setting if setting in ("same", "full") else ""
     return "x".join(map(str, setting))
@@ -133,8 +134,8 @@ class _Read:
     """A graph as terms.
 
     Attributes:
-        layers: of each layer with weights, its settings and the number of what it reads.
-        terms: of each node's output.
+        layers: layer with weights -> (settings, number of its input).
+        terms: node -> number of its output.
     """
 
     layers: Mapping[Key, tuple[Mapping[str, Any], int]]
@@ -144,19 +145,19 @@ class _Read:
 def differences(
     file: KerasFile, found: Found, theirs: Graph, window: Pair, *, theano: bool, headless: bool, **assumptions: Any
 ) -> list[str]:
-    """Where the config's convolutional part is not the network, each in a few words; nothing where it is.
+    """Describe where the config's convolutional part differs from the network; empty if it does not.
 
     Args:
-        file: with a config.
-        found: the network in it.
+        file: a file with a config.
+        found: the network recognised in it.
         theirs: the config's graph.
         window: (h, w) of the map that the head reads.
-        theano: whether Theano trained it, whose `same` pads both sides alike at any stride.
+        theano: whether Theano trained it; its `same` padding is symmetric at any stride.
         headless: whether the model has no dense layers.
-        assumptions: those of `graph_of_lineage` that are arguments of the network.
+        assumptions: arguments of the network that `graph_of_lineage` takes.
 
     Raises:
-        ValueError: the config is broken.
+        ValueError: the config is malformed.
     """
     base = {id(layer) for layer in found.base.values()}
     alone = replace(file, layers=tuple(layer for layer in file.layers if id(layer) in base))
@@ -168,24 +169,26 @@ def differences(
         _read(file.path, graph, keys, terms, theano=theano, alexnet=lineage.network == "alexnet")
         for graph in (ours, theirs)
     )
-    said = []
+    problems = []
     for key, (settings, source) in wanted.layers.items():
         if key not in read.layers:
-            said.append(f"{key[1]} is not on the way from the input to the output")
+            problems.append(f"{key[1]} is not on the way from the input to the output")
             continue
         other, other_source = read.layers[key]
         if other.keys() != settings.keys():
-            said.append(f"{key[1]} is a {other.get('class', 'layer')} of another class than its network's")
+            problems.append(f"{key[1]} is a {other.get('class', 'layer')}, not of its network's class")
             continue
-        said += [f"{key[1]} has {word} {other[word]}, not {value}" for word, value in settings.items()
+        problems += [f"{key[1]} has {word} {other[word]}, not {value}" for word, value in settings.items()
                  if other[word] != value]  # fmt: skip
         if other_source != source:
-            said.append(f"{key[1]} reads {terms.describe(other_source)}, not {terms.describe(source)}")
+            problems.append(f"{key[1]} reads {terms.describe(other_source)}, not {terms.describe(source)}")
     end, wanted_end = read.terms[_end(theirs, keys, window, headless=headless)], wanted.terms[ours.output]
     if end != wanted_end:
         reader = "the model ends with" if headless else "its head reads"
-        said.append(f"{reader} {terms.describe(end)}, not {terms.describe(wanted_end)}")
-    return said if len(said) <= MOST_SAID else [*said[:MOST_SAID], f"and {len(said) - MOST_SAID} differences more"]
+        problems.append(f"{reader} {terms.describe(end)}, not {terms.describe(wanted_end)}")
+    if (more := len(problems) - MOST_REPORTED) > 0:
+        problems[MOST_REPORTED:] = [f"and {more} more differences"]
+    return problems
 
 
 def _key(layer: KerasLayer) -> Key:
@@ -197,7 +200,7 @@ def _read(path: Path, graph: Graph, keys: set[Key], terms: _Terms, *, theano: bo
     outputs: dict[str, int] = {}
     beginning = terms.of(("input",))
     for node in graph.nodes:
-        with told_of(f"{path}: layer {node.name} ({node.kind})"):
+        with config_errors(f"{path}: layer {node.name} ({node.kind})"):
             sources = [outputs[name] for name in node.inputs]
             name, words = activation_of(node.settings) if node.layer is not None else ("linear", {})
             if node.layer is not None and _key(node.layer) in keys:
@@ -205,7 +208,7 @@ def _read(path: Path, graph: Graph, keys: set[Key], terms: _Terms, *, theano: bo
                 layers[_key(node.layer)] = settings, source
                 term = terms.of(("layer", _key(node.layer)))
             elif not sources or (set(sources) == {beginning} and node.layer is None and node.kind != "ZeroPadding2D"):
-                term = beginning  # what stands before the first convolution is the preprocessing's
+                term = beginning  # layers before the first convolution belong to the preprocessing
             else:
                 term = _term(node, sources, graph, terms, alexnet)
             outputs[node.name] = _activated(term, name, words, terms)
@@ -215,7 +218,7 @@ def _read(path: Path, graph: Graph, keys: set[Key], terms: _Terms, *, theano: bo
 def _settings(
     node: Node, sources: Sequence[int], graph: Graph, terms: _Terms, theano: bool
 ) -> tuple[dict[str, Any], int]:
-    """What a layer with weights is told beside them, and what it reads: paddings before it are its own."""
+    """Return the settings and the input of a layer with weights; a ZeroPadding2D before it counts as its padding."""
     settings, source = node.settings, sources[0]
     if node.kind == "BatchNormalization":
         return {
@@ -235,7 +238,7 @@ def _settings(
         if settings["padding"] == "same" and (theano or strides == (1, 1) or reach == [0, 0]):
             padding = _sum(edges, tuple((total // 2, total - total // 2) for total in reach))
         else:
-            padding = settings["padding"]  # of a width that depends on the picture's
+            padding = settings["padding"]  # its width depends on the input size
     return {
         "strides": strides,
         "dilation": dilation,
@@ -257,7 +260,7 @@ def _has_bias(node: Node) -> bool:
 
 
 def _kernel_size(node: Node) -> Pair:
-    """Of the array: a graph of an architecture has no settings for it."""
+    """Return the array's kernel size, as graphs of architectures have no setting for it."""
     if node.layer is None:
         return pair_of(node.settings.get("kernel_size", 1))
     shape = node.layer.arrays["kernel"].shape
@@ -282,14 +285,14 @@ def _term(node: Node, sources: Sequence[int], graph: Graph, terms: _Terms, alexn
         return terms.of((kind, _axis(settings.get("axis", -1), graph)), *sources)
     if kind in ALEXNETS_OWN or (kind == "Lambda" and alexnet):
         return terms.of(("Lambda",), *sources)
-    told = {key: value for key, value in settings.items() if key not in ("name", "trainable", "dtype")}
-    return terms.of((kind, json.dumps(told, sort_keys=True, default=str)), *sources)
+    kept = {key: value for key, value in settings.items() if key not in ("name", "trainable", "dtype")}
+    return terms.of((kind, json.dumps(kept, sort_keys=True, default=str)), *sources)
 
 
 def _activated(term: int, name: str, words: Mapping[str, Any], terms: _Terms) -> int:
     name = ALIASES.get(name, name)
-    told = tuple(sorted((word, value) for word, value in words.items() if value))
-    return term if name == "linear" else terms.of((name, told), term)
+    parameters = tuple(sorted((word, value) for word, value in words.items() if value))
+    return term if name == "linear" else terms.of((name, parameters), term)
 
 
 def _padded(term: int, edges: tuple[Pair, Pair], terms: _Terms) -> int:
@@ -300,7 +303,7 @@ def _padded(term: int, edges: tuple[Pair, Pair], terms: _Terms) -> int:
 
 
 def _end(graph: Graph, keys: set[Key], window: Pair, *, headless: bool) -> str:
-    """The node of the map that the head reads: before Flatten or global pooling, or a pooling of the whole window."""
+    """Return the node whose map the head reads: before Flatten, global pooling or pooling of the whole window."""
     chain = [graph[graph.output]]
     while _before_reader(chain[-1], keys):
         chain.append(graph[chain[-1].inputs[0]])
@@ -323,8 +326,8 @@ def _before_reader(node: Node, keys: set[Key]) -> bool:
 
 
 def _format(node: Node, graph: Graph) -> str:
-    said = node.settings.get("data_format")
-    return said if said in ("channels_first", "channels_last") else graph.data_format
+    stored = node.settings.get("data_format")
+    return stored if stored in ("channels_first", "channels_last") else graph.data_format
 
 
 def _axis(value: Any, graph: Graph) -> str:
@@ -332,11 +335,11 @@ def _axis(value: Any, graph: Graph) -> str:
     return "channels" if axis == (1 if graph.data_format == "channels_first" else 3) else str(axis)
 
 
-# What an architecture leaves open
+# What an architecture leaves open, and layers before the first convolution
 
 
 def epsilons(graph: Graph, found: Found) -> set[float]:
-    """The epsilons of the convolutional part's batch normalisations."""
+    """Return the epsilons of the batch normalisations in the convolutional part."""
     base = {id(layer) for layer in found.base.values() if layer.kind == "BatchNormalization"}
     return {
         float(node.setting("epsilon", default=KERAS_EPSILON))
@@ -346,7 +349,7 @@ def epsilons(graph: Graph, found: Found) -> set[float]:
 
 
 def stride_place(graph: Graph | None) -> str:
-    """Where ResNet50's blocks stride: Keras's own in the first 1x1 convolution."""
+    """Return which convolution strides in ResNet50's blocks, "1x1" (as in Keras's own) or "3x3"."""
     convolutions = [node for node in graph.nodes if node.kind == "Conv2D"] if graph is not None else []
     shapes = [
         tuple(pair_of(node.setting(word, default=1)) for word in ("kernel_size", "strides")) for node in convolutions
@@ -357,16 +360,16 @@ def stride_place(graph: Graph | None) -> str:
 def reads_pixels(
     file: KerasFile, graph: Graph | None, found: Found, named: bool
 ) -> tuple[tuple[float, float] | None, list[str]]:
-    """What the model does to its input before the first convolution.
+    """Return the preprocessing that the model applies before the first convolution.
 
     Args:
-        named: whether the user named the preprocessing, which code in the model is then taken to be a part of.
+        named: whether the user named the preprocessing; Lambda layers in the model are then assumed to be part of it.
 
     Returns:
-        (scale, offset) of a Rescaling layer, or None; and what was chosen for want of better.
+        (scale, offset) of a Rescaling layer, or None; and notes on the assumptions made.
 
     Raises:
-        ValueError: a layer that cannot be read stands there.
+        ValueError: an unsupported layer precedes the first convolution.
     """
     if graph is None:
         return None, []
@@ -379,7 +382,7 @@ def reads_pixels(
             scale, offset = node.settings.get("scale", 1.0), node.settings.get("offset", 0.0)
             if not all(isinstance(value, int | float) and abs(value) <= LARGEST for value in (scale, offset)):
                 raise ValueError(
-                    f"{file.path}: {node.own_name} scales the colours by {scale!r}, {offset!r}; numbers are read"
+                    f"{file.path}: {node.own_name} has scale {scale!r} and offset {offset!r}; numbers are required"
                 )
             rescaling = float(scale), float(offset)
         elif node.kind in CODE and named:
@@ -395,15 +398,15 @@ def reads_pixels(
 
 
 def listed_front(file: KerasFile, front: Sequence[KerasLayer], wishes: Wishes) -> list[str]:
-    """What was chosen for layers that a file of weights lists before the first convolution.
+    """Return notes on layers that a weights file lists before the first convolution.
 
     Raises:
-        ValueError: the user did not name the preprocessing, which they are a part of.
+        ValueError: the user did not name the preprocessing that these layers are part of.
     """
     names = [layer.name for layer in front]
     if wishes.preprocessing is None:
         raise ValueError(
-            f"{file.path} lists {few(names)} before the first convolution, and not what is done there; name the"
+            f"{file.path} lists {few(names)} before the first convolution, but not what these layers do; name the"
             " whole preprocessing with --preprocessing"
         )
     return _prepares(names)
@@ -412,4 +415,4 @@ def listed_front(file: KerasFile, front: Sequence[KerasLayer], wishes: Wishes) -
 def _prepares(names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    return [f"{few(names)} before the first convolution is taken to be part of the preprocessing you named"]
+    return [f"{few(names)} before the first convolution is assumed to be part of the preprocessing you named"]

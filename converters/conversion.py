@@ -1,6 +1,6 @@
 """Convert a file of another framework to safetensors.
 
-Torch is imported only when the process that reads the file has begun (see `converters.readers.process`).
+Torch is imported only after the reading process has started (see `converters.readers.process`).
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ if TYPE_CHECKING:
     from converters.readers.pytorch_files import TensorJob
 
 MOST_BYTES = 10_000_000
-LONGEST = 1000  # letters of a name; a card with a longer one is refused
+LONGEST = 1000  # characters of a class name; cards refuse longer ones
 
 
 def check_names(what: str, names: Sequence[str]) -> None:
     """Raise ValueError for the first name that is too long for a card."""
     for number, name in enumerate(names, start=1):
         if len(name) > LONGEST:
-            raise ValueError(f"{what}: class name {number} has {len(name)} letters; up to {LONGEST} are wanted")
+            raise ValueError(f"{what}: class name {number} has {len(name)} characters; at most {LONGEST} are allowed")
 
 
 def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The names of classes 0, 1, 2, ... in the order of their lines (UTF-8).
+    """Read the names of classes 0, 1, 2, ..., one per line (UTF-8).
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it is no text, is empty, has an empty line before its last, or a name of over 1,000 letters.
+        OSError: the file does not exist.
+        ValueError: the file is not text, is empty, has an empty line other than at its end, or has a name of more than
+            1,000 characters.
 
     >>> from pathlib import Path
     >>> Path("labels.txt").write_text("cat\\ndog\\n")
@@ -57,26 +58,26 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
     names = tuple(line.strip() for line in text.rstrip().splitlines())
     if not names or not all(names):
         place = f"line {names.index('') + 1} is" if names else "all of it is"
-        raise ValueError(f"{path}: {place} empty; one class name on each line is wanted")
+        raise ValueError(f"{path}: {place} empty; write one class name per line")
     check_names(str(path), names)
     return names
 
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-PICKLE_MAGIC = b"\x80\x02"  # of PyTorch's files before 2020
+PICKLE_MAGIC = b"\x80\x02"  # start of PyTorch files from before 2020
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
         source: the file that was read.
         destination: the file that was written.
-        card: what the weights are, as it stands in the file.
-        rows: one for each of our parameters, in the order of the network.
-        choices: sentences on what the file does not say and was therefore chosen.
-        proof: the largest error of each layer; empty where no proof was asked for.
+        card: the card in the written file.
+        rows: one for each of our parameters, in network order.
+        choices: notes on assumptions made because the file does not specify something.
+        proof: the largest error of each layer; empty if no proof was requested.
     """
 
     source: Path
@@ -106,38 +107,38 @@ def convert(
 ) -> Report:
     """Convert weights to a safetensors file with a card.
 
-    Read are AlexNet, VGG16 and VGG19 of convnets-keras; VGG16, VGG19, ResNet50 and InceptionV3 of keras-applications;
-    users' own models on them, with any dense head or none; in `.h5`, `.weights.h5` and `.keras` files of Keras 0.3 to
-    3; and `.pth` files of torchvision's VGG16, VGG19 and ResNet50, and of EfficientNet-Lite0. Every array of the file
-    and every parameter of the network is accounted for before anything is written. The same source and options give
-    the same bytes.
+    Supported are AlexNet, VGG16 and VGG19 of convnets-keras; VGG16, VGG19, ResNet50 and InceptionV3 of
+    keras-applications, also without a head or with a custom dense head, in `.h5`, `.weights.h5` and `.keras` files of
+    Keras 0.3 to 3; and `.pth` files of torchvision's VGG16, VGG19 and ResNet50, and of EfficientNet-Lite0. Every array
+    of the file and every parameter of the network is accounted for before anything is written. The same source and
+    options give the same bytes.
 
     Args:
         source: the file to read.
-        destination: the file to write; None puts it into the user's cache under the network's name.
-        backend: "theano" or "tensorflow", what trained the weights; needed only where neither the file nor its
-            lineage says it. Kernels trained by Theano are flipped.
-        data_format: "channels_first" or "channels_last", how the network was trained; needed only for weights without
+        destination: the file to write; None writes to the user's cache, under the network's name.
+        backend: "theano" or "tensorflow", whichever trained the weights; needed only if neither the file nor its
+            lineage determines it. Kernels trained by Theano are flipped.
+        data_format: "channels_first" or "channels_last", the format used in training; needed only for weights without
             config of Keras 2.0 and 2.1.
-        preprocessing: a preset of the network or a JSON file with the fields of `Preprocessing`; None for the one of
+        preprocessing: a preset of the network or a JSON file with the fields of `Preprocessing`; None for that of the
             released weights, or of the model's own Rescaling layer.
-        activation: "softmax", "sigmoid" or "none", of the outputs, where the file has no config; softmax by default.
-        hidden_activation: between the dense layers of a head without config; relu by default.
-        pool1_padding: whether ResNet50 pads before its first pooling, where no config says it.
-        input_size: (height, width) in pixels of the pictures that a head of the user's own was trained on, where no
-            config says it; for a Flatten without it, a square of as many cells as the dense layer reads.
-        classes: names of the classes, or a text file with one on each line; None for ImageNet's where there are 1,000.
-        layout: "torchvision" writes VGG under the names of torchvision's parameters.
-        proof: compute what the source file means beside the converted network; nothing is written where they differ.
-        isolated: read the file in a process of its own, which may crash.
+        activation: output activation, "softmax", "sigmoid" or "none", for a file without config; softmax by default.
+        hidden_activation: activation between the dense layers of a head without config; relu by default.
+        pool1_padding: whether ResNet50 pads before its first pooling, for a file without config.
+        input_size: (height, width) in pixels of the pictures that a custom head was trained on, for a file without
+            config; by default, the size of a Flatten's map is inferred as a square from the dense layer's rows.
+        classes: class names, or a text file with one per line; None for ImageNet's if there are 1,000 outputs.
+        layout: "torchvision" writes VGG with torchvision's parameter names.
+        proof: also compute the source model in NumPy; nothing is written if the converted network differs from it.
+        isolated: read the file in a separate process, so that a crash of the reader does not end this one.
 
     Returns:
-        What was done with each array.
+        A report of what was done with each array.
 
     Raises:
-        OSError: `source` cannot be read or `destination` cannot be written; an older file there survives.
-        ValueError: the file is not known or not complete, holds NaN or infinite values, needs an option, or fails
-            its proof.
+        OSError: `source` cannot be read or `destination` cannot be written; an existing destination is kept.
+        ValueError: the file is unknown or incomplete, holds NaN or infinite values, needs an option, or fails its
+            proof.
 
     >>> report = convert("alexnet_weights.h5", "converted.safetensors")
     >>> report.card.network, report.rows[0].source, report.rows[0].change
@@ -162,20 +163,20 @@ def convert(
         destination = _in_cache(plan.network) if destination is None else Path(destination)
         with ThreadPoolExecutor(1) as beside:
             digest = beside.submit(sha256, source)
-            # As long as the card with the digest, which takes its time.
+            # A card of the final length: the header's size must be known before the digest is computed.
             placeholder = _card(source, plan, class_names, layout, "0" * 64)
             with filling(destination, shapes, {KEY: placeholder.to_json()}) as file:
                 _fill(source, plan, names, file, call)
                 proven = _prove(source, kind, described, plan, placeholder, names, file, call) if proof else ()
                 card = _card(source, plan, class_names, layout, digest.result())
                 if _identity(source) != before:
-                    raise ValueError(f"{source} has changed while it was read; convert it anew")
+                    raise ValueError(f"{source} changed while it was read; convert it again")
                 file.metadata = {KEY: card.to_json()}
     return Report(source, destination, card, tuple(step.row for step in plan.steps), plan.choices, proven)
 
 
 def _kind(source: Path) -> str:
-    """ "keras", "pytorch", or "zip" that may be either, by what the file begins with."""
+    """Return "keras", "pytorch" or (for a zip, which may be either) "zip", by the file's first bytes."""
     with open_file(source) as file:
         start = file.read(8)
     if not start:
@@ -185,12 +186,12 @@ def _kind(source: Path) -> str:
     if start.startswith(PICKLE_MAGIC):
         return "pytorch"
     if start.startswith((HDF5_MAGIC, b"PK")) or source.suffix.lower() in (".h5", ".hdf5", ".keras"):
-        return "keras"  # whose reader says what else may be wrong
-    raise ValueError(f"{source} is neither HDF5 (.h5), .keras nor a file of PyTorch (.pth); name a weights file")
+        return "keras"  # its reader reports any other problem
+    raise ValueError(f"{source} is neither HDF5 (.h5), .keras nor a PyTorch file (.pth); give a weights file")
 
 
 def _identity(source: Path) -> tuple[int, ...]:
-    """What is another where a file was changed, or another one took its name; the file is read more than once."""
+    """Return values that differ once a file is modified or replaced: the file is read more than once."""
     found = source.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
@@ -201,9 +202,9 @@ def _plan(source: Path, kind: str, described: dict[str, Any], wishes: Wishes) ->
         from converters.readers.keras_file import KerasFile
 
         return plan_keras(KerasFile.from_dict(described), wishes)
-    from converters.pytorch import Told, plan_pytorch
+    from converters.pytorch import TensorInfo, plan_pytorch
 
-    tensors = {name: Told(tuple(told["shape"]), told["dtype"]) for name, told in described.items()}
+    tensors = {name: TensorInfo(tuple(told["shape"]), told["dtype"]) for name, told in described.items()}
     return plan_pytorch(source, tensors, wishes)
 
 
@@ -228,17 +229,17 @@ def _class_names(
     if wanted is None:
         raise ValueError(f"{source} has no head, so no classes to name; leave out the class names")
     if len(names) != wanted:
-        hint = " (the single output is the probability of the one class that it stands for)" if wanted == 1 else ""
+        hint = " (a single output is the probability of one class)" if wanted == 1 else ""
         raise ValueError(
             f"{len(names)} class names for the {wanted} outputs of {source}{hint}; name each once, in order"
         )
     if [synsets.leading_wnid(name) for name in names] == [synsets.wnid(class_id) for class_id in range(1000)]:
-        return "imagenet-1k"  # "n01440764 tench, Tinca tinca" and so on
+        return "imagenet-1k"  # names like "n01440764 tench, Tinca tinca"
     return names
 
 
 def _names(source: Path, plan: Plan, layout: str | None) -> dict[str, str]:
-    """Our parameter -> its name in the file to write."""
+    """Return our parameter -> its name in the file to write."""
     ours = [step.row.parameter for step in plan.steps]
     if layout is None:
         return {name: name for name in ours}
@@ -274,13 +275,13 @@ def _card(
 
 
 def _summary(plan: Plan) -> tuple[str, ...]:
-    """The changes, counted: "3 arrays flipped, concatenated"."""
+    """Return the number of arrays for each change: "3 arrays flipped, concatenated"."""
     counts = Counter(step.row.change for step in plan.steps)
     return tuple(f"{count} arrays {change}" for change, count in counts.items())
 
 
 def _fill(source: Path, plan: Plan, names: dict[str, str], file: Filling, call: Call) -> None:
-    """Have the values of all parameters written, by the process that reads."""
+    """Write the values of all parameters, in the reading process."""
     places = [
         (step, file.places[names[step.row.parameter]], file.arrays[names[step.row.parameter]]) for step in plan.steps
     ]
@@ -310,7 +311,7 @@ def _prove(
     call: Call,
 ) -> tuple[ProofRow, ...]:
     if kind != "keras":
-        raise ValueError(f"{source} is a file of PyTorch, which means what it says; leave out the proof")
+        raise ValueError(f"{source} is a PyTorch file; only Keras files can be proven, so leave out the proof")
     from converters.proof.proving import prove
 
     arrays = {parameter: file.arrays[name] for parameter, name in names.items()}

@@ -1,4 +1,4 @@
-"""Which dense layers follow the convolutions, what reads the feature map, and which activations lie between."""
+"""Plan a network's head: how the feature map becomes a vector, the dense layers and the activations between them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ READS = {"Flatten": "flatten", "GlobalAveragePooling2D": "average", "GlobalMaxPo
 CHAIN = ("Dense", "Activation", "BatchNormalization", "ReLU", "LeakyReLU", "ELU", "Softmax", "AveragePooling2D")
 PLAIN = {"relu": "relu", "relu6": "relu6", "selu": "selu", "gelu": "gelu", "silu": "silu", "swish": "silu",
          "sigmoid": "sigmoid", "tanh": "tanh", "softplus": "softplus"}  # fmt: skip
-NUMBERED = {"leaky_relu": "LeakyReLU", "elu": "ELU"}  # activations that are layers with a number
-OWN_READERS = ("avg_pool", "max_pool")  # names of Keras's own networks
-MAPS = ("MaxPooling2D", "Concatenate", "Add")  # what a convolutional part may end with
+NUMBERED = {"leaky_relu": "LeakyReLU", "elu": "ELU"}  # activation layers with a numeric parameter
+OWN_READERS = ("avg_pool", "max_pool")  # pooling layer names in Keras's own networks
+MAPS = ("MaxPooling2D", "Concatenate", "Add")  # layers that can end the convolutional part
 OUTPUTS = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "none"}
 
 Step = tuple[Any, ...]
@@ -32,12 +32,12 @@ class Head:
     """The layers after the convolutions.
 
     Attributes:
-        steps: as `convnets_torch.networks.heads` has them; empty for no head.
-        layers: our module -> their layer.
-        activation: of the outputs; None where the file does not say it.
-        flatten: the Flatten in the model's config, where there is one.
-        choices: what was chosen for want of better.
-        hidden: the step of activations that the file does not say.
+        steps: in the format of `convnets_torch.networks.heads`; empty for no head.
+        layers: our module -> Keras layer.
+        activation: output activation; None if the file does not specify it.
+        flatten: the Flatten node of the model's config, if any.
+        choices: notes on assumptions made because the file does not specify something.
+        hidden: step used for hidden activations that the file does not specify.
     """
 
     steps: tuple[Step, ...]
@@ -49,26 +49,24 @@ class Head:
 
     @property
     def units(self) -> int | None:
-        """Of the last dense layer."""
+        """Number of outputs of the last dense layer."""
         return next((step[1] for step in reversed(self.steps) if step[0] == "dense"), None)
 
     @property
     def essence(self) -> tuple[Step, ...]:
-        """The steps that change numbers: two heads of one essence answer alike."""
+        """The steps without dropout; heads with equal steps compute the same outputs."""
         return tuple(step for step in self.steps if step[0] != "dropout")
 
 
 def head_of_graph(file: KerasFile, found: Found, graph: Graph, wishes: Wishes) -> Head:
-    """The head that a model's config ends with.
+    """Return the head described by a model's config.
 
     Raises:
-        ValueError: the user says what the config says.
+        ValueError: the user gives a hidden activation although the config specifies it.
         ValueError: the end of the model is not a chain of known layers.
     """
     if wishes.hidden_activation is not None:
-        raise ValueError(
-            f"{file.path}: its config says what lies between the dense layers; leave out the hidden activation"
-        )
+        raise ValueError(f"{file.path}: its config specifies the hidden activations; leave out the hidden activation")
     base = {id(layer) for layer in found.base.values()}
     chain: list[Node] = []
     end = graph[graph.output]
@@ -88,20 +86,20 @@ def head_of_graph(file: KerasFile, found: Found, graph: Graph, wishes: Wishes) -
         raise _not_read(file, end)
     reads = READS[chain[reader].kind]
     if reads == "flatten" and reader and chain[reader - 1].kind == "AveragePooling2D":
-        reads, reader = "average", reader  # of the whole window, which the network's shapes check
+        reads = "average"  # pools the whole window; the check of the network's shapes verifies that
     head = [node for node in chain[reader + 1 :] if node.kind not in READS]
     flatten = chain[reader] if reads == "flatten" else None
     return _from_nodes(file, reads, head, flatten, chain)
 
 
 def _not_read(file: KerasFile, node: Node) -> ValueError:
-    return ValueError(f"{file.path}: its head has {node.own_name} ({node.kind}), which is not read")
+    return ValueError(f"{file.path}: its head has {node.own_name} ({node.kind}), which is not supported")
 
 
 def _left_out(nodes: Sequence[Node]) -> tuple[str, ...]:
-    """The note on what a model without dense layers does to its feature map at its end."""
+    """Return the note that a model without dense layers ends with `nodes`, which are not converted."""
     names = ", ".join(node.own_name for node in nodes)
-    return (f"the model ends with {names}, which is left out: features are the map before it",) if names else ()
+    return (f"the model ends with {names}, which is left out: the features are the map before it",) if names else ()
 
 
 def _from_nodes(file: KerasFile, reads: str, nodes: Sequence[Node], flatten: Node | None, read: Sequence[Node]) -> Head:
@@ -116,7 +114,9 @@ def _from_nodes(file: KerasFile, reads: str, nodes: Sequence[Node], flatten: Nod
             steps += _activation_step(file, activation)
             activation = "linear"
             if (mode := node.settings.get("mode", 0)) != 0:
-                raise ValueError(f"{file.path}: {node.own_name} of its head normalises in mode {mode}; 0 is read")
+                raise ValueError(
+                    f"{file.path}: {node.own_name} of its head normalises in mode {mode}; only mode 0 is supported"
+                )
             if layer is None:
                 raise ValueError(f"{file.path} is not complete: {node.own_name} of its config has no arrays")
             kind, short = ("dense", "dense") if node.kind == "Dense" else ("batch_norm", "bn")
@@ -146,7 +146,7 @@ def _from_nodes(file: KerasFile, reads: str, nodes: Sequence[Node], flatten: Nod
 
 
 def _activation(value: Any) -> str:
-    if isinstance(value, Mapping):  # Keras 3 writes some as objects
+    if isinstance(value, Mapping):  # Keras 3 serialises some activations as objects
         value = value.get("config", {}).get("name") if isinstance(value.get("config"), Mapping) else value.get("config")
     return "linear" if value is None else str(value)
 
@@ -165,7 +165,7 @@ def _activation_of_layer(file: KerasFile, node: Node) -> str:
 
 
 def _activation_step(file: KerasFile, activation: str) -> list[Step]:
-    """The step of an activation between two layers."""
+    """Return the step of a hidden activation; no step for linear."""
     name, _, number = activation.partition(" ")
     if name == "linear":
         return []
@@ -180,18 +180,19 @@ def _activation_step(file: KerasFile, activation: str) -> list[Step]:
 
 
 def head_of_arrays(file: KerasFile, found: Found, listed: Listed | None, channels: int, wishes: Wishes) -> Head:
-    """The head of a file without config: its layers in the order that the file lists them, as far as it does.
+    """Return the head of a file without config, its layers in file order where the file keeps one.
 
     Args:
-        listed: the layers around the network's own; None where some of these are missing, which is said later.
-        channels: of the feature map.
+        listed: the layers around the network's own; None if some of the network's layers are missing, which is
+            reported later.
+        channels: channels of the feature map.
 
     Raises:
-        ValueError: a layer is of another kind, is listed where the plan has no place for it, or stands where the file
-            does not tell; or the rows of the first fit no window.
+        ValueError: a layer has an unsupported class or position, its position is ambiguous, or the rows of the first
+            dense layer do not fit the pooling before it.
     """
     layers = found.rest
-    if found.standard_head and file.named:  # others are said to be unknown, with all that is wrong
+    if found.standard_head and file.named:  # other layers are reported as unknown, together with all other problems
         layers = tuple(layer for layer in layers if layer.name in head_names(found.lineage))
     for layer in layers:
         if layer.kind not in ("Dense", "BatchNormalization"):
@@ -210,17 +211,17 @@ def head_of_arrays(file: KerasFile, found: Found, listed: Listed | None, channel
 
 
 def _refuse_frozen(file: KerasFile, layers: Sequence[KerasLayer]) -> None:
-    """ValueError where a nested model's layers stand in another order than they were made: frozen ones come last."""
+    """Raise ValueError if a nested model's layers are not in creation order: Keras lists frozen layers last."""
     for one, other in pairwise(layer for layer in layers if re.fullmatch(r"dense(_\d+)?", layer.name)):
         if one.parents and one.parents == other.parents and number(one.name) > number(other.name):
             raise ValueError(
                 f"{file.path} lists {one.name} of {one.parents[0]} before {other.name}, as it does where layers are"
-                f" frozen, so their order is not told; {WAY_ON}"
+                f" frozen, so their order is unknown; {WAY_ON}"
             )
 
 
 class _Listing:
-    """The steps of a head, layer by layer in the order of a list."""
+    """Builds the steps of a head layer by layer, in listed order."""
 
     def __init__(self, file: KerasFile, found: Found, listed: Listed, channels: int, wishes: Wishes) -> None:
         self.file, self.found, self.listed, self.wishes = file, found, listed, wishes
@@ -228,19 +229,19 @@ class _Listing:
         self.layers = listed.head
         self.dense = [place for place, layer in enumerate(self.layers) if layer.arrays and layer.kind == "Dense"]
         places = (place for place, layer in enumerate(self.layers[: self.dense[0]]) if layer.kind in READS)
-        self.reader = next(places, self.dense[0])  # the layer that makes a vector of the map, if it is listed
+        self.reader = next(places, self.dense[0])  # Flatten or pooling layer, if listed; else the first dense layer
         self.reads = self._reads(channels)
         self.steps: list[Step] = [(self.reads,)]
         self.placed: dict[str, KerasLayer] = {}
         self.choices: list[str] = []
-        self.assumed: list[str] = []  # where the hidden activation stands
-        self.plain: list[str] = []  # layers ReLU
-        self.ended = False  # whether the activation of the outputs was listed
-        self.output: str | None = None  # what the list tells of the last activation
+        self.assumed: list[str] = []  # layers for which the hidden activation is assumed
+        self.relus: list[str] = []  # names of ReLU layers
+        self.ended = False  # whether the output activation was listed
+        self.output: str | None = None  # output activation, if the list specifies it
 
     def head(self) -> Head:
         hidden = next(iter(_activation_step(self.file, self.hidden)), ("linear",))
-        pending: list[Step] = []  # the activation of a dense layer whose normalisation comes first
+        pending: list[Step] = []  # activation of a dense layer, to be applied after its batch normalisation
         for place, layer in enumerate(self.layers):
             if not layer.arrays:
                 self._plain(place, layer)
@@ -257,12 +258,12 @@ class _Listing:
             else:
                 self.steps += [(kind, KERAS_EPSILON), *pending]
                 pending = []
-                self.choices.append(f"{layer.name} is taken to have Keras's own epsilon, {KERAS_EPSILON:g}")
-        self._say()
+                self.choices.append(f"{layer.name} is assumed to have Keras's default epsilon, {KERAS_EPSILON:g}")
+        self._note_assumptions()
         return Head(tuple(self.steps), self.placed, self.output, choices=tuple(self.choices), hidden=hidden)
 
     def _fused(self, place: int, layer: KerasLayer) -> list[Step]:
-        """The activation that is part of a dense layer: none of the last, and none where one is listed behind it."""
+        """Return the activation fused into a dense layer; none for the last, or if an activation layer follows."""
         if place == self.dense[-1]:
             return []
         behind = takewhile(lambda one: one.kind != "Dense" or not one.arrays, islice(self.layers, place + 1, None))
@@ -272,7 +273,7 @@ class _Listing:
         return _activation_step(self.file, self.hidden)
 
     def _plain(self, place: int, layer: KerasLayer) -> None:
-        """A layer without arrays: what changes no number, an activation, or a refusal."""
+        """Handle a layer without arrays: skip identities, add a step for an activation, refuse anything else."""
         kind = layer.kind
         reading = place < self.dense[0] and place <= self.reader
         if kind in IDENTITIES or kind == "Flatten" or (kind in READS and reading):
@@ -284,11 +285,11 @@ class _Listing:
             self.output, self.ended = last[kind], True
             return
         if reading:
-            if kind != "ReLU" or self.placed:  # the map itself is of a ReLU
+            if kind != "ReLU" or self.placed:  # the map is already a ReLU output, so another ReLU changes nothing
                 raise self._refusal(layer)
         elif kind == "ReLU" or kind in PLAIN:
             self.steps.append((PLAIN[kind.lower()],))
-            self.plain += [layer.name] * (kind == "ReLU")
+            self.relus += [layer.name] * (kind == "ReLU")
         elif kind not in ("Activation", NUMBERED.get(self.hidden.partition(" ")[0])):
             raise self._refusal(layer)
         else:
@@ -298,15 +299,15 @@ class _Listing:
     def _refusal(self, layer: KerasLayer) -> ValueError:
         kinds = {value: key for key, value in NUMBERED.items()}
         said = (
-            f"whose number the file does not say: give --hidden-activation '{kinds[layer.kind]} NUMBER', or"
+            f"whose parameter the file does not store: give --hidden-activation '{kinds[layer.kind]} NUMBER', or"
             if layer.kind in kinds
-            else "which a file of weights tells too little of;"
+            else "of which a weights file stores too little;"
         )
-        kind = f" ({layer.kind})" if layer.kind else ", whose name does not tell its class"
+        kind = f" ({layer.kind})" if layer.kind else ", whose class is unknown"
         return ValueError(f"{self.file.path}: its head lists {layer.name}{kind}, {said} {WAY_ON}")
 
     def _reads(self, channels: int) -> str:
-        """How the feature map becomes a vector: as the list has it, else by the rows of the first dense layer."""
+        """Return how the feature map becomes a vector: as listed, else inferred from the first dense layer's rows."""
         first = self.layers[self.dense[0]]
         rows = first.arrays["kernel"].shape[0]
         before = self.layers[: self.dense[0]]
@@ -320,20 +321,16 @@ class _Listing:
                     f" {WAY_ON}"
                 )
             mapped = [layer for layer in before[: self.reader] if layer.arrays]
-            if mapped and reads != "average":  # of an average it is the same before and after
+            if mapped and reads != "average":  # batch normalisation and averaging commute
                 raise self._refusal(mapped[0])
-        elif self.listed.complete and not (first.parents or self._nested()):
+        elif self.listed.complete and not (first.parents or any(layer.parents for layer in self.found.base.values())):
             raise ValueError(f"{self.file.path}: its head has {first.name} on a map, without Flatten or pooling before"
                              f" it; {WAY_ON}")  # fmt: skip
         if any(layer.kind in READS and layer.kind != "Flatten" for layer in self.layers[self.dense[0] :]):
             raise ValueError(f"{self.file.path}: its head has {first.name} on a map, before its pooling; {WAY_ON}")
         return reads
 
-    def _nested(self) -> bool:
-        return any(layer.parents for layer in self.found.base.values())
-
-    def _say(self) -> None:
-        """Write down what the file does not say."""
+    def _note_assumptions(self) -> None:
         if self.reader == self.dense[0] and self.reads == "average" and not self.found.standard_head:
             self.choices.insert(
                 0, "the feature map is averaged before the dense layers, which have a row for each channel"
@@ -341,28 +338,28 @@ class _Listing:
         if self.assumed and not (self.wishes.hidden_activation or self.found.standard_head):
             self.choices.insert(
                 0,
-                f"{self.hidden} is taken between the dense layers (of {few(self.assumed)}), which the file does"
-                " not say; --hidden-activation decides otherwise",
+                f"{self.hidden} is assumed between the dense layers (at {few(self.assumed)}), as the file does not"
+                " specify it; change it with --hidden-activation",
             )
         named = [layer for layer in self.layers if not layer.arrays and not kind_of_name(layer.name)]
         if named and self.file.container == "legacy":
             told = few([f"{layer.name} is {layer.kind}" for layer in named if layer.name not in OWN_READERS])
-            self.choices += [f"by their names, {told}"] if told else []
-        if self.plain:
-            self.choices.append(f"{few(self.plain)} is taken to have no maximum, threshold or slope")
+            self.choices += [f"inferred from layer names: {told}"] if told else []
+        if self.relus:
+            self.choices.append(f"{few(self.relus)} is assumed to have no maximum, threshold or slope")
         order = few([layer.name for layer in self.layers])
         if not self.listed.ordered and not self.found.standard_head:
-            self.choices.append(f"the file only counts the layers of each class; their order is taken to be {order}")
+            self.choices.append(f"the file numbers layers only within each class; their assumed order is {order}")
         elif not self.found.standard_head:
-            self.choices.append(f"the head is taken to be the listed layers one after another: {order}")
+            self.choices.append(f"the head is assumed to be the listed layers in sequence: {order}")
         models = sorted({layer.parents[0] for layer in self.layers if layer.arrays and layer.parents})
         if models and self.file.container == "legacy":
             self.choices.append(
-                f"of the layers of {few(models)} the file lists those with weights alone; any others are taken"
+                f"of the layers of {few(models)} the file lists only those with weights; any others are assumed"
                 " to change nothing"
             )
         elif not self.listed.complete and not self.found.standard_head:
-            self.choices.append("the file lists no layers without weights; if there are any, they change nothing")
+            self.choices.append("the file lists no layers without weights; any are assumed to change nothing")
 
 
 def _is_activation(layer: KerasLayer) -> bool:
@@ -370,10 +367,10 @@ def _is_activation(layer: KerasLayer) -> bool:
 
 
 def _in_order(file: KerasFile, layers: Sequence[KerasLayer], plain: Sequence[KerasLayer]) -> tuple[KerasLayer, ...]:
-    """A head of a file that counts each class by itself, in the one order that sizes and biases allow.
+    """Return the head's layers in the only order that sizes and biases allow, for a file that keeps no common order.
 
     Raises:
-        ValueError: they allow several that answer differently.
+        ValueError: several orders are possible and would compute different outputs.
     """
     ordered = _by_sizes(file, layers)
     readers = [layer for layer in plain if layer.kind in READS]
@@ -391,11 +388,11 @@ def _in_order(file: KerasFile, layers: Sequence[KerasLayer], plain: Sequence[Ker
         if place >= dense[-1] or not activations:
             continue
         following = ordered[place + 1]
-        of_map = place < dense[0] and len(dense) > 1  # a normalisation before the first of several dense layers
+        of_map = place < dense[0] and len(dense) > 1  # batch normalisation before the first of several dense layers
         if of_map or (following.kind == "BatchNormalization" and "bias" in layer.arrays):
             norm = layer if of_map else following
             raise ValueError(
-                f"{file.path} does not tell whether {activations[0].name} stands before or after {norm.name}; {WAY_ON}"
+                f"{file.path} does not say whether {activations[0].name} comes before or after {norm.name}; {WAY_ON}"
             )
         if following.kind == "Dense" and place >= dense[0]:
             result.append(activations.pop(0))
@@ -403,7 +400,7 @@ def _in_order(file: KerasFile, layers: Sequence[KerasLayer], plain: Sequence[Ker
 
 
 def _by_sizes(file: KerasFile, layers: Sequence[KerasLayer]) -> list[KerasLayer]:
-    """Dense layers and normalisations in the one order that their sizes allow."""
+    """Return dense and batch normalisation layers in the only order that their sizes allow."""
     dense = [layer for layer in layers if layer.kind == "Dense"]
     norms = [layer for layer in layers if layer.kind == "BatchNormalization"]
     widths = [dense[0].arrays["kernel"].shape[0], *(layer.arrays["kernel"].shape[-1] for layer in dense)]
@@ -411,17 +408,17 @@ def _by_sizes(file: KerasFile, layers: Sequence[KerasLayer]) -> list[KerasLayer]
     for norm, one, other in zip(norms, first, last, strict=True):
         if one != other:
             raise ValueError(
-                f"{file.path} does not tell behind which layer {norm.name} stands: its size fits several; {WAY_ON}"
+                f"{file.path} does not say after which layer {norm.name} comes: its size fits several; {WAY_ON}"
             )
     ordered: list[KerasLayer] = []
-    for slot, _ in enumerate(widths):  # behind the reader, and behind each dense layer
+    for slot, _ in enumerate(widths):  # after Flatten or pooling, and after each dense layer
         ordered += [*dense[max(0, slot - 1) : slot]]
         ordered += [norm for norm, place in zip(norms, first, strict=True) if place == slot]
     return ordered
 
 
 def _slots(norms: Sequence[KerasLayer], widths: Sequence[int], *, forward: bool) -> list[int]:
-    """As early, or as late, as each normalisation fits behind those before it; where one fits nowhere, 0 for all."""
+    """Return the earliest (`forward`) or latest slot that fits each batch normalisation; all 0 if one fits nowhere."""
     numbers = range(len(widths))
     slots, waiting = [], list(norms if forward else norms[::-1])
     slot = 0 if forward else len(widths) - 1

@@ -1,4 +1,4 @@
-"""Plan the conversion of a Keras file: give every array its place in a network, check every shape and setting."""
+"""Plan the conversion of a Keras file: map every array to a parameter, check every shape and setting."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ROLES = {
     "running_mean": ("moving_mean",),
     "running_var": ("moving_variance",),
 }
-ABSENT = {"weight": 1.0, "bias": 0.0, "num_batches_tracked": 0.0}  # what a file may leave out stands for
+ABSENT = {"weight": 1.0, "bias": 0.0, "num_batches_tracked": 0.0}  # values of arrays that a file may omit
 
 Shape = tuple[int, ...]
 
@@ -47,21 +47,20 @@ def plan_keras(file: KerasFile, wishes: Wishes | None = None) -> Plan:
     """Recognise the network of a file and check all of it, without reading a weight.
 
     Args:
-        file: what the file says of itself.
-        wishes: what the user says where it does not.
+        file: the file's description.
+        wishes: the user's options, for what the file does not specify.
 
     Raises:
-        ValueError: the network is not known; arrays are missing, superfluous or of a wrong shape (all are
-            named); the config is of another network; or something must be said that neither the file nor the user
-            says.
+        ValueError: the network is unknown; arrays are missing, superfluous or of a wrong shape (all are named); the
+            config describes another network; or a required option is specified neither by the file nor by the user.
     """
     try:
         return _plan(file, wishes or Wishes())
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         if file.config is None:
-            raise  # no stranger's words, so a fault of ours
+            raise  # without untrusted config this is a bug in our code
         raise ValueError(
-            f"{file.path}: its model's config does not say what a model needs ({error!r:.200}); save the model again"
+            f"{file.path}: its model config is incomplete or malformed ({error!r:.200}); save the model again"
         ) from None
 
 
@@ -71,7 +70,9 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
     arguments, order = _base(file, found)
     lineage = found.lineage
     choices = (
-        [] if file.named else [f"{lineage.network} is told by the number and shapes of the layers; they have no names"]
+        []
+        if file.named
+        else [f"{lineage.network} is inferred from the number and shapes of the layers, which have no names"]
     )
     if lineage.network == "resnet50":
         padding, chosen = settle_pool_padding(file, lineage, graph, wishes)
@@ -80,10 +81,10 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
         choices += chosen
     elif wishes.pool1_padding is not None:
         raise ValueError(f"{file.path} is {lineage.network}, whose first pooling is known; leave out --pool1-padding")
-    if graph is not None and (said := epsilons(graph, found)):
-        if len(said) > 1:
-            raise ValueError(f"{file.path}: its batch normalisations have several epsilons: {sorted(said)}")
-        arguments["epsilon"] = said.pop()
+    if graph is not None and (found_epsilons := epsilons(graph, found)):
+        if len(found_epsilons) > 1:
+            raise ValueError(f"{file.path}: its batch normalisations have several epsilons: {sorted(found_epsilons)}")
+        arguments["epsilon"] = found_epsilons.pop()
     size = input_size(file, graph)
     if size is not None and wishes.input_size not in (None, size):
         raise ValueError(f"{file.path} says that its input is {size[0]}x{size[1]} pixels; leave out the input size")
@@ -94,10 +95,19 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
     network = build(lineage.network, arguments)
     layers = _placed(lineage, found, head, network)
     problems = _problems(network, layers, order, found)
-    problems += [f"{place} is an array that no layer lists" for place in file.unlisted]
+    problems += [f"{place} is an array that belongs to no layer" for place in file.unlisted]
     problems += exchanged(file, found)
     if graph is not None and not problems:
-        problems = _misfits(file, found, graph, network, head, arguments, wishes)
+        renamed = {"pool_padding": "pool1_padding", "epsilon": "epsilon", "stride_in": "stride_in"}
+        problems = differences(
+            file,
+            found,
+            graph,
+            network.window,
+            theano="theano" in (file.backend, wishes.backend),
+            headless=not head.steps,
+            **{name: arguments[key] for key, name in renamed.items() if key in arguments},
+        )
     refuse(file.path, lineage.network, problems)
     check_data_format(file, wishes)
     backend, chosen = settle_backend(file, lineage, wishes)
@@ -121,8 +131,8 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
         preset_name=lineage.preset,
     )
     choices += chosen
-    told = found.standard_head and head.units == 1000  # a released one
-    activation, chosen = settle_activation(file, head, wishes, told=told)
+    known = found.standard_head and head.units == 1000  # a released head, which ends with softmax
+    activation, chosen = settle_activation(file, head, wishes, known=known)
     choices += chosen
     flattened = _flattened(network)
     steps = [
@@ -155,7 +165,7 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
 
 
 def _flattened(network: Network) -> set[str]:
-    """The parameters that have a row or a value for each value of the window: up to the first dense kernel."""
+    """Return the parameters indexed by the flattened window: all up to and including the first dense kernel."""
     flattened: set[str] = set()
     for name, layer in (network.head or nn.Sequential()).named_children():
         if isinstance(layer, nn.Linear):
@@ -170,7 +180,7 @@ def _graph(file: KerasFile) -> Graph | None:
     graph = graph_of_config(file)
     for name, count in graph.calls.items():
         shared = graph[name].own_name
-        raise ValueError(f"{file.path}: the model calls {shared} {count} times; layers that are shared are not read")
+        raise ValueError(f"{file.path}: the model calls {shared} {count} times; shared layers are not supported")
     return graph
 
 
@@ -178,12 +188,12 @@ def _graph(file: KerasFile) -> Graph | None:
 
 
 def _base(file: KerasFile, found: Found) -> tuple[dict[str, Any], KernelOrder]:
-    """The builder's arguments without a head, and the order of the kernels: those by which most layers fit."""
+    """Return the builder's arguments without a head and the kernel order, chosen so that most layers fit."""
     network = found.lineage.network
     fits: dict[KernelOrder, int] = {}
     best: dict[KernelOrder, dict[str, Any]] = {}
     for order in ("oihw", "hwio"):
-        # The file may be narrow; a single wrong layer must not make it look so.
+        # The file may hold a narrower network, but a single wrong layer must not make the standard one look narrow.
         standard = {key: value for key, value in CATALOG[network].standard.items() if key != "hidden"}
         standard["classes"] = None
         inferred = standard | {"widths": _widths(found, order, standard["widths"])}
@@ -195,7 +205,7 @@ def _base(file: KerasFile, found: Found) -> tuple[dict[str, Any], KernelOrder]:
 
 
 def _widths(found: Found, order: KernelOrder, standard: Sequence[int]) -> tuple[int, ...]:
-    """The output channels of the convolutions that decide them; the standard where a layer is missing."""
+    """Return the output channels that determine `widths`; the standard width where a layer is missing."""
     widths = []
     for module, width in zip(found.lineage.widths, standard, strict=True):
         shapes = [_shape(found.base.get(name), "kernel") for name in found.lineage.layers[module]]
@@ -209,10 +219,10 @@ def _shape(layer: KerasLayer | None, role: str) -> Shape:
 
 
 def _fitting(found: Found, network: str, arguments: Mapping[str, Any], order: KernelOrder) -> int:
-    """How many layers of the convolutional part have the shapes that a network wants."""
+    """Return how many layers of the convolutional part have the network's shapes."""
     try:
         built = build(network, arguments)
-    except ValueError:  # widths that no network can have, inferred from a wrong layer
+    except ValueError:  # impossible widths, inferred from a wrong layer
         return -1
     layers = {module: _theirs(found, names) for module, names in found.lineage.layers.items() if not _of_head(module)}
     return sum(
@@ -248,7 +258,7 @@ def _head(
 
 
 def _listed(file: KerasFile, found: Found, arguments: Mapping[str, Any]) -> Listed | None:
-    """What a file without config lists around the network; None where layers of the network are missing."""
+    """Return the layers that a file without config lists around the network; None if network layers are missing."""
     if file.config is not None or set(base_names(found.lineage)) - found.base.keys():
         return None
     base = {id(layer) for layer in found.base.values()}
@@ -263,7 +273,7 @@ def _listed(file: KerasFile, found: Found, arguments: Mapping[str, Any]) -> List
 def _with_head(
     file: KerasFile, found: Found, head: Head, arguments: dict[str, Any], size: tuple[int, int] | None
 ) -> tuple[dict[str, Any], tuple[int, int, int] | None]:
-    """The builder's arguments with the head and the input size, and the window that a Flatten reads."""
+    """Return the builder's arguments with head and input size, and the window (channels, h, w) that a Flatten reads."""
     name = found.lineage.network
     network = build(name, arguments)
     channels, *window = map_shape(file, network, None)
@@ -288,7 +298,7 @@ def _with_head(
 
 
 def _standard_steps(network: str, head: Head) -> tuple[tuple[Any, ...] | None, tuple[int, int] | None]:
-    """The steps of a network's own head with this head's numbers of units, and those of its hidden layers."""
+    """Return the standard head's steps with this head's units, and the units of its hidden layers."""
     units = [step[1] for step in head.steps if step[0] == "dense"]
     if "hidden" not in CATALOG[network].standard:
         return ((("average",), ("dense", units[-1])) if units else None), None
@@ -298,11 +308,11 @@ def _standard_steps(network: str, head: Head) -> tuple[tuple[Any, ...] | None, t
     return steps, (units[0], units[1])
 
 
-# Everything in its place
+# Mapping and checks
 
 
 def _placed(lineage: Lineage, found: Found, head: Head, network: Network) -> dict[str, tuple[KerasLayer, ...]]:
-    """Our module -> their layers, in the order of the network; short where layers are missing."""
+    """Return our module -> Keras layers, in network order; missing layers are left out."""
     placed = {module: _theirs(found, names) for module, names in lineage.layers.items() if not _of_head(module)}
     for module in _modules(network):
         if _of_head(module):
@@ -319,7 +329,7 @@ def _found(layer: KerasLayer) -> dict[str, Shape]:
 
 
 def _wanted(network: Network, module: str, groups: int, order: KernelOrder) -> dict[str, Shape]:
-    """Role -> shape of the arrays of one of their layers, `groups` of which make a module of ours."""
+    """Return role -> expected shape for one Keras layer, `groups` of which make up a module."""
     layer = network.get_submodule(module)
     if isinstance(layer, nn.Conv2d):
         outputs, inputs, height, width = layer.weight.shape
@@ -335,7 +345,7 @@ def _wanted(network: Network, module: str, groups: int, order: KernelOrder) -> d
 def _problems(
     network: Network, layers: Mapping[str, tuple[KerasLayer, ...]], order: KernelOrder, found: Found
 ) -> list[str]:
-    """Every layer that is missing, unknown or of a wrong shape, each in a few words."""
+    """Describe every layer that is missing, unknown or of a wrong shape."""
     used = {id(layer) for theirs in layers.values() for layer in theirs}
     table = found.lineage.layers
     problems = [f"{name} is missing" for name in base_names(found.lineage) if name not in found.base]
@@ -346,7 +356,7 @@ def _problems(
     problems += [f"{layer.name} is unknown" for layer in found.rest if id(layer) not in used]
     for module, theirs in layers.items():
         if len(theirs) != len(table.get(module, theirs)):
-            continue  # said already
+            continue  # already reported as missing
         wanted = _wanted(network, module, max(1, len(theirs)), order)
         for layer in theirs:
             shapes = _found(layer)
@@ -356,28 +366,6 @@ def _problems(
             if shapes != {role: shape for role, shape in wanted.items() if role not in optional}:
                 problems.append(_difference(network, module, layer.name, shapes, wanted))
     return problems
-
-
-def _misfits(
-    file: KerasFile,
-    found: Found,
-    graph: Graph,
-    network: Network,
-    head: Head,
-    arguments: Mapping[str, Any],
-    wishes: Wishes,
-) -> list[str]:
-    """Where the model's config is of another network than the one that its layers resemble."""
-    told = {"pool_padding": "pool1_padding", "epsilon": "epsilon", "stride_in": "stride_in"}
-    return differences(
-        file,
-        found,
-        graph,
-        network.window,
-        theano="theano" in (file.backend, wishes.backend),
-        headless=not head.steps,
-        **{told[name]: value for name, value in arguments.items() if name in told},
-    )
 
 
 def _difference(

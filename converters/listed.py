@@ -1,7 +1,7 @@
-"""What a file of weights lists beside the layers that have arrays: which stand before a network, in it and after it.
+"""Sort the layers that a weights file lists, also those without arrays, into those before, in and after the network.
 
-A file without a model's config names its layers all the same: `.h5` in the order of `model.layers`, `.weights.h5` by
-class and number. Of a nested model a `.h5` lists the arrays alone.
+A file without config still names its layers: `.h5` in the order of `model.layers`, `.weights.h5` by class and number.
+Of a nested model, `.h5` lists only the arrays.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from converters.readers.keras_words import IDENTITIES, kind_of_words
 
 WAY_ON = "save the whole model as .keras and convert that"
 MOST_NAMED = 20
-# Before the first convolution these are part of how pictures are prepared; "" are functions and layers of own names.
+# Layers that are preprocessing if before the first convolution; "" are functions and layers of unrecognised names.
 PREPARES = ("Rescaling", "Normalization", "Resizing", "CenterCrop")
 PREPARES_IN_PLACE = (*PREPARES, "Lambda", "TFOpLambda", "Sequential", "Functional", "")
-OWN = {  # the networks' own names of layers without weights
+OWN = {  # names of layers without weights in the supported networks
     r"block\d_pool|pool1_pool|convpool_5": "MaxPooling2D",
     r"conv1_pad|pool1_pad": "ZeroPadding2D",
     r"conv\d_block\d_add": "Add",
@@ -38,9 +38,9 @@ class Listed:
     """A file's layers around those of a network.
 
     Attributes:
-        front: what prepares pictures before the first convolution, without weights.
-        head: all layers after the network's own; of a file that does not tell their order, those without weights.
-        ordered: whether the order is told.
+        front: layers without weights before the first convolution, which preprocess pictures.
+        head: all layers after the network's own; if `ordered` is False, only those without weights.
+        ordered: whether the file keeps the order of layers.
         complete: whether layers without weights are listed at all.
     """
 
@@ -51,7 +51,7 @@ class Listed:
 
 
 def few(names: Sequence[str]) -> str:
-    """Names for a note: the first of many."""
+    """Join names for a message, at most `MOST_NAMED`."""
     return ", ".join(names[:MOST_NAMED]) + (f", ... ({len(names)})" if len(names) > MOST_NAMED else "")
 
 
@@ -59,19 +59,19 @@ def listed_around(file: KerasFile, graph: Graph) -> Listed:
     """Sort the layers that a file lists into those of a network and the others.
 
     Args:
-        file: without a config.
-        graph: of the network without a head, its nodes with the file's layers.
+        file: a file without config.
+        graph: graph of the network without a head, its nodes bound to the file's layers.
 
     Raises:
-        ValueError: a layer stands in the network that is none of its own, one of its own is not listed, or there are
-            several inputs; the layer is named.
+        ValueError: a foreign layer is within the network, one of its own layers is not listed, or there are several
+            inputs; the layer is named.
     """
     base = {id(node.layer) for node in graph.nodes if node.layer is not None}
     nested = any(layer.parents for layer in file.layers if id(layer) in base)
     ordered = file.container != "weights"
     inputs = [layer.name for layer in file.layers if layer.kind == "InputLayer" and not layer.parents]
     if len(inputs) > 1:
-        raise ValueError(f"{file.path} lists {len(inputs)} inputs ({few(inputs)}); models with one are read")
+        raise ValueError(f"{file.path} lists {len(inputs)} inputs ({few(inputs)}); only one is supported")
     plain = [layer for layer in file.layers if not layer.arrays and layer.kind != "InputLayer"]
     if file.container == "nb_layers" or not (plain or (ordered and nested)):
         return Listed((), tuple(layer for layer in file.weighted if id(layer) not in base), ordered, False)
@@ -94,7 +94,7 @@ def listed_around(file: KerasFile, graph: Graph) -> Listed:
 
 
 def _words(file: KerasFile, base: set[int]) -> str:
-    """The names of layers with weights that are not the network's: a layer of an own name may be named after them."""
+    """Return the names of the head's layers with weights, after which layers without weights may be named."""
     return " ".join(layer.name for layer in file.weighted if id(layer) not in base)
 
 
@@ -103,7 +103,7 @@ def _kind(name: str, words: str) -> str:
 
 
 def _of_network(graph: Graph) -> list[str]:
-    """The classes of the network's layers without weights, in the order of `model.layers`; weighted ones are ""."""
+    """Return the classes of the network's layers in the order of `model.layers`, "" for those with weights."""
     return ["" if node.layer is not None else ALIKE.get(node.kind, node.kind)
             for node in in_layer_order(graph) if node.kind != "InputLayer"]  # fmt: skip
 
@@ -115,7 +115,7 @@ def _same(kind: str, expected: str) -> bool:
 def _tail(
     file: KerasFile, graph: Graph, last: str, after: Sequence[KerasLayer]
 ) -> tuple[list[KerasLayer], list[KerasLayer]]:
-    """The network's own layers behind its last with weights, and what is listed after them."""
+    """Split the layers after the last one with weights into the network's own and those listed after them."""
     kinds = _of_network(graph)
     wanted = kinds[max(place for place, kind in enumerate(kinds) if kind == "") + 1 :]
     tail, left = [], deque(after)
@@ -132,7 +132,7 @@ def _tail(
 
 
 def _check_within(file: KerasFile, graph: Graph, within: Sequence[KerasLayer], *, nested: bool) -> None:
-    """ValueError where layers stand among the network's that are not its own, or some of its own are not listed."""
+    """Raise ValueError if foreign layers are among the network's, or if some of its own are not listed."""
     wanted = Counter() if nested else Counter(kind for kind in _of_network(graph) if kind)
     for layer in within:
         if layer.arrays:
@@ -143,17 +143,21 @@ def _check_within(file: KerasFile, graph: Graph, within: Sequence[KerasLayer], *
 def _surplus(
     file: KerasFile, wanted: Mapping[str, int], layers: Sequence[KerasLayer], unknown: int, *, rest: bool = False
 ) -> list[KerasLayer]:
-    """The layers that are more than a network has of a class; ValueError where it has fewer, or `rest` is not asked."""
+    """Return the layers in excess of the network's, by class.
+
+    Raises:
+        ValueError: layers of the network are missing, or there is an excess and `rest` is False.
+    """
     left, surplus = Counter(wanted), []
     for layer in layers:
         kind = next((kind for kind in left if _same(layer.kind, kind) and left[kind]), None)
         if kind is not None:
             left[kind] -= 1
         elif not rest and (layer.name == "pool1_pad" or (layer.kind == "Activation" and "Activation" not in wanted)):
-            continue  # the user decides that padding; and the activation is a convolution's that has none in itself
+            continue  # padding that the user decides, or the activation of a convolution without a fused one
         else:
             surplus.append(layer)
-    del left["ZeroPadding2D"]  # convolutions may pad themselves
+    del left["ZeroPadding2D"]  # convolutions may include the padding
     if surplus and not rest:
         raise ValueError(f"{file.path} lists {_named(surplus[0])} among the layers of the network; {WAY_ON}")
     missing = sum(left.values()) - unknown
@@ -166,7 +170,7 @@ def _surplus(
 
 
 def _unordered(file: KerasFile, graph: Graph, layers: Sequence[KerasLayer], base: set[int]) -> Listed:
-    """Of a file that only counts the layers of each class: those that are more than the network has."""
+    """Return the layers around the network for a file that numbers layers only within each class."""
     parents = next(layer.parents for layer in file.layers if id(layer) in base)
     plain = sorted(
         (layer for layer in layers if not layer.arrays and layer.kind not in ("InputLayer", *IDENTITIES)),
@@ -179,4 +183,4 @@ def _unordered(file: KerasFile, graph: Graph, layers: Sequence[KerasLayer], base
 
 
 def _named(layer: KerasLayer) -> str:
-    return f"{layer.name} ({layer.kind or 'a layer whose name tells nothing'})"
+    return f"{layer.name} ({layer.kind or 'a layer of unknown class'})"

@@ -1,4 +1,4 @@
-"""Names of layers in the files of other frameworks, and which network they are of."""
+"""Layer names in files of other frameworks, and recognition of the network by them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 from converters.readers.keras_file import KerasFile, KerasLayer
 
-# our module -> their layers, in order; several are the groups of one convolution, concatenated on the output axis
+# our module -> source layers, in order; several are the groups of one convolution, concatenated on the output axis
 LayerTable = dict[str, tuple[str, ...]]
 
 VGG_DEPTHS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
 
 def _vgg(network: str, convolution: str, dense: tuple[str, str, str]) -> LayerTable:
-    """`convolution` is filled in with a block, a number in it, and the place where two modules a layer are counted."""
+    """`convolution` is a format string of `block`, `number` within it, and `place`, torchvision's module index."""
     table: LayerTable = {}
     for block, depth in enumerate(VGG_DEPTHS[network], 1):
         for number in range(1, depth + 1):
-            place = 2 * len(table) + block - 1  # of torchvision's, which count a pool after each block
+            place = 2 * len(table) + block - 1  # torchvision counts convolutions, ReLUs and a pool after each block
             name = convolution.format(block=block, number=number, place=place)
             table[f"features.conv{block}_{number}"] = (name,)
     return table | {f"head.dense_{number}": (name,) for number, name in enumerate(dense, 1)}
@@ -40,21 +40,21 @@ _ALEXNET: LayerTable = {
 
 @dataclass(frozen=True)
 class Lineage:
-    """Layer names that files of one origin have in common.
+    """Layer names of one network in files of one origin.
 
     Attributes:
         name: "convnets-keras", "keras-applications", "keras-applications-old" or "torchvision".
         network: a name in `convnets_torch.networks.NETWORKS`.
-        layers: our module -> their layers, several of them for the groups of one convolution. Layers whose names Keras
-            makes up are here under the numbers that a fresh session gives them: "conv2d", "conv2d_1", ...
-        order: their layers with weights in the order of Keras's `model.layers`, by which `.weights.h5` counts the
-            layers of each class; empty where no such files are.
-        widths: our convolutions whose channels are the `widths` of the network's builder, in order.
+        layers: our module -> source layers, several for the groups of one convolution. Automatically named layers are
+            listed with the numbers that a fresh Keras session assigns: "conv2d", "conv2d_1", ...
+        order: source layers with weights in the order of Keras's `model.layers`, in which `.weights.h5` numbers the
+            layers of each class; empty if no such files exist.
+        widths: our convolutions whose output channels are the `widths` of the network's builder, in order.
         head: our modules whose outputs are `hidden` (all but the last) and `classes` of the standard head.
-        preset: the preprocessing of the released weights.
-        epsilon: of the batch normalisations of a ResNet50, where the file does not say it.
-        automatic: whether Keras made the names up: sorted by their numbers, which may start anywhere, the
-            layers of each class are those of `layers` in order.
+        preset: preprocessing preset of the released weights.
+        epsilon: epsilon of ResNet50's batch normalisations, if the file does not specify it.
+        automatic: whether Keras named the layers automatically. Their numbers may start at any value; sorted by number,
+            the layers of each class are in the order of `layers`.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Lineage:
 
 
 def efficientnet_lite0(name: str) -> str:
-    """Our parameter for one of the PyTorch file of EfficientNet-Lite0, whose modules begin with an underscore.
+    """Return our parameter for one of EfficientNet-Lite0's PyTorch file, whose module names begin with underscores.
 
     >>> efficientnet_lite0("_blocks.3._bn1.running_mean")
     'features.block3.layers.bn1.running_mean'
@@ -102,14 +102,14 @@ RESNET50_DEPTHS = (3, 4, 6, 3)
 
 
 def _resnet50(old: bool) -> LayerTable:
-    """conv2_block1_1_conv and conv2_block1_1_bn; in the old lineage res2a_branch2a and bn2a_branch2a."""
+    """Names such as conv2_block1_1_conv and conv2_block1_1_bn; if `old`, res2a_branch2a and bn2a_branch2a."""
     table: LayerTable = {
         "features.conv1_conv": ("conv1" if old else "conv1_conv",),
         "features.conv1_bn": ("bn_conv1" if old else "conv1_bn",),
     }
     for stage, depth in enumerate(RESNET50_DEPTHS, start=2):
         for block in range(1, depth + 1):
-            for part in (1, 2, 3, 0) if block == 1 else (1, 2, 3):  # 0 is the shortcut, "branch1" of the old names
+            for part in (1, 2, 3, 0) if block == 1 else (1, 2, 3):  # 0 is the shortcut, "branch1" in the old names
                 branch = f"{stage}{'abcdef'[block - 1]}_branch" + (f"2{'abc'[part - 1]}" if part else "1")
                 module, name = f"features.conv{stage}_block{block}", f"conv{stage}_block{block}_{part}"
                 table[f"{module}.conv_{part}"] = (f"res{branch}" if old else f"{name}_conv",)
@@ -118,7 +118,7 @@ def _resnet50(old: bool) -> LayerTable:
 
 
 def _resnet50_order(old: bool) -> tuple[str, ...]:
-    """As the table, but where a block has a shortcut, `model.layers` interleaves it with the third convolution."""
+    """The table's order, but `model.layers` interleaves a block's shortcut with its third convolution."""
     table = _resnet50(old)
     ordered = []
     for module, (name,) in table.items():
@@ -131,8 +131,8 @@ def _resnet50_order(old: bool) -> tuple[str, ...]:
     return tuple(ordered)
 
 
-# Per block of InceptionV3, per branch, how many layers of Keras's stand between each convolution and the end of the
-# block: a convolution, its normalisation and its ReLU are three; the fork of mixed9 and mixed10 is one more.
+# For each branch of InceptionV3's blocks, the distance in Keras layers from each convolution to the end of the block:
+# convolution, batch normalisation and ReLU are three layers; the fork of mixed9 and mixed10 adds one.
 _A = {"branch1x1": (3,), "branch5x5": (6, 3), "branch3x3dbl": (9, 6, 3), "branch_pool": (3,)}
 _A_TO_B = {"branch3x3": (3,), "branch3x3dbl": (9, 6, 3)}
 _B = {"branch1x1": (3,), "branch7x7": (9, 6, 3), "branch7x7dbl": (15, 12, 9, 6, 3), "branch_pool": (3,)}
@@ -148,7 +148,7 @@ _BLOCKS = (_A, _A, _A, _A_TO_B, _B, _B, _B, _B, _B_TO_C, _C, _C)
 
 
 def _inception_v3() -> Lineage:
-    """Keras sorts `model.layers` by their distance from the output, those of equal distance as they were created."""
+    """Keras sorts `model.layers` by distance from the output, then by creation."""
     convolutions = [(-1, f"features.conv_{number}", 18 - 3 * number) for number in range(1, 6)]  # block, ours, distance
     for block, branches in enumerate(_BLOCKS):
         for branch, distances in branches.items():
@@ -159,9 +159,9 @@ def _inception_v3() -> Lineage:
     for number, (block, module, distance) in enumerate(convolutions):
         normalization = re.sub(r"conv_(\d+)$", r"bn_\1", module)
         for nearer, (ours, kind) in enumerate(((module, "conv2d"), (normalization, "batch_normalization"))):
-            table[ours] = (f"{kind}_{number}" if number else kind,)  # as Keras numbers what has no name
+            table[ours] = (f"{kind}_{number}" if number else kind,)  # Keras's automatic name
             places.append((block, nearer - distance, table[ours][0]))
-    order = [name for *_, name in sorted(places, key=lambda place: place[:2])]  # stable: else as created
+    order = [name for *_, name in sorted(places, key=lambda place: place[:2])]  # stable sort keeps order of creation
     table["head.dense_1"] = ("predictions",)
     modules = [module for _, module, _ in convolutions]
     return _lineage("keras-applications", "inception_v3", table, modules, (*order, "predictions"), preset="keras-tf")
@@ -217,19 +217,19 @@ TORCHVISION: tuple[Lineage, ...] = (
     ),
 )
 
-LEAST_AGREEMENT = 0.5  # of the names of a network's layers and the file's, for the network to be named in the refusal
+LEAST_AGREEMENT = 0.5  # Jaccard index of layer names above which an incomplete file counts as that network
 
 
 @dataclass(frozen=True)
 class Found:
-    """A file's layers, sorted into a network's.
+    """A file's layers, assigned to a network.
 
     Attributes:
-        lineage: whose names and architecture they are.
-        base: name in the lineage's table -> layer, of the convolutional part.
-        rest: the other layers with weights, in the order of the file: a head.
-        standard_head: whether the rest goes by the lineage's own names of its head, or has as many dense layers in a
-            file without names.
+        lineage: the recognised names and architecture.
+        base: name in the lineage's table -> layer, for the convolutional part.
+        rest: all other layers with weights, in file order, which form the head.
+        standard_head: whether `rest` has the lineage's names of the standard head or, in a file without names, the same
+            number of dense layers.
     """
 
     lineage: Lineage
@@ -239,10 +239,10 @@ class Found:
 
 
 def recognise(file: KerasFile) -> Found:
-    """Sort a file's layers into those of the network that they resemble most.
+    """Recognise the network that a file's layers resemble most, and assign them to it.
 
     Raises:
-        ValueError: they resemble none, or a network that goes by a known name and is another.
+        ValueError: they resemble no supported network, or are the InceptionV3 of Keras 1, a different network.
     """
     _refuse_doubles(file)
     _refuse_keras_1_inception(file)
@@ -266,12 +266,12 @@ def _listed(file: KerasFile) -> str:
 
 
 def base_names(lineage: Lineage) -> list[str]:
-    """Their names of the layers of the convolutional part."""
+    """Return the source names of the convolutional part's layers."""
     return [name for module, names in lineage.layers.items() if not module.startswith("head.") for name in names]
 
 
 def head_names(lineage: Lineage) -> list[str]:
-    """Their names of the layers of the standard head."""
+    """Return the source names of the standard head's layers."""
     return [name for module, names in lineage.layers.items() if module.startswith("head.") for name in names]
 
 
@@ -291,7 +291,7 @@ def _by_name(file: KerasFile) -> Found | None:
     if doubles := [name for name, count in counts.items() if count > 1]:
         raise ValueError(
             f"{file.path} holds {best.network} more than once ({', '.join(doubles[:3])}, ... in several models); models"
-            " of one network are read"
+            " with one network are supported"
         )
     base = {layer.name: layer for layer in file.weighted if layer.name in wanted}
     rest = tuple(layer for layer in file.weighted if layer.name not in wanted)
@@ -299,13 +299,13 @@ def _by_name(file: KerasFile) -> Found | None:
 
 
 def _standard(lineage: Lineage, names: list[str]) -> bool:
-    """Whether the names are among those of the standard head (one may be missing, which is said later)."""
+    """Return whether most names of the standard head are present (missing ones are reported later)."""
     head = head_names(lineage)
     return bool(set(names) & set(head)) and len(set(names) & set(head)) * 2 > len(head)
 
 
 def number(name: str) -> int:
-    """The number at the end of an automatic name; the first of a class has none.
+    """Return the number at the end of an automatic name; 0 for the first of a class, which has none.
 
     >>> number("conv2d"), number("conv2d_12")
     (0, 12)
@@ -315,7 +315,7 @@ def number(name: str) -> int:
 
 
 def _by_number(file: KerasFile) -> Found | None:
-    """The network with as many layers of each class; those of the file by their numbers."""
+    """Return the network with as many layers of each class, assigning layers by number."""
     layers = file.weighted
     counts = Counter(layer.kind for layer in layers)
     for lineage in LINEAGES:
@@ -348,7 +348,7 @@ def _by_number(file: KerasFile) -> Found | None:
 
 
 def kind_of(name: str) -> str:
-    """The class of a layer of a lineage by its name.
+    """Return the class of a lineage's convolutional-part layer by its name.
 
     >>> kind_of("bn2a_branch2a"), kind_of("conv2_block1_0_bn"), kind_of("block1_conv1")
     ('BatchNormalization', 'BatchNormalization', 'Conv2D')
@@ -357,14 +357,14 @@ def kind_of(name: str) -> str:
 
 
 def _in_order(lineage: Lineage, file: KerasFile) -> Iterable[str]:
-    """Names as the file counts: as they were made where layers carry automatic names, else as the model lists them."""
+    """Return names in the file's numbering: by creation for automatic names, else in `model.layers` order."""
     if file.named and lineage.automatic:
         return sorted(base_names(lineage), key=lambda name: (kind_of(name), number(name)))
     return lineage.order
 
 
 def _sorted(file: KerasFile, layers: Iterable[KerasLayer]) -> list[KerasLayer]:
-    """By their numbers: those of names (the layers of a nested model before its parent's own), or of places."""
+    """Sort layers by number, those of a nested model before its parent's; Keras 0.x files are already in order."""
     if file.container == "nb_layers":
         return list(layers)
     return sorted(layers, key=lambda layer: (-len(layer.parents), number(layer.name)))
@@ -377,7 +377,7 @@ def _refuse_doubles(file: KerasFile) -> None:
 
 
 def _refuse_keras_1_inception(file: KerasFile) -> None:
-    """Convolution with bias, then batch normalisation with gamma, 94 times."""
+    """Raise ValueError for 94 convolutions with bias and 94 batch normalisations with gamma."""
     convolutions = [layer for layer in file.weighted if layer.kind == "Conv2D"]
     normalised = [layer for layer in file.weighted if layer.kind == "BatchNormalization"]
     if (
@@ -386,6 +386,6 @@ def _refuse_keras_1_inception(file: KerasFile) -> None:
         and all("gamma" in layer.arrays for layer in normalised)
     ):
         raise ValueError(
-            f"{file.path} is the InceptionV3 of Keras 1, which is another network than that of Keras 2 and 3 (biases"
-            " and scales, another pooling) and is not read; convert the file of keras-applications instead"
+            f"{file.path} is the InceptionV3 of Keras 1, a different network from that of Keras 2 and 3 (biases, scales"
+            " and other pooling), which is not supported; convert the file of keras-applications instead"
         )

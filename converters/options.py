@@ -1,4 +1,4 @@
-"""Resolve the options of a conversion: sizes, rules and what a file leaves open."""
+"""Resolve the options of a conversion from the file, the user's options and defaults."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ LARGEST = 20_000  # pixels of a side
 
 
 def input_size(file: KerasFile, graph: Graph | None) -> tuple[int, int] | None:
-    """(height, width) of the model's input in pixels, where its config says it.
+    """Return (height, width) of the model's input in pixels, or None if its config does not specify it.
 
     Raises:
-        ValueError: the model's input is no pictures of three colours.
+        ValueError: the model's input is not an image with three channels.
     """
     if graph is None:
         return None
     shape = graph.nodes[0].settings.get("batch_shape")
     if not isinstance(shape, list | tuple) or len(shape) != 4:
-        raise ValueError(f"{file.path}: its model's input is {shape!r}; pictures are wanted")
+        raise ValueError(f"{file.path}: its model's input is {shape!r}; expected images with three channels")
     first = 1 if file.data_format == "channels_first" else 3
     sides: list[Any] = [side for axis, side in enumerate(shape) if axis not in (0, first)]
     if shape[first] not in (3, None):
         raise ValueError(
-            f"{file.path}: its model's input has {shape[first]} channels; pictures of three colours are read"
+            f"{file.path}: its model's input has {shape[first]} channels; expected images with three channels"
         )
     if None in sides:
         return None
     if not all(isinstance(side, int) for side in sides):
-        raise ValueError(f"{file.path}: its model's input is {shape!r}; pictures are wanted")
+        raise ValueError(f"{file.path}: its model's input is {shape!r}; expected images with three channels")
     return sides[0], sides[1]
 
 
 def check_size(file: KerasFile, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """The size, where pictures can have it; else ValueError."""
+    """Return the size; raise ValueError if a side is not 1 to `LARGEST` pixels."""
     if size is not None and not all(1 <= side <= LARGEST for side in size):
         raise ValueError(
-            f"{file.path}: no pictures are {size[0]}x{size[1]} pixels; 1 to {LARGEST} on each side are wanted"
+            f"{file.path}: the input size {size[0]}x{size[1]} is invalid; give 1 to {LARGEST} pixels for each side"
         )
     return size
 
 
 def map_shape(file: KerasFile, network: Network, size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """(channels, h, w) of the feature map at an input size, by default the network's own.
+    """Return (channels, h, w) of the feature map at an input size, by default the network's own.
 
     Raises:
         ValueError: the size is too small for the network.
     """
     try:
-        with torch.device("meta"):  # in eval mode: in training no single cell can be normalised
+        with torch.device("meta"):  # in eval mode: in training mode, batch norm rejects a single value per channel
             shape = network.eval().features(torch.empty(1, 3, *(size or network.size))).shape
     except RuntimeError:
         height, width = size or network.size
@@ -71,14 +71,17 @@ def map_shape(file: KerasFile, network: Network, size: tuple[int, int] | None) -
 def guessed_size(
     file: KerasFile, found: Found, network: Network, arguments: dict[str, Any], rows: int, channels: int
 ) -> tuple[dict[str, Any], list[int]]:
-    """An input size for which a Flatten gives so many rows; only the number of cells is told by them."""
+    """Return arguments with an input size that gives a Flatten of `rows` values, and the window (h, w).
+
+    The rows determine only the number of cells, so a square window is assumed.
+    """
     side = round((rows / channels) ** 0.5)
     if found.standard_head:
-        return arguments, list(network.window)  # a problem that is said with all others
+        return arguments, list(network.window)  # reported later, together with all other problems
     if rows % channels == 0 and side * side * channels != rows:
         raise ValueError(
-            f"{file.path} has a head that reads {rows // channels} cells, which are no square; give --input-size"
-            " HEIGHTxWIDTH, in pixels"
+            f"{file.path} has a head that reads {rows // channels} cells, which is not a square number; give"
+            " --input-size HEIGHTxWIDTH, in pixels"
         )
     if not side or side * side * channels != rows:
         return arguments, list(network.window)
@@ -99,18 +102,19 @@ def settle_preprocessing(
     released: bool,
     preset_name: str | None,
 ) -> tuple[Preprocessing, list[str]]:
-    """The preprocessing for the card, and what was chosen for want of better.
+    """Return the preprocessing for the card, and notes on the assumptions made.
 
     Args:
-        network: for its size.
-        name: of the network.
-        front: what the model itself does to its input.
-        wishes: a preset or a JSON file.
-        released: whether these are weights that were released, or have their names and shapes.
-        preset_name: of released weights of this lineage.
+        network: provides the input size.
+        name: the network's name.
+        front: preprocessing within the model, and notes on it; see `checks.reads_pixels`.
+        wishes: the user's options; `preprocessing` is a preset or a JSON file.
+        released: whether the weights are released ones, or have the same layer names and shapes.
+        preset_name: preset of the released weights of this lineage.
 
     Raises:
-        ValueError: it must be said and is not; it is said twice; or it has another size than the model's input.
+        ValueError: the preprocessing is required but not given, is given although the model rescales its input, or
+            has another size than the model's input.
     """
     rescaling, chosen = front
     given = wishes.preprocessing
@@ -122,7 +126,7 @@ def settle_preprocessing(
         scale, offset = rescaling
         size = network.size[0] if network.size[0] == network.size[1] else network.size
         rule = Preprocessing("custom", size, size, "stretch", "bilinear", "rgb", (-offset,) * 3, scale=scale)
-        return rule, [*chosen, "pictures are stretched to the input's size, as Keras's datasets do it"]
+        return rule, [*chosen, "pictures are stretched to the input size, as Keras's datasets do"]
     if given is None and not released:
         known = dict.fromkeys((*PRESETS[name][1], *GENERAL))
         raise ValueError(
@@ -131,22 +135,22 @@ def settle_preprocessing(
         )
     rule = chosen_preprocessing(name, given or preset_name, network.size)
     if given is None:
-        chosen = [*chosen, f"pictures are prepared as {rule.name} has it, as for the released weights of these layers;"
-                  " --preprocessing decides otherwise"]  # fmt: skip
+        chosen = [*chosen, f"pictures are preprocessed with {rule.name}, as for the released weights with these layers;"
+                  " change it with --preprocessing"]  # fmt: skip
     return rule, chosen
 
 
 def chosen_preprocessing(network: str, given: str | None, size: tuple[int, int]) -> Preprocessing:
-    """A preset by its name (None: that of the network's released weights), or the rule in a JSON file.
+    """Return a preset by name (None: that of the network's released weights) or the preprocessing in a JSON file.
 
     Args:
         network: a name in `convnets_torch.networks.NETWORKS`.
-        given: the name, or the path of a file that ends in .json.
+        given: a preset name, or the path of a .json file.
         size: (height, width) of the network's input in pixels.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the name is not known, or the file's rule has another size.
+        ValueError: the name is unknown, or the preprocessing in the file has another size.
     """
     if given is None or not given.lower().endswith(".json"):
         return preset(network, given, size[0] if size[0] == size[1] else size)
@@ -157,15 +161,16 @@ def chosen_preprocessing(network: str, given: str | None, size: tuple[int, int])
 
 
 def settle_activation(
-    file: KerasFile, head: Head, wishes: Wishes, *, told: bool = False
+    file: KerasFile, head: Head, wishes: Wishes, *, known: bool = False
 ) -> tuple[Activation, list[str]]:
-    """The activation of the outputs, and what was chosen for want of better.
+    """Return the output activation, and notes on the assumptions made.
 
     Args:
-        told: whether the head is a released one, whose activation is known.
+        known: whether the head is a released one, which ends with softmax.
 
     Raises:
-        ValueError: it is not known, said twice, must be said, or does not fit a single output.
+        ValueError: the given activation is unknown, contradicts the file, or is given for a file without a head; or
+            there is a single output and its activation is missing or softmax.
     """
     given = wishes.activation
     if given is not None:
@@ -184,23 +189,24 @@ def settle_activation(
         )
     if activation == "softmax" and head.units == 1:
         raise ValueError(f"{file.path} has a single output, which no softmax fits; give --activation sigmoid or none")
-    if activation is None and not told:
-        note = "softmax is taken for the outputs, which the file does not say; --activation decides otherwise"
-        return "softmax", [note]
+    if activation is None and not known:
+        return "softmax", [
+            "softmax is assumed for the outputs, as the file does not specify it; change it with --activation"
+        ]
     return cast(Activation, activation or "softmax"), []
 
 
 BACKENDS = ("theano", "tensorflow")
 KNOWN_BACKENDS = (*BACKENDS, "jax", "torch", "cntk", "openvino", "numpy", "plaidml")
 DATA_FORMATS = ("channels_first", "channels_last")
-FLATTEN_TRANSPOSES = (2, 2)  # the version of Keras since which Flatten turns channels-first maps to H, W, C
+FLATTEN_TRANSPOSES = (2, 2)  # first version of Keras whose Flatten transposes channels-first maps to H, W, C
 
 
 def settle_backend(file: KerasFile, lineage: Lineage, wishes: Wishes) -> tuple[str | None, list[str]]:
-    """The backend whose kernels these are, and what was chosen for want of better.
+    """Return the backend that trained the kernels, and notes on the assumptions made.
 
     Raises:
-        ValueError: neither the file, nor its lineage, nor the user says it; or file and user disagree.
+        ValueError: the file, its lineage and the user leave it open; or file and user disagree.
     """
     chosen = wishes.backend
     if chosen is not None:
@@ -217,17 +223,18 @@ def settle_backend(file: KerasFile, lineage: Lineage, wishes: Wishes) -> tuple[s
         return chosen, []
     if chosen is not None:
         return chosen, []
-    # What is in the file comes before its name, and both before the names of layers, which anybody may take over.
+    # The content takes precedence over the file name, and both over the layer names, which anyone may reuse.
     if any(array.place.endswith(":0") for layer in file.weighted for array in layer.arrays.values()):
         return "tensorflow", [
-            "kernels are tensorflow's, whose way of naming arrays the file has; --backend theano decides otherwise"
+            "kernels are tensorflow's, as the file names arrays in its style; change it with --backend theano"
         ]
     if told := re.search(r"_(th|tf)_kernels", file.path.name):
         backend = {"th": "theano", "tf": "tensorflow"}[told[1]]
-        return backend, [f"kernels are {backend}'s, as the name of the file says; --backend decides otherwise"]
+        return backend, [f"kernels are {backend}'s according to the file name; change it with --backend"]
     if lineage.name == "convnets-keras" and file.named:
-        return "theano", ["kernels are theano's, as in the released files with these names of layers;"
-                          " --backend decides otherwise"]  # fmt: skip
+        return "theano", [
+            "kernels are theano's, as in the released files with these layer names; change it with --backend"
+        ]
     generation = "0.x" if file.container == "nb_layers" else "1"
     raise ValueError(
         f"{file.path}: files of Keras {generation} do not say which backend trained them, and kernels of both look"
@@ -236,15 +243,15 @@ def settle_backend(file: KerasFile, lineage: Lineage, wishes: Wishes) -> tuple[s
 
 
 def settle_kernel_order(file: KerasFile, fits: dict[KernelOrder, int]) -> KernelOrder:
-    """How the kernels are stored: the order by which more layers fit the network; where both do, what the file says."""
-    said = {layer.kernel_order for layer in file.weighted if layer.kernel_order is not None}
-    if fits["oihw"] == fits["hwio"] and len(said) == 1:
-        return said.pop()
+    """Return the kernel order with which more layers fit the network; on a tie, the one that the file specifies."""
+    stored = {layer.kernel_order for layer in file.weighted if layer.kernel_order is not None}
+    if fits["oihw"] == fits["hwio"] and len(stored) == 1:
+        return stored.pop()
     return max(fits, key=lambda order: fits[order])
 
 
 def check_data_format(file: KerasFile, wishes: Wishes) -> None:
-    """ValueError where the user's data format is none, or not the file's."""
+    """Raise ValueError if the user's data format is invalid or contradicts the file."""
     given = wishes.data_format
     if given is not None:
         check_choice(given, DATA_FORMATS, "data format")
@@ -255,19 +262,19 @@ def check_data_format(file: KerasFile, wishes: Wishes) -> None:
 def settle_rows(
     file: KerasFile, order: KernelOrder, flatten: Node | None, wishes: Wishes
 ) -> tuple[bool, DataFormat | None, list[str]]:
-    """Whether the rows of the first dense kernel after a Flatten stand in the order h, w, channels.
+    """Determine whether the rows of the first dense kernel after a Flatten are in the order h, w, channels.
 
     Args:
-        file: for its version and data format.
-        order: of its kernels.
-        flatten: the layer in the model's config, where there is one.
-        wishes: for the data format.
+        file: provides the Keras version and data format.
+        order: the kernel order.
+        flatten: the Flatten node of the model's config, if any.
+        wishes: provides the user's data format.
 
     Returns:
-        That; the data format of the convolutions as far as it is known; and what was chosen for want of better.
+        Whether they are; the data format of the convolutions, if known; and notes on the assumptions made.
 
     Raises:
-        ValueError: it depends on the data format, which neither the file nor the user says.
+        ValueError: it depends on the data format, which neither the file nor the user specifies.
     """
     data_format: DataFormat | None = file.data_format or wishes.data_format  # type: ignore[assignment]
     if order == "oihw":  # Keras 0 and 1
@@ -288,7 +295,7 @@ def settle_rows(
     if data_format == "channels_first":
         return False, data_format, []
     if file.backend == "tensorflow":
-        return True, "channels_last", ["trained channels_last, TensorFlow's usual; --data-format decides otherwise"]
+        return True, "channels_last", ["channels_last is assumed, TensorFlow's default; change it with --data-format"]
     raise ValueError(
         f"{file.path} does not say whether it was trained channels first or last, on which the order of the first dense"
         " layer depends; give --data-format channels_first or channels_last"
@@ -305,7 +312,7 @@ def _version(file: KerasFile) -> tuple[int, ...]:
 def settle_pool_padding(
     file: KerasFile, lineage: Lineage, graph: Graph | None, wishes: Wishes
 ) -> tuple[bool, list[str]]:
-    """Whether ResNet50 pads before its first pooling."""
+    """Return whether ResNet50 pads before its first pooling, and notes on the assumptions made."""
     if graph is not None:
         first = next((node for node in graph.nodes if node.kind == "MaxPooling2D"), None)
         padded = first is not None and graph[first.inputs[0]].kind == "ZeroPadding2D"
@@ -320,6 +327,6 @@ def settle_pool_padding(
     if lineage.name != "keras-applications-old":
         return True, []
     listed = any(layer.name == "pool1_pad" for layer in file.layers)
-    said = "the file lists pool1_pad" if listed else "as in Keras 1, since the file lists no pool1_pad"
+    reason = "the file lists pool1_pad" if listed else "as in Keras 1, since the file lists no pool1_pad"
     is_padded = "padded" if listed else "not padded"
-    return listed, [f"the first pooling is {is_padded} ({said}); --pool1-padding yes or no decides otherwise"]
+    return listed, [f"the first pooling is {is_padded} ({reason}); change it with --pool1-padding yes or no"]

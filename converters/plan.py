@@ -1,4 +1,4 @@
-"""What a conversion is going to do, complete before anything is written."""
+"""The plan of a conversion, complete before anything is written."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from convnets_torch.images.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user says, where a file cannot; None leaves it to the file.
+    """The user's options, for what a file does not specify; None leaves an option to the file.
 
     Attributes:
-        backend: what trained the weights, "theano" or "tensorflow".
-        data_format: of the convolutions when they were trained, "channels_first" or "channels_last".
-        preprocessing: name of a preset, or a JSON file.
-        activation: of the outputs.
-        hidden_activation: between the dense layers of a head of the user's own.
-        pool1_padding: whether the first pooling of ResNet50 pads.
+        backend: "theano" or "tensorflow", whichever trained the weights.
+        data_format: format of the convolutions in training, "channels_first" or "channels_last".
+        preprocessing: name of a preset, or path of a JSON file.
+        activation: output activation.
+        hidden_activation: activation between the dense layers of a custom head.
+        pool1_padding: whether ResNet50 pads before its first pooling.
         input_size: (height, width) of the pictures that the model was trained on, in pixels.
     """
 
@@ -38,13 +38,13 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Row:
-    """What becomes of one array.
+    """How one parameter is converted.
 
     Attributes:
-        source: their layer or layers, "conv_2_1 + conv_2_2".
+        source: source layer or layers, "conv_2_1 + conv_2_2".
         parameter: our parameter or buffer, "features.conv_2.weight".
-        shape: of our parameter.
-        change: what is done on the way: "flipped", "transposed", "concatenated", "kept".
+        shape: shape of our parameter.
+        change: what is done to the values: "flipped", "transposed", "concatenated", "kept".
     """
 
     source: str
@@ -55,13 +55,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the arrays of a Keras file become one of ours.
+    """How the arrays of a Keras file become one of our parameters.
 
     Attributes:
-        kernel_order: of convolution kernels, "oihw" or "hwio"; None for other arrays.
+        kernel_order: axis order of convolution kernels, "oihw" or "hwio"; None for other arrays.
         flipped: whether the kernels are rotated by 180 degrees.
-        window: (channels, h, w) where the rows of a dense kernel, or the values of a normalisation before it, stand in
-            the order h, w, channels.
+        window: (channels, h, w) if the rows of a dense kernel, or the values of a batch normalisation before it, are in
+            the order h, w, channels; else None.
     """
 
     kernel_order: str | None = None
@@ -71,13 +71,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class KerasStep:
-    """One parameter of ours out of arrays of a Keras file, carried out by `converters.writing`.
+    """The conversion of Keras arrays to one of our parameters, executed by `converters.writing`.
 
     Attributes:
         row: for the report.
-        arrays: concatenated on the output axis; none of them for a constant.
-        layout: of the arrays.
-        constant: the value where there are no arrays: 1 for a scale that the file leaves out.
+        arrays: the arrays, to be concatenated on the output axis; empty for a constant.
+        layout: layout of the arrays.
+        constant: the value if there are no arrays, such as 1 for an omitted scale.
     """
 
     row: Row
@@ -88,28 +88,28 @@ class KerasStep:
 
 @dataclass(frozen=True)
 class Step:
-    """One parameter of ours out of a file of PyTorch, the tensor `row.source`, which has the row's shape."""
+    """The conversion of a PyTorch tensor, `row.source` of shape `row.shape`, to one of our parameters."""
 
     row: Row
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked conversion: every array of the file has its place, and every parameter its arrays.
+    """A checked conversion: every array of the file is used, and every parameter has its arrays.
 
     Attributes:
         network: a name in `convnets_torch.networks.NETWORKS`.
-        arguments: what its builder is called with.
-        framework: what wrote the file, "Keras 1".
-        backend: what trained it, "theano", "tensorflow", ... or None.
-        preprocessing: how pictures become input.
-        steps: in the order of the network.
-        activation: of the outputs.
-        data_format: in which the convolutions were trained, where it matters.
-        choices: sentences on what the file does not say and was therefore chosen.
-        lineage: whose layer names the file has, for the proof.
-        rescales: whether the file's own model does the preprocessing, by a Rescaling layer.
-        hidden: the step of activations in the head that the file does not say, for the proof.
+        arguments: arguments of its builder.
+        framework: framework that wrote the file, "Keras 1".
+        backend: backend that trained it, "theano", "tensorflow", ... or None.
+        preprocessing: the preprocessing of pictures.
+        steps: in network order.
+        activation: output activation.
+        data_format: format in which the convolutions were trained, where it matters.
+        choices: notes on assumptions made because the file does not specify something.
+        lineage: origin of the file's layer names, for the proof.
+        rescales: whether the file's own model does the preprocessing, with a Rescaling layer.
+        hidden: step used for hidden activations that the file does not specify, for the proof.
     """
 
     network: str
@@ -127,7 +127,7 @@ class Plan:
 
 
 def stored_dtype(parameter: str) -> str:
-    """The safetensors name of the type that a parameter is stored in.
+    """Return the safetensors dtype that a parameter is stored in.
 
     >>> stored_dtype("features.bn0.num_batches_tracked"), stored_dtype("head.fc.bias")
     ('I64', 'F32')
@@ -136,7 +136,7 @@ def stored_dtype(parameter: str) -> str:
 
 
 def change(words: list[str], dtype: str | np.dtype[Any] = "float32") -> str:
-    """The words of a row: what is done, and to which type the values are rounded.
+    """Return the text of `Row.change`: the given words, and the dtype conversion if there is one.
 
     >>> change(["flipped"], ">f8"), change([])
     ('flipped, >f8 to float32', 'kept')
@@ -149,6 +149,6 @@ def change(words: list[str], dtype: str | np.dtype[Any] = "float32") -> str:
 
 
 def refuse(path: object, network: str, problems: list[str]) -> None:
-    """Raise ValueError with everything that is wrong in a file, all at once; nothing is wrong in an empty list."""
+    """Raise one ValueError that names all problems of a file, if there are any."""
     if problems:
         raise ValueError(f"{path} is not a complete {network}: {'; '.join(problems)}")

@@ -1,12 +1,4 @@
-"""PyTorch files: read, named and planned.
-
-Two layouts (those of `torch.save` since 2020 and before):
-
-- a zip of `NAME/data.pkl`, a pickle that describes the tensors, and `NAME/data/0`, `NAME/data/1`, ... with the numbers
-  of their storages;
-- bare pickles: a magic number, a version, the system's sizes, the description, a list of the storages; then the
-  storages in this order, each as the count of its numbers (8 bytes) and these.
-"""
+"""Plan the conversion of PyTorch state dicts, and map parameter names to torchvision's."""
 
 from __future__ import annotations
 
@@ -25,9 +17,9 @@ from convnets_torch.weights import build
 
 
 def torchvision_names(source: Path, plan: Plan) -> dict[str, str]:
-    """Our parameter -> torchvision's, for a VGG whose head is the standard one.
+    """Return our parameter -> torchvision's, for a VGG with the standard head.
 
-    The layers are torchvision's; the preprocessing stays that of the weights (BGR for Keras's), as the card says.
+    Only the names are torchvision's; the preprocessing is still the card's (BGR for Keras's weights).
 
     Raises:
         ValueError: torchvision has no such network.
@@ -46,29 +38,28 @@ def torchvision_names(source: Path, plan: Plan) -> dict[str, str]:
     return names
 
 
-class Told(NamedTuple):
-    """What a file says of a tensor; its type is torch's name, "float32"."""
+class TensorInfo(NamedTuple):
+    """A tensor's shape and dtype as given in a file, in torch's spelling, "float32"."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
-def plan_pytorch(path: str | os.PathLike[str], state: dict[str, Told], wishes: Wishes) -> Plan:
+def plan_pytorch(path: str | os.PathLike[str], state: dict[str, TensorInfo], wishes: Wishes) -> Plan:
     """Recognise the network of a state dict and check all of it.
 
-    Known are EfficientNet-Lite0 of its package, and VGG16, VGG19 and ResNet50 of torchvision.
+    Supported are EfficientNet-Lite0 of its package, and VGG16, VGG19 and ResNet50 of torchvision.
 
     Args:
-        path: for messages.
-        state: the tensors of the file by name.
+        path: path for messages.
+        state: the file's tensors by name.
 
     Raises:
-        ValueError: the network is not known, or arrays are missing, superfluous or of a wrong shape.
+        ValueError: the network is unknown, or arrays are missing, superfluous or of a wrong shape.
     """
     if wishes != Wishes(preprocessing=wishes.preprocessing):
         raise ValueError(
-            f"{path} is a file of PyTorch, which has no backend, data format or padding of Keras; leave these"
-            " options out"
+            f"{path} is a PyTorch file; leave out the options for Keras files (backend, data format, padding, ...)"
         )
     if "_conv_stem.weight" in state and "_fc.weight" in state:
         classes = next(iter(state["_fc.weight"].shape), 1)
@@ -92,8 +83,8 @@ def plan_pytorch(path: str | os.PathLike[str], state: dict[str, Told], wishes: W
     )
 
 
-def _torchvision(path: str | os.PathLike[str], state: dict[str, Told]) -> Lineage:
-    """The network whose modules resemble those of the file most."""
+def _torchvision(path: str | os.PathLike[str], state: dict[str, TensorInfo]) -> Lineage:
+    """Return the torchvision network whose module names match the file's best."""
     found = {name.rpartition(".")[0] for name in state}
 
     def share(lineage: Lineage) -> float:
@@ -108,8 +99,8 @@ def _torchvision(path: str | os.PathLike[str], state: dict[str, Told]) -> Lineag
     return best
 
 
-def _torchvision_arguments(lineage: Lineage, state: dict[str, Told]) -> dict[str, Any]:
-    """The builder's arguments as the shapes suggest them; the standard where an array is missing."""
+def _torchvision_arguments(lineage: Lineage, state: dict[str, TensorInfo]) -> dict[str, Any]:
+    """Infer the builder's arguments from the shapes; a missing array gives the standard value."""
 
     def outputs(module: str, standard: int) -> int:
         array = state.get(f"{lineage.layers[module][0]}.weight")
@@ -118,7 +109,7 @@ def _torchvision_arguments(lineage: Lineage, state: dict[str, Told]) -> dict[str
     standard = CATALOG[lineage.network].standard
     modules = {"widths": lineage.widths, "hidden": lineage.head[:-1]}
     arguments: dict[str, Any] = {"classes": outputs(lineage.head[-1], standard["classes"])}
-    for name in (name for name in modules if name in standard):  # in their order, which is the card's
+    for name in (name for name in modules if name in standard):  # in this order, which is also the card's
         pairs = zip(modules[name], standard[name], strict=True)
         arguments[name] = tuple(outputs(module, width) for module, width in pairs)
     if lineage.network == "resnet50":
@@ -130,15 +121,15 @@ def _checked(
     path: str | os.PathLike[str],
     network: str,
     arguments: dict[str, Any],
-    state: dict[str, Told],
+    state: dict[str, TensorInfo],
     ours: dict[str, str],
     preprocessing: str | None,
 ) -> Plan:
-    """The plan, when every array of `state` has its parameter by `ours` and every parameter its array."""
+    """Return the plan after checking that `ours` maps the arrays of `state` one-to-one to the parameters."""
     wanted = build(network, arguments).state_dict()
     theirs = {ours: name for name, ours in ours.items()}
-    problems = [f"what becomes {name} is missing" for name in wanted if name not in theirs]
-    problems += [f"{name} is not known" for name in state if ours.get(name) not in wanted]
+    problems = [f"the array for {name} is missing" for name in wanted if name not in theirs]
+    problems += [f"{name} is unknown" for name in state if ours.get(name) not in wanted]
     problems += [
         f"{name} is {tuple(state[name].shape)}, not {tuple(wanted[parameter].shape)}"
         for parameter, name in theirs.items()
@@ -153,6 +144,6 @@ def _checked(
     return Plan(network, arguments, "PyTorch", None, rule, steps)
 
 
-def _change(theirs: Told, ours: Tensor) -> str:
+def _change(theirs: TensorInfo, ours: Tensor) -> str:
     dtype = str(ours.dtype).removeprefix("torch.")
     return "kept" if theirs.dtype == dtype else f"{theirs.dtype} to {dtype}"

@@ -1,4 +1,4 @@
-"""One layer of a Keras file as arrays that PyTorch's module takes."""
+"""Convert one layer of a Keras file to the arrays of the corresponding PyTorch module."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ def to_torch_layout(
     kernel_order: KernelOrder | None = None,
     file: h5py.File | None = None,
 ) -> dict[str, Array]:
-    """Read the arrays of a layer as PyTorch's module of the same purpose wants them, float32.
+    """Read the arrays of a layer in the layout of the corresponding PyTorch module, float32.
 
     | Keras | PyTorch | names |
     | --- | --- | --- |
-    | Conv2D, also in groups | Conv2d | weight, bias |
+    | Conv2D, also grouped | Conv2d | weight, bias |
     | DepthwiseConv2D | Conv2d(groups=in) | weight, bias |
     | SeparableConv2D | two Conv2d, `depthwise` and `pointwise` | depthwise.weight, pointwise.weight, pointwise.bias |
     | Dense | Linear | weight, bias |
     | BatchNormalization | BatchNorm2d | weight, bias, running_mean, running_var |
 
-    A bias that the file does not have is not there; a missing gamma is ones, a missing beta zeros.
+    A missing bias is left out; a missing gamma becomes ones, a missing beta zeros.
 
     Args:
-        layer: of `read_keras`.
-        backend: `file.backend`: kernels trained on "theano" are flipped, but never depthwise ones. Files of Keras 0.x
-            and 1 do not say it, so it must be known otherwise; `.weights.h5` and `.keras` need none, as they are
-            younger than Theano.
-        window: (height, width) of the feature map that a Flatten in front of a Dense took; None where there is none.
-        rows: how the rows of that Dense stand: "hwc" behind a channels-last flatten; "chw" behind a channels-first one
-            of Keras 1, 2.0 and 2.1 (that of 2.2 and later transposes, unless its `data_format` is "channels_last").
-        kernel_order: how convolution kernels are stored, where the file does not give it away.
-        file: opened by `opened`, for many layers of one file; else the layer's own file is opened.
+        layer: a layer from `read_keras`.
+        backend: `file.backend`: kernels trained on "theano" are flipped, except depthwise ones. Files of Keras 0.x and
+            1 do not specify it, so it must be given; `.weights.h5` and `.keras` do not need it, as these formats are
+            newer than Theano.
+        window: (height, width) of the feature map flattened before a Dense; None if there is no Flatten.
+        rows: row order of that Dense: "hwc" after a channels-last flatten; "chw" after a channels-first one of Keras 1,
+            2.0 and 2.1 (Keras 2.2 and later transpose, unless the Flatten's `data_format` is "channels_last").
+        kernel_order: axis order of convolution kernels, if the file does not determine it.
+        file: the file opened with `opened`, to read many layers; by default the layer's file is opened.
 
     Raises:
         OSError: the arrays cannot be read.
-        ValueError: the class is not known here, arrays are missing or superfluous, or what must be known is not given.
+        ValueError: the class is unsupported, arrays are missing or superfluous, or a required argument is not given.
 
     >>> from converters import read_keras
     >>> layers = read_keras("alexnet_weights.h5").weighted
@@ -59,16 +59,16 @@ def to_torch_layout(
     {'weight': (12, 3, 11, 11), 'bias': (12,)}
     """
     if layer.kind not in KNOWN:
-        raise ValueError(f"layer {layer.name} is {layer.kind or 'of no known class'}; known here: {', '.join(KNOWN)}")
+        raise ValueError(f"layer {layer.name} is {layer.kind or 'of unknown class'}; supported: {', '.join(KNOWN)}")
     _check_roles(layer)
     if "Conv" in layer.kind:
         kernel_order = kernel_order or layer.kernel_order
         if kernel_order is None:
-            raise ValueError(f"nothing tells how the kernel of {layer.name} is stored; give kernel_order, hwio or oihw")
+            raise ValueError(f"the kernel order of {layer.name} is unknown; give kernel_order, hwio or oihw")
         if layer.kind == "Conv2D" and backend is None and not _is_younger_than_theano(layer):
             raise ValueError(
-                f"layer {layer.name} is flipped if it was trained on Theano; give backend, that of the file or the "
-                "one that you know it was trained on"
+                f"layer {layer.name} must be flipped if Theano trained it; give backend, the file's or the one that"
+                " trained it"
             )
     with ExitStack() as stack:
         if layer.arrays:
@@ -135,7 +135,7 @@ def _convolution(kind: str, held: Mapping[str, Array], order: KernelOrder, *, fl
     def as_depthwise(kernel: Array) -> Array:
         if order == "oihw":  # Keras 1 with th: (multiplier, in, height, width)
             kernel = kernel.transpose(2, 3, 1, 0)
-        return oihw_from_depthwise(kernel)  # Keras turned these itself before Theano did: nothing is left to flip
+        return oihw_from_depthwise(kernel)  # Keras reverses these before Theano reverses them again: no flip
 
     if kind == "Conv2D":
         return {"weight": as_oihw(held["kernel"])} | _bias(held)

@@ -1,4 +1,4 @@
-"""Carry out the steps of a plan: read arrays, change their layout, write them where they belong; NumPy alone."""
+"""Execute the steps of a plan with NumPy: read arrays, change their layout, write them to the output file."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from converters.layouts import chw_rows_from_hwc, flip, oihw_from_hwio, transpos
 from converters.readers.keras_file import KerasArray
 from converters.readers.reading import opened, values
 
-BLOCK = 1_000_000  # values of a dense kernel that are read at once, 4 MB
-LINE = 16  # values of float32 in a line of the processor's cache, which transposing fills at once
+BLOCK = 1_000_000  # values of a dense kernel read at once, 4 MB
+LINE = 16  # float32 values per CPU cache line, so that transposing writes whole lines
 
 
 class Job(TypedDict):
-    """A `KerasStep` as JSON can hold it, and where it goes.
+    """A `KerasStep` as JSON values, and its destination.
 
     Attributes:
-        source: their layer or layers.
-        place: in the file to write, in bytes from its start.
-        shape: of our parameter.
-        dtype: NumPy's, of our parameter.
-        arrays: places of the arrays in the file to read.
+        source: source layer or layers.
+        place: byte offset in the output file.
+        shape: shape of our parameter.
+        dtype: NumPy dtype of our parameter.
+        arrays: the fields of each source `KerasArray`.
         kernel_order, flipped, window: the step's layout.
-        constant: the step's.
+        constant: the step's constant.
     """
 
     source: str
@@ -42,15 +42,15 @@ class Job(TypedDict):
 
 
 def carry_out(path: str, output: str, jobs: Sequence[Job]) -> list[str]:
-    """Fill the arrays of a file that is there and as large as it will be.
+    """Convert arrays and write them into an existing file of final size.
 
     Args:
         path: the Keras file.
         output: the file to fill.
-        jobs: what goes where.
+        jobs: the arrays and their destinations.
 
     Returns:
-        The sources that hold NaN, infinite, or for float32 too large values.
+        The sources with NaN, infinite or (for float32) too large values.
 
     Raises:
         ValueError: an array cannot be read.
@@ -63,7 +63,7 @@ def carry_out(path: str, output: str, jobs: Sequence[Job]) -> list[str]:
             flat = np.asarray(mapped[job["place"] : job["place"] + size])
             target = flat.view(job["dtype"]).reshape(job["shape"])
             try:
-                with np.errstate(over="ignore"):  # float64 values that are too large become infinite, and are refused
+                with np.errstate(over="ignore"):  # too large for float32 becomes inf and is reported
                     finite = _fill(file, job, target)
             except (OSError, KeyError, RuntimeError) as error:
                 raise ValueError(f"{path}: {job['source']} cannot be read ({error}); download the file again") from None
@@ -73,18 +73,18 @@ def carry_out(path: str, output: str, jobs: Sequence[Job]) -> list[str]:
 
 
 def is_finite(array: NDArray[Any]) -> bool:
-    """Whether all values are finite, in one pass mostly: the sums that overflow are looked at again."""
+    """Return whether all values are finite; they are checked one by one only if their float32 sum is not finite."""
     return _sum_is_finite(array) or bool(np.isfinite(array).all())
 
 
 def _sum_is_finite(array: NDArray[Any]) -> bool:
-    """A finite sum has finite terms; another may have them."""
+    """Return whether the float32 sum is finite, which implies that all values are."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(array.sum(dtype=np.float32)))
 
 
 def _fill(file: Any, job: Job, target: NDArray[Any]) -> bool:
-    """Whether all values are finite as far as it was looked at on the way."""
+    """Fill `target`; return True if all values were found finite, False if this was not established."""
     arrays = [
         KerasArray(Path(array["path"]), array["place"], tuple(array["shape"]), array["dtype"])
         for array in job["arrays"]
@@ -96,9 +96,9 @@ def _fill(file: Any, job: Job, target: NDArray[Any]) -> bool:
     else:
         change = _kernel(job["kernel_order"], job["flipped"])
         start = 0
-        for array in arrays:  # of several groups, one after another
+        for array in arrays:  # one per group of a convolution
             part = change(values(file, array))
-            if job["window"] is not None:  # a normalisation of a flattened map
+            if job["window"] is not None:  # batch normalisation of a flattened map
                 _, height, width = job["window"]
                 part = chw_rows_from_hwc(part[:, None], (height, width))[:, 0]
             target[start : start + len(part)] = part
@@ -116,7 +116,7 @@ def _kernel(order: str | None, flipped: bool) -> Callable[[NDArray[Any]], NDArra
 
 
 def _fill_dense(file: Any, array: KerasArray, target: NDArray[Any], window: list[int] | None) -> bool:
-    """A dense kernel block by block, so that the large one of VGG is in memory once and not twice."""
+    """Convert a dense kernel in blocks, so that VGG's largest one is in memory only once."""
     start, finite = 0, True
     for block in _dense_blocks(file, array, window):
         finite = finite and _sum_is_finite(block)
@@ -128,7 +128,7 @@ def _fill_dense(file: Any, array: KerasArray, target: NDArray[Any], window: list
 
 
 def _dense_blocks(file: Any, array: KerasArray, window: list[int] | None) -> Iterator[NDArray[Any]]:
-    """Rows of a dense kernel, some at a time, in the order that ours has."""
+    """Yield blocks of a dense kernel's rows, in the order of our inputs."""
     rows, columns = array.shape
     if window is None:
         step = max(1, BLOCK // columns)
@@ -136,14 +136,14 @@ def _dense_blocks(file: Any, array: KerasArray, window: list[int] | None) -> Ite
             yield values(file, array, slice(start, start + step))
         return
     channels, height, width = window
-    step = max(1, BLOCK // columns // (height * width))  # channels, at every place of the window
+    step = max(1, BLOCK // columns // (height * width))  # channels per block, at all positions of the window
     for start in range(0, channels, step):
         spans = _spans(window, start, min(start + step, channels))
         yield chw_rows_from_hwc(np.concatenate([values(file, array, slice(*span)) for span in spans]), (height, width))
 
 
 def _spans(window: Sequence[int], start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Of the rows in the order h, w, channels: those of some channels, place after place."""
+    """Yield the row ranges of channels `start` to `end` at each position, for rows in the order h, w, channels."""
     channels, height, width = window
     for place in range(height * width):
         yield place * channels + start, place * channels + end

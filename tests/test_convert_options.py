@@ -74,7 +74,7 @@ def test_the_name_of_the_file_may_say_the_backend(word, backend, tmp_path, out):
     path = tmp_path / f"vgg16_weights_th_dim_ordering_{word}_kernels.h5"
     shutil.copy(DATA / VGG_OF_KERAS_1, path)
     report = convert(path, out, **CAFFE)
-    note = f"kernels are {backend}'s, as the name of the file says; --backend decides otherwise"
+    note = f"kernels are {backend}'s according to the file name; change it with --backend"
     assert report.card.source.backend == backend
     assert note in report.choices
     assert note in read_card(out).source.changes
@@ -95,14 +95,12 @@ def test_what_is_in_the_file_comes_before_its_name(tmp_path, out):
     lay_out("keras1/vgg16.h5", path, plain, kernels="tf", order="th")
     report = convert(path, out, **CAFFE)
     assert report.card.source.backend == "tensorflow"
-    assert any("whose way of naming arrays the file has" in choice for choice in report.choices)
+    assert any("as the file names arrays in its style" in choice for choice in report.choices)
 
 
 def test_kernels_that_are_turned_for_the_names_of_layers_alone_are_said(out):
     told = [choice for choice in convert(DATA / "keras1/vgg16.h5", out, **CAFFE).choices if "kernels" in choice]
-    assert told == [
-        "kernels are theano's, as in the released files with these names of layers; --backend decides otherwise"
-    ]
+    assert told == ["kernels are theano's, as in the released files with these layer names; change it with --backend"]
 
 
 @pytest.mark.parametrize(
@@ -110,10 +108,10 @@ def test_kernels_that_are_turned_for_the_names_of_layers_alone_are_said(out):
 )
 def test_a_preprocessing_that_nobody_named_is_said(file, name, told, out):
     report = convert(DATA / file, out, **told)
-    assert f"pictures are prepared as {name} has it, as for the released weights of these layers; --preprocessing" in (
+    assert f"pictures are preprocessed with {name}, as for the released weights with these layers; change it with" in (
         " ".join(report.choices)
     )
-    assert not any("prepared" in choice for choice in convert(DATA / file, out, preprocessing=name, **told).choices)
+    assert not any("preprocessed" in choice for choice in convert(DATA / file, out, preprocessing=name, **told).choices)
 
 
 # Data format
@@ -227,12 +225,12 @@ def test_the_hidden_activation_of_weights_is_chosen_and_said(out, refused):
     told: dict[str, Any] = {"preprocessing": "unit", "input_size": (96, 96)}
     report = assert_right(NESTED, out, **told)
     [note] = [choice for choice in report.choices if "--hidden-activation" in choice]
-    assert note.startswith("relu is taken between the dense layers")
+    assert note.startswith("relu is assumed between the dense layers")
     assert note in read_card(out).source.changes
     assert "--hidden" not in "".join(convert(DATA / NESTED, out, hidden_activation="tanh", **told).choices)
     assert ("tanh",) in read_card(out).arguments["head"]
     refused(NESTED, "'maxout'", hidden_activation="maxout", **told)
-    refused(WHOLE, "its config says what lies between the dense layers; leave out", hidden_activation="relu", **CAFFE)
+    refused(WHOLE, "its config specifies the hidden activations; leave out", hidden_activation="relu", **CAFFE)
 
 
 # Input size
@@ -260,7 +258,7 @@ def test_cells_that_are_no_square_need_the_input_size(tmp_path, out):
             weights.attrs[name] = value
         weights.attrs["backend"], weights.attrs["keras_version"] = "theano", "2.3.1"
     with pytest.raises(
-        ValueError, match="a head that reads 12 cells, which are no square; give --input-size HEIGHTxWIDTH"
+        ValueError, match="a head that reads 12 cells, which is not a square number; give --input-size HEIGHTxWIDTH"
     ):
         convert(path, out, preprocessing="unit")
     convert(path, out, preprocessing="unit", input_size=(96, 128), proof=True)
@@ -278,7 +276,11 @@ def test_an_input_size_that_the_config_says_is_not_said_twice(refused):
 def test_a_size_that_no_picture_for_the_network_has_is_refused(size, file, refused):
     told: dict[str, Any] = {"activation": "sigmoid"} if file == FLAT else {"backend": "theano"} if file == NOTOP else {}
     height, width = size
-    message = f"{height}x{width} pixels are too small" if min(size) in (10, 31) else f"no pictures are {height}x{width}"
+    message = (
+        f"{height}x{width} pixels are too small"
+        if min(size) in (10, 31)
+        else f"the input size {height}x{width} is invalid"
+    )
     refused(file, message, input_size=size, preprocessing="unit", **told)
 
 
@@ -306,7 +308,7 @@ def test_names_of_classes_are_one_on_each_line(tmp_path, out, refused, command):
     labels.write_text("cat\ndog\n")
     refused(
         FLAT,
-        r"2 class names for the 1 outputs .*the single output is the probability of the one class",
+        r"2 class names for the 1 outputs .*a single output is the probability of one class",
         classes=labels,
         **told,
     )

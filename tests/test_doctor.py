@@ -244,7 +244,7 @@ def test_flipped_kernels_are_found_by_photographs(lite_weights, photographs, tmp
 def test_missing_scale_is_found_by_photographs(lite_weights, photographs):
     whole = load(lite_weights)
     diagnosis = diagnose(ruled(whole, **UNSCALED), [photographs / file for file in ALBUM], list(ALBUM.values()))
-    assert diagnosis.winner.changes == ("values the preset efficientnet-lite has them",), diagnosis.sentence
+    assert diagnosis.winner.changes == ("values as in the preset efficientnet-lite",), diagnosis.sentence
     assert diagnosis.network.card.preprocessing == whole.card.preprocessing
 
 
@@ -358,7 +358,7 @@ def lite_golden(photographs):
 LITE_FAULTS = {
     "kernels": (flipped, "kernels turned by 180 degrees"),
     "channels": (colours_swapped, "channels bgr"),
-    "scale": (told_minus_one_to_one, "values the preset efficientnet-lite has them"),
+    "scale": (told_minus_one_to_one, "values as in the preset efficientnet-lite"),
     "epsilon": (lambda network: argued(network, epsilon=1e-5), "batch-norm epsilon 0.001"),
 }
 
@@ -453,7 +453,7 @@ def test_what_cannot_be_diagnosed_is_refused(originals, tmp_path, command):
     white = np.full((5, 5, 3), 255, np.uint8)
     for pictures, expected, message in [
         ([], "dog", "there are no pictures to judge by"),
-        ([white], None, "what the pictures show is not said"),
+        ([white], None, "the expected answers are missing"),
         ([white], ["dog", "cat"], "1 pictures have 2 expected answers"),
         ([white], "entity", "'entity' means all 1000 classes"),
         ([white], "no such thing", "no such thing"),
@@ -473,7 +473,7 @@ def test_what_cannot_be_diagnosed_is_refused(originals, tmp_path, command):
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY")
     code, _, error = command("doctor", path, "--golden", tmp_path / "x.npy", tmp_path / "x.npy")
     assert code == 1
-    assert "x.npy is no .npy file of numbers" in error
+    assert "x.npy is not a .npy file of numbers" in error
     assert command("doctor", path)[0] == 2
     code, _, error = command("doctor", path, tmp_path)
     assert code == 1

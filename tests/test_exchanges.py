@@ -65,7 +65,7 @@ def test_lists_of_weights_that_were_exchanged_list_what_is_not_there(source):
     with h5py.File(path, "r+") as file:
         one, other = (file[name].attrs["weight_names"] for name in TWINS)
         file[ONE].attrs["weight_names"], file[OTHER].attrs["weight_names"] = other, one
-    refused(path, f"lists what it does not hold: {ONE}/{OTHER}/")
+    refused(path, f"lists layers or arrays that are missing: {ONE}/{OTHER}/")
 
 
 def test_an_exchange_in_the_list_of_layers_alone_changes_nothing(source, tmp_path):
@@ -106,7 +106,7 @@ def test_names_in_an_archive_are_held_against_its_config(source):
         for member in ("metadata.json", "config.json", "model.weights.h5"):
             archive.write(folder / "x" / member, member)
     shutil.rmtree(folder / "x")
-    refused(path, "conv2d_8 says that it is 'block4_conv3', the config that it is 'block4_conv2'")
+    refused(path, "conv2d_8 is named 'block4_conv3', but 'block4_conv2' in the config")
 
 
 def test_a_layer_whose_name_begins_another_is_not_taken_for_it(source, tmp_path):

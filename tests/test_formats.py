@@ -18,7 +18,7 @@ from tests.reference.keras3_goldens import KERAS3, RECORDED
 from tests.reference.theano_goldens import THEANO
 
 REFUSED = {  # file -> why
-    "keras1/inception_v3_tf.h5": "is the InceptionV3 of Keras 1, which is another network",
+    "keras1/inception_v3_tf.h5": "is the InceptionV3 of Keras 1, a different network",
     "vgg16_bfloat16.h5": "bfloat16 without Keras's mark",
     "vgg16_bfloat16.legacy.h5": "bfloat16 without Keras's mark",
 }

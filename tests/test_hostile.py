@@ -307,7 +307,7 @@ def test_layers_of_one_shape_that_were_swapped_are_caught_where_names_tell(path,
         else:
             names = [file[name].attrs["weight_names"] for name in (one, other)]
             file[one].attrs["weight_names"], file[other].attrs["weight_names"] = names[1], names[0]
-    refused(path, "named after block5_conv2|lists what it does not hold", backend="theano")
+    refused(path, "named after block5_conv2|lists layers or arrays that are missing", backend="theano")
 
 
 def test_the_order_of_the_list_of_layers_does_not_matter_where_names_tell(path, tmp_path):

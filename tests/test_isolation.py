@@ -66,7 +66,7 @@ def test_paths_are_read_from_where_the_caller_is_now(tmp_path, monkeypatch):
 def test_errors_arrive_as_they_were_raised(tmp_path):
     (tmp_path / "text.h5").write_text("none")
     with reading_process() as call:
-        with pytest.raises(OSError, match="is no HDF5 file"):
+        with pytest.raises(OSError, match="is not an HDF5 file"):
             call("read", path=str(tmp_path / "text.h5"))
         with pytest.raises(FileNotFoundError, match="does not exist"):
             call("read", path=str(tmp_path / "none.h5"))
@@ -172,7 +172,7 @@ def test_an_interpreter_of_its_own_serves_where_forking_does_not(monkeypatch, tm
     (tmp_path / "text.h5").write_text("none")
     with reading_process() as call:
         assert call("read", path=str(SOURCE))["container"] == "legacy"
-        with pytest.raises(OSError, match="is no HDF5 file"):
+        with pytest.raises(OSError, match="is not an HDF5 file"):
             call("read", path=str(tmp_path / "text.h5"))
     worker = process._Reader()
     worker.process.send_signal(signal.SIGSEGV)

@@ -54,14 +54,14 @@ def nested(depth, *calls):
 
 
 BROKEN = {
-    "the layers of its model config go in a circle": model(
+    "the layers of its model config form a cycle": model(
         layer("a", [["b", 0, 0]]), layer("b", [["a", 0, 0]]), end=["a", 0, 0]
     ),
     "more than 20000 layers": nested(16, [["i", 0, 0]], [["base", 0, 0]]),
     "nested more than 20 deep": nested(23, [["i", 0, 0]]),
     r"its model config is broken \(KeyError": model(end=["a", 0, 0]),
     r"its model config is broken \(TypeError": model(end=["i", 0, 0]) | {"layers": None},
-    "its model has 2 inputs; models with one are read": model(end=["i", 0, 0])
+    "its model has 2 inputs; only one is supported": model(end=["i", 0, 0])
     | {"input_layers": [["i", 0, 0], ["j", 0, 0]]},
     "a Merge of mode 'mul' is not known": model(layer("a", [["i", 0, 0]], kind="Merge", mode="mul"), end=["a", 0, 0]),
 }
@@ -75,5 +75,5 @@ def test_a_broken_config_is_refused_in_a_sentence(message):
 
 
 def test_a_model_of_an_own_class_is_refused():
-    with pytest.raises(ValueError, match=r"m\.h5: its model is a MyModel, of which no config tells the layers"):
+    with pytest.raises(ValueError, match=r"m\.h5: its model is a MyModel, whose config does not list its layers"):
         graph({}, "MyModel")

@@ -93,7 +93,7 @@ def test_a_listed_head_answers_as_keras(model, form, tmp_path):
 @heads(NORMALISED)
 def test_a_normalisation_stands_where_it_is_listed(model, tmp_path):
     converted(model, tmp_path / FORMS[0])
-    assert "does not tell" in refusal(write(model, tmp_path / FORMS[1]))
+    assert "does not say" in refusal(write(model, tmp_path / FORMS[1]))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -119,7 +119,7 @@ def test_a_layer_out_of_its_place_is_refused_or_said(name, tmp_path):
     assert layer in refusal(write(model, tmp_path / FORMS[0]))
     out = tmp_path / "out.safetensors"
     report = convert(write(model, tmp_path / FORMS[1]), out, preprocessing="unit", input_size=SIZE, isolated=False)
-    assert any("only counts the layers of each class" in choice for choice in report.choices)
+    assert any("numbers layers only within each class" in choice for choice in report.choices)
 
 
 def test_the_number_of_a_listed_activation_may_be_told(tmp_path):
@@ -135,19 +135,19 @@ def test_what_the_list_does_not_say_is_said(tmp_path):
     keras.backend.clear_session()
     choices = converted(RIGHT["own names"](), tmp_path / FORMS[0]).choices
     assert choices == (
-        "by their names, my_flatten is Flatten, hidden_relu is ReLU, drop1 is Dropout, probs is Softmax",
-        "hidden_relu is taken to have no maximum, threshold or slope",
-        "the head is taken to be the listed layers one after another: my_flatten, hidden, hidden_relu, drop1, scores,"
+        "inferred from layer names: my_flatten is Flatten, hidden_relu is ReLU, drop1 is Dropout, probs is Softmax",
+        "hidden_relu is assumed to have no maximum, threshold or slope",
+        "the head is assumed to be the listed layers in sequence: my_flatten, hidden, hidden_relu, drop1, scores,"
         " probs",
     )
     keras.backend.clear_session()
     model = RIGHT["dense, activation"]()
     assert converted(model, tmp_path / FORMS[0]).choices == (
-        "relu is taken between the dense layers (of activation), which the file does not say; --hidden-activation"
-        " decides otherwise",
-        "the head is taken to be the listed layers one after another: global_average_pooling2d, dense, activation,"
+        "relu is assumed between the dense layers (at activation), as the file does not specify it; change it with"
+        " --hidden-activation",
+        "the head is assumed to be the listed layers in sequence: global_average_pooling2d, dense, activation,"
         " dropout, dense_1",
-        "softmax is taken for the outputs, which the file does not say; --activation decides otherwise",
+        "softmax is assumed for the outputs, as the file does not specify it; change it with --activation",
     )
 
 
@@ -175,7 +175,7 @@ def test_layers_in_front_are_part_of_the_preprocessing_that_is_named(form, tmp_p
     path = write(model, tmp_path / form)
     assert "normalization before the first convolution" in refusal(path, preprocessing=None)
     report = convert(path, tmp_path / "out.safetensors", preprocessing="unit", input_size=SIZE, isolated=False)
-    note = "normalization before the first convolution is taken to be part of the preprocessing you named"
+    note = "normalization before the first convolution is assumed to be part of the preprocessing you named"
     assert note in report.choices
 
 

@@ -129,7 +129,7 @@ def test_a_file_that_is_another_network_is_refused_by_what_it_misses():
     image = np.zeros((224, 224, 3))
     with pytest.raises(ValueError, match=r"not those of vgg19 .* block3_conv4 first"):
         list(forward(file, of_arrays(values), image, network="vgg19"))
-    with pytest.raises(ValueError, match="no config that tells its layers; name the network"):
+    with pytest.raises(ValueError, match="no usable config; give the network"):
         list(forward(file, of_arrays(values), image))
     with pytest.raises(ValueError, match="has no step for predictions"):
         list(forward(file, of_arrays(values), image, network="vgg16", head=(("flatten",), ("dense", 8), ("dense", 9))))
@@ -160,7 +160,7 @@ def test_an_own_head_is_run_by_its_steps():
 
 def test_compare_wants_every_layer_and_equal_shapes():
     one = np.ones(3)
-    with pytest.raises(ValueError, match=r"no output of \['b'\], and compares \['c'\] with none"):
+    with pytest.raises(ValueError, match=r"lacks the outputs of \['b'\], and does not use those of \['c'\]"):
         compare({"a": one, "b": one}, {"a": one, "c": one}, {"a": ("a",), "b": ("b",)})
     with pytest.raises(ValueError, match=r"a gives \(3,\), but a \(2,\)"):
         compare({"a": one}, {"a": np.ones(2)}, {"a": ("a",)})

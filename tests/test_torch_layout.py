@@ -97,13 +97,13 @@ def test_rows_behind_a_channels_first_flatten_stay():
 
 def test_what_must_be_known_is_asked_for():
     conv, *_, dense = read_keras(KERAS1 / "alexnet.h5").weighted
-    with pytest.raises(ValueError, match=r"conv_1 is flipped if it was trained on Theano; give backend"):
+    with pytest.raises(ValueError, match=r"conv_1 must be flipped if Theano trained it; give backend"):
         to_torch_layout(conv)
-    with pytest.raises(ValueError, match=r"nothing tells how the kernel of conv_1 is stored; give kernel_order"):
+    with pytest.raises(ValueError, match=r"the kernel order of conv_1 is unknown; give kernel_order"):
         to_torch_layout(replace(conv, kernel_order=None), backend="theano")
     with pytest.raises(ValueError, match=r"dense_3 has 40 rows, which no feature map of 7x7 cells gives"):
         to_torch_layout(dense, window=(7, 7))
-    with pytest.raises(ValueError, match=r"dense_3 is LSTM; known here: Conv2D, DepthwiseConv2D"):
+    with pytest.raises(ValueError, match=r"dense_3 is LSTM; supported: Conv2D, DepthwiseConv2D"):
         to_torch_layout(replace(dense, kind="LSTM"))
     with pytest.raises(ValueError, match=r"dense_3: kernel is \(40, 1000\); is it Conv2D"):
         to_torch_layout(replace(dense, kind="Conv2D"), backend="theano")

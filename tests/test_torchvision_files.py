@@ -64,10 +64,10 @@ def test_so_does_one_of_full_size(name, tmp_path):
     [
         (
             {"layer3.2.bn2.running_var": None},
-            r"not a complete resnet50: what becomes .*conv4_block3.bn_2.running_var is",
+            r"not a complete resnet50: the array for .*conv4_block3.bn_2.running_var is",
         ),
-        ({"extra.weight": torch.zeros(3)}, r"not a complete resnet50: extra\.weight is not known"),
-        ({"layer1.0.conv1.bias": torch.zeros(64)}, r"layer1\.0\.conv1\.bias is not known"),
+        ({"extra.weight": torch.zeros(3)}, r"not a complete resnet50: extra\.weight is unknown"),
+        ({"layer1.0.conv1.bias": torch.zeros(64)}, r"layer1\.0\.conv1\.bias is unknown"),
         ({"fc.weight": torch.zeros(7, 9)}, r"fc\.weight is \(7, 9\), not \(7, 2048\)"),
         ({"fc.weight": torch.tensor(3.0)}, r"fc\.weight is \(\), not \(1000, 2048\)"),
     ],

@@ -151,7 +151,7 @@ ANOTHER = {  # what is changed -> file, change, sentence
     "a Lambda in the head": (
         VGG,
         lambda c: c.insert("fc2", "Lambda", function=["", None, None]),
-        r"its head has new \(Lambda\), which is not read",
+        r"its head has new \(Lambda\), which is not supported",
     ),
     "no last pool": (VGG, lambda c: c.drop("block5_pool"), "its head reads relu|a 12x14x14 block"),
     "Reshape for Flatten": (
@@ -182,22 +182,22 @@ ANOTHER = {  # what is changed -> file, change, sentence
     "an input of no size": (
         VGG,
         lambda c: c.set("input_1", batch_input_shape=[None, 0, 0, 3]),
-        "but sizes are wanted",
+        "expected a list of sizes",
     ),
     "an input of words": (
         VGG,
         lambda c: c.set("input_1", batch_input_shape=[None, "a", {}, 3]),
-        "but sizes are wanted",
+        "expected a list of sizes",
     ),
     "a head that is normalised by the batch": (
         FLAT,
         lambda c: c.insert("dense_1", "BatchNormalization", mode=2),
-        "new of its head normalises in mode 2; 0 is read",
+        "new of its head normalises in mode 2; only mode 0 is supported",
     ),
     "two outputs": (
         VGG,
         lambda c: c.model["output_layers"].append(["fc1", 0, 0]),
-        "its model has 2 outputs; models with one are read",
+        "its model has 2 outputs; only one is supported",
     ),
     "two inputs": (
         VGG,
@@ -207,7 +207,7 @@ ANOTHER = {  # what is changed -> file, change, sentence
             c.insert("block1_conv2", "Add"),
             c.rewire("new", "block1_conv1", "input_2"),
         ),
-        "its model has 2 inputs; models with one are read",
+        "its model has 2 inputs; only one is supported",
     ),
     "a shared layer": (
         VGG,
@@ -215,7 +215,7 @@ ANOTHER = {  # what is changed -> file, change, sentence
             c.layers["block3_conv2"]["inbound_nodes"].append([["block3_conv2", 0, 0, {}]]),
             c.layers["block3_conv3"]["inbound_nodes"][0][0].__setitem__(1, 1),
         ),
-        "calls block3_conv2 2 times; layers that are shared are not read",
+        "calls block3_conv2 2 times; shared layers are not supported",
     ),
     "a ReLU dropped": (
         RESNET,
@@ -351,7 +351,7 @@ def test_a_pooling_at_the_end_of_a_model_without_a_head_is_left_out_and_said(end
         weights = h5["model_weights"]
         weights.attrs["layer_names"] = [name for name in weights.attrs["layer_names"] if name != "fc1000"]
     report = convert(path, tmp_path / "out.safetensors")
-    assert "the model ends with avg_pool, which is left out: features are the map before it" in report.choices
+    assert "the model ends with avg_pool, which is left out: the features are the map before it" in report.choices
     network, whole = load(tmp_path / "out.safetensors"), tmp_path / "whole.safetensors"
     convert(DATA / RESNET, whole, preprocessing="keras-caffe")
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -386,7 +386,7 @@ def test_code_before_the_first_convolution_is_taken_for_the_preprocessing_that_i
     with pytest.raises(ValueError, match=r"new \(Lambda\) changes the input .*; name the whole preprocessing"):
         convert(path, tmp_path / "out.safetensors")
     report = convert(path, tmp_path / "out.safetensors", preprocessing="keras-caffe", proof=True)
-    assert "new before the first convolution is taken to be part of the preprocessing you named" in report.choices
+    assert "new before the first convolution is assumed to be part of the preprocessing you named" in report.choices
     assert_answers(load(tmp_path / "out.safetensors"), next(one for one in THEANO if one.file == VGG), DATA)
 
 

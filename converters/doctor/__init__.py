@@ -1,1 +1,1 @@
-"""The doctor: why a network's answers are wrong."""
+"""Diagnose why converted weights give wrong answers."""

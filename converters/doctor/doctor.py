@@ -1,7 +1,7 @@
-"""Find out what is wrong with converted weights that load without a complaint and answer nonsense.
+"""Diagnose converted weights that load without an error but give wrong answers.
 
-Flipped kernels, a dense layer in the wrong order, swapped colours: no shape shows them. Every hypothesis of
-`hypotheses` is tried against known answers (`evidence`), and the one that explains them is named, or none is.
+Flipped kernels, a permuted dense layer and swapped colour channels do not change any shape. Every hypothesis from
+`hypotheses` is tested against known answers (`evidence`); the verdict names the one that explains them, if any does.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from convnets_torch.networks import Network
 from convnets_torch.weights import build, load
 from convnets_torch.wordnet.targets import find_target
 
-BATCH = 16  # pictures that go through a network together
-FRONT = 3  # best hypotheses from which the search goes on
-FINE = ("epsilon", "resize")  # families of small effect: never what hides another fault, so not tried in pairs
+BATCH = 16  # pictures per batch
+FRONT = 3  # number of best hypotheses from which the search continues
+FINE = ("epsilon", "resize")  # families of small effect: they never hide another fault, so are not tried in pairs
 
-Changes = tuple[Change, ...]  # in the order of the families, at most one of each; empty: the file as it is
+Changes = tuple[Change, ...]  # in family order, at most one per family; empty means the file as it is
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One that was tried.
+    """A tested hypothesis.
 
     Attributes:
-        changes: what is done to the file, in a few words each; empty for the file as it is.
-        figure: with labels the typical probability of the expected answers (their geometric mean, 5 % of wrong
-            labels allowed for); with a golden the largest error, relative to the largest recorded output.
+        changes: short descriptions of the changes to the file; empty for the file as it is.
+        figure: with labels, the geometric mean of the expected answers' probabilities, allowing for 5 % wrong labels;
+            with a golden, the largest error relative to the largest recorded output.
     """
 
     changes: tuple[str, ...]
@@ -51,16 +51,16 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """The result of `diagnose`.
 
     Attributes:
         verdict: "corrected", "as it is" or "undecided".
-        sentence: the verdict for people.
-        measure: what the figures are, "probability" or "error".
-        hypotheses: all that were tried, the best first.
-        winner: the one that was named; None when undecided.
-        untold: families that the evidence does not settle, as the winner and another of the family explain it alike.
-        network: with the winner's changes and its card, in eval mode; None when undecided.
+        sentence: the verdict in one sentence.
+        measure: what `Hypothesis.figure` is, "probability" or "error".
+        hypotheses: all tested hypotheses, best first.
+        winner: the hypothesis named by the verdict; None if undecided.
+        untold: families that the evidence does not settle: the winner and another member explain it equally well.
+        network: the network with the winner's changes and their card, in eval mode; None if undecided.
     """
 
     verdict: str
@@ -85,42 +85,42 @@ def diagnose(
     depth: Depth = None,
     background: Background = None,
 ) -> Diagnosis:
-    """Try what may be wrong with weights against pictures of known content, or against recorded outputs.
+    """Find the fault in converted weights, using pictures of known content or recorded outputs.
 
-    The search is not the full product. Every single change is tried; where none explains the evidence, every pair as
-    well (of epsilon and resize rule the single ones); then, from the three best, every hypothesis that differs from
-    one of them in one family, until nothing better comes; and so once more around the one that is named. Three
-    faults at once are found where mending two of them already helps.
+    The search does not cover the full product of all changes. It tests every single change and, if none explains the
+    evidence, every pair (epsilon and resize rule are only tested singly). From the three best hypotheses it then tests
+    all that differ from one of them in one family, until nothing improves, and finally all around the simplest
+    hypotheses tied with the best. Three simultaneous faults are found if correcting two of them already helps.
 
-    The rule of the verdict: of the hypotheses that are tied with the best one, that with the fewest changes is named
-    (values of the network's own presets before others), and the file is right as it is where that is among them.
-    With labels, two are tied where one makes all expected answers together less than a hundred times likelier than
-    the other; with a golden, where its error is less than three times the smallest, or below 1e-5. What the named
-    one and another of the same family explain alike is said: `untold`. Undecided it is where two of equally few
-    changes are tied; and where the best explains nothing: expected answers less than a hundred times likelier than
-    by chance, or the most probable for less than half of the pictures; recorded outputs missed by more than 1e-3
-    of the largest.
+    Verdict: of the hypotheses tied with the best, the one with the fewest changes is named, with values from the
+    network's own presets preferred; if the unchanged file is among them, the file is right as it is. With labels, a
+    hypothesis is tied with the best if the best makes all expected answers together less than 100 times as likely;
+    with a golden, if its error is at most three times the smallest, or at most 1e-5. Families in which another member
+    explains the evidence as well as the named one are listed in `untold`. The verdict is "undecided" if two hypotheses
+    with equally few changes are tied, or if the best explains nothing: the expected answers are less than 100 times as
+    likely as by chance, or are the top class for less than half of the pictures; or the recorded outputs are missed by
+    more than 1e-3 of the largest.
 
     Args:
-        network: with its card, in eval mode, as `load` gives it, on any device; or what `load` takes. It stays as it
-            is.
-        pictures: whatever `read_picture` takes; a handful of clear ones is enough.
-        expected: a target (`find_target`) for all pictures, or a sequence of one for each.
-        golden: instead of pictures and labels.
-        batch: how many pictures go through the network together; "auto" is 16.
-        workers: threads that decode; by default one for each core, at most 16.
+        network: a network with its card, in eval mode, on any device, as returned by `load`; or an argument for `load`.
+            It is not modified.
+        pictures: anything that `read_picture` takes; a handful of clear pictures is enough.
+        expected: a target (see `find_target`) for all pictures, or a sequence with one target for each.
+        golden: recorded inputs and outputs, instead of pictures and labels.
+        batch: pictures per batch; "auto" is 16.
+        workers: decoding threads; by default one per core, at most 16.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Returns:
         The verdict, with the corrected network.
 
     Raises:
-        OSError: the weights cannot be read, or none of the pictures.
-        ValueError: nothing to judge by, or what does not fit the network; a network without head or without finite
-            outputs; a target that is not known, or means all classes.
+        OSError: the weights cannot be read, or none of the pictures can.
+        ValueError: the evidence is missing or does not fit the network; the network has no head or no finite outputs;
+            or a target is unknown or covers all classes.
 
     Warns:
-        PictureWarning: a picture cannot be read, and is left out.
+        PictureWarning: a picture cannot be read and is left out.
 
     >>> import numpy as np
     >>> network, x = load("alexnet.safetensors"), np.random.default_rng(0).uniform(0, 255, (2, 227, 227, 3)).round()
@@ -152,9 +152,11 @@ def _labels(
     if not pictures:
         raise ValueError("there are no pictures to judge by; give a few with known content, or a golden")
     if expected is None:
-        raise ValueError("what the pictures show is not said; give the expected class, or one for each picture")
+        raise ValueError("the expected answers are missing; give one class, or one for each picture")
     if card.activation == "none":
-        raise ValueError("the card says that outputs are no probabilities (activation none); give a golden instead")
+        raise ValueError(
+            "the card says that the outputs are not probabilities (activation none); give a golden instead"
+        )
     targets = [expected] * len(pictures) if isinstance(expected, str | int) else list(expected)
     if len(targets) != len(pictures):
         raise ValueError(f"{len(pictures)} pictures have {len(targets)} expected answers; give one for each")
@@ -189,7 +191,7 @@ def _labels(
 
 @dataclass(frozen=True)
 class _Tried:
-    """A hypothesis under the evidence that suits it best."""
+    """The score of a hypothesis under the evidence that fits it best."""
 
     score: float
     evidence: Evidence
@@ -197,7 +199,7 @@ class _Tried:
 
 
 class _Search:
-    """Hypotheses tried so far on one network, and what follows from them."""
+    """The search for the hypothesis that explains the evidence for one network."""
 
     def __init__(self, network: Network, card: Card, kinds: Sequence[Labels] | Sequence[Recorded], batch: int) -> None:
         self.network, self.card, self.kinds, self.batch = network, card, kinds, batch
@@ -207,7 +209,7 @@ class _Search:
         self.families = {family: self.families[family] for family in tested}
         self.state: State = network.state_dict()
         self.tried: dict[Changes, _Tried] = {}
-        self.logits: dict[tuple[Changes, int], Tensor] = {}  # of changes that are more than rows of the last layer
+        self.logits: dict[tuple[Changes, int], Tensor] = {}  # cached by changes (except of output rows) and evidence
 
     def diagnosis(self) -> Diagnosis:
         singles = [(change,) for changes in self.families.values() for change in changes]
@@ -229,7 +231,7 @@ class _Search:
         return self._verdict()
 
     def _try(self, hypotheses: Iterable[Changes]) -> int:
-        """Run what has not been run, and say how many that were; those that share weights one after another."""
+        """Test the hypotheses not yet tested, grouped by shared weights; return how many these were."""
         new = {self._sorted(changes) for changes in hypotheses} - self.tried.keys()
         groups: dict[Changes, list[Changes]] = {}
         for changes in sorted(new, key=lambda changes: [change.name for change in changes]):
@@ -259,7 +261,7 @@ class _Search:
         return max(entries, key=lambda entry: entry.score, default=_Tried(-math.inf, self.kinds[0], False))
 
     def _changed(self, changes: Changes) -> Network:
-        """A new network with the changes; arrays that they do not touch are shared with the one that was given."""
+        """Return a new network with the changes; unchanged arrays are shared with the original."""
         state, card = _apply(changes, self.state, self.card)
         changed = build(card.network, card.arguments)
         changed.load_state_dict(dict(state), assign=True)
@@ -270,7 +272,7 @@ class _Search:
         return tuple(sorted(changes, key=lambda change: self.order[change.family]))
 
     def _neighbours(self, changes: Changes) -> list[Changes]:
-        """What differs in one family: another change of it, one more, or one less."""
+        """Return all hypotheses that differ in one family: a change added, removed or replaced."""
         found = []
         for family, options in self.families.items():
             others = tuple(change for change in changes if change.family != family)
@@ -278,22 +280,22 @@ class _Search:
         return [self._sorted(neighbour) for neighbour in found]
 
     def _swapped(self, changes: Changes, option: Change) -> Changes | None:
-        """With this change in place of what its family had; None where nothing changes."""
+        """Return the changes with `option` as that of its family; None if it is already among them."""
         others = [change for change in changes if change.family != option.family]
         return None if option in changes else self._sorted([*others, option])
 
     def _ranked(self) -> list[Changes]:
-        """The best first; of equal ones those with fewer changes."""
+        """Return the tested hypotheses, best first; equal ones by fewer changes."""
         return sorted(self.tried, key=lambda changes: (-self.tried[changes].score, *_cost(changes), _names(changes)))
 
     def _tied(self) -> list[Changes]:
-        """What cannot be told from the best one by its own evidence, the best first."""
+        """Return the hypotheses that the best one's evidence cannot distinguish from it, best first."""
         ranked = self._ranked()
         best = self.tried[ranked[0]]
         return [changes for changes in ranked if best.evidence.tied(best.score, self.tried[changes].score)]
 
     def _simplest(self) -> list[Changes]:
-        """Of those tied with the best, the ones with the fewest changes, and the usual before others."""
+        """Return the hypotheses of lowest cost among those tied with the best."""
         tied = self._tied()
         cost = min(map(_cost, tied))
         return [changes for changes in tied if _cost(changes) == cost]
@@ -332,7 +334,7 @@ class _Search:
         return f"{found}: the file as it is gives {before:.2g}, corrected {after:.2f}"
 
     def _reservations(self, entry: _Tried, untold: tuple[str, ...]) -> str:
-        """What the sentence must not be taken to say."""
+        """Return the caveats to append to the verdict's sentence."""
         said = []
         if isinstance(entry.evidence, Recorded) and entry.evidence.form == "preprocessed":
             taken = "the recorded input was taken as already preprocessed"
@@ -364,11 +366,11 @@ class _Search:
 def _several(tied: Sequence[Changes]) -> str:
     described = [" and ".join(change.finding for change in changes) for changes in tied[:4]]
     more = f", or {len(tied) - 4} others" if len(tied) > 4 else ""
-    return f"equally well explained by {'; or '.join(described)}{more}; more pictures or a golden may tell"
+    return f"equally well explained by {'; or '.join(described)}{more}; more pictures or a golden may decide"
 
 
 def _cost(changes: Changes) -> tuple[int, int]:
-    """How much a hypothesis supposes: the number of changes, then that of unusual ones."""
+    """Return (number of changes, number of unusual changes)."""
     return len(changes), sum(not change.usual for change in changes)
 
 
@@ -384,7 +386,7 @@ def _apply(changes: Changes, state: State, card: Card, *, of_input: bool = False
 
 
 def _logits(network: Network, kind: Evidence, card: Card, size: int) -> Tensor:
-    """Outputs (N, classes) on the CPU in float32, computed without TF32: its rounding is as large as some faults."""
+    """Compute outputs (N, classes), float32 on the CPU, without TF32: its rounding is as large as some faults."""
     inputs = torch.from_numpy(kind.inputs(card))
     device = next(network.parameters()).device
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

@@ -1,4 +1,4 @@
-"""What is known of the right answers: labels of pictures, or inputs and outputs recorded from another framework."""
+"""Evidence of the right answers: labelled pictures, or inputs and outputs recorded in another framework."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ from convnets_torch.files import open_file, opened_path
 from convnets_torch.images.labelled import find_labelled
 from convnets_torch.images.preprocessing import Pixels, Preprocessing, center_crop, normalize
 
-WRONG_LABEL = 0.05  # the probability with which an expected answer is taken to be wrong itself
-ODDS = 100.0  # a hypothesis must make the expected answers so many times likelier than another to be told from it
-NOISE = 1e-5  # of the largest recorded output: differences of float32 that mean nothing
-MOST_RECORDED = 1 << 30  # bytes of a recording: some thousand pictures
-# What NumPy raises for a header that is none.
+WRONG_LABEL = 0.05  # assumed probability that a label is wrong
+ODDS = 100.0  # likelihood ratio of the expected answers above which one hypothesis beats another
+NOISE = 1e-5  # float32 rounding error, relative to the largest recorded output
+MOST_RECORDED = 1 << 30  # bytes of a recording: a few thousand pictures
+# What NumPy raises for an invalid header.
 NO_NPY = (ValueError, EOFError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError, SyntaxError)
-AGREES = 1e-3  # of the largest recorded output: further away, no hypothesis has explained it
+AGREES = 1e-3  # largest error, relative to the largest recorded output, at which a hypothesis explains a recording
 
 Form = Literal["pixels", "preprocessed"]
 
 
 class Evidence(Protocol):
-    """What hypotheses are judged by.
+    """Evidence by which hypotheses are judged.
 
     Attributes:
-        untested: families of hypotheses that make no difference to it.
+        untested: families of hypotheses that do not affect it.
     """
 
     untested: frozenset[str]
 
     def inputs(self, card: Card) -> NDArray[np.float32]:
-        """(N, 3, size, size) for the network, as the card prepares it."""
+        """Return the network's input (N, 3, size, size), preprocessed as the card specifies."""
 
     def score(self, logits: Tensor, card: Card) -> float:
-        """How well outputs (N, classes) explain it; higher is better, -inf where they are not finite."""
+        """Score outputs (N, classes): higher is better, -inf if they are not finite."""
 
     def tied(self, best: float, other: float) -> bool:
-        """Whether a score is too near the best one to be told from it."""
+        """Return whether a score is too close to the best one to be distinguished from it."""
 
     def explained(self, logits: Tensor, card: Card) -> bool:
-        """Whether these outputs explain it at all."""
+        """Return whether these outputs explain the evidence at all."""
 
     def figure(self, score: float) -> float:
-        """The score as people read it: a probability, or a relative error."""
+        """Return the score as a probability or a relative error."""
 
 
 class Labels:
     """Pictures with their expected answers.
 
-    The likelihood of an answer is the probability that the network gives to its classes, with a chance of 5 % that
-    the label itself is wrong, so that one odd picture cannot decide alone.
+    The likelihood of an answer is the probability that the network assigns to its classes, allowing for a 5 % chance
+    that the label is wrong, so that a single odd picture cannot decide the verdict.
 
     Args:
-        pictures: (H, W, 3) RGB, 0 to 255, each.
-        class_ids: per picture, the classes that are right.
-        classes: of the network.
+        pictures: each (H, W, 3) RGB, 0 to 255.
+        class_ids: the correct classes of each picture.
+        classes: the network's number of classes.
     """
 
     untested: frozenset[str] = frozenset()
@@ -83,9 +83,9 @@ class Labels:
         return np.stack([normalize(crop, rule) for crop in self._crops[cut]])
 
     def score(self, logits: Tensor, card: Card) -> float:
-        """The mean log likelihood of the expected answers."""
+        """Return the mean log likelihood of the expected answers."""
         if logits.shape != self.right.shape or not logits.isfinite().all():
-            return -math.inf  # of another number of classes than are expected
+            return -math.inf  # another number of classes than expected, or not finite
         return float(self._likelihoods(_shares(logits, card)).log().mean())
 
     def _likelihoods(self, shares: Tensor) -> Tensor:
@@ -93,11 +93,11 @@ class Labels:
         return (1 - WRONG_LABEL) * expected + WRONG_LABEL * self.right.double().mean(1)
 
     def tied(self, best: float, other: float) -> bool:
-        """Whether all pictures together are less than a hundred times likelier under the best one."""
+        """Return whether all pictures together are less than 100 times as likely under the best one."""
         return (best - other) * len(self.right) < math.log(ODDS)
 
     def explained(self, logits: Tensor, card: Card) -> bool:
-        """A hundred times likelier than by chance, and the best class right for half of the pictures at least."""
+        """Return whether answers are 100 times as likely as by chance and top-1 accuracy is at least 0.5."""
         by_chance = float(self.right.double().mean(1).log().mean())
         hits = self.right[torch.arange(len(self.right)), logits.argmax(1)].double().mean()
         return not self.tied(self.score(logits, card), by_chance) and bool(hits >= 0.5)
@@ -107,7 +107,7 @@ class Labels:
 
 
 def _shares(logits: Tensor, card: Card) -> Tensor:
-    """Probabilities in float64; of independent (sigmoid) outputs, each one's share of their sum."""
+    """Return float64 probabilities; independent (sigmoid) outputs are divided by their sum."""
     if card.activation == "softmax":
         return logits.double().softmax(1)
     chances = logits.double().sigmoid()
@@ -116,11 +116,10 @@ def _shares(logits: Tensor, card: Card) -> Tensor:
 
 @dataclass(frozen=True)
 class Golden:
-    """What the original framework was given, and what it answered.
+    """Inputs and outputs recorded in the original framework.
 
     Attributes:
-        inputs: (N, 3, H, W) or (N, H, W, 3): pixels, RGB, 0 to 255; or what preprocessing had made of them, in
-            the order of colours that the card names.
+        inputs: (N, 3, H, W) or (N, H, W, 3): RGB pixels, 0 to 255; or preprocessed pixels in the card's channel order.
         outputs: (N, classes), probabilities or logits.
     """
 
@@ -132,8 +131,8 @@ class Golden:
         """Read two `.npy` files.
 
         Raises:
-            OSError: one is missing or cannot be read.
-            ValueError: one is no `.npy` file of numbers, or has more than 1 GiB.
+            OSError: a file is missing or cannot be read.
+            ValueError: a file is not a `.npy` file of numbers, or is larger than 1 GiB.
         """
         return cls(_read_npy(Path(inputs)), _read_npy(Path(outputs)))
 
@@ -142,18 +141,20 @@ def _read_npy(path: Path) -> NDArray[Any]:
     with open_file(path, max_bytes=MOST_RECORDED) as file:
         if file.read(2) == b"PK":
             raise ValueError(f"{path} holds several arrays; write each with numpy.save into a file of its own")
-        try:  # mapped: a header cannot ask for more than is there
+        try:  # memory-mapped, so that a header cannot make NumPy allocate more than the file holds
             array = np.load(opened_path(file), mmap_mode="r", allow_pickle=False)
         except NO_NPY as error:
             reason = f"{error}" or "its header cannot be read"
-            raise ValueError(f"{path} is no .npy file of numbers ({reason:.200}); write it with numpy.save") from None
+            raise ValueError(
+                f"{path} is not a .npy file of numbers ({reason:.200}); write it with numpy.save"
+            ) from None
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
-        raise ValueError(f"{path} holds {array.dtype!s:.80}; real numbers of up to 64 bits are wanted")
+        raise ValueError(f"{path} holds {array.dtype!s:.80}; real numbers of up to 64 bits are required")
     return array
 
 
 class Recorded:
-    """A golden, its input taken in one form; how far the network's outputs are from the recorded ones."""
+    """A golden with its input interpreted in one form; the score is minus the outputs' relative error."""
 
     def __init__(self, golden: Golden, card: Card, form: Form) -> None:
         self.form: Form = form
@@ -161,8 +162,8 @@ class Recorded:
         self.golden = torch.from_numpy(np.array(golden.outputs, np.float64))
         self.images = _channels_last(golden.inputs)
         self.crop = self.images.shape[1:3] != (card.preprocessing.size,) * 2
-        small = form == "preprocessed"
-        self.untested = frozenset({"classes"} | ({"values", "resize"} if small else set() if self.crop else {"resize"}))
+        input_families = {"values", "resize"} if form == "preprocessed" else set() if self.crop else {"resize"}
+        self.untested = frozenset({"classes"} | input_families)
         sums = self.golden.sum(1)
         within = bool((self.golden >= 0).all() and (self.golden <= 1).all())
         self.probabilities = within and (card.activation == "sigmoid" or bool(((sums - 1).abs() < 1e-2).all()))
@@ -177,7 +178,7 @@ class Recorded:
         return np.stack([normalize(image, card.preprocessing) for image in images])
 
     def score(self, logits: Tensor, card: Card) -> float:
-        """Minus the largest difference, relative to the largest recorded output."""
+        """Return minus the largest error, relative to the largest recorded output."""
         if not logits.isfinite().all():
             return -math.inf
         found = logits.double()
@@ -186,7 +187,7 @@ class Recorded:
         return -float((found - self.golden).abs().max() / self.golden.abs().max())
 
     def tied(self, best: float, other: float) -> bool:
-        """Whether the error is less than three times the smallest, or nothing but rounding."""
+        """Return whether the error is at most three times the smallest, or just rounding."""
         return -other <= max(3 * -best, NOISE)
 
     def explained(self, logits: Tensor, card: Card) -> bool:
@@ -201,13 +202,13 @@ def _channels_last(images: NDArray[Any]) -> NDArray[Any]:
 
 
 def recordings(golden: Golden, card: Card) -> list[Recorded]:
-    """The ways in which a golden can be meant, each of them evidence of its own.
+    """Return the possible interpretations of a golden, each as separate evidence.
 
-    Whole numbers from 0 to 255 are pixels; fractions within that range may be pixels or already preprocessed;
-    what goes beyond it is preprocessed.
+    Whole numbers from 0 to 255 are pixels; fractions within that range may be pixels or preprocessed; inputs outside it
+    are preprocessed.
 
     Raises:
-        ValueError: shapes that do not fit each other or the network; NaN; outputs without any size.
+        ValueError: shapes do not fit each other or the network, values are not finite, or all outputs are 0.
     """
     inputs, outputs, size = golden.inputs, golden.outputs, card.preprocessing.size
     if inputs.ndim != 4 or 3 not in (inputs.shape[1], inputs.shape[3]) or 0 in inputs.shape:
@@ -219,11 +220,11 @@ def recordings(golden: Golden, card: Card) -> list[Recorded]:
         )
     for name, array in (("input", inputs), ("output", outputs)):
         if array.dtype.kind not in "fiu":
-            raise ValueError(f"the recorded {name} holds {array.dtype}; real numbers are wanted")
+            raise ValueError(f"the recorded {name} holds {array.dtype}; real numbers are required")
         if not np.isfinite(array).all():
             raise ValueError(f"the recorded {name} holds NaN or infinite numbers; record it again")
     if not outputs.any():
-        raise ValueError("the recorded output is all zeros, which nothing can be compared with; record it again")
+        raise ValueError("the recorded output is all zeros, so no relative error exists; record it again")
     in_range = bool(inputs.min() >= 0 and inputs.max() <= 255)
     whole = in_range and inputs.max() > 1 and bool((inputs == np.rint(inputs)).all())
     fits = _channels_last(inputs).shape[1:3] == (size, size)
@@ -237,10 +238,10 @@ def recordings(golden: Golden, card: Card) -> list[Recorded]:
 
 
 def labelled_pictures(folder: str | Path, exclude: Iterable[str] = ()) -> list[tuple[Path, str]]:
-    """The pictures in class folders, or of a table, each with its label.
+    """Return the pictures of class folders or of a table, each with its label.
 
     Raises:
-        OSError, ValueError: as `find_dataset`, but one class alone is enough.
+        OSError, ValueError: as in `find_dataset`, except that a single class is enough.
     """
     found = find_labelled(folder, exclude=exclude)
     if found.doubt:

@@ -1,7 +1,7 @@
-"""What may be wrong with converted weights although every shape fits: changes of weights and card, one family each.
+"""Hypotheses on converted weights that are wrong although every shape fits, grouped into families.
 
-A change is a pure function from (state dict, card) to (state dict, card). Families touch different things, so
-changes of different families commute, and at most one of each family makes sense at a time.
+A change is a pure function from (state dict, card) to (state dict, card). Families affect different things, so changes
+of different families commute, and at most one change per family makes sense at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from convnets_torch.wordnet import synsets
 State = Mapping[str, Tensor]
 Triple = tuple[float, float, float]
 
-ALIKE = 0.01  # of a number's size: epsilons, and for labels pixel values, that no answer of a network can tell apart
+ALIKE = 0.01  # relative difference below which epsilons, and for labels pixel values, cannot be told apart
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Change:
 
     Attributes:
         family: "kernels", "flatten", "channels", "values", "lrn", "stride", "epsilon", "pool", "resize" or "classes".
-        name: what is done, in a few words, as the card records it: "kernels turned by 180 degrees".
-        finding: what is wrong, as a sentence says it: "kernels are flipped".
-        of_input: whether the preprocessing alone changes, and neither weights nor the builder's arguments.
-        usual: False for values that no released weights of the network had; a usual change is the simpler one.
-        apply: (state dict, card) -> (state dict, card); what it is given stays as it is.
-        rows: of a change of the last layer's rows alone, which of them remain, in their new order; else None.
+        name: short description of the change, as recorded in the card: "kernels turned by 180 degrees".
+        finding: the fault as a clause: "kernels are flipped".
+        of_input: whether only the preprocessing changes, not the weights or the builder's arguments.
+        apply: (state dict, card) -> (state dict, card); does not modify its arguments.
+        usual: False for values that no released weights of the network had; usual changes are preferred.
+        rows: if only the last layer's rows change, the remaining rows in their new order; else None.
     """
 
     family: str
@@ -57,13 +57,13 @@ class Change:
 
 
 def families(network: Network, card: Card, *, exact: bool) -> dict[str, tuple[Change, ...]]:
-    """Everything that can be tried on a network with this card; families without a hypothesis are left out.
+    """Return all applicable changes by family; families without a change are left out.
 
     Args:
-        network: as the card describes it; its weights are not read.
-        card: of the file as it is.
-        exact: whether ways of scaling pixels that differ by less than 1 % are hypotheses of their own. Recorded
-            outputs can tell them apart, expected answers cannot; then the network's own presets come first.
+        network: the network that the card describes; its weights are not read.
+        card: card of the file as it is.
+        exact: whether pixel scalings that differ by less than 1 % are separate hypotheses. Recorded outputs can
+            distinguish them; expected answers cannot, and then the network's own presets take precedence.
     """
     arguments = _arguments(card)
     found = {
@@ -82,7 +82,7 @@ def families(network: Network, card: Card, *, exact: bool) -> dict[str, tuple[Ch
 
 
 def _arguments(card: Card) -> dict[str, Any]:
-    """What the builder is called with, its defaults among it."""
+    """Return the builder's arguments, including defaults."""
     parameters = inspect.signature(NETWORKS[card.network]).parameters.values()
     defaults = {
         parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
@@ -95,12 +95,12 @@ def _with_argument(key: str, value: object) -> Callable[[State, Card], tuple[Sta
 
 
 def with_background(card: Card) -> bool:
-    """Whether outputs without names are ImageNet's classes and one for what is none of them."""
+    """Return whether the outputs are probably ImageNet's 1,000 classes and a background class."""
     return card.classes == 1001 and card.class_names is None
 
 
 def _classes(network: Network, card: Card) -> list[Change]:
-    """The outputs in another order than the card's names: shifted by one, sorted otherwise, or with a background."""
+    """Other orders of the outputs than the card's class names: shifted by one, sorted, or with a background class."""
     last = next((name for name, layer in reversed([*network.named_modules()]) if isinstance(layer, nn.Linear)), None)
     if last is None or card.classes < 2:
         return []
@@ -121,19 +121,19 @@ def _classes(network: Network, card: Card) -> list[Change]:
         ],
     }
     if card.class_names is not None:
-        for name, key in sorts.items():  # output k is the class that stands k-th when sorted so
+        for name, key in sorts.items():  # output k is the k-th class in sorted order
             places = {number: place for place, number in enumerate(sorted(numbers, key=key))}
             orders[name] = [places[number] for number in numbers]
     orders["from last to first"] = [*numbers[::-1]]
     changes: dict[tuple[int, ...], Change] = {tuple(numbers): _with_rows(last, "", "", numbers)}
     for name, rows in orders.items():
-        finding = f"outputs stand in another order than the card's classes: {name}"
+        finding = f"outputs are in another order than the card's classes: {name}"
         changes.setdefault(tuple(rows), _with_rows(last, f"outputs {name}", finding, rows))
     return [*changes.values()][1:]
 
 
 def _with_rows(last: str, name: str, finding: str, rows: Sequence[int]) -> Change:
-    """Take these rows of the last layer, which may be fewer than it has."""
+    """Keep these rows of the last layer, possibly fewer than it has."""
 
     def apply(state: State, card: Card) -> tuple[State, Card]:
         taken = {key: state[key][list(rows)] for key in (f"{last}.weight", f"{last}.bias")}
@@ -149,7 +149,7 @@ def _with_rows(last: str, name: str, finding: str, rows: Sequence[int]) -> Chang
 
 
 def _kernels(network: Network) -> tuple[Change, ...]:
-    """Theano convolves, PyTorch correlates: all kernels larger than 1x1, turned by 180 degrees."""
+    """All kernels larger than 1x1 rotated by 180 degrees: Theano convolves, PyTorch cross-correlates."""
     names = [name for name, array in network.state_dict().items() if array.dim() == 4 and array.shape[2:].numel() > 1]
 
     def apply(state: State, card: Card) -> tuple[State, Card]:
@@ -160,7 +160,7 @@ def _kernels(network: Network) -> tuple[Change, ...]:
 
 
 def _flatten(network: Network) -> tuple[Change, ...]:
-    """The columns of the dense layer that reads the flattened window: channel, height, width is what PyTorch wants."""
+    """Other orders of the columns of the first dense layer; PyTorch expects channel, height, width."""
     if network.head is None:
         return ()
     layers = [
@@ -194,7 +194,7 @@ def _flatten(network: Network) -> tuple[Change, ...]:
 
 
 def _channels(rule: Preprocessing) -> Change:
-    """The other order of colours; each colour keeps its mean and its deviation."""
+    """The other channel order, RGB or BGR; each colour keeps its mean and standard deviation."""
     other = "bgr" if rule.channels == "rgb" else "rgb"
 
     def apply(state: State, card: Card) -> tuple[State, Card]:
@@ -202,13 +202,13 @@ def _channels(rule: Preprocessing) -> Change:
         mean, std = rule.mean[::-1], rule.std[::-1]
         return state, _with_rule(card, channels="bgr" if rule.channels == "rgb" else "rgb", mean=mean, std=std)
 
-    finding = f"colours are wanted as {other.upper()}, not {rule.channels.upper()}"
+    finding = f"colours must be {other.upper()}, not {rule.channels.upper()}"
     return Change("channels", f"channels {other}", finding, True, apply)
 
 
 @dataclass(frozen=True)
 class Values:
-    """How a pixel, 0 to 255, becomes a number: (pixel * scale - mean) / std, mean and std in the order RGB."""
+    """Scaling of pixels, 0 to 255: (pixel * scale - mean) / std, with mean and std in RGB order."""
 
     words: str
     scale: float
@@ -221,7 +221,7 @@ class Values:
         return cls(words, rule.scale, mean, std)
 
     def ends(self) -> list[tuple[float, float]]:
-        """What black and white become, for each colour."""
+        """Return the scaled values of black and white, for each colour."""
         return [(-mean / std, (255 * self.scale - mean) / std) for mean, std in zip(self.mean, self.std, strict=True)]
 
     def apply(self, state: State, card: Card) -> tuple[State, Card]:
@@ -242,11 +242,11 @@ GENERIC = (
 
 
 def _values(card: Card, *, exact: bool) -> tuple[Change, ...]:
-    """Scale, mean and deviation: the network's own presets, the usual ones, and the card's in the wrong colours."""
+    """Scale, mean and std from the network's presets, other common ones, and the card's with RGB and BGR swapped."""
     as_it_is = Values.of(card.preprocessing, "as the card says")
-    own = [Values.of(preset(card.network, name), f"the preset {name} has them") for name in PRESETS[card.network][1]]
+    own = [Values.of(preset(card.network, name), f"as in the preset {name}") for name in PRESETS[card.network][1]]
     turned = replace(
-        as_it_is, words="the card has them, red for blue", mean=as_it_is.mean[::-1], std=as_it_is.std[::-1]
+        as_it_is, words="as in the card with red and blue swapped", mean=as_it_is.mean[::-1], std=as_it_is.std[::-1]
     )
     tried = [as_it_is]
     for values in (*own, *GENERIC, turned):
@@ -256,7 +256,7 @@ def _values(card: Card, *, exact: bool) -> tuple[Change, ...]:
         Change(
             "values",
             f"values {values.words}",
-            f"pixel values are wanted as {values.words}, not as the card says",
+            f"pixel values must be {values.words}, not as the card says",
             True,
             values.apply,
             usual=values in own,
@@ -266,7 +266,7 @@ def _values(card: Card, *, exact: bool) -> tuple[Change, ...]:
 
 
 def _alike(one: Values, other: Values, tolerance: float) -> bool:
-    """Whether black and white become nearly the same in each colour, measured by the range between them."""
+    """Return whether black and white scale to nearly the same values, relative to the range between them."""
     return all(
         abs(a - b) <= tolerance * abs(first[1] - first[0])
         for first, second in zip(one.ends(), other.ends(), strict=True)
@@ -275,7 +275,7 @@ def _alike(one: Values, other: Values, tolerance: float) -> bool:
 
 
 def _lrn(arguments: Mapping[str, Any]) -> Sequence[Change]:
-    """Alpha for each neighbour (convnets-keras, Theano) or divided by their number (Caffe, PyTorch)."""
+    """LRN alpha per neighbour (convnets-keras, Theano) or divided by their number (Caffe, PyTorch)."""
     if "lrn" not in arguments:
         return ()
     size, alpha, beta, k = arguments["lrn"]
@@ -292,7 +292,7 @@ def _lrn(arguments: Mapping[str, Any]) -> Sequence[Change]:
 
 
 def _epsilons(arguments: Mapping[str, Any]) -> Sequence[Change]:
-    """The usual epsilons; 1.001e-5 and 1e-5 cannot be told apart, and the first that is tried stands for both."""
+    """Common batch norm epsilons; of 1.001e-5 and 1e-5, which cannot be told apart, only the first is tried."""
     if "epsilon" not in arguments:
         return ()
     epsilon = arguments["epsilon"]
@@ -312,7 +312,7 @@ def _epsilons(arguments: Mapping[str, Any]) -> Sequence[Change]:
     ]
 
 
-# Of batch normalisation, likeliest first: Keras's own and its ResNet50's, and PyTorch's where that is meant.
+# Batch norm epsilons by `stride_in`, likeliest first: Keras's default, its ResNet50's, and PyTorch's default (3x3).
 EPSILONS = {None: (1e-3, 1e-5), "1x1": (1e-3, 1.001e-5), "3x3": (1e-5, 1e-3)}
 STRIDE = "each stage strides in {new} convolution, not in {old}"
 POOL = "the first pool reads a map that is {new}, not {old}"
@@ -321,7 +321,7 @@ POOL = "the first pool reads a map that is {new}, not {old}"
 def _choices(
     family: str, key: str, arguments: Mapping[str, Any], words: Mapping[Any, str], sentence: str
 ) -> tuple[Change, ...]:
-    """The other values of an argument of the builder that has a few."""
+    """The other values of a builder argument with few choices."""
     if key not in arguments:
         return ()
     old = words[arguments[key]]
@@ -339,12 +339,12 @@ def _resize(rule: Preprocessing) -> Change:
         return state, _with_rule(card, resize_rule=other)
 
     words = {"stretch": "stretched to a square", "shorter-side": "resized with their aspect kept"}
-    finding = f"pictures are wanted {words[other]}, not {words[rule.resize_rule]}"
+    finding = f"pictures must be {words[other]}, not {words[rule.resize_rule]}"
     return Change("resize", f"resize rule {other}", finding, True, apply)
 
 
 def _with_rule(card: Card, **fields: Any) -> Card:
-    """The card with a changed preprocessing, under the name of the preset that it now is, or "custom"."""
+    """Return the card with a changed preprocessing, named after the preset that it equals, or "custom"."""
     rule = replace(card.preprocessing, **fields)
     for name in (*PRESETS[card.network][1], *GENERAL):
         if replace(known := preset(card.network, name, rule.size), name=rule.name) == rule:

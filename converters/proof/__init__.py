@@ -1,1 +1,1 @@
-"""Proof of a conversion by a second derivation."""
+"""Verify a conversion with an independent NumPy implementation of Keras."""

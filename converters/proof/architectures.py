@@ -1,8 +1,8 @@
-"""The released architectures as Keras's own code wrote them: graphs for files that hold weights alone.
+"""Graphs of the released architectures as built by Keras code, for files that hold only weights.
 
-Written from the sources that made the files: convnets-keras (`convnetskeras/convnets.py`), deep-learning-models and
-keras-applications (`vgg16.py`, `vgg19.py`, `resnet50.py`, `resnet.py`, `inception_v3.py`). No width stands here: the
-arrays have them.
+Sources, by which the files were made: convnets-keras (`convnetskeras/convnets.py`), deep-learning-models and
+keras-applications (`vgg16.py`, `vgg19.py`, `resnet50.py`, `resnet.py`, `inception_v3.py`). Widths are not listed here,
+as the arrays determine them.
 """
 
 from __future__ import annotations
@@ -17,30 +17,29 @@ from typing import Any
 from converters.listed import Listed, listed_around
 from converters.readers.keras_file import DataFormat, KerasFile, KerasLayer
 from converters.readers.keras_graph import Graph, Node, in_layer_order
-from converters.readers.keras_words import ACTIVATIONS, IDENTITIES
+from converters.readers.keras_words import ACTIVATIONS, IDENTITIES, KERAS_EPSILON
 
 CONVNETS_KERAS, APPLICATIONS, OLD_APPLICATIONS = "convnets-keras", "keras-applications", "keras-applications-old"
 STEPS_WITHOUT_NUMBERS = ("relu", "relu6", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus")
-KERAS_EPSILON = 1e-3  # of batch normalisation, Keras's default
 Steps = Sequence[Sequence[Any]]
 
 
 class _Model:
-    """A graph that grows by calling layers on names of nodes, as Keras's functional interface does."""
+    """Builds a graph by calling layers on names of nodes, like Keras's functional API."""
 
     def __init__(self, data_format: DataFormat) -> None:
         self.data_format = data_format
         self.nodes = [Node("input", "InputLayer", ())]
-        self.channels = 1 if data_format == "channels_first" else 3  # the axis, with the batch
+        self.channels = 1 if data_format == "channels_first" else 3  # channel axis, counting the batch
 
     def __call__(self, kind: str, *inputs: str, name: str = "", **settings: Any) -> str:
-        """Append a node; its name."""
+        """Append a node and return its name."""
         name = name or f"{kind}#{len(self.nodes)}"
         self.nodes.append(Node(name, kind, inputs, {"data_format": self.data_format, **settings}))
         return name
 
     def conv(self, x: str, name: str, **settings: Any) -> str:
-        """Conv2D; the size of its kernel is the array's."""
+        """Append a Conv2D; its array determines the kernel size."""
         return self("Conv2D", x, name=name, **settings)
 
     def max_pool(self, x: str, size: int, stride: int) -> str:
@@ -95,7 +94,7 @@ def _resnet50(model: _Model, names: str, x: str, settings: Mapping[str, Any]) ->
     epsilon, pool1_padding = settings["epsilon"] or (1e-3 if old else 1.001e-5), settings["pool1_padding"]
     if pool1_padding is None:
         if old:
-            raise ValueError("ResNet50 with old layer names does not tell its first pool; say whether it is padded")
+            raise ValueError("ResNet50 with old layer names may or may not pad its first pool; give pool1_padding")
         pool1_padding = True
 
     def conv_bn(x: str, conv: str, bn: str, **settings: Any) -> str:
@@ -131,7 +130,7 @@ def _inception_v3(model: _Model, names: str, x: str, settings: Mapping[str, Any]
 
     def conv(x: str, stride: int = 1, padding: str = "same") -> str:
         nonlocal made
-        made += 1  # layers have no names of their own: the k-th convolution that is made is conv2d_k
+        made += 1  # automatic names: the k-th convolution created is conv2d_k
         x = model.conv(x, f"conv2d_{made}", strides=(stride, stride), padding=padding)
         return model.relu(model.batch_norm(x, f"batch_normalization_{made}", settings["epsilon"] or 1e-3))
 
@@ -172,7 +171,7 @@ _DENSE1 = (("average",), ("dense", 0))
 
 @dataclass(frozen=True)
 class _Lineage:
-    """How one family of files calls a network's layers; `tops`: the dense layers of the standard head, by each name."""
+    """How one family of files names a network's layers; `tops` are the alternative names of the standard head's."""
 
     build: Callable[[_Model, str, str, Mapping[str, Any]], str]
     names: str
@@ -209,21 +208,21 @@ def graph_of_lineage(
     head: Steps | None = None,
     hidden: Sequence[Any] = ("relu",),
 ) -> Graph:
-    """The graph of a file without a config, each weighted node with its arrays.
+    """Return the graph of a file without config, with arrays assigned to all nodes with weights.
 
     Args:
-        file: whose layers, by name or number, must be exactly those of the network.
+        file: a file whose layers, by name or number, are exactly the network's.
         network: "alexnet", "vgg16", "vgg19", "resnet50" or "inception_v3".
-        data_format: of all layers.
-        lineage: "convnets-keras", "keras-applications" or "keras-applications-old"; None where names or the lack
-            of another tell.
-        pool1_padding: whether ResNet50 pads before its first pool; None follows the lineage, where it tells.
-        epsilon: of batch normalisation in the network; None follows the lineage.
+        data_format: data format of all layers.
+        lineage: "convnets-keras", "keras-applications" or "keras-applications-old"; None to use the first that fits the
+            file's layers.
+        pool1_padding: whether ResNet50 pads before its first pool; None for the lineage's, if it determines it.
+        epsilon: epsilon of batch normalisation in the network; None for the lineage's.
         stride_in: which convolution of ResNet50's blocks strides, "1x1" as in Keras's own code or "3x3".
-        head: steps such as ("average",), ("dense", 3); None for the standard head where the file has it, and for no
-            head where it has none. Where the file lists its layers in order, the head is as listed, and only the first
-            step counts: how the map is read where no layer for it is listed.
-        hidden: the step that the activations are which a list does not tell.
+        head: steps such as ("average",), ("dense", 3); None for the standard head or no head, whichever the file has.
+            If the file lists all layers in order, the listed head is used, and the first step only determines how the
+            map is read if no layer for that is listed.
+        hidden: step used for hidden activations that the list does not specify.
 
     Raises:
         ValueError: the file's layers are not those of the network and head, or an assumption is missing.
@@ -247,11 +246,11 @@ def graph_of_lineage(
 
 
 class _Missing(ValueError):
-    """A layer of the network is not in the file."""
+    """A layer of the network is missing from the file."""
 
 
 def _class(layer: KerasLayer) -> str:
-    """What a layer is by its arrays alone."""
+    """Return a layer's class, judging only by its arrays."""
     if "moving_mean" in layer.arrays:
         return "BatchNormalization"
     kernel = layer.arrays.get("kernel")
@@ -259,7 +258,7 @@ def _class(layer: KerasLayer) -> str:
 
 
 def _bind(file: KerasFile, graph: Graph) -> Graph:
-    """Give each weighted node its arrays: by name, or where files have none by class and `model.layers` order."""
+    """Assign arrays to nodes by name or, for a file without names, by class and `model.layers` order."""
     kinds: dict[str, list[KerasLayer]] = defaultdict(list)
     for layer in file.weighted:
         kinds[_class(layer)].append(layer)
@@ -273,7 +272,7 @@ def _bind(file: KerasFile, graph: Graph) -> Graph:
             found.update({node.name: layer for node, layer in zip(nodes, kinds[kind], strict=False)})
     else:
         by_name = {layer.name: layer for layer in file.weighted}
-        for word in ("conv2d", "batch_normalization"):  # automatic numbers may start anywhere
+        for word in ("conv2d", "batch_normalization"):  # automatic numbers may start at any value
             automatic = [name for name in by_name if re.fullmatch(rf"{word}(_\d+)?", name)]
             wanted = sum(re.fullmatch(rf"{word}_\d+", node.name) is not None for node in weighted)
             for number, name in enumerate(sorted(automatic, key=_number)[:wanted], 1):
@@ -301,10 +300,10 @@ def _with_head(file: KerasFile, graph: Graph, lineage: _Lineage, head: Steps | N
     if head is None:
         standard = len(left) == len(lineage.tops[0]) and all(_class(layer) == "Dense" for layer in left)
         if left and not standard:
-            raise ValueError(f"{file.path}: {', '.join(names)} are not the standard head; say what the head is")
+            raise ValueError(f"{file.path}: {', '.join(names)} are not the standard head; give the head")
         head = lineage.head if left else ()
     for top in lineage.tops:
-        if sorted(top) == sorted(names):  # names tell the order, else the file does
+        if sorted(top) == sorted(names):  # names determine the order, else the file's order is used
             left = [left[names.index(name)] for name in top]
     model = _Model(graph.data_format)
     model.nodes = list(graph.nodes)
@@ -333,7 +332,7 @@ READERS = {"flatten": "Flatten", "average": "GlobalAveragePooling2D", "max": "Gl
 
 
 def _listed_head(file: KerasFile, graph: Graph, listed: Listed, reads: str, hidden: Sequence[Any]) -> Graph:
-    """The head as the file lists it, layer by layer; `reads` and `hidden` stand for what no list tells."""
+    """Append the listed head; `reads` and `hidden` replace pooling and activations that are not listed."""
     model = _Model(graph.data_format)
     model.nodes = list(graph.nodes)
     x, read = graph.output, False
@@ -344,22 +343,19 @@ def _listed_head(file: KerasFile, graph: Graph, listed: Listed, reads: str, hidd
             if of_map and _class(layer) == "Dense":
                 x, read = _read(model, x, READERS[reads], file), True
             x = _weigh(model, x, layer, axis=model.channels if of_map and not read else -1)
-            # A dense layer that is not the last has its activation in itself, where no layer for it follows.
+            # Each dense layer but the last has a fused activation, unless an activation layer follows.
             if _class(layer) == "Dense" and place < dense[-1]:
                 behind = takewhile(lambda other: _class(other) != "Dense", islice(listed.head, place + 1, None))
                 x = x if any(map(_is_activation, behind)) else _activate(model, x, hidden)
         elif layer.kind in READERS.values():
             x, read = (x if read and layer.kind == "Flatten" else _read(model, x, layer.kind, file)), True
         elif _is_activation(layer):
-            if place < dense[-1]:  # that of the outputs comes after the logits
-                told = layer.kind.lower() in STEPS_WITHOUT_NUMBERS  # by its class, or its name
-                x = (
-                    model("Softmax", x)
-                    if layer.kind == "Softmax"
-                    else _activate(model, x, (layer.kind.lower(),) if told else hidden)
-                )
+            if place < dense[-1]:  # the output activation is not part of the logits
+                name = layer.kind.lower()
+                step = (name,) if name in STEPS_WITHOUT_NUMBERS else hidden
+                x = model("Softmax", x) if layer.kind == "Softmax" else _activate(model, x, step)
         elif layer.kind not in IDENTITIES:
-            x = model(layer.kind, x)  # refused by name when it is computed
+            x = model(layer.kind, x)  # computing it raises an error that names it
     return Graph(tuple(model.nodes), x, graph.data_format)
 
 
@@ -368,16 +364,16 @@ def _is_activation(layer: KerasLayer) -> bool:
 
 
 def _read(model: _Model, x: str, kind: str, file: KerasFile) -> str:
-    """Flatten or pool a map."""
+    """Append a Flatten or global pooling layer."""
     if kind != "Flatten":
         return model(kind, x)
     version = tuple(map(int, re.findall(r"\d+", file.version or "1")[:2]))
-    transposes = model.data_format == "channels_first" and version >= (2, 2)  # what Flatten of Keras 2.2 does first
+    transposes = model.data_format == "channels_first" and version >= (2, 2)  # Flatten transposes since Keras 2.2
     return model(kind, x, data_format="channels_first" if transposes else "channels_last")
 
 
 def _weigh(model: _Model, x: str, layer: KerasLayer, **settings: Any) -> str:
-    """Append a layer with arrays."""
+    """Append a dense or batch normalisation layer with its arrays."""
     kind = _class(layer)
     x = model(kind, x, **({"epsilon": KERAS_EPSILON, "axis": -1} | settings if kind == "BatchNormalization" else {}))
     model.nodes[-1] = replace(model.nodes[-1], layer=layer)

@@ -1,4 +1,4 @@
-"""Run a file's own model in the process that reads it, and leave the outputs of all layers in a folder."""
+"""Compute a file's own model in the reading process, and write the outputs of all layers to a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGE, OUTPUTS, NAMES = "image.npy", "outputs.npz", "names.txt"  # in the folder
 
 
 class Sliced:
-    """An array of an open file, with a shape, that is read as far as it is sliced."""
+    """An array of an open file that is read only as far as it is sliced."""
 
     def __init__(self, file: h5py.File, array: KerasArray) -> None:
         self.file, self.array, self.shape = file, array, array.shape
@@ -32,7 +32,7 @@ class Sliced:
 
 
 def forward_into(path: str, described: dict[str, Any], folder: str, assumptions: dict[str, Any]) -> None:
-    """Run the file's model on the folder's image; its outputs go beside it, numbered, and their names in order."""
+    """Run the file's model on the folder's image; write the numbered outputs and their names to the folder."""
     file = KerasFile.from_dict(described)
     image = np.load(Path(folder) / IMAGE)
     with opened(path) as opened_file:

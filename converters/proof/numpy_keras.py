@@ -1,15 +1,16 @@
-"""What the layers of Keras compute, in plain NumPy float64, from the definitions of Theano and TensorFlow.
+"""Keras layers in plain NumPy float64, from the definitions of Theano and TensorFlow.
 
-One image at a time, in the model's own data format: (channels, height, width) or (height, width, channels). Kernels
-stay as they are stored: nothing is flipped, permuted or folded in advance, and no code is shared with the converter,
-which this is the second derivation of. Slow only where it is simple: each tap of a kernel is one matrix product.
+Functions process one image in the model's data format: (channels, height, width) or (height, width, channels). Kernels
+are used as stored: nothing is flipped, permuted or folded in advance. No code is shared with the converter, so this is
+an independent check of it. For simplicity, each kernel position is one matrix product.
 
-Theano differs from TensorFlow in three places, all seen in the sources of Keras 1.2.2 and 2.2.4:
+Theano differs from TensorFlow in three ways, according to the sources of Keras 1.2.2 and 2.2.4:
 
 - `conv2d` is true convolution, out[y, x] = sum over i, j of kernel[i, j] * image[y - i, x - j]; TensorFlow's is
-  cross-correlation, with y + i, x + j. (The depthwise kernels are reversed by Keras before Theano reverses them.)
-- `same` puts half of the (dilated) kernel before the image; TensorFlow puts the smaller half of what is needed.
-- `same` pooling puts size - 2 before the image where the size is odd, else size - 1.
+  cross-correlation, with y + i, x + j. (Keras reverses depthwise kernels before Theano reverses them again.)
+- `same` convolution pads half of the (dilated) kernel before the image; TensorFlow pads the smaller half of what is
+  needed.
+- `same` pooling pads size - 2 before the image if the size is odd, else size - 1.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ Array = NDArray[np.float64]
 Pair = tuple[int, int]
 Padding = Literal["valid", "same"]
 
-BLOCK = 1 << 22  # values of a dense kernel that are in memory as float64 at once, 32 MiB
+BLOCK = 1 << 22  # values of a dense kernel converted to float64 at once, 32 MiB
 
 
 def channels_last(image: NDArray[Any], data_format: DataFormat) -> NDArray[Any]:
-    """A view (height, width, channels)."""
+    """Return a view (height, width, channels)."""
     return image if data_format == "channels_last" else np.moveaxis(image, 0, 2)
 
 
 def from_channels_last(image: NDArray[Any], data_format: DataFormat) -> NDArray[Any]:
-    """A view in the model's format."""
+    """Return a view in `data_format`."""
     return image if data_format == "channels_last" else np.moveaxis(image, 2, 0)
 
 
@@ -67,13 +68,13 @@ def convolve(
     Args:
         image: in `data_format`.
         kernel: as stored: (out, in / groups, height, width) or (height, width, in / groups, out), by `order`.
-        data_format: of the image and the result.
-        order: of the kernel's axes.
-        theano: true convolution, and Theano's padding.
-        strides: of rows and columns.
+        data_format: data format of the image and the result.
+        order: axis order of the kernel.
+        theano: use true convolution and Theano's padding.
+        strides: (rows, columns).
         padding: "valid" or "same".
-        dilation: of rows and columns.
-        groups: output channels, in order, of which each sees its own part of the input channels.
+        dilation: (rows, columns).
+        groups: number of groups; each group of output channels reads its own part of the input channels.
     """
     height, width = kernel.shape[2:] if order == "oihw" else kernel.shape[:2]
     inputs, outputs = (kernel.shape[1], kernel.shape[0]) if order == "oihw" else kernel.shape[2:]
@@ -105,10 +106,10 @@ def convolve_depthwise(
     padding: Padding = "valid",
     dilation: Pair = (1, 1),
 ) -> Array:
-    """DepthwiseConv2D without its bias: each channel has `multiplier` kernels of its own.
+    """DepthwiseConv2D without its bias: each channel has its own `multiplier` kernels.
 
     Args:
-        kernel: (height, width, channels, multiplier); never reversed, on Theano neither.
+        kernel: (height, width, channels, multiplier); never reversed, not even for Theano.
     """
     height, width, channels, multiplier = kernel.shape
     pixels = channels_last(image, data_format)
@@ -130,7 +131,7 @@ def pool(
     strides: Pair,
     padding: Padding = "valid",
 ) -> Array:
-    """MaxPooling2D or AveragePooling2D; padding is never counted, neither in a maximum nor in an average."""
+    """MaxPooling2D or AveragePooling2D; padding counts neither in a maximum nor in an average."""
     pixels = channels_last(image, data_format)
     empty = -np.inf if how == "max" else 0.0
     if theano and padding == "same":
@@ -163,7 +164,7 @@ def _cells(
     theano: bool = False,
     before: tuple[int, ...] | None = None,
 ) -> Iterator[tuple[int, int, Array]]:
-    """For each place (i, j) of a window, the pixels (rows, columns, channels) that lie there in every window."""
+    """Yield (i, j, pixels) for each position in a window: the pixels (rows, columns, channels) there in all windows."""
     edges, counts = [], []
     for axis in range(2):
         length, step = pixels.shape[axis], strides[axis]
@@ -195,11 +196,11 @@ def pad(image: Array, edges: Sequence[Pair], data_format: DataFormat) -> Array:
 
 
 def dense(values: Array, kernel: Any) -> Array:
-    """Dense without its bias: the last axis times a kernel (in, out), a block of rows at a time.
+    """Dense without its bias, computed in blocks of kernel rows.
 
     Args:
         values: (..., in).
-        kernel: an array, or a dataset that is read by slicing.
+        kernel: (in, out), an array or a dataset that is read by slicing.
     """
     rows, units = kernel.shape
     if values.shape[-1] != rows:
@@ -212,7 +213,7 @@ def dense(values: Array, kernel: Any) -> Array:
 
 
 def along(vector: NDArray[Any], values: Array, axis: int) -> Array:
-    """One number a channel as an array that broadcasts to `values`."""
+    """Reshape a vector so that it broadcasts along `axis` of `values`."""
     shape = [1] * values.ndim
     shape[axis] = -1
     return np.asarray(vector, np.float64).reshape(shape)
@@ -228,7 +229,7 @@ def normalize_batch(
     epsilon: float,
     axis: int,
 ) -> Array:
-    """BatchNormalization at inference; `axis` counts without the batch."""
+    """BatchNormalization at inference; `axis` does not count the batch."""
     result = (values - along(mean, values, axis)) / np.sqrt(along(variance, values, axis) + epsilon)
     if gamma is not None:
         result = result * along(gamma, values, axis)
@@ -238,7 +239,7 @@ def normalize_batch(
 def normalize_across_channels(
     image: Array, data_format: DataFormat, *, alpha: float = 1e-4, k: float = 2.0, beta: float = 0.75, n: int = 5
 ) -> Array:
-    """The Lambda `crosschannelnormalization` of convnets-keras: alpha times the square of each of n neighbours."""
+    """The Lambda `crosschannelnormalization` of convnets-keras: LRN with alpha not divided by n."""
     squares = np.square(channels_last(image, data_format))
     scale = np.full_like(squares, k)
     for channel in range(squares.shape[2]):
@@ -248,7 +249,7 @@ def normalize_across_channels(
 
 
 def activate(values: Array, name: str, *, keras: int = 3, **settings: Any) -> Array:
-    """An activation by Keras's name; `keras` is the version, which decides what "hard_sigmoid" is.
+    """Apply an activation by Keras's name; `keras` is the major version, on which "hard_sigmoid" depends.
 
     >>> activate(np.array([0.5, 1.0, 9.0]), "relu", max_value=6.0).tolist()
     [0.5, 1.0, 6.0]
@@ -306,12 +307,12 @@ Read = Callable[[KerasArray], Any]
 
 @dataclass(frozen=True)
 class Meaning:
-    """What of a file decides how its arrays are read.
+    """Properties of a file that determine how its arrays are interpreted.
 
     Attributes:
-        theano: whether convolution is true convolution, with Theano's padding.
-        keras: the version of Keras, 1, 2 or 3; 1 for 0.x too.
-        data_format: of layers that do not say theirs.
+        theano: whether to use true convolution and Theano's padding.
+        keras: major version of Keras, 1 (also for 0.x), 2 or 3.
+        data_format: data format of layers that do not specify it.
     """
 
     theano: bool
@@ -319,18 +320,18 @@ class Meaning:
     data_format: DataFormat
 
     def order(self, data_format: DataFormat) -> KernelOrder:
-        """How kernels are stored: (out, in, h, w) only by Keras 1 where channels come first."""
+        """Return the kernel order: (out, in, h, w) only for channels-first layers of Keras 1."""
         return "oihw" if self.keras == 1 and data_format == "channels_first" else "hwio"
 
 
 def format_of(node: Node, meaning: Meaning) -> DataFormat:
-    """Of a node's image: its own setting; batch normalisation tells it by its axis, a dense layer has channels last."""
+    """Return a node's data format: its setting; for batch normalisation by its axis; channels last for dense layers."""
     if node.kind == "BatchNormalization":
         return "channels_first" if axis_of(node.settings.get("axis", -1)) == 0 else "channels_last"
     if node.kind == "Dense":
         return "channels_last"
-    said = node.settings.get("data_format")
-    return said if said in ("channels_first", "channels_last") and node.kind != "Flatten" else meaning.data_format
+    stored = node.settings.get("data_format")
+    return stored if stored in ("channels_first", "channels_last") and node.kind != "Flatten" else meaning.data_format
 
 
 def channels_first(values: Array, data_format: DataFormat) -> Array:
@@ -338,7 +339,7 @@ def channels_first(values: Array, data_format: DataFormat) -> Array:
 
 
 def compute(node: Node, sources: Sequence[Array], read: Read, meaning: Meaning) -> Array:
-    """The output of a node, without the activation that is part of a layer with weights."""
+    """Compute the output of a node, without the fused activation of a layer with weights."""
     kind, settings, x = node.kind, node.settings, sources[0]
     arrays = {} if node.layer is None else {role: read(array) for role, array in node.layer.arrays.items()}
     data_format = format_of(node, meaning)
@@ -368,14 +369,14 @@ def compute(node: Node, sources: Sequence[Array], read: Read, meaning: Meaning) 
         over = (0, 1) if data_format == "channels_last" else (1, 2)
         reduce = np.mean if kind == "GlobalAveragePooling2D" else np.max
         return reduce(x, axis=over, keepdims=bool(settings.get("keepdims")))
-    if kind == "Flatten":  # of Keras 2.2 and later; older ones take the values as they lie in memory
+    if kind == "Flatten":  # Keras 2.2 and later transposes channels-first maps; older versions flatten in memory order
         first = settings.get("data_format") == "channels_first"
         return (np.moveaxis(x, 0, -1) if first and x.ndim > 1 else x).reshape(-1)
     if kind == "ZeroPadding2D":
         return pad(x, edges_of(settings["padding"]), data_format)
     if kind == "Rescaling":
         scale, offset = (np.asarray(settings.get(word, plain)) for word, plain in (("scale", 1), ("offset", 0)))
-        axis = 0 if data_format == "channels_first" else -1  # of a list, one number a channel
+        axis = 0 if data_format == "channels_first" else -1  # a list has one number per channel
         return x * (along(scale, x, axis) if scale.ndim else scale) + (
             along(offset, x, axis) if offset.ndim else offset
         )
@@ -383,7 +384,7 @@ def compute(node: Node, sources: Sequence[Array], read: Read, meaning: Meaning) 
         return sum(sources[1:], x)
     if kind == "Concatenate":
         return np.concatenate(sources, axis=axis_of(settings.get("axis", -1)))
-    if kind == "SplitTensor":  # of convnets-keras: half the channels
+    if kind == "SplitTensor":  # convnets-keras: half of the channels
         return np.split(x, 2, axis=0 if data_format == "channels_first" else 2)[settings["half"]]
     if kind == "CrossChannelNormalization":
         return normalize_across_channels(x, data_format)

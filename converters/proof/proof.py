@@ -1,7 +1,7 @@
-"""What a file of Keras computes, layer by layer, for one image: the second derivation that proves a conversion.
+"""Compute a Keras file's layer outputs for one image, independently of the converter, to verify a conversion.
 
-The graph comes from the model's own config or, where a file holds weights alone, from the architecture as Keras's code
-wrote it; the numbers come from `numpy_keras`. Neither torch nor h5py is imported, nor anything that converts.
+The graph comes from the model's config or, for a weights file, from the architecture as built by Keras's code; the
+values come from `numpy_keras`. This module imports neither torch nor h5py nor any code of the converter.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from converters.readers.keras_file import DataFormat, KerasFile
 from converters.readers.keras_graph import Graph, graph_of_config, label
 from converters.readers.keras_words import ACTIVATIONS, CODE, IDENTITIES, activation_of
 
-TOLERANCE = 1e-4  # of the largest value of a layer: float32 through a hundred layers stays well below
+TOLERANCE = 1e-4  # relative to a layer's largest value; float32 stays well below it through a hundred layers
 
-ENDS = ("linear", "softmax", "sigmoid")  # what may stand after the logits
+ENDS = ("linear", "softmax", "sigmoid")  # activations that may follow the logits
 
 
 def forward(
@@ -43,31 +43,32 @@ def forward(
     """Run a file's model on one image.
 
     Args:
-        file: what the file says of itself.
-        read: gives the values of an array, anything with a shape that is sliced to NumPy arrays.
-        image: (height, width, 3), as the model's input expects it: preprocessed, in its order of channels.
-        backend: what trained the weights, "theano" or another; None for what the file says.
-        data_format: of the model; None for what the config says, and without one that of the kernels of Keras 1 or
+        file: the file's description.
+        read: returns the values of an array: anything with a shape whose slices are NumPy arrays.
+        image: (height, width, 3), as the model's input expects it: preprocessed, in its channel order.
+        backend: backend that trained the weights, "theano" or another; None for the file's.
+        data_format: the model's data format; None for the config's or, without config, that of Keras 1's kernels or
             "channels_last".
-        network: whose architecture a file without a config has (a config with Lambda layers counts as none).
-        lineage: as in `graph_of_lineage`, like the rest; all these are used only where there is no config.
+        network: architecture of a file without config (a config with Lambda layers is ignored). This and the following
+            arguments are used only without config.
+        lineage: as in `graph_of_lineage`.
         pool1_padding: whether ResNet50 pads before its first pool.
-        epsilon: of batch normalisation in the network.
-        head: its steps; where the file lists its layers in order, as in `graph_of_lineage`.
-        hidden: the step of activations that no list tells.
+        epsilon: epsilon of batch normalisation in the network.
+        head: steps of the head, as in `graph_of_lineage`.
+        hidden: step of hidden activations that the file does not specify.
 
     Yields:
-        The name of each layer that has weights and its linear output, before an activation that is part of it:
-        (channels, height, width) or (units,). Last "logits", the output before a softmax or sigmoid, or "features"
-        where the model has no dense layer.
+        The name of each layer with weights and its linear output, before a fused activation: (channels, height, width)
+        or (units,). Finally "logits", the output before a softmax or sigmoid, or "features" if the model has no dense
+        layer.
 
     Raises:
-        ValueError: an assumption is missing, the layers are not those of the network, or one is not known.
+        ValueError: an assumption is missing, the layers are not the network's, or a layer is unsupported.
     """
     if (backend := backend or file.backend) is None and _major(file) < 3:
-        raise ValueError(f"{file.path} does not say which backend trained it; theano or tensorflow is wanted")
+        raise ValueError(f"{file.path} does not say which backend trained it; give theano or tensorflow")
     if image.ndim != 3:
-        raise ValueError(f"the image is {image.shape}; (height, width, channels) is wanted")
+        raise ValueError(f"the image is {image.shape}; expected (height, width, channels)")
     graph = graph_of(
         file, data_format, network=network, lineage=lineage, pool1_padding=pool1_padding, epsilon=epsilon, head=head,
         hidden=hidden,
@@ -78,12 +79,12 @@ def forward(
 
 
 def graph_of(file: KerasFile, data_format: DataFormat | None = None, **assumptions: Any) -> Graph:
-    """The graph of a file: its config's, or that of `network` where it has none that can be read."""
+    """Return the graph of a file's config or, without a readable config, of `network`."""
     if file.config is not None and not _has_code(file.config):
         return graph_of_config(file, data_format)
     network = assumptions.pop("network")
     if network is None:
-        raise ValueError(f"{file.path} holds no config that tells its layers; name the network")
+        raise ValueError(f"{file.path} holds no usable config; give the network")
     if data_format is None:
         data_format = file.data_format
     if data_format is None:
@@ -93,7 +94,7 @@ def graph_of(file: KerasFile, data_format: DataFormat | None = None, **assumptio
 
 
 def _has_code(config: Any) -> bool:
-    """Whether a config has a layer of code, which is never run."""
+    """Return whether a config has a layer of Python code, which is never run."""
     waiting = [config]
     while waiting:
         value = waiting.pop()
@@ -107,7 +108,7 @@ def _has_code(config: Any) -> bool:
 
 
 def _major(file: KerasFile) -> int:
-    """1, 2 or 3; `tf_keras` and Keras 2 of TensorFlow call themselves 2."""
+    """Return the major version, 1, 2 or 3; `tf_keras` and TensorFlow's Keras have version 2."""
     if file.version is not None:
         return max(1, int(file.version.split(".")[0]))
     return 3 if file.container in ("weights", "archive") else 1 if file.backend is None else 2
@@ -141,7 +142,7 @@ def _run(file: KerasFile, read: Read, graph: Graph, meaning: Meaning, image: Arr
 
 
 def _end(graph: Graph) -> str:
-    """The node of the logits: the last that is no dropout, softmax or sigmoid."""
+    """Return the name of the logits' node: the last one other than dropout, softmax or sigmoid."""
     node = graph[graph.output]
     while node.inputs and (
         node.kind in (*IDENTITIES, "Softmax") or (node.kind == "Activation" and activation_of(node.settings)[0] in ENDS)
@@ -152,13 +153,13 @@ def _end(graph: Graph) -> str:
 
 @dataclass(frozen=True)
 class ProofRow:
-    """How far a converted layer is from the file's.
+    """The error of a converted layer.
 
     Attributes:
-        layer: theirs; several, joined by " + ", are the groups of one.
-        module: ours.
-        error: largest absolute difference, over `largest`.
-        largest: absolute value of theirs.
+        layer: Keras layer; several layers joined by " + " are the groups of one convolution.
+        module: our module.
+        error: largest absolute difference divided by `largest`.
+        largest: largest absolute value of the Keras layer's output.
     """
 
     layer: str
@@ -170,15 +171,15 @@ class ProofRow:
 def compare(
     ours: Mapping[str, NDArray[Any]], theirs: Mapping[str, NDArray[Any]], table: Mapping[str, Sequence[str]]
 ) -> list[ProofRow]:
-    """Hold the outputs of our modules against those of their layers.
+    """Compare the outputs of our modules with those of the Keras layers.
 
     Args:
         ours: module -> output, (channels, height, width) or (units,).
-        theirs: layer -> output, as `forward` yields them.
-        table: our module -> their layers, whose outputs are concatenated on the channels.
+        theirs: layer -> output, as yielded by `forward`.
+        table: our module -> Keras layers, whose outputs are concatenated along the channels.
 
     Raises:
-        ValueError: an output is missing, one of theirs is compared with none of ours, or two differ in shape.
+        ValueError: an output is missing or unused, or two outputs differ in shape.
 
     >>> compare({"conv": np.ones(2)}, {"a": np.ones(1), "b": np.full(1, 2.0)}, {"conv": ("a", "b")})
     [ProofRow(layer='a + b', module='conv', error=0.5, largest=2.0)]
@@ -188,7 +189,7 @@ def compare(
     idle = set(theirs) - {layer for layers in table.values() for layer in layers}
     if absent or idle:
         raise ValueError(
-            f"the proof has no output of {absent or 'none'}, and compares {sorted(idle) or 'none'} with none"
+            f"the proof lacks the outputs of {absent or 'none'}, and does not use those of {sorted(idle) or 'none'}"
         )
     rows = []
     for module, layers in table.items():
@@ -203,12 +204,8 @@ def compare(
 
 
 def check(rows: Sequence[ProofRow], tolerance: float = TOLERANCE) -> None:
-    """Refuse a conversion whose layers are further from the file's than `tolerance`.
-
-    Raises:
-        ValueError: which layer is the first, and how far it is.
-    """
-    bad = [row for row in rows if not row.error <= tolerance]  # NaN is above any tolerance
+    """Raise ValueError, naming the first layer, if any layer's error exceeds `tolerance`."""
+    bad = [row for row in rows if not row.error <= tolerance]  # `not <=` includes NaN
     if bad:
         first = bad[0]
         raise ValueError(

@@ -1,9 +1,9 @@
-"""Prove a conversion in a process of its own."""
+"""Verify a conversion against the file's own model, which is computed in the reading process."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +32,29 @@ def prove(
     arrays: Mapping[str, NDArray[Any]],
     call: Call,
 ) -> tuple[ProofRow, ...]:
-    """Hold each layer of the converted network against what the file means, for one picture.
+    """Compare each layer of the converted network with the file's own model, on one picture.
 
     Args:
         source: the file.
-        described: what it says of itself.
-        plan: that was carried out.
-        card: of the network.
-        arrays: parameter -> its converted values.
-        call: gives orders to the process that reads the file.
+        described: its description, `KerasFile.to_dict`.
+        plan: the executed plan.
+        card: the network's card.
+        arrays: parameter -> converted values.
+        call: runs a task in the reading process.
 
     Returns:
-        The largest error of each layer, in the order of the network, and of the logits.
+        The largest error of each layer, in network order, and of the logits.
 
     Raises:
-        ValueError: a layer is further off than float32 explains.
+        ValueError: a layer's error is larger than float32 rounding explains.
     """
     network = build(plan.network, plan.arguments)
     network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, assign=True)
-    network.double().eval()  # a copy, in the precision of the proof: what is left is no rounding
+    network.double().eval()  # float64 like the proof, so that any remaining difference is not rounding
     rule = card.preprocessing
     picture = probe_picture(network.size)
     image = normalize(picture, rule)
-    # A model that rescales pictures itself takes the picture as it is.
+    # A model with a Rescaling layer takes raw pixels.
     theirs_image = picture.astype(np.float64) if plan.rescales else image.transpose(1, 2, 0).astype(np.float64)
     file = KerasFile.from_dict(described)
     with tempfile.TemporaryDirectory() as folder:
@@ -63,9 +63,9 @@ def prove(
         names = (Path(folder) / NAMES).read_text(encoding="utf-8").split("\n")
         with np.load(Path(folder) / OUTPUTS) as stored:
             theirs = {name: stored[f"arr_{number}"] for number, name in enumerate(names)}
-    for name, (channels, height, width) in _flattened(file, plan).items():  # ours have flattened a map of another order
+    for name, (channels, height, width) in _flattened(file, plan).items():  # ours flattens in the order channels, h, w
         theirs[name] = theirs[name].reshape(height, width, channels).transpose(2, 0, 1).ravel()
-    for name in _of_map(network, file, plan):  # averaged after it is normalised, which is the same as before
+    for name in _of_map(network, file, plan):  # batch normalisation and averaging commute
         theirs[name] = theirs[name].mean((1, 2)) if theirs[name].ndim == 3 else theirs[name]
     rows = compare(record_outputs(network, image), theirs, _table(file, plan) | {names[-1]: (names[-1],)})
     check(rows)
@@ -73,7 +73,7 @@ def prove(
 
 
 def _table(file: KerasFile, plan: Plan) -> dict[str, tuple[str, ...]]:
-    """Our module -> labels of their layers."""
+    """Return our module -> labels of Keras layers."""
     by_place = {array.place: label(layer, file) for layer in file.weighted for array in layer.arrays.values()}
     table: dict[str, tuple[str, ...]] = {}
     for step in plan.steps:
@@ -84,7 +84,7 @@ def _table(file: KerasFile, plan: Plan) -> dict[str, tuple[str, ...]]:
 
 
 def _flattened(file: KerasFile, plan: Plan) -> dict[str, tuple[int, int, int]]:
-    """Their normalisations of a map that was flattened in the order h, w, channels, with (channels, h, w) of it."""
+    """Return the Keras batch normalisations after a flatten in the order h, w, channels, with (channels, h, w)."""
     table = _table(file, plan)
     return {
         table[step.row.parameter.rpartition(".")[0]][0]: step.layout.window
@@ -94,15 +94,14 @@ def _flattened(file: KerasFile, plan: Plan) -> dict[str, tuple[int, int, int]]:
 
 
 def _of_map(network: Network, file: KerasFile, plan: Plan) -> list[str]:
-    """Their normalisations that ours has behind an average."""
+    """Return the Keras batch normalisations that follow the averaging in our network."""
     averaged = plan.arguments.get("head", ((),))[0] == ("average",)
     table = _table(file, plan)
     return [table[name][0] for name in table if averaged and isinstance(network.get_submodule(name), nn.BatchNorm1d)]
 
 
 def _assumptions(file: KerasFile, plan: Plan) -> dict[str, Any]:
-    """What the proof is told beside the file: the same that the user or the plan's rules said."""
-    steps: Sequence[Sequence[Any]] | None = plan.arguments.get("head")
+    """Return what the proof must assume beyond the file: the options and assumptions of the plan."""
     return {
         "backend": plan.backend or "tensorflow",
         "data_format": plan.data_format,
@@ -110,17 +109,17 @@ def _assumptions(file: KerasFile, plan: Plan) -> dict[str, Any]:
         "lineage": plan.lineage,
         "pool1_padding": plan.arguments.get("pool_padding"),
         "epsilon": plan.arguments.get("epsilon"),
-        "head": steps,
+        "head": plan.arguments.get("head"),
         "hidden": plan.hidden,
     }
 
 
 WEIGHTED = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d)
-COARSE = 16  # pixels of a block, about what a picture's larger shapes are
+COARSE = 16  # block size in pixels, about the size of a picture's larger shapes
 
 
 def probe_picture(size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """A picture-like array (height, width, 3), 0 to 255: coarse blocks under noise, unlike itself turned any way.
+    """Return a picture-like array (height, width, 3), 0 to 255: noisy coarse blocks without any symmetry.
 
     >>> probe_picture((20, 30)).shape
     (20, 30, 3)
@@ -133,14 +132,14 @@ def probe_picture(size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
 
 
 def record_outputs(network: Network, image: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.floating[Any]]]:
-    """What each convolution, normalisation and dense layer of a network gives for one image.
+    """Record the output of each convolution, batch normalisation and dense layer for one image.
 
     Args:
-        network: in eval mode; no hook is left on it.
+        network: a network in eval mode; all hooks are removed afterwards.
         image: (3, H, W), normalised.
 
     Returns:
-        Name of the module -> (channels, h, w) or (units,); last "logits", or "features" of a network without a head.
+        Module name -> (channels, h, w) or (units,); finally "logits", or "features" for a network without a head.
     """
     outputs: dict[str, NDArray[np.floating[Any]]] = {}
 

@@ -1,1 +1,1 @@
-"""Readers of the files of other frameworks."""
+"""Readers for weights files of other frameworks."""

@@ -1,4 +1,4 @@
-"""Arrays of Keras files: read, and their kernels put in one order."""
+"""Check and read arrays of Keras files, and determine the axis order of their kernels."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ KERNELS = ("kernel", "depthwise_kernel")
 
 
 def with_kernel_orders(layers: tuple[KerasLayer, ...], *, modern: bool) -> tuple[KerasLayer, ...]:
-    """The layers, those with convolution kernels with their order, which is one for the file.
+    """Set the kernel order of layers with convolution kernels, which is the same throughout a file.
 
     Args:
-        layers: of a file.
-        modern: of Keras 2 or later, where kernels are always (height, width, in, out).
+        layers: all layers of a file.
+        modern: whether Keras 2 or later wrote the file; its kernels are always (height, width, in, out).
     """
-    order: KernelOrder | None = "hwio" if modern else _told(layers)
+    order: KernelOrder | None = "hwio" if modern else _inferred(layers)
     return tuple(replace(layer, kernel_order=order) if _has_kernel(layer) else layer for layer in layers)
 
 
@@ -36,8 +36,8 @@ def _has_kernel(layer: KerasLayer) -> bool:
     return any(len(layer.arrays[role].shape) == 4 for role in KERNELS if role in layer.arrays)
 
 
-def _told(layers: tuple[KerasLayer, ...]) -> KernelOrder | None:
-    """By the configs, else by biases, else by the batch normalisations that follow; None without one voice."""
+def _inferred(layers: tuple[KerasLayer, ...]) -> KernelOrder | None:
+    """Infer the kernel order from configs, else from lengths of other arrays; None if unknown or contradictory."""
     for votes in (_by_config(layers), _by_lengths(layers)):
         found = set(votes)
         if found:
@@ -52,7 +52,7 @@ def _by_config(layers: tuple[KerasLayer, ...]) -> Iterator[KernelOrder]:
 
 
 def _by_lengths(layers: tuple[KerasLayer, ...]) -> list[KernelOrder]:
-    """A bias, or the batch normalisation behind, is as long as there are outputs."""
+    """Infer kernel orders from biases or else following batch normalisations, which have one value per output."""
     weighted = [layer for layer in layers if layer.arrays]
     own = [
         vote
@@ -81,21 +81,21 @@ FLOATS = ("f2", "f4", "f8")
 
 
 def check_array(path: Path, group: Group, name: str) -> Array:
-    """The array that a group lists; ValueError, in one sentence, where it is not there or must not be read."""
+    """Return an array that a group lists; raise ValueError if it is missing or must not be read."""
     found = group.find(name)
     place = f"{group.place.rstrip('/')}/{name}"
     if found is None:
         raise ValueError(f"{path} lists the array {place}, but does not hold it; download the file again")
     if isinstance(found, Group):
-        raise ValueError(f"{path}: {place} is no array; download the file again")
+        raise ValueError(f"{path}: {place} is not an array; download the file again")
     if found.problem is not None:
         raise ValueError(f"{path}: {place} is {found.problem}; download the file again")
     if found.dtype != "bfloat16" and found.dtype[1:] not in FLOATS:
-        raise ValueError(f"{path}: {place} holds {_words(found)} values, but weights are floating point")
+        raise ValueError(f"{path}: {place} holds {_type(found)} values, but weights are floating point")
     return found
 
 
-def _words(array: Array) -> str:
+def _type(array: Array) -> str:
     if array.dtype == "opaque" and array.declared == 2 * prod(array.shape):
         return "unknown values of two bytes (bfloat16 without Keras's mark? then save it as .keras)"
     try:
@@ -105,25 +105,24 @@ def _words(array: Array) -> str:
 
 
 def keras_array(path: Path, array: Array) -> KerasArray:
-    """An array as plain data."""
     return KerasArray(path, array.place, array.shape, array.dtype)
 
 
 def values(file: h5py.File, array: KerasArray, rows: slice | None = None) -> Values:
-    """The values of an array in native byte order, in the precision that is stored; bfloat16 as float32.
+    """Read an array's values, in native byte order and stored precision; bfloat16 as float32.
 
     Args:
-        file: open, as `opened` gives it.
-        array: of the same file.
-        rows: which of them, along the first axis; all by default.
+        file: the open file, from `opened`.
+        array: an array of this file.
+        rows: slice of the first axis; all rows by default.
 
     Raises:
         OSError: the values cannot be read.
-        ValueError: the file is no longer the one that was looked at.
+        ValueError: the file has changed since it was examined.
     """
     dataset = file[array.place]
     if dataset.shape != array.shape:
-        raise ValueError(f"{array.path}: {array.place} has changed since it was looked at; read the file anew")
+        raise ValueError(f"{array.path}: {array.place} has changed since it was examined; read the file again")
     if array.dtype == "bfloat16":
         bits = _two_bytes(dataset)
         return from_bfloat16(bits if rows is None else bits[rows])
@@ -131,7 +130,7 @@ def values(file: h5py.File, array: KerasArray, rows: slice | None = None) -> Val
 
 
 def _two_bytes(dataset: h5py.Dataset) -> NDArray[np.uint16]:
-    """16-bit integers, or the opaque pairs of bytes that Keras 3.15 stores, little-endian."""
+    """Read 16-bit values stored as integers, or as opaque little-endian byte pairs (Keras 3.15)."""
     if dataset.dtype.kind == "u":
         return np.asarray(dataset[()], np.uint16)
     raw = np.empty(dataset.shape, dataset.dtype)
@@ -140,7 +139,7 @@ def _two_bytes(dataset: h5py.Dataset) -> NDArray[np.uint16]:
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> Values:
-    """The upper halves of float32 values as these.
+    """Convert bfloat16 bit patterns, the upper halves of float32 values, to float32.
 
     >>> from_bfloat16(np.array([0x3F80, 0xC040], np.uint16)).tolist()
     [1.0, -3.0]

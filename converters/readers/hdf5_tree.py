@@ -1,7 +1,7 @@
-"""What an HDF5 file holds, looked at without following a link out of it or reading an array.
+"""Survey an HDF5 file's groups and arrays without following links or reading arrays.
 
-Every name of the file is met once, through the low-level interface, which neither follows links nor reads; so a file
-made to mislead is known before anything of it is used. `Tree.problems` says what Keras never writes.
+Every name is visited once, through h5py's low-level interface, which neither follows links nor reads data; so a
+malicious file is detected before any of it is used. `Tree.problems` lists what Keras never writes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ import h5py
 import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5t
 
-MOST_COMPRESSED = 100  # times that compression may shrink an array; more is no set of weights
-MOST_OBJECTS = 200_000  # groups and arrays; the largest networks of Keras have a few thousands
-MOST_LEVELS = 64  # of groups in groups
-MOST_ATTRIBUTE = 16 << 20  # bytes of an attribute; a model's config has a few millions
+MOST_COMPRESSED = 100  # largest compression ratio; weights never compress this well
+MOST_OBJECTS = 200_000  # groups and arrays; Keras's largest networks have a few thousand
+MOST_LEVELS = 64  # levels of nested groups
+MOST_ATTRIBUTE = 16 << 20  # bytes of an attribute; a model's config has a few million
 FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF)
 
-# What h5py raises for what is broken in a file.
+# What h5py raises for broken files.
 BROKEN = (OSError, LookupError, RuntimeError, TypeError, AttributeError, ValueError, ArithmeticError, MemoryError)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's message in one line, or the name of its class."""
+    return " ".join(str(error).strip("'\"").split()) or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,12 @@ class Array:
     """One dataset.
 
     Attributes:
-        place: "/conv1/kernel:0".
+        place: path in the file, "/conv1/kernel:0".
         shape: as declared.
-        dtype: NumPy's name, "bfloat16", or a word for what NumPy has no numbers for.
-        declared: bytes that the shape stands for.
-        stored: bytes that are in the file.
-        problem: why it must not be read, if it must not.
+        dtype: NumPy dtype, "bfloat16", or a description of a type that is not numeric in NumPy.
+        declared: bytes implied by shape and dtype.
+        stored: bytes in the file.
+        problem: why it must not be read, or None.
     """
 
     place: str
@@ -48,7 +53,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Group:
-    """One group; its members by name, in the order of their names."""
+    """One group; its members by name, in name order."""
 
     place: str
     members: dict[str, Group | Array] = field(default_factory=dict)
@@ -57,7 +62,7 @@ class Group:
         return {name: member for name, member in self.members.items() if isinstance(member, Group)}
 
     def arrays(self) -> Iterator[Array]:
-        """All arrays below."""
+        """Yield all arrays in this group and its subgroups."""
         for member in self.members.values():
             if isinstance(member, Array):
                 yield member
@@ -65,7 +70,7 @@ class Group:
                 yield from member.arrays()
 
     def find(self, path: str) -> Group | Array | None:
-        """What lies at a relative path, "conv1/kernel:0"."""
+        """Return the member at a relative path, "conv1/kernel:0", or None."""
         found: Group | Array | None = self
         for name in path.split("/"):
             if name and isinstance(found, Group):
@@ -77,7 +82,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that no Keras writes: where, and what it is."""
+    """Something that Keras never writes: its path and a description."""
 
     place: str
     what: str
@@ -85,18 +90,18 @@ class Problem:
 
 @dataclass
 class Tree:
-    """A file's groups and arrays, and what is wrong with its links."""
+    """A file's groups and arrays, and its disallowed links."""
 
     root: Group
     problems: list[Problem]
 
 
 def survey(file: h5py.File, leave_out: Collection[str] = ()) -> Tree:
-    """Look at everything in a file, in one walk.
+    """Survey a file in one walk.
 
     Args:
-        file: open.
-        leave_out: names at the root that are not looked into.
+        file: the open file.
+        leave_out: names at the root to skip.
 
     Raises:
         any of `BROKEN`: libhdf5 cannot read the file's structure.
@@ -108,7 +113,7 @@ def survey(file: h5py.File, leave_out: Collection[str] = ()) -> Tree:
 
 
 class _Walk:
-    """What one walk has met; a class only because the recursion shares it."""
+    """State shared by the recursive calls of one walk."""
 
     def __init__(self, file: h5py.File, size: int) -> None:
         self.file, self.size = file, size
@@ -117,7 +122,7 @@ class _Walk:
 
     def look_into(self, group: Group, opened: h5g.GroupID, leave_out: frozenset[str], level: int) -> None:
         names: list[bytes] = []
-        opened.links.iterate(names.append)  # names alone; libhdf5 opens nothing for them
+        opened.links.iterate(names.append)  # names only; libhdf5 opens no objects for this
         for encoded in names:
             name = encoded.decode()
             if name in leave_out:
@@ -151,17 +156,13 @@ def _link(opened: h5g.GroupID, name: bytes, kind: int, file: h5py.File) -> str:
     if kind != h5l.TYPE_SOFT:
         return "a link of a kind that h5py does not know"
     target = opened.links.get_val(name).decode("utf-8", "replace")
-    place = f"{opened_place(opened)}/{name.decode('utf-8', 'replace')}"
+    group = (h5py.h5i.get_name(opened) or b"").decode("utf-8", "replace").rstrip("/")
+    place = f"{group}/{name.decode('utf-8', 'replace')}"
     return f"a soft link that leads in a circle, to {target}" if _circles(file, place) else f"a soft link, to {target}"
 
 
-def opened_place(opened: h5g.GroupID) -> str:
-    """The name under which a group was opened."""
-    return (h5py.h5i.get_name(opened) or b"").decode("utf-8", "replace").rstrip("/")
-
-
 def _circles(file: h5py.File, place: str) -> bool:
-    """Whether following a soft link, step by step and never out of the file, comes back to it."""
+    """Return whether a soft link leads back to itself; links out of the file are not followed."""
     met = set()
     for _ in range(MOST_LEVELS):
         if place in met:
@@ -175,7 +176,7 @@ def _circles(file: h5py.File, place: str) -> bool:
 
 
 def _first_soft(file: h5py.File, place: str) -> str | None:
-    """The place with its first soft link replaced by where it leads; None where there is none to follow."""
+    """Return the path with its first soft link replaced by the target; None if it has none."""
     parts = [part for part in place.split("/") if part not in ("", ".")]
     opened: Any = h5o.open(file.id, b"/")
     for number, part in enumerate(parts):
@@ -228,7 +229,7 @@ def _problem(
 
 
 def _dtype(opened: h5d.DatasetID) -> str:
-    """NumPy's name; 16-bit integers and opaque pairs of bytes are "bfloat16" where Keras marked them so."""
+    """Return `Array.dtype`; 16-bit integers and opaque byte pairs marked by Keras are "bfloat16"."""
     kind = opened.get_type()
     if isinstance(kind, h5t.TypeFloatID):
         return opened.dtype.str
@@ -247,7 +248,7 @@ def _dtype(opened: h5d.DatasetID) -> str:
 
 
 def attribute(attributes: h5py.AttributeManager, name: str) -> Any:
-    """An attribute's value, None where there is none; ValueError where it declares an absurd size."""
+    """Return an attribute's value or None; raise ValueError if it is too large."""
     if name not in attributes:
         return None
     opened = attributes.get_id(name)
@@ -258,7 +259,7 @@ def attribute(attributes: h5py.AttributeManager, name: str) -> Any:
 
 
 def text(value: Any) -> str | None:
-    """Attributes are bytes by h5py 2 and str by h5py 3; None for what is no text."""
+    """Return an attribute, bytes (h5py 2) or str (h5py 3), as str; None if it is not text."""
     if isinstance(value, np.ndarray) and value.shape == ():
         value = value[()]
     if isinstance(value, bytes | np.bytes_):
@@ -267,9 +268,9 @@ def text(value: Any) -> str | None:
 
 
 def texts(attributes: h5py.AttributeManager, name: str) -> list[str] | None:
-    """A list of names, also one that Keras split into `name0`, `name1`, ... as it was over 64 kB; None without one.
+    """Return a list of names, joining `name0`, `name1`, ... into which Keras splits lists over 64 kB; or None.
 
-    An empty list is an empty array of numbers, as NumPy knows no better.
+    NumPy stores an empty list as an empty array of numbers.
     """
     value = attribute(attributes, name)
     if value is None:
@@ -283,5 +284,5 @@ def texts(attributes: h5py.AttributeManager, name: str) -> list[str] | None:
         parts = [value]
     found = [text(entry) for part in parts for entry in np.asarray(part).reshape(-1)]
     if None in found:
-        raise ValueError(f"attribute {name} holds something that is no name")
+        raise ValueError(f"attribute {name} holds something that is not a name")
     return [str(entry) for entry in found]

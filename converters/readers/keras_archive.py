@@ -1,7 +1,7 @@
-"""`.keras` archives: a zip of `metadata.json`, `config.json` and `model.weights.h5`.
+"""Read `.keras` archives: a zip of `metadata.json`, `config.json` and `model.weights.h5`.
 
-Nothing is unpacked by its name: members are read from here, so none can escape. The weights are read in place where
-they are stored uncompressed, as Keras stores them, else through a temporary file of bounded size without a name.
+No member is extracted under its own name, so none can be written outside a folder. Uncompressed weights, as Keras
+stores them, are read in place; compressed ones through an unnamed temporary file of bounded size.
 """
 
 from __future__ import annotations
@@ -21,53 +21,47 @@ from typing import IO, Any
 
 import h5py
 
-from converters.readers.hdf5_tree import BROKEN, MOST_COMPRESSED
+from converters.readers.hdf5_tree import BROKEN, MOST_COMPRESSED, reason_of
 from converters.readers.keras_graph import parse
 from convnets_torch import files
 from convnets_torch.files import open_file
 
 WEIGHTS, CONFIG, METADATA = "model.weights.h5", "config.json", "metadata.json"
 MOST_MEMBERS = 10_000
-MOST_JSON = 16 << 20  # bytes of the config; those of the largest networks have a few millions
-LOCAL_HEADER = 30  # bytes before the name in front of a member
-# What zipfile raises for what is broken in a file.
+MOST_JSON = 16 << 20  # bytes of the config; those of the largest networks have a few million
+LOCAL_HEADER = 30  # bytes of a member's local header before its name
+# What zipfile raises for broken files.
 BROKEN_ZIP = (*BROKEN, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file begins as a zip does."""
+    """Return whether a file starts like a zip."""
     with open_file(path) as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 @contextmanager
 def opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip, its list of members checked: nothing of it is read yet.
+    """Open a zip and check its list of members, without reading any.
 
     Raises:
-        OSError: it is broken.
-        ValueError: it is made to mislead, or no model.
+        OSError: the zip is broken.
+        ValueError: the zip is malicious, or not a model.
     """
     with open_file(path) as file:
         try:
             archive = zipfile.ZipFile(file)
         except BROKEN_ZIP as error:
-            raise OSError(f"{path} is a broken zip ({_reason(error)}); download it again") from None
+            raise OSError(f"{path} is a broken zip ({reason_of(error)}); download it again") from None
         with archive:
-            check_members(path, archive)
+            for what in problems_of_members(path, archive):
+                raise ValueError(f"{path}: {what}; download the file again")
             yield archive
 
 
-def check_members(path: Path, archive: zipfile.ZipFile) -> None:
-    """Raise ValueError, in one sentence, for the first thing in the list of members that Keras never writes."""
-    for what in problems_of_members(path, archive):
-        raise ValueError(f"{path}: {what}; download the file again")
-
-
 def problems_of_members(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
-    """What is wrong with the list of members, one phrase each."""
-    problems = list(problems_of_zip(path, archive))
-    yield from problems
+    """Describe what Keras never writes in the list of members."""
+    yield from problems_of_zip(path, archive)
     names = set(archive.namelist())
     if WEIGHTS not in names:
         others = ", ".join(repr(name) for name in archive.namelist()[:8])
@@ -77,7 +71,7 @@ def problems_of_members(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
 
 
 def problems_of_zip(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
-    """What no library that saves models does to a zip, one phrase each."""
+    """Describe what no library that saves models writes in a zip."""
     members = archive.infolist()
     if len(members) > MOST_MEMBERS:
         yield f"has {len(members)} members"
@@ -105,42 +99,41 @@ def problems_of_zip(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
 
 
 def config_of(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
-    """The model's config."""
-    text = _read(path, archive, CONFIG)
-    return parse(text)
+    """Return the model's config."""
+    return parse(_read(path, archive, CONFIG))
 
 
 def version_of(path: Path, archive: zipfile.ZipFile) -> str | None:
-    """The version of Keras that wrote it, where it says so."""
+    """Return the version of Keras that wrote the archive, or None."""
     if METADATA not in archive.namelist():
         return None
     try:
         found = files.loads(_read(path, archive, METADATA))
     except ValueError:
-        raise ValueError(f"{path}: {METADATA} is no JSON; download the file again") from None
+        raise ValueError(f"{path}: {METADATA} is not JSON; download the file again") from None
     version = found.get("keras_version") if isinstance(found, dict) else None
     return version if isinstance(version, str) else None
 
 
 def _read(path: Path, archive: zipfile.ZipFile, name: str) -> str:
     if archive.getinfo(name).file_size > MOST_JSON:
-        raise ValueError(f"{path}: {name} has {archive.getinfo(name).file_size} bytes; that is no model")
+        raise ValueError(f"{path}: {name} has {archive.getinfo(name).file_size} bytes, too many for a model")
     try:
         with archive.open(name) as member:
             return member.read(MOST_JSON).decode()
     except BROKEN_ZIP as error:
-        raise OSError(f"{path}: {name} is broken ({_reason(error)}); download the file again") from None
+        raise OSError(f"{path}: {name} is broken ({reason_of(error)}); download the file again") from None
 
 
 @contextmanager
 def opened_weights(path: Path, archive: zipfile.ZipFile) -> Iterator[h5py.File]:
-    """The HDF5 file in an archive."""
+    """Open the HDF5 file in an archive."""
     member = archive.getinfo(WEIGHTS)
     with _bytes_of(path, archive, member) as stream:
         try:
             file = h5py.File(stream, "r")
         except BROKEN as error:
-            raise OSError(f"{path}: {WEIGHTS} cannot be opened ({_reason(error)}); download the file again") from None
+            raise OSError(f"{path}: {WEIGHTS} cannot be opened ({reason_of(error)}); download the file again") from None
         with file:
             yield file
 
@@ -156,17 +149,17 @@ def _bytes_of(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> 
         raise OSError(f"{folder} has no room for the {member.file_size} bytes of {path}; free some, or set TMPDIR")
     with tempfile.TemporaryFile(dir=folder) as temporary:
         try:
-            with archive.open(member) as stream:  # ends after file_size bytes, and checks their sum
+            with archive.open(member) as stream:  # ends after file_size bytes and verifies the checksum
                 shutil.copyfileobj(stream, temporary, 1 << 20)
         except BROKEN_ZIP as error:
-            raise OSError(f"{path}: {member.filename} is broken ({_reason(error)}); download it again") from None
+            raise OSError(f"{path}: {member.filename} is broken ({reason_of(error)}); download it again") from None
         if temporary.tell() != member.file_size:
             raise OSError(f"{path}: {member.filename} is truncated; download the file again")
         yield temporary
 
 
 def start_of(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> int:
-    """Where a stored member's bytes begin: behind its local header, which must name the same member."""
+    """Return the offset of an uncompressed member's data, after checking that its local header names it."""
     file.seek(member.header_offset)
     header = file.read(LOCAL_HEADER)
     length, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
@@ -176,15 +169,15 @@ def start_of(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> int:
     if header[:4] != b"PK\x03\x04" or name.decode("utf-8", "replace") != member.filename:
         raise OSError(f"{path}: {member.filename} is not where the zip says; download the file again")
     if start + member.file_size > size:
-        raise OSError(f"{path} is truncated: {member.filename} ends behind it; download the file again")
+        raise OSError(f"{path} is truncated: {member.filename} ends after its end; download the file again")
     return start
 
 
 class Section(io.RawIOBase):
-    """Some bytes of an open file as a file that can only be read."""
+    """A read-only file for a range of bytes of an open file."""
 
     def __init__(self, file: IO[bytes], start: int, size: int) -> None:
-        self.file: Any = getattr(file, "raw", file)  # what is read are whole arrays, which need no buffer
+        self.file: Any = getattr(file, "raw", file)  # unbuffered, as whole arrays are read
         self.start, self.size, self.position = start, size, 0
 
     def readable(self) -> bool:
@@ -208,7 +201,3 @@ class Section(io.RawIOBase):
             done += read
         self.position += done
         return done
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).strip("'\"").split()) or type(error).__name__

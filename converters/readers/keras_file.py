@@ -1,7 +1,7 @@
-"""What a weights file of Keras says of itself: ordered layers, arrays by role, the model's config; plain data.
+"""Plain-data description of a Keras weights file: ordered layers, arrays by role, the model's config.
 
-Nothing here needs h5py, torch or Keras. A `KerasFile` can be told as JSON (`to_dict`), which is how it comes out of
-the process that reads it.
+Nothing here needs h5py, torch or Keras. `to_dict` gives a `KerasFile` as JSON values, for transfer from the reading
+process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Container = Literal["nb_layers", "legacy", "weights", "archive"]
 KernelOrder = Literal["oihw", "hwio"]
 DataFormat = Literal["channels_first", "channels_last"]
 
-# Keras's own names of what a layer holds; those of Keras 1 (`W`, `b`, `running_std`) are told by these too.
+# Keras 3's weight names; those of Keras 1 (`W`, `b`, `running_std`) are mapped to these.
 ROLES = (
     "kernel", "bias", "depthwise_kernel", "pointwise_kernel", "gamma", "beta", "moving_mean", "moving_variance",
 )  # fmt: skip
@@ -23,13 +23,13 @@ ROLES = (
 
 @dataclass(frozen=True)
 class KerasArray:
-    """Where one array lies.
+    """The location of one array.
 
     Attributes:
         path: the file, an `.h5` or a `.keras`.
-        place: of the dataset in the HDF5 file, "/block1_conv1/block1_conv1/kernel:0".
+        place: path of the dataset in the HDF5 file, "/block1_conv1/block1_conv1/kernel:0".
         shape: as stored.
-        dtype: NumPy's, as stored ("<f4", ">f8"), or "bfloat16" where Keras marked 16-bit integers so.
+        dtype: NumPy dtype, as stored ("<f4", ">f8"), or "bfloat16" for 16-bit integers that Keras marked as such.
     """
 
     path: Path
@@ -43,15 +43,15 @@ class KerasLayer:
     """One layer, with or without weights.
 
     Attributes:
-        name: as the author or Keras named it; where the file has no names, its place, such as "layer_3" (Keras 0.x)
-            or "conv2d_12" (`.weights.h5` before Keras 3.15: the class and a number that counts layers of the class).
-        kind: the class, "Conv2D", in Keras 3's spelling ("Convolution2D" of Keras 1 is "Conv2D"); "" where neither a
-            config nor the names and shapes of the arrays tell it.
-        arrays: role -> array, in the order of the file; the roles are `ROLES`, or the file's own word for others.
-        config: the layer's own config of a whole model, else None.
-        parents: names of the nested models that it is in, outermost first.
-        kernel_order: how convolution kernels are stored, (out, in, height, width) or (height, width, in, out);
-            None where nothing tells it.
+        name: the layer's name; if the file has no names, its group, such as "layer_3" (Keras 0.x) or "conv2d_12"
+            (`.weights.h5` before Keras 3.15: the class and a number within it).
+        kind: the class in Keras 3's spelling ("Conv2D" also for "Convolution2D" of Keras 1); "" if neither a config nor
+            the names and shapes of the arrays determine it.
+        arrays: role -> array, in file order; the roles are `ROLES`, or the file's own names for others.
+        config: the layer's settings if the file holds a whole model, else None.
+        parents: names of the enclosing nested models, outermost first.
+        kernel_order: axis order of convolution kernels, "oihw" for (out, in, height, width) or "hwio" for (height,
+            width, in, out); None if unknown.
     """
 
     name: str
@@ -64,20 +64,20 @@ class KerasLayer:
 
 @dataclass(frozen=True)
 class KerasFile:
-    """What a weights file says of itself.
+    """A description of a weights file; attributes that the file does not specify are None.
 
     Attributes:
         path: the file.
         container: "nb_layers" (Keras 0.x), "legacy" (`.h5` of Keras 1 to 3), "weights" (`.weights.h5`), "archive"
             (`.keras`).
-        named: whether layers have their own names; else only numbers.
-        layers: in the order of the file (nested models in their parent's place); where a file without names does not
-            keep the order, by class and number.
-        unlisted: places of arrays that no layer lists, optimizer slots left aside.
-        config: of the whole model, {"class_name": ..., "config": ...}, where there is one.
-        version: of Keras, where the file says it.
-        backend: "theano", "tensorflow", "torch", "jax", where the file says it.
-        data_format: of the convolutions, where the config says it.
+        named: whether layers have names, not just numbers.
+        layers: in file order, with the layers of nested models in place; by class and number if a file without names
+            does not keep the order.
+        unlisted: paths of arrays that belong to no layer, except optimizer state.
+        config: config of the whole model, {"class_name": ..., "config": ...}.
+        version: version of Keras.
+        backend: "theano", "tensorflow", "torch" or "jax".
+        data_format: data format of the convolutions.
     """
 
     path: Path
@@ -92,7 +92,7 @@ class KerasFile:
 
     @property
     def framework(self) -> str:
-        """Keras, with the version as far as the file gives it away."""
+        """ "Keras" with its version, as far as it can be determined."""
         known = {"nb_layers": "0", "legacy": "1" if self.backend is None else "2", "weights": "3", "archive": "3"}
         return f"Keras {self.version or known[self.container]}"
 
@@ -102,7 +102,7 @@ class KerasFile:
         return tuple(layer for layer in self.layers if layer.arrays)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
+        """Return all attributes as JSON values."""
         values = asdict(self)
         values["path"] = str(self.path)
         for layer in values["layers"]:

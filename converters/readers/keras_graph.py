@@ -1,9 +1,9 @@
-"""A model's config, of Keras 1, 2 and 3: the tree of its layers and the graph of their calls; plain data.
+"""Parse a model's config, of Keras 1, 2 or 3, into a tree of layers and a graph of layer calls.
 
 Configs of Keras 1 (`nb_filter`, `border_mode`, `dim_ordering`), Keras 2 (`inbound_nodes` as nested lists) and Keras 3
-(`__keras_tensor__` with its `keras_history`) give the same graph, in the words of Keras 3. Nested models are laid out
-flat. Nothing of a config is executed: a layer that is not known here is refused by name when it is run. Settings that
-decide what a model computes have the type and the size that they must have, or are refused.
+(`__keras_tensor__` with its `keras_history`) give the same graph, in Keras 3's terms. Nested models are flattened.
+Nothing in a config is executed; an unknown layer is refused by name when the graph is computed. Settings that determine
+what a model computes are checked for type and range.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from converters.readers.keras_words import FORMATS, in_new_words, kind_of_class
 from convnets_torch import files
 
 MODELS = ("Sequential", "Functional")
-MOST_NESTED = 20  # models within models
-MOST_LAYERS = 20_000  # calls of layers; the largest networks of Keras have some hundreds
+MOST_NESTED = 20  # levels of nested models
+MOST_LAYERS = 20_000  # layer calls; Keras's largest networks have several hundred
 
 
 # The tree
@@ -30,14 +30,14 @@ MOST_LAYERS = 20_000  # calls of layers; the largest networks of Keras have some
 
 @dataclass(frozen=True)
 class Described:
-    """A layer as the config has it.
+    """A layer's entry in the config.
 
     Attributes:
-        name: its own.
+        name: the layer's name.
         class_name: as stored.
-        config: its own settings, as stored.
-        layers: those of a nested model, else None.
-        outer: the whole entry, with module and registered name where there are such.
+        config: the layer's settings, as stored.
+        layers: layers of a nested model, else None.
+        outer: the whole entry, including module and registered name if present.
     """
 
     name: str
@@ -48,23 +48,25 @@ class Described:
 
     @property
     def kind(self) -> str:
-        """The class in Keras 3's spelling."""
+        """The class name in Keras 3's spelling."""
         return kind_of_class(self.class_name)
 
 
 def parse(text: str) -> dict[str, Any]:
-    """The JSON of a config; ValueError where it is none."""
+    """Parse a config's JSON; raise ValueError if it is not a config."""
     try:
         found = files.loads(text)
     except ValueError as error:
-        raise ValueError(f"the model's config is no JSON as Keras writes it, or nested too deeply ({error})") from None
+        raise ValueError(
+            f"the model's config is not JSON as Keras writes it, or is nested too deeply ({error})"
+        ) from None
     if not isinstance(found, dict) or not isinstance(found.get("class_name"), str) or "config" not in found:
         raise ValueError("the model's config names no class")
     return found
 
 
 def describe(entry: Mapping[str, Any]) -> Described:
-    """A model or layer of a config, {"class_name": ..., "config": ...}, with all below it."""
+    """Return the tree of a model or layer entry, {"class_name": ..., "config": ...}."""
     return _describe(entry, 0)
 
 
@@ -84,7 +86,7 @@ def _describe(entry: Any, level: int) -> Described:
 
 
 def each(described: Described, parents: tuple[str, ...] = ()) -> Iterator[tuple[Described, tuple[str, ...]]]:
-    """The layers of a model in order, those of nested models in their place, each with its parents' names."""
+    """Yield (layer, names of its parents) for all layers of a model in order, descending into nested models."""
     for layer in described.layers or ():
         if layer.layers is None:
             yield layer, parents
@@ -93,14 +95,14 @@ def each(described: Described, parents: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def data_format(described: Described) -> DataFormat | None:
-    """That of the convolutions; None where they do not say it or not with one voice."""
+    """Return the data format of the convolutions; None if it is not specified or they disagree."""
     found = {format_of(layer.config) for layer, _ in each(described) if "Conv" in layer.class_name}
     found.discard(None)
     return found.pop() if len(found) == 1 else None
 
 
 def format_of(config: Mapping[str, Any]) -> DataFormat | None:
-    """A layer's own, also in the words of Keras 1."""
+    """Return a layer's data format, also if stored as Keras 1's `dim_ordering`; None if not specified."""
     found = [
         FORMATS.get(value) for word in ("data_format", "dim_ordering") if isinstance(value := config.get(word), str)
     ]
@@ -115,12 +117,12 @@ class Node:
     """One call of a layer.
 
     Attributes:
-        name: of the layer, unlike that of every other node.
-        kind: the class, in the words of Keras 3, "Conv2D".
-        inputs: names of the nodes that it reads, in order.
-        settings: the layer's config, in the words of Keras 2 and 3.
-        layer: its arrays; None where it has none.
-        own_name: without the names of the models that it is in.
+        name: unique name of the node.
+        kind: class name in Keras 3's spelling, "Conv2D".
+        inputs: names of its input nodes, in order.
+        settings: the layer's config, in Keras 2 and 3's terms.
+        layer: the layer with its arrays; None if it has none.
+        own_name: the layer's name, without the names of enclosing models.
     """
 
     name: str
@@ -134,19 +136,19 @@ class Node:
         check_settings(self.own_name or self.name, self.kind, self.settings)
 
     def setting(self, *names: str, default: Any) -> Any:
-        """A setting by its names in several versions."""
+        """Return a setting by its names in different Keras versions."""
         return next((self.settings[name] for name in names if self.settings.get(name) is not None), default)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A model of one input and one output.
+    """A model with one input and one output.
 
     Attributes:
-        nodes: each after those that it reads; the first is the input.
-        output: name of the node that is the result.
-        data_format: of the input.
-        calls: layers that are called more than once, and how often.
+        nodes: in topological order; the first is the input.
+        output: name of the output node.
+        data_format: data format of the input.
+        calls: number of calls of each layer that is called more than once.
     """
 
     nodes: tuple[Node, ...]
@@ -162,7 +164,7 @@ class Graph:
         return {node.name: node for node in self.nodes}
 
     def upstream(self, name: str) -> tuple[Node, ...]:
-        """The nodes that one depends on, in their order; without itself."""
+        """Return the nodes on which a node depends, in order, excluding itself."""
         needed, waiting = set(), [*self[name].inputs]
         while waiting:
             before = waiting.pop()
@@ -173,20 +175,20 @@ class Graph:
 
 
 def label(layer: KerasLayer, file: KerasFile) -> str:
-    """What a weighted layer is called here: its name, with its parents' before it where two have the same."""
+    """Return a unique label of a layer with weights: its name, prefixed with its parents' names if ambiguous."""
     alike = sum(other.name == layer.name for other in file.weighted)
     return layer.name if alike == 1 else "/".join((*layer.parents, layer.name))
 
 
 def graph_of_config(file: KerasFile, data_format: DataFormat | None = None) -> Graph:
-    """The graph of a whole model's file.
+    """Return the graph of a file's model config.
 
     Args:
-        file: with a config.
-        data_format: where no layer of the config says it.
+        file: a file with a config.
+        data_format: overrides the config's data format, which may be unspecified.
 
     Raises:
-        ValueError: there is no config, it has several inputs or outputs, or it is broken.
+        ValueError: there is no config, it has several inputs or outputs, or it is malformed.
     """
     if file.config is None:
         raise ValueError(f"{file.path} holds no model config, only weights; name the network")
@@ -200,29 +202,31 @@ def graph_of_config(file: KerasFile, data_format: DataFormat | None = None) -> G
     formats = [str(node.settings["data_format"]) for node in reader.nodes if node.settings.get("data_format")]
     known: Any = data_format or file.data_format or next((one for one in formats if one != "default"), None)
     if known not in ("channels_first", "channels_last"):
-        raise ValueError(f"{file.path}: its model config tells no data format; say channels_first or channels_last")
+        raise ValueError(
+            f"{file.path}: its model config specifies no data format; give channels_first or channels_last"
+        )
     start = Node("input", "InputLayer", (), reader.input or {})
     calls = {name: count for name, count in reader.calls.items() if count > 1}
     return Graph((start, *reader.nodes), output, known, calls)
 
 
 class _Reader:
-    """Lays the layers of a config out as nodes, one model after another."""
+    """Flattens the layers of a config into nodes, one model after another."""
 
     def __init__(self, file: KerasFile) -> None:
         self.file = file
         self.nodes: list[Node] = []
         self.calls = Counter(["input"])
         self.layers = {(layer.parents, layer.name): layer for layer in file.weighted}
-        self.input: Mapping[str, Any] | None = None  # settings of the first layer that says the size of the input
+        self.input: Mapping[str, Any] | None = None  # settings of the first layer that specifies the input size
 
     def lay_out(self, model: Described, inputs: tuple[str, ...], parents: tuple[str, ...]) -> str:
-        """Append the nodes of a model that is called on `inputs`; the name of its result.
+        """Append the nodes of a model called on `inputs` and return the name of its output node.
 
-        `parents` are the names of the models that this one is in and its own.
+        `parents` are the names of the enclosing models and of this one.
         """
         if model.kind not in MODELS:
-            raise ValueError(f"its model is a {model.kind}, of which no config tells the layers")
+            raise ValueError(f"its model is a {model.kind}, whose config does not list its layers")
         if model.layers is None:
             raise TypeError("a model without layers")
         if model.kind == "Functional":
@@ -242,16 +246,16 @@ class _Reader:
         starts, ends = _tensors(model.config["input_layers"]), _tensors(model.config["output_layers"])
         for count, wanted, what in ((len(ends), 1, "outputs"), (len(starts), len(inputs), "inputs")):
             if count != wanted:
-                raise ValueError(f"its model has {count} {what}; models with one are read")
+                raise ValueError(f"its model has {count} {what}; only one is supported")
         done = dict(zip(starts, inputs, strict=True))
         for name, _ in starts:
             self._look(named[name], inputs)
         calls = {name: _calls(layer.outer.get("inbound_nodes") or []) for name, layer in named.items()}
         read = {*ends, *(tensor for each in calls.values() for sources in each for tensor in sources)}
-        # Keras 1 and 2 count a model's own output as its call 0
+        # Keras 1 and 2 count a nested model's own output as its call 0.
         own = {name for name, call in read if call >= len(calls[name]) and named[name].kind in MODELS}
         begun = set()
-        waiting = [ends[0]]  # a stack and no recursion: networks are hundreds of layers deep
+        waiting = [ends[0]]  # a stack instead of recursion: networks are hundreds of layers deep
         while waiting:
             name, call = tensor = waiting[-1]
             if tensor in done:
@@ -260,9 +264,9 @@ class _Reader:
             sources = calls[name][call - 1 if name in own else call]
             missing = [source for source in sources if source not in done]
             if missing and tensor in begun:
-                raise ValueError("the layers of its model config go in a circle; save it again")
+                raise ValueError("the layers of its model config form a cycle; save it again")
             if absent := [source for source, _ in missing if source not in named]:
-                raise ValueError(f"its model config has a layer that reads {absent[0]:.80}, which is none")
+                raise ValueError(f"its model config has a layer that reads {absent[0]:.80}, which does not exist")
             begun.add(tensor)
             waiting.extend(missing[::-1])
             if not missing:
@@ -270,22 +274,22 @@ class _Reader:
         return done[ends[0]]
 
     def _look(self, layer: Described, inputs: tuple[str, ...]) -> None:
-        """Keep the settings of the first layer that reads the model's input and says its size."""
+        """Record the input shape given by the first layer that reads the model's input."""
         said = layer.config.get("batch_shape") or layer.config.get("batch_input_shape")
         if self.input is None and inputs == ("input",) and said is not None:
             check_settings(layer.name, "InputLayer", layer.config)
             self.input = {"batch_shape": said}
 
     def _call(self, layer: Described, inputs: tuple[str, ...], parents: tuple[str, ...]) -> str:
-        """Append the node, or for a model the nodes, of one layer called on `inputs`; the name of the result."""
+        """Append the node (for a nested model, the nodes) of a layer called on `inputs`; return the output's name."""
         if layer.kind in MODELS:
             return self.lay_out(layer, inputs, (*parents, layer.name))
-        with told_of(f"layer {layer.name or layer.class_name:.80}"):
+        with config_errors(f"layer {layer.name or layer.class_name:.80}"):
             kind, settings = in_new_words(layer.kind, layer.outer["config"])
             if kind == "TimeDistributed" or "layer" in settings:
-                raise ValueError(f"the model wraps a layer in {layer.name} ({kind}), which is not read")
+                raise ValueError(f"the model wraps a layer in {layer.name} ({kind}), which is not supported")
         held = self.layers.get((parents, layer.name))
-        if held is None:  # some files keep no parents; then the name alone must tell
+        if held is None:  # some files store no parents; then the name must be unique
             alike = [one for one in self.file.weighted if one.name == layer.name]
             held = alike[0] if len(alike) == 1 else None
         name = "/".join((*parents, layer.name))
@@ -299,7 +303,7 @@ class _Reader:
 
 
 def _tensors(entry: Any) -> list[tuple[str, int]]:
-    """The (layer, call) pairs of ["name", 0, 0], of [["name", 0, 0], ...] or of a dict of such."""
+    """Return the (layer, call) pairs in ["name", 0, 0], in [["name", 0, 0], ...] or in a dict of these."""
     if isinstance(entry, Mapping):
         return [pair for value in entry.values() for pair in _tensors(value)]
     if entry and isinstance(entry[0], str):
@@ -308,7 +312,7 @@ def _tensors(entry: Any) -> list[tuple[str, int]]:
 
 
 def _calls(inbound: Sequence[Any]) -> list[list[tuple[str, int]]]:
-    """For each call of a layer, the (layer, call) pairs that it reads."""
+    """Return the (layer, call) pairs that each call of a layer reads."""
     calls = []
     for call in inbound:
         if isinstance(call, Mapping):  # Keras 3
@@ -340,9 +344,9 @@ def _histories(value: Any) -> Iterator[tuple[str, int]]:
 
 
 def in_layer_order(graph: Graph) -> tuple[Node, ...]:
-    """The nodes as Keras orders `model.layers`: by depth from the output, then as a walk from it first meets them.
+    """Return the nodes in the order of Keras's `model.layers`: by depth from the output, then by first visit.
 
-    Source: `map_graph` of keras/src/ops/function.py, which Keras 1 and 2 have as `Container.__init__`.
+    Source: `map_graph` in keras/src/ops/function.py; in Keras 1 and 2, `Container.__init__`.
     """
     met: dict[str, None] = {}
     waiting = [graph.output]
@@ -362,36 +366,35 @@ def in_layer_order(graph: Graph) -> tuple[Node, ...]:
 # The settings
 
 
-LARGEST = 65_536  # pixels of a side, and steps of a stride or a padding
-MOST_ACTIVATIONS = 8  # in one another
+LARGEST = 65_536  # pixels of a side, a stride or a padding
+MOST_ACTIVATIONS = 8  # levels of nested activation objects
 Check = Callable[[Any], bool]
 
 
 @contextmanager
-def told_of(what: str) -> Iterator[None]:
-    """Where a config does not say what Keras says of every such layer: a sentence that names the layer.
+def config_errors(what: str) -> Iterator[None]:
+    """Turn errors from a malformed layer config into a ValueError that names the layer.
 
     Args:
-        what: is told of, "vgg16.keras: layer conv1".
+        what: the subject of the message, "vgg16.keras: layer conv1".
     """
     try:
         yield
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        reason = f"{error} is not there" if isinstance(error, KeyError) else f"{error}"
-        sentence = f"{what} is described otherwise than Keras does it ({reason:.200}); save the model again"
-        raise ValueError(sentence) from None
+        reason = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"
+        raise ValueError(
+            f"{what} has a config that Keras does not write ({reason:.200}); save the model again"
+        ) from None
 
 
 def check_settings(name: str, kind: str, config: Mapping[str, Any]) -> None:
-    """Raise ValueError for the first setting of a layer that is none."""
+    """Raise ValueError for the first invalid setting of a layer."""
     if not isinstance(config, Mapping):
-        raise ValueError(
-            f"the model's config gives {name} the settings {_shown(config)}, but names and values are wanted"
-        )
+        raise ValueError(f"the model's config gives {name} the settings {_shown(config)}, expected an object")
     for setting, (check, wanted) in (EVERYWHERE | CHECKS.get(kind, {})).items():
         value = config.get(setting)
         if value is not None and not check(value):
-            raise ValueError(f"the model's config gives {name} the {setting} {_shown(value)}, but {wanted}")
+            raise ValueError(f"the model's config gives {name} the {setting} {_shown(value)}; expected {wanted}")
 
 
 def _shown(value: Any) -> str:
@@ -416,7 +419,7 @@ def _is_edge(value: Any) -> bool:
 
 
 def _is_padding(value: Any) -> bool:
-    """One number; one a side, or two; or, in Keras 1, the four by their names."""
+    """One number; one number or pair per axis; or four numbers, in Keras 1 also by name."""
     if isinstance(value, Mapping):
         return len(value) == 4 and all(_is_side(edge) for edge in value.values())
     if isinstance(value, list | tuple):
@@ -429,7 +432,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_slope(value: Any) -> bool:
-    """Keras 1 wrote arrays of one number as {"type": "ndarray", "value": 0.3}."""
+    """A number; Keras 1 wrote one-element arrays as {"type": "ndarray", "value": 0.3}."""
     return _is_number(value.get("value") if isinstance(value, Mapping) else value)
 
 
@@ -442,14 +445,14 @@ def _is_shape(value: Any) -> bool:
 
 
 def _is_axis(value: Any) -> bool:
-    """A number; `tf_keras` writes a list of one."""
+    """An axis number; `tf_keras` writes a one-element list."""
     if isinstance(value, list | tuple) and len(value) == 1:
         [value] = value
     return isinstance(value, int) and not isinstance(value, bool) and -4 <= value < 4
 
 
 def _is_activation(value: Any, level: int = 0) -> bool:
-    """A word; or an object that holds it, or an activation layer's settings."""
+    """A name, or an object that holds a name or an activation layer's settings."""
     if not isinstance(value, Mapping):
         return value is None or isinstance(value, str)
     kind, inner = value.get("class_name"), value.get("config")
@@ -466,29 +469,29 @@ def _is_word(value: Any) -> bool:
     return isinstance(value, str)
 
 
-WORD = (_is_word, "a word is wanted")
-AXIS = (_is_axis, "the number of an axis is wanted")
-SLOPE = (_is_slope, "a number is wanted")
-PAIR = (_is_pair, "one or two whole numbers are wanted")
-SHAPE = (_is_shape, "sizes are wanted")
+WORD = (_is_word, "a string")
+AXIS = (_is_axis, "an axis number")
+SLOPE = (_is_slope, "a number")
+PAIR = (_is_pair, "one or two positive integers")
+SHAPE = (_is_shape, "a list of sizes")
 EVERYWHERE: dict[str, tuple[Check, str]] = {
-    "activation": (_is_activation, "the name of an activation is wanted"),
+    "activation": (_is_activation, "an activation name"),
     "data_format": WORD,
 }
 CHECKS: Mapping[str, dict[str, tuple[Check, str]]] = {
     "Conv2D": {
         "padding": WORD,
         **dict.fromkeys(("kernel_size", "strides", "subsample", "dilation_rate", "atrous_rate"), PAIR),
-        "groups": (_is_whole, "a whole number is wanted"),
+        "groups": (_is_whole, "a positive integer"),
     },
     "MaxPooling2D": {**dict.fromkeys(("pool_size", "strides"), PAIR), "padding": WORD},
     "AveragePooling2D": {**dict.fromkeys(("pool_size", "strides"), PAIR), "padding": WORD},
-    "ZeroPadding2D": {"padding": (_is_padding, "whole numbers are wanted")},
-    "BatchNormalization": {"epsilon": (_is_share, "a number from 0 to 1 is wanted"), "axis": AXIS},
+    "ZeroPadding2D": {"padding": (_is_padding, "non-negative integers")},
+    "BatchNormalization": {"epsilon": (_is_share, "a number from 0 to 1"), "axis": AXIS},
     "Concatenate": {"axis": AXIS},
     "Softmax": {"axis": AXIS},
     "ReLU": dict.fromkeys(("max_value", "threshold", "negative_slope"), SLOPE),
-    "Dropout": dict.fromkeys(("rate", "p"), (_is_share, "a number from 0 to 1 is wanted")),
+    "Dropout": dict.fromkeys(("rate", "p"), (_is_share, "a number from 0 to 1")),
     "LeakyReLU": dict.fromkeys(("negative_slope", "alpha"), SLOPE),
     "ELU": {"alpha": SLOPE},
     "InputLayer": dict.fromkeys(("batch_shape", "batch_input_shape"), SHAPE),

@@ -1,9 +1,9 @@
-"""`.weights.h5` of Keras 3 and tf_keras, alone or in a `.keras`: groups that count layers of a class.
+"""Read `.weights.h5` of Keras 3 and tf_keras, alone or in a `.keras` archive.
 
-Layout: every object that has weights is a group with a group `vars` of arrays `0`, `1`, ...; a model holds its layers
-under `layers` (in tf_keras `_layer_checkpoint_dependencies`), named by class and number in the order of
-`model.layers`: `layers/conv2d`, `layers/conv2d_1`. These are not the layers' names: Keras 3.15 writes the name as the
-attribute `name` of `vars`, older versions write none.
+Layout: every object with weights is a group that has a subgroup `vars` of arrays `0`, `1`, ... A model holds its layers
+under `layers` (in tf_keras `_layer_checkpoint_dependencies`) as `layers/conv2d`, `layers/conv2d_1`, ..., numbered
+within each class in the order of `model.layers`. These are not the layers' names: Keras 3.15 stores the name as the
+attribute `name` of `vars`, older versions do not store it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from converters.readers.keras_graph import Described, data_format, describe
 from converters.readers.keras_words import group_name, kind_and_roles, kind_of_name, roles_by_count
 
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
-NOT_WEIGHTS = frozenset(  # at the root: what training keeps beside the model
+NOT_WEIGHTS = frozenset(  # training state at the root
     ("optimizer", "_optimizer", "metrics", "_metrics", "_loss_tracker", "loss_tracker", "compiled_metrics",
      "_compile_metrics", "compiled_loss", "_compile_loss")
 )  # fmt: skip
@@ -30,18 +30,18 @@ SEEDS = "seed_generator"
 
 
 def is_weights(tree: Tree) -> bool:
-    """Whether a file is in the layout of this module."""
+    """Return whether a file has this module's layout."""
     return any(re.search(r"(^|/)vars/\d+$", array.place) for array in tree.root.arrays())
 
 
 def read_weights(path: Path, file: h5py.File, tree: Tree, config: dict[str, Any] | None = None) -> KerasFile:
-    """The layers of an open `.weights.h5` file, looked at before.
+    """Read the description of an open `.weights.h5` file that has been surveyed.
 
     Args:
-        path: for sentences, and of the arrays.
-        file: open.
-        tree: of the file, without optimizer.
-        config: of the model, where there is one: it tells order, names and classes.
+        path: path for messages and arrays.
+        file: the open file.
+        tree: the file's survey, without training state.
+        config: the model's config, if any, which determines order, names and classes of the layers.
     """
     described = None if config is None else describe(config)
     groups = {name: group for name, group in tree.root.groups().items() if name not in NOT_WEIGHTS}
@@ -50,7 +50,7 @@ def read_weights(path: Path, file: h5py.File, tree: Tree, config: dict[str, Any]
     layers = tuple(reader.model(top, (), described) if described else reader.members(top, ()))
     if own := tuple(reader.own(top, "", None, ())):
         layers = (*layers, *own)
-    named = all(reader.names_told) if described is None else True
+    named = all(reader.has_names) if described is None else True
     listed = {array.place for layer in layers for array in layer.arrays.values()} | reader.states
     unlisted = tuple(array.place for array in top.arrays() if array.place not in listed)
     return KerasFile(
@@ -65,15 +65,15 @@ def read_weights(path: Path, file: h5py.File, tree: Tree, config: dict[str, Any]
 
 
 class _Reader:
-    """What all groups of one file share: the file, and what was met in it."""
+    """Reads the layers of one file."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path, self.file = path, file
-        self.names_told: list[bool] = []  # for each layer with arrays
-        self.states: set[str] = set()  # places of seeds and counters
+        self.has_names: list[bool] = []  # whether each layer with arrays stores its name
+        self.states: set[str] = set()  # paths of seeds and counters
 
     def model(self, group: Group, parents: tuple[str, ...], described: Described) -> Iterator[KerasLayer]:
-        """The layers of a model in the order of its config."""
+        """Yield the layers of a model in config order."""
         container = _container(group)
         left = dict(container.groups()) if container else {}
         counts: dict[str, int] = {}
@@ -98,12 +98,12 @@ class _Reader:
         told = self._name(group)
         if told is not None and told != name:
             raise ValueError(
-                f"{self.path}: {group.place} says that it is {told!r}, the config that it is {name!r}; "
-                "one of them was altered, save the model anew"
+                f"{self.path}: {group.place} is named {told!r}, but {name!r} in the config; one of them was altered,"
+                " save the model again"
             )
 
     def members(self, group: Group, parents: tuple[str, ...]) -> Iterator[KerasLayer]:
-        """The layers in a group, without a config: by class and number."""
+        """Yield the layers in a group by class and number, for a file without config."""
         for name in sorted(group.groups(), key=_natural):
             if name in CONTAINERS:
                 yield from self.members(group.groups()[name], parents)
@@ -111,7 +111,7 @@ class _Reader:
                 yield from self.member(group.groups()[name], name, parents)
 
     def member(self, group: Group, key: str, parents: tuple[str, ...]) -> Iterator[KerasLayer]:
-        """A layer or nested model without a config."""
+        """Yield a layer or the layers of a nested model, for a file without config."""
         name = self._name(group)
         inner = [other for other in group.groups() if other != "vars" and not other.startswith(SEEDS)]
         if inner:
@@ -125,7 +125,7 @@ class _Reader:
     def layer(
         self, group: Group, name: str, described: Described | None, parents: tuple[str, ...]
     ) -> Iterator[KerasLayer]:
-        """A layer, and after it the layers that it is made of, the cell of a recurrent one for instance."""
+        """Yield a layer, then its sublayers, such as the cell of a recurrent layer."""
         for key, inner in group.groups().items():
             if key.startswith(SEEDS):
                 self._skip(inner)
@@ -146,7 +146,7 @@ class _Reader:
     def own(
         self, group: Group, name: str, described: Described | None, parents: tuple[str, ...]
     ) -> Iterator[KerasLayer]:
-        """The layer that a group's own arrays are, if it has any."""
+        """Yield the layer of a group's own arrays, if it has any."""
         held = group.members.get("vars")
         if not isinstance(held, Group):
             return
@@ -166,7 +166,7 @@ class _Reader:
             roles = roles_by_count(kind, shapes, described.config if described else None)
         else:
             kind, roles = kind_and_roles(shapes)
-        self.names_told.append(self._name(group) is not None)
+        self.has_names.append(self._name(group) is not None)
         found = {role: keras_array(self.path, array) for role, array in zip(roles, arrays, strict=True)}
         yield KerasLayer(name, kind, found, described.config if described else None, parents)
 
@@ -179,7 +179,7 @@ class _Reader:
 
 
 def _container(group: Group) -> Group | None:
-    """The group of a model's layers; where both spellings are there, the one that holds something."""
+    """Return the group of a model's layers; if both spellings exist, the one with more arrays."""
     found = [member for name in CONTAINERS if (member := group.groups().get(name))]
     return max(found, key=lambda member: len(list(member.arrays())), default=None)
 
@@ -189,5 +189,5 @@ def _key(group: Group) -> str:
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
-    """conv2d_2 before conv2d_10, and conv2d before both."""
+    """Return a sort key that puts conv2d before conv2d_2, and this before conv2d_10."""
     return [(word, int(number or -1)) for word, number in re.findall(r"(\D*)(\d*)", name)]

@@ -1,4 +1,4 @@
-"""The words of all Keras versions for classes and for what layers hold, in those of Keras 3."""
+"""Translate class names, settings and weight names of all Keras versions to Keras 3's."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ OLD = {
     "SyncBatchNormalization": "BatchNormalization", "CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU",
 }  # fmt: skip
 
-KERAS_EPSILON = 1e-3  # of batch normalisation, Keras's default
-CODE = ("Lambda", "TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer")  # carry Python, or call any function
-IDENTITIES = (  # give what they get when a model answers
+KERAS_EPSILON = 1e-3  # Keras's default epsilon of batch normalisation
+CODE = ("Lambda", "TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer")  # contain Python code or call any function
+IDENTITIES = (  # the identity at inference
     "InputLayer", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "AlphaDropout", "GaussianDropout", "GaussianNoise",
     "ActivityRegularization", "Identity", "RandomFlip", "RandomRotation", "RandomZoom", "RandomTranslation",
     "RandomContrast", "RandomBrightness", "RandomHeight", "RandomWidth", "RandomShear", "RandomErasing",
@@ -56,7 +56,7 @@ FORMATS: Mapping[str, DataFormat] = {
     "channels_first": "channels_first", "channels_last": "channels_last",
     "th": "channels_first", "tf": "channels_last",
 }  # fmt: skip
-_SETTINGS = {  # of Keras 1
+_SETTINGS = {  # Keras 1 -> Keras 2 and 3
     "subsample": "strides", "border_mode": "padding", "dim_ordering": "data_format", "atrous_rate": "dilation_rate",
     "concat_axis": "axis",
 }  # fmt: skip
@@ -65,7 +65,7 @@ _BY_KEY = (
     {kind.lower(): kind for kind in KINDS} | {old.lower(): kind for old, kind in OLD.items()} | {"input": "InputLayer"}
 )
 
-# What a layer of a class holds, in the order of `vars/0`, `vars/1`, ...
+# Roles of a class's weights, in the order of `vars/0`, `vars/1`, ...
 HOLDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("Dense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
@@ -88,7 +88,7 @@ _LEAF = re.compile(rf"(?:(?P<stem>.*?)_)??(?P<word>{'|'.join(sorted(_LEAVES, key
 
 
 def kind_of_class(name: str) -> str:
-    """A class name of any version in Keras 3's spelling; other classes keep theirs.
+    """Return a class name of any version in Keras 3's spelling; unknown names are unchanged.
 
     >>> kind_of_class("Convolution2D"), kind_of_class("MyLayer")
     ('Conv2D', 'MyLayer')
@@ -97,10 +97,10 @@ def kind_of_class(name: str) -> str:
 
 
 def in_new_words(kind: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A layer's class and settings in the words of Keras 2 and 3.
+    """Return a layer's class and settings in Keras 2 and 3's terms.
 
     Raises:
-        ValueError: a Merge of Keras 1 that is neither Add nor Concatenate.
+        ValueError: the layer is a Keras 1 Merge that is neither Add nor Concatenate.
 
     >>> in_new_words("Convolution2D", {"nb_row": 3, "nb_col": 2, "subsample": [1, 1], "dim_ordering": "th"})
     ('Conv2D', {'strides': [1, 1], 'data_format': 'channels_first', 'kernel_size': (3, 2)})
@@ -119,7 +119,7 @@ def in_new_words(kind: str, config: Mapping[str, Any]) -> tuple[str, dict[str, A
 
 
 def kind_of_name(name: str) -> str:
-    """The class that an automatic name or a group of `.weights.h5` tells, or "".
+    """Return the class implied by an automatic name or a group of `.weights.h5`, or "".
 
     >>> kind_of_name("max_pooling2d_3"), kind_of_name("maxpooling2d_1"), kind_of_name("block1_conv1")
     ('MaxPooling2D', 'MaxPooling2D', '')
@@ -127,7 +127,7 @@ def kind_of_name(name: str) -> str:
     return _BY_KEY.get(re.sub(r"_\d+$", "", name).replace("_", ""), "") if name == name.lower() else ""
 
 
-# Words in names that people give to layers without weights, and the class that each tells.
+# Words in user-chosen names of layers without weights, and the class that each implies.
 _TELLING = {
     **dict.fromkeys(("drop", "dropout", "do"), "Dropout"),
     **dict.fromkeys(("flat", "flatten", "flattened"), "Flatten"),
@@ -139,17 +139,17 @@ _TELLING = {
     **{word: word for word in ("relu6", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus")},
     "swish": "silu",
 }
-_IDLE = frozenset(  # words that tell where a layer stands, and not what it is
+_IDLE = frozenset(  # words that describe a layer's position, not its class
     ("fc", "head", "top", "my", "layer", "out", "output", "classifier", "hidden", "final", "last", "new", "dense")
 )
 
 
 def kind_of_words(name: str, others: str = "") -> str:
-    """The class that the words of a name tell, which a person gave; a function where it is one; or "".
+    """Return the class (or activation function) implied by the words of a user-chosen layer name, or "".
 
     Args:
-        name: of a layer without weights.
-        others: names of layers with weights, whose words tell nothing here either.
+        name: name of a layer without weights.
+        others: names of layers with weights; their words are ignored.
 
     >>> kind_of_words("top_dropout_2"), kind_of_words("relu_scores", "scores"), kind_of_words("head_tanh")
     ('Dropout', 'ReLU', 'tanh')
@@ -163,14 +163,14 @@ def kind_of_words(name: str, others: str = "") -> str:
 
 
 def _words(name: str) -> set[str]:
-    """Of a name, without numbers at their ends: "fc1_relu" and "fc1Relu" are fc and relu, but "relu6" is a word."""
+    """Split a name into words without trailing digits: "fc1_relu" and "fc1Relu" into fc and relu; "relu6" is kept."""
     spaced = re.sub(r"([a-z\d])([A-Z])", r"\1 \2", name).lower()
     found = re.findall(r"[a-z][a-z\d]*", spaced)
     return {word if word in (*_TELLING, "pooling2d") else word.rstrip("0123456789") for word in found}
 
 
 def group_name(class_name: str) -> str:
-    """A class name as `.weights.h5` spells it in its groups: Keras's own rule.
+    """Return a class name as spelled in the groups of `.weights.h5`, by Keras's own rule.
 
     >>> group_name("Conv2D"), group_name("MaxPooling2D"), group_name("BatchNormalization")
     ('conv2d', 'max_pooling2d', 'batch_normalization')
@@ -181,7 +181,7 @@ def group_name(class_name: str) -> str:
 
 
 def owner_and_role(name: str) -> tuple[str, str]:
-    """A weight's name of any Keras version as (path of the layer that owns it, role); either may be all there is.
+    """Split a weight's name of any Keras version into (path of its layer, role); the path may be empty.
 
     >>> owner_and_role("sequential/dense/kernel"), owner_and_role("dense_1/kernel:0")
     (('sequential/dense', 'kernel'), ('dense_1', 'kernel'))
@@ -200,10 +200,10 @@ def owner_and_role(name: str) -> tuple[str, str]:
 
 
 def roles_by_count(kind: str, shapes: Sequence[tuple[int, ...]], config: Mapping[str, Any] | None) -> list[str]:
-    """The roles of arrays that are only counted: `vars/0`, `vars/1`, ... and `param_0`, `param_1`, ...
+    """Return the roles of arrays that have only numbers: `vars/0`, `vars/1`, ... or `param_0`, `param_1`, ...
 
-    Batch normalisation holds gamma and beta unless its config leaves them out; three arrays without a config are
-    beta, mean and variance, as `scale=False` is what Keras's own networks leave out.
+    Batch normalisation holds gamma and beta unless its config omits them. Three arrays without a config are beta, mean
+    and variance, as Keras's own networks use `scale=False`.
     """
     count = len(shapes)
     if kind == "BatchNormalization":
@@ -220,7 +220,7 @@ def roles_by_count(kind: str, shapes: Sequence[tuple[int, ...]], config: Mapping
 
 
 def kind_and_roles(shapes: Sequence[tuple[int, ...]]) -> tuple[str, list[str]]:
-    """What arrays without names or class are beyond doubt: a kernel and its bias, or a batch normalisation.
+    """Return class and roles of arrays without names if unambiguous: kernel and bias, or a batch normalisation.
 
     >>> kind_and_roles([(3, 3, 3, 8), (8,)]), kind_and_roles([(7,), (7,), (7,), (7,)])[0], kind_and_roles([(5,)])
     (('Conv2D', ['kernel', 'bias']), 'BatchNormalization', ('', ['0']))
@@ -234,7 +234,7 @@ def kind_and_roles(shapes: Sequence[tuple[int, ...]]) -> tuple[str, list[str]]:
 
 
 def kind_of_arrays(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The class that roles and shapes tell beyond doubt, or ""."""
+    """Return the class that roles and shapes determine unambiguously, or ""."""
     roles = set(shapes)
     if {"depthwise_kernel", "pointwise_kernel"} <= roles <= {"depthwise_kernel", "pointwise_kernel", "bias"}:
         return {4: "SeparableConv2D", 3: "SeparableConv1D"}.get(len(shapes["depthwise_kernel"]), "")
@@ -249,7 +249,7 @@ def kind_of_arrays(shapes: Mapping[str, tuple[int, ...]]) -> str:
         return "Dense"
     if len(kernel) != 4:
         return ""
-    one = kernel[3] == 1 and kernel[2] > 1  # a Keras 3 depthwise kernel looks so, and one of a single filter too
+    one = kernel[3] == 1 and kernel[2] > 1  # either a Keras 3 depthwise kernel or a Conv2D with a single filter
     if bias is None:
         return "" if one else "Conv2D"
     if len(bias) == 1 and bias[0] in (kernel[0], kernel[3]):
@@ -257,24 +257,24 @@ def kind_of_arrays(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return "DepthwiseConv2D" if bias == (kernel[2] * kernel[3],) and one else ""
 
 
-# Settings of layers, in one form
+# Settings of layers in a uniform format
 
 ACTIVATIONS = ("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax")
 
 
 def activation_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A layer's activation by name; Keras writes a function as a word or as an object that holds the word."""
+    """Return (name, parameters) of a layer's activation, which Keras writes as a name or an object holding it."""
     value = settings.get("activation")
     if isinstance(value, Mapping):
         inner = value.get("config")
-        if isinstance(inner, Mapping):  # an Activation layer in the place of a function
+        if isinstance(inner, Mapping):  # an activation layer instead of a function
             return layer_activation(str(value["class_name"]), inner)
         value = inner or value.get("class_name")
     return str(value or "linear"), {}
 
 
 def layer_activation(kind: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The activation that a layer is, one of `ACTIVATIONS`: its name and its numbers."""
+    """Return (name, parameters) of an activation layer, one of `ACTIVATIONS`."""
     if kind == "Activation":
         return activation_of(settings)
     if kind == "ReLU":
@@ -292,18 +292,18 @@ def layer_activation(kind: str, settings: Mapping[str, Any]) -> tuple[str, dict[
 
 
 def number_of(value: Any) -> float:
-    """A number; Keras 1 and 2 wrote some as {"type": "ndarray", "value": 0.1}."""
+    """Return a number, also if stored as {"type": "ndarray", "value": 0.1}, as Keras 1 and 2 wrote some."""
     return float(value["value"] if isinstance(value, Mapping) else value)
 
 
 def axis_of(value: Any) -> int:
-    """An axis without the batch: 1 is the first, and -1 remains the last; tf_keras writes a list of one."""
+    """Return an axis not counting the batch: 1 becomes 0, -1 stays -1; tf_keras writes a one-element list."""
     axis = int(value[0] if isinstance(value, list | tuple) else value)
     return axis if axis < 0 else axis - 1
 
 
 def pair_of(value: Any) -> tuple[int, int]:
-    """Of both axes, where one number stands for both."""
+    """Return a value for each axis; a single number applies to both."""
     if isinstance(value, int):
         return value, value
     first, second = value
@@ -311,7 +311,7 @@ def pair_of(value: Any) -> tuple[int, int]:
 
 
 def edges_of(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((top, bottom), (left, right)) of ZeroPadding2D: one number, two, two pairs, or Keras 1's four or words."""
+    """Return ((top, bottom), (left, right)) of a ZeroPadding2D's `padding`, in any of Keras's formats."""
     if isinstance(padding, Mapping):
         top, bottom, left, right = (int(padding.get(f"{side}_pad", 0)) for side in ("top", "bottom", "left", "right"))
         return (top, bottom), (left, right)

@@ -1,11 +1,11 @@
-"""`.h5` files of Keras 0.x to 3 as plain layers: weights alone and whole models.
+"""Read `.h5` files of Keras 0.x to 3, with weights only or a whole model.
 
-Layouts (seen in files of the real frameworks):
+Layouts, as seen in files written by the real frameworks:
 
-- Keras 0.x: the root says `nb_layers`; groups `layer_0`, `layer_1`, ... say `nb_params` and hold `param_0`
-  (kernel), `param_1` (bias). Layers have no names, and those without weights are counted too.
-- Keras 1 to 3: the root, or `model_weights` of a whole model, lists `layer_names`; each group lists `weight_names` and
-  holds a dataset for each. All weights of a nested model lie in its one group, the trainable ones first.
+- Keras 0.x: the root has the attribute `nb_layers`; groups `layer_0`, `layer_1`, ... have `nb_params` and hold
+  `param_0` (kernel) and `param_1` (bias). Layers have no names; those without weights are counted too.
+- Keras 1 to 3: the root, or `model_weights` in a whole model, lists `layer_names`; each group lists `weight_names` and
+  holds a dataset for each. A nested model has a single group for all its weights, the trainable ones first.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ TOP_LEVEL = "top_level_model_weights"
 
 
 def is_legacy(file: h5py.File, tree: Tree) -> bool:
-    """Whether a file is in one of the layouts of this module."""
+    """Return whether a file has one of this module's layouts."""
     return "nb_layers" in file.attrs or _root(file, tree) is not None
 
 
 def read_legacy(path: Path, file: h5py.File, tree: Tree) -> KerasFile:
-    """The layers of an open `.h5` file, looked at before."""
+    """Read the description of an open `.h5` file that has been surveyed."""
     if "nb_layers" in file.attrs:
         layers = with_kernel_orders(tuple(_numbered(path, file, tree.root)), modern=False)
         return KerasFile(path, "nb_layers", False, layers, _unlisted(tree, layers))
@@ -63,7 +63,7 @@ def read_legacy(path: Path, file: h5py.File, tree: Tree) -> KerasFile:
 
 
 def _root(file: h5py.File, tree: Tree) -> Group | None:
-    """The group that lists the layers."""
+    """Return the group that lists the layers, or None."""
     weights = tree.root.groups().get("model_weights")
     for group in (tree.root, *([] if weights is None else [weights])):
         attributes = file[group.place].attrs
@@ -73,7 +73,7 @@ def _root(file: h5py.File, tree: Tree) -> Group | None:
 
 
 def _says(file: h5py.File, weights: h5py.Group) -> Iterator[tuple[h5py.Group, str]]:
-    """Backend and version stand at the root, in whole models of some versions also or only beside the weights."""
+    """Yield where backend and version are stored: at the root, in whole models of some versions with the weights."""
     for word in ("backend", "keras_version"):
         yield (file if word in file.attrs else weights), word
 
@@ -91,7 +91,7 @@ def _numbered(path: Path, file: h5py.File, root: Group) -> Iterator[KerasLayer]:
 
 
 def _counted(path: Path, name: str, arrays: Sequence[Array]) -> KerasLayer:
-    """A layer whose arrays have numbers instead of names."""
+    """Return a layer whose arrays have numbers instead of names."""
     kind, roles = kind_and_roles([array.shape for array in arrays])
     return KerasLayer(name, kind, {role: keras_array(path, array) for role, array in zip(roles, arrays, strict=True)})
 
@@ -99,7 +99,7 @@ def _counted(path: Path, name: str, arrays: Sequence[Array]) -> KerasLayer:
 def _listed(path: Path, file: h5py.File, root: Group, described: Described | None) -> Iterator[KerasLayer]:
     names = texts(file[root.place].attrs, "layer_names") or []
     if len(names) > MOST_NAMES:
-        raise ValueError(f"{path} lists {len(names)} layers; that is no network")
+        raise ValueError(f"{path} lists {len(names)} layers; too many")
     if len(set(names)) < len(names):
         raise ValueError(f"{path} lists a layer twice; download the file again")
     _refuse_missing(path, file, root, names)
@@ -107,11 +107,11 @@ def _listed(path: Path, file: h5py.File, root: Group, described: Described | Non
     order = _configured(names, described)
     for name in [*order, *([TOP_LEVEL] if TOP_LEVEL in root.members and TOP_LEVEL not in names else [])]:
         group = root.find(name)
-        if name not in names and group is None:  # a layer that only the config knows: it has no weights
+        if name not in names and group is None:  # a layer without weights, only in the config
             yield KerasLayer(name, inner[name].kind, {}, inner[name].config)
             continue
         if not isinstance(group, Group):
-            continue  # said already
+            continue  # reported by _refuse_missing
         weights = _weights(path, file, group)
         if name == TOP_LEVEL and not weights:
             continue
@@ -119,7 +119,7 @@ def _listed(path: Path, file: h5py.File, root: Group, described: Described | Non
 
 
 def _refuse_missing(path: Path, file: h5py.File, root: Group, names: list[str]) -> None:
-    """Name all layers and arrays at once that are listed and not there."""
+    """Raise one ValueError that names all layers and arrays that are listed but missing."""
     missing = []
     for name in names:
         group = root.find(name)
@@ -130,17 +130,17 @@ def _refuse_missing(path: Path, file: h5py.File, root: Group, names: list[str]) 
             missing.append(name)
     if missing:
         shown = ", ".join(missing[:20]) + (f", ... ({len(missing)})" if len(missing) > 20 else "")
-        raise ValueError(f"{path} lists what it does not hold: {shown}; download the file again")
+        raise ValueError(f"{path} lists layers or arrays that are missing: {shown}; download the file again")
 
 
 def _configured(names: list[str], described: Described | None) -> list[str]:
-    """The names in the file's order, with the layers that only the config has (inputs) where the config has them."""
+    """Return the names in file order, with layers that only the config has (inputs) inserted in config order."""
     if described is None:
         return names
     order, left = [], list(names)
     for layer in described.layers or ():
         if layer.name in left:
-            while left[0] != layer.name:  # the file's own order counts
+            while left[0] != layer.name:  # the file's order takes precedence
                 order.append(left.pop(0))
             order.append(left.pop(0))
         elif layer.name not in order:
@@ -149,20 +149,20 @@ def _configured(names: list[str], described: Described | None) -> list[str]:
 
 
 def _weights(path: Path, file: h5py.File, group: Group) -> list[tuple[str, Array]]:
-    """The weights that a group lists, states of random generators left aside."""
+    """Return the weights that a group lists, without seeds and counters."""
     names = texts(file[group.place].attrs, "weight_names")
     if names is None:
         raise ValueError(f"{path}: {group.place} does not list its weights; download the file again")
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: {group.place} lists an array twice; download the file again")
     if len(names) > MOST_NAMES:
-        raise ValueError(f"{path}: {group.place} lists {len(names)} arrays; that is no layer")
+        raise ValueError(f"{path}: {group.place} lists {len(names)} arrays; too many")
     kept = [name for name in names if not _is_state(group, name)]
     return [(name, check_array(path, group, name)) for name in kept]
 
 
 def _is_state(group: Group, name: str) -> bool:
-    """The seeds of dropout, and the number of samples that a Normalization layer has seen: no weights."""
+    """Return whether a weight is a random seed (dropout) or a sample counter (Normalization)."""
     found = group.find(name)
     if "seed_generator" in name:
         return True
@@ -172,7 +172,7 @@ def _is_state(group: Group, name: str) -> bool:
 def _layers_of(
     path: Path, name: str, weights: list[tuple[str, Array]], described: Described | None
 ) -> Iterator[KerasLayer]:
-    """The layer of a group, or those of the nested model that it is."""
+    """Yield the layer of a group, or the layers if the group is a nested model."""
     if weights and all(weight.startswith("param_") for weight, _ in weights):
         yield _counted(path, name, [array for _, array in weights])
         return
@@ -196,7 +196,7 @@ def _layers_of(
 
 
 def _below(name: str, owner: str) -> list[str]:
-    """The parts of a weight's path below the group of its model: ("vgg16", "sequential/vgg16/conv1") -> ["conv1"]."""
+    """Return the path below a model's group: ("vgg16", "sequential/vgg16/conv1") -> ["conv1"]."""
     parts = [part for part in owner.split("/") if part]
     return parts[parts.index(name) + 1 :] if name in parts[:-1] else parts
 
@@ -211,20 +211,20 @@ def _is_one_layer(name: str, owned: Iterable[str]) -> bool:
 def _nested_as_configured(
     name: str, owned: dict[str, dict[str, KerasArray]], described: Described
 ) -> Iterator[KerasLayer]:
-    """The layers of a nested model in its own order, whether they have weights or not."""
+    """Yield all layers of a nested model in config order, with or without weights."""
     left = dict(owned)
     names = {layer.name for layer, _ in each(described)}
     for layer, parents in each(described, (name,)):
         candidates = [owner for owner in left if owner.rpartition("/")[2] == layer.name]
-        if not candidates:  # TensorFlow numbered the scope of a model that was built twice
+        if not candidates:  # TensorFlow appends a number to the scope of a model that was built twice
             ends = {owner: owner.rpartition("/")[2] for owner in left}
             candidates = [
                 owner for owner, end in ends.items() if end not in names and re.sub(r"_\d+$", "", end) == layer.name
             ]
-        if len(candidates) > 1:  # two models in this one have a layer of this name
+        if len(candidates) > 1:  # two nested models have a layer of this name
             candidates = [owner for owner in candidates if parents[-1] in owner.split("/")[:-1]] or candidates
         arrays = left.pop(candidates[0]) if candidates else {}
-        inside = [owner for owner in left if layer.name in owner.split("/")[:-1]]  # a wrapper's, an attention's
+        inside = [owner for owner in left if layer.name in owner.split("/")[:-1]]  # of a wrapper or an attention layer
         if not candidates:
             for owner in inside:
                 arrays |= {f"{owner.rpartition('/')[2]}/{role}": array for role, array in left.pop(owner).items()}
@@ -239,7 +239,7 @@ def _layer(
     kind = described.kind if described else kind_of_name(name)
     if described is None and arrays and kind in ("", "Functional", "Sequential"):
         kind = kind_of_arrays({role: array.shape for role, array in arrays.items()})
-    if kind.startswith("DepthwiseConv"):  # Keras 3 calls it kernel
+    if kind.startswith("DepthwiseConv"):  # Keras 3 names it "kernel"
         arrays = {"depthwise_kernel" if role == "kernel" else role: array for role, array in arrays.items()}
     return KerasLayer(name, kind, arrays, described.config if described else None, parents)
 
@@ -259,7 +259,9 @@ def _count(path: Path, attributes: Any, name: str) -> int:
     try:
         count = int(value)
     except (ValueError, TypeError, OverflowError):
-        raise ValueError(f"{path} is broken: its {name} is no number of layers or arrays; download it again") from None
+        raise ValueError(
+            f"{path} is broken: its {name} is not a number of layers or arrays; download it again"
+        ) from None
     if not 0 <= count <= MOST_NAMES:
-        raise ValueError(f"{path} is broken: {count} layers or arrays are no network; download it again")
+        raise ValueError(f"{path} is broken: {count} layers or arrays, not 0 to {MOST_NAMES}; download it again")
     return count

@@ -1,13 +1,13 @@
-"""Read files from strangers in a process of its own, with limits on its time and memory.
+"""Read untrusted files in a separate process with limits on CPU time and memory.
 
-libhdf5 itself can crash or run forever over a damaged file. A child does all that touches such a file and tells what
-it found as JSON; when it dies, the parent says so in a sentence.
+libhdf5 can crash or loop forever on a damaged file. Therefore a child process does all work on such a file and returns
+the result as JSON; if the child dies, the parent raises an error that says so.
 
-Starting an interpreter for each file would cost some tenths of a second, and forking this process would copy the locks
-that its threads hold. So the interpreter that is started, which has h5py and NumPy, no torch and one thread, forks a
-fresh worker for each file in milliseconds. When no file is being read, it waits for the next one; it ends with this
-process. Where a forked process may not use the system's numerical library (macOS), it reads one file and ends. On
-Windows everything is read in the calling process.
+Starting an interpreter for each file would take some tenths of a second, and forking this process would copy the locks
+held by its threads. So one interpreter is started, with h5py and NumPy but without torch and with a single thread; it
+forks a worker for each file in milliseconds. Between files it stays idle, and it ends with this process. Where a forked
+process may not use the system's numerical library (macOS), the interpreter reads one file and ends. On Windows
+everything is read in the calling process.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-Call = Callable[..., Any]  # call("read", path=...) -> what the task of that name returns
+Call = Callable[..., Any]  # call("read", path=...) -> result of the task of that name
 
-SECONDS = 3  # of processor time for one call, and 1 more for each
-BYTES_A_SECOND = 10_000_000  # of the file
-WAIT = 60  # seconds that a call may take by the clock for each second of processor time
-MEMORY = 400_000_000  # bytes that a call may take beyond what the fresh child has
+SECONDS = 3  # CPU time of one call, plus 1 second for every `BYTES_A_SECOND` of the file
+BYTES_A_SECOND = 10_000_000
+WAIT = 60  # wall-clock seconds allowed per second of CPU time
+MEMORY = 400_000_000  # bytes that a call may allocate in addition to the worker's own
 HDF5_TASKS = ("read", "fill", "forward", "audit")
-MOST_IDLE = 4  # interpreters that wait for the next file
-SIGNALLED = 128  # plus its number: the exit code where a signal ended a worker
-PROOF = {"seconds": 60, "memory": 10}  # times as much for the proof, which computes
-# The first thing that a new interpreter runs. It is started isolated: neither the current folder, which may be full of
-# somebody's modules, nor PYTHON* variables say where modules lie. These two packages are taken from where they are
-# here, and nothing else from there.
+MOST_IDLE = 4  # idle interpreters kept for the next file
+SIGNALLED = 128  # plus the signal's number: exit code if a signal ended a worker
+PROOF = {"seconds": 60, "memory": 10}  # factors on the limits for the proof, which computes
+# The first code that a new interpreter runs. It starts in isolated mode: modules are not searched for in the current
+# folder, which may hold arbitrary modules, or along PYTHON* variables. These two packages are loaded from where this
+# process has them, and nothing else from there.
 START = """
 import sys
 home, *further = sys.argv[1:]
@@ -55,11 +55,11 @@ for name in ("convnets_torch", "converters"):
 from converters.readers import process
 process.serve(forks={forks})
 """
-NEEDED = ("numpy", "h5py", "lazy_loader")  # in the user's own packages or on PYTHONPATH, perhaps
-FORKS = sys.platform.startswith("linux")  # macOS lets no forked process use its numerical library
+NEEDED = ("numpy", "h5py", "lazy_loader")  # these may be in the user's site-packages or on PYTHONPATH
+FORKS = sys.platform.startswith("linux")  # on macOS, forked processes cannot use the numerical library
 ENVIRONMENT = {
     **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    "HDF5_PLUGIN_PRELOAD": "::",  # no file has libhdf5 load a library for a filter of its own
+    "HDF5_PLUGIN_PRELOAD": "::",  # keep files from making libhdf5 load filter plugins
 }
 REFUSALS: dict[str, type[Exception]] = {
     error.__name__: error
@@ -69,17 +69,17 @@ REFUSALS: dict[str, type[Exception]] = {
 
 @contextlib.contextmanager
 def reading_process(*, isolated: bool = True) -> Iterator[Call]:
-    """Start a process that reads files, and give a function that runs one of its tasks (`_tasks`).
+    """Provide a reading process and yield a function that runs its tasks (`_tasks`).
 
     Args:
-        isolated: False runs the tasks here.
+        isolated: if False, run the tasks in this process.
 
-    Returns:
-        `call(task, **arguments)`; arguments and results are what JSON can hold, `path` among them.
+    Yields:
+        `call(task, **arguments)`; arguments, among them `path`, and result must be serialisable as JSON.
 
     Raises (by `call`):
-        OSError, ValueError: what the task raised.
-        ValueError: the process crashed, took too long or too much memory over the file.
+        OSError, ValueError: raised by the task.
+        ValueError: the process crashed on the file, or exceeded its time or memory limit.
     """
     if not isolated or os.name == "nt":
         yield _here
@@ -96,7 +96,7 @@ def _here(task: str, **arguments: Any) -> Any:
 
 
 class _Reader:
-    """An interpreter that forks a worker for each file, or that is the worker of one file."""
+    """An interpreter that forks a worker for each file or, without fork, is itself the worker for one file."""
 
     idle: ClassVar[deque[_Reader]] = deque()
 
@@ -105,7 +105,7 @@ class _Reader:
         home = str(Path(__file__).resolve().parents[2])
         command = [sys.executable, *flags, "-c", START.format(forks=FORKS), home, *_further_folders()]
         ours, theirs = socket.socketpair()
-        with theirs:  # in a session of its own, so that workers can be killed with it
+        with theirs:  # in a new session, so that workers can be killed with it
             self.process = subprocess.Popen(
                 command,
                 stdin=theirs.fileno(),
@@ -115,25 +115,25 @@ class _Reader:
             )
         self.connection = Connection(ours.detach())
         self.owner = os.getpid()
-        self.busy = False  # whether an answer is outstanding
+        self.busy = False  # whether a reply is pending
         atexit.register(self.end)
 
     @classmethod
     def take(cls) -> _Reader:
-        """One that waits, or a new one; it is told to begin a file."""
+        """Return an idle or new interpreter after telling it to start a worker."""
         reader = None
         while reader is None and cls.idle:
-            with contextlib.suppress(IndexError):  # another thread was faster
+            with contextlib.suppress(IndexError):  # another thread took the last one
                 found = cls.idle.pop()
-                # A process that was forked from this one must not talk to its parent's.
+                # A process forked from this one must not use its parent's interpreters.
                 reader = found if found.owner == os.getpid() and found.process.poll() is None else None
         reader = reader or cls()
-        with contextlib.suppress(OSError):  # it died this moment, which the first call says
+        with contextlib.suppress(OSError):  # it just died, which the first call reports
             reader.connection.send_bytes(b"")
         return reader
 
     def give_back(self) -> None:
-        """End the worker, and keep the interpreter for the next file where it can fork another."""
+        """End the worker; keep the interpreter for the next file if it can fork another worker."""
         if self.busy or not FORKS or len(self.idle) >= MOST_IDLE:
             self.end()
         else:
@@ -145,7 +145,7 @@ class _Reader:
         if self.owner != os.getpid():
             return
         atexit.unregister(self.end)
-        self.connection.close()  # it reads the end of its orders, and ends
+        self.connection.close()  # the interpreter reads end-of-file, and ends
         if self.busy:
             self.kill()
         self.process.wait()
@@ -158,7 +158,7 @@ class _Reader:
         path = Path(arguments["path"])
         size = path.stat().st_size if path.is_file() else 0
         seconds = SECONDS + math.ceil(size / BYTES_A_SECOND)
-        memory = MEMORY + (size if task == "fill tensors" else 0)  # whose tensors are read as a whole
+        memory = MEMORY + (size if task == "fill tensors" else 0)  # this task reads whole tensors
         if task == "forward":
             seconds, memory = seconds * PROOF["seconds"], memory * PROOF["memory"]
         order = {"task": task, "arguments": arguments, "folder": str(Path.cwd()), "seconds": seconds, "memory": memory}
@@ -183,10 +183,10 @@ class _Reader:
 
 
 def _further_folders() -> list[str]:
-    """Where this process has the packages that readers need, for an interpreter that does not find them by itself."""
+    """Return the folders from which this process imports `NEEDED`, as an isolated interpreter may not find them."""
     here = Path.cwd()
     places = [entry for entry in sys.path if Path(entry).is_absolute()]
-    places.sort(key=lambda entry: Path(entry) == here)  # the current folder is asked last, and never as ""
+    places.sort(key=lambda entry: Path(entry) == here)  # the current folder is searched last, and never as ""
     found = []
     for name in NEEDED:
         spec = sys.modules[name].__spec__ if name in sys.modules else PathFinder.find_spec(name, places)
@@ -205,13 +205,13 @@ def _death(path: Path, code: int, seconds: int, what: str) -> Exception:
     return RuntimeError(f"the process that reads {path} ended with exit code {code}")
 
 
-# What runs in the interpreter that is started
+# Code that runs in the reading process
 
 
 def serve(*, forks: bool) -> None:
-    """Have a worker serve for each beginning that arrives, until the other end is closed; end as the worker does."""
+    """Start a worker for each request until the connection closes; if a worker fails, exit with its code."""
     tasks = _tasks()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     connection = Connection(os.dup(0))
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
@@ -225,7 +225,7 @@ def serve(*, forks: bool) -> None:
 
 
 def _tasks() -> dict[str, Callable[..., Any]]:
-    """What the process can be asked to do: functions of what JSON can hold, free of torch."""
+    """Return the reading process's tasks by name: functions of JSON values that do not need torch."""
     from converters.audit import audit
     from converters.readers.pytorch_files import carry_out_tensors, describe_state_dict, holds_state_dict
     from converters.readers.reading import read_keras
@@ -243,21 +243,21 @@ def _tasks() -> dict[str, Callable[..., Any]]:
 
 
 def _forward(path: str, **arguments: Any) -> None:
-    """The file's own meaning, for the proof (imported here: nothing else needs it)."""
+    """Compute the file's own model for the proof; imported here, as no other task needs it."""
     from converters.proof.forwarding import forward_into
 
     forward_into(path, **arguments)
 
 
 def _work(connection: Connection, tasks: dict[str, Callable[..., Any]]) -> NoReturn:
-    """Carry out orders until there are no more; the worker's whole life."""
+    """Execute orders until there are no more, then exit: the worker's main function."""
     code = 1
     try:
         _quieten()
         with contextlib.suppress(EOFError):
             while data := connection.recv_bytes():
                 order = json.loads(data)
-                os.chdir(order["folder"])  # the interpreter's is that of another time
+                os.chdir(order["folder"])  # the parent may have changed its folder since the interpreter started
                 with _limits(order["seconds"], order["memory"]):
                     answer = _answer(tasks[order["task"]], order["arguments"])
                 connection.send_bytes(json.dumps(answer).encode())
@@ -279,7 +279,7 @@ def _answer(task: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, An
 
 
 def _quieten() -> None:
-    """No messages of dying libraries on the terminal, no core files, and signals as a fresh process has them."""
+    """Silence the standard streams, disable core files and restore default signal handlers."""
     import resource
 
     silent = os.open(os.devnull, os.O_RDWR)
@@ -292,7 +292,7 @@ def _quieten() -> None:
 
 @contextlib.contextmanager
 def _limits(seconds: int, memory: int) -> Iterator[None]:
-    """Processor time and memory from here on; the hard limits stay, so that the next call may have its own."""
+    """Limit CPU time and memory from here on; hard limits stay unchanged, so that the next call can set its own."""
     import resource
 
     used = resource.getrusage(resource.RUSAGE_SELF)

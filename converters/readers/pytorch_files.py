@@ -1,11 +1,11 @@
-"""State dicts of PyTorch (`.pth`): what they hold, and their values, without torch and without running a pickle.
+"""Read state dicts of PyTorch (`.pth`) without torch and without running a pickle.
 
-Two layouts (those of `torch.save` since 2020 and before):
+There are two layouts, those of `torch.save` since 2020 and before:
 
-- a zip of `NAME/data.pkl`, a pickle that describes the tensors, and `NAME/data/0`, `NAME/data/1`, ... with the numbers
+- a zip of `NAME/data.pkl`, a pickle that describes the tensors, and `NAME/data/0`, `NAME/data/1`, ... with the elements
   of their storages;
-- bare pickles: a magic number, a version, the system's sizes, the description, a list of the storages; then the
-  storages in this order, each as the count of its numbers (8 bytes) and these.
+- bare pickles: a magic number, a version, the system's sizes, the tensors, a list of storage keys; then the storages in
+  this order, each as its number of elements (8 bytes) and the elements.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from convnets_torch.files import open_file
 from convnets_torch.text import in_one_line
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-MOST_PICKLE = 16 << 20  # bytes of the description; that of ResNet50 has 40,000
+MOST_PICKLE = 16 << 20  # bytes of the pickle; ResNet50's has 40,000
 MOST_DIMENSIONS = 8
-LARGEST = 1 << 48  # of any size, stride or place; no disk holds more numbers
+LARGEST = 1 << 48  # limit on any size, stride or offset; no disk holds more elements
 DTYPES = {  # torch's name -> NumPy's
     "float64": "f8", "float32": "f4", "float16": "f2", "bfloat16": "u2", "int64": "i8", "int32": "i4", "int16": "i2",
     "int8": "i1", "uint8": "u1", "uint16": "u2", "uint32": "u4", "uint64": "u8", "bool": "u1",
@@ -43,7 +43,7 @@ DTYPES = {  # torch's name -> NumPy's
 
 
 class TensorJob(TypedDict):
-    """A tensor of the file, and where it goes; as `converters.writing.Job`."""
+    """A tensor of the file and its destination; the fields are as in `converters.writing.Job`."""
 
     source: str
     place: int
@@ -53,7 +53,7 @@ class TensorJob(TypedDict):
 
 @dataclass(frozen=True)
 class _Held:
-    """The numbers of one storage: how many bytes, and what reads some of them, `read(start, size)`."""
+    """One storage's size in bytes and a function `read(start, size)` that reads bytes of it."""
 
     size: int
     read: Callable[[int, int], bytes]
@@ -61,7 +61,7 @@ class _Held:
 
 @dataclass(frozen=True)
 class _State:
-    """A file's tensors by name, its storages by key, and the order of the bytes in a number."""
+    """A file's tensors by name, its storages by key, and its byte order."""
 
     tensors: dict[str, Stored]
     storages: dict[str, _Held]
@@ -69,7 +69,7 @@ class _State:
 
 
 def holds_state_dict(path: str) -> bool:
-    """Whether a zip is one of PyTorch's; also a broken one, whose reader says more."""
+    """Return whether a zip is a PyTorch file; also True for a broken zip, as the reader reports the problem."""
     try:
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
@@ -79,11 +79,11 @@ def holds_state_dict(path: str) -> bool:
 
 @in_one_line()
 def describe_state_dict(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """The tensors of a `.pth` file by name, each as {"shape": [...], "dtype": "float32"}; no number is read.
+    """Return the tensors of a `.pth` file by name, each as {"shape": [...], "dtype": "float32"}, without their values.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
-        ValueError: the file is broken, holds more than tensors, tensors that are no plain ones, or no state dict.
+        OSError: the file does not exist or cannot be read.
+        ValueError: the file is broken, holds anything but plain tensors, or is not a state dict.
     """
     with _opened(Path(path)) as state:
         return {name: {"shape": list(tensor.shape), "dtype": tensor.dtype} for name, tensor in state.tensors.items()}
@@ -91,18 +91,18 @@ def describe_state_dict(path: str | os.PathLike[str]) -> dict[str, dict[str, Any
 
 @in_one_line()
 def carry_out_tensors(path: str, output: str, jobs: Sequence[TensorJob]) -> list[str]:
-    """Fill the arrays of a file that is there and as large as it will be.
+    """Write tensors into an existing file of final size.
 
     Args:
         path: the `.pth` file.
         output: the file to fill.
-        jobs: what goes where.
+        jobs: the tensors and their destinations.
 
     Returns:
-        The names of tensors that hold NaN, infinite, or for float32 too large values.
+        The names of tensors with NaN, infinite or (for float32) too large values.
 
     Raises:
-        ValueError: a tensor cannot be read, or is no longer the one that was looked at.
+        ValueError: a tensor cannot be read, or the file has changed since it was examined.
     """
     not_finite = []
     mapped = np.memmap(output, np.uint8, "r+")
@@ -110,10 +110,10 @@ def carry_out_tensors(path: str, output: str, jobs: Sequence[TensorJob]) -> list
         for job in jobs:
             tensor = state.tensors.get(job["source"])
             if tensor is None or list(tensor.shape) != job["shape"]:
-                raise ValueError(f"{path} has changed since it was looked at; convert it anew")
+                raise ValueError(f"{path} has changed since it was examined; convert it again")
             size = prod(job["shape"]) * np.dtype(job["dtype"]).itemsize
             target = np.asarray(mapped[job["place"] : job["place"] + size]).view(job["dtype"]).reshape(job["shape"])
-            with _one_sentence(path), np.errstate(over="ignore"):  # too large for float32: infinite, and refused
+            with _one_sentence(path), np.errstate(over="ignore"):  # too large for float32 becomes inf and is reported
                 target[...] = _values(state, tensor)
             if not is_finite(target):
                 not_finite.append(job["source"])
@@ -122,7 +122,7 @@ def carry_out_tensors(path: str, output: str, jobs: Sequence[TensorJob]) -> list
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_State]:
-    """A file's tensors, each of them checked."""
+    """Open a file and yield its checked tensors."""
     with open_file(path) as file:
         with _one_sentence(path):
             is_zip = file.read(2) == b"PK"
@@ -134,7 +134,7 @@ def _opened(path: Path) -> Iterator[_State]:
 
 @contextmanager
 def _one_sentence(path: str | Path) -> Iterator[None]:
-    """A problem that lacks its subject, and what zipfile says of a broken file, as a sentence that names the file."""
+    """Turn errors without a subject, and those of zipfile, into one-sentence errors that name the file."""
     try:
         yield
     except ValueError as error:
@@ -151,10 +151,10 @@ def _zipped(path: Path, file: IO[bytes]) -> _State:
     members = {member.filename: member for member in archive.infolist()}
     pickles = [name for name in members if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise ValueError(f"holds {len(pickles)} pickles; one is wanted, as torch.save writes it")
+        raise ValueError(f"holds {len(pickles)} pickles; torch.save writes exactly one")
     [name] = pickles
     if members[name].file_size > MOST_PICKLE:
-        raise ValueError(f"has a pickle of {members[name].file_size} bytes; that is no state dict")
+        raise ValueError(f"has a pickle of {members[name].file_size} bytes; no state dict has so many")
     tensors = read_pickle(io.BytesIO(archive.read(name)))
     _check_state_dict(tensors)
     folder = name.removesuffix("data.pkl")
@@ -180,11 +180,11 @@ def _read_at(file: IO[bytes], place: int, start: int, size: int) -> bytes:
 
 
 def _bare(file: IO[bytes]) -> _State:
-    start = io.BytesIO(file.read(MOST_PICKLE))  # of which nothing can ask for more than there is
+    start = io.BytesIO(file.read(MOST_PICKLE))  # in memory, so that no instruction can request more than is there
     magic, protocol = read_pickle(start), read_pickle(start)
     if magic != MAGIC or protocol != PROTOCOL:
-        raise ValueError("is no file of PyTorch that is known here; save the state dict anew")
-    read_pickle(start)  # of the system that wrote it; the numbers are little-endian whatever it says
+        raise ValueError("is not a PyTorch file in a known format; save the state dict again")
+    read_pickle(start)  # sizes on the system that wrote it; elements are always little-endian
     tensors, keys = read_pickle(start), read_pickle(start)
     _check_state_dict(tensors)
     place, end = start.tell(), file.seek(0, os.SEEK_END)
@@ -193,7 +193,7 @@ def _bare(file: IO[bytes]) -> _State:
     storages = {}
     for key in map(str, keys if isinstance(keys, list) else ()):
         if key not in sizes:
-            raise ValueError("is broken (it has numbers of no tensor); download it again")
+            raise ValueError("is broken (it has a storage that no tensor uses); download it again")
         size = int.from_bytes(_read_at(file, place, 0, 8), "little") * sizes[key]
         storages[key] = _Held(size, partial(_read_at, file, place + 8))
         place += 8 + size
@@ -208,7 +208,7 @@ def _check_state_dict(found: Any) -> None:
 
 
 def _check(state: _State) -> None:
-    """Refuse the first tensor that does not lie in the file as it says."""
+    """Raise ValueError for the first tensor that is malformed or not completely in the file."""
     total = 0
     for name, tensor in state.tensors.items():
         if not isinstance(name, str):
@@ -218,14 +218,14 @@ def _check(state: _State) -> None:
         total += prod(tensor.shape) * np.dtype(DTYPES[tensor.dtype]).itemsize
     held = sum(storage.size for storage in state.storages.values())
     if total > held:
-        raise ValueError(f"holds {held} bytes of numbers for tensors of {total}, which share them; save clones of them")
+        raise ValueError(f"stores {held} bytes for tensors of {total} bytes that share memory; save clones of them")
 
 
 def _problem(state: _State, tensor: Stored) -> str | None:
-    """Why a tensor must not be read, as the end of a sentence."""
+    """Return why a tensor must not be read, as the end of a sentence, or None."""
     storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
     if tensor.dtype not in DTYPES:
-        return f"a tensor of {tensor.dtype:.40}; real numbers of up to 64 bits are read: convert it and save again"
+        return f"a tensor of {tensor.dtype:.40}; real numbers of up to 64 bits are supported: convert it and save again"
     if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)):
         return "a tensor without shape; the file is broken, download it again"
     numbers = (*shape, *strides, tensor.offset, storage.start)
@@ -234,25 +234,25 @@ def _problem(state: _State, tensor: Stored) -> str | None:
     if len(shape) > MOST_DIMENSIONS:
         return f"a tensor of {len(shape)} dimensions; weights have up to {MOST_DIMENSIONS}"
     if storage.dtype not in (tensor.dtype, "bytes"):
-        return f"a tensor of {tensor.dtype} in numbers of {storage.dtype}; the file is broken, download it again"
+        return f"a {tensor.dtype} tensor in a {storage.dtype} storage; the file is broken, download it again"
     size = np.dtype(DTYPES[tensor.dtype]).itemsize
     held = state.storages.get(storage.key)
     if held is None or (storage.start + tensor.offset + _reach(tensor)) * size > held.size:
-        return f"which is {shape}, but not all of its numbers are there; download it again"
+        return f"which is {shape}, but not completely in the file; download it again"
     if not _is_apart(tensor):
-        return f"which is {shape}, but has fewer numbers, some at several places; save a clone of it"
+        return f"which is {shape}, but stores fewer elements, some shared by several indices; save a clone of it"
     return None
 
 
 def _reach(tensor: Stored) -> int:
-    """How many numbers of its storage a tensor spans, from its first to its last."""
+    """Return the number of storage elements that a tensor spans, from its first to its last."""
     if 0 in tensor.shape:
         return 0
     return 1 + sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.strides, strict=True))
 
 
 def _is_apart(tensor: Stored) -> bool:
-    """Whether no number is at two places of a tensor: each stride goes beyond all that the smaller ones reach."""
+    """Return whether all indices map to distinct elements: each stride exceeds the span of all smaller strides."""
     reach = 1
     for stride, side in sorted(zip(tensor.strides, tensor.shape, strict=True)):
         if side > 1:
@@ -263,7 +263,7 @@ def _is_apart(tensor: Stored) -> bool:
 
 
 def _values(state: _State, tensor: Stored) -> NDArray[Any]:
-    """The values of a checked tensor; bfloat16 as float32."""
+    """Read a checked tensor's values; bfloat16 as float32."""
     dtype = np.dtype(DTYPES[tensor.dtype]).newbyteorder(state.order)
     start, size = (tensor.storage.start + tensor.offset) * dtype.itemsize, _reach(tensor) * dtype.itemsize
     content = state.storages[tensor.storage.key].read(start, size)

@@ -1,7 +1,7 @@
-"""Read a weights file or model of any Keras, from 0.x to 3, as plain data; needs neither Keras nor torch.
+"""Read a weights file or model of Keras 0.x to 3 as plain data, without Keras or torch.
 
-Whatever the container, the answer is a `KerasFile`: ordered layers, arrays by role, the model's config. Nothing of
-a file is carried out or imported, no link is followed, and no array is read before `values` is asked for it.
+Every container gives a `KerasFile`: ordered layers, arrays by role, the model's config. Nothing in a file is executed
+or imported, no link is followed, and arrays are only read by `values`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import h5py
 
 from converters.layouts import Array
 from converters.readers import arrays, keras_archive, keras_weights, legacy_h5
-from converters.readers.hdf5_tree import BROKEN, Tree, survey
+from converters.readers.hdf5_tree import BROKEN, Tree, reason_of, survey
 from converters.readers.keras_file import KerasArray, KerasFile
 from convnets_torch.files import check_regular, open_file, opened_path
 from convnets_torch.text import in_one_line
@@ -26,15 +26,16 @@ values = arrays.values
 
 @in_one_line()
 def read_keras(path: str | os.PathLike[str]) -> KerasFile:
-    """What a file of any Keras says of itself.
+    """Read the description of a Keras file.
 
     Args:
-        path: `.h5` (weights or a whole model of Keras 0.x to 3), `.weights.h5` or `.keras`; told by the content.
+        path: an `.h5` (weights or a whole model of Keras 0.x to 3), `.weights.h5` or `.keras` file; the type is
+            determined by the content.
 
     Raises:
         OSError: the file is missing, a folder, empty, truncated or broken.
-        ValueError: it holds no Keras weights, or something that Keras never writes: links, values that lie in other
-            files, arrays that are not there, weights that are no floating point numbers.
+        ValueError: it holds no Keras weights, or holds something that Keras never writes: links, external storage,
+            incomplete arrays, weights that are not floating point.
 
     >>> file = read_keras("alexnet_weights.h5")
     >>> file.framework, len(file.layers), [layer.name for layer in file.weighted[:3]]
@@ -63,7 +64,7 @@ def read_keras(path: str | os.PathLike[str]) -> KerasFile:
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """The HDF5 file at `path`, or in the `.keras` archive there, open for reading until the block ends."""
+    """Open the HDF5 file at `path`, or the one in a `.keras` archive, for reading."""
     path = Path(path)
     check_regular(path)
     if not keras_archive.is_archive(path):
@@ -75,7 +76,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
 
 
 def read_array(array: KerasArray) -> Array:
-    """The values of one array, as `values`; for many of them, open the file once."""
+    """Open an array's file and return its `values`; to read many arrays, use `opened` and `values`."""
     with opened(array.path) as file:
         return values(file, array)
 
@@ -85,18 +86,18 @@ def _opened_h5(path: Path) -> Iterator[h5py.File]:
     with open_file(path) as opened:
         place = opened_path(opened)
         if not h5py.is_hdf5(place):
-            raise OSError(f"{path} is no HDF5 file, or truncated before its header ends; download it again")
+            raise OSError(f"{path} is not an HDF5 file, or is truncated within its header; download it again")
         try:
             file = h5py.File(place, "r")
         except BROKEN as error:
             reason = str(error).replace(place, str(path))
-            raise OSError(f"{path} cannot be opened, it is truncated or broken ({reason}); download it again") from None
+            raise OSError(f"{path} is truncated or broken and cannot be opened ({reason}); download it again") from None
         with file:
             yield file
 
 
 def _surveyed(path: Path, file: h5py.File) -> Tree:
-    """All that a file holds, what training keeps left out; ValueError for what Keras never writes."""
+    """Survey a file without its training state; raise ValueError for anything that Keras never writes."""
     listing = "layer_names" in file.attrs or "layer_names0" in file.attrs or "nb_layers" in file.attrs
     if listing:
         leave_out: frozenset[str] = frozenset()
@@ -106,17 +107,16 @@ def _surveyed(path: Path, file: h5py.File) -> Tree:
         leave_out = keras_weights.NOT_WEIGHTS
     tree = survey(file, leave_out)
     for problem in tree.problems:
-        raise ValueError(f"{path}: {problem.place} is {problem.what}; Keras writes none, so nothing of it is read")
+        raise ValueError(f"{path}: {problem.place} is {problem.what}; Keras never writes this, so the file is not read")
     return tree
 
 
 @contextmanager
 def _one_sentence(path: Path) -> Iterator[None]:
-    """What libhdf5 and h5py say of a broken file as one sentence that names it."""
+    """Turn errors of libhdf5 and h5py into one-sentence errors that name the file."""
     try:
         yield
     except BROKEN as error:
-        if str(path) in str(error):  # said already
+        if str(path) in str(error):  # already names the file
             raise
-        reason = " ".join(str(error).strip("'\"").split()) or type(error).__name__
-        raise ValueError(f"{path} is broken ({reason}); download it again") from None
+        raise ValueError(f"{path} is broken ({reason_of(error)}); download it again") from None

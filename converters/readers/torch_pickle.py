@@ -1,9 +1,9 @@
-"""The pickles of PyTorch's state dicts, read as descriptions of tensors: nothing is imported and nothing is called.
+"""Interpret the pickles of PyTorch's state dicts without importing or calling anything that they name.
 
-A pickle is a program. `pickletools` cuts it into its instructions, and here those are followed that `torch.save` writes
-for a state dict. What they would call to make a tensor gives a `Stored` instead; whatever else they name is refused.
+A pickle is a program. `pickletools` decodes its instructions; this module executes those that `torch.save` writes for a
+state dict. Calls that would build a tensor give a `Stored` description instead; any other name is refused.
 
-Source: `torch._weights_only_unpickler`, which knows the same instructions, and `torch._utils` for what is called.
+Source: `torch._weights_only_unpickler`, which supports the same instructions, and `torch._utils` for the functions.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-MOST_INSTRUCTIONS = 2_000_000  # ResNet50 has some ten thousand
+MOST_INSTRUCTIONS = 2_000_000  # ResNet50 has about ten thousand
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 GIVEN = ("BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "LONG1")
-SCALARS = (str, int, float, type(None))  # what may be a key: others could take long to be told from each other
+SCALARS = (str, int, float, type(None))  # allowed types of keys; comparing others could take long
 KINDS = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32",
     "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "Untyped": "bytes",
@@ -25,13 +25,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Named:
-    """Something of Python that a pickle names, "torch.FloatStorage"; only ever the name of it."""
+    """A Python object named in a pickle, "torch.FloatStorage"; it is never imported."""
 
     name: str
 
     @property
     def dtype(self) -> str:
-        """Of a storage or tensor class, in torch's words; "bytes" where the tensor says it."""
+        """The dtype of a storage or tensor class, "float32"; "bytes" if each tensor specifies its own."""
         module, _, name = self.name.rpartition(".")
         kind = name.removesuffix("Storage").removesuffix("Tensor")
         if module not in ("torch", "torch.cuda", "torch.storage") or kind not in KINDS:
@@ -41,12 +41,12 @@ class Named:
 
 @dataclass(frozen=True)
 class Storage:
-    """The numbers that tensors share.
+    """The elements that tensors share.
 
     Attributes:
-        dtype: of the numbers, or "bytes".
-        key: what the file calls it.
-        start: the first of them that counts.
+        dtype: dtype of the elements, or "bytes".
+        key: the storage's key in the file.
+        start: index of the first element, if this is a view of another storage.
     """
 
     dtype: str
@@ -54,14 +54,14 @@ class Storage:
     start: int = 0
 
 
-NOT_SAID = Storage("bytes", "")
+UNKNOWN = Storage("bytes", "")
 
 
 @dataclass
 class Stored:
-    """A tensor: its numbers begin at `offset` in the storage, and `strides` lie between them; all counts of numbers."""
+    """A tensor as a view of a storage; offset and strides are in elements."""
 
-    storage: Storage = NOT_SAID
+    storage: Storage = UNKNOWN
     dtype: str = ""
     offset: int = 0
     shape: tuple[int, ...] = ()
@@ -69,7 +69,7 @@ class Stored:
 
 
 class Refused(ValueError):
-    """What is wrong with a pickle; the sentence lacks its subject, the file."""
+    """A problem with a pickle; the message lacks its subject, the file name."""
 
 
 def refusal(name: str) -> Refused:
@@ -83,31 +83,31 @@ def broken() -> Refused:
 
 
 def read_pickle(stream: IO[bytes]) -> Any:
-    """What one pickle holds: dicts, lists, tuples, text and numbers, and `Stored`; the stream is left behind it.
+    """Read one pickle of dicts, lists, tuples, strings, numbers and `Stored`, leaving the stream after it.
 
     Raises:
-        Refused: it holds anything else, or is broken.
+        Refused: the pickle holds anything else, or is broken.
     """
     reader = _Reader()
     try:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if number == MOST_INSTRUCTIONS:
-                raise Refused(f"has a pickle of more than {MOST_INSTRUCTIONS} instructions; that is no state dict")
+                raise Refused(f"has a pickle of more than {MOST_INSTRUCTIONS} instructions; no state dict has so many")
             reader.follow(opcode.name, argument)
         [result] = reader.stack
     except Refused:
         raise
     except (IndexError, KeyError, TypeError, AttributeError, ValueError, Warning):
-        raise broken() from None  # a stack or memo lacks something; or an old text is odd, and warnings are errors
+        raise broken() from None  # missing stack or memo entry; or an odd old string, if warnings are errors
     return result
 
 
 class _Reader:
-    """The stack machine that a pickle is a program for."""
+    """The stack machine that executes a pickle."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # the stacks that marks cut off
+        self.below: list[list[Any]] = []  # stacks saved by marks
         self.memo: dict[int, Any] = {}
 
     def follow(self, opcode: str, argument: Any) -> None:
@@ -164,13 +164,13 @@ def _set(target: Any, pairs: Sequence[Any]) -> None:
 
 
 def _made(called: Any, arguments: Any) -> Any:
-    """What a call would give: a dict, or a tensor of those that lie in storages."""
+    """Return the result of a call: a dict or a tensor description."""
     if not isinstance(called, Named) or not isinstance(arguments, tuple):
         raise broken()
     name = called.name
     if name == "collections.OrderedDict":
         found: dict[Any, Any] = {}
-        _set(found, [tuple(pair) for pair in (arguments[0] if arguments else ())])  # Python 2 gives a list of pairs
+        _set(found, [tuple(pair) for pair in (arguments[0] if arguments else ())])  # Python 2 stores a list of pairs
         return found
     if name in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"):
         storage, offset, shape, strides = arguments[:4]
@@ -186,24 +186,24 @@ def _made(called: Any, arguments: Any) -> Any:
         if not isinstance(arguments[0], Stored):
             raise broken()
         return arguments[0]
-    if name.endswith("Tensor") and not arguments:  # before 2017; what it is follows
+    if name.endswith("Tensor") and not arguments:  # before 2017; a BUILD instruction sets its attributes
         return Stored(dtype=called.dtype)
     raise refusal(name)
 
 
 def _build(made: Any, state: Any) -> None:
-    """What is told of something after it was made; that matters for tensors of before 2017 alone."""
-    if isinstance(made, Stored) and made.storage is NOT_SAID:
+    """Set an object's state, which matters only for tensors from before 2017."""
+    if isinstance(made, Stored) and made.storage is UNKNOWN:
         made.storage, made.offset, made.shape, made.strides = state
     elif not isinstance(made, dict | Stored):
         raise broken()
 
 
-def _storage(told: Any) -> Storage:
-    word, kind, key, _, _, *view = told
+def _storage(persistent_id: Any) -> Storage:
+    word, kind, key, _, _, *view = persistent_id
     if word != "storage" or not isinstance(key, str | int):
         raise broken()
     start = 0
-    if any(view):  # of a part of another storage, before 2020
+    if any(view):  # a view of another storage, before 2020
         _, start, _ = view[0]
     return Storage(kind.dtype, str(key), start)
