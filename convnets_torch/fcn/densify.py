@@ -333,7 +333,7 @@ def _title(node: Node) -> str:
 
 
 class _Names:
-    """Unique names for the head's layers: the module's own names with "_" for "."."""
+    """Make unique names for the head's layers: the module's own with "_" for "."."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()

@@ -29,7 +29,7 @@ from convnets_torch.networks.tracing import LocalTracer
 
 
 class Field(NamedTuple):
-    """Receptive field along one axis: cell i sees pixels start + i * stride up to, excluding, that plus `size`.
+    """Receptive field along one axis: cell i sees `size` pixels from start + i * stride on.
 
     Pixels outside the picture are padding.
     """
@@ -64,7 +64,7 @@ class Grid:
         return (count(self.steps, height, 0), count(self.steps, width, 1))
 
     def seen(self, side: int, axis: int) -> tuple[Pair, ...]:
-        """Return the pixel range (first, one after the last) that each row (axis 0) or column (axis 1) of cells sees.
+        """Return the first pixel and the one after the last that each row (axis 0) or column (axis 1) of cells sees.
 
         The result is exact: pixels that a pool drops at the end of a side are not included.
 
@@ -401,10 +401,7 @@ def _call(node: Node) -> Callable[[Tensor], Tensor]:
 
 
 def pool_of(node: Node) -> nn.Module | None:
-    """Return the layer equivalent to a call of `max_pool2d` or `avg_pool2d`; None for other calls.
-
-    None as well if the arguments are computed from the map.
-    """
+    """Return the layer equivalent to a call of `max_pool2d` or `avg_pool2d`; None for other calls or computed sizes."""
     if len(node.all_input_nodes) != 1 or node.kwargs.get("return_indices"):
         return None
     kind = POOL_CALLS.get(node.target)
@@ -415,11 +412,7 @@ def pool_of(node: Node) -> nn.Module | None:
 
 
 def layer_step(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Step:
-    """Return the step of one layer.
-
-    Raises:
-        ValueError: the layer is unknown, or its padding depends on the map.
-    """
+    """Return the step of one layer; ValueError if it is unknown, or its padding depends on the map."""
     if isinstance(layer, CELLWISE):
         return Step(name, "cells", inputs, out_of_place(layer))
     if not is_layer(layer):

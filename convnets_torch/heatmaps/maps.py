@@ -771,11 +771,7 @@ class ProbabilityMap(CellMap):
 
 
 def contrast_of(one: Heatmap, other: Heatmap) -> Contrast:
-    """Return the difference between two maps of the same cells.
-
-    Raises:
-        ValueError: both targets are the same classes.
-    """
+    """Return the difference between two maps of the same cells; ValueError if their targets are the same classes."""
     if one.target.class_ids == other.target.class_ids:
         raise ValueError(f"{one.target.label} and {other.target.label} are the same classes; contrast two targets")
     return Contrast(**_shared(one), values=one.values - other.values, one=one, other=other)

@@ -127,11 +127,7 @@ class HeatmapOptions:
 
     @property
     def memory(self) -> int | None:
-        """`max_memory` in bytes.
-
-        Raises:
-            ValueError: it is not an amount of memory.
-        """
+        """`max_memory` in bytes; ValueError if it is not an amount of memory."""
         return None if self.max_memory is None else parse_bytes(self.max_memory)
 
 
@@ -151,11 +147,7 @@ def run(network: Mappable, image: Sliceable, wanted: Wanted, options: HeatmapOpt
 
 
 def sizes_to_run(network: Mappable, size: Pair, name: str, options: HeatmapOptions) -> list[Pair]:
-    """Return (height, width) in pixels of the network's input, one for each scale, for a picture of `size`.
-
-    Raises:
-        ValueError: the picture is too small for the network, or the scales are invalid.
-    """
+    """Return the input size (height, width) for each scale of a picture of `size`; ValueError if it is too small."""
     base = size_seen(size, network, name, options.longest_side, options.upscale)
     return [base] if options.scales is None else sizes_of(options.scales, base, network.size)
 
@@ -256,10 +248,9 @@ class Wanted:
     everything: bool = False
 
     def keep(self, chances: Tensor) -> Kept:
-        """Return "sums" (targets, h, w), "best_ids" and "best" (k, h, w), "winner_ids" and "winners" (h, w), and "all".
+        """Return the wanted arrays of probabilities (classes, h, w), float32.
 
-        Args:
-            chances: (classes, h, w) float32.
+        They are "sums" (targets, h, w), "best_ids" and "best" (k, h, w), "winner_ids" and "winners" (h, w), and "all".
         """
         kept: dict[str, Tensor] = {}
         # Rounding alone can bring the sum of all classes above 1.
@@ -287,11 +278,7 @@ class Store:
 
 
 def network_of(network: Mappable) -> Network:
-    """Return the network itself, or the network behind an engine for score maps.
-
-    Raises:
-        ValueError: the engine classifies.
-    """
+    """Return the network, or the network behind an engine for score maps; ValueError if the engine classifies."""
     if isinstance(network, nn.Module):
         return network
     if network.mapped is None:
@@ -436,17 +423,14 @@ def _engine_or_network(network: Mappable, grid: Grid, size: tuple[int, int], max
 def run_batch(
     network: Mappable, grid: Grid, pictures: Sequence[Pixels], card: Card, wanted: Wanted
 ) -> list[Kept | ValueError]:
-    """Run a network over pictures of one size in one batch, and keep the same as `run_pass` for each.
+    """Run a network, or its engine, over pictures of one size in one batch.
 
     Args:
-        network: in eval mode, or its engine.
-        grid: its cells.
+        network, grid, card, wanted: as in `run_pass`.
         pictures: at the network's input size, (H, W, 3) uint8, RGB, 0 to 255 each.
-        card: of the weights.
-        wanted: what to keep of each.
 
     Returns:
-        The arrays kept of each picture, or the error if its outputs are not probabilities.
+        The arrays kept of each picture, as by `run_pass`, or the error if its outputs are not probabilities.
     """
     device = next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
     with torch.inference_mode():

@@ -123,11 +123,7 @@ def sizes_of(scales: Scales, size: Pair, least: Pair) -> list[Pair]:
 
 
 def factors_of(scales: Scales) -> list[float]:
-    """Return scales given as numbers, sorted and without duplicates.
-
-    Raises:
-        ValueError: there is no scale, or one is not a number above 0.
-    """
+    """Return scales given as numbers, sorted and without duplicates; ValueError unless all are above 0."""
     factors = [] if isinstance(scales, str) else sorted({float(scale) for scale in scales})
     if not factors or not all(np.isfinite(factor) and factor > 0 for factor in factors):
         raise ValueError(f"scales are {scales!r}; give factors above 0, such as 0.5, 1, 2, or 'auto'")

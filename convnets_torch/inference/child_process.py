@@ -40,7 +40,7 @@ def apart(home: str, function: str, *arguments: Any, progress: Progress | None =
 
     If this process has no other thread, call it here; otherwise in a child process, which takes some seconds to start.
     Arguments that cannot be pickled, such as modules whose class is defined in a script, are always processed here;
-    other threads are then exposed to the changed settings meanwhile.
+    other threads then see the changed settings while it runs.
 
     Args:
         home: the function's module.

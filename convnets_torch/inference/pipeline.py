@@ -409,12 +409,7 @@ class Inputs:
         return Input(pixels, remarks=found.remarks, seen=looked)
 
     def _needed(self, size: Pair, part: tuple[float, float] | None = None) -> tuple[tuple[int, int, int, int], Cut]:
-        """Return the pixels of an image that are needed, and the region of them to resize.
-
-        Args:
-            size: (height, width) of the image.
-            part: (width, height) of the image that the picture covers, as in `Upright`.
-        """
+        """Return the needed pixels of an image, of which the picture covers `part`, and the region to resize."""
         rule, whole = self._rule, size if part is None else part[::-1]
         box = (0, 0, *whole[::-1]) if rule.resize_rule == "stretch" else cropped_box(whole, rule)
         x, y, *_ = seen = reach(box, size, rule.resized, rule.interpolation)
@@ -794,11 +789,7 @@ def batch_for(network: Runnable) -> int:
 
 
 def card_of(network: Runnable) -> Card:
-    """Return the card of a network (or engine) that is ready to classify.
-
-    Raises:
-        ValueError: the network has no card or no head, or is in training mode.
-    """
+    """Return the card of a network or engine; ValueError if it has none or no head, or is in training mode."""
     card = ready_card(network)
     inner = unwrapped(network) if isinstance(network, nn.Module) else None
     if isinstance(inner, Network) and inner.head is None:
@@ -807,20 +798,12 @@ def card_of(network: Runnable) -> Card:
 
 
 def mappable(network: Mappable) -> Mappable:
-    """Return the network or engine to compute maps with; a compiled or wrapped network is unwrapped.
-
-    Raises:
-        ValueError: the module is not a network of this library.
-    """
+    """Return the network, unwrapped, or engine to compute maps with; ValueError for other modules."""
     return as_network(network) if isinstance(network, nn.Module) else network
 
 
 def ready_card(network: Runnable) -> Card:
-    """Return the card of a network (with or without a head) or engine that is ready to run.
-
-    Raises:
-        ValueError: the network has no card, or is in training mode.
-    """
+    """Return the card of a network or engine, headless or not; ValueError if it has none or is in training mode."""
     inner = unwrapped(network) if isinstance(network, nn.Module) else network
     card: Card | None = getattr(inner, "card", None)
     if card is None:

@@ -99,11 +99,7 @@ def prepare(
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """Return the device, resolving "auto".
-
-    Raises:
-        ValueError: it is unknown or not available.
-    """
+    """Return the device, resolving "auto"; ValueError if it is unknown or not available."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
