@@ -425,7 +425,7 @@ class Densified(Network):
             _compare(found.flatten(2), torch.stack(crops, dim=2), "its head on crops of the feature map")
             grid, height = grid_of(self), larger.shape[2]
             strips = (larger[:, :, top : top + height // 2] for top in range(0, height, height // 2))
-            _compare(gather(grid, strips, *larger.shape[2:]), found, "its outputs in one pass, in strips of rows")
+            _compare(gather(grid, strips, *larger.shape[2:]), found, "its outputs in one pass, when run in strips,")
 
 
 def _random_images(module: nn.Module, size: Size) -> Tensor:
