@@ -158,7 +158,7 @@ def test_what_an_engine_cannot_do_is_refused(pair):
     network, ready = pair
     with pytest.raises(ValueError, match="one cell per 32 pixels; for a cell stride of 8 use the network itself"):
         heatmap(ready, picture(260, 300), "a", cell_stride=8)
-    with pytest.raises(ValueError, match="a cell stride of 8 take the network itself"):
+    with pytest.raises(ValueError, match="a cell stride of 8 use the network itself"):
         heatmap_each(ready, [picture(260, 300)], "a", cell_stride=8)
     assert heatmap(ready, picture(260, 300), "a", cell_stride=32).values.shape == (2, 3)
     with pytest.raises(ValueError, match="the engine gives score maps; to classify, make one without heatmap"):
