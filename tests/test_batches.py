@@ -190,17 +190,17 @@ def test_what_concerns_all_pictures_is_refused_before_any_is_taken(network):
     refused: list[tuple[dict[str, Any], str]] = [
         ({"target": "doog"}, "unknown word 'doog'"),
         ({"target": []}, "list of targets is empty"),
-        ({"cell_stride": 5}, "a cell stride of 5 pixels cannot be had"),
+        ({"cell_stride": 5}, "does not support a cell stride of 5 pixels"),
         ({"scales": (1, -2)}, "scales are"),
         ({"scales": (1, 2), "fuse": "sum"}, "unknown way to fuse scales 'sum'"),
-        ({"max_memory": "much"}, "'much' is no amount of memory"),
+        ({"max_memory": "much"}, "'much' is not an amount of memory"),
         ({"longest_side": 0}, "a longest side of 0 pixels is out of range"),
     ]
     for options, sentence in refused:
         with pytest.raises(ValueError, match=sentence):
             heatmap_each(network, untouched(), **{"target": "dog", **options})
     network.card = replace(network.card, activation="none")
-    with pytest.raises(ValueError, match="outputs are no probabilities"):
+    with pytest.raises(ValueError, match="outputs are not probabilities"):
         heatmap_each(network, untouched(), "dog")
     network.card = None
     with pytest.raises(ValueError, match="has no card"):

@@ -84,7 +84,7 @@ def test_sigmoid_outputs_are_each_by_itself(lite_weights, photographs):
     with pytest.raises(ValueError, match="118 classes, whose sigmoids do not add up; name one class"):
         heatmap(network, pixels, "dog")
     network.card = replace(network.card, activation="none")
-    with pytest.raises(ValueError, match="outputs are no probabilities"):
+    with pytest.raises(ValueError, match="outputs are not probabilities"):
         classify(network, pixels)
 
 

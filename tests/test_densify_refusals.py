@@ -65,15 +65,15 @@ REFUSED = {  # builder, words
     "squeeze and excitation": (Gated, r"squeeze is AdaptiveAvgPool2d, which is not known .* \(in Gated\)"),
     "timm's": (lambda: timm.create_model("seresnet18", num_classes=5), r"call mean, .* \(in SEModule\)"),
     "attention": (lambda: timm.models.VisionTransformer(32, 8, embed_dim=8, depth=1, num_heads=2), "it uses cls_token"),
-    "ceil_mode": (lambda: models.SqueezeNet(num_classes=5), r"features.2 is MaxPool2d.*take ceil_mode=False"),
+    "ceil_mode": (lambda: models.SqueezeNet(num_classes=5), r"features.2 is MaxPool2d.*use ceil_mode=False"),
     "timm's average": (lambda: timm.create_model("resnet18d", num_classes=5), r"layer2.0.downsample.0 is AvgPool2d"),
     "MobileNetV3": (lambda: models.mobilenet_v3_small(), r"block.1.avgpool is Adaptive.* \(in SqueezeExcitation\)"),
     "shuffling": (lambda: models.shufflenet_v2_x0_5(), r"call view, which is not known .* \(in InvertedResidual\)"),
-    "overwritten": (Overwritten, r"differs from the module's answers by \d"),
-    "branches": (Branching, "cannot be followed layer by layer .*control flow"),
+    "overwritten": (Overwritten, r"differs from the module's outputs by \d"),
+    "branches": (Branching, "cannot be traced layer by layer .*control flow"),
     "two inputs": (Two, r"does not take images .*missing 1 required positional argument: 'y'"),
-    "a map": (lambda: ended(), r"it gives \(2, 6, 30, 30\) for images .*; logits \(N, classes\) are wanted"),
-    "no dense layer": (lambda: ended(nn.AvgPool2d(4), nn.Flatten(0, 1)), r"it gives \(12, 7, 7\)"),
+    "a map": (lambda: ended(), r"it returns \(2, 6, 30, 30\) for images .* instead of logits \(N, classes\)"),
+    "no dense layer": (lambda: ended(nn.AvgPool2d(4), nn.Flatten(0, 1)), r"it returns \(12, 7, 7\)"),
     "a lazy layer": (lambda: ended(nn.Flatten(), nn.LazyLinear(5)), "^Sequential .* 2 has no parameters yet; run"),
     "no parameters": (lambda: nn.Sequential(nn.AvgPool2d(32), nn.Flatten()), "it has no parameters"),
     "a head that mixes classes": (
@@ -125,5 +125,5 @@ def test_adaptive_pools_are_dropped_where_they_do_nothing_and_else_the_sizes_are
 
 @pytest.mark.parametrize("size", [0, -3, (32,), (32, 0), True, 32.0, "32", (32, 48, 3), None])
 def test_no_size(size):
-    with pytest.raises(ValueError, match="height and width in pixels are wanted"):
+    with pytest.raises(ValueError, match="give height and width in pixels"):
         densify(lively(sequential()), size)

@@ -43,4 +43,4 @@ def test_the_command_takes_a_device(vgg, golden, tmp_path, command):
     code, out, _ = command("doctor", weights, *recorded, "--device", "cpu")
     assert (code, "kernels are flipped" in out) == (0, True), out
     code, _, said = command("doctor", weights, *recorded, "--device", "cuda:99")
-    assert (code, "device cuda:99 is not there" in said) == (1, True)
+    assert (code, "device cuda:99 is not available" in said) == (1, True)

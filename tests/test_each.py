@@ -142,7 +142,7 @@ def test_a_batch_is_halved_when_memory_runs_out_and_stays_so(name, good):
         warnings.simplefilter("error", MemoryWarning)
         wanted = answer()
     network.features.register_forward_pre_hook(full)
-    with pytest.warns(MemoryWarning, match="does not suffice") as said:
+    with pytest.warns(MemoryWarning, match="memory ran out") as said:
         found = answer()
     assert sizes == [2] * 35  # also of the pictures that come after those that waited together at first
     messages = [str(each.message) for each in said if each.category is MemoryWarning]

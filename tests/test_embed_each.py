@@ -150,7 +150,7 @@ def test_what_is_no_good_is_refused_before_the_first_picture(files):
     wrong: list[tuple[dict, str]] = [
         ({"layer": "relu_9"}, "AlexNet has no layer 'relu_9'"),
         ({"pool": "sum"}, "unknown pool"),
-        ({"batch": 0}, "a batch of 0 is none"),
+        ({"batch": 0}, "batch must be a positive integer or 'auto', got 0"),
         ({"decoder": "cv2"}, "unknown decoder"),
     ]
     for options, message in wrong:

@@ -84,7 +84,7 @@ def test_one_program_maps_all_sizes_and_batches(name, precision):
 def test_a_densified_network_is_mapped_too():
     torch.manual_seed(0)
     module = with_statistics(torchvision.models.resnet18(num_classes=10))
-    with pytest.raises(ValueError, match=r"ResNet gives no score maps; make it dense first"):
+    with pytest.raises(ValueError, match=r"ResNet cannot compute score maps; convert it first"):
         engine(module, size=96, heatmap=True)
     network = densify(module, 96)
     images = torch.randn(2, 3, 130, 200)
@@ -138,7 +138,7 @@ def test_pictures_of_one_size_go_through_an_engine_together(pair):
 def test_beyond_the_memory_the_network_itself_runs_and_that_is_said(pair):
     network, ready = pair
     image = picture(900, 260)
-    said = r"one pass over 900x260 pixels .* takes up to \d+MB, and max_memory is 12MB; so the network itself runs"
+    said = r"one pass over 900x260 pixels .* takes up to \d+MB, but max_memory is 12MB; the network itself runs"
     with pytest.warns(RuntimeRemark, match=said):
         found = heatmap(ready, image, "a", max_memory="12MB")
     wanted = heatmap(network, image, "a", max_memory="12MB")
@@ -159,9 +159,9 @@ def test_rows_of_the_network_and_of_an_engine_are_not_mixed(pair, tmp_path):
 
 def test_what_an_engine_cannot_do_is_refused(pair):
     network, ready = pair
-    with pytest.raises(ValueError, match="a cell for every 32 pixels; for a cell stride of 8 take the network itself"):
+    with pytest.raises(ValueError, match="one cell per 32 pixels; for a cell stride of 8 use the network itself"):
         heatmap(ready, picture(260, 300), "a", cell_stride=8)
-    with pytest.raises(ValueError, match="a cell stride of 8 take the network itself"):
+    with pytest.raises(ValueError, match="a cell stride of 8 use the network itself"):
         heatmap_each(ready, [picture(260, 300)], "a", cell_stride=8)
     assert heatmap(ready, picture(260, 300), "a", cell_stride=32).values.shape == (2, 3)
     with pytest.raises(ValueError, match="the engine gives score maps; to classify, make one without heatmap"):
@@ -183,7 +183,7 @@ def test_the_command_maps_a_picture_and_a_folder_in_an_engine(command, pair, tmp
     np.testing.assert_allclose(np.load(tmp_path / "one.npy"), direct, atol=1e-4)
     asked = [*wanted, "--max-memory", "12MB", "--format", "npy", "-o", tmp_path / "maps"]
     code, _, said = command("heatmap", weights, folder, *asked)
-    assert (code, said.count("so the network itself runs, in strips, and not openvino")) == (0, 1)
+    assert (code, said.count("the network itself runs in strips instead of openvino")) == (0, 1)
     for name in ("large", "small"):
         direct = heatmap(network, folder / f"{name}.png", "a").values
         np.testing.assert_allclose(np.load(tmp_path / "maps" / f"{name}.png.npy"), direct, atol=1e-4)

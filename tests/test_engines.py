@@ -91,7 +91,7 @@ def test_what_an_engine_cannot_take_is_refused():
         engine(narrow, precision="float16")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="prepared to run"):
         engine(prepare(narrow, device="cpu", precision="float32"))
-    with pytest.raises(ValueError, match="ResNet does not know the size of its images; give size=224"):
+    with pytest.raises(ValueError, match="ResNet has no image size; give it, for example size=224"):
         engine(torchvision.models.resnet18(num_classes=2).eval())
     with pytest.raises(ValueError, match=r"size is \(224, 224\), but the network classifies \(227, 227\)"):
         engine(narrow, size=224)

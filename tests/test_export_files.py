@@ -58,7 +58,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         prepare(narrow, device="cpu", precision="exact").to(torch.float64), r"in torch\.float64; export it in float3"
     )
     nn.init.constant_(narrow.get_parameter("head.dense_1.weight"), torch.nan)
-    refused(narrow, "answers differ from the network's by nan")
+    refused(narrow, "outputs differ from the network's by nan")
     narrow.head = None
     refused(narrow, "the network has no head")
     assert not list(tmp_path.iterdir())

@@ -45,7 +45,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does():
     assert rows[-1][1] == 7
     assert all(total == 2 * (stop - start) for start, stop, total in rows)
     assert 1 <= rows[0][1] <= 3
-    assert "MemoryWarning: the memory does not suffice for 7 at a time; going on with 3" in done.stderr
+    assert "MemoryWarning: memory ran out for 7 at a time; going on with 3" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as Linux has them")
@@ -84,7 +84,7 @@ def test_nothing_of_a_failed_attempt_is_held_while_the_next_one_runs():
 
 
 def test_a_batch_of_none_is_refused():
-    with pytest.raises(ValueError, match="a batch of 0 is none"):
+    with pytest.raises(ValueError, match="batch must be 1 or more, got 0"):
         next(in_batches(list, 3, 0))
 
 

@@ -58,21 +58,21 @@ def test_two_activations_after_one_layer_have_two_names():
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ("flatten", r"a head is 'flatten'; wanted is a list of steps"),
-        ((("flatten",), "dense"), r"wanted is a list of steps"),
+        ("flatten", r"a head is 'flatten'; give a list of steps"),
+        ((("flatten",), "dense"), r"give a list of steps"),
         ((("flatten",), ("swish",)), r"unknown step \('swish',\); known: flatten, average, max, dense"),
         ((("flatten",), ([1],)), r"unknown step"),
         ((("dense", 3),), r"\('dense', 3\) as its step 1; exactly one of flatten, average, max reads the window"),
         ((("flatten",), ("dense", 3), ("flatten",)), r"\('flatten',\) as its step 3"),
-        ((("average",), ("relu",)), r"no dense layer, so no classes; give it one, or classes=None"),
+        ((("average",), ("relu",)), r"no dense layer, so no classes; add one, or use classes=None"),
         ((), r"no dense layer"),
-        ((("flatten",), ("dense",)), r"step \('dense',\); a number of units is wanted"),
-        ((("flatten",), ("dense", 2.0)), r"a number of units is wanted, 1 to"),
-        ((("flatten",), ("dense", 0)), r"a number of units is wanted, 1 to"),
-        ((("flatten",), ("dense", 10**12)), r"a number of units is wanted, 1 to"),
-        ((("flatten",), ("dropout", 1.0)), r"its rate is wanted, from 0 to below 1"),
-        ((("flatten",), ("batch_norm", 0.0)), r"its epsilon is wanted, above 0"),
-        ((("flatten",), ("elu", float("nan"))), r"one number is wanted"),
+        ((("flatten",), ("dense",)), r"step \('dense',\); give a number of units"),
+        ((("flatten",), ("dense", 2.0)), r"give a number of units, 1 to"),
+        ((("flatten",), ("dense", 0)), r"give a number of units, 1 to"),
+        ((("flatten",), ("dense", 10**12)), r"give a number of units, 1 to"),
+        ((("flatten",), ("dropout", 1.0)), r"give its rate, from 0 to below 1"),
+        ((("flatten",), ("batch_norm", 0.0)), r"give its epsilon, above 0"),
+        ((("flatten",), ("elu", float("nan"))), r"give one number"),
         ((("flatten",), ("relu", 6)), r"step \('relu', 6\); it takes no number"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_head_of_other_classes_and_an_impossible_size_are_refused(name):
     with pytest.raises(ValueError, match="a head is given, but classes is None"):
         built(name, None, head=STEPS)
     for size in ((0, 224), (224,), (224.0, 224), (224, 10**9)):
-        with pytest.raises(ValueError, match="height and width in pixels are wanted"):
+        with pytest.raises(ValueError, match="give height and width in pixels"):
             built(name, 3, size=size)
 
 
@@ -144,7 +144,7 @@ def test_the_window_of_a_size_is_what_the_features_give_for_it(name, arguments):
         except RuntimeError:  # a kernel larger than what it reads
             wanted = (0, 0)
         if 0 in wanted:
-            with pytest.raises(ValueError, match=rf"a size of {height} pixels is too small: the features give nothing"):
+            with pytest.raises(ValueError, match=rf"a size of {height} pixels is too small: the feature map"):
                 built(name, None, size=(height, 75), **arguments)
         else:
             assert built(name, None, size=(height, 75), **arguments).window == wanted

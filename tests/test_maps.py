@@ -58,7 +58,7 @@ def test_at_a_pixel_the_best_classes_are_those_of_the_nearest_window(network, pi
     assert found.cell_at_pixel(112 + 3 * 32 + 5, 112 + 2 * 32 - 9) == (2, 3)
     assert found.top_at_pixel(112 + 3 * 32, 112 + 2 * 32) == found.top_at(2, 3)
     for x, y in ((600, 0), (-1, 0), (0, 400)):
-        with pytest.raises(IndexError, match=r"is outside the picture of 600 pixels' width and 400 height"):
+        with pytest.raises(IndexError, match=r"is outside the picture, 600 pixels wide and 400 high"):
             found.top_at_pixel(x, y)
 
 
@@ -227,8 +227,8 @@ def test_automatic_scales_are_octaves_from_one_window_on():
         ((1, -2), "give factors above 0"),
         ((float("nan"),), "give factors above 0"),
         ("big", "scales are 'big'; give factors"),
-        ((0.2,), r"at scale 0.2 .* 96x128 pixels .*smaller than the network's 224x224; the least scale is 0.467"),
-        ((60,), "take a smaller scale"),
+        ((0.2,), r"at scale 0.2 .* 96x128 pixels .*smaller than the network's 224x224; the smallest scale is 0.467"),
+        ((60,), "use a smaller scale"),
     ],
 )  # fmt: skip
 def test_scales_that_cannot_be_are_refused(scales, words):

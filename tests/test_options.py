@@ -57,7 +57,7 @@ def test_an_option_that_a_map_does_not_have_is_refused(function, name, vgg):
         ("fuse", "sum", "unknown way to fuse scales 'sum'; known: mean, max"),
         ("scales", (0, 1), "give factors above 0"),
         ("longest_side", 0, "a longest side of 0 pixels is out of range"),
-        ("max_memory", "1 horse", "is no amount of memory"),
+        ("max_memory", "1 horse", "is not an amount of memory"),
     ],
 )
 def test_values_out_of_range_are_refused_before_a_picture_is_opened(name, value, words, vgg):

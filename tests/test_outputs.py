@@ -94,9 +94,9 @@ def test_a_page_holds_every_layer_and_asks_no_network(network, photographs, tmp_
 
 
 def test_maps_of_other_cells_do_not_go_into_one_file(tmp_path):
-    with pytest.raises(ValueError, match="maps are of other pictures or cells than the first one"):
+    with pytest.raises(ValueError, match="maps differ in picture or cells from the first one"):
         save_sheet([made(np.zeros((4, 7))), made(np.zeros((3, 7)), 288)], tmp_path / "sheet.png")
-    with pytest.raises(ValueError, match="there is no map to write"):
+    with pytest.raises(ValueError, match="there are no maps to write"):
         save_sheet([], tmp_path / "sheet.png")
     with pytest.raises(
         ValueError, match=r"x.tiff has an unknown ending; a heatmap can be written as .png, .* or .html"

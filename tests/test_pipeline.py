@@ -144,9 +144,9 @@ for row in predict(small(), itertools.repeat({str(files[0])!r})):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch": 0}, "a batch of 0 is none; give 1 or more, or 'auto'"),
-        ({"batch": "large"}, "a batch of 'large' is none"),
-        ({"workers": 0}, "0 workers decode nothing; give 1 or more"),
+        ({"batch": 0}, "batch must be a positive integer or 'auto', got 0"),
+        ({"batch": "large"}, "batch must be a positive integer or 'auto', got 'large'"),
+        ({"workers": 0}, "workers must be 1 or more, got 0"),
         ({"decoder": "cv2"}, "unknown decoder 'cv2'; known: pillow, torchcodec"),
     ],
 )

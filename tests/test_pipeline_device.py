@@ -154,7 +154,7 @@ def test_options_that_do_not_go_together():
     wrong: Any = "gpu"
     with pytest.raises(ValueError, match="unknown resize 'gpu'; known: auto, pillow, device"):
         predict(small(), [], resize=wrong)
-    with pytest.raises(ValueError, match="exact has Pillow resize"):
+    with pytest.raises(ValueError, match="exact resizes with Pillow"):
         predict(small(), [], exact=True, resize="device")
 
 

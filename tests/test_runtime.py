@@ -210,7 +210,7 @@ def test_what_cannot_be_prepared_is_refused(cache, lite_weights, tmp_path):
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         prepare(narrow, device="gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device cuda is not there"):
+        with pytest.raises(ValueError, match="device cuda is not available"):
             prepare(narrow, device="cuda")
     assert "vgg16" in list_networks()
     ready = load(lite_weights, precision="float32")

@@ -198,16 +198,16 @@ def test_the_least_memory_that_is_named_works(thin):
 
 @pytest.mark.parametrize("wrong", ["much", "", "-1GB", "0", 0, "1TB2", True, "nan"])
 def test_no_amount_of_memory(wrong):
-    with pytest.raises(ValueError, match="is no amount of memory; give for instance '1GB'"):
+    with pytest.raises(ValueError, match="is not an amount of memory; give for example '1GB'"):
         parse_bytes(wrong)
 
 
 def test_strides_that_a_network_cannot_give_are_listed(thin):
     images = torch.zeros(1, 3, *thin.size)
-    with pytest.raises(ValueError, match=r"a cell stride of 7 pixels cannot be had .* it gives 32, 16, 8, 4, "):
+    with pytest.raises(ValueError, match=r"does not support a cell stride of 7 pixels; it supports 32, 16, 8, 4, "):
         score_map(thin, images, cell_stride=7)
     assert cell_strides(thin)[0] == thin.stride
-    with pytest.raises(ValueError, match=r"in training mode, where strips and strides change the answer"):
+    with pytest.raises(ValueError, match=r"in training mode, where strips and strides change outputs"):
         score_map(thin.train(), images, cell_stride=16)
 
 
@@ -255,11 +255,11 @@ class Called(nn.Module):
     [
         (nn.AdaptiveAvgPool2d(7), "layer is AdaptiveAvgPool2d, which is not known"),
         (nn.MaxPool2d(2, ceil_mode=True), r"MaxPool2d.*ceil_mode"),
-        (nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), "pads in the mode 'reflect'"),
-        (nn.ZeroPad2d((-1, 0, 0, 0)), "cuts the map"),
+        (nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), "has padding mode 'reflect'"),
+        (nn.ZeroPad2d((-1, 0, 0, 0)), "crops the map"),
         (nn.InstanceNorm2d(3), "InstanceNorm2d, which is not known"),
         (Called(squeeze), "call mean, which is not known"),
-        (Called(branching), "cannot be followed layer by layer"),
+        (Called(branching), "cannot be traced layer by layer"),
         (Called(lambda x: (x, x)), "several maps"),
         (Called(lambda x: x + 1), "call add, which is not known"),
         (Called(lambda x: torch.cat([x, x], dim=2)), "call cat, which is not known"),

@@ -207,7 +207,7 @@ def test_an_unknown_device_or_precision_is_refused(weights):
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         load(weights, device="gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device cuda:1 is not there: PyTorch finds 0 of CUDA; use cpu"):
+        with pytest.raises(ValueError, match="device cuda:1 is not available: PyTorch finds 0 CUDA devices; use cpu"):
             load(weights, device="cuda:1")
     with pytest.raises(ValueError, match="device meta cannot take weights"):
         load(weights, device="meta")

@@ -44,7 +44,7 @@ def test_every_function_takes_the_network_out_of_its_wrapper(wrapper, picture):
 def test_a_module_of_another_library_is_refused_with_the_way_on(picture):
     module: Any = FOREIGN
     for name in ("heatmap", "gradcam", "class_map", "score_map", "activation_grids", "save"):
-        with pytest.raises(ValueError, match=r"Sequential is no network of this library; convnets_torch\.densify"):
+        with pytest.raises(ValueError, match=r"Sequential is not a network of this library; convert a classifier"):
             CALLS[name](module, picture)
     for name in ("classify", "predict", "evaluate", "embed"):
         with pytest.raises(ValueError, match=r"no card, .* load it with convnets_torch\.load, or .*densify"):

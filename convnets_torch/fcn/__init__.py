@@ -1,1 +1,1 @@
-"""Fully convolutional networks: a classifier's head slid over pictures of any size."""
+"""Fully convolutional networks: slide a classifier's head over pictures of any size."""

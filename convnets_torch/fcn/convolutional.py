@@ -1,4 +1,4 @@
-"""A network with its head as convolutions: one plain program for images of any size, for those who cannot run `slide`.
+"""A network with its head as convolutions: one graph for images of any size, for runtimes that cannot run `slide`.
 
 Source: Fully Convolutional Networks for Semantic Segmentation, arXiv:1411.4038, section 3.1.
 """
@@ -15,7 +15,7 @@ from convnets_torch.networks.network import NO_HEAD, Network
 
 
 class Convolutional(nn.Module):
-    """Images (N, 3, H, W) -> logits (N, classes, h, w), as `score_map` gives them; the parameters are the network's.
+    """Map images (N, 3, H, W) to logits (N, classes, h, w), like `score_map`; parameters are shared with the network.
 
     >>> from convnets_torch.networks import vgg16
     >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 4), hidden=(8, 8)).eval()
@@ -27,7 +27,7 @@ class Convolutional(nn.Module):
     """
 
     def __init__(self, network: Network) -> None:
-        """ValueError where the network has no head, or one with a layer that has no such form."""
+        """Raise ValueError if the network has no head, or its head has a layer without a convolutional form."""
         super().__init__()
         if network.head is None:
             raise ValueError(NO_HEAD)
@@ -36,12 +36,12 @@ class Convolutional(nn.Module):
         self.train(network.training)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W), at least the network's own size, normalised as the weights want it."""
+        """Run images (N, 3, H, W), at least of the network's own size, normalised as the weights expect."""
         return self.head(self.features(images))
 
 
 def _layers(head: Iterable[nn.Module], window: tuple[int, int]) -> Iterator[nn.Module]:
-    """The head's layers for maps; those that treat each value by itself are the same."""
+    """Yield the head's layers for maps; elementwise layers stay the same."""
     kernel = window  # what the next dense layer reads
     for layer in head:
         if isinstance(layer, nn.Linear):
@@ -54,11 +54,11 @@ def _layers(head: Iterable[nn.Module], window: tuple[int, int]) -> Iterator[nn.M
                 kernel = (1, 1)
             yield layer
         elif not isinstance(layer, nn.Flatten):  # the channels of a cell are its vector
-            raise ValueError(f"a head with {layer} has no form in convolutions; export it without heatmap")
+            raise ValueError(f"a head with {layer} has no convolutional form; export it without heatmap")
 
 
 def _convolution(layer: nn.Linear, kernel: tuple[int, int]) -> nn.Conv2d:
-    """A dense layer after a channels-first flatten is a convolution with the same numbers, viewed."""
+    """View a dense layer after a channels-first flatten as a convolution with the same weights."""
     channels = layer.in_features // (kernel[0] * kernel[1])
     with torch.device("meta"):
         made = nn.Conv2d(channels, layer.out_features, kernel, bias=layer.bias is not None)

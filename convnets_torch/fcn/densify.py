@@ -1,8 +1,8 @@
 """Make any classifier fully convolutional: find its dense head, cut it off, and slide it over larger pictures.
 
-`torch.fx` follows the module from images to logits. From the logits backwards its operations are a chain; the first of
-them that reads the whole map (a flatten, a global pool, a convolution as large as the map) begins the head, and all
-before it are the features. The layers of both are the module's own, so parameters are shared and nothing is copied.
+`torch.fx` traces the module from images to logits. The operations are followed backwards from the logits; the first
+one that reads the whole map (a flatten, a global pool, a convolution as large as the map) starts the head, and
+everything before it is the features. Both consist of the module's own layers: parameters are shared, not copied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from convnets_torch.images.preprocessing import Preprocessing, general
 from convnets_torch.networks.network import MOST_SIDE, Network, Size, check_size
 from convnets_torch.networks.tracing import unwrapped
 
-LAST = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid)  # layers that make probabilities of logits; as the last one, left out
+LAST = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid)  # turn logits into probabilities; left out if last
 AVERAGE, MAXIMUM = (nn.AdaptiveAvgPool2d, nn.AvgPool2d), (nn.AdaptiveMaxPool2d, nn.MaxPool2d)
 ADAPTIVE: dict[Any, type[nn.Module]] = {
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
@@ -48,13 +48,13 @@ ACTIVATIONS: dict[Any, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """A module in two parts.
+    """A module split into features and head.
 
     Attributes:
         features: images (N, 3, H, W) -> feature map (N, C, h, w).
         head: feature map of exactly `window` cells -> logits (N, classes).
         window: (height, width) in cells of the feature map.
-        left_out: the last layer, where it makes probabilities of logits; else None.
+        left_out: the last layer, if it turns logits into probabilities; else None.
     """
 
     features: GraphModule
@@ -64,56 +64,62 @@ class Cut:
 
 
 def cut(module: nn.Module, images: Tensor) -> Cut:
-    """Cut a classifier into features and head.
+    """Split a classifier into features and head.
 
     Args:
         module: in eval mode, images (N, 3, H, W) -> (N, classes).
-        images: two or more of the size that it classifies, on its device.
+        images: two or more images of the size that it classifies, on its device.
 
     Raises:
-        ValueError: it cannot be followed, or does not end in a head that slides; the layer is named.
+        ValueError: it cannot be traced, or does not end in a head that can slide; the message names the layer.
     """
-    traced = _followed(module, images)
-    layers = {str(node.target): traced.get_submodule(str(node.target)) for node in _called(traced)}
+    traced = _traced(module, images)
+    layers = {
+        str(node.target): traced.get_submodule(str(node.target))
+        for node in traced.graph.nodes
+        if node.op == "call_module"
+    }
     shapes = _shapes(traced, images)
     [output] = (node.args[0] for node in traced.graph.nodes if node.op == "output")
     if not isinstance(output, Node) or len(shapes.get(output, ())) != 2:
-        raise ValueError("it does not give logits (N, classes); a classifier of single pictures is wanted")
+        raise ValueError("it does not return logits (N, classes); give a classifier of single pictures")
     chain = _chain(output, shapes)
     names = _Names()
     head, window, left_out = nn.Sequential(), None, None
     for place, node in enumerate(chain):
-        layer, shape = _layer_of(node, layers, shapes), shapes[_below(node, shapes)]
+        layer, shape = _layer_of(node, layers, shapes), shapes[_input_map(node, shapes)]
         if window is None:
-            begins = _beginning(layer, shape)
+            begins = _start_of_head(layer, shape)
             if begins is not None:
-                cells = _below(node, shapes)
+                cells = _input_map(node, shapes)
                 window = (shape[2], shape[3])
-                features = _until(cells, traced, layers)
+                features = _module_until(cells, traced, layers)
                 for part in begins:
                     head.add_module(names.of(node, part), part)
             elif isinstance(layer, AVERAGE[:1] + MAXIMUM[:1]):
                 if _sides(layer) != (shape[2], shape[3]):
-                    raise ValueError(_sizes_for(node, layer, shape, _until(_below(node, shapes), traced, layers)))
-                # as many cells as there are: every one is its own mean
-                node.replace_all_uses_with(_below(node, shapes))
+                    raise ValueError(
+                        _sizes_for(node, layer, shape, _module_until(_input_map(node, shapes), traced, layers))
+                    )
+                # the output has the size of the input, so the pool is the identity
+                node.replace_all_uses_with(_input_map(node, shapes))
         elif place == len(chain) - 1 and isinstance(layer, LAST):
             left_out = layer
-        elif not _does_nothing(layer, shape, head):
+        elif not _is_noop(layer, shape, head):
             if not isinstance(layer, (*ELEMENTWISE, nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.Flatten)):
                 raise ValueError(
                     f"{_title(node)} is {type(layer).__name__ if layer else 'a function'} in the head, which cannot"
-                    " slide; known are Linear, BatchNorm1d, Dropout and activations"
+                    " slide; supported are Linear, BatchNorm1d, Dropout and activations"
                 )
             head.add_module(names.of(node, layer), out_of_place(layer))
-    _check_known(_until(output, traced, layers) if window is None else features)
+    _check_known(_module_until(output, traced, layers) if window is None else features)
     if window is None:
         raise ValueError("no layer reads the whole map: neither a flatten nor a global pool")
     return Cut(features, head, window, left_out)
 
 
-class _Alone(nn.Module):
-    """The module with images as its only input, whatever else it may take."""
+class _ImagesOnly(nn.Module):
+    """Wraps a module so that images are its only input."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -123,8 +129,8 @@ class _Alone(nn.Module):
         return self.module(images)
 
 
-class _Whole(Layers):
-    """Follows a classifier without calling its hooks; questions about shapes are answered as they are at one size."""
+class _ClassifierTracer(Layers):
+    """Trace a classifier without calling its hooks; conditions on shapes are evaluated for one image size."""
 
     def __init__(self, module: nn.Module, images: Tensor) -> None:
         super().__init__()
@@ -139,32 +145,32 @@ class _Whole(Layers):
         return super().call_module(m, m.forward, args, kwargs)
 
     def to_bool(self, obj: Proxy) -> bool:
-        if not _about_shapes(obj.node):
+        if not _depends_on_shapes(obj.node):
             return super().to_bool(obj)
         with torch.no_grad():
             return bool(GraphModule(self._module, _graph_until(obj.node))(self._images))
 
 
-def _about_shapes(node: Node) -> bool:
+def _depends_on_shapes(node: Node) -> bool:
     if node.op == "call_method" and node.target in ("size", "dim"):
         return True
     if node.op != "call_function":
         return False
     if node.target is getattr:
         return node.args[1] in ("shape", "ndim")
-    return bool(node.all_input_nodes) and all(map(_about_shapes, node.all_input_nodes))
+    return bool(node.all_input_nodes) and all(map(_depends_on_shapes, node.all_input_nodes))
 
 
-def _followed(module: nn.Module, images: Tensor) -> GraphModule:
-    """The module as one graph of layers, none of which overwrites its input."""
-    alone = _Alone(module)
+def _traced(module: nn.Module, images: Tensor) -> GraphModule:
+    """Trace a module to one graph of layers, with in-place operations replaced."""
+    alone = _ImagesOnly(module)
     try:
-        graph = _Whole(alone, images).trace(alone)
+        graph = _ClassifierTracer(alone, images).trace(alone)
     except (TraceError, TypeError, NotImplementedError, AttributeError, RuntimeError, ValueError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"it cannot be followed layer by layer ({reason}); wanted are plain modules without branches that depend"
-            " on their input"
+            f"it cannot be traced layer by layer ({reason}); give plain modules without branches that depend on their"
+            " input"
         ) from None
     layers: dict[str, Any] = {}
     for node in graph.nodes:
@@ -174,7 +180,7 @@ def _followed(module: nn.Module, images: Tensor) -> GraphModule:
             layers[node.target] = out_of_place(layer)
         elif node.op == "get_attr":
             raise ValueError(
-                f"it uses {str(node.target).removeprefix('module.')} outside of a layer, which is not known"
+                f"it uses {str(node.target).removeprefix('module.')} outside of a layer, which is not supported"
             )
         elif node.target == "relu_":
             node.target = "relu"
@@ -183,13 +189,9 @@ def _followed(module: nn.Module, images: Tensor) -> GraphModule:
     return GraphModule(layers, graph, type(module).__name__)
 
 
-def _called(traced: GraphModule) -> list[Node]:
-    return [node for node in traced.graph.nodes if node.op == "call_module"]
-
-
 def _shapes(traced: GraphModule, images: Tensor) -> dict[Node, torch.Size]:
-    """Of every map in the graph; numbers that are computed from shapes become the numbers that they are."""
-    recorder = _Recorder(traced)
+    """Return the shape of every map in the graph, and replace numbers computed from shapes by constants."""
+    recorder = _ShapeRecorder(traced)
     with torch.no_grad():
         recorder.run(images)
     for node in traced.graph.nodes:
@@ -198,7 +200,7 @@ def _shapes(traced: GraphModule, images: Tensor) -> dict[Node, torch.Size]:
     return recorder.shapes
 
 
-class _Recorder(Interpreter):
+class _ShapeRecorder(Interpreter):
     def __init__(self, traced: GraphModule) -> None:
         super().__init__(traced)
         self.shapes: dict[Node, torch.Size] = {}
@@ -213,14 +215,14 @@ class _Recorder(Interpreter):
         return value
 
 
-def _below(node: Node, shapes: dict[Node, torch.Size]) -> Node:
-    """The one map that a node of the chain reads."""
+def _input_map(node: Node, shapes: dict[Node, torch.Size]) -> Node:
+    """Return the single map that a node of the chain reads."""
     [below] = (each for each in node.all_input_nodes if each in shapes)
     return below
 
 
 def _chain(output: Node, shapes: dict[Node, torch.Size]) -> list[Node]:
-    """The operations before the output, as far back as each reads one map alone; in the order in which they run."""
+    """Return the operations before the output, in execution order, as far back as each reads a single map."""
     chain: list[Node] = []
     node = output
     while node.op != "placeholder":
@@ -233,13 +235,13 @@ def _chain(output: Node, shapes: dict[Node, torch.Size]) -> list[Node]:
 
 
 def _layer_of(node: Node, layers: dict[str, Any], shapes: dict[Node, torch.Size]) -> nn.Module | None:
-    """The layer that a node is, or that its function stands for; None where there is none."""
+    """Return the layer of a node, or the layer equivalent to its function; None if there is none."""
     named: dict[str, Any] = dict(node.kwargs)
     second: Any = (*node.args[1:2], named.get("dim", named.get("output_size")))[0]
     if node.op == "call_module":
         return layers[str(node.target)]
     if node.target in FLATTENING:
-        below, shape = shapes[_below(node, shapes)], shapes[node]
+        below, shape = shapes[_input_map(node, shapes)], shapes[node]
         return nn.Flatten() if len(shape) == 2 and shape[0] == below[0] else None
     if node.target in ACTIVATIONS:
         return ACTIVATIONS[node.target]()
@@ -256,8 +258,8 @@ def _layer_of(node: Node, layers: dict[str, Any], shapes: dict[Node, torch.Size]
     return pool_of(node)
 
 
-def _beginning(layer: nn.Module | None, shape: torch.Size) -> tuple[nn.Module, ...] | None:
-    """The first layers of a head, if this one reads the whole map of cells (N, C, h, w)."""
+def _start_of_head(layer: nn.Module | None, shape: torch.Size) -> tuple[nn.Module, ...] | None:
+    """Return the first layers of the head if this layer reads the whole map (N, C, h, w), else None."""
     if len(shape) != 4:
         return None
     cells = (shape[2], shape[3])
@@ -277,8 +279,8 @@ def _beginning(layer: nn.Module | None, shape: torch.Size) -> tuple[nn.Module, .
     return (nn.AvgPool2d(cells, stride=1), nn.Flatten()) if one else None
 
 
-def _does_nothing(layer: nn.Module | None, shape: torch.Size, head: nn.Sequential) -> bool:
-    """Whether a layer of the head changes nothing: a second flatten, a pool of single cells."""
+def _is_noop(layer: nn.Module | None, shape: torch.Size, head: nn.Sequential) -> bool:
+    """Return whether a layer of the head is a no-op: a second flatten, or a pool of single cells."""
     if isinstance(layer, nn.Flatten):
         return any(isinstance(each, nn.Flatten) for each in head)
     if isinstance(layer, nn.Identity):
@@ -295,7 +297,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 
 def _sizes_for(node: Node, layer: nn.Module, shape: torch.Size, features: nn.Module) -> str:
-    """A sentence on an adaptive pool that does not leave the map as it is, with the sizes for which it would."""
+    """Describe an adaptive pool that changes the map, with the image sizes for which it would not."""
     steps, ranges = steps_of(features), []
     for axis, cells in enumerate(_sides(layer)):
         least, most = (
@@ -311,7 +313,7 @@ def _sizes_for(node: Node, layer: nn.Module, shape: torch.Size, features: nn.Mod
 
 
 def _check_known(features: GraphModule) -> None:
-    """ValueError that names the first operation that does not keep to a window of cells, and what it belongs to."""
+    """Raise ValueError for the first operation that does not read a fixed window of cells, naming it and its module."""
     numbers: dict[Node, int] = {}
     for node in features.graph.nodes:
         if node.op == "output":
@@ -331,7 +333,7 @@ def _title(node: Node) -> str:
 
 
 class _Names:
-    """Names of the head's layers: the module's own with _ for a dot, each once."""
+    """Make unique names for the head's layers: the module's own with "_" for "."."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
@@ -347,7 +349,7 @@ class _Names:
 
 
 def _graph_until(last: Node) -> Graph:
-    """A graph of what a node is computed from."""
+    """Return the graph of everything that a node is computed from."""
     wanted, left = set(), [last]
     while left:
         node = left.pop()
@@ -363,15 +365,15 @@ def _graph_until(last: Node) -> Graph:
     return graph
 
 
-def _until(last: Node, traced: GraphModule, layers: dict[str, Any]) -> GraphModule:
-    """The module from images to a node's map."""
+def _module_until(last: Node, traced: GraphModule, layers: dict[str, Any]) -> GraphModule:
+    """Return the module from images to the map of a node."""
     graph = _graph_until(last)
     used = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     return GraphModule({name: layers[name] for name in used}, graph, type(traced).__name__)
 
 
-# Of the largest value, for sums in another order. Half precision has 8 or 11 bits; on GPUs, convolutions of float32
-# have 11 bits too, unless the user asked for more.
+# Relative to the largest value, for sums in another order. Half precision has 8 or 11 bits; on GPUs, convolutions of
+# float32 have 11 bits too, unless the user asked for more.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 ON_GPU = 1e-2
 
@@ -380,8 +382,8 @@ class Densified(Network):
     """The features and the head of another module, whose layers it shares.
 
     Attributes:
-        classes: how many there are.
-        left_out: the module's last layer, where it makes probabilities of logits and is therefore not in the head.
+        classes: number of classes.
+        left_out: the module's last layer, if it turns logits into probabilities and is therefore not in the head.
     """
 
     classes: int
@@ -389,11 +391,11 @@ class Densified(Network):
     left_out: nn.Module | None
 
     def __init__(self, module: nn.Module, size: Size) -> None:
-        """As `convnets_torch.densify` says, without a card."""
+        """See `convnets_torch.densify`; the network has no card."""
         super().__init__()
         try:
             self.size = check_size(size)
-            images = _images(module, self.size)
+            images = _random_images(module, self.size)
             wanted = _logits(module, images)
             parts = cut(module, images)
             steps = steps_of(parts.features)
@@ -406,14 +408,14 @@ class Densified(Network):
         self.stride, self.classes = down.stride, wanted.shape[1]
         self.left_out = parts.left_out
         self.eval()
-        self._prove(wanted, images)
+        self._check_outputs(wanted, images)
 
-    def _prove(self, wanted: Tensor, images: Tensor) -> None:
-        """ValueError unless the answers are the module's, and those of larger images the head's on every crop."""
+    def _check_outputs(self, wanted: Tensor, images: Tensor) -> None:
+        """Raise ValueError unless outputs equal the module's, and on larger images the head's on every crop."""
         larger = _noise((self.size[0] + self.stride, self.size[1] + self.stride), images)[:1]
         with torch.no_grad():
             found = self(images)
-            _compare(found if self.left_out is None else self.left_out(found), wanted, "the module's answers")
+            _compare(found if self.left_out is None else self.left_out(found), wanted, "the module's outputs")
             cells = self.features(larger)
             crops = [
                 self.head(cells[:, :, row : row + self.window[0], column : column + self.window[1]])
@@ -423,11 +425,11 @@ class Densified(Network):
             _compare(found.flatten(2), torch.stack(crops, dim=2), "its head on crops of the feature map")
             grid, height = grid_of(self), larger.shape[2]
             strips = (larger[:, :, top : top + height // 2] for top in range(0, height, height // 2))
-            _compare(gather(grid, strips, *larger.shape[2:]), found, "its answers in one pass, in strips of rows")
+            _compare(gather(grid, strips, *larger.shape[2:]), found, "its outputs in one pass, when run in strips,")
 
 
-def _images(module: nn.Module, size: Size) -> Tensor:
-    """What the module can be tried on, if it can be tried at all."""
+def _random_images(module: nn.Module, size: Size) -> Tensor:
+    """Check that the module can run, and return random images for it."""
     lazy = [name for name, part in module.named_modules() if getattr(part, "has_uninitialized_params", bool)()]
     if lazy:
         raise ValueError(f"{lazy[0]} has no parameters yet; run the module once on images of its size")
@@ -437,13 +439,13 @@ def _images(module: nn.Module, size: Size) -> Tensor:
     training = [name or "the module" for name, part in module.named_modules() if part.training]
     if training:
         raise ValueError(
-            f"{training[0]} is in training mode, where dropout and batch normalisation answer otherwise; call eval()"
+            f"{training[0]} is in training mode, where dropout and batch normalisation change outputs; call eval()"
         )
     return _noise(size, parameters[0])
 
 
 def _noise(size: Size, like: Tensor) -> Tensor:
-    """Two pictures of the device and kind of number of `like`."""
+    """Return two random pictures on the device and in the dtype of `like`."""
     return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
 
 
@@ -457,9 +459,9 @@ def _logits(module: nn.Module, images: Tensor) -> Tensor:
         raise ValueError(f"it does not take images {shape} ({reason}); give the size that it classifies") from None
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != shape[0]:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"it gives {given} for images {shape}; logits (N, classes) are wanted")
+        raise ValueError(f"it returns {given} for images {shape} instead of logits (N, classes)")
     if not torch.isfinite(logits).all():
-        raise ValueError("its answers to random images are not finite, so nothing can be proven")
+        raise ValueError("its outputs for random images are not finite, so they cannot be compared")
     return logits
 
 
@@ -470,12 +472,12 @@ def _compare(found: Tensor, wanted: Tensor, of_what: str) -> None:
     difference, largest = float((found - wanted).abs().max()), float(wanted.abs().max())
     if found.shape != wanted.shape or not difference <= tolerance * largest:
         raise ValueError(
-            f"the dense network differs from {of_what} by {difference:.3g} where values reach {largest:.3g}: an"
-            " operation in the module is not what it seems; nothing is returned"
+            f"the dense network differs from {of_what} by {difference:.3g}, with values up to {largest:.3g}: an"
+            " operation in the module was not recognised correctly"
         )
 
 
-# The last layer of a module -> what makes the same probabilities of logits.
+# The last layer of a module -> the card's equivalent activation.
 LEFT_OUT: dict[type, Activation] = {nn.Softmax: "softmax", nn.LogSoftmax: "softmax", nn.Sigmoid: "sigmoid"}
 
 
@@ -487,33 +489,33 @@ def densify(
     classes: str | Sequence[str] | None = None,
     activation: Activation = "softmax",
 ) -> Network:
-    """Turn a trained classifier of one's own into a network with `features`, `head` and `window`.
+    """Convert your own trained classifier to a network with `features`, `head` and `window`.
 
-    Taken are modules that `torch.fx` can follow, made of convolutions, pools, batch normalisation, activations, sums
-    and concatenations, with a head of dense layers on a flatten or a global pool: plain `nn.Sequential`, most modules
-    with a `forward` of their own, torchvision's AlexNet, VGG, ResNet, ResNeXt, DenseNet and MobileNetV2, timm's VGG
-    and ResNet. That the answers are equal is tried out on random images before anything is returned; the module's hooks
-    see those.
+    It accepts modules that `torch.fx` can trace, made of convolutions, pools, batch normalisation, activations, sums
+    and concatenations, with a head of dense layers after a flatten or a global pool: plain `nn.Sequential`, most
+    modules with their own `forward`, torchvision's AlexNet, VGG, ResNet, ResNeXt, DenseNet and MobileNetV2, timm's VGG
+    and ResNet. The outputs are compared on random images before the network is returned; the module's hooks see these
+    images.
 
-    The layers are the module's own: training the one trains the other, and `train()` on either switches those of both.
-    The module itself is left as it was. Activations that overwrite their input do so in the module, not in the network.
+    The layers are shared with the module: training one trains the other, and `train()` on either switches both. The
+    module itself is left unchanged. In-place activations stay in-place in the module, but not in the network.
 
     Args:
         module: images (N, 3, H, W) -> logits (N, classes), in eval mode; stays on its device.
         size: pixels of the images that it classifies, a side or (height, width).
         preprocessing: how pictures become its input: "torchvision", "unit" or another of `preprocessing.GENERAL`, or a
-            `Preprocessing` of the same size. Then the network has a card, and `classify` and `heatmap` take pictures.
-        classes: "imagenet-1k", or a name for each; for the card.
-        activation: what makes probabilities of the logits: "softmax", "sigmoid" or "none". A last layer of the module
-            that does this (Softmax, LogSoftmax, Sigmoid) is left out of the network, which gives logits.
+            `Preprocessing` of the same size. The network then has a card, so `classify` and `heatmap` take pictures.
+        classes: "imagenet-1k", or a name per class; for the card.
+        activation: turns the logits into probabilities: "softmax", "sigmoid" or "none". A last layer of the module that
+            does this (Softmax, LogSoftmax, Sigmoid) is left out of the network, which returns logits.
 
     Returns:
-        The network in eval mode, for `score_map` and all else. `save` refuses it: keep the module's state_dict.
+        The network in eval mode, for `score_map` and everything else. `save` refuses it: save the module's state_dict.
 
     Raises:
-        ValueError: the module is in training mode, holds a layer that does not keep to a window of cells
-            (squeeze-and-excitation, attention, pools with ceil_mode), or has a head that cannot slide, each by
-            name; or it answers otherwise than the network does, or does not fit `size` or the card.
+        ValueError: the module is in training mode, contains a layer that does not read a fixed window of cells
+            (squeeze-and-excitation, attention, pools with ceil_mode), or has a head that cannot slide, with the layer's
+            name; its outputs differ from the network's; or it does not fit `size` or the card.
 
     >>> import torch
     >>> from convnets_torch import score_map
@@ -524,7 +526,7 @@ def densify(
     """
     sides = size if isinstance(size, tuple) else (size, size)
     if classes is not None and preprocessing is None:
-        raise ValueError("classes are given, but no preprocessing; both stand in the card, so give both")
+        raise ValueError("classes are given, but no preprocessing; the card needs both, so give both")
     module = unwrapped(module)
     network = Densified(module, sides)
     last = type(network.left_out)
@@ -539,7 +541,7 @@ def densify(
             rule = general(rule, sides[0] if sides[0] == sides[1] else sides)
         if rule.shape != sides:
             raise ValueError(
-                f"the preprocessing makes images of {rule.shape} pixels, but size is {sides}; give one size"
+                f"the preprocessing makes images of {rule.shape} pixels, but size is {sides}; give the same size"
             )
         names: Any = classes if classes is None or isinstance(classes, str) else tuple(classes)
         network.card = Card(type(module).__name__, {"classes": network.classes}, rule, names, activation)

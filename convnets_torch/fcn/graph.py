@@ -1,8 +1,8 @@
-"""The layers of a traced network as receptive fields: strides, windows and what each layer reads.
+"""Trace a network's layers and compute their receptive fields: strides, windows and what each layer reads.
 
-`torch.fx` follows the module once; what it finds are layers that read a window of cells, layers and functions that
-treat each cell by itself, and sums and concatenations of branches. Whoever knows these can run the same layers in
-strips (`streaming`), at another stride, and say which pixels a cell sees (`grids`).
+`torch.fx` traces the module once. The result is a list of steps: layers that read a window of cells, layers and
+functions that treat each cell by itself, and sums and concatenations of branches. The steps suffice to run the same
+layers in strips (`streaming`) or at another stride, and to say which pixels a cell sees.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from convnets_torch.networks.tracing import LocalTracer
 
 
 class Field(NamedTuple):
-    """The pixels that cells see along one axis: cell i sees start + i * stride up to that plus `size`, excluded.
+    """Receptive field along one axis: cell i sees `size` pixels from start + i * stride on.
 
-    They may lie outside of the picture, where padding stands for them.
+    Pixels outside the picture are padding.
     """
 
     start: int
@@ -44,9 +44,9 @@ class Grid:
     """The cells of a network's map at one stride.
 
     Attributes:
-        steps: from images to logits, the last one being the head, or to the feature map alone.
-        vertical, horizontal: what the cells see.
-        dilation: distance in cells of the feature map between the cells that the head reads.
+        steps: from images to logits, with the head as the last step; or to the feature map only.
+        vertical, horizontal: receptive fields of the cells.
+        dilation: distance, in cells of the feature map, between the cells that the head reads.
     """
 
     steps: tuple[Step, ...]
@@ -60,19 +60,19 @@ class Grid:
         return self.vertical.stride
 
     def shape(self, height: int, width: int) -> Pair:
-        """(rows, columns) of the map of images of so many pixels; 0 where they are too small."""
+        """Return (rows, columns) of the map for images of this size in pixels; 0 if they are too small."""
         return (count(self.steps, height, 0), count(self.steps, width, 1))
 
     def seen(self, side: int, axis: int) -> tuple[Pair, ...]:
-        """For each row of cells (axis 0) or column (axis 1): the first pixel that it sees, and the one after the last.
+        """Return the first pixel and the one after the last that each row (axis 0) or column (axis 1) of cells sees.
 
-        Exactly: what a pool leaves over at the end of a side is seen by nobody.
+        The result is exact: pixels that a pool drops at the end of a side are not included.
 
         Args:
             side: pixels of the images along the axis.
         """
         sides = _sides(self.steps, side, axis)
-        begin, end = np.arange(sides[-1]), np.arange(sides[-1])  # the first and the last cell, of every step's map
+        begin, end = np.arange(sides[-1]), np.arange(sides[-1])  # first and last cell
         reached: list[tuple[NDArray[np.int64], NDArray[np.int64]] | None] = [None] * len(self.steps)
         reached[-1] = (begin, end)
         for number in reversed(range(1, len(self.steps))):
@@ -95,17 +95,18 @@ class Grid:
 
 
 def grid_of(network: Network, cell_stride: int | None = None) -> Grid:
-    """The cells of a network's map, at its own stride or at a smaller one.
+    """Return the cells of a network's map, at its own stride or at a smaller one.
 
-    For a smaller one the last strides are removed, of convolutions and pools alike, and what follows is dilated, so
-    that a layer reads the same cells as before: on every (stride / cell_stride)-th row and column the map is the same.
+    For a smaller stride, the last strides of convolutions and pools are removed and the following layers are dilated,
+    so that each layer reads the same cells as before: every (stride / cell_stride)-th row and column of the map is
+    unchanged.
 
     Args:
         network: with a head.
         cell_stride: pixels between neighbouring cells; one of `cell_strides(network)`, None for the network's own.
 
     Raises:
-        ValueError: the network has no head, cannot give this stride, or holds a layer that is not known.
+        ValueError: the network has no head, does not support this stride, or contains an unknown layer.
 
     Source: Fully Convolutional Networks for Semantic Segmentation, arXiv:1411.4038, section 3.2 (the a trous trick).
 
@@ -121,10 +122,10 @@ def grid_of(network: Network, cell_stride: int | None = None) -> Grid:
         known = cell_strides(network)
         if cell_stride not in known:
             raise ValueError(
-                f"a cell stride of {cell_stride} pixels cannot be had from {type(network).__name__}; it gives"
+                f"{type(network).__name__} does not support a cell stride of {cell_stride} pixels; it supports"
                 f" {', '.join(map(str, known))}"
             )
-        steps = _densified(steps, cell_stride)
+        steps = _with_stride(steps, cell_stride)
     own = fields(steps)[0]
     dilation = network.stride // own.stride
     head, window = network.head, network.window
@@ -143,7 +144,7 @@ def grid_of(network: Network, cell_stride: int | None = None) -> Grid:
 
 
 def features_grid(network: Network) -> Grid:
-    """The cells of a network's feature map, whether it has a head or not.
+    """Return the cells of a network's feature map, with or without a head.
 
     >>> from convnets_torch.networks import vgg16
     >>> features_grid(vgg16(None, widths=(2, 2, 4, 4, 4))).vertical
@@ -155,7 +156,7 @@ def features_grid(network: Network) -> Grid:
 
 
 def cell_strides(network: Network) -> tuple[int, ...]:
-    """The strides that a network's map can have, its own first, in pixels.
+    """Return the strides that a network's map supports, in pixels, its own first.
 
     >>> from convnets_torch.networks import AlexNet
     >>> cell_strides(AlexNet())
@@ -166,17 +167,17 @@ def cell_strides(network: Network) -> tuple[int, ...]:
 
 
 def fields(steps: Sequence[Step]) -> tuple[Field, Field]:
-    """What a cell of the last step's map sees, vertically and horizontally."""
+    """Return the receptive field of the last step's cells, vertical and horizontal."""
     return all_fields(steps)[-1]
 
 
 def count(steps: Sequence[Step], side: int, axis: int) -> int:
-    """Cells of the last step's map along a side of so many pixels."""
+    """Return the number of cells of the last step's map along a side of `side` pixels."""
     return _sides(steps, side, axis)[-1]
 
 
 def _sides(steps: Sequence[Step], side: int, axis: int) -> list[int]:
-    """Cells of each step's map along a side of so many pixels."""
+    """Return the number of cells of each step's map along a side of `side` pixels."""
     sides: list[int] = []
     for step in steps:
         below = [sides[each] for each in step.inputs] or [side]
@@ -185,7 +186,7 @@ def _sides(steps: Sequence[Step], side: int, axis: int) -> list[int]:
 
 
 def all_fields(steps: Sequence[Step]) -> list[tuple[Field, Field]]:
-    """What a cell of each step's map sees, vertically and horizontally."""
+    """Return the receptive field of each step's cells, vertical and horizontal."""
     found: list[tuple[Field, Field]] = []
     for step in steps:
         if step.kind == "images":
@@ -210,10 +211,10 @@ def all_fields(steps: Sequence[Step]) -> list[tuple[Field, Field]]:
     return found
 
 
-def _densified(steps: Sequence[Step], cell_stride: int) -> tuple[Step, ...]:
-    """The same steps with strides only up to `cell_stride`, and dilated from there on."""
+def _with_stride(steps: Sequence[Step], cell_stride: int) -> tuple[Step, ...]:
+    """Remove strides beyond `cell_stride` and dilate the steps that follow."""
     dense: list[Step] = []
-    rates: list[Pair] = []  # how many times denser than before each step's map is
+    rates: list[Pair] = []  # density of each step's map relative to the original
     strides: list[Pair] = []  # pixels between its cells
     for step in steps:
         below = step.inputs[0] if step.inputs else None
@@ -242,11 +243,11 @@ def _densified(steps: Sequence[Step], cell_stride: int) -> tuple[Step, ...]:
 
 Pair = tuple[int, int]  # vertical, horizontal
 
-# Layers that treat each cell by itself in eval mode, whatever its neighbours are.
+# Layers that treat each cell by itself in eval mode.
 CELLWISE = (
     *ELEMENTWISE, nn.BatchNorm2d, nn.LocalResponseNorm, nn.Dropout2d, nn.Hardtanh, nn.PReLU, nn.Mish, nn.LogSigmoid,
 )  # fmt: skip
-# Layers that read a window of cells; their padding must not depend on what is in the cells.
+# Layers that read a window of cells; their padding must not depend on the cells' values.
 WINDOWED = (nn.Conv2d, PackedConv2d, nn.MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d)
 
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -262,12 +263,12 @@ Kind = Literal["images", "conv", "max", "average", "pad", "cells", "sum", "cat",
 
 @dataclass(frozen=True)
 class Window:
-    """What a layer reads of the map below it, for each of its cells.
+    """The cells of its input that a layer reads for each output cell.
 
     Attributes:
         kernel: (height, width) in cells.
-        stride: (vertical, horizontal) cells from one window to the next.
-        dilation: (vertical, horizontal) distance of the cells that one window reads.
+        stride: (vertical, horizontal) cells between neighbouring windows.
+        dilation: (vertical, horizontal) distance between the cells that a window reads.
         padding: (top, bottom, left, right) cells around the map.
     """
 
@@ -277,11 +278,11 @@ class Window:
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def reach(self, axis: int) -> int:
-        """Cells from the first to the last that one window reads, along axis 0 (vertical) or 1."""
+        """Return the extent of one window in cells, including dilation, along axis 0 (vertical) or 1."""
         return (self.kernel[axis] - 1) * self.dilation[axis] + 1
 
     def count(self, side: int, axis: int) -> int:
-        """Windows along a side of so many cells."""
+        """Return the number of windows along a side of `side` cells."""
         around = self.padding[2 * axis] + self.padding[2 * axis + 1]
         return max(0, (side + around - self.reach(axis)) // self.stride[axis] + 1)
 
@@ -291,12 +292,12 @@ class Step:
     """One operation on maps.
 
     Attributes:
-        name: of the layer, as `features.named_modules()` has it, or of the function.
-        kind: what it is.
-        inputs: numbers of the steps whose maps it reads.
-        layer: the module, whose parameters are used as they are at the time; or the function.
-        window: what it reads; kernel and stride 1 where each cell is treated by itself.
-        blocks: names of the modules in which it is called, the outermost first.
+        name: of the layer, as in `features.named_modules()`, or of the function.
+        kind: kind of operation.
+        inputs: indices of the steps whose maps it reads.
+        layer: the module, whose current parameters are used; or the function.
+        window: what it reads; kernel and stride 1 if each cell is treated by itself.
+        blocks: names of the modules in which it is called, outermost first.
     """
 
     name: str
@@ -308,32 +309,34 @@ class Step:
 
 
 class Layers(LocalTracer):
-    """Follows modules down to the layers that `steps_of` knows."""
+    """Trace modules down to the layers that `steps_of` supports."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return is_layer(module) or super().is_leaf_module(module, name)
 
 
-_seen: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[int, ...], tuple[Step, ...]]] = weakref.WeakKeyDictionary()
+_steps_cache: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[int, ...], tuple[Step, ...]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def steps_of(features: nn.Module) -> tuple[Step, ...]:
-    """The steps of a convolutional part in their order; the first one is the images, the last gives the map.
+    """Return the steps of a convolutional part in execution order; the first is the images, the last produces the map.
 
     Args:
         features: a module from images (N, 3, H, W) to one map (N, C, h, w).
 
     Raises:
-        ValueError: a layer or function in it is not known, or depends on the size of the map (global or adaptive
-            pooling), so that nothing can be said about which pixels a cell sees.
+        ValueError: a layer or function in it is unknown, or depends on the size of the map (global or adaptive
+            pooling), so that the cells' receptive fields are undefined.
 
     >>> [step.name for step in steps_of(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()))]
     ['images', '0', '1']
     """
     described, modules = repr(features), tuple(map(id, features.modules()))
-    known = _seen.get(features)
+    known = _steps_cache.get(features)
     if known is None or known[:2] != (described, modules):
-        _seen[features] = known = (described, modules, _trace(features))
+        _steps_cache[features] = known = (described, modules, _trace(features))
     return known[2]
 
 
@@ -345,8 +348,8 @@ def _trace(features: nn.Module) -> tuple[Step, ...]:
     except (TraceError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{type(features).__name__} cannot be followed layer by layer ({reason}); wanted are plain modules"
-            " without branches that depend on their input"
+            f"{type(features).__name__} cannot be traced layer by layer ({reason}); give plain modules without"
+            " branches that depend on their input"
         ) from None
     traced = GraphModule(features, graph, type(features).__name__)
     steps: list[Step] = []
@@ -355,23 +358,23 @@ def _trace(features: nn.Module) -> tuple[Step, ...]:
         if node.op == "output":
             result = node.args[0]
             if not isinstance(result, Node):
-                raise ValueError(f"{type(features).__name__} gives several maps; one is wanted")
+                raise ValueError(f"{type(features).__name__} returns several maps instead of one")
             if numbers[result] != len(steps) - 1:
-                raise ValueError(f"{type(features).__name__} gives a map that is not its last layer's")
+                raise ValueError(f"{type(features).__name__} returns a map that is not its last layer's")
             break
         numbers[node] = len(steps)
-        # The second call of a module is in the stack as "name@1".
+        # The stack lists the second call of a module as "name@1".
         blocks = tuple(name.split("@")[0] for name in node.meta.get("nn_module_stack", ()) if name)
         steps.append(replace(step_of(node, traced, numbers), blocks=blocks))
     return tuple(steps)
 
 
 def step_of(node: Node, traced: GraphModule, numbers: dict[Node, int]) -> Step:
-    """The step of one node of a graph; ValueError where it is not known."""
+    """Return the step of a graph node; ValueError if the operation is unknown."""
     inputs = tuple(numbers[each] for each in node.all_input_nodes)
     if node.op == "placeholder":
         if numbers[node]:
-            raise ValueError("the features take several inputs; images alone are wanted")
+            raise ValueError("the features take several inputs; they must take images only")
         return Step("images", "images", ())
     if node.op == "call_module":
         return layer_step(traced.get_submodule(str(node.target)), str(node.target), inputs)
@@ -387,21 +390,18 @@ def step_of(node: Node, traced: GraphModule, numbers: dict[Node, int]) -> Step:
             return Step(name, "cells", inputs, _call(node))
         if (pool := pool_of(node)) is not None:
             return layer_step(pool, name, inputs)
-    raise ValueError(f"the features call {name}, which is not known to keep to a window of cells")
+    raise ValueError(f"the features call {name}, which is not known to read a fixed window of cells")
 
 
 def _call(node: Node) -> Callable[[Tensor], Tensor]:
-    """The function of a node with the arguments it is called with, never in place: another step may need its input."""
+    """Return a node's function with its arguments, never in-place: another step may need its input."""
     function, rest = CELLWISE_CALLS[node.target], node.args[1:]
     named = {name: False if name == "inplace" else value for name, value in node.kwargs.items()}
     return lambda cells: function(cells, *rest, **named)
 
 
 def pool_of(node: Node) -> nn.Module | None:
-    """The layer that a call of `max_pool2d` or `avg_pool2d` stands for; None for another call.
-
-    A pool whose numbers are computed from the map has none.
-    """
+    """Return the layer equivalent to a call of `max_pool2d` or `avg_pool2d`; None for other calls or computed sizes."""
     if len(node.all_input_nodes) != 1 or node.kwargs.get("return_indices"):
         return None
     kind = POOL_CALLS.get(node.target)
@@ -412,26 +412,22 @@ def pool_of(node: Node) -> nn.Module | None:
 
 
 def layer_step(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Step:
-    """The step of one layer.
-
-    Raises:
-        ValueError: it is not known, or pads in a way that depends on the map.
-    """
+    """Return the step of one layer; ValueError if it is unknown, or its padding depends on the map."""
     if isinstance(layer, CELLWISE):
         return Step(name, "cells", inputs, out_of_place(layer))
     if not is_layer(layer):
         raise ValueError(
-            f"{name or 'the layer'} is {type(layer).__name__}, which is not known to keep to a window of cells"
+            f"{name or 'the layer'} is {type(layer).__name__}, which is not known to read a fixed window of cells"
         )
     if isinstance(layer, nn.ZeroPad2d):
         left, right, top, bottom = layer.padding
         if min(left, right, top, bottom) < 0:
-            raise ValueError(f"{name} is {layer}, which cuts the map; only padding is known")
+            raise ValueError(f"{name} is {layer}, which crops the map; only padding is supported")
         return Step(name, "pad", inputs, None, Window(padding=(top, bottom, left, right)))
     kernel, stride, dilation = (_pair(getattr(layer, each, 1)) for each in ("kernel_size", "stride", "dilation"))
     if isinstance(layer, nn.Conv2d | PackedConv2d):
         if layer.padding_mode != "zeros":
-            raise ValueError(f"{name} pads in the mode {layer.padding_mode!r}; only zeros are known")
+            raise ValueError(f"{name} has padding mode {layer.padding_mode!r}; only 'zeros' is supported")
         if layer.padding == "same":
             total = [(side - 1) * apart for side, apart in zip(kernel, dilation, strict=True)]
             padding = (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
@@ -440,14 +436,14 @@ def layer_step(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Step:
             padding = (down, down, across, across)
         return Step(name, "conv", inputs, layer, Window(kernel, stride, dilation, padding))
     if layer.ceil_mode:
-        raise ValueError(f"{name} is {layer}: what a pool with ceil_mode adds depends on the map; take ceil_mode=False")
+        raise ValueError(f"{name} is {layer}, whose padding depends on the map's size; use ceil_mode=False")
     down, across = _pair(layer.padding)
     window = Window(kernel, stride, dilation, (down, down, across, across))
     return Step(name, "max" if isinstance(layer, nn.MaxPool2d) else "average", inputs, layer, window)
 
 
 def out_of_place(layer: nn.Module) -> nn.Module:
-    """The layer, or where it would overwrite its input, which something else may need, one that does not."""
+    """Return the layer, or an out-of-place copy of an in-place layer, whose input something else may need."""
     if getattr(layer, "inplace", False):
         layer = copy.copy(layer)
         layer.inplace = False  # type: ignore[assignment]
@@ -455,7 +451,7 @@ def out_of_place(layer: nn.Module) -> nn.Module:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether this is a known layer itself; a subclass with a `forward` of its own is followed instead."""
+    """Return whether this is a known layer; a subclass with its own `forward` is traced instead."""
     if isinstance(module, CELLWISE):
         return True
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in WINDOWED)

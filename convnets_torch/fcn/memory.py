@@ -1,7 +1,7 @@
-"""How many rows of a picture a network can take at once without its activations growing beyond a bound.
+"""Estimate how many rows of a picture a network can process at once within a memory limit for activations.
 
-Found by a rehearsal: the code that will run runs on maps that have a shape and no cells, and what it would allocate and
-free is counted.
+The estimate is a dry run: the real code runs on maps that have a shape but no data, and a ledger counts the memory that
+it would allocate and free.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from convnets_torch.fcn.graph import Grid
 from convnets_torch.fcn.streaming import Stream
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-LEAST_ROWS = 4  # of a strip; with fewer, what layers keep between strips is nearly all there is
-INDEX = 8  # bytes that PyTorch notes for each cell of a maximum: where it was
+LEAST_ROWS = 4  # per strip; with fewer, the rows that layers keep between strips dominate
+INDEX = 8  # bytes per cell for the index of a maximum
 
 Shape = tuple[int, ...]
 
 
 def parse_bytes(value: int | str) -> int:
-    """A number of bytes, from a number or from words such as "1GB" (10^9), "1.5 GiB" (2^30 each), "300MB".
+    """Parse a number of bytes, or text such as "1GB" (10^9), "1.5 GiB" (2^30 each) or "300MB".
 
     Raises:
-        ValueError: it is none, or not above 0.
+        ValueError: it is not an amount of memory, or not above 0.
 
     >>> parse_bytes("1.5GB"), parse_bytes("2 KiB"), parse_bytes(10)
     (1500000000, 2048, 10)
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value).lower())
     if found is None or found[2] not in UNITS or isinstance(value, bool) or float(found[1]) * UNITS[found[2]] < 1:
-        raise ValueError(f"{value!r} is no amount of memory; give for instance '1GB', '500MB' or a number of bytes")
+        raise ValueError(f"{value!r} is not an amount of memory; give for example '1GB', '500MB' or a number of bytes")
     return int(float(found[1]) * UNITS[found[2]])
 
 
 def strip_rows(grid: Grid, shape: tuple[int, int, int], dtype: torch.dtype, most: int) -> int:
-    """Rows of the strips in which images go through, so that at most `most` bytes of activations are alive at once.
+    """Return the number of rows per strip for which at most `most` bytes of activations are alive at once.
 
     Args:
         grid: of the network.
         shape: (N, H, W) of the images.
         dtype: of the activations.
-        most: bytes.
+        most: limit in bytes.
 
     Returns:
-        H if all fits at once, else the most that do: whole strides, or a few rows.
+        H if everything fits at once, else the largest number that fits: whole strides, or a few rows.
 
     Raises:
-        ValueError: not even strips of a few rows fit; the least that works is named.
+        ValueError: not even strips of a few rows fit; the message names the minimum.
     """
     batch, height, width = shape
 
@@ -82,15 +82,15 @@ def strip_rows(grid: Grid, shape: tuple[int, int, int], dtype: torch.dtype, most
 
 
 def peak_bytes(grid: Grid, shape: tuple[int, int, int], dtype: torch.dtype, rows: int) -> int:
-    """Most bytes of activations that are alive at once when images (N, H, W) go through in strips of so many rows."""
+    """Return the peak memory of activations in bytes for images (N, H, W) processed in strips of `rows` rows."""
     batch, height, width = shape
     ledger = _Ledger()
     stream = Stream(grid.steps)
 
     def push(strip_rows: int, last: bool) -> None:
-        stream.push(_Ghost((batch, 3, strip_rows, width), dtype, ledger), last=last)  # type: ignore[arg-type]
+        stream.push(_Fake((batch, 3, strip_rows, width), dtype, ledger), last=last)  # type: ignore[arg-type]
 
-    warm = -(-grid.vertical.size // grid.stride) * grid.stride  # from there on every strip is like the one before
+    warm = -(-grid.vertical.size // grid.stride) * grid.stride  # from here on memory use repeats
     cycle = max(1, grid.stride // rows) + 1
     if height > warm + cycle * rows:
         push(warm, False)
@@ -105,7 +105,7 @@ def peak_bytes(grid: Grid, shape: tuple[int, int, int], dtype: torch.dtype, rows
 
 
 def in_words(size: int) -> str:
-    """A number of bytes as "640MB" or "2.15GB", rounded up.
+    """Format a number of bytes as "640MB" or "2.15GB", rounded up.
 
     >>> in_words(639_000_001), in_words(2_141_000_000)
     ('640MB', '2.15GB')
@@ -114,7 +114,7 @@ def in_words(size: int) -> str:
 
 
 class _Ledger:
-    """Bytes that are alive, and the most that were."""
+    """Counts live bytes and their peak."""
 
     def __init__(self) -> None:
         self.live = self.peak = 0
@@ -125,7 +125,7 @@ class _Ledger:
 
 
 class _Block:
-    """Memory that several maps may be views of; free when the last one is gone."""
+    """Memory shared by several maps; freed when the last one is gone."""
 
     def __init__(self, size: int, ledger: _Ledger) -> None:
         self._size, self._ledger = size, ledger
@@ -135,8 +135,8 @@ class _Block:
         self._ledger.live -= self._size
 
 
-class _Ghost:
-    """A map with a shape and no cells; PyTorch's functions on it give the shapes of what they would compute."""
+class _Fake:
+    """A map with a shape but no data; PyTorch's functions on it return maps of the resulting shapes."""
 
     device = torch.device("cpu")
     requires_grad = False
@@ -151,26 +151,26 @@ class _Ghost:
     def stride(self, axis: int) -> int:
         return prod(self.shape[axis + 1 :])
 
-    def made(self, shape: Sequence[int]) -> _Ghost:
-        """Another one, of its own memory."""
-        return _Ghost(shape, self.dtype, self._ledger)
+    def made(self, shape: Sequence[int]) -> _Fake:
+        """Return a map with its own memory."""
+        return _Fake(shape, self.dtype, self._ledger)
 
-    def booked(self, size: int) -> None:
-        """Memory that a function takes while it runs."""
+    def book_temporary(self, size: int) -> None:
+        """Count memory that a function needs only while it runs."""
         self._ledger.book(size)
         self._ledger.live -= size
 
-    def seen(self, shape: Sequence[int]) -> _Ghost:
-        """A view of the same memory."""
-        return _Ghost(shape, self.dtype, self._ledger, self._block)
+    def seen(self, shape: Sequence[int]) -> _Fake:
+        """Return a view of the same memory."""
+        return _Fake(shape, self.dtype, self._ledger, self._block)
 
-    def new_full(self, shape: Sequence[int], fill: float) -> _Ghost:
+    def new_full(self, shape: Sequence[int], fill: float) -> _Fake:
         return self.made(shape)
 
-    def clone(self) -> _Ghost:
+    def clone(self) -> _Fake:
         return self.made(self.shape)
 
-    def __getitem__(self, places: Sequence[Any]) -> _Ghost:
+    def __getitem__(self, places: Sequence[Any]) -> _Fake:
         given = list(places)
         if Ellipsis in given:
             place = given.index(Ellipsis)
@@ -178,64 +178,58 @@ class _Ghost:
         given += [slice(None)] * (len(self.shape) - len(given))
         return self.seen([len(range(side)[part]) for side, part in zip(self.shape, given, strict=True)])
 
-    def narrow(self, axis: int, start: int, length: int) -> _Ghost:
+    def narrow(self, axis: int, start: int, length: int) -> _Fake:
         return self.seen([*self.shape[:axis], length, *self.shape[axis + 1 :]])
 
-    def unfold(self, axis: int, size: int, step: int) -> _Ghost:
+    def unfold(self, axis: int, size: int, step: int) -> _Fake:
         count = (self.shape[axis] - size) // step + 1
         return self.seen([*self.shape[:axis], count, *self.shape[axis + 1 :], size])
 
-    def permute(self, *axes: int) -> _Ghost:
+    def permute(self, *axes: int) -> _Fake:
         return self.seen([self.shape[axis] for axis in axes])
 
-    def reshape(self, *shape: int) -> _Ghost:
-        return self.made(shape)
-
-    def flatten(self, first: int) -> _Ghost:
+    def flatten(self, first: int) -> _Fake:
         return self.made([*self.shape[:first], prod(self.shape[first:])])
 
-    def view(self, *shape: int) -> _Ghost:
-        return self.seen(shape)
-
-    def mean(self, dim: tuple[int, ...]) -> _Ghost:
+    def mean(self, dim: tuple[int, ...]) -> _Fake:
         gone = {axis % len(self.shape) for axis in dim}
         return self.made([side for axis, side in enumerate(self.shape) if axis not in gone])
 
-    def float(self) -> _Ghost:
-        return _Ghost(self.shape, torch.float32, self._ledger)
+    def float(self) -> _Fake:
+        return _Fake(self.shape, torch.float32, self._ledger)
 
-    def to(self, dtype: torch.dtype) -> _Ghost:
-        return _Ghost(self.shape, dtype, self._ledger)
+    def to(self, dtype: torch.dtype) -> _Fake:
+        return _Fake(self.shape, dtype, self._ledger)
 
-    def __add__(self, other: object) -> _Ghost:
+    def __add__(self, other: object) -> _Fake:
         return self.made(self.shape)
 
-    def __truediv__(self, other: object) -> _Ghost:
+    def __truediv__(self, other: object) -> _Fake:
         return self.made(self.shape)
 
-    def __iadd__(self, other: object) -> _Ghost:
+    def __iadd__(self, other: object) -> _Fake:
         return self
 
     @classmethod
-    def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> _Ghost:
+    def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> _Fake:
         shape_of = _SHAPES.get(function)
         if shape_of is not None:
             return shape_of(*args, **(kwargs or {}))
-        return next(each for each in args if isinstance(each, _Ghost)).clone()  # each cell by itself
+        return next(each for each in args if isinstance(each, _Fake)).clone()  # elementwise
 
 
-def _cat(maps: Sequence[_Ghost], dim: int) -> _Ghost:
+def _cat(maps: Sequence[_Fake], dim: int) -> _Fake:
     shape = list(maps[0].shape)
     shape[dim] = sum(each.shape[dim] for each in maps)
     return maps[0].made(shape)
 
 
-def _pad(cells: _Ghost, around: Sequence[int], value: float | None = None, mode: str = "constant") -> _Ghost:
+def _pad(cells: _Fake, around: Sequence[int], value: float | None = None, mode: str = "constant") -> _Fake:
     left, right, top, bottom = around
     return cells.made([*cells.shape[:2], cells.shape[2] + top + bottom, cells.shape[3] + left + right])
 
 
-def _slid(cells: _Ghost, channels: int, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Shape:
+def _output_shape(cells: _Fake, channels: int, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Shape:
     sides = []
     for axis in (0, 1):
         size, step, around, apart = (
@@ -246,33 +240,33 @@ def _slid(cells: _Ghost, channels: int, kernel: Any, stride: Any, padding: Any, 
 
 
 def _conv(
-    cells: _Ghost, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> _Ghost:
-    return cells.made(_slid(cells, weight.shape[0], tuple(weight.shape[2:]), stride, padding, dilation))
+    cells: _Fake, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> _Fake:
+    return cells.made(_output_shape(cells, weight.shape[0], tuple(weight.shape[2:]), stride, padding, dilation))
 
 
-def _max_pool(cells: _Ghost, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, **_: Any) -> _Ghost:
-    shape = _slid(cells, cells.shape[1], kernel, kernel if stride is None else stride, padding, dilation)
+def _max_pool(cells: _Fake, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, **_: Any) -> _Fake:
+    shape = _output_shape(cells, cells.shape[1], kernel, kernel if stride is None else stride, padding, dilation)
     result = cells.made(shape)
-    result.booked(prod(shape) * INDEX)
+    result.book_temporary(prod(shape) * INDEX)
     return result
 
 
-def _average_pool(cells: _Ghost, kernel: Any, stride: Any = None, padding: Any = 0, *_: Any) -> _Ghost:
-    return cells.made(_slid(cells, cells.shape[1], kernel, kernel if stride is None else stride, padding, 1))
+def _average_pool(cells: _Fake, kernel: Any, stride: Any = None, padding: Any = 0, *_: Any) -> _Fake:
+    return cells.made(_output_shape(cells, cells.shape[1], kernel, kernel if stride is None else stride, padding, 1))
 
 
-def _normalized(cells: _Ghost, *_: Any, **__: Any) -> _Ghost:
-    cells.booked(4 * prod(cells.shape) * cells.dtype.itemsize)  # squares, their padding, their sums and the root
+def _response_norm(cells: _Fake, *_: Any, **__: Any) -> _Fake:
+    cells.book_temporary(4 * prod(cells.shape) * cells.dtype.itemsize)  # squares, padding, sums and root
     return cells.clone()
 
 
-_SHAPES: dict[Callable[..., Any], Callable[..., _Ghost]] = {
+_SHAPES: dict[Callable[..., Any], Callable[..., _Fake]] = {
     torch.cat: _cat,
     F.pad: _pad,
     F.conv2d: _conv,
     F.max_pool2d: _max_pool,
     F.avg_pool2d: _average_pool,
-    F.local_response_norm: _normalized,
+    F.local_response_norm: _response_norm,
     F.linear: lambda cells, weight, bias=None: cells.made((*cells.shape[:-1], weight.shape[0])),
 }

@@ -1,4 +1,4 @@
-"""The network at every position of images of any size: logits as a map."""
+"""Score maps: the logits of a network at every position of images of any size."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from convnets_torch.networks.network import NO_HEAD, Network, as_network
 def score_map(
     network: Network, images: Tensor, *, cell_stride: int | None = None, max_memory: int | str | None = None
 ) -> Tensor:
-    """Logits at every position where the network's head fits on its feature map.
+    """Compute logits at every position where the network's head fits on its feature map.
 
-    Cell (i, j) is exactly `head` on its crop of the feature map. It is not the classification of the crop of the
-    image that begins at (i * stride, j * stride), unless the network pads nowhere: padded convolutions see the
-    neighbours where a crop would see zeros (docs/heatmaps.md measures how much that is).
+    Cell (i, j) is exactly `head` on its crop of the feature map. It equals the classification of the image crop that
+    starts at (i * stride, j * stride) only if the network has no padding: padded convolutions see the neighbouring
+    pixels where a crop would see zeros (docs/heatmaps.md measures the difference).
 
     Args:
         network: any network with `features`, `head`, `window`, `size`.
-        images: (N, 3, H, W), at least `network.size`, normalised as the weights want it.
+        images: (N, 3, H, W), at least `network.size`, normalised as the weights expect.
         cell_stride: pixels between neighbouring cells, for a denser map than the network's own (`network.stride`):
-            the last strides are removed and what follows is dilated, so that every (stride / cell_stride)-th row and
-            column is the map without it. `cell_strides(network)` lists what can be had.
-        max_memory: bytes, or words such as "1GB", that activations may take: images that need more go through in
-            strips, with the same numbers. It holds where no gradients are recorded; images, weights and the result
-            are not counted.
+            the last strides are removed and the following layers dilated, so every (stride / cell_stride)-th row and
+            column equals the map without it. `cell_strides(network)` lists the supported values.
+        max_memory: limit for activations, in bytes or as text such as "1GB"; images that need more are processed in
+            strips, with the same numbers. It holds if no gradients are recorded; images, weights and the result are
+            not counted.
 
     Returns:
         Logits (N, classes, h, w); (N, classes, 1, 1) at the network's own size, equal to `network(images)`.
 
     Raises:
-        ValueError: the images are smaller than the network's own size, the network has no head, cannot give this
-            stride, or is in training mode where strips or strides were asked for; or the memory is too little for
-            strips of a few rows (the least that works is named).
+        ValueError: the images are smaller than the network's own size; the network has no head, does not support this
+            stride, or is in training mode with `cell_stride` or `max_memory`; or the memory is too small for strips of
+            a few rows (the message names the minimum).
 
     >>> import torch
     >>> from convnets_torch.networks import vgg16
@@ -58,7 +58,7 @@ def score_map(
     if cell_stride in (None, network.stride) and max_memory is None:
         return slide(network.head, network.features(images), network.window)
     if network.training:
-        raise ValueError("the network is in training mode, where strips and strides change the answer; call eval()")
+        raise ValueError("the network is in training mode, where strips and strides change outputs; call eval()")
     grid = grid_of(network, cell_stride)
     rows = height
     if max_memory is not None:
@@ -69,11 +69,11 @@ def score_map(
 
 
 def gather(grid: Grid, strips: Iterator[Tensor], height: int, width: int) -> Tensor:
-    """The map of images that come in strips.
+    """Return the map of images that arrive in strips.
 
     Args:
         grid: of the network.
-        strips: (N, 3, rows, W) each, `height` rows in all.
+        strips: (N, 3, rows, W) each, `height` rows in total.
         height, width: of the images.
     """
     stream, above, whole = Stream(grid.steps), 0, None

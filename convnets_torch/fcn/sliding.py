@@ -1,4 +1,4 @@
-"""A dense head at every position of a feature map: the same parameters, read as convolution kernels.
+"""Apply a dense head at every position of a feature map: the same parameters, used as convolution kernels.
 
 Source: Fully Convolutional Networks for Semantic Segmentation, arXiv:1411.4038, section 3.1.
 """
@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from convnets_torch.networks.packed import PackedLinear
 
-# Layers that treat each value by itself, so that applying them to a map and to a vector is the same.
+# Elementwise layers: applying them to a map and to a vector is the same.
 ELEMENTWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Hardswish,
     nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Dropout, nn.Identity,
 )  # fmt: skip
-PATCHES = 64_000_000  # bytes of windows that are laid out for one matrix product
-DENSE = (nn.Linear, PackedLinear, nn.Conv2d)  # tuples, since torch.compile of PyTorch 2.6 knows no unions
+PATCHES = 64_000_000  # bytes of unfolded windows per matrix product
+DENSE = (nn.Linear, PackedLinear, nn.Conv2d)  # tuples, since torch.compile of PyTorch 2.6 does not support unions
 POOLS = (nn.AvgPool2d, nn.MaxPool2d)
 
 
@@ -28,8 +28,8 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
 
     The first layer that reads the window (a `Linear` after `Flatten`, or an `AvgPool2d` or `MaxPool2d` of the
     window's size) becomes a convolution, a sliding mean or a sliding maximum; every later `Linear` becomes a 1x1
-    convolution. A dense layer that already is a convolution, over exactly the window or 1x1 after it, stays one.
-    Weights are read where they are, never copied, so gradients reach the parameters of `head`.
+    convolution. A `Conv2d` over exactly the window, or a later 1x1 one, stays as it is. Weights are never copied, so
+    gradients reach the parameters of `head`.
 
     Args:
         head: the layers of `network.head`, in order.
@@ -52,7 +52,7 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
     """
     window = (window[0], window[1])
     if features.dim() != 4 or dilation < 1:
-        raise ValueError(f"features are {tuple(features.shape)}, dilation {dilation}; wanted: (N, C, H, W), 1 or more")
+        raise ValueError(f"features are {tuple(features.shape)}, dilation {dilation}; give (N, C, H, W), 1 or more")
     reach = ((window[0] - 1) * dilation + 1, (window[1] - 1) * dilation + 1)
     if features.shape[-2] < reach[0] or features.shape[-1] < reach[1]:
         raise ValueError(
@@ -81,7 +81,7 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
             flat = True  # nothing to do: the channels of a cell are its vector
         else:
             raise ValueError(
-                f"a head with {layer} cannot slide; known are Flatten, Linear, AvgPool2d,"
+                f"a head with {layer} cannot slide; supported are Flatten, Linear, AvgPool2d,"
                 " MaxPool2d, BatchNorm1d, activations, and Conv2d over exactly the window"
             )
     if not window_read:
@@ -90,7 +90,7 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
 
 
 def _product(layer: nn.Linear | PackedLinear | nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    """The layer as a matrix product (..., inputs) -> (..., outputs)."""
+    """Return the layer as a matrix product (..., inputs) -> (..., outputs)."""
     if isinstance(layer, PackedLinear):
         return layer
     weight = layer.weight.flatten(1)  # (outputs, inputs), a view of a convolution's
@@ -106,26 +106,26 @@ def _check_dense(
         if not flat or layer.in_features != inputs:
             raise ValueError(f"{layer} cannot slide: it must follow Flatten and read {read}")
     elif flat or layer.kernel_size != kernel or layer.in_channels != channels or not is_dense(layer):
-        raise ValueError(f"{layer} cannot slide: it must stand before Flatten, without padding, and read {read}")
+        raise ValueError(f"{layer} cannot slide: it must come before Flatten, without padding, and read {read}")
 
 
 def is_dense(layer: nn.Conv2d) -> bool:
-    """Whether a convolution over a map of its kernel's size is a dense layer: all cells and channels, no padding."""
+    """Return whether a convolution over a map of its kernel's size is a dense layer: no groups, dilation or padding."""
     return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding in ((0, 0), "valid")
 
 
 def _convolution(cells: Tensor, product: Callable[[Tensor], Tensor], window: tuple[int, int], dilation: int) -> Tensor:
-    """The convolution whose kernel is the dense layer's, as matrix products over blocks of windows.
+    """Convolve with the dense layer's weights as kernel, by matrix products over blocks of windows.
 
-    A 7x7 kernel over 512 channels is far from what libraries of convolutions are made for; laying the windows out
-    and multiplying is faster on the CPU, and in blocks it takes no more memory.
+    Convolution libraries are slow for a 7x7 kernel over 512 channels; unfolding the windows and multiplying is faster
+    on the CPU, and in blocks it takes no more memory.
     """
     rows, columns = ((side - 1) * dilation + 1 for side in window)
-    # (N, h, w, C, rows, columns), a view: the order of the layer's inputs comes last
+    # (N, h, w, C, rows, columns), a view: the last three axes in the order of the layer's inputs
     crops = cells.unfold(2, rows, 1).unfold(3, columns, 1)[..., ::dilation, ::dilation].permute(0, 2, 3, 1, 4, 5)
     batch, height, width = crops.shape[:3]
     inputs = cells.shape[1] * window[0] * window[1]
-    most = max(1, PATCHES // (inputs * cells.dtype.itemsize * batch))  # positions of a block
+    most = max(1, PATCHES // (inputs * cells.dtype.itemsize * batch))  # positions per block
     across, down = min(width, most), max(1, most // width)
     strips = []
     for top in range(0, height, down):
@@ -141,7 +141,7 @@ def _sliding_pool(layer: nn.AvgPool2d | nn.MaxPool2d, cells: Tensor, window: tup
     dilated = getattr(layer, "dilation", 1) not in (1, (1, 1))
     if kernel != window or layer.stride not in (1, (1, 1)) or layer.padding not in (0, (0, 0)) or dilated:
         raise ValueError(
-            f"a head that begins with {layer} cannot slide; wanted is {type(layer).__name__}({window}, stride=1)"
+            f"a head that begins with {layer} cannot slide; use {type(layer).__name__}({window}, stride=1)"
         )
     if dilation == 1:
         return layer(cells)
@@ -153,7 +153,7 @@ def _sliding_pool(layer: nn.AvgPool2d | nn.MaxPool2d, cells: Tensor, window: tup
 
 
 def _normalized(layer: nn.BatchNorm1d, cells: Tensor, window_read: bool) -> Tensor:
-    """In eval mode batch normalisation of a vector is a scale and a shift of each channel of its cell."""
+    """Apply batch normalisation in eval mode: a scale and a shift of each channel."""
     if layer.training or layer.running_mean is None:
         raise ValueError(f"{layer} cannot slide in training mode, where it mixes the images of a batch; call eval()")
     if not window_read or layer.num_features != cells.shape[1]:

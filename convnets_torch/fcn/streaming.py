@@ -1,8 +1,8 @@
-"""Steps run on strips of rows: the same map as in one pass, without ever holding all of it.
+"""Run steps on strips of rows: the same map as in one pass, without holding all of it in memory.
 
-Every layer that reads a window keeps the last rows of its input that later windows still need, and gives the rows of
-its own map as soon as they are complete. Nothing is computed twice, so there are no halos, and the borders of the
-picture are those of one pass: the rows of padding come before the first strip and after the last one.
+Each layer that reads a window keeps the last rows of its input that later windows still need, and returns rows of its
+own map as soon as they are complete. Nothing is computed twice, so strips need no overlap, and the borders are those
+of one pass: padding rows come before the first strip and after the last one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from convnets_torch.networks.packed import PackedConv2d
 
 
 class Stream:
-    """Steps that take strips of images one after the other.
+    """Steps that process images strip by strip.
 
     >>> from torch import nn
     >>> from convnets_torch.fcn.graph import steps_of
@@ -35,18 +35,18 @@ class Stream:
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = steps
         self._readers = [sum(number in step.inputs for step in steps) for number in range(len(steps))]
-        self._rows = [_Rows(step.window) if _reads(step) else None for step in steps]
+        self._rows = [_RowBuffer(step.window) if _has_window(step) else None for step in steps]
         self._waiting: list[list[Tensor | None]] = [[None] * len(step.inputs) for step in steps]
 
     def push(self, strip: Tensor, *, last: bool = False) -> Tensor | None:
-        """Take the next rows of the images.
+        """Process the next rows of the images.
 
         Args:
             strip: (N, C, rows, W).
-            last: whether the images end here.
+            last: whether this is the last strip.
 
         Returns:
-            The rows of the map that are complete now and were not before, (N, channels, rows, w); None for no row.
+            The newly completed rows of the map, (N, channels, rows, w); None if there are none.
         """
         maps: list[Tensor | None] = []
         left = list(self._readers)
@@ -55,7 +55,7 @@ class Stream:
             for each in step.inputs:
                 below.append(maps[each])
                 left[each] -= 1
-                if not left[each]:  # memory goes back as soon as nobody reads the map any more
+                if not left[each]:  # free the map after its last reader
                     maps[each] = None
             maps.append(strip if step.kind == "images" else self._step(number, step, below, last))
             if not number:
@@ -64,16 +64,16 @@ class Stream:
 
     def _step(self, number: int, step: Step, below: list[Tensor | None], last: bool) -> Tensor | None:
         if step.kind in ("sum", "cat"):
-            return self._joined(number, step, below)
+            return self._join(number, step, below)
         rows = self._rows[number]
         if rows is not None:
             padded = rows.take(below, last, fill=-torch.inf if step.kind == "max" else 0.0)
-            return None if padded is None else _windows(step, padded)
+            return None if padded is None else _run_layer(step, padded)
         cells = below.pop()
         return None if cells is None or step.layer is None else step.layer(cells)
 
-    def _joined(self, number: int, step: Step, below: list[Tensor | None]) -> Tensor | None:
-        """Branches are ahead of each other by some rows; what all of them have is joined, the rest waits."""
+    def _join(self, number: int, step: Step, below: list[Tensor | None]) -> Tensor | None:
+        """Join the rows that all branches have; a branch that is ahead keeps its other rows for later."""
         waiting = self._waiting[number]
         for place, strip in enumerate(below):
             if strip is not None:
@@ -85,19 +85,19 @@ class Stream:
             return None
         rows = min(strip.shape[2] for strip in complete)
         ready = [strip[:, :, :rows] for strip in complete]
-        # clones, since a view would keep all of the strip in memory
+        # clone, since a view would keep the whole strip in memory
         self._waiting[number] = [strip[:, :, rows:].clone() if strip.shape[2] > rows else None for strip in complete]
         return torch.cat(ready, dim=1) if step.kind == "cat" else ready[0] + ready[1]
 
 
 @dataclass
 class _Padded:
-    """Rows of a map with the padding above and below, for a whole number of windows.
+    """Rows of a map, with padding above and below, for a whole number of windows.
 
     Attributes:
-        cells: (N, C, rows, W), without the padding at the sides.
-        around: (top, bottom) rows of the padding that `cells` still lacks; not 0 only where all of the map is there.
-        real: (first, end) of the rows of the map itself, counted in `cells`; beyond them is padding.
+        cells: (N, C, rows, W), without padding at the sides.
+        around: (top, bottom) padding rows still missing from `cells`; nonzero only if `cells` is the whole map.
+        real: (first, end) rows of `cells` that belong to the map itself; the others are padding.
     """
 
     cells: Tensor
@@ -105,28 +105,28 @@ class _Padded:
     real: tuple[int, int]
 
 
-class _Rows:
-    """The rows of its input that a layer has been given and still needs, counted with the padding on top."""
+class _RowBuffer:
+    """Buffer of a layer's input rows that are still needed; rows are counted from the top padding."""
 
     def __init__(self, window: Window) -> None:
         self._window = window
         self._kept: Tensor | None = None
-        self._first = 0  # the padded row with which `_kept` begins
-        self._end = 0  # the padded row after those that have been given
-        self._given = 0  # rows of the map itself that have been given
-        self._output = 0  # the row of windows that comes next
+        self._first = 0  # padded index of the first row of `_kept`
+        self._end = 0  # padded index after the last row received
+        self._given = 0  # rows of the map itself received
+        self._output = 0  # next row of windows
 
     def take(self, below: list[Tensor | None], last: bool, fill: float) -> _Padded | None:
-        """Add rows (`below` is emptied, so that nothing else holds them), give what complete windows read."""
+        """Add rows and return the rows that complete windows read; `below` is emptied so that it keeps no reference."""
         strip = below.pop()
         window, top, bottom = self._window, *self._window.padding[:2]
         if strip is None and (self._kept is None or not last):
             return None
         if self._kept is None and strip is not None:
-            if last:  # all of the map at once: the layer pads by itself
+            if last:  # the whole map at once: the layer itself pads
                 complete = window.count(strip.shape[2], 0) > 0
                 return _Padded(strip, (top, bottom), (0, strip.shape[2])) if complete else None
-            self._kept, self._end = _filled(strip, top, fill), top
+            self._kept, self._end = _constant_rows(strip, top, fill), top
         assert self._kept is not None
         pieces = [self._kept]
         if strip is not None:
@@ -134,7 +134,7 @@ class _Rows:
             self._end += strip.shape[2]
             pieces.append(strip)
         if last:
-            pieces.append(_filled(self._kept, bottom, fill))
+            pieces.append(_constant_rows(self._kept, bottom, fill))
             self._end += bottom
         del strip
         self._kept = None
@@ -145,7 +145,7 @@ class _Rows:
         outputs = max(0, (self._end - window.reach(0)) // window.stride[0] + 1 - self._output)
         self._output += outputs
         self._first = min(self._output * window.stride[0], self._end)
-        if not last:  # a clone, since a view would keep all of the strip in memory
+        if not last:  # clone, since a view would keep the whole strip in memory
             self._kept = cells[:, :, self._first - first :].clone()
         if not outputs:
             return None
@@ -154,20 +154,20 @@ class _Rows:
         return _Padded(cells[:, :, begin - first : until - first], (0, 0), real)
 
 
-def _filled(sample: Tensor, rows: int, fill: float) -> Tensor:
-    """Rows of one value, laid out in memory as the sample is: joined to it, they change nothing about that."""
+def _constant_rows(sample: Tensor, rows: int, fill: float) -> Tensor:
+    """Return constant rows in the memory format of `sample`, so that concatenation preserves it."""
     batch, channels, _, width = sample.shape
-    if sample.stride(1) == 1:  # the channels of a cell side by side
+    if sample.stride(1) == 1:  # channels last
         return sample.new_full((batch, rows, width, channels), fill).permute(0, 3, 1, 2)
     return sample.new_full((batch, channels, rows, width), fill)
 
 
-def _reads(step: Step) -> bool:
+def _has_window(step: Step) -> bool:
     return step.kind in ("conv", "max", "average", "pad", "head")
 
 
-def _windows(step: Step, padded: _Padded) -> Tensor:
-    """The layer on complete rows, padded at the sides."""
+def _run_layer(step: Step, padded: _Padded) -> Tensor:
+    """Apply the layer to complete rows, padding the sides."""
     window, cells = step.window, padded.cells
     (top, bottom), (left, right) = padded.around, window.padding[2:]
     if step.kind == "head" and step.layer is not None:
@@ -175,7 +175,7 @@ def _windows(step: Step, padded: _Padded) -> Tensor:
     if step.kind == "pad":
         return F.pad(cells, (left, right, top, bottom))
     if step.kind == "average":
-        return _means(step, padded)
+        return _average_pool(step, padded)
     if step.kind == "conv":
         layer = step.layer
         assert isinstance(layer, nn.Conv2d | PackedConv2d)
@@ -192,8 +192,8 @@ def _windows(step: Step, padded: _Padded) -> Tensor:
     return F.max_pool2d(cells, window.kernel, window.stride, 0, window.dilation)
 
 
-def _means(step: Step, padded: _Padded) -> Tensor:
-    """Average pooling, dilated too: sums of shifted rows, then of shifted columns, over how many cells there were."""
+def _average_pool(step: Step, padded: _Padded) -> Tensor:
+    """Average pooling with optional dilation: sums over rows, then columns, divided by the number of cells counted."""
     layer, window, cells = step.layer, step.window, padded.cells
     assert isinstance(layer, nn.AvgPool2d)
     (top, bottom), (left, right) = padded.around, window.padding[2:]
@@ -212,18 +212,14 @@ def _means(step: Step, padded: _Padded) -> Tensor:
 
 
 def _sums(cells: Tensor, window: Window, axis: int) -> Tensor:
-    """Sums over windows along one axis."""
+    """Sum over windows along one axis."""
     apart, stride = window.dilation[axis], window.stride[axis]
     outputs = (cells.shape[2 + axis] - window.reach(axis)) // stride + 1
+    every = (slice(None),) * (2 + axis) + (slice(None, None, stride),)
     shifted = (
-        cells.narrow(2 + axis, place * apart, (outputs - 1) * stride + 1)[_every(stride, axis)]
-        for place in range(window.kernel[axis])
+        cells.narrow(2 + axis, place * apart, (outputs - 1) * stride + 1)[every] for place in range(window.kernel[axis])
     )
     total = next(shifted).clone()
     for each in shifted:
         total += each
     return total
-
-
-def _every(stride: int, axis: int) -> tuple[slice, ...]:
-    return (slice(None),) * (2 + axis) + (slice(None, None, stride),)

@@ -1,4 +1,4 @@
-"""Where in a picture a class is, or a whole branch of the WordNet tree."""
+"""Find where in a picture a class is, or a whole branch of the WordNet hierarchy."""
 
 from __future__ import annotations
 
@@ -56,43 +56,44 @@ def heatmap(
 def heatmap(
     network: Mappable, image: Sliceable, target: str | int | Targets, **options: Unpack[HeatmapKeywords]
 ) -> Heatmap | list[Heatmap]:
-    """Find a target in a picture: one pass over the whole picture, uncropped and at its own size.
+    """Find a target in a picture, in one pass over the whole picture, uncropped and at its own size.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it. Or an `engine(network, heatmap=True)`, which gives one
-            cell for every `network.stride` pixels, and of pictures that fit into `max_memory` in one pass: over larger
-            ones the network itself goes, in its own precision, and that is said.
+        network: in eval mode and with its card, as `load` returns it. Or an `engine(network, heatmap=True)`, which has
+            one cell per `network.stride` pixels and runs pictures that fit into `max_memory` in one pass; for larger
+            ones the network itself runs, in its own precision, with a warning.
         image: whatever `read_picture` takes: a file, a `PIL.Image`, an array (H, W, 3), a tensor (3, H, W); or an array
-            that is sliced rather than loaded (`numpy.memmap`, zarr, HDF5), or a path of a large TIFF file, of which
+            that is sliced rather than loaded (`numpy.memmap`, zarr, HDF5), or the path of a large TIFF file, of which
             only some rows are in memory at a time (`open_source`).
         target: a class id, a wnid, a WordNet name or a word; a synset means every class below it, counted once. Or
-            several of them with signs between blanks: "dog - hunting dog + wolf". A list of targets gives a list
-            of maps; the network still runs once.
-        longest_side: resize the picture to so many pixels first, keeping its aspect: larger gives more cells,
-            and finds smaller things.
-        upscale: enlarge a picture that is smaller than the network's own size, just as far as is needed.
+            several of them joined by signs surrounded by blanks: "dog - hunting dog + wolf". A list of targets gives a
+            list of maps; the network still runs once.
+        longest_side: first resize the picture to this many pixels on its longer side, keeping its aspect ratio: more
+            pixels give more cells and find smaller objects.
+        upscale: enlarge a picture that is smaller than the network's own size, as little as necessary.
         cell_stride: pixels between neighbouring cells of the (resized) picture, for a denser map than the network's
             own; one of `cell_strides(network)`.
-        scales: sizes of the picture as factors, such as (0.5, 1, 2), each run by itself, and their maps fused; "auto"
+        scales: sizes of the picture as factors, such as (0.5, 1, 2), each run separately, with their maps fused; "auto"
             takes octaves from the size at which one window covers the shorter side up to the picture's own.
         fuse: "mean" of the scales, or "max".
-        max_memory: bytes that activations may take, or words such as "500MB"; a picture that needs more goes through
-            in strips, with the same numbers. None for no bound.
-        resume: a folder for finished rows; a run that was interrupted goes on from there. The folder stays.
-        progress: called with the rows of cells that are done and how many there are.
+        max_memory: limit for activations, in bytes or as text such as "500MB"; a picture that needs more is processed
+            in strips, with the same numbers. None for no limit.
+        resume: a folder for finished rows; an interrupted run resumes from there. The folder is kept.
+        progress: called with the number of finished rows of cells and the total.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Returns:
-        Its map, one cell for every `network.stride` pixels of the (resized) picture; for a list, a map for each.
+        The map, one cell per `network.stride` pixels of the (resized) picture; for a list of targets, a list of maps.
 
     Raises:
         OSError: the picture is missing or broken.
-        ValueError: the picture is smaller than the network's own size, a target is not known, the network cannot give
-            this stride, the memory is too little, the folder belongs to another run, or the engine classifies.
+        ValueError: the picture is smaller than the network's own size, a target is unknown, the network does not
+            support this stride, the memory is too small, the folder belongs to another run, or the engine classifies.
 
     Warns:
-        RuntimeRemark: the network runs instead of its engine, for the size of the picture.
-        PictureWarning: as `read_picture` does; or the map of a large picture's file is faint at the one scale.
+        RuntimeRemark: the network runs instead of its engine because of the picture's size.
+        PictureWarning: as `read_picture` does; or the map of a large picture file is low everywhere at the single
+            scale.
 
     >>> from convnets_torch import load
     >>> cars = heatmap(load("alexnet.safetensors"), "street.jpg", "car")
@@ -118,12 +119,12 @@ def contrast(
     against: str | int,
     **options: Unpack[HeatmapKeywords],
 ) -> Contrast:
-    """How much more probable one target is than another in every window: the difference of two maps.
+    """Map how much more probable one target is than another in every window: the difference between two maps.
 
     Args:
         network, image: as for `heatmap`.
-        target: what counts for a window, as for `heatmap`.
-        against: what counts against it.
+        target: what raises a window's value, as for `heatmap`.
+        against: what lowers it.
         options: as for `heatmap`.
 
     Raises:
@@ -146,11 +147,11 @@ def contrast(
 def class_map(
     network: Mappable, image: Sliceable, *, only: str | int | None = None, **options: Unpack[OneMapKeywords]
 ) -> ClassMap:
-    """What is where in a picture: the most probable class of every cell.
+    """Map the most probable class of every cell of a picture.
 
     Args:
         network, image, options: as for `heatmap`.
-        only: let only the classes of this target win cells; their probabilities stay as they are.
+        only: let only the classes of this target win cells; their probabilities do not change.
 
     Raises:
         OSError, ValueError: as `heatmap`.
@@ -172,9 +173,9 @@ def class_map(
 
 @shows(OneMapKeywords, HeatmapOptions)
 def probability_map(network: Mappable, image: Sliceable, **options: Unpack[OneMapKeywords]) -> ProbabilityMap:
-    """The probabilities of all classes in every window; targets may be asked for later.
+    """Map the probabilities of all classes in every window; targets can be chosen later.
 
-    All of them are in memory: 4 bytes for each class and cell.
+    All of them are kept in memory: 4 bytes per class and cell.
 
     Args:
         network, image, options: as for `heatmap`.
@@ -194,17 +195,17 @@ def probability_map(network: Mappable, image: Sliceable, **options: Unpack[OneMa
 
 
 def save_sheet(maps: Sequence[CellMap], path: Output, *, plain: bool = False, threshold: float = 0.5) -> None:
-    """Write several maps of one picture into one file, atomically; a single one as its `save` does.
+    """Write several maps of one picture to one file, atomically; a single map is written as by its `save`.
 
     Args:
-        maps: as `heatmap` gives them for a list of targets.
-        path: `.png`, `.jpg` or `.webp`: a sheet of pictures side by side; `.html`: one page with a list to choose
-            from; `.json`: the regions of each; `.npz`: all numbers; `.npy`: an array (maps, rows, columns).
-        plain: the maps alone in colours, without the picture.
-        threshold: of the regions in `.json` and `.html`.
+        maps: as `heatmap` returns them for a list of targets.
+        path: `.png`, `.jpg` or `.webp`: a sheet of pictures side by side; `.html`: a page with a list to choose
+            from; `.json`: the regions of each map; `.npz`: all data; `.npy`: an array (maps, rows, columns).
+        plain: draw the maps alone, without the picture.
+        threshold: for the regions in `.json` and `.html`.
 
     Raises:
-        ValueError: another file ending, no map, or maps of other pictures.
+        ValueError: the file ending is not supported, there is no map, or the maps have different pictures or cells.
         OSError: `path` cannot be written.
 
     >>> from convnets_torch import load

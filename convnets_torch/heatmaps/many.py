@@ -1,4 +1,4 @@
-"""Heatmaps of many pictures of mixed sizes: those that the network sees at the same size go through it together."""
+"""Heatmaps of many pictures of mixed sizes: pictures with the same network input size run in one batch."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ from convnets_torch.inference.pipeline import (
 from convnets_torch.options import checked, shows
 from convnets_torch.wordnet.targets import Target, Targets, checked_targets
 
-WAITING = 64  # pictures that are decoded ahead, and as many that wait for others of their size
+WAITING = 64  # pictures decoded ahead, and as many again queued for others of their size
 
 
 @dataclass(frozen=True)
 class Mapped(Result[list[Heatmap]]):
-    """What became of one picture.
+    """The maps of one picture.
 
     Attributes:
-        maps: one for each target, also for a single one; empty where there is an error.
+        maps: one per target, also for a single target; empty on error.
         picture, error, remarks: as in `Result`.
     """
 
     @property
     def maps(self) -> list[Heatmap]:
-        """The `value`; empty where there is an error."""
+        """The `value`; empty on error."""
         return self.value or []
 
 
@@ -80,37 +80,37 @@ def heatmap_each(
     exact: bool = True,
     **options: Unpack[ScalesKeywords],
 ) -> Generator[Mapped, None, None]:
-    """Find a target in any number of pictures; one that cannot be used does not stop the others.
+    """Find a target in any number of pictures; a picture that cannot be used does not stop the others.
 
-    The maps are those that `heatmap` gives for each picture alone. Pictures are decoded ahead in threads, and those
-    that the network sees at the same size go through it together, as many as `max_memory` allows: never padded, since
-    that would change the numbers. A picture too large for one pass goes through by itself in strips, and each by
-    itself where there are `scales`. Pictures wait for others of their size, so results come in bursts; some 64
-    million pixels are in memory at once, or one picture that is larger.
+    The maps equal those of `heatmap` for each picture alone. Threads decode pictures ahead of time. Pictures with the
+    same network input size run in one batch, as many as `max_memory` allows; they are never padded, which would change
+    the numbers. A picture too large for one pass runs alone, in strips; with `scales`, every picture runs alone.
+    Pictures wait for others of their size, so results come in bursts; about 64 million pixels are in memory at once, or
+    a single picture that is larger.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it; or an engine, as for `heatmap`.
+        network: in eval mode and with its card, as `load` returns it; or an engine, as for `heatmap`.
         images: whatever `heatmap` takes, any number of them; `find_pictures` lists those of a folder.
-        target: as for `heatmap`; of several, each picture gets a map for each.
-        batch: how many of a size go through the network together, at most; "auto" is as many as memory allows.
-        workers: threads that decode; by default one for each core, at most 16.
-        exact: give the maps of `heatmap`. Without it, JPEG files are decoded at 1/2, 1/4 or 1/8 of their scale where
-            they stay twice as large as what the network sees, which takes a `longest_side`; the map's `picture` is
-            then so much smaller, and probabilities differ a little. Never so with `scales`, where the card picks
-            nearest pixels, nor for the presets of convnets-keras. docs/speed.md has what that changes.
+        target: as for `heatmap`; with several targets, each picture gets a map for each.
+        batch: maximum number of pictures of one size per batch; "auto" is as many as memory allows.
+        workers: number of decoding threads; one per core by default, at most 16.
+        exact: compute the maps of `heatmap`. Without it, JPEG files are decoded at 1/2, 1/4 or 1/8 scale if they are
+            then still twice as large as the network's input, which requires a `longest_side`; the map's `picture` is
+            then smaller accordingly, and probabilities differ slightly. This never applies with `scales`, to cards with
+            nearest-pixel interpolation, or to the presets of convnets-keras. docs/speed.md describes the effect.
         options: as for `heatmap`.
 
     Returns:
         A generator of one `Mapped` per picture, in the order given; `close()` stops it early.
 
     Raises:
-        ValueError: at once, for what concerns all pictures: the network has no card, no head, or is in training mode,
-            its outputs are no probabilities, a target is not known, the network cannot give this stride, or an option
-            is out of range.
+        ValueError: immediately, for what concerns all pictures: the network has no card, no head, or is in training
+            mode, its outputs are not probabilities, a target is unknown, the network does not support this stride, or
+            an option is out of range.
 
     Warns:
-        RuntimeRemark: the network runs instead of its engine, for the size of a picture.
-        MemoryWarning: memory ran out, and the work goes on with fewer pictures together.
+        RuntimeRemark: the network runs instead of its engine because of a picture's size.
+        MemoryWarning: memory ran out, and the work continues with smaller batches.
 
     >>> from convnets_torch import load
     >>> for result in heatmap_each(load("alexnet.safetensors"), ["street.jpg", "none.jpg"], "car"):
@@ -143,15 +143,15 @@ def heatmap_each(
 
 @dataclass(eq=False)
 class _Opened:
-    """A picture that was opened.
+    """An opened picture.
 
     Attributes:
-        source: a JPEG file's may be smaller than the picture.
+        source: may be smaller than the picture for a JPEG file.
         shape: (height, width) of the picture.
-        sizes: at which the network is to see it.
-        seen: what the network is to see, where that is one pass over a picture in memory; None where the picture goes
-            through by itself, and when it has gone through.
-        remarks: on its file.
+        sizes: sizes of the network's input.
+        seen: the network's input, if it is one pass over a picture in memory; None if the picture runs alone, or
+            has run.
+        remarks: notes on the file.
     """
 
     source: Source
@@ -161,19 +161,19 @@ class _Opened:
     remarks: tuple[str, ...]
 
     def group(self) -> Hashable:
-        """What it goes through with: pictures that are seen at the same size, or itself."""
+        """Return the key of the batch: the input size, or the picture itself if it runs alone."""
         return self if self.seen is None else self.sizes[0]
 
     def pixels(self) -> int:
-        """How many of them it keeps in memory."""
+        """Return the number of pixels kept in memory."""
         if not isinstance(self.source, Held):
             return 0
-        resized = self.seen is not None and self.sizes[0] != self.source.shape  # else it is a view
+        resized = self.seen is not None and self.sizes[0] != self.source.shape  # else `seen` is a view
         return prod(self.source.shape) + (prod(self.sizes[0]) if resized else 0)
 
 
 class _Mapper:
-    """Pictures in, maps out."""
+    """Turn pictures into maps."""
 
     def __init__(
         self, network: Mappable, grid: Grid, targets: list[Target], options: HeatmapOptions, exact: bool
@@ -183,11 +183,11 @@ class _Mapper:
         self._wanted = Wanted(targets)
         self._fits = cache(partial(_fits, grid, dtype_of(network), options.memory))
         whole = exact or options.scales is not None or least_size(self._card.preprocessing) is None
-        self._least = None if whole else self._enough
-        self.room = cache(self._room)  # of a group, how many pictures go through together
+        self._least = None if whole else self._least_decoded
+        self.room = cache(self._batch_size)  # batch size of a group
 
     def open(self, picture: Sliceable) -> _Opened:
-        """Decode a picture and resize it: what threads do."""
+        """Decode and resize a picture, in a worker thread."""
         options, rule = self._options, self._card.preprocessing
         source, remarks, part, scale = open_with_remarks(picture, options.reading(rule.exif, self._least))
         if max(source.shape) <= VIEW and not isinstance(source, Held):
@@ -204,22 +204,22 @@ class _Mapper:
             seen = at_size(source, size, self._card).rows(0, size[0])
         return _Opened(source, shape, sizes, seen, remarks)
 
-    def _enough(self, size: Pair) -> Pair | None:
-        """(height, width) that a JPEG file of a picture of this size has to keep; None where it is read whole."""
+    def _least_decoded(self, size: Pair) -> Pair | None:
+        """Return the minimum (height, width) for decoding a JPEG file of this size; None for full scale."""
         try:
             [seen] = sizes_to_run(self._network, size, "", self._options)
-        except ValueError:  # which is said when it has been read
+        except ValueError:  # raised again once the picture has been read
             return None
         return (2 * seen[0], 2 * seen[1]) if self._fits(seen, 1) else None
 
-    def _room(self, group: Hashable) -> int:
+    def _batch_size(self, group: Hashable) -> int:
         if isinstance(group, _Opened):
             return 1
         size = cast("Pair", group)
         return max(1, bisect_left(range(1, WAITING + 1), True, key=lambda count: not self._fits(size, count)))
 
     def run(self, items: list[_Opened]) -> list[list[Heatmap] | Exception]:
-        """The maps of one picture that goes through by itself, or of several of one size together."""
+        """Return the maps of one picture that runs alone, or of several of one size."""
         pixels = [item.seen for item in items if item.seen is not None]
         if not pixels:
             [item] = items
@@ -245,11 +245,11 @@ class _Mapper:
         return heatmaps_of(passes, self._targets, self._options.fuse)
 
     def mapped(self, row: Result[list[Heatmap]]) -> Mapped:
-        """A row with a remark on its maps."""
+        """Return the row with a remark on low maps."""
         faint = () if row.value is None else faint_remark(self._network, row.picture, row.value, self._options)
         return Mapped(row.picture, row.value, row.error, row.remarks + faint)
 
 
 def _fits(grid: Grid, dtype: torch.dtype, memory: int | None, size: Pair, count: int) -> bool:
-    """Whether so many pictures of (height, width) pixels go through together, in one strip."""
+    """Return whether `count` pictures of (height, width) pixels fit into memory in one strip."""
     return memory is None or peak_bytes(grid, (count, *size), dtype, size[0]) <= memory

@@ -1,4 +1,4 @@
-"""Maps over a picture: where the cells lie, what their values are, the regions above a threshold, and their files."""
+"""Maps over a picture: cell positions, values, regions above a threshold, and output files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from convnets_torch.visualization.overlays import Resampling, interpolated
 from convnets_torch.visualization.pages import Cells, Layer, write_page
 from convnets_torch.wordnet.targets import Target, allowed_classes, checked_target, class_name, winners_in_words
 
-# How far Pillow's filters reach, in pixels of the larger of both pictures.
+# Support of Pillow's filters, in pixels of the larger of the two pictures.
 REACH = {"bilinear": 1.0, "bicubic": 2.0}
 
 
@@ -44,20 +44,20 @@ Boxes = Literal["window", "receptive field"]
 
 @dataclass(frozen=True)
 class CellGrid:
-    """Cells at equal distances over a picture, which the network saw whole or in part, perhaps resized.
+    """Equally spaced cells over a picture, all or part of which the network saw, possibly resized.
 
     Attributes:
         size: (height, width) of the picture in pixels.
-        part: what the network saw of it, in pixels of the picture.
-        seen: (height, width) in pixels at which the network saw that part.
+        part: the part of it that the network saw, in pixels of the picture.
+        seen: (height, width) of the network's input for that part.
         shape: (rows, columns) of cells.
-        first: (vertical, horizontal) centre of the first cell, in pixels that the network saw.
-        apart: (vertical, horizontal) pixels that the network saw between neighbouring centres.
-        window: (height, width) of the window that a cell stands for, in pixels that the network saw; None where a cell
-            stands for what is nearest to it.
-        fields_seen: for each row of cells the first row of pixels that they see, and the one after the last, in what
-            the network saw; and likewise for each column. Empty where that was not asked for.
-        interpolation: the filter with which the picture was resized.
+        first: (vertical, horizontal) centre of the first cell, in input pixels.
+        apart: (vertical, horizontal) distance between neighbouring centres, in input pixels.
+        window: (height, width) of a cell's window, in input pixels; None if a cell covers the area nearest to its
+            centre.
+        fields_seen: receptive fields, for rows and for columns of cells: the first input pixel and the one after the
+            last. Empty if they were not requested.
+        interpolation: the filter that resized the picture.
     """
 
     size: Pair
@@ -72,7 +72,7 @@ class CellGrid:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """(vertical, horizontal) pixels of the picture for one that the network saw."""
+        """(vertical, horizontal) pixels of the picture per input pixel."""
         left, top, right, bottom = self.part
         return ((bottom - top) / self.seen[0], (right - left) / self.seen[1])
 
@@ -83,14 +83,14 @@ class CellGrid:
 
     @property
     def window_size(self) -> tuple[float, float]:
-        """(height, width) in pixels of the picture of what a cell stands for."""
+        """(height, width) of the area that a cell covers, in pixels of the picture."""
         height, width = self.window or self.apart
         return (height * self.scale[0], width * self.scale[1])
 
     def centres(self, axis: int) -> NDArray[np.float64]:
-        """Where the centres of rows (axis 0) or columns (axis 1) are, in pixels of the picture.
+        """Return the centres of rows (axis 0) or columns (axis 1), in pixels of the picture.
 
-        Some networks shift the centres of receptive fields by up to half the distance of the cells.
+        In some networks the centres of receptive fields are shifted by up to half the distance between cells.
         """
         begin = (self.part.top, self.part.left)[axis]
         return np.asarray(
@@ -98,18 +98,18 @@ class CellGrid:
         )
 
     def places(self, axis: int, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Places in the picture as numbers of cells: 1.5 is in the middle between the second centre and the third."""
+        """Convert pixels of the picture to cell indices: 1.5 is halfway between the second and the third centre."""
         begin = (self.part.top, self.part.left)[axis]
         return (pixels - (begin + self.first[axis] * self.scale[axis])) / self.step[axis]
 
     def nearest(self, x: float, y: float) -> Pair:
-        """(row, column) of the cell whose centre is nearest to the centre of a pixel; of two as near, the first."""
+        """Return (row, column) of the cell centred nearest to the centre of a pixel; the first of two equally near."""
         places = (np.ceil(self.places(axis, np.asarray(place + 0.5)) - 0.5) for axis, place in enumerate((y, x)))
         row, column = (int(np.clip(place, 0, count - 1)) for place, count in zip(places, self.shape, strict=True))
         return (row, column)
 
     def windows(self, axis: int) -> NDArray[np.float64]:
-        """(count, 2): where what the cells of each row (axis 0) or column (axis 1) stand for begins and ends."""
+        """Return the start and end of the area that each row (axis 0) or column (axis 1) covers, (count, 2)."""
         if self.window is not None:
             corner = np.arange(self.shape[axis]) * self.step[axis]
             return np.stack([corner, corner + self.window_size[axis]], axis=1)
@@ -120,12 +120,12 @@ class CellGrid:
         return np.clip(spans, begin, end)
 
     def fields(self, axis: int) -> NDArray[np.float64]:
-        """(count, 2): the first pixel that the cells of a row or column see, and the one after the last."""
+        """Return the receptive field of each row or column, (count, 2): the first pixel and the one after the last."""
         found = [self._source_pixels(axis, first, end - 1) for first, end in self.fields_seen[axis]]
         return np.array(found, np.float64)
 
     def _source_pixels(self, axis: int, first: int, last: int) -> tuple[int, int]:
-        """Pixels of the picture that those from `first` to `last`, as the network saw them, were made of."""
+        """Return the range of picture pixels that contribute to input pixels `first` to `last`."""
         scale = self.scale[axis]
         if self.size[axis] == self.seen[axis]:
             return (first, last + 1)
@@ -137,20 +137,20 @@ class CellGrid:
         return (max(0, floor(middle - reach + 0.5)), min(self.size[axis], floor(end + reach + 0.5)))
 
     def box(self, row: int, column: int, kind: Boxes = "window") -> Box:
-        """What a cell stands for, or all that it sees, in pixels of the picture."""
+        """Return the window or the receptive field of a cell, in pixels of the picture."""
         edges = self.windows if kind == "window" else self.fields
         (top, bottom), (left, right) = edges(0)[row].tolist(), edges(1)[column].tolist()
         return Box(left, top, right, bottom)
 
     def boxes(self, kind: Boxes = "window") -> NDArray[np.float64]:
-        """`box` of every cell, (rows, columns, 4)."""
+        """Return `box` of every cell, (rows, columns, 4)."""
         edges = self.windows if kind == "window" else self.fields
         down, across = edges(0)[:, None], edges(1)[None]
         sides = (across[..., 0], down[..., 0], across[..., 1], down[..., 1])
         return np.stack([np.broadcast_to(side, self.shape) for side in sides], axis=-1)
 
     def resample(self, values: Values, interpolation: Resampling = "bilinear") -> Values:
-        """Values (rows, columns) on the pixels of the picture, (H, W); zero where the network saw nothing."""
+        """Resample values (rows, columns) to the pixels of the picture, (H, W); zero outside `part`."""
         left, top, right, bottom = self.part
         for axis, begin, end in ((0, top, bottom), (1, left, right)):
             pixels = np.arange(self.size[axis]) + 0.5
@@ -161,7 +161,7 @@ class CellGrid:
         return values
 
     def resample_seen(self, values: Values) -> Values:
-        """Values (rows, columns) on the pixels that the network saw, (h, w)."""
+        """Resample values (rows, columns) to the network's input, (h, w)."""
         for axis in (0, 1):
             pixels = np.arange(self.seen[axis]) + 0.5
             values = interpolated(values, (pixels - self.first[axis]) / self.apart[axis], axis)
@@ -170,13 +170,13 @@ class CellGrid:
 
 @dataclass(frozen=True)
 class Region:
-    """Cells above a threshold that touch each other.
+    """A connected region of cells above a threshold.
 
     Attributes:
-        box: what their windows cover together, cut at the picture's borders.
-        score: the highest value of its cells.
+        box: bounding box of the cells' windows, clipped to the picture.
+        score: the highest value of the cells.
         peak: (row, column) of that cell.
-        cells: how many there are.
+        cells: number of cells.
     """
 
     box: Box
@@ -186,7 +186,7 @@ class Region:
 
 
 def components(above: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """The cells of each connected component, (cells, 2) of row and column; cells touch at sides and at corners.
+    """Return the cells of each connected component, (cells, 2) of row and column; cells connect at sides and corners.
 
     >>> [len(cells) for cells in components(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], bool))]
     [2, 2]
@@ -208,7 +208,7 @@ def components(above: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
 
 
 def check_threshold(threshold: float) -> None:
-    """Raise ValueError when a threshold is not a number."""
+    """Raise ValueError if a threshold is not a finite number."""
     if not np.isfinite(threshold):
         raise ValueError(f"the threshold is {threshold}; give a number, 0 to 1 for probabilities")
 
@@ -216,12 +216,12 @@ def check_threshold(threshold: float) -> None:
 def find_regions(
     values: NDArray[np.float32], threshold: float, boxes: NDArray[Any], size: tuple[int, int]
 ) -> list[Region]:
-    """The regions of a map, the highest score first.
+    """Return the regions of a map, highest score first.
 
     Args:
         values: (rows, columns).
-        threshold: cells above it belong to regions.
-        boxes: (rows, columns, 4), each cell's window: left, top, right, bottom in pixels of the picture.
+        threshold: regions consist of cells above it.
+        boxes: (rows, columns, 4), the window of each cell: left, top, right, bottom in pixels of the picture.
         size: (height, width) of the picture in pixels.
 
     Raises:
@@ -242,21 +242,21 @@ def find_regions(
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PictureMap:
-    """Values of cells over a picture: what heatmaps and Grad-CAM have in common.
+    """A map of values over a picture: the common base of heatmaps and Grad-CAM.
 
     Attributes:
-        values: (rows, columns) float32: what the map shows.
-        picture: (h, w, 3) uint8, RGB: the picture at its own size, turned as its EXIF says if the card follows that;
-            of one that was read row by row, a reduced view.
-        grid: where the cells lie, in pixels of the picture at its own size.
+        values: (rows, columns) float32, the map.
+        picture: (h, w, 3) uint8, RGB: the picture at its own size, rotated by its EXIF orientation if the card says so;
+            a reduced view of a picture that was read row by row.
+        grid: the cells' positions, in pixels of the picture at its own size.
     """
 
     values: Values
     picture: Pixels
     grid: CellGrid
 
-    writer: ClassVar[Writer]  # whose functions take maps of one picture, and what `save` takes besides
-    own: ClassVar[str] = "values"  # name of the attribute that an `.npy` holds
+    writer: ClassVar[Writer]  # its functions take maps of one picture and further arguments of `save`
+    own: ClassVar[str] = "values"  # name of the attribute that `.npy` files hold
 
     @property
     def size(self) -> tuple[int, int]:
@@ -265,7 +265,7 @@ class PictureMap:
 
     @property
     def label(self) -> str:
-        """What the map is of, in words."""
+        """The map's subject, in words."""
         raise NotImplementedError
 
     @property
@@ -275,7 +275,7 @@ class PictureMap:
         return int(row), int(column)
 
     def boxes(self, kind: Boxes = "window") -> NDArray[np.float64]:
-        """Every cell's window or receptive field.
+        """Return the window or the receptive field of every cell.
 
         Returns:
             (rows, columns, 4): left, top, right, bottom in pixels of the picture.
@@ -283,10 +283,12 @@ class PictureMap:
         return self.grid.boxes(kind)
 
     def regions(self, threshold: float = 0.5) -> list[Region]:
-        """Cells above a threshold that touch, at sides or corners: a box around their windows, and a score.
+        """Return connected regions of cells above a threshold, each with a bounding box of its windows and a score.
+
+        Cells connect at sides and corners.
 
         Returns:
-            The region with the highest value first; none where no cell is above the threshold.
+            The regions, highest value first; empty if no cell is above the threshold.
 
         Raises:
             ValueError: the threshold is not a number.
@@ -294,9 +296,9 @@ class PictureMap:
         return find_regions(self.values, threshold, self.boxes(), self.size)
 
     def at_picture_size(self, interpolation: Resampling = "bilinear") -> Values:
-        """The map on the pixels of the picture: a step of its own, since between cells nothing was measured.
+        """Interpolate the map to the pixels of the picture; nothing was measured between cells.
 
-        Beyond the outermost centres of cells the nearest cell's value goes on, as far as the network saw the picture.
+        Beyond the outermost centres, the nearest cell's value is used, as far as the network saw the picture.
 
         Args:
             interpolation: "nearest", "bilinear" or "bicubic" (Catmull-Rom, which may overshoot) between centres.
@@ -305,56 +307,56 @@ class PictureMap:
             (H, W) float32 for the picture's height and width in pixels; zero where the network saw nothing.
 
         Raises:
-            ValueError: another interpolation.
+            ValueError: the interpolation is unknown.
         """
         check_choice(interpolation, get_args(Resampling), "interpolation")
         return self.grid.resample(self.values, interpolation)
 
     def described(self) -> dict[str, Any]:
-        """What the map is of, as JSON can hold it."""
+        """Return the map's subject as JSON-serialisable data."""
         raise NotImplementedError
 
     def located(self) -> dict[str, Any]:
-        """Where the cells lie, as JSON can hold it, under the name that files have for it."""
+        """Return the cells' positions as JSON-serialisable data, under the key that files use."""
         raise NotImplementedError
 
     def arrays(self) -> dict[str, Any]:
-        """What an `.npz` holds of this map, of several maps stacked; texts are those of the first."""
+        """Return the arrays that an `.npz` stacks over several maps; of texts it keeps the first."""
         return {"values": self.values, self.own: getattr(self, self.own)}
 
     def shared_arrays(self) -> dict[str, Any]:
-        """What an `.npz` holds of the first map alone."""
+        """Return the arrays that an `.npz` takes from the first map only."""
         raise NotImplementedError
 
 
 def save_maps(maps: Sequence[PictureMap], path: Output, *arguments: Any) -> None:
-    """Write maps of one picture into one file, atomically.
+    """Write maps of one picture to one file, atomically.
 
     Args:
-        maps: of one kind of those that `save` knows.
+        maps: maps of one kind, as their `save` takes them.
         path: as for their `save`.
-        arguments: what `save` takes besides.
+        arguments: further arguments of their `save`.
 
     Raises:
-        ValueError: another file ending, no map, or maps of other pictures or cells.
+        ValueError: the file ending is not supported, there is no map, or the maps have different pictures or cells.
         OSError: `path` cannot be written.
     """
     if not maps:
-        raise ValueError("there is no map to write; give one or more")
+        raise ValueError("there are no maps to write; give one or more")
     if any(each.grid != maps[0].grid for each in maps):
-        raise ValueError("the maps are of other pictures or cells than the first one; write them to files of their own")
+        raise ValueError("the maps differ in picture or cells from the first one; write them to separate files")
     maps[0].writer.write(path, maps, *arguments)
 
 
 def write_values(path: Path, maps: Sequence[PictureMap], *_: Any) -> None:
-    """Write the numbers of maps as `.npy`."""
+    """Write the maps' values as `.npy`."""
     numbers = [getattr(each, each.own) for each in maps]
     with path.open("wb") as file:
         np.save(file, numbers[0] if len(numbers) == 1 else np.stack(numbers))
 
 
 def write_arrays(path: Path, maps: Sequence[PictureMap], *_: Any) -> None:
-    """Write all that maps hold as `.npz`: their `arrays`, the first one's `shared_arrays`, and a text, "mapping"."""
+    """Write all data of maps as `.npz`: their `arrays`, the first one's `shared_arrays`, and a text, "mapping"."""
     found = [each.arrays() for each in maps]
     arrays = {}
     for name, first in found[0].items():
@@ -366,19 +368,19 @@ def write_arrays(path: Path, maps: Sequence[PictureMap], *_: Any) -> None:
 
 
 def target_as_json(target: Target, name: str = "target") -> dict[str, Any]:
-    """A target as JSON can hold it, its words under `name`."""
+    """Return a target as JSON-serialisable data, its words under `name`."""
     return {name: target.label, "wnid": target.wnid, "class_ids": list(target.class_ids)}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CellMap(PictureMap):
-    """A picture and the cells over it, each of which stands for a window of the network's own size.
+    """A picture and the cells over it, each of which covers a window of the network's own size.
 
     Attributes:
-        values, picture, grid: as in `PictureMap`; `placement` is another name for the grid.
-        best_ids: (rows, columns, k) int32: the k most probable of all classes of each cell, the best first.
+        values, picture, grid: as in `PictureMap`; `placement` is an alias of `grid`.
+        best_ids: (rows, columns, k) int32: the k most probable classes of each cell, best first.
         best_probabilities: (rows, columns, k) float32, 0 to 1.
-        card: of the weights, which names the classes.
+        card: of the weights; names the classes.
     """
 
     best_ids: NDArray[np.int32]
@@ -389,7 +391,7 @@ class CellMap(PictureMap):
 
     @property
     def placement(self) -> CellGrid:
-        """Where the cells lie."""
+        """Alias of `grid`."""
         return self.grid
 
     @property
@@ -407,9 +409,9 @@ class CellMap(PictureMap):
         return "the most probable class"
 
     def window(self, row: int, column: int) -> Box:
-        """The crop of the network's own size that a cell stands for, in pixels of the picture.
+        """Return the window of a cell in pixels of the picture: a crop of the network's own size.
 
-        Where a network pads, the last row and column of windows may reach some pixels beyond the picture.
+        If the network pads, the last row and column of windows may extend some pixels beyond the picture.
 
         Raises:
             IndexError: there is no such cell.
@@ -418,7 +420,7 @@ class CellMap(PictureMap):
         return cells.grid.box(*place)
 
     def receptive_field(self, row: int, column: int) -> Box:
-        """All pixels of the picture that can change a cell, cut at its borders; more than its window.
+        """Return the receptive field of a cell, clipped to the picture: all pixels that can change its value.
 
         Raises:
             IndexError: there is no such cell.
@@ -427,22 +429,22 @@ class CellMap(PictureMap):
         return cells.grid.box(*place, "receptive field")
 
     def cell_at_pixel(self, x: float, y: float) -> tuple[int, int]:
-        """(row, column) of the cell whose window has its centre nearest to a pixel.
+        """Return (row, column) of the cell whose window is centred nearest to a pixel.
 
         Args:
-            x: column of the pixel, counted from the left, from 0.
-            y: row of the pixel, counted from above.
+            x: column of the pixel, counted from 0 at the left.
+            y: row of the pixel, counted from 0 at the top.
 
         Raises:
             IndexError: the pixel is outside the picture.
         """
         height, width = self.size
         if not (0 <= x < width and 0 <= y < height):
-            raise IndexError(f"pixel ({x}, {y}) is outside the picture of {width} pixels' width and {height} height")
+            raise IndexError(f"pixel ({x}, {y}) is outside the picture, {width} pixels wide and {height} high")
         return self.grid.nearest(x, y)
 
     def top_at(self, row: int, column: int) -> list[Prediction]:
-        """The five most probable classes of a cell, the best first.
+        """Return the five most probable classes of a cell, best first.
 
         Raises:
             IndexError: there is no such cell.
@@ -452,7 +454,7 @@ class CellMap(PictureMap):
         return [prediction(self.card, class_id, probability) for class_id, probability in found]
 
     def top_at_pixel(self, x: float, y: float) -> list[Prediction]:
-        """The five most probable classes of the cell whose window has its centre nearest to a pixel.
+        """Return the five most probable classes of the cell whose window is centred nearest to a pixel.
 
         Raises:
             IndexError: the pixel is outside the picture.
@@ -460,30 +462,30 @@ class CellMap(PictureMap):
         return self.top_at(*self.cell_at_pixel(x, y))
 
     def best_classes(self) -> tuple[NDArray[np.int32], Values]:
-        """What `top_at` says of every cell at once.
+        """Return the most probable classes of every cell, as `top_at` does for one.
 
         Returns:
-            (rows, columns, k) class ids, the best first, and their probabilities.
+            (rows, columns, k) class ids, best first, and their probabilities.
         """
         return self.best_ids, self.best_probabilities
 
     def draw(self, *, plain: bool = False) -> Image.Image:
-        """The map over its picture, with a bar or a legend; `plain`: the map alone."""
+        """Draw the map over its picture, with a colour bar or a legend; with `plain`, the map alone."""
         return overlays.color_map(self) if plain else overlays.overlay(self)
 
     def save(self, path: Output, *, plain: bool = False, threshold: float = 0.5) -> None:
-        """Write the map, atomically, in the form that the ending of `path` names.
+        """Write the map, atomically, in the format that the ending of `path` names.
 
         Args:
-            path: `.png`, `.jpg` or `.webp`: the map over the picture, with a bar or a legend; `.html`: one page that
-                shows the cell below the mouse; `.json`: regions as boxes; `.npz`: all numbers and where the cells lie;
-                `.npy`: the map's own numbers alone. Or an open binary file, which gets a `.png` unless its name says
-                otherwise.
-            plain: a picture of the map alone, without the photograph.
-            threshold: of the regions in `.json` and `.html`.
+            path: `.png`, `.jpg` or `.webp`: the map over the picture, with a colour bar or a legend; `.html`: a page
+                that shows the cell under the mouse; `.json`: regions as boxes; `.npz`: all data and the cells'
+                positions; `.npy`: the map's values only. Or an open binary file, which gets a `.png` unless its name
+                says otherwise.
+            plain: draw the map alone, without the photograph.
+            threshold: for the regions in `.json` and `.html`.
 
         Raises:
-            ValueError: another file ending.
+            ValueError: the file ending is not supported.
             OSError: `path` cannot be written.
         """
         save_maps([self], path, plain, threshold)
@@ -512,7 +514,7 @@ class CellMap(PictureMap):
         }
 
     def highest_and_regions(self, threshold: float) -> dict[str, Any]:
-        """The highest value, and the regions above the threshold, as JSON can hold them."""
+        """Return the highest value and the regions above the threshold as JSON-serialisable data."""
         boxes = [
             {
                 "box": region.box._asdict(),
@@ -525,19 +527,19 @@ class CellMap(PictureMap):
         return {"highest": round(float(self.values.max()), 6), "regions": boxes}
 
     def _source(self, row: int, column: int) -> tuple[CellMap, tuple[int, int]]:
-        """The map of one pass, and its cell, that a cell of this one stands for."""
+        """Return the single-pass map, and its cell, behind a cell of this map."""
         rows, columns = self.values.shape
         if not (0 <= row < rows and 0 <= column < columns):
             raise IndexError(f"cell ({row}, {column}) is outside the map of {rows} rows and {columns} columns")
         return self, (row, column)
 
 
-LONGEST_PAGE = 4096  # pixels of the picture in a page
-TILE = 640  # pixels of a picture's width in a sheet
+LONGEST_PAGE = 4096  # pixels, longer side of the picture in a page
+TILE = 640  # pixels, width of a picture in a sheet
 
 
-def _drawn(maps: Sequence[CellMap], plain: bool, _: float) -> Image.Image:
-    """One map over its picture, or several side by side."""
+def _draw(maps: Sequence[CellMap], plain: bool, _: float) -> Image.Image:
+    """Draw one map over its picture, or several side by side."""
     pictures = [each.draw(plain=plain) for each in maps]
     if len(pictures) == 1:
         return pictures[0]
@@ -546,7 +548,7 @@ def _drawn(maps: Sequence[CellMap], plain: bool, _: float) -> Image.Image:
 
 
 def regions_of(maps: Sequence[CellMap], threshold: float) -> dict[str, Any]:
-    """The picture's size, and for each map its target and its regions above the threshold, as JSON can hold them."""
+    """Return the picture's size and each map's target and regions as JSON-serialisable data."""
     height, width = maps[0].size
     entries = [{**each.described(), **each.highest_and_regions(threshold)} for each in maps]
     return {"picture": {"height": height, "width": width}, "threshold": threshold, "maps": entries}
@@ -583,7 +585,7 @@ def _write_page(path: Path, maps: Sequence[CellMap], _: bool, threshold: float) 
 CellMap.writer = Writer(
     "a heatmap",
     {
-        **overlays.picture_formats(_drawn),
+        **overlays.picture_formats(_draw),
         ".npy": write_values,
         ".npz": write_arrays,
         ".json": _write_json,
@@ -594,15 +596,15 @@ CellMap.writer = Writer(
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Heatmap(CellMap):
-    """How probable a target is in every window of a picture.
+    """The probability of a target in every window of a picture.
 
     Attributes:
-        values: (rows, columns) float32, 0 to 1; `probabilities` is another name for it.
-        target: the classes whose probabilities were summed in each cell, each distinct class once.
-        scales: the map of each scale of the picture, where several were fused; the cells of the fused map are those
-            of the last, finest one. Window, receptive field and best classes of a cell are those of the scale that
-            says the most there, at its nearest cell.
-        winners: (rows, columns) int64, the number of that scale in `scales`; None for a map of one pass.
+        values: (rows, columns) float32, 0 to 1; `probabilities` is an alias.
+        target: the classes whose probabilities are summed in each cell, each class once.
+        scales: the map of each scale of the picture, if several were fused; the fused map has the cells of the last,
+            finest one. A cell's window, receptive field and best classes come from the nearest cell of the scale with
+            the highest value there.
+        winners: (rows, columns) int64, the index of that scale in `scales`; None for a single pass.
     """
 
     target: Target
@@ -637,16 +639,16 @@ class Heatmap(CellMap):
         return winner, winner.grid.nearest(x, y)
 
     def boxes(self, kind: Boxes = "window") -> NDArray[np.float64]:
-        return super().boxes(kind) if self.winners is None else self._of_winners([s.boxes(kind) for s in self.scales])
+        return super().boxes(kind) if self.winners is None else self._take_winners([s.boxes(kind) for s in self.scales])
 
     def best_classes(self) -> tuple[NDArray[np.int32], Values]:
         if self.winners is None:
             return super().best_classes()
         ids, probabilities = zip(*(scale.best_classes() for scale in self.scales), strict=True)
-        return self._of_winners(ids), self._of_winners(probabilities)
+        return self._take_winners(ids), self._take_winners(probabilities)
 
-    def _of_winners(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """From an array (rows, columns, k) of each scale, what the cells of its winners have."""
+    def _take_winners(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Take each cell's values from the array (rows, columns, k) of its winning scale."""
         down, across = (self.grid.windows(axis).mean(axis=1) - 0.5 for axis in (0, 1))
         spread = []
         for scale, array in zip(self.scales, arrays, strict=True):
@@ -662,7 +664,7 @@ class Contrast(CellMap):
     """How much more probable one target is than another in every window.
 
     Attributes:
-        values: (rows, columns) float32, -1 to 1: the one's probability less the other's.
+        values: (rows, columns) float32, -1 to 1: the probability of `one` minus that of `other`.
         one, other: their maps.
     """
 
@@ -673,7 +675,6 @@ class Contrast(CellMap):
 
     @property
     def label(self) -> str:
-        """Both targets in words."""
         return f"{self.one.target.label} rather than {self.other.target.label}"
 
     def described(self) -> dict[str, Any]:
@@ -692,12 +693,12 @@ class Contrast(CellMap):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ClassMap(CellMap):
-    """What is where: the most probable class of every window of a picture, and how probable it is.
+    """The most probable class of every window of a picture, and its probability.
 
     Attributes:
-        values: (rows, columns) float32, 0 to 1: the winner's probability; also `probabilities`.
+        values: (rows, columns) float32, 0 to 1: the winner's probability; `probabilities` is an alias.
         class_ids: (rows, columns) int64, the winning class of each cell.
-        names: class id -> words, for every class that wins a cell, the most frequent first.
+        names: class id -> words, for every class that wins a cell, most frequent first.
     """
 
     class_ids: NDArray[np.int64]
@@ -714,13 +715,13 @@ class ClassMap(CellMap):
         return {"kind": "classes", "names": {str(class_id): words for class_id, words in self.names.items()}}
 
     def draw(self, *, plain: bool = False) -> Image.Image:
-        """Each window in the colour of its class, over the picture and a legend."""
+        """Draw each window in the colour of its class, over the picture, with a legend."""
         return overlays.class_overlay(self, self.class_ids, self.names)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ProbabilityMap(CellMap):
-    """The probability of every class in every window: whatever is asked of it later needs no further pass.
+    """The probability of every class in every window; maps of any target follow without another pass.
 
     Attributes:
         values: (rows, columns) float32: the highest probability of any class.
@@ -735,21 +736,21 @@ class ProbabilityMap(CellMap):
         return {"kind": "probabilities"}
 
     def draw(self, *, plain: bool = False) -> Image.Image:
-        """The picture of `class_map`."""
+        """Draw `class_map()`."""
         return self.class_map().draw()
 
     def heatmap(self, target: str | int) -> Heatmap:
-        """The map of a target, as `heatmap` gives it.
+        """Return the map of a target, as `heatmap` computes it.
 
         Raises:
-            ValueError: the target is not known, or is several classes of a network with sigmoids.
+            ValueError: the target is unknown, or consists of several classes of a network with sigmoid outputs.
         """
         found = checked_target(self.card, target)
         total = np.minimum(self.probabilities[list(found.class_ids)].sum(axis=0), np.float32(1))
         return Heatmap(**_shared(self), values=total, target=found)
 
     def contrast(self, target: str | int, against: str | int) -> Contrast:
-        """The map of one target less that of another, as `contrast` gives it.
+        """Return the difference between the maps of two targets, as `contrast` computes it.
 
         Raises:
             ValueError: as `heatmap`; or both are the same classes.
@@ -757,10 +758,10 @@ class ProbabilityMap(CellMap):
         return contrast_of(self.heatmap(target), self.heatmap(against))
 
     def class_map(self, only: str | int | None = None) -> ClassMap:
-        """The best class of every cell, as `class_map` gives it.
+        """Return the most probable class of every cell, as `class_map` computes it.
 
         Raises:
-            ValueError: the target `only` is not known.
+            ValueError: the target `only` is unknown.
         """
         allowed = allowed_classes(self.card, only)
         chances = self.probabilities[allowed]
@@ -770,16 +771,12 @@ class ProbabilityMap(CellMap):
 
 
 def contrast_of(one: Heatmap, other: Heatmap) -> Contrast:
-    """The difference of two maps of the same cells.
-
-    Raises:
-        ValueError: both targets are the same classes.
-    """
+    """Return the difference between two maps of the same cells; ValueError if their targets are the same classes."""
     if one.target.class_ids == other.target.class_ids:
         raise ValueError(f"{one.target.label} and {other.target.label} are the same classes; contrast two targets")
     return Contrast(**_shared(one), values=one.values - other.values, one=one, other=other)
 
 
 def _shared(cells: CellMap) -> dict[str, Any]:
-    """What all maps of one pass share."""
+    """Return the fields that all maps of one pass share."""
     return {field.name: getattr(cells, field.name) for field in fields(CellMap) if field.name != "values"}

@@ -1,4 +1,4 @@
-"""Run one picture through a network in passes, and resume a map that was interrupted."""
+"""Run one picture through a network in one or more passes, and resume an interrupted map."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ from convnets_torch.wordnet.targets import Target
 
 FAINT = 0.1  # probability
 LARGE = 4  # windows along the longer side of a picture
-MEMORY = "1GB"  # of activations, unless more is allowed
+MEMORY = "1GB"  # default limit for activations
 
-Shared = dict[str, Any]  # what all kinds of maps of one pass share, by the names of `CellMap`
+Shared = dict[str, Any]  # fields of `CellMap` that all maps of one pass share
 Kept = dict[str, NDArray[Any]]  # arrays whose last two axes are rows and columns of cells
 Progress = Callable[[int, int], None]
 
 
 class MapKeywords(ReadingKeywords, total=False):
-    """Keywords of all functions that give maps; `heatmap` explains them."""
+    """Keywords of all functions that compute maps; documented by `heatmap`."""
 
     longest_side: int | None
     upscale: bool
@@ -75,29 +75,29 @@ class MapKeywords(ReadingKeywords, total=False):
 
 
 class OneMapKeywords(MapKeywords, total=False):
-    """Those of functions that run one picture."""
+    """Keywords of functions that run a single picture."""
 
     resume: str | os.PathLike[str] | None
     progress: Progress | None
 
 
 class ScalesKeywords(MapKeywords, total=False):
-    """Those of functions that can look at several scales."""
+    """Keywords of functions that support several scales."""
 
     scales: Scales | None
     fuse: Fuse
 
 
 class HeatmapKeywords(ScalesKeywords, OneMapKeywords, total=False):
-    """Those of `heatmap`."""
+    """Keywords of `heatmap`."""
 
 
 @dataclass(frozen=True)
 class HeatmapOptions:
-    """How a picture is run; `heatmap` explains each.
+    """Options of a run; documented by `heatmap`.
 
     Raises:
-        ValueError: one of them is out of range.
+        ValueError: an option is out of range.
     """
 
     longest_side: int | None = None
@@ -118,25 +118,21 @@ class HeatmapOptions:
         if self.scales is not None and self.scales != "auto":
             factors_of(self.scales)
         if self.longest_side is not None:
-            size_with_longest_side((1, MOST_PIXELS), self.longest_side)  # what no picture could be resized to
+            size_with_longest_side((1, MOST_PIXELS), self.longest_side)  # raises if no picture could be resized to it
         _ = self.memory
 
     def reading(self, exif: bool, least: Least = None) -> Reading:
-        """How its picture is decoded, as `images.Reading` says."""
+        """Return how the picture is decoded, as in `images.Reading`."""
         return Reading(exif, self.max_pixels, self.allow_truncated, self.depth, self.background, least)
 
     @property
     def memory(self) -> int | None:
-        """`max_memory` as a number of bytes.
-
-        Raises:
-            ValueError: it is none.
-        """
+        """`max_memory` in bytes; ValueError if it is not an amount of memory."""
         return None if self.max_memory is None else parse_bytes(self.max_memory)
 
 
 def run(network: Mappable, image: Sliceable, wanted: Wanted, options: HeatmapOptions) -> list[tuple[Shared, Kept]]:
-    """Open a picture and run it: for each scale what all kinds of maps share, and what was kept of the cells.
+    """Open and run a picture; return for each scale the fields that all maps share and the arrays kept.
 
     Raises:
         OSError, ValueError: as `heatmaps.heatmap`.
@@ -151,11 +147,7 @@ def run(network: Mappable, image: Sliceable, wanted: Wanted, options: HeatmapOpt
 
 
 def sizes_to_run(network: Mappable, size: Pair, name: str, options: HeatmapOptions) -> list[Pair]:
-    """(height, width) in pixels at which the network is to see a picture of `size`, one for each scale.
-
-    Raises:
-        ValueError: the picture is too small for it, or the scales are none.
-    """
+    """Return the input size (height, width) for each scale of a picture of `size`; ValueError if it is too small."""
     base = size_seen(size, network, name, options.longest_side, options.upscale)
     return [base] if options.scales is None else sizes_of(options.scales, base, network.size)
 
@@ -163,7 +155,7 @@ def sizes_to_run(network: Mappable, size: Pair, name: str, options: HeatmapOptio
 def run_sizes(
     network: Mappable, grid: Grid, source: Source, sizes: Sequence[Pair], wanted: Wanted, options: HeatmapOptions
 ) -> list[tuple[Shared, Kept]]:
-    """Run a picture at several sizes: for each what all kinds of maps share, and what was kept of the cells."""
+    """Run a picture at several sizes; return for each the fields that all maps share and the arrays kept."""
     card = card_of(network)
     picture = view_of(source)
     totals = [grid.shape(*size)[0] for size in sizes]
@@ -190,12 +182,12 @@ def run_sizes(
 
 
 def at_size(source: Source, size: Pair, card: Card) -> Source:
-    """A picture at the size at which the network is to see it."""
+    """Return the picture resized to the network's input size."""
     return source if size == source.shape else Resized(source, size, card.preprocessing.interpolation)
 
 
 def shared_by_maps(network: Mappable, grid: Grid, size: Pair, seen: Pair, picture: Pixels, kept: Kept) -> Shared:
-    """What all kinds of maps share of a picture of `size` that the network saw as `seen`, (height, width) each."""
+    """Return the fields that all maps of a pass share; `size` is the picture's (height, width), `seen` the input's."""
     card = card_of(network)
     return {
         "picture": picture,
@@ -207,7 +199,7 @@ def shared_by_maps(network: Mappable, grid: Grid, size: Pair, seen: Pair, pictur
 
 
 def heatmaps_of(passes: Sequence[tuple[Shared, Kept]], targets: Sequence[Target], fuse: Fuse) -> list[Heatmap]:
-    """The map of each target, fused of those of all scales."""
+    """Return the map of each target, fused over all scales."""
     return [
         fused([Heatmap(**shared, values=kept["sums"][place], target=found) for shared, kept in passes], fuse)
         for place, found in enumerate(targets)
@@ -217,7 +209,7 @@ def heatmaps_of(passes: Sequence[tuple[Shared, Kept]], targets: Sequence[Target]
 def faint_remark(
     network: Mappable, image: Sliceable, maps: Sequence[Heatmap], options: HeatmapOptions
 ) -> tuple[str, ...]:
-    """A remark on maps of a large picture's file that are nowhere strong, where one scale alone was looked at."""
+    """Return a remark if maps of a large picture file, run at a single scale, are low everywhere."""
     size = max(maps[0].grid.seen)
     faint = [found for found in maps if found.values.max() < FAINT]
     if options.scales is not None or size < LARGE * max(network.size) or not faint:
@@ -234,21 +226,21 @@ def faint_remark(
 
 
 def _shifted(progress: Progress, before: int, whole: int) -> Progress:
-    """Progress of one of several passes, as progress of all of them."""
+    """Turn the progress of one of several passes into overall progress."""
     return lambda done, _: progress(before + done, whole)
 
 
-BEST = 5  # classes that are kept of every cell
+BEST = 5  # classes kept per cell
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is kept of the probabilities of all classes.
+    """What to keep of the probabilities of all classes.
 
     Attributes:
-        targets: the sum over each one's classes.
-        allowed: the best of these classes; None for no class map.
-        everything: all of them.
+        targets: keep the sum over each target's classes.
+        allowed: keep the most probable of these classes; None for no class map.
+        everything: keep all probabilities.
     """
 
     targets: Sequence[Target] = ()
@@ -256,10 +248,9 @@ class Wanted:
     everything: bool = False
 
     def keep(self, chances: Tensor) -> Kept:
-        """The arrays "sums" (targets, h, w), "best_ids" and "best" (k, h, w), "winner_ids" and "winners" (h, w), "all".
+        """Return the wanted arrays of probabilities (classes, h, w), float32.
 
-        Args:
-            chances: (classes, h, w) float32.
+        They are "sums" (targets, h, w), "best_ids" and "best" (k, h, w), "winner_ids" and "winners" (h, w), and "all".
         """
         kept: dict[str, Tensor] = {}
         # Rounding alone can bring the sum of all classes above 1.
@@ -276,22 +267,18 @@ class Wanted:
 
 
 class Store:
-    """Where finished rows of a map are kept, so that an interrupted run can go on; this one keeps nothing."""
+    """Storage for finished rows of a map, so that an interrupted run can resume; this base class stores nothing."""
 
     def load(self, size: tuple[int, int]) -> list[Kept]:
-        """What earlier runs finished, rows in order from the first, for a map of so many rows and columns."""
+        """Return the rows finished by earlier runs, in order from the first, for a map of (rows, columns)."""
         return []
 
     def add(self, first: int, kept: Kept) -> None:
-        """Rows that were finished, from row `first` on."""
+        """Store finished rows, starting at row `first`."""
 
 
 def network_of(network: Mappable) -> Network:
-    """The network itself, or the one whose score maps an engine gives.
-
-    Raises:
-        ValueError: the engine classifies.
-    """
+    """Return the network, or the network behind an engine for score maps; ValueError if the engine classifies."""
     if isinstance(network, nn.Module):
         return network
     if network.mapped is None:
@@ -302,22 +289,21 @@ def network_of(network: Mappable) -> Network:
 
 
 def grid_for(network: Mappable, cell_stride: int | None) -> Grid:
-    """The cells of a network's map, or of its engine's.
+    """Return the cells of the map of a network or an engine.
 
     Raises:
-        ValueError: as `grid_of`; or another stride than the network's own is wanted of an engine.
+        ValueError: as `grid_of`; or an engine was given with a stride other than the network's own.
     """
     own = network_of(network)
     if network is not own and cell_stride not in (None, own.stride):
         raise ValueError(
-            f"an engine gives a cell for every {own.stride} pixels; for a cell stride of {cell_stride} take the network"
-            " itself"
+            f"an engine has one cell per {own.stride} pixels; for a cell stride of {cell_stride} use the network itself"
         )
     return grid_of(own, cell_stride)
 
 
 def dtype_of(network: Mappable) -> torch.dtype:
-    """The kind of number of a network's activations, or an engine's."""
+    """Return the dtype of the activations of a network or an engine."""
     return next(network.parameters()).dtype if isinstance(network, nn.Module) else network.dtype
 
 
@@ -332,20 +318,20 @@ def run_pass(
     store: Store | None = None,
     progress: Progress | None = None,
 ) -> Kept:
-    """Run a network over a picture and keep what is wanted.
+    """Run a network over a picture and keep what `wanted` says.
 
     Args:
-        network: in eval mode, or its engine; where that would need more memory the network itself runs, in strips.
+        network: in eval mode, or its engine; if the engine would need more memory, the network itself runs, in strips.
         grid: its cells.
-        source: the picture as the network is to see it.
+        source: the picture at the network's input size.
         card: of the weights.
         wanted: what to keep.
-        max_memory: bytes that activations may take; None for one strip.
-        store: finished rows come from there and go there.
-        progress: called with the rows of cells that are done, and with how many there are.
+        max_memory: limit in bytes for activations; None for a single strip.
+        store: where finished rows are loaded from and stored.
+        progress: called with the number of finished rows of cells and the total.
 
     Raises:
-        ValueError: the memory is too little; or the outputs are no probabilities.
+        ValueError: the memory is too small, or the outputs are not probabilities.
 
     Warns:
         RuntimeRemark: the network runs instead of its engine.
@@ -355,23 +341,23 @@ def run_pass(
     whole: Kept = {}
     done = 0
     for piece in store.load((rows, columns)):
-        done = _fill(whole, done, piece, rows)
+        done = _copy_rows(whole, done, piece, rows)
     if progress is not None:
         progress(done, rows)
     if done < rows:
         for scores in score_strips(network, grid, source, card.preprocessing, max_memory, done):
             piece = wanted.keep(probabilities(scores, card)[0])
             store.add(done, piece)
-            done = _fill(whole, done, piece, rows)
+            done = _copy_rows(whole, done, piece, rows)
             if progress is not None:
                 progress(done, rows)
     return whole
 
 
-def _fill(whole: Kept, first: int, piece: Kept, rows: int) -> int:
-    """Copy rows to their place, and return the row after them.
+def _copy_rows(whole: Kept, first: int, piece: Kept, rows: int) -> int:
+    """Copy rows to their place and return the index of the next row.
 
-    One array for all rows: many small ones, each kept among activations that come and go, would leave holes in memory.
+    One array holds all rows: many small arrays, allocated between short-lived activations, would fragment memory.
     """
     last = first + piece["best"].shape[-2]
     for name, values in piece.items():
@@ -389,16 +375,16 @@ def score_strips(
     max_memory: int | None = None,
     first: int = 0,
 ) -> Iterator[Tensor]:
-    """Logits (1, classes, rows, w) of a picture, in strips from above, beginning with row `first` of the cells.
+    """Yield logits (1, classes, rows, w) of a picture in strips from top to bottom, starting at row `first` of cells.
 
-    A run that begins below the top reads the rows that its first cells see once more, so its numbers are the same.
+    A run that starts further down re-reads the rows that its first cells see, so its numbers are the same.
     """
     height, width = source.shape
     begin = max(0, (first * grid.stride + grid.vertical.start) // grid.stride * grid.stride)
-    cells = begin // grid.stride  # the row of cells with which this run begins, some of them without what is above
+    cells = begin // grid.stride  # first row of cells of this run; the first ones lack the rows above and are skipped
     rows = height
     if max_memory is not None:
-        network = _within(network, grid, (height, width), max_memory)
+        network = _engine_or_network(network, grid, (height, width), max_memory)
         rows = strip_rows(grid, (1, height, width), dtype_of(network), max_memory)
     stream = Stream(grid.steps)
     for top in range(begin, height, rows):
@@ -418,16 +404,16 @@ def score_strips(
             yield found[:, :, skipped:]
 
 
-def _within(network: Mappable, grid: Grid, size: tuple[int, int], max_memory: int) -> Mappable:
-    """What is to run: an engine where one pass over (height, width) pixels fits, else the network itself."""
+def _engine_or_network(network: Mappable, grid: Grid, size: tuple[int, int], max_memory: int) -> Mappable:
+    """Return the engine if one pass over (height, width) pixels fits into memory, else the network itself."""
     if isinstance(network, nn.Module):
         return network
     wanted = peak_bytes(grid, (1, *size), network.dtype, size[0])
     if wanted <= max_memory:
         return network
     warnings.warn(
-        f"one pass over {size[0]}x{size[1]} pixels (height x width) takes up to {in_words(wanted)}, and max_memory is"
-        f" {in_words(max_memory)}; so the network itself runs, in strips, and not {network.name}",
+        f"one pass over {size[0]}x{size[1]} pixels (height x width) takes up to {in_words(wanted)}, but max_memory is"
+        f" {in_words(max_memory)}; the network itself runs in strips instead of {network.name}",
         RuntimeRemark,
         stacklevel=2,
     )
@@ -437,17 +423,14 @@ def _within(network: Mappable, grid: Grid, size: tuple[int, int], max_memory: in
 def run_batch(
     network: Mappable, grid: Grid, pictures: Sequence[Pixels], card: Card, wanted: Wanted
 ) -> list[Kept | ValueError]:
-    """Run a network over pictures of one size together and keep of each what is wanted, as `run_pass` does.
+    """Run a network, or its engine, over pictures of one size in one batch.
 
     Args:
-        network: in eval mode, or its engine.
-        grid: its cells.
-        pictures: as the network is to see them, (H, W, 3) uint8, RGB, 0 to 255 each.
-        card: of the weights.
-        wanted: what to keep of each.
+        network, grid, card, wanted: as in `run_pass`.
+        pictures: at the network's input size, (H, W, 3) uint8, RGB, 0 to 255 each.
 
     Returns:
-        What was kept of each picture, or why its outputs are no probabilities.
+        The arrays kept of each picture, as by `run_pass`, or the error if its outputs are not probabilities.
     """
     device = next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
     with torch.inference_mode():
@@ -464,7 +447,7 @@ def run_batch(
 
 
 def score_whole(network: Mappable, grid: Grid, images: Tensor) -> Tensor:
-    """Logits (N, classes, h, w) of whole images, in one pass."""
+    """Return logits (N, classes, h, w) of whole images, in one pass."""
     if not isinstance(network, nn.Module):
         return network(images)
     if grid.dilation == 1:
@@ -476,30 +459,30 @@ def score_whole(network: Mappable, grid: Grid, images: Tensor) -> Tensor:
 
 
 def to_images(inputs: NDArray[np.float32], network: Mappable) -> Tensor:
-    """Pictures (N, 3, H, W) as a network takes them fastest: the channels of a pixel side by side in memory."""
+    """Convert pictures (N, 3, H, W) to the network's device and dtype, in channels-last memory format."""
     if not isinstance(network, nn.Module):
         return torch.from_numpy(inputs)
     return to_parameters(inputs, network).contiguous(memory_format=torch.channels_last)
 
 
-EVERY = 5.0  # seconds between files; a run that is killed loses no more than that and the strip it was in
-SAMPLED = 64  # rows of a picture that tell it from another one
-MOST_NOTE = 1 << 16  # bytes of the note, which holds a hash
-ROUNDING = 1e-4  # by which a probability may be above 1
+EVERY = 5.0  # seconds between files; a killed run loses at most that and its current strip
+SAMPLED = 64  # rows of a picture that go into the fingerprint
+MOST_NOTE = 1 << 16  # maximum size of the note in bytes
+ROUNDING = 1e-4  # by which a probability may exceed 1
 
 
 class FolderStore(Store):
-    """Rows in the files of a folder, beside a note of the run that they belong to; to be closed at the end.
+    """Store rows in files of a folder, next to a note that identifies the run; call `close` at the end.
 
     Args:
-        folder: made if it does not exist.
-        run: what tells this run from others, as `fingerprint` gives it.
+        folder: created if it does not exist.
+        run: identifies the run, as returned by `fingerprint`.
         wanted: what is kept of the cells.
-        classes: of the network.
+        classes: number of the network's classes.
 
     Raises:
         ValueError: the folder holds rows of another run.
-        OSError: it cannot be read or written, another process works in it, or something in it is a link.
+        OSError: it cannot be read or written, another process uses it, or something in it is a link.
     """
 
     def __init__(self, folder: str | os.PathLike[str], run: str, wanted: Wanted, classes: int) -> None:
@@ -515,7 +498,7 @@ class FolderStore(Store):
             if not note.exists():
                 with replacing(note) as temporary:
                     temporary.write_text(json.dumps({"run": run}))
-            elif _noted(note) != run:
+            elif _read_note(note) != run:
                 raise ValueError(
                     f"{folder} holds rows of another run: another picture, network, target or option; name another"
                     " folder"
@@ -523,7 +506,7 @@ class FolderStore(Store):
             self._lock = stack.pop_all()
 
     def load(self, size: tuple[int, int]) -> list[Kept]:
-        """The rows from the first on without a gap; a file that is damaged ends them."""
+        """Return the rows from the first on, up to the first gap or damaged file."""
         rows, columns = size
         found: list[Kept] = []
         while self._first < rows and (path := self._file(self._first)).exists():
@@ -535,9 +518,9 @@ class FolderStore(Store):
         return found
 
     def _read(self, path: Path, most: int, columns: int) -> Kept | None:
-        """The rows of one file, `most` or fewer; None where they are not what a pass keeps."""
+        """Return the rows of one file, at most `most`; None if they are not what a pass keeps."""
         blank = self._wanted.keep(torch.zeros(self._classes, 1, columns))
-        room = most * sum(values.nbytes for values in blank.values()) + 1024 * len(blank)  # with their headers
+        room = most * sum(values.nbytes for values in blank.values()) + 1024 * len(blank)  # with headers
         with open_own(path) as file:
             try:
                 piece = read_npz(opened_path(file), max_bytes=room)
@@ -550,12 +533,12 @@ class FolderStore(Store):
             return None
         for name, values in piece.items():
             shape = (*blank[name].shape[:-2], count, columns)
-            if values.shape != shape or values.dtype != blank[name].dtype or not self._possible(name, values):
+            if values.shape != shape or values.dtype != blank[name].dtype or not self._is_valid(name, values):
                 return None
         return piece
 
-    def _possible(self, name: str, values: NDArray[Any]) -> bool:
-        """Whether all values are probabilities, or ids of classes that may be there."""
+    def _is_valid(self, name: str, values: NDArray[Any]) -> bool:
+        """Return whether all values are probabilities, or valid class ids."""
         if name == "winner_ids":
             return bool(np.isin(values, self._wanted.allowed or ()).all())
         if name == "best_ids":
@@ -563,13 +546,13 @@ class FolderStore(Store):
         return bool(((values >= 0) & (values <= 1 + ROUNDING)).all())
 
     def add(self, first: int, kept: Kept) -> None:
-        """Keep rows; they are written every few seconds, and by `flush`."""
+        """Queue rows; they are written every few seconds, and by `flush`."""
         self._waiting.append(kept)
         if time.monotonic() - self._saved > EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write queued rows."""
         if self._waiting:
             piece = {name: np.concatenate([each[name] for each in self._waiting], axis=-2) for name in self._waiting[0]}
             with replacing(self._file(self._first)) as temporary, temporary.open("wb") as file:
@@ -579,7 +562,7 @@ class FolderStore(Store):
         self._saved = time.monotonic()
 
     def close(self) -> None:
-        """Write what is waiting, and let others into the folder."""
+        """Write queued rows and release the folder."""
         with self._lock:
             self.flush()
 
@@ -588,9 +571,9 @@ class FolderStore(Store):
 
 
 def fingerprint(network: Mappable, grid: Grid, source: Source, wanted: Wanted, levels: Mapping[str, str]) -> str:
-    """What a map depends on, as a hash: weights, card, cells, the picture's size and some of its rows, targets.
+    """Hash what a map depends on: weights, card, cells, targets, the picture's size and a sample of its rows.
 
-    `levels` is how its values became 8 bits, as `said_levels` gives it, which some of its rows may not show.
+    `levels` says how values became 8 bits, as returned by `said_levels`; the sampled rows may not show it.
     """
     digest = hashlib.sha256()
     state = network_of(network).state_dict()
@@ -612,7 +595,7 @@ def fingerprint(network: Mappable, grid: Grid, source: Source, wanted: Wanted, l
     return digest.hexdigest()
 
 
-def _noted(note: Path) -> object:
+def _read_note(note: Path) -> object:
     with open_own(note) as file:
         try:
             return files.loads(file.read(MOST_NOTE))["run"]

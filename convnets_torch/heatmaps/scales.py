@@ -1,4 +1,4 @@
-"""The sizes at which a picture is read, and the reduced pictures that are read."""
+"""Choose the sizes at which the network sees a picture, and fuse the maps of several scales."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from convnets_torch.images.sources import Held, Preview, Source
 from convnets_torch.inference.pipeline import Mappable
 from convnets_torch.visualization.overlays import interpolated
 
-VIEW = 4096  # pixels of the longer side of what is kept of a picture that is read row by row
-STRIP = 256  # rows that are read at a time for it
+VIEW = 4096  # pixels, longer side of the view kept of a picture that is read row by row
+STRIP = 256  # rows read at a time for it
 
 
 def size_seen(size: Pair, network: Mappable, name: str, longest_side: int | None, upscale: bool) -> Pair:
-    """(height, width) in pixels at which the network is to see a picture.
+    """Return (height, width) in pixels of the network's input for a picture.
 
     Args:
         size: (height, width) of the picture.
-        network: whose own size is the least.
+        network: its own size is the minimum.
         name: of the picture, for messages.
         longest_side: pixels of the longer side, instead of the picture's own.
-        upscale: enlarge it, keeping its aspect, where that is too small.
+        upscale: enlarge a picture that is too small, keeping its aspect ratio.
 
     Raises:
-        ValueError: it is too small, or too thin to be enlarged.
+        ValueError: the picture is too small, or too thin to be enlarged.
     """
     seen = size if longest_side is None else size_with_longest_side(size, longest_side)
     if seen[0] >= network.size[0] and seen[1] >= network.size[1]:
         return seen
     if max(size) > 50 * min(size):
-        raise ValueError(f"{name} is {size[0]}x{size[1]} pixels (height x width), too thin for a heatmap; cut it")
+        raise ValueError(f"{name} is {size[0]}x{size[1]} pixels (height x width), too thin for a heatmap; crop it")
     least = max(Fraction(wanted, side) for wanted, side in zip(network.size, size, strict=True))
     enlarged = (ceil(size[0] * least), ceil(size[1] * least))
     if upscale:
@@ -51,7 +51,7 @@ def size_seen(size: Pair, network: Mappable, name: str, longest_side: int | None
 
 
 def placement_of(grid: Grid, network: Mappable, size: Pair, seen: Pair, interpolation: Interpolation) -> CellGrid:
-    """Where a grid's cells lie over a picture of `size` that the network saw as `seen`, (height, width) each."""
+    """Place a grid's cells over a picture of `size` whose network input has the size `seen`, (height, width) each."""
     return CellGrid(
         size=size,
         part=Box(0, 0, size[1], size[0]),
@@ -66,7 +66,7 @@ def placement_of(grid: Grid, network: Mappable, size: Pair, seen: Pair, interpol
 
 
 def view_of(source: Source) -> Pixels:
-    """The picture itself where it is in memory; a reduced view, of at most 4096 pixels a side, where it is not."""
+    """Return the picture itself if it is in memory, else a reduced view of at most 4096 pixels a side."""
     if isinstance(source, Held):
         return source.pixels
     height = source.shape[0]
@@ -81,17 +81,17 @@ Scales = Sequence[float] | Literal["auto"]
 
 
 def sizes_of(scales: Scales, size: Pair, least: Pair) -> list[Pair]:
-    """(height, width) in pixels of a picture at several scales, the smallest first.
+    """Return (height, width) in pixels of a picture at several scales, smallest first.
 
     Args:
         scales: factors of `size`; or "auto": octaves from the size at which one window covers the shorter side up to
-            the picture's own, and two of them at least.
+            the picture's own, at least two.
         size: (height, width) of the picture.
         least: (height, width) of the network's own images.
 
     Raises:
-        ValueError: no scale, one that is no number above 0, or a size that is smaller than the network's own or too
-            large.
+        ValueError: there is no scale, a scale is not a number above 0, or a size is smaller than the network's own or
+            too large.
 
     >>> sizes_of("auto", (480, 640), (224, 224))
     [(224, 299), (448, 597)]
@@ -108,26 +108,22 @@ def sizes_of(scales: Scales, size: Pair, least: Pair) -> list[Pair]:
     sizes = []
     for factor in factors:
         at = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
-        if scales == "auto":  # rounding may have taken a pixel
+        if scales == "auto":  # rounding may have lost a pixel
             at = (max(at[0], least[0]), max(at[1], least[1]))
         if at[0] < least[0] or at[1] < least[1]:
             smallest = max(wanted / side for wanted, side in zip(least, size, strict=True))
             raise ValueError(
                 f"at scale {factor:g} the picture is {at[0]}x{at[1]} pixels (height x width), smaller than the"
-                f" network's {least[0]}x{least[1]}; the least scale is {ceil(smallest * 1000) / 1000:g}"
+                f" network's {least[0]}x{least[1]}; the smallest scale is {ceil(smallest * 1000) / 1000:g}"
             )
         if at[0] * at[1] > MOST_PIXELS:
-            raise ValueError(f"at scale {factor:g} the picture has {at[0] * at[1]:,} pixels; take a smaller scale")
+            raise ValueError(f"at scale {factor:g} the picture has {at[0] * at[1]:,} pixels; use a smaller scale")
         sizes.append(at)
     return sizes
 
 
 def factors_of(scales: Scales) -> list[float]:
-    """Scales that are no word as factors, the least first and each once.
-
-    Raises:
-        ValueError: no scale, or one that is no number above 0.
-    """
+    """Return scales given as numbers, sorted and without duplicates; ValueError unless all are above 0."""
     factors = [] if isinstance(scales, str) else sorted({float(scale) for scale in scales})
     if not factors or not all(np.isfinite(factor) and factor > 0 for factor in factors):
         raise ValueError(f"scales are {scales!r}; give factors above 0, such as 0.5, 1, 2, or 'auto'")
@@ -135,13 +131,13 @@ def factors_of(scales: Scales) -> list[float]:
 
 
 def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
-    """One map of several scales of a picture, on the cells of the finest one.
+    """Fuse the maps of several scales of a picture into one, on the cells of the finest scale.
 
-    Each map is interpolated bilinearly between the centres of its windows; beyond the outermost ones the nearest goes
-    on. Then the mean or the maximum is taken.
+    Each map is interpolated bilinearly between the centres of its windows; beyond the outermost centres the nearest
+    value is used. Then the mean or the maximum is taken.
 
     Args:
-        maps: of one picture and target, the coarsest first.
+        maps: of one picture and target, coarsest first.
         fuse: "mean" or "max".
     """
     if len(maps) == 1:

@@ -1,4 +1,4 @@
-"""Memory between layers: kept for the next one instead of given back to the operating system and asked for anew."""
+"""Keep freed memory for the next layer instead of returning it to the operating system."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import ctypes
 import os
 import platform
 
-KEPT = 1 << 30  # bytes of freed memory that stay with the process, and the largest block that is taken from them
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # numbers of glibc's malloc.h
+KEPT = 1 << 30  # bytes of freed memory that the process keeps, and the largest block served from them
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # from glibc's malloc.h
 OWN_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_")
 
 
 def keep_memory() -> bool:
-    """From now on, have the process keep up to 1 GiB of the memory that it frees, and use it for large tensors.
+    """Make the process keep up to 1 GiB of freed memory and reuse it for large tensors.
 
-    By default each map between two layers is fresh memory, whose pages the operating system fills with zeros as they
-    are touched; that takes up to a fifth of the time of a network on the CPU. The setting is the whole process's and
-    stays, so that the library never makes it: programs do, at their start, as the command line does for commands that
-    run a network on many pictures of one size. Maps of very large pictures, in strips, take more memory with it.
-    docs/speed.md has figures.
+    By default each map between two layers is fresh memory, whose pages the operating system zeroes on first use; that
+    takes up to a fifth of a network's time on the CPU. The setting is process-wide and permanent, so the library never
+    makes it: call it at the start of a program, as the command line does for commands that run a network on many
+    pictures of one size. Maps of very large pictures, in strips, take more memory with it. docs/speed.md has figures.
 
     Returns:
-        Whether it was made: only glibc's malloc takes it, and settings of malloc in the environment are left alone.
+        Whether it was set: only glibc's malloc supports it, and existing malloc settings in the environment are
+            respected.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in OWN_SETTINGS):
         return False

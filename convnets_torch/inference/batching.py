@@ -1,4 +1,4 @@
-"""Work in batches that become smaller when memory runs out."""
+"""Run work in batches, retrying with a smaller batch when memory runs out."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from convnets_torch.text import ConvnetsTorchWarning
 
 Done = TypeVar("Done")
 
-# What the allocators of the CPU, of CUDA and its libraries, and of Metal say; not "illegal memory access".
+# Messages of the allocators of the CPU, CUDA and its libraries, and Metal; must not match "illegal memory access".
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "STATUS_ALLOC_FAILED")
 
 
 class MemoryWarning(ConvnetsTorchWarning):
-    """Memory ran out, and the work goes on in smaller batches."""
+    """Memory ran out, and the work continues in smaller batches."""
 
 
 def in_batches(run: Callable[[range], Done], count: int, batch: int) -> Iterator[Done]:
-    """Run work on items 0 to `count` - 1, some at a time; a batch that does not fit into memory is halved.
+    """Run work on items 0 to `count` - 1 in batches; a batch that does not fit into memory is halved.
 
-    The size that fitted stays for the rest. Nothing of the failed attempt is held while the next one runs.
+    The size that fitted is kept for the rest. Nothing of the failed attempt is kept alive during the next one.
 
     Args:
-        run: numbers of items -> what comes of them; it is called again for a part of those for which memory ran out.
-        count: how many items there are.
-        batch: how many of them go together at first.
+        run: a range of item indices -> their result; called again with a smaller range after an out-of-memory error.
+        count: number of items.
+        batch: initial batch size.
 
     Returns:
-        An iterator of what `run` gave, batch by batch, in order.
+        An iterator of the results of `run`, batch by batch, in order.
 
     Raises:
-        ValueError: a batch of less than one item.
-        MemoryError, RuntimeError: of `run`; for want of memory only where a single item does not fit.
+        ValueError: the batch size is below 1.
+        MemoryError, RuntimeError: raised by `run`; out-of-memory errors only if a single item does not fit.
 
     Warns:
         MemoryWarning: a batch was halved.
@@ -42,7 +42,7 @@ def in_batches(run: Callable[[range], Done], count: int, batch: int) -> Iterator
     [[0, 1], [2, 3], [4]]
     """
     if batch < 1:
-        raise ValueError(f"a batch of {batch} is none; give 1 or more")
+        raise ValueError(f"batch must be 1 or more, got {batch}")
     start = 0
     while start < count:
         items = range(start, min(start + batch, count))
@@ -52,10 +52,10 @@ def in_batches(run: Callable[[range], Done], count: int, batch: int) -> Iterator
         except (MemoryError, RuntimeError) as error:
             if len(items) == 1 or not is_out_of_memory(error):
                 raise
-        if not done:  # outside of the handler: the error's frames hold the tensors that were too many
+        if not done:  # outside of the handler, since the error's frames keep the tensors alive
             batch = len(items) // 2
             warnings.warn(
-                f"the memory does not suffice for {len(items)} at a time; going on with {batch}",
+                f"memory ran out for {len(items)} at a time; going on with {batch}",
                 MemoryWarning,
                 stacklevel=2,
             )
@@ -65,10 +65,10 @@ def in_batches(run: Callable[[range], Done], count: int, batch: int) -> Iterator
 
 
 def is_too_small(error: Exception) -> bool:
-    """Whether an error of PyTorch says that an image is too small for what is to run on it."""
+    """Return whether an error of PyTorch says that an image is too small for the network."""
     return "too small" in str(error) or "greater than actual input size" in str(error)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
+    """Return whether an error says that memory ran out, on any device."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -1,13 +1,12 @@
-"""Work that changes settings of the process: done where nothing else runs, in a process of its own if need be.
+"""Run work that changes process-wide settings where no other thread runs, in a child process if necessary.
 
-PyTorch follows modules for `torch.export` by changing `nn.Module`, and fits of scikit-learn are quick and quiet only
-with one thread of BLAS and other filters of warnings.
+PyTorch patches `nn.Module` while it traces for `torch.export`, and scikit-learn fits are fast and quiet only
+with a single BLAS thread and other warning filters.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import pickle
 import subprocess
@@ -24,10 +23,10 @@ from convnets_torch.files import open_own
 Progress = Callable[[int, int], None]
 
 _one_at_a_time = threading.RLock()
-# Packages and modules whose threads wait, or draw bars.
+# Packages and modules whose threads only wait, or draw progress bars.
 IDLE = ("tqdm", "rich", "ipykernel", "IPython", "zmq", "lancedb", "convnets_torch.cli.ending")
 
-# Modules are looked for beside Python's own first, so that no file in the folder of a script takes the place of one.
+# The caller's folders come last in sys.path, so that no file in a script's folder shadows an installed module.
 CHILD = """
 import sys
 sys.path += [folder for folder in sys.argv[2:] if folder not in sys.path]
@@ -39,18 +38,18 @@ serve(sys.argv[1])
 def apart(home: str, function: str, *arguments: Any, progress: Progress | None = None) -> Any:
     """Call a function where no other thread runs.
 
-    If this process has no other thread, that is here; otherwise in a process of its own, which takes some seconds to
-    start. Arguments that cannot be given to another process, such as modules whose class is defined in a script, are
-    worked on here in any case; then what the function changes holds for other threads while it runs.
+    If this process has no other thread, call it here; otherwise in a child process, which takes some seconds to start.
+    Arguments that cannot be pickled, such as modules whose class is defined in a script, are always processed here;
+    other threads then see the changed settings while it runs.
 
     Args:
-        home: the module of the function.
-        function: its name. What it is given and returns is pickled.
+        home: the function's module.
+        function: its name. Its arguments and result are pickled.
         arguments: modules, arrays and plain values.
-        progress: given to the function as `progress`, which says how much of how much is done.
+        progress: passed to the function as `progress`; called with the amount done and the total.
 
     Raises:
-        what the function raises; RuntimeError where the other process ends without an answer.
+        Whatever the function raises; RuntimeError if the child process ends without a result.
     """
     call = getattr(import_module(home), function)
     with _one_at_a_time:
@@ -65,7 +64,7 @@ def apart(home: str, function: str, *arguments: Any, progress: Progress | None =
 
 
 def _may_run(thread: threading.Thread) -> bool:
-    """Whether another thread may run anything that matters here."""
+    """Return whether another thread may run relevant code."""
     homes = [type(thread).__module__, getattr(getattr(thread, "_target", None), "__module__", None) or ""]
     idle = any(f"{home}.".startswith(f"{name}.") for home in homes for name in IDLE)
     return thread is not threading.current_thread() and not idle
@@ -91,16 +90,16 @@ def _in_a_process(folder: Path, progress: Progress | None) -> Any:
         except FileNotFoundError:
             said.seek(0)
             words = said.read().decode(errors="replace").strip().splitlines() or [f"exit {process.returncode}"]
-            raise RuntimeError(f"the process that was started for it ended without an answer: {words[-1]}") from None
+            raise RuntimeError(f"the child process ended without a result: {words[-1]}") from None
     if error is not None:
         raise error
     return result
 
 
 def serve(folder: str) -> None:
-    """What the other process does: the call that lies in a folder, whose answer goes there as well."""
+    """Run the call stored in a folder and write its result there; the child process's entry point."""
     told = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no progress
+    os.dup2(2, 1)  # keep the output of libraries out of the progress pipe
 
     def progress(done: int, whole: int) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -121,7 +120,7 @@ def serve(folder: str) -> None:
 
 
 def _write(path: Path, value: Any) -> None:
-    """Pickle a value; with PyTorch's own writer where that is loaded, which writes shared memory of tensors once."""
+    """Pickle a value; with PyTorch's writer if torch is loaded, which stores shared tensor memory only once."""
     with path.open("wb") as file:
         if "torch" in sys.modules:
             import torch
@@ -133,10 +132,10 @@ def _write(path: Path, value: Any) -> None:
 
 def _read(path: Path) -> Any:
     with open_own(path, "rb") as file:
-        if file.read(2) == b"PK":
+        start = file.read(2)
+        file.seek(0)
+        if start == b"PK":
             import torch
 
-            file.seek(0)
             return torch.load(file, weights_only=False)
-        file.seek(0, io.SEEK_SET)
         return pickle.load(file)

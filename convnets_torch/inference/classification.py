@@ -1,4 +1,4 @@
-"""From pictures to the most probable classes."""
+"""Classify pictures: from files to the most probable classes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from convnets_torch.wordnet.targets import class_name, class_wnid, find_target, 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class and how probable it is.
+    """A class and its probability.
 
     Attributes:
         class_id: 0 to classes - 1.
-        wnid: the WordNet synset; None for a user's own class whose name does not begin with a wnid.
-        words: the class in words.
+        wnid: the WordNet synset; None for a user-defined class whose name does not begin with a wnid.
+        words: the class name.
         probability: 0 to 1.
     """
 
@@ -41,19 +41,19 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Classified(Result[list[Prediction]]):
-    """What became of one picture.
+    """The classification of one picture.
 
     Attributes:
-        predictions: the most probable classes, the best first; empty where there is an error.
+        predictions: the most probable classes, best first; empty on error.
         picture, error, remarks: as in `Result`.
-        answer: the deepest synset that is probable enough, where `backoff` was asked for.
+        answer: the deepest synset that is probable enough, if `backoff` was given.
     """
 
     answer: Answer | None = None
 
     @property
     def predictions(self) -> list[Prediction]:
-        """The `value`; empty where there is an error."""
+        """The `value`; empty on error."""
         return self.value or []
 
 
@@ -71,23 +71,23 @@ def classify(
     """Classify pictures, each resized and cropped as the network's card says.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it; or an `engine` of one.
+        network: in eval mode and with its card, as `load` returns it; or an `engine` of one.
         images: whatever `read_picture` takes: files, `PIL.Image`s, arrays (H, W, 3), tensors (3, H, W), RGB, 0 to 255;
-            one of them alone is a list of one. `find_pictures` lists those of a folder.
-        top: how many classes to return for each; all where there are fewer.
-        only: a target, as for `heatmap`: leave out all classes that are not of it. The probabilities stay those among
-            all of the network's classes and do not add up to 1 again: of a cat, the most probable dog has nearly none.
-        max_pixels: refuse files of more pixels; 178,956,970 by default.
-        allow_truncated: read what is there of files whose end is missing.
+            a single one is treated as a list of one. `find_pictures` lists those of a folder.
+        top: number of classes to return per picture; all if there are fewer.
+        only: a target, as for `heatmap`: leave out all other classes. Probabilities remain relative to all of the
+            network's classes and are not renormalised: for a picture of a cat, the most probable dog has almost none.
+        max_pixels: refuse files with more pixels; 178,956,970 by default.
+        allow_truncated: accept truncated files.
         depth, background: as in `read_picture`.
 
     Returns:
-        Per picture, in the order given, its `top` most probable classes, the best first; all classes of `only` where
-        it has fewer.
+        For each picture, in the order given, its `top` most probable classes, best first; all classes of `only` if it
+        has fewer.
 
     Raises:
-        OSError: a picture is missing or broken; `classify_each` goes on with the others.
-        ValueError: a picture cannot be used, `only` is not known, or the network has no card, no head, or is in
+        OSError: a picture is missing or broken; `classify_each` continues with the others.
+        ValueError: a picture cannot be used, `only` is unknown, or the network has no card, no head, or is in
             training mode.
 
     Warns:
@@ -122,24 +122,24 @@ def classify_each(
     depth: Depth = None,
     background: Background = None,
 ) -> Generator[Classified, None, None]:
-    """Classify any number of pictures one after another; one that cannot be used does not stop the others.
+    """Classify any number of pictures one after another; a picture that cannot be used does not stop the others.
 
-    Pictures are decoded ahead in threads and go through the network 16 at a time, so results come in bursts; some
-    60 pictures are in memory at once, cut to the network's size.
+    Threads decode pictures ahead of time. By default the network runs 16 pictures at a time on the CPU, so results come
+    in bursts; about 60 pictures are in memory at once, cropped to the network's size.
 
     Args:
         network, images, top, only, max_pixels, allow_truncated, depth, background: as in `classify`.
-        backoff: a probability above 0, at most 1: give as `answer` the deepest synset that is at least so probable
-            (`backoff.back_off`), whatever `only` leaves out of the predictions. For classes with wnids alone.
+        backoff: a probability above 0, at most 1: return as `answer` the deepest synset that is at least this probable
+            (`backoff.back_off`), regardless of `only`. Requires classes with wnids.
         batch, workers: as in `predict`.
 
     Returns:
         A generator of one `Classified` per picture, in the order given; `close()` stops it early.
 
     Raises:
-        ValueError: at once, when the network has no card, no head, or is in training mode, `top` is below 1, or
-            `only` is not known, or `backoff` is no probability or not for these classes; later, when the outputs
-            are no probabilities.
+        ValueError: immediately, if the network has no card, no head, or is in training mode, `top` is below 1, `only`
+            is unknown, or `backoff` is not a probability or not applicable to these classes; later, if the outputs
+            are not probabilities.
 
     >>> from convnets_torch import load
     >>> for result in classify_each(load("alexnet.safetensors"), ["street.jpg", "none.jpg"]):
@@ -170,7 +170,7 @@ def _classify(
     wnids = None if backoff is None else tree_wnids(card)
 
     def classified(row: Predicted) -> Classified:
-        """The best of the `listed` classes."""
+        """Select the best of the `listed` classes."""
         if row.value is None:
             return Classified(row.picture, None, row.error, row.remarks)
         found = probabilities(row.value[None], card)[0]
@@ -186,20 +186,20 @@ def _classify(
 
 
 def square_input(pixels: Pixels, card: Card) -> np.ndarray:
-    """Pixels (H, W, 3), RGB, 0 to 255, as the network's own input, (3, size, size) float32."""
+    """Crop and normalise pixels (H, W, 3), RGB, 0 to 255, to network input (3, size, size) float32."""
     return normalize(center_crop(pixels, card.preprocessing), card.preprocessing)
 
 
 def to_parameters(inputs: np.ndarray, network: Network) -> Tensor:
-    """An array as a tensor on the device and in the precision of the network's parameters."""
+    """Convert an array to a tensor on the device and in the dtype of the network's parameters."""
     return torch.from_numpy(inputs).to(next(network.parameters()))
 
 
 def probabilities(logits: Tensor, card: Card) -> Tensor:
-    """Logits (N, classes, ...) -> probabilities of the same shape in float32, by the card's activation.
+    """Convert logits (N, classes, ...) to float32 probabilities of the same shape, by the card's activation.
 
     Raises:
-        ValueError: the card says that outputs are no probabilities, or does not fit them; or they are not finite.
+        ValueError: the card says that outputs are not probabilities, or does not match them; or they are not finite.
     """
     if logits.shape[1] != card.classes:
         raise ValueError(
@@ -208,10 +208,10 @@ def probabilities(logits: Tensor, card: Card) -> Tensor:
     if not logits.isfinite().all():
         raise ValueError("the network's outputs are NaN or infinite: its weights are broken, or too large for float16")
     if card.activation == "none":
-        raise ValueError("the card says that outputs are no probabilities (activation none); take the logits")
+        raise ValueError("the card says that outputs are not probabilities (activation none); use the logits")
     return logits.float().softmax(dim=1) if card.activation == "softmax" else logits.float().sigmoid()
 
 
 def prediction(card: Card, class_id: int, probability: float) -> Prediction:
-    """One class of a card in words."""
+    """Return a class of a card with its name."""
     return Prediction(class_id, class_wnid(card, class_id), class_name(card, class_id), probability)

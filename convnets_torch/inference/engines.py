@@ -1,4 +1,4 @@
-"""Other programs' runtimes behind a network: the same answers from an engine that knows a processor better."""
+"""Run a network in another runtime: the same outputs from an engine optimised for the processor."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
 
 
 class Engine:
-    """A network in another program's runtime, called as the network is, by one thread or by several.
+    """A network in another runtime, called like the network; safe to call from several threads.
 
     Attributes:
         name: of the engine, "openvino".
         precision: "float32" or "bfloat16", in which it multiplies.
         size: (height, width) in pixels of the images; with `mapped`, of the smallest ones.
-        card: what the weights are; None where the network had none.
-        mapped: the network that was given, where the engine gives its score maps; None where it classifies.
+        card: describes the weights; None if the network had none.
+        mapped: the original network, if the engine computes its score maps; None if it classifies.
     """
 
     def __init__(self, module: nn.Module, name: str, precision: str, size: Size, heatmap: bool) -> None:
-        """As `engine` says."""
+        """See `engine`."""
         openvino = import_without_telemetry("openvino")
         core = openvino.Core()
         if precision == "auto":
@@ -52,7 +52,7 @@ class Engine:
             self._compiled = core.compile_model(
                 program, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
             )
-        self._one_at_a_time = threading.Lock()  # openvino refuses a request while it runs another
+        self._one_at_a_time = threading.Lock()  # openvino refuses concurrent requests
         taken = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
         self.precision = {hint: word for word, hint in HINTS.items()}.get(taken, taken)
         if self.precision != precision:
@@ -63,14 +63,14 @@ class Engine:
             )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Classify, or with `mapped` give the score map.
+        """Classify images, or with `mapped` compute score maps.
 
         Args:
-            images: (N, 3, H, W), normalised as the weights want it; any device and precision. (H, W) is `size`, or
+            images: (N, 3, H, W), normalised as the weights expect; any device and precision. (H, W) is `size`, or
                 with `mapped` at least that.
 
         Returns:
-            Logits (N, classes), or with `mapped` (N, classes, h, w) as of `score_map`; float32, on the CPU.
+            Logits (N, classes), or with `mapped` (N, classes, h, w) as `score_map` returns them; float32, on the CPU.
 
         Raises:
             ValueError: the images have another shape.
@@ -87,11 +87,11 @@ class Engine:
             )
         given = images.detach().to("cpu", torch.float32).contiguous()
         with self._one_at_a_time:
-            return torch.from_numpy(self._compiled([given.numpy()])[0].copy())  # its own memory is written again
+            return torch.from_numpy(self._compiled([given.numpy()])[0].copy())  # openvino reuses its own buffer
 
     @property
     def dtype(self) -> torch.dtype:
-        """The kind of number between its layers."""
+        """The dtype of its activations."""
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
 
@@ -103,31 +103,31 @@ def engine(
     size: int | Size | None = None,
     heatmap: bool = False,
 ) -> Engine:
-    """The network in another program's runtime, for the last factor of speed on a CPU.
+    """Compile a network for another runtime, for maximum speed on a CPU.
 
-    The weights are copied into it and converted, which takes seconds; the network itself is left as it is.
+    The weights are copied and converted, which takes seconds; the network itself is not changed.
 
     Args:
-        network: in eval mode, float32, on the CPU, as `load` gives it; or any module that `torch.export` can follow,
+        network: in eval mode, float32, on the CPU, as `load` returns it; or any module that `torch.export` can trace,
             such as torchvision's.
         name: "openvino".
-        precision: "auto" takes bfloat16 where OpenVINO finds that the processor has it, else float32.
-        size: pixels of the images, a side or (height, width), for modules that do not know their size.
-        heatmap: give score maps, of images of any size from the network's own upwards, instead of classifying. One
-            program does all sizes; the first pass over each takes some tenths of a second more.
+        precision: "auto" uses bfloat16 if OpenVINO reports that the processor supports it, else float32.
+        size: pixels of the images, a side or (height, width), for modules without a `size`.
+        heatmap: compute score maps, of images of any size from the network's own upwards, instead of classifying. One
+            program handles all sizes; the first pass over each size takes some tenths of a second longer.
 
     Returns:
-        A function of images (N, 3, H, W), any number of them, that gives logits (N, classes) in float32; with
-        `heatmap`, logits (N, classes, h, w) as `score_map(network, images)` gives them.
+        A function from images (N, 3, H, W), for any N, to logits (N, classes) in float32; with `heatmap`, to logits
+        (N, classes, h, w) as `score_map(network, images)` returns them.
 
     Raises:
-        ValueError: the engine or the precision is not known, no size is given and the module has none, or the network
+        ValueError: the engine or the precision is unknown, no size is given and the module has none, or the network
             has no head, is in training mode, prepared, in another precision or on another device; with `heatmap`, it
-            is no network of this library, or its head has a layer that has no form in convolutions.
+            is not a network of this library, or its head has a layer without a convolutional form.
         ImportError: openvino is missing.
 
     Warns:
-        RuntimeRemark: the processor has no instructions for the precision, and the engine takes another.
+        RuntimeRemark: the processor does not support the precision, and the engine uses another.
     """
     check_choice(name, ENGINES, "engine")
     check_choice(precision, get_args(EnginePrecision), "engine precision")
@@ -135,11 +135,11 @@ def engine(
     check_exportable(network)
     if heatmap and not isinstance(network, Network):
         raise ValueError(
-            f"{type(network).__name__} gives no score maps; make it dense first, with convnets_torch.densify"
+            f"{type(network).__name__} cannot compute score maps; convert it first with convnets_torch.densify"
         )
     sides = getattr(network, "size", None) if size is None else (size, size) if isinstance(size, int) else size
     if sides is None:
-        raise ValueError(f"{type(network).__name__} does not know the size of its images; give size=224, or its own")
+        raise ValueError(f"{type(network).__name__} has no image size; give it, for example size=224")
     own = getattr(network, "size", sides)
     if tuple(own) != tuple(sides):
         raise ValueError(f"size is {tuple(sides)}, but the network classifies {tuple(own)}; leave size out")
@@ -151,7 +151,7 @@ def engine(
 
 
 def write(module: nn.Module, path: str, heatmap: bool, size: Size, *, progress: object = None) -> None:
-    """Write a module as OpenVINO's program, an .xml with a .bin beside it.
+    """Write a module as an OpenVINO program, an .xml with a .bin beside it.
 
     Args:
         module, heatmap: as for `engine`.

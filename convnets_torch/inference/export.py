@@ -1,6 +1,6 @@
-"""Networks as files for other programs: `.onnx` for ONNX Runtime and its like, `.pt2` for PyTorch without this library.
+"""Export networks for other programs: `.onnx` for ONNX Runtime and others, `.pt2` for PyTorch without this library.
 
-Both are made of one program, that of `torch.export`, and hold the card as JSON.
+Both are made from one `torch.export` program and contain the card as JSON.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from convnets_torch.networks import Network
 from convnets_torch.networks.network import MOST_SIDE, NO_HEAD, as_network, check_eval_mode
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear
 
-OPSET = 18  # of ONNX; what PyTorch's exporter writes without translating, and every ONNX Runtime since 1.14 reads
-MOST_ONNX = 2**31 - 2**22  # bytes of parameters in one file: a message of protobuf has 31 bits
+OPSET = 18  # ONNX opset that PyTorch's exporter writes natively, and every ONNX Runtime since 1.14 reads
+MOST_ONNX = 2**31 - 2**22  # bytes of parameters in one file: protobuf messages have 31-bit sizes
 MOST_BATCH = 2**16
-TOLERANCE = 1e-4  # of the largest logit, for sums in another order
+TOLERANCE = 1e-4  # relative to the largest logit, for sums in another order
 ENDINGS = (".onnx", ".pt2")
 
 Runner = Callable[[Tensor], Tensor]
-Side = int | str  # a number, or the name of what may change
+Side = int | str  # a number, or the name of a dynamic dimension
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Description of an exported file.
 
     Attributes:
         path: the file.
-        kind: of the numbers that go in, "float32" or "uint8".
-        images: shape of the input `images`, numbers and the names of what may change.
+        kind: dtype of the input, "float32" or "uint8".
+        images: shape of the input `images`: numbers, and names of dynamic dimensions.
         logits: shape of the output `logits`.
-        smallest: (height, width) in pixels of the smallest images that are taken.
-        bytes: of the file.
-        difference: largest one between the file's answers and the network's, as a share of the largest logit; None
-            where it was not run.
-        unchecked: why it was not run; None where it was.
+        smallest: (height, width) in pixels of the smallest images accepted.
+        bytes: file size.
+        difference: largest difference between the file's outputs and the network's, as a fraction of the largest logit;
+            None if the file was not run.
+        unchecked: why it was not run; None if it was.
     """
 
     path: Path
@@ -74,36 +74,36 @@ def export(
     heatmap: bool = False,
     with_preprocessing: bool = False,
 ) -> Exported:
-    """Write a network as a program that runs without this library.
+    """Export a network as a program that runs without this library.
 
-    The classifier takes images of the network's own size, any number at once. The score map takes larger ones, from
-    one stride above that size in both directions: a graph in which lengths may change cannot hold a length of 1, which
-    PyTorch takes for a constant. At the network's own size the map is one cell, which is the classifier's answer; who
-    needs both writes two files, one with `heatmap` and one without.
+    The classifier takes images of the network's own size, any number at once. The score map takes larger images, from
+    one stride above that size in both directions, because a dynamic dimension cannot be 1, which PyTorch treats as a
+    constant. At the network's own size the map is one cell, equal to the classifier's output; export two files, with
+    and without `heatmap`, if you need both.
 
     Pixels: without `with_preprocessing` the input `images` is float32 (N, 3, H, W), normalised as the card says. With
-    it, it is uint8 (N, H, W, 3), RGB, 0 to 255, and order of channels, scale, mean and standard deviation are in the
-    program. Resizing and cropping are not, in either case: Pillow's antialiased filters differ from what ONNX calls
-    Resize. `convnets_torch.images.preprocessing.center_crop` does them.
+    it, the input is uint8 (N, H, W, 3), RGB, 0 to 255, and the program applies channel order, scale, mean and standard
+    deviation. Resizing and cropping are never included: Pillow's antialiased filters differ from ONNX's Resize. Use
+    `convnets_torch.images.preprocessing.center_crop` for them.
 
-    The file is run before it takes its place (`.onnx` if onnxruntime is installed), and compared with the network.
+    Before the file takes its place, it is run (`.onnx` if onnxruntime is installed) and compared with the network.
 
     Args:
-        network: in eval mode, float32, on the CPU, as `load` and `densify` give it.
-        path: `.onnx` (opset 18, one file, the card under `card` in its metadata) or `.pt2` (what `torch.export.load`
-            reads; the card is its extra file `card`).
-        heatmap: the score map, logits (N, classes, h, w), instead of the classifier, logits (N, classes).
+        network: in eval mode, float32, on the CPU, as `load` and `densify` return it.
+        path: `.onnx` (opset 18, one file, with the card under `card` in its metadata) or `.pt2` (for
+            `torch.export.load`, with the card as its extra file `card`).
+        heatmap: export the score map, logits (N, classes, h, w), instead of the classifier, logits (N, classes).
         with_preprocessing: take uint8 pixels.
 
     Returns:
-        What was written, and how far its answers are from the network's.
+        A description of the file, with the difference between its outputs and the network's.
 
     Raises:
-        ValueError: another file ending; the network has no head, is in training mode, prepared, in another precision
-            or on another device, has no card where preprocessing is wanted, or more than 2 GB for `.onnx`; or the
-            file's answers are not the network's, and nothing is written.
+        ValueError: the file ending is not supported; the network has no head, is in training mode, prepared, in another
+            precision or on another device, has no card for `with_preprocessing`, or exceeds 2 GB for `.onnx`; or the
+            file's outputs differ from the network's, and nothing is written.
         ImportError: onnx or onnxscript is missing.
-        OSError: `path` cannot be written; an older file there survives.
+        OSError: `path` cannot be written; an existing file there is kept.
 
     Source: Fully Convolutional Networks for Semantic Segmentation, arXiv:1411.4038, section 3.1, for the score map.
 
@@ -126,7 +126,7 @@ def export(
             __name__, "write", network, str(temporary), str(path), heatmap, with_preprocessing
         )
         written = temporary.stat().st_size
-    smallest = _smallest(network, heatmap)
+    smallest = _smallest_size(network, heatmap)
     sides: tuple[Side, ...] = ("height", "width") if heatmap else smallest
     return Exported(
         path=path,
@@ -143,19 +143,19 @@ def export(
 def write(
     network: Network, temporary: str, path: str, heatmap: bool, with_preprocessing: bool, *, progress: object = None
 ) -> tuple[float | None, str | None]:
-    """Write an export and check it; gives the difference of its answers and why it was not checked, one of them None.
+    """Write an export and check it; return the difference of its outputs and why it was not checked, one of them None.
 
     Args:
         network: as for `export`.
-        temporary: where to write.
-        path: what the file will be called; its ending is the format.
+        temporary: file to write.
+        path: final name of the file; its ending selects the format.
         heatmap, with_preprocessing: as for `export`.
     """
     program = traced(network, heatmap=heatmap, with_preprocessing=with_preprocessing)
     run: Runner | None
     unchecked = None
     if path.endswith(".onnx"):
-        _write_onnx(program, Path(temporary), network.card, _changing(network, heatmap, with_preprocessing))
+        _write_onnx(program, Path(temporary), network.card, _dynamic_shapes(network, heatmap, with_preprocessing))
         run, unchecked = _onnx_runner(Path(temporary))
     else:
         _write_pt2(program, Path(temporary), network.card)
@@ -166,7 +166,7 @@ def write(
 
 
 def check_ending(path: Path) -> None:
-    """ValueError where no export has this ending, ImportError where what writes it is missing."""
+    """Raise ValueError if no export format has this ending, ImportError if its packages are missing."""
     if path.suffix not in ENDINGS:
         raise ValueError(f"{path} ends in {path.suffix!r}; an export is a file that ends in {' or '.join(ENDINGS)}")
     if path.suffix == ".onnx":
@@ -178,27 +178,28 @@ def check_ending(path: Path) -> None:
 
 
 def traced(network: Network, *, heatmap: bool = False, with_preprocessing: bool = False) -> ExportedProgram:
-    """The network as one graph of PyTorch's operations; arguments as for `export`."""
+    """Return the network as one graph of PyTorch operations; arguments as for `export`."""
     height, width = network.size
     module: nn.Module = network
     if heatmap:
         module = Convolutional(network)
-        height, width = height + 2 * network.stride, width + 3 * network.stride  # an example that nothing is special of
+        # any size larger than one window; the sides must differ, so that none is treated as a constant
+        height, width = height + 2 * network.stride, width + 3 * network.stride
     example = torch.zeros(2, 3, height, width)
     if with_preprocessing:
         assert network.card is not None
         module = _FromPixels(module, network.card.preprocessing)
         example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    changing = (_changing(network, heatmap, with_preprocessing),)
-    with torch.no_grad():  # traces faster
+    changing = (_dynamic_shapes(network, heatmap, with_preprocessing),)
+    with torch.no_grad():  # faster
         program = torch.export.export(module.eval(), (example,), dynamic_shapes=changing, strict=False)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # folders of the machine that exports
+        node.meta.pop("stack_trace", None)  # contains paths of the exporting machine
     return program
 
 
 class _FromPixels(nn.Module):
-    """`preprocessing.normalize` in front of a network, on batches."""
+    """Apply `preprocessing.normalize` to batches in front of a network."""
 
     mean: Tensor
     std: Tensor
@@ -212,15 +213,15 @@ class _FromPixels(nn.Module):
         self.register_buffer("scale", torch.tensor(rule.scale, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, H, W, 3), RGB, uint8."""
-        values = images.permute(0, 3, 1, 2).contiguous()  # else the order in memory becomes a condition on the size
+        """Run images (N, H, W, 3), RGB, uint8."""
+        values = images.permute(0, 3, 1, 2).contiguous()  # else the memory format becomes a constraint on the size
         if self.rule.channels == "bgr":
             values = values.flip(1)
         return self.network((values.float() * self.scale - self.mean) / self.std)
 
 
 def check_exportable(network: nn.Module) -> None:
-    """ValueError where a module has not the form in which it can be traced: eval mode, plain, float32, on the CPU."""
+    """Raise ValueError if a module cannot be exported: it must be in eval mode, not prepared, float32, on the CPU."""
     if getattr(network, "head", network) is None:
         raise ValueError(NO_HEAD)
     check_eval_mode(network)
@@ -244,17 +245,17 @@ def _check_fits(network: Network, path: Path, with_preprocessing: bool) -> None:
         raise ValueError(f"the parameters take {size / 1e9:.1f} GB, but an .onnx file holds 2; write a .pt2")
 
 
-def _smallest(network: Network, heatmap: bool) -> tuple[int, int]:
+def _smallest_size(network: Network, heatmap: bool) -> tuple[int, int]:
     more = network.stride if heatmap else 0
     return (network.size[0] + more, network.size[1] + more)
 
 
-def _changing(network: Network, heatmap: bool, with_preprocessing: bool) -> dict[int, Any]:
-    """The axes of the images that have no fixed length."""
+def _dynamic_shapes(network: Network, heatmap: bool, with_preprocessing: bool) -> dict[int, Any]:
+    """Return the dynamic dimensions of the images."""
     axes: dict[int, Any] = {0: Dim("batch", min=1, max=MOST_BATCH)}
     if heatmap:
         first = 1 if with_preprocessing else 2
-        for axis, (name, least) in enumerate(zip(("height", "width"), _smallest(network, heatmap), strict=True)):
+        for axis, (name, least) in enumerate(zip(("height", "width"), _smallest_size(network, heatmap), strict=True)):
             axes[first + axis] = Dim(name, min=least, max=max(MOST_SIDE, 2 * least))
     return axes
 
@@ -271,7 +272,7 @@ def _write_onnx(program: ExportedProgram, file: Path, card: Card | None, changin
         dynamo=True,
         input_names=["images"],
         output_names=["logits"],
-        dynamic_shapes=(changing,),  # their names
+        dynamic_shapes=(changing,),  # names the dimensions
         opset_version=OPSET,
         verbose=False,
     )
@@ -290,7 +291,7 @@ def _write_pt2(program: ExportedProgram, file: Path, card: Card | None) -> None:
 
 
 class _Output(io.BufferedWriter):
-    """A file for PyTorch's writer, which ends the process where `write` raises; the first error is kept instead."""
+    """A file for PyTorch's writer, which aborts the process if `write` raises; the first error is stored instead."""
 
     error: BaseException | None = None
 
@@ -304,14 +305,14 @@ class _Output(io.BufferedWriter):
 
 
 def import_without_telemetry(name: Literal["onnxruntime", "openvino"]) -> ModuleType:
-    """Import a runtime so that it sends nothing to its makers, unless the program has imported it before.
+    """Import a runtime with its telemetry disabled, unless the program has already imported it.
 
     OpenVINO's telemetry starts processes and writes to the home folder; ONNX Runtime's, since 1.29, starts a thread
-    that has ended processes by a signal.
+    that has killed processes by a signal.
     """
     if name not in sys.modules:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # so to import it is an error
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the module is imported
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # importing it now fails
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read on import
     return importlib.import_module(name)
 
 
@@ -330,9 +331,9 @@ def _pt2_runner(file: Path) -> Runner:
 
 
 def _difference(run: Runner, network: Network, path: str, heatmap: bool, with_preprocessing: bool) -> float:
-    """The largest one on noise of several shapes, as a share of the largest logit; ValueError where it is too large."""
+    """Return the largest difference on noise of several shapes, relative to the largest logit; raise if too large."""
     random = np.random.default_rng(0)
-    height, width = _smallest(network, heatmap)
+    height, width = _smallest_size(network, heatmap)
     shapes = [(1, height, width), (3, height, width)]
     if heatmap:
         shapes = [(1, height, width), (2, height + 37, width + network.stride + 5)]
@@ -352,7 +353,7 @@ def _difference(run: Runner, network: Network, path: str, heatmap: bool, with_pr
         difference = float((found - wanted).abs().max()) / largest if largest else float(found.abs().max())
         if found.shape != wanted.shape or not difference <= TOLERANCE:
             raise ValueError(
-                f"the program's answers differ from the network's by {difference:.2g} of the largest logit for images"
+                f"the program's outputs differ from the network's by {difference:.2g} of the largest logit for images"
                 f" {tuple(given.shape)}, so {path} was not written; {TOLERANCE:g} is allowed"
             )
         most = max(most, difference)

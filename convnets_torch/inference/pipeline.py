@@ -1,4 +1,4 @@
-"""Run pictures through a network in order: decode ahead in threads, batch, and keep bad files in their place."""
+"""Run pictures through a network in order: prefetch in threads, batch, and return an error row for each bad file."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ from convnets_torch.text import check_choice
 if TYPE_CHECKING:
     from convnets_torch.inference.engines import Engine
 
-THREADS = min(16, os.cpu_count() or 1)  # that decode; Pillow frees them to run at once
-UNKNOWN_PIXELS = 12_000_000  # of an open file, which nobody has looked into yet
+THREADS = min(16, os.cpu_count() or 1)  # decoding threads; Pillow releases the GIL
+UNKNOWN_PIXELS = 12_000_000  # assumed for an open file, whose header has not been read yet
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -74,18 +74,18 @@ def ahead(
     size: Callable[[Item], int] = lambda item: 0,
     room: int = 0,
 ) -> Generator[tuple[Item, Done], None, None]:
-    """Each item with its work done, in order; threads are ahead of whoever asks.
+    """Yield (item, result) in order; worker threads compute results before they are needed.
 
     Args:
-        items: taken as they are needed.
-        work: runs in a thread; never in two at once for the same item.
-        most: items that threads are ahead by.
-        threads: how many of them.
-        size: how much an item takes while it waits.
-        room: how much all of them may take; one alone may take more.
+        items: consumed lazily.
+        work: runs in a thread, never in two threads at once for the same item.
+        most: maximum number of items prefetched.
+        threads: number of worker threads.
+        size: size of an item while it is queued.
+        room: maximum total size of the queued items; a single item may exceed it.
 
     Returns:
-        A generator; its `close` drops what has not begun and waits for the threads.
+        A generator; closing it cancels pending work and waits for the threads.
 
     >>> list(ahead([3, 1, 2], lambda number: number**2, most=2))
     [(3, 9), (1, 1), (2, 4)]
@@ -93,13 +93,13 @@ def ahead(
     executor = ThreadPoolExecutor(threads, "decode")
     rest = iter(items)
     running: deque[tuple[Item, int, Future[Done]]] = deque()
-    held: list[tuple[Item, int]] = []  # the next one, taken but not begun
+    held: list[tuple[Item, int]] = []  # the next item, if it was taken but not submitted
     taken = 0
     try:
         while True:
             while len(running) < most:
                 if not held:
-                    held.extend((item, size(item)) for item in _next(rest))
+                    held.extend((item, size(item)) for item in islice(rest, 1))
                 if not held or (running and taken + held[0][1] > room):
                     break
                 item, needed = held.pop()
@@ -111,31 +111,24 @@ def ahead(
             item, needed, future = running.popleft()
             taken -= needed
             yield item, future.result()
-            del item, future  # whoever has the result may let go of it
+            del item, future  # keep no reference: the caller may free the result
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _next(items: Iterable[Item]) -> list[Item]:
-    """The next of an iterator's items, or none."""
-    for item in items:
-        return [item]
-    return []
-
-
 def each_of(images: Any) -> Iterable[Any]:
-    """The pictures that are given: a single one is a list of one."""
+    """Return the given pictures as an iterable; a single picture becomes a list of one."""
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
     one = isinstance(images, kinds) or is_tensor(images)
     return [images] if one or hasattr(images, "read") else images
 
 
 def expected_pixels(image: object) -> int:
-    """How many pixels a picture has, as far as it can be said without decoding it; 0 where it cannot be read."""
+    """Estimate the number of pixels of a picture without decoding it; 0 if it cannot be read."""
     if isinstance(image, Image.Image):
         return image.width * image.height
     if hasattr(image, "shape"):
-        return prod(sorted(image.shape)[-2:])  # without the channels, wherever they are
+        return prod(sorted(image.shape)[-2:])  # without the channels, first or last
     if not isinstance(image, str | os.PathLike):
         return UNKNOWN_PIXELS
     try:
@@ -146,18 +139,18 @@ def expected_pixels(image: object) -> int:
 
 
 T = TypeVar("T")
-ROOM = 32_000_000  # pixels of whole pictures that are decoded ahead, and as many that wait for others of their group
+ROOM = 32_000_000  # pixels of prefetched pictures, and as many again of queued ones
 
 
 @dataclass(frozen=True, eq=False)
 class Result(Generic[T]):
-    """What became of one picture.
+    """The outcome for one picture.
 
     Attributes:
-        picture: as it was given.
-        value: what the network made of it; None where there is an error.
+        picture: the picture as given.
+        value: the result; None on error.
         error: why the picture could not be used (OSError, ValueError, ImportError), else None.
-        remarks: sentences on what its owner may not expect, such as that the first of several frames was read.
+        remarks: notes for the user, for example that only the first of several frames was read.
     """
 
     picture: Any
@@ -167,7 +160,7 @@ class Result(Generic[T]):
 
 
 class Prepared(Protocol):
-    """What a thread makes of a picture."""
+    """The output of `prepare` in `run_pictures`."""
 
     @property
     def remarks(self) -> tuple[str, ...]: ...
@@ -178,7 +171,7 @@ Ready = TypeVar("Ready", bound=Prepared)
 
 @dataclass(eq=False)
 class _Entry(Generic[Ready, T]):
-    """A picture on its way; it waits while it has neither a value nor an error."""
+    """A queued picture; it is pending until it has a value or an error."""
 
     picture: Any
     item: Ready | None = None
@@ -199,7 +192,7 @@ class _Entry(Generic[Ready, T]):
 
 
 def without_frames(error: Exception) -> Exception:
-    """The error without its tracebacks, whose frames would keep pixels and activations."""
+    """Return the error without its traceback, whose frames would keep pixels and activations alive."""
     error.__context__ = None
     return error.with_traceback(None)
 
@@ -218,28 +211,28 @@ def run_pictures(
     threads: int = THREADS,
     size: Callable[[Any], int] = lambda picture: 0,
 ) -> Generator[Result[T], None, None]:
-    """Run pictures in order; one that cannot be used is a row in its place and does not stop the others.
+    """Run pictures through a network in order; a picture that cannot be used yields a row with its error.
 
-    Threads prepare pictures ahead. The first picture that waits is run together with those of its group, as soon as
-    `batch` of them wait, or no more pictures may wait. A batch for which memory runs out is halved, and the size that
-    fitted stays for its group.
+    Threads prepare pictures ahead of time. The first pending picture runs together with the other pending pictures of
+    its group, as soon as there are `batch` of them or no more pictures may be queued. A batch that runs out of memory
+    is halved, and the smaller size is kept for that group.
 
     Args:
-        pictures: taken as they are needed.
-        prepare: runs in a thread; an OSError, ValueError or ImportError becomes the picture's row.
-        run: items of one group -> for each its value, or why there is none. What it raises ends the run, except for
-            want of memory: then it is called again with fewer of the items.
-        batch: how many items go together, at most.
-        group: of an item; only items of the same group go together.
-        room: how many items of a group go together, where groups differ.
-        waiting: how many pictures may wait; twice the batch by default.
-        held: how many pixels an item keeps in memory; pictures wait while those of all are fewer than `ROOM`.
-        most: pictures that are prepared ahead; by default enough for the next batches and for all threads.
-        threads: how many prepare.
-        size: how many pixels a picture keeps in memory when it is prepared; those ahead are at most `ROOM`.
+        pictures: consumed lazily.
+        prepare: runs in a thread; an OSError, ValueError or ImportError becomes the picture's error.
+        run: items of one group -> a value or an exception per item. An exception that it raises ends the run, except
+            out-of-memory errors: `run` is then called again with fewer items.
+        batch: maximum number of items per call of `run`.
+        group: key of an item; only items with equal keys run together.
+        room: maximum number of items per call of `run` for a group, if that differs between groups.
+        waiting: maximum number of queued pictures; twice the batch by default.
+        held: pixels that an item keeps in memory; no more pictures are queued once the total reaches `ROOM`.
+        most: maximum number of prefetched pictures; by default enough for the next batches and for all threads.
+        threads: number of threads that prepare pictures.
+        size: pixels that a prepared picture keeps in memory; prefetched pictures take at most `ROOM`.
 
     Returns:
-        A generator of a `Result` for each picture, in order; its `close` leaves no thread behind.
+        A generator of one `Result` per picture, in order; closing it leaves no thread behind.
 
     >>> from types import SimpleNamespace
     >>> def prepare(number):
@@ -249,8 +242,8 @@ def run_pictures(
     [(4, 2.0, 'NoneType'), (-1, None, 'ValueError'), (9, 3.0, 'NoneType')]
     """
     queue: deque[_Entry[Ready, T]] = deque()
-    counts: Counter[Hashable] = Counter()  # of each group, how many wait
-    fitting: dict[Hashable, int] = {}  # of a group, how many go together, where memory ran out over more
+    counts: Counter[Hashable] = Counter()  # pending entries per group
+    fitting: dict[Hashable, int] = {}  # largest batch that fitted, for groups that ran out of memory
     longest = waiting or 2 * batch
 
     def tried(picture: Any) -> _Entry[Ready, T]:
@@ -284,7 +277,7 @@ def run_pictures(
         while queue and not (more and queue[0].waits and may_wait(queue[0].group)):
             if queue[0].waits:
                 run_group(queue[0].group)
-            yield queue.popleft().result()  # nothing here keeps it
+            yield queue.popleft().result()  # keep no reference
 
     most = most or max(BATCHES_AHEAD * batch, threads)
     with contextlib.closing(ahead(pictures, tried, most=most, threads=threads, size=size, room=ROOM)) as entries:
@@ -296,27 +289,23 @@ def run_pictures(
         yield from finished(more=False)
 
 
-Row = TypeVar("Row")
-Made = TypeVar("Made")
-
-
-def each_row(rows: Generator[Row, None, None], make: Callable[[Row], Made]) -> Generator[Made, None, None]:
-    """What is made of each row; `close` closes the rows."""
+def each_row(rows: Generator[Item, None, None], make: Callable[[Item], Done]) -> Generator[Done, None, None]:
+    """Yield `make(row)` for each row; closing the generator closes `rows`."""
     with contextlib.closing(rows):
         yield from map(make, rows)
 
 
-MOST_SENT = 25  # pixels that wait to be resized on the device, for each pixel of the resized picture
-MOST_TOGETHER = 64_000_000  # pixels that are decoded or resized together on the device: 0.2 GB, and 0.8 GB as floats
+MOST_SENT = 25  # pixels copied to the device for resizing, per pixel of the resized picture
+MOST_TOGETHER = 64_000_000  # pixels decoded or resized at once on the device: 0.2 GB, and 0.8 GB as floats
 
 
 class Cut(NamedTuple):
-    """What is to be resized of an array of pixels, and how Pillow would do it.
+    """The region of a pixel array to resize, and how Pillow would resize it.
 
     Attributes:
         box: in pixels of the picture.
         origin: (x, y) in the picture of the array's first pixel.
-        down_first: whether rows are summed before columns.
+        down_first: whether the vertical pass runs before the horizontal one.
     """
 
     box: Box
@@ -326,16 +315,16 @@ class Cut(NamedTuple):
 
 @dataclass(eq=False)
 class Input:
-    """What a thread made of a picture.
+    """A decoded picture.
 
     Attributes:
-        pixels: (h, w, 3) uint8: of the network's own size where there is no `cut`; None where there is an error or
-            `encoded`. With places (places, h, w, 3).
-        cut: what of the pixels is to be resized to that size.
-        encoded: a file that is to be decoded on the device.
-        error: why the file could not be decoded there, nor by Pillow.
-        remarks: on it.
-        seen: what `look` made of it.
+        pixels: (h, w, 3) uint8, of the network's own size if `cut` is None; (places, h, w, 3) with places; None on
+            error or if the file is `encoded`.
+        cut: the region of `pixels` to resize to that size.
+        encoded: a file to decode on the device.
+        error: why neither the device nor Pillow could decode the file.
+        remarks: notes on the file.
+        seen: the result of `look`.
     """
 
     pixels: Pixels | None = None
@@ -347,18 +336,18 @@ class Input:
 
 
 class Inputs:
-    """How pictures become input.
+    """Turn pictures into network input.
 
     Args:
         rule: the card's preprocessing.
-        device: where the network is.
-        reading: how files are decoded; the rule decides on EXIF, `exact` on the scale, `torchcodec` on the decoder.
-        on_device: resize there what this rule lets be resized there.
-        exact: decode every file at its whole scale.
-        torchcodec: decode JPEG files by torchcodec: there too where `on_device`, else in threads.
-        look: called in a thread with each decoded picture; then no file is decoded on the device.
-        places: where crops are taken instead of in the centre alone, all in threads; each picture then has one more
-            axis in front of its pixels.
+        device: the network's device.
+        reading: how files are decoded; `rule` decides on EXIF, `exact` on the scale, `torchcodec` on the decoder.
+        on_device: resize on the device where `rule` allows it.
+        exact: decode every file at full scale.
+        torchcodec: decode JPEG files with torchcodec: on the device with `on_device`, else in threads.
+        look: called in a thread with each decoded picture; files are then never decoded on the device.
+        places: take crops at these places instead of the centre crop, all in threads; adds an axis in front of each
+            picture's pixels.
 
     Raises:
         ImportError: torchcodec cannot be used.
@@ -396,18 +385,20 @@ class Inputs:
         )
 
     def prepared(self, picture: Picture) -> Input:
-        """What threads do: decode, and resize what is not resized on the device.
+        """Decode a picture in a worker thread, and resize it unless the device does.
 
         Raises:
             OSError, ValueError: the picture cannot be used.
         """
         found = open_encoded(picture, self._reading)
-        return Input(encoded=found, remarks=found.remarks) if isinstance(found, Encoded) else self._of(found)
+        return (
+            Input(encoded=found, remarks=found.remarks) if isinstance(found, Encoded) else self._prepared_image(found)
+        )
 
-    def _of(self, found: Upright) -> Input:
+    def _prepared_image(self, found: Upright) -> Input:
         looked = None if self._look is None else self._look(found.image)
         if self._on_device:
-            seen, cut = self._seen((found.image.height, found.image.width), found.part)
+            seen, cut = self._needed((found.image.height, found.image.width), found.part)
             if (seen[2] - seen[0]) * (seen[3] - seen[1]) <= MOST_SENT * prod(self._rule.shape):
                 image = found.image if seen == (0, 0, *found.image.size) else found.image.crop(seen)
                 return Input(np.asarray(image), cut, remarks=found.remarks, seen=looked)
@@ -417,13 +408,8 @@ class Inputs:
             pixels = np.stack(list(crop_each(found.image, self._rule, self._places, found.part)))
         return Input(pixels, remarks=found.remarks, seen=looked)
 
-    def _seen(self, size: Pair, part: tuple[float, float] | None = None) -> tuple[tuple[int, int, int, int], Cut]:
-        """The pixels that are needed of an image of (height, width), and what of these is to be resized.
-
-        Args:
-            size: of the image.
-            part: (width, height) that the picture covers of it, as in `Upright`.
-        """
+    def _needed(self, size: Pair, part: tuple[float, float] | None = None) -> tuple[tuple[int, int, int, int], Cut]:
+        """Return the needed pixels of an image, of which the picture covers `part`, and the region to resize."""
         rule, whole = self._rule, size if part is None else part[::-1]
         box = (0, 0, *whole[::-1]) if rule.resize_rule == "stretch" else cropped_box(whole, rule)
         x, y, *_ = seen = reach(box, size, rule.resized, rule.interpolation)
@@ -431,30 +417,30 @@ class Inputs:
         return seen, Cut((left, top, right, bottom), (x, y), goes_down_first(size, rule.resized))
 
     def images(self, inputs: Sequence[Input], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Pictures as the network takes them, (N, 3, height, width) on its device; those without an error, in order."""
+        """Return network input (N, 3, height, width) on the device, for the inputs without an error, in order."""
         return normalized(self.brought(inputs), self._rule).to(dtype)
 
     def brought(self, inputs: Sequence[Input]) -> Tensor:
-        """What is done on the device, always in the same stream; inputs that cannot be decoded there get an error.
+        """Copy, decode and resize inputs on the device; an input that cannot be decoded gets an error.
 
         Returns:
-            (N, height, width, 3) uint8 of the network's own size on its device, of the inputs without an error, in
-            order; with places (N, places, height, width, 3).
+            (N, height, width, 3) uint8 of the network's own size, on its device, for the inputs without an error, in
+            order; with places (N, places, height, width, 3). All work runs in the current stream.
         """
         crops = () if self._places is None else (len(self._places),)
         made = torch.empty((len(inputs), *crops, *self._rule.shape, 3), dtype=torch.uint8, device=self._device)
         encoded = {place: each.encoded for place, each in enumerate(inputs) if each.encoded is not None}
-        for refused in self._decoded(encoded, made):
-            self._by_pillow(inputs[refused], encoded[refused])
-        for (shape, cut), places in _alike(inputs).items():
-            most = _together(prod(shape[:-1]))
+        for refused in self._decode_on_device(encoded, made):
+            self._decode_with_pillow(inputs[refused], encoded[refused])
+        for (shape, cut), places in _by_shape_and_crop(inputs).items():
+            most = _chunk_size(prod(shape[:-1]))
             for _ in in_batches(partial(self._send, inputs, places, cut, made), len(places), most):
                 pass
         good = [place for place, each in enumerate(inputs) if each.error is None]
         return made if len(good) == len(inputs) else made[good]
 
     def _send(self, inputs: Sequence[Input], places: list[int], cut: Cut | None, made: Tensor, items: range) -> None:
-        """Copy pictures of one size to the device and resize them there, if they are to be."""
+        """Copy pictures of one size to the device, and resize them there if `cut` is given."""
         some = places[items.start : items.stop]
         pixels = torch.from_numpy(np.stack([each for place in some if (each := inputs[place].pixels) is not None]))
         if self._device.type == "cuda":
@@ -463,12 +449,12 @@ class Inputs:
         made[_index(some)] = sent if cut is None else self._cropped(sent.permute(0, 3, 1, 2), cut)
 
     def _cropped(self, pictures: Tensor, cut: Cut) -> Tensor:
-        """Pictures (N, 3, H, W) at the network's own size, (N, height, width, 3)."""
+        """Resize and crop pictures (N, 3, H, W) to the network's own size, (N, height, width, 3)."""
         resized, (height, width) = self._resize(pictures, *cut), self._rule.shape
         return resized[:, self._top : self._top + height, self._left : self._left + width]
 
-    def _decoded(self, encoded: dict[int, Encoded], made: Tensor) -> Iterator[int]:
-        """Decode files on the device and resize them there; the places of those that were refused."""
+    def _decode_on_device(self, encoded: dict[int, Encoded], made: Tensor) -> Iterator[int]:
+        """Decode and resize files on the device; yield the indices of refused files."""
         if self._decode is None or not encoded:
             return
         places, decode = list(encoded), self._decode
@@ -482,7 +468,7 @@ class Inputs:
                     refused.append(place)
                     continue
                 picture = turned(picture, encoded[place].turn)
-                (left, top, right, bottom), cut = self._seen((picture.shape[1], picture.shape[2]))
+                (left, top, right, bottom), cut = self._needed((picture.shape[1], picture.shape[2]))
                 needed = picture[:, top:bottom, left:right]
                 alike.setdefault((needed.shape, cut), []).append((place, needed))
             for (_, cut), found in alike.items():
@@ -491,20 +477,20 @@ class Inputs:
             return refused
 
         largest = max(each.pixels for each in encoded.values())
-        for refused in in_batches(run, len(places), _together(largest)):
+        for refused in in_batches(run, len(places), _chunk_size(largest)):
             yield from refused
 
-    def _by_pillow(self, each: Input, encoded: Encoded) -> None:
-        """Decode in an input what the device refused."""
+    def _decode_with_pillow(self, each: Input, encoded: Encoded) -> None:
+        """Decode with Pillow a file that the device refused."""
         try:
-            found = self._of(decode_encoded(encoded, self._reading))
+            found = self._prepared_image(decode_encoded(encoded, self._reading))
             each.encoded, each.pixels, each.cut, each.remarks = None, found.pixels, found.cut, found.remarks
         except (OSError, ValueError) as error:
             each.encoded, each.error, each.remarks = None, without_frames(error), ()
 
 
-def _alike(inputs: Sequence[Input]) -> dict[tuple[tuple[int, ...], Cut | None], list[int]]:
-    """The places of pictures whose pixels wait, by their shape and by what of them is to be resized."""
+def _by_shape_and_crop(inputs: Sequence[Input]) -> dict[tuple[tuple[int, ...], Cut | None], list[int]]:
+    """Group the indices of inputs with pixels by shape and crop."""
     alike: dict[tuple[tuple[int, ...], Cut | None], list[int]] = {}
     for place, each in enumerate(inputs):
         if each.pixels is not None:
@@ -512,13 +498,13 @@ def _alike(inputs: Sequence[Input]) -> dict[tuple[tuple[int, ...], Cut | None], 
     return alike
 
 
-def _together(pixels: int) -> int:
-    """How many pictures of so many pixels are worked on together."""
+def _chunk_size(pixels: int) -> int:
+    """Return how many pictures of `pixels` pixels to process at once."""
     return max(1, MOST_TOGETHER // pixels)
 
 
 def _index(places: list[int]) -> slice | list[int]:
-    """Places that follow each other as a slice, which costs no copy of their numbers to the device."""
+    """Return consecutive indices as a slice, which avoids copying them to the device."""
     whole = places[-1] - places[0] + 1 == len(places)
     return slice(places[0], places[-1] + 1) if whole else places
 
@@ -526,17 +512,17 @@ def _index(places: list[int]) -> slice | list[int]:
 Decoder = Literal["pillow", "torchcodec"]
 Resizing = Literal["auto", "pillow", "device"]
 Views = Literal["center", "flip", "ten"]
-Mappable: TypeAlias = "Network | Engine"  # what gives score maps
+Mappable: TypeAlias = "Network | Engine"  # can compute score maps
 
-BATCH = 16  # pictures that go through the network together on the CPU, and the fewest elsewhere
-MOST_BATCH = 256  # that "auto" takes
+BATCH = 16  # "auto" batch size on the CPU, and the minimum on other devices
+MOST_BATCH = 256  # maximum of "auto"
 PLACES: dict[Views, tuple[Place, ...] | None] = {"center": None, "flip": None, "ten": (*CORNERS, CENTER)}
-VIEWS: dict[Views, int] = {"center": 1, "flip": 2, "ten": 10}  # how many of a picture go through the network
-BATCHES_AHEAD = 3  # how many batches are decoded before the network asks for them
+VIEWS: dict[Views, int] = {"center": 1, "flip": 2, "ten": 10}  # views per picture
+BATCHES_AHEAD = 3  # batches decoded ahead of the network
 
 
 class Runnable(Protocol):
-    """What gives numbers for images: a network, an engine of one, or a module around one with its card."""
+    """A callable from images to numbers: a network, an engine, or a module with the network's card."""
 
     card: Card | None
 
@@ -545,11 +531,11 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Predicted(Result[Tensor]):
-    """What became of one picture.
+    """The logits of one picture.
 
     Attributes:
-        logits: (classes,) float32 on the CPU, with several views (views, classes); None where there is an error.
-        seen: what `look` returned for it; None where there is none, or an error.
+        logits: (classes,) float32 on the CPU, with several views (views, classes); None on error.
+        seen: the result of `look`; None on error or without `look`.
         picture, error, remarks: as in `Result`.
     """
 
@@ -557,7 +543,7 @@ class Predicted(Result[Tensor]):
 
     @property
     def logits(self) -> Tensor | None:
-        """The `value`."""
+        """Alias of `value`."""
         return self.value
 
 
@@ -577,52 +563,53 @@ def predict(
     look: Callable[[Image.Image], object] | None = None,
     views: Views = "center",
 ) -> Generator[Predicted, None, None]:
-    """The logits of any number of pictures; one that cannot be used does not stop the others.
+    """Compute the logits of any number of pictures; a picture that cannot be used does not stop the others.
 
-    Threads decode, resize and crop as the network's card says, ahead of the network. Pixels go to its device as 8 bits
-    and are normalised there. On CUDA they are resized there as well, while the batch before is computed. Some three
-    batches of inputs are in memory at once, and a decoded picture in each thread, so the pictures may go on for ever.
+    Threads decode, resize and crop pictures ahead of time, as the network's card says. Pixels are copied to the device
+    as 8-bit values and normalised there. On CUDA they are also resized there, while the previous batch is being
+    computed. About three batches of inputs and one decoded picture per thread are in memory at once, so `pictures` may
+    be endless.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it; with `load(path, device="auto", precision="auto")` it
-            runs as fast as the device allows. Or an `engine` of such a network; or an `Embedder`, whose vectors then
-            stand for logits.
-        pictures: whatever `read_picture` takes, or any iterable of it; `find_pictures` lists those of a folder.
-        batch: how many go through the network together; "auto" takes 16 on the CPU, and elsewhere as many as half of
-            the free memory has room for, 16 to 256. It is halved when memory runs out.
-        workers: threads that decode; by default one for each core, at most 16.
-        exact: take no pixel otherwise than `classify` does. Without it, JPEG files are decoded at 1/2, 1/4 or 1/8 of
-            their scale where they stay twice as large as the resized picture: by far less work, and inputs that differ
-            by a third of a level of 255 on average. Never so where the card picks nearest pixels, nor for the presets
-            of convnets-keras. docs/speed.md has what that changes.
-        max_pixels: refuse files of more pixels; 178,956,970 by default.
-        allow_truncated: read what is there of files whose end is missing.
+        network: in eval mode and with its card, as `load` returns it; `load(path, device="auto", precision="auto")`
+            gives the fastest one. Or an `engine` of such a network; or an `Embedder`, whose vectors then take the place
+            of the logits.
+        pictures: whatever `read_picture` takes, or an iterable of such; `find_pictures` lists those of a folder.
+        batch: batch size; "auto" uses 16 on the CPU, and on other devices as many as fit in half of the free memory,
+            16 to 256. It is halved when memory runs out.
+        workers: number of decoding threads; one per core by default, at most 16.
+        exact: use exactly the pixels that `classify` uses. Without it, JPEG files are decoded at 1/2, 1/4 or 1/8 scale
+            if they are then still at least twice as large as the resized picture: much less work, and inputs that
+            differ by a third of a level of 255 on average. This never applies to cards with nearest-pixel interpolation
+            or to the presets of convnets-keras. docs/speed.md describes the effect.
+        max_pixels: refuse files with more pixels; 178,956,970 by default.
+        allow_truncated: accept truncated files.
         depth, background: as in `read_picture`.
-        decoder: "pillow"; or "torchcodec", which decodes JPEG files at their whole scale: on the CPU to the same
-            pixels; where pictures are resized on CUDA, there by nvJPEG, whole batches at once, to nearly the same.
-            Pillow reads whatever is no JPEG file, or one that torchcodec refuses.
-        resize: "pillow" in the threads; "device" where the network is, with Pillow's own weights and roundings: on the
-            CPU the same to the bit, and slower. Pillow resizes all the same where the card picks nearest pixels, for
-            the presets of convnets-keras, and pictures of which more than 25 pixels would be sent for each one of the
-            input. "auto" is "device" on CUDA without `exact`, else "pillow".
-        look: called in the thread that decodes with each picture, upright and RGB, before it is cropped; JPEG files may
-            be there at a fraction of their scale. What it returns is `seen` of the row. Files are then decoded in
-            threads, not on the device.
-        views: what of a picture the network sees: "center", the crop that the card says; "flip", that one and its
-            mirror image; "ten", crops of the resized picture's corners (top left, top right, bottom left, bottom right)
-            and of its centre, then the mirror images of these five. A batch counts views, and holds whole pictures.
-            The crops of "ten" are resized in threads.
+        decoder: "pillow" or "torchcodec". torchcodec decodes JPEG files at full scale: on the CPU to the same pixels;
+            on CUDA, if pictures are resized there, with nvJPEG and in whole batches, to nearly the same pixels. Pillow
+            reads all other files, and those that torchcodec refuses.
+        resize: "pillow" resizes in the threads. "device" resizes on the network's device with Pillow's own weights and
+            rounding: on the CPU bit-identical, but slower. Pillow still resizes for cards with nearest-pixel
+            interpolation, for the presets of convnets-keras, and for pictures that would need more than 25 pixels
+            copied per input pixel. "auto" is "device" on CUDA without `exact`, else "pillow".
+        look: called in the decoding thread with each picture, upright and RGB, before it is cropped; JPEG files may be
+            at a fraction of their scale. Its result is `seen` of the row. Files are then decoded in threads, not on the
+            device.
+        views: crops of a picture that the network sees: "center", the crop that the card says; "flip", that crop and
+            its mirror image; "ten", crops of the resized picture's corners (top left, top right, bottom left, bottom
+            right) and of its centre, then the mirror images of these five. `batch` counts views, and pictures are never
+            split across batches. The crops of "ten" are resized in threads.
 
     Returns:
         A generator of one `Predicted` per picture, in the order given; results come in bursts. `close()` stops it early
         and leaves no thread behind.
 
     Raises:
-        ValueError: at once, when the network has no card, no head, or is in training mode, or an option is no good.
-        ImportError: at once, when the decoder is not installed.
+        ValueError: immediately, if the network has no card, no head, or is in training mode, or an option is invalid.
+        ImportError: immediately, if the decoder is not installed.
 
     Warns:
-        MemoryWarning: memory ran out, and the work goes on in smaller batches.
+        MemoryWarning: memory ran out, and the work continues in smaller batches.
 
     >>> from convnets_torch import load
     >>> for row in predict(load("alexnet.safetensors"), ["street.jpg", "none.jpg"]):
@@ -646,18 +633,18 @@ def predicted(
     look: Callable[[Image.Image], object] | None = None,
     views: Views = "center",
 ) -> Generator[Predicted, None, None]:
-    """`predict` with its options on files in one object; the card decides on EXIF."""
+    """Run `predict` with its reading options in one object; the card decides on EXIF."""
     rule = card_of(network).preprocessing
     if getattr(network, "mapped", None) is not None:
         raise ValueError("the engine gives score maps; to classify, make one without heatmap")
     if batch != "auto" and (type(batch) is not int or batch < 1):
-        raise ValueError(f"a batch of {batch!r} is none; give 1 or more, or 'auto'")
+        raise ValueError(f"batch must be a positive integer or 'auto', got {batch!r}")
     if workers is not None and workers < 1:
-        raise ValueError(f"{workers} workers decode nothing; give 1 or more")
+        raise ValueError(f"workers must be 1 or more, got {workers}")
     check_choice(decoder, get_args(Decoder), "decoder")
     check_choice(resize, get_args(Resizing), "resize")
     if exact and resize == "device":
-        raise ValueError("exact has Pillow resize, so that no device rounds otherwise; leave out resize='device'")
+        raise ValueError("exact resizes with Pillow, since a device may round differently; leave out resize='device'")
     check_choice(views, VIEWS, "views")
     if views == "ten" and resize == "device":
         raise ValueError("the ten views are resized by Pillow, in threads; leave out resize='device'")
@@ -679,32 +666,32 @@ def predicted(
 
 
 def together(batch: int, views: Views) -> int:
-    """How many pictures go through the network together: as many as have all their views in a batch, or one."""
+    """Return how many pictures have all their views in a batch, at least 1."""
     return max(1, batch // VIEWS[views])
 
 
 def is_whole(members: int, good: int, size: int) -> bool:
-    """Whether of pictures that follow each other, `good` of the `members` usable, none waits for the network any more.
+    """Return whether no picture waits for its batch in `predict` after `members` pictures, `good` of them usable.
 
-    It says where the batches of `predict` end: with `size` good ones, or with so many bad ones among them.
+    A batch ends after `size` usable pictures, or after 2 * `size` pictures of any kind.
     """
     return good in (0, size) or members == 2 * size
 
 
 class _Batch:
-    """Logits (N, classes) or (N, views, classes) of a batch, float32, perhaps still on their way."""
+    """Logits (N, classes) or (N, views, classes) of a batch, float32; on CUDA perhaps still being computed."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
 
     def fetch(self) -> Tensor:
-        """The same on the CPU, when they are there."""
+        """Return the logits on the CPU, waiting for them if necessary."""
         self.logits = self.logits.cpu()
         return self.logits
 
 
 class _Place(NamedTuple):
-    """Where the logits of a picture are, and what `look` returned for it."""
+    """A picture's index in a batch of logits, and the result of `look`."""
 
     batch: _Batch
     number: int
@@ -714,18 +701,18 @@ class _Place(NamedTuple):
 def _predicted(row: Result[_Place]) -> Predicted:
     if row.value is None:
         return Predicted(row.picture, None, row.error, row.remarks)
-    logits = row.value.batch.fetch()[row.value.number].clone()  # which may be kept without the others
+    logits = row.value.batch.fetch()[row.value.number].clone()  # a view would keep the whole batch in memory
     return Predicted(row.picture, logits, None, row.remarks, row.value.seen)
 
 
 def _a_batch_late(rows: Generator[Result[_Place], None, None], size: int) -> Generator[Result[_Place], None, None]:
-    """The rows of a batch when the next one has been started, so that the device does not wait for who takes them."""
+    """Yield the rows of a batch once the next batch is running, so that the device does not wait for the caller."""
     late: list[Result[_Place]] = []
     last: _Batch | None = None
     with contextlib.closing(rows):
         for row in rows:
             batch = last if row.value is None else row.value.batch
-            if batch is not last or len(late) >= 2 * size:  # bad files alone do not wait for a good one
+            if batch is not last or len(late) >= 2 * size:  # do not hold back a long run of bad files
                 yield from late
                 late, last = [], batch
             late.append(row)
@@ -733,21 +720,20 @@ def _a_batch_late(rows: Generator[Result[_Place], None, None], size: int) -> Gen
 
 
 class _Runner:
-    """Batches of inputs in, logits out."""
+    """Run batches of inputs through the network."""
 
     def __init__(self, network: Runnable, inputs: Inputs, rule: Preprocessing, exact: bool, views: Views) -> None:
         self._network, self._inputs, self._rule, self._exact, self._views = network, inputs, rule, exact, views
         self._device, self._dtype = place_of(network)
-        self._most = VIEWS[views]  # of the views of one picture that go together; halved where memory runs out
+        self._most = VIEWS[views]  # views of one picture per forward pass; halved when memory runs out
         self._side = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._before: _Batch | None = None
 
     def run(self, inputs: list[Input]) -> list[_Place | Exception]:
-        """The logits of each picture."""
         if self._side is None:
             batch = _Batch(self._logits(self._inputs.brought(inputs)).cpu())
         else:
-            # Kernels are started, not waited for: a batch is computed while the next is decoded, copied and resized.
+            # Kernels run asynchronously: a batch is computed while the next one is decoded, copied and resized.
             with torch.cuda.device(self._device), torch.cuda.stream(self._side):
                 pixels = self._inputs.brought(inputs)
             if self._before is not None:
@@ -755,13 +741,13 @@ class _Runner:
             with torch.cuda.device(self._device):
                 current = torch.cuda.current_stream()
                 current.wait_stream(self._side)
-                pixels.record_stream(current)  # so that its memory is not given away before it has been read
+                pixels.record_stream(current)  # its memory is not reused before it has been read
                 batch = self._before = _Batch(self._logits(pixels))
         numbers = count()
         return [each.error or _Place(batch, next(numbers), each.seen) for each in inputs]
 
     def _logits(self, pixels: Tensor) -> Tensor:
-        """Pixels as `Inputs.brought` gives them -> (N, classes) or (N, views, classes) float32, all on one device."""
+        """Map pixels from `Inputs.brought` to logits (N, classes) or (N, views, classes), float32, on one device."""
         pictures, views = len(pixels), VIEWS[self._views]
         if not pictures:
             return torch.empty(0)
@@ -783,7 +769,7 @@ class _Runner:
 
 
 def place_of(network: Runnable) -> tuple[torch.device, torch.dtype]:
-    """Where images have to be, and as what kind of number."""
+    """Return the device and dtype that a network expects."""
     if not isinstance(network, nn.Module):
         return torch.device("cpu"), torch.float32
     some = next(network.parameters())
@@ -791,7 +777,7 @@ def place_of(network: Runnable) -> tuple[torch.device, torch.dtype]:
 
 
 def batch_for(network: Runnable) -> int:
-    """How many pictures "auto" takes: 16 on the CPU; on CUDA what half of the free memory has room for, 16 to 256."""
+    """Return the batch size of "auto": 16 on the CPU; on CUDA as many as fit in half of the free memory, 16 to 256."""
     device, dtype = place_of(network)
     if device.type != "cuda" or not isinstance(network, Network):
         return BATCH
@@ -803,11 +789,7 @@ def batch_for(network: Runnable) -> int:
 
 
 def card_of(network: Runnable) -> Card:
-    """The card of a network that is ready to classify, or of its engine.
-
-    Raises:
-        ValueError: the network has no card or no head, or is in training mode.
-    """
+    """Return the card of a network or engine; ValueError if it has none or no head, or is in training mode."""
     card = ready_card(network)
     inner = unwrapped(network) if isinstance(network, nn.Module) else None
     if isinstance(inner, Network) and inner.head is None:
@@ -816,26 +798,18 @@ def card_of(network: Runnable) -> Card:
 
 
 def mappable(network: Mappable) -> Mappable:
-    """A network to make maps of, or its engine; of a compiled or wrapped network, the one inside.
-
-    Raises:
-        ValueError: it is another module.
-    """
+    """Return the network, unwrapped, or engine to compute maps with; ValueError for other modules."""
     return as_network(network) if isinstance(network, nn.Module) else network
 
 
 def ready_card(network: Runnable) -> Card:
-    """The card of a network that is ready to run, with a head or without, or of its engine.
-
-    Raises:
-        ValueError: the network has no card, or is in training mode.
-    """
+    """Return the card of a network or engine, headless or not; ValueError if it has none or is in training mode."""
     inner = unwrapped(network) if isinstance(network, nn.Module) else network
     card: Card | None = getattr(inner, "card", None)
     if card is None:
         raise ValueError(
-            "the network has no card, so its preprocessing is unknown; load it with convnets_torch.load, or make a"
-            " classifier of your own one with convnets_torch.densify(module, size, preprocessing=..., classes=...)"
+            "the network has no card, so its preprocessing is unknown; load it with convnets_torch.load, or convert"
+            " your own classifier with convnets_torch.densify(module, size, preprocessing=..., classes=...)"
         )
     if isinstance(inner, nn.Module):
         check_eval_mode(inner)

@@ -1,4 +1,4 @@
-"""Prepare a network for many pictures: device, precision, packed weights and memory."""
+"""Prepare a network for fast inference: device, precision, packed weights and memory format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class RuntimeRemark(ConvnetsTorchWarning):
-    """What the caller may not expect: that a precision will be slow, that compiling took its time, or failed."""
+    """Something the caller may not expect: a precision is slow, or compiling took time or failed."""
 
 
 def prepare(
@@ -33,37 +33,36 @@ def prepare(
     precision: Precision = "auto",
     compiled: bool = False,
 ) -> AnyModule:
-    """A network that gives the same answers as fast as the device allows.
+    """Return a copy of a network that computes the same outputs as fast as the device allows.
 
-    What is done: parameters go to the device and into the precision; maps lie with the channels of a cell side by side;
-    batch normalisation becomes part of the convolution before it; on the CPU, weights are laid out as oneDNN multiplies
-    them, once for each size of images, and an activation is applied while the layer before it writes. `features`,
-    `head`, `window` and `card` stay, and so do the names of all layers; one that became part of another is an
-    `Identity`, so that what `record_activations` finds of a convolution is what comes after its normalisation and
-    activation.
+    It moves parameters to the device and converts them to the precision; uses channels-last memory format; and folds
+    batch normalisation into the preceding convolution. On the CPU it also packs weights in oneDNN's layout, once per
+    image size, and fuses activations with the preceding layer. `features`, `head`, `window`, `card` and all layer names
+    stay the same; a layer that was folded or fused becomes an `Identity`, so `record_activations` of a convolution
+    returns its output after normalisation and activation.
 
     Args:
-        network: a network of this library, or any module in eval mode, such as torchvision's; it is left as it is, and
-            shares parameters with what is returned where their numbers stay the same.
-        device: "cpu", "cuda", "cuda:1", "mps"; "auto" takes CUDA, else Metal, else the CPU.
-        precision: "exact": float32 with the operations of the network in their own order, nothing folded.
-            "float32": float32; sums may be in another order, by some 1e-6 of the largest value; on CUDA as PyTorch's
-            own switches of TF32 say. "bfloat16", "float16": 8 and 11 bits. "auto": bfloat16 on CPUs that multiply it
-            (AMX, AVX512-BF16) and on GPUs that do, float16 on Metal, float32 elsewhere; also float32 on CPUs for
-            networks with depthwise convolutions, which gain no time by bfloat16 and lose more by its rounding.
-            docs/speed.md says how far answers differ.
-        compiled: have PyTorch's compiler make one program of it, at the first call with each shape, which takes from
-            seconds to a minute; if it fails, the network runs uncompiled, and says so.
+        network: a network of this library, or any module in eval mode, such as torchvision's; it is not changed, and
+            shares with the result the parameters whose numbers are the same.
+        device: "cpu", "cuda", "cuda:1", "mps"; "auto" selects CUDA, else Metal, else the CPU.
+        precision: "exact": float32 with the network's operations in their original order and nothing folded.
+            "float32": float32; sums may be in another order, by about 1e-6 of the largest value; on CUDA, PyTorch's
+            TF32 settings apply. "bfloat16", "float16": 8 and 11 bits. "auto": bfloat16 on CPUs with hardware support
+            (AMX, AVX512-BF16) and on GPUs with it, float16 on Metal, float32 elsewhere; also float32 on CPUs for
+            networks with depthwise convolutions, which bfloat16 does not speed up but rounds more.
+            docs/speed.md reports how much outputs differ.
+        compiled: use `torch.compile`, which compiles on the first call with each shape, for seconds to a minute; if it
+            fails, the network runs uncompiled, with a warning.
 
     Returns:
-        A module of the same class, in eval mode, for inference. `save` does not take it: keep the network itself.
+        A module of the same class, in eval mode, for inference. `save` refuses it: keep the original network.
 
     Raises:
-        ValueError: the device is not there, the precision is not known, or the network is in training mode.
+        ValueError: the device is not available, the precision is unknown, or the network is in training mode.
 
     Warns:
-        RuntimeRemark: the CPU has no instructions for the precision, so that it will be slow; "exact" would be rounded
-            by TF32; compiling took its time, or failed.
+        RuntimeRemark: the CPU does not support the precision in hardware, so it will be slow; TF32 would round "exact";
+            compiling took time, or failed.
 
     >>> from convnets_torch.networks import vgg16
     >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 8), hidden=(8, 8)).eval()
@@ -90,7 +89,7 @@ def prepare(
         _fold(ready)
     _convert(ready, place, dtype)
     if precision != "exact":
-        if place.type == "cpu" and not compiled:  # the compiler does the same, and knows more of the neighbours
+        if place.type == "cpu" and not compiled:  # the compiler does the same and fuses more
             _pack(ready)
         else:
             ready.to(memory_format=torch.channels_last)
@@ -100,11 +99,7 @@ def prepare(
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """The device, found where it is "auto".
-
-    Raises:
-        ValueError: it is not known, or not there.
-    """
+    """Return the device, resolving "auto"; ValueError if it is unknown or not available."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -114,22 +109,24 @@ def checked_device(device: str | torch.device) -> torch.device:
     except RuntimeError:
         raise ValueError(f"unknown device {device!r}; known are auto, cpu, cuda, cuda:1, mps") from None
     if checked.type == "cuda" and (checked.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device} is not there: PyTorch finds {torch.cuda.device_count()} of CUDA; use cpu")
+        raise ValueError(
+            f"device {device} is not available: PyTorch finds {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
     if checked.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {device} is not there: PyTorch finds no Metal; use cpu")
+        raise ValueError(f"device {device} is not available: PyTorch finds no Metal; use cpu")
     if checked.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device {device} cannot take weights; use cpu, cuda or mps")
     return torch.device("cpu") if checked.type == "cpu" else checked
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """The kind of number of a precision on a device.
+    """Return the dtype of a precision on a device.
 
     Raises:
-        ValueError: the precision is not known.
+        ValueError: the precision is unknown.
 
     Warns:
-        RuntimeRemark: the CPU has no instructions for it.
+        RuntimeRemark: the CPU does not support it in hardware.
     """
     check_choice(precision, get_args(Precision), "precision")
     if precision == "auto":
@@ -148,24 +145,24 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
 
 
 def is_depthwise(network: nn.Module) -> bool:
-    """Whether some of its convolutions look at each channel by itself."""
+    """Return whether the network has depthwise convolutions."""
     convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
     return any(layer.groups == layer.in_channels > 1 for layer in convolutions)
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware: AMX, or AVX512-BF16."""
+    """Return whether the processor multiplies bfloat16 in hardware: AMX or AVX512-BF16."""
     return _cpu_has("_is_amx_tile_supported") or _cpu_has("_is_avx512_bf16_supported")
 
 
 def _cpu_has(question: str) -> bool:
-    """What PyTorch finds of the processor; no where it does not know the question."""
+    """Return whether PyTorch reports a processor feature; False if this version lacks the query."""
     ask = getattr(torch.cpu, question, None)
     return ask is not None and bool(ask())
 
 
 def _convert(ready: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Parameters and buffers on a device and in a precision, as new ones: `Module.to` would change the shared ones."""
+    """Convert parameters and buffers out of place: `Module.to` would change the shared ones."""
     made: dict[int, Tensor] = {}
     for module in ready.modules():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
@@ -180,7 +177,7 @@ def _convert(ready: nn.Module, device: torch.device, dtype: torch.dtype) -> None
 
 
 def _fold(ready: nn.Module) -> None:
-    """Make each batch normalisation part of the convolution before it, where nothing else reads that."""
+    """Fold each batch normalisation into the preceding convolution, if nothing else reads its output."""
     for conv, normalization in _pairs(ready, nn.BatchNorm2d):
         layer, after = ready.get_submodule(conv), ready.get_submodule(normalization)
         if type(layer) is nn.Conv2d and isinstance(after, nn.BatchNorm2d) and after.running_mean is not None:
@@ -189,7 +186,7 @@ def _fold(ready: nn.Module) -> None:
 
 
 def _pack(ready: nn.Module) -> None:
-    """Lay weights out as oneDNN multiplies them, and apply activations while results are written."""
+    """Pack weights in oneDNN's layout and fuse activations."""
     dtypes = {tensor.dtype for tensor in ready.parameters()}
     if not is_available() or not dtypes <= {torch.float32, torch.bfloat16}:
         ready.to(memory_format=torch.channels_last)
@@ -214,9 +211,9 @@ def _activation(ready: nn.Module, name: str | None) -> nn.Module | None:
 
 
 def _pairs(ready: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, str]]:
-    """Names of layers and of the modules of some kinds that read nothing else, and are all that reads the layer.
+    """Yield names of (layer, next module) for modules of these kinds that are the only reader of the layer's output.
 
-    Only modules that run once, as far as they can be followed; an `Identity` between both is looked through.
+    Only modules that are traced and run once; an `Identity` in between is skipped.
     """
     for prefix, graph, part in _graphs(ready):
         calls: dict[str, int] = {}
@@ -234,7 +231,7 @@ def _pairs(ready: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, str
 
 
 def _only_reader(node: Node) -> Node | None:
-    """The layer whose output this module reads, if no one else does."""
+    """Return the layer whose output this module reads, if nothing else reads it."""
     before = node.args[0] if node.args else None
     if isinstance(before, Node) and before.op == "call_module" and len(before.users) == 1:
         return before
@@ -242,7 +239,7 @@ def _only_reader(node: Node) -> Node | None:
 
 
 def _graphs(ready: nn.Module) -> Iterator[tuple[str, Graph, nn.Module]]:
-    """What of a module can be followed: it itself, or else its parts."""
+    """Yield the graph of a module, or of its traceable parts."""
     try:
         yield "", LocalTracer().trace(ready), ready
     except (torch.fx.proxy.TraceError, TypeError, NotImplementedError, ValueError, RuntimeError):
@@ -257,7 +254,7 @@ def _replace(ready: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _compile(ready: nn.Module, device: torch.device) -> None:
-    """Compile at the first call of each shape; say how long that took, or that it failed, and go on without."""
+    """Compile on the first call with each shape and report the time; if compiling fails, warn and run uncompiled."""
     eager = ready.forward
     settings: dict[str, Any] = {"options": {"freezing": True}} if device.type == "cpu" else {"mode": "reduce-overhead"}
     program = torch.compile(eager, **settings)
@@ -266,7 +263,7 @@ def _compile(ready: nn.Module, device: torch.device) -> None:
 
     def forward(images: Tensor) -> Tensor:
         nonlocal failed
-        if failed or torch.is_grad_enabled():  # weights that are frozen have no gradients
+        if failed or torch.is_grad_enabled():  # frozen weights have no gradients
             return eager(images)
         start, new = time.perf_counter(), tuple(images.shape) not in seen
         try:
@@ -282,5 +279,5 @@ def _compile(ready: nn.Module, device: torch.device) -> None:
             warnings.warn(f"compiled for {tuple(images.shape)} in {seconds:.1f} s", RuntimeRemark, stacklevel=2)
         return result
 
-    forward.uncompiled = eager  # type: ignore[attr-defined]  # of copies
+    forward.uncompiled = eager  # type: ignore[attr-defined]  # used by copies
     ready.forward = forward

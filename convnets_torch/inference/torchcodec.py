@@ -1,4 +1,4 @@
-"""torchcodec's decoder of JPEG files, an optional one: in threads on the CPU, or batches of files on a device."""
+"""Optional JPEG decoder torchcodec: in threads on the CPU, or batches of files on a device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from convnets_torch.inference.batching import is_out_of_memory
 
 
 def jpeg_decoder() -> Callable[[bytes], Pixels | None]:
-    """torchcodec's decoder of JPEG files, as `Reading` wants it.
+    """Return torchcodec's JPEG decoder in the form that `Reading` expects.
 
     Raises:
         ImportError: torchcodec is not installed, or too old.
@@ -26,7 +26,7 @@ def jpeg_decoder() -> Callable[[bytes], Pixels | None]:
     def decode(data: bytes) -> Pixels | None:
         try:
             pixels: Tensor = decode_jpeg(torch.frombuffer(without_exif(data), dtype=torch.uint8))
-        except Exception:  # whatever it is, Pillow reads the file, or says why not
+        except Exception:  # whatever it is, Pillow then reads the file or reports the error
             return None
         return pixels.permute(1, 2, 0).numpy()
 
@@ -34,14 +34,14 @@ def jpeg_decoder() -> Callable[[bytes], Pixels | None]:
 
 
 def batch_decoder(device: torch.device) -> Callable[[Sequence[bytes]], list[Tensor | None]]:
-    """torchcodec's decoder of JPEG files on a device: nvJPEG on CUDA.
+    """Return torchcodec's JPEG decoder for batches of files on a device: nvJPEG on CUDA.
 
     Returns:
-        A function of whole files: of each its pixels (3, H, W) uint8, RGB, on the device, as they are stored, whatever
-        rotation is noted; None of a file that is refused, which costs the others nothing but time.
+        A function of whole files that returns for each its pixels (3, H, W) uint8, RGB, on the device, as stored,
+        ignoring EXIF rotation; None for a refused file, which only costs the others time.
 
     Raises:
-        ImportError: torchcodec is not installed, or too old, or cannot decode on this device.
+        ImportError: torchcodec is not installed, too old, or cannot decode on this device.
     """
     decode_jpeg = _torchcodec()
 
@@ -55,7 +55,7 @@ def batch_decoder(device: torch.device) -> Callable[[Sequence[bytes]], list[Tens
                 raise
         if len(files) == 1:
             return [None]
-        half = len(files) // 2  # one of them is to blame
+        half = len(files) // 2  # bisect for the file that failed
         return decode(files[:half]) + decode(files[half:])
 
     file = io.BytesIO()
@@ -71,9 +71,9 @@ def batch_decoder(device: torch.device) -> Callable[[Sequence[bytes]], list[Tens
 def _torchcodec() -> Callable[..., Any]:
     try:
         from torchcodec.decoders import decode_jpeg
-    except (ImportError, RuntimeError) as error:  # older ones want FFmpeg and raise RuntimeError
+    except (ImportError, RuntimeError) as error:  # older versions require FFmpeg and raise RuntimeError
         raise ImportError(
-            f"the decoder torchcodec cannot be used ({type(error).__name__}); its version 0.16 or newer is wanted:"
+            f"the decoder torchcodec cannot be used ({type(error).__name__}); version 0.16 or newer is required:"
             " pip install 'convnets-torch[torchcodec]'"
         ) from None
     return decode_jpeg

@@ -1,4 +1,4 @@
-"""The networks, as plain modules: torch alone is imported here."""
+"""The networks, as plain modules; this package imports only torch."""
 
 from collections.abc import Callable
 

@@ -1,8 +1,8 @@
-"""AlexNet: the two-group network of 2012, as convnets-keras has it.
+"""AlexNet: the two-group network of 2012, as in convnets-keras.
 
 Source: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012, section 3.
-The released weights come from Caffe's CaffeNet lineage and differ from the paper in one place: they
-pool first and normalise after (section 3.5 of the paper has it the other way round), on 227x227 pixels.
+The released weights descend from Caffe's CaffeNet and differ from the paper in one place: they
+pool first and normalise after (section 3.5 of the paper has the reverse order), on 227x227 pixels.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ WIDTHS = (96, 256, 384, 384, 256)  # channels of the five convolutions
 HIDDEN = (4096, 4096)  # units of the two hidden dense layers
 
 # size, alpha, beta and k of nn.LocalResponseNorm. The original adds 1e-4 for each of the five neighbours;
-# PyTorch divides alpha by their number, so here it stands five times as large.
+# PyTorch divides alpha by their number, so it is five times as large here.
 LRN = (5, 5e-4, 0.75, 2.0)
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
-    """Normalisation over neighbouring channels (section 3.3), in float32 where the network is in half precision.
+    """Normalisation over neighbouring channels (section 3.3), in float32 for networks in half precision.
 
-    Activations of the released weights reach some hundreds, whose squares overflow float16.
+    Activations of the released weights reach several hundred, whose squares overflow float16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
 
 class AlexNet(Network):
-    """Five convolutions, three of them in two groups that do not see each other; 60,965,224 parameters.
+    """Five convolutions, three of them in two independent groups; 60,965,224 parameters.
 
     >>> sum(parameter.numel() for parameter in AlexNet().parameters())
     60965224
@@ -66,7 +66,7 @@ class AlexNet(Network):
             or len(constants) != 3
             or not all(map(isfinite, constants))
         ):
-            raise ValueError(f"lrn is {lrn!r}; size (1 to 999 channels), alpha, beta and k are wanted")
+            raise ValueError(f"lrn is {lrn!r}; give size (1 to 999 channels), alpha, beta and k")
         one, two, three, four, five = widths
         self.features = nn.Sequential(
             OrderedDict(

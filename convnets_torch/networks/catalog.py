@@ -1,4 +1,4 @@
-"""All networks by name. A new one has its paper's file, whose end says what else is known of it, and a line here."""
+"""All networks by name. A new network gets its own file, which ends with its `NetworkSpec`, and an entry here."""
 
 from collections.abc import Mapping
 

@@ -29,11 +29,11 @@ EPSILON = 1e-3  # of batch normalisation, as in the released weights; PyTorch's 
 
 
 class SamePad2d(nn.ZeroPad2d):
-    """TensorFlow's `SAME` padding of a strided convolution on an even image: what is odd goes right and below.
+    """TensorFlow's `SAME` padding of a strided convolution on an even image: the odd pixel goes right and below.
 
-    At every strided layer the native 224 pixels are even. The padding stays the same for other sizes, so that
-    a window of a larger picture meets the same grid as the network's own image does; TensorFlow would shift
-    it with the parity of the size.
+    At every strided layer the native 224 pixels are even. The padding is the same for other sizes, so that a window of
+    a larger picture has the same grid as an image of the network's own size; in TensorFlow it would depend on the
+    parity of the size.
     """
 
     def __init__(self, kernel: int, stride: int) -> None:
@@ -42,7 +42,7 @@ class SamePad2d(nn.ZeroPad2d):
 
 
 class InvertedResidual(nn.Module):
-    """Expand by 1x1, filter each channel by itself, project by 1x1; added to its input where shapes agree."""
+    """Expand by 1x1, filter each channel separately, project by 1x1; add the input if shapes match."""
 
     def __init__(self, width_in: int, width_out: int, kernel: int, stride: int, expansion: int, epsilon: float) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class EfficientNetLite(Network):
     window = (7, 7)
     size = (224, 224)
     stride = 32
-    shrinking = ((2, 2, 0),) * 5  # what the padding of `SamePad2d` comes to
+    shrinking = ((2, 2, 0),) * 5  # equivalent with the padding of `SamePad2d`
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class EfficientNetLite(Network):
         self.features.add_module("bn1", nn.BatchNorm2d(last, eps=epsilon, momentum=0.01))
         self.features.add_module("relu1", nn.ReLU6())
         self.add_head(last, (("average",), ("dropout", 0.2), ("dense", classes or 1)), classes, head, size)
-        if head is None and self.head is not None:  # under the names of the released weights
+        if head is None and self.head is not None:  # layer names of the released weights
             names = ("pool", "flatten", "dropout", "fc")
             self.head = nn.Sequential(OrderedDict(zip(names, self.head, strict=True)))
 

@@ -1,9 +1,9 @@
-"""Heads as lists of steps: plain data that a card can hold, and the modules that they stand for.
+"""Heads as lists of steps: plain data that a card can hold, and the modules built from it.
 
-The first step says how the window of the feature map becomes a vector: ("flatten",), ("average",) or ("max",).
-Then follow any of ("dense", units), ("batch_norm", epsilon), ("dropout", rate) and the activations ("relu",),
+The first step turns the window of the feature map into a vector: ("flatten",), ("average",) or ("max",).
+Any of these follow: ("dense", units), ("batch_norm", epsilon), ("dropout", rate) and the activations ("relu",),
 ("relu6",), ("elu", alpha), ("selu",), ("gelu",), ("silu",), ("leaky_relu", slope), ("sigmoid",), ("tanh",),
-("softplus",). What turns the last layer's outputs into probabilities is no step: it stands in the card.
+("softplus",). The final activation to probabilities is not a step; it is stored in the card.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 Steps: TypeAlias = Sequence[Sequence[Any]]
 
-READERS = ("flatten", "average", "max")  # of the window; exactly one, and first
+READERS = ("flatten", "average", "max")  # read the window; exactly one, as the first step
 
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {  # those with a number take it as their first argument
     "relu": nn.ReLU,
@@ -35,12 +35,12 @@ MOST_UNITS = 1_000_000
 
 
 def build_head(steps: Steps, channels: int, window: tuple[int, int]) -> nn.Sequential:
-    """The modules that `steps` stand for.
+    """Build the modules of a head.
 
     Modules are named flatten, pool, dense_1, relu_dense_1 (an activation after dense_1), dropout_1, bn_1 and so on.
 
     Args:
-        steps: as this module's text says.
+        steps: see the module docstring.
         channels: of the feature map.
         window: (h, w) in cells of the feature map, which the head reads at once.
 
@@ -48,7 +48,7 @@ def build_head(steps: Steps, channels: int, window: tuple[int, int]) -> nn.Seque
         Layers that map a window (N, channels, h, w) to (N, units of the last dense layer).
 
     Raises:
-        ValueError: a step is not known, has a wrong number, or stands where it cannot.
+        ValueError: a step is unknown, has an invalid number, or is in the wrong place.
 
     >>> build_head((("average",), ("dense", 5), ("relu",), ("dense", 2)), channels=8, window=(7, 7))
     Sequential(
@@ -87,14 +87,14 @@ def build_head(steps: Steps, channels: int, window: tuple[int, int]) -> nn.Seque
 
 
 def check_steps(steps: Steps) -> None:
-    """Refuse what `build_head` cannot build.
+    """Check that `build_head` can build these steps.
 
     Raises:
-        ValueError: a step is not known, has a wrong number, or stands where it cannot; or no layer is dense.
+        ValueError: a step is unknown, has an invalid number, or is in the wrong place; or there is no dense layer.
     """
     known = (*READERS, "dense", "batch_norm", "dropout", *ACTIVATIONS)
     if not isinstance(steps, list | tuple) or not all(isinstance(step, list | tuple) and step for step in steps):
-        raise ValueError(f"a head is {steps!r:.80}; wanted is a list of steps, such as ('average',), ('dense', 10)")
+        raise ValueError(f"a head is {steps!r:.80}; give a list of steps, such as ('average',), ('dense', 10)")
     for place, step in enumerate(steps):
         kind, *numbers = step
         if not isinstance(kind, str) or kind not in known:
@@ -107,7 +107,7 @@ def check_steps(steps: Steps) -> None:
                 " window, and it is the first"
             )
     if not any(step[0] == "dense" for step in steps):
-        raise ValueError("a head has no dense layer, so no classes; give it one, or classes=None for no head at all")
+        raise ValueError("a head has no dense layer, so no classes; add one, or use classes=None for no head at all")
 
 
 def _fits(kind: str, number: object) -> bool:
@@ -120,8 +120,8 @@ def _fits(kind: str, number: object) -> bool:
 
 def _wanted(kind: str) -> str:
     numbers = {
-        "dense": f"a number of units is wanted, 1 to {MOST_UNITS}",
-        "batch_norm": "its epsilon is wanted, above 0",
-        "dropout": "its rate is wanted, from 0 to below 1",
+        "dense": f"give a number of units, 1 to {MOST_UNITS}",
+        "batch_norm": "give its epsilon, above 0",
+        "dropout": "give its rate, from 0 to below 1",
     }
-    return numbers.get(kind, "one number is wanted" if kind in NUMBERED else "it takes no number")
+    return numbers.get(kind, "give one number" if kind in NUMBERED else "it takes no number")

@@ -1,10 +1,10 @@
-"""InceptionV3: blocks of parallel branches, whose wide convolutions are split into narrow ones.
+"""InceptionV3: blocks of parallel branches, with wide convolutions factorised into narrow ones.
 
 Source: Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567, table 1 and figures 5 to 7 and 10.
 Blocks and branches have the names of Keras Applications, whose released weights depart from the paper as Google's own
 do: the 7x7 convolution of the stem is three 3x3 ones, the blocks have the widths below, and batch normalisation has no
-scale (here it has one, of ones). Keras numbers the convolutions without naming them; counted as `features.modules()`
-lists them, ours are in the order in which Keras creates its own.
+scale (here it has one, of ones). Keras only numbers the convolutions; in the order of `features.modules()`, ours match
+the order in which Keras creates its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convnets_torch.networks.heads import Steps
 from convnets_torch.networks.network import Network, NetworkSpec, Size
 
-# Channels of the 94 convolutions in the order of Keras's creating them: a line per block, a gap per branch.
+# Channels of the 94 convolutions in the order in which Keras creates them: a line per block, a gap per branch.
 WIDTHS = (
     32, 32, 64, 80, 192,  # stem
     64,  48, 64,  64, 96, 96,  32,  # mixed0
@@ -42,7 +42,7 @@ ROW, COLUMN = (1, 7), (7, 1)  # a 7x7 kernel split in two
 
 
 class Convolutions(nn.Sequential):
-    """Convolutions one after another, each with batch normalisation and ReLU, that keep the size of the map.
+    """Consecutive convolutions, each with batch normalisation and ReLU, that keep the map's size.
 
     Attributes:
         channels: of the output.
@@ -57,7 +57,7 @@ class Convolutions(nn.Sequential):
         halve: bool = False,
         pool: nn.Module | None = None,
     ) -> None:
-        """`halve`: the last one strides, without padding, after all; `pool`: a layer that comes first."""
+        """`halve`: the last convolution has stride 2 and no padding; `pool`: a layer before the convolutions."""
         super().__init__()
         if pool is not None:
             self.add_module("pool", pool)
@@ -74,7 +74,7 @@ class Convolutions(nn.Sequential):
 
 
 class Branches(nn.Module):
-    """Branches that read the same, their outputs side by side along the channels.
+    """Branches with the same input, whose outputs are concatenated along the channels.
 
     Attributes:
         channels: of the output.
@@ -91,18 +91,17 @@ class Branches(nn.Module):
         return torch.cat([branch(x) for branch in self.children()], dim=1)
 
 
-Chain = partial[
-    Convolutions
-]  # `Convolutions` that takes its widths, in Keras's order, and its epsilon from the network
+# `Convolutions` with the network's widths, in Keras's order, and epsilon
+Chain = partial[Convolutions]
 
 
 def average() -> nn.AvgPool2d:
-    """The mean of what is there: Keras's padding "same" never counts the padding."""
+    """Average pooling that ignores padding, as Keras's padding "same" does."""
     return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
 
 
 def mixed_35(channels: int, chain: Chain) -> Branches:
-    """The blocks on 35x35 cells (figure 5)."""
+    """Build a block on 35x35 cells (figure 5)."""
     return Branches(
         branch1x1=chain(channels, ONE),
         branch5x5=chain(channels, ONE, FIVE),
@@ -112,7 +111,7 @@ def mixed_35(channels: int, chain: Chain) -> Branches:
 
 
 def reduction_17(channels: int, chain: Chain) -> Branches:
-    """From 35x35 cells to 17x17 (figure 10)."""
+    """Build the reduction from 35x35 cells to 17x17 (figure 10)."""
     return Branches(
         branch3x3=chain(channels, THREE, halve=True),
         branch3x3dbl=chain(channels, ONE, THREE, THREE, halve=True),
@@ -121,7 +120,7 @@ def reduction_17(channels: int, chain: Chain) -> Branches:
 
 
 def mixed_17(channels: int, chain: Chain) -> Branches:
-    """The blocks on 17x17 cells (figure 6, n = 7)."""
+    """Build a block on 17x17 cells (figure 6, n = 7)."""
     return Branches(
         branch1x1=chain(channels, ONE),
         branch7x7=chain(channels, ONE, ROW, COLUMN),
@@ -131,7 +130,7 @@ def mixed_17(channels: int, chain: Chain) -> Branches:
 
 
 def reduction_8(channels: int, chain: Chain) -> Branches:
-    """From 17x17 cells to 8x8 (figure 10, with a 7x7 convolution in it)."""
+    """Build the reduction from 17x17 cells to 8x8 (figure 10, with a 7x7 convolution in it)."""
     return Branches(
         branch3x3=chain(channels, ONE, THREE, halve=True),
         branch7x7x3=chain(channels, ONE, ROW, COLUMN, THREE, halve=True),
@@ -140,7 +139,7 @@ def reduction_8(channels: int, chain: Chain) -> Branches:
 
 
 def mixed_8(channels: int, chain: Chain) -> Branches:
-    """The blocks on 8x8 cells (figure 7): two branches fork at their end."""
+    """Build a block on 8x8 cells (figure 7): two branches fork at their end."""
     return Branches(
         branch1x1=chain(channels, ONE),
         branch3x3=forked(chain(channels, ONE), chain),
@@ -150,7 +149,7 @@ def mixed_8(channels: int, chain: Chain) -> Branches:
 
 
 def forked(stem: Convolutions, chain: Chain) -> Convolutions:
-    """A branch that ends in a 1x3 and a 3x1 convolution side by side."""
+    """Append a 1x3 and a 3x1 convolution side by side to a branch."""
     fork = Branches(branch1x3=chain(stem.channels, (1, 3)), branch3x1=chain(stem.channels, (3, 1)))
     stem.add_module("fork", fork)
     stem.channels = fork.channels
@@ -162,7 +161,7 @@ BLOCKS = (*[mixed_35] * 3, reduction_17, *[mixed_17] * 4, reduction_8, *[mixed_8
 
 
 class InceptionV3(Network):
-    """InceptionV3 as Keras 2 and 3 have it; Keras 1's own is another network.
+    """InceptionV3 as in Keras 2 and 3; that of Keras 1 is another network.
 
     It has 23,834,568 parameters, of which 17,216 are scales that Keras does not have.
 
@@ -170,8 +169,8 @@ class InceptionV3(Network):
         classes: units of the last layer; None for no head.
         widths: channels of the 94 convolutions in Keras's order.
         epsilon: of batch normalisation.
-        head: steps of another head than the standard one, average and dense.
-        size: (height, width) in pixels of other images than 299x299.
+        head: steps of a head other than the standard one, average and dense.
+        size: (height, width) in pixels of images other than 299x299.
 
     >>> sum(parameter.numel() for parameter in inception_v3().parameters())
     23834568
@@ -193,7 +192,7 @@ class InceptionV3(Network):
     ) -> None:
         super().__init__()
         if len(widths) != len(WIDTHS):
-            raise ValueError(f"there are {len(widths)} widths; {len(WIDTHS)} are wanted, one for each convolution")
+            raise ValueError(f"there are {len(widths)} widths; give {len(WIDTHS)}, one for each convolution")
         left = iter(widths)
         chain = partial(Convolutions, widths=left, epsilon=epsilon)
         self.features = nn.Sequential()
@@ -214,7 +213,7 @@ class InceptionV3(Network):
         self.add_head(channels, (("average",), ("dense", classes or 1)), classes, head, size)
 
     def keras_names(self) -> dict[str, str]:
-        """Keras Applications' names of layers."""
+        """Return Keras Applications' layer names."""
         kinds = {
             nn.Conv2d: "conv2d", nn.BatchNorm2d: "batch_normalization", nn.ReLU: "activation",
             nn.MaxPool2d: "max_pooling2d", nn.AvgPool2d: "average_pooling2d",

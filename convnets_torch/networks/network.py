@@ -1,4 +1,4 @@
-"""What every network here has: `features`, `head` and `window`."""
+"""The base class of all networks: `features`, `head` and `window`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_SIDE = 20_000  # pixels of a network's own images
 
 
 def check_eval_mode(network: nn.Module) -> None:
-    """Raise ValueError when any part of a network is in training mode; what wraps or compiles it is not asked."""
+    """Raise ValueError if any part of a network is in training mode; wrappers and compiled modules are ignored."""
     if any(part.training for part in network.modules() if unwrapped(part) is part):
         raise ValueError("the network is in training mode, where its answers are random; call network.eval()")
 
@@ -30,12 +30,12 @@ class Network(nn.Module):
 
     Attributes:
         features: images (N, 3, H, W) -> feature map (N, C, h, w).
-        head: feature map of exactly `window` cells -> logits (N, classes); None where there are no classes.
-        window: (height, width) in cells of the feature map, what the head reads at once.
-        size: (height, width) in pixels of the images for which `features` gives exactly one window.
+        head: feature map of exactly `window` cells -> logits (N, classes); None if there are no classes.
+        window: (height, width) in cells of the feature map that the head reads at once.
+        size: (height, width) in pixels of the images for which `features` returns exactly one window.
         stride: pixels of the image between neighbouring cells of the feature map.
-        shrinking: (kernel, stride, padding) of the layers that make the map smaller, in order; of branches, one.
-        card: what the weights are; None until weights are loaded.
+        shrinking: (kernel, stride, padding) of the layers that reduce the map's size, in order; for branches, of one.
+        card: describes the weights; None until weights are loaded.
     """
 
     features: nn.Module
@@ -50,7 +50,7 @@ class Network(nn.Module):
         """Classify images of the network's own size.
 
         Args:
-            images: (N, 3, H, W) with (H, W) = `size`, normalised as the weights want it.
+            images: (N, 3, H, W) with (H, W) = `size`, normalised as the weights expect.
 
         Returns:
             Logits (N, classes).
@@ -63,28 +63,28 @@ class Network(nn.Module):
         if tuple(images.shape[-2:]) != self.size:
             raise ValueError(
                 f"images are {tuple(images.shape[-2:])} pixels (height, width), but this network classifies"
-                f" {self.size}; resize them, or take score_map for larger ones"
+                f" {self.size}; resize them, or use score_map for larger ones"
             )
         return self.head(self.features(images))
 
     def keras_names(self) -> dict[str, str]:
-        """Keras's names of layers -> modules of the same outputs, some of which a head may lack."""
+        """Map Keras layer names to modules with the same outputs; a custom head may lack some of them."""
         return {}
 
     def add_head(
         self, channels: int, standard: Steps, classes: int | None, head: Steps | None = None, size: Size | None = None
     ) -> None:
-        """Set `size`, `window` and `head`; the last act of a builder, after `features`.
+        """Set `size`, `window` and `head`; call it last in a constructor, after setting `features`.
 
         Args:
             channels: of the feature map.
             standard: steps of the network's own head.
             classes: units of the last dense layer; None for no head.
-            head: steps of another head than the standard one.
-            size: (height, width) in pixels of other images than the network was made for.
+            head: steps of a head other than the standard one.
+            size: (height, width) in pixels of images other than the network was designed for.
 
         Raises:
-            ValueError: the head is none, or has not as many classes; or images of `size` are too small.
+            ValueError: the head is invalid or has another number of classes; or images of `size` are too small.
         """
         if size is not None:
             self.size = check_size(size)
@@ -102,39 +102,39 @@ class Network(nn.Module):
         self.head = build_head(standard if head is None else head, channels, self.window)
 
     def _cells(self, side: int) -> int:
-        """Cells of the feature map along a side of so many pixels."""
+        """Return the number of cells of the feature map along a side of `side` pixels."""
         cells = side
         for kernel, stride, padding in self.shrinking:
             cells = (cells + 2 * padding - kernel) // stride + 1
             if cells < 1:
-                raise ValueError(f"a size of {side} pixels is too small: the features give nothing for it")
+                raise ValueError(f"a size of {side} pixels is too small: the feature map would be empty")
         return cells
 
 
 def as_network(network: nn.Module) -> Network:
-    """The network of this library that a module is, or that is in what PyTorch made of it to compile or to spread it.
+    """Return the network of this library in a module, unwrapping compiled and parallel modules.
 
     Raises:
-        ValueError: it is another module.
+        ValueError: the module is not a network of this library.
     """
     inner = unwrapped(network)
     if not isinstance(inner, Network):
         raise ValueError(
-            f"{type(inner).__name__} is no network of this library; convnets_torch.densify(module, size) makes one of a"
-            " classifier, on the same parameters"
+            f"{type(inner).__name__} is not a network of this library; convert a classifier with"
+            " convnets_torch.densify(module, size), which shares its parameters"
         )
     return inner
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network of this library and what its users look up; each stands at the end of its network's module.
+    """Facts about a network; each spec is defined at the end of its network's file.
 
     Attributes:
-        name: in cards.
-        build: makes the network; its positional parameters are those that weights decide.
-        last_block: the first layer of the last block of convolutions, where fine-tuning begins unless it is told.
-        errors: k -> the original's share of ImageNet's pictures whose class is not among the best k.
+        name: as in cards.
+        build: builds the network; its positional parameters are determined by the weights.
+        last_block: the first layer of the last convolutional block, where fine-tuning begins by default.
+        errors: k -> the original network's top-k error on ImageNet, 0 to 1.
     """
 
     name: str
@@ -144,7 +144,7 @@ class NetworkSpec:
 
     @property
     def standard(self) -> dict[str, Any]:
-        """The arguments that weights decide, as the released ones have them."""
+        """The arguments determined by the weights, with the released weights' values."""
         parameters = inspect.signature(self.build).parameters.values()
         return {one.name: one.default for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD}
 
@@ -153,14 +153,14 @@ NO_HEAD = "the network has no head: features and embeddings work on it; to class
 
 
 def check_size(size: Size) -> Size:
-    """The (height, width) in pixels; ValueError where it is none."""
+    """Return (height, width) in pixels; ValueError if invalid."""
     if len(size) != 2 or not all(type(side) is int and 1 <= side <= MOST_SIDE for side in size):
-        raise ValueError(f"size is {size!r}; height and width in pixels are wanted, 1 to {MOST_SIDE}")
+        raise ValueError(f"size is {size!r}; give height and width in pixels, 1 to {MOST_SIDE}")
     return (size[0], size[1])
 
 
 def dense_steps(hidden: tuple[int, int], classes: int | None) -> Steps:
-    """The three dense layers of AlexNet and VGG, with dropout between them; `hidden` are the units of the first two."""
+    """Return the three dense layers of AlexNet and VGG, with dropout; `hidden` are the units of the first two."""
     steps: list[tuple[str | int | float, ...]] = [("flatten",)]
     for units in hidden:
         steps += [("dense", units), ("relu",), ("dropout", 0.5)]

@@ -1,8 +1,8 @@
-"""Convolutions and dense layers whose weights lie in memory as oneDNN multiplies them, with the activation after them.
+"""Convolutions and dense layers with weights packed in oneDNN's layout, fused with the following activation.
 
-PyTorch lays weights out anew at every call, and runs an activation as a pass of its own over the map. Its compiler
-avoids both by operations of the namespace `torch.ops.mkldnn`; these modules call the same operations without compiling.
-They compute what the plain layers do, in the same order.
+PyTorch repacks weights on every call and runs an activation as a separate pass over the map. Its compiler avoids both
+with operations of the namespace `torch.ops.mkldnn`; these modules call the same operations without compiling. They
+compute the same as the plain layers, in the same order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Activations that oneDNN applies while it writes the result: its name for them, and their numbers.
+# Activations that oneDNN can fuse: its name and arguments for each.
 FUSIBLE: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
@@ -25,40 +25,42 @@ OPERATIONS = ("_convolution_pointwise", "_linear_pointwise", "_reorder_convoluti
 
 
 def is_available() -> bool:
-    """Whether this PyTorch has the operations."""
+    """Return whether this PyTorch has the operations."""
     known = all(hasattr(torch.ops.mkldnn, name) for name in OPERATIONS)
     return known and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 class _Packed(nn.Module):
-    """What both kinds share: weights that are no parameters, laid out for what was last asked of them.
+    """Base class: weights, not parameters, packed for the most recent input size.
 
-    oneDNN chooses the layout by the size of the maps, and weights laid out for another size are laid out anew at each
-    call, which can take fifty times as long as the layer. So the layer itself does it, once, when the size changes.
+    oneDNN chooses the layout by the map's size. Weights packed for another size are repacked on every call, which can
+    take fifty times as long as the layer itself; so the layer repacks them once, when the size changes.
     """
 
-    bias: nn.Parameter | None  # a parameter, so that device and precision can be asked for as of any module
+    bias: nn.Parameter | None  # a parameter, so that device and dtype can be looked up as for any module
 
     def _keep(self, layer: nn.Conv2d | nn.Linear, activation: nn.Module | None, weight: Tensor) -> None:
-        # What it was made for, and the weights, replaced as a whole; a list of one, which replicas of the layer share.
+        # (layout key, weights), replaced atomically; in a list, so that replicas of the layer share it
         self._layout: list[tuple[Any, Tensor]] = [(None, weight)]
-        self._after = () if activation is None else (activation,)  # a tuple, so that it is no layer of its own
+        self._after = (
+            () if activation is None else (activation,)
+        )  # a tuple, so that it is not registered as a submodule
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
         self.fused: tuple[str, list[float]] = ("none", []) if activation is None else FUSIBLE[type(activation)]
         self.shape, self.dtype = tuple(layer.weight.shape), layer.weight.dtype
 
     @property
     def weight(self) -> Tensor:
-        """The weights as the plain layer has them, laid out anew at each call."""
+        """The weights in the plain layer's layout, unpacked on every access."""
         kept = self._layout[0][1]
         return (kept.to_dense() if kept.is_mkldnn else kept).reshape(self.shape)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and other processes, which cannot have weights as oneDNN lays them out."""
+        """Unpack the weights for copies and other processes, which cannot hold oneDNN's layout."""
         return self.__dict__ | {"_layout": [(None, self.weight)]}
 
     def _blank(self) -> Tensor:
-        """Weights of the right shape without numbers."""
+        """Return weights of the right shape without data."""
         return torch.empty(self.shape, device="meta")
 
     def _finished(self, cells: Tensor) -> Tensor:
@@ -67,17 +69,17 @@ class _Packed(nn.Module):
         return cells
 
     def _is_plain(self, cells: Tensor) -> bool:
-        """Whether the plain way has to do: gradients are wanted, or another device or kind of number than packed."""
+        """Return whether the unpacked path is needed: for gradients, or for another device or dtype than packed."""
         wanted = torch.is_grad_enabled() and cells.requires_grad
         return wanted or cells.device.type != "cpu" or cells.dtype != self.dtype
 
 
 class PackedConv2d(_Packed):
-    """A convolution, and the activation after it if that is fused.
+    """A convolution with an optional fused activation.
 
     Args:
-        layer: with zero padding, on the CPU, in the precision in which it is to run.
-        activation: one of `FUSIBLE`; None for none.
+        layer: with zero padding, on the CPU, in the precision to run in.
+        activation: one of `FUSIBLE`, or None.
     """
 
     padding_mode = "zeros"
@@ -91,14 +93,14 @@ class PackedConv2d(_Packed):
         self._keep(layer, activation, layer.weight.detach().contiguous(memory_format=torch.channels_last))
 
     def forward(self, cells: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, K, h', w'), the channels of a cell side by side in memory."""
+        """Map (N, C, h, w) to (N, K, h', w') in channels-last memory format."""
         if isinstance(cells, Tensor):
             cells = cells.contiguous(memory_format=torch.channels_last)
         return self.convolve(cells, self.stride, self.padding, self.dilation)
 
     def convolve(self, cells: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
-        """The layer with another stride, padding or dilation than its own, and its activation."""
-        if not isinstance(cells, Tensor):  # a rehearsal on shapes
+        """Apply the layer with another stride, padding or dilation than its own, and its activation."""
+        if not isinstance(cells, Tensor):  # the dry run of `fcn.memory`
             return F.conv2d(cells, self._blank(), None, stride, padding, dilation, self.groups)
         if self._is_plain(cells):
             return self._finished(F.conv2d(cells, self.weight, self.bias, stride, padding, dilation, self.groups))
@@ -116,7 +118,7 @@ class PackedConv2d(_Packed):
 
 
 class PackedLinear(_Packed):
-    """A dense layer, and the activation after it if that is fused; parameters as for `PackedConv2d`."""
+    """A dense layer with an optional fused activation; parameters as for `PackedConv2d`."""
 
     def __init__(self, layer: nn.Linear, activation: nn.Module | None) -> None:
         super().__init__()
@@ -125,7 +127,7 @@ class PackedLinear(_Packed):
 
     def forward(self, values: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        if not isinstance(values, Tensor):  # a rehearsal on shapes
+        if not isinstance(values, Tensor):  # the dry run of `fcn.memory`
             return F.linear(values, self._blank())
         if self._is_plain(values):
             return self._finished(F.linear(values, self.weight, self.bias))
@@ -140,6 +142,6 @@ class PackedLinear(_Packed):
 
 
 def check_unpacked(network: nn.Module) -> None:
-    """Raise ValueError where `prepare` made the network: what reads its parameters would find rounded ones, or none."""
+    """Raise ValueError for a network made by `prepare`, whose parameters are rounded or absent."""
     if any(isinstance(module, PackedConv2d | PackedLinear) for module in network.modules()):
-        raise ValueError("the network was prepared, which rounds; give the one that was given to `prepare`")
+        raise ValueError("the network was prepared, which rounds its weights; give the one that was given to `prepare`")

@@ -1,9 +1,9 @@
-"""ResNet50: sixteen bottleneck blocks, each of which adds to what it was given.
+"""ResNet50: sixteen bottleneck blocks with residual connections.
 
 Source: Deep Residual Learning for Image Recognition, arXiv:1512.03385, table 1 (50-layer) and figure 5.
-The layers have Keras's names. Keras's released weights depart from what others have made of the paper: their
-convolutions have biases although batch normalisation follows, and the first 1x1 convolution of a stage strides, as in
-the authors' own Caffe model. Networks in torchvision stride in the 3x3 convolution (`stride_in="3x3"`) and have no
+The layers have Keras's names. Keras's released weights differ from other implementations of the paper: their
+convolutions have biases although batch normalisation follows, and the first 1x1 convolution of a stage has the stride,
+as in the authors' own Caffe model. torchvision's networks have it in the 3x3 convolution (`stride_in="3x3"`), and no
 biases. Keras 1 and the first files of Keras Applications have no padding before the first pool (`pool_padding=False`)
 and divide by the root of the variance plus 1e-3 (`epsilon`).
 """
@@ -24,12 +24,12 @@ StrideIn = Literal["1x1", "3x3"]
 
 WIDTHS: Five = (64, 64, 128, 256, 512)  # channels: first convolution, then the bottlenecks of the four stages
 DEPTHS = (3, 4, 6, 3)  # blocks of each stage
-EXPANSION = 4  # a block gives so many times the channels of its bottleneck
+EXPANSION = 4  # output channels of a block per channel of its bottleneck
 EPSILON = 1.001e-5
 
 
 class Bottleneck(nn.Module):
-    """1x1 to few channels, 3x3, 1x1 to many; added to the input, which is projected where its shape is another."""
+    """1x1 to few channels, 3x3, 1x1 to many; added to the input, which is projected if its shape differs."""
 
     def __init__(
         self, width_in: int, width: int, stride: int, *, project: bool, epsilon: float, stride_in: StrideIn, bias: bool
@@ -66,11 +66,11 @@ class ResNet(Network):
         classes: units of the last layer; None for no head.
         widths: channels of the first convolution, then of the bottlenecks of the four stages.
         epsilon: of batch normalisation.
-        pool_padding: whether the first pool sees a border of zeros.
-        stride_in: the convolution of a stage's first block that strides, "1x1" or "3x3".
+        pool_padding: whether the first pool has zero padding.
+        stride_in: the strided convolution in a stage's first block, "1x1" or "3x3".
         bias: whether convolutions have biases.
-        head: steps of another head than the standard one, average and dense.
-        size: (height, width) in pixels of other images than 224x224.
+        head: steps of a head other than the standard one, average and dense.
+        size: (height, width) in pixels of images other than 224x224.
 
     >>> sum(parameter.numel() for parameter in resnet50().parameters())
     25583592
@@ -94,7 +94,7 @@ class ResNet(Network):
     ) -> None:
         super().__init__()
         if type(pool_padding) is not bool or type(bias) is not bool:
-            raise ValueError(f"pool_padding is {pool_padding!r} and bias {bias!r}; true or false is wanted")
+            raise ValueError(f"pool_padding is {pool_padding!r} and bias {bias!r}; give true or false")
         if stride_in not in ("1x1", "3x3"):
             raise ValueError(f"stride_in is {stride_in!r}; known: '1x1' (Keras), '3x3' (torchvision)")
         self.shrinking = ((7, 2, 3), (3, 2, int(pool_padding)), (1, 2, 0), (1, 2, 0), (1, 2, 0))
@@ -104,7 +104,7 @@ class ResNet(Network):
                 conv1_conv=nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=bias),
                 conv1_bn=nn.BatchNorm2d(channels, eps=epsilon, momentum=0.01),
                 conv1_relu=nn.ReLU(),
-                # After a ReLU the zeros that Keras pads with are as good as the minus infinity of MaxPool2d.
+                # After a ReLU, Keras's zero padding equals the minus infinity of MaxPool2d.
                 pool1_pool=nn.MaxPool2d(3, stride=2, padding=int(pool_padding)),
             )
         )
@@ -121,7 +121,7 @@ class ResNet(Network):
         self.add_head(channels, (("average",), ("dense", classes or 1)), classes, head, size)
 
     def keras_names(self) -> dict[str, str]:
-        """Keras Applications' names of layers."""
+        """Return Keras Applications' layer names."""
         names = {}
         for name, module in self.features.named_modules():
             if found := re.fullmatch(r"(conv\d_block\d)\.(conv|bn|relu)_(\d)", name):

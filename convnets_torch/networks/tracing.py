@@ -1,7 +1,7 @@
-"""Follow and copy networks without touching them: replicas, tracing, and threads after a fork.
+"""Trace and copy networks without side effects: replicas, tracing, and thread settings after a fork.
 
-`torch.fx.Tracer` replaces `nn.Module.__call__` for the whole process while it follows a module, so that modules which
-another thread calls meanwhile end up in its graph, or fail. Here calls are caught by the class of a copy of the module.
+`torch.fx.Tracer` replaces `nn.Module.__call__` for the whole process while it traces, so modules that another thread
+calls meanwhile end up in its graph, or fail. Here the class of a copy of the module intercepts the calls.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class LocalTracer(Tracer):
-    """A `torch.fx.Tracer` that changes nothing outside of itself.
+    """A `torch.fx.Tracer` without global side effects.
 
-    Parameters that a `forward` uses by itself are nodes "get_attr", as with `Tracer`; functions that were given to
-    `torch.fx.wrap` are followed like any other.
+    Parameters that a `forward` uses directly are nodes "get_attr", as with `Tracer`; functions registered with
+    `torch.fx.wrap` are traced like any other.
 
     >>> graph = LocalTracer().trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
     >>> [node.name for node in graph.nodes]
@@ -33,12 +33,12 @@ class LocalTracer(Tracer):
     """
 
     def trace(self, root: nn.Module, concrete_args: None = None) -> Graph:  # type: ignore[override]
-        """The graph of a module; its nodes name the modules of `root`.
+        """Return the graph of a module; its nodes name the modules of `root`.
 
         Raises:
-            TraceError, TypeError, ...: whatever `forward` raises when it is given proxies in place of tensors.
+            TraceError, TypeError, ...: whatever `forward` raises for proxies in place of tensors.
         """
-        self.root, copies = replicate(root, kind=_followed)
+        self.root, copies = replicate(root, kind=_intercepted)
         self._proxies: dict[str, Any] = {}
         for copy in copies.values():
             vars(copy)["_tracer"] = self
@@ -52,11 +52,11 @@ class LocalTracer(Tracer):
         return self.graph
 
 
-_kinds: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
+_classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
 
 
-def _followed(kind: type) -> type:
-    """A class whose modules come to their tracer when they are called, or asked for a parameter."""
+def _intercepted(kind: type) -> type:
+    """Return a subclass whose calls and parameter accesses go through the tracer."""
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         forward: Callable[..., Any] = partial(kind.__call__, module)
@@ -66,21 +66,21 @@ def _followed(kind: type) -> type:
         tracer = vars(module)["_tracer"]
         return tracer.getattr(name, kind.__getattr__(module, name), tracer._proxies)  # type: ignore[attr-defined]
 
-    if kind not in _kinds:
-        _kinds[kind] = type(
+    if kind not in _classes:
+        _classes[kind] = type(
             kind.__name__, (kind,), {"__call__": call, "__getattr__": get, "__module__": kind.__module__}
         )
-    return _kinds[kind]
+    return _classes[kind]
 
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 WRAPPERS = (nn.DataParallel, DistributedDataParallel)
-# What `nn.Module` itself keeps in dicts and sets: parameters, buffers, submodules, hooks.
-_OWN = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
+# Attributes that `nn.Module` itself keeps in dicts and sets: parameters, buffers, submodules, hooks.
+_OWN_DICTS = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside what `torch.compile`, `DataParallel` and `DistributedDataParallel` make of it.
+    """Return the network inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
 
     >>> layer = nn.Linear(2, 3)
     >>> unwrapped(nn.DataParallel(layer)) is layer
@@ -98,18 +98,18 @@ def unwrapped(network: nn.Module) -> nn.Module:
 def replicate(
     root: AnyModule, parts: Iterable[nn.Module] | None = None, kind: Callable[[type], type] = lambda kind: kind
 ) -> tuple[AnyModule, dict[nn.Module, nn.Module]]:
-    """Copy a tree of modules; tensors, and whatever else the modules refer to, are shared.
+    """Copy a tree of modules; tensors and everything else that the modules refer to are shared.
 
-    A copy has dicts of its own for parameters, buffers, submodules and hooks. Code that `Module.compile` or `prepare`
-    compiled belongs to the original: copies run uncompiled.
+    A copy has its own dicts of parameters, buffers, submodules and hooks. Code compiled by `Module.compile` or
+    `prepare` belongs to the original: copies run uncompiled.
 
     Args:
         root: any module.
-        parts: modules in it that are to be copied, with those around them; the rest is shared. None for all.
-        kind: the class of the copy of a module, given its class.
+        parts: modules to copy, together with their ancestors; all others are shared. None for all.
+        kind: maps the class of a module to the class of its copy.
 
     Returns:
-        The copy of `root`, and of each module in the tree what stands for it in the copy.
+        The copy of `root`, and a dict from each module in the tree to its counterpart in the copy.
 
     >>> network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
     >>> copy, stand_ins = replicate(network, [network[0]])
@@ -129,15 +129,15 @@ def replicate(
         else:
             copy: nn.Module = object.__new__(kind(type(module)))
             stand_ins[module] = copy
-            vars(copy).update({name: _own(name, value, module, copy) for name, value in vars(module).items()})
+            vars(copy).update({name: _copied(name, value, module, copy) for name, value in vars(module).items()})
             copy._modules.update(children)
         return stand_ins[module]
 
     return stand_in(root), stand_ins  # type: ignore[return-value]
 
 
-def _own(name: str, value: object, module: nn.Module, copy: nn.Module) -> object:
-    if name in _OWN:
+def _copied(name: str, value: object, module: nn.Module, copy: nn.Module) -> object:
+    if name in _OWN_DICTS:
         return value.copy()  # type: ignore[attr-defined]
     if name == "_compiled_call_impl":
         return None
@@ -150,23 +150,23 @@ def _own(name: str, value: object, module: nn.Module, copy: nn.Module) -> object
 
 TASKS = Path("/proc/self/task")  # the threads of this process, on Linux
 
-_started = False  # whether there were threads other than Python's when the process was last forked
+_had_threads = False  # whether threads other than Python's existed at the last fork
 
 
 def watch_forks() -> None:
-    """From now on, have forked processes run PyTorch in one thread if the parent had begun to run it in several.
+    """Limit forked processes to one PyTorch thread if PyTorch already had several threads before the fork.
 
-    They would wait for ever otherwise, for threads that a fork does not take along; workers of a `DataLoader` do the
+    They would otherwise deadlock, waiting for threads that a fork does not copy; workers of a `DataLoader` do the
     same. Processes that fork before they run a network, as servers do, keep all threads.
     """
-    os.register_at_fork(before=_look, after_in_child=_limit)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
-def _look() -> None:
-    global _started
-    _started = TASKS.exists() and len(list(TASKS.iterdir())) > threading.active_count()
+def _before_fork() -> None:
+    global _had_threads
+    _had_threads = TASKS.exists() and len(list(TASKS.iterdir())) > threading.active_count()
 
 
-def _limit() -> None:
-    if _started and torch.get_num_threads() > 1:
+def _after_fork() -> None:
+    if _had_threads and torch.get_num_threads() > 1:
         torch.set_num_threads(1)

@@ -20,7 +20,7 @@ HIDDEN = (4096, 4096)  # units of the two hidden dense layers
 
 
 class VGG(Network):
-    """One VGG network; `depths` is how many convolutions each block has."""
+    """A VGG network; `depths` is the number of convolutions in each block."""
 
     window = (7, 7)
     size = (224, 224)
@@ -50,7 +50,7 @@ class VGG(Network):
         self.add_head(channels, dense_steps(hidden, classes), classes, head, size)
 
     def keras_names(self) -> dict[str, str]:
-        """Keras Applications' names of layers."""
+        """Return Keras Applications' layer names."""
         names: dict[str, str] = {}
         for name, _ in self.features.named_children():
             if found := re.fullmatch(r"relu(\d)_(\d)", name):
