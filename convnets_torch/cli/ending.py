@@ -66,9 +66,7 @@ def _count(reading: int) -> None:
         number, now = received[0], time.monotonic()
         if number not in SIGNALS or now - last < AGAIN:
             continue
-        if (
-            _over.is_set() and signal.getsignal(number) is not _end
-        ):  # a program that ran a command and has handlers of its own
+        if _over.is_set() and signal.getsignal(number) is not _end:  # the calling program has its own handlers
             continue
         count, last = count + 1, now
         late = count - (signal.getsignal(number) is not _end)

@@ -12,7 +12,7 @@ import typer
 
 from convnets_torch.cli import options
 from convnets_torch.cli.options import RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import complain, say, show, warnings_as_lines
+from convnets_torch.cli.output import complain, print_columns, rows_done, say, show, warnings_as_lines
 
 if TYPE_CHECKING:
     from convnets_torch.card import Card
@@ -56,7 +56,6 @@ def evaluate(
         raise typer.BadParameter(f"--save-temperature needs --crops center; --crops {crops} averages several outputs")
     labelling = given.with_exclude(run.exclude)
     from convnets_torch.card import read_card
-    from convnets_torch.cli.output import rows_done
     from convnets_torch.evaluation.evaluate import evaluate as count
     from convnets_torch.evaluation.labels import find_truth
     from convnets_torch.evaluation.report import (
@@ -121,7 +120,6 @@ def evaluate(
 
 def _print_labels(found: SeveralLabels, card: Card) -> None:
     """Print a row per label and two for the means."""
-    from convnets_torch.cli.weights_commands import print_columns
     from convnets_torch.evaluation.several_labels import figure
     from convnets_torch.wordnet.targets import class_name
 
@@ -166,7 +164,6 @@ def _save_temperature(weights: str, value: float, output: Path) -> None:
 
 def _print(judged: Judged) -> None:
     """Print the error rates beside the original's, then one other figure per line."""
-    from convnets_torch.cli.weights_commands import print_columns
     from convnets_torch.evaluation.evaluate import published
     from convnets_torch.evaluation.metrics import class_means
     from convnets_torch.evaluation.report import INTERVAL, running_facts

@@ -14,7 +14,17 @@ import typer
 
 from convnets_torch.cli import options
 from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import complain, one_line, rows_done, say, show, warnings_as_lines
+from convnets_torch.cli.output import (
+    complain,
+    one_line,
+    prediction_lines,
+    print_columns,
+    rows_done,
+    say,
+    show,
+    warnings_as_lines,
+    with_time_left,
+)
 
 if TYPE_CHECKING:
     from convnets_torch.explain.channels import ChannelGrid
@@ -42,7 +52,6 @@ def explain(
 
     Without --layer, five layers are shown.
     """
-    from convnets_torch.cli.output import prediction_lines
     from convnets_torch.explain import page
     from convnets_torch.files import check_page
 
@@ -407,7 +416,6 @@ def gradcam(
     if against is not None and not target:
         raise typer.BadParameter("--against goes with --target")
     from convnets_torch.cli.heatmap_folders import check_places, is_many, places_of
-    from convnets_torch.cli.output import with_time_left
     from convnets_torch.explain.gradcam import gradcam_each
     from convnets_torch.explain.gradcam_maps import GradCam
     from convnets_torch.files import check_kept, check_writable, replacing, resolved
@@ -532,7 +540,6 @@ def _judged(network: Any, entry: Explained, measured: list[Faithfulness]) -> dic
 @command()
 def layers(weights: Weights, shown: Shown) -> None:
     """Print the layers of a network: output shape, stride and receptive field in pixels, and Keras's name."""
-    from convnets_torch.cli.weights_commands import print_columns
     from convnets_torch.explain.activations import layer_names
     from convnets_torch.weights import load
 

@@ -13,7 +13,15 @@ import typer
 
 from convnets_torch.cli import options
 from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import complain, one_line, say, warnings_as_lines
+from convnets_torch.cli.output import (
+    complain,
+    one_line,
+    print_columns,
+    rows_done,
+    say,
+    warnings_as_lines,
+    with_time_left,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +59,6 @@ def embed(
         raise typer.BadParameter("give at least one of -o FILE, --zeros FILE and --json")
     if zeros is not None and layer is not None and len(layer) > 1:
         raise typer.BadParameter(f"--zeros draws the histogram of one layer, but {len(layer)} are given with --layer")
-    from convnets_torch.cli.output import with_time_left
     from convnets_torch.embeddings.extraction import Embedder, embed_each
     from convnets_torch.embeddings.files import check_vectors_output, save_vectors
     from convnets_torch.files import check_kept
@@ -161,7 +168,6 @@ def map_pictures(
         raise typer.BadParameter("--on does not change the saved map; to save a map, make a new one of all pictures")
     import numpy as np
 
-    from convnets_torch.cli.output import rows_done
     from convnets_torch.embeddings.extraction import Embedder
     from convnets_torch.embeddings.image_map import (
         PERPLEXITY,
@@ -257,7 +263,6 @@ def _embedded(network: Network, paths: list[str], run: RunOptions) -> _Found:
     """Embed pictures, and classify them if the network has a head."""
     import numpy as np
 
-    from convnets_torch.cli.output import with_time_left
     from convnets_torch.embeddings.extraction import embed_each
     from convnets_torch.embeddings.image_map import MapEntry
 
@@ -308,7 +313,6 @@ def _best(card: Card | None, logits: torch.Tensor | None) -> tuple[str, float | 
 
 
 def _thumbnails(entries: list[MapEntry], run: RunOptions) -> list[Image.Image | None]:
-    from convnets_torch.cli.output import with_time_left
     from convnets_torch.embeddings.image_map_drawing import thumbnail_side, thumbnails
 
     names = [entry.name for entry in entries]
@@ -346,7 +350,6 @@ def probe(
             "k nearest neighbours cannot be written as a layer; use --choose svm or logistic with -o"
         )
     labelling = given.with_exclude(run.exclude)
-    from convnets_torch.cli.output import rows_done
     from convnets_torch.embeddings.probe import check_counts, check_sklearn, embed_classes
     from convnets_torch.embeddings.probe import probe as measure
     from convnets_torch.files import check_kept, check_writable
@@ -438,7 +441,6 @@ def _write_network(network: Network, vectors: LabelledVectors, result: Probed, k
 
 def _print(result: Probed) -> None:
     """Print the accuracy of each classifier on a line, then the learning curve as columns."""
-    from convnets_torch.cli.weights_commands import print_columns
 
     for kind, values in result.accuracies.items():
         print(f"{values.mean():.3f} +/- {values.std():.3f}  {kind}")

@@ -16,7 +16,7 @@ import typer
 
 from convnets_torch.cli import options
 from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import complain, one_line, say, show, warnings_as_lines
+from convnets_torch.cli.output import complain, one_line, print_columns, rows_done, say, show, warnings_as_lines
 from convnets_torch.inference.allocation import keep_memory
 from convnets_torch.training.settings import BOTH, SECOND, Settings
 
@@ -97,7 +97,6 @@ def finetune(
     options.check_weights(output)
     run.without_engine()
     labelling, truth, mixing = given.with_exclude(run.exclude), given.truth, changes.mixing
-    from convnets_torch.cli.output import rows_done
     from convnets_torch.files import find
     from convnets_torch.inference.prepare import checked_device
     from convnets_torch.training.datasets import find_dataset
@@ -185,7 +184,6 @@ def _found(features: Features, leaks: list[LeakedPicture]) -> None:
 
 
 def _print_layers(rows: list[LayerRow]) -> None:
-    from convnets_torch.cli.weights_commands import print_columns
 
     def state(row: LayerRow) -> str:
         return "frozen" if not row.trains else "trains" if row.trains == row.parameters else f"{row.trains:,} train"

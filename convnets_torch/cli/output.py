@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -239,3 +239,11 @@ def prediction_lines(predictions: list[Prediction]) -> Iterator[str]:
     """Yield each prediction as probability, wnid and words in fixed columns."""
     for entry in predictions:
         yield f"{entry.probability:.3f}  {entry.wnid or entry.class_id:<9}  {printable(entry.words)}"
+
+
+def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows with aligned columns."""
+    shown = [tuple(map(printable, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        print("  ".join(field.ljust(width) for field, width in zip(row, widths, strict=True)).rstrip())

@@ -14,7 +14,7 @@ import typer
 from convnets_torch.cli import options
 from convnets_torch.cli import output as results
 from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, command, option
-from convnets_torch.cli.output import aside, complain, say, show, warnings_as_lines
+from convnets_torch.cli.output import aside, complain, say, show, warnings_as_lines, with_time_left
 
 ENDINGS: dict[str, Any] = {
     ".txt": results.Text,
@@ -56,7 +56,6 @@ def classify(
         if asked and form is not ENDINGS[ending] and (form, ending) != (results.Table, ".txt"):
             raise typer.BadParameter(f"--{asked[0]} does not go with {output}, whose ending sets the format")
         form = form if asked else ENDINGS[ending]
-    from convnets_torch.cli.output import with_time_left
     from convnets_torch.files import replacing
     from convnets_torch.inference import classification
     from convnets_torch.wordnet.targets import find_target

@@ -14,7 +14,7 @@ import typer
 
 from convnets_torch.cli import options
 from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import complain, say, show, warnings_as_lines
+from convnets_torch.cli.output import complain, rows_done, say, show, warnings_as_lines
 from convnets_torch.text import cell
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def index(
 
     Without --layer, the vectors are the input of the last dense layer.
     """
-    from convnets_torch.cli.output import rows_done
     from convnets_torch.embeddings.index import index_pictures
 
     network = run.load(weights, whole=layer is not None, bulk=True)
@@ -188,7 +187,6 @@ def duplicates(
         from convnets_torch.visualization import overlays
 
         options.check_output(output, [".csv", *overlays.FORMATS], "tables and sheets are")
-    from convnets_torch.cli.output import rows_done
     from convnets_torch.embeddings.index_table import is_there
     from convnets_torch.embeddings.search import Index
 

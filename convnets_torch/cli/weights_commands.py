@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ import typer
 
 from convnets_torch.cli import options
 from convnets_torch.cli.options import RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import say, show, warnings_as_lines
-from convnets_torch.text import printable, shortened
+from convnets_torch.cli.output import print_columns, say, show, warnings_as_lines
+from convnets_torch.text import shortened
 
 if TYPE_CHECKING:
     from converters.audit import Audit
@@ -138,13 +138,6 @@ def _plain(value: object) -> str:
     if len(text) > LONG:
         text = f"{text[:12]}... ({len(text)} characters)"
     return text if text.isprintable() else repr(text)
-
-
-def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
-    shown = [tuple(map(printable, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    for row in shown:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 convert_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
