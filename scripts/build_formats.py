@@ -1,8 +1,8 @@
-"""Write docs/formats.md: which files are converted, as the tests' own lists of files say it.
+"""Write docs/formats.md, the list of supported files, from the tests' lists of files.
 
     python scripts/build_formats.py [--check]
 
-`--check` writes nothing and exits 1 when the page is not what the lists say; the tests do so too.
+`--check` writes nothing and exits with 1 if the page is out of date, as a test does too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.reference.goldens import Golden  # found through the line above
+from tests.reference.goldens import Golden  # needs the line above
 from tests.test_formats import RECORDED_FILES, REFUSED, WRITTEN_NOW
 from tests.test_released_by_hand import BY_HAND
 
@@ -38,79 +38,82 @@ TOPS = {
     "augmentation": "augmentation and `Rescaling` in front, the same",
 }
 NEEDS = (
-    ("Keras 0.x and 1, which do not say the backend, unless names are those of convnets-keras or TensorFlow's (`:0`)",
+    ("Keras 0.x and 1, which do not store the backend, unless names are those of convnets-keras or TensorFlow (`:0`)",
      "`--backend theano` or `tensorflow`"),
-    ("weights alone of Keras 2.0 and 2.1 on Theano, with a Flatten",
+    ("weights-only files of Keras 2.0 and 2.1 on Theano, with a Flatten",
      "`--data-format channels_first` or `channels_last`"),
-    ("ResNet50 of old names (`res2a_branch2a`), weights alone; by default as the file's list of layers has it",
+    ("ResNet50 with old names (`res2a_branch2a`), weights only; default: as in the file's list of layers",
      "`--pool1-padding yes` or `no`"),
-    ("your own model, unless a Rescaling layer in it says it", "`--preprocessing NAME` or `FILE.json`"),
-    ("one output, weights alone", "`--activation sigmoid` or `none`"),
-    ("your own head, weights alone: the functions between the dense layers; relu by default", "`--hidden-activation`"),
-    ("your own head, weights alone: the function of the outputs; softmax by default", "`--activation`"),
-    ("your own head, weights alone: the pictures' size; by default a square of as many cells as the Flatten has",
+    ("your own model, unless it has a Rescaling layer", "`--preprocessing NAME` or `FILE.json`"),
+    ("one output, weights only", "`--activation sigmoid` or `none`"),
+    ("your own head, weights only: the activation between dense layers; default relu", "`--hidden-activation`"),
+    ("your own head, weights only: the output activation; default softmax", "`--activation`"),
+    ("your own head, weights only: the input size; default a square with as many cells as the Flatten has",
      "`--input-size 96x128`"),
 )  # fmt: skip
-TEXT = """# Files that are converted
+TEXT = """# Supported files
 
-Each cell says how it is known: a *real file* was written by that version of Keras, with what its network answered, and
-the test converts it, proves it (`convert --proof`) and compares the answers: within 1e-4 of the largest value, the best
-five in the same order. The lists are the tests' own ([tests/test_formats.py](../tests/test_formats.py)), and `python
-scripts/build_formats.py` writes this page from them. *refused* files get one sentence that says why. An empty cell is
-not tested: such a file may still be read, since neighbouring versions write the same.
+Each cell gives the evidence: a *real file* was written by that version of Keras, together with its network's answers;
+the test converts it, verifies it (`convert --proof`) and compares the answers: within 1e-4 of the largest value, with
+the top five in the same order. The lists come from the tests ([tests/test_formats.py](../tests/test_formats.py)), and
+`python scripts/build_formats.py` writes this page from them. *refused* files get a one-sentence error. An empty cell
+is not tested: such a file may still work, since adjacent versions write the same format.
 
-Files of Keras 0.x to 2 were made on Theano 1.0.5, the backend of theirs that still runs; those of TensorFlow differ in
-the flip alone, and in names that end in `:0`. Keras 3 ran on PyTorch; its files do not depend on the backend.
+Files of Keras 0.x to 2 were written with Theano 1.0.5, the only one of their backends that still runs; files from
+TensorFlow only differ in the kernel flip and in names that end in `:0`. Keras 3 ran on PyTorch; its files do not
+depend on the backend.
 
 ## By format
 
 {formats}
 
-`*` with what the file cannot tell: see below. `.h5` of bfloat16 layers carries no mark of it and is refused; `.keras`
-and `.weights.h5` do.
+`*` needs options for what the file does not store: see below. `.h5` does not mark bfloat16 layers, so such files are
+refused; `.keras` and `.weights.h5` do.
 
-## By what stands on the network
+## By head
 
 {tops}
 
-## Laid out by hand
+## Constructed by hand
 
-Of these no real file can be made or shipped here. The arrays of real files were laid out as the released ones are, and
-the answers are those of the real files ([tests/test_released_by_hand.py](../tests/test_released_by_hand.py)).
+Real files of these kinds can neither be made nor shipped here. Arrays of real files were rearranged to the layout of
+the released files, and the answers equal those of the real files
+([tests/test_released_by_hand.py](../tests/test_released_by_hand.py)).
 
 {by_hand}
 
-## What a file cannot tell, and is asked for
+## Options for what a file does not store
 
 {needs}
 
-## Heads in files of weights alone
+## Heads in weights-only files
 
-A file without the model's config still lists its layers, and the head is what it lists: dense layers and normalisations
-in their places, dropout and noise as nothing, `Activation` as `--hidden-activation` where it stands, `ReLU` as itself;
-where no activation is listed between two dense layers, it is taken to be part of the first. A layer of your own name
-without weights is taken for what the name says (`top_dropout`, `fc1_relu`, `gap`). All this is said in notes, and
-`--proof` follows the list by itself. Any other layer is refused by its name, wherever it stands: gates and sums of
-branches, poolings before a Flatten, `Lambda`, a name that tells nothing. `LeakyReLU` and `ELU` need their number:
-`--hidden-activation "leaky_relu 0.3"`. Layers before the first convolution are part of the preprocessing that you name.
+A file without the model's config still lists its layers, and the head is built from that list: dense layers and
+normalisations in their positions, dropout and noise ignored, `Activation` as `--hidden-activation`, `ReLU` as itself;
+if no activation is listed between two dense layers, it is assumed to be part of the first. A layer without weights
+and with a custom name is interpreted by that name (`top_dropout`, `fc1_relu`, `gap`). All this is reported in notes,
+and `--proof` interprets the list independently. Any other layer is refused by name, wherever it is: gates and sums of
+branches, pooling before a Flatten, `Lambda`, unrecognised names. `LeakyReLU` and `ELU` need their slope:
+`--hidden-activation "leaky_relu 0.3"`. Layers before the first convolution are part of the preprocessing that you
+give.
 
-`.weights.h5` counts the layers of each class without their order. The order is taken where sizes allow only one, and is
-said; where a normalisation or its activation could stand in two places, the file is refused. No file of weights lists
-functions of `keras.ops`, the settings of layers, or which layer reads which: of several outputs that read the same map,
-it tells as much as of layers one after another. The way on is always the same: load the weights into the model in
-Keras, save the whole model as `.keras` and convert that.
+`.weights.h5` numbers the layers of each class but does not store their order. If sizes allow only one order, it is
+used and reported; if a normalisation or its activation could be in two positions, the file is refused. No
+weights-only file stores functions of `keras.ops`, the settings of layers, or how layers are connected: several
+outputs that read the same map look like consecutive layers. The solution is always the same: load the weights into
+the model in Keras, save the whole model as `.keras` and convert that.
 """
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
+    """Format a Markdown table."""
     lines = [list(header)]
     lines += [["---"] * len(lines[0]), *map(list, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cell(goldens: list[Golden]) -> str:
-    """What is known of some files."""
+    """Summarise the evidence for some files."""
     if not goldens:
         return ""
     words = sorted({"refused" if golden.file in REFUSED else "real file" for golden in goldens}, reverse=True)
@@ -120,7 +123,7 @@ def cell(goldens: list[Golden]) -> str:
 
 
 def page() -> str:
-    """The whole text."""
+    """Return the text of the page."""
     goldens = [*RECORDED_FILES, *WRITTEN_NOW]
     formats = []
     keys = dict.fromkeys((golden.version, golden.form, golden.data_format) for golden in goldens)
@@ -145,13 +148,13 @@ def page() -> str:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """For sorting; "3" stands for the newest."""
+    """Sort key of a version; "3" is the newest."""
     return (99,) if version == "3" else tuple(map(int, version.split(".")))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write docs/formats.md from the tests' lists of files.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is out of date")
     if not parser.parse_args().check:
         PAGE.write_text(page(), encoding="utf-8")
     elif PAGE.read_text(encoding="utf-8") != page():

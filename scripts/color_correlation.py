@@ -1,9 +1,9 @@
-"""How colours of photographs go together: the numbers in `convnets_torch/explain/fourier.py`.
+"""Compute the colour correlation of photographs, used in `convnets_torch/explain/filters.py`.
 
     python scripts/color_correlation.py
 
-Needs scikit-image and scikit-learn (the `dev` extra), whose photographs it reads: each counts the same, whatever its
-size. It prints the covariance of the pixels' red, green and blue, 0 to 1, and a square root of it.
+It needs scikit-image and scikit-learn (the `dev` extra) for their photographs, which are weighted equally, whatever
+their size. It prints the covariance of red, green and blue, 0 to 1, and a square root of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PHOTOGRAPHS = {
 
 
 def photographs() -> list[Path]:
-    """Where they are."""
+    """Return the paths of the photographs."""
     import skimage
     import sklearn
 
@@ -36,19 +36,18 @@ def photographs() -> list[Path]:
 
 
 def covariance(paths: list[Path]) -> np.ndarray:
-    """(3, 3): the mean over photographs of the covariance within each."""
+    """Return the mean (3, 3) of the covariances within each photograph."""
     return np.mean([np.cov(decode(path).pixels.reshape(-1, 3).T / 255.0) for path in paths], axis=0)
 
 
 def square_root(matrix: np.ndarray) -> np.ndarray:
-    """R with R @ R.T = matrix: its columns are the principal axes, the longest first, red positive."""
+    """Return R with R @ R.T = matrix; its columns are the principal axes, longest first, with positive red."""
     values, axes = np.linalg.eigh(matrix)
     axes = axes * np.where(axes[0] < 0, -1, 1)
     return (axes * np.sqrt(values))[:, ::-1]
 
 
 def main() -> None:
-    """Print both matrices."""
     found = covariance(photographs())
     print("covariance\n", found.round(4))
     print("square root\n", square_root(found).round(4))

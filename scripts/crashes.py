@@ -1,20 +1,20 @@
-"""Kill every writer of the command line, fill its disk, and race it: what is there is old or new, never half.
+"""Kill each writing command, fill its disk and race it: outputs must be old or new, never partial.
 
     python scripts/crashes.py --kills 50 [--seed 0] [--folder FOLDER] [WRITER ...]
 
-Each writer is run once to the end; its answer, without seconds and places, is what all others are held against. Then
+Each writer first runs to the end; its answer, without times and paths, is the reference for all other runs. Then
 
-- it is killed (SIGKILL) at --kills moments, drawn anew between its start and its end, over the output of the run
-  before; after each kill that output must be whole, old or new. The run after them must give the same answer, and
-  nothing that a killed one left may be beside it;
-- two processes write one output at the same time: each ends well or says why not in a sentence, and the output is
-  whole;
-- with --disk, a folder on a small and nearly full file system, it must end with one sentence and exit code 1, and leave
-  the older output as it was;
-- where the folder cannot be written to (as another user than root, or with --read-only, a folder on a file system that
-  is mounted so), it must end with one sentence.
+- it is killed (SIGKILL) at --kills random moments between its start and its end, while overwriting the output of the
+  previous run; after each kill that output must be complete, old or new. The next full run must give the same answer
+  and remove everything that killed runs left behind;
+- two processes write one output at the same time: each succeeds or prints a one-sentence error, and the output is
+  complete;
+- with --disk, a folder on a small and nearly full file system, it must print a one-sentence error, exit with 1 and keep
+  the old output;
+- if the folder is not writable (run as a user other than root, or give --read-only, a folder on a read-only file
+  system), it must print a one-sentence error.
 
-The exit code is 1 if anything failed. Networks are narrow and pictures few, so that starting is most of the time.
+The exit code is 1 if anything failed. Networks are narrow and pictures few, so start-up takes most of the time.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ CLASSES = ("blue", "red")
 
 
 class Writer(NamedTuple):
-    """One command that writes.
+    """A command that writes outputs.
 
     Attributes:
-        arguments: of the command; {out} is the folder for outputs, {in} that with the inputs.
-        outputs: what it writes there, by which a half one is told.
-        answer: what a whole output says.
+        arguments: of the command; {out} is the output folder, {in} the input folder.
+        outputs: the files it writes there, which must be complete.
+        answer: reads a complete output.
     """
 
     arguments: str
@@ -69,7 +69,7 @@ def _bytes(path: Path) -> str:
 
 
 def _arrays(path: Path) -> str:
-    """Of a safetensors file, whose card may tell the time."""
+    """Read the arrays of a safetensors file without its card, which may contain a time."""
     arrays = load_file(path)
     return str([(name, array.shape, hashlib.sha256(array.tobytes()).hexdigest()) for name, array in arrays.items()])
 
@@ -140,7 +140,7 @@ RESUMED = {
 
 
 def make_inputs(folder: Path) -> None:
-    """A narrow network, pictures of two classes, and a larger picture."""
+    """Write a narrow network, pictures of two classes, and a larger picture."""
     torch.manual_seed(0)
     network = AlexNet(2, widths=(4, 4, 4, 4, 4), hidden=(6, 5)).eval()
     arguments = {"classes": 2, "widths": (4, 4, 4, 4, 4), "hidden": (6, 5)}
@@ -180,7 +180,7 @@ class Runs:
         )
 
     def whole(self, process: subprocess.Popen[str]) -> float:
-        """Let a run end, and say how long it took."""
+        """Wait for a run to end, and return its duration."""
         began = time.monotonic()
         _, said = process.communicate(timeout=600)
         if process.returncode:
@@ -188,7 +188,7 @@ class Runs:
         return time.monotonic() - began
 
     def answers(self) -> dict[str, str]:
-        """What the outputs say that are there; a failure where one is none."""
+        """Read the existing outputs; record a failure for each unreadable one."""
         found = {}
         for name in self.writer.outputs:
             if (self.out / name).exists():
@@ -199,7 +199,7 @@ class Runs:
         return found
 
     def anew(self) -> None:
-        """Have a run that goes on with what it finds do some work again."""
+        """Remove finished work, so that a resumable run has something to do."""
         if self.name in RESUMED:
             place = self.out / RESUMED[self.name]
             shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
@@ -224,7 +224,7 @@ class Runs:
             process.communicate()
             found = self.answers()
             if self.name == "index" and not str(found.get("x.lance")).startswith("half"):
-                continue  # rows that are there are right; the run after must complete them
+                continue  # existing rows are correct; the next run must complete them
             if any(right[name] != answer for name, answer in found.items()):
                 self.failures.append(f"after a kill: {found}")
         self.anew()
@@ -240,7 +240,7 @@ class Runs:
             self.failures.append(f"left behind: {left}")
 
     def race(self) -> None:
-        """Two processes on one output."""
+        """Run two processes on one output."""
         right = self.answers()
         for _ in range(3):
             if self.name == "index":
@@ -256,7 +256,7 @@ class Runs:
         self.left_over()
 
     def starve(self, disk: Path, what: str) -> None:
-        """Where nothing can be written, the command says so, and an older output stays as it was."""
+        """Check that a command that cannot write reports it and keeps the old output."""
         before = {path.name: path.read_bytes() for path in disk.glob("x.*") if path.is_file()}
         process = self.start(disk)
         _, said = process.communicate(timeout=600)

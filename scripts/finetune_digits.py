@@ -1,14 +1,14 @@
-"""Fine-tuning against a probe, on a problem whose pictures come with a package: scikit-learn's handwritten digits.
+"""Compare fine-tuning with a probe on scikit-learn's handwritten digits.
 
-    python scripts/finetune_digits.py [--seeds 0 1 2 3 4] [--json FILE] [choices of the fine-tuning: see --help]
+    python scripts/finetune_digits.py [--seeds 0 1 2 3 4] [--json FILE] [options of fine-tuning: see --help]
 
-EfficientNet-Lite0 (the `demo` extra) and the `probes` extra are needed; there is no download. For each seed the 1797
-pictures are divided anew: a fifth of each class is asked for at the end and seen by neither side. Of the rest a fifth
-is kept for validation, by which fine-tuning chooses its epoch, and both sides learn from the same four fifths: logistic
-regression on the features of the network as it came, and `finetune`.
+It needs EfficientNet-Lite0 (the `demo` extra) and the `probes` extra; nothing is downloaded. For each seed the 1797
+pictures are split anew: a fifth of each class is held out for testing. Of the rest a fifth
+is for validation, by which fine-tuning chooses its epoch; both methods train on the remaining four fifths: logistic
+regression on the features of the original network, and `finetune`.
 
-Of the differences over the seeds it prints the mean and its 95 % confidence interval (Student's t, seeds - 1 degrees of
-freedom). Two seeds learn from many of the same pictures, so the differences are not quite independent, and the interval
+It prints the mean of the differences over the seeds and its 95 % confidence interval (Student's t, seeds - 1 degrees of
+freedom). Seeds share many training pictures, so the differences are not quite independent, and the interval
 is somewhat too narrow.
 """
 
@@ -48,12 +48,12 @@ from convnets_torch.weights import (
 from scripts.benchmarks.machine import facts
 from tests.reference.digits import write_digits
 
-HELD_OUT, VAL = 0.2, 0.2  # of all pictures; of those that are left
+HELD_OUT, VAL = 0.2, 0.2  # of all pictures; of the rest
 
 
 @dataclass(frozen=True)
 class Row:
-    """One division of the pictures: accuracies on those held out, 0 to 1, and seconds of the fine-tuning."""
+    """Results of one split: test accuracies, 0 to 1, and seconds of fine-tuning."""
 
     seed: int
     learnt: int
@@ -68,7 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean of differences, and the ends of its 95 % confidence interval."""
+    """Mean of differences and its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -76,7 +76,7 @@ class Paired:
 
 
 def paired(ours: list[float], theirs: list[float]) -> Paired:
-    """Of the differences ours - theirs; Student's interval."""
+    """Return the mean of ours - theirs with Student's interval."""
     from scipy.stats import ttest_rel
 
     ends = ttest_rel(ours, theirs).confidence_interval(0.95)
@@ -84,7 +84,7 @@ def paired(ours: list[float], theirs: list[float]) -> Paired:
 
 
 def divided(pictures: Path, table: Path, seed: int) -> tuple[Dataset, Labelled]:
-    """What both sides learn from, with its validation pictures; and the pictures held out."""
+    """Split into the dataset of both methods (training and validation) and the test pictures."""
     outer = find_dataset(pictures, val_share=HELD_OUT, seed=seed)
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
@@ -94,7 +94,7 @@ def divided(pictures: Path, table: Path, seed: int) -> tuple[Dataset, Labelled]:
 
 
 def labelled(network: Network, pictures: Labelled, classes: tuple[str, ...], cache: Path) -> LabelledVectors:
-    """The features of pictures, from the cache where they are in it."""
+    """Return the features of pictures, cached if possible."""
     kept = embed_kept(network, [path for path, _ in pictures], cache=cache)
     vectors = np.stack([vector for path, _ in pictures if (vector := kept.of(path)) is not None])
     return LabelledVectors(vectors, np.array([label for _, label in pictures]), classes)
@@ -111,7 +111,7 @@ def accuracy(network: Network, asked: Labelled) -> float:
 
 
 def compare(seed: int, folder: Path, settings: Settings) -> Row:
-    """Both sides on one division of the pictures."""
+    """Compare both methods on one split."""
     network, cache = load("efficientnet_lite0"), folder / "cache"
     data, asked = divided(folder / "digits", folder / f"{seed}.csv", seed)
     probe = fit_probe(labelled(network, data.train, data.classes, cache), "logistic")
@@ -119,12 +119,12 @@ def compare(seed: int, folder: Path, settings: Settings) -> Row:
     by_probe = float((probe.logits(held_out.vectors).argmax(1) == held_out.labels).mean())
     output = folder / f"{seed}.safetensors"
     start = time.perf_counter()
-    # different hands write the same digit nearly alike
+    # the same digit by different writers can look nearly alike
     first = finetune(network, data, output, replace(settings, seed=seed, epochs=0), allow_leaks=True, cache=cache)
     by_first = float((head_logits(first.network, held_out.vectors).argmax(1) == held_out.labels).mean())
     found = finetune(network, data, output, replace(settings, seed=seed), allow_leaks=True, cache=cache)
     seconds = time.perf_counter() - start
-    by_both = accuracy(load(output), asked)  # as a user reads it
+    by_both = accuracy(load(output), asked)  # as a user loads it
     row = Row(
         seed, len(data.train), len(asked), by_probe, by_first, by_both, seconds, found.best.epoch, len(found.history)
     )
@@ -137,7 +137,7 @@ def compare(seed: int, folder: Path, settings: Settings) -> Row:
 
 
 def head_logits(network: Network, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the last dense layer says of features."""
+    """Apply the last dense layer to features."""
     layer = network.get_submodule(last_dense(network))
     with torch.inference_mode():
         logits: NDArray[np.float32] = layer(torch.from_numpy(vectors)).numpy()
@@ -145,7 +145,7 @@ def head_logits(network: Network, vectors: NDArray[np.float32]) -> NDArray[np.fl
 
 
 def main() -> None:
-    """Compare for each seed, print a table and the interval, and write JSON if asked."""
+    """Compare for each seed, print a table and the interval, and optionally write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="two or more")
     parser.add_argument("--count", type=int, help="pictures of each digit; all, some 180, by default")
@@ -162,7 +162,7 @@ def main() -> None:
         epochs=arguments.epochs,
         optimizer=arguments.optimizer,
         rate=arguments.rate,
-        augmentation=augmentation("light", flip=0.0),  # a mirrored 2 is none
+        augmentation=augmentation("light", flip=0.0),  # a mirrored 2 is not a 2
     )
     machine = facts()
     print("; ".join(f"{name} {fact}" for name, fact in machine.items()) + "\n")

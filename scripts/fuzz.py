@@ -1,18 +1,17 @@
-"""Feed damaged files and folders to their readers, Keras files to the whole command too, and keep what goes wrong.
+"""Fuzz the readers with damaged files and folders, and the whole `convert` with Keras files; keep what fails.
 
     python scripts/fuzz.py --reader 20000 --command 500 --jobs 2 --keep found [--seed 0] [CONTAINER ...]
 
 Each container of Keras (nb_layers, weights, model, weights.h5, keras) has a few small files of real Keras under
-tests/data, which `mutations.py` damages. At reader level the process that reads lists a file, reads all its values, and
-audits one in four; the whole command is the function `convert`, and for one in twenty-five the command line. The other
-containers (pictures, cards, vectors, maps, checkpoints, state dicts, indexes, runs to be resumed) are made and read by
-`fuzz_targets.py`, at reader level alone. A damaged file may be refused, by an OSError or ValueError in one sentence
-that names it, or be read. It fails when the calling process crashes; when another exception or a traceback comes; when
-more than --hang seconds pass; when a refusal leaves a file behind, or a conversion more than its output; and when
-layers that have changed places are converted to something else than the sound file. Files that fail, and the first ones
-that crash libhdf5 or keep it busy, go to --keep, with `found.json`, what was changed in those of Keras, which is the
-form of tests/data/fuzz.json. The exit code is 1 if anything failed. Number, container, level and seed settle every
-damage, whatever --jobs.
+tests/data, which `mutations.py` damages. At reader level the reading process lists a file, reads all its values, and
+audits one in four; at command level it calls the function `convert`, and the command line for one in twenty-five. The
+other containers (pictures, cards, vectors, maps, checkpoints, state dicts, indexes, resumable runs) are made and read
+by `fuzz_targets.py`, at reader level only. A damaged file may be refused, by a one-sentence OSError or ValueError that
+names it, or be read. It is a failure if the calling process crashes; on any other exception or a traceback; after more
+than --hang seconds; if a refusal leaves a file behind, or a conversion more than its output; and if swapped layers are
+converted to something else than the intact file. Failing files, and the first ones that crash or hang libhdf5, go to
+--keep, with `found.json`, the edits of the Keras files in the format of tests/data/fuzz.json. The exit code is 1 if
+anything failed. Each mutation is determined by its number, container, level and seed, independent of --jobs.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from scripts.mutations import Source, edits, mutate
 
 THEANO = {"backend": "theano"}
 OWN = {"preprocessing": "unit"}
-SOURCES: dict[str, dict[str, dict[str, Any]]] = {  # container -> file -> options that its conversion needs
+SOURCES: dict[str, dict[str, dict[str, Any]]] = {  # container -> file -> options for its conversion
     "nb_layers": {"keras0/vgg16.h5": THEANO},
     "weights": {
         "keras1/vgg16_nested_th.h5": THEANO | OWN | {"input_size": (96, 96)},
@@ -61,28 +60,28 @@ SOURCES: dict[str, dict[str, dict[str, Any]]] = {  # container -> file -> option
     "weights.h5": {"keras305/vgg16.weights.h5": OWN, "keras360/vgg16.weights.h5": OWN},
     "keras": {"keras305/vgg16.keras": OWN, "keras360/vgg16.keras": OWN},
 }
-TELLS = {  # the files whose names tell that layers have changed places
+TELLS = {  # files whose names reveal swapped layers
     "keras1/vgg16_nested_th.h5", "keras1/vgg16_notop_th.h5", "keras208/vgg16_last.h5", "keras231/vgg16_flat_last.h5",
     "keras1/vgg16_nested_tf_model.h5", "keras231/vgg16_flat_first_model.h5", "keras360/vgg16.weights.h5",
     "keras360/vgg16.keras",
 }  # fmt: skip
-COMMAND_LINE = 25  # one in so many goes through a process of its own
+COMMAND_LINE = 25  # one in this many runs in its own process
 KNOWN = (*SOURCES, *TARGETS)
 AUDITED = 4
-GIVEN_UP = 3  # times --hang after which a call is ended
-STARTING = 120  # seconds that a process may take before its first file
-MOST_KEPT = 6  # files of each kind of crash
+GIVEN_UP = 3  # times --hang after which a call is killed
+STARTING = 120  # seconds allowed before a process's first file
+MOST_KEPT = 6  # files kept per kind of crash
 CALL = "from convnets_torch.cli.app import main; main()"
 DEATHS = {"crashes the HDF5": "crash", "keeps the HDF5": "busy", "asks for more memory": "memory"}
 
 
 class Hang(BaseException):
-    """A call did not come back."""
+    """A call did not return in time."""
 
 
 @dataclass
 class Case:
-    """One damaged file and what became of it."""
+    """One damaged file and its outcome."""
 
     container: str
     level: str
@@ -101,7 +100,7 @@ class Case:
 
 @dataclass
 class Job:
-    """What one process is to do, and its own folder."""
+    """The work of one process, and its folder."""
 
     cases: list[tuple[str, str, int]]
     seed: int
@@ -109,12 +108,12 @@ class Job:
     keep: Path
     folder: Path
     sources: dict[str, Source] = field(default_factory=dict)
-    sound: dict[str, bytes] = field(default_factory=dict)  # source -> bytes of the arrays after its conversion
+    sound: dict[str, bytes] = field(default_factory=dict)  # source -> bytes of the converted arrays
     seen: Counter[str] = field(default_factory=Counter)
 
 
 def work(job: Job, pipe: Any) -> None:
-    """Go through the cases of a job; tell each before it begins and when it has ended."""
+    """Run the cases of a job; send each when it starts and when it ends."""
     signal.signal(signal.SIGALRM, _hang)
     tempfile.tempdir = os.environ["TMPDIR"] = str(job.folder)
     os.environ["CONVNETS_TORCH_HOME"] = str(job.folder / "cache")
@@ -191,7 +190,7 @@ def _refusal(path: Path, sentence: str, kind: str) -> tuple[str, str]:
 
 
 class ReaderLevel:
-    """One process that reads file after file, a new one after each death."""
+    """A process that reads one file after another; restarted after each crash."""
 
     def __init__(self) -> None:
         self.context: Any = None
@@ -230,7 +229,7 @@ class ReaderLevel:
         jobs, size = [], 0
         for layer in described["layers"]:
             for array in layer["arrays"].values():
-                if not array["shape"]:  # a plan takes none such
+                if not array["shape"]:  # not supported by a plan
                     continue
                 shape = array["shape"][::-1] if len(array["shape"]) == 2 else array["shape"]
                 count = 1
@@ -251,7 +250,7 @@ class ReaderLevel:
 
 
 def _peak_below() -> int:
-    """The largest memory (bytes) that a process started by this one has had so far; 0 where the system does not say."""
+    """Peak memory (bytes) of child processes so far; 0 if the system does not say."""
     parents: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -273,7 +272,7 @@ def _peak_below() -> int:
 
 
 def _arrays(path: Path) -> bytes:
-    """All values of a safetensors file, without the header, which names the source."""
+    """Return the data of a safetensors file without the header, which names the source."""
     data = path.read_bytes()
     path.unlink()
     return data[8 + int.from_bytes(data[:8], "little") :]
@@ -334,12 +333,12 @@ def main() -> None:
         if level == "reader" or container in SOURCES
         for number in range(options.first, options.first + count)
     ]
-    cases.sort(key=lambda case: (case[2] - options.first) / counts[case[1]])  # all in step, for who stops it early
+    cases.sort(key=lambda case: (case[2] - options.first) / counts[case[1]])  # interleaved, in case of an early stop
     print(f"{len(cases)} files, seed {options.seed}", file=sys.stderr)
     began = time.monotonic()
     ended: list[Case] = []
     peak = 0
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell in the background has them ignored
+    for number in (signal.SIGINT, signal.SIGTERM):  # even if a background shell ignores them
         signal.signal(number, signal.default_int_handler)
     try:
         peak = run(cases, options, ended)
@@ -361,13 +360,13 @@ def _recorded(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def run(cases: list[tuple[str, str, int]], options: argparse.Namespace, ended: list[Case]) -> int:
-    """Share the cases out to processes, and give the peak of memory; of one that dies the last file is kept."""
+    """Distribute the cases to processes; return the peak memory. The last file of a crashed process is kept."""
     context = multiprocessing.get_context("spawn")
     memory = Path("/dev/shm")
     peak = 0
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         running: dict[Any, tuple[Any, Job, list[Case]]] = {}
-        begun: dict[Any, float] = {}  # when the file was begun that a process is at
+        begun: dict[Any, float] = {}  # process -> start time of its current file
 
         def start(number: int, share: list[tuple[str, str, int]]) -> None:
             own = Path(folder) / f"{number}-{len(ended)}"
@@ -385,7 +384,7 @@ def run(cases: list[tuple[str, str, int]], options: argparse.Namespace, ended: l
         while running:
             pipes: list[Any] = multiprocessing.connection.wait(list(running), 1)
             for pipe, (process, _, _) in running.items():
-                if time.monotonic() - begun[pipe] > (GIVEN_UP + 1) * options.hang:  # no signal reaches it
+                if time.monotonic() - begun[pipe] > (GIVEN_UP + 1) * options.hang:  # signals do not reach it
                     process.kill()
             for pipe in pipes:
                 process, job, current = running[pipe]

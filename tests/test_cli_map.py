@@ -58,7 +58,7 @@ def test_a_folder_becomes_a_page_a_picture_and_a_map(command, lite_weights, fold
     data = page_data(page)
     assert data["names"] == names
     assert "a perplexity of 30 needs 61 pictures or more, but there are 18; using 8.5" in error
-    assert re.search(r"m\.png: \d+ of 18 pictures; the others, which would cover one, are dots", error)
+    assert re.search(r"m\.png: \d+ of 18 pictures; the others would overlap and are dots", error)
     assert "the same as others" not in error
     assert f"{folder / 'bad.jpg'}</bdi>" in page.read_text()  # listed with its error
     assert "1 could not be used" in page.read_text()
@@ -81,7 +81,7 @@ def test_identical_files_are_drawn_as_one(command, lite_weights, folder, tmp_pat
         "map", lite_weights, tmp_path, "--png", tmp_path / "m.jpg", "--save", tmp_path / "m.safetensors"
     )
     assert code == 0
-    assert "2 pictures are the same as others, and are drawn as one with them" in error
+    assert "2 pictures are the same as others and are drawn as one with them" in error
     positions = load_map(tmp_path / "m.safetensors").image_map.positions
     assert len(np.unique(positions, axis=0)) == 3
     assert (positions[[3, 4]] == positions[0]).all()

@@ -1,4 +1,4 @@
-"""The command line is the same everywhere: which command has which options, and what they mean."""
+"""Options of the command line: which command has which, and that they mean the same everywhere."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHANGES = (
     "--strength --scale --crop --rotation --skew --flip --vertical-flip --no-flip-class --tint --hue --blur"
     " --randaugment --mixup --cutmix"
 )
-OPTIONS = {  # of each command, beside those of TALK
+OPTIONS = {  # command -> its options, besides those of TALK
     "activations": f"{RUN} --output --layer --order --most-channels --color-scale --longest-side",
     "audit": "--no-isolation",
     "augment": f"{READ} {CHANGES} --output --weights --views --seed",
@@ -60,20 +60,20 @@ OPTIONS = {  # of each command, beside those of TALK
     "search": f"{RUN} --output -k --metric --target --box --ann --weights",
     "synsets": "--tree --search",
 }
-OTHERWISE = {  # what an option is in some commands, where its kind, default or words differ from those in the others
-    "--output": set(OPTIONS),  # each says what it writes
-    "--report": {"gradcam", "probe"},  # and what is in the folder
+OTHERWISE = {  # option -> commands where its type, default or help differs from that in the others
+    "--output": set(OPTIONS),  # what is written
+    "--report": {"gradcam", "probe"},  # contents of the folder
     "--precision": {"finetune"},  # mixed precision
-    "--batch-size": {"finetune"},  # of a step, which changes the result
+    "--batch-size": {"finetune"},  # per step, which changes the result
     "--workers": {"finetune"},  # processes
-    "--activation": {"finetune"},  # of what is trained; convert asks what was trained
-    "--views": {"augment", "finetune"},  # of a sheet; kept features
-    "--weights": {"augment", "search"},  # a network beside other arguments: for its card; for new pictures
-    "--strength": {"augment"},  # shows more by default
-    "--format": {"heatmap"},  # maps alone are pages as well
+    "--activation": {"finetune"},  # of the network to train; in convert, of the given one
+    "--views": {"augment", "finetune"},  # on a sheet; of cached features
+    "--weights": {"augment", "search"},  # an option: for the card; for new pictures
+    "--strength": {"augment"},  # a stronger default
+    "--format": {"heatmap"},  # also .html
     "--layer": {"filters", "gradcam", "index"},  # one; elsewhere several
 }
-OLD = [  # spellings of the first version: command, the old one, the present one
+OLD = [  # deprecated spellings: command, old, new
     ("activations", "--scale", "--color-scale"),
     ("activations", "--channels", "--most-channels"),
     ("classify", "--only", "--target"),
@@ -165,7 +165,7 @@ def test_a_shell_completes_commands_and_options():
 
 @pytest.mark.parametrize(("name", "old", "new"), OLD, ids=[f"{name} {old}" for name, old, _ in OLD])
 def test_an_old_spelling_is_said_and_taken(name, old, new, command):
-    """What then is missing, or wrong, is another argument."""
+    """The command then fails because of another argument."""
     assert old not in options(name)
     assert new in options(name)
     for word in (old, f"{old}=1"):
@@ -328,7 +328,7 @@ def test_batches_and_workers_change_no_answer(weights, street, tmp_path, command
 
 
 def numbers(value):
-    """All numbers in what JSON holds, in order."""
+    """Return all numbers in a JSON value, in order."""
     if isinstance(value, dict):
         return [number for each in value.values() for number in numbers(each)]
     if isinstance(value, list):
@@ -338,7 +338,7 @@ def numbers(value):
 
 @pytest.fixture
 def twelve_bits(tmp_path):
-    """Two classes of pictures of 16 bits a channel whose values have 12."""
+    """Two classes of 16-bit pictures with 12-bit values."""
     for number in range(8):
         grey = picture(number, 80, 90)[:, :, 0].astype(np.uint16) * 16
         folder = tmp_path / "classes" / f"class {number % 2}"
@@ -350,8 +350,8 @@ def twelve_bits(tmp_path):
 def test_depth_acts_in_training_and_search(weights, twelve_bits, tmp_path, cache, command):
     probe = ("probe", weights, twelve_bits, "--folds", 2, "--json")
     plain, deep = (json.loads(command(*probe, *more)[1]) for more in ([], ["--depth", "12"]))
-    assert plain["remarks"] != deep["remarks"]  # that few bits are used
-    assert numbers(plain) == numbers(json.loads(command(*probe)[1]))  # from the cache, apart from those of 12 bits
+    assert plain["remarks"] != deep["remarks"]  # the warning about unused bits
+    assert numbers(plain) == numbers(json.loads(command(*probe)[1]))  # from the cache, separate from that of 12 bits
     losses = []
     for more in ([], ["--depth", "12"]):
         output = tmp_path / "mine.safetensors"
@@ -396,7 +396,7 @@ def test_the_cache_keeps_vectors_of_cut_files_apart(weights, tmp_path, cache, co
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_as_many_go_together_as_are_asked_for(words, weights, tmp_path, cache, command, monkeypatch):
-    """Counted at the convolutions."""
+    """The batch size is measured at the convolutions."""
     for number in range(10):
         folder = tmp_path / "pictures" / f"class {number % 2}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -78,8 +78,8 @@ def test_without_matplotlib_a_report_has_its_numbers(command, cache, lite_weight
 def test_what_is_misused_is_said_before_any_work(command, cache, lite_weights, folder, tmp_path):
     output = tmp_path / "mine.safetensors"
     for options, message in (
-        (["-o", output, "--choose", "knn"], "nearest neighbours are the training"),
-        (["--choose", "svm"], "--choose says what is written"),
+        (["-o", output, "--choose", "knn"], "k nearest neighbours cannot be written as a layer"),
+        (["--choose", "svm"], "--choose applies to -o and --report"),
         (["-o", tmp_path / "mine.pth"], "weights are written as .safetensors"),
         (["--folds", 1], "--folds"),
     ):
@@ -107,7 +107,7 @@ def test_what_cannot_be_done_is_one_line(command, cache, lite_weights, folder, t
         ([tmp_path / "alone"], "has only one class (0)"),
         ([tmp_path / "none"], "does not exist; name a folder with a sub-folder for each class"),
         ([folder, "-o", tmp_path / "none" / "x.safetensors"], "create it first"),
-        ([folder, "-o", lite_weights], "would overwrite the weights that are read"),
+        ([folder, "-o", lite_weights], "would overwrite the input weights"),
         ([folder, "--report", lite_weights], "is not a folder"),
     ):
         code, out, error = command("probe", lite_weights, *arguments)

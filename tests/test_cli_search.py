@@ -37,11 +37,11 @@ def indexed(command, lite_weights, place):
 def test_indexing_says_what_it_did_and_goes_on_from_there(command, lite_weights, place, tmp_path):
     arguments = ("index", lite_weights, place / "train", "-o", tmp_path / "x.lance")
     code, out, error = command(*arguments)
-    counts = "6 embedded, 0 moved, 0 with the content of others, 0 unchanged, 0 could not be used, 0 vanished"
+    counts = "6 embedded, 0 moved, 0 duplicates of others, 0 unchanged, 0 could not be used, 0 vanished"
     assert (code, out, error) == (0, "", f"convnets-torch: {tmp_path / 'x.lance'}: {counts}; 6 can be searched\n")
     (tmp_path / "bad.jpg").write_text("no picture")
     code, _, error = command(*arguments, "--hash-all")
-    assert (code, "0 embedded, 0 moved, 0 with the content of others, 6 unchanged" in error) == (0, True)
+    assert (code, "0 embedded, 0 moved, 0 duplicates of others, 6 unchanged" in error) == (0, True)
     code, _, error = command("index", lite_weights, tmp_path / "bad.jpg", "-o", tmp_path / "x.lance")
     assert code == 1
     assert error.splitlines()[1] == (

@@ -175,7 +175,7 @@ def test_a_first_pooling_that_is_known_is_not_said_twice(refused, command, out):
     refused(WHOLE_RESNET, "its config has the padding of the first pooling; leave out", pool1_padding=False, **CAFFE)
     refused(WHOLE, "is vgg16, whose first pooling is known; leave out", pool1_padding=True, **CAFFE)
     code, _, error = command("convert", DATA / OLD_RESNET, "-o", out, "--pool1-padding", "maybe")
-    assert (code, "yes or no is wanted" in error) == (2, True)
+    assert (code, "give yes or no" in error) == (2, True)
 
 
 # Preprocessing

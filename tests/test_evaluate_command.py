@@ -203,8 +203,8 @@ def test_what_cannot_be_is_refused_before_any_work(command, weights, pictures, t
     classes = pictures / "classes"
     for arguments, code, words in [
         ((classes, "--save-temperature", tmp_path / "a.h5"), 2, "unknown ending"),
-        ((classes, "--save-temperature", tmp_path / "a.safetensors", "--crops", "ten"), 2, "fits it to the mean"),
-        ((classes, "--save-temperature", weights), 1, "would overwrite the weights that are read"),
+        ((classes, "--save-temperature", tmp_path / "a.safetensors", "--crops", "ten"), 2, "averages several outputs"),
+        ((classes, "--save-temperature", weights), 1, "would overwrite the input weights"),
         ((classes, "-o", classes / "report"), 1, "where it would be taken for a class; name a folder outside"),
         (
             (classes, "--resume-folder", classes / "outputs"),

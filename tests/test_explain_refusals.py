@@ -154,5 +154,5 @@ def test_maps_and_their_report_are_not_the_same_file(weights, street, tmp_path, 
     path = tmp_path / "report.json"
     code, _, error = command("gradcam", weights, street, "--target", 3, "-o", path, "--report", tmp_path)
     assert code == 2
-    assert "--report and -o both mean" in error
+    assert "--report and -o both write" in error
     assert not path.exists()

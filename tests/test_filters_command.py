@@ -60,8 +60,8 @@ def test_patches_stand_beside_patterns_and_a_broken_file_is_told(weights, tmp_pa
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [
-        ([], 2, "name one of --layer, --target and --kernels"),
-        (["--layer", "conv_2", "--kernels"], 2, "name one of"),
+        ([], 2, "give one of --layer, --target and --kernels"),
+        (["--layer", "conv_2", "--kernels"], 2, "give one of"),
         (["--target", "dog", "--channels", "3"], 2, "go with --layer"),
         (["--layer", "conv_2", "--channels", "7-3"], 2, "give numbers and ranges such as 0-63,70"),
         (["--layer", "conv_2", "--channels", "999"], 1, "999 is out of range"),

@@ -226,10 +226,10 @@ def test_what_is_read_is_no_output(dataset, cache, command, tmp_path):
     before = table.read_bytes()
     code, _, err = command("finetune", weights, table, "-o", tmp_path / "mine.safetensors", "--batch-size", 8)
     assert (code, table.read_bytes()) == (1, before)
-    assert "mine.history.csv would overwrite the table that is read; name another output" in err
+    assert "mine.history.csv would overwrite the input table; name another output" in err
     code, _, err = command("finetune", weights, table, "-o", weights)
     assert code == 1
-    assert "would overwrite the weights that are read" in err
+    assert "would overwrite the input weights" in err
 
 
 def test_a_table_of_pictures_may_be_called_as_the_weights_are(dataset, cache, command, tmp_path):

@@ -269,7 +269,7 @@ def test_every_command_takes_the_options_of_folders_and_tables(pictures, command
         code, _, error = command(name, weights, pictures, *options, *reading, "--partial")
         assert (code, "left out 1 of 6 pictures" in error) == (0, True), error
         code, _, error = command(name, weights, pictures, *options, "--columns", "foto")
-        assert (code, "names no two columns" in error) == (2, True)
+        assert (code, "must name two columns" in error) == (2, True)
 
 
 def test_words_of_two_other_labels_may_be_one_class(pictures):

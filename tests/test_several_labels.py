@@ -432,7 +432,7 @@ def test_the_commands_say_it(pictures, command, cache, tmp_path):
     code, out, error = command("evaluate", output, pictures, *table, "--json")
     assert json.loads(out)["macro"].keys() == {"precision", "recall", "f1"}
     code, _, error = command("evaluate", output, pictures, *table, "--temperature")
-    assert (code, "a temperature is fitted to classes that exclude each other" in error) == (1, True)
+    assert (code, "a temperature needs classes that exclude each other" in error) == (1, True)
     code, _, error = command("finetune", weights, pictures, *table, "-o", output, *short, "--activation", "softmax")
     assert (code, "softmax is for mutually exclusive classes" in error) == (1, True)
     code, _, error = command("probe", weights, pictures, *table)

@@ -1,1 +1,1 @@
-"""The command line: a command parses, calls one function and prints. Importing it brings in no torch."""
+"""The command line: each command parses options, calls a library function and prints. Does not import torch."""

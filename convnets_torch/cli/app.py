@@ -1,4 +1,4 @@
-"""The `convnets-torch` command, and what it does with errors."""
+"""The `convnets-torch` command: its subcommands and its error handling."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from convnets_torch.cli import (
     synset_commands,
     weights_commands,
 )
-from convnets_torch.cli.ending import ends_when_told
+from convnets_torch.cli.ending import end_on_signals
 from convnets_torch.cli.options import HELP, Command
-from convnets_torch.cli.output import all_warnings_as_lines, one_line, ours
+from convnets_torch.cli.output import all_warnings_as_lines, one_line, prefixed
 
 app = typer.Typer(
     help="Convert ImageNet-era Keras weights, classify pictures, and find where in a picture a class is.",
@@ -29,7 +29,7 @@ app = typer.Typer(
     context_settings=HELP,
     pretty_exceptions_enable=False,
 )
-PANELS = {  # of the help, and the commands in each
+PANELS = {  # help panel -> its commands
     "Weights": (
         weights_commands.convert,
         weights_commands.info,
@@ -77,25 +77,25 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options before any command."""
+    """Options that come before a command."""
 
 
 def run(application: typer.Typer) -> None:
-    """Run a command line: exit 0 done, 1 cannot (one line on stderr), 2 misused, 130 or 143 told to end."""
-    with ends_when_told(), all_warnings_as_lines():
+    """Run a command line. Exit codes: 0 done, 1 error (one line on stderr), 2 misuse, 130 or 143 ended by a signal."""
+    with end_on_signals(), all_warnings_as_lines():
         try:
             application()
         except (OSError, ValueError, ImportError) as error:
-            sys.exit(ours(one_line(error)))
+            sys.exit(prefixed(one_line(error)))
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "memory" not in str(error):
                 raise
-            sys.exit(ours("the memory does not suffice; take a smaller picture, or a smaller --longest-side"))
+            sys.exit(prefixed("out of memory; use a smaller picture or a smaller --longest-side"))
 
 
 def main() -> None:
-    """The console script."""
+    """Entry point of the console script."""
     run(app)

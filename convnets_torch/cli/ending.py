@@ -1,4 +1,4 @@
-"""How a command ends when it is told to: in order, and when that takes too long, at once; never with a traceback."""
+"""End a command on SIGINT or SIGTERM: clean up first, exit at once if that takes too long, never print a traceback."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-GRACE = 10.0  # seconds from a signal until a command that hangs, in a decoder for instance, is left as it is
-AGAIN = 1.0  # seconds; what comes sooner after a signal is the same one, sent to the process and to its group
+GRACE = 10.0  # seconds from a signal until a command that hangs, for example in a decoder, is killed
+AGAIN = 1.0  # seconds; a signal sooner after the last is the same one, sent to both the process and its group
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def ends_when_told() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the block in order, so that temporary files go, with the exit codes 130 and 143.
+def end_on_signals() -> Iterator[None]:
+    """Make Ctrl-C and SIGTERM end the block with exit codes 130 and 143, after temporary files have been removed.
 
-    When the process is still there after 10 seconds, or at a second signal, it leaves at once with the same code. A
-    command that answers the first signal itself, as `finetune` does, has one more. The handlers stay after the block,
-    when Python ends, and then leave at once.
+    On a second signal, or if the process is still running 10 seconds later, it exits at once with the same code. A
+    command that handles the first signal itself, as `finetune` does, gets one more. The handlers stay installed after
+    the block, while Python shuts down, and then exit at once.
     """
     _over.clear()
     _watch()
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as shells ignore Ctrl-C for what runs in the background
+        if signal.getsignal(number) is not signal.SIG_IGN:  # shells ignore Ctrl-C for background jobs
             signal.signal(number, _end)
     hook, sys.unraisablehook = sys.unraisablehook, _unraisable
     try:
@@ -39,7 +39,7 @@ def ends_when_told() -> Iterator[None]:
         _over.set()
 
 
-_over = threading.Event()  # the command has said all that it had to say
+_over = threading.Event()  # set once the command has finished
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -50,9 +50,9 @@ def _end(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-@functools.cache  # once in a process
+@functools.cache  # once per process
 def _watch() -> None:
-    """Have a thread told of each signal: the main one may be in C, where handlers do not run."""
+    """Start a thread that sees each signal: Python handlers do not run while the main thread is in C code."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -62,11 +62,11 @@ def _watch() -> None:
 
 def _count(reading: int) -> None:
     count, last = 0, -AGAIN
-    while told := os.read(reading, 1):
-        number, now = told[0], time.monotonic()
+    while received := os.read(reading, 1):
+        number, now = received[0], time.monotonic()
         if number not in SIGNALS or now - last < AGAIN:
             continue
-        if _over.is_set() and signal.getsignal(number) is not _end:  # of a program that ran a command and goes on
+        if _over.is_set() and signal.getsignal(number) is not _end:  # the calling program has its own handlers
             continue
         count, last = count + 1, now
         late = count - (signal.getsignal(number) is not _end)
@@ -79,17 +79,17 @@ def _count(reading: int) -> None:
 
 
 def _forget() -> None:
-    """In a child, whose signals are not the parent's."""
+    """Detach a forked child: its signals are not the parent's."""
     with contextlib.suppress(ValueError):
         signal.set_wakeup_fd(-1)
 
 
 def _leave(number: int) -> None:
-    """End the process without a word; what it leaves of temporary files the next one removes."""
+    """Exit silently; the next process removes temporary files left behind."""
     os._exit(128 + number)
 
 
 def _unraisable(found: Any) -> None:
-    """Be quiet of a signal's exception in a destructor or the like, which swallows it; the timer ends the process."""
+    """Ignore a signal's exception that a destructor swallowed (the timer ends the process); report all others."""
     if not isinstance(found.exc_value, SystemExit | KeyboardInterrupt):
         sys.__unraisablehook__(found)

@@ -1,4 +1,4 @@
-"""The command `evaluate`: how good a network is on pictures whose classes are known."""
+"""`evaluate`: measure a network on labelled pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from convnets_torch.cli import options
 from convnets_torch.cli.options import RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import complain, say, show, warnings_as_lines
+from convnets_torch.cli.output import complain, print_columns, rows_done, say, show, warnings_as_lines
 
 if TYPE_CHECKING:
     from convnets_torch.card import Card
@@ -25,24 +25,24 @@ def evaluate(
     weights: Weights,
     folder: Path = argument(
         ...,
-        "Pictures in a sub-folder for each class, called by its wnid or name, perhaps below test or val; or a"
-        " table of them; or, with --truth, all in one.",
+        "Folder with one subfolder per class, named by wnid or class name, perhaps below test or val; or a table; or,"
+        " with --truth, a folder of pictures.",
         "FOLDER",
     ),
-    id_table: Path | None = option(None, "File of lines 'id wnid': labels are ILSVRC's ids, 1 to 1000."),
+    id_table: Path | None = option(None, "File of lines 'id wnid', for labels that are ILSVRC's own ids, 1 to 1000."),
     labels: Literal["auto", "class-ids"] = option(
-        "auto", "class-ids: numbers count classes from 0; auto refuses them where they may not."
+        "auto", "Meaning of numeric labels: class-ids count from 0; auto refuses ambiguous numbers."
     ),
     crops: Literal["center", "flip", "ten"] = option(
-        "center", "What the network sees: the centre, that and its mirror image, or ten crops, averaged."
+        "center", "Views to average over: the centre crop, that and its mirror image, or ten crops."
     ),
-    output: Path | None = option(None, "Folder to write evaluation.json, report.html, tables and pictures into."),
+    output: Path | None = option(None, "Folder for evaluation.json, report.html, tables and charts."),
     predictions: Path | None = option(
-        None, "File to write each picture's answer and all its probabilities into, .csv or .parquet."
+        None, "File for each picture's prediction and all its probabilities, .csv or .parquet."
     ),
-    temperature: bool = option(False, "Fit a temperature to a half of the pictures; judge it by the other."),
+    temperature: bool = option(False, "Fit a temperature on one half of the pictures and measure it on the other."),
     save_temperature: Path | None = option(
-        None, "File of weights to write, .safetensors, with that temperature in the last layer."
+        None, "File for the weights with that temperature in the last layer, .safetensors."
     ),
     resume_folder: options.ResumeFolder = None,
     reduced: options.Reduced = False,
@@ -51,14 +51,11 @@ def evaluate(
     run: RunOptions,
     shown: Shown,
 ) -> None:
-    """Count a network's errors on pictures whose classes are known."""
+    """Measure a network's errors and calibration on labelled pictures."""
     if save_temperature is not None and crops != "center":
-        raise typer.BadParameter(
-            f"--save-temperature is for single answers, but --crops {crops} fits it to the mean of several"
-        )
+        raise typer.BadParameter(f"--save-temperature needs --crops center; --crops {crops} averages several outputs")
     labelling = given.with_exclude(run.exclude)
     from convnets_torch.card import read_card
-    from convnets_torch.cli.output import rows_done
     from convnets_torch.evaluation.evaluate import evaluate as count
     from convnets_torch.evaluation.labels import find_truth
     from convnets_torch.evaluation.report import (
@@ -77,12 +74,12 @@ def evaluate(
     if known.labels.ndim == 2:
         if temperature or save_temperature is not None:
             raise ValueError(
-                "a temperature is fitted to classes that exclude each other, but the pictures may have several labels;"
-                " leave it out"
+                "a temperature needs classes that exclude each other, but the pictures may have several labels; leave"
+                " out --temperature and --save-temperature"
             )
         if predictions is not None:
             raise ValueError(
-                "--predictions writes one answer a picture, but these may have several labels; leave it out"
+                "--predictions writes one answer per picture, but these may have several labels; leave it out"
             )
     if predictions is not None:
         check_predictions(predictions)
@@ -122,8 +119,7 @@ def evaluate(
 
 
 def _print_labels(found: SeveralLabels, card: Card) -> None:
-    """A line for each label, and two for the means."""
-    from convnets_torch.cli.weights_commands import print_columns
+    """Print a row per label and two for the means."""
     from convnets_torch.evaluation.several_labels import figure
     from convnets_torch.wordnet.targets import class_name
 
@@ -167,8 +163,7 @@ def _save_temperature(weights: str, value: float, output: Path) -> None:
 
 
 def _print(judged: Judged) -> None:
-    """Errors, one kind on each line, beside the original's; then what else there is to say, one figure on each."""
-    from convnets_torch.cli.weights_commands import print_columns
+    """Print the error rates beside the original's, then one other figure per line."""
     from convnets_torch.evaluation.evaluate import published
     from convnets_torch.evaluation.metrics import class_means
     from convnets_torch.evaluation.report import INTERVAL, running_facts
@@ -195,7 +190,7 @@ def _print(judged: Judged) -> None:
         ("could not be read", str(len(found.failed))),
     ]
     if found.learnt is not None:
-        facts.append(("pictures that it was trained on", f"{found.learnt.train.sum()} of {len(found.labels)}"))
+        facts.append(("pictures seen in training", f"{found.learnt.train.sum()} of {len(found.labels)}"))
     means = class_means(judged.classes)
     for words, value in (
         ("macro precision", means["macro"]["precision"]),
@@ -212,8 +207,8 @@ def _print(judged: Judged) -> None:
     if judged.recalibration is not None:
         both = judged.recalibration
         facts += [
-            ("temperature of one half", f"{both.temperature.value:.4g}"),
-            ("calibration error of the other half", f"{both.before.ece:.2%}, with it {both.after.ece:.2%}"),
+            ("temperature fitted on one half", f"{both.temperature.value:.4g}"),
+            ("calibration error on the other half", f"{both.before.ece:.2%}, with it {both.after.ece:.2%}"),
         ]
     if judged.severity is not None and judged.severity.height is not None:
         facts.append(("mean height of mistakes in the tree", f"{judged.severity.height:.2f}"))

@@ -14,7 +14,17 @@ import typer
 
 from convnets_torch.cli import options
 from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import complain, one_line, rows_done, say, show, warnings_as_lines
+from convnets_torch.cli.output import (
+    complain,
+    one_line,
+    prediction_lines,
+    print_columns,
+    rows_done,
+    say,
+    show,
+    warnings_as_lines,
+    with_time_left,
+)
 
 if TYPE_CHECKING:
     from convnets_torch.explain.channels import ChannelGrid
@@ -31,18 +41,17 @@ def explain(
     weights: Weights,
     image: str = argument(..., "A picture, or - for standard input.", "IMAGE"),
     *,
-    output: Path = option(..., "The page to write, an .html file."),
+    output: Path = option(..., "Page to write, .html."),
     top: options.Top = 5,
     layer: options.Layers = None,
     method: options.Method = "gradcam",
     run: RunOptions,
     shown: Shown,
 ) -> None:
-    """Write one page: the top classes of a picture, the heatmap and the Grad-CAM of each, and what layers give.
+    """Write one page: the top classes of a picture, the heatmap and Grad-CAM of each, and activations of layers.
 
     Without --layer, five layers are shown.
     """
-    from convnets_torch.cli.output import prediction_lines
     from convnets_torch.explain import page
     from convnets_torch.files import check_page
 
@@ -69,30 +78,31 @@ def activations(
     images: Images,
     layer: options.Layers = None,
     order: Literal["strongest", "number"] | None = option(
-        None, "Of the channels: by the mean of their absolute values, or by number.", show_default=ORDER
+        None, "Order of the channels: by mean absolute value, or by number.", show_default=ORDER
     ),
-    most_channels: int | None = option(None, "Show so many of each layer.", min=1, show_default=str(CHANNELS)),
+    most_channels: int | None = option(
+        None, "Maximum number of channels per layer.", min=1, show_default=str(CHANNELS)
+    ),
     color_scale: Literal["channel", "layer"] | None = option(
-        None, "Colours reach to the largest absolute value of each channel, or of the layer.", show_default=SCALE
+        None, "Scale colours by the largest absolute value of each channel, or of the layer.", show_default=SCALE
     ),
     longest_side: options.LongestSide = None,
     output: Path | None = option(
         None,
-        "Of a picture: .png, .jpg, .webp (one page of all layers), .npz (numbers), or a folder for a .png of"
-        " each layer. Of several: .json, .csv, .npz, or a chart (.png, .svg, .pdf): the histogram of the share of"
-        " zeros of one layer.",
+        "For one picture: .png, .jpg, .webp (one page of all layers), .npz (numbers), or a folder for one .png per"
+        " layer. For several: .json, .csv, .npz, or a chart (.png, .svg, .pdf): the histogram of the share of"
+        " zeros in one layer.",
     ),
     *,
     run: RunOptions,
     shown: Shown,
 ) -> None:
-    """Draw what the channels of layers give for a picture, or compute their statistics over many.
+    """Draw the activations of layers for one picture, or compute channel statistics over several.
 
-    Without --layer, these are all layers of the features. Without --longest-side, the network sees the
-    picture's centre.
+    Without --layer, all layers of the features are taken. Without --longest-side, the network sees the centre crop.
     """
     if output is None and not shown.as_json:
-        raise typer.BadParameter("name a file or folder with -o, or ask for --json (or both)")
+        raise typer.BadParameter("give -o FILE or FOLDER, --json, or both")
     from convnets_torch.cli.heatmap_folders import is_many
 
     def load() -> Network:
@@ -100,10 +110,7 @@ def activations(
 
     if is_many(images):
         if any(option is not None for option in (order, most_channels, color_scale, longest_side)):
-            raise typer.BadParameter(
-                "--order, --most-channels, --color-scale and --longest-side are for one picture; of several, statistics"
-                " are taken"
-            )
+            raise typer.BadParameter("--order, --most-channels, --color-scale and --longest-side need a single picture")
         failed = _statistics(load, images, layer, output, shown.as_json, run)
         raise typer.Exit(1 if failed else 0)
     from convnets_torch.explain.channels import WRITER, activation_grids
@@ -132,7 +139,7 @@ def activations(
 
 
 def _save(grids: list[ChannelGrid], output: Path, folder: bool) -> None:
-    """One page or file of numbers; or a page of each layer in a folder."""
+    """Write one page or file of numbers, or one page per layer into a folder."""
     from convnets_torch.explain.channels import save_grids
 
     if not folder:
@@ -171,7 +178,7 @@ def _statistics(
     as_json: bool,
     run: RunOptions,
 ) -> int:
-    """Statistics of layers over pictures, or the histogram of one; how many pictures failed."""
+    """Write statistics of layers over pictures, or the histogram of one layer; return how many pictures failed."""
     from convnets_torch.explain import statistics
     from convnets_torch.files import check_kept
     from convnets_torch.visualization import charts
@@ -180,8 +187,8 @@ def _statistics(
         charts.check_chart(output)
         if layers is None or len(layers) > 1 or as_json:
             raise typer.BadParameter(
-                "of several pictures a picture is the histogram of one layer's zeros: name one with --layer, without"
-                " --json; statistics go into .json, .csv or .npz"
+                "a chart of several pictures is the histogram of one layer's zeros: name one --layer, without --json;"
+                " statistics go into .json, .csv or .npz"
             )
     elif output is not None:
         statistics.WRITER.check(output)
@@ -225,24 +232,24 @@ def filters(
     layer: options.Layer = None,
     *,
     output: Path = option(..., "File to write: .png, .jpg, .webp (a sheet), or .npz (arrays)."),
-    channels: str | None = option(None, "Channels such as 0-63,70.", show_default="the first 64"),
+    channels: str | None = option(None, "Channel numbers such as 0-63,70.", show_default="the first 64"),
     target: options.Targets = None,
-    kernels: bool = option(False, "The first layer's kernels instead, as they are."),
+    kernels: bool = option(False, "Draw the first layer's kernels instead."),
     pictures: list[str] | None = option(
-        None, "Pictures or a folder of them: beside each pattern the patches that excite it most."
+        None, "Pictures or folders; the patches with the highest activation are drawn beside each pattern."
     ),
     form: Literal["fourier", "plain"] = option(
-        "fourier", "How: with natural scales and colours, or as in Chollet's book."
+        "fourier", "Parametrisation: Fourier, with natural scales and colours, or pixels as in Chollet's book."
     ),
-    steps: int | None = option(None, "Of the ascent.", min=1, show_default="64, of the plain form 40"),
-    size: int | None = option(None, "Pixels of each picture's side.", min=1, show_default="128"),
+    steps: int | None = option(None, "Steps of gradient ascent.", min=1, show_default="64, plain 40"),
+    size: int | None = option(None, "Side of each pattern in pixels.", min=1, show_default="128"),
     seed: int = option(0, options.SEED, min=0, max=2**63 - 1),
     run: RunOptions,
     shown: Shown,
 ) -> None:
-    """Draw what excites a layer's channels, or a class: patterns, kernels, patches of your pictures.
+    """Draw patterns that maximise a layer's channels or a class, and the picture patches that excite them most.
 
-    Name one of --layer, best before its ReLU, --target and --kernels.
+    Give one of --layer (best before its ReLU), --target and --kernels.
     """
     _check_together(layer, channels, target, kernels, pictures)
     from convnets_torch.explain.filters import WRITER
@@ -261,7 +268,7 @@ def filters(
     if run.batch_size is not None:
         passing["batch"] = run.batch_size
     found = None
-    if pictures:  # first: what is wrong with a layer or a channel is said before the long ascent
+    if pictures:  # first, so that a wrong layer or channel is reported before the long ascent
         assert layer is not None
         found = _patches(network, layer, numbers, pictures, output, run)
     with warnings_as_lines(), rows_done("steps") as progress:
@@ -284,15 +291,15 @@ def filters(
 def _check_together(
     layer: str | None, channels: str | None, target: list[str] | None, kernels: bool, pictures: list[str] | None
 ) -> None:
-    """Options that do not go together are a misuse."""
+    """Raise for options that exclude each other."""
     if (layer is not None) + bool(target) + kernels != 1:
-        raise typer.BadParameter("name one of --layer, --target and --kernels")
+        raise typer.BadParameter("give one of --layer, --target and --kernels")
     if layer is None and (channels is not None or pictures):
         raise typer.BadParameter("--channels and --pictures go with --layer")
 
 
 def _numbers(channels: str | None) -> list[int] | None:
-    """Channels such as 0-63,70."""
+    """Parse channel numbers such as 0-63,70."""
     if channels is None:
         return None
     numbers: list[int] = []
@@ -338,7 +345,7 @@ def _patches(
 
 
 def _print(patterns: FilterPatterns, found: TopPatches | None, output: Path, as_json: bool) -> None:
-    """A line for each unit: activation at the start and of the picture, and what it is."""
+    """Print a line per unit: activation of the noise, activation of the pattern, name."""
     from convnets_torch.explain.filters import words_of
 
     entries: list[dict[str, Any]] = []
@@ -363,7 +370,7 @@ def _print(patterns: FilterPatterns, found: TopPatches | None, output: Path, as_
             left, top, right, bottom = (round(edge) for edge in patch["box"])
             where = f"x {left} to {right}, y {top} to {bottom}"
             show(f"{'':>10} {patch['activation']:>10.4g}  {patch['picture']}, {where}")
-    say(f"{output}: {len(entries)} patterns of {patterns.layer}; activation of the noise, and of the picture")
+    say(f"{output}: {len(entries)} patterns of {patterns.layer}; activation of the noise and of the pattern")
 
 
 def _described(patch: Patch) -> dict[str, Any]:
@@ -381,35 +388,34 @@ def gradcam(
     images: Images,
     target: options.Targets = None,
     output: Path | None = option(
-        None, "File to write: .png, .jpg, .webp, .json, .npz or .npy (numbers); of several pictures a folder."
+        None, "File to write: .png, .jpg, .webp, .json, .npz or .npy (numbers); a folder for several pictures."
     ),
     against: options.Against = None,
     layer: options.Layer = None,
     method: options.Method = "gradcam",
     form: Literal["png", "jpg", "webp", "json", "npz", "npy"] = option(
-        "png", "Ending of the files of several pictures.", "--format"
+        "png", "File format for several pictures.", "--format"
     ),
     report: Path | None = option(
         None,
-        "Folder to write report.json into: how faithful each map is, by deletion and insertion curves, average"
-        " drop and increase.",
+        "Folder for report.json: how faithful each map is, by deletion and insertion curves, average drop and"
+        " increase.",
     ),
     *,
     run: RunOptions,
     shown: Shown,
 ) -> None:
-    """Draw what in a picture speaks for a class: Grad-CAM and its relatives.
+    """Draw which parts of a picture support a class, by Grad-CAM, Grad-CAM++, HiResCAM or LayerCAM.
 
-    Several targets make a map each. Without --target the class is the most probable one; without --layer the layer is
-    the last convolution.
+    Each target gets its own map. The default target is the most probable class, the default layer the last
+    convolution.
     """
     as_json = shown.as_json
     if output is None and not as_json and report is None:
-        raise typer.BadParameter("name a file to write with -o, or ask for --json or a --report")
+        raise typer.BadParameter("give -o FILE, --json or --report FOLDER")
     if against is not None and not target:
         raise typer.BadParameter("--against goes with --target")
     from convnets_torch.cli.heatmap_folders import check_places, is_many, places_of
-    from convnets_torch.cli.output import with_time_left
     from convnets_torch.explain.gradcam import gradcam_each
     from convnets_torch.explain.gradcam_maps import GradCam
     from convnets_torch.files import check_kept, check_writable, replacing, resolved
@@ -438,7 +444,7 @@ def gradcam(
             report = report / REPORT
         check_writable(report)
         if any(file is not None and resolved(file) == resolved(report) for _, file in places):
-            raise typer.BadParameter(f"--report and -o both mean {report}; name two places")
+            raise typer.BadParameter(f"--report and -o both write {report}; name two places")
     network = run.load(weights)
     sources = [options.opened(str(picture)) for picture, _ in places]
     entries = gradcam_each(network, sources, target or None, against=against, layer=layer, method=method, **run.running)
@@ -473,14 +479,14 @@ REPORT = "report.json"
 
 
 class _Writer:
-    """Writes the maps of one picture after another and says what became of it."""
+    """Writes the maps of each picture and prints the outcome."""
 
     def __init__(self, folder: Path | None, as_json: bool, guessed: bool) -> None:
         self.folder, self.as_json, self.guessed = folder, as_json, guessed
         self.failed = 0
 
     def write(self, picture: str, file: Path | None, entry: Explained) -> None:
-        """The maps into `file`, if there is one; a line for each on stdout."""
+        """Save maps to `file`, if given, and print a line for each."""
         from convnets_torch.explain.gradcam_maps import save_cams
         from convnets_torch.files import make_folder
 
@@ -514,12 +520,12 @@ class _Writer:
 
 def _cam_line(name: str, found: GradCam) -> str:
     x, y = found.peak_pixel
-    where = f"peak at x {x:.0f}, y {y:.0f} (pixels)" if found.raw_maximum else "nothing speaks for it"
+    where = f"peak at x {x:.0f}, y {y:.0f} (pixels)" if found.raw_maximum else "no positive evidence"
     return f"{name}: {found.label}: probability {found.probability:.3f}, {where}"
 
 
 def _judged(network: Any, entry: Explained, measured: list[Faithfulness]) -> dict[str, Any]:
-    """What the report says of one picture; its numbers also go to `measured`."""
+    """Return the report's record of a picture; append its measures to `measured`."""
     from convnets_torch.explain.faithfulness import measure_faithfulness
 
     if entry.error is not None:
@@ -533,8 +539,7 @@ def _judged(network: Any, entry: Explained, measured: list[Faithfulness]) -> dic
 
 @command()
 def layers(weights: Weights, shown: Shown) -> None:
-    """Print the layers of a network: what they give, and their stride and receptive field in pixels."""
-    from convnets_torch.cli.weights_commands import print_columns
+    """Print the layers of a network: output shape, stride and receptive field in pixels, and Keras's name."""
     from convnets_torch.explain.activations import layer_names
     from convnets_torch.weights import load
 

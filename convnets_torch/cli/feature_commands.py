@@ -13,7 +13,15 @@ import typer
 
 from convnets_torch.cli import options
 from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import complain, one_line, say, warnings_as_lines
+from convnets_torch.cli.output import (
+    complain,
+    one_line,
+    print_columns,
+    rows_done,
+    say,
+    warnings_as_lines,
+    with_time_left,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,27 +41,24 @@ if TYPE_CHECKING:
 def embed(
     weights: Weights,
     images: Images,
-    output: Path | None = option(None, "File of vectors to write: .npz or .safetensors."),
+    output: Path | None = option(None, "File for the vectors, .npz or .safetensors."),
     layer: options.Layers = None,
     pool: options.Pool = "avg",
-    normalize: bool = option(False, "Divide each vector by its length."),
-    zeros: Path | None = option(
-        None, "Chart to write, .png, .svg or .pdf: the histogram of the share of values that are zero."
-    ),
+    normalize: bool = option(False, "L2-normalise each vector."),
+    zeros: Path | None = option(None, "Histogram of the share of zero values to write: .png, .svg or .pdf."),
     *,
     run: RunOptions,
     shown: Shown,
 ) -> None:
-    """Turn pictures into vectors: what stands before the last dense layer, or other layers.
+    """Turn pictures into feature vectors.
 
-    Without --layer, the vectors are what the last dense layer reads. With it, --precision changes
-    numbers alone, so that every layer stays by itself.
+    Without --layer, the vectors are the input of the last dense layer. With it, --precision only changes the number
+    format: layers are not fused.
     """
     if output is None and zeros is None and not shown.as_json:
-        raise typer.BadParameter("name a file with -o, a histogram with --zeros, or ask for --json (or more of these)")
+        raise typer.BadParameter("give at least one of -o FILE, --zeros FILE and --json")
     if zeros is not None and layer is not None and len(layer) > 1:
-        raise typer.BadParameter(f"--zeros draws the histogram of one layer, but --layer names {len(layer)}")
-    from convnets_torch.cli.output import with_time_left
+        raise typer.BadParameter(f"--zeros draws the histogram of one layer, but {len(layer)} are given with --layer")
     from convnets_torch.embeddings.extraction import Embedder, embed_each
     from convnets_torch.embeddings.files import check_vectors_output, save_vectors
     from convnets_torch.files import check_kept
@@ -75,8 +80,8 @@ def embed(
         rows = embed_each(
             network, map(options.opened, found), layer, pool, normalize, exact=run.precision == "exact", **run.running
         )
-        told = _Told(found, shown.as_json)
-        passing = told.passing(with_time_left(rows, len(found)))
+        reporter = _RowReporter(found, shown.as_json)
+        passing = reporter.passing(with_time_left(rows, len(found)))
         if output is None:
             for _ in passing:
                 pass
@@ -85,15 +90,15 @@ def embed(
             shapes = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in saved.shapes.items())
             say(f"{output}: {shapes}; {saved.failed} of {len(found)} pictures could not be used")
     if zeros is not None:
-        shares = told.zero_shares()
+        shares = reporter.zero_shares()
         charts.save_chart(shares.draw(), zeros)
         say(f"{zeros}: {shares.shares.mean():.3f} of the values of {shares.layer} are zero")
-    if told.failed:
+    if reporter.failed:
         raise typer.Exit(1)
 
 
-class _Told:
-    """Says of each row what is to be said, while it passes."""
+class _RowReporter:
+    """Prints each row's remarks, error and JSON as it passes, and collects its share of zeros."""
 
     def __init__(self, names: list[str], as_json: bool) -> None:
         self._names, self._as_json = names, as_json
@@ -102,7 +107,7 @@ class _Told:
         self._shares: dict[str, list[float]] = {}
 
     def passing(self, rows: Iterable[Embedded]) -> Iterator[Embedded]:
-        """The same rows."""
+        """Yield the rows unchanged."""
         from convnets_torch.explain.statistics import shares_of_zero
 
         for name, row in zip(self._names, rows, strict=True):
@@ -123,7 +128,7 @@ class _Told:
             yield row
 
     def zero_shares(self) -> ZeroShares:
-        """Those of all rows that passed; of one layer."""
+        """Shares of zeros of all rows, for a single layer."""
         import numpy as np
 
         from convnets_torch.explain.statistics import ZeroShares
@@ -137,31 +142,32 @@ class _Told:
 @command()
 def map_pictures(
     source: str = argument(
-        ..., "Weights (a .safetensors file, or a name in the cache); or a file that embed wrote.", "SOURCE"
+        ..., "Weights (a .safetensors file, or a name in the cache), or vectors written by embed.", "SOURCE"
     ),
-    images: list[str] | None = argument(None, "With weights: pictures, folders of them, quoted patterns.", "IMAGE..."),
+    images: list[str] | None = argument(
+        None, "With weights: image files, folders or quoted glob patterns.", "IMAGE..."
+    ),
     output: Path | None = option(None, "Page to write: .html."),
     png: Path | None = option(None, "Picture to write: .png, .jpg or .webp."),
-    save: Path | None = option(None, "Map to write for --on: .safetensors."),
-    on: Path | None = option(None, "Map that --save wrote, on which the pictures are placed."),
+    save: Path | None = option(None, "Map to write for a later --on: .safetensors."),
+    on: Path | None = option(None, "Map written by --save, on which to place the pictures."),
     perplexity: float | None = option(
-        None, "About how many neighbours each picture is kept near to.", min=1, show_default="30"
+        None, "Perplexity of t-SNE: roughly the number of neighbours per picture.", min=1, show_default="30"
     ),
-    title: str | None = option(None, "Stands above the page.", show_default="the page's own name"),
+    title: str | None = option(None, "Title of the page.", show_default="the file's name"),
     *,
     run: RunOptions,
     shown: Shown,
 ) -> None:
-    """Lay a collection out by t-SNE so that pictures alike are near: a page to look through, or a picture."""
+    """Arrange a collection by t-SNE so that similar pictures are close, as an HTML page or a picture."""
     if output is None and png is None and save is None:
-        raise typer.BadParameter("name a page with -o, a picture with --png, or a map with --save (or more of these)")
+        raise typer.BadParameter("give at least one of -o PAGE, --png PICTURE and --save MAP")
     if on is not None and perplexity is not None:
-        raise typer.BadParameter("--perplexity is for a new map; pictures --on an old one are placed by their own")
+        raise typer.BadParameter("--perplexity applies to new maps; --on uses that of the saved map")
     if on is not None and save is not None:
-        raise typer.BadParameter("--on leaves the old map as it is; to save a map, make one of all pictures")
+        raise typer.BadParameter("--on does not change the saved map; to save a map, make a new one of all pictures")
     import numpy as np
 
-    from convnets_torch.cli.output import rows_done
     from convnets_torch.embeddings.extraction import Embedder
     from convnets_torch.embeddings.image_map import (
         PERPLEXITY,
@@ -219,7 +225,7 @@ def map_pictures(
                 entries, new = old.entries + found.entries, np.arange(len(positions)) >= len(old.entries)
         took = time.perf_counter() - start
         if same := len(positions) - len(np.unique(positions, axis=0)):
-            say(f"{same} pictures are the same as others, and are drawn as one with them")
+            say(f"{same} pictures are the same as others and are drawn as one with them")
         if save is not None:
             save_map(made, entries, save, found.about)
             say(f"{save}: a map of {len(entries)} pictures, made in {took:.0f} s")
@@ -228,7 +234,7 @@ def map_pictures(
         if png is not None:
             drawn = draw_map(positions, small, new=new)
             overlays.save_image(drawn.image, png)
-            say(f"{png}: {drawn.shown.sum()} of {len(entries)} pictures; the others, which would cover one, are dots")
+            say(f"{png}: {drawn.shown.sum()} of {len(entries)} pictures; the others would overlap and are dots")
         if output is not None:
             words = title or output.stem
             save_map_page(positions, entries, small, output, title=words, new=new, failed=found.failed)
@@ -245,7 +251,7 @@ def map_pictures(
 
 @dataclass
 class _Found:
-    """What is to be mapped."""
+    """Vectors to map, with names, errors and metadata."""
 
     vectors: NDArray[np.float32]
     entries: list[MapEntry]
@@ -254,10 +260,9 @@ class _Found:
 
 
 def _embedded(network: Network, paths: list[str], run: RunOptions) -> _Found:
-    """Vectors of pictures, and the words of their classes where the network has a head."""
+    """Embed pictures, and classify them if the network has a head."""
     import numpy as np
 
-    from convnets_torch.cli.output import with_time_left
     from convnets_torch.embeddings.extraction import embed_each
     from convnets_torch.embeddings.image_map import MapEntry
 
@@ -277,7 +282,7 @@ def _embedded(network: Network, paths: list[str], run: RunOptions) -> _Found:
 
 
 def _from_file(path: str) -> _Found:
-    """What `embed` wrote; its pictures are needed for their thumbnails alone."""
+    """Read vectors written by `embed`; the pictures are only needed for thumbnails."""
     import torch
 
     from convnets_torch.card import Card
@@ -297,7 +302,7 @@ def _from_file(path: str) -> _Found:
 
 
 def _best(card: Card | None, logits: torch.Tensor | None) -> tuple[str, float | None]:
-    """Words and probability of the most probable class, where they can be said."""
+    """Return words and probability of the most probable class, or ("", None) if unknown."""
     from convnets_torch.inference.classification import prediction, probabilities
 
     if logits is None or card is None or card.activation == "none":
@@ -308,7 +313,6 @@ def _best(card: Card | None, logits: torch.Tensor | None) -> tuple[str, float | 
 
 
 def _thumbnails(entries: list[MapEntry], run: RunOptions) -> list[Image.Image | None]:
-    from convnets_torch.cli.output import with_time_left
     from convnets_torch.embeddings.image_map_drawing import thumbnail_side, thumbnails
 
     names = [entry.name for entry in entries]
@@ -322,34 +326,30 @@ def _thumbnails(entries: list[MapEntry], run: RunOptions) -> list[Image.Image | 
 @command()
 def probe(
     weights: Weights,
-    folder: Path = argument(..., "Pictures in one sub-folder for each class, or a table of them.", "FOLDER"),
-    output: Path | None = option(
-        None, "File of weights to write, .safetensors: the network with the chosen classifier as its head."
-    ),
-    folds: int = option(5, "Parts that are classified in turn by what the others teach.", min=2),
+    folder: Path = argument(..., "Folder with one subfolder of pictures per class, or a table of them.", "FOLDER"),
+    output: Path | None = option(None, "File for the network with the chosen classifier as its head, .safetensors."),
+    folds: int = option(5, "Folds of the cross-validation.", min=2),
     choose: Literal["knn", "svm", "logistic"] | None = option(
         None,
-        "The classifier that is written with -o, svm or logistic, and whose confusions are drawn.",
+        "Classifier to write with -o (svm or logistic) and whose confusion matrix to draw.",
         show_default="the better one of svm and logistic",
     ),
     report: Path | None = option(
-        None, "Folder to write report.json into, and pictures: curve, confusion, distances, similarities (.png)."
+        None, "Folder for report.json and the charts curve, confusion, distances and similarities (.png)."
     ),
     *,
     given: options.Labels,
     run: RunOptions,
     shown: Shown,
 ) -> None:
-    """Measure how well a network's features tell your classes apart, and make a classifier of them."""
+    """Measure how well a network's features separate your classes, and train a classifier on them."""
     if choose is not None and output is None and report is None:
-        raise typer.BadParameter("--choose says what is written with -o or drawn in --report; give one of them")
+        raise typer.BadParameter("--choose applies to -o and --report; give one of them")
     if choose == "knn" and output is not None:
         raise typer.BadParameter(
-            "nearest neighbours are the training vectors themselves, not a layer that a network could end in; take"
-            " --choose svm or logistic for -o"
+            "k nearest neighbours cannot be written as a layer; use --choose svm or logistic with -o"
         )
     labelling = given.with_exclude(run.exclude)
-    from convnets_torch.cli.output import rows_done
     from convnets_torch.embeddings.probe import check_counts, check_sklearn, embed_classes
     from convnets_torch.embeddings.probe import probe as measure
     from convnets_torch.files import check_kept, check_writable
@@ -436,12 +436,11 @@ def _write_network(network: Network, vectors: LabelledVectors, result: Probed, k
     assert probed.card is not None
     probed.card = with_learnt(probed.card, map(sha256, vectors.paths))
     save(probed, output)
-    say(f"{output}: {kind}, learnt from {len(vectors.labels)} pictures of {len(vectors.classes)} classes")
+    say(f"{output}: {kind}, trained on {len(vectors.labels)} pictures of {len(vectors.classes)} classes")
 
 
 def _print(result: Probed) -> None:
-    """Accuracies, one classifier on each line; then the learning curve as columns."""
-    from convnets_torch.cli.weights_commands import print_columns
+    """Print the accuracy of each classifier on a line, then the learning curve as columns."""
 
     for kind, values in result.accuracies.items():
         print(f"{values.mean():.3f} +/- {values.std():.3f}  {kind}")
@@ -452,4 +451,4 @@ def _print(result: Probed) -> None:
             (str(images), *(f"{values.mean():.3f} +/- {values.std():.3f}" for values in kinds.values()))
             for images, kinds in result.curve.items()
         ]
-        print_columns([("images a class", *result.accuracies), *rows])
+        print_columns([("images per class", *result.accuracies), *rows])

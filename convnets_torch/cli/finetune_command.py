@@ -16,7 +16,7 @@ import typer
 
 from convnets_torch.cli import options
 from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import complain, one_line, say, show, warnings_as_lines
+from convnets_torch.cli.output import complain, one_line, print_columns, rows_done, say, show, warnings_as_lines
 from convnets_torch.inference.allocation import keep_memory
 from convnets_torch.training.settings import BOTH, SECOND, Settings
 
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from convnets_torch.training.stages import LayerRow
 
 LEAKS_SHOWN = 20
-DATA = "Data"  # a panel of the help
+DATA = "Data"  # help panel
 
 
 @dataclass(frozen=True)
 class TrainOptions(RunOptions):
-    """What is otherwise of the options of a run when it is a training."""
+    """Run options whose meaning or default differs in training."""
 
     precision: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "bfloat16 is mixed precision, auto takes it where it is fast.", rich_help_panel=SECOND
+        "auto", "bfloat16 is mixed precision; auto uses it where it is fast.", rich_help_panel=SECOND
     )
-    batch_size: int = option(32, "Pictures in a step, over all processes.", min=1, rich_help_panel=BOTH)
+    batch_size: int = option(32, "Pictures per step, over all processes.", min=1, rich_help_panel=BOTH)
     workers: int | None = option(
         None,
         "Processes that load pictures.",
         min=0,
-        show_default="0 on the CPU, else one a core",
+        show_default="0 on the CPU, else one per core",
         rich_help_panel=options.NETWORK,
     )
 
@@ -55,49 +55,48 @@ def finetune(
     weights: Weights,
     data: Path = argument(
         ...,
-        "Pictures in a folder for each class, in folders train and val of such, or a table of path, label"
-        " and perhaps split.",
+        "Folder with one subfolder of pictures per class, folders train and val of such, or a table with path, label"
+        " and optionally split.",
         "DATA",
     ),
     *,
     output: Path = option(
-        ..., "File of weights to write, .safetensors; curves go beside it as .history.csv and .history.png."
+        ..., "File for the weights, .safetensors; curves go beside it as .history.csv and .history.png."
     ),
     chosen: Settings,
     activation: Literal["softmax", "sigmoid"] | None = option(
         None,
-        "One class of all, or yes or no for each by itself.",
+        "Output activation: softmax for one class per picture, sigmoid for several labels.",
         show_default="softmax; sigmoid where pictures have several labels",
         rich_help_panel=BOTH,
     ),
     strength: options.Strength = "light",
     changes: options.Changes,
     val_share: float = option(
-        0.2, "Share of each class to judge by, where the data do not say it.", rich_help_panel=DATA
+        0.2, "Share of each class for validation, if the data have no split.", rich_help_panel=DATA
     ),
     given: options.Labels,
     allow_leaks: bool = option(
-        False, "Go on where pictures to judge by are nearly among those to learn from.", rich_help_panel=DATA
+        False, "Allow validation pictures with near-duplicates in the training set.", rich_help_panel=DATA
     ),
     leak_threshold: float | None = option(
         None,
-        "The cosine of two pictures' features from which on they count as nearly the same.",
+        "Minimum cosine similarity of the features of near-duplicates.",
         show_default="0.98",
         rich_help_panel=DATA,
     ),
-    resume: bool = option(False, "Go on from the checkpoint beside the output, if there is one."),
-    tensorboard: Path | None = option(None, "Write events for TensorBoard.", metavar="FOLDER"),
+    resume: bool = option(False, "Resume from the checkpoint beside the output, if there is one."),
+    tensorboard: Path | None = option(None, "Write TensorBoard events to this folder.", metavar="FOLDER"),
     run: TrainOptions,
     shown: Shown,
 ) -> None:
-    """Train a network for your own classes, from weights that know other ones.
+    """Fine-tune a network for your own classes.
 
-    Several processes train together under torchrun: torchrun --no-python --nproc-per-node 2 convnets-torch finetune ...
+    To train with several processes, use torchrun: torchrun --no-python --nproc-per-node 2 convnets-torch finetune ...
     """
     options.check_weights(output)
     run.without_engine()
     labelling, truth, mixing = given.with_exclude(run.exclude), given.truth, changes.mixing
-    from convnets_torch.cli.output import rows_done
     from convnets_torch.files import find
     from convnets_torch.inference.prepare import checked_device
     from convnets_torch.training.datasets import find_dataset
@@ -113,10 +112,10 @@ def finetune(
         mixing_alpha=mixing[1] if mixing else 0.2,
     )  # fmt: skip
     for path in (output, checkpoint_of(output), *outputs_of(output)):
-        for read, words in ((find(weights), "weights that are"), (truth or data, "table that is")):
+        for read, words in ((find(weights), "weights"), (truth or data, "table")):
             if path.exists() and read.exists() and path.samefile(read):
-                raise ValueError(f"{path} would overwrite the {words} read; name another output")
-    speaks = os.environ.get("RANK", "0") == "0"  # the first of several processes
+                raise ValueError(f"{path} would overwrite the input {words}; name another output")
+    is_main = os.environ.get("RANK", "0") == "0"  # only the main process prints
     with warnings_as_lines():
         dataset = find_dataset(data, val_share=val_share, seed=settings.seed, **labelling)
     if dataset.sets and activation is None:
@@ -125,19 +124,19 @@ def finetune(
     network = load(weights, device=local_device() or checked_device(run.device))
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings_as_lines())
-        came = stack.enter_context(_interruption())
-        bar = stack.enter_context(rows_done("pictures, then steps of an epoch")) if speaks else None
-        told: list[Callable[[EpochRow, float], None]] = []
-        if tensorboard is not None and speaks:
-            told.append(_log(stack, tensorboard, checkpoint_of(output), resume))
-        told.append(_say_epoch)
+        signals = stack.enter_context(_interruption())
+        bar = stack.enter_context(rows_done("pictures, then steps of an epoch")) if is_main else None
+        callbacks: list[Callable[[EpochRow, float], None]] = []
+        if tensorboard is not None and is_main:
+            callbacks.append(_log(stack, tensorboard, checkpoint_of(output), resume))
+        callbacks.append(_say_epoch)
         watch = Watch(
             pictures=bar,
-            found=_found if speaks else None,
-            layers=None if shown.as_json or not speaks else _print_layers,
-            reports=Reports(epoch=_each(told) if speaks else None, steps=bar, stop=lambda: bool(came)),
+            found=_found if is_main else None,
+            layers=None if shown.as_json or not is_main else _print_layers,
+            reports=Reports(epoch=_each(callbacks) if is_main else None, steps=bar, stop=lambda: bool(signals)),
         )
-        if speaks:
+        if is_main:
             for remark in dataset.remarks:
                 say(remark)
         try:
@@ -155,14 +154,14 @@ def finetune(
                 **run.reading,
             )
         except LeakError:
-            if not speaks:
+            if not is_main:
                 raise typer.Exit(1) from None
             raise
         except TrainingStopped as stopped:
-            if speaks:
+            if is_main:
                 complain(stopped)
-            raise typer.Exit(128 + came[0]) from None
-    if speaks:
+            raise typer.Exit(128 + signals[0]) from None
+    if is_main:
         _report(result, output, shown.as_json)
     if result.failed:
         raise typer.Exit(1)
@@ -175,17 +174,16 @@ def _found(features: Features, leaks: list[LeakedPicture]) -> None:
         say(remark)
     train, val = len(features.train.paths), len(features.val.paths)
     say(
-        f"{train} pictures to train on, {val} to judge by, {len(features.failed)} that could not be used;"
+        f"{train} pictures to train on, {val} to validate on, {len(features.failed)} could not be used;"
         f" {features.computed} vectors computed, the others from the cache"
     )
     for leak in leaks[:LEAKS_SHOWN]:
-        say(f"leak: {leak.path} is nearly {leak.of} (similarity {leak.similarity:.4f})")
+        say(f"leak: {leak.path} is a near-duplicate of {leak.of} (similarity {leak.similarity:.4f})")
     if len(leaks) > LEAKS_SHOWN:
         say(f"leak: {len(leaks) - LEAKS_SHOWN} more")
 
 
 def _print_layers(rows: list[LayerRow]) -> None:
-    from convnets_torch.cli.weights_commands import print_columns
 
     def state(row: LayerRow) -> str:
         return "frozen" if not row.trains else "trains" if row.trains == row.parameters else f"{row.trains:,} train"
@@ -209,18 +207,18 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-def _each(told: list[Callable[[EpochRow, float], None]]) -> Callable[[EpochRow, float], None]:
-    def tell(row: EpochRow, left: float) -> None:
-        for one in told:
-            one(row, left)
+def _each(callbacks: list[Callable[[EpochRow, float], None]]) -> Callable[[EpochRow, float], None]:
+    def call(row: EpochRow, left: float) -> None:
+        for callback in callbacks:
+            callback(row, left)
 
-    return tell
+    return call
 
 
 def _log(
     stack: contextlib.ExitStack, folder: Path, checkpoint: Path, resume: bool
 ) -> Callable[[EpochRow, float], None]:
-    """TensorBoard's events, from the epoch on that a checkpoint leaves to do."""
+    """Return a callback that writes TensorBoard events, from the first epoch after a checkpoint."""
     from convnets_torch.training.running import read_progress, tensorboard_log
 
     first = 1
@@ -232,18 +230,18 @@ def _log(
 
 @contextlib.contextmanager
 def _interruption() -> Iterator[list[int]]:
-    """The signals that came, of Ctrl-C and SIGTERM; the second one breaks off at once."""
-    came: list[int] = []
+    """Collect Ctrl-C and SIGTERM in a list, so that training stops after the step; a second one interrupts at once."""
+    signals: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        if came:
+        if signals:
             raise KeyboardInterrupt
-        came.append(number)
-        say("stopping after this step; once more breaks off at once")
+        signals.append(number)
+        say("stopping after this step; a second signal stops at once")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield came
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -272,7 +270,7 @@ def _report(result: Finetuned, output: Path, as_json: bool) -> None:
     say(f"{output}, {', '.join(str(path) for path in outputs_of(output) if path.exists())}: written")
 
 
-ONE, SEVERAL = 15, 7  # views by default: of one picture, and of each of several
+ONE, SEVERAL = 15, 7  # default views of a single picture, and of each of several
 
 
 @command()
@@ -283,14 +281,16 @@ def augment(
     strength: options.Strength = "medium",
     changes: options.Changes,
     weights: str | None = option(
-        None, "Weights by whose card pictures are resized and cut.", show_default="224 pixels of 256, bicubic"
+        None, "Weights whose card sets resizing and cropping.", show_default="224 pixels of 256, bicubic"
     ),
-    views: int | None = option(None, "Of each picture.", min=1, show_default=f"{ONE}, of several pictures {SEVERAL}"),
+    views: int | None = option(
+        None, "Views per picture.", min=1, show_default=f"{ONE}, or {SEVERAL} for several pictures"
+    ),
     seed: int = option(0, options.SEED, min=0, max=2**31 - 1),
     read: options.ReadOptions,
     shown: Shown,
 ) -> None:
-    """Show what a network will see of pictures in training: a sheet of views, changed at random."""
+    """Draw a sheet of randomly augmented views, as a network sees them in training."""
     mixing = changes.mixing
     from convnets_torch.files import check_kept
     from convnets_torch.visualization import overlays
@@ -302,16 +302,16 @@ def augment(
         paths = read.find(images)
     check_kept(output, paths)
     if mixing is not None and len(paths) < 2:
-        raise typer.BadParameter("--mixup and --cutmix mix pictures; name two or more")
+        raise typer.BadParameter("--mixup and --cutmix mix pictures; give two or more")
     views = views or (ONE if len(paths) == 1 else SEVERAL)
     from convnets_torch.images.decoding import Reading
     from convnets_torch.training import augmentation
 
     if len(paths) * (views + 1) > augmentation.MOST_TILES:  # before any is decoded
         raise typer.BadParameter(
-            f"{len(paths)} pictures of {views} views are more than {augmentation.MOST_TILES} tiles; give fewer"
+            f"{views} views of {len(paths)} pictures are more than {augmentation.MOST_TILES} tiles; give fewer"
         )
-    same = len({Path(path).name for path in paths}) < len(set(paths))  # 1.png of several classes
+    same = len({Path(path).name for path in paths}) < len(set(paths))  # such as 1.png of several classes
     reading = Reading(rule.exif, **read.reading)
     photos = [_photo(path, reading, with_folder=same) for path in paths]
     title = f"{strength}, seed {seed}" if mixing is None else f"{strength}, {mixing[0]} {mixing[1]:g}, seed {seed}"
@@ -327,7 +327,7 @@ def augment(
 
 
 def _rule(weights: str | None) -> Preprocessing:
-    """The preprocessing of a card; else EfficientNet-Lite's, which is that of most networks of today."""
+    """Return the preprocessing of a card, by default EfficientNet-Lite's, which most current networks use."""
     if weights is None:
         from convnets_torch.images.preprocessing import preset
 
@@ -339,7 +339,7 @@ def _rule(weights: str | None) -> Preprocessing:
 
 
 def _photo(path: str, reading: Reading, *, with_folder: bool) -> Photo:
-    """A picture, whose class is its folder's name."""
+    """Load a picture; its class is its folder's name."""
     from convnets_torch.images.decoding import open_upright
     from convnets_torch.text import printable
     from convnets_torch.training.augmentation import Photo

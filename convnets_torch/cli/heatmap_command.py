@@ -1,4 +1,4 @@
-"""`heatmap`: where in a picture a class is."""
+"""`heatmap`: show where in a picture a class is."""
 
 from __future__ import annotations
 
@@ -29,44 +29,42 @@ def heatmap(
     output: Path = option(
         ...,
         "File to write: .png, .jpg, .webp, .html (a page), .json (boxes), .npz or .npy (numbers);"
-        " of several pictures a folder.",
+        " a folder for several pictures.",
     ),
     against: options.Against = None,
-    argmax: bool = option(False, "What is where: the best class of each cell (of the targets, if any)."),
-    every_class: bool = option(False, "All classes: .npz or .npy of their probabilities in each cell.", "--all"),
+    argmax: bool = option(False, "Draw the best class of each cell (among the target's classes, if given)."),
+    every_class: bool = option(False, "Write the probabilities of all classes in each cell, .npz or .npy.", "--all"),
     longest_side: options.LongestSide = None,
-    upscale: bool = option(False, "Enlarge a picture that is smaller than the network, as far as is needed."),
+    upscale: bool = option(False, "Enlarge a picture that is smaller than the network's input, to just that size."),
     cell_stride: int | None = option(
-        None, "Pixels between cells, for a denser map: 16, 8, 4.", min=1, show_default="32"
+        None, "Pixels between cells; 16, 8 or 4 give a denser map.", min=1, show_default="32"
     ),
-    scales: str | None = option(None, "Sizes of the picture whose maps are fused: factors such as 0.5,1,2, or auto."),
-    fuse: Literal["mean", "max"] = option("mean", "How the maps of several scales become one."),
+    scales: str | None = option(None, "Picture scales whose maps are fused: factors such as 0.5,1,2, or auto."),
+    fuse: Literal["mean", "max"] = option("mean", "How to fuse the maps of several scales."),
     max_memory: str = option(
-        "1GB", "Memory for activations; larger pictures go through in strips, with the same numbers."
+        "1GB", "Memory for activations; larger pictures are processed in strips, with the same numbers."
     ),
     resume_folder: options.ResumeFolder = None,
     form: Literal["png", "jpg", "webp", "html", "json", "npz", "npy"] = option(
-        "png", "Ending of the files of several pictures.", "--format"
+        "png", "File format for several pictures.", "--format"
     ),
-    threshold: float = option(0.5, "Of the regions in .json, .html and reports."),
+    threshold: float = option(0.5, "Threshold of the regions in .json, .html and reports."),
     reduced: options.Reduced = False,
-    plain: bool = option(False, "The colours alone, without the picture."),
+    plain: bool = option(False, "Draw the colours without the picture."),
 ) -> None:
-    """Draw where in a picture a class is, or a whole branch of the WordNet tree.
+    """Draw where in a picture a class, or a whole branch of the WordNet tree, is.
 
-    Several targets make a sheet of maps. With --against, the map is the difference of the two.
+    Several targets give a sheet of maps. With --against, the map is the difference of the two.
     """
     targets = target or []
     _check_together(targets, against, argmax, every_class, plain, scales)
     if run.engine is not None and cell_stride is not None:
-        raise typer.BadParameter(
-            f"--engine {run.engine} gives the network's own cells; leave out --cell-stride or --engine"
-        )
+        raise typer.BadParameter(f"--engine {run.engine} has a fixed cell stride; leave out --cell-stride or --engine")
     from convnets_torch.files import check_kept
     from convnets_torch.heatmaps import api
 
     if every_class and output.suffix.lower() not in (".npz", ".npy"):
-        raise typer.BadParameter("--all writes numbers; name an output that ends in .npz or .npy")
+        raise typer.BadParameter("--all writes arrays; give an output ending in .npz or .npy")
     factors = _factors(scales)
     from convnets_torch.cli.heatmap_folders import is_many, map_each
 
@@ -75,8 +73,7 @@ def heatmap(
     if is_many(images):
         if argmax or every_class or plain or against is not None or resume_folder is not None:
             raise typer.BadParameter(
-                "several pictures go with --target alone, not with --argmax, --all, --against, --plain or"
-                " --resume-folder"
+                "several pictures need --target, without --argmax, --all, --against, --plain and --resume-folder"
             )
         failed = map_each(
             run.runnable(weights, heatmap=True), images, targets, output, format=form, threshold=threshold,
@@ -121,9 +118,9 @@ def heatmap(
 def _check_together(
     targets: list[str], against: str | None, argmax: bool, every_class: bool, plain: bool, scales: str | None
 ) -> None:
-    """Options that do not go together are a misuse."""
+    """Raise for options that exclude each other."""
     if not (targets or argmax or every_class):
-        raise typer.BadParameter("name what to look for with --target, or ask what is where with --argmax")
+        raise typer.BadParameter("give --target, --argmax or --all")
     if argmax and (plain or len(targets) > 1):
         raise typer.BadParameter("--argmax goes with one --target at most, and not with --plain")
     if every_class and (argmax or plain or targets):
@@ -144,7 +141,7 @@ def _factors(scales: str | None) -> Scales | None:
 
 
 def _print(output: Path, targets: list[str], maps: Sequence[CellMap]) -> None:
-    """What was found: a line for each map on stdout, what a target was taken for on stderr."""
+    """Print a line per map to stdout, and the meaning of each target to stderr."""
     from convnets_torch.heatmaps.maps import ClassMap, Contrast, Heatmap
 
     for name, found in zip(targets or [""], maps, strict=False):

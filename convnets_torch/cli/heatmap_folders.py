@@ -1,4 +1,4 @@
-"""Heatmaps of many pictures: a folder of files beside a report in JSON lines."""
+"""Heatmaps of many pictures: a folder of files and a report in JSON lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REPORT = "report.jsonl"
 
 
 def is_many(images: list[str]) -> bool:
-    """Whether maps of these go into a folder: several names, or a folder, or a pattern."""
+    """Whether these are several pictures, whose maps go into a folder: several names, a folder, or a pattern."""
     return len(images) > 1 or any(Path(name).is_dir() or is_pattern(name) for name in images)
 
 
@@ -40,29 +40,29 @@ def map_each(
     as_json: bool = False,
     **options: Any,
 ) -> int:
-    """Write the maps of each picture into a folder, and a report on all of them, `report.jsonl`.
+    """Write the maps of each picture into a folder, with a report on all of them, `report.jsonl`.
 
-    What `names` mean, `find_pictures` says. The map of `tom.jpg` is `tom.jpg.png`; that of a picture in a folder, or of
-    one that matches a pattern, lies as deep in `output` as the picture does in that folder, or below the pattern's
-    first wildcard. Each file appears whole or not at all, and so does the report, at the end.
+    The map of `tom.jpg` is `tom.jpg.png`. Pictures found in a folder, or by a pattern, keep their path relative to that
+    folder, or to the part before the pattern's first wildcard. Each map, and at the end the report, is written
+    completely or not at all.
 
     Args:
-        network: in eval mode, with its card, as `load` gives it; or its engine.
-        names: of pictures, folders and patterns.
-        targets: what to look for; several make one file of several maps.
-        output: the folder; made if it does not exist.
-        format: the ending of the files, one of `FORMATS`.
+        network: in eval mode, with its card, as `load` returns it; or its engine.
+        names: of pictures, folders and patterns, as in `find_pictures`.
+        targets: classes to map; several give one file with several maps.
+        output: the folder; created if missing.
+        format: file format, one of `FORMATS`.
         threshold: of the regions.
         exclude: as in `find_pictures`.
-        as_json: print what the report says of each picture, too.
+        as_json: also print each picture's record.
         options: of `heatmap_each`.
 
     Returns:
-        How many pictures failed; each has said why on stderr.
+        The number of failed pictures; their errors are printed to stderr.
 
     Raises:
-        OSError, ValueError: before any picture, when there is none, two would write the same file, one would be
-            overwritten, the folder cannot be written, or an option is out of range.
+        OSError, ValueError: before any picture is read, if none is found, two would write the same file, one would be
+            overwritten, the folder is not writable, or an option is out of range.
     """
     from convnets_torch.heatmaps.many import heatmap_each
     from convnets_torch.heatmaps.maps import check_threshold
@@ -90,12 +90,12 @@ def map_each(
             del result  # its maps hold the picture
     with replacing(output / REPORT) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    say(f"{output}: maps of {len(places)} pictures, {failed} of which failed; {REPORT} says what is where")
+    say(f"{output}: maps of {len(places)} pictures, {failed} of which failed; {REPORT} lists them")
     return failed
 
 
 def places_of(name: str, output: Path, format: str, exclude: Sequence[str] = ()) -> list[tuple[Path, Path]]:
-    """The pictures that a name means, and where in the folder the maps of each go."""
+    """Return (picture, map path relative to `output`) for each picture that a name stands for."""
     if name == "-":
         raise ValueError("standard input is one picture; name it alone, and a file for its map")
     path = Path(name)
@@ -104,7 +104,7 @@ def places_of(name: str, output: Path, format: str, exclude: Sequence[str] = ())
         wild = next(number for number, part in enumerate(path.parts) if glob.has_magic(part))
         top = Path(*path.parts[:wild])
     pictures = find_pictures(name, exclude=exclude)
-    if path.is_dir() or is_pattern(path):  # an earlier run's maps are no pictures of this one
+    if path.is_dir() or is_pattern(path):  # leave out the maps of an earlier run
         others = [picture for picture in pictures if not resolved(picture).is_relative_to(resolved(output))]
         if not others:
             raise ValueError(f"all pictures of {name} lie in {output}, where the maps are to go; name another folder")
@@ -119,11 +119,11 @@ def places_of(name: str, output: Path, format: str, exclude: Sequence[str] = ())
 
 
 def check_places(places: list[tuple[Path, Path]], output: Path, report: str | None = None) -> None:
-    """Raise, before long work begins, when the maps, and a report in the same folder, cannot all be written.
+    """Raise if the maps, and a report in the same folder, cannot all be written; call it before long work.
 
     Raises:
         ValueError: two pictures would write the same file, or one would be overwritten.
-        OSError: the output is no folder, or cannot be written.
+        OSError: the output is not a folder, or is not writable.
     """
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file, but the maps of several pictures go into a folder; name one")
@@ -151,14 +151,14 @@ def check_places(places: list[tuple[Path, Path]], output: Path, report: str | No
 
 
 def _written(result: Mapped, targets: list[str], output: Path, place: Path, threshold: float) -> dict[str, Any]:
-    """Write the maps of a picture to `place` in the folder `output`; what the report says of it."""
+    """Write the maps of a picture to `place` in the folder `output`; return its record for the report."""
     from convnets_torch.heatmaps.api import save_sheet
 
     if result.error is not None:
         return {"error": one_line(result.error)}
     try:
         save_sheet(result.maps, make_folder(output, place.parent) / place.name, threshold=threshold)
-    except (OSError, ValueError) as error:  # a kind of picture may not hold as many pixels
+    except (OSError, ValueError) as error:  # for example too many pixels for the format
         return {"error": one_line(error)}
     height, width = result.maps[0].size
     rows, columns = result.maps[0].values.shape

@@ -1,4 +1,4 @@
-"""Options that several commands share: dataclasses whose fields are options, and the decorator that adds them."""
+"""Options shared by several commands: dataclasses whose fields are options, and the `command` decorator."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from convnets_torch.cli.output import complain, say, speaking, warnings_as_lines
+from convnets_torch.cli.output import complain, say, verbosity, warnings_as_lines
 from convnets_torch.inference.allocation import keep_memory
-from convnets_torch.training.settings import Augmentation
+from convnets_torch.training.settings import Augmentation, Settings
 
 if TYPE_CHECKING:
     from convnets_torch.inference.pipeline import Mappable
     from convnets_torch.networks import Network
 
-PICTURES, NETWORK, DATA, AUGMENTATION = (  # panels of the help
-    "Reading pictures", "Running the network", "Data", "Changes of pictures at random",
+PICTURES, NETWORK, DATA, AUGMENTATION = (  # help panels
+    "Reading pictures", "Running the network", "Data", "Random augmentation",
 )  # fmt: skip
 
 
 def option(default: Any, help: str, *names: str, **more: Any) -> Any:
-    """An option of commands: a field of a dataclass that they take, or the default of one of their parameters.
+    """Declare an option, as a field of a shared dataclass or as the default of a command's parameter.
 
     Args:
-        default: ... where there is none.
-        names: the spellings, by default that of the field or parameter.
-        more: goes to `typer.Option`.
+        default: the default value, or ... for a required option.
+        names: spellings of the option; derived from the field or parameter if empty.
+        more: passed to `typer.Option`.
     """
     return field(default=default, metadata={"help": help, "names": names, **more})
 
 
 def argument(default: Any, help: str, metavar: str, **more: Any) -> Any:
-    """An argument of a command, as `option`; `more` goes to `typer.Argument`."""
+    """Declare an argument, like `option`; `more` is passed to `typer.Argument`."""
     return field(default=default, metadata={"help": help, "metavar": metavar, "names": None, **more})
 
 
@@ -53,7 +53,7 @@ SHORT = {"output": ["-o"], "quiet": ["-q"], "verbose": ["-v"]}
 
 
 def _parameter(name: str, kind: Any, found: Field[Any]) -> inspect.Parameter:
-    """What typer makes an option of."""
+    """Turn a field into a parameter annotated for typer."""
     more = dict(found.metadata)
     names = more.pop("names")
     if names is None:
@@ -69,10 +69,10 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def command(old: Mapping[str, str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command: each parameter that is a dataclass becomes an option for each of its fields.
+    """Make a function a command; a parameter that is a dataclass becomes one option per field.
 
     Args:
-        old: spellings of earlier versions, which still work, and the present ones.
+        old: deprecated spelling -> current spelling.
     """
 
     def make(function: Callable[..., None]) -> Callable[..., None]:
@@ -95,7 +95,7 @@ def command(old: Mapping[str, str] | None = None) -> Callable[[Callable[..., Non
             for name, (kind, names) in groups.items():
                 given[name] = kind(**{each: given.pop(each) for each in names})
             shown = given.get("shown", Shown())
-            with speaking(quiet=shown.quiet, verbose=shown.verbose):
+            with verbosity(quiet=shown.quiet, verbose=shown.verbose):
                 function(**given)
 
         del run.__wrapped__
@@ -107,19 +107,19 @@ def command(old: Mapping[str, str] | None = None) -> Callable[[Callable[..., Non
     return make
 
 
-HELP = {"help_option_names": ["-h", "--help"]}  # of every command
+HELP = {"help_option_names": ["-h", "--help"]}  # for every command
 
 
 class Command(TyperCommand):
-    """A command that still takes the spellings of earlier versions, and says what they are now."""
+    """A command that accepts deprecated option spellings with a warning."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Keep hidden arguments out of the usage."""
+        """Leave hidden arguments out of the usage line."""
         hidden = [piece for each in self.params if vars(each)["hidden"] for piece in each.get_usage_pieces(ctx)]
         return [piece for piece in super().collect_usage_pieces(ctx) if piece not in hidden]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the present spelling in the place of an old one."""
+        """Replace deprecated spellings by the current ones."""
         old: dict[str, str] = getattr(self.callback, "old", {})
         end = args.index("--") if "--" in args else len(args)
         for place, word in enumerate(args[:end]):
@@ -131,56 +131,65 @@ class Command(TyperCommand):
 
 
 def deprecated(old: str, new: str) -> None:
-    """Say that a spelling will go."""
-    complain(f"DeprecationWarning: {old} is now {new}; the old spelling will go in a later version")
+    """Warn that a spelling is deprecated."""
+    complain(f"DeprecationWarning: {old} is now {new}; the old spelling will be removed in a later version")
 
 
-Weights = Annotated[str, typer.Argument(metavar="WEIGHTS", help="A .safetensors file, or a name in the cache.")]
+Weights = Annotated[str, typer.Argument(metavar="WEIGHTS", help="A .safetensors file or the name of cached weights.")]
 Images = Annotated[
     list[str],
-    typer.Argument(metavar="IMAGE...", help="Pictures, folders of them, quoted patterns, or - for standard input."),
+    typer.Argument(metavar="IMAGE...", help="Image files, folders, quoted glob patterns, or - for standard input."),
 ]
 Targets = Annotated[
     list[str] | None,
     typer.Option(
         "--target",
-        help="Which classes: a word, a wnid, a class id, or 'dog - hunting dog + wolf'; several times for more.",
+        help="Target: a word, a wnid, a class id, or an expression such as 'dog - hunting dog + wolf'; repeatable.",
     ),
 ]
 Layers = Annotated[
     list[str] | None,
     typer.Option(
         "--layer",
-        help="A layer's name, Keras's name, prefix or quoted pattern, as in 'relu5_*'; several times for more.",
+        help="Layer name, ours or Keras's, a prefix, or a quoted pattern such as 'relu5_*'; repeatable.",
     ),
 ]
-Layer = Annotated[str | None, typer.Option("--layer", help="A layer's name, or Keras's, such as fc2.")]
-Top = Annotated[int, typer.Option(min=1, help="How many classes of each picture, the most probable first.")]
-SEED = "Of all that is drawn at random."  # help of --seed
-Method = Annotated[Literal["gradcam", "gradcam++", "hirescam", "layercam"], typer.Option(help="How cells are weighed.")]
+Layer = Annotated[str | None, typer.Option("--layer", help="Layer name, ours or Keras's, such as fc2.")]
+Top = Annotated[int, typer.Option(min=1, help="Number of classes per picture, most probable first.")]
+SEED = Settings.__dataclass_fields__["seed"].metadata["help"]  # the same help in all commands
+Method = Annotated[
+    Literal["gradcam", "gradcam++", "hirescam", "layercam"], typer.Option(help="Method that weights the cells.")
+]
 Pool = Annotated[
-    Literal["avg", "max", "flatten", "gem"], typer.Option(help="How maps become vectors: of each channel one value.")
+    Literal["avg", "max", "flatten", "gem"], typer.Option(help="Pooling that turns feature maps into vectors.")
 ]
 Reduced = Annotated[
     bool,
     typer.Option(
         "--reduced",
-        help="Decode JPEG files at 1/2, 1/4 or 1/8 of their scale: faster, with slightly other numbers; heatmap does"
-        " so for several pictures, with --longest-side.",
+        help="Decode JPEG files at 1/2, 1/4 or 1/8 scale: faster, with slightly different numbers. For heatmap, only"
+        " with --longest-side and several pictures.",
     ),
 ]
-Against = Annotated[str | None, typer.Option(help="What counts against the target: why this rather than that.")]
+Against = Annotated[
+    str | None, typer.Option(help="Class to contrast with the target: why the target rather than this.")
+]
 LongestSide = Annotated[
     int | None,
-    typer.Option(min=1, help="The whole picture, resized to so many pixels first; more finds smaller things."),
+    typer.Option(
+        min=1, help="Resize the whole picture to this longest side in pixels first; larger finds smaller objects."
+    ),
 ]
 ResumeFolder = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Keep what is finished there; an interrupted run goes on from it.")
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Folder for intermediate results; rerun the same command to resume an interrupted run."
+    ),
 ]
 Strength = Annotated[
     Literal["none", "light", "medium", "strong"],
     typer.Option(
-        help="How much pictures are changed, in one word; the switches below change single values of it.",
+        help="Strength of the augmentation; the options below override single values.",
         rich_help_panel=AUGMENTATION,
     ),
 ]
@@ -188,11 +197,11 @@ Strength = Annotated[
 
 @dataclass(frozen=True)
 class Shown:
-    """How much a command says."""
+    """How results and messages are printed."""
 
-    as_json: bool = option(False, "Print results as JSON: one object, or one on each line.", "--json")
-    quiet: bool = option(False, "Print results and errors alone: no progress, no notes.")
-    verbose: bool = option(False, "Say also device, precision and time taken, and where an error arose.")
+    as_json: bool = option(False, "Print results as JSON: one object, or one per line.", "--json")
+    quiet: bool = option(False, "Print only results and errors, no progress or notes.")
+    verbose: bool = option(False, "Also print device, precision, time taken, and tracebacks of errors.")
 
 
 def _background(text: str) -> str:
@@ -210,23 +219,23 @@ class ReadOptions:
     """How pictures are found and read."""
 
     max_pixels: int | None = _picture(
-        None, "Refuse files of more pixels (height times width).", min=1, show_default="178956970"
+        None, "Refuse files with more pixels (height times width).", min=1, show_default="178956970"
     )
-    allow_truncated: bool = _picture(False, "Read what is there of pictures whose end is missing.")
+    allow_truncated: bool = _picture(False, "Read truncated pictures as far as they go.")
     exclude: list[str] | None = _picture(  # noqa: RUF009
         None,
-        "Leave out files and folders of a folder by their name or path in it, such as thumbs or '*_mask.png';"
-        " several times for more.",
+        "Skip files and subfolders whose name or path within a folder matches, such as thumbs or '*_mask.png';"
+        " repeatable.",
         metavar="PATTERN",
     )
     depth: Literal["8", "10", "12", "14", "16", "auto"] | None = _picture(
         None,
-        "Bits of the values in files of 16 bits a channel; auto takes as few as hold each picture's largest.",
+        "Bit depth of the values in 16-bit files; auto takes the smallest that holds each picture's largest value.",
         show_default="as the file says, or 16",
     )
     background: str | None = _picture(
         None,
-        "What shows through transparency.",
+        "Background behind transparent pixels.",
         metavar="white|black|checker|#RRGGBB",
         parser=_background,
         show_default="the colours as stored",
@@ -234,12 +243,12 @@ class ReadOptions:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """As keywords of the functions that read pictures."""
+        """Keyword arguments of functions that read pictures."""
         names = ("max_pixels", "allow_truncated", "depth", "background")
         return {name: getattr(self, name) for name in names}
 
     def find(self, names: str | Iterable[str]) -> list[str]:
-        """The pictures that names mean; - stays itself."""
+        """Return the pictures that file, folder and pattern names stand for; - is kept."""
         from convnets_torch.images.finding import find_pictures
 
         several = [names] if isinstance(names, str) else names
@@ -252,43 +261,41 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class RunOptions(ReadOptions):
-    """How a network runs, and on which pictures."""
+    """How pictures are read and the network is run."""
 
-    device: str = _network("auto", "Where the network runs: cpu, cuda, cuda:1, mps, or auto for the best.")
+    device: str = _network("auto", "Device: cpu, cuda, cuda:1, mps, or auto for the best available.")
     precision: Literal["auto", "exact", "float32", "bfloat16", "float16"] | None = _network(
         None,
-        "Make the network ready for many pictures: auto takes bfloat16 where it is fast, which rounds"
-        " (docs/speed.md says how far).",
+        "Prepare the network for many pictures in this precision; auto uses bfloat16 where it is fast"
+        " (docs/speed.md has the rounding errors).",
         show_default="as in the file",
     )
     engine: Literal["openvino"] | None = _network(
-        None, "Run the network in another program, to classify, evaluate and draw heatmaps; openvino is fast on CPUs."
+        None, "Inference engine for classify, evaluate and heatmap; openvino is fast on CPUs."
     )
-    batch_size: int | None = _network(
-        None, "Pictures that go through the network together.", min=1, show_default="as memory allows"
-    )
+    batch_size: int | None = _network(None, "Pictures per batch.", min=1, show_default="as memory allows")
     workers: int | None = _network(
-        None, "Threads that read pictures ahead of the network.", min=1, show_default="one a core, at most 16"
+        None, "Threads that decode pictures ahead of the network.", min=1, show_default="one per core, at most 16"
     )
 
     @property
     def batch(self) -> Any:
-        """As a keyword of functions that choose a batch by themselves."""
+        """Value of `batch` for functions that can choose it."""
         return "auto" if self.batch_size is None else self.batch_size
 
     @property
     def running(self) -> dict[str, Any]:
-        """As keywords of the functions that run many pictures: how they are read, batch and workers."""
+        """Keyword arguments of functions that run many pictures: reading options, batch and workers."""
         return {"batch": self.batch, "workers": self.workers, **self.reading}
 
     def load(self, weights: str, *, whole: bool = False, bulk: bool = False, plain: bool = False) -> Network:
-        """The network of a command.
+        """Load the network of a command.
 
         Args:
             weights: a file, or a name in the cache.
-            whole: keep every layer by itself, for commands that look into them; then the precision alone is changed.
-            bulk: many pictures of one size go through it, for which the process keeps memory between layers.
-            plain: leave it as its file holds it, for commands that make it ready themselves.
+            whole: keep every layer separate, for commands that read activations; only the precision is changed.
+            bulk: keep memory allocated between layers, for many pictures of one size.
+            plain: leave the network as stored, for commands that prepare it themselves.
 
         Raises:
             OSError, ValueError: as `load`.
@@ -301,15 +308,15 @@ class RunOptions(ReadOptions):
         return network
 
     def without_engine(self) -> None:
-        """Refuse an engine in a command that needs more than it gives."""
+        """Refuse --engine in a command that needs layers or gradients."""
         if self.engine is not None:
             raise typer.BadParameter(
-                f"--engine {self.engine} gives answers and score maps alone, but this command needs more of the"
+                f"--engine {self.engine} only computes outputs and score maps, but this command needs more of the"
                 " network, its layers or gradients; leave it out"
             )
 
     def ready(self, network: Network, *, whole: bool = False) -> Network:
-        """A network on the device and in the precision that are wished; `whole` as in `load`."""
+        """Move a network to the chosen device and precision; `whole` as in `load`."""
         from convnets_torch.inference import prepare
 
         place = prepare.checked_device(self.device)
@@ -322,7 +329,7 @@ class RunOptions(ReadOptions):
             return prepare.prepare(network, device=place, precision=self.precision)
 
     def runnable(self, weights: str, *, heatmap: bool = False) -> Mappable:
-        """The network of a command that only classifies, or with `heatmap` only maps, in an engine if one is named.
+        """Load the network of a command that only classifies, or only maps if `heatmap`; in an engine if one is given.
 
         Raises:
             OSError, ValueError, ImportError: as `load` and `engine`.
@@ -357,42 +364,55 @@ class RunOptions(ReadOptions):
 
 @dataclass(frozen=True)
 class Labels:
-    """What the pictures of a folder show."""
+    """Where the labels of a folder's pictures come from."""
 
     truth: Path | None = _data(  # noqa: RUF009
         None,
-        "Table of the pictures in the folder: name and label in each line. Columns are known by their names; one for"
-        " each class, with a 1 in the right one, will do as well.",
+        "Table of the pictures in the folder, with a name and a label per row. Columns are found by their headers; one"
+        " column per class with 0 or 1 also works.",
     )
     columns: str | None = _data(
-        None, "The table's columns of pictures and labels.", metavar="PATH,LABEL", show_default="known by their names"
+        None,
+        "Headers of the columns with pictures and labels.",
+        metavar="PATH,LABEL",
+        show_default="found by their headers",
     )
-    partial: bool = _data(False, "Go on where pictures have no row in the table, or rows no picture.")
+    partial: bool = _data(False, "Allow pictures without a row in the table, and rows without a picture.")
 
     def with_exclude(self, exclude: list[str] | None) -> dict[str, Any]:
-        """As keywords of `find_dataset`, `find_classes` and `find_truth`."""
+        """Keyword arguments of `find_dataset`, `find_classes` and `find_truth`."""
         names = None if self.columns is None else [name.strip() for name in self.columns.split(",")]
         if names is not None and (len(names) != 2 or not all(names)):
             raise typer.BadParameter(
-                f"--columns {self.columns} names no two columns; give one of pictures and one of labels"
+                f"--columns {self.columns} must name two columns, one of pictures and one of labels"
             )
         return {"truth": self.truth, "columns": names, "partial": self.partial, "exclude": exclude or ()}
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """Changes of pictures at random: blends, and as `Changes` the fields of `Augmentation` that are given."""
+    """Random augmentation: MixUp and CutMix; the subclass `Changes` adds the fields of `Augmentation`."""
 
     mixup: float | None = _augmentation(
-        None, "Blend pictures: alpha of the shares.", "--mixup", min=0.01, max=100, show_default="off"
+        None,
+        "Blend pairs of pictures (MixUp): alpha of the Beta distribution.",
+        "--mixup",
+        min=0.01,
+        max=100,
+        show_default="off",
     )
     cutmix: float | None = _augmentation(
-        None, "Cover a part by another picture: alpha of the shares.", "--cutmix", min=0.01, max=100, show_default="off"
+        None,
+        "Paste a box from another picture (CutMix): alpha of the Beta distribution.",
+        "--cutmix",
+        min=0.01,
+        max=100,
+        show_default="off",
     )
 
     @property
     def mixing(self) -> tuple[Literal["mixup", "cutmix"], float] | None:
-        """Kind and alpha of the mixing that was asked for."""
+        """Kind and alpha of the chosen mixing, or None."""
         if self.mixup is not None and self.cutmix is not None:
             raise typer.BadParameter("--mixup and --cutmix exclude each other")
         if self.mixup is not None:
@@ -400,22 +420,22 @@ class Mixing:
         return None if self.cutmix is None else ("cutmix", self.cutmix)
 
     def of(self, strength: str) -> Augmentation:
-        """The named strength with the switches that were given."""
+        """Return the augmentation of the named strength, with the given options replaced."""
         from convnets_torch.training.settings import augmentation
 
         given = {each.name: getattr(self, each.name) for each in fields(Augmentation)}
-        for name in ("flip", "vertical_flip"):  # on: half of the pictures
+        for name in ("flip", "vertical_flip"):  # a flag here, a probability there
             given[name] = None if given[name] is None else 0.5 * given[name]
         given["no_flip"] = tuple(dict.fromkeys(given["no_flip"] or ())) or None
         return augmentation(strength, **{name: value for name, value in given.items() if value is not None})
 
 
 def _switches() -> Iterator[tuple[str, Any, Any]]:
-    """The fields of `Augmentation`, each of which may be left out."""
+    """Yield the fields of `Augmentation` as optional options."""
     for each in fields(Augmentation):
         value: Any = {"int": int, "float": float}.get(str(each.type), list[str])
         more = {"rich_help_panel": AUGMENTATION, **each.metadata, **({"show_default": "off"} if value is int else {})}
-        if "/" in str(more.get("names")):  # on or off
+        if "/" in str(more.get("names")):  # --flip/--no-flip
             value = bool
             del more["min"], more["max"]
         yield each.name, value | None, field(default=None, metadata=more)
@@ -428,7 +448,7 @@ else:
 
 
 def check_output(output: Path | None, endings: Iterable[str], what: str) -> None:
-    """Refuse, before long work begins, a file whose ending says nothing that can be written, or no writable one."""
+    """Raise if an output has an unknown ending or is not writable, before any long work."""
     from convnets_torch.files import check_writable
 
     if output is None:
@@ -440,40 +460,40 @@ def check_output(output: Path | None, endings: Iterable[str], what: str) -> None
 
 
 def check_weights(output: Path | None, weights: str | None = None) -> None:
-    """Refuse a file that weights cannot be written to, or the one that they are read from."""
+    """Raise if weights cannot be written to `output`, or if it is the file that they are read from."""
     from convnets_torch.files import find
 
     check_output(output, [".safetensors"], "weights are written as")
     if output is not None and weights is not None and output.exists() and output.samefile(find(weights)):
-        raise ValueError(f"{output} would overwrite the weights that are read; name another output")
+        raise ValueError(f"{output} would overwrite the input weights; name another output")
 
 
 def one_target(targets: list[str] | None) -> str | None:
-    """Targets as one that means the classes of all; signs apply from left to right, so what takes away comes first."""
+    """Join targets into one expression; operators apply left to right, so the one with - or & comes first."""
     narrowed = [each for each in targets or () if " - " in each or " & " in each]
     if len(narrowed) > 1:
-        raise typer.BadParameter(
-            f"several --target with - or & ({', '.join(narrowed)}) are not joined; give one of them"
-        )
+        raise typer.BadParameter(f"only one --target may contain - or &, not all of {', '.join(narrowed)}")
     return " + ".join([*narrowed, *(each for each in targets or () if each not in narrowed)]) or None
 
 
 def opened(name: str) -> Any:
-    """A picture's name, or standard input."""
+    """Return standard input for -, else the name."""
     return sys.stdin.buffer if name == "-" else name
 
 
 @contextlib.contextmanager
 def resumable(folder: Path | None, done: str) -> Iterator[None]:
-    """Say how a run that is interrupted goes on.
+    """On Ctrl-C, print how to resume the run and exit with 130.
 
     Args:
-        folder: given with --resume-folder.
-        done: what did not happen to anything yet: "written", "reported".
+        folder: of --resume-folder.
+        done: what nothing has been yet: "written" or "reported".
     """
     try:
         yield
     except KeyboardInterrupt:
-        way = f"the same command goes on from {folder}" if folder else "with --resume-folder FOLDER a run can go on"
+        way = (
+            f"the same command goes on from {folder}" if folder else "use --resume-folder FOLDER to make runs resumable"
+        )
         complain(f"interrupted; nothing was {done}; {way}")
         raise typer.Exit(130) from None

@@ -1,4 +1,4 @@
-"""What commands print: results, messages and progress."""
+"""Printing of results, messages and progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 def one_line(error: Warning | Exception) -> str:
-    """An error as one sentence, without Python's error numbers."""
+    """Return an error as one line, without the errno."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
 
 
 QUIET, NORMAL, VERBOSE = -1, 0, 1
-_level = NORMAL  # of the command that runs; its threads speak as it does
+_level = NORMAL  # of the running command, in all its threads
 
 
 @contextlib.contextmanager
-def speaking(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    """Say less or more in the block."""
+def verbosity(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Set how much is printed within the block."""
     global _level
     before, _level = _level, QUIET if quiet else VERBOSE if verbose else NORMAL
     start = time.perf_counter()
@@ -48,35 +48,35 @@ def speaking(*, quiet: bool, verbose: bool) -> Iterator[None]:
 
 
 def say(sentence: str, *, verbose: bool = False) -> None:
-    """A note: one line on stderr, under our name; none with --quiet, and one that is `verbose` only with --verbose."""
+    """Print a prefixed line to stderr unless --quiet is given; `verbose` lines need --verbose."""
     if _level >= (VERBOSE if verbose else NORMAL):
-        print(ours(sentence), file=sys.stderr)
+        print(prefixed(sentence), file=sys.stderr)
 
 
 def aside(line: str) -> None:
-    """What a result was made of: one line on stderr as it is; none with --quiet."""
+    """Print a line about a result to stderr, without a prefix, unless --quiet is given."""
     if _level >= NORMAL:
         show(line, file=sys.stderr)
 
 
 def complain(error: Exception | str) -> None:
-    """An error that does not end the command: one line on stderr, also with --quiet."""
-    print(ours(error if isinstance(error, str) else one_line(error)), file=sys.stderr)
+    """Print an error that does not end the command as one line on stderr, also with --quiet."""
+    print(prefixed(error if isinstance(error, str) else one_line(error)), file=sys.stderr)
 
 
-def ours(sentence: str) -> str:
-    """A sentence under our name; a file's text in it cannot steer the terminal."""
+def prefixed(sentence: str) -> str:
+    """Prefix a sentence with the program's name; control characters are escaped, as it may quote a file."""
     return printable(shortened(f"convnets-torch: {sentence}"))
 
 
 def show(line: str, file: IO[str] | None = None) -> None:
-    """One line on stdout, or in `file`; a file's text in it cannot steer the terminal."""
+    """Print a line to stdout or `file`; control characters are escaped, as it may quote a file."""
     print(printable(line), file=file)
 
 
 @contextlib.contextmanager
 def all_warnings_as_lines() -> Iterator[None]:
-    """Print whatever Python would warn of as one line."""
+    """Print each Python warning as one line."""
     with warnings.catch_warnings():
         warnings.showwarning = _say_warning
         yield
@@ -88,7 +88,7 @@ def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 @contextlib.contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Print what is said about pictures, memory and speed, by the library and by Pillow, as one line each."""
+    """Print warnings, of Pillow and of the library, as one line each, also repeated ones of the library."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", ConvnetsTorchWarning)
         warnings.showwarning = _say_warning
@@ -103,7 +103,7 @@ Entry = TypeVar("Entry")
 
 
 def with_time_left(entries: Iterable[Entry], total: int) -> Iterator[Entry]:
-    """The entries as they come, with a bar beside them; quiet for a single one and where stderr is no terminal."""
+    """Yield the entries under a progress bar; no bar for a single entry or if stderr is not a terminal."""
     if total < 2 or not _shows_bars():
         yield from entries
         return
@@ -123,7 +123,7 @@ def with_time_left(entries: Iterable[Entry], total: int) -> Iterator[Entry]:
 
 @contextlib.contextmanager
 def rows_done(words: str = "rows of cells") -> Iterator[Callable[[int, int], None] | None]:
-    """A function that is told how many of how many are done, and draws the bar; None where nobody would see it."""
+    """Yield a callback (done, total) that draws a progress bar, or None if no bar would be visible."""
     if not _shows_bars():
         yield None
         return
@@ -133,21 +133,21 @@ def rows_done(words: str = "rows of cells") -> Iterator[Callable[[int, int], Non
     columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(words, total=None)
-        yield lambda done, whole: progress.update(task, completed=done, total=whole)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 COLUMNS = ("image", "rank", "probability", "class_id", "wnid", "words", "error")
 
 
 class Writer(Protocol):
-    """Takes results one by one; `finish` comes after the last."""
+    """Writes results one by one; call `finish` after the last."""
 
     def add(self, image: str, result: Classified) -> None: ...
     def finish(self) -> None: ...
 
 
 class Text:
-    """Fixed columns, under the picture's name where there are several; what backing off gives comes first."""
+    """Fixed columns, under the picture's name if there are several; the back-off answer comes first."""
 
     def __init__(self, file: IO[str], several: bool) -> None:
         self.file, self.several = file, several
@@ -165,7 +165,7 @@ class Text:
 
 
 class JsonLines:
-    """One object per picture and line."""
+    """One JSON object per picture, each on its own line."""
 
     def __init__(self, file: IO[str], several: bool) -> None:
         self.file = file
@@ -183,9 +183,9 @@ class JsonLines:
 
 
 class Csv:
-    """One row per prediction, or with the error of a picture that has none, under `COLUMNS`; texts as `cell` has them.
+    """One row per prediction, or one with the error of a failed picture, under `COLUMNS`; text goes through `cell`.
 
-    The synset that backing off gives has the rank 0 and no class id.
+    The back-off answer has rank 0 and no class id.
     """
 
     def __init__(self, file: IO[str], several: bool) -> None:
@@ -206,7 +206,7 @@ class Csv:
 
 
 class Table:
-    """A table for people, drawn when all results are there."""
+    """A table for people, drawn after the last result."""
 
     def __init__(self, file: IO[str], several: bool) -> None:
         from rich.console import Console
@@ -216,7 +216,7 @@ class Table:
         self.console = Console(file=file, width=wide, markup=False, highlight=False, emoji=False)
         self.table = RichTable("image", "probability", "wnid", "words")
         for column in self.table.columns:
-            column.overflow = "fold"  # nothing is cut
+            column.overflow = "fold"  # never truncate
 
     def add(self, image: str, result: Classified) -> None:
         name = printable(image)
@@ -236,6 +236,14 @@ class Table:
 
 
 def prediction_lines(predictions: list[Prediction]) -> Iterator[str]:
-    """Probability, wnid and words in fixed columns."""
+    """Yield each prediction as probability, wnid and words in fixed columns."""
     for entry in predictions:
         yield f"{entry.probability:.3f}  {entry.wnid or entry.class_id:<9}  {printable(entry.words)}"
+
+
+def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows with aligned columns."""
+    shown = [tuple(map(printable, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        print("  ".join(field.ljust(width) for field, width in zip(row, widths, strict=True)).rstrip())

@@ -1,4 +1,4 @@
-"""Commands about pictures: classify and demo."""
+"""`classify` and `demo`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from convnets_torch.cli import options
 from convnets_torch.cli import output as results
 from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, command, option
-from convnets_torch.cli.output import aside, complain, say, show, warnings_as_lines
+from convnets_torch.cli.output import aside, complain, say, show, warnings_as_lines, with_time_left
 
 ENDINGS: dict[str, Any] = {
     ".txt": results.Text,
@@ -33,17 +33,17 @@ def classify(
     top: options.Top = 5,
     target: options.Targets = None,
     backoff: float | None = option(
-        None, "First the deepest WordNet synset that is at least so probable.", min=0, max=1
+        None, "First print the deepest WordNet synset with at least this probability.", min=0, max=1
     ),
     as_csv: bool = option(False, "Print CSV, one row per class or error.", "--csv"),
-    as_table: bool = option(False, "Print a table when all is done.", "--table"),
+    as_table: bool = option(False, "Print a table once all pictures are done.", "--table"),
     output: Path | None = option(
-        None, "File to write instead of printing: .csv, .json or .jsonl (an object on each line), or .txt."
+        None, "File to write instead of printing: .csv, .json or .jsonl (one object per line), or .txt."
     ),
 ) -> None:
     """Print the most probable classes of pictures: probability, wnid, words.
 
-    --target leaves out other classes; the probabilities stay as they are.
+    --target leaves out all other classes; probabilities do not change.
     """
     asked = [name for name, wanted in (("json", shown.as_json), ("csv", as_csv), ("table", as_table)) if wanted]
     if len(asked) > 1:
@@ -54,9 +54,8 @@ def classify(
     if output is not None:
         ending = output.suffix.lower()
         if asked and form is not ENDINGS[ending] and (form, ending) != (results.Table, ".txt"):
-            raise typer.BadParameter(f"--{asked[0]} does not go with {output}, whose ending says how it is written")
+            raise typer.BadParameter(f"--{asked[0]} does not go with {output}, whose ending sets the format")
         form = form if asked else ENDINGS[ending]
-    from convnets_torch.cli.output import with_time_left
     from convnets_torch.files import replacing
     from convnets_torch.inference import classification
     from convnets_torch.wordnet.targets import find_target
@@ -64,7 +63,7 @@ def classify(
     network = run.runnable(weights)
     only = options.one_target(target)
     if only is not None:
-        find_target(classification.card_of(network), only)  # an unknown one is refused once, before any picture
+        find_target(classification.card_of(network), only)  # raise for an unknown target before reading any picture
     with warnings_as_lines(), contextlib.ExitStack() as stack:
         found = run.find(images)
         sources = map(options.opened, found)
@@ -91,7 +90,7 @@ def classify(
 
 @command()
 def demo(shown: Shown, output: Path = option(Path("demo"), "Folder to write the pictures into.")) -> None:
-    """See it work without weights of your own: EfficientNet-Lite0 on four photographs."""
+    """Classify and map four photographs with EfficientNet-Lite0, without weights of your own."""
     from convnets_torch.cli import demo as first_run
 
     result = first_run.demo(output)

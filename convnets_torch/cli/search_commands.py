@@ -14,7 +14,7 @@ import typer
 
 from convnets_torch.cli import options
 from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import complain, say, show, warnings_as_lines
+from convnets_torch.cli.output import complain, rows_done, say, show, warnings_as_lines
 from convnets_torch.text import cell
 
 if TYPE_CHECKING:
@@ -22,31 +22,26 @@ if TYPE_CHECKING:
     from convnets_torch.embeddings.search import Index
     from convnets_torch.networks import Network
 
-SHOWN = 20  # errors that are printed; the table has all
+SHOWN = 20  # errors printed; the index stores all
 
 
 @command(old={"--db": "--output"})
 def index(
     weights: Weights,
     images: Images,
-    output: str = option(
-        ..., "The index to write: a folder, made if need be, or an address that LanceDB takes, such as s3://..."
-    ),
+    output: str = option(..., "Index to write: a folder, created if missing, or a LanceDB address such as s3://..."),
     layer: options.Layer = None,
     pool: options.Pool = "avg",
-    hash_all: bool = option(False, "Read all files, also those of the same size and time as when last indexed."),
-    prune: bool = option(
-        False, "Remove the rows of all files that are gone, also of a disk that is not mounted just now."
-    ),
+    hash_all: bool = option(False, "Hash all files, also those whose size and time have not changed."),
+    prune: bool = option(False, "Remove the rows of missing files, including those on a disk that is not mounted."),
     *,
     run: RunOptions,
     shown: Shown,
 ) -> None:
-    """Index pictures for search: only new and changed files go through the network. Safe to stop at any moment.
+    """Index pictures for search. Only new and changed files are embedded; safe to interrupt at any time.
 
-    Without --layer, the vectors are what the last dense layer reads.
+    Without --layer, the vectors are the input of the last dense layer.
     """
-    from convnets_torch.cli.output import rows_done
     from convnets_torch.embeddings.index import index_pictures
 
     network = run.load(weights, whole=layer is not None, bulk=True)
@@ -65,9 +60,9 @@ def index(
             **run.running,
             progress=progress,
         )
-        count = len(done.index.vectors)  # which also writes them to where search reads them
+        count = len(done.index.vectors)  # also writes the cache that search reads
     say(
-        f"{output}: {done.embedded} embedded, {done.moved} moved, {done.copied} with the content of others,"
+        f"{output}: {done.embedded} embedded, {done.moved} moved, {done.copied} duplicates of others,"
         f" {done.unchanged} unchanged, {done.failed} could not be used, {done.vanished} vanished"
         f"{f', {done.pruned} removed' if prune else ''}; {count} can be searched"
     )
@@ -81,28 +76,30 @@ def index(
         raise typer.Exit(1)
 
 
-Address = Annotated[str, typer.Argument(metavar="DB", help="An index that `convnets-torch index` made.")]
-COLUMNS = 6  # tiles in a line of a sheet
+Address = Annotated[str, typer.Argument(metavar="DB", help="An index written by `convnets-torch index`.")]
+COLUMNS = 6  # tiles per row of a sheet
 
 
 @command(old={"--class": "--target"})
 def search(
     db: Address,
-    queries: list[str] = argument(..., "Pictures, or paths or sha256 of rows, which need no network.", "QUERY..."),
-    k: int = option(12, "How many pictures for each query.", "-k", min=1),
-    metric: Literal["cosine", "l2", "dot"] = option("cosine", "Cosine, distance, or product of the vectors."),
+    queries: list[str] = argument(
+        ..., "Pictures, or paths or sha256 of indexed rows, which need no network.", "QUERY..."
+    ),
+    k: int = option(12, "Number of results per query.", "-k", min=1),
+    metric: Literal["cosine", "l2", "dot"] = option("cosine", "Cosine similarity, Euclidean distance, or dot product."),
     target: options.Targets = None,
-    box: str | None = option(None, "The part of each query to look for, in pixels.", metavar="X0,Y0,X1,Y1"),
-    ann: bool = option(False, "Approximate, by LanceDB's index; its recall against exact search is said."),
-    output: Path | None = option(None, "Contact sheet to write: a picture."),
+    box: str | None = option(None, "Part of each query to search for, in pixels.", metavar="X0,Y0,X1,Y1"),
+    ann: bool = option(False, "Search approximately with LanceDB's index; prints the recall against exact search."),
+    output: Path | None = option(None, "Contact sheet to write, as a picture."),
     weights: str | None = option(
-        None, "The network, for pictures that are not in the index.", show_default="as when indexed"
+        None, "Weights for queries that are not in the index.", show_default="as when indexed"
     ),
     *,
     run: RunOptions,
     shown: Shown,
 ) -> None:
-    """Find the pictures of an index that are nearest to some others; these themselves are left out by content."""
+    """Find the indexed pictures nearest to each query, leaving out copies of the query itself."""
     corners = None if box is None else _corners(box)
     if output is not None:
         from convnets_torch.visualization import overlays
@@ -137,7 +134,7 @@ def search(
         if target is not None and not each.found:
             say(f"{each.query}: the index has no other picture whose most probable class is of {only!r}")
     if gone := sum(match.gone for each in found for match in each.found):
-        say(f"{gone} of these pictures are gone; index again, and they are left out")
+        say(f"{gone} of these pictures are gone; index again to leave them out")
     if output is not None:
         from convnets_torch.embeddings.result_sheets import search_sheet
         from convnets_torch.visualization import overlays
@@ -146,7 +143,7 @@ def search(
 
 
 def _network(index: Index, weights: str | None, run: RunOptions) -> Network:
-    """The network for pictures that are not in an index, by default the one that made it."""
+    """Load the network for queries that are not in the index, by default the one that made it."""
     from convnets_torch.embeddings.search import network_of
 
     if weights is not None:
@@ -159,7 +156,7 @@ def _corners(box: str) -> tuple[int, int, int, int]:
     try:
         left, top, right, bottom = map(int, box.split(","))
     except ValueError:
-        raise typer.BadParameter(f"a box is four whole numbers, left,top,right,bottom, not {box!r}") from None
+        raise typer.BadParameter(f"a box is four integers, left,top,right,bottom, not {box!r}") from None
     return left, top, right, bottom
 
 
@@ -170,27 +167,26 @@ LEAKS = ("path", "of", "cosine")
 @command(old={"--threshold": "--min-similarity"})
 def duplicates(
     db: Address,
-    min_similarity: float = option(0.95, "The least cosine of two vectors that counts, up to 1."),
-    between: tuple[str, str] | None = option(None, "Two folders: which pictures of A are nearly in B.", metavar="A B"),
-    output: Path | None = option(None, "Contact sheet to write, a picture; or .csv."),
+    min_similarity: float = option(0.95, "Minimum cosine similarity of near-duplicates, above 0 and up to 1."),
+    between: tuple[str, str] | None = option(
+        None, "Two folders: find pictures of A that have a near-duplicate in B.", metavar="A B"
+    ),
+    output: Path | None = option(None, "Contact sheet to write, as a picture, or .csv."),
     *,
     shown: Shown,
 ) -> None:
-    """Find groups of files that are nearly the same, or pictures of one folder that leaked from another.
+    """Find groups of near-duplicate files, or pictures of one folder that leaked from another.
 
-    Of each path is said: "keep", of the largest file of its group; "same", another path of the file above; "link"; or
-    "gone". Then come its cosine to the first of the group, its width x height, and its bytes.
+    Each path is marked "keep" (largest file of its group), "same" (another path of the file above), "link" or "gone",
+    followed by its cosine similarity to the first of the group, width x height, and size in bytes.
     """
     threshold = min_similarity
     if not 0 < threshold <= 1:
-        raise typer.BadParameter(
-            f"--min-similarity {threshold} is no cosine of what is alike; give one above 0, up to 1"
-        )
+        raise typer.BadParameter(f"--min-similarity is {threshold}; give a cosine similarity above 0 and up to 1")
     if output is not None:
         from convnets_torch.visualization import overlays
 
         options.check_output(output, [".csv", *overlays.FORMATS], "tables and sheets are")
-    from convnets_torch.cli.output import rows_done
     from convnets_torch.embeddings.index_table import is_there
     from convnets_torch.embeddings.search import Index
 
@@ -210,7 +206,7 @@ def duplicates(
             size = f"{file.width} x {file.height}" if file.width else ""
             show(f"{mark:4}  {file.cosine:.4f}  {size:>13}  {'' if file.bytes is None else file.bytes:>11}  {path}")
         if group.chain:
-            print(f"a chain: its least cosine is {group.least_cosine:.4f}")
+            print(f"a chain: its smallest cosine is {group.least_cosine:.4f}")
         print()
     for path, source, similarity in leaks:
         if shown.as_json:
@@ -219,7 +215,7 @@ def duplicates(
             show(f"{similarity:.4f}  {path}  {source}")
     gone = sum(file.gone for group in groups for file in group.files)
     if gone := gone + sum(not is_there(path) for leak in leaks for path in leak[:2]):
-        say(f"{gone} of these files are gone; index again, and they are left out")
+        say(f"{gone} of these files are gone; index again to leave them out")
     if output is not None and output.suffix.lower() == ".csv":
         _save_table(output, groups, leaks, between is not None)
     elif output is not None:
@@ -234,7 +230,7 @@ def duplicates(
 
 
 def _lines(group: DuplicateGroup) -> Iterator[tuple[str, Duplicate, str]]:
-    """(mark, file, path) of each path of a group."""
+    """Yield (mark, file, path) for each path of a group."""
     for file in group.files:
         mark = "gone" if file.gone else "link" if file.link else "keep" if file.paths[0] == group.keeper else ""
         yield mark, file, file.paths[0]
@@ -245,7 +241,7 @@ def _lines(group: DuplicateGroup) -> Iterator[tuple[str, Duplicate, str]]:
 def _save_table(
     output: Path, groups: Sequence[DuplicateGroup], leaks: Sequence[tuple[str, str, float]], between: bool
 ) -> None:
-    """Write groups, a row for each path, or leaks, as CSV; texts as `cell` has them."""
+    """Write groups (one row per path) or leaks as CSV; text goes through `cell`."""
     from convnets_torch.files import replacing
 
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""The command about synsets: what a target means, what is around it, and which words there are."""
+"""`synsets`: what a target means, its neighbours in WordNet, and a search for words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from convnets_torch.wordnet.synsets import Synset
 
-PIPED_WIDTH = 1000  # columns where there is no terminal: nothing is cut or wrapped
+PIPED_WIDTH = 1000  # columns if stdout is not a terminal, so that nothing is cut or wrapped
 
 
 @command()
@@ -25,8 +25,8 @@ def synsets(
     target: str = argument(
         ..., "A word, a wnid, a WordNet name, a class id, or several: 'dog - hunting dog + wolf'.", "TARGET"
     ),
-    tree: bool = option(False, "Draw all synsets below, down to the classes."),
-    search: bool = option(False, "List the synsets with TARGET in a word: wnid, number of classes, words."),
+    tree: bool = option(False, "Draw all synsets below the target, down to the classes."),
+    search: bool = option(False, "List synsets with TARGET as part of a word: wnid, number of classes, words."),
     *,
     shown: Shown,
 ) -> None:
@@ -91,13 +91,13 @@ def _print_fields(fields: dict[str, object], as_json: bool) -> None:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Sorted numbers in short: [1, 2, 3, 7] is "1-3, 7"."""
+    """Format sorted numbers as ranges: [1, 2, 3, 7] becomes "1-3, 7"."""
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _print_tree(target: str) -> None:
-    """Draw the synsets between a target and its classes; of several targets from the deepest synset over them all."""
+    """Draw the tree from a target to its classes; an expression starts at the common ancestor of its classes."""
     from rich.console import Console
     from rich.tree import Tree
 
@@ -113,7 +113,7 @@ def _print_tree(target: str) -> None:
 
 
 def _grow(branch: Tree, synset: Synset, wanted: frozenset[int], shown: set[str]) -> None:
-    """Add a synset and what is below it. One with several parents stands under each, but in full at the first alone."""
+    """Add a synset and its descendants; one with several parents is under each, but expanded only the first time."""
     from rich.text import Text
 
     from convnets_torch.wordnet.synsets import find

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,60 +12,60 @@ import typer
 
 from convnets_torch.cli import options
 from convnets_torch.cli.options import RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import say, show, warnings_as_lines
-from convnets_torch.text import printable, shortened
+from convnets_torch.cli.output import print_columns, say, show, warnings_as_lines
+from convnets_torch.text import shortened
 
 if TYPE_CHECKING:
     from converters.audit import Audit
 
-LONG = 2000  # letters of a field, such as the digests of pictures, that nobody reads
+LONG = 2000  # characters; longer fields, such as the digests of pictures, are cut
 
 
 @command()
 def convert(
-    source: Path = argument(..., "Weights: .h5 or .keras of Keras, or .pth of PyTorch.", "IN", readable=False),
+    source: Path = argument(..., "Keras weights (.h5, .keras) or PyTorch weights (.pth).", "IN", readable=False),
     destination: Path | None = argument(None, "", "OUT", readable=False, hidden=True),
     *,
     shown: Shown,
     output: Path | None = option(None, "File to write, .safetensors."),
     backend: str | None = option(
-        None, "What trained the weights, theano or tensorflow, where the file does not say it."
+        None, "Backend that trained the weights, theano or tensorflow, if the file does not say."
     ),
     data_format: str | None = option(
-        None, "How it was trained, channels_first or channels_last, where the file does not say it."
+        None, "Data format in training, channels_first or channels_last, if the file does not say."
     ),
     preprocessing: str | None = option(
         None,
         "Preset such as keras-caffe, or a JSON file; by default that of the released weights.",
         metavar="NAME|FILE.json",
     ),
-    activation: str | None = option(None, "Of the outputs, softmax, sigmoid or none, where the file has no config."),
+    activation: str | None = option(None, "Output activation, softmax, sigmoid or none, if the file has no config."),
     hidden_activation: str | None = option(
-        None, "Between the dense layers of a head of your own, where the file has no config."
+        None, "Activation between the dense layers of your own head, if the file has no config."
     ),
     pool1_padding: str | None = option(
-        None, "Whether ResNet50 pads before its first pooling; no file of old names says it.", metavar="yes|no"
+        None, "Whether ResNet50 pads before its first pooling; files with old names never say.", metavar="yes|no"
     ),
     input_size: str | None = option(
-        None, "Of the pictures that your own head was trained on, without config.", metavar="PIXELS|HxW"
+        None, "Input size that your own head was trained on, if the file has no config.", metavar="PIXELS|HxW"
     ),
-    classes: Path | None = option(None, "Names of your own classes: a text file, one on each line.", readable=False),
-    layout: str | None = option(None, "torchvision: write VGG under torchvision's names, for load_state_dict there."),
-    proof: bool = option(False, "Compute what the source file means beside the result, and compare each layer."),
+    classes: Path | None = option(None, "Text file with the names of your classes, one per line.", readable=False),
+    layout: str | None = option(None, "torchvision: write VGG with torchvision's names, for its load_state_dict."),
+    proof: bool = option(False, "Run the source file's network in NumPy and compare each layer with the result."),
     no_isolation: bool = option(False, "Read the file in this process, which a damaged file may crash."),
-    cache: bool = option(False, "Write into the cache, under the network's name."),
+    cache: bool = option(False, "Write to the cache, under the network's name."),
 ) -> None:
-    """Convert weights to a safetensors file that knows what it is."""
+    """Convert weights to a safetensors file that stores its network, classes and preprocessing."""
     if destination is not None:
         if output is not None:
-            raise typer.BadParameter(f"both {destination} and -o {output} are named; write into one file")
+            raise typer.BadParameter(f"both {destination} and -o {output} are given; name one output")
         options.deprecated(f"the second file, {destination},", f"-o {destination}")
         output = destination
     if cache == (output is not None):
-        raise typer.BadParameter("name a file with -o, or give --cache to write into the cache (one of the two)")
+        raise typer.BadParameter("give either -o FILE or --cache")
     options.check_weights(output)
     if pool1_padding not in (None, "yes", "no"):
-        raise typer.BadParameter(f"--pool1-padding is {pool1_padding!r}; yes or no is wanted")
+        raise typer.BadParameter(f"--pool1-padding is {pool1_padding!r}; give yes or no")
     from converters import conversion
 
     report = conversion.convert(
@@ -105,15 +105,13 @@ def convert(
 def _size(text: str) -> tuple[int, int]:
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise typer.BadParameter(
-            f"--input-size is {text!r}; pixels are wanted, such as 150 or 150x200 (height x width)"
-        )
+        raise typer.BadParameter(f"--input-size is {text!r}; give pixels, such as 150 or 150x200 (height x width)")
     return int(sides[0]), int(sides[-1])
 
 
 @command()
 def info(weights: Weights, shown: Shown) -> None:
-    """Print what weights are: network, classes, preprocessing and where they came from."""
+    """Print the network, classes, preprocessing and origin of a weights file."""
     from convnets_torch.card import read_card
     from convnets_torch.files import find
 
@@ -138,15 +136,8 @@ def _plain(value: object) -> str:
         return "; ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
     text = "-" if value is None else str(value)
     if len(text) > LONG:
-        text = f"{text[:12]}... ({len(text)} letters)"
+        text = f"{text[:12]}... ({len(text)} characters)"
     return text if text.isprintable() else repr(text)
-
-
-def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
-    shown = [tuple(map(printable, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    for row in shown:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 convert_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -155,12 +146,12 @@ convert_app.command(cls=options.Command, context_settings=options.HELP)(convert)
 
 @command()
 def audit(
-    file: Path = argument(..., "An .h5 or .keras file of any Keras, trusted or not.", "FILE"),
+    file: Path = argument(..., "An .h5 or .keras file of any Keras version; it need not be trusted.", "FILE"),
     no_isolation: bool = option(False, "Read the file in this process, which a damaged file may crash."),
     *,
     shown: Shown,
 ) -> None:
-    """List what a Keras file holds without building or running any of it: layers, code, links, odd sizes."""
+    """List the contents of a Keras file without building or running any of it: layers, code, links, odd sizes."""
     from converters.audit import Audit
     from converters.readers.process import reading_process
 
@@ -170,11 +161,11 @@ def audit(
         print(json.dumps(found.to_dict()))
         return
     for line in lines(found):
-        show(shortened(line))  # --json has all of it
+        show(shortened(line))  # --json prints it in full
 
 
 def lines(found: Audit) -> Iterator[str]:
-    """An audit for people; the text of the file in it is as the file has it."""
+    """Yield an audit as lines of text; text from the file is not escaped."""
     yield f"{found.path}: {found.size:,} bytes"
     if found.framework:
         backend = f", trained on {found.backend}" if found.backend else ""
@@ -193,27 +184,27 @@ def lines(found: Audit) -> Iterator[str]:
         yield f"not readable: {found.refused}"
 
 
-SHOWN = 10  # hypotheses that are printed; --json has all
+SHOWN = 10  # hypotheses printed; --json has all
 
 
 @command(old={"--write": "--output"})
 def doctor(
     weights: Weights,
     images: list[str] | None = argument(
-        None, "Pictures of known content: with --expect, or folders with one sub-folder a class.", "FOLDER|IMAGE..."
+        None, "Pictures of known content: with --expect, or folders with one subfolder per class.", "FOLDER|IMAGE..."
     ),
-    expect: str | None = option(None, "What all the pictures show: a word, a wnid, a class id or name."),
+    expect: str | None = option(None, "Class that all pictures show: a word, a wnid, a class id or name."),
     golden: tuple[Path, Path] | None = option(
         None, "Input and output recorded from the original framework, instead of pictures.", metavar="X.npy Y.npy"
     ),
-    output: Path | None = option(None, "File to write, .safetensors: the corrected weights."),
+    output: Path | None = option(None, "File for the corrected weights, .safetensors."),
     *,
     run: RunOptions,
     shown: Shown,
 ) -> None:
-    """Find what makes converted weights answer wrongly; exit 1 when that stays undecided."""
+    """Find out why converted weights give wrong answers; exit 1 if undecided."""
     if (golden is None) == (not images):
-        raise typer.BadParameter("give pictures, or a recording with --golden (one of the two)")
+        raise typer.BadParameter("give either pictures or a recording with --golden")
     if golden is not None and expect is not None:
         raise typer.BadParameter("--expect goes with pictures, not with --golden")
     from converters.doctor.doctor import diagnose
@@ -222,7 +213,7 @@ def doctor(
 
     if run.precision not in (None, "exact", "float32"):
         raise typer.BadParameter(
-            f"faults are told apart by errors of 1e-5, which --precision {run.precision} does not keep; take float32"
+            f"doctor compares errors of 1e-5, which --precision {run.precision} cannot represent; use float32"
         )
     options.check_weights(output)
     network = run.load(weights, plain=True)
@@ -249,13 +240,13 @@ def doctor(
             show(f"{entry.figure:<8.3g}  {', '.join(entry.changes) or 'the file as it is'}")
         show(diagnosis.sentence)
     if output is not None:
-        say(f"{output}: written" if written else f"{output}: not written, as nothing is decided")
+        say(f"{output}: written" if written else f"{output}: not written, because nothing was decided")
     if diagnosis.winner is None:
         raise typer.Exit(1)
 
 
 def _finite(number: float) -> float | None:
-    """JSON has no infinity."""
+    """Replace infinity, which JSON lacks, by None."""
     return number if number < float("inf") else None
 
 
@@ -265,12 +256,10 @@ def export(
     *,
     shown: Shown,
     output: Path = option(..., "File to write: .onnx or .pt2."),
-    heatmap: bool = option(False, "The score map of larger images, instead of the classifier."),
-    with_preprocessing: bool = option(
-        False, "Take uint8 RGB pixels: channel order, scale, mean and std are in the file."
-    ),
+    heatmap: bool = option(False, "Export the score map for larger images instead of the classifier."),
+    with_preprocessing: bool = option(False, "Include preprocessing: the program takes uint8 RGB pixels."),
 ) -> None:
-    """Write a network as a program for ONNX Runtime (.onnx) or plain PyTorch (.pt2)."""
+    """Export a network for ONNX Runtime (.onnx) or plain PyTorch (.pt2)."""
     from convnets_torch.files import check_writable
     from convnets_torch.inference.export import check_ending
     from convnets_torch.inference.export import export as write

@@ -1,12 +1,12 @@
-"""Measure what has a speed, as ratios against a peer in the same run.
+"""Measure speed as ratios against a peer in the same run.
 
     python scripts/benchmarks/benchmark.py import load cold-start convert formats proof folder heatmap strips dilation
                                 gradcam filters classify pipeline gpu search maps training evaluate
                                 [--rounds 7] [--json FILE]
 
-Peers and ours alternate, so that a machine that slows down slows both; the ratio is the median of the ratios
-of each round. Inputs are full-size files with random weights, made anew in a temporary folder. All but
-`gpu` runs on the CPU; the files are in the page cache, as after a download.
+Peers and ours alternate, so that a slower machine affects both; the result is the median of the rounds'
+ratios. Inputs are full-size files with random weights, created in a temporary folder. All but
+`gpu` run on the CPU; the files are in the page cache, as after a download.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from scripts.benchmarks.rounds import Result, alternate
 
 
 def run(code: str) -> Callable[[], object]:
-    """A fresh process that runs some Python."""
+    """Run Python code in a fresh process."""
     return lambda: subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 def make_inputs(folder: Path) -> None:
-    """Full-size VGG16 in each form that is compared: .h5 of Keras 1, safetensors with a card, torch's own files."""
+    """Write full-size VGG16 as .h5 of Keras 1, safetensors with a card, and torch's own files."""
     import torch
     from torchvision.models import vgg16
 
@@ -54,7 +54,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def measure_import(folder: Path, rounds: int) -> list[Result]:
-    """Importing the package and asking for help, beside the start of Python itself, which both contain."""
+    """Import the package and print the help, against the start of Python alone, which both include."""
     script = Path(sys.executable).parent / "convnets-torch"
     helped = lambda: subprocess.run([script, "--help"], check=True, stdout=subprocess.DEVNULL)  # noqa: E731
     return [
@@ -64,7 +64,7 @@ def measure_import(folder: Path, rounds: int) -> list[Result]:
 
 
 def measure_load(folder: Path, rounds: int) -> list[Result]:
-    """VGG16, ready to classify; the file's pages are not touched by ours nor by the first peer."""
+    """Load VGG16, ready to classify; ours and the first peer do not touch the file's pages."""
     import torch
     from torchvision.models import vgg16 as torchvision_vgg16
 
@@ -93,7 +93,7 @@ def measure_load(folder: Path, rounds: int) -> list[Result]:
 
 
 def measure_cold_start(folder: Path, rounds: int) -> list[Result]:
-    """From the start of the process to the first logits of a photograph, the usual script as its peer."""
+    """Time from process start to the first logits of a photograph, against the usual script."""
     from PIL import Image
 
     from tests.reference.pictures import picture
@@ -121,12 +121,12 @@ with torch.inference_mode():
 
 
 def measure_convert(folder: Path, rounds: int) -> list[Result]:
-    """Full VGG16 from `.h5`, its sha256 included, against copying the file; and how much memory it takes."""
+    """Convert full VGG16 from `.h5`, including its sha256, against copying the file; also measure memory."""
     return [converted(folder, source, rounds) for source in ("vgg16.h5",)]
 
 
 def measure_formats(folder: Path, rounds: int) -> list[Result]:
-    """The same for each form in which real Keras 3 saves VGG16; needs the `dev` extra and 3 GB of disk."""
+    """The same for each format in which real Keras 3 saves VGG16; needs the `dev` extra and 3 GB of disk."""
     write = [sys.executable, "-W", "ignore", "-m", "tests.reference.keras3_files", str(folder / "keras3")]
     command = [*write, "--full", "--models", "vgg16", "--forms", "weights", "model", ".weights.h5", ".keras"]
     environment = os.environ | {"KERAS_BACKEND": "torch"}
@@ -136,7 +136,7 @@ def measure_formats(folder: Path, rounds: int) -> list[Result]:
 
 
 def converted(folder: Path, source: str, rounds: int) -> Result:
-    """A conversion against a copy, alternating; what it adds to the memory of all its processes is printed."""
+    """Time a conversion against a copy, alternating, and print the memory that it adds."""
     from converters import convert
 
     def copy() -> None:
@@ -151,7 +151,7 @@ def converted(folder: Path, source: str, rounds: int) -> Result:
         convert(folder / source, folder / "out.safetensors")
 
     result = alternate(f"convert {source} (553 MB)", "copy the file, fsync", ours, copy, rounds)
-    small = ROOT / "tests" / "data" / "keras1" / "vgg16.h5"  # brings in torch and starts the process that reads
+    small = ROOT / "tests" / "data" / "keras1" / "vgg16.h5"  # imports torch and starts the reading process
     code = f"""
 from converters import convert
 convert({str(small)!r}, {str(folder / "small")!r})
@@ -165,9 +165,9 @@ convert({str(folder / source)!r}, {str(folder / "out.safetensors")!r})
 
 
 def memory_growth(code: str) -> tuple[str, int]:
-    """What a program says when it is ready, and bytes that it and its children take at most beyond what they have then.
+    """Return the line that a program prints when ready, and its peak memory growth (bytes, with children) from then on.
 
-    It says one line, and waits for another.
+    The program prints one line and waits for another.
     """
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as process:
@@ -184,7 +184,7 @@ def memory_growth(code: str) -> tuple[str, int]:
 
 
 def resident(number: int) -> int:
-    """Bytes of a process and all its descendants in memory; what several share is counted for each."""
+    """Resident bytes of a process and its descendants; shared memory counts for each."""
     total = 0
     with contextlib.suppress(OSError):  # it has ended
         status = Path(f"/proc/{number}/status").read_text()
@@ -195,7 +195,7 @@ def resident(number: int) -> int:
 
 
 def measure_proof(folder: Path, rounds: int) -> list[Result]:
-    """What the proof adds to a conversion, and an audit against bare Python."""
+    """Time a conversion with and without proof, and an audit against bare Python."""
     command = [sys.executable, "-m", "converters", str(folder / "vgg16.h5"), "-o", str(folder / "out.safetensors")]
 
     def process(*arguments: str) -> Callable[[], object]:
@@ -211,7 +211,7 @@ def measure_proof(folder: Path, rounds: int) -> list[Result]:
 
 
 def measure_folder(folder: Path, rounds: int) -> list[Result]:
-    """A folder of photographs through VGG16, against the bare loop over inputs that are in memory already."""
+    """Classify a folder of photographs with VGG16, against the bare loop over inputs in memory."""
     import numpy as np
     import torch
     from PIL import Image
@@ -260,7 +260,7 @@ def measure_folder(folder: Path, rounds: int) -> list[Result]:
 
 
 def of_module(name: str) -> Callable[[Path, int], list[Result]]:
-    """What a module measures that bears the name of the work, imported when it is asked for."""
+    """Return a function that imports a benchmark module on demand and runs it."""
 
     def measure(folder: Path, rounds: int) -> list[Result]:
         measured: list[Result] = getattr(importlib.import_module(f"scripts.{MODULES[name]}"), f"measure_{name}")(
@@ -298,7 +298,7 @@ WORK: dict[str, Callable[[Path, int], list[Result]]] = {
 
 
 def main() -> None:
-    """Measure what is named, print a table, and write JSON if asked."""
+    """Run the named benchmarks, print a table, and optionally write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", nargs="*", choices=[*WORK, []], help="what to measure; all by default")
     parser.add_argument("--rounds", type=int, default=7)

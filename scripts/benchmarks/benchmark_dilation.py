@@ -1,8 +1,8 @@
 """Dilated convolutions against shift-and-stitch, layer by layer; `scripts/benchmarks/benchmark.py dilation` runs it.
 
 A smaller cell stride needs each later layer at every shift of its input. A dilated convolution reads all shifts in
-place; shift-and-stitch sorts the cells by shift into a batch, runs the plain convolution and sorts them back. Both
-give the same sums. Sizes are those of the last layers of networks here on 640x480 pixels.
+place; shift-and-stitch rearranges the cells by shift into a batch, runs the plain convolution and rearranges them back.
+Both give the same results. Sizes are those of the last layers of our networks on 640x480 pixels.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ LAYERS = {
 
 
 def stitched(cells: Tensor, weight: Tensor, dilation: int, groups: int) -> Tensor:
-    """The dilated convolution, zero-padded to keep the map's size, through a batch of all shifts.
+    """Compute a dilated convolution, zero-padded to keep the map's size, as a batch of all shifts.
 
     Args:
         cells: (1, C, h, w).
         weight: (K, C / groups, side, side).
-        dilation: distance of the cells that a kernel reads.
+        dilation: distance between the cells that a kernel reads.
         groups: of the convolution.
 
     Returns:
@@ -54,10 +54,10 @@ def stitched(cells: Tensor, weight: Tensor, dilation: int, groups: int) -> Tenso
 
 
 def measure_dilation(folder: Path, rounds: int) -> list[Result]:
-    """Each layer in float32 and bfloat16.
+    """Measure each layer in float32 and bfloat16.
 
     Raises:
-        ValueError: both ways differ.
+        ValueError: the two methods give different results.
     """
     import torch
     from torch.nn import functional as F

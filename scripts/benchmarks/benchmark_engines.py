@@ -1,7 +1,7 @@
-"""Images to logits on the CPU, against everything else that runs them (`benchmark.py classify`).
+"""Images to logits on the CPU, against other programs (`benchmark.py classify`).
 
-The floor is what the machine cannot go below: the network's operations at the rate of the best matrix product measured
-on the spot, or its weights at the rate at which memory is read, whichever takes longer.
+The floor is the least time that the machine allows: the network's operations at the rate of the fastest matrix product
+measured on it, or its weights at the memory read rate, whichever takes longer.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Builder = Callable[[], Program]
 
 @dataclass(frozen=True)
 class Work:
-    """One row of the table: a network of torchvision and a batch."""
+    """One row of the table: a torchvision network and a batch size."""
 
     name: str
     batch: int
     float32_only: bool = False
-    timm: str | None = None  # its name there
+    timm: str | None = None  # its name in timm
     keras: str | None = None
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ EAGER = "torchvision eager float32"
 
 
 def measure_classify(folder: Path, rounds: int) -> list[Result]:
-    """Every row of the table: all programs in turn in each round."""
+    """Measure every row of the table, alternating all programs in each round."""
     results = []
     for work in WORKS:
         results += measure(work, rounds)
@@ -64,7 +64,7 @@ def measure_classify(folder: Path, rounds: int) -> list[Result]:
 
 
 def measure(work: Work, rounds: int) -> list[Result]:
-    """One row: each program of ours against each peer, and the floor."""
+    """Measure one row: each of our programs against each peer, and the floor."""
     print(f"\n## {work}\n")
     ours, peers = own_programs(work), peer_programs(work)
     with started({**ours, **peers}) as timers:
@@ -83,7 +83,7 @@ def measure(work: Work, rounds: int) -> list[Result]:
 
 
 def own_programs(work: Work) -> dict[str, Builder]:
-    """What this library makes of the module."""
+    """Our programs for the module."""
     best: Precision = "float32" if work.float32_only else "auto"
     programs: dict[str, Builder] = {"ours, prepare float32": partial(prepared, work, "float32")}
     if not work.float32_only:
@@ -94,7 +94,7 @@ def own_programs(work: Work) -> dict[str, Builder]:
 
 
 def peer_programs(work: Work) -> dict[str, Builder]:
-    """What others make of it."""
+    """The peers' programs for the module."""
     programs: dict[str, Builder] = {EAGER: partial(eager, work, "torchvision", "float32")}
     libraries = ["torchvision", "timm"] if work.timm else ["torchvision"]
     if work.timm:
@@ -116,7 +116,7 @@ def peer_programs(work: Work) -> dict[str, Builder]:
 
 
 def module_of(work: Work, library: str = "torchvision") -> nn.Module:
-    """The network with random weights, the same ones each time."""
+    """Return the network with seeded random weights."""
     import torch
 
     torch.manual_seed(0)
@@ -129,14 +129,14 @@ def module_of(work: Work, library: str = "torchvision") -> nn.Module:
 
 
 def images_of(work: Work) -> Tensor:
-    """Noise."""
+    """Return noise."""
     import torch
 
     return torch.randn(work.batch, 3, 224, 224)
 
 
 def runs(network: Callable[[Tensor], object]) -> Callable[[Tensor], Program]:
-    """A program for images: the network on them, without gradients."""
+    """Return a program that runs the network on images without gradients."""
     import torch
 
     def of(images: Tensor) -> Program:
@@ -150,20 +150,20 @@ def runs(network: Callable[[Tensor], object]) -> Callable[[Tensor], Program]:
 
 
 def prepared(work: Work, precision: Precision, compiled: bool = False) -> Program:
-    """Ours, without extras."""
+    """Return our program without extras."""
     import torch
 
     from convnets_torch.inference.allocation import keep_memory
     from convnets_torch.inference.prepare import dtype_of, prepare
 
-    keep_memory()  # as a program does at its start
+    keep_memory()  # as programs should at start
     made = prepare(module_of(work), device="cpu", precision=precision, compiled=compiled)
     dtype = dtype_of(precision, torch.device("cpu"))
     return runs(lambda images: made(images.to(dtype)).float())(images_of(work))
 
 
 def engine(work: Work, precision: str) -> Program:
-    """Ours, with the extra."""
+    """Return our program with the extra."""
     from convnets_torch.inference.engines import engine as engine_of
 
     made = engine_of(module_of(work), "openvino", precision=precision, size=224)  # type: ignore[arg-type]
@@ -171,7 +171,7 @@ def engine(work: Work, precision: str) -> Program:
 
 
 def eager(work: Work, library: str, precision: str, last: bool = False, compiled: bool = False) -> Program:
-    """PyTorch as people use it: in a precision, channels-last or not, compiled with frozen weights or not."""
+    """PyTorch in some precision, optionally channels-last, optionally compiled with frozen weights."""
     import torch
 
     dtype: torch.dtype = getattr(torch, precision)
@@ -182,7 +182,7 @@ def eager(work: Work, library: str, precision: str, last: bool = False, compiled
 
 
 def onnx_runtime(work: Work) -> Program:
-    """As its own documentation has it: exported by PyTorch, a session on the CPU, defaults."""
+    """ONNX Runtime as documented: exported by PyTorch, a CPU session, defaults."""
     import torch
 
     library: Any = importlib.import_module("onnxruntime")
@@ -200,7 +200,7 @@ def onnx_runtime(work: Work) -> Program:
 
 
 def openvino(work: Work, precision: str) -> Program:
-    """At its best: a fixed batch, one stream, the precision asked for."""
+    """OpenVINO in its fastest form: fixed batch, one stream, the given precision."""
     import torch
 
     library: Any = importlib.import_module("openvino")
@@ -212,7 +212,7 @@ def openvino(work: Work, precision: str) -> Program:
 
 
 def keras(work: Work) -> Program:
-    """Keras 3's own application, on PyTorch."""
+    """The network of Keras 3 Applications, on PyTorch."""
     assert work.keras is not None
     os.environ["KERAS_BACKEND"] = "torch"
     library: Any = importlib.import_module("keras")
@@ -222,7 +222,7 @@ def keras(work: Work) -> Program:
 
 
 def print_floor(work: Work, ours: dict[str, float]) -> None:
-    """The least time that the machine allows, and how far ours are from it."""
+    """Print the floor and the ratio of our times to it."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,9 +1,9 @@
-"""What evaluation costs beyond the bare pipeline; `scripts/benchmarks/benchmark.py evaluate` runs it.
+"""Overhead of evaluation over the bare pipeline; `scripts/benchmarks/benchmark.py evaluate` runs it.
 
-Both run the same network over the same files, by `predict` with the same options: the peer takes the logits and does
-nothing with them, ours keeps them in a file and counts errors; in a folder to resume from, it also hashes the network's
-244 MB and syncs what it writes. The network is torchvision's AlexNet with random weights in float32, which is fast, so
-that what is added shows; pictures are those of `benchmark_pipeline`.
+Both run the same network over the same files, by `predict` with the same options: the peer discards the logits,
+ours writes them to a file and counts errors; with a resume folder it also hashes the network's
+244 MB and syncs its writes. The network is torchvision's AlexNet with random weights in float32, which is fast, so
+that overhead is visible; pictures are those of `benchmark_pipeline`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CLASSES = 1000
 
 
 def measure_evaluate(folder: Path, rounds: int) -> list[Result]:
-    """A folder of photographs, with class folders' labels, at the exact scale and at a reduced one."""
+    """Evaluate class folders of photographs, at exact and at reduced scale."""
     import numpy as np
     import torch
     from torchvision import models

@@ -1,4 +1,4 @@
-"""What filter patterns cost, against a loop over channels; `scripts/benchmarks/benchmark.py filters` runs it."""
+"""Time of filter patterns, against a loop over channels; `scripts/benchmarks/benchmark.py filters` runs it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LAYER = "features.conv4_1"
 
 
 def measure_filters(folder: Path, rounds: int) -> list[Result]:
-    """Patterns of VGG16's conv4_1, against one channel at a time through the whole network, at its 224 pixels.
+    """Measure patterns of VGG16's conv4_1, against one channel at a time through the whole network at 224 pixels.
 
-    The peer is the plain ascent as it is usually written: a hook on the layer, the whole network forward, and backward
-    with the gradients of the parameters. Ours is measured at its own 128 pixels, and at the same 224.
+    The peer is plain gradient ascent as usually written: a hook on the layer, the whole network forward, and backward
+    with the gradients of the parameters. Ours is measured at its default 128 pixels, and at the same 224.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""Images to logits on a GPU, and files to logits; `scripts/benchmarks/benchmark.py gpu` runs it where there is one.
+"""Images and files to logits on a GPU; `scripts/benchmarks/benchmark.py gpu` runs it if there is one.
 
 Peers are torchvision's modules in the same precision, channels-last, eager and compiled with CUDA graphs. Each time is
-that of a call until its answer is there. The floor is the network's operations at the rate of the best matrix product
-measured on the spot.
+that of a synchronised call. The floor is the network's operations at the rate of the fastest matrix product
+measured on the device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EAGER = "torchvision eager, channels-last"
 
 
 def measure_gpu(folder: Path, rounds: int) -> list[Result]:
-    """Each network and batch, then photographs."""
+    """Measure each network and batch, then photographs."""
     import torch
 
     if not torch.cuda.is_available():
@@ -42,7 +42,7 @@ def measure_gpu(folder: Path, rounds: int) -> list[Result]:
 
 
 def measure(name: str, batch: int, rounds: int, device: str) -> list[Result]:
-    """All programs in turn in each round, each run often enough to take a tenth of a second."""
+    """Alternate all programs in each round, each repeated for at least a tenth of a second."""
     import torch
     import torchvision
 
@@ -77,7 +77,7 @@ def measure(name: str, batch: int, rounds: int, device: str) -> list[Result]:
 
 
 def programs(module: nn.Module, dtype: torch.dtype, device: str) -> dict[str, Callable[[], Any]]:
-    """Ours and the peers, each built by a call."""
+    """Return builders of our programs and the peers'."""
     import torch
 
     from convnets_torch.inference.prepare import prepare
@@ -94,7 +94,7 @@ def programs(module: nn.Module, dtype: torch.dtype, device: str) -> dict[str, Ca
 
 
 def ready(program: Any, images: Tensor, device: str) -> tuple[Any, int]:
-    """Run three times, with the most memory that the third one took."""
+    """Run three times; return the peak memory of the third run."""
     import warnings
 
     import torch
@@ -110,7 +110,7 @@ def ready(program: Any, images: Tensor, device: str) -> tuple[Any, int]:
 
 
 def mean_seconds(program: Any, images: Tensor, device: str) -> float:
-    """Of one call, from as many as take a tenth of a second."""
+    """Mean seconds of a call, over as many calls as take a tenth of a second."""
     import torch
 
     with torch.inference_mode():
@@ -119,7 +119,7 @@ def mean_seconds(program: Any, images: Tensor, device: str) -> float:
 
 
 def operations(module: nn.Module) -> int:
-    """Of one image; a multiplication and an addition are two."""
+    """Operations for one image; a multiply-add counts as two."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -129,7 +129,7 @@ def operations(module: nn.Module) -> int:
 
 
 def measure_files(folder: Path, rounds: int, device: str) -> list[Result]:
-    """Photographs through AlexNet: against decoding alone, which is the limit."""
+    """Measure photographs through AlexNet, against decoding alone, which is the limit."""
     import torch
     import torchvision
 

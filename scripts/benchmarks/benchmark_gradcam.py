@@ -1,6 +1,6 @@
-"""What Grad-CAM costs, against peers; `scripts/benchmarks/benchmark.py gradcam` runs it.
+"""Time of Grad-CAM, against peers; `scripts/benchmarks/benchmark.py gradcam` runs it.
 
-Images are noise and weights random: what is in them does not change the time.
+Images are noise and weights random, which does not affect the time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TARGETS = (3, 151, 281, 500, 999)
 
 
 def measure_gradcam(folder: Path, rounds: int) -> list[Result]:
-    """Maps of 8 images by VGG16, float32, all on the same module: one target, and five."""
+    """Measure maps of 8 images with VGG16 in float32, all on the same module, for one and five targets."""
     import torch
     from pytorch_grad_cam import GradCAM as OtherGradCam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget

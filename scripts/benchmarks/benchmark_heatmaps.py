@@ -1,6 +1,6 @@
-"""What heatmaps cost, against peers; `scripts/benchmarks/benchmark.py heatmap` and `strips` run it.
+"""Time of heatmaps, against peers; `scripts/benchmarks/benchmark.py heatmap` and `strips` run it.
 
-Pictures are noise: what is in them does not change the time.
+Pictures are noise, which does not affect the time.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from scripts.benchmarks.rounds import Result, alternate
 
 HEIGHT, WIDTH = 480, 640
 LARGE = (2700, 3600)  # pixels whose activations take more than 4 GB
-BATCH = 16  # crops that go through the peer together
+BATCH = 16  # crops per batch of the peer
 
 
 def measure_heatmap(folder: Path, rounds: int) -> list[Result]:
-    """A map of VGG16 over 640x480 pixels: against each window's crop, the plain convolution, and many targets."""
+    """Measure a VGG16 map of 640x480 pixels, against each window's crop, plain convolutions, and many targets."""
     import numpy as np
     import torch
     from torch import nn
@@ -67,7 +67,7 @@ def measure_heatmap(folder: Path, rounds: int) -> list[Result]:
 
 
 def measure_strips(folder: Path, rounds: int) -> list[Result]:
-    """VGG16 over 9.7 megapixels in strips, against one pass that holds everything."""
+    """Measure VGG16 on 9.7 megapixels in strips, against one pass that holds everything."""
     import torch
 
     from convnets_torch.fcn.score_map import score_map

@@ -1,4 +1,4 @@
-"""What maps of collections cost, against scikit-learn's t-SNE; `scripts/benchmarks/benchmark.py maps` runs it."""
+"""Time of maps of collections, against scikit-learn's t-SNE; `scripts/benchmarks/benchmark.py maps` runs it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMIT = 300.0  # seconds that a map of MANY may take
 
 
 def measure_maps(folder: Path, rounds: int) -> list[Result]:
-    """Maps of vectors in 200 groups, half of their values 0 as after a ReLU: some against the peer, many alone."""
+    """Map vectors in 200 clusters, half of their values 0 as after a ReLU: some against the peer, many without it."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 

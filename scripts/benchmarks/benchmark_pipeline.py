@@ -1,7 +1,7 @@
-"""From JPEG files to the five best classes, against a DataLoader; `scripts/benchmarks/benchmark.py pipeline` runs it.
+"""JPEG files to the top five classes, against a DataLoader; `scripts/benchmarks/benchmark.py pipeline` runs it.
 
 The network is torchvision's AlexNet with random weights, with torchvision's preprocessing, on both sides. The files
-are scikit-image's colour photographs enlarged to 2560x1600, so that they compress as photographs without noise do.
+are scikit-image's colour photographs enlarged to 2560x1600, so that they compress like photographs without noise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "r
 
 
 def make_photographs(folder: Path) -> list[Path]:
-    """Files of 2560x1600, each of another part of a photograph."""
+    """Write files of 2560x1600, each of a different part of a photograph."""
     import skimage
     from PIL import Image
 
@@ -45,7 +45,7 @@ def make_photographs(folder: Path) -> list[Path]:
 
 
 def measure_pipeline(folder: Path, rounds: int) -> list[Result]:
-    """Top five of files: a DataLoader and eager float32, against `predict` with a prepared network."""
+    """Measure top five of files: a DataLoader and eager float32, against `predict` with a prepared network."""
     import torch
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
@@ -68,7 +68,7 @@ def measure_pipeline(folder: Path, rounds: int) -> list[Result]:
     )
 
     class Photographs(Dataset[torch.Tensor]):
-        """What torchvision's ImageFolder does, without labels."""
+        """Like torchvision's ImageFolder, without labels."""
 
         def __len__(self) -> int:
             return len(paths)
@@ -103,7 +103,7 @@ def measure_pipeline(folder: Path, rounds: int) -> list[Result]:
 
 
 def stages(paths: list[Path], network: torch.nn.Module, ready: torch.nn.Module) -> Iterator[str]:
-    """What each step of one photograph costs: milliseconds of processor time of one thread, over all files."""
+    """Return the CPU time of each stage for one photograph, in ms on one thread, averaged over all files."""
     import numpy as np
     import torch
 

@@ -1,7 +1,7 @@
-"""What searching an index costs, against FAISS and LanceDB's own search (`benchmark.py search`).
+"""Time of index search, against FAISS and LanceDB's own search (`benchmark.py search`).
 
-Vectors are made: clusters with zeros in them, as after a ReLU. All three search the same vectors for the same queries,
-each in a process of its own.
+Vectors are synthetic: clusters with zeros, as after a ReLU. All three search the same vectors for the same queries,
+each in its own process.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 SIZES = ((100_000, 512), (100_000, 2048))  # (pictures, values of a vector)
 K = 12
 QUERIES = (1, 32)
-PART = 10_000  # rows that are made at once
+PART = 10_000  # rows generated at once
 
 
 def make_index(address: Path, count: int, width: int) -> None:
-    """An index without files, of made vectors."""
+    """Make an index of synthetic vectors, without files."""
     from convnets_torch.card import Card
     from convnets_torch.embeddings.index_table import About, PictureTable
     from convnets_torch.embeddings.search import Index
@@ -79,7 +79,7 @@ def faiss_flat(address: Path, queries: int) -> Program:
 
 
 def lancedb_flat(address: Path, queries: int) -> Program:
-    """LanceDB's own search without an index of the vectors, a query after another."""
+    """LanceDB's own search without a vector index, one query after another."""
     from convnets_torch.embeddings.index_table import PictureTable
     from convnets_torch.embeddings.search import Index
 
@@ -95,7 +95,7 @@ def lancedb_flat(address: Path, queries: int) -> Program:
 
 
 def measure_search(folder: Path, rounds: int) -> list[Result]:
-    """Exact search, warm: ours against FAISS flat and LanceDB flat."""
+    """Measure exact, warm search: ours against FAISS flat and LanceDB flat."""
     from scripts.benchmarks.processes import alternating, started
     from scripts.benchmarks.rounds import compared
 

@@ -1,4 +1,4 @@
-"""What cached features save in stage one, and the memory of stage two (`benchmark.py training`)."""
+"""Time that cached features save in stage one, and memory of stage two (`benchmark.py training`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from scripts.benchmarks.rounds import Result
 
 PICTURES, CLASSES = 64, 10
-BATCH = 8  # pictures that go through the network together
+BATCH = 8  # pictures per batch
 FROM = (
     "head.dense_3",
     "head",
@@ -41,9 +41,9 @@ for _ in range(2):  # the second has momentum
 
 
 def measure_training(folder: Path, rounds: int) -> list[Result]:
-    """Epochs of stage one, full-size VGG16 with random weights, in turn; then a table of memory.
+    """Measure epochs of stage one with full-size VGG16 and random weights, alternating; then print a table of memory.
 
-    The peer has its pictures decoded, cropped and in memory, and runs the frozen layers as `embed` does.
+    The peer has decoded and cropped pictures in memory, and runs the frozen layers as `embed` does.
     """
     import torch
 
@@ -86,7 +86,7 @@ def measure_training(folder: Path, rounds: int) -> list[Result]:
 
 
 def print_memory(weights: Path) -> None:
-    """What two steps of stage two add to the memory of a process that has the network and a batch in it."""
+    """Print the memory that two steps of stage two add to a process with the network and a batch."""
     from scripts.benchmarks.benchmark import memory_growth
 
     print(f"memory that stage two adds, VGG16, batches of {BATCH}, SGD with momentum\n")

@@ -1,4 +1,4 @@
-"""What figures of speed depend on: the machine's facts, and the rates that no program goes above."""
+"""Facts about the machine, and the rates that limit every program."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PACKAGES = (
     "lancedb", "faiss-cpu",
 )  # fmt: skip
 FLAGS = {"amx_tile": "AMX", "amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}
-SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (3136, 4608, 512), (4096, 1024, 1024))  # of products that are tried
+SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (3136, 4608, 512), (4096, 1024, 1024))  # of the products tried
 
 
 def facts() -> dict[str, str]:
-    """Processor, its instructions, cores, load, accelerator, versions."""
+    """Return processor, instruction sets, cores, load, accelerator and versions."""
     import torch
 
     name, flags = processor()
@@ -42,7 +42,7 @@ def facts() -> dict[str, str]:
 
 
 def processor() -> tuple[str, list[str]]:
-    """Its name, and what it says that it can do."""
+    """Return the processor's name and instruction sets."""
     if Path("/proc/cpuinfo").exists():
         lines = (line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
         told = {key.strip(): value.strip() for key, value in lines}
@@ -54,7 +54,7 @@ def processor() -> tuple[str, list[str]]:
 
 
 def version_of(name: str) -> str:
-    """Of a package, without running its code where its files tell it."""
+    """Return a package's version, from its metadata if possible."""
     distribution = {"PIL": "pillow"}.get(name, name)
     try:
         return importlib.metadata.version(distribution)
@@ -63,9 +63,9 @@ def version_of(name: str) -> str:
 
 
 def matrix_rate(dtype: torch.dtype, device: str = "cpu") -> float:
-    """Operations a second in the fastest of several matrix products, as products and as convolutions of 1x1.
+    """Operations per second of the fastest of several matrix products, as products and as 1x1 convolutions.
 
-    PyTorch has libraries of its own for each, and on some processors one of them is far behind.
+    PyTorch uses different libraries for these, and on some processors one of them is much slower.
     """
     import torch
     from torch.nn import functional as F
@@ -85,7 +85,7 @@ def matrix_rate(dtype: torch.dtype, device: str = "cpu") -> float:
 
 
 def memory_rate(device: str = "cpu") -> float:
-    """Bytes a second in the fastest of several sums over 256 MB."""
+    """Bytes per second of the fastest of several sums over 256 MB."""
     import torch
 
     numbers = torch.ones(64_000_000, device=device)
@@ -93,7 +93,7 @@ def memory_rate(device: str = "cpu") -> float:
 
 
 def seconds_of(work: Callable[[], object], device: str = "cpu") -> float:
-    """How long a call takes, its work on the device included."""
+    """Seconds of a call, including its work on the device."""
     import torch
 
     if device != "cpu":

@@ -3,10 +3,10 @@
     pip install '.[demo]' scikit-learn
     python scripts/benchmarks/measure_precision.py [NETWORK ...] [--inputs 240] [--json FILE]
 
-Inputs are crops of the photographs that come with scikit-image and scikit-learn, at several places and sizes, their
-mirror images, and noise. EfficientNet-Lite0 has its trained weights; the other networks have random ones (He's
-initialisation, statistics of batch normalisation from the inputs), whose classes are closer to each other than trained
-ones are, so their agreement is the worse case.
+Inputs are crops of the photographs that come with scikit-image and scikit-learn, at several positions and sizes, their
+mirror images, and noise. EfficientNet-Lite0 has its trained weights; the other networks have random ones (He
+initialisation, batch normalisation statistics from the inputs), whose classes are closer together than trained
+ones, so their agreement is a worst case.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from convnets_torch.networks import NETWORKS, Network
 from scripts.judged_photographs import photographs, trained
 
 BATCH = 16
-PRECISIONS: tuple[Precision, ...] = ("exact", "float32", "bfloat16")  # float16 takes CPUs seconds for an image
-NOISE = 6  # one input in so many is noise
+PRECISIONS: tuple[Precision, ...] = ("exact", "float32", "bfloat16")  # float16 takes seconds per image on CPUs
+NOISE = 6  # one input in this many is noise
 
 
 @dataclass
 class Row:
-    """One network in one precision, against float32 as PyTorch runs it."""
+    """One network in one precision, against PyTorch's eager float32."""
 
     network: str
     weights: str
@@ -52,7 +52,7 @@ class Row:
 
 
 def inputs(rule: Preprocessing, count: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Normalised inputs (3, H, W)."""
+    """Return normalised inputs (3, H, W)."""
     pictures = [each.pixels for each in photographs()]
     height, width = rule.shape
     for number in range(count):
@@ -71,7 +71,7 @@ def inputs(rule: Preprocessing, count: int, generator: np.random.Generator) -> I
 
 
 def randomized(name: str, images: Tensor) -> Network:
-    """A network with random weights whose activations keep their size from layer to layer."""
+    """Return a network with random weights whose activations keep their scale through the layers."""
     torch.manual_seed(0)
     network = NETWORKS[name]()
     for module in network.modules():
@@ -80,7 +80,7 @@ def randomized(name: str, images: Tensor) -> Network:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # statistics are the mean over the batches that are seen
+            module.momentum = None  # average the statistics over all batches
     network.train()
     for module in network.modules():
         if isinstance(module, nn.Dropout):
@@ -89,12 +89,12 @@ def randomized(name: str, images: Tensor) -> Network:
         network(images)
         network.eval()
         last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-        last.weight.mul_(4 / network(images).std())  # logits spread as those of trained networks do
+        last.weight.mul_(4 / network(images).std())  # the spread of trained networks' logits
     return network
 
 
 def measure(name: str, count: int, precisions: Sequence[Precision]) -> list[Row]:
-    """Some precisions of one network."""
+    """Measure several precisions of one network."""
     rule = preset(name)
     arrays = torch.from_numpy(np.stack(list(inputs(rule, count, np.random.default_rng(0)))))
     is_trained = name == "efficientnet_lite0"
@@ -130,7 +130,7 @@ def chances(network: Network, arrays: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Measure what is named and print a table."""
+    """Measure the named networks and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []])
     parser.add_argument("--inputs", type=int, default=240)

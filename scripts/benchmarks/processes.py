@@ -1,6 +1,6 @@
-"""Programs that are timed in turn, each in a process of its own.
+"""Time programs alternately, each in its own process.
 
-In one process they would share what they set for it all: threads, and how memory is kept between layers. While one runs
+In one process they would share process-wide settings: threads, and memory kept between layers. While one runs,
 the others wait for a message.
 """
 
@@ -19,14 +19,14 @@ Program = Callable[[], object]
 
 @contextmanager
 def started(builders: dict[str, Callable[[], Program]]) -> Iterator[dict[str, Callable[[], float]]]:
-    """Each program built and run twice in its process; those whose package is missing are named and left out.
+    """Build each program and run it twice in its process; skip, with a message, those whose package is missing.
 
     Args:
-        builders: each builds its program; they are sent to the processes, so they are functions of modules, or
-            partials of such. ImportError where a package is missing.
+        builders: each builds its program; they are pickled, so they must be module-level functions or
+            partials of such. They raise ImportError if a package is missing.
 
     Returns:
-        For each program a function that runs it once and gives its seconds.
+        For each program a function that runs it once and returns its seconds.
     """
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
@@ -56,7 +56,7 @@ def _timer(connection: Connection) -> Callable[[], float]:
 
 
 def _serve(build: Callable[[], Program], connection: Connection) -> None:
-    """What a process does until the other end is closed."""
+    """Serve requests until the other end closes the pipe."""
     warnings.simplefilter("ignore")
     try:
         program = build()
@@ -77,9 +77,9 @@ def _serve(build: Callable[[], Program], connection: Connection) -> None:
 
 
 def alternating(timers: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each program in each round, in an order drawn anew for every two rounds, forth and back.
+    """Return the seconds of each program in each round, in a random order per two rounds, forward and back.
 
-    What ran just before leaves caches and memory behind, so none should always run after the same one.
+    The preceding program affects caches and memory, so no program should always follow the same one.
     """
     generator = random.Random(0)
     order = list(timers)

@@ -1,4 +1,4 @@
-"""Two ways of doing the same, timed in turn."""
+"""Time two implementations alternately."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Result:
 
 
 def alternate(work: str, peer: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> Result:
-    """Time both in turn after one warm-up of each."""
+    """Time both alternately, after one warm-up of each."""
     ours()
     theirs()
     pairs = []
@@ -39,7 +39,7 @@ def alternate(work: str, peer: str, ours: Callable[[], object], theirs: Callable
 
 
 def compared(work: str, peer: str, ours: Sequence[float], theirs: Sequence[float]) -> Result:
-    """What the seconds of each round say; both have run in all of them."""
+    """Summarise the seconds of each round, in which both ran."""
     ratios = sorted(other / own for own, other in zip(ours, theirs, strict=True))
     middles = (statistics.median(ours), statistics.median(theirs))
     return Result(work, peer, *middles, statistics.median(ratios), ratios[0], ratios[-1])
