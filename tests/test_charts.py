@@ -76,7 +76,14 @@ def test_a_chart_goes_into_axes_that_are_given_or_into_its_own(draw):
     own = draw()
     assert own.get_title(loc="left") == given[1].get_title(loc="left")
     assert own.figure.axes == [own]
-    assert "matplotlib.pyplot" not in sys.modules  # whose state threads share
+
+
+def test_drawing_needs_no_pyplot():
+    """Its state is shared by threads; a fresh process, since other packages' tests import it."""
+    code = "import sys; from tests.test_charts import histogram; histogram(); print('matplotlib.pyplot' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

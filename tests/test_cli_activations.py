@@ -96,7 +96,7 @@ def test_activations_of_a_folder_are_statistics(command, lite_weights, photograp
     [wanted] = channel_statistics(load(lite_weights), pictures, "head.flatten").layers
     code, out, error = command(*base, "-o", tmp_path / "out.json", "--json")
     assert code == 1
-    assert error.count("bad.png is no picture") == 1
+    assert error.count("bad.png is not a picture") == 1
     [record] = json.loads(out)["layers"]
     assert record == json.loads((tmp_path / "out.json").read_text())["layers"][0]
     np.testing.assert_allclose(record["mean"], wanted.mean)

@@ -67,7 +67,7 @@ def test_numbers_that_are_none_are_refused(kind, setting, value):
     if value is None:  # stands for the default
         assert Node("x", kind, (), {setting: value}).setting(setting, default=0.3) == 0.3
         return
-    with pytest.raises(ValueError, match=f"gives x the {setting} .* wanted") as caught:
+    with pytest.raises(ValueError, match=f"gives x the {setting} .*; expected ") as caught:
         Node("x", kind, (), {setting: value})
     assert len(str(caught.value)) < 200
 

@@ -260,7 +260,7 @@ def test_folders_for_outputs_do_not_lead_elsewhere(tmp_path):
     [
         ("[" * 70 + "]" * 70, "nested more deeply than 64"),
         ("[" * 100_000, "nested more deeply than 64"),
-        ('{"a": {"b": 1, "b": 2}}', "says 'b' twice"),
+        ('{"a": {"b": 1, "b": 2}}', "has the name 'b' twice"),
         ("[1" + "0" * 400 + "]", "number of 401 digits"),
         ("{", "Expecting"),
     ],

@@ -73,7 +73,12 @@ def test_a_folder_becomes_a_folder_and_a_report(network, holiday, tmp_path, caps
         assert drawn.height > 323  # the bar below
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("convnets-torch: ") for line in lines)
-    for said in ("left out 1 files", "b.jpg is no picture", "tom.png is 9x9 pixels", "maps of 5 pictures, 2 of which"):
+    for said in (
+        "left out 1 files",
+        "b.jpg is not a picture",
+        "tom.png is 9x9 pixels",
+        "maps of 5 pictures, 2 of which",
+    ):
         assert sum(said in line for line in lines) == 1
     assert len(lines) == 4
 

@@ -533,7 +533,9 @@ BAD_NPZ = {
 @pytest.mark.parametrize("content", BAD_NPZ.values(), ids=BAD_NPZ.keys())
 def test_an_npz_that_is_none_is_one_sentence(content, tmp_path):
     (tmp_path / "x.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.npz is no \.npz of plain arrays, or is damaged \(.+\); write it again$"):
+    with pytest.raises(
+        ValueError, match=r"x\.npz is not an \.npz of plain arrays, or is damaged \(.+\); write it again$"
+    ):
         read_npz(tmp_path / "x.npz")
     with pytest.raises(ValueError, match=r"x\.npz holds no vectors of one layer, or is damaged"):
         read_vectors(tmp_path / "x.npz")

@@ -117,7 +117,7 @@ def test_a_dense_layer_must_be_flattened_to_and_fit_the_window():
 def test_a_head_must_read_the_window_somewhere():
     with pytest.raises(ValueError, match="no layer that reads the window"):
         slide([nn.Flatten(), nn.ReLU()], torch.zeros(1, 3, 4, 6), window=(2, 4))
-    with pytest.raises(ValueError, match=r"features are \(3, 4, 6\), dilation 1; wanted: \(N, C, H, W\), 1 or more"):
+    with pytest.raises(ValueError, match=r"features are \(3, 4, 6\), dilation 1; give \(N, C, H, W\), 1 or more"):
         slide([], torch.zeros(3, 4, 6), window=(2, 4))
 
 

@@ -82,7 +82,7 @@ def test_small_deviations_around_large_means_keep_their_digits():
 
 def test_bad_pictures_alone_are_refused_with_the_first_reason(network, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"none of 2 pictures could be used; the first: .*bad\.png is no picture"):
+    with pytest.raises(ValueError, match=r"none of 2 pictures could be used; the first: .*bad\.png is not a picture"):
         channel_statistics(network, [tmp_path / "bad.png", tmp_path / "none.png"], "relu0")
 
 
