@@ -219,4 +219,4 @@ def test_a_scan_of_12_bits_and_a_cut_out_are_classified_as_they_look(lite_weight
     assert answers["white"] == answers["#FFFFFF"] != answers["black"]
     code, _, error = command("classify", lite_weights, tmp_path / "cut.png", "--background", "sky")
     assert code == 2
-    assert "background 'sky' is none" in " ".join(error.replace("│", "").split())
+    assert "got 'sky'" in " ".join(error.replace("│", "").split())
