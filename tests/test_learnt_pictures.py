@@ -44,7 +44,7 @@ def test_training_pictures_are_told_from_others_wherever_they_lie(tuned, command
     data, weights = tuned
     code, out, error = command("evaluate", weights, data, "-o", tmp_path / "report")
     assert code == 0
-    assert ["trained", "on", "24", "of", "30"] in [line.split()[-5:] for line in out.splitlines()]
+    assert ["in", "training", "24", "of", "30"] in [line.split()[-5:] for line in out.splitlines()]
     assert "the network was trained on 24 of these 30 pictures, so its errors are lower" in error
     assert "the network's best epoch was chosen by 6 of these 30 pictures" in error
     figures = json.loads((tmp_path / "report" / "evaluation.json").read_text())
