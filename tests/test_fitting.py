@@ -12,14 +12,14 @@ import pytest
 
 from convnets_torch.inference.batching import MemoryWarning, in_batches
 
-# A process that may take 600 MB more than it has; an item takes 100 MB twice over.
+# A process that may take 690 MB more than it has; an item takes 100 MB twice over, and 200 for its sum.
 LIMITED = """
 import resource, sys, warnings
 import torch
 from convnets_torch.inference.batching import in_batches
 
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (taken + 600_000_000, -1))
+resource.setrlimit(resource.RLIMIT_AS, (taken + 690_000_000, -1))
 EACH = {each}
 
 def run(items):
