@@ -13,7 +13,7 @@ from pathlib import Path
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # each with its share of the cores; before torch counts them
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports ONNX Runtime, whose telemetry crashes processes
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before ONNX Runtime is imported; its uploads are suspected of a crash
 
 import numpy as np
 import pytest

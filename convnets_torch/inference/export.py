@@ -308,11 +308,13 @@ def import_without_telemetry(name: Literal["onnxruntime", "openvino"]) -> Module
     """Import a runtime with its telemetry disabled, unless the program has already imported it.
 
     OpenVINO's telemetry starts processes and writes to the home folder; ONNX Runtime's, since 1.29, starts a thread
-    that has killed processes by a signal.
+    that uploads and has been reported to crash processes.
     """
     if name not in sys.modules:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # importing it now fails
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read on import
+        if name == "openvino":
+            sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # importing it now fails
+        else:
+            os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read on import
     return importlib.import_module(name)
 
 
