@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -46,3 +48,43 @@ def checked(options: Options, keywords: type[Options]) -> Options:
             known = ", ".join(keywords.__annotations__)
             raise TypeError(f"unexpected keyword argument {name!r}; known: {known}")
     return options
+
+
+def renamed(**names: str) -> Callable[[Function], Function]:
+    """Keep former keywords of a function working for one release, with a `DeprecationWarning`.
+
+    Args:
+        names: former keyword -> present one.
+
+    >>> @renamed(rate="lr")
+    ... def train(*, lr=0.1):
+    ...     return lr
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     train(rate=0.2)
+    0.2
+    >>> print(caught[0].message)
+    train(rate=...) is now lr; the old name goes with the next release
+    >>> train(lr=0.2, rate=0.2)
+    Traceback (most recent call last):
+    TypeError: train() takes rate as a former name of lr; give one of them
+    """
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            for old in names.keys() & keywords.keys():
+                new, name = names[old], function.__qualname__.removesuffix(".__init__")
+                if new in keywords:
+                    raise TypeError(f"{name}() takes {old} as a former name of {new}; give one of them")
+                warnings.warn(
+                    f"{name}({old}=...) is now {new}; the old name goes with the next release",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                keywords[new] = keywords.pop(old)
+            return function(*arguments, **keywords)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
