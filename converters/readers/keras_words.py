@@ -76,6 +76,8 @@ HOLDS: Mapping[str, tuple[str, ...]] = {
     "LayerNormalization": ("gamma", "beta"),
     "GroupNormalization": ("gamma", "beta"),
     "Normalization": ("mean", "variance"),
+    "PReLU": ("alpha",),
+    "LayerScale": ("gamma",),
 }
 
 _LEAVES = {
