@@ -139,7 +139,7 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
         network="graph", arguments=arguments, framework=file.framework, backend=backend, preprocessing=rule,
         steps=tuple(sorted(steps, key=lambda step: order[step.row.parameter])), activation=activation,
         data_format=graph.data_format, choices=tuple(choices), rescales=front.affine, table=table,
-        final=parts.final,
+        final=parts.final, output=wishes.output, until=wishes.until,
     )  # fmt: skip
 
 
@@ -496,8 +496,9 @@ class _Translator:
                 before = max(span - step, 0) // 2 if same else 0
             else:
                 more = pair_of(given)[axis]
-                wanted = (shape[2 + axis] - 1) * step + span + more - (2 * (span // 2) if same else 0)
-                before = span // 2 if same else 0
+                wanted = (shape[2 + axis] - 1) * step + more + (span % 2 if same else span)
+                padded = span + span % 2 - 2 + more
+                before = span - 1 - min(-(-padded // 2), span - 1) if same else 0
             extra.append(max(0, wanted + before - full))
             edges += [before, max(0, full + extra[-1] - before - wanted)]
         bias = "bias" in layer.arrays

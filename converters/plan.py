@@ -118,6 +118,7 @@ class Plan:
         hidden: step used for hidden activations that the file does not specify, for the proof.
         table: our module -> Keras layer with the same output, for the proof of a network given as a graph.
         final: name of the Keras layer whose output is the network's, for the same.
+        output, until: the user's options.
     """
 
     network: str
@@ -134,6 +135,8 @@ class Plan:
     hidden: tuple[Any, ...] = ("relu",)
     table: Mapping[str, str] | None = None
     final: str | None = None
+    output: str | None = None
+    until: str | None = None
 
 
 def stored_dtype(parameter: str) -> str:

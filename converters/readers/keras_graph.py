@@ -385,7 +385,9 @@ def _calls(inbound: Sequence[Any], *, operation: bool) -> list[_Call]:
                 raise ValueError("a layer is called in training mode, where its outputs are random")
             arguments = _arguments([*call.get("args", []), *named.values()], sources)
             if not operation and (constants := [*_constants(arguments)]):
-                raise ValueError(f"a layer is called with {constants[0]!r:.80} beside its input, which is not supported")
+                raise ValueError(
+                    f"a layer is called with {constants[0]!r:.80} beside its input, which is not supported"
+                )
             calls.append((sources, tuple(arguments)))
         elif operation:
             calls.append((sources, tuple(_keras_2_arguments(call, sources))))
