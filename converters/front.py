@@ -85,7 +85,8 @@ class Front:
         return rule, [*self.notes]
 
     def _rule(self, side: int | tuple[int, int]) -> Preprocessing:
-        channels: Any = {(0, 1, 2): "rgb", (2, 1, 0): "bgr"}.get(self.order)
+        orders: dict[tuple[int, ...], Any] = {(0, 1, 2): "rgb", (2, 1, 0): "bgr"}
+        channels = orders.get(self.order)
         if channels is None:
             raise ValueError(f"{self.path}: its model reorders the colours to {self.order}, which is not supported")
         if min(map(abs, self.scale)) == 0:
@@ -127,7 +128,8 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
         after = readers.get(here, [])
         if flipped := _reversed(after, readers):
             nodes, picked = flipped
-            order, scale, offset = ([each[one] for one in picked] for each in (order, scale, offset))  # type: ignore[misc]
+            order = [order[one] for one in picked]
+            scale, offset = ([each[one] for one in picked] for each in (scale, offset))
             found, here, affine = [*found, *nodes], nodes[-1], True
             continue
         if len(after) != 1 or len(after[0].inputs) != 1:
@@ -137,8 +139,8 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
             notes.append(f"{node.own_name} is assumed to be part of the preprocessing you named")
         elif node.kind in CODE:
             raise ValueError(
-                f"{file.path}: {node.own_name} ({node.kind}) changes the input in a way that is not read; name the whole"
-                " preprocessing with --preprocessing"
+                f"{file.path}: {node.own_name} ({node.kind}) changes the input in a way that is not read; name"
+                " the whole preprocessing with --preprocessing"
             )
         elif node.kind == "Resizing" and here == "input":
             size, interpolation = _resizing(file, node)

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -252,16 +253,15 @@ class _Translator:
             else:
                 self.outputs[node.name] = inputs[0]
             return
-        make = getattr(self, f"_{node.kind.replace('.', '_').lower()}", None)
         before = len(self.found)
         if node.kind in TRANSLATORS:
             TRANSLATORS[node.kind](self, node, inputs)
         elif node.kind in ACTIVATIONS or node.kind in FUNCTIONS:
             self._activate(node, inputs[0], *self._activation_of(node))
-        elif make is None:
-            raise ValueError(UNKNOWN)
+        elif node.kind in REGISTERED:
+            self._registered(node, inputs)
         else:
-            make(node, inputs)
+            raise ValueError(UNKNOWN)
         if node.kind not in ACTIVATIONS and "activation" in node.settings:
             name, settings = activation_of(node.settings)
             if name != "linear":
@@ -423,7 +423,7 @@ class _Translator:
         stored = layer.arrays["kernel"].shape
         if len(stored) != 4:
             raise _Missing(f"has a kernel of {stored}")
-        kernel: Pair = stored[2:] if order == "oihw" else stored[:2]  # type: ignore[assignment]
+        kernel: Pair = stored[2:] if order == "oihw" else stored[:2]
         outputs = stored[0] if order == "oihw" else stored[3]
         groups = int(node.setting("groups", default=1))
         said = pair_of(node.settings["kernel_size"]) if "kernel_size" in node.settings else kernel
@@ -610,6 +610,9 @@ class _Translator:
             own, layout = (own[2], own[0], own[1]), Layout("hwc")
         self._emit(node, "prelu", inputs, arrays={"weight": ("alpha", layout)}, shape=own)
 
+    def _thresholdedrelu(self, node: Node, inputs: list[str]) -> None:
+        self._emit(node, "threshold", inputs, threshold=number_of(node.setting("theta", default=1.0)))
+
     def _layerscale(self, node: Node, inputs: list[str]) -> None:
         role = next(iter(_layer(node).arrays))
         self._emit(node, "layer_scale", inputs, arrays={"weight": (role, Layout())}, channels=self.shapes[inputs[0]][1])
@@ -717,6 +720,8 @@ class _Translator:
         number = self._constant(second if isinstance(first, Operand) else first, self.shapes[inputs[0]])
         left = isinstance(second, Operand)  # the constant stands on the left
         one = 1.0
+        scale: float | tuple[float, ...]
+        offset: float | tuple[float, ...]
         if kind == "add":
             scale, offset = one, number
         elif kind == "multiply":
@@ -738,9 +743,59 @@ class _Translator:
             raise ValueError(f"has a constant of {len(numbers)} numbers for {shape[1]} channels")
         return tuple(numbers)
 
+    def _registered(self, node: Node, inputs: list[str]) -> None:
+        held = {} if node.layer is None else {role: array.shape for role, array in node.layer.arrays.items()}
+        shapes = [self.shapes[source][1:] for source in inputs]
+        made = REGISTERED[node.kind](dict(node.settings), held, shapes)
+        for number, layer in enumerate(made, start=1):
+            arrays = {parameter: (role, Layout(order)) for parameter, (role, order) in layer.arrays.items()}
+            last = number == len(made)
+            suffix = "" if last else f"_{number}"
+            inputs = [self._emit(node, layer.kind, inputs, suffix, arrays=arrays, **layer.settings)]
+            self.found[inputs[0]].linear = last
+        if not made:
+            self.outputs[node.name] = inputs[0]
+
     def _no_theano(self) -> None:
         if self.theano:
             raise ValueError("was trained on Theano, which is not supported for this class")
+
+
+class Translated(NamedTuple):
+    """One layer that a registered Keras layer becomes.
+
+    Attributes:
+        kind: a key of `convnets_torch.networks.graph_network.KINDS`.
+        settings: its arguments.
+        arrays: parameter -> (role of the array in the file, axis order: "hwio", "depthwise", "hwoi", "io", "hwc",
+            "flat", or None for vectors and dense kernels).
+    """
+
+    kind: str
+    settings: Mapping[str, Any] = MappingProxyType({})
+    arrays: Mapping[str, tuple[str, str | None]] = MappingProxyType({})
+
+
+Translation = Callable[[dict[str, Any], dict[str, Shape], list[Shape]], Sequence[Translated]]
+REGISTERED: dict[str, Translation] = {}
+
+
+def register_layer(class_name: str, translate: Translation) -> None:
+    """Teach `convert` a Keras class that it does not know; it stays known in this process.
+
+    Args:
+        class_name: as in the model's config, "MyLayer".
+        translate: (settings of the layer, role -> shape of its arrays, shapes of its inputs without the batch) -> the
+            layers that it becomes, each reading the one before; none for a layer without effect. Maps are (C, h, w).
+
+    Raises:
+        ValueError: the class is known already.
+
+    >>> register_layer("Halve", lambda settings, arrays, inputs: [Translated("scale", {"scale": 0.5})])
+    """
+    if class_name in (*TRANSLATORS, *ACTIVATIONS, *IDENTITIES):
+        raise ValueError(f"{class_name} is a layer that is known already; register one that is not")
+    REGISTERED[class_name] = translate
 
 
 UNKNOWN = "is of a class that is not known here; leave it out with --until, or teach it with converters.register_layer"
@@ -748,14 +803,21 @@ RESERVED = frozenset(dir(nn.Module())) | {"calls", "output"}
 
 Translate = Callable[[_Translator, Node, list[str]], None]
 TRANSLATORS: dict[str, Translate] = {
+    "Conv2D": _Translator._conv2d, "DepthwiseConv2D": _Translator._depthwiseconv2d,
+    "SeparableConv2D": _Translator._separableconv2d, "Conv2DTranspose": _Translator._conv2dtranspose,
+    "Dense": _Translator._dense, "BatchNormalization": _Translator._batchnormalization,
+    "LayerNormalization": _Translator._layernormalization, "Normalization": _Translator._normalization,
+    "PReLU": _Translator._prelu, "ThresholdedReLU": _Translator._thresholdedrelu, "LayerScale": _Translator._layerscale,
+    "CustomScaleLayer": _Translator._customscalelayer, "ZeroPadding2D": _Translator._zeropadding2d,
+    "Cropping2D": _Translator._cropping2d, "UpSampling2D": _Translator._upsampling2d, "Flatten": _Translator._flatten,
+    "Reshape": _Translator._reshape, "Permute": _Translator._permute, "Rescaling": _Translator._rescaling,
+    "Concatenate": _Translator._concatenate, "ops.Concatenate": _Translator._ops_concatenate, "Dot": _Translator._dot,
+    "ops.Mean": _Translator._ops_mean,
     **dict.fromkeys(POOLS, _Translator._pool),
     **dict.fromkeys(GLOBAL, _Translator._global_pool),
     **dict.fromkeys(MERGES, _Translator._merge),
     **dict.fromkeys(ARITHMETIC, _Translator._arithmetic),
-    "ThresholdedReLU": lambda self, node, inputs: (
-        self._emit(node, "threshold", inputs, threshold=number_of(node.setting("theta", default=1.0))) and None
-    ),
-}
+}  # fmt: skip
 
 
 class _Missing(ValueError):
@@ -960,10 +1022,11 @@ def _sliding_head(chain: Sequence[Layer]) -> list[Layer]:
         if kind == "conv":  # of a single cell
             kind, settings = "dense", {key: settings[key] for key in ("inputs", "outputs", "bias") if key in settings}
         if window is not None and kind in ("dense", "batch_norm"):
+            rows = {name: window if name in ORDERED[kind] else None for name in arrays}
             arrays = {
-                name: (array, Layout(layout.kernel_order, layout.flipped, window if name in ORDERED[kind] else None), value)
+                name: (array, Layout(layout.kernel_order, layout.flipped, rows[name]), value)
                 for name, (array, layout, value) in arrays.items()
-            }  # fmt: skip
+            }
             window = None if kind == "dense" else window
         head.append(replace(layer, entry=(layer.name, kind, (), settings), arrays=arrays))
     return _chained(head)

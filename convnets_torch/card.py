@@ -174,7 +174,8 @@ class Card:
         schema = values.pop("schema")
         if schema not in (SCHEMA, GRAPH_SCHEMA):
             raise ValueError(
-                f"the card has schema {schema!r:.80}, but this version reads up to {GRAPH_SCHEMA}; update convnets-torch"
+                f"the card has schema {schema!r:.80}, but this version reads up to {GRAPH_SCHEMA}; update"
+                " convnets-torch"
             )
         beside = len(json.dumps({**values, "class_names": None, DIGESTS: None}))
         if beside > (MOST_BESIDE if schema == SCHEMA else MOST_GRAPH):

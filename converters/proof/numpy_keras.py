@@ -318,6 +318,9 @@ def activate(values: Array, name: str, *, keras: int = 3, **settings: Any) -> Ar
     if name == "softmax":
         weights = np.exp(values - values.max(axis=settings.get("axis", -1), keepdims=True))
         return weights / weights.sum(axis=settings.get("axis", -1), keepdims=True)
+    if name == "log_softmax":
+        rest = values - values.max(axis=-1, keepdims=True)
+        return rest - np.log(np.exp(rest).sum(axis=-1, keepdims=True))
     if name == "selu":
         alpha, scale = 1.6732632423543772, 1.0507009873554805
         return scale * np.where(values > 0, values, alpha * np.expm1(np.minimum(values, 0)))
@@ -435,6 +438,11 @@ def compute(node: Node, sources: Sequence[Array], read: Read, meaning: Meaning) 
         )
     if kind == "Concatenate":
         return np.concatenate(sources, axis=axis_of(settings.get("axis", -1)))
+    if kind == "Dot":
+        first, second = (
+            each / max(np.sqrt(np.sum(each**2)), 1e-7) if settings.get("normalize") else each for each in sources
+        )
+        return np.array([first @ second])
     if kind in _MERGES:
         return _MERGES[kind](sources)
     if kind in _SHAPED:
@@ -493,7 +501,6 @@ _MERGES: dict[str, Callable[[Sequence[Array]], Array]] = {
     "Average": lambda sources: sum(sources[1:], sources[0]) / len(sources),
     "Maximum": _merged(np.maximum),
     "Minimum": _merged(np.minimum),
-    "Dot": lambda sources: np.array([np.sum(sources[0] * sources[1])]),
 }
 
 

@@ -143,11 +143,12 @@ def _run(
             linear = compute(node, sources, read, meaning)
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{file.path}: layer {node.name} ({node.kind}) cannot be computed: {error}") from None
+        data_format = meaning.data_format if chosen else format_of(node, meaning)
         if node.layer is not None and " (call " not in node.name:
-            yield label(node.layer, file), channels_first(linear, format_of(node, meaning))
+            yield label(node.layer, file), channels_first(linear, data_format)
         fused, settings = activation_of(node.settings) if node.kind not in ACTIVATIONS else ("linear", {})
         if node.name == end:
-            final = channels_first(linear, format_of(node, meaning))
+            final = channels_first(linear, data_format)
             if fused not in ENDS:
                 final = numpy_keras.activate(final, fused, keras=meaning.keras, **settings)
         values[node.name] = numpy_keras.activate(linear, fused, keras=meaning.keras, **settings)

@@ -82,7 +82,8 @@ def _of_graph(
     """Compare the layers of a network given as a graph, and its output."""
     assert plan.table is not None
     ours = record_outputs(network, image, tuple(plan.table))
-    ours["logits"] = ours.pop("features", ours.get("logits"))  # type: ignore[assignment,arg-type]
+    if "features" in ours:
+        ours["logits"] = ours.pop("features")
     by_place = {array.place: label(layer, file) for layer in file.weighted for array in layer.arrays.values()}
     for step in plan.steps:  # ours flattens in the order channels, h, w
         if isinstance(step, KerasStep) and step.arrays and step.layout.window is not None and len(step.row.shape) == 1:
@@ -175,7 +176,7 @@ def record_outputs(
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            outputs[name] = output[0].numpy().copy()
+            outputs.setdefault(name, output[0].numpy().copy())  # the first call of a shared layer
 
         return hook
 

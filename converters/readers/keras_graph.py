@@ -381,8 +381,7 @@ def _calls(inbound: Sequence[Any], *, operation: bool) -> list[_Call]:
         sources: list[tuple[str, int]] = []
         if isinstance(call, Mapping):  # Keras 3
             named = dict(call.get("kwargs", {}))
-            if named.pop("training", False):
-                raise ValueError("a layer is called in training mode, where its outputs are random")
+            named.pop("training", None)  # a model passes its own to all its layers
             arguments = _arguments([*call.get("args", []), *named.values()], sources)
             if not operation and (constants := [*_constants(arguments)]):
                 raise ValueError(
@@ -440,7 +439,7 @@ def _arguments(value: Any, sources: list[tuple[str, int]]) -> Any:
         return [_arguments(each, sources) for each in value]
     if not isinstance(value, Mapping):
         return value
-    kind, config = value.get("class_name"), value.get("config")
+    kind, config = value.get("class_name"), value.get("config", {})
     if kind == "__keras_tensor__":
         name, call, _ = config["keras_history"]
         sources.append((str(name), index(call)))

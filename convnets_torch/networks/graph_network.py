@@ -298,8 +298,8 @@ def _shape(shape: Any, channels_last: bool) -> nn.Module:
 
 
 ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = {
-    "linear": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "selu": nn.SELU, "silu": nn.SiLU, "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh, "softplus": nn.Softplus, "softsign": nn.Softsign, "exponential": layers.Exponential,
+    "linear": lambda: nn.Identity(), "relu": nn.ReLU, "relu6": nn.ReLU6, "selu": nn.SELU, "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "softplus": nn.Softplus, "softsign": nn.Softsign, "exponential": layers.Exponential,
     "mish": nn.Mish, "hard_silu": nn.Hardswish, "hard_sigmoid": nn.Hardsigmoid, "gelu": nn.GELU,
     "gelu_tanh": lambda: nn.GELU("tanh"), "log_softmax": lambda: nn.LogSoftmax(1),
     "hard_sigmoid_0.2": lambda: nn.Sequential(layers.Scale(0.2, 0.5), nn.Hardtanh(0.0, 1.0)),  # of Keras 1 and 2

@@ -41,8 +41,7 @@ class Normalize(nn.Module):
 
     def __init__(self, channels: int, epsilon: float = 1e-7, invert: bool = False) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("variance", torch.ones(channels))
+        self.mean, self.variance = nn.Buffer(torch.zeros(channels)), nn.Buffer(torch.ones(channels))
         self.epsilon, self.invert = epsilon, invert
 
     def forward(self, x: Tensor) -> Tensor:
