@@ -22,7 +22,7 @@ Depth: TypeAlias = "int | str | None"  # 8 to 16 bits, "auto", or None for what 
 Background: TypeAlias = "str | None"  # "white", "black", "checker", "#RRGGBB", or None for the colours as stored
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that "auto" chooses from
-SLIVER = 4095  # a 16-bit picture without larger values gets a remark that it uses little of its range
+SLIVER = 4095  # a 16-bit picture without larger values gets a note that it uses little of its range
 SQUARE = 16  # pixels of a side of the checker's squares
 LIGHT, DARK = 255, 204  # grey levels of the checker, as in image viewers
 
@@ -57,7 +57,7 @@ def _color(background: str) -> NDArray[np.uint8]:
 
 
 def white_of(name: str, highest: int, said: int, depth: Depth) -> tuple[int, tuple[str, ...]]:
-    """Return the white level of a 16-bit picture, and a remark if it is doubtful.
+    """Return the white level of a 16-bit picture, and a note if it is doubtful.
 
     Args:
         name: name of the picture in messages.
@@ -126,8 +126,8 @@ MOST_TAGS = 100
 MOST_NAME = 60  # letters
 
 
-def profile_remark(image: Image.Image, name: str) -> tuple[str, ...]:
-    """Remark on an opened picture whose ICC profile is not sRGB by its primaries or its tone curve."""
+def profile_note(image: Image.Image, name: str) -> tuple[str, ...]:
+    """Note on an opened picture whose ICC profile is not sRGB by its primaries or its tone curve."""
     profile = image.info.get("icc_profile")
     if not isinstance(profile, bytes) or profile[16:20] != b"RGB " or image.mode not in ("RGB", "RGBA", "RGBX", "P"):
         return ()

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from convnets_torch.files import sha256
-from convnets_torch.images.decoding import MOST_BYTES, Reading, open_upright
+from convnets_torch.images.decoding import MOST_BYTES, Reading, decode
 from convnets_torch.images.finding import few
 from convnets_torch.images.labelled import (
     LabelledPictures,
@@ -329,7 +329,7 @@ class ViewedPictures(TorchDataset[Tensor]):
     def __getitem__(self, place: Place) -> Tensor:
         """Return (height, width, 3) uint8, RGB."""
         epoch, number = place
-        found = open_upright(self.paths[number], self.reading)
+        found = decode(self.paths[number], self.reading)
         content = int(self.digests[number][:16], 16)
         pixels = view(
             found.image,
