@@ -57,9 +57,10 @@ def test_what_only_the_library_asks_of_a_decoder_is_no_keyword(function, vgg):
 
 def test_former_keywords_of_images_still_work(vgg):
     with pytest.warns(DeprecationWarning, match=r"read_picture\(source=...\) is now image"):
-        assert read_picture(source=Image.new("L", (2, 1), 77)).tolist() == [[[77] * 3] * 2]
+        found = read_picture(source=Image.new("L", (2, 1), 77))  # type: ignore[call-arg]
+    assert found.tolist() == [[[77] * 3] * 2]
     with pytest.warns(DeprecationWarning, match="is now") as caught:
-        [row] = predict(vgg, pictures=Image.new("RGB", (9, 9)), look=lambda image: image.size)
+        [row] = predict(vgg, pictures=Image.new("RGB", (9, 9)), look=lambda image: image.size)  # type: ignore[call-arg]
     assert {str(each.message).partition(";")[0] for each in caught} == {
         "predict(pictures=...) is now images", "predict(look=...) is now on_decode",
     }  # fmt: skip

@@ -653,7 +653,9 @@ def _decode_image(
         if count > 1:
             number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
             notes.append(f"{name} has {number} frames or pages; the first was read")
-    tiff = _tiff_values(image, file)
+    tiff = None
+    if image.format == "TIFF":
+        tiff = tiff_values_of(getattr(image, "tag_v2", {})) if file is None else tiff_values(file)
     if tiff is not None and tiff.unknown is not None:
         raise _Refused(f"{name} {tiff.unknown}")
     deep = file is not None and not image.mode.startswith("I") and _is_deep(image)
@@ -675,8 +677,8 @@ def _decode_image(
             low = _open(file, name, image.width * image.height)
             low.tile = _other_bytes(low.tile, name)  # type: ignore[attr-defined]
             low.load()
-        significant = 16 if file is None or image.format != "PNG" else significant_bits(file)
-        image, said = _reduce_to_8_bits(_Deep(image, low, white, tiff, significant), name, reading.depth)
+        bits = 16 if file is None or image.format != "PNG" else significant_bits(file)
+        image, said = _reduce_to_8_bits(image, low, white, tiff, bits, name, reading.depth)
         notes.extend(said)
     if tiff is not None and file is not None and not reading.exif and tiff.orientation in UPRIGHT:
         applied = UPRIGHT[tiff.orientation]
@@ -686,7 +688,7 @@ def _decode_image(
         image = image.transpose(turn)
     if image.mode == "RGBa" or "transparency" in image.info:
         image = image.convert("RGBA")
-    if image.mode in ("LA", "PA", "RGBA") and _minimum(image.getchannel("A")) < 255:
+    if image.mode in ("LA", "PA", "RGBA") and image.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
         if reading.background is not None:
             image = _laid_on(reading.background, image)
         else:
@@ -703,57 +705,46 @@ _INVERSE = {
 }  # the others are their own inverses
 
 
-def _tiff_values(image: Image.Image, file: IO[bytes] | None) -> TiffValues | None:
-    """Value tags of an opened TIFF file; None for other formats."""
-    if image.format != "TIFF":
-        return None
-    return tiff_values_of(getattr(image, "tag_v2", {})) if file is None else tiff_values(file)
+def _reduce_to_8_bits(
+    image: Image.Image,
+    low: Image.Image | None,
+    white: int,
+    tiff: TiffValues | None,
+    significant: int,
+    name: str,
+    depth: Depth,
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """Convert to 8 bits a channel; return the image and notes on its depth.
 
-
-class _Deep(NamedTuple):
-    """A decoded picture with more than 8 bits a channel.
-
-    Attributes:
-        image: its values, or their high bytes if `low` is given.
-        low: their low bytes.
+    Args:
+        image: its values, or their high bytes if `low` has the low ones.
         white: the largest possible value.
-        tiff: from `_tiff_values`.
         significant: significant bits that a PNG file declares, or 16.
     """
 
-    image: Image.Image
-    low: Image.Image | None
-    white: int
-    tiff: TiffValues | None
-    significant: int
-
-    def values(self, box: tuple[int, int, int, int]) -> NDArray[Any]:
-        """(h, w), or (h, w, channels) if there is `low`."""
-        if self.low is None:
-            return np.asarray(self.image.crop(box))
-        high_bytes, low_bytes = (np.asarray(each.crop(box), np.uint16) for each in (self.image, self.low))
+    def values(box: tuple[int, int, int, int]) -> NDArray[Any]:
+        if low is None:
+            return np.asarray(image.crop(box))
+        high_bytes, low_bytes = (np.asarray(each.crop(box), np.uint16) for each in (image, low))
         return high_bytes * np.uint16(256) + low_bytes
 
-
-def _reduce_to_8_bits(deep: _Deep, name: str, depth: Depth) -> tuple[Image.Image, tuple[str, ...]]:
-    """Convert to 8 bits a channel; return the image and notes on its depth."""
-    image, colors = deep.image, 3 if deep.image.mode == "RGBA" else None
+    colors = 3 if image.mode == "RGBA" else None
     boxes = list(_blocks(image))
-    highest = np.max([np.max(deep.values(box), axis=(0, 1)) for box in boxes], axis=0)
+    highest = np.max([np.max(values(box), axis=(0, 1)) for box in boxes], axis=0)
     brightest = int(np.max(highest[:colors] if highest.ndim else highest))
-    said = deep.white if deep.tiff is None or deep.white < 65535 else deep.tiff.white
-    if deep.significant < 16 and brightest < 2**deep.significant:
+    declared = white if tiff is None or white < 65535 else tiff.white
+    if significant < 16 and brightest < 2**significant:
         # Such values should be shifted to the high bits (PNG, third edition, 12.4), but some encoders leave them in the
         # low bits.
-        behind = 2 ** (16 - deep.significant) - 1
-        if any(((deep.values(box) & behind) > 1).any() for box in boxes):
-            said = 2**deep.significant - 1
-    white, notes = white_of(name, brightest, said, depth if deep.white == 65535 else None)
+        behind = 2 ** (16 - significant) - 1
+        if any(((values(box) & behind) > 1).any() for box in boxes):
+            declared = 2**significant - 1
+    white, notes = white_of(name, brightest, declared, depth if white == 65535 else None)
     whites = np.where(highest > white, 65535, white).astype(np.uint32)  # an alpha channel may have another depth
-    page = image if deep.low is not None else Image.new("L", image.size)
-    inverted = deep.tiff is not None and deep.tiff.photometric == 0 and deep.low is None
+    page = image if low is not None else Image.new("L", image.size)
+    inverted = tiff is not None and tiff.photometric == 0 and low is None
     for box in boxes:
-        pixels = to_8_bits(deep.values(box), whites)
+        pixels = to_8_bits(values(box), whites)
         page.paste(Image.fromarray(255 - pixels if inverted else pixels, page.mode), box[:2])
     page.info = image.info
     return page, notes
@@ -767,13 +758,6 @@ def _laid_on(background: str, image: Image.Image) -> Image.Image:
         rows, columns = np.arange(box[1], box[3]), np.arange(box[0], box[2])
         page.paste(Image.fromarray(laid_on(background, values[:, :, :3], values[:, :, 3], rows, columns)), box[:2])
     return page
-
-
-def _minimum(channel: Image.Image) -> float:
-    """Minimum of a channel, without a copy."""
-    lowest, _ = channel.getextrema()
-    assert isinstance(lowest, int | float)
-    return lowest
 
 
 def _blocks(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:

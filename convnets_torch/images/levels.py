@@ -56,13 +56,13 @@ def _color(background: str) -> NDArray[np.uint8]:
     return np.frombuffer(bytes.fromhex(found[1]), np.uint8)
 
 
-def white_of(name: str, highest: int, said: int, depth: Depth) -> tuple[int, tuple[str, ...]]:
+def white_of(name: str, highest: int, declared: int, depth: Depth) -> tuple[int, tuple[str, ...]]:
     """Return the white level of a 16-bit picture, and a note if it is doubtful.
 
     Args:
         name: name of the picture in messages.
         highest: its largest value.
-        said: white level that the file declares; 65535 if it declares none.
+        declared: white level that the file declares; 65535 if it declares none.
         depth: as for `read_picture`.
 
     Raises:
@@ -72,9 +72,9 @@ def white_of(name: str, highest: int, said: int, depth: Depth) -> tuple[int, tup
     (4095, ())
     """
     if depth == "auto":
-        white = said if highest <= said < 65535 else next(2**bits - 1 for bits in DEPTHS if highest < 2**bits)
+        white = declared if highest <= declared < 65535 else next(2**bits - 1 for bits in DEPTHS if highest < 2**bits)
     else:
-        white = said if depth is None else 2 ** _bits(depth) - 1
+        white = declared if depth is None else 2 ** _bits(depth) - 1
     check_white(name, highest, white)
     if depth is not None or not 0 < highest <= SLIVER or white < 65535:
         return white, ()

@@ -12,12 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from convnets_torch.images.preprocessing import Interpolation, Pair, Preprocessing
-from convnets_torch.images.rows import PRECISION, cubic, triangle
+from convnets_torch.images.rows import PRECISION, REACH, pillow_weights
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 FINE = 12  # low bits of Pillow's weights, which go into the second matrix
-REACH = {"bilinear": 1.0, "bicubic": 2.0}  # support of each filter in pixels on each side when enlarging
 
 
 def reach(box: Box, image: Pair, size: Pair, interpolation: Interpolation) -> tuple[int, int, int, int]:
@@ -105,12 +104,11 @@ def _rounded(coarse: Tensor, fine: Tensor) -> Tensor:
 def _matrices(
     origin: int, before: int, start: float, end: float, after: int, interpolation: Interpolation, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Pillow's weights (after, before) of one axis, which have 22 fractional bits, as a sum of two matrices.
-
-    The first has the upper 10 of these bits and the second the others, so that products with pixels and their sums are
-    exact in float32, and also in TF32, whose 11-bit significand holds each of these numbers.
-    """
-    places, weights = _taps(origin, before, start, end, after, interpolation)
+    """Pillow's weights (after, before) of one axis, which have 22 fractional bits, as a sum of two matrices."""
+    # The first has the upper 10 of these bits and the second the others, so that products with pixels and their sums
+    # are exact in float32, and also in TF32, whose 11-bit significand holds each of these numbers.
+    first, weights = pillow_weights(before, start, end, after, interpolation, origin)
+    places = (first[:, None] + np.arange(weights.shape[1]) - origin).clip(0, before - 1)
     coarse = (weights + (1 << (FINE - 1))) >> FINE
     fine = weights - (coarse << FINE)
     index = torch.from_numpy(places).to(device)
@@ -123,28 +121,6 @@ def _matrices(
 def _dense_matrix(values: NDArray[np.int64], unit: float, index: Tensor, before: int) -> Tensor:
     values_there = torch.from_numpy((values * unit).astype(np.float32)).to(index.device)
     return torch.zeros(len(values), before, device=index.device).scatter_add_(1, index, values_there)
-
-
-def _taps(
-    origin: int, before: int, start: float, end: float, after: int, interpolation: Interpolation
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the source pixels of each target pixel, and their weights in units of 2**-22: (after, n) each.
-
-    Source: `precompute_coeffs` and `normalize_coeffs_8bpc` in Pillow's src/libImaging/Resample.c.
-    """
-    scale = float(np.float32(end - start)) / after
-    stretch = max(scale, 1.0)
-    support = REACH[interpolation] * stretch
-    centers = (start + (np.arange(after) + 0.5) * scale)[:, None]
-    first = np.maximum((centers - support + 0.5).astype(np.int64), origin)
-    last = np.minimum((centers + support + 0.5).astype(np.int64), origin + before)
-    places = first + np.arange((last - first).max())
-    distances = np.abs((places - centers + 0.5) * (1.0 / stretch))
-    weights = triangle(distances) if interpolation == "bilinear" else cubic(distances)
-    weights[places >= last] = 0
-    weights /= np.add.accumulate(weights, axis=1)[:, -1:]
-    whole = np.trunc(weights * (1 << PRECISION) + np.copysign(0.5, weights)).astype(np.int64)
-    return (places - origin).clip(0, before - 1), whole
 
 
 def turned(picture: Tensor, turn: Image.Transpose | None) -> Tensor:
