@@ -35,7 +35,7 @@ from convnets_torch.images.labelled import (
     check_once,
     find_labelled,
     in_several,
-    number_remarks,
+    number_notes,
 )
 from convnets_torch.images.preprocessing import Preprocessing
 from convnets_torch.training.augmentation import Augmentation, view
@@ -127,7 +127,7 @@ def find_dataset(
     found = find_labelled(data, truth, columns=columns, partial=partial, exclude=exclude, several=True)
     kept = found.of("train", "val", None)
     check_classes(kept)
-    remarks = [*kept.remarks, *number_remarks(kept)]
+    remarks = [*kept.remarks, *number_notes(kept)]
     if tested := len(found.paths) - len(kept.paths):
         remarks.append(f"{found.where}: left out {tested} pictures of test")
     if kept.several is not None:
