@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import inspect
+import json
 import os
 import re
 import secrets
@@ -15,6 +16,7 @@ import stat
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,6 @@ from typing import IO, Any, TypeAlias, TypeVar
 
 if sys.platform != "win32":
     import fcntl
-import json
-from collections import Counter
 
 from convnets_torch.text import ConvnetsTorchWarning
 
@@ -209,13 +209,8 @@ class Writer:
 def check_output(path: str | os.PathLike[str], endings: Iterable[str], what: str) -> None:
     """Raise if `what` ("a map") cannot be written to `path`; call it before long work.
 
-    Args:
-        path: path of the file.
-        endings: supported endings, in lower case.
-        what: name of the output in the message.
-
     Raises:
-        ValueError: unsupported ending.
+        ValueError: the path has none of the `endings`, which are in lower case.
         OSError: `path` cannot be written.
     """
     *others, last = endings

@@ -36,12 +36,8 @@ MOST_ARRAYS = 10_000  # ResNet50 has 320
 def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the JSON header of an open safetensors file and check it against the file's length.
 
-    Args:
-        file: the open file.
-        path: its name in messages.
-
     Raises:
-        ValueError: it is not a safetensors file, or is truncated.
+        ValueError: it is not a safetensors file, or is truncated; `path` is its name in the message.
     """
     length = os.fstat(file.fileno()).st_size
     no_header = ValueError(f"{path} is not a safetensors file; convert it with `convnets-torch convert`")
@@ -89,15 +85,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], 
 
 
 def arrays_of_opened(file: IO[bytes], framework: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read the arrays and the metadata of an open file with the library.
-
-    Args:
-        file: the open file.
-        framework: "numpy", or "pt" for tensors.
-
-    Raises:
-        ValueError: the library cannot read it.
-    """
+    """Read the arrays ("numpy", or "pt" for tensors) and the metadata of an open file; ValueError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -108,12 +96,7 @@ def arrays_of_opened(file: IO[bytes], framework: str) -> tuple[dict[str, Any], d
 
 
 def map_arrays(file: IO[bytes], header: Mapping[str, Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Memory-map arrays of an open file; data is read on access.
-
-    Args:
-        file: the open file.
-        header: its header, from `header_of_opened`.
-        names: names of the arrays.
+    """Memory-map arrays of an open file with a header from `header_of_opened`; data is read on access.
 
     Raises:
         ValueError, KeyError, TypeError: an array is missing from the header, or its entry is invalid.
@@ -215,8 +198,7 @@ def header_bytes(layout: Layout, metadata: Mapping[str, str], *, spaces: bool = 
     """Build the beginning of a file: the header's length and its JSON, padded with blanks to a multiple of 8 bytes.
 
     Args:
-        layout: layout of the arrays, which follow one another without gaps.
-        metadata: metadata of the header.
+        layout, metadata: of the arrays, which follow one another without gaps.
         spaces: write a blank after each comma and colon; the library writes none.
         room: bytes of the padded JSON; by default as few as needed.
 

@@ -240,19 +240,21 @@ def save(network: Network, path: Output) -> None:
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """Describe every parameter that is missing, unknown, or differs in shape or in kind of dtype."""
-    missing = [f"{name} is missing" for name in wanted if name not in found]
-    extra = [f"{name} is not known" for name in found if name not in wanted]
-    shapes = [
-        f"{name} is {tuple(found[name].shape)}, not {tuple(array.shape)}"
-        for name, array in wanted.items()
-        if name in found and tuple(found[name].shape) != tuple(array.shape)
+    both = [(name, array, found[name]) for name, array in wanted.items() if name in found]
+    return [
+        *(f"{name} is missing" for name in wanted if name not in found),
+        *(f"{name} is not known" for name in found if name not in wanted),
+        *(
+            f"{name} is {tuple(own.shape)}, not {tuple(array.shape)}"
+            for name, array, own in both
+            if own.shape != array.shape
+        ),
+        *(
+            f"{name} holds {own.dtype}"
+            for name, array, own in both
+            if own.is_floating_point() != array.is_floating_point()
+        ),
     ]
-    types = [
-        f"{name} holds {found[name].dtype}"
-        for name, array in wanted.items()
-        if name in found and found[name].is_floating_point() != array.is_floating_point()
-    ]
-    return missing + extra + shapes + types
 
 
 def last_dense(network: nn.Module) -> str:

@@ -524,15 +524,7 @@ def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool 
 
 
 def open_thumbnail(data: bytes, most: int) -> Image.Image:
-    """Decode a small JPEG file from an untrusted table.
-
-    Args:
-        data: contents of the file.
-        most: maximum pixels of its longer side.
-
-    Raises:
-        ValueError: it is not JPEG, or larger.
-    """
+    """Decode a JPEG file from an untrusted table; ValueError if its longer side has more than `most` pixels."""
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG",))
         if image.format == "JPEG" and max(image.size) <= most and len(data) <= PIXEL_BYTES * most * most:

@@ -42,12 +42,7 @@ WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH = 256, 257, 322, 323  # TIFF tags
 
 
 def check_header(file: IO[bytes], start: bytes, size: int) -> None:
-    """Refuse a file whose header would take Pillow too long, or make it allocate too much.
-
-    Args:
-        file: the open file; its position changes.
-        start: its first 64 bytes.
-        size: its length in bytes.
+    """Refuse a file of `size` bytes, beginning with `start`, whose header would take Pillow too much time or memory.
 
     Raises:
         OSError: the reason, without the name of the file.
@@ -85,11 +80,7 @@ def canvas(start: bytes) -> tuple[int, int] | None:
 
 
 def check_scans(file: IO[bytes], image: Image.Image) -> None:
-    """Refuse an opened JPEG file with too many scans; `file` keeps its position.
-
-    Raises:
-        OSError: the reason, without the name of the file.
-    """
+    """Refuse an opened JPEG file with too many scans, as `check_header`; `file` keeps its position."""
     place = file.tell()  # where Pillow stopped: after the header of the first scan
     channels = len(image.getbands())
     if "progressive" not in image.info:

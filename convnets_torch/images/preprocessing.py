@@ -190,14 +190,7 @@ def preset(network: str, name: str | None = None, size: int | Pair | None = None
 
 
 def general(name: str, size: int | Pair) -> Preprocessing:
-    """Return a preset that applies to any network, one of `GENERAL`.
-
-    Args:
-        name: as in `preset`.
-        size: pixels of each side of the input, or (height, width).
-
-    Raises:
-        ValueError: unknown preset; the message lists the known ones.
+    """Return a preset that applies to any network, one of `GENERAL`; arguments and errors as for `preset`.
 
     >>> general("torchvision", (112, 224)).resize
     (128, 256)
@@ -273,13 +266,7 @@ def center_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
 
 
 def crop_image(image: Image.Image, rule: Preprocessing, part: tuple[float, float] | None = None) -> Pixels:
-    """`center_crop` of a Pillow image of mode RGB.
-
-    Args:
-        image: of any size from 1x1.
-        rule: the card's preprocessing.
-        part: (width, height) in pixels of the image that the picture covers, from the top left; None for all of it.
-    """
+    """`center_crop` of a Pillow image of mode RGB, of which the picture covers `part`, as in `DecodedPicture`."""
     return next(crop_each(image, rule, (CENTER,), part))
 
 
@@ -319,12 +306,7 @@ def crop_each(
 def cropped_box(
     size: tuple[float, float], rule: Preprocessing, place: Place = CENTER
 ) -> tuple[float, float, float, float]:
-    """Return the part of a picture that `center_crop` keeps, or `crop_each` at `place`.
-
-    Args:
-        size: (height, width) of the picture in pixels.
-        rule: the card's preprocessing.
-        place: position of the crop in the resized picture.
+    """Return the part of a picture of (height, width) `size` that `center_crop` keeps, or `crop_each` at `place`.
 
     Returns:
         Left, top, right, bottom in pixels of the picture.
@@ -376,15 +358,7 @@ def size_with_longest_side(size: Pair, longest_side: int) -> Pair:
 
 
 def normalize(pixels: Pixels, rule: Preprocessing) -> NDArray[np.float32]:
-    """Apply colour order, scale, mean and standard deviation.
-
-    Args:
-        pixels: (H, W, 3), RGB, 0 to 255.
-        rule: the card's preprocessing.
-
-    Returns:
-        (3, H, W) float32, channels in the order of `rule.channels`.
-    """
+    """Apply colour order, scale, mean and standard deviation: (H, W, 3), RGB, 0 to 255 -> (3, H, W) float32."""
     ordered = pixels if rule.channels == "rgb" else pixels[:, :, ::-1]
     values = ordered.astype(np.float32)
     if rule.scale != 1.0:

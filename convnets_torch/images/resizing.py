@@ -20,13 +20,9 @@ FINE = 12  # low bits of Pillow's weights, which go into the second matrix
 
 
 def reach(box: Box, image: Pair, size: Pair, interpolation: Interpolation) -> tuple[int, int, int, int]:
-    """Return the pixels that resizing a box reads: left, top, right, bottom.
+    """Return the pixels (left, top, right, bottom) that resizing a box to (height, width) `size` reads.
 
-    Args:
-        box: the part that is resized, in pixels of the image.
-        image: (height, width) of the image; the filter also reads pixels outside the box.
-        size: (height, width) of the result.
-        interpolation: "bilinear" or "bicubic".
+    The filter also reads pixels outside the box, within (height, width) `image`.
 
     >>> reach((10, 0, 90, 80), (80, 100), (40, 40), "bilinear")
     (8, 0, 92, 80)

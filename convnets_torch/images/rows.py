@@ -53,12 +53,8 @@ def check_rows(top: int, bottom: int, height: int) -> None:
 class Bands:
     """Source of a picture stored in bands of rows that are decoded together, such as rows of tiles or chunks.
 
-    The last two bands are cached, so that narrow or overlapping strips decode each band once.
-
-    Args:
-        read: (top, bottom) -> (bottom - top, width, 3) uint8; called for whole bands only.
-        shape: (height, width) in pixels.
-        band: rows per band; the last may have fewer.
+    The last two bands are cached, so that narrow or overlapping strips decode each band once. `read` is called for
+    whole bands of `band` rows only; the last may have fewer.
     """
 
     def __init__(self, read: Callable[[int, int], Pixels], shape: Pair, band: int) -> None:
@@ -262,15 +258,7 @@ class Preview:
         self._seen = 0
 
     def add(self, top: int, rows: Pixels) -> None:
-        """Add the next strip.
-
-        Args:
-            top: its first row in the picture, where the previous strip ended.
-            rows: (any height, width, 3) uint8, RGB.
-
-        Raises:
-            ValueError: the strip is out of order, has the wrong width, or exceeds the picture.
-        """
+        """Add the next strip; ValueError if it is out of order, has the wrong width, or exceeds the picture."""
         height, width = self.shape
         if top != self._seen or rows.shape[1:] != (width, 3) or top + len(rows) > height:
             raise ValueError(
@@ -289,11 +277,7 @@ class Preview:
 
     @property
     def picture(self) -> Pixels:
-        """(ceil(H / factor), ceil(W / factor), 3) uint8, RGB.
-
-        Raises:
-            ValueError: strips are missing.
-        """
+        """(ceil(H / factor), ceil(W / factor), 3) uint8, RGB; ValueError if strips are missing."""
         if self._seen != self.shape[0]:
             raise ValueError(f"the preview has seen {self._seen} of {self.shape[0]} rows; give it the others first")
         return self._picture

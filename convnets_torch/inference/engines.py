@@ -151,13 +151,7 @@ def engine(
 
 
 def write(module: nn.Module, path: str, heatmap: bool, size: Size, *, progress: object = None) -> None:
-    """Write a module as an OpenVINO program, an .xml with a .bin beside it.
-
-    Args:
-        module, heatmap: as for `engine`.
-        path: of the .xml.
-        size: (height, width) in pixels of the images.
-    """
+    """Write a module as an OpenVINO program, an .xml at `path` with a .bin beside it."""
     if heatmap:
         assert isinstance(module, Network)
         program = traced(module, heatmap=True)
