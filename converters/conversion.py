@@ -22,7 +22,7 @@ from convnets_torch._version import __version__
 from convnets_torch.card import KEY, Card, Source
 from convnets_torch.files import cache_folder, check_writable, open_file, read_text, resolved, sha256
 from convnets_torch.safetensors_io import Filling, filling
-from convnets_torch.text import check_choice, in_one_line
+from convnets_torch.text import check_choice, printable_errors
 from convnets_torch.wordnet import synsets
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Report:
     proof: tuple[ProofRow, ...] = ()
 
 
-@in_one_line()
+@printable_errors()
 def convert(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str] | None,

@@ -33,7 +33,7 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")  # names of the folders that `replacing` works in
 
 _cleaned: set[Path] = set()  # folders in which this process has removed leftovers of killed processes
-_remarked: set[Path] = set()  # folders that this process has warned about
+_warned_of: set[Path] = set()  # folders that this process has warned about
 
 
 Output: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
@@ -88,14 +88,14 @@ def _opened(path: str | os.PathLike[str], flags: int, mode: str, check: Callable
         raise
 
 
-def read_text(path: str | os.PathLike[str], *, max_bytes: int, follow_links: bool = True) -> str:
+def read_text(path: str | os.PathLike[str], *, max_bytes: int) -> str:
     """Read a small UTF-8 file, with or without a byte order mark; line ends become `\\n`.
 
     Raises:
         OSError: as `open_file`.
         ValueError: it has more than `max_bytes`, or is not UTF-8.
     """
-    with open_file(path, max_bytes=max_bytes, follow_links=follow_links) as file:
+    with open_file(path, max_bytes=max_bytes) as file:
         content = file.read()
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -423,10 +423,10 @@ def check_own_folder(folder: Path) -> None:
                     waiting.append(Path(entry.path))
                 elif not entry.is_file(follow_symlinks=False):
                     raise OSError(f"{entry.path} is not a regular file; remove it, or name another folder")
-    if stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH and folder not in _remarked:
-        _remarked.add(folder)
-        remark = f"every user may write to {folder}, and so change what is read from it; chmod o-w {folder}"
-        warnings.warn(remark, FileWarning, stacklevel=3)
+    if stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH and folder not in _warned_of:
+        _warned_of.add(folder)
+        message = f"every user may write to {folder}, and so change what is read from it; chmod o-w {folder}"
+        warnings.warn(message, FileWarning, stacklevel=3)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
 from convnets_torch.safetensors_io import write_arrays
-from convnets_torch.text import check_choice, in_one_line
+from convnets_torch.text import check_choice, printable_errors
 
 OF_THE_LAST_LAYER = ("probe", "finetuning", "temperature")  # fields of the card that describe it, dropped with it
 
@@ -136,7 +136,7 @@ def build(network: str, arguments: Mapping[str, Any]) -> Network:
         raise ValueError(f"{network} cannot be built with {dict(arguments)}: {error}") from None
 
 
-@in_one_line()
+@printable_errors()
 def load(
     path: str | os.PathLike[str],
     *,

@@ -112,7 +112,7 @@ def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], kind: str) -> None:
 def check_range(lowest: float, highest: float, kind: str) -> None:
     """Raise ValueError if floats from `lowest` to `highest` are not in the range 0 to 255."""
     if not (np.isfinite(lowest) and np.isfinite(highest)):
-        raise ValueError(f"the {kind} holds NaN or infinite values, but pixels are 0 to 255; mend it first")
+        raise ValueError(f"the {kind} holds NaN or infinite values, but pixels are 0 to 255; replace them first")
     values = f"the {kind}'s values are {lowest:.6g} to {highest:.6g}"
     if lowest < 0 and highest <= 127.5:
         raise ValueError(f"{values}, as if the mean were subtracted, but pixels are 0 to 255; give the picture itself")
@@ -123,7 +123,7 @@ def check_range(lowest: float, highest: float, kind: str) -> None:
 
 
 def _shape_hint(shape: tuple[int, ...], axis: int) -> str:
-    """How to mend the shape of a tensor (channels along axis 0) or of an array (axis 2)."""
+    """How to correct the shape of a tensor (channels along axis 0) or of an array (axis 2)."""
     last, colour, grey = (
         ("first: array.transpose(1, 2, 0)", "array[:, :, :3]", "array[:, :, 0]")
         if axis == 2

@@ -19,7 +19,7 @@ GIF = (b"GIF87a", b"GIF89a")
 ICONS = (b"\0\0\1\0", b"icns")  # ICO (Windows) and ICNS (macOS)
 
 # Maxima, unless said otherwise.
-LOOKED_THROUGH = 1 << 20  # bytes of a file that is not checked: the header of a smaller one takes less than a second
+UNCHECKED = 1 << 20  # bytes of a file that is not checked: the header of a smaller one takes less than a second
 SEGMENTS = 10_000  # JPEG segments before the first scan, and parts of a PSD or ICNS file
 EXIF = 64  # JPEG segments with EXIF data; Pillow concatenates them again for each one
 JUNK = 1 << 20  # bytes between two JPEG segments, which Pillow skips one by one
@@ -52,7 +52,7 @@ def check_header(file: IO[bytes], start: bytes, size: int) -> None:
         _check_icon(file, start)
     elif start.startswith(TIFF):
         _check_tags(file, start)
-    elif size > LOOKED_THROUGH:
+    elif size > UNCHECKED:
         if start.startswith(b"\xff\xd8\xff"):
             _check_segments(file)
         elif start.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -190,7 +190,7 @@ def _check_resources(file: IO[bytes]) -> None:
 def _check_comments(file: IO[bytes]) -> None:
     """PPM: check the comments, which Pillow reads byte by byte."""
     file.seek(0)
-    words = re.sub(rb"#[^\r\n]*", b"", file.read(LOOKED_THROUGH)).split(maxsplit=4)
+    words = re.sub(rb"#[^\r\n]*", b"", file.read(UNCHECKED)).split(maxsplit=4)
     if len(words) < 4:
         raise OSError("its width and height are not at its beginning")
 

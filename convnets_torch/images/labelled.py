@@ -12,6 +12,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from convnets_torch.files import open_file, resolved, sha256
@@ -477,16 +478,11 @@ class _Finder:
 
     def __init__(self, table: Path, listing: Listing | None, exclude: str | Iterable[str]) -> None:
         self._table, self._listing, self._exclude = table, listing, exclude
-        self._found: dict[str, list[Path]] = {}
+        self.find = cache(self._find)
         self._ends: dict[str, list[tuple[Path, str]]] | None = None  # name or stem -> (picture, normalised path)
 
-    def find(self, name: str) -> list[Path]:
-        """The pictures that a name may refer to."""
-        if name not in self._found:
-            self._found[name] = self._find(name)
-        return self._found[name]
-
     def _find(self, name: str) -> list[Path]:
+        """The pictures that a name may refer to."""
         spellings = dict.fromkeys((name.strip(), name.strip().replace("\\", "/")))
         if self._listing is None:
             for path in (self._table.parent / spelling for spelling in spellings):

@@ -63,20 +63,18 @@ class Resizer:
         self._size, self._interpolation = size, interpolation
         self._matrices = lru_cache(maxsize=32)(_matrices)
 
-    def __call__(
-        self, pictures: Tensor, box: Box, origin: tuple[int, int] = (0, 0), down_first: bool = False
-    ) -> Tensor:
+    def __call__(self, images: Tensor, box: Box, origin: tuple[int, int] = (0, 0), down_first: bool = False) -> Tensor:
         """Resize (N, 3, H, W) uint8, RGB, in any memory format, to (N, height, width, 3) uint8.
 
         Args:
-            pictures: pictures of one size.
+            images: of one size.
             box: the part of each that is resized, in pixels as float32; pixels around it are read too.
-            origin: (x, y) of the first given pixel, if `pictures` holds only the pixels from `reach`.
+            origin: (x, y) of the first given pixel, if `images` has only the pixels from `reach`.
             down_first: resize vertically first, as `rows.goes_down_first` says; the order affects rounding.
         """
-        (height, width), (left, top, right, bottom) = pictures.shape[2:], box
-        device, filter = pictures.device, self._interpolation
-        values = pictures.to(torch.float32, memory_format=torch.contiguous_format)
+        (height, width), (left, top, right, bottom) = images.shape[2:], box
+        device, filter = images.device, self._interpolation
+        values = images.to(torch.float32, memory_format=torch.contiguous_format)
         across = self._matrices(origin[0], width, left, right, self._size[1], filter, device)
         down = self._matrices(origin[1], height, top, bottom, self._size[0], filter, device)
         values = _across(_down(values, *down), *across) if down_first else _down(_across(values, *across), *down)
@@ -119,19 +117,19 @@ def _dense_matrix(values: NDArray[np.int64], unit: float, index: Tensor, before:
     return torch.zeros(len(values), before, device=index.device).scatter_add_(1, index, values_there)
 
 
-def turned(picture: Tensor, turn: Image.Transpose | None) -> Tensor:
+def turned(image: Tensor, turn: Image.Transpose | None) -> Tensor:
     """Pillow's `transpose` of a picture (3, H, W).
 
     >>> turned(torch.arange(6).view(1, 2, 3), Image.Transpose.ROTATE_90)[0].tolist()
     [[2, 5], [1, 4], [0, 3]]
     """
     if turn is None:
-        return picture
-    lying = picture.transpose(1, 2)
+        return image
+    lying = image.transpose(1, 2)
     return {
-        Image.Transpose.FLIP_LEFT_RIGHT: lambda: picture.flip(2),
-        Image.Transpose.ROTATE_180: lambda: picture.flip(1, 2),
-        Image.Transpose.FLIP_TOP_BOTTOM: lambda: picture.flip(1),
+        Image.Transpose.FLIP_LEFT_RIGHT: lambda: image.flip(2),
+        Image.Transpose.ROTATE_180: lambda: image.flip(1, 2),
+        Image.Transpose.FLIP_TOP_BOTTOM: lambda: image.flip(1),
         Image.Transpose.TRANSPOSE: lambda: lying,
         Image.Transpose.ROTATE_270: lambda: lying.flip(2),
         Image.Transpose.TRANSVERSE: lambda: lying.flip(1, 2),

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
 UNCOMPRESSED, JPEG = 1, 7
 PREMULTIPLIED, TRANSPARENCY = 1, 2
-LOOKED_AT = 4  # rows sampled to find how many bits the values of a 16-bit file use
+SAMPLED_ROWS = 4  # rows read to find how many bits the values of a 16-bit file use
 
 
 def is_tiff(file: IO[bytes]) -> bool:
@@ -248,7 +248,7 @@ class _Reader:
             return ()
         height = self.shape[0]
         with contextlib.suppress(OSError):  # damaged rows raise again when they are requested
-            for row in np.linspace(0, height - 1, LOOKED_AT).astype(int).tolist():
+            for row in np.linspace(0, height - 1, SAMPLED_ROWS).astype(int).tolist():
                 source.rows(row, row + 1)
         if depth == "auto" or (depth is None and self.highest[0] <= SLIVER):
             for top in range(0, height, LEAST_ROWS):

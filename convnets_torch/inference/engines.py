@@ -75,15 +75,12 @@ class Engine:
         Raises:
             ValueError: the images have another shape.
         """
-        height, width = self.size
-        fits = images.dim() == 4 and images.shape[0] > 0 and images.shape[1] == 3
-        if self.mapped is None:
-            fits, more = fits and tuple(images.shape[2:]) == self.size, ""
-        else:
-            fits, more = fits and images.shape[2] >= height and images.shape[3] >= width, " or larger"
-        if not fits:
+        (height, width), shape = self.size, tuple(images.shape)
+        larger = self.mapped is not None and len(shape) == 4 and shape[2] >= height and shape[3] >= width
+        if len(shape) != 4 or shape[0] < 1 or shape[1] != 3 or not (larger or shape[2:] == self.size):
             raise ValueError(
-                f"images are {tuple(images.shape)}, but this engine takes (N, 3, {height}, {width}){more}, one or more"
+                f"images are {shape}, but this engine takes (N, 3, {height}, {width})"
+                f"{'' if self.mapped is None else ' or larger'}, one or more"
             )
         given = images.detach().to("cpu", torch.float32).contiguous()
         with self._one_at_a_time:

@@ -55,20 +55,16 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Link):
     """The deepest synset that is probable enough.
 
     Attributes:
-        wnid, words, probability: as in `Link`.
         depth: length of the longest path from "entity".
         chain: from general to specific: synsets on the longest path to the answer that are more probable than the next
             one in the chain by at least 0.02, except those that are certain; then the answer, and the most probable
             class below it.
     """
 
-    wnid: str
-    words: str
-    probability: float
     depth: int
     chain: tuple[Link, ...]
 
@@ -176,8 +172,7 @@ def back_off(probabilities: Any, threshold: float, wnids: Sequence[str] | None =
     def link(wnid: str) -> Link:
         return Link(wnid, synsets.find(wnid).label, float(sums[table.number[wnid]]))
 
-    answer = link(found.wnid)
-    chain = [answer]
+    chain = [link(found.wnid)]
     for wnid in reversed(found.paths[-1][:-1]):
         if chain[0].probability + ADDED <= sums[table.number[wnid]] < CERTAIN:
             chain.insert(0, link(wnid))
@@ -185,7 +180,7 @@ def back_off(probabilities: Any, threshold: float, wnids: Sequence[str] | None =
     best = chosen[below[int(chances[below].argmax())]]
     if best != found.wnid:
         chain.append(link(best))
-    return Answer(answer.wnid, answer.words, answer.probability, found.depth, tuple(chain))
+    return Answer(found.wnid, found.label, float(sums[number]), found.depth, tuple(chain))
 
 
 FREQUENT = 10  # ancestors listed
