@@ -283,7 +283,7 @@ def _summary(plan: Plan) -> tuple[str, ...]:
 def _fill(source: Path, plan: Plan, names: dict[str, str], file: Filling, call: Call) -> None:
     """Write the values of all parameters, in the reading process."""
     places = [
-        (step, file.places[names[step.row.parameter]], file.arrays[names[step.row.parameter]]) for step in plan.steps
+        (step, file.offsets[names[step.row.parameter]], file.arrays[names[step.row.parameter]]) for step in plan.steps
     ]
     orders = {
         "fill": [_job(step, place, array) for step, place, array in places if isinstance(step, KerasStep)],

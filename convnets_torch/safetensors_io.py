@@ -143,13 +143,13 @@ class Filling:
 
     Attributes:
         path: the temporary file, for another process that fills it.
-        places: name -> offset of its array, in bytes from the start of the file.
+        offsets: name -> offset of its array, in bytes from the start of the file.
         arrays: name -> array mapped from the file; writing to it writes the file.
         metadata: metadata of the header; may be replaced, until the block ends, by metadata of the same length.
     """
 
     path: Path
-    places: dict[str, int]
+    offsets: dict[str, int]
     arrays: dict[str, NDArray[Any]]
     metadata: dict[str, str]
 
@@ -180,12 +180,12 @@ def filling(
             _reserve(file.fileno(), len(header) + sum(sizes))
         mapped = np.memmap(temporary, np.uint8, "r+")
         mapped[: len(header)] = np.frombuffer(header, np.uint8)
-        arrays, places, start = {}, {}, len(header)
+        arrays, offsets, start = {}, {}, len(header)
         for (name, (dtype, shape)), size in zip(ordered.items(), sizes, strict=True):
             arrays[name] = np.asarray(mapped[start : start + size]).view(DTYPES[dtype]).reshape(shape)
-            places[name] = start
+            offsets[name] = start
             start += size
-        filled = Filling(temporary, places, arrays, metadata)
+        filled = Filling(temporary, offsets, arrays, metadata)
         yield filled
         if temporary.stat().st_size != start or bytes(mapped[: len(header)]) != header:
             raise ValueError(f"{path} was damaged while it was written; convert again")

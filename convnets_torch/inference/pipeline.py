@@ -43,7 +43,7 @@ from convnets_torch.images.preprocessing import (
     CORNERS,
     Pair,
     Pixels,
-    Place,
+    Position,
     Preprocessing,
     crop_each,
     crop_image,
@@ -325,7 +325,7 @@ class Input:
     """A decoded picture.
 
     Attributes:
-        pixels: (h, w, 3) uint8, of the network's own size if `crop` is None; (places, h, w, 3) with places; None on
+        pixels: (h, w, 3) uint8, of the network's own size if `crop` is None; (crops, h, w, 3) with positions; None on
             error or with `jpeg`.
         crop: the region of `pixels` to resize to that size.
         jpeg: a file to decode on the device.
@@ -353,8 +353,8 @@ class Inputs:
         exact: decode every file at full scale.
         torchcodec: decode JPEG files with torchcodec: on the device with `on_device`, else in threads.
         on_decode: called in a thread with each decoded picture; files are then never decoded on the device.
-        places: take crops at these places instead of the centre crop, all in threads; adds an axis in front of each
-            picture's pixels.
+        positions: take crops at these positions instead of the centre crop, all in threads; adds an axis in front of
+            each picture's pixels.
 
     Raises:
         ImportError: torchcodec cannot be used.
@@ -370,12 +370,12 @@ class Inputs:
         exact: bool = False,
         torchcodec: bool = False,
         on_decode: Callable[[Image.Image], object] | None = None,
-        places: tuple[Place, ...] | None = None,
+        positions: tuple[Position, ...] | None = None,
     ) -> None:
         check_levels(reading.depth, reading.background)
         least = least_size(rule)
-        self._rule, self._device, self._places = rule, device, places
-        self._on_device = on_device and least is not None and places is None
+        self._rule, self._device, self._positions = rule, device, positions
+        self._on_device = on_device and least is not None and positions is None
         self._on_decode = on_decode
         jpeg_on_device = torchcodec and self._on_device and on_decode is None
         jpeg_in_threads = torchcodec and not jpeg_on_device
@@ -408,10 +408,10 @@ class Inputs:
             if (needed[2] - needed[0]) * (needed[3] - needed[1]) <= MOST_SENT * prod(self._rule.shape):
                 part = image if needed == (0, 0, *image.size) else image.crop(needed)
                 return Input(np.asarray(part), crop, remarks=found.notes, extra=extra)
-        if self._places is None:
+        if self._positions is None:
             pixels = crop_image(image, self._rule, found.part)
         else:
-            pixels = np.stack(list(crop_each(image, self._rule, self._places, found.part)))
+            pixels = np.stack(list(crop_each(image, self._rule, self._positions, found.part)))
         return Input(pixels, remarks=found.notes, extra=extra)
 
     def _needed(self, size: Pair, part: tuple[float, float] | None = None) -> tuple[tuple[int, int, int, int], Crop]:
@@ -431,9 +431,9 @@ class Inputs:
 
         Returns:
             (N, height, width, 3) uint8 of the network's own size, on its device, for the inputs without an error, in
-            order; with places (N, places, height, width, 3). All work runs in the current stream.
+            order; with positions (N, crops, height, width, 3). All work runs in the current stream.
         """
-        crops = () if self._places is None else (len(self._places),)
+        crops = () if self._positions is None else (len(self._positions),)
         made = torch.empty((len(inputs), *crops, *self._rule.shape, 3), dtype=torch.uint8, device=self._device)
         files = {number: each.jpeg for number, each in enumerate(inputs) if each.jpeg is not None}
         for refused in self._decode_on_device(files, made):
@@ -512,7 +512,7 @@ Mappable: TypeAlias = "Network | Engine"  # can compute score maps
 
 BATCH = 16  # "auto" batch size on the CPU, and the minimum on other devices
 MOST_BATCH = 256  # maximum of "auto"
-PLACES: dict[Views, tuple[Place, ...] | None] = {"center": None, "flip": None, "ten": (*CORNERS, CENTER)}
+POSITIONS: dict[Views, tuple[Position, ...] | None] = {"center": None, "flip": None, "ten": (*CORNERS, CENTER)}
 VIEWS: dict[Views, int] = {"center": 1, "flip": 2, "ten": 10}  # views per picture
 PREFETCHED = 3  # batches decoded ahead of the network
 
@@ -656,7 +656,7 @@ def predicted(
         exact=exact,
         torchcodec=decoder == "torchcodec",
         on_decode=on_decode,
-        places=PLACES[views],
+        positions=POSITIONS[views],
     )
     size = together(batch_for(network) if batch == "auto" else batch, views)
     runner = _Runner(network, inputs, rule, exact, views)
@@ -754,7 +754,7 @@ class _Runner:
             return torch.empty(0)
         if views == 1:
             return self._forward(pixels)
-        crops = pixels.view(pictures, -1, *pixels.shape[-3:])  # (N, places, h, w, 3)
+        crops = pixels.view(pictures, -1, *pixels.shape[-3:])  # (N, crops, h, w, 3)
         pixels = torch.cat([crops, crops.flip(3)], dim=1).flatten(0, 1)
         if pictures > 1:
             return self._forward(pixels).view(pictures, views, -1)
