@@ -19,13 +19,13 @@ from typing_extensions import Unpack
 
 from convnets_torch.files import open_file
 from convnets_torch.images.headers import (
-    MOST_FRAMES,
     TIFF,
     TiffValues,
     canvas,
     check_header,
     check_scans,
     frames,
+    frames_note,
     significant_bits,
     tiff_values,
     tiff_values_of,
@@ -357,6 +357,11 @@ class Reading(NamedTuple):
     jpeg: Callable[[bytes], Pixels | None] | None = None
     keep_jpeg: bool = False
 
+    @property
+    def limit(self) -> int:
+        """`max_pixels`, or the default."""
+        return MAX_PIXELS if self.max_pixels is None else self.max_pixels
+
 
 AS_IS = Reading()
 
@@ -452,7 +457,7 @@ def decode_unless_jpeg(image: Picture, reading: Reading) -> DecodedPicture | Jpe
     if isinstance(image, Image.Image):
         with _readable_errors(name):
             return _decode_image(image, name, reading._replace(least=None))
-    with _opened(image, MAX_PIXELS if reading.max_pixels is None else reading.max_pixels) as file:
+    with _opened(image, reading.limit) as file:
         return _read(file, name, reading)
 
 
@@ -499,10 +504,9 @@ def _opened(image: str | os.PathLike[str] | bytes | IO[bytes], most: int) -> IO[
 
 
 def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool = False) -> DecodedPicture | JpegFile:
-    most = MAX_PIXELS if reading.max_pixels is None else reading.max_pixels
-    image = _open(file, name, most)
+    image = _open(file, name, reading.limit)
     pixels = image.width * image.height
-    _check_size(name, image.size, most)
+    _check_size(name, image.size, reading.limit)
     tiles = getattr(image, "tile", ())
     if pixels > max(SLOW_PIXELS, reading.max_pixels or 0) and any(tile[0] in Image.DECODERS for tile in tiles):
         raise _Refused(
@@ -513,7 +517,7 @@ def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool 
         raise _Refused(f"{name} is stored in {len(tiles):,} pieces, more than {TILES:,}; save it in larger ones")
     if image.format in ("JPEG", "MPO"):
         check_scans(file, image)
-    with _decoding(most=most):
+    with _decoding(most=reading.limit):
         decoded = None
         is_jpeg = image.format == "JPEG"
         if reading.keep_jpeg and is_jpeg and (found := _undecoded(image, _read_all(file), name, reading.exif)):
@@ -639,12 +643,10 @@ def _decode_image(
     """Decode an image opened from `file` (None if the caller opened it), or use its `decoded` pixels."""
     if 0 in image.size:
         raise _Refused(f"{name} is {image.height}x{image.width} pixels; give one that has some")
-    notes = []
+    notes: list[str] = []
     if image.format in SEQUENCES and image.tell() == 0:
         count = getattr(image, "n_frames", 1) if file is None else frames(file, image, allow_truncated=damaged)
-        if count > 1:
-            number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
-            notes.append(f"{name} has {number} frames or pages; the first was read")
+        notes += frames_note(name, count)
     tiff = None
     if image.format == "TIFF":
         tiff = tiff_values_of(getattr(image, "tag_v2", {})) if file is None else tiff_values(file)

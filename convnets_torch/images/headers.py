@@ -424,6 +424,12 @@ def frames(file: IO[bytes], image: Image.Image, *, allow_truncated: bool = False
     return min(int(getattr(image, "n_frames", 1)), MOST_FRAMES + 1)
 
 
+def frames_note(name: str, count: int) -> tuple[str, ...]:
+    """Note on a file of several frames, of which only the first is read; empty for one."""
+    number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
+    return (f"{name} has {number} frames or pages; the first was read",) if count > 1 else ()
+
+
 def pages(file: IO[bytes], *, allow_truncated: bool = False) -> int:
     """Number of pages of a TIFF file, as `frames`; pages that form a cycle are counted once."""
     file.seek(0)

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from convnets_torch.files import open_file, resolved, sha256
@@ -479,7 +479,6 @@ class _Finder:
     def __init__(self, table: Path, listing: Listing | None, exclude: str | Iterable[str]) -> None:
         self._table, self._listing, self._exclude = table, listing, exclude
         self.find = cache(self._find)
-        self._ends: dict[str, list[tuple[Path, str]]] | None = None  # name or stem -> (picture, normalised path)
 
     def _find(self, name: str) -> list[Path]:
         """The pictures that a name may refer to."""
@@ -493,14 +492,17 @@ class _Finder:
                 return found
         return []
 
+    @cached_property
+    def _ends(self) -> dict[str, list[tuple[Path, str]]]:
+        """Name or stem -> (picture, normalised path)."""
+        ends = defaultdict(list)
+        for path in (self._listing or list_folder(self._table.parent, exclude=self._exclude)).pictures:
+            for word in {normal(path.name), normal(path.stem)}:
+                ends[word].append((path, _normal_path(path)))
+        return ends
+
     def _find_by_end(self, name: str) -> list[Path]:
         """Pictures whose path ends with `name`, with or without the file's ending; an exact match is preferred."""
-        if self._ends is None:
-            listing = self._listing or list_folder(self._table.parent, exclude=self._exclude)
-            self._ends = defaultdict(list)
-            for path in listing.pictures:
-                for word in {normal(path.name), normal(path.stem)}:
-                    self._ends[word].append((path, _normal_path(path)))
         end = "/" + normal(name).removeprefix("./").lstrip("/")
         near = self._ends.get(end.rpartition("/")[2], [])
         found = [path for path, whole in near if whole.endswith(end) or whole.removesuffix(path.suffix).endswith(end)]

@@ -16,7 +16,6 @@ from typing_extensions import Unpack
 from convnets_torch.files import open_file
 from convnets_torch.images.decoding import (
     AS_IS,
-    MAX_PIXELS,
     DecodedPicture,
     Picture,
     Reading,
@@ -121,7 +120,7 @@ def open_picture(image: Sliceable, reading: Reading = AS_IS) -> OpenedPicture:
                 try:
                     return OpenedPicture(*open_tiff(Path(image), reading, file))
                 except (ImportError, ValueError):
-                    if pixels > (MAX_PIXELS if reading.max_pixels is None else reading.max_pixels):
+                    if pixels > reading.limit:
                         raise
             return _in_memory(decode_file(file, picture_name(image), reading))
     return _in_memory(decode(cast("Picture", image), reading))

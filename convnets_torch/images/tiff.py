@@ -15,7 +15,7 @@ from PIL import Image
 
 from convnets_torch.files import open_file
 from convnets_torch.images.decoding import AS_IS, Reading, ignored_turn_note, reason_of
-from convnets_torch.images.headers import MOST_FRAMES, TIFF, TiffValues, pages, tiff_values
+from convnets_torch.images.headers import MOST_FRAMES, TIFF, TiffValues, frames_note, pages, tiff_values
 from convnets_torch.images.levels import (
     SLIVER,
     Background,
@@ -96,8 +96,7 @@ def open_tiff(path: Path, reading: Reading = AS_IS, file: IO[bytes] | None = Non
 
 def _opened_tiff(reader: _Reader, count: int, reading: Reading) -> tuple[Source, tuple[str, ...]]:
     path, values = reader.path, reader.values
-    number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
-    notes = [f"{path} has {number} frames or pages; the first was read"] if count > 1 else []
+    notes = [*frames_note(str(path), count)]
     if reader.end > reader.state.st_size:
         if not reading.allow_truncated:
             raise OSError(
