@@ -280,12 +280,10 @@ class Learnt:
 
 
 def with_learnt(card: Card, train: Iterable[str], val: Iterable[str] = ()) -> Card:
-    """Return the card with digests of further pictures.
+    """Return the card with digests of further pictures, given their sha256 in hexadecimal.
 
-    Args:
-        card: its digests are kept, because the network's features still depend on earlier training pictures.
-        train: sha256, in hexadecimal, of the contents of the training pictures.
-        val: the same of the validation pictures that decided the best epoch.
+    Earlier digests are kept, because the network's features still depend on those pictures. `val` are the validation
+    pictures that decided the best epoch.
     """
     kept = {}
     for name, new in (("train", train), ("val", val)):

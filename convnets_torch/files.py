@@ -190,15 +190,10 @@ class Writer:
         check_output(path, self.formats, self.what)
 
     def write(self, path: Output, *arguments: Any) -> None:
-        """Write a file, atomically.
+        """Write a file, atomically; `arguments` go to the function that writes the format. Raises as `check`.
 
-        Args:
-            path: path of the file; or an open binary file, which receives the complete output, or nothing if writing
-                fails. Its format follows the ending of its `name`, if any, else it is the first of `formats`.
-            arguments: passed to the function that writes the format.
-
-        Raises:
-            ValueError, OSError: as `check`, or from that function.
+        `path` may be an open binary file, which receives the complete output, or nothing if writing fails. Its format
+        follows the ending of its `name`, if any, else it is the first of `formats`.
         """
         with _path_to_write(path, next(iter(self.formats))) as place:
             self.check(place)

@@ -163,7 +163,6 @@ def filling(
     """Yield writable arrays mapped from a new safetensors file, which replaces `path` if the block succeeds.
 
     Args:
-        path: destination; replaced atomically, as by `replacing`.
         layout: name -> dtype ("F32" or "I64") and shape of each array.
         metadata: metadata of the header; values not known yet need placeholders of the same length.
 

@@ -60,13 +60,8 @@ def white_of(name: str, highest: int, declared: int, depth: Depth) -> tuple[int,
     """Return the white level of a 16-bit picture, and a note if it is doubtful.
 
     Args:
-        name: name of the picture in messages.
-        highest: its largest value.
+        highest: its largest value; ValueError if it exceeds the white level.
         declared: white level that the file declares; 65535 if it declares none.
-        depth: as for `read_picture`.
-
-    Raises:
-        ValueError: the largest value exceeds the white level.
 
     >>> white_of("scan.tif", 4090, 65535, "auto")
     (4095, ())
@@ -101,13 +96,9 @@ def to_8_bits(values: NDArray[Any], white: int | NDArray[np.uint32]) -> Pixels:
 def laid_on(
     background: str, pixels: Pixels, alpha: NDArray[np.uint8], rows: NDArray[Any], columns: NDArray[Any]
 ) -> Pixels:
-    """Composite a piece of a picture over a background.
+    """Composite a piece (h, w, 3) of a picture with transparency `alpha` (h, w) over a background.
 
-    Args:
-        background: as for `read_picture`.
-        pixels: (h, w, 3), the colours as stored.
-        alpha: (h, w), 255 is opaque.
-        rows, columns: (h,) and (w,), coordinates of the piece in the upright picture, which align the checker pattern.
+    `rows` (h,) and `columns` (w,) are coordinates in the upright picture, which align the checker pattern.
     """
     if background == "checker":
         light = (rows[:, None] // SQUARE + columns // SQUARE) % 2 == 0

@@ -273,14 +273,7 @@ def crop_image(image: Image.Image, rule: Preprocessing, part: tuple[float, float
 def crop_each(
     image: Image.Image, rule: Preprocessing, positions: Iterable[Position], part: tuple[float, float] | None = None
 ) -> Iterator[Pixels]:
-    """Yield crops of the resized picture at several positions, otherwise as `crop_image`.
-
-    Args:
-        image, rule, part: as for `crop_image`.
-        positions: for example `CENTER` and `CORNERS`.
-
-    Yields:
-        (height, width, 3) of `rule.shape` for each position, RGB, 0 to 255.
+    """Yield crops (height, width, 3) of the resized picture at `positions`, otherwise as `crop_image`.
 
     >>> image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).convert("RGB")
     >>> rule = Preprocessing("custom", 1, 3, "stretch", "nearest", "rgb", (0, 0, 0))

@@ -20,7 +20,7 @@ from convnets_torch.inference.pipeline import ready_card as ready_card
 from convnets_torch.networks import Network
 from convnets_torch.options import checked, shows
 from convnets_torch.wordnet.hierarchy import Answer, back_off, check_backoff
-from convnets_torch.wordnet.targets import class_name, class_wnid, find_target, tree_wnids
+from convnets_torch.wordnet.targets import allowed_classes, class_name, class_wnid, tree_wnids
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _classify(
     workers: int | None = None,
 ) -> Generator[Classified, None, None]:
     card = card_of(network)
-    listed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
+    listed = allowed_classes(card, only)
     if top < 1:
         raise ValueError(f"top is {top}; give 1 or more")
     if backoff is not None:

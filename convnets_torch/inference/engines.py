@@ -67,13 +67,10 @@ class Engine:
 
         Args:
             images: (N, 3, H, W), normalised as the weights expect; any device and precision. (H, W) is `size`, or
-                with `mapped` at least that.
+                with `mapped` at least that; else ValueError.
 
         Returns:
             Logits (N, classes), or with `mapped` (N, classes, h, w) as `score_map` returns them; float32, on the CPU.
-
-        Raises:
-            ValueError: the images have another shape.
         """
         (height, width), shape = self.size, tuple(images.shape)
         larger = self.mapped is not None and len(shape) == 4 and shape[2] >= height and shape[3] >= width
