@@ -69,20 +69,39 @@ def renamed(**names: str) -> Callable[[Function], Function]:
     Traceback (most recent call last):
     TypeError: train() takes rate as a former name of lr; give one of them
     """
+    return _accepting(names, "a former name")
 
+
+def synonym(**names: str) -> Callable[[Function], Function]:
+    """Accept further names of keywords.
+
+    Args:
+        names: further name -> keyword.
+
+    >>> @synonym(num_classes="classes")
+    ... def build(classes=1000):
+    ...     return classes
+    >>> build(num_classes=10)
+    10
+    """
+    return _accepting(names, "another name")
+
+
+def _accepting(names: Mapping[str, str], kind: str) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def call(*arguments: Any, **keywords: Any) -> Any:
-            for old in names.keys() & keywords.keys():
-                new, name = names[old], function.__qualname__.removesuffix(".__init__")
-                if new in keywords:
-                    raise TypeError(f"{name}() takes {old} as a former name of {new}; give one of them")
-                warnings.warn(
-                    f"{name}({old}=...) is now {new}; the old name goes with the next release",
-                    DeprecationWarning,
-                    stacklevel=2,
-                )
-                keywords[new] = keywords.pop(old)
+            for other in names.keys() & keywords.keys():
+                own, name = names[other], function.__qualname__.removesuffix(".__init__")
+                if own in keywords:
+                    raise TypeError(f"{name}() takes {other} as {kind} of {own}; give one of them")
+                if kind == "a former name":
+                    warnings.warn(
+                        f"{name}({other}=...) is now {own}; the old name goes with the next release",
+                        DeprecationWarning,
+                        stacklevel=2,
+                    )
+                keywords[own] = keywords.pop(other)
             return function(*arguments, **keywords)
 
         return call  # type: ignore[return-value]

@@ -150,7 +150,7 @@ def _pictures(folder: Path, ending: str, forms: Iterable[dict[str, Any]]) -> lis
 def _read_picture(path: Path) -> list[str]:
     found = decode(path)
     with_less = decode(path, Reading(allow_truncated=True))
-    return [_digest(found.pixels, with_less.pixels.shape, found.remarks)]
+    return [_digest(found.pixels, with_less.pixels.shape, found.notes)]
 
 
 Forms: TypeAlias = "tuple[dict[str, Any], ...]"

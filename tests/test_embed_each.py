@@ -195,5 +195,5 @@ def test_who_looks_sees_each_picture_upright_before_it_is_cropped(files, tmp_pat
     sizes = [row.seen for row in embed_each(network, given, exact=True, look=lambda image: (image.mode, image.size))]
     with Image.open(files[3]) as whole:
         assert sizes == [("RGB", whole.size), None, ("RGB", (40, 60) if network.card.preprocessing.exif else (60, 40))]
-    assert [row.seen for row in predict(network, given[:1], look=lambda image: image.mode)] == ["RGB"]
+    assert [row.extra for row in predict(network, given[:1], on_decode=lambda image: image.mode)] == ["RGB"]
     assert [row.seen for row in embed_each(network, given[:1])] == [None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from PIL import Image
 
 from convnets_torch.explain.channels import activation_grids
 from convnets_torch.explain.gradcam import gradcam, gradcam_each
@@ -12,7 +13,10 @@ from convnets_torch.explain.page import explain
 from convnets_torch.heatmaps.api import class_map, contrast, heatmap, probability_map
 from convnets_torch.heatmaps.many import heatmap_each
 from convnets_torch.heatmaps.running import HeatmapKeywords, HeatmapOptions
-from convnets_torch.images.decoding import Reading, ReadingKeywords
+from convnets_torch.images.decoding import PictureWarning, Reading, ReadingKeywords, open_upright, read_picture
+from convnets_torch.images.sources import open_source
+from convnets_torch.inference.classification import classify, classify_each
+from convnets_torch.inference.pipeline import predict
 
 
 def words(annotations) -> dict[str, str]:
@@ -38,11 +42,41 @@ def test_functions_of_maps_show_their_keywords_with_their_defaults(function):
     assert "options" not in shown
 
 
-@pytest.mark.parametrize("function", [gradcam, gradcam_each, activation_grids, explain])
+@pytest.mark.parametrize(
+    "function",
+    [gradcam, gradcam_each, activation_grids, explain, classify, classify_each, predict, read_picture, open_source],
+)
 def test_what_only_the_library_asks_of_a_decoder_is_no_keyword(function, vgg):
-    assert inspect.signature(function).parameters["max_pixels"].default is None
+    shown = inspect.signature(function).parameters
+    assert shown["max_pixels"].default is None
+    assert list(shown)[-4:] == ["max_pixels", "allow_truncated", "depth", "background"]
+    network = [] if function in (read_picture, open_source) else [vgg]
     with pytest.raises(TypeError, match=r"'least'; known: max_pixels, allow_truncated, depth, background"):
-        function(vgg, "cat.jpg", least=(100, 100))
+        function(*network, "cat.jpg", least=(100, 100))
+
+
+def test_former_keywords_of_images_still_work(vgg):
+    with pytest.warns(DeprecationWarning, match=r"read_picture\(source=...\) is now image"):
+        found = read_picture(source=Image.new("L", (2, 1), 77))  # type: ignore[call-arg]
+    assert found.tolist() == [[[77] * 3] * 2]
+    with pytest.warns(DeprecationWarning, match="is now") as caught:
+        [row] = predict(vgg, pictures=Image.new("RGB", (9, 9)), look=lambda image: image.size)  # type: ignore[call-arg]
+    assert {str(each.message).partition(";")[0] for each in caught} == {
+        "predict(pictures=...) is now images", "predict(look=...) is now on_decode",
+    }  # fmt: skip
+    with pytest.warns(DeprecationWarning, match="`seen` is now `extra`"):
+        assert row.seen == row.extra == (9, 9)
+    with pytest.warns(DeprecationWarning, match="open_upright is now decode"):
+        assert open_upright(Image.new("L", (2, 1)), Reading()).image.mode == "RGB"
+    assert {each.filename for each in caught} == {__file__}
+
+
+def test_warnings_of_a_picture_name_the_line_that_reads_it(tmp_path):
+    Image.new("RGBA", (2, 2)).save(tmp_path / "glass.png")
+    for read in (read_picture, open_source):
+        with pytest.warns(PictureWarning, match="partly transparent") as caught:
+            read(tmp_path / "glass.png")
+        assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize(("function", "name"), [(class_map, "scales"), (probability_map, "fuse"), (heatmap, "scale")])

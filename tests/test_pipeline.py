@@ -23,11 +23,11 @@ from convnets_torch.images.resizing import normalized
 from convnets_torch.inference.classification import classify, probabilities, square_input
 from convnets_torch.inference.pipeline import (
     BATCH,
-    BATCHES_AHEAD,
+    PREFETCHED,
     Input,
     _a_batch_late,
     _Batch,
-    _Place,
+    _LogitsRow,
     batch_for,
     is_whole,
     predict,
@@ -115,7 +115,7 @@ def test_an_endless_iterable_is_taken_as_it_is_needed_and_close_leaves_no_thread
     for _ in range(9):
         next(rows)
     assert len(decoders()) <= 2
-    assert next(taken) <= 9 + (BATCHES_AHEAD + 1) * 4
+    assert next(taken) <= 9 + (PREFETCHED + 1) * 4
     rows.close()
     assert not decoders()
 
@@ -196,7 +196,7 @@ def test_where_a_device_computes_rows_come_when_the_next_batch_has_begun():
     def run(items):
         batch = _Batch(torch.zeros(len(items), 1))
         begun.append(batch)
-        return [_Place(batch, number, None) for number in range(len(items))]
+        return [_LogitsRow(batch, number, None) for number in range(len(items))]
 
     rows = _a_batch_late(run_pictures([0, -1, 1, 2, 3, 4, 5, -1, 6], prepare, run, batch=3), 3)
     assert [(row.picture, len(begun)) for row in rows] == [

@@ -20,10 +20,10 @@ from torch import Tensor
 from converters.doctor.evidence import Evidence, Golden, Labels, Recorded, recordings
 from converters.doctor.hypotheses import Change, State, families, with_background
 from convnets_torch.card import Card
-from convnets_torch.images.decoding import Decoded, Picture, PictureWarning, Reading, decode, warn
+from convnets_torch.images.decoding import DecodedPicture, Picture, PictureWarning, Reading, decode, warn
 from convnets_torch.images.levels import Background, Depth
 from convnets_torch.inference.classification import card_of
-from convnets_torch.inference.pipeline import THREADS, ahead
+from convnets_torch.inference.pipeline import THREADS, prefetch
 from convnets_torch.networks import Network
 from convnets_torch.weights import build, load
 from convnets_torch.wordnet.targets import find_target
@@ -169,17 +169,17 @@ def _labels(
             raise ValueError(f"{target!r} means all {named.classes} classes, so any answer is right; name fewer")
     pixels, right, problems = [], [], []
 
-    def read(picture: Picture) -> Decoded | Exception:
+    def read(picture: Picture) -> DecodedPicture | Exception:
         try:
             return decode(picture, reading)
         except (OSError, ValueError) as error:
             return error
 
-    for (_, found), target in zip(ahead(pictures, read, most=2 * threads, threads=threads), targets, strict=True):
+    for (_, found), target in zip(prefetch(pictures, read, most=2 * threads, threads=threads), targets, strict=True):
         if isinstance(found, Exception):
             problems.append(found)
             continue
-        warn(found.remarks)
+        warn(found.notes)
         pixels.append(found.pixels)
         right.append(ids[target])
     if not pixels:

@@ -340,14 +340,14 @@ def _rule(weights: str | None) -> Preprocessing:
 
 def _photo(path: str, reading: Reading, *, with_folder: bool) -> Photo:
     """Load a picture; its class is its folder's name."""
-    from convnets_torch.images.decoding import open_upright
+    from convnets_torch.images.decoding import decode
     from convnets_torch.text import printable
     from convnets_torch.training.augmentation import Photo
 
     source = sys.stdin.buffer if path == "-" else path
-    found = open_upright(source, reading)
-    for remark in found.remarks:
-        say(remark)
+    found = decode(source, reading)
+    for note in found.notes:
+        say(note)
     if path == "-":
         return Photo(found.image, "standard input")
     name, label = Path(path).name, Path(path).resolve().parent.name

@@ -18,7 +18,7 @@ from convnets_torch.explain.activations import BROKEN, Reached, observed
 from convnets_torch.explain.layer_names import LayerLike, find_layer, needed, whole
 from convnets_torch.images.decoding import Picture, Reading, warn
 from convnets_torch.images.levels import Background, Depth
-from convnets_torch.inference.batching import in_batches
+from convnets_torch.inference.batching import batches_with_retry
 from convnets_torch.inference.pipeline import Decoder, Predicted, Result, batch_for, each_row, predicted
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD, check_eval_mode
@@ -307,7 +307,9 @@ def embed(
         raise ValueError("there are no images; give one or more")
     placed = images.to(next(network.parameters()))
     with torch.no_grad():
-        parts = list(in_batches(lambda items: embedder(placed[items.start : items.stop]), len(images), len(images)))
+        parts = list(
+            batches_with_retry(lambda items: embedder(placed[items.start : items.stop]), len(images), len(images))
+        )
     vectors, _ = embedder.split(torch.cat(parts))
     _check_finite(vectors)
     return vectors[embedder.names[0]] if layer is None or isinstance(layer, str | nn.Module) else vectors
@@ -369,7 +371,7 @@ def embed_each(
         workers=workers,
         exact=exact,
         decoder=decoder,
-        look=look,
+        on_decode=look,
     )
 
     def embedded(row: Predicted) -> Embedded:
@@ -378,7 +380,7 @@ def embed_each(
         vectors, found = embedder.split(row.value)
         _check_finite(vectors)
         own = {name: vector.clone() for name, vector in vectors.items()}  # so that keeping one does not keep the batch
-        return Embedded(row.picture, own, None, row.remarks, None if found is None else found.clone(), row.seen)
+        return Embedded(row.picture, own, None, row.remarks, None if found is None else found.clone(), row.extra)
 
     return each_row(rows, embedded)
 

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 
 from convnets_torch.embeddings.image_map import MapEntry
 from convnets_torch.files import check_page
-from convnets_torch.images.decoding import Picture, Reading, open_upright
+from convnets_torch.images.decoding import Picture, Reading, decode
 from convnets_torch.images.levels import Background, Depth
-from convnets_torch.inference.pipeline import THREADS, ahead, expected_pixels
+from convnets_torch.inference.pipeline import THREADS, expected_pixels, prefetch
 from convnets_torch.text import printable
 from convnets_torch.visualization.pages import as_base64, as_json, as_uri, save_page
 
@@ -102,12 +102,12 @@ def thumbnails(
 
     def small(picture: Picture) -> Thumbnail:
         try:
-            image = open_upright(picture, reading).image
+            image = decode(picture, reading).image
         except (OSError, ValueError) as error:
             return Thumbnail(None, error)
         return Thumbnail(reduced(image, side, Image.Resampling.BOX))
 
-    done = ahead(pictures, small, most=4 * THREADS, threads=workers or THREADS, size=expected_pixels, room=ROOM)
+    done = prefetch(pictures, small, most=4 * THREADS, threads=workers or THREADS, size=expected_pixels, room=ROOM)
     try:
         for _, found in done:
             yield found

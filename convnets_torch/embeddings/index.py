@@ -34,7 +34,7 @@ from convnets_torch.files import check_regular, is_scratch, resolved, sha256
 from convnets_torch.images.decoding import check_bytes
 from convnets_torch.images.finding import find_pictures
 from convnets_torch.images.levels import Background, Depth, said_levels
-from convnets_torch.inference.pipeline import ahead
+from convnets_torch.inference.pipeline import prefetch
 from convnets_torch.networks import Network
 from convnets_torch.networks.tracing import unwrapped
 
@@ -281,7 +281,7 @@ class _Job:
 
     def to_embed(self, progress: Callable[[int, int], None] | None) -> Iterator[str]:
         """Yield the files that the network must embed; handle the others on the way."""
-        with contextlib.closing(ahead(self._found, self._inspect, most=HASHED_AHEAD)) as inspected:
+        with contextlib.closing(prefetch(self._found, self._inspect, most=HASHED_AHEAD)) as inspected:
             for number, (_, file) in enumerate(inspected, start=1):
                 if self._is_new(file):
                     yield self._begin(file)

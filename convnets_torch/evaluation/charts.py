@@ -15,7 +15,7 @@ from convnets_torch.card import Card
 from convnets_torch.embeddings.image_map_drawing import reduced
 from convnets_torch.evaluation.calibration import Calibration
 from convnets_torch.evaluation.metrics import Mistake
-from convnets_torch.images.decoding import Reading, open_upright
+from convnets_torch.images.decoding import Reading, decode
 from convnets_torch.images.levels import Background, Depth
 from convnets_torch.text import printable
 from convnets_torch.visualization import charts
@@ -155,7 +155,7 @@ def chance(probability: float) -> str:
 
 def _thumbnail(path: str | os.PathLike[str], reading: Reading) -> Image.Image:
     try:
-        image = open_upright(path, reading).image
+        image = decode(path, reading).image
         small = reduced(image, SIDE, Image.Resampling.BILINEAR).convert("RGB")
         return ImageOps.contain(small, (SIDE, SIDE), Image.Resampling.BILINEAR)  # enlarges tiny pictures too
     except (OSError, ValueError) as error:

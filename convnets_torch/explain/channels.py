@@ -141,7 +141,7 @@ def activation_grids(
     else:
         names = find_layers(network, layers)
     decoded = decode(image, Reading(card.preprocessing.exif, **checked(reading, ReadingKeywords)))
-    warn(decoded.remarks)
+    warn(decoded.notes)
     if longest_side is None:
         picture, inputs = center_crop(decoded.pixels, card.preprocessing), square_input(decoded.pixels, card)
     else:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convnets_torch.explain.gradcam_maps import GradCam
-from convnets_torch.inference.batching import in_batches
+from convnets_torch.inference.batching import batches_with_retry
 from convnets_torch.inference.classification import card_of, probabilities, square_input, to_parameters
 from convnets_torch.networks import Network
 
@@ -226,7 +226,7 @@ def _curve(probability: Probability, begin: Tensor, end: Tensor, importance: Ten
         return probability(images).float()
 
     with torch.inference_mode():
-        curve = torch.cat(list(in_batches(run, steps + 1, BATCH)))
+        curve = torch.cat(list(batches_with_retry(run, steps + 1, BATCH)))
     return curve.clone()
 
 

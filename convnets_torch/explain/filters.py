@@ -25,7 +25,7 @@ from convnets_torch.explain.layer_names import LayerLike, find_layer
 from convnets_torch.files import Output, Writer
 from convnets_torch.images.preprocessing import Pixels, Preprocessing, general
 from convnets_torch.images.resizing import normalized
-from convnets_torch.inference.batching import in_batches
+from convnets_torch.inference.batching import batches_with_retry
 from convnets_torch.inference.classification import card_of
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network, check_eval_mode
@@ -487,7 +487,7 @@ class _Ascent:
             pictures = pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
             return pictures, before.double().cpu().numpy(), after.double().cpu().numpy()
 
-        parts: Iterator[Any] = in_batches(climbed, len(units), batch)
+        parts: Iterator[Any] = batches_with_retry(climbed, len(units), batch)
         pictures, before, after = (np.concatenate(each) for each in zip(*parts, strict=True))
         if not (np.isfinite(before).all() and np.isfinite(after).all()):
             raise ValueError(BROKEN.format(self.layer))

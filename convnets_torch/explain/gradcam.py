@@ -449,7 +449,7 @@ def _explain(
     check_choice(method, METHODS, "method")
     name = checked_layer(network, layer)
     device, dtype = place_of(network)
-    inputs = Inputs(card.preprocessing, device, reading, exact=True, look=pixels_of)
+    inputs = Inputs(card.preprocessing, device, reading, exact=True, on_decode=pixels_of)
     against_ids = () if opposed is None else opposed.class_ids
     scores = None if targets is None else [Score(each.class_ids, against_ids) for each in targets]
 
@@ -474,7 +474,7 @@ def _explain(
     def run(items: list[Input]) -> list[list[GradCam]]:
         maps, logits = cams_and_logits(network, inputs.images(items, dtype), scores, layer=name, method=method)
         chances = probabilities(logits, card).cpu()
-        return [list(maps_of(each.seen, maps[:, place], chances[place])) for place, each in enumerate(items)]
+        return [list(maps_of(each.extra, maps[:, place], chances[place])) for place, each in enumerate(items)]
 
     def explained(row: Result[list[GradCam]]) -> Explained:
         zero = [each.label for each in row.value or [] if each.raw_maximum == 0]
@@ -482,5 +482,5 @@ def _explain(
         return Explained(row.picture, row.value, row.error, (*row.remarks, *remarks))
 
     size = BATCH if batch == "auto" else batch
-    rows = run_pictures(pictures, inputs.prepared, run, batch=size, threads=workers or THREADS, size=expected_pixels)
+    rows = run_pictures(pictures, inputs.decode, run, batch=size, threads=workers or THREADS, size=expected_pixels)
     return each_row(rows, explained)

@@ -104,7 +104,7 @@ def explain(
     network = as_network(network)
     card = card_of(network)
     decoded = decode(image, Reading(card.preprocessing.exif, **checked(reading, ReadingKeywords)))
-    warn(decoded.remarks)
+    warn(decoded.notes)
     pixels = decoded.pixels
     layers = five_layers(network) if layers is None else find_layers(network, layers)
     [predictions] = classify(network, [pixels], top=min(top, card.classes))

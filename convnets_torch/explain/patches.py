@@ -193,7 +193,8 @@ def top_patches(
     reading = Reading(rule_of(network).exif, max_pixels, allow_truncated, depth, background)
 
     def read(picture: Picture) -> _Read:
-        return _Read(picture, *decode(picture, reading)[:2])
+        found = decode(picture, reading)
+        return _Read(picture, found.pixels, found.notes)
 
     def run(items: list[_Read]) -> list[_Found | Exception]:
         return [_highest(network, name, list(numbers), longest_side, each) for each in items]

@@ -280,7 +280,7 @@ def _run(
     remarks: list[str] = []
     reported = 0
     with contextlib.closing(
-        run_pictures(each_of(images), inputs.prepared, run, batch=batch, threads=workers or THREADS)
+        run_pictures(each_of(images), inputs.decode, run, batch=batch, threads=workers or THREADS)
     ) as rows:
         for row in rows:
             remarks += row.remarks

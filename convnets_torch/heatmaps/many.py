@@ -36,7 +36,7 @@ from convnets_torch.heatmaps.running import (
 from convnets_torch.heatmaps.scales import VIEW
 from convnets_torch.images.decoding import picture_name
 from convnets_torch.images.preprocessing import Pair, Pixels, least_size
-from convnets_torch.images.sources import Held, Sliceable, Source, is_sliced, open_with_remarks
+from convnets_torch.images.sources import InMemory, Sliceable, Source, is_sliced, open_picture
 from convnets_torch.inference.classification import card_of, probabilities
 from convnets_torch.inference.pipeline import (
     THREADS,
@@ -166,7 +166,7 @@ class _Opened:
 
     def pixels(self) -> int:
         """Return the number of pixels kept in memory."""
-        if not isinstance(self.source, Held):
+        if not isinstance(self.source, InMemory):
             return 0
         resized = self.seen is not None and self.sizes[0] != self.source.shape  # else `seen` is a view
         return prod(self.source.shape) + (prod(self.sizes[0]) if resized else 0)
@@ -189,18 +189,18 @@ class _Mapper:
     def open(self, picture: Sliceable) -> _Opened:
         """Decode and resize a picture, in a worker thread."""
         options, rule = self._options, self._card.preprocessing
-        source, remarks, part, scale = open_with_remarks(picture, options.reading(rule.exif, self._least))
-        if max(source.shape) <= VIEW and not isinstance(source, Held):
-            source = Held(source.rows(0, source.shape[0]))
+        source, remarks, part, scale = open_picture(picture, options.reading(rule.exif, self._least))
+        if max(source.shape) <= VIEW and not isinstance(source, InMemory):
+            source = InMemory(source.rows(0, source.shape[0]))
         covered = source.shape if part is None else part[::-1]
         shape = (round(covered[0] * scale), round(covered[1] * scale))
         sizes = sizes_to_run(self._network, shape, picture_name(picture), options)
         size, seen = sizes[0], None
-        if scale > 1 and isinstance(source, Held):
+        if scale > 1 and isinstance(source, InMemory):
             filter = Image.Resampling[rule.interpolation.upper()]
             image = Image.fromarray(source.pixels)
             seen = np.asarray(image.resize(size[::-1], filter, box=(0, 0, *covered[::-1])))
-        elif options.scales is None and isinstance(source, Held) and self._fits(size, 1):
+        elif options.scales is None and isinstance(source, InMemory) and self._fits(size, 1):
             seen = at_size(source, size, self._card).rows(0, size[0])
         return _Opened(source, shape, sizes, seen, remarks)
 
@@ -238,7 +238,7 @@ class _Mapper:
         return maps
 
     def _shared(self, item: _Opened, kept: Kept) -> Shared:
-        assert isinstance(item.source, Held)
+        assert isinstance(item.source, InMemory)
         return shared_by_maps(self._network, self._grid, item.shape, item.sizes[0], item.source.pixels, kept)
 
     def _maps(self, passes: list[tuple[Shared, Kept]]) -> list[Heatmap]:

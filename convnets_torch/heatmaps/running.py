@@ -47,7 +47,7 @@ from convnets_torch.images.preprocessing import (
     size_with_longest_side,
 )
 from convnets_torch.images.resizing import normalized
-from convnets_torch.images.sources import Resized, Sliceable, Source, open_with_remarks
+from convnets_torch.images.sources import Resized, Sliceable, Source, open_picture
 from convnets_torch.inference.classification import card_of, probabilities, to_parameters
 from convnets_torch.inference.pipeline import Mappable
 from convnets_torch.inference.prepare import RuntimeRemark
@@ -139,8 +139,8 @@ def run(network: Mappable, image: Sliceable, wanted: Wanted, options: HeatmapOpt
     """
     rule = card_of(network).preprocessing
     grid = grid_for(network, options.cell_stride)
-    opened = open_with_remarks(image, options.reading(rule.exif))
-    warn(opened.remarks)
+    opened = open_picture(image, options.reading(rule.exif))
+    warn(opened.notes)
     source = opened.source
     sizes = sizes_to_run(network, source.shape, picture_name(image), options)
     return run_sizes(network, grid, source, sizes, wanted, options)

@@ -13,7 +13,7 @@ import numpy as np
 from convnets_torch.fcn.graph import Grid
 from convnets_torch.heatmaps.maps import Box, CellGrid, Heatmap
 from convnets_torch.images.preprocessing import MOST_PIXELS, Interpolation, Pair, Pixels, size_with_longest_side
-from convnets_torch.images.sources import Held, Preview, Source
+from convnets_torch.images.sources import InMemory, Preview, Source
 from convnets_torch.inference.pipeline import Mappable
 from convnets_torch.visualization.overlays import interpolated
 
@@ -67,7 +67,7 @@ def placement_of(grid: Grid, network: Mappable, size: Pair, seen: Pair, interpol
 
 def view_of(source: Source) -> Pixels:
     """Return the picture itself if it is in memory, else a reduced view of at most 4096 pixels a side."""
-    if isinstance(source, Held):
+    if isinstance(source, InMemory):
         return source.pixels
     height = source.shape[0]
     preview = Preview(source.shape, VIEW)

@@ -113,12 +113,12 @@ def view(
     The same key gives the same pixels in any order, process or thread.
 
     Args:
-        image: upright, mode RGB, any size from 1x1, as `images.open_upright` returns it.
+        image: upright, mode RGB, any size from 1x1, as `decode` returns it.
         rule: the card's preprocessing.
         augmentation: limits of the augmentation; `AUGMENTATIONS["none"]` gives the pixels of `center_crop`.
         key: non-negative integers, for instance (seed, epoch, index of the picture).
         label: name of the picture's class, which `no_flip` may list.
-        part: (width, height) in pixels that the picture covers of the image, as in `images.Upright`; None for all.
+        part: (width, height) in pixels that the picture covers of the image, as in `DecodedPicture`; None for all.
 
     Returns:
         (3, height, width) of `rule.shape`, uint8, RGB, 0 to 255, on the CPU.

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from convnets_torch.files import sha256
-from convnets_torch.images.decoding import MOST_BYTES, Reading, open_upright
+from convnets_torch.images.decoding import MOST_BYTES, Reading, decode
 from convnets_torch.images.finding import few
 from convnets_torch.images.labelled import (
     LabelledPictures,
@@ -35,7 +35,7 @@ from convnets_torch.images.labelled import (
     check_once,
     find_labelled,
     in_several,
-    number_remarks,
+    number_notes,
 )
 from convnets_torch.images.preprocessing import Preprocessing
 from convnets_torch.training.augmentation import Augmentation, view
@@ -127,7 +127,7 @@ def find_dataset(
     found = find_labelled(data, truth, columns=columns, partial=partial, exclude=exclude, several=True)
     kept = found.of("train", "val", None)
     check_classes(kept)
-    remarks = [*kept.remarks, *number_remarks(kept)]
+    remarks = [*kept.remarks, *number_notes(kept)]
     if tested := len(found.paths) - len(kept.paths):
         remarks.append(f"{found.where}: left out {tested} pictures of test")
     if kept.several is not None:
@@ -329,7 +329,7 @@ class ViewedPictures(TorchDataset[Tensor]):
     def __getitem__(self, place: Place) -> Tensor:
         """Return (height, width, 3) uint8, RGB."""
         epoch, number = place
-        found = open_upright(self.paths[number], self.reading)
+        found = decode(self.paths[number], self.reading)
         content = int(self.digests[number][:16], 16)
         pixels = view(
             found.image,
