@@ -16,15 +16,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from converters.doctor.evidence import Evidence, Golden, Labels, Recorded, recordings
 from converters.doctor.hypotheses import Change, State, families, with_background
 from convnets_torch.card import Card
-from convnets_torch.images.decoding import Decoded, Picture, PictureWarning, Reading, decode, warn
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.decoding import Picture, PictureWarning, Reading, ReadingKeywords, decode, warn
 from convnets_torch.inference.classification import card_of
-from convnets_torch.inference.pipeline import THREADS, ahead
+from convnets_torch.inference.pipeline import THREADS, run_pictures
 from convnets_torch.networks import Network
+from convnets_torch.options import checked, renamed, shows
 from convnets_torch.weights import build, load
 from convnets_torch.wordnet.targets import find_target
 
@@ -72,18 +73,17 @@ class Diagnosis:
     network: Network | None
 
 
+@renamed(pictures="images")
+@shows(ReadingKeywords, Reading)
 def diagnose(
     network: Network | str | os.PathLike[str],
-    pictures: Iterable[Picture] = (),
+    images: Iterable[Picture] = (),
     expected: str | int | Sequence[str | int] | None = None,
     *,
     golden: Golden | None = None,
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> Diagnosis:
     """Find the fault in converted weights, using pictures of known content or recorded outputs.
 
@@ -104,12 +104,12 @@ def diagnose(
     Args:
         network: a network with its card, in eval mode, on any device, as returned by `load`; or an argument for `load`.
             It is not modified.
-        pictures: anything that `read_picture` takes; a handful of clear pictures is enough.
+        images: anything that `read_picture` takes; a handful of clear pictures is enough.
         expected: a target (see `find_target`) for all pictures, or a sequence with one target for each.
         golden: recorded inputs and outputs, instead of pictures and labels.
         batch: pictures per batch; "auto" is 16.
         workers: decoding threads; by default one per core, at most 16.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+        **reading: as for `read_picture`.
 
     Returns:
         The verdict, with the corrected network.
@@ -128,28 +128,29 @@ def diagnose(
     >>> diagnose(network, golden=Golden(x, answers.detach().numpy())).verdict
     'as it is'
     """
+    decoding = Reading(**checked(reading, ReadingKeywords))
     if not isinstance(network, Network):
         network = load(network)
     card = card_of(network)
-    kinds: list[Labels] | list[Recorded]
+    kinds: Sequence[Evidence]
     if golden is not None:
-        if expected is not None or list(pictures):
+        if expected is not None or list(images):
             raise ValueError("both a golden and pictures are given; diagnose with one of the two")
         kinds = recordings(golden, card)
     else:
-        reading = Reading(card.preprocessing.exif, max_pixels, allow_truncated, depth, background)
-        kinds = [_labels(card, list(pictures), expected, reading, workers or THREADS)]
+        decoding = decoding._replace(exif=card.preprocessing.exif)
+        kinds = [_labels(card, list(images), expected, decoding, workers or THREADS)]
     return _Search(network, card, kinds, BATCH if batch == "auto" else batch).diagnosis()
 
 
 def _labels(
     card: Card,
-    pictures: list[Picture],
+    images: list[Picture],
     expected: str | int | Sequence[str | int] | None,
     reading: Reading,
     threads: int,
 ) -> Labels:
-    if not pictures:
+    if not images:
         raise ValueError("there are no pictures to judge by; give a few with known content, or a golden")
     if expected is None:
         raise ValueError("the expected answers are missing; give one class, or one for each picture")
@@ -157,9 +158,9 @@ def _labels(
         raise ValueError(
             "the card says that the outputs are not probabilities (activation none); give a golden instead"
         )
-    targets = [expected] * len(pictures) if isinstance(expected, str | int) else list(expected)
-    if len(targets) != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures have {len(targets)} expected answers; give one for each")
+    targets = [expected] * len(images) if isinstance(expected, str | int) else list(expected)
+    if len(targets) != len(images):
+        raise ValueError(f"{len(images)} pictures have {len(targets)} expected answers; give one for each")
     named = card
     if with_background(card):
         named = replace(card, arguments={**card.arguments, "classes": 1000}, class_names="imagenet-1k")
@@ -168,24 +169,25 @@ def _labels(
         if len(class_ids) == named.classes:
             raise ValueError(f"{target!r} means all {named.classes} classes, so any answer is right; name fewer")
     pixels, right, problems = [], [], []
-
-    def read(picture: Picture) -> Decoded | Exception:
-        try:
-            return decode(picture, reading)
-        except (OSError, ValueError) as error:
-            return error
-
-    for (_, found), target in zip(ahead(pictures, read, most=2 * threads, threads=threads), targets, strict=True):
-        if isinstance(found, Exception):
-            problems.append(found)
+    rows = run_pictures(
+        images,
+        lambda image: decode(image, reading),
+        lambda found: [each.pixels for each in found],
+        batch=1,
+        most=2 * threads,
+        threads=threads,
+    )
+    for row, target in zip(rows, targets, strict=True):
+        if row.value is None:
+            problems.append(row.error or ValueError("the picture has no pixels"))
             continue
-        warn(found.remarks)
-        pixels.append(found.pixels)
+        warn(row.remarks)
+        pixels.append(row.value)
         right.append(ids[target])
     if not pixels:
         raise problems[0]
     for problem in problems:
-        warnings.warn(f"{problem}; it is left out", PictureWarning, stacklevel=3)
+        warnings.warn(f"{problem}; it is left out", PictureWarning, stacklevel=4)
     return Labels(pixels, right, named.classes)
 
 
@@ -201,7 +203,7 @@ class _Tried:
 class _Search:
     """The search for the hypothesis that explains the evidence for one network."""
 
-    def __init__(self, network: Network, card: Card, kinds: Sequence[Labels] | Sequence[Recorded], batch: int) -> None:
+    def __init__(self, network: Network, card: Card, kinds: Sequence[Evidence], batch: int) -> None:
         self.network, self.card, self.kinds, self.batch = network, card, kinds, batch
         self.families = families(network, card, exact=isinstance(kinds[0], Recorded))
         self.order = {family: place for place, family in enumerate(self.families)}
@@ -246,8 +248,7 @@ class _Search:
 
     def _judged(self, changed: Network, changes: Changes, card: Card) -> _Tried:
         entries = []
-        kinds: Sequence[Evidence] = self.kinds
-        for number, kind in enumerate(kinds):
+        for number, kind in enumerate(self.kinds):
             if any(change.family in kind.untested for change in changes):
                 continue
             key = tuple(change for change in changes if change.rows is None), number

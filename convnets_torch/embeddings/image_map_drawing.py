@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from typing_extensions import Unpack
 
 from convnets_torch.embeddings.image_map import MapEntry
 from convnets_torch.files import check_page
-from convnets_torch.images.decoding import Picture, Reading, open_upright
-from convnets_torch.images.levels import Background, Depth
-from convnets_torch.inference.pipeline import THREADS, ahead, expected_pixels
+from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, Upright, open_upright
+from convnets_torch.inference.pipeline import THREADS, each_row, expected_pixels, run_pictures
+from convnets_torch.options import checked, renamed, shows
 from convnets_torch.text import printable
 from convnets_torch.visualization.pages import as_base64, as_json, as_uri, save_page
 
@@ -55,7 +56,7 @@ SHEET = 1536  # pixels per side of a sprite sheet
 GREY = (128, 128, 128)  # colour of a picture without a thumbnail
 STEPS = 40  # zoom levels; two of them double the scale
 NEVER = STEPS + 1  # level of a picture at the position of another
-ROOM = 300_000_000  # pixels to prefetch, counted at the full size of the files
+REDUCED = 9  # a picture counts as so many times fewer pixels than its file has: most are decoded at reduced scale
 
 
 class Thumbnail(NamedTuple):
@@ -74,45 +75,36 @@ def thumbnail_side(count: int) -> int:
     return next((side for most, side in SIDES.items() if count <= most), LEAST_SIDE)
 
 
+@renamed(pictures="images")
+@shows(ReadingKeywords, Reading)
 def thumbnails(
-    pictures: Iterable[Picture],
-    side: int,
-    *,
-    workers: int | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    images: Iterable[Picture], side: int, *, workers: int | None = None, **reading: Unpack[ReadingKeywords]
 ) -> Generator[Thumbnail, None, None]:
     """Yield thumbnails in order; worker threads prefetch them. The aspect ratio is kept.
 
     JPEG files are decoded at reduced scale, which is much faster.
 
     Args:
-        pictures: as in `read_picture`.
+        images: as for `read_picture`.
         side: maximum height and width in pixels.
         workers: decoding threads; by default one per core, at most 16.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+        **reading: as for `read_picture`.
 
     >>> [found] = thumbnails(["street.jpg"], 64)
     >>> found.image.size
     (64, 48)
     """
-    reading = Reading(True, max_pixels, allow_truncated, depth, background, least=(side, side))
+    decoding = Reading(**checked(reading, ReadingKeywords), least=(side, side))
 
-    def small(picture: Picture) -> Thumbnail:
-        try:
-            image = open_upright(picture, reading).image
-        except (OSError, ValueError) as error:
-            return Thumbnail(None, error)
-        return Thumbnail(reduced(image, side, Image.Resampling.BOX))
+    def small(image: Picture) -> Upright:
+        found = open_upright(image, decoding)
+        return found._replace(image=reduced(found.image, side, Image.Resampling.BOX))
 
-    done = ahead(pictures, small, most=4 * THREADS, threads=workers or THREADS, size=expected_pixels, room=ROOM)
-    try:
-        for _, found in done:
-            yield found
-    finally:
-        done.close()
+    rows = run_pictures(
+        images, small, lambda found: [each.image for each in found], batch=1, most=4 * THREADS,
+        threads=workers or THREADS, size=lambda image: expected_pixels(image) // REDUCED,
+    )  # fmt: skip
+    return each_row(rows, lambda row: Thumbnail(row.value, row.error))
 
 
 def levels(positions: NDArray[np.floating], first: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:

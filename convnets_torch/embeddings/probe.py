@@ -20,16 +20,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
-from convnets_torch.embeddings.cache import KeptVectors, embed_kept
+from convnets_torch.embeddings.cache import CachedVectors, embed_cached
+from convnets_torch.images.decoding import Reading, ReadingKeywords
 from convnets_torch.images.finding import few
 from convnets_torch.images.labelled import find_classes
-from convnets_torch.images.levels import Background, Depth
 from convnets_torch.inference.child_process import Progress, apart
 from convnets_torch.inference.prepare import Precision
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import check_unpacked
+from convnets_torch.options import checked, shows
 from convnets_torch.text import check_choice
 from convnets_torch.visualization import charts
 from convnets_torch.visualization.charts import BAR, Color
@@ -68,6 +70,7 @@ class LabelledVectors:
         return np.bincount(self.labels, minlength=len(self.classes))
 
 
+@shows(ReadingKeywords, Reading)
 def embed_classes(
     network: Network,
     folder: str | os.PathLike[str] | Mapping[str, Iterable[Path]],
@@ -77,10 +80,7 @@ def embed_classes(
     progress: Callable[[int, int], None] | None = None,
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> LabelledVectors:
     """Embed pictures in class folders as `embed` does, reading vectors from the feature cache where possible.
 
@@ -95,7 +95,8 @@ def embed_classes(
         precision: as in `prepare`; None runs the network unchanged.
         cache: folder for vectors; by default `features` in the library's cache folder.
         progress: called with (pictures done, total pictures).
-        batch, workers, max_pixels, allow_truncated, depth, background: as in `predict`.
+        batch, workers: as for `predict`.
+        **reading: as for `read_picture`.
 
     Returns:
         Vectors in the order of classes and paths. Copies of a picture within a class are left out, since they could be
@@ -110,19 +111,19 @@ def embed_classes(
         PictureWarning: as in `find_classes`.
         MemoryWarning: memory ran out; work continues in smaller batches.
     """
+    decoding = Reading(**checked(reading, ReadingKeywords))
     network = as_network(network)
     check_unpacked(network)
     found = find_classes(folder) if isinstance(folder, str | os.PathLike) else folder
     pictures = [(path, label) for label, paths in enumerate(found.values()) for path in paths]
-    reading = {"max_pixels": max_pixels, "allow_truncated": allow_truncated, "depth": depth, "background": background}
-    kept = embed_kept(
+    vectors = embed_cached(
         network, [path for path, _ in pictures], precision=precision, cache=cache, progress=progress, batch=batch,
-        workers=workers, reading=reading,
+        workers=workers, reading=decoding,
     )  # fmt: skip
-    return _labelled(tuple(found), pictures, kept)
+    return _labelled(tuple(found), pictures, vectors)
 
 
-def _labelled(classes: tuple[str, ...], pictures: list[tuple[Path, int]], found: KeptVectors) -> LabelledVectors:
+def _labelled(classes: tuple[str, ...], pictures: list[tuple[Path, int]], found: CachedVectors) -> LabelledVectors:
     """Label the vectors, keeping each content once per class."""
     kept: dict[tuple[str, int], Path] = {}
     copies = 0
