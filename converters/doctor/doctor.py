@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from converters.doctor.evidence import Evidence, Golden, Labels, Recorded, recordings
+from converters.doctor.evidence import Evidence, Golden, GoldenEvidence, LabelEvidence, recordings
 from converters.doctor.hypotheses import Change, State, families, with_background
 from convnets_torch.card import Card
 from convnets_torch.images.decoding import Picture, PictureWarning, Reading, ReadingKeywords, decode, warn
@@ -149,7 +149,7 @@ def _labels(
     expected: str | int | Sequence[str | int] | None,
     reading: Reading,
     threads: int,
-) -> Labels:
+) -> LabelEvidence:
     if not images:
         raise ValueError("there are no pictures to judge by; give a few with known content, or a golden")
     if expected is None:
@@ -188,7 +188,7 @@ def _labels(
         raise problems[0]
     for problem in problems:
         warnings.warn(f"{problem}; it is left out", PictureWarning, stacklevel=4)
-    return Labels(pixels, right, named.classes)
+    return LabelEvidence(pixels, right, named.classes)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class _Search:
 
     def __init__(self, network: Network, card: Card, kinds: Sequence[Evidence], batch: int) -> None:
         self.network, self.card, self.kinds, self.batch = network, card, kinds, batch
-        self.families = families(network, card, exact=isinstance(kinds[0], Recorded))
+        self.families = families(network, card, exact=isinstance(kinds[0], GoldenEvidence))
         self.order = {family: place for place, family in enumerate(self.families)}
         tested = [family for family in self.families if any(family not in kind.untested for kind in kinds)]
         self.families = {family: self.families[family] for family in tested}
@@ -242,7 +242,7 @@ class _Search:
         for of_network, members in groups.items():
             changed = self._changed(of_network).float()
             for changes in members:
-                card = _apply(changes, {}, self.card, of_input=True)[1]
+                _, card = _apply([change for change in changes if change.of_input], {}, self.card)
                 self.tried[changes] = self._judged(changed, changes, card)
         return len(new)
 
@@ -272,18 +272,14 @@ class _Search:
     def _sorted(self, changes: Iterable[Change]) -> Changes:
         return tuple(sorted(changes, key=lambda change: self.order[change.family]))
 
+    def _with(self, changes: Changes, option: Change) -> Changes:
+        """Return the changes with `option` as that of its family."""
+        return self._sorted([option, *(change for change in changes if change.family != option.family)])
+
     def _neighbours(self, changes: Changes) -> list[Changes]:
         """Return all hypotheses that differ in one family: a change added, removed or replaced."""
-        found = []
-        for family, options in self.families.items():
-            others = tuple(change for change in changes if change.family != family)
-            found += [others, *((*others, option) for option in options)]
-        return [self._sorted(neighbour) for neighbour in found]
-
-    def _swapped(self, changes: Changes, option: Change) -> Changes | None:
-        """Return the changes with `option` as that of its family; None if it is already among them."""
-        others = [change for change in changes if change.family != option.family]
-        return None if option in changes else self._sorted([*others, option])
+        fewer = [tuple(other for other in changes if other != change) for change in changes]
+        return [*fewer, *(self._with(changes, option) for options in self.families.values() for option in options)]
 
     def _ranked(self) -> list[Changes]:
         """Return the tested hypotheses, best first; equal ones by fewer changes."""
@@ -305,7 +301,7 @@ class _Search:
         ranked = tuple(
             Hypothesis(_names(changes), self.kinds[0].figure(self.tried[changes].score)) for changes in self._ranked()
         )
-        measure = "error" if isinstance(self.kinds[0], Recorded) else "probability"
+        measure = "error" if isinstance(self.kinds[0], GoldenEvidence) else "probability"
         simplest, tied = self._simplest(), self._tied()
         winner, *rivals = simplest
         entry = self.tried[winner]
@@ -316,7 +312,7 @@ class _Search:
             family
             for family, options in self.families.items()
             if family not in entry.evidence.untested
-            and any(self._swapped(winner, option) in tied for option in options)
+            and any(self._with(winner, option) in tied for option in options if option not in winner)
         )
         figures = [self.kinds[0].figure(self.tried[changes].score) for changes in ((), winner)]
         sentence = self._sentence(winner, *figures) + self._reservations(entry, untold)
@@ -325,7 +321,7 @@ class _Search:
         return Diagnosis(verdict, sentence, measure, ranked, named, untold, self._corrected(winner))
 
     def _sentence(self, winner: Changes, before: float, after: float) -> str:
-        exact = isinstance(self.kinds[0], Recorded)
+        exact = isinstance(self.kinds[0], GoldenEvidence)
         if not winner:
             shown = f"the recorded outputs are met within {after:.1e}" if exact else f"it gives {after:.2f}"
             return f"nothing found: the file is right as it is ({shown})"
@@ -336,19 +332,16 @@ class _Search:
 
     def _reservations(self, entry: _Tried, untold: tuple[str, ...]) -> str:
         """Return the caveats to append to the verdict's sentence."""
-        said = []
-        if isinstance(entry.evidence, Recorded) and entry.evidence.form == "preprocessed":
-            taken = "the recorded input was taken as already preprocessed"
-            said.append(f"{taken}, so scale, mean and resizing are not tested")
-        if untold:
-            said.append(f"this evidence cannot tell: {', '.join(untold)}")
-        return "".join(f"; {sentence}" for sentence in said)
+        said = ""
+        if isinstance(entry.evidence, GoldenEvidence) and entry.evidence.form == "preprocessed":
+            said = "; the recorded input was taken as already preprocessed, so scale, mean and resizing are not tested"
+        return f"{said}; this evidence cannot tell: {', '.join(untold)}" if untold else said
 
     def _unexplained(self) -> str:
         best = self._ranked()[0]
         what = " with ".join(["the file", ", ".join(_names(best))]) if best else "the file as it is"
         figure = self.kinds[0].figure(self.tried[best].score)
-        if isinstance(self.kinds[0], Recorded):
+        if isinstance(self.kinds[0], GoldenEvidence):
             return f"nothing explains the recorded outputs; nearest is {what}, which misses them by {figure:.1e}"
         return (
             f"nothing explains the expected answers; nearest is {what}, which gives them {figure:.2g};"
@@ -379,10 +372,9 @@ def _names(changes: Changes) -> tuple[str, ...]:
     return tuple(change.name for change in changes)
 
 
-def _apply(changes: Changes, state: State, card: Card, *, of_input: bool = False) -> tuple[Mapping[str, Tensor], Card]:
+def _apply(changes: Iterable[Change], state: State, card: Card) -> tuple[State, Card]:
     for change in changes:
-        if change.of_input or not of_input:
-            state, card = change.apply(state, card)
+        state, card = change.apply(state, card)
     return state, card
 
 
