@@ -109,7 +109,7 @@ def test_what_is_misused_or_cannot_be_done_is_one_line(command, lite_weights, fo
     (tmp_path / "alone").mkdir()
     shutil.copy(folder / "bad.jpg", tmp_path / "alone" / "bad.jpg")
     refused = [
-        ([folder, "-o", tmp_path / "v.npy"], "vectors are written as .npz or .safetensors"),
+        ([folder, "-o", tmp_path / "v.npy"], "vectors can be written as .npz or .safetensors"),
         ([folder, "-o", tmp_path / "none" / "v.npz"], "create it first"),
         ([folder, "-o", output, "--layer", "fc9"], "has no layer 'fc9'"),
         ([folder, "-o", output, "--layer", "block*"], "layers ("),

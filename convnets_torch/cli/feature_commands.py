@@ -60,13 +60,13 @@ def embed(
     if zeros is not None and layer is not None and len(layer) > 1:
         raise typer.BadParameter(f"--zeros draws the histogram of one layer, but {len(layer)} are given with --layer")
     from convnets_torch.embeddings.extraction import Embedder, embed_each
-    from convnets_torch.embeddings.files import check_vectors_output, save_vectors
+    from convnets_torch.embeddings.files import WRITER, save_vectors
     from convnets_torch.files import check_kept
     from convnets_torch.images.levels import said_levels
     from convnets_torch.visualization import charts
 
     if output is not None:
-        check_vectors_output(output)
+        WRITER.check(output)
     if zeros is not None:
         options.check_output(zeros, charts.ENDINGS, "histograms are")
         charts.check_chart(zeros)
@@ -172,8 +172,8 @@ def map_pictures(
     from convnets_torch.embeddings.image_map import (
         PERPLEXITY,
         WRITER,
-        check_installed,
         check_same_kind,
+        import_tsne,
         load_map,
         make_map,
         save_map,
@@ -183,7 +183,7 @@ def map_pictures(
     from convnets_torch.images.levels import said_levels
     from convnets_torch.visualization import overlays
 
-    check_installed()
+    import_tsne()  # its error comes before the long work
     if output is not None:
         check_page(output, "a map")
     options.check_output(png, overlays.FORMATS, "a map is drawn as")
@@ -197,20 +197,18 @@ def map_pictures(
     with warnings_as_lines():
         if images:
             network = run.load(source, bulk=True)
-            about = Embedder(network, logits=network.head is not None).about | said_levels(
-                run.reading["depth"], run.background
-            )
-            if old is not None:
-                check_same_kind(old, about, str(on))  # before the long work
+            embedder = Embedder(network, logits=network.head is not None)
+            about = embedder.about | said_levels(run.reading["depth"], run.background)
+        else:
+            found = _from_file(source)
+            about = found.about
+        if old is not None:
+            check_same_kind(old, about, str(on))  # before the long work
+        if images:
             paths = run.find(images)
             for file in outputs:
                 check_kept(file, paths)
             found = _embedded(network, paths, run)
-            found.about = about
-        else:
-            found = _from_file(source)
-            if old is not None:
-                check_same_kind(old, found.about, str(on))
         if not found.entries:
             reason = next(iter(found.failed.values()), "there are none")
             raise ValueError(f"none of {len(found.failed)} pictures could be used; the first: {reason}")
@@ -227,7 +225,7 @@ def map_pictures(
         if same := len(positions) - len(np.unique(positions, axis=0)):
             say(f"{same} pictures are the same as others and are drawn as one with them")
         if save is not None:
-            save_map(made, entries, save, found.about)
+            save_map(made, entries, save, about)
             say(f"{save}: a map of {len(entries)} pictures, made in {took:.0f} s")
         if output is not None or png is not None:
             small = _thumbnails(entries, run)
@@ -264,7 +262,6 @@ def _embedded(network: Network, paths: list[str], run: RunOptions) -> _Found:
     import numpy as np
 
     from convnets_torch.embeddings.extraction import embed_each
-    from convnets_torch.embeddings.image_map import MapEntry
 
     exact, logits = run.precision == "exact", network.head is not None
     rows = embed_each(network, paths, logits=logits, exact=exact, **run.running)
@@ -277,7 +274,7 @@ def _embedded(network: Network, paths: list[str], run: RunOptions) -> _Found:
             complain(failed[path])
             continue
         vectors.append(row.vector.numpy())
-        entries.append(MapEntry(path, *_best(network.card, row.logits)))
+        entries.append(_entry(path, network.card, row.logits))
     return _Found(np.stack(vectors) if vectors else np.empty((0, 1), np.float32), entries, failed)
 
 
@@ -287,7 +284,6 @@ def _from_file(path: str) -> _Found:
 
     from convnets_torch.card import Card
     from convnets_torch.embeddings.files import read_vectors
-    from convnets_torch.embeddings.image_map import MapEntry
 
     found = read_vectors(path)
     try:
@@ -297,19 +293,20 @@ def _from_file(path: str) -> _Found:
     if card is not None and found.logits is not None and card.classes != found.logits.shape[1]:
         raise ValueError(f"{path} has {found.logits.shape[1]} logits a picture, and its card {card.classes} classes")
     logits = [None] * len(found.paths) if found.logits is None else torch.from_numpy(found.logits)
-    entries = [MapEntry(name, *_best(card, row)) for name, row in zip(found.paths, logits, strict=True)]
+    entries = [_entry(name, card, row) for name, row in zip(found.paths, logits, strict=True)]
     return _Found(found.vectors, entries, found.failed, found.about)
 
 
-def _best(card: Card | None, logits: torch.Tensor | None) -> tuple[str, float | None]:
-    """Return words and probability of the most probable class, or ("", None) if unknown."""
-    from convnets_torch.inference.classification import prediction, probabilities
+def _entry(name: str, card: Card | None, logits: torch.Tensor | None) -> MapEntry:
+    """Return a picture's caption, with its most probable class if known."""
+    from convnets_torch.embeddings.extraction import top_class
+    from convnets_torch.embeddings.image_map import MapEntry
+    from convnets_torch.wordnet.targets import class_name
 
-    if logits is None or card is None or card.activation == "none":
-        return "", None
-    chances = probabilities(logits[None], card)[0]
-    best = int(chances.argmax())
-    return prediction(card, best, 0.0).words, float(chances[best])
+    class_id, chance = (None, None) if card is None else top_class(logits, card)
+    if card is None or class_id is None or chance is None:
+        return MapEntry(name)
+    return MapEntry(name, class_name(card, class_id), chance)
 
 
 def _thumbnails(entries: list[MapEntry], run: RunOptions) -> list[Image.Image | None]:

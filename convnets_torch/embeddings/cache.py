@@ -21,6 +21,7 @@ from convnets_torch._version import __version__
 from convnets_torch.embeddings.extraction import Embedder, embedded
 from convnets_torch.files import cache_folder, check_own_folder, check_writable, make_folder, open_own, sha256
 from convnets_torch.images.decoding import AS_IS, MOST_BYTES, Reading, ReadingKeywords
+from convnets_torch.inference.child_process import Progress
 from convnets_torch.inference.pipeline import Result, each_row
 from convnets_torch.inference.prepare import Precision, prepare
 from convnets_torch.networks import Network
@@ -63,7 +64,7 @@ def embed_cached(
     *,
     precision: Precision | None = None,
     cache: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
     reading: Reading = AS_IS,
@@ -82,9 +83,7 @@ def embed_cached(
         made: cache key of `compute`; equal keys must mean equal vectors.
 
     Raises:
-        OSError: the cache cannot be written.
-        ValueError: the network has no card, is in training mode or is already prepared; activations are NaN or
-            infinite.
+        OSError, ValueError: as for `embed_classes`.
     """
     check_unpacked(network)
     options = {name: getattr(reading, name) for name in ReadingKeywords.__annotations__}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -72,7 +72,7 @@ def numbers_of(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-Layers: TypeAlias = "LayerLike | list[str] | list[LayerLike] | tuple[LayerLike, ...] | None"
+Layers: TypeAlias = "LayerLike | Sequence[LayerLike] | None"
 
 
 @dataclass(frozen=True, eq=False)
@@ -391,11 +391,7 @@ def embedded(
 
 
 def stacked(rows: Generator[Embedded, None, None]) -> dict[str, Tensor]:
-    """Return the vectors (N, values) of all rows by layer, and show their remarks; raise the first error.
-
-    Raises:
-        OSError, ValueError: a picture cannot be used, or there are none.
-    """
+    """Return the vectors (N, values) of all rows by layer, and show their remarks; raise the first error."""
     found: list[dict[str, Tensor]] = []
     with contextlib.closing(rows):
         for row in rows:

@@ -45,9 +45,11 @@ def reduced(image: Image.Image, side: int, filter: Image.Resampling) -> Image.Im
     >>> reduced(Image.new("RGB", (640, 3)), 64, Image.Resampling.BOX).size
     (64, 1)
     """
-    scale = min(1.0, side / max(image.size))
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return image.resize(size, filter, reducing_gap=2.0)
+    return image.resize(_scaled(image, min(1.0, side / max(image.size))), filter, reducing_gap=2.0)
+
+
+def _scaled(image: Image.Image, scale: float) -> tuple[int, int]:
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 SIDES = {1_000: 128, 4_000: 96, 10_000: 64, 25_000: 48}  # up to so many pictures -> pixels of the longer side
@@ -152,9 +154,7 @@ def apart(positions: NDArray[np.floating], side: float, first: NDArray[np.bool_]
 
 def _order(count: int, first: NDArray[np.bool_] | None) -> list[int]:
     order = np.random.RandomState(0).permutation(count)
-    if first is not None:
-        order = order[np.argsort(~first[order], kind="stable")]
-    found: list[int] = order.tolist()
+    found: list[int] = (order if first is None else order[np.argsort(~first[order], kind="stable")]).tolist()
     return found
 
 
@@ -289,19 +289,12 @@ def draw_map(
     for i in np.flatnonzero(shown).tolist():
         image = images[i]
         assert image is not None
-        small = _fitted(image, side)
+        small = image if max(image.size) == side else image.resize(_scaled(image, side / max(image.size)))
         left, top = (corners[i] + [(side - small.width) // 2, (side - small.height) // 2]).tolist()
         page.paste(small, (left, top))
         if new is not None and new[i]:
             draw.rectangle((left, top, left + small.width - 1, top + small.height - 1), None, NEW, max(2, side // 24))
     return MapPicture(page, shown, corners, side)
-
-
-def _fitted(image: Image.Image, side: int) -> Image.Image:
-    scale = side / max(image.size)
-    if scale == 1:
-        return image
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
 CHANCES = 65_535  # quantisation steps of a probability
@@ -327,12 +320,11 @@ def save_map_page(
     escaped.
 
     Args:
-        positions: (N, 2), x to the right and y upwards, as in `ImageMap`.
+        positions, new: as for `draw_map`.
         entries: one entry per picture.
         images: the N thumbnails, as from `thumbnails`, all made for one side; a picture with None is a grey dot.
         path: output file, such as `map.html`.
         title: heading of the page.
-        new: (N,), mask of pictures placed on an existing map; they get a frame.
         failed: name of each picture that failed -> error message; listed on the page.
 
     Raises:
@@ -351,7 +343,9 @@ def save_map_page(
     side = max((max(image.size) for image in images if image is not None), default=16)
     side += -side % 8  # whole JPEG blocks, so that thumbnails do not bleed into each other
     level = levels(positions, new)
-    order = np.lexsort((*_strips(positions), level))  # thumbnails seen first, or close together, share a sheet
+    y = positions[:, 1] - positions[:, 1].min()
+    strips = (y * (24 / (float(y.max()) or 1.0))).astype(np.int64)  # horizontal ones
+    order = np.lexsort((positions[:, 0], strips, level))  # thumbnails seen first, or close together, share a sheet
     save_page(
         path,
         "collection.html",
@@ -396,12 +390,6 @@ def _page_data(
         "new": as_base64(np.zeros(len(order), np.uint8) if new is None else new.astype(np.uint8)),
         "side": side,
     }
-
-
-def _strips(positions: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-    """Return sort keys: 24 horizontal strips, left to right within a strip."""
-    y = positions[:, 1] - positions[:, 1].min()
-    return positions[:, 0], (y * (24 / (float(y.max()) or 1.0))).astype(np.int64)
 
 
 def _jpeg(sheet: Image.Image) -> str:

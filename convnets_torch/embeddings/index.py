@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,8 @@ from convnets_torch.files import check_regular, is_scratch, resolved, sha256
 from convnets_torch.images.decoding import Reading, ReadingKeywords, check_bytes
 from convnets_torch.images.finding import find_pictures
 from convnets_torch.images.levels import said_levels
-from convnets_torch.inference.pipeline import ahead
+from convnets_torch.inference.child_process import Progress
+from convnets_torch.inference.pipeline import ahead, ready_card
 from convnets_torch.networks import Network
 from convnets_torch.networks.tracing import unwrapped
 from convnets_torch.options import checked, renamed, shows
@@ -86,7 +87,7 @@ def index_pictures(
     workers: int | None = None,
     exact: bool = False,
     exclude: str | Iterable[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **reading: Unpack[ReadingKeywords],
 ) -> Indexed:
     """Create or update an index of pictures: a table with one row per file, holding its vector and top class.
@@ -140,11 +141,10 @@ def index_pictures(
     places = map(os.path.abspath, find_pictures(names, exclude=exclude))  # does not resolve links
     found = {text_of(path): path for path in places}
     embedder = Embedder(network, layer, pool, logits=not isinstance(network, Network) or network.head is not None)
-    if embedder.card is None:
-        raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")
+    card = ready_card(network)
     levels = said_levels(decoding.depth, decoding.background)
-    table = _table(address, embedder, embedder.card, layer, os.fspath(weights), levels)
-    job = _Job(table, embedder.card, found, hash_all, decoding.max_pixels)
+    table = _table(address, embedder, card, layer, os.fspath(weights), levels)
+    job = _Job(table, card, found, hash_all, decoding.max_pixels)
     rows = embedded(embedder, job.to_embed(progress), decoding, batch, workers, exact, look=thumbnail)
     with contextlib.closing(rows):
         try:
@@ -192,9 +192,6 @@ def _width(embedder: Embedder, card: Card) -> int:
     with torch.inference_mode():
         embedder(some.new_zeros(1, 3, *card.preprocessing.shape))
     return embedder.widths[0]
-
-
-COUNTS = tuple(field.name for field in fields(Indexed) if field.name != "index")
 
 
 @dataclass(frozen=True)
@@ -262,9 +259,9 @@ class _Job:
         self._again: list[_File] = []  # files of `_copies` whose source row has since disappeared
         self._last = time.monotonic()
         self._wrote = False
-        self.counts = dict.fromkeys(COUNTS, 0)
+        self.counts = {field.name: 0 for field in fields(Indexed) if field.name != "index"}
 
-    def to_embed(self, progress: Callable[[int, int], None] | None) -> Iterator[str]:
+    def to_embed(self, progress: Progress | None) -> Iterator[str]:
         """Yield the files that the network must embed; handle the others on the way."""
         with contextlib.closing(ahead(self._found, self._inspect, most=HASHED_AHEAD)) as inspected:
             for number, (_, file) in enumerate(inspected, start=1):
@@ -306,19 +303,18 @@ class _Job:
             return False
         if known is not None and good and known.sha256 == file.sha256:
             self.counts["unchanged"] += 1
-            if not file.same or known.vanished:
-                self._copies.append(file)
-                self._commit_if_due()
-            return False
-        if file.sha256 in self._held:
+            if file.same and not known.vanished:
+                return False
+        elif file.sha256 in self._held:
             self.counts["moved" if self._take_row(file) else "copied"] += 1
-            self._copies.append(file)
-            self._commit_if_due()
-            return False
-        if file.sha256 in self._twins:
+        elif file.sha256 in self._twins:
             self._twins[file.sha256].append(file)
             return False
-        return True
+        else:
+            return True
+        self._copies.append(file)
+        self._commit_if_due()
+        return False
 
     def _take_row(self, file: _File) -> bool:
         """Let a file take over the row of a missing file with the same content, if there is one."""

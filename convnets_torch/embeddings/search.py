@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
@@ -14,24 +14,23 @@ from typing_extensions import Unpack
 
 from convnets_torch.card import Card, read_card
 from convnets_torch.embeddings import neighbours
-from convnets_torch.embeddings.duplicates import find_duplicates, find_leaks
-from convnets_torch.embeddings.index_table import About, PictureTable, check_index, is_local, kind_of
+from convnets_torch.embeddings.duplicates import DuplicateGroup, find_duplicates, find_leaks, group_of
+from convnets_torch.embeddings.index_table import About, PictureTable, check_index, is_local, kind_of, usable
 from convnets_torch.embeddings.neighbours import Metric, Vectors, approximate_nearest, nearest
 from convnets_torch.files import find, sha256
 from convnets_torch.images.decoding import Reading, ReadingKeywords, decode, warn
 from convnets_torch.images.preprocessing import Pixels
+from convnets_torch.inference.child_process import Progress
 from convnets_torch.options import checked, shows
 from convnets_torch.text import LONGEST, check_choice
 from convnets_torch.wordnet.targets import class_name, class_wnid, find_target
 
 if TYPE_CHECKING:
-    from convnets_torch.embeddings.duplicates import DuplicateGroup
     from convnets_torch.embeddings.extraction import Pool
     from convnets_torch.networks import Network
 
 Query: TypeAlias = "str | os.PathLike[str] | NDArray[np.float32]"
 Box: TypeAlias = tuple[int, int, int, int]
-Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class Index:
         if is_local(address):
             check_index(Path(address))
         state = neighbours.state_of(address)
-        if found := neighbours.kept(address, state) if is_local(address) else None:
+        if found := neighbours.read_cache(address, state) if is_local(address) else None:
             return cls(address, found[0], None, found[1], state)
         return cls.of(PictureTable.open(address), state)
 
@@ -146,8 +145,8 @@ class Index:
     def vectors(self) -> Vectors:
         """The searchable vectors: of files that could be used and existed when last checked."""
         if self._vectors is None:
-            found = neighbours.kept(self.address, self._state)
-            self._vectors = found[1] if found else neighbours.keep(self.table, self._state)
+            found = neighbours.read_cache(self.address, self._state)
+            self._vectors = found[1] if found else neighbours.write_cache(self.table, self._state)
         return self._vectors
 
     @shows(ReadingKeywords, Reading)
@@ -216,8 +215,6 @@ class Index:
 
     def match(self, row: int, score: float) -> Match:
         """Return the `Match` of a row of `vectors`, with all paths of its content."""
-        from convnets_torch.embeddings.index_table import usable
-
         held = self.vectors
         paths = [held.path(int(each)) for each in np.flatnonzero(held.first == held.first[row])]
         existing = usable(paths)
@@ -241,11 +238,7 @@ class Index:
         return {row["path"]: row["thumbnail"] for row in rows if row["thumbnail"]}
 
     def row_of(self, query: str | os.PathLike[str]) -> int | None:
-        """Return the row of `vectors` with a query's content, path or sha256; None if no row has the file's content.
-
-        Raises:
-            OSError: the query is neither a file nor a row.
-        """
+        """Return the row of `vectors` with a query's content, path or sha256; None if no row has the file's content."""
         return self._found(os.fspath(query))[1]
 
     def errors(self) -> Iterator[str]:
@@ -255,11 +248,8 @@ class Index:
 
     def duplicates(self, threshold: float, progress: Progress | None = None) -> list[DuplicateGroup]:
         """Group files that are nearly the same, as `find_duplicates` does; several paths of a file count once."""
-        from convnets_torch.embeddings.duplicates import group_of
-
         held = self.vectors
-        groups = find_duplicates(held.vectors, threshold, progress)
-        made = (group_of(held, group, threshold) for group in groups)
+        made = (group_of(held, rows, threshold) for rows in find_duplicates(held.vectors, threshold, progress))
         return [group for group in made if len(group.files) > 1]
 
     def leaks(
@@ -359,12 +349,7 @@ def vectors_of(
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
 ) -> NDArray[np.float32]:
-    """Embed pictures, or the same part of each, with the network of an index.
-
-    Raises:
-        OSError: a file is missing or not a picture.
-        ValueError: the network is not that of the index; the box is outside a picture.
-    """
+    """Embed pictures, or the same part of each, with the network of an index."""
     from convnets_torch.embeddings.extraction import Embedder, embedded, stacked
 
     embedder = Embedder(network, index.about.layer, cast("Pool", index.about.pool))
@@ -378,12 +363,7 @@ def vectors_of(
 
 
 def network_of(index: Index) -> Network:
-    """Load the network of an index from its recorded location.
-
-    Raises:
-        OSError: there is no network at that location any more.
-        ValueError: the index records no location, or another network is there now.
-    """
+    """Load the network of an index from its recorded location; ValueError or OSError if it is not there."""
     from convnets_torch.weights import load
 
     weights = index.about.weights
