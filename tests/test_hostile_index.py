@@ -424,7 +424,7 @@ def test_kept_vectors_behind_a_link_are_refused(address, tmp_path, cache):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize("name", sorted(neighbours.SHAPES))
+@pytest.mark.parametrize("name", sorted(neighbours.Vectors.__dataclass_fields__))
 def test_kept_vectors_whose_arrays_disagree_are_made_anew(name, address, cache):
     wanted = Index.open(address).vectors
     place = neighbours.cache_file(str(address))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import typer
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from convnets_torch.embeddings.extraction import Embedded
     from convnets_torch.embeddings.image_map import MapEntry
     from convnets_torch.embeddings.probe import Kind, LabelledVectors, LinearKind, Probed
-    from convnets_torch.explain.statistics import ZeroShares
     from convnets_torch.networks import Network
 
 
@@ -59,8 +57,11 @@ def embed(
         raise typer.BadParameter("give at least one of -o FILE, --zeros FILE and --json")
     if zeros is not None and layer is not None and len(layer) > 1:
         raise typer.BadParameter(f"--zeros draws the histogram of one layer, but {len(layer)} are given with --layer")
+    import numpy as np
+
     from convnets_torch.embeddings.extraction import Embedder, embed_each
     from convnets_torch.embeddings.files import WRITER, save_vectors
+    from convnets_torch.explain.statistics import ZeroShares
     from convnets_torch.files import check_kept
     from convnets_torch.images.levels import said_levels
     from convnets_torch.visualization import charts
@@ -80,8 +81,9 @@ def embed(
         rows = embed_each(
             network, map(options.opened, found), layer, pool, normalize, exact=run.precision == "exact", **run.running
         )
-        reporter = _RowReporter(found, shown.as_json)
-        passing = reporter.passing(with_time_left(rows, len(found)))
+        failed: list[Exception] = []
+        shares: dict[str, list[float]] = {}
+        passing = _reported(with_time_left(rows, len(found)), found, shown.as_json, failed, shares)
         if output is None:
             for _ in passing:
                 pass
@@ -90,53 +92,37 @@ def embed(
             shapes = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in saved.shapes.items())
             say(f"{output}: {shapes}; {saved.failed} of {len(found)} pictures could not be used")
     if zeros is not None:
-        shares = reporter.zero_shares()
-        charts.save_chart(shares.draw(), zeros)
-        say(f"{zeros}: {shares.shares.mean():.3f} of the values of {shares.layer} are zero")
-    if reporter.failed:
+        if not shares:
+            raise ValueError(f"none of {len(found)} pictures could be used; the first: {failed[0]}")
+        [(name, values)] = shares.items()
+        drawn = ZeroShares(name, np.array(values))
+        charts.save_chart(drawn.draw(), zeros)
+        say(f"{zeros}: {drawn.shares.mean():.3f} of the values of {name} are zero")
+    if failed:
         raise typer.Exit(1)
 
 
-class _RowReporter:
-    """Prints each row's remarks, error and JSON as it passes, and collects its share of zeros."""
+def _reported(
+    rows: Iterable[Embedded], names: list[str], as_json: bool, failed: list[Exception], shares: dict[str, list[float]]
+) -> Iterator[Embedded]:
+    """Yield the rows, print their remarks, errors and JSON, and collect the errors and the shares of zeros by layer."""
+    from convnets_torch.explain.statistics import shares_of_zero
 
-    def __init__(self, names: list[str], as_json: bool) -> None:
-        self._names, self._as_json = names, as_json
-        self.failed = 0
-        self._first: Exception | None = None
-        self._shares: dict[str, list[float]] = {}
-
-    def passing(self, rows: Iterable[Embedded]) -> Iterator[Embedded]:
-        """Yield the rows unchanged."""
-        from convnets_torch.explain.statistics import shares_of_zero
-
-        for name, row in zip(self._names, rows, strict=True):
-            for remark in row.remarks:
-                say(remark)
-            if row.error is not None:
-                self.failed += 1
-                self._first = self._first or row.error
-                complain(row.error)
-            zeros = {layer: float(shares_of_zero(vector[None])[0]) for layer, vector in row.vectors.items()}
-            for layer, share in zeros.items():
-                self._shares.setdefault(layer, []).append(share)
-            if self._as_json and row.error is not None:
-                print(json.dumps({"image": name, "error": one_line(row.error)}))
-            elif self._as_json:
-                vectors = {layer: vector.tolist() for layer, vector in row.vectors.items()}
-                print(json.dumps({"image": name, "vectors": vectors, "zeros": zeros}))
-            yield row
-
-    def zero_shares(self) -> ZeroShares:
-        """Shares of zeros of all rows, for a single layer."""
-        import numpy as np
-
-        from convnets_torch.explain.statistics import ZeroShares
-
-        if not self._shares:
-            raise ValueError(f"none of {len(self._names)} pictures could be used; the first: {self._first}")
-        [(layer, shares)] = self._shares.items()
-        return ZeroShares(layer, np.array(shares))
+    for name, row in zip(names, rows, strict=True):
+        for remark in row.remarks:
+            say(remark)
+        if row.error is not None:
+            failed.append(row.error)
+            complain(row.error)
+        zeros = {layer: float(shares_of_zero(vector[None])[0]) for layer, vector in row.vectors.items()}
+        for layer, share in zeros.items():
+            shares.setdefault(layer, []).append(share)
+        if as_json and row.error is not None:
+            print(json.dumps({"image": name, "error": one_line(row.error)}))
+        elif as_json:
+            vectors = {layer: vector.tolist() for layer, vector in row.vectors.items()}
+            print(json.dumps({"image": name, "vectors": vectors, "zeros": zeros}))
+        yield row
 
 
 @command()
@@ -208,7 +194,7 @@ def map_pictures(
             paths = run.find(images)
             for file in outputs:
                 check_kept(file, paths)
-            found = _embedded(network, paths, run)
+            found = _embedded(network, paths, run, about)
         if not found.entries:
             reason = next(iter(found.failed.values()), "there are none")
             raise ValueError(f"none of {len(found.failed)} pictures could be used; the first: {reason}")
@@ -225,7 +211,7 @@ def map_pictures(
         if same := len(positions) - len(np.unique(positions, axis=0)):
             say(f"{same} pictures are the same as others and are drawn as one with them")
         if save is not None:
-            save_map(made, entries, save, about)
+            save_map(made, entries, save, found.about)
             say(f"{save}: a map of {len(entries)} pictures, made in {took:.0f} s")
         if output is not None or png is not None:
             small = _thumbnails(entries, run)
@@ -247,17 +233,16 @@ def map_pictures(
         raise typer.Exit(1)
 
 
-@dataclass
-class _Found:
-    """Vectors to map, with names, errors and metadata."""
+class _Found(NamedTuple):
+    """Vectors to map, with captions, errors and metadata."""
 
     vectors: NDArray[np.float32]
     entries: list[MapEntry]
     failed: dict[str, str]
-    about: dict[str, str] = field(default_factory=dict)
+    about: dict[str, str]
 
 
-def _embedded(network: Network, paths: list[str], run: RunOptions) -> _Found:
+def _embedded(network: Network, paths: list[str], run: RunOptions, about: dict[str, str]) -> _Found:
     """Embed pictures, and classify them if the network has a head."""
     import numpy as np
 
@@ -275,7 +260,7 @@ def _embedded(network: Network, paths: list[str], run: RunOptions) -> _Found:
             continue
         vectors.append(row.vector.numpy())
         entries.append(_entry(path, network.card, row.logits))
-    return _Found(np.stack(vectors) if vectors else np.empty((0, 1), np.float32), entries, failed)
+    return _Found(np.stack(vectors) if vectors else np.empty((0, 1), np.float32), entries, failed, about)
 
 
 def _from_file(path: str) -> _Found:

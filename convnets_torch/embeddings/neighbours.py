@@ -13,7 +13,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -152,9 +152,6 @@ def exact_scores(vectors: NDArray[np.float64], query: NDArray[np.float64], metri
     return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
 
 
-SHAPES = {
-    "vectors": 2, "hashes": 2, "first": 1, "lengths": 1, "class_ids": 1, "probabilities": 1, "_ends": 1, "_names": 1
-}  # fmt: skip
 SMALL = {"lengths": "<f4", "class_ids": "<i4", "probabilities": "<f4"}
 CACHE_SCHEMA = "3"  # version of the cache file
 HEADER = 2048  # maximum bytes of names, dtypes and offsets of the arrays
@@ -251,26 +248,22 @@ def read_cache(address: str, state: str) -> tuple[About, Vectors] | None:
             made_from = metadata["schema"], metadata["state"], metadata["address"]
             if made_from != (CACHE_SCHEMA, state, _absolute_address(address)):
                 return None
-            about, vectors = About.from_json(metadata["about"]), Vectors(**map_arrays(file, header, SHAPES))
-            _check(vars(vectors))
+            about = About.from_json(metadata["about"])
+            vectors = Vectors(**map_arrays(file, header, [field.name for field in fields(Vectors)]))
+            _check(vectors, about.width)
     except (ValueError, KeyError, TypeError):
-        return None
-    if vectors.vectors.shape != (len(vectors), about.width) or vectors.hashes.shape != (len(vectors), 32):
         return None
     _warn_left_out(address, int(metadata["left_out"]))
     return about, vectors
 
 
-def _check(arrays: dict[str, NDArray[Any]]) -> None:
+def _check(vectors: Vectors, width: int) -> None:
     """Raise ValueError if cached arrays are damaged."""
-    rows = len(arrays["_ends"])
-    if (
-        any(arrays[name].ndim != dimensions for name, dimensions in SHAPES.items())
-        or any(len(arrays[name]) != rows for name in SHAPES if name != "_names")
-        or (rows and arrays["_ends"][-1] != len(arrays["_names"]))
-    ):
+    rows = len(vectors)
+    shapes = {"vectors": (rows, width), "hashes": (rows, 32), "_names": (int(vectors._ends.max(initial=0)),)}
+    if any(array.shape != shapes.get(name, (rows,)) for name, array in vars(vectors).items()):
         raise ValueError("its arrays have different lengths")
-    if ((arrays["first"] < 0) | (arrays["first"] > np.arange(rows))).any():
+    if ((vectors.first < 0) | (vectors.first > np.arange(rows))).any():
         raise ValueError("its rows refer to rows that do not exist")
 
 
