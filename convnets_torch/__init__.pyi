@@ -5,6 +5,7 @@ import converters.conversion
 from .card import Card as Card
 from .embeddings.extraction import embed as embed
 from .embeddings.extraction import embed_each as embed_each
+from .embeddings.extraction import embed_layers as embed_layers
 from .embeddings.image_map import make_map as make_map
 from .embeddings.index import index_pictures as index_pictures
 from .embeddings.probe import embed_classes as embed_classes

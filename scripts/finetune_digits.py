@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convnets_torch.embeddings.cache import embed_kept
+from convnets_torch.embeddings.cache import embed_cached
 from convnets_torch.embeddings.probe import (
     LabelledVectors,
     fit_probe,
@@ -95,7 +95,7 @@ def divided(pictures: Path, table: Path, seed: int) -> tuple[Dataset, Labelled]:
 
 def labelled(network: Network, pictures: Labelled, classes: tuple[str, ...], cache: Path) -> LabelledVectors:
     """Return the features of pictures, cached if possible."""
-    kept = embed_kept(network, [path for path, _ in pictures], cache=cache)
+    kept = embed_cached(network, [path for path, _ in pictures], cache=cache)
     vectors = np.stack([vector for path, _ in pictures if (vector := kept.of(path)) is not None])
     return LabelledVectors(vectors, np.array([label for _, label in pictures]), classes)
 

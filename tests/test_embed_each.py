@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from convnets_torch.card import Card
-from convnets_torch.embeddings.extraction import Embedded, embed, embed_each
+from convnets_torch.embeddings.extraction import Embedded, embed, embed_each, embed_layers
 from convnets_torch.fcn.graph import features_grid, grid_of
 from convnets_torch.fcn.memory import peak_bytes
 from convnets_torch.images.decoding import PictureWarning, read_picture
@@ -48,7 +50,7 @@ def test_pictures_are_what_embed_takes_as_well(files):
     network = small()
     assert torch.equal(embed(network, files), stacked(embed_each(network, files)))
     assert torch.equal(embed(network, files[2])[0], embed(network, [files[2]])[0])
-    several = embed(network, files, ["pool_2", "head.relu_dense_1"], "gem", normalize=True)
+    several = embed_layers(network, files, ["pool_2", "head.relu_dense_1"], "gem", normalize=True)
     for name, vectors in several.items():
         assert torch.equal(vectors, embed(network, files, name, "gem", normalize=True))
     pixels = torch.from_numpy(picture(1, 300, 280)).permute(2, 0, 1)  # three axes: a picture, 0 to 255
@@ -197,3 +199,17 @@ def test_who_looks_sees_each_picture_upright_before_it_is_cropped(files, tmp_pat
         assert sizes == [("RGB", whole.size), None, ("RGB", (40, 60) if network.card.preprocessing.exif else (60, 40))]
     assert [row.extra for row in predict(network, given[:1], on_decode=lambda image: image.mode)] == ["RGB"]
     assert [row.seen for row in embed_each(network, given[:1])] == [None]
+
+
+def test_former_calls_work_with_a_warning(files):
+    network = small()
+    with pytest.warns(DeprecationWarning, match=r"embed\(\.\.\.\) of several layers is now embed_layers"):
+        former: Any = embed(network, files[:2], ["relu_3", "pool_5"])  # type: ignore[arg-type]
+    found = embed_layers(network, files[:2], ["relu_3", "pool_5"])
+    assert list(former) == list(found)
+    assert all(torch.equal(former[name], found[name]) for name in found)
+    with pytest.warns(DeprecationWarning, match=r"embed_each\(pictures=\.\.\.\) is now images"):
+        [row] = embed_each(network, pictures=files[0])  # type: ignore[call-arg]
+    assert torch.equal(row.vector, embed(network, files[0])[0])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_pixel'"):
+        embed_each(network, files, max_pixel=9)  # type: ignore[call-arg]

@@ -109,7 +109,7 @@ CALLS: dict[str, Callable[[ct.Network, Path], Any]] = {
     "classify_each": lambda network, path: [row.predictions for row in ct.classify_each(network, [path, path])],
     "predict": lambda network, path: [row.logits for row in ct.predict(network, [path, path])],
     "embed": lambda network, path: ct.embed(network, path),
-    "embed layers": lambda network, path: ct.embed(network, tensor(path), ["pool_5", "relu_2"], pool="max"),
+    "embed layers": lambda network, path: ct.embed_layers(network, tensor(path), ["pool_5", "relu_2"], pool="max"),
     "embed_each": lambda network, path: [row.logits for row in ct.embed_each(network, [path], logits=True)],
     "record_activations": recorded,
     "run_to": lambda network, path: run_to(network, "relu_3", tensor(path)),
@@ -268,7 +268,7 @@ def test_a_forked_process_answers_as_its_parent(alone):
 def test_the_network_has_no_hook_while_calls_run_but_in_a_block_that_records():
     network, hooks = make(), []
     network.features.register_forward_hook(lambda *_: hooks.append(hooks_in(network)))
-    ct.embed(network, torch.zeros(1, 3, 227, 227), ["relu_2", "pool_5"])
+    ct.embed_layers(network, torch.zeros(1, 3, 227, 227), ["relu_2", "pool_5"])
     cams(network, torch.zeros(1, 3, 227, 227), [2])
     assert hooks
     assert set(hooks) == {1}  # that of this test

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnets_torch.embeddings.cache import KeptVectors, Vector, embed_kept
+from convnets_torch.embeddings.cache import CachedVectors, Computed, Vector, embed_cached
 from convnets_torch.embeddings.extraction import Embedder
+from convnets_torch.images.decoding import Reading
 from convnets_torch.images.finding import few
 from convnets_torch.inference.pipeline import BATCH, Input, Inputs, run_pictures
 from convnets_torch.networks import Network
@@ -80,14 +80,15 @@ def cached_features(
     Raises:
         OSError: the cache cannot be written.
         ValueError: a class has no usable training picture, or there is no usable validation picture; or as
-            `embed_kept`.
+            `embed_cached`.
     """
     no_flip = settings.augmentation.no_flip
     names = {path: dataset.shown_as(label, no_flip) for path, label in (*dataset.val, *dataset.train)}
     paths = list(names)
     mine = [paths[place] for place in group.share(range(len(paths)))]
     found = _Collected(*([] for _ in range(3)))
-    whole = embed_kept(network, mine, cache=cache, progress=progress, reading=reading)
+    files = Reading(**(reading or {}))
+    whole = embed_cached(network, mine, cache=cache, progress=progress, reading=files)
     views = [found.add(whole, mine)]
     learnt = {path for path, _ in dataset.train}
     for number in range(1, settings.views):
@@ -98,7 +99,7 @@ def cached_features(
             made |= {"seed": str(settings.seed), "still": str(still)}
             compute = _ViewEmbedder(settings, number, names, reading or {})
             views[-1] |= found.add(
-                embed_kept(network, some, cache=cache, progress=progress, reading=reading, compute=compute, made=made),
+                embed_cached(network, some, cache=cache, progress=progress, reading=files, compute=compute, made=made),
                 some,
             )
     device = next(network.parameters()).device
@@ -115,7 +116,7 @@ class _Collected:
     computed: list[int]
     remarks: list[str]
 
-    def add(self, kept: KeptVectors, paths: Sequence[Path]) -> dict[Path, Vector]:
+    def add(self, kept: CachedVectors, paths: Sequence[Path]) -> dict[Path, Vector]:
         self.failed.extend(kept.failed.items())
         self.computed.append(kept.computed)
         self.remarks.extend(kept.remarks)
@@ -144,9 +145,7 @@ class _ViewEmbedder:
     names: Mapping[Path, str]
     reading: Mapping[str, Any]
 
-    def __call__(
-        self, network: nn.Module, missing: Mapping[Path, str]
-    ) -> Generator[tuple[Path, Vector | Exception], None, None]:
+    def __call__(self, network: nn.Module, missing: Mapping[Path, str]) -> Computed:
         embedder = Embedder(network)
         assert embedder.card is not None
         rule, device, paths = embedder.card.preprocessing, next(network.parameters()).device, list(missing)
@@ -163,11 +162,7 @@ class _ViewEmbedder:
             with torch.inference_mode():
                 return list(embedder(inputs.images(items)).float().cpu().numpy())
 
-        with closing(run_pictures(range(len(paths)), prepare, run, batch=BATCH)) as rows:
-            for row in rows:
-                found = row.error if row.value is None else row.value
-                assert found is not None
-                yield paths[row.picture], found
+        return run_pictures(range(len(paths)), prepare, run, batch=BATCH)
 
 
 Row = tuple[str, Tensor]  # sha256 of a picture's content, and its vectors (views, values)
