@@ -31,7 +31,7 @@ from convnets_torch.fcn.graph import (
     grid_of,
 )
 from convnets_torch.fcn.score_map import score_map
-from convnets_torch.heatmaps.api import Box, Heatmap, heatmap
+from convnets_torch.heatmaps.api import Box, Heatmap, heatmap_targets
 from convnets_torch.images.preprocessing import normalize
 from convnets_torch.networks import NETWORKS, Network
 from scripts.cells_and_crops import (
@@ -219,7 +219,9 @@ def box_rows(network: Network, pictures: Iterable[Photograph]) -> list[Row]:
     rows = []
     for picture in pictures:
         targets = list(picture.targets)
-        maps = {name: heatmap(network, picture.pixels, targets, **options) for name, options in SETTINGS.items()}
+        maps = {
+            name: heatmap_targets(network, picture.pixels, targets, **options) for name, options in SETTINGS.items()
+        }
         maps[CROPS] = maps_of_crops(network, picture, maps["own size"])
         for place, (target, boxes) in enumerate(picture.targets.items()):
             row = {"target": target, **baseline(picture, maps["own size"][place], boxes)}

@@ -16,6 +16,7 @@ from convnets_torch import (
     engine,
     heatmap,
     heatmap_each,
+    heatmap_targets,
     probability_map,
     save,
     score_map,
@@ -100,7 +101,7 @@ def test_images_below_the_native_size_are_refused(pair):
 def test_heatmaps_of_an_engine_are_the_networks(pair):
     network, ready = pair
     image = picture(300, 421)
-    one, other = (heatmap(each, image, ["a", "3"], scales=(1, 1.5)) for each in pair)
+    one, other = (heatmap_targets(each, image, ["a", "3"], scales=(1, 1.5)) for each in pair)
     for mine, wanted in zip(other, one, strict=True):
         np.testing.assert_allclose(mine.values, wanted.values, atol=1e-4)
         assert np.ptp(wanted.values) > 0.05  # else any map would do

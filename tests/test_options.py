@@ -7,9 +7,9 @@ import inspect
 import pytest
 
 from convnets_torch.explain.channels import activation_grids
-from convnets_torch.explain.gradcam import gradcam, gradcam_each
+from convnets_torch.explain.gradcam import gradcam, gradcam_each, gradcam_targets
 from convnets_torch.explain.page import explain
-from convnets_torch.heatmaps.api import class_map, contrast, heatmap, probability_map
+from convnets_torch.heatmaps.api import class_map, contrast, heatmap, heatmap_targets, probability_map
 from convnets_torch.heatmaps.many import heatmap_each
 from convnets_torch.heatmaps.running import HeatmapKeywords, HeatmapOptions
 from convnets_torch.images.decoding import Reading, ReadingKeywords
@@ -28,21 +28,21 @@ def test_the_keywords_are_the_fields():
     assert words(ReadingKeywords.__annotations__).items() <= kinds(Reading).items()
 
 
-@pytest.mark.parametrize("function", [heatmap, contrast, class_map, probability_map, heatmap_each])
+@pytest.mark.parametrize("function", [heatmap, heatmap_targets, contrast, class_map, probability_map, heatmap_each])
 def test_functions_of_maps_show_their_keywords_with_their_defaults(function):
     shown = inspect.signature(function).parameters
     assert shown["max_memory"].default == "1GB"
     assert shown["cell_stride"].kind is inspect.Parameter.KEYWORD_ONLY
-    assert ("fuse" in shown) == (function in (heatmap, contrast, heatmap_each))
+    assert ("fuse" in shown) == (function not in (class_map, probability_map))
     assert ("resume" in shown) == (function is not heatmap_each)
     assert "options" not in shown
 
 
-@pytest.mark.parametrize("function", [gradcam, gradcam_each, activation_grids, explain])
+@pytest.mark.parametrize("function", [gradcam, gradcam_targets, gradcam_each, activation_grids, explain])
 def test_what_only_the_library_asks_of_a_decoder_is_no_keyword(function, vgg):
     assert inspect.signature(function).parameters["max_pixels"].default is None
     with pytest.raises(TypeError, match=r"'least'; known: max_pixels, allow_truncated, depth, background"):
-        function(vgg, "cat.jpg", least=(100, 100))
+        function(vgg, "cat.jpg", *([[1]] if function is gradcam_targets else []), least=(100, 100))
 
 
 @pytest.mark.parametrize(("function", "name"), [(class_map, "scales"), (probability_map, "fuse"), (heatmap, "scale")])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnets_torch.heatmaps.api import contrast, heatmap, probability_map, save_sheet
+from convnets_torch.heatmaps.api import contrast, heatmap, heatmap_targets, probability_map, save_sheet
 from convnets_torch.heatmaps.maps import CellMap, contrast_of
 from convnets_torch.visualization import overlays
 from convnets_torch.weights import load
@@ -83,7 +83,7 @@ def test_several_maps_share_what_is_of_their_cells(network, photographs, tmp_pat
 
 
 def test_a_page_holds_every_layer_and_asks_no_network(network, photographs, tmp_path):
-    maps = [*heatmap(network, photographs / "coffee.png", ["espresso", "cup"])]
+    maps = [*heatmap_targets(network, photographs / "coffee.png", ["espresso", "cup"])]
     difference = contrast(network, photographs / "coffee.png", "espresso", "cup")
     save_sheet([*maps, difference], tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()

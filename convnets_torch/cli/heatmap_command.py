@@ -104,7 +104,7 @@ def heatmap(
             found = api.contrast(network, picture, targets[0], against, scales=factors, fuse=fuse, **common)
             maps = [found]
         else:
-            maps = api.heatmap(network, picture, targets, scales=factors, fuse=fuse, **common)
+            maps = api.heatmap_targets(network, picture, targets, scales=factors, fuse=fuse, **common)
     api.save_sheet(maps, output, plain=plain, threshold=threshold)
     if shown.as_json:
         from convnets_torch.heatmaps.maps import regions_of

@@ -152,7 +152,7 @@ def save_cams(maps: Sequence[GradCam], path: Output) -> None:
     """Write the maps of one picture into one file, atomically; a single map as its `save` does.
 
     Args:
-        maps: as `gradcam` returns them for a list of targets.
+        maps: as `gradcam_targets` returns them.
         path: `.png`, `.jpg` or `.webp`: the picture and its maps side by side; `.npz`, `.npy`: values (maps, rows,
             columns); `.json`: a list.
 

@@ -13,12 +13,12 @@ from typing_extensions import Unpack
 
 from convnets_torch.explain.activations import layer_names
 from convnets_torch.explain.channels import ChannelGrid, activation_grids
-from convnets_torch.explain.gradcam import Method, gradcam
+from convnets_torch.explain.gradcam import Method, gradcam_targets
 from convnets_torch.explain.gradcam_maps import GradCam, overlaid
 from convnets_torch.explain.layer_names import find_layers
 from convnets_torch.fcn.sliding import ELEMENTWISE
 from convnets_torch.files import Output, Writer
-from convnets_torch.heatmaps.api import Heatmap, heatmap
+from convnets_torch.heatmaps.api import Heatmap, heatmap_targets
 from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, decode, picture_name, warn
 from convnets_torch.images.preprocessing import Pixels
 from convnets_torch.inference.classification import Prediction, card_of, classify
@@ -113,8 +113,8 @@ def explain(
         name=Path(picture_name(image)).name,
         picture=pixels,
         predictions=predictions,
-        heatmaps=heatmap(network, pixels, class_ids, upscale=True),
-        cams=gradcam(network, pixels, class_ids, method=method),
+        heatmaps=heatmap_targets(network, pixels, class_ids, upscale=True),
+        cams=gradcam_targets(network, pixels, class_ids, method=method),
         grids=activation_grids(network, pixels, layers, channels=CHANNELS),
         network=f"{card.network}, {card.classes} classes",
     )
