@@ -28,7 +28,7 @@ from convnets_torch.explain.gradcam import gradcam
 from convnets_torch.explain.gradcam_maps import GradCam
 from convnets_torch.fcn.graph import (
     cell_strides,
-    grid_of,
+    map_graph,
 )
 from convnets_torch.fcn.score_map import score_map
 from convnets_torch.heatmaps.api import Box, Heatmap, heatmap_targets
@@ -72,7 +72,7 @@ def network_table() -> list[Row]:
     rows = []
     for name in NETWORKS:
         network = empty(name)
-        field = grid_of(network).vertical
+        field = map_graph(network).vertical
         rows.append(
             {
                 "network": name,
@@ -101,7 +101,7 @@ def cost_table(height: int = 480, width: int = 640) -> list[Row]:
         network = empty(name)
         images = torch.zeros(1, 3, height, width, device="meta")
         one = torch.zeros(1, 3, *network.size, device="meta")
-        cells = np.prod(grid_of(network).shape(height, width))
+        cells = np.prod(map_graph(network).shape(height, width))
         row: Row = {"network": name, "cells": int(cells), "one window": operations(lambda: network(one))}  # noqa: B023
         row["all windows one by one"] = row["one window"] * cells
         row["map"] = operations(lambda: score_map(network, images))  # noqa: B023

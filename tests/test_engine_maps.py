@@ -184,7 +184,7 @@ def test_the_command_maps_a_picture_and_a_folder_in_an_engine(command, pair, tmp
     np.testing.assert_allclose(np.load(tmp_path / "one.npy"), direct, atol=1e-4)
     asked = [*wanted, "--max-memory", "12MB", "--format", "npy", "-o", tmp_path / "maps"]
     code, _, said = command("heatmap", weights, folder, *asked)
-    assert (code, said.count("the network itself runs in strips instead of openvino")) == (0, 1)
+    assert (code, said.count("the network itself runs in blocks of rows instead of openvino")) == (0, 1)
     for name in ("large", "small"):
         direct = heatmap(network, folder / f"{name}.png", "a").values
         np.testing.assert_allclose(np.load(tmp_path / "maps" / f"{name}.png.npy"), direct, atol=1e-4)

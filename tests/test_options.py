@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
 import pytest
 
 from convnets_torch.explain.channels import activation_grids
 from convnets_torch.explain.gradcam import gradcam, gradcam_each, gradcam_targets
 from convnets_torch.explain.page import explain
+from convnets_torch.explain.patches import top_patches
+from convnets_torch.explain.statistics import channel_statistics, zero_shares
 from convnets_torch.heatmaps.api import class_map, contrast, heatmap, heatmap_targets, probability_map
 from convnets_torch.heatmaps.many import heatmap_each
 from convnets_torch.heatmaps.running import HeatmapKeywords, HeatmapOptions
@@ -38,11 +41,26 @@ def test_functions_of_maps_show_their_keywords_with_their_defaults(function):
     assert "options" not in shown
 
 
-@pytest.mark.parametrize("function", [gradcam, gradcam_targets, gradcam_each, activation_grids, explain])
-def test_what_only_the_library_asks_of_a_decoder_is_no_keyword(function, vgg):
-    assert inspect.signature(function).parameters["max_pixels"].default is None
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (gradcam, ()), (gradcam_targets, ([1],)), (gradcam_each, ()), (activation_grids, ()), (explain, ()),
+        (top_patches, ("relu1_1",)), (channel_statistics, ("relu1_1",)), (zero_shares, ("relu1_1",)),
+    ],
+)  # fmt: skip
+def test_what_only_the_library_asks_of_a_decoder_is_no_keyword(function, arguments, vgg):
+    shown = inspect.signature(function).parameters
+    assert [shown[name].default for name in ReadingKeywords.__annotations__] == [None, False, None, None]
     with pytest.raises(TypeError, match=r"'least'; known: max_pixels, allow_truncated, depth, background"):
-        function(vgg, "cat.jpg", *([[1]] if function is gradcam_targets else []), least=(100, 100))
+        function(vgg, "cat.jpg", *arguments, least=(100, 100))
+
+
+def test_former_keywords_of_images_work_for_one_more_release(vgg):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 70, 3), np.uint8)
+    with pytest.warns(DeprecationWarning, match=r"top_patches\(pictures=...\) is now images"):
+        former = top_patches(vgg, pictures=[pixels], layer="relu1_1", channels=[0])  # type: ignore[call-arg]
+    [[patch]] = former.patches
+    assert patch.activation == top_patches(vgg, [pixels], "relu1_1", [0]).patches[0][0].activation
 
 
 @pytest.mark.parametrize(("function", "name"), [(class_map, "scales"), (probability_map, "fuse"), (heatmap, "scale")])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convnets_torch.explain.layer_names import LayerLike, candidates, find_layers, keras_names, needed, whole
-from convnets_torch.fcn.graph import Field, Pair, Step, all_fields, steps_of
+from convnets_torch.fcn.graph import Op, Pair, ReceptiveField, receptive_fields, trace_ops
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import check_eval_mode
 from convnets_torch.networks.tracing import AnyModule, replicate, unwrapped
@@ -252,13 +252,13 @@ def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
     return layers
 
 
-def layer_fields(network: nn.Module) -> dict[str, tuple[Field, Field]]:
+def layer_fields(network: nn.Module) -> dict[str, tuple[ReceptiveField, ReceptiveField]]:
     """Map layers and blocks of `features` to their cells' (vertical, horizontal) receptive fields."""
     if not isinstance(network, Network):
         return {}
-    found: dict[str, tuple[Field, Field]] = {}
-    steps: tuple[Step, ...] = steps_of(network.features)
-    for step, field in zip(steps, all_fields(steps), strict=True):
-        for name in (step.name, *step.blocks):  # a block has its last step's field
+    found: dict[str, tuple[ReceptiveField, ReceptiveField]] = {}
+    ops: tuple[Op, ...] = trace_ops(network.features)
+    for op, field in zip(ops, receptive_fields(ops), strict=True):
+        for name in (op.name, *op.blocks):  # a block has its last op's field
             found[f"features.{name}"] = field
     return found

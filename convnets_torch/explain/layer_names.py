@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from convnets_torch.fcn.graph import steps_of
+from convnets_torch.fcn.graph import trace_ops
 from convnets_torch.networks import Network
 
 
@@ -91,15 +91,15 @@ def last_convolution(network: nn.Module) -> str:
     sentence = f"the last convolution of {type(network).__name__} is not known; name a layer"
     if not isinstance(network, Network):
         raise ValueError(sentence)
-    steps = steps_of(network.features)
-    last = len(steps) - 1
-    while steps[last].kind in ("max", "average", "pad"):
-        [last] = steps[last].inputs
+    ops = trace_ops(network.features)
+    last = len(ops) - 1
+    while ops[last].kind in ("max", "average", "pad"):
+        [last] = ops[last].inputs
     modules = dict(network.features.named_modules())
-    for name in (steps[last].name, *steps[last].blocks):
+    for name in (ops[last].name, *ops[last].blocks):
         if name in modules:
             return f"features.{name}"
-    if last < len(steps) - 1:
+    if last < len(ops) - 1:
         raise ValueError(sentence)
     return "features"
 

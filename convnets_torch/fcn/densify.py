@@ -21,7 +21,7 @@ from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
 from convnets_torch.card import Activation, Card
-from convnets_torch.fcn.graph import Layers, count, fields, grid_of, out_of_place, pool_of, step_of, steps_of
+from convnets_torch.fcn.graph import Layers, count, fields, map_graph, op_of, out_of_place, pool_of, trace_ops
 from convnets_torch.fcn.score_map import gather, score_map
 from convnets_torch.fcn.sliding import ELEMENTWISE, is_dense
 from convnets_torch.images.preprocessing import Preprocessing, general
@@ -298,10 +298,10 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 def _sizes_for(node: Node, layer: nn.Module, shape: torch.Size, features: nn.Module) -> str:
     """Describe an adaptive pool that changes the map, with the image sizes for which it would not."""
-    steps, ranges = steps_of(features), []
+    ops, ranges = trace_ops(features), []
     for axis, cells in enumerate(_sides(layer)):
         least, most = (
-            bisect_left(range(MOST_SIDE), wanted, key=lambda side: count(steps, side, axis))
+            bisect_left(range(MOST_SIDE), wanted, key=lambda side: count(ops, side, axis))
             for wanted in (cells or 1, (cells or MOST_SIDE) + 1)
         )
         ranges.append(f"{least} to {most - 1}")
@@ -320,7 +320,7 @@ def _check_known(features: GraphModule) -> None:
             break
         numbers[node] = len(numbers)
         try:
-            step_of(node, features, numbers)
+            op_of(node, features, numbers)
         except ValueError as error:
             around = [
                 kind for path, kind in node.meta.get("nn_module_stack", {}).values() if path != f"module.{_title(node)}"
@@ -398,8 +398,8 @@ class Densified(Network):
             images = _random_images(module, self.size)
             wanted = _logits(module, images)
             parts = cut(module, images)
-            steps = steps_of(parts.features)
-            down, across = fields(steps)
+            ops = trace_ops(parts.features)
+            down, across = fields(ops)
             if down.stride != across.stride:
                 raise ValueError(f"cells are {down.stride} pixels apart vertically and {across.stride} horizontally")
         except ValueError as error:
@@ -423,9 +423,9 @@ class Densified(Network):
             ]
             found = score_map(self, larger)
             _compare(found.flatten(2), torch.stack(crops, dim=2), "its head on crops of the feature map")
-            grid, height = grid_of(self), larger.shape[2]
+            graph, height = map_graph(self), larger.shape[2]
             strips = (larger[:, :, top : top + height // 2] for top in range(0, height, height // 2))
-            _compare(gather(grid, strips, *larger.shape[2:]), found, "its outputs in one pass, when run in strips,")
+            _compare(gather(graph, strips, *larger.shape[2:]), found, "its outputs in one pass, when run in strips,")
 
 
 def _random_images(module: nn.Module, size: Size) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from convnets_torch.fcn.graph import Grid
+from convnets_torch.fcn.graph import MapGraph
 from convnets_torch.fcn.streaming import Stream
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -39,11 +39,11 @@ def parse_bytes(value: int | str) -> int:
     return int(float(found[1]) * UNITS[found[2]])
 
 
-def strip_rows(grid: Grid, shape: tuple[int, int, int], dtype: torch.dtype, most: int) -> int:
+def block_rows(graph: MapGraph, shape: tuple[int, int, int], dtype: torch.dtype, most: int) -> int:
     """Return the number of rows per strip for which at most `most` bytes of activations are alive at once.
 
     Args:
-        grid: of the network.
+        graph: of the network.
         shape: (N, H, W) of the images.
         dtype: of the activations.
         most: limit in bytes.
@@ -57,12 +57,12 @@ def strip_rows(grid: Grid, shape: tuple[int, int, int], dtype: torch.dtype, most
     batch, height, width = shape
 
     def peak(rows: int) -> int:
-        return peak_bytes(grid, (batch, height, width), dtype, rows)
+        return peak_bytes(graph, (batch, height, width), dtype, rows)
 
     if peak(height) <= most:
         return height
-    if peak(grid.stride) > most:
-        rows = grid.stride
+    if peak(graph.stride) > most:
+        rows = graph.stride
         while rows > LEAST_ROWS:
             rows = max(LEAST_ROWS, rows // 2)
             if peak(rows) <= most:
@@ -71,27 +71,27 @@ def strip_rows(grid: Grid, shape: tuple[int, int, int], dtype: torch.dtype, most
             f"max_memory is {in_words(most)}, but images {width} pixels wide need at least {in_words(peak(rows))}"
             " for their activations; allow that much"
         )
-    fits, too_many = 1, -(-height // grid.stride)  # in strides
+    fits, too_many = 1, -(-height // graph.stride)  # in strides
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        if peak(middle * grid.stride) <= most:
+        if peak(middle * graph.stride) <= most:
             fits = middle
         else:
             too_many = middle
-    return fits * grid.stride
+    return fits * graph.stride
 
 
-def peak_bytes(grid: Grid, shape: tuple[int, int, int], dtype: torch.dtype, rows: int) -> int:
+def peak_bytes(graph: MapGraph, shape: tuple[int, int, int], dtype: torch.dtype, rows: int) -> int:
     """Return the peak memory of activations in bytes for images (N, H, W) processed in strips of `rows` rows."""
     batch, height, width = shape
     ledger = _Ledger()
-    stream = Stream(grid.steps)
+    stream = Stream(graph.ops)
 
-    def push(strip_rows: int, last: bool) -> None:
-        stream.push(_Fake((batch, 3, strip_rows, width), dtype, ledger), last=last)  # type: ignore[arg-type]
+    def push(block_rows: int, last: bool) -> None:
+        stream.push(_Fake((batch, 3, block_rows, width), dtype, ledger), last=last)  # type: ignore[arg-type]
 
-    warm = -(-grid.vertical.size // grid.stride) * grid.stride  # from here on memory use repeats
-    cycle = max(1, grid.stride // rows) + 1
+    warm = -(-graph.vertical.size // graph.stride) * graph.stride  # from here on memory use repeats
+    cycle = max(1, graph.stride // rows) + 1
     if height > warm + cycle * rows:
         push(warm, False)
         ledger.peak = ledger.live

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from convnets_torch.fcn.graph import Grid, grid_of
-from convnets_torch.fcn.memory import parse_bytes, strip_rows
+from convnets_torch.fcn.graph import MapGraph, map_graph
+from convnets_torch.fcn.memory import block_rows, parse_bytes
 from convnets_torch.fcn.sliding import slide
 from convnets_torch.fcn.streaming import Stream
 from convnets_torch.networks.network import NO_HEAD, Network, as_network
@@ -59,24 +59,24 @@ def score_map(
         return slide(network.head, network.features(images), network.window)
     if network.training:
         raise ValueError("the network is in training mode, where strips and strides change outputs; call eval()")
-    grid = grid_of(network, cell_stride)
+    graph = map_graph(network, cell_stride)
     rows = height
     if max_memory is not None:
         shape = (images.shape[0], height, width)
-        rows = strip_rows(grid, shape, images.dtype, parse_bytes(max_memory))
+        rows = block_rows(graph, shape, images.dtype, parse_bytes(max_memory))
     strips = (images[:, :, top : top + rows] for top in range(0, height, rows))
-    return gather(grid, strips, height, width)
+    return gather(graph, strips, height, width)
 
 
-def gather(grid: Grid, strips: Iterator[Tensor], height: int, width: int) -> Tensor:
+def gather(graph: MapGraph, strips: Iterator[Tensor], height: int, width: int) -> Tensor:
     """Return the map of images that arrive in strips.
 
     Args:
-        grid: of the network.
+        graph: of the network.
         strips: (N, 3, rows, W) each, `height` rows in total.
         height, width: of the images.
     """
-    stream, above, whole = Stream(grid.steps), 0, None
+    stream, above, whole = Stream(graph.ops), 0, None
     for strip in strips:
         above += strip.shape[2]
         found = stream.push(strip, last=above == height)
@@ -85,7 +85,7 @@ def gather(grid: Grid, strips: Iterator[Tensor], height: int, width: int) -> Ten
         if above == height and whole is None:
             return found
         if whole is None:
-            whole, row = found.new_empty((*found.shape[:2], *grid.shape(height, width))), 0
+            whole, row = found.new_empty((*found.shape[:2], *graph.shape(height, width))), 0
         whole[:, :, row : row + found.shape[2]] = found
         row += found.shape[2]
     assert whole is not None

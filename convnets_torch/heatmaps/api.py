@@ -20,15 +20,7 @@ from convnets_torch.heatmaps.maps import (
     contrast_of,
     save_maps,
 )
-from convnets_torch.heatmaps.running import (
-    HeatmapKeywords,
-    HeatmapOptions,
-    OneMapKeywords,
-    Wanted,
-    faint_remark,
-    heatmaps_of,
-    run,
-)
+from convnets_torch.heatmaps.running import CellQuery, HeatmapKeywords, HeatmapOptions, MapRunner, OneMapKeywords
 from convnets_torch.images.decoding import warn
 from convnets_torch.images.sources import Sliceable
 from convnets_torch.inference.classification import card_of
@@ -65,7 +57,7 @@ def heatmap(network: Mappable, image: Sliceable, target: str | int, **options: U
             takes octaves from the size at which one window covers the shorter side up to the picture's own.
         fuse: "mean" of the scales, or "max".
         max_memory: limit for activations, in bytes or as text such as "500MB"; a picture that needs more is processed
-            in strips, with the same numbers. None for no limit.
+            in blocks of rows, with the same numbers. None for no limit.
         resume: a folder for finished rows; an interrupted run resumes from there. The folder is kept.
         progress: called with the number of finished rows of cells and the total.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
@@ -121,9 +113,9 @@ def heatmap_targets(
     """
     settings = HeatmapOptions(**checked(options, HeatmapKeywords))
     network = mappable(network)
-    found = checked_targets(card_of(network), targets)
-    maps = heatmaps_of(run(network, image, Wanted(found), settings), found, settings.fuse)
-    warn(faint_remark(network, image, maps, settings))
+    runner = MapRunner(network, CellQuery(checked_targets(card_of(network), targets)), settings)
+    maps = runner.heatmaps(runner.run(image))
+    warn(runner.notes(image, maps))
     return maps
 
 
@@ -180,10 +172,13 @@ def class_map(
     settings = HeatmapOptions(**checked(options, OneMapKeywords))
     network = mappable(network)
     card = card_of(network)
-    [(shared, kept)] = run(network, image, Wanted(allowed=allowed_classes(card, only)), settings)
-    class_ids = kept["winner_ids"].astype(np.int64)
+    [(shared, arrays)] = MapRunner(network, CellQuery(allowed=allowed_classes(card, only)), settings).run(image)
+    class_ids = arrays["winner_ids"].astype(np.int64)
     return ClassMap(
-        **shared, values=kept["winners"], class_ids=class_ids, names=winners_in_words(card, class_ids.ravel().tolist())
+        **shared,
+        values=arrays["winners"],
+        class_ids=class_ids,
+        names=winners_in_words(card, class_ids.ravel().tolist()),
     )
 
 
@@ -206,8 +201,8 @@ def probability_map(network: Mappable, image: Sliceable, **options: Unpack[OneMa
     """
     settings = HeatmapOptions(**checked(options, OneMapKeywords))
     network = mappable(network)
-    [(shared, kept)] = run(network, image, Wanted(everything=True), settings)
-    return ProbabilityMap(**shared, values=kept["best"][0], probabilities=kept["all"])
+    [(shared, arrays)] = MapRunner(network, CellQuery(everything=True), settings).run(image)
+    return ProbabilityMap(**shared, values=arrays["best"][0], probabilities=arrays["all"])
 
 
 def save_sheet(maps: Sequence[CellMap], path: Output, *, plain: bool = False, threshold: float = 0.5) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from convnets_torch.fcn.graph import Grid
+from convnets_torch.fcn.graph import MapGraph
 from convnets_torch.heatmaps.maps import Box, CellGrid, Heatmap
 from convnets_torch.images.preprocessing import MOST_PIXELS, Interpolation, Pair, Pixels, size_with_longest_side
 from convnets_torch.images.sources import Held, Preview, Source
@@ -18,10 +18,10 @@ from convnets_torch.inference.pipeline import Mappable
 from convnets_torch.visualization.overlays import interpolated
 
 VIEW = 4096  # pixels, longer side of the view kept of a picture that is read row by row
-STRIP = 256  # rows read at a time for it
+BLOCK_ROWS = 256  # read at a time for it
 
 
-def size_seen(size: Pair, network: Mappable, name: str, longest_side: int | None, upscale: bool) -> Pair:
+def input_size(size: Pair, network: Mappable, name: str, longest_side: int | None, upscale: bool) -> Pair:
     """Return (height, width) in pixels of the network's input for a picture.
 
     Args:
@@ -50,17 +50,17 @@ def size_seen(size: Pair, network: Mappable, name: str, longest_side: int | None
     )
 
 
-def placement_of(grid: Grid, network: Mappable, size: Pair, seen: Pair, interpolation: Interpolation) -> CellGrid:
-    """Place a grid's cells over a picture of `size` whose network input has the size `seen`, (height, width) each."""
+def placement_of(graph: MapGraph, network: Mappable, size: Pair, seen: Pair, interpolation: Interpolation) -> CellGrid:
+    """Place a graph's cells over a picture of `size` whose network input has the size `seen`, (height, width) each."""
     return CellGrid(
         size=size,
         part=Box(0, 0, size[1], size[0]),
         seen=seen,
-        shape=grid.shape(*seen),
+        shape=graph.shape(*seen),
         first=(network.size[0] / 2, network.size[1] / 2),
-        apart=(grid.stride, grid.stride),
+        apart=(graph.stride, graph.stride),
         window=network.size,
-        fields_seen=(grid.seen(seen[0], 0), grid.seen(seen[1], 1)),
+        fields_seen=(graph.seen(seen[0], 0), graph.seen(seen[1], 1)),
         interpolation=interpolation,
     )
 
@@ -71,8 +71,8 @@ def view_of(source: Source) -> Pixels:
         return source.pixels
     height = source.shape[0]
     preview = Preview(source.shape, VIEW)
-    for top in range(0, height, STRIP):
-        preview.add(top, source.rows(top, min(top + STRIP, height)))
+    for top in range(0, height, BLOCK_ROWS):
+        preview.add(top, source.rows(top, min(top + BLOCK_ROWS, height)))
     return preview.picture
 
 
