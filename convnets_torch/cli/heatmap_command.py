@@ -42,7 +42,7 @@ def heatmap(
     scales: str | None = option(None, "Picture scales whose maps are fused: factors such as 0.5,1,2, or auto."),
     fuse: Literal["mean", "max"] = option("mean", "How to fuse the maps of several scales."),
     max_memory: str = option(
-        "1GB", "Memory for activations; larger pictures are processed in strips, with the same numbers."
+        "1GB", "Memory for activations; larger pictures are processed in blocks of rows, with the same numbers."
     ),
     resume_folder: options.ResumeFolder = None,
     form: Literal["png", "jpg", "webp", "html", "json", "npz", "npy"] = option(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
 from convnets_torch.card import Activation, Card
-from convnets_torch.fcn.graph import Layers, count, fields, map_graph, op_of, out_of_place, pool_of, trace_ops
+from convnets_torch.fcn.graph import Layers, count, map_graph, op_of, out_of_place, pool_of, receptive_fields, trace_ops
 from convnets_torch.fcn.score_map import gather, score_map
 from convnets_torch.fcn.sliding import ELEMENTWISE, is_dense
 from convnets_torch.images.preprocessing import Preprocessing, general
@@ -46,25 +45,8 @@ ACTIVATIONS: dict[Any, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """A module split into features and head.
-
-    Attributes:
-        features: images (N, 3, H, W) -> feature map (N, C, h, w).
-        head: feature map of exactly `window` cells -> logits (N, classes).
-        window: (height, width) in cells of the feature map.
-        left_out: the last layer, if it turns logits into probabilities; else None.
-    """
-
-    features: GraphModule
-    head: nn.Sequential
-    window: Size
-    left_out: nn.Module | None
-
-
-def cut(module: nn.Module, images: Tensor) -> Cut:
-    """Split a classifier into features and head.
+def cut(module: nn.Module, images: Tensor) -> tuple[GraphModule, nn.Sequential, Size, nn.Module | None]:
+    """Split a classifier into its features, its head, the head's window, and a last layer that gives probabilities.
 
     Args:
         module: in eval mode, images (N, 3, H, W) -> (N, classes).
@@ -97,12 +79,10 @@ def cut(module: nn.Module, images: Tensor) -> Cut:
                 for part in begins:
                     head.add_module(names.of(node, part), part)
             elif isinstance(layer, AVERAGE[:1] + MAXIMUM[:1]):
+                below = _input_map(node, shapes)
                 if _sides(layer) != (shape[2], shape[3]):
-                    raise ValueError(
-                        _sizes_for(node, layer, shape, _module_until(_input_map(node, shapes), traced, layers))
-                    )
-                # the output has the size of the input, so the pool is the identity
-                node.replace_all_uses_with(_input_map(node, shapes))
+                    raise ValueError(_sizes_for(node, layer, shape, _module_until(below, traced, layers)))
+                node.replace_all_uses_with(below)  # same size, so the pool is the identity
         elif place == len(chain) - 1 and isinstance(layer, LAST):
             left_out = layer
         elif not _is_noop(layer, shape, head):
@@ -115,11 +95,11 @@ def cut(module: nn.Module, images: Tensor) -> Cut:
     _check_known(_module_until(output, traced, layers) if window is None else features)
     if window is None:
         raise ValueError("no layer reads the whole map: neither a flatten nor a global pool")
-    return Cut(features, head, window, left_out)
+    return features, head, window, left_out
 
 
 class _ImagesOnly(nn.Module):
-    """Wraps a module so that images are its only input."""
+    """A module whose only input is images."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -271,11 +251,8 @@ def _start_of_head(layer: nn.Module | None, shape: torch.Size) -> tuple[nn.Modul
         return (nn.MaxPool2d(cells, stride=1), nn.Flatten())
     one = isinstance(layer, nn.AdaptiveAvgPool2d) and _sides(layer) == (1, 1)
     if isinstance(layer, nn.AvgPool2d):
-        one = (
-            _pair(layer.kernel_size) == cells != (1, 1)
-            and _pair(layer.padding) == (0, 0)
-            and not layer.divisor_override
-        )
+        plain = _pair(layer.padding) == (0, 0) and not layer.divisor_override
+        one = _pair(layer.kernel_size) == cells != (1, 1) and plain
     return (nn.AvgPool2d(cells, stride=1), nn.Flatten()) if one else None
 
 
@@ -322,9 +299,8 @@ def _check_known(features: GraphModule) -> None:
         try:
             op_of(node, features, numbers)
         except ValueError as error:
-            around = [
-                kind for path, kind in node.meta.get("nn_module_stack", {}).values() if path != f"module.{_title(node)}"
-            ]
+            stack = node.meta.get("nn_module_stack", {}).values()
+            around = [kind for path, kind in stack if path != f"module.{_title(node)}"]
             raise ValueError(f"{error} (in {around[-1].__name__})" if around else str(error)) from None
 
 
@@ -397,16 +373,13 @@ class Densified(Network):
             self.size = check_size(size)
             images = _random_images(module, self.size)
             wanted = _logits(module, images)
-            parts = cut(module, images)
-            ops = trace_ops(parts.features)
-            down, across = fields(ops)
+            self.features, self.head, self.window, self.left_out = cut(module, images)
+            down, across = receptive_fields(trace_ops(self.features))[-1]
             if down.stride != across.stride:
                 raise ValueError(f"cells are {down.stride} pixels apart vertically and {across.stride} horizontally")
         except ValueError as error:
             raise ValueError(f"{type(module).__name__} cannot be made dense: {error}") from None
-        self.features, self.head, self.window = parts.features, parts.head, parts.window
         self.stride, self.classes = down.stride, wanted.shape[1]
-        self.left_out = parts.left_out
         self.eval()
         self._check_outputs(wanted, images)
 
@@ -424,8 +397,10 @@ class Densified(Network):
             found = score_map(self, larger)
             _compare(found.flatten(2), torch.stack(crops, dim=2), "its head on crops of the feature map")
             graph, height = map_graph(self), larger.shape[2]
-            strips = (larger[:, :, top : top + height // 2] for top in range(0, height, height // 2))
-            _compare(gather(graph, strips, *larger.shape[2:]), found, "its outputs in one pass, when run in strips,")
+            blocks = (larger[:, :, top : top + height // 2] for top in range(0, height, height // 2))
+            _compare(
+                gather(graph, blocks, *larger.shape[2:]), found, "its outputs in one pass, when run in blocks of rows,"
+            )
 
 
 def _random_images(module: nn.Module, size: Size) -> Tensor:
@@ -467,8 +442,8 @@ def _logits(module: nn.Module, images: Tensor) -> Tensor:
 
 def _compare(found: Tensor, wanted: Tensor, of_what: str) -> None:
     tolerance = TOLERANCES[wanted.dtype]
-    if wanted.is_cuda:
-        tolerance = max(tolerance, ON_GPU) if wanted.dtype != torch.float64 else tolerance
+    if wanted.is_cuda and wanted.dtype != torch.float64:
+        tolerance = max(tolerance, ON_GPU)
     difference, largest = float((found - wanted).abs().max()), float(wanted.abs().max())
     if found.shape != wanted.shape or not difference <= tolerance * largest:
         raise ValueError(

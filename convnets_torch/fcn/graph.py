@@ -2,7 +2,7 @@
 
 `torch.fx` traces the module once. The result is a list of ops: layers that read a window of cells, layers and
 functions that treat each cell by itself, and sums and concatenations of branches. The ops suffice to run the same
-layers in strips (`streaming`) or at another stride, and to say which pixels a cell sees.
+layers in blocks of rows (`streaming`) or at another stride, and to say which pixels a cell sees.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.proxy import TraceError
@@ -41,7 +40,7 @@ class ReceptiveField(NamedTuple):
 
 @dataclass(frozen=True)
 class MapGraph:
-    """The cells of a network's map at one stride.
+    """The ops that compute a network's map at one stride, and where its cells are.
 
     Attributes:
         ops: from images to logits, with the head as the last op; or to the feature map only.
@@ -63,35 +62,25 @@ class MapGraph:
         """Return (rows, columns) of the map for images of this size in pixels; 0 if they are too small."""
         return (count(self.ops, height, 0), count(self.ops, width, 1))
 
-    def seen(self, side: int, axis: int) -> tuple[Pair, ...]:
-        """Return the first pixel and the one after the last that each row (axis 0) or column (axis 1) of cells sees.
+    def input_ranges(self, side: int, axis: int) -> tuple[Pair, ...]:
+        """Return the first pixel and the one after the last that each row (axis 0) or column (axis 1) of cells reads.
 
-        The result is exact: pixels that a pool drops at the end of a side are not included.
-
-        Args:
-            side: pixels of the images along the axis.
+        The result is exact for images of `side` pixels along the axis: pixels that a pool drops are not included.
         """
         sides = _sides(self.ops, side, axis)
-        begin, end = np.arange(sides[-1]), np.arange(sides[-1])  # first and last cell
-        reached: list[tuple[NDArray[np.int64], NDArray[np.int64]] | None] = [None] * len(self.ops)
-        reached[-1] = (begin, end)
+        cells = np.arange(sides[-1])
+        reached = {len(self.ops) - 1: (cells, cells)}  # index of an op -> the first and last cells of its map
         for number in reversed(range(1, len(self.ops))):
-            op, cells = self.ops[number], reached[number]
-            if cells is None:
+            if number not in reached:
                 continue
-            window = op.window
-            before = window.padding[2 * axis]
-            for source in op.inputs:
-                first = cells[0] * window.stride[axis] - before
-                last = cells[1] * window.stride[axis] - before + window.reach(axis) - 1
-                first, last = (np.clip(each, 0, sides[source] - 1) for each in (first, last))
-                known = reached[source]
-                reached[source] = (first, last) if known is None else (
-                    np.minimum(known[0], first), np.maximum(known[1], last)
-                )  # fmt: skip
-        pixels = reached[0]
-        assert pixels is not None
-        return tuple(zip(pixels[0].tolist(), (pixels[1] + 1).tolist(), strict=True))
+            window, (begin, end) = self.ops[number].window, reached[number]
+            first = begin * window.stride[axis] - window.padding[2 * axis]
+            last = end * window.stride[axis] - window.padding[2 * axis] + window.reach(axis) - 1
+            for source in self.ops[number].inputs:
+                low, high = (np.clip(each, 0, sides[source] - 1) for each in (first, last))
+                known = reached.get(source, (low, high))
+                reached[source] = (np.minimum(known[0], low), np.maximum(known[1], high))
+        return tuple(zip(reached[0][0].tolist(), (reached[0][1] + 1).tolist(), strict=True))
 
 
 def map_graph(network: Network, cell_stride: int | None = None) -> MapGraph:
@@ -126,8 +115,7 @@ def map_graph(network: Network, cell_stride: int | None = None) -> MapGraph:
                 f" {', '.join(map(str, known))}"
             )
         ops = _with_stride(ops, cell_stride)
-    own = fields(ops)[0]
-    dilation = network.stride // own.stride
+    dilation = network.stride // receptive_fields(ops)[-1][0].stride
     head, window = network.head, network.window
 
     def sliding_head(cells):  # type: ignore[no-untyped-def]
@@ -135,7 +123,7 @@ def map_graph(network: Network, cell_stride: int | None = None) -> MapGraph:
 
     last = Op("head", "head", (len(ops) - 1,), sliding_head, Window(window, (1, 1), (dilation, dilation)))
     ops = (*ops, last)
-    vertical, horizontal = fields(ops)
+    vertical, horizontal = receptive_fields(ops)[-1]
     if vertical.stride != horizontal.stride:
         raise ValueError(
             f"the cells are {vertical.stride} pixels apart vertically and {horizontal.stride} horizontally"
@@ -151,8 +139,7 @@ def features_graph(network: Network) -> MapGraph:
     ReceptiveField(start=-90, size=212, stride=32)
     """
     ops = trace_ops(network.features)
-    vertical, horizontal = fields(ops)
-    return MapGraph(ops, vertical, horizontal, 1)
+    return MapGraph(ops, *receptive_fields(ops)[-1], dilation=1)
 
 
 def cell_strides(network: Network) -> tuple[int, ...]:
@@ -164,11 +151,6 @@ def cell_strides(network: Network) -> tuple[int, ...]:
     """
     features = as_network(network).features
     return tuple(sorted({field.stride for field, _ in receptive_fields(trace_ops(features))}, reverse=True))
-
-
-def fields(ops: Sequence[Op]) -> tuple[ReceptiveField, ReceptiveField]:
-    """Return the receptive field of the last op's cells, vertical and horizontal."""
-    return receptive_fields(ops)[-1]
 
 
 def count(ops: Sequence[Op], side: int, axis: int) -> int:
@@ -199,14 +181,9 @@ def receptive_fields(ops: Sequence[Op]) -> list[tuple[ReceptiveField, ReceptiveF
                 raise ValueError(f"{op.name} joins branches of different strides")
             start, stride = min(field.start for field in below), below[0].stride
             size = max(field.start + field.size for field in below) - start
-            window = op.window
-            axes.append(
-                ReceptiveField(
-                    start - window.padding[2 * axis] * stride,
-                    size + (window.reach(axis) - 1) * stride,
-                    stride * window.stride[axis],
-                )
-            )
+            start -= op.window.padding[2 * axis] * stride
+            size += (op.window.reach(axis) - 1) * stride
+            axes.append(ReceptiveField(start, size, stride * op.window.stride[axis]))
         found.append((axes[0], axes[1]))
     return found
 
@@ -225,17 +202,9 @@ def _with_stride(ops: Sequence[Op], cell_stride: int) -> tuple[Op, ...]:
             for own, pixels, times in zip(window.stride, apart, rate, strict=True)
         ]
         top, bottom, left, right = window.padding
-        dense.append(
-            replace(
-                op,
-                window=Window(
-                    window.kernel,
-                    (kept[0], kept[1]),
-                    (window.dilation[0] * rate[0], window.dilation[1] * rate[1]),
-                    (top * rate[0], bottom * rate[0], left * rate[1], right * rate[1]),
-                ),
-            )
-        )
+        dilation = (window.dilation[0] * rate[0], window.dilation[1] * rate[1])
+        padding = (top * rate[0], bottom * rate[0], left * rate[1], right * rate[1])
+        dense.append(replace(op, window=Window(window.kernel, (kept[0], kept[1]), dilation, padding)))
         rates.append((rate[0] * window.stride[0] // kept[0], rate[1] * window.stride[1] // kept[1]))
         strides.append((apart[0] * kept[0], apart[1] * kept[1]))
     return tuple(dense)
@@ -315,9 +284,7 @@ class Layers(LocalTracer):
         return is_layer(module) or super().is_leaf_module(module, name)
 
 
-_steps_cache: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[int, ...], tuple[Op, ...]]] = (
-    weakref.WeakKeyDictionary()
-)
+_cache: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[int, ...], tuple[Op, ...]]] = weakref.WeakKeyDictionary()
 
 
 def trace_ops(features: nn.Module) -> tuple[Op, ...]:
@@ -334,9 +301,9 @@ def trace_ops(features: nn.Module) -> tuple[Op, ...]:
     ['images', '0', '1']
     """
     described, modules = repr(features), tuple(map(id, features.modules()))
-    known = _steps_cache.get(features)
+    known = _cache.get(features)
     if known is None or known[:2] != (described, modules):
-        _steps_cache[features] = known = (described, modules, _trace(features))
+        _cache[features] = known = (described, modules, _trace(features))
     return known[2]
 
 
@@ -404,8 +371,7 @@ def pool_of(node: Node) -> nn.Module | None:
     """Return the layer equivalent to a call of `max_pool2d` or `avg_pool2d`; None for other calls or computed sizes."""
     if len(node.all_input_nodes) != 1 or node.kwargs.get("return_indices"):
         return None
-    kind = POOL_CALLS.get(node.target)
-    if kind is None:
+    if (kind := POOL_CALLS.get(node.target)) is None:
         return None
     named = {name: value for name, value in node.kwargs.items() if name not in ("input", "return_indices")}
     return kind(*node.args[1:], **named)

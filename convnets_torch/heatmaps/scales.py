@@ -22,14 +22,7 @@ BLOCK_ROWS = 256  # read at a time for it
 
 
 def input_size(size: Pair, network: Mappable, name: str, longest_side: int | None, upscale: bool) -> Pair:
-    """Return (height, width) in pixels of the network's input for a picture.
-
-    Args:
-        size: (height, width) of the picture.
-        network: its own size is the minimum.
-        name: of the picture, for messages.
-        longest_side: pixels of the longer side, instead of the picture's own.
-        upscale: enlarge a picture that is too small, keeping its aspect ratio.
+    """Return (height, width) of the network's input for a picture of `size`, enlarged with `upscale` if too small.
 
     Raises:
         ValueError: the picture is too small, or too thin to be enlarged.
@@ -60,7 +53,7 @@ def placement_of(graph: MapGraph, network: Mappable, size: Pair, seen: Pair, int
         first=(network.size[0] / 2, network.size[1] / 2),
         apart=(graph.stride, graph.stride),
         window=network.size,
-        fields_seen=(graph.seen(seen[0], 0), graph.seen(seen[1], 1)),
+        fields_seen=(graph.input_ranges(seen[0], 0), graph.input_ranges(seen[1], 1)),
         interpolation=interpolation,
     )
 
@@ -131,14 +124,10 @@ def factors_of(scales: Scales) -> list[float]:
 
 
 def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
-    """Fuse the maps of several scales of a picture into one, on the cells of the finest scale.
+    """Fuse the maps of several scales, coarsest first, into one on the cells of the finest scale.
 
     Each map is interpolated bilinearly between the centres of its windows; beyond the outermost centres the nearest
     value is used. Then the mean or the maximum is taken.
-
-    Args:
-        maps: of one picture and target, coarsest first.
-        fuse: "mean" or "max".
     """
     if len(maps) == 1:
         return maps[0]

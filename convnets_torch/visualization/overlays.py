@@ -70,7 +70,7 @@ CLASS_COLORS = (
 OTHER_COLOR = (150, 150, 150)
 OPAQUE = 0.72  # maximum opacity, so that the picture stays visible
 STRENGTH = np.clip(np.linspace(0, 1.6, 256), 0, OPAQUE)  # opacity of each of 256 colours
-BAND = 512  # rows drawn at a time, to save memory
+BLOCK_ROWS = 512  # drawn at a time, to save memory
 LEAST_TOP = 0.1  # minimum end of the colour scale, so that a map of near-zeros stays dark
 MOST_LINES = 12  # of a caption in a sheet
 MOST_DRAWN = 1000  # characters per line; Pillow takes a second for 100,000
@@ -121,8 +121,8 @@ def overlay(heatmap: Drawable) -> Image.Image:
     if heatmap.signed:  # transparent in the middle
         strength = np.concatenate([strength[::-2], strength[1::2]])
 
-    def paint(band: slice) -> tuple[Pixels, NDArray[np.float32]]:
-        values = _pixel_values(heatmap, band)
+    def paint(rows: slice) -> tuple[Pixels, NDArray[np.float32]]:
+        values = _pixel_values(heatmap, rows)
         return colors[values], strength[values]
 
     return _with_bar(_blend(heatmap, paint, _bar_height(heatmap)), heatmap)
@@ -148,7 +148,7 @@ def class_overlay(class_map: Drawable, class_ids: NDArray[np.int64], names: Mapp
     for class_id, color in zip(colored, CLASS_COLORS, strict=False):
         colors[class_ids == class_id] = color
     strength = (OPAQUE * (0.7 + 0.3 * class_map.values)).astype(np.float32)  # an improbable winner stays visible
-    blended = _blend(class_map, lambda band: (colors[down[band], across], strength[down[band], across]))
+    blended = _blend(class_map, lambda rows: (colors[down[rows], across], strength[down[rows], across]))
     shares = [(names[class_id], float((class_ids == class_id).mean())) for class_id in colored]
     entries = [(*share, color) for share, color in zip(shares, CLASS_COLORS, strict=False)]
     if rest := len(names) - len(colored):
@@ -162,9 +162,9 @@ def color_map(heatmap: Drawable) -> Image.Image:
     """Draw the map alone, opaque, with the colours and layout of `overlay`."""
     height, width = heatmap.picture.shape[:2]
     page, colors = Image.new("RGB", (width, height + _bar_height(heatmap)), PAPER), _palette_of(heatmap)
-    for top in range(0, height, BAND):
-        band = slice(top, min(top + BAND, height))
-        page.paste(Image.fromarray(colors[_pixel_values(heatmap, band)]), (0, top))
+    for top in range(0, height, BLOCK_ROWS):
+        rows = slice(top, min(top + BLOCK_ROWS, height))
+        page.paste(Image.fromarray(colors[_pixel_values(heatmap, rows)]), (0, top))
     return _with_bar(page, heatmap)
 
 
@@ -223,7 +223,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 def _blend(
     cells: Drawable, paint: Callable[[slice], tuple[Pixels, NDArray[np.float32]]], below: int = 0
 ) -> Image.Image:
-    """Blend colours over the picture, fading towards the borders, in bands of rows to save memory.
+    """Blend colours over the picture, fading towards the borders, in blocks of rows to save memory.
 
     Args:
         cells: the map, with its picture.
@@ -233,21 +233,21 @@ def _blend(
     height, width = cells.picture.shape[:2]
     page = Image.new("RGB", (width, height + below), PAPER)
     fade_down, fade_across = (_fade(cells, axis) for axis in (0, 1))
-    for top in range(0, height, BAND):
-        band = slice(top, min(top + BAND, height))
-        colors, strength = paint(band)
-        alpha = 255 * strength * fade_down[band, None] * fade_across
+    for top in range(0, height, BLOCK_ROWS):
+        rows = slice(top, min(top + BLOCK_ROWS, height))
+        colors, strength = paint(rows)
+        alpha = 255 * strength * fade_down[rows, None] * fade_across
         mask = Image.fromarray(alpha.astype(np.uint8))
-        page.paste(Image.composite(Image.fromarray(colors), Image.fromarray(cells.picture[band]), mask), (0, top))
+        page.paste(Image.composite(Image.fromarray(colors), Image.fromarray(cells.picture[rows]), mask), (0, top))
     return page
 
 
-def _pixel_values(heatmap: Drawable, band: slice) -> NDArray[np.uint8]:
+def _pixel_values(heatmap: Drawable, rows: slice) -> NDArray[np.uint8]:
     """Colour indices, 0 to 255, for rows of the picture's pixels."""
     down, across = (_places(heatmap, axis) for axis in (0, 1))
     top = _top(heatmap)
     scaled = (heatmap.values + top) * (127.5 / top) if heatmap.signed else heatmap.values * (255 / top)
-    return np.rint(interpolated(interpolated(scaled, down[band], 0), across, 1)).astype(np.uint8)
+    return np.rint(interpolated(interpolated(scaled, down[rows], 0), across, 1)).astype(np.uint8)
 
 
 def _places(cells: Drawable, axis: int) -> NDArray[Any]:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from convnets_torch.files import replacing
 from convnets_torch.images.preprocessing import Pixels
+from convnets_torch.options import renamed
 from convnets_torch.text import printable
 from convnets_torch.visualization.overlays import DIVERGING, LEAST_TOP, STRENGTH, palette
 
@@ -69,9 +70,10 @@ class Cells:
     names: dict[int, str]
 
 
+@renamed(picture="image")
 def write_page(
     path: str | os.PathLike[str],
-    picture: Pixels,
+    image: Pixels,
     size: tuple[int, int],
     layers: Sequence[Layer],
     cells: Cells,
@@ -91,7 +93,7 @@ def write_page(
 
     Args:
         path: the file, such as `cat.html`.
-        picture: (h, w, 3) uint8, RGB: the original picture or a reduced copy, at most 65,500 pixels per side.
+        image: (h, w, 3) uint8, RGB: the original picture or a reduced copy, at most 65,500 pixels per side.
         size: (height, width) of the original picture in pixels, to which all boxes refer.
         layers: one map or more; with several the page has a list to choose from.
         cells: positions and best classes of the cells, the same for all layers.
@@ -99,7 +101,6 @@ def write_page(
 
     Raises:
         ValueError: the arrays do not match, values are out of range, or a class has no name.
-        OSError: `path` cannot be written.
 
     >>> windows = np.array([[0, 224], [32, 256]])
     >>> cells = Cells(
@@ -111,7 +112,7 @@ def write_page(
     >>> picture = np.zeros((256, 256, 3), np.uint8)
     >>> write_page("cat.html", picture, (256, 256), [Layer("cat", np.eye(2, dtype=np.float32))], cells, title="A cat")
     """
-    _check_picture(picture, size)
+    _check_image(image, size)
     _check_cells(cells)
     if not layers:
         raise ValueError("a page needs a map; give one layer or more")
@@ -122,17 +123,17 @@ def write_page(
         "page.html",
         "page.js",
         title=title,
-        picture=data_uri(image := Image.fromarray(picture), "PNG" if image.getcolors(FEW_COLORS) else "JPEG"),
+        picture=data_uri(drawn := Image.fromarray(image), "PNG" if drawn.getcolors(FEW_COLORS) else "JPEG"),
         data=as_json(_numbers(size, layers, cells)),
     )
 
 
-def _check_picture(picture: Pixels, size: tuple[int, int]) -> None:
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
-        raise ValueError(f"the picture is {picture.dtype} {picture.shape}; give uint8 (height, width, 3)")
-    if max(picture.shape) > LONGEST_JPEG:
+def _check_image(image: Pixels, size: tuple[int, int]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(f"the picture is {image.dtype} {image.shape}; give uint8 (height, width, 3)")
+    if max(image.shape) > LONGEST_JPEG:
         raise ValueError(
-            f"the picture is {picture.shape[0]}x{picture.shape[1]} pixels, but a page takes at most {LONGEST_JPEG} per"
+            f"the picture is {image.shape[0]}x{image.shape[1]} pixels, but a page takes at most {LONGEST_JPEG} per"
             " side; give a reduced copy"
         )
     if min(size) < 1:
@@ -236,18 +237,13 @@ def as_base64(array: NDArray[Any]) -> str:
 
 
 def save_page(path: str | os.PathLike[str], template: str, *scripts: str, **values: Any) -> None:
-    """Render a self-contained page and write it atomically.
+    """Render a self-contained page from files in `templates` and write it atomically.
 
     Its content security policy allows only embedded pictures, the shared style and these scripts. Text is escaped.
 
     Args:
-        path: of the file.
-        template: name of a file in `templates`.
-        scripts: names of files in `templates`; they are concatenated.
+        path, template, scripts: the page, and the files that it is made of; scripts are concatenated.
         values: template variables, including `title`.
-
-    Raises:
-        OSError: `path` cannot be written.
     """
     from markupsafe import Markup
 
