@@ -269,13 +269,12 @@ def _scores(logits: Tensor, targets: ScoreTargets) -> list[Tensor]:
         return [logits.max(dim=1).values]
     if not targets:
         raise ValueError("the list of targets is empty; name what to look for")
-    return [_score_of(target).of(logits) for target in targets]
-
-
-def _score_of(target: SupportsIndex | Sequence[int] | Score) -> Score:
-    if isinstance(target, Score):
-        return target
-    return Score((index(target),) if isinstance(target, SupportsIndex) else tuple(target))
+    scores = []
+    for target in targets:
+        if not isinstance(target, Score):
+            target = Score((index(target),) if isinstance(target, SupportsIndex) else tuple(target))
+        scores.append(target.of(logits))
+    return scores
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
@@ -284,7 +283,7 @@ def _at_least_float32(values: Tensor) -> Tensor:
 
 
 BATCH = 8  # pictures
-NOTHING = "no cell supports it, so its map is zero"  # the end of a remark
+NOTHING = "no cell supports it, so its map is zero"  # the end of a note
 
 
 @dataclass(frozen=True)
@@ -332,14 +331,13 @@ def gradcam_targets(
     >>> [found.layer for found in gradcam_targets(load("alexnet.safetensors"), "street.jpg", ["car", "dog"])]
     ['features.relu_5', 'features.relu_5']
     """
-    how = Reading(True, **checked(reading, ReadingKeywords))
-    [entry] = _explain(network, [image], targets, against, layer, method, how)
+    [entry] = gradcam_each(network, [image], targets, against=against, layer=layer, method=method, **reading)
     if entry.error is not None:
         raise entry.error
-    zero = [remark for remark in entry.remarks if remark.endswith(NOTHING)]
-    warn(tuple(remark for remark in entry.remarks if remark not in zero))
-    for remark in zero:
-        warnings.warn(remark, CamWarning, stacklevel=2)
+    zero = [note for note in entry.remarks if note.endswith(NOTHING)]
+    warn(tuple(note for note in entry.remarks if note not in zero))
+    for note in zero:
+        warnings.warn(note, CamWarning, stacklevel=2)
     return entry.maps
 
 
@@ -434,20 +432,6 @@ def gradcam_each(
     none.jpg 0 none.jpg does not exist; name a file
     """
     how = Reading(True, **checked(reading, ReadingKeywords))
-    return _explain(network, each_of(images), target, against, layer, method, how, batch, workers)
-
-
-def _explain(
-    network: Network,
-    pictures: Iterable[Picture],
-    target: str | int | Targets | None,
-    against: str | int | None,
-    layer: LayerLike | None,
-    method: Method,
-    reading: Reading,
-    batch: int | Literal["auto"] = "auto",
-    workers: int | None = None,
-) -> Generator[Explained, None, None]:
     network = as_network(network)
     card = card_of(network)
     probabilities(torch.zeros(1, card.classes), card)  # raises if the outputs are not probabilities
@@ -461,7 +445,7 @@ def _explain(
     check_choice(method, METHODS, "method")
     name = checked_layer(network, layer)
     device, dtype = place_of(network)
-    inputs = Inputs(card.preprocessing, device, reading, exact=True, look=pixels_of)
+    inputs = Inputs(card.preprocessing, device, how, exact=True, look=pixels_of)
     against_ids = () if opposed is None else opposed.class_ids
     scores = None if targets is None else [Score(each.class_ids, against_ids) for each in targets]
 
@@ -490,9 +474,11 @@ def _explain(
 
     def explained(row: Result[list[GradCam]]) -> Explained:
         zero = [each.label for each in row.value or [] if each.raw_maximum == 0]
-        remarks = [f"{picture_name(row.picture)}: {label}: {NOTHING}" for label in zero]
-        return Explained(row.picture, row.value, row.error, (*row.remarks, *remarks))
+        notes = [f"{picture_name(row.picture)}: {label}: {NOTHING}" for label in zero]
+        return Explained(row.picture, row.value, row.error, (*row.remarks, *notes))
 
     size = BATCH if batch == "auto" else batch
-    rows = run_pictures(pictures, inputs.prepared, run, batch=size, threads=workers or THREADS, size=expected_pixels)
+    rows = run_pictures(
+        each_of(images), inputs.prepared, run, batch=size, threads=workers or THREADS, size=expected_pixels
+    )
     return each_row(rows, explained)

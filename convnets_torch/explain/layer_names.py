@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TypeAlias
@@ -130,26 +130,18 @@ def _matches(network: nn.Module, wanted: LayerLike) -> set[str]:
     for name in (wanted, f"features.{wanted}"):
         if name in modules:
             return {name}
-    called = dict(_aliases(network))
-    if wanted in called:
-        return {called[wanted]}
-    if any(sign in wanted for sign in "*?["):
-        found = {name for call, name in called.items() if fnmatchcase(call, wanted)}
-    else:
-        found = {name for call, name in called.items() if wanted and call.startswith(wanted)}
-    if not found:
-        raise ValueError(f"{type(network).__name__} has no layer {wanted!r}; {_nearest(wanted, list(called))}")
-    return found
-
-
-def _aliases(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield (alias, name) for every accepted name of a layer or block."""
-    for alias, name in keras_names(network).items():
-        yield alias, name
+    known = keras_names(network)  # alias -> name
     for name in candidates(network):
-        yield name, name
-        if name.startswith("features."):
-            yield name.removeprefix("features."), name
+        known |= {name: name, name.removeprefix("features."): name}
+    if wanted in known:
+        return {known[wanted]}
+    if any(sign in wanted for sign in "*?["):
+        found = {name for alias, name in known.items() if fnmatchcase(alias, wanted)}
+    else:
+        found = {name for alias, name in known.items() if wanted and alias.startswith(wanted)}
+    if not found:
+        raise ValueError(f"{type(network).__name__} has no layer {wanted!r}; {_nearest(wanted, list(known))}")
+    return found
 
 
 def _nearest(wanted: str, known: list[str]) -> str:

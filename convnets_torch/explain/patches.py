@@ -78,10 +78,6 @@ class TopPatches:
         Args:
             path: `.png`, `.jpg` or `.webp`.
             patterns: filter patterns of the same channels in the same order, to show beside the patches.
-
-        Raises:
-            ValueError: the extension is unknown, or the patterns are of another layer or other channels.
-            OSError: `path` cannot be written.
         """
         WRITER.write(path, self, patterns)
 
@@ -89,7 +85,7 @@ class TopPatches:
         """Draw the sheet that `save` writes."""
         if patterns is not None and (patterns.layer, patterns.units) != (self.layer, self.channels):
             raise ValueError("patterns and patches are of other layers or channels; make both for the same ones")
-        most = max((len(patches) for patches in self.patches), default=0)
+        columns = max(1, max(map(len, self.patches), default=0) + (patterns is not None))
         tiles = []
         for place, (channel, patches) in enumerate(zip(self.channels, self.patches, strict=True)):
             row = [(enlarged(patch.pixels, TILE), short(patch.activation)) for patch in patches]
@@ -100,9 +96,9 @@ class TopPatches:
             else:
                 row = [(Image.new("RGB", (TILE, TILE), overlays.PAPER), f"channel {channel}:\nnone")]
             blank = (Image.new("RGB", (TILE, 1), overlays.PAPER), "")
-            tiles += row + [blank] * (max(1, most + (patterns is not None)) - len(row))
+            tiles += row + [blank] * (columns - len(row))
         title = f"{self.layer}: what excites each channel most, with its activation"
-        return overlays.sheet(tiles, max(1, most + (patterns is not None)), TILE, title)
+        return overlays.sheet(tiles, columns, TILE, title)
 
 
 WRITER = Writer("patches", overlays.picture_formats(TopPatches.draw))

@@ -296,12 +296,7 @@ def _run(
 
 
 def save_statistics(found: FolderStatistics, path: Output) -> None:
-    """Write statistics as .json, as .csv (one row per channel), or as arrays in an .npz ("LAYER.mean", ...).
-
-    Raises:
-        ValueError: the extension is unknown.
-        OSError: `path` cannot be written.
-    """
+    """Write statistics as .json, as .csv (one row per channel), or as arrays in an .npz ("LAYER.mean", ...)."""
     WRITER.write(path, found)
 
 
