@@ -137,5 +137,5 @@ def test_bands_of_a_large_picture_join_without_a_seam(monkeypatch):
     values = np.random.default_rng(0).random((9, 7))
     found = made(values, 224 + 8 * 32, 416)
     whole = np.asarray(overlays.overlay(found))
-    monkeypatch.setattr(overlays, "BAND", 37)
+    monkeypatch.setattr(overlays, "BLOCK_ROWS", 37)
     np.testing.assert_array_equal(np.asarray(overlays.overlay(found)), whole)

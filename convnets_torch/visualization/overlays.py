@@ -113,9 +113,6 @@ def overlay(heatmap: Drawable) -> Image.Image:
     outermost centres, the nearest cell's value fades out. The colour scale, shown in a bar below the picture, goes from
     0 to the map's maximum, or to 0.1 if that is larger. A signed map is red for the first target and blue for the
     second, up to the largest difference in either direction.
-
-    Returns:
-        RGB, as wide as the map's `picture` and higher by the bar.
     """
     colors, strength = _palette_of(heatmap), STRENGTH.astype(np.float32)
     if heatmap.signed:  # transparent in the middle
@@ -138,9 +135,6 @@ def class_overlay(class_map: Drawable, class_ids: NDArray[np.int64], names: Mapp
         class_map: map of the winning classes' probabilities.
         class_ids: (rows, columns), the winning class of each cell.
         names: class id -> name, for every class that wins a cell, most frequent first.
-
-    Returns:
-        RGB, as wide as the picture and higher by the legend.
     """
     down, across = _nearest(class_map, 0)[:, None], _nearest(class_map, 1)
     colored = list(names)[: len(CLASS_COLORS)]
@@ -152,9 +146,8 @@ def class_overlay(class_map: Drawable, class_ids: NDArray[np.int64], names: Mapp
     shares = [(names[class_id], float((class_ids == class_id).mean())) for class_id in colored]
     entries = [(*share, color) for share, color in zip(shares, CLASS_COLORS, strict=False)]
     if rest := len(names) - len(colored):
-        entries.append(
-            (f"{rest} other {'class' if rest == 1 else 'classes'}", 1 - sum(share for _, share in shares), OTHER_COLOR)
-        )
+        words = f"{rest} other {'class' if rest == 1 else 'classes'}"
+        entries.append((words, 1 - sum(share for _, share in shares), OTHER_COLOR))
     return _with_legend(blended, entries)
 
 
@@ -211,12 +204,7 @@ PICTURE = Writer("a picture", picture_formats(lambda image: image))
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write a picture atomically, in the format that the extension of `path` names, one of `FORMATS`.
-
-    Raises:
-        ValueError: the extension is unknown.
-        OSError: `path` cannot be written.
-    """
+    """Write a picture atomically, in the format that the extension of `path` names, one of `FORMATS`."""
     PICTURE.write(path, image)
 
 
@@ -225,10 +213,7 @@ def _blend(
 ) -> Image.Image:
     """Blend colours over the picture, fading towards the borders, in blocks of rows to save memory.
 
-    Args:
-        cells: the map, with its picture.
-        paint: slice of rows -> their colours (n, W, 3) and opacities (n, W).
-        below: height of the empty strip below the picture.
+    `paint` gives the colours (n, W, 3) and opacities (n, W) of a slice of rows; `below` pixels stay empty below.
     """
     height, width = cells.picture.shape[:2]
     page = Image.new("RGB", (width, height + below), PAPER)
@@ -304,9 +289,8 @@ def _bar_texts(heatmap: Drawable) -> list[str]:
     """The text next to the colour bar, or two lines for above the bar if there is no room next to it."""
     width = heatmap.picture.shape[1]
     font, values = Letters(_letters(width)), heatmap.values
-    signed = heatmap.signed
-    least, most = f"{values.min():.2f}", f"{values.max():.2f}"
-    figures = f"{least} to {most}" if signed else f"highest {most}"
+    most = f"{values.max():.2f}"
+    figures = f"{values.min():.2f} to {most}" if heatmap.signed else f"highest {most}"
     room = _bar_left(heatmap, font) - font.size // 2 * 4 - font.getlength(_bar_labels(heatmap)[0])
     if font.getlength(f"ab...  {figures}") <= room:
         return [f"{shorten(heatmap.label, font, room - font.getlength(f'  {figures}'))}  {figures}"]
