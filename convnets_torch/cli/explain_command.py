@@ -184,7 +184,7 @@ def _statistics(
         raise ValueError("standard input is one picture; name it alone")
     with warnings_as_lines():
         pictures = run.find(images)
-    passing = {**run.running, "batch": run.batch_size or statistics.BATCH}
+    passing = {**run.running, "batch": run.batch_size or statistics.BATCH_SIZE}
     if output is not None:
         check_kept(output, pictures)
     errors: tuple[tuple[str, Exception], ...]

@@ -122,7 +122,7 @@ def _input_hook(name: str, hook: Hook) -> Callable[[nn.Module, Any], Tensor | No
 
 
 class Reached(Exception):
-    """Raised in a hook to stop the forward pass once all wanted layers have run; the code that runs it catches it."""
+    """Raised in a hook to stop the forward pass once all layers have run; the code that runs it catches it."""
 
 
 def run_to(network: nn.Module, layers: LayerLike | Iterable[LayerLike], images: Tensor) -> dict[str, Tensor]:

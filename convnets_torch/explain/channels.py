@@ -199,7 +199,7 @@ def _write_arrays(path: Path, grids: Sequence[ChannelGrid], _: int) -> None:
 
 
 def _grid(name: str, output: Tensor, order: Order, channels: int, scale: Scale | None, picture: Pixels) -> ChannelGrid:
-    """Keep the wanted channels of one layer's output."""
+    """Keep some channels of one layer's output."""
     if output.dim() not in (1, 3):
         raise ValueError(
             f"{name} gives {tuple(output.shape)} per image, neither a map nor a vector; name another layer"
@@ -242,12 +242,10 @@ def draw_page(grids: Sequence[ChannelGrid], width: int) -> Image.Image:
     if width < LEAST_WIDTH:
         raise ValueError(f"a page {width} pixels wide cannot be read; give {LEAST_WIDTH} or more")
     size = max(11, width // 57)  # font size
-    side = width // 4
-    seen = grids[0].picture
-    scale = side / max(seen.shape[:2])
-    thumb = Image.fromarray(seen).resize(
-        (max(1, round(seen.shape[1] * scale)), max(1, round(seen.shape[0] * scale))), Image.Resampling.BICUBIC
-    )
+    thumb = Image.fromarray(grids[0].picture)
+    scale = (width // 4) / max(thumb.size)
+    sides = (max(1, round(thumb.width * scale)), max(1, round(thumb.height * scale)))
+    thumb = thumb.resize(sides, Image.Resampling.BICUBIC)
     blocks = [_LayerBlock(grid, width, size) for grid in grids]
     top = MARGIN + max(thumb.height + blocks[0].line, blocks[0].head) + GAP  # its heading is beside the picture
     height = top + blocks[0].body + sum(block.head + block.body for block in blocks[1:]) + MARGIN

@@ -22,7 +22,7 @@ from convnets_torch.networks import Network
 Probability = Callable[[Tensor], Tensor]  # images (N, 3, H, W) -> the target's probability (N), 0 to 1
 
 STEPS = 50  # points of a curve after its first
-BATCH = 16  # images
+BATCH_SIZE = 16  # images
 BLUR = (11, 5.0)  # width in pixels and standard deviation of RISE's blur, on images of 224 pixels
 
 
@@ -218,7 +218,7 @@ def _curve(probability: Probability, begin: Tensor, end: Tensor, importance: Ten
         return probability(images).float()
 
     with torch.inference_mode():
-        curve = torch.cat(list(in_batches(run, steps + 1, BATCH)))
+        curve = torch.cat(list(in_batches(run, steps + 1, BATCH_SIZE)))
     return curve.clone()
 
 

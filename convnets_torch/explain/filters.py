@@ -248,7 +248,7 @@ Pick = Callable[[Tensor, range], Tensor]  # layer output for pictures, their num
 
 STEPS = {"fourier": 64, "plain": 40}
 SIDE = 128  # pixels of pictures for layers in `features`
-BATCH = 16  # pictures
+BATCH_SIZE = 16  # pictures
 MOST_SIDE = 4096  # pixels
 FIRST = 64  # channels by default
 
@@ -323,7 +323,7 @@ def filter_patterns(
     steps: int | None = None,
     size: int | Size | None = None,
     seed: int = 0,
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> FilterPatterns:
     """Make pictures that maximise channels or neurons of a layer, by gradient ascent.
@@ -382,7 +382,7 @@ def class_patterns(
     steps: int | None = None,
     size: int | Size | None = None,
     seed: int = 0,
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> FilterPatterns:
     """Make pictures that maximise classes: for each target the log-sum-exp of its classes' logits.

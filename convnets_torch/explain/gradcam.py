@@ -282,7 +282,7 @@ def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-BATCH = 8  # pictures
+BATCH_SIZE = 8  # pictures
 NOTHING = "no cell supports it, so its map is zero"  # the end of a note
 
 
@@ -477,7 +477,7 @@ def gradcam_each(
         notes = [f"{picture_name(row.picture)}: {label}: {NOTHING}" for label in zero]
         return Explained(row.picture, row.value, row.error, (*row.remarks, *notes))
 
-    size = BATCH if batch == "auto" else batch
+    size = BATCH_SIZE if batch == "auto" else batch
     rows = run_pictures(
         each_of(images), inputs.prepared, run, batch=size, threads=workers or THREADS, size=expected_pixels
     )

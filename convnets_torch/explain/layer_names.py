@@ -120,30 +120,30 @@ def needed(network: nn.Module, names: Iterable[str]) -> nn.Module:
     return network.features if inside and isinstance(network, Network) else whole(network)
 
 
-def _matches(network: nn.Module, wanted: LayerLike) -> set[str]:
-    if isinstance(wanted, nn.Module):
+def _matches(network: nn.Module, layer: LayerLike) -> set[str]:
+    if isinstance(layer, nn.Module):
         for name, module in network.named_modules():
-            if module is wanted and name:
+            if module is layer and name:
                 return {name}
-        raise ValueError(f"the given {type(wanted).__name__} is not a layer of the {type(network).__name__}; name one")
+        raise ValueError(f"the given {type(layer).__name__} is not a layer of the {type(network).__name__}; name one")
     modules = {name for name, _ in network.named_modules() if name}
-    for name in (wanted, f"features.{wanted}"):
+    for name in (layer, f"features.{layer}"):
         if name in modules:
             return {name}
     known = keras_names(network)  # alias -> name
     for name in candidates(network):
         known |= {name: name, name.removeprefix("features."): name}
-    if wanted in known:
-        return {known[wanted]}
-    if any(sign in wanted for sign in "*?["):
-        found = {name for alias, name in known.items() if fnmatchcase(alias, wanted)}
+    if layer in known:
+        return {known[layer]}
+    if any(sign in layer for sign in "*?["):
+        found = {name for alias, name in known.items() if fnmatchcase(alias, layer)}
     else:
-        found = {name for alias, name in known.items() if wanted and alias.startswith(wanted)}
+        found = {name for alias, name in known.items() if layer and alias.startswith(layer)}
     if not found:
-        raise ValueError(f"{type(network).__name__} has no layer {wanted!r}; {_nearest(wanted, list(known))}")
+        raise ValueError(f"{type(network).__name__} has no layer {layer!r}; {_nearest(layer, list(known))}")
     return found
 
 
-def _nearest(wanted: str, known: list[str]) -> str:
-    near = get_close_matches(wanted, known, n=5, cutoff=0.5)
+def _nearest(layer: str, known: list[str]) -> str:
+    near = get_close_matches(layer, known, n=5, cutoff=0.5)
     return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known[:5])}, ... (see layer_names)"

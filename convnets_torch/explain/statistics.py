@@ -31,7 +31,7 @@ from convnets_torch.visualization.charts import draw_histogram
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BATCH = 16  # pictures
+BATCH_SIZE = 16  # pictures
 MEASURES = ("mean", "standard_deviation", "zeros", "maximum")  # of a channel
 BINS = 20
 
@@ -165,7 +165,7 @@ def channel_statistics(
     images: Picture | Iterable[Picture],
     layers: LayerLike | Iterable[LayerLike],
     *,
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
     **reading: Unpack[ReadingKeywords],
@@ -213,7 +213,7 @@ def zero_shares(
     images: Picture | Iterable[Picture],
     layer: LayerLike,
     *,
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     workers: int | None = None,
     **reading: Unpack[ReadingKeywords],
 ) -> ZeroShares:
@@ -255,12 +255,12 @@ def _run(
     device, dtype = place_of(network)
     inputs = Inputs(rule, device, reading, exact=True)
 
-    def see(name: str, output: Tensor) -> None:
+    def record(name: str, output: Tensor) -> None:
         if not output.isfinite().all():
             raise ValueError(BROKEN.format(name))
         add(name, output)
 
-    module = needed(observed(network, list(sums), see), list(sums))
+    module = needed(observed(network, list(sums), record), list(sums))
 
     def run(items: list[Input]) -> list[None]:
         before = {name: dict(vars(each)) for name, each in sums.items()}

@@ -22,7 +22,7 @@ from convnets_torch.npz import write_npz
 from convnets_torch.text import check_choice
 from convnets_torch.visualization import overlays
 from convnets_torch.visualization.overlays import Resampling, interpolated
-from convnets_torch.visualization.pages import Cells, Layer, write_page
+from convnets_torch.visualization.pages import Cells, MapLayer, write_page
 from convnets_torch.wordnet.targets import Target, allowed_classes, checked_target, class_name, winners_in_words
 
 # Support of Pillow's filters, in pixels of the larger of the two pictures.
@@ -520,7 +520,7 @@ def _write_page(path: Path, maps: Sequence[CellMap], _: bool, threshold: float) 
     windows, fields = first.grid.windows, first.grid.fields
     edges = windows(0), windows(1), fields(0), fields(1)
     cells = Cells(*edges, first.best_ids, first.best_probabilities, names)
-    layers = [Layer(each.label, each.values, signed=each.signed, threshold=threshold) for each in maps]
+    layers = [MapLayer(each.label, each.values, signed=each.signed, threshold=threshold) for each in maps]
     picture = first.picture
     if max(picture.shape) > LONGEST_PAGE:
         preview = Preview(picture.shape[:2], LONGEST_PAGE)

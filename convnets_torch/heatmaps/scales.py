@@ -27,9 +27,9 @@ def input_size(size: Pair, network: Mappable, name: str, longest_side: int | Non
     Raises:
         ValueError: the picture is too small, or too thin to be enlarged.
     """
-    seen = size if longest_side is None else size_with_longest_side(size, longest_side)
-    if seen[0] >= network.size[0] and seen[1] >= network.size[1]:
-        return seen
+    resized = size if longest_side is None else size_with_longest_side(size, longest_side)
+    if resized[0] >= network.size[0] and resized[1] >= network.size[1]:
+        return resized
     if max(size) > 50 * min(size):
         raise ValueError(f"{name} is {size[0]}x{size[1]} pixels (height x width), too thin for a heatmap; crop it")
     least = max(Fraction(wanted, side) for wanted, side in zip(network.size, size, strict=True))
@@ -37,23 +37,25 @@ def input_size(size: Pair, network: Mappable, name: str, longest_side: int | Non
     if upscale:
         return enlarged
     raise ValueError(
-        f"{name} is {seen[0]}x{seen[1]} pixels (height x width), smaller than the network's"
+        f"{name} is {resized[0]}x{resized[1]} pixels (height x width), smaller than the network's"
         f" {network.size[0]}x{network.size[1]}; enlarge it to {enlarged[0]}x{enlarged[1]} (upscale, --upscale), or with"
         f" a longest side of {max(enlarged)} or more"
     )
 
 
-def placement_of(graph: MapGraph, network: Mappable, size: Pair, seen: Pair, interpolation: Interpolation) -> CellGrid:
-    """Place a graph's cells over a picture of `size` whose network input has the size `seen`, (height, width) each."""
+def placement_of(
+    graph: MapGraph, network: Mappable, size: Pair, resized: Pair, interpolation: Interpolation
+) -> CellGrid:
+    """Place a graph's cells over a picture of `size`, resized to the network's input; (height, width) each."""
     return CellGrid(
         size=size,
         part=Box(0, 0, size[1], size[0]),
-        seen=seen,
-        shape=graph.shape(*seen),
+        seen=resized,
+        shape=graph.shape(*resized),
         first=(network.size[0] / 2, network.size[1] / 2),
         apart=(graph.stride, graph.stride),
         window=network.size,
-        fields_seen=(graph.input_ranges(seen[0], 0), graph.input_ranges(seen[1], 1)),
+        fields_seen=(graph.input_ranges(resized[0], 0), graph.input_ranges(resized[1], 1)),
         interpolation=interpolation,
     )
 

@@ -466,7 +466,7 @@ class Line:
 
 
 def draw_lines(curves: Sequence[Line], lines: Sequence[str], *, ax: Axes | None = None) -> Axes:
-    """Draw curves under title lines; those with error bars are shifted sideways a little so that bars do not overlap."""
+    """Draw curves under title lines; those with error bars are shifted sideways so that the bars do not overlap."""
     ax = ax or new_axes()[0]
     from matplotlib.transforms import ScaledTranslation
 

@@ -33,7 +33,7 @@ STEPS = 65_535  # probabilities of the best classes are stored in 16 bits
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class MapLayer:
     """One map.
 
     Attributes:
@@ -75,7 +75,7 @@ def write_page(
     path: str | os.PathLike[str],
     image: Pixels,
     size: tuple[int, int],
-    layers: Sequence[Layer],
+    layers: Sequence[MapLayer],
     cells: Cells,
     *,
     title: str,
@@ -110,7 +110,8 @@ def write_page(
     ...     names={281: "tabby, tabby cat"},
     ... )
     >>> picture = np.zeros((256, 256, 3), np.uint8)
-    >>> write_page("cat.html", picture, (256, 256), [Layer("cat", np.eye(2, dtype=np.float32))], cells, title="A cat")
+    >>> layer = MapLayer("cat", np.eye(2, dtype=np.float32))
+    >>> write_page("cat.html", picture, (256, 256), [layer], cells, title="A cat")
     """
     _check_image(image, size)
     _check_cells(cells)
@@ -162,7 +163,7 @@ def _check_cells(cells: Cells) -> None:
         raise ValueError(f"class {missing[0]} is among the best classes but has no name; name all of top_ids")
 
 
-def _check_layer(layer: Layer, shape: tuple[int, ...]) -> None:
+def _check_layer(layer: MapLayer, shape: tuple[int, ...]) -> None:
     words = printable(layer.words)
     if layer.values.shape != shape:
         raise ValueError(f"the map of {words} is {layer.values.shape}, and the cells are {shape}; they must be equal")
@@ -176,7 +177,7 @@ def _check_range(values: NDArray[Any], least: int, what: str) -> None:
         raise ValueError(f"{what} has values from {values.min()} to {values.max()}; give values from {least} to 1")
 
 
-def _numbers(size: tuple[int, int], layers: Sequence[Layer], cells: Cells) -> dict[str, Any]:
+def _numbers(size: tuple[int, int], layers: Sequence[MapLayer], cells: Cells) -> dict[str, Any]:
     """Data for the page's script."""
     class_ids, places = np.unique(cells.top_ids, return_inverse=True)
     id_type = np.dtype("<u2" if len(class_ids) <= 1 << 16 else "<u4")
@@ -194,7 +195,7 @@ def _numbers(size: tuple[int, int], layers: Sequence[Layer], cells: Cells) -> di
     }
 
 
-def _layer_numbers(layer: Layer) -> dict[str, Any]:
+def _layer_numbers(layer: MapLayer) -> dict[str, Any]:
     colors, strength = palette(), STRENGTH
     if layer.signed:
         colors, strength = palette(DIVERGING, 511), np.concatenate([STRENGTH[:0:-1], STRENGTH])
