@@ -243,6 +243,8 @@ def filters(
     if layer is None and (channels is not None or pictures):
         raise typer.BadParameter("--channels and --pictures go with --layer")
     from convnets_torch.explain.filters import WRITER, class_patterns, filter_patterns
+    from convnets_torch.explain.patches import top_patches
+    from convnets_torch.files import check_kept
 
     WRITER.check(output)
     if pictures and output.suffix.lower() == ".npz":
@@ -258,7 +260,11 @@ def filters(
     found = None
     if pictures:  # first, so that a wrong layer or channel is reported before the long ascent
         assert layer is not None
-        found = _patches(network, layer, numbers, pictures, output, run)
+        with warnings_as_lines(), rows_done("pictures") as bar:
+            paths = run.find(pictures)
+            check_kept(output, paths)
+            report = None if bar is None else lambda done: bar(done, len(paths))
+            found = top_patches(network, paths, layer, numbers, workers=run.workers, **run.reading, progress=report)
     with warnings_as_lines(), rows_done("steps") as progress:
         if target:
             patterns = class_patterns(network, target, **passing, progress=progress)
@@ -300,26 +306,6 @@ def _draw_kernels(network: Network, output: Path, as_json: bool) -> None:
         return
     count, height, width = found.pictures.shape[:3]
     show(f"{output}: {count} kernels of {height}x{width} pixels of {found.layer}")
-
-
-def _patches(
-    network: Network, layer: str, channels: list[int] | None, pictures: list[str], output: Path, run: RunOptions
-) -> TopPatches:
-    from convnets_torch.explain.patches import top_patches
-    from convnets_torch.files import check_kept
-
-    with warnings_as_lines(), rows_done("pictures") as progress:
-        paths = run.find(pictures)
-        check_kept(output, paths)
-        return top_patches(
-            network,
-            paths,
-            layer,
-            channels,
-            workers=run.workers,
-            **run.reading,
-            progress=None if progress is None else lambda done: progress(done, len(paths)),
-        )
 
 
 def _print(patterns: FilterPatterns, found: TopPatches | None, output: Path, as_json: bool) -> None:

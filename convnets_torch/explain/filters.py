@@ -369,7 +369,8 @@ def filter_patterns(
     units = tuple(_checked_unit(unit, name, tuple(shape)) for unit in channels)
 
     def pick(output: Tensor, items: range) -> Tensor:
-        return torch.stack([_value(each, units[item]) for each, item in zip(output, items, strict=True)])
+        values = [each[units[item]] for each, item in zip(output, items, strict=True)]
+        return torch.stack([value.mean() for value in values])  # over a channel's map, or of one value
 
     return ascent.climb(units, pick, batch, progress)
 
@@ -503,11 +504,6 @@ def _checked_unit(unit: int | tuple[int, int, int], layer: str, shape: tuple[int
         if not 0 <= place < count:
             raise ValueError(f"{layer} has {count} {words}, 0 to {count - 1}; {place} is out of range")
     return int(places[0]) if len(places) == 1 else (int(places[0]), int(places[1]), int(places[2]))
-
-
-def _value(output: Tensor, unit: int | tuple[int, int, int]) -> Tensor:
-    """The activation of a unit; for a channel, the mean over its map."""
-    return output[unit].mean() if isinstance(unit, int) else output[unit]
 
 
 TILE = 128  # width in pixels of a picture in a sheet of 10 or more

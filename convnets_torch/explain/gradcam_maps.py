@@ -163,18 +163,19 @@ def side_by_side(maps: Sequence[GradCam]) -> Image.Image:
     """
     columns = 2 if len(maps) <= 3 else 3
     scaled = [_scaled(each) for each in maps]
-    note = "faded: what the network did not see" if _is_cropped(maps[0]) else ""
+    (height, width), (left, top, right, bottom) = maps[0].size, maps[0].grid.part
+    cropped = max(left, top, width - right, height - bottom) >= 1
+    note = "faded: what the network did not see" if cropped else ""
     tiles = [_tile(_photograph(scaled[0]), "the picture", note)]
     for found in scaled:
         chance = f"{found.probability:.3f}" if found.probability >= 0.0005 else "below 0.001"
         note = f"probability {chance}, {found.method} of {found.layer}"
         tiles.append(_tile(_overlay(found), found.label, note, found))
-    height = max(tile.height for tile in tiles) + MARGIN
-    rows = -(-len(tiles) // columns)
-    page = Image.new("RGB", (MARGIN + columns * (WIDTH + MARGIN), MARGIN + rows * height), PAPER)
+    across, down = WIDTH + MARGIN, max(tile.height for tile in tiles) + MARGIN
+    page = Image.new("RGB", (MARGIN + columns * across, MARGIN - (-len(tiles) // columns) * down), PAPER)
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
-        page.paste(tile, (MARGIN + column * (WIDTH + MARGIN), MARGIN + row * height))
+        page.paste(tile, (MARGIN + column * across, MARGIN + row * down))
     return page
 
 
@@ -188,13 +189,6 @@ def _scaled(found: GradCam) -> GradCam:
     picture = np.asarray(Image.fromarray(found.picture).resize((size[1], size[0])))
     part = Box(left * across, top * down, right * across, bottom * down)
     return replace(found, picture=picture, grid=replace(found.grid, size=size, part=part))
-
-
-def _is_cropped(found: GradCam) -> bool:
-    """Whether the crop removed a pixel or more."""
-    height, width = found.size
-    left, top, right, bottom = found.grid.part
-    return max(left, top, width - right, height - bottom) >= 1
 
 
 def _photograph(found: GradCam) -> Image.Image:

@@ -66,7 +66,6 @@ def cut(module: nn.Module, images: Tensor) -> tuple[GraphModule, nn.Sequential, 
     if not isinstance(output, Node) or len(shapes.get(output, ())) != 2:
         raise ValueError("it does not return logits (N, classes); give a classifier of single pictures")
     chain = _chain(output, shapes)
-    names = _Names()
     head, window, left_out = nn.Sequential(), None, None
     for place, node in enumerate(chain):
         layer, shape = _layer_of(node, layers, shapes), shapes[_input_map(node, shapes)]
@@ -77,7 +76,7 @@ def cut(module: nn.Module, images: Tensor) -> tuple[GraphModule, nn.Sequential, 
                 window = (shape[2], shape[3])
                 features = _module_until(cells, traced, layers)
                 for part in begins:
-                    head.add_module(names.of(node, part), part)
+                    _add(head, node, part)
             elif isinstance(layer, AVERAGE[:1] + MAXIMUM[:1]):
                 below = _input_map(node, shapes)
                 if _sides(layer) != (shape[2], shape[3]):
@@ -91,7 +90,7 @@ def cut(module: nn.Module, images: Tensor) -> tuple[GraphModule, nn.Sequential, 
                     f"{_title(node)} is {type(layer).__name__ if layer else 'a function'} in the head, which cannot"
                     " slide; supported are Linear, BatchNorm1d, Dropout and activations"
                 )
-            head.add_module(names.of(node, layer), out_of_place(layer))
+            _add(head, node, out_of_place(layer))
     _check_known(_module_until(output, traced, layers) if window is None else features)
     if window is None:
         raise ValueError("no layer reads the whole map: neither a flatten nor a global pool")
@@ -308,20 +307,14 @@ def _title(node: Node) -> str:
     return str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
 
 
-class _Names:
-    """Make unique names for the head's layers: the module's own with "_" for "."."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def of(self, node: Node, layer: nn.Module) -> str:
-        name = str(node.target).replace(".", "_") if node.op == "call_module" else node.name
-        if name in self._taken:
-            name = f"{name}_{type(layer).__name__.lower()}"
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
+def _add(head: nn.Sequential, node: Node, layer: nn.Module) -> None:
+    """Add a layer to the head under a unique name: the module's own with "_" for "."."""
+    name = str(node.target).replace(".", "_") if node.op == "call_module" else node.name
+    if name in head._modules:
+        name = f"{name}_{type(layer).__name__.lower()}"
+    while name in head._modules:
+        name += "_"
+    head.add_module(name, layer)
 
 
 def _graph_until(last: Node) -> Graph:
@@ -405,14 +398,12 @@ class Densified(Network):
 
 def _random_images(module: nn.Module, size: Size) -> Tensor:
     """Check that the module can run, and return random images for it."""
-    lazy = [name for name, part in module.named_modules() if getattr(part, "has_uninitialized_params", bool)()]
-    if lazy:
+    if lazy := [name for name, part in module.named_modules() if getattr(part, "has_uninitialized_params", bool)()]:
         raise ValueError(f"{lazy[0]} has no parameters yet; run the module once on images of its size")
     parameters = [parameter for parameter in module.parameters() if parameter.dtype in TOLERANCES]
     if not parameters:
         raise ValueError("it has no parameters in floating point")
-    training = [name or "the module" for name, part in module.named_modules() if part.training]
-    if training:
+    if training := [name or "the module" for name, part in module.named_modules() if part.training]:
         raise ValueError(
             f"{training[0]} is in training mode, where dropout and batch normalisation change outputs; call eval()"
         )
