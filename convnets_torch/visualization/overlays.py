@@ -122,7 +122,8 @@ def overlay(heatmap: Drawable) -> Image.Image:
         values = _pixel_values(heatmap, rows)
         return colors[values], strength[values]
 
-    return _with_bar(_blend(heatmap, paint, _bar_height(heatmap)), heatmap)
+    bar = _Bar(heatmap)
+    return bar.draw(_blend(heatmap, paint, bar.height))
 
 
 def class_overlay(class_map: Drawable, class_ids: NDArray[np.int64], names: Mapping[int, str]) -> Image.Image:
@@ -154,11 +155,12 @@ def class_overlay(class_map: Drawable, class_ids: NDArray[np.int64], names: Mapp
 def color_map(heatmap: Drawable) -> Image.Image:
     """Draw the map alone, opaque, with the colours and layout of `overlay`."""
     height, width = heatmap.picture.shape[:2]
-    page, colors = Image.new("RGB", (width, height + _bar_height(heatmap)), PAPER), _palette_of(heatmap)
+    bar = _Bar(heatmap)
+    page = Image.new("RGB", (width, height + bar.height), PAPER)
     for top in range(0, height, BLOCK_ROWS):
         rows = slice(top, min(top + BLOCK_ROWS, height))
-        page.paste(Image.fromarray(colors[_pixel_values(heatmap, rows)]), (0, top))
-    return _with_bar(page, heatmap)
+        page.paste(Image.fromarray(bar.colors[_pixel_values(heatmap, rows)]), (0, top))
+    return bar.draw(page)
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int = 480, title: str = "") -> Image.Image:
@@ -281,54 +283,48 @@ def _letters(width: int) -> int:
     return max(11, min(28, width // 36), width // 71)
 
 
-def _bar_height(heatmap: Drawable) -> int:
-    return round(_letters(heatmap.picture.shape[1]) * (2.2 if len(_bar_texts(heatmap)) == 1 else 4.5))
+class _Bar:
+    """The colour bar below a map: a label, the map's extremes, and the ends of the colour scale.
 
+    The text stands beside the bar if there is room, else in two lines above it.
+    """
 
-def _bar_texts(heatmap: Drawable) -> list[str]:
-    """The text next to the colour bar, or two lines for above the bar if there is no room next to it."""
-    width = heatmap.picture.shape[1]
-    font, values = Letters(_letters(width)), heatmap.values
-    most = f"{values.max():.2f}"
-    figures = f"{values.min():.2f} to {most}" if heatmap.signed else f"highest {most}"
-    room = _bar_left(heatmap, font) - font.size // 2 * 4 - font.getlength(_bar_labels(heatmap)[0])
-    if font.getlength(f"ab...  {figures}") <= room:
-        return [f"{shorten(heatmap.label, font, room - font.getlength(f'  {figures}'))}  {figures}"]
-    room = width - font.size
-    fits = next((text for text in (figures, most) if font.getlength(text) <= room), "")
-    return [shorten(heatmap.label, font, room), fits]
+    def __init__(self, heatmap: Drawable) -> None:
+        width, values, top = heatmap.picture.shape[1], heatmap.values, _top(heatmap)
+        self.colors, self.size = _palette_of(heatmap), _letters(width)
+        self.font, self.gap, self.width = Letters(self.size), self.size // 2, width // 5
+        self.begin, self.end = f"-{top:.2f}" if heatmap.signed else "0", f"{top:.2f}"
+        self.left = round(width - 2 * self.gap - self.font.getlength(self.end)) - self.width
+        most = f"{values.max():.2f}"
+        figures = f"{values.min():.2f} to {most}" if heatmap.signed else f"highest {most}"
+        room = self.left - 4 * self.gap - self.font.getlength(self.begin)
+        if self.font.getlength(f"ab...  {figures}") <= room:
+            label = shorten(heatmap.label, self.font, room - self.font.getlength(f"  {figures}"))
+            self.texts = [f"{label}  {figures}"]
+        else:
+            room = width - self.size
+            fits = next((text for text in (figures, most) if self.font.getlength(text) <= room), "")
+            self.texts = [shorten(heatmap.label, self.font, room), fits]
+        self.height = round(self.size * (2.2 if len(self.texts) == 1 else 4.5))
 
-
-def _bar_labels(heatmap: Drawable) -> tuple[str, str]:
-    """The labels at both ends of the colour bar."""
-    return f"-{_top(heatmap):.2f}" if heatmap.signed else "0", f"{_top(heatmap):.2f}"
-
-
-def _bar_left(heatmap: Drawable, font: Letters) -> int:
-    width = heatmap.picture.shape[1]
-    return round(width - font.size // 2 * 2 - font.getlength(_bar_labels(heatmap)[1])) - width // 5
-
-
-def _with_bar(page: Image.Image, heatmap: Drawable) -> Image.Image:
-    """Draw label, maximum and colour bar into the strip below the picture, in place to save memory."""
-    size, texts, (begin, end) = _letters(page.width), _bar_texts(heatmap), _bar_labels(heatmap)
-    font, draw = Letters(size), Pen(page)
-    gap, top = size // 2, page.height - _bar_height(heatmap)
-    middles = [top + round(size * 1.1) + number * round(size * 1.3) for number in range(3)]
-    middle = middles[0 if len(texts) == 1 else 2]
-    bar_width, bar_left = page.width // 5, _bar_left(heatmap, font)
-    if len(texts) > 1:  # full width; without end labels if there is no room
-        room = page.width - 4 * gap - font.getlength(begin) - font.getlength(end)
-        if room < size:
-            begin, end, room = "", "", page.width - 2 * gap
-        bar_width, bar_left = round(room), round(gap + font.getlength(begin) + (gap if begin else 0))
-    ramp = np.repeat(_palette_of(heatmap)[np.linspace(0, 255, max(bar_width, 1)).astype(int)][None], size, axis=0)
-    page.paste(Image.fromarray(ramp), (bar_left, middle - size // 2))
-    draw.text((bar_left - gap, middle), begin, GREY, font, anchor="rm")
-    draw.text((bar_left + bar_width + gap, middle), end, GREY, font, anchor="lm")
-    for text, place in zip(texts, middles, strict=False):
-        draw.text((gap, place), text, INK, font, anchor="lm")
-    return page
+    def draw(self, page: Image.Image) -> Image.Image:
+        """Draw the bar into the empty rows at the bottom of the page, in place to save memory."""
+        font, gap, draw = self.font, self.gap, Pen(page)
+        begin, end, width, left = self.begin, self.end, self.width, self.left
+        middles = [page.height - self.height + round(self.size * 1.1) + n * round(self.size * 1.3) for n in range(3)]
+        middle = middles[0 if len(self.texts) == 1 else 2]
+        if len(self.texts) > 1:  # full width; without end labels if there is no room
+            room = page.width - 4 * gap - font.getlength(begin) - font.getlength(end)
+            if room < self.size:
+                begin, end, room = "", "", page.width - 2 * gap
+            width, left = round(room), round(gap + font.getlength(begin) + (gap if begin else 0))
+        ramp = np.repeat(self.colors[np.linspace(0, 255, max(width, 1)).astype(int)][None], self.size, axis=0)
+        page.paste(Image.fromarray(ramp), (left, middle - gap))
+        draw.text((left - gap, middle), begin, GREY, font, anchor="rm")
+        draw.text((left + width + gap, middle), end, GREY, font, anchor="lm")
+        for text, place in zip(self.texts, middles, strict=False):
+            draw.text((gap, place), text, INK, font, anchor="lm")
+        return page
 
 
 def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[int, int, int]]]) -> Image.Image:
