@@ -236,6 +236,15 @@ def test_scales_that_cannot_be_are_refused(scales, words):
         sizes_of(scales, (480, 640), (224, 224))
 
 
+def test_progress_counts_the_rows_of_all_scales(network, pixels):
+    told: list[tuple[int, int]] = []
+    found = heatmap(network, pixels, "cup", scales=(0.7, 1), progress=lambda *done: told.append(done))
+    rows = sum(len(each.values) for each in found.scales)
+    assert told[-1] == (rows, rows)
+    assert told == sorted(told)
+    assert {whole for _, whole in told} == {rows}
+
+
 def test_an_empty_list_of_targets_is_refused(network, pixels):
     with pytest.raises(ValueError, match="the list of targets is empty; name what to look for"):
         heatmap_targets(network, pixels, [])
