@@ -17,6 +17,7 @@ from .explain.activations import record_activations as record_activations
 from .explain.filters import filter_patterns as filter_patterns
 from .explain.gradcam import gradcam as gradcam
 from .explain.gradcam import gradcam_each as gradcam_each
+from .explain.gradcam import gradcam_targets as gradcam_targets
 from .fcn.densify import densify as densify
 from .fcn.graph import cell_strides as cell_strides
 from .fcn.score_map import score_map as score_map
@@ -29,6 +30,9 @@ from .heatmaps.api import (
 )
 from .heatmaps.api import (
     heatmap as heatmap,
+)
+from .heatmaps.api import (
+    heatmap_targets as heatmap_targets,
 )
 from .heatmaps.api import (
     probability_map as probability_map,

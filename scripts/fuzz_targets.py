@@ -28,7 +28,7 @@ from convnets_torch import Card, Index, embed_each, find_dataset, index_pictures
 from convnets_torch.embeddings.files import read_vectors, save_vectors
 from convnets_torch.embeddings.image_map import MapEntry, load_map, save_map
 from convnets_torch.evaluation.evaluate import OutputFile
-from convnets_torch.heatmaps.running import FolderStore, Wanted
+from convnets_torch.heatmaps.running import CellQuery, FolderStore
 from convnets_torch.images.decoding import Reading, decode
 from convnets_torch.images.preprocessing import preset
 from convnets_torch.networks import AlexNet, Network
@@ -314,21 +314,21 @@ def _read_evaluation(path: Path) -> list[str]:
         out.close()
 
 
-WANTED = Wanted((Classes("a or b", "a or b", (0, 1)),))
+QUERY = CellQuery((Classes("a or b", "a or b", (0, 1)),))
 
 
 def _rows(folder: Path) -> list[Path]:
-    store = FolderStore(folder / "x", "run", WANTED, len(CLASSES))
+    store = FolderStore(folder / "x", "run", QUERY, len(CLASSES))
     torch.manual_seed(0)
-    for first in range(4):
-        store.add(first, WANTED.keep(torch.rand(len(CLASSES), 1, 5).softmax(0)))
+    for _ in range(4):
+        store.add(QUERY.select(torch.rand(len(CLASSES), 1, 5).softmax(0)))
         store.flush()
     store.close()
     return [folder / "x"]
 
 
 def _read_rows(path: Path) -> list[str]:
-    store = FolderStore(path, "run", WANTED, len(CLASSES))
+    store = FolderStore(path, "run", QUERY, len(CLASSES))
     try:
         return [_digest(*(piece[name] for name in sorted(piece))) for piece in store.load((4, 5))]
     finally:

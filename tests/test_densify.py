@@ -73,7 +73,7 @@ def test_cells_that_see_no_padding_are_the_module_on_their_pictures():
             assert_same(scores[:, :, row, column], module(crop))
 
 
-def test_strips_and_denser_cells_agree_with_the_plain_map(family):
+def test_blocks_and_denser_cells_agree_with_the_plain_map(family):
     _, size, network = family
     images = random(1, 3, size[0] + 3 * network.stride + 1, size[1] + network.stride + 1)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from convnets_torch.card import Card
 from convnets_torch.embeddings.extraction import Embedded, embed, embed_each, embed_layers
-from convnets_torch.fcn.graph import features_grid, grid_of
+from convnets_torch.fcn.graph import features_graph, map_graph
 from convnets_torch.fcn.memory import peak_bytes
 from convnets_torch.images.decoding import PictureWarning, read_picture
 from convnets_torch.images.preprocessing import preset
@@ -139,7 +139,7 @@ def test_memory_is_foretold_without_a_head_as_with_one():
         return peak_bytes(grid, (1, 224, 224), torch.float32, 224)
 
     for build in (vgg16, resnet50):
-        assert 0.9 <= peak(features_grid(build(None))) / peak(grid_of(build())) <= 1
+        assert 0.9 <= peak(features_graph(build(None))) / peak(map_graph(build())) <= 1
 
 
 def test_what_is_no_good_is_refused_before_the_first_picture(files):

@@ -16,6 +16,7 @@ from convnets_torch import (
     engine,
     heatmap,
     heatmap_each,
+    heatmap_targets,
     probability_map,
     save,
     score_map,
@@ -100,7 +101,7 @@ def test_images_below_the_native_size_are_refused(pair):
 def test_heatmaps_of_an_engine_are_the_networks(pair):
     network, ready = pair
     image = picture(300, 421)
-    one, other = (heatmap(each, image, ["a", "3"], scales=(1, 1.5)) for each in pair)
+    one, other = (heatmap_targets(each, image, ["a", "3"], scales=(1, 1.5)) for each in pair)
     for mine, wanted in zip(other, one, strict=True):
         np.testing.assert_allclose(mine.values, wanted.values, atol=1e-4)
         assert np.ptp(wanted.values) > 0.05  # else any map would do
@@ -183,7 +184,7 @@ def test_the_command_maps_a_picture_and_a_folder_in_an_engine(command, pair, tmp
     np.testing.assert_allclose(np.load(tmp_path / "one.npy"), direct, atol=1e-4)
     asked = [*wanted, "--max-memory", "12MB", "--format", "npy", "-o", tmp_path / "maps"]
     code, _, said = command("heatmap", weights, folder, *asked)
-    assert (code, said.count("the network itself runs in strips instead of openvino")) == (0, 1)
+    assert (code, said.count("the network itself runs in blocks of rows instead of openvino")) == (0, 1)
     for name in ("large", "small"):
         direct = heatmap(network, folder / f"{name}.png", "a").values
         np.testing.assert_allclose(np.load(tmp_path / "maps" / f"{name}.png.npy"), direct, atol=1e-4)

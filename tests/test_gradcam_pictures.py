@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from converters import convert
-from convnets_torch.explain.gradcam import CamWarning, Score, cams, gradcam, gradcam_each
+from convnets_torch.explain.gradcam import CamWarning, Score, cams, gradcam, gradcam_each, gradcam_targets
 from convnets_torch.explain.gradcam_maps import _photograph, _scaled, cam_cells, save_cams
 from convnets_torch.explain.layer_names import last_convolution
 from convnets_torch.heatmaps.maps import Box
@@ -67,7 +67,7 @@ def test_the_maps_are_those_of_the_tensors(network, street):
     dogs, cats = tuple(class_ids("dog")), tuple(class_ids("cat"))
     raw = cams(network, inputs, [Score(dogs, cats), Score((281,), cats)], method="hirescam")[:, 0].numpy()
     targets: list[str | int] = ["dog", 281]
-    found = gradcam(network, street, targets, against="cat", method="hirescam")
+    found = gradcam_targets(network, street, targets, against="cat", method="hirescam")
     for each, values in zip(found, raw, strict=True):
         np.testing.assert_allclose(each.values * each.raw_maximum, values, rtol=1e-4, atol=1e-9)
         assert each.values.max() == 1
@@ -158,7 +158,7 @@ def test_a_map_of_zeros_is_zero_with_a_warning(weights, street):
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "json", "npz", "npy"])
 def test_what_is_written_holds_the_map(ending, network, street, tmp_path):
-    maps = gradcam(network, street, ["dog", "cat"])
+    maps = gradcam_targets(network, street, ["dog", "cat"])
     path = tmp_path / f"map.{ending}"
     maps[0].save(path)
     several = tmp_path / f"maps.{ending}"

@@ -22,7 +22,7 @@ from convnets_torch.explain.gradcam import CamWarning
 from convnets_torch.explain.page import explain
 from convnets_torch.images.preprocessing import preset
 from convnets_torch.text import printable
-from convnets_torch.visualization.pages import Layer, write_page
+from convnets_torch.visualization.pages import MapLayer, write_page
 from tests.conftest import CHROMIUM, NARROW
 from tests.reference.cells import draw_cells, draw_map
 from tests.reference.pictures import picture
@@ -63,7 +63,7 @@ TEXTS = [
 def heatmap_page(path: Path, text: str, made=None) -> None:
     cells = draw_cells(seed=3, rows=2, columns=3, stride=(40, 50), size=100)
     cells = replace(cells, names={class_id: f"{text} {class_id}" for class_id in cells.names})
-    layers = [Layer(text, draw_map(1, 2, 3, most=0.9)), Layer(f"other {text}", draw_map(2, 2, 3, most=0.9))]
+    layers = [MapLayer(text, draw_map(1, 2, 3, most=0.9)), MapLayer(f"other {text}", draw_map(2, 2, 3, most=0.9))]
     write_page(path, picture(1, 140, 200), (140, 200), layers, cells, title=text)
 
 

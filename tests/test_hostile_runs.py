@@ -114,9 +114,9 @@ def test_folders_of_outputs_that_lead_elsewhere_are_not_written_to(network, phot
 
 
 def test_one_process_at_a_time_works_in_a_folder(network, photo, pets, tmp_path):
-    from convnets_torch.heatmaps.running import Wanted
+    from convnets_torch.heatmaps.running import CellQuery
 
-    store = FolderStore(tmp_path / "rows", "another", Wanted(), 3)
+    store = FolderStore(tmp_path / "rows", "another", CellQuery(), 3)
     outputs = OutputFile(tmp_path / "outputs", {}, 30, 3)
     with pytest.raises(OSError, match=r"another process works in .*rows; wait for its end, or name another folder"):
         heatmap(network, photo, "ant", resume=tmp_path / "rows")

@@ -18,7 +18,7 @@ import zarr
 from PIL import Image
 
 from convnets_torch.heatmaps import running as resuming
-from convnets_torch.heatmaps.api import heatmap
+from convnets_torch.heatmaps.api import heatmap, heatmap_targets
 from convnets_torch.weights import load
 
 ROOT = Path(__file__).parents[1]
@@ -56,20 +56,20 @@ def stopping_after(rows):
 
 @pytest.mark.parametrize("options", [{}, {"cell_stride": 16}, {"scales": (0.8, 1)}, {"longest_side": 1300}])
 def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(network, tall, tmp_path, options, monkeypatch):
-    whole = heatmap(network, tall, ["espresso", "dog"], **options)
+    whole = heatmap_targets(network, tall, ["espresso", "dog"], **options)
     told: list[tuple[int, int]] = []
     arguments = {"max_memory": "12MB", "resume": tmp_path / "rows", **options}
     for rows in (9, 25):
         with pytest.raises(StoppedError):
-            heatmap(network, tall, ["espresso", "dog"], progress=stopping_after(rows), **arguments)
-    found = heatmap(network, tall, ["espresso", "dog"], progress=lambda *done: told.append(done), **arguments)
+            heatmap_targets(network, tall, ["espresso", "dog"], progress=stopping_after(rows), **arguments)
+    found = heatmap_targets(network, tall, ["espresso", "dog"], progress=lambda *done: told.append(done), **arguments)
     for one, other in zip(whole, found, strict=True):
         np.testing.assert_allclose(other.values, one.values, atol=1e-5)
         np.testing.assert_array_equal(other.best_ids[..., 0], one.best_ids[..., 0])
     assert told[-1][0] == told[-1][1]
     assert any(done >= 9 for done, _ in told[:1])  # the first thing said is what earlier runs had done
     again: list[tuple[int, int]] = []
-    heatmap(network, tall, ["espresso", "dog"], progress=lambda *done: again.append(done), **arguments)
+    heatmap_targets(network, tall, ["espresso", "dog"], progress=lambda *done: again.append(done), **arguments)
     assert len(again) == len(options.get("scales", (1,)))  # nothing was computed again
 
 

@@ -426,9 +426,8 @@ def _embedded(embedder: Embedder, images: Any) -> dict[str, Tensor]:
         raise ValueError("there are no images; give one or more")
     placed = images.to(next(embedder.parameters()))
     with torch.no_grad():
-        parts = list(
-            batches_with_retry(lambda items: embedder(placed[items.start : items.stop]), len(images), len(images))
-        )
+        parts = batches_with_retry(lambda items: embedder(placed[items.start : items.stop]), len(images), len(images))
+        found = torch.cat(list(parts))
     vectors, _ = embedder.split(found)
     _check_finite(vectors)
     return vectors

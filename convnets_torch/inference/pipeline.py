@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from convnets_torch.card import Card
-from convnets_torch.fcn.graph import features_grid, grid_of
+from convnets_torch.fcn.graph import features_graph, map_graph
 from convnets_torch.fcn.memory import peak_bytes
 from convnets_torch.files import open_file
 from convnets_torch.images.decoding import (
@@ -784,8 +784,8 @@ def batch_for(network: Runnable) -> int:
         return BATCH
     free, _ = torch.cuda.mem_get_info(device)
     height, width = network.size
-    grid = features_grid(network) if network.head is None else grid_of(network)
-    one = peak_bytes(grid, (1, height, width), dtype, height)
+    graph = features_graph(network) if network.head is None else map_graph(network)
+    one = peak_bytes(graph, (1, height, width), dtype, height)
     return max(BATCH, min(MOST_BATCH, free // 2 // max(1, one)))
 
 
