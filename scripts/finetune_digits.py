@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--unfreeze", default="features.block11", help="stage two trains from this layer on")
     parser.add_argument("--epochs", type=int, default=4, help="of stage two, at most")
     parser.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")
-    parser.add_argument("--rate", type=float, default=3e-4, help="of stage two")
+    parser.add_argument("--lr", type=float, default=3e-4, help="of stage two")
     parser.add_argument("--json", type=Path, help="also write the results here")
     arguments = parser.parse_args()
     if len(arguments.seeds) < 2:
@@ -161,7 +161,7 @@ def main() -> None:
         unfreeze=arguments.unfreeze,
         epochs=arguments.epochs,
         optimizer=arguments.optimizer,
-        rate=arguments.rate,
+        lr=arguments.lr,
         augmentation=augmentation("light", flip=0.0),  # a mirrored 2 is not a 2
     )
     machine = facts()

@@ -203,9 +203,9 @@ def test_a_killed_run_goes_on_and_gives_what_an_unbroken_one_does(network, evalu
         del figures["running"]
     assert same[0] == same[1]
     truth.labels[:] = 0  # other labels need no other outputs
-    assert sum("transparent" in remark for remark in found.remarks) == 2
+    assert sum("transparent" in remark for remark in found.notes) == 2
     again = evaluate(network, truth, store=tmp_path / "store")
-    assert again.remarks[:2] == found.remarks[:2]
+    assert again.notes[:2] == found.notes[:2]
     assert (again.running.computed, again.running.throughput) == (0, None)
     assert again.errors[0].wrong == (again.ranking.best[:, 0] != 0).sum()
     assert [path for path, _ in again.failed] == [path for path, _ in evaluated.failed]
@@ -315,7 +315,7 @@ def test_what_cannot_be_evaluated_is_refused(network, pictures, tmp_path):
 def test_the_originals_figures_stand_beside_networks_of_its_classes(network):
     arguments = {"classes": 1000}
     of_imagenet = Card("vgg19", arguments, network.card.preprocessing, "imagenet-1k")
-    assert dict(published(of_imagenet).errors) == {1: 0.3277, 5: 0.1217, 10: 0.078}
+    assert dict(published(of_imagenet)) == {1: 0.3277, 5: 0.1217, 10: 0.078}
     assert published(Card("resnet50", arguments, network.card.preprocessing, "imagenet-1k")) is None
     assert published(Card("vgg19", arguments, network.card.preprocessing, None)) is None
 

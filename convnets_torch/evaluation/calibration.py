@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnets_torch.card import Activation, Card
+from convnets_torch.card import Activation
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD, as_network
 from convnets_torch.networks.packed import check_unpacked
@@ -122,19 +122,16 @@ def with_temperature(network: Network, temperature: float) -> Network:
         if name in arrays:
             arrays[name] = (arrays[name].detach().double() / temperature).to(arrays[name])
     found.load_state_dict(arrays, assign=True)
-    found.card = _card(card, temperature)
-    return found.eval()
-
-
-def _card(card: Card, temperature: float) -> Card:
     source = card.source
     if source is not None:
         source = replace(source, changes=(*source.changes, f"logits divided by the temperature {temperature:.6g}"))
     before = card.unknown.get("temperature", 1.0)
-    return replace(card, source=source, unknown={**card.unknown, "temperature": before * temperature})
+    found.card = replace(card, source=source, unknown={**card.unknown, "temperature": before * temperature})
+    return found.eval()
 
 
 BINS = 15  # as in the paper's tables
+EMPTY = {"confidence": None, "accuracy": None}  # of a bin without pictures
 COLDEST, HOTTEST = 1e-3, 1e3  # range in which the temperature is searched
 ROUNDS = 100  # maximum iterations of L-BFGS; about ten are usual
 FLAT = 1e-12  # gradient tolerance of L-BFGS on the mean loss
@@ -205,10 +202,8 @@ class Calibration:
             "confidence": self.confidence,
             "temperature": self.temperature,
             "bins": [
-                {"pictures": count, "confidence": _or_none(confidence), "accuracy": _or_none(accuracy)}
-                for count, confidence, accuracy in zip(
-                    self.counts.tolist(), self.confidences.tolist(), self.accuracies.tolist(), strict=True
-                )
+                {"pictures": int(count), **({"confidence": float(sure), "accuracy": float(right)} if count else EMPTY)}
+                for count, sure, right in zip(self.counts, self.confidences, self.accuracies, strict=True)
             ],
         }
 
@@ -389,7 +384,3 @@ def _loss(values: NDArray[np.float64], truths: NDArray[np.int64], inverse: Tenso
         return F.binary_cross_entropy_with_logits(outputs * inverse, one_hot, reduction="sum")
     outputs -= outputs.amax(1, keepdim=True)  # so that the gradient keeps its sign if nearly all predictions are right
     return F.cross_entropy(outputs * inverse, places, reduction="sum")
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else value

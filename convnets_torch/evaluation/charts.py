@@ -15,8 +15,7 @@ from convnets_torch.card import Card
 from convnets_torch.embeddings.image_map_drawing import reduced
 from convnets_torch.evaluation.calibration import Calibration
 from convnets_torch.evaluation.metrics import Mistake
-from convnets_torch.images.decoding import Reading, open_upright
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.decoding import AS_IS, Reading, open_upright
 from convnets_torch.text import printable
 from convnets_torch.visualization import charts
 from convnets_torch.visualization.charts import WITH_NAMES, Color, draw_counts, new_axes
@@ -118,22 +117,14 @@ def mistakes_sheet(
     return sheet(tiles, columns, SIDE, printable(title) if mistakes else f"{printable(title)}: there are none")
 
 
-def small_pictures(
-    paths: Sequence[str | os.PathLike[str]],
-    exif: bool = True,
-    *,
-    max_pixels: int | None = None,
-    depth: Depth = None,
-    background: Background = None,
-) -> dict[str, Image.Image]:
+def small_pictures(paths: Sequence[str | os.PathLike[str]], reading: Reading = AS_IS) -> dict[str, Image.Image]:
     """Return path -> thumbnail with a longer side of 230 pixels; a grey square with the error for an unreadable file.
 
     Args:
         paths: may contain duplicates.
-        exif: whether to apply EXIF orientation, as in the card's preprocessing.
-        max_pixels, depth, background: as for `read_picture`.
+        reading: how files are decoded; truncated ones always are.
     """
-    reading = Reading(exif, max_pixels, True, depth, background, least=(SIDE, SIDE))
+    reading = reading._replace(allow_truncated=True, least=(SIDE, SIDE))
     return {str(path): _thumbnail(path, reading) for path in dict.fromkeys(paths)}
 
 

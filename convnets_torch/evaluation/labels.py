@@ -22,6 +22,7 @@ from convnets_torch.card import Card
 from convnets_torch.evaluation.several_labels import check_several, learnt_several
 from convnets_torch.images.finding import few, normal
 from convnets_torch.images.labelled import LabelledPictures, find_labelled, in_several, read_lines
+from convnets_torch.options import FormerAttribute
 from convnets_torch.text import check_choice
 from convnets_torch.wordnet import synsets
 from convnets_torch.wordnet.targets import class_keys, class_name
@@ -35,13 +36,14 @@ class GroundTruth:
         folder: of the pictures.
         paths: of the N pictures; ordered by folder name for class folders, otherwise sorted.
         labels: (N,) int64, class ids of the card; or (N, classes) bool for multi-label data.
-        remarks: notes for the user, such as classes without pictures.
+        notes: for the user, such as classes without pictures.
     """
 
     folder: Path
     paths: tuple[Path, ...]
     labels: NDArray[Any]
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    remarks = FormerAttribute("notes")
 
 
 def find_truth(
@@ -103,7 +105,7 @@ def find_truth(
         if not texts:
             raise ValueError(f"{where}: no picture has a label; add pictures with labels")
     try:
-        meant, remarks = resolved_labels(card, texts, where, labels=labels, table=table)
+        meant, notes = resolved_labels(card, texts, where, labels=labels, table=table)
     except ValueError as error:
         if found.doubt:
             raise ValueError(f"{error}; {found.doubt}") from None
@@ -122,11 +124,11 @@ def find_truth(
         if found.several is None:
             told.append("each picture has one label, but the network is multi-label, so each label is evaluated alone")
     place = Path(folder) if Path(folder).is_dir() else Path(folder).parent
-    return GroundTruth(place, found.paths, truths, (*found.remarks, *told, *remarks, *_missing(card, numbers)))
+    return GroundTruth(place, found.paths, truths, (*found.remarks, *told, *notes, *_missing(card, numbers)))
 
 
 def _evaluation_split(found: LabelledPictures) -> tuple[LabelledPictures, list[str]]:
-    """Select the `test` pictures, or else `val`, if there is a split, with a remark about it."""
+    """Select the `test` pictures, or else `val`, if there is a split, with a note about it."""
     sides = Counter(found.sides)
     if None in sides or not sides:
         return found, []
@@ -142,7 +144,7 @@ def _evaluation_split(found: LabelledPictures) -> tuple[LabelledPictures, list[s
 
 
 def _missing(card: Card, numbers: NDArray[np.int64]) -> list[str]:
-    """A remark on classes without pictures."""
+    """A note on classes without pictures."""
     missing = np.flatnonzero(np.bincount(numbers, minlength=card.classes) == 0).tolist()
     if not missing:
         return []
@@ -169,7 +171,7 @@ def resolved_labels(
         table: ILSVRC's ids -> wnids; every label is then such an id.
 
     Returns:
-        label -> class id, and remarks.
+        label -> class id, and notes.
 
     Raises:
         ValueError: labels match no class, or are ambiguous numbers.
@@ -178,7 +180,7 @@ def resolved_labels(
     distinct = list(dict.fromkeys(texts))
     names = {} if card.imagenet else {normal(key): place for key, place in class_keys(card).items()}
     numbers = [int(text) for text in distinct if _is_number(text)]
-    remarks = []
+    notes = []
     problems: dict[str, str] = {}
     if table is not None:
         if labels == "class-ids":
@@ -190,7 +192,7 @@ def resolved_labels(
         if labels == "auto":
             _check_zero_based(card, numbers, where)
             _check_numbered_names(card, where)
-            remarks.append(f"{where}: the labels are taken for class ids, 0 ({class_name(card, 0)}) and up")
+            notes.append(f"{where}: the labels are taken for class ids, 0 ({class_name(card, 0)}) and up")
         mean = partial(_of_number, card=card, problems=problems)
     elif card.imagenet:
         mean = partial(_of_words, problems=problems)
@@ -208,7 +210,7 @@ def resolved_labels(
             f"{where}: {len(problems)} of {len(found)} labels are none of the network's {card.classes} classes:"
             f" {shown}{more}"
         )
-    return found, remarks
+    return found, notes
 
 
 def read_id_table(path: Path) -> dict[int, str]:

@@ -18,7 +18,6 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from convnets_torch.files import sha256
-from convnets_torch.images.decoding import MOST_BYTES, Reading, open_upright
+from convnets_torch.images.decoding import AS_IS, MOST_BYTES, Reading, open_upright
 from convnets_torch.images.finding import few
 from convnets_torch.images.labelled import (
     LabelledPictures,
@@ -38,6 +37,7 @@ from convnets_torch.images.labelled import (
     number_remarks,
 )
 from convnets_torch.images.preprocessing import Preprocessing
+from convnets_torch.options import FormerAttribute
 from convnets_torch.training.augmentation import Augmentation, view
 
 Labelled = tuple[tuple[Path, int], ...]
@@ -52,7 +52,7 @@ class Dataset:
         train: (path, index of its class in `classes`, or of its label set in `sets`), sorted by index, then path.
         val: the same for validation; classes with a single picture, or without a validation picture, have none.
         split: how `val` was chosen, in words.
-        remarks: notes on what was left out or is doubtful.
+        notes: on what was left out or is doubtful.
         sets: for multi-label data, the distinct label sets, as indices in `classes`; otherwise empty.
     """
 
@@ -60,8 +60,9 @@ class Dataset:
     train: Labelled
     val: Labelled
     split: str
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     sets: tuple[tuple[int, ...], ...] = ()
+    remarks = FormerAttribute("notes")
 
     def names_of(self, label: int) -> tuple[str, ...]:
         """Class names of a picture, from its index in `train` or `val`."""
@@ -127,11 +128,11 @@ def find_dataset(
     found = find_labelled(data, truth, columns=columns, partial=partial, exclude=exclude, several=True)
     kept = found.of("train", "val", None)
     check_classes(kept)
-    remarks = [*kept.remarks, *number_remarks(kept)]
+    notes = [*kept.remarks, *number_remarks(kept)]
     if tested := len(found.paths) - len(kept.paths):
-        remarks.append(f"{found.where}: left out {tested} pictures of test")
+        notes.append(f"{found.where}: left out {tested} pictures of test")
     if kept.several is not None:
-        return _multi_label(kept, val_share, seed, remarks)
+        return _multi_label(kept, val_share, seed, notes)
     check_once(kept.by_class())
     train, val, split = kept.of("train", None).by_class(), kept.of("val").by_class(), kept.split
     _check_in_train(found.where, train, val)
@@ -143,9 +144,9 @@ def find_dataset(
             f"{found.where}: every class has only one picture, or copies of one, so none is left for validation; add"
             " some"
         )
-    remarks += _missing_in_val(found.where, train, val)
+    notes += _missing_in_val(found.where, train, val)
     classes = tuple(sorted(train))
-    return Dataset(classes, _as_labelled(classes, train), _as_labelled(classes, val), split, tuple(remarks))
+    return Dataset(classes, _as_labelled(classes, train), _as_labelled(classes, val), split, tuple(notes))
 
 
 def _check_in_train(where: Path, train: Collection[str], val: Collection[str]) -> None:
@@ -157,7 +158,7 @@ def _check_in_train(where: Path, train: Collection[str], val: Collection[str]) -
 
 
 def _missing_in_val(where: Path, train: Collection[str], val: Collection[str]) -> list[str]:
-    """A remark on classes without validation pictures."""
+    """A note on classes without validation pictures."""
     missing = sorted(set(train) - set(val))
     if not missing:
         return []
@@ -167,7 +168,7 @@ def _missing_in_val(where: Path, train: Collection[str], val: Collection[str]) -
     ]
 
 
-def _multi_label(found: LabelledPictures, val_share: float, seed: int, remarks: Sequence[str]) -> Dataset:
+def _multi_label(found: LabelledPictures, val_share: float, seed: int, notes: Sequence[str]) -> Dataset:
     """The dataset of multi-label pictures."""
     if words := in_several(found.by_class()):
         raise ValueError(f"{words}; give them the same labels, or exclude them (--exclude, exclude in Python)")
@@ -189,8 +190,8 @@ def _multi_label(found: LabelledPictures, val_share: float, seed: int, remarks: 
     def listed(side: Iterable[Path]) -> Labelled:
         return tuple((path, number) for number, path in sorted((numbers[sets[path]], path) for path in side))
 
-    told = (*remarks, *_missing_in_val(found.where, learnt, judged))
-    return Dataset(classes, listed(train), listed(val), split, told, tuple(numbers))
+    notes = (*notes, *_missing_in_val(found.where, learnt, judged))
+    return Dataset(classes, listed(train), listed(val), split, notes, tuple(numbers))
 
 
 def _split_labels(every: Mapping[Path, tuple[str, ...]], val_share: float, seed: int) -> set[Path]:
@@ -306,7 +307,7 @@ class ViewedPictures(TorchDataset[Tensor]):
         rule: the card's preprocessing.
         augmentation: limits of the augmentation.
         seed: of the augmentation.
-        reading: other keywords of `Reading`.
+        reading: how files are decoded; `rule` decides on EXIF.
     """
 
     def __init__(
@@ -317,11 +318,11 @@ class ViewedPictures(TorchDataset[Tensor]):
         rule: Preprocessing,
         augmentation: Augmentation,
         seed: int,
-        reading: Mapping[str, Any] | None = None,
+        reading: Reading = AS_IS,
     ) -> None:
         self.paths, self.labels, self.digests = paths, labels, digests
         self.rule, self.augmentation, self.seed = rule, augmentation, seed
-        self.reading = Reading(rule.exif, **(reading or {}))
+        self.reading = reading._replace(exif=rule.exif)
 
     def __len__(self) -> int:
         return len(self.paths)

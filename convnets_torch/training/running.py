@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,18 @@ from torch.optim import SGD, Optimizer
 
 from convnets_torch import files
 from convnets_torch.files import open_own, replacing
+from convnets_torch.options import FormerAttribute, former_names, renamed
 from convnets_torch.safetensors_io import arrays_of_opened, write_arrays
 from convnets_torch.training.distributed import Group
-from convnets_torch.training.stages import Stage
+from convnets_torch.training.stages import LayerRow, Stage
 from convnets_torch.visualization import charts
 from convnets_torch.visualization.charts import Line
 from convnets_torch.visualization.overlays import CLASS_COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from convnets_torch.training.features import Features, LeakedPicture
 
 STOP, BROKEN = 0, 1  # indices of the flags that processes exchange before each step
 
@@ -76,19 +79,16 @@ class Progress:
         """Whether this stage has reached its maximum of `epochs` or run out of patience."""
         return self.done >= epochs or (patience > 0 and self.waited >= patience)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Progress:
-        """The inverse of `to_dict`.
+        """The inverse of `asdict`; also reads rows of version 0.1, which called `lr` `rate`.
 
         Raises:
             KeyError, TypeError: fields are missing or unknown.
             ValueError: the values are inconsistent.
         """
-        found = cls(**{**values, "history": [EpochRow(**row) for row in values["history"]]})
+        rows = [{FORMER_FIELDS.get(name, name): value for name, value in row.items()} for row in values["history"]]
+        found = cls(**{**values, "history": [EpochRow(**row) for row in rows]})
         found._check()
         return found
 
@@ -105,7 +105,7 @@ class Progress:
                 _check_number(name, getattr(row, name), whole=True)
             for name in ("train_loss", "val_loss"):
                 _check_number(name, getattr(row, name), least=-math.inf)
-            for name in (row.measure, "rate", "seconds"):
+            for name in (row.measure, "lr", "seconds"):
                 _check_number(name, getattr(row, name))
             if row.epoch != number or row.score > 1:
                 raise ValueError(f"epoch {number} is number {row.epoch}, of {row.words} {row.score}")
@@ -142,22 +142,33 @@ def read_progress(
         raise damaged(checkpoint, str(error)) from None
 
 
-@dataclass(frozen=True)
-class Reports:
-    """Callbacks of the training loop; each may be None.
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """Callbacks of `finetune`; each may be None.
 
     Attributes:
+        pictures: called with the number of pictures whose features are ready, and the total.
+        found: called once before training, with the features and the leaks.
+        layers: called once after stage one, with the table of trained layers.
         epoch: called after each epoch with its row and the estimated seconds left in the stage.
         steps: called with the number of finished steps of the epoch, and the total.
         stop: called before each step, and after each batch of features; returns whether to stop.
     """
 
+    pictures: Callable[[int, int], None] | None = None
+    found: Callable[[Features, list[LeakedPicture]], None] | None = None
+    layers: Callable[[list[LayerRow]], None] | None = None
     epoch: Callable[[EpochRow, float], None] | None = None
     steps: Callable[[int, int], None] | None = None
     stop: Callable[[], bool] | None = None
+    reports: InitVar[Callbacks | None] = None  # the former place of the last three
+
+    def __post_init__(self, reports: Callbacks | None) -> None:
+        for name in ("epoch", "steps", "stop") if reports else ():
+            object.__setattr__(self, name, getattr(reports, name))
 
 
-class Keeper:
+class Checkpointer:
     """Writes checkpoints and keeps the parameters of the best epoch.
 
     Attributes:
@@ -180,7 +191,7 @@ class Keeper:
             moments = optimizer_arrays(stage.optimizer, stage.names)
             arrays |= {f"optimizer.{name}": values for name, values in moments.items()}
             arrays |= {f"before.{name}": values for name, values in more.items()}
-            save_checkpoint(self.path, arrays, {**self._identity, "progress": progress.to_dict()})
+            save_checkpoint(self.path, arrays, {**self._identity, "progress": asdict(progress)})
 
     @staticmethod
     def _is_best(progress: Progress) -> bool:
@@ -225,71 +236,73 @@ def run_stage(
     progress: Progress,
     epochs: int,
     patience: int,
-    keeper: Keeper,
-    reports: Reports,
+    checkpointer: Checkpointer,
+    callbacks: Callbacks,
     more: dict[str, Tensor],
 ) -> None:
-    """Run the rest of a stage, from `progress` on; the best epoch's parameters are in `keeper.best`.
+    """Run the rest of a stage, from `progress` on; the best epoch's parameters are in `checkpointer.best`.
 
     Raises:
-        TrainingStopped: `reports.stop` returned True.
+        TrainingStopped: `callbacks.stop` returned True.
         ValueError: a loss became NaN or infinite.
         OSError: a checkpoint could not be written; the previous one is kept.
     """
     while not progress.ended(epochs, patience):
-        _run_epoch(stage, progress, keeper, reports, more)
+        _run_epoch(stage, progress, checkpointer, callbacks, more)
         row = progress.history[-1]
         if best_epoch(progress.history) is row:
-            keeper.best = {
+            checkpointer.best = {
                 name: values.detach().clone() for name, values in zip(stage.names, stage.parameters, strict=True)
             }
-        keeper.save(stage, progress, more)
-        if reports.epoch is not None:
+        checkpointer.save(stage, progress, more)
+        if callbacks.epoch is not None:
             left = 0 if progress.ended(epochs, patience) else epochs - progress.done
-            reports.epoch(row, row.seconds * left)
+            callbacks.epoch(row, row.seconds * left)
 
 
-def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Reports, more: dict[str, Tensor]) -> None:
+def _run_epoch(
+    stage: Stage, progress: Progress, checkpointer: Checkpointer, callbacks: Callbacks, more: dict[str, Tensor]
+) -> None:
     """Run the remaining steps of an epoch, validate, and append its row to the history."""
-    group, count = keeper.group, stage.count()
+    group, count = checkpointer.group, stage.count()
     began = time.perf_counter() - progress.seconds
     with contextlib.closing(stage.steps(progress.epoch, progress.step)) as steps:
         for step in steps:
-            said = [bool(reports.stop and reports.stop()), not step.total.isfinite()]
+            said = [bool(callbacks.stop and callbacks.stop()), not step.total.isfinite()]
             if group.size > 1:
                 said = group.total(torch.tensor(said, dtype=torch.int32, device=step.total.device)).tolist()
             if said[BROKEN]:
-                _raise_not_finite(stage, progress, keeper, f"step {progress.step + 1} of {count}")
+                _raise_not_finite(stage, progress, checkpointer, f"step {progress.step + 1} of {count}")
             if said[STOP]:
                 progress.seconds = time.perf_counter() - began
                 progress.loss = _total_loss(progress.loss, stage, group)
-                keeper.save(stage, progress, more)
+                checkpointer.save(stage, progress, more)
                 raise TrainingStopped(
                     f"stopped in epoch {progress.epoch}, after step {progress.step} of {count}; the checkpoint is"
-                    f" {keeper.path}, run the same command with --resume to continue"
+                    f" {checkpointer.path}, run the same command with --resume to continue"
                 )
             for parameters in stage.optimizer.param_groups:
-                parameters["lr"] = stage.rate_at(progress.done * count + progress.step)
+                parameters["lr"] = stage.lr_at(progress.done * count + progress.step)
             stage.optimizer.zero_grad()
             step.loss.backward()  # type: ignore[no-untyped-call]
             stage.optimizer.step()
             progress.step += 1
             progress.loss += float(step.total)
             progress.rows += step.rows
-            if reports.steps is not None:
-                reports.steps(progress.step, count)
+            if callbacks.steps is not None:
+                callbacks.steps(progress.step, count)
     progress.loss = _total_loss(progress.loss, stage, group)
-    val_loss, score = stage.judge()
+    val_loss, score = stage.validate()
     if group.size > 1:  # rounding may differ between machines, but all processes must take the same decisions
         device = stage.parameters[0].device
         figures = torch.tensor([val_loss, score], dtype=torch.float64, device=device)
         val_loss, score = group.from_first(figures).tolist()
     if not math.isfinite(val_loss):
-        _raise_not_finite(stage, progress, keeper, "the validation pictures")
-    rate = stage.optimizer.param_groups[0]["lr"]
+        _raise_not_finite(stage, progress, checkpointer, "the validation pictures")
+    lr = stage.optimizer.param_groups[0]["lr"]
     seconds = time.perf_counter() - began
     train_loss = progress.loss / progress.rows
-    figures_of = (None, rate, seconds, score) if stage.several else (score, rate, seconds)
+    figures_of = (None, lr, seconds, score) if stage.several else (score, lr, seconds)
     progress.history.append(EpochRow(stage.number, progress.epoch, train_loss, val_loss, *figures_of))
     progress.step, progress.loss, progress.rows, progress.seconds = 0, 0.0, 0, 0.0
 
@@ -302,14 +315,15 @@ def _total_loss(loss: float, stage: Stage, group: Group) -> float:
     return float(group.total(torch.tensor(loss, dtype=torch.float64, device=device)))
 
 
-def _raise_not_finite(stage: Stage, progress: Progress, keeper: Keeper, place: str) -> None:
+def _raise_not_finite(stage: Stage, progress: Progress, checkpointer: Checkpointer, place: str) -> None:
     """Raise ValueError for a loss that is NaN or infinite."""
-    rate = stage.rate
-    option = "--head-rate" if stage.number == 1 else "--rate"
-    kept = f", and --resume to continue from epoch {progress.epoch - 1} in {keeper.path}" if progress.history else ""
+    option = "--head-lr" if stage.number == 1 else "--lr"
+    kept = (
+        f", and --resume to continue from epoch {progress.epoch - 1} in {checkpointer.path}" if progress.history else ""
+    )
     raise ValueError(
         f"the loss is NaN or infinite in epoch {progress.epoch}, at {place} (stage {stage.number}, learning rate"
-        f" {rate:g}); give a lower rate, such as {option} {rate / 10:g}{kept}"
+        f" {stage.lr:g}); give a lower rate, such as {option} {stage.lr / 10:g}{kept if progress.history else ''}"
     )
 
 
@@ -447,7 +461,7 @@ class EpochRow:
         train_loss: mean over the training pictures, each with the parameters before its step.
         val_loss: mean over the validation pictures, after the epoch.
         val_accuracy: top-1 accuracy on the validation pictures, 0 to 1; None for multi-label data.
-        rate: learning rate of the last step.
+        lr: learning rate of the last step.
         seconds: duration of the epoch, including validation.
         val_mean_average_precision: on the validation pictures, 0 to 1, for multi-label data; otherwise None.
     """
@@ -457,9 +471,10 @@ class EpochRow:
     train_loss: float
     val_loss: float
     val_accuracy: float | None
-    rate: float
+    lr: float
     seconds: float
     val_mean_average_precision: float | None = None
+    rate = FormerAttribute("lr")
 
     @property
     def measure(self) -> str:
@@ -478,8 +493,12 @@ class EpochRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the metric that is None."""
-        names = ("stage", "epoch", "train_loss", "val_loss", self.measure, "rate", "seconds")
+        names = ("stage", "epoch", "train_loss", "val_loss", self.measure, "lr", "seconds")
         return {name: getattr(self, name) for name in names}
+
+
+FORMER_FIELDS = {"rate": "lr"}
+EpochRow.__init__ = renamed(**FORMER_FIELDS)(EpochRow.__init__)  # type: ignore[method-assign]
 
 
 def best_epoch(rows: Sequence[EpochRow]) -> EpochRow:
@@ -594,3 +613,7 @@ def tensorboard_log(folder: str | os.PathLike[str], first_epoch: int = 1) -> Ite
         yield log
     finally:
         writer.close()
+
+
+if not TYPE_CHECKING:
+    __getattr__ = former_names(__name__, Reports="Callbacks")
