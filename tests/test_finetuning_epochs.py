@@ -13,7 +13,7 @@ from convnets_torch.training.running import (
     Callbacks,
     Checkpointer,
     EpochRow,
-    Progress,
+    TrainingProgress,
     TrainingStopped,
     best_epoch,
     read_checkpoint,
@@ -35,7 +35,7 @@ def worsening(**options):
 def test_the_best_epoch_outlives_a_break_after_worse_ones(tmp_path, steps):
     stage, progress, checkpointer = (
         worsening(),
-        Progress(),
+        TrainingProgress(),
         Checkpointer(tmp_path / "unbroken.safetensors", {}, Group()),
     )
     run_stage(stage, progress, 4, 0, checkpointer, Callbacks(), {})
@@ -43,9 +43,9 @@ def test_the_best_epoch_outlives_a_break_after_worse_ones(tmp_path, steps):
     path, asked = tmp_path / "broken.safetensors", itertools.count()
     callbacks = Callbacks(stop=lambda: next(asked) >= steps)
     with pytest.raises(TrainingStopped):
-        run_stage(worsening(), Progress(), 4, 0, Checkpointer(path, {}, Group()), callbacks, {})
-    arrays, state = read_checkpoint(path)
-    resumed, again, other = Progress.from_dict(state["progress"]), worsening(), Checkpointer(path, {}, Group())
+        run_stage(worsening(), TrainingProgress(), 4, 0, Checkpointer(path, {"settings": {}}, Group()), callbacks, {})
+    arrays, _, resumed = read_checkpoint(path)
+    again, other = worsening(), Checkpointer(path, {}, Group())
     other.restore(again, resumed, arrays)
     run_stage(again, resumed, 4, 0, other, Callbacks(), {})
     assert set(other.best) == {"weight", "bias"}
@@ -58,12 +58,12 @@ def test_the_best_epoch_outlives_a_break_after_worse_ones(tmp_path, steps):
 @pytest.mark.parametrize(("losses", "waited"), [([3, 2, 1], 0), ([1, 2, 3], 2), ([1, 2, 2], 2), ([2, 1, 1.5], 1)])
 def test_patience_counts_epochs_of_the_stage_since_the_best_one_of_all(losses, waited):
     rows = [EpochRow(2, number, 0, loss, 0.5, 0.1, 0) for number, loss in enumerate(losses, start=1)]
-    progress = Progress(stage=2, history=rows)
+    progress = TrainingProgress(stage=2, history=rows)
     assert progress.waited == waited
     assert progress.ended(9, 2) == (waited >= 2)
     assert not progress.ended(9, 0)
     assert progress.ended(3, 0)
-    begun = Progress(stage=2, history=[replace(row, stage=1) for row in rows])
+    begun = TrainingProgress(stage=2, history=[replace(row, stage=1) for row in rows])
     assert (begun.waited, begun.ended(1, 1)) == (0, False)  # of stage one's epochs none is waited for
 
 

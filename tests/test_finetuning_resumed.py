@@ -81,7 +81,7 @@ def test_a_checkpoint_of_version_0_1_goes_on_to_the_same_file(dataset, vectors, 
     output, seen = tmp_path / "mine.safetensors", itertools.count()
     with pytest.raises(TrainingStopped):
         train(dataset, vectors, output, callbacks=Callbacks(stop=lambda: next(seen) >= steps))
-    arrays, state = read_checkpoint(checkpoint_of(output))
+    arrays, state, _ = read_checkpoint(checkpoint_of(output))
     former = {"lr": "rate", "head_lr": "head_rate"}  # what that version called them
     state["settings"] = {former.get(name, name): value for name, value in state["settings"].items()}
     rows = state["progress"]["history"]
@@ -125,7 +125,7 @@ def test_a_checkpoint_is_safetensors_and_belongs_to_one_training(dataset, vector
         train(dataset, vectors, output, callbacks=Callbacks(stop=lambda: True))
     with safe_open(checkpoint_of(output), "pt") as file:
         assert {"now.weight", "now.bias"} <= set(file.keys())
-    arrays, state = read_checkpoint(checkpoint_of(output))
+    arrays, state, _ = read_checkpoint(checkpoint_of(output))
     assert state["progress"]["step"] == 0
     with pytest.raises(ValueError, match=r"is of another training \(batch 8, now 4\); give its own options"):
         train(dataset, vectors, output, replace(SETTINGS, batch=4), resume=True)
@@ -156,7 +156,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_epoch(dataset, 
     with pytest.raises(ValueError, match=match):
         train(dataset, vectors, output, wild)
     assert not output.exists()
-    arrays, state = read_checkpoint(checkpoint_of(output))
+    arrays, state, _ = read_checkpoint(checkpoint_of(output))
     assert len(state["progress"]["history"]) == 2
     assert all(values.isfinite().all() for values in arrays.values())
     result = train(dataset, vectors, output, resume=True)  # at the lower rate, from there

@@ -30,7 +30,7 @@ from convnets_torch.training.running import (
     draw_history,
     save_history_csv,
 )
-from convnets_torch.training.stages import Rows, balanced, row_losses, soft_targets
+from convnets_torch.training.stages import balanced, row_losses, soft_targets, targets_and_weights
 from convnets_torch.weights import save
 from tests.finetuned import QUICK, small_resnet
 
@@ -283,9 +283,9 @@ def test_losses_and_weights_are_those_of_pytorch_and_scikit_learn():
         theirs = weighting.compute_sample_weight("balanced", truth[:, place].numpy())
         np.testing.assert_allclose(weights[:, place].numpy(), theirs, rtol=1e-6)
     assert (weights[:, 4] == 1).all()  # which no row has
-    rows = Rows(labels, 5, SETTINGS)
+    targets, weights = targets_and_weights(labels, 5, SETTINGS)
     smooth = F.binary_cross_entropy_with_logits(logits, truth * 0.9 + 0.05, weights, reduction="none").mean(1)
-    torch.testing.assert_close(rows.losses(logits, rows.targets, rows.weights), smooth)
+    torch.testing.assert_close(row_losses(logits, targets, "sigmoid", weights), smooth)
 
 
 # Training

@@ -216,11 +216,11 @@ def _time(seconds: float) -> str:
 
 def _log(stack: contextlib.ExitStack, folder: Path, checkpoint: Path, resume: bool) -> Callable[[EpochRow], None]:
     """Return a function that writes TensorBoard events, from the first epoch after a checkpoint."""
-    from convnets_torch.training.running import read_progress, tensorboard_log
+    from convnets_torch.training.running import read_checkpoint, tensorboard_log
 
     first = 1
     if resume and checkpoint.exists():
-        first += len(read_progress(checkpoint)[2].history)
+        first += len(read_checkpoint(checkpoint)[2].history)
     return stack.enter_context(tensorboard_log(folder, first))
 
 

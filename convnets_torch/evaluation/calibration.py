@@ -25,7 +25,7 @@ from convnets_torch.weights import build, last_dense
 VALUES = 1 << 20  # logits in a block: 8 MB in float64
 
 
-def blocks(
+def logit_batches(
     logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], rows: NDArray[np.int64] | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
     """Yield (row numbers, logits in float64, labels) block by block, for all rows or only for `rows`.
@@ -137,8 +137,8 @@ ROUNDS = 100  # maximum iterations of L-BFGS; about ten are usual
 FLAT = 1e-12  # gradient tolerance of L-BFGS on the mean loss
 SEED = 0  # of the random split into halves
 
-Logits = NDArray[np.floating[Any]]
-Labels = NDArray[np.integer[Any]]
+LogitArray = NDArray[np.floating[Any]]
+LabelArray = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,8 +242,8 @@ class Recalibration:
 
 
 def calibrate(
-    logits: Logits,
-    labels: Labels,
+    logits: LogitArray,
+    labels: LabelArray,
     activation: Activation = "softmax",
     *,
     temperature: float = 1.0,
@@ -274,7 +274,7 @@ def calibrate(
         raise ValueError(f"the temperature is {temperature}; give a number above 0")
     sure, right = [], []
     nll = brier = 0.0
-    for _, values, truths in blocks(logits, labels, rows):
+    for _, values, truths in logit_batches(logits, labels, rows):
         logs = log_probabilities(values / temperature, activation)
         places = np.arange(len(truths))
         chances = np.exp(logs)
@@ -299,7 +299,7 @@ def calibrate(
 
 
 def fit_temperature(
-    logits: Logits, labels: Labels, activation: Activation = "softmax", *, rows: NDArray[np.int64] | None = None
+    logits: LogitArray, labels: LabelArray, activation: Activation = "softmax", *, rows: NDArray[np.int64] | None = None
 ) -> Temperature:
     """Fit the temperature, 0.001 to 1,000, that maximises the likelihood of the labels.
 
@@ -328,7 +328,7 @@ def fit_temperature(
         def loss() -> float:
             """Return the mean loss and leave its gradient in `log.grad`."""
             log.grad, found = None, 0.0
-            for _, values, truths in blocks(logits, labels, rows):
+            for _, values, truths in logit_batches(logits, labels, rows):
                 part = _loss(values, truths, torch.exp(-log), activation) / count
                 part.backward()  # type: ignore[no-untyped-call]
                 found += part.item()
@@ -358,7 +358,7 @@ def fit_temperature(
         return Temperature(math.exp(log.item()), before, loss(), count)
 
 
-def recalibrate(logits: Logits, labels: Labels, activation: Activation = "softmax") -> Recalibration:
+def recalibrate(logits: LogitArray, labels: LabelArray, activation: Activation = "softmax") -> Recalibration:
     """Fit a temperature to a fixed random half of the pictures and evaluate it on the other half.
 
     Args:

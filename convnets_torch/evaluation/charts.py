@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIDE = 230  # longer side in pixels of a picture on a contact sheet
-COLUMNS = 5
+SHEET_COLUMNS = 5
 MISSING: Color = (200, 200, 200)
 
 
@@ -94,7 +94,7 @@ def mistakes_sheet(
     mistakes: Sequence[Mistake],
     pictures: Sequence[Image.Image],
     title: str,
-    columns: int = COLUMNS,
+    columns: int = SHEET_COLUMNS,
 ) -> Image.Image:
     """Draw mistakes as a contact sheet with file name, predicted class, true class and their common ancestor.
 
@@ -113,7 +113,9 @@ def mistakes_sheet(
             f"{chance(mistake.of_truth)} {truth} (truth)",
             mistake.common,
         )
-        tiles.append((squared(picture), "\n".join(printable(line) or " " for line in words)))
+        square = Image.new("RGB", (SIDE, SIDE), PAPER)
+        square.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
+        tiles.append((square, "\n".join(printable(line) or " " for line in words)))
     return sheet(tiles, columns, SIDE, printable(title) if mistakes else f"{printable(title)}: there are none")
 
 
@@ -126,13 +128,6 @@ def small_pictures(paths: Sequence[str | os.PathLike[str]], reading: Reading = A
     """
     reading = reading._replace(allow_truncated=True, least=(SIDE, SIDE))
     return {str(path): _thumbnail(path, reading) for path in dict.fromkeys(paths)}
-
-
-def squared(picture: Image.Image) -> Image.Image:
-    """Centre the picture on a white square of 230 pixels."""
-    square = Image.new("RGB", (SIDE, SIDE), PAPER)
-    square.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
-    return square
 
 
 def chance(probability: float) -> str:

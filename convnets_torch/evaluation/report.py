@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import warnings
@@ -18,9 +19,9 @@ from typing_extensions import Unpack
 from convnets_torch.evaluation.calibration import (
     Calibration,
     Recalibration,
-    blocks,
     calibrate,
     log_probabilities,
+    logit_batches,
     recalibrate,
 )
 from convnets_torch.evaluation.charts import (
@@ -407,17 +408,19 @@ def save_predictions(found: Evaluation, path: str | os.PathLike[str], *, probabi
     """
     path = Path(path)
     check_predictions(path)
-    header, rows = _header(found, probabilities), _column_chunks(found, probabilities)
+    rest = _columns(found, probabilities)
+    first = next(rest)
+    parts = (part.values() for part in itertools.chain([first], rest))
     if path.suffix.lower() == ".csv":
-        _save_csv(path, header, (row for part in rows for row in zip(*map(_cells, part), strict=True)))
+        _save_csv(path, first, (row for part in parts for row in zip(*map(_cells, part), strict=True)))
         return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     kinds = {**dict.fromkeys(TEXTS, pa.string()), **dict.fromkeys(INTEGERS, pa.int32())}
-    schema = pa.schema([(name, kinds.get(name, pa.float32())) for name in map(_utf8, header)])
+    schema = pa.schema([(name, kinds.get(name, pa.float32())) for name in map(_utf8, first)])
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for part in rows:
+        for part in parts:
             arrays = [pa.array(_for_parquet(column), kind.type) for column, kind in zip(part, schema, strict=True)]
             writer.write_table(pa.table(arrays, schema=schema))
 
@@ -442,46 +445,40 @@ def save_classes(found: Evaluation, metrics: Sequence[ClassMetrics], path: str |
     _save_csv(Path(path), header, rows)
 
 
-def _header(found: Evaluation, probabilities: bool) -> list[str]:
-    word = "output" if found.card.activation == "none" else "probability"
-    names = [f"{word} {number} {class_name(found.card, number)}" for number in range(found.card.classes)]
-    return [
-        "path", "truth_id", "truth", "answer_id", "answer", "rank", word, f"{word}_of_truth",
-        "common_ancestor", "height", "steps", "learnt_from", "error", *(names if probabilities else ()),
-    ]  # fmt: skip
-
-
-def _column_chunks(found: Evaluation, probabilities: bool) -> Iterator[list[Any]]:
-    """Yield the columns of `_header` for chunks of pictures: lists of texts or None, and arrays of numbers."""
+def _columns(found: Evaluation, probabilities: bool) -> Iterator[dict[str, Any]]:
+    """Yield name -> column for chunks of pictures: lists of texts or None, and arrays of numbers."""
     card, tree, learnt = found.card, distances_of(found.card), found.learnt
+    word = "output" if card.activation == "none" else "probability"
     names = [class_name(card, number) for number in range(card.classes)]
     ancestors = [] if tree is None else [synsets.find(wnid).words[0] for wnid in tree.wnids]
-    for numbers, values, truths in blocks(found.logits, found.labels):
+    for numbers, values, truths in logit_batches(found.logits, found.labels):
         if card.activation != "none":
             values = np.exp(log_probabilities(values, card.activation))
         given, places, unknown = found.ranking.best[numbers, 0], np.arange(len(numbers)), [None] * len(numbers)
-        yield [
-            [str(found.paths[number]) for number in numbers],
-            truths,
-            [names[truth] for truth in truths],
-            given,
-            [names[answer] for answer in given],
-            found.ranking.ranks[numbers] + 1,
-            values[places, given],
-            values[places, truths],
-            unknown if tree is None else [ancestors[place] for place in tree.ancestors[truths, given]],
-            *((unknown, unknown) if tree is None else (tree.heights[truths, given], tree.steps[truths, given])),
-            unknown
-            if learnt is None
-            else ["train" if learnt.train[n] else "validation" if learnt.val[n] else "no" for n in numbers],
-            unknown,
-            *(values.T if probabilities else ()),
-        ]
+        columns = {
+            "path": [str(found.paths[number]) for number in numbers],
+            "truth_id": truths,
+            "truth": [names[truth] for truth in truths],
+            "answer_id": given,
+            "answer": [names[answer] for answer in given],
+            "rank": found.ranking.ranks[numbers] + 1,
+            word: values[places, given],
+            f"{word}_of_truth": values[places, truths],
+            **dict.fromkeys(("common_ancestor", "height", "steps", "learnt_from", "error"), unknown),
+        }
+        if tree is not None:
+            columns["common_ancestor"] = [ancestors[place] for place in tree.ancestors[truths, given]]
+            columns["height"], columns["steps"] = tree.heights[truths, given], tree.steps[truths, given]
+        if learnt is not None:
+            columns["learnt_from"] = [
+                "train" if learnt.train[n] else "validation" if learnt.val[n] else "no" for n in numbers
+            ]
+        if probabilities:
+            columns |= {f"{word} {number} {name}": values[:, number] for number, name in enumerate(names)}
+        yield columns
     if found.failed:
         paths, words = ([str(each) for each in column] for column in zip(*found.failed, strict=True))
-        unknown = [None] * len(paths)
-        width = len(_header(found, probabilities))
-        yield [paths, *[unknown] * 11, words, *[unknown] * (width - 13)]
+        yield {**dict.fromkeys(columns, [None] * len(paths)), "path": paths, "error": words}
 
 
 def _cells(column: Sequence[Any]) -> list[str]:
@@ -490,7 +487,7 @@ def _cells(column: Sequence[Any]) -> list[str]:
     return ["" if value is None else cell(value) if isinstance(value, str) else f"{value:.7g}" for value in values]
 
 
-def _save_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _save_csv(path: Path, header: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(map(cell, header))

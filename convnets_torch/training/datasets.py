@@ -40,7 +40,7 @@ from convnets_torch.images.preprocessing import Preprocessing
 from convnets_torch.options import FormerAttribute
 from convnets_torch.training.augmentation import Augmentation, view
 
-Labelled = tuple[tuple[Path, int], ...]
+LabelledPaths = tuple[tuple[Path, int], ...]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Dataset:
     """
 
     classes: tuple[str, ...]
-    train: Labelled
-    val: Labelled
+    train: LabelledPaths
+    val: LabelledPaths
     split: str
     notes: tuple[str, ...] = ()
     sets: tuple[tuple[int, ...], ...] = ()
@@ -187,7 +187,7 @@ def _multi_label(found: LabelledPictures, val_share: float, seed: int, notes: Se
     sets = {path: tuple(sorted(places[label] for label in labels)) for path, labels in every.items()}
     numbers = {each: number for number, each in enumerate(sorted(set(sets.values())))}
 
-    def listed(side: Iterable[Path]) -> Labelled:
+    def listed(side: Iterable[Path]) -> LabelledPaths:
         return tuple((path, number) for number, path in sorted((numbers[sets[path]], path) for path in side))
 
     notes = (*notes, *_missing_in_val(found.where, learnt, judged))
@@ -195,10 +195,7 @@ def _multi_label(found: LabelledPictures, val_share: float, seed: int, notes: Se
 
 
 def _split_labels(every: Mapping[Path, tuple[str, ...]], val_share: float, seed: int) -> set[Path]:
-    """Choose validation pictures by content rank: a share of each label, rarest first, then of unlabelled pictures.
-
-    At least one picture with each label remains for training.
-    """
+    """Choose by content rank a share of each label but not all, rarest first, then of unlabelled pictures."""
     contents: dict[str, list[Path]] = {}
     for path in every:
         contents.setdefault(_content(path), []).append(path)
@@ -232,7 +229,7 @@ def check_batch(dataset: Dataset, batch: int) -> None:
         )
 
 
-def _as_labelled(classes: tuple[str, ...], found: Mapping[str, Iterable[Path]]) -> Labelled:
+def _as_labelled(classes: tuple[str, ...], found: Mapping[str, Iterable[Path]]) -> LabelledPaths:
     return tuple((path, label) for label, name in enumerate(classes) for path in sorted(found.get(name, ())))
 
 
@@ -271,26 +268,18 @@ def _content(path: Path) -> str:
         return str(path)
 
 
-Place = tuple[int, int]  # epoch, number of the picture
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """Return a permutation of `count` items for an epoch.
-
-    >>> sorted(epoch_order(5, seed=0, epoch=1)), epoch_order(5, 0, 1) == epoch_order(5, 0, 1)
-    ([0, 1, 2, 3, 4], True)
-    """
-    order: list[int] = np.random.default_rng((seed, epoch)).permutation(count).tolist()
-    return order
+EpochItem = tuple[int, int]  # epoch, number of the picture
 
 
 def batches(count: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return an epoch's batches of indices; the last one may be smaller.
+    """Return an epoch's batches of indices, shuffled; the last one may be smaller.
 
     >>> list(map(len, batches(10, 4, seed=0, epoch=1)))
     [4, 4, 2]
+    >>> sorted(batches(5, 5, seed=0, epoch=1)[0])
+    [0, 1, 2, 3, 4]
     """
-    order = epoch_order(count, seed, epoch)
+    order: list[int] = np.random.default_rng((seed, epoch)).permutation(count).tolist()
     return [order[start : start + batch] for start in range(0, count, batch)]
 
 
@@ -327,9 +316,9 @@ class ViewedPictures(TorchDataset[Tensor]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: Place) -> Tensor:
+    def __getitem__(self, item: EpochItem) -> Tensor:
         """Return (height, width, 3) uint8, RGB."""
-        epoch, number = place
+        epoch, number = item
         found = open_upright(self.paths[number], self.reading)
         content = int(self.digests[number][:16], 16)
         pixels = view(
@@ -343,7 +332,7 @@ class ViewedPictures(TorchDataset[Tensor]):
         return pixels.permute(1, 2, 0)
 
 
-def loaded(views: ViewedPictures, steps: Sequence[Sequence[Place]], workers: int) -> Generator[Tensor, None, None]:
+def loaded(views: ViewedPictures, steps: Sequence[Sequence[EpochItem]], workers: int) -> Generator[Tensor, None, None]:
     """Yield the batches of the given steps, each (N, height, width, 3) uint8.
 
     Args:
@@ -403,9 +392,9 @@ class _ViewsOrErrors(TorchDataset["Tensor | Exception"]):
     def __init__(self, views: ViewedPictures) -> None:
         self._views = views
 
-    def __getitem__(self, place: Place) -> Tensor | Exception:
+    def __getitem__(self, item: EpochItem) -> Tensor | Exception:
         try:
-            return self._views[place]
+            return self._views[item]
         except (OSError, ValueError) as error:
             return error
 

@@ -19,7 +19,7 @@ from convnets_torch.images.decoding import Reading, ReadingKeywords
 from convnets_torch.images.finding import few
 from convnets_torch.inference.pipeline import BATCH, Input, Inputs, run_pictures
 from convnets_torch.networks import Network
-from convnets_torch.training.datasets import Dataset, Labelled, ViewedPictures
+from convnets_torch.training.datasets import Dataset, LabelledPaths, ViewedPictures
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.settings import Settings
 
@@ -172,9 +172,6 @@ def _embed_view(
             yield paths[row.picture], found
 
 
-Row = tuple[str, Tensor]  # sha256 of a picture's content, and its vectors (views, values)
-
-
 def _exchanged(
     paths: Sequence[Path],
     mine: Sequence[Path],
@@ -183,8 +180,8 @@ def _exchanged(
     learnt: set[Path],
     group: Group,
     device: torch.device,
-) -> dict[Path, Row]:
-    """Exchange usable pictures and vectors: each process fills its own rows, and an all-reduce adds them up."""
+) -> dict[Path, tuple[str, Tensor]]:
+    """All-reduce the sha256 and vectors (views, values) of usable pictures; each process fills its own rows."""
     widths = torch.zeros(group.size, dtype=torch.int64, device=device)
     widths[group.rank] = max((len(vector) for vector in views[0].values()), default=0)
     width = int(group.total(widths).max())
@@ -205,7 +202,7 @@ def _exchanged(
     }
 
 
-def _side(rows: Mapping[Path, Row], dataset: Dataset, pictures: Labelled, name: str) -> Side:
+def _side(rows: Mapping[Path, tuple[str, Tensor]], dataset: Dataset, pictures: LabelledPaths, name: str) -> Side:
     usable = [(path, label) for path, label in pictures if path in rows]
     labels = torch.tensor([label for _, label in usable], dtype=torch.int64)
     if dataset.sets:

@@ -40,13 +40,13 @@ from convnets_torch.training.running import (
     Callbacks,
     Checkpointer,
     EpochRow,
-    Progress,
+    TrainingProgress,
     TrainingStopped,
     best_epoch,
     check_arrays,
     damaged,
     draw_history,
-    read_progress,
+    read_checkpoint,
     run_stage,
     save_history_csv,
 )
@@ -204,7 +204,7 @@ def finetune(
         }
         checkpointer = Checkpointer(checkpoint, identity, group)
         arrays: dict[str, Tensor] = {}
-        progress = Progress()
+        progress = TrainingProgress()
         if checkpoint.exists():
             most = ARRAYS * sum(values.numel() * values.element_size() for values in empty.parameters()) + FURTHER
             arrays, progress = _read_checkpoint(checkpoint, identity, settings, most)
@@ -280,7 +280,7 @@ def _first_stage(
     classes: int,
     settings: Settings,
     checkpointer: Checkpointer,
-    progress: Progress,
+    progress: TrainingProgress,
     arrays: dict[str, Tensor],
     callbacks: Callbacks,
     device: torch.device,
@@ -316,9 +316,9 @@ def _first_stage(
 
 def _read_checkpoint(
     checkpoint: Path, identity: dict[str, Any], settings: Settings, most: int
-) -> tuple[dict[str, Tensor], Progress]:
+) -> tuple[dict[str, Tensor], TrainingProgress]:
     """Read a checkpoint of at most `most` bytes; raise ValueError if it is of another training."""
-    arrays, state, progress = read_progress(checkpoint, max_bytes=most)
+    arrays, state, progress = read_checkpoint(checkpoint, max_bytes=most)
     other = settings.differences(state["settings"])
     other += [
         f"another {word}"
@@ -336,10 +336,7 @@ def _read_checkpoint(
 
 
 def _feature_callback(callbacks: Callbacks) -> Callable[[int, int], None]:
-    """Return a callback that reports progress and stops on request; finished vectors are cached.
-
-    It stops only between batches, because the last bits of a vector depend on the batch size.
-    """
+    """Return a callback that reports progress and stops on request, between batches, on which last bits depend."""
 
     def tell(done: int, count: int) -> None:
         if callbacks.pictures is not None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from convnets_torch.training.features import Features, LeakedPicture
 
+MEASURES = ("val_accuracy", "val_mean_average_precision")  # metrics of an epoch; one of them is None
 STOP, BROKEN = 0, 1  # indices of the flags that processes exchange before each step
 
 
@@ -41,7 +42,7 @@ class TrainingStopped(Exception):
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Progress of a training; together with the arrays of a checkpoint, all that is needed to resume.
 
     Attributes:
@@ -80,11 +81,11 @@ class Progress:
         return self.done >= epochs or (patience > 0 and self.waited >= patience)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Progress:
+    def from_dict(cls, values: dict[str, Any]) -> TrainingProgress:
         """The inverse of `asdict`; also reads rows of version 0.1, which called `lr` `rate`.
 
         Raises:
-            KeyError, TypeError: fields are missing or unknown.
+            KeyError, TypeError, AttributeError: fields are missing or unknown.
             ValueError: the values are inconsistent.
         """
         rows = [{FORMER_FIELDS.get(name, name): value for name, value in row.items()} for row in values["history"]]
@@ -94,52 +95,26 @@ class Progress:
 
     def _check(self) -> None:
         """Raise ValueError for values that no training writes, or that would keep one from ending."""
-        for name in ("stage", "step", "rows"):
-            _check_number(name, getattr(self, name), whole=True)
-        _check_number("loss", self.loss, least=-math.inf)  # rounding may bring it below 0
-        _check_number("seconds", self.seconds)
+        for record in (self, *self.history):
+            for name, value in vars(record).items():
+                kinds = (int,) if name in ("stage", "step", "rows", "epoch") else (int, float)
+                least = -math.inf if name.endswith("loss") else 0  # rounding may bring a loss below 0
+                if name == "history" or (name in MEASURES and value is None):
+                    continue
+                if type(value) not in kinds or not math.isfinite(value) or value < least:
+                    raise ValueError(f"{name} is {value!r:.80}")
         if self.stage not in (1, 2) or self.step > self.rows or bool(self.step) != bool(self.rows):
             raise ValueError(f"it is in stage {self.stage}, after step {self.step} and {self.rows} rows")
+        if any(sum(getattr(row, name) is None for name in MEASURES) != 1 for row in self.history):
+            raise ValueError("its epochs do not have one metric each")
+        if len({row.measure for row in self.history}) > 1:
+            raise ValueError("its epochs mix accuracies and mean average precisions")
         for number, row in enumerate(self.history, start=1):
-            for name in ("stage", "epoch"):
-                _check_number(name, getattr(row, name), whole=True)
-            for name in ("train_loss", "val_loss"):
-                _check_number(name, getattr(row, name), least=-math.inf)
-            for name in (row.measure, "lr", "seconds"):
-                _check_number(name, getattr(row, name))
             if row.epoch != number or row.score > 1:
                 raise ValueError(f"epoch {number} is number {row.epoch}, of {row.words} {row.score}")
-        if len({row.measure for row in self.history}) > 1 or any(
-            None not in (row.val_accuracy, row.val_mean_average_precision) for row in self.history
-        ):
-            raise ValueError("its epochs mix accuracies and mean average precisions")
         stages = [row.stage for row in self.history]
         if stages != sorted(stages) or not {*stages} <= {1, self.stage} or (self.stage == 2 and 1 not in stages):
             raise ValueError("its epochs are not in the order of the stages")
-
-
-def _check_number(name: str, value: Any, *, whole: bool = False, least: float = 0) -> None:
-    if type(value) not in ((int,) if whole else (int, float)) or not math.isfinite(value) or value < least:
-        raise ValueError(f"{name} is {value!r:.80}")
-
-
-def read_progress(
-    checkpoint: Path, *, max_bytes: int | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any], Progress]:
-    """Read the arrays, the state and the progress of a checkpoint.
-
-    Raises:
-        OSError, ValueError: as `read_checkpoint`; or it is damaged.
-    """
-    arrays, state = read_checkpoint(checkpoint, max_bytes=max_bytes)
-    try:
-        if not isinstance(state["settings"], dict):
-            raise TypeError
-        return arrays, state, Progress.from_dict(state["progress"])
-    except (KeyError, TypeError):
-        raise another_version(checkpoint) from None
-    except ValueError as error:
-        raise damaged(checkpoint, str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +155,7 @@ class Checkpointer:
         self._identity = identity
         self.best: dict[str, Tensor] = {}
 
-    def save(self, stage: Stage, progress: Progress, more: dict[str, Tensor]) -> None:
+    def save(self, stage: Stage, progress: TrainingProgress, more: dict[str, Tensor]) -> None:
         """Write a checkpoint; `more` are arrays of earlier stages needed for the result."""
         if self.group.first:
             arrays: dict[str, Tensor] = {
@@ -194,11 +169,11 @@ class Checkpointer:
             save_checkpoint(self.path, arrays, {**self._identity, "progress": asdict(progress)})
 
     @staticmethod
-    def _is_best(progress: Progress) -> bool:
+    def _is_best(progress: TrainingProgress) -> bool:
         """Whether the current parameters are those of the best epoch, so that a checkpoint holds them only once."""
         return progress.step == 0 and bool(progress.history) and best_epoch(progress.history) is progress.history[-1]
 
-    def restore(self, stage: Stage, progress: Progress, arrays: dict[str, Tensor]) -> None:
+    def restore(self, stage: Stage, progress: TrainingProgress, arrays: dict[str, Tensor]) -> None:
         """Restore a stage from a checkpoint.
 
         Raises:
@@ -233,7 +208,7 @@ def _with_prefix(kind: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def run_stage(
     stage: Stage,
-    progress: Progress,
+    progress: TrainingProgress,
     epochs: int,
     patience: int,
     checkpointer: Checkpointer,
@@ -261,7 +236,7 @@ def run_stage(
 
 
 def _run_epoch(
-    stage: Stage, progress: Progress, checkpointer: Checkpointer, callbacks: Callbacks, more: dict[str, Tensor]
+    stage: Stage, progress: TrainingProgress, checkpointer: Checkpointer, callbacks: Callbacks, more: dict[str, Tensor]
 ) -> None:
     """Run the remaining steps of an epoch, validate, and append its row to the history."""
     group, count = checkpointer.group, stage.count()
@@ -315,7 +290,7 @@ def _total_loss(loss: float, stage: Stage, group: Group) -> float:
     return float(group.total(torch.tensor(loss, dtype=torch.float64, device=device)))
 
 
-def _raise_not_finite(stage: Stage, progress: Progress, checkpointer: Checkpointer, place: str) -> None:
+def _raise_not_finite(stage: Stage, progress: TrainingProgress, checkpointer: Checkpointer, place: str) -> None:
     """Raise ValueError for a loss that is NaN or infinite."""
     option = "--head-lr" if stage.number == 1 else "--lr"
     kept = (
@@ -347,8 +322,8 @@ def save_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], 
 
 def read_checkpoint(
     path: str | os.PathLike[str], *, max_bytes: int | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the arrays, on the CPU, and the state that `save_checkpoint` wrote.
+) -> tuple[dict[str, Tensor], dict[str, Any], TrainingProgress]:
+    """Read the arrays, on the CPU, the state that `save_checkpoint` wrote, and the progress in it.
 
     Args:
         path: of a file that an earlier run of this user wrote.
@@ -356,7 +331,7 @@ def read_checkpoint(
 
     Raises:
         OSError: the file does not exist, is a link or another user's, or cannot be read.
-        ValueError: the file is not a checkpoint, or is too large or of another version.
+        ValueError: the file is not a checkpoint, is damaged, or is too large or of another version.
     """
     path = Path(path)
     with open_own(path) as opened:
@@ -371,22 +346,24 @@ def read_checkpoint(
     if text is None:
         raise ValueError(f"{path} is not a training checkpoint; remove it, or name another output")
     try:
-        state = files.loads(text) if len(text) <= MOST_STATE else None
+        state: Any = files.loads(text) if len(text) <= MOST_STATE else None
     except ValueError:
         state = None
-    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
-        raise another_version(path)
-    return arrays, state
+    try:
+        if state["schema"] != SCHEMA or not isinstance(state["settings"], dict):
+            raise TypeError
+        return arrays, state, TrainingProgress.from_dict(state["progress"])
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path} was written by another version; remove it to start again, or finish with that version"
+        ) from None
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
 
 
 def damaged(path: Path, reason: str) -> ValueError:
     """Return the error for a damaged checkpoint."""
     return ValueError(f"{path} is damaged ({reason}); remove it to start again")
-
-
-def another_version(path: Path) -> ValueError:
-    """Return the error for a checkpoint of another version."""
-    return ValueError(f"{path} was written by another version; remove it to start again, or finish with that version")
 
 
 def check_arrays(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

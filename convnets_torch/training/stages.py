@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -199,7 +198,7 @@ def scheduled(lr: float, step: int, count: int, epochs: int) -> float:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepLoss:
     """The loss of a step.
 
     Attributes:
@@ -213,44 +212,12 @@ class Step:
     rows: int
 
 
-class Stage(Protocol):
-    """Interface of a training stage."""
-
-    number: int
-    shared: bool  # whether each process of a group has its own rows
-    names: list[str]  # of the trained parameters
-    parameters: list[nn.Parameter]
-    optimizer: Optimizer
-    lr: float  # peak learning rate
-    several: bool  # whether the data are multi-label
-
-    def count(self) -> int:
-        """Return the steps per epoch."""
-
-    def lr_at(self, step: int) -> float:
-        """Return the learning rate of a step of the stage, from 0."""
-
-    def steps(self, epoch: int, first: int) -> Generator[Step, None, None]:
-        """Yield the steps of an epoch from index `first` on; apply each step before requesting the next."""
-
-    def validate(self) -> tuple[float, float]:
-        """Return the validation loss and accuracy, or mean average precision for multi-label data."""
-
-
-class Rows:
-    """Targets and weights of labelled rows, and their loss."""
-
-    def __init__(self, labels: Tensor, classes: int, settings: Settings) -> None:
-        self._settings = settings
-        self.targets = soft_targets(labels, classes, settings.label_smoothing, settings.activation)
-        if settings.class_weights == "balanced":
-            self.weights = balanced(labels, classes)
-        else:
-            self.weights = torch.ones(len(labels), device=labels.device)
-
-    def losses(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """(N,) float32."""
-        return row_losses(logits, targets, self._settings.activation, weights)
+def targets_and_weights(labels: Tensor, classes: int, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Return the targets of labelled rows, as `soft_targets`, and their weights for `row_losses`."""
+    targets = soft_targets(labels, classes, settings.label_smoothing, settings.activation)
+    if settings.class_weights == "balanced":
+        return targets, balanced(labels, classes)
+    return targets, torch.ones(len(labels), device=labels.device)
 
 
 def validation_metrics(logits: Tensor, labels: Tensor, settings: Settings) -> tuple[float, float]:
@@ -269,6 +236,14 @@ class HeadStage:
     """Stage one: a linear layer on cached features, centred and scaled.
 
     Every process of a group runs all of it, which is faster than dividing it.
+
+    Attributes:
+        number: 1 or 2.
+        shared: whether each process of a group has its own rows.
+        names, parameters: of the trained layers.
+        optimizer: of these parameters.
+        lr: peak learning rate.
+        several: whether the data are multi-label.
     """
 
     number, shared = 1, False
@@ -287,7 +262,7 @@ class HeadStage:
         self.spread = spread if spread > 0 else torch.ones_like(spread)
         self._features, self._val = (features - self.mean) / self.spread, (val - self.mean) / self.spread
         self._labels, self._val_labels = labels, val_labels
-        self._rows = Rows(labels, classes, settings)
+        self._targets, self._weights = targets_and_weights(labels, classes, settings)
         self.layer: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             nn.Linear, features.shape[1], classes, device=features.device
         )
@@ -299,19 +274,23 @@ class HeadStage:
         self.optimizer: Optimizer = AdamW(self.parameters, self.lr, weight_decay=0.0)
 
     def count(self) -> int:
+        """Return the steps per epoch."""
         return -(-len(self._features) // self._settings.batch)
 
     def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step of the stage, from 0."""
         return self.lr
 
-    def steps(self, epoch: int, first: int) -> Generator[Step, None, None]:
+    def steps(self, epoch: int, first: int) -> Generator[StepLoss, None, None]:
+        """Yield the steps of an epoch from index `first` on; apply each step before requesting the next."""
         for rows in batches(len(self._features), self._settings.batch, self._settings.seed, epoch)[first:]:
             places = torch.tensor(rows, device=self._features.device)
-            logits = self.layer(self._features[places])
-            total = self._rows.losses(logits, self._rows.targets[places], self._rows.weights[places]).sum()
-            yield Step(total / len(rows), total.detach(), len(rows))
+            logits, targets = self.layer(self._features[places]), self._targets[places]
+            total = row_losses(logits, targets, self._settings.activation, self._weights[places]).sum()
+            yield StepLoss(total / len(rows), total.detach(), len(rows))
 
     def validate(self) -> tuple[float, float]:
+        """Return the validation loss and accuracy, or mean average precision for multi-label data."""
         with torch.no_grad():
             return validation_metrics(self.layer(self._val), self._val_labels, self._settings)
 
@@ -323,7 +302,7 @@ class HeadStage:
 
 
 class LayersStage:
-    """Stage two: the unfrozen layers, on pictures with new augmentation in each epoch."""
+    """Stage two: the unfrozen layers, on pictures with new augmentation in each epoch; attributes of `HeadStage`."""
 
     number, shared = 2, True
 
@@ -352,7 +331,7 @@ class LayersStage:
         parameters = dict(network.named_parameters())
         self.parameters = [parameters[name] for name in names]
         self._device = self.parameters[0].device
-        self._rows = Rows(labels, self._classes, settings)
+        self._targets, self._weights = targets_and_weights(labels, self._classes, settings)
         self.lr = settings.lr
         if settings.optimizer == "adamw":
             self.optimizer: Optimizer = AdamW(self.parameters, settings.lr, weight_decay=settings.weight_decay)
@@ -372,7 +351,7 @@ class LayersStage:
     def lr_at(self, step: int) -> float:
         return scheduled(self.lr, step, self.count(), self._settings.epochs)
 
-    def steps(self, epoch: int, first: int) -> Generator[Step, None, None]:
+    def steps(self, epoch: int, first: int) -> Generator[StepLoss, None, None]:
         settings, group = self._settings, self._group
         freeze(self.network, self.names, dropout=settings.dropout)  # `validate` sets eval mode
         every = batches(len(self._views), settings.batch, settings.seed, epoch)
@@ -382,15 +361,15 @@ class LayersStage:
             for step, (plan, pixels) in enumerate(zip(plans[first:], parts, strict=True), start=first):
                 self._dropout.manual_seed(_seed(settings.seed, epoch, step, group.rank))
                 images, targets = plan.mixed(
-                    normalized(pixels.to(self._device), self._rule), self._rows.targets[plan.loaded].to(self._device)
+                    normalized(pixels.to(self._device), self._rule), self._targets[plan.loaded].to(self._device)
                 )
-                weights = self._rows.weights[plan.rows]
+                weights = self._weights[plan.rows]
                 weights = (weights * plan.counts.view(-1, *[1] * (weights.dim() - 1))).to(self._device)
                 with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed_precision):
                     logits = self._run(images)
-                total = self._rows.losses(logits, targets, weights).sum()
+                total = row_losses(logits, targets, settings.activation, weights).sum()
                 size = len(every[step])
-                yield Step(total * (group.size / size), total.detach(), size)
+                yield StepLoss(total * (group.size / size), total.detach(), size)
 
     def validate(self) -> tuple[float, float]:
         self.network.eval()
@@ -437,6 +416,9 @@ class _Plan:
             return images, targets
         own, partners = self.places.to(images.device)
         return self.mix.apply(images[own], targets[own], images[partners], targets[partners])
+
+
+Stage = HeadStage | LayersStage
 
 
 def mixed_precision(network: Network, precision: str) -> bool:
