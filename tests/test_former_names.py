@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import partial
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from convnets_torch.card import Card
-from convnets_torch.evaluation.evaluate import Evaluation, Running
+from convnets_torch.evaluation.evaluate import Evaluation, Running, evaluate
 from convnets_torch.evaluation.labels import GroundTruth
-from convnets_torch.evaluation.report import Metrics
+from convnets_torch.evaluation.report import Metrics, save_report
 from convnets_torch.images.preprocessing import preset
 from convnets_torch.training.datasets import Dataset
 from convnets_torch.training.finetuning import finetune
 from convnets_torch.training.running import Callbacks, EpochRow
 from convnets_torch.training.settings import Settings
+from tests.finetuned import small_resnet
 
 NAMES = [  # module, former name, present one
     ("convnets_torch.evaluation.report", "Judged", "Metrics"),
@@ -59,12 +63,14 @@ def test_an_epoch_has_a_rate():
         assert row.rate == row.lr == 0.25
 
 
-def test_notes_are_found_as_remarks():
+def evaluation() -> Evaluation:
     card = Card("vgg16", {"classes": 2}, preset("vgg16"), ("a", "b"))
-    logits = np.zeros((1, 2), np.float32)
-    found = Evaluation(
-        card, Path(), "center", (Path(),), np.zeros(1, np.int64), logits, None, (), ("x",), Running(0, 0, 0, None, None)
-    )
+    labels, logits = np.zeros(1, np.int64), np.zeros((1, 2), np.float32)
+    return Evaluation(card, Path(), "center", (Path(),), labels, logits, None, (), ("x",), Running(0, 0, 0, None, None))
+
+
+def test_notes_are_found_as_remarks():
+    found = evaluation()
     truth = GroundTruth(Path(), (), np.zeros(0, np.int64), ("x",))
     for each in (found, truth, Dataset((), (), (), "", ("x",)), Metrics(found, notes=("x",))):
         with pytest.warns(DeprecationWarning, match=f"{type(each).__name__}.remarks is now notes"):
@@ -81,5 +87,18 @@ def test_callbacks_are_given_as_a_watch_with_reports(tmp_path):
         pytest.raises(ValueError, match="NoneType is not a network"),  # which comes after the keywords
     ):
         finetune(None, Dataset((), (), (), ""), tmp_path / "x.safetensors", watch=Callbacks())  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'pixels'; known: max_pixels, allow_truncated"):
-        finetune(None, Dataset((), (), (), ""), tmp_path / "x.safetensors", pixels=3)  # type: ignore[call-arg]
+
+
+def test_functions_show_the_keywords_for_reading_and_take_no_others(tmp_path):
+    network: Any = small_resnet(2)
+    found = Metrics(evaluation())
+    calls: Any = (
+        partial(finetune, network, Dataset((), (), (), ""), tmp_path / "x.safetensors"),
+        partial(evaluate, network, GroundTruth(Path(), (), np.zeros(0, np.int64))),
+        partial(save_report, found, tmp_path),
+    )
+    for call in calls:
+        shown = [name for name, each in signature(call.func).parameters.items() if each.kind is each.KEYWORD_ONLY]
+        assert shown[-4:] == ["max_pixels", "allow_truncated", "depth", "background"]
+        with pytest.raises(TypeError, match="unexpected keyword argument 'pixels'; known: max_pixels, allow_truncated"):
+            call(pixels=3)

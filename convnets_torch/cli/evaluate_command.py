@@ -167,11 +167,11 @@ def _print(metrics: Metrics) -> None:
     from convnets_torch.evaluation.report import INTERVAL, running_facts
 
     found = metrics.evaluation
+    running = [(words[0].lower() + words[1:], value) for words, value in running_facts(found)]
     if found.several_labels is not None:
         _print_labels(found.several_labels, found.card)
         print()
-        facts = [("could not be read", str(len(found.failed)))]
-        print_columns([*facts, *((words[0].lower() + words[1:], value) for words, value in running_facts(found))])
+        print_columns([("could not be read", str(len(found.failed))), *running])
         return
     original = published(found.card)
     rows = [("error", "share", INTERVAL, "wrong", *(["original"] if original else []))]
@@ -190,13 +190,9 @@ def _print(metrics: Metrics) -> None:
     if found.learnt is not None:
         facts.append(("pictures seen in training", f"{found.learnt.train.sum()} of {len(found.labels)}"))
     means = class_means(metrics.classes)
-    for words, value in (
-        ("macro precision", means["macro"]["precision"]),
-        ("macro F1", means["macro"]["f1"]),
-        ("weighted F1", means["weighted"]["f1"]),
-        ("macro AUC", means["macro"]["auc"]),
-    ):
-        facts += [] if value is None else [(words, f"{value:.4f}")]
+    for mean, words in (("macro", "precision"), ("macro", "F1"), ("weighted", "F1"), ("macro", "AUC")):
+        value = means[mean][words.lower()]
+        facts += [] if value is None else [(f"{mean} {words}", f"{value:.4f}")]
     if metrics.calibration is not None:
         facts += [
             ("negative log-likelihood", f"{metrics.calibration.nll:.4f}"),
@@ -210,8 +206,7 @@ def _print(metrics: Metrics) -> None:
         ]
     if metrics.severity is not None and metrics.severity.height is not None:
         facts.append(("mean height of mistakes in the tree", f"{metrics.severity.height:.2f}"))
-    facts += [(words[0].lower() + words[1:], value) for words, value in running_facts(found)]
-    print_columns(facts)
+    print_columns([*facts, *running])
     if original:
         print()
         show(f"original: {SOURCE}")

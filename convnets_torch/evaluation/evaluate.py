@@ -136,13 +136,7 @@ class OutputFile:
     """
 
     def __init__(self, folder: Path | None, run: Mapping[str, Any], pictures: int, classes: int) -> None:
-        """Start a run or resume one.
-
-        Args:
-            folder: created if missing; None for a temporary file.
-            run: JSON-serialisable data that identifies the run.
-            pictures: total number of pictures.
-            classes: outputs per picture.
+        """Start or resume the run that the JSON data `run` identify, in a folder or, if it is None, a temporary file.
 
         Raises:
             ValueError: the folder holds outputs of another run.
@@ -215,14 +209,7 @@ class OutputFile:
     def add(self, rows: NDArray[np.float32], failed: Mapping[int, str], notes: Sequence[str], done: int) -> None:
         """Append the results of the pictures from `self.done` up to, but not including, `done`.
 
-        Args:
-            rows: (n, classes), outputs of the readable pictures, in order.
-            failed: index -> error of the others.
-            notes: on the readable pictures.
-            done: index of the next picture.
-
-        Raises:
-            OSError: the disk is full.
+        `rows` are the outputs (n, classes) of the readable ones in order, `failed` has the errors of the others.
         """
         data = np.ascontiguousarray(rows, "<f4").tobytes()
         try:
@@ -251,7 +238,6 @@ class OutputFile:
         return np.memmap(self._file, "<f4", "r", shape=(self._rows, self._classes))
 
     def close(self) -> None:
-        """Close the files."""
         with contextlib.suppress(OSError):  # of a full disk, which `add` already reported
             self._open.close()
 
@@ -401,13 +387,9 @@ class Evaluation:
             "pictures": len(self.labels),
             "failed": {str(path): words for path, words in self.failed},
         }
+        rest = {"running": self.running.to_dict(), "remarks": list(self.notes)}
         if self.several_labels is not None:
-            return {
-                **about,
-                **self.several_labels.to_dict(self.card),
-                "running": self.running.to_dict(),
-                "remarks": list(self.notes),
-            }
+            return about | self.several_labels.to_dict(self.card) | rest
         original = published(self.card)
         counts = self.confusion
         pairs = np.argwhere(counts)
@@ -418,8 +400,7 @@ class Evaluation:
             "ties": self.ranking.ties,
             "learnt_from": self.learnt and self.learnt.to_dict(),
             "published": original and {"source": SOURCE, "errors": {f"top-{k}": each for k, each in original.items()}},
-            "running": self.running.to_dict(),
-            "remarks": list(self.notes),
+            **rest,
             "by_class": [
                 {
                     "class_id": each.class_id,

@@ -163,11 +163,9 @@ def resolved_labels(
     """Map each distinct label to exactly one class; labels that match no class are reported together.
 
     Args:
-        card: of the network that defines the classes.
+        card, labels: as for `find_truth`.
         texts: wnids or words that mean exactly one class (ImageNet's 1,000), the card's own class names, or class ids.
         where: source of the labels, for messages.
-        labels: "class-ids" accepts numbers as class ids, 0 to classes - 1, where "auto" rejects them because they may
-            count from 1.
         table: ILSVRC's ids -> wnids; every label is then such an id.
 
     Returns:

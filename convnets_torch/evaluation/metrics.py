@@ -188,8 +188,7 @@ def measure_classes(
     """Return the metrics of each class that has pictures, by class id.
 
     Args:
-        logits: (N, classes); may be memory-mapped.
-        labels: (N,) class ids.
+        logits, labels: as for `rank`.
         given: (N,) predicted class ids.
         activation: of the card. With "none", the AUC is computed from the raw outputs.
 
@@ -389,8 +388,7 @@ def find_mistakes(
     classes the first one is the prediction.
 
     Args:
-        logits: (N, classes); may be memory-mapped.
-        labels: (N,) class ids.
+        logits, labels: as for `rank`.
         paths: N files.
         card: of the weights; gives the activation and the class names.
         most: number of mistakes of each kind.
@@ -403,18 +401,14 @@ def find_mistakes(
         raise ValueError(f"there are {len(paths)} paths for {len(labels)} labels; give one for each")
     if logits.shape[-1] != card.classes:
         raise ValueError(f"outputs have {logits.shape[-1]} columns, and the card {card.classes} classes")
-    rows, answers, sure, of_truth = [], [], [], []
+    parts = []
     for numbers, values, truths in logit_batches(logits, labels):
         given = values.argmax(1)
         wrong = given != truths
         logs = log_probabilities(values[wrong], card.activation).round(DIGITS)
         places = np.arange(len(logs))
-        rows.append(numbers[wrong])
-        answers.append(given[wrong])
-        sure.append(logs[places, given[wrong]])
-        of_truth.append(logs[places, truths[wrong]])
-    row, given, log_sure, log_truth = (np.concatenate(parts) for parts in (rows, answers, sure, of_truth))
-
+        parts.append((numbers[wrong], given[wrong], logs[places, given[wrong]], logs[places, truths[wrong]]))
+    row, given, log_sure, log_truth = (np.concatenate(each) for each in zip(*parts, strict=True))
     tree = distances_of(card)
 
     def described(place: int) -> Mistake:

@@ -333,11 +333,7 @@ class ViewedPictures(TorchDataset[Tensor]):
 
 
 def loaded(views: ViewedPictures, steps: Sequence[Sequence[EpochItem]], workers: int) -> Generator[Tensor, None, None]:
-    """Yield the batches of the given steps, each (N, height, width, 3) uint8.
-
-    Args:
-        steps: (epoch, number) of the pictures of each step.
-        workers: number of worker processes; 0 loads in this process.
+    """Yield the batch of each step, (N, height, width, 3) uint8, loaded in `workers` processes or, if 0, in this one.
 
     Raises:
         OSError, ValueError: a picture can no longer be read; the message is the same in any process.

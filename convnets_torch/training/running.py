@@ -243,12 +243,12 @@ def _run_epoch(
     began = time.perf_counter() - progress.seconds
     with contextlib.closing(stage.steps(progress.epoch, progress.step)) as steps:
         for step in steps:
-            said = [bool(callbacks.stop and callbacks.stop()), not step.total.isfinite()]
+            flags = [bool(callbacks.stop and callbacks.stop()), not step.total.isfinite()]
             if group.size > 1:
-                said = group.total(torch.tensor(said, dtype=torch.int32, device=step.total.device)).tolist()
-            if said[BROKEN]:
+                flags = group.total(torch.tensor(flags, dtype=torch.int32, device=step.total.device)).tolist()
+            if flags[BROKEN]:
                 _raise_not_finite(stage, progress, checkpointer, f"step {progress.step + 1} of {count}")
-            if said[STOP]:
+            if flags[STOP]:
                 progress.seconds = time.perf_counter() - began
                 progress.loss = _total_loss(progress.loss, stage, group)
                 checkpointer.save(stage, progress, more)
