@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,7 @@ from convnets_torch.evaluation.evaluate import Evaluation, Running, published
 from convnets_torch.evaluation.metrics import rank, wilson
 from convnets_torch.evaluation.report import compute_metrics, write_page
 from convnets_torch.images.preprocessing import preset
+from convnets_torch.text import printable
 from tests.conftest import CHROMIUM
 
 HOSTILE = "</script ><img src=x onerror='window.hacked=1'><script>window.hacked=1</script> \u202e\x07"
@@ -94,6 +96,13 @@ def test_the_page_says_all_as_text_and_every_picture_in_words(own, tmp_path):
     assert "1 file could not be used" in text
     assert "it is <b>broken</b>" in text
     assert f"{own.mistakes.worst[0].probability:.3f}" in text
+    labels, given = own.evaluation.labels, own.evaluation.logits.argmax(1)
+    for class_id, name in enumerate(("ant 10", "ant 9")):
+        [(most, count)] = Counter(given[(labels == class_id) & (given != class_id)].tolist()).most_common(1)
+        measured = own.classes[class_id]
+        numbers = (measured.precision, measured.recall, measured.f1, measured.auc)
+        wrong = f"{1 - measured.recall:.2%} " + " ".join(f"{number:.3f}" for number in numbers)
+        assert f"{name} 16 {wrong} {printable(own.evaluation.card.class_names[most])} ({count})" in text
     assert "synset" not in text
     assert "The original's figures" not in text
 

@@ -50,23 +50,15 @@ def draw_confusions(
     order = [class_id for class_id in every if used[class_id]]
     if not every_name and not card.classes > WITH_NAMES >= len(order):
         order = list(every)
-    return draw_counts(*_confusion_of(counts, card, order), groups, every_name=every_name, ax=ax)
-
-
-def _confusion_of(
-    counts: NDArray[np.integer[Any]], card: Card, order: list[int]
-) -> tuple[NDArray[np.integer[Any]], list[str], tuple[str, str]]:
-    """Counts and names of the classes in `order`, and the title lines."""
-    tree = tree_wnids(card) is not None
     names = [printable(class_name(card, class_id)) for class_id in order]
-    if tree:
+    if tree is not None:
         names = [name.partition(",")[0] for name in names]
     words = "Classes (rows) and what they were taken for (columns)"
     words += f", {len(order)} of {card.classes}" * (len(order) < card.classes)
-    words += ", in the order of the synset tree" * tree
+    words += ", in the order of the synset tree" * (tree is not None)
     shade = "the share of the row" if len(order) <= WITH_NAMES else "the square root of the share of the row"
     lines = (words, f"right: {counts.trace()} of {counts.sum()} pictures; colours go with {shade}")
-    return counts[np.ix_(order, order)], names, lines
+    return draw_counts(counts[np.ix_(order, order)], names, lines, groups, every_name=every_name, ax=ax)
 
 
 def draw_reliability(*found: Calibration, axes: Sequence[Axes] | None = None) -> list[Axes]:

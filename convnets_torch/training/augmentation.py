@@ -220,20 +220,13 @@ def _clipped(center: float, step: float, count: int, end: float) -> _Span:
 
 def _recolored(image: Image.Image, changes: Changes) -> Image.Image:
     """Apply brightness, contrast, saturation, hue and blur, as torchvision does for PIL images."""
-    if (
-        changes.brightness == changes.contrast == changes.saturation == 1
-        and changes.hue == 0
-        and changes.blur < FAINTEST_BLUR
-    ):
+    names = [name for name in ("brightness", "contrast", "saturation") if getattr(changes, name) != 1]
+    if not names and changes.hue == 0 and changes.blur < FAINTEST_BLUR:
         return image
     from torchvision.transforms.v2 import functional
 
-    for adjust, factor in (
-        (functional.adjust_brightness, changes.brightness),
-        (functional.adjust_contrast, changes.contrast),
-        (functional.adjust_saturation, changes.saturation),
-    ):
-        image = image if factor == 1 else adjust(image, factor)
+    for name in names:
+        image = getattr(functional, f"adjust_{name}")(image, getattr(changes, name))
     if changes.hue:
         image = functional.adjust_hue(image, changes.hue / 360)
     if changes.blur >= FAINTEST_BLUR:

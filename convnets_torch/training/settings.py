@@ -12,6 +12,7 @@ from math import isfinite
 from typing import Any, Literal, get_args
 
 from convnets_torch.options import FormerAttribute, renamed
+from convnets_torch.text import check_choice
 
 Optimizer = Literal["sgd", "adamw"]
 Output = Literal["softmax", "sigmoid"]
@@ -135,8 +136,7 @@ def augmentation(strength: str = "medium", **switches: Any) -> Augmentation:
     >>> augmentation("medium", flip=0).rotation, augmentation("none", rotation=5).flip
     (10, 0.0)
     """
-    if strength not in AUGMENTATIONS:
-        raise ValueError(f"unknown augmentation {strength!r}; known: {', '.join(AUGMENTATIONS)}")
+    check_choice(strength, AUGMENTATIONS, "augmentation")
     _check_names(switches)
     return replace(AUGMENTATIONS[strength], **switches)
 
