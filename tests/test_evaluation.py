@@ -211,16 +211,20 @@ def test_a_killed_run_goes_on_and_gives_what_an_unbroken_one_does(network, evalu
     assert [path for path, _ in again.failed] == [path for path, _ in evaluated.failed]
 
 
-def test_a_damaged_row_is_computed_again(network, evaluated, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "PART", 8)
+def test_a_damaged_row_is_computed_again(network, pictures, tmp_path, monkeypatch):
     truth = find_truth(network.card, pictures / "classes")
+    truth = replace(truth, paths=truth.paths[::-1], labels=truth.labels[::-1].copy())  # the broken one not at first
+    whole = evaluate(network, truth, batch=4)
+    monkeypatch.setattr(evaluation, "PART", 8)
     evaluate(network, truth, batch=4, store=tmp_path)
     with (tmp_path / "outputs.f32").open("r+b") as file:
         file.seek(9 * 40)
         file.write(b"\0\0\0\0")
     found = evaluate(network, truth, batch=4, store=tmp_path)
     assert 0 < found.running.computed < 23
-    np.testing.assert_array_equal(found.logits, evaluated.logits)
+    np.testing.assert_array_equal(found.logits, whole.logits)
+    assert (found.paths, found.failed) == (whole.paths, whole.failed)
+    assert len(found.failed) == 1
 
 
 def test_outputs_of_another_run_are_refused(network, pictures, tmp_path):
