@@ -46,8 +46,8 @@ OPTIONS = {  # command -> its options, besides those of TALK
     "explain": f"{RUN} --output --top --layer --method",
     "export": "--output --heatmap --with-preprocessing",
     "filters": f"{RUN} --output --layer --target --channels --kernels --pictures --form --steps --size --seed",
-    "finetune": f"{RUN} {LABELS} {CHANGES} --output --head-epochs --views --head-rate --epochs --unfreeze --optimizer"
-    " --rate --momentum --weight-decay --class-weights --label-smoothing --dropout --patience --seed --activation"
+    "finetune": f"{RUN} {LABELS} {CHANGES} --output --head-epochs --views --head-lr --epochs --unfreeze --optimizer"
+    " --lr --momentum --weight-decay --class-weights --label-smoothing --dropout --patience --seed --activation"
     " --val-share --allow-leaks --leak-threshold --resume --tensorboard",
     "gradcam": f"{RUN} --output --target --against --layer --method --format --report",
     "heatmap": f"{RUN} --output --target --against --argmax --all --longest-side --upscale --cell-stride --scales"
@@ -83,6 +83,8 @@ OLD = [  # deprecated spellings: command, old, new
     ("evaluate", "--report", "--output"),
     ("evaluate", "--resume", "--resume-folder"),
     ("finetune", "--batch", "--batch-size"),
+    ("finetune", "--head-rate", "--head-lr"),
+    ("finetune", "--rate", "--lr"),
     ("heatmap", "--resume", "--resume-folder"),
     ("index", "--db", "--output"),
     ("search", "--class", "--target"),

@@ -17,7 +17,7 @@ from convnets_torch.embeddings.image_map import MapEntry
 from convnets_torch.embeddings.image_map_drawing import save_map_page
 from convnets_torch.evaluation.evaluate import evaluate
 from convnets_torch.evaluation.labels import find_truth
-from convnets_torch.evaluation.report import judge, save_judged
+from convnets_torch.evaluation.report import compute_metrics, save_report
 from convnets_torch.explain.gradcam import CamWarning
 from convnets_torch.explain.page import explain
 from convnets_torch.images.preprocessing import preset
@@ -106,8 +106,8 @@ def evaluation(path: Path, text: str, made) -> None:
     card = replace(found.card, class_names=names, source=source, preprocessing=rule)
     paths = tuple(Path(f"{text} {number}") for number in range(len(found.paths)))
     failed = ((Path(text), text),)
-    judged = judge(replace(found, card=card, folder=Path(text), paths=paths, failed=failed, remarks=(text,)))
-    save_judged(judged, path.parent, weights=text, repeat=[(text, text)])
+    metrics = compute_metrics(replace(found, card=card, folder=Path(text), paths=paths, failed=failed, notes=(text,)))
+    save_report(metrics, path.parent, weights=text, repeat=[(text, text)])
     path.with_name("report.html").rename(path)
 
 

@@ -27,8 +27,8 @@ from convnets_torch.heatmaps.api import heatmap
 from convnets_torch.heatmaps.running import FolderStore
 from convnets_torch.images.labelled import find_labelled
 from convnets_torch.training.datasets import find_dataset
-from convnets_torch.training.finetuning import Watch, checkpoint_of, finetune
-from convnets_torch.training.running import Reports, TrainingStopped
+from convnets_torch.training.finetuning import checkpoint_of, finetune
+from convnets_torch.training.running import Callbacks, TrainingStopped
 from convnets_torch.weights import load, save
 from tests.finetuned import COLORS, QUICK, draw_pictures, small_resnet
 
@@ -162,7 +162,7 @@ def test_lines_that_no_run_writes_are_cut_off(tmp_path, line):
     start = time.monotonic()
     found = OutputFile(tmp_path / "outputs", {}, 30, 3)
     found.close()
-    assert (found.done, found.failed, found.remarks) == (0, {}, [])
+    assert (found.done, found.failed, found.notes) == (0, {}, [])
     assert not (tmp_path / "outputs" / "done.jsonl").stat().st_size
     assert not (tmp_path / "outputs" / "outputs.f32").stat().st_size
     assert time.monotonic() - start < 30
@@ -241,10 +241,17 @@ def begun(pets, tmp_path_factory):
     folder, dataset = tmp_path_factory.mktemp("begun"), find_dataset(pets)
     output = folder / "mine.safetensors"
     told: list[int] = []
-    watch = Watch(reports=Reports(epoch=lambda row, left: told.append(row.stage), stop=lambda: 2 in told))
+    callbacks = Callbacks(epoch=lambda row, left: told.append(row.stage), stop=lambda: 2 in told)
     with pytest.raises(TrainingStopped):
         finetune(
-            small_resnet(), dataset, output, SETTINGS, cache=folder / "cache", allow_leaks=True, workers=0, watch=watch
+            small_resnet(),
+            dataset,
+            output,
+            SETTINGS,
+            cache=folder / "cache",
+            allow_leaks=True,
+            workers=0,
+            callbacks=callbacks,
         )
     return dataset, folder / "cache", checkpoint_of(output).read_bytes()
 
@@ -358,14 +365,14 @@ def test_a_cache_of_features_that_leads_elsewhere_is_refused(begun, tmp_path):
     content = part.read_bytes()
     part.write_bytes(content.replace(b'"F32"', b'"I32"'))  # as many bytes, which are no vectors
     told = []
-    watch = Watch(found=lambda features, leaks: told.append(features))
+    callbacks = Callbacks(found=lambda features, leaks: told.append(features))
     with pytest.raises(ValueError, match="nearly the same"):
         finetune(
-            small_resnet(), dataset, tmp_path / "mine.safetensors", SETTINGS, cache=tmp_path / "cache", watch=watch,
-            leak_threshold=0.01,
+            small_resnet(), dataset, tmp_path / "mine.safetensors", SETTINGS, cache=tmp_path / "cache",
+            leak_threshold=0.01, callbacks=callbacks,
         )  # fmt: skip
     assert told[0].computed == 30
-    assert "its vectors are computed again" in told[0].remarks[0]
+    assert "its vectors are computed again" in told[0].notes[0]
 
 
 # Tables, files of labels, and folders
@@ -450,11 +457,11 @@ def test_a_picture_of_gigabytes_is_refused_by_itself(network, pets, tmp_path):
     start = time.monotonic()
     dataset = find_dataset(tmp_path / "pets")
     found = []
-    watch = Watch(found=lambda features, leaks: found.append(features))
+    callbacks = Callbacks(found=lambda features, leaks: found.append(features))
     with pytest.raises(ValueError, match="nearly the same"):
         finetune(
-            small_resnet(), dataset, tmp_path / "mine.safetensors", SETTINGS, cache=tmp_path / "cache", watch=watch,
-            leak_threshold=0.01,
+            small_resnet(), dataset, tmp_path / "mine.safetensors", SETTINGS, cache=tmp_path / "cache",
+            leak_threshold=0.01, callbacks=callbacks,
         )  # fmt: skip
     assert [*found[0].failed] == [huge]
     assert time.monotonic() - start < 30
