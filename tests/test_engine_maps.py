@@ -26,10 +26,7 @@ from tests.conftest import NARROW
 from tests.reference.nearness import differ, with_statistics
 from tests.test_engines import MARGINS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:this processor has no instructions"),
-    pytest.mark.usefixtures("idle_threads"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:this processor has no instructions")
 
 
 def openvino(network, precision="float32"):
@@ -55,8 +52,11 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return interpolate(blots, (height, width), mode="bicubic")[0].clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
+KINDS = [*((name, "float32") for name in NARROW if name != "vgg19"), ("vgg16", "bfloat16")]
+
+
 @pytest.mark.parametrize(
-    ("name", "precision"), [*((name, "float32") for name in NARROW if name != "vgg19"), ("vgg16", "bfloat16")]
+    ("name", "precision"), [pytest.param(*kind, marks=[pytest.mark.slow] * (kind[0] != "alexnet")) for kind in KINDS]
 )
 def test_one_program_maps_all_sizes_and_batches(name, precision):
     torch.manual_seed(0)
@@ -81,6 +81,7 @@ def test_one_program_maps_all_sizes_and_batches(name, precision):
         assert differ(found, wanted) <= MARGINS[precision]
 
 
+@pytest.mark.slow
 def test_a_densified_network_is_mapped_too():
     torch.manual_seed(0)
     module = with_statistics(torchvision.models.resnet18(num_classes=10))
@@ -170,6 +171,7 @@ def test_what_an_engine_cannot_do_is_refused(pair):
         heatmap(engine(network), picture(260, 300), "a")
 
 
+@pytest.mark.slow
 def test_the_command_maps_a_picture_and_a_folder_in_an_engine(command, pair, tmp_path):
     network, weights, folder = pair[0], tmp_path / "narrow.safetensors", tmp_path / "pictures"
     save(network, weights)
