@@ -372,6 +372,7 @@ def test_a_single_output_is_refused_since_no_softmax_fits_it(source, refused):
     refused(source, "has a single output")
 
 
+@pytest.mark.slow
 def test_damaged_bytes_give_a_sentence_that_names_the_file(source, tmp_path):
     """Whatever bytes are damaged: a conversion or a sentence, and never a half-written output."""
     code = """
@@ -436,6 +437,7 @@ def test_a_destination_that_cannot_be_written_is_refused(source, tmp_path, monke
     assert not os.path.isfile("/dev/null")  # noqa: PTH113 - a device, and still one
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     """A limit on file sizes is what a full disk looks like to a program: a write that fails half-way."""
     out = tmp_path / "out.safetensors"
@@ -454,6 +456,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert out.read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_the_three_ways_to_call_it_write_the_same_bytes(tmp_path, command):
     source = DATA / "keras1" / "vgg16.h5"
     convnets_torch.convert(source, tmp_path / "a.safetensors")

@@ -224,6 +224,7 @@ ALBUM = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_flipped_kernels_are_found_by_photographs(lite_weights, photographs, tmp_path, command):
     save(flipped(load(lite_weights)), tmp_path / "broken.safetensors")
     for file, words in ALBUM.items():
@@ -241,6 +242,7 @@ def test_flipped_kernels_are_found_by_photographs(lite_weights, photographs, tmp
     assert mended.card.preprocessing == whole.card.preprocessing
 
 
+@pytest.mark.slow
 def test_missing_scale_is_found_by_photographs(lite_weights, photographs):
     whole = load(lite_weights)
     diagnosis = diagnose(ruled(whole, **UNSCALED), [photographs / file for file in ALBUM], list(ALBUM.values()))
@@ -248,6 +250,7 @@ def test_missing_scale_is_found_by_photographs(lite_weights, photographs):
     assert diagnosis.network.card.preprocessing == whole.card.preprocessing
 
 
+@pytest.mark.slow
 def test_pictures_of_one_thing_are_expected_by_name(lite_weights, photographs, command):
     code, out, _ = command("doctor", lite_weights, photographs / "chelsea.png", "--expect", "domestic cat")
     assert code == 0
@@ -314,6 +317,7 @@ def test_outputs_in_another_order_than_the_names_are_found(order, found):
     assert diagnosis.network.card.class_names == OWN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_a_background_class_is_found_and_left_out(place, tmp_path):
     class_ids = [281, 207, 3, 998, 504, 0]
@@ -328,6 +332,7 @@ def test_a_background_class_is_found_and_left_out(place, tmp_path):
     assert load(tmp_path / "mended.safetensors").card.classes == 1000
 
 
+@pytest.mark.slow
 def test_what_photographs_cannot_tell_is_said(lite_weights, photographs):
     """The network hardly minds a wrong epsilon: with it, the expected answers are as likely."""
     network = argued(load(lite_weights), epsilon=1e-5)
@@ -363,6 +368,7 @@ LITE_FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", LITE_FAULTS)
 def test_each_fault_of_efficientnet_lite_is_found_by_recorded_outputs(fault, lite_weights, lite_golden):
     broken, change = LITE_FAULTS[fault]

@@ -55,9 +55,8 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 KINDS = [*((name, "float32") for name in NARROW if name != "vgg19"), ("vgg16", "bfloat16")]
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"), [pytest.param(*kind, marks=[pytest.mark.slow] * (kind[0] != "alexnet")) for kind in KINDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "precision"), KINDS)
 def test_one_program_maps_all_sizes_and_batches(name, precision):
     torch.manual_seed(0)
     narrow = with_statistics(NARROW[name]())

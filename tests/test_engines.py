@@ -52,7 +52,8 @@ def test_openvino_answers_the_same_for_any_batch(name, precision, request):
 
 
 @pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", MARGINS)
 def test_torchvisions_networks_are_taken_too(precision):
     pytest.importorskip("openvino")
     torch.manual_seed(0)

@@ -86,6 +86,7 @@ def test_without_onnxruntime_the_file_is_written_unchecked(monkeypatch, tmp_path
     assert (tmp_path / "x.onnx").stat().st_size == written.bytes
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_nothing(lite_weights, tmp_path):
     code = "from convnets_torch.cli.app import main; main()"
     output = tmp_path / "x.onnx"

@@ -14,20 +14,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from converters import convert
 from convnets_torch.cli.heatmap_folders import is_many, map_each
 from convnets_torch.heatmaps.api import heatmap
 from convnets_torch.weights import load
-from tests.conftest import KERAS1
 from tests.reference.pictures import picture
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """The narrow AlexNet, whose thousand classes are ImageNet's in name."""
-    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
-    convert(KERAS1 / "alexnet.h5", path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -200,6 +200,7 @@ def test_values_that_are_not_finite_are_refused(path, refused, value):
 # Code
 
 
+@pytest.mark.slow
 def test_nothing_of_a_config_is_imported_or_run(tmp_path, refused):
     """A module that a class of the config names lies where Python would find it, and is not imported."""
     (tmp_path / "stolen.py").write_text("raise SystemExit('imported')")

@@ -55,6 +55,7 @@ def trap(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMMAND.exists(), reason="the command is not installed")
 @pytest.mark.parametrize(
     "arguments", [("audit", "x.h5"), ("convert", "x.h5", "-o", "out.safetensors", "--backend=theano")]
@@ -367,6 +368,7 @@ def test_damaged_state_dicts_are_refused_in_a_sentence_or_read(state, tmp_path):
                 assert str(error).isprintable()  # noqa: PT017
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_the_calling_process_stays_small(tmp_path):
     """A storage of 200 MB that no network has is refused by its shape, and not read."""
@@ -577,6 +579,7 @@ print(left, *sorted(entry.name for entry in out.parent.iterdir()))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize(("name", "backend"), [("x.pth", ""), ("x.h5", "theano")])
 def test_a_killed_conversion_leaves_the_old_file_or_the_new_and_nothing_after_the_next(state, tmp_path, name, backend):

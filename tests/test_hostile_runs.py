@@ -487,6 +487,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there the processes start in Python's own folder")
 def test_workers_import_nothing_from_the_current_folder(tmp_path):
     """On macOS, and on Linux from Python 3.14 on, they are new interpreters, which look into that folder first."""
@@ -514,6 +515,7 @@ print(began)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("openvino") is None, reason="no OpenVINO")
 def test_the_engine_tells_nobody_of_its_use(tmp_path):
     """OpenVINO counts its imports and conversions in the home folder, and sends them to its makers from processes."""
@@ -539,6 +541,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_no_process(tmp_path):
     path = tmp_path / "x.pt2"
     path.write_bytes(PRECIOUS)

@@ -39,6 +39,7 @@ def small():
     return make_map(VECTORS, perplexity=8)
 
 
+@pytest.mark.slow
 def test_neighbours_stay_neighbours_as_in_scikit_learns_map(digits, of_digits):
     pixels = digits[0][:KNOWN]
     with threadpool_limits(1):  # its threads wait by spinning, which takes minutes on a busy machine

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from convnets_torch.explain.activations import record_activations
 from convnets_torch.explain.layer_names import find_layers, keras_names
 from convnets_torch.networks import AlexNet, inception_v3, resnet50, vgg16
 from convnets_torch.weights import load
+from tests.conftest import run_keras3_layers
 from tests.reference.keras3_goldens import FULL, KERAS3
 
 # Keras's layers that are no module here, or give something else.
@@ -28,23 +26,7 @@ WITHOUT = {
 }
 
 
-def run_keras3_layers(folder: Path, *options: str) -> None:
-    """`tests/reference/keras3_layers.py` in a process of its own."""
-    environment = os.environ | {"KERAS_BACKEND": "torch", "KERAS_HOME": str(folder / ".keras")}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.reference.keras3_layers", str(folder), *options]
-    subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], check=True)
-
-
-@pytest.fixture(scope="module")
-def keras3_layers(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("keras3_layers")
-    run_keras3_layers(folder, *WITHOUT)
-    return folder
-
-
 def assert_same_layers(name: str, folder: Path, golden, tmp_path) -> None:
-    convert(folder / golden.file, tmp_path / "out.safetensors", preprocessing=golden.preprocessing)
-    (folder / golden.file).unlink()
     network = load(tmp_path / "out.safetensors")
     aliases = keras_names(network)
     keras_outputs = np.load(folder / f"{name}_layers.npz")
@@ -52,7 +34,9 @@ def assert_same_layers(name: str, folder: Path, golden, tmp_path) -> None:
     assert all(re.fullmatch(WITHOUT[name], layer) for layer in unnamed), unnamed
     assert set(aliases) <= set(keras_outputs.files)
     with record_activations(network, set(aliases.values())) as activations, torch.inference_mode():
-        network(torch.from_numpy(golden.inputs()[:1]))
+        logits = network(torch.from_numpy(golden.inputs()[:1]))
+    wanted = keras_outputs["predictions"]
+    assert np.abs(logits.softmax(1).numpy() - wanted).max() <= 1e-4 * wanted.max()
     dead = 0  # layers of few channels that a random network leaves at zero: their names could be any
     for alias, module in aliases.items():
         wanted, found = keras_outputs[alias], activations[module].numpy()
@@ -70,6 +54,7 @@ def assert_same_layers(name: str, folder: Path, golden, tmp_path) -> None:
 @pytest.mark.parametrize("name", WITHOUT)
 def test_each_layer_gives_what_keras_gives_under_its_name(name, keras3_layers, tmp_path):
     golden = next(golden for golden in KERAS3[name] if golden.form == ".keras")
+    convert(keras3_layers / golden.file, tmp_path / "out.safetensors", preprocessing=golden.preprocessing)
     assert_same_layers(name, keras3_layers, golden, tmp_path)
 
 
@@ -78,6 +63,10 @@ def test_each_layer_gives_what_keras_gives_under_its_name(name, keras3_layers, t
 def test_each_layer_of_a_full_network_gives_what_keras_gives_under_its_name(name, tmp_path):
     run_keras3_layers(tmp_path, name, "--full")
     golden = next(golden for golden in FULL[name] if golden.form == ".keras")
+    report = convert(tmp_path / golden.file, tmp_path / "out.safetensors")
+    assert report.card.class_names == "imagenet-1k"
+    assert report.card.preprocessing.name == golden.preprocessing
+    (tmp_path / golden.file).unlink()
     assert_same_layers(name, tmp_path, golden, tmp_path)
     (tmp_path / "out.safetensors").unlink()
 

@@ -21,6 +21,7 @@ from tests.reference.keras3_models import randomize
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras and torch about each other
 FORMS = ["weights.h5", "model.weights.h5"]
+forms = pytest.mark.parametrize("form", [FORMS[0], pytest.param(FORMS[1], marks=pytest.mark.slow)])
 
 
 def write(model, path):
@@ -84,7 +85,7 @@ def heads(table):
                                    ids=table, indirect=True)  # fmt: skip
 
 
-@pytest.mark.parametrize("form", FORMS)
+@forms
 @heads(RIGHT)
 def test_a_listed_head_answers_as_keras(model, form, tmp_path):
     converted(model, tmp_path / form)
@@ -96,7 +97,7 @@ def test_a_normalisation_stands_where_it_is_listed(model, tmp_path):
     assert "does not say" in refusal(write(model, tmp_path / FORMS[1]))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@forms
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_layer_without_a_place_is_named(name, form, tmp_path):
     keras.backend.clear_session()
@@ -160,6 +161,7 @@ def test_a_flatten_of_a_single_cell_is_none_of_a_larger_map(tmp_path):
     assert report.card.arguments["size"] == (32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "size"), [("resnet50", (32, 32)), ("inception_v3", (75, 75))])
 def test_a_map_of_a_single_cell_is_no_reason_to_refuse(network, size, tmp_path):
     keras.backend.clear_session()
@@ -168,7 +170,7 @@ def test_a_map_of_a_single_cell_is_no_reason_to_refuse(network, size, tmp_path):
     assert converted(model, tmp_path / FORMS[0]).card.arguments["size"] == size
 
 
-@pytest.mark.parametrize("form", FORMS)
+@forms
 def test_layers_in_front_are_part_of_the_preprocessing_that_is_named(form, tmp_path):
     keras.backend.clear_session()
     model = in_front(L.Normalization(mean=[1.0, 2.0, 3.0], variance=[2.0, 3.0, 4.0]))

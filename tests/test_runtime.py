@@ -21,6 +21,7 @@ from tests.reference.nearness import differ, with_statistics
 
 # Of the largest logit; bfloat16 has 8 bits.
 MARGINS = {"exact": 0.0, "float32": 1e-5, "bfloat16": 3e-2}
+SLOW = pytest.mark.slow
 ON_ANY_CPU = pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")
 
 
@@ -243,7 +244,9 @@ def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(monkeypatch, tmp_pa
 
 
 @ON_ANY_CPU
-@pytest.mark.parametrize("precision", ["auto", "exact", "float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", *(pytest.param(name, marks=SLOW) for name in ("auto", "exact", "bfloat16"))]
+)
 def test_commands_answer_nearly_the_same_in_every_precision(precision, command, lite_weights, photographs, tmp_path):
     picture = photographs / "coffee.png"
     _, plain, _ = command("classify", lite_weights, picture, "--top", 1, "--json")

@@ -53,6 +53,7 @@ def test_strips_are_the_whole_picture_resized_to_the_bit(shape, interpolation):
         np.testing.assert_array_equal(np.concatenate(strips), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 def test_heights_of_thousands_of_rows_are_equal_too(interpolation):
     """Where the middles of rows are large numbers, rounding would show."""
