@@ -245,6 +245,21 @@ def command(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def refused(tmp_path):
+    """Convert, expect a line that names the file, and see that nothing was left behind."""
+
+    def check(path, message, error=(OSError, ValueError), *, named=True, **options):
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(error, match=message) as caught:
+            convert(path, tmp_path / "out.safetensors", **options)
+        assert str(caught.value).isprintable()
+        assert not named or str(path) in str(caught.value)
+        assert sorted(tmp_path.iterdir()) == before
+
+    return check
+
+
 def run_keras3_layers(folder: Path, *options: str) -> None:
     run_keras3(folder, *options, program="keras3_layers")
 
