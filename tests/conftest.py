@@ -71,8 +71,11 @@ SLOW = {"browser", "keras3_files", "keras3_layers", "keras_applications"}  # fix
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if SLOW.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.slow)
+        used = SLOW.intersection(getattr(item, "fixturenames", ()))
+        if used:
+            item.add_marker("slow")
+        if "browser" in used:
+            item.add_marker("browser")
 
 
 @pytest.fixture(params=NARROW)
@@ -95,12 +98,39 @@ def vgg() -> Network:
 @pytest.fixture(scope="module")
 def browser():
     """Debian's Chromium; without a sandbox, since tests may run as root, for which it has none."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
+    if CHROMIUM is None:
+        pytest.skip("Debian's chromium is not installed: apt-get install chromium")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed; it is in the extra dev"
+    )
+    with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open a page from the disk; afterwards nothing was complained of and nothing asked from a network."""
+    contexts, complaints, asked = [], [], []
+
+    def open_page(path, width=1300, height=800, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        asked.remove(path.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == []
 
 
 @pytest.fixture(scope="session", autouse=True)

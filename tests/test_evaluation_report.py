@@ -16,7 +16,6 @@ from convnets_torch.evaluation.metrics import confusion, find_mistakes, most_con
 from convnets_torch.evaluation.report import ClassRow, ErrorRow, Report, write_report
 from convnets_torch.images.preprocessing import preset
 from convnets_torch.wordnet.hierarchy import measure_severity
-from tests.conftest import CHROMIUM
 
 HOSTILE = "</script ><img src=x onerror='window.hacked=1'><script>window.hacked=1</script> \u202e\x07"
 
@@ -133,17 +132,10 @@ def test_without_mistakes_that_is_said(own, tmp_path):
     assert "No mistakes." in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed: apt-get install chromium")
-def test_classes_are_sorted_and_filtered_by_mouse_and_keys_and_nothing_is_asked_for(browser, own, tmp_path):
-    complaints, asked = [], []
-    page = browser.new_page(viewport={"width": 390, "height": 800})
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+def test_classes_are_sorted_and_filtered_by_mouse_and_keys_and_nothing_is_asked_for(visit, own, tmp_path):
     path = tmp_path / "report.html"
     write_report(replace(own, classes=[*own.classes, ClassRow("nothing", None, 0, 0)]), path)
-    page.goto(path.as_uri())
+    page = visit(path, 390)
 
     def column(number):
         rows = page.locator(".classes tbody tr:not([hidden])")
@@ -172,9 +164,6 @@ def test_classes_are_sorted_and_filtered_by_mouse_and_keys_and_nothing_is_asked_
     page.set_viewport_size({"width": 1200, "height": 800})
     assert page.evaluate("[...document.querySelectorAll('.plot')].every((it) => it.scrollWidth <= it.clientWidth)")
     assert page.evaluate("window.hacked") is None
-    page.close()
-    assert complaints == []
-    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
 
 
 def test_a_thousand_classes_are_a_page_of_moderate_size(tmp_path):
