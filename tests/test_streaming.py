@@ -61,7 +61,7 @@ def strips(images, rows):
     return (images[:, :, top : top + rows] for top in range(0, images.shape[2], rows))
 
 
-def assert_same(found, wanted, tolerance):
+def assert_same(found, wanted, tolerance=1e-10):
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
 
