@@ -23,8 +23,7 @@ def inputs(network, seeds, size):
 
 def converted(name, tmp_path, folder=KERAS1):
     """The network, the answers of the original, and the pictures that it answered to."""
-    told = {"backend": "theano"} if folder is KERAS0 else {}
-    convert(folder / f"{name}.h5", tmp_path / "out.safetensors", **told)
+    convert(folder / f"{name}.h5", tmp_path / "out.safetensors", backend="theano" if folder is KERAS0 else None)
     network, golden = load(tmp_path / "out.safetensors"), np.load(folder / f"{name}.npz")
     return network, golden, inputs(network, golden["seeds"], golden["size"])
 
