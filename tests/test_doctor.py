@@ -121,7 +121,9 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
 CASES += [("alexnet", ("kernels", "lrn")), ("vgg16", ("kernels", "channels")), ("vgg16", ("flatten", "values"))]
 
 
-@pytest.mark.parametrize(("name", "faults"), CASES)
+@pytest.mark.parametrize(
+    ("name", "faults"), [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] != "alexnet")) for case in CASES]
+)
 def test_a_fault_is_found_by_the_outputs_of_keras_on_theano(name, faults, originals):
     path, golden = originals[name]
     whole = load(path)
@@ -296,6 +298,7 @@ def diagnosed(network, expected):
 OWN = ("Yak", "ant", "bee 10", "bee 9", "cat", "Dog", "eel", "fox")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "found"),
     [
@@ -414,6 +417,7 @@ RESNETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # what the networ
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RESNETS)
 def test_the_numbers_of_a_resnet_that_no_file_tells_are_found(case):
     right, wrong = RESNETS[case]

@@ -26,7 +26,7 @@ from tests.conftest import NARROW
 from tests.reference.nearness import differ, with_statistics
 from tests.test_engines import MARGINS
 
-pytestmark = pytest.mark.filterwarnings("ignore:this processor has no instructions")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:this processor has no instructions")]
 
 
 def openvino(network, precision="float32"):
@@ -55,7 +55,6 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 KINDS = [*((name, "float32") for name in NARROW if name != "vgg19"), ("vgg16", "bfloat16")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "precision"), KINDS)
 def test_one_program_maps_all_sizes_and_batches(name, precision):
     torch.manual_seed(0)
@@ -80,7 +79,6 @@ def test_one_program_maps_all_sizes_and_batches(name, precision):
         assert differ(found, wanted) <= MARGINS[precision]
 
 
-@pytest.mark.slow
 def test_a_densified_network_is_mapped_too():
     torch.manual_seed(0)
     module = with_statistics(torchvision.models.resnet18(num_classes=10))
@@ -170,7 +168,6 @@ def test_what_an_engine_cannot_do_is_refused(pair):
         heatmap(engine(network), picture(260, 300), "a")
 
 
-@pytest.mark.slow
 def test_the_command_maps_a_picture_and_a_folder_in_an_engine(command, pair, tmp_path):
     network, weights, folder = pair[0], tmp_path / "narrow.safetensors", tmp_path / "pictures"
     save(network, weights)

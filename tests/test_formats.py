@@ -86,6 +86,7 @@ def test_what_cannot_be_read_is_refused_by_name(golden, keras3_files, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_page_of_formats_is_what_the_lists_say():
     script = Path(__file__).parents[1] / "scripts" / "build_formats.py"
     subprocess.run([sys.executable, script, "--check"], check=True)

@@ -223,6 +223,7 @@ def test_an_older_report_stays_when_the_run_is_interrupted(weights, holiday, tmp
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
+@pytest.mark.slow
 def test_the_time_left_goes_to_a_terminal(weights, holiday, tmp_path):
     ours, theirs = pty.openpty()
     program = (

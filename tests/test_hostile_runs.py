@@ -460,6 +460,7 @@ def test_a_picture_of_gigabytes_is_refused_by_itself(network, pets, tmp_path):
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.slow
 def test_twenty_thousand_class_folders_are_listed_in_seconds(tmp_path):
     """Once each was looked for in the list of all the others."""
     for number in range(20_000):
@@ -565,6 +566,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_loses_no_finished_outputs(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL_OF_OUTPUTS, tmp_path / "outputs"], cwd=ROOT, capture_output=True, text=True

@@ -188,6 +188,7 @@ def test_without_opentsne_the_extra_is_named(monkeypatch):
         make_map(VECTORS)
 
 
+@pytest.mark.slow
 def test_only_making_a_map_needs_opentsne():
     modules = "convnets_torch.embeddings.index, convnets_torch.evaluation.charts, convnets_torch.embeddings.image_map"
     code = f"import sys; sys.modules['openTSNE'] = None; import {modules}"

@@ -19,9 +19,11 @@ from convnets_torch.weights import load
 from tests.reference.keras3_heads import NORMALISED, PLACED, REFUSED, RIGHT, SIZE, L, base, frozen, in_front, pooled
 from tests.reference.keras3_models import randomize
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras and torch about each other
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Keras and torch about each other
+]
 FORMS = ["weights.h5", "model.weights.h5"]
-forms = pytest.mark.parametrize("form", [FORMS[0], pytest.param(FORMS[1], marks=pytest.mark.slow)])
 
 
 def write(model, path):
@@ -89,7 +91,7 @@ def heads(table):
                                    ids=table, indirect=True)  # fmt: skip
 
 
-@forms
+@pytest.mark.parametrize("form", FORMS)
 @heads(RIGHT)
 def test_a_listed_head_answers_as_keras(model, form, tmp_path):
     converted(model, tmp_path / form)
@@ -101,7 +103,7 @@ def test_a_normalisation_stands_where_it_is_listed(model, tmp_path):
     assert "does not say" in refusal(write(model, tmp_path / FORMS[1]))
 
 
-@forms
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_layer_without_a_place_is_named(name, form, tmp_path):
     make, layer = REFUSED[name]
@@ -166,7 +168,7 @@ def test_a_map_of_a_single_cell_is_no_reason_to_refuse(network, size, tmp_path):
     assert converted(model, tmp_path / FORMS[0]).card.arguments["size"] == size
 
 
-@forms
+@pytest.mark.parametrize("form", FORMS)
 def test_layers_in_front_are_part_of_the_preprocessing_that_is_named(form, tmp_path):
     model = in_front(L.Normalization(mean=[1.0, 2.0, 3.0], variance=[2.0, 3.0, 4.0]))
     path = write(model, tmp_path / form)

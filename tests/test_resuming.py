@@ -48,6 +48,7 @@ def stopping_after(rows):
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"cell_stride": 16}, {"scales": (0.8, 1)}, {"longest_side": 1300}])
 def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(network, tall, tmp_path, options, monkeypatch):
     whole = heatmap(network, tall, ["espresso", "dog"], **options)
@@ -141,6 +142,7 @@ def test_an_interrupted_command_says_how_it_goes_on(lite_weights, tall, tmp_path
     assert not (tmp_path / "dogs.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memmap", "zarr", "tiff"])
 def test_pictures_that_are_sliced_give_the_same_map(network, tall, tmp_path, kind, monkeypatch):
     image: Any

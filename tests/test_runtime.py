@@ -137,6 +137,7 @@ def test_parts_of_what_cannot_be_followed_are_prepared():
         assert differ(ready(images), module(images)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "resnet18", "mobilenet_v2", "densenet121"])
 def test_torchvisions_modules_answer_the_same(name):
     torch.manual_seed(0)
@@ -231,6 +232,7 @@ def test_compiled_networks_answer_the_same():
         assert torch.equal(ready(images), found)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     narrow = with_statistics(NARROW["vgg16"]())

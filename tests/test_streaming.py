@@ -150,6 +150,7 @@ class Live(TorchDispatchMode):
         self.live -= size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [8, 64, 500])
 @pytest.mark.parametrize("stride", [None, 8])
 def test_what_is_reckoned_is_what_pytorch_holds(thin, rows, stride):
