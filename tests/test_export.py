@@ -51,7 +51,8 @@ def test_classifiers_answer_the_same_for_any_batch(name, ending, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [f"x.{ending}"]  # one file, no external data
 
 
-@pytest.mark.parametrize(("name", "ending"), CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "ending"), FORMS)
 def test_score_maps_answer_the_same_for_any_size_and_batch(name, ending, tmp_path):
     narrow = network_of(name)
     written = export(narrow, tmp_path / f"x.{ending}", heatmap=True)

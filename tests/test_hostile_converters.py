@@ -415,6 +415,7 @@ def planned(config):
 VALUES = [None, [], {}, "x", -1, 2.5, 10**18, True, [1, 2, 3], [None], {"a": 1}, ["a", "b"]]
 
 
+@pytest.mark.slow
 def test_a_config_that_lacks_or_mistakes_anything_is_planned_or_refused_in_a_sentence(config):
     """Every setting of one layer of each class, left out and of every kind, and the same of the model's own."""
     layers = config["config"]["layers"]

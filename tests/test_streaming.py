@@ -52,7 +52,7 @@ def thin_network(name):
     return network
 
 
-@pytest.fixture(params=THIN)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "inception_v3")) for name in THIN])
 def thin(request):
     return thin_network(request.param)
 

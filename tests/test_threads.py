@@ -260,6 +260,7 @@ os._exit(0 if all(same(plain(call(network, path)), answer) for call, answer in z
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_answers_as_its_parent(alone):
     program = [sys.executable, "-W", "ignore", "-c", FORKING, str(alone[0][0])]
