@@ -296,6 +296,7 @@ def test_exports_and_engines_are_the_same_and_disturb_nobody_where_other_threads
         wrong = []
         while not all(job.done() for job in (again, engine, refused)):
             wrong += faults([network], alone, ("classify", "heatmap", "another's module"), threads=2)
+            time.sleep(0.3)
         torch.testing.assert_close(engine.result()(images), network(images), rtol=1e-4, atol=1e-5)
         again.result()
         with pytest.raises(ValueError, match=r"none\.pt2 was not written"):
