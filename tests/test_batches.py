@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from converters import convert
 from convnets_torch.fcn.graph import map_graph
 from convnets_torch.fcn.memory import peak_bytes
 from convnets_torch.heatmaps.api import heatmap
@@ -19,18 +18,9 @@ from convnets_torch.heatmaps.many import Mapped, heatmap_each
 from convnets_torch.images.decoding import decode
 from convnets_torch.inference import pipeline
 from convnets_torch.weights import load
-from tests.conftest import KERAS1
 from tests.reference.pictures import picture
 
 SIZES = [(240, 300), (240, 331)]  # of one height: the width counts too
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """The narrow AlexNet, whose thousand classes are ImageNet's in name."""
-    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
-    convert(KERAS1 / "alexnet.h5", path)
-    return path
 
 
 @pytest.fixture

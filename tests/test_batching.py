@@ -36,6 +36,7 @@ def limited(each: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as Linux has them")
 def test_a_batch_that_does_not_fit_is_halved_until_it_does():
     done = limited(25_000_000)

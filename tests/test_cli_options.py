@@ -393,7 +393,7 @@ def test_the_cache_keeps_vectors_of_cut_files_apart(weights, tmp_path, cache, co
     [
         ["classify"], ["embed", "--json"], ["gradcam", "--json"], ["activations", "--json"], ["probe", "--folds", "2"],
         ["heatmap", "--target", "0", "-o", "OUT"], ["index", "-o", "OUT.lance"], ["map", "-o", "OUT.html"],
-        ["doctor", "--expect", "0"], ["evaluate"],
+        pytest.param(["doctor", "--expect", "0"], marks=pytest.mark.slow), ["evaluate"],
     ],
     ids=lambda words: words[0],
 )  # fmt: skip

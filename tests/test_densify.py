@@ -19,6 +19,7 @@ from convnets_torch.inference.classification import probabilities
 from tests.reference.pictures import picture
 from tests.reference.users_networks import FAMILIES, Tutorial, lively, resnet, sequential
 from tests.test_networks import random
+from tests.test_streaming import assert_same
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -28,11 +29,6 @@ def family(request):
     torch.manual_seed(0)
     module = lively(build())
     return module, size, densify(module, size)
-
-
-def assert_same(found, wanted, tolerance=1e-10):
-    assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
 
 
 def test_the_answers_are_the_modules(family):

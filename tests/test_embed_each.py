@@ -24,15 +24,6 @@ from tests.reference.pictures import picture
 from tests.test_pipeline import decoders, small
 
 
-@pytest.fixture
-def files(tmp_path):
-    """Seven photographs of mixed sizes."""
-    paths = [tmp_path / f"{number}.jpg" for number in range(7)]
-    for number, path in enumerate(paths):
-        Image.fromarray(picture(number, 240 + 31 * number, 410 - 23 * number)).save(path, quality=90)
-    return paths
-
-
 def stacked(rows):
     return torch.stack([row.vector for row in rows])
 

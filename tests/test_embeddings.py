@@ -25,7 +25,6 @@ from convnets_torch.networks import (
 from convnets_torch.weights import load
 from tests.conftest import NARROW
 from tests.reference.keras3_goldens import KERAS3
-from tests.test_keras_names import run_keras3_layers
 
 
 def images_of(network, count: int = 2) -> Tensor:
@@ -262,13 +261,6 @@ def test_what_cannot_be_had_is_one_sentence(vgg):
 
 
 DEFAULTS = {"vgg16": "fc2", "resnet50": "avg_pool", "inception_v3": "avg_pool"}  # Keras's layers before the last
-
-
-@pytest.fixture(scope="module")
-def keras3_layers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("keras3_embeddings")
-    run_keras3_layers(folder, *DEFAULTS)
-    return folder
 
 
 @pytest.mark.parametrize("name", DEFAULTS)

@@ -27,10 +27,7 @@ from tests.conftest import NARROW
 from tests.reference.nearness import differ, with_statistics
 from tests.test_engines import MARGINS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:this processor has no instructions"),
-    pytest.mark.usefixtures("idle_threads"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:this processor has no instructions")]
 
 
 def openvino(network, precision="float32"):
@@ -56,9 +53,10 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return interpolate(blots, (height, width), mode="bicubic")[0].clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"), [*((name, "float32") for name in NARROW if name != "vgg19"), ("vgg16", "bfloat16")]
-)
+KINDS = [*((name, "float32") for name in NARROW if name != "vgg19"), ("vgg16", "bfloat16")]
+
+
+@pytest.mark.parametrize(("name", "precision"), KINDS)
 def test_one_program_maps_all_sizes_and_batches(name, precision):
     torch.manual_seed(0)
     narrow = with_statistics(NARROW[name]())

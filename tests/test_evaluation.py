@@ -261,6 +261,7 @@ def test_outputs_of_another_run_are_refused(network, pictures, tmp_path):
         evaluate(network, truth, store=store)
 
 
+@pytest.mark.slow
 def test_an_engine_is_evaluated_and_known_by_its_answers(network, evaluated, pictures, tmp_path):
     pytest.importorskip("openvino")
     from convnets_torch.inference.engines import engine

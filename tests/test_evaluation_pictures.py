@@ -22,8 +22,7 @@ from convnets_torch.images.decoding import Reading
 from convnets_torch.images.preprocessing import preset
 from convnets_torch.wordnet import synsets
 from convnets_torch.wordnet.hierarchy import tree_order
-
-IMAGENET = Card("vgg16", {"classes": 1000}, preset("vgg16"), "imagenet-1k")
+from tests.test_ground_truth import IMAGENET
 
 
 def test_what_is_alike_stands_together_in_the_order_of_the_tree():

@@ -139,6 +139,7 @@ def test_the_command_writes_one_and_refuses_others_before_any_work(command, tmp_
     assert "would overwrite" in error
 
 
+@pytest.mark.slow
 def test_without_pyarrow_a_sentence_says_what_to_install(tmp_path):
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"

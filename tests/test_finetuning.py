@@ -49,12 +49,6 @@ def dataset(data):
 
 
 @pytest.fixture(scope="module")
-def vectors(tmp_path_factory):
-    """A cache of features for all tests here."""
-    return tmp_path_factory.mktemp("vectors")
-
-
-@pytest.fixture(scope="module")
 def tuned(dataset, vectors, tmp_path_factory):
     """The network before, what came of fine-tuning it, and the file."""
     before, output = small_resnet(), tmp_path_factory.mktemp("tuned") / "mine.safetensors"

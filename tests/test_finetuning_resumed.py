@@ -34,12 +34,6 @@ def dataset(tmp_path_factory):
     return find_dataset(draw_pictures(tmp_path_factory.mktemp("pictures") / "data"))
 
 
-@pytest.fixture(scope="module")
-def vectors(tmp_path_factory):
-    """A cache of features for all tests here."""
-    return tmp_path_factory.mktemp("vectors")
-
-
 def train(dataset, vectors, output, settings=SETTINGS, **options):
     return finetune(small_resnet(), dataset, output, settings, cache=vectors, allow_leaks=True, **options)
 
@@ -294,6 +288,7 @@ if os.environ["RANK"] == "0":
 DIVIDED = replace(SETTINGS, batch=23, dropout=False, views=2, precision="float32", lr=3e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns_from_the_same_batches(dataset, vectors, tmp_path):
     program, data = tmp_path / "together.py", dataset.train[0][0].parents[1]
     program.write_text(TOGETHER)

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from converters import convert
 from convnets_torch.explain.gradcam import CamWarning, Score, cams, gradcam, gradcam_each, gradcam_targets
 from convnets_torch.explain.gradcam_maps import _photograph, _scaled, cam_cells, save_cams
 from convnets_torch.explain.layer_names import last_convolution
@@ -21,28 +20,12 @@ from convnets_torch.inference.classification import classify, square_input
 from convnets_torch.networks import Network
 from convnets_torch.weights import load
 from convnets_torch.wordnet.synsets import class_ids
-from tests.conftest import KERAS1
 from tests.reference.pictures import picture
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """The narrow AlexNet, whose thousand classes are ImageNet's in name."""
-    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
-    convert(KERAS1 / "alexnet.h5", path)
-    return path
 
 
 @pytest.fixture(scope="module")
 def network(weights) -> Network:
     return load(weights)
-
-
-@pytest.fixture
-def street(tmp_path):
-    path = tmp_path / "street.png"
-    Image.fromarray(picture(1, 240, 300)).save(path)
-    return path
 
 
 @pytest.mark.parametrize("rule", [preset("alexnet"), general("torchvision", (112, 224)), general("unit", 64)])

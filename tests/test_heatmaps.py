@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from converters import convert
 from convnets_torch.card import Card
 from convnets_torch.explain.gradcam import gradcam, gradcam_targets
 from convnets_torch.fcn.score_map import score_map
@@ -22,20 +21,12 @@ from convnets_torch.visualization import overlays
 from convnets_torch.weights import load
 from convnets_torch.wordnet.synsets import class_ids
 from convnets_torch.wordnet.targets import Target, find_target
-from tests.conftest import KERAS1
 from tests.reference.pictures import picture
 
 
 @pytest.fixture(scope="module")
-def network(lite_weights):
-    return load(lite_weights)
-
-
-@pytest.fixture(scope="module")
-def alexnet(tmp_path_factory):
-    """The narrow AlexNet, whose thousand classes are ImageNet's in name."""
-    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
-    return load(convert(KERAS1 / "alexnet.h5", path).destination)
+def alexnet(weights):
+    return load(weights)
 
 
 def test_a_cell_is_the_summed_probability_of_the_distinct_classes(alexnet):

@@ -451,6 +451,7 @@ def test_kept_vectors_with_a_row_that_stands_for_none_are_made_anew(address, cac
         assert Index.open(address).search("/made/0-3.jpg", 5) == wanted
 
 
+@pytest.mark.slow
 def test_two_that_make_an_index_at_once_make_one(address, tmp_path):
     program = """
 import json, sys

@@ -467,6 +467,7 @@ def test_a_picture_of_gigabytes_is_refused_by_itself(network, pets, tmp_path):
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.slow
 def test_twenty_thousand_class_folders_are_listed_in_seconds(tmp_path):
     """Once each was looked for in the list of all the others."""
     for number in range(20_000):
@@ -494,6 +495,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there the processes start in Python's own folder")
 def test_workers_import_nothing_from_the_current_folder(tmp_path):
     """On macOS, and on Linux from Python 3.14 on, they are new interpreters, which look into that folder first."""
@@ -521,6 +523,7 @@ print(began)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("openvino") is None, reason="no OpenVINO")
 def test_the_engine_tells_nobody_of_its_use(tmp_path):
     """OpenVINO counts its imports and conversions in the home folder, and sends them to its makers from processes."""
@@ -546,6 +549,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_no_process(tmp_path):
     path = tmp_path / "x.pt2"
     path.write_bytes(PRECIOUS)
@@ -569,6 +573,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_loses_no_finished_outputs(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL_OF_OUTPUTS, tmp_path / "outputs"], cwd=ROOT, capture_output=True, text=True

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import unicodedata
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from convnets_torch.card import Card
 from convnets_torch.evaluation.labels import find_truth
@@ -22,14 +20,7 @@ from convnets_torch.training.finetuning import finetune
 from convnets_torch.training.settings import Settings
 from convnets_torch.weights import save
 from tests.finetuned import small_resnet
-
-
-def make(folder: Path, *names: str) -> Path:
-    """Small pictures, whose content is that of their name."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.frombytes("L", (16, 16), hashlib.shake_256(name.encode()).digest(256)).save(folder / name)
-    return folder
+from tests.test_ground_truth import make
 
 
 def card(*names: str) -> Card:

@@ -20,14 +20,8 @@ from convnets_torch.images.decoding import PictureWarning
 from convnets_torch.images.preprocessing import fit_longest_side, normalize
 from convnets_torch.inference.classification import classify
 from convnets_torch.visualization.overlays import interpolated
-from convnets_torch.weights import load
 from tests.reference.pictures import picture
 from tests.test_heatmaps import made
-
-
-@pytest.fixture(scope="module")
-def network(lite_weights):
-    return load(lite_weights)
 
 
 @pytest.fixture(scope="module")

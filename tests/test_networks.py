@@ -191,6 +191,7 @@ def nothing_compiled() -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_the_graph_of_both_uses_is_captured_whole_by_torch_compile(narrow, nothing_compiled):
     images = random(1, 3, 320, 352, dtype=torch.float32)
     own = images[:, :, : narrow.size[0], : narrow.size[1]]

@@ -13,14 +13,8 @@ from PIL import Image
 from convnets_torch.heatmaps.api import contrast, heatmap, heatmap_targets, probability_map, save_sheet
 from convnets_torch.heatmaps.maps import CellMap, contrast_of
 from convnets_torch.visualization import overlays
-from convnets_torch.weights import load
 from convnets_torch.wordnet.targets import Target
 from tests.test_heatmaps import made
-
-
-@pytest.fixture(scope="module")
-def network(lite_weights):
-    return load(lite_weights)
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,8 @@ from PIL import Image
 
 from convnets_torch.visualization.overlays import STRENGTH, palette
 from convnets_torch.visualization.pages import MapLayer, write_page
-from tests.conftest import CHROMIUM
 from tests.reference.cells import NAMES, boxes_of, draw_cells, draw_map, nearest, overlay, regions
 from tests.reference.pictures import picture
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed: apt-get install chromium"),
-]
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'convnets-torch[dev]'")
 
 SIZE = (521, 803)  # of the original, which the last windows leave by some pixels; the picture on the page is half of it
 CELLS = draw_cells(seed=3, rows=9, columns=13, stride=(41.25, 50.5), size=200)
@@ -36,29 +29,13 @@ HOSTILE = (
 
 
 @pytest.fixture
-def opened(browser, tmp_path):
-    """Write a page, open it from the disk; afterwards nothing was complained of and nothing asked from a network."""
-    contexts, complaints, asked = [], [], []
-
-    def open_page(layers=MAPS, cells=CELLS, size=SIZE, pixels=None, title="A street", width=1300, **options):
+def opened(visit, tmp_path):
+    def open_page(layers=MAPS, cells=CELLS, size=SIZE, pixels=None, title="A street", **options):
         path = tmp_path / "page.html"
         write_page(path, picture(1, 260, 401) if pixels is None else pixels, size, layers, cells, title=title)
-        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
-        asked.remove(path.as_uri())
-        return page
+        return visit(path, **options)
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert [url for url in asked if not url.startswith("data:")] == []
+    return open_page
 
 
 def on_screen(page, x, y, size=SIZE):

@@ -14,7 +14,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from convnets_torch.card import Card
 from convnets_torch.images.decoding import read_picture
@@ -44,15 +43,6 @@ def small(name="alexnet", rule=None, seed=0):
     network = NARROW[name]().eval()
     network.card = Card(name, {"classes": 10}, preset(name, rule), None)
     return network
-
-
-@pytest.fixture
-def files(tmp_path):
-    """Seven photographs of mixed sizes."""
-    paths = [tmp_path / f"{number}.jpg" for number in range(7)]
-    for number, path in enumerate(paths):
-        Image.fromarray(picture(number, 240 + 31 * number, 410 - 23 * number)).save(path, quality=90)
-    return paths
 
 
 @pytest.mark.parametrize("rule", ["original", "keras-caffe-aspect", "keras-tf", "torchvision", "efficientnet-lite"])
@@ -120,6 +110,7 @@ def test_an_endless_iterable_is_taken_as_it_is_needed_and_close_leaves_no_thread
     assert not decoders()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as Unix has them")
 def test_an_interrupt_ends_the_process_at_once(files):
     code = f"""

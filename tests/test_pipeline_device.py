@@ -20,7 +20,6 @@ from convnets_torch.inference.pipeline import Input, Inputs, predict
 from convnets_torch.inference.torchcodec import batch_decoder
 from convnets_torch.weights import load
 from tests.test_device_pixels import DEVICES
-from tests.test_pipeline import files as files
 from tests.test_pipeline import small
 from tests.test_reduced import large as large
 

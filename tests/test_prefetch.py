@@ -11,10 +11,7 @@ import torch
 from PIL import Image
 
 from convnets_torch.inference.pipeline import UNKNOWN_PIXELS, each_of, expected_pixels, prefetch
-
-
-def decoders():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+from tests.test_pipeline import decoders
 
 
 def test_results_come_in_order_whoever_is_ready_first():

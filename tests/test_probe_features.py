@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from converters import convert
 from convnets_torch.embeddings import cache as feature_cache
 from convnets_torch.embeddings.extraction import embed
 from convnets_torch.embeddings.probe import embed_classes
@@ -23,15 +22,7 @@ from convnets_torch.images.finding import find_pictures
 from convnets_torch.images.labelled import find_classes
 from convnets_torch.inference.prepare import prepare
 from convnets_torch.weights import load
-from tests.conftest import KERAS1
 from tests.reference.pictures import picture
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
-    convert(KERAS1 / "alexnet.h5", path)
-    return path
 
 
 def assert_near(found, wanted):

@@ -19,7 +19,6 @@ from PIL import Image
 
 from convnets_torch.heatmaps import running as resuming
 from convnets_torch.heatmaps.api import heatmap, heatmap_targets
-from convnets_torch.weights import load
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,11 +26,6 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = (
     "from convnets_torch.heatmaps import running; running.EVERY = 0.0; from convnets_torch.cli.app import main; main()"
 )
-
-
-@pytest.fixture(scope="module")
-def network(lite_weights):
-    return load(lite_weights)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +48,7 @@ def stopping_after(rows):
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"cell_stride": 16}, {"scales": (0.8, 1)}, {"longest_side": 1300}])
 def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(network, tall, tmp_path, options, monkeypatch):
     whole = heatmap_targets(network, tall, ["espresso", "dog"], **options)
@@ -95,6 +90,7 @@ def test_a_damaged_file_of_rows_is_computed_again(network, tall, tmp_path, monke
     np.testing.assert_allclose(heatmap(network, tall, "dog", **arguments).values, whole.values, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_no_picture_and_goes_on(lite_weights, tall, tmp_path):
     """SIGKILL in the middle: no output, no half-written file of rows; the same command finishes from there."""
     big = np.concatenate([tall, tall[::-1]] * 2)
@@ -120,6 +116,7 @@ def test_a_killed_command_leaves_no_picture_and_goes_on(lite_weights, tall, tmp_
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_says_how_it_goes_on(lite_weights, tall, tmp_path):
     big = np.concatenate([tall] * 4)
     Image.fromarray(big).save(tmp_path / "big.png")
@@ -145,6 +142,7 @@ def test_an_interrupted_command_says_how_it_goes_on(lite_weights, tall, tmp_path
     assert not (tmp_path / "dogs.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memmap", "zarr", "tiff"])
 def test_pictures_that_are_sliced_give_the_same_map(network, tall, tmp_path, kind, monkeypatch):
     image: Any

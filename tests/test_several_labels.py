@@ -75,12 +75,6 @@ def dataset(pictures):
 
 
 @pytest.fixture(scope="module")
-def vectors(tmp_path_factory):
-    """A cache of features for all tests here."""
-    return tmp_path_factory.mktemp("vectors")
-
-
-@pytest.fixture(scope="module")
 def tuned(dataset, vectors, tmp_path_factory):
     output = tmp_path_factory.mktemp("tuned") / "mine.safetensors"
     return finetune(small_resnet(), dataset, output, SETTINGS, cache=vectors, allow_leaks=True), output

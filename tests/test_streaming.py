@@ -23,7 +23,6 @@ from convnets_torch.networks import (
     inception_v3,
     resnet50,
     vgg16,
-    vgg19,
 )
 from tests.test_networks import random, uneven
 
@@ -33,7 +32,6 @@ THIN = {  # as few channels as the traps need: what blocks and strides can do wr
     "inception_v3": lambda: inception_v3(3, widths=[max(2, width // 48) for width in inception.WIDTHS]),
     "resnet50": lambda: resnet50(3, widths=(3, 1, 1, 2, 2)),
     "vgg16": lambda: vgg16(3, widths=(2, 3, 2, 3, 4), hidden=(4, 5)),
-    "vgg19": lambda: vgg19(3, widths=(2, 2, 3, 2, 3), hidden=(4, 5)),
 }
 
 
@@ -54,7 +52,7 @@ def thin_network(name):
     return network
 
 
-@pytest.fixture(params=THIN)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "inception_v3")) for name in THIN])
 def thin(request):
     return thin_network(request.param)
 
@@ -63,7 +61,7 @@ def blocks(images, rows):
     return (images[:, :, top : top + rows] for top in range(0, images.shape[2], rows))
 
 
-def assert_same(found, wanted, tolerance):
+def assert_same(found, wanted, tolerance=1e-10):
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
 
@@ -152,18 +150,19 @@ class Live(TorchDispatchMode):
         self.live -= size
 
 
-@pytest.mark.parametrize("rows", [8, 32, 128, 1000])
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [8, 64, 500])
 @pytest.mark.parametrize("stride", [None, 8])
 def test_what_is_reckoned_is_what_pytorch_holds(thin, rows, stride):
     """The reckoning may exceed it a little; a block of the images themselves belongs to it."""
     grid = map_graph(thin, stride)
     thin.float()
-    images = torch.zeros(1, 3, 1000, 400)
-    reckoned = peak_bytes(grid, (1, 1000, 400), torch.float32, rows)
+    images = torch.zeros(1, 3, 500, 400)
+    reckoned = peak_bytes(grid, (1, 500, 400), torch.float32, rows)
     with torch.inference_mode(), Live(images, *thin.parameters(), *thin.buffers()) as live:
         stream = Stream(grid.ops)
-        for top in range(0, 1000, rows):
-            stream.push(images[:, :, top : top + rows].clone(), last=top + rows >= 1000)
+        for top in range(0, 500, rows):
+            stream.push(images[:, :, top : top + rows].clone(), last=top + rows >= 500)
     assert live.peak <= reckoned * 1.01
     assert reckoned <= live.peak * 1.3
 

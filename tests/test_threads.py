@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -223,6 +224,7 @@ def test_threads_on_one_network_get_their_own_answers_cold_and_warm(alone):
     assert not faults([network], alone)
 
 
+@pytest.mark.slow
 def test_threads_with_a_network_each_get_their_own_answers(alone):
     assert not faults([make() for _ in range(2)], alone)
 
@@ -260,6 +262,7 @@ os._exit(0 if all(same(plain(call(network, path)), answer) for call, answer in z
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_answers_as_its_parent(alone):
     program = [sys.executable, "-W", "ignore", "-c", FORKING, str(alone[0][0])]
@@ -295,6 +298,7 @@ def test_exports_and_engines_are_the_same_and_disturb_nobody_where_other_threads
         wrong = []
         while not all(job.done() for job in (again, engine, refused)):
             wrong += faults([network], alone, ("classify", "heatmap", "another's module"), threads=2)
+            time.sleep(0.3)
         torch.testing.assert_close(engine.result()(images), network(images), rtol=1e-4, atol=1e-5)
         again.result()
         with pytest.raises(ValueError, match=r"none\.pt2 was not written"):
@@ -303,6 +307,7 @@ def test_exports_and_engines_are_the_same_and_disturb_nobody_where_other_threads
     assert (tmp_path / "x.pt2").read_bytes() == (tmp_path / "alone.pt2").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_module_that_no_other_process_knows_is_followed_here():
     class Mine(nn.Sequential):
         pass
@@ -314,6 +319,7 @@ def test_a_module_that_no_other_process_knows_is_followed_here():
     torch.testing.assert_close(made(images), module(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_probes_leave_threads_and_warnings_of_the_process_alone_where_another_thread_runs():
     from threadpoolctl import threadpool_info
 
@@ -331,6 +337,7 @@ def test_probes_leave_threads_and_warnings_of_the_process_alone_where_another_th
         job = pool.submit(ct.probe, labelled, 3, progress=lambda *numbers: told.append(numbers))
         while not job.done():
             seen.append(settings())
+            time.sleep(0.02)  # else these threads take the time of that one
         found = job.result()
         fitted = pool.submit(fit_probe, labelled, "svm").result()
         with pytest.raises(ValueError, match="only one class"):

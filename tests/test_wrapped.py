@@ -27,7 +27,7 @@ def picture(tmp_path_factory):
     return pictures(tmp_path_factory.mktemp("pictures"))[0]
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("wrapper", ["DataParallel", pytest.param("torch.compile", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")  # of random weights, and of the compiler
 def test_every_function_takes_the_network_out_of_its_wrapper(wrapper, picture):
     wrong = {}
