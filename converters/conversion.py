@@ -22,7 +22,7 @@ from convnets_torch._version import __version__
 from convnets_torch.card import KEY, Card, Source
 from convnets_torch.files import cache_folder, check_writable, open_file, read_text, resolved, sha256
 from convnets_torch.safetensors_io import Filling, filling
-from convnets_torch.text import check_choice, in_one_line
+from convnets_torch.text import check_choice, printable_errors
 from convnets_torch.wordnet import synsets
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Report:
     proof: tuple[ProofRow, ...] = ()
 
 
-@in_one_line()
+@printable_errors()
 def convert(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str] | None,
@@ -290,7 +290,7 @@ def _summary(plan: Plan) -> tuple[str, ...]:
 def _fill(source: Path, plan: Plan, names: dict[str, str], file: Filling, call: Call) -> None:
     """Write the values of all parameters, in the reading process."""
     places = [
-        (step, file.places[names[step.row.parameter]], file.arrays[names[step.row.parameter]]) for step in plan.steps
+        (step, file.offsets[names[step.row.parameter]], file.arrays[names[step.row.parameter]]) for step in plan.steps
     ]
     orders = {
         "fill": [_job(step, place, array) for step, place, array in places if isinstance(step, KerasStep)],

@@ -5,6 +5,7 @@ import converters.conversion
 from .card import Card as Card
 from .embeddings.extraction import embed as embed
 from .embeddings.extraction import embed_each as embed_each
+from .embeddings.extraction import embed_layers as embed_layers
 from .embeddings.image_map import make_map as make_map
 from .embeddings.index import index_pictures as index_pictures
 from .embeddings.probe import embed_classes as embed_classes
@@ -16,6 +17,7 @@ from .explain.activations import record_activations as record_activations
 from .explain.filters import filter_patterns as filter_patterns
 from .explain.gradcam import gradcam as gradcam
 from .explain.gradcam import gradcam_each as gradcam_each
+from .explain.gradcam import gradcam_targets as gradcam_targets
 from .fcn.densify import densify as densify
 from .fcn.graph import cell_strides as cell_strides
 from .fcn.score_map import score_map as score_map
@@ -28,6 +30,9 @@ from .heatmaps.api import (
 )
 from .heatmaps.api import (
     heatmap as heatmap,
+)
+from .heatmaps.api import (
+    heatmap_targets as heatmap_targets,
 )
 from .heatmaps.api import (
     probability_map as probability_map,

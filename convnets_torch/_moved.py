@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-NAMES = {  # module -> its names that were importable from the top of the package
+NAMES = {  # module -> its names that were importable from the top of the package; old=new if the name changed too
     "converters.conversion": "Report",
     "convnets_torch.card": "Source read_card",
     "convnets_torch.embeddings.duplicates": "Leak find_duplicates find_leaks",
@@ -27,7 +27,7 @@ NAMES = {  # module -> its names that were importable from the top of the packag
     "convnets_torch.evaluation.evaluate": "Evaluation",
     "convnets_torch.evaluation.labels": "GroundTruth",
     "convnets_torch.evaluation.metrics": "Mistakes find_mistakes",
-    "convnets_torch.evaluation.report": "Judged judge save_predictions",
+    "convnets_torch.evaluation.report": "Judged=Metrics judge=compute_metrics save_predictions",
     "convnets_torch.explain.activations": "Layer layer_names",
     "convnets_torch.explain.channels": "ChannelGrid activation_grids save_grids",
     "convnets_torch.explain.faithfulness": "Faithfulness measure_faithfulness",
@@ -51,8 +51,8 @@ NAMES = {  # module -> its names that were importable from the top of the packag
     "convnets_torch.networks": "EfficientNetLite InceptionV3 NETWORKS ResNet VGG",
     "convnets_torch.training.augmentation": "Augmentation",
     "convnets_torch.training.datasets": "Dataset",
-    "convnets_torch.training.finetuning": "Finetuned LeakError Watch",
-    "convnets_torch.training.running": "Reports TrainingStopped",
+    "convnets_torch.training.finetuning": "Finetuned LeakError Watch=Callbacks",
+    "convnets_torch.training.running": "Reports=Callbacks TrainingStopped",
     "convnets_torch.weights": "list_networks with_last_layer",
     "convnets_torch.wordnet.hierarchy": "Answer Severity back_off measure_severity",
     "convnets_torch.wordnet.targets": "Target",
@@ -99,14 +99,17 @@ MODULES = {  # former module -> the module that has most of its contents
     "targets": "convnets_torch.wordnet.targets",
     "tiff": "convnets_torch.images.tiff",
 }
-HOMES = {name: home for home, names in NAMES.items() for name in names.split()}
+HOMES = {  # former name -> module, present name
+    name.partition("=")[0]: (home, name.rpartition("=")[2]) for home, names in NAMES.items() for name in names.split()
+}
 
 
 def former(name: str) -> Any:
     """Look up the former `convnets_torch.name`; raises AttributeError if there was none."""
     if name in HOMES:
-        _warn(f"convnets_torch.{name} is now {HOMES[name]}.{name}", 4)
-        return getattr(import_module(HOMES[name]), name)
+        home, present = HOMES[name]
+        _warn(f"convnets_torch.{name} is now {home}.{present}", 4)
+        return getattr(import_module(home), present)
     if name in MODULES:
         return import_module(f"convnets_torch.{name}")
     raise AttributeError(f"module 'convnets_torch' has no attribute {name!r}")

@@ -156,11 +156,7 @@ class Card:
 
     @classmethod
     def from_json(cls, text: str) -> Card:
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: the text is not a card, is too long, or has a schema that this version does not know.
-        """
+        """The inverse of `to_json`; ValueError if the text is no card, too long, or of an unknown schema."""
         if len(text) > MOST_CARD:
             raise ValueError(f"the card has {len(text):,} characters, more than {MOST_CARD:,}; shorten its class names")
         try:
@@ -277,27 +273,25 @@ class Learnt:
         """Sentences on known pictures, which make errors look too low; empty if there are none."""
         found = []
         if self.train.any():
-            pictures = _known_pictures(self.train, self.train_checked)
+            known = _known_pictures(self.train, self.train_checked)
             found.append(
-                f"the network was trained on {pictures}, so its errors are lower than on new ones; evaluate it on"
+                f"the network was trained on {known}, so its errors are lower than on new ones; evaluate it on"
                 " pictures that it has never seen"
             )
         if self.val.any():
-            pictures = _known_pictures(self.val, self.val_checked)
+            known = _known_pictures(self.val, self.val_checked)
             found.append(
-                f"the network's best epoch was chosen by {pictures}, so its errors may be a little too low; keep a"
+                f"the network's best epoch was chosen by {known}, so its errors may be a little too low; keep a"
                 " third set of pictures to evaluate on"
             )
         return tuple(found)
 
 
 def with_learnt(card: Card, train: Iterable[str], val: Iterable[str] = ()) -> Card:
-    """Return the card with digests of further pictures.
+    """Return the card with digests of further pictures, given their sha256 in hexadecimal.
 
-    Args:
-        card: its digests are kept, because the network's features still depend on earlier training pictures.
-        train: sha256, in hexadecimal, of the contents of the training pictures.
-        val: the same of the validation pictures that decided the best epoch.
+    Earlier digests are kept, because the network's features still depend on those pictures. `val` are the validation
+    pictures that decided the best epoch.
     """
     kept = {}
     for name, new in (("train", train), ("val", val)):

@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import inspect
+import json
 import os
 import re
 import secrets
@@ -15,6 +16,7 @@ import stat
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,6 @@ from typing import IO, Any, TypeAlias, TypeVar
 
 if sys.platform != "win32":
     import fcntl
-import json
-from collections import Counter
 
 from convnets_torch.text import ConvnetsTorchWarning
 
@@ -33,7 +33,7 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")  # names of the folders that `replacing` works in
 
 _cleaned: set[Path] = set()  # folders in which this process has removed leftovers of killed processes
-_remarked: set[Path] = set()  # folders that this process has warned about
+_warned_of: set[Path] = set()  # folders that this process has warned about
 
 
 Output: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
@@ -88,14 +88,14 @@ def _opened(path: str | os.PathLike[str], flags: int, mode: str, check: Callable
         raise
 
 
-def read_text(path: str | os.PathLike[str], *, max_bytes: int, follow_links: bool = True) -> str:
+def read_text(path: str | os.PathLike[str], *, max_bytes: int) -> str:
     """Read a small UTF-8 file, with or without a byte order mark; line ends become `\\n`.
 
     Raises:
         OSError: as `open_file`.
         ValueError: it has more than `max_bytes`, or is not UTF-8.
     """
-    with open_file(path, max_bytes=max_bytes, follow_links=follow_links) as file:
+    with open_file(path, max_bytes=max_bytes) as file:
         content = file.read()
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -190,15 +190,10 @@ class Writer:
         check_output(path, self.formats, self.what)
 
     def write(self, path: Output, *arguments: Any) -> None:
-        """Write a file, atomically.
+        """Write a file, atomically; `arguments` go to the function that writes the format. Raises as `check`.
 
-        Args:
-            path: path of the file; or an open binary file, which receives the complete output, or nothing if writing
-                fails. Its format follows the ending of its `name`, if any, else it is the first of `formats`.
-            arguments: passed to the function that writes the format.
-
-        Raises:
-            ValueError, OSError: as `check`, or from that function.
+        `path` may be an open binary file, which receives the complete output, or nothing if writing fails. Its format
+        follows the ending of its `name`, if any, else it is the first of `formats`.
         """
         with _path_to_write(path, next(iter(self.formats))) as place:
             self.check(place)
@@ -209,13 +204,8 @@ class Writer:
 def check_output(path: str | os.PathLike[str], endings: Iterable[str], what: str) -> None:
     """Raise if `what` ("a map") cannot be written to `path`; call it before long work.
 
-    Args:
-        path: path of the file.
-        endings: supported endings, in lower case.
-        what: name of the output in the message.
-
     Raises:
-        ValueError: unsupported ending.
+        ValueError: the path has none of the `endings`, which are in lower case.
         OSError: `path` cannot be written.
     """
     *others, last = endings
@@ -428,10 +418,10 @@ def check_own_folder(folder: Path) -> None:
                     waiting.append(Path(entry.path))
                 elif not entry.is_file(follow_symlinks=False):
                     raise OSError(f"{entry.path} is not a regular file; remove it, or name another folder")
-    if stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH and folder not in _remarked:
-        _remarked.add(folder)
-        remark = f"every user may write to {folder}, and so change what is read from it; chmod o-w {folder}"
-        warnings.warn(remark, FileWarning, stacklevel=3)
+    if stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH and folder not in _warned_of:
+        _warned_of.add(folder)
+        message = f"every user may write to {folder}, and so change what is read from it; chmod o-w {folder}"
+        warnings.warn(message, FileWarning, stacklevel=3)
 
 
 @contextlib.contextmanager

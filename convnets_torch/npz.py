@@ -8,6 +8,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -124,11 +125,9 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
             raise ValueError(f"{member.filename!r:.80} has version {version}")
         if kind.kind not in KINDS or not kind.itemsize:
             raise ValueError(f"{member.filename!r:.80} holds {kind!s:.80}, not numbers or texts")
-        count = 1
-        for side in shape:
-            if side < 0:
-                raise ValueError(f"{member.filename!r:.80} has the shape {shape}")
-            count *= side
+        if min(shape, default=0) < 0:
+            raise ValueError(f"{member.filename!r:.80} has the shape {shape}")
+        count = prod(shape)
         if count * kind.itemsize != member.file_size - stream.tell():
             raise ValueError(
                 f"{member.filename!r:.80} has {member.file_size - stream.tell():,} bytes, not those of {shape} {kind}"

@@ -36,12 +36,8 @@ MOST_ARRAYS = 10_000  # ResNet50 has 320
 def header_of_opened(file: IO[bytes], path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the JSON header of an open safetensors file and check it against the file's length.
 
-    Args:
-        file: the open file.
-        path: its name in messages.
-
     Raises:
-        ValueError: it is not a safetensors file, or is truncated.
+        ValueError: it is not a safetensors file, or is truncated; `path` is its name in the message.
     """
     length = os.fstat(file.fileno()).st_size
     no_header = ValueError(f"{path} is not a safetensors file; convert it with `convnets-torch convert`")
@@ -89,15 +85,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], 
 
 
 def arrays_of_opened(file: IO[bytes], framework: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read the arrays and the metadata of an open file with the library.
-
-    Args:
-        file: the open file.
-        framework: "numpy", or "pt" for tensors.
-
-    Raises:
-        ValueError: the library cannot read it.
-    """
+    """Read the arrays ("numpy", or "pt" for tensors) and the metadata of an open file; ValueError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -108,12 +96,7 @@ def arrays_of_opened(file: IO[bytes], framework: str) -> tuple[dict[str, Any], d
 
 
 def map_arrays(file: IO[bytes], header: Mapping[str, Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Memory-map arrays of an open file; data is read on access.
-
-    Args:
-        file: the open file.
-        header: its header, from `header_of_opened`.
-        names: names of the arrays.
+    """Memory-map arrays of an open file with a header from `header_of_opened`; data is read on access.
 
     Raises:
         ValueError, KeyError, TypeError: an array is missing from the header, or its entry is invalid.
@@ -160,13 +143,13 @@ class Filling:
 
     Attributes:
         path: the temporary file, for another process that fills it.
-        places: name -> offset of its array, in bytes from the start of the file.
+        offsets: name -> offset of its array, in bytes from the start of the file.
         arrays: name -> array mapped from the file; writing to it writes the file.
         metadata: metadata of the header; may be replaced, until the block ends, by metadata of the same length.
     """
 
     path: Path
-    places: dict[str, int]
+    offsets: dict[str, int]
     arrays: dict[str, NDArray[Any]]
     metadata: dict[str, str]
 
@@ -180,7 +163,6 @@ def filling(
     """Yield writable arrays mapped from a new safetensors file, which replaces `path` if the block succeeds.
 
     Args:
-        path: destination; replaced atomically, as by `replacing`.
         layout: name -> dtype ("F32" or "I64") and shape of each array.
         metadata: metadata of the header; values not known yet need placeholders of the same length.
 
@@ -197,12 +179,12 @@ def filling(
             _reserve(file.fileno(), len(header) + sum(sizes))
         mapped = np.memmap(temporary, np.uint8, "r+")
         mapped[: len(header)] = np.frombuffer(header, np.uint8)
-        arrays, places, start = {}, {}, len(header)
+        arrays, offsets, start = {}, {}, len(header)
         for (name, (dtype, shape)), size in zip(ordered.items(), sizes, strict=True):
             arrays[name] = np.asarray(mapped[start : start + size]).view(DTYPES[dtype]).reshape(shape)
-            places[name] = start
+            offsets[name] = start
             start += size
-        filled = Filling(temporary, places, arrays, metadata)
+        filled = Filling(temporary, offsets, arrays, metadata)
         yield filled
         if temporary.stat().st_size != start or bytes(mapped[: len(header)]) != header:
             raise ValueError(f"{path} was damaged while it was written; convert again")
@@ -215,8 +197,7 @@ def header_bytes(layout: Layout, metadata: Mapping[str, str], *, spaces: bool = 
     """Build the beginning of a file: the header's length and its JSON, padded with blanks to a multiple of 8 bytes.
 
     Args:
-        layout: layout of the arrays, which follow one another without gaps.
-        metadata: metadata of the header.
+        layout, metadata: of the arrays, which follow one another without gaps.
         spaces: write a blank after each comma and colon; the library writes none.
         room: bytes of the padded JSON; by default as few as needed.
 

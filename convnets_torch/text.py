@@ -50,7 +50,7 @@ def cell(text: str) -> str:
 
 
 @contextmanager
-def in_one_line() -> Iterator[None]:
+def printable_errors() -> Iterator[None]:
     """Re-raise an OSError or ValueError as one printable line of bounded length; its text may come from a file."""
     try:
         yield

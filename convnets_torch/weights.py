@@ -21,7 +21,7 @@ from convnets_torch.networks.graph_network import GraphNetwork
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
 from convnets_torch.safetensors_io import write_arrays
-from convnets_torch.text import check_choice, in_one_line
+from convnets_torch.text import check_choice, printable_errors
 
 OF_THE_LAST_LAYER = ("probe", "finetuning", "temperature")  # fields of the card that describe it, dropped with it
 
@@ -137,7 +137,7 @@ def build(network: str, arguments: Mapping[str, Any]) -> Network:
         raise ValueError(f"{network} cannot be built with {dict(arguments)!r:.1000}: {error}") from None
 
 
-@in_one_line()
+@printable_errors()
 def load(
     path: str | os.PathLike[str],
     *,
@@ -241,19 +241,21 @@ def save(network: Network, path: Output) -> None:
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """Describe every parameter that is missing, unknown, or differs in shape or in kind of dtype."""
-    missing = [f"{name} is missing" for name in wanted if name not in found]
-    extra = [f"{name} is not known" for name in found if name not in wanted]
-    shapes = [
-        f"{name} is {tuple(found[name].shape)}, not {tuple(array.shape)}"
-        for name, array in wanted.items()
-        if name in found and tuple(found[name].shape) != tuple(array.shape)
+    both = [(name, array, found[name]) for name, array in wanted.items() if name in found]
+    return [
+        *(f"{name} is missing" for name in wanted if name not in found),
+        *(f"{name} is not known" for name in found if name not in wanted),
+        *(
+            f"{name} is {tuple(own.shape)}, not {tuple(array.shape)}"
+            for name, array, own in both
+            if own.shape != array.shape
+        ),
+        *(
+            f"{name} holds {own.dtype}"
+            for name, array, own in both
+            if own.is_floating_point() != array.is_floating_point()
+        ),
     ]
-    types = [
-        f"{name} holds {found[name].dtype}"
-        for name, array in wanted.items()
-        if name in found and found[name].is_floating_point() != array.is_floating_point()
-    ]
-    return missing + extra + shapes + types
 
 
 def last_dense(network: nn.Module) -> str:

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convnets_torch.embeddings.cache import embed_kept
+from convnets_torch.embeddings.cache import embed_cached
 from convnets_torch.embeddings.probe import (
     LabelledVectors,
     fit_probe,
@@ -38,7 +38,7 @@ from convnets_torch.embeddings.probe import (
 from convnets_torch.inference.pipeline import predict
 from convnets_torch.networks import Network
 from convnets_torch.training.augmentation import augmentation
-from convnets_torch.training.datasets import Dataset, Labelled, find_dataset
+from convnets_torch.training.datasets import Dataset, LabelledPaths, find_dataset
 from convnets_torch.training.finetuning import finetune
 from convnets_torch.training.settings import Settings
 from convnets_torch.weights import (
@@ -83,7 +83,7 @@ def paired(ours: list[float], theirs: list[float]) -> Paired:
     return Paired(float(np.mean(ours) - np.mean(theirs)), float(ends.low), float(ends.high))
 
 
-def divided(pictures: Path, table: Path, seed: int) -> tuple[Dataset, Labelled]:
+def divided(pictures: Path, table: Path, seed: int) -> tuple[Dataset, LabelledPaths]:
     """Split into the dataset of both methods (training and validation) and the test pictures."""
     outer = find_dataset(pictures, val_share=HELD_OUT, seed=seed)
     with table.open("w", newline="") as file:
@@ -93,14 +93,14 @@ def divided(pictures: Path, table: Path, seed: int) -> tuple[Dataset, Labelled]:
     return find_dataset(table, val_share=VAL, seed=seed), outer.val
 
 
-def labelled(network: Network, pictures: Labelled, classes: tuple[str, ...], cache: Path) -> LabelledVectors:
+def labelled(network: Network, pictures: LabelledPaths, classes: tuple[str, ...], cache: Path) -> LabelledVectors:
     """Return the features of pictures, cached if possible."""
-    kept = embed_kept(network, [path for path, _ in pictures], cache=cache)
+    kept = embed_cached(network, [path for path, _ in pictures], cache=cache)
     vectors = np.stack([vector for path, _ in pictures if (vector := kept.of(path)) is not None])
     return LabelledVectors(vectors, np.array([label for _, label in pictures]), classes)
 
 
-def accuracy(network: Network, asked: Labelled) -> float:
+def accuracy(network: Network, asked: LabelledPaths) -> float:
     """Share of the pictures whose class has the highest logit."""
     answers = predict(network, [path for path, _ in asked])
     right = [
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--unfreeze", default="features.block11", help="stage two trains from this layer on")
     parser.add_argument("--epochs", type=int, default=4, help="of stage two, at most")
     parser.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")
-    parser.add_argument("--rate", type=float, default=3e-4, help="of stage two")
+    parser.add_argument("--lr", type=float, default=3e-4, help="of stage two")
     parser.add_argument("--json", type=Path, help="also write the results here")
     arguments = parser.parse_args()
     if len(arguments.seeds) < 2:
@@ -161,7 +161,7 @@ def main() -> None:
         unfreeze=arguments.unfreeze,
         epochs=arguments.epochs,
         optimizer=arguments.optimizer,
-        rate=arguments.rate,
+        lr=arguments.lr,
         augmentation=augmentation("light", flip=0.0),  # a mirrored 2 is not a 2
     )
     machine = facts()

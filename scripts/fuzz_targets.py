@@ -28,12 +28,12 @@ from convnets_torch import Card, Index, embed_each, find_dataset, index_pictures
 from convnets_torch.embeddings.files import read_vectors, save_vectors
 from convnets_torch.embeddings.image_map import MapEntry, load_map, save_map
 from convnets_torch.evaluation.evaluate import OutputFile
-from convnets_torch.heatmaps.running import FolderStore, Wanted
+from convnets_torch.heatmaps.running import CellQuery, FolderStore
 from convnets_torch.images.decoding import Reading, decode
 from convnets_torch.images.preprocessing import preset
 from convnets_torch.networks import AlexNet, Network
-from convnets_torch.training.finetuning import Watch, finetune, outputs_of
-from convnets_torch.training.running import Reports, TrainingStopped
+from convnets_torch.training.finetuning import finetune, outputs_of
+from convnets_torch.training.running import Callbacks, TrainingStopped
 from convnets_torch.training.settings import Settings
 from convnets_torch.wordnet.targets import Target as Classes
 from scripts.mutations import Source, edited_json, flip_bits, move_bytes, truncate, write_fields
@@ -150,7 +150,7 @@ def _pictures(folder: Path, ending: str, forms: Iterable[dict[str, Any]]) -> lis
 def _read_picture(path: Path) -> list[str]:
     found = decode(path)
     with_less = decode(path, Reading(allow_truncated=True))
-    return [_digest(found.pixels, with_less.pixels.shape, found.remarks)]
+    return [_digest(found.pixels, with_less.pixels.shape, found.notes)]
 
 
 Forms: TypeAlias = "tuple[dict[str, Any], ...]"
@@ -225,17 +225,17 @@ def _checkpoints(folder: Path) -> list[Path]:
             color = (200 * number, 10 * picture, 90)
             Image.new("RGB", (32, 32), color).save(folder / "classes" / name / f"{picture}.png")
     epochs: list[object] = []
-    reports = Reports(epoch=lambda row, _: epochs.append(row), stop=lambda: len(epochs) == 2)
+    callbacks = Callbacks(epoch=lambda row, _: epochs.append(row), stop=lambda: len(epochs) == 2)
     with contextlib.suppress(TrainingStopped):
-        _finetune(folder, folder / "x.safetensors", Watch(reports=reports))
+        _finetune(folder, folder / "x.safetensors", callbacks)
     return [folder / "x.checkpoint.safetensors"]
 
 
-def _finetune(folder: Path, output: Path, watch: Watch | None = None) -> None:
+def _finetune(folder: Path, output: Path, callbacks: Callbacks | None = None) -> None:
     settings = Settings(head_epochs=4, epochs=0, batch=4, patience=0)
     dataset = find_dataset(folder / "classes")
     cache = folder / "features"
-    finetune(_network(), dataset, output, settings, resume=True, allow_leaks=True, cache=cache, watch=watch)
+    finetune(_network(), dataset, output, settings, resume=True, allow_leaks=True, cache=cache, callbacks=callbacks)
 
 
 def _read_checkpoint(path: Path) -> list[str]:
@@ -309,26 +309,26 @@ def _read_evaluation(path: Path) -> list[str]:
     try:
         outputs = iter(np.array(out.mapped()))
         pictures = [_digest(out.failed.get(number) or next(outputs, None)) for number in range(out.done)]
-        return [*pictures, _digest(out.remarks)] if out.done == 12 else pictures
+        return [*pictures, _digest(out.notes)] if out.done == 12 else pictures
     finally:
         out.close()
 
 
-WANTED = Wanted((Classes("a or b", "a or b", (0, 1)),))
+QUERY = CellQuery((Classes("a or b", "a or b", (0, 1)),))
 
 
 def _rows(folder: Path) -> list[Path]:
-    store = FolderStore(folder / "x", "run", WANTED, len(CLASSES))
+    store = FolderStore(folder / "x", "run", QUERY, len(CLASSES))
     torch.manual_seed(0)
-    for first in range(4):
-        store.add(first, WANTED.keep(torch.rand(len(CLASSES), 1, 5).softmax(0)))
+    for _ in range(4):
+        store.add(QUERY.select(torch.rand(len(CLASSES), 1, 5).softmax(0)))
         store.flush()
     store.close()
     return [folder / "x"]
 
 
 def _read_rows(path: Path) -> list[str]:
-    store = FolderStore(path, "run", WANTED, len(CLASSES))
+    store = FolderStore(path, "run", QUERY, len(CLASSES))
     try:
         return [_digest(*(piece[name] for name in sorted(piece))) for piece in store.load((4, 5))]
     finally:

@@ -28,10 +28,10 @@ from convnets_torch.explain.gradcam import gradcam
 from convnets_torch.explain.gradcam_maps import GradCam
 from convnets_torch.fcn.graph import (
     cell_strides,
-    grid_of,
+    map_graph,
 )
 from convnets_torch.fcn.score_map import score_map
-from convnets_torch.heatmaps.api import Box, Heatmap, heatmap
+from convnets_torch.heatmaps.api import Box, Heatmap, heatmap_targets
 from convnets_torch.images.preprocessing import normalize
 from convnets_torch.networks import NETWORKS, Network
 from scripts.cells_and_crops import (
@@ -72,7 +72,7 @@ def network_table() -> list[Row]:
     rows = []
     for name in NETWORKS:
         network = empty(name)
-        field = grid_of(network).vertical
+        field = map_graph(network).vertical
         rows.append(
             {
                 "network": name,
@@ -101,7 +101,7 @@ def cost_table(height: int = 480, width: int = 640) -> list[Row]:
         network = empty(name)
         images = torch.zeros(1, 3, height, width, device="meta")
         one = torch.zeros(1, 3, *network.size, device="meta")
-        cells = np.prod(grid_of(network).shape(height, width))
+        cells = np.prod(map_graph(network).shape(height, width))
         row: Row = {"network": name, "cells": int(cells), "one window": operations(lambda: network(one))}  # noqa: B023
         row["all windows one by one"] = row["one window"] * cells
         row["map"] = operations(lambda: score_map(network, images))  # noqa: B023
@@ -219,7 +219,9 @@ def box_rows(network: Network, pictures: Iterable[Photograph]) -> list[Row]:
     rows = []
     for picture in pictures:
         targets = list(picture.targets)
-        maps = {name: heatmap(network, picture.pixels, targets, **options) for name, options in SETTINGS.items()}
+        maps = {
+            name: heatmap_targets(network, picture.pixels, targets, **options) for name, options in SETTINGS.items()
+        }
         maps[CROPS] = maps_of_crops(network, picture, maps["own size"])
         for place, (target, boxes) in enumerate(picture.targets.items()):
             row = {"target": target, **baseline(picture, maps["own size"][place], boxes)}

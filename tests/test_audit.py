@@ -9,7 +9,7 @@ import pytest
 
 from converters.audit import audit
 from tests.conftest import KERAS1
-from tests.test_reading_by_hand import write
+from tests.test_reading import write
 from tests.test_reading_hostile import external_link, external_storage, never_written, soft_loop, virtual
 
 

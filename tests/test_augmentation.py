@@ -210,6 +210,7 @@ def test_unknown_strengths_classes_modes_and_keys_are_refused():
         view(STREET, RULES["bicubic"], AUGMENTATIONS["none"], (0, -1))
 
 
+@pytest.mark.slow
 def test_torchvision_is_not_imported_where_nothing_is_changed():
     code = """
 import sys

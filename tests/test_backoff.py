@@ -15,17 +15,15 @@ import pytest
 import torch
 
 import convnets_torch
-from convnets_torch.card import Card
-from convnets_torch.images.preprocessing import preset
 from convnets_torch.inference.classification import classify_each
 from convnets_torch.wordnet import synsets
 from convnets_torch.wordnet.hierarchy import back_off, check_backoff
+from tests.test_ground_truth import IMAGENET
 
 TABLE = Path(convnets_torch.__file__).parent / "wordnet" / "data" / "synsets.tsv"
 ROWS = [line.split("\t") for line in TABLE.read_text(encoding="ascii").splitlines()[1:]]
 PARENTS = {row[0]: row[2].split() for row in ROWS}
 OWN_ID = {row[0]: int(row[1]) for row in ROWS if row[1]}
-IMAGENET = Card("vgg16", {"classes": 1000}, preset("vgg16"), "imagenet-1k")
 
 
 def plain_depth(wnid):

@@ -11,26 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from converters import convert
-from convnets_torch.fcn.graph import grid_of
+from convnets_torch.fcn.graph import map_graph
 from convnets_torch.fcn.memory import peak_bytes
 from convnets_torch.heatmaps.api import heatmap
 from convnets_torch.heatmaps.many import Mapped, heatmap_each
 from convnets_torch.images.decoding import decode
 from convnets_torch.inference import pipeline
 from convnets_torch.weights import load
-from tests.conftest import KERAS1
 from tests.reference.pictures import picture
 
 SIZES = [(240, 300), (240, 331)]  # of one height: the width counts too
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """The narrow AlexNet, whose thousand classes are ImageNet's in name."""
-    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
-    convert(KERAS1 / "alexnet.h5", path)
-    return path
 
 
 @pytest.fixture
@@ -100,7 +90,7 @@ def test_pictures_that_become_the_same_size_go_together(network, passes):
 
 @pytest.mark.parametrize("together", [1, 2, 3])
 def test_a_batch_is_as_large_as_memory_allows_and_no_larger(together, network, passes):
-    grid, dtype = grid_of(network), torch.float32
+    grid, dtype = map_graph(network), torch.float32
     memory = peak_bytes(grid, (together, 240, 300), dtype, 240)
     results = list(heatmap_each(network, mixed(7, SIZES[:1]), "dog", max_memory=memory))
     assert [shape[0] for shape in passes] == [together] * (7 // together) + [7 % together] * (7 % together > 0)
@@ -110,7 +100,7 @@ def test_a_batch_is_as_large_as_memory_allows_and_no_larger(together, network, p
 
 def test_a_picture_too_large_for_one_pass_goes_alone_in_strips(network, passes):
     large, small = picture(1, 700, 300), picture(2, 240, 300)
-    memory = peak_bytes(grid_of(network), (2, 240, 300), torch.float32, 240)
+    memory = peak_bytes(map_graph(network), (2, 240, 300), torch.float32, 240)
     results = list(heatmap_each(network, [large, small, large, small], "dog", max_memory=memory))
     assert passes == [(2, 3, 240, 300)]  # strips go layer by layer
     for given, result in zip([large, small, large, small], results, strict=True):

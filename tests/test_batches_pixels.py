@@ -15,7 +15,6 @@ from convnets_torch.images.decoding import read_picture
 from convnets_torch.images.preprocessing import fit_longest_side, normalize, preset
 from convnets_torch.weights import load, save
 from tests.reference.pictures import picture
-from tests.test_batches import weights as weights
 from tests.test_reduced import large as large
 
 TORCHVISION = preset("alexnet", "torchvision")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from scripts.benchmarks.machine import facts
 from scripts.benchmarks.processes import Program, alternating, started
 
@@ -54,6 +56,7 @@ def test_programs_run_in_turn_each_in_its_process(tmp_path, capsys):
     assert capsys.readouterr().out == "none: left out (no such package)\n"
 
 
+@pytest.mark.slow
 def test_the_record_names_the_machine(tmp_path):
     command = [
         sys.executable,

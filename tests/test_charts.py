@@ -230,6 +230,7 @@ def test_cells_of_few_classes_have_names_and_numbers(classes):
     assert max(Image.open(BytesIO(png_of(ax))).size) < 1500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 90, 400])
 def test_all_names_of_any_number_of_classes_are_in_the_vectors(classes, tmp_path):
     names = [f"name {number} <b>&\"'\x07 of what is a class" for number in range(classes)]
@@ -256,6 +257,7 @@ def test_of_very_many_cells_a_path_has_each_colour_and_long_names_are_cut(monkey
     assert titles == ["a" * 60] * 2
 
 
+@pytest.mark.slow
 def test_a_thousand_names_take_seconds(tmp_path):
     began = time.process_time()
     save_chart(draw_counts(np.eye(1000, dtype=int), ["name"] * 1000, ("All",), every_name=True), tmp_path / "x.svg")

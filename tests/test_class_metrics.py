@@ -19,7 +19,7 @@ from tests.test_evaluation import narrow_alexnet, write_pictures
 def test_figures_are_those_of_scikit_learn(activation, absent, monkeypatch):
     monkeypatch.setattr("convnets_torch.evaluation.calibration.VALUES", 40)  # some rows a block
     monkeypatch.setattr("convnets_torch.evaluation.metrics.VALUES", 1)
-    monkeypatch.setattr("convnets_torch.evaluation.metrics.COLUMNS", 3)  # and some columns
+    monkeypatch.setattr("convnets_torch.evaluation.metrics.LEAST_CLASSES", 3)  # and some columns
     random = np.random.default_rng(3)
     labels = random.choice([each for each in range(9) if each not in absent], 150)
     logits = random.normal(size=(150, 9)).astype(np.float32)

@@ -20,11 +20,6 @@ from convnets_torch.wordnet import synsets
 CATS = set(range(281, 286))  # the domestic ones
 
 
-@pytest.fixture(scope="module")
-def network(lite_weights):
-    return load(lite_weights)
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -162,6 +162,7 @@ def test_outputs_that_cannot_be_written_are_refused_in_one_line(command, lite_we
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_picture(lite_weights, photographs, tmp_path):
     """A limit on file sizes is what a full disk looks like to a program: a write that fails half-way."""
     out_file = tmp_path / "out.png"
@@ -190,6 +191,7 @@ def test_weights_that_cannot_be_read_are_refused_in_one_line(command, photograph
             assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_terminated_conversion_leaves_nothing(tmp_path):
     """SIGTERM while the output is being written: the temporary file goes, and the exit code says it."""
     code = """

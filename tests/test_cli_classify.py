@@ -157,6 +157,7 @@ def test_a_file_name_cannot_steer_the_terminal(command, lite_weights, photograph
         assert "\x1b" not in out + error
 
 
+@pytest.mark.slow
 def test_the_time_left_goes_to_a_terminal_and_results_to_the_pipe(lite_weights, folder):
     """A real terminal on stderr alone; stdout holds what it holds without one."""
     ours, theirs = pty.openpty()

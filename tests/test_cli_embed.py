@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from convnets_torch.embeddings.extraction import embed
+from convnets_torch.embeddings.extraction import embed, embed_layers
 from convnets_torch.explain.statistics import zero_shares
 from convnets_torch.visualization.charts import png_of
 from convnets_torch.weights import load
@@ -55,7 +55,7 @@ def test_layers_pools_and_precisions_are_options(command, lite_weights, folder, 
     options = ["--layer", "conv_head", "--layer", "head.flatten", "--pool", "gem", "--normalize"]
     network = load(lite_weights)
     files = [folder / "coffee.png", folder / "chelsea.png"]
-    wanted = embed(network, files, ["conv_head", "head.flatten"], "gem", normalize=True)
+    wanted = embed_layers(network, files, ["conv_head", "head.flatten"], "gem", normalize=True)
     for precision in ([], ["--precision", "float32"]):  # where a convolution stays what it is
         code, _, _ = command(*given, *options, *precision, "-o", tmp_path / "v.npz")
         arrays, _, about = read(tmp_path / "v.npz")
@@ -109,7 +109,7 @@ def test_what_is_misused_or_cannot_be_done_is_one_line(command, lite_weights, fo
     (tmp_path / "alone").mkdir()
     shutil.copy(folder / "bad.jpg", tmp_path / "alone" / "bad.jpg")
     refused = [
-        ([folder, "-o", tmp_path / "v.npy"], "vectors are written as .npz or .safetensors"),
+        ([folder, "-o", tmp_path / "v.npy"], "vectors can be written as .npz or .safetensors"),
         ([folder, "-o", tmp_path / "none" / "v.npz"], "create it first"),
         ([folder, "-o", output, "--layer", "fc9"], "has no layer 'fc9'"),
         ([folder, "-o", output, "--layer", "block*"], "layers ("),

@@ -46,8 +46,8 @@ OPTIONS = {  # command -> its options, besides those of TALK
     "explain": f"{RUN} --output --top --layer --method",
     "export": "--output --heatmap --with-preprocessing",
     "filters": f"{RUN} --output --layer --target --channels --kernels --pictures --form --steps --size --seed",
-    "finetune": f"{RUN} {LABELS} {CHANGES} --output --head-epochs --views --head-rate --epochs --unfreeze --optimizer"
-    " --rate --momentum --weight-decay --class-weights --label-smoothing --dropout --patience --seed --activation"
+    "finetune": f"{RUN} {LABELS} {CHANGES} --output --head-epochs --views --head-lr --epochs --unfreeze --optimizer"
+    " --lr --momentum --weight-decay --class-weights --label-smoothing --dropout --patience --seed --activation"
     " --val-share --allow-leaks --leak-threshold --resume --tensorboard",
     "gradcam": f"{RUN} --output --target --against --layer --method --format --report",
     "heatmap": f"{RUN} --output --target --against --argmax --all --longest-side --upscale --cell-stride --scales"
@@ -83,6 +83,8 @@ OLD = [  # deprecated spellings: command, old, new
     ("evaluate", "--report", "--output"),
     ("evaluate", "--resume", "--resume-folder"),
     ("finetune", "--batch", "--batch-size"),
+    ("finetune", "--head-rate", "--head-lr"),
+    ("finetune", "--rate", "--lr"),
     ("heatmap", "--resume", "--resume-folder"),
     ("index", "--db", "--output"),
     ("search", "--class", "--target"),
@@ -391,7 +393,7 @@ def test_the_cache_keeps_vectors_of_cut_files_apart(weights, tmp_path, cache, co
     [
         ["classify"], ["embed", "--json"], ["gradcam", "--json"], ["activations", "--json"], ["probe", "--folds", "2"],
         ["heatmap", "--target", "0", "-o", "OUT"], ["index", "-o", "OUT.lance"], ["map", "-o", "OUT.html"],
-        ["doctor", "--expect", "0"], ["evaluate"],
+        pytest.param(["doctor", "--expect", "0"], marks=pytest.mark.slow), ["evaluate"],
     ],
     ids=lambda words: words[0],
 )  # fmt: skip

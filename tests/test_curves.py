@@ -28,7 +28,7 @@ def test_a_table_holds_every_number_as_it_is(tmp_path):
     with (tmp_path / "history.csv").open(newline="") as file:
         read = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in read] == [1, 2, 3, 4, 5, 6]
-    names = ("train_loss", "val_loss", "val_accuracy", "rate", "seconds")
+    names = ("train_loss", "val_loss", "val_accuracy", "lr", "seconds")
     again = [EpochRow(int(row["stage"]), int(row["epoch"]), *(float(row[name]) for name in names)) for row in read]
     assert again[:5] == rows[:5]
     assert math.isnan(again[5].train_loss)
@@ -109,7 +109,7 @@ def test_a_run_that_goes_on_shows_each_epoch_once(tmp_path):
             log(row)
     events = accumulators.EventAccumulator(str(tmp_path / "events"))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == {"stage", "train_loss", "val_loss", "val_accuracy", "rate", "seconds"}
+    assert set(events.Tags()["scalars"]) == {"stage", "train_loss", "val_loss", "val_accuracy", "lr", "seconds"}
     losses = events.Scalars("val_loss")
     assert [event.step for event in losses] == [1, 2, 3, 4, 5, 6, 7, 8]
     wanted = [row.val_loss for row in first[:3] + second[3:]]

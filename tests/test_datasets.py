@@ -50,7 +50,7 @@ def test_a_share_of_each_class_is_kept_for_validation(pets):
     assert {path for path, _ in found.train + found.val} == set(pets.rglob("*.png"))
     assert len(sides(found)) == 33  # none on both
     assert all(found.classes[label] == path.parent.name for path, label in found.train + found.val)
-    assert (found.split, found.remarks) == ("20 % of each class, seed 0", ())
+    assert (found.split, found.notes) == ("20 % of each class, seed 0", ())
     assert find_dataset(pets) == found
     assert sides(find_dataset(pets, seed=1)) != sides(found)
 
@@ -112,7 +112,7 @@ def test_folders_train_and_val_are_the_sides(tmp_path, train, val):
     )
     assert found.val == tuple((tmp_path / val / "ab"[each] / f"{name}.png", each) for each in (0, 1) for name in "xy")
     assert found.split == f"folders {train} and {val}"
-    assert found.remarks == (f"{tmp_path}: left out 4 pictures of test",)
+    assert found.notes == (f"{tmp_path}: left out 4 pictures of test",)
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -201,7 +201,7 @@ def test_missing_files_of_a_table_are_listed_with_their_lines(tmp_path):
     fill(tmp_path, "cd", 2)
     found = find_dataset(write(tmp_path / "data.csv", *rows), partial=True)
     assert len(sides(found)) == 4
-    assert found.remarks == (f"{tmp_path}/data.csv: left out 7 of 11 rows whose pictures are missing",)
+    assert found.notes == (f"{tmp_path}/data.csv: left out 7 of 11 rows whose pictures are missing",)
 
 
 def test_classes_on_one_side_alone_are_named(tmp_path):
@@ -212,7 +212,7 @@ def test_classes_on_one_side_alone_are_named(tmp_path):
     found = find_dataset(tmp_path, exclude="d")
     assert found.classes == ("a", "b", "c")
     assert Counter(label for _, label in found.val) == {0: 2}
-    assert found.remarks == (
+    assert found.notes == (
         f"{tmp_path}: 2 classes have no validation pictures (b, c); they are trained, but not evaluated",
     )
 
@@ -252,7 +252,7 @@ def test_a_folder_test_is_left_out_and_a_share_of_train_judges(tmp_path):
     found = find_dataset(tmp_path / "cifar")
     assert {path.parts[-3] for path in sides(found)} == {"train"}
     assert (len(found.train), len(found.val), found.split) == (4, 2, "20 % of each class, seed 0")
-    assert found.remarks == (f"{tmp_path}/cifar: left out 6 pictures of test",)
+    assert found.notes == (f"{tmp_path}/cifar: left out 6 pictures of test",)
     for path in (tmp_path / "cifar" / "test").rglob("*.png"):
         path.rename(tmp_path / "cifar" / "test" / f"{path.parent.name}{path.name}")
     assert sides(find_dataset(tmp_path / "cifar")) == sides(found)
@@ -288,7 +288,7 @@ def test_folders_that_cannot_be_learnt_from_are_refused(pets, tmp_path):
     found = find_dataset(pets)
     assert Counter(found.classes[label] for _, label in found.train)["ants"] == 2
     assert "ants" not in {found.classes[label] for _, label in found.val}
-    assert found.remarks == (
+    assert found.notes == (
         f"{pets}: 1 classes have no validation pictures (ants); they are trained, but not evaluated",
     )
     (pets / "bees").mkdir()

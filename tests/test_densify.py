@@ -19,6 +19,7 @@ from convnets_torch.inference.classification import probabilities
 from tests.reference.pictures import picture
 from tests.reference.users_networks import FAMILIES, Tutorial, lively, resnet, sequential
 from tests.test_networks import random
+from tests.test_streaming import assert_same
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -28,11 +29,6 @@ def family(request):
     torch.manual_seed(0)
     module = lively(build())
     return module, size, densify(module, size)
-
-
-def assert_same(found, wanted, tolerance=1e-10):
-    assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
 
 
 def test_the_answers_are_the_modules(family):
@@ -73,7 +69,7 @@ def test_cells_that_see_no_padding_are_the_module_on_their_pictures():
             assert_same(scores[:, :, row, column], module(crop))
 
 
-def test_strips_and_denser_cells_agree_with_the_plain_map(family):
+def test_blocks_and_denser_cells_agree_with_the_plain_map(family):
     _, size, network = family
     images = random(1, 3, size[0] + 3 * network.stride + 1, size[1] + network.stride + 1)
     with torch.no_grad():

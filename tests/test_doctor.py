@@ -121,7 +121,9 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
 CASES += [("alexnet", ("kernels", "lrn")), ("vgg16", ("kernels", "channels")), ("vgg16", ("flatten", "values"))]
 
 
-@pytest.mark.parametrize(("name", "faults"), CASES)
+@pytest.mark.parametrize(
+    ("name", "faults"), [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] != "alexnet")) for case in CASES]
+)
 def test_a_fault_is_found_by_the_outputs_of_keras_on_theano(name, faults, originals):
     path, golden = originals[name]
     whole = load(path)
@@ -224,6 +226,7 @@ ALBUM = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_flipped_kernels_are_found_by_photographs(lite_weights, photographs, tmp_path, command):
     save(flipped(load(lite_weights)), tmp_path / "broken.safetensors")
     for file, words in ALBUM.items():
@@ -241,6 +244,7 @@ def test_flipped_kernels_are_found_by_photographs(lite_weights, photographs, tmp
     assert mended.card.preprocessing == whole.card.preprocessing
 
 
+@pytest.mark.slow
 def test_missing_scale_is_found_by_photographs(lite_weights, photographs):
     whole = load(lite_weights)
     diagnosis = diagnose(ruled(whole, **UNSCALED), [photographs / file for file in ALBUM], list(ALBUM.values()))
@@ -248,6 +252,7 @@ def test_missing_scale_is_found_by_photographs(lite_weights, photographs):
     assert diagnosis.network.card.preprocessing == whole.card.preprocessing
 
 
+@pytest.mark.slow
 def test_pictures_of_one_thing_are_expected_by_name(lite_weights, photographs, command):
     code, out, _ = command("doctor", lite_weights, photographs / "chelsea.png", "--expect", "domestic cat")
     assert code == 0
@@ -293,6 +298,7 @@ def diagnosed(network, expected):
 OWN = ("Yak", "ant", "bee 10", "bee 9", "cat", "Dog", "eel", "fox")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "found"),
     [
@@ -314,6 +320,7 @@ def test_outputs_in_another_order_than_the_names_are_found(order, found):
     assert diagnosis.network.card.class_names == OWN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_a_background_class_is_found_and_left_out(place, tmp_path):
     class_ids = [281, 207, 3, 998, 504, 0]
@@ -328,6 +335,7 @@ def test_a_background_class_is_found_and_left_out(place, tmp_path):
     assert load(tmp_path / "mended.safetensors").card.classes == 1000
 
 
+@pytest.mark.slow
 def test_what_photographs_cannot_tell_is_said(lite_weights, photographs):
     """The network hardly minds a wrong epsilon: with it, the expected answers are as likely."""
     network = argued(load(lite_weights), epsilon=1e-5)
@@ -363,6 +371,7 @@ LITE_FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", LITE_FAULTS)
 def test_each_fault_of_efficientnet_lite_is_found_by_recorded_outputs(fault, lite_weights, lite_golden):
     broken, change = LITE_FAULTS[fault]
@@ -408,6 +417,7 @@ RESNETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # what the networ
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RESNETS)
 def test_the_numbers_of_a_resnet_that_no_file_tells_are_found(case):
     right, wrong = RESNETS[case]

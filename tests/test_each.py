@@ -210,12 +210,12 @@ def test_pictures_go_with_those_of_their_group_and_come_back_in_order(letters, w
     batches: list[str] = []
 
     def prepare(letter: str) -> Input:
-        return Input(seen=letter)
+        return Input(extra=letter)
 
     def run(items: list[Input]) -> list[str]:
-        batches.append("".join(each.seen for each in items))
-        return [each.seen.upper() for each in items]
+        batches.append("".join(each.extra for each in items))
+        return [each.extra.upper() for each in items]
 
-    rows = list(run_pictures(letters, prepare, run, batch=3, group=lambda item: item.seen, waiting=5))
+    rows = list(run_pictures(letters, prepare, run, batch=3, group=lambda item: item.extra, waiting=5))
     assert "".join(row.value or "" for row in rows) == letters.upper()
     assert batches == wanted

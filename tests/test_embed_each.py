@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from convnets_torch.card import Card
-from convnets_torch.embeddings.extraction import Embedded, embed, embed_each
-from convnets_torch.fcn.graph import features_grid, grid_of
+from convnets_torch.embeddings.extraction import Embedded, embed, embed_each, embed_layers
+from convnets_torch.fcn.graph import features_graph, map_graph
 from convnets_torch.fcn.memory import peak_bytes
 from convnets_torch.images.decoding import PictureWarning, read_picture
 from convnets_torch.images.preprocessing import preset
@@ -20,15 +22,6 @@ from convnets_torch.networks import resnet50, vgg16
 from convnets_torch.weights import load
 from tests.reference.pictures import picture
 from tests.test_pipeline import decoders, small
-
-
-@pytest.fixture
-def files(tmp_path):
-    """Seven photographs of mixed sizes."""
-    paths = [tmp_path / f"{number}.jpg" for number in range(7)]
-    for number, path in enumerate(paths):
-        Image.fromarray(picture(number, 240 + 31 * number, 410 - 23 * number)).save(path, quality=90)
-    return paths
 
 
 def stacked(rows):
@@ -48,7 +41,7 @@ def test_pictures_are_what_embed_takes_as_well(files):
     network = small()
     assert torch.equal(embed(network, files), stacked(embed_each(network, files)))
     assert torch.equal(embed(network, files[2])[0], embed(network, [files[2]])[0])
-    several = embed(network, files, ["pool_2", "head.relu_dense_1"], "gem", normalize=True)
+    several = embed_layers(network, files, ["pool_2", "head.relu_dense_1"], "gem", normalize=True)
     for name, vectors in several.items():
         assert torch.equal(vectors, embed(network, files, name, "gem", normalize=True))
     pixels = torch.from_numpy(picture(1, 300, 280)).permute(2, 0, 1)  # three axes: a picture, 0 to 255
@@ -137,7 +130,7 @@ def test_memory_is_foretold_without_a_head_as_with_one():
         return peak_bytes(grid, (1, 224, 224), torch.float32, 224)
 
     for build in (vgg16, resnet50):
-        assert 0.9 <= peak(features_grid(build(None))) / peak(grid_of(build())) <= 1
+        assert 0.9 <= peak(features_graph(build(None))) / peak(map_graph(build())) <= 1
 
 
 def test_what_is_no_good_is_refused_before_the_first_picture(files):
@@ -195,5 +188,19 @@ def test_who_looks_sees_each_picture_upright_before_it_is_cropped(files, tmp_pat
     sizes = [row.seen for row in embed_each(network, given, exact=True, look=lambda image: (image.mode, image.size))]
     with Image.open(files[3]) as whole:
         assert sizes == [("RGB", whole.size), None, ("RGB", (40, 60) if network.card.preprocessing.exif else (60, 40))]
-    assert [row.seen for row in predict(network, given[:1], look=lambda image: image.mode)] == ["RGB"]
+    assert [row.extra for row in predict(network, given[:1], on_decode=lambda image: image.mode)] == ["RGB"]
     assert [row.seen for row in embed_each(network, given[:1])] == [None]
+
+
+def test_former_calls_work_with_a_warning(files):
+    network = small()
+    with pytest.warns(DeprecationWarning, match=r"embed\(\.\.\.\) of several layers is now embed_layers"):
+        former: Any = embed(network, files[:2], ["relu_3", "pool_5"])  # type: ignore[arg-type]
+    found = embed_layers(network, files[:2], ["relu_3", "pool_5"])
+    assert list(former) == list(found)
+    assert all(torch.equal(former[name], found[name]) for name in found)
+    with pytest.warns(DeprecationWarning, match=r"embed_each\(pictures=\.\.\.\) is now images"):
+        [row] = embed_each(network, pictures=files[0])  # type: ignore[call-arg]
+    assert torch.equal(row.vector, embed(network, files[0])[0])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_pixel'"):
+        embed_each(network, files, max_pixel=9)  # type: ignore[call-arg]

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from convnets_torch.embeddings.extraction import Embedder, Pool, embed, pooled
+from convnets_torch.embeddings.extraction import Embedder, Pool, embed, embed_layers, pooled
 from convnets_torch.explain.activations import record_activations
 from convnets_torch.fcn.convolutional import Convolutional
 from convnets_torch.inference.batching import MemoryWarning
@@ -25,7 +25,6 @@ from convnets_torch.networks import (
 from convnets_torch.weights import load
 from tests.conftest import NARROW
 from tests.reference.keras3_goldens import KERAS3
-from tests.test_keras_names import run_keras3_layers
 
 
 def images_of(network, count: int = 2) -> Tensor:
@@ -73,7 +72,7 @@ def test_other_modules_give_theirs(build):
     assert torch.equal(embed(network, images), read_by(last_dense(network), network, images))
     [conv, *_] = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
     [after, *_] = [name for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
-    found = embed(network, images, [conv, after], pool="flatten")
+    found = embed_layers(network, images, [conv, after], pool="flatten")
     with torch.no_grad():
         assert torch.equal(found[conv], network.get_submodule(conv)(images).flatten(1))
     assert (found[conv] < 0).any()
@@ -130,13 +129,13 @@ def test_several_layers_in_one_pass_are_each_by_itself(vgg):
     names = ["fc2", "block2_conv1", "features.pool5", "pool5", "head.dense_3"]
     runs: list[int] = []
     handle = vgg.features.conv1_1.register_forward_hook(lambda *_: runs.append(1))
-    found = embed(vgg, images, names, pool="max", normalize=True)
+    found = embed_layers(vgg, images, names, pool="max", normalize=True)
     handle.remove()
     assert len(runs) == 1
     assert list(found) == names
     for name in names:
         assert torch.equal(found[name], embed(vgg, images, name, pool="max", normalize=True))
-    assert list(embed(vgg, images, ["fc1"])) == ["fc1"]
+    assert list(embed_layers(vgg, images, ["fc1"])) == ["fc1"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_nothing_runs_beyond_the_deepest_layer_that_is_wanted(vgg, layer, last):
     handles = [
         vgg.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name in leaves
     ]
-    embed(vgg, images_of(vgg), layer)
+    (embed_layers if isinstance(layer, list) else embed)(vgg, images_of(vgg), layer)
     for handle in handles:
         handle.remove()
     beyond = ["head.dense_3"] if layer is None else []  # whose input is the vector: it is about to run
@@ -195,9 +194,9 @@ def test_a_prepared_network_gives_the_same(narrow):
     ready = prepare(narrow, device="cpu", precision="float32")
     half = prepare(narrow, device="cpu", precision="bfloat16")
     assert len(layers) > 2
-    wanted = {**embed(narrow, images, layers), "default": embed(narrow, images)}
-    found = {**embed(ready, images, layers), "default": embed(ready, images)}
-    rounded = {**embed(half, images, layers), "default": embed(half, images)}
+    wanted = {**embed_layers(narrow, images, layers), "default": embed(narrow, images)}
+    found = {**embed_layers(ready, images, layers), "default": embed(ready, images)}
+    rounded = {**embed_layers(half, images, layers), "default": embed(half, images)}
     for layer, values in wanted.items():
         assert (found[layer] - values).abs().max() <= 1e-4 * values.abs().max()
         assert rounded[layer].dtype == torch.float32
@@ -205,7 +204,7 @@ def test_a_prepared_network_gives_the_same(narrow):
 
 
 def test_the_network_is_left_as_it_was_and_vectors_are_plain_tensors(vgg):
-    vectors = embed(vgg, images_of(vgg), ["pool5", "fc2"])
+    vectors = embed_layers(vgg, images_of(vgg), ["pool5", "fc2"])
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in vgg.modules())
     assert not vgg.training
     probe = nn.Linear(40, 3)
@@ -224,12 +223,12 @@ def test_images_are_taken_in_smaller_batches_when_memory_runs_out(vgg):
             return images
 
     images = images_of(vgg, 5)
-    wanted = embed(vgg, images, ["pool5", "fc2"])
+    wanted = embed_layers(vgg, images, ["pool5", "fc2"])
     features = vgg.features
     try:
         vgg.features = nn.Sequential(Full(), features).eval()
         with pytest.warns(MemoryWarning, match="for 5 at a time; going on with 2"):
-            found = embed(vgg, images, ["features.1.pool5", "fc2"])
+            found = embed_layers(vgg, images, ["features.1.pool5", "fc2"])
     finally:
         vgg.features = features
     torch.testing.assert_close(list(found.values()), list(wanted.values()), rtol=1e-4, atol=1e-5)
@@ -241,7 +240,6 @@ def test_what_cannot_be_had_is_one_sentence(vgg):
         ({"pool": "sum"}, "unknown pool 'sum'; known: avg, max, flatten, gem"),
         ({"layer": "relu5_*"}, "'relu5_\\*' matches 3 layers"),
         ({"layer": "fc9"}, "VGG has no layer 'fc9'"),
-        ({"layer": []}, "no layer is named"),
         ({"images": images[:0]}, "there are no images"),
         ({"images": []}, "there are no images"),
         ({"images": images[:, :, :64]}, r"images are \(64, 224\) pixels"),
@@ -249,6 +247,8 @@ def test_what_cannot_be_had_is_one_sentence(vgg):
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             embed(vgg, **({"images": images} | options))
+    with pytest.raises(ValueError, match="no layer is named"):
+        embed_layers(vgg, images, [])
     with pytest.raises(ValueError, match="Convolutional has no dense layer"):
         embed(Convolutional(vgg), images)
     transformer = torchvision.models.vit_b_32(weights=None).eval()
@@ -261,13 +261,6 @@ def test_what_cannot_be_had_is_one_sentence(vgg):
 
 
 DEFAULTS = {"vgg16": "fc2", "resnet50": "avg_pool", "inception_v3": "avg_pool"}  # Keras's layers before the last
-
-
-@pytest.fixture(scope="module")
-def keras3_layers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("keras3_embeddings")
-    run_keras3_layers(folder, *DEFAULTS)
-    return folder
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
@@ -287,7 +280,7 @@ def test_vectors_are_those_of_real_keras(name, keras3_layers, tmp_path):
     assert_same(embed(network, images), outputs[DEFAULTS[name]])
     maps = [layer for layer in outputs.files if outputs[layer].ndim == 4 and outputs[layer].max() > 0]
     known = [layer for layer in maps if "pad" not in layer and "add" not in layer][::7]
-    for layer, vectors in embed(network, images, known).items():
+    for layer, vectors in embed_layers(network, images, known).items():
         assert_same(vectors, outputs[layer].mean((2, 3)))
-    for layer, vectors in embed(network, images, known, "max").items():
+    for layer, vectors in embed_layers(network, images, known, "max").items():
         assert_same(vectors, outputs[layer].max((2, 3)))

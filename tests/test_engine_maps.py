@@ -16,6 +16,7 @@ from convnets_torch import (
     engine,
     heatmap,
     heatmap_each,
+    heatmap_targets,
     probability_map,
     save,
     score_map,
@@ -26,10 +27,7 @@ from tests.conftest import NARROW
 from tests.reference.nearness import differ, with_statistics
 from tests.test_engines import MARGINS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:this processor has no instructions"),
-    pytest.mark.usefixtures("idle_threads"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:this processor has no instructions")]
 
 
 def openvino(network, precision="float32"):
@@ -55,9 +53,10 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return interpolate(blots, (height, width), mode="bicubic")[0].clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"), [*((name, "float32") for name in NARROW if name != "vgg19"), ("vgg16", "bfloat16")]
-)
+KINDS = [*((name, "float32") for name in NARROW if name != "vgg19"), ("vgg16", "bfloat16")]
+
+
+@pytest.mark.parametrize(("name", "precision"), KINDS)
 def test_one_program_maps_all_sizes_and_batches(name, precision):
     torch.manual_seed(0)
     narrow = with_statistics(NARROW[name]())
@@ -100,7 +99,7 @@ def test_images_below_the_native_size_are_refused(pair):
 def test_heatmaps_of_an_engine_are_the_networks(pair):
     network, ready = pair
     image = picture(300, 421)
-    one, other = (heatmap(each, image, ["a", "3"], scales=(1, 1.5)) for each in pair)
+    one, other = (heatmap_targets(each, image, ["a", "3"], scales=(1, 1.5)) for each in pair)
     for mine, wanted in zip(other, one, strict=True):
         np.testing.assert_allclose(mine.values, wanted.values, atol=1e-4)
         assert np.ptp(wanted.values) > 0.05  # else any map would do
@@ -183,7 +182,7 @@ def test_the_command_maps_a_picture_and_a_folder_in_an_engine(command, pair, tmp
     np.testing.assert_allclose(np.load(tmp_path / "one.npy"), direct, atol=1e-4)
     asked = [*wanted, "--max-memory", "12MB", "--format", "npy", "-o", tmp_path / "maps"]
     code, _, said = command("heatmap", weights, folder, *asked)
-    assert (code, said.count("the network itself runs in strips instead of openvino")) == (0, 1)
+    assert (code, said.count("the network itself runs in blocks of rows instead of openvino")) == (0, 1)
     for name in ("large", "small"):
         direct = heatmap(network, folder / f"{name}.png", "a").values
         np.testing.assert_allclose(np.load(tmp_path / "maps" / f"{name}.png.npy"), direct, atol=1e-4)

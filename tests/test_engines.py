@@ -13,19 +13,33 @@ from convnets_torch import classify, engine, load, predict, prepare
 from tests.conftest import NARROW
 from tests.reference.nearness import differ, with_statistics
 
-pytestmark = pytest.mark.usefixtures("idle_threads")
 MARGINS = {"float32": 1e-4, "bfloat16": 3e-2}  # of the largest logit
+
+
+KINDS = [("alexnet", "float32"), ("alexnet", "bfloat16"), ("vgg16", "bfloat16")]
+KINDS += [(name, "float32") for name in NARROW if name not in ("alexnet", "vgg19")]
+
+
+def made(name, precision):
+    """A narrow network and its engine."""
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    narrow = with_statistics(NARROW[name]())
+    return narrow, engine(narrow, "openvino", precision=precision)
+
+
+@pytest.fixture(scope="module")
+def alexnet():
+    return made("alexnet", "float32")
 
 
 @pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")  # of processors without bfloat16
 @pytest.mark.parametrize(
-    ("name", "precision"), [*((name, "float32") for name in NARROW), ("alexnet", "bfloat16"), ("vgg16", "bfloat16")]
+    ("name", "precision"),
+    [pytest.param(*kind, marks=[pytest.mark.slow] * (number > 0)) for number, kind in enumerate(KINDS)],
 )
-def test_openvino_answers_the_same_for_any_batch(name, precision):
-    pytest.importorskip("openvino")
-    torch.manual_seed(0)
-    narrow = with_statistics(NARROW[name]())
-    ready = engine(narrow, "openvino", precision=precision)
+def test_openvino_answers_the_same_for_any_batch(name, precision, request):
+    narrow, ready = request.getfixturevalue("alexnet") if (name, precision) == KINDS[0] else made(name, precision)
     assert (ready.size, ready.card) == (narrow.size, None)
     assert ready.precision in (precision, "float32")
     for batch in (1, 2, 5):
@@ -38,6 +52,7 @@ def test_openvino_answers_the_same_for_any_batch(name, precision):
 
 
 @pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", MARGINS)
 def test_torchvisions_networks_are_taken_too(precision):
     pytest.importorskip("openvino")
@@ -49,10 +64,8 @@ def test_torchvisions_networks_are_taken_too(precision):
         assert differ(ready(images), module(images)) <= MARGINS[precision]
 
 
-def test_an_answer_stays_when_the_next_is_computed():
-    pytest.importorskip("openvino")
-    torch.manual_seed(0)
-    ready = engine(NARROW["alexnet"]().eval(), "openvino", precision="float32")
+def test_an_answer_stays_when_the_next_is_computed(alexnet):
+    _, ready = alexnet
     images = torch.randn(2, 3, 227, 227)
     first = ready(images)
     kept = first.clone()
@@ -60,11 +73,8 @@ def test_an_answer_stays_when_the_next_is_computed():
     assert torch.equal(first, kept)
 
 
-def test_several_threads_get_the_answers_to_their_own_images():
-    pytest.importorskip("openvino")
-    torch.manual_seed(0)
-    narrow = with_statistics(NARROW["alexnet"]())
-    ready = engine(narrow, "openvino", precision="float32")
+def test_several_threads_get_the_answers_to_their_own_images(alexnet):
+    narrow, ready = alexnet
     asked = [torch.randn(1 + number % 3, 3, 227, 227) for number in range(24)]
     with torch.inference_mode():
         wanted = [narrow(images) for images in asked]
@@ -72,15 +82,6 @@ def test_several_threads_get_the_answers_to_their_own_images():
         found = list(threads.map(ready, asked))
     for one, other in zip(found, wanted, strict=True):
         assert differ(one, other) <= MARGINS["float32"]
-
-
-def test_the_card_goes_with_it(lite_weights):
-    pytest.importorskip("openvino")
-    network = load(lite_weights)
-    ready = engine(network)
-    images = torch.randn(2, 3, 224, 224)
-    assert ready.card == network.card
-    assert ready(images).shape == (2, 1000)
 
 
 def test_what_an_engine_cannot_take_is_refused():
@@ -97,9 +98,8 @@ def test_what_an_engine_cannot_take_is_refused():
         engine(narrow, size=224)
 
 
-def test_images_of_another_size_are_refused():
-    pytest.importorskip("openvino")
-    ready = engine(NARROW["alexnet"]().eval())
+def test_images_of_another_size_are_refused(alexnet):
+    _, ready = alexnet
     with pytest.raises(ValueError, match=r"images are \(1, 3, 224, 224\), but this engine takes \(N, 3, 227, 227\)"):
         ready(torch.zeros(1, 3, 224, 224))
 
@@ -110,12 +110,14 @@ def test_a_missing_extra_is_named(monkeypatch):
         engine(NARROW["alexnet"]().eval())
 
 
+@pytest.mark.slow
 def test_pictures_are_classified_in_an_engine(command, lite_weights, photographs, tmp_path):
     pytest.importorskip("openvino")
     pictures = [photographs / name for name in ("coffee.png", "chelsea.png")]
     (tmp_path / "none.png").write_bytes(b"no picture")
     network = load(lite_weights)
     ready = engine(network, "openvino", precision="float32")
+    assert ready.card == network.card
     for found, wanted in zip(classify(ready, pictures), classify(network, pictures), strict=True):
         assert [entry.class_id for entry in found] == [entry.class_id for entry in wanted]
         assert [entry.probability for entry in found] == pytest.approx(

@@ -18,11 +18,11 @@ from convnets_torch.evaluation.charts import (
     small_pictures,
 )
 from convnets_torch.evaluation.metrics import Mistake
+from convnets_torch.images.decoding import Reading
 from convnets_torch.images.preprocessing import preset
 from convnets_torch.wordnet import synsets
 from convnets_torch.wordnet.hierarchy import tree_order
-
-IMAGENET = Card("vgg16", {"classes": 1000}, preset("vgg16"), "imagenet-1k")
+from tests.test_ground_truth import IMAGENET
 
 
 def test_what_is_alike_stands_together_in_the_order_of_the_tree():
@@ -122,7 +122,8 @@ def test_a_sheet_shows_pictures_and_says_which_files_are_gone_or_broken(tmp_path
     ] * 2
     assert [picture.getpixel((2, 2)) for picture in list(pictures.values())[2:]] == [MISSING] * 2
     assert all(np.asarray(picture).min() < 100 for picture in list(pictures.values())[2:])  # letters
-    assert small_pictures([tmp_path / "turned.jpg"], exif=False)[str(tmp_path / "turned.jpg")].size == (SIDE, SIDE // 2)
+    [turned] = small_pictures([tmp_path / "turned.jpg"], Reading(exif=False)).values()
+    assert turned.size == (SIDE, SIDE // 2)
     sheet = mistakes_sheet(found, list(pictures.values()), "The worst", columns=2)
     assert sheet.width == 16 + 2 * (SIDE + 16)
     assert (np.asarray(sheet) == (0, 128, 128)).all(2).sum() > SIDE * SIDE * 0.45

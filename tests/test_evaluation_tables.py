@@ -16,7 +16,7 @@ import torch
 
 from convnets_torch.evaluation.evaluate import evaluate
 from convnets_torch.evaluation.labels import find_truth
-from convnets_torch.evaluation.report import check_predictions, judge, save_judged, save_predictions
+from convnets_torch.evaluation.report import check_predictions, compute_metrics, save_predictions, save_report
 from convnets_torch.weights import save
 from convnets_torch.wordnet import synsets
 from tests.test_evaluation import narrow_alexnet, write_pictures
@@ -77,26 +77,26 @@ def test_both_files_hold_what_was_answered(found, tmp_path):
 
 
 def test_a_report_holds_the_same_without_the_classes(found, tmp_path):
-    judged = judge(found)
-    names = save_judged(judged, tmp_path)
+    metrics = compute_metrics(found)
+    names = save_report(metrics, tmp_path)
     assert {"predictions.csv", "classes.csv", "confusion.svg"} <= {*names}
     with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     wrong = [row for row in rows if row["rank"] not in ("", "1")]
-    assert len(wrong) == judged.mistakes.count
+    assert len(wrong) == metrics.mistakes.count
     assert list(rows[0])[-1] == "error"
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"All mistakes ({judged.mistakes.count}), worst first" in page
-    assert all(Path(each.path).name[:2] in page for each in judged.mistakes.listed)
+    assert f"All mistakes ({metrics.mistakes.count}), worst first" in page
+    assert all(Path(each.path).name[:2] in page for each in metrics.mistakes.listed)
 
 
 def test_more_mistakes_than_a_page_lists_are_counted_and_lie_beside_it(found, tmp_path, monkeypatch):
     monkeypatch.setattr("convnets_torch.evaluation.metrics.LISTED", 3)
-    judged = judge(found)
-    save_judged(judged, tmp_path)
+    metrics = compute_metrics(found)
+    save_report(metrics, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"The 3 worst of {judged.mistakes.count} mistakes" in page
-    assert f"{judged.mistakes.count - 3} more are in predictions.csv, next to this page: the rows" in page
+    assert f"The 3 worst of {metrics.mistakes.count} mistakes" in page
+    assert f"{metrics.mistakes.count - 3} more are in predictions.csv, next to this page: the rows" in page
 
 
 def test_severity_and_plain_outputs(found, tmp_path):
@@ -139,6 +139,7 @@ def test_the_command_writes_one_and_refuses_others_before_any_work(command, tmp_
     assert "would overwrite" in error
 
 
+@pytest.mark.slow
 def test_without_pyarrow_a_sentence_says_what_to_install(tmp_path):
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"

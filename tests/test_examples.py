@@ -55,12 +55,14 @@ def best(folder):
     return {str(path): answer[0] for path, answer in zip(paths, answers, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_dataloader_gives_the_same_classes(workers, folder):
     out = run("dataloader.py", folder / "alexnet.safetensors", folder / "photographs", workers)
     assert out.splitlines() == [f"{path} {answer.words}" for path, answer in best(folder).items()]
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_folder_and_the_first_gathers(folder, tmp_path):
     broken = folder / "photographs" / "3b.jpg"
     wanted = best(folder)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch import classify, gradcam, heatmap, load
+from convnets_torch import classify, gradcam_targets, heatmap_targets, load
 from convnets_torch.card import Card
 from convnets_torch.explain.activations import layer_names
 from convnets_torch.explain.page import explain, five_layers
@@ -50,9 +50,9 @@ def test_the_parts_are_those_of_the_functions(explanation, lite_weights, photogr
     network, path = load(lite_weights), photographs / "coffee.png"
     assert explanation.predictions == classify(network, [path])[0]
     ids = [entry.class_id for entry in explanation.predictions]
-    for found, wanted in zip(explanation.heatmaps, heatmap(network, path, ids), strict=True):
+    for found, wanted in zip(explanation.heatmaps, heatmap_targets(network, path, ids), strict=True):
         np.testing.assert_array_equal(found.values, wanted.values)
-    for cam, again in zip(explanation.cams, gradcam(network, path, ids), strict=True):
+    for cam, again in zip(explanation.cams, gradcam_targets(network, path, ids), strict=True):
         np.testing.assert_array_equal(cam.values, again.values)
 
 

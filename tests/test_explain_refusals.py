@@ -36,13 +36,6 @@ def weights(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def street(tmp_path):
-    path = tmp_path / "street.png"
-    Image.fromarray(picture(1, 240, 300)).save(path)
-    return path
-
-
 def test_activations_of_broken_weights_are_refused():
     network, pixels = narrow_vgg(), picture(1, 240, 300)
     with torch.no_grad():

@@ -11,15 +11,15 @@ from convnets_torch import densify, export, load, score_map
 from convnets_torch.images.decoding import read_picture
 from convnets_torch.images.preprocessing import center_crop, normalize
 from tests.conftest import DATA, NARROW
-from tests.reference.nearness import with_statistics
+from tests.reference.nearness import differ, with_statistics
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.usefixtures("idle_threads")
 
 MARGIN = 1e-4  # of the largest logit
-CASES = [*((name, "onnx") for name in NARROW), ("alexnet", "pt2"), ("resnet50", "pt2")]
+FORMS = [*((name, "onnx") for name in NARROW if name != "vgg19"), ("alexnet", "pt2"), ("resnet50", "pt2")]
+CASES = [pytest.param(*form, marks=[pytest.mark.slow] * (form != ("alexnet", "onnx"))) for form in FORMS]
 
 
 def runner(path):
@@ -28,11 +28,6 @@ def runner(path):
         return torch.export.load(path).module()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-
-
-def differ(found, wanted):
-    assert found.shape == wanted.shape
-    return float((found - wanted).abs().max() / wanted.abs().max())
 
 
 def network_of(name):
@@ -52,10 +47,12 @@ def test_classifiers_answer_the_same_for_any_batch(name, ending, tmp_path):
         for batch in (1, 2, 5):
             images = torch.randn(batch, 3, *narrow.size)
             assert differ(run(images), narrow(images)) <= MARGIN
+            assert differ(run(images)[:, :, None, None], score_map(narrow, images)) <= MARGIN  # a map of one cell
     assert [path.name for path in tmp_path.iterdir()] == [f"x.{ending}"]  # one file, no external data
 
 
-@pytest.mark.parametrize(("name", "ending"), CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "ending"), FORMS)
 def test_score_maps_answer_the_same_for_any_size_and_batch(name, ending, tmp_path):
     narrow = network_of(name)
     written = export(narrow, tmp_path / f"x.{ending}", heatmap=True)
@@ -68,6 +65,7 @@ def test_score_maps_answer_the_same_for_any_size_and_batch(name, ending, tmp_pat
             assert differ(run(images), score_map(narrow, images)) <= MARGIN
 
 
+@pytest.mark.slow
 def test_users_networks_are_exported_too(tmp_path):
     torch.manual_seed(0)
     module = with_statistics(torchvision.models.resnet18(num_classes=7))
@@ -80,15 +78,7 @@ def test_users_networks_are_exported_too(tmp_path):
         assert differ(runner(tmp_path / "map.pt2")(larger), score_map(network, larger)) <= MARGIN
 
 
-def test_a_map_of_one_cell_is_the_classifiers_answer(tmp_path):
-    torch.manual_seed(0)
-    narrow = NARROW["vgg16"]().eval()
-    export(narrow, tmp_path / "x.onnx")
-    images = torch.randn(2, 3, 224, 224)
-    with torch.inference_mode():
-        assert differ(runner(tmp_path / "x.onnx")(images)[:, :, None, None], score_map(narrow, images)) <= MARGIN
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "ending"), [("alexnet", "onnx"), ("vgg16", "pt2")])  # RGB and BGR
 def test_with_preprocessing_pixels_go_in(name, ending, tmp_path):
     from converters import convert
@@ -110,6 +100,7 @@ def test_with_preprocessing_pixels_go_in(name, ending, tmp_path):
         assert differ(found, wanted) <= MARGIN
 
 
+@pytest.mark.slow
 def test_a_photograph_is_classified_by_the_file_alone(lite_weights, photographs, tmp_path):
     network = load(lite_weights)
     export(network, tmp_path / "lite.onnx", with_preprocessing=True)

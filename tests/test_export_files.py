@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from convnets_torch import export, load, prepare
-from convnets_torch.card import read_card
+from convnets_torch import export, prepare, save
 from convnets_torch.inference import child_process
 from convnets_torch.inference.export import OPSET
 from tests.conftest import DATA, NARROW
@@ -22,16 +21,14 @@ from tests.conftest import DATA, NARROW
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.usefixtures("idle_threads")
 
 
-def test_the_card_and_no_folder_of_this_machine_is_in_the_file(lite_weights, tmp_path):
+def test_the_card_and_no_folder_of_this_machine_is_in_the_file(vgg, tmp_path):
     import onnx
 
-    network = load(lite_weights)
-    card = read_card(lite_weights).to_json()
-    export(network, tmp_path / "x.onnx")
-    export(network, tmp_path / "x.pt2")
+    card = vgg.card.to_json()
+    export(vgg, tmp_path / "x.onnx")
+    export(vgg, tmp_path / "x.pt2")
     model = onnx.load(tmp_path / "x.onnx")
     assert {entry.key: entry.value for entry in model.metadata_props}["card"] == card
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == OPSET
@@ -89,6 +86,7 @@ def test_without_onnxruntime_the_file_is_written_unchecked(monkeypatch, tmp_path
     assert (tmp_path / "x.onnx").stat().st_size == written.bytes
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_nothing(lite_weights, tmp_path):
     code = "from convnets_torch.cli.app import main; main()"
     output = tmp_path / "x.onnx"
@@ -101,15 +99,18 @@ def test_a_killed_export_leaves_nothing(lite_weights, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_says_what_was_written(command, lite_weights, tmp_path):
-    code, out, _ = command("export", lite_weights, "-o", tmp_path / "x.onnx", "--heatmap", "--with-preprocessing")
+def test_the_command_says_what_was_written(command, vgg, tmp_path):
+    save(vgg, tmp_path / "x.safetensors")
+    code, out, _ = command(
+        "export", tmp_path / "x.safetensors", "-o", tmp_path / "x.onnx", "--heatmap", "--with-preprocessing"
+    )
     assert code == 0
     rows = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in out.splitlines()}
     assert rows["images"] == "uint8 (batch, height, width, 3), RGB, 0 to 255"
-    assert rows["logits"] == "float32 (batch, 1000, rows, columns)"
+    assert rows["logits"] == "float32 (batch, 10, rows, columns)"
     assert rows["smallest images"] == "256x256 pixels (height x width)"
     assert rows["largest difference"].endswith("of the largest logit")
-    code, _, errors = command("export", lite_weights, "-o", tmp_path / "x.h5")
+    code, _, errors = command("export", tmp_path / "x.safetensors", "-o", tmp_path / "x.h5")
     assert code == 1
     assert errors.strip().count("\n") == 0
     assert "ends in '.h5'" in errors
@@ -127,6 +128,7 @@ print(exported.unchecked, [path for path in held if path.endswith("onnxruntime.d
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_onnxruntime_runs_without_its_telemetry(tmp_path):
     """Its uploader keeps a database open; with telemetry, one is in the list."""

@@ -82,6 +82,7 @@ def test_what_does_not_fit_gets_a_sentence():
             function(brightness, IMAGE, TRUE, steps=0)
 
 
+@pytest.mark.slow
 def test_of_a_trained_network_its_own_map_is_better_than_random_ones(lite_weights, photographs):
     network = load(lite_weights)
     found = [gradcam(network, photographs / f"{name}.png", target) for name, target in CASES]

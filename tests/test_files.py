@@ -323,6 +323,7 @@ def test_another_ending_is_refused_before_anything_is_written(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
+@pytest.mark.slow
 def test_what_writes_a_file_at_a_path_writes_the_same_into_an_open_file(tmp_path):
     network, street = make(), pictures(tmp_path)[0]
     found, cam = ct.heatmap(network, street, 3), ct.gradcam(network, street, 3)

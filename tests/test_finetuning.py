@@ -20,8 +20,8 @@ from convnets_torch.training.augmentation import augmentation
 from convnets_torch.training.datasets import Dataset, find_dataset
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.features import cached_features
-from convnets_torch.training.finetuning import LeakError, Watch, finetune
-from convnets_torch.training.running import read_checkpoint
+from convnets_torch.training.finetuning import LeakError, finetune
+from convnets_torch.training.running import Callbacks, read_checkpoint
 from convnets_torch.training.settings import Settings
 from convnets_torch.training.stages import (
     HeadStage,
@@ -46,12 +46,6 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dataset(data):
     return find_dataset(data)
-
-
-@pytest.fixture(scope="module")
-def vectors(tmp_path_factory):
-    """A cache of features for all tests here."""
-    return tmp_path_factory.mktemp("vectors")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +133,7 @@ def test_the_same_call_gives_the_same_file(tuned, dataset, vectors, tmp_path):
 
 def test_where_stage_two_is_worse_the_network_of_stage_one_is_kept(dataset, vectors, tmp_path):
     output, before = tmp_path / "mine.safetensors", small_resnet()
-    settings = replace(QUICK, head_epochs=8, epochs=1, rate=0.3)
+    settings = replace(QUICK, head_epochs=8, epochs=1, lr=0.3)
     result = finetune(before, dataset, output, settings, cache=vectors, allow_leaks=True)
     assert (result.best.stage, result.history[-1].stage) == (1, 2)
     kept = load(output).state_dict()
@@ -196,7 +190,7 @@ def test_stage_one_finds_what_logistic_regression_finds():
     scaled = (features - features.mean(0)) / features.std(0)
     chances = wanted.fit(scaled, labels).predict_proba(scaled)
     rows, places = torch.from_numpy(features).float(), torch.from_numpy(labels)
-    stage = HeadStage(rows, places, rows, places, 3, Settings(head_rate=0.02, batch=180))
+    stage = HeadStage(rows, places, rows, places, 3, Settings(head_lr=0.02, batch=180))
     for epoch in range(600):
         for step in stage.steps(epoch, 0):
             stage.optimizer.zero_grad()
@@ -210,13 +204,13 @@ def test_stage_one_finds_what_logistic_regression_finds():
 def test_features_of_further_views_are_those_of_the_views(dataset, tmp_path):
     network = small_resnet()
     settings = replace(QUICK, views=3, augmentation=augmentation("strong", no_flip=("ant",)))
-    found = cached_features(network, dataset, settings, Group(), tmp_path, None)
+    found = cached_features(network, dataset, settings, Group(), tmp_path, None, {})
     assert found.computed == 3 * len(dataset.train) + len(dataset.val)
     whole = embed(network, [path for path, _ in dataset.train])
     torch.testing.assert_close(found.train.features[0], whole, rtol=1e-4, atol=1e-5)
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert not torch.isclose(found.train.features[one], found.train.features[other]).all(1).any()
-    again = cached_features(network, dataset, settings, Group(), tmp_path, None)
+    again = cached_features(network, dataset, settings, Group(), tmp_path, None, {})
     assert again.computed == 0
     assert torch.equal(again.train.features, found.train.features)
 
@@ -254,11 +248,11 @@ def test_leaks_are_refused_unless_they_are_allowed(data, dataset, vectors, tmp_p
     copy.write_bytes(path.read_bytes())
     leaking = replace(dataset, val=(*dataset.val, (copy, label)))
     output, seen = tmp_path / "mine.safetensors", []
-    watch = Watch(found=lambda features, leaks: seen.extend(leaks))
+    callbacks = Callbacks(found=lambda features, leaks: seen.extend(leaks))
     with pytest.raises(
         LeakError, match=r"1 of 7 validation pictures are nearly the same as training pictures"
     ) as error:
-        finetune(small_resnet(), leaking, output, QUICK, cache=vectors, leak_threshold=1, watch=watch)
+        finetune(small_resnet(), leaking, output, QUICK, cache=vectors, leak_threshold=1, callbacks=callbacks)
     assert [(leak.path, leak.of) for leak in error.value.leaks] == [(copy, path)] == [(seen[0].path, seen[0].of)]
     assert not list(tmp_path.iterdir())
     finetune(
@@ -312,7 +306,7 @@ def test_what_cannot_be_trained_is_refused_before_any_work(dataset, vectors, tmp
     tried("ResNet has no layer 'conv9'", settings=replace(QUICK, unfreeze="conv9"), allow_leaks=True)
     assert not list(tmp_path.iterdir())  # no checkpoint either
     for wrong, match in (
-        ({"rate": 0}, "rate is 0; give a number above 0"),
+        ({"lr": 0}, "lr is 0; give a number above 0"),
         ({"momentum": 1}, "momentum is 1; give a number 0 or more, below 1"),
         ({"batch": 0}, "batch is 0; give an integer, 1 or more"),
         ({"optimizer": "lion"}, "optimizer is 'lion'; known: sgd, adamw"),

@@ -10,10 +10,10 @@ import torch
 
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.running import (
+    Callbacks,
+    Checkpointer,
     EpochRow,
-    Keeper,
-    Progress,
-    Reports,
+    TrainingProgress,
     TrainingStopped,
     best_epoch,
     read_checkpoint,
@@ -28,24 +28,28 @@ def worsening(**options):
     """A stage that is judged by the opposite of what it learns, so that its first epoch is the best."""
     labels = torch.arange(40) % 2
     rows = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)) + 3 * labels[:, None]
-    return HeadStage(rows, labels, rows, 1 - labels, 2, Settings(batch=20, head_rate=0.01, **options))
+    return HeadStage(rows, labels, rows, 1 - labels, 2, Settings(batch=20, head_lr=0.01, **options))
 
 
 @pytest.mark.parametrize("steps", [3, 4, 5])  # of 2 an epoch: in the one after the best, and later
 def test_the_best_epoch_outlives_a_break_after_worse_ones(tmp_path, steps):
-    stage, progress, keeper = worsening(), Progress(), Keeper(tmp_path / "unbroken.safetensors", {}, Group())
-    run_stage(stage, progress, 4, 0, keeper, Reports(), {})
+    stage, progress, checkpointer = (
+        worsening(),
+        TrainingProgress(),
+        Checkpointer(tmp_path / "unbroken.safetensors", {}, Group()),
+    )
+    run_stage(stage, progress, 4, 0, checkpointer, Callbacks(), {})
     assert best_epoch(progress.history).epoch == 1
     path, asked = tmp_path / "broken.safetensors", itertools.count()
-    reports = Reports(stop=lambda: next(asked) >= steps)
+    callbacks = Callbacks(stop=lambda: next(asked) >= steps)
     with pytest.raises(TrainingStopped):
-        run_stage(worsening(), Progress(), 4, 0, Keeper(path, {}, Group()), reports, {})
-    arrays, state = read_checkpoint(path)
-    resumed, again, other = Progress.from_dict(state["progress"]), worsening(), Keeper(path, {}, Group())
+        run_stage(worsening(), TrainingProgress(), 4, 0, Checkpointer(path, {"settings": {}}, Group()), callbacks, {})
+    arrays, _, resumed = read_checkpoint(path)
+    again, other = worsening(), Checkpointer(path, {}, Group())
     other.restore(again, resumed, arrays)
-    run_stage(again, resumed, 4, 0, other, Reports(), {})
+    run_stage(again, resumed, 4, 0, other, Callbacks(), {})
     assert set(other.best) == {"weight", "bias"}
-    for name, values in keeper.best.items():
+    for name, values in checkpointer.best.items():
         assert torch.equal(other.best[name], values)
         assert not torch.equal(stage.layer.get_parameter(name), values)
         assert torch.equal(again.layer.get_parameter(name), stage.layer.get_parameter(name))
@@ -54,23 +58,23 @@ def test_the_best_epoch_outlives_a_break_after_worse_ones(tmp_path, steps):
 @pytest.mark.parametrize(("losses", "waited"), [([3, 2, 1], 0), ([1, 2, 3], 2), ([1, 2, 2], 2), ([2, 1, 1.5], 1)])
 def test_patience_counts_epochs_of_the_stage_since_the_best_one_of_all(losses, waited):
     rows = [EpochRow(2, number, 0, loss, 0.5, 0.1, 0) for number, loss in enumerate(losses, start=1)]
-    progress = Progress(stage=2, history=rows)
+    progress = TrainingProgress(stage=2, history=rows)
     assert progress.waited == waited
     assert progress.ended(9, 2) == (waited >= 2)
     assert not progress.ended(9, 0)
     assert progress.ended(3, 0)
-    begun = Progress(stage=2, history=[replace(row, stage=1) for row in rows])
+    begun = TrainingProgress(stage=2, history=[replace(row, stage=1) for row in rows])
     assert (begun.waited, begun.ended(1, 1)) == (0, False)  # of stage one's epochs none is waited for
 
 
-def test_judging_takes_neither_smoothing_nor_weights():
-    plain, other = worsening().judge(), worsening(label_smoothing=0.5, class_weights="balanced").judge()
+def test_validation_takes_neither_smoothing_nor_weights():
+    plain, other = worsening().validate(), worsening(label_smoothing=0.5, class_weights="balanced").validate()
     assert plain == other == (pytest.approx(torch.tensor(2.0).log().item()), pytest.approx(0.5))
 
 
 def test_rare_classes_weigh_as_much_as_frequent_ones():
     rows, labels = torch.ones(6, 2), torch.tensor([0, 0, 0, 0, 0, 1])
-    plain = Settings(batch=6, head_rate=0.05)
+    plain = Settings(batch=6, head_lr=0.05)
     for settings, wanted in ((plain, 5 / 6), (replace(plain, class_weights="balanced"), 1 / 2)):
         stage = HeadStage(rows, labels, rows, labels, 2, settings)
         for _ in range(200):

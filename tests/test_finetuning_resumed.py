@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -21,8 +22,8 @@ from safetensors.torch import save_file
 
 from convnets_torch import save
 from convnets_torch.training.datasets import find_dataset
-from convnets_torch.training.finetuning import Watch, checkpoint_of, finetune
-from convnets_torch.training.running import Reports, TrainingStopped, read_checkpoint
+from convnets_torch.training.finetuning import checkpoint_of, finetune
+from convnets_torch.training.running import Callbacks, TrainingStopped, read_checkpoint, save_checkpoint
 from tests.finetuned import QUICK, draw_pictures, small_resnet
 
 SETTINGS = replace(QUICK, head_epochs=2, dropout=True, mixing="mixup", patience=0)
@@ -31,12 +32,6 @@ SETTINGS = replace(QUICK, head_epochs=2, dropout=True, mixing="mixup", patience=
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return find_dataset(draw_pictures(tmp_path_factory.mktemp("pictures") / "data"))
-
-
-@pytest.fixture(scope="module")
-def vectors(tmp_path_factory):
-    """A cache of features for all tests here."""
-    return tmp_path_factory.mktemp("vectors")
 
 
 def train(dataset, vectors, output, settings=SETTINGS, **options):
@@ -67,7 +62,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_file(dataset, vectors, 
         return len(seen) > steps
 
     with pytest.raises(TrainingStopped, match=r"the checkpoint is .*mine\.checkpoint\.safetensors, .* --resume"):
-        train(dataset, vectors, output, watch=Watch(reports=Reports(stop=stop)))
+        train(dataset, vectors, output, callbacks=Callbacks(stop=stop))
     assert not output.exists()
     result = train(dataset, vectors, output, resume=True)
     assert without_seconds(result.history) == without_seconds(unbroken[0].history)
@@ -75,12 +70,28 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_file(dataset, vectors, 
     assert not checkpoint_of(output).exists()
 
 
+@pytest.mark.parametrize("steps", [4, 8])  # in both stages
+def test_a_checkpoint_of_version_0_1_goes_on_to_the_same_file(dataset, vectors, unbroken, tmp_path, steps):
+    output, seen = tmp_path / "mine.safetensors", itertools.count()
+    with pytest.raises(TrainingStopped):
+        train(dataset, vectors, output, callbacks=Callbacks(stop=lambda: next(seen) >= steps))
+    arrays, state, _ = read_checkpoint(checkpoint_of(output))
+    former = {"lr": "rate", "head_lr": "head_rate"}  # what that version called them
+    state["settings"] = {former.get(name, name): value for name, value in state["settings"].items()}
+    rows = state["progress"]["history"]
+    state["progress"]["history"] = [{former.get(name, name): value for name, value in row.items()} for row in rows]
+    assert "rate" in rows[0].keys() ^ state["progress"]["history"][0].keys()
+    save_checkpoint(checkpoint_of(output), arrays, state)
+    train(dataset, vectors, output, resume=True)
+    assert output.read_bytes() == unbroken[1]
+
+
 def test_features_that_were_stopped_are_kept(dataset, unbroken, tmp_path):
     output, cache, found = tmp_path / "mine.safetensors", tmp_path / "cache", []
     with pytest.raises(TrainingStopped, match="stopped after the features of 16 of 30 pictures, which are cached; run"):
-        train(dataset, cache, output, watch=Watch(reports=Reports(stop=lambda: True)))
+        train(dataset, cache, output, callbacks=Callbacks(stop=lambda: True))
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    train(dataset, cache, output, watch=Watch(found=lambda features, leaks: found.append(features.computed)))
+    train(dataset, cache, output, callbacks=Callbacks(found=lambda features, leaks: found.append(features.computed)))
     assert found == [14]
     assert output.read_bytes() == unbroken[1]
 
@@ -94,10 +105,10 @@ def test_a_training_that_was_killed_goes_on_from_its_last_epoch(dataset, vectors
             raise Killed
 
     with pytest.raises(Killed):
-        train(dataset, vectors, output, watch=Watch(reports=Reports(epoch=kill)))
+        train(dataset, vectors, output, callbacks=Callbacks(epoch=kill))
     done = []
-    watch = Watch(reports=Reports(epoch=lambda row, left: done.append(row.epoch)))
-    train(dataset, vectors, output, resume=True, watch=watch)
+    callbacks = Callbacks(epoch=lambda row, left: done.append(row.epoch))
+    train(dataset, vectors, output, resume=True, callbacks=callbacks)
     assert done == list(range(epoch + 1, 5))
     assert output.read_bytes() == unbroken[1]
 
@@ -105,10 +116,10 @@ def test_a_training_that_was_killed_goes_on_from_its_last_epoch(dataset, vectors
 def test_a_checkpoint_is_safetensors_and_belongs_to_one_training(dataset, vectors, tmp_path):
     output = tmp_path / "mine.safetensors"
     with pytest.raises(TrainingStopped):
-        train(dataset, vectors, output, watch=Watch(reports=Reports(stop=lambda: True)))
+        train(dataset, vectors, output, callbacks=Callbacks(stop=lambda: True))
     with safe_open(checkpoint_of(output), "pt") as file:
         assert {"now.weight", "now.bias"} <= set(file.keys())
-    arrays, state = read_checkpoint(checkpoint_of(output))
+    arrays, state, _ = read_checkpoint(checkpoint_of(output))
     assert state["progress"]["step"] == 0
     with pytest.raises(ValueError, match=r"is of another training \(batch 8, now 4\); give its own options"):
         train(dataset, vectors, output, replace(SETTINGS, batch=4), resume=True)
@@ -118,7 +129,7 @@ def test_a_checkpoint_is_safetensors_and_belongs_to_one_training(dataset, vector
     other.get_parameter("head.dense_1.bias").data.zero_()
     with pytest.raises(ValueError, match="another network"):
         finetune(other, dataset, output, SETTINGS, cache=vectors, allow_leaks=True, resume=True)
-    train(dataset, vectors, output, replace(SETTINGS, epochs=0, rate=1), resume=True)  # a rate may change on the way
+    train(dataset, vectors, output, replace(SETTINGS, epochs=0, lr=1), resume=True)  # a rate may change on the way
     for text in (
         json.dumps({**state, "schema": 99}),
         json.dumps({**state, "progress": {**state["progress"], "ended": True}}),
@@ -131,15 +142,15 @@ def test_a_checkpoint_is_safetensors_and_belongs_to_one_training(dataset, vector
 
 def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_epoch(dataset, vectors, tmp_path):
     output = tmp_path / "mine.safetensors"
-    wild = replace(SETTINGS, rate=1e30, epochs=2)
+    wild = replace(SETTINGS, lr=1e30, epochs=2)
     match = (
         r"the loss is NaN or infinite in epoch 3, at step 2 of 3 \(stage 2, learning rate 1e\+30\); give a lower rate,"
-        r" such as --rate 1e\+29, and --resume to continue from epoch 2 in .*mine\.checkpoint\.safetensors"
+        r" such as --lr 1e\+29, and --resume to continue from epoch 2 in .*mine\.checkpoint\.safetensors"
     )
     with pytest.raises(ValueError, match=match):
         train(dataset, vectors, output, wild)
     assert not output.exists()
-    arrays, state = read_checkpoint(checkpoint_of(output))
+    arrays, state, _ = read_checkpoint(checkpoint_of(output))
     assert len(state["progress"]["history"]) == 2
     assert all(values.isfinite().all() for values in arrays.values())
     result = train(dataset, vectors, output, resume=True)  # at the lower rate, from there
@@ -157,7 +168,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(dataset, vectors, tmp_path):
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         with pytest.raises(OSError, match=r"mine\.checkpoint\.safetensors cannot be written .* is untouched"):
-            train(dataset, vectors, output, watch=Watch(reports=Reports(epoch=fill)))
+            train(dataset, vectors, output, callbacks=Callbacks(epoch=fill))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
@@ -200,7 +211,7 @@ def test_fewer_epochs_end_a_stage_and_its_best_epoch_is_what_is_kept(dataset, ve
             raise Killed
 
     with pytest.raises(Killed):
-        train(dataset, vectors, output, replace(SETTINGS, epochs=9), watch=Watch(reports=Reports(epoch=kill)))
+        train(dataset, vectors, output, replace(SETTINGS, epochs=9), callbacks=Callbacks(epoch=kill))
     with pytest.raises(ValueError, match=r"is of another training \(epochs 9, now 0\)"):
         train(dataset, vectors, output, replace(SETTINGS, epochs=0), resume=True)
     result = train(dataset, vectors, output, replace(SETTINGS, epochs=1), resume=True)
@@ -212,9 +223,9 @@ def test_a_picture_that_goes_on_the_way_is_named(dataset, vectors, tmp_path, wor
     gone = tmp_path / "gone.png"
     gone.write_bytes(dataset.train[0][0].read_bytes())
     replaced = replace(dataset, train=((gone, 0), *dataset.train[1:]))
-    watch = Watch(layers=lambda rows: gone.unlink())
+    callbacks = Callbacks(layers=lambda rows: gone.unlink())
     with pytest.raises(OSError, match=r"gone\.png") as error:
-        train(replaced, vectors, tmp_path / "mine.safetensors", workers=workers, watch=watch)
+        train(replaced, vectors, tmp_path / "mine.safetensors", workers=workers, callbacks=callbacks)
     assert "Traceback" not in str(error.value)
 
 
@@ -245,14 +256,14 @@ def test_a_table_of_pictures_may_be_called_as_the_weights_are(dataset, cache, co
         assert table.read_bytes() == before
 
 
-def keeping_the_last(output: Path) -> Watch:
+def keeping_the_last(output: Path) -> Callbacks:
     """Copies the checkpoint of the last epoch, whose parameters are those learnt last, whichever epoch was best."""
 
     def keep(row, left):
         if row.epoch == 4 and checkpoint_of(output).exists():
             shutil.copy(checkpoint_of(output), f"{output}.last")
 
-    return Watch(reports=Reports(epoch=keep))
+    return Callbacks(epoch=keep)
 
 
 TOGETHER = """
@@ -267,15 +278,17 @@ from tests.test_finetuning_resumed import DIVIDED, keeping_the_last
 torch.set_num_threads(1)
 data, output, cache = map(Path, sys.argv[1:])
 result = finetune(
-    small_resnet(), find_dataset(data), output, DIVIDED, cache=cache, allow_leaks=True, watch=keeping_the_last(output)
+    small_resnet(), find_dataset(data), output, DIVIDED, cache=cache, allow_leaks=True,
+    callbacks=keeping_the_last(output),
 )
 if os.environ["RANK"] == "0":
     Path(f"{output}.history").write_text(json.dumps([asdict(row) for row in result.history]))
 """
 # Uneven shares of 24 pictures, and in the last step one picture for two processes.
-DIVIDED = replace(SETTINGS, batch=23, dropout=False, views=2, precision="float32", rate=3e-4)
+DIVIDED = replace(SETTINGS, batch=23, dropout=False, views=2, precision="float32", lr=3e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns_from_the_same_batches(dataset, vectors, tmp_path):
     program, data = tmp_path / "together.py", dataset.train[0][0].parents[1]
     program.write_text(TOGETHER)
@@ -290,7 +303,7 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(dataset, vect
     assert "Warning" not in done.stderr
     found = json.loads(Path(f"{output}.history").read_text())
     one_output = tmp_path / "one.safetensors"
-    alone = train(dataset, vectors, one_output, DIVIDED, watch=keeping_the_last(one_output))
+    alone = train(dataset, vectors, one_output, DIVIDED, callbacks=keeping_the_last(one_output))
     assert len(found) == len(alone.history) == 4
     for row, wanted in zip(found, map(asdict, alone.history), strict=True):
         for name in ("train_loss", "val_loss", "val_accuracy"):

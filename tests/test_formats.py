@@ -11,10 +11,16 @@ import pytest
 import torch
 
 from converters import convert
+from convnets_torch.images.preprocessing import normalize
 from convnets_torch.networks import Network
 from convnets_torch.weights import load
+from tests.conftest import assert_agree, run_keras3
+from tests.reference import theano_forward
 from tests.reference.goldens import DATA, Golden
+from tests.reference.keras1_files import FULL, random_layers, write_keras1
+from tests.reference.keras3_goldens import FULL as FULL_KERAS3
 from tests.reference.keras3_goldens import KERAS3, RECORDED
+from tests.reference.pictures import picture
 from tests.reference.theano_goldens import THEANO
 
 REFUSED = {  # file -> why
@@ -80,6 +86,40 @@ def test_what_cannot_be_read_is_refused_by_name(golden, keras3_files, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_page_of_formats_is_what_the_lists_say():
     script = Path(__file__).parents[1] / "scripts" / "build_formats.py"
     subprocess.run([sys.executable, script, "--check"], check=True)
+
+
+# Full-size files: of the original's layout against plain NumPy, of Keras 3 against what it answers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_size_file_computes_what_its_arrays_mean(name, tmp_path):
+    layers = random_layers(FULL[name])
+    write_keras1(tmp_path / "in.h5", layers)
+    report = convert(tmp_path / "in.h5", tmp_path / "out.safetensors")
+    (tmp_path / "in.h5").unlink()
+    assert report.card.network == name
+    network = load(tmp_path / "out.safetensors")
+    image = normalize(picture(5, *network.size), network.card.preprocessing)
+    forward = theano_forward.alexnet if name == "alexnet" else theano_forward.vgg
+    expected = forward(image.astype(np.float64), layers)
+    with torch.inference_mode():
+        found = network(torch.from_numpy(image)[None])
+    assert_agree(found.numpy(), expected[None])
+
+
+@pytest.mark.slow
+def test_a_full_size_file_of_keras_3_answers_as_keras_3(tmp_path):
+    """`keras.applications` with 1000 classes; test_names.py has others, in another format."""
+    run_keras3(tmp_path, "--full", "--models", "resnet50", "--forms", "model")
+    golden = next(golden for golden in FULL_KERAS3["resnet50"] if golden.form == "model")
+    report = convert(tmp_path / golden.file, tmp_path / "out.safetensors")
+    (tmp_path / golden.file).unlink()
+    assert report.card.class_names == "imagenet-1k"
+    assert report.card.preprocessing.name == golden.preprocessing
+    assert_answers(load(tmp_path / "out.safetensors"), golden, tmp_path)
+    (tmp_path / "out.safetensors").unlink()

@@ -40,6 +40,7 @@ def damaged(entry, tmp_path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_files_that_break_the_library_are_refused_in_a_sentence(entry, damaged, tmp_path, monkeypatch):
     monkeypatch.setattr(process, "SECONDS", 0)  # so that one for the size is left
     expected = SENTENCES[entry["found"]] if h5py.version.hdf5_version == FOUND_WITH else ""
@@ -58,6 +59,7 @@ def test_files_that_break_the_library_are_refused_in_a_sentence(entry, damaged, 
     assert time.monotonic() - began < 30  # two seconds, on a machine of its own
 
 
+@pytest.mark.slow
 def test_the_process_that_audits_survives_them_too(entry, damaged, monkeypatch):
     monkeypatch.setattr(process, "SECONDS", 0)  # so that one for the size is left
     with reading_process() as call, contextlib.suppress(ValueError):

@@ -7,6 +7,7 @@ import json
 import zipfile
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -38,6 +39,7 @@ def text(value):
     return value.decode() if isinstance(value, bytes) else value
 
 
+@cache
 def read(path: Path) -> Content:
     with ExitStack() as stack:
         config, attributes = None, {}
@@ -71,7 +73,10 @@ def read(path: Path) -> Content:
         return Content(attributes, arrays, names, slots, config)
 
 
-@pytest.fixture(params=STORED + WRITTEN, ids=lambda golden: golden.file)
+PARAMETERS = [pytest.param(golden, marks=[pytest.mark.slow] * (golden in WRITTEN)) for golden in STORED + WRITTEN]
+
+
+@pytest.fixture(params=PARAMETERS, ids=lambda golden: golden.file)
 def golden(request) -> Golden:
     return request.param
 

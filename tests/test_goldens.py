@@ -21,27 +21,31 @@ def inputs(network, seeds, size):
     return torch.from_numpy(np.stack(pictures))
 
 
-@pytest.mark.parametrize("name", ["alexnet", "vgg16", "vgg19"])
-def test_a_converted_network_answers_as_keras_1_on_theano(name, tmp_path):
-    convert(KERAS1 / f"{name}.h5", tmp_path / "out.safetensors")
-    network = load(tmp_path / "out.safetensors")
-    golden = np.load(KERAS1 / f"{name}.npz")
-    with torch.inference_mode():
-        classified = network(inputs(network, golden["seeds"], golden["size"])).softmax(1)
-        mapped = score_map(network, inputs(network, golden["heatmap_seeds"], golden["heatmap_size"])).softmax(1)
-    assert_agree(classified.numpy(), golden["softmax"])
-    assert mapped.shape[2:] == (3, 5)
-    assert_agree(mapped.numpy(), golden["heatmap"])
+def converted(name, tmp_path, folder=KERAS1):
+    """The network, the answers of the original, and the pictures that it answered to."""
+    convert(folder / f"{name}.h5", tmp_path / "out.safetensors", backend="theano" if folder is KERAS0 else None)
+    network, golden = load(tmp_path / "out.safetensors"), np.load(folder / f"{name}.npz")
+    return network, golden, inputs(network, golden["seeds"], golden["size"])
 
 
-@pytest.mark.parametrize("name", ["vgg16", "vgg19"])
-def test_a_file_without_layer_names_answers_as_keras_0_on_theano(name, tmp_path):
-    convert(KERAS0 / f"{name}.h5", tmp_path / "out.safetensors", backend="theano")
-    network = load(tmp_path / "out.safetensors")
-    golden = np.load(KERAS0 / f"{name}.npz")
-    with torch.inference_mode():
-        classified = network(inputs(network, golden["seeds"], golden["size"])).softmax(1)
-    assert_agree(classified.numpy(), golden["softmax"])
+@torch.inference_mode()
+def classified(network, images):
+    return network(images).float().softmax(1).numpy()
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [*((KERAS1, name) for name in ("alexnet", "vgg16", "vgg19")), (KERAS0, "vgg16"), (KERAS0, "vgg19")],
+)
+def test_a_converted_network_answers_as_keras_on_theano(folder, name, tmp_path):
+    """The files of Keras 0 have no names of layers."""
+    network, golden, images = converted(name, tmp_path, folder)
+    assert_agree(classified(network, images), golden["softmax"])
+    if folder is KERAS1:
+        with torch.inference_mode():
+            mapped = score_map(network, inputs(network, golden["heatmap_seeds"], golden["heatmap_size"])).softmax(1)
+        assert mapped.shape[2:] == (3, 5)
+        assert_agree(mapped.numpy(), golden["heatmap"])
 
 
 @pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")  # not every processor has it
@@ -51,66 +55,47 @@ def test_a_file_without_layer_names_answers_as_keras_0_on_theano(name, tmp_path)
 @pytest.mark.parametrize("name", ["alexnet", "vgg16"])
 def test_half_precision_stays_near_the_original(name, precision, dtype, tolerance, tmp_path):
     """With activations as large as real ones: AlexNet's normalisation squares values of several hundred."""
-    convert(KERAS1 / f"{name}.h5", tmp_path / "out.safetensors")
-    network = load(tmp_path / "out.safetensors")
-    golden = np.load(KERAS1 / f"{name}.npz")
-    images = inputs(network, golden["seeds"], golden["size"])
-    with torch.inference_mode():
-        with torch.autocast("cpu", dtype):
-            mixed = network(images).float().softmax(1)
-        half = load(tmp_path / "out.safetensors", precision=precision)(images.to(dtype))
-    for found in (mixed, half.float().softmax(1)):
-        assert np.abs(found.numpy() - golden["softmax"]).max() < tolerance * golden["softmax"].max()
+    network, golden, images = converted(name, tmp_path)
+    with torch.autocast("cpu", dtype):
+        mixed = classified(network, images)
+    half = classified(load(tmp_path / "out.safetensors", precision=precision), images.to(dtype))
+    for found in (mixed, half):
+        assert np.abs(found - golden["softmax"]).max() < tolerance * golden["softmax"].max()
 
 
 # What the goldens must be able to see: each of these mistakes keeps all shapes.
-def unflipped(state):
-    return {name: array.flip(2, 3) if array.dim() == 4 else array for name, array in state.items()}
+def unflipped(network):
+    return {name: array.flip(2, 3) for name, array in network.state_dict().items() if array.dim() == 4}
 
 
-def channels_last_rows(state):
-    weight = state["head.dense_1.weight"]
-    height, width = (6, 6) if weight.shape[1] % 36 == 0 else (7, 7)
-    blocks = weight.reshape(len(weight), height, width, -1)
-    return state | {"head.dense_1.weight": blocks.permute(0, 3, 1, 2).reshape(weight.shape)}
+def channels_last_rows(network):
+    weight = network.get_parameter("head.dense_1.weight")
+    blocks = weight.reshape(len(weight), *network.window, -1)
+    return {"head.dense_1.weight": blocks.permute(0, 3, 1, 2).reshape(weight.shape)}
 
 
-def swapped_groups(state):
-    return state | {
-        name: torch.cat(array.chunk(2)[::-1]) for name, array in state.items() if name.startswith("features.conv_4")
-    }
+def swapped_groups(network):
+    state = {name: array for name, array in network.state_dict().items() if name.startswith("features.conv_4")}
+    return {name: torch.cat(array.chunk(2)[::-1]) for name, array in state.items()}
 
 
-MISTAKES = {"alexnet": [unflipped, channels_last_rows, swapped_groups]} | {
-    name: [unflipped, channels_last_rows] for name in ("vgg16", "vgg19")
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "mistake"), [(name, made) for name, all_made in MISTAKES.items() for made in all_made]
-)
-def test_the_goldens_see_a_mistake_that_shapes_do_not(name, mistake, tmp_path):
-    convert(KERAS1 / f"{name}.h5", tmp_path / "out.safetensors")
-    network = load(tmp_path / "out.safetensors")
-    network.load_state_dict(mistake(network.state_dict()))
-    golden = np.load(KERAS1 / f"{name}.npz")
-    with torch.inference_mode():
-        classified = network(inputs(network, golden["seeds"], golden["size"])).softmax(1)
-    with pytest.raises(AssertionError):
-        assert_agree(classified.numpy(), golden["softmax"])
-
-
-def test_the_goldens_see_an_lrn_that_divides_alpha_by_its_size(tmp_path):
-    convert(KERAS1 / "alexnet.h5", tmp_path / "out.safetensors")
-    network = load(tmp_path / "out.safetensors")
+def divided_alpha(network):
+    """The normalisation's alpha divided by its size."""
     for layer in network.features.modules():
         if isinstance(layer, torch.nn.LocalResponseNorm):
             layer.alpha = 1e-4
-    golden = np.load(KERAS1 / "alexnet.npz")
-    with torch.inference_mode():
-        classified = network(inputs(network, golden["seeds"], golden["size"])).softmax(1)
+    return {}
+
+
+ALL = [(name, mistake) for name in ("alexnet", "vgg16", "vgg19") for mistake in (unflipped, channels_last_rows)]
+
+
+@pytest.mark.parametrize(("name", "mistake"), [*ALL, ("alexnet", swapped_groups), ("alexnet", divided_alpha)])
+def test_the_goldens_see_a_mistake_that_shapes_do_not(name, mistake, tmp_path):
+    network, golden, images = converted(name, tmp_path)
+    network.load_state_dict(network.state_dict() | mistake(network))
     with pytest.raises(AssertionError):
-        assert_agree(classified.numpy(), golden["softmax"])
+        assert_agree(classified(network, images), golden["softmax"])
 
 
 def test_the_golden_files_are_of_the_layouts_that_they_stand_for():

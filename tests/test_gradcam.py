@@ -246,7 +246,7 @@ def test_the_default_layer_is_the_last_convolution(narrow):
         torch.testing.assert_close(cams(narrow, inputs, [1]), cams(narrow, inputs, [1], layer=last_convolution(narrow)))
 
 
-def test_two_hundred_calls_leave_no_tensor(narrow_vgg):
+def test_many_calls_leave_no_tensor(narrow_vgg):
     inputs = torch.randn(1, 3, 224, 224)
 
     def living() -> int:
@@ -262,7 +262,7 @@ def test_two_hundred_calls_leave_no_tensor(narrow_vgg):
         warnings.simplefilter("ignore", CamWarning)
         call()
         before = living()
-        for _ in range(200):
+        for _ in range(40):
             call()
     assert living() <= before
 

@@ -64,6 +64,7 @@ def normalized(maps):
     return (maps - least) / ((maps - least).amax(dim=(-2, -1), keepdim=True) + 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["GradCAM", "LayerCAM"])
 def test_the_maps_of_torchcam(case, method):
     with warnings.catch_warnings():
@@ -94,6 +95,7 @@ def test_torchcam_leaves_out_the_denominator_of_equation_19(case):
     torch.testing.assert_close(normalized(without.detach()), theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM"])
 def test_the_maps_of_pytorch_grad_cam(case, method):
     with warnings.catch_warnings():

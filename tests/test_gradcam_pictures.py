@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from converters import convert
-from convnets_torch.explain.gradcam import CamWarning, Score, cams, gradcam, gradcam_each
+from convnets_torch.explain.gradcam import CamWarning, Score, cams, gradcam, gradcam_each, gradcam_targets
 from convnets_torch.explain.gradcam_maps import _photograph, _scaled, cam_cells, save_cams
 from convnets_torch.explain.layer_names import last_convolution
 from convnets_torch.heatmaps.maps import Box
@@ -21,28 +20,12 @@ from convnets_torch.inference.classification import classify, square_input
 from convnets_torch.networks import Network
 from convnets_torch.weights import load
 from convnets_torch.wordnet.synsets import class_ids
-from tests.conftest import KERAS1
 from tests.reference.pictures import picture
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """The narrow AlexNet, whose thousand classes are ImageNet's in name."""
-    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
-    convert(KERAS1 / "alexnet.h5", path)
-    return path
 
 
 @pytest.fixture(scope="module")
 def network(weights) -> Network:
     return load(weights)
-
-
-@pytest.fixture
-def street(tmp_path):
-    path = tmp_path / "street.png"
-    Image.fromarray(picture(1, 240, 300)).save(path)
-    return path
 
 
 @pytest.mark.parametrize("rule", [preset("alexnet"), general("torchvision", (112, 224)), general("unit", 64)])
@@ -67,7 +50,7 @@ def test_the_maps_are_those_of_the_tensors(network, street):
     dogs, cats = tuple(class_ids("dog")), tuple(class_ids("cat"))
     raw = cams(network, inputs, [Score(dogs, cats), Score((281,), cats)], method="hirescam")[:, 0].numpy()
     targets: list[str | int] = ["dog", 281]
-    found = gradcam(network, street, targets, against="cat", method="hirescam")
+    found = gradcam_targets(network, street, targets, against="cat", method="hirescam")
     for each, values in zip(found, raw, strict=True):
         np.testing.assert_allclose(each.values * each.raw_maximum, values, rtol=1e-4, atol=1e-9)
         assert each.values.max() == 1
@@ -158,7 +141,7 @@ def test_a_map_of_zeros_is_zero_with_a_warning(weights, street):
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "json", "npz", "npy"])
 def test_what_is_written_holds_the_map(ending, network, street, tmp_path):
-    maps = gradcam(network, street, ["dog", "cat"])
+    maps = gradcam_targets(network, street, ["dog", "cat"])
     path = tmp_path / f"map.{ending}"
     maps[0].save(path)
     several = tmp_path / f"maps.{ending}"

@@ -21,11 +21,6 @@ from tests.reference.pictures import picture
 PICTURE = picture(3, 200, 300)
 
 
-@pytest.fixture(scope="module")
-def network(lite_weights):
-    return load(lite_weights)
-
-
 def outputs(network, layer, inputs):
     with record_activations(network, layer) as activations, torch.inference_mode():
         network.features(to_parameters(inputs[None], network))

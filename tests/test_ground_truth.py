@@ -53,7 +53,7 @@ def test_folders_named_by_wnids_or_words_are_their_classes(tmp_path):
         "bull_mastiff/0.png", "bull_mastiff/1.png", "mouse, computer mouse/0.png", f"{TENCH}/below/2.png",
         f"{COLLIE}/1.png",
     ]  # fmt: skip
-    assert found.remarks == (
+    assert found.notes == (
         "996 of the 1000 classes have no pictures (goldfish, great white shark, tiger shark, hammerhead,"
         " electric ray, ...)",
     )
@@ -86,7 +86,7 @@ def test_folders_of_own_classes_bear_the_names_of_the_card(tmp_path):
     folder = make(tmp_path / "val", "dog/0.png", "a cow/0.png", "a cow/1.png")
     found = find_truth(OWN, folder)
     assert found.labels.tolist() == [2, 2, 1]
-    assert found.remarks == ("1 of the 3 classes have no pictures (cat)",)
+    assert found.notes == ("1 of the 3 classes have no pictures (cat)",)
     make(folder, "Cat/0.png", "horse/0.png")
     with pytest.raises(ValueError, match=r"2 of 4 labels are none .*'Cat' \(not a class name\); 'horse' \(not a class"):
         find_truth(OWN, folder)

@@ -14,20 +14,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from converters import convert
 from convnets_torch.cli.heatmap_folders import is_many, map_each
 from convnets_torch.heatmaps.api import heatmap
 from convnets_torch.weights import load
-from tests.conftest import KERAS1
 from tests.reference.pictures import picture
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """The narrow AlexNet, whose thousand classes are ImageNet's in name."""
-    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
-    convert(KERAS1 / "alexnet.h5", path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +223,7 @@ def test_an_older_report_stays_when_the_run_is_interrupted(weights, holiday, tmp
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
+@pytest.mark.slow
 def test_the_time_left_goes_to_a_terminal(weights, holiday, tmp_path):
     ours, theirs = pty.openpty()
     program = (

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from converters import convert
 from convnets_torch.card import Card
+from convnets_torch.explain.gradcam import gradcam, gradcam_targets
 from convnets_torch.fcn.score_map import score_map
-from convnets_torch.heatmaps.api import ClassMap, Heatmap, class_map, heatmap, save_sheet
+from convnets_torch.heatmaps.api import ClassMap, Heatmap, class_map, heatmap, heatmap_targets, save_sheet
 from convnets_torch.heatmaps.maps import Box, CellGrid
 from convnets_torch.images.preprocessing import normalize, preset
 from convnets_torch.inference.classification import classify
@@ -20,20 +21,12 @@ from convnets_torch.visualization import overlays
 from convnets_torch.weights import load
 from convnets_torch.wordnet.synsets import class_ids
 from convnets_torch.wordnet.targets import Target, find_target
-from tests.conftest import KERAS1
 from tests.reference.pictures import picture
 
 
 @pytest.fixture(scope="module")
-def network(lite_weights):
-    return load(lite_weights)
-
-
-@pytest.fixture(scope="module")
-def alexnet(tmp_path_factory):
-    """The narrow AlexNet, whose thousand classes are ImageNet's in name."""
-    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
-    return load(convert(KERAS1 / "alexnet.h5", path).destination)
+def alexnet(weights):
+    return load(weights)
 
 
 def test_a_cell_is_the_summed_probability_of_the_distinct_classes(alexnet):
@@ -254,12 +247,20 @@ def test_several_targets_are_the_single_ones_from_one_pass(alexnet, monkeypatch)
         return features(x)
 
     monkeypatch.setattr(alexnet.features, "forward", counted)
-    together = heatmap(alexnet, pixels, targets)
+    together = heatmap_targets(alexnet, pixels, targets)
     assert passes == 1
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_array_equal(one.probabilities, other.probabilities)
         assert one.target == other.target
-    assert isinstance(heatmap(alexnet, pixels, ["dog"]), list)
+
+
+def test_a_list_of_targets_works_for_one_more_release(alexnet):
+    pixels, targets = picture(3, 291, 355), ["dog", "cat"]
+    functions: list[tuple[Any, Any]] = [(heatmap, heatmap_targets), (gradcam, gradcam_targets)]
+    for one, many in functions:
+        with pytest.warns(DeprecationWarning, match=f"{one.__name__} of a list of targets is now {many.__name__}"):
+            found = one(alexnet, pixels, targets)
+        assert [each.label for each in found] == [each.label for each in many(alexnet, pixels, targets)]
 
 
 def test_the_class_map_has_the_best_class_of_each_cell(alexnet):

@@ -368,7 +368,7 @@ def test_nothing_in_an_index_is_taken_for_kept_vectors_or_written(address, tmp_p
     assert len(Index.open(address).vectors) == 20
     assert (tmp_path / "precious").read_text() == "precious"
     assert sorted(address.rglob("*")) == before
-    assert neighbours.place_of(str(address)).is_relative_to(os.environ["CONVNETS_TORCH_HOME"])
+    assert neighbours.cache_file(str(address)).is_relative_to(os.environ["CONVNETS_TORCH_HOME"])
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="needs to become another user")
@@ -405,13 +405,13 @@ def test_vectors_of_an_index_that_is_gone_are_removed(tmp_path, cache):
     shutil.rmtree(tmp_path / "first")
     filled(tmp_path / "third", 3, width=4)
     assert len(Index.open(tmp_path / "third").vectors) == 3
-    kept = {neighbours.place_of(str(tmp_path / name)) for name in ("second", "third")}
+    kept = {neighbours.cache_file(str(tmp_path / name)) for name in ("second", "third")}
     assert set((cache / "vectors").iterdir()) == kept
 
 
 def test_kept_vectors_behind_a_link_are_refused(address, tmp_path, cache):
     assert len(Index.open(address).vectors) == 20
-    place = neighbours.place_of(str(address))
+    place = neighbours.cache_file(str(address))
     shutil.move(place, tmp_path / "far")
     place.symlink_to(tmp_path / "far")
     with pytest.raises(OSError, match="is a link, and what it leads to is not used"):
@@ -424,10 +424,10 @@ def test_kept_vectors_behind_a_link_are_refused(address, tmp_path, cache):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize("name", sorted(neighbours.SHAPES))
+@pytest.mark.parametrize("name", sorted(neighbours.Vectors.__dataclass_fields__))
 def test_kept_vectors_whose_arrays_disagree_are_made_anew(name, address, cache):
     wanted = Index.open(address).vectors
-    place = neighbours.place_of(str(address))
+    place = neighbours.cache_file(str(address))
     content = place.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -441,7 +441,7 @@ def test_kept_vectors_whose_arrays_disagree_are_made_anew(name, address, cache):
 
 def test_kept_vectors_with_a_row_that_stands_for_none_are_made_anew(address, cache):
     wanted = Index.open(address).search("/made/0-3.jpg", 5)
-    place = neighbours.place_of(str(address))
+    place = neighbours.cache_file(str(address))
     content = place.read_bytes()
     length = int.from_bytes(content[:8], "little")
     begin, end = json.loads(content[8 : 8 + length])["first"]["data_offsets"]
@@ -451,6 +451,7 @@ def test_kept_vectors_with_a_row_that_stands_for_none_are_made_anew(address, cac
         assert Index.open(address).search("/made/0-3.jpg", 5) == wanted
 
 
+@pytest.mark.slow
 def test_two_that_make_an_index_at_once_make_one(address, tmp_path):
     program = """
 import json, sys

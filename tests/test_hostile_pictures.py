@@ -437,6 +437,7 @@ def peak(path):
     return int(done.stdout) / (1000 if sys.platform != "darwin" else 10**6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bits", "kind", "most"), [(16, 6, 15), (16, 0, 11), (8, 6, 14)], ids=["deep", "grey", "alpha"]
 )

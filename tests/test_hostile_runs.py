@@ -27,8 +27,8 @@ from convnets_torch.heatmaps.api import heatmap
 from convnets_torch.heatmaps.running import FolderStore
 from convnets_torch.images.labelled import find_labelled
 from convnets_torch.training.datasets import find_dataset
-from convnets_torch.training.finetuning import Watch, checkpoint_of, finetune
-from convnets_torch.training.running import Reports, TrainingStopped
+from convnets_torch.training.finetuning import checkpoint_of, finetune
+from convnets_torch.training.running import Callbacks, TrainingStopped
 from convnets_torch.weights import load, save
 from tests.finetuned import COLORS, QUICK, draw_pictures, small_resnet
 
@@ -114,9 +114,9 @@ def test_folders_of_outputs_that_lead_elsewhere_are_not_written_to(network, phot
 
 
 def test_one_process_at_a_time_works_in_a_folder(network, photo, pets, tmp_path):
-    from convnets_torch.heatmaps.running import Wanted
+    from convnets_torch.heatmaps.running import CellQuery
 
-    store = FolderStore(tmp_path / "rows", "another", Wanted(), 3)
+    store = FolderStore(tmp_path / "rows", "another", CellQuery(), 3)
     outputs = OutputFile(tmp_path / "outputs", {}, 30, 3)
     with pytest.raises(OSError, match=r"another process works in .*rows; wait for its end, or name another folder"):
         heatmap(network, photo, "ant", resume=tmp_path / "rows")
@@ -162,7 +162,7 @@ def test_lines_that_no_run_writes_are_cut_off(tmp_path, line):
     start = time.monotonic()
     found = OutputFile(tmp_path / "outputs", {}, 30, 3)
     found.close()
-    assert (found.done, found.failed, found.remarks) == (0, {}, [])
+    assert (found.done, found.failed, found.notes) == (0, {}, [])
     assert not (tmp_path / "outputs" / "done.jsonl").stat().st_size
     assert not (tmp_path / "outputs" / "outputs.f32").stat().st_size
     assert time.monotonic() - start < 30
@@ -241,10 +241,17 @@ def begun(pets, tmp_path_factory):
     folder, dataset = tmp_path_factory.mktemp("begun"), find_dataset(pets)
     output = folder / "mine.safetensors"
     told: list[int] = []
-    watch = Watch(reports=Reports(epoch=lambda row, left: told.append(row.stage), stop=lambda: 2 in told))
+    callbacks = Callbacks(epoch=lambda row, left: told.append(row.stage), stop=lambda: 2 in told)
     with pytest.raises(TrainingStopped):
         finetune(
-            small_resnet(), dataset, output, SETTINGS, cache=folder / "cache", allow_leaks=True, workers=0, watch=watch
+            small_resnet(),
+            dataset,
+            output,
+            SETTINGS,
+            cache=folder / "cache",
+            allow_leaks=True,
+            workers=0,
+            callbacks=callbacks,
         )
     return dataset, folder / "cache", checkpoint_of(output).read_bytes()
 
@@ -358,14 +365,14 @@ def test_a_cache_of_features_that_leads_elsewhere_is_refused(begun, tmp_path):
     content = part.read_bytes()
     part.write_bytes(content.replace(b'"F32"', b'"I32"'))  # as many bytes, which are no vectors
     told = []
-    watch = Watch(found=lambda features, leaks: told.append(features))
+    callbacks = Callbacks(found=lambda features, leaks: told.append(features))
     with pytest.raises(ValueError, match="nearly the same"):
         finetune(
-            small_resnet(), dataset, tmp_path / "mine.safetensors", SETTINGS, cache=tmp_path / "cache", watch=watch,
-            leak_threshold=0.01,
+            small_resnet(), dataset, tmp_path / "mine.safetensors", SETTINGS, cache=tmp_path / "cache",
+            leak_threshold=0.01, callbacks=callbacks,
         )  # fmt: skip
     assert told[0].computed == 30
-    assert "its vectors are computed again" in told[0].remarks[0]
+    assert "its vectors are computed again" in told[0].notes[0]
 
 
 # Tables, files of labels, and folders
@@ -450,16 +457,17 @@ def test_a_picture_of_gigabytes_is_refused_by_itself(network, pets, tmp_path):
     start = time.monotonic()
     dataset = find_dataset(tmp_path / "pets")
     found = []
-    watch = Watch(found=lambda features, leaks: found.append(features))
+    callbacks = Callbacks(found=lambda features, leaks: found.append(features))
     with pytest.raises(ValueError, match="nearly the same"):
         finetune(
-            small_resnet(), dataset, tmp_path / "mine.safetensors", SETTINGS, cache=tmp_path / "cache", watch=watch,
-            leak_threshold=0.01,
+            small_resnet(), dataset, tmp_path / "mine.safetensors", SETTINGS, cache=tmp_path / "cache",
+            leak_threshold=0.01, callbacks=callbacks,
         )  # fmt: skip
     assert [*found[0].failed] == [huge]
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.slow
 def test_twenty_thousand_class_folders_are_listed_in_seconds(tmp_path):
     """Once each was looked for in the list of all the others."""
     for number in range(20_000):
@@ -487,6 +495,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there the processes start in Python's own folder")
 def test_workers_import_nothing_from_the_current_folder(tmp_path):
     """On macOS, and on Linux from Python 3.14 on, they are new interpreters, which look into that folder first."""
@@ -514,6 +523,7 @@ print(began)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("openvino") is None, reason="no OpenVINO")
 def test_the_engine_tells_nobody_of_its_use(tmp_path):
     """OpenVINO counts its imports and conversions in the home folder, and sends them to its makers from processes."""
@@ -539,6 +549,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_no_process(tmp_path):
     path = tmp_path / "x.pt2"
     path.write_bytes(PRECIOUS)
@@ -562,6 +573,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_loses_no_finished_outputs(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL_OF_OUTPUTS, tmp_path / "outputs"], cwd=ROOT, capture_output=True, text=True

@@ -333,6 +333,7 @@ app.run(application)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ending.SIGNALS)
 @pytest.mark.parametrize(("where", "grace", "times"), [
     ("in order", 60, 1), ("main", 0.5, 1), ("worker", 0.5, 1), ("main", 60, 2), ("worker", 60, 2), ("at the end", 60, 1)

@@ -39,6 +39,7 @@ def small():
     return make_map(VECTORS, perplexity=8)
 
 
+@pytest.mark.slow
 def test_neighbours_stay_neighbours_as_in_scikit_learns_map(digits, of_digits):
     pixels = digits[0][:KNOWN]
     with threadpool_limits(1):  # its threads wait by spinning, which takes minutes on a busy machine
@@ -187,6 +188,7 @@ def test_without_opentsne_the_extra_is_named(monkeypatch):
         make_map(VECTORS)
 
 
+@pytest.mark.slow
 def test_only_making_a_map_needs_opentsne():
     modules = "convnets_torch.embeddings.index, convnets_torch.evaluation.charts, convnets_torch.embeddings.image_map"
     code = f"import sys; sys.modules['openTSNE'] = None; import {modules}"

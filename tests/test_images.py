@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms, ImageFile, features
 
 from convnets_torch.images.decoding import PictureWarning, read_picture
-from convnets_torch.images.levels import profile_remark
+from convnets_torch.images.levels import profile_note
 
 READS_AVIF = "avif" in features.get_supported()  # from Pillow 11.3 on
 
@@ -265,7 +265,7 @@ def test_profiles_that_are_cut_anywhere_break_nothing(tmp_path):
     image = Image.fromarray(EIGHT)
     for length in range(len(whole)):
         image.info["icc_profile"] = whole[:length]
-        profile_remark(image, "cut")
+        profile_note(image, "cut")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -246,6 +246,7 @@ def test_a_network_without_a_head_has_no_classes(vgg, photos, tmp_path):
     assert (matches.found[0].class_id, matches.found[0].words, matches.found[0].probability) == (None, None, None)
 
 
+@pytest.mark.slow
 def test_without_lancedb_the_extra_is_named(photos, tmp_path, vgg):
     weights.save(vgg, tmp_path / "vgg.safetensors")
     code = f"""

@@ -56,6 +56,7 @@ def rows_of(address):
     return dict(pairs)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_is_lost_and_nothing_is_there_twice(vgg, tmp_path):
     weights.save(vgg, tmp_path / "vgg.safetensors")
     folder, address = tmp_path / "photos", tmp_path / "photos.lance"
@@ -115,6 +116,7 @@ for seed in range(20):
 """
 
 
+@pytest.mark.slow
 def test_two_that_write_the_same_rows_at_once_write_none_twice(tmp_path):
     """Seen with LanceDB 0.40: without a key in the schema every second row is there twice."""
     command = [sys.executable, "-c", WRITER, tmp_path / "x.lance"]

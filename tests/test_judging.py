@@ -78,6 +78,7 @@ def test_the_photographs_are_those_that_the_boxes_were_drawn_on():
             assert 0 <= top < bottom <= each.pixels.shape[0]
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_architectures_are_those_of_the_page():
     for rows in (judge_maps.network_table(), judge_maps.cost_table()):
         assert judge_maps.markdown(rows) in PAGE

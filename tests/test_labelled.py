@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import unicodedata
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from convnets_torch.card import Card
 from convnets_torch.evaluation.labels import find_truth
@@ -22,14 +20,7 @@ from convnets_torch.training.finetuning import finetune
 from convnets_torch.training.settings import Settings
 from convnets_torch.weights import save
 from tests.finetuned import small_resnet
-
-
-def make(folder: Path, *names: str) -> Path:
-    """Small pictures, whose content is that of their name."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.frombytes("L", (16, 16), hashlib.shake_256(name.encode()).digest(256)).save(folder / name)
-    return folder
+from tests.test_ground_truth import make
 
 
 def card(*names: str) -> Card:
@@ -119,15 +110,13 @@ def test_fewer_rows_than_pictures_are_said(pictures):
             find(pictures, truth=table)
     found = find_truth(card("ant", "bee"), pictures, truth=table, partial=True)
     assert found.labels.tolist() == [0, 1, 0, 1]
-    assert found.remarks == (
-        f"{table}: left out 2 of 6 pictures of {pictures} (4.png, 5.jpg), for which it has no row",
-    )
+    assert found.notes == (f"{table}: left out 2 of 6 pictures of {pictures} (4.png, 5.jpg), for which it has no row",)
 
 
 def test_whole_numbers_are_classes_unless_they_look_measured(pictures):
     table = pictures / "labels.csv"
     table.write_text(rows().replace("ant", "0").replace("bee", "1"))
-    assert find_dataset(table).remarks == (
+    assert find_dataset(table).notes == (
         f"{table}: the labels are numbers, 0 to 1; each is taken for the name of a class",
     )
     with pytest.warns(PictureWarning, match="the labels are numbers, 0 to 1"):
@@ -171,7 +160,7 @@ def test_evaluate_judges_by_test_or_val(tmp_path):
         make(tmp_path, *(f"{side}/{name}/{side}{number}.png" for name in "ab" for number in range(2)))
     found = find_truth(card("a", "b"), tmp_path)
     assert {path.parts[-3] for path in found.paths} == {"test"}
-    assert found.remarks == (f"{tmp_path}: evaluated on the 4 pictures of test; left out 4 of train and 4 of val",)
+    assert found.notes == (f"{tmp_path}: evaluated on the 4 pictures of test; left out 4 of train and 4 of val",)
     shutil.rmtree(tmp_path / "test")
     assert {path.parts[-3] for path in find_truth(card("a", "b"), tmp_path).paths} == {"val"}
     shutil.rmtree(tmp_path / "val")

@@ -30,27 +30,26 @@ def headless_vgg():
 
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["vertical", "horizontal"])
-@pytest.mark.parametrize("widest", [200, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NARROWEST)
-def test_strides_and_receptive_fields_are_what_a_pixel_reaches(name, axis, widest):
+def test_strides_and_receptive_fields_are_what_a_pixel_reaches(name, axis):
     """A pixel that is NaN makes exactly those cells NaN that see it; each of a stride's pixels is seen in turn.
 
     Over a period of neighbouring pixels the cells that see them add up to the size of the field times the cells in the
     period. The picture is long enough for the fields of all cells that see its middle.
     """
-    network = NARROWEST[name]().eval().double()
-    layers = [layer for layer in layer_names(network) if layer.receptive_field and layer.receptive_field[0] <= widest]
+    network = NARROWEST[name]().eval()
+    layers = [layer for layer in layer_names(network) if layer.receptive_field and layer.receptive_field[0] <= 2000]
     assert len(layers) > 10
     long = 2 * max(layer.receptive_field[axis] for layer in layers) + PERIOD
-    images = torch.zeros(1, 3, *((long, 75) if axis == 0 else (75, long)), dtype=torch.float64)
     reached = {layer.name: 0 for layer in layers}
-    for pixel in range(long // 2 - PERIOD // 2, long // 2 + PERIOD // 2):
-        line = images.clone()
-        line.select(2 + axis, pixel).fill_(math.nan)
+    for first in range(long // 2 - PERIOD // 2, long // 2 + PERIOD // 2, 8):
+        lines = torch.zeros(8, 3, *((long, 75) if axis == 0 else (75, long)))
+        for number, line in enumerate(lines):
+            line.select(1 + axis, first + number).fill_(math.nan)
         with record_activations(network, list(reached)) as activations, torch.inference_mode():
-            run_to(network, list(reached), line)
+            run_to(network, list(reached), lines)
         for name, output in activations.items():
-            reached[name] += int(output[0].isnan().any(0).any(1 - axis).sum())
+            reached[name] += int(output.isnan().any(1).any(2 - axis).sum())
     for layer in layers:
         size, stride = layer.receptive_field[axis], layer.stride[axis]
         assert reached[layer.name] == size * PERIOD // stride, layer

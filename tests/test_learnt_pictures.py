@@ -131,7 +131,7 @@ def test_damaged_digests_are_remarked_on_and_stop_nothing(tuned, damaged):
     network.card = replace(network.card, unknown={DIGESTS: damaged})
     found = evaluate(network, find_truth(network.card, data))
     assert found.learnt is None
-    assert any("digests of training pictures are damaged" in remark for remark in found.remarks)
+    assert any("digests of training pictures are damaged" in remark for remark in found.notes)
 
 
 def test_digests_are_compared_whole():

@@ -19,7 +19,10 @@ from convnets_torch.weights import load
 from tests.reference.keras3_heads import NORMALISED, PLACED, REFUSED, RIGHT, SIZE, L, base, frozen, in_front, pooled
 from tests.reference.keras3_models import randomize
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras and torch about each other
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Keras and torch about each other
+]
 FORMS = ["weights.h5", "model.weights.h5"]
 
 
@@ -73,9 +76,13 @@ def refusal(path, **options):
     return str(caught.value)
 
 
+@pytest.fixture(autouse=True)
+def _automatic_names_begin_anew():
+    keras.backend.clear_session(free_memory=False)  # which collects garbage for half a second
+
+
 @pytest.fixture
 def model(request):
-    keras.backend.clear_session()  # automatic names begin anew
     return request.param()
 
 
@@ -99,13 +106,11 @@ def test_a_normalisation_stands_where_it_is_listed(model, tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_layer_without_a_place_is_named(name, form, tmp_path):
-    keras.backend.clear_session()
     make, layer = REFUSED[name]
     assert re.search(layer, refusal(write(make(), tmp_path / form)))
 
 
 def test_frozen_layers_of_a_nested_head_are_not_put_last(tmp_path):
-    keras.backend.clear_session()
     model = frozen()
     assert "before dense, as it does where layers are frozen" in refusal(write(model, tmp_path / FORMS[0]))
     converted(model, tmp_path / FORMS[1])
@@ -113,7 +118,6 @@ def test_frozen_layers_of_a_nested_head_are_not_put_last(tmp_path):
 
 @pytest.mark.parametrize("name", PLACED)
 def test_a_layer_out_of_its_place_is_refused_or_said(name, tmp_path):
-    keras.backend.clear_session()
     make, layer = PLACED[name]
     model = make()
     assert layer in refusal(write(model, tmp_path / FORMS[0]))
@@ -123,7 +127,6 @@ def test_a_layer_out_of_its_place_is_refused_or_said(name, tmp_path):
 
 
 def test_the_number_of_a_listed_activation_may_be_told(tmp_path):
-    keras.backend.clear_session()
     model = pooled(L.Dense(8), L.LeakyReLU(0.3))
     for form in FORMS:
         path = write(model, tmp_path / form)
@@ -132,7 +135,6 @@ def test_the_number_of_a_listed_activation_may_be_told(tmp_path):
 
 
 def test_what_the_list_does_not_say_is_said(tmp_path):
-    keras.backend.clear_session()
     choices = converted(RIGHT["own names"](), tmp_path / FORMS[0]).choices
     assert choices == (
         "inferred from layer names: my_flatten is Flatten, hidden_relu is ReLU, drop1 is Dropout, probs is Softmax",
@@ -140,7 +142,6 @@ def test_what_the_list_does_not_say_is_said(tmp_path):
         "the head is assumed to be the listed layers in sequence: my_flatten, hidden, hidden_relu, drop1, scores,"
         " probs",
     )
-    keras.backend.clear_session()
     model = RIGHT["dense, activation"]()
     assert converted(model, tmp_path / FORMS[0]).choices == (
         "relu is assumed between the dense layers (at activation), as the file does not specify it; change it with"
@@ -153,16 +154,15 @@ def test_what_the_list_does_not_say_is_said(tmp_path):
 
 def test_a_flatten_of_a_single_cell_is_none_of_a_larger_map(tmp_path):
     """A row for each channel: the pictures were 32x32, and their map is not averaged."""
-    keras.backend.clear_session()
     network = base(size=(32, 32))
     model = keras.Model(network.input, L.Dense(5, "softmax")(L.Flatten()(network.output)))
     report = converted(model, tmp_path / FORMS[0], input_size=None)
     assert report.card.arguments["size"] == (32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "size"), [("resnet50", (32, 32)), ("inception_v3", (75, 75))])
 def test_a_map_of_a_single_cell_is_no_reason_to_refuse(network, size, tmp_path):
-    keras.backend.clear_session()
     body = base(network, size)
     model = keras.Model(body.input, L.Dense(5, "softmax")(L.GlobalAveragePooling2D()(body.output)))
     assert converted(model, tmp_path / FORMS[0]).card.arguments["size"] == size
@@ -170,7 +170,6 @@ def test_a_map_of_a_single_cell_is_no_reason_to_refuse(network, size, tmp_path):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_layers_in_front_are_part_of_the_preprocessing_that_is_named(form, tmp_path):
-    keras.backend.clear_session()
     model = in_front(L.Normalization(mean=[1.0, 2.0, 3.0], variance=[2.0, 3.0, 4.0]))
     path = write(model, tmp_path / form)
     assert "normalization before the first convolution" in refusal(path, preprocessing=None)
@@ -181,7 +180,6 @@ def test_layers_in_front_are_part_of_the_preprocessing_that_is_named(form, tmp_p
 
 def test_the_proof_takes_the_head_from_the_list(tmp_path):
     """Whatever a plan says: its steps have the activation before the normalisation, the list behind it."""
-    keras.backend.clear_session()
     model = NORMALISED["dense, normalisation, activation"]()
     file = read_keras(write(model, tmp_path / FORMS[0]))
     plan = (("average",), ("dense", 8), ("relu",), ("batch_norm", 1e-3), ("dense", 5))

@@ -10,13 +10,6 @@ from PIL import Image, ImageDraw
 
 from convnets_torch.embeddings.image_map import MapEntry
 from convnets_torch.embeddings.image_map_drawing import levels, save_map_page
-from tests.conftest import CHROMIUM
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed: apt-get install chromium"),
-]
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'convnets-torch[dev]'")
 
 COUNT, SIDE = 300, 64
 RANDOM = np.random.RandomState(7)
@@ -33,31 +26,17 @@ NOTCH = 0.0016  # of a wheel, a pixel
 
 
 @pytest.fixture
-def opened(browser, tmp_path):
-    """Write a page, open it from the disk; afterwards nothing was complained of and nothing asked from a network."""
-    contexts, complaints, asked = [], [], []
-
-    def open_page(places=PLACES, entries=ENTRIES, images=IMAGES, width=1300, height=850, title="Photos", **facts):
+def opened(visit, tmp_path):
+    def open_page(places=PLACES, entries=ENTRIES, images=IMAGES, title="Photos", **facts):
         path = tmp_path / "map.html"
-        options = {name: facts.pop(name) for name in ("has_touch", "is_mobile", "device_scale_factor") if name in facts}
+        names = ("width", "height", "has_touch", "is_mobile", "device_scale_factor")
+        options = {name: facts.pop(name) for name in names if name in facts}
         save_map_page(places, entries, images, path, title=title, **facts)
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
-        asked.remove(path.as_uri())
+        page = visit(path, permissions=["clipboard-read", "clipboard-write"], **({"height": 850} | options))
         settle(page)
         return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == []
+    return open_page
 
 
 def settle(page):

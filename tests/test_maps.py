@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 import convnets_torch
-from convnets_torch.heatmaps.api import class_map, contrast, heatmap, probability_map
+from convnets_torch.heatmaps.api import class_map, contrast, heatmap, heatmap_targets, probability_map
 from convnets_torch.heatmaps.many import heatmap_each
 from convnets_torch.heatmaps.maps import find_regions
 from convnets_torch.heatmaps.scales import sizes_of
@@ -20,14 +20,8 @@ from convnets_torch.images.decoding import PictureWarning
 from convnets_torch.images.preprocessing import fit_longest_side, normalize
 from convnets_torch.inference.classification import classify
 from convnets_torch.visualization.overlays import interpolated
-from convnets_torch.weights import load
 from tests.reference.pictures import picture
 from tests.test_heatmaps import made
-
-
-@pytest.fixture(scope="module")
-def network(lite_weights):
-    return load(lite_weights)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +111,7 @@ def test_bicubic_goes_through_the_cells_and_keeps_straight_lines():
 
 def test_a_contrast_is_the_difference_of_two_maps(network, pixels):
     found = contrast(network, pixels, "espresso", "spoon")
-    one, other = heatmap(network, pixels, ["espresso", "spoon"])
+    one, other = heatmap_targets(network, pixels, ["espresso", "spoon"])
     np.testing.assert_array_equal(found.values, one.values - other.values)
     assert found.values.max() > 0.5
     np.testing.assert_array_equal(contrast(network, pixels, "spoon", "espresso").values, -found.values)
@@ -151,9 +145,9 @@ def test_a_denser_map_has_the_map_on_its_own_grid(network, pixels):
 
 
 def test_memory_and_strips_change_no_number(network, pixels):
-    free = heatmap(network, pixels, ["espresso", "cup"], max_memory=None)
+    free = heatmap_targets(network, pixels, ["espresso", "cup"], max_memory=None)
     for memory in ("100MB", "20MB"):
-        bound = heatmap(network, pixels, ["espresso", "cup"], max_memory=memory)
+        bound = heatmap_targets(network, pixels, ["espresso", "cup"], max_memory=memory)
         for one, other in zip(free, bound, strict=True):
             np.testing.assert_allclose(one.values, other.values, atol=1e-5)
         np.testing.assert_array_equal(free[0].best_ids[..., 0], bound[0].best_ids[..., 0])
@@ -236,9 +230,18 @@ def test_scales_that_cannot_be_are_refused(scales, words):
         sizes_of(scales, (480, 640), (224, 224))
 
 
+def test_progress_counts_the_rows_of_all_scales(network, pixels):
+    told: list[tuple[int, int]] = []
+    found = heatmap(network, pixels, "cup", scales=(0.7, 1), progress=lambda *done: told.append(done))
+    rows = sum(len(each.values) for each in found.scales)
+    assert told[-1] == (rows, rows)
+    assert told == sorted(told)
+    assert {whole for _, whole in told} == {rows}
+
+
 def test_an_empty_list_of_targets_is_refused(network, pixels):
     with pytest.raises(ValueError, match="the list of targets is empty; name what to look for"):
-        heatmap(network, pixels, [])
+        heatmap_targets(network, pixels, [])
 
 
 def test_fewer_classes_than_five_are_all_listed(network, pixels):
@@ -273,7 +276,7 @@ def test_a_faint_map_of_a_large_picture_names_several_scales(network, tmp_path):
     Image.new("RGB", (900, 230), (120, 130, 110)).save(path)
     said = r"grey\.png: dog.* is nowhere more probable than 0\.0\d*; .* \(scales='auto', --scales auto\)"
     with pytest.warns(PictureWarning, match=said):
-        heatmap(network, path, ["dog", "cat"])
+        heatmap_targets(network, path, ["dog", "cat"])
     [mapped] = heatmap_each(network, [path], "dog")
     assert [bool(re.search(said, remark)) for remark in mapped.remarks] == [True]
     heatmap(network, path, "dog", scales="auto")

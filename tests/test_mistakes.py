@@ -14,8 +14,8 @@ from convnets_torch.evaluation.metrics import confusion, find_mistakes, most_con
 from convnets_torch.images.preprocessing import preset
 from convnets_torch.wordnet import synsets
 from convnets_torch.wordnet.hierarchy import distances, measure_severity
+from tests.test_ground_truth import IMAGENET
 
-IMAGENET = Card("vgg16", {"classes": 1000}, preset("vgg16"), "imagenet-1k")
 OWN = Card("vgg16", {"classes": 4}, preset("vgg16"), ("ant", "bee", "cat", "dog"))
 
 

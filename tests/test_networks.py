@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnets_torch.fcn.score_map import score_map
 from convnets_torch.fcn.sliding import slide
-from convnets_torch.networks import NETWORKS
+from convnets_torch.networks import NETWORKS, VGG
 
 HEADS = {
     "dense": lambda: nn.Sequential(
@@ -164,6 +164,18 @@ def test_a_larger_picture_meets_the_same_grid(narrow):
     torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("build", [*NETWORKS.values(), VGG], ids=lambda build: build.__name__)
+def test_classes_may_be_called_num_classes(build):
+    given = [(2, 2, 3, 3, 3)] if build is VGG else []
+    with torch.device("meta"):
+        assert build(*given, num_classes=7).head[-1].out_features == 7
+        assert build(*given, num_classes=None).head is None
+        with pytest.raises(TypeError, match="num_classes as another name of classes; give one of them"):
+            build(*given, classes=7, num_classes=7)
+        with pytest.raises(TypeError, match="multiple values"):
+            build(*given, 7, num_classes=7)
+
+
 def test_images_of_another_size_are_refused_with_the_way_out(narrow):
     height, width = narrow.size
     for wrong in ((288, 320), (height + 3, width), (height, width + 3), (16, 16)):
@@ -179,6 +191,7 @@ def nothing_compiled() -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_the_graph_of_both_uses_is_captured_whole_by_torch_compile(narrow, nothing_compiled):
     images = random(1, 3, 320, 352, dtype=torch.float32)
     own = images[:, :, : narrow.size[0], : narrow.size[1]]

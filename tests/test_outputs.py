@@ -10,17 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnets_torch.heatmaps.api import contrast, heatmap, probability_map, save_sheet
+from convnets_torch.heatmaps.api import contrast, heatmap, heatmap_targets, probability_map, save_sheet
 from convnets_torch.heatmaps.maps import CellMap, contrast_of
 from convnets_torch.visualization import overlays
-from convnets_torch.weights import load
 from convnets_torch.wordnet.targets import Target
 from tests.test_heatmaps import made
-
-
-@pytest.fixture(scope="module")
-def network(lite_weights):
-    return load(lite_weights)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +77,7 @@ def test_several_maps_share_what_is_of_their_cells(network, photographs, tmp_pat
 
 
 def test_a_page_holds_every_layer_and_asks_no_network(network, photographs, tmp_path):
-    maps = [*heatmap(network, photographs / "coffee.png", ["espresso", "cup"])]
+    maps = [*heatmap_targets(network, photographs / "coffee.png", ["espresso", "cup"])]
     difference = contrast(network, photographs / "coffee.png", "espresso", "cup")
     save_sheet([*maps, difference], tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
@@ -137,5 +131,5 @@ def test_bands_of_a_large_picture_join_without_a_seam(monkeypatch):
     values = np.random.default_rng(0).random((9, 7))
     found = made(values, 224 + 8 * 32, 416)
     whole = np.asarray(overlays.overlay(found))
-    monkeypatch.setattr(overlays, "BAND", 37)
+    monkeypatch.setattr(overlays, "BLOCK_ROWS", 37)
     np.testing.assert_array_equal(np.asarray(overlays.overlay(found)), whole)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from convnets_torch.visualization.overlays import INFERNO
-from convnets_torch.visualization.pages import Layer, write_page
+from convnets_torch.visualization.pages import MapLayer, write_page
 from tests.reference.cells import NAMES, draw_cells, draw_map
 from tests.reference.pictures import picture
 
@@ -52,7 +52,7 @@ def cells():
 
 @pytest.fixture
 def layer():
-    return Layer("cat, true cat", draw_map(1, 3, 5, most=0.9))
+    return MapLayer("cat, true cat", draw_map(1, 3, 5, most=0.9))
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_the_policy_lets_run_the_pages_own_script_and_style_alone(written, layer
 
 
 def test_the_numbers_are_those_that_were_given(written, layer, cells):
-    signed = Layer("cat - dog", draw_map(2, 3, 5, -0.7, 0.4), signed=True, threshold=0.125)
+    signed = MapLayer("cat - dog", draw_map(2, 3, 5, -0.7, 0.4), signed=True, threshold=0.125)
     data = data_of(written([layer, signed], cells))
     assert (data["height"], data["width"]) == SIZE
     for given, found in zip([layer, signed], data["layers"], strict=True):
@@ -114,8 +114,8 @@ def test_the_numbers_are_those_that_were_given(written, layer, cells):
 
 
 def test_colours_end_at_the_highest_value_and_go_both_ways_for_a_contrast(written, cells):
-    near_zero = Layer("nothing", draw_map(1, 3, 5, most=0.02))
-    signed = Layer("contrast", draw_map(2, 3, 5, -0.7, 0.4), signed=True)
+    near_zero = MapLayer("nothing", draw_map(1, 3, 5, most=0.02))
+    signed = MapLayer("contrast", draw_map(2, 3, 5, -0.7, 0.4), signed=True)
     low, both = data_of(written([near_zero, signed], cells))["layers"]
     assert low["top"] == 0.1
     assert both["top"] == pytest.approx(0.7)
@@ -157,8 +157,8 @@ def test_photographs_are_jpeg_and_drawings_png_to_the_bit(written, layer, cells)
 
 def test_a_hundred_megapixels_stay_a_small_file(written):
     cells = draw_cells(seed=1, rows=306, columns=306, stride=(32, 32), size=224)
-    page = written([Layer("cat", draw_map(1, 306, 306))], cells, size=(10_000, 10_000))
-    few = written([Layer("cat", draw_map(1, 3, 5))], draw_cells(1, 3, 5, (32, 32), 224))
+    page = written([MapLayer("cat", draw_map(1, 306, 306))], cells, size=(10_000, 10_000))
+    few = written([MapLayer("cat", draw_map(1, 3, 5))], draw_cells(1, 3, 5, (32, 32), 224))
     assert (len(page) - len(few)) / 306**2 == pytest.approx(5.3 + 5 * 5.3, rel=0.02)  # as the docstring says
     assert len(page) < 3_200_000
 

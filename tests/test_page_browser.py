@@ -12,23 +12,16 @@ import pytest
 from PIL import Image
 
 from convnets_torch.visualization.overlays import STRENGTH, palette
-from convnets_torch.visualization.pages import Layer, write_page
-from tests.conftest import CHROMIUM
+from convnets_torch.visualization.pages import MapLayer, write_page
 from tests.reference.cells import NAMES, boxes_of, draw_cells, draw_map, nearest, overlay, regions
 from tests.reference.pictures import picture
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed: apt-get install chromium"),
-]
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'convnets-torch[dev]'")
 
 SIZE = (521, 803)  # of the original, which the last windows leave by some pixels; the picture on the page is half of it
 CELLS = draw_cells(seed=3, rows=9, columns=13, stride=(41.25, 50.5), size=200)
 MAPS = [
-    Layer("cat, true cat", draw_map(1, 9, 13, most=0.93)),
-    Layer("dog - hunting dog", draw_map(2, 9, 13, most=0.06), threshold=0.03),
-    Layer("cat against dog", draw_map(4, 9, 13, -0.6, 0.8), signed=True, threshold=0.25),
+    MapLayer("cat, true cat", draw_map(1, 9, 13, most=0.93)),
+    MapLayer("dog - hunting dog", draw_map(2, 9, 13, most=0.06), threshold=0.03),
+    MapLayer("cat against dog", draw_map(4, 9, 13, -0.6, 0.8), signed=True, threshold=0.25),
 ]
 HOSTILE = (
     "</script ><img src=x onerror='window.hacked=1'><script>window.hacked=1</script><!--<script \"' \u202e\x07\udc80"
@@ -36,29 +29,13 @@ HOSTILE = (
 
 
 @pytest.fixture
-def opened(browser, tmp_path):
-    """Write a page, open it from the disk; afterwards nothing was complained of and nothing asked from a network."""
-    contexts, complaints, asked = [], [], []
-
-    def open_page(layers=MAPS, cells=CELLS, size=SIZE, pixels=None, title="A street", width=1300, **options):
+def opened(visit, tmp_path):
+    def open_page(layers=MAPS, cells=CELLS, size=SIZE, pixels=None, title="A street", **options):
         path = tmp_path / "page.html"
         write_page(path, picture(1, 260, 401) if pixels is None else pixels, size, layers, cells, title=title)
-        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
-        asked.remove(path.as_uri())
-        return page
+        return visit(path, **options)
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert [url for url in asked if not url.startswith("data:")] == []
+    return open_page
 
 
 def on_screen(page, x, y, size=SIZE):
@@ -205,7 +182,7 @@ def test_values_are_compared_as_float32(opened):
     values = draw_map(5, 9, 13)
     values[3:6, 5:8] = 0.1
     values[4, 6] = 0.3  # which is a little more than 0.3 in float32
-    layer = Layer("cat", values, threshold=0.3)
+    layer = MapLayer("cat", values, threshold=0.3)
     assert float(values[4, 6]) > 0.3
     assert_lists(opened([layer]), layer, 0.3)
 
@@ -213,8 +190,8 @@ def test_values_are_compared_as_float32(opened):
 def test_cells_that_touch_at_a_corner_are_one_region(opened):
     values = np.zeros((9, 13), np.float32)
     values[[1, 2, 3, 5, 8], [2, 3, 2, 2, 12]] = (0.6, 0.7, 0.8, 0.9, 0.95)
-    page = opened([Layer("corners", values)])
-    assert assert_lists(page, Layer("corners", values), 0.5) == 3
+    page = opened([MapLayer("corners", values)])
+    assert assert_lists(page, MapLayer("corners", values), 0.5) == 3
     # Each cell is as high and wide as cells are apart, the last one as far as the picture goes; corners join nothing.
     lengths = page.evaluate("document.querySelector('.contour').getTotalLength()")
     right = min(12 * 50.5 + 100 + 25.25, SIZE[1]) - (12 * 50.5 + 100 - 25.25)
@@ -347,7 +324,7 @@ def test_the_page_is_light_or_dark_as_the_reader_wishes(opened):
 
 def test_a_map_of_one_cell_is_shown(opened):
     cells = draw_cells(seed=1, rows=1, columns=1, stride=(32, 32), size=224, best=1)
-    layer = Layer("cat", np.full((1, 1), 0.75, np.float32))
+    layer = MapLayer("cat", np.full((1, 1), 0.75, np.float32))
     page = opened([layer], cells, size=(224, 224), pixels=picture(1, 224, 224))
     page.mouse.move(*on_screen(page, 3, 200, (224, 224)))
     assert_shows(page, 0, 0, layer, cells)
@@ -357,7 +334,7 @@ def test_a_map_of_one_cell_is_shown(opened):
 def test_the_cells_of_a_hundred_megapixels_open(opened):
     cells = draw_cells(seed=1, rows=306, columns=306, stride=(32, 32), size=224)
     noise = np.random.RandomState(0).rand(306, 306).astype(np.float32)
-    layers = [Layer("smooth", draw_map(1, 306, 306), threshold=0.7), Layer("noise", noise)]
+    layers = [MapLayer("smooth", draw_map(1, 306, 306), threshold=0.7), MapLayer("noise", noise)]
     page = opened(layers, cells, size=(10_000, 10_000), pixels=picture(1, 400, 400))
     page.mouse.move(*on_screen(page, 153 * 32 + 112, 281 * 32 + 112, (10_000, 10_000)))
     assert_shows(page, 281, 153, layers[0], cells)

@@ -14,7 +14,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from convnets_torch.card import Card
 from convnets_torch.images.decoding import read_picture
@@ -23,11 +22,11 @@ from convnets_torch.images.resizing import normalized
 from convnets_torch.inference.classification import classify, probabilities, square_input
 from convnets_torch.inference.pipeline import (
     BATCH,
-    BATCHES_AHEAD,
+    PREFETCHED,
     Input,
     _a_batch_late,
     _Batch,
-    _Place,
+    _LogitsRow,
     batch_for,
     is_whole,
     predict,
@@ -44,15 +43,6 @@ def small(name="alexnet", rule=None, seed=0):
     network = NARROW[name]().eval()
     network.card = Card(name, {"classes": 10}, preset(name, rule), None)
     return network
-
-
-@pytest.fixture
-def files(tmp_path):
-    """Seven photographs of mixed sizes."""
-    paths = [tmp_path / f"{number}.jpg" for number in range(7)]
-    for number, path in enumerate(paths):
-        Image.fromarray(picture(number, 240 + 31 * number, 410 - 23 * number)).save(path, quality=90)
-    return paths
 
 
 @pytest.mark.parametrize("rule", ["original", "keras-caffe-aspect", "keras-tf", "torchvision", "efficientnet-lite"])
@@ -115,11 +105,12 @@ def test_an_endless_iterable_is_taken_as_it_is_needed_and_close_leaves_no_thread
     for _ in range(9):
         next(rows)
     assert len(decoders()) <= 2
-    assert next(taken) <= 9 + (BATCHES_AHEAD + 1) * 4
+    assert next(taken) <= 9 + (PREFETCHED + 1) * 4
     rows.close()
     assert not decoders()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as Unix has them")
 def test_an_interrupt_ends_the_process_at_once(files):
     code = f"""
@@ -196,7 +187,7 @@ def test_where_a_device_computes_rows_come_when_the_next_batch_has_begun():
     def run(items):
         batch = _Batch(torch.zeros(len(items), 1))
         begun.append(batch)
-        return [_Place(batch, number, None) for number in range(len(items))]
+        return [_LogitsRow(batch, number, None) for number in range(len(items))]
 
     rows = _a_batch_late(run_pictures([0, -1, 1, 2, 3, 4, 5, -1, 6], prepare, run, batch=3), 3)
     assert [(row.picture, len(begun)) for row in rows] == [

@@ -20,7 +20,6 @@ from convnets_torch.inference.pipeline import Input, Inputs, predict
 from convnets_torch.inference.torchcodec import batch_decoder
 from convnets_torch.weights import load
 from tests.test_device_pixels import DEVICES
-from tests.test_pipeline import files as files
 from tests.test_pipeline import small
 from tests.test_reduced import large as large
 
@@ -34,10 +33,10 @@ def pixels_of(pictures, rule=LITE, device="cpu", **options: Any):
     made, found = Inputs(rule, torch.device(device), reading, **options), []
     for picture in pictures:
         try:
-            found.append(made.prepared(picture))
+            found.append(made.decode(picture))
         except (OSError, ValueError) as error:
             found.append(Input(error=error))
-    return found, made.brought(found).cpu().int()
+    return found, made.to_device(found).cpu().int()
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def opened(given):
 def test_inputs_are_pillows_to_the_bit(rule, device, kinds):
     _, wanted = pixels_of(opened(kinds), rule)
     found, pixels = pixels_of(opened(kinds), rule, device, on_device=True)
-    assert sum(each.cut is not None for each in found) >= len(kinds) - 2  # long strips are Pillow's
+    assert sum(each.crop is not None for each in found) >= len(kinds) - 2  # long strips are Pillow's
     if device == "cpu":
         assert torch.equal(pixels, wanted)
     assert (pixels - wanted).abs().max() <= 1
@@ -78,14 +77,14 @@ def test_rules_that_keep_every_pixel_stay_with_pillow(rule, files):
     given = [*map(str, files)]
     _, wanted = pixels_of(given, preset("vgg16", rule))
     found, pixels = pixels_of(given, preset("vgg16", rule), on_device=True, torchcodec=False)
-    assert all(each.cut is None for each in found)
+    assert all(each.crop is None for each in found)
     assert torch.equal(pixels, wanted)
 
 
 def test_a_large_picture_is_resized_before_it_waits(photographs):
     with Image.open(photographs / "coffee.png") as image:
         found, _ = pixels_of([image.resize((4000, 3000)), image], on_device=True)
-    assert [each.cut is None for each in found] == [True, False]
+    assert [each.crop is None for each in found] == [True, False]
     assert found[0].pixels.shape == (224, 224, 3)
 
 
@@ -182,7 +181,7 @@ def test_torchcodec_decodes_whole_batches_there(codec, kinds):
     rule = LITE
     _, wanted = pixels_of(opened(kinds), rule, exact=True)
     found, pixels = pixels_of(opened(kinds), rule, codec, on_device=True, torchcodec=True)
-    assert [each.encoded is not None for each in found] == [True] * 12 + [False] * 7
+    assert [each.jpeg is not None for each in found] == [True] * 12 + [False] * 7
     apart = (pixels - wanted).abs()
     assert apart.max() <= (1 if codec == "cpu" else 24)
     assert apart.double().mean() < (0.01 if codec == "cpu" else 2)
@@ -198,7 +197,7 @@ def test_what_it_refuses_is_pillows(codec, large):
     given = [whole, broken, half, cmyk.getvalue(), grey.getvalue(), b"", whole]
     _, wanted = pixels_of(opened([given[0], given[3], given[4], given[6]]), exact=True)
     found, pixels = pixels_of(opened(given), device=codec, on_device=True, torchcodec=True)
-    assert [each.encoded is not None for each in found] == [True, False, False, False, True, False, True]
+    assert [each.jpeg is not None for each in found] == [True, False, False, False, True, False, True]
     assert [None if each.error is None else type(each.error) for each in found] == [
         *(None, OSError, OSError, None, None, OSError, None),
     ]

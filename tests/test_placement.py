@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch.fcn.graph import grid_of
+from convnets_torch.fcn.graph import map_graph
 from convnets_torch.fcn.score_map import score_map
 from convnets_torch.heatmaps.scales import placement_of
 from tests.test_heatmaps import sliding
@@ -20,7 +20,7 @@ def placed(request):
     """A thin network, a stride, the size of a picture in which some fields end inside, and where the cells lie."""
     name, stride = request.param
     network = thin_network(name)
-    grid = grid_of(network, stride)
+    grid = map_graph(network, stride)
     size = (network.size[0] + 33, network.size[1] + 70)
     return network, stride, size, placement_of(grid, network, size, size, "bilinear"), grid.shape(*size)
 

@@ -14,8 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from converters import convert
-from convnets_torch.embeddings import cache as kept_vectors
+from convnets_torch.embeddings import cache as feature_cache
 from convnets_torch.embeddings.extraction import embed
 from convnets_torch.embeddings.probe import embed_classes
 from convnets_torch.images.decoding import PictureWarning
@@ -23,15 +22,7 @@ from convnets_torch.images.finding import find_pictures
 from convnets_torch.images.labelled import find_classes
 from convnets_torch.inference.prepare import prepare
 from convnets_torch.weights import load
-from tests.conftest import KERAS1
 from tests.reference.pictures import picture
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
-    convert(KERAS1 / "alexnet.h5", path)
-    return path
 
 
 def assert_near(found, wanted):
@@ -130,7 +121,7 @@ def test_what_was_done_before_an_interrupt_is_kept(weights, folder, tmp_path):
 
 
 def test_a_damaged_part_of_the_cache_is_computed_again(weights, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept_vectors, "PART", 4)
+    monkeypatch.setattr(feature_cache, "PART", 4)
     network, cache = load(weights), tmp_path / "cache"
     first = embed_classes(network, folder, cache=cache)
     part, *others = sorted(cache.glob("*/*.safetensors"))

@@ -103,6 +103,7 @@ def reference(labelled: LabelledVectors):
     return pipeline.fit(labelled.vectors.astype(np.float64), labelled.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digits", [(0, 1), (2, 4, 9)])
 def test_digits_held_out_get_scikit_learns_probabilities_everywhere(lite_weights, tmp_path, digits):
     write_digits(tmp_path / "learn", digits, 14)

@@ -40,12 +40,14 @@ def check(model, path, **assumptions):
     assert_logits(model, logits, output(model, image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", WHOLE)
 @pytest.mark.parametrize("name", MODELS | NETWORKS)
 def test_a_whole_model_by_its_config(name, form, tmp_path):
     check((MODELS | NETWORKS)[name](), tmp_path / form)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", WEIGHTS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weights_by_the_architecture_that_keras_has(name, form, tmp_path):

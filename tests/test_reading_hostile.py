@@ -14,7 +14,7 @@ import pytest
 
 from converters import read_keras
 from tests.conftest import KERAS1
-from tests.test_reading_by_hand import write
+from tests.test_reading import write
 
 
 @pytest.fixture

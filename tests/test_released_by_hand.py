@@ -163,6 +163,7 @@ def assert_converts(path, golden, tmp_path, **options):
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "layout", "source", "name", "how", "needs"), RELEASED, ids=[e[1] for e in RELEASED]
 )

@@ -18,8 +18,7 @@ import zarr
 from PIL import Image
 
 from convnets_torch.heatmaps import running as resuming
-from convnets_torch.heatmaps.api import heatmap
-from convnets_torch.weights import load
+from convnets_torch.heatmaps.api import heatmap, heatmap_targets
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,11 +26,6 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = (
     "from convnets_torch.heatmaps import running; running.EVERY = 0.0; from convnets_torch.cli.app import main; main()"
 )
-
-
-@pytest.fixture(scope="module")
-def network(lite_weights):
-    return load(lite_weights)
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +48,23 @@ def stopping_after(rows):
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"cell_stride": 16}, {"scales": (0.8, 1)}, {"longest_side": 1300}])
 def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(network, tall, tmp_path, options, monkeypatch):
-    whole = heatmap(network, tall, ["espresso", "dog"], **options)
+    whole = heatmap_targets(network, tall, ["espresso", "dog"], **options)
     told: list[tuple[int, int]] = []
     arguments = {"max_memory": "12MB", "resume": tmp_path / "rows", **options}
     for rows in (9, 25):
         with pytest.raises(StoppedError):
-            heatmap(network, tall, ["espresso", "dog"], progress=stopping_after(rows), **arguments)
-    found = heatmap(network, tall, ["espresso", "dog"], progress=lambda *done: told.append(done), **arguments)
+            heatmap_targets(network, tall, ["espresso", "dog"], progress=stopping_after(rows), **arguments)
+    found = heatmap_targets(network, tall, ["espresso", "dog"], progress=lambda *done: told.append(done), **arguments)
     for one, other in zip(whole, found, strict=True):
         np.testing.assert_allclose(other.values, one.values, atol=1e-5)
         np.testing.assert_array_equal(other.best_ids[..., 0], one.best_ids[..., 0])
     assert told[-1][0] == told[-1][1]
     assert any(done >= 9 for done, _ in told[:1])  # the first thing said is what earlier runs had done
     again: list[tuple[int, int]] = []
-    heatmap(network, tall, ["espresso", "dog"], progress=lambda *done: again.append(done), **arguments)
+    heatmap_targets(network, tall, ["espresso", "dog"], progress=lambda *done: again.append(done), **arguments)
     assert len(again) == len(options.get("scales", (1,)))  # nothing was computed again
 
 
@@ -95,6 +90,7 @@ def test_a_damaged_file_of_rows_is_computed_again(network, tall, tmp_path, monke
     np.testing.assert_allclose(heatmap(network, tall, "dog", **arguments).values, whole.values, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_no_picture_and_goes_on(lite_weights, tall, tmp_path):
     """SIGKILL in the middle: no output, no half-written file of rows; the same command finishes from there."""
     big = np.concatenate([tall, tall[::-1]] * 2)
@@ -120,6 +116,7 @@ def test_a_killed_command_leaves_no_picture_and_goes_on(lite_weights, tall, tmp_
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_says_how_it_goes_on(lite_weights, tall, tmp_path):
     big = np.concatenate([tall] * 4)
     Image.fromarray(big).save(tmp_path / "big.png")
@@ -145,6 +142,7 @@ def test_an_interrupted_command_says_how_it_goes_on(lite_weights, tall, tmp_path
     assert not (tmp_path / "dogs.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memmap", "zarr", "tiff"])
 def test_pictures_that_are_sliced_give_the_same_map(network, tall, tmp_path, kind, monkeypatch):
     image: Any

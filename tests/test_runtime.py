@@ -21,6 +21,7 @@ from tests.reference.nearness import differ, with_statistics
 
 # Of the largest logit; bfloat16 has 8 bits.
 MARGINS = {"exact": 0.0, "float32": 1e-5, "bfloat16": 3e-2}
+SLOW = pytest.mark.slow
 ON_ANY_CPU = pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")
 
 
@@ -136,6 +137,7 @@ def test_parts_of_what_cannot_be_followed_are_prepared():
         assert differ(ready(images), module(images)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "resnet18", "mobilenet_v2", "densenet121"])
 def test_torchvisions_modules_answer_the_same(name):
     torch.manual_seed(0)
@@ -230,6 +232,7 @@ def test_compiled_networks_answer_the_same():
         assert torch.equal(ready(images), found)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     narrow = with_statistics(NARROW["vgg16"]())
@@ -243,7 +246,9 @@ def test_what_cannot_be_compiled_runs_uncompiled_and_says_so(monkeypatch, tmp_pa
 
 
 @ON_ANY_CPU
-@pytest.mark.parametrize("precision", ["auto", "exact", "float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", *(pytest.param(name, marks=SLOW) for name in ("auto", "exact", "bfloat16"))]
+)
 def test_commands_answer_nearly_the_same_in_every_precision(precision, command, lite_weights, photographs, tmp_path):
     picture = photographs / "coffee.png"
     _, plain, _ = command("classify", lite_weights, picture, "--top", 1, "--json")

@@ -172,7 +172,7 @@ def test_the_kept_vectors_follow_the_table(tmp_path):
     table = filled(tmp_path / "x.lance", 300)
     first = Index.open(tmp_path / "x.lance")
     assert len(first.vectors) == 300
-    file = neighbours.place_of(str(tmp_path / "x.lance"))
+    file = neighbours.cache_file(str(tmp_path / "x.lance"))
     before = file.read_bytes()
     add(table, 50, seed=1)
     assert len(first.vectors) == 300  # what was opened stays what it was

@@ -15,22 +15,22 @@ from PIL import Image
 from torch.nn import functional as F
 
 from convnets_torch import classify, evaluate, find_truth, load
-from convnets_torch.evaluation.report import judge, save_judged
+from convnets_torch.evaluation.report import compute_metrics, save_report
 from convnets_torch.evaluation.several_labels import average_precision, score_labels
 from convnets_torch.images.labelled import find_classes, find_labelled
 from convnets_torch.inference.pipeline import predict
 from convnets_torch.training.augmentation import AUGMENTATIONS
 from convnets_torch.training.datasets import find_dataset
-from convnets_torch.training.finetuning import Watch, checkpoint_of, finetune, outputs_of
+from convnets_torch.training.finetuning import checkpoint_of, finetune, outputs_of
 from convnets_torch.training.running import (
+    Callbacks,
     EpochRow,
-    Reports,
     TrainingStopped,
     best_epoch,
     draw_history,
     save_history_csv,
 )
-from convnets_torch.training.stages import Rows, balanced, row_losses, soft_targets
+from convnets_torch.training.stages import balanced, row_losses, soft_targets, targets_and_weights
 from convnets_torch.weights import save
 from tests.finetuned import QUICK, small_resnet
 
@@ -72,12 +72,6 @@ def write(path, rows, *header):
 @pytest.fixture(scope="module")
 def dataset(pictures):
     return find_dataset(pictures, truth=pictures.parent / "columns.csv")
-
-
-@pytest.fixture(scope="module")
-def vectors(tmp_path_factory):
-    """A cache of features for all tests here."""
-    return tmp_path_factory.mktemp("vectors")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +156,7 @@ def test_a_column_without_a_1_is_told(pictures, tmp_path):
     table = write(tmp_path / "labels.csv", [(*row, 0) for row in columns()], "path", "ant", "bee", "cat", "dog")
     dataset = find_dataset(pictures, truth=table)
     assert dataset.classes == ("ant", "bee", "cat")
-    assert f"{table}: no picture has a 1 in 1 columns (dog)" in dataset.remarks
+    assert f"{table}: no picture has a 1 in 1 columns (dog)" in dataset.notes
 
 
 def test_the_same_picture_with_other_labels_is_refused(pictures, tmp_path):
@@ -283,9 +277,9 @@ def test_losses_and_weights_are_those_of_pytorch_and_scikit_learn():
         theirs = weighting.compute_sample_weight("balanced", truth[:, place].numpy())
         np.testing.assert_allclose(weights[:, place].numpy(), theirs, rtol=1e-6)
     assert (weights[:, 4] == 1).all()  # which no row has
-    rows = Rows(labels, 5, SETTINGS)
+    targets, weights = targets_and_weights(labels, 5, SETTINGS)
     smooth = F.binary_cross_entropy_with_logits(logits, truth * 0.9 + 0.05, weights, reduction="none").mean(1)
-    torch.testing.assert_close(rows.losses(logits, rows.targets, rows.weights), smooth)
+    torch.testing.assert_close(row_losses(logits, targets, "sigmoid", weights), smooth)
 
 
 # Training
@@ -314,12 +308,12 @@ def test_training_is_judged_by_mean_average_precision(tuned, dataset):
     both = [row.probability for row in classify(network, [dataset.train[-1][0]], top=3)[0]]
     assert sum(both) != pytest.approx(1, abs=0.01)
     head = outputs_of(output)[0].read_text().splitlines()[0]
-    assert head == "stage,epoch,train_loss,val_loss,val_mean_average_precision,rate,seconds"
+    assert head == "stage,epoch,train_loss,val_loss,val_mean_average_precision,lr,seconds"
 
 
 def test_the_loss_of_stage_two_is_weighted_and_smoothed(dataset, vectors, tmp_path):
     settings = replace(
-        SETTINGS, head_epochs=1, epochs=1, rate=1e-9, augmentation=AUGMENTATIONS["none"], precision="float32"
+        SETTINGS, head_epochs=1, epochs=1, lr=1e-9, augmentation=AUGMENTATIONS["none"], precision="float32"
     )
     result = finetune(small_resnet(), dataset, tmp_path / "mine.safetensors", settings, cache=vectors, allow_leaks=True)
     paths, labels = zip(*dataset.train, strict=True)
@@ -338,9 +332,9 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_file(tuned, dataset, ve
         seen["asked"] += 1
         return seen["asked"] > steps
 
-    watch = Watch(reports=Reports(stop=stop))
+    callbacks = Callbacks(stop=stop)
     with pytest.raises(TrainingStopped):
-        finetune(small_resnet(), dataset, output, SETTINGS, cache=vectors, allow_leaks=True, watch=watch)
+        finetune(small_resnet(), dataset, output, SETTINGS, cache=vectors, allow_leaks=True, callbacks=callbacks)
     assert checkpoint_of(output).exists()
     finetune(small_resnet(), dataset, output, SETTINGS, cache=vectors, allow_leaks=True, resume=True)
     assert output.read_bytes() == tuned[1].read_bytes()
@@ -384,9 +378,9 @@ def test_evaluation_is_that_of_scikit_learn(tuned, pictures, tmp_path):
     assert [each.f1 for each in scores.labels] == pytest.approx(wanted)
     with pytest.raises(ValueError, match="see `several_labels`"):
         _ = found.errors
-    judged = judge(found, temperature=True)
-    assert any("no temperature was fitted" in remark for remark in judged.remarks)
-    assert save_judged(judged, tmp_path) == ("evaluation.json", "report.html")
+    judged = compute_metrics(found, temperature=True)
+    assert any("no temperature was fitted" in remark for remark in judged.notes)
+    assert save_report(judged, tmp_path) == ("evaluation.json", "report.html")
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert figures["mean_average_precision"] == scores.mean_average_precision
     assert (figures["pictures"], figures["unlabelled"]) == (36, 6)
@@ -402,7 +396,7 @@ def test_a_network_of_several_labels_judges_pictures_of_one(tuned, pictures, tmp
     table = write(tmp_path / "one.csv", joined("|", [0, 1, 3, 6, 7, 9]), "path", "label")
     truth = find_truth(network.card, pictures, truth=table, partial=True)
     assert truth.labels.sum(1).tolist() == [1] * 6
-    assert any("each picture has one label, but the network is multi-label" in remark for remark in truth.remarks)
+    assert any("each picture has one label, but the network is multi-label" in remark for remark in truth.notes)
     single = replace(network.card, unknown={})  # a network with sigmoids that learnt one label a picture
     assert find_truth(single, pictures, truth=table, partial=True).labels.tolist() == [0, 1, 2, 0, 1, 2]
 

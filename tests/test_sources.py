@@ -16,7 +16,7 @@ from PIL import Image
 
 from convnets_torch.images import sources
 from convnets_torch.images.decoding import PictureWarning, read_picture
-from convnets_torch.images.sources import Resized, is_sliced, open_source, open_with_remarks
+from convnets_torch.images.sources import Resized, is_sliced, open_picture, open_source
 
 zarr = pytest.importorskip("zarr")
 tifffile = pytest.importorskip("tifffile")
@@ -100,7 +100,7 @@ def test_what_is_said_about_a_file_is_said_of_its_source(tmp_path):
     Image.new("RGBA", (4, 3), (10, 20, 30, 40)).save(tmp_path / "glass.png")
     with pytest.warns(PictureWarning, match=r"glass\.png is partly transparent"):
         open_source(tmp_path / "glass.png")
-    [remark] = open_with_remarks(tmp_path / "glass.png").remarks
+    [remark] = open_picture(tmp_path / "glass.png").notes
     assert "glass.png is partly transparent" in remark
 
 
@@ -224,7 +224,7 @@ def test_240_mb_of_zarr_pass_through_60_mb(tmp_path):
 def test_a_large_tiff_is_read_row_by_row_and_a_small_one_at_once(tmp_path, monkeypatch):
     path = tmp_path / "picture.jpg"  # the content decides
     tifffile.imwrite(path, PIXELS, photometric="rgb", tile=(64, 64), compression="zlib")
-    assert type(open_source(path)).__name__ == "Held"
+    assert type(open_source(path)).__name__ == "InMemory"
     monkeypatch.setattr(sources, "STREAMED_PIXELS", 50_000)
     source = open_source(path, max_pixels=1000)
     assert type(source).__name__ == "Bands"

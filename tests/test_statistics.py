@@ -19,15 +19,9 @@ from convnets_torch.explain.statistics import (
 )
 from convnets_torch.images.decoding import read_picture
 from convnets_torch.inference.classification import square_input, to_parameters
-from convnets_torch.weights import load
 from tests.reference.pictures import picture
 
 LAYERS = ["features.relu0", "features.block3", "head.flatten", "head.fc"]
-
-
-@pytest.fixture(scope="module")
-def network(lite_weights):
-    return load(lite_weights)
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as Linux has them")
 def test_statistics_are_the_same_when_batches_are_halved():
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)

@@ -53,6 +53,7 @@ def test_strips_are_the_whole_picture_resized_to_the_bit(shape, interpolation):
         np.testing.assert_array_equal(np.concatenate(strips), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 def test_heights_of_thousands_of_rows_are_equal_too(interpolation):
     """Where the middles of rows are large numbers, rounding would show."""
@@ -63,6 +64,7 @@ def test_heights_of_thousands_of_rows_are_equal_too(interpolation):
         np.testing.assert_array_equal(np.concatenate(strips), whole(pixels, (height, 3), interpolation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_the_two_directions_are_taken_in_the_order_that_pillow_takes(interpolation):
     """Pillow 13 goes down first where more rows than twice the columns go; tall pictures at their own aspect too."""

@@ -227,6 +227,7 @@ def test_a_search_puts_the_word_itself_first_then_beginnings_of_words_then_the_r
     assert counts == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_search_for_a_word_puts_all_synsets_of_this_word_first_those_over_most_classes_before():
     for word in sorted({word.lower() for synset in ALL for word in find(synset).words})[::10]:
         own = {synset for synset in ALL if word in map(str.lower, find(synset).words)}

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -109,7 +110,7 @@ CALLS: dict[str, Callable[[ct.Network, Path], Any]] = {
     "classify_each": lambda network, path: [row.predictions for row in ct.classify_each(network, [path, path])],
     "predict": lambda network, path: [row.logits for row in ct.predict(network, [path, path])],
     "embed": lambda network, path: ct.embed(network, path),
-    "embed layers": lambda network, path: ct.embed(network, tensor(path), ["pool_5", "relu_2"], pool="max"),
+    "embed layers": lambda network, path: ct.embed_layers(network, tensor(path), ["pool_5", "relu_2"], pool="max"),
     "embed_each": lambda network, path: [row.logits for row in ct.embed_each(network, [path], logits=True)],
     "record_activations": recorded,
     "run_to": lambda network, path: run_to(network, "relu_3", tensor(path)),
@@ -128,9 +129,11 @@ CALLS: dict[str, Callable[[ct.Network, Path], Any]] = {
     ],
     "gradcam": lambda network, path: ct.gradcam(network, path, 3).values,
     "gradcam_each": lambda network, path: [entry.maps[0].values for entry in ct.gradcam_each(network, [path], 1)],
+    "gradcam_targets": lambda network, path: [found.values for found in ct.gradcam_targets(network, path, [1, 3])],
     "cams": lambda network, path: cams(network, tensor(path), [2], layer="relu_4"),
     "heatmap": lambda network, path: ct.heatmap(network, path, 3).values,
     "heatmap_each": lambda network, path: [entry.maps[0].values for entry in ct.heatmap_each(network, [path], 2)],
+    "heatmap_targets": lambda network, path: [found.values for found in ct.heatmap_targets(network, path, [1, 3])],
     "contrast": lambda network, path: ct.contrast(network, path, 1, 2).values,
     "class_map": lambda network, path: ct.class_map(network, path).class_ids,
     "probability_map": lambda network, path: ct.probability_map(network, path).values,
@@ -221,6 +224,7 @@ def test_threads_on_one_network_get_their_own_answers_cold_and_warm(alone):
     assert not faults([network], alone)
 
 
+@pytest.mark.slow
 def test_threads_with_a_network_each_get_their_own_answers(alone):
     assert not faults([make() for _ in range(2)], alone)
 
@@ -258,6 +262,7 @@ os._exit(0 if all(same(plain(call(network, path)), answer) for call, answer in z
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_answers_as_its_parent(alone):
     program = [sys.executable, "-W", "ignore", "-c", FORKING, str(alone[0][0])]
@@ -268,7 +273,7 @@ def test_a_forked_process_answers_as_its_parent(alone):
 def test_the_network_has_no_hook_while_calls_run_but_in_a_block_that_records():
     network, hooks = make(), []
     network.features.register_forward_hook(lambda *_: hooks.append(hooks_in(network)))
-    ct.embed(network, torch.zeros(1, 3, 227, 227), ["relu_2", "pool_5"])
+    ct.embed_layers(network, torch.zeros(1, 3, 227, 227), ["relu_2", "pool_5"])
     cams(network, torch.zeros(1, 3, 227, 227), [2])
     assert hooks
     assert set(hooks) == {1}  # that of this test
@@ -293,6 +298,7 @@ def test_exports_and_engines_are_the_same_and_disturb_nobody_where_other_threads
         wrong = []
         while not all(job.done() for job in (again, engine, refused)):
             wrong += faults([network], alone, ("classify", "heatmap", "another's module"), threads=2)
+            time.sleep(0.3)
         torch.testing.assert_close(engine.result()(images), network(images), rtol=1e-4, atol=1e-5)
         again.result()
         with pytest.raises(ValueError, match=r"none\.pt2 was not written"):
@@ -301,6 +307,7 @@ def test_exports_and_engines_are_the_same_and_disturb_nobody_where_other_threads
     assert (tmp_path / "x.pt2").read_bytes() == (tmp_path / "alone.pt2").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_module_that_no_other_process_knows_is_followed_here():
     class Mine(nn.Sequential):
         pass
@@ -312,6 +319,7 @@ def test_a_module_that_no_other_process_knows_is_followed_here():
     torch.testing.assert_close(made(images), module(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_probes_leave_threads_and_warnings_of_the_process_alone_where_another_thread_runs():
     from threadpoolctl import threadpool_info
 
@@ -329,6 +337,7 @@ def test_probes_leave_threads_and_warnings_of_the_process_alone_where_another_th
         job = pool.submit(ct.probe, labelled, 3, progress=lambda *numbers: told.append(numbers))
         while not job.done():
             seen.append(settings())
+            time.sleep(0.02)  # else these threads take the time of that one
         found = job.result()
         fitted = pool.submit(fit_probe, labelled, "svm").result()
         with pytest.raises(ValueError, match="only one class"):

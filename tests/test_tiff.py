@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from convnets_torch.images import sources, tiff
-from convnets_torch.images.decoding import PictureWarning, read_picture
+from convnets_torch.images.decoding import PictureWarning, Reading, read_picture
 from convnets_torch.images.levels import Refused
 from convnets_torch.images.tiff import is_tiff, open_tiff
 from tests.test_sources import PIXELS, read_through
@@ -118,7 +118,7 @@ def test_mirrored_pictures_are_put_upright(orientation, tmp_path):
     """Pillow turns every TIFF as it says."""
     path = write(tmp_path / "picture.tif", PIXELS, tile=(64, 64), extratags=[(274, "H", 1, orientation, True)])
     np.testing.assert_array_equal(read_through(open_tiff(path)[0]), read_picture(path))
-    np.testing.assert_array_equal(read_through(open_tiff(path, exif=False)[0]), PIXELS)
+    np.testing.assert_array_equal(read_through(open_tiff(path, Reading(exif=False))[0]), PIXELS)
 
 
 def seen(values, white=65535, photometric="rgb"):
@@ -175,7 +175,7 @@ def test_transparency_is_the_same_in_small_and_large_files(extra, background, or
         premultiplied[:, :, :3] = ALPHA[:, :, :3].astype(int) * ALPHA[:, :, 3:] // 255
     tags = [(274, "H", 1, orientation, True)]
     path = write(tmp_path / "picture.tif", premultiplied, extrasamples=[extra], tile=(64, 64), extratags=tags)
-    source, remarks = open_tiff(path, background=background)
+    source, remarks = open_tiff(path, Reading(background=background))
     if background is None:
         with pytest.warns(PictureWarning, match="partly transparent; transparency was dropped"):
             small = read_picture(path)
@@ -196,11 +196,11 @@ def test_values_of_12_bits_are_told_and_read_by_their_depth(tmp_path):
     assert remark.startswith(f"{path} has no value above {highest:,}")
     np.testing.assert_array_equal(read_through(source), small)
     for depth in (12, "12", "auto"):
-        source, remarks = open_tiff(path, depth=depth)
+        source, remarks = open_tiff(path, Reading(depth=depth))
         assert remarks == ()
         np.testing.assert_array_equal(read_through(source), seen(DARK[:, :, 0], 4095))
         np.testing.assert_array_equal(read_picture(path, depth=depth), seen(DARK[:, :, 0], 4095))
-    for read in (lambda: read_picture(path, depth=10), lambda: open_tiff(path, depth=10)):
+    for read in (lambda: read_picture(path, depth=10), lambda: open_tiff(path, Reading(depth=10))):
         with pytest.raises(ValueError, match=r"has values up to [\d,]+, but white is 1,023; give a greater depth"):
             read()
 
@@ -209,7 +209,7 @@ def test_a_value_beyond_white_is_refused_where_it_is_met(tmp_path):
     array = np.zeros((300, 170), np.uint16)
     array[150, 3] = 5000
     path = write(tmp_path / "scan.tif", array, "minisblack")
-    source, _ = open_tiff(path, depth=12)
+    source, _ = open_tiff(path, Reading(depth=12))
     source.rows(0, 150)
     with pytest.raises(Refused, match="values up to 5,000, but white is 4,095"):
         source.rows(150, 151)
@@ -261,7 +261,7 @@ def test_a_turn_that_is_not_to_be_followed_is_not_and_that_is_said(orientation, 
     path = write(tmp_path / "picture.tif", PIXELS, extratags=[(274, "H", 1, orientation, True)])
     with pytest.warns(PictureWarning, match=r"picture\.tif is turned or mirrored in its file, .* not followed"):
         np.testing.assert_array_equal(read_picture(path, exif=False), PIXELS)
-    source, [remark] = open_tiff(path, exif=False)
+    source, [remark] = open_tiff(path, Reading(exif=False))
     assert "not followed" in remark
     np.testing.assert_array_equal(read_through(source), PIXELS)
 
@@ -270,7 +270,7 @@ def test_a_picture_on_its_side_is_refused_unless_that_is_ignored(tmp_path):
     path = write(tmp_path / "picture.tif", PIXELS, extratags=[(274, "H", 1, 6, True)])
     with pytest.raises(ValueError, match=r"lies on its side \(orientation 6\).*; save it upright, or .*exif=False"):
         open_tiff(path)
-    np.testing.assert_array_equal(read_through(open_tiff(path, exif=False)[0]), PIXELS)
+    np.testing.assert_array_equal(read_through(open_tiff(path, Reading(exif=False))[0]), PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_truncated_file_is_refused_or_black_where_it_ends(layout, tmp_path):
     path.write_bytes(whole[: len(whole) * 2 // 3])
     with pytest.raises(OSError, match=r"picture\.tif is truncated; copy .*\(allow_truncated, --allow-truncated\)"):
         open_tiff(path)
-    source, [remark] = open_tiff(path, allow_truncated=True)
+    source, [remark] = open_tiff(path, Reading(allow_truncated=True))
     assert remark.endswith("is truncated; what is missing of it is black")
     pixels = read_through(source)
     np.testing.assert_array_equal(pixels[:128], PIXELS[:128])

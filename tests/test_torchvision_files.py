@@ -44,6 +44,7 @@ def agree(original, path, folder):
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "classes"), [("vgg16", 1000), ("vgg19", 7), ("resnet50", 7)])
 def test_a_converted_network_answers_as_torchvisions(name, classes, tmp_path):
     card = agree(theirs(name, classes), tmp_path / f"{name}.pth", tmp_path).card

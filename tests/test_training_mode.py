@@ -18,7 +18,9 @@ FURTHER = {
 RUN = {name: call for name, call in (CALLS | FURTHER).items() if name not in EITHER}
 
 
-@pytest.mark.parametrize("part", ["", "head", "features.conv_2"])
+@pytest.mark.parametrize(
+    "part", ["", *(pytest.param(part, marks=pytest.mark.slow) for part in ("head", "features.conv_2"))]
+)
 @pytest.mark.parametrize("name", sorted(RUN))
 def test_training_mode_is_refused(name, part, tmp_path):
     network = make()

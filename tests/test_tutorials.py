@@ -40,6 +40,7 @@ def follow(tmp_path, monkeypatch, cache, capsys, command) -> Callable[..., Itera
     return steps
 
 
+@pytest.mark.slow
 def test_the_tutorial_about_features_runs_from_the_first_line_to_the_last(follow):
     names: dict = {}
     runs = list(follow("tutorial-features.md", names, ["probe"]))  # the others have tests of their own
@@ -60,6 +61,7 @@ def test_the_tutorial_about_features_runs_from_the_first_line_to_the_last(follow
     assert load("textures.safetensors").card.class_names == ("brick", "coffee", "coins", "grass", "gravel", "page")
 
 
+@pytest.mark.slow
 def test_the_tutorial_about_fine_tuning_runs_from_the_first_line_to_the_last(follow):
     names: dict = {}
     runs = list(follow("tutorial-finetuning.md", names))

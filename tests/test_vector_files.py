@@ -145,7 +145,7 @@ def test_a_failure_leaves_what_was_there(tmp_path):
             save_vectors(rows, path)
         assert path.read_text() == "before"
         assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(ValueError, match=r"vectors are written as \.npz or \.safetensors"):
+    with pytest.raises(ValueError, match=r"vectors can be written as \.npz or \.safetensors"):
         save_vectors(rows_of(1), tmp_path / "v.npy")
     with pytest.raises(FileNotFoundError, match="create it first"):
         save_vectors(rows_of(1), tmp_path / "none" / "v.npz")

@@ -16,8 +16,8 @@ from convnets_torch.wordnet import synsets
 from convnets_torch.wordnet.hierarchy import back_off, check_backoff, distances, measure_severity, tree_order
 from convnets_torch.wordnet.targets import class_keys, class_name, class_wnid, find_target, tree_wnids
 from tests.finetuned import QUICK, draw_pictures, small_resnet
+from tests.test_ground_truth import IMAGENET
 
-IMAGENET = Card("vgg16", {"classes": 1000}, preset("vgg16"), "imagenet-1k")
 SHUFFLED = np.random.default_rng(0).permutation(1000)  # own class id -> ImageNet's
 FORMS = ("{}", "{} {}", "{}_{}", "{}-{}", "{}: {}")
 

@@ -27,7 +27,7 @@ def picture(tmp_path_factory):
     return pictures(tmp_path_factory.mktemp("pictures"))[0]
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("wrapper", ["DataParallel", pytest.param("torch.compile", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")  # of random weights, and of the compiler
 def test_every_function_takes_the_network_out_of_its_wrapper(wrapper, picture):
     wrong = {}
@@ -56,7 +56,7 @@ def test_a_layer_may_be_the_module_itself(picture):
     layer: Any = network.get_submodule("features.relu_3")
     wanted = run_to(network, "relu_3", images)["features.relu_3"]
     torch.testing.assert_close(run_to(network, layer, images), {"features.relu_3": wanted})
-    assert ct.embed(network, images, [layer, "pool_5"]).keys() == {"features.relu_3", "pool_5"}
+    assert ct.embed_layers(network, images, [layer, "pool_5"]).keys() == {"features.relu_3", "pool_5"}
     torch.testing.assert_close(ct.embed(network, images, layer), wanted.mean((2, 3)))
     assert ct.gradcam(network, picture, np.int64(3), layer=layer).layer == "features.relu_3"
     torch.testing.assert_close(
@@ -93,4 +93,4 @@ def test_copies_of_compiled_networks_run_uncompiled(picture, monkeypatch):
     wanted = ct.embed(network, images, "relu_3")
     program = Mock(side_effect=AssertionError("the program ran"), uncompiled=network.forward)
     monkeypatch.setattr(network, "forward", program)
-    torch.testing.assert_close(ct.embed(network, images, ["relu_3", "head.dense_1"])["relu_3"], wanted)
+    torch.testing.assert_close(ct.embed_layers(network, images, ["relu_3", "head.dense_1"])["relu_3"], wanted)

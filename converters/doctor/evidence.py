@@ -54,23 +54,23 @@ class Evidence(Protocol):
         """Return the score as a probability or a relative error."""
 
 
-class Labels:
+class LabelEvidence:
     """Pictures with their expected answers.
 
     The likelihood of an answer is the probability that the network assigns to its classes, allowing for a 5 % chance
     that the label is wrong, so that a single odd picture cannot decide the verdict.
 
     Args:
-        pictures: each (H, W, 3) RGB, 0 to 255.
-        class_ids: the correct classes of each picture.
+        images: each (H, W, 3) RGB, 0 to 255.
+        class_ids: the correct classes of each image.
         classes: the network's number of classes.
     """
 
     untested: frozenset[str] = frozenset()
 
-    def __init__(self, pictures: Sequence[Pixels], class_ids: Sequence[Sequence[int]], classes: int) -> None:
-        self.pictures = pictures
-        self.right = torch.zeros(len(pictures), classes, dtype=torch.bool)
+    def __init__(self, images: Sequence[Pixels], class_ids: Sequence[Sequence[int]], classes: int) -> None:
+        self.images = images
+        self.right = torch.zeros(len(images), classes, dtype=torch.bool)
         for row, ids in enumerate(class_ids):
             self.right[row, list(ids)] = True
         self._crops: dict[Preprocessing, list[Pixels]] = {}
@@ -79,7 +79,7 @@ class Labels:
         rule = card.preprocessing
         cut = Preprocessing("cut", rule.size, rule.resize, rule.resize_rule, rule.interpolation, "rgb", (0.0, 0.0, 0.0))
         if cut not in self._crops:
-            self._crops[cut] = [center_crop(picture, cut) for picture in self.pictures]
+            self._crops[cut] = [center_crop(image, cut) for image in self.images]
         return np.stack([normalize(crop, rule) for crop in self._crops[cut]])
 
     def score(self, logits: Tensor, card: Card) -> float:
@@ -153,7 +153,7 @@ def _read_npy(path: Path) -> NDArray[Any]:
     return array
 
 
-class Recorded:
+class GoldenEvidence:
     """A golden with its input interpreted in one form; the score is minus the outputs' relative error."""
 
     def __init__(self, golden: Golden, card: Card, form: Form) -> None:
@@ -201,7 +201,7 @@ def _channels_last(images: NDArray[Any]) -> NDArray[Any]:
     return images if images.shape[-1] == 3 else images.transpose(0, 2, 3, 1)
 
 
-def recordings(golden: Golden, card: Card) -> list[Recorded]:
+def recordings(golden: Golden, card: Card) -> list[GoldenEvidence]:
     """Return the possible interpretations of a golden, each as separate evidence.
 
     Whole numbers from 0 to 255 are pixels; fractions within that range may be pixels or preprocessed; inputs outside it
@@ -234,15 +234,11 @@ def recordings(golden: Golden, card: Card) -> list[Recorded]:
             " values, 0 to 255, can be resized as the card says"
         )
     forms: list[Form] = ["pixels"] if whole else ["preprocessed", "pixels"] if in_range else ["preprocessed"]
-    return [Recorded(golden, card, form) for form in forms]
+    return [GoldenEvidence(golden, card, form) for form in forms]
 
 
 def labelled_pictures(folder: str | Path, exclude: Iterable[str] = ()) -> list[tuple[Path, str]]:
-    """Return the pictures of class folders or of a table, each with its label.
-
-    Raises:
-        OSError, ValueError: as in `find_dataset`, except that a single class is enough.
-    """
+    """Return the pictures of class folders or of a table, each with its label; raises as `find_dataset`."""
     found = find_labelled(folder, exclude=exclude)
     if found.doubt:
         raise ValueError(found.doubt)

@@ -84,14 +84,19 @@ def families(network: Network, card: Card, *, exact: bool) -> dict[str, tuple[Ch
 def _arguments(card: Card) -> dict[str, Any]:
     """Return the builder's arguments, including defaults."""
     parameters = inspect.signature(NETWORKS[card.network]).parameters.values()
-    defaults = {
-        parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
-    }
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
     return {**defaults, **card.arguments}
 
 
-def _with_argument(key: str, value: object) -> Callable[[State, Card], tuple[State, Card]]:
-    return lambda state, card: (state, replace(card, arguments={**card.arguments, key: value}))
+def _argument(family: str, key: str, value: object, name: str, finding: str) -> Change:
+    """Another value of an argument of the builder."""
+    return Change(
+        family,
+        name,
+        finding,
+        False,
+        lambda state, card: (state, replace(card, arguments={**card.arguments, key: value})),
+    )
 
 
 def with_background(card: Card) -> bool:
@@ -125,11 +130,12 @@ def _classes(network: Network, card: Card) -> list[Change]:
             places = {number: place for place, number in enumerate(sorted(numbers, key=key))}
             orders[name] = [places[number] for number in numbers]
     orders["from last to first"] = [*numbers[::-1]]
-    changes: dict[tuple[int, ...], Change] = {tuple(numbers): _with_rows(last, "", "", numbers)}
+    changes: dict[tuple[int, ...], Change] = {}
     for name, rows in orders.items():
         finding = f"outputs are in another order than the card's classes: {name}"
         changes.setdefault(tuple(rows), _with_rows(last, f"outputs {name}", finding, rows))
-    return [*changes.values()][1:]
+    changes.pop(tuple(numbers), None)  # the card's own order
+    return [*changes.values()]
 
 
 def _with_rows(last: str, name: str, finding: str, rows: Sequence[int]) -> Change:
@@ -177,19 +183,21 @@ def _flatten(network: Network) -> tuple[Change, ...]:
     if channels == 1:
         return ()
 
-    def from_last(state: State, card: Card) -> tuple[State, Card]:
-        rows = state[key].reshape(units, height, width, channels)
-        return {**state, key: rows.permute(0, 3, 1, 2).reshape(units, inputs)}, card
+    def permuted(shape: tuple[int, ...], order: tuple[int, ...]) -> Callable[[State, Card], tuple[State, Card]]:
+        def apply(state: State, card: Card) -> tuple[State, Card]:
+            rows = state[key].reshape(units, *shape).permute(0, *order)
+            return {**state, key: rows.reshape(units, inputs)}, card
 
-    def to_last(state: State, card: Card) -> tuple[State, Card]:
-        rows = state[key].reshape(units, channels, height, width)
-        return {**state, key: rows.permute(0, 2, 3, 1).reshape(units, inputs)}, card
+        return apply
 
-    found = "the first dense layer reads height, width, channel"
-    lost = "the first dense layer was permuted as if it read height, width, channel"
+    from_last, to_last = permuted((height, width, channels), (3, 1, 2)), permuted((channels, height, width), (2, 3, 1))
+    name, found = "first dense layer permuted", "the first dense layer"
+    order = "height, width, channel"
     return (
-        Change("flatten", "first dense layer permuted from channels-last", found, False, from_last),
-        Change("flatten", "first dense layer permuted back to channels-last", lost, False, to_last),
+        Change("flatten", f"{name} from channels-last", f"{found} reads {order}", False, from_last),
+        Change(
+            "flatten", f"{name} back to channels-last", f"{found} was permuted as if it read {order}", False, to_last
+        ),
     )
 
 
@@ -198,16 +206,15 @@ def _channels(rule: Preprocessing) -> Change:
     other = "bgr" if rule.channels == "rgb" else "rgb"
 
     def apply(state: State, card: Card) -> tuple[State, Card]:
-        rule = card.preprocessing
-        mean, std = rule.mean[::-1], rule.std[::-1]
-        return state, _with_rule(card, channels="bgr" if rule.channels == "rgb" else "rgb", mean=mean, std=std)
+        mean, std = card.preprocessing.mean[::-1], card.preprocessing.std[::-1]
+        return state, _with_rule(card, channels=other, mean=mean, std=std)
 
     finding = f"colours must be {other.upper()}, not {rule.channels.upper()}"
     return Change("channels", f"channels {other}", finding, True, apply)
 
 
 @dataclass(frozen=True)
-class Values:
+class PixelScaling:
     """Scaling of pixels, 0 to 255: (pixel * scale - mean) / std, with mean and std in RGB order."""
 
     words: str
@@ -216,7 +223,7 @@ class Values:
     std: Triple
 
     @classmethod
-    def of(cls, rule: Preprocessing, words: str) -> Values:
+    def of(cls, rule: Preprocessing, words: str) -> PixelScaling:
         mean, std = (rule.mean, rule.std) if rule.channels == "rgb" else (rule.mean[::-1], rule.std[::-1])
         return cls(words, rule.scale, mean, std)
 
@@ -232,40 +239,33 @@ class Values:
 ONE: Triple = (1.0, 1.0, 1.0)
 NOTHING: Triple = (0.0, 0.0, 0.0)
 GENERIC = (
-    Values("0 to 255, nothing subtracted", 1.0, NOTHING, ONE),
-    Values("0 to 255, Caffe's mean subtracted", 1.0, CAFFE_MEAN_RGB, ONE),
-    Values("0 to 1", 1 / 255, NOTHING, ONE),
-    Values("-1 to 1", 1 / 127.5, ONE, ONE),
-    Values("0 to 1, torchvision's mean and deviation", 1 / 255, IMAGENET_MEAN, IMAGENET_STD),
-    Values("(x - 127) / 128", 1.0, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
+    PixelScaling("0 to 255, nothing subtracted", 1.0, NOTHING, ONE),
+    PixelScaling("0 to 255, Caffe's mean subtracted", 1.0, CAFFE_MEAN_RGB, ONE),
+    PixelScaling("0 to 1", 1 / 255, NOTHING, ONE),
+    PixelScaling("-1 to 1", 1 / 127.5, ONE, ONE),
+    PixelScaling("0 to 1, torchvision's mean and deviation", 1 / 255, IMAGENET_MEAN, IMAGENET_STD),
+    PixelScaling("(x - 127) / 128", 1.0, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
 )
 
 
 def _values(card: Card, *, exact: bool) -> tuple[Change, ...]:
     """Scale, mean and std from the network's presets, other common ones, and the card's with RGB and BGR swapped."""
-    as_it_is = Values.of(card.preprocessing, "as the card says")
-    own = [Values.of(preset(card.network, name), f"as in the preset {name}") for name in PRESETS[card.network][1]]
-    turned = replace(
-        as_it_is, words="as in the card with red and blue swapped", mean=as_it_is.mean[::-1], std=as_it_is.std[::-1]
-    )
+    as_it_is = PixelScaling.of(card.preprocessing, "as the card says")
+    own = [PixelScaling.of(preset(card.network, name), f"as in the preset {name}") for name in PRESETS[card.network][1]]
+    words = "as in the card with red and blue swapped"
+    swapped = PixelScaling(words, as_it_is.scale, as_it_is.mean[::-1], as_it_is.std[::-1])
     tried = [as_it_is]
-    for values in (*own, *GENERIC, turned):
-        if not any(_alike(values, other, 1e-6 if exact else ALIKE) for other in tried):
-            tried.append(values)
+    for each in (*own, *GENERIC, swapped):
+        if not any(_alike(each, other, 1e-6 if exact else ALIKE) for other in tried):
+            tried.append(each)
+    finding = "pixel values must be {}, not as the card says"
     return tuple(
-        Change(
-            "values",
-            f"values {values.words}",
-            f"pixel values must be {values.words}, not as the card says",
-            True,
-            values.apply,
-            usual=values in own,
-        )
-        for values in tried[1:]
+        Change("values", f"values {each.words}", finding.format(each.words), True, each.apply, usual=each in own)
+        for each in tried[1:]
     )
 
 
-def _alike(one: Values, other: Values, tolerance: float) -> bool:
+def _alike(one: PixelScaling, other: PixelScaling, tolerance: float) -> bool:
     """Return whether black and white scale to nearly the same values, relative to the range between them."""
     return all(
         abs(a - b) <= tolerance * abs(first[1] - first[0])
@@ -280,12 +280,8 @@ def _lrn(arguments: Mapping[str, Any]) -> Sequence[Change]:
         return ()
     size, alpha, beta, k = arguments["lrn"]
     return [
-        Change(
-            "lrn",
-            f"LRN alpha {new:.6g}",
-            f"LRN alpha is {new:.6g}, not {alpha:.6g}",
-            False,
-            _with_argument("lrn", (size, new, beta, k)),
+        _argument(
+            "lrn", "lrn", (size, new, beta, k), f"LRN alpha {new:.6g}", f"LRN alpha is {new:.6g}, not {alpha:.6g}"
         )
         for new in (alpha * size, alpha / size)
     ]
@@ -300,14 +296,9 @@ def _epsilons(arguments: Mapping[str, Any]) -> Sequence[Change]:
     for other in EPSILONS[arguments.get("stride_in")]:
         if all(abs(other - one) > ALIKE * one for one in tried):
             tried.append(other)
+    finding = "the epsilon of batch normalisation is {:g}, not {:g}"
     return [
-        Change(
-            "epsilon",
-            f"batch-norm epsilon {other:g}",
-            f"the epsilon of batch normalisation is {other:g}, not {epsilon:g}",
-            False,
-            _with_argument("epsilon", other),
-        )
+        _argument("epsilon", "epsilon", other, f"batch-norm epsilon {other:g}", finding.format(other, epsilon))
         for other in tried[1:]
     ]
 
@@ -326,7 +317,7 @@ def _choices(
         return ()
     old = words[arguments[key]]
     return tuple(
-        Change(family, f"{key} {value}", sentence.format(new=new, old=old), False, _with_argument(key, value))
+        _argument(family, key, value, f"{key} {value}", sentence.format(new=new, old=old))
         for value, new in words.items()
         if value != arguments[key]
     )

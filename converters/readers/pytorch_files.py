@@ -30,7 +30,7 @@ from converters.readers.keras_archive import BROKEN_ZIP, problems_of_zip, start_
 from converters.readers.torch_pickle import Stored, read_pickle
 from converters.writing import is_finite
 from convnets_torch.files import open_file
-from convnets_torch.text import in_one_line
+from convnets_torch.text import printable_errors
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MOST_PICKLE = 16 << 20  # bytes of the pickle; ResNet50's has 40,000
@@ -77,7 +77,7 @@ def holds_state_dict(path: str) -> bool:
         return True
 
 
-@in_one_line()
+@printable_errors()
 def describe_state_dict(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """Return the tensors of a `.pth` file by name, each as {"shape": [...], "dtype": "float32"}, without their values.
 
@@ -89,7 +89,7 @@ def describe_state_dict(path: str | os.PathLike[str]) -> dict[str, dict[str, Any
         return {name: {"shape": list(tensor.shape), "dtype": tensor.dtype} for name, tensor in state.tensors.items()}
 
 
-@in_one_line()
+@printable_errors()
 def carry_out_tensors(path: str, output: str, jobs: Sequence[TensorJob]) -> list[str]:
     """Write tensors into an existing file of final size.
 

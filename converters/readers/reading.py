@@ -19,12 +19,12 @@ from converters.readers import arrays, keras_archive, keras_weights, legacy_h5
 from converters.readers.hdf5_tree import BROKEN, Tree, reason_of, survey
 from converters.readers.keras_file import KerasArray, KerasFile
 from convnets_torch.files import check_regular, open_file, opened_path
-from convnets_torch.text import in_one_line
+from convnets_torch.text import printable_errors
 
 values = arrays.values
 
 
-@in_one_line()
+@printable_errors()
 def read_keras(path: str | os.PathLike[str]) -> KerasFile:
     """Read the description of a Keras file.
 

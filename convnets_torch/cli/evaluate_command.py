@@ -16,7 +16,7 @@ from convnets_torch.cli.output import complain, print_columns, rows_done, say, s
 
 if TYPE_CHECKING:
     from convnets_torch.card import Card
-    from convnets_torch.evaluation.report import Judged
+    from convnets_torch.evaluation.report import Metrics
     from convnets_torch.evaluation.several_labels import SeveralLabels
 
 
@@ -62,9 +62,9 @@ def evaluate(
         check_outside,
         check_predictions,
         check_report_folder,
-        judge,
-        save_judged,
+        compute_metrics,
         save_predictions,
+        save_report,
     )
     from convnets_torch.files import check_kept, find
 
@@ -93,27 +93,25 @@ def evaluate(
         found = count(
             network, known, crops=crops, exact=not reduced, store=resume_folder, progress=progress, **run.running
         )
-    judged = judge(found, temperature=temperature or save_temperature is not None)
+    metrics = compute_metrics(found, temperature=temperature or save_temperature is not None)
     for path, words in found.failed:
         complain(words if str(path) in words else f"{path}: {words}")
-    for remark in (*found.remarks, *judged.remarks):
-        say(remark)
+    for note in (*found.notes, *metrics.notes):
+        say(note)
     if output is not None:
-        repeat = _repeat(run)
-        decoding = {name: value for name, value in run.reading.items() if name != "allow_truncated"}
         with warnings_as_lines():
-            names = save_judged(judged, output, weights=str(weights), repeat=repeat, **decoding)
+            names = save_report(metrics, output, weights=str(weights), repeat=_repeat(run), **run.reading)
         say(f"{output}: {', '.join(names)}")
     if predictions is not None:
         save_predictions(found, predictions)
         say(f"{predictions}: {len(found.labels) + len(found.failed)} pictures")
     if shown.as_json:
-        print(json.dumps({"weights": str(weights), **judged.to_dict()}))
+        print(json.dumps({"weights": str(weights), **metrics.to_dict()}))
     else:
-        _print(judged)
-    fitted = judged.recalibration is not None
-    if save_temperature is not None and judged.recalibration is not None:
-        _save_temperature(weights, judged.recalibration.temperature.value, save_temperature)
+        _print(metrics)
+    fitted = metrics.recalibration is not None
+    if save_temperature is not None and metrics.recalibration is not None:
+        _save_temperature(weights, metrics.recalibration.temperature.value, save_temperature)
     if found.failed or ((temperature or save_temperature is not None) and not fitted):
         raise typer.Exit(1)
 
@@ -162,24 +160,24 @@ def _save_temperature(weights: str, value: float, output: Path) -> None:
     say(f"{output}: the logits of {weights} divided by {value:.4g}")
 
 
-def _print(judged: Judged) -> None:
+def _print(metrics: Metrics) -> None:
     """Print the error rates beside the original's, then one other figure per line."""
-    from convnets_torch.evaluation.evaluate import published
+    from convnets_torch.evaluation.evaluate import SOURCE, published
     from convnets_torch.evaluation.metrics import class_means
     from convnets_torch.evaluation.report import INTERVAL, running_facts
 
-    found = judged.evaluation
+    found = metrics.evaluation
+    running = [(words[0].lower() + words[1:], value) for words, value in running_facts(found)]
     if found.several_labels is not None:
         _print_labels(found.several_labels, found.card)
         print()
-        facts = [("could not be read", str(len(found.failed)))]
-        print_columns([*facts, *((words[0].lower() + words[1:], value) for words, value in running_facts(found))])
+        print_columns([("could not be read", str(len(found.failed))), *running])
         return
     original = published(found.card)
     rows = [("error", "share", INTERVAL, "wrong", *(["original"] if original else []))]
     for rate in found.errors:
         low, high = rate.interval
-        theirs = [f"{original.errors[rate.k]:.2%}"] if original else []
+        theirs = [f"{original[rate.k]:.2%}"] if original else []
         rows.append(
             (f"top-{rate.k}", f"{rate.error:.2%}", f"{low:.2%} to {high:.2%}", f"{rate.wrong} of {rate.count}", *theirs)
         )
@@ -191,29 +189,24 @@ def _print(judged: Judged) -> None:
     ]
     if found.learnt is not None:
         facts.append(("pictures seen in training", f"{found.learnt.train.sum()} of {len(found.labels)}"))
-    means = class_means(judged.classes)
-    for words, value in (
-        ("macro precision", means["macro"]["precision"]),
-        ("macro F1", means["macro"]["f1"]),
-        ("weighted F1", means["weighted"]["f1"]),
-        ("macro AUC", means["macro"]["auc"]),
-    ):
-        facts += [] if value is None else [(words, f"{value:.4f}")]
-    if judged.calibration is not None:
+    means = class_means(metrics.classes)
+    for mean, words in (("macro", "precision"), ("macro", "F1"), ("weighted", "F1"), ("macro", "AUC")):
+        value = means[mean][words.lower()]
+        facts += [] if value is None else [(f"{mean} {words}", f"{value:.4f}")]
+    if metrics.calibration is not None:
         facts += [
-            ("negative log-likelihood", f"{judged.calibration.nll:.4f}"),
-            ("expected calibration error", f"{judged.calibration.ece:.2%}"),
+            ("negative log-likelihood", f"{metrics.calibration.nll:.4f}"),
+            ("expected calibration error", f"{metrics.calibration.ece:.2%}"),
         ]
-    if judged.recalibration is not None:
-        both = judged.recalibration
+    if metrics.recalibration is not None:
+        both = metrics.recalibration
         facts += [
             ("temperature fitted on one half", f"{both.temperature.value:.4g}"),
             ("calibration error on the other half", f"{both.before.ece:.2%}, with it {both.after.ece:.2%}"),
         ]
-    if judged.severity is not None and judged.severity.height is not None:
-        facts.append(("mean height of mistakes in the tree", f"{judged.severity.height:.2f}"))
-    facts += [(words[0].lower() + words[1:], value) for words, value in running_facts(found)]
-    print_columns(facts)
+    if metrics.severity is not None and metrics.severity.height is not None:
+        facts.append(("mean height of mistakes in the tree", f"{metrics.severity.height:.2f}"))
+    print_columns([*facts, *running])
     if original:
         print()
-        show(f"original: {original.source}")
+        show(f"original: {SOURCE}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from convnets_torch.explain.faithfulness import Faithfulness
     from convnets_torch.explain.filters import FilterPatterns
     from convnets_torch.explain.gradcam import Explained
-    from convnets_torch.explain.gradcam_maps import GradCam
-    from convnets_torch.explain.patches import Patch, TopPatches
+    from convnets_torch.explain.patches import TopPatches
     from convnets_torch.networks import Network
 
 
@@ -105,22 +103,19 @@ def activations(
         raise typer.BadParameter("give -o FILE or FOLDER, --json, or both")
     from convnets_torch.cli.heatmap_folders import is_many
 
-    def load() -> Network:
-        return run.load(weights, whole=True)
-
     if is_many(images):
         if any(option is not None for option in (order, most_channels, color_scale, longest_side)):
             raise typer.BadParameter("--order, --most-channels, --color-scale and --longest-side need a single picture")
-        failed = _statistics(load, images, layer, output, shown.as_json, run)
+        failed = _statistics(weights, images, layer, output, shown.as_json, run)
         raise typer.Exit(1 if failed else 0)
-    from convnets_torch.explain.channels import WRITER, activation_grids
+    from convnets_torch.explain.channels import WRITER, activation_grids, save_grids
     from convnets_torch.files import check_kept
 
     folder = output is not None and (output.is_dir() or not output.suffix)
     if output is not None and not folder:
         WRITER.check(output)
         check_kept(output, images)
-    network = load()
+    network = run.load(weights, whole=True)
     with warnings_as_lines():
         grids = activation_grids(
             network,
@@ -132,23 +127,15 @@ def activations(
             longest_side=longest_side,
             **run.reading,
         )
-    if output is not None:
-        _save(grids, output, folder)
+    if output is not None and folder:
+        output.mkdir(parents=True, exist_ok=True)
+        for grid in grids:
+            save_grids([grid], output / f"{grid.layer}.png")
+        say(f"{output}: pages of {len(grids)} layers")
+    elif output is not None:
+        save_grids(grids, output)
     for grid in grids:
         show(json.dumps(_record(grid)) if shown.as_json else _line(grid))
-
-
-def _save(grids: list[ChannelGrid], output: Path, folder: bool) -> None:
-    """Write one page or file of numbers, or one page per layer into a folder."""
-    from convnets_torch.explain.channels import save_grids
-
-    if not folder:
-        save_grids(grids, output)
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    for grid in grids:
-        save_grids([grid], output / f"{grid.layer}.png")
-    say(f"{output}: pages of {len(grids)} layers")
 
 
 def _record(grid: ChannelGrid) -> dict[str, Any]:
@@ -171,7 +158,7 @@ def _line(grid: ChannelGrid) -> str:
 
 
 def _statistics(
-    load: Callable[[], Network],
+    weights: str,
     images: list[str],
     layers: list[str] | None,
     output: Path | None,
@@ -192,12 +179,12 @@ def _statistics(
             )
     elif output is not None:
         statistics.WRITER.check(output)
-    network = load()
+    network = run.load(weights, whole=True)
     if "-" in images:
         raise ValueError("standard input is one picture; name it alone")
     with warnings_as_lines():
         pictures = run.find(images)
-    passing = {**run.running, "batch": run.batch_size or statistics.BATCH}
+    passing = {**run.running, "batch": run.batch_size or statistics.BATCH_SIZE}
     if output is not None:
         check_kept(output, pictures)
     errors: tuple[tuple[str, Exception], ...]
@@ -208,8 +195,8 @@ def _statistics(
         errors = shares.errors
     else:
         found = statistics.channel_statistics(network, pictures, layers or [ALL], **passing)
-        for remark in found.remarks:
-            say(remark)
+        for note in found.remarks:
+            say(note)
         if output is not None:
             statistics.save_statistics(found, output)
         if as_json:
@@ -251,8 +238,13 @@ def filters(
 
     Give one of --layer (best before its ReLU), --target and --kernels.
     """
-    _check_together(layer, channels, target, kernels, pictures)
-    from convnets_torch.explain.filters import WRITER
+    if (layer is not None) + bool(target) + kernels != 1:
+        raise typer.BadParameter("give one of --layer, --target and --kernels")
+    if layer is None and (channels is not None or pictures):
+        raise typer.BadParameter("--channels and --pictures go with --layer")
+    from convnets_torch.explain.filters import WRITER, class_patterns, filter_patterns
+    from convnets_torch.explain.patches import top_patches
+    from convnets_torch.files import check_kept
 
     WRITER.check(output)
     if pictures and output.suffix.lower() == ".npz":
@@ -262,15 +254,17 @@ def filters(
     if kernels:
         _draw_kernels(network, output, shown.as_json)
         return
-    from convnets_torch.explain.filters import class_patterns, filter_patterns
-
     passing: dict[str, Any] = {"form": form, "steps": steps, "size": size, "seed": seed}
     if run.batch_size is not None:
         passing["batch"] = run.batch_size
     found = None
     if pictures:  # first, so that a wrong layer or channel is reported before the long ascent
         assert layer is not None
-        found = _patches(network, layer, numbers, pictures, output, run)
+        with warnings_as_lines(), rows_done("pictures") as bar:
+            paths = run.find(pictures)
+            check_kept(output, paths)
+            report = None if bar is None else lambda done: bar(done, len(paths))
+            found = top_patches(network, paths, layer, numbers, workers=run.workers, **run.reading, progress=report)
     with warnings_as_lines(), rows_done("steps") as progress:
         if target:
             patterns = class_patterns(network, target, **passing, progress=progress)
@@ -286,16 +280,6 @@ def filters(
         complain(error)
     if found and found.failed:
         raise typer.Exit(1)
-
-
-def _check_together(
-    layer: str | None, channels: str | None, target: list[str] | None, kernels: bool, pictures: list[str] | None
-) -> None:
-    """Raise for options that exclude each other."""
-    if (layer is not None) + bool(target) + kernels != 1:
-        raise typer.BadParameter("give one of --layer, --target and --kernels")
-    if layer is None and (channels is not None or pictures):
-        raise typer.BadParameter("--channels and --pictures go with --layer")
 
 
 def _numbers(channels: str | None) -> list[int] | None:
@@ -324,26 +308,6 @@ def _draw_kernels(network: Network, output: Path, as_json: bool) -> None:
     show(f"{output}: {count} kernels of {height}x{width} pixels of {found.layer}")
 
 
-def _patches(
-    network: Network, layer: str, channels: list[int] | None, pictures: list[str], output: Path, run: RunOptions
-) -> TopPatches:
-    from convnets_torch.explain.patches import top_patches
-    from convnets_torch.files import check_kept
-
-    with warnings_as_lines(), rows_done("pictures") as progress:
-        paths = run.find(pictures)
-        check_kept(output, paths)
-        return top_patches(
-            network,
-            paths,
-            layer,
-            channels,
-            workers=run.workers,
-            **run.reading,
-            progress=None if progress is None else lambda done: progress(done, len(paths)),
-        )
-
-
 def _print(patterns: FilterPatterns, found: TopPatches | None, output: Path, as_json: bool) -> None:
     """Print a line per unit: activation of the noise, activation of the pattern, name."""
     from convnets_torch.explain.filters import words_of
@@ -357,7 +321,15 @@ def _print(patterns: FilterPatterns, found: TopPatches | None, output: Path, as_
             "excited": bool(patterns.excited[place]),
         }
         if found is not None:
-            entry["patches"] = [_described(patch) for patch in found.patches[place]]
+            entry["patches"] = [
+                {
+                    "picture": str(patch.picture),
+                    "activation": patch.activation,
+                    "cell": [patch.row, patch.column],
+                    "box": list(patch.box),
+                }
+                for patch in found.patches[place]
+            ]
         entries.append(entry)
     if as_json:
         about = {"layer": patterns.layer, "form": patterns.form, "steps": patterns.steps, "seed": patterns.seed}
@@ -371,15 +343,6 @@ def _print(patterns: FilterPatterns, found: TopPatches | None, output: Path, as_
             where = f"x {left} to {right}, y {top} to {bottom}"
             show(f"{'':>10} {patch['activation']:>10.4g}  {patch['picture']}, {where}")
     say(f"{output}: {len(entries)} patterns of {patterns.layer}; activation of the noise and of the pattern")
-
-
-def _described(patch: Patch) -> dict[str, Any]:
-    return {
-        "picture": str(patch.picture),
-        "activation": patch.activation,
-        "cell": [patch.row, patch.column],
-        "box": list(patch.box),
-    }
 
 
 @command()
@@ -448,14 +411,14 @@ def gradcam(
     network = run.load(weights)
     sources = [options.opened(str(picture)) for picture, _ in places]
     entries = gradcam_each(network, sources, target or None, against=against, layer=layer, method=method, **run.running)
-    writer = _Writer(output if several else None, as_json, guessed=not target)
+    failed = 0
     measured: list[Faithfulness] = []
     records: list[dict[str, Any]] = []
     with warnings_as_lines(), contextlib.closing(entries):
         for (picture, file), entry in zip(places, with_time_left(entries, len(places)), strict=True):
-            writer.write(str(picture), file, entry)
+            failed += not _written(entry, str(picture), file, output if several else None, as_json, not target)
             if report is not None:
-                records.append({"image": str(picture), **_judged(network, entry, measured)})
+                records.append({"image": str(picture), **_measured(network, entry, measured)})
     if report is not None:
         from convnets_torch.explain.faithfulness import summary
 
@@ -470,61 +433,52 @@ def gradcam(
                 f" area under deletion {means['deletion_area']:.3f}, insertion {means['insertion_area']:.3f}"
             )
     if several:
-        say(f"{output or 'done'}: {len(places)} pictures, {writer.failed} of which failed")
-    if writer.failed:
+        say(f"{output or 'done'}: {len(places)} pictures, {failed} of which failed")
+    if failed:
         raise typer.Exit(1)
 
 
 REPORT = "report.json"
 
 
-class _Writer:
-    """Writes the maps of each picture and prints the outcome."""
+def _written(
+    entry: Explained, picture: str, file: Path | None, folder: Path | None, as_json: bool, guessed: bool
+) -> bool:
+    """Save the maps of a picture to `file`, if given, and print a line for each; return whether that worked."""
+    from convnets_torch.explain.gradcam_maps import save_cams
+    from convnets_torch.files import make_folder
 
-    def __init__(self, folder: Path | None, as_json: bool, guessed: bool) -> None:
-        self.folder, self.as_json, self.guessed = folder, as_json, guessed
-        self.failed = 0
-
-    def write(self, picture: str, file: Path | None, entry: Explained) -> None:
-        """Save maps to `file`, if given, and print a line for each."""
-        from convnets_torch.explain.gradcam_maps import save_cams
-        from convnets_torch.files import make_folder
-
-        for remark in entry.remarks:
-            say(remark)
-        error = entry.error
-        if error is None and file is not None:
-            try:
-                if self.folder is not None:
-                    make_folder(self.folder, file.relative_to(self.folder).parent)
-                save_cams(entry.maps, file)
-            except (OSError, ValueError) as failure:
-                if self.folder is None:
-                    raise
-                error = failure
-        if error is not None:
-            self.failed += 1
-            complain(error)
-            if self.as_json:
-                print(json.dumps({"image": picture, "error": one_line(error)}))
-            return
-        if self.guessed:
-            say(f"{picture}: no --target; the most probable class is {entry.maps[0].label}")
-        if self.as_json:
-            named = {} if file is None else {"output": str(file)}
-            print(json.dumps({"image": picture, **named, "maps": [found.to_dict() for found in entry.maps]}))
-            return
-        for found in entry.maps:
-            show(_cam_line(str(file or picture), found))
+    for note in entry.remarks:
+        say(note)
+    error = entry.error
+    if error is None and file is not None:
+        try:
+            if folder is not None:
+                make_folder(folder, file.relative_to(folder).parent)
+            save_cams(entry.maps, file)
+        except (OSError, ValueError) as failure:
+            if folder is None:
+                raise
+            error = failure
+    if error is not None:
+        complain(error)
+        if as_json:
+            print(json.dumps({"image": picture, "error": one_line(error)}))
+        return False
+    if guessed:
+        say(f"{picture}: no --target; the most probable class is {entry.maps[0].label}")
+    if as_json:
+        named = {} if file is None else {"output": str(file)}
+        print(json.dumps({"image": picture, **named, "maps": [found.to_dict() for found in entry.maps]}))
+        return True
+    for found in entry.maps:
+        x, y = found.peak_pixel
+        where = f"peak at x {x:.0f}, y {y:.0f} (pixels)" if found.raw_maximum else "no positive evidence"
+        show(f"{file or picture}: {found.label}: probability {found.probability:.3f}, {where}")
+    return True
 
 
-def _cam_line(name: str, found: GradCam) -> str:
-    x, y = found.peak_pixel
-    where = f"peak at x {x:.0f}, y {y:.0f} (pixels)" if found.raw_maximum else "no positive evidence"
-    return f"{name}: {found.label}: probability {found.probability:.3f}, {where}"
-
-
-def _judged(network: Any, entry: Explained, measured: list[Faithfulness]) -> dict[str, Any]:
+def _measured(network: Any, entry: Explained, measured: list[Faithfulness]) -> dict[str, Any]:
     """Return the report's record of a picture; append its measures to `measured`."""
     from convnets_torch.explain.faithfulness import measure_faithfulness
 
@@ -548,18 +502,10 @@ def layers(weights: Weights, shown: Shown) -> None:
         for layer in found:
             print(json.dumps(asdict(layer)))
         return
-    rows = [("name", "kind", "shape", "stride", "receptive field", "Keras's name")]
+    rows: list[tuple[str, ...]] = [("name", "kind", "shape", "stride", "receptive field", "Keras's name")]
     for layer in found:
-        rows.append(
-            (
-                layer.name,
-                layer.kind,
-                _sides(layer.shape),
-                _sides(layer.stride),
-                _sides(layer.receptive_field),
-                layer.keras_name or "-",
-            )
-        )
+        sides = map(_sides, (layer.shape, layer.stride, layer.receptive_field))
+        rows.append((layer.name, layer.kind, *sides, layer.keras_name or "-"))
     print_columns(rows)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import typer
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from convnets_torch.embeddings.extraction import Embedded
     from convnets_torch.embeddings.image_map import MapEntry
     from convnets_torch.embeddings.probe import Kind, LabelledVectors, LinearKind, Probed
-    from convnets_torch.explain.statistics import ZeroShares
     from convnets_torch.networks import Network
 
 
@@ -59,14 +57,17 @@ def embed(
         raise typer.BadParameter("give at least one of -o FILE, --zeros FILE and --json")
     if zeros is not None and layer is not None and len(layer) > 1:
         raise typer.BadParameter(f"--zeros draws the histogram of one layer, but {len(layer)} are given with --layer")
+    import numpy as np
+
     from convnets_torch.embeddings.extraction import Embedder, embed_each
-    from convnets_torch.embeddings.files import check_vectors_output, save_vectors
+    from convnets_torch.embeddings.files import WRITER, save_vectors
+    from convnets_torch.explain.statistics import ZeroShares
     from convnets_torch.files import check_kept
     from convnets_torch.images.levels import said_levels
     from convnets_torch.visualization import charts
 
     if output is not None:
-        check_vectors_output(output)
+        WRITER.check(output)
     if zeros is not None:
         options.check_output(zeros, charts.ENDINGS, "histograms are")
         charts.check_chart(zeros)
@@ -80,8 +81,9 @@ def embed(
         rows = embed_each(
             network, map(options.opened, found), layer, pool, normalize, exact=run.precision == "exact", **run.running
         )
-        reporter = _RowReporter(found, shown.as_json)
-        passing = reporter.passing(with_time_left(rows, len(found)))
+        failed: list[Exception] = []
+        shares: dict[str, list[float]] = {}
+        passing = _reported(with_time_left(rows, len(found)), found, shown.as_json, failed, shares)
         if output is None:
             for _ in passing:
                 pass
@@ -90,53 +92,37 @@ def embed(
             shapes = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in saved.shapes.items())
             say(f"{output}: {shapes}; {saved.failed} of {len(found)} pictures could not be used")
     if zeros is not None:
-        shares = reporter.zero_shares()
-        charts.save_chart(shares.draw(), zeros)
-        say(f"{zeros}: {shares.shares.mean():.3f} of the values of {shares.layer} are zero")
-    if reporter.failed:
+        if not shares:
+            raise ValueError(f"none of {len(found)} pictures could be used; the first: {failed[0]}")
+        [(name, values)] = shares.items()
+        drawn = ZeroShares(name, np.array(values))
+        charts.save_chart(drawn.draw(), zeros)
+        say(f"{zeros}: {drawn.shares.mean():.3f} of the values of {name} are zero")
+    if failed:
         raise typer.Exit(1)
 
 
-class _RowReporter:
-    """Prints each row's remarks, error and JSON as it passes, and collects its share of zeros."""
+def _reported(
+    rows: Iterable[Embedded], names: list[str], as_json: bool, failed: list[Exception], shares: dict[str, list[float]]
+) -> Iterator[Embedded]:
+    """Yield the rows, print their remarks, errors and JSON, and collect the errors and the shares of zeros by layer."""
+    from convnets_torch.explain.statistics import shares_of_zero
 
-    def __init__(self, names: list[str], as_json: bool) -> None:
-        self._names, self._as_json = names, as_json
-        self.failed = 0
-        self._first: Exception | None = None
-        self._shares: dict[str, list[float]] = {}
-
-    def passing(self, rows: Iterable[Embedded]) -> Iterator[Embedded]:
-        """Yield the rows unchanged."""
-        from convnets_torch.explain.statistics import shares_of_zero
-
-        for name, row in zip(self._names, rows, strict=True):
-            for remark in row.remarks:
-                say(remark)
-            if row.error is not None:
-                self.failed += 1
-                self._first = self._first or row.error
-                complain(row.error)
-            zeros = {layer: float(shares_of_zero(vector[None])[0]) for layer, vector in row.vectors.items()}
-            for layer, share in zeros.items():
-                self._shares.setdefault(layer, []).append(share)
-            if self._as_json and row.error is not None:
-                print(json.dumps({"image": name, "error": one_line(row.error)}))
-            elif self._as_json:
-                vectors = {layer: vector.tolist() for layer, vector in row.vectors.items()}
-                print(json.dumps({"image": name, "vectors": vectors, "zeros": zeros}))
-            yield row
-
-    def zero_shares(self) -> ZeroShares:
-        """Shares of zeros of all rows, for a single layer."""
-        import numpy as np
-
-        from convnets_torch.explain.statistics import ZeroShares
-
-        if not self._shares:
-            raise ValueError(f"none of {len(self._names)} pictures could be used; the first: {self._first}")
-        [(layer, shares)] = self._shares.items()
-        return ZeroShares(layer, np.array(shares))
+    for name, row in zip(names, rows, strict=True):
+        for remark in row.remarks:
+            say(remark)
+        if row.error is not None:
+            failed.append(row.error)
+            complain(row.error)
+        zeros = {layer: float(shares_of_zero(vector[None])[0]) for layer, vector in row.vectors.items()}
+        for layer, share in zeros.items():
+            shares.setdefault(layer, []).append(share)
+        if as_json and row.error is not None:
+            print(json.dumps({"image": name, "error": one_line(row.error)}))
+        elif as_json:
+            vectors = {layer: vector.tolist() for layer, vector in row.vectors.items()}
+            print(json.dumps({"image": name, "vectors": vectors, "zeros": zeros}))
+        yield row
 
 
 @command()
@@ -172,8 +158,8 @@ def map_pictures(
     from convnets_torch.embeddings.image_map import (
         PERPLEXITY,
         WRITER,
-        check_installed,
         check_same_kind,
+        import_tsne,
         load_map,
         make_map,
         save_map,
@@ -183,7 +169,7 @@ def map_pictures(
     from convnets_torch.images.levels import said_levels
     from convnets_torch.visualization import overlays
 
-    check_installed()
+    import_tsne()  # its error comes before the long work
     if output is not None:
         check_page(output, "a map")
     options.check_output(png, overlays.FORMATS, "a map is drawn as")
@@ -197,20 +183,18 @@ def map_pictures(
     with warnings_as_lines():
         if images:
             network = run.load(source, bulk=True)
-            about = Embedder(network, logits=network.head is not None).about | said_levels(
-                run.reading["depth"], run.background
-            )
-            if old is not None:
-                check_same_kind(old, about, str(on))  # before the long work
+            embedder = Embedder(network, logits=network.head is not None)
+            about = embedder.about | said_levels(run.reading["depth"], run.background)
+        else:
+            found = _from_file(source)
+            about = found.about
+        if old is not None:
+            check_same_kind(old, about, str(on))  # before the long work
+        if images:
             paths = run.find(images)
             for file in outputs:
                 check_kept(file, paths)
-            found = _embedded(network, paths, run)
-            found.about = about
-        else:
-            found = _from_file(source)
-            if old is not None:
-                check_same_kind(old, found.about, str(on))
+            found = _embedded(network, paths, run, about)
         if not found.entries:
             reason = next(iter(found.failed.values()), "there are none")
             raise ValueError(f"none of {len(found.failed)} pictures could be used; the first: {reason}")
@@ -249,22 +233,20 @@ def map_pictures(
         raise typer.Exit(1)
 
 
-@dataclass
-class _Found:
-    """Vectors to map, with names, errors and metadata."""
+class _Found(NamedTuple):
+    """Vectors to map, with captions, errors and metadata."""
 
     vectors: NDArray[np.float32]
     entries: list[MapEntry]
     failed: dict[str, str]
-    about: dict[str, str] = field(default_factory=dict)
+    about: dict[str, str]
 
 
-def _embedded(network: Network, paths: list[str], run: RunOptions) -> _Found:
+def _embedded(network: Network, paths: list[str], run: RunOptions, about: dict[str, str]) -> _Found:
     """Embed pictures, and classify them if the network has a head."""
     import numpy as np
 
     from convnets_torch.embeddings.extraction import embed_each
-    from convnets_torch.embeddings.image_map import MapEntry
 
     exact, logits = run.precision == "exact", network.head is not None
     rows = embed_each(network, paths, logits=logits, exact=exact, **run.running)
@@ -277,8 +259,8 @@ def _embedded(network: Network, paths: list[str], run: RunOptions) -> _Found:
             complain(failed[path])
             continue
         vectors.append(row.vector.numpy())
-        entries.append(MapEntry(path, *_best(network.card, row.logits)))
-    return _Found(np.stack(vectors) if vectors else np.empty((0, 1), np.float32), entries, failed)
+        entries.append(_entry(path, network.card, row.logits))
+    return _Found(np.stack(vectors) if vectors else np.empty((0, 1), np.float32), entries, failed, about)
 
 
 def _from_file(path: str) -> _Found:
@@ -287,7 +269,6 @@ def _from_file(path: str) -> _Found:
 
     from convnets_torch.card import Card
     from convnets_torch.embeddings.files import read_vectors
-    from convnets_torch.embeddings.image_map import MapEntry
 
     found = read_vectors(path)
     try:
@@ -297,19 +278,20 @@ def _from_file(path: str) -> _Found:
     if card is not None and found.logits is not None and card.classes != found.logits.shape[1]:
         raise ValueError(f"{path} has {found.logits.shape[1]} logits a picture, and its card {card.classes} classes")
     logits = [None] * len(found.paths) if found.logits is None else torch.from_numpy(found.logits)
-    entries = [MapEntry(name, *_best(card, row)) for name, row in zip(found.paths, logits, strict=True)]
+    entries = [_entry(name, card, row) for name, row in zip(found.paths, logits, strict=True)]
     return _Found(found.vectors, entries, found.failed, found.about)
 
 
-def _best(card: Card | None, logits: torch.Tensor | None) -> tuple[str, float | None]:
-    """Return words and probability of the most probable class, or ("", None) if unknown."""
-    from convnets_torch.inference.classification import prediction, probabilities
+def _entry(name: str, card: Card | None, logits: torch.Tensor | None) -> MapEntry:
+    """Return a picture's caption, with its most probable class if known."""
+    from convnets_torch.embeddings.extraction import top_class
+    from convnets_torch.embeddings.image_map import MapEntry
+    from convnets_torch.wordnet.targets import class_name
 
-    if logits is None or card is None or card.activation == "none":
-        return "", None
-    chances = probabilities(logits[None], card)[0]
-    best = int(chances.argmax())
-    return prediction(card, best, 0.0).words, float(chances[best])
+    class_id, chance = (None, None) if card is None else top_class(logits, card)
+    if card is None or class_id is None or chance is None:
+        return MapEntry(name)
+    return MapEntry(name, class_name(card, class_id), chance)
 
 
 def _thumbnails(entries: list[MapEntry], run: RunOptions) -> list[Image.Image | None]:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from convnets_torch.images.decoding import Reading
     from convnets_torch.images.preprocessing import Preprocessing
     from convnets_torch.training.augmentation import Photo
-    from convnets_torch.training.features import Features
-    from convnets_torch.training.finetuning import Finetuned, LeakedPicture
+    from convnets_torch.training.features import Features, LeakedPicture
+    from convnets_torch.training.finetuning import Finetuned
     from convnets_torch.training.running import EpochRow
     from convnets_torch.training.stages import LayerRow
 
@@ -50,7 +50,7 @@ class TrainOptions(RunOptions):
     )
 
 
-@command(old={"--batch": "--batch-size"})
+@command(old={"--batch": "--batch-size", "--rate": "--lr", "--head-rate": "--head-lr"})
 def finetune(
     weights: Weights,
     data: Path = argument(
@@ -101,9 +101,9 @@ def finetune(
     from convnets_torch.inference.prepare import checked_device
     from convnets_torch.training.datasets import find_dataset
     from convnets_torch.training.distributed import local_device
-    from convnets_torch.training.finetuning import LEAK, LeakError, Watch, checkpoint_of, outputs_of
+    from convnets_torch.training.finetuning import LEAK, LeakError, checkpoint_of, outputs_of
     from convnets_torch.training.finetuning import finetune as train
-    from convnets_torch.training.running import Reports, TrainingStopped
+    from convnets_torch.training.running import Callbacks, TrainingStopped
     from convnets_torch.weights import load
 
     settings = replace(
@@ -126,19 +126,26 @@ def finetune(
         stack.enter_context(warnings_as_lines())
         signals = stack.enter_context(_interruption())
         bar = stack.enter_context(rows_done("pictures, then steps of an epoch")) if is_main else None
-        callbacks: list[Callable[[EpochRow, float], None]] = []
+        log = None
         if tensorboard is not None and is_main:
-            callbacks.append(_log(stack, tensorboard, checkpoint_of(output), resume))
-        callbacks.append(_say_epoch)
-        watch = Watch(
+            log = _log(stack, tensorboard, checkpoint_of(output), resume)
+
+        def say_epoch(row: EpochRow, left: float) -> None:
+            if log is not None:
+                log(row)
+            _say_epoch(row, left)
+
+        callbacks = Callbacks(
             pictures=bar,
             found=_found if is_main else None,
             layers=None if shown.as_json or not is_main else _print_layers,
-            reports=Reports(epoch=_each(callbacks) if is_main else None, steps=bar, stop=lambda: bool(signals)),
+            epoch=say_epoch if is_main else None,
+            steps=bar,
+            stop=lambda: bool(signals),
         )
         if is_main:
-            for remark in dataset.remarks:
-                say(remark)
+            for note in dataset.notes:
+                say(note)
         try:
             result = train(
                 network,
@@ -150,7 +157,7 @@ def finetune(
                 allow_leaks=allow_leaks,
                 leak_threshold=LEAK if leak_threshold is None else leak_threshold,
                 workers=run.workers,
-                watch=watch,
+                callbacks=callbacks,
                 **run.reading,
             )
         except LeakError:
@@ -170,8 +177,8 @@ def finetune(
 def _found(features: Features, leaks: list[LeakedPicture]) -> None:
     for error in features.failed.values():
         complain(error)
-    for remark in features.remarks:
-        say(remark)
+    for note in features.notes:
+        say(note)
     train, val = len(features.train.paths), len(features.val.paths)
     say(
         f"{train} pictures to train on, {val} to validate on, {len(features.failed)} could not be used;"
@@ -207,25 +214,14 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-def _each(callbacks: list[Callable[[EpochRow, float], None]]) -> Callable[[EpochRow, float], None]:
-    def call(row: EpochRow, left: float) -> None:
-        for callback in callbacks:
-            callback(row, left)
-
-    return call
-
-
-def _log(
-    stack: contextlib.ExitStack, folder: Path, checkpoint: Path, resume: bool
-) -> Callable[[EpochRow, float], None]:
-    """Return a callback that writes TensorBoard events, from the first epoch after a checkpoint."""
-    from convnets_torch.training.running import read_progress, tensorboard_log
+def _log(stack: contextlib.ExitStack, folder: Path, checkpoint: Path, resume: bool) -> Callable[[EpochRow], None]:
+    """Return a function that writes TensorBoard events, from the first epoch after a checkpoint."""
+    from convnets_torch.training.running import read_checkpoint, tensorboard_log
 
     first = 1
     if resume and checkpoint.exists():
-        first += len(read_progress(checkpoint)[2].history)
-    log = stack.enter_context(tensorboard_log(folder, first))
-    return lambda row, left: log(row)
+        first += len(read_checkpoint(checkpoint)[2].history)
+    return stack.enter_context(tensorboard_log(folder, first))
 
 
 @contextlib.contextmanager
@@ -340,14 +336,14 @@ def _rule(weights: str | None) -> Preprocessing:
 
 def _photo(path: str, reading: Reading, *, with_folder: bool) -> Photo:
     """Load a picture; its class is its folder's name."""
-    from convnets_torch.images.decoding import open_upright
+    from convnets_torch.images.decoding import decode
     from convnets_torch.text import printable
     from convnets_torch.training.augmentation import Photo
 
     source = sys.stdin.buffer if path == "-" else path
-    found = open_upright(source, reading)
-    for remark in found.remarks:
-        say(remark)
+    found = decode(source, reading)
+    for note in found.notes:
+        say(note)
     if path == "-":
         return Photo(found.image, "standard input")
     name, label = Path(path).name, Path(path).resolve().parent.name

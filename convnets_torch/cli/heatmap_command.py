@@ -42,7 +42,7 @@ def heatmap(
     scales: str | None = option(None, "Picture scales whose maps are fused: factors such as 0.5,1,2, or auto."),
     fuse: Literal["mean", "max"] = option("mean", "How to fuse the maps of several scales."),
     max_memory: str = option(
-        "1GB", "Memory for activations; larger pictures are processed in strips, with the same numbers."
+        "1GB", "Memory for activations; larger pictures are processed in blocks of rows, with the same numbers."
     ),
     resume_folder: options.ResumeFolder = None,
     form: Literal["png", "jpg", "webp", "html", "json", "npz", "npy"] = option(
@@ -104,7 +104,7 @@ def heatmap(
             found = api.contrast(network, picture, targets[0], against, scales=factors, fuse=fuse, **common)
             maps = [found]
         else:
-            maps = api.heatmap(network, picture, targets, scales=factors, fuse=fuse, **common)
+            maps = api.heatmap_targets(network, picture, targets, scales=factors, fuse=fuse, **common)
     api.save_sheet(maps, output, plain=plain, threshold=threshold)
     if shown.as_json:
         from convnets_torch.heatmaps.maps import regions_of

@@ -15,7 +15,6 @@ from convnets_torch.images.finding import find_pictures, is_pattern
 from convnets_torch.text import check_choice
 
 if TYPE_CHECKING:
-    from convnets_torch.heatmaps.api import Heatmap
     from convnets_torch.heatmaps.many import Mapped
     from convnets_torch.inference.pipeline import Mappable
 
@@ -44,25 +43,16 @@ def map_each(
 
     The map of `tom.jpg` is `tom.jpg.png`. Pictures found in a folder, or by a pattern, keep their path relative to that
     folder, or to the part before the pattern's first wildcard. Each map, and at the end the report, is written
-    completely or not at all.
+    completely or not at all. Whatever concerns all pictures is refused before the first is read.
 
     Args:
-        network: in eval mode, with its card, as `load` returns it; or its engine.
         names: of pictures, folders and patterns, as in `find_pictures`.
         targets: classes to map; several give one file with several maps.
-        output: the folder; created if missing.
-        format: file format, one of `FORMATS`.
-        threshold: of the regions.
-        exclude: as in `find_pictures`.
         as_json: also print each picture's record.
         options: of `heatmap_each`.
 
     Returns:
         The number of failed pictures; their errors are printed to stderr.
-
-    Raises:
-        OSError, ValueError: before any picture is read, if none is found, two would write the same file, one would be
-            overwritten, the folder is not writable, or an option is out of range.
     """
     from convnets_torch.heatmaps.many import heatmap_each
     from convnets_torch.heatmaps.maps import check_threshold
@@ -78,8 +68,8 @@ def map_each(
     records, failed = [], 0
     with warnings_as_lines(), contextlib.closing(results):
         for (picture, place), result in zip(places, with_time_left(results, len(places)), strict=True):
-            for remark in result.remarks:
-                say(remark)
+            for note in result.remarks:
+                say(note)
             record = _written(result, targets, output, place, threshold)
             if "error" in record:
                 failed += 1
@@ -168,15 +158,14 @@ def _written(result: Mapped, targets: list[str], output: Path, place: Path, thre
         "width": width,
         "rows": rows,
         "columns": columns,
-        "maps": [_described(words, found, threshold) for words, found in zip(targets, result.maps, strict=True)],
-    }
-
-
-def _described(words: str, found: Heatmap, threshold: float) -> dict[str, Any]:
-    return {
-        "target": words,
-        "label": found.target.label,
-        "wnid": found.target.wnid,
-        "window": list(found.window(*found.peak)),
-        **found.highest_and_regions(threshold),
+        "maps": [
+            {
+                "target": words,
+                "label": found.target.label,
+                "wnid": found.target.wnid,
+                "window": list(found.window(*found.peak)),
+                **found.highest_and_regions(threshold),
+            }
+            for words, found in zip(targets, result.maps, strict=True)
+        ],
     }

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from convnets_torch.text import ConvnetsTorchWarning, cell, printable, shortened
 
@@ -139,18 +139,20 @@ def rows_done(words: str = "rows of cells") -> Iterator[Callable[[int, int], Non
 COLUMNS = ("image", "rank", "probability", "class_id", "wnid", "words", "error")
 
 
-class Writer(Protocol):
+class Writer:
     """Writes results one by one; call `finish` after the last."""
-
-    def add(self, image: str, result: Classified) -> None: ...
-    def finish(self) -> None: ...
-
-
-class Text:
-    """Fixed columns, under the picture's name if there are several; the back-off answer comes first."""
 
     def __init__(self, file: IO[str], several: bool) -> None:
         self.file, self.several = file, several
+
+    def add(self, image: str, result: Classified) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> None: ...
+
+
+class Text(Writer):
+    """Fixed columns, under the picture's name if there are several; the back-off answer comes first."""
 
     def add(self, image: str, result: Classified) -> None:
         if result.error is None:
@@ -161,14 +163,9 @@ class Text:
             for line in prediction_lines(result.predictions):
                 print(line, file=self.file)
 
-    def finish(self) -> None: ...
 
-
-class JsonLines:
+class JsonLines(Writer):
     """One JSON object per picture, each on its own line."""
-
-    def __init__(self, file: IO[str], several: bool) -> None:
-        self.file = file
 
     def add(self, image: str, result: Classified) -> None:
         if result.error is None:
@@ -179,10 +176,8 @@ class JsonLines:
             record = {"image": image, "error": one_line(result.error)}
         print(json.dumps(record), file=self.file)
 
-    def finish(self) -> None: ...
 
-
-class Csv:
+class Csv(Writer):
     """One row per prediction, or one with the error of a failed picture, under `COLUMNS`; text goes through `cell`.
 
     The back-off answer has rank 0 and no class id.
@@ -202,10 +197,8 @@ class Csv:
         if result.error is not None:
             self.rows.writerow([cell(image), "", "", "", "", "", cell(one_line(result.error))])
 
-    def finish(self) -> None: ...
 
-
-class Table:
+class Table(Writer):
     """A table for people, drawn after the last result."""
 
     def __init__(self, file: IO[str], several: bool) -> None:

@@ -47,19 +47,9 @@ def index(
     network = run.load(weights, whole=layer is not None, bulk=True)
     with warnings_as_lines(), rows_done("pictures") as progress:
         done = index_pictures(
-            network,
-            images,
-            output,
-            layer,
-            pool,
-            weights=weights,
-            hash_all=hash_all,
-            prune=prune,
-            exact=run.precision == "exact",
-            exclude=run.exclude or (),
-            **run.running,
-            progress=progress,
-        )
+            network, images, output, layer, pool, weights=weights, hash_all=hash_all, prune=prune,
+            exact=run.precision == "exact", exclude=run.exclude or (), progress=progress, **run.running,
+        )  # fmt: skip
         count = len(done.index.vectors)  # also writes the cache that search reads
     say(
         f"{output}: {done.embedded} embedded, {done.moved} moved, {done.copied} duplicates of others,"
@@ -77,7 +67,7 @@ def index(
 
 
 Address = Annotated[str, typer.Argument(metavar="DB", help="An index written by `convnets-torch index`.")]
-COLUMNS = 6  # tiles per row of a sheet
+TILES_PER_ROW = 6  # tiles per row of a sheet
 
 
 @command(old={"--class": "--target"})
@@ -101,12 +91,10 @@ def search(
 ) -> None:
     """Find the indexed pictures nearest to each query, leaving out copies of the query itself."""
     corners = None if box is None else _corners(box)
-    if output is not None:
-        from convnets_torch.visualization import overlays
-
-        options.check_output(output, overlays.FORMATS, "sheets are")
     from convnets_torch.embeddings.search import Index, recall
+    from convnets_torch.visualization import overlays
 
+    options.check_output(output, overlays.FORMATS, "sheets are")
     index = Index.open(db)
     queries = [path for name in queries for path in (run.find(name) if Path(name).is_dir() else [name])]
     only, runs = options.one_target(target), corners is not None or None in map(index.row_of, queries)
@@ -137,9 +125,8 @@ def search(
         say(f"{gone} of these pictures are gone; index again to leave them out")
     if output is not None:
         from convnets_torch.embeddings.result_sheets import search_sheet
-        from convnets_torch.visualization import overlays
 
-        overlays.save_image(search_sheet(index, found, COLUMNS, metric), output)
+        overlays.save_image(search_sheet(index, found, TILES_PER_ROW, metric), output)
 
 
 def _network(index: Index, weights: str | None, run: RunOptions) -> Network:
@@ -160,8 +147,8 @@ def _corners(box: str) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-GROUPS = ("group", "mark", "cosine", "width", "height", "bytes", "path", "least_cosine", "chain")
-LEAKS = ("path", "of", "cosine")
+GROUP_HEADERS = ("group", "mark", "cosine", "width", "height", "bytes", "path", "least_cosine", "chain")
+LEAK_HEADERS = ("path", "of", "cosine")
 
 
 @command(old={"--threshold": "--min-similarity"})
@@ -183,13 +170,11 @@ def duplicates(
     threshold = min_similarity
     if not 0 < threshold <= 1:
         raise typer.BadParameter(f"--min-similarity is {threshold}; give a cosine similarity above 0 and up to 1")
-    if output is not None:
-        from convnets_torch.visualization import overlays
-
-        options.check_output(output, [".csv", *overlays.FORMATS], "tables and sheets are")
     from convnets_torch.embeddings.index_table import is_there
     from convnets_torch.embeddings.search import Index
+    from convnets_torch.visualization import overlays
 
+    options.check_output(output, [".csv", *overlays.FORMATS], "tables and sheets are")
     index = Index.open(db)
     groups: list[DuplicateGroup] = []
     leaks: list[tuple[str, str, float]] = []
@@ -220,13 +205,12 @@ def duplicates(
         _save_table(output, groups, leaks, between is not None)
     elif output is not None:
         from convnets_torch.embeddings.result_sheets import groups_sheet
-        from convnets_torch.visualization import overlays
 
         tiles: Sequence[Sequence[tuple[str, str]]] = [[(a, ""), (b, f"{near:.3f}")] for a, b, near in leaks] or [
             [(path, f"{file.cosine:.3f} {mark}") for mark, file, path in _lines(group) if mark != "same"]
             for group in groups
         ]
-        overlays.save_image(groups_sheet(index, tiles, COLUMNS), output)
+        overlays.save_image(groups_sheet(index, tiles, TILES_PER_ROW), output)
 
 
 def _lines(group: DuplicateGroup) -> Iterator[tuple[str, Duplicate, str]]:
@@ -246,7 +230,7 @@ def _save_table(
 
     with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(LEAKS if between else GROUPS)
+        table.writerow(LEAK_HEADERS if between else GROUP_HEADERS)
         for path, source, similarity in leaks:
             table.writerow([cell(path), cell(source), f"{similarity:.6f}"])
         for number, group in enumerate(groups, start=1):

@@ -8,25 +8,21 @@ import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from convnets_torch._version import __version__
-from convnets_torch.embeddings.extraction import Embedder, embed_each
-from convnets_torch.files import (
-    cache_folder,
-    check_own_folder,
-    check_writable,
-    make_folder,
-    open_own,
-    sha256,
-)
-from convnets_torch.images.decoding import MOST_BYTES
+from convnets_torch.embeddings.extraction import Embedder, embedded
+from convnets_torch.files import cache_folder, check_own_folder, check_writable, make_folder, open_own, sha256
+from convnets_torch.images.decoding import AS_IS, MOST_BYTES, Reading, ReadingKeywords
+from convnets_torch.inference.child_process import Progress
+from convnets_torch.inference.pipeline import Result, each_row
 from convnets_torch.inference.prepare import Precision, prepare
 from convnets_torch.networks import Network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
@@ -36,11 +32,11 @@ PART = 256  # vectors per cache file: the most that a killed process loses
 MOST_VALUES = 1 << 24  # per vector
 
 Vector = NDArray[np.float32]
-Computed = Generator[tuple[Path, "Vector | Exception"], None, None]
+Computed = Generator[Result[Vector], None, None]
 
 
 @dataclass(frozen=True, eq=False)
-class KeptVectors:
+class CachedVectors:
     """Vectors of pictures, from the cache or newly computed.
 
     Attributes:
@@ -62,40 +58,38 @@ class KeptVectors:
         return self.vectors.get(self.digests.get(path, ""))
 
 
-def embed_kept(
+def embed_cached(
     network: Network,
     paths: Iterable[Path],
     *,
     precision: Precision | None = None,
     cache: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
-    reading: Mapping[str, Any] | None = None,
+    reading: Reading = AS_IS,
     compute: Callable[[nn.Module, Mapping[Path, str]], Computed] | None = None,
     made: Mapping[str, str] | None = None,
-) -> KeptVectors:
+) -> CachedVectors:
     """Embed picture files as `embed` does, reading vectors from the cache where possible.
 
     Args:
-        network, precision, cache, progress: as in `embed_classes`.
+        network, precision, cache, progress: as for `embed_classes`.
         paths: picture files.
-        batch, workers: as in `embed_each`.
-        reading: further keywords of `embed_each` that control decoding; part of the cache key.
-        compute: (prepared network, path -> sha256 of the missing pictures) -> iterator of (path, vector or exception);
-            by default `embed_each` on whole pictures, read as `classify` reads them.
+        batch, workers: as for `embed_each`.
+        reading: how files are decoded; part of the cache key.
+        compute: (prepared network, path -> sha256 of the missing pictures) -> a row for each of these, in order; by
+            default `embed_each` on whole pictures, read as `classify` reads them.
         made: cache key of `compute`; equal keys must mean equal vectors.
 
     Raises:
-        OSError: the cache cannot be written.
-        ValueError: the network has no card, is in training mode or is already prepared; activations are NaN or
-            infinite.
+        OSError, ValueError: as for `embed_classes`.
     """
     check_unpacked(network)
-    given = {name: value for name, value in (reading or {}).items() if value not in (None, False)}
-    kind = _kind(network, precision) | {name: str(value) for name, value in given.items()} | dict(made or {})
+    options = {name: getattr(reading, name) for name in ReadingKeywords.__annotations__}
+    given = {name: str(value) for name, value in options.items() if value not in (None, False)}
+    kind = _kind(network, precision) | given | dict(made or {})
     store = _Store(cache_folder() / "features" if cache is None else Path(cache), kind)
-    remarks: list[str] = []
     digests: dict[Path, str] = {}
     failed: dict[Path, Exception] = {}
     first: dict[str, Path] = {}  # sha256 -> first picture with this content
@@ -105,41 +99,38 @@ def embed_kept(
             first.setdefault(digests[path], path)
         except (OSError, ValueError) as error:
             failed[path] = error
-    vectors, computed = store.read(set(first)), 0
+    vectors = store.read(set(first))
+    known = len(vectors)
     missing = {path: digest for digest, path in first.items() if digest not in vectors}
     errors: dict[str, Exception] = {}
-    known = len(vectors)
     if missing:
         device = next(network.parameters()).device
         ready = network if precision is None else prepare(network, device=device, precision=precision)
-        if compute is None:
-            computed_rows = _whole_pictures(ready, missing, remarks, batch=batch, workers=workers, **given)
-        else:
-            computed_rows = compute(ready, missing)
-        with closing(computed_rows) as rows, store:
-            for done, (path, vector) in enumerate(rows, start=known + 1):
-                digest = missing[path]
-                if isinstance(vector, Exception):
-                    errors[digest] = vector
-                else:
-                    vectors[digest] = vector
-                    store.add(digest, vector)
-                    computed += 1
+        whole = partial(_whole_pictures, reading=reading, batch=batch, workers=workers)
+        found = (compute or whole)(ready, missing)
+        with closing(found) as rows, closing(store):
+            for done, (row, digest) in enumerate(zip(rows, missing.values(), strict=True), start=known + 1):
+                store.remarks.extend(row.remarks)
+                if row.value is not None:
+                    vectors[digest] = row.value
+                    store.add(digest, row.value)
+                elif row.error is not None:
+                    errors[digest] = row.error
                 if progress is not None:
                     progress(done, len(first))
     failed |= {path: errors[digest] for path, digest in digests.items() if digest in errors}
-    return KeptVectors(digests, vectors, failed, computed, (*store.remarks, *remarks))
+    return CachedVectors(digests, vectors, failed, len(vectors) - known, tuple(store.remarks))
 
 
-def _whole_pictures(network: nn.Module, missing: Mapping[Path, str], remarks: list[str], **options: Any) -> Computed:
-    with closing(embed_each(network, missing, exact=True, **options)) as rows:
-        for row in rows:
-            remarks.extend(row.remarks)
-            path = Path(str(row.picture))
-            if row.vector is None:
-                yield path, row.error or ValueError(f"{path} gives no vector")
-            else:
-                yield path, row.vector.numpy()
+def _whole_pictures(
+    network: nn.Module, paths: Iterable[Path], reading: Reading, batch: int | Literal["auto"], workers: int | None
+) -> Computed:
+    rows = embedded(Embedder(network), paths, reading, batch, workers, exact=True)
+    return each_row(rows, lambda row: Result(row.picture, _array(row.vector), row.error, row.remarks))
+
+
+def _array(vector: Tensor | None) -> Vector | None:
+    return None if vector is None else vector.numpy()
 
 
 def _kind(network: Network, precision: str | None) -> dict[str, str]:
@@ -185,12 +176,12 @@ class _Store:
         check_writable(self._folder / "part.safetensors")
         self._kind = kind
         self._values: int | None = None  # values per vector, from the first file
-        self._rows: dict[str, NDArray[np.float32]] = {}  # not yet written
+        self._rows: dict[str, Vector] = {}  # not yet written
         self.remarks: list[str] = []
 
-    def read(self, wanted: set[str]) -> dict[str, NDArray[np.float32]]:
+    def read(self, wanted: set[str]) -> dict[str, Vector]:
         """Return the cached vectors among `wanted`; delete damaged files."""
-        found: dict[str, NDArray[np.float32]] = {}
+        found: dict[str, Vector] = {}
         for path in sorted(self._folder.glob("[!.]*.safetensors")):
             try:
                 with open_own(path) as file:
@@ -218,18 +209,13 @@ class _Store:
             if len(shape) != 2 or shape[0] > PART or (kind, shape[1]) != wanted:
                 raise ValueError(f"its {name} are {shape} {kind}")
 
-    def add(self, digest: str, vector: NDArray[np.float32]) -> None:
+    def add(self, digest: str, vector: Vector) -> None:
         self._rows[digest] = vector
         if len(self._rows) == PART:
-            self._write()
+            self.close()
 
-    def __enter__(self) -> _Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._write()
-
-    def _write(self) -> None:
+    def close(self) -> None:
+        """Write the vectors that are not yet on disk."""
         if not self._rows:
             return
         hashes = np.stack([np.frombuffer(bytes.fromhex(digest), np.uint8) for digest in self._rows])

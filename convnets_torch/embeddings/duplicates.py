@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from convnets_torch.embeddings.index_table import PictureFile, files_of
 from convnets_torch.embeddings.neighbours import Vectors, exact_scores
+from convnets_torch.inference.child_process import Progress
 
 BLOCK = 4096  # rows and columns of a block of the similarity matrix: 64 MB of cosines
 JOINED = 1024  # pairs joined one by one before all labels are updated
@@ -32,7 +33,7 @@ class Leak:
 
 
 def find_duplicates(
-    vectors: NDArray[np.float32], threshold: float, progress: Callable[[int, int], None] | None = None
+    vectors: NDArray[np.float32], threshold: float, progress: Progress | None = None
 ) -> list[list[int]]:
     """Group vectors that are nearly the same.
 
@@ -56,17 +57,9 @@ def find_duplicates(
     """
     _check(threshold)
     groups = _Groups(len(vectors))
-    starts = range(0, len(vectors), BLOCK)
-    total, done = len(starts) * (len(starts) + 1) // 2, 0
-    for start in starts:
-        block = _normalized(vectors[start : start + BLOCK])
-        for other in range(start, len(vectors), BLOCK):
-            right = block if other == start else _normalized(vectors[other : other + BLOCK])
-            rows, columns = np.nonzero(block @ right.T >= threshold - 1e-6)
-            groups.join(rows + start, columns + other)
-            done += 1
-            if progress is not None:
-                progress(done, total)
+    for start, column, cosines in _cosines(vectors, None, progress):
+        rows, columns = np.nonzero(cosines >= threshold - 1e-6)
+        groups.join(rows + start, columns + column)
     return groups.listed()
 
 
@@ -74,7 +67,7 @@ def find_leaks(
     vectors: NDArray[np.float32],
     others: NDArray[np.float32],
     threshold: float,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Leak]:
     """Find vectors of one collection that have near-duplicates in another, such as a test set in a training set.
 
@@ -94,23 +87,14 @@ def find_leaks(
     [Leak(row=0, of=1, similarity=1.0)]
     """
     _check(threshold)
-    starts, parts = range(0, len(vectors), BLOCK), range(0, len(others), BLOCK)
-    found = []
-    done = 0
-    for start in starts:
-        block = _normalized(vectors[start : start + BLOCK])
-        best, place = np.full(len(block), -np.inf, np.float32), np.zeros(len(block), np.int64)
-        for other in parts:
-            cosines = block @ _normalized(others[other : other + BLOCK]).T
-            columns = cosines.argmax(1)
-            values = cosines[np.arange(len(block)), columns]
-            better = values > best
-            best[better], place[better] = values[better], columns[better] + other
-            done += 1
-            if progress is not None:
-                progress(done, len(starts) * len(parts))
-        for row in np.flatnonzero(best >= threshold - 1e-6):
-            found.append(Leak(start + int(row), int(place[row]), min(1.0, float(best[row]))))
+    best, nearest = np.full(len(vectors), -np.inf, np.float32), np.zeros(len(vectors), np.int64)
+    for start, column, cosines in _cosines(vectors, others, progress):
+        columns = cosines.argmax(1)
+        values = cosines[np.arange(len(cosines)), columns]
+        rows = start + np.flatnonzero(values > best[start : start + len(cosines)])
+        best[rows], nearest[rows] = values[rows - start], columns[rows - start] + column
+    rows = np.flatnonzero(best >= threshold - 1e-6)
+    found = [Leak(int(row), int(nearest[row]), min(1.0, float(best[row]))) for row in rows]
     return sorted(found, key=lambda leak: (-leak.similarity, leak.row))
 
 
@@ -120,13 +104,29 @@ def least_cosine(vectors: NDArray[np.float32]) -> float:
     >>> least_cosine(np.array([[2, 0], [1, 1], [0, 3]], np.float32))
     0.0
     """
-    least = 1.0
-    for start in range(0, len(vectors), BLOCK):
-        block = _normalized(vectors[start : start + BLOCK])
-        for other in range(start, len(vectors), BLOCK):
-            right = block if other == start else _normalized(vectors[other : other + BLOCK])
-            least = min(least, float((block @ right.T).min()))
-    return least
+    return min((float(cosines.min()) for _, _, cosines in _cosines(vectors)), default=1.0)
+
+
+def _cosines(
+    vectors: NDArray[np.float32],
+    others: NDArray[np.float32] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+    """Yield (first row, first column, cosines) of blocks of all pairs with `others`, or of each pair of `vectors`."""
+    right = vectors if others is None else others
+    corners = [
+        (row, column)
+        for row in range(0, len(vectors), BLOCK)
+        for column in range(row if others is None else 0, len(right), BLOCK)
+    ]
+    block, at = vectors[:0], -1
+    for done, (row, column) in enumerate(corners, start=1):
+        if row != at:
+            block, at = _normalized(vectors[row : row + BLOCK]), row
+        same = others is None and row == column
+        yield row, column, block @ (block if same else _normalized(right[column : column + BLOCK])).T
+        if progress is not None:
+            progress(done, len(corners))
 
 
 class _Groups:

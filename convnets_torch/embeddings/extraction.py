@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Generator, Iterable
+import warnings
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Unpack
 
 from convnets_torch.card import Card
 from convnets_torch.explain.activations import BROKEN, Reached, observed
 from convnets_torch.explain.layer_names import LayerLike, find_layer, needed, whole
-from convnets_torch.images.decoding import Picture, Reading, warn
-from convnets_torch.images.levels import Background, Depth
-from convnets_torch.inference.batching import in_batches
+from convnets_torch.images.decoding import AS_IS, Picture, Reading, ReadingKeywords, warn
+from convnets_torch.inference.batching import batches_with_retry
 from convnets_torch.inference.pipeline import Decoder, Predicted, Result, batch_for, each_row, predicted
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD, check_eval_mode
 from convnets_torch.networks.tracing import unwrapped
+from convnets_torch.options import checked, renamed, shows
 from convnets_torch.text import check_choice
 from convnets_torch.weights import last_dense
 
@@ -70,7 +72,7 @@ def numbers_of(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-Layers: TypeAlias = "LayerLike | list[str] | list[LayerLike] | tuple[LayerLike, ...] | None"
+Layers: TypeAlias = "LayerLike | Sequence[LayerLike] | None"
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,29 +239,13 @@ class Embedder(nn.Module):
         return f"{', '.join(self.names)}, pool={self.pool}, normalize={self.normalize}"
 
 
-@overload
 def embed(
     network: nn.Module,
     images: Tensor | Picture | Iterable[Picture],
     layer: LayerLike | None = None,
     pool: Pool = "avg",
     normalize: bool = False,
-) -> Tensor: ...
-@overload
-def embed(
-    network: nn.Module,
-    images: Tensor | Picture | Iterable[Picture],
-    layer: list[str] | list[LayerLike] | tuple[LayerLike, ...],
-    pool: Pool = "avg",
-    normalize: bool = False,
-) -> dict[str, Tensor]: ...
-def embed(
-    network: nn.Module,
-    images: Tensor | Picture | Iterable[Picture],
-    layer: Layers = None,
-    pool: Pool = "avg",
-    normalize: bool = False,
-) -> Tensor | dict[str, Tensor]:
+) -> Tensor:
     """Compute feature vectors of images.
 
     By default a vector is the input of the last dense layer: 4096 values for AlexNet and VGG, 2048 for ResNet50 and
@@ -271,15 +257,14 @@ def embed(
             activation fused into it.
         images: a tensor (N, 3, H, W), preprocessed for the network; or pictures as `predict` takes them, resized and
             cropped as the network's card says. A tensor (3, H, W) is a picture.
-        layer: layer name, or its Keras name, as in `find_layer`; or a list of layers, all computed in one pass. The
-            network runs only up to the deepest one. If a layer is called several times, its first call counts.
+        layer: layer name, or its Keras name, as in `find_layer`. The network runs only up to this layer. If a layer is
+            called several times, its first call counts.
         pool: how a map (C, h, w) becomes a vector, as in `pooled`; outputs that are vectors are not pooled.
         normalize: L2-normalise each vector; a zero vector stays zero.
 
     Returns:
         (N, values) without gradients (use `record_activations` for these). For a tensor: float32, or float64 for a
-        float64 network, on the network's device. For pictures: float32 on the CPU. For several layers, a dict from
-        layer name, as requested, to vectors.
+        float64 network, on the network's device. For pictures: float32 on the CPU.
 
     Raises:
         OSError: a picture is missing or broken; `embed_each` continues with the others.
@@ -292,30 +277,47 @@ def embed(
         MemoryWarning: memory ran out; work continues in smaller batches.
 
     >>> from convnets_torch import load
-    >>> network = load("alexnet.safetensors")
-    >>> embed(network, "street.jpg").shape
+    >>> embed(load("alexnet.safetensors"), "street.jpg").shape
     torch.Size([1, 40])
-    >>> vectors = embed(network, torch.rand(2, 3, 227, 227), ["relu_3", "pool_5"], pool="max")
+    """
+    if layer is not None and not isinstance(layer, str | nn.Module):
+        warnings.warn(
+            "embed(...) of several layers is now embed_layers(...); this goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return embed_layers(network, images, layer, pool, normalize)
+    [vectors] = _embedded(Embedder(network, layer, pool, normalize), images).values()
+    return vectors
+
+
+def embed_layers(
+    network: nn.Module,
+    images: Tensor | Picture | Iterable[Picture],
+    layers: Iterable[LayerLike],
+    pool: Pool = "avg",
+    normalize: bool = False,
+) -> dict[str, Tensor]:
+    """Compute feature vectors of images from several layers, in one pass up to the deepest of them.
+
+    Arguments and errors are as for `embed`.
+
+    Returns:
+        Layer name, as requested -> (N, values).
+
+    >>> from convnets_torch import load
+    >>> vectors = embed_layers(load("alexnet.safetensors"), torch.rand(2, 3, 227, 227), ["relu_3", "pool_5"], "max")
     >>> vectors["relu_3"].shape, vectors["pool_5"].shape
     (torch.Size([2, 48]), torch.Size([2, 32]))
     """
-    if not (isinstance(images, Tensor) and images.dim() == 4):
-        return _of_pictures(network, images, layer, pool, normalize)
-    embedder = Embedder(network, layer, pool, normalize)
-    check_eval_mode(embedder)
-    if not len(images):
-        raise ValueError("there are no images; give one or more")
-    placed = images.to(next(network.parameters()))
-    with torch.no_grad():
-        parts = list(in_batches(lambda items: embedder(placed[items.start : items.stop]), len(images), len(images)))
-    vectors, _ = embedder.split(torch.cat(parts))
-    _check_finite(vectors)
-    return vectors[embedder.names[0]] if layer is None or isinstance(layer, str | nn.Module) else vectors
+    return _embedded(Embedder(network, [*layers], pool, normalize), images)
 
 
+@renamed(pictures="images")
+@shows(ReadingKeywords, Reading)
 def embed_each(
     network: nn.Module,
-    pictures: Picture | Iterable[Picture],
+    images: Picture | Iterable[Picture],
     layer: Layers = None,
     pool: Pool = "avg",
     normalize: bool = False,
@@ -324,22 +326,20 @@ def embed_each(
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
     exact: bool = False,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
     decoder: Decoder = "pillow",
     look: Callable[[Image.Image], object] | None = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> Generator[Embedded, None, None]:
     """Compute feature vectors of any number of pictures; a bad picture does not stop the others.
 
     Threads, batches, memory and order are as in `predict`.
 
     Args:
-        network, layer, pool, normalize: as in `embed`; the network must have a card.
+        network, pool, normalize: as for `embed`; the network must have a card.
+        layer: a layer as for `embed`, or several, all computed in one pass.
         logits: also return the logits, from the same pass, which then runs the whole network.
-        pictures, batch, workers, exact, max_pixels, allow_truncated, depth, background, decoder, look: as in
-            `predict`.
+        images, batch, workers, exact, decoder, look: as for `predict`.
+        **reading: as for `read_picture`.
 
     Returns:
         A generator of one `Embedded` per picture, in order; results come in bursts. `close()` stops it early and leaves
@@ -359,49 +359,82 @@ def embed_each(
     street.jpg True True None
     none.jpg False False none.jpg does not exist; name a file
     """
+    files = Reading(**checked(reading, ReadingKeywords))
     embedder = Embedder(network, layer, pool, normalize, logits=logits)
-    sized = embedder.network if isinstance(embedder.network, Network) else embedder  # memory is estimated for a Network
-    rows = predicted(
-        embedder,
-        pictures,
-        Reading(True, max_pixels, allow_truncated, depth, background),
-        batch=batch_for(sized) if batch == "auto" else batch,
-        workers=workers,
-        exact=exact,
-        decoder=decoder,
-        look=look,
-    )
+    return embedded(embedder, images, files, batch, workers, exact, decoder, look)
 
-    def embedded(row: Predicted) -> Embedded:
+
+def embedded(
+    embedder: Embedder,
+    images: Picture | Iterable[Picture],
+    reading: Reading = AS_IS,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
+    exact: bool = False,
+    decoder: Decoder = "pillow",
+    look: Callable[[Image.Image], object] | None = None,
+) -> Generator[Embedded, None, None]:
+    """Run `embed_each` with an embedder and with its reading options in one object."""
+    if batch == "auto":  # memory is estimated for a Network
+        batch = batch_for(embedder.network if isinstance(embedder.network, Network) else embedder)
+    rows = predicted(embedder, images, reading, batch, workers, exact, decoder, on_decode=look)
+
+    def row_of(row: Predicted) -> Embedded:
         if row.value is None:
             return Embedded(row.picture, None, row.error, row.remarks)
         vectors, found = embedder.split(row.value)
         _check_finite(vectors)
         own = {name: vector.clone() for name, vector in vectors.items()}  # so that keeping one does not keep the batch
-        return Embedded(row.picture, own, None, row.remarks, None if found is None else found.clone(), row.seen)
+        return Embedded(row.picture, own, None, row.remarks, None if found is None else found.clone(), row.extra)
 
-    return each_row(rows, embedded)
+    return each_row(rows, row_of)
+
+
+def stacked(rows: Generator[Embedded, None, None]) -> dict[str, Tensor]:
+    """Return the vectors (N, values) of all rows by layer, and show their remarks; raise the first error."""
+    found: list[dict[str, Tensor]] = []
+    with contextlib.closing(rows):
+        for row in rows:
+            if row.error is not None:
+                raise row.error
+            warn(row.remarks)
+            found.append(row.vectors)
+    if not found:
+        raise ValueError("there are no images; give one or more")
+    return {name: torch.stack([vectors[name] for vectors in found]) for name in found[0]}
+
+
+def top_class(logits: Tensor | None, card: Card) -> tuple[int | None, float | None]:
+    """Return the most probable class and its probability; None without logits, or if these give no probabilities."""
+    from convnets_torch.inference.classification import probabilities
+
+    if logits is None:
+        return None, None
+    if card.activation == "none":
+        return int(logits.argmax()), None
+    chances = probabilities(logits[None], card)[0]
+    class_id = int(chances.argmax())
+    return class_id, float(chances[class_id])
+
+
+def _embedded(embedder: Embedder, images: Any) -> dict[str, Tensor]:
+    """Embed a preprocessed batch or pictures."""
+    if not (isinstance(images, Tensor) and images.dim() == 4):
+        return stacked(embedded(embedder, images))
+    check_eval_mode(embedder)
+    if not len(images):
+        raise ValueError("there are no images; give one or more")
+    placed = images.to(next(embedder.parameters()))
+    with torch.no_grad():
+        parts = batches_with_retry(lambda items: embedder(placed[items.start : items.stop]), len(images), len(images))
+        found = torch.cat(list(parts))
+    vectors, _ = embedder.split(found)
+    _check_finite(vectors)
+    return vectors
 
 
 def _input_of(name: str) -> str:
     return f"input of {name}" if name else "input"
-
-
-def _of_pictures(
-    network: nn.Module, images: Any, layer: Layers, pool: Pool, normalize: bool
-) -> Tensor | dict[str, Tensor]:
-    """Embed all pictures; raise the first error."""
-    rows: list[dict[str, Tensor]] = []
-    with contextlib.closing(embed_each(network, images, layer, pool, normalize)) as entries:
-        for entry in entries:
-            if entry.error is not None:
-                raise entry.error
-            warn(entry.remarks)
-            rows.append(entry.vectors)
-    if not rows:
-        raise ValueError("there are no images; give one or more")
-    vectors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    return next(iter(vectors.values())) if layer is None or isinstance(layer, str | nn.Module) else vectors
 
 
 def _check_finite(vectors: dict[str, Tensor]) -> None:

@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -16,15 +17,13 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from convnets_torch import files
 from convnets_torch.embeddings.extraction import Embedded
-from convnets_torch.files import Output, check_regular, check_writable, path_of, replacing, to_open_files
+from convnets_torch.files import Output, Writer, check_regular
 from convnets_torch.npz import read_npz
 from convnets_torch.safetensors_io import header_bytes, read_arrays
 
-ENDINGS = (".npz", ".safetensors")
 ABOUT = "about"
 BLOCK = 1 << 20  # bytes copied at a time
 LINES = 4096  # texts in memory at a time
@@ -47,7 +46,6 @@ class SavedVectors:
     failed: int
 
 
-@to_open_files(".npz")
 def save_vectors(rows: Iterable[Embedded], path: Output, about: Mapping[str, str] | None = None) -> SavedVectors:
     """Write the vectors of any number of pictures, with one row in memory at a time.
 
@@ -60,18 +58,11 @@ def save_vectors(rows: Iterable[Embedded], path: Output, about: Mapping[str, str
     - `failed` and `errors`: paths of the pictures that failed, and their error messages;
     - `about`: metadata from the caller.
 
-    In an `.npz` file, paths and messages are arrays of text and `about` is JSON::
-
-        with np.load("vectors.npz") as file:
-            vectors, paths = file["vectors"], file["paths"].tolist()
-            about = json.loads(str(file["about"]))
-
-    In a `.safetensors` file, which can be memory-mapped and read in slices, paths and messages are the bytes of a JSON
-    list and `about` is the metadata::
+    In an `.npz` file, paths and messages are arrays of text and `about` is JSON. In a `.safetensors` file, which can be
+    memory-mapped and read in slices, they are the bytes of a JSON list, and `about` is the metadata::
 
         with safetensors.safe_open("vectors.safetensors", "numpy") as file:
             some, paths = file.get_slice("vectors")[:100], json.loads(file.get_tensor("paths").tobytes())
-            about = file.metadata()
 
     Args:
         rows: as from `embed_each`.
@@ -90,38 +81,13 @@ def save_vectors(rows: Iterable[Embedded], path: Output, about: Mapping[str, str
     ...     file["vectors"].shape, file["paths"].tolist(), file["failed"].tolist()
     ((1, 40), ['street.jpg'], ['none.jpg'])
     """
-    path = path_of(path)
-    check_vectors_output(path)
-    with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(replacing(path))
-        spool = stack.enter_context(_Spool(temporary.parent))  # cleaned up with it, even after a kill
-        for row in rows:
-            spool.add(row)
-        saved = spool.finish()
-        write = _write_npz if path.suffix.lower() == ".npz" else _write_safetensors
-        write(temporary, spool, dict(about or {}))
-    return saved
-
-
-def check_vectors_output(path: Path) -> None:
-    """Check, before long work begins, that vectors can be written to `path`.
-
-    Raises:
-        ValueError: the extension is neither .npz nor .safetensors.
-        OSError: `path` cannot be written.
-    """
-    if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"{path} has an unknown ending; vectors are written as {' or '.join(ENDINGS)}")
-    check_writable(path)
+    saved: list[SavedVectors] = []
+    WRITER.write(path, rows, dict(about or {}), saved)
+    return saved[0]
 
 
 class _Spool(contextlib.ExitStack):
-    """Temporary files, one per array, to which rows are appended: raw float32, or one JSON list of texts.
-
-    Attributes:
-        files: name -> file: numeric arrays in the order of the first row, then `TEXTS`.
-        shapes: name of each numeric array -> (pictures, values).
-    """
+    """Temporary files, one per array, to which rows are appended: raw float32, or one JSON list of texts."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -144,7 +110,9 @@ class _Spool(contextlib.ExitStack):
             self._add_text("failed", name)
             self._add_text("errors", " ".join(str(row.error).split()))
             return
-        arrays = _arrays(row)
+        arrays = {VECTORS if len(row.vectors) == 1 else f"{VECTORS}.{each}": row.vectors[each] for each in row.vectors}
+        if row.logits is not None:
+            arrays["logits"] = row.logits
         widths = {each: len(values) for each, values in arrays.items()}
         if not self._good:
             self._widths = widths
@@ -169,13 +137,6 @@ class _Spool(contextlib.ExitStack):
             file.write(b"]" if file.tell() else b"[]")
         self.shapes = {name: (self._good, width) for name, width in self._widths.items()}
         return SavedVectors(self.shapes, self._good, self._bad)
-
-
-def _arrays(row: Embedded) -> dict[str, Tensor]:
-    """Return the arrays of a row under their names in the file."""
-    one = len(row.vectors) == 1
-    named = {"vectors" if one else f"vectors.{name}": values for name, values in row.vectors.items()}
-    return named if row.logits is None else named | {"logits": row.logits}
 
 
 def _write_npz(path: Path, spool: _Spool, about: dict[str, str]) -> None:
@@ -224,6 +185,23 @@ def _write_safetensors(path: Path, spool: _Spool, about: dict[str, str]) -> None
             shutil.copyfileobj(source, file, BLOCK)
 
 
+def _write(
+    write: Callable[[Path, _Spool, dict[str, str]], None],
+    path: Path,
+    rows: Iterable[Embedded],
+    about: dict[str, str],
+    saved: list[SavedVectors],
+) -> None:
+    with _Spool(path.parent) as spool:  # a temporary folder, cleaned up even after a kill
+        for row in rows:
+            spool.add(row)
+        saved.append(spool.finish())
+        write(path, spool, about)
+
+
+WRITER = Writer("vectors", {".npz": partial(_write, _write_npz), ".safetensors": partial(_write, _write_safetensors)})
+
+
 @dataclass(frozen=True, eq=False)
 class ReadVectors:
     """Contents of a vector file.
@@ -260,10 +238,10 @@ def read_vectors(path: str | os.PathLike[str]) -> ReadVectors:
     """
     path = Path(path)
     check_regular(path)
-    if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"{path} has an unknown ending; vectors are read from {' or '.join(ENDINGS)}")
+    if path.suffix.lower() not in WRITER.formats:
+        raise ValueError(f"{path} has an unknown ending; vectors are read from {' or '.join(WRITER.formats)}")
     try:
-        found = _of_npz(path) if path.suffix.lower() == ".npz" else _of_safetensors(path)
+        found = _read(path)
         _check(found)
     except (KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
@@ -271,17 +249,23 @@ def read_vectors(path: str | os.PathLike[str]) -> ReadVectors:
     return found
 
 
-def _of_npz(path: Path) -> ReadVectors:
-    arrays = read_npz(path)
-    _check_names(list(arrays))
-    paths, failed, errors = (_text_column(arrays, name, 1).tolist() for name in TEXTS)
-    return ReadVectors(
-        arrays[VECTORS],
-        paths,
-        arrays.get("logits"),
-        dict(zip(failed, errors, strict=True)),
-        files.loads(str(_text_column(arrays, ABOUT, 0))),
-    )
+def _read(path: Path) -> ReadVectors:
+    if path.suffix.lower() == ".npz":
+        arrays = read_npz(path)
+        _check_names(list(arrays))
+        texts = {name: _text_column(arrays, name, 1).tolist() for name in TEXTS}
+        about = files.loads(str(_text_column(arrays, ABOUT, 0)))
+    else:
+        arrays, about = read_arrays(path)
+        _check_names(list(arrays))
+        texts = {name: files.loads(arrays[name].tobytes()) for name in TEXTS}
+    for name, found in texts.items():
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise ValueError(f"{name} is not a list of texts")
+    if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
+        raise ValueError("its metadata is not a mapping of names to texts")
+    failed = dict(zip(texts["failed"], texts["errors"], strict=True))
+    return ReadVectors(arrays[VECTORS], texts["paths"], arrays.get("logits"), failed, about)
 
 
 def _text_column(arrays: dict[str, NDArray[Any]], name: str, dimensions: int) -> NDArray[np.str_]:
@@ -291,43 +275,18 @@ def _text_column(arrays: dict[str, NDArray[Any]], name: str, dimensions: int) ->
     return array
 
 
-def _of_safetensors(path: Path) -> ReadVectors:
-    arrays, metadata = read_arrays(path)
-    _check_names(list(arrays))
-    texts = {name: files.loads(arrays[name].tobytes()) for name in TEXTS}
-    for name, found in texts.items():
-        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-            raise ValueError(f"{name} is not a list of texts")
-    return ReadVectors(
-        arrays[VECTORS],
-        texts["paths"],
-        arrays.get("logits"),
-        dict(zip(texts["failed"], texts["errors"], strict=True)),
-        metadata,
-    )
-
-
 def _check(found: ReadVectors) -> None:
-    count, shape = len(found.paths), found.vectors.shape
-    if found.vectors.dtype != np.float32 or len(shape) != 2 or shape[0] != count or not shape[1]:
-        raise ValueError(f"it has vectors {found.vectors.dtype} {shape} of {count} pictures")
-    logits = found.logits
-    if logits is not None and (
-        logits.dtype != np.float32
-        or logits.ndim != 2
-        or len(logits) != count
-        or not logits.shape[1]
-        or not np.isfinite(logits).all()
-    ):
-        raise ValueError(f"it has logits {logits.dtype} {logits.shape} of {count} pictures, or NaN in them")
-    about = found.about
-    if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
-        raise ValueError("its metadata is not a mapping of names to texts")
+    for name, array in ((VECTORS, found.vectors), ("logits", found.logits)):
+        if array is not None and not (
+            array.dtype == np.float32 and array.ndim == 2 and len(array) == len(found.paths) and array.shape[1]
+        ):
+            raise ValueError(f"it has {name} {array.dtype} {array.shape} of {len(found.paths)} pictures")
+    if found.logits is not None and not np.isfinite(found.logits).all():
+        raise ValueError("it has logits that are NaN or infinite")
 
 
 def _check_names(names: list[str]) -> None:
-    layers = [name.removeprefix("vectors.") for name in names if name.startswith("vectors.")]
-    if layers:
+    if layers := [name.removeprefix("vectors.") for name in names if name.startswith("vectors.")]:
         raise ValueError(f"it has vectors of {', '.join(layers[:8])}")
     if VECTORS not in names:
         raise ValueError(f"it has {', '.join(sorted(names)[:8]) or 'nothing'}")

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from convnets_torch import files
 from convnets_torch.files import Output, Writer
+from convnets_torch.inference.child_process import Progress
 from convnets_torch.safetensors_io import read_arrays, write_arrays
 from convnets_torch.text import ConvnetsTorchWarning
 
@@ -52,7 +53,7 @@ class ImageMap:
     axes: NDArray[np.float32]
     reduced: NDArray[np.float32]
 
-    def place(self, vectors: ArrayLike, *, report: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
+    def place(self, vectors: ArrayLike, *, report: Progress | None = None) -> NDArray[np.float32]:
         """Place new pictures on the map without moving the old ones.
 
         Each new picture is placed independently of the other new ones.
@@ -73,7 +74,7 @@ class ImageMap:
         >>> found.place(vectors[:2] + 0.01).shape
         (2, 2)
         """
-        tsne = _tsne()
+        tsne = import_tsne()
         checked = _checked(vectors)
         if checked.shape[1] != len(self.mean):
             raise ValueError(
@@ -87,9 +88,7 @@ class ImageMap:
         return tsne.place(*old, new, report).astype(np.float32)
 
 
-def make_map(
-    vectors: ArrayLike, *, perplexity: float = PERPLEXITY, report: Callable[[int, int], None] | None = None
-) -> ImageMap:
+def make_map(vectors: ArrayLike, *, perplexity: float = PERPLEXITY, report: Progress | None = None) -> ImageMap:
     """Embed vectors in two dimensions by t-SNE, so that similar pictures are close together.
 
     The vectors are first reduced to 50 principal components. On one machine the same vectors always give the same map,
@@ -130,7 +129,7 @@ def make_map(
             f"{len(distinct)} of {len(checked)} vectors are distinct, and a map needs {FEWEST} or more; give other"
             " pictures"
         )
-    tsne = _tsne()
+    tsne = import_tsne()
     most = (len(distinct) - 1) / 2
     if perplexity > most:
         warnings.warn(
@@ -145,12 +144,8 @@ def make_map(
     return ImageMap(positions.astype(np.float32), float(perplexity), mean, axes, reduced)
 
 
-def check_installed() -> None:
-    """Raise ImportError, before long work begins, if openTSNE is not installed."""
-    _tsne()
-
-
-def _tsne() -> Any:
+def import_tsne() -> Any:
+    """Import `embeddings.tsne`; raise ImportError if openTSNE is not installed."""
     try:
         return importlib.import_module("convnets_torch.embeddings.tsne")
     except ModuleNotFoundError as error:
@@ -198,7 +193,7 @@ def _first_alike(reduced: NDArray[np.float32], near: float) -> NDArray[np.int64]
 
 
 KEY = "convnets-torch image map"
-SCHEMA = 1
+MAP_SCHEMA = 1  # version of the map file
 ARRAYS = {"positions": 2, "mean": 1, "axes": 2, "reduced": 2}  # name -> dimensions
 
 
@@ -261,7 +256,7 @@ def save_map(
     text = json.dumps([list(asdict(entry).values()) for entry in entries]).encode()
     arrays: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(getattr(image_map, name)) for name in ARRAYS}
     arrays["entries"] = np.frombuffer(text, np.uint8)
-    metadata = {"schema": SCHEMA, "perplexity": image_map.perplexity, "about": dict(about or {})}
+    metadata = {"schema": MAP_SCHEMA, "perplexity": image_map.perplexity, "about": dict(about or {})}
     WRITER.write(path, arrays, {KEY: json.dumps(metadata)})  # a single entry, as safetensors does not order several
 
 
@@ -282,8 +277,8 @@ def load_map(path: str | os.PathLike[str]) -> SavedMap:
     damaged = f"{path} is damaged (%s); create the map again"
     try:
         said = files.loads(metadata[KEY])
-        if said["schema"] != SCHEMA:
-            raise ValueError(f"it is of version {said['schema']!r:.80}, and {SCHEMA} is read")
+        if said["schema"] != MAP_SCHEMA:
+            raise ValueError(f"it is of version {said['schema']!r:.80}, and {MAP_SCHEMA} is read")
         perplexity, about = float(said["perplexity"]), {str(name): str(text) for name, text in said["about"].items()}
         arrays = {name: found[name] for name in ARRAYS}
         entries = [MapEntry(*entry) for entry in files.loads(found["entries"].tobytes())]
@@ -305,13 +300,7 @@ def load_map(path: str | os.PathLike[str]) -> SavedMap:
 
 
 def check_same_kind(saved: SavedMap, about: Mapping[str, str], path: str | os.PathLike[str]) -> None:
-    """Raise ValueError if new vectors are of another kind than those of a map; missing metadata is not compared.
-
-    Args:
-        saved: the map.
-        about: `Embedder.about` of the embedder that computes the new vectors.
-        path: path of the map, for the message.
-    """
+    """Raise ValueError if new vectors are of another kind than those of a map; missing metadata is not compared."""
     old = saved.about
     other = [name for name in old if name in about and old[name] != about[name]]
     other += [name for name in ("depth", "background") if (name in old) != (name in about)]  # missing means None

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from typing_extensions import Unpack
 
 from convnets_torch.embeddings.image_map import MapEntry
 from convnets_torch.files import check_page
-from convnets_torch.images.decoding import Picture, Reading, open_upright
-from convnets_torch.images.levels import Background, Depth
-from convnets_torch.inference.pipeline import THREADS, ahead, expected_pixels
+from convnets_torch.images.decoding import DecodedPicture, Picture, Reading, ReadingKeywords, decode
+from convnets_torch.inference.pipeline import THREADS, each_row, expected_pixels, run_pictures
+from convnets_torch.options import checked, renamed, shows
 from convnets_torch.text import printable
 from convnets_torch.visualization.pages import as_base64, as_json, as_uri, save_page
 
@@ -44,9 +45,11 @@ def reduced(image: Image.Image, side: int, filter: Image.Resampling) -> Image.Im
     >>> reduced(Image.new("RGB", (640, 3)), 64, Image.Resampling.BOX).size
     (64, 1)
     """
-    scale = min(1.0, side / max(image.size))
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return image.resize(size, filter, reducing_gap=2.0)
+    return image.resize(_scaled(image, min(1.0, side / max(image.size))), filter, reducing_gap=2.0)
+
+
+def _scaled(image: Image.Image, scale: float) -> tuple[int, int]:
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 SIDES = {1_000: 128, 4_000: 96, 10_000: 64, 25_000: 48}  # up to so many pictures -> pixels of the longer side
@@ -55,7 +58,7 @@ SHEET = 1536  # pixels per side of a sprite sheet
 GREY = (128, 128, 128)  # colour of a picture without a thumbnail
 STEPS = 40  # zoom levels; two of them double the scale
 NEVER = STEPS + 1  # level of a picture at the position of another
-ROOM = 300_000_000  # pixels to prefetch, counted at the full size of the files
+REDUCED = 9  # a picture counts as so many times fewer pixels than its file has: most are decoded at reduced scale
 
 
 class Thumbnail(NamedTuple):
@@ -74,45 +77,36 @@ def thumbnail_side(count: int) -> int:
     return next((side for most, side in SIDES.items() if count <= most), LEAST_SIDE)
 
 
+@renamed(pictures="images")
+@shows(ReadingKeywords, Reading)
 def thumbnails(
-    pictures: Iterable[Picture],
-    side: int,
-    *,
-    workers: int | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    images: Iterable[Picture], side: int, *, workers: int | None = None, **reading: Unpack[ReadingKeywords]
 ) -> Generator[Thumbnail, None, None]:
     """Yield thumbnails in order; worker threads prefetch them. The aspect ratio is kept.
 
     JPEG files are decoded at reduced scale, which is much faster.
 
     Args:
-        pictures: as in `read_picture`.
+        images: as for `read_picture`.
         side: maximum height and width in pixels.
         workers: decoding threads; by default one per core, at most 16.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+        **reading: as for `read_picture`.
 
     >>> [found] = thumbnails(["street.jpg"], 64)
     >>> found.image.size
     (64, 48)
     """
-    reading = Reading(True, max_pixels, allow_truncated, depth, background, least=(side, side))
+    decoding = Reading(**checked(reading, ReadingKeywords), least=(side, side))
 
-    def small(picture: Picture) -> Thumbnail:
-        try:
-            image = open_upright(picture, reading).image
-        except (OSError, ValueError) as error:
-            return Thumbnail(None, error)
-        return Thumbnail(reduced(image, side, Image.Resampling.BOX))
+    def small(image: Picture) -> DecodedPicture:
+        found = decode(image, decoding)
+        return found._replace(content=reduced(found.image, side, Image.Resampling.BOX))
 
-    done = ahead(pictures, small, most=4 * THREADS, threads=workers or THREADS, size=expected_pixels, room=ROOM)
-    try:
-        for _, found in done:
-            yield found
-    finally:
-        done.close()
+    rows = run_pictures(
+        images, small, lambda found: [each.image for each in found], batch=1, most=4 * THREADS,
+        threads=workers or THREADS, size=lambda image: expected_pixels(image) // REDUCED,
+    )  # fmt: skip
+    return each_row(rows, lambda row: Thumbnail(row.value, row.error))
 
 
 def levels(positions: NDArray[np.floating], first: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
@@ -160,9 +154,7 @@ def apart(positions: NDArray[np.floating], side: float, first: NDArray[np.bool_]
 
 def _order(count: int, first: NDArray[np.bool_] | None) -> list[int]:
     order = np.random.RandomState(0).permutation(count)
-    if first is not None:
-        order = order[np.argsort(~first[order], kind="stable")]
-    found: list[int] = order.tolist()
+    found: list[int] = (order if first is None else order[np.argsort(~first[order], kind="stable")]).tolist()
     return found
 
 
@@ -297,19 +289,12 @@ def draw_map(
     for i in np.flatnonzero(shown).tolist():
         image = images[i]
         assert image is not None
-        small = _fitted(image, side)
+        small = image if max(image.size) == side else image.resize(_scaled(image, side / max(image.size)))
         left, top = (corners[i] + [(side - small.width) // 2, (side - small.height) // 2]).tolist()
         page.paste(small, (left, top))
         if new is not None and new[i]:
             draw.rectangle((left, top, left + small.width - 1, top + small.height - 1), None, NEW, max(2, side // 24))
     return MapPicture(page, shown, corners, side)
-
-
-def _fitted(image: Image.Image, side: int) -> Image.Image:
-    scale = side / max(image.size)
-    if scale == 1:
-        return image
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
 CHANCES = 65_535  # quantisation steps of a probability
@@ -335,12 +320,11 @@ def save_map_page(
     escaped.
 
     Args:
-        positions: (N, 2), x to the right and y upwards, as in `ImageMap`.
+        positions, new: as for `draw_map`.
         entries: one entry per picture.
         images: the N thumbnails, as from `thumbnails`, all made for one side; a picture with None is a grey dot.
         path: output file, such as `map.html`.
         title: heading of the page.
-        new: (N,), mask of pictures placed on an existing map; they get a frame.
         failed: name of each picture that failed -> error message; listed on the page.
 
     Raises:
@@ -359,7 +343,9 @@ def save_map_page(
     side = max((max(image.size) for image in images if image is not None), default=16)
     side += -side % 8  # whole JPEG blocks, so that thumbnails do not bleed into each other
     level = levels(positions, new)
-    order = np.lexsort((*_strips(positions), level))  # thumbnails seen first, or close together, share a sheet
+    y = positions[:, 1] - positions[:, 1].min()
+    strips = (y * (24 / (float(y.max()) or 1.0))).astype(np.int64)  # horizontal ones
+    order = np.lexsort((positions[:, 0], strips, level))  # thumbnails seen first, or close together, share a sheet
     save_page(
         path,
         "collection.html",
@@ -404,12 +390,6 @@ def _page_data(
         "new": as_base64(np.zeros(len(order), np.uint8) if new is None else new.astype(np.uint8)),
         "side": side,
     }
-
-
-def _strips(positions: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-    """Return sort keys: 24 horizontal strips, left to right within a strip."""
-    y = positions[:, 1] - positions[:, 1].min()
-    return positions[:, 0], (y * (24 / (float(y.max()) or 1.0))).astype(np.int64)
 
 
 def _jpeg(sheet: Image.Image) -> str:

@@ -8,16 +8,16 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from typing_extensions import Unpack
 
 from convnets_torch.card import Card
-from convnets_torch.embeddings.extraction import Embedded, Embedder, Pool, embed_each
+from convnets_torch.embeddings.extraction import Embedded, Embedder, Pool, embedded, top_class
 from convnets_torch.embeddings.image_map_drawing import thumbnail
 from convnets_torch.embeddings.index_table import (
     About,
@@ -31,12 +31,14 @@ from convnets_torch.embeddings.index_table import (
 )
 from convnets_torch.embeddings.search import Index
 from convnets_torch.files import check_regular, is_scratch, resolved, sha256
-from convnets_torch.images.decoding import check_bytes
+from convnets_torch.images.decoding import Reading, ReadingKeywords, check_bytes
 from convnets_torch.images.finding import find_pictures
-from convnets_torch.images.levels import Background, Depth, said_levels
-from convnets_torch.inference.pipeline import ahead
+from convnets_torch.images.levels import said_levels
+from convnets_torch.inference.child_process import Progress
+from convnets_torch.inference.pipeline import prefetch, ready_card
 from convnets_torch.networks import Network
 from convnets_torch.networks.tracing import unwrapped
+from convnets_torch.options import checked, renamed, shows
 
 ROWS = 1024  # maximum rows per commit
 BYTES = 1 << 26  # maximum bytes of vectors per commit
@@ -69,9 +71,11 @@ class Indexed:
     pruned: int = 0
 
 
+@renamed(pictures="images")
+@shows(ReadingKeywords, Reading)
 def index_pictures(
     network: Network,
-    pictures: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     address: str | os.PathLike[str],
     layer: str | None = None,
     pool: Pool = "avg",
@@ -82,12 +86,9 @@ def index_pictures(
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
     exact: bool = False,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
     exclude: str | Iterable[str] = (),
-    depth: Depth = None,
-    background: Background = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> Indexed:
     """Create or update an index of pictures: a table with one row per file, holding its vector and top class.
 
@@ -104,7 +105,7 @@ def index_pictures(
 
     Args:
         network: in eval mode, with its card, as from `load`, prepared or not, with or without a head.
-        pictures: files, folders and patterns, as in `find_pictures`.
+        images: files, folders and patterns, as in `find_pictures`.
         address: address of the index: a folder, created if needed, or any LanceDB address such as
             "s3://bucket/photos.lance", or "memory://" for an index that ends with this process.
         layer, pool: as in `embed`.
@@ -112,8 +113,9 @@ def index_pictures(
         hash_all: hash all files, even if size and modification time match their row.
         prune: remove all rows whose files are missing, including those on unmounted disks.
         exclude: patterns of files and folders to skip, as in `find_pictures`.
-        batch, workers, exact, max_pixels, allow_truncated, depth, background: as in `predict`.
+        batch, workers, exact: as for `predict`.
         progress: called with (files checked, total files).
+        **reading: as for `read_picture`.
 
     Raises:
         OSError: a folder has no pictures or cannot be listed; the index cannot be read or written.
@@ -132,32 +134,19 @@ def index_pictures(
     >>> index_pictures(network, "street.jpg", "photos.lance").unchanged
     1
     """
+    decoding = Reading(**checked(reading, ReadingKeywords))
     address = os.fspath(address)
-    names = [pictures] if isinstance(pictures, str | os.PathLike) else list(pictures)
+    names = [images] if isinstance(images, str | os.PathLike) else list(images)
     network = unwrapped(network)  # type: ignore[assignment]
     places = map(os.path.abspath, find_pictures(names, exclude=exclude))  # does not resolve links
     found = {text_of(path): path for path in places}
     embedder = Embedder(network, layer, pool, logits=not isinstance(network, Network) or network.head is not None)
-    if embedder.card is None:
-        raise ValueError("the network has no card, so its preprocessing is unknown; load it with convnets_torch.load")
-    table = _table(address, embedder, layer, os.fspath(weights), said_levels(depth, background))
-    run = partial(
-        embed_each,
-        network,
-        layer=layer,
-        pool=pool,
-        logits=embedder.logits,
-        batch=batch,
-        workers=workers,
-        exact=exact,
-        max_pixels=max_pixels,
-        allow_truncated=allow_truncated,
-        depth=depth,
-        background=background,
-        look=thumbnail,
-    )
-    job = _Job(table, embedder.card, found, hash_all, max_pixels)
-    with contextlib.closing(run(job.to_embed(progress))) as rows:
+    card = ready_card(network)
+    levels = said_levels(decoding.depth, decoding.background)
+    table = _table(address, embedder, card, layer, os.fspath(weights), levels)
+    job = _Job(table, card, found, hash_all, decoding.max_pixels)
+    rows = embedded(embedder, job.to_embed(progress), decoding, batch, workers, exact, look=thumbnail)
+    with contextlib.closing(rows):
         try:
             for row in rows:
                 job.embedded(row)
@@ -168,7 +157,9 @@ def index_pictures(
     return Indexed(fresh, **job.counts)
 
 
-def _table(address: str, embedder: Embedder, layer: str | None, weights: str, levels: dict[str, Any]) -> PictureTable:
+def _table(
+    address: str, embedder: Embedder, card: Card, layer: str | None, weights: str, levels: dict[str, Any]
+) -> PictureTable:
     """Open or create the table at an address; raise ValueError if its vectors are of another kind."""
     if is_local(address):
         folder = resolved(address)
@@ -178,43 +169,29 @@ def _table(address: str, embedder: Embedder, layer: str | None, weights: str, le
             raise NotADirectoryError(f"{address} is a file, but an index is a folder; name another")
         elif not folder.parent.is_dir():
             raise FileNotFoundError(f"folder {folder.parent} does not exist; create it first")
-    assert embedder.card is not None
     kind = kind_of(embedder.about | levels)
     try:
         table = PictureTable.open(address)
     except FileNotFoundError:
         weights = weights and (os.path.abspath(weights) if Path(weights).exists() else weights)  # noqa: PTH100
-        about = About(
-            kind,
-            embedder.card.to_json(),
-            layer,
-            embedder.pool,
-            weights,
-            _width(embedder),
-            secrets.token_hex(8),
-            **levels,
-        )
-        table = PictureTable.create(address, about)
+        about = (kind, card.to_json(), layer, embedder.pool, weights, _width(embedder, card), secrets.token_hex(8))
+        table = PictureTable.create(address, About(*about, **levels))
     if table.about.kind != kind:
         held = [Card.from_json(table.about.card).network, table.about.layer or "last dense layer", table.about.pool]
         held += [f"{name} {text}" for name, text in table.about.levels.items()]
         raise ValueError(
             f"{address} has vectors of another kind ({', '.join(held)}) than"
-            f" {embedder.card.network} gives here; index into another folder"
+            f" {card.network} gives here; index into another folder"
         )
     return table
 
 
-def _width(embedder: Embedder) -> int:
+def _width(embedder: Embedder, card: Card) -> int:
     """Return the number of values of a vector, by running the network on a black image."""
-    assert embedder.card is not None
     some = next(embedder.parameters())
     with torch.inference_mode():
-        embedder(torch.zeros(1, 3, *embedder.card.preprocessing.shape, device=some.device, dtype=some.dtype))
+        embedder(some.new_zeros(1, 3, *card.preprocessing.shape))
     return embedder.widths[0]
-
-
-COUNTS = tuple(field.name for field in fields(Indexed) if field.name != "index")
 
 
 @dataclass(frozen=True)
@@ -227,6 +204,11 @@ class _File:
     modified: int | None = None
     error: str | None = None
     same: bool = False  # size and modification time match the row
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The columns of its row that do not depend on its content."""
+        return {"path": self.path, "size": self.size, "modified": self.modified, "vanished": False}
 
 
 @dataclass(frozen=True)
@@ -277,11 +259,11 @@ class _Job:
         self._again: list[_File] = []  # files of `_copies` whose source row has since disappeared
         self._last = time.monotonic()
         self._wrote = False
-        self.counts = dict.fromkeys(COUNTS, 0)
+        self.counts = {field.name: 0 for field in fields(Indexed) if field.name != "index"}
 
-    def to_embed(self, progress: Callable[[int, int], None] | None) -> Iterator[str]:
+    def to_embed(self, progress: Progress | None) -> Iterator[str]:
         """Yield the files that the network must embed; handle the others on the way."""
-        with contextlib.closing(ahead(self._found, self._inspect, most=HASHED_AHEAD)) as inspected:
+        with contextlib.closing(prefetch(self._found, self._inspect, most=HASHED_AHEAD)) as inspected:
             for number, (_, file) in enumerate(inspected, start=1):
                 if self._is_new(file):
                     yield self._begin(file)
@@ -321,19 +303,18 @@ class _Job:
             return False
         if known is not None and good and known.sha256 == file.sha256:
             self.counts["unchanged"] += 1
-            if not file.same or known.vanished:
-                self._copies.append(file)
-                self._commit_if_due()
-            return False
-        if file.sha256 in self._held:
+            if file.same and not known.vanished:
+                return False
+        elif file.sha256 in self._held:
             self.counts["moved" if self._take_row(file) else "copied"] += 1
-            self._copies.append(file)
-            self._commit_if_due()
-            return False
-        if file.sha256 in self._twins:
+        elif file.sha256 in self._twins:
             self._twins[file.sha256].append(file)
             return False
-        return True
+        else:
+            return True
+        self._copies.append(file)
+        self._commit_if_due()
+        return False
 
     def _take_row(self, file: _File) -> bool:
         """Let a file take over the row of a missing file with the same content, if there is one."""
@@ -355,7 +336,7 @@ class _Job:
             for each in files:
                 self._failed(each, str(row.error).replace(file.path, each.path))
             return
-        class_id, probability = _best(row, self._card)
+        class_id, probability = top_class(row.logits, self._card)
         assert row.vector is not None
         values = {
             "sha256": file.sha256,
@@ -379,8 +360,7 @@ class _Job:
             self._add(file, {"sha256": file.sha256, "error": reason} | nothing)
 
     def _add(self, file: _File, values: dict[str, Any]) -> None:
-        place = {"path": file.path, "size": file.size, "modified": file.modified, "vanished": False}
-        self._rows.append({"error": None} | values | place)
+        self._rows.append({"error": None} | values | file.row)
         self._commit_if_due()
 
     def _commit_if_due(self) -> None:
@@ -403,8 +383,7 @@ class _Job:
                 if source is None:
                     self._again.append(file)
                     continue
-                place = {"path": file.path, "size": file.size, "modified": file.modified, "vanished": False}
-                rows[file.path] = source | place
+                rows[file.path] = source | file.row
         self._rows, self._copies = [], []
         if rows:
             moved = [self._moved.pop(path) for path in rows if path in self._moved]
@@ -433,16 +412,3 @@ def _reason(path: Path, error: OSError) -> str:
         if other.errno == errno.ELOOP:
             return f"{path} is a link that leads in a circle"
     return f"{path}: {error.strerror}" if error.strerror else str(error)
-
-
-def _best(row: Embedded, card: Card) -> tuple[int | None, float | None]:
-    """Return top class (None without a head) and its probability (None if outputs are not probabilities)."""
-    from convnets_torch.inference.classification import probabilities
-
-    if row.logits is None:
-        return None, None
-    if card.activation == "none":
-        return int(row.logits.argmax()), None
-    chances = probabilities(row.logits[None], card)[0]
-    best = int(chances.argmax())
-    return best, float(chances[best])

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 TABLE = "pictures"  # name of the table; its folder is pictures.lance
 KEY = "convnets_torch"  # key in the metadata of the table's schema
-SCHEMA = 1  # version of that metadata
+TABLE_SCHEMA = 1  # version of that metadata
 GOOD = "error IS NULL AND NOT vanished"  # searchable rows; a condition on `vector` would read all vectors
 ONE_ROW = {"lance-schema:unenforced-primary-key": "true"}  # of concurrent commits that add one path, one is retried
 NAMES = 500  # values per SQL condition
@@ -84,23 +84,19 @@ class About:
 
     def to_json(self) -> str:
         values = {name: value for name, value in asdict(self).items() if name == "layer" or value is not None}
-        return json.dumps(values | {"schema": SCHEMA}, sort_keys=True)
+        return json.dumps(values | {"schema": TABLE_SCHEMA}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> About:
-        """Parse the output of `to_json`.
-
-        Raises:
-            ValueError: the text is damaged or of another schema.
-        """
+        """Parse the output of `to_json`; ValueError if it is damaged or of another schema."""
         try:
             values = files.loads(text)
             schema = values.pop("schema")
-            if schema == SCHEMA:
+            if schema == TABLE_SCHEMA:
                 return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError("its metadata cannot be read") from None
-        raise ValueError(f"it has schema {schema!r:.80}, but this version reads {SCHEMA}; update convnets-torch")
+        raise ValueError(f"it has schema {schema!r:.80}, but this version reads {TABLE_SCHEMA}; update convnets-torch")
 
     def __post_init__(self) -> None:
         texts = (self.kind, self.card, self.pool, self.weights, self.made, self.layer or "", self.depth or "")
@@ -152,13 +148,7 @@ class PictureTable:
 
     @classmethod
     def open(cls, address: str) -> PictureTable:
-        """Open the table at an address.
-
-        Raises:
-            OSError: there is no table.
-            ValueError: the table is damaged or not an index of pictures.
-            ImportError: LanceDB is not installed.
-        """
+        """Open the table at an address; OSError if there is none, ValueError if it is damaged or no index."""
         if is_local(address):
             check_index(Path(address))
             check_table_folder(Path(address), TABLE)
@@ -263,14 +253,14 @@ class PictureTable:
 
     def mark_vanished(self, paths: Sequence[str]) -> None:
         """Mark rows whose files are missing, keeping their data."""
-        for start in range(0, len(paths), NAMES):
-            with refusing(self.address):
+        with refusing(self.address):
+            for start in range(0, len(paths), NAMES):
                 self.table.update(one_of("path", paths[start : start + NAMES]), {"vanished": True})
 
     def remove(self, paths: Sequence[str]) -> None:
         """Delete rows by path."""
-        for start in range(0, len(paths), NAMES):
-            with refusing(self.address):
+        with refusing(self.address):
+            for start in range(0, len(paths), NAMES):
                 self.table.delete(one_of("path", paths[start : start + NAMES]))
 
     def optimize(self) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -129,9 +129,16 @@ def _best(
     most = min(len(scores), k + SPARE)
     rows = np.sort(np.argpartition(scores, len(scores) - most)[len(scores) - most :])
     rows = rows[np.isfinite(scores[rows])]
-    exact = exact_scores(np.asarray(vectors[rows], np.float64), query.astype(np.float64), metric)
-    order = np.argsort(exact if metric == "l2" else -exact, kind="stable")[:k]
-    return rows[order], exact[order]
+    return _ranked(vectors, rows, query, k, metric)
+
+
+def _ranked(
+    vectors: NDArray[np.float32], rows: NDArray[np.int64], query: NDArray[np.float32], k: int, metric: Metric
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the k best of some rows and their scores in float64."""
+    scores = exact_scores(np.asarray(vectors[rows], np.float64), query.astype(np.float64), metric)
+    order = np.argsort(scores if metric == "l2" else -scores, kind="stable")[:k]
+    return rows[order], scores[order]
 
 
 def exact_scores(vectors: NDArray[np.float64], query: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
@@ -145,12 +152,8 @@ def exact_scores(vectors: NDArray[np.float64], query: NDArray[np.float64], metri
     return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
 
 
-COLUMNS = ("path", "sha256", "class_id", "probability", "vector")
-SHAPES = {
-    "vectors": 2, "hashes": 2, "first": 1, "lengths": 1, "class_ids": 1, "probabilities": 1, "_ends": 1, "_names": 1
-}  # fmt: skip
 SMALL = {"lengths": "<f4", "class_ids": "<i4", "probabilities": "<f4"}
-SCHEMA = "3"
+CACHE_SCHEMA = "3"  # version of the cache file
 HEADER = 2048  # maximum bytes of names, dtypes and offsets of the arrays
 
 
@@ -207,15 +210,12 @@ class Vectors:
         return some[(self.hashes[some] == wanted).all(1)]
 
 
-def place_of(address: str) -> Path | None:
+def cache_file(address: str) -> Path | None:
     """Return the cache file for the vectors of an index, or None for an index in memory."""
     if address.startswith("memory:"):
         return None
-    return _folder() / f"{hashlib.sha256(_absolute_address(address).encode()).hexdigest()[:24]}.cache"
-
-
-def _folder() -> Path:
-    return cache_folder() / "vectors"
+    name = hashlib.sha256(_absolute_address(address).encode()).hexdigest()[:24]
+    return cache_folder() / "vectors" / f"{name}.cache"
 
 
 def _absolute_address(address: str) -> str:
@@ -235,9 +235,9 @@ def state_of(address: str, table: PictureTable | None = None) -> str:
     return hashlib.sha256(json.dumps(manifests).encode()).hexdigest()
 
 
-def kept(address: str, state: str) -> tuple[About, Vectors] | None:
+def read_cache(address: str, state: str) -> tuple[About, Vectors] | None:
     """Return the cached vectors of a table in this state, or None if they are missing, outdated or damaged."""
-    place = place_of(address)
+    place = cache_file(address)
     if place is None or not place.exists():
         return None
     check_own_folder(place.parent)
@@ -245,32 +245,25 @@ def kept(address: str, state: str) -> tuple[About, Vectors] | None:
         with open_own(place) as file:
             header = header_of_opened(file, place)
             metadata = header["__metadata__"]
-            if (metadata["schema"], metadata["state"], metadata["address"]) != (
-                SCHEMA,
-                state,
-                _absolute_address(address),
-            ):
+            made_from = metadata["schema"], metadata["state"], metadata["address"]
+            if made_from != (CACHE_SCHEMA, state, _absolute_address(address)):
                 return None
-            about, vectors = About.from_json(metadata["about"]), Vectors(**map_arrays(file, header, SHAPES))
-            _check(vars(vectors))
+            about = About.from_json(metadata["about"])
+            vectors = Vectors(**map_arrays(file, header, [field.name for field in fields(Vectors)]))
+            _check(vectors, about.width)
     except (ValueError, KeyError, TypeError):
-        return None
-    if vectors.vectors.shape != (len(vectors), about.width) or vectors.hashes.shape != (len(vectors), 32):
         return None
     _warn_left_out(address, int(metadata["left_out"]))
     return about, vectors
 
 
-def _check(arrays: dict[str, NDArray[Any]]) -> None:
+def _check(vectors: Vectors, width: int) -> None:
     """Raise ValueError if cached arrays are damaged."""
-    rows = len(arrays["_ends"])
-    if (
-        any(arrays[name].ndim != dimensions for name, dimensions in SHAPES.items())
-        or any(len(arrays[name]) != rows for name in SHAPES if name != "_names")
-        or (rows and arrays["_ends"][-1] != len(arrays["_names"]))
-    ):
+    rows = len(vectors)
+    shapes = {"vectors": (rows, width), "hashes": (rows, 32), "_names": (int(vectors._ends.max(initial=0)),)}
+    if any(array.shape != shapes.get(name, (rows,)) for name, array in vars(vectors).items()):
         raise ValueError("its arrays have different lengths")
-    if ((arrays["first"] < 0) | (arrays["first"] > np.arange(rows))).any():
+    if ((vectors.first < 0) | (vectors.first > np.arange(rows))).any():
         raise ValueError("its rows refer to rows that do not exist")
 
 
@@ -284,21 +277,13 @@ def _warn_left_out(address: str, left_out: int) -> None:
         )
 
 
-def keep(table: PictureTable, state: str) -> Vectors:
-    """Cache the vectors of a table and return them memory-mapped; a table in memory is read into memory.
+def write_cache(table: PictureTable, state: str) -> Vectors:
+    """Cache the vectors of a table and return them memory-mapped; those of a table in memory stay in memory.
 
-    A few thousand vectors are in memory at a time.
-
-    Args:
-        table: the open table.
-        state: `state_of` from before the table was opened, so that a commit in between makes the cache outdated, not
-            wrong.
-
-    Raises:
-        OSError: the table is damaged, or the file cannot be written.
+    `state` is from before the table was opened: a commit in between makes the cache outdated, not wrong.
     """
     table.check_room()
-    place = place_of(table.address)
+    place = cache_file(table.address)
     if place is None:
         blocks: list[NDArray[np.float32]] = [np.zeros((0, table.about.width), np.float32)]
         arrays, left_out = _read(table, lambda block: blocks.append(block.copy()))
@@ -314,13 +299,9 @@ def keep(table: PictureTable, state: str) -> Vectors:
             " CONVNETS_TORCH_HOME to a folder of yours"
         ) from None
     check_own_folder(place.parent)
-    _remove_orphans()
-    metadata = {
-        "schema": SCHEMA,
-        "state": state,
-        "address": _absolute_address(table.address),
-        "about": table.about.to_json(),
-    }
+    _remove_orphans(place.parent)
+    metadata = {"schema": CACHE_SCHEMA, "state": state}
+    metadata |= {"address": _absolute_address(table.address), "about": table.about.to_json()}
     with replacing(place) as temporary, temporary.open("wb") as file:
         room = HEADER + len(json.dumps(metadata))
         room += -room % 64
@@ -332,15 +313,15 @@ def keep(table: PictureTable, state: str) -> Vectors:
             file.write(np.ascontiguousarray(array).data)
         file.seek(0)
         file.write(header_bytes(layout, metadata | {"left_out": str(left_out)}, spaces=True, room=room))
-    found = kept(table.address, state)
+    found = read_cache(table.address, state)
     if found is None:
         raise OSError(f"{place} was changed while it was written; search again")
     return found[1]
 
 
-def _remove_orphans() -> None:
+def _remove_orphans(folder: Path) -> None:
     """Delete cached vectors of folders without an index, and those of older versions."""
-    for place in _folder().glob("*.cache"):
+    for place in folder.glob("*.cache"):
         try:
             with open_own(place) as file:
                 address = header_of_opened(file, place)["__metadata__"]["address"]
@@ -356,7 +337,7 @@ def _read(table: PictureTable, take: Callable[[NDArray[np.float32]], object]) ->
     columns: dict[str, list[NDArray[Any]]] = {name: [np.zeros(0, kind)] for name, kind in SMALL.items()}
     hashes, names = [], []
     left_out = 0
-    for batch in table.read(COLUMNS, GOOD):
+    for batch in table.read(("path", "sha256", "class_id", "probability", "vector"), GOOD):
         sound = table.is_sound(batch)
         left_out += int((~sound).sum())
         if not sound.any():
@@ -430,9 +411,7 @@ def approximate_nearest(
             if len(rows) == k or len(paths) < limit:
                 break
             limit *= 2
-        scores = exact_scores(held.vectors[rows].astype(np.float64), query.astype(np.float64), metric)
-        order = np.argsort(scores if metric == "l2" else -scores, kind="stable")
-        found.append((rows[order], scores[order]))
+        found.append(_ranked(held.vectors, rows, query, k, metric))
     return found
 
 

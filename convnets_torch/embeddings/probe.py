@@ -20,16 +20,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
-from convnets_torch.embeddings.cache import KeptVectors, embed_kept
+from convnets_torch.embeddings.cache import CachedVectors, embed_cached
+from convnets_torch.images.decoding import Reading, ReadingKeywords
 from convnets_torch.images.finding import few
 from convnets_torch.images.labelled import find_classes
-from convnets_torch.images.levels import Background, Depth
 from convnets_torch.inference.child_process import Progress, apart
 from convnets_torch.inference.prepare import Precision
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import check_unpacked
+from convnets_torch.options import checked, shows
 from convnets_torch.text import check_choice
 from convnets_torch.visualization import charts
 from convnets_torch.visualization.charts import BAR, Color
@@ -68,19 +70,17 @@ class LabelledVectors:
         return np.bincount(self.labels, minlength=len(self.classes))
 
 
+@shows(ReadingKeywords, Reading)
 def embed_classes(
     network: Network,
     folder: str | os.PathLike[str] | Mapping[str, Iterable[Path]],
     *,
     precision: Precision | None = None,
     cache: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> LabelledVectors:
     """Embed pictures in class folders as `embed` does, reading vectors from the feature cache where possible.
 
@@ -90,12 +90,12 @@ def embed_classes(
 
     Args:
         network: in eval mode, with its card, on the device to run on, as from `load`; not prepared.
-        folder: folder with a sub-folder per class, as in `find_classes`; or the result of `find_classes`, or any other
-            mapping from classes to files.
+        folder: folder with a sub-folder per class, as in `find_classes`; or a mapping from classes to files.
         precision: as in `prepare`; None runs the network unchanged.
         cache: folder for vectors; by default `features` in the library's cache folder.
         progress: called with (pictures done, total pictures).
-        batch, workers, max_pixels, allow_truncated, depth, background: as in `predict`.
+        batch, workers: as for `predict`.
+        **reading: as for `read_picture`.
 
     Returns:
         Vectors in the order of classes and paths. Copies of a picture within a class are left out, since they could be
@@ -110,33 +110,29 @@ def embed_classes(
         PictureWarning: as in `find_classes`.
         MemoryWarning: memory ran out; work continues in smaller batches.
     """
+    decoding = Reading(**checked(reading, ReadingKeywords))
     network = as_network(network)
     check_unpacked(network)
     found = find_classes(folder) if isinstance(folder, str | os.PathLike) else folder
     pictures = [(path, label) for label, paths in enumerate(found.values()) for path in paths]
-    reading = {"max_pixels": max_pixels, "allow_truncated": allow_truncated, "depth": depth, "background": background}
-    kept = embed_kept(
+    vectors = embed_cached(
         network, [path for path, _ in pictures], precision=precision, cache=cache, progress=progress, batch=batch,
-        workers=workers, reading=reading,
+        workers=workers, reading=decoding,
     )  # fmt: skip
-    return _labelled(tuple(found), pictures, kept)
+    return _labelled(tuple(found), pictures, vectors)
 
 
-def _labelled(classes: tuple[str, ...], pictures: list[tuple[Path, int]], found: KeptVectors) -> LabelledVectors:
+def _labelled(classes: tuple[str, ...], pictures: list[tuple[Path, int]], found: CachedVectors) -> LabelledVectors:
     """Label the vectors, keeping each content once per class."""
-    kept: dict[tuple[str, int], Path] = {}
-    copies = 0
-    for path, label in pictures:
-        if path in found.failed:
-            continue
-        key = (found.digests[path], label)
-        copies += key in kept
-        kept.setdefault(key, path)
     failed = tuple((str(path), found.failed[path]) for path, _ in pictures if path in found.failed)
+    kept: dict[tuple[str, int], Path] = {}
+    for path, label in pictures:
+        if path not in found.failed:
+            kept.setdefault((found.digests[path], label), path)
     if not kept:
         raise ValueError(f"none of {len(failed)} pictures could be used; the first: {failed[0][1]}")
     remarks = list(found.remarks)
-    if copies:
+    if copies := len(pictures) - len(failed) - len(kept):
         remarks.append(f"{copies} pictures have the same content as another of their class and were left out")
     places = Counter(digest for digest, _ in kept)
     if several := [path for (digest, _), path in kept.items() if places[digest] > 1]:
@@ -279,11 +275,9 @@ def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Progress | Non
     >>> bool(found.accuracies["logistic"].mean() > 0.9)
     True
     """
-    check_sklearn()
     if folds < 2:
         raise ValueError(f"{folds} folds leave nothing to learn from; give 2 or more")
-    check_folds(labelled, folds)
-    _check_vectors(labelled)
+    _check(labelled, folds)
     found: Probed = apart(__name__, "cross_validated", labelled, folds, progress=progress)
     return found
 
@@ -303,28 +297,28 @@ def cross_validated(labelled: LabelledVectors, folds: int, *, progress: Progress
         sizes.append(size)
         size *= 2
     kinds: tuple[Kind, ...] = get_args(Kind)
-    accuracies: dict[str, NDArray[np.float64]] = {kind: np.zeros(folds) for kind in kinds}
     predicted: dict[str, NDArray[np.int64]] = {kind: np.full(len(labels), -1) for kind in kinds}
-    curve = {size: {str(kind): np.zeros(folds) for kind in kinds} for size in sizes}
+    found: dict[int | None, dict[str, NDArray[np.float64]]] = {
+        count: {kind: np.zeros(folds) for kind in kinds} for count in (None, *sizes)
+    }
     unconverged = dict.fromkeys(kinds, 0)
-    jobs = [(fold, count, kind) for count in (None, *sizes) for fold in range(folds) for kind in kinds]
+    jobs = [(fold, count, kind) for count in found for fold in range(folds) for kind in kinds]
 
     def run(job: tuple[int, int | None, Kind]) -> tuple[NDArray[np.int64], bool]:
         fold, count, kind = job
         train, test = parts[fold]
         rows = train if count is None else _some_of_each(train, labels, count, fold)
         estimator = _fit(kind, vectors[rows], labels[rows])
-        return estimator.predict(vectors[test]), _converged(kind, estimator)
+        converged = kind == "knn" or bool(np.max(estimator[-1].n_iter_) < ROUNDS[kind])
+        return estimator.predict(vectors[test]), converged
 
     for done, (job, (answers, converged)) in enumerate(zip(jobs, _in_threads(run, jobs), strict=True), start=1):
         fold, count, kind = job
         test = parts[fold][1]
-        accuracy = float((answers == labels[test]).mean())
+        found[count][kind][fold] = float((answers == labels[test]).mean())
         unconverged[kind] += not converged
         if count is None:
-            accuracies[kind][fold], predicted[kind][test] = accuracy, answers
-        else:
-            curve[count][kind][fold] = accuracy
+            predicted[kind][test] = answers
         if progress is not None:
             progress(done, len(jobs))
     remarks = [
@@ -339,7 +333,8 @@ def cross_validated(labelled: LabelledVectors, folds: int, *, progress: Progress
             " not tested"
         )
     learnt = (len(tested) * (1 - 1 / folds) + len(always)) / len(labelled.classes)
-    return Probed(labelled.classes, labels, accuracies, predicted, curve, learnt, tuple(remarks))
+    curve = {size: found[size] for size in sizes}
+    return Probed(labelled.classes, labels, found[None], predicted, curve, learnt, tuple(remarks))
 
 
 def fit_probe(labelled: LabelledVectors, kind: LinearKind) -> LinearProbe:
@@ -354,11 +349,9 @@ def fit_probe(labelled: LabelledVectors, kind: LinearKind) -> LinearProbe:
         ValueError: the kind is not linear; there is only one class; a class has no vectors; vectors contain NaN or
             infinity.
     """
-    check_sklearn()
     if kind not in get_args(LinearKind):
         raise ValueError(f"{kind!r} is not a linear classifier; known: {', '.join(get_args(LinearKind))}")
-    check_folds(labelled, 1)
-    _check_vectors(labelled)
+    _check(labelled, 1)
     scaler, estimator = apart(__name__, "fitted", kind, labelled.vectors.astype(np.float64), labelled.labels)
     weight, bias = estimator.coef_, estimator.intercept_
     if len(weight) == 1:  # for two classes scikit-learn has a single decision function, the second class's
@@ -376,17 +369,8 @@ def fitted(
     return pipeline
 
 
-def check_folds(labelled: LabelledVectors, folds: int) -> None:
-    """Check that pictures can be split into folds; `folds=1` means training on all.
-
-    Raises:
-        ValueError: there is only one class, a class has no pictures, or fewer than two have as many as folds.
-    """
-    check_counts(dict(zip(labelled.classes, labelled.counts.tolist(), strict=True)), folds)
-
-
 def check_counts(counts: dict[str, int], folds: int) -> None:
-    """`check_folds` for a mapping from class to number of pictures, before vectors are computed."""
+    """Check that classes, name -> number of pictures, can be split into folds; `folds=1` means training on all."""
     if len(counts) < 2:
         raise ValueError(f"there is only one class ({', '.join(counts)}), so nothing to tell apart; give two or more")
     rare = [f"{name}: {count}" for name, count in counts.items() if count < folds]
@@ -402,7 +386,9 @@ def check_counts(counts: dict[str, int], folds: int) -> None:
         )
 
 
-def _check_vectors(labelled: LabelledVectors) -> None:
+def _check(labelled: LabelledVectors, folds: int) -> None:
+    check_sklearn()
+    check_counts(dict(zip(labelled.classes, labelled.counts.tolist(), strict=True)), folds)
     shape, count = labelled.vectors.shape, len(labelled.labels)
     if len(shape) != 2 or shape[0] != count:
         raise ValueError(f"vectors are {shape}, but there are {count} labels; give vectors of shape (labels, values)")
@@ -435,10 +421,6 @@ def _fit(kind: Kind, vectors: NDArray[np.float64], labels: NDArray[np.int64]) ->
     return make_pipeline(StandardScaler(), classifier).fit(vectors, labels)
 
 
-def _converged(kind: Kind, estimator: Any) -> bool:
-    return kind == "knn" or bool(np.max(estimator[-1].n_iter_) < ROUNDS[kind])
-
-
 def _some_of_each(rows: NDArray[np.int64], labels: NDArray[np.int64], count: int, fold: int) -> NDArray[np.int64]:
     """Return `count` rows of each class; a smaller `count` gives a subset."""
     order = np.random.default_rng([SEED, fold]).permutation(rows)
@@ -461,7 +443,7 @@ def _in_threads(run: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Mute scikit-learn's warnings about convergence (see `_converged`) and classes with few pictures."""
+    """Mute scikit-learn's warnings about convergence, which becomes a remark, and about classes with few pictures."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():

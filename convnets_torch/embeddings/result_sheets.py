@@ -10,7 +10,7 @@ from PIL import Image
 from convnets_torch.embeddings.image_map_drawing import SIDE, thumbnail
 from convnets_torch.embeddings.neighbours import Metric
 from convnets_torch.embeddings.search import Index, Matches
-from convnets_torch.images.decoding import Reading, open_thumbnail, open_upright
+from convnets_torch.images.decoding import Reading, decode, open_thumbnail
 from convnets_torch.visualization import overlays
 from convnets_torch.visualization.overlays import drawable
 
@@ -81,7 +81,7 @@ def _of_query(index: Index, query: str) -> bytes | None:
     if Path(query).is_file():
         about, exif = index.about, index.card.preprocessing.exif
         reading = Reading(exif, depth=about.depth, background=about.background, least=(SIDE, SIDE))
-        return thumbnail(open_upright(query, reading).image)
+        return thumbnail(decode(query, reading).image)
     row = index.row_of(query)
     path = None if row is None else index.vectors.path(row)
     return None if path is None else index.thumbnails([path]).get(path)

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from convnets_torch.card import Card, read_card
 from convnets_torch.embeddings import neighbours
-from convnets_torch.embeddings.duplicates import find_duplicates, find_leaks
-from convnets_torch.embeddings.index_table import About, PictureTable, check_index, is_local, kind_of
+from convnets_torch.embeddings.duplicates import DuplicateGroup, find_duplicates, find_leaks, group_of
+from convnets_torch.embeddings.index_table import About, PictureTable, check_index, is_local, kind_of, usable
 from convnets_torch.embeddings.neighbours import Metric, Vectors, approximate_nearest, nearest
 from convnets_torch.files import find, sha256
-from convnets_torch.images.decoding import Picture, read_picture, warn
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.decoding import Reading, ReadingKeywords, decode, warn
 from convnets_torch.images.preprocessing import Pixels
+from convnets_torch.inference.child_process import Progress
+from convnets_torch.options import checked, shows
 from convnets_torch.text import LONGEST, check_choice
 from convnets_torch.wordnet.targets import class_name, class_wnid, find_target
 
 if TYPE_CHECKING:
-    from convnets_torch.embeddings.duplicates import DuplicateGroup
     from convnets_torch.embeddings.extraction import Pool
     from convnets_torch.networks import Network
 
 Query: TypeAlias = "str | os.PathLike[str] | NDArray[np.float32]"
 Box: TypeAlias = tuple[int, int, int, int]
-Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class Index:
         if is_local(address):
             check_index(Path(address))
         state = neighbours.state_of(address)
-        if found := neighbours.kept(address, state) if is_local(address) else None:
+        if found := neighbours.read_cache(address, state) if is_local(address) else None:
             return cls(address, found[0], None, found[1], state)
         return cls.of(PictureTable.open(address), state)
 
@@ -147,10 +145,11 @@ class Index:
     def vectors(self) -> Vectors:
         """The searchable vectors: of files that could be used and existed when last checked."""
         if self._vectors is None:
-            found = neighbours.kept(self.address, self._state)
-            self._vectors = found[1] if found else neighbours.keep(self.table, self._state)
+            found = neighbours.read_cache(self.address, self._state)
+            self._vectors = found[1] if found else neighbours.write_cache(self.table, self._state)
         return self._vectors
 
+    @shows(ReadingKeywords, Reading)
     def search(
         self,
         queries: Query | Iterable[Query],
@@ -163,10 +162,7 @@ class Index:
         network: Network | None = None,
         batch: int | Literal["auto"] = "auto",
         workers: int | None = None,
-        max_pixels: int | None = None,
-        allow_truncated: bool = False,
-        depth: Depth = None,
-        background: Background = None,
+        **reading: Unpack[ReadingKeywords],
     ) -> list[Matches]:
         """Find the pictures nearest to each query.
 
@@ -183,8 +179,9 @@ class Index:
             approximate: use LanceDB's vector index, which is first created if there is none for this metric.
             network: the network that made the index, for pictures not in it; by default loaded from its recorded
                 location.
-            batch, workers, max_pixels, allow_truncated: as in `predict`, for pictures not in the index.
-            depth, background: as in `read_picture`, for pictures not in the index; by default as for the index.
+            batch, workers: as for `predict`, for pictures not in the index.
+            **reading: as for `read_picture`, for pictures not in the index; depth and background by default as for the
+                index.
 
         Returns:
             One `Matches` per query, in order.
@@ -200,30 +197,17 @@ class Index:
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
         class_ids = None if target is None else find_target(self.card, target).class_ids
-        options: dict[str, Any] = {"batch": batch, "workers": workers}
-        reading = {
-            "max_pixels": max_pixels, "allow_truncated": allow_truncated, "depth": depth, "background": background
-        }  # fmt: skip
-        options |= {name: value for name, value in reading.items() if value is not None}
-        names, contents, vectors = self._asked(queries, box, network, options)
-        first = self.vectors.first
-        again = np.flatnonzero(first != np.arange(len(first)))
-        left_out = [
-            np.concatenate([again, self.vectors.rows_with(content)]) if content else again for content in contents
-        ]
+        given = {name: value for name, value in checked(reading, ReadingKeywords).items() if value is not None}
+        decoding = Reading(self.card.preprocessing.exif, **(self.about.levels | given))
+        names, contents, vectors = self._asked(queries, box, network, decoding, batch, workers)
+        held = self.vectors
+        again = np.flatnonzero(held.first != np.arange(len(held)))
+        left_out = [np.concatenate([again, held.rows_with(content)]) if content else again for content in contents]
         if approximate:
-            found = approximate_nearest(self.vectors, self.table, vectors, k, metric, class_ids, left_out)
+            found = approximate_nearest(held, self.table, vectors, k, metric, class_ids, left_out)
         else:
-            held = self.vectors
-            found = nearest(
-                held.vectors,
-                vectors,
-                k,
-                metric,
-                lengths=held.lengths,
-                allowed=None if class_ids is None else np.isin(held.class_ids, class_ids),
-                left_out=left_out,
-            )
+            allowed = None if class_ids is None else np.isin(held.class_ids, class_ids)
+            found = nearest(held.vectors, vectors, k, metric, lengths=held.lengths, allowed=allowed, left_out=left_out)
         return [
             Matches(name, content, tuple(self.match(int(row), float(score)) for row, score in zip(*each, strict=True)))
             for name, content, each in zip(names, contents, found, strict=True)
@@ -231,8 +215,6 @@ class Index:
 
     def match(self, row: int, score: float) -> Match:
         """Return the `Match` of a row of `vectors`, with all paths of its content."""
-        from convnets_torch.embeddings.index_table import usable
-
         held = self.vectors
         paths = [held.path(int(each)) for each in np.flatnonzero(held.first == held.first[row])]
         existing = usable(paths)
@@ -256,11 +238,7 @@ class Index:
         return {row["path"]: row["thumbnail"] for row in rows if row["thumbnail"]}
 
     def row_of(self, query: str | os.PathLike[str]) -> int | None:
-        """Return the row of `vectors` with a query's content, path or sha256; None if no row has the file's content.
-
-        Raises:
-            OSError: the query is neither a file nor a row.
-        """
+        """Return the row of `vectors` with a query's content, path or sha256; None if no row has the file's content."""
         return self._found(os.fspath(query))[1]
 
     def errors(self) -> Iterator[str]:
@@ -270,11 +248,8 @@ class Index:
 
     def duplicates(self, threshold: float, progress: Progress | None = None) -> list[DuplicateGroup]:
         """Group files that are nearly the same, as `find_duplicates` does; several paths of a file count once."""
-        from convnets_torch.embeddings.duplicates import group_of
-
         held = self.vectors
-        groups = find_duplicates(held.vectors, threshold, progress)
-        made = (group_of(held, group, threshold) for group in groups)
+        made = (group_of(held, rows, threshold) for rows in find_duplicates(held.vectors, threshold, progress))
         return [group for group in made if len(group.files) > 1]
 
     def leaks(
@@ -306,14 +281,17 @@ class Index:
         return [(paths[rows[0][leak.row]], paths[rows[1][leak.of]], leak.similarity) for leak in found]
 
     def _asked(
-        self, queries: Query | Iterable[Query], box: Box | None, network: Network | None, options: dict[str, Any]
+        self,
+        queries: Query | Iterable[Query],
+        box: Box | None,
+        network: Network | None,
+        reading: Reading,
+        batch: int | Literal["auto"],
+        workers: int | None,
     ) -> tuple[list[str], list[str | None], NDArray[np.float32]]:
         """Return the name of each query, the sha256 of its content (None for a vector), and its vector."""
-        several: Iterable[Query]
-        if isinstance(queries, str | os.PathLike):
-            several = [queries]
-        else:
-            several = [queries] if isinstance(queries, np.ndarray) and queries.ndim == 1 else queries
+        one = isinstance(queries, str | os.PathLike) or (isinstance(queries, np.ndarray) and queries.ndim == 1)
+        several = cast("Iterable[Query]", [queries] if one else queries)
         names: list[str] = []
         contents: list[str | None] = []
         vectors: list[NDArray[np.float32] | None] = []
@@ -331,7 +309,8 @@ class Index:
             vectors.append(None if row is None or box is not None else self.vectors.vectors[row])
         if missing := [place for place, vector in enumerate(vectors) if vector is None]:
             self._network = network or self._network or network_of(self)
-            seen = vectors_of(self, self._network, [names[place] for place in missing], box, options)
+            paths = [names[place] for place in missing]
+            seen = vectors_of(self, self._network, paths, box, reading, batch, workers)
             for place, vector in zip(missing, seen, strict=True):
                 vectors[place] = vector
         if not vectors:
@@ -362,46 +341,29 @@ def recall(exact: Sequence[Matches], found: Sequence[Matches]) -> float:
 
 
 def vectors_of(
-    index: Index, network: Network, paths: list[str], box: Box | None, options: dict[str, Any]
-) -> list[NDArray[np.float32]]:
-    """Embed pictures, or the same part of each, with the network of an index.
+    index: Index,
+    network: Network,
+    paths: list[str],
+    box: Box | None,
+    reading: Reading,
+    batch: int | Literal["auto"] = "auto",
+    workers: int | None = None,
+) -> NDArray[np.float32]:
+    """Embed pictures, or the same part of each, with the network of an index."""
+    from convnets_torch.embeddings.extraction import Embedder, embedded, stacked
 
-    Raises:
-        OSError: a file is missing or not a picture.
-        ValueError: the network is not that of the index; the box is outside a picture.
-    """
-    from convnets_torch.embeddings.extraction import Embedder, embed_each
-
-    layer, pool = index.about.layer, cast("Pool", index.about.pool)
-    levels = index.about.levels
-    if kind_of(Embedder(network, layer, pool).about | levels) != index.about.kind:
+    embedder = Embedder(network, index.about.layer, cast("Pool", index.about.pool))
+    if kind_of(embedder.about | index.about.levels) != index.about.kind:
         raise ValueError(
             f"{index.address} has vectors of {index.card.network} with another card; give the weights that made it"
         )
-    options = {**levels, **options}
-    pictures: Iterable[Picture] = paths
-    if box is not None:
-        running = {name: options.pop(name) for name in ("batch", "workers")}
-        read = partial(read_picture, exif=index.card.preprocessing.exif, **options)
-        pictures, options = [_crop(path, box, read) for path in paths], running
-    vectors = []
-    with closing(embed_each(network, pictures, layer, pool, **options)) as rows:
-        for row in rows:
-            if row.error is not None:
-                raise row.error
-            warn(row.remarks)
-            assert row.vector is not None
-            vectors.append(row.vector.numpy())
-    return vectors
+    images = paths if box is None else [_crop(path, box, reading) for path in paths]
+    [vectors] = stacked(embedded(embedder, images, reading, batch, workers)).values()
+    return vectors.numpy()
 
 
 def network_of(index: Index) -> Network:
-    """Load the network of an index from its recorded location.
-
-    Raises:
-        OSError: there is no network at that location any more.
-        ValueError: the index records no location, or another network is there now.
-    """
+    """Load the network of an index from its recorded location; ValueError or OSError if it is not there."""
     from convnets_torch.weights import load
 
     weights = index.about.weights
@@ -424,11 +386,12 @@ def network_of(index: Index) -> Network:
     return load(path)
 
 
-def _crop(path: str, box: Box, read: Callable[[str], Pixels]) -> Pixels:
+def _crop(path: str, box: Box, reading: Reading) -> Pixels:
     """Return a part of a picture."""
-    pixels = read(path)
+    picture = decode(path, reading)
+    warn(picture.notes)
     left, top, right, bottom = box
-    height, width = pixels.shape[:2]
+    height, width = picture.pixels.shape[:2]
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(f"the box {left},{top},{right},{bottom} is not in {path}, which is {width} x {height} pixels")
-    return pixels[top:bottom, left:right]
+    return picture.pixels[top:bottom, left:right]

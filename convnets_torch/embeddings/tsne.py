@@ -6,7 +6,6 @@ doi:10.18637/jss.v109.i03.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ from openTSNE.affinity import PerplexityBasedNN
 from openTSNE.nearest_neighbors import KNNIndex
 from scipy.sparse import csr_matrix
 
+from convnets_torch.inference.child_process import Progress
+
 EARLY, STEPS = 250, 500  # optimisation steps: with early exaggeration, and after it
 PLACING = 250  # optimisation steps for new pictures
 NEAR = 5.0  # perplexity for new pictures, openTSNE's default
@@ -24,10 +25,8 @@ EVERY = 25  # steps between two progress reports
 MANY = 10_000  # from this many pictures, forces are interpolated on a grid (FFT), not summed over a tree (Barnes-Hut)
 BLOCK = 1024  # query rows per block of the distance matrix
 
-Report = Callable[[int, int], None]
 
-
-def fit(reduced: NDArray[np.float32], perplexity: float, report: Report | None) -> NDArray[np.float64]:
+def fit(reduced: NDArray[np.float32], perplexity: float, report: Progress | None) -> NDArray[np.float64]:
     """Return positions (N, 2) of vectors (N, k) in principal components, the largest variance first.
 
     The first two components are the initial positions: they keep the global structure, and no randomness is involved.
@@ -52,7 +51,7 @@ def fit(reduced: NDArray[np.float32], perplexity: float, report: Report | None) 
 
 
 def place(
-    reduced: NDArray[np.float32], positions: NDArray[np.float64], new: NDArray[np.float32], report: Report | None
+    reduced: NDArray[np.float32], positions: NDArray[np.float64], new: NDArray[np.float32], report: Progress | None
 ) -> NDArray[np.float64]:
     """Return positions (M, 2) of new vectors (M, k) among the old ones (N, k), whose `positions` (N, 2) stay fixed."""
     old = TSNEEmbedding(
@@ -76,7 +75,7 @@ def _threads(count: int) -> int:
     return torch.get_num_threads() if count >= MANY else 1
 
 
-def _reporting(report: Report | None, early: int, steps: int) -> dict[str, Any]:
+def _reporting(report: Progress | None, early: int, steps: int) -> dict[str, Any]:
     """Return openTSNE options that report progress; openTSNE counts the steps of both phases from 0."""
     if report is None:
         return {}

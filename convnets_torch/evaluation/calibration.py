@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnets_torch.card import Activation, Card
+from convnets_torch.card import Activation
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD, as_network
 from convnets_torch.networks.packed import check_unpacked
@@ -25,7 +25,7 @@ from convnets_torch.weights import build, last_dense
 VALUES = 1 << 20  # logits in a block: 8 MB in float64
 
 
-def blocks(
+def logit_batches(
     logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], rows: NDArray[np.int64] | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
     """Yield (row numbers, logits in float64, labels) block by block, for all rows or only for `rows`.
@@ -122,26 +122,23 @@ def with_temperature(network: Network, temperature: float) -> Network:
         if name in arrays:
             arrays[name] = (arrays[name].detach().double() / temperature).to(arrays[name])
     found.load_state_dict(arrays, assign=True)
-    found.card = _card(card, temperature)
-    return found.eval()
-
-
-def _card(card: Card, temperature: float) -> Card:
     source = card.source
     if source is not None:
         source = replace(source, changes=(*source.changes, f"logits divided by the temperature {temperature:.6g}"))
     before = card.unknown.get("temperature", 1.0)
-    return replace(card, source=source, unknown={**card.unknown, "temperature": before * temperature})
+    found.card = replace(card, source=source, unknown={**card.unknown, "temperature": before * temperature})
+    return found.eval()
 
 
 BINS = 15  # as in the paper's tables
+EMPTY = {"confidence": None, "accuracy": None}  # of a bin without pictures
 COLDEST, HOTTEST = 1e-3, 1e3  # range in which the temperature is searched
 ROUNDS = 100  # maximum iterations of L-BFGS; about ten are usual
 FLAT = 1e-12  # gradient tolerance of L-BFGS on the mean loss
 SEED = 0  # of the random split into halves
 
-Logits = NDArray[np.floating[Any]]
-Labels = NDArray[np.integer[Any]]
+LogitArray = NDArray[np.floating[Any]]
+LabelArray = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,10 +202,8 @@ class Calibration:
             "confidence": self.confidence,
             "temperature": self.temperature,
             "bins": [
-                {"pictures": count, "confidence": _or_none(confidence), "accuracy": _or_none(accuracy)}
-                for count, confidence, accuracy in zip(
-                    self.counts.tolist(), self.confidences.tolist(), self.accuracies.tolist(), strict=True
-                )
+                {"pictures": int(count), **({"confidence": float(sure), "accuracy": float(right)} if count else EMPTY)}
+                for count, sure, right in zip(self.counts, self.confidences, self.accuracies, strict=True)
             ],
         }
 
@@ -247,8 +242,8 @@ class Recalibration:
 
 
 def calibrate(
-    logits: Logits,
-    labels: Labels,
+    logits: LogitArray,
+    labels: LabelArray,
     activation: Activation = "softmax",
     *,
     temperature: float = 1.0,
@@ -279,7 +274,7 @@ def calibrate(
         raise ValueError(f"the temperature is {temperature}; give a number above 0")
     sure, right = [], []
     nll = brier = 0.0
-    for _, values, truths in blocks(logits, labels, rows):
+    for _, values, truths in logit_batches(logits, labels, rows):
         logs = log_probabilities(values / temperature, activation)
         places = np.arange(len(truths))
         chances = np.exp(logs)
@@ -304,7 +299,7 @@ def calibrate(
 
 
 def fit_temperature(
-    logits: Logits, labels: Labels, activation: Activation = "softmax", *, rows: NDArray[np.int64] | None = None
+    logits: LogitArray, labels: LabelArray, activation: Activation = "softmax", *, rows: NDArray[np.int64] | None = None
 ) -> Temperature:
     """Fit the temperature, 0.001 to 1,000, that maximises the likelihood of the labels.
 
@@ -333,7 +328,7 @@ def fit_temperature(
         def loss() -> float:
             """Return the mean loss and leave its gradient in `log.grad`."""
             log.grad, found = None, 0.0
-            for _, values, truths in blocks(logits, labels, rows):
+            for _, values, truths in logit_batches(logits, labels, rows):
                 part = _loss(values, truths, torch.exp(-log), activation) / count
                 part.backward()  # type: ignore[no-untyped-call]
                 found += part.item()
@@ -363,7 +358,7 @@ def fit_temperature(
         return Temperature(math.exp(log.item()), before, loss(), count)
 
 
-def recalibrate(logits: Logits, labels: Labels, activation: Activation = "softmax") -> Recalibration:
+def recalibrate(logits: LogitArray, labels: LabelArray, activation: Activation = "softmax") -> Recalibration:
     """Fit a temperature to a fixed random half of the pictures and evaluate it on the other half.
 
     Args:
@@ -389,7 +384,3 @@ def _loss(values: NDArray[np.float64], truths: NDArray[np.int64], inverse: Tenso
         return F.binary_cross_entropy_with_logits(outputs * inverse, one_hot, reduction="sum")
     outputs -= outputs.amax(1, keepdim=True)  # so that the gradient keeps its sign if nearly all predictions are right
     return F.cross_entropy(outputs * inverse, places, reduction="sum")
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else value

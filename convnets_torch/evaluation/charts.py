@@ -15,8 +15,7 @@ from convnets_torch.card import Card
 from convnets_torch.embeddings.image_map_drawing import reduced
 from convnets_torch.evaluation.calibration import Calibration
 from convnets_torch.evaluation.metrics import Mistake
-from convnets_torch.images.decoding import Reading, open_upright
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.decoding import AS_IS, Reading, decode
 from convnets_torch.text import printable
 from convnets_torch.visualization import charts
 from convnets_torch.visualization.charts import WITH_NAMES, Color, draw_counts, new_axes
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIDE = 230  # longer side in pixels of a picture on a contact sheet
-COLUMNS = 5
+SHEET_COLUMNS = 5
 MISSING: Color = (200, 200, 200)
 
 
@@ -51,23 +50,15 @@ def draw_confusions(
     order = [class_id for class_id in every if used[class_id]]
     if not every_name and not card.classes > WITH_NAMES >= len(order):
         order = list(every)
-    return draw_counts(*_confusion_of(counts, card, order), groups, every_name=every_name, ax=ax)
-
-
-def _confusion_of(
-    counts: NDArray[np.integer[Any]], card: Card, order: list[int]
-) -> tuple[NDArray[np.integer[Any]], list[str], tuple[str, str]]:
-    """Counts and names of the classes in `order`, and the title lines."""
-    tree = tree_wnids(card) is not None
     names = [printable(class_name(card, class_id)) for class_id in order]
-    if tree:
+    if tree is not None:
         names = [name.partition(",")[0] for name in names]
     words = "Classes (rows) and what they were taken for (columns)"
     words += f", {len(order)} of {card.classes}" * (len(order) < card.classes)
-    words += ", in the order of the synset tree" * tree
+    words += ", in the order of the synset tree" * (tree is not None)
     shade = "the share of the row" if len(order) <= WITH_NAMES else "the square root of the share of the row"
     lines = (words, f"right: {counts.trace()} of {counts.sum()} pictures; colours go with {shade}")
-    return counts[np.ix_(order, order)], names, lines
+    return draw_counts(counts[np.ix_(order, order)], names, lines, groups, every_name=every_name, ax=ax)
 
 
 def draw_reliability(*found: Calibration, axes: Sequence[Axes] | None = None) -> list[Axes]:
@@ -95,7 +86,7 @@ def mistakes_sheet(
     mistakes: Sequence[Mistake],
     pictures: Sequence[Image.Image],
     title: str,
-    columns: int = COLUMNS,
+    columns: int = SHEET_COLUMNS,
 ) -> Image.Image:
     """Draw mistakes as a contact sheet with file name, predicted class, true class and their common ancestor.
 
@@ -114,34 +105,21 @@ def mistakes_sheet(
             f"{chance(mistake.of_truth)} {truth} (truth)",
             mistake.common,
         )
-        tiles.append((squared(picture), "\n".join(printable(line) or " " for line in words)))
+        square = Image.new("RGB", (SIDE, SIDE), PAPER)
+        square.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
+        tiles.append((square, "\n".join(printable(line) or " " for line in words)))
     return sheet(tiles, columns, SIDE, printable(title) if mistakes else f"{printable(title)}: there are none")
 
 
-def small_pictures(
-    paths: Sequence[str | os.PathLike[str]],
-    exif: bool = True,
-    *,
-    max_pixels: int | None = None,
-    depth: Depth = None,
-    background: Background = None,
-) -> dict[str, Image.Image]:
+def small_pictures(paths: Sequence[str | os.PathLike[str]], reading: Reading = AS_IS) -> dict[str, Image.Image]:
     """Return path -> thumbnail with a longer side of 230 pixels; a grey square with the error for an unreadable file.
 
     Args:
         paths: may contain duplicates.
-        exif: whether to apply EXIF orientation, as in the card's preprocessing.
-        max_pixels, depth, background: as for `read_picture`.
+        reading: how files are decoded; truncated ones always are.
     """
-    reading = Reading(exif, max_pixels, True, depth, background, least=(SIDE, SIDE))
+    reading = reading._replace(allow_truncated=True, least=(SIDE, SIDE))
     return {str(path): _thumbnail(path, reading) for path in dict.fromkeys(paths)}
-
-
-def squared(picture: Image.Image) -> Image.Image:
-    """Centre the picture on a white square of 230 pixels."""
-    square = Image.new("RGB", (SIDE, SIDE), PAPER)
-    square.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
-    return square
 
 
 def chance(probability: float) -> str:
@@ -155,7 +133,7 @@ def chance(probability: float) -> str:
 
 def _thumbnail(path: str | os.PathLike[str], reading: Reading) -> Image.Image:
     try:
-        image = open_upright(path, reading).image
+        image = decode(path, reading).image
         small = reduced(image, SIDE, Image.Resampling.BILINEAR).convert("RGB")
         return ImageOps.contain(small, (SIDE, SIDE), Image.Resampling.BILINEAR)  # enlarges tiny pictures too
     except (OSError, ValueError) as error:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Unpack
 
 from convnets_torch import files
 from convnets_torch._version import __version__
@@ -30,8 +31,8 @@ from convnets_torch.evaluation.labels import GroundTruth
 from convnets_torch.evaluation.metrics import SIZES, ClassErrors, ErrorRate, Ranking, confusion, errors_by_class, rank
 from convnets_torch.evaluation.several_labels import SeveralLabels, check_several, score_labels
 from convnets_torch.files import alone_in, check_own_folder, check_writable, open_own, replacing, sha256
-from convnets_torch.images.decoding import MOST_BYTES, Reading, picture_name
-from convnets_torch.images.levels import Background, Depth, said_levels
+from convnets_torch.images.decoding import MOST_BYTES, Reading, ReadingKeywords, picture_name
+from convnets_torch.images.levels import said_levels
 from convnets_torch.inference.engines import Engine
 from convnets_torch.inference.pipeline import (
     VIEWS,
@@ -41,105 +42,62 @@ from convnets_torch.inference.pipeline import (
     batch_for,
     card_of,
     is_whole,
+    place_of,
     predicted,
     ready_card,
     together,
 )
 from convnets_torch.networks import CATALOG
+from convnets_torch.options import FormerAttribute, checked, shows
 from convnets_torch.text import check_choice
 from convnets_torch.wordnet.targets import class_name, class_wnid
 
-
-@dataclass(frozen=True)
-class Published:
-    """ImageNet error rates reported elsewhere; not measured here.
-
-    Attributes:
-        errors: k -> top-k error, 0 to 1.
-        source: where they were published.
-    """
-
-    errors: Mapping[int, float]
-    source: str
+SOURCE = "convnets-keras' README, Performances on ImageNet"  # of the published error rates
 
 
-SOURCE = "convnets-keras' README, Performances on ImageNet"
-
-
-def published(card: Card) -> Published | None:
-    """Return the original's published errors for a network with ImageNet's 1,000 classes, otherwise None.
+def published(card: Card) -> Mapping[int, float] | None:
+    """Return the original's published errors, k -> top-k error, for a network with ImageNet's classes, otherwise None.
 
     >>> from convnets_torch.card import read_card
-    >>> published(read_card("alexnet.safetensors")).errors[5]
+    >>> published(read_card("alexnet.safetensors"))[5]
     0.2009
     """
     spec = CATALOG.get(card.network)
-    return Published(spec.errors, SOURCE) if card.imagenet and spec is not None and spec.errors else None
+    return spec.errors or None if card.imagenet and spec is not None else None
 
 
-class Clock:
-    """Accumulates the run time of a network over its calls."""
+class _TimedEngine:
+    """Wraps an engine to time its calls."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._seconds = device, 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+    card: Card | None
 
-    def time(self, run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Run the network and add its time. CUDA calls are asynchronous, so CUDA events measure them."""
-        if self._device.type == "cuda":
-            with torch.cuda.device(self._device):
-                begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-                end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-                begin.record()
-                found = run(images)
-                end.record()
-                self._events.append((begin, end))
-            return found
-        start = time.perf_counter()
-        found = run(images)
-        self._seconds += time.perf_counter() - start
-        return found
-
-    @property
-    def seconds(self) -> float:
-        """Total run time so far; synchronises on CUDA."""
-        if self._events:
-            torch.cuda.synchronize(self._device)
-            self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
-            self._events = []
-        return self._seconds
-
-
-class TimedNetwork(nn.Module):
-    """Wraps a network to time its calls; shares the network's parameters."""
-
-    def __init__(self, network: nn.Module, card: Card | None, clock: Clock) -> None:
+    def __init__(self, network: Runnable, device: torch.device) -> None:
         super().__init__()
-        self.network, self.card, self._clock = network, card, clock
-        self.training = False
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self._clock.time(self.network, images)
-
-
-class TimedEngine:
-    """Wraps an engine, which is not a module, to time its calls."""
-
-    def __init__(self, engine: Runnable, clock: Clock) -> None:
-        self.card, self._engine, self._clock = engine.card, engine, clock
-        self.mapped = getattr(engine, "mapped", None)  # set if it returns score maps, which `predict` refuses
+        self.card, self.training, self._network, self._device = ready_card(network), False, network, device
+        self.mapped = getattr(network, "mapped", None)  # set if it returns score maps, which `predict` refuses
+        self._calls: list[tuple[Any, Any]] = []
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        return self._clock.time(self._engine, images)
+        begin = self._now()
+        found = self._network(images)
+        self._calls.append((begin, self._now()))
+        return found
+
+    def _now(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        return torch.cuda.current_stream(self._device).record_event(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+
+    def seconds(self) -> float:
+        """Return the total time of the calls. CUDA calls are asynchronous, so events measure them."""
+        if self._device.type != "cuda":
+            return sum(end - begin for begin, end in self._calls)
+        torch.cuda.synchronize(self._device)
+        return sum(begin.elapsed_time(end) for begin, end in self._calls) / 1000
 
 
-def timed(network: Runnable) -> tuple[Runnable, Clock]:
-    """Return the network wrapped with a clock, and the clock."""
-    if not isinstance(network, nn.Module):
-        clock = Clock(torch.device("cpu"))
-        return TimedEngine(network, clock), clock
-    clock = Clock(next(network.parameters()).device)
-    return TimedNetwork(network, ready_card(network), clock), clock
+class _TimedNetwork(_TimedEngine, nn.Module):
+    """Wraps a network to time its calls; shares the network's parameters."""
 
 
 def peak_memory() -> int | None:
@@ -174,23 +132,17 @@ class OutputFile:
         run: identifies the run.
         done: number of pictures finished.
         failed: index of a picture -> why it could not be used.
-        remarks: on the pictures that could be used, in order.
+        notes: on the pictures that could be used, in order.
     """
 
     def __init__(self, folder: Path | None, run: Mapping[str, Any], pictures: int, classes: int) -> None:
-        """Start a run or resume one.
-
-        Args:
-            folder: created if missing; None for a temporary file.
-            run: JSON-serialisable data that identifies the run.
-            pictures: total number of pictures.
-            classes: outputs per picture.
+        """Start or resume the run that the JSON data `run` identify, in a folder or, if it is None, a temporary file.
 
         Raises:
             ValueError: the folder holds outputs of another run.
             OSError: the folder cannot be read or written, is in use by another process, or contains a link.
         """
-        self.run, self.done, self.failed, self.remarks = dict(run), 0, dict[int, str](), list[str]()
+        self.run, self.done, self.failed, self.notes = dict(run), 0, dict[int, str](), list[str]()
         self._pictures, self._classes, self._rows = pictures, classes, 0
         self._place = folder or tempfile.gettempdir()
         self._lines: IO[bytes] | None = None
@@ -237,7 +189,7 @@ class OutputFile:
             if self._checksum(entry.rows) != entry.crc32:
                 break
             self.failed |= entry.failed
-            self.remarks += entry.remarks
+            self.notes += entry.notes
             self.done, self._rows, end = entry.done, self._rows + entry.rows, end + len(line)
         lines.seek(end)
         lines.truncate()
@@ -254,17 +206,10 @@ class OutputFile:
             found, left = zlib.crc32(data, found), left - len(values)
         return found
 
-    def add(self, rows: NDArray[np.float32], failed: Mapping[int, str], remarks: Sequence[str], done: int) -> None:
+    def add(self, rows: NDArray[np.float32], failed: Mapping[int, str], notes: Sequence[str], done: int) -> None:
         """Append the results of the pictures from `self.done` up to, but not including, `done`.
 
-        Args:
-            rows: (n, classes), outputs of the readable pictures, in order.
-            failed: index -> error of the others.
-            remarks: on the readable pictures.
-            done: index of the next picture.
-
-        Raises:
-            OSError: the disk is full.
+        `rows` are the outputs (n, classes) of the readable ones in order, `failed` has the errors of the others.
         """
         data = np.ascontiguousarray(rows, "<f4").tobytes()
         try:
@@ -273,7 +218,7 @@ class OutputFile:
             if self._lines is not None:
                 os.fsync(self._file.fileno())
                 entry = {"done": done, "rows": len(rows), "crc32": zlib.crc32(data)}
-                words = {"failed": dict(failed), "remarks": list(remarks)}
+                words = {"failed": dict(failed), "remarks": list(notes)}
                 self._lines.write(json.dumps(entry | words).encode() + b"\n")
                 self._lines.flush()
                 os.fsync(self._lines.fileno())
@@ -283,7 +228,7 @@ class OutputFile:
                 " command again: with --resume-folder, finished pictures are kept"
             ) from None
         self.failed.update(failed)
-        self.remarks += remarks
+        self.notes += notes
         self.done, self._rows = done, self._rows + len(rows)
 
     def mapped(self) -> NDArray[np.float32]:
@@ -293,7 +238,6 @@ class OutputFile:
         return np.memmap(self._file, "<f4", "r", shape=(self._rows, self._classes))
 
     def close(self) -> None:
-        """Close the files."""
         with contextlib.suppress(OSError):  # of a full disk, which `add` already reported
             self._open.close()
 
@@ -304,10 +248,10 @@ class _Entry:
     def __init__(self, said: Any) -> None:
         self.done, self.rows, self.crc32 = (said[name] for name in ("done", "rows", "crc32"))
         self.failed = {int(number): words for number, words in said["failed"].items()}
-        self.remarks: list[str] = said["remarks"]
+        self.notes: list[str] = said["remarks"]
         numbers = (self.done, self.rows, self.crc32, 0)
-        words = (*self.failed.values(), *self.remarks, "")
-        if {*map(type, numbers)} != {int} or {*map(type, words)} != {str} or type(self.remarks) is not list:
+        words = (*self.failed.values(), *self.notes, "")
+        if {*map(type, numbers)} != {int} or {*map(type, words)} != {str} or type(self.notes) is not list:
             raise ValueError("a value has the wrong type")
         if self.rows < 0 or len(self.failed) != len(said["failed"]):
             raise ValueError("rows are negative or a failed picture is listed twice")
@@ -379,7 +323,7 @@ class Evaluation:
             the mean of the views'.
         ranked: rank of the true class of each picture; None for multi-label data.
         failed: unreadable pictures and their errors; they count as neither right nor wrong.
-        remarks: notes for the reader, such as unusual data.
+        notes: for the reader, such as unusual data.
         running: time and memory.
         learnt: which of the N pictures the network was trained on; None if its card does not record them.
     """
@@ -392,9 +336,10 @@ class Evaluation:
     logits: NDArray[np.float32]
     ranked: Ranking | None
     failed: tuple[tuple[Path, str], ...]
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
     running: Running
     learnt: Learnt | None = None
+    remarks = FormerAttribute("notes")
 
     @property
     def ranking(self) -> Ranking:
@@ -442,13 +387,9 @@ class Evaluation:
             "pictures": len(self.labels),
             "failed": {str(path): words for path, words in self.failed},
         }
+        rest = {"running": self.running.to_dict(), "remarks": list(self.notes)}
         if self.several_labels is not None:
-            return {
-                **about,
-                **self.several_labels.to_dict(self.card),
-                "running": self.running.to_dict(),
-                "remarks": list(self.remarks),
-            }
+            return about | self.several_labels.to_dict(self.card) | rest
         original = published(self.card)
         counts = self.confusion
         pairs = np.argwhere(counts)
@@ -458,10 +399,8 @@ class Evaluation:
             "balanced_error": self.balanced_error,
             "ties": self.ranking.ties,
             "learnt_from": self.learnt and self.learnt.to_dict(),
-            "published": original
-            and {"source": original.source, "errors": {f"top-{k}": each for k, each in original.errors.items()}},
-            "running": self.running.to_dict(),
-            "remarks": list(self.remarks),
+            "published": original and {"source": SOURCE, "errors": {f"top-{k}": each for k, each in original.items()}},
+            **rest,
             "by_class": [
                 {
                     "class_id": each.class_id,
@@ -477,6 +416,7 @@ class Evaluation:
         }
 
 
+@shows(ReadingKeywords, Reading)
 def evaluate(
     network: Runnable,
     truth: GroundTruth,
@@ -485,12 +425,9 @@ def evaluate(
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
     exact: bool = True,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
     store: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> Evaluation:
     """Run a network on labelled pictures and measure its errors, or its per-label metrics for multi-label data.
 
@@ -501,7 +438,7 @@ def evaluate(
     are not part of the identity: after correcting them, metrics are recomputed without running the network again.
 
     If the network's card records its training pictures, as `finetune` and `probe` do, the contents of the pictures are
-    looked up there at the end, and a remark says how many of them the network was trained on.
+    looked up there at the end, and a note says how many of them the network was trained on.
 
     Args:
         network: in eval mode, with its card, as `load` returns it, prepared or not; or an `engine` of one.
@@ -509,10 +446,11 @@ def evaluate(
         crops: as `views` of `predict`: "center" crop, "flip" (that and its mirror image), or "ten" (corners, centre,
             and their mirror images). Probabilities are averaged, as the AlexNet paper averages the softmax of ten
             patches; outputs that are not probabilities are averaged directly.
-        batch, workers, max_pixels, allow_truncated, depth, background: as in `predict`.
+        batch, workers: as in `predict`.
         exact: decode every file at full resolution, as `classify` does; False is faster, see `predict`.
         store: a folder for the outputs, created if missing; None for a temporary file.
         progress: called with the number of finished pictures and the total.
+        reading: as for `read_picture`.
 
     Raises:
         ValueError: the network has no card, no head or only one class, is in training mode, or gives NaN or infinite
@@ -529,8 +467,9 @@ def evaluate(
     if several:
         check_several(card)
     check_choice(crops, VIEWS, "crops")
-    options = {"crops": crops, "exact": exact, "max_pixels": max_pixels, "allow_truncated": allow_truncated}
-    options |= said_levels(depth, background)
+    how = Reading(**checked(reading, ReadingKeywords))
+    options = {"crops": crops, "exact": exact, "max_pixels": how.max_pixels, "allow_truncated": how.allow_truncated}
+    options |= said_levels(how.depth, how.background)
     run = options if store is None else _identity(network, card) | options | {"files": _files(truth)}
     before = None if store is None else noted(Path(store))
     if batch == "auto":
@@ -539,15 +478,14 @@ def evaluate(
     elif type(batch) is not int or batch < 1:
         raise ValueError(f"batch must be a positive integer or 'auto', got {batch!r}")
     outputs = OutputFile(None if store is None else Path(store), run | {"batch": batch}, len(truth.paths), card.classes)
-    ready, clock = timed(network)
+    device, _ = place_of(network)
+    timed = (_TimedNetwork if isinstance(network, nn.Module) else _TimedEngine)(network, device)
     first = outputs.done
-    device = _device(network)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
     with contextlib.closing(outputs):
-        reading = Reading(True, max_pixels, allow_truncated, depth, background)
-        rows = predicted(ready, truth.paths[first:], reading, batch=batch, workers=workers, exact=exact, views=crops)
+        rows = predicted(timed, truth.paths[first:], how, batch=batch, workers=workers, exact=exact, views=crops)
         with contextlib.closing(rows), _RowBuffer(outputs, card.activation, together(batch, crops)) as part:
             for row in rows:
                 part.add(row)
@@ -564,21 +502,21 @@ def evaluate(
     running = Running(
         len(truth.paths) - first,
         seconds,
-        clock.seconds,
+        timed.seconds(),
         peak_memory(),
         torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
     paths = tuple(truth.paths[number] for number in good)
-    told = [*truth.remarks, *dict.fromkeys(outputs.remarks)]
+    notes = [*truth.notes, *dict.fromkeys(outputs.notes)]
     learnt = None
     if keeps_digests(card):
         try:
             learnt = find_learnt(card, [_digest(path) for path in paths])
-            told = [*learnt.remarks, *told]
+            notes = [*learnt.remarks, *notes]
         except ValueError as error:
-            told.append(str(error))
+            notes.append(str(error))
     if ranking is not None and ranking.ties:
-        told.append(f"{ranking.ties} pictures have a tie of their true class with another; the lower id ranks first")
+        notes.append(f"{ranking.ties} pictures have a tie of their true class with another; the lower id ranks first")
     return Evaluation(
         card,
         truth.folder,
@@ -588,7 +526,7 @@ def evaluate(
         logits,
         ranking,
         tuple((truth.paths[number], words) for number, words in sorted(outputs.failed.items())),
-        tuple(told),
+        tuple(notes),
         running,
         learnt,
     )
@@ -599,11 +537,8 @@ class _RowBuffer:
 
     def __init__(self, outputs: OutputFile, activation: Activation, size: int) -> None:
         self._outputs, self._activation, self._size = outputs, activation, size
-        self.done = outputs.done
-        self._rows: list[NDArray[np.float32]] = []
-        self._failed: dict[int, str] = {}
-        self._remarks: list[tuple[int, str]] = []
-        self._whole = (0, outputs.done)  # rows and pictures up to the end of the last complete batch
+        self._pictures: list[tuple[NDArray[np.float32] | None, str, tuple[str, ...]]] = []  # outputs, error, notes
+        self._whole = 0  # pictures up to the end of the last complete batch
         self._members = self._good = 0  # pictures, and readable ones, of the current batch
         self._written = time.monotonic()
 
@@ -612,37 +547,39 @@ class _RowBuffer:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
-            self._whole = (len(self._rows), self.done)
+            self._whole = len(self._pictures)
         self._write()
 
+    @property
+    def done(self) -> int:
+        return self._outputs.done + len(self._pictures)
+
     def add(self, row: Predicted) -> None:
-        self._remarks += ((self.done, remark) for remark in row.remarks)
-        if row.logits is None:
-            self._failed[self.done] = " ".join(str(row.error).split())
-        else:
+        outputs = None
+        if row.logits is not None:
             if not row.logits.isfinite().all():
                 raise ValueError(
                     f"{picture_name(row.picture)}: the network's outputs are NaN or infinite: its weights are broken,"
                     " or too large for float16"
                 )
-            self._rows.append(averaged(row.logits, self._activation).numpy())
+            outputs = averaged(row.logits, self._activation).numpy()
             self._good += 1
-        self.done, self._members = self.done + 1, self._members + 1
+        self._pictures.append((outputs, " ".join(str(row.error).split()), row.remarks))
+        self._members += 1
         if is_whole(self._members, self._good, self._size):
-            self._whole, self._members, self._good = (len(self._rows), self.done), 0, 0
-            waits = self.done - self._outputs.done
-            if waits >= PART or time.monotonic() - self._written > EVERY:
+            self._whole, self._members, self._good = len(self._pictures), 0, 0
+            if self._whole >= PART or time.monotonic() - self._written > EVERY:
                 self._write()
 
     def _write(self) -> None:
-        rows, done = self._whole
-        if done > self._outputs.done:
-            failed = {number: words for number, words in self._failed.items() if number < done}
-            made = np.stack(self._rows[:rows]) if rows else np.zeros((0, 1), np.float32)
-            self._outputs.add(made, failed, [remark for number, remark in self._remarks if number < done], done)
-            self._remarks = [(number, remark) for number, remark in self._remarks if number >= done]
-            self._rows, self._whole = self._rows[rows:], (0, done)
-            self._failed = {number: words for number, words in self._failed.items() if number >= done}
+        if some := self._pictures[: self._whole]:
+            first = self._outputs.done
+            rows = [outputs for outputs, _, _ in some if outputs is not None]
+            failed = {number: error for number, (outputs, error, _) in enumerate(some, first) if outputs is None}
+            notes = [note for _, _, found in some for note in found]
+            made = np.stack(rows) if rows else np.zeros((0, 1), np.float32)
+            self._outputs.add(made, failed, notes, first + len(some))
+            self._pictures, self._whole = self._pictures[len(some) :], 0
         self._written = time.monotonic()
 
 
@@ -675,7 +612,7 @@ def _identity(network: Runnable, card: Card) -> dict[str, Any]:
     """Data that identify the network, its card and its device."""
     facts: dict[str, Any] = {"version": __version__, "card": card.to_json()}
     if isinstance(network, nn.Module):
-        return facts | {"network": fingerprint(network), "device": _device(network).type}
+        return facts | {"network": fingerprint(network), "device": place_of(network)[0].type}
     digest = hashlib.sha256()
     if isinstance(network, Engine):  # parameters are not accessible, so its outputs identify it
         images = torch.randn(PROBES, 3, *network.size, generator=torch.Generator().manual_seed(0))
@@ -703,7 +640,3 @@ def _digest(path: Path) -> str | None:
         return sha256(path, max_bytes=MOST_BYTES)
     except (OSError, ValueError):  # the file changed after the network read it
         return None
-
-
-def _device(network: Runnable) -> torch.device:
-    return next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")

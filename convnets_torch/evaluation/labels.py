@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from convnets_torch.card import Card
 from convnets_torch.evaluation.several_labels import check_several, learnt_several
 from convnets_torch.images.finding import few, normal
 from convnets_torch.images.labelled import LabelledPictures, find_labelled, in_several, read_lines
+from convnets_torch.options import FormerAttribute
 from convnets_torch.text import check_choice
 from convnets_torch.wordnet import synsets
 from convnets_torch.wordnet.targets import class_keys, class_name
@@ -35,13 +36,14 @@ class GroundTruth:
         folder: of the pictures.
         paths: of the N pictures; ordered by folder name for class folders, otherwise sorted.
         labels: (N,) int64, class ids of the card; or (N, classes) bool for multi-label data.
-        remarks: notes for the user, such as classes without pictures.
+        notes: for the user, such as classes without pictures.
     """
 
     folder: Path
     paths: tuple[Path, ...]
     labels: NDArray[Any]
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    remarks = FormerAttribute("notes")
 
 
 def find_truth(
@@ -50,7 +52,7 @@ def find_truth(
     *,
     truth: str | os.PathLike[str] | None = None,
     id_table: str | os.PathLike[str] | None = None,
-    labels: Labels = "auto",
+    labels: LabelMeaning = "auto",
     columns: Sequence[str] | None = None,
     partial: bool = False,
     exclude: str | Iterable[str] = (),
@@ -90,7 +92,7 @@ def find_truth(
     if card.classes < 2:
         raise ValueError(f"the network has {card.classes} classes, but an evaluation needs at least 2")
     table = None if id_table is None else read_id_table(Path(id_table))
-    found, told = _evaluation_split(
+    found, notes = _evaluation_split(
         find_labelled(folder, truth, columns=columns, partial=partial, exclude=exclude, several=True)
     )
     of_folders = found.where.is_dir()
@@ -103,7 +105,7 @@ def find_truth(
         if not texts:
             raise ValueError(f"{where}: no picture has a label; add pictures with labels")
     try:
-        meant, remarks = resolved_labels(card, texts, where, labels=labels, table=table)
+        meant, doubts = resolved_labels(card, texts, where, labels=labels, table=table)
     except ValueError as error:
         if found.doubt:
             raise ValueError(f"{error}; {found.doubt}") from None
@@ -113,20 +115,20 @@ def find_truth(
         names = " and ".join(name for name, class_id in meant.items() if class_id == several[0])
         raise ValueError(f"{folder}: the sub-folders {names} are one class, {class_name(card, several[0])}; merge them")
     if twice := in_several(found.by_class()):
-        told.append(f"{twice}: no prediction is right for all of them")
+        notes.append(f"{twice}: no prediction is right for all of them")
     numbers = np.array([meant[label] for label in texts], np.int64)
     truths: NDArray[Any] = numbers
     if found.several is not None or learnt_several(card):
         truths = np.zeros((len(found.paths), card.classes), np.bool_)
         truths[np.repeat(np.arange(len(found.paths)), [len(each) for each in found.every]), numbers] = True
         if found.several is None:
-            told.append("each picture has one label, but the network is multi-label, so each label is evaluated alone")
+            notes.append("each picture has one label, but the network is multi-label, so each label is evaluated alone")
     place = Path(folder) if Path(folder).is_dir() else Path(folder).parent
-    return GroundTruth(place, found.paths, truths, (*found.remarks, *told, *remarks, *_missing(card, numbers)))
+    return GroundTruth(place, found.paths, truths, (*found.remarks, *notes, *doubts, *_missing(card, numbers)))
 
 
 def _evaluation_split(found: LabelledPictures) -> tuple[LabelledPictures, list[str]]:
-    """Select the `test` pictures, or else `val`, if there is a split, with a remark about it."""
+    """Select the `test` pictures, or else `val`, if there is a split, with a note about it."""
     sides = Counter(found.sides)
     if None in sides or not sides:
         return found, []
@@ -142,7 +144,7 @@ def _evaluation_split(found: LabelledPictures) -> tuple[LabelledPictures, list[s
 
 
 def _missing(card: Card, numbers: NDArray[np.int64]) -> list[str]:
-    """A remark on classes without pictures."""
+    """A note on classes without pictures."""
     missing = np.flatnonzero(np.bincount(numbers, minlength=card.classes) == 0).tolist()
     if not missing:
         return []
@@ -150,65 +152,67 @@ def _missing(card: Card, numbers: NDArray[np.int64]) -> list[str]:
     return [f"{len(missing)} of the {card.classes} classes have no pictures ({few(names)})"]
 
 
-Labels = Literal["auto", "class-ids"]
+LabelMeaning = Literal["auto", "class-ids"]
 SHOWN = 10  # rejected labels listed in the message
 MOST_PROBLEMS = 100  # failed look-ups before giving up; each takes milliseconds
 
 
 def resolved_labels(
-    card: Card, texts: Iterable[str], where: str, *, labels: Labels = "auto", table: dict[int, str] | None = None
+    card: Card, texts: Iterable[str], where: str, *, labels: LabelMeaning = "auto", table: dict[int, str] | None = None
 ) -> tuple[dict[str, int], list[str]]:
     """Map each distinct label to exactly one class; labels that match no class are reported together.
 
     Args:
-        card: of the network that defines the classes.
+        card, labels: as for `find_truth`.
         texts: wnids or words that mean exactly one class (ImageNet's 1,000), the card's own class names, or class ids.
         where: source of the labels, for messages.
-        labels: "class-ids" accepts numbers as class ids, 0 to classes - 1, where "auto" rejects them because they may
-            count from 1.
         table: ILSVRC's ids -> wnids; every label is then such an id.
 
     Returns:
-        label -> class id, and remarks.
+        label -> class id, and notes.
 
     Raises:
         ValueError: labels match no class, or are ambiguous numbers.
     """
-    check_choice(labels, get_args(Labels), "labels")
+    check_choice(labels, get_args(LabelMeaning), "labels")
     distinct = list(dict.fromkeys(texts))
     names = {} if card.imagenet else {normal(key): place for key, place in class_keys(card).items()}
     numbers = [int(text) for text in distinct if _is_number(text)]
-    remarks = []
-    problems: dict[str, str] = {}
+    notes = []
+    mean: Callable[[str], int]
     if table is not None:
         if labels == "class-ids":
             raise ValueError("class ids need no table of ILSVRC's ids; leave out one of the two")
         if not card.imagenet:
             raise ValueError("a table of ILSVRC's ids gives wnids, but the network's classes are not ImageNet's")
-        mean = partial(_of_table, table=table, problems=problems)
+        mean = partial(_of_table, table=table)
     elif labels == "class-ids" or (len(numbers) == len(distinct) and not any(text in names for text in distinct)):
         if labels == "auto":
             _check_zero_based(card, numbers, where)
             _check_numbered_names(card, where)
-            remarks.append(f"{where}: the labels are taken for class ids, 0 ({class_name(card, 0)}) and up")
-        mean = partial(_of_number, card=card, problems=problems)
+            notes.append(f"{where}: the labels are taken for class ids, 0 ({class_name(card, 0)}) and up")
+        mean = partial(_of_number, card=card)
     elif card.imagenet:
-        mean = partial(_of_words, problems=problems)
+        mean = _of_words
     else:
-        mean = partial(_of_name, names=names, problems=problems)
+        mean = partial(_of_name, names=names)
     found: dict[str, int] = {}
+    problems: list[str] = []
     for text in distinct:
-        found[text] = mean(text)
+        try:
+            found[text] = mean(text)
+        except ValueError as error:
+            problems.append(f"{text!r:.80} ({error})")
         if len(problems) == MOST_PROBLEMS:
             break
     if problems:
-        shown = "; ".join(f"{text!r:.80} {reason}" for text, reason in list(problems.items())[:SHOWN])
+        shown = "; ".join(problems[:SHOWN])
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise ValueError(
-            f"{where}: {len(problems)} of {len(found)} labels are none of the network's {card.classes} classes:"
-            f" {shown}{more}"
+            f"{where}: {len(problems)} of {len(found) + len(problems)} labels are none of the network's {card.classes}"
+            f" classes: {shown}{more}"
         )
-    return found, remarks
+    return found, notes
 
 
 def read_id_table(path: Path) -> dict[int, str]:
@@ -276,37 +280,33 @@ def _check_numbered_names(card: Card, where: str) -> None:
             )
 
 
-def _of_number(text: str, card: Card, problems: dict[str, str]) -> int:
+def _of_number(text: str, card: Card) -> int:
     if not _is_number(text) or int(text) >= card.classes:
-        problems[text] = f"(not a class id from 0 to {card.classes - 1})"
-        return -1
+        raise ValueError(f"not a class id from 0 to {card.classes - 1}")
     return int(text)
 
 
-def _of_table(text: str, table: dict[int, str], problems: dict[str, str]) -> int:
+def _of_table(text: str, table: dict[int, str]) -> int:
     if not _is_number(text) or int(text) not in table:
-        problems[text] = "(not in the table of ILSVRC's ids)"
-        return -1
-    before = len(problems)
-    found = _of_words(table[int(text)], problems)
-    if len(problems) > before:
-        problems[text] = f"({table[int(text)]} in the table) {problems.pop(table[int(text)])}"
-    return found
+        raise ValueError("not in the table of ILSVRC's ids")
+    wnid = table[int(text)]
+    try:
+        return _of_words(wnid)
+    except ValueError as error:
+        raise ValueError(f"{wnid} in the table) ({error}") from None
 
 
-def _of_words(text: str, problems: dict[str, str]) -> int:
+def _of_words(text: str) -> int:
     if _is_number(text):
-        problems[text] = "(a number among words)"
-        return -1
+        raise ValueError("a number among words")
     try:
         return synsets.class_id(text)
     except ValueError as error:
-        problems[text] = f"({str(error).split(';')[0]})"
-        return -1
+        raise ValueError(str(error).split(";")[0]) from None
 
 
-def _of_name(text: str, names: dict[str, int], problems: dict[str, str]) -> int:
+def _of_name(text: str, names: dict[str, int]) -> int:
     found = names.get(text, names.get(synsets.leading_wnid(text) or text, -1))
     if found < 0:
-        problems[text] = "(the name of several classes)" if text in names else "(not a class name)"
+        raise ValueError("the name of several classes" if text in names else "not a class name")
     return found

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnets_torch.card import Activation, Card
-from convnets_torch.evaluation.calibration import VALUES, blocks, check_probable, log_probabilities
+from convnets_torch.evaluation.calibration import VALUES, check_probable, log_probabilities, logit_batches
 from convnets_torch.wordnet.hierarchy import Distances, distances_of
 from convnets_torch.wordnet.targets import class_name, class_wnid
 
@@ -101,14 +101,14 @@ def rank(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) ->
         labels: (N,) class ids.
 
     Raises:
-        ValueError: there are no pictures, outputs are not finite, or labels do not fit, as in `blocks`.
+        ValueError: there are no pictures, outputs are not finite, or labels do not fit, as in `logit_batches`.
 
     >>> found = rank(np.array([[0.1, 0.5, 0.5], [0.9, 0.2, 0.9]]), np.array([2, 0]))
     >>> found.ranks.tolist(), found.best.tolist(), found.ties
     ([1, 0], [[1, 2, 0], [0, 2, 1]], 2)
     """
     ranks, best, ties = [], [], 0
-    for _, values, truths in blocks(logits, labels):
+    for _, values, truths in logit_batches(logits, labels):
         own = values[np.arange(len(truths)), truths][:, None]
         equal = values == own
         before = equal & (np.arange(values.shape[1]) < truths[:, None])
@@ -155,7 +155,7 @@ def errors_by_class(
     )
 
 
-COLUMNS = 16  # minimum number of classes sorted together: each group reads all pages of a memory-mapped file
+LEAST_CLASSES = 16  # minimum number of classes sorted together: each group reads all pages of a memory-mapped file
 METRICS = ("precision", "recall", "f1", "auc")
 
 
@@ -188,13 +188,12 @@ def measure_classes(
     """Return the metrics of each class that has pictures, by class id.
 
     Args:
-        logits: (N, classes); may be memory-mapped.
-        labels: (N,) class ids.
+        logits, labels: as for `rank`.
         given: (N,) predicted class ids.
         activation: of the card. With "none", the AUC is computed from the raw outputs.
 
     Raises:
-        ValueError: there are no pictures, outputs are not finite, or labels do not fit, as in `blocks`.
+        ValueError: there are no pictures, outputs are not finite, or labels do not fit, as in `logit_batches`.
 
     >>> logits = np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 0.5]])
     >>> first, _ = measure_classes(logits, np.array([0, 1, 1]), logits.argmax(1), "softmax")
@@ -244,12 +243,12 @@ def _aucs(
     """AUC of each class in `present`, from the ranks of its pictures among all."""
     count = len(labels)
     shift = np.zeros(count)
-    for numbers, values, _ in blocks(logits, labels):
+    for numbers, values, _ in logit_batches(logits, labels):
         if activation == "softmax":  # a sigmoid does not change the order of logits
             highest = values.max(1)
             shift[numbers] = highest + np.log(np.exp(values - highest[:, None]).sum(1))
     found: list[float | None] = []
-    step = max(COLUMNS, VALUES // count)
+    step = max(LEAST_CLASSES, VALUES // count)
     for start in range(0, len(present), step):
         some = present[start : start + step]
         columns = np.ascontiguousarray(np.asarray(logits[:, some], np.float64).T) - shift
@@ -389,8 +388,7 @@ def find_mistakes(
     classes the first one is the prediction.
 
     Args:
-        logits: (N, classes); may be memory-mapped.
-        labels: (N,) class ids.
+        logits, labels: as for `rank`.
         paths: N files.
         card: of the weights; gives the activation and the class names.
         most: number of mistakes of each kind.
@@ -403,18 +401,14 @@ def find_mistakes(
         raise ValueError(f"there are {len(paths)} paths for {len(labels)} labels; give one for each")
     if logits.shape[-1] != card.classes:
         raise ValueError(f"outputs have {logits.shape[-1]} columns, and the card {card.classes} classes")
-    rows, answers, sure, of_truth = [], [], [], []
-    for numbers, values, truths in blocks(logits, labels):
+    parts = []
+    for numbers, values, truths in logit_batches(logits, labels):
         given = values.argmax(1)
         wrong = given != truths
         logs = log_probabilities(values[wrong], card.activation).round(DIGITS)
         places = np.arange(len(logs))
-        rows.append(numbers[wrong])
-        answers.append(given[wrong])
-        sure.append(logs[places, given[wrong]])
-        of_truth.append(logs[places, truths[wrong]])
-    row, given, log_sure, log_truth = (np.concatenate(parts) for parts in (rows, answers, sure, of_truth))
-
+        parts.append((numbers[wrong], given[wrong], logs[places, given[wrong]], logs[places, truths[wrong]]))
+    row, given, log_sure, log_truth = (np.concatenate(each) for each in zip(*parts, strict=True))
     tree = distances_of(card)
 
     def described(place: int) -> Mistake:

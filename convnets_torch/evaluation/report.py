@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+from typing_extensions import Unpack
 
-from convnets_torch.card import Card
 from convnets_torch.evaluation.calibration import (
     Calibration,
     Recalibration,
-    blocks,
     calibrate,
     log_probabilities,
+    logit_batches,
     recalibrate,
 )
 from convnets_torch.evaluation.charts import (
@@ -31,7 +31,7 @@ from convnets_torch.evaluation.charts import (
     mistakes_sheet,
     small_pictures,
 )
-from convnets_torch.evaluation.evaluate import Evaluation, published
+from convnets_torch.evaluation.evaluate import SOURCE, Evaluation, published
 from convnets_torch.evaluation.metrics import (
     METRICS,
     ClassMetrics,
@@ -42,10 +42,11 @@ from convnets_torch.evaluation.metrics import (
     measure_classes,
     most_confused_pairs,
 )
-from convnets_torch.evaluation.several_labels import SeveralLabels, figure
+from convnets_torch.evaluation.several_labels import figure
 from convnets_torch.files import check_page, check_writable, replacing, resolved
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.decoding import Reading, ReadingKeywords
 from convnets_torch.images.preprocessing import Preprocessing
+from convnets_torch.options import FormerAttribute, checked, former_names, shows
 from convnets_torch.text import cell
 from convnets_torch.visualization import charts
 from convnets_torch.visualization.charts import WITH_NAMES
@@ -58,150 +59,6 @@ from convnets_torch.wordnet.targets import class_name, class_wnid, tree_wnids
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-def share(some: int, every: int) -> str:
-    """Format a percentage, or a dash if the denominator is 0.
-
-    >>> share(1, 3), share(0, 0)
-    ('33.33%', '-')
-    """
-    return f"{some / every:.2%}" if every else "-"
-
-
-LARGE = 700  # width in pixels above which a chart scrolls on a narrow screen instead of shrinking
-
-
-@dataclass(frozen=True)
-class ErrorRow:
-    """One kind of error.
-
-    Attributes:
-        words: such as "top-1".
-        wrong, pictures: counts.
-        low, high: confidence interval of the error, 0 to 1.
-        original: the originally published error, 0 to 1; None if there is none.
-    """
-
-    words: str
-    wrong: int
-    pictures: int
-    low: float
-    high: float
-    original: float | None = None
-
-
-@dataclass(frozen=True)
-class ClassRow:
-    """One row of the class table.
-
-    Attributes:
-        words: name of the class.
-        wnid: None for custom classes.
-        pictures: number of pictures; may be 0.
-        wrong: number of top-1 errors.
-        wrong_of_best: number of top-k errors; None if not shown.
-        taken_for: the most frequent wrong prediction and its count; empty if there is none.
-        metrics: precision, recall and more; None if there are no pictures.
-    """
-
-    words: str
-    wnid: str | None
-    pictures: int
-    wrong: int
-    wrong_of_best: int | None = None
-    taken_for: str = ""
-    metrics: ClassMetrics | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """Contents of the report page; parts that are None or empty are left out.
-
-    Attributes:
-        title: such as the names of weights and folder.
-        card: of the weights.
-        facts: (name, value): what was evaluated, weights, preprocessing, pictures.
-        errors: top-k errors, in order of k.
-        interval: the kind of confidence interval, "95 %, Wilson".
-        classes: one row for each class, in the card's order.
-        means: averaged class metrics, as `class_means` returns them.
-        best: the k of `wrong_of_best`.
-        confusion: (classes, classes) counts, truth in rows.
-        pairs: the most confused pairs of classes.
-        calibration: of all pictures.
-        recalibration: if a temperature was requested.
-        mistakes: to show.
-        pictures: path -> thumbnail of each picture in `mistakes`.
-        severity: for the 1,000 classes.
-        running: (name, value): throughput, memory, device.
-        repeat: (name, value): command, options and versions.
-        bad: path -> why the picture was left out.
-        original: source of the `original` errors.
-        several: metrics of multi-label data.
-    """
-
-    title: str
-    card: Card
-    facts: Sequence[tuple[str, str]]
-    errors: Sequence[ErrorRow]
-    interval: str
-    classes: Sequence[ClassRow]
-    means: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
-    best: int | None = None
-    confusion: NDArray[np.integer[Any]] | None = None
-    pairs: Sequence[Confused] = ()
-    calibration: Calibration | None = None
-    recalibration: Recalibration | None = None
-    mistakes: Mistakes | None = None
-    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
-    severity: Severity | None = None
-    running: Sequence[tuple[str, str]] = ()
-    repeat: Sequence[tuple[str, str]] = ()
-    bad: Mapping[str, str] = field(default_factory=dict)
-    original: str = ""
-    several: SeveralLabels | None = None
-
-
-def write_report(report: Report, path: str | os.PathLike[str]) -> None:
-    """Write one self-contained HTML file, atomically.
-
-    Its script only sorts and filters the class table, which is complete without it. Names are escaped.
-
-    Raises:
-        ValueError: the suffix is not .html.
-        OSError: `path` cannot be written.
-    """
-    check_page(Path(path), "a report")
-    both, found = report.recalibration, report.calibration
-    shown = [] if found is None else [found] if both is None else [both.before, both.after]
-    save_page(
-        path,
-        "evaluation.html",
-        "evaluation.js",
-        title=report.title,
-        report=report,
-        names=[class_name(report.card, number) for number in range(report.card.classes)],
-        confusion_chart=None if report.confusion is None else _chart(draw_confusions, report.confusion, report.card),
-        reliability_chart=_chart(draw_reliability, *shown) if shown else None,
-        with_names=WITH_NAMES,
-        share=share,
-        chance=chance,
-        figure=figure,
-        data_uri=data_uri,
-        file_name=lambda path: Path(path).name,
-    )
-
-
-def _chart(draw: Callable[..., Axes | list[Axes]], *arguments: Any) -> dict[str, Any]:
-    """A chart for the page's template, or the reason why there is none."""
-    if reason := charts.why_not():
-        return {"missing": reason, "wide": False}
-    drawn = draw(*arguments)
-    figure = (drawn[0] if isinstance(drawn, list) else drawn).figure
-    wide = figure.bbox.width > LARGE
-    return {"missing": "", "wide": wide, "source": as_uri(charts.png_of(figure), "PNG")}
-
-
 FILES = (
     "evaluation.json", "report.html", "predictions.csv", "classes.csv", "confusion.svg", "confusion.png",
     "reliability.png", "worst.png", "most_confident.png",
@@ -211,11 +68,12 @@ ALWAYS = FILES[:4]
 INTERVAL = "95 %, Wilson"
 LEFT_OUT = "top-k errors, confusions, calibration, severity and mistakes are left out: they need one class per picture"
 NO_TEMPERATURE = "no temperature was fitted: it is for mutually exclusive classes"
-MOST_REMARKS = 10  # on the page
+MOST_NOTES = 10  # on the page
+LARGE = 700  # width in pixels above which a chart scrolls on a narrow screen instead of shrinking
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class Metrics:
     """An evaluation and the measurements derived from its outputs.
 
     Attributes:
@@ -225,23 +83,31 @@ class Judged:
         severity: if all classes are in the synset tree.
         pairs: the most confused pairs of classes.
         classes: precision, recall, F1 and AUC of each class that has pictures.
-        remarks: notes on what was left out.
+        notes: on what was left out.
     """
 
     evaluation: Evaluation
-    calibration: Calibration | None
-    recalibration: Recalibration | None
-    mistakes: Mistakes | None
-    severity: Severity | None
-    pairs: tuple[Confused, ...]
-    classes: tuple[ClassMetrics, ...]
-    remarks: tuple[str, ...]
+    calibration: Calibration | None = None
+    recalibration: Recalibration | None = None
+    mistakes: Mistakes | None = None
+    severity: Severity | None = None
+    pairs: tuple[Confused, ...] = ()
+    classes: tuple[ClassMetrics, ...] = ()
+    notes: tuple[str, ...] = ()
+    remarks = FormerAttribute("notes")
+
+    @property
+    def reliability(self) -> tuple[Calibration, ...]:
+        """The calibrations to draw: before and after the temperature if there is one."""
+        if self.recalibration is not None:
+            return self.recalibration.before, self.recalibration.after
+        return () if self.calibration is None else (self.calibration,)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, including the data of the evaluation."""
+        figures = self.evaluation.to_dict() | {"remarks": [*self.evaluation.notes, *self.notes]}
         if self.evaluation.several_labels is not None:
-            return self.evaluation.to_dict() | {"remarks": [*self.evaluation.remarks, *self.remarks]}
-        figures = self.evaluation.to_dict()
+            return figures
         for entry, measured in zip(figures["by_class"], self.classes, strict=True):
             entry.update((name, getattr(measured, name)) for name in METRICS)
         return figures | {
@@ -251,11 +117,10 @@ class Judged:
             "mistakes": self.mistakes and self.mistakes.to_dict(),
             "severity": self.severity and self.severity.to_dict(),
             "most_confused": [pair.to_dict() for pair in self.pairs],
-            "remarks": [*self.evaluation.remarks, *self.remarks],
         }
 
 
-def judge(found: Evaluation, *, temperature: bool = False) -> Judged:
+def compute_metrics(found: Evaluation, *, temperature: bool = False) -> Metrics:
     """Measure calibration, mistakes, severity, confusions and class metrics from a network's outputs.
 
     Multi-label data have none of these, since they need mutually exclusive classes.
@@ -263,15 +128,14 @@ def judge(found: Evaluation, *, temperature: bool = False) -> Judged:
     Args:
         found: the outputs.
         temperature: fit a temperature to one half of the pictures and evaluate it on the other. If there is no optimum,
-            a remark says so, and the other results are still returned.
+            a note says so, and the other results are still returned.
     """
     if found.several_labels is not None:
-        said = (LEFT_OUT, *([NO_TEMPERATURE] if temperature else ()))
-        return Judged(found, None, None, None, None, pairs=(), classes=(), remarks=said)
-    card, logits, labels, remarks = found.card, found.logits, found.labels, []
+        return Metrics(found, notes=(LEFT_OUT, NO_TEMPERATURE) if temperature else (LEFT_OUT,))
+    card, logits, labels, notes = found.card, found.logits, found.labels, []
     calibration = recalibration = mistakes = None
     if card.activation == "none":
-        remarks.append("the outputs are not probabilities (activation none), so calibration and mistakes are left out")
+        notes.append("the outputs are not probabilities (activation none), so calibration and mistakes are left out")
     else:
         calibration = calibrate(logits, labels, card.activation)
         mistakes = find_mistakes(logits, labels, found.paths, card)
@@ -279,12 +143,12 @@ def judge(found: Evaluation, *, temperature: bool = False) -> Judged:
             try:
                 recalibration = recalibrate(logits, labels, card.activation)
             except ValueError as error:
-                remarks.append(f"no temperature was fitted: {error}")
+                notes.append(f"no temperature was fitted: {error}")
     tree = tree_wnids(card)
     severity = None if tree is None else measure_severity(found.ranking.best, labels, tree)
     pairs = most_confused_pairs(found.confusion, card)
     classes = measure_classes(logits, labels, found.ranking.best[:, 0], card.activation)
-    return Judged(found, calibration, recalibration, mistakes, severity, pairs, classes, tuple(remarks))
+    return Metrics(found, calibration, recalibration, mistakes, severity, pairs, classes, tuple(notes))
 
 
 def check_report_folder(folder: Path, pictures: Path) -> None:
@@ -308,24 +172,23 @@ def check_outside(folder: Path, pictures: Path) -> None:
         raise ValueError(f"{folder} is inside {pictures}, where it would be taken for a class; name a folder outside")
 
 
-def save_judged(
-    found: Judged,
+@shows(ReadingKeywords, Reading)
+def save_report(
+    found: Metrics,
     folder: str | os.PathLike[str],
     *,
     weights: str = "",
     repeat: Sequence[tuple[str, str]] = (),
-    max_pixels: int | None = None,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> tuple[str, ...]:
     """Write `evaluation.json`, `report.html`, tables and pictures into a folder, each atomically.
 
     Args:
-        found: as `judge` returns it.
+        found: as `compute_metrics` returns it.
         folder: an existing folder.
         weights: name of the weights, for the page.
         repeat: (name, value), for the page: command, options, versions.
-        max_pixels, depth, background: as for `evaluate`, for the pictures of mistakes.
+        reading: as for `evaluate`, for the pictures of mistakes.
 
     Returns:
         The names of the written files; those without data are left out.
@@ -333,107 +196,125 @@ def save_judged(
     Raises:
         OSError: a file cannot be written.
     """
-    folder, evaluation, card = Path(folder), found.evaluation, found.evaluation.card
-    if evaluation.several_labels is not None:
-        return _save_labels(found, folder, weights, repeat)
-    _save_figures(found, folder, weights)
-    save_predictions(evaluation, folder / "predictions.csv", probabilities=False)
-    save_classes(evaluation, found.classes, folder / "classes.csv")
-    pictures: dict[str, Image.Image] = {}
-    small: dict[str, Any] = {}
-    if found.mistakes is not None:
-        kinds = {"worst": found.mistakes.worst, "most_confident": found.mistakes.confident}
-        paths = [each.path for mistakes in kinds.values() for each in mistakes]
-        exif = card.preprocessing.exif
-        small = small_pictures(paths, exif, max_pixels=max_pixels, depth=depth, background=background)
-        for name, mistakes in kinds.items():
-            others = found.mistakes.count - len(found.mistakes.worst)
-            of = f"{others} other mistakes" if name == "most_confident" else f"{found.mistakes.count} mistakes"
-            title = f"The {name.replace('_', ' ')} of {of}"
-            pictures[f"{name}.png"] = mistakes_sheet(mistakes, [small[each.path] for each in mistakes], title)
-    for name, picture in pictures.items():
-        save_image(picture, folder / name)
-    drawn = _save_charts(found, folder)
-    original = published(card)
-    errors = [
-        ErrorRow(
-            f"top-{rate.k}",
-            rate.wrong,
-            rate.count,
-            *rate.interval,
-            None if original is None else original.errors.get(rate.k),
-        )
-        for rate in evaluation.errors
-    ]
-    page = Report(
-        title=f"{weights or card.network} on {evaluation.folder}",
-        card=card,
-        facts=_facts(found, weights),
-        errors=errors,
-        interval=INTERVAL,
-        classes=_class_rows(found),
-        means=class_means(found.classes),
-        best=5 if card.classes > 5 else None,
-        confusion=evaluation.confusion,
-        pairs=found.pairs,
-        calibration=found.calibration,
-        recalibration=found.recalibration,
-        mistakes=found.mistakes,
-        pictures=small,
-        severity=found.severity,
-        running=running_facts(evaluation),
-        repeat=repeat,
-        bad={str(path): words for path, words in evaluation.failed},
-        original="" if original is None else original.source,
-    )
-    write_report(page, folder / "report.html")
-    return tuple(name for name in FILES if name in (*ALWAYS, *drawn, *pictures))
-
-
-def _save_charts(found: Judged, folder: Path) -> list[str]:
-    """Write the charts and return their names, or warn that they are left out."""
-    if reason := charts.why_not():
-        warnings.warn(f"{', '.join(CHARTS)} are left out: {reason}", charts.ChartWarning, stacklevel=3)
-        return []
-    confusion, card = found.evaluation.confusion, found.evaluation.card
-    charts.save_chart(draw_confusions(confusion, card, every_name=True), folder / "confusion.svg")
-    charts.save_chart(draw_confusions(confusion, card), folder / "confusion.png")
-    if found.calibration is None:
-        return ["confusion.svg", "confusion.png"]
-    both = found.recalibration
-    shown = (found.calibration,) if both is None else (both.before, both.after)
-    charts.save_chart(draw_reliability(*shown)[0], folder / "reliability.png")
-    return list(CHARTS)
-
-
-def _save_figures(found: Judged, folder: Path, weights: str) -> None:
+    folder, evaluation = Path(folder), found.evaluation
+    how = Reading(evaluation.card.preprocessing.exif, **checked(reading, ReadingKeywords))
     with replacing(folder / "evaluation.json") as temporary:
         figures = {"weights": weights, **found.to_dict()}
         temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if evaluation.several_labels is not None:
+        write_page(found, folder / "report.html", weights=weights, repeat=repeat)
+        return FILES[:2]
+    save_predictions(evaluation, folder / "predictions.csv", probabilities=False)
+    save_classes(evaluation, found.classes, folder / "classes.csv")
+    written = [*ALWAYS, *_save_charts(found, folder)]
+    thumbnails: dict[str, Image.Image] = {}
+    if (mistakes := found.mistakes) is not None:
+        thumbnails = small_pictures([each.path for each in (*mistakes.worst, *mistakes.confident)], how)
+        others = f"{mistakes.count - len(mistakes.worst)} other mistakes"
+        for name, of, some in (
+            ("worst", f"{mistakes.count} mistakes", mistakes.worst),
+            ("most_confident", others, mistakes.confident),
+        ):
+            title = f"The {name.replace('_', ' ')} of {of}"
+            save_image(mistakes_sheet(some, [thumbnails[each.path] for each in some], title), folder / f"{name}.png")
+            written.append(f"{name}.png")
+    write_page(found, folder / "report.html", weights=weights, repeat=repeat, thumbnails=thumbnails)
+    return tuple(written)
 
 
-def _save_labels(found: Judged, folder: Path, weights: str, repeat: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Write the files of a multi-label evaluation and return their names."""
-    evaluation = found.evaluation
-    _save_figures(found, folder, weights)
-    page = Report(
-        title=f"{weights or evaluation.card.network} on {evaluation.folder}",
-        card=evaluation.card,
-        facts=_facts(found, weights),
-        errors=(),
-        interval="",
-        classes=(),
+def _save_charts(found: Metrics, folder: Path) -> Sequence[str]:
+    """Write the charts and return their names, or warn that they are left out."""
+    if reason := charts.why_not():
+        warnings.warn(f"{', '.join(CHARTS)} are left out: {reason}", charts.ChartWarning, stacklevel=3)
+        return ()
+    confusion, card = found.evaluation.confusion, found.evaluation.card
+    charts.save_chart(draw_confusions(confusion, card, every_name=True), folder / "confusion.svg")
+    charts.save_chart(draw_confusions(confusion, card), folder / "confusion.png")
+    if not found.reliability:
+        return CHARTS[:2]
+    charts.save_chart(draw_reliability(*found.reliability)[0], folder / "reliability.png")
+    return CHARTS
+
+
+def write_page(
+    found: Metrics,
+    path: str | os.PathLike[str],
+    *,
+    weights: str = "",
+    repeat: Sequence[tuple[str, str]] = (),
+    thumbnails: Mapping[str, Image.Image] | None = None,
+) -> None:
+    """Write one self-contained HTML file, atomically.
+
+    Its script only sorts and filters the class table, which is complete without it. Names are escaped.
+
+    Args:
+        found, weights, repeat: as for `save_report`.
+        path: ends in .html.
+        thumbnails: path -> thumbnail of each picture in `found.mistakes`.
+
+    Raises:
+        ValueError: the suffix is not .html.
+        OSError: `path` cannot be written.
+    """
+    check_page(Path(path), "a report")
+    evaluation, card, several = found.evaluation, found.evaluation.card, found.evaluation.several_labels
+    confusion = None if several else evaluation.confusion
+    save_page(
+        path,
+        "evaluation.html",
+        "evaluation.js",
+        title=f"{weights or card.network} on {evaluation.folder}",
+        found=found,
+        several=several,
+        about=_facts(found, weights),
         running=running_facts(evaluation),
         repeat=repeat,
         bad={str(path): words for path, words in evaluation.failed},
-        several=evaluation.several_labels,
+        names=[class_name(card, number) for number in range(card.classes)],
+        rates=() if several else evaluation.errors,
+        interval=INTERVAL,
+        original=published(card),
+        source=SOURCE,
+        classes=() if several else list(zip(evaluation.by_class, found.classes, _taken_for(found), strict=True)),
+        wnids=[class_wnid(card, number) for number in range(card.classes)],
+        means=class_means(found.classes),
+        counts=confusion,
+        confusion_chart=None if confusion is None else _chart(draw_confusions, confusion, card),
+        reliability_chart=_chart(draw_reliability, *found.reliability) if found.reliability else None,
+        with_names=WITH_NAMES,
+        thumbnails=thumbnails or {},
+        chance=chance,
+        figure=figure,
+        data_uri=data_uri,
+        file_name=lambda path: Path(path).name,
     )
-    write_report(page, folder / "report.html")
-    return FILES[:2]
 
 
-def _facts(judged: Judged, weights: str) -> list[tuple[str, str]]:
-    found = judged.evaluation
+def _chart(draw: Callable[..., Axes | list[Axes]], *arguments: Any) -> dict[str, Any]:
+    """A chart for the page's template, or the reason why there is none."""
+    if reason := charts.why_not():
+        return {"missing": reason, "wide": False}
+    drawn = draw(*arguments)
+    figure = (drawn[0] if isinstance(drawn, list) else drawn).figure
+    wide = figure.bbox.width > LARGE
+    return {"missing": "", "wide": wide, "source": as_uri(charts.png_of(figure), "PNG")}
+
+
+def _taken_for(found: Metrics) -> list[str]:
+    """The most frequent wrong prediction of each class that has pictures, with its count; empty if there is none."""
+    counts, card = found.evaluation.confusion, found.evaluation.card
+    np.fill_diagonal(counts, 0)
+    words = []
+    for each in found.classes:
+        most = int(np.argmax(counts[each.class_id]))
+        name = class_name(card, most).partition(",")[0] if found.severity else class_name(card, most)
+        words.append(f"{name} ({counts[each.class_id, most]})" if counts[each.class_id, most] else "")
+    return words
+
+
+def _facts(metrics: Metrics, weights: str) -> list[tuple[str, str]]:
+    found = metrics.evaluation
     card, several = found.card, found.several_labels
     made = "" if card.source is None else f"{card.source.file}, {card.source.framework}, sha256 {card.source.sha256}"
     facts = [
@@ -450,10 +331,10 @@ def _facts(judged: Judged, weights: str) -> list[tuple[str, str]]:
         ("Trained on", "" if found.learnt is None else f"{found.learnt.train.sum()} of these pictures"),
         ("Mean top-1 error of the classes", "" if several is not None else f"{found.balanced_error:.2%}"),
     ]
-    remarks = [*found.remarks[:MOST_REMARKS], *judged.remarks]
-    if len(found.remarks) > MOST_REMARKS:
-        remarks.append(f"and {len(found.remarks) - MOST_REMARKS} more, in evaluation.json")
-    return [fact for fact in facts if fact[1]] + [("Remark", remark) for remark in remarks]
+    notes = [*found.notes[:MOST_NOTES], *metrics.notes]
+    if len(found.notes) > MOST_NOTES:
+        notes.append(f"and {len(found.notes) - MOST_NOTES} more, in evaluation.json")
+    return [fact for fact in facts if fact[1]] + [("Remark", note) for note in notes]
 
 
 def _preprocessing_words(rule: Preprocessing) -> str:
@@ -478,29 +359,6 @@ def running_facts(found: Evaluation) -> list[tuple[str, str]]:
     if running.device_memory is not None:
         facts.append(("Memory of the GPU, at most", f"{running.device_memory / 1e9:.2f} GB"))
     return facts
-
-
-def _class_rows(judged: Judged) -> list[ClassRow]:
-    """Rows for all classes of the card, including those without pictures."""
-    found, metrics = judged.evaluation, {each.class_id: each for each in judged.classes}
-    errors = {each.class_id: each.errors for each in found.by_class}
-    counts = found.confusion
-    rows = []
-    for class_id in range(found.card.classes):
-        words, wnid = class_name(found.card, class_id), class_wnid(found.card, class_id)
-        if class_id not in errors:
-            rows.append(ClassRow(words, wnid, 0, 0))
-            continue
-        others = counts[class_id].copy()
-        others[class_id] = 0
-        most = int(np.argmax(others))
-        first_word = class_name(found.card, most).partition(",")[0] if judged.severity else class_name(found.card, most)
-        taken = f"{first_word} ({others[most]})" if others[most] else ""
-        of_best = errors[class_id].get(5)
-        first = errors[class_id][1]
-        wrong_of_best = None if of_best is None else of_best.wrong
-        rows.append(ClassRow(words, wnid, first.count, first.wrong, wrong_of_best, taken, metrics[class_id]))
-    return rows
 
 
 TEXTS = ("path", "truth", "answer", "common_ancestor", "learnt_from", "error")
@@ -550,17 +408,19 @@ def save_predictions(found: Evaluation, path: str | os.PathLike[str], *, probabi
     """
     path = Path(path)
     check_predictions(path)
-    header, rows = _header(found, probabilities), _column_chunks(found, probabilities)
+    rest = _columns(found, probabilities)
+    first = next(rest)
+    parts = (part.values() for part in itertools.chain([first], rest))
     if path.suffix.lower() == ".csv":
-        _save_csv(path, header, (row for part in rows for row in zip(*map(_cells, part), strict=True)))
+        _save_csv(path, first, (row for part in parts for row in zip(*map(_cells, part), strict=True)))
         return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     kinds = {**dict.fromkeys(TEXTS, pa.string()), **dict.fromkeys(INTEGERS, pa.int32())}
-    schema = pa.schema([(name, kinds.get(name, pa.float32())) for name in map(_utf8, header)])
+    schema = pa.schema([(name, kinds.get(name, pa.float32())) for name in map(_utf8, first)])
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for part in rows:
+        for part in parts:
             arrays = [pa.array(_for_parquet(column), kind.type) for column, kind in zip(part, schema, strict=True)]
             writer.write_table(pa.table(arrays, schema=schema))
 
@@ -585,46 +445,40 @@ def save_classes(found: Evaluation, metrics: Sequence[ClassMetrics], path: str |
     _save_csv(Path(path), header, rows)
 
 
-def _header(found: Evaluation, probabilities: bool) -> list[str]:
-    word = "output" if found.card.activation == "none" else "probability"
-    names = [f"{word} {number} {class_name(found.card, number)}" for number in range(found.card.classes)]
-    return [
-        "path", "truth_id", "truth", "answer_id", "answer", "rank", word, f"{word}_of_truth",
-        "common_ancestor", "height", "steps", "learnt_from", "error", *(names if probabilities else ()),
-    ]  # fmt: skip
-
-
-def _column_chunks(found: Evaluation, probabilities: bool) -> Iterator[list[Any]]:
-    """Yield the columns of `_header` for chunks of pictures: lists of texts or None, and arrays of numbers."""
+def _columns(found: Evaluation, probabilities: bool) -> Iterator[dict[str, Any]]:
+    """Yield name -> column for chunks of pictures: lists of texts or None, and arrays of numbers."""
     card, tree, learnt = found.card, distances_of(found.card), found.learnt
+    word = "output" if card.activation == "none" else "probability"
     names = [class_name(card, number) for number in range(card.classes)]
     ancestors = [] if tree is None else [synsets.find(wnid).words[0] for wnid in tree.wnids]
-    for numbers, values, truths in blocks(found.logits, found.labels):
+    for numbers, values, truths in logit_batches(found.logits, found.labels):
         if card.activation != "none":
             values = np.exp(log_probabilities(values, card.activation))
         given, places, unknown = found.ranking.best[numbers, 0], np.arange(len(numbers)), [None] * len(numbers)
-        yield [
-            [str(found.paths[number]) for number in numbers],
-            truths,
-            [names[truth] for truth in truths],
-            given,
-            [names[answer] for answer in given],
-            found.ranking.ranks[numbers] + 1,
-            values[places, given],
-            values[places, truths],
-            unknown if tree is None else [ancestors[place] for place in tree.ancestors[truths, given]],
-            *((unknown, unknown) if tree is None else (tree.heights[truths, given], tree.steps[truths, given])),
-            unknown
-            if learnt is None
-            else ["train" if learnt.train[n] else "validation" if learnt.val[n] else "no" for n in numbers],
-            unknown,
-            *(values.T if probabilities else ()),
-        ]
+        columns = {
+            "path": [str(found.paths[number]) for number in numbers],
+            "truth_id": truths,
+            "truth": [names[truth] for truth in truths],
+            "answer_id": given,
+            "answer": [names[answer] for answer in given],
+            "rank": found.ranking.ranks[numbers] + 1,
+            word: values[places, given],
+            f"{word}_of_truth": values[places, truths],
+            **dict.fromkeys(("common_ancestor", "height", "steps", "learnt_from", "error"), unknown),
+        }
+        if tree is not None:
+            columns["common_ancestor"] = [ancestors[place] for place in tree.ancestors[truths, given]]
+            columns["height"], columns["steps"] = tree.heights[truths, given], tree.steps[truths, given]
+        if learnt is not None:
+            columns["learnt_from"] = [
+                "train" if learnt.train[n] else "validation" if learnt.val[n] else "no" for n in numbers
+            ]
+        if probabilities:
+            columns |= {f"{word} {number} {name}": values[:, number] for number, name in enumerate(names)}
+        yield columns
     if found.failed:
         paths, words = ([str(each) for each in column] for column in zip(*found.failed, strict=True))
-        unknown = [None] * len(paths)
-        width = len(_header(found, probabilities))
-        yield [paths, *[unknown] * 11, words, *[unknown] * (width - 13)]
+        yield {**dict.fromkeys(columns, [None] * len(paths)), "path": paths, "error": words}
 
 
 def _cells(column: Sequence[Any]) -> list[str]:
@@ -633,7 +487,7 @@ def _cells(column: Sequence[Any]) -> list[str]:
     return ["" if value is None else cell(value) if isinstance(value, str) else f"{value:.7g}" for value in values]
 
 
-def _save_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _save_csv(path: Path, header: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(map(cell, header))
@@ -648,3 +502,7 @@ def _for_parquet(column: Any) -> Any:
 def _utf8(text: str) -> str:
     """Escape what UTF-8 cannot encode: undecodable bytes of file names become \\udcff and the like."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+if not TYPE_CHECKING:
+    __getattr__ = former_names(__name__, Judged="Metrics", judge="compute_metrics", save_judged="save_report")

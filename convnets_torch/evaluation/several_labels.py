@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from convnets_torch.card import Card
 from convnets_torch.wordnet.targets import class_name, class_wnid
 
-COLUMNS = 64  # classes read together from memory-mapped outputs
+CLASSES_AT_ONCE = 64  # classes read together from memory-mapped outputs
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,9 @@ def score_labels(logits: NDArray[np.floating[Any]], truth: NDArray[np.bool_]) ->
     if not truth.any():
         raise ValueError("no picture has a label; give pictures with labels")
     labels = []
-    for start in range(0, truth.shape[1], COLUMNS):
-        block = np.array(logits[:, start : start + COLUMNS], np.float64, order="F")
-        for outputs, own in zip(block.T, truth.T[start : start + COLUMNS], strict=True):
+    for start in range(0, truth.shape[1], CLASSES_AT_ONCE):
+        block = np.array(logits[:, start : start + CLASSES_AT_ONCE], np.float64, order="F")
+        for outputs, own in zip(block.T, truth.T[start : start + CLASSES_AT_ONCE], strict=True):
             given = outputs >= 0
             counts = (int((given & own).sum()), int((given & ~own).sum()), int((~given & own).sum()))
             labels.append(LabelScores(*counts, average_precision(outputs, own) if own.any() else None))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convnets_torch.explain.layer_names import LayerLike, candidates, find_layers, keras_names, needed, whole
-from convnets_torch.fcn.graph import Field, Pair, Step, all_fields, steps_of
+from convnets_torch.fcn.graph import Pair, ReceptiveField, receptive_fields, trace_ops
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import check_eval_mode
 from convnets_torch.networks.tracing import AnyModule, replicate, unwrapped
@@ -73,22 +73,16 @@ def record_activations(network: nn.Module, layers: LayerLike | Iterable[LayerLik
 
 
 @contextlib.contextmanager
-def hooked(network: nn.Module, names: Iterable[str], see: Hook) -> Iterator[None]:
-    """Call `see(name, output)` whenever the caller runs one of the modules in a `with` block.
+def hooked(network: nn.Module, names: Iterable[str], hook: Hook) -> Iterator[None]:
+    """Call `hook(name, output)` whenever the caller runs one of the modules in a `with` block, but not other threads.
 
-    Args:
-        network: any module. Other threads may run it meanwhile; the hooks ignore them.
-        names: of modules in it, as `find_layers` returns them.
-        see: its result replaces the output; None keeps it.
-
-    Raises:
-        ValueError: when a module runs, if its output is not one tensor.
+    The result of `hook` replaces the output; None keeps it. An output that is not one tensor is a ValueError.
     """
     block = object()
     with contextlib.ExitStack() as hooks:
         for name in names:
             with _registering:
-                handle = network.get_submodule(name).register_forward_hook(_hook(name, see, block))
+                handle = network.get_submodule(name).register_forward_hook(_forward_hook(name, hook, block))
             hooks.callback(handle.remove)
         _recording.set(_recording.get() | {block})
         hooks.callback(lambda: _recording.set(_recording.get() - {block}))
@@ -96,45 +90,39 @@ def hooked(network: nn.Module, names: Iterable[str], see: Hook) -> Iterator[None
 
 
 def observed(
-    network: AnyModule, outputs: Iterable[str], see: Hook, inputs: Iterable[str] = (), see_input: Hook | None = None
+    network: AnyModule, outputs: Iterable[str], hook: Hook, inputs: Iterable[str] = (), input_hook: Hook | None = None
 ) -> AnyModule:
-    """Return a copy of a network, sharing its tensors, that calls `see(name, output)` for each of the modules.
+    """Return a copy of a network, sharing its tensors, that calls `hook(name, output)` for each of the modules.
 
-    Args:
-        network: any module; it gets no hook itself, so other threads may run it.
-        outputs: names of modules in it, as `find_layers` returns them.
-        see: called when the copy runs a module; its result replaces the output, None keeps it.
-        inputs, see_input: the same for the inputs of modules that take one tensor.
-
-    Raises:
-        ValueError: when a module runs, if its output is not one tensor.
+    The network gets no hook itself, so other threads may run it. The result of `hook` replaces the output; None keeps
+    it. An output that is not one tensor is a ValueError. `inputs` and `input_hook` are the same for modules' inputs.
     """
     outputs, inputs = list(outputs), list(inputs)
     copy, stand_ins = replicate(network, map(network.get_submodule, [*outputs, *inputs]))
     for name in outputs:
-        stand_ins[network.get_submodule(name)].register_forward_hook(_hook(name, see))
+        stand_ins[network.get_submodule(name)].register_forward_hook(_forward_hook(name, hook))
     for name in inputs:
-        stand_ins[network.get_submodule(name)].register_forward_pre_hook(_input_hook(name, see_input or see))
+        stand_ins[network.get_submodule(name)].register_forward_pre_hook(_input_hook(name, input_hook or hook))
     return copy
 
 
-def _hook(name: str, see: Hook, block: object = None) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+def _forward_hook(name: str, hook: Hook, block: object = None) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+    def call(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
         if block is not None and block not in _recording.get():
             return None
         if not isinstance(output, Tensor):
             raise ValueError(f"{name} gives {type(output).__name__}, not one tensor; name a layer inside it")
-        return see(name, output)
+        return hook(name, output)
 
-    return hook
+    return call
 
 
-def _input_hook(name: str, see: Hook) -> Callable[[nn.Module, Any], Tensor | None]:
-    return lambda module, inputs: see(name, inputs[0])
+def _input_hook(name: str, hook: Hook) -> Callable[[nn.Module, Any], Tensor | None]:
+    return lambda module, inputs: hook(name, inputs[0])
 
 
 class Reached(Exception):
-    """Raised in a hook to stop the forward pass once all wanted layers have run; the code that runs it catches it."""
+    """Raised in a hook to stop the forward pass once all layers have run; the code that runs it catches it."""
 
 
 def run_to(network: nn.Module, layers: LayerLike | Iterable[LayerLike], images: Tensor) -> dict[str, Tensor]:
@@ -162,19 +150,24 @@ def run_to(network: nn.Module, layers: LayerLike | Iterable[LayerLike], images: 
     """
     network = unwrapped(network)
     names = find_layers(network, layers)
-    seen: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
-    def see(name: str, output: Tensor) -> Tensor:
-        seen[name] = output
-        if len(seen) == len(names):
+    def record(name: str, output: Tensor) -> Tensor:
+        outputs[name] = output
+        if len(outputs) == len(names):
             raise Reached
         return output.clone()
 
     with contextlib.suppress(Reached):
-        needed(observed(network, names, see), names)(images)
-    if missing := [name for name in names if name not in seen]:
+        needed(observed(network, names, record), names)(images)
+    check_run(network, names, outputs)
+    return outputs
+
+
+def check_run(network: nn.Module, names: Iterable[str], outputs: Iterable[str]) -> None:
+    """Raise ValueError if a layer of `names` gave no output."""
+    if missing := [name for name in names if name not in outputs]:
         raise ValueError(f"{missing[0]} is not run by {type(network).__name__}; name another layer")
-    return seen
 
 
 @dataclass(frozen=True)
@@ -228,37 +221,28 @@ def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
     check_eval_mode(network)
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def see(name: str, output: Tensor) -> None:
+    def record(name: str, output: Tensor) -> None:
         shapes[name] = tuple(output.shape[1:])
 
-    copy = observed(network, candidates(network), see)
+    copy = observed(network, candidates(network), record)
     run = copy.features if isinstance(copy, Network) and size != copy.size else whole(copy)
     with torch.no_grad():
         run(next(network.parameters()).new_zeros(1, 3, *size))
     fields, aliases = layer_fields(network), {name: alias for alias, name in keras_names(network).items()}
     layers = []
     for name, shape in shapes.items():
-        seen = fields.get(name)
-        layers.append(
-            Layer(
-                name,
-                type(network.get_submodule(name)).__name__,
-                shape,
-                None if seen is None else (seen[0].stride, seen[1].stride),
-                None if seen is None else (seen[0].size, seen[1].size),
-                aliases.get(name),
-            )
-        )
+        stride, field = None, None
+        if name in fields:
+            down, across = fields[name]
+            stride, field = (down.stride, across.stride), (down.size, across.size)
+        layers.append(Layer(name, type(network.get_submodule(name)).__name__, shape, stride, field, aliases.get(name)))
     return layers
 
 
-def layer_fields(network: nn.Module) -> dict[str, tuple[Field, Field]]:
+def layer_fields(network: nn.Module) -> dict[str, tuple[ReceptiveField, ReceptiveField]]:
     """Map layers and blocks of `features` to their cells' (vertical, horizontal) receptive fields."""
     if not isinstance(network, Network):
         return {}
-    found: dict[str, tuple[Field, Field]] = {}
-    steps: tuple[Step, ...] = steps_of(network.features)
-    for step, field in zip(steps, all_fields(steps), strict=True):
-        for name in (step.name, *step.blocks):  # a block has its last step's field
-            found[f"features.{name}"] = field
-    return found
+    ops = trace_ops(network.features)
+    fields = zip(ops, receptive_fields(ops), strict=True)  # a block has its last op's field
+    return {f"features.{name}": field for op, field in fields for name in (op.name, *op.blocks)}

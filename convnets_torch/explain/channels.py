@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Unpack
 
-from convnets_torch.explain.activations import BROKEN, observed
+from convnets_torch.explain.activations import BROKEN, check_run, observed
 from convnets_torch.explain.layer_names import LayerLike, candidates, find_layers, needed
 from convnets_torch.files import Output, Writer
 from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, decode, picture_name, warn
@@ -98,8 +98,7 @@ def activation_grids(
 ) -> list[ChannelGrid]:
     """Return the channel activations of layers for one image, ready to draw.
 
-    Only the wanted channels are kept while the network runs: 64 channels of each of VGG16's layers take about 70 MB,
-    all activations 109 MB.
+    Only these channels are kept while the network runs.
 
     Args:
         network: in eval mode and with a card, as `load` returns it; a head is not needed.
@@ -141,7 +140,7 @@ def activation_grids(
     else:
         names = find_layers(network, layers)
     decoded = decode(image, Reading(card.preprocessing.exif, **checked(reading, ReadingKeywords)))
-    warn(decoded.remarks)
+    warn(decoded.notes)
     if longest_side is None:
         picture, inputs = center_crop(decoded.pixels, card.preprocessing), square_input(decoded.pixels, card)
     else:
@@ -163,15 +162,14 @@ def activation_grids(
             f"{picture_name(image)} at {height}x{width} pixels (height x width) is too small for these layers; give a"
             " larger longest side, or earlier layers"
         ) from None
-    if missing := [name for name in names if name not in grids]:
-        raise ValueError(f"{missing[0]} is not run by {type(network).__name__}; name another layer")
+    check_run(network, names, grids)
     return list(grids.values())
 
 
 def save_grids(grids: Sequence[ChannelGrid], path: Output, *, width: int = 800) -> None:
-    """Write the channels of one image as a page of all layers, or as arrays.
+    """Write the channels of one image as a page of all layers (.png, .jpg or .webp), or as arrays.
 
-    A page is a .png, .jpg or .webp. An .npz holds "picture" (H, W, 3) RGB, "layers" (their names), and for each layer
+    An .npz holds "picture" (H, W, 3) RGB, "layers" (their names), and for each layer
     NAME the kept channels "NAME.values" (n, height, width), their numbers "NAME.channels" (n,), and "NAME.strengths"
     (channels,) of all channels.
 
@@ -180,7 +178,6 @@ def save_grids(grids: Sequence[ChannelGrid], path: Output, *, width: int = 800) 
 
     Raises:
         ValueError: there is no grid, the extension is unknown, or the page is too high for its format.
-        OSError: `path` cannot be written.
 
     >>> from convnets_torch import load
     >>> grids = activation_grids(load("alexnet.safetensors"), "street.jpg", ["relu_2", "relu_5"], channels=8)
@@ -195,19 +192,14 @@ def save_grids(grids: Sequence[ChannelGrid], path: Output, *, width: int = 800) 
 
 
 def _write_arrays(path: Path, grids: Sequence[ChannelGrid], _: int) -> None:
-    arrays: dict[str, NDArray[np.generic]] = {
-        "picture": grids[0].picture,
-        "layers": np.array([grid.layer for grid in grids]),
+    arrays = {
+        f"{grid.layer}.{name}": getattr(grid, name) for grid in grids for name in ("values", "channels", "strengths")
     }
-    for grid in grids:
-        arrays[f"{grid.layer}.values"] = grid.values
-        arrays[f"{grid.layer}.channels"] = grid.channels
-        arrays[f"{grid.layer}.strengths"] = grid.strengths
-    write_npz(path, arrays)
+    write_npz(path, {"picture": grids[0].picture, "layers": np.array([grid.layer for grid in grids]), **arrays})
 
 
 def _grid(name: str, output: Tensor, order: Order, channels: int, scale: Scale | None, picture: Pixels) -> ChannelGrid:
-    """Keep the wanted channels of one layer's output."""
+    """Keep some channels of one layer's output."""
     if output.dim() not in (1, 3):
         raise ValueError(
             f"{name} gives {tuple(output.shape)} per image, neither a map nor a vector; name another layer"
@@ -242,11 +234,7 @@ MOST_HEIGHT = 65_000  # pixels; JPEG holds 65,535
 
 
 def draw_page(grids: Sequence[ChannelGrid], width: int) -> Image.Image:
-    """Draw the channels of several layers, one layer below the other, with the picture at the top.
-
-    Args:
-        grids: of one picture.
-        width: of the page in pixels.
+    """Draw the channels of several layers of one picture, one layer below the other, with the picture at the top.
 
     Raises:
         ValueError: the page is narrower than 400 pixels, or would be higher than 65,000.
@@ -254,13 +242,11 @@ def draw_page(grids: Sequence[ChannelGrid], width: int) -> Image.Image:
     if width < LEAST_WIDTH:
         raise ValueError(f"a page {width} pixels wide cannot be read; give {LEAST_WIDTH} or more")
     size = max(11, width // 57)  # font size
-    side = width // 4
-    seen = grids[0].picture
-    scale = side / max(seen.shape[:2])
-    thumb = Image.fromarray(seen).resize(
-        (max(1, round(seen.shape[1] * scale)), max(1, round(seen.shape[0] * scale))), Image.Resampling.BICUBIC
-    )
-    blocks = [_Block(grid, width, size) for grid in grids]
+    thumb = Image.fromarray(grids[0].picture)
+    scale = (width // 4) / max(thumb.size)
+    sides = (max(1, round(thumb.width * scale)), max(1, round(thumb.height * scale)))
+    thumb = thumb.resize(sides, Image.Resampling.BICUBIC)
+    blocks = [_LayerBlock(grid, width, size) for grid in grids]
     top = MARGIN + max(thumb.height + blocks[0].line, blocks[0].head) + GAP  # its heading is beside the picture
     height = top + blocks[0].body + sum(block.head + block.body for block in blocks[1:]) + MARGIN
     if height > MOST_HEIGHT:
@@ -280,17 +266,13 @@ def draw_page(grids: Sequence[ChannelGrid], width: int) -> Image.Image:
         else:
             block.write(page, MARGIN, y)
             y += block.head
-        y = block.paint(page, y)
+        block.paint(page, y)
+        y += block.body
     return page
 
 
-class _Block:
-    """One layer on the page: a heading and tiles.
-
-    Attributes:
-        head: height of the heading in pixels.
-        body: height of the tiles in pixels.
-    """
+class _LayerBlock:
+    """One layer on the page: a heading of `head` pixels in height, and tiles of `body` pixels."""
 
     def __init__(self, grid: ChannelGrid, width: int, size: int) -> None:
         self.grid, self.size = grid, size
@@ -319,8 +301,8 @@ class _Block:
         page.paste(Image.fromarray(bar), (x, middle - bar.shape[0] // 2))
         draw.text((x + bar.shape[1] + GAP, middle), end, GREY, self.font, anchor="lm")
 
-    def paint(self, page: Image.Image, top: int) -> int:
-        """Draw the tiles from `top` down and return the y below them."""
+    def paint(self, page: Image.Image, top: int) -> None:
+        """Draw the tiles from `top` down."""
         draw = Pen(page)
         scaled = self.grid.scaled()
         for place, channel in enumerate(self.grid.channels.tolist()):
@@ -337,7 +319,6 @@ class _Block:
             strength = "dead" if dead else f"{self.grid.strengths[channel]:.3g}"
             draw.text((x, y + self.tile_height + 1), str(channel), INK, self.font)
             draw.text((x + self.tile_width, y + self.tile_height + 1), strength, GREY, self.font, anchor="ra")
-        return top + self.body
 
 
 WRITER = Writer("channels", {**picture_formats(draw_page), ".npz": _write_arrays})
@@ -349,10 +330,10 @@ def words(grid: ChannelGrid) -> list[str]:
         shape = f"{grid.shape[0]} values"
     else:
         shape = f"{grid.shape[0]} channels of {grid.shape[1]} x {grid.shape[2]} cells (height x width)"
-    dead = int((grid.strengths == 0).sum())
-    remarks = [f"{len(grid.channels)} shown, {grid.left_out} left out" if grid.left_out else "all shown"]
-    remarks += [f"{dead} dead (zero everywhere)"] if dead else []
-    return [grid.layer, shape, "; ".join(remarks), "below each: its number, and its mean absolute value"]
+    notes = f"{len(grid.channels)} shown, {grid.left_out} left out" if grid.left_out else "all shown"
+    if dead := int((grid.strengths == 0).sum()):
+        notes += f"; {dead} dead (zero everywhere)"
+    return [grid.layer, shape, notes, "below each: its number, and its mean absolute value"]
 
 
 def _bar_labels(grid: ChannelGrid) -> tuple[str, str]:

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convnets_torch.explain.gradcam_maps import GradCam
-from convnets_torch.inference.batching import in_batches
+from convnets_torch.inference.batching import batches_with_retry
 from convnets_torch.inference.classification import card_of, probabilities, square_input, to_parameters
 from convnets_torch.networks import Network
 
 Probability = Callable[[Tensor], Tensor]  # images (N, 3, H, W) -> the target's probability (N), 0 to 1
 
 STEPS = 50  # points of a curve after its first
-BATCH = 16  # images
+BATCH_SIZE = 16  # images
 BLUR = (11, 5.0)  # width in pixels and standard deviation of RISE's blur, on images of 224 pixels
 
 
@@ -49,8 +49,7 @@ def deletion(
     >>> deletion(lambda images: images[:, 0, 0, 0], image, importance, steps=4)  # the network sees one pixel
     tensor([1., 0., 0., 0., 0.])
     """
-    canvas = torch.zeros_like(image) + baseline
-    return _curve(probability, image, canvas, importance, steps)
+    return _curve(probability, image, torch.zeros_like(image) + baseline, importance, steps)
 
 
 def insertion(
@@ -104,10 +103,7 @@ def average_drop(whole: Tensor, left: Tensor) -> float:
 
 
 def average_increase(whole: Tensor, left: Tensor) -> float:
-    """Return the share of images whose probability rises after masking; higher is better.
-
-    Args:
-        whole, left: as for `average_drop`.
+    """Return the share of images whose probability rises after masking, as for `average_drop`; higher is better.
 
     >>> average_increase(torch.tensor([0.8, 0.5]), torch.tensor([0.4, 0.9]))
     0.5
@@ -134,8 +130,7 @@ class Faithfulness:
     Attributes:
         probability: the target's probability in the image that the network saw.
         masked_probability: the same for that image times the map.
-        deletion: (steps + 1), as `deletion` returns it.
-        insertion: (steps + 1), as `insertion` returns it.
+        deletion, insertion: (steps + 1), as the functions return them.
     """
 
     probability: float
@@ -145,13 +140,14 @@ class Faithfulness:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the curves, their areas, and this map's drop and increase, ready for JSON."""
+        found = summary([self])
         return {
             "probability": round(self.probability, 6),
             "masked_probability": round(self.masked_probability, 6),
-            "drop": round(average_drop(torch.tensor([self.probability]), torch.tensor([self.masked_probability])), 6),
+            "drop": found["average_drop"],
             "increase": self.masked_probability > self.probability,
-            "deletion_area": round(float(area(self.deletion)), 6),
-            "insertion_area": round(float(area(self.insertion)), 6),
+            "deletion_area": found["deletion_area"],
+            "insertion_area": found["insertion_area"],
             "deletion": [round(value, 6) for value in self.deletion.tolist()],
             "insertion": [round(value, 6) for value in self.insertion.tolist()],
         }
@@ -188,12 +184,8 @@ def measure_faithfulness(network: Network, found: GradCam, *, steps: int = STEPS
     kept = torch.stack([image, masked(image, importance)])
     with torch.inference_mode():
         whole, left = probability(kept).tolist()
-    return Faithfulness(
-        whole,
-        left,
-        deletion(probability, image, importance, steps=steps).cpu(),
-        insertion(probability, image, importance, steps=steps).cpu(),
-    )
+    curves = (measure(probability, image, importance, steps=steps).cpu() for measure in (deletion, insertion))
+    return Faithfulness(whole, left, *curves)
 
 
 def summary(results: Sequence[Faithfulness]) -> dict[str, Any]:
@@ -204,8 +196,8 @@ def summary(results: Sequence[Faithfulness]) -> dict[str, Any]:
         "maps": len(results),
         "average_drop": round(average_drop(whole, left), 6),
         "average_increase": round(average_increase(whole, left), 6),
-        "deletion_area": round(float(torch.stack([area(each.deletion) for each in results]).mean()), 6),
-        "insertion_area": round(float(torch.stack([area(each.insertion) for each in results]).mean()), 6),
+        "deletion_area": round(float(area(torch.stack([each.deletion for each in results])).mean()), 6),
+        "insertion_area": round(float(area(torch.stack([each.insertion for each in results])).mean()), 6),
     }
 
 
@@ -226,7 +218,7 @@ def _curve(probability: Probability, begin: Tensor, end: Tensor, importance: Ten
         return probability(images).float()
 
     with torch.inference_mode():
-        curve = torch.cat(list(in_batches(run, steps + 1, BATCH)))
+        curve = torch.cat(list(batches_with_retry(run, steps + 1, BATCH_SIZE)))
     return curve.clone()
 
 

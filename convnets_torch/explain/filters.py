@@ -25,7 +25,7 @@ from convnets_torch.explain.layer_names import LayerLike, find_layer
 from convnets_torch.files import Output, Writer
 from convnets_torch.images.preprocessing import Pixels, Preprocessing, general
 from convnets_torch.images.resizing import normalized
-from convnets_torch.inference.batching import in_batches
+from convnets_torch.inference.batching import batches_with_retry
 from convnets_torch.inference.classification import card_of
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network, check_eval_mode
@@ -63,12 +63,7 @@ class FirstKernels:
     peaks: NDArray[np.float32]
 
     def save(self, path: Output) -> None:
-        """Write the kernels as a sheet (`.png`, `.jpg`, `.webp`) or as arrays (`.npz`), atomically.
-
-        Raises:
-            ValueError: the extension is unknown.
-            OSError: `path` cannot be written.
-        """
+        """Write the kernels as a sheet (`.png`, `.jpg`, `.webp`) or as arrays (`.npz`), atomically."""
         WRITER.write(path, self)
 
     def draw(self) -> Image.Image:
@@ -120,6 +115,7 @@ def first_kernels(network: nn.Module) -> FirstKernels:
 
 
 Size = tuple[int, int]  # height, width in pixels
+Progress = Callable[[int, int], None]
 Measure = Callable[[Tensor], Tensor]  # pixels (N, 3, H, W), RGB, 0 to 255 -> objective of each picture (N,)
 
 GREY, NOISE = 128.0, 20.0  # the plain form starts from uniform noise of GREY to GREY + NOISE
@@ -138,7 +134,7 @@ COLORS = ((0.2379, 0.1059, 0.0097), (0.2266, -0.0281, -0.0312), (0.2175, -0.0865
 
 
 def plain(
-    measure: Measure, like: Tensor, size: Size, count: int, steps: int, seed: int, tick: Callable[[], None]
+    measure: Measure, like: Tensor, size: Size, count: int, steps: int, seed: int, on_step: Callable[[], None]
 ) -> Tensor:
     """Gradient ascent on pixels, from grey noise, with gradients normalised by their root mean square (RMS).
 
@@ -151,11 +147,9 @@ def plain(
     Args:
         measure: the objective of each picture.
         like: a tensor that gives device and dtype.
-        size: (H, W) in pixels.
-        count: number of pictures.
-        steps: number of steps; 0 returns the initial noise.
-        seed: of the noise.
-        tick: called after each step.
+        size, count: (H, W) in pixels, and number of pictures.
+        steps, seed: number of steps; 0 returns the noise of the seed.
+        on_step: called after each step.
 
     Returns:
         (count, 3, H, W), RGB, 0 to 255.
@@ -166,12 +160,12 @@ def plain(
         pixels.requires_grad_(True)
         [gradient] = torch.autograd.grad(measure(pixels).sum(), pixels)
         pixels = (pixels.detach() + PIXELS * _rms_normalized(gradient)).clamp(0, 255)
-        tick()
+        on_step()
     return pixels
 
 
 def fourier(
-    measure: Measure, like: Tensor, size: Size, count: int, steps: int, seed: int, tick: Callable[[], None]
+    measure: Measure, like: Tensor, size: Size, count: int, steps: int, seed: int, on_step: Callable[[], None]
 ) -> Tensor:
     """Adam on Fourier coefficients in decorrelated colours; the network sees randomly transformed pictures.
 
@@ -180,12 +174,7 @@ def fourier(
     rotates and scales, with reflection at the borders and uniformly distributed amounts, and all pictures get the same
     transformation. Each picture's gradient is divided by its RMS, so that Adam's epsilon does not swamp small ones.
 
-    Args:
-        measure, like, size, count, steps, tick: as for `plain`.
-        seed: of the initial coefficients and the transformations.
-
-    Returns:
-        (count, 3, H, W), RGB, 0 to 255; without transformation.
+    Arguments and result are those of `plain`; the seed is of the initial coefficients and the transformations.
     """
     chance = torch.Generator().manual_seed(seed)
     start = START * torch.randn(1, 3, size[0], size[1] // 2 + 1, 2, generator=chance)
@@ -196,7 +185,7 @@ def fourier(
         [gradient] = torch.autograd.grad(measure(moved).sum(), [coefficients])
         coefficients.grad = _rms_normalized(gradient)
         adam.step()
-        tick()
+        on_step()
     return fourier_pixels(coefficients.detach(), size)
 
 
@@ -207,8 +196,7 @@ def fourier_pixels(coefficients: Tensor, size: Size) -> Tensor:
     cycle over the longer side), so that all scales have the share that they have in photographs. The three planes are
     amounts of the principal colours of photographs. A sigmoid limits the pixel values.
 
-    Source: Feature Visualization, C. Olah, A. Mordvintsev, L. Schubert, Distill 2017, "Preconditioning and
-    Parameterization". The colours are recomputed (`scripts/color_correlation.py`).
+    Source: as for `fourier`. The colours are recomputed (`scripts/color_correlation.py`).
 
     Args:
         coefficients: (N, 3, H, W // 2 + 1, 2).
@@ -260,7 +248,7 @@ Pick = Callable[[Tensor, range], Tensor]  # layer output for pictures, their num
 
 STEPS = {"fourier": 64, "plain": 40}
 SIDE = 128  # pixels of pictures for layers in `features`
-BATCH = 16  # pictures
+BATCH_SIZE = 16  # pictures
 MOST_SIDE = 4096  # pixels
 FIRST = 64  # channels by default
 
@@ -299,13 +287,8 @@ class FilterPatterns:
     def save(self, path: Output) -> None:
         """Write the pictures, atomically.
 
-        Args:
-            path: `.png`, `.jpg` or `.webp`: a sheet with the unit and its activation before and after below each
-                picture; `.npz`: the attributes as arrays, with the units as text.
-
-        Raises:
-            ValueError: the extension is unknown.
-            OSError: `path` cannot be written.
+        `.png`, `.jpg` or `.webp` is a sheet with the unit and its activation before and after below each picture;
+        `.npz` holds the attributes as arrays, with the units as text.
         """
         WRITER.write(path, self)
 
@@ -340,8 +323,8 @@ def filter_patterns(
     steps: int | None = None,
     size: int | Size | None = None,
     seed: int = 0,
-    batch: int = BATCH,
-    progress: Callable[[int, int], None] | None = None,
+    batch: int = BATCH_SIZE,
+    progress: Progress | None = None,
 ) -> FilterPatterns:
     """Make pictures that maximise channels or neurons of a layer, by gradient ascent.
 
@@ -377,7 +360,7 @@ def filter_patterns(
     """
     network = unwrapped(network)
     name = find_layer(network, layer)
-    ascent = _Ascent(network, name, form, steps, _size(network, name, size), seed)
+    ascent = _Ascent(network, name, form, steps, size, seed)
     shape = ascent.output.shape[1:]
     if len(shape) not in (1, 3):
         raise ValueError(f"{name} gives {tuple(shape)} per image, not (channels, height, width) or (values,)")
@@ -386,7 +369,8 @@ def filter_patterns(
     units = tuple(_checked_unit(unit, name, tuple(shape)) for unit in channels)
 
     def pick(output: Tensor, items: range) -> Tensor:
-        return torch.stack([_value(each, units[item]) for each, item in zip(output, items, strict=True)])
+        values = [each[units[item]] for each, item in zip(output, items, strict=True)]
+        return torch.stack([value.mean() for value in values])  # over a channel's map, or of one value
 
     return ascent.climb(units, pick, batch, progress)
 
@@ -399,8 +383,8 @@ def class_patterns(
     steps: int | None = None,
     size: int | Size | None = None,
     seed: int = 0,
-    batch: int = BATCH,
-    progress: Callable[[int, int], None] | None = None,
+    batch: int = BATCH_SIZE,
+    progress: Progress | None = None,
 ) -> FilterPatterns:
     """Make pictures that maximise classes: for each target the log-sum-exp of its classes' logits.
 
@@ -428,23 +412,28 @@ def class_patterns(
         logits = zip(output, items, strict=True)
         return torch.stack([each[list(units[item].class_ids)].logsumexp(dim=0) for each, item in logits])
 
-    return _Ascent(network, name, form, steps, _size(network, name, size), seed).climb(units, pick, batch, progress)
+    return _Ascent(network, name, form, steps, size, seed).climb(units, pick, batch, progress)
 
 
 class _Ascent:
-    def __init__(self, network: nn.Module, layer: str, form: Form, steps: int | None, size: Size, seed: int) -> None:
+    """Gradient ascent on pictures that maximise units of a layer; see `filter_patterns`."""
+
+    def __init__(
+        self, network: nn.Module, layer: str, form: Form, steps: int | None, size: int | Size | None, seed: int
+    ) -> None:
         check_choice(form, get_args(Form), "form")
+        self.size = _size(network, layer, size)
         self.steps = STEPS[form] if steps is None else steps
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; give 1 or more")
         check_eval_mode(network)
-        self.network, self.layer, self.form, self.size, self.seed = network, layer, form, size, seed
+        self.network, self.layer, self.form, self.seed = network, layer, form, seed
         self.rule = rule_of(network)
         self.dtype = next(network.parameters()).dtype
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.like = next(network.parameters()).detach().new_zeros((), dtype=dtype)
         with torch.inference_mode(False), torch.no_grad():
-            self.start = FORMS[form](self.run, self.like, size, 1, 0, seed, lambda: None).round()
+            self.start = FORMS[form](self.run, self.like, self.size, 1, 0, seed, lambda: None).round()
             self.output = self.run(self.start)
 
     def run(self, pixels: Tensor) -> Tensor:
@@ -460,15 +449,13 @@ class _Ascent:
                 f"{self.layer} cannot run on pictures of {height}x{width} pixels ({error}); give another size"
             ) from None
 
-    def climb(
-        self, units: tuple[Any, ...], pick: Pick, batch: int, progress: Callable[[int, int], None] | None
-    ) -> FilterPatterns:
+    def climb(self, units: tuple[Any, ...], pick: Pick, batch: int, progress: Progress | None) -> FilterPatterns:
         """Make one picture per unit."""
 
         def climbed(items: range) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
             done = items.start * self.steps
 
-            def tick() -> None:
+            def on_step() -> None:
                 nonlocal done
                 done += len(items)
                 if progress is not None:
@@ -480,14 +467,14 @@ class _Ascent:
             with torch.inference_mode(False):
                 with torch.enable_grad():
                     ascend = FORMS[self.form]
-                    pixels = ascend(measure, self.like, self.size, len(items), self.steps, self.seed, tick).round()
+                    pixels = ascend(measure, self.like, self.size, len(items), self.steps, self.seed, on_step).round()
                 with torch.no_grad():
                     before = pick(self.output.expand(len(items), *self.output.shape[1:]), items)
                     after = measure(pixels)
             pictures = pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
             return pictures, before.double().cpu().numpy(), after.double().cpu().numpy()
 
-        parts: Iterator[Any] = in_batches(climbed, len(units), batch)
+        parts: Iterator[Any] = batches_with_retry(climbed, len(units), batch)
         pictures, before, after = (np.concatenate(each) for each in zip(*parts, strict=True))
         if not (np.isfinite(before).all() and np.isfinite(after).all()):
             raise ValueError(BROKEN.format(self.layer))
@@ -519,25 +506,19 @@ def _checked_unit(unit: int | tuple[int, int, int], layer: str, shape: tuple[int
     return int(places[0]) if len(places) == 1 else (int(places[0]), int(places[1]), int(places[2]))
 
 
-def _value(output: Tensor, unit: int | tuple[int, int, int]) -> Tensor:
-    """The activation of a unit; for a channel, the mean over its map."""
-    return output[unit].mean() if isinstance(unit, int) else output[unit]
-
-
 TILE = 128  # width in pixels of a picture in a sheet of 10 or more
 LARGE_TILE = 240  # and in a smaller sheet
 
 
-def _sheet(pictures: Sequence[Pixels] | Pixels, labels: Sequence[str], title: str) -> Image.Image:
-    columns = 8 if len(pictures) > 9 else 3
-    width = TILE if columns == 8 else LARGE_TILE
+def _sheet(pictures: Pixels, labels: Sequence[str], title: str) -> Image.Image:
+    columns, width = (8, TILE) if len(pictures) > 9 else (3, LARGE_TILE)
     tiles = [(enlarged(picture, width), label) for picture, label in zip(pictures, labels, strict=True)]
     return overlays.sheet(tiles, columns, width, title)
 
 
-def enlarged(picture: Pixels, width: int) -> Image.Image:
+def enlarged(pixels: Pixels, width: int) -> Image.Image:
     """Enlarge a picture of at most half of `width` to it, with pixels as squares; leave a larger one as it is."""
-    image = Image.fromarray(picture)
+    image = Image.fromarray(pixels)
     if image.width * 2 > width:
         return image
     return image.resize((width, round(image.height * width / image.width)), Image.Resampling.NEAREST)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Literal, SupportsIndex, TypeAlias, overload
+from typing import Literal, SupportsIndex, TypeAlias
 
 import numpy as np
 import torch
@@ -269,13 +269,12 @@ def _scores(logits: Tensor, targets: ScoreTargets) -> list[Tensor]:
         return [logits.max(dim=1).values]
     if not targets:
         raise ValueError("the list of targets is empty; name what to look for")
-    return [_score_of(target).of(logits) for target in targets]
-
-
-def _score_of(target: SupportsIndex | Sequence[int] | Score) -> Score:
-    if isinstance(target, Score):
-        return target
-    return Score((index(target),) if isinstance(target, SupportsIndex) else tuple(target))
+    scores = []
+    for target in targets:
+        if not isinstance(target, Score):
+            target = Score((index(target),) if isinstance(target, SupportsIndex) else tuple(target))
+        scores.append(target.of(logits))
+    return scores
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
@@ -283,8 +282,8 @@ def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-BATCH = 8  # pictures
-NOTHING = "no cell supports it, so its map is zero"  # the end of a remark
+BATCH_SIZE = 8  # pictures
+NOTHING = "no cell supports it, so its map is zero"  # the end of a note
 
 
 @dataclass(frozen=True)
@@ -302,43 +301,58 @@ class Explained(Result[list[GradCam]]):
         return self.value or []
 
 
-@overload
-def gradcam(
-    network: Network,
-    image: Picture,
-    target: str | int | None = None,
-    *,
-    against: str | int | None = None,
-    layer: LayerLike | None = None,
-    method: Method = "gradcam",
-    **reading: Unpack[ReadingKeywords],
-) -> GradCam: ...
-
-
-@overload
-def gradcam(
-    network: Network,
-    image: Picture,
-    target: Targets,
-    *,
-    against: str | int | None = None,
-    layer: LayerLike | None = None,
-    method: Method = "gradcam",
-    **reading: Unpack[ReadingKeywords],
-) -> list[GradCam]: ...
-
-
 @shows(ReadingKeywords, Reading)
-def gradcam(
+def gradcam_targets(
     network: Network,
     image: Picture,
-    target: str | int | Targets | None = None,
+    targets: Targets | None,
     *,
     against: str | int | None = None,
     layer: LayerLike | None = None,
     method: Method = "gradcam",
     **reading: Unpack[ReadingKeywords],
-) -> GradCam | list[GradCam]:
+) -> list[GradCam]:
+    """Explain several targets of one picture; the network runs once.
+
+    Args:
+        network, image, against, layer, method, reading: as in `gradcam`.
+        targets: one or more, each as in `gradcam`; None for the most probable class alone.
+
+    Returns:
+        One map per target, in order.
+
+    Raises:
+        OSError, ValueError: as `gradcam`; or the list is empty.
+
+    Warns:
+        CamWarning: a map is zero everywhere.
+
+    >>> from convnets_torch import load
+    >>> [found.layer for found in gradcam_targets(load("alexnet.safetensors"), "street.jpg", ["car", "dog"])]
+    ['features.relu_5', 'features.relu_5']
+    """
+    [entry] = gradcam_each(network, [image], targets, against=against, layer=layer, method=method, **reading)
+    if entry.error is not None:
+        raise entry.error
+    zero = [note for note in entry.remarks if note.endswith(NOTHING)]
+    warn(tuple(note for note in entry.remarks if note not in zero))
+    for note in zero:
+        warnings.warn(note, CamWarning, stacklevel=2)
+    return entry.maps
+
+
+class CamKeywords(ReadingKeywords, total=False):
+    """Keywords of `gradcam` and `gradcam_targets`."""
+
+    against: str | int | None
+    layer: LayerLike | None
+    method: Method
+
+
+@shows(CamKeywords, gradcam_targets)
+def gradcam(
+    network: Network, image: Picture, target: str | int | None = None, **options: Unpack[CamKeywords]
+) -> GradCam:
     """Show which parts of a picture raise the score of a target, by gradient-weighted activations of a layer.
 
     The picture is resized and cropped as for classification, so the map explains that prediction and covers only the
@@ -348,15 +362,15 @@ def gradcam(
         network: in eval mode and with a card, as `load` returns it.
         image: anything `read_picture` takes; for several pictures see `gradcam_each`.
         target: a class id, a wnid, a WordNet name, a word, or an expression with signs, as for `heatmap`. A synset is
-            explained as one class, by the log-sum-exp of its classes' logits. None for the most probable class. A list
-            of targets gives a list of maps; the network still runs once.
+            explained as one class, by the log-sum-exp of its classes' logits. None for the most probable class. For the
+            maps of several targets see `gradcam_targets`.
         against: a second target whose score is subtracted, to explain for instance "husky rather than wolf".
         layer: name, Keras name or pattern of one layer; defaults to the last convolution.
         method: "gradcam", "gradcam++", "hirescam" or "layercam", as in `cams`.
         reading: as in `read_picture`.
 
     Returns:
-        The map; for a list of targets, a list with one map per target.
+        The map, divided by its maximum.
 
     Raises:
         OSError: the picture is missing or broken.
@@ -374,15 +388,11 @@ def gradcam(
     ((13, 13), 'features.relu_5', (16.0, 16.0))
     >>> car.save("car.png")
     """
-    how = Reading(True, **checked(reading, ReadingKeywords))
-    [entry] = _explain(network, [image], target, against, layer, method, how)
-    if entry.error is not None:
-        raise entry.error
-    zero = [remark for remark in entry.remarks if remark.endswith(NOTHING)]
-    warn(tuple(remark for remark in entry.remarks if remark not in zero))
-    for remark in zero:
-        warnings.warn(remark, CamWarning, stacklevel=2)
-    return entry.maps if isinstance(target, list | tuple) else entry.maps[0]
+    if isinstance(target, list | tuple):
+        words = "gradcam of a list of targets is now gradcam_targets; lists go with the next release"
+        warnings.warn(words, DeprecationWarning, stacklevel=2)
+        return gradcam_targets(network, image, target, **options)
+    return gradcam_targets(network, image, None if target is None else [target], **options)[0]
 
 
 @shows(ReadingKeywords, Reading)
@@ -422,20 +432,6 @@ def gradcam_each(
     none.jpg 0 none.jpg does not exist; name a file
     """
     how = Reading(True, **checked(reading, ReadingKeywords))
-    return _explain(network, each_of(images), target, against, layer, method, how, batch, workers)
-
-
-def _explain(
-    network: Network,
-    pictures: Iterable[Picture],
-    target: str | int | Targets | None,
-    against: str | int | None,
-    layer: LayerLike | None,
-    method: Method,
-    reading: Reading,
-    batch: int | Literal["auto"] = "auto",
-    workers: int | None = None,
-) -> Generator[Explained, None, None]:
     network = as_network(network)
     card = card_of(network)
     probabilities(torch.zeros(1, card.classes), card)  # raises if the outputs are not probabilities
@@ -449,7 +445,7 @@ def _explain(
     check_choice(method, METHODS, "method")
     name = checked_layer(network, layer)
     device, dtype = place_of(network)
-    inputs = Inputs(card.preprocessing, device, reading, exact=True, look=pixels_of)
+    inputs = Inputs(card.preprocessing, device, how, exact=True, on_decode=pixels_of)
     against_ids = () if opposed is None else opposed.class_ids
     scores = None if targets is None else [Score(each.class_ids, against_ids) for each in targets]
 
@@ -474,13 +470,15 @@ def _explain(
     def run(items: list[Input]) -> list[list[GradCam]]:
         maps, logits = cams_and_logits(network, inputs.images(items, dtype), scores, layer=name, method=method)
         chances = probabilities(logits, card).cpu()
-        return [list(maps_of(each.seen, maps[:, place], chances[place])) for place, each in enumerate(items)]
+        return [list(maps_of(each.extra, maps[:, place], chances[place])) for place, each in enumerate(items)]
 
     def explained(row: Result[list[GradCam]]) -> Explained:
         zero = [each.label for each in row.value or [] if each.raw_maximum == 0]
-        remarks = [f"{picture_name(row.picture)}: {label}: {NOTHING}" for label in zero]
-        return Explained(row.picture, row.value, row.error, (*row.remarks, *remarks))
+        notes = [f"{picture_name(row.picture)}: {label}: {NOTHING}" for label in zero]
+        return Explained(row.picture, row.value, row.error, (*row.remarks, *notes))
 
-    size = BATCH if batch == "auto" else batch
-    rows = run_pictures(pictures, inputs.prepared, run, batch=size, threads=workers or THREADS, size=expected_pixels)
+    size = BATCH_SIZE if batch == "auto" else batch
+    rows = run_pictures(
+        each_of(images), inputs.decode, run, batch=size, threads=workers or THREADS, size=expected_pixels
+    )
     return each_row(rows, explained)

@@ -31,17 +31,10 @@ from convnets_torch.wordnet.targets import Target
 
 
 def cam_cells(network: Network, layer: str, shape: Pair, card: Card, size: Pair) -> CellGrid:
-    """Return the positions of a layer's cells over a picture.
+    """Return the positions of a layer's cells, `shape` (rows, columns), over a picture of `size` (height, width).
 
     A cell lies at the centre of its receptive field if the field is known (layers in `features`); otherwise the cells
     divide the part of the picture that the network saw evenly.
-
-    Args:
-        network: the network that saw the picture.
-        layer: name of the module.
-        shape: (rows, columns) of the layer's output.
-        card: card of the weights; its preprocessing defines the crop.
-        size: (height, width) of the picture in pixels.
     """
     seen_size = card.preprocessing.shape
     fields = layer_fields(network).get(layer)
@@ -97,14 +90,9 @@ class GradCam(PictureMap):
     def save(self, path: Output) -> None:
         """Write the map atomically, in the format that the extension of `path` names.
 
-        Args:
-            path: `.png`, `.jpg` or `.webp` draw the picture next to the overlaid map, with label and colour bar;
-                `.npz` holds the values and cell positions, `.npy` the values alone (rows, columns), and `.json`
-                everything but the picture. An open binary file gets a `.png` unless its name says otherwise.
-
-        Raises:
-            ValueError: the extension is unknown.
-            OSError: `path` cannot be written.
+        `.png`, `.jpg` or `.webp` draw the picture next to the overlaid map, with label and colour bar; `.npz` holds the
+        values and cell positions, `.npy` the values alone (rows, columns), and `.json` everything but the picture. An
+        open binary file gets a `.png` unless its name says otherwise.
         """
         save_maps([self], path)
 
@@ -152,13 +140,12 @@ def save_cams(maps: Sequence[GradCam], path: Output) -> None:
     """Write the maps of one picture into one file, atomically; a single map as its `save` does.
 
     Args:
-        maps: as `gradcam` returns them for a list of targets.
+        maps: as `gradcam_targets` returns them.
         path: `.png`, `.jpg` or `.webp`: the picture and its maps side by side; `.npz`, `.npy`: values (maps, rows,
             columns); `.json`: a list.
 
     Raises:
         ValueError: the extension is unknown, or there is no map, or maps are of several pictures or layers.
-        OSError: `path` cannot be written.
     """
     save_maps(maps, path)
 
@@ -169,34 +156,26 @@ DIMMED = 0.6  # opacity of the paper colour over the part that the network did n
 
 
 def side_by_side(maps: Sequence[GradCam]) -> Image.Image:
-    """Draw the picture next to each map laid over it, with labels and colour bars.
+    """Draw a picture next to each of its maps laid over it, with labels and colour bars, in two or three columns.
 
     Colours are those of heatmaps, from transparent at 0 to bright at the map's maximum. The part that the network did
     not see is faded in every picture.
-
-    Args:
-        maps: of one picture.
-
-    Returns:
-        An RGB page with two columns, or three for more than three maps.
     """
     columns = 2 if len(maps) <= 3 else 3
     scaled = [_scaled(each) for each in maps]
-    tiles = [
-        _tile(
-            _photograph(scaled[0]), "the picture", "faded: what the network did not see" if _is_cropped(maps[0]) else ""
-        )
-    ]
+    (height, width), (left, top, right, bottom) = maps[0].size, maps[0].grid.part
+    cropped = max(left, top, width - right, height - bottom) >= 1
+    note = "faded: what the network did not see" if cropped else ""
+    tiles = [_tile(_photograph(scaled[0]), "the picture", note)]
     for found in scaled:
         chance = f"{found.probability:.3f}" if found.probability >= 0.0005 else "below 0.001"
-        remark = f"probability {chance}, {found.method} of {found.layer}"
-        tiles.append(_tile(_overlay(found), found.label, remark, found))
-    height = max(tile.height for tile in tiles) + MARGIN
-    rows = -(-len(tiles) // columns)
-    page = Image.new("RGB", (MARGIN + columns * (WIDTH + MARGIN), MARGIN + rows * height), PAPER)
+        note = f"probability {chance}, {found.method} of {found.layer}"
+        tiles.append(_tile(_overlay(found), found.label, note, found))
+    across, down = WIDTH + MARGIN, max(tile.height for tile in tiles) + MARGIN
+    page = Image.new("RGB", (MARGIN + columns * across, MARGIN - (-len(tiles) // columns) * down), PAPER)
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
-        page.paste(tile, (MARGIN + column * (WIDTH + MARGIN), MARGIN + row * height))
+        page.paste(tile, (MARGIN + column * across, MARGIN + row * down))
     return page
 
 
@@ -210,13 +189,6 @@ def _scaled(found: GradCam) -> GradCam:
     picture = np.asarray(Image.fromarray(found.picture).resize((size[1], size[0])))
     part = Box(left * across, top * down, right * across, bottom * down)
     return replace(found, picture=picture, grid=replace(found.grid, size=size, part=part))
-
-
-def _is_cropped(found: GradCam) -> bool:
-    """Whether the crop removed a pixel or more."""
-    height, width = found.size
-    left, top, right, bottom = found.grid.part
-    return max(left, top, width - right, height - bottom) >= 1
 
 
 def _photograph(found: GradCam) -> Image.Image:
@@ -240,7 +212,7 @@ def _overlay(found: GradCam) -> Image.Image:
     return Image.composite(Image.fromarray(palette()[values]), _photograph(found), mask)
 
 
-def _tile(image: Image.Image, words: str, remark: str, found: GradCam | None = None) -> Image.Image:
+def _tile(image: Image.Image, words: str, note: str, found: GradCam | None = None) -> Image.Image:
     """A picture with two lines of text below and, for a map, a colour bar from 0 to its maximum."""
     font, small = Letters(LETTERS), Letters(LETTERS - 4)
     tile = Image.new("RGB", (WIDTH, image.height + 8 + 3 * LINE), PAPER)
@@ -248,15 +220,14 @@ def _tile(image: Image.Image, words: str, remark: str, found: GradCam | None = N
     draw = Pen(tile)
     middles = [image.height + 8 + LINE * number + LINE // 2 for number in range(3)]
     draw.text((0, middles[0]), shorten(words, font, WIDTH), INK, font, anchor="lm")
-    draw.text((0, middles[1]), shorten(remark, small, WIDTH), GREY, small, anchor="lm")
+    draw.text((0, middles[1]), shorten(note, small, WIDTH), GREY, small, anchor="lm")
     if found is not None:
         end = f"{found.raw_maximum:.3g}"
         begin_width, end_width = (round(small.getlength(text)) + 10 for text in ("0", end))
         width = WIDTH - begin_width - end_width
         colors = palette()[np.linspace(0, 255, width).astype(int)]
-        tile.paste(
-            Image.fromarray(np.repeat(colors[None], LETTERS - 4, axis=0)), (begin_width, middles[2] - LETTERS // 2)
-        )
+        bar = Image.fromarray(np.repeat(colors[None], LETTERS - 4, axis=0))
+        tile.paste(bar, (begin_width, middles[2] - LETTERS // 2))
         draw.text((0, middles[2]), "0", GREY, small, anchor="lm")
         draw.text((WIDTH, middles[2]), end, GREY, small, anchor="rm")
     return tile

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from torch import nn
 
-from convnets_torch.fcn.graph import steps_of
+from convnets_torch.fcn.graph import trace_ops
 from convnets_torch.networks import Network
 
 
@@ -91,15 +91,15 @@ def last_convolution(network: nn.Module) -> str:
     sentence = f"the last convolution of {type(network).__name__} is not known; name a layer"
     if not isinstance(network, Network):
         raise ValueError(sentence)
-    steps = steps_of(network.features)
-    last = len(steps) - 1
-    while steps[last].kind in ("max", "average", "pad"):
-        [last] = steps[last].inputs
+    ops = trace_ops(network.features)
+    last = len(ops) - 1
+    while ops[last].kind in ("max", "average", "pad"):
+        [last] = ops[last].inputs
     modules = dict(network.features.named_modules())
-    for name in (steps[last].name, *steps[last].blocks):
+    for name in (ops[last].name, *ops[last].blocks):
         if name in modules:
             return f"features.{name}"
-    if last < len(steps) - 1:
+    if last < len(ops) - 1:
         raise ValueError(sentence)
     return "features"
 
@@ -120,38 +120,30 @@ def needed(network: nn.Module, names: Iterable[str]) -> nn.Module:
     return network.features if inside and isinstance(network, Network) else whole(network)
 
 
-def _matches(network: nn.Module, wanted: LayerLike) -> set[str]:
-    if isinstance(wanted, nn.Module):
+def _matches(network: nn.Module, layer: LayerLike) -> set[str]:
+    if isinstance(layer, nn.Module):
         for name, module in network.named_modules():
-            if module is wanted and name:
+            if module is layer and name:
                 return {name}
-        raise ValueError(f"the given {type(wanted).__name__} is not a layer of the {type(network).__name__}; name one")
+        raise ValueError(f"the given {type(layer).__name__} is not a layer of the {type(network).__name__}; name one")
     modules = {name for name, _ in network.named_modules() if name}
-    for name in (wanted, f"features.{wanted}"):
+    for name in (layer, f"features.{layer}"):
         if name in modules:
             return {name}
-    called = dict(_aliases(network))
-    if wanted in called:
-        return {called[wanted]}
-    if any(sign in wanted for sign in "*?["):
-        found = {name for call, name in called.items() if fnmatchcase(call, wanted)}
+    known = keras_names(network)  # alias -> name
+    for name in candidates(network):
+        known |= {name: name, name.removeprefix("features."): name}
+    if layer in known:
+        return {known[layer]}
+    if any(sign in layer for sign in "*?["):
+        found = {name for alias, name in known.items() if fnmatchcase(alias, layer)}
     else:
-        found = {name for call, name in called.items() if wanted and call.startswith(wanted)}
+        found = {name for alias, name in known.items() if layer and alias.startswith(layer)}
     if not found:
-        raise ValueError(f"{type(network).__name__} has no layer {wanted!r}; {_nearest(wanted, list(called))}")
+        raise ValueError(f"{type(network).__name__} has no layer {layer!r}; {_nearest(layer, list(known))}")
     return found
 
 
-def _aliases(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield (alias, name) for every accepted name of a layer or block."""
-    for alias, name in keras_names(network).items():
-        yield alias, name
-    for name in candidates(network):
-        yield name, name
-        if name.startswith("features."):
-            yield name.removeprefix("features."), name
-
-
-def _nearest(wanted: str, known: list[str]) -> str:
-    near = get_close_matches(wanted, known, n=5, cutoff=0.5)
+def _nearest(layer: str, known: list[str]) -> str:
+    near = get_close_matches(layer, known, n=5, cutoff=0.5)
     return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known[:5])}, ... (see layer_names)"

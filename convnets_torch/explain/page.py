@@ -13,12 +13,12 @@ from typing_extensions import Unpack
 
 from convnets_torch.explain.activations import layer_names
 from convnets_torch.explain.channels import ChannelGrid, activation_grids
-from convnets_torch.explain.gradcam import Method, gradcam
+from convnets_torch.explain.gradcam import Method, gradcam_targets
 from convnets_torch.explain.gradcam_maps import GradCam, overlaid
 from convnets_torch.explain.layer_names import find_layers
 from convnets_torch.fcn.sliding import ELEMENTWISE
 from convnets_torch.files import Output, Writer
-from convnets_torch.heatmaps.api import Heatmap, heatmap
+from convnets_torch.heatmaps.api import Heatmap, heatmap_targets
 from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, decode, picture_name, warn
 from convnets_torch.images.preprocessing import Pixels
 from convnets_torch.inference.classification import Prediction, card_of, classify
@@ -58,14 +58,7 @@ class Explanation:
     network: str
 
     def save(self, path: Output) -> None:
-        """Write one self-contained HTML file atomically; it loads nothing and runs no script.
-
-        Pictures are embedded as JPEG, at most 640 pixels wide, activations as PNG.
-
-        Raises:
-            ValueError: the extension is not .html or .htm.
-            OSError: `path` cannot be written.
-        """
+        """Write one self-contained .html file atomically; it loads nothing and runs no script."""
         Writer("an explanation", dict.fromkeys((".html", ".htm"), _write)).write(path, self)
 
 
@@ -104,7 +97,7 @@ def explain(
     network = as_network(network)
     card = card_of(network)
     decoded = decode(image, Reading(card.preprocessing.exif, **checked(reading, ReadingKeywords)))
-    warn(decoded.remarks)
+    warn(decoded.notes)
     pixels = decoded.pixels
     layers = five_layers(network) if layers is None else find_layers(network, layers)
     [predictions] = classify(network, [pixels], top=min(top, card.classes))
@@ -113,8 +106,8 @@ def explain(
         name=Path(picture_name(image)).name,
         picture=pixels,
         predictions=predictions,
-        heatmaps=heatmap(network, pixels, class_ids, upscale=True),
-        cams=gradcam(network, pixels, class_ids, method=method),
+        heatmaps=heatmap_targets(network, pixels, class_ids, upscale=True),
+        cams=gradcam_targets(network, pixels, class_ids, method=method),
         grids=activation_grids(network, pixels, layers, channels=CHANNELS),
         network=f"{card.network}, {card.classes} classes",
     )
@@ -123,14 +116,15 @@ def explain(
 def five_layers(network: Network) -> list[str]:
     """Return the names of five evenly spaced activations of `features`, or of any maps if it has fewer than five."""
     maps = [layer for layer in layer_names(network) if layer.name.startswith("features.") and len(layer.shape) == 3]
-    active = [layer for layer in maps if _is_activation(network.get_submodule(layer.name))]
+    modules = [network.get_submodule(layer.name) for layer in maps]
+    active = [
+        layer
+        for layer, module in zip(maps, modules, strict=True)
+        if isinstance(module, ELEMENTWISE) and not isinstance(module, nn.Dropout | nn.Identity)
+    ]
     names = [layer.name for layer in (active if len(active) >= LAYERS else maps)]
     places = np.unique(np.linspace(0, len(names) - 1, LAYERS).round().astype(int))
     return [names[place] for place in places]
-
-
-def _is_activation(module: nn.Module) -> bool:
-    return isinstance(module, ELEMENTWISE) and not isinstance(module, nn.Dropout | nn.Identity)
 
 
 def _write(path: Path, found: Explanation) -> None:

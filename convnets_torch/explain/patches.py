@@ -11,22 +11,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from typing_extensions import Unpack
 
 from convnets_torch.explain.activations import layer_fields, run_to
 from convnets_torch.explain.filters import FIRST, TILE, FilterPatterns, enlarged, rule_of, short
 from convnets_torch.explain.layer_names import LayerLike, find_layer
-from convnets_torch.fcn.graph import Field
+from convnets_torch.fcn.graph import ReceptiveField
 from convnets_torch.files import Output, Writer
 from convnets_torch.heatmaps.maps import Box
-from convnets_torch.images.decoding import Picture, Reading, decode, picture_name, warn
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, decode, picture_name, warn
 from convnets_torch.images.preprocessing import Pixels, fit_longest_side, normalize
 from convnets_torch.inference.batching import is_out_of_memory, is_too_small
 from convnets_torch.inference.classification import to_parameters
 from convnets_torch.inference.pipeline import THREADS, each_of, expected_pixels, run_pictures
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network, check_eval_mode
+from convnets_torch.options import checked, renamed, shows
 from convnets_torch.visualization import overlays
 
 COUNT = 9  # patches per channel
@@ -78,10 +78,6 @@ class TopPatches:
         Args:
             path: `.png`, `.jpg` or `.webp`.
             patterns: filter patterns of the same channels in the same order, to show beside the patches.
-
-        Raises:
-            ValueError: the extension is unknown, or the patterns are of another layer or other channels.
-            OSError: `path` cannot be written.
         """
         WRITER.write(path, self, patterns)
 
@@ -89,7 +85,7 @@ class TopPatches:
         """Draw the sheet that `save` writes."""
         if patterns is not None and (patterns.layer, patterns.units) != (self.layer, self.channels):
             raise ValueError("patterns and patches are of other layers or channels; make both for the same ones")
-        most = max((len(patches) for patches in self.patches), default=0)
+        columns = max(1, max(map(len, self.patches), default=0) + (patterns is not None))
         tiles = []
         for place, (channel, patches) in enumerate(zip(self.channels, self.patches, strict=True)):
             row = [(enlarged(patch.pixels, TILE), short(patch.activation)) for patch in patches]
@@ -100,46 +96,45 @@ class TopPatches:
             else:
                 row = [(Image.new("RGB", (TILE, TILE), overlays.PAPER), f"channel {channel}:\nnone")]
             blank = (Image.new("RGB", (TILE, 1), overlays.PAPER), "")
-            tiles += row + [blank] * (max(1, most + (patterns is not None)) - len(row))
+            tiles += row + [blank] * (columns - len(row))
         title = f"{self.layer}: what excites each channel most, with its activation"
-        return overlays.sheet(tiles, max(1, most + (patterns is not None)), TILE, title)
+        return overlays.sheet(tiles, columns, TILE, title)
 
 
 WRITER = Writer("patches", overlays.picture_formats(TopPatches.draw))
 
 
 class _Read(NamedTuple):
-    picture: Picture
+    image: Picture
     pixels: Pixels
     remarks: tuple[str, ...]
 
 
-class _Found(NamedTuple):
+class _Strongest(NamedTuple):
     """The strongest cell of each channel in one picture."""
 
-    picture: Picture
-    size: tuple[int, int]  # of the picture at its own size
-    seen: Pixels  # the picture as the network saw it
+    image: Picture
+    size: tuple[int, int]  # (height, width) of the picture
+    pixels: Pixels  # as the network saw them
     columns: int  # of the map
-    values: NDArray[np.float64]  # (channels,) activation of the strongest cell
-    cells: NDArray[np.int64]  # (channels,) its number, row by row
-    flat: NDArray[np.bool_]  # (channels,) whether the channel is constant
+    values: NDArray[np.float64]  # (channels,) activations
+    cells: NDArray[np.int64]  # (channels,) numbers of the cells, row by row
+    constant: NDArray[np.bool_]  # (channels,) whether all cells are equal
 
 
+@renamed(pictures="images")
+@shows(ReadingKeywords, Reading)
 def top_patches(
     network: Network,
-    pictures: Picture | Iterable[Picture],
+    images: Picture | Iterable[Picture],
     layer: LayerLike,
     channels: Sequence[int] | None = None,
     count: int = COUNT,
     *,
     longest_side: int | None = LONGEST_SIDE,
     workers: int | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
     progress: Callable[[int], None] | None = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> TopPatches:
     """Find the patches of pictures that activate channels of a layer most, at most one per picture.
 
@@ -149,14 +144,14 @@ def top_patches(
 
     Args:
         network: in eval mode, with known receptive fields (`layer_names` shows them).
-        pictures: anything `read_picture` takes; `find_pictures` lists those of a folder.
+        images: anything `read_picture` takes; `find_pictures` lists those of a folder.
         layer: one layer in `features`, as in `find_layer`.
         channels: channel numbers; defaults to the first 64.
         count: maximum number of patches per channel.
         longest_side: reduce larger pictures to this many pixels first; None keeps their size.
         workers: decoding threads; defaults to one per core, at most 16.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
         progress: called with the number of finished pictures.
+        reading: as in `read_picture`.
 
     Raises:
         ValueError: the layer is unknown or has no receptive field, a channel or option is out of range, or the network
@@ -171,6 +166,7 @@ def top_patches(
     ((11, 11, 3), ['none.jpg does not exist; name a file'])
     """
     network = as_network(network)
+    how = Reading(rule_of(network).exif, **checked(reading, ReadingKeywords))
     name = find_layer(network, layer)
     fields = layer_fields(network).get(name)
     if fields is None:
@@ -190,16 +186,16 @@ def top_patches(
             )
     best: list[list[Patch]] = [[] for _ in numbers]
     failed: list[tuple[Picture, Exception]] = []
-    reading = Reading(rule_of(network).exif, max_pixels, allow_truncated, depth, background)
 
-    def read(picture: Picture) -> _Read:
-        return _Read(picture, *decode(picture, reading)[:2])
+    def read(image: Picture) -> _Read:
+        found = decode(image, how)
+        return _Read(image, found.pixels, found.notes)
 
-    def run(items: list[_Read]) -> list[_Found | Exception]:
-        return [_highest(network, name, list(numbers), longest_side, each) for each in items]
+    def run(items: list[_Read]) -> list[_Strongest | Exception]:
+        return [_strongest(network, name, list(numbers), longest_side, *each[:2]) for each in items]
 
     rows = run_pictures(
-        each_of(pictures), read, run, batch=1, most=AHEAD, threads=workers or THREADS, size=expected_pixels
+        each_of(images), read, run, batch=1, most=AHEAD, threads=workers or THREADS, size=expected_pixels
     )
     with contextlib.closing(rows):
         for done, row in enumerate(rows, start=1):
@@ -207,56 +203,54 @@ def top_patches(
             if row.error is not None:
                 failed.append((row.picture, row.error))
             elif row.value is not None:
-                for place, kept in enumerate(best):
-                    _keep(kept, row.value, place, fields, count)
+                for place, patches in enumerate(best):
+                    _insert(patches, row.value, place, fields, count)
             if progress is not None:
                 progress(done)
     return TopPatches(name, numbers, tuple(map(tuple, best)), tuple(failed))
 
 
-def _highest(
-    network: Network, layer: str, channels: list[int], longest_side: int | None, read: _Read
-) -> _Found | Exception:
+def _strongest(
+    network: Network, layer: str, channels: list[int], longest_side: int | None, image: Picture, pixels: Pixels
+) -> _Strongest | Exception:
     """Run a picture as far as the layer; return the error if it is unusable."""
-    rule, picture, seen = rule_of(network), read.picture, read.pixels
-    height, width = seen.shape[:2]
-    if longest_side is not None and max(height, width) > longest_side:
-        seen = fit_longest_side(seen, longest_side, rule)
+    rule, size = rule_of(network), (pixels.shape[0], pixels.shape[1])
+    if longest_side is not None and max(size) > longest_side:
+        pixels = fit_longest_side(pixels, longest_side, rule)
     try:
         with torch.inference_mode():
-            output: Tensor = run_to(network, layer, to_parameters(normalize(seen, rule)[None], network))[layer]
-            maps = output[0, channels]
+            maps = run_to(network, layer, to_parameters(normalize(pixels, rule)[None], network))[layer][0, channels]
             flat = maps.flatten(1).double()
             values, cells = flat.max(dim=1)
             constant = (flat.min(dim=1).values == values) & (flat.shape[1] > 1)
     except (MemoryError, RuntimeError) as error:
-        words = f"{picture_name(picture)} at {seen.shape[0]}x{seen.shape[1]} pixels"
+        words = f"{picture_name(image)} at {pixels.shape[0]}x{pixels.shape[1]} pixels"
         if is_out_of_memory(error):
             return ValueError(f"{words} needs more memory than there is; give a smaller longest side")
         if is_too_small(error):
             return ValueError(f"{words} is too small for {layer}; take a larger picture")
         raise
     if not values.isfinite().all():
-        return ValueError(f"activations of {layer} for {picture_name(picture)} are NaN or infinite")
-    return _Found(
-        picture, (height, width), seen, maps.shape[2], *(each.cpu().numpy() for each in (values, cells, constant))
-    )
+        return ValueError(f"activations of {layer} for {picture_name(image)} are NaN or infinite")
+    return _Strongest(image, size, pixels, maps.shape[2], *(each.cpu().numpy() for each in (values, cells, constant)))
 
 
-def _keep(kept: list[Patch], found: _Found, place: int, fields: tuple[Field, Field], count: int) -> None:
+def _insert(
+    patches: list[Patch], found: _Strongest, place: int, fields: tuple[ReceptiveField, ReceptiveField], count: int
+) -> None:
     """Insert a picture's patch into a channel's list if it is among the `count` strongest."""
     value = float(found.values[place])
-    if found.flat[place] or (len(kept) == count and value <= kept[-1].activation):
+    if found.constant[place] or (len(patches) == count and value <= patches[-1].activation):
         return
     row, column = divmod(int(found.cells[place]), found.columns)
     top, left = (field.start + cell * field.stride for field, cell in zip(fields, (row, column), strict=True))
     bottom, right = top + fields[0].size, left + fields[1].size
-    height, width = found.seen.shape[:2]
-    down, across = found.size[0] / height, found.size[1] / width  # picture pixels per seen pixel
+    height, width = found.pixels.shape[:2]
+    down, across = found.size[0] / height, found.size[1] / width  # picture pixels per pixel of the input
     box = Box(max(left, 0) * across, max(top, 0) * down, min(right, width) * across, min(bottom, height) * down)
     pixels = np.full((bottom - top, right - left, 3), OUTSIDE, np.uint8)
-    part = found.seen[max(top, 0) : bottom, max(left, 0) : right]
+    part = found.pixels[max(top, 0) : bottom, max(left, 0) : right]
     pixels[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]] = part
-    kept.append(Patch(found.picture, value, row, column, box, pixels))
-    kept.sort(key=lambda patch: -patch.activation)
-    del kept[count:]
+    patches.append(Patch(found.image, value, row, column, box, pixels))
+    patches.sort(key=lambda patch: -patch.activation)
+    del patches[count:]

@@ -14,24 +14,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Unpack
 
 from convnets_torch.explain.activations import BROKEN, observed
 from convnets_torch.explain.layer_names import LayerLike, find_layer, find_layers, needed
 from convnets_torch.files import Output, Writer
-from convnets_torch.images.decoding import Picture, Reading, picture_name
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, picture_name
 from convnets_torch.inference.pipeline import THREADS, Input, Inputs, each_of, place_of, ready_card, run_pictures
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.npz import write_npz
+from convnets_torch.options import checked, shows
 from convnets_torch.text import cell
 from convnets_torch.visualization.charts import draw_histogram
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BATCH = 16  # pictures
-COLUMNS = ("layer", "channel", "mean", "standard_deviation", "zeros", "maximum", "dead")
+BATCH_SIZE = 16  # pictures
+MEASURES = ("mean", "standard_deviation", "zeros", "maximum")  # of a channel
 BINS = 20
 
 
@@ -158,18 +159,16 @@ def shares_of_zero(outputs: Tensor) -> NDArray[np.float64]:
     return (outputs.flatten(1) == 0).double().mean(1).cpu().numpy()
 
 
+@shows(ReadingKeywords, Reading)
 def channel_statistics(
     network: Network,
     images: Picture | Iterable[Picture],
     layers: LayerLike | Iterable[LayerLike],
     *,
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     workers: int | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
     progress: Callable[[int], None] | None = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> FolderStatistics:
     """Compute channel statistics of layers over any number of pictures, resized and cropped as the card says.
 
@@ -182,8 +181,8 @@ def channel_statistics(
         layers: as in `record_activations`.
         batch: batch size; halved when memory runs out.
         workers: decoding threads; defaults to one per core, at most 16.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
         progress: called after each batch with the number of finished pictures.
+        reading: as in `read_picture`.
 
     Raises:
         ValueError: no picture is usable (the message gives the first error); a layer is not in the network, is not run,
@@ -197,33 +196,31 @@ def channel_statistics(
     network = as_network(network)
     names = find_layers(network, layers)
     running = {name: _Running() for name in names}
-    reading = Reading(True, max_pixels, allow_truncated, depth, background)
+    how = Reading(True, **checked(reading, ReadingKeywords))
 
     def add(name: str, output: Tensor) -> None:
         if output.dim() < 2:
             raise ValueError(f"{name} gives {tuple(output.shape)}, which has no channels; name another layer")
         running[name].add(output)
 
-    errors, remarks = _run(network, images, running, add, batch, workers, reading, progress)
+    errors, remarks = _run(network, images, running, add, batch, workers, how, progress)
     return FolderStatistics(tuple(running[name].result(name) for name in names), errors, remarks)
 
 
+@shows(ReadingKeywords, Reading)
 def zero_shares(
     network: Network,
     images: Picture | Iterable[Picture],
     layer: LayerLike,
     *,
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     workers: int | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> ZeroShares:
     """Compute the share of zeros in each picture's embedding.
 
     Args:
-        network, images, batch, workers, max_pixels, allow_truncated, depth, background: as in `channel_statistics`.
+        network, images, batch, workers, reading: as in `channel_statistics`.
         layer: one layer, such as `fc1` or `fc2` of VGG (the Keras names of the ReLUs), or pooled features.
 
     Raises:
@@ -236,8 +233,8 @@ def zero_shares(
     """
     network = as_network(network)
     name, shares = find_layer(network, layer), _Shares()
-    reading = Reading(True, max_pixels, allow_truncated, depth, background)
-    errors, _ = _run(network, images, {name: shares}, lambda _, output: shares.add(output), batch, workers, reading)
+    how = Reading(True, **checked(reading, ReadingKeywords))
+    errors, _ = _run(network, images, {name: shares}, lambda _, output: shares.add(output), batch, workers, how)
     return ZeroShares(name, shares.found, errors)
 
 
@@ -258,12 +255,12 @@ def _run(
     device, dtype = place_of(network)
     inputs = Inputs(rule, device, reading, exact=True)
 
-    def see(name: str, output: Tensor) -> None:
+    def record(name: str, output: Tensor) -> None:
         if not output.isfinite().all():
             raise ValueError(BROKEN.format(name))
         add(name, output)
 
-    module = needed(observed(network, list(sums), see), list(sums))
+    module = needed(observed(network, list(sums), record), list(sums))
 
     def run(items: list[Input]) -> list[None]:
         before = {name: dict(vars(each)) for name, each in sums.items()}
@@ -279,9 +276,8 @@ def _run(
     errors: list[tuple[str, Exception]] = []
     remarks: list[str] = []
     reported = 0
-    with contextlib.closing(
-        run_pictures(each_of(images), inputs.prepared, run, batch=batch, threads=workers or THREADS)
-    ) as rows:
+    rows = run_pictures(each_of(images), inputs.decode, run, batch=batch, threads=workers or THREADS)
+    with contextlib.closing(rows):
         for row in rows:
             remarks += row.remarks
             if row.error is not None:
@@ -300,35 +296,29 @@ def _run(
 
 
 def save_statistics(found: FolderStatistics, path: Output) -> None:
-    """Write statistics as .json, as .csv (one row per channel), or as arrays in an .npz ("LAYER.mean", ...).
-
-    Raises:
-        ValueError: the extension is unknown.
-        OSError: `path` cannot be written.
-    """
+    """Write statistics as .json, as .csv (one row per channel), or as arrays in an .npz ("LAYER.mean", ...)."""
     WRITER.write(path, found)
-
-
-def _write_json(path: Path, found: FolderStatistics) -> None:
-    path.write_text(json.dumps(as_json(found), indent=1) + "\n", encoding="utf-8")
 
 
 def _write_csv(path: Path, found: FolderStatistics) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(COLUMNS)
+        rows.writerow(("layer", "channel", *MEASURES, "dead"))
         for each in found.layers:
+            columns = [getattr(each, name) for name in MEASURES]
             rows.writerows(
                 (cell(each.layer), channel, *(repr(float(value)) for value in values), int(each.dead[channel]))
-                for channel, values in enumerate(
-                    zip(each.mean, each.standard_deviation, each.zeros, each.maximum, strict=True)
-                )
+                for channel, values in enumerate(zip(*columns, strict=True))
             )
 
 
 def _write_arrays(path: Path, found: FolderStatistics) -> None:
-    names = ("mean", "standard_deviation", "zeros", "maximum", "dead")
+    names = (*MEASURES, "dead")
     write_npz(path, {f"{each.layer}.{name}": getattr(each, name) for each in found.layers for name in names})
+
+
+def _write_json(path: Path, found: FolderStatistics) -> None:
+    path.write_text(json.dumps(as_json(found), indent=1) + "\n", encoding="utf-8")
 
 
 WRITER = Writer("statistics", {".json": _write_json, ".csv": _write_csv, ".npz": _write_arrays})
@@ -339,13 +329,8 @@ def as_json(found: FolderStatistics) -> dict[str, Any]:
     return {
         "layers": [
             {
-                "layer": each.layer,
-                "pictures": each.pictures,
-                "values": each.values,
-                "mean": each.mean.tolist(),
-                "standard_deviation": each.standard_deviation.tolist(),
-                "zeros": each.zeros.tolist(),
-                "maximum": each.maximum.tolist(),
+                **{name: getattr(each, name) for name in ("layer", "pictures", "values")},
+                **{name: getattr(each, name).tolist() for name in MEASURES},
                 "dead": np.flatnonzero(each.dead).tolist(),
             }
             for each in found.layers

@@ -49,10 +49,11 @@ def _layers(head: Iterable[nn.Module], window: tuple[int, int]) -> Iterator[nn.M
             kernel = (1, 1)
         elif isinstance(layer, nn.BatchNorm1d):
             yield _normalization(layer)
-        elif isinstance(layer, (*ELEMENTWISE, *POOLS, nn.Conv2d)):
-            if isinstance(layer, (*POOLS, nn.Conv2d)):
-                kernel = (1, 1)
+        elif isinstance(layer, ELEMENTWISE):
             yield layer
+        elif isinstance(layer, (*POOLS, nn.Conv2d)):
+            yield layer
+            kernel = (1, 1)
         elif not isinstance(layer, nn.Flatten):  # the channels of a cell are its vector
             raise ValueError(f"a head with {layer} has no convolutional form; export it without heatmap")
 

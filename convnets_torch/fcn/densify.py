@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
 from convnets_torch.card import Activation, Card
-from convnets_torch.fcn.graph import Layers, count, fields, grid_of, out_of_place, pool_of, step_of, steps_of
+from convnets_torch.fcn.graph import Layers, count, map_graph, op_of, out_of_place, pool_of, receptive_fields, trace_ops
 from convnets_torch.fcn.score_map import gather, score_map
 from convnets_torch.fcn.sliding import ELEMENTWISE, is_dense
 from convnets_torch.images.preprocessing import Preprocessing, general
@@ -46,25 +45,8 @@ ACTIVATIONS: dict[Any, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """A module split into features and head.
-
-    Attributes:
-        features: images (N, 3, H, W) -> feature map (N, C, h, w).
-        head: feature map of exactly `window` cells -> logits (N, classes).
-        window: (height, width) in cells of the feature map.
-        left_out: the last layer, if it turns logits into probabilities; else None.
-    """
-
-    features: GraphModule
-    head: nn.Sequential
-    window: Size
-    left_out: nn.Module | None
-
-
-def cut(module: nn.Module, images: Tensor) -> Cut:
-    """Split a classifier into features and head.
+def cut(module: nn.Module, images: Tensor) -> tuple[GraphModule, nn.Sequential, Size, nn.Module | None]:
+    """Split a classifier into its features, its head, the head's window, and a last layer that gives probabilities.
 
     Args:
         module: in eval mode, images (N, 3, H, W) -> (N, classes).
@@ -84,7 +66,6 @@ def cut(module: nn.Module, images: Tensor) -> Cut:
     if not isinstance(output, Node) or len(shapes.get(output, ())) != 2:
         raise ValueError("it does not return logits (N, classes); give a classifier of single pictures")
     chain = _chain(output, shapes)
-    names = _Names()
     head, window, left_out = nn.Sequential(), None, None
     for place, node in enumerate(chain):
         layer, shape = _layer_of(node, layers, shapes), shapes[_input_map(node, shapes)]
@@ -95,14 +76,12 @@ def cut(module: nn.Module, images: Tensor) -> Cut:
                 window = (shape[2], shape[3])
                 features = _module_until(cells, traced, layers)
                 for part in begins:
-                    head.add_module(names.of(node, part), part)
+                    _add(head, node, part)
             elif isinstance(layer, AVERAGE[:1] + MAXIMUM[:1]):
+                below = _input_map(node, shapes)
                 if _sides(layer) != (shape[2], shape[3]):
-                    raise ValueError(
-                        _sizes_for(node, layer, shape, _module_until(_input_map(node, shapes), traced, layers))
-                    )
-                # the output has the size of the input, so the pool is the identity
-                node.replace_all_uses_with(_input_map(node, shapes))
+                    raise ValueError(_sizes_for(node, layer, shape, _module_until(below, traced, layers)))
+                node.replace_all_uses_with(below)  # same size, so the pool is the identity
         elif place == len(chain) - 1 and isinstance(layer, LAST):
             left_out = layer
         elif not _is_noop(layer, shape, head):
@@ -111,15 +90,15 @@ def cut(module: nn.Module, images: Tensor) -> Cut:
                     f"{_title(node)} is {type(layer).__name__ if layer else 'a function'} in the head, which cannot"
                     " slide; supported are Linear, BatchNorm1d, Dropout and activations"
                 )
-            head.add_module(names.of(node, layer), out_of_place(layer))
+            _add(head, node, out_of_place(layer))
     _check_known(_module_until(output, traced, layers) if window is None else features)
     if window is None:
         raise ValueError("no layer reads the whole map: neither a flatten nor a global pool")
-    return Cut(features, head, window, left_out)
+    return features, head, window, left_out
 
 
 class _ImagesOnly(nn.Module):
-    """Wraps a module so that images are its only input."""
+    """A module whose only input is images."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -271,11 +250,8 @@ def _start_of_head(layer: nn.Module | None, shape: torch.Size) -> tuple[nn.Modul
         return (nn.MaxPool2d(cells, stride=1), nn.Flatten())
     one = isinstance(layer, nn.AdaptiveAvgPool2d) and _sides(layer) == (1, 1)
     if isinstance(layer, nn.AvgPool2d):
-        one = (
-            _pair(layer.kernel_size) == cells != (1, 1)
-            and _pair(layer.padding) == (0, 0)
-            and not layer.divisor_override
-        )
+        plain = _pair(layer.padding) == (0, 0) and not layer.divisor_override
+        one = _pair(layer.kernel_size) == cells != (1, 1) and plain
     return (nn.AvgPool2d(cells, stride=1), nn.Flatten()) if one else None
 
 
@@ -298,10 +274,10 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 def _sizes_for(node: Node, layer: nn.Module, shape: torch.Size, features: nn.Module) -> str:
     """Describe an adaptive pool that changes the map, with the image sizes for which it would not."""
-    steps, ranges = steps_of(features), []
+    ops, ranges = trace_ops(features), []
     for axis, cells in enumerate(_sides(layer)):
         least, most = (
-            bisect_left(range(MOST_SIDE), wanted, key=lambda side: count(steps, side, axis))
+            bisect_left(range(MOST_SIDE), wanted, key=lambda side: count(ops, side, axis))
             for wanted in (cells or 1, (cells or MOST_SIDE) + 1)
         )
         ranges.append(f"{least} to {most - 1}")
@@ -320,11 +296,10 @@ def _check_known(features: GraphModule) -> None:
             break
         numbers[node] = len(numbers)
         try:
-            step_of(node, features, numbers)
+            op_of(node, features, numbers)
         except ValueError as error:
-            around = [
-                kind for path, kind in node.meta.get("nn_module_stack", {}).values() if path != f"module.{_title(node)}"
-            ]
+            stack = node.meta.get("nn_module_stack", {}).values()
+            around = [kind for path, kind in stack if path != f"module.{_title(node)}"]
             raise ValueError(f"{error} (in {around[-1].__name__})" if around else str(error)) from None
 
 
@@ -332,20 +307,14 @@ def _title(node: Node) -> str:
     return str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
 
 
-class _Names:
-    """Make unique names for the head's layers: the module's own with "_" for "."."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def of(self, node: Node, layer: nn.Module) -> str:
-        name = str(node.target).replace(".", "_") if node.op == "call_module" else node.name
-        if name in self._taken:
-            name = f"{name}_{type(layer).__name__.lower()}"
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
+def _add(head: nn.Sequential, node: Node, layer: nn.Module) -> None:
+    """Add a layer to the head under a unique name: the module's own with "_" for "."."""
+    name = str(node.target).replace(".", "_") if node.op == "call_module" else node.name
+    if name in head._modules:
+        name = f"{name}_{type(layer).__name__.lower()}"
+    while name in head._modules:
+        name += "_"
+    head.add_module(name, layer)
 
 
 def _graph_until(last: Node) -> Graph:
@@ -397,16 +366,13 @@ class Densified(Network):
             self.size = check_size(size)
             images = _random_images(module, self.size)
             wanted = _logits(module, images)
-            parts = cut(module, images)
-            steps = steps_of(parts.features)
-            down, across = fields(steps)
+            self.features, self.head, self.window, self.left_out = cut(module, images)
+            down, across = receptive_fields(trace_ops(self.features))[-1]
             if down.stride != across.stride:
                 raise ValueError(f"cells are {down.stride} pixels apart vertically and {across.stride} horizontally")
         except ValueError as error:
             raise ValueError(f"{type(module).__name__} cannot be made dense: {error}") from None
-        self.features, self.head, self.window = parts.features, parts.head, parts.window
         self.stride, self.classes = down.stride, wanted.shape[1]
-        self.left_out = parts.left_out
         self.eval()
         self._check_outputs(wanted, images)
 
@@ -423,21 +389,21 @@ class Densified(Network):
             ]
             found = score_map(self, larger)
             _compare(found.flatten(2), torch.stack(crops, dim=2), "its head on crops of the feature map")
-            grid, height = grid_of(self), larger.shape[2]
-            strips = (larger[:, :, top : top + height // 2] for top in range(0, height, height // 2))
-            _compare(gather(grid, strips, *larger.shape[2:]), found, "its outputs in one pass, when run in strips,")
+            graph, height = map_graph(self), larger.shape[2]
+            blocks = (larger[:, :, top : top + height // 2] for top in range(0, height, height // 2))
+            _compare(
+                gather(graph, blocks, *larger.shape[2:]), found, "its outputs in one pass, when run in blocks of rows,"
+            )
 
 
 def _random_images(module: nn.Module, size: Size) -> Tensor:
     """Check that the module can run, and return random images for it."""
-    lazy = [name for name, part in module.named_modules() if getattr(part, "has_uninitialized_params", bool)()]
-    if lazy:
+    if lazy := [name for name, part in module.named_modules() if getattr(part, "has_uninitialized_params", bool)()]:
         raise ValueError(f"{lazy[0]} has no parameters yet; run the module once on images of its size")
     parameters = [parameter for parameter in module.parameters() if parameter.dtype in TOLERANCES]
     if not parameters:
         raise ValueError("it has no parameters in floating point")
-    training = [name or "the module" for name, part in module.named_modules() if part.training]
-    if training:
+    if training := [name or "the module" for name, part in module.named_modules() if part.training]:
         raise ValueError(
             f"{training[0]} is in training mode, where dropout and batch normalisation change outputs; call eval()"
         )
@@ -467,8 +433,8 @@ def _logits(module: nn.Module, images: Tensor) -> Tensor:
 
 def _compare(found: Tensor, wanted: Tensor, of_what: str) -> None:
     tolerance = TOLERANCES[wanted.dtype]
-    if wanted.is_cuda:
-        tolerance = max(tolerance, ON_GPU) if wanted.dtype != torch.float64 else tolerance
+    if wanted.is_cuda and wanted.dtype != torch.float64:
+        tolerance = max(tolerance, ON_GPU)
     difference, largest = float((found - wanted).abs().max()), float(wanted.abs().max())
     if found.shape != wanted.shape or not difference <= tolerance * largest:
         raise ValueError(

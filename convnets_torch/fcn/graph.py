@@ -1,8 +1,8 @@
 """Trace a network's layers and compute their receptive fields: strides, windows and what each layer reads.
 
-`torch.fx` traces the module once. The result is a list of steps: layers that read a window of cells, layers and
-functions that treat each cell by itself, and sums and concatenations of branches. The steps suffice to run the same
-layers in strips (`streaming`) or at another stride, and to say which pixels a cell sees.
+`torch.fx` traces the module once. The result is a list of ops: layers that read a window of cells, layers and
+functions that treat each cell by itself, and sums and concatenations of branches. The ops suffice to run the same
+layers in blocks of rows (`streaming`) or at another stride, and to say which pixels a cell sees.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.proxy import TraceError
@@ -28,7 +27,7 @@ from convnets_torch.networks.packed import PackedConv2d
 from convnets_torch.networks.tracing import LocalTracer
 
 
-class Field(NamedTuple):
+class ReceptiveField(NamedTuple):
     """Receptive field along one axis: cell i sees `size` pixels from start + i * stride on.
 
     Pixels outside the picture are padding.
@@ -40,18 +39,18 @@ class Field(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The cells of a network's map at one stride.
+class MapGraph:
+    """The ops that compute a network's map at one stride, and where its cells are.
 
     Attributes:
-        steps: from images to logits, with the head as the last step; or to the feature map only.
+        ops: from images to logits, with the head as the last op; or to the feature map only.
         vertical, horizontal: receptive fields of the cells.
         dilation: distance, in cells of the feature map, between the cells that the head reads.
     """
 
-    steps: tuple[Step, ...]
-    vertical: Field
-    horizontal: Field
+    ops: tuple[Op, ...]
+    vertical: ReceptiveField
+    horizontal: ReceptiveField
     dilation: int
 
     @property
@@ -61,40 +60,30 @@ class Grid:
 
     def shape(self, height: int, width: int) -> Pair:
         """Return (rows, columns) of the map for images of this size in pixels; 0 if they are too small."""
-        return (count(self.steps, height, 0), count(self.steps, width, 1))
+        return (count(self.ops, height, 0), count(self.ops, width, 1))
 
-    def seen(self, side: int, axis: int) -> tuple[Pair, ...]:
-        """Return the first pixel and the one after the last that each row (axis 0) or column (axis 1) of cells sees.
+    def input_ranges(self, side: int, axis: int) -> tuple[Pair, ...]:
+        """Return the first pixel and the one after the last that each row (axis 0) or column (axis 1) of cells reads.
 
-        The result is exact: pixels that a pool drops at the end of a side are not included.
-
-        Args:
-            side: pixels of the images along the axis.
+        The result is exact for images of `side` pixels along the axis: pixels that a pool drops are not included.
         """
-        sides = _sides(self.steps, side, axis)
-        begin, end = np.arange(sides[-1]), np.arange(sides[-1])  # first and last cell
-        reached: list[tuple[NDArray[np.int64], NDArray[np.int64]] | None] = [None] * len(self.steps)
-        reached[-1] = (begin, end)
-        for number in reversed(range(1, len(self.steps))):
-            step, cells = self.steps[number], reached[number]
-            if cells is None:
+        sides = _sides(self.ops, side, axis)
+        cells = np.arange(sides[-1])
+        reached = {len(self.ops) - 1: (cells, cells)}  # index of an op -> the first and last cells of its map
+        for number in reversed(range(1, len(self.ops))):
+            if number not in reached:
                 continue
-            window = step.window
-            before = window.padding[2 * axis]
-            for source in step.inputs:
-                first = cells[0] * window.stride[axis] - before
-                last = cells[1] * window.stride[axis] - before + window.reach(axis) - 1
-                first, last = (np.clip(each, 0, sides[source] - 1) for each in (first, last))
-                known = reached[source]
-                reached[source] = (first, last) if known is None else (
-                    np.minimum(known[0], first), np.maximum(known[1], last)
-                )  # fmt: skip
-        pixels = reached[0]
-        assert pixels is not None
-        return tuple(zip(pixels[0].tolist(), (pixels[1] + 1).tolist(), strict=True))
+            window, (begin, end) = self.ops[number].window, reached[number]
+            first = begin * window.stride[axis] - window.padding[2 * axis]
+            last = end * window.stride[axis] - window.padding[2 * axis] + window.reach(axis) - 1
+            for source in self.ops[number].inputs:
+                low, high = (np.clip(each, 0, sides[source] - 1) for each in (first, last))
+                known = reached.get(source, (low, high))
+                reached[source] = (np.minimum(known[0], low), np.maximum(known[1], high))
+        return tuple(zip(reached[0][0].tolist(), (reached[0][1] + 1).tolist(), strict=True))
 
 
-def grid_of(network: Network, cell_stride: int | None = None) -> Grid:
+def map_graph(network: Network, cell_stride: int | None = None) -> MapGraph:
     """Return the cells of a network's map, at its own stride or at a smaller one.
 
     For a smaller stride, the last strides of convolutions and pools are removed and the following layers are dilated,
@@ -112,12 +101,12 @@ def grid_of(network: Network, cell_stride: int | None = None) -> Grid:
 
     >>> from convnets_torch.networks import vgg16
     >>> narrow = vgg16(classes=10, widths=(2, 2, 4, 4, 4), hidden=(8, 8))
-    >>> grid_of(narrow).vertical, grid_of(narrow, 8).vertical
-    (Field(start=-90, size=404, stride=32), Field(start=-90, size=404, stride=8))
+    >>> map_graph(narrow).vertical, map_graph(narrow, 8).vertical
+    (ReceptiveField(start=-90, size=404, stride=32), ReceptiveField(start=-90, size=404, stride=8))
     """
     if network.head is None:
         raise ValueError(NO_HEAD)
-    steps = steps_of(network.features)
+    ops = trace_ops(network.features)
     if cell_stride is not None and cell_stride != network.stride:
         known = cell_strides(network)
         if cell_stride not in known:
@@ -125,34 +114,32 @@ def grid_of(network: Network, cell_stride: int | None = None) -> Grid:
                 f"{type(network).__name__} does not support a cell stride of {cell_stride} pixels; it supports"
                 f" {', '.join(map(str, known))}"
             )
-        steps = _with_stride(steps, cell_stride)
-    own = fields(steps)[0]
-    dilation = network.stride // own.stride
+        ops = _with_stride(ops, cell_stride)
+    dilation = network.stride // receptive_fields(ops)[-1][0].stride
     head, window = network.head, network.window
 
     def sliding_head(cells):  # type: ignore[no-untyped-def]
         return slide(head, cells, window, dilation)
 
-    last = Step("head", "head", (len(steps) - 1,), sliding_head, Window(window, (1, 1), (dilation, dilation)))
-    steps = (*steps, last)
-    vertical, horizontal = fields(steps)
+    last = Op("head", "head", (len(ops) - 1,), sliding_head, Window(window, (1, 1), (dilation, dilation)))
+    ops = (*ops, last)
+    vertical, horizontal = receptive_fields(ops)[-1]
     if vertical.stride != horizontal.stride:
         raise ValueError(
             f"the cells are {vertical.stride} pixels apart vertically and {horizontal.stride} horizontally"
         )
-    return Grid(steps, vertical, horizontal, dilation)
+    return MapGraph(ops, vertical, horizontal, dilation)
 
 
-def features_grid(network: Network) -> Grid:
+def features_graph(network: Network) -> MapGraph:
     """Return the cells of a network's feature map, with or without a head.
 
     >>> from convnets_torch.networks import vgg16
-    >>> features_grid(vgg16(None, widths=(2, 2, 4, 4, 4))).vertical
-    Field(start=-90, size=212, stride=32)
+    >>> features_graph(vgg16(None, widths=(2, 2, 4, 4, 4))).vertical
+    ReceptiveField(start=-90, size=212, stride=32)
     """
-    steps = steps_of(network.features)
-    vertical, horizontal = fields(steps)
-    return Grid(steps, vertical, horizontal, 1)
+    ops = trace_ops(network.features)
+    return MapGraph(ops, *receptive_fields(ops)[-1], dilation=1)
 
 
 def cell_strides(network: Network) -> tuple[int, ...]:
@@ -163,79 +150,61 @@ def cell_strides(network: Network) -> tuple[int, ...]:
     (32, 16, 8, 4, 1)
     """
     features = as_network(network).features
-    return tuple(sorted({field.stride for field, _ in all_fields(steps_of(features))}, reverse=True))
+    return tuple(sorted({field.stride for field, _ in receptive_fields(trace_ops(features))}, reverse=True))
 
 
-def fields(steps: Sequence[Step]) -> tuple[Field, Field]:
-    """Return the receptive field of the last step's cells, vertical and horizontal."""
-    return all_fields(steps)[-1]
+def count(ops: Sequence[Op], side: int, axis: int) -> int:
+    """Return the number of cells of the last op's map along a side of `side` pixels."""
+    return _sides(ops, side, axis)[-1]
 
 
-def count(steps: Sequence[Step], side: int, axis: int) -> int:
-    """Return the number of cells of the last step's map along a side of `side` pixels."""
-    return _sides(steps, side, axis)[-1]
-
-
-def _sides(steps: Sequence[Step], side: int, axis: int) -> list[int]:
-    """Return the number of cells of each step's map along a side of `side` pixels."""
+def _sides(ops: Sequence[Op], side: int, axis: int) -> list[int]:
+    """Return the number of cells of each op's map along a side of `side` pixels."""
     sides: list[int] = []
-    for step in steps:
-        below = [sides[each] for each in step.inputs] or [side]
-        sides.append(step.window.count(min(below), axis) if min(below) > 0 else 0)
+    for op in ops:
+        below = [sides[each] for each in op.inputs] or [side]
+        sides.append(op.window.count(min(below), axis) if min(below) > 0 else 0)
     return sides
 
 
-def all_fields(steps: Sequence[Step]) -> list[tuple[Field, Field]]:
-    """Return the receptive field of each step's cells, vertical and horizontal."""
-    found: list[tuple[Field, Field]] = []
-    for step in steps:
-        if step.kind == "images":
-            found.append((Field(0, 1, 1), Field(0, 1, 1)))
+def receptive_fields(ops: Sequence[Op]) -> list[tuple[ReceptiveField, ReceptiveField]]:
+    """Return the receptive field of each op's cells, vertical and horizontal."""
+    found: list[tuple[ReceptiveField, ReceptiveField]] = []
+    for op in ops:
+        if op.kind == "images":
+            found.append((ReceptiveField(0, 1, 1), ReceptiveField(0, 1, 1)))
             continue
         axes = []
         for axis in (0, 1):
-            below = [found[each][axis] for each in step.inputs]
+            below = [found[each][axis] for each in op.inputs]
             if len({field.stride for field in below}) > 1:
-                raise ValueError(f"{step.name} joins branches of different strides")
+                raise ValueError(f"{op.name} joins branches of different strides")
             start, stride = min(field.start for field in below), below[0].stride
             size = max(field.start + field.size for field in below) - start
-            window = step.window
-            axes.append(
-                Field(
-                    start - window.padding[2 * axis] * stride,
-                    size + (window.reach(axis) - 1) * stride,
-                    stride * window.stride[axis],
-                )
-            )
+            start -= op.window.padding[2 * axis] * stride
+            size += (op.window.reach(axis) - 1) * stride
+            axes.append(ReceptiveField(start, size, stride * op.window.stride[axis]))
         found.append((axes[0], axes[1]))
     return found
 
 
-def _with_stride(steps: Sequence[Step], cell_stride: int) -> tuple[Step, ...]:
-    """Remove strides beyond `cell_stride` and dilate the steps that follow."""
-    dense: list[Step] = []
-    rates: list[Pair] = []  # density of each step's map relative to the original
+def _with_stride(ops: Sequence[Op], cell_stride: int) -> tuple[Op, ...]:
+    """Remove strides beyond `cell_stride` and dilate the ops that follow."""
+    dense: list[Op] = []
+    rates: list[Pair] = []  # density of each op's map relative to the original
     strides: list[Pair] = []  # pixels between its cells
-    for step in steps:
-        below = step.inputs[0] if step.inputs else None
+    for op in ops:
+        below = op.inputs[0] if op.inputs else None
         rate, apart = ((1, 1), (1, 1)) if below is None else (rates[below], strides[below])
-        window = step.window
+        window = op.window
         kept = [
             own if pixels * own <= cell_stride and times == 1 else 1
             for own, pixels, times in zip(window.stride, apart, rate, strict=True)
         ]
         top, bottom, left, right = window.padding
-        dense.append(
-            replace(
-                step,
-                window=Window(
-                    window.kernel,
-                    (kept[0], kept[1]),
-                    (window.dilation[0] * rate[0], window.dilation[1] * rate[1]),
-                    (top * rate[0], bottom * rate[0], left * rate[1], right * rate[1]),
-                ),
-            )
-        )
+        dilation = (window.dilation[0] * rate[0], window.dilation[1] * rate[1])
+        padding = (top * rate[0], bottom * rate[0], left * rate[1], right * rate[1])
+        dense.append(replace(op, window=Window(window.kernel, (kept[0], kept[1]), dilation, padding)))
         rates.append((rate[0] * window.stride[0] // kept[0], rate[1] * window.stride[1] // kept[1]))
         strides.append((apart[0] * kept[0], apart[1] * kept[1]))
     return tuple(dense)
@@ -288,13 +257,13 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Op:
     """One operation on maps.
 
     Attributes:
         name: of the layer, as in `features.named_modules()`, or of the function.
         kind: kind of operation.
-        inputs: indices of the steps whose maps it reads.
+        inputs: indices of the ops whose maps it reads.
         layer: the module, whose current parameters are used; or the function.
         window: what it reads; kernel and stride 1 if each cell is treated by itself.
         blocks: names of the modules in which it is called, outermost first.
@@ -309,19 +278,17 @@ class Step:
 
 
 class Layers(LocalTracer):
-    """Trace modules down to the layers that `steps_of` supports."""
+    """Trace modules down to the layers that `trace_ops` supports."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return is_layer(module) or super().is_leaf_module(module, name)
 
 
-_steps_cache: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[int, ...], tuple[Step, ...]]] = (
-    weakref.WeakKeyDictionary()
-)
+_cache: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[int, ...], tuple[Op, ...]]] = weakref.WeakKeyDictionary()
 
 
-def steps_of(features: nn.Module) -> tuple[Step, ...]:
-    """Return the steps of a convolutional part in execution order; the first is the images, the last produces the map.
+def trace_ops(features: nn.Module) -> tuple[Op, ...]:
+    """Return the ops of a convolutional part in execution order; the first is the images, the last produces the map.
 
     Args:
         features: a module from images (N, 3, H, W) to one map (N, C, h, w).
@@ -330,17 +297,17 @@ def steps_of(features: nn.Module) -> tuple[Step, ...]:
         ValueError: a layer or function in it is unknown, or depends on the size of the map (global or adaptive
             pooling), so that the cells' receptive fields are undefined.
 
-    >>> [step.name for step in steps_of(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()))]
+    >>> [op.name for op in trace_ops(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()))]
     ['images', '0', '1']
     """
     described, modules = repr(features), tuple(map(id, features.modules()))
-    known = _steps_cache.get(features)
+    known = _cache.get(features)
     if known is None or known[:2] != (described, modules):
-        _steps_cache[features] = known = (described, modules, _trace(features))
+        _cache[features] = known = (described, modules, _trace(features))
     return known[2]
 
 
-def _trace(features: nn.Module) -> tuple[Step, ...]:
+def _trace(features: nn.Module) -> tuple[Op, ...]:
     if is_layer(features):
         features = nn.Sequential(features)
     try:
@@ -352,49 +319,49 @@ def _trace(features: nn.Module) -> tuple[Step, ...]:
             " branches that depend on their input"
         ) from None
     traced = GraphModule(features, graph, type(features).__name__)
-    steps: list[Step] = []
+    ops: list[Op] = []
     numbers: dict[Node, int] = {}
     for node in graph.nodes:
         if node.op == "output":
             result = node.args[0]
             if not isinstance(result, Node):
                 raise ValueError(f"{type(features).__name__} returns several maps instead of one")
-            if numbers[result] != len(steps) - 1:
+            if numbers[result] != len(ops) - 1:
                 raise ValueError(f"{type(features).__name__} returns a map that is not its last layer's")
             break
-        numbers[node] = len(steps)
+        numbers[node] = len(ops)
         # The stack lists the second call of a module as "name@1".
         blocks = tuple(name.split("@")[0] for name in node.meta.get("nn_module_stack", ()) if name)
-        steps.append(replace(step_of(node, traced, numbers), blocks=blocks))
-    return tuple(steps)
+        ops.append(replace(op_of(node, traced, numbers), blocks=blocks))
+    return tuple(ops)
 
 
-def step_of(node: Node, traced: GraphModule, numbers: dict[Node, int]) -> Step:
-    """Return the step of a graph node; ValueError if the operation is unknown."""
+def op_of(node: Node, traced: GraphModule, numbers: dict[Node, int]) -> Op:
+    """Return the op of a graph node; ValueError if the operation is unknown."""
     inputs = tuple(numbers[each] for each in node.all_input_nodes)
     if node.op == "placeholder":
         if numbers[node]:
             raise ValueError("the features take several inputs; they must take images only")
-        return Step("images", "images", ())
+        return Op("images", "images", ())
     if node.op == "call_module":
-        return layer_step(traced.get_submodule(str(node.target)), str(node.target), inputs)
+        return layer_op(traced.get_submodule(str(node.target)), str(node.target), inputs)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     if node.op in ("call_function", "call_method"):
         maps = [each for each in node.args if isinstance(each, Node)]
         if node.target in SUMS and len(maps) == len(node.args) == 2 and not node.kwargs:
-            return Step(name, "sum", tuple(numbers[each] for each in maps))
+            return Op(name, "sum", tuple(numbers[each] for each in maps))
         if node.target in (torch.cat, torch.concat) and (node.kwargs.get("dim", (*node.args[1:], 0)[0])) == 1:
             joined: Any = node.args[0] if node.args else node.kwargs["tensors"]
-            return Step(name, "cat", tuple(numbers[each] for each in joined))
+            return Op(name, "cat", tuple(numbers[each] for each in joined))
         if node.target in CELLWISE_CALLS and maps == [node.args[0]]:
-            return Step(name, "cells", inputs, _call(node))
+            return Op(name, "cells", inputs, _call(node))
         if (pool := pool_of(node)) is not None:
-            return layer_step(pool, name, inputs)
+            return layer_op(pool, name, inputs)
     raise ValueError(f"the features call {name}, which is not known to read a fixed window of cells")
 
 
 def _call(node: Node) -> Callable[[Tensor], Tensor]:
-    """Return a node's function with its arguments, never in-place: another step may need its input."""
+    """Return a node's function with its arguments, never in-place: another op may need its input."""
     function, rest = CELLWISE_CALLS[node.target], node.args[1:]
     named = {name: False if name == "inplace" else value for name, value in node.kwargs.items()}
     return lambda cells: function(cells, *rest, **named)
@@ -404,17 +371,16 @@ def pool_of(node: Node) -> nn.Module | None:
     """Return the layer equivalent to a call of `max_pool2d` or `avg_pool2d`; None for other calls or computed sizes."""
     if len(node.all_input_nodes) != 1 or node.kwargs.get("return_indices"):
         return None
-    kind = POOL_CALLS.get(node.target)
-    if kind is None:
+    if (kind := POOL_CALLS.get(node.target)) is None:
         return None
     named = {name: value for name, value in node.kwargs.items() if name not in ("input", "return_indices")}
     return kind(*node.args[1:], **named)
 
 
-def layer_step(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Step:
-    """Return the step of one layer; ValueError if it is unknown, or its padding depends on the map."""
+def layer_op(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Op:
+    """Return the op of one layer; ValueError if it is unknown, or its padding depends on the map."""
     if isinstance(layer, CELLWISE):
-        return Step(name, "cells", inputs, out_of_place(layer))
+        return Op(name, "cells", inputs, out_of_place(layer))
     if not is_layer(layer):
         raise ValueError(
             f"{name or 'the layer'} is {type(layer).__name__}, which is not known to read a fixed window of cells"
@@ -423,7 +389,7 @@ def layer_step(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Step:
         left, right, top, bottom = layer.padding
         if min(left, right, top, bottom) < 0:
             raise ValueError(f"{name} is {layer}, which crops the map; only padding is supported")
-        return Step(name, "pad", inputs, None, Window(padding=(top, bottom, left, right)))
+        return Op(name, "pad", inputs, None, Window(padding=(top, bottom, left, right)))
     kernel, stride, dilation = (_pair(getattr(layer, each, 1)) for each in ("kernel_size", "stride", "dilation"))
     if isinstance(layer, nn.Conv2d | PackedConv2d):
         if layer.padding_mode != "zeros":
@@ -434,12 +400,12 @@ def layer_step(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Step:
         else:
             down, across = (0, 0) if layer.padding == "valid" else _pair(layer.padding)
             padding = (down, down, across, across)
-        return Step(name, "conv", inputs, layer, Window(kernel, stride, dilation, padding))
+        return Op(name, "conv", inputs, layer, Window(kernel, stride, dilation, padding))
     if layer.ceil_mode:
         raise ValueError(f"{name} is {layer}, whose padding depends on the map's size; use ceil_mode=False")
     down, across = _pair(layer.padding)
     window = Window(kernel, stride, dilation, (down, down, across, across))
-    return Step(name, "max" if isinstance(layer, nn.MaxPool2d) else "average", inputs, layer, window)
+    return Op(name, "max" if isinstance(layer, nn.MaxPool2d) else "average", inputs, layer, window)
 
 
 def out_of_place(layer: nn.Module) -> nn.Module:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from convnets_torch.fcn.graph import Grid
+from convnets_torch.fcn.graph import MapGraph
 from convnets_torch.fcn.streaming import Stream
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-LEAST_ROWS = 4  # per strip; with fewer, the rows that layers keep between strips dominate
+LEAST_ROWS = 4  # per block; with fewer, the rows that layers keep between blocks dominate
 INDEX = 8  # bytes per cell for the index of a maximum
 
 Shape = tuple[int, ...]
@@ -39,30 +39,23 @@ def parse_bytes(value: int | str) -> int:
     return int(float(found[1]) * UNITS[found[2]])
 
 
-def strip_rows(grid: Grid, shape: tuple[int, int, int], dtype: torch.dtype, most: int) -> int:
-    """Return the number of rows per strip for which at most `most` bytes of activations are alive at once.
+def block_rows(graph: MapGraph, shape: tuple[int, int, int], dtype: torch.dtype, most: int) -> int:
+    """Return how many rows of images (N, H, W) to process at once so that activations take at most `most` bytes.
 
-    Args:
-        grid: of the network.
-        shape: (N, H, W) of the images.
-        dtype: of the activations.
-        most: limit in bytes.
-
-    Returns:
-        H if everything fits at once, else the largest number that fits: whole strides, or a few rows.
+    This is H if everything fits, else the largest number that fits: whole strides, or a few rows.
 
     Raises:
-        ValueError: not even strips of a few rows fit; the message names the minimum.
+        ValueError: not even blocks of a few rows fit; the message names the minimum.
     """
-    batch, height, width = shape
+    _, height, width = shape
 
     def peak(rows: int) -> int:
-        return peak_bytes(grid, (batch, height, width), dtype, rows)
+        return peak_bytes(graph, shape, dtype, rows)
 
     if peak(height) <= most:
         return height
-    if peak(grid.stride) > most:
-        rows = grid.stride
+    if peak(graph.stride) > most:
+        rows = graph.stride
         while rows > LEAST_ROWS:
             rows = max(LEAST_ROWS, rows // 2)
             if peak(rows) <= most:
@@ -71,27 +64,27 @@ def strip_rows(grid: Grid, shape: tuple[int, int, int], dtype: torch.dtype, most
             f"max_memory is {in_words(most)}, but images {width} pixels wide need at least {in_words(peak(rows))}"
             " for their activations; allow that much"
         )
-    fits, too_many = 1, -(-height // grid.stride)  # in strides
+    fits, too_many = 1, -(-height // graph.stride)  # in strides
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        if peak(middle * grid.stride) <= most:
+        if peak(middle * graph.stride) <= most:
             fits = middle
         else:
             too_many = middle
-    return fits * grid.stride
+    return fits * graph.stride
 
 
-def peak_bytes(grid: Grid, shape: tuple[int, int, int], dtype: torch.dtype, rows: int) -> int:
-    """Return the peak memory of activations in bytes for images (N, H, W) processed in strips of `rows` rows."""
+def peak_bytes(graph: MapGraph, shape: tuple[int, int, int], dtype: torch.dtype, rows: int) -> int:
+    """Return the peak memory of activations in bytes for images (N, H, W) processed in blocks of `rows` rows."""
     batch, height, width = shape
     ledger = _Ledger()
-    stream = Stream(grid.steps)
+    stream = Stream(graph.ops)
 
-    def push(strip_rows: int, last: bool) -> None:
-        stream.push(_Fake((batch, 3, strip_rows, width), dtype, ledger), last=last)  # type: ignore[arg-type]
+    def push(count: int, last: bool) -> None:
+        stream.push(_Fake((batch, 3, count, width), dtype, ledger), last=last)  # type: ignore[arg-type]
 
-    warm = -(-grid.vertical.size // grid.stride) * grid.stride  # from here on memory use repeats
-    cycle = max(1, grid.stride // rows) + 1
+    warm = -(-graph.vertical.size // graph.stride) * graph.stride  # from here on memory use repeats
+    cycle = max(1, graph.stride // rows) + 1
     if height > warm + cycle * rows:
         push(warm, False)
         ledger.peak = ledger.live
@@ -124,7 +117,7 @@ class _Ledger:
         self.peak = max(self.peak, self.live)
 
 
-class _Block:
+class _Allocation:
     """Memory shared by several maps; freed when the last one is gone."""
 
     def __init__(self, size: int, ledger: _Ledger) -> None:
@@ -141,9 +134,11 @@ class _Fake:
     device = torch.device("cpu")
     requires_grad = False
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype, ledger: _Ledger, block: _Block | None = None) -> None:
+    def __init__(
+        self, shape: Sequence[int], dtype: torch.dtype, ledger: _Ledger, allocation: _Allocation | None = None
+    ) -> None:
         self.shape, self.dtype, self._ledger = tuple(shape), dtype, ledger
-        self._block = _Block(prod(self.shape) * dtype.itemsize, ledger) if block is None else block
+        self._allocation = _Allocation(prod(self.shape) * dtype.itemsize, ledger) if allocation is None else allocation
 
     def dim(self) -> int:
         return len(self.shape)
@@ -151,24 +146,29 @@ class _Fake:
     def stride(self, axis: int) -> int:
         return prod(self.shape[axis + 1 :])
 
-    def made(self, shape: Sequence[int]) -> _Fake:
+    def made(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> _Fake:
         """Return a map with its own memory."""
-        return _Fake(shape, self.dtype, self._ledger)
+        return _Fake(shape, dtype or self.dtype, self._ledger)
 
     def book_temporary(self, size: int) -> None:
         """Count memory that a function needs only while it runs."""
         self._ledger.book(size)
         self._ledger.live -= size
 
-    def seen(self, shape: Sequence[int]) -> _Fake:
+    def view(self, shape: Sequence[int]) -> _Fake:
         """Return a view of the same memory."""
-        return _Fake(shape, self.dtype, self._ledger, self._block)
+        return _Fake(shape, self.dtype, self._ledger, self._allocation)
+
+    def clone(self, *_: Any) -> _Fake:
+        return self.made(self.shape)
+
+    __add__ = __truediv__ = clone
+
+    def __iadd__(self, other: object) -> _Fake:  # type: ignore[misc]
+        return self
 
     def new_full(self, shape: Sequence[int], fill: float) -> _Fake:
         return self.made(shape)
-
-    def clone(self) -> _Fake:
-        return self.made(self.shape)
 
     def __getitem__(self, places: Sequence[Any]) -> _Fake:
         given = list(places)
@@ -176,17 +176,17 @@ class _Fake:
             place = given.index(Ellipsis)
             given[place : place + 1] = [slice(None)] * (len(self.shape) - len(given) + 1)
         given += [slice(None)] * (len(self.shape) - len(given))
-        return self.seen([len(range(side)[part]) for side, part in zip(self.shape, given, strict=True)])
+        return self.view([len(range(side)[part]) for side, part in zip(self.shape, given, strict=True)])
 
     def narrow(self, axis: int, start: int, length: int) -> _Fake:
-        return self.seen([*self.shape[:axis], length, *self.shape[axis + 1 :]])
+        return self.view([*self.shape[:axis], length, *self.shape[axis + 1 :]])
 
     def unfold(self, axis: int, size: int, step: int) -> _Fake:
         count = (self.shape[axis] - size) // step + 1
-        return self.seen([*self.shape[:axis], count, *self.shape[axis + 1 :], size])
+        return self.view([*self.shape[:axis], count, *self.shape[axis + 1 :], size])
 
     def permute(self, *axes: int) -> _Fake:
-        return self.seen([self.shape[axis] for axis in axes])
+        return self.view([self.shape[axis] for axis in axes])
 
     def flatten(self, first: int) -> _Fake:
         return self.made([*self.shape[:first], prod(self.shape[first:])])
@@ -196,24 +196,14 @@ class _Fake:
         return self.made([side for axis, side in enumerate(self.shape) if axis not in gone])
 
     def float(self) -> _Fake:
-        return _Fake(self.shape, torch.float32, self._ledger)
+        return self.made(self.shape, torch.float32)
 
     def to(self, dtype: torch.dtype) -> _Fake:
-        return _Fake(self.shape, dtype, self._ledger)
-
-    def __add__(self, other: object) -> _Fake:
-        return self.made(self.shape)
-
-    def __truediv__(self, other: object) -> _Fake:
-        return self.made(self.shape)
-
-    def __iadd__(self, other: object) -> _Fake:
-        return self
+        return self.made(self.shape, dtype)
 
     @classmethod
     def __torch_function__(cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> _Fake:
-        shape_of = _SHAPES.get(function)
-        if shape_of is not None:
+        if (shape_of := _SHAPES.get(function)) is not None:
             return shape_of(*args, **(kwargs or {}))
         return next(each for each in args if isinstance(each, _Fake)).clone()  # elementwise
 

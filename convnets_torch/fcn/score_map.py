@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from convnets_torch.fcn.graph import Grid, grid_of
-from convnets_torch.fcn.memory import parse_bytes, strip_rows
+from convnets_torch.fcn.graph import MapGraph, map_graph
+from convnets_torch.fcn.memory import block_rows, parse_bytes
 from convnets_torch.fcn.sliding import slide
 from convnets_torch.fcn.streaming import Stream
 from convnets_torch.networks.network import NO_HEAD, Network, as_network
@@ -29,15 +29,15 @@ def score_map(
             the last strides are removed and the following layers dilated, so every (stride / cell_stride)-th row and
             column equals the map without it. `cell_strides(network)` lists the supported values.
         max_memory: limit for activations, in bytes or as text such as "1GB"; images that need more are processed in
-            strips, with the same numbers. It holds if no gradients are recorded; images, weights and the result are
-            not counted.
+            blocks of rows, with the same numbers. It holds if no gradients are recorded; images, weights and the
+            result are not counted.
 
     Returns:
         Logits (N, classes, h, w); (N, classes, 1, 1) at the network's own size, equal to `network(images)`.
 
     Raises:
         ValueError: the images are smaller than the network's own size; the network has no head, does not support this
-            stride, or is in training mode with `cell_stride` or `max_memory`; or the memory is too small for strips of
+            stride, or is in training mode with `cell_stride` or `max_memory`; or the memory is too small for blocks of
             a few rows (the message names the minimum).
 
     >>> import torch
@@ -58,34 +58,29 @@ def score_map(
     if cell_stride in (None, network.stride) and max_memory is None:
         return slide(network.head, network.features(images), network.window)
     if network.training:
-        raise ValueError("the network is in training mode, where strips and strides change outputs; call eval()")
-    grid = grid_of(network, cell_stride)
+        raise ValueError(
+            "the network is in training mode, where blocks of rows and strides change outputs; call eval()"
+        )
+    graph = map_graph(network, cell_stride)
     rows = height
     if max_memory is not None:
-        shape = (images.shape[0], height, width)
-        rows = strip_rows(grid, shape, images.dtype, parse_bytes(max_memory))
-    strips = (images[:, :, top : top + rows] for top in range(0, height, rows))
-    return gather(grid, strips, height, width)
+        rows = block_rows(graph, (len(images), height, width), images.dtype, parse_bytes(max_memory))
+    blocks = (images[:, :, top : top + rows] for top in range(0, height, rows))
+    return gather(graph, blocks, height, width)
 
 
-def gather(grid: Grid, strips: Iterator[Tensor], height: int, width: int) -> Tensor:
-    """Return the map of images that arrive in strips.
-
-    Args:
-        grid: of the network.
-        strips: (N, 3, rows, W) each, `height` rows in total.
-        height, width: of the images.
-    """
-    stream, above, whole = Stream(grid.steps), 0, None
-    for strip in strips:
-        above += strip.shape[2]
-        found = stream.push(strip, last=above == height)
+def gather(graph: MapGraph, blocks: Iterator[Tensor], height: int, width: int) -> Tensor:
+    """Return the map of images of (height, width) pixels that arrive in blocks of rows, (N, 3, rows, W) each."""
+    stream, above, whole = Stream(graph.ops), 0, None
+    for block in blocks:
+        above += block.shape[2]
+        found = stream.push(block, last=above == height)
         if found is None:
             continue
         if above == height and whole is None:
             return found
         if whole is None:
-            whole, row = found.new_empty((*found.shape[:2], *grid.shape(height, width))), 0
+            whole, row = found.new_empty((*found.shape[:2], *graph.shape(height, width))), 0
         whole[:, :, row : row + found.shape[2]] = found
         row += found.shape[2]
     assert whole is not None

@@ -120,20 +120,20 @@ def _convolution(cells: Tensor, product: Callable[[Tensor], Tensor], window: tup
     Convolution libraries are slow for a 7x7 kernel over 512 channels; unfolding the windows and multiplying is faster
     on the CPU, and in blocks it takes no more memory.
     """
-    rows, columns = ((side - 1) * dilation + 1 for side in window)
+    reach = [(side - 1) * dilation + 1 for side in window]
     # (N, h, w, C, rows, columns), a view: the last three axes in the order of the layer's inputs
-    crops = cells.unfold(2, rows, 1).unfold(3, columns, 1)[..., ::dilation, ::dilation].permute(0, 2, 3, 1, 4, 5)
+    crops = cells.unfold(2, reach[0], 1).unfold(3, reach[1], 1)[..., ::dilation, ::dilation].permute(0, 2, 3, 1, 4, 5)
     batch, height, width = crops.shape[:3]
     inputs = cells.shape[1] * window[0] * window[1]
     most = max(1, PATCHES // (inputs * cells.dtype.itemsize * batch))  # positions per block
     across, down = min(width, most), max(1, most // width)
-    strips = []
+    rows_of_blocks = []
     for top in range(0, height, down):
-        blocks = [
-            product(crops[:, top : top + down, left : left + across].flatten(3)) for left in range(0, width, across)
-        ]
-        strips.append(torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0])
-    return (torch.cat(strips, dim=1) if len(strips) > 1 else strips[0]).permute(0, 3, 1, 2)
+        rows = crops[:, top : top + down]
+        blocks = [product(rows[:, :, left : left + across].flatten(3)) for left in range(0, width, across)]
+        rows_of_blocks.append(torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0])
+    whole = torch.cat(rows_of_blocks, dim=1) if len(rows_of_blocks) > 1 else rows_of_blocks[0]
+    return whole.permute(0, 3, 1, 2)
 
 
 def _sliding_pool(layer: nn.AvgPool2d | nn.MaxPool2d, cells: Tensor, window: tuple[int, int], dilation: int) -> Tensor:

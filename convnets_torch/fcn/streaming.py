@@ -1,8 +1,8 @@
-"""Run steps on strips of rows: the same map as in one pass, without holding all of it in memory.
+"""Run traced ops on blocks of rows: the same map as in one pass, without holding all of it in memory.
 
 Each layer that reads a window keeps the last rows of its input that later windows still need, and returns rows of its
-own map as soon as they are complete. Nothing is computed twice, so strips need no overlap, and the borders are those
-of one pass: padding rows come before the first strip and after the last one.
+own map as soon as they are complete. Nothing is computed twice, so blocks need no overlap, and the borders are those
+of one pass: padding rows come before the first block and after the last one.
 """
 
 from __future__ import annotations
@@ -14,80 +14,73 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnets_torch.fcn.graph import Step, Window
+from convnets_torch.fcn.graph import Op, Window
 from convnets_torch.networks.packed import PackedConv2d
+
+WINDOWED_KINDS = ("conv", "max", "average", "pad", "head")
 
 
 class Stream:
-    """Steps that process images strip by strip.
+    """Ops that process images block by block.
 
     >>> from torch import nn
-    >>> from convnets_torch.fcn.graph import steps_of
+    >>> from convnets_torch.fcn.graph import trace_ops
     >>> layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
     >>> images = torch.randn(1, 3, 11, 8)
-    >>> stream = Stream(steps_of(layers))
-    >>> strips = [stream.push(images[:, :, :4]), stream.push(images[:, :, 4:], last=True)]
-    >>> [tuple(strip.shape) for strip in strips]
+    >>> stream = Stream(trace_ops(layers))
+    >>> blocks = [stream.push(images[:, :, :4]), stream.push(images[:, :, 4:], last=True)]
+    >>> [tuple(block.shape) for block in blocks]
     [(1, 4, 1, 4), (1, 4, 4, 4)]
-    >>> torch.testing.assert_close(torch.cat(strips, dim=2), layers(images))
+    >>> torch.testing.assert_close(torch.cat(blocks, dim=2), layers(images))
     """
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self._steps = steps
-        self._readers = [sum(number in step.inputs for step in steps) for number in range(len(steps))]
-        self._rows = [_RowBuffer(step.window) if _has_window(step) else None for step in steps]
-        self._waiting: list[list[Tensor | None]] = [[None] * len(step.inputs) for step in steps]
+    def __init__(self, ops: Sequence[Op]) -> None:
+        self._ops = ops
+        self._readers = [sum(number in op.inputs for op in ops) for number in range(len(ops))]
+        self._rows = [_RowBuffer(op.window) if op.kind in WINDOWED_KINDS else None for op in ops]
+        self._waiting: list[list[Tensor | None]] = [[None] * len(op.inputs) for op in ops]
 
-    def push(self, strip: Tensor, *, last: bool = False) -> Tensor | None:
-        """Process the next rows of the images.
-
-        Args:
-            strip: (N, C, rows, W).
-            last: whether this is the last strip.
-
-        Returns:
-            The newly completed rows of the map, (N, channels, rows, w); None if there are none.
-        """
+    def push(self, block: Tensor, *, last: bool = False) -> Tensor | None:
+        """Process the next rows of the images, (N, C, rows, W), and return the completed rows of the map, if any."""
         maps: list[Tensor | None] = []
         left = list(self._readers)
-        for number, step in enumerate(self._steps):
+        for number, op in enumerate(self._ops):
             below = []
-            for each in step.inputs:
+            for each in op.inputs:
                 below.append(maps[each])
                 left[each] -= 1
                 if not left[each]:  # free the map after its last reader
                     maps[each] = None
-            maps.append(strip if step.kind == "images" else self._step(number, step, below, last))
+            maps.append(block if op.kind == "images" else self._run_op(number, op, below, last))
             if not number:
-                del strip
+                del block
         return maps[-1]
 
-    def _step(self, number: int, step: Step, below: list[Tensor | None], last: bool) -> Tensor | None:
-        if step.kind in ("sum", "cat"):
-            return self._join(number, step, below)
-        rows = self._rows[number]
-        if rows is not None:
-            padded = rows.take(below, last, fill=-torch.inf if step.kind == "max" else 0.0)
-            return None if padded is None else _run_layer(step, padded)
+    def _run_op(self, number: int, op: Op, below: list[Tensor | None], last: bool) -> Tensor | None:
+        if op.kind in ("sum", "cat"):
+            return self._join(number, op, below)
+        if (rows := self._rows[number]) is not None:
+            padded = rows.take(below, last, fill=-torch.inf if op.kind == "max" else 0.0)
+            return None if padded is None else _run_layer(op, padded)
         cells = below.pop()
-        return None if cells is None or step.layer is None else step.layer(cells)
+        return None if cells is None or op.layer is None else op.layer(cells)
 
-    def _join(self, number: int, step: Step, below: list[Tensor | None]) -> Tensor | None:
+    def _join(self, number: int, op: Op, below: list[Tensor | None]) -> Tensor | None:
         """Join the rows that all branches have; a branch that is ahead keeps its other rows for later."""
         waiting = self._waiting[number]
-        for place, strip in enumerate(below):
-            if strip is not None:
+        for place, block in enumerate(below):
+            if block is not None:
                 kept = waiting[place]
-                waiting[place] = strip if kept is None else torch.cat([kept, strip], dim=2)
+                waiting[place] = block if kept is None else torch.cat([kept, block], dim=2)
         del below
-        complete = [strip for strip in waiting if strip is not None]
+        complete = [block for block in waiting if block is not None]
         if len(complete) < len(waiting):
             return None
-        rows = min(strip.shape[2] for strip in complete)
-        ready = [strip[:, :, :rows] for strip in complete]
-        # clone, since a view would keep the whole strip in memory
-        self._waiting[number] = [strip[:, :, rows:].clone() if strip.shape[2] > rows else None for strip in complete]
-        return torch.cat(ready, dim=1) if step.kind == "cat" else ready[0] + ready[1]
+        rows = min(block.shape[2] for block in complete)
+        ready = [block[:, :, :rows] for block in complete]
+        # clone, since a view would keep the whole block in memory
+        self._waiting[number] = [block[:, :, rows:].clone() if block.shape[2] > rows else None for block in complete]
+        return torch.cat(ready, dim=1) if op.kind == "cat" else ready[0] + ready[1]
 
 
 @dataclass
@@ -118,25 +111,25 @@ class _RowBuffer:
 
     def take(self, below: list[Tensor | None], last: bool, fill: float) -> _Padded | None:
         """Add rows and return the rows that complete windows read; `below` is emptied so that it keeps no reference."""
-        strip = below.pop()
+        block = below.pop()
         window, top, bottom = self._window, *self._window.padding[:2]
-        if strip is None and (self._kept is None or not last):
+        if block is None and (self._kept is None or not last):
             return None
-        if self._kept is None and strip is not None:
+        if self._kept is None and block is not None:
             if last:  # the whole map at once: the layer itself pads
-                complete = window.count(strip.shape[2], 0) > 0
-                return _Padded(strip, (top, bottom), (0, strip.shape[2])) if complete else None
-            self._kept, self._end = _constant_rows(strip, top, fill), top
+                complete = window.count(block.shape[2], 0) > 0
+                return _Padded(block, (top, bottom), (0, block.shape[2])) if complete else None
+            self._kept, self._end = _constant_rows(block, top, fill), top
         assert self._kept is not None
         pieces = [self._kept]
-        if strip is not None:
-            self._given += strip.shape[2]
-            self._end += strip.shape[2]
-            pieces.append(strip)
+        if block is not None:
+            self._given += block.shape[2]
+            self._end += block.shape[2]
+            pieces.append(block)
         if last:
             pieces.append(_constant_rows(self._kept, bottom, fill))
             self._end += bottom
-        del strip
+        del block
         self._kept = None
         pieces = [piece for piece in pieces if piece.shape[2]] or pieces[:1]
         cells = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
@@ -145,7 +138,7 @@ class _RowBuffer:
         outputs = max(0, (self._end - window.reach(0)) // window.stride[0] + 1 - self._output)
         self._output += outputs
         self._first = min(self._output * window.stride[0], self._end)
-        if not last:  # clone, since a view would keep the whole strip in memory
+        if not last:  # clone, since a view would keep the whole block in memory
             self._kept = cells[:, :, self._first - first :].clone()
         if not outputs:
             return None
@@ -162,22 +155,18 @@ def _constant_rows(sample: Tensor, rows: int, fill: float) -> Tensor:
     return sample.new_full((batch, channels, rows, width), fill)
 
 
-def _has_window(step: Step) -> bool:
-    return step.kind in ("conv", "max", "average", "pad", "head")
-
-
-def _run_layer(step: Step, padded: _Padded) -> Tensor:
+def _run_layer(op: Op, padded: _Padded) -> Tensor:
     """Apply the layer to complete rows, padding the sides."""
-    window, cells = step.window, padded.cells
+    window, cells = op.window, padded.cells
     (top, bottom), (left, right) = padded.around, window.padding[2:]
-    if step.kind == "head" and step.layer is not None:
-        return step.layer(cells)
-    if step.kind == "pad":
+    if op.kind == "head" and op.layer is not None:
+        return op.layer(cells)
+    if op.kind == "pad":
         return F.pad(cells, (left, right, top, bottom))
-    if step.kind == "average":
-        return _average_pool(step, padded)
-    if step.kind == "conv":
-        layer = step.layer
+    if op.kind == "average":
+        return _average_pool(op, padded)
+    if op.kind == "conv":
+        layer = op.layer
         assert isinstance(layer, nn.Conv2d | PackedConv2d)
         if top == bottom and left == right:
             padding = (top, left)
@@ -192,9 +181,9 @@ def _run_layer(step: Step, padded: _Padded) -> Tensor:
     return F.max_pool2d(cells, window.kernel, window.stride, 0, window.dilation)
 
 
-def _average_pool(step: Step, padded: _Padded) -> Tensor:
+def _average_pool(op: Op, padded: _Padded) -> Tensor:
     """Average pooling with optional dilation: sums over rows, then columns, divided by the number of cells counted."""
-    layer, window, cells = step.layer, step.window, padded.cells
+    layer, window, cells = op.layer, op.window, padded.cells
     assert isinstance(layer, nn.AvgPool2d)
     (top, bottom), (left, right) = padded.around, window.padding[2:]
     if window.dilation == (1, 1) and (top, bottom) == window.padding[:2]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 from typing_extensions import Unpack
@@ -20,15 +20,7 @@ from convnets_torch.heatmaps.maps import (
     contrast_of,
     save_maps,
 )
-from convnets_torch.heatmaps.running import (
-    HeatmapKeywords,
-    HeatmapOptions,
-    OneMapKeywords,
-    Wanted,
-    faint_remark,
-    heatmaps_of,
-    run,
-)
+from convnets_torch.heatmaps.running import CellQuery, HeatmapKeywords, HeatmapOptions, MapRunner, OneMapKeywords
 from convnets_torch.images.decoding import warn
 from convnets_torch.images.sources import Sliceable
 from convnets_torch.inference.classification import card_of
@@ -38,24 +30,12 @@ from convnets_torch.wordnet.targets import Targets, allowed_classes, checked_tar
 
 __all__ = [
     "Box", "CellMap", "ClassMap", "Contrast", "Heatmap", "ProbabilityMap", "Region", "class_map", "contrast",
-    "heatmap", "probability_map", "save_sheet",
+    "heatmap", "heatmap_targets", "probability_map", "save_sheet",
 ]  # fmt: skip
 
 
-@overload
-def heatmap(network: Mappable, image: Sliceable, target: str | int, **options: Unpack[HeatmapKeywords]) -> Heatmap: ...
-
-
-@overload
-def heatmap(
-    network: Mappable, image: Sliceable, target: Targets, **options: Unpack[HeatmapKeywords]
-) -> list[Heatmap]: ...
-
-
 @shows(HeatmapKeywords, HeatmapOptions)
-def heatmap(
-    network: Mappable, image: Sliceable, target: str | int | Targets, **options: Unpack[HeatmapKeywords]
-) -> Heatmap | list[Heatmap]:
+def heatmap(network: Mappable, image: Sliceable, target: str | int, **options: Unpack[HeatmapKeywords]) -> Heatmap:
     """Find a target in a picture, in one pass over the whole picture, uncropped and at its own size.
 
     Args:
@@ -66,8 +46,8 @@ def heatmap(
             that is sliced rather than loaded (`numpy.memmap`, zarr, HDF5), or the path of a large TIFF file, of which
             only some rows are in memory at a time (`open_source`).
         target: a class id, a wnid, a WordNet name or a word; a synset means every class below it, counted once. Or
-            several of them joined by signs surrounded by blanks: "dog - hunting dog + wolf". A list of targets gives a
-            list of maps; the network still runs once.
+            several of them joined by signs surrounded by blanks: "dog - hunting dog + wolf". For the maps of several
+            targets see `heatmap_targets`.
         longest_side: first resize the picture to this many pixels on its longer side, keeping its aspect ratio: more
             pixels give more cells and find smaller objects.
         upscale: enlarge a picture that is smaller than the network's own size, as little as necessary.
@@ -77,13 +57,13 @@ def heatmap(
             takes octaves from the size at which one window covers the shorter side up to the picture's own.
         fuse: "mean" of the scales, or "max".
         max_memory: limit for activations, in bytes or as text such as "500MB"; a picture that needs more is processed
-            in strips, with the same numbers. None for no limit.
+            in blocks of rows, with the same numbers. None for no limit.
         resume: a folder for finished rows; an interrupted run resumes from there. The folder is kept.
         progress: called with the number of finished rows of cells and the total.
         max_pixels, allow_truncated, depth, background: as in `read_picture`.
 
     Returns:
-        The map, one cell per `network.stride` pixels of the (resized) picture; for a list of targets, a list of maps.
+        The map, one cell per `network.stride` pixels of the (resized) picture.
 
     Raises:
         OSError: the picture is missing or broken.
@@ -103,12 +83,40 @@ def heatmap(
     Box(left=0.0, top=0.0, right=323.0, bottom=299.0)
     >>> cars.save("cars.png")
     """
+    if isinstance(target, list | tuple):
+        words = "heatmap of a list of targets is now heatmap_targets; lists go with the next release"
+        warnings.warn(words, DeprecationWarning, stacklevel=2)
+        return heatmap_targets(network, image, target, **options)
+    return heatmap_targets(network, image, [target], **options)[0]
+
+
+@shows(HeatmapKeywords, HeatmapOptions)
+def heatmap_targets(
+    network: Mappable, image: Sliceable, targets: Targets, **options: Unpack[HeatmapKeywords]
+) -> list[Heatmap]:
+    """Find several targets in a picture; the network runs once.
+
+    Args:
+        network, image, options: as for `heatmap`.
+        targets: one or more, each as for `heatmap`.
+
+    Returns:
+        One map per target, in order.
+
+    Raises:
+        OSError, ValueError: as `heatmap`; or the list is empty.
+
+    >>> from convnets_torch import load
+    >>> cars, dogs = heatmap_targets(load("alexnet.safetensors"), "street.jpg", ["car", "dog"])
+    >>> cars.target.label, dogs.values.shape
+    ('car, auto, automobile, machine, motorcar', (3, 6))
+    """
     settings = HeatmapOptions(**checked(options, HeatmapKeywords))
     network = mappable(network)
-    targets = checked_targets(card_of(network), target)
-    maps = heatmaps_of(run(network, image, Wanted(targets), settings), targets, settings.fuse)
-    warn(faint_remark(network, image, maps, settings))
-    return maps if isinstance(target, list | tuple) else maps[0]
+    runner = MapRunner(network, CellQuery(checked_targets(card_of(network), targets)), settings)
+    maps = runner.heatmaps(runner.run(image))
+    warn(runner.notes(image, maps))
+    return maps
 
 
 @shows(HeatmapKeywords, HeatmapOptions)
@@ -140,7 +148,7 @@ def contrast(
     targets = [checked_target(card, each) for each in (target, against)]
     if targets[0].class_ids == targets[1].class_ids:
         raise ValueError(f"{target} and {against} are the same classes; contrast two targets")
-    return contrast_of(*heatmap(network, image, [target, against], **options))
+    return contrast_of(*heatmap_targets(network, image, [target, against], **options))
 
 
 @shows(OneMapKeywords, HeatmapOptions)
@@ -164,10 +172,13 @@ def class_map(
     settings = HeatmapOptions(**checked(options, OneMapKeywords))
     network = mappable(network)
     card = card_of(network)
-    [(shared, kept)] = run(network, image, Wanted(allowed=allowed_classes(card, only)), settings)
-    class_ids = kept["winner_ids"].astype(np.int64)
+    [(shared, arrays)] = MapRunner(network, CellQuery(allowed=allowed_classes(card, only)), settings).run(image)
+    class_ids = arrays["winner_ids"].astype(np.int64)
     return ClassMap(
-        **shared, values=kept["winners"], class_ids=class_ids, names=winners_in_words(card, class_ids.ravel().tolist())
+        **shared,
+        values=arrays["winners"],
+        class_ids=class_ids,
+        names=winners_in_words(card, class_ids.ravel().tolist()),
     )
 
 
@@ -190,15 +201,15 @@ def probability_map(network: Mappable, image: Sliceable, **options: Unpack[OneMa
     """
     settings = HeatmapOptions(**checked(options, OneMapKeywords))
     network = mappable(network)
-    [(shared, kept)] = run(network, image, Wanted(everything=True), settings)
-    return ProbabilityMap(**shared, values=kept["best"][0], probabilities=kept["all"])
+    [(shared, arrays)] = MapRunner(network, CellQuery(everything=True), settings).run(image)
+    return ProbabilityMap(**shared, values=arrays["best"][0], probabilities=arrays["all"])
 
 
 def save_sheet(maps: Sequence[CellMap], path: Output, *, plain: bool = False, threshold: float = 0.5) -> None:
     """Write several maps of one picture to one file, atomically; a single map is written as by its `save`.
 
     Args:
-        maps: as `heatmap` returns them for a list of targets.
+        maps: as `heatmap_targets` returns them.
         path: `.png`, `.jpg` or `.webp`: a sheet of pictures side by side; `.html`: a page with a list to choose
             from; `.json`: the regions of each map; `.npz`: all data; `.npy`: an array (maps, rows, columns).
         plain: draw the maps alone, without the picture.
@@ -209,6 +220,6 @@ def save_sheet(maps: Sequence[CellMap], path: Output, *, plain: bool = False, th
         OSError: `path` cannot be written.
 
     >>> from convnets_torch import load
-    >>> save_sheet(heatmap(load("alexnet.safetensors"), "street.jpg", ["car", "dog"]), "sheet.png")
+    >>> save_sheet(heatmap_targets(load("alexnet.safetensors"), "street.jpg", ["car", "dog"]), "sheet.png")
     """
     save_maps(maps, path, plain, threshold)

@@ -22,7 +22,7 @@ from convnets_torch.npz import write_npz
 from convnets_torch.text import check_choice
 from convnets_torch.visualization import overlays
 from convnets_torch.visualization.overlays import Resampling, interpolated
-from convnets_torch.visualization.pages import Cells, Layer, write_page
+from convnets_torch.visualization.pages import Cells, MapLayer, write_page
 from convnets_torch.wordnet.targets import Target, allowed_classes, checked_target, class_name, winners_in_words
 
 # Support of Pillow's filters, in pixels of the larger of the two pictures.
@@ -216,7 +216,7 @@ def check_threshold(threshold: float) -> None:
 def find_regions(
     values: NDArray[np.float32], threshold: float, boxes: NDArray[Any], size: tuple[int, int]
 ) -> list[Region]:
-    """Return the regions of a map, highest score first.
+    """Return the regions of a map, highest score first; cells connect at sides and corners.
 
     Args:
         values: (rows, columns).
@@ -275,24 +275,11 @@ class PictureMap:
         return int(row), int(column)
 
     def boxes(self, kind: Boxes = "window") -> NDArray[np.float64]:
-        """Return the window or the receptive field of every cell.
-
-        Returns:
-            (rows, columns, 4): left, top, right, bottom in pixels of the picture.
-        """
+        """Return `grid.boxes`: left, top, right, bottom of every cell in pixels of the picture, (rows, columns, 4)."""
         return self.grid.boxes(kind)
 
     def regions(self, threshold: float = 0.5) -> list[Region]:
-        """Return connected regions of cells above a threshold, each with a bounding box of its windows and a score.
-
-        Cells connect at sides and corners.
-
-        Returns:
-            The regions, highest value first; empty if no cell is above the threshold.
-
-        Raises:
-            ValueError: the threshold is not a number.
-        """
+        """Return the connected regions of cells above a threshold, highest value first, as `find_regions` does."""
         return find_regions(self.values, threshold, self.boxes(), self.size)
 
     def at_picture_size(self, interpolation: Resampling = "bilinear") -> Values:
@@ -330,16 +317,10 @@ class PictureMap:
 
 
 def save_maps(maps: Sequence[PictureMap], path: Output, *arguments: Any) -> None:
-    """Write maps of one picture to one file, atomically.
-
-    Args:
-        maps: maps of one kind, as their `save` takes them.
-        path: as for their `save`.
-        arguments: further arguments of their `save`.
+    """Write maps of one kind and picture to one file, as `save` does with these arguments.
 
     Raises:
         ValueError: the file ending is not supported, there is no map, or the maps have different pictures or cells.
-        OSError: `path` cannot be written.
     """
     if not maps:
         raise ValueError("there are no maps to write; give one or more")
@@ -420,20 +401,12 @@ class CellMap(PictureMap):
         return cells.grid.box(*place)
 
     def receptive_field(self, row: int, column: int) -> Box:
-        """Return the receptive field of a cell, clipped to the picture: all pixels that can change its value.
-
-        Raises:
-            IndexError: there is no such cell.
-        """
+        """Return the receptive field of a cell, clipped to the picture: all pixels that can change its value."""
         cells, place = self._source(row, column)
         return cells.grid.box(*place, "receptive field")
 
     def cell_at_pixel(self, x: float, y: float) -> tuple[int, int]:
-        """Return (row, column) of the cell whose window is centred nearest to a pixel.
-
-        Args:
-            x: column of the pixel, counted from 0 at the left.
-            y: row of the pixel, counted from 0 at the top.
+        """Return (row, column) of the cell whose window is centred nearest to a pixel, counted from the top left.
 
         Raises:
             IndexError: the pixel is outside the picture.
@@ -444,29 +417,17 @@ class CellMap(PictureMap):
         return self.grid.nearest(x, y)
 
     def top_at(self, row: int, column: int) -> list[Prediction]:
-        """Return the five most probable classes of a cell, best first.
-
-        Raises:
-            IndexError: there is no such cell.
-        """
+        """Return the five most probable classes of a cell, best first."""
         cells, place = self._source(row, column)
         found = zip(cells.best_ids[place].tolist(), cells.best_probabilities[place].tolist(), strict=True)
         return [prediction(self.card, class_id, probability) for class_id, probability in found]
 
     def top_at_pixel(self, x: float, y: float) -> list[Prediction]:
-        """Return the five most probable classes of the cell whose window is centred nearest to a pixel.
-
-        Raises:
-            IndexError: the pixel is outside the picture.
-        """
+        """Return `top_at` of `cell_at_pixel`."""
         return self.top_at(*self.cell_at_pixel(x, y))
 
     def best_classes(self) -> tuple[NDArray[np.int32], Values]:
-        """Return the most probable classes of every cell, as `top_at` does for one.
-
-        Returns:
-            (rows, columns, k) class ids, best first, and their probabilities.
-        """
+        """Return the most probable class ids of every cell, (rows, columns, k), best first, and their probabilities."""
         return self.best_ids, self.best_probabilities
 
     def draw(self, *, plain: bool = False) -> Image.Image:
@@ -515,16 +476,11 @@ class CellMap(PictureMap):
 
     def highest_and_regions(self, threshold: float) -> dict[str, Any]:
         """Return the highest value and the regions above the threshold as JSON-serialisable data."""
-        boxes = [
-            {
-                "box": region.box._asdict(),
-                "score": round(region.score, 6),
-                "peak": list(region.peak),
-                "cells": region.cells,
-            }
-            for region in self.regions(threshold)
+        regions = [
+            {"box": each.box._asdict(), "score": round(each.score, 6), "peak": list(each.peak), "cells": each.cells}
+            for each in self.regions(threshold)
         ]
-        return {"highest": round(float(self.values.max()), 6), "regions": boxes}
+        return {"highest": round(float(self.values.max()), 6), "regions": regions}
 
     def _source(self, row: int, column: int) -> tuple[CellMap, tuple[int, int]]:
         """Return the single-pass map, and its cell, behind a cell of this map."""
@@ -560,17 +516,11 @@ def _write_json(path: Path, maps: Sequence[CellMap], _: bool, threshold: float) 
 
 def _write_page(path: Path, maps: Sequence[CellMap], _: bool, threshold: float) -> None:
     first = maps[0]
-    names = {int(class_id): class_name(first.card, int(class_id)) for class_id in np.unique(first.best_ids)}
-    cells = Cells(
-        window_rows=first.grid.windows(0),
-        window_columns=first.grid.windows(1),
-        field_rows=first.grid.fields(0),
-        field_columns=first.grid.fields(1),
-        top_ids=first.best_ids,
-        top_probabilities=first.best_probabilities,
-        names=names,
-    )
-    layers = [Layer(each.label, each.values, signed=each.signed, threshold=threshold) for each in maps]
+    names = {class_id: class_name(first.card, class_id) for class_id in np.unique(first.best_ids).tolist()}
+    windows, fields = first.grid.windows, first.grid.fields
+    edges = windows(0), windows(1), fields(0), fields(1)
+    cells = Cells(*edges, first.best_ids, first.best_probabilities, names)
+    layers = [MapLayer(each.label, each.values, signed=each.signed, threshold=threshold) for each in maps]
     picture = first.picture
     if max(picture.shape) > LONGEST_PAGE:
         preview = Preview(picture.shape[:2], LONGEST_PAGE)
@@ -750,19 +700,11 @@ class ProbabilityMap(CellMap):
         return Heatmap(**_shared(self), values=total, target=found)
 
     def contrast(self, target: str | int, against: str | int) -> Contrast:
-        """Return the difference between the maps of two targets, as `contrast` computes it.
-
-        Raises:
-            ValueError: as `heatmap`; or both are the same classes.
-        """
+        """Return the difference between the maps of two targets, as `contrast` computes it."""
         return contrast_of(self.heatmap(target), self.heatmap(against))
 
     def class_map(self, only: str | int | None = None) -> ClassMap:
-        """Return the most probable class of every cell, as `class_map` computes it.
-
-        Raises:
-            ValueError: the target `only` is unknown.
-        """
+        """Return the most probable class of every cell, as `class_map` computes it."""
         allowed = allowed_classes(self.card, only)
         chances = self.probabilities[allowed]
         class_ids = np.asarray(allowed)[chances.argmax(axis=0)]

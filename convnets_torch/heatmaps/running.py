@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convnets_torch import files
-from convnets_torch.card import Card
-from convnets_torch.fcn.graph import Grid, grid_of
-from convnets_torch.fcn.memory import in_words, parse_bytes, peak_bytes, strip_rows
+from convnets_torch.fcn.graph import MapGraph, map_graph
+from convnets_torch.fcn.memory import block_rows, in_words, parse_bytes, peak_bytes
 from convnets_torch.fcn.sliding import slide
 from convnets_torch.fcn.streaming import Stream
 from convnets_torch.files import alone_in, check_own_folder, make_folder, open_own, opened_path, replacing
@@ -31,8 +30,8 @@ from convnets_torch.heatmaps.scales import (
     Scales,
     factors_of,
     fused,
+    input_size,
     placement_of,
-    size_seen,
     sizes_of,
     view_of,
 )
@@ -42,12 +41,11 @@ from convnets_torch.images.preprocessing import (
     MOST_PIXELS,
     Pair,
     Pixels,
-    Preprocessing,
     normalize,
     size_with_longest_side,
 )
 from convnets_torch.images.resizing import normalized
-from convnets_torch.images.sources import Resized, Sliceable, Source, open_with_remarks
+from convnets_torch.images.sources import Resized, Sliceable, Source, open_picture
 from convnets_torch.inference.classification import card_of, probabilities, to_parameters
 from convnets_torch.inference.pipeline import Mappable
 from convnets_torch.inference.prepare import RuntimeRemark
@@ -61,7 +59,8 @@ LARGE = 4  # windows along the longer side of a picture
 MEMORY = "1GB"  # default limit for activations
 
 Shared = dict[str, Any]  # fields of `CellMap` that all maps of one pass share
-Kept = dict[str, NDArray[Any]]  # arrays whose last two axes are rows and columns of cells
+CellArrays = dict[str, NDArray[Any]]  # arrays whose last two axes are rows and columns of cells
+Pass = tuple[Shared, CellArrays]
 Progress = Callable[[int, int], None]
 
 
@@ -131,110 +130,11 @@ class HeatmapOptions:
         return None if self.max_memory is None else parse_bytes(self.max_memory)
 
 
-def run(network: Mappable, image: Sliceable, wanted: Wanted, options: HeatmapOptions) -> list[tuple[Shared, Kept]]:
-    """Open and run a picture; return for each scale the fields that all maps share and the arrays kept.
-
-    Raises:
-        OSError, ValueError: as `heatmaps.heatmap`.
-    """
-    rule = card_of(network).preprocessing
-    grid = grid_for(network, options.cell_stride)
-    opened = open_with_remarks(image, options.reading(rule.exif))
-    warn(opened.remarks)
-    source = opened.source
-    sizes = sizes_to_run(network, source.shape, picture_name(image), options)
-    return run_sizes(network, grid, source, sizes, wanted, options)
-
-
-def sizes_to_run(network: Mappable, size: Pair, name: str, options: HeatmapOptions) -> list[Pair]:
-    """Return the input size (height, width) for each scale of a picture of `size`; ValueError if it is too small."""
-    base = size_seen(size, network, name, options.longest_side, options.upscale)
-    return [base] if options.scales is None else sizes_of(options.scales, base, network.size)
-
-
-def run_sizes(
-    network: Mappable, grid: Grid, source: Source, sizes: Sequence[Pair], wanted: Wanted, options: HeatmapOptions
-) -> list[tuple[Shared, Kept]]:
-    """Run a picture at several sizes; return for each the fields that all maps share and the arrays kept."""
-    card = card_of(network)
-    picture = view_of(source)
-    totals = [grid.shape(*size)[0] for size in sizes]
-    found = []
-    for place, size in enumerate(sizes):
-        seen = at_size(source, size, card)
-        store = Store()
-        if options.resume is not None:
-            folder = make_folder(options.resume, "." if options.scales is None else f"scale-{place}")
-            store = FolderStore(
-                folder,
-                fingerprint(network, grid, seen, wanted, said_levels(options.depth, options.background)),
-                wanted,
-                card.classes,
-            )
-        report = None if options.progress is None else _shifted(options.progress, sum(totals[:place]), sum(totals))
-        try:
-            kept = run_pass(network, grid, seen, card, wanted, max_memory=options.memory, store=store, progress=report)
-        finally:
-            if isinstance(store, FolderStore):
-                store.close()
-        found.append((shared_by_maps(network, grid, source.shape, size, picture, kept), kept))
-    return found
-
-
-def at_size(source: Source, size: Pair, card: Card) -> Source:
-    """Return the picture resized to the network's input size."""
-    return source if size == source.shape else Resized(source, size, card.preprocessing.interpolation)
-
-
-def shared_by_maps(network: Mappable, grid: Grid, size: Pair, seen: Pair, picture: Pixels, kept: Kept) -> Shared:
-    """Return the fields that all maps of a pass share; `size` is the picture's (height, width), `seen` the input's."""
-    card = card_of(network)
-    return {
-        "picture": picture,
-        "grid": placement_of(grid, network, size, seen, card.preprocessing.interpolation),
-        "best_ids": np.moveaxis(kept["best_ids"], 0, -1),
-        "best_probabilities": np.moveaxis(kept["best"], 0, -1),
-        "card": card,
-    }
-
-
-def heatmaps_of(passes: Sequence[tuple[Shared, Kept]], targets: Sequence[Target], fuse: Fuse) -> list[Heatmap]:
-    """Return the map of each target, fused over all scales."""
-    return [
-        fused([Heatmap(**shared, values=kept["sums"][place], target=found) for shared, kept in passes], fuse)
-        for place, found in enumerate(targets)
-    ]
-
-
-def faint_remark(
-    network: Mappable, image: Sliceable, maps: Sequence[Heatmap], options: HeatmapOptions
-) -> tuple[str, ...]:
-    """Return a remark if maps of a large picture file, run at a single scale, are low everywhere."""
-    size = max(maps[0].grid.seen)
-    faint = [found for found in maps if found.values.max() < FAINT]
-    if options.scales is not None or size < LARGE * max(network.size) or not faint:
-        return ()
-    if not isinstance(image, str | os.PathLike):
-        return ()
-    words = ", ".join(found.target.label for found in faint)
-    highest = max(float(found.values.max()) for found in faint)
-    return (
-        f"{picture_name(image)}: {words} is nowhere more probable than {highest:.2g}; what is larger than a window of"
-        f" {network.size[0]}x{network.size[1]} of {size} pixels is not recognised in it; look at several scales"
-        " (scales='auto', --scales auto)",
-    )
-
-
-def _shifted(progress: Progress, before: int, whole: int) -> Progress:
-    """Turn the progress of one of several passes into overall progress."""
-    return lambda done, _: progress(before + done, whole)
-
-
 BEST = 5  # classes kept per cell
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CellQuery:
     """What to keep of the probabilities of all classes.
 
     Attributes:
@@ -247,34 +147,210 @@ class Wanted:
     allowed: Sequence[int] | None = None
     everything: bool = False
 
-    def keep(self, chances: Tensor) -> Kept:
-        """Return the wanted arrays of probabilities (classes, h, w), float32.
+    def select(self, chances: Tensor) -> CellArrays:
+        """Return float32 arrays selected from the probabilities (classes, h, w).
 
         They are "sums" (targets, h, w), "best_ids" and "best" (k, h, w), "winner_ids" and "winners" (h, w), and "all".
         """
-        kept: dict[str, Tensor] = {}
         # Rounding alone can bring the sum of all classes above 1.
         sums = [chances[list(target.class_ids)].sum(dim=0).clamp(max=1) for target in self.targets]
-        kept["sums"] = torch.stack(sums) if sums else chances[:0]
         best, best_ids = chances.topk(min(BEST, len(chances)), dim=0)
-        kept |= {"best": best, "best_ids": best_ids.int()}
+        found = {"sums": torch.stack(sums) if sums else chances[:0], "best": best, "best_ids": best_ids.int()}
         if self.allowed is not None:
             winners, places = chances[list(self.allowed)].max(dim=0)
-            kept |= {"winners": winners, "winner_ids": torch.as_tensor(self.allowed)[places.cpu()]}
+            found |= {"winners": winners, "winner_ids": torch.as_tensor(self.allowed)[places.cpu()]}
         if self.everything:
-            kept["all"] = chances
-        return {name: tensor.cpu().numpy() for name, tensor in kept.items()}
+            found["all"] = chances
+        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
 
-class Store:
-    """Storage for finished rows of a map, so that an interrupted run can resume; this base class stores nothing."""
+class MapRunner:
+    """Runs pictures through a network, or its engine, and keeps what a query asks for.
 
-    def load(self, size: tuple[int, int]) -> list[Kept]:
-        """Return the rows finished by earlier runs, in order from the first, for a map of (rows, columns)."""
-        return []
+    Raises:
+        ValueError: the network has no card or does not support the stride; or the engine classifies.
+    """
 
-    def add(self, first: int, kept: Kept) -> None:
-        """Store finished rows, starting at row `first`."""
+    def __init__(self, network: Mappable, query: CellQuery, options: HeatmapOptions) -> None:
+        self.network, self.query, self.options = network, query, options
+        self.card = card_of(network)
+        self.own = network_of(network)
+        if network is not self.own and options.cell_stride not in (None, self.own.stride):
+            raise ValueError(
+                f"an engine has one cell per {self.own.stride} pixels; for a cell stride of {options.cell_stride} use"
+                " the network itself"
+            )
+        self.graph = map_graph(self.own, options.cell_stride)
+
+    def run(self, image: Sliceable) -> list[Pass]:
+        """Open and run a picture; return a pass for each scale."""
+        opened = open_picture(image, self.options.reading(self.card.preprocessing.exif))
+        warn(opened.notes)
+        return self.run_sizes(opened.source, self.input_sizes(opened.source.shape, picture_name(image)))
+
+    def input_sizes(self, size: Pair, name: str) -> list[Pair]:
+        """Return the input size (height, width) for each scale of a picture; ValueError if it is too small."""
+        base = input_size(size, self.network, name, self.options.longest_side, self.options.upscale)
+        return [base] if self.options.scales is None else sizes_of(self.options.scales, base, self.network.size)
+
+    def run_sizes(self, source: Source, sizes: Sequence[Pair]) -> list[Pass]:
+        """Run a picture at several sizes."""
+        picture, options = view_of(source), self.options
+        totals = [self.graph.shape(*size)[0] for size in sizes]
+        found = []
+        for place, size in enumerate(sizes):
+            resized, before = self.at_size(source, size), sum(totals[:place])
+
+            def report(done: int, before: int = before) -> None:
+                if options.progress is not None:
+                    options.progress(before + done, sum(totals))
+
+            if options.resume is None:
+                arrays = self._run_pass(resized, None, report)
+            else:
+                folder = make_folder(options.resume, "." if options.scales is None else f"scale-{place}")
+                levels = said_levels(options.depth, options.background)
+                run = fingerprint(self.network, self.graph, resized, self.query, levels)
+                store = FolderStore(folder, run, self.query, self.card.classes)
+                try:
+                    arrays = self._run_pass(resized, store, report)
+                finally:
+                    store.close()
+            found.append((self.shared(source.shape, size, picture, arrays), arrays))
+        return found
+
+    def at_size(self, source: Source, size: Pair) -> Source:
+        """Return the picture resized to an input size."""
+        return source if size == source.shape else Resized(source, size, self.card.preprocessing.interpolation)
+
+    def shared(self, size: Pair, seen: Pair, picture: Pixels, arrays: CellArrays) -> Shared:
+        """Return the fields that all maps of a pass share, for a picture of `size` and an input of the size `seen`."""
+        return {
+            "picture": picture,
+            "grid": placement_of(self.graph, self.network, size, seen, self.card.preprocessing.interpolation),
+            "best_ids": np.moveaxis(arrays["best_ids"], 0, -1),
+            "best_probabilities": np.moveaxis(arrays["best"], 0, -1),
+            "card": self.card,
+        }
+
+    def heatmaps(self, passes: Sequence[Pass]) -> list[Heatmap]:
+        """Return the map of each target, fused over all scales."""
+        return [
+            fused(
+                [Heatmap(**shared, values=arrays["sums"][place], target=target) for shared, arrays in passes],
+                self.options.fuse,
+            )
+            for place, target in enumerate(self.query.targets)
+        ]
+
+    def notes(self, image: Sliceable, maps: Sequence[Heatmap]) -> tuple[str, ...]:
+        """Return a note if maps of a large picture file, run at a single scale, are low everywhere."""
+        size = max(maps[0].grid.seen)
+        faint = [found for found in maps if found.values.max() < FAINT]
+        if self.options.scales is not None or size < LARGE * max(self.network.size) or not faint:
+            return ()
+        if not isinstance(image, str | os.PathLike):
+            return ()
+        words = ", ".join(found.target.label for found in faint)
+        highest = max(float(found.values.max()) for found in faint)
+        return (
+            f"{picture_name(image)}: {words} is nowhere more probable than {highest:.2g}; what is larger than a window"
+            f" of {self.network.size[0]}x{self.network.size[1]} of {size} pixels is not recognised in it; look at"
+            " several scales (scales='auto', --scales auto)",
+        )
+
+    def run_batch(self, images: Sequence[Pixels]) -> list[CellArrays | ValueError]:
+        """Run pictures of one input size, (H, W, 3) each, in one batch; a picture without probabilities is an error."""
+        network = self.network
+        device = next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
+        with torch.inference_mode():
+            pixels = torch.from_numpy(np.stack(images)).to(device)
+            inputs = normalized(pixels, self.card.preprocessing).to(dtype_of(network))
+            scores = self._score_whole(network, inputs.contiguous(memory_format=torch.channels_last))
+        found: list[CellArrays | ValueError] = []
+        for place in range(len(images)):
+            try:
+                found.append(self.query.select(probabilities(scores[place : place + 1], self.card)[0]))
+            except ValueError as error:
+                found.append(error)
+        return found
+
+    def _run_pass(self, source: Source, store: FolderStore | None, report: Callable[[int], None]) -> CellArrays:
+        """Run a picture of the network's input size; finished rows are loaded from the store and added to it."""
+        rows, columns = self.graph.shape(*source.shape)
+        whole: CellArrays = {}
+        done = 0
+        for piece in () if store is None else store.load((rows, columns)):
+            done = _copy_rows(whole, done, piece, rows)
+        report(done)
+        if done < rows:
+            for scores in self._score_blocks(source, done):
+                piece = self.query.select(probabilities(scores, self.card)[0])
+                if store is not None:
+                    store.add(piece)
+                done = _copy_rows(whole, done, piece, rows)
+                report(done)
+        return whole
+
+    def _score_blocks(self, source: Source, first: int) -> Iterator[Tensor]:
+        """Yield logits (1, classes, rows, w) in blocks of rows from top to bottom, starting at row `first` of cells.
+
+        A run that starts further down re-reads the rows that its first cells see, so its numbers are the same.
+        """
+        graph, network, (height, width) = self.graph, self.network, source.shape
+        begin = max(0, (first * graph.stride + graph.vertical.start) // graph.stride * graph.stride)
+        cells = begin // graph.stride  # first row of this run; the first ones lack the rows above and are skipped
+        rows = height
+        if self.options.memory is not None:
+            network = self._engine_or_network((height, width), self.options.memory)
+            rows = block_rows(graph, (1, height, width), dtype_of(network), self.options.memory)
+        stream = Stream(graph.ops)
+        for top in range(begin, height, rows):
+            bottom = min(top + rows, height)
+            with torch.inference_mode():
+                inputs = normalize(source.rows(top, bottom), self.card.preprocessing)[None]
+                if isinstance(network, nn.Module):
+                    images = to_parameters(inputs, network).contiguous(memory_format=torch.channels_last)
+                else:
+                    images = torch.from_numpy(inputs)
+                del inputs
+                if rows == height and not begin:
+                    found: Tensor | None = self._score_whole(network, images)
+                else:
+                    found = stream.push(images, last=bottom == height)
+                del images
+            if found is None:
+                continue
+            skipped = min(max(0, first - cells), found.shape[2])
+            cells += found.shape[2]
+            if skipped < found.shape[2]:
+                yield found[:, :, skipped:]
+
+    def _engine_or_network(self, size: Pair, max_memory: int) -> Mappable:
+        """Return the engine if one pass over (height, width) pixels fits into memory, else the network itself."""
+        if isinstance(self.network, nn.Module):
+            return self.network
+        needed = peak_bytes(self.graph, (1, *size), self.network.dtype, size[0])
+        if needed <= max_memory:
+            return self.network
+        warnings.warn(
+            f"one pass over {size[0]}x{size[1]} pixels (height x width) takes up to {in_words(needed)}, but max_memory"
+            f" is {in_words(max_memory)}; the network itself runs in blocks of rows instead of {self.network.name}",
+            RuntimeRemark,
+            stacklevel=2,
+        )
+        return self.own
+
+    def _score_whole(self, network: Mappable, images: Tensor) -> Tensor:
+        """Return logits (N, classes, h, w) of whole images, in one pass."""
+        if not isinstance(network, nn.Module):
+            return network(images)
+        if self.graph.dilation == 1:
+            assert network.head is not None
+            return slide(network.head, network.features(images), network.window)
+        found = Stream(self.graph.ops).push(images, last=True)
+        assert found is not None
+        return found
 
 
 def network_of(network: Mappable) -> Network:
@@ -288,73 +364,12 @@ def network_of(network: Mappable) -> Network:
     return network.mapped
 
 
-def grid_for(network: Mappable, cell_stride: int | None) -> Grid:
-    """Return the cells of the map of a network or an engine.
-
-    Raises:
-        ValueError: as `grid_of`; or an engine was given with a stride other than the network's own.
-    """
-    own = network_of(network)
-    if network is not own and cell_stride not in (None, own.stride):
-        raise ValueError(
-            f"an engine has one cell per {own.stride} pixels; for a cell stride of {cell_stride} use the network itself"
-        )
-    return grid_of(own, cell_stride)
-
-
 def dtype_of(network: Mappable) -> torch.dtype:
     """Return the dtype of the activations of a network or an engine."""
     return next(network.parameters()).dtype if isinstance(network, nn.Module) else network.dtype
 
 
-def run_pass(
-    network: Mappable,
-    grid: Grid,
-    source: Source,
-    card: Card,
-    wanted: Wanted,
-    *,
-    max_memory: int | None = None,
-    store: Store | None = None,
-    progress: Progress | None = None,
-) -> Kept:
-    """Run a network over a picture and keep what `wanted` says.
-
-    Args:
-        network: in eval mode, or its engine; if the engine would need more memory, the network itself runs, in strips.
-        grid: its cells.
-        source: the picture at the network's input size.
-        card: of the weights.
-        wanted: what to keep.
-        max_memory: limit in bytes for activations; None for a single strip.
-        store: where finished rows are loaded from and stored.
-        progress: called with the number of finished rows of cells and the total.
-
-    Raises:
-        ValueError: the memory is too small, or the outputs are not probabilities.
-
-    Warns:
-        RuntimeRemark: the network runs instead of its engine.
-    """
-    store = Store() if store is None else store
-    rows, columns = grid.shape(*source.shape)
-    whole: Kept = {}
-    done = 0
-    for piece in store.load((rows, columns)):
-        done = _copy_rows(whole, done, piece, rows)
-    if progress is not None:
-        progress(done, rows)
-    if done < rows:
-        for scores in score_strips(network, grid, source, card.preprocessing, max_memory, done):
-            piece = wanted.keep(probabilities(scores, card)[0])
-            store.add(done, piece)
-            done = _copy_rows(whole, done, piece, rows)
-            if progress is not None:
-                progress(done, rows)
-    return whole
-
-
-def _copy_rows(whole: Kept, first: int, piece: Kept, rows: int) -> int:
+def _copy_rows(whole: CellArrays, first: int, piece: CellArrays, rows: int) -> int:
     """Copy rows to their place and return the index of the next row.
 
     One array holds all rows: many small arrays, allocated between short-lived activations, would fragment memory.
@@ -367,117 +382,19 @@ def _copy_rows(whole: Kept, first: int, piece: Kept, rows: int) -> int:
     return last
 
 
-def score_strips(
-    network: Mappable,
-    grid: Grid,
-    source: Source,
-    rule: Preprocessing,
-    max_memory: int | None = None,
-    first: int = 0,
-) -> Iterator[Tensor]:
-    """Yield logits (1, classes, rows, w) of a picture in strips from top to bottom, starting at row `first` of cells.
-
-    A run that starts further down re-reads the rows that its first cells see, so its numbers are the same.
-    """
-    height, width = source.shape
-    begin = max(0, (first * grid.stride + grid.vertical.start) // grid.stride * grid.stride)
-    cells = begin // grid.stride  # first row of cells of this run; the first ones lack the rows above and are skipped
-    rows = height
-    if max_memory is not None:
-        network = _engine_or_network(network, grid, (height, width), max_memory)
-        rows = strip_rows(grid, (1, height, width), dtype_of(network), max_memory)
-    stream = Stream(grid.steps)
-    for top in range(begin, height, rows):
-        bottom = min(top + rows, height)
-        with torch.inference_mode():
-            images = to_images(normalize(source.rows(top, bottom), rule)[None], network)
-            if rows == height and not begin:
-                found: Tensor | None = score_whole(network, grid, images)
-            else:
-                found = stream.push(images, last=bottom == height)
-            del images
-        if found is None:
-            continue
-        skipped = min(max(0, first - cells), found.shape[2])
-        cells += found.shape[2]
-        if skipped < found.shape[2]:
-            yield found[:, :, skipped:]
-
-
-def _engine_or_network(network: Mappable, grid: Grid, size: tuple[int, int], max_memory: int) -> Mappable:
-    """Return the engine if one pass over (height, width) pixels fits into memory, else the network itself."""
-    if isinstance(network, nn.Module):
-        return network
-    wanted = peak_bytes(grid, (1, *size), network.dtype, size[0])
-    if wanted <= max_memory:
-        return network
-    warnings.warn(
-        f"one pass over {size[0]}x{size[1]} pixels (height x width) takes up to {in_words(wanted)}, but max_memory is"
-        f" {in_words(max_memory)}; the network itself runs in strips instead of {network.name}",
-        RuntimeRemark,
-        stacklevel=2,
-    )
-    return network_of(network)
-
-
-def run_batch(
-    network: Mappable, grid: Grid, pictures: Sequence[Pixels], card: Card, wanted: Wanted
-) -> list[Kept | ValueError]:
-    """Run a network, or its engine, over pictures of one size in one batch.
-
-    Args:
-        network, grid, card, wanted: as in `run_pass`.
-        pictures: at the network's input size, (H, W, 3) uint8, RGB, 0 to 255 each.
-
-    Returns:
-        The arrays kept of each picture, as by `run_pass`, or the error if its outputs are not probabilities.
-    """
-    device = next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
-    with torch.inference_mode():
-        pixels = torch.from_numpy(np.stack(pictures)).to(device)
-        images = normalized(pixels, card.preprocessing).to(dtype_of(network))
-        scores = score_whole(network, grid, images.contiguous(memory_format=torch.channels_last))
-    found: list[Kept | ValueError] = []
-    for place in range(len(pictures)):
-        try:
-            found.append(wanted.keep(probabilities(scores[place : place + 1], card)[0]))
-        except ValueError as error:
-            found.append(error)
-    return found
-
-
-def score_whole(network: Mappable, grid: Grid, images: Tensor) -> Tensor:
-    """Return logits (N, classes, h, w) of whole images, in one pass."""
-    if not isinstance(network, nn.Module):
-        return network(images)
-    if grid.dilation == 1:
-        assert network.head is not None
-        return slide(network.head, network.features(images), network.window)
-    found = Stream(grid.steps).push(images, last=True)
-    assert found is not None
-    return found
-
-
-def to_images(inputs: NDArray[np.float32], network: Mappable) -> Tensor:
-    """Convert pictures (N, 3, H, W) to the network's device and dtype, in channels-last memory format."""
-    if not isinstance(network, nn.Module):
-        return torch.from_numpy(inputs)
-    return to_parameters(inputs, network).contiguous(memory_format=torch.channels_last)
-
-
-EVERY = 5.0  # seconds between files; a killed run loses at most that and its current strip
+EVERY = 5.0  # seconds between files; a killed run loses at most that and its current block
 SAMPLED = 64  # rows of a picture that go into the fingerprint
 MOST_NOTE = 1 << 16  # maximum size of the note in bytes
 ROUNDING = 1e-4  # by which a probability may exceed 1
 
 
-class FolderStore(Store):
-    """Store rows in files of a folder, next to a note that identifies the run; call `close` at the end.
+class FolderStore:
+    """Store finished rows in files of a folder, next to a note that identifies the run; call `close` at the end.
 
     Args:
         folder: created if it does not exist.
         run: identifies the run, as returned by `fingerprint`.
-        wanted: what is kept of the cells.
+        query: what the rows hold.
         classes: number of the network's classes.
 
     Raises:
@@ -485,10 +402,10 @@ class FolderStore(Store):
         OSError: it cannot be read or written, another process uses it, or something in it is a link.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], run: str, wanted: Wanted, classes: int) -> None:
-        self._folder, self._wanted, self._classes = Path(folder), wanted, classes
+    def __init__(self, folder: str | os.PathLike[str], run: str, query: CellQuery, classes: int) -> None:
+        self._folder, self._query, self._classes = Path(folder), query, classes
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._waiting: list[Kept] = []
+        self._waiting: list[CellArrays] = []
         self._first = 0
         self._saved = time.monotonic()
         with contextlib.ExitStack() as stack:
@@ -505,10 +422,10 @@ class FolderStore(Store):
                 )
             self._lock = stack.pop_all()
 
-    def load(self, size: tuple[int, int]) -> list[Kept]:
+    def load(self, size: tuple[int, int]) -> list[CellArrays]:
         """Return the rows from the first on, up to the first gap or damaged file."""
         rows, columns = size
-        found: list[Kept] = []
+        found: list[CellArrays] = []
         while self._first < rows and (path := self._file(self._first)).exists():
             piece = self._read(path, rows - self._first, columns)
             if piece is None:
@@ -517,9 +434,9 @@ class FolderStore(Store):
             self._first += piece["best"].shape[-2]
         return found
 
-    def _read(self, path: Path, most: int, columns: int) -> Kept | None:
+    def _read(self, path: Path, most: int, columns: int) -> CellArrays | None:
         """Return the rows of one file, at most `most`; None if they are not what a pass keeps."""
-        blank = self._wanted.keep(torch.zeros(self._classes, 1, columns))
+        blank = self._query.select(torch.zeros(self._classes, 1, columns))
         room = most * sum(values.nbytes for values in blank.values()) + 1024 * len(blank)  # with headers
         with open_own(path) as file:
             try:
@@ -540,14 +457,14 @@ class FolderStore(Store):
     def _is_valid(self, name: str, values: NDArray[Any]) -> bool:
         """Return whether all values are probabilities, or valid class ids."""
         if name == "winner_ids":
-            return bool(np.isin(values, self._wanted.allowed or ()).all())
+            return bool(np.isin(values, self._query.allowed or ()).all())
         if name == "best_ids":
             return bool(((values >= 0) & (values < self._classes)).all())
         return bool(((values >= 0) & (values <= 1 + ROUNDING)).all())
 
-    def add(self, first: int, kept: Kept) -> None:
-        """Queue rows; they are written every few seconds, and by `flush`."""
-        self._waiting.append(kept)
+    def add(self, arrays: CellArrays) -> None:
+        """Queue the next rows; they are written every few seconds, and by `close`."""
+        self._waiting.append(arrays)
         if time.monotonic() - self._saved > EVERY:
             self.flush()
 
@@ -570,7 +487,7 @@ class FolderStore(Store):
         return self._folder / f"rows-{first:07}.npz"
 
 
-def fingerprint(network: Mappable, grid: Grid, source: Source, wanted: Wanted, levels: Mapping[str, str]) -> str:
+def fingerprint(network: Mappable, graph: MapGraph, source: Source, query: CellQuery, levels: Mapping[str, str]) -> str:
     """Hash what a map depends on: weights, card, cells, targets, the picture's size and a sample of its rows.
 
     `levels` says how values became 8 bits, as returned by `said_levels`; the sampled rows may not show it.
@@ -581,10 +498,10 @@ def fingerprint(network: Mappable, grid: Grid, source: Source, wanted: Wanted, l
         digest.update(name.encode())
         digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     height, width = source.shape
-    targets = [target.class_ids for target in wanted.targets]
-    allowed = None if wanted.allowed is None else list(wanted.allowed)
+    targets = [target.class_ids for target in query.targets]
+    allowed = None if query.allowed is None else list(query.allowed)
     card = network.card.to_json() if network.card else None
-    facts: list[Any] = [card, grid.stride, [height, width], targets, allowed, wanted.everything]
+    facts: list[Any] = [card, graph.stride, [height, width], targets, allowed, query.everything]
     if levels:
         facts += [dict(levels)]
     if not isinstance(network, nn.Module):

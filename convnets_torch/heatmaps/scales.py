@@ -10,33 +10,26 @@ from typing import Literal
 
 import numpy as np
 
-from convnets_torch.fcn.graph import Grid
+from convnets_torch.fcn.graph import MapGraph
 from convnets_torch.heatmaps.maps import Box, CellGrid, Heatmap
 from convnets_torch.images.preprocessing import MOST_PIXELS, Interpolation, Pair, Pixels, size_with_longest_side
-from convnets_torch.images.sources import Held, Preview, Source
+from convnets_torch.images.sources import InMemory, Preview, Source
 from convnets_torch.inference.pipeline import Mappable
 from convnets_torch.visualization.overlays import interpolated
 
 VIEW = 4096  # pixels, longer side of the view kept of a picture that is read row by row
-STRIP = 256  # rows read at a time for it
+BLOCK_ROWS = 256  # read at a time for it
 
 
-def size_seen(size: Pair, network: Mappable, name: str, longest_side: int | None, upscale: bool) -> Pair:
-    """Return (height, width) in pixels of the network's input for a picture.
-
-    Args:
-        size: (height, width) of the picture.
-        network: its own size is the minimum.
-        name: of the picture, for messages.
-        longest_side: pixels of the longer side, instead of the picture's own.
-        upscale: enlarge a picture that is too small, keeping its aspect ratio.
+def input_size(size: Pair, network: Mappable, name: str, longest_side: int | None, upscale: bool) -> Pair:
+    """Return (height, width) of the network's input for a picture of `size`, enlarged with `upscale` if too small.
 
     Raises:
         ValueError: the picture is too small, or too thin to be enlarged.
     """
-    seen = size if longest_side is None else size_with_longest_side(size, longest_side)
-    if seen[0] >= network.size[0] and seen[1] >= network.size[1]:
-        return seen
+    resized = size if longest_side is None else size_with_longest_side(size, longest_side)
+    if resized[0] >= network.size[0] and resized[1] >= network.size[1]:
+        return resized
     if max(size) > 50 * min(size):
         raise ValueError(f"{name} is {size[0]}x{size[1]} pixels (height x width), too thin for a heatmap; crop it")
     least = max(Fraction(wanted, side) for wanted, side in zip(network.size, size, strict=True))
@@ -44,35 +37,37 @@ def size_seen(size: Pair, network: Mappable, name: str, longest_side: int | None
     if upscale:
         return enlarged
     raise ValueError(
-        f"{name} is {seen[0]}x{seen[1]} pixels (height x width), smaller than the network's"
+        f"{name} is {resized[0]}x{resized[1]} pixels (height x width), smaller than the network's"
         f" {network.size[0]}x{network.size[1]}; enlarge it to {enlarged[0]}x{enlarged[1]} (upscale, --upscale), or with"
         f" a longest side of {max(enlarged)} or more"
     )
 
 
-def placement_of(grid: Grid, network: Mappable, size: Pair, seen: Pair, interpolation: Interpolation) -> CellGrid:
-    """Place a grid's cells over a picture of `size` whose network input has the size `seen`, (height, width) each."""
+def placement_of(
+    graph: MapGraph, network: Mappable, size: Pair, resized: Pair, interpolation: Interpolation
+) -> CellGrid:
+    """Place a graph's cells over a picture of `size`, resized to the network's input; (height, width) each."""
     return CellGrid(
         size=size,
         part=Box(0, 0, size[1], size[0]),
-        seen=seen,
-        shape=grid.shape(*seen),
+        seen=resized,
+        shape=graph.shape(*resized),
         first=(network.size[0] / 2, network.size[1] / 2),
-        apart=(grid.stride, grid.stride),
+        apart=(graph.stride, graph.stride),
         window=network.size,
-        fields_seen=(grid.seen(seen[0], 0), grid.seen(seen[1], 1)),
+        fields_seen=(graph.input_ranges(resized[0], 0), graph.input_ranges(resized[1], 1)),
         interpolation=interpolation,
     )
 
 
 def view_of(source: Source) -> Pixels:
     """Return the picture itself if it is in memory, else a reduced view of at most 4096 pixels a side."""
-    if isinstance(source, Held):
+    if isinstance(source, InMemory):
         return source.pixels
     height = source.shape[0]
     preview = Preview(source.shape, VIEW)
-    for top in range(0, height, STRIP):
-        preview.add(top, source.rows(top, min(top + STRIP, height)))
+    for top in range(0, height, BLOCK_ROWS):
+        preview.add(top, source.rows(top, min(top + BLOCK_ROWS, height)))
     return preview.picture
 
 
@@ -131,14 +126,10 @@ def factors_of(scales: Scales) -> list[float]:
 
 
 def fused(maps: Sequence[Heatmap], fuse: Fuse) -> Heatmap:
-    """Fuse the maps of several scales of a picture into one, on the cells of the finest scale.
+    """Fuse the maps of several scales, coarsest first, into one on the cells of the finest scale.
 
     Each map is interpolated bilinearly between the centres of its windows; beyond the outermost centres the nearest
     value is used. Then the mean or the maximum is taken.
-
-    Args:
-        maps: of one picture and target, coarsest first.
-        fuse: "mean" or "max".
     """
     if len(maps) == 1:
         return maps[0]

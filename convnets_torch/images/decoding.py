@@ -15,23 +15,25 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict, Typ
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError, features
+from typing_extensions import Unpack
 
 from convnets_torch.files import open_file
 from convnets_torch.images.headers import (
-    MOST_FRAMES,
     TIFF,
     TiffValues,
     canvas,
     check_header,
     check_scans,
     frames,
+    frames_note,
     significant_bits,
     tiff_values,
     tiff_values_of,
 )
-from convnets_torch.images.levels import Background, Depth, check_levels, laid_on, profile_remark, to_8_bits, white_of
+from convnets_torch.images.levels import Background, Depth, check_levels, laid_on, profile_note, to_8_bits, white_of
 from convnets_torch.images.levels import Refused as _Refused
 from convnets_torch.images.preprocessing import Pair, Pixels
+from convnets_torch.options import checked, renamed, shows
 from convnets_torch.text import LONGEST, ConvnetsTorchWarning, printable
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def from_tensor(tensor: torch.Tensor) -> Pixels:
     if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
         raise ValueError(
             f"the tensor is {tuple(tensor.shape)}, but a picture is a tensor (3, height, width), RGB,"
-            f" 0 to 255{_tensor_hint(tuple(tensor.shape))}"
+            f" 0 to 255{_shape_hint(tuple(tensor.shape), 0)}"
         )
     if tensor.is_floating_point():
         tensor = tensor.float()  # NumPy has no bfloat16
@@ -100,7 +102,7 @@ def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], kind: str) -> None:
     if not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)) or 0 in shape:
         raise ValueError(
             f"the {kind} is {shape} {dtype}, but a picture is (height, width, 3), RGB, or (height, width), grey,"
-            f" 0 to 255{_array_hint(shape)}"
+            f" 0 to 255{_shape_hint(shape, 2)}"
         )
     if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
         way = "divide by 257 and round" if dtype == np.uint16 else "bring it to 0 to 255"
@@ -110,7 +112,7 @@ def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], kind: str) -> None:
 def check_range(lowest: float, highest: float, kind: str) -> None:
     """Raise ValueError if floats from `lowest` to `highest` are not in the range 0 to 255."""
     if not (np.isfinite(lowest) and np.isfinite(highest)):
-        raise ValueError(f"the {kind} holds NaN or infinite values, but pixels are 0 to 255; mend it first")
+        raise ValueError(f"the {kind} holds NaN or infinite values, but pixels are 0 to 255; replace them first")
     values = f"the {kind}'s values are {lowest:.6g} to {highest:.6g}"
     if lowest < 0 and highest <= 127.5:
         raise ValueError(f"{values}, as if the mean were subtracted, but pixels are 0 to 255; give the picture itself")
@@ -120,27 +122,21 @@ def check_range(lowest: float, highest: float, kind: str) -> None:
         raise ValueError(f"{values}, as if white were 1, but pixels are 0 to 255; multiply by 255")
 
 
-def _array_hint(shape: tuple[int, ...]) -> str:
+def _shape_hint(shape: tuple[int, ...], axis: int) -> str:
+    """How to correct the shape of a tensor (channels along axis 0) or of an array (axis 2)."""
+    last, colour, grey = (
+        ("first: array.transpose(1, 2, 0)", "array[:, :, :3]", "array[:, :, 0]")
+        if axis == 2
+        else ("last: tensor.permute(2, 0, 1)", "tensor[:3]", "tensor.expand(3, -1, -1)")
+    )
     if len(shape) == 4:
         return "; give one picture, or a list of them"
-    if len(shape) == 3 and shape[0] == 3:
-        return "; its channels seem to come first: array.transpose(1, 2, 0)"
-    if len(shape) == 3 and shape[2] == 4:
-        return "; its fourth channel seems to be transparency: array[:, :, :3]"
-    if len(shape) == 3 and shape[2] == 1:
-        return "; it seems to be grey: array[:, :, 0]"
-    return ""
-
-
-def _tensor_hint(shape: tuple[int, ...]) -> str:
-    if len(shape) == 4:
-        return "; give one picture, or a list of them"
-    if len(shape) == 3 and shape[2] == 3:
-        return "; its channels seem to come last: tensor.permute(2, 0, 1)"
-    if len(shape) == 3 and shape[0] == 4:
-        return "; its fourth channel seems to be transparency: tensor[:3]"
-    if len(shape) == 2 or (len(shape) == 3 and shape[0] == 1):
-        return "; it seems to be grey: tensor.expand(3, -1, -1)"
+    if len(shape) == 3 and shape[2 - axis] == 3:
+        return f"; its channels seem to come {last}"
+    if len(shape) == 3 and shape[axis] == 4:
+        return f"; its fourth channel seems to be transparency: {colour}"
+    if (len(shape) == 2 and axis == 0) or (len(shape) == 3 and shape[axis] == 1):
+        return f"; it seems to be grey: {grey}"
     return ""
 
 
@@ -163,7 +159,7 @@ UPRIGHT = {
 LYING = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
 
 
-class Encoded(NamedTuple):
+class JpegFile(NamedTuple):
     """A complete grey or RGB JPEG file that is not decoded yet.
 
     Attributes:
@@ -171,53 +167,49 @@ class Encoded(NamedTuple):
         name: its name in messages.
         pixels: number of pixels.
         turn: the transpose that makes it upright.
-        remarks: as in `Decoded`.
+        notes: as in `DecodedPicture`.
     """
 
     data: bytes
     name: str
     pixels: int
     turn: Image.Transpose | None = None
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def encoded(image: Image.Image, data: bytes, name: str, exif: bool) -> Encoded | None:
-    """Return an opened JPEG file undecoded if all decoders agree on its kind, else None."""
+def _undecoded(image: Image.Image, data: bytes, name: str, exif: bool) -> JpegFile | None:
+    """An opened JPEG file if it is of a kind that all decoders read alike."""
     if image.mode not in ("L", "RGB") or image.info.get("adobe_transform") == 0:  # 0: colours are stored as RGB
         return None
     if not data.rstrip(b"\0").endswith(END):
         return None
-    turn, remarks = noted_turn(image, name, exif)
-    return Encoded(data, name, image.width * image.height, turn, remarks + profile_remark(image, name))
+    turn, notes = _exif_turn(image, name, exif)
+    return JpegFile(data, name, image.width * image.height, turn, notes + profile_note(image, name))
 
 
-def noted_turn(image: Image.Image, name: str, exif: bool) -> tuple[Image.Transpose | None, tuple[str, ...]]:
-    """The transpose that makes an image upright, and a remark if its EXIF is broken or ignored (`exif=False`)."""
+def _exif_turn(image: Image.Image, name: str, exif: bool) -> tuple[Image.Transpose | None, tuple[str, ...]]:
+    """The transpose that makes an image upright, and a note if its EXIF is broken or ignored (`exif=False`)."""
     try:
         turn = UPRIGHT.get(image.getexif().get(0x0112, 1))  # 0x0112: orientation
     except Exception:  # Pillow can raise anything on broken data
-        remark = f"{name} has broken EXIF data; a rotation noted there was not followed"
-        return None, (remark,) if exif else ()
-    return (turn, ()) if exif or turn is None else (None, (ignored_turn(name),))
+        note = f"{name} has broken EXIF data; a rotation noted there was not followed"
+        return None, (note,) if exif else ()
+    return (turn, ()) if exif or turn is None else (None, (ignored_turn_note(name),))
 
 
-def ignored_turn(name: str) -> str:
-    """Remark on a picture whose EXIF rotation is ignored."""
+def ignored_turn_note(name: str) -> str:
+    """Note on a picture whose EXIF rotation is ignored."""
     return (
         f"{name} is turned or mirrored in its file, and the rotation noted there (EXIF) not followed, as the weights'"
         " preprocessing says; to have it seen upright, turn the picture itself"
     )
 
 
-def reduce(image: Image.Image, least: Least, exif: bool) -> tuple[int, tuple[float, float] | None]:
-    """Set an opened JPEG file to decode at reduced scale, if it is large enough.
-
-    Returns:
-        The divisor 1, 2, 4 or 8; and `part` as in `Upright`.
-    """
+def _reduce(image: Image.Image, least: Least, exif: bool) -> tuple[int, tuple[float, float] | None]:
+    """Let a JPEG file that is large enough decode at reduced scale; return `scale` and `part` of `DecodedPicture`."""
     if least is None or image.format not in ("JPEG", "MPO"):
         return 1, None
-    turn, _ = noted_turn(image, "", exif)  # the caller reports remarks
+    turn, _ = _exif_turn(image, "", exif)
     width, height = image.size
     if callable(least):
         least = least((width, height) if turn in LYING else (height, width))
@@ -317,36 +309,36 @@ class PictureWarning(ConvnetsTorchWarning):
     """A picture was read in a way that users may not expect; the message names the picture."""
 
 
-class Decoded(NamedTuple):
+class DecodedPicture(NamedTuple):
     """A decoded picture.
 
     Attributes:
-        pixels: (H, W, 3) uint8, RGB, 0 to 255.
-        remarks: warnings that `read_picture` issues.
-        part, scale: as in `Upright`.
-    """
-
-    pixels: Pixels
-    remarks: tuple[str, ...] = ()
-    part: tuple[float, float] | None = None
-    scale: int = 1
-
-
-class Upright(NamedTuple):
-    """A decoded picture as a Pillow image; converting it to an array copies it.
-
-    Attributes:
-        image: mode RGB, rotated as EXIF says if wanted.
-        remarks: as in `Decoded`.
-        part: (width, height) in pixels of `image` that the picture covers, from the top left; None for all of it. A
-            JPEG file read at reduced scale ends within a pixel if its sides are not multiples of the divisor.
+        content: a Pillow image of mode RGB, rotated as EXIF says if wanted; or pixels (H, W, 3) uint8, RGB, 0 to 255.
+        notes: what `read_picture` warns of.
+        part: (width, height) in pixels of the content that the picture covers, from the top left; None for all of it.
+            A JPEG file read at reduced scale ends within a pixel if its sides are not multiples of the divisor.
         scale: divisor of the sides.
     """
 
-    image: Image.Image
-    remarks: tuple[str, ...] = ()
+    content: Image.Image | Pixels
+    notes: tuple[str, ...] = ()
     part: tuple[float, float] | None = None
     scale: int = 1
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, under the name that rows of results have."""
+        return self.notes
+
+    @property
+    def image(self) -> Image.Image:
+        """The content as a Pillow image."""
+        return self.content if isinstance(self.content, Image.Image) else Image.fromarray(self.content)
+
+    @property
+    def pixels(self) -> Pixels:
+        """The content as pixels (H, W, 3); copied from an image at each access."""
+        return pixels_of(self.content) if isinstance(self.content, Image.Image) else self.content
 
 
 class Reading(NamedTuple):
@@ -358,7 +350,7 @@ class Reading(NamedTuple):
             if both sides stay at least that long. Or a function that computes it from the full (height, width). None
             reads them at full scale.
         jpeg: decodes the bytes of a JPEG file to (H, W, 3) in place of Pillow; returns None if it cannot.
-        encoded: whether `open_encoded` returns JPEG files undecoded.
+        keep_jpeg: whether `decode_unless_jpeg` returns JPEG files undecoded.
     """
 
     exif: bool = True
@@ -368,7 +360,12 @@ class Reading(NamedTuple):
     background: Background = None
     least: Least = None
     jpeg: Callable[[bytes], Pixels | None] | None = None
-    encoded: bool = False
+    keep_jpeg: bool = False
+
+    @property
+    def limit(self) -> int:
+        """`max_pixels`, or the default."""
+        return MAX_PIXELS if self.max_pixels is None else self.max_pixels
 
 
 AS_IS = Reading()
@@ -383,15 +380,9 @@ class ReadingKeywords(TypedDict, total=False):
     background: Background
 
 
-def read_picture(
-    source: Picture,
-    *,
-    exif: bool = True,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
-) -> Pixels:
+@renamed(source="image")
+@shows(ReadingKeywords, Reading)
+def read_picture(image: Picture, *, exif: bool = True, **reading: Unpack[ReadingKeywords]) -> Pixels:
     """Decode one picture; its content decides the format, not its file name.
 
     16-bit grey and colour is scaled to 8 bits (65535 becomes 255). Transparency is dropped and the colours under it are
@@ -399,7 +390,7 @@ def read_picture(
     warning. Colour profiles are not applied; a profile of a colour space other than sRGB gives a warning.
 
     Args:
-        source: a file's path, its bytes, an open binary file, a `PIL.Image`, an array (H, W, 3) RGB or (H, W) grey, or
+        image: a file's path, its bytes, an open binary file, a `PIL.Image`, an array (H, W, 3) RGB or (H, W) grey, or
             a tensor (3, H, W) RGB. Arrays and tensors hold 0 to 255, as uint8 or as floats, which are rounded.
         exif: apply the rotation stored in the file's EXIF data; arrays have none.
         max_pixels: refuse files with more pixels; 178,956,970 by default.
@@ -426,75 +417,64 @@ def read_picture(
     >>> read_picture(Image.new("L", (2, 1), 77)).tolist()
     [[[77, 77, 77], [77, 77, 77]]]
     """
-    decoded = decode(source, Reading(exif, max_pixels, allow_truncated, depth, background))
-    warn(decoded.remarks)
+    decoded = decode(image, Reading(exif, **checked(reading, ReadingKeywords)))
+    warn(decoded.notes, stacklevel=4)  # beyond the wrapper of `renamed`
     return decoded.pixels
 
 
-def warn(remarks: tuple[str, ...]) -> None:
-    """Issue remarks on a picture as warnings at the caller's caller."""
-    for remark in remarks:
-        warnings.warn(remark, PictureWarning, stacklevel=3)
+def warn(notes: tuple[str, ...], stacklevel: int = 3) -> None:
+    """Issue notes on a picture as warnings at the caller's caller."""
+    for note in notes:
+        warnings.warn(note, PictureWarning, stacklevel)
 
 
-def decode(source: Picture, reading: Reading = AS_IS) -> Decoded:
-    """`read_picture` for threads: return remarks instead of issuing warnings."""
-    if isinstance(source, np.ndarray):
-        return Decoded(from_array(source))
-    if is_tensor(source):
-        return Decoded(from_tensor(source))
-    found = open_upright(source, reading)
-    return Decoded(pixels_of(found.image), *found[1:])
+def decode(image: Picture, reading: Reading = AS_IS) -> DecodedPicture:
+    """`read_picture` for threads: return notes instead of issuing warnings.
 
-
-def decode_opened(file: IO[bytes], name: str, reading: Reading) -> Decoded:
-    """Decode a file opened by `files.open_file`; `name` is used in messages."""
-    check_levels(reading.depth, reading.background)
-    found = _read(file, name, reading._replace(encoded=False))
-    assert isinstance(found, Upright)
-    return Decoded(pixels_of(found.image), *found[1:])
-
-
-def open_upright(source: Picture, reading: Reading) -> Upright:
-    """Decode one picture to an image, for threads; raises as `read_picture`.
-
-    >>> open_upright(Image.new("L", (2, 1)), Reading()).image.mode
+    >>> decode(Image.new("L", (2, 1))).image.mode
     'RGB'
     """
-    found = open_encoded(source, reading._replace(encoded=False))
-    assert isinstance(found, Upright)
+    found = decode_unless_jpeg(image, reading._replace(keep_jpeg=False))
+    assert isinstance(found, DecodedPicture)
     return found
 
 
-def open_encoded(source: Picture, reading: Reading) -> Upright | Encoded:
-    """As `open_upright`, but return JPEG files undecoded if `reading.encoded`, for another decoder.
+def open_upright(image: Picture, reading: Reading) -> DecodedPicture:
+    """Former name of `decode`."""
+    warnings.warn("open_upright is now decode; the old name goes with the next release", DeprecationWarning, 2)
+    return decode(image, reading)
 
-    If that decoder refuses a file, `decode_encoded` decodes the same bytes. JPEG files that are truncated, have four
+
+def decode_unless_jpeg(image: Picture, reading: Reading) -> DecodedPicture | JpegFile:
+    """As `decode`, but return JPEG files undecoded if `reading.keep_jpeg`, for another decoder.
+
+    If that decoder refuses a file, `decode_file` decodes the same bytes. JPEG files that are truncated, have four
     channels, or store their colours as RGB are decoded here.
     """
-    if isinstance(source, np.ndarray):
-        return Upright(Image.fromarray(from_array(source)))
-    if is_tensor(source):
-        return Upright(Image.fromarray(from_tensor(source)))
+    if isinstance(image, np.ndarray):
+        return DecodedPicture(from_array(image))
+    if is_tensor(image):
+        return DecodedPicture(from_tensor(image))
     if TYPE_CHECKING:  # a TypeGuard does not narrow the negative case
-        assert not isinstance(source, torch.Tensor)
+        assert not isinstance(image, torch.Tensor)
     check_levels(reading.depth, reading.background)
-    name = picture_name(source)
-    if isinstance(source, Image.Image):
+    name = picture_name(image)
+    if isinstance(image, Image.Image):
         with _readable_errors(name):
-            return _upright(source, name, reading._replace(least=None))
-    with _opened(source, MAX_PIXELS if reading.max_pixels is None else reading.max_pixels) as file:
+            return _decode_image(image, name, reading._replace(least=None))
+    with _opened(image, reading.limit) as file:
         return _read(file, name, reading)
 
 
-def decode_encoded(found: Encoded, reading: Reading) -> Upright:
-    """Decode with Pillow a file that `open_encoded` returned undecoded."""
-    decoded = _read(io.BytesIO(found.data), found.name, reading._replace(encoded=False))
-    assert isinstance(decoded, Upright)
-    return decoded
+def decode_file(file: IO[bytes], name: str, reading: Reading) -> DecodedPicture:
+    """Decode a file opened by `files.open_file`, or a `JpegFile`'s bytes, with Pillow; `name` is used in messages."""
+    check_levels(reading.depth, reading.background)
+    found = _read(file, name, reading._replace(keep_jpeg=False))
+    assert isinstance(found, DecodedPicture)
+    return found
 
 
-def _read(file: IO[bytes], name: str, reading: Reading) -> Upright | Encoded:
+def _read(file: IO[bytes], name: str, reading: Reading) -> DecodedPicture | JpegFile:
     try:
         with _readable_errors(name, file), _decoding(truncated=False):
             return _decode_file(file, name, reading)
@@ -503,36 +483,35 @@ def _read(file: IO[bytes], name: str, reading: Reading) -> Upright | Encoded:
             raise
         with _readable_errors(name, file), _decoding(truncated=True):
             found = _decode_file(file, name, reading, damaged=True)
-        remark = f"{name} is truncated or damaged; what could not be read of it is black or grey"
-        return found._replace(remarks=(remark, *found.remarks))
+        note = f"{name} is truncated or damaged; what could not be read of it is black or grey"
+        return found._replace(notes=(note, *found.notes))
 
 
-def picture_name(source: object) -> str:
+def picture_name(image: object) -> str:
     """Name of a picture in messages: its path, "standard input", or "the picture"."""
-    if isinstance(source, str | os.PathLike):
-        return str(source)
-    return "standard input" if getattr(source, "name", None) == "<stdin>" else "the picture"
+    if isinstance(image, str | os.PathLike):
+        return str(image)
+    return "standard input" if getattr(image, "name", None) == "<stdin>" else "the picture"
 
 
-def _opened(source: str | os.PathLike[str] | bytes | IO[bytes], most: int) -> IO[bytes]:
+def _opened(image: str | os.PathLike[str] | bytes | IO[bytes], most: int) -> IO[bytes]:
     """A seekable file of a path, of bytes, or of the rest of an open file, such as standard input."""
-    if isinstance(source, str | os.PathLike):
-        return open_file(source)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return io.BytesIO(source)
-    held = io.BytesIO()
-    while block := source.read(1 << 20):
-        held.write(block)
-        if held.tell() > PIXEL_BYTES * max(MAX_PIXELS, most):
+    if isinstance(image, str | os.PathLike):
+        return open_file(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return io.BytesIO(image)
+    content = io.BytesIO()
+    while block := image.read(1 << 20):
+        content.write(block)
+        if content.tell() > PIXEL_BYTES * max(MAX_PIXELS, most):
             break  # `check_bytes` refuses it
-    return held
+    return content
 
 
-def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool = False) -> Upright | Encoded:
-    most = MAX_PIXELS if reading.max_pixels is None else reading.max_pixels
-    image = _open(file, name, most)
+def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool = False) -> DecodedPicture | JpegFile:
+    image = _open(file, name, reading.limit)
     pixels = image.width * image.height
-    _check_size(name, image.size, most)
+    _check_size(name, image.size, reading.limit)
     tiles = getattr(image, "tile", ())
     if pixels > max(SLOW_PIXELS, reading.max_pixels or 0) and any(tile[0] in Image.DECODERS for tile in tiles):
         raise _Refused(
@@ -543,26 +522,18 @@ def _decode_file(file: IO[bytes], name: str, reading: Reading, *, damaged: bool 
         raise _Refused(f"{name} is stored in {len(tiles):,} pieces, more than {TILES:,}; save it in larger ones")
     if image.format in ("JPEG", "MPO"):
         check_scans(file, image)
-    with _decoding(most=most):
+    with _decoding(most=reading.limit):
         decoded = None
         is_jpeg = image.format == "JPEG"
-        if reading.encoded and is_jpeg and (found := encoded(image, _read_all(file), name, reading.exif)):
+        if reading.keep_jpeg and is_jpeg and (found := _undecoded(image, _read_all(file), name, reading.exif)):
             return found
         if reading.jpeg is not None and is_jpeg and image.mode in ("L", "RGB"):
             decoded = reading.jpeg(_read_all(file))
-        return _upright(image, name, reading, file, decoded, damaged=damaged)
+        return _decode_image(image, name, reading, file, decoded, damaged=damaged)
 
 
 def open_thumbnail(data: bytes, most: int) -> Image.Image:
-    """Decode a small JPEG file from an untrusted table.
-
-    Args:
-        data: contents of the file.
-        most: maximum pixels of its longer side.
-
-    Raises:
-        ValueError: it is not JPEG, or larger.
-    """
+    """Decode a JPEG file from an untrusted table; ValueError if its longer side has more than `most` pixels."""
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG",))
         if image.format == "JPEG" and max(image.size) <= most and len(data) <= PIXEL_BYTES * most * most:
@@ -665,7 +636,7 @@ def _read_all(file: IO[bytes]) -> bytes:
     return file.read()
 
 
-def _upright(
+def _decode_image(
     image: Image.Image,
     name: str,
     reading: Reading,
@@ -673,17 +644,17 @@ def _upright(
     decoded: Pixels | None = None,
     *,
     damaged: bool = False,
-) -> Upright:
+) -> DecodedPicture:
     """Decode an image opened from `file` (None if the caller opened it), or use its `decoded` pixels."""
     if 0 in image.size:
         raise _Refused(f"{name} is {image.height}x{image.width} pixels; give one that has some")
-    remarks = []
+    notes: list[str] = []
     if image.format in SEQUENCES and image.tell() == 0:
         count = getattr(image, "n_frames", 1) if file is None else frames(file, image, allow_truncated=damaged)
-        if count > 1:
-            number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
-            remarks.append(f"{name} has {number} frames or pages; the first was read")
-    tiff = _tiff_values(image, file)
+        notes += frames_note(name, count)
+    tiff = None
+    if image.format == "TIFF":
+        tiff = tiff_values_of(getattr(image, "tag_v2", {})) if file is None else tiff_values(file)
     if tiff is not None and tiff.unknown is not None:
         raise _Refused(f"{name} {tiff.unknown}")
     deep = file is not None and not image.mode.startswith("I") and _is_deep(image)
@@ -692,10 +663,10 @@ def _upright(
     white = 65535 if deep else _white_level(image, name)
     part, scale = None, 1
     if decoded is None:
-        scale, part = reduce(image, reading.least, reading.exif)
+        scale, part = _reduce(image, reading.least, reading.exif)
         image.load()
-    turn, said = noted_turn(image, name, reading.exif)
-    remarks.extend(said + profile_remark(image, name))
+    turn, said = _exif_turn(image, name, reading.exif)
+    notes.extend(said + profile_note(image, name))
     if decoded is not None:
         image = Image.fromarray(decoded)
     elif white is not None:
@@ -705,26 +676,26 @@ def _upright(
             low = _open(file, name, image.width * image.height)
             low.tile = _other_bytes(low.tile, name)  # type: ignore[attr-defined]
             low.load()
-        significant = 16 if file is None or image.format != "PNG" else significant_bits(file)
-        image, said = _reduce_to_8_bits(_Deep(image, low, white, tiff, significant), name, reading.depth)
-        remarks.extend(said)
+        bits = 16 if file is None or image.format != "PNG" else significant_bits(file)
+        image, said = _reduce_to_8_bits(image, low, white, tiff, bits, name, reading.depth)
+        notes.extend(said)
     if tiff is not None and file is not None and not reading.exif and tiff.orientation in UPRIGHT:
         applied = UPRIGHT[tiff.orientation]
         image = image.transpose(_INVERSE.get(applied, applied))  # Pillow has turned it
-        remarks.append(ignored_turn(name))
+        notes.append(ignored_turn_note(name))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "RGBa" or "transparency" in image.info:
         image = image.convert("RGBA")
-    if image.mode in ("LA", "PA", "RGBA") and _minimum(image.getchannel("A")) < 255:
+    if image.mode in ("LA", "PA", "RGBA") and image.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
         if reading.background is not None:
             image = _laid_on(reading.background, image)
         else:
-            remarks.append(
+            notes.append(
                 f"{name} is partly transparent; transparency was dropped, the colours under it taken as stored"
                 " (background, --background)"
             )
-    return Upright(image if image.mode == "RGB" else image.convert("RGB"), tuple(remarks), part, scale)
+    return DecodedPicture(image if image.mode == "RGB" else image.convert("RGB"), tuple(notes), part, scale)
 
 
 _INVERSE = {
@@ -733,60 +704,49 @@ _INVERSE = {
 }  # the others are their own inverses
 
 
-def _tiff_values(image: Image.Image, file: IO[bytes] | None) -> TiffValues | None:
-    """Value tags of an opened TIFF file; None for other formats."""
-    if image.format != "TIFF":
-        return None
-    return tiff_values_of(getattr(image, "tag_v2", {})) if file is None else tiff_values(file)
+def _reduce_to_8_bits(
+    image: Image.Image,
+    low: Image.Image | None,
+    white: int,
+    tiff: TiffValues | None,
+    significant: int,
+    name: str,
+    depth: Depth,
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """Convert to 8 bits a channel; return the image and notes on its depth.
 
-
-class _Deep(NamedTuple):
-    """A decoded picture with more than 8 bits a channel.
-
-    Attributes:
-        image: its values, or their high bytes if `low` is given.
-        low: their low bytes.
+    Args:
+        image: its values, or their high bytes if `low` has the low ones.
         white: the largest possible value.
-        tiff: from `_tiff_values`.
         significant: significant bits that a PNG file declares, or 16.
     """
 
-    image: Image.Image
-    low: Image.Image | None
-    white: int
-    tiff: TiffValues | None
-    significant: int
-
-    def values(self, box: tuple[int, int, int, int]) -> NDArray[Any]:
-        """(h, w), or (h, w, channels) if there is `low`."""
-        if self.low is None:
-            return np.asarray(self.image.crop(box))
-        high_bytes, low_bytes = (np.asarray(each.crop(box), np.uint16) for each in (self.image, self.low))
+    def values(box: tuple[int, int, int, int]) -> NDArray[Any]:
+        if low is None:
+            return np.asarray(image.crop(box))
+        high_bytes, low_bytes = (np.asarray(each.crop(box), np.uint16) for each in (image, low))
         return high_bytes * np.uint16(256) + low_bytes
 
-
-def _reduce_to_8_bits(deep: _Deep, name: str, depth: Depth) -> tuple[Image.Image, tuple[str, ...]]:
-    """Convert to 8 bits a channel; return the image and remarks on its depth."""
-    image, colors = deep.image, 3 if deep.image.mode == "RGBA" else None
+    colors = 3 if image.mode == "RGBA" else None
     boxes = list(_blocks(image))
-    highest = np.max([np.max(deep.values(box), axis=(0, 1)) for box in boxes], axis=0)
+    highest = np.max([np.max(values(box), axis=(0, 1)) for box in boxes], axis=0)
     brightest = int(np.max(highest[:colors] if highest.ndim else highest))
-    said = deep.white if deep.tiff is None or deep.white < 65535 else deep.tiff.white
-    if deep.significant < 16 and brightest < 2**deep.significant:
+    declared = white if tiff is None or white < 65535 else tiff.white
+    if significant < 16 and brightest < 2**significant:
         # Such values should be shifted to the high bits (PNG, third edition, 12.4), but some encoders leave them in the
         # low bits.
-        behind = 2 ** (16 - deep.significant) - 1
-        if any(((deep.values(box) & behind) > 1).any() for box in boxes):
-            said = 2**deep.significant - 1
-    white, remarks = white_of(name, brightest, said, depth if deep.white == 65535 else None)
+        behind = 2 ** (16 - significant) - 1
+        if any(((values(box) & behind) > 1).any() for box in boxes):
+            declared = 2**significant - 1
+    white, notes = white_of(name, brightest, declared, depth if white == 65535 else None)
     whites = np.where(highest > white, 65535, white).astype(np.uint32)  # an alpha channel may have another depth
-    page = image if deep.low is not None else Image.new("L", image.size)
-    inverted = deep.tiff is not None and deep.tiff.photometric == 0 and deep.low is None
+    page = image if low is not None else Image.new("L", image.size)
+    inverted = tiff is not None and tiff.photometric == 0 and low is None
     for box in boxes:
-        pixels = to_8_bits(deep.values(box), whites)
+        pixels = to_8_bits(values(box), whites)
         page.paste(Image.fromarray(255 - pixels if inverted else pixels, page.mode), box[:2])
     page.info = image.info
-    return page, remarks
+    return page, notes
 
 
 def _laid_on(background: str, image: Image.Image) -> Image.Image:
@@ -797,13 +757,6 @@ def _laid_on(background: str, image: Image.Image) -> Image.Image:
         rows, columns = np.arange(box[1], box[3]), np.arange(box[0], box[2])
         page.paste(Image.fromarray(laid_on(background, values[:, :, :3], values[:, :, 3], rows, columns)), box[:2])
     return page
-
-
-def _minimum(channel: Image.Image) -> float:
-    """Minimum of a channel, without a copy."""
-    lowest, _ = channel.getextrema()
-    assert isinstance(lowest, int | float)
-    return lowest
 
 
 def _blocks(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:

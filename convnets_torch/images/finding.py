@@ -130,15 +130,9 @@ def is_pattern(name: str | os.PathLike[str]) -> bool:
 
 
 def list_folder(folder: Path, *, exclude: str | Iterable[str] = (), linked: int = 0) -> Listing:
-    """List a folder and its sub-folders.
+    """List a folder, whatever its own name is, and its sub-folders; OSError if the folder itself cannot be listed.
 
-    Args:
-        folder: listed whatever its own name is.
-        exclude: as in `find_pictures`.
-        linked: number of levels on which links to folders are followed, each folder once.
-
-    Raises:
-        OSError: the folder itself cannot be listed.
+    Links to folders are followed on the first `linked` levels, each folder once.
     """
     found, left_out = Listing(folder), _excluded(exclude)
     seen: set[tuple[int, int]] = set()

@@ -19,7 +19,7 @@ GIF = (b"GIF87a", b"GIF89a")
 ICONS = (b"\0\0\1\0", b"icns")  # ICO (Windows) and ICNS (macOS)
 
 # Maxima, unless said otherwise.
-LOOKED_THROUGH = 1 << 20  # bytes of a file that is not checked: the header of a smaller one takes less than a second
+UNCHECKED = 1 << 20  # bytes of a file that is not checked: the header of a smaller one takes less than a second
 SEGMENTS = 10_000  # JPEG segments before the first scan, and parts of a PSD or ICNS file
 EXIF = 64  # JPEG segments with EXIF data; Pillow concatenates them again for each one
 JUNK = 1 << 20  # bytes between two JPEG segments, which Pillow skips one by one
@@ -42,12 +42,7 @@ WIDTH, LENGTH, TILE_WIDTH, TILE_LENGTH = 256, 257, 322, 323  # TIFF tags
 
 
 def check_header(file: IO[bytes], start: bytes, size: int) -> None:
-    """Refuse a file whose header would take Pillow too long, or make it allocate too much.
-
-    Args:
-        file: the open file; its position changes.
-        start: its first 64 bytes.
-        size: its length in bytes.
+    """Refuse a file of `size` bytes, beginning with `start`, whose header would take Pillow too much time or memory.
 
     Raises:
         OSError: the reason, without the name of the file.
@@ -57,7 +52,7 @@ def check_header(file: IO[bytes], start: bytes, size: int) -> None:
         _check_icon(file, start)
     elif start.startswith(TIFF):
         _check_tags(file, start)
-    elif size > LOOKED_THROUGH:
+    elif size > UNCHECKED:
         if start.startswith(b"\xff\xd8\xff"):
             _check_segments(file)
         elif start.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -85,11 +80,7 @@ def canvas(start: bytes) -> tuple[int, int] | None:
 
 
 def check_scans(file: IO[bytes], image: Image.Image) -> None:
-    """Refuse an opened JPEG file with too many scans; `file` keeps its position.
-
-    Raises:
-        OSError: the reason, without the name of the file.
-    """
+    """Refuse an opened JPEG file with too many scans, as `check_header`; `file` keeps its position."""
     place = file.tell()  # where Pillow stopped: after the header of the first scan
     channels = len(image.getbands())
     if "progressive" not in image.info:
@@ -199,7 +190,7 @@ def _check_resources(file: IO[bytes]) -> None:
 def _check_comments(file: IO[bytes]) -> None:
     """PPM: check the comments, which Pillow reads byte by byte."""
     file.seek(0)
-    words = re.sub(rb"#[^\r\n]*", b"", file.read(LOOKED_THROUGH)).split(maxsplit=4)
+    words = re.sub(rb"#[^\r\n]*", b"", file.read(UNCHECKED)).split(maxsplit=4)
     if len(words) < 4:
         raise OSError("its width and height are not at its beginning")
 
@@ -431,6 +422,12 @@ def frames(file: IO[bytes], image: Image.Image, *, allow_truncated: bool = False
                 break
         return found
     return min(int(getattr(image, "n_frames", 1)), MOST_FRAMES + 1)
+
+
+def frames_note(name: str, count: int) -> tuple[str, ...]:
+    """Note on a file of several frames, of which only the first is read; empty for one."""
+    number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
+    return (f"{name} has {number} frames or pages; the first was read",) if count > 1 else ()
 
 
 def pages(file: IO[bytes], *, allow_truncated: bool = False) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -11,6 +12,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 
 from convnets_torch.files import open_file, resolved, sha256
@@ -192,7 +194,7 @@ def find_classes(
         others = Counter(side for side in found.sides if side not in ("train", None))
         counts = " and ".join(f"{count} of {side}" for side, count in sorted(others.items()))
         remarks.append(f"{found.where}: left out the pictures that are not for training ({counts})")
-    for remark in (*remarks, *number_remarks(kept)):
+    for remark in (*remarks, *number_notes(kept)):
         warnings.warn(printable(remark), PictureWarning, stacklevel=2)
     check_once(kept.by_class())
     return kept.by_class()
@@ -217,17 +219,18 @@ def check_classes(found: LabelledPictures) -> None:
     if len(names) < 2:
         alone = ", ".join(names) or "none"
         raise ValueError(f"{found.where} has only one class ({alone}), so nothing to tell apart; add another")
-    number_remarks(found)
+    number_notes(found)
 
 
-def number_remarks(found: LabelledPictures) -> list[str]:
-    """Return a remark if the labels of a table are numbers.
+def number_notes(found: LabelledPictures) -> list[str]:
+    """Return a note if the labels of a table are numbers.
 
     Raises:
         ValueError: they look like measured values, such as ages, rather than classes.
     """
     counts = Counter(label for labels in found.every for label in labels)
-    if found.where.is_dir() or not all(map(_is_number, counts)):
+    number = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+    if found.where.is_dir() or not all(re.fullmatch(number, label, re.ASCII) for label in counts):
         return []
     shown = few(sorted(counts, key=float), 3)
     fractions = [label for label in counts if not label.lstrip("+-").isdecimal()]
@@ -240,10 +243,6 @@ def number_remarks(found: LabelledPictures) -> list[str]:
         )
     lowest, highest = min(counts, key=int), max(counts, key=int)
     return [f"{found.where}: the labels are numbers, {lowest} to {highest}; each is taken for the name of a class"]
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII) is not None
 
 
 def check_once(classes: Mapping[str, Iterable[Path]]) -> None:
@@ -261,8 +260,9 @@ def in_several(classes: Mapping[str, Iterable[Path]]) -> str | None:
     for key in (_size, _tail, _content):
         groups: defaultdict[object, list[tuple[Path, str]]] = defaultdict(list)
         for path, label in pictures:
-            groups[key(path)].append((path, label))
-        groups.pop(None, None)
+            with contextlib.suppress(OSError, ValueError):
+                if found := key(path):
+                    groups[found].append((path, label))
         several = [group for group in groups.values() if len({label for _, label in group}) > 1]
         pictures = [pair for group in several for pair in group]
     if not pictures:
@@ -272,27 +272,18 @@ def in_several(classes: Mapping[str, Iterable[Path]]) -> str | None:
 
 
 def _size(path: Path) -> object:
-    try:
-        return path.stat().st_size or None
-    except OSError:
-        return None
+    return path.stat().st_size
 
 
 def _tail(path: Path) -> object:
-    try:
-        with open_file(path) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL))
-            return size, hashlib.sha256(file.read(TAIL)).digest()
-    except OSError:
-        return None
+    with open_file(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL))
+        return size, hashlib.sha256(file.read(TAIL)).digest()
 
 
 def _content(path: Path) -> object:
-    try:
-        return sha256(path, max_bytes=MOST_PICTURE_BYTES)
-    except (OSError, ValueError):
-        return None
+    return sha256(path, max_bytes=MOST_PICTURE_BYTES)
 
 
 # Folders
@@ -320,7 +311,13 @@ def _read_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures
         homes = [(SIDES[top.lower()], folder / top) for top in sides if depth[top] > 1]
         others += [top for top in sides if depth[top] == 1]
         if not homes:
-            raise ValueError(_no_classes(folder, sides, [path for path, names in parts.items() if len(names) == 2]))
+            first = min(sides, key=lambda name: SIDES[name.lower()] != "train")
+            raise ValueError(
+                f"{folder} has the folders {' and '.join(sides)} with pictures and no class folders, so nothing says"
+                f" which class a picture has; sort those of {first} into a sub-folder for each class, or name a table"
+                " with their labels (--truth, truth in Python)"
+                f"{_label_hint(path for path, names in parts.items() if len(names) == 2)}"
+            )
     if same := [side for side, count in Counter(side for side, _ in homes).items() if count > 1]:
         twice = " and ".join(home.name for side, home in homes if side == same[0])
         raise ValueError(f"{folder} has the folders {twice}, which mean the same; remove one")
@@ -358,11 +355,7 @@ def _read_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures
 
 
 def _classes(home: Path, parts: Mapping[Path, tuple[str, ...]]) -> tuple[list[tuple[str, Path]], str | None]:
-    """(class, picture) pairs from the parts of paths below `home`, and a sentence if class folders are ambiguous.
-
-    The pictures of a class lie in its folder or in sub-folders. If they lie in several sub-folders only, these may be
-    the classes instead.
-    """
+    """(class, picture) pairs from the parts of paths below `home`, and a sentence if class folders are ambiguous."""
     below: defaultdict[str, set[str]] = defaultdict(set)  # class folder -> folders with pictures in it; "" is itself
     for name, *deeper, _ in parts.values():
         below[name].add("/".join(deeper))
@@ -374,15 +367,6 @@ def _classes(home: Path, parts: Mapping[Path, tuple[str, ...]]) -> tuple[list[tu
             f" class folders into {home} (or the pictures into {home / name}), or give a table of pictures and labels"
         )
     return sorted((normal(names[0]), path) for path, names in parts.items()), doubt
-
-
-def _no_classes(folder: Path, names: Sequence[str], pictures: Iterable[Path]) -> str:
-    first = min(names, key=lambda name: SIDES[name.lower()] != "train")
-    return (
-        f"{folder} has the folders {' and '.join(names)} with pictures and no class folders, so nothing says which"
-        f" class a picture has; sort those of {first} into a sub-folder for each class, or name a table with their"
-        f" labels (--truth, truth in Python){_label_hint(pictures)}"
-    )
 
 
 def _label_hint(pictures: Iterable[Path]) -> str:
@@ -437,7 +421,9 @@ def _read_table(
         rows = [row for row in rows if row.name is None or not left_out(Path(row.name.replace("\\", "/")))]
     remarks = []
     if header is not None and isinstance(header[3][1], dict):
-        rows, how = _drop_unlabelled(rows), "by their columns of 0 and 1"
+        how = "by their columns of 0 and 1"
+        if all(len(row.labels) == 1 or (not row.labels and row.side == "test") for row in rows):
+            rows = [row for row in rows if row.labels]
         marked = {label for row in rows for label in row.labels}
         if unmarked := [name for name in header[3][1].values() if name not in marked]:
             remarks.append(f"{table}: no picture has a 1 in {len(unmarked)} columns ({few(unmarked)})")
@@ -449,12 +435,17 @@ def _read_table(
     if not rows:
         raise ValueError(f"{table} has no rows; give it a line for each picture: its path and its label")
     if all(row.name is None for row in rows):
-        found = dict(zip(finder.match_order(table, len(rows)), rows, strict=True))
+        found = dict(zip(finder.match_order(len(rows)), rows, strict=True))
     else:
         found, missing = finder.match_rows(rows)
         if missing:
             if not partial:
-                raise FileNotFoundError(f"{table}: {finder.missing_message(missing, len(rows))}")
+                named = few([f"line {row.line}: {row.name}" for row in missing])
+                raise FileNotFoundError(
+                    f"{table}: {len(missing)} of {len(rows)} files are missing in {folder or table.parent} ({named});"
+                    " name the folder of the pictures with the table as --truth (truth in Python), or go on without"
+                    " these rows: --partial (partial=True in Python)"
+                )
             remarks.append(f"{table}: left out {len(missing)} of {len(rows)} rows whose pictures are missing")
         if not found:
             raise ValueError(f"{table}: none of {len(rows)} rows names a picture that is there")
@@ -487,16 +478,10 @@ class _Finder:
 
     def __init__(self, table: Path, listing: Listing | None, exclude: str | Iterable[str]) -> None:
         self._table, self._listing, self._exclude = table, listing, exclude
-        self._found: dict[str, list[Path]] = {}
-        self._ends: dict[str, list[tuple[Path, str]]] | None = None  # name or stem -> (picture, normalised path)
-
-    def find(self, name: str) -> list[Path]:
-        """The pictures that a name may refer to."""
-        if name not in self._found:
-            self._found[name] = self._find(name)
-        return self._found[name]
+        self.find = cache(self._find)
 
     def _find(self, name: str) -> list[Path]:
+        """The pictures that a name may refer to."""
         spellings = dict.fromkeys((name.strip(), name.strip().replace("\\", "/")))
         if self._listing is None:
             for path in (self._table.parent / spelling for spelling in spellings):
@@ -507,14 +492,17 @@ class _Finder:
                 return found
         return []
 
+    @cached_property
+    def _ends(self) -> dict[str, list[tuple[Path, str]]]:
+        """Name or stem -> (picture, normalised path)."""
+        ends = defaultdict(list)
+        for path in (self._listing or list_folder(self._table.parent, exclude=self._exclude)).pictures:
+            for word in {normal(path.name), normal(path.stem)}:
+                ends[word].append((path, _normal_path(path)))
+        return ends
+
     def _find_by_end(self, name: str) -> list[Path]:
         """Pictures whose path ends with `name`, with or without the file's ending; an exact match is preferred."""
-        if self._ends is None:
-            listing = self._listing or list_folder(self._table.parent, exclude=self._exclude)
-            self._ends = defaultdict(list)
-            for path in listing.pictures:
-                for word in {normal(path.name), normal(path.stem)}:
-                    self._ends[word].append((path, _normal_path(path)))
         end = "/" + normal(name).removeprefix("./").lstrip("/")
         near = self._ends.get(end.rpartition("/")[2], [])
         found = [path for path, whole in near if whole.endswith(end) or whole.removesuffix(path.suffix).endswith(end)]
@@ -556,20 +544,13 @@ class _Finder:
             found[paths[0]] = row
         return found, missing
 
-    def missing_message(self, missing: Sequence[Row], count: int) -> str:
-        named = few([f"line {row.line}: {row.name}" for row in missing])
-        place = f"in {self._table.parent if self._listing is None else self._listing.folder}"
-        return (
-            f"{len(missing)} of {count} files are missing {place} ({named}); name the folder of the pictures with the"
-            " table as --truth (truth in Python), or go on without these rows: --partial (partial=True in Python)"
-        )
-
-    def match_order(self, table: Path, count: int) -> list[Path]:
+    def match_order(self, count: int) -> list[Path]:
         """The pictures sorted by name, for a table of labels without names.
 
         Raises:
             ValueError: there is no folder, their number differs from `count`, or they lie in several folders.
         """
+        table = self._table
         if self._listing is None:
             raise ValueError(
                 f"{table} has no names of pictures that are beside or below it; write a header with the columns path"
@@ -651,10 +632,8 @@ def _header(
         fields = [field.strip() for field in _fields(table, lines[start][1], mark)]
         words = [_column_key(field) for field in fields]
         if columns is None:
-            known = [_column_indices(words, groups) for groups in (PATHS, LABELS)]
-            fits = len(fields) > 1 and any(places for places in known)
-            pictures = [field for field in fields if Path(field).suffix.lower() in ENDINGS]
-            fits = fits and not pictures
+            fits = len(fields) > 1 and any(_column_indices(words, groups) for groups in (PATHS, LABELS))
+            fits = fits and not any(Path(field).suffix.lower() in ENDINGS for field in fields)
         else:
             fits = all(column in fields for column in columns)
         if fits and (best is None or len(fields) > best[0]):
@@ -746,8 +725,10 @@ def _rows(
             raise ValueError(f"{table}, line {line} names no file; fill in its path, or remove the line")
         if isinstance(label, dict):
             labels = _marked_classes(table, line, record, label)
+        elif _column_key(header[label]) == BOXES and len(words := record[label].split()) % 5 == 0:
+            labels = list(dict.fromkeys(words[::5]))  # n03995372 85 1 499 272 n03995372 0 0 9 9
         else:
-            labels = (_box_classes if _column_key(header[label]) == BOXES else _single)(record[label])
+            labels = [record[label]] if record[label].strip() else []
         side = None
         if split is not None:
             side = SIDES.get(record[split].strip().lower())
@@ -788,16 +769,6 @@ def _marked_classes(table: Path, line: int, record: list[str], names: Mapping[in
     return marked
 
 
-def _box_classes(text: str) -> list[str]:
-    """Classes in ImageNet's box format `n03995372 85 1 499 272 n03995372 0 0 9 9`."""
-    words = text.split()
-    return list(dict.fromkeys(words[::5])) if len(words) % 5 == 0 else [text]
-
-
-def _single(text: str) -> list[str]:
-    return [text] if text.strip() else []
-
-
 def _row(
     table: Path, line: int, name: str | None, labels: Iterable[str], side: str | None = None, *, bare: bool = False
 ) -> Row:
@@ -825,13 +796,6 @@ def _label_count_error(table: Path, row: Row) -> ValueError:
     )
 
 
-def _drop_unlabelled(rows: list[Row]) -> list[Row]:
-    """Drop unlabelled test rows of a table with class columns if every other row has exactly one label."""
-    if all(len(row.labels) == 1 or (not row.labels and row.side == "test") for row in rows):
-        return [row for row in rows if row.labels]
-    return rows
-
-
 def _split_labels(rows: list[Row], plural: bool) -> tuple[list[Row], str]:
     """Split joined labels such as `rust|scab`; also return, in words, how they were separated."""
     counts = Counter(row.labels[0] for row in rows if len(row.labels) == 1)
@@ -844,17 +808,15 @@ def _split_labels(rows: list[Row], plural: bool) -> tuple[list[Row], str]:
 
 
 def _is_separator(mark: str, labels: Collection[str], plural: bool) -> bool:
-    """Whether `mark` separates labels: all parts of some label are labels themselves.
-
-    In a column called `labels` or `tags`, it suffices that few parts make up many labels; for `|`, which hardly occurs
-    in names, that a part occurs twice.
-    """
+    """Whether `mark` separates labels: all parts of some label are labels themselves."""
     words = {label: _parts(label, mark) for label in labels}
     several = [parts for parts in words.values() if len(parts) > 1]
     if not several:
         return False
     parts = Counter(part for parts in words.values() for part in parts)
-    if any(all(part in words for part in each) for each in several) or (plural and 2 * len(parts) <= len(words)):
+    if any(all(part in words for part in each) for each in several):
+        return True
+    if plural and 2 * len(parts) <= len(words):  # few parts make up many labels
         return True
     return mark == "|" and any(parts[part] > 1 for each in several for part in each)
 

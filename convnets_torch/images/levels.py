@@ -22,7 +22,7 @@ Depth: TypeAlias = "int | str | None"  # 8 to 16 bits, "auto", or None for what 
 Background: TypeAlias = "str | None"  # "white", "black", "checker", "#RRGGBB", or None for the colours as stored
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that "auto" chooses from
-SLIVER = 4095  # a 16-bit picture without larger values gets a remark that it uses little of its range
+SLIVER = 4095  # a 16-bit picture without larger values gets a note that it uses little of its range
 SQUARE = 16  # pixels of a side of the checker's squares
 LIGHT, DARK = 255, 204  # grey levels of the checker, as in image viewers
 
@@ -56,25 +56,20 @@ def _color(background: str) -> NDArray[np.uint8]:
     return np.frombuffer(bytes.fromhex(found[1]), np.uint8)
 
 
-def white_of(name: str, highest: int, said: int, depth: Depth) -> tuple[int, tuple[str, ...]]:
-    """Return the white level of a 16-bit picture, and a remark if it is doubtful.
+def white_of(name: str, highest: int, declared: int, depth: Depth) -> tuple[int, tuple[str, ...]]:
+    """Return the white level of a 16-bit picture, and a note if it is doubtful.
 
     Args:
-        name: name of the picture in messages.
-        highest: its largest value.
-        said: white level that the file declares; 65535 if it declares none.
-        depth: as for `read_picture`.
-
-    Raises:
-        ValueError: the largest value exceeds the white level.
+        highest: its largest value; ValueError if it exceeds the white level.
+        declared: white level that the file declares; 65535 if it declares none.
 
     >>> white_of("scan.tif", 4090, 65535, "auto")
     (4095, ())
     """
     if depth == "auto":
-        white = said if highest <= said < 65535 else next(2**bits - 1 for bits in DEPTHS if highest < 2**bits)
+        white = declared if highest <= declared < 65535 else next(2**bits - 1 for bits in DEPTHS if highest < 2**bits)
     else:
-        white = said if depth is None else 2 ** _bits(depth) - 1
+        white = declared if depth is None else 2 ** _bits(depth) - 1
     check_white(name, highest, white)
     if depth is not None or not 0 < highest <= SLIVER or white < 65535:
         return white, ()
@@ -101,13 +96,9 @@ def to_8_bits(values: NDArray[Any], white: int | NDArray[np.uint32]) -> Pixels:
 def laid_on(
     background: str, pixels: Pixels, alpha: NDArray[np.uint8], rows: NDArray[Any], columns: NDArray[Any]
 ) -> Pixels:
-    """Composite a piece of a picture over a background.
+    """Composite a piece (h, w, 3) of a picture with transparency `alpha` (h, w) over a background.
 
-    Args:
-        background: as for `read_picture`.
-        pixels: (h, w, 3), the colours as stored.
-        alpha: (h, w), 255 is opaque.
-        rows, columns: (h,) and (w,), coordinates of the piece in the upright picture, which align the checker pattern.
+    `rows` (h,) and `columns` (w,) are coordinates in the upright picture, which align the checker pattern.
     """
     if background == "checker":
         light = (rows[:, None] // SQUARE + columns // SQUARE) % 2 == 0
@@ -126,8 +117,8 @@ MOST_TAGS = 100
 MOST_NAME = 60  # letters
 
 
-def profile_remark(image: Image.Image, name: str) -> tuple[str, ...]:
-    """Remark on an opened picture whose ICC profile is not sRGB by its primaries or its tone curve."""
+def profile_note(image: Image.Image, name: str) -> tuple[str, ...]:
+    """Note on an opened picture whose ICC profile is not sRGB by its primaries or its tone curve."""
     profile = image.info.get("icc_profile")
     if not isinstance(profile, bytes) or profile[16:20] != b"RGB " or image.mode not in ("RGB", "RGBA", "RGBX", "P"):
         return ()

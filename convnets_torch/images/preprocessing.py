@@ -30,7 +30,7 @@ CENTER = (1, 1)
 CORNERS = ((0, 0), (0, 2), (2, 0), (2, 2))
 
 Pair = tuple[int, int]  # height, width
-Place = tuple[int, int]  # (down, across): 0 for the top or left edge, 1 for the centre, 2 for the bottom or right edge
+Position = tuple[int, int]  # of a crop, (down, across): 0 for the top or left edge, 1 the centre, 2 bottom or right
 ResizeRule = Literal["stretch", "shorter-side"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Channels = Literal["rgb", "bgr"]
@@ -190,14 +190,7 @@ def preset(network: str, name: str | None = None, size: int | Pair | None = None
 
 
 def general(name: str, size: int | Pair) -> Preprocessing:
-    """Return a preset that applies to any network, one of `GENERAL`.
-
-    Args:
-        name: as in `preset`.
-        size: pixels of each side of the input, or (height, width).
-
-    Raises:
-        ValueError: unknown preset; the message lists the known ones.
+    """Return a preset that applies to any network, one of `GENERAL`; arguments and errors as for `preset`.
 
     >>> general("torchvision", (112, 224)).resize
     (128, 256)
@@ -273,27 +266,14 @@ def center_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
 
 
 def crop_image(image: Image.Image, rule: Preprocessing, part: tuple[float, float] | None = None) -> Pixels:
-    """`center_crop` of a Pillow image of mode RGB.
-
-    Args:
-        image: of any size from 1x1.
-        rule: the card's preprocessing.
-        part: (width, height) in pixels of the image that the picture covers, from the top left; None for all of it.
-    """
+    """`center_crop` of a Pillow image of mode RGB, of which the picture covers `part`, as in `DecodedPicture`."""
     return next(crop_each(image, rule, (CENTER,), part))
 
 
 def crop_each(
-    image: Image.Image, rule: Preprocessing, places: Iterable[Place], part: tuple[float, float] | None = None
+    image: Image.Image, rule: Preprocessing, positions: Iterable[Position], part: tuple[float, float] | None = None
 ) -> Iterator[Pixels]:
-    """Yield crops of the resized picture at several places, otherwise as `crop_image`.
-
-    Args:
-        image, rule, part: as for `crop_image`.
-        places: for example `CENTER` and `CORNERS`.
-
-    Yields:
-        (height, width, 3) of `rule.shape` for each place, RGB, 0 to 255.
+    """Yield crops (height, width, 3) of the resized picture at `positions`, otherwise as `crop_image`.
 
     >>> image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).convert("RGB")
     >>> rule = Preprocessing("custom", 1, 3, "stretch", "nearest", "rgb", (0, 0, 0))
@@ -305,26 +285,21 @@ def crop_each(
     whole_width, whole_height = image.size if part is None else part
     if rule.resize_rule == "stretch":
         image = image.resize((wide, tall), resample, box=None if part is None else (0, 0, *part))
-        for down, across in places:
+        for down, across in positions:
             left, top = across * (wide - width) // 2, down * (tall - height) // 2
             yield np.asarray(image.crop((left, top, left + width, top + height)))
         return
     # Resizing only the cropped part gives the same grid as resizing the whole and cropping, and a strip of 1x10000
     # pixels does not grow to 256x2560000 in between.
-    for place in places:
-        box = cropped_box((whole_height, whole_width), rule, place)
+    for position in positions:
+        box = cropped_box((whole_height, whole_width), rule, position)
         yield np.asarray(image.resize((width, height), resample, box=box))
 
 
 def cropped_box(
-    size: tuple[float, float], rule: Preprocessing, place: Place = CENTER
+    size: tuple[float, float], rule: Preprocessing, position: Position = CENTER
 ) -> tuple[float, float, float, float]:
-    """Return the part of a picture that `center_crop` keeps, or `crop_each` at `place`.
-
-    Args:
-        size: (height, width) of the picture in pixels.
-        rule: the card's preprocessing.
-        place: position of the crop in the resized picture.
+    """Return the part of a picture of (height, width) `size` that `center_crop` keeps, or `crop_each` at `position`.
 
     Returns:
         Left, top, right, bottom in pixels of the picture.
@@ -335,12 +310,12 @@ def cropped_box(
     (height, width), (tall, wide) = rule.shape, _pair(rule.resize)
     if rule.resize_rule == "stretch":
         across, down = size[1] / wide, size[0] / tall  # picture pixels per resized pixel
-        left, top = place[1] * (wide - width) // 2, place[0] * (tall - height) // 2
+        left, top = position[1] * (wide - width) // 2, position[0] * (tall - height) // 2
         return (left * across, top * down, (left + width) * across, (top + height) * down)
     scale = min(size[1] / wide, size[0] / tall)
     # Clip: rounding may lead beyond the picture.
-    x = max(0.0, place[1] * (size[1] - width * scale) / 2)
-    y = max(0.0, place[0] * (size[0] - height * scale) / 2)
+    x = max(0.0, position[1] * (size[1] - width * scale) / 2)
+    y = max(0.0, position[0] * (size[0] - height * scale) / 2)
     return (x, y, min(size[1], x + width * scale), min(size[0], y + height * scale))
 
 
@@ -376,15 +351,7 @@ def size_with_longest_side(size: Pair, longest_side: int) -> Pair:
 
 
 def normalize(pixels: Pixels, rule: Preprocessing) -> NDArray[np.float32]:
-    """Apply colour order, scale, mean and standard deviation.
-
-    Args:
-        pixels: (H, W, 3), RGB, 0 to 255.
-        rule: the card's preprocessing.
-
-    Returns:
-        (3, H, W) float32, channels in the order of `rule.channels`.
-    """
+    """Apply colour order, scale, mean and standard deviation: (H, W, 3), RGB, 0 to 255 -> (3, H, W) float32."""
     ordered = pixels if rule.channels == "rgb" else pixels[:, :, ::-1]
     values = ordered.astype(np.float32)
     if rule.scale != 1.0:

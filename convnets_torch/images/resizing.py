@@ -12,22 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from convnets_torch.images.preprocessing import Interpolation, Pair, Preprocessing
-from convnets_torch.images.rows import PRECISION, cubic, triangle
+from convnets_torch.images.rows import PRECISION, REACH, pillow_weights
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 FINE = 12  # low bits of Pillow's weights, which go into the second matrix
-REACH = {"bilinear": 1.0, "bicubic": 2.0}  # support of each filter in pixels on each side when enlarging
 
 
 def reach(box: Box, image: Pair, size: Pair, interpolation: Interpolation) -> tuple[int, int, int, int]:
-    """Return the pixels that resizing a box reads: left, top, right, bottom.
+    """Return the pixels (left, top, right, bottom) that resizing a box to (height, width) `size` reads.
 
-    Args:
-        box: the part that is resized, in pixels of the image.
-        image: (height, width) of the image; the filter also reads pixels outside the box.
-        size: (height, width) of the result.
-        interpolation: "bilinear" or "bicubic".
+    The filter also reads pixels outside the box, within (height, width) `image`.
 
     >>> reach((10, 0, 90, 80), (80, 100), (40, 40), "bilinear")
     (8, 0, 92, 80)
@@ -68,20 +63,18 @@ class Resizer:
         self._size, self._interpolation = size, interpolation
         self._matrices = lru_cache(maxsize=32)(_matrices)
 
-    def __call__(
-        self, pictures: Tensor, box: Box, origin: tuple[int, int] = (0, 0), down_first: bool = False
-    ) -> Tensor:
+    def __call__(self, images: Tensor, box: Box, origin: tuple[int, int] = (0, 0), down_first: bool = False) -> Tensor:
         """Resize (N, 3, H, W) uint8, RGB, in any memory format, to (N, height, width, 3) uint8.
 
         Args:
-            pictures: pictures of one size.
+            images: of one size.
             box: the part of each that is resized, in pixels as float32; pixels around it are read too.
-            origin: (x, y) of the first given pixel, if `pictures` holds only the pixels from `reach`.
+            origin: (x, y) of the first given pixel, if `images` has only the pixels from `reach`.
             down_first: resize vertically first, as `rows.goes_down_first` says; the order affects rounding.
         """
-        (height, width), (left, top, right, bottom) = pictures.shape[2:], box
-        device, filter = pictures.device, self._interpolation
-        values = pictures.to(torch.float32, memory_format=torch.contiguous_format)
+        (height, width), (left, top, right, bottom) = images.shape[2:], box
+        device, filter = images.device, self._interpolation
+        values = images.to(torch.float32, memory_format=torch.contiguous_format)
         across = self._matrices(origin[0], width, left, right, self._size[1], filter, device)
         down = self._matrices(origin[1], height, top, bottom, self._size[0], filter, device)
         values = _across(_down(values, *down), *across) if down_first else _down(_across(values, *across), *down)
@@ -105,12 +98,11 @@ def _rounded(coarse: Tensor, fine: Tensor) -> Tensor:
 def _matrices(
     origin: int, before: int, start: float, end: float, after: int, interpolation: Interpolation, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Pillow's weights (after, before) of one axis, which have 22 fractional bits, as a sum of two matrices.
-
-    The first has the upper 10 of these bits and the second the others, so that products with pixels and their sums are
-    exact in float32, and also in TF32, whose 11-bit significand holds each of these numbers.
-    """
-    places, weights = _taps(origin, before, start, end, after, interpolation)
+    """Pillow's weights (after, before) of one axis, which have 22 fractional bits, as a sum of two matrices."""
+    # The first has the upper 10 of these bits and the second the others, so that products with pixels and their sums
+    # are exact in float32, and also in TF32, whose 11-bit significand holds each of these numbers.
+    first, weights = pillow_weights(before, start, end, after, interpolation, origin)
+    places = (first[:, None] + np.arange(weights.shape[1]) - origin).clip(0, before - 1)
     coarse = (weights + (1 << (FINE - 1))) >> FINE
     fine = weights - (coarse << FINE)
     index = torch.from_numpy(places).to(device)
@@ -125,41 +117,19 @@ def _dense_matrix(values: NDArray[np.int64], unit: float, index: Tensor, before:
     return torch.zeros(len(values), before, device=index.device).scatter_add_(1, index, values_there)
 
 
-def _taps(
-    origin: int, before: int, start: float, end: float, after: int, interpolation: Interpolation
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the source pixels of each target pixel, and their weights in units of 2**-22: (after, n) each.
-
-    Source: `precompute_coeffs` and `normalize_coeffs_8bpc` in Pillow's src/libImaging/Resample.c.
-    """
-    scale = float(np.float32(end - start)) / after
-    stretch = max(scale, 1.0)
-    support = REACH[interpolation] * stretch
-    centers = (start + (np.arange(after) + 0.5) * scale)[:, None]
-    first = np.maximum((centers - support + 0.5).astype(np.int64), origin)
-    last = np.minimum((centers + support + 0.5).astype(np.int64), origin + before)
-    places = first + np.arange((last - first).max())
-    distances = np.abs((places - centers + 0.5) * (1.0 / stretch))
-    weights = triangle(distances) if interpolation == "bilinear" else cubic(distances)
-    weights[places >= last] = 0
-    weights /= np.add.accumulate(weights, axis=1)[:, -1:]
-    whole = np.trunc(weights * (1 << PRECISION) + np.copysign(0.5, weights)).astype(np.int64)
-    return (places - origin).clip(0, before - 1), whole
-
-
-def turned(picture: Tensor, turn: Image.Transpose | None) -> Tensor:
+def turned(image: Tensor, turn: Image.Transpose | None) -> Tensor:
     """Pillow's `transpose` of a picture (3, H, W).
 
     >>> turned(torch.arange(6).view(1, 2, 3), Image.Transpose.ROTATE_90)[0].tolist()
     [[2, 5], [1, 4], [0, 3]]
     """
     if turn is None:
-        return picture
-    lying = picture.transpose(1, 2)
+        return image
+    lying = image.transpose(1, 2)
     return {
-        Image.Transpose.FLIP_LEFT_RIGHT: lambda: picture.flip(2),
-        Image.Transpose.ROTATE_180: lambda: picture.flip(1, 2),
-        Image.Transpose.FLIP_TOP_BOTTOM: lambda: picture.flip(1),
+        Image.Transpose.FLIP_LEFT_RIGHT: lambda: image.flip(2),
+        Image.Transpose.ROTATE_180: lambda: image.flip(1, 2),
+        Image.Transpose.FLIP_TOP_BOTTOM: lambda: image.flip(1),
         Image.Transpose.TRANSPOSE: lambda: lying,
         Image.Transpose.ROTATE_270: lambda: lying.flip(2),
         Image.Transpose.TRANSVERSE: lambda: lying.flip(1, 2),

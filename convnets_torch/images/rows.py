@@ -19,6 +19,7 @@ BAND_PIXELS = 64_000_000  # maximum pixels of a band: 192 MB, of which two are c
 LEAST_ROWS = 64  # minimum rows to decode together
 
 PRECISION = 22  # fractional bits of Pillow's weights
+REACH = {"bilinear": 1.0, "bicubic": 2.0}  # support of each filter in pixels on each side when enlarging
 
 
 class Source(Protocol):
@@ -52,18 +53,14 @@ def check_rows(top: int, bottom: int, height: int) -> None:
 class Bands:
     """Source of a picture stored in bands of rows that are decoded together, such as rows of tiles or chunks.
 
-    The last two bands are cached, so that narrow or overlapping strips decode each band once.
-
-    Args:
-        read: (top, bottom) -> (bottom - top, width, 3) uint8; called for whole bands only.
-        shape: (height, width) in pixels.
-        band: rows per band; the last may have fewer.
+    The last two bands are cached, so that narrow or overlapping strips decode each band once. `read` is called for
+    whole bands of `band` rows only; the last may have fewer.
     """
 
     def __init__(self, read: Callable[[int, int], Pixels], shape: Pair, band: int) -> None:
         self.shape = shape
         self._read, self._band = read, band
-        self._held: dict[int, Pixels] = {}  # oldest first
+        self._cached: dict[int, Pixels] = {}  # oldest first
 
     def rows(self, top: int, bottom: int) -> Pixels:
         """As `Source.rows`."""
@@ -77,11 +74,11 @@ class Bands:
         return pixels
 
     def _decoded(self, start: int) -> Pixels:
-        if start not in self._held:
-            if len(self._held) == 2:
-                del self._held[next(iter(self._held))]
-            self._held[start] = self._read(start, min(start + self._band, self.shape[0]))
-        return self._held[start]
+        if start not in self._cached:
+            if len(self._cached) == 2:
+                del self._cached[next(iter(self._cached))]
+            self._cached[start] = self._read(start, min(start + self._band, self.shape[0]))
+        return self._cached[start]
 
 
 def band_of(unit: int, width: int) -> int:
@@ -119,7 +116,7 @@ class Resized:
         if min(shape) < 1:
             raise ValueError(f"cannot resize to {shape[0]}x{shape[1]} pixels; give each side at least 1")
         self.shape = shape
-        self._source, self._interpolation = source, interpolation
+        self._source = source
         self._resample = Image.Resampling[interpolation.upper()]
         self._picked: NDArray[np.int32] | None = None
         height = source.shape[0]
@@ -128,15 +125,18 @@ class Resized:
         elif interpolation == "nearest":  # let Pillow itself pick the rows
             numbers = Image.fromarray(np.arange(height, dtype=np.int32)[:, None])
             self._picked = np.asarray(numbers.resize((1, shape[0]), self._resample))[:, 0]
+        else:
+            self._first, taps = pillow_weights(height, 0, height, shape[0], interpolation)
+            self._taps = taps.astype(np.int32)
         self._down_first = interpolation != "nearest" and goes_down_first(source.shape, shape)
         # Cached rows of the source, resized horizontally already unless `_down_first`; `_top` is the first.
-        self._held = np.empty((0, source.shape[1] if self._down_first else shape[1], 3), np.uint8)
+        self._cached = np.empty((0, source.shape[1] if self._down_first else shape[1], 3), np.uint8)
         self._top = 0
 
     def rows(self, top: int, bottom: int) -> Pixels:
         """As `Source.rows`."""
         check_rows(top, bottom, self.shape[0])
-        pixels = np.empty((bottom - top, *self._held.shape[1:]), np.uint8)
+        pixels = np.empty((bottom - top, *self._cached.shape[1:]), np.uint8)
         last, of_last = self._weights(bottom - 1)
         for row in range(top, bottom):
             first, weights = self._weights(row)
@@ -149,35 +149,22 @@ class Resized:
         return self._across(pixels) if self._down_first else pixels
 
     def _weights(self, row: int) -> tuple[int, NDArray[np.int32]]:
-        """The first source row of a row, and the weights of the source rows from there on.
-
-        Source: `precompute_coeffs` and `normalize_coeffs_8bpc` in Pillow's src/libImaging/Resample.c.
-        """
+        """The first source row of a row, and the weights of the source rows from there on."""
         if self._picked is not None:
             return int(self._picked[row]), np.ones(1, np.int32)
-        height = self._source.shape[0]
-        scale = height / self.shape[0]
-        stretch = max(scale, 1.0)
-        support = (1.0 if self._interpolation == "bilinear" else 2.0) * stretch
-        center = (row + 0.5) * scale
-        first = max(int(center - support + 0.5), 0)
-        last = min(int(center + support + 0.5), height)
-        places = np.abs((np.arange(last - first) + first - center + 0.5) * (1.0 / stretch))
-        weights = triangle(places) if self._interpolation == "bilinear" else cubic(places)
-        weights /= np.add.accumulate(weights)[-1]  # sequentially, as Pillow does; np.sum adds pairwise
-        return first, np.trunc(weights * (1 << PRECISION) + np.copysign(0.5, weights)).astype(np.int32)
+        return int(self._first[row]), np.trim_zeros(self._taps[row], "b")
 
     def _window(self, first: int, last: int, end: int) -> Pixels:
         """Source rows `first` to `last`; reads missing ones in blocks, up to `end`."""
-        if not self._top <= first <= self._top + len(self._held):
-            self._top, self._held = first, self._held[:0]
+        if not self._top <= first <= self._top + len(self._cached):
+            self._top, self._cached = first, self._cached[:0]
         block = max(1, BLOCK_PIXELS // self._source.shape[1])
-        while (held := self._top + len(self._held)) < last:
-            rows = self._source.rows(held, min(held + block, end))
+        while (end_of_cache := self._top + len(self._cached)) < last:
+            rows = self._source.rows(end_of_cache, min(end_of_cache + block, end))
             rows = rows if self._down_first else self._across(rows)
-            self._held = np.concatenate([self._held[first - self._top :], rows])
+            self._cached = np.concatenate([self._cached[first - self._top :], rows])
             self._top = first
-        return self._held[first - self._top : last - self._top]
+        return self._cached[first - self._top : last - self._top]
 
     def _across(self, rows: Pixels) -> Pixels:
         """Resize rows horizontally; Pillow skips the vertical pass if the height is unchanged."""
@@ -200,15 +187,41 @@ def _has_both_orders() -> bool:
     return image.resize((19, 10), Image.Resampling.BILINEAR).tobytes() != across_first.tobytes()
 
 
-def triangle(places: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(places < 1, 1 - places, 0)
+def pillow_weights(
+    before: int, start: float, end: float, after: int, interpolation: Interpolation, origin: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pillow's weights for resizing an axis.
 
+    Args:
+        before: number of given source pixels, the first of which is pixel `origin` of the source.
+        start, end: the part of the source that is resized.
+        after: number of target pixels.
+        interpolation: "bilinear" or "bicubic".
 
-def cubic(places: NDArray[np.float64]) -> NDArray[np.float64]:
-    a = -0.5
-    near = ((a + 2) * places - (a + 3)) * places * places + 1
-    far = (((places - 5) * places + 8) * places - 4) * a
-    return np.where(places < 1, near, np.where(places < 2, far, 0))
+    Returns:
+        The first source pixel of each target pixel (after,), and the weights of the pixels from there on (after, n), in
+        units of 2**-22.
+
+    Source: `precompute_coeffs` and `normalize_coeffs_8bpc` in Pillow's src/libImaging/Resample.c.
+    """
+    scale = float(np.float32(end - start)) / after
+    stretch = max(scale, 1.0)
+    support = REACH[interpolation] * stretch
+    centers = (start + (np.arange(after) + 0.5) * scale)[:, None]
+    first = np.maximum((centers - support + 0.5).astype(np.int64), origin)
+    last = np.minimum((centers + support + 0.5).astype(np.int64), origin + before)
+    places = first + np.arange((last - first).max())
+    distances = np.abs((places - centers + 0.5) * (1.0 / stretch))
+    if interpolation == "bilinear":
+        weights = np.where(distances < 1, 1 - distances, 0)
+    else:
+        a = -0.5
+        near = ((a + 2) * distances - (a + 3)) * distances * distances + 1
+        far = (((distances - 5) * distances + 8) * distances - 4) * a
+        weights = np.where(distances < 1, near, np.where(distances < 2, far, 0))
+    weights[places >= last] = 0
+    weights /= np.add.accumulate(weights, axis=1)[:, -1:]  # sequentially, as Pillow does; np.sum adds pairwise
+    return first[:, 0], np.trunc(weights * (1 << PRECISION) + np.copysign(0.5, weights)).astype(np.int64)
 
 
 class Preview:
@@ -245,15 +258,7 @@ class Preview:
         self._seen = 0
 
     def add(self, top: int, rows: Pixels) -> None:
-        """Add the next strip.
-
-        Args:
-            top: its first row in the picture, where the previous strip ended.
-            rows: (any height, width, 3) uint8, RGB.
-
-        Raises:
-            ValueError: the strip is out of order, has the wrong width, or exceeds the picture.
-        """
+        """Add the next strip; ValueError if it is out of order, has the wrong width, or exceeds the picture."""
         height, width = self.shape
         if top != self._seen or rows.shape[1:] != (width, 3) or top + len(rows) > height:
             raise ValueError(
@@ -272,11 +277,7 @@ class Preview:
 
     @property
     def picture(self) -> Pixels:
-        """(ceil(H / factor), ceil(W / factor), 3) uint8, RGB.
-
-        Raises:
-            ValueError: strips are missing.
-        """
+        """(ceil(H / factor), ceil(W / factor), 3) uint8, RGB; ValueError if strips are missing."""
         if self._seen != self.shape[0]:
             raise ValueError(f"the preview has seen {self._seen} of {self.shape[0]} rows; give it the others first")
         return self._picture

@@ -11,40 +11,34 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, cast
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from typing_extensions import Unpack
 
 from convnets_torch.files import open_file
 from convnets_torch.images.decoding import (
     AS_IS,
-    MAX_PIXELS,
-    Decoded,
+    DecodedPicture,
     Picture,
     Reading,
+    ReadingKeywords,
     check_kind,
     check_range,
     decode,
-    decode_opened,
+    decode_file,
     is_tensor,
     picture_name,
     stored_pixels,
     to_pixels,
     warn,
 )
-from convnets_torch.images.levels import Background, Depth
 from convnets_torch.images.preprocessing import Pair, Pixels
 from convnets_torch.images.rows import BLOCK_PIXELS, Bands, Preview, Resized, Source, band_of, check_rows
 from convnets_torch.images.tiff import is_tiff, open_tiff
+from convnets_torch.options import checked, shows
 
 __all__ = [
-    "Held",
-    "Opened",
-    "Preview",
-    "Resized",
-    "SlicedArray",
-    "Source",
-    "is_sliced",
+    "InMemory", "OpenedPicture", "Preview", "Resized", "SlicedArray", "Source", "is_sliced", "open_picture",
     "open_source",
-    "open_with_remarks",
-]
+]  # fmt: skip
 
 STREAMED_PIXELS = 64_000_000  # TIFF files with more pixels are read row by row
 
@@ -62,24 +56,17 @@ class SlicedArray(Protocol):
 Sliceable: TypeAlias = "Picture | SlicedArray"
 
 
-class Opened(NamedTuple):
-    """A source, and the warnings that `open_source` issues; `part` and `scale` are as in `Upright`."""
+class OpenedPicture(NamedTuple):
+    """A picture that is read row by row; `notes`, `part` and `scale` are as in `DecodedPicture`."""
 
     source: Source
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     part: tuple[float, float] | None = None
     scale: int = 1
 
 
-def open_source(
-    image: Sliceable,
-    *,
-    exif: bool = True,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
-) -> Source:
+@shows(ReadingKeywords, Reading)
+def open_source(image: Sliceable, *, exif: bool = True, **reading: Unpack[ReadingKeywords]) -> Source:
     """Open a picture for reading row by row.
 
     Two kinds are never held whole, and `max_pixels` does not apply to them:
@@ -96,9 +83,7 @@ def open_source(
     Args:
         image: anything that `read_picture` takes, or an array that is read by slicing.
         exif: apply the rotation stored in the file's EXIF data; arrays have none.
-        max_pixels: refuse to decode files with more pixels; 178,956,970 by default.
-        allow_truncated: read what is left of a truncated file, with a warning.
-        depth, background: as in `read_picture`; "auto" reads a file that is read row by row once beforehand.
+        **reading: as for `read_picture`. With depth "auto", a file that is read row by row is read once beforehand.
 
     Returns:
         A source with `shape` (height, width), and `rows(top, bottom)`: (bottom - top, width, 3) uint8, RGB, 0 to 255.
@@ -119,31 +104,30 @@ def open_source(
     ...     open_source(pictures).rows(298, 300).shape
     (2, 400, 3)
     """
-    opened = open_with_remarks(image, Reading(exif, max_pixels, allow_truncated, depth, background))
-    warn(opened.remarks)
+    opened = open_picture(image, Reading(exif, **checked(reading, ReadingKeywords)))
+    warn(opened.notes)
     return opened.source
 
 
-def open_with_remarks(image: Sliceable, reading: Reading = AS_IS) -> Opened:
-    """`open_source` for threads: return remarks instead of issuing warnings."""
+def open_picture(image: Sliceable, reading: Reading = AS_IS) -> OpenedPicture:
+    """`open_source` for threads: return notes instead of issuing warnings."""
     if is_sliced(image):
-        return Opened(_sliced(image))
+        return OpenedPicture(_sliced(image))
     if isinstance(image, str | os.PathLike):
         with open_file(image) as file:
             pixels = stored_pixels(file) if is_tiff(file) else 0
             if pixels > STREAMED_PIXELS:
-                options = {name: getattr(reading, name) for name in ("exif", "allow_truncated", "depth", "background")}
                 try:
-                    return Opened(*open_tiff(Path(image), file, **options))
+                    return OpenedPicture(*open_tiff(Path(image), reading, file))
                 except (ImportError, ValueError):
-                    if pixels > (MAX_PIXELS if reading.max_pixels is None else reading.max_pixels):
+                    if pixels > reading.limit:
                         raise
-            return _held(decode_opened(file, picture_name(image), reading))
-    return _held(decode(cast("Picture", image), reading))
+            return _in_memory(decode_file(file, picture_name(image), reading))
+    return _in_memory(decode(cast("Picture", image), reading))
 
 
-def _held(decoded: Decoded) -> Opened:
-    return Opened(Held(decoded.pixels), *decoded[1:])
+def _in_memory(decoded: DecodedPicture) -> OpenedPicture:
+    return OpenedPicture(InMemory(decoded.pixels), *decoded[1:])
 
 
 def is_sliced(image: object) -> TypeGuard[SlicedArray]:
@@ -155,8 +139,8 @@ def is_sliced(image: object) -> TypeGuard[SlicedArray]:
     return all(hasattr(image, name) for name in ("shape", "dtype", "__getitem__"))
 
 
-class Held:
-    """Source of a picture that is decoded already; `pixels` are (H, W, 3) uint8, RGB, 0 to 255."""
+class InMemory:
+    """Source of a decoded picture; `pixels` are (H, W, 3) uint8, RGB, 0 to 255."""
 
     def __init__(self, pixels: Pixels) -> None:
         self.shape: Pair = (pixels.shape[0], pixels.shape[1])

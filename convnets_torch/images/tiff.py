@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnets_torch.files import open_file
-from convnets_torch.images.decoding import ignored_turn, reason_of
-from convnets_torch.images.headers import MOST_FRAMES, TIFF, TiffValues, pages, tiff_values
+from convnets_torch.images.decoding import AS_IS, Reading, ignored_turn_note, reason_of
+from convnets_torch.images.headers import MOST_FRAMES, TIFF, TiffValues, frames_note, pages, tiff_values
 from convnets_torch.images.levels import (
     SLIVER,
     Background,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6
 UNCOMPRESSED, JPEG = 1, 7
 PREMULTIPLIED, TRANSPARENCY = 1, 2
-LOOKED_AT = 4  # rows sampled to find how many bits the values of a 16-bit file use
+SAMPLED_ROWS = 4  # rows read to find how many bits the values of a 16-bit file use
 
 
 def is_tiff(file: IO[bytes]) -> bool:
@@ -46,15 +46,7 @@ def is_tiff(file: IO[bytes]) -> bool:
     return file.read(4) in TIFF
 
 
-def open_tiff(
-    path: Path,
-    file: IO[bytes] | None = None,
-    *,
-    exif: bool = True,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
-) -> tuple[Source, tuple[str, ...]]:
+def open_tiff(path: Path, reading: Reading = AS_IS, file: IO[bytes] | None = None) -> tuple[Source, tuple[str, ...]]:
     """Open the first page of a TIFF or BigTIFF file, decoding rows when they are requested.
 
     Reads grey and RGB of 8 or 16 bits, with the same pixels as `read_picture`. Uncompressed contiguous rows are read
@@ -62,11 +54,10 @@ def open_tiff(
 
     Args:
         path: the file; it is reopened for each read, and a file that has replaced it is refused.
+        reading: as for `decode`; any size is read. Only orientations that mirror the picture or rotate it by 180
+            degrees are applied. With depth "auto", or if sampled rows use few of 16 bits, all rows are read once
+            beforehand.
         file: the same file, opened by `files.open_file`; it stays open.
-        exif: apply the orientation tag if it only mirrors the picture or rotates it by 180 degrees.
-        allow_truncated: fill what is missing at the end of the file with black.
-        depth, background: as in `read_picture`. With depth "auto", or if sampled rows use few of 16 bits, all rows are
-            read once beforehand.
 
     Returns:
         The source, and the warnings that `open_source` issues.
@@ -82,11 +73,11 @@ def open_tiff(
         raise ImportError(
             f"{path} is to be read row by row, which needs tifffile: pip install 'convnets-torch[tiff]'"
         ) from None
-    check_levels(depth, background)
+    check_levels(reading.depth, reading.background)
     path = path.resolve()
     with contextlib.nullcontext(file) if file is not None else open_file(path) as opened:
         with _readable_errors(path):
-            count = pages(opened, allow_truncated=allow_truncated)
+            count = pages(opened, allow_truncated=reading.allow_truncated)
             start = opened.seek(0)
             # Microscope formats for which tifffile would read all pages.
             flags: dict[str, Any] = {"is_lsm": False, "is_scanimage": False} | (
@@ -97,34 +88,31 @@ def open_tiff(
             values = tiff_values(opened)
             kind = _why_unsupported(page, values)
             state = os.fstat(opened.fileno())
-            reader = None if kind else _Reader(path, state, page, tiff.byteorder, values, background)
+            reader = None if kind else _Reader(path, state, page, tiff.byteorder, values, reading.background)
         if reader is None:
             raise ValueError(f"{path} is not read row by row: {kind}; save it as 8-bit RGB or grey in tiles")
-        return _opened_tiff(reader, count, depth, exif=exif, allow_truncated=allow_truncated)
+        return _opened_tiff(reader, count, reading)
 
 
-def _opened_tiff(
-    reader: _Reader, count: int, depth: Depth, *, exif: bool, allow_truncated: bool
-) -> tuple[Source, tuple[str, ...]]:
+def _opened_tiff(reader: _Reader, count: int, reading: Reading) -> tuple[Source, tuple[str, ...]]:
     path, values = reader.path, reader.values
-    number = f"more than {MOST_FRAMES:,}" if count > MOST_FRAMES else count
-    remarks = [f"{path} has {number} frames or pages; the first was read"] if count > 1 else []
+    notes = [*frames_note(str(path), count)]
     if reader.end > reader.state.st_size:
-        if not allow_truncated:
+        if not reading.allow_truncated:
             raise OSError(
                 f"{path} is truncated; copy the picture again, or read what is there"
                 " (allow_truncated, --allow-truncated)"
             )
-        remarks.append(f"{path} is truncated; what is missing of it is black")
+        notes.append(f"{path} is truncated; what is missing of it is black")
     if reader.alpha and reader.background is None:
-        remarks.append(
+        notes.append(
             f"{path} has a channel of transparency; it was dropped, the colours under it taken as stored"
             " (background, --background)"
         )
     source = reader.source()
     turned = values.orientation in range(2, 9)
-    if turned and not exif:
-        remarks.append(ignored_turn(str(path)))
+    if turned and not reading.exif:
+        notes.append(ignored_turn_note(str(path)))
     elif turned and values.orientation > 4:
         raise ValueError(
             f"{path} lies on its side (orientation {values.orientation}), so that its rows are stored as columns;"
@@ -134,7 +122,7 @@ def _opened_tiff(
         reader.down = values.orientation in (3, 4)
         reader.across = values.orientation in (2, 3)
         source = _Mirrored(source, reader)
-    return source, (*remarks, *reader.measure(source, depth))
+    return source, (*notes, *reader.measure(source, reading.depth))
 
 
 def _why_unsupported(page: TiffPage, values: TiffValues) -> str | None:
@@ -243,7 +231,7 @@ class _Reader:
                 file.seek(offset)
                 content = file.read(size)
                 if not size or len(content) < size:
-                    continue  # omitted by the writer, which means black, or truncated, which has a remark
+                    continue  # omitted by the writer, which means black, or truncated, which has a note
                 values, (_, _, row, column, _), _ = self.decode(content, number, **self.tables)
                 if values is None:
                     continue
@@ -254,19 +242,19 @@ class _Reader:
         return pixels
 
     def measure(self, source: Source, depth: Depth) -> tuple[str, ...]:
-        """Find the white level of 16-bit values; return remarks on it."""
+        """Find the white level of 16-bit values; return notes on it."""
         if self.stored.itemsize < 2:
             return ()
         height = self.shape[0]
         with contextlib.suppress(OSError):  # damaged rows raise again when they are requested
-            for row in np.linspace(0, height - 1, LOOKED_AT).astype(int).tolist():
+            for row in np.linspace(0, height - 1, SAMPLED_ROWS).astype(int).tolist():
                 source.rows(row, row + 1)
         if depth == "auto" or (depth is None and self.highest[0] <= SLIVER):
             for top in range(0, height, LEAST_ROWS):
                 source.rows(top, min(top + LEAST_ROWS, height))
-        white, remarks = white_of(str(self.path), int(self.highest[0]), self.values.white, depth)
+        white, notes = white_of(str(self.path), int(self.highest[0]), self.values.white, depth)
         self.white, self.opaque = white, 65535 if self.highest[1] > white else white
-        return remarks
+        return notes
 
     def to_rgb(self, values: NDArray[Any], top: int, left: int) -> Pixels:
         """Convert (h, w, samples) of 8 or 16 bits, located at (top, left) in the file, to (h, w, 3)."""
@@ -309,7 +297,7 @@ class _Plain:
         with reader.opened() as file, _readable_errors(reader.path):
             file.seek(reader.offsets[0] + top * line)
             content = file.read((bottom - top) * line)
-        content += bytes((bottom - top) * line - len(content))  # truncated, which has a remark
+        content += bytes((bottom - top) * line - len(content))  # truncated, which has a note
         values = np.frombuffer(content, reader.stored).reshape(bottom - top, width, samples)
         return reader.to_rgb(values, top, 0)
 

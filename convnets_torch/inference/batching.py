@@ -18,7 +18,7 @@ class MemoryWarning(ConvnetsTorchWarning):
     """Memory ran out, and the work continues in smaller batches."""
 
 
-def in_batches(run: Callable[[range], Done], count: int, batch: int) -> Iterator[Done]:
+def batches_with_retry(run: Callable[[range], Done], count: int, batch: int) -> Iterator[Done]:
     """Run work on items 0 to `count` - 1 in batches; a batch that does not fit into memory is halved.
 
     The size that fitted is kept for the rest. Nothing of the failed attempt is kept alive during the next one.
@@ -38,7 +38,7 @@ def in_batches(run: Callable[[range], Done], count: int, batch: int) -> Iterator
     Warns:
         MemoryWarning: a batch was halved.
 
-    >>> list(in_batches(list, count=5, batch=2))
+    >>> list(batches_with_retry(list, count=5, batch=2))
     [[0, 1], [2, 3], [4]]
     """
     if batch < 1:

@@ -74,8 +74,8 @@ def _in_a_process(folder: Path, progress: Progress | None) -> Any:
     further = [str(Path(entry).absolute()) for entry in sys.path if entry]
     command = [sys.executable, "-I", "-c", CHILD, str(folder), str(Path(__file__).parents[2]), *further]
     with (
-        (folder / "said").open("w+b") as said,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said) as process,
+        (folder / "errors").open("w+b") as errors,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as process,
     ):
         try:
             assert process.stdout is not None
@@ -88,8 +88,8 @@ def _in_a_process(folder: Path, progress: Progress | None) -> Any:
         try:
             result, error = _read(folder / "answer")
         except FileNotFoundError:
-            said.seek(0)
-            words = said.read().decode(errors="replace").strip().splitlines() or [f"exit {process.returncode}"]
+            errors.seek(0)
+            words = errors.read().decode(errors="replace").strip().splitlines() or [f"exit {process.returncode}"]
             raise RuntimeError(f"the child process ended without a result: {words[-1]}") from None
     if error is not None:
         raise error
@@ -98,12 +98,12 @@ def _in_a_process(folder: Path, progress: Progress | None) -> Any:
 
 def serve(folder: str) -> None:
     """Run the call stored in a folder and write its result there; the child process's entry point."""
-    told = os.fdopen(os.dup(1), "w")
+    progress_pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keep the output of libraries out of the progress pipe
 
     def progress(done: int, whole: int) -> None:
         with contextlib.suppress(BrokenPipeError):
-            print(done, whole, file=told, flush=True)
+            print(done, whole, file=progress_pipe, flush=True)
 
     answer: tuple[Any, Exception | None]
     try:

@@ -9,17 +9,18 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from convnets_torch.card import Card
-from convnets_torch.images.decoding import Picture, Reading, warn
-from convnets_torch.images.levels import Background, Depth
+from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, warn
 from convnets_torch.images.preprocessing import Pixels, center_crop, normalize
 from convnets_torch.inference.pipeline import Predicted, Result, Runnable, each_row, predicted
 from convnets_torch.inference.pipeline import card_of as card_of
 from convnets_torch.inference.pipeline import ready_card as ready_card
 from convnets_torch.networks import Network
+from convnets_torch.options import checked, shows
 from convnets_torch.wordnet.hierarchy import Answer, back_off, check_backoff
-from convnets_torch.wordnet.targets import class_name, class_wnid, find_target, tree_wnids
+from convnets_torch.wordnet.targets import allowed_classes, class_name, class_wnid, tree_wnids
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,14 @@ class Classified(Result[list[Prediction]]):
         return self.value or []
 
 
+@shows(ReadingKeywords, Reading)
 def classify(
     network: Runnable,
     images: Picture | Iterable[Picture],
     top: int = 5,
     *,
     only: str | int | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> list[list[Prediction]]:
     """Classify pictures, each resized and cropped as the network's card says.
 
@@ -77,9 +76,7 @@ def classify(
         top: number of classes to return per picture; all if there are fewer.
         only: a target, as for `heatmap`: leave out all other classes. Probabilities remain relative to all of the
             network's classes and are not renormalised: for a picture of a cat, the most probable dog has almost none.
-        max_pixels: refuse files with more pixels; 178,956,970 by default.
-        allow_truncated: accept truncated files.
-        depth, background: as in `read_picture`.
+        **reading: as for `read_picture`.
 
     Returns:
         For each picture, in the order given, its `top` most probable classes, best first; all classes of `only` if it
@@ -98,9 +95,9 @@ def classify(
     >>> best.probability > second.probability, best.wnid.startswith("n")
     (True, True)
     """
-    reading = Reading(True, max_pixels, allow_truncated, depth, background)
+    how = Reading(**checked(reading, ReadingKeywords))
     results = []
-    for entry in _classify(network, images, reading, top, only):
+    for entry in _classify(network, images, how, top, only):
         if entry.error is not None:
             raise entry.error
         warn(entry.remarks)
@@ -108,6 +105,7 @@ def classify(
     return results
 
 
+@shows(ReadingKeywords, Reading)
 def classify_each(
     network: Runnable,
     images: Picture | Iterable[Picture],
@@ -117,10 +115,7 @@ def classify_each(
     backoff: float | None = None,
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> Generator[Classified, None, None]:
     """Classify any number of pictures one after another; a picture that cannot be used does not stop the others.
 
@@ -128,7 +123,7 @@ def classify_each(
     in bursts; about 60 pictures are in memory at once, cropped to the network's size.
 
     Args:
-        network, images, top, only, max_pixels, allow_truncated, depth, background: as in `classify`.
+        network, images, top, only, **reading: as in `classify`.
         backoff: a probability above 0, at most 1: return as `answer` the deepest synset that is at least this probable
             (`backoff.back_off`), regardless of `only`. Requires classes with wnids.
         batch, workers: as in `predict`.
@@ -147,8 +142,8 @@ def classify_each(
     street.jpg 5 None
     none.jpg 0 none.jpg does not exist; name a file
     """
-    reading = Reading(True, max_pixels, allow_truncated, depth, background)
-    return _classify(network, images, reading, top, only, backoff, batch, workers)
+    how = Reading(**checked(reading, ReadingKeywords))
+    return _classify(network, images, how, top, only, backoff, batch, workers)
 
 
 def _classify(
@@ -162,7 +157,7 @@ def _classify(
     workers: int | None = None,
 ) -> Generator[Classified, None, None]:
     card = card_of(network)
-    listed = list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
+    listed = allowed_classes(card, only)
     if top < 1:
         raise ValueError(f"top is {top}; give 1 or more")
     if backoff is not None:

@@ -67,23 +67,17 @@ class Engine:
 
         Args:
             images: (N, 3, H, W), normalised as the weights expect; any device and precision. (H, W) is `size`, or
-                with `mapped` at least that.
+                with `mapped` at least that; else ValueError.
 
         Returns:
             Logits (N, classes), or with `mapped` (N, classes, h, w) as `score_map` returns them; float32, on the CPU.
-
-        Raises:
-            ValueError: the images have another shape.
         """
-        height, width = self.size
-        fits = images.dim() == 4 and images.shape[0] > 0 and images.shape[1] == 3
-        if self.mapped is None:
-            fits, more = fits and tuple(images.shape[2:]) == self.size, ""
-        else:
-            fits, more = fits and images.shape[2] >= height and images.shape[3] >= width, " or larger"
-        if not fits:
+        (height, width), shape = self.size, tuple(images.shape)
+        larger = self.mapped is not None and len(shape) == 4 and shape[2] >= height and shape[3] >= width
+        if len(shape) != 4 or shape[0] < 1 or shape[1] != 3 or not (larger or shape[2:] == self.size):
             raise ValueError(
-                f"images are {tuple(images.shape)}, but this engine takes (N, 3, {height}, {width}){more}, one or more"
+                f"images are {shape}, but this engine takes (N, 3, {height}, {width})"
+                f"{'' if self.mapped is None else ' or larger'}, one or more"
             )
         given = images.detach().to("cpu", torch.float32).contiguous()
         with self._one_at_a_time:
@@ -151,13 +145,7 @@ def engine(
 
 
 def write(module: nn.Module, path: str, heatmap: bool, size: Size, *, progress: object = None) -> None:
-    """Write a module as an OpenVINO program, an .xml with a .bin beside it.
-
-    Args:
-        module, heatmap: as for `engine`.
-        path: of the .xml.
-        size: (height, width) in pixels of the images.
-    """
+    """Write a module as an OpenVINO program, an .xml at `path` with a .bin beside it."""
     if heatmap:
         assert isinstance(module, Network)
         program = traced(module, heatmap=True)

@@ -143,14 +143,7 @@ def export(
 def write(
     network: Network, temporary: str, path: str, heatmap: bool, with_preprocessing: bool, *, progress: object = None
 ) -> tuple[float | None, str | None]:
-    """Write an export and check it; return the difference of its outputs and why it was not checked, one of them None.
-
-    Args:
-        network: as for `export`.
-        temporary: file to write.
-        path: final name of the file; its ending selects the format.
-        heatmap, with_preprocessing: as for `export`.
-    """
+    """Write an export to `temporary`, in the format of `path`; return its `difference` and `unchecked`."""
     program = traced(network, heatmap=heatmap, with_preprocessing=with_preprocessing)
     run: Runner | None
     unchecked = None
@@ -159,7 +152,8 @@ def write(
         run, unchecked = _onnx_runner(Path(temporary))
     else:
         _write_pt2(program, Path(temporary), network.card)
-        run = _pt2_runner(Path(temporary))
+        with Path(temporary).open("rb") as stream:
+            run = torch.export.load(stream).module()
     del program
     difference = None if run is None else _difference(run, network, path, heatmap, with_preprocessing)
     return difference, unchecked
@@ -325,11 +319,6 @@ def _onnx_runner(file: Path) -> tuple[Runner | None, str | None]:
         return None, "onnxruntime is not installed: pip install 'convnets-torch[export]'"
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]), None
-
-
-def _pt2_runner(file: Path) -> Runner:
-    with file.open("rb") as stream:
-        return torch.export.load(stream).module()
 
 
 def _difference(run: Runner, network: Network, path: str, heatmap: bool, with_preprocessing: bool) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -17,29 +19,31 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from convnets_torch.card import Card
-from convnets_torch.fcn.graph import features_grid, grid_of
+from convnets_torch.fcn.graph import features_graph, map_graph
 from convnets_torch.fcn.memory import peak_bytes
 from convnets_torch.files import open_file
 from convnets_torch.images.decoding import (
     AS_IS,
-    Encoded,
+    DecodedPicture,
+    JpegFile,
     Picture,
     Reading,
-    Upright,
-    decode_encoded,
+    ReadingKeywords,
+    decode_file,
+    decode_unless_jpeg,
     is_tensor,
-    open_encoded,
     stored_pixels,
 )
-from convnets_torch.images.levels import Background, Depth, check_levels
+from convnets_torch.images.levels import check_levels
 from convnets_torch.images.preprocessing import (
     CENTER,
     CORNERS,
     Pair,
     Pixels,
-    Place,
+    Position,
     Preprocessing,
     crop_each,
     crop_image,
@@ -48,11 +52,12 @@ from convnets_torch.images.preprocessing import (
 )
 from convnets_torch.images.resizing import Box, Resizer, normalized, reach, turned
 from convnets_torch.images.rows import goes_down_first
-from convnets_torch.inference.batching import in_batches
+from convnets_torch.inference.batching import batches_with_retry
 from convnets_torch.inference.torchcodec import batch_decoder, jpeg_decoder
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD, as_network, check_eval_mode
 from convnets_torch.networks.tracing import unwrapped
+from convnets_torch.options import checked, renamed, shows
 from convnets_torch.text import check_choice
 
 if TYPE_CHECKING:
@@ -65,7 +70,7 @@ Item = TypeVar("Item")
 Done = TypeVar("Done")
 
 
-def ahead(
+def prefetch(
     items: Iterable[Item],
     work: Callable[[Item], Done],
     *,
@@ -87,22 +92,22 @@ def ahead(
     Returns:
         A generator; closing it cancels pending work and waits for the threads.
 
-    >>> list(ahead([3, 1, 2], lambda number: number**2, most=2))
+    >>> list(prefetch([3, 1, 2], lambda number: number**2, most=2))
     [(3, 9), (1, 1), (2, 4)]
     """
     executor = ThreadPoolExecutor(threads, "decode")
     rest = iter(items)
     running: deque[tuple[Item, int, Future[Done]]] = deque()
-    held: list[tuple[Item, int]] = []  # the next item, if it was taken but not submitted
+    following: list[tuple[Item, int]] = []  # the next item, if it was taken but not submitted
     taken = 0
     try:
         while True:
             while len(running) < most:
-                if not held:
-                    held.extend((item, size(item)) for item in islice(rest, 1))
-                if not held or (running and taken + held[0][1] > room):
+                if not following:
+                    following.extend((item, size(item)) for item in islice(rest, 1))
+                if not following or (running and taken + following[0][1] > room):
                     break
-                item, needed = held.pop()
+                item, needed = following.pop()
                 wait([future for other, _, future in running if other is item])  # no two threads in one image
                 running.append((item, needed, executor.submit(work, item)))
                 taken += needed
@@ -198,7 +203,7 @@ def without_frames(error: Exception) -> Exception:
 
 
 def run_pictures(
-    pictures: Iterable[Any],
+    images: Iterable[Any],
     prepare: Callable[[Any], Ready],
     run: Callable[[list[Ready]], Sequence[T | Exception]],
     *,
@@ -218,7 +223,7 @@ def run_pictures(
     is halved, and the smaller size is kept for that group.
 
     Args:
-        pictures: consumed lazily.
+        images: consumed lazily.
         prepare: runs in a thread; an OSError, ValueError or ImportError becomes the picture's error.
         run: items of one group -> a value or an exception per item. An exception that it raises ends the run, except
             out-of-memory errors: `run` is then called again with fewer items.
@@ -246,25 +251,27 @@ def run_pictures(
     fitting: dict[Hashable, int] = {}  # largest batch that fitted, for groups that ran out of memory
     longest = waiting or 2 * batch
 
-    def tried(picture: Any) -> _Entry[Ready, T]:
+    def prepared(picture: Any) -> _Entry[Ready, T]:
         try:
             item = prepare(picture)
             return _Entry(picture, item, group(item), waits=True)
         except (OSError, ValueError, ImportError) as error:
             return _Entry(picture, error=without_frames(error))
 
-    def together(key: Hashable) -> int:
+    def limit(key: Hashable) -> int:
         return min(batch, fitting.get(key, batch), batch if room is None else room(key))
 
     def may_wait(key: Hashable) -> bool:
-        if counts[key] >= together(key) or len(queue) >= longest:
+        if counts[key] >= limit(key) or len(queue) >= longest:
             return False
         return held is None or sum(held(each.item) for each in queue if each.item is not None) < ROOM
 
     def run_group(key: Hashable) -> None:
-        entries = list(islice((each for each in queue if each.waits and each.group == key), together(key)))
+        entries = list(islice((each for each in queue if each.waits and each.group == key), limit(key)))
         items = [each.item for each in entries if each.item is not None]
-        parts = list(in_batches(lambda numbers: run(items[numbers.start : numbers.stop]), len(items), len(items)))
+        parts = list(
+            batches_with_retry(lambda numbers: run(items[numbers.start : numbers.stop]), len(items), len(items))
+        )
         if len(parts) > 1:
             fitting[key] = max(map(len, parts))
         for entry, found in zip(entries, chain.from_iterable(parts), strict=True):
@@ -279,8 +286,8 @@ def run_pictures(
                 run_group(queue[0].group)
             yield queue.popleft().result()  # keep no reference
 
-    most = most or max(BATCHES_AHEAD * batch, threads)
-    with contextlib.closing(ahead(pictures, tried, most=most, threads=threads, size=size, room=ROOM)) as entries:
+    most = most or max(PREFETCHED * batch, threads)
+    with contextlib.closing(prefetch(images, prepared, most=most, threads=threads, size=size, room=ROOM)) as entries:
         for _, entry in entries:
             queue.append(entry)
             counts[entry.group] += entry.waits
@@ -299,7 +306,7 @@ MOST_SENT = 25  # pixels copied to the device for resizing, per pixel of the res
 MOST_TOGETHER = 64_000_000  # pixels decoded or resized at once on the device: 0.2 GB, and 0.8 GB as floats
 
 
-class Cut(NamedTuple):
+class Crop(NamedTuple):
     """The region of a pixel array to resize, and how Pillow would resize it.
 
     Attributes:
@@ -318,21 +325,21 @@ class Input:
     """A decoded picture.
 
     Attributes:
-        pixels: (h, w, 3) uint8, of the network's own size if `cut` is None; (places, h, w, 3) with places; None on
-            error or if the file is `encoded`.
-        cut: the region of `pixels` to resize to that size.
-        encoded: a file to decode on the device.
+        pixels: (h, w, 3) uint8, of the network's own size if `crop` is None; (crops, h, w, 3) with positions; None on
+            error or with `jpeg`.
+        crop: the region of `pixels` to resize to that size.
+        jpeg: a file to decode on the device.
         error: why neither the device nor Pillow could decode the file.
         remarks: notes on the file.
-        seen: the result of `look`.
+        extra: the result of `on_decode`.
     """
 
     pixels: Pixels | None = None
-    cut: Cut | None = None
-    encoded: Encoded | None = None
+    crop: Crop | None = None
+    jpeg: JpegFile | None = None
     error: Exception | None = None
     remarks: tuple[str, ...] = ()
-    seen: Any = None
+    extra: Any = None
 
 
 class Inputs:
@@ -345,9 +352,9 @@ class Inputs:
         on_device: resize on the device where `rule` allows it.
         exact: decode every file at full scale.
         torchcodec: decode JPEG files with torchcodec: on the device with `on_device`, else in threads.
-        look: called in a thread with each decoded picture; files are then never decoded on the device.
-        places: take crops at these places instead of the centre crop, all in threads; adds an axis in front of each
-            picture's pixels.
+        on_decode: called in a thread with each decoded picture; files are then never decoded on the device.
+        positions: take crops at these positions instead of the centre crop, all in threads; adds an axis in front of
+            each picture's pixels.
 
     Raises:
         ImportError: torchcodec cannot be used.
@@ -362,151 +369,140 @@ class Inputs:
         on_device: bool = False,
         exact: bool = False,
         torchcodec: bool = False,
-        look: Callable[[Image.Image], object] | None = None,
-        places: tuple[Place, ...] | None = None,
+        on_decode: Callable[[Image.Image], object] | None = None,
+        positions: tuple[Position, ...] | None = None,
     ) -> None:
         check_levels(reading.depth, reading.background)
         least = least_size(rule)
-        self._rule, self._device, self._places = rule, device, places
-        self._on_device = on_device and least is not None and places is None
-        self._look = look
-        there = torchcodec and self._on_device and look is None
-        in_threads = torchcodec and not there
+        self._rule, self._device, self._positions = rule, device, positions
+        self._on_device = on_device and least is not None and positions is None
+        self._on_decode = on_decode
+        jpeg_on_device = torchcodec and self._on_device and on_decode is None
+        jpeg_in_threads = torchcodec and not jpeg_on_device
         self._reading = reading._replace(
             exif=rule.exif,
-            least=None if exact or in_threads else least,
-            jpeg=jpeg_decoder() if in_threads else None,
-            encoded=there,
+            least=None if exact or jpeg_in_threads else least,
+            jpeg=jpeg_decoder() if jpeg_in_threads else None,
+            keep_jpeg=jpeg_on_device,
         )
-        self._decode = batch_decoder(device) if there else None
+        self._decode_batch = batch_decoder(device) if jpeg_on_device else None
         self._resize = Resizer(rule.resized, rule.interpolation)
         self._left, self._top = (
             (side - kept) // 2 for side, kept in zip(rule.resized[::-1], rule.shape[::-1], strict=True)
         )
 
-    def prepared(self, picture: Picture) -> Input:
+    def decode(self, image: Picture) -> Input:
         """Decode a picture in a worker thread, and resize it unless the device does.
 
         Raises:
             OSError, ValueError: the picture cannot be used.
         """
-        found = open_encoded(picture, self._reading)
-        return (
-            Input(encoded=found, remarks=found.remarks) if isinstance(found, Encoded) else self._prepared_image(found)
-        )
+        found = decode_unless_jpeg(image, self._reading)
+        return Input(jpeg=found, remarks=found.notes) if isinstance(found, JpegFile) else self._resized(found)
 
-    def _prepared_image(self, found: Upright) -> Input:
-        looked = None if self._look is None else self._look(found.image)
+    def _resized(self, found: DecodedPicture) -> Input:
+        image = found.image
+        extra = None if self._on_decode is None else self._on_decode(image)
         if self._on_device:
-            seen, cut = self._needed((found.image.height, found.image.width), found.part)
-            if (seen[2] - seen[0]) * (seen[3] - seen[1]) <= MOST_SENT * prod(self._rule.shape):
-                image = found.image if seen == (0, 0, *found.image.size) else found.image.crop(seen)
-                return Input(np.asarray(image), cut, remarks=found.remarks, seen=looked)
-        if self._places is None:
-            pixels = crop_image(found.image, self._rule, found.part)
+            needed, crop = self._needed((image.height, image.width), found.part)
+            if (needed[2] - needed[0]) * (needed[3] - needed[1]) <= MOST_SENT * prod(self._rule.shape):
+                part = image if needed == (0, 0, *image.size) else image.crop(needed)
+                return Input(np.asarray(part), crop, remarks=found.notes, extra=extra)
+        if self._positions is None:
+            pixels = crop_image(image, self._rule, found.part)
         else:
-            pixels = np.stack(list(crop_each(found.image, self._rule, self._places, found.part)))
-        return Input(pixels, remarks=found.remarks, seen=looked)
+            pixels = np.stack(list(crop_each(image, self._rule, self._positions, found.part)))
+        return Input(pixels, remarks=found.notes, extra=extra)
 
-    def _needed(self, size: Pair, part: tuple[float, float] | None = None) -> tuple[tuple[int, int, int, int], Cut]:
+    def _needed(self, size: Pair, part: tuple[float, float] | None = None) -> tuple[tuple[int, int, int, int], Crop]:
         """Return the needed pixels of an image, of which the picture covers `part`, and the region to resize."""
         rule, whole = self._rule, size if part is None else part[::-1]
         box = (0, 0, *whole[::-1]) if rule.resize_rule == "stretch" else cropped_box(whole, rule)
-        x, y, *_ = seen = reach(box, size, rule.resized, rule.interpolation)
+        x, y, *_ = needed = reach(box, size, rule.resized, rule.interpolation)
         left, top, right, bottom = map(float, np.asarray(box, np.float32))  # as Pillow takes a box
-        return seen, Cut((left, top, right, bottom), (x, y), goes_down_first(size, rule.resized))
+        return needed, Crop((left, top, right, bottom), (x, y), goes_down_first(size, rule.resized))
 
     def images(self, inputs: Sequence[Input], dtype: torch.dtype = torch.float32) -> Tensor:
         """Return network input (N, 3, height, width) on the device, for the inputs without an error, in order."""
-        return normalized(self.brought(inputs), self._rule).to(dtype)
+        return normalized(self.to_device(inputs), self._rule).to(dtype)
 
-    def brought(self, inputs: Sequence[Input]) -> Tensor:
+    def to_device(self, inputs: Sequence[Input]) -> Tensor:
         """Copy, decode and resize inputs on the device; an input that cannot be decoded gets an error.
 
         Returns:
             (N, height, width, 3) uint8 of the network's own size, on its device, for the inputs without an error, in
-            order; with places (N, places, height, width, 3). All work runs in the current stream.
+            order; with positions (N, crops, height, width, 3). All work runs in the current stream.
         """
-        crops = () if self._places is None else (len(self._places),)
+        crops = () if self._positions is None else (len(self._positions),)
         made = torch.empty((len(inputs), *crops, *self._rule.shape, 3), dtype=torch.uint8, device=self._device)
-        encoded = {place: each.encoded for place, each in enumerate(inputs) if each.encoded is not None}
-        for refused in self._decode_on_device(encoded, made):
-            self._decode_with_pillow(inputs[refused], encoded[refused])
-        for (shape, cut), places in _by_shape_and_crop(inputs).items():
-            most = _chunk_size(prod(shape[:-1]))
-            for _ in in_batches(partial(self._send, inputs, places, cut, made), len(places), most):
+        files = {number: each.jpeg for number, each in enumerate(inputs) if each.jpeg is not None}
+        for refused in self._decode_on_device(files, made):
+            self._decode_with_pillow(inputs[refused], files[refused])
+        alike: dict[tuple[tuple[int, ...], Crop | None], list[int]] = {}
+        for number, each in enumerate(inputs):
+            if each.pixels is not None:
+                alike.setdefault((each.pixels.shape, each.crop), []).append(number)
+        for (shape, crop), numbers in alike.items():
+            most = max(1, MOST_TOGETHER // prod(shape[:-1]))
+            for _ in batches_with_retry(partial(self._send, inputs, numbers, crop, made), len(numbers), most):
                 pass
-        good = [place for place, each in enumerate(inputs) if each.error is None]
+        good = [number for number, each in enumerate(inputs) if each.error is None]
         return made if len(good) == len(inputs) else made[good]
 
-    def _send(self, inputs: Sequence[Input], places: list[int], cut: Cut | None, made: Tensor, items: range) -> None:
-        """Copy pictures of one size to the device, and resize them there if `cut` is given."""
-        some = places[items.start : items.stop]
-        pixels = torch.from_numpy(np.stack([each for place in some if (each := inputs[place].pixels) is not None]))
+    def _send(self, inputs: Sequence[Input], numbers: list[int], crop: Crop | None, made: Tensor, items: range) -> None:
+        """Copy pictures of one size to the device, and resize them there if `crop` is given."""
+        some = numbers[items.start : items.stop]
+        pixels = torch.from_numpy(np.stack([each for number in some if (each := inputs[number].pixels) is not None]))
         if self._device.type == "cuda":
             pixels = pixels.pin_memory()
         sent = pixels.to(self._device, non_blocking=True)
-        made[_index(some)] = sent if cut is None else self._cropped(sent.permute(0, 3, 1, 2), cut)
+        made[_index(some)] = sent if crop is None else self._cropped(sent.permute(0, 3, 1, 2), crop)
 
-    def _cropped(self, pictures: Tensor, cut: Cut) -> Tensor:
-        """Resize and crop pictures (N, 3, H, W) to the network's own size, (N, height, width, 3)."""
-        resized, (height, width) = self._resize(pictures, *cut), self._rule.shape
+    def _cropped(self, images: Tensor, crop: Crop) -> Tensor:
+        """Resize and crop images (N, 3, H, W) to the network's own size, (N, height, width, 3)."""
+        resized, (height, width) = self._resize(images, *crop), self._rule.shape
         return resized[:, self._top : self._top + height, self._left : self._left + width]
 
-    def _decode_on_device(self, encoded: dict[int, Encoded], made: Tensor) -> Iterator[int]:
+    def _decode_on_device(self, files: dict[int, JpegFile], made: Tensor) -> Iterator[int]:
         """Decode and resize files on the device; yield the indices of refused files."""
-        if self._decode is None or not encoded:
+        if self._decode_batch is None or not files:
             return
-        places, decode = list(encoded), self._decode
+        numbers, decode_batch = list(files), self._decode_batch
 
         def run(items: range) -> list[int]:
-            some = places[items.start : items.stop]
+            some = numbers[items.start : items.stop]
             refused = []
-            alike: dict[tuple[torch.Size, Cut], list[tuple[int, Tensor]]] = {}
-            for place, picture in zip(some, decode([encoded[place].data for place in some]), strict=True):
-                if picture is None:
-                    refused.append(place)
+            alike: dict[tuple[torch.Size, Crop], list[tuple[int, Tensor]]] = {}
+            for number, image in zip(some, decode_batch([files[number].data for number in some]), strict=True):
+                if image is None:
+                    refused.append(number)
                     continue
-                picture = turned(picture, encoded[place].turn)
-                (left, top, right, bottom), cut = self._needed((picture.shape[1], picture.shape[2]))
-                needed = picture[:, top:bottom, left:right]
-                alike.setdefault((needed.shape, cut), []).append((place, needed))
-            for (_, cut), found in alike.items():
+                image = turned(image, files[number].turn)
+                (left, top, right, bottom), crop = self._needed((image.shape[1], image.shape[2]))
+                needed = image[:, top:bottom, left:right]
+                alike.setdefault((needed.shape, crop), []).append((number, needed))
+            for (_, crop), found in alike.items():
                 stack = torch.stack([needed for _, needed in found])
-                made[_index([place for place, _ in found])] = self._cropped(stack, cut)
+                made[_index([number for number, _ in found])] = self._cropped(stack, crop)
             return refused
 
-        largest = max(each.pixels for each in encoded.values())
-        for refused in in_batches(run, len(places), _chunk_size(largest)):
-            yield from refused
+        most = max(1, MOST_TOGETHER // max(each.pixels for each in files.values()))
+        yield from chain.from_iterable(batches_with_retry(run, len(numbers), most))
 
-    def _decode_with_pillow(self, each: Input, encoded: Encoded) -> None:
+    def _decode_with_pillow(self, each: Input, file: JpegFile) -> None:
         """Decode with Pillow a file that the device refused."""
+        each.jpeg = None
         try:
-            found = self._prepared_image(decode_encoded(encoded, self._reading))
-            each.encoded, each.pixels, each.cut, each.remarks = None, found.pixels, found.cut, found.remarks
+            found = self._resized(decode_file(io.BytesIO(file.data), file.name, self._reading))
+            each.pixels, each.crop, each.remarks = found.pixels, found.crop, found.remarks
         except (OSError, ValueError) as error:
-            each.encoded, each.error, each.remarks = None, without_frames(error), ()
+            each.error, each.remarks = without_frames(error), ()
 
 
-def _by_shape_and_crop(inputs: Sequence[Input]) -> dict[tuple[tuple[int, ...], Cut | None], list[int]]:
-    """Group the indices of inputs with pixels by shape and crop."""
-    alike: dict[tuple[tuple[int, ...], Cut | None], list[int]] = {}
-    for place, each in enumerate(inputs):
-        if each.pixels is not None:
-            alike.setdefault((each.pixels.shape, each.cut), []).append(place)
-    return alike
-
-
-def _chunk_size(pixels: int) -> int:
-    """Return how many pictures of `pixels` pixels to process at once."""
-    return max(1, MOST_TOGETHER // pixels)
-
-
-def _index(places: list[int]) -> slice | list[int]:
+def _index(numbers: list[int]) -> slice | list[int]:
     """Return consecutive indices as a slice, which avoids copying them to the device."""
-    whole = places[-1] - places[0] + 1 == len(places)
-    return slice(places[0], places[-1] + 1) if whole else places
+    whole = numbers[-1] - numbers[0] + 1 == len(numbers)
+    return slice(numbers[0], numbers[-1] + 1) if whole else numbers
 
 
 Decoder = Literal["pillow", "torchcodec"]
@@ -516,9 +512,9 @@ Mappable: TypeAlias = "Network | Engine"  # can compute score maps
 
 BATCH = 16  # "auto" batch size on the CPU, and the minimum on other devices
 MOST_BATCH = 256  # maximum of "auto"
-PLACES: dict[Views, tuple[Place, ...] | None] = {"center": None, "flip": None, "ten": (*CORNERS, CENTER)}
+POSITIONS: dict[Views, tuple[Position, ...] | None] = {"center": None, "flip": None, "ten": (*CORNERS, CENTER)}
 VIEWS: dict[Views, int] = {"center": 1, "flip": 2, "ten": 10}  # views per picture
-BATCHES_AHEAD = 3  # batches decoded ahead of the network
+PREFETCHED = 3  # batches decoded ahead of the network
 
 
 class Runnable(Protocol):
@@ -535,46 +531,51 @@ class Predicted(Result[Tensor]):
 
     Attributes:
         logits: (classes,) float32 on the CPU, with several views (views, classes); None on error.
-        seen: the result of `look`; None on error or without `look`.
+        extra: the result of `on_decode`; None on error or without it.
         picture, error, remarks: as in `Result`.
     """
 
-    seen: Any = None
+    extra: Any = None
 
     @property
     def logits(self) -> Tensor | None:
         """Alias of `value`."""
         return self.value
 
+    @property
+    def seen(self) -> Any:
+        """Former name of `extra`."""
+        warnings.warn("`seen` is now `extra`; the old name goes with the next release", DeprecationWarning, 2)
+        return self.extra
 
+
+@renamed(pictures="images", look="on_decode")
+@shows(ReadingKeywords, Reading)
 def predict(
     network: Runnable,
-    pictures: Picture | Iterable[Picture],
+    images: Picture | Iterable[Picture],
     *,
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
     exact: bool = False,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
     decoder: Decoder = "pillow",
     resize: Resizing = "auto",
-    look: Callable[[Image.Image], object] | None = None,
+    on_decode: Callable[[Image.Image], object] | None = None,
     views: Views = "center",
+    **reading: Unpack[ReadingKeywords],
 ) -> Generator[Predicted, None, None]:
     """Compute the logits of any number of pictures; a picture that cannot be used does not stop the others.
 
     Threads decode, resize and crop pictures ahead of time, as the network's card says. Pixels are copied to the device
     as 8-bit values and normalised there. On CUDA they are also resized there, while the previous batch is being
-    computed. About three batches of inputs and one decoded picture per thread are in memory at once, so `pictures` may
-    be endless.
+    computed. About three batches of inputs and one decoded picture per thread are in memory at once, so `images` may be
+    endless.
 
     Args:
         network: in eval mode and with its card, as `load` returns it; `load(path, device="auto", precision="auto")`
             gives the fastest one. Or an `engine` of such a network; or an `Embedder`, whose vectors then take the place
             of the logits.
-        pictures: whatever `read_picture` takes, or an iterable of such; `find_pictures` lists those of a folder.
+        images: whatever `read_picture` takes, or an iterable of such; `find_pictures` lists those of a folder.
         batch: batch size; "auto" uses 16 on the CPU, and on other devices as many as fit in half of the free memory,
             16 to 256. It is halved when memory runs out.
         workers: number of decoding threads; one per core by default, at most 16.
@@ -582,9 +583,6 @@ def predict(
             if they are then still at least twice as large as the resized picture: much less work, and inputs that
             differ by a third of a level of 255 on average. This never applies to cards with nearest-pixel interpolation
             or to the presets of convnets-keras. docs/speed.md describes the effect.
-        max_pixels: refuse files with more pixels; 178,956,970 by default.
-        allow_truncated: accept truncated files.
-        depth, background: as in `read_picture`.
         decoder: "pillow" or "torchcodec". torchcodec decodes JPEG files at full scale: on the CPU to the same pixels;
             on CUDA, if pictures are resized there, with nvJPEG and in whole batches, to nearly the same pixels. Pillow
             reads all other files, and those that torchcodec refuses.
@@ -592,13 +590,14 @@ def predict(
             rounding: on the CPU bit-identical, but slower. Pillow still resizes for cards with nearest-pixel
             interpolation, for the presets of convnets-keras, and for pictures that would need more than 25 pixels
             copied per input pixel. "auto" is "device" on CUDA without `exact`, else "pillow".
-        look: called in the decoding thread with each picture, upright and RGB, before it is cropped; JPEG files may be
-            at a fraction of their scale. Its result is `seen` of the row. Files are then decoded in threads, not on the
-            device.
+        on_decode: called in the decoding thread with each picture, upright and RGB, before it is cropped; JPEG files
+            may be at a fraction of their scale. Its result is `extra` of the row. Files are then decoded in threads,
+            not on the device.
         views: crops of a picture that the network sees: "center", the crop that the card says; "flip", that crop and
             its mirror image; "ten", crops of the resized picture's corners (top left, top right, bottom left, bottom
             right) and of its centre, then the mirror images of these five. `batch` counts views, and pictures are never
             split across batches. The crops of "ten" are resized in threads.
+        **reading: as for `read_picture`.
 
     Returns:
         A generator of one `Predicted` per picture, in the order given; results come in bursts. `close()` stops it early
@@ -617,20 +616,20 @@ def predict(
     street.jpg (1000,) None
     none.jpg None none.jpg does not exist; name a file
     """
-    reading = Reading(True, max_pixels, allow_truncated, depth, background)
-    return predicted(network, pictures, reading, batch, workers, exact, decoder, resize, look, views)
+    how = Reading(**checked(reading, ReadingKeywords))
+    return predicted(network, images, how, batch, workers, exact, decoder, resize, on_decode, views)
 
 
 def predicted(
     network: Runnable,
-    pictures: Picture | Iterable[Picture],
+    images: Picture | Iterable[Picture],
     reading: Reading,
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
     exact: bool = False,
     decoder: Decoder = "pillow",
     resize: Resizing = "auto",
-    look: Callable[[Image.Image], object] | None = None,
+    on_decode: Callable[[Image.Image], object] | None = None,
     views: Views = "center",
 ) -> Generator[Predicted, None, None]:
     """Run `predict` with its reading options in one object; the card decides on EXIF."""
@@ -656,12 +655,12 @@ def predicted(
         on_device=resize == "device" or (resize == "auto" and device.type == "cuda" and not exact),
         exact=exact,
         torchcodec=decoder == "torchcodec",
-        look=look,
-        places=PLACES[views],
+        on_decode=on_decode,
+        positions=POSITIONS[views],
     )
     size = together(batch_for(network) if batch == "auto" else batch, views)
     runner = _Runner(network, inputs, rule, exact, views)
-    rows = run_pictures(each_of(pictures), inputs.prepared, runner.run, batch=size, threads=workers or THREADS)
+    rows = run_pictures(each_of(images), inputs.decode, runner.run, batch=size, threads=workers or THREADS)
     return each_row(_a_batch_late(rows, size) if device.type == "cuda" else rows, _predicted)
 
 
@@ -690,24 +689,26 @@ class _Batch:
         return self.logits
 
 
-class _Place(NamedTuple):
-    """A picture's index in a batch of logits, and the result of `look`."""
+class _LogitsRow(NamedTuple):
+    """A picture's index in a batch of logits, and the result of `on_decode`."""
 
     batch: _Batch
     number: int
-    seen: object
+    extra: object
 
 
-def _predicted(row: Result[_Place]) -> Predicted:
+def _predicted(row: Result[_LogitsRow]) -> Predicted:
     if row.value is None:
         return Predicted(row.picture, None, row.error, row.remarks)
     logits = row.value.batch.fetch()[row.value.number].clone()  # a view would keep the whole batch in memory
-    return Predicted(row.picture, logits, None, row.remarks, row.value.seen)
+    return Predicted(row.picture, logits, None, row.remarks, row.value.extra)
 
 
-def _a_batch_late(rows: Generator[Result[_Place], None, None], size: int) -> Generator[Result[_Place], None, None]:
+def _a_batch_late(
+    rows: Generator[Result[_LogitsRow], None, None], size: int
+) -> Generator[Result[_LogitsRow], None, None]:
     """Yield the rows of a batch once the next batch is running, so that the device does not wait for the caller."""
-    late: list[Result[_Place]] = []
+    late: list[Result[_LogitsRow]] = []
     last: _Batch | None = None
     with contextlib.closing(rows):
         for row in rows:
@@ -729,13 +730,13 @@ class _Runner:
         self._side = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._before: _Batch | None = None
 
-    def run(self, inputs: list[Input]) -> list[_Place | Exception]:
+    def run(self, inputs: list[Input]) -> list[_LogitsRow | Exception]:
         if self._side is None:
-            batch = _Batch(self._logits(self._inputs.brought(inputs)).cpu())
+            batch = _Batch(self._logits(self._inputs.to_device(inputs)).cpu())
         else:
             # Kernels run asynchronously: a batch is computed while the next one is decoded, copied and resized.
             with torch.cuda.device(self._device), torch.cuda.stream(self._side):
-                pixels = self._inputs.brought(inputs)
+                pixels = self._inputs.to_device(inputs)
             if self._before is not None:
                 self._before.fetch()
             with torch.cuda.device(self._device):
@@ -744,20 +745,20 @@ class _Runner:
                 pixels.record_stream(current)  # its memory is not reused before it has been read
                 batch = self._before = _Batch(self._logits(pixels))
         numbers = count()
-        return [each.error or _Place(batch, next(numbers), each.seen) for each in inputs]
+        return [each.error or _LogitsRow(batch, next(numbers), each.extra) for each in inputs]
 
     def _logits(self, pixels: Tensor) -> Tensor:
-        """Map pixels from `Inputs.brought` to logits (N, classes) or (N, views, classes), float32, on one device."""
+        """Map pixels from `Inputs.to_device` to logits (N, classes) or (N, views, classes), float32, on one device."""
         pictures, views = len(pixels), VIEWS[self._views]
         if not pictures:
             return torch.empty(0)
         if views == 1:
             return self._forward(pixels)
-        seen = pixels.view(pictures, -1, *pixels.shape[-3:])  # (N, places, h, w, 3)
-        pixels = torch.cat([seen, seen.flip(3)], dim=1).flatten(0, 1)
+        crops = pixels.view(pictures, -1, *pixels.shape[-3:])  # (N, crops, h, w, 3)
+        pixels = torch.cat([crops, crops.flip(3)], dim=1).flatten(0, 1)
         if pictures > 1:
             return self._forward(pixels).view(pictures, views, -1)
-        parts = list(in_batches(lambda some: self._forward(pixels[some.start : some.stop]), views, self._most))
+        parts = list(batches_with_retry(lambda some: self._forward(pixels[some.start : some.stop]), views, self._most))
         self._most = max(map(len, parts))
         return torch.cat(parts)[None]
 
@@ -783,8 +784,8 @@ def batch_for(network: Runnable) -> int:
         return BATCH
     free, _ = torch.cuda.mem_get_info(device)
     height, width = network.size
-    grid = features_grid(network) if network.head is None else grid_of(network)
-    one = peak_bytes(grid, (1, height, width), dtype, height)
+    graph = features_graph(network) if network.head is None else map_graph(network)
+    one = peak_bytes(graph, (1, height, width), dtype, height)
     return max(BATCH, min(MOST_BATCH, free // 2 // max(1, one)))
 
 

@@ -120,14 +120,7 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of a precision on a device.
-
-    Raises:
-        ValueError: the precision is unknown.
-
-    Warns:
-        RuntimeRemark: the CPU does not support it in hardware.
-    """
+    """Return the dtype of a precision on a device; ValueError if unknown, RuntimeRemark if it is slow there."""
     check_choice(precision, get_args(Precision), "precision")
     if precision == "auto":
         if device.type == "mps":

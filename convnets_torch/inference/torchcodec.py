@@ -16,11 +16,7 @@ from convnets_torch.inference.batching import is_out_of_memory
 
 
 def jpeg_decoder() -> Callable[[bytes], Pixels | None]:
-    """Return torchcodec's JPEG decoder in the form that `Reading` expects.
-
-    Raises:
-        ImportError: torchcodec is not installed, or too old.
-    """
+    """Return torchcodec's JPEG decoder as `Reading.jpeg`; ImportError if it is not installed, or too old."""
     decode_jpeg = _torchcodec()
 
     def decode(data: bytes) -> Pixels | None:

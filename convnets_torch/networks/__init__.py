@@ -1,4 +1,7 @@
-"""The networks, as plain modules; this package imports only torch."""
+"""The networks, as plain modules.
+
+Their argument `classes` may also be called `num_classes`, as in torchvision and timm.
+"""
 
 from collections.abc import Callable
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convnets_torch.networks.heads import Steps
 from convnets_torch.networks.network import Network, NetworkSpec, Size, dense_steps
+from convnets_torch.options import synonym
 
 WIDTHS = (96, 256, 384, 384, 256)  # channels of the five convolutions
 HIDDEN = (4096, 4096)  # units of the two hidden dense layers
@@ -48,6 +49,7 @@ class AlexNet(Network):
     stride = 32
     shrinking = ((11, 4, 0), (3, 2, 0), (3, 2, 0), (3, 2, 0))
 
+    @synonym(num_classes="classes")
     def __init__(
         self,
         classes: int | None = 1000,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convnets_torch.networks.heads import Steps
 from convnets_torch.networks.network import Network, NetworkSpec, Size
+from convnets_torch.options import synonym
 
 WIDTHS = (32, 16, 24, 40, 80, 112, 192, 320, 1280)  # channels: first convolution, seven stages, last convolution
 STAGES = (  # per stage: blocks, kernel size, stride of the first block, expansion
@@ -77,6 +78,7 @@ class EfficientNetLite(Network):
     stride = 32
     shrinking = ((2, 2, 0),) * 5  # equivalent with the padding of `SamePad2d`
 
+    @synonym(num_classes="classes")
     def __init__(
         self,
         classes: int | None = 1000,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from convnets_torch.networks.heads import Steps
 from convnets_torch.networks.network import Network, NetworkSpec, Size
+from convnets_torch.options import synonym
 
 # Channels of the 94 convolutions in the order in which Keras creates them: a line per block, a gap per branch.
 WIDTHS = (
@@ -181,6 +182,7 @@ class InceptionV3(Network):
     stride = 32
     shrinking = ((3, 2, 0), (3, 1, 0), (3, 2, 0), (3, 1, 0), (3, 2, 0), (3, 2, 0), (3, 2, 0))
 
+    @synonym(num_classes="classes")
     def __init__(
         self,
         classes: int | None = 1000,

@@ -79,12 +79,7 @@ class Network(nn.Module):
         Args:
             channels: of the feature map.
             standard: steps of the network's own head.
-            classes: units of the last dense layer; None for no head.
-            head: steps of a head other than the standard one.
-            size: (height, width) in pixels of images other than the network was designed for.
-
-        Raises:
-            ValueError: the head is invalid or has another number of classes; or images of `size` are too small.
+            classes, head, size: arguments of the constructor; ValueError if they do not fit.
         """
         if size is not None:
             self.size = check_size(size)

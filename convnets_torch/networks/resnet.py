@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from convnets_torch.networks.heads import Steps
 from convnets_torch.networks.network import Network, NetworkSpec, Size
+from convnets_torch.options import synonym
 
 Five = tuple[int, int, int, int, int]
 StrideIn = Literal["1x1", "3x3"]
@@ -80,6 +81,7 @@ class ResNet(Network):
     size = (224, 224)
     stride = 32
 
+    @synonym(num_classes="classes")
     def __init__(
         self,
         classes: int | None = 1000,

@@ -12,6 +12,7 @@ from torch import nn
 
 from convnets_torch.networks.heads import Steps
 from convnets_torch.networks.network import Network, NetworkSpec, Size, dense_steps
+from convnets_torch.options import synonym
 
 Five = tuple[int, int, int, int, int]
 
@@ -27,6 +28,7 @@ class VGG(Network):
     stride = 32
     shrinking = ((2, 2, 0),) * 5
 
+    @synonym(num_classes="classes")
     def __init__(
         self,
         depths: Five,
@@ -60,6 +62,7 @@ class VGG(Network):
         return names | {"flatten": "head.flatten", "fc1": "head.relu_dense_1", "fc2": "head.relu_dense_2"}
 
 
+@synonym(num_classes="classes")
 def vgg16(
     classes: int | None = 1000,
     widths: Five = WIDTHS,
@@ -76,6 +79,7 @@ def vgg16(
     return VGG((2, 2, 3, 3, 3), classes, widths, hidden, head=head, size=size)
 
 
+@synonym(num_classes="classes")
 def vgg19(
     classes: int | None = 1000,
     widths: Five = WIDTHS,

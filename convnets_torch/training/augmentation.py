@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from convnets_torch.explain.filters import enlarged
-from convnets_torch.images.preprocessing import Pixels, Preprocessing, crop_image, cropped_box
+from convnets_torch.images.preprocessing import Preprocessing, crop_image, cropped_box
 from convnets_torch.text import check_choice
 from convnets_torch.training.settings import AUGMENTATIONS as AUGMENTATIONS
 from convnets_torch.training.settings import Augmentation as Augmentation
@@ -113,12 +113,12 @@ def view(
     The same key gives the same pixels in any order, process or thread.
 
     Args:
-        image: upright, mode RGB, any size from 1x1, as `images.open_upright` returns it.
+        image: upright, mode RGB, any size from 1x1, as `decode` returns it.
         rule: the card's preprocessing.
         augmentation: limits of the augmentation; `AUGMENTATIONS["none"]` gives the pixels of `center_crop`.
         key: non-negative integers, for instance (seed, epoch, index of the picture).
         label: name of the picture's class, which `no_flip` may list.
-        part: (width, height) in pixels that the picture covers of the image, as in `images.Upright`; None for all.
+        part: (width, height) in pixels that the picture covers of the image, as in `DecodedPicture`; None for all.
 
     Returns:
         (3, height, width) of `rule.shape`, uint8, RGB, 0 to 255, on the CPU.
@@ -140,7 +140,11 @@ def view(
         piece = Image.fromarray(crop_image(image, rule, part))
     else:
         piece = _cut(image, rule, augmentation.scale, changes, part)
-    piece = _recolored(_mirrored(piece, changes), changes)
+    if changes.mirrored:
+        piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if changes.upside_down:
+        piece = piece.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    piece = _recolored(piece, changes)
     if augmentation.randaugment:
         piece = _randaugmented(piece, augmentation.randaugment, changes.seed)
     return torch.from_numpy(np.array(piece).transpose(2, 0, 1).copy())
@@ -214,28 +218,15 @@ def _clipped(center: float, step: float, count: int, end: float) -> _Span:
     return _Span(count - before - after, max(0.0, first), min(end, last), (before, after))
 
 
-def _mirrored(image: Image.Image, changes: Changes) -> Image.Image:
-    if changes.mirrored:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if changes.upside_down else image
-
-
 def _recolored(image: Image.Image, changes: Changes) -> Image.Image:
     """Apply brightness, contrast, saturation, hue and blur, as torchvision does for PIL images."""
-    if (
-        changes.brightness == changes.contrast == changes.saturation == 1
-        and changes.hue == 0
-        and changes.blur < FAINTEST_BLUR
-    ):
+    names = [name for name in ("brightness", "contrast", "saturation") if getattr(changes, name) != 1]
+    if not names and changes.hue == 0 and changes.blur < FAINTEST_BLUR:
         return image
     from torchvision.transforms.v2 import functional
 
-    for adjust, factor in (
-        (functional.adjust_brightness, changes.brightness),
-        (functional.adjust_contrast, changes.contrast),
-        (functional.adjust_saturation, changes.saturation),
-    ):
-        image = image if factor == 1 else adjust(image, factor)
+    for name in names:
+        image = getattr(functional, f"adjust_{name}")(image, getattr(changes, name))
     if changes.hue:
         image = functional.adjust_hue(image, changes.hue / 360)
     if changes.blur >= FAINTEST_BLUR:
@@ -265,7 +256,6 @@ def _randaugmented(image: Image.Image, magnitude: int, seed: int) -> Image.Image
 
 
 MixKind = Literal["mixup", "cutmix"]
-Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels; the last two are exclusive
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,12 +265,13 @@ class Mix:
     Attributes:
         permutation: (N,) int64 on the CPU, index of each picture's partner.
         share: weight of the picture itself, 0 to 1, in pixels and targets; the rest is its partner's.
-        box: for CutMix, the box that the partner covers; None for MixUp.
+        box: for CutMix, (top, left, bottom, right) of the box that the partner covers, in pixels; the last two are
+            exclusive. None for MixUp.
     """
 
     permutation: Tensor
     share: float
-    box: Box | None = None
+    box: tuple[int, int, int, int] | None = None
 
     def apply(
         self,
@@ -440,38 +431,26 @@ def view_sheet(
             mix = replace(drawn, permutation=torch.arange(len(photos)).roll(1))
             batch, _ = mix.apply(torch.stack(seen).float(), torch.zeros(len(photos), 1))
             seen = list(batch.round().to(torch.uint8))
-            words = _mix_captions(mix, photos)
+            words = [
+                f"{mix.share:.0%} {photo.name}\n{1 - mix.share:.0%} {photos[partner].name}"
+                for photo, partner in zip(photos, mix.permutation.tolist(), strict=True)
+            ]
         for row, pixels, said in zip(rows, seen, words, strict=True):
             row.append((np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), said))
     columns = views + 1 if views < MOST_COLUMNS else 4 if views < 16 else MOST_COLUMNS
     width = min(max(rule.shape[1], NARROWEST), WIDEST)
-    tiles = [tile for row in rows for tile in _padded_row(row, columns, width)]
+    blank = (Image.new("RGB", (width, 1), overlays.PAPER), "")
+    tiles = []
+    for row in rows:
+        tiles += [(enlarged(pixels, width), said) for pixels, said in row] + [blank] * (-len(row) % columns)
     return overlays.sheet(tiles, columns, width, title)
 
 
-def _padded_row(row: Sequence[tuple[Pixels, str]], columns: int, width: int) -> list[tuple[Image.Image, str]]:
-    """Tiles of a picture, padded with blanks to full rows."""
-    blank = (Image.new("RGB", (width, 1), overlays.PAPER), "")
-    return [(enlarged(pixels, width), words) for pixels, words in row] + [blank] * (-len(row) % columns)
-
-
 def _caption(changes: Changes) -> str:
-    said = [f"{changes.rotation:+.0f}°"] if round(changes.rotation) else []
-    said += [
-        words
-        for words, there in (
-            ("mirrored", changes.mirrored),
-            ("upside down", changes.upside_down),
-            ("blurred", changes.blur >= FAINTEST_BLUR),
-        )
-        if there
-    ]
-    return ", ".join(said)
-
-
-def _mix_captions(mix: Mix, photos: Sequence[Photo]) -> list[str]:
-    """Captions with the shares of each picture and its partner."""
-    return [
-        f"{mix.share:.0%} {photo.name}\n{1 - mix.share:.0%} {photos[partner].name}"
-        for photo, partner in zip(photos, mix.permutation.tolist(), strict=True)
-    ]
+    words = {
+        f"{changes.rotation:+.0f}°": round(changes.rotation),
+        "mirrored": changes.mirrored,
+        "upside down": changes.upside_down,
+        "blurred": changes.blur >= FAINTEST_BLUR,
+    }
+    return ", ".join(said for said, there in words.items() if there)

@@ -18,7 +18,6 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from convnets_torch.files import sha256
-from convnets_torch.images.decoding import MOST_BYTES, Reading, open_upright
+from convnets_torch.images.decoding import AS_IS, MOST_BYTES, Reading, decode
 from convnets_torch.images.finding import few
 from convnets_torch.images.labelled import (
     LabelledPictures,
@@ -35,12 +34,13 @@ from convnets_torch.images.labelled import (
     check_once,
     find_labelled,
     in_several,
-    number_remarks,
+    number_notes,
 )
 from convnets_torch.images.preprocessing import Preprocessing
+from convnets_torch.options import FormerAttribute
 from convnets_torch.training.augmentation import Augmentation, view
 
-Labelled = tuple[tuple[Path, int], ...]
+LabelledPaths = tuple[tuple[Path, int], ...]
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,17 @@ class Dataset:
         train: (path, index of its class in `classes`, or of its label set in `sets`), sorted by index, then path.
         val: the same for validation; classes with a single picture, or without a validation picture, have none.
         split: how `val` was chosen, in words.
-        remarks: notes on what was left out or is doubtful.
+        notes: on what was left out or is doubtful.
         sets: for multi-label data, the distinct label sets, as indices in `classes`; otherwise empty.
     """
 
     classes: tuple[str, ...]
-    train: Labelled
-    val: Labelled
+    train: LabelledPaths
+    val: LabelledPaths
     split: str
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     sets: tuple[tuple[int, ...], ...] = ()
+    remarks = FormerAttribute("notes")
 
     def names_of(self, label: int) -> tuple[str, ...]:
         """Class names of a picture, from its index in `train` or `val`."""
@@ -127,11 +128,11 @@ def find_dataset(
     found = find_labelled(data, truth, columns=columns, partial=partial, exclude=exclude, several=True)
     kept = found.of("train", "val", None)
     check_classes(kept)
-    remarks = [*kept.remarks, *number_remarks(kept)]
+    notes = [*kept.remarks, *number_notes(kept)]
     if tested := len(found.paths) - len(kept.paths):
-        remarks.append(f"{found.where}: left out {tested} pictures of test")
+        notes.append(f"{found.where}: left out {tested} pictures of test")
     if kept.several is not None:
-        return _multi_label(kept, val_share, seed, remarks)
+        return _multi_label(kept, val_share, seed, notes)
     check_once(kept.by_class())
     train, val, split = kept.of("train", None).by_class(), kept.of("val").by_class(), kept.split
     _check_in_train(found.where, train, val)
@@ -143,9 +144,9 @@ def find_dataset(
             f"{found.where}: every class has only one picture, or copies of one, so none is left for validation; add"
             " some"
         )
-    remarks += _missing_in_val(found.where, train, val)
+    notes += _missing_in_val(found.where, train, val)
     classes = tuple(sorted(train))
-    return Dataset(classes, _as_labelled(classes, train), _as_labelled(classes, val), split, tuple(remarks))
+    return Dataset(classes, _as_labelled(classes, train), _as_labelled(classes, val), split, tuple(notes))
 
 
 def _check_in_train(where: Path, train: Collection[str], val: Collection[str]) -> None:
@@ -157,7 +158,7 @@ def _check_in_train(where: Path, train: Collection[str], val: Collection[str]) -
 
 
 def _missing_in_val(where: Path, train: Collection[str], val: Collection[str]) -> list[str]:
-    """A remark on classes without validation pictures."""
+    """A note on classes without validation pictures."""
     missing = sorted(set(train) - set(val))
     if not missing:
         return []
@@ -167,7 +168,7 @@ def _missing_in_val(where: Path, train: Collection[str], val: Collection[str]) -
     ]
 
 
-def _multi_label(found: LabelledPictures, val_share: float, seed: int, remarks: Sequence[str]) -> Dataset:
+def _multi_label(found: LabelledPictures, val_share: float, seed: int, notes: Sequence[str]) -> Dataset:
     """The dataset of multi-label pictures."""
     if words := in_several(found.by_class()):
         raise ValueError(f"{words}; give them the same labels, or exclude them (--exclude, exclude in Python)")
@@ -186,18 +187,15 @@ def _multi_label(found: LabelledPictures, val_share: float, seed: int, remarks: 
     sets = {path: tuple(sorted(places[label] for label in labels)) for path, labels in every.items()}
     numbers = {each: number for number, each in enumerate(sorted(set(sets.values())))}
 
-    def listed(side: Iterable[Path]) -> Labelled:
+    def listed(side: Iterable[Path]) -> LabelledPaths:
         return tuple((path, number) for number, path in sorted((numbers[sets[path]], path) for path in side))
 
-    told = (*remarks, *_missing_in_val(found.where, learnt, judged))
-    return Dataset(classes, listed(train), listed(val), split, told, tuple(numbers))
+    notes = (*notes, *_missing_in_val(found.where, learnt, judged))
+    return Dataset(classes, listed(train), listed(val), split, notes, tuple(numbers))
 
 
 def _split_labels(every: Mapping[Path, tuple[str, ...]], val_share: float, seed: int) -> set[Path]:
-    """Choose validation pictures by content rank: a share of each label, rarest first, then of unlabelled pictures.
-
-    At least one picture with each label remains for training.
-    """
+    """Choose by content rank a share of each label but not all, rarest first, then of unlabelled pictures."""
     contents: dict[str, list[Path]] = {}
     for path in every:
         contents.setdefault(_content(path), []).append(path)
@@ -231,7 +229,7 @@ def check_batch(dataset: Dataset, batch: int) -> None:
         )
 
 
-def _as_labelled(classes: tuple[str, ...], found: Mapping[str, Iterable[Path]]) -> Labelled:
+def _as_labelled(classes: tuple[str, ...], found: Mapping[str, Iterable[Path]]) -> LabelledPaths:
     return tuple((path, label) for label, name in enumerate(classes) for path in sorted(found.get(name, ())))
 
 
@@ -270,26 +268,18 @@ def _content(path: Path) -> str:
         return str(path)
 
 
-Place = tuple[int, int]  # epoch, number of the picture
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """Return a permutation of `count` items for an epoch.
-
-    >>> sorted(epoch_order(5, seed=0, epoch=1)), epoch_order(5, 0, 1) == epoch_order(5, 0, 1)
-    ([0, 1, 2, 3, 4], True)
-    """
-    order: list[int] = np.random.default_rng((seed, epoch)).permutation(count).tolist()
-    return order
+EpochItem = tuple[int, int]  # epoch, number of the picture
 
 
 def batches(count: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return an epoch's batches of indices; the last one may be smaller.
+    """Return an epoch's batches of indices, shuffled; the last one may be smaller.
 
     >>> list(map(len, batches(10, 4, seed=0, epoch=1)))
     [4, 4, 2]
+    >>> sorted(batches(5, 5, seed=0, epoch=1)[0])
+    [0, 1, 2, 3, 4]
     """
-    order = epoch_order(count, seed, epoch)
+    order: list[int] = np.random.default_rng((seed, epoch)).permutation(count).tolist()
     return [order[start : start + batch] for start in range(0, count, batch)]
 
 
@@ -306,7 +296,7 @@ class ViewedPictures(TorchDataset[Tensor]):
         rule: the card's preprocessing.
         augmentation: limits of the augmentation.
         seed: of the augmentation.
-        reading: other keywords of `Reading`.
+        reading: how files are decoded; `rule` decides on EXIF.
     """
 
     def __init__(
@@ -317,19 +307,19 @@ class ViewedPictures(TorchDataset[Tensor]):
         rule: Preprocessing,
         augmentation: Augmentation,
         seed: int,
-        reading: Mapping[str, Any] | None = None,
+        reading: Reading = AS_IS,
     ) -> None:
         self.paths, self.labels, self.digests = paths, labels, digests
         self.rule, self.augmentation, self.seed = rule, augmentation, seed
-        self.reading = Reading(rule.exif, **(reading or {}))
+        self.reading = reading._replace(exif=rule.exif)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: Place) -> Tensor:
+    def __getitem__(self, item: EpochItem) -> Tensor:
         """Return (height, width, 3) uint8, RGB."""
-        epoch, number = place
-        found = open_upright(self.paths[number], self.reading)
+        epoch, number = item
+        found = decode(self.paths[number], self.reading)
         content = int(self.digests[number][:16], 16)
         pixels = view(
             found.image,
@@ -342,12 +332,8 @@ class ViewedPictures(TorchDataset[Tensor]):
         return pixels.permute(1, 2, 0)
 
 
-def loaded(views: ViewedPictures, steps: Sequence[Sequence[Place]], workers: int) -> Generator[Tensor, None, None]:
-    """Yield the batches of the given steps, each (N, height, width, 3) uint8.
-
-    Args:
-        steps: (epoch, number) of the pictures of each step.
-        workers: number of worker processes; 0 loads in this process.
+def loaded(views: ViewedPictures, steps: Sequence[Sequence[EpochItem]], workers: int) -> Generator[Tensor, None, None]:
+    """Yield the batch of each step, (N, height, width, 3) uint8, loaded in `workers` processes or, if 0, in this one.
 
     Raises:
         OSError, ValueError: a picture can no longer be read; the message is the same in any process.
@@ -402,9 +388,9 @@ class _ViewsOrErrors(TorchDataset["Tensor | Exception"]):
     def __init__(self, views: ViewedPictures) -> None:
         self._views = views
 
-    def __getitem__(self, place: Place) -> Tensor | Exception:
+    def __getitem__(self, item: EpochItem) -> Tensor | Exception:
         try:
-            return self._views[place]
+            return self._views[item]
         except (OSError, ValueError) as error:
             return error
 

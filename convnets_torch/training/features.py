@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convnets_torch.embeddings.cache import KeptVectors, Vector, embed_kept
+from convnets_torch.embeddings.cache import CachedVectors, Computed, Vector, embed_cached
 from convnets_torch.embeddings.extraction import Embedder
+from convnets_torch.images.decoding import Reading, ReadingKeywords
 from convnets_torch.images.finding import few
 from convnets_torch.inference.pipeline import BATCH, Input, Inputs, run_pictures
 from convnets_torch.networks import Network
-from convnets_torch.training.datasets import Dataset, Labelled, ViewedPictures
+from convnets_torch.training.datasets import Dataset, LabelledPaths, ViewedPictures
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.settings import Settings
 
@@ -49,19 +50,34 @@ class Features:
         train, val: usable pictures.
         failed: errors of the other pictures.
         computed: number of vectors that were not in the cache.
-        remarks: notes on the cache.
+        notes: on the cache and on the pictures.
     """
 
     train: Side
     val: Side
     failed: Mapping[Path, Exception]
     computed: int
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def without_vectors(self) -> Features:
         """Drop the vectors, which only stage one needs, to free memory."""
         train, val = (replace(side, features=side.features[:, :, :0].clone()) for side in (self.train, self.val))
         return replace(self, train=train, val=val)
+
+
+@dataclass(frozen=True)
+class LeakedPicture:
+    """A validation picture that is a near-duplicate of a training picture.
+
+    Attributes:
+        path: the validation picture.
+        of: the most similar training picture.
+        similarity: cosine similarity of their vectors.
+    """
+
+    path: Path
+    of: Path
+    similarity: float
 
 
 def cached_features(
@@ -71,7 +87,7 @@ def cached_features(
     group: Group,
     cache: Path | None,
     progress: Callable[[int, int], None] | None,
-    reading: Mapping[str, Any] | None = None,
+    reading: ReadingKeywords,
 ) -> Features:
     """Compute or load the input of the last dense layer for every picture of a dataset.
 
@@ -80,15 +96,20 @@ def cached_features(
     Raises:
         OSError: the cache cannot be written.
         ValueError: a class has no usable training picture, or there is no usable validation picture; or as
-            `embed_kept`.
+            `embed_cached`.
     """
     no_flip = settings.augmentation.no_flip
     names = {path: dataset.shown_as(label, no_flip) for path, label in (*dataset.val, *dataset.train)}
     paths = list(names)
     mine = [paths[place] for place in group.share(range(len(paths)))]
-    found = _Collected(*([] for _ in range(3)))
-    whole = embed_kept(network, mine, cache=cache, progress=progress, reading=reading)
-    views = [found.add(whole, mine)]
+    found: list[CachedVectors] = []
+    files = Reading(**reading)
+
+    def embed(some: list[Path], **how: Any) -> dict[Path, Vector]:
+        found.append(embed_cached(network, some, cache=cache, progress=progress, reading=files, **how))
+        return {path: vector for path in some if (vector := found[-1].of(path)) is not None}
+
+    views = [embed(mine)]
     learnt = {path for path, _ in dataset.train}
     for number in range(1, settings.views):
         views.append({})
@@ -96,81 +117,55 @@ def cached_features(
             some = [path for path in mine if path in learnt and (names[path] in no_flip) is still]
             made = {"view": str(number), "augmentation": json.dumps(settings.augmentation.to_dict())}
             made |= {"seed": str(settings.seed), "still": str(still)}
-            compute = _ViewEmbedder(settings, number, names, reading or {})
-            views[-1] |= found.add(
-                embed_kept(network, some, cache=cache, progress=progress, reading=reading, compute=compute, made=made),
-                some,
-            )
+            compute = partial(_embed_view, settings, number, names, files)
+            views[-1] |= embed(some, compute=compute, made=made)
     device = next(network.parameters()).device
-    rows = _exchanged(paths, mine, whole.digests, views, learnt, group, device)
+    rows = _exchanged(paths, mine, found[0].digests, views, learnt, group, device)
     train, val = (_side(rows, dataset, some, name) for name, some in (("train", dataset.train), ("val", dataset.val)))
-    return found.of_all(group, device, train, val)
+    return Features(train, val, *_merged(found, group, device))
 
 
-@dataclass(frozen=True)
-class _Collected:
-    """Errors, counts and remarks collected over several views."""
-
-    failed: list[tuple[Path, Exception]]
-    computed: list[int]
-    remarks: list[str]
-
-    def add(self, kept: KeptVectors, paths: Sequence[Path]) -> dict[Path, Vector]:
-        self.failed.extend(kept.failed.items())
-        self.computed.append(kept.computed)
-        self.remarks.extend(kept.remarks)
-        return {path: vector for path in paths if (vector := kept.of(path)) is not None}
-
-    def of_all(self, group: Group, device: torch.device, train: Side, val: Side) -> Features:
-        """Merge with those of the other processes."""
-        failed, computed, remarks = dict(self.failed), sum(self.computed), dict.fromkeys(self.remarks)
-        mine = {"failed": {str(path): str(error) for path, error in failed.items()}}
-        told = json.dumps(mine | {"computed": computed, "remarks": [*remarks]})
-        for rank, text in enumerate(group.texts(told, device)):
-            if rank != group.rank:
-                theirs = json.loads(text)
-                failed |= {Path(path): ValueError(words) for path, words in theirs["failed"].items()}
-                computed += theirs["computed"]
-                remarks |= dict.fromkeys(theirs["remarks"])
-        return Features(train, val, failed, computed, tuple(remarks))
+def _merged(
+    found: Sequence[CachedVectors], group: Group, device: torch.device
+) -> tuple[dict[Path, Exception], int, tuple[str, ...]]:
+    """Merge errors, counts and notes of all views and all processes."""
+    failed = {path: error for kept in found for path, error in kept.failed.items()}
+    computed = sum(kept.computed for kept in found)
+    notes = dict.fromkeys(note for kept in found for note in kept.remarks)
+    mine = {"failed": {str(path): str(error) for path, error in failed.items()}, "computed": computed}
+    for rank, text in enumerate(group.texts(json.dumps(mine | {"notes": [*notes]}), device)):
+        if rank != group.rank:
+            theirs = json.loads(text)
+            failed |= {Path(path): ValueError(words) for path, words in theirs["failed"].items()}
+            computed += theirs["computed"]
+            notes |= dict.fromkeys(theirs["notes"])
+    return failed, computed, tuple(notes)
 
 
-@dataclass(frozen=True)
-class _ViewEmbedder:
-    """Computes the vectors of one augmented view of pictures."""
+def _embed_view(
+    settings: Settings,
+    view: int,
+    names: Mapping[Path, str],
+    reading: Reading,
+    network: nn.Module,
+    missing: Mapping[Path, str],
+) -> Computed:
+    """Return the rows of one augmented view of the missing pictures, in order."""
+    embedder = Embedder(network)
+    assert embedder.card is not None
+    rule, paths = embedder.card.preprocessing, list(missing)
+    labels, digests = [names[path] for path in paths], list(missing.values())
+    views = ViewedPictures(paths, labels, digests, rule, settings.augmentation, settings.seed, reading)
+    inputs = Inputs(rule, next(network.parameters()).device)
 
-    settings: Settings
-    number: int
-    names: Mapping[Path, str]
-    reading: Mapping[str, Any]
+    def prepare(number: int) -> Input:
+        return Input(views[FIXED_VIEWS + view, number].numpy())
 
-    def __call__(
-        self, network: nn.Module, missing: Mapping[Path, str]
-    ) -> Generator[tuple[Path, Vector | Exception], None, None]:
-        embedder = Embedder(network)
-        assert embedder.card is not None
-        rule, device, paths = embedder.card.preprocessing, next(network.parameters()).device, list(missing)
-        labels, digests = [self.names[path] for path in paths], list(missing.values())
-        views = ViewedPictures(
-            paths, labels, digests, rule, self.settings.augmentation, self.settings.seed, self.reading
-        )
-        inputs = Inputs(rule, device)
+    def run(items: list[Input]) -> list[Vector]:
+        with torch.inference_mode():
+            return list(embedder(inputs.images(items)).float().cpu().numpy())
 
-        def prepare(number: int) -> Input:
-            return Input(views[FIXED_VIEWS + self.number, number].numpy())
-
-        def run(items: list[Input]) -> list[Vector]:
-            with torch.inference_mode():
-                return list(embedder(inputs.images(items)).float().cpu().numpy())
-
-        with closing(run_pictures(range(len(paths)), prepare, run, batch=BATCH)) as rows:
-            for row in rows:
-                found = row.error if row.value is None else row.value
-                assert found is not None
-                yield paths[row.picture], found
-
-
-Row = tuple[str, Tensor]  # sha256 of a picture's content, and its vectors (views, values)
+    return run_pictures(range(len(paths)), prepare, run, batch=BATCH)
 
 
 def _exchanged(
@@ -181,8 +176,8 @@ def _exchanged(
     learnt: set[Path],
     group: Group,
     device: torch.device,
-) -> dict[Path, Row]:
-    """Exchange usable pictures and vectors: each process fills its own rows, and an all-reduce adds them up."""
+) -> dict[Path, tuple[str, Tensor]]:
+    """All-reduce the sha256 and vectors (views, values) of usable pictures; each process fills its own rows."""
     widths = torch.zeros(group.size, dtype=torch.int64, device=device)
     widths[group.rank] = max((len(vector) for vector in views[0].values()), default=0)
     width = int(group.total(widths).max())
@@ -203,7 +198,7 @@ def _exchanged(
     }
 
 
-def _side(rows: Mapping[Path, Row], dataset: Dataset, pictures: Labelled, name: str) -> Side:
+def _side(rows: Mapping[Path, tuple[str, Tensor]], dataset: Dataset, pictures: LabelledPaths, name: str) -> Side:
     usable = [(path, label) for path, label in pictures if path in rows]
     labels = torch.tensor([label for _, label in usable], dtype=torch.int64)
     if dataset.sets:

@@ -15,40 +15,43 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from convnets_torch.card import with_learnt
 from convnets_torch.embeddings.cache import fingerprint
 from convnets_torch.embeddings.duplicates import find_leaks
 from convnets_torch.files import check_kept, check_writable
-from convnets_torch.images.levels import Background, Depth, said_levels
+from convnets_torch.images.decoding import Reading, ReadingKeywords
+from convnets_torch.images.levels import said_levels
 from convnets_torch.inference.pipeline import BATCH, ready_card
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
+from convnets_torch.options import checked, former_names, renamed, shows
 from convnets_torch.training.datasets import Dataset, ViewedPictures, check_batch
 from convnets_torch.training.distributed import joined
-from convnets_torch.training.features import Features, Side, cached_features
+from convnets_torch.training.features import Features, LeakedPicture, cached_features
 from convnets_torch.training.running import (
+    Callbacks,
+    Checkpointer,
     EpochRow,
-    Keeper,
-    Progress,
-    Reports,
+    TrainingProgress,
     TrainingStopped,
     best_epoch,
     check_arrays,
     damaged,
     draw_history,
-    read_progress,
+    read_checkpoint,
     run_stage,
     save_history_csv,
 )
 from convnets_torch.training.settings import Settings
-from convnets_torch.training.stages import HeadStage, LayerRow, LayersStage, own_parameters, unfrozen, what_trains
+from convnets_torch.training.stages import HeadStage, LayersStage, own_parameters, unfrozen, what_trains
 from convnets_torch.visualization import charts
 from convnets_torch.weights import planned, save, with_last_layer
 
@@ -56,21 +59,6 @@ LEAK = 0.98  # cosine similarity from which two pictures are near-duplicates
 MOST_WORKERS = 16
 ARRAYS = 5  # per parameter in a checkpoint: current, at the best epoch, two of the optimizer, and after stage one
 FURTHER = 1 << 27  # maximum bytes of a checkpoint beyond those, for its state and the names of arrays
-
-
-@dataclass(frozen=True)
-class LeakedPicture:
-    """A validation picture that is a near-duplicate of a training picture.
-
-    Attributes:
-        path: the validation picture.
-        of: the most similar training picture.
-        similarity: cosine similarity of their vectors.
-    """
-
-    path: Path
-    of: Path
-    similarity: float
 
 
 class LeakError(ValueError):
@@ -109,23 +97,6 @@ class Finetuned:
     leaks: tuple[LeakedPicture, ...]
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Callbacks of `finetune`; each may be None.
-
-    Attributes:
-        pictures: called with the number of pictures whose features are ready, and the total.
-        found: called once before training, with the features and the leaks.
-        layers: called once after stage one, with the table of trained layers.
-        reports: callbacks of epochs and steps.
-    """
-
-    pictures: Callable[[int, int], None] | None = None
-    found: Callable[[Features, list[LeakedPicture]], None] | None = None
-    layers: Callable[[list[LayerRow]], None] | None = None
-    reports: Reports = field(default_factory=Reports)
-
-
 def checkpoint_of(output: Path) -> Path:
     """Return the path of the checkpoint for an output.
 
@@ -144,6 +115,8 @@ def outputs_of(output: Path) -> tuple[Path, Path]:
     return output.with_name(f"{output.stem}.history.csv"), output.with_name(f"{output.stem}.history.png")
 
 
+@renamed(watch="callbacks")
+@shows(ReadingKeywords, Reading)
 def finetune(
     network: Network,
     dataset: Dataset,
@@ -156,11 +129,8 @@ def finetune(
     leak_threshold: float = LEAK,
     workers: int | None = None,
     cache: Path | None = None,
-    watch: Watch | None = None,
-    max_pixels: int | None = None,
-    allow_truncated: bool = False,
-    depth: Depth = None,
-    background: Background = None,
+    callbacks: Callbacks | None = None,
+    **reading: Unpack[ReadingKeywords],
 ) -> Finetuned:
     """Fine-tune a network for the classes of a dataset, and save the best epoch's parameters with a card.
 
@@ -179,19 +149,19 @@ def finetune(
         leak_threshold: cosine similarity from which pictures are near-duplicates; above 0, up to 1.
         workers: processes that load and augment pictures; by default none on the CPU, else one per core, up to 16.
         cache: folder of the feature cache, as in `embed_classes`.
-        watch: callbacks.
-        max_pixels, allow_truncated, depth, background: as in `read_picture`.
+        callbacks: called while training.
+        reading: as for `read_picture`.
 
     Raises:
         LeakError: validation pictures are near-duplicates of training pictures.
-        TrainingStopped: `watch.reports.stop` returned True; a checkpoint, or the features so far, were saved.
+        TrainingStopped: `callbacks.stop` returned True; a checkpoint, or the features so far, were saved.
         ValueError: there are fewer pictures than a batch, or too few usable ones; a loss became NaN; the checkpoint is
             of another run, or exists without `resume`; or the network has no card, is in training mode or was prepared.
         OSError: a file cannot be written; checkpoint and output keep their previous content.
     """
-    settings, watch = settings or Settings(), watch or Watch()
-    reading = {"max_pixels": max_pixels, "allow_truncated": allow_truncated, "depth": depth, "background": background}
-    levels = said_levels(depth, background)
+    settings, callbacks = settings or Settings(), callbacks or Callbacks()
+    how = Reading(**checked(reading, ReadingKeywords))
+    levels = said_levels(how.depth, how.background)
     if dataset.sets and settings.activation != "sigmoid":
         raise ValueError(
             "the pictures have several labels, but softmax is for mutually exclusive classes; use sigmoid:"
@@ -214,25 +184,31 @@ def finetune(
         )
     device = next(network.parameters()).device
     with joined(device) as group, deterministic(device):
-        features = cached_features(network, dataset, settings, group, cache, _feature_callback(watch), reading)
-        _check_usable(features, settings.batch)
-        leaks = _leaks(features, leak_threshold)
-        if watch.found is not None:
-            watch.found(features, leaks)
+        features = cached_features(network, dataset, settings, group, cache, _feature_callback(callbacks), reading)
+        train, val = features.train, features.val
+        if len(train.paths) < settings.batch:
+            raise ValueError(
+                f"{len(train.paths)} training pictures are usable, fewer than a batch of {settings.batch}; lower"
+                " --batch-size"
+            )
+        found = find_leaks(val.features[0].numpy(), train.features[0].numpy(), leak_threshold)
+        leaks = [LeakedPicture(val.paths[leak.row], train.paths[leak.of], leak.similarity) for leak in found]
+        if callbacks.found is not None:
+            callbacks.found(features, leaks)
         if leaks and not allow_leaks:
-            raise LeakError(leaks, len(features.val.paths))
+            raise LeakError(leaks, len(val.paths))
         identity = {
             "settings": settings.to_dict(),
             "network": fingerprint(network),
             "data": _data_fingerprint(dataset, features, levels),
         }
-        keeper = Keeper(checkpoint, identity, group)
+        checkpointer = Checkpointer(checkpoint, identity, group)
         arrays: dict[str, Tensor] = {}
-        progress = Progress()
+        progress = TrainingProgress()
         if checkpoint.exists():
             most = ARRAYS * sum(values.numel() * values.element_size() for values in empty.parameters()) + FURTHER
             arrays, progress = _read_checkpoint(checkpoint, identity, settings, most)
-        if len(set(group.texts(json.dumps(progress.to_dict()), device))) > 1:
+        if len(set(group.texts(json.dumps(asdict(progress)), device))) > 1:
             raise ValueError(
                 f"the processes do not all find the same {checkpoint}; name an output in a folder that all share"
             )
@@ -243,38 +219,40 @@ def finetune(
             change = f"fine-tuned for {len(dataset.classes)} classes"
             return with_last_layer(network, *head, dataset.classes, change, activation=settings.activation)
 
-        head = _first_stage(features, len(dataset.classes), settings, keeper, progress, arrays, watch.reports, device)
+        head = _first_stage(features, len(dataset.classes), settings, checkpointer, progress, arrays, callbacks, device)
         features = features.without_vectors()
+        train, val = features.train, features.val
         tuned = with_head()
-        if watch.layers is not None:
-            watch.layers(what_trains(tuned, names if settings.epochs else names[-2:]))
+        if callbacks.layers is not None:
+            callbacks.layers(what_trains(tuned, names if settings.epochs else names[-2:]))
         if settings.epochs:
             if progress.stage == 1:
-                progress.stage, keeper.best, arrays = 2, {}, {}
+                progress.stage, checkpointer.best, arrays = 2, {}, {}
             own_parameters(tuned, names)
-            views = _views(tuned, dataset, features.train, settings, reading)
-            loading = _workers(device) if workers is None else workers
-            stage = LayersStage(
-                tuned, names, views, features.train.labels, features.val.paths, features.val.labels, settings, group,
-                loading,
-            )  # fmt: skip
+            shown = {path: dataset.shown_as(label, settings.augmentation.no_flip) for path, label in dataset.train}
+            labels = [shown[path] for path in train.paths]
+            views = ViewedPictures(
+                train.paths, labels, train.digests, card.preprocessing, settings.augmentation, settings.seed, how
+            )
+            if workers is None:  # on the CPU, the network needs all cores
+                workers = 0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
+            stage = LayersStage(tuned, names, views, train.labels, val.paths, val.labels, settings, group, workers)
             if arrays:
-                keeper.restore(stage, progress, arrays)
+                checkpointer.restore(stage, progress, arrays)
             arrays = {}  # free memory; the stage has copied what it needs
             more = dict(zip(("weight", "bias"), head, strict=True))
-            run_stage(stage, progress, settings.epochs, settings.patience, keeper, watch.reports, more)
+            run_stage(stage, progress, settings.epochs, settings.patience, checkpointer, callbacks, more)
             tuned = with_head()  # the result if the best epoch is one of stage one
-            if keeper.best:
+            if checkpointer.best:
                 own_parameters(tuned, names)
-                keeper.give_best(tuned)
+                checkpointer.give_best(tuned)
         best = best_epoch(progress.history)
         about = {
             "from": {"file": started_from, "parameters": identity["network"]},
             "settings": settings.to_dict(),
             "data": {
-                "split": dataset.split, "train": len(features.train.paths), "val": len(features.val.paths),
-                "several_labels": bool(dataset.sets),
-                **levels,
+                "split": dataset.split, "train": len(train.paths), "val": len(val.paths),
+                "several_labels": bool(dataset.sets), **levels,
             },
             "metrics": {
                 "epoch": best.epoch, "stage": best.stage, best.measure: best.score, "val_loss": best.val_loss,
@@ -283,12 +261,12 @@ def finetune(
         }  # fmt: skip
         assert tuned.card is not None
         described = replace(tuned.card, unknown={**tuned.card.unknown, "finetuning": about})
-        tuned.card = with_learnt(described, features.train.digests, features.val.digests)
+        tuned.card = with_learnt(described, train.digests, val.digests)
         if group.first:
             save(tuned, output)
             save_history_csv(progress.history, written[0])
             if reason := charts.why_not():
-                warnings.warn(f"{written[1]} is left out: {reason}", charts.ChartWarning, stacklevel=2)
+                warnings.warn(f"{written[1]} is left out: {reason}", charts.ChartWarning, stacklevel=3)
                 written[1].unlink(missing_ok=True)  # a chart of an earlier training would not match
             else:
                 charts.save_chart(draw_history(progress.history)[0], written[1])
@@ -301,10 +279,10 @@ def _first_stage(
     features: Features,
     classes: int,
     settings: Settings,
-    keeper: Keeper,
-    progress: Progress,
+    checkpointer: Checkpointer,
+    progress: TrainingProgress,
     arrays: dict[str, Tensor],
-    reports: Reports,
+    callbacks: Callbacks,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Run stage one, or read its result from a checkpoint of stage two; return weight and bias of the last layer."""
@@ -318,7 +296,7 @@ def _first_stage(
         try:
             check_arrays(wanted, before)
         except ValueError as error:
-            raise damaged(keeper.path, str(error)) from None
+            raise damaged(checkpointer.path, str(error)) from None
         return before["before.weight"].to(device), before["before.bias"].to(device)
     stage = HeadStage(
         train.features.flatten(0, 1).to(device),
@@ -329,18 +307,18 @@ def _first_stage(
         settings,
     )
     if arrays:
-        keeper.restore(stage, progress, arrays)
-    run_stage(stage, progress, settings.head_epochs, settings.patience, keeper, reports, {})
-    keeper.give_best(stage.layer)
+        checkpointer.restore(stage, progress, arrays)
+    run_stage(stage, progress, settings.head_epochs, settings.patience, checkpointer, callbacks, {})
+    checkpointer.give_best(stage.layer)
     weight, bias = stage.unscaled()
-    return keeper.group.from_first(weight), keeper.group.from_first(bias)
+    return checkpointer.group.from_first(weight), checkpointer.group.from_first(bias)
 
 
 def _read_checkpoint(
     checkpoint: Path, identity: dict[str, Any], settings: Settings, most: int
-) -> tuple[dict[str, Tensor], Progress]:
+) -> tuple[dict[str, Tensor], TrainingProgress]:
     """Read a checkpoint of at most `most` bytes; raise ValueError if it is of another training."""
-    arrays, state, progress = read_progress(checkpoint, max_bytes=most)
+    arrays, state, progress = read_checkpoint(checkpoint, max_bytes=most)
     other = settings.differences(state["settings"])
     other += [
         f"another {word}"
@@ -357,34 +335,19 @@ def _read_checkpoint(
     return arrays, progress
 
 
-def _feature_callback(watch: Watch) -> Callable[[int, int], None]:
-    """Return a callback that reports progress and stops on request; finished vectors are cached.
-
-    It stops only between batches, because the last bits of a vector depend on the batch size.
-    """
+def _feature_callback(callbacks: Callbacks) -> Callable[[int, int], None]:
+    """Return a callback that reports progress and stops on request, between batches, on which last bits depend."""
 
     def tell(done: int, count: int) -> None:
-        if watch.pictures is not None:
-            watch.pictures(done, count)
-        if (done % BATCH == 0 or done == count) and watch.reports.stop is not None and watch.reports.stop():
+        if callbacks.pictures is not None:
+            callbacks.pictures(done, count)
+        if (done % BATCH == 0 or done == count) and callbacks.stop is not None and callbacks.stop():
             raise TrainingStopped(
                 f"stopped after the features of {done} of {count} pictures, which are cached; run the same command to"
                 " continue"
             )
 
     return tell
-
-
-def _check_usable(features: Features, batch: int) -> None:
-    count = len(features.train.paths)
-    if count < batch:
-        raise ValueError(f"{count} training pictures are usable, fewer than a batch of {batch}; lower --batch-size")
-
-
-def _leaks(features: Features, threshold: float) -> list[LeakedPicture]:
-    train, val = features.train, features.val
-    found = find_leaks(val.features[0].numpy(), train.features[0].numpy(), threshold)
-    return [LeakedPicture(val.paths[leak.row], train.paths[leak.of], leak.similarity) for leak in found]
 
 
 def _data_fingerprint(dataset: Dataset, features: Features, levels: dict[str, Any]) -> str:
@@ -396,21 +359,6 @@ def _data_fingerprint(dataset: Dataset, features: Features, levels: dict[str, An
         labels = side.labels if side.labels.dim() == 1 else side.labels.nonzero()
         digest.update(json.dumps([side.digests, labels.tolist()]).encode())
     return digest.hexdigest()
-
-
-def _views(
-    network: Network, dataset: Dataset, side: Side, settings: Settings, reading: dict[str, Any]
-) -> ViewedPictures:
-    assert network.card is not None
-    shown = {path: dataset.shown_as(label, settings.augmentation.no_flip) for path, label in dataset.train}
-    labels = [shown[path] for path in side.paths]
-    rule = network.card.preprocessing
-    return ViewedPictures(side.paths, labels, side.digests, rule, settings.augmentation, settings.seed, reading)
-
-
-def _workers(device: torch.device) -> int:
-    """Default number of workers; 0 on the CPU, where the network needs all cores."""
-    return 0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
 
 
 @contextlib.contextmanager
@@ -433,3 +381,7 @@ def deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         switches.fill_uninitialized_memory = filled
+
+
+if not TYPE_CHECKING:
+    __getattr__ = former_names(__name__, Watch="Callbacks")

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,10 @@ from torch.optim import SGD, Optimizer
 
 from convnets_torch import files
 from convnets_torch.files import open_own, replacing
+from convnets_torch.options import FormerAttribute, former_names, renamed
 from convnets_torch.safetensors_io import arrays_of_opened, write_arrays
 from convnets_torch.training.distributed import Group
-from convnets_torch.training.stages import Stage
+from convnets_torch.training.stages import LayerRow, Stage
 from convnets_torch.visualization import charts
 from convnets_torch.visualization.charts import Line
 from convnets_torch.visualization.overlays import CLASS_COLORS
@@ -30,6 +31,9 @@ from convnets_torch.visualization.overlays import CLASS_COLORS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from convnets_torch.training.features import Features, LeakedPicture
+
+MEASURES = ("val_accuracy", "val_mean_average_precision")  # metrics of an epoch; one of them is None
 STOP, BROKEN = 0, 1  # indices of the flags that processes exchange before each step
 
 
@@ -38,7 +42,7 @@ class TrainingStopped(Exception):
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Progress of a training; together with the arrays of a checkpoint, all that is needed to resume.
 
     Attributes:
@@ -76,88 +80,70 @@ class Progress:
         """Whether this stage has reached its maximum of `epochs` or run out of patience."""
         return self.done >= epochs or (patience > 0 and self.waited >= patience)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
-
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Progress:
-        """The inverse of `to_dict`.
+    def from_dict(cls, values: dict[str, Any]) -> TrainingProgress:
+        """The inverse of `asdict`; also reads rows of version 0.1, which called `lr` `rate`.
 
         Raises:
-            KeyError, TypeError: fields are missing or unknown.
+            KeyError, TypeError, AttributeError: fields are missing or unknown.
             ValueError: the values are inconsistent.
         """
-        found = cls(**{**values, "history": [EpochRow(**row) for row in values["history"]]})
+        rows = [{FORMER_FIELDS.get(name, name): value for name, value in row.items()} for row in values["history"]]
+        found = cls(**{**values, "history": [EpochRow(**row) for row in rows]})
         found._check()
         return found
 
     def _check(self) -> None:
         """Raise ValueError for values that no training writes, or that would keep one from ending."""
-        for name in ("stage", "step", "rows"):
-            _check_number(name, getattr(self, name), whole=True)
-        _check_number("loss", self.loss, least=-math.inf)  # rounding may bring it below 0
-        _check_number("seconds", self.seconds)
+        for record in (self, *self.history):
+            for name, value in vars(record).items():
+                kinds = (int,) if name in ("stage", "step", "rows", "epoch") else (int, float)
+                least = -math.inf if name.endswith("loss") else 0  # rounding may bring a loss below 0
+                if name == "history" or (name in MEASURES and value is None):
+                    continue
+                if type(value) not in kinds or not math.isfinite(value) or value < least:
+                    raise ValueError(f"{name} is {value!r:.80}")
         if self.stage not in (1, 2) or self.step > self.rows or bool(self.step) != bool(self.rows):
             raise ValueError(f"it is in stage {self.stage}, after step {self.step} and {self.rows} rows")
+        if any(sum(getattr(row, name) is None for name in MEASURES) != 1 for row in self.history):
+            raise ValueError("its epochs do not have one metric each")
+        if len({row.measure for row in self.history}) > 1:
+            raise ValueError("its epochs mix accuracies and mean average precisions")
         for number, row in enumerate(self.history, start=1):
-            for name in ("stage", "epoch"):
-                _check_number(name, getattr(row, name), whole=True)
-            for name in ("train_loss", "val_loss"):
-                _check_number(name, getattr(row, name), least=-math.inf)
-            for name in (row.measure, "rate", "seconds"):
-                _check_number(name, getattr(row, name))
             if row.epoch != number or row.score > 1:
                 raise ValueError(f"epoch {number} is number {row.epoch}, of {row.words} {row.score}")
-        if len({row.measure for row in self.history}) > 1 or any(
-            None not in (row.val_accuracy, row.val_mean_average_precision) for row in self.history
-        ):
-            raise ValueError("its epochs mix accuracies and mean average precisions")
         stages = [row.stage for row in self.history]
         if stages != sorted(stages) or not {*stages} <= {1, self.stage} or (self.stage == 2 and 1 not in stages):
             raise ValueError("its epochs are not in the order of the stages")
 
 
-def _check_number(name: str, value: Any, *, whole: bool = False, least: float = 0) -> None:
-    if type(value) not in ((int,) if whole else (int, float)) or not math.isfinite(value) or value < least:
-        raise ValueError(f"{name} is {value!r:.80}")
-
-
-def read_progress(
-    checkpoint: Path, *, max_bytes: int | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any], Progress]:
-    """Read the arrays, the state and the progress of a checkpoint.
-
-    Raises:
-        OSError, ValueError: as `read_checkpoint`; or it is damaged.
-    """
-    arrays, state = read_checkpoint(checkpoint, max_bytes=max_bytes)
-    try:
-        if not isinstance(state["settings"], dict):
-            raise TypeError
-        return arrays, state, Progress.from_dict(state["progress"])
-    except (KeyError, TypeError):
-        raise another_version(checkpoint) from None
-    except ValueError as error:
-        raise damaged(checkpoint, str(error)) from None
-
-
-@dataclass(frozen=True)
-class Reports:
-    """Callbacks of the training loop; each may be None.
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """Callbacks of `finetune`; each may be None.
 
     Attributes:
+        pictures: called with the number of pictures whose features are ready, and the total.
+        found: called once before training, with the features and the leaks.
+        layers: called once after stage one, with the table of trained layers.
         epoch: called after each epoch with its row and the estimated seconds left in the stage.
         steps: called with the number of finished steps of the epoch, and the total.
         stop: called before each step, and after each batch of features; returns whether to stop.
     """
 
+    pictures: Callable[[int, int], None] | None = None
+    found: Callable[[Features, list[LeakedPicture]], None] | None = None
+    layers: Callable[[list[LayerRow]], None] | None = None
     epoch: Callable[[EpochRow, float], None] | None = None
     steps: Callable[[int, int], None] | None = None
     stop: Callable[[], bool] | None = None
+    reports: InitVar[Callbacks | None] = None  # the former place of the last three
+
+    def __post_init__(self, reports: Callbacks | None) -> None:
+        for name in ("epoch", "steps", "stop") if reports else ():
+            object.__setattr__(self, name, getattr(reports, name))
 
 
-class Keeper:
+class Checkpointer:
     """Writes checkpoints and keeps the parameters of the best epoch.
 
     Attributes:
@@ -169,7 +155,7 @@ class Keeper:
         self._identity = identity
         self.best: dict[str, Tensor] = {}
 
-    def save(self, stage: Stage, progress: Progress, more: dict[str, Tensor]) -> None:
+    def save(self, stage: Stage, progress: TrainingProgress, more: dict[str, Tensor]) -> None:
         """Write a checkpoint; `more` are arrays of earlier stages needed for the result."""
         if self.group.first:
             arrays: dict[str, Tensor] = {
@@ -180,14 +166,14 @@ class Keeper:
             moments = optimizer_arrays(stage.optimizer, stage.names)
             arrays |= {f"optimizer.{name}": values for name, values in moments.items()}
             arrays |= {f"before.{name}": values for name, values in more.items()}
-            save_checkpoint(self.path, arrays, {**self._identity, "progress": progress.to_dict()})
+            save_checkpoint(self.path, arrays, {**self._identity, "progress": asdict(progress)})
 
     @staticmethod
-    def _is_best(progress: Progress) -> bool:
+    def _is_best(progress: TrainingProgress) -> bool:
         """Whether the current parameters are those of the best epoch, so that a checkpoint holds them only once."""
         return progress.step == 0 and bool(progress.history) and best_epoch(progress.history) is progress.history[-1]
 
-    def restore(self, stage: Stage, progress: Progress, arrays: dict[str, Tensor]) -> None:
+    def restore(self, stage: Stage, progress: TrainingProgress, arrays: dict[str, Tensor]) -> None:
         """Restore a stage from a checkpoint.
 
         Raises:
@@ -222,74 +208,76 @@ def _with_prefix(kind: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def run_stage(
     stage: Stage,
-    progress: Progress,
+    progress: TrainingProgress,
     epochs: int,
     patience: int,
-    keeper: Keeper,
-    reports: Reports,
+    checkpointer: Checkpointer,
+    callbacks: Callbacks,
     more: dict[str, Tensor],
 ) -> None:
-    """Run the rest of a stage, from `progress` on; the best epoch's parameters are in `keeper.best`.
+    """Run the rest of a stage, from `progress` on; the best epoch's parameters are in `checkpointer.best`.
 
     Raises:
-        TrainingStopped: `reports.stop` returned True.
+        TrainingStopped: `callbacks.stop` returned True.
         ValueError: a loss became NaN or infinite.
         OSError: a checkpoint could not be written; the previous one is kept.
     """
     while not progress.ended(epochs, patience):
-        _run_epoch(stage, progress, keeper, reports, more)
+        _run_epoch(stage, progress, checkpointer, callbacks, more)
         row = progress.history[-1]
         if best_epoch(progress.history) is row:
-            keeper.best = {
+            checkpointer.best = {
                 name: values.detach().clone() for name, values in zip(stage.names, stage.parameters, strict=True)
             }
-        keeper.save(stage, progress, more)
-        if reports.epoch is not None:
+        checkpointer.save(stage, progress, more)
+        if callbacks.epoch is not None:
             left = 0 if progress.ended(epochs, patience) else epochs - progress.done
-            reports.epoch(row, row.seconds * left)
+            callbacks.epoch(row, row.seconds * left)
 
 
-def _run_epoch(stage: Stage, progress: Progress, keeper: Keeper, reports: Reports, more: dict[str, Tensor]) -> None:
+def _run_epoch(
+    stage: Stage, progress: TrainingProgress, checkpointer: Checkpointer, callbacks: Callbacks, more: dict[str, Tensor]
+) -> None:
     """Run the remaining steps of an epoch, validate, and append its row to the history."""
-    group, count = keeper.group, stage.count()
+    group, count = checkpointer.group, stage.count()
     began = time.perf_counter() - progress.seconds
     with contextlib.closing(stage.steps(progress.epoch, progress.step)) as steps:
         for step in steps:
-            said = [bool(reports.stop and reports.stop()), not step.total.isfinite()]
+            flags = [bool(callbacks.stop and callbacks.stop()), not step.total.isfinite()]
             if group.size > 1:
-                said = group.total(torch.tensor(said, dtype=torch.int32, device=step.total.device)).tolist()
-            if said[BROKEN]:
-                _raise_not_finite(stage, progress, keeper, f"step {progress.step + 1} of {count}")
-            if said[STOP]:
+                flags = group.total(torch.tensor(flags, dtype=torch.int32, device=step.total.device)).tolist()
+            if flags[BROKEN]:
+                _raise_not_finite(stage, progress, checkpointer, f"step {progress.step + 1} of {count}")
+            if flags[STOP]:
                 progress.seconds = time.perf_counter() - began
                 progress.loss = _total_loss(progress.loss, stage, group)
-                keeper.save(stage, progress, more)
+                checkpointer.save(stage, progress, more)
                 raise TrainingStopped(
                     f"stopped in epoch {progress.epoch}, after step {progress.step} of {count}; the checkpoint is"
-                    f" {keeper.path}, run the same command with --resume to continue"
+                    f" {checkpointer.path}, run the same command with --resume to continue"
                 )
             for parameters in stage.optimizer.param_groups:
-                parameters["lr"] = stage.rate_at(progress.done * count + progress.step)
+                parameters["lr"] = stage.lr_at(progress.done * count + progress.step)
             stage.optimizer.zero_grad()
             step.loss.backward()  # type: ignore[no-untyped-call]
             stage.optimizer.step()
             progress.step += 1
             progress.loss += float(step.total)
             progress.rows += step.rows
-            if reports.steps is not None:
-                reports.steps(progress.step, count)
+            if callbacks.steps is not None:
+                callbacks.steps(progress.step, count)
     progress.loss = _total_loss(progress.loss, stage, group)
-    val_loss, score = stage.judge()
+    val_loss, score = stage.validate()
     if group.size > 1:  # rounding may differ between machines, but all processes must take the same decisions
         device = stage.parameters[0].device
         figures = torch.tensor([val_loss, score], dtype=torch.float64, device=device)
         val_loss, score = group.from_first(figures).tolist()
     if not math.isfinite(val_loss):
-        _raise_not_finite(stage, progress, keeper, "the validation pictures")
-    rate = stage.optimizer.param_groups[0]["lr"]
+        _raise_not_finite(stage, progress, checkpointer, "the validation pictures")
+    lr = stage.optimizer.param_groups[0]["lr"]
     seconds = time.perf_counter() - began
     train_loss = progress.loss / progress.rows
-    figures_of = (None, rate, seconds, score) if stage.several else (score, rate, seconds)
+    figures_of = (None, lr, seconds, score) if stage.several else (score, lr, seconds)
     progress.history.append(EpochRow(stage.number, progress.epoch, train_loss, val_loss, *figures_of))
     progress.step, progress.loss, progress.rows, progress.seconds = 0, 0.0, 0, 0.0
 
@@ -302,14 +290,15 @@ def _total_loss(loss: float, stage: Stage, group: Group) -> float:
     return float(group.total(torch.tensor(loss, dtype=torch.float64, device=device)))
 
 
-def _raise_not_finite(stage: Stage, progress: Progress, keeper: Keeper, place: str) -> None:
+def _raise_not_finite(stage: Stage, progress: TrainingProgress, checkpointer: Checkpointer, place: str) -> None:
     """Raise ValueError for a loss that is NaN or infinite."""
-    rate = stage.rate
-    option = "--head-rate" if stage.number == 1 else "--rate"
-    kept = f", and --resume to continue from epoch {progress.epoch - 1} in {keeper.path}" if progress.history else ""
+    option = "--head-lr" if stage.number == 1 else "--lr"
+    kept = (
+        f", and --resume to continue from epoch {progress.epoch - 1} in {checkpointer.path}" if progress.history else ""
+    )
     raise ValueError(
         f"the loss is NaN or infinite in epoch {progress.epoch}, at {place} (stage {stage.number}, learning rate"
-        f" {rate:g}); give a lower rate, such as {option} {rate / 10:g}{kept}"
+        f" {stage.lr:g}); give a lower rate, such as {option} {stage.lr / 10:g}{kept if progress.history else ''}"
     )
 
 
@@ -333,8 +322,8 @@ def save_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], 
 
 def read_checkpoint(
     path: str | os.PathLike[str], *, max_bytes: int | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the arrays, on the CPU, and the state that `save_checkpoint` wrote.
+) -> tuple[dict[str, Tensor], dict[str, Any], TrainingProgress]:
+    """Read the arrays, on the CPU, the state that `save_checkpoint` wrote, and the progress in it.
 
     Args:
         path: of a file that an earlier run of this user wrote.
@@ -342,7 +331,7 @@ def read_checkpoint(
 
     Raises:
         OSError: the file does not exist, is a link or another user's, or cannot be read.
-        ValueError: the file is not a checkpoint, or is too large or of another version.
+        ValueError: the file is not a checkpoint, is damaged, or is too large or of another version.
     """
     path = Path(path)
     with open_own(path) as opened:
@@ -357,22 +346,24 @@ def read_checkpoint(
     if text is None:
         raise ValueError(f"{path} is not a training checkpoint; remove it, or name another output")
     try:
-        state = files.loads(text) if len(text) <= MOST_STATE else None
+        state: Any = files.loads(text) if len(text) <= MOST_STATE else None
     except ValueError:
         state = None
-    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
-        raise another_version(path)
-    return arrays, state
+    try:
+        if state["schema"] != SCHEMA or not isinstance(state["settings"], dict):
+            raise TypeError
+        return arrays, state, TrainingProgress.from_dict(state["progress"])
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path} was written by another version; remove it to start again, or finish with that version"
+        ) from None
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
 
 
 def damaged(path: Path, reason: str) -> ValueError:
     """Return the error for a damaged checkpoint."""
     return ValueError(f"{path} is damaged ({reason}); remove it to start again")
-
-
-def another_version(path: Path) -> ValueError:
-    """Return the error for a checkpoint of another version."""
-    return ValueError(f"{path} was written by another version; remove it to start again, or finish with that version")
 
 
 def check_arrays(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -447,7 +438,7 @@ class EpochRow:
         train_loss: mean over the training pictures, each with the parameters before its step.
         val_loss: mean over the validation pictures, after the epoch.
         val_accuracy: top-1 accuracy on the validation pictures, 0 to 1; None for multi-label data.
-        rate: learning rate of the last step.
+        lr: learning rate of the last step.
         seconds: duration of the epoch, including validation.
         val_mean_average_precision: on the validation pictures, 0 to 1, for multi-label data; otherwise None.
     """
@@ -457,9 +448,10 @@ class EpochRow:
     train_loss: float
     val_loss: float
     val_accuracy: float | None
-    rate: float
+    lr: float
     seconds: float
     val_mean_average_precision: float | None = None
+    rate = FormerAttribute("lr")
 
     @property
     def measure(self) -> str:
@@ -478,8 +470,12 @@ class EpochRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the metric that is None."""
-        names = ("stage", "epoch", "train_loss", "val_loss", self.measure, "rate", "seconds")
+        names = ("stage", "epoch", "train_loss", "val_loss", self.measure, "lr", "seconds")
         return {name: getattr(self, name) for name in names}
+
+
+FORMER_FIELDS = {"rate": "lr"}
+EpochRow.__init__ = renamed(**FORMER_FIELDS)(EpochRow.__init__)  # type: ignore[method-assign]
 
 
 def best_epoch(rows: Sequence[EpochRow]) -> EpochRow:
@@ -594,3 +590,7 @@ def tensorboard_log(folder: str | os.PathLike[str], first_epoch: int = 1) -> Ite
         yield log
     finally:
         writer.close()
+
+
+if not TYPE_CHECKING:
+    __getattr__ = former_names(__name__, Reports="Callbacks")

@@ -11,13 +11,16 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
 from typing import Any, Literal, get_args
 
+from convnets_torch.options import FormerAttribute, renamed
+from convnets_torch.text import check_choice
+
 Optimizer = Literal["sgd", "adamw"]
 Output = Literal["softmax", "sigmoid"]
 Mixing = Literal["none", "mixup", "cutmix"]
 TrainingPrecision = Literal["auto", "float32", "bfloat16"]
 ClassWeights = Literal["none", "balanced"]
 
-CHANGEABLE = ("head_epochs", "head_rate", "epochs", "rate", "patience")  # may change when resuming from a checkpoint
+CHANGEABLE = ("head_epochs", "head_lr", "epochs", "lr", "patience")  # may change when resuming from a checkpoint
 
 FIRST, SECOND, BOTH = (  # panels of the help
     "Stage one: the last layer", "Stage two: the unfrozen layers", "Both stages",
@@ -133,8 +136,7 @@ def augmentation(strength: str = "medium", **switches: Any) -> Augmentation:
     >>> augmentation("medium", flip=0).rotation, augmentation("none", rotation=5).flip
     (10, 0.0)
     """
-    if strength not in AUGMENTATIONS:
-        raise ValueError(f"unknown augmentation {strength!r}; known: {', '.join(AUGMENTATIONS)}")
+    check_choice(strength, AUGMENTATIONS, "augmentation")
     _check_names(switches)
     return replace(AUGMENTATIONS[strength], **switches)
 
@@ -159,12 +161,12 @@ class Settings:
         head_epochs: maximum number of epochs of stage one, each over the cached features of all views.
         views: fixed views of each picture whose features are cached; the first is the crop of `classify`, the others
             are augmented.
-        head_rate: learning rate of AdamW in stage one, on centred and scaled features.
+        head_lr: learning rate of AdamW in stage one, on centred and scaled features.
         epochs: maximum number of epochs of stage two, each with new augmentation; 0 skips stage two.
         unfreeze: first layer that stage two trains, by any name that `find_layers` accepts; "head" for only the dense
             layers, "features" for all layers; None for the network's last block (`networks.CATALOG`).
         optimizer: of stage two, "sgd" or "adamw".
-        rate: peak learning rate of stage two, with one epoch of warm-up and cosine decay (`stages.scheduled`).
+        lr: peak learning rate of stage two, with one epoch of warm-up and cosine decay (`stages.scheduled`).
         momentum: of "sgd".
         weight_decay: of stage two.
         batch: batch size; in stage two over all processes.
@@ -184,7 +186,7 @@ class Settings:
     activation: Output = "softmax"
     head_epochs: int = _option(40, FIRST, "Maximum number of epochs.", min=1)
     views: int = _option(1, FIRST, "Fixed views of each picture; all but the first are augmented.", min=1)
-    head_rate: float = _option(1e-3, FIRST, "Learning rate.")
+    head_lr: float = _option(1e-3, FIRST, "Learning rate.")
     epochs: int = _option(10, SECOND, "Maximum number of epochs; 0 trains only the last layer.", min=0)
     unfreeze: str | None = _option(
         None,
@@ -194,7 +196,7 @@ class Settings:
         show_default="the last block of convolutions",
     )
     optimizer: Optimizer = _option("sgd", SECOND, "Optimizer.")  # noqa: RUF009
-    rate: float = _option(1e-4, SECOND, "Peak learning rate, after one epoch of warm-up.")
+    lr: float = _option(1e-4, SECOND, "Peak learning rate, after one epoch of warm-up.")
     momentum: float = _option(0.9, SECOND, "Momentum of --optimizer sgd.")
     weight_decay: float = _option(0.0, SECOND, "Weight decay of the trained layers.")
     batch: int = 32
@@ -209,6 +211,7 @@ class Settings:
     patience: int = _option(5, BOTH, "End a stage after this many epochs without improvement; 0 never.", min=0)
     precision: TrainingPrecision = "auto"
     seed: int = _option(0, None, "Seed of all random numbers.", min=0, max=2**31 - 1)
+    rate, head_rate = FormerAttribute("lr"), FormerAttribute("head_lr")
 
     def __post_init__(self) -> None:
         known = {
@@ -223,7 +226,7 @@ class Settings:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} is {value!r}; give an integer, {least} or more")
-        for name in ("head_rate", "rate", "mixing_alpha"):
+        for name in ("head_lr", "lr", "mixing_alpha"):
             self._check(name, 0, float("inf"), inner=True)
         self._check("weight_decay", 0, float("inf"))
         for name in ("momentum", "label_smoothing"):
@@ -244,7 +247,7 @@ class Settings:
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Describe how these settings differ from another `to_dict`, apart from fields that may change when resuming.
 
-        >>> Settings(batch=8, rate=0.1).differences(Settings().to_dict())
+        >>> Settings(batch=8, lr=0.1).differences(Settings().to_dict())
         ['batch 32, now 8']
         """
         mine = json.loads(json.dumps(self.to_dict()))
@@ -253,3 +256,6 @@ class Settings:
             for entry in fields(self)
             if entry.name not in CHANGEABLE and other.get(entry.name) != mine[entry.name]
         ]
+
+
+Settings.__init__ = renamed(rate="lr", head_rate="head_lr")(Settings.__init__)  # type: ignore[method-assign]

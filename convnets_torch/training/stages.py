@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -112,18 +111,12 @@ def own_dropout(network: Network) -> torch.Generator:
 def what_trains(network: Network, trained: list[str]) -> list[LayerRow]:
     """Return the table of trained layers: a row for each layer or block that has parameters."""
     rows = []
-    for top, module in _blocks(network):
-        names = [(f"{top}.{name}", parameter) for name, parameter in module.named_parameters()]
-        if names:
-            total = sum(parameter.numel() for _, parameter in names)
-            rows.append(LayerRow(top, total, sum(each.numel() for name, each in names if name in trained)))
-    return rows
-
-
-def _blocks(network: Network) -> Iterator[tuple[str, nn.Module]]:
     for part in ("features", "head"):
         for name, module in network.get_submodule(part).named_children():
-            yield f"{part}.{name}", module
+            sizes = {f"{part}.{name}.{inner}": each.numel() for inner, each in module.named_parameters()}
+            trains = sum(size for inner, size in sizes.items() if inner in trained)
+            rows += [LayerRow(f"{part}.{name}", sum(sizes.values()), trains)] if sizes else []
+    return rows
 
 
 def soft_targets(labels: Tensor, classes: int, smoothing: float, activation: Output) -> Tensor:
@@ -181,13 +174,13 @@ def balanced(labels: Tensor, classes: int) -> Tensor:
     return torch.where((has == 0) | (has == 1), 1, weights)  # labels without positives or negatives
 
 
-def scheduled(rate: float, step: int, count: int, epochs: int) -> float:
+def scheduled(lr: float, step: int, count: int, epochs: int) -> float:
     """Return the learning rate of a step: linear warm-up over the first epoch, then cosine decay to almost 0.
 
     Without warm-up, the large gradients of the first steps could destroy the pretrained weights.
 
     Args:
-        rate: peak learning rate.
+        lr: peak learning rate.
         step: index of the step in the stage, from 0.
         count: steps per epoch.
         epochs: maximum number of epochs of the stage; if it is 1, half of it is warm-up.
@@ -200,12 +193,12 @@ def scheduled(rate: float, step: int, count: int, epochs: int) -> float:
     total = count * epochs
     rise = max(1, min(count, total // 2))
     if step < rise:
-        return rate * (step + 1) / rise
-    return rate * (1 + cos(pi * (step - rise + 1) / (total - rise + 1))) / 2
+        return lr * (step + 1) / rise
+    return lr * (1 + cos(pi * (step - rise + 1) / (total - rise + 1))) / 2
 
 
 @dataclass(frozen=True)
-class Step:
+class StepLoss:
     """The loss of a step.
 
     Attributes:
@@ -219,47 +212,15 @@ class Step:
     rows: int
 
 
-class Stage(Protocol):
-    """Interface of a training stage."""
-
-    number: int
-    shared: bool  # whether each process of a group has its own rows
-    names: list[str]  # of the trained parameters
-    parameters: list[nn.Parameter]
-    optimizer: Optimizer
-    rate: float  # peak learning rate
-    several: bool  # whether the data are multi-label
-
-    def count(self) -> int:
-        """Return the steps per epoch."""
-
-    def rate_at(self, step: int) -> float:
-        """Return the learning rate of a step of the stage, from 0."""
-
-    def steps(self, epoch: int, first: int) -> Generator[Step, None, None]:
-        """Yield the steps of an epoch from index `first` on; apply each step before requesting the next."""
-
-    def judge(self) -> tuple[float, float]:
-        """Return the validation loss and accuracy, or mean average precision for multi-label data."""
+def targets_and_weights(labels: Tensor, classes: int, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Return the targets of labelled rows, as `soft_targets`, and their weights for `row_losses`."""
+    targets = soft_targets(labels, classes, settings.label_smoothing, settings.activation)
+    if settings.class_weights == "balanced":
+        return targets, balanced(labels, classes)
+    return targets, torch.ones(len(labels), device=labels.device)
 
 
-class Rows:
-    """Targets and weights of labelled rows, and their loss."""
-
-    def __init__(self, labels: Tensor, classes: int, settings: Settings) -> None:
-        self._settings = settings
-        self.targets = soft_targets(labels, classes, settings.label_smoothing, settings.activation)
-        if settings.class_weights == "balanced":
-            self.weights = balanced(labels, classes)
-        else:
-            self.weights = torch.ones(len(labels), device=labels.device)
-
-    def losses(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """(N,) float32."""
-        return row_losses(logits, targets, self._settings.activation, weights)
-
-
-def judged(logits: Tensor, labels: Tensor, settings: Settings) -> tuple[float, float]:
+def validation_metrics(logits: Tensor, labels: Tensor, settings: Settings) -> tuple[float, float]:
     """Return the mean loss, without weights or smoothing, and the accuracy.
 
     For multi-label rows, (N, classes) of 0 and 1, return the mean average precision instead of the accuracy.
@@ -275,6 +236,14 @@ class HeadStage:
     """Stage one: a linear layer on cached features, centred and scaled.
 
     Every process of a group runs all of it, which is faster than dividing it.
+
+    Attributes:
+        number: 1 or 2.
+        shared: whether each process of a group has its own rows.
+        names, parameters: of the trained layers.
+        optimizer: of these parameters.
+        lr: peak learning rate.
+        several: whether the data are multi-label.
     """
 
     number, shared = 1, False
@@ -293,7 +262,7 @@ class HeadStage:
         self.spread = spread if spread > 0 else torch.ones_like(spread)
         self._features, self._val = (features - self.mean) / self.spread, (val - self.mean) / self.spread
         self._labels, self._val_labels = labels, val_labels
-        self._rows = Rows(labels, classes, settings)
+        self._targets, self._weights = targets_and_weights(labels, classes, settings)
         self.layer: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             nn.Linear, features.shape[1], classes, device=features.device
         )
@@ -301,25 +270,29 @@ class HeadStage:
         nn.init.zeros_(self.layer.bias)
         self.names = ["weight", "bias"]
         self.parameters: list[nn.Parameter] = [*self.layer.parameters()]
-        self.rate = settings.head_rate
-        self.optimizer: Optimizer = AdamW(self.parameters, self.rate, weight_decay=0.0)
+        self.lr = settings.head_lr
+        self.optimizer: Optimizer = AdamW(self.parameters, self.lr, weight_decay=0.0)
 
     def count(self) -> int:
+        """Return the steps per epoch."""
         return -(-len(self._features) // self._settings.batch)
 
-    def rate_at(self, step: int) -> float:
-        return self.rate
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step of the stage, from 0."""
+        return self.lr
 
-    def steps(self, epoch: int, first: int) -> Generator[Step, None, None]:
+    def steps(self, epoch: int, first: int) -> Generator[StepLoss, None, None]:
+        """Yield the steps of an epoch from index `first` on; apply each step before requesting the next."""
         for rows in batches(len(self._features), self._settings.batch, self._settings.seed, epoch)[first:]:
             places = torch.tensor(rows, device=self._features.device)
-            logits = self.layer(self._features[places])
-            total = self._rows.losses(logits, self._rows.targets[places], self._rows.weights[places]).sum()
-            yield Step(total / len(rows), total.detach(), len(rows))
+            logits, targets = self.layer(self._features[places]), self._targets[places]
+            total = row_losses(logits, targets, self._settings.activation, self._weights[places]).sum()
+            yield StepLoss(total / len(rows), total.detach(), len(rows))
 
-    def judge(self) -> tuple[float, float]:
+    def validate(self) -> tuple[float, float]:
+        """Return the validation loss and accuracy, or mean average precision for multi-label data."""
         with torch.no_grad():
-            return judged(self.layer(self._val), self._val_labels, self._settings)
+            return validation_metrics(self.layer(self._val), self._val_labels, self._settings)
 
     def unscaled(self) -> tuple[Tensor, Tensor]:
         """Return weight and bias for the original features, undoing centring and scaling."""
@@ -329,7 +302,7 @@ class HeadStage:
 
 
 class LayersStage:
-    """Stage two: the unfrozen layers, on pictures with new augmentation in each epoch."""
+    """Stage two: the unfrozen layers, on pictures with new augmentation in each epoch; attributes of `HeadStage`."""
 
     number, shared = 2, True
 
@@ -358,12 +331,12 @@ class LayersStage:
         parameters = dict(network.named_parameters())
         self.parameters = [parameters[name] for name in names]
         self._device = self.parameters[0].device
-        self._rows = Rows(labels, self._classes, settings)
-        self.rate = settings.rate
+        self._targets, self._weights = targets_and_weights(labels, self._classes, settings)
+        self.lr = settings.lr
         if settings.optimizer == "adamw":
-            self.optimizer: Optimizer = AdamW(self.parameters, settings.rate, weight_decay=settings.weight_decay)
+            self.optimizer: Optimizer = AdamW(self.parameters, settings.lr, weight_decay=settings.weight_decay)
         else:
-            self.optimizer = SGD(self.parameters, settings.rate, settings.momentum, weight_decay=settings.weight_decay)
+            self.optimizer = SGD(self.parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
         self._mixed_precision = mixed_precision(network, settings.precision)
         freeze(network, names, dropout=settings.dropout)
         self._dropout = own_dropout(network)
@@ -375,12 +348,12 @@ class LayersStage:
     def count(self) -> int:
         return -(-len(self._views) // self._settings.batch)
 
-    def rate_at(self, step: int) -> float:
-        return scheduled(self.rate, step, self.count(), self._settings.epochs)
+    def lr_at(self, step: int) -> float:
+        return scheduled(self.lr, step, self.count(), self._settings.epochs)
 
-    def steps(self, epoch: int, first: int) -> Generator[Step, None, None]:
+    def steps(self, epoch: int, first: int) -> Generator[StepLoss, None, None]:
         settings, group = self._settings, self._group
-        freeze(self.network, self.names, dropout=settings.dropout)  # `judge` sets eval mode
+        freeze(self.network, self.names, dropout=settings.dropout)  # `validate` sets eval mode
         every = batches(len(self._views), settings.batch, settings.seed, epoch)
         plans = [self._plan(rows, epoch, step) for step, rows in enumerate(every)]
         wanted = [[(epoch, row) for row in plan.loaded] for plan in plans[first:]]
@@ -388,17 +361,17 @@ class LayersStage:
             for step, (plan, pixels) in enumerate(zip(plans[first:], parts, strict=True), start=first):
                 self._dropout.manual_seed(_seed(settings.seed, epoch, step, group.rank))
                 images, targets = plan.mixed(
-                    normalized(pixels.to(self._device), self._rule), self._rows.targets[plan.loaded].to(self._device)
+                    normalized(pixels.to(self._device), self._rule), self._targets[plan.loaded].to(self._device)
                 )
-                weights = self._rows.weights[plan.rows]
+                weights = self._weights[plan.rows]
                 weights = (weights * plan.counts.view(-1, *[1] * (weights.dim() - 1))).to(self._device)
                 with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed_precision):
                     logits = self._run(images)
-                total = self._rows.losses(logits, targets, weights).sum()
+                total = row_losses(logits, targets, settings.activation, weights).sum()
                 size = len(every[step])
-                yield Step(total * (group.size / size), total.detach(), size)
+                yield StepLoss(total * (group.size / size), total.detach(), size)
 
-    def judge(self) -> tuple[float, float]:
+    def validate(self) -> tuple[float, float]:
         self.network.eval()
         mine = self._group.share(range(len(self._val)))
         logits = torch.zeros(len(self._val), self._classes)
@@ -408,7 +381,7 @@ class LayersStage:
                     raise row.error or ValueError(f"{self._val[place]} could not be used")
                 logits[place] = row.logits
         logits = self._group.total(logits.to(self._device)).cpu()
-        return judged(logits, self._val_labels, self._settings)
+        return validation_metrics(logits, self._val_labels, self._settings)
 
     def _plan(self, rows: list[int], epoch: int, step: int) -> _Plan:
         """This process's part of a step."""
@@ -443,6 +416,9 @@ class _Plan:
             return images, targets
         own, partners = self.places.to(images.device)
         return self.mix.apply(images[own], targets[own], images[partners], targets[partners])
+
+
+Stage = HeadStage | LayersStage
 
 
 def mixed_precision(network: Network, precision: str) -> bool:

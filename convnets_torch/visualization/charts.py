@@ -63,13 +63,7 @@ def check_matplotlib() -> None:
 
 
 def check_chart(path: Path) -> None:
-    """Check early whether a chart can be drawn and written.
-
-    Raises:
-        ValueError: the extension is not one of `ENDINGS`.
-        ImportError: matplotlib is missing or unusable.
-        OSError: `path` cannot be written.
-    """
+    """Raise ValueError for an unknown extension, ImportError without matplotlib, OSError if `path` is not writable."""
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"{path} has an unknown ending; a chart is written as {', '.join(ENDINGS)}")
     check_matplotlib()
@@ -79,11 +73,8 @@ def check_chart(path: Path) -> None:
 def save_chart(chart: Axes | Figure, path: str | os.PathLike[str]) -> None:
     """Write a chart's figure atomically, in the format that the extension names.
 
-    The output is reproducible: the same chart gives the same bytes. SVG text stays searchable and selectable.
-
-    Raises:
-        ValueError: the extension is not one of `ENDINGS`.
-        OSError: `path` cannot be written.
+    The output is reproducible: the same chart gives the same bytes. SVG text stays searchable and selectable. Errors
+    are those of `check_chart`.
 
     >>> save_chart(draw_histogram(np.array([2, 1]), np.array([0, 0.5, 1]), ("Shares",)), "shares.svg")
     """
@@ -157,7 +148,8 @@ def new_axes(columns: int = 1, rows: int = 1, *, width: int = WIDTH, height: int
     check_matplotlib()
     from matplotlib.figure import Figure
 
-    figure = Figure(_inches(width, height), DPI, facecolor="white", layout="constrained")
+    inches = ((width + 0.01) / DPI, (height + 0.01) / DPI)  # rounding must not lose a pixel
+    figure = Figure(inches, DPI, facecolor="white", layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     found = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in found:
@@ -167,10 +159,6 @@ def new_axes(columns: int = 1, rows: int = 1, *, width: int = WIDTH, height: int
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.spines["bottom"].set_color(_rgb(GREY))
     return found
-
-
-def _inches(width: int, height: int) -> tuple[float, float]:
-    return (width + 0.01) / DPI, (height + 0.01) / DPI  # rounding must not lose a pixel
 
 
 def _rgb(color: Sequence[float]) -> tuple[float, ...]:
@@ -289,18 +277,14 @@ def draw_counts(
     """
     count = len(names)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    colors = _cell_colors(shares if count <= WITH_NAMES else np.sqrt(shares))
+    # The smallest share is already visible.
+    strength = (0.08 + 0.92 * (shares if count <= WITH_NAMES else np.sqrt(shares)))[..., None]
+    mixed = np.array(PAPER) * (1 - strength) + np.array(BAR) * strength
+    colors = np.where(shares[..., None] == 0, np.array(NOTHING), mixed.round()).astype(np.uint8)
     side = max(1, min(LARGEST, MOST_SIDE // count))
     if every_name or count <= WITH_NAMES:
         return _draw_named_cells(counts, shares, colors, names, lines, max(side, CELL if every_name else 1), ax)
     return _draw_unnamed_cells(counts, colors, lines, groups, side, ax)
-
-
-def _cell_colors(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Map shares (...) to colours (..., 3); the smallest share is already visible."""
-    strength = (0.08 + 0.92 * shares)[..., None]
-    mixed = np.array(PAPER) * (1 - strength) + np.array(BAR) * strength
-    return np.where(shares[..., None] == 0, np.array(NOTHING), mixed.round()).astype(np.uint8)
 
 
 def _draw_named_cells(
@@ -369,10 +353,8 @@ def _draw_cells(
         ax.add_patch(PathPatch(Outline(square, codes), color=_rgb(colors[row, column]), linewidth=0, gid=tooltip))
         if 0.62 * size * len(text) <= side:
             ink = _rgb(PAPER if shares[row, column] > 0.5 else INK)
-            number = ax.text(
-                column, row, text, color=ink, fontsize=size * 72 / DPI, ha="center", va="center", gid=tooltip
-            )
-            number.set_in_layout(False)
+            number = ax.text(column, row, text, color=ink, fontsize=size * 72 / DPI, ha="center", va="center")
+            number.set(gid=tooltip, in_layout=False)
 
 
 def _text_width(texts: Sequence[str], size: int, families: Sequence[str]) -> int:
@@ -436,13 +418,7 @@ def _draw_unnamed_cells(
 def draw_histogram(
     counts: NDArray[np.integer], edges: NDArray[np.float64], lines: Sequence[str], *, ax: Axes | None = None
 ) -> Axes:
-    """Draw a histogram with the count above each bar.
-
-    Args:
-        counts: (bins,).
-        edges: (bins + 1,), bin edges.
-        lines: title lines.
-    """
+    """Draw a histogram of counts (bins,) over bin edges (bins + 1,), under title lines, with counts above the bars."""
     ax = ax or new_axes()[0]
     bars = ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=_rgb(BAR), edgecolor="white")
     ax.bar_label(bars, [str(count) if count else "" for count in counts.tolist()], color=_rgb(GREY), fontsize=9)
@@ -459,13 +435,7 @@ def draw_shares(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw overlaid histograms, each normalised to a sum of 1.
-
-    Args:
-        counts: label -> colour and counts (bins,).
-        edges: (bins + 1,), bin edges.
-        lines: title lines.
-    """
+    """Draw overlaid histograms, each normalised to a sum of 1; `counts` maps labels to a colour and counts (bins,)."""
     ax = ax or new_axes()[0]
     for words, (color, values) in counts.items():
         share = values / max(values.sum(), 1)
@@ -496,12 +466,7 @@ class Line:
 
 
 def draw_lines(curves: Sequence[Line], lines: Sequence[str], *, ax: Axes | None = None) -> Axes:
-    """Draw curves; curves with error bars are shifted sideways slightly so that the bars do not overlap.
-
-    Args:
-        curves: one or more.
-        lines: title lines.
-    """
+    """Draw curves under title lines; those with error bars are shifted sideways so that the bars do not overlap."""
     ax = ax or new_axes()[0]
     from matplotlib.transforms import ScaledTranslation
 
@@ -512,9 +477,8 @@ def draw_lines(curves: Sequence[Line], lines: Sequence[str], *, ax: Axes | None 
             ax.plot(each.x, each.y, label=each.words, **how)
         else:
             beside = ScaledTranslation((number - (len(curves) - 1) / 2) * 4 / 72, 0, _figure(ax).dpi_scale_trans)
-            ax.errorbar(
-                each.x, each.y, each.spread, label=each.words, elinewidth=1, transform=ax.transData + beside, **how
-            )
+            how |= {"elinewidth": 1, "transform": ax.transData + beside}
+            ax.errorbar(each.x, each.y, each.spread, label=each.words, **how)
     _title(ax, lines, pad=18)  # room for stage labels
     _legend(ax, len(curves))
     return ax

@@ -70,7 +70,7 @@ CLASS_COLORS = (
 OTHER_COLOR = (150, 150, 150)
 OPAQUE = 0.72  # maximum opacity, so that the picture stays visible
 STRENGTH = np.clip(np.linspace(0, 1.6, 256), 0, OPAQUE)  # opacity of each of 256 colours
-BAND = 512  # rows drawn at a time, to save memory
+BLOCK_ROWS = 512  # drawn at a time, to save memory
 LEAST_TOP = 0.1  # minimum end of the colour scale, so that a map of near-zeros stays dark
 MOST_LINES = 12  # of a caption in a sheet
 MOST_DRAWN = 1000  # characters per line; Pillow takes a second for 100,000
@@ -113,19 +113,17 @@ def overlay(heatmap: Drawable) -> Image.Image:
     outermost centres, the nearest cell's value fades out. The colour scale, shown in a bar below the picture, goes from
     0 to the map's maximum, or to 0.1 if that is larger. A signed map is red for the first target and blue for the
     second, up to the largest difference in either direction.
-
-    Returns:
-        RGB, as wide as the map's `picture` and higher by the bar.
     """
     colors, strength = _palette_of(heatmap), STRENGTH.astype(np.float32)
     if heatmap.signed:  # transparent in the middle
         strength = np.concatenate([strength[::-2], strength[1::2]])
 
-    def paint(band: slice) -> tuple[Pixels, NDArray[np.float32]]:
-        values = _pixel_values(heatmap, band)
+    def paint(rows: slice) -> tuple[Pixels, NDArray[np.float32]]:
+        values = _pixel_values(heatmap, rows)
         return colors[values], strength[values]
 
-    return _with_bar(_blend(heatmap, paint, _bar_height(heatmap)), heatmap)
+    bar = _Bar(heatmap)
+    return bar.draw(_blend(heatmap, paint, bar.height))
 
 
 def class_overlay(class_map: Drawable, class_ids: NDArray[np.int64], names: Mapping[int, str]) -> Image.Image:
@@ -138,9 +136,6 @@ def class_overlay(class_map: Drawable, class_ids: NDArray[np.int64], names: Mapp
         class_map: map of the winning classes' probabilities.
         class_ids: (rows, columns), the winning class of each cell.
         names: class id -> name, for every class that wins a cell, most frequent first.
-
-    Returns:
-        RGB, as wide as the picture and higher by the legend.
     """
     down, across = _nearest(class_map, 0)[:, None], _nearest(class_map, 1)
     colored = list(names)[: len(CLASS_COLORS)]
@@ -148,24 +143,24 @@ def class_overlay(class_map: Drawable, class_ids: NDArray[np.int64], names: Mapp
     for class_id, color in zip(colored, CLASS_COLORS, strict=False):
         colors[class_ids == class_id] = color
     strength = (OPAQUE * (0.7 + 0.3 * class_map.values)).astype(np.float32)  # an improbable winner stays visible
-    blended = _blend(class_map, lambda band: (colors[down[band], across], strength[down[band], across]))
+    blended = _blend(class_map, lambda rows: (colors[down[rows], across], strength[down[rows], across]))
     shares = [(names[class_id], float((class_ids == class_id).mean())) for class_id in colored]
     entries = [(*share, color) for share, color in zip(shares, CLASS_COLORS, strict=False)]
     if rest := len(names) - len(colored):
-        entries.append(
-            (f"{rest} other {'class' if rest == 1 else 'classes'}", 1 - sum(share for _, share in shares), OTHER_COLOR)
-        )
+        words = f"{rest} other {'class' if rest == 1 else 'classes'}"
+        entries.append((words, 1 - sum(share for _, share in shares), OTHER_COLOR))
     return _with_legend(blended, entries)
 
 
 def color_map(heatmap: Drawable) -> Image.Image:
     """Draw the map alone, opaque, with the colours and layout of `overlay`."""
     height, width = heatmap.picture.shape[:2]
-    page, colors = Image.new("RGB", (width, height + _bar_height(heatmap)), PAPER), _palette_of(heatmap)
-    for top in range(0, height, BAND):
-        band = slice(top, min(top + BAND, height))
-        page.paste(Image.fromarray(colors[_pixel_values(heatmap, band)]), (0, top))
-    return _with_bar(page, heatmap)
+    bar = _Bar(heatmap)
+    page = Image.new("RGB", (width, height + bar.height), PAPER)
+    for top in range(0, height, BLOCK_ROWS):
+        rows = slice(top, min(top + BLOCK_ROWS, height))
+        page.paste(Image.fromarray(bar.colors[_pixel_values(heatmap, rows)]), (0, top))
+    return bar.draw(page)
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, str]], columns: int = 3, width: int = 480, title: str = "") -> Image.Image:
@@ -211,43 +206,35 @@ PICTURE = Writer("a picture", picture_formats(lambda image: image))
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write a picture atomically, in the format that the extension of `path` names, one of `FORMATS`.
-
-    Raises:
-        ValueError: the extension is unknown.
-        OSError: `path` cannot be written.
-    """
+    """Write a picture atomically, in the format that the extension of `path` names, one of `FORMATS`."""
     PICTURE.write(path, image)
 
 
 def _blend(
     cells: Drawable, paint: Callable[[slice], tuple[Pixels, NDArray[np.float32]]], below: int = 0
 ) -> Image.Image:
-    """Blend colours over the picture, fading towards the borders, in bands of rows to save memory.
+    """Blend colours over the picture, fading towards the borders, in blocks of rows to save memory.
 
-    Args:
-        cells: the map, with its picture.
-        paint: slice of rows -> their colours (n, W, 3) and opacities (n, W).
-        below: height of the empty strip below the picture.
+    `paint` gives the colours (n, W, 3) and opacities (n, W) of a slice of rows; `below` pixels stay empty below.
     """
     height, width = cells.picture.shape[:2]
     page = Image.new("RGB", (width, height + below), PAPER)
     fade_down, fade_across = (_fade(cells, axis) for axis in (0, 1))
-    for top in range(0, height, BAND):
-        band = slice(top, min(top + BAND, height))
-        colors, strength = paint(band)
-        alpha = 255 * strength * fade_down[band, None] * fade_across
+    for top in range(0, height, BLOCK_ROWS):
+        rows = slice(top, min(top + BLOCK_ROWS, height))
+        colors, strength = paint(rows)
+        alpha = 255 * strength * fade_down[rows, None] * fade_across
         mask = Image.fromarray(alpha.astype(np.uint8))
-        page.paste(Image.composite(Image.fromarray(colors), Image.fromarray(cells.picture[band]), mask), (0, top))
+        page.paste(Image.composite(Image.fromarray(colors), Image.fromarray(cells.picture[rows]), mask), (0, top))
     return page
 
 
-def _pixel_values(heatmap: Drawable, band: slice) -> NDArray[np.uint8]:
+def _pixel_values(heatmap: Drawable, rows: slice) -> NDArray[np.uint8]:
     """Colour indices, 0 to 255, for rows of the picture's pixels."""
     down, across = (_places(heatmap, axis) for axis in (0, 1))
     top = _top(heatmap)
     scaled = (heatmap.values + top) * (127.5 / top) if heatmap.signed else heatmap.values * (255 / top)
-    return np.rint(interpolated(interpolated(scaled, down[band], 0), across, 1)).astype(np.uint8)
+    return np.rint(interpolated(interpolated(scaled, down[rows], 0), across, 1)).astype(np.uint8)
 
 
 def _places(cells: Drawable, axis: int) -> NDArray[Any]:
@@ -296,55 +283,48 @@ def _letters(width: int) -> int:
     return max(11, min(28, width // 36), width // 71)
 
 
-def _bar_height(heatmap: Drawable) -> int:
-    return round(_letters(heatmap.picture.shape[1]) * (2.2 if len(_bar_texts(heatmap)) == 1 else 4.5))
+class _Bar:
+    """The colour bar below a map: a label, the map's extremes, and the ends of the colour scale.
 
+    The text stands beside the bar if there is room, else in two lines above it.
+    """
 
-def _bar_texts(heatmap: Drawable) -> list[str]:
-    """The text next to the colour bar, or two lines for above the bar if there is no room next to it."""
-    width = heatmap.picture.shape[1]
-    font, values = Letters(_letters(width)), heatmap.values
-    signed = heatmap.signed
-    least, most = f"{values.min():.2f}", f"{values.max():.2f}"
-    figures = f"{least} to {most}" if signed else f"highest {most}"
-    room = _bar_left(heatmap, font) - font.size // 2 * 4 - font.getlength(_bar_labels(heatmap)[0])
-    if font.getlength(f"ab...  {figures}") <= room:
-        return [f"{shorten(heatmap.label, font, room - font.getlength(f'  {figures}'))}  {figures}"]
-    room = width - font.size
-    fits = next((text for text in (figures, most) if font.getlength(text) <= room), "")
-    return [shorten(heatmap.label, font, room), fits]
+    def __init__(self, heatmap: Drawable) -> None:
+        width, values, top = heatmap.picture.shape[1], heatmap.values, _top(heatmap)
+        self.colors, self.size = _palette_of(heatmap), _letters(width)
+        self.font, self.gap, self.width = Letters(self.size), self.size // 2, width // 5
+        self.begin, self.end = f"-{top:.2f}" if heatmap.signed else "0", f"{top:.2f}"
+        self.left = round(width - 2 * self.gap - self.font.getlength(self.end)) - self.width
+        most = f"{values.max():.2f}"
+        figures = f"{values.min():.2f} to {most}" if heatmap.signed else f"highest {most}"
+        room = self.left - 4 * self.gap - self.font.getlength(self.begin)
+        if self.font.getlength(f"ab...  {figures}") <= room:
+            label = shorten(heatmap.label, self.font, room - self.font.getlength(f"  {figures}"))
+            self.texts = [f"{label}  {figures}"]
+        else:
+            room = width - self.size
+            fits = next((text for text in (figures, most) if self.font.getlength(text) <= room), "")
+            self.texts = [shorten(heatmap.label, self.font, room), fits]
+        self.height = round(self.size * (2.2 if len(self.texts) == 1 else 4.5))
 
-
-def _bar_labels(heatmap: Drawable) -> tuple[str, str]:
-    """The labels at both ends of the colour bar."""
-    return f"-{_top(heatmap):.2f}" if heatmap.signed else "0", f"{_top(heatmap):.2f}"
-
-
-def _bar_left(heatmap: Drawable, font: Letters) -> int:
-    width = heatmap.picture.shape[1]
-    return round(width - font.size // 2 * 2 - font.getlength(_bar_labels(heatmap)[1])) - width // 5
-
-
-def _with_bar(page: Image.Image, heatmap: Drawable) -> Image.Image:
-    """Draw label, maximum and colour bar into the strip below the picture, in place to save memory."""
-    size, texts, (begin, end) = _letters(page.width), _bar_texts(heatmap), _bar_labels(heatmap)
-    font, draw = Letters(size), Pen(page)
-    gap, top = size // 2, page.height - _bar_height(heatmap)
-    middles = [top + round(size * 1.1) + number * round(size * 1.3) for number in range(3)]
-    middle = middles[0 if len(texts) == 1 else 2]
-    bar_width, bar_left = page.width // 5, _bar_left(heatmap, font)
-    if len(texts) > 1:  # full width; without end labels if there is no room
-        room = page.width - 4 * gap - font.getlength(begin) - font.getlength(end)
-        if room < size:
-            begin, end, room = "", "", page.width - 2 * gap
-        bar_width, bar_left = round(room), round(gap + font.getlength(begin) + (gap if begin else 0))
-    ramp = np.repeat(_palette_of(heatmap)[np.linspace(0, 255, max(bar_width, 1)).astype(int)][None], size, axis=0)
-    page.paste(Image.fromarray(ramp), (bar_left, middle - size // 2))
-    draw.text((bar_left - gap, middle), begin, GREY, font, anchor="rm")
-    draw.text((bar_left + bar_width + gap, middle), end, GREY, font, anchor="lm")
-    for text, place in zip(texts, middles, strict=False):
-        draw.text((gap, place), text, INK, font, anchor="lm")
-    return page
+    def draw(self, page: Image.Image) -> Image.Image:
+        """Draw the bar into the empty rows at the bottom of the page, in place to save memory."""
+        font, gap, draw = self.font, self.gap, Pen(page)
+        begin, end, width, left = self.begin, self.end, self.width, self.left
+        middles = [page.height - self.height + round(self.size * 1.1) + n * round(self.size * 1.3) for n in range(3)]
+        middle = middles[0 if len(self.texts) == 1 else 2]
+        if len(self.texts) > 1:  # full width; without end labels if there is no room
+            room = page.width - 4 * gap - font.getlength(begin) - font.getlength(end)
+            if room < self.size:
+                begin, end, room = "", "", page.width - 2 * gap
+            width, left = round(room), round(gap + font.getlength(begin) + (gap if begin else 0))
+        ramp = np.repeat(self.colors[np.linspace(0, 255, max(width, 1)).astype(int)][None], self.size, axis=0)
+        page.paste(Image.fromarray(ramp), (left, middle - gap))
+        draw.text((left - gap, middle), begin, GREY, font, anchor="rm")
+        draw.text((left + width + gap, middle), end, GREY, font, anchor="lm")
+        for text, place in zip(self.texts, middles, strict=False):
+            draw.text((gap, place), text, INK, font, anchor="lm")
+        return page
 
 
 def _with_legend(image: Image.Image, entries: Sequence[tuple[str, float, tuple[int, int, int]]]) -> Image.Image:

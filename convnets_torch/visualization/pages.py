@@ -19,6 +19,7 @@ from PIL import Image
 
 from convnets_torch.files import replacing
 from convnets_torch.images.preprocessing import Pixels
+from convnets_torch.options import renamed
 from convnets_torch.text import printable
 from convnets_torch.visualization.overlays import DIVERGING, LEAST_TOP, STRENGTH, palette
 
@@ -32,7 +33,7 @@ STEPS = 65_535  # probabilities of the best classes are stored in 16 bits
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class MapLayer:
     """One map.
 
     Attributes:
@@ -69,11 +70,12 @@ class Cells:
     names: dict[int, str]
 
 
+@renamed(picture="image")
 def write_page(
     path: str | os.PathLike[str],
-    picture: Pixels,
+    image: Pixels,
     size: tuple[int, int],
-    layers: Sequence[Layer],
+    layers: Sequence[MapLayer],
     cells: Cells,
     *,
     title: str,
@@ -91,7 +93,7 @@ def write_page(
 
     Args:
         path: the file, such as `cat.html`.
-        picture: (h, w, 3) uint8, RGB: the original picture or a reduced copy, at most 65,500 pixels per side.
+        image: (h, w, 3) uint8, RGB: the original picture or a reduced copy, at most 65,500 pixels per side.
         size: (height, width) of the original picture in pixels, to which all boxes refer.
         layers: one map or more; with several the page has a list to choose from.
         cells: positions and best classes of the cells, the same for all layers.
@@ -99,7 +101,6 @@ def write_page(
 
     Raises:
         ValueError: the arrays do not match, values are out of range, or a class has no name.
-        OSError: `path` cannot be written.
 
     >>> windows = np.array([[0, 224], [32, 256]])
     >>> cells = Cells(
@@ -109,9 +110,10 @@ def write_page(
     ...     names={281: "tabby, tabby cat"},
     ... )
     >>> picture = np.zeros((256, 256, 3), np.uint8)
-    >>> write_page("cat.html", picture, (256, 256), [Layer("cat", np.eye(2, dtype=np.float32))], cells, title="A cat")
+    >>> layer = MapLayer("cat", np.eye(2, dtype=np.float32))
+    >>> write_page("cat.html", picture, (256, 256), [layer], cells, title="A cat")
     """
-    _check_picture(picture, size)
+    _check_image(image, size)
     _check_cells(cells)
     if not layers:
         raise ValueError("a page needs a map; give one layer or more")
@@ -122,17 +124,17 @@ def write_page(
         "page.html",
         "page.js",
         title=title,
-        picture=data_uri(image := Image.fromarray(picture), "PNG" if image.getcolors(FEW_COLORS) else "JPEG"),
+        picture=data_uri(drawn := Image.fromarray(image), "PNG" if drawn.getcolors(FEW_COLORS) else "JPEG"),
         data=as_json(_numbers(size, layers, cells)),
     )
 
 
-def _check_picture(picture: Pixels, size: tuple[int, int]) -> None:
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
-        raise ValueError(f"the picture is {picture.dtype} {picture.shape}; give uint8 (height, width, 3)")
-    if max(picture.shape) > LONGEST_JPEG:
+def _check_image(image: Pixels, size: tuple[int, int]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(f"the picture is {image.dtype} {image.shape}; give uint8 (height, width, 3)")
+    if max(image.shape) > LONGEST_JPEG:
         raise ValueError(
-            f"the picture is {picture.shape[0]}x{picture.shape[1]} pixels, but a page takes at most {LONGEST_JPEG} per"
+            f"the picture is {image.shape[0]}x{image.shape[1]} pixels, but a page takes at most {LONGEST_JPEG} per"
             " side; give a reduced copy"
         )
     if min(size) < 1:
@@ -161,7 +163,7 @@ def _check_cells(cells: Cells) -> None:
         raise ValueError(f"class {missing[0]} is among the best classes but has no name; name all of top_ids")
 
 
-def _check_layer(layer: Layer, shape: tuple[int, ...]) -> None:
+def _check_layer(layer: MapLayer, shape: tuple[int, ...]) -> None:
     words = printable(layer.words)
     if layer.values.shape != shape:
         raise ValueError(f"the map of {words} is {layer.values.shape}, and the cells are {shape}; they must be equal")
@@ -175,7 +177,7 @@ def _check_range(values: NDArray[Any], least: int, what: str) -> None:
         raise ValueError(f"{what} has values from {values.min()} to {values.max()}; give values from {least} to 1")
 
 
-def _numbers(size: tuple[int, int], layers: Sequence[Layer], cells: Cells) -> dict[str, Any]:
+def _numbers(size: tuple[int, int], layers: Sequence[MapLayer], cells: Cells) -> dict[str, Any]:
     """Data for the page's script."""
     class_ids, places = np.unique(cells.top_ids, return_inverse=True)
     id_type = np.dtype("<u2" if len(class_ids) <= 1 << 16 else "<u4")
@@ -193,7 +195,7 @@ def _numbers(size: tuple[int, int], layers: Sequence[Layer], cells: Cells) -> di
     }
 
 
-def _layer_numbers(layer: Layer) -> dict[str, Any]:
+def _layer_numbers(layer: MapLayer) -> dict[str, Any]:
     colors, strength = palette(), STRENGTH
     if layer.signed:
         colors, strength = palette(DIVERGING, 511), np.concatenate([STRENGTH[:0:-1], STRENGTH])
@@ -236,18 +238,13 @@ def as_base64(array: NDArray[Any]) -> str:
 
 
 def save_page(path: str | os.PathLike[str], template: str, *scripts: str, **values: Any) -> None:
-    """Render a self-contained page and write it atomically.
+    """Render a self-contained page from files in `templates` and write it atomically.
 
     Its content security policy allows only embedded pictures, the shared style and these scripts. Text is escaped.
 
     Args:
-        path: of the file.
-        template: name of a file in `templates`.
-        scripts: names of files in `templates`; they are concatenated.
+        path, template, scripts: the page, and the files that it is made of; scripts are concatenated.
         values: template variables, including `title`.
-
-    Raises:
-        OSError: `path` cannot be written.
     """
     from markupsafe import Markup
 

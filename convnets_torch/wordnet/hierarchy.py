@@ -55,20 +55,16 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Link):
     """The deepest synset that is probable enough.
 
     Attributes:
-        wnid, words, probability: as in `Link`.
         depth: length of the longest path from "entity".
         chain: from general to specific: synsets on the longest path to the answer that are more probable than the next
             one in the chain by at least 0.02, except those that are certain; then the answer, and the most probable
             class below it.
     """
 
-    wnid: str
-    words: str
-    probability: float
     depth: int
     chain: tuple[Link, ...]
 
@@ -78,14 +74,20 @@ class Answer:
         return " > ".join(f"{link.word} {link.probability:.2f}" for link in self.chain)
 
 
+def _classes_below(wnids: tuple[str, ...]) -> dict[str, list[int]]:
+    """Map each synset at or above some classes to those at or below it, numbered from 0."""
+    below: dict[str, list[int]] = {}
+    for class_id, wnid in enumerate(wnids):
+        for above in synsets.lineage(wnid):
+            below.setdefault(above, []).append(class_id)
+    return below
+
+
 class _Table:
     """All synsets above some classes, with the classes below each in one flat array for `np.add.reduceat`."""
 
     def __init__(self, wnids: tuple[str, ...]) -> None:
-        below: dict[str, list[int]] = {}
-        for class_id, wnid in enumerate(wnids):
-            for above in synsets.lineage(wnid):
-                below.setdefault(above, []).append(class_id)
+        below = _classes_below(wnids)
         depths = {wnid: synsets.find(wnid).depth for wnid in below}
         self.wnids = sorted(below, key=lambda wnid: (-depths[wnid], wnid))
         self.depths = np.array([depths[wnid] for wnid in self.wnids])
@@ -99,9 +101,7 @@ class _Table:
         return np.add.reduceat(probabilities[self.members], self.starts)
 
 
-@lru_cache(8)
-def _table(wnids: tuple[str, ...]) -> _Table:
-    return _Table(wnids)
+_table = lru_cache(8)(_Table)
 
 
 def check_backoff(card: Card, threshold: float) -> None:
@@ -123,6 +123,10 @@ def check_backoff(card: Card, threshold: float) -> None:
         raise ValueError(
             f"the card says that outputs are {card.activation}, which do not add up to 1; backoff needs a softmax"
         )
+    _check_threshold(threshold)
+
+
+def _check_threshold(threshold: float) -> None:
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold of {threshold} is out of range; give a probability above 0, at most 1")
 
@@ -156,8 +160,7 @@ def back_off(probabilities: Any, threshold: float, wnids: Sequence[str] | None =
     total = float(chances.sum())
     if not (chances >= 0).all() or not abs(total - 1) <= SUM_WITHIN:
         raise ValueError(f"the probabilities add up to {total:.6g}, or some are negative; give the output of a softmax")
-    if not 0 < threshold <= 1:
-        raise ValueError(f"a threshold of {threshold} is out of range; give a probability above 0, at most 1")
+    _check_threshold(threshold)
     table = _table(chosen)
     sums = table.sums(chances)
     sums /= sums[table.number[synsets.ENTITY]]  # exactly 1 for "entity"
@@ -169,8 +172,7 @@ def back_off(probabilities: Any, threshold: float, wnids: Sequence[str] | None =
     def link(wnid: str) -> Link:
         return Link(wnid, synsets.find(wnid).label, float(sums[table.number[wnid]]))
 
-    answer = link(found.wnid)
-    chain = [answer]
+    chain = [link(found.wnid)]
     for wnid in reversed(found.paths[-1][:-1]):
         if chain[0].probability + ADDED <= sums[table.number[wnid]] < CERTAIN:
             chain.insert(0, link(wnid))
@@ -178,7 +180,7 @@ def back_off(probabilities: Any, threshold: float, wnids: Sequence[str] | None =
     best = chosen[below[int(chances[below].argmax())]]
     if best != found.wnid:
         chain.append(link(best))
-    return Answer(answer.wnid, answer.words, answer.probability, found.depth, tuple(chain))
+    return Answer(found.wnid, found.label, float(sums[number]), found.depth, tuple(chain))
 
 
 FREQUENT = 10  # ancestors listed
@@ -274,11 +276,8 @@ def distances(classes: tuple[str, ...] | None = None) -> Distances:
 
     height(synsets.ENTITY)
     depths = {wnid: entry.depth for wnid, entry in entries.items()}
-    under: dict[str, list[int]] = {}
     chosen = synsets.wnids() if classes is None else classes
-    for class_id, wnid in enumerate(chosen):
-        for above in synsets.lineage(wnid):
-            under.setdefault(above, []).append(class_id)
+    under = _classes_below(chosen)
     # Sorted from best to worst and written in reverse, so that the best ancestor overwrites the others.
     order = sorted(under, key=lambda wnid: (-depths[wnid], len(entries[wnid].class_ids), wnid))
     places = np.empty((len(chosen), len(chosen)), np.int16)

@@ -220,8 +220,8 @@ def leading_wnid(text: str) -> str | None:
     (None, None)
     """
     wnid, after = text[:9], text[9:10]
-    told = wnid[:1] == "n" and len(wnid) == 9 and wnid[1:].isascii() and wnid[1:].isdecimal()
-    return wnid if told and not after.isalnum() else None
+    is_wnid = wnid[:1] == "n" and len(wnid) == 9 and wnid[1:].isascii() and wnid[1:].isdecimal()
+    return wnid if is_wnid and not after.isalnum() else None
 
 
 def search(text: str) -> list[Synset]:

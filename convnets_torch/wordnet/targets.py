@@ -152,11 +152,7 @@ def checked_target(card: Card, target: str | int) -> Target:
 
 
 def checked_targets(card: Card, target: str | int | Targets) -> list[Target]:
-    """Return `checked_target` of each target; a single target counts as a list of one.
-
-    Raises:
-        ValueError: as for `checked_target`; or the list is empty.
-    """
+    """Return `checked_target` of each target, one or several; ValueError also for an empty list."""
     targets = [checked_target(card, each) for each in (target if isinstance(target, list | tuple) else [target])]
     if not targets:
         raise ValueError("the list of targets is empty; name what to look for")
@@ -164,11 +160,7 @@ def checked_targets(card: Card, target: str | int | Targets) -> list[Target]:
 
 
 def allowed_classes(card: Card, only: str | int | None) -> list[int]:
-    """Return the class ids of a target, or all if `only` is None.
-
-    Raises:
-        ValueError: the target is unknown.
-    """
+    """Return the class ids of a target, or all if `only` is None; ValueError if it is unknown."""
     return list(range(card.classes)) if only is None else list(find_target(card, only).class_ids)
 
 

@@ -134,7 +134,7 @@ def measure_files(folder: Path, rounds: int, device: str) -> list[Result]:
     import torchvision
 
     from convnets_torch import densify, predict, prepare
-    from convnets_torch.inference.pipeline import BATCH, THREADS, Inputs, ahead
+    from convnets_torch.inference.pipeline import BATCH, THREADS, Inputs, prefetch
     from scripts.benchmarks.benchmark_pipeline import make_photographs
     from scripts.benchmarks.rounds import alternate
 
@@ -149,7 +149,7 @@ def measure_files(folder: Path, rounds: int, device: str) -> list[Result]:
         assert all(row.error is None for row in predict(on_device, paths))
 
     def decoding() -> None:
-        assert all(entry.remarks == () for _, entry in ahead(paths, inputs.prepared, most=4 * BATCH, threads=THREADS))
+        assert all(entry.remarks == () for _, entry in prefetch(paths, inputs.decode, most=4 * BATCH, threads=THREADS))
 
     start = time.perf_counter()
     decoding()

@@ -23,7 +23,7 @@ def measure_heatmap(folder: Path, rounds: int) -> list[Result]:
     from torch import nn
     from torchvision.models import vgg16
 
-    from convnets_torch.heatmaps.api import heatmap
+    from convnets_torch.heatmaps.api import heatmap, heatmap_targets
     from convnets_torch.weights import load
 
     network = load(folder / "vgg16.safetensors", mapped=False)
@@ -53,15 +53,15 @@ def measure_heatmap(folder: Path, rounds: int) -> list[Result]:
             plain(images).softmax(dim=1)
 
     def ours(targets: list[int]) -> Callable[[], object]:
-        return lambda: heatmap(network, pixels, targets)
+        return lambda: heatmap_targets(network, pixels, targets)
 
     few = max(1, rounds // 3)
     size = f"VGG16, {WIDTH}x{HEIGHT}"
     return [
         alternate(f"heatmap, {size}, float32", "each window's crop, torchvision", ours([281]), crops, few),
-        alternate(f"heatmap, {size}, bfloat16", "the same", lambda: heatmap(rough, pixels, [281]), crops, few),
+        alternate(f"heatmap, {size}, bfloat16", "the same", lambda: heatmap(rough, pixels, 281), crops, few),
         alternate(f"heatmap, {size}, float32", "torchvision's layers as convolutions", ours([281]), convolved, rounds),
-        alternate(f"heatmap, {size}, bfloat16", "the same", lambda: heatmap(rough, pixels, [281]), convolved, rounds),
+        alternate(f"heatmap, {size}, bfloat16", "the same", lambda: heatmap(rough, pixels, 281), convolved, rounds),
         alternate(f"heatmap of 50 targets, {size}", "of one target", ours(list(range(50))), ours([281]), rounds),
     ]
 

@@ -107,7 +107,7 @@ def stages(paths: list[Path], network: torch.nn.Module, ready: torch.nn.Module) 
     import numpy as np
     import torch
 
-    from convnets_torch.images.decoding import Reading, open_upright
+    from convnets_torch.images.decoding import Reading, decode
     from convnets_torch.images.preprocessing import crop_image, least_size
     from convnets_torch.images.resizing import normalized
     from convnets_torch.inference.torchcodec import jpeg_decoder
@@ -127,7 +127,7 @@ def stages(paths: list[Path], network: torch.nn.Module, ready: torch.nn.Module) 
         cut = []
         for path in paths:
             start = time.thread_time()
-            found = open_upright(path, reading)
+            found = decode(path, reading)
             between = time.thread_time()
             cut.append(crop_image(found.image, rule, found.part))
             decoding, resizing = decoding + between - start, resizing + time.thread_time() - between

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from convnets_torch.visualization.pages import Cells, Layer
+from convnets_torch.visualization.pages import Cells, MapLayer
 
 NAMES = {7: "cock", 65_000: "tabby, tabby cat", 3: "tiger shark", 281: "espresso", 90: "pinwheel", 12: "house finch"}
 
@@ -44,7 +44,7 @@ def boxes_of(cells: Cells, row: int, column: int) -> list[list[float]]:
     return [np.stack([across[column], down[row]], axis=1).ravel().tolist() for down, across in kinds]
 
 
-def regions(layer: Layer, cells: Cells, size: tuple[int, int], threshold: float) -> list[list[float]]:
+def regions(layer: MapLayer, cells: Cells, size: tuple[int, int], threshold: float) -> list[list[float]]:
     """Score, left, top, right, bottom of the regions above a threshold, the highest score first."""
     labels, count = ndimage.label(layer.values > np.float32(threshold), np.ones((3, 3)))
     found = []
@@ -57,7 +57,7 @@ def regions(layer: Layer, cells: Cells, size: tuple[int, int], threshold: float)
     return sorted(found, reverse=True)
 
 
-def overlay(layer: Layer, cells: Cells, size: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.float64]:
+def overlay(layer: MapLayer, cells: Cells, size: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.float64]:
     """(h, w, 2): the layer's value at each of `shape` pixels over the picture, and how it fades towards the borders."""
     parts = []
     for boxes, extent, count in zip((cells.window_rows, cells.window_columns), size, shape, strict=True):

@@ -24,4 +24,5 @@ def with_statistics(module: AnyModule) -> AnyModule:
 
 def differ(found: Tensor, wanted: Tensor) -> float:
     """The largest difference, of the largest number that is wanted."""
+    assert found.shape == wanted.shape
     return float((found.float() - wanted).abs().max() / wanted.abs().max())

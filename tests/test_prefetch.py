@@ -1,4 +1,4 @@
-"""Work that threads do ahead: in order, not too far, never twice at once for the same picture."""
+"""Prefetching in threads: in order, not too far, never twice at once for the same picture."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from convnets_torch.inference.pipeline import UNKNOWN_PIXELS, ahead, each_of, expected_pixels
-
-
-def decoders():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+from convnets_torch.inference.pipeline import UNKNOWN_PIXELS, each_of, expected_pixels, prefetch
+from tests.test_pipeline import decoders
 
 
 def test_results_come_in_order_whoever_is_ready_first():
@@ -25,12 +22,12 @@ def test_results_come_in_order_whoever_is_ready_first():
         begun[number].set()
         return number, all(event.wait(0.05) for event in begun)
 
-    assert [done[0] for _, done in ahead(range(6), work, most=6)] == list(range(6))
+    assert [done[0] for _, done in prefetch(range(6), work, most=6)] == list(range(6))
 
 
 def test_no_more_are_begun_than_asked_for():
     taken = itertools.count()
-    results = ahead(itertools.islice(taken, 100), lambda number: -number, most=5)
+    results = prefetch(itertools.islice(taken, 100), lambda number: -number, most=5)
     assert next(results) == (0, 0)
     assert next(taken) == 5
     results.close()
@@ -41,13 +38,15 @@ def test_no_more_are_begun_than_asked_for():
 def test_what_waits_has_room(room, most):
     """Of 10 each; one alone may take more, and the one that there is no room for is taken but not begun."""
     taken = iter(range(100))
-    results = ahead(itertools.islice(taken, 9), str, most=20, size=lambda number: 10, room=room)
+    results = prefetch(itertools.islice(taken, 9), str, most=20, size=lambda number: 10, room=room)
     next(results)
     assert next(taken) == most
     next(results)  # has room for one more
     assert next(taken) == min(9, most + 1) + 1
     results.close()
-    assert [number for number, _ in ahead(range(9), str, most=20, size=lambda number: 10, room=room)] == list(range(9))
+    assert [number for number, _ in prefetch(range(9), str, most=20, size=lambda number: 10, room=room)] == list(
+        range(9)
+    )
 
 
 def test_one_item_is_never_in_two_threads():
@@ -60,13 +59,13 @@ def test_one_item_is_never_in_two_threads():
         if free:
             inside.release()
 
-    assert len(list(ahead([item] * 8, work, most=8))) == 8
+    assert len(list(prefetch([item] * 8, work, most=8))) == 8
     assert not any(together)
 
 
 def test_an_error_of_the_work_reaches_the_caller_and_leaves_no_thread():
     with pytest.raises(ZeroDivisionError):
-        list(ahead([1, 0, 2], lambda number: 1 / number, most=3))
+        list(prefetch([1, 0, 2], lambda number: 1 / number, most=3))
     assert not decoders()
 
 

@@ -10,13 +10,13 @@ import weakref
 import numpy as np
 import pytest
 
-from convnets_torch.inference.batching import MemoryWarning, in_batches
+from convnets_torch.inference.batching import MemoryWarning, batches_with_retry
 
 # A process that may take 690 MB more than it has; an item takes 100 MB twice over, and 200 for its sum.
 LIMITED = """
 import resource, sys, warnings
 import torch
-from convnets_torch.inference.batching import in_batches
+from convnets_torch.inference.batching import batches_with_retry
 
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 690_000_000, -1))
@@ -26,7 +26,7 @@ def run(items):
     values = torch.ones(len(items), EACH)
     return items, float((values + 1).sum(dtype=torch.float64)) / EACH
 
-for items, total in in_batches(run, count=7, batch=7):
+for items, total in batches_with_retry(run, count=7, batch=7):
     print(items.start, items.stop, total)
 """
 
@@ -36,6 +36,7 @@ def limited(each: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as Linux has them")
 def test_a_batch_that_does_not_fit_is_halved_until_it_does():
     done = limited(25_000_000)
@@ -65,7 +66,7 @@ def test_other_errors_are_not_taken_for_want_of_memory():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     with pytest.raises(RuntimeError, match="illegal"):
-        list(in_batches(run, 8, 4))
+        list(batches_with_retry(run, 8, 4))
     assert tried == [range(4)]
 
 
@@ -80,15 +81,15 @@ def test_nothing_of_a_failed_attempt_is_held_while_the_next_one_runs():
         return sum(each() is not None for each in attempts)
 
     with pytest.warns(MemoryWarning, match="for 4 at a time; going on with 2"):
-        assert list(in_batches(run, 4, 4)) == [1, 1]
+        assert list(batches_with_retry(run, 4, 4)) == [1, 1]
 
 
 def test_a_batch_of_none_is_refused():
     with pytest.raises(ValueError, match="batch must be 1 or more, got 0"):
-        next(in_batches(list, 3, 0))
+        next(batches_with_retry(list, 3, 0))
 
 
 def test_no_items_are_no_work():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert list(in_batches(list, 0, 4)) == []
+        assert list(batches_with_retry(list, 0, 4)) == []
