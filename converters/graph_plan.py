@@ -170,19 +170,19 @@ def _step(
 
 def _with_map(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Return the arguments with the stride of the map, or the reason why there is none; and the network."""
-    from convnets_torch.fcn.graph import features_grid, grid_of
+    from convnets_torch.fcn.graph import features_graph, map_graph
     from convnets_torch.weights import build
 
     graph = arguments["graph"]
     network = build("graph", arguments)
     if graph["no_map"] is None:
         try:
-            grid = features_grid(network)
+            grid = features_graph(network)
             if grid.vertical.stride != grid.horizontal.stride:
                 raise ValueError("its cells are not as far apart vertically as horizontally")
             network.stride = grid.stride
             if network.head is not None:
-                grid_of(network)
+                map_graph(network)
             graph = {**graph, "stride": grid.stride}
         except ValueError as error:
             graph = {**graph, "window": (0, 0), "no_map": f"{error}"[:1000]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from convnets_torch.networks.graph_network import KINDS, GraphNetwork, LayerGrap
 from convnets_torch.weights import build
 
 CONV = {"inputs": 3, "outputs": 8, "kernel": (3, 3), "padding": (1, 1)}
-FEATURES = (
+FEATURES: tuple[Any, ...] = (
     ("conv", "conv", ("images",), CONV),
     ("conv_activation", "relu", ("conv",), {}),
     ("branch", "conv", ("conv_activation",), {**CONV, "inputs": 8, "bias": False}),
@@ -24,12 +25,19 @@ FEATURES = (
     ("join", "add", ("conv_activation", "bn"), {}),
     ("pool", "max_pool", ("join",), {"kernel": (2, 2), "stride": (2, 2)}),
 )
-HEAD = (
+HEAD: tuple[Any, ...] = (
     ("average", "average_pool", (), {"kernel": (4, 4), "stride": (1, 1)}),
     ("flat", "flatten", ("average",), {}),
     ("scores", "dense", ("flat",), {"inputs": 8, "outputs": 5}),
 )
-GRAPH = {"name": "small", "features": FEATURES, "head": HEAD, "size": (8, 8), "window": (4, 4), "stride": 2}
+GRAPH: dict[str, Any] = {
+    "name": "small",
+    "features": FEATURES,
+    "head": HEAD,
+    "size": (8, 8),
+    "window": (4, 4),
+    "stride": 2,
+}
 
 
 @pytest.fixture
@@ -75,8 +83,8 @@ def test_a_shared_layer_is_one_module_called_twice():
     twice = (*FEATURES[:3], ("branch_again", "again", ("branch",), {"layer": "branch"}))
     part = LayerGraph(twice).eval()
     images = torch.rand(1, 3, 8, 8)
-    first = part.conv(images).relu()
-    assert torch.equal(part(images), part.branch(part.branch(first)))
+    conv, branch = part.get_submodule("conv"), part.get_submodule("branch")
+    assert torch.equal(part(images), branch(branch(conv(images).relu())))
     assert sum(isinstance(module, nn.Conv2d) for module in part.modules()) == 2
 
 
@@ -90,7 +98,7 @@ def test_a_file_keeps_the_graph_in_its_card(network, tmp_path):
     assert Card.from_json(again.card.to_json()) == again.card
 
 
-def changed(where: str, place: int, part: int, value: object) -> dict:
+def changed(where: str, place: int, part: int, value: object) -> dict[str, Any]:
     graph = copy.deepcopy(GRAPH)
     entries = [list(entry) for entry in graph[where]]
     entries[place][part] = value
@@ -152,3 +160,62 @@ def test_no_kind_takes_a_word_for_a_number(kind):
     graph = {"features": (("x", kind, ("images",), {"kernel": "x", "channels": "x", "shape": "x"}),), "size": (8, 8)}
     with pytest.raises(ValueError, match=r"layer x \("):
         build("graph", {"classes": None, "graph": graph})
+
+
+def entry(name: str, kind: str, *inputs: str, **settings: Any) -> tuple[Any, ...]:
+    return (name, kind, inputs, settings)
+
+
+CONV_8 = {"inputs": 8, "outputs": 8, "kernel": (3, 3), "padding": (1, 1)}
+MAPPED = {  # layers on a map of 8 channels that read a fixed window of cells
+    "max_pool": entry("x", "max_pool", "conv", kernel=(3, 3), stride=(2, 2), edges=(0, 1, 0, 1)),
+    "average_pool": entry("x", "average_pool", "conv", kernel=(3, 3), stride=(2, 2), edges=(0, 1, 0, 1)),
+    "pad": entry("x", "pad", "conv", edges=(0, 1, 2, 1)),
+    "scale": entry("x", "scale", "conv", scale=2.0, offset=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)),
+    "channel_norm": entry("x", "channel_norm", "conv", channels=8, epsilon=0.01),
+    "layer_scale": entry("x", "layer_scale", "conv", channels=8),
+    "clipped_relu": entry("x", "clipped_relu", "conv", most=0.5, threshold=0.1, slope=0.2),
+    "prelu": entry("x", "prelu", "conv", shape=(8, 1, 1)),
+    "hard_sigmoid_0.2": entry("x", "hard_sigmoid_0.2", "conv"),
+    **{kind: entry("x", kind, "conv", "other") for kind in ("subtract", "multiply", "average", "maximum", "minimum")},
+    "squared": entry("x", "multiply", "conv", "conv"),
+    "concatenate": entry("x", "concatenate", "conv", "other", "conv", dim=1),
+}
+
+
+@pytest.mark.parametrize("kind", MAPPED)
+def test_blocks_of_rows_give_the_map_of_the_whole(kind):
+    """Each layer, with a branch and a head, in blocks of 8 rows against one pass; and each cell against its crop."""
+    features = [
+        entry("conv", "conv", "images", **CONV), entry("other", "conv", "conv", **CONV_8), MAPPED[kind],
+        entry("end", "conv", "x", **{**CONV_8, "inputs": 24 if kind == "concatenate" else 8}),
+    ]  # fmt: skip
+    torch.manual_seed(0)
+    side = 8 if "pool" in kind else 16
+    window = (17, 19) if kind == "pad" else (side, side)
+    head = [
+        entry("average", "average_pool", kernel=window, stride=(1, 1)), entry("flat", "flatten", "average"),
+        entry("scores", "dense", "flat", inputs=8, outputs=3),
+    ]  # fmt: skip
+    graph = {"features": features, "head": head, "size": (16, 16), "window": window, "stride": 16 // side}
+    network = GraphNetwork(3, graph).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    images = torch.rand(1, 3, 40, 30)
+    with torch.no_grad():
+        whole = score_map(network, images)
+        blocks = score_map(network, images, max_memory=least_memory(network, images))
+        cells = network.features(images)
+        crop = network.head(cells[:, :, 2 : 2 + window[0], 3 : 3 + window[1]])
+    assert torch.allclose(blocks, whole, atol=1e-5)
+    assert torch.allclose(whole[:, :, 2, 3], crop, atol=1e-5)
+
+
+def least_memory(network: GraphNetwork, images: torch.Tensor) -> int:
+    """Bytes that let only some rows through at once."""
+    from convnets_torch.fcn.graph import map_graph
+    from convnets_torch.fcn.memory import peak_bytes
+
+    graph = map_graph(network)
+    size = images.shape[2:]
+    return (peak_bytes(graph, (1, *size), torch.float32, 4) + peak_bytes(graph, (1, *size), torch.float32, 40)) // 2

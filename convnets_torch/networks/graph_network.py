@@ -68,13 +68,8 @@ class LayerGraph(nn.Module):
 
 
 class GraphNetwork(Network):
-    """A network whose layers are data, as converted from a model without a class of its own here.
+    """A network whose layers are data, as converted from a model without a class of its own here."""
 
-    Attributes:
-        no_map: why the network has no dense map; None if it has one. Without a map, `window` is (0, 0).
-    """
-
-    no_map: str | None
     shrinking = ()
 
     def __init__(self, classes: int | None, graph: Mapping[str, Any]) -> None:
@@ -299,7 +294,8 @@ def _shape(shape: Any, channels_last: bool) -> nn.Module:
 
 ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = {
     "linear": lambda: nn.Identity(), "relu": nn.ReLU, "relu6": nn.ReLU6, "selu": nn.SELU, "silu": nn.SiLU,
-    "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "softplus": nn.Softplus, "softsign": nn.Softsign, "exponential": layers.Exponential,
+    "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "softplus": nn.Softplus, "softsign": nn.Softsign,
+    "exponential": layers.Exponential,
     "mish": nn.Mish, "hard_silu": nn.Hardswish, "hard_sigmoid": nn.Hardsigmoid, "gelu": nn.GELU,
     "gelu_tanh": lambda: nn.GELU("tanh"), "log_softmax": lambda: nn.LogSoftmax(1),
     "hard_sigmoid_0.2": lambda: nn.Sequential(layers.Scale(0.2, 0.5), nn.Hardtanh(0.0, 1.0)),  # of Keras 1 and 2

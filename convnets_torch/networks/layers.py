@@ -82,7 +82,7 @@ class PReLU(nn.Module):
         self.weight = nn.Parameter(torch.zeros(*shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.clamp(min=0) + self.weight * x.clamp(max=0)
+        return torch.clamp(x, min=0) + self.weight * torch.clamp(x, max=0)
 
 
 class ClippedReLU(nn.Module):
@@ -97,8 +97,8 @@ class ClippedReLU(nn.Module):
         self.most, self.threshold, self.slope = most, threshold, slope
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = x if self.most is None else x.clamp(max=self.most)
-        return torch.where(x >= self.threshold, kept, self.slope * (x - self.threshold))
+        kept = x if self.most is None else torch.clamp(x, max=self.most)
+        return torch.where(torch.ge(x, self.threshold), kept, (x - self.threshold) * self.slope)
 
     def extra_repr(self) -> str:
         return f"most={self.most}, threshold={self.threshold}, slope={self.slope}"
@@ -108,11 +108,13 @@ class Exponential(nn.Module):
     """e to the power of x."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.exp()
+        return torch.exp(x)
 
 
 class MaxPool2d(nn.Module):
     """Maximum pooling with any number of padding cells at each edge; padding never is the maximum."""
+
+    count_include_pad, divisor_override = False, None  # as nn.AvgPool2d calls them
 
     def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], edges: Edges) -> None:
         super().__init__()

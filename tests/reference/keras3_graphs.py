@@ -42,6 +42,14 @@ def _merged(layer: str, **settings: Any) -> Model:
     return lambda L, k, x: getattr(L, layer)(**settings)([L.Conv2D(4, 3)(x), L.Conv2D(4, 3)(x)])
 
 
+def _gated(L: Any, x: Any) -> Any:
+    return L.Multiply()([x, L.GlobalAveragePooling2D(keepdims=True)(x)])
+
+
+def _computed(k: Any, x: Any) -> Any:
+    return (1.0 - x) * 2.0 / 4.0 + k.ops.relu6(x + 3.0) * x - k.ops.sigmoid(x)
+
+
 LAYERS: dict[str, Model] = {
     # convolutions
     "conv": _conv(),
@@ -74,7 +82,9 @@ LAYERS: dict[str, Model] = {
     "layer_norm_of_all": _after("LayerNormalization", axis=(1, 2, 3)),
     "layer_norm_without_scale": _of_vector("LayerNormalization", scale=False),
     "normalization_inside": _after("Normalization", mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 3.0, 0.5]),
-    "normalization_inverted": _after("Normalization", mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 3.0, 0.5], invert=True),
+    "normalization_inverted": _after(
+        "Normalization", mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 3.0, 0.5], invert=True
+    ),
     "normalization_learnt": _after("Normalization"),
     "rescaling_inside": _after("Rescaling", 0.5, offset=0.25),
     "rescaling_of_channels": _after("Rescaling", [0.5, 2.0, 1.0, 3.0], offset=[0.1, 0.2, 0.3, 0.4]),
@@ -116,13 +126,13 @@ LAYERS: dict[str, Model] = {
         "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate",
     )},
     "concatenate_rows": _merged("Concatenate", axis=1),
-    "multiply_by_gate": lambda L, k, x: (lambda y: L.Multiply()([y, L.GlobalAveragePooling2D(keepdims=True)(y)]))(L.Conv2D(4, 3)(x)),
+    "multiply_by_gate": lambda L, k, x: _gated(L, L.Conv2D(4, 3)(x)),
     "dot": lambda L, k, x: L.Dot(axes=1)(
         [L.Dense(5)(L.GlobalMaxPooling2D()(x)), L.Dense(5)(L.GlobalAveragePooling2D()(x))]),
     "cosine": lambda L, k, x: L.Dot(axes=1, normalize=True)(
         [L.Dense(5)(L.GlobalMaxPooling2D()(x)), L.Dense(5)(L.GlobalAveragePooling2D()(x))]),
     # operations
-    "operations": lambda L, k, x: (lambda y: (1.0 - y) * 2.0 / 4.0 + k.ops.relu6(y + 3.0) * y - k.ops.sigmoid(y))(L.Conv2D(4, 3)(x)),
+    "operations": lambda L, k, x: _computed(k, L.Conv2D(4, 3)(x)),
     "operation_mean": lambda L, k, x: k.ops.mean(L.Conv2D(4, 3)(x), axis=(1, 2)),
     "dropout": _after("SpatialDropout2D", 0.3),
 }  # fmt: skip
@@ -173,7 +183,9 @@ def _nested(L: Any, k: Any, x: Any) -> Any:
 
 
 MODELS: dict[str, Model] = {
-    "average_head": _head(lambda L: L.GlobalAveragePooling2D(), lambda L: L.Dense(4, activation="softmax", name="scores")),
+    "average_head": _head(
+        lambda L: L.GlobalAveragePooling2D(), lambda L: L.Dense(4, activation="softmax", name="scores")
+    ),
     "max_head": _head(lambda L: L.GlobalMaxPooling2D(), lambda L: L.Dense(1, activation="sigmoid")),
     "flatten_head": _head(
         lambda L: L.Flatten(), lambda L: L.BatchNormalization(), lambda L: L.Dense(9, activation="selu"),
