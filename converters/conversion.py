@@ -167,7 +167,11 @@ def convert(
         class_names = _class_names(source, plan, classes)
         names = _names(source, plan, layout)
         shapes = {names[step.row.parameter]: (stored_dtype(step.row.parameter), step.row.shape) for step in plan.steps}
-        destination = _in_cache(plan.network) if destination is None else Path(destination)
+        destination = (
+            _in_cache(plan.arguments.get("graph", {}).get("name", plan.network))
+            if destination is None
+            else Path(destination)
+        )
         with ThreadPoolExecutor(1) as beside:
             digest = beside.submit(sha256, source)
             # A card of the final length: the header's size must be known before the digest is computed.

@@ -116,7 +116,8 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
         "name": _model_name(file),
         "features": [layer.entry for layer in parts.features],
         "head": None if parts.head is None else [layer.entry for layer in parts.head],
-        "size": size, "window": parts.window, "stride": 0, "no_map": parts.no_map, "channels": 3,
+        "size": size, "window": parts.window, "stride": 0, "no_map": parts.no_map,
+        "last_map": _last_map(parts.features), "channels": 3,
     }  # fmt: skip
     arguments = {"classes": parts.classes, "graph": network}
     arguments, checked = _with_map(arguments)
@@ -142,6 +143,18 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
         data_format=graph.data_format, choices=tuple(choices), rescales=front.affine, table=table,
         final=parts.final, output=wishes.output, until=wishes.until,
     )  # fmt: skip
+
+
+def _last_map(features: Sequence[Layer]) -> str | None:
+    """Return the last layer whose output is a map of several cells, before a pooling or padding."""
+    for layer in reversed(features):
+        if (
+            len(layer.after) == 4
+            and prod(layer.after[2:]) > 1
+            and layer.kind not in ("max_pool", "average_pool", "pad")
+        ):
+            return layer.name
+    return None
 
 
 def _model_name(file: KerasFile) -> str:

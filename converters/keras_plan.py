@@ -74,7 +74,7 @@ def plan_any(file: KerasFile, wishes: Wishes) -> Plan:
     if file.config is None:
         if wishes.output is not None or wishes.until is not None:
             raise ValueError(
-                f"{file.path} holds no model config, so no layer to cut at; leave out --output and --until"
+                f"{file.path} holds no model config, so no layer to cut at; leave out --output-layer and --until"
             )
         return plan_keras(file, wishes)
     if wishes.output is not None or wishes.until is not None:

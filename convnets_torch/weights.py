@@ -17,7 +17,7 @@ from convnets_torch.fcn.densify import Densified
 from convnets_torch.files import Output, find, open_file, opened_path, path_of, to_open_files
 from convnets_torch.inference.prepare import Precision, checked_device, prepare
 from convnets_torch.networks import NETWORKS, Network
-from convnets_torch.networks.graph_network import GraphNetwork
+from convnets_torch.networks.graph_network import GraphNetwork, with_classes
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
 from convnets_torch.safetensors_io import write_arrays
@@ -102,6 +102,8 @@ def planned(card: Card, classes: int) -> Network:
 def _arguments(card: Card, classes: int) -> dict[str, Any]:
     """Arguments of the builder for `classes` units in the last dense layer, and no layers after it."""
     arguments = {**card.arguments, "classes": classes}
+    if card.network == GRAPH:
+        return arguments | {GRAPH: with_classes(card.arguments[GRAPH], classes)}
     if card.arguments["classes"] is None:
         return arguments | {"head": (("average",), ("dense", classes))}
     steps = card.arguments.get("head")

@@ -197,7 +197,7 @@ ANOTHER = {  # what is changed -> file, change, sentence
     "two outputs": (
         VGG,
         lambda c: c.model["output_layers"].append(["fc1", 0, 0]),
-        "its model has 2 outputs, predictions, fc1; choose one with --output",
+        "its model has 2 outputs, predictions, fc1; choose one with --output-layer",
     ),
     "two inputs": (
         VGG,

@@ -23,6 +23,7 @@ from converters.readers.keras_words import ACTIVATIONS, CODE, IDENTITIES, activa
 
 TOLERANCE = 1e-4  # relative to a layer's largest value; float32 stays well below it through a hundred layers
 
+OUTPUT = "(output)"  # of a model whose layers may have any name
 ENDS = ("linear", "softmax", "sigmoid")  # activations that may follow the logits
 
 
@@ -60,7 +61,7 @@ def forward(
         head: steps of the head, as in `graph_of_lineage`.
         hidden: step of hidden activations that the file does not specify.
         output, until: as in `graph_of_config`.
-        final: name of the node whose output is yielded last as "logits"; the last before a softmax or sigmoid if None.
+        final: name of the node whose output is yielded last, as `OUTPUT`; by default, that before a softmax or sigmoid.
 
     Yields:
         The name of each layer with weights and its linear output, before a fused activation: (channels, height, width)
@@ -152,7 +153,10 @@ def _run(
             if fused not in ENDS:
                 final = numpy_keras.activate(final, fused, keras=meaning.keras, **settings)
         values[node.name] = numpy_keras.activate(linear, fused, keras=meaning.keras, **settings)
-    yield "logits" if chosen or any(node.kind == "Dense" for node in graph.nodes) else "features", final
+    if chosen:
+        yield OUTPUT, final
+        return
+    yield "logits" if any(node.kind == "Dense" for node in graph.nodes) else "features", final
 
 
 def _end(graph: Graph) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from converters.plan import KerasStep, Plan
 from converters.proof.forwarding import IMAGE, NAMES, OUTPUTS
-from converters.proof.proof import ProofRow, check, compare
+from converters.proof.proof import OUTPUT, ProofRow, check, compare
 from converters.readers.keras_file import KerasFile
 from converters.readers.keras_graph import label
 from converters.readers.process import Call
@@ -82,15 +82,14 @@ def _of_graph(
     """Compare the layers of a network given as a graph, and its output."""
     assert plan.table is not None
     ours = record_outputs(network, image, tuple(plan.table))
-    if "features" in ours:
-        ours["logits"] = ours.pop("features")
+    ours[OUTPUT] = ours["features" if network.head is None else "logits"]
     by_place = {array.place: label(layer, file) for layer in file.weighted for array in layer.arrays.values()}
     for step in plan.steps:  # ours flattens in the order channels, h, w
         if isinstance(step, KerasStep) and step.arrays and step.layout.window is not None and len(step.row.shape) == 1:
             name, (channels, height, width) = by_place[step.arrays[0].place], step.layout.window
             if theirs[name].ndim == 1 and step.row.parameter.endswith(("running_mean", "features.mean")):
                 theirs[name] = theirs[name].reshape(height, width, channels).transpose(2, 0, 1).ravel()
-    table = {module: (layer,) for module, layer in plan.table.items()} | {"logits": ("logits",)}
+    table = {module: (layer,) for module, layer in plan.table.items()} | {OUTPUT: (OUTPUT,)}
     for module, (layer,) in table.items():  # a convolution of one cell is a dense layer here
         if theirs[layer].size == ours[module].size and 1 in theirs[layer].shape[1:]:
             theirs[layer] = theirs[layer].reshape(ours[module].shape)

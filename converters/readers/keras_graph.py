@@ -295,7 +295,7 @@ class _Reader:
             ends = [ends[names.index(self.output)]]
         if len(ends) > 1:
             raise ValueError(
-                f"its model has {len(ends)} outputs, {', '.join(name for name, _ in ends)}; choose one with --output"
+                f"its model has {len(ends)} outputs, {', '.join(name for name, _ in ends)}; choose one with --output-layer"
             )
         for count, wanted, what in ((len(ends), 1, "outputs"), (len(starts), len(inputs), "inputs")):
             if count != wanted:

@@ -79,14 +79,14 @@ class GraphNetwork(Network):
             classes: number of logits; None for no head.
             graph: "features" and "head", lists of entries (a head's entries each read the one before); "size",
                 (height, width) in pixels of the images; "window", (height, width) in cells that the head reads at
-                once; "stride", pixels between cells; "no_map", why there is no map, or null; "channels" of an image,
-                3 by default; "name" of the model.
+                once; "stride", pixels between cells; "no_map", why there is no map, or null; "last_map", the last layer
+                of the features whose output is a map; "channels" of an image, 3 by default; "name" of the model.
 
         Raises:
             ValueError: an entry or a number is invalid.
         """
         super().__init__()
-        known = ("features", "head", "size", "window", "stride", "no_map", "channels", "name")
+        known = ("features", "head", "size", "window", "stride", "no_map", "last_map", "channels", "name")
         if not isinstance(graph, Mapping) or not set(graph) <= set(known):
             raise ValueError(f"a graph has the fields {', '.join(map(str, graph))}; known: {', '.join(known)}")
         self.size = check_size(_pair_of(graph.get("size")))
@@ -94,9 +94,13 @@ class GraphNetwork(Network):
         if self.channels not in (1, 3, 4):
             raise ValueError(f"a graph reads images of {self.channels!r} channels; known: 1, 3, 4")
         self.features = LayerGraph(graph["features"])
-        head, self.no_map = graph.get("head"), graph.get("no_map")
+        head, self.no_map, self.last_map = graph.get("head"), graph.get("no_map"), graph.get("last_map")
         if not isinstance(self.no_map, str | None):
             raise ValueError(f"a graph has the reason {self.no_map!r:.80} for having no map; give a string")
+        if self.last_map not in (None, *(entry[0] for entry in graph["features"])):
+            raise ValueError(
+                f"a graph has the last map {self.last_map!r:.80}; give the name of a layer of its features"
+            )
         self.window = _pair_of(graph.get("window", (0, 0)))
         self.stride = graph.get("stride", 0)
         if type(self.stride) is not int or self.stride < 0 or min(self.window) < 0 or max(self.window) > MOST_SIDE:
@@ -340,6 +344,27 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "concatenate": layers.Concatenate,
     "dot": layers.Dot,
 }
+
+
+def with_classes(graph: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    """Return a graph whose head ends in a dense layer of `classes` units, instead of its last one.
+
+    A graph without a head gets one: global average pooling of its map, then the dense layer.
+    """
+    head = list(graph.get("head") or ())
+    last = next((place for place in reversed(range(len(head))) if head[place][1] == "dense"), None)
+    if last is not None:
+        name, kind, before, settings = head[last]
+        dense = (name, kind, before, {"inputs": settings["inputs"], "outputs": classes})
+        return {**graph, "head": (*head[:last], dense)}
+    if head:
+        raise ValueError("the head of the graph has no dense layer to replace")
+    shape = output_shape(graph["features"], (1, graph.get("channels", 3), *graph["size"]))
+    if len(shape) == 2:
+        return {**graph, "head": (("dense_1", "dense", (), {"inputs": shape[1], "outputs": classes}),)}
+    pool = ("pool", "average_pool", (), {"kernel": shape[2:], "stride": (1, 1)})
+    dense = ("dense_1", "dense", ("flatten",), {"inputs": shape[1], "outputs": classes})
+    return {**graph, "head": (pool, ("flatten", "flatten", ("pool",), {}), dense), "window": shape[2:]}
 
 
 def output_shape(entries: Iterable[Entry], images: tuple[int, ...]) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ class Network(nn.Module):
         shrinking: (kernel, stride, padding) of the layers that reduce the map's size, in order; for branches, of one.
         card: describes the weights; None until weights are loaded.
         no_map: why the network has no dense map, and no window; None if it has one.
+        last_map: the last layer of `features` whose output is a map, for networks given as a graph.
     """
 
     features: nn.Module
@@ -47,6 +48,7 @@ class Network(nn.Module):
     shrinking: tuple[tuple[int, int, int], ...]
     card: Card | None = None
     no_map: str | None = None
+    last_map: str | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images of the network's own size.
