@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from converters.checks import misnamed_arrays
 from converters.front import Front, front_of
-from converters.options import check_size, settle_activation, settle_backend
+from converters.options import check_data_format, check_size, settle_activation, settle_backend
 from converters.plan import KerasStep, Layout, Plan, Row, Wishes, change
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
 from converters.readers.keras_graph import Graph, Node, Operand, config_errors, graph_of_config, label
@@ -101,9 +102,17 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
         ValueError: the config has a layer that is not supported, with its name, class and place; arrays are missing,
             superfluous or of a wrong shape; or an option is required that neither the file nor the user gives.
     """
+    check_data_format(file, wishes)
+    for given, what in ((wishes.hidden_activation, "the hidden activations"), (wishes.pool1_padding, "all paddings")):
+        if given is not None:
+            raise ValueError(f"{file.path}: its config specifies {what}; leave out the option")
     graph = graph_of_config(file, output=wishes.output, until=wishes.until)
     backend, choices = settle_backend(file, None, wishes)
     front = front_of(file, graph, wishes)
+    if front.size is not None and wishes.input_size not in (None, front.size):
+        raise ValueError(
+            f"{file.path} says that its input is {front.size[0]}x{front.size[1]} pixels; leave out the input size"
+        )
     size = check_size(file, front.size or wishes.input_size)
     if size is None:
         raise ValueError(
@@ -220,7 +229,7 @@ class _Translator:
         self.outputs: dict[str, str] = dict.fromkeys(front.nodes, IMAGES)  # Keras node -> name of the entry
         own = Counter(node.own_name for node in graph.nodes)
         self.unique = {name for name, count in own.items() if count == 1}
-        self.first_calls: dict[str, str] = {}  # name of a shared layer -> its first entry
+        self.first_calls: dict[str, tuple[list[str], list[Layer]]] = {}  # node -> its inputs and layers
         self.used: set[str] = set()  # places of arrays
 
     def layers(self) -> dict[str, Layer]:
@@ -250,6 +259,7 @@ class _Translator:
         ] + list(self.file.unlisted)  # fmt: skip
         if not problems and left and not self.front.cut:
             problems += [f"{place} is an array that belongs to no layer" for place in left[:10]]
+        problems += misnamed_arrays(self.file)
         if problems:
             raise ValueError(f"{self.file.path} is not complete: {'; '.join(problems)}")
         return self.found
@@ -279,14 +289,20 @@ class _Translator:
             name, settings = activation_of(node.settings)
             if name != "linear":
                 self._activate(node, self.outputs[node.name], name, settings, fused=True)
-        if len(self.found) == before + 1 and not node.operands:
-            self.first_calls[base] = self.outputs[node.name]
+        self.first_calls[base] = inputs, list(self.found.values())[before:]
 
     def _again(self, node: Node, inputs: list[str]) -> None:
-        first = self.found[self.first_calls[node.name.partition(" (call ")[0]]]
-        if [self.shapes[one] for one in inputs] != [self.shapes[one] for one in first.entry[2]]:
+        """Repeat the layers of a shared layer's first call on other inputs."""
+        first_inputs, layers = self.first_calls[node.name.partition(" (call ")[0]]
+        if [self.shapes[one] for one in inputs] != [self.shapes[one] for one in first_inputs]:
             raise ValueError("is called on inputs of several shapes, which is not supported")
-        self._emit(node, "again", inputs, layer=first.name, shape_of=first)
+        if not layers:
+            self.outputs[node.name] = inputs[0]
+        now = dict(zip(first_inputs, inputs, strict=True))
+        for layer in layers:
+            sources = [now[source] for source in layer.entry[2]]
+            suffix = layer.name.removeprefix(layers[0].name) if layer is not layers[0] else ""
+            now[layer.name] = self._emit(node, "again", sources, suffix, shape_of=layer, layer=layer.name)
 
     def _name(self, node: Node, suffix: str = "") -> str:
         """Return a name for an entry: the layer's own where it is unique, prefixed with its model's otherwise."""

@@ -124,10 +124,10 @@ def _kernel(order: str | None, flipped: bool) -> Callable[[NDArray[Any]], NDArra
 
 ORDERS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "oihw": lambda array: array,
-    "hwio": oihw_from_hwio,
-    "hwoi": iohw_from_hwoi,
-    "depthwise": oihw_from_depthwise,
-    "io": transpose_dense,
+    "hwio": lambda array: oihw_from_hwio(array),
+    "hwoi": lambda array: iohw_from_hwoi(array),
+    "depthwise": lambda array: oihw_from_depthwise(array),
+    "io": lambda array: transpose_dense(array),
     "hwc": lambda array: array.transpose(2, 0, 1),
     "flat": lambda array: array.reshape(-1),
 }

@@ -153,7 +153,8 @@ def without_names(weights: bytes, folder: Path) -> bytes:
 
 def test_an_inner_layer_ends_the_network(models, tmp_path):
     network, _ = check_until(models / "average_head.keras", tmp_path, "joined")
-    assert network.head is None and network.features.output == "joined"
+    assert network.head is None
+    assert network.features.output == "joined"
     images = torch.rand(1, 3, 20, 28)
     whole = load_of(models / "average_head.keras", tmp_path)
     with torch.no_grad():

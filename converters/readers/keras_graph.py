@@ -289,14 +289,13 @@ class _Reader:
         named = {layer.name: layer for layer in layers}
         starts, ends = _tensors(model.config["input_layers"]), _tensors(model.config["output_layers"])
         if self.output is not None and len(parents) == 0:
-            names = [name for name, _ in ends]
-            if self.output not in names:
-                raise ValueError(f"its model has no output {self.output}; its outputs are {', '.join(names)}")
-            ends = [ends[names.index(self.output)]]
+            known = [name for name, _ in ends]
+            if self.output not in known:
+                raise ValueError(f"its model has no output {self.output}; its outputs are {', '.join(known)}")
+            ends = [ends[known.index(self.output)]]
         if len(ends) > 1:
-            raise ValueError(
-                f"its model has {len(ends)} outputs, {', '.join(name for name, _ in ends)}; choose one with --output-layer"
-            )
+            names = ", ".join(name for name, _ in ends)
+            raise ValueError(f"its model has {len(ends)} outputs, {names}; choose one with --output-layer")
         for count, wanted, what in ((len(ends), 1, "outputs"), (len(starts), len(inputs), "inputs")):
             if count != wanted:
                 raise ValueError(f"its model has {count} {what}; only one is supported")
