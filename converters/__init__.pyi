@@ -7,6 +7,8 @@ from .conversion import convert as convert
 from .doctor.doctor import Diagnosis as Diagnosis
 from .doctor.doctor import diagnose as diagnose
 from .doctor.evidence import Golden as Golden
+from .graph_plan import Translated as Translated
+from .graph_plan import register_layer as register_layer
 from .readers.keras_file import KerasArray as KerasArray
 from .readers.keras_file import KerasFile as KerasFile
 from .readers.keras_file import KerasLayer as KerasLayer

@@ -37,10 +37,10 @@ LONGEST = 1000  # characters of an array's name that are examined
 
 def exchanged(file: KerasFile, found: Found) -> list[str]:
     """Describe layers that appear swapped, judging by array names and group numbers."""
-    return [*_by_array_names(file), *_by_numbers(file, found)]
+    return [*misnamed_arrays(file), *_by_numbers(file, found)]
 
 
-def _by_array_names(file: KerasFile) -> list[str]:
+def misnamed_arrays(file: KerasFile) -> list[str]:
     """Describe arrays named after another layer than the one that lists them."""
     names = {layer.name for layer in file.weighted}
     problems = []

@@ -100,6 +100,8 @@ def convert(
     hidden_activation: str | None = None,
     pool1_padding: bool | None = None,
     input_size: tuple[int, int] | None = None,
+    output: str | None = None,
+    until: str | None = None,
     classes: str | os.PathLike[str] | Sequence[str] | None = None,
     layout: str | None = None,
     proof: bool = False,
@@ -127,6 +129,9 @@ def convert(
         pool1_padding: whether ResNet50 pads before its first pooling, for a file without config.
         input_size: (height, width) in pixels of the pictures that a custom head was trained on, for a file without
             config; by default, the size of a Flatten's map is inferred as a square from the dense layer's rows.
+            Required for a model that takes pictures of any size.
+        output: name of the output to convert, for a model with several.
+        until: name of a layer at which to cut the model, whose output becomes the network's.
         classes: class names, or a text file with one per line; None for ImageNet's if there are 1,000 outputs.
         layout: "torchvision" writes VGG with torchvision's parameter names.
         proof: also compute the source model in NumPy; nothing is written if the converted network differs from it.
@@ -155,12 +160,18 @@ def convert(
         if kind == "zip":
             kind = "pytorch" if call("holds state dict", path=str(source)) else "keras"
         described = call("read" if kind == "keras" else "describe state dict", path=str(source))
-        wishes = Wishes(backend, data_format, preprocessing, activation, hidden_activation, pool1_padding, input_size)
+        wishes = Wishes(
+            backend, data_format, preprocessing, activation, hidden_activation, pool1_padding, input_size, output, until
+        )
         plan = _plan(source, kind, described, wishes)
         class_names = _class_names(source, plan, classes)
         names = _names(source, plan, layout)
         shapes = {names[step.row.parameter]: (stored_dtype(step.row.parameter), step.row.shape) for step in plan.steps}
-        destination = _in_cache(plan.network) if destination is None else Path(destination)
+        destination = (
+            _in_cache(plan.arguments.get("graph", {}).get("name", plan.network))
+            if destination is None
+            else Path(destination)
+        )
         with ThreadPoolExecutor(1) as beside:
             digest = beside.submit(sha256, source)
             # A card of the final length: the header's size must be known before the digest is computed.
@@ -198,10 +209,10 @@ def _identity(source: Path) -> tuple[int, ...]:
 
 def _plan(source: Path, kind: str, described: dict[str, Any], wishes: Wishes) -> Plan:
     if kind == "keras":
-        from converters.keras_plan import plan_keras
+        from converters.keras_plan import plan_any
         from converters.readers.keras_file import KerasFile
 
-        return plan_keras(KerasFile.from_dict(described), wishes)
+        return plan_any(KerasFile.from_dict(described), wishes)
     from converters.pytorch import TensorInfo, plan_pytorch
 
     tensors = {name: TensorInfo(tuple(told["shape"]), told["dtype"]) for name, told in described.items()}

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from converters.checks import differences, epsilons, exchanged, listed_front, reads_pixels, stride_place
+from converters.graph_plan import plan_graph
 from converters.head_plan import Head, head_of_arrays, head_of_graph
 from converters.listed import Listed, listed_around
 from converters.names import Found, Lineage, base_names, head_names, recognise
@@ -62,6 +63,39 @@ def plan_keras(file: KerasFile, wishes: Wishes | None = None) -> Plan:
         raise ValueError(
             f"{file.path}: its model config is incomplete or malformed ({error!r:.200}); save the model again"
         ) from None
+
+
+def plan_any(file: KerasFile, wishes: Wishes) -> Plan:
+    """Plan a file as one of the paper networks or, if it is none and has a config, as the graph that this describes.
+
+    Raises:
+        ValueError: as `plan_keras` for a paper network, as `plan_graph` for any other model.
+    """
+    if file.config is None:
+        if wishes.output is not None or wishes.until is not None:
+            raise ValueError(
+                f"{file.path} holds no model config, so no layer to cut at; leave out --output-layer and --until"
+            )
+        return plan_keras(file, wishes)
+    if wishes.output is not None or wishes.until is not None:
+        return plan_graph(file, wishes)
+    try:
+        return plan_keras(file, wishes)
+    except ValueError as error:
+        refused = error
+    try:
+        return plan_graph(file, wishes)
+    except ValueError as error:
+        raise (refused if _is_paper(file) else error) from None
+
+
+def _is_paper(file: KerasFile) -> bool:
+    """Return whether a file's layers are those of a paper network, complete or not."""
+    try:
+        recognise(file)
+    except ValueError:
+        return False
+    return True
 
 
 def _plan(file: KerasFile, wishes: Wishes) -> Plan:

@@ -64,6 +64,17 @@ def oihw_from_depthwise(kernel: Array) -> Array:
     return kernel.transpose(2, 3, 0, 1).reshape(inputs * multiplier, 1, height, width)
 
 
+def iohw_from_hwoi(kernel: Array) -> Array:
+    """(height, width, out, in) of a transposed convolution -> a view (in, out, height, width), as PyTorch stores it.
+
+    Neither framework flips the kernel: both compute the gradient of a convolution.
+
+    >>> iohw_from_hwoi(np.zeros((2, 3, 4, 5))).shape
+    (5, 4, 2, 3)
+    """
+    return kernel.transpose(3, 2, 0, 1)
+
+
 def chw_rows_from_hwc(kernel: Array, window: tuple[int, int]) -> Array:
     """Reorder the rows of the dense kernel behind a channels-last flatten for a channels-first one.
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, cast, get_args
+from typing import Any, Protocol, cast, get_args
 
 import torch
 
-from converters.head_plan import Head
 from converters.names import Found, Lineage
 from converters.plan import Wishes
 from converters.readers.keras_file import DataFormat, KerasFile, KernelOrder
@@ -160,8 +159,17 @@ def chosen_preprocessing(network: str, given: str | None, size: tuple[int, int])
     return rule
 
 
+class Ending(Protocol):
+    """The end of a head."""
+
+    @property
+    def units(self) -> int | None: ...
+    @property
+    def activation(self) -> str | None: ...
+
+
 def settle_activation(
-    file: KerasFile, head: Head, wishes: Wishes, *, known: bool = False
+    file: KerasFile, head: Ending, wishes: Wishes, *, known: bool = False
 ) -> tuple[Activation, list[str]]:
     """Return the output activation, and notes on the assumptions made.
 
@@ -202,7 +210,7 @@ DATA_FORMATS = ("channels_first", "channels_last")
 FLATTEN_TRANSPOSES = (2, 2)  # first version of Keras whose Flatten transposes channels-first maps to H, W, C
 
 
-def settle_backend(file: KerasFile, lineage: Lineage, wishes: Wishes) -> tuple[str | None, list[str]]:
+def settle_backend(file: KerasFile, lineage: Lineage | None, wishes: Wishes) -> tuple[str | None, list[str]]:
     """Return the backend that trained the kernels, and notes on the assumptions made.
 
     Raises:
@@ -231,7 +239,7 @@ def settle_backend(file: KerasFile, lineage: Lineage, wishes: Wishes) -> tuple[s
     if told := re.search(r"_(th|tf)_kernels", file.path.name):
         backend = {"th": "theano", "tf": "tensorflow"}[told[1]]
         return backend, [f"kernels are {backend}'s according to the file name; change it with --backend"]
-    if lineage.name == "convnets-keras" and file.named:
+    if lineage is not None and lineage.name == "convnets-keras" and file.named:
         return "theano", [
             "kernels are theano's, as in the released files with these layer names; change it with --backend"
         ]

@@ -25,6 +25,8 @@ class Wishes:
         hidden_activation: activation between the dense layers of a custom head.
         pool1_padding: whether ResNet50 pads before its first pooling.
         input_size: (height, width) of the pictures that the model was trained on, in pixels.
+        output: the output of a model with several.
+        until: the layer at which to cut the model.
     """
 
     backend: str | None = None
@@ -34,6 +36,8 @@ class Wishes:
     hidden_activation: str | None = None
     pool1_padding: bool | None = None
     input_size: tuple[int, int] | None = None
+    output: str | None = None
+    until: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ class Layout:
     """How the arrays of a Keras file become one of our parameters.
 
     Attributes:
-        kernel_order: axis order of convolution kernels, "oihw" or "hwio"; None for other arrays.
+        kernel_order: axis order of the array: "oihw" or "hwio" of convolutions, "depthwise" (h, w, channels,
+            multiplier), "hwoi" of transposed ones, "io" of a dense kernel that becomes a convolution, "hwc" of one
+            number for each value of a map, "flat" for a vector with dimensions of 1; None for others.
         flipped: whether the kernels are rotated by 180 degrees.
         window: (channels, h, w) if the rows of a dense kernel, or the values of a batch normalisation before it, are in
             the order h, w, channels; else None.
@@ -110,6 +116,9 @@ class Plan:
         lineage: origin of the file's layer names, for the proof.
         rescales: whether the file's own model does the preprocessing, with a Rescaling layer.
         hidden: step used for hidden activations that the file does not specify, for the proof.
+        table: our module -> Keras layer with the same output, for the proof of a network given as a graph.
+        final: name of the Keras layer whose output is the network's, for the same.
+        output, until: the user's options.
     """
 
     network: str
@@ -124,6 +133,10 @@ class Plan:
     lineage: str | None = None
     rescales: bool = False
     hidden: tuple[Any, ...] = ("relu",)
+    table: Mapping[str, str] | None = None
+    final: str | None = None
+    output: str | None = None
+    until: str | None = None
 
 
 def stored_dtype(parameter: str) -> str:

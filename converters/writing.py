@@ -9,7 +9,14 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.layouts import chw_rows_from_hwc, flip, oihw_from_hwio, transpose_dense
+from converters.layouts import (
+    chw_rows_from_hwc,
+    flip,
+    iohw_from_hwoi,
+    oihw_from_depthwise,
+    oihw_from_hwio,
+    transpose_dense,
+)
 from converters.readers.keras_file import KerasArray
 from converters.readers.reading import opened, values
 
@@ -101,18 +108,29 @@ def _fill(file: Any, job: Job, target: NDArray[Any]) -> bool:
             if job["window"] is not None:  # batch normalisation of a flattened map
                 _, height, width = job["window"]
                 part = chw_rows_from_hwc(part[:, None], (height, width))[:, 0]
-            target[start : start + len(part)] = part
+            target[start : start + len(part)] = part.reshape(len(part), *target.shape[1:])
             start += len(part)
     return False
 
 
 def _kernel(order: str | None, flipped: bool) -> Callable[[NDArray[Any]], NDArray[Any]]:
     def change(array: NDArray[Any]) -> NDArray[Any]:
-        if order == "hwio":
-            array = oihw_from_hwio(array)
+        if order is not None:
+            array = ORDERS[order](array)
         return flip(array) if flipped else array
 
     return change
+
+
+ORDERS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "oihw": lambda array: array,
+    "hwio": lambda array: oihw_from_hwio(array),
+    "hwoi": lambda array: iohw_from_hwoi(array),
+    "depthwise": lambda array: oihw_from_depthwise(array),
+    "io": lambda array: transpose_dense(array),
+    "hwc": lambda array: array.transpose(2, 0, 1),
+    "flat": lambda array: array.reshape(-1),
+}
 
 
 def _fill_dense(file: Any, array: KerasArray, target: NDArray[Any], window: list[int] | None) -> bool:

@@ -25,13 +25,16 @@ from convnets_torch.files import open_file
 from convnets_torch.images.preprocessing import MOST_INPUT, Preprocessing
 from convnets_torch.safetensors_io import header_of_opened
 
-SCHEMA = 1  # version of the card; others are refused, unknown fields of this one are kept
+SCHEMA = 1  # version of the card; later ones are refused, unknown fields of this one are kept
+GRAPH_SCHEMA = 2  # of cards of networks that are given as a graph of layers
+GRAPH = "graph"  # name of these networks, and of the argument that holds the layers
 KEY = "card"  # key in the metadata of the safetensors header
 DIGESTS = "digests"  # field of the digests of training pictures, which may be long
 
 # Limits that no legitimate card exceeds and that bound the time and memory a malicious one can take.
 MOST_CARD = 6_500_000  # characters of JSON; room for 22,000 class names of 40 Chinese characters, and all digests
 MOST_BESIDE = 100_000  # characters of JSON without class names and digests
+MOST_GRAPH = 3_000_000  # characters of JSON of a graph; Keras's largest network takes 160,000
 MOST_NUMBERS = 1_000  # values in `arguments`, at all depths; InceptionV3 has 94 widths
 MOST_CLASSES = 1_000_000
 MOST_NAME = 1_000  # characters of a class name
@@ -105,7 +108,9 @@ class Card:
             )
         if self.classes > MOST_CLASSES:
             raise ValueError(f"card has {classes} classes; the maximum is {MOST_CLASSES}")
-        if (numbers := _count(self.arguments)) > MOST_NUMBERS:
+        if (self.network == GRAPH) != isinstance(self.arguments.get(GRAPH), Mapping):
+            raise ValueError("card has a graph of layers but another network, or the other way round")
+        if (numbers := _count({**self.arguments, GRAPH: None})) > MOST_NUMBERS:
             raise ValueError(f"card has {numbers} numbers and strings in its arguments; the maximum is {MOST_NUMBERS}")
         size = self.arguments.get("size")
         if isinstance(size, list | tuple) and any(type(side) is int and side > MOST_INPUT for side in size):
@@ -139,7 +144,7 @@ class Card:
     def to_json(self) -> str:
         """The card as one line of JSON; equal cards give equal text."""
         values = _flat(self) | {
-            "schema": SCHEMA,
+            "schema": GRAPH_SCHEMA if self.network == GRAPH else SCHEMA,
             "preprocessing": self.preprocessing.to_dict(),
             "source": _flat(self.source) if self.source else None,
             "arguments": dict(self.arguments),
@@ -163,12 +168,13 @@ class Card:
         if not isinstance(values, dict) or "schema" not in values:
             raise ValueError("the card has no schema number; convert the weights again")
         schema = values.pop("schema")
-        if schema != SCHEMA:
+        if schema not in (SCHEMA, GRAPH_SCHEMA):
             raise ValueError(
-                f"the card has schema {schema!r:.80}, but this version reads {SCHEMA}; update convnets-torch"
+                f"the card has schema {schema!r:.80}, but this version reads up to {GRAPH_SCHEMA}; update"
+                " convnets-torch"
             )
         beside = len(json.dumps({**values, "class_names": None, DIGESTS: None}))
-        if beside > MOST_BESIDE:
+        if beside > (MOST_BESIDE if schema == SCHEMA else MOST_GRAPH):
             raise ValueError(
                 f"the card has {beside:,} characters beside its class names and digests, more than {MOST_BESIDE:,};"
                 " convert the weights again"
@@ -188,7 +194,9 @@ class Card:
 
 def _tuples(value: Any) -> Any:
     """Convert lists to tuples, at every depth."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    if isinstance(value, Mapping):
+        return {key: _tuples(each) for key, each in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _count(value: Any) -> int:

@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from convnets_torch.card import KEY, Activation, Card, card_of_opened
+from convnets_torch.card import GRAPH, KEY, Activation, Card, card_of_opened
 from convnets_torch.fcn.densify import Densified
 from convnets_torch.files import Output, find, open_file, opened_path, path_of, to_open_files
 from convnets_torch.inference.prepare import Precision, checked_device, prepare
 from convnets_torch.networks import NETWORKS, Network
+from convnets_torch.networks.graph_network import GraphNetwork, with_classes
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
 from convnets_torch.safetensors_io import write_arrays
@@ -101,6 +102,8 @@ def planned(card: Card, classes: int) -> Network:
 def _arguments(card: Card, classes: int) -> dict[str, Any]:
     """Arguments of the builder for `classes` units in the last dense layer, and no layers after it."""
     arguments = {**card.arguments, "classes": classes}
+    if card.network == GRAPH:
+        return arguments | {GRAPH: with_classes(card.arguments[GRAPH], classes)}
     if card.arguments["classes"] is None:
         return arguments | {"head": (("average",), ("dense", classes))}
     steps = card.arguments.get("head")
@@ -128,12 +131,12 @@ def build(network: str, arguments: Mapping[str, Any]) -> Network:
     Raises:
         ValueError: the network is unknown, or its builder does not accept the arguments.
     """
-    check_choice(network, list_networks(), "network")
+    check_choice(network, (*list_networks(), GRAPH), "network")
     try:
         with torch.device("meta"):
-            return NETWORKS[network](**arguments)
+            return GraphNetwork(**arguments) if network == GRAPH else NETWORKS[network](**arguments)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
-        raise ValueError(f"{network} cannot be built with {dict(arguments)}: {error}") from None
+        raise ValueError(f"{network} cannot be built with {dict(arguments)!r:.1000}: {error}") from None
 
 
 @printable_errors()

@@ -115,7 +115,7 @@ def test_unknown_fields_of_a_card_are_kept(weights, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda card: card | {"schema": 2}, "schema 2, but this version reads 1; update convnets-torch"),
+        (lambda card: card | {"schema": 3}, "schema 3, but this version reads up to 2; update convnets-torch"),
         (lambda card: {}, "no schema number"),
         (lambda card: card | {"network": "lenet"}, "unknown network 'lenet'; known: alexnet"),
         (lambda card: {key: value for key, value in card.items() if key != "arguments"}, "cannot be read .'arguments'"),

@@ -6,6 +6,7 @@ Every case is a file of a real framework, of which nothing but the config is cha
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import h5py
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from converters import convert
+from converters import convert, read_keras
+from converters.keras_plan import plan_keras
+from converters.plan import Wishes
 from convnets_torch.weights import load
 from tests.reference.goldens import DATA
 from tests.reference.theano_goldens import THEANO
@@ -197,7 +200,7 @@ ANOTHER = {  # what is changed -> file, change, sentence
     "two outputs": (
         VGG,
         lambda c: c.model["output_layers"].append(["fc1", 0, 0]),
-        "its model has 2 outputs; only one is supported",
+        "its model has 2 outputs, predictions, fc1; choose one with --output-layer",
     ),
     "two inputs": (
         VGG,
@@ -282,14 +285,34 @@ ANOTHER = {  # what is changed -> file, change, sentence
 
 
 @pytest.mark.parametrize("change", ANOTHER)
-def test_a_config_of_another_graph_is_refused_by_what_is_different(change, changed, tmp_path):
+def test_a_config_of_another_graph_is_not_taken_for_the_papers(change, changed, tmp_path):
+    """It is refused as the paper's network by what is different; and converted as the graph that it is, or refused."""
     file, function, message = ANOTHER[change]
     path = changed(file, function)
     with pytest.raises(ValueError, match=message) as caught:
-        convert(path, tmp_path / "out.safetensors", preprocessing="unit")
+        plan_keras(read_keras(path), Wishes(preprocessing="unit"))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert [left.name for left in tmp_path.iterdir()] == ["model.h5"]
+    out = tmp_path / "out.safetensors"
+    if change in AS_A_GRAPH:
+        report = convert(path, out, preprocessing="unit", proof=True)
+        assert report.card.network == "graph"
+        assert max(row.error for row in report.proof) < 1e-9
+    else:
+        with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+            convert(path, out, preprocessing="unit", proof=True)
+        assert "\n" not in str(caught.value)
+        assert [left.name for left in tmp_path.iterdir()] == ["model.h5"]
+
+
+AS_A_GRAPH = {
+    "average instead of max", "a padded pool", "dilation", "tanh", "no activation", "a LeakyReLU between",
+    "a bounded ReLU", "Reshape for Flatten", "Permute before Flatten", "an activation before the head",
+    "another order of convolutions", "a shared layer", "a ReLU dropped", "a ReLU moved before the sum",
+    "a stride moved", "another epsilon in one place", "Maximum for Add", "a shortcut dropped",
+    "a shortcut from elsewhere", "a pool that is not the whole map", "branches in another order",
+    "max instead of average in a branch",
+}  # fmt: skip
 
 
 THE_SAME = {  # in other words

@@ -15,6 +15,7 @@ Theano differs from TensorFlow in three ways, according to the sources of Keras 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import erf
@@ -24,13 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.readers.keras_file import DataFormat, KerasArray, KernelOrder
-from converters.readers.keras_graph import Node
+from converters.readers.keras_graph import Node, Operand
 from converters.readers.keras_words import (
     ACTIVATIONS,
     IDENTITIES,
     axis_of,
     edges_of,
     layer_activation,
+    number_of,
     pair_of,
 )
 
@@ -119,6 +121,50 @@ def convolve_depthwise(
     for i, j, seen in _cells(pixels, (height, width), strides, dilation, padding, 0.0, theano=theano):
         total = total + seen[:, :, :, None] * np.asarray(kernel[i, j], np.float64)
     return from_channels_last(total.reshape(*total.shape[:2], channels * multiplier), data_format)
+
+
+def convolve_transposed(
+    image: Array,
+    kernel: NDArray[Any],
+    *,
+    data_format: DataFormat,
+    strides: Pair,
+    padding: Padding,
+    dilation: Pair,
+    output_padding: Any = None,
+) -> Array:
+    """Conv2DTranspose without its bias: every pixel adds its multiple of the kernel to the output.
+
+    Args:
+        kernel: (height, width, out, in).
+        output_padding: None for the size that a convolution with these strides would shrink to the image's.
+    """
+    pixels = channels_last(image, data_format)
+    spans = [(kernel.shape[axis] - 1) * dilation[axis] + 1 for axis in range(2)]
+    whole = [(pixels.shape[axis] - 1) * strides[axis] + spans[axis] for axis in range(2)]
+    total = np.zeros((*whole, kernel.shape[2]))
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            rows, columns = (
+                slice(place * rate, place * rate + (count - 1) * stride + 1, stride)
+                for place, rate, count, stride in zip((i, j), dilation, pixels.shape, strides, strict=False)
+            )
+            total[rows, columns] += pixels @ np.asarray(kernel[i, j], np.float64).T
+    for axis, (span, stride) in enumerate(zip(spans, strides, strict=True)):
+        before, length = 0, whole[axis] + max(0, stride - span)
+        if padding == "same" and output_padding is None:
+            length = pixels.shape[axis] * stride
+            before = max(0, span - stride) // 2  # as many as the convolution pads before its input
+        elif output_padding is not None:
+            more = pair_of(output_padding)[axis]
+            length = whole[axis] + more
+            if padding == "same":
+                length += span % 2 - span
+                before = max(0, span - 1 - (span + span % 2 - 1 + more) // 2)
+        short = max(0, before + length - total.shape[axis])
+        total = np.pad(total, [(0, short if other == axis else 0) for other in range(3)])
+        total = total.take(range(before, before + length), axis)
+    return from_channels_last(total, data_format)
 
 
 def pool(
@@ -272,6 +318,9 @@ def activate(values: Array, name: str, *, keras: int = 3, **settings: Any) -> Ar
     if name == "softmax":
         weights = np.exp(values - values.max(axis=settings.get("axis", -1), keepdims=True))
         return weights / weights.sum(axis=settings.get("axis", -1), keepdims=True)
+    if name == "log_softmax":
+        rest = values - values.max(axis=-1, keepdims=True)
+        return rest - np.log(np.exp(rest).sum(axis=-1, keepdims=True))
     if name == "selu":
         alpha, scale = 1.6732632423543772, 1.0507009873554805
         return scale * np.where(values > 0, values, alpha * np.expm1(np.minimum(values, 0)))
@@ -348,6 +397,13 @@ def compute(node: Node, sources: Sequence[Array], read: Read, meaning: Meaning) 
     if kind in ACTIVATIONS:
         name, words = layer_activation(kind, settings)
         return activate(x, name, keras=meaning.keras, **words)
+    if kind == "Conv2DTranspose":
+        result = convolve_transposed(
+            x, arrays["kernel"], data_format=data_format, strides=pair_of(settings.get("strides", 1)),
+            padding=settings.get("padding", "valid"), dilation=pair_of(settings.get("dilation_rate", 1)),
+            output_padding=settings.get("output_padding"),
+        )  # fmt: skip
+        return _plus_bias(result, arrays, 0 if data_format == "channels_first" else 2)
     if kind in ("Conv2D", "DepthwiseConv2D", "SeparableConv2D"):
         return _convolve(kind, settings, x, arrays, data_format, meaning)
     if kind == "Dense":
@@ -380,10 +436,23 @@ def compute(node: Node, sources: Sequence[Array], read: Read, meaning: Meaning) 
         return x * (along(scale, x, axis) if scale.ndim else scale) + (
             along(offset, x, axis) if offset.ndim else offset
         )
-    if kind == "Add":
-        return sum(sources[1:], x)
     if kind == "Concatenate":
         return np.concatenate(sources, axis=axis_of(settings.get("axis", -1)))
+    if kind == "Dot":
+        first, second = (
+            each / max(np.sqrt(np.sum(each**2)), 1e-7) if settings.get("normalize") else each for each in sources
+        )
+        return np.array([first @ second])
+    if kind in _MERGES:
+        return _MERGES[kind](sources)
+    if kind in _SHAPED:
+        return _SHAPED[kind](x, settings, data_format)
+    if kind in _LEARNT:
+        return _LEARNT[kind](x, arrays, settings)
+    if kind.startswith("ops."):
+        return _operate(node, sources, meaning)
+    if kind == "CustomScaleLayer":
+        return x + sources[1] * float(settings["scale"])
     if kind == "SplitTensor":  # convnets-keras: half of the channels
         return np.split(x, 2, axis=0 if data_format == "channels_first" else 2)[settings["half"]]
     if kind == "CrossChannelNormalization":
@@ -419,3 +488,130 @@ def _convolve(
 
 def _plus_bias(values: Array, arrays: Mapping[str, Any], axis: int) -> Array:
     return values + along(arrays["bias"], values, axis) if "bias" in arrays else values
+
+
+def _merged(function: Any) -> Callable[[Sequence[Array]], Array]:
+    return lambda sources: functools.reduce(function, sources)
+
+
+_MERGES: dict[str, Callable[[Sequence[Array]], Array]] = {
+    "Add": _merged(np.add),
+    "Subtract": _merged(np.subtract),
+    "Multiply": _merged(np.multiply),
+    "Average": lambda sources: sum(sources[1:], sources[0]) / len(sources),
+    "Maximum": _merged(np.maximum),
+    "Minimum": _merged(np.minimum),
+}
+
+
+def _crop(x: Array, settings: Mapping[str, Any], data_format: DataFormat) -> Array:
+    (top, bottom), (left, right) = edges_of(settings["cropping"])
+    pixels = channels_last(x, data_format)
+    return from_channels_last(pixels[top : len(pixels) - bottom, left : pixels.shape[1] - right], data_format)
+
+
+def _enlarge(x: Array, settings: Mapping[str, Any], data_format: DataFormat) -> Array:
+    """UpSampling2D: repeated pixels, or values interpolated between the centres of pixels."""
+    pixels = channels_last(x, data_format)
+    for axis, factor in enumerate(pair_of(settings["size"])):
+        if settings.get("interpolation", "nearest") == "nearest":
+            pixels = pixels.repeat(factor, axis)
+            continue
+        length = pixels.shape[axis]
+        places = np.clip((np.arange(length * factor) + 0.5) / factor - 0.5, 0, length - 1)
+        below = np.floor(places).astype(int)
+        share = along(places - below, pixels, axis)
+        above = pixels.take(np.minimum(below + 1, length - 1), axis)
+        pixels = pixels.take(below, axis) * (1 - share) + above * share
+    return from_channels_last(pixels, data_format)
+
+
+_SHAPED: dict[str, Callable[[Array, Mapping[str, Any], DataFormat], Array]] = {
+    "Cropping2D": _crop,
+    "UpSampling2D": _enlarge,
+    "Reshape": lambda x, settings, _: x.reshape(settings["target_shape"]),
+    "Permute": lambda x, settings, _: x.transpose([int(axis) - 1 for axis in settings["dims"]]),
+    "ThresholdedReLU": lambda x, settings, _: np.where(x > number_of(settings["theta"]), x, 0.0),
+}
+
+
+def _normalize_layer(x: Array, arrays: Mapping[str, Any], settings: Mapping[str, Any]) -> Array:
+    """LayerNormalization: mean and variance over its axes, then a scale and a shift along them."""
+    axes = settings.get("axis", -1)
+    own = tuple(axis_of(axis) % x.ndim for axis in (axes if isinstance(axes, list | tuple) else [axes]))
+    result = (x - x.mean(own, keepdims=True)) / np.sqrt(x.var(own, keepdims=True) + float(settings["epsilon"]))
+    shape = [length if axis in own else 1 for axis, length in enumerate(x.shape)]
+    if "gamma" in arrays:
+        result = result * np.asarray(arrays["gamma"], np.float64).reshape(shape)
+    return result + np.asarray(arrays["beta"], np.float64).reshape(shape) if "beta" in arrays else result
+
+
+def _standardize(x: Array, arrays: Mapping[str, Any], settings: Mapping[str, Any]) -> Array:
+    """Normalization, by the mean and variance in its config or its arrays."""
+    axes = settings.get("axis", -1)
+    axis = axis_of(axes[0] if isinstance(axes, list | tuple) else axes)
+    mean, variance = (
+        along(np.asarray(arrays[name] if settings.get(name) is None else settings[name]).reshape(-1), x, axis)
+        for name in ("mean", "variance")
+    )
+    deviation = np.maximum(np.sqrt(variance), 1e-7)
+    return x * deviation + mean if settings.get("invert") else (x - mean) / deviation
+
+
+_LEARNT: dict[str, Callable[[Array, Mapping[str, Any], Mapping[str, Any]], Array]] = {
+    "LayerNormalization": _normalize_layer,
+    "Normalization": _standardize,
+    "PReLU": lambda x, arrays, _: np.maximum(x, 0) + np.asarray(arrays["alpha"], np.float64) * np.minimum(x, 0),
+    "LayerScale": lambda x, arrays, _: x * np.asarray(next(iter(arrays.values())), np.float64),
+}
+
+_OF_TWO: dict[str, Any] = {
+    "ops.Add": np.add, "ops.Subtract": np.subtract, "ops.Multiply": np.multiply, "ops.TrueDivide": np.divide,
+    "ops.Divide": np.divide, "ops.Maximum": np.maximum, "ops.Minimum": np.minimum,
+}  # fmt: skip
+_OF_ONE = {
+    "ops.Relu": "relu", "ops.Relu6": "relu6", "ops.Sigmoid": "sigmoid", "ops.Silu": "silu", "ops.Tanh": "tanh",
+    "ops.HardSigmoid": "hard_sigmoid", "ops.HardSilu": "hard_silu", "ops.Elu": "elu", "ops.Selu": "selu",
+    "ops.Gelu": "gelu", "ops.Softplus": "softplus", "ops.Softsign": "softsign", "ops.Exp": "exponential",
+    "ops.LeakyRelu": "leaky_relu", "ops.Mish": "mish",
+}  # fmt: skip
+
+
+def _operate(node: Node, sources: Sequence[Array], meaning: Meaning) -> Array:
+    """Compute a function of `keras.ops` or `tf` from its arguments, which count the batch."""
+    kind, settings, x = node.kind, node.settings, sources[0]
+
+    def value(operand: Any) -> Any:
+        if isinstance(operand, Operand):
+            return sources[operand.number]
+        constant = np.asarray(operand, np.float64)
+        while constant.ndim > x.ndim:
+            constant = constant[0]
+        return constant
+
+    if kind in _OF_TWO:
+        return np.asarray(_OF_TWO[kind](*map(value, node.operands[:2])))
+    if kind in _OF_ONE:
+        words = {word: setting for word, setting in settings.items() if word not in ("name", "function")}
+        return activate(x, _OF_ONE[kind], keras=meaning.keras, **words)
+    if kind == "ops.Cast":
+        return x
+    axis = settings.get("axis", node.operands[1] if len(node.operands) > 1 else -1)
+    if kind == "ops.Mean":
+        axes = tuple(axis_of(one) for one in (axis if isinstance(axis, list | tuple) else [axis]))
+        return x.mean(axes, keepdims=bool(settings.get("keepdims")))
+    if kind in ("ops.Concatenate", "ops.Stack"):
+        join = np.concatenate if kind == "ops.Concatenate" else np.stack
+        return join(sources, axis=axis_of(axis))
+    if kind == "ops.GetItem":
+        key = [_key(one) for one in node.operands[1]]
+        return x[tuple(key[1:] if key[0] == slice(None) else key)]  # the batch is left out
+    raise ValueError(f"the function {kind} is not known here")
+
+
+def _key(value: Any) -> Any:
+    if value == "..." or (isinstance(value, Mapping) and value.get("class_name") == "__ellipsis__"):
+        return ...
+    if isinstance(value, Mapping):
+        return slice(value["start"], value["stop"], value["step"])
+    return value

@@ -23,6 +23,7 @@ from converters.readers.keras_words import ACTIVATIONS, CODE, IDENTITIES, activa
 
 TOLERANCE = 1e-4  # relative to a layer's largest value; float32 stays well below it through a hundred layers
 
+OUTPUT = "(output)"  # of a model whose layers may have any name
 ENDS = ("linear", "softmax", "sigmoid")  # activations that may follow the logits
 
 
@@ -39,6 +40,9 @@ def forward(
     epsilon: float | None = None,
     head: Steps | None = None,
     hidden: Sequence[Any] = ("relu",),
+    output: str | None = None,
+    until: str | None = None,
+    final: str | None = None,
 ) -> Iterator[tuple[str, Array]]:
     """Run a file's model on one image.
 
@@ -56,6 +60,8 @@ def forward(
         epsilon: epsilon of batch normalisation in the network.
         head: steps of the head, as in `graph_of_lineage`.
         hidden: step of hidden activations that the file does not specify.
+        output, until: as in `graph_of_config`.
+        final: name of the node whose output is yielded last, as `OUTPUT`; by default, that before a softmax or sigmoid.
 
     Yields:
         The name of each layer with weights and its linear output, before a fused activation: (channels, height, width)
@@ -69,6 +75,12 @@ def forward(
         raise ValueError(f"{file.path} does not say which backend trained it; give theano or tensorflow")
     if image.ndim != 3:
         raise ValueError(f"the image is {image.shape}; expected (height, width, channels)")
+    if final is not None:
+        graph = graph_of_config(file, data_format, output=output, until=until)
+        meaning = Meaning(backend == "theano", _major(file), graph.data_format)
+        first = numpy_keras.from_channels_last(np.asarray(image, np.float64), graph.data_format)
+        yield from _run(file, read, graph, meaning, first, final)
+        return
     graph = graph_of(
         file, data_format, network=network, lineage=lineage, pool1_padding=pool1_padding, epsilon=epsilon, head=head,
         hidden=hidden,
@@ -114,9 +126,11 @@ def _major(file: KerasFile) -> int:
     return 3 if file.container in ("weights", "archive") else 1 if file.backend is None else 2
 
 
-def _run(file: KerasFile, read: Read, graph: Graph, meaning: Meaning, image: Array) -> Iterator[tuple[str, Array]]:
+def _run(
+    file: KerasFile, read: Read, graph: Graph, meaning: Meaning, image: Array, chosen: str | None = None
+) -> Iterator[tuple[str, Array]]:
     readers = Counter(source for node in graph.nodes for source in node.inputs)
-    end = _end(graph)
+    end = chosen or _end(graph)
     readers[graph.output] += 1
     values: dict[str, Array] = {graph.nodes[0].name: image}
     final = image
@@ -130,14 +144,18 @@ def _run(file: KerasFile, read: Read, graph: Graph, meaning: Meaning, image: Arr
             linear = compute(node, sources, read, meaning)
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{file.path}: layer {node.name} ({node.kind}) cannot be computed: {error}") from None
-        if node.layer is not None:
-            yield label(node.layer, file), channels_first(linear, format_of(node, meaning))
+        data_format = meaning.data_format if chosen else format_of(node, meaning)
+        if node.layer is not None and " (call " not in node.name:
+            yield label(node.layer, file), channels_first(linear, data_format)
         fused, settings = activation_of(node.settings) if node.kind not in ACTIVATIONS else ("linear", {})
         if node.name == end:
-            final = channels_first(linear, format_of(node, meaning))
+            final = channels_first(linear, data_format)
             if fused not in ENDS:
                 final = numpy_keras.activate(final, fused, keras=meaning.keras, **settings)
         values[node.name] = numpy_keras.activate(linear, fused, keras=meaning.keras, **settings)
+    if chosen:
+        yield OUTPUT, final
+        return
     yield "logits" if any(node.kind == "Dense" for node in graph.nodes) else "features", final
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from converters.plan import KerasStep, Plan
 from converters.proof.forwarding import IMAGE, NAMES, OUTPUTS
-from converters.proof.proof import ProofRow, check, compare
+from converters.proof.proof import OUTPUT, ProofRow, check, compare
 from converters.readers.keras_file import KerasFile
 from converters.readers.keras_graph import label
 from converters.readers.process import Call
@@ -63,6 +63,10 @@ def prove(
         names = (Path(folder) / NAMES).read_text(encoding="utf-8").split("\n")
         with np.load(Path(folder) / OUTPUTS) as stored:
             theirs = {name: stored[f"arr_{number}"] for number, name in enumerate(names)}
+    if plan.table is not None:
+        rows = _of_graph(network, image, theirs, file, plan)
+        check(rows)
+        return tuple(rows)
     for name, (channels, height, width) in _flattened(file, plan).items():  # ours flattens in the order channels, h, w
         theirs[name] = theirs[name].reshape(height, width, channels).transpose(2, 0, 1).ravel()
     for name in _of_map(network, file, plan):  # batch normalisation and averaging commute
@@ -70,6 +74,26 @@ def prove(
     rows = compare(record_outputs(network, image), theirs, _table(file, plan) | {names[-1]: (names[-1],)})
     check(rows)
     return tuple(rows)
+
+
+def _of_graph(
+    network: Network, image: NDArray[Any], theirs: dict[str, NDArray[Any]], file: KerasFile, plan: Plan
+) -> list[ProofRow]:
+    """Compare the layers of a network given as a graph, and its output."""
+    assert plan.table is not None
+    ours = record_outputs(network, image, tuple(plan.table))
+    ours[OUTPUT] = ours["features" if network.head is None else "logits"]
+    by_place = {array.place: label(layer, file) for layer in file.weighted for array in layer.arrays.values()}
+    for step in plan.steps:  # ours flattens in the order channels, h, w
+        if isinstance(step, KerasStep) and step.arrays and step.layout.window is not None and len(step.row.shape) == 1:
+            name, (channels, height, width) = by_place[step.arrays[0].place], step.layout.window
+            if theirs[name].ndim == 1 and step.row.parameter.endswith(("running_mean", "features.mean")):
+                theirs[name] = theirs[name].reshape(height, width, channels).transpose(2, 0, 1).ravel()
+    table = {module: (layer,) for module, layer in plan.table.items()} | {OUTPUT: (OUTPUT,)}
+    for module, (layer,) in table.items():  # a convolution of one cell is a dense layer here
+        if theirs[layer].size == ours[module].size and 1 in theirs[layer].shape[1:]:
+            theirs[layer] = theirs[layer].reshape(ours[module].shape)
+    return compare(ours, {name: theirs[name] for (name,) in table.values()}, table)
 
 
 def _table(file: KerasFile, plan: Plan) -> dict[str, tuple[str, ...]]:
@@ -111,6 +135,9 @@ def _assumptions(file: KerasFile, plan: Plan) -> dict[str, Any]:
         "epsilon": plan.arguments.get("epsilon"),
         "head": plan.arguments.get("head"),
         "hidden": plan.hidden,
+        "output": plan.output,
+        "until": plan.until,
+        "final": plan.final,
     }
 
 
@@ -131,10 +158,13 @@ def probe_picture(size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
     return np.clip(coarse + random.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
 
 
-def record_outputs(network: Network, image: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.floating[Any]]]:
+def record_outputs(
+    network: Network, image: NDArray[np.floating[Any]], names: Sequence[str] | None = None
+) -> dict[str, NDArray[np.floating[Any]]]:
     """Record the output of each convolution, batch normalisation and dense layer for one image.
 
     Args:
+        names: modules to record; None for all with weights.
         network: a network in eval mode; all hooks are removed afterwards.
         image: (3, H, W), normalised.
 
@@ -145,11 +175,12 @@ def record_outputs(network: Network, image: NDArray[np.floating[Any]]) -> dict[s
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            outputs[name] = output[0].numpy().copy()
+            outputs.setdefault(name, output[0].numpy().copy())  # the first call of a shared layer
 
         return hook
 
-    modules = [(name, module) for name, module in network.named_modules() if isinstance(module, WEIGHTED)]
+    wanted = [name for name, module in network.named_modules() if isinstance(module, WEIGHTED)]
+    modules = [(name, network.get_submodule(name)) for name in (wanted if names is None else names)]
     handles = [module.register_forward_hook(keep(name)) for name, module in modules]
     try:
         with torch.inference_mode():

@@ -11,16 +11,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import index
-from typing import Any
+from typing import Any, NamedTuple
 
 from converters.readers.keras_file import DataFormat, KerasFile, KerasLayer
 from converters.readers.keras_words import FORMATS, in_new_words, kind_of_class
 from convnets_torch import files
 
 MODELS = ("Sequential", "Functional")
+OPERATIONS = {  # functions of tf that stand in a config of tf.keras, and the same ones in keras.ops
+    "__operators__.add": "ops.Add", "math.add": "ops.Add", "nn.bias_add": "ops.Add", "math.subtract": "ops.Subtract",
+    "__operators__.sub": "ops.Subtract", "math.multiply": "ops.Multiply", "__operators__.mul": "ops.Multiply",
+    "math.truediv": "ops.TrueDivide", "math.divide": "ops.TrueDivide", "__operators__.truediv": "ops.TrueDivide",
+    "__operators__.getitem": "ops.GetItem", "concat": "ops.Concatenate",
+    "math.reduce_mean": "ops.Mean", "nn.relu": "ops.Relu", "nn.relu6": "ops.Relu6", "nn.silu": "ops.Silu",
+    "nn.swish": "ops.Silu", "nn.sigmoid": "ops.Sigmoid", "math.sigmoid": "ops.Sigmoid", "math.tanh": "ops.Tanh",
+    "nn.tanh": "ops.Tanh", "nn.softmax": "ops.Softmax", "nn.elu": "ops.Elu", "nn.softplus": "ops.Softplus",
+    "cast": "ops.Cast",
+}  # fmt: skip
 MOST_NESTED = 20  # levels of nested models
 MOST_LAYERS = 20_000  # layer calls; Keras's largest networks have several hundred
 
@@ -48,7 +58,16 @@ class Described:
 
     @property
     def kind(self) -> str:
-        """The class name in Keras 3's spelling."""
+        """The class name in Keras 3's spelling; "ops.Add" for a function of `keras.ops` or `tf`, which is no layer."""
+        module, function = self.outer.get("module"), self.config.get("function")
+        if isinstance(module, str) and module.startswith(("keras.src.ops.", "keras.ops.")):
+            return f"ops.{self.class_name}"
+        calls = self.outer.get("inbound_nodes")
+        modern = isinstance(calls, list) and calls and isinstance(calls[0], Mapping)
+        if module is None and modern and not {"trainable", "dtype"} & set(self.config):
+            return f"ops.{self.class_name}"  # an .h5 of Keras 3 has no modules, but only layers have these settings
+        if self.class_name in ("TFOpLambda", "SlicingOpLambda") and isinstance(function, str):
+            return OPERATIONS.get(function, self.class_name)
         return kind_of_class(self.class_name)
 
 
@@ -112,6 +131,12 @@ def format_of(config: Mapping[str, Any]) -> DataFormat | None:
 # The graph
 
 
+class Operand(NamedTuple):
+    """A tensor among the arguments of an operation: the node's input of this number."""
+
+    number: int
+
+
 @dataclass(frozen=True)
 class Node:
     """One call of a layer.
@@ -123,6 +148,7 @@ class Node:
         settings: the layer's config, in Keras 2 and 3's terms.
         layer: the layer with its arrays; None if it has none.
         own_name: the layer's name, without the names of enclosing models.
+        operands: arguments of an operation ("ops.Add"): constants as nested lists, tensors as `Operand`; () for layers.
     """
 
     name: str
@@ -131,6 +157,7 @@ class Node:
     settings: Mapping[str, Any] = field(default_factory=dict)
     layer: KerasLayer | None = None
     own_name: str = ""
+    operands: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         check_settings(self.own_name or self.name, self.kind, self.settings)
@@ -180,21 +207,26 @@ def label(layer: KerasLayer, file: KerasFile) -> str:
     return layer.name if alike == 1 else "/".join((*layer.parents, layer.name))
 
 
-def graph_of_config(file: KerasFile, data_format: DataFormat | None = None) -> Graph:
+def graph_of_config(
+    file: KerasFile, data_format: DataFormat | None = None, *, output: str | None = None, until: str | None = None
+) -> Graph:
     """Return the graph of a file's model config.
 
     Args:
         file: a file with a config.
         data_format: overrides the config's data format, which may be unspecified.
+        output: the output layer, for a model with several.
+        until: a layer at which to cut the model; its output becomes the model's.
 
     Raises:
-        ValueError: there is no config, it has several inputs or outputs, or it is malformed.
+        ValueError: there is no config, it has several inputs, or several outputs and none is chosen; a chosen layer
+            does not exist; or the config is malformed.
     """
     if file.config is None:
         raise ValueError(f"{file.path} holds no model config, only weights; name the network")
-    reader = _Reader(file)
+    reader = _Reader(file, output)
     try:
-        output = reader.lay_out(describe(file.config), ("input",), ())
+        end = reader.lay_out(describe(file.config), ("input",), ())
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from None
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -207,14 +239,26 @@ def graph_of_config(file: KerasFile, data_format: DataFormat | None = None) -> G
         )
     start = Node("input", "InputLayer", (), reader.input or {})
     calls = {name: count for name, count in reader.calls.items() if count > 1}
-    return Graph((start, *reader.nodes), output, known, calls)
+    graph = Graph((start, *reader.nodes), end, known, calls)
+    return graph if until is None else _cut(file, graph, until)
+
+
+def _cut(file: KerasFile, graph: Graph, until: str) -> Graph:
+    """Return the part of a graph that a layer's output depends on."""
+    found = [node for node in graph.nodes[1:] if until in (node.name, node.own_name)]
+    if len(found) != 1:
+        names = ", ".join(node.name for node in graph.nodes[-10:])
+        many = f"{len(found)} layers named {until}; give the name of its model too" if found else f"no layer {until}"
+        raise ValueError(f"{file.path} has {many}; its last layers are {names}")
+    nodes = (*graph.upstream(found[0].name), found[0])
+    return replace(graph, nodes=nodes, output=found[0].name)
 
 
 class _Reader:
     """Flattens the layers of a config into nodes, one model after another."""
 
-    def __init__(self, file: KerasFile) -> None:
-        self.file = file
+    def __init__(self, file: KerasFile, output: str | None = None) -> None:
+        self.file, self.output = file, output
         self.nodes: list[Node] = []
         self.calls = Counter(["input"])
         self.layers = {(layer.parents, layer.name): layer for layer in file.weighted}
@@ -244,14 +288,25 @@ class _Reader:
     ) -> str:
         named = {layer.name: layer for layer in layers}
         starts, ends = _tensors(model.config["input_layers"]), _tensors(model.config["output_layers"])
+        if self.output is not None and len(parents) == 0:
+            known = [name for name, _ in ends]
+            if self.output not in known:
+                raise ValueError(f"its model has no output {self.output}; its outputs are {', '.join(known)}")
+            ends = [ends[known.index(self.output)]]
+        if len(ends) > 1:
+            names = ", ".join(name for name, _ in ends)
+            raise ValueError(f"its model has {len(ends)} outputs, {names}; choose one with --output-layer")
         for count, wanted, what in ((len(ends), 1, "outputs"), (len(starts), len(inputs), "inputs")):
             if count != wanted:
                 raise ValueError(f"its model has {count} {what}; only one is supported")
         done = dict(zip(starts, inputs, strict=True))
         for name, _ in starts:
             self._look(named[name], inputs)
-        calls = {name: _calls(layer.outer.get("inbound_nodes") or []) for name, layer in named.items()}
-        read = {*ends, *(tensor for each in calls.values() for sources in each for tensor in sources)}
+        calls = {
+            name: _calls(layer.outer.get("inbound_nodes") or [], operation=layer.kind.startswith("ops."))
+            for name, layer in named.items()
+        }
+        read = {*ends, *(tensor for each in calls.values() for sources, _ in each for tensor in sources)}
         # Keras 1 and 2 count a nested model's own output as its call 0.
         own = {name for name, call in read if call >= len(calls[name]) and named[name].kind in MODELS}
         begun = set()
@@ -261,7 +316,7 @@ class _Reader:
             if tensor in done:
                 waiting.pop()
                 continue
-            sources = calls[name][call - 1 if name in own else call]
+            sources, operands = calls[name][call - 1 if name in own else call]
             missing = [source for source in sources if source not in done]
             if missing and tensor in begun:
                 raise ValueError("the layers of its model config form a cycle; save it again")
@@ -270,7 +325,8 @@ class _Reader:
             begun.add(tensor)
             waiting.extend(missing[::-1])
             if not missing:
-                done[tensor] = self._call(named[name], tuple(done[source] for source in sources), parents)
+                inputs = tuple(done[source] for source in sources)
+                done[tensor] = self._call(named[name], inputs, parents, operands)
         return done[ends[0]]
 
     def _look(self, layer: Described, inputs: tuple[str, ...]) -> None:
@@ -280,7 +336,9 @@ class _Reader:
             check_settings(layer.name, "InputLayer", layer.config)
             self.input = {"batch_shape": said}
 
-    def _call(self, layer: Described, inputs: tuple[str, ...], parents: tuple[str, ...]) -> str:
+    def _call(
+        self, layer: Described, inputs: tuple[str, ...], parents: tuple[str, ...], operands: tuple[Any, ...] = ()
+    ) -> str:
         """Append the node (for a nested model, the nodes) of a layer called on `inputs`; return the output's name."""
         if layer.kind in MODELS:
             return self.lay_out(layer, inputs, (*parents, layer.name))
@@ -298,7 +356,8 @@ class _Reader:
             name += f" (call {self.calls[name]})"
         if len(self.nodes) >= MOST_LAYERS:
             raise ValueError(f"its model config has more than {MOST_LAYERS} layers")
-        self.nodes.append(Node(name, kind, inputs, settings, held, layer.name))
+        is_operation = kind.startswith("ops.")
+        self.nodes.append(Node(name, kind, inputs, settings, held, layer.name, operands if is_operation else ()))
         return name
 
 
@@ -311,36 +370,86 @@ def _tensors(entry: Any) -> list[tuple[str, int]]:
     return [pair for value in entry for pair in _tensors(value)]
 
 
-def _calls(inbound: Sequence[Any]) -> list[list[tuple[str, int]]]:
-    """Return the (layer, call) pairs that each call of a layer reads."""
-    calls = []
+_Call = tuple[list[tuple[str, int]], tuple[Any, ...]]  # (layer, call) pairs of the tensors, and the arguments
+
+
+def _calls(inbound: Sequence[Any], *, operation: bool) -> list[_Call]:
+    """Return what each call of a layer reads; the arguments only of an operation."""
+    calls: list[_Call] = []
     for call in inbound:
+        sources: list[tuple[str, int]] = []
         if isinstance(call, Mapping):  # Keras 3
-            calls.append(list(_histories([call.get("args", []), call.get("kwargs", {})])))
+            named = dict(call.get("kwargs", {}))
+            named.pop("training", None)  # a model passes its own to all its layers
+            arguments = _arguments([*call.get("args", []), *named.values()], sources)
+            if not operation and (constants := [*_constants(arguments)]):
+                raise ValueError(
+                    f"a layer is called with {constants[0]!r:.80} beside its input, which is not supported"
+                )
+            calls.append((sources, tuple(arguments)))
+        elif operation:
+            calls.append((sources, tuple(_keras_2_arguments(call, sources))))
         else:
-            sources = [call] if call and isinstance(call[0], str) else call
-            extra = [source for source in sources if len(source) > 3 and _holds_tensor(source[3])]
+            tensors = [call] if call and isinstance(call[0], str) else call
+            extra = [source for source in tensors if len(source) > 3 and _holds_tensor(source[3])]
             if extra:
                 raise ValueError(f"a layer is called with more than its input: {extra[0]!r:.80}")
-            calls.append([(str(source[0]), index(source[1])) for source in sources])
+            if any(isinstance(source[3], Mapping) and source[3].get("training") for source in tensors if source[3:]):
+                raise ValueError("a layer is called in training mode, where its outputs are random")
+            calls.append(([(str(source[0]), index(source[1])) for source in tensors], ()))
     return calls
+
+
+def _keras_2_arguments(call: Any, sources: list[tuple[str, int]]) -> list[Any]:
+    """Return the arguments of a call of a TFOpLambda: [name, call, tensor, keywords], or a list of these."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, list) and len(value) >= 3 and isinstance(value[0], str):
+            if value[0] == "_CONSTANT_VALUE":
+                return value[2]
+            sources.append((value[0], index(value[1])))
+            return Operand(len(sources) - 1)
+        return [one(each) for each in value] if isinstance(value, list) else value
+
+    keywords = (call if isinstance(call[0], str) else call[0])[3:]
+    named = dict(keywords[0]) if keywords else {}
+    first = one(call)
+    return [first, *(one(value) for name, value in named.items() if name not in ("name", "data_format"))]
 
 
 def _holds_tensor(keywords: Any) -> bool:
     return isinstance(keywords, Mapping) and any(isinstance(value, list) and value for value in keywords.values())
 
 
-def _histories(value: Any) -> Iterator[tuple[str, int]]:
-    if isinstance(value, Mapping):
-        if value.get("class_name") == "__keras_tensor__":
-            name, call, _ = value["config"]["keras_history"]
-            yield str(name), index(call)
-        else:
-            for inner in value.values():
-                yield from _histories(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _histories(inner)
+def _constants(arguments: Any) -> Iterator[Any]:
+    """Yield the arguments that are neither tensors nor None or False."""
+    if isinstance(arguments, Operand) or arguments is None or arguments is False:
+        return
+    if isinstance(arguments, list | Mapping):
+        for each in arguments.values() if isinstance(arguments, Mapping) else arguments:
+            yield from _constants(each)
+    else:
+        yield arguments
+
+
+def _arguments(value: Any, sources: list[tuple[str, int]]) -> Any:
+    """Return a call's arguments with an `Operand` for each tensor, whose (layer, call) is appended to `sources`."""
+    if isinstance(value, list | tuple):
+        return [_arguments(each, sources) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    kind, config = value.get("class_name"), value.get("config", {})
+    if kind == "__keras_tensor__":
+        name, call, _ = config["keras_history"]
+        sources.append((str(name), index(call)))
+        return Operand(len(sources) - 1)
+    if kind == "__tensor__":
+        return config["value"]
+    if kind == "__ellipsis__":
+        return "..."
+    if kind == "__slice__":
+        return slice(config["start"], config["stop"], config["step"])
+    return {key: _arguments(each, sources) for key, each in value.items()}
 
 
 def in_layer_order(graph: Graph) -> tuple[Node, ...]:

@@ -78,6 +78,8 @@ class _Reader:
         left = dict(container.groups()) if container else {}
         counts: dict[str, int] = {}
         for layer in described.layers or ():
+            if layer.kind.startswith("ops."):  # an operation, which the archive does not list
+                continue
             key = group_name(layer.class_name)
             key = "functional" if key == "model" else key
             number = counts.get(key, 0)

@@ -76,6 +76,8 @@ HOLDS: Mapping[str, tuple[str, ...]] = {
     "LayerNormalization": ("gamma", "beta"),
     "GroupNormalization": ("gamma", "beta"),
     "Normalization": ("mean", "variance"),
+    "PReLU": ("alpha",),
+    "LayerScale": ("gamma",),
 }
 
 _LEAVES = {
@@ -206,12 +208,12 @@ def roles_by_count(kind: str, shapes: Sequence[tuple[int, ...]], config: Mapping
     and variance, as Keras's own networks use `scale=False`.
     """
     count = len(shapes)
-    if kind == "BatchNormalization":
+    if kind == "BatchNormalization" or (kind == "LayerNormalization" and config is not None):
         if config is not None:
             first = [role for role, flag in (("gamma", "scale"), ("beta", "center")) if config.get(flag, True)]
         else:
             first = {4: ["gamma", "beta"], 3: ["beta"], 2: []}.get(count, ["gamma", "beta"])
-        roles = [*first, "moving_mean", "moving_variance"]
+        roles = [*first, "moving_mean", "moving_variance"][: count if kind == "BatchNormalization" else len(first)]
     else:
         roles = list(HOLDS.get(kind, ()))
         if kind.startswith("Separable") and count == 2:

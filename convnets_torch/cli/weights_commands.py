@@ -47,8 +47,10 @@ def convert(
         None, "Whether ResNet50 pads before its first pooling; files with old names never say.", metavar="yes|no"
     ),
     input_size: str | None = option(
-        None, "Input size that your own head was trained on, if the file has no config.", metavar="PIXELS|HxW"
+        None, "Input size of the model, if the file has no config or takes any size.", metavar="PIXELS|HxW"
     ),
+    output_layer: str | None = option(None, "Output to convert, of a model with several.", metavar="NAME"),
+    until: str | None = option(None, "Layer at which to cut the model.", metavar="NAME"),
     classes: Path | None = option(None, "Text file with the names of your classes, one per line.", readable=False),
     layout: str | None = option(None, "torchvision: write VGG with torchvision's names, for its load_state_dict."),
     proof: bool = option(False, "Run the source file's network in NumPy and compare each layer with the result."),
@@ -78,6 +80,8 @@ def convert(
         hidden_activation=hidden_activation,
         pool1_padding=None if pool1_padding is None else pool1_padding == "yes",
         input_size=None if input_size is None else _size(input_size),
+        output=output_layer,
+        until=until,
         classes=classes,
         layout=layout,
         proof=proof,
@@ -122,6 +126,13 @@ def info(weights: Weights, shown: Shown) -> None:
         print(json.dumps(fields))
         return
     source, rule = fields.pop("source") or {}, fields.pop("preprocessing")
+    if graph := fields["arguments"].pop("graph", None):
+        fields["network"] = f"a graph of {len(graph['features']) + len(graph['head'] or ())} layers, {graph['name']}"
+        height, width = graph["window"]
+        reason = graph.get("no_map")
+        cells = f"a window of {height}x{width} cells, {graph['stride']} pixels apart"
+        fields["dense map"] = "none: no head" if not graph["head"] else f"none: {reason}" if reason else cells
+        fields["arguments"]["size"] = graph["size"]
     rows = [("file", str(path))]
     rows += [(key, _plain(value)) for key, value in fields.items()]
     rows += [(f"preprocessing {key}", _plain(value)) for key, value in rule.items()]

@@ -243,6 +243,11 @@ def layer_fields(network: nn.Module) -> dict[str, tuple[ReceptiveField, Receptiv
     """Map layers and blocks of `features` to their cells' (vertical, horizontal) receptive fields."""
     if not isinstance(network, Network):
         return {}
-    ops = trace_ops(network.features)
+    try:
+        ops = trace_ops(network.features)
+    except ValueError:
+        if network.no_map is None:
+            raise
+        return {}  # every cell may see the whole image
     fields = zip(ops, receptive_fields(ops), strict=True)  # a block has its last op's field
     return {f"features.{name}": field for op, field in fields for name in (op.name, *op.blocks)}

@@ -91,6 +91,8 @@ def last_convolution(network: nn.Module) -> str:
     sentence = f"the last convolution of {type(network).__name__} is not known; name a layer"
     if not isinstance(network, Network):
         raise ValueError(sentence)
+    if network.last_map is not None:
+        return f"features.{network.last_map}"
     ops = trace_ops(network.features)
     last = len(ops) - 1
     while ops[last].kind in ("max", "average", "pad"):

@@ -22,7 +22,8 @@ from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
 from convnets_torch.fcn.sliding import ELEMENTWISE, slide
-from convnets_torch.networks.network import NO_HEAD, Network, as_network
+from convnets_torch.networks import layers as own
+from convnets_torch.networks.network import Network, as_network, check_map
 from convnets_torch.networks.packed import PackedConv2d
 from convnets_torch.networks.tracing import LocalTracer
 
@@ -104,8 +105,7 @@ def map_graph(network: Network, cell_stride: int | None = None) -> MapGraph:
     >>> map_graph(narrow).vertical, map_graph(narrow, 8).vertical
     (ReceptiveField(start=-90, size=404, stride=32), ReceptiveField(start=-90, size=404, stride=8))
     """
-    if network.head is None:
-        raise ValueError(NO_HEAD)
+    head = check_map(network)
     ops = trace_ops(network.features)
     if cell_stride is not None and cell_stride != network.stride:
         known = cell_strides(network)
@@ -116,7 +116,7 @@ def map_graph(network: Network, cell_stride: int | None = None) -> MapGraph:
             )
         ops = _with_stride(ops, cell_stride)
     dilation = network.stride // receptive_fields(ops)[-1][0].stride
-    head, window = network.head, network.window
+    window = network.window
 
     def sliding_head(cells):  # type: ignore[no-untyped-def]
         return slide(head, cells, window, dilation)
@@ -215,7 +215,10 @@ Pair = tuple[int, int]  # vertical, horizontal
 # Layers that treat each cell by itself in eval mode.
 CELLWISE = (
     *ELEMENTWISE, nn.BatchNorm2d, nn.LocalResponseNorm, nn.Dropout2d, nn.Hardtanh, nn.PReLU, nn.Mish, nn.LogSigmoid,
+    nn.Hardsigmoid, nn.Softsign, nn.Threshold, own.Scale, own.Normalize, own.ChannelNorm, own.LayerScale,
+    own.ClippedReLU, own.Exponential,
 )  # fmt: skip
+MERGING = (own.Add, own.Subtract, own.Multiply, own.Divide, own.Average, own.Maximum, own.Minimum)
 # Layers that read a window of cells; their padding must not depend on the cells' values.
 WINDOWED = (nn.Conv2d, PackedConv2d, nn.MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d)
 
@@ -227,7 +230,7 @@ CELLWISE_CALLS: dict[Any, Callable[..., Tensor]] = {
 }  # fmt: skip
 POOL_CALLS: dict[Any, Callable[..., nn.Module]] = {F.max_pool2d: nn.MaxPool2d, F.avg_pool2d: nn.AvgPool2d}
 
-Kind = Literal["images", "conv", "max", "average", "pad", "cells", "sum", "cat", "head"]
+Kind = Literal["images", "conv", "max", "average", "pad", "cells", "merge", "cat", "head"]
 
 
 @dataclass(frozen=True)
@@ -281,7 +284,7 @@ class Layers(LocalTracer):
     """Trace modules down to the layers that `trace_ops` supports."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return is_layer(module) or super().is_leaf_module(module, name)
+        return is_layer(module) or type(module).__module__ == own.__name__ or super().is_leaf_module(module, name)
 
 
 _cache: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[int, ...], tuple[Op, ...]]] = weakref.WeakKeyDictionary()
@@ -344,12 +347,13 @@ def op_of(node: Node, traced: GraphModule, numbers: dict[Node, int]) -> Op:
             raise ValueError("the features take several inputs; they must take images only")
         return Op("images", "images", ())
     if node.op == "call_module":
-        return layer_op(traced.get_submodule(str(node.target)), str(node.target), inputs)
+        read = tuple(numbers[each] for each in node.args if isinstance(each, Node))
+        return layer_op(traced.get_submodule(str(node.target)), str(node.target), read)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     if node.op in ("call_function", "call_method"):
         maps = [each for each in node.args if isinstance(each, Node)]
         if node.target in SUMS and len(maps) == len(node.args) == 2 and not node.kwargs:
-            return Op(name, "sum", tuple(numbers[each] for each in maps))
+            return Op(name, "merge", tuple(numbers[each] for each in maps), operator.add)
         if node.target in (torch.cat, torch.concat) and (node.kwargs.get("dim", (*node.args[1:], 0)[0])) == 1:
             joined: Any = node.args[0] if node.args else node.kwargs["tensors"]
             return Op(name, "cat", tuple(numbers[each] for each in joined))
@@ -381,6 +385,13 @@ def layer_op(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Op:
     """Return the op of one layer; ValueError if it is unknown, or its padding depends on the map."""
     if isinstance(layer, CELLWISE):
         return Op(name, "cells", inputs, out_of_place(layer))
+    if isinstance(layer, MERGING):
+        return Op(name, "merge", inputs, layer)
+    if isinstance(layer, own.Concatenate) and layer.dim == 1:
+        return Op(name, "cat", inputs)
+    if isinstance(layer, own.MaxPool2d):
+        kind: Kind = "average" if isinstance(layer, own.AvgPool2d) else "max"
+        return Op(name, kind, inputs, layer, Window(layer.kernel_size, layer.stride, (1, 1), layer.edges))
     if not is_layer(layer):
         raise ValueError(
             f"{name or 'the layer'} is {type(layer).__name__}, which is not known to read a fixed window of cells"

@@ -162,7 +162,12 @@ class _Fake:
     def clone(self, *_: Any) -> _Fake:
         return self.made(self.shape)
 
-    __add__ = __truediv__ = clone
+    __add__ = __sub__ = __mul__ = __rmul__ = __truediv__ = clone
+
+    def movedim(self, source: int, destination: int) -> _Fake:
+        sides = list(self.shape)
+        sides.insert(destination % len(sides), sides.pop(source))
+        return self.view(sides)
 
     def __iadd__(self, other: object) -> _Fake:  # type: ignore[misc]
         return self

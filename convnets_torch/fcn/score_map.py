@@ -10,7 +10,7 @@ from convnets_torch.fcn.graph import MapGraph, map_graph
 from convnets_torch.fcn.memory import block_rows, parse_bytes
 from convnets_torch.fcn.sliding import slide
 from convnets_torch.fcn.streaming import Stream
-from convnets_torch.networks.network import NO_HEAD, Network, as_network
+from convnets_torch.networks.network import Network, as_network, check_map
 
 
 def score_map(
@@ -47,8 +47,7 @@ def score_map(
     torch.Size([1, 10, 3, 5])
     """
     network = as_network(network)
-    if network.head is None:
-        raise ValueError(NO_HEAD)
+    head = check_map(network)
     height, width = images.shape[-2:]
     if height < network.size[0] or width < network.size[1]:
         raise ValueError(
@@ -56,7 +55,7 @@ def score_map(
             f" {network.size[0]}x{network.size[1]}; enlarge them"
         )
     if cell_stride in (None, network.stride) and max_memory is None:
-        return slide(network.head, network.features(images), network.window)
+        return slide(head, network.features(images), network.window)
     if network.training:
         raise ValueError(
             "the network is in training mode, where blocks of rows and strides change outputs; call eval()"

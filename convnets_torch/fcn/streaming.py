@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnets_torch.fcn.graph import Op, Window
+from convnets_torch.networks import layers as own
 from convnets_torch.networks.packed import PackedConv2d
 
 WINDOWED_KINDS = ("conv", "max", "average", "pad", "head")
@@ -36,7 +37,7 @@ class Stream:
 
     def __init__(self, ops: Sequence[Op]) -> None:
         self._ops = ops
-        self._readers = [sum(number in op.inputs for op in ops) for number in range(len(ops))]
+        self._readers = [sum(op.inputs.count(number) for op in ops) for number in range(len(ops))]
         self._rows = [_RowBuffer(op.window) if op.kind in WINDOWED_KINDS else None for op in ops]
         self._waiting: list[list[Tensor | None]] = [[None] * len(op.inputs) for op in ops]
 
@@ -57,7 +58,7 @@ class Stream:
         return maps[-1]
 
     def _run_op(self, number: int, op: Op, below: list[Tensor | None], last: bool) -> Tensor | None:
-        if op.kind in ("sum", "cat"):
+        if op.kind in ("merge", "cat"):
             return self._join(number, op, below)
         if (rows := self._rows[number]) is not None:
             padded = rows.take(below, last, fill=-torch.inf if op.kind == "max" else 0.0)
@@ -80,7 +81,7 @@ class Stream:
         ready = [block[:, :, :rows] for block in complete]
         # clone, since a view would keep the whole block in memory
         self._waiting[number] = [block[:, :, rows:].clone() if block.shape[2] > rows else None for block in complete]
-        return torch.cat(ready, dim=1) if op.kind == "cat" else ready[0] + ready[1]
+        return torch.cat(ready, dim=1) if op.layer is None else op.layer(*ready)
 
 
 @dataclass
@@ -175,7 +176,7 @@ def _run_layer(op: Op, padded: _Padded) -> Tensor:
         if isinstance(layer, PackedConv2d):
             return layer.convolve(cells, window.stride, padding, window.dilation)
         return F.conv2d(cells, layer.weight, layer.bias, window.stride, padding, window.dilation, layer.groups)
-    if window.dilation == (1, 1) and (top in (0, left)):
+    if window.dilation == (1, 1) and top == bottom and left == right and top in (0, left):
         return F.max_pool2d(cells, window.kernel, window.stride, (top, left))
     cells = F.pad(cells, (left, right, top, bottom), value=-torch.inf)
     return F.max_pool2d(cells, window.kernel, window.stride, 0, window.dilation)
@@ -184,9 +185,9 @@ def _run_layer(op: Op, padded: _Padded) -> Tensor:
 def _average_pool(op: Op, padded: _Padded) -> Tensor:
     """Average pooling with optional dilation: sums over rows, then columns, divided by the number of cells counted."""
     layer, window, cells = op.layer, op.window, padded.cells
-    assert isinstance(layer, nn.AvgPool2d)
+    assert isinstance(layer, nn.AvgPool2d | own.AvgPool2d)
     (top, bottom), (left, right) = padded.around, window.padding[2:]
-    if window.dilation == (1, 1) and (top, bottom) == window.padding[:2]:
+    if isinstance(layer, nn.AvgPool2d) and window.dilation == (1, 1) and (top, bottom) == window.padding[:2]:
         counted = (layer.count_include_pad, layer.divisor_override)
         return F.avg_pool2d(cells, window.kernel, window.stride, (top, left), False, *counted)
     real = torch.zeros(cells.shape[2] + top + bottom), torch.zeros(cells.shape[3] + left + right)

@@ -36,6 +36,8 @@ class Network(nn.Module):
         stride: pixels of the image between neighbouring cells of the feature map.
         shrinking: (kernel, stride, padding) of the layers that reduce the map's size, in order; for branches, of one.
         card: describes the weights; None until weights are loaded.
+        no_map: why the network has no dense map, and no window; None if it has one.
+        last_map: the last layer of `features` whose output is a map, for networks given as a graph.
     """
 
     features: nn.Module
@@ -45,6 +47,8 @@ class Network(nn.Module):
     stride: int
     shrinking: tuple[tuple[int, int, int], ...]
     card: Card | None = None
+    no_map: str | None = None
+    last_map: str | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images of the network's own size.
@@ -104,6 +108,15 @@ class Network(nn.Module):
             if cells < 1:
                 raise ValueError(f"a size of {side} pixels is too small: the feature map would be empty")
         return cells
+
+
+def check_map(network: Network) -> nn.Sequential:
+    """Return the head that slides over the feature map; raise ValueError if there is none."""
+    if network.head is None:
+        raise ValueError(NO_HEAD)
+    if network.no_map is not None:
+        raise ValueError(f"the network has no dense map: {network.no_map}; it can classify and embed")
+    return network.head
 
 
 def as_network(network: nn.Module) -> Network:

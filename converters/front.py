@@ -1,0 +1,237 @@
+"""The preprocessing that a model does itself: the operations between its input and its first layer with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from converters.options import input_size
+from converters.plan import Wishes
+from converters.readers.keras_file import KerasFile
+from converters.readers.keras_graph import Graph, Node, Operand
+from converters.readers.keras_words import CODE, IDENTITIES, number_of
+from convnets_torch.images.preprocessing import (
+    GENERAL,
+    Interpolation,
+    Preprocessing,
+    general,
+    read_preprocessing,
+)
+
+AFFINE = ("ops.Add", "ops.Subtract", "ops.Multiply", "ops.TrueDivide", "ops.Divide")
+RECOGNISED = ("keras-caffe", "keras-tf", "torchvision")  # modes of `preprocess_input`
+CLOSE = 1e-4  # relative; configs hold float32
+
+
+@dataclass(frozen=True)
+class Front:
+    """What a model does to pictures before its first layer with weights.
+
+    Attributes:
+        nodes: names of the graph's nodes that are part of it, with the input; their output is the network's input.
+        scale, offset: channel c becomes scale[c] * pixel[order[c]] + offset[c], for RGB pixels 0 to 255.
+        order: source channel of each channel.
+        affine: whether it changes values.
+        size: (height, width) of the input in pixels; None if the model takes any.
+        interpolation: of a Resizing layer, if it has one.
+        given: the preprocessing that the user named.
+        cut: whether the user chose an inner layer or an output, so that some arrays are unused.
+        notes: on assumptions.
+    """
+
+    path: Any
+    nodes: tuple[str, ...]
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    order: tuple[int, ...]
+    affine: bool
+    size: tuple[int, int] | None
+    interpolation: Interpolation | None
+    given: str | None
+    cut: bool
+    notes: tuple[str, ...]
+
+    def preprocessing(self, size: tuple[int, int]) -> tuple[Preprocessing, list[str]]:
+        """Return the preprocessing for the card, and notes on the assumptions made.
+
+        Raises:
+            ValueError: the model does not do it and the user does not name it; or both do.
+        """
+        side = size[0] if size[0] == size[1] else size
+        if self.affine:
+            if self.given is not None:
+                raise ValueError(
+                    f"{self.path}: its model normalises pictures itself ({', '.join(self.nodes[1:])}); leave out the"
+                    " preprocessing"
+                )
+            rule = self._rule(side)
+            stretched = (
+                [] if rule.name != "custom" else ["pictures are stretched to the input size, as Keras's datasets do"]
+            )
+            return rule, [*self.notes, *stretched]
+        if self.given is None:
+            raise ValueError(
+                f"{self.path} does not say how its pictures were preprocessed; give --preprocessing with a JSON file or"
+                f" one of {', '.join(GENERAL)}"
+            )
+        if not self.given.lower().endswith(".json"):
+            return general(self.given, side), [*self.notes]
+        rule = read_preprocessing(self.given)
+        if rule.shape != size:
+            raise ValueError(
+                f"{self.given} has the size {rule.size}, but the network's input is {size[0]}x{size[1]} pixels"
+            )
+        return rule, [*self.notes]
+
+    def _rule(self, side: int | tuple[int, int]) -> Preprocessing:
+        orders: dict[tuple[int, ...], Any] = {(0, 1, 2): "rgb", (2, 1, 0): "bgr"}
+        channels = orders.get(self.order)
+        if channels is None:
+            raise ValueError(f"{self.path}: its model reorders the colours to {self.order}, which is not supported")
+        if min(map(abs, self.scale)) == 0:
+            raise ValueError(f"{self.path}: its model multiplies pixels by 0")
+        for name in RECOGNISED if self.interpolation is None else ():
+            rule = general(name, side)
+            scale = [rule.scale / each for each in rule.std]
+            offset = [-mean / each for mean, each in zip(rule.mean, rule.std, strict=True)]
+            if rule.channels == channels and _alike(scale, self.scale) and _alike(offset, self.offset):
+                return rule
+        how = self.interpolation or "bilinear"
+        if len(set(self.scale)) == 1:
+            mean: Any = tuple(-each for each in self.offset)
+            return Preprocessing("custom", side, side, "stretch", how, channels, mean, scale=self.scale[0])
+        std: Any = tuple(1 / each for each in self.scale)
+        mean = tuple(-offset * each for offset, each in zip(self.offset, std, strict=True))
+        return Preprocessing("custom", side, side, "stretch", how, channels, mean, std)
+
+
+def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(abs(a - b) <= CLOSE * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True))
+
+
+def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
+    """Follow the model from its input as far as each operation changes pixels one by one.
+
+    Raises:
+        ValueError: the input is no image of three channels; or a layer of code stands in front, and the user does not
+            name the preprocessing that it is part of.
+    """
+    size = input_size(file, graph)
+    readers: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        for source in node.inputs:
+            readers.setdefault(source, []).append(node)
+    scale, offset, order = [1.0] * 3, [0.0] * 3, [0, 1, 2]
+    found, here, affine, interpolation, notes = ["input"], "input", False, None, []
+    while here != graph.output:
+        after = readers.get(here, [])
+        if flipped := _reversed(after, readers):
+            nodes, picked = flipped
+            order = [order[one] for one in picked]
+            scale, offset = ([each[one] for one in picked] for each in (scale, offset))
+            found, here, affine = [*found, *nodes], nodes[-1], True
+            continue
+        if len(after) != 1 or len(after[0].inputs) != 1:
+            break
+        [node] = after
+        if node.kind in CODE and wishes.preprocessing is not None:
+            notes.append(f"{node.own_name} is assumed to be part of the preprocessing you named")
+        elif node.kind in CODE:
+            raise ValueError(
+                f"{file.path}: {node.own_name} ({node.kind}) changes the input in a way that is not read; name"
+                " the whole preprocessing with --preprocessing"
+            )
+        elif node.kind == "Resizing" and here == "input":
+            size, interpolation = _resizing(file, node)
+        elif node.kind in IDENTITIES or node.kind == "ops.Cast":
+            pass
+        elif (numbers := _affine(node)) is not None:
+            factor, summand = numbers
+            scale = [one * by for one, by in zip(scale, factor, strict=True)]
+            offset = [one * by + more for one, by, more in zip(offset, factor, summand, strict=True)]
+            affine = True
+        else:
+            break
+        found.append(node.name)
+        here = node.name
+    return Front(
+        file.path, tuple(found), tuple(scale), tuple(offset), tuple(order), affine or interpolation is not None, size,
+        interpolation, wishes.preprocessing, wishes.output is not None or wishes.until is not None, tuple(notes),
+    )  # fmt: skip
+
+
+def _reversed(after: Sequence[Node], readers: Mapping[str, Sequence[Node]]) -> tuple[list[str], list[int]] | None:
+    """Return the nodes that reorder the channels, and the source channel of each."""
+    if len(after) == 1 and after[0].kind == "ops.GetItem":
+        key = after[0].operands[1] if len(after[0].operands) > 1 else None
+        if isinstance(key, list) and len(key) == 2 and key[0] in ("...", {"class_name": "__ellipsis__"}):
+            step = key[1] if isinstance(key[1], slice) else _slice_of(key[1])
+            if step == slice(None, None, -1):
+                return [after[0].name], [2, 1, 0]
+    if len(after) == 3 and all(node.kind == "ops.GetItem" and len(node.operands) == 2 for node in after):
+        stacks = {one.name: one for node in after for one in readers.get(node.name, [])}
+        keys = {node.name: node.operands[1] for node in after}
+        if len(stacks) == 1 and all(
+            isinstance(key, list) and len(key) == 2 and key[0] == "..." for key in keys.values()
+        ):
+            [stack] = stacks.values()
+            picked = [keys.get(source, (0, None))[1] for source in stack.inputs]
+            axis = stack.settings.get("axis")
+            if stack.kind == "ops.Stack" and axis == -1 and sorted(picked, key=str) == [0, 1, 2]:
+                return [*(node.name for node in after), stack.name], picked
+    return None
+
+
+def _slice_of(value: Any) -> slice | None:
+    if isinstance(value, Mapping) and {"start", "stop", "step"} <= set(value):
+        return slice(value["start"], value["stop"], value["step"])
+    return None
+
+
+def _affine(node: Node) -> tuple[list[float], list[float]] | None:
+    """Return (factors, summands) of an operation that scales and shifts the three channels; None for others."""
+    if node.kind == "Rescaling":
+        numbers = _three(node.setting("scale", default=1.0)), _three(node.setting("offset", default=0.0))
+        return None if None in numbers else numbers  # type: ignore[return-value]
+    if node.kind == "Normalization":
+        mean, variance = _three(node.settings.get("mean")), _three(node.settings.get("variance"))
+        if mean is None or variance is None or node.settings.get("invert"):
+            return None
+        deviation = [max(each**0.5, 1e-7) for each in variance]
+        return [1 / each for each in deviation], [-one / each for one, each in zip(mean, deviation, strict=True)]
+    if node.kind not in AFFINE or len(node.operands) < 2 or not isinstance(node.operands[0], Operand):
+        return None
+    number = _three(node.operands[1])
+    if number is None:
+        return None
+    ones, zeros = [1.0] * 3, [0.0] * 3
+    return {
+        "ops.Add": lambda: (ones, number),
+        "ops.Subtract": lambda: (ones, [-each for each in number]),
+        "ops.Multiply": lambda: (number, zeros),
+        "ops.TrueDivide": lambda: ([1 / each for each in number], zeros),
+        "ops.Divide": lambda: ([1 / each for each in number], zeros),
+    }[node.kind]()
+
+
+def _three(value: Any) -> list[float] | None:
+    """Return one number per channel from a number or a nested list; None for anything else."""
+    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list | tuple) and len(value) == 3:
+        inner = [_three(each) for each in value]
+        return None if None in inner else [each[0] for each in inner if each is not None]
+    if isinstance(value, bool) or not isinstance(value, int | float | Mapping):
+        return None
+    return [number_of(value)] * 3
+
+
+def _resizing(file: KerasFile, node: Node) -> tuple[tuple[int, int], Interpolation]:
+    settings = node.settings
+    if settings.get("crop_to_aspect_ratio") or settings.get("pad_to_aspect_ratio"):
+        raise ValueError(f"{file.path}: {node.own_name} (Resizing) keeps the aspect ratio, which is not supported")
+    how = settings.get("interpolation", "bilinear")
+    if how not in ("nearest", "bilinear", "bicubic"):
+        raise ValueError(f"{file.path}: {node.own_name} resizes by {how!r}; known: nearest, bilinear, bicubic")
+    return (int(settings["height"]), int(settings["width"])), how

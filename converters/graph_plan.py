@@ -1,0 +1,1074 @@
+"""Plan the conversion of a Keras model whose config describes its graph to a `GraphNetwork`: every layer as it is.
+
+Tensors of four dimensions are maps (N, C, h, w) here, in whichever data format the model computes; all others keep
+Keras's order. Shapes are computed on the meta device, with the layers that the network will have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from converters.checks import misnamed_arrays
+from converters.front import Front, front_of
+from converters.options import check_data_format, check_size, settle_activation, settle_backend
+from converters.plan import KerasStep, Layout, Plan, Row, Wishes, change
+from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
+from converters.readers.keras_graph import Graph, Node, Operand, config_errors, graph_of_config, label
+from converters.readers.keras_words import (
+    ACTIVATIONS,
+    IDENTITIES,
+    KERAS_EPSILON,
+    activation_of,
+    edges_of,
+    layer_activation,
+    number_of,
+    pair_of,
+)
+from convnets_torch.networks.graph_network import FUSED, IMAGES, Entry, make_layer
+
+Pair = tuple[int, int]
+Shape = tuple[int, ...]
+
+ACTIVATION_KINDS = {  # Keras's name -> ours, for activations without a number
+    **{name: name for name in (
+        "linear", "relu", "relu6", "selu", "silu", "sigmoid", "tanh", "softplus", "softsign", "exponential", "mish",
+        "hard_silu", "log_softmax", "hard_tanh", "tanh_shrink", "log_sigmoid",
+    )},
+    "swish": "silu", "hard_swish": "hard_silu",
+}  # fmt: skip
+FUNCTIONS = {  # operations that are activations -> Keras's name of the activation
+    f"ops.{name}": word for name, word in (
+        ("Relu", "relu"), ("Relu6", "relu6"), ("Sigmoid", "sigmoid"), ("Silu", "silu"), ("Tanh", "tanh"),
+        ("HardSigmoid", "hard_sigmoid"), ("HardSilu", "hard_silu"), ("Elu", "elu"), ("Selu", "selu"), ("Gelu", "gelu"),
+        ("Softplus", "softplus"), ("Softsign", "softsign"), ("Exp", "exponential"), ("LeakyRelu", "leaky_relu"),
+        ("Softmax", "softmax"), ("Mish", "mish"),
+    )
+}  # fmt: skip
+MERGES = {
+    "Add": "add", "Subtract": "subtract", "Multiply": "multiply", "Average": "average", "Maximum": "maximum",
+    "Minimum": "minimum", "ops.Maximum": "maximum", "ops.Minimum": "minimum",
+}  # fmt: skip
+ARITHMETIC = {"ops.Add": "add", "ops.Subtract": "subtract", "ops.Multiply": "multiply", "ops.TrueDivide": "divide",
+              "ops.Divide": "divide"}  # fmt: skip
+POOLS = {"MaxPooling2D": "max_pool", "AveragePooling2D": "average_pool"}
+GLOBAL = {"GlobalMaxPooling2D": "global_max", "GlobalAveragePooling2D": "global_average"}
+ENDS = ("softmax", "sigmoid")  # activations of logits, which the card keeps
+
+
+@dataclass(eq=False)
+class Layer:
+    """A layer of the network being planned.
+
+    Attributes:
+        entry: for the network's graph.
+        before: shape of its first input.
+        after: shape of its output.
+        arrays: parameter -> (array or None for a constant, its layout, constant).
+        source: label of the Keras layer whose arrays it has, "" if none.
+        linear: whether its output is that Keras layer's, before a fused activation.
+        node: name of the Keras node that it was translated from.
+    """
+
+    entry: Entry
+    before: Shape
+    after: Shape
+    arrays: dict[str, tuple[KerasArray | None, Layout, float]] = field(default_factory=dict)
+    source: str = ""
+    linear: bool = True
+    node: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.entry[0]
+
+    @property
+    def kind(self) -> str:
+        return self.entry[1]
+
+
+def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
+    """Plan the conversion of a model by its config, whatever its layers are called.
+
+    Raises:
+        ValueError: the config has a layer that is not supported, with its name, class and place; arrays are missing,
+            superfluous or of a wrong shape; or an option is required that neither the file nor the user gives.
+    """
+    check_data_format(file, wishes)
+    for given, what in ((wishes.hidden_activation, "the hidden activations"), (wishes.pool1_padding, "all paddings")):
+        if given is not None:
+            raise ValueError(f"{file.path}: its config specifies {what}; leave out the option")
+    graph = graph_of_config(file, output=wishes.output, until=wishes.until)
+    backend, choices = settle_backend(file, None, wishes)
+    front = front_of(file, graph, wishes)
+    if front.size is not None and wishes.input_size not in (None, front.size):
+        raise ValueError(
+            f"{file.path} says that its input is {front.size[0]}x{front.size[1]} pixels; leave out the input size"
+        )
+    size = check_size(file, front.size or wishes.input_size)
+    if size is None:
+        raise ValueError(
+            f"{file.path}: its model takes pictures of any size; give the size to classify, --input-size HEIGHTxWIDTH"
+        )
+    translator = _Translator(file, graph, front, size, theano=backend == "theano")
+    layers = translator.layers()
+    parts = _split(layers)
+    network = {
+        "name": _model_name(file),
+        "features": [layer.entry for layer in parts.features],
+        "head": None if parts.head is None else [layer.entry for layer in parts.head],
+        "size": size, "window": parts.window, "stride": 0, "no_map": parts.no_map,
+        "last_map": _last_map(parts.features), "channels": 3,
+    }  # fmt: skip
+    arguments = {"classes": parts.classes, "graph": network}
+    arguments, checked = _with_map(arguments)
+    rule, chosen = front.preprocessing(size)
+    choices += chosen
+    activation, chosen = settle_activation(file, parts.end, wishes)
+    choices += [*chosen, *parts.notes]
+    steps, table = [], {}
+    for part, members in (("features", parts.features), ("head", parts.head or ())):
+        for layer in members:
+            if layer.source and layer.linear:
+                table[f"{part}.{layer.name}"] = layer.source
+            steps += [
+                _step(f"{part}.{layer.name}.{parameter}", layer, *found, checked.state_dict())
+                for parameter, found in layer.arrays.items()
+            ]
+    order = {name: place for place, name in enumerate(checked.state_dict())}
+    if set(order) != {step.row.parameter for step in steps}:
+        raise AssertionError(f"{set(order) ^ {step.row.parameter for step in steps}} have no plan")
+    return Plan(
+        network="graph", arguments=arguments, framework=file.framework, backend=backend, preprocessing=rule,
+        steps=tuple(sorted(steps, key=lambda step: order[step.row.parameter])), activation=activation,
+        data_format=graph.data_format, choices=tuple(choices), rescales=front.affine, table=table,
+        final=parts.final, output=wishes.output, until=wishes.until,
+    )  # fmt: skip
+
+
+def _last_map(features: Sequence[Layer]) -> str | None:
+    """Return the last layer whose output is a map of several cells, before a pooling or padding."""
+    for layer in reversed(features):
+        if (
+            len(layer.after) == 4
+            and prod(layer.after[2:]) > 1
+            and layer.kind not in ("max_pool", "average_pool", "pad")
+        ):
+            return layer.name
+    return None
+
+
+def _model_name(file: KerasFile) -> str:
+    config = (file.config or {}).get("config")
+    name = config.get("name") if isinstance(config, Mapping) else None
+    return re.sub(r"[^\w.-]", "_", str(name or "model"))[:40]
+
+
+def _step(
+    parameter: str, layer: Layer, array: KerasArray | None, layout: Layout, constant: float, state: Mapping[str, Tensor]
+) -> KerasStep:
+    words = []
+    if array is None:
+        words = ["constant"]
+    else:
+        if layout.flipped:
+            words.append("flipped")
+        if layout.kernel_order or len(array.shape) == 2:
+            words.append("transposed")
+        if layout.window:
+            words.append("rows reordered")
+    said = change(words, array.dtype if array is not None else "float32")
+    row = Row(layer.source or layer.name, parameter, tuple(state[parameter].shape), said)
+    return KerasStep(row, () if array is None else (array,), layout, constant)
+
+
+def _with_map(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Return the arguments with the stride of the map, or the reason why there is none; and the network."""
+    from convnets_torch.fcn.graph import features_graph, map_graph
+    from convnets_torch.weights import build
+
+    graph = arguments["graph"]
+    network = build("graph", arguments)
+    if graph["no_map"] is None:
+        try:
+            grid = features_graph(network)
+            if grid.vertical.stride != grid.horizontal.stride:
+                raise ValueError("its cells are not as far apart vertically as horizontally")
+            network.stride = grid.stride
+            if network.head is not None:
+                map_graph(network)
+            graph = {**graph, "stride": grid.stride}
+        except ValueError as error:
+            graph = {**graph, "window": (0, 0), "no_map": f"{error}"[:1000]}
+    arguments = {**arguments, "graph": graph}
+    return arguments, build("graph", arguments)
+
+
+# Translation
+
+
+class _Translator:
+    """Translates the nodes of a Keras graph one by one."""
+
+    def __init__(self, file: KerasFile, graph: Graph, front: Front, size: Pair, *, theano: bool) -> None:
+        self.file, self.graph, self.front, self.theano = file, graph, front, theano
+        self.last = graph.data_format == "channels_last"
+        self.keras = _major(file)
+        self.names = Counter[str]()
+        self.taken: set[str] = {IMAGES}
+        self.found: dict[str, Layer] = {}  # by name of the entry
+        self.shapes: dict[str, Shape] = {IMAGES: (2, 3, *size)}
+        self.outputs: dict[str, str] = dict.fromkeys(front.nodes, IMAGES)  # Keras node -> name of the entry
+        own = Counter(node.own_name for node in graph.nodes)
+        self.unique = {name for name, count in own.items() if count == 1}
+        self.first_calls: dict[str, tuple[list[str], list[Layer]]] = {}  # node -> its inputs and layers
+        self.used: set[str] = set()  # places of arrays
+
+    def layers(self) -> dict[str, Layer]:
+        """Return all layers by name, in order; the last one is the output.
+
+        Raises:
+            ValueError: a layer is not supported, or an array is missing, superfluous or of a wrong shape.
+        """
+        problems = []
+        for node in self.graph.nodes[1:]:
+            if node.name in self.outputs:
+                continue
+            what = f"{self.file.path}: layer {node.name} ({node.kind})"
+            with config_errors(what):
+                try:
+                    self._translate(node)
+                except _Missing as error:
+                    problems.append(f"{node.name} {error}")
+                    break
+                except ValueError as error:
+                    raise ValueError(f"{what} {error}") from None
+        if not problems and self.graph.output in self.outputs and len(self.found) == 0:
+            raise ValueError(f"{self.file.path}: its model has no layers that compute anything")
+        left = [
+            array.place for layer in self.file.weighted for role, array in layer.arrays.items()
+            if array.place not in self.used and role != "count"
+        ] + list(self.file.unlisted)  # fmt: skip
+        if not problems and left and not self.front.cut:
+            problems += [f"{place} is an array that belongs to no layer" for place in left[:10]]
+        problems += misnamed_arrays(self.file)
+        if problems:
+            raise ValueError(f"{self.file.path} is not complete: {'; '.join(problems)}")
+        return self.found
+
+    def _translate(self, node: Node) -> None:
+        inputs = [self.outputs[source] for source in node.inputs]
+        base = node.name.partition(" (call ")[0]
+        if base != node.name and base in self.first_calls:
+            self._again(node, inputs)
+            return
+        if node.kind in IDENTITIES or node.kind == "ops.Cast":
+            if "Dropout" in node.kind and "rate" in node.settings:
+                self._emit(node, "dropout", inputs, rate=min(float(node.settings["rate"]), 0.999))
+            else:
+                self.outputs[node.name] = inputs[0]
+            return
+        before = len(self.found)
+        if node.kind in TRANSLATORS:
+            TRANSLATORS[node.kind](self, node, inputs)
+        elif node.kind in ACTIVATIONS or node.kind in FUNCTIONS:
+            self._activate(node, inputs[0], *self._activation_of(node))
+        elif node.kind in REGISTERED:
+            self._registered(node, inputs)
+        else:
+            raise ValueError(UNKNOWN)
+        if node.kind not in ACTIVATIONS and "activation" in node.settings:
+            name, settings = activation_of(node.settings)
+            if name != "linear":
+                self._activate(node, self.outputs[node.name], name, settings, fused=True)
+        self.first_calls[base] = inputs, list(self.found.values())[before:]
+
+    def _again(self, node: Node, inputs: list[str]) -> None:
+        """Repeat the layers of a shared layer's first call on other inputs."""
+        first_inputs, layers = self.first_calls[node.name.partition(" (call ")[0]]
+        if [self.shapes[one] for one in inputs] != [self.shapes[one] for one in first_inputs]:
+            raise ValueError("is called on inputs of several shapes, which is not supported")
+        if not layers:
+            self.outputs[node.name] = inputs[0]
+        now = dict(zip(first_inputs, inputs, strict=True))
+        for layer in layers:
+            sources = [now[source] for source in layer.entry[2]]
+            suffix = layer.name.removeprefix(layers[0].name) if layer is not layers[0] else ""
+            now[layer.name] = self._emit(node, "again", sources, suffix, shape_of=layer, layer=layer.name)
+
+    def _name(self, node: Node, suffix: str = "") -> str:
+        """Return a name for an entry: the layer's own where it is unique, prefixed with its model's otherwise."""
+        own = node.own_name if node.own_name in self.unique else node.name
+        name = re.sub(r"[^\w-]", "_", own)[:150] + suffix
+        if name in RESERVED:
+            name += "_"
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
+    def _emit(
+        self, node: Node, kind: str, sources: Sequence[str], suffix: str = "", /, *,
+        arrays: Mapping[str, Any] | None = None, shape_of: Layer | None = None, **settings: Any,
+    ) -> str:  # fmt: skip
+        """Append an entry and return its name; its output becomes the node's.
+
+        Args:
+            arrays: parameter -> (role, layout), or (role, layout, value where the file has no such array).
+        """
+        name = self._name(node, suffix)
+        shapes = [self.shapes[source] for source in sources]
+        if shape_of is None:
+            with torch.device("meta"):
+                module = make_layer(name, kind, settings).eval()
+                try:
+                    result = module(*(torch.empty(shape) for shape in shapes))
+                except (RuntimeError, IndexError, TypeError) as error:
+                    reason = str(error).splitlines()[0]
+                    raise ValueError(
+                        f"cannot read inputs of {[list(shape[1:]) for shape in shapes]} ({reason})"
+                    ) from None
+            after = tuple(result.shape)
+        else:
+            module, after = nn.Identity(), shape_of.after
+        found: dict[str, tuple[KerasArray | None, Layout, float]] = {}
+        held = node.layer.arrays if node.layer is not None and arrays else {}
+        for parameter, (role, layout, *other) in (arrays or {}).items():
+            array = held.get(role)
+            if array is None and not other:
+                raise _Missing(f"has no {role}" if held else "has no arrays")
+            found[parameter] = (array, layout, float(other[0]) if other else 0.0)
+            if array is not None:
+                self._check_shape(array, role, layout, tuple(module.state_dict()[parameter].shape))
+                self.used.add(array.place)
+        if "num_batches_tracked" in module.state_dict():
+            found["num_batches_tracked"] = (None, Layout(), 0.0)
+        source = label(node.layer, self.file) if node.layer is not None and found else ""
+        self.found[name] = Layer(
+            (name, kind, tuple(sources), settings), shapes[0], after, found, source, node=node.name
+        )
+        self.shapes[name], self.outputs[node.name] = after, name
+        return name
+
+    @staticmethod
+    def _check_shape(array: KerasArray, role: str, layout: Layout, wanted: Shape) -> None:
+        if _stored_shape(layout, wanted, array.shape) != array.shape:
+            raise _Missing(f"has a {role} of {array.shape}, which does not give {wanted}")
+
+    # Helpers
+
+    def _dim(self, axis: int, rank: int) -> int:
+        """Return our dimension of a Keras axis that is counted with the batch."""
+        axis = axis + rank if axis < 0 else axis
+        if not 0 < axis < rank:
+            raise ValueError(f"works along axis {axis} of {rank} dimensions, which is not supported")
+        return {1: 2, 2: 3, 3: 1}[axis] if rank == 4 and self.last else axis
+
+    def _check_format(self, node: Node) -> None:
+        own = node.settings.get("data_format")
+        if own not in (None, "default", self.graph.data_format):
+            raise ValueError(f"is {own}, but the model is {self.graph.data_format}; mixed formats are not supported")
+
+    def _map(self, node: Node, source: str) -> Shape:
+        self._check_format(node)
+        shape = self.shapes[source]
+        if len(shape) != 4:
+            raise ValueError(f"reads values of {len(shape) - 1} dimensions instead of a map")
+        return shape
+
+    def _kernel_order(self, node: Node) -> str:
+        return "oihw" if self.keras == 1 and self.graph.data_format == "channels_first" else "hwio"
+
+    def _edges(self, sides: Sequence[int], kernel: Pair, stride: Pair, dilation: Pair, padding: str, pool: bool) -> Any:
+        """Return (top, bottom, left, right) padding cells."""
+        if padding == "valid":
+            return (0, 0, 0, 0)
+        if padding != "same":
+            raise ValueError(f"has the padding {padding!r}; known: 'valid', 'same'")
+        edges: list[int] = []
+        for side, size, step, rate in zip(sides, kernel, stride, dilation, strict=True):
+            span = (size - 1) * rate + 1
+            total = max(0, (-(-side // step) - 1) * step + span - side)
+            before = total // 2
+            if self.theano:
+                before = (size - 2 if size > 2 and size % 2 else size - 1) if pool else span // 2
+            edges += [before, max(0, total - before)]
+        return tuple(edges)
+
+    def _activation_of(self, node: Node) -> tuple[str, Mapping[str, Any]]:
+        if node.kind in FUNCTIONS:
+            words = {key: value for key, value in node.settings.items() if key not in ("name", "function")}
+            return FUNCTIONS[node.kind], words
+        return layer_activation(node.kind, node.settings)
+
+    def _activate(
+        self, node: Node, source: str, name: str, settings: Mapping[str, Any], *, fused: bool = False
+    ) -> None:
+        suffix = FUSED if fused else ""
+        kind, numbers = ACTIVATION_KINDS.get(name), {}
+        if name == "linear":
+            self.outputs[node.name] = source
+            return
+        given = {key: value for key, value in settings.items() if value is not None}
+        most, threshold = given.get("max_value"), given.get("threshold", 0.0)
+        slope = given.get("negative_slope", 0.0)
+        if name == "relu" and (most, threshold, slope) != (None, 0.0, 0.0):
+            if (most, threshold, slope) == (6.0, 0.0, 0.0):
+                kind = "relu6"
+            elif most is None and threshold == 0:
+                kind, numbers = "leaky_relu", {"slope": slope}
+            else:
+                kind, numbers = "clipped_relu", {"most": most, "threshold": threshold, "slope": slope}
+        elif name == "leaky_relu":
+            kind, numbers = "leaky_relu", {"slope": number_of(given.get("negative_slope", given.get("alpha", 0.2)))}
+        elif name in ("elu", "celu"):
+            kind, numbers = name, {"alpha": number_of(given.get("alpha", 1.0))}
+        elif name == "gelu":
+            kind = "gelu_tanh" if given.get("approximate") else "gelu"
+        elif name == "hard_sigmoid":
+            kind = "hard_sigmoid" if self.keras >= 3 else "hard_sigmoid_0.2"
+        elif name == "softmax":
+            rank, axis = len(self.shapes[source]), given.get("axis", -1)
+            # `layer_activation` does not count the batch in an axis from the front
+            counted = axis if axis < 0 or node.kind in FUNCTIONS else axis + 1
+            kind, numbers = "softmax", {"dim": self._dim(counted, rank)}
+        if kind is None:
+            raise ValueError(f"has the activation {name!r}, which is not known here")
+        self._emit(node, kind, [source], suffix, **numbers)
+
+    # Layers with weights
+
+    def _conv2d(self, node: Node, inputs: list[str]) -> None:
+        shape, layer = self._map(node, inputs[0]), _layer(node)
+        order = self._kernel_order(node)
+        stored = layer.arrays["kernel"].shape
+        if len(stored) != 4:
+            raise _Missing(f"has a kernel of {stored}")
+        kernel: Pair = stored[2:] if order == "oihw" else stored[:2]
+        outputs = stored[0] if order == "oihw" else stored[3]
+        groups = int(node.setting("groups", default=1))
+        said = pair_of(node.settings["kernel_size"]) if "kernel_size" in node.settings else kernel
+        units = node.setting("filters", "nb_filter", default=outputs)
+        if (said, units) != (kernel, outputs):
+            raise _Missing(f"has a kernel of {stored}, but its config says {units} filters of {said[0]}x{said[1]}")
+        self._windowed(node, inputs, shape, layer, Layout(order, self.theano), kernel, outputs, groups)
+
+    def _depthwiseconv2d(self, node: Node, inputs: list[str]) -> None:
+        self._no_theano()
+        shape, layer = self._map(node, inputs[0]), _layer(node)
+        role = "depthwise_kernel" if "depthwise_kernel" in layer.arrays else "kernel"
+        height, width, channels, multiplier = layer.arrays[role].shape
+        if channels != shape[1]:
+            raise _Missing(f"has kernels for {channels} channels, but reads {shape[1]}")
+        self._windowed(
+            node, inputs, shape, layer, Layout("depthwise"), (height, width), channels * multiplier, channels, role
+        )
+
+    def _separableconv2d(self, node: Node, inputs: list[str]) -> None:
+        self._no_theano()
+        shape, layer = self._map(node, inputs[0]), _layer(node)
+        height, width, channels, multiplier = layer.arrays["depthwise_kernel"].shape
+        middle = channels * multiplier
+        source = self._windowed(
+            node, inputs, shape, layer, Layout("depthwise"), (height, width), middle, channels, "depthwise_kernel",
+            suffix="_depthwise", bias=False,
+        )  # fmt: skip
+        self.found[source].linear = False
+        outputs = layer.arrays["pointwise_kernel"].shape[-1]
+        bias = "bias" in layer.arrays
+        arrays = {"weight": ("pointwise_kernel", Layout("hwio"))} | ({"bias": ("bias", Layout())} if bias else {})
+        self._emit(node, "conv", [source], arrays=arrays, inputs=middle, outputs=outputs, kernel=(1, 1), bias=bias)
+
+    def _windowed(
+        self, node: Node, inputs: list[str], shape: Shape, layer: KerasLayer, layout: Layout, kernel: Pair,
+        outputs: int, groups: int, role: str = "kernel", suffix: str = "", bias: bool | None = None,
+    ) -> str:  # fmt: skip
+        stride, dilation = (pair_of(node.setting(word, default=1)) for word in ("strides", "dilation_rate"))
+        padding = str(node.setting("padding", default="valid"))
+        edges = self._edges(shape[2:], kernel, stride, dilation, padding, pool=False)
+        if edges[0] != edges[1] or edges[2] != edges[3]:
+            inputs = [self._emit(node, "pad", inputs, f"{suffix}_pad", edges=edges)]
+            edges = (0, 0, 0, 0)
+        if bias is None:
+            bias = "bias" in layer.arrays
+            if bias != bool(node.setting("use_bias", "bias", default=True)):
+                raise _Missing("has a bias, but its config has none" if bias else "has no bias")
+        arrays = {"weight": (role, layout)} | ({"bias": ("bias", Layout())} if bias else {})
+        return self._emit(
+            node, "conv", inputs, suffix, arrays=arrays, inputs=shape[1], outputs=outputs, kernel=kernel, stride=stride,
+            padding=(edges[0], edges[2]), dilation=dilation, groups=groups, bias=bias,
+        )  # fmt: skip
+
+    def _conv2dtranspose(self, node: Node, inputs: list[str]) -> None:
+        self._no_theano()
+        shape, layer = self._map(node, inputs[0]), _layer(node)
+        height, width, outputs, channels = layer.arrays["kernel"].shape
+        kernel = (height, width)
+        stride, dilation = (pair_of(node.setting(word, default=1)) for word in ("strides", "dilation_rate"))
+        given = node.settings.get("output_padding")
+        edges: list[int] = []
+        extra: list[int] = []
+        for axis in range(2):
+            span, step = (kernel[axis] - 1) * dilation[axis] + 1, stride[axis]
+            full = (shape[2 + axis] - 1) * step + span
+            same = node.setting("padding", default="valid") == "same"
+            if given is None:
+                wanted = shape[2 + axis] * step + (0 if same else max(span - step, 0))
+                before = max(span - step, 0) // 2 if same else 0
+            else:
+                more = pair_of(given)[axis]
+                wanted = (shape[2 + axis] - 1) * step + more + (span % 2 if same else span)
+                padded = span + span % 2 - 2 + more
+                before = span - 1 - min(-(-padded // 2), span - 1) if same else 0
+            extra.append(max(0, wanted + before - full))
+            edges += [before, max(0, full + extra[-1] - before - wanted)]
+        bias = "bias" in layer.arrays
+        arrays = {"weight": ("kernel", Layout("hwoi"))} | ({"bias": ("bias", Layout())} if bias else {})
+        self._emit(
+            node, "conv_transpose", inputs, arrays=arrays, inputs=channels, outputs=outputs, kernel=kernel,
+            stride=stride, edges=tuple(edges), output_padding=tuple(extra), dilation=dilation, bias=bias,
+        )  # fmt: skip
+
+    def _dense(self, node: Node, inputs: list[str]) -> None:
+        shape, layer = self.shapes[inputs[0]], _layer(node)
+        rows, units = layer.arrays["kernel"].shape
+        if (said := node.setting("units", "output_dim", default=units)) != units:
+            raise _Missing(f"has a kernel of ({rows}, {units}), but its config says {said} units")
+        bias = "bias" in layer.arrays
+        if bias != bool(node.setting("use_bias", "bias", default=True)):
+            raise _Missing("has a bias, but its config has none" if bias else "has no bias")
+        added = {"bias": ("bias", Layout())} if bias else {}
+        if len(shape) == 4:
+            if not self.last:
+                raise ValueError("works along the width of a channels-first map, which is not supported")
+            self._emit(
+                node, "conv", inputs, arrays={"weight": ("kernel", Layout("io")), **added}, inputs=rows, outputs=units,
+                kernel=(1, 1), bias=bias,
+            )  # fmt: skip
+            return
+        if rows != shape[-1]:
+            raise _Missing(f"has a kernel of ({rows}, {units}), but reads {shape[-1]} values")
+        self._emit(
+            node, "dense", inputs, arrays={"weight": ("kernel", Layout()), **added}, inputs=rows, outputs=units,
+            bias=bias,
+        )  # fmt: skip
+
+    def _batchnormalization(self, node: Node, inputs: list[str]) -> None:
+        if (mode := node.setting("mode", default=0)) != 0:
+            raise ValueError(f"normalises in mode {mode} of Keras 1; known: 0")
+        shape = self.shapes[inputs[0]]
+        axis = node.setting("axis", default=-1)
+        dim = self._dim(axis[0] if isinstance(axis, list | tuple) else axis, len(shape))
+        order = list(range(len(shape)))
+        order[1], order[dim] = order[dim], order[1]
+        if dim != 1:
+            inputs = [self._emit(node, "permute", inputs, "_permute", order=tuple(order))]
+        plain = Layout()
+        arrays = {
+            "weight": ("gamma", plain, 1.0), "bias": ("beta", plain, 0.0), "running_mean": ("moving_mean", plain),
+            "running_var": ("moving_variance", plain),
+        }  # fmt: skip
+        self._check_parts(node, {"gamma": "scale", "beta": "center"})
+        name = self._emit(
+            node, "batch_norm", inputs, arrays=arrays, channels=shape[dim],
+            epsilon=float(node.setting("epsilon", default=KERAS_EPSILON)), dims=len(shape),
+        )  # fmt: skip
+        if dim != 1:
+            self.found[name].linear = False
+            self._emit(node, "permute", [name], "_permute_back", order=tuple(order))
+
+    def _check_parts(self, node: Node, parts: Mapping[str, str]) -> None:
+        """Refuse arrays that the config leaves out, and the lack of those that it has."""
+        held = _layer(node, *parts).arrays if node.layer is not None else {}
+        for role, flag in parts.items():
+            wanted = bool(node.setting(flag, default=True))
+            if wanted != (role in held):
+                raise _Missing(f"has no {role}" if wanted else f"has a {role}, but its config has none")
+
+    def _layernormalization(self, node: Node, inputs: list[str]) -> None:
+        shape = self.shapes[inputs[0]]
+        if node.settings.get("rms_scaling"):
+            raise ValueError("scales by the root mean square, which is not supported")
+        axes = node.setting("axis", default=-1)
+        dims = sorted(self._dim(axis, len(shape)) for axis in (axes if isinstance(axes, list | tuple) else [axes]))
+        epsilon = float(node.setting("epsilon", default=KERAS_EPSILON))
+        self._check_parts(node, {"gamma": "scale", "beta": "center"})
+        if dims == [1] and len(shape) in (2, 4):
+            arrays = {"weight": ("gamma", Layout(), 1.0), "bias": ("beta", Layout(), 0.0)}
+            self._emit(node, "channel_norm", inputs, arrays=arrays, channels=shape[1], epsilon=epsilon)
+        elif dims == list(range(dims[0], len(shape))):
+            layout = Layout("hwc") if len(shape) == 4 and self.last else Layout()
+            if layout.kernel_order and dims != [1, 2, 3]:
+                raise ValueError("normalises some axes of a map, which is not supported")
+            arrays = {"weight": ("gamma", layout, 1.0), "bias": ("beta", layout, 0.0)}
+            self._emit(node, "layer_norm", inputs, arrays=arrays, shape=shape[dims[0] :], epsilon=epsilon)
+        else:
+            raise ValueError("normalises axes that are not the last ones, which is not supported")
+
+    def _normalization(self, node: Node, inputs: list[str]) -> None:
+        shape, mean = self.shapes[inputs[0]], node.settings.get("mean")
+        axes = node.setting("axis", default=-1)
+        axis = axes if isinstance(axes, int) else axes[0] if axes else None
+        if axis is None or self._dim(axis, len(shape)) != 1 or (not isinstance(axes, int) and len(axes) > 1):
+            raise ValueError("normalises other axes than the channels, which is not supported")
+        invert = bool(node.setting("invert", default=False))
+        if mean is not None:
+            means, deviations = _flat(mean), [max(each**0.5, 1e-7) for each in _flat(node.settings["variance"])]
+            scale = deviations if invert else [1 / each for each in deviations]
+            offset = means if invert else [-one * by for one, by in zip(means, scale, strict=True)]
+            self._emit(node, "scale", inputs, scale=tuple(scale), offset=tuple(offset))
+            return
+        arrays = {"mean": ("mean", Layout("flat")), "variance": ("variance", Layout("flat"))}
+        _layer(node, "mean", "variance")
+        self._emit(node, "normalize", inputs, arrays=arrays, channels=shape[1], invert=invert)
+
+    def _prelu(self, node: Node, inputs: list[str]) -> None:
+        shape = self.shapes[inputs[0]]
+        array = _layer(node, "alpha").arrays["alpha"]
+        own = array.shape
+        layout = Layout()
+        if len(shape) == 4 and self.last:
+            own, layout = (own[2], own[0], own[1]), Layout("hwc")
+        self._emit(node, "prelu", inputs, arrays={"weight": ("alpha", layout)}, shape=own)
+
+    def _thresholdedrelu(self, node: Node, inputs: list[str]) -> None:
+        self._emit(node, "threshold", inputs, threshold=number_of(node.setting("theta", default=1.0)))
+
+    def _layerscale(self, node: Node, inputs: list[str]) -> None:
+        role = next(iter(_layer(node).arrays))
+        self._emit(node, "layer_scale", inputs, arrays={"weight": (role, Layout())}, channels=self.shapes[inputs[0]][1])
+
+    def _customscalelayer(self, node: Node, inputs: list[str]) -> None:
+        scaled = self._emit(node, "scale", inputs[1:], "_scaled", scale=float(node.settings["scale"]))
+        self._emit(node, "add", [inputs[0], scaled])
+
+    # Layers without weights
+
+    def _pool(self, node: Node, inputs: list[str]) -> None:
+        shape = self._map(node, inputs[0])
+        size = pair_of(node.setting("pool_size", default=(2, 2)))
+        stride = pair_of(node.setting("strides", default=size))
+        padding = str(node.setting("padding", default="valid"))
+        edges = self._edges(shape[2:], size, stride, (1, 1), padding, pool=True)
+        self._emit(node, POOLS[node.kind], inputs, kernel=size, stride=stride, edges=edges)
+
+    def _global_pool(self, node: Node, inputs: list[str]) -> None:
+        self._map(node, inputs[0])
+        self._emit(node, GLOBAL[node.kind], inputs, keepdims=bool(node.setting("keepdims", default=False)))
+
+    def _zeropadding2d(self, node: Node, inputs: list[str]) -> None:
+        self._map(node, inputs[0])
+        (top, bottom), (left, right) = edges_of(node.setting("padding", default=1))
+        self._emit(node, "pad", inputs, edges=(top, bottom, left, right))
+
+    def _cropping2d(self, node: Node, inputs: list[str]) -> None:
+        self._map(node, inputs[0])
+        (top, bottom), (left, right) = edges_of(node.setting("cropping", default=0))
+        self._emit(node, "pad", inputs, edges=(-top, -bottom, -left, -right))
+
+    def _upsampling2d(self, node: Node, inputs: list[str]) -> None:
+        self._map(node, inputs[0])
+        how = node.setting("interpolation", default="nearest")
+        if how not in ("nearest", "bilinear"):
+            raise ValueError(f"enlarges by {how!r}; known: nearest, bilinear")
+        self._emit(node, "upsample", inputs, factor=pair_of(node.setting("size", default=(2, 2))), how=how)
+
+    def _flatten(self, node: Node, inputs: list[str]) -> None:
+        rank = len(self.shapes[inputs[0]])
+        first = node.settings.get("data_format") == "channels_first"  # Keras 2.2 and later transposes such maps
+        transposes = first and (self.keras >= 3 or self.keras == 2)
+        self._emit(node, "flatten", inputs, channels_last=rank == 4 and (self.last or transposes))
+
+    def _reshape(self, node: Node, inputs: list[str]) -> None:
+        target = [int(side) for side in node.settings["target_shape"]]
+        self._emit(node, "reshape", inputs, shape=tuple(target), channels_last=self.last)
+
+    def _permute(self, node: Node, inputs: list[str]) -> None:
+        rank = len(self.shapes[inputs[0]])
+        axes = [0, *(int(axis) for axis in node.settings["dims"])]
+        if rank != len(axes):
+            raise ValueError(f"reorders {len(axes) - 1} axes of {rank - 1}")
+        ours = {0: 0} | {axis: self._dim(axis, rank) for axis in range(1, rank)}  # Keras axis -> our dimension
+        order = [0] * rank
+        for place, axis in enumerate(axes):
+            order[ours[place]] = ours[axis]
+        self._emit(node, "permute", inputs, order=tuple(order))
+
+    def _rescaling(self, node: Node, inputs: list[str]) -> None:
+        scale, offset = (node.setting(word, default=plain) for word, plain in (("scale", 1.0), ("offset", 0.0)))
+        self._emit(node, "scale", inputs, scale=_numbers(scale), offset=_numbers(offset))
+
+    def _merge(self, node: Node, inputs: list[str]) -> None:
+        shapes = {self.shapes[source] for source in inputs}
+        if len({len(shape) for shape in shapes}) > 1:
+            raise ValueError("merges inputs of different dimensions, which is not supported")
+        self._emit(node, MERGES[node.kind], inputs)
+
+    def _concatenate(self, node: Node, inputs: list[str]) -> None:
+        self._emit(
+            node, "concatenate", inputs, dim=self._dim(int(node.setting("axis", default=-1)), self._rank(inputs))
+        )
+
+    def _ops_concatenate(self, node: Node, inputs: list[str]) -> None:
+        axis = node.settings.get("axis", node.operands[1] if len(node.operands) > 1 else -1)
+        self._emit(node, "concatenate", inputs, dim=self._dim(int(axis), self._rank(inputs)))
+
+    def _rank(self, inputs: Sequence[str]) -> int:
+        return len(self.shapes[inputs[0]])
+
+    def _dot(self, node: Node, inputs: list[str]) -> None:
+        if any(len(self.shapes[source]) != 2 for source in inputs) or node.settings.get("axes") not in (1, -1, [1, 1]):
+            raise ValueError("multiplies maps; only the dot product of vectors is supported")
+        self._emit(node, "dot", inputs, normalize=bool(node.settings.get("normalize")))
+
+    def _ops_mean(self, node: Node, inputs: list[str]) -> None:
+        given = node.settings.get("axis", node.operands[1] if len(node.operands) > 1 else None)
+        keepdims = bool(node.settings.get("keepdims", False))
+        rank = self._rank(inputs)
+        axes = [given] if isinstance(given, int) else list(given or ())
+        if rank != 4 or sorted(self._dim(axis, rank) for axis in axes) != [2, 3]:
+            raise ValueError("averages other axes than height and width, which is not supported")
+        self._emit(node, "global_average", inputs, keepdims=keepdims)
+
+    def _arithmetic(self, node: Node, inputs: list[str]) -> None:
+        kind = ARITHMETIC[node.kind]
+        first, second = node.operands[:2]
+        if isinstance(first, Operand) and isinstance(second, Operand):
+            if len({len(self.shapes[source]) for source in inputs}) > 1:
+                raise ValueError("combines inputs of different dimensions, which is not supported")
+            self._emit(node, kind, [inputs[first.number], inputs[second.number]])
+            return
+        number = self._constant(second if isinstance(first, Operand) else first, self.shapes[inputs[0]])
+        left = isinstance(second, Operand)  # the constant stands on the left
+        one = 1.0
+        scale: float | tuple[float, ...]
+        offset: float | tuple[float, ...]
+        if kind == "add":
+            scale, offset = one, number
+        elif kind == "multiply":
+            scale, offset = number, 0.0
+        elif kind == "subtract":
+            scale, offset = (-one, number) if left else (one, _negative(number))
+        elif left:
+            raise ValueError("divides a constant by its input, which is not supported")
+        else:
+            scale, offset = _inverse(number), 0.0
+        self._emit(node, "scale", inputs, scale=scale, offset=offset)
+
+    def _constant(self, value: Any, shape: Shape) -> float | tuple[float, ...]:
+        """Return a constant operand as one number, or one per channel."""
+        numbers = _flat(value)
+        if len(numbers) == 1:
+            return numbers[0]
+        if len(numbers) != shape[1] or not (self.last or len(shape) == 2 or _is_per_channel(value)):
+            raise ValueError(f"has a constant of {len(numbers)} numbers for {shape[1]} channels")
+        return tuple(numbers)
+
+    def _registered(self, node: Node, inputs: list[str]) -> None:
+        held = {} if node.layer is None else {role: array.shape for role, array in node.layer.arrays.items()}
+        shapes = [self.shapes[source][1:] for source in inputs]
+        made = REGISTERED[node.kind](dict(node.settings), held, shapes)
+        for number, layer in enumerate(made, start=1):
+            arrays = {parameter: (role, Layout(order)) for parameter, (role, order) in layer.arrays.items()}
+            last = number == len(made)
+            suffix = "" if last else f"_{number}"
+            inputs = [self._emit(node, layer.kind, inputs, suffix, arrays=arrays, **layer.settings)]
+            self.found[inputs[0]].linear = last
+        if not made:
+            self.outputs[node.name] = inputs[0]
+
+    def _no_theano(self) -> None:
+        if self.theano:
+            raise ValueError("was trained on Theano, which is not supported for this class")
+
+
+class Translated(NamedTuple):
+    """One layer that a registered Keras layer becomes.
+
+    Attributes:
+        kind: a key of `convnets_torch.networks.graph_network.KINDS`.
+        settings: its arguments.
+        arrays: parameter -> (role of the array in the file, axis order: "hwio", "depthwise", "hwoi", "io", "hwc",
+            "flat", or None for vectors and dense kernels).
+    """
+
+    kind: str
+    settings: Mapping[str, Any] = MappingProxyType({})
+    arrays: Mapping[str, tuple[str, str | None]] = MappingProxyType({})
+
+
+Translation = Callable[[dict[str, Any], dict[str, Shape], list[Shape]], Sequence[Translated]]
+REGISTERED: dict[str, Translation] = {}
+
+
+def register_layer(class_name: str, translate: Translation) -> None:
+    """Teach `convert` a Keras class that it does not know; it stays known in this process.
+
+    Args:
+        class_name: as in the model's config, "MyLayer".
+        translate: (settings of the layer, role -> shape of its arrays, shapes of its inputs without the batch) -> the
+            layers that it becomes, each reading the one before; none for a layer without effect. Maps are (C, h, w).
+
+    Raises:
+        ValueError: the class is known already.
+
+    >>> register_layer("Halve", lambda settings, arrays, inputs: [Translated("scale", {"scale": 0.5})])
+    """
+    if class_name in (*TRANSLATORS, *ACTIVATIONS, *IDENTITIES):
+        raise ValueError(f"{class_name} is a layer that is known already; register one that is not")
+    REGISTERED[class_name] = translate
+
+
+UNKNOWN = "is of a class that is not known here; leave it out with --until, or teach it with converters.register_layer"
+RESERVED = frozenset(dir(nn.Module())) | {"calls", "output"}
+
+Translate = Callable[[_Translator, Node, list[str]], None]
+TRANSLATORS: dict[str, Translate] = {
+    "Conv2D": _Translator._conv2d, "DepthwiseConv2D": _Translator._depthwiseconv2d,
+    "SeparableConv2D": _Translator._separableconv2d, "Conv2DTranspose": _Translator._conv2dtranspose,
+    "Dense": _Translator._dense, "BatchNormalization": _Translator._batchnormalization,
+    "LayerNormalization": _Translator._layernormalization, "Normalization": _Translator._normalization,
+    "PReLU": _Translator._prelu, "ThresholdedReLU": _Translator._thresholdedrelu, "LayerScale": _Translator._layerscale,
+    "CustomScaleLayer": _Translator._customscalelayer, "ZeroPadding2D": _Translator._zeropadding2d,
+    "Cropping2D": _Translator._cropping2d, "UpSampling2D": _Translator._upsampling2d, "Flatten": _Translator._flatten,
+    "Reshape": _Translator._reshape, "Permute": _Translator._permute, "Rescaling": _Translator._rescaling,
+    "Concatenate": _Translator._concatenate, "ops.Concatenate": _Translator._ops_concatenate, "Dot": _Translator._dot,
+    "ops.Mean": _Translator._ops_mean,
+    **dict.fromkeys(POOLS, _Translator._pool),
+    **dict.fromkeys(GLOBAL, _Translator._global_pool),
+    **dict.fromkeys(MERGES, _Translator._merge),
+    **dict.fromkeys(ARITHMETIC, _Translator._arithmetic),
+}  # fmt: skip
+
+
+class _Missing(ValueError):
+    """An array is missing or has another shape than the config says."""
+
+
+def _layer(node: Node, *roles: str) -> KerasLayer:
+    """Return the layer's arrays; raise an error if there are none."""
+    if node.layer is None:
+        raise _Missing("has no arrays")
+    wanted = {
+        "SeparableConv2D": ("depthwise_kernel", "pointwise_kernel"), "Conv2D": ("kernel",), "Dense": ("kernel",),
+        "Conv2DTranspose": ("kernel",), "PReLU": ("alpha",), "Normalization": ("mean", "variance"),
+    }.get(node.kind, ())  # fmt: skip
+    if lacking := [role for role in wanted if role not in node.layer.arrays]:
+        raise _Missing(f"has no {lacking[0]}")
+    return node.layer
+
+
+def _stored_shape(layout: Layout, ours: Shape, stored: Shape) -> Shape:
+    """Return the shape in the file of one of our parameters."""
+    order = layout.kernel_order
+    if order == "oihw":
+        return ours
+    if order == "hwio":
+        return (ours[2], ours[3], ours[1], ours[0])
+    if order == "hwoi":
+        return (ours[2], ours[3], ours[1], ours[0])
+    if order == "depthwise":
+        return (ours[2], ours[3], stored[2], ours[0] // stored[2])
+    if order == "io":
+        return (ours[1], ours[0])
+    if order == "hwc":
+        return (*ours[1:], ours[0]) if len(ours) == 3 else (1, 1, *ours)
+    if order == "flat":
+        return stored if prod(stored) == prod(ours) else ours
+    return ours[::-1] if len(ours) == 2 else ours
+
+
+def _flat(value: Any) -> list[float]:
+    if isinstance(value, list | tuple):
+        return [number for each in value for number in _flat(each)]
+    return [number_of(value)]
+
+
+def _is_per_channel(value: Any) -> bool:
+    """Return whether a nested list has its numbers along the third axis from the end, (C, 1, 1)."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return isinstance(value, list) and all(isinstance(each, list) and len(_flat(each)) == 1 for each in value)
+
+
+def _numbers(value: Any) -> float | tuple[float, ...]:
+    return tuple(_flat(value)) if isinstance(value, list | tuple) else number_of(value)
+
+
+def _negative(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    return tuple(-each for each in value) if isinstance(value, tuple) else -value
+
+
+def _inverse(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    return tuple(1 / each for each in value) if isinstance(value, tuple) else 1 / value
+
+
+def _major(file: KerasFile) -> int:
+    numbers = re.match(r"\d+", file.version or "")
+    if numbers:
+        return max(1, int(numbers[0]))
+    return 3 if file.container in ("weights", "archive") else 1 if file.backend is None else 2
+
+
+# Features and head
+
+
+ELEMENTWISE = frozenset((*ACTIVATION_KINDS.values(), "elu", "celu", "leaky_relu", "clipped_relu", "threshold",
+                         "gelu", "gelu_tanh", "hard_sigmoid", "hard_sigmoid_0.2", "dropout", "scale"))  # fmt: skip
+SLIDING = frozenset(  # layers of a head that `slide` knows
+    ("linear", "relu", "relu6", "selu", "silu", "sigmoid", "tanh", "softplus", "elu", "leaky_relu", "gelu", "gelu_tanh",
+     "hard_silu", "dropout")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _End:
+    """What `settle_activation` asks of a head."""
+
+    units: int | None
+    activation: str | None
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A network's layers, split.
+
+    Attributes:
+        features, head: the layers; no head for a network without classes.
+        window: (height, width) in cells that the head reads at once; (0, 0) without a map.
+        no_map: why there is no map.
+        classes: number of logits.
+        end: the activation of the logits.
+        notes: what was left out.
+        final: name of the Keras node whose output the network has; "" for the model's own.
+    """
+
+    features: list[Layer]
+    head: list[Layer] | None
+    window: Pair
+    no_map: str | None
+    classes: int | None
+    end: _End
+    notes: tuple[str, ...] = ()
+    final: str = ""
+
+
+def _split(layers: dict[str, Layer]) -> _Parts:
+    """Split a network where its head can slide over the feature map, or else before its last layers."""
+    uses = Counter(source for layer in layers.values() for source in layer.entry[2])
+    ordered = list(layers.values())
+    chain: list[Layer] = []
+    layer: Layer | None = ordered[-1]
+    while layer is not None and uses[layer.name] == (0 if layer is ordered[-1] else 1) and _can_follow(layer):
+        chain.insert(0, layer)
+        layer = layers.get(layer.entry[2][0])
+    result, activation = ordered[-1].after, "linear"
+    if chain and chain[-1].kind in ENDS and prod(result[2:]) == 1:
+        activation = chain.pop().kind
+        ordered.pop()
+    start = next((place for place, one in enumerate(chain) if _reads_map(one)), None)
+    final = ordered[-1].node if ordered else ""
+    if prod(result[2:]) != 1 or (len(result) == 4 and start is None) or len(result) == 3:
+        why = None if len(result) == 4 else "its output is not a map"
+        return _Parts(ordered, None, (0, 0), why, None, _End(None, None), final=final)
+    if start is not None:
+        features = ordered[: ordered.index(chain[start])]
+        if activation == "linear" and not any(one.kind in ("dense", "conv") for one in chain[start:]):
+            names = ", ".join(one.name for one in chain[start:])
+            note = f"the model ends with {names}, which is left out: the features are the map before it"
+            final = features[-1].node if features else "input"
+            return _Parts(features, None, (0, 0), None, None, _End(None, None), (note,), final)
+    end = _End(result[1], {"linear": "none"}.get(activation, activation))
+    if start is not None:
+        head = _sliding_head(chain[start:])
+        window = (chain[start].before[2], chain[start].before[3])
+        fixed = next((one for one in head if one.kind in ELEMENTWISE and one.kind not in SLIDING), None)
+        why = None if fixed is None else f"its head has {fixed.name} ({fixed.kind}), which cannot slide over a map"
+        return _Parts(features, head, window if why is None else (0, 0), why, result[1], end, final=final)
+    vector = next((place for place, one in enumerate(chain) if len(one.before) == 2), len(chain))
+    if not any(one.kind == "dense" for one in chain[vector:]):
+        return _Parts(ordered, None, (0, 0), "its output is not a map", None, _End(None, None), final=final)
+    members = set(map(id, chain[vector:]))
+    reason = "no single layer reads its whole feature map: neither a flatten nor a global pooling"
+    features = [one for one in ordered if id(one) not in members]
+    return _Parts(features, _chained(chain[vector:]), (0, 0), reason, result[1], end, final=final)
+
+
+def _can_follow(layer: Layer) -> bool:
+    """Return whether a layer can be part of a head."""
+    if len(layer.entry[2]) != 1:
+        return False
+    if layer.kind in ELEMENTWISE or layer.kind in ("dense", "flatten", "softmax", *GLOBAL.values()):
+        return True
+    if layer.kind in ("max_pool", "average_pool"):
+        return _pools_whole(layer)
+    if layer.kind == "reshape":
+        return prod(layer.before[1:]) == max(layer.before[1:]) == max(layer.after[1:])  # one dimension only
+    if layer.kind == "batch_norm":
+        return len(layer.before) == 2
+    return layer.kind == "conv" and tuple(layer.before[2:]) == (1, 1) and tuple(layer.entry[3]["kernel"]) == (1, 1)
+
+
+def _pools_whole(layer: Layer) -> bool:
+    kernel, edges = tuple(layer.entry[3]["kernel"]), tuple(layer.entry[3]["edges"])
+    return kernel == tuple(layer.before[2:]) and not any(edges)
+
+
+def _reads_map(layer: Layer) -> bool:
+    """Return whether a layer of a head reads the whole map."""
+    if len(layer.before) != 4 or layer.kind not in ("flatten", "max_pool", "average_pool", *GLOBAL.values()):
+        return False
+    return layer.kind == "flatten" or prod(layer.after[2:]) == 1
+
+
+def _sliding_head(chain: Sequence[Layer]) -> list[Layer]:
+    """Return the layers of a head that slides: a pool or flatten of the window, then layers that read vectors."""
+    first = chain[0]
+    cells = (first.before[2], first.before[3])
+    window = None
+    head: list[Layer] = []
+    if first.kind == "flatten":
+        if first.entry[3].get("channels_last"):
+            window = (first.before[1], *cells)
+        head.append(Layer((first.name, "flatten", (), {}), first.before, first.after))
+    else:
+        kind = "max_pool" if "max" in first.kind else "average_pool"
+        pooled = (*first.before[:2], 1, 1)
+        head.append(Layer((first.name, kind, (), {"kernel": cells, "stride": (1, 1)}), first.before, pooled))
+        head.append(Layer((f"{first.name}_flatten", "flatten", (), {}), pooled, pooled[:2]))
+    for layer in chain[1:]:
+        if layer.kind in ("flatten", "reshape", "max_pool", "average_pool", *GLOBAL.values()):
+            continue  # of a vector
+        settings, arrays, kind = dict(layer.entry[3]), dict(layer.arrays), layer.kind
+        if kind == "conv":  # of a single cell
+            kind, settings = "dense", {key: settings[key] for key in ("inputs", "outputs", "bias") if key in settings}
+        if window is not None and kind in ("dense", "batch_norm"):
+            rows = {name: window if name in ORDERED[kind] else None for name in arrays}
+            arrays = {
+                name: (array, Layout(layout.kernel_order, layout.flipped, rows[name]), value)
+                for name, (array, layout, value) in arrays.items()
+            }
+            window = None if kind == "dense" else window
+        head.append(replace(layer, entry=(layer.name, kind, (), settings), arrays=arrays))
+    return _chained(head)
+
+
+ORDERED = {"dense": ("weight",), "batch_norm": ("weight", "bias", "running_mean", "running_var")}
+
+
+def _chained(head: list[Layer]) -> list[Layer]:
+    """Return the layers with each reading the one before."""
+    before: tuple[str, ...] = ()
+    for layer in head:
+        name, kind, _, settings = layer.entry
+        layer.entry = (name, kind, before, settings)
+        before = (name,)
+    return head

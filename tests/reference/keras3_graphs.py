@@ -1,0 +1,284 @@
+"""Write models of real Keras 3, on its torch backend, that have no class of their own here, with what they answer.
+
+    KERAS_BACKEND=torch python -m tests.reference.keras3_graphs FOLDER layers|models|applications|random [NAME ...]
+
+Each model NAME is written as NAME.keras and NAME.h5, with NAME.npz: two images (2, H, W, 3), 0 to 255, and its output.
+Weights and statistics are random, from seeds, and large enough that a mistake shows.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIZE = (20, 28)  # pixels, unequal so that exchanged axes show
+
+Model = Callable[[Any, Any, Any], Any]  # (keras.layers, keras, input) -> output
+
+
+def _conv(**settings: Any) -> Model:
+    return lambda L, k, x: L.Conv2D(4, **({"kernel_size": 3} | settings))(x)
+
+
+def _after(layer: str, *arguments: Any, **settings: Any) -> Model:
+    """A layer on the map of a convolution, whose values are of both signs."""
+    return lambda L, k, x: getattr(L, layer)(*arguments, **settings)(L.Conv2D(4, 3, name="first")(x))
+
+
+def _of_vector(layer: str, *arguments: Any, **settings: Any) -> Model:
+    return lambda L, k, x: getattr(L, layer)(*arguments, **settings)(_vector(L, x))
+
+
+def _vector(L: Any, x: Any, units: int = 6) -> Any:
+    return L.Dense(units, name=f"vector{units}")(L.GlobalAveragePooling2D(name=f"pooled{units}")(L.Conv2D(4, 3)(x)))
+
+
+def _merged(layer: str, **settings: Any) -> Model:
+    return lambda L, k, x: getattr(L, layer)(**settings)([L.Conv2D(4, 3)(x), L.Conv2D(4, 3)(x)])
+
+
+def _gated(L: Any, x: Any) -> Any:
+    return L.Multiply()([x, L.GlobalAveragePooling2D(keepdims=True)(x)])
+
+
+def _computed(k: Any, x: Any) -> Any:
+    return (1.0 - x) * 2.0 / 4.0 + k.ops.relu6(x + 3.0) * x - k.ops.sigmoid(x)
+
+
+LAYERS: dict[str, Model] = {
+    # convolutions
+    "conv": _conv(),
+    "conv_same": _conv(padding="same", activation="relu"),
+    "conv_same_stride_2": _conv(padding="same", strides=2),  # one more row and column of padding below and right
+    "conv_same_stride_3_kernel_4": _conv(kernel_size=4, padding="same", strides=3),
+    "conv_uneven": _conv(kernel_size=(2, 5), strides=(3, 1), padding="same", use_bias=False),
+    "conv_dilated": _conv(dilation_rate=(2, 3), padding="same"),
+    "conv_groups": lambda L, k, x: L.Conv2D(8, 3, groups=4, activation="tanh")(L.Conv2D(8, 1)(x)),
+    "depthwise": _after("DepthwiseConv2D", 3, padding="same"),
+    "depthwise_multiplied": _after("DepthwiseConv2D", 3, depth_multiplier=3, strides=2, padding="same"),
+    "separable": _after("SeparableConv2D", 5, 3, padding="same", activation="elu"),
+    "separable_multiplied": _after("SeparableConv2D", 5, (2, 3), depth_multiplier=2, strides=2, use_bias=False),
+    "transposed": _after("Conv2DTranspose", 5, 3),
+    "transposed_same": _after("Conv2DTranspose", 5, 3, strides=2, padding="same", activation="relu"),
+    "transposed_kernel_4": _after("Conv2DTranspose", 5, 4, strides=2, padding="same"),
+    "transposed_kernel_5_stride_3": _after("Conv2DTranspose", 5, 5, strides=3, padding="same"),
+    "transposed_stride_above_kernel": _after("Conv2DTranspose", 5, 2, strides=3),
+    "transposed_dilated": _after("Conv2DTranspose", 5, 3, dilation_rate=2),
+    "transposed_output_padding": _after("Conv2DTranspose", 5, 3, strides=2, padding="same", output_padding=1),
+    "transposed_output_padding_valid": _after("Conv2DTranspose", 5, 3, strides=2, output_padding=1),
+    # dense and normalisation
+    "dense_on_map": _after("Dense", 7, activation="gelu"),
+    "dense_without_bias": _of_vector("Dense", 5, use_bias=False),
+    "batch_norm": _after("BatchNormalization", epsilon=0.02),
+    "batch_norm_bare": _after("BatchNormalization", scale=False, center=False),
+    "batch_norm_of_rows": _after("BatchNormalization", axis=1),
+    "batch_norm_of_vector": _of_vector("BatchNormalization"),
+    "layer_norm": _after("LayerNormalization", epsilon=0.02),
+    "layer_norm_of_all": _after("LayerNormalization", axis=(1, 2, 3)),
+    "layer_norm_without_scale": _of_vector("LayerNormalization", scale=False),
+    "normalization_inside": _after("Normalization", mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 3.0, 0.5]),
+    "normalization_inverted": _after(
+        "Normalization", mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 3.0, 0.5], invert=True
+    ),
+    "normalization_learnt": _after("Normalization"),
+    "rescaling_inside": _after("Rescaling", 0.5, offset=0.25),
+    "rescaling_of_channels": _after("Rescaling", [0.5, 2.0, 1.0, 3.0], offset=[0.1, 0.2, 0.3, 0.4]),
+    # activations
+    **{f"activation_{name}": _after("Activation", name) for name in (
+        "relu", "relu6", "elu", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus", "softsign", "exponential",
+        "hard_sigmoid", "hard_silu", "leaky_relu", "mish", "linear", "softmax", "log_softmax",
+    )},
+    "activation_fused_as_layer": lambda L, k, x: L.Conv2D(4, 3, activation=L.LeakyReLU(negative_slope=0.1))(x),
+    "relu": _after("ReLU"),
+    "relu_to_6": _after("ReLU", max_value=6.0),
+    "relu_with_slope": _after("ReLU", negative_slope=0.2),
+    "relu_with_all": _after("ReLU", max_value=0.7, negative_slope=0.1, threshold=0.2),
+    "leaky_relu": _after("LeakyReLU"),
+    "elu": _after("ELU", alpha=0.7),
+    "prelu": _after("PReLU"),
+    "prelu_of_channels": _after("PReLU", shared_axes=[1, 2]),
+    "prelu_of_rows": _after("PReLU", shared_axes=[2, 3]),
+    "prelu_of_vector": _of_vector("PReLU"),
+    "softmax_of_rows": _after("Softmax", axis=1),
+    # pooling and shapes
+    "max_pool": _after("MaxPooling2D", 2),
+    "max_pool_same": _after("MaxPooling2D", 3, strides=2, padding="same"),
+    "average_pool": _after("AveragePooling2D", (3, 2), strides=1),
+    "average_pool_same": _after("AveragePooling2D", 3, strides=2, padding="same"),
+    "average_pool_same_stride_1": _after("AveragePooling2D", 3, strides=1, padding="same"),
+    "global_max": _after("GlobalMaxPooling2D", keepdims=True),
+    "global_average": _after("GlobalAveragePooling2D"),
+    "zero_padding": _after("ZeroPadding2D", ((1, 2), (3, 4))),
+    "cropping": _after("Cropping2D", ((1, 2), (3, 4))),
+    "upsampling": _after("UpSampling2D", (2, 3)),
+    "upsampling_bilinear": _after("UpSampling2D", (2, 3), interpolation="bilinear"),
+    "flatten": _after("Flatten"),
+    "reshape": _after("Reshape", (26, 18, 4)),
+    "reshape_to_vector": _after("Reshape", (-1,)),
+    "permute": _after("Permute", (3, 1, 2)),
+    # merges
+    **{f"merge_{name.lower()}": _merged(name) for name in (
+        "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate",
+    )},
+    "concatenate_rows": _merged("Concatenate", axis=1),
+    "multiply_by_gate": lambda L, k, x: _gated(L, L.Conv2D(4, 3)(x)),
+    "dot": lambda L, k, x: L.Dot(axes=1)(
+        [L.Dense(5)(L.GlobalMaxPooling2D()(x)), L.Dense(5)(L.GlobalAveragePooling2D()(x))]),
+    "cosine": lambda L, k, x: L.Dot(axes=1, normalize=True)(
+        [L.Dense(5)(L.GlobalMaxPooling2D()(x)), L.Dense(5)(L.GlobalAveragePooling2D()(x))]),
+    # operations
+    "operations": lambda L, k, x: _computed(k, L.Conv2D(4, 3)(x)),
+    "operation_mean": lambda L, k, x: k.ops.mean(L.Conv2D(4, 3)(x), axis=(1, 2)),
+    "dropout": _after("SpatialDropout2D", 0.3),
+}  # fmt: skip
+
+
+def _small(L: Any, x: Any) -> Any:
+    """A small convolutional part with a branch, strides and a pool."""
+    x = L.Conv2D(6, 3, strides=2, padding="same", use_bias=False, name="stem")(x)
+    x = L.ReLU(name="stem_relu")(L.BatchNormalization(name="stem_bn")(x))
+    y = L.Conv2D(6, 3, padding="same", activation="relu", name="branch")(x)
+    x = L.Add(name="joined")([x, y])
+    return L.MaxPooling2D(2, name="pool")(x)
+
+
+def _head(*layers: Callable[[Any], Any]) -> Model:
+    def build(L: Any, k: Any, x: Any) -> Any:
+        x = _small(L, x)
+        for layer in layers:
+            x = layer(L)(x)
+        return x
+
+    return build
+
+
+def _preprocessed(mode: str) -> Model:
+    def build(L: Any, k: Any, x: Any) -> Any:
+        return _small(L, k.applications.imagenet_utils.preprocess_input(x, mode=mode))
+
+    return build
+
+
+def _two_readers(L: Any, k: Any, x: Any) -> Any:
+    x = _small(L, x)
+    joined = L.Concatenate()([L.GlobalAveragePooling2D()(x), L.GlobalMaxPooling2D()(x)])
+    return L.Dense(3, activation="softmax", name="scores")(L.Dense(8, activation="relu", name="hidden")(joined))
+
+
+def _shared(L: Any, k: Any, x: Any) -> Any:
+    again = L.Conv2D(6, 3, padding="same", name="shared")
+    x = _small(L, x)
+    return L.Dense(3)(L.GlobalAveragePooling2D()(again(again(x))))
+
+
+def _nested(L: Any, k: Any, x: Any) -> Any:
+    inner_input = k.Input((*SIZE, 3))
+    inner = k.Model(inner_input, _small(L, inner_input), name="base")
+    return L.Dense(3, activation="sigmoid", name="scores")(L.Flatten()(inner(x)))
+
+
+MODELS: dict[str, Model] = {
+    "average_head": _head(
+        lambda L: L.GlobalAveragePooling2D(), lambda L: L.Dense(4, activation="softmax", name="scores")
+    ),
+    "max_head": _head(lambda L: L.GlobalMaxPooling2D(), lambda L: L.Dense(1, activation="sigmoid")),
+    "flatten_head": _head(
+        lambda L: L.Flatten(), lambda L: L.BatchNormalization(), lambda L: L.Dense(9, activation="selu"),
+        lambda L: L.Dropout(0.4), lambda L: L.BatchNormalization(), lambda L: L.Dense(4), lambda L: L.Softmax(),
+    ),
+    "average_pool_head": _head(lambda L: L.AveragePooling2D((5, 7)), lambda L: L.Flatten(), lambda L: L.Dense(4)),
+    "convolutional_head": _head(
+        lambda L: L.GlobalAveragePooling2D(keepdims=True), lambda L: L.Dropout(0.2), lambda L: L.Conv2D(4, 1),
+        lambda L: L.Reshape((4,)), lambda L: L.Activation("softmax"),
+    ),
+    "convolution_then_pool": _head(
+        lambda L: L.Conv2D(4, 1), lambda L: L.GlobalAveragePooling2D(), lambda L: L.Activation("softmax")
+    ),
+    "norm_before_activation": _head(
+        lambda L: L.GlobalAveragePooling2D(), lambda L: L.Dense(9), lambda L: L.BatchNormalization(),
+        lambda L: L.Activation("relu"), lambda L: L.Dense(4, activation="softmax"),
+    ),
+    "unknown_to_slide": _head(lambda L: L.Flatten(), lambda L: L.Dense(4, activation="softsign"), lambda L: L.Dense(3)),
+    "two_readers": _two_readers,
+    "shared": _shared,
+    "nested": _nested,
+    "map_only": _head(),
+    "pooled_only": _head(lambda L: L.GlobalAveragePooling2D()),
+    "rescaled": lambda L, k, x: _small(L, L.Rescaling(1 / 127.5, offset=-1)(x)),
+    "augmented": lambda L, k, x: _small(L, L.Rescaling(1 / 255)(L.RandomFlip()(x))),
+    "normalized": lambda L, k, x: _small(
+        L, L.Normalization(mean=[120.0, 110.0, 100.0], variance=[3600.0, 3400.0, 3200.0])(x)),
+    **{f"preprocess_{mode}": _preprocessed(mode) for mode in ("caffe", "tf", "torch")},
+}  # fmt: skip
+INSIDE = {name for name in MODELS if name.startswith("preprocess_")} | {"rescaled", "augmented", "normalized"}
+
+APPLICATIONS: dict[str, tuple[int, int]] = {  # smallest sides that Keras takes, and the input's channels
+    "MobileNet": (32, 32), "MobileNetV2": (32, 32), "MobileNetV3Small": (32, 32), "MobileNetV3Large": (32, 32),
+    "EfficientNetB0": (32, 32), "EfficientNetB3": (32, 32), "EfficientNetV2B0": (32, 32), "EfficientNetV2S": (32, 32),
+    "DenseNet121": (32, 32), "ResNet50V2": (32, 32), "ResNet101": (32, 32), "Xception": (71, 71),
+    "InceptionResNetV2": (75, 75), "ConvNeXtTiny": (32, 32), "NASNetLarge": (331, 331),
+    "DenseNet169": (32, 32), "DenseNet201": (32, 32), "ResNet152": (32, 32), "ResNet101V2": (32, 32),
+    "ResNet152V2": (32, 32), "EfficientNetB1": (32, 32), "EfficientNetB2": (32, 32), "EfficientNetB4": (32, 32),
+    "EfficientNetB5": (32, 32), "EfficientNetB6": (32, 32), "EfficientNetB7": (32, 32), "EfficientNetV2B1": (32, 32),
+    "EfficientNetV2B2": (32, 32), "EfficientNetV2B3": (32, 32), "EfficientNetV2M": (32, 32),
+    "EfficientNetV2L": (32, 32), "ConvNeXtSmall": (32, 32), "ConvNeXtBase": (32, 32),
+    "ConvNeXtLarge": (32, 32), "ConvNeXtXLarge": (32, 32),
+}  # fmt: skip
+IN_CI = ("MobileNet", "MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0", "DenseNet121",
+         "ResNet50V2", "Xception", "InceptionResNetV2", "ConvNeXtTiny")  # fmt: skip
+
+
+def choose_weights(model: Any, seed: int) -> None:
+    """Random weights that keep the size of values from layer to layer, and random statistics."""
+    random = np.random.default_rng(seed)
+    for weight in model.weights:
+        shape, name = tuple(weight.shape), weight.path.rpartition("/")[2]
+        if "seed" in weight.path or name == "count":
+            continue
+        if "variance" in name or name == "gamma":
+            values = random.uniform(0.5, 1.5, shape)
+        elif "kernel" in name:
+            values = random.normal(0, 1.3 / np.sqrt(max(1, np.prod(shape[:-1]))), shape)
+        else:
+            values = random.normal(0, 0.3, shape)
+        weight.assign(values.astype(np.float32))
+
+
+def write(model: Any, path: Path, seed: int, inside: bool) -> None:
+    """Write a model in both containers with its answers; images are divided by 255 unless it normalises them."""
+    choose_weights(model, seed)
+    sides = model.input_shape[1:3]
+    images = np.random.default_rng(seed).integers(0, 256, (2, *sides, 3)).astype(np.float32)
+    outputs = model.predict(images if inside else images / np.float32(255), verbose=0)
+    np.savez(f"{path}.npz", images=images.astype(np.uint8), outputs=outputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save(f"{path}.keras")
+        model.save(f"{path}.h5")
+
+
+def main(folder: str, kind: str, *names: str) -> None:
+    import keras
+    from keras import layers
+
+    for number, name in enumerate(names or {"layers": LAYERS, "models": MODELS, "applications": IN_CI}[kind]):
+        if kind == "applications":
+            sides = APPLICATIONS[name]
+            make = getattr(keras.applications, name)
+            model = make(weights=None, input_shape=(*sides, 3), classes=7, classifier_activation=None)
+            inside = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in model.layers)
+        else:
+            start = keras.Input((*SIZE, 3))
+            model = keras.Model(start, (LAYERS | MODELS)[name](layers, keras, start))
+            inside = name in INSIDE
+        write(model, Path(folder) / name, number, inside)
+        keras.backend.clear_session()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
