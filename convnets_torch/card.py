@@ -110,7 +110,8 @@ class Card:
             raise ValueError(f"card has {classes} classes; the maximum is {MOST_CLASSES}")
         if (self.network == GRAPH) != isinstance(self.arguments.get(GRAPH), Mapping):
             raise ValueError("card has a graph of layers but another network, or the other way round")
-        if (numbers := _count({**self.arguments, GRAPH: None})) > MOST_NUMBERS:
+        plain = {name: value for name, value in self.arguments.items() if name != GRAPH}
+        if (numbers := _count(plain)) > MOST_NUMBERS:
             raise ValueError(f"card has {numbers} numbers and strings in its arguments; the maximum is {MOST_NUMBERS}")
         size = self.arguments.get("size")
         if isinstance(size, list | tuple) and any(type(side) is int and side > MOST_INPUT for side in size):
