@@ -20,6 +20,7 @@ from convnets_torch.images.preprocessing import normalize
 from tests.conftest import DATA
 from tests.reference.keras3_graphs import IN_CI, INSIDE, LAYERS, MODELS
 
+pytestmark = pytest.mark.slow  # Keras writes the models
 TOLERANCE = 1e-4  # of the largest output
 
 
@@ -98,7 +99,6 @@ def test_a_model_is_split_into_features_and_head(models, name, form, tmp_path):
     assert (network.head is None) == (name in ("map_only", "pooled_only", *INSIDE))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_CI)
 def test_keras_applications_convert(applications, name, tmp_path):
     inside = name.startswith(("EfficientNet", "MobileNetV3", "ConvNeXt"))
