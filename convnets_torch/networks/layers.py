@@ -88,8 +88,8 @@ class PReLU(nn.Module):
 class ClippedReLU(nn.Module):
     """min(x, most) where x >= threshold, else slope * (x - threshold), as Keras's `ReLU` with all its settings.
 
-    >>> ClippedReLU(6.0, 1.0, 0.5)(torch.tensor([0.0, 0.9, 1.0, 9.0])).tolist()
-    [-0.5, -0.05000001192092896, 1.0, 6.0]
+    >>> ClippedReLU(6.0, 1.0, 0.5)(torch.tensor([0.0, 1.0, 9.0])).tolist()
+    [-0.5, 1.0, 6.0]
     """
 
     def __init__(self, most: float | None = None, threshold: float = 0.0, slope: float = 0.0) -> None:
