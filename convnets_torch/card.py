@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from convnets_torch import files
 from convnets_torch.files import open_file
 from convnets_torch.images.preprocessing import MOST_INPUT, Preprocessing
+from convnets_torch.options import FormerAttribute
 from convnets_torch.safetensors_io import header_of_opened
 
 SCHEMA = 1  # version of the card; later ones are refused, unknown fields of this one are kept
@@ -269,8 +270,10 @@ class Learnt:
             "validation_checked": self.val_checked,
         }
 
+    remarks = FormerAttribute("notes")
+
     @property
-    def remarks(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:
         """Sentences on known pictures, which make errors look too low; empty if there are none."""
         found = []
         if self.train.any():

@@ -20,12 +20,14 @@ from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.networks.graph_network import GraphNetwork, with_classes
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
+from convnets_torch.options import renamed
 from convnets_torch.safetensors_io import write_arrays
 from convnets_torch.text import check_choice, printable_errors
 
 OF_THE_LAST_LAYER = ("probe", "finetuning", "temperature")  # fields of the card that describe it, dropped with it
 
 
+@renamed(remarks="fields")
 def with_last_layer(
     network: Network,
     weight: Tensor,
@@ -34,7 +36,7 @@ def with_last_layer(
     change: str,
     *,
     activation: Activation = "softmax",
-    remarks: Mapping[str, Any] | None = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> Network:
     """Replace the last dense layer of a network; without a head, append one after global average pooling.
 
@@ -47,7 +49,7 @@ def with_last_layer(
         classes: names of the classes.
         change: description of the change for the card's source.
         activation: function that turns the new logits into probabilities.
-        remarks: additional fields for the card, as plain data.
+        fields: additional fields for the card, as plain data.
 
     Returns:
         A network in eval mode with its own card, which `save` accepts.
@@ -89,7 +91,7 @@ def with_last_layer(
     source = card.source and replace(card.source, changes=(*card.source.changes, change))
     kept = {name: value for name, value in card.unknown.items() if name not in OF_THE_LAST_LAYER}
     found.card = Card(
-        card.network, arguments, card.preprocessing, tuple(classes), activation, source, {**kept, **(remarks or {})}
+        card.network, arguments, card.preprocessing, tuple(classes), activation, source, {**kept, **(fields or {})}
     )
     return found.eval()
 

@@ -155,8 +155,8 @@ def test_bad_pictures_stand_in_their_place_and_the_others_have_maps(network, pas
             np.testing.assert_allclose(found.values, values, atol=1e-5)
         else:
             assert result.maps == []
-    [remark] = [remark for result in results for remark in result.remarks]
-    assert remark.startswith(
+    [note] = [note for result in results for note in result.notes]
+    assert note.startswith(
         f"{holiday[4]} is partly transparent; transparency was dropped, the colours under it taken as"
     )
 

@@ -100,9 +100,9 @@ def test_bad_pictures_are_rows_in_their_place_and_the_others_are_as_without_them
         if row.error is not None:  # frames would keep pixels and activations
             assert row.error.__traceback__ is None
             assert row.error.__context__ is None
-    assert [row.remarks for row in rows if row.error] == [()] * 5
-    remarks = [remark for row in rows for remark in row.remarks if "no cell supports" not in remark]
-    assert remarks == [f"{tmp_path / 'moving.gif'} has 2 frames or pages; the first was read"]
+    assert [row.notes for row in rows if row.error] == [()] * 5
+    notes = [note for row in rows for note in row.notes if "no cell supports" not in note]
+    assert notes == [f"{tmp_path / 'moving.gif'} has 2 frames or pages; the first was read"]
     value = EACH[name][1]
     alone = rows_of(name, small(), [given[place] for place in places])
     for place, row in zip(places, alone, strict=True):
@@ -186,7 +186,7 @@ def test_limits_are_handed_to_the_decoder(name, mixed):
     [row] = rows_of(name, small(), half)
     assert "truncated" in str(row.error)
     [row] = rows_of(name, small(), half, allow_truncated=True)
-    assert "truncated" in row.remarks[0]
+    assert "truncated" in row.notes[0]
     [row] = rows_of(name, small(), half, max_pixels=100)
     assert "more than 100" in str(row.error)
     Image.fromarray(picture(1, 240, 300)[..., 0].astype(np.uint16) * 16).save(half.with_name("deep.png"))

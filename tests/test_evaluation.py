@@ -203,7 +203,7 @@ def test_a_killed_run_goes_on_and_gives_what_an_unbroken_one_does(network, evalu
         del figures["running"]
     assert same[0] == same[1]
     truth.labels[:] = 0  # other labels need no other outputs
-    assert sum("transparent" in remark for remark in found.notes) == 2
+    assert sum("transparent" in note for note in found.notes) == 2
     again = evaluate(network, truth, store=tmp_path / "store")
     assert again.notes[:2] == found.notes[:2]
     assert (again.running.computed, again.running.throughput) == (0, None)

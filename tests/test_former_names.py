@@ -16,7 +16,9 @@ from convnets_torch.card import Card
 from convnets_torch.evaluation.evaluate import Evaluation, Running, evaluate
 from convnets_torch.evaluation.labels import GroundTruth
 from convnets_torch.evaluation.report import Metrics, save_report
+from convnets_torch.explain.statistics import FolderStatistics
 from convnets_torch.images.preprocessing import preset
+from convnets_torch.inference.pipeline import Result
 from convnets_torch.training.datasets import Dataset
 from convnets_torch.training.finetuning import finetune
 from convnets_torch.training.running import Callbacks, EpochRow
@@ -72,8 +74,10 @@ def evaluation() -> Evaluation:
 def test_notes_are_found_as_remarks():
     found = evaluation()
     truth = GroundTruth(Path(), (), np.zeros(0, np.int64), ("x",))
-    for each in (found, truth, Dataset((), (), (), "", ("x",)), Metrics(found, notes=("x",))):
-        with pytest.warns(DeprecationWarning, match=f"{type(each).__name__}.remarks is now notes"):
+    row: Result[int] = Result("cat.jpg", 1, None, ("x",))
+    statistics = FolderStatistics((), (), ("x",))
+    for each in (found, truth, Dataset((), (), (), "", ("x",)), Metrics(found, notes=("x",)), row, statistics):
+        with pytest.warns(DeprecationWarning, match=rf"{type(each).__name__}\.remarks is now notes"):
             assert each.remarks == each.notes == ("x",)
 
 

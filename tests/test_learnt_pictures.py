@@ -107,7 +107,7 @@ def test_a_million_pictures_are_a_sample_that_estimates_well():
     share = found.train.sum() / found.train_checked
     assert found.train_checked == pytest.approx(8000 * MOST["train"] / 200_000, rel=0.1)  # five deviations
     assert share == pytest.approx(0.5, abs=0.07)
-    assert f"on some {share:.0%}" in found.remarks[0]
+    assert f"on some {share:.0%}" in found.notes[0]
     assert time.process_time() - started < 10
 
 
@@ -131,7 +131,7 @@ def test_damaged_digests_are_remarked_on_and_stop_nothing(tuned, damaged):
     network.card = replace(network.card, unknown={DIGESTS: damaged})
     found = evaluate(network, find_truth(network.card, data))
     assert found.learnt is None
-    assert any("digests of training pictures are damaged" in remark for remark in found.notes)
+    assert any("digests of training pictures are damaged" in note for note in found.notes)
 
 
 def test_digests_are_compared_whole():

@@ -278,7 +278,7 @@ def test_a_faint_map_of_a_large_picture_names_several_scales(network, tmp_path):
     with pytest.warns(PictureWarning, match=said):
         heatmap_targets(network, path, ["dog", "cat"])
     [mapped] = heatmap_each(network, [path], "dog")
-    assert [bool(re.search(said, remark)) for remark in mapped.remarks] == [True]
+    assert [bool(re.search(said, note)) for note in mapped.notes] == [True]
     heatmap(network, path, "dog", scales="auto")
     Image.new("RGB", (600, 230), (120, 130, 110)).save(path)
     heatmap(network, path, "dog")

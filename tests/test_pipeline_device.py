@@ -204,7 +204,7 @@ def test_what_it_refuses_is_pillows(codec, large):
     assert "truncated" in str(found[2].error)
     assert (pixels - wanted).double().abs().mean() < 2
     allowed, pixels = pixels_of(opened([half]), device=codec, on_device=True, torchcodec=True, allow_truncated=True)
-    assert "truncated" in allowed[0].remarks[0]
+    assert "truncated" in allowed[0].notes[0]
     assert len(pixels) == 1
     refused, _ = pixels_of(opened([whole]), device=codec, on_device=True, torchcodec=True, max_pixels=100)
     assert "more than 100" in str(refused[0].error)

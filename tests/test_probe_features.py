@@ -51,7 +51,7 @@ def test_vectors_are_those_of_embed_in_the_order_of_classes(weights, folder, tmp
     np.testing.assert_array_equal(found.labels, np.repeat([0, 1, 2], 5))
     np.testing.assert_array_equal(found.counts, [5, 5, 5])
     assert_near(found.vectors, embed(network, found.paths).numpy())
-    assert (found.computed, found.failed, found.remarks) == (15, (), ())
+    assert (found.computed, found.failed, found.notes) == (15, (), ())
     assert told == [(number, 15) for number in range(1, 16)]
 
 
@@ -129,9 +129,9 @@ def test_a_damaged_part_of_the_cache_is_computed_again(weights, folder, tmp_path
     part.write_bytes(part.read_bytes()[:-20])
     second = embed_classes(network, folder, cache=cache)
     assert second.computed in (3, 4)
-    assert "could not be read" in second.remarks[0]
+    assert "could not be read" in second.notes[0]
     assert_near(second.vectors, first.vectors)
-    assert embed_classes(network, folder, cache=cache).remarks == ()
+    assert embed_classes(network, folder, cache=cache).notes == ()
 
 
 def test_bad_pictures_are_listed_and_copies_are_left_out(weights, folder, tmp_path):
@@ -146,8 +146,8 @@ def test_bad_pictures_are_listed_and_copies_are_left_out(weights, folder, tmp_pa
     found = embed_classes(load(weights), classes, cache=tmp_path / "cache")
     assert sorted(Path(name).name for name, _ in found.failed) == ["bad too.jpg", "bad.jpg", "pipe.png"]
     assert len(found.paths) == 16
-    assert found.remarks[0] == "1 pictures have the same content as another of their class and were left out"
-    assert found.remarks[1].startswith("2 pictures have the same content in several classes, such as ")
+    assert found.notes[0] == "1 pictures have the same content as another of their class and were left out"
+    assert found.notes[1].startswith("2 pictures have the same content in several classes, such as ")
     np.testing.assert_array_equal(found.counts, [5, 5, 6])
 
 

@@ -214,7 +214,7 @@ def test_classes_with_few_pictures_are_learnt_and_not_asked_for():
     labelled = made((30, 4, 40))
     found = probe(labelled, 5)
     rare = labelled.labels == 1
-    assert found.remarks == (
+    assert found.notes == (
         "1 classes have fewer usable pictures than the 5 folds (bee: 4); they are trained on but not tested",
     )
     asked = np.flatnonzero(~rare)

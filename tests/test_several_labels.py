@@ -104,7 +104,7 @@ def test_every_table_gives_the_same_labels(pictures, tmp_path, rows, header, wor
     wanted = {pictures / row[0]: KINDS[int(row[0][:2]) % 6] for row in rows}
     found = find_labelled(pictures, table, partial=True, several=True)
     assert dict(zip(found.paths, found.several, strict=True)) == wanted
-    assert words in found.remarks[-1]
+    assert words in found.notes[-1]
     dataset = find_dataset(pictures, truth=table, partial=True)
     assert {path: dataset.names_of(label) for path, label in dataset.train + dataset.val} == wanted
     card = replace(small_resnet(3).card, class_names=("cat", "ant", "bee"), activation="sigmoid")
@@ -379,7 +379,7 @@ def test_evaluation_is_that_of_scikit_learn(tuned, pictures, tmp_path):
     with pytest.raises(ValueError, match="see `several_labels`"):
         _ = found.errors
     judged = compute_metrics(found, temperature=True)
-    assert any("no temperature was fitted" in remark for remark in judged.notes)
+    assert any("no temperature was fitted" in note for note in judged.notes)
     assert save_report(judged, tmp_path) == ("evaluation.json", "report.html")
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert figures["mean_average_precision"] == scores.mean_average_precision
@@ -396,7 +396,7 @@ def test_a_network_of_several_labels_judges_pictures_of_one(tuned, pictures, tmp
     table = write(tmp_path / "one.csv", joined("|", [0, 1, 3, 6, 7, 9]), "path", "label")
     truth = find_truth(network.card, pictures, truth=table, partial=True)
     assert truth.labels.sum(1).tolist() == [1] * 6
-    assert any("each picture has one label, but the network is multi-label" in remark for remark in truth.notes)
+    assert any("each picture has one label, but the network is multi-label" in note for note in truth.notes)
     single = replace(network.card, unknown={})  # a network with sigmoids that learnt one label a picture
     assert find_truth(single, pictures, truth=table, partial=True).labels.tolist() == [0, 1, 2, 0, 1, 2]
 

@@ -100,8 +100,8 @@ def test_what_is_said_about_a_file_is_said_of_its_source(tmp_path):
     Image.new("RGBA", (4, 3), (10, 20, 30, 40)).save(tmp_path / "glass.png")
     with pytest.warns(PictureWarning, match=r"glass\.png is partly transparent"):
         open_source(tmp_path / "glass.png")
-    [remark] = open_picture(tmp_path / "glass.png").notes
-    assert "glass.png is partly transparent" in remark
+    [note] = open_picture(tmp_path / "glass.png").notes
+    assert "glass.png is partly transparent" in note
 
 
 def test_only_rows_that_are_asked_for_are_read():

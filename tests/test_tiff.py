@@ -53,8 +53,8 @@ def test_every_layout_is_what_was_written(array, layout, tmp_path):
     path = write(tmp_path / "picture.tif", array, "rgb" if array.ndim == 3 else "minisblack", **layout)
     with path.open("rb") as file:
         assert is_tiff(file)
-    source, remarks = open_tiff(path)
-    assert remarks == ()
+    source, notes = open_tiff(path)
+    assert notes == ()
     assert source.shape == (300, 170)
     np.testing.assert_array_equal(read_through(source), rgb(array))
     np.testing.assert_array_equal(read_through(source, step=300), rgb(array))
@@ -96,8 +96,8 @@ def test_white_may_be_zero(tmp_path):
 @pytest.mark.parametrize("layout", [{}, {"tile": (64, 64), "compression": "zlib"}], ids=["plain", "tiles"])
 def test_transparency_is_dropped_with_a_remark(layout, tmp_path):
     path = write(tmp_path / "picture.tif", ALPHA, extrasamples=["unassalpha"], **layout)
-    source, [remark] = open_tiff(path)
-    assert "has a channel of transparency; it was dropped, the colours under it taken as stored" in remark
+    source, [note] = open_tiff(path)
+    assert "has a channel of transparency; it was dropped, the colours under it taken as stored" in note
     np.testing.assert_array_equal(read_through(source), PIXELS)
     grey = write(
         tmp_path / "grey.tif", PIXELS[:, :, :2], "minisblack", planarconfig="contig", extrasamples=["unassalpha"]
@@ -108,8 +108,8 @@ def test_transparency_is_dropped_with_a_remark(layout, tmp_path):
 def test_of_several_pages_the_first_is_read(tmp_path):
     path = tmp_path / "pages.tif"
     tifffile.imwrite(path, np.stack([PIXELS, 255 - PIXELS]), photometric="rgb")
-    source, [remark] = open_tiff(path)
-    assert remark.endswith("has 2 frames or pages; the first was read")
+    source, [note] = open_tiff(path)
+    assert note.endswith("has 2 frames or pages; the first was read")
     np.testing.assert_array_equal(read_through(source), PIXELS)
 
 
@@ -175,14 +175,14 @@ def test_transparency_is_the_same_in_small_and_large_files(extra, background, or
         premultiplied[:, :, :3] = ALPHA[:, :, :3].astype(int) * ALPHA[:, :, 3:] // 255
     tags = [(274, "H", 1, orientation, True)]
     path = write(tmp_path / "picture.tif", premultiplied, extrasamples=[extra], tile=(64, 64), extratags=tags)
-    source, remarks = open_tiff(path, Reading(background=background))
+    source, notes = open_tiff(path, Reading(background=background))
     if background is None:
         with pytest.warns(PictureWarning, match="partly transparent; transparency was dropped"):
             small = read_picture(path)
-        assert len(remarks) == 1
+        assert len(notes) == 1
     else:
         small = read_picture(path, background=background)
-        assert remarks == ()
+        assert notes == ()
     np.testing.assert_array_equal(read_through(source), small)
 
 
@@ -190,14 +190,14 @@ def test_values_of_12_bits_are_told_and_read_by_their_depth(tmp_path):
     path = write(tmp_path / "scan.tif", DARK[:, :, 0], "minisblack", rowsperstrip=7, compression="zlib")
     highest = int(DARK[:, :, 0].max())
     sentence = rf"scan\.tif has no value above {highest:,} of 65,535; if its values have 12 bits, say so \(depth=12, --"
-    source, [remark] = open_tiff(path)
+    source, [note] = open_tiff(path)
     with pytest.warns(PictureWarning, match=sentence):
         small = read_picture(path)
-    assert remark.startswith(f"{path} has no value above {highest:,}")
+    assert note.startswith(f"{path} has no value above {highest:,}")
     np.testing.assert_array_equal(read_through(source), small)
     for depth in (12, "12", "auto"):
-        source, remarks = open_tiff(path, Reading(depth=depth))
-        assert remarks == ()
+        source, notes = open_tiff(path, Reading(depth=depth))
+        assert notes == ()
         np.testing.assert_array_equal(read_through(source), seen(DARK[:, :, 0], 4095))
         np.testing.assert_array_equal(read_picture(path, depth=depth), seen(DARK[:, :, 0], 4095))
     for read in (lambda: read_picture(path, depth=10), lambda: open_tiff(path, Reading(depth=10))):
@@ -261,8 +261,8 @@ def test_a_turn_that_is_not_to_be_followed_is_not_and_that_is_said(orientation, 
     path = write(tmp_path / "picture.tif", PIXELS, extratags=[(274, "H", 1, orientation, True)])
     with pytest.warns(PictureWarning, match=r"picture\.tif is turned or mirrored in its file, .* not followed"):
         np.testing.assert_array_equal(read_picture(path, exif=False), PIXELS)
-    source, [remark] = open_tiff(path, Reading(exif=False))
-    assert "not followed" in remark
+    source, [note] = open_tiff(path, Reading(exif=False))
+    assert "not followed" in note
     np.testing.assert_array_equal(read_through(source), PIXELS)
 
 
@@ -311,8 +311,8 @@ def test_a_truncated_file_is_refused_or_black_where_it_ends(layout, tmp_path):
     path.write_bytes(whole[: len(whole) * 2 // 3])
     with pytest.raises(OSError, match=r"picture\.tif is truncated; copy .*\(allow_truncated, --allow-truncated\)"):
         open_tiff(path)
-    source, [remark] = open_tiff(path, Reading(allow_truncated=True))
-    assert remark.endswith("is truncated; what is missing of it is black")
+    source, [note] = open_tiff(path, Reading(allow_truncated=True))
+    assert note.endswith("is truncated; what is missing of it is black")
     pixels = read_through(source)
     np.testing.assert_array_equal(pixels[:128], PIXELS[:128])
     assert (pixels[256:] == 0).all()

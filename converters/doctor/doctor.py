@@ -181,7 +181,7 @@ def _labels(
         if row.value is None:
             problems.append(row.error or ValueError("the picture has no pixels"))
             continue
-        warn(row.remarks)
+        warn(row.notes)
         pixels.append(row.value)
         right.append(ids[target])
     if not pixels:

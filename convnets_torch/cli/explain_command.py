@@ -195,7 +195,7 @@ def _statistics(
         errors = shares.errors
     else:
         found = statistics.channel_statistics(network, pictures, layers or [ALL], **passing)
-        for note in found.remarks:
+        for note in found.notes:
             say(note)
         if output is not None:
             statistics.save_statistics(found, output)
@@ -448,7 +448,7 @@ def _written(
     from convnets_torch.explain.gradcam_maps import save_cams
     from convnets_torch.files import make_folder
 
-    for note in entry.remarks:
+    for note in entry.notes:
         say(note)
     error = entry.error
     if error is None and file is not None:

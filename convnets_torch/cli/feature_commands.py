@@ -105,12 +105,12 @@ def embed(
 def _reported(
     rows: Iterable[Embedded], names: list[str], as_json: bool, failed: list[Exception], shares: dict[str, list[float]]
 ) -> Iterator[Embedded]:
-    """Yield the rows, print their remarks, errors and JSON, and collect the errors and the shares of zeros by layer."""
+    """Yield the rows, print their notes, errors and JSON, and collect the errors and the shares of zeros by layer."""
     from convnets_torch.explain.statistics import shares_of_zero
 
     for name, row in zip(names, rows, strict=True):
-        for remark in row.remarks:
-            say(remark)
+        for note in row.notes:
+            say(note)
         if row.error is not None:
             failed.append(row.error)
             complain(row.error)
@@ -252,8 +252,8 @@ def _embedded(network: Network, paths: list[str], run: RunOptions, about: dict[s
     rows = embed_each(network, paths, logits=logits, exact=exact, **run.running)
     vectors, entries, failed = [], [], {}
     for path, row in zip(paths, with_time_left(rows, len(paths)), strict=True):
-        for remark in row.remarks:
-            say(remark)
+        for note in row.notes:
+            say(note)
         if row.vector is None:
             failed[path] = one_line(row.error) if row.error is not None else ""
             complain(failed[path])
@@ -354,8 +354,8 @@ def probe(
         vectors = embed_classes(network, found, precision=run.precision, progress=progress, **run.running)
     for _, error in vectors.failed:
         complain(error)
-    for remark in vectors.remarks:
-        say(remark)
+    for note in vectors.notes:
+        say(note)
     count, width = vectors.vectors.shape
     say(
         f"{count} vectors of {width} values, {vectors.computed} of them computed, {count - vectors.computed} from the"
@@ -363,14 +363,14 @@ def probe(
     )
     with rows_done("fits") as progress:
         result = measure(vectors, folds, progress=progress)
-    for remark in result.remarks:
-        say(remark)
+    for note in result.notes:
+        say(note)
     kind: Kind = choose or result.best
     figures = result.to_dict() | {
         "network": str(weights),
         "values": width,
         "failed": {name: one_line(error) for name, error in vectors.failed},
-        "remarks": [*vectors.remarks, *result.remarks],
+        "remarks": [*vectors.notes, *result.notes],
         "chosen": kind,
     }
     if report is not None:

@@ -68,7 +68,7 @@ def map_each(
     records, failed = [], 0
     with warnings_as_lines(), contextlib.closing(results):
         for (picture, place), result in zip(places, with_time_left(results, len(places)), strict=True):
-            for note in result.remarks:
+            for note in result.notes:
                 say(note)
             record = _written(result, targets, output, place, threshold)
             if "error" in record:

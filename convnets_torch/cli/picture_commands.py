@@ -75,8 +75,8 @@ def classify(
         writer: results.Writer = form(file, len(found) > 1)
         failed = 0
         for name, entry in zip(found, with_time_left(entries, len(found)), strict=True):
-            for remark in entry.remarks:
-                say(remark)
+            for note in entry.notes:
+                say(note)
             if entry.error is not None:
                 failed += 1
                 complain(entry.error)

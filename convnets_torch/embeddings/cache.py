@@ -44,14 +44,14 @@ class CachedVectors:
         vectors: sha256 -> (values,) float32, for pictures that could be embedded.
         failed: the other pictures -> the error.
         computed: number of vectors that were not in the cache.
-        remarks: warnings about damaged cache files and about the pictures that were read.
+        notes: warnings about damaged cache files and about the pictures that were read.
     """
 
     digests: Mapping[Path, str]
     vectors: Mapping[str, Vector]
     failed: Mapping[Path, Exception]
     computed: int
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def of(self, path: Path) -> Vector | None:
         """Return the vector of a picture, or None if it failed."""
@@ -110,7 +110,7 @@ def embed_cached(
         found = (compute or whole)(ready, missing)
         with closing(found) as rows, closing(store):
             for done, (row, digest) in enumerate(zip(rows, missing.values(), strict=True), start=known + 1):
-                store.remarks.extend(row.remarks)
+                store.notes.extend(row.notes)
                 if row.value is not None:
                     vectors[digest] = row.value
                     store.add(digest, row.value)
@@ -119,14 +119,14 @@ def embed_cached(
                 if progress is not None:
                     progress(done, len(first))
     failed |= {path: errors[digest] for path, digest in digests.items() if digest in errors}
-    return CachedVectors(digests, vectors, failed, len(vectors) - known, tuple(store.remarks))
+    return CachedVectors(digests, vectors, failed, len(vectors) - known, tuple(store.notes))
 
 
 def _whole_pictures(
     network: nn.Module, paths: Iterable[Path], reading: Reading, batch: int | Literal["auto"], workers: int | None
 ) -> Computed:
     rows = embedded(Embedder(network), paths, reading, batch, workers, exact=True)
-    return each_row(rows, lambda row: Result(row.picture, _array(row.vector), row.error, row.remarks))
+    return each_row(rows, lambda row: Result(row.picture, _array(row.vector), row.error, row.notes))
 
 
 def _array(vector: Tensor | None) -> Vector | None:
@@ -177,7 +177,7 @@ class _Store:
         self._kind = kind
         self._values: int | None = None  # values per vector, from the first file
         self._rows: dict[str, Vector] = {}  # not yet written
-        self.remarks: list[str] = []
+        self.notes: list[str] = []
 
     def read(self, wanted: set[str]) -> dict[str, Vector]:
         """Return the cached vectors among `wanted`; delete damaged files."""
@@ -192,7 +192,7 @@ class _Store:
                     raise ValueError("it holds no vectors of pictures")
             except (OSError, ValueError, KeyError, TypeError) as error:
                 path.unlink(missing_ok=True)
-                self.remarks.append(f"{path} could not be read ({error}); its vectors are computed again")
+                self.notes.append(f"{path} could not be read ({error}); its vectors are computed again")
                 continue
             for digest, vector in zip(map(bytes.hex, map(bytes, hashes)), vectors, strict=True):
                 if digest in wanted:

@@ -84,7 +84,7 @@ class Embedded(Result[dict[str, Tensor]]):
             shares its memory.
         logits: (classes,) float32 on the CPU, as from `predict`; None if not requested or on error.
         seen: return value of `look` for this picture; None without `look` or on error.
-        picture, error, remarks: as in `Result`.
+        picture, error, notes: as in `Result`.
     """
 
     logits: Tensor | None = None
@@ -381,23 +381,23 @@ def embedded(
 
     def row_of(row: Predicted) -> Embedded:
         if row.value is None:
-            return Embedded(row.picture, None, row.error, row.remarks)
+            return Embedded(row.picture, None, row.error, row.notes)
         vectors, found = embedder.split(row.value)
         _check_finite(vectors)
         own = {name: vector.clone() for name, vector in vectors.items()}  # so that keeping one does not keep the batch
-        return Embedded(row.picture, own, None, row.remarks, None if found is None else found.clone(), row.extra)
+        return Embedded(row.picture, own, None, row.notes, None if found is None else found.clone(), row.extra)
 
     return each_row(rows, row_of)
 
 
 def stacked(rows: Generator[Embedded, None, None]) -> dict[str, Tensor]:
-    """Return the vectors (N, values) of all rows by layer, and show their remarks; raise the first error."""
+    """Return the vectors (N, values) of all rows by layer, and show their notes; raise the first error."""
     found: list[dict[str, Tensor]] = []
     with contextlib.closing(rows):
         for row in rows:
             if row.error is not None:
                 raise row.error
-            warn(row.remarks)
+            warn(row.notes)
             found.append(row.vectors)
     if not found:
         raise ValueError("there are no images; give one or more")

@@ -31,7 +31,7 @@ from convnets_torch.inference.prepare import Precision
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import check_unpacked
-from convnets_torch.options import checked, shows
+from convnets_torch.options import FormerAttribute, checked, shows
 from convnets_torch.text import check_choice
 from convnets_torch.visualization import charts
 from convnets_torch.visualization.charts import BAR, Color
@@ -52,7 +52,7 @@ class LabelledVectors:
         classes: class names.
         paths: paths of the N pictures; empty if unknown.
         failed: pictures that failed, with their errors.
-        remarks: warnings about pictures that were left out.
+        notes: warnings about pictures that were left out.
         computed: number of vectors that were not in the cache.
     """
 
@@ -61,7 +61,8 @@ class LabelledVectors:
     classes: tuple[str, ...]
     paths: tuple[Path, ...] = ()
     failed: tuple[tuple[str, Exception], ...] = ()
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    remarks = FormerAttribute("notes")
     computed: int = 0
 
     @property
@@ -131,19 +132,19 @@ def _labelled(classes: tuple[str, ...], pictures: list[tuple[Path, int]], found:
             kept.setdefault((found.digests[path], label), path)
     if not kept:
         raise ValueError(f"none of {len(failed)} pictures could be used; the first: {failed[0][1]}")
-    remarks = list(found.remarks)
+    notes = list(found.notes)
     if copies := len(pictures) - len(failed) - len(kept):
-        remarks.append(f"{copies} pictures have the same content as another of their class and were left out")
+        notes.append(f"{copies} pictures have the same content as another of their class and were left out")
     places = Counter(digest for digest, _ in kept)
     if several := [path for (digest, _), path in kept.items() if places[digest] > 1]:
-        remarks.append(f"{len(several)} pictures have the same content in several classes, such as {several[0]}")
+        notes.append(f"{len(several)} pictures have the same content in several classes, such as {several[0]}")
     return LabelledVectors(
         np.stack([found.vectors[digest] for digest, _ in kept]),
         np.array([label for _, label in kept], np.int64),
         classes,
         tuple(kept.values()),
         failed,
-        tuple(remarks),
+        tuple(notes),
         found.computed,
     )
 
@@ -172,7 +173,7 @@ class Probed:
         curve: images per class -> classifier -> (folds,) accuracy in the same folds, trained on so many images of each
             class.
         learnt: training images per class for `accuracies`, averaged over classes.
-        remarks: warnings, such as about fits that did not converge.
+        notes: warnings, such as about fits that did not converge.
     """
 
     classes: tuple[str, ...]
@@ -181,7 +182,8 @@ class Probed:
     predicted: dict[str, NDArray[np.int64]]
     curve: dict[int, dict[str, NDArray[np.float64]]]
     learnt: float
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    remarks = FormerAttribute("notes")
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -253,7 +255,7 @@ def probe(labelled: LabelledVectors, folds: int = 5, *, progress: Progress | Non
 
     Each fold is classified by models, including standardisation, fitted on the other folds. All classifiers use the
     same folds, and results are reproducible. Classes with fewer pictures than folds are always in the training part and
-    never tested; a remark names them. The learning curve trains on 5, 10, 20, ... images of each class, up to the size
+    never tested; a note names them. The learning curve trains on 5, 10, 20, ... images of each class, up to the size
     of the smallest class; smaller subsets are contained in larger ones.
 
     Args:
@@ -321,20 +323,20 @@ def cross_validated(labelled: LabelledVectors, folds: int, *, progress: Progress
             predicted[kind][test] = answers
         if progress is not None:
             progress(done, len(jobs))
-    remarks = [
+    notes = [
         f"{kind}: {count} of {len(jobs) // len(kinds)} fits did not converge within {ROUNDS[kind]} iterations"
         for kind, count in unconverged.items()
         if count
     ]
     if rare.any():
         names = few([f"{labelled.classes[place]}: {labelled.counts[place]}" for place in np.flatnonzero(rare)])
-        remarks.append(
+        notes.append(
             f"{rare.sum()} classes have fewer usable pictures than the {folds} folds ({names}); they are trained on but"
             " not tested"
         )
     learnt = (len(tested) * (1 - 1 / folds) + len(always)) / len(labelled.classes)
     curve = {size: found[size] for size in sizes}
-    return Probed(labelled.classes, labels, found[None], predicted, curve, learnt, tuple(remarks))
+    return Probed(labelled.classes, labels, found[None], predicted, curve, learnt, tuple(notes))
 
 
 def fit_probe(labelled: LabelledVectors, kind: LinearKind) -> LinearProbe:
@@ -443,7 +445,7 @@ def _in_threads(run: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Mute scikit-learn's warnings about convergence, which becomes a remark, and about classes with few pictures."""
+    """Mute scikit-learn's warnings about convergence, which becomes a note, and about classes with few pictures."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
@@ -452,7 +454,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def with_probe(network: Network, probe: LinearProbe, remarks: Mapping[str, Any] | None = None) -> Network:
+def with_probe(network: Network, probe: LinearProbe, notes: Mapping[str, Any] | None = None) -> Network:
     """Replace the last dense layer of a network by a probe; without a head, append it after average pooling.
 
     The probe's input is the default vector of `embed`. `classify`, `heatmap` and `gradcam` work with the probe's
@@ -461,7 +463,7 @@ def with_probe(network: Network, probe: LinearProbe, remarks: Mapping[str, Any] 
     Args:
         network: with its card; it is unchanged and shares all other parameters with the result.
         probe: fitted on vectors of `embed` or `embed_classes` for this network.
-        remarks: plain data to store in the card beside the kind of probe, such as its accuracy.
+        notes: plain data to store in the card beside the kind of probe, such as its accuracy.
 
     Returns:
         A network in eval mode with its own card, ready for `save`. Its activation is softmax: for logistic regression
@@ -483,7 +485,7 @@ def with_probe(network: Network, probe: LinearProbe, remarks: Mapping[str, Any] 
         torch.from_numpy(probe.bias),
         probe.classes,
         f"last dense layer replaced by a probe of {len(probe.classes)} classes ({probe.kind})",
-        remarks={"probe": {"kind": probe.kind, "pictures": probe.pictures, **(remarks or {})}},
+        fields={"probe": {"kind": probe.kind, "pictures": probe.pictures, **(notes or {})}},
     )
 
 

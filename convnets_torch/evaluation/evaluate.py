@@ -512,7 +512,7 @@ def evaluate(
     if keeps_digests(card):
         try:
             learnt = find_learnt(card, [_digest(path) for path in paths])
-            notes = [*learnt.remarks, *notes]
+            notes = [*learnt.notes, *notes]
         except ValueError as error:
             notes.append(str(error))
     if ranking is not None and ranking.ties:
@@ -564,7 +564,7 @@ class _RowBuffer:
                 )
             outputs = averaged(row.logits, self._activation).numpy()
             self._good += 1
-        self._pictures.append((outputs, " ".join(str(row.error).split()), row.remarks))
+        self._pictures.append((outputs, " ".join(str(row.error).split()), row.notes))
         self._members += 1
         if is_whole(self._members, self._good, self._size):
             self._whole, self._members, self._good = len(self._pictures), 0, 0

@@ -124,7 +124,7 @@ def find_truth(
         if found.several is None:
             notes.append("each picture has one label, but the network is multi-label, so each label is evaluated alone")
     place = Path(folder) if Path(folder).is_dir() else Path(folder).parent
-    return GroundTruth(place, found.paths, truths, (*found.remarks, *notes, *doubts, *_missing(card, numbers)))
+    return GroundTruth(place, found.paths, truths, (*found.notes, *notes, *doubts, *_missing(card, numbers)))
 
 
 def _evaluation_split(found: LabelledPictures) -> tuple[LabelledPictures, list[str]]:

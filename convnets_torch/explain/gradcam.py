@@ -292,7 +292,7 @@ class Explained(Result[list[GradCam]]):
 
     Attributes:
         maps: one per target; empty if there is an error.
-        picture, error, remarks: as in `Result`; a remark names each map that is zero everywhere.
+        picture, error, notes: as in `Result`; a note names each map that is zero everywhere.
     """
 
     @property
@@ -334,8 +334,8 @@ def gradcam_targets(
     [entry] = gradcam_each(network, [image], targets, against=against, layer=layer, method=method, **reading)
     if entry.error is not None:
         raise entry.error
-    zero = [note for note in entry.remarks if note.endswith(NOTHING)]
-    warn(tuple(note for note in entry.remarks if note not in zero))
+    zero = [note for note in entry.notes if note.endswith(NOTHING)]
+    warn(tuple(note for note in entry.notes if note not in zero))
     for note in zero:
         warnings.warn(note, CamWarning, stacklevel=2)
     return entry.maps
@@ -475,7 +475,7 @@ def gradcam_each(
     def explained(row: Result[list[GradCam]]) -> Explained:
         zero = [each.label for each in row.value or [] if each.raw_maximum == 0]
         notes = [f"{picture_name(row.picture)}: {label}: {NOTHING}" for label in zero]
-        return Explained(row.picture, row.value, row.error, (*row.remarks, *notes))
+        return Explained(row.picture, row.value, row.error, (*row.notes, *notes))
 
     size = BATCH_SIZE if batch == "auto" else batch
     rows = run_pictures(

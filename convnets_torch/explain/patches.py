@@ -107,7 +107,7 @@ WRITER = Writer("patches", overlays.picture_formats(TopPatches.draw))
 class _Read(NamedTuple):
     image: Picture
     pixels: Pixels
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 class _Strongest(NamedTuple):
@@ -199,7 +199,7 @@ def top_patches(
     )
     with contextlib.closing(rows):
         for done, row in enumerate(rows, start=1):
-            warn(row.remarks)
+            warn(row.notes)
             if row.error is not None:
                 failed.append((row.picture, row.error))
             elif row.value is not None:

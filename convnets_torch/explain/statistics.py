@@ -24,7 +24,7 @@ from convnets_torch.inference.pipeline import THREADS, Input, Inputs, each_of, p
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import as_network
 from convnets_torch.npz import write_npz
-from convnets_torch.options import checked, shows
+from convnets_torch.options import FormerAttribute, checked, shows
 from convnets_torch.text import cell
 from convnets_torch.visualization.charts import draw_histogram
 
@@ -96,12 +96,13 @@ class FolderStatistics:
     Attributes:
         layers: one entry per layer, in execution order.
         errors: (name, error) of each unusable picture.
-        remarks: notes on unusual pictures.
+        notes: notes on unusual pictures.
     """
 
     layers: tuple[ChannelStatistics, ...]
     errors: tuple[tuple[str, Exception], ...] = ()
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    remarks = FormerAttribute("notes")
 
 
 class _Running:
@@ -203,8 +204,8 @@ def channel_statistics(
             raise ValueError(f"{name} gives {tuple(output.shape)}, which has no channels; name another layer")
         running[name].add(output)
 
-    errors, remarks = _run(network, images, running, add, batch, workers, how, progress)
-    return FolderStatistics(tuple(running[name].result(name) for name in names), errors, remarks)
+    errors, notes = _run(network, images, running, add, batch, workers, how, progress)
+    return FolderStatistics(tuple(running[name].result(name) for name in names), errors, notes)
 
 
 @shows(ReadingKeywords, Reading)
@@ -248,7 +249,7 @@ def _run(
     reading: Reading,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[tuple[tuple[str, Exception], ...], tuple[str, ...]]:
-    """Add the layers' outputs to `sums`; return (name, error) of unusable pictures, and remarks."""
+    """Add the layers' outputs to `sums`; return (name, error) of unusable pictures, and notes."""
     rule = ready_card(network).preprocessing
     if batch < 1:
         raise ValueError(f"batch is {batch}; give 1 picture or more")
@@ -274,12 +275,12 @@ def _run(
         return [None] * len(items)
 
     errors: list[tuple[str, Exception]] = []
-    remarks: list[str] = []
+    notes: list[str] = []
     reported = 0
     rows = run_pictures(each_of(images), inputs.decode, run, batch=batch, threads=workers or THREADS)
     with contextlib.closing(rows):
         for row in rows:
-            remarks += row.remarks
+            notes += row.notes
             if row.error is not None:
                 errors.append((picture_name(row.picture), row.error))
             done = max(each.pictures for each in sums.values()) + len(errors)
@@ -292,7 +293,7 @@ def _run(
         raise ValueError(
             f"no picture reached {missing[0]} of {type(network).__name__}; name pictures, or another layer"
         )
-    return tuple(errors), tuple(remarks)
+    return tuple(errors), tuple(notes)
 
 
 def save_statistics(found: FolderStatistics, path: Output) -> None:

@@ -44,7 +44,7 @@ class Mapped(Result[list[Heatmap]]):
 
     Attributes:
         maps: one per target, also for a single target; empty on error.
-        picture, error, remarks: as in `Result`.
+        picture, error, notes: as in `Result`.
     """
 
     @property
@@ -135,14 +135,14 @@ class _Opened:
         sizes: sizes of the network's input.
         pixels: the network's input, if it is one pass over a picture in memory; None if the picture runs alone, or
             has run.
-        remarks: notes on the file.
+        notes: notes on the file.
     """
 
     source: Source
     shape: Pair
     sizes: list[Pair]
     pixels: Pixels | None
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def group(self) -> Hashable:
         """Return the key of the batch: the input size, or the picture itself if it runs alone."""
@@ -168,7 +168,7 @@ class _Mapper:
 
     def open(self, image: Sliceable) -> _Opened:
         """Decode and resize a picture, in a worker thread."""
-        source, remarks, part, scale = open_picture(image, self._options.reading(self._rule.exif, self._least))
+        source, notes, part, scale = open_picture(image, self._options.reading(self._rule.exif, self._least))
         if max(source.shape) <= VIEW and not isinstance(source, InMemory):
             source = InMemory(source.rows(0, source.shape[0]))
         covered = source.shape if part is None else part[::-1]
@@ -181,7 +181,7 @@ class _Mapper:
             pixels = np.asarray(decoded.resize(size[::-1], filter, box=(0, 0, *covered[::-1])))
         elif self._options.scales is None and isinstance(source, InMemory) and self._fits(size, 1):
             pixels = self._runner.at_size(source, size).rows(0, size[0])
-        return _Opened(source, shape, sizes, pixels, remarks)
+        return _Opened(source, shape, sizes, pixels, notes)
 
     def _least_decoded(self, size: Pair) -> Pair | None:
         """Return the minimum (height, width) for decoding a JPEG file of this size; None for full scale."""
@@ -225,4 +225,4 @@ class _Mapper:
     def mapped(self, row: Result[list[Heatmap]]) -> Mapped:
         """Return the row with a note on low maps."""
         notes = () if row.value is None else self._runner.notes(row.picture, row.value)
-        return Mapped(row.picture, row.value, row.error, row.remarks + notes)
+        return Mapped(row.picture, row.value, row.error, row.notes + notes)

@@ -326,11 +326,6 @@ class DecodedPicture(NamedTuple):
     scale: int = 1
 
     @property
-    def remarks(self) -> tuple[str, ...]:
-        """The notes, under the name that rows of results have."""
-        return self.notes
-
-    @property
     def image(self) -> Image.Image:
         """The content as a Pillow image."""
         return self.content if isinstance(self.content, Image.Image) else Image.fromarray(self.content)

@@ -19,6 +19,7 @@ from convnets_torch.files import open_file, resolved, sha256
 from convnets_torch.images.decoding import MOST_BYTES as MOST_PICTURE_BYTES
 from convnets_torch.images.decoding import PictureWarning
 from convnets_torch.images.finding import ENDINGS, Listing, few, list_folder, named_by, normal
+from convnets_torch.options import FormerAttribute
 from convnets_torch.text import printable
 
 SIDES = {
@@ -64,7 +65,7 @@ class LabelledPictures:
         labels: (N) class names, NFC-normalised; several labels of a picture are joined by "|".
         sides: (N) "train", "val" or "test"; None if unknown.
         split: where the sides come from, in words; empty if they are unknown.
-        remarks: sentences on what was left out or is doubtful.
+        notes: sentences on what was left out or is doubtful.
         empty: names of class folders without pictures.
         doubt: a sentence on what else may be meant, if folders are nested deeper than class folders.
         several: (N) all labels of each picture, if some have several or none; None if each has one.
@@ -75,7 +76,8 @@ class LabelledPictures:
     labels: tuple[str, ...]
     sides: tuple[str | None, ...]
     split: str = ""
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    remarks = FormerAttribute("notes")
     empty: tuple[str, ...] = ()
     doubt: str | None = None
     several: tuple[tuple[str, ...], ...] | None = None
@@ -189,13 +191,13 @@ def find_classes(
     found = find_labelled(folder, truth, columns=columns, partial=partial, exclude=exclude)
     kept = found.of("train", None)
     check_classes(kept)
-    remarks = list(kept.remarks)
+    notes = list(kept.notes)
     if len(kept.paths) < len(found.paths):
         others = Counter(side for side in found.sides if side not in ("train", None))
         counts = " and ".join(f"{count} of {side}" for side, count in sorted(others.items()))
-        remarks.append(f"{found.where}: left out the pictures that are not for training ({counts})")
-    for remark in (*remarks, *number_notes(kept)):
-        warnings.warn(printable(remark), PictureWarning, stacklevel=2)
+        notes.append(f"{found.where}: left out the pictures that are not for training ({counts})")
+    for note in (*notes, *number_notes(kept)):
+        warnings.warn(printable(note), PictureWarning, stacklevel=2)
     check_once(kept.by_class())
     return kept.by_class()
 
@@ -322,7 +324,7 @@ def _read_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures
         twice = " and ".join(home.name for side, home in homes if side == same[0])
         raise ValueError(f"{folder} has the folders {twice}, which mean the same; remove one")
     found: list[tuple[str, Path, str | None]] = []
-    doubts, split, remarks = [], [], []
+    doubts, split, notes = [], [], []
     loose = {path for path, names in parts.items() if len(names) == 1}
     for side, home in sorted(homes, key=lambda pair: pair[0] or ""):
         level = len(home.parts) - len(folder.parts)
@@ -338,7 +340,7 @@ def _read_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures
         warnings.warn(printable(sentence), PictureWarning, stacklevel=4)
     if others and homes[0][0] is not None:
         beside = " and ".join(home.name for _, home in homes)
-        remarks.append(f"{folder}: left out the folders {few(others)}, beside {beside} with their classes")
+        notes.append(f"{folder}: left out the folders {few(others)}, beside {beside} with their classes")
     learnt = next((home for side, home in homes if side in (None, "train")), None)
     full = {label for label, _, side in found if side in (None, "train")}
     empty = sorted(place.name for place in places if place.parent == learnt and normal(place.name) not in full)
@@ -348,7 +350,7 @@ def _read_folder(folder: Path, exclude: str | Iterable[str]) -> LabelledPictures
         tuple(label for label, _, _ in found),
         tuple(side for _, _, side in found),
         f"folders {' and '.join(split)}" if split else "",
-        tuple(remarks),
+        tuple(notes),
         tuple(empty),
         doubts[0] if doubts else None,
     )
@@ -419,14 +421,14 @@ def _read_table(
     if exclude:
         left_out = named_by(exclude)
         rows = [row for row in rows if row.name is None or not left_out(Path(row.name.replace("\\", "/")))]
-    remarks = []
+    notes = []
     if header is not None and isinstance(header[3][1], dict):
         how = "by their columns of 0 and 1"
         if all(len(row.labels) == 1 or (not row.labels and row.side == "test") for row in rows):
             rows = [row for row in rows if row.labels]
         marked = {label for row in rows for label in row.labels}
         if unmarked := [name for name in header[3][1].values() if name not in marked]:
-            remarks.append(f"{table}: no picture has a 1 in {len(unmarked)} columns ({few(unmarked)})")
+            notes.append(f"{table}: no picture has a 1 in {len(unmarked)} columns ({few(unmarked)})")
     else:
         rows, how = _split_labels(rows, header is not None and not {*map(_column_key, header[2])}.isdisjoint(PLURAL))
     odd = next((row for row in rows if len(row.labels) != 1), None)
@@ -446,7 +448,7 @@ def _read_table(
                     " name the folder of the pictures with the table as --truth (truth in Python), or go on without"
                     " these rows: --partial (partial=True in Python)"
                 )
-            remarks.append(f"{table}: left out {len(missing)} of {len(rows)} rows whose pictures are missing")
+            notes.append(f"{table}: left out {len(missing)} of {len(rows)} rows whose pictures are missing")
         if not found:
             raise ValueError(f"{table}: none of {len(rows)} rows names a picture that is there")
         if listing is not None and (extra := [path for path in listing.pictures if path not in found]):
@@ -456,20 +458,20 @@ def _read_table(
                     f"{table} has no row for {words}; add rows, or go on without these pictures: --partial"
                     " (partial=True in Python)"
                 )
-            remarks.append(f"{table}: left out {words}, for which it has no row")
+            notes.append(f"{table}: left out {words}, for which it has no row")
     paths = sorted(found)
     every, sides = tuple(found[path].labels for path in paths), tuple(found[path].side for path in paths)
     split = f"column split of {table.name}" if any(sides) else ""
     if odd is not None:
         counts = Counter(min(len(labels), 2) for labels in every)
         none = f", and {counts[0]} none" if counts[0] else ""
-        remarks.append(
+        notes.append(
             f"{table}: {counts[2]} of {len(every)} pictures have several labels{none} ({how}); each label is a yes or"
             " no of its own"
         )
     labels = tuple("|".join(each) for each in every)
     return LabelledPictures(
-        table, tuple(paths), labels, sides, split, tuple(remarks), several=None if odd is None else every
+        table, tuple(paths), labels, sides, split, tuple(notes), several=None if odd is None else every
     )
 
 

@@ -46,7 +46,7 @@ class Classified(Result[list[Prediction]]):
 
     Attributes:
         predictions: the most probable classes, best first; empty on error.
-        picture, error, remarks: as in `Result`.
+        picture, error, notes: as in `Result`.
         answer: the deepest synset that is probable enough, if `backoff` was given.
     """
 
@@ -100,7 +100,7 @@ def classify(
     for entry in _classify(network, images, how, top, only):
         if entry.error is not None:
             raise entry.error
-        warn(entry.remarks)
+        warn(entry.notes)
         results.append(entry.predictions)
     return results
 
@@ -167,7 +167,7 @@ def _classify(
     def classified(row: Predicted) -> Classified:
         """Select the best of the `listed` classes."""
         if row.value is None:
-            return Classified(row.picture, None, row.error, row.remarks)
+            return Classified(row.picture, None, row.error, row.notes)
         found = probabilities(row.value[None], card)[0]
         chances = found[listed].topk(min(top, len(listed)))
         best = [
@@ -175,7 +175,7 @@ def _classify(
             for value, place in zip(chances.values.tolist(), chances.indices.tolist(), strict=True)
         ]
         answer = None if backoff is None else back_off(found, backoff, wnids)
-        return Classified(row.picture, best, None, row.remarks, answer)
+        return Classified(row.picture, best, None, row.notes, answer)
 
     return each_row(predicted(network, images, reading, batch, workers, exact=True), classified)
 

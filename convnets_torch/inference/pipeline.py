@@ -57,7 +57,7 @@ from convnets_torch.inference.torchcodec import batch_decoder, jpeg_decoder
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD, as_network, check_eval_mode
 from convnets_torch.networks.tracing import unwrapped
-from convnets_torch.options import checked, renamed, shows
+from convnets_torch.options import FormerAttribute, checked, renamed, shows
 from convnets_torch.text import check_choice
 
 if TYPE_CHECKING:
@@ -155,20 +155,21 @@ class Result(Generic[T]):
         picture: the picture as given.
         value: the result; None on error.
         error: why the picture could not be used (OSError, ValueError, ImportError), else None.
-        remarks: notes for the user, for example that only the first of several frames was read.
+        notes: notes for the user, for example that only the first of several frames was read.
     """
 
     picture: Any
     value: T | None
     error: Exception | None = None
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    remarks = FormerAttribute("notes")
 
 
 class Prepared(Protocol):
     """The output of `prepare` in `run_pictures`."""
 
     @property
-    def remarks(self) -> tuple[str, ...]: ...
+    def notes(self) -> tuple[str, ...]: ...
 
 
 Ready = TypeVar("Ready", bound=Prepared)
@@ -193,7 +194,7 @@ class _Entry(Generic[Ready, T]):
             self.value = found
 
     def result(self) -> Result[T]:
-        return Result(self.picture, self.value, self.error, () if self.item is None else self.item.remarks)
+        return Result(self.picture, self.value, self.error, () if self.item is None else self.item.notes)
 
 
 def without_frames(error: Exception) -> Exception:
@@ -241,7 +242,7 @@ def run_pictures(
 
     >>> from types import SimpleNamespace
     >>> def prepare(number):
-    ...     return SimpleNamespace(root=number**0.5 if number >= 0 else int("none"), remarks=())
+    ...     return SimpleNamespace(root=number**0.5 if number >= 0 else int("none"), notes=())
     >>> rows = run_pictures([4, -1, 9], prepare, lambda items: [item.root for item in items], batch=2)
     >>> [(row.picture, row.value, type(row.error).__name__) for row in rows]
     [(4, 2.0, 'NoneType'), (-1, None, 'ValueError'), (9, 3.0, 'NoneType')]
@@ -330,7 +331,7 @@ class Input:
         crop: the region of `pixels` to resize to that size.
         jpeg: a file to decode on the device.
         error: why neither the device nor Pillow could decode the file.
-        remarks: notes on the file.
+        notes: notes on the file.
         extra: the result of `on_decode`.
     """
 
@@ -338,7 +339,7 @@ class Input:
     crop: Crop | None = None
     jpeg: JpegFile | None = None
     error: Exception | None = None
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     extra: Any = None
 
 
@@ -398,7 +399,7 @@ class Inputs:
             OSError, ValueError: the picture cannot be used.
         """
         found = decode_unless_jpeg(image, self._reading)
-        return Input(jpeg=found, remarks=found.notes) if isinstance(found, JpegFile) else self._resized(found)
+        return Input(jpeg=found, notes=found.notes) if isinstance(found, JpegFile) else self._resized(found)
 
     def _resized(self, found: DecodedPicture) -> Input:
         image = found.image
@@ -407,12 +408,12 @@ class Inputs:
             needed, crop = self._needed((image.height, image.width), found.part)
             if (needed[2] - needed[0]) * (needed[3] - needed[1]) <= MOST_SENT * prod(self._rule.shape):
                 part = image if needed == (0, 0, *image.size) else image.crop(needed)
-                return Input(np.asarray(part), crop, remarks=found.notes, extra=extra)
+                return Input(np.asarray(part), crop, notes=found.notes, extra=extra)
         if self._positions is None:
             pixels = crop_image(image, self._rule, found.part)
         else:
             pixels = np.stack(list(crop_each(image, self._rule, self._positions, found.part)))
-        return Input(pixels, remarks=found.notes, extra=extra)
+        return Input(pixels, notes=found.notes, extra=extra)
 
     def _needed(self, size: Pair, part: tuple[float, float] | None = None) -> tuple[tuple[int, int, int, int], Crop]:
         """Return the needed pixels of an image, of which the picture covers `part`, and the region to resize."""
@@ -494,9 +495,9 @@ class Inputs:
         each.jpeg = None
         try:
             found = self._resized(decode_file(io.BytesIO(file.data), file.name, self._reading))
-            each.pixels, each.crop, each.remarks = found.pixels, found.crop, found.remarks
+            each.pixels, each.crop, each.notes = found.pixels, found.crop, found.notes
         except (OSError, ValueError) as error:
-            each.error, each.remarks = without_frames(error), ()
+            each.error, each.notes = without_frames(error), ()
 
 
 def _index(numbers: list[int]) -> slice | list[int]:
@@ -532,7 +533,7 @@ class Predicted(Result[Tensor]):
     Attributes:
         logits: (classes,) float32 on the CPU, with several views (views, classes); None on error.
         extra: the result of `on_decode`; None on error or without it.
-        picture, error, remarks: as in `Result`.
+        picture, error, notes: as in `Result`.
     """
 
     extra: Any = None
@@ -699,9 +700,9 @@ class _LogitsRow(NamedTuple):
 
 def _predicted(row: Result[_LogitsRow]) -> Predicted:
     if row.value is None:
-        return Predicted(row.picture, None, row.error, row.remarks)
+        return Predicted(row.picture, None, row.error, row.notes)
     logits = row.value.batch.fetch()[row.value.number].clone()  # a view would keep the whole batch in memory
-    return Predicted(row.picture, logits, None, row.remarks, row.value.extra)
+    return Predicted(row.picture, logits, None, row.notes, row.value.extra)
 
 
 def _a_batch_late(

@@ -128,7 +128,7 @@ def find_dataset(
     found = find_labelled(data, truth, columns=columns, partial=partial, exclude=exclude, several=True)
     kept = found.of("train", "val", None)
     check_classes(kept)
-    notes = [*kept.remarks, *number_notes(kept)]
+    notes = [*kept.notes, *number_notes(kept)]
     if tested := len(found.paths) - len(kept.paths):
         notes.append(f"{found.where}: left out {tested} pictures of test")
     if kept.several is not None:

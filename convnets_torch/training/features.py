@@ -131,7 +131,7 @@ def _merged(
     """Merge errors, counts and notes of all views and all processes."""
     failed = {path: error for kept in found for path, error in kept.failed.items()}
     computed = sum(kept.computed for kept in found)
-    notes = dict.fromkeys(note for kept in found for note in kept.remarks)
+    notes = dict.fromkeys(note for kept in found for note in kept.notes)
     mine = {"failed": {str(path): str(error) for path, error in failed.items()}, "computed": computed}
     for rank, text in enumerate(group.texts(json.dumps(mine | {"notes": [*notes]}), device)):
         if rank != group.rank:

@@ -149,7 +149,7 @@ def measure_files(folder: Path, rounds: int, device: str) -> list[Result]:
         assert all(row.error is None for row in predict(on_device, paths))
 
     def decoding() -> None:
-        assert all(entry.remarks == () for _, entry in prefetch(paths, inputs.decode, most=4 * BATCH, threads=THREADS))
+        assert all(entry.notes == () for _, entry in prefetch(paths, inputs.decode, most=4 * BATCH, threads=THREADS))
 
     start = time.perf_counter()
     decoding()
