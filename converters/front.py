@@ -144,8 +144,12 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
             )
         elif node.kind == "Resizing" and here == "input":
             size, interpolation = _resizing(file, node)
+            notes.append(
+                f"{node.own_name} becomes part of the preprocessing, which smooths large pictures before shrinking"
+            )
         elif node.kind in IDENTITIES or node.kind == "ops.Cast":
-            pass
+            if node.kind.startswith("Random"):
+                notes.append(f"{node.own_name} is left out, since it acts in training alone")
         elif (numbers := _affine(node)) is not None:
             factor, summand = numbers
             scale = [one * by for one, by in zip(scale, factor, strict=True)]

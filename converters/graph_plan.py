@@ -222,7 +222,6 @@ class _Translator:
         self.file, self.graph, self.front, self.theano = file, graph, front, theano
         self.last = graph.data_format == "channels_last"
         self.keras = _major(file)
-        self.names = Counter[str]()
         self.taken: set[str] = {IMAGES}
         self.found: dict[str, Layer] = {}  # by name of the entry
         self.shapes: dict[str, Shape] = {IMAGES: (2, 3, *size)}
@@ -483,7 +482,7 @@ class _Translator:
         )  # fmt: skip
         self.found[source].linear = False
         outputs = layer.arrays["pointwise_kernel"].shape[-1]
-        bias = "bias" in layer.arrays
+        bias = _has_bias(node, layer)
         arrays = {"weight": ("pointwise_kernel", Layout("hwio"))} | ({"bias": ("bias", Layout())} if bias else {})
         self._emit(node, "conv", [source], arrays=arrays, inputs=middle, outputs=outputs, kernel=(1, 1), bias=bias)
 
@@ -497,10 +496,7 @@ class _Translator:
         if edges[0] != edges[1] or edges[2] != edges[3]:
             inputs = [self._emit(node, "pad", inputs, f"{suffix}_pad", edges=edges)]
             edges = (0, 0, 0, 0)
-        if bias is None:
-            bias = "bias" in layer.arrays
-            if bias != bool(node.setting("use_bias", "bias", default=True)):
-                raise _Missing("has a bias, but its config has none" if bias else "has no bias")
+        bias = _has_bias(node, layer) if bias is None else bias
         arrays = {"weight": (role, layout)} | ({"bias": ("bias", Layout())} if bias else {})
         return self._emit(
             node, "conv", inputs, suffix, arrays=arrays, inputs=shape[1], outputs=outputs, kernel=kernel, stride=stride,
@@ -530,7 +526,7 @@ class _Translator:
                 before = span - 1 - min(-(-padded // 2), span - 1) if same else 0
             extra.append(max(0, wanted + before - full))
             edges += [before, max(0, full + extra[-1] - before - wanted)]
-        bias = "bias" in layer.arrays
+        bias = _has_bias(node, layer)
         arrays = {"weight": ("kernel", Layout("hwoi"))} | ({"bias": ("bias", Layout())} if bias else {})
         self._emit(
             node, "conv_transpose", inputs, arrays=arrays, inputs=channels, outputs=outputs, kernel=kernel,
@@ -542,9 +538,7 @@ class _Translator:
         rows, units = layer.arrays["kernel"].shape
         if (said := node.setting("units", "output_dim", default=units)) != units:
             raise _Missing(f"has a kernel of ({rows}, {units}), but its config says {said} units")
-        bias = "bias" in layer.arrays
-        if bias != bool(node.setting("use_bias", "bias", default=True)):
-            raise _Missing("has a bias, but its config has none" if bias else "has no bias")
+        bias = _has_bias(node, layer)
         added = {"bias": ("bias", Layout())} if bias else {}
         if len(shape) == 4:
             if not self.last:
@@ -679,6 +673,8 @@ class _Translator:
         how = node.setting("interpolation", default="nearest")
         if how not in ("nearest", "bilinear"):
             raise ValueError(f"enlarges by {how!r}; known: nearest, bilinear")
+        if how == "bilinear" and self.keras < 3 and not _is_of_tensorflow_2(self.file):
+            raise ValueError("enlarges bilinearly as Keras before TensorFlow 2 did, which is not supported")
         self._emit(node, "upsample", inputs, factor=pair_of(node.setting("size", default=(2, 2))), how=how)
 
     def _flatten(self, node: Node, inputs: list[str]) -> None:
@@ -866,6 +862,14 @@ def _layer(node: Node, *roles: str) -> KerasLayer:
     return node.layer
 
 
+def _has_bias(node: Node, layer: KerasLayer) -> bool:
+    """Return whether a layer has a bias, on which config and arrays must agree."""
+    found = "bias" in layer.arrays
+    if found != bool(node.setting("use_bias", "bias", default=True)):
+        raise _Missing("has a bias, but its config has none" if found else "has no bias")
+    return found
+
+
 def _stored_shape(layout: Layout, ours: Shape, stored: Shape) -> Shape:
     """Return the shape in the file of one of our parameters."""
     order = layout.kernel_order
@@ -909,6 +913,11 @@ def _negative(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
 
 def _inverse(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
     return tuple(1 / each for each in value) if isinstance(value, tuple) else 1 / value
+
+
+def _is_of_tensorflow_2(file: KerasFile) -> bool:
+    """Return whether a file of Keras 2 is of version 2.4 or later, which run on TensorFlow 2 alone."""
+    return tuple(map(int, re.findall(r"\d+", file.version or "")[:2])) >= (2, 4)
 
 
 def _major(file: KerasFile) -> int:

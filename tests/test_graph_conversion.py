@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from converters import convert
-from convnets_torch import load, record_activations
+from converters import Translated, convert, graph_plan, register_layer
+from convnets_torch import classify, embed, gradcam, heatmap, load, record_activations, save
 from convnets_torch.images.preprocessing import normalize
+from convnets_torch.weights import with_last_layer
 from tests.conftest import DATA
 from tests.reference.keras3_graphs import IN_CI, INSIDE, LAYERS, MODELS
 
@@ -192,3 +194,101 @@ def test_what_must_be_named_is_asked_for(models, options, message, tmp_path):
             **({"preprocessing": "unit"} | options),
         )  # fmt: skip
     assert not list(tmp_path.glob("out*"))
+
+
+def edited(source: Path, folder: Path, change) -> Path:
+    """A copy of an .h5 file whose config a function has changed; it gets the layers by name."""
+    path = folder / "edited.h5"
+    shutil.copy(source, path)
+    with h5py.File(path, "r+") as file:
+        model = json.loads(file.attrs["model_config"])
+        change({layer["config"]["name"]: layer for layer in model["config"]["layers"]}, model["config"])
+        file.attrs["model_config"] = json.dumps(model)
+    return path
+
+
+def to_class(name: str, class_name: str):
+    return lambda layers, model: layers[name].update(class_name=class_name)
+
+
+def setting(name: str, **values: object):
+    return lambda layers, model: layers[name]["config"].update(values)
+
+
+def read(name: str, source: str):
+    def change(layers, model):
+        layers[name]["inbound_nodes"][0]["args"][0]["config"]["keras_history"][0] = source
+
+    return change
+
+
+def many(layers, model):
+    model["layers"] += [json.loads(json.dumps(layers["pool"])) for _ in range(20_001)]
+
+
+WRONG = {  # what is wrong -> change of the config, sentence
+    "a class that is not known": (
+        to_class("pool", "SpaceToDepth"),
+        r"layer pool \(SpaceToDepth\) is of a class that is",
+    ),
+    "code": (to_class("pool", "Lambda"), r"layer pool \(Lambda\) is of a class that is not known here"),
+    "a bias that is not there": (setting("stem", use_bias=True), "stem has no bias"),
+    "a bias too many": (setting("branch", use_bias=False), "branch has a bias, but its config has none"),
+    "more filters than kernels": (setting("branch", filters=7), "but its config says 7 filters of 3x3"),
+    "another kernel size": (setting("branch", kernel_size=[5, 5]), "but its config says 6 filters of 5x5"),
+    "no scale": (setting("stem_bn", scale=False), "stem_bn has a gamma, but its config has none"),
+    "an unknown padding": (setting("branch", padding="reflect"), "has the padding 'reflect'; known"),
+    "another data format": (setting("pool", data_format="channels_first"), "is channels_first, but the model is"),
+    "an unknown activation": (setting("branch", activation="sparkle"), "has the activation 'sparkle', which is not"),
+    "a huge pool": (setting("pool", pool_size=[60_000, 60_000]), "pool"),
+    "a pool of words": (setting("pool", pool_size="large"), "expected one or two positive integers"),
+    "shapes that do not fit": (setting("branch", padding="valid"), r"layer joined \(Add\) cannot read inputs of"),
+    "a cycle": (read("stem", "pool"), "form a cycle"),
+    "a layer that does not exist": (read("pool", "nowhere"), "reads nowhere, which does not exist"),
+    "too many layers": (many, "more than 20000 layers"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_graph_that_cannot_be_is_refused_in_one_sentence(models, what, tmp_path):
+    change, message = WRONG[what]
+    path = edited(models / "average_head.h5", tmp_path, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        convert(path, tmp_path / "out.safetensors", preprocessing="unit", isolated=False)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_layer_of_ones_own_is_taught(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(graph_plan, "REGISTERED", {})
+    path = edited(models / "average_head.h5", tmp_path, to_class("stem_relu", "Doubled"))
+    with pytest.raises(ValueError, match=r"layer stem_relu \(Doubled\) is of a class that is not known"):
+        convert(path, tmp_path / "out.safetensors", preprocessing="unit", isolated=False)
+    register_layer(
+        "Doubled", lambda settings, arrays, inputs: [Translated("scale", {"scale": 2.0}), Translated("relu")]
+    )
+    convert(path, tmp_path / "out.safetensors", preprocessing="unit", isolated=False)
+    part = load(tmp_path / "out.safetensors").features
+    assert part.get_submodule("stem_relu_1").scale == 2.0
+    assert isinstance(part.stem_relu, torch.nn.ReLU)
+    with pytest.raises(ValueError, match="Conv2D is a layer that is known already"):
+        register_layer("Conv2D", lambda settings, arrays, inputs: [])
+
+
+def test_a_network_without_a_map_says_why_and_does_all_else(models, tmp_path):
+    network, _ = check(models / "two_readers.keras", tmp_path, inside=False)
+    with pytest.raises(ValueError, match="the network has no dense map: no single layer reads its whole feature map"):
+        heatmap(network, np.zeros((40, 60, 3), np.uint8), 0)
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    [best] = classify(network, picture)
+    assert sum(each.probability for each in best) == pytest.approx(1, abs=1e-5)
+    assert embed(network, picture).shape == (1, 8)
+    assert gradcam(network, picture, 1).values.shape == (10, 14)
+    assert gradcam(network, picture, 1).layer == "features.joined"
+
+
+def test_a_new_last_layer_takes_the_place_of_the_old_one(models, tmp_path):
+    network, _ = check(models / "average_head.keras", tmp_path, inside=False)
+    changed = with_last_layer(network, torch.zeros(2, 6), torch.tensor([0.5, 1.5]), ("a", "b"), "for a test")
+    save(changed, tmp_path / "changed.safetensors")
+    assert load(tmp_path / "changed.safetensors")(torch.zeros(1, 3, 20, 28)).tolist() == [[0.5, 1.5]]

@@ -59,7 +59,7 @@ BROKEN = {
     ),
     "more than 20000 layers": nested(16, [["i", 0, 0]], [["base", 0, 0]]),
     "nested more than 20 deep": nested(23, [["i", 0, 0]]),
-    r"its model config is broken \(KeyError": model(end=["a", 0, 0]),
+    "its model config has a layer that reads a, which does not exist": model(end=["a", 0, 0]),
     r"its model config is broken \(TypeError": model(end=["i", 0, 0]) | {"layers": None},
     "its model has 2 inputs; only one is supported": model(end=["i", 0, 0])
     | {"input_layers": [["i", 0, 0], ["j", 0, 0]]},

@@ -307,6 +307,8 @@ class _Reader:
             for name, layer in named.items()
         }
         read = {*ends, *(tensor for each in calls.values() for sources, _ in each for tensor in sources)}
+        if absent := [name for name, _ in read if name not in named]:
+            raise ValueError(f"its model config has a layer that reads {absent[0]:.80}, which does not exist")
         # Keras 1 and 2 count a nested model's own output as its call 0.
         own = {name for name, call in read if call >= len(calls[name]) and named[name].kind in MODELS}
         begun = set()
@@ -320,8 +322,6 @@ class _Reader:
             missing = [source for source in sources if source not in done]
             if missing and tensor in begun:
                 raise ValueError("the layers of its model config form a cycle; save it again")
-            if absent := [source for source, _ in missing if source not in named]:
-                raise ValueError(f"its model config has a layer that reads {absent[0]:.80}, which does not exist")
             begun.add(tensor)
             waiting.extend(missing[::-1])
             if not missing:
