@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -131,3 +132,23 @@ def test_pictures_are_classified_in_an_engine(command, lite_weights, photographs
     code, _, said = command("classify", lite_weights, *pictures, "--engine", "openvino", "--precision", "float16")
     assert code == 2
     assert "not float16" in " ".join(said.split())
+
+
+DROPPED = """
+import gc, os, signal, sys, threading
+from convnets_torch import engine
+from convnets_torch.networks import vgg16
+box = [engine(vgg16(3, (2, 2, 2, 2, 2), (4, 4), size=(32, 32)).eval(), precision="float32")]
+other = threading.Thread(target=box.clear)
+other.start()
+other.join()
+gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_handled_after_another_thread_dropped_the_engine():
+    """OpenVINO's core unmaps the signal stack of the thread that made it, whichever thread destroys it."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", DROPPED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 
 import pytest
 
@@ -21,10 +22,14 @@ SOURCE = KERAS1 / "vgg16.h5"
 
 
 @pytest.fixture
-def worker():
+def worker(monkeypatch):
+    """A worker of a new interpreter, whose only child it is: an older one may have one that is just ending."""
+    monkeypatch.setattr(process._Reader, "idle", deque())
     worker = process._Reader.take()
     yield worker
     worker.give_back()
+    for reader in process._Reader.idle:
+        reader.end()
 
 
 def number_of(worker) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import threading
 import warnings
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,16 @@ ENGINES = ("openvino",)
 HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
 
 
+@functools.cache  # once per process
+def _core() -> Any:
+    """Return OpenVINO's core, which is never destroyed.
+
+    A core gives the thread that creates it a signal stack of its own (for AMX registers), and unmaps it when it is
+    destroyed. If another thread does that, the next signal that the first one handles ends the process.
+    """
+    return import_without_telemetry("openvino").Core()
+
+
 class Engine:
     """A network in another runtime, called like the network; safe to call from several threads.
 
@@ -39,8 +50,7 @@ class Engine:
 
     def __init__(self, module: nn.Module, name: str, precision: str, size: Size, heatmap: bool) -> None:
         """See `engine`."""
-        openvino = import_without_telemetry("openvino")
-        core = openvino.Core()
+        core = _core()
         if precision == "auto":
             precision = "bfloat16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
         self.name, self.size = name, size

@@ -302,7 +302,7 @@ def import_without_telemetry(name: Literal["onnxruntime", "openvino"]) -> Module
     """Import a runtime with its telemetry disabled, unless the program has already imported it.
 
     OpenVINO's telemetry starts processes and writes to the home folder; ONNX Runtime's, since 1.29, starts a thread
-    that uploads and has been reported to crash processes.
+    that uploads.
     """
     if name not in sys.modules:
         if name == "openvino":
