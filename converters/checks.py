@@ -47,6 +47,8 @@ def misnamed_arrays(file: KerasFile) -> list[str]:
     for layer in file.weighted:
         for array in layer.arrays.values():
             own = _own_name(array, names)
+            if f"{layer.name}/{layer.name}/" in array.place:  # a name with slashes may end like another layer's
+                continue
             if file.named and file.container == "legacy" and own is not None and own != layer.name:
                 problems.append(f"{layer.name} lists the array {array.place}, which is named after {own}")
     return problems

@@ -134,16 +134,16 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
     choices += chosen
     activation, chosen = settle_activation(file, parts.end, wishes)
     choices += [*chosen, *parts.notes]
-    steps, table = [], {}
+    steps, table, state = [], {}, checked.state_dict()
     for part, members in (("features", parts.features), ("head", parts.head or ())):
         for layer in members:
             if layer.source and layer.linear:
                 table[f"{part}.{layer.name}"] = layer.source
             steps += [
-                _step(f"{part}.{layer.name}.{parameter}", layer, *found, checked.state_dict())
+                _step(f"{part}.{layer.name}.{parameter}", layer, *found, state)
                 for parameter, found in layer.arrays.items()
             ]
-    order = {name: place for place, name in enumerate(checked.state_dict())}
+    order = {name: place for place, name in enumerate(state)}
     if set(order) != {step.row.parameter for step in steps}:
         raise AssertionError(f"{set(order) ^ {step.row.parameter for step in steps}} have no plan")
     return Plan(
