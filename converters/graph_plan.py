@@ -988,6 +988,17 @@ def _split(layers: dict[str, Layer]) -> _Parts:
     if prod(result[2:]) != 1 or (len(result) == 4 and start is None) or len(result) == 3:
         why = None if len(result) == 4 else "its output is not a map"
         return _Parts(ordered, None, (0, 0), why, None, _End(None, None), final=final)
+    end = _End(result[1], {"linear": "none"}.get(activation, activation))
+    reason = "no single layer reads its whole feature map: neither a flatten nor a global pooling"
+    if start is not None and not any(one.kind in ("dense", "conv") for one in chain[start:]):
+        cell = next(
+            (one for one in chain[:start] if one.kind == "conv"), None
+        )  # a dense layer written as a convolution
+        if cell is not None:
+            place = chain.index(cell)
+            flat = Layer((f"{cell.name}_flatten", "flatten", (), {}), cell.before, cell.before[:2])
+            features = ordered[: ordered.index(cell)]
+            return _Parts(features, _sliding_head([flat, *chain[place:]]), (0, 0), reason, result[1], end, final=final)
     if start is not None:
         features = ordered[: ordered.index(chain[start])]
         if activation == "linear" and not any(one.kind in ("dense", "conv") for one in chain[start:]):
@@ -995,7 +1006,6 @@ def _split(layers: dict[str, Layer]) -> _Parts:
             note = f"the model ends with {names}, which is left out: the features are the map before it"
             final = features[-1].node if features else "input"
             return _Parts(features, None, (0, 0), None, None, _End(None, None), (note,), final)
-    end = _End(result[1], {"linear": "none"}.get(activation, activation))
     if start is not None:
         head = _sliding_head(chain[start:])
         window = (chain[start].before[2], chain[start].before[3])
@@ -1006,7 +1016,6 @@ def _split(layers: dict[str, Layer]) -> _Parts:
     if not any(one.kind == "dense" for one in chain[vector:]):
         return _Parts(ordered, None, (0, 0), "its output is not a map", None, _End(None, None), final=final)
     members = set(map(id, chain[vector:]))
-    reason = "no single layer reads its whole feature map: neither a flatten nor a global pooling"
     features = [one for one in ordered if id(one) not in members]
     return _Parts(features, _chained(chain[vector:]), (0, 0), reason, result[1], end, final=final)
 

@@ -182,7 +182,15 @@ def _nested(L: Any, k: Any, x: Any) -> Any:
     return L.Dense(3, activation="sigmoid", name="scores")(L.Flatten()(inner(x)))
 
 
+def _gate_in_head(L: Any, k: Any, x: Any) -> Any:
+    """A head of single cells, with a product of two inputs before its last convolution, as MobileNetV3 in tf.keras."""
+    x = L.Conv2D(8, 1)(L.GlobalAveragePooling2D(keepdims=True)(_small(L, x)))
+    x = L.Multiply()([x, L.Activation("sigmoid")(x)])
+    return L.Flatten()(L.Conv2D(4, 1, name="scores")(L.Dropout(0.2)(x)))
+
+
 MODELS: dict[str, Model] = {
+    "gate_in_head": _gate_in_head,
     "average_head": _head(
         lambda L: L.GlobalAveragePooling2D(), lambda L: L.Dense(4, activation="softmax", name="scores")
     ),
