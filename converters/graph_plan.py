@@ -991,23 +991,21 @@ def _split(layers: dict[str, Layer]) -> _Parts:
     end = _End(result[1], {"linear": "none"}.get(activation, activation))
     reason = "no single layer reads its whole feature map: neither a flatten nor a global pooling"
     if start is not None and not any(one.kind in ("dense", "conv") for one in chain[start:]):
-        cell = next(
-            (one for one in chain[:start] if one.kind == "conv"), None
-        )  # a dense layer written as a convolution
-        if cell is not None:
-            place = chain.index(cell)
+        # The dense layers, if any, are convolutions of a single cell before the flatten.
+        place = next((place for place, one in enumerate(chain[:start]) if one.kind == "conv"), None)
+        if place is not None:
+            cell = chain[place]
             flat = Layer((f"{cell.name}_flatten", "flatten", (), {}), cell.before, cell.before[:2])
             features = ordered[: ordered.index(cell)]
             return _Parts(features, _sliding_head([flat, *chain[place:]]), (0, 0), reason, result[1], end, final=final)
-    if start is not None:
-        features = ordered[: ordered.index(chain[start])]
-        if activation == "linear" and not any(one.kind in ("dense", "conv") for one in chain[start:]):
+        if activation == "linear":
+            features = ordered[: ordered.index(chain[start])]
             names = ", ".join(one.name for one in chain[start:])
             note = f"the model ends with {names}, which is left out: the features are the map before it"
             final = features[-1].node if features else "input"
             return _Parts(features, None, (0, 0), None, None, _End(None, None), (note,), final)
     if start is not None:
-        head = _sliding_head(chain[start:])
+        features, head = ordered[: ordered.index(chain[start])], _sliding_head(chain[start:])
         window = (chain[start].before[2], chain[start].before[3])
         fixed = next((one for one in head if one.kind in ELEMENTWISE and one.kind not in SLIDING), None)
         why = None if fixed is None else f"its head has {fixed.name} ({fixed.kind}), which cannot slide over a map"

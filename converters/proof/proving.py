@@ -63,12 +63,12 @@ def prove(
         names = (Path(folder) / NAMES).read_text(encoding="utf-8").split("\n")
         with np.load(Path(folder) / OUTPUTS) as stored:
             theirs = {name: stored[f"arr_{number}"] for number, name in enumerate(names)}
-    if plan.table is not None:
-        rows = _of_graph(network, image, theirs, file, plan)
-        check(rows)
-        return tuple(rows)
     for name, (channels, height, width) in _flattened(file, plan).items():  # ours flattens in the order channels, h, w
         theirs[name] = theirs[name].reshape(height, width, channels).transpose(2, 0, 1).ravel()
+    if plan.table is not None:
+        rows = _of_graph(network, image, theirs, plan.table)
+        check(rows)
+        return tuple(rows)
     for name in _of_map(network, file, plan):  # batch normalisation and averaging commute
         theirs[name] = theirs[name].mean((1, 2)) if theirs[name].ndim == 3 else theirs[name]
     rows = compare(record_outputs(network, image), theirs, _table(file, plan) | {names[-1]: (names[-1],)})
@@ -77,19 +77,12 @@ def prove(
 
 
 def _of_graph(
-    network: Network, image: NDArray[Any], theirs: dict[str, NDArray[Any]], file: KerasFile, plan: Plan
+    network: Network, image: NDArray[Any], theirs: dict[str, NDArray[Any]], modules: Mapping[str, str]
 ) -> list[ProofRow]:
-    """Compare the layers of a network given as a graph, and its output."""
-    assert plan.table is not None
-    ours = record_outputs(network, image, tuple(plan.table))
+    """Compare the layers of a network given as a graph, and its output; `modules` maps our modules to Keras layers."""
+    ours = record_outputs(network, image, tuple(modules))
     ours[OUTPUT] = ours["features" if network.head is None else "logits"]
-    by_place = {array.place: label(layer, file) for layer in file.weighted for array in layer.arrays.values()}
-    for step in plan.steps:  # ours flattens in the order channels, h, w
-        if isinstance(step, KerasStep) and step.arrays and step.layout.window is not None and len(step.row.shape) == 1:
-            name, (channels, height, width) = by_place[step.arrays[0].place], step.layout.window
-            if theirs[name].ndim == 1 and step.row.parameter.endswith(("running_mean", "features.mean")):
-                theirs[name] = theirs[name].reshape(height, width, channels).transpose(2, 0, 1).ravel()
-    table = {module: (layer,) for module, layer in plan.table.items()} | {OUTPUT: (OUTPUT,)}
+    table = {module: (layer,) for module, layer in modules.items()} | {OUTPUT: (OUTPUT,)}
     for module, (layer,) in table.items():  # a convolution of one cell is a dense layer here
         if theirs[layer].size == ours[module].size and 1 in theirs[layer].shape[1:]:
             theirs[layer] = theirs[layer].reshape(ours[module].shape)
