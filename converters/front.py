@@ -13,9 +13,11 @@ from converters.readers.keras_graph import Graph, Node, Operand
 from converters.readers.keras_words import CODE, IDENTITIES, number_of
 from convnets_torch.images.preprocessing import (
     GENERAL,
+    PRESETS,
     Interpolation,
     Preprocessing,
     general,
+    preset,
     read_preprocessing,
 )
 
@@ -38,6 +40,7 @@ class Front:
         given: the preprocessing that the user named.
         cut: whether the user chose an inner layer or an output, so that some arrays are unused.
         notes: on assumptions.
+        skipped: names of layers of code that are assumed to be part of the given preprocessing.
     """
 
     path: Any
@@ -51,9 +54,17 @@ class Front:
     given: str | None
     cut: bool
     notes: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
-    def preprocessing(self, size: tuple[int, int]) -> tuple[Preprocessing, list[str]]:
+    def preprocessing(
+        self, size: tuple[int, int], network: str = "graph", released: str | None = None
+    ) -> tuple[Preprocessing, list[str]]:
         """Return the preprocessing for the card, and notes on the assumptions made.
+
+        Args:
+            size: (height, width) of the network's input in pixels.
+            network: its name, on which the meaning of presets depends.
+            released: preset of the released weights, if these are weights with their layers.
 
         Raises:
             ValueError: the model does not do it and the user does not name it; or both do.
@@ -70,13 +81,17 @@ class Front:
                 [] if rule.name != "custom" else ["pictures are stretched to the input size, as Keras's datasets do"]
             )
             return rule, [*self.notes, *stretched]
-        if self.given is None:
+        if self.given is None and released is None:
             raise ValueError(
                 f"{self.path} does not say how its pictures were preprocessed; give --preprocessing with a JSON file or"
                 f" one of {', '.join(GENERAL)}"
             )
+        if self.given is None:
+            rule = _preset(network, released, side)
+            return rule, [*self.notes, f"pictures are preprocessed with {rule.name}, as for the released weights with"
+                          " these layers; change it with --preprocessing"]  # fmt: skip
         if not self.given.lower().endswith(".json"):
-            return general(self.given, side), [*self.notes]
+            return _preset(network, self.given, side), [*self.notes]
         rule = read_preprocessing(self.given)
         if rule.shape != size:
             raise ValueError(
@@ -106,6 +121,10 @@ class Front:
         return Preprocessing("custom", side, side, "stretch", how, channels, mean, std)
 
 
+def _preset(network: str, name: str | None, side: int | tuple[int, int]) -> Preprocessing:
+    return preset(network, name, side) if network in PRESETS else general(str(name), side)
+
+
 def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(abs(a - b) <= CLOSE * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True))
 
@@ -123,7 +142,9 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
         for source in node.inputs:
             readers.setdefault(source, []).append(node)
     scale, offset, order = [1.0] * 3, [0.0] * 3, [0, 1, 2]
-    found, here, affine, interpolation, notes = ["input"], "input", False, None, []
+    found, here, affine, interpolation = ["input"], "input", False, None
+    notes: list[str] = []
+    skipped: list[str] = []
     while here != graph.output:
         after = readers.get(here, [])
         if flipped := _reversed(after, readers):
@@ -136,7 +157,10 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
             break
         [node] = after
         if node.kind in CODE and wishes.preprocessing is not None:
-            notes.append(f"{node.own_name} is assumed to be part of the preprocessing you named")
+            skipped.append(node.name)
+            notes.append(
+                f"{node.own_name} before the first convolution is assumed to be part of the preprocessing you named"
+            )
         elif node.kind in CODE:
             raise ValueError(
                 f"{file.path}: {node.own_name} ({node.kind}) changes the input in a way that is not read; name"
@@ -161,7 +185,7 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
         here = node.name
     return Front(
         file.path, tuple(found), tuple(scale), tuple(offset), tuple(order), affine or interpolation is not None, size,
-        interpolation, wishes.preprocessing, wishes.output is not None or wishes.until is not None, tuple(notes),
+        interpolation, wishes.preprocessing, wishes.output is not None or wishes.until is not None, tuple(notes), tuple(skipped),
     )  # fmt: skip
 
 

@@ -77,25 +77,12 @@ def plan_any(file: KerasFile, wishes: Wishes) -> Plan:
                 f"{file.path} holds no model config, so no layer to cut at; leave out --output-layer and --until"
             )
         return plan_keras(file, wishes)
-    if wishes.output is not None or wishes.until is not None:
-        return plan_graph(file, wishes)
-    try:
-        return plan_keras(file, wishes)
-    except ValueError as error:
-        refused = error
     try:
         return plan_graph(file, wishes)
-    except ValueError as error:
-        raise (refused if _is_paper(file) else error) from None
-
-
-def _is_paper(file: KerasFile) -> bool:
-    """Return whether a file's layers are those of a paper network, complete or not."""
-    try:
-        recognise(file)
-    except ValueError:
-        return False
-    return True
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(
+            f"{file.path}: its model config is incomplete or malformed ({error!r:.200}); save the model again"
+        ) from None
 
 
 def _plan(file: KerasFile, wishes: Wishes) -> Plan:
@@ -144,7 +131,7 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
         )
     refuse(file.path, lineage.network, problems)
     check_data_format(file, wishes)
-    backend, chosen = settle_backend(file, lineage, wishes)
+    backend, chosen = settle_backend(file, wishes)
     choices += [*head.choices, *chosen]
     window, data_format = None, file.data_format
     if rows is not None:

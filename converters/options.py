@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Protocol, cast, get_args
 
 import torch
@@ -204,13 +205,31 @@ def settle_activation(
     return cast(Activation, activation or "softmax"), []
 
 
+CONVNETS_KERAS = r"conv_[1-5](_[12])?|conv[1-5]_[1-4]"  # convolutions of AlexNet, VGG16 and VGG19
+
+
+def is_convnets_keras(file: KerasFile) -> bool:
+    """Return whether a file's convolutions have the names of convnets-keras."""
+    names = [layer.name for layer in file.weighted if layer.kind == "Conv2D"]
+    return file.named and bool(names) and all(re.fullmatch(CONVNETS_KERAS, name) for name in names)
+
+
+def released_preset(file: KerasFile, network: str, classes: int | None, arguments: Mapping[str, Any]) -> str | None:
+    """Return the preset of the released weights if a file has their layers, and no head of its own."""
+    if network not in PRESETS or "head" in arguments:
+        return None
+    if is_convnets_keras(file):
+        return "original"
+    return {"inception_v3": "keras-tf"}.get(network, "keras-caffe") if classes in (None, 1000) else None
+
+
 BACKENDS = ("theano", "tensorflow")
 KNOWN_BACKENDS = (*BACKENDS, "jax", "torch", "cntk", "openvino", "numpy", "plaidml")
 DATA_FORMATS = ("channels_first", "channels_last")
 FLATTEN_TRANSPOSES = (2, 2)  # first version of Keras whose Flatten transposes channels-first maps to H, W, C
 
 
-def settle_backend(file: KerasFile, lineage: Lineage | None, wishes: Wishes) -> tuple[str | None, list[str]]:
+def settle_backend(file: KerasFile, wishes: Wishes) -> tuple[str | None, list[str]]:
     """Return the backend that trained the kernels, and notes on the assumptions made.
 
     Raises:
@@ -239,7 +258,7 @@ def settle_backend(file: KerasFile, lineage: Lineage | None, wishes: Wishes) -> 
     if told := re.search(r"_(th|tf)_kernels", file.path.name):
         backend = {"th": "theano", "tf": "tensorflow"}[told[1]]
         return backend, [f"kernels are {backend}'s according to the file name; change it with --backend"]
-    if lineage is not None and lineage.name == "convnets-keras" and file.named:
+    if is_convnets_keras(file):
         return "theano", [
             "kernels are theano's, as in the released files with these layer names; change it with --backend"
         ]

@@ -56,81 +56,38 @@ def prove(
     image = normalize(picture, rule)
     # A model with a Rescaling layer takes raw pixels.
     theirs_image = picture.astype(np.float64) if plan.rescales else image.transpose(1, 2, 0).astype(np.float64)
-    file = KerasFile.from_dict(described)
+    assumptions = {
+        "backend": plan.backend or "tensorflow", "data_format": plan.data_format, "output": plan.output,
+        "until": plan.until, "final": plan.final, "skipped": plan.skipped,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / IMAGE, theirs_image)
-        call("forward", path=str(source), described=described, folder=folder, assumptions=_assumptions(file, plan))
+        call("forward", path=str(source), described=described, folder=folder, assumptions=assumptions)
         names = (Path(folder) / NAMES).read_text(encoding="utf-8").split("\n")
         with np.load(Path(folder) / OUTPUTS) as stored:
             theirs = {name: stored[f"arr_{number}"] for number, name in enumerate(names)}
-    for name, (channels, height, width) in _flattened(file, plan).items():  # ours flattens in the order channels, h, w
+    table = {**plan.table, OUTPUT: (OUTPUT,)}
+    for module, (channels, height, width) in _flattened(plan).items():  # ours flattens in the order channels, h, w
+        [name] = table[module]
         theirs[name] = theirs[name].reshape(height, width, channels).transpose(2, 0, 1).ravel()
-    if plan.table is not None:
-        rows = _of_graph(network, image, theirs, plan.table)
-        check(rows)
-        return tuple(rows)
-    for name in _of_map(network, file, plan):  # batch normalisation and averaging commute
-        theirs[name] = theirs[name].mean((1, 2)) if theirs[name].ndim == 3 else theirs[name]
-    rows = compare(record_outputs(network, image), theirs, _table(file, plan) | {names[-1]: (names[-1],)})
+    ours = record_outputs(network, image, tuple(plan.table))
+    ours[OUTPUT] = ours.pop("features" if network.head is None else "logits")
+    for module, layers in table.items():  # a convolution of one cell is a dense layer here
+        for layer in layers if len(layers) == 1 else ():
+            if theirs[layer].size == ours[module].size and 1 in theirs[layer].shape[1:]:
+                theirs[layer] = theirs[layer].reshape(ours[module].shape)
+    used = {name: theirs[name] for names in table.values() for name in names}
+    rows = compare(ours, used, table)
     check(rows)
     return tuple(rows)
 
 
-def _of_graph(
-    network: Network, image: NDArray[Any], theirs: dict[str, NDArray[Any]], modules: Mapping[str, str]
-) -> list[ProofRow]:
-    """Compare the layers of a network given as a graph, and its output; `modules` maps our modules to Keras layers."""
-    ours = record_outputs(network, image, tuple(modules))
-    ours[OUTPUT] = ours["features" if network.head is None else "logits"]
-    table = {module: (layer,) for module, layer in modules.items()} | {OUTPUT: (OUTPUT,)}
-    for module, (layer,) in table.items():  # a convolution of one cell is a dense layer here
-        if theirs[layer].size == ours[module].size and 1 in theirs[layer].shape[1:]:
-            theirs[layer] = theirs[layer].reshape(ours[module].shape)
-    return compare(ours, {name: theirs[name] for (name,) in table.values()}, table)
-
-
-def _table(file: KerasFile, plan: Plan) -> dict[str, tuple[str, ...]]:
-    """Return our module -> labels of Keras layers."""
-    by_place = {array.place: label(layer, file) for layer in file.weighted for array in layer.arrays.values()}
-    table: dict[str, tuple[str, ...]] = {}
-    for step in plan.steps:
-        if isinstance(step, KerasStep) and step.arrays:
-            module = step.row.parameter.rpartition(".")[0]
-            table[module] = tuple(by_place[array.place] for array in step.arrays)
-    return table
-
-
-def _flattened(file: KerasFile, plan: Plan) -> dict[str, tuple[int, int, int]]:
-    """Return the Keras batch normalisations after a flatten in the order h, w, channels, with (channels, h, w)."""
-    table = _table(file, plan)
+def _flattened(plan: Plan) -> dict[str, tuple[int, int, int]]:
+    """Return the batch normalisations after a flatten in the order h, w, channels, with (channels, h, w)."""
     return {
-        table[step.row.parameter.rpartition(".")[0]][0]: step.layout.window
+        step.row.parameter.rpartition(".")[0]: step.layout.window
         for step in plan.steps
         if isinstance(step, KerasStep) and step.arrays and step.layout.window is not None and len(step.row.shape) == 1
-    }
-
-
-def _of_map(network: Network, file: KerasFile, plan: Plan) -> list[str]:
-    """Return the Keras batch normalisations that follow the averaging in our network."""
-    averaged = plan.arguments.get("head", ((),))[0] == ("average",)
-    table = _table(file, plan)
-    return [table[name][0] for name in table if averaged and isinstance(network.get_submodule(name), nn.BatchNorm1d)]
-
-
-def _assumptions(file: KerasFile, plan: Plan) -> dict[str, Any]:
-    """Return what the proof must assume beyond the file: the options and assumptions of the plan."""
-    return {
-        "backend": plan.backend or "tensorflow",
-        "data_format": plan.data_format,
-        "network": plan.network,
-        "lineage": plan.lineage,
-        "pool1_padding": plan.arguments.get("pool_padding"),
-        "epsilon": plan.arguments.get("epsilon"),
-        "head": plan.arguments.get("head"),
-        "hidden": plan.hidden,
-        "output": plan.output,
-        "until": plan.until,
-        "final": plan.final,
     }
 
 

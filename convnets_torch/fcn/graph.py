@@ -216,7 +216,7 @@ Pair = tuple[int, int]  # vertical, horizontal
 CELLWISE = (
     *ELEMENTWISE, nn.BatchNorm2d, nn.LocalResponseNorm, nn.Dropout2d, nn.Hardtanh, nn.PReLU, nn.Mish, nn.LogSigmoid,
     nn.Hardsigmoid, nn.Softsign, nn.Threshold, own.Scale, own.Normalize, own.ChannelNorm, own.LayerScale,
-    own.ClippedReLU, own.Exponential,
+    own.ClippedReLU, own.Exponential, own.Channels,
 )  # fmt: skip
 MERGING = (own.Add, own.Subtract, own.Multiply, own.Divide, own.Average, own.Maximum, own.Minimum)
 # Layers that read a window of cells; their padding must not depend on the cells' values.
