@@ -185,7 +185,8 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
         here = node.name
     return Front(
         file.path, tuple(found), tuple(scale), tuple(offset), tuple(order), affine or interpolation is not None, size,
-        interpolation, wishes.preprocessing, wishes.output is not None or wishes.until is not None, tuple(notes), tuple(skipped),
+        interpolation, wishes.preprocessing, wishes.output is not None or wishes.until is not None, tuple(notes),
+        tuple(skipped),
     )  # fmt: skip
 
 

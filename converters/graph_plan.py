@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from converters.checks import misnamed_arrays
 from converters.front import Front, front_of
@@ -159,7 +159,8 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
     return Plan(
         network=name, arguments=arguments, framework=file.framework, backend=backend, preprocessing=rule,
         steps=tuple(steps), activation=activation, data_format=graph.data_format, choices=tuple(choices),
-        rescales=front.affine, skipped=front.skipped, table=table, final=parts.final, output=wishes.output, until=wishes.until,
+        rescales=front.affine, skipped=front.skipped, table=table, final=parts.final,
+        output=wishes.output, until=wishes.until,
     )  # fmt: skip
 
 

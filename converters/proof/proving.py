@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from converters.plan import KerasStep, Plan
 from converters.proof.forwarding import IMAGE, NAMES, OUTPUTS
 from converters.proof.proof import OUTPUT, ProofRow, check, compare
-from converters.readers.keras_file import KerasFile
-from converters.readers.keras_graph import label
 from converters.readers.process import Call
 from convnets_torch.card import Card
 from convnets_torch.images.preprocessing import normalize
