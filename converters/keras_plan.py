@@ -17,6 +17,7 @@ from converters.options import (
     check_data_format,
     check_size,
     guessed_size,
+    image_shape,
     input_size,
     map_shape,
     settle_activation,
@@ -95,7 +96,10 @@ def _is_paper(file: KerasFile) -> bool:
         recognise(file)
     except ValueError:
         return False
-    return True
+    try:
+        return image_shape(file, graph_of_config(file))[0] == 3
+    except ValueError:
+        return True
 
 
 def _plan(file: KerasFile, wishes: Wishes) -> Plan:
