@@ -128,7 +128,7 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
         "features": [layer.entry for layer in parts.features],
         "head": None if parts.head is None else [layer.entry for layer in parts.head],
         "size": size, "window": parts.window, "stride": 0, "no_map": parts.no_map,
-        "last_map": _last_map(parts.features), "channels": 3,
+        "last_map": _last_map(parts.features), "channels": front.channels,
     }  # fmt: skip
     arguments, network = _with_map({"classes": parts.classes, "graph": described})
     name = "graph"
@@ -235,7 +235,7 @@ class _Translator:
         self.keras = _major(file)
         self.taken: set[str] = {IMAGES}
         self.found: dict[str, Layer] = {}  # by name of the entry
-        self.shapes: dict[str, Shape] = {IMAGES: (2, 3, *size)}
+        self.shapes: dict[str, Shape] = {IMAGES: (2, front.channels, *size)}
         self.outputs: dict[str, str] = dict.fromkeys(front.nodes, IMAGES)  # Keras node -> name of the entry
         own = Counter(node.own_name for node in graph.nodes)
         self.unique = {name for name, count in own.items() if count == 1}

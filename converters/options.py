@@ -20,28 +20,33 @@ from convnets_torch.text import check_choice
 LARGEST = 20_000  # pixels of a side
 
 
+IMAGES = "expected images of 1 (grey), 3 (RGB) or 4 (RGBA) channels"
+
+
 def input_size(file: KerasFile, graph: Graph | None) -> tuple[int, int] | None:
     """Return (height, width) of the model's input in pixels, or None if its config does not specify it.
 
     Raises:
-        ValueError: the model's input is not an image with three channels.
+        ValueError: the model's input is not an image of 1, 3 or 4 channels.
     """
-    if graph is None:
-        return None
+    return None if graph is None else image_shape(file, graph)[1]
+
+
+def image_shape(file: KerasFile, graph: Graph) -> tuple[int, tuple[int, int] | None]:
+    """Return the number of channels of the model's input, and its size as `input_size` does; errors are the same."""
     shape = graph.nodes[0].settings.get("batch_shape")
     if not isinstance(shape, list | tuple) or len(shape) != 4:
-        raise ValueError(f"{file.path}: its model's input is {shape!r}; expected images with three channels")
+        raise ValueError(f"{file.path}: its model's input is {shape!r}; {IMAGES}")
     first = 1 if file.data_format == "channels_first" else 3
     sides: list[Any] = [side for axis, side in enumerate(shape) if axis not in (0, first)]
-    if shape[first] not in (3, None):
-        raise ValueError(
-            f"{file.path}: its model's input has {shape[first]} channels; expected images with three channels"
-        )
+    channels = 3 if shape[first] is None else shape[first]
+    if type(channels) is not int or channels not in (1, 3, 4):
+        raise ValueError(f"{file.path}: its model's input has {channels!r:.80} channels; {IMAGES}")
     if None in sides:
-        return None
+        return channels, None
     if not all(isinstance(side, int) for side in sides):
-        raise ValueError(f"{file.path}: its model's input is {shape!r}; expected images with three channels")
-    return sides[0], sides[1]
+        raise ValueError(f"{file.path}: its model's input is {shape!r}; {IMAGES}")
+    return channels, (sides[0], sides[1])
 
 
 def check_size(file: KerasFile, size: tuple[int, int] | None) -> tuple[int, int] | None:

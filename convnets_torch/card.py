@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from convnets_torch import files
 from convnets_torch.files import open_file
-from convnets_torch.images.preprocessing import MOST_INPUT, Preprocessing
+from convnets_torch.images.preprocessing import CHANNEL_WORDS, MOST_INPUT, PRESETS, Preprocessing
 from convnets_torch.options import FormerAttribute
 from convnets_torch.safetensors_io import header_of_opened
 
@@ -114,6 +114,13 @@ class Card:
         plain = {name: value for name, value in self.arguments.items() if name != GRAPH}
         if (numbers := _count(plain)) > MOST_NUMBERS:
             raise ValueError(f"card has {numbers} numbers and strings in its arguments; the maximum is {MOST_NUMBERS}")
+        graph = self.arguments.get(GRAPH)
+        read = graph.get("channels", 3) if isinstance(graph, Mapping) else self.preprocessing.channel_count
+        if read != self.preprocessing.channel_count or (graph is None and self.network in PRESETS and read != 3):
+            raise ValueError(
+                f"the card's preprocessing makes {CHANNEL_WORDS[self.preprocessing.channels]} images, but the"
+                f" network reads {3 if graph is None else read!r:.80} channels; give as many"
+            )
         size = self.arguments.get("size")
         if isinstance(size, list | tuple) and any(type(side) is int and side > MOST_INPUT for side in size):
             raise ValueError(f"card has images of {size} pixels; the maximum of a side is {MOST_INPUT}")

@@ -160,7 +160,7 @@ def load(
             change the file; False reads them at once. On other devices than the CPU they are always copied.
 
     Returns:
-        The network in eval mode, with its `card`. `network(x)` returns logits (N, classes) for x (N, 3, H, W)
+        The network in eval mode, with its `card`. `network(x)` returns logits (N, classes) for x (N, C, H, W)
         of `network.size`, normalised as `network.card.preprocessing` says.
 
     Raises:

@@ -50,7 +50,7 @@ def forward(
     Args:
         file: the file's description.
         read: returns the values of an array: anything with a shape whose slices are NumPy arrays.
-        image: (height, width, 3), as the model's input expects it: preprocessed, in its channel order.
+        image: (height, width, channels), as the model's input expects it: preprocessed, in its channel order.
         backend: backend that trained the weights, "theano" or another; None for the file's.
         data_format: the model's data format; None for the config's or, without config, that of Keras 1's kernels or
             "channels_last".

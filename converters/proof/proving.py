@@ -50,7 +50,7 @@ def prove(
     network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, assign=True)
     network.double().eval()  # float64 like the proof, so that any remaining difference is not rounding
     rule = card.preprocessing
-    picture = probe_picture(network.size)
+    picture = probe_picture(network.size, channels=network.channels)
     image = normalize(picture, rule)
     # A model with a Rescaling layer takes raw pixels.
     theirs_image = picture.astype(np.float64) if plan.rescales else image.transpose(1, 2, 0).astype(np.float64)
@@ -93,15 +93,15 @@ WEIGHTED = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d)
 COARSE = 16  # block size in pixels, about the size of a picture's larger shapes
 
 
-def probe_picture(size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """Return a picture-like array (height, width, 3), 0 to 255: noisy coarse blocks without any symmetry.
+def probe_picture(size: tuple[int, int], seed: int = 0, channels: int = 3) -> NDArray[np.uint8]:
+    """Return a picture-like array (height, width, channels), 0 to 255: noisy coarse blocks without any symmetry.
 
     >>> probe_picture((20, 30)).shape
     (20, 30, 3)
     """
     random = np.random.default_rng(seed)
     height, width = size
-    blocks = random.uniform(0, 255, (-(-height // COARSE), -(-width // COARSE), 3))
+    blocks = random.uniform(0, 255, (-(-height // COARSE), -(-width // COARSE), channels))
     coarse = blocks.repeat(COARSE, axis=0).repeat(COARSE, axis=1)[:height, :width]
     return np.clip(coarse + random.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
 
@@ -114,7 +114,7 @@ def record_outputs(
     Args:
         names: modules to record; None for all with weights.
         network: a network in eval mode; all hooks are removed afterwards.
-        image: (3, H, W), normalised.
+        image: (channels, H, W), normalised.
 
     Returns:
         Module name -> (channels, h, w) or (units,); finally "logits", or "features" for a network without a head.

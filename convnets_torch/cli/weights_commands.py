@@ -118,6 +118,7 @@ def info(weights: Weights, shown: Shown) -> None:
     """Print the network, classes, preprocessing and origin of a weights file."""
     from convnets_torch.card import read_card
     from convnets_torch.files import find
+    from convnets_torch.images.preprocessing import CHANNEL_WORDS
 
     path = find(weights)
     card = read_card(path)
@@ -128,8 +129,10 @@ def info(weights: Weights, shown: Shown) -> None:
     source, rule = fields.pop("source") or {}, fields.pop("preprocessing")
     if graph := fields["arguments"].pop("graph", None):
         fields["network"] = f"a graph of {len(graph['features']) + len(graph['head'] or ())} layers, {graph['name']}"
-        height, width = graph["window"]
         reason = graph.get("no_map")
+        height, width = graph["size"]
+        fields["images"] = f"{CHANNEL_WORDS[card.preprocessing.channels]}, {height}x{width}{PIXELS}"
+        height, width = graph["window"]
         cells = f"a window of {height}x{width} cells, {graph['stride']} pixels apart"
         fields["dense map"] = "none: no head" if not graph["head"] else f"none: {reason}" if reason else cells
         fields["arguments"]["size"] = graph["size"]
