@@ -155,14 +155,15 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
 
 
 def _last_map(features: Sequence[Layer]) -> str | None:
-    """Return the last layer whose output is a map of several cells, before a pooling or padding."""
-    for layer in reversed(features):
-        if (
-            len(layer.after) == 4
-            and prod(layer.after[2:]) > 1
-            and layer.kind not in ("max_pool", "average_pool", "pad")
-        ):
+    """Return the last layer before a pooling or padding whose output is a map of several cells, and all that is read
+    from then on."""
+    places = {layer.name: number for number, layer in enumerate(features)}
+    read = len(features)  # the first layer that a later one reads
+    for number, layer in reversed([*enumerate(features)]):
+        several = len(layer.after) == 4 and prod(layer.after[2:]) > 1
+        if several and number <= read and layer.kind not in ("max_pool", "average_pool", "pad"):
             return layer.name
+        read = min(read, *(places.get(source, -1) for source in layer.entry[2]))
     return None
 
 
@@ -1002,6 +1003,8 @@ def _split(layers: dict[str, Layer]) -> _Parts:
             features = ordered[: ordered.index(chain[start])]
             names = ", ".join(one.name for one in chain[start:])
             note = f"the model ends with {names}, which is left out: the features are the map before it"
+            if chain[start].kind in ("global_max", "max_pool"):
+                note += "; --pool max embeds them"
             final = features[-1].node if features else "input"
             return _Parts(features, None, (0, 0), None, None, _End(None, None), (note,), final)
     if start is not None:
