@@ -160,14 +160,10 @@ def _run(
 
 
 def _end(graph: Graph) -> str:
-    """Return the name of the logits' node: the last one other than dropout, softmax or sigmoid; without a dense layer,
-    that of the map before a global pooling."""
+    """Return the name of the logits' node: the last one other than dropout, softmax or sigmoid."""
     node = graph[graph.output]
-    ends = [*IDENTITIES, "Softmax"]
-    if not any(node.kind == "Dense" for node in graph.nodes):
-        ends += ["GlobalAveragePooling2D", "GlobalMaxPooling2D"]
     while node.inputs and (
-        node.kind in ends or (node.kind == "Activation" and activation_of(node.settings)[0] in ENDS)
+        node.kind in (*IDENTITIES, "Softmax") or (node.kind == "Activation" and activation_of(node.settings)[0] in ENDS)
     ):
         node = graph[node.inputs[0]]
     return node.name
