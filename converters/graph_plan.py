@@ -165,14 +165,15 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
 
 
 def _last_map(features: Sequence[Layer]) -> str | None:
-    """Return the last layer whose output is a map of several cells, before a pooling or padding."""
-    for layer in reversed(features):
-        if (
-            len(layer.after) == 4
-            and prod(layer.after[2:]) > 1
-            and layer.kind not in ("max_pool", "average_pool", "pad")
-        ):
+    """Return the last layer before a pooling or padding whose output is a map of several cells, and all that is read
+    from then on."""
+    places = {layer.name: number for number, layer in enumerate(features)}
+    read = len(features)  # the first layer that a later one reads
+    for number, layer in reversed([*enumerate(features)]):
+        several = len(layer.after) == 4 and prod(layer.after[2:]) > 1
+        if several and number <= read and layer.kind not in ("max_pool", "average_pool", "pad"):
             return layer.name
+        read = min(read, *(places.get(source, -1) for source in layer.entry[2]))
     return None
 
 
@@ -480,25 +481,23 @@ class _Translator:
             raise _Missing(f"has a kernel of {stored}, for {reads} channels, but reads {shape[1]}")
         self._windowed(node, inputs, shape, layer, Layout(order, self.theano), kernel, outputs, groups)
 
+    # Depthwise kernels are not flipped: Keras reverses them before Theano reverses them again.
+
     def _depthwiseconv2d(self, node: Node, inputs: list[str]) -> None:
-        self._no_theano()
         shape, layer = self._map(node, inputs[0]), _layer(node)
         role = "depthwise_kernel" if "depthwise_kernel" in layer.arrays else "kernel"
-        height, width, channels, multiplier = layer.arrays[role].shape
-        if channels != shape[1]:
-            raise _Missing(f"has kernels for {channels} channels, but reads {shape[1]}")
+        height, width, channels, multiplier = self._depthwise_shape(node, layer.arrays[role], shape)
         self._windowed(
             node, inputs, shape, layer, Layout("depthwise"), (height, width), channels * multiplier, channels, role
         )
 
     def _separableconv2d(self, node: Node, inputs: list[str]) -> None:
-        self._no_theano()
         shape, layer = self._map(node, inputs[0]), _layer(node)
-        height, width, channels, multiplier = layer.arrays["depthwise_kernel"].shape
+        height, width, channels, multiplier = self._depthwise_shape(node, layer.arrays["depthwise_kernel"], shape)
         middle = channels * multiplier
         source = self._windowed(
             node, inputs, shape, layer, Layout("depthwise"), (height, width), middle, channels, "depthwise_kernel",
-            suffix="_depthwise", bias=False,
+            suffix="_depthwise", bias=False, cut=False,
         )  # fmt: skip
         self.found[source].linear = False
         outputs = layer.arrays["pointwise_kernel"].shape[-1]
@@ -506,13 +505,24 @@ class _Translator:
         arrays = {"weight": ("pointwise_kernel", Layout("hwio"))} | ({"bias": ("bias", Layout())} if bias else {})
         self._emit(node, "conv", [source], arrays=arrays, inputs=middle, outputs=outputs, kernel=(1, 1), bias=bias)
 
+    def _depthwise_shape(self, node: Node, kernel: KerasArray, shape: Shape) -> Shape:
+        """Return (height, width, channels, multiplier) of a depthwise kernel."""
+        if self._kernel_order(node) == "oihw":
+            raise ValueError("has kernels as Keras 1 orders them with channels first, which is not supported")
+        if len(kernel.shape) != 4 or kernel.shape[2] != shape[1]:
+            raise _Missing(f"has kernels of {kernel.shape}, but reads {shape[1]} channels")
+        return kernel.shape
+
     def _windowed(
         self, node: Node, inputs: list[str], shape: Shape, layer: KerasLayer, layout: Layout, kernel: Pair,
-        outputs: int, groups: int, role: str = "kernel", suffix: str = "", bias: bool | None = None,
+        outputs: int, groups: int, role: str = "kernel", suffix: str = "", bias: bool | None = None, cut: bool = True,
     ) -> str:  # fmt: skip
+        """Emit a convolution; without `cut`, Theano's `same` pads half of the kernel on both sides."""
         stride, dilation = (pair_of(node.setting(word, default=1)) for word in ("strides", "dilation_rate"))
         padding = str(node.setting("padding", default="valid"))
         edges = self._edges(shape[2:], kernel, stride, dilation, padding, pool=False)
+        if self.theano and not cut:
+            edges = (edges[0], edges[0], edges[2], edges[2])
         if edges[0] != edges[1] or edges[2] != edges[3]:
             inputs = [self._emit(node, "pad", inputs, f"{suffix}_pad", edges=edges)]
             edges = (0, 0, 0, 0)
@@ -524,30 +534,41 @@ class _Translator:
         )  # fmt: skip
 
     def _conv2dtranspose(self, node: Node, inputs: list[str]) -> None:
-        self._no_theano()
         shape, layer = self._map(node, inputs[0]), _layer(node)
-        height, width, outputs, channels = layer.arrays["kernel"].shape
+        stored = layer.arrays["kernel"].shape
+        if len(stored) != 4:
+            raise _Missing(f"has a kernel of {stored}")
+        order = "hwoi" if self.keras > 1 else f"deconv_{self._kernel_order(node)}"
+        places = {"hwoi": (0, 1, 2, 3), "deconv_hwio": (0, 1, 3, 2), "deconv_oihw": (2, 3, 0, 1)}[order]
+        height, width, outputs, channels = (stored[place] for place in places)
         kernel = (height, width)
         stride, dilation = (pair_of(node.setting(word, default=1)) for word in ("strides", "dilation_rate"))
+        padding = node.setting("padding", default="valid")
+        if padding not in ("valid", "same"):
+            raise ValueError(f"has the padding {padding!r}; known: 'valid', 'same'")
+        if self.theano and padding == "same" and not all(side % 2 for side in kernel):
+            raise ValueError("has an even kernel and the padding 'same', for which Keras on Theano had no rule")
+        said = node.settings.get("output_shape")  # of Keras 1
+        sizes = None if said is None else [int(side) for side in (said[1:3] if self.last else said[2:4])]
         given = node.settings.get("output_padding")
         edges: list[int] = []
         extra: list[int] = []
         for axis in range(2):
-            span, step = (kernel[axis] - 1) * dilation[axis] + 1, stride[axis]
-            full = (shape[2 + axis] - 1) * step + span
-            same = node.setting("padding", default="valid") == "same"
-            if given is None:
-                wanted = shape[2 + axis] * step + (0 if same else max(span - step, 0))
-                before = max(span - step, 0) // 2 if same else 0
+            side, span, step = shape[2 + axis], (kernel[axis] - 1) * dilation[axis] + 1, stride[axis]
+            full = (side - 1) * step + span
+            if sizes is not None:
+                wanted = sizes[axis]
+            elif given is None:
+                wanted = side * step if padding == "same" else max(full, side * step)
             else:
-                more = pair_of(given)[axis]
-                wanted = (shape[2 + axis] - 1) * step + more + (span % 2 if same else span)
-                padded = span + span % 2 - 2 + more
-                before = span - 1 - min(-(-padded // 2), span - 1) if same else 0
+                wanted = (side - 1) * step + pair_of(given)[axis] + (span % 2 if padding == "same" else span)
+            before = 0
+            if padding == "same":  # as many as the convolution pads before its input
+                before = span // 2 if self.theano else max(0, full - wanted) // 2
             extra.append(max(0, wanted + before - full))
             edges += [before, max(0, full + extra[-1] - before - wanted)]
         bias = _has_bias(node, layer)
-        arrays = {"weight": ("kernel", Layout("hwoi"))} | ({"bias": ("bias", Layout())} if bias else {})
+        arrays = {"weight": ("kernel", Layout(order, self.theano))} | ({"bias": ("bias", Layout())} if bias else {})
         self._emit(
             node, "conv_transpose", inputs, arrays=arrays, inputs=channels, outputs=outputs, kernel=kernel,
             stride=stride, edges=tuple(edges), output_padding=tuple(extra), dilation=dilation, bias=bias,
@@ -649,8 +670,12 @@ class _Translator:
         array = _layer(node, "alpha").arrays["alpha"]
         own = array.shape
         layout = Layout()
+        if len(own) != len(shape) - 1:
+            raise _Missing(f"has an alpha of {own}, but reads values of {shape[1:]}")
         if len(shape) == 4 and self.last:
             own, layout = (own[2], own[0], own[1]), Layout("hwc")
+        elif own[1:] == (1, 1):
+            layout = Layout("flat")
         self._emit(node, "prelu", inputs, arrays={"weight": ("alpha", layout)}, shape=own)
 
     def _thresholdedrelu(self, node: Node, inputs: list[str]) -> None:
@@ -699,9 +724,10 @@ class _Translator:
 
     def _flatten(self, node: Node, inputs: list[str]) -> None:
         rank = len(self.shapes[inputs[0]])
-        first = node.settings.get("data_format") == "channels_first"  # Keras 2.2 and later transposes such maps
-        transposes = first and (self.keras >= 3 or self.keras == 2)
-        self._emit(node, "flatten", inputs, channels_last=rank == 4 and (self.last or transposes))
+        first = node.settings.get("data_format") == "channels_first"  # Keras 2.2 and later transposes such values
+        if first and self.last and rank > 2:
+            raise ValueError("is channels_first, but the model is channels_last; mixed formats are not supported")
+        self._emit(node, "flatten", inputs, channels_last=(rank == 4 and self.last) or (rank > 2 and first))
 
     def _reshape(self, node: Node, inputs: list[str]) -> None:
         target = [int(side) for side in node.settings["target_shape"]]
@@ -812,10 +838,6 @@ class _Translator:
         if not made:
             self.outputs[node.name] = inputs[0]
 
-    def _no_theano(self) -> None:
-        if self.theano:
-            raise ValueError("was trained on Theano, which is not supported for this class")
-
 
 class Translated(NamedTuple):
     """One layer that a registered Keras layer becomes.
@@ -911,6 +933,10 @@ def _stored_shape(layout: Layout, ours: Shape, stored: Shape) -> Shape:
         return (ours[2], ours[3], ours[1], ours[0])
     if order == "hwoi":
         return (ours[2], ours[3], ours[1], ours[0])
+    if order == "deconv_oihw":
+        return (ours[1], ours[0], *ours[2:])
+    if order == "deconv_hwio":
+        return (*ours[2:], *ours[:2])
     if order == "depthwise":
         return (ours[2], ours[3], stored[2], ours[0] // stored[2])
     if order == "io":
@@ -1034,6 +1060,8 @@ def _split(layers: dict[str, Layer]) -> _Parts:
             features = ordered[: ordered.index(chain[start])]
             names = ", ".join(one.name for one in chain[start:])
             note = f"the model ends with {names}, which is left out: the features are the map before it"
+            if chain[start].kind in ("global_max", "max_pool"):
+                note += "; --pool max embeds them"
             final = features[-1].node if features else "input"
             return _Parts(features, None, (0, 0), None, None, _End(None, None), (note,), final)
     if start is not None:

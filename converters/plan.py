@@ -63,8 +63,9 @@ class Layout:
 
     Attributes:
         kernel_order: axis order of the array: "oihw" or "hwio" of convolutions, "depthwise" (h, w, channels,
-            multiplier), "hwoi" of transposed ones, "io" of a dense kernel that becomes a convolution, "hwc" of one
-            number for each value of a map, "flat" for a vector with dimensions of 1; None for others.
+            multiplier), "hwoi" of transposed ones, in Keras 1 "deconv_oihw" or "deconv_hwio", "io" of a dense kernel
+            that becomes a convolution, "hwc" of one number for each value of a map, "flat" for a vector with dimensions
+            of 1; None for others.
         flipped: whether the kernels are rotated by 180 degrees.
         window: (channels, h, w) if the rows of a dense kernel, or the values of a batch normalisation before it, are in
             the order h, w, channels; else None.

@@ -126,6 +126,8 @@ ORDERS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "oihw": lambda array: array,
     "hwio": lambda array: oihw_from_hwio(array),
     "hwoi": lambda array: iohw_from_hwoi(array),
+    "deconv_oihw": lambda array: array.transpose(1, 0, 2, 3),
+    "deconv_hwio": lambda array: array.transpose(2, 3, 0, 1),
     "depthwise": lambda array: oihw_from_depthwise(array),
     "io": lambda array: transpose_dense(array),
     "hwc": lambda array: array.transpose(2, 0, 1),

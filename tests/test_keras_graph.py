@@ -63,7 +63,13 @@ BROKEN = {
     r"its model config is broken \(TypeError": model(end=["i", 0, 0]) | {"layers": None},
     "its model has 2 inputs; only one is supported": model(end=["i", 0, 0])
     | {"input_layers": [["i", 0, 0], ["j", 0, 0]]},
-    "a Merge of mode 'mul' is not known": model(layer("a", [["i", 0, 0]], kind="Merge", mode="mul"), end=["a", 0, 0]),
+    "a Merge of mode 'cos' is not known": model(layer("a", [["i", 0, 0]], kind="Merge", mode="cos"), end=["a", 0, 0]),
+    "a Merge runs Python code": model(
+        layer("a", [["i", 0, 0]], kind="Merge", mode="f", mode_type="function"), end=["a", 0, 0]
+    ),
+    "its layer a .Merge. holds models of its own": model(
+        layer("a", [["i", 0, 0]], kind="Merge", mode="sum", layers=[]), end=["a", 0, 0]
+    ),
 }
 
 

@@ -128,16 +128,20 @@ def convolve_transposed(
     kernel: NDArray[Any],
     *,
     data_format: DataFormat,
+    theano: bool,
     strides: Pair,
     padding: Padding,
     dilation: Pair,
     output_padding: Any = None,
+    shape: Sequence[int] | None = None,
 ) -> Array:
     """Conv2DTranspose without its bias: every pixel adds its multiple of the kernel to the output.
 
     Args:
         kernel: (height, width, out, in).
+        theano: use the gradient of true convolution and Theano's padding.
         output_padding: None for the size that a convolution with these strides would shrink to the image's.
+        shape: (height, width) of the output, as Keras 1 says it.
     """
     pixels = channels_last(image, data_format)
     spans = [(kernel.shape[axis] - 1) * dilation[axis] + 1 for axis in range(2)]
@@ -149,18 +153,18 @@ def convolve_transposed(
                 slice(place * rate, place * rate + (count - 1) * stride + 1, stride)
                 for place, rate, count, stride in zip((i, j), dilation, pixels.shape, strides, strict=False)
             )
-            total[rows, columns] += pixels @ np.asarray(kernel[i, j], np.float64).T
+            tap = kernel[-1 - i, -1 - j] if theano else kernel[i, j]
+            total[rows, columns] += pixels @ np.asarray(tap, np.float64).T
     for axis, (span, stride) in enumerate(zip(spans, strides, strict=True)):
         before, length = 0, whole[axis] + max(0, stride - span)
-        if padding == "same" and output_padding is None:
-            length = pixels.shape[axis] * stride
-            before = max(0, span - stride) // 2  # as many as the convolution pads before its input
+        if shape is not None:
+            length = shape[axis]
         elif output_padding is not None:
-            more = pair_of(output_padding)[axis]
-            length = whole[axis] + more
-            if padding == "same":
-                length += span % 2 - span
-                before = max(0, span - 1 - (span + span % 2 - 1 + more) // 2)
+            length = whole[axis] + pair_of(output_padding)[axis] + (span % 2 - span if padding == "same" else 0)
+        elif padding == "same":
+            length = pixels.shape[axis] * stride
+        if padding == "same":  # as many as the convolution pads before its input
+            before = span // 2 if theano else max(0, whole[axis] - length) // 2
         short = max(0, before + length - total.shape[axis])
         total = np.pad(total, [(0, short if other == axis else 0) for other in range(3)])
         total = total.take(range(before, before + length), axis)
@@ -398,10 +402,14 @@ def compute(node: Node, sources: Sequence[Array], read: Read, meaning: Meaning) 
         name, words = layer_activation(kind, settings)
         return activate(x, name, keras=meaning.keras, **words)
     if kind == "Conv2DTranspose":
+        kernel, shape = arrays["kernel"][...], settings.get("output_shape", ())
+        if meaning.keras == 1:  # stored as those of a convolution that reads the image
+            kernel = kernel.transpose(2, 3, 0, 1) if meaning.order(data_format) == "oihw" else kernel.swapaxes(2, 3)
+            shape = shape[2:4] if data_format == "channels_first" else shape[1:3]
         result = convolve_transposed(
-            x, arrays["kernel"], data_format=data_format, strides=pair_of(settings.get("strides", 1)),
+            x, kernel, data_format=data_format, theano=meaning.theano, strides=pair_of(settings.get("strides", 1)),
             padding=settings.get("padding", "valid"), dilation=pair_of(settings.get("dilation_rate", 1)),
-            output_padding=settings.get("output_padding"),
+            output_padding=settings.get("output_padding"), shape=shape,
         )  # fmt: skip
         return _plus_bias(result, arrays, 0 if data_format == "channels_first" else 2)
     if kind in ("Conv2D", "DepthwiseConv2D", "SeparableConv2D"):
@@ -480,6 +488,11 @@ def _convolve(
     if order == "oihw":
         raise ValueError("depthwise kernels of Keras 1 with channels first are not known here")
     depthwise = arrays["depthwise_kernel"] if "depthwise_kernel" in arrays else arrays["kernel"]
+    if kind == "SeparableConv2D" and meaning.theano and place["padding"] == "same":
+        # Theano pads half of the kernel on both sides, and Keras cuts off what an even kernel adds elsewhere only.
+        half = [((side - 1) * rate + 1) // 2 for side, rate in zip(depthwise.shape, dilation, strict=False)]
+        x = pad(x, [(each, each) for each in half], data_format)
+        place["padding"] = "valid"
     result = convolve_depthwise(x, depthwise, **how, **place)
     if kind == "SeparableConv2D":
         result = convolve(result, arrays["pointwise_kernel"], order=order, **how)

@@ -368,6 +368,8 @@ class _Reader:
         """Append the node (for a nested model, the nodes) of a layer called on `inputs`; return the output's name."""
         if layer.kind in MODELS:
             return self.lay_out(layer, inputs, (*parents, layer.name))
+        if layer.layers is not None:
+            raise ValueError(f"its layer {layer.name} ({layer.class_name}) holds models of its own, each with an input")
         with config_errors(f"layer {layer.name or layer.class_name:.80}"):
             kind, settings = in_new_words(layer.kind, layer.outer["config"])
             if kind == "TimeDistributed" or "layer" in settings:

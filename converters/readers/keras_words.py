@@ -56,6 +56,9 @@ FORMATS: Mapping[str, DataFormat] = {
     "channels_first": "channels_first", "channels_last": "channels_last",
     "th": "channels_first", "tf": "channels_last",
 }  # fmt: skip
+_MODES = {  # of Keras 1's Merge -> layer
+    "sum": "Add", "mul": "Multiply", "concat": "Concatenate", "ave": "Average", "max": "Maximum", "dot": "Dot",
+}  # fmt: skip
 _SETTINGS = {  # Keras 1 -> Keras 2 and 3
     "subsample": "strides", "border_mode": "padding", "dim_ordering": "data_format", "atrous_rate": "dilation_rate",
     "concat_axis": "axis",
@@ -84,7 +87,7 @@ _LEAVES = {
     "kernel": "kernel", "bias": "bias", "W": "kernel", "b": "bias", "gamma": "gamma", "beta": "beta",
     "depthwise_kernel": "depthwise_kernel", "pointwise_kernel": "pointwise_kernel", "moving_mean": "moving_mean",
     "moving_variance": "moving_variance", "running_mean": "moving_mean", "running_std": "moving_variance",
-    "running_var": "moving_variance",
+    "running_var": "moving_variance", "alpha": "alpha", "alphas": "alpha",
 }  # fmt: skip
 _LEAF = re.compile(rf"(?:(?P<stem>.*?)_)??(?P<word>{'|'.join(sorted(_LEAVES, key=len, reverse=True))})(?:_\d+)?")
 
@@ -102,7 +105,7 @@ def in_new_words(kind: str, config: Mapping[str, Any]) -> tuple[str, dict[str, A
     """Return a layer's class and settings in Keras 2 and 3's terms.
 
     Raises:
-        ValueError: the layer is a Keras 1 Merge that is neither Add nor Concatenate.
+        ValueError: the layer is a Keras 1 Merge in a mode that no later layer has.
 
     >>> in_new_words("Convolution2D", {"nb_row": 3, "nb_col": 2, "subsample": [1, 1], "dim_ordering": "th"})
     ('Conv2D', {'strides': [1, 1], 'data_format': 'channels_first', 'kernel_size': (3, 2)})
@@ -114,9 +117,11 @@ def in_new_words(kind: str, config: Mapping[str, Any]) -> tuple[str, dict[str, A
         settings["kernel_size"] = (settings.pop("nb_row"), settings.pop("nb_col"))
     if kind == "Merge":
         mode = settings.get("mode")
-        if mode not in ("concat", "sum"):
-            raise ValueError(f"a Merge of mode {mode!r} is not known here; known: concat, sum")
-        kind = "Concatenate" if mode == "concat" else "Add"
+        if settings.get("mode_type", "raw") != "raw":
+            raise ValueError("a Merge runs Python code, which is not read from files; cut it off with --until")
+        if mode not in _MODES:
+            raise ValueError(f"a Merge of mode {mode!r:.40} is not known here; known: {', '.join(_MODES)}")
+        kind, settings["axes"] = _MODES[mode], settings.get("dot_axes")
     return kind_of_class(kind), settings
 
 

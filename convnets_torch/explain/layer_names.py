@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from math import prod
 from typing import TypeAlias
 
 from torch import nn
 
-from convnets_torch.fcn.graph import trace_ops
+from convnets_torch.fcn.graph import count, trace_ops
 from convnets_torch.networks import Network
 
 
@@ -83,7 +84,8 @@ def find_layer(network: nn.Module, layer: LayerLike) -> str:
 def last_convolution(network: nn.Module) -> str:
     """Return the name of the last convolution, including its normalisation, activation or block.
 
-    It is the last module of `features` before any final pooling.
+    It is the last module of `features` before any final pooling whose output has 2 cells or more at the network's own
+    size, and through which all that follows is computed.
 
     Raises:
         ValueError: the module is not one of this library's networks, or its last convolution is unknown.
@@ -98,12 +100,16 @@ def last_convolution(network: nn.Module) -> str:
     while ops[last].kind in ("max", "average", "pad"):
         [last] = ops[last].inputs
     modules = dict(network.features.named_modules())
-    for name in (ops[last].name, *ops[last].blocks):
-        if name in modules:
-            return f"features.{name}"
-    if last < len(ops) - 1:
-        raise ValueError(sentence)
-    return "features"
+    whole = last == len(ops) - 1
+    read = len(ops)  # the first op that a later one reads
+    for number in range(last, 0, -1):
+        if number <= read and prod(count(ops[: number + 1], network.size[axis], axis) for axis in (0, 1)) > 1:
+            if name := next((name for name in (ops[number].name, *ops[number].blocks) if name in modules), None):
+                return f"features.{name}"
+            if number == last and whole:
+                return "features"
+        read = min(read, *ops[number].inputs)
+    raise ValueError(sentence)
 
 
 def candidates(network: nn.Module) -> list[str]:

@@ -1,6 +1,6 @@
 """Write models of real Keras 3, on its torch backend, that have no class of their own here, with what they answer.
 
-    KERAS_BACKEND=torch python -m tests.reference.keras3_graphs FOLDER layers|models|applications|random [NAME ...]
+    KERAS_BACKEND=torch python -m tests.reference.keras3_graphs FOLDER layers|models|applications|narrow [NAME ...]
 
 Each model NAME is written as NAME.keras and NAME.h5, with NAME.npz: two images (2, H, W, 3), 0 to 255, and its output.
 Weights and statistics are random, from seeds, and large enough that a mistake shows.
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.reference.goldens import Golden
+from tests.reference.narrow_networks import keras_application
 
 SIZE = (20, 28)  # pixels, unequal so that exchanged axes show
 
@@ -327,6 +330,26 @@ def _nearly(L: Any, keras: Any, pool: str = "", filters: int = 8, **settings: An
     return keras.Model(start, x)
 
 
+# Narrow networks of Keras Applications whose maps have a single cell, or that end with a pooling: (network, size,
+# pooling instead of the head).
+NARROW: dict[str, tuple[str, tuple[int, int], str]] = {
+    "resnet50_one_cell": ("resnet50", (32, 32), ""),
+    "inception_v3_one_cell": ("inception_v3", (75, 75), ""),
+    "vgg16_one_cell_maximum": ("vgg16", (32, 32), "GlobalMaxPooling2D"),
+    "vgg16_average": ("vgg16", (64, 96), "GlobalAveragePooling2D"),
+}
+
+
+def _narrow(name: str) -> Any:
+    import keras
+
+    network, size, pooling = NARROW[name]
+    top: Any = "none" if pooling else "standard"
+    plan = Golden(name, network, "keras-applications", "3", "channels_last", ".keras", top, "unit", size)
+    model = keras_application(plan)
+    return keras.Model(model.input, getattr(keras.layers, pooling)()(model.output)) if pooling else model
+
+
 def choose_weights(model: Any, seed: int) -> None:
     """Random weights that keep the size of values from layer to layer, and random statistics."""
     random = np.random.default_rng(seed)
@@ -361,9 +384,14 @@ def main(folder: str, kind: str, *names: str) -> None:
     from keras import layers
 
     for number, name in enumerate(
-        names or {"layers": LAYERS, "models": MODELS, "applications": IN_CI, "papers": PAPERS | NEARLY}[kind]
-    ):
-        if kind == "applications":
+        names
+        or {
+            "layers": LAYERS, "models": MODELS, "applications": IN_CI, "papers": PAPERS | NEARLY, "narrow": NARROW,
+        }[kind]
+    ):  # fmt: skip
+        if kind == "narrow":
+            model, inside = _narrow(name), False
+        elif kind == "applications":
             sides = APPLICATIONS[name]
             make = getattr(keras.applications, name)
             model = make(weights=None, input_shape=(*sides, 3), classes=7, classifier_activation=None)
