@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converters.options import input_size
+from converters.options import Questions, ask_preprocessing, ask_whole_preprocessing, input_size
 from converters.plan import Wishes
 from converters.readers.keras_file import KerasFile
 from converters.readers.keras_graph import Graph, Node, Operand
@@ -52,11 +52,13 @@ class Front:
     cut: bool
     notes: tuple[str, ...]
 
-    def preprocessing(self, size: tuple[int, int]) -> tuple[Preprocessing, list[str]]:
+    def preprocessing(self, size: tuple[int, int], questions: Questions) -> tuple[Preprocessing, list[str]]:
         """Return the preprocessing for the card, and notes on the assumptions made.
 
+        It is asked if the model does not do it.
+
         Raises:
-            ValueError: the model does not do it and the user does not name it; or both do.
+            ValueError: the user names it although the model does it, or it has another size.
         """
         side = size[0] if size[0] == size[1] else size
         if self.affine:
@@ -71,14 +73,12 @@ class Front:
             )
             return rule, [*self.notes, *stretched]
         if self.given is None:
-            raise ValueError(
-                f"{self.path} does not say how its pictures were preprocessed; give --preprocessing with a JSON file or"
-                f" one of {', '.join(GENERAL)}"
-            )
+            ask_preprocessing(questions, GENERAL)
+            return general(GENERAL[0], side), []
         if not self.given.lower().endswith(".json"):
             return general(self.given, side), [*self.notes]
         rule = read_preprocessing(self.given)
-        if rule.shape != size:
+        if rule.shape != size and "input_size" not in questions.asked:
             raise ValueError(
                 f"{self.given} has the size {rule.size}, but the network's input is {size[0]}x{size[1]} pixels"
             )
@@ -110,12 +110,13 @@ def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(abs(a - b) <= CLOSE * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True))
 
 
-def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
+def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions) -> Front:
     """Follow the model from its input as far as each operation changes pixels one by one.
 
+    If a layer of code stands in front, the preprocessing that it is part of is asked.
+
     Raises:
-        ValueError: the input is no image of three channels; or a layer of code stands in front, and the user does not
-            name the preprocessing that it is part of.
+        ValueError: the input is no image of three channels.
     """
     size = input_size(file, graph)
     readers: dict[str, list[Node]] = {}
@@ -135,13 +136,10 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
         if len(after) != 1 or len(after[0].inputs) != 1:
             break
         [node] = after
-        if node.kind in CODE and wishes.preprocessing is not None:
+        if node.kind in CODE:
+            if wishes.preprocessing is None:
+                ask_whole_preprocessing(questions, node)
             notes.append(f"{node.own_name} is assumed to be part of the preprocessing you named")
-        elif node.kind in CODE:
-            raise ValueError(
-                f"{file.path}: {node.own_name} ({node.kind}) changes the input in a way that is not read; name"
-                " the whole preprocessing with --preprocessing"
-            )
         elif node.kind == "Resizing" and here == "input":
             size, interpolation = _resizing(file, node)
             notes.append(

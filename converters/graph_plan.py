@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from converters.checks import misnamed_arrays
 from converters.front import Front, front_of
-from converters.options import check_data_format, check_size, settle_activation, settle_backend
+from converters.options import Questions, check_data_format, check_size, settle_activation, settle_backend
 from converters.plan import KerasStep, Layout, Plan, Row, Wishes, change
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
 from converters.readers.keras_graph import Graph, Node, Operand, config_errors, graph_of_config, label
@@ -62,6 +62,7 @@ ARITHMETIC = {"ops.Add": "add", "ops.Subtract": "subtract", "ops.Multiply": "mul
 POOLS = {"MaxPooling2D": "max_pool", "AveragePooling2D": "average_pool"}
 GLOBAL = {"GlobalMaxPooling2D": "global_max", "GlobalAveragePooling2D": "global_average"}
 ENDS = ("softmax", "sigmoid")  # activations of logits, which the card keeps
+ASSUMED = (224, 224)  # pixels of a model of any size, until the user says it
 
 
 @dataclass(eq=False)
@@ -107,20 +108,29 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
         if given is not None:
             raise ValueError(f"{file.path}: its config specifies {what}; leave out the option")
     graph = graph_of_config(file, output=wishes.output, until=wishes.until)
-    backend, choices = settle_backend(file, None, wishes)
-    front = front_of(file, graph, wishes)
+    questions = Questions(file.path)
+    backend, choices = settle_backend(file, None, wishes, questions)
+    front = front_of(file, graph, wishes, questions)
     if front.size is not None and wishes.input_size not in (None, front.size):
         raise ValueError(
             f"{file.path} says that its input is {front.size[0]}x{front.size[1]} pixels; leave out the input size"
         )
     size = check_size(file, front.size or wishes.input_size)
     if size is None:
-        raise ValueError(
-            f"{file.path}: its model takes pictures of any size; give the size to classify, --input-size HEIGHTxWIDTH"
-        )
-    translator = _Translator(file, graph, front, size, theano=backend == "theano")
-    layers = translator.layers()
-    parts = _split(layers)
+        answers = "the size to classify, --input-size HEIGHTxWIDTH"
+        questions.ask("input_size", "its model takes pictures of any size", answers)
+        size = ASSUMED
+    rule, chosen = front.preprocessing(size, questions)
+    choices += chosen
+    try:
+        parts = _split(_Translator(file, graph, front, size, theano=backend == "theano").layers())
+    except ValueError:
+        if "input_size" in questions.asked:
+            questions.check()  # the error may be that of a size which nobody chose
+        raise
+    activation, chosen = settle_activation(file, parts.end, wishes, questions)
+    choices += [*chosen, *parts.notes]
+    questions.check()
     network = {
         "name": _model_name(file),
         "features": [layer.entry for layer in parts.features],
@@ -130,10 +140,6 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
     }  # fmt: skip
     arguments = {"classes": parts.classes, "graph": network}
     arguments, checked = _with_map(arguments)
-    rule, chosen = front.preprocessing(size)
-    choices += chosen
-    activation, chosen = settle_activation(file, parts.end, wishes)
-    choices += [*chosen, *parts.notes]
     steps, table, state = [], {}, checked.state_dict()
     for part, members in (("features", parts.features), ("head", parts.head or ())):
         for layer in members:
