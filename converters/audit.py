@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 
 from converters.readers import keras_archive
+from converters.readers.foreign import check_folder
 from converters.readers.hdf5_tree import BROKEN, Array, Tree, attribute, reason_of, survey, text
 from converters.readers.keras_graph import parse
 from converters.readers.keras_weights import NOT_WEIGHTS
@@ -115,12 +116,14 @@ def audit(path: str | os.PathLike[str]) -> Audit:
 
     Raises:
         OSError: the file does not exist.
+        ValueError: it is the folder of a SavedModel or the like.
 
     >>> found = audit("alexnet_weights.h5")
     >>> found.framework, found.parameters, found.clean
     ('Keras 1', 110104, True)
     """
     path = Path(path)
+    check_folder(path)
     check_regular(path)
     found = _Found()
     try:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from numpy.typing import NDArray
 
 from converters.plan import KerasStep, Plan, Row, Step, Wishes, stored_dtype
+from converters.readers.foreign import check_folder, check_foreign
 from converters.readers.process import Call, reading_process
 from converters.writing import Job
 from convnets_torch._version import __version__
@@ -173,7 +174,7 @@ def convert(
     before = _identity(source)
     with reading_process(isolated=isolated) as call:
         if kind == "zip":
-            kind = "pytorch" if call("holds state dict", path=str(source)) else "keras"
+            kind = call("kind of zip", path=str(source))
         described = call("read" if kind == "keras" else "describe state dict", path=str(source))
         wishes = Wishes(
             backend, data_format, preprocessing, activation, hidden_activation, pool1_padding, input_size, output, until
@@ -208,9 +209,16 @@ def convert(
 
 
 def _kind(source: Path) -> str:
-    """Return "keras", "pytorch" or (for a zip, which may be either) "zip", by the file's first bytes."""
+    """Return "keras", "pytorch" or (for a zip, which may be either) "zip", by the file's first bytes.
+
+    Raises:
+        OSError, ValueError: it is something else, or cannot be read.
+    """
+    check_folder(source)
     with open_file(source) as file:
         start = file.read(8)
+        if not start.startswith((HDF5_MAGIC, b"PK")):
+            check_foreign(source, file)
     if not start:
         raise OSError(f"{source} is empty; download it again")
     if start.startswith(b"PK") and source.suffix.lower() != ".keras":
