@@ -59,6 +59,7 @@ MERGES = {
 }  # fmt: skip
 ARITHMETIC = {"ops.Add": "add", "ops.Subtract": "subtract", "ops.Multiply": "multiply", "ops.TrueDivide": "divide",
               "ops.Divide": "divide"}  # fmt: skip
+SAME_SHAPE = frozenset((*ACTIVATION_KINDS.values(), "batch_norm", "dropout"))  # layers that are not run for a shape
 POOLS = {"MaxPooling2D": "max_pool", "AveragePooling2D": "average_pool"}
 GLOBAL = {"GlobalMaxPooling2D": "global_max", "GlobalAveragePooling2D": "global_average"}
 ENDS = ("softmax", "sigmoid")  # activations of logits, which the card keeps
@@ -214,8 +215,7 @@ def _with_map(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             graph = {**graph, "stride": grid.stride}
         except ValueError as error:
             graph = {**graph, "window": (0, 0), "no_map": f"{error}"[:1000]}
-    arguments = {**arguments, "graph": graph}
-    return arguments, build("graph", arguments)
+    return {**arguments, "graph": graph}, network
 
 
 # Translation
@@ -335,7 +335,8 @@ class _Translator:
             with torch.device("meta"):
                 module = make_layer(name, kind, settings).eval()
                 try:
-                    result = module(*(torch.empty(shape) for shape in shapes))
+                    images = [torch.empty(shape) for shape in shapes]
+                    result = images[0] if kind in SAME_SHAPE else module(*images)
                 except (RuntimeError, IndexError, TypeError) as error:
                     reason = str(error).splitlines()[0]
                     raise ValueError(

@@ -22,7 +22,7 @@ from converters.readers.keras_file import KerasArray, KerasFile
 from convnets_torch.files import check_regular, open_file, opened_path
 from convnets_torch.text import printable_errors
 
-values = arrays.values
+values, Blocks = arrays.values, arrays.Blocks
 
 
 @printable_errors()
