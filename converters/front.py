@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converters.options import image_shape
+from converters.options import Questions, ask_preprocessing, ask_whole_preprocessing, image_shape
 from converters.plan import Wishes
 from converters.readers.keras_file import KerasFile
 from converters.readers.keras_graph import Graph, Node, Operand
@@ -69,9 +69,11 @@ class Front:
         return len(self.scale)
 
     def preprocessing(
-        self, size: tuple[int, int], network: str = "graph", released: str | None = None
+        self, size: tuple[int, int], network: str, released: str | None, questions: Questions
     ) -> tuple[Preprocessing, list[str]]:
         """Return the preprocessing for the card, and notes on the assumptions made.
+
+        It is asked if the model does not do it, and these are no released weights.
 
         Args:
             size: (height, width) of the network's input in pixels.
@@ -79,7 +81,7 @@ class Front:
             released: preset of the released weights, if these are weights with their layers.
 
         Raises:
-            ValueError: the model does not do it and the user does not name it; or both do.
+            ValueError: the user names it although the model does it, or it has another size.
         """
         side = size[0] if size[0] == size[1] else size
         if self.affine:
@@ -94,10 +96,8 @@ class Front:
             )
             return rule, [*self.notes, *stretched]
         if self.given is None and released is None:
-            raise ValueError(
-                f"{self.path} does not say how its pictures were preprocessed; give --preprocessing with a JSON file or"
-                f" one of {', '.join(presets_for(self.channels))}"
-            )
+            ask_preprocessing(questions, presets_for(self.channels))
+            return general(presets_for(self.channels)[0], side, self.channels), []
         if self.given is None:
             rule = _preset(network, released, side, self.channels)
             return rule, [*self.notes, f"pictures are preprocessed with {rule.name}, as for the released weights with"
@@ -109,7 +109,7 @@ class Front:
             raise ValueError(
                 f"{self.given} has the channels {rule.channels}, but the network's input has {IN_WORDS[self.channels]}"
             )
-        if rule.shape != size:
+        if rule.shape != size and "input_size" not in questions.asked:
             raise ValueError(
                 f"{self.given} has the size {rule.size}, but the network's input is {size[0]}x{size[1]} pixels"
             )
@@ -146,12 +146,13 @@ def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(abs(a - b) <= CLOSE * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True))
 
 
-def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
+def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions) -> Front:
     """Follow the model from its input as far as each operation changes pixels one by one.
 
+    If a layer of code stands in front, the preprocessing that it is part of is asked.
+
     Raises:
-        ValueError: the input is no image of 1, 3 or 4 channels; or a layer of code stands in front, and the user does
-            not name the preprocessing that it is part of.
+        ValueError: the input is no image of 1, 3 or 4 channels.
     """
     channels, size = image_shape(file, graph)
     readers: dict[str, list[Node]] = {}
@@ -173,15 +174,12 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
         if len(after) != 1 or len(after[0].inputs) != 1:
             break
         [node] = after
-        if node.kind in CODE and wishes.preprocessing is not None:
+        if node.kind in CODE:
+            if wishes.preprocessing is None:
+                ask_whole_preprocessing(questions, node)
             skipped.append(node.name)
             notes.append(
                 f"{node.own_name} before the first convolution is assumed to be part of the preprocessing you named"
-            )
-        elif node.kind in CODE:
-            raise ValueError(
-                f"{file.path}: {node.own_name} ({node.kind}) changes the input in a way that is not read; name"
-                " the whole preprocessing with --preprocessing"
             )
         elif node.kind == "Resizing" and here == "input":
             size, interpolation = _resizing(file, node)

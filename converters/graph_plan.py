@@ -19,7 +19,14 @@ from torch import nn
 
 from converters.checks import misnamed_arrays
 from converters.front import Front, front_of
-from converters.options import check_data_format, check_size, released_preset, settle_activation, settle_backend
+from converters.options import (
+    Questions,
+    check_data_format,
+    check_size,
+    released_preset,
+    settle_activation,
+    settle_backend,
+)
 from converters.paper import recognise
 from converters.plan import KerasStep, Layout, Plan, Row, Wishes, change
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
@@ -61,9 +68,11 @@ MERGES = {
 }  # fmt: skip
 ARITHMETIC = {"ops.Add": "add", "ops.Subtract": "subtract", "ops.Multiply": "multiply", "ops.TrueDivide": "divide",
               "ops.Divide": "divide"}  # fmt: skip
+SAME_SHAPE = frozenset((*ACTIVATION_KINDS.values(), "batch_norm", "dropout"))  # layers that are not run for a shape
 POOLS = {"MaxPooling2D": "max_pool", "AveragePooling2D": "average_pool"}
 GLOBAL = {"GlobalMaxPooling2D": "global_max", "GlobalAveragePooling2D": "global_average"}
 ENDS = ("softmax", "sigmoid")  # activations of logits, which the card keeps
+ASSUMED = (224, 224)  # pixels of a model of any size, until the user says it
 
 
 @dataclass(eq=False)
@@ -109,20 +118,24 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
         if given is not None:
             raise ValueError(f"{file.path}: its config specifies {what}; leave out the option")
     graph = graph_of_config(file, cast(Any, wishes.data_format), output=wishes.output, until=wishes.until)
-    backend, choices = settle_backend(file, wishes)
-    front = front_of(file, graph, wishes)
+    questions = Questions(file.path)
+    backend, choices = settle_backend(file, wishes, questions)
+    front = front_of(file, graph, wishes, questions)
     if front.size is not None and wishes.input_size not in (None, front.size):
         raise ValueError(
             f"{file.path} says that its input is {front.size[0]}x{front.size[1]} pixels; leave out the input size"
         )
     size = check_size(file, front.size or wishes.input_size)
     if size is None:
-        raise ValueError(
-            f"{file.path}: its model takes pictures of any size; give the size to classify, --input-size HEIGHTxWIDTH"
-        )
-    translator = _Translator(file, graph, front, size, theano=backend == "theano")
-    layers = translator.layers()
-    parts = _split(layers)
+        answers = "the size to classify, --input-size HEIGHTxWIDTH"
+        questions.ask("input_size", "its model takes pictures of any size", answers)
+        size = ASSUMED
+    try:
+        parts = _split(_Translator(file, graph, front, size, theano=backend == "theano").layers())
+    except ValueError:
+        if "input_size" in questions.asked:
+            questions.check()  # the error may be that of a size which nobody chose
+        raise
     described: dict[str, Any] = {
         "name": _model_name(file),
         "features": [layer.entry for layer in parts.features],
@@ -137,10 +150,12 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
         name, network, arguments, modules = paper.name, paper.network, paper.arguments, paper.modules
     if name != "alexnet" and (code := [node.own_name for node in graph.nodes if node.kind in ALEXNETS]):
         raise ValueError(f"{file.path}: layer {code[0]} (Lambda) {UNKNOWN}")
-    rule, chosen = front.preprocessing(size, name, released_preset(file, name, parts.classes, arguments))
+    released = released_preset(file, name, parts.classes, arguments)
+    rule, chosen = front.preprocessing(size, name, released, questions)
     choices += chosen
-    activation, chosen = settle_activation(file, parts.end, wishes)
+    activation, chosen = settle_activation(file, parts.end, wishes, questions)
     choices += [*chosen, *parts.notes]
+    questions.check()
     planned = {
         f"{part}.{layer.name}": layer
         for part, members in (("features", parts.features), ("head", parts.head or ()))
@@ -220,8 +235,7 @@ def _with_map(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             graph = {**graph, "stride": grid.stride}
         except ValueError as error:
             graph = {**graph, "window": (0, 0), "no_map": f"{error}"[:1000]}
-    arguments = {**arguments, "graph": graph}
-    return arguments, build("graph", arguments)
+    return {**arguments, "graph": graph}, network
 
 
 # Translation
@@ -347,7 +361,8 @@ class _Translator:
             with torch.device("meta"):
                 module = make_layer(name, kind, settings).eval()
                 try:
-                    result = module(*(torch.empty(shape) for shape in shapes))
+                    images = [torch.empty(shape) for shape in shapes]
+                    result = images[0] if kind in SAME_SHAPE else module(*images)
                 except (RuntimeError, IndexError, TypeError) as error:
                     reason = str(error).splitlines()[0]
                     raise ValueError(

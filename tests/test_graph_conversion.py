@@ -279,6 +279,26 @@ def test_a_graph_that_cannot_be_is_refused_in_one_sentence(models, what, tmp_pat
     assert not list(tmp_path.glob("out*"))
 
 
+def any_size(layers, model):
+    model["layers"][0]["config"]["batch_shape"] = [None, None, None, 3]
+
+
+def test_all_that_a_graph_needs_is_asked_at_once(models, tmp_path):
+    out = tmp_path / "out.safetensors"
+    path = edited(models / "average_head.h5", tmp_path, any_size)
+    wanted = (
+        "needs 2 options: the size to classify, --input-size HEIGHTxWIDTH, since its model takes pictures of any size;"
+        " and --preprocessing with a JSON file or one of"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        convert(path, out, isolated=False)
+    with pytest.raises(ValueError, match="its model takes pictures of any size; give the size to classify, --input-si"):
+        convert(path, out, isolated=False, preprocessing="unit")
+    with pytest.raises(ValueError, match="unknown preprocessing 'caffe'"):
+        convert(path, out, isolated=False, preprocessing="caffe")
+    convert(path, out, isolated=False, preprocessing="unit", input_size=(20, 28), proof=True)
+
+
 def test_a_layer_of_ones_own_is_taught(models, tmp_path, monkeypatch):
     monkeypatch.setattr(graph_plan, "REGISTERED", {})
     path = edited(models / "average_head.h5", tmp_path, to_class("stem_relu", "Doubled"))

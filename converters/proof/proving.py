@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from converters.plan import KerasStep, Plan
 from converters.proof.forwarding import IMAGE, NAMES, OUTPUTS
-from converters.proof.proof import OUTPUT, ProofRow, check, compare
+from converters.proof.proof import OUTPUT, ProofRow, compare
 from converters.readers.process import Call
 from convnets_torch.card import Card
 from convnets_torch.images.preprocessing import normalize
@@ -41,10 +41,10 @@ def prove(
         call: runs a task in the reading process.
 
     Returns:
-        The largest error of each layer, in network order, and of the logits.
+        The largest error of each layer, in network order, and last of the output; not checked yet.
 
     Raises:
-        ValueError: a layer's error is larger than float32 rounding explains.
+        ValueError: the file's own model cannot be computed.
     """
     network = build(plan.network, plan.arguments)
     network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, assign=True)
@@ -75,9 +75,7 @@ def prove(
             if theirs[layer].size == ours[module].size and 1 in theirs[layer].shape[1:]:
                 theirs[layer] = theirs[layer].reshape(ours[module].shape)
     used = {name: theirs[name] for names in table.values() for name in names}
-    rows = compare(ours, used, table)
-    check(rows)
-    return tuple(rows)
+    return tuple(compare(ours, used, table))
 
 
 def _flattened(plan: Plan) -> dict[str, tuple[int, int, int]]:

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -145,13 +145,14 @@ def write(
 ) -> tuple[float | None, str | None]:
     """Write an export to `temporary`, in the format of `path`; return its `difference` and `unchecked`."""
     program = traced(network, heatmap=heatmap, with_preprocessing=with_preprocessing)
+    card = None if network.card is None else replace(network.card, proof=None)  # of the parameters, not of the program
     run: Runner | None
     unchecked = None
     if path.endswith(".onnx"):
-        _write_onnx(program, Path(temporary), network.card, _dynamic_shapes(network, heatmap, with_preprocessing))
+        _write_onnx(program, Path(temporary), card, _dynamic_shapes(network, heatmap, with_preprocessing))
         run, unchecked = _onnx_runner(Path(temporary))
     else:
-        _write_pt2(program, Path(temporary), network.card)
+        _write_pt2(program, Path(temporary), card)
         with Path(temporary).open("rb") as stream:
             run = torch.export.load(stream).module()
     del program
