@@ -30,6 +30,7 @@ from converters.plan import KerasStep, Layout, Plan, Row, Wishes, change, refuse
 from converters.proof.architectures import graph_of_lineage
 from converters.readers.keras_file import KerasFile, KerasLayer, KernelOrder
 from converters.readers.keras_graph import Graph, graph_of_config
+from converters.weights_only import PAPER, derive, network_of, with_config
 from convnets_torch.networks import CATALOG, Network
 from convnets_torch.weights import build
 
@@ -65,18 +66,30 @@ def plan_keras(file: KerasFile, wishes: Wishes | None = None) -> Plan:
         ) from None
 
 
-def plan_any(file: KerasFile, wishes: Wishes) -> Plan:
-    """Plan a file as one of the paper networks or, if it is none and has a config, as the graph that this describes.
+def plan_any(file: KerasFile, wishes: Wishes) -> tuple[KerasFile, Plan]:
+    """Plan a file as one of the paper networks, or else as the graph that its config describes.
+
+    Returns:
+        The file, with the config that was derived if it has none; and the plan.
 
     Raises:
-        ValueError: as `plan_keras` for a paper network, as `plan_graph` for any other model.
+        ValueError: as `plan_keras` for a paper network, as `derive` and `plan_graph` for any other model.
     """
-    if file.config is None:
+    if file.config is not None:
+        return file, _plan_model(file, wishes)
+    if network_of(file) in (None, *PAPER):  # planned by their names
         if wishes.output is not None or wishes.until is not None:
             raise ValueError(
                 f"{file.path} holds no model config, so no layer to cut at; leave out --output-layer and --until"
             )
-        return plan_keras(file, wishes)
+        return file, plan_keras(file, wishes)
+    derived = derive(file, wishes)
+    file = with_config(file, derived.config)
+    plan = plan_graph(file, derived.wishes)
+    return file, replace(plan, choices=(*derived.notes, *plan.choices))
+
+
+def _plan_model(file: KerasFile, wishes: Wishes) -> Plan:
     if wishes.output is not None or wishes.until is not None:
         return plan_graph(file, wishes)
     try:
@@ -144,7 +157,7 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
         )
     refuse(file.path, lineage.network, problems)
     check_data_format(file, wishes)
-    backend, chosen = settle_backend(file, lineage, wishes)
+    backend, chosen = settle_backend(file, lineage.name, wishes)
     choices += [*head.choices, *chosen]
     window, data_format = None, file.data_format
     if rows is not None:

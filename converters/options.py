@@ -210,7 +210,7 @@ DATA_FORMATS = ("channels_first", "channels_last")
 FLATTEN_TRANSPOSES = (2, 2)  # first version of Keras whose Flatten transposes channels-first maps to H, W, C
 
 
-def settle_backend(file: KerasFile, lineage: Lineage | None, wishes: Wishes) -> tuple[str | None, list[str]]:
+def settle_backend(file: KerasFile, origin: str | None, wishes: Wishes) -> tuple[str | None, list[str]]:
     """Return the backend that trained the kernels, and notes on the assumptions made.
 
     Raises:
@@ -239,7 +239,7 @@ def settle_backend(file: KerasFile, lineage: Lineage | None, wishes: Wishes) -> 
     if told := re.search(r"_(th|tf)_kernels", file.path.name):
         backend = {"th": "theano", "tf": "tensorflow"}[told[1]]
         return backend, [f"kernels are {backend}'s according to the file name; change it with --backend"]
-    if lineage is not None and lineage.name == "convnets-keras" and file.named:
+    if origin == "convnets-keras" and file.named:
         return "theano", [
             "kernels are theano's, as in the released files with these layer names; change it with --backend"
         ]

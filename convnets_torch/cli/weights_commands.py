@@ -53,6 +53,9 @@ def convert(
     until: str | None = option(None, "Layer at which to cut the model.", metavar="NAME"),
     classes: Path | None = option(None, "Text file with the names of your classes, one per line.", readable=False),
     layout: str | None = option(None, "torchvision: write VGG with torchvision's names, for its load_state_dict."),
+    architecture: Path | None = option(
+        None, "JSON file with the model's to_json(), if the file has no config.", metavar="FILE.json", readable=False
+    ),
     proof: bool = option(False, "Run the source file's network in NumPy and compare each layer with the result."),
     no_isolation: bool = option(False, "Read the file in this process, which a damaged file may crash."),
     cache: bool = option(False, "Write to the cache, under the network's name."),
@@ -84,6 +87,7 @@ def convert(
         until=until,
         classes=classes,
         layout=layout,
+        architecture=architecture,
         proof=proof,
         isolated=not no_isolation,
     )
