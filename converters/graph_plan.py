@@ -365,6 +365,9 @@ class _Translator:
                     result = images[0] if kind in SAME_SHAPE else module(*images)
                 except (RuntimeError, IndexError, TypeError) as error:
                     reason = str(error).splitlines()[0]
+                    if "too small" in reason or "can't be greater" in reason:
+                        size = "x".join(map(str, self.shapes[IMAGES][2:]))
+                        reason = f"{reason}: pictures of {size} pixels are too small for the network"
                     raise ValueError(
                         f"cannot read inputs of {[list(shape[1:]) for shape in shapes]} ({reason})"
                     ) from None
@@ -417,7 +420,8 @@ class _Translator:
         return shape
 
     def _kernel_order(self, node: Node) -> str:
-        return "oihw" if self.keras == 1 and self.graph.data_format == "channels_first" else "hwio"
+        known = "oihw" if self.keras == 1 and self.graph.data_format == "channels_first" else "hwio"
+        return (node.layer.kernel_order if node.layer is not None else None) or known
 
     def _edges(self, sides: Sequence[int], kernel: Pair, stride: Pair, dilation: Pair, padding: str, pool: bool) -> Any:
         """Return (top, bottom, left, right) padding cells."""

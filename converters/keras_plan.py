@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from converters.graph_plan import plan_graph
+from converters.layer_lists import oriented
 from converters.options import Questions
 from converters.plan import Plan, Wishes
 from converters.readers.keras_file import KerasFile
@@ -27,6 +28,7 @@ def plan_keras(file: KerasFile, wishes: Wishes | None = None) -> tuple[KerasFile
     """
     wishes, questions = wishes or Wishes(), Questions(file.path)
     if file.config is None:
+        file = oriented(file)
         derived = derive(file, wishes, questions)
         described = with_config(file, derived.config)
         plan = plan_graph(described, derived.wishes, questions)

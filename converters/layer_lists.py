@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import takewhile
 from typing import Any
 
 from converters import convnets_keras
 from converters.architectures import Architecture, architectures, layer_list
-from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
+from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer, KernelOrder
 from converters.readers.keras_words import HOLDS, IDENTITIES, kind_of_class, kind_of_name, pair_of
 
 Path = tuple[str, ...]  # names of the enclosing models
@@ -172,11 +172,6 @@ def _known() -> tuple[tuple[Architecture, tuple[frozenset[str], ...]], ...]:
     return tuple(found)
 
 
-def networks() -> set[str]:
-    """Return the names of all architectures."""
-    return {architecture.name for architecture, _ in _known()}
-
-
 def candidates(file: KerasFile) -> list[Agreement]:
     """Return how a file's list agrees with each architecture that it resembles."""
     groups: dict[Path, list[KerasLayer]] = defaultdict(list)
@@ -232,6 +227,19 @@ def _outside(file: KerasFile, found: Agreement) -> None:
                 found.front += [layer] if layer.kind != "InputLayer" else []
             else:
                 found.before.append(layer)
+
+
+def oriented(file: KerasFile) -> KerasFile:
+    """Return the file with the order of kernel axes that agrees best with an architecture; its own if that does."""
+
+    def problems(one: KerasFile) -> int:
+        found = [each for each in candidates(one) if each.bound]
+        return min((len(each.problems) for each in found), default=0)
+
+    def turned(order: KernelOrder) -> KerasFile:
+        return replace(file, layers=tuple(replace(layer, kernel_order=order) for layer in file.layers))
+
+    return min((file, turned("oihw"), turned("hwio")), key=problems) if problems(file) else file
 
 
 def _holds_map(layer: KerasLayer) -> bool:
@@ -460,6 +468,9 @@ def _misfit(entry: Entry, layer: KerasLayer) -> str:
         biased = bool(settings.get("use_bias", True))
         if biased != ("bias" in roles):
             return f"{layer.name} is {shapes}, {'without' if biased else 'with'} a bias"
+        outputs = kernel.shape[0] if layer.kernel_order == "oihw" and len(kernel.shape) == 4 else kernel.shape[-1]
+        if entry.kind in ("Conv2D", "Dense") and biased and layer.arrays["bias"].shape != (outputs,):
+            return f"{layer.name} is {shapes}, not with a bias of ({outputs},)"
         if "kernel_size" in settings and len(kernel.shape) == 4:
             size = kernel.shape[2:] if layer.kernel_order == "oihw" else kernel.shape[:2]
             if size != pair_of(settings["kernel_size"]):

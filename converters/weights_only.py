@@ -26,7 +26,6 @@ from converters.layer_lists import (
     entries_of,
     few,
     misnamed_arrays,
-    networks,
     ordered,
 )
 from converters.listed_heads import WAY_ON, Head, HeadReader, Op, Place
@@ -145,9 +144,9 @@ def _refuse(file: KerasFile, found: Sequence[Agreement], whole: Sequence[Agreeme
         shown = [
             f"{layer.name} {' '.join(str(array.shape) for array in layer.arrays.values())}" for layer in file.weighted
         ]
-        known = ", ".join(sorted({PAPER.get(name, name) for name in networks()}, key=str.lower))
         raise ValueError(
-            f"{file.path}: the network is not known here (known: {known}); its layers with weights are:"
+            f"{file.path}: the network is not known here, as it is none of convnets-keras and Keras Applications; its"
+            " layers with weights are:"
             f" {few(shown) or 'none'}; {WAY_ON}"
         )
     nearest = max(whole or found, key=lambda one: (one.likeness, one.rank))
@@ -322,6 +321,8 @@ class _Deriving:
             self.notes += listed_front(found.front, wishes, self.questions)
         size = self._size()
         shapes = _shapes(found, size, self.architecture.sized(size))
+        if min(shapes[self.ends.name][:-1], default=1) < 1:
+            raise ValueError(f"{file.path}: pictures of {size[0]}x{size[1]} pixels are too small for the network")
         units = _outputs(
             found.bound.get(next((name for name in reversed(found.top) if _outputs(found.bound[name])), ""))
         )
@@ -409,6 +410,7 @@ class _Deriving:
         if rows == prod(shape):
             return own
         side = round((rows / channels) ** 0.5)
+        cells = (side, side)
         if found.whole_top or rows % channels:
             if side * side * channels != rows:
                 raise ValueError(
@@ -417,19 +419,18 @@ class _Deriving:
                     f" {prod(shape)}"
                 )
         elif side * side * channels != rows:
-            raise ValueError(
-                f"{self.file.path} has a head that reads {rows // channels} cells, which is not a square number; give"
-                " --input-size HEIGHTxWIDTH, in pixels"
-            )
+            reason = f"it has a head that reads {rows // channels} cells, which is not a square number"
+            self.questions.ask("input_size", reason, "--input-size HEIGHTxWIDTH, in pixels")
+            cells = (1, rows // channels)
         more = _shapes(found, (own[0] + 320, own[1] + 320))[end if end not in found.top else found.base[-1].name]
         base = _shapes(found, own)[end if end not in found.top else found.base[-1].name]
         stride = 320 // (more[0] - base[0])
-        guess = own[0] + stride * (side - base[0])
+        height, width = (own[axis] + stride * (cells[axis] - base[axis]) for axis in (0, 1))
         self.notes.append(
-            f"pictures are assumed to have {guess}x{guess} pixels, as {first.name} reads {side}x{side} cells; change it"
-            " with --input-size"
+            f"pictures are assumed to have {height}x{width} pixels, as {first.name} reads {cells[0]}x{cells[1]} cells;"
+            " change it with --input-size"
         )
-        return guess, guess
+        return height, width
 
     def _hides(self) -> bool:
         """Return whether the file lists only arrays of the model that holds the network."""
@@ -761,7 +762,8 @@ def with_config(file: KerasFile, config: Mapping[str, Any]) -> KerasFile:
 
 def _generation(file: KerasFile) -> str | None:
     """Return the major version that a file without backend and version is of, before a backend is added."""
-    return {"nb_layers": "0", "legacy": "1"}.get(file.container) if file.backend is None else None
+    first = {layer.kernel_order for layer in file.weighted} - {None} == {"oihw"}  # which no later version stores
+    return {"nb_layers": "0", "legacy": "1"}.get(file.container) if file.backend is None or first else None
 
 
 def _laid_out(described: Described, parents: Path) -> Iterator[tuple[Path, Described]]:

@@ -161,8 +161,9 @@ def test_the_user_decides_the_first_pooling(word, padded, out, command):
 
 
 def test_a_first_pooling_that_is_known_is_not_said_twice(refused, command, out):
-    refused(WHOLE_RESNET, "its config has the padding of the first pooling; leave out", pool1_padding=False, **CAFFE)
-    refused(WHOLE, "is vgg16, whose first pooling is known; leave out", pool1_padding=True, **CAFFE)
+    refused(WHOLE_RESNET, "its config specifies all paddings; leave out", pool1_padding=False, **CAFFE)
+    refused(WHOLE, "its config specifies all paddings; leave out", pool1_padding=True, **CAFFE)
+    refused(NESTED, "is vgg16, whose first pooling is known; leave out", pool1_padding=True, **CAFFE)
     code, _, error = command("convert", DATA / OLD_RESNET, "-o", out, "--pool1-padding", "maybe")
     assert (code, "give yes or no" in error) == (2, True)
 
@@ -229,9 +230,7 @@ def test_the_input_size_follows_from_a_square_of_cells_or_is_asked_for(out, refu
     """96 pixels give 3x3 cells, and so do all sizes up to 127; a file of 3x4 cells tells no size."""
     assert convert(DATA / NESTED, out, preprocessing="unit").card.arguments["size"] == (96, 96)
     assert_right(NESTED, out, preprocessing="unit", input_size=(96, 96))
-    refused(
-        NESTED, "dense_1 has 108 rows, but a 12x4x4 block flattens to 192", preprocessing="unit", input_size=(150, 150)
-    )
+    refused(NESTED, "dense_1 has 108 rows, but reads 192 values", preprocessing="unit", input_size=(150, 150))
     code, _, error = command("convert", DATA / NESTED, "-o", out, "--preprocessing", "unit", "--input-size", "96x")
     assert (code, "--input-size is '96x'" in error) == (2, True)
     code, _, _ = command("convert", DATA / NESTED, "-o", out, "--preprocessing", "unit", "--input-size", "100x120")
@@ -258,10 +257,10 @@ def test_cells_that_are_no_square_need_the_input_size(tmp_path, out):
 
 
 ASKED = {  # file -> the options that it needs
-    "keras1/vgg16_flat_tf.h5": ["--backend theano", "--preprocessing with", "--activation sigmoid"],
+    "keras1/vgg16_flat_tf.h5": ["--backend theano", "--activation sigmoid", "--preprocessing with"],
     "keras1/vgg16_th_model.h5": ["--backend theano", "--preprocessing with"],
     UNTOLD: ["--data-format channels_first", "--preprocessing with"],
-    FLAT: ["--preprocessing with", "--activation sigmoid"],
+    FLAT: ["--activation sigmoid", "--preprocessing with"],
 }
 TOLD: dict[str, dict[str, Any]] = {
     "--backend": {"backend": "tensorflow"}, "--preprocessing": {"preprocessing": "unit"},
