@@ -25,6 +25,7 @@ from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
 from converters.readers.keras_graph import Graph, Node, Operand, config_errors, graph_of_config, label
 from converters.readers.keras_words import (
     ACTIVATIONS,
+    CODE,
     IDENTITIES,
     KERAS_EPSILON,
     activation_of,
@@ -284,7 +285,7 @@ class _Translator:
         elif node.kind in REGISTERED:
             self._registered(node, inputs)
         else:
-            raise ValueError(UNKNOWN)
+            raise ValueError(UNREAD if node.kind in CODE else UNKNOWN)
         if node.kind not in ACTIVATIONS and "activation" in node.settings:
             name, settings = activation_of(node.settings)
             if name != "linear":
@@ -846,6 +847,10 @@ def register_layer(class_name: str, translate: Translation) -> None:
 
 
 UNKNOWN = "is of a class that is not known here; leave it out with --until, or teach it with converters.register_layer"
+UNREAD = (
+    "runs Python code or a function that is not known here, which is never executed; put layers in its place in Keras"
+    " and save the model again, leave it out with --until, or teach it with converters.register_layer"
+)
 RESERVED = frozenset(dir(nn.Module())) | {"calls", "output"}
 
 Translate = Callable[[_Translator, Node, list[str]], None]
