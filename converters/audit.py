@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 
 from converters.readers import keras_archive
+from converters.readers.foreign import check_folder
 from converters.readers.hdf5_tree import BROKEN, Array, Tree, attribute, reason_of, survey, text
 from converters.readers.keras_graph import parse
 from converters.readers.keras_weights import NOT_WEIGHTS
@@ -79,9 +80,14 @@ class Audit:
     problems: tuple[str, ...] = ()
     refused: str | None = None
 
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was found: the file is readable, and has no code, problems or unlisted arrays."""
+        return not (self.code or self.problems or self.unlisted or self.refused)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return all attributes as JSON values."""
-        return asdict(self)
+        """Return all attributes, and `clean`, as JSON values."""
+        return asdict(self) | {"clean": self.clean}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Audit:
@@ -91,7 +97,8 @@ class Audit:
             arrays = {role: (tuple(shape), dtype) for role, (shape, dtype) in layer["arrays"].items()}
             layers.append(AuditLayer(**{**layer, "arrays": arrays}))
         lists = {name: tuple(values[name]) for name in ("unlisted", "code", "problems")}
-        return cls(**{**values, **lists, "layers": tuple(layers)})
+        known = {name: value for name, value in values.items() if name != "clean"}
+        return cls(**{**known, **lists, "layers": tuple(layers)})
 
 
 @dataclass
@@ -109,12 +116,14 @@ def audit(path: str | os.PathLike[str]) -> Audit:
 
     Raises:
         OSError: the file does not exist.
+        ValueError: it is the folder of a SavedModel or the like.
 
     >>> found = audit("alexnet_weights.h5")
-    >>> found.framework, found.parameters, found.code, found.problems
-    ('Keras 1', 110104, (), ())
+    >>> found.framework, found.parameters, found.clean
+    ('Keras 1', 110104, True)
     """
     path = Path(path)
+    check_folder(path)
     check_regular(path)
     found = _Found()
     try:

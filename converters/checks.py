@@ -17,6 +17,7 @@ from typing import Any
 
 from converters.listed import few
 from converters.names import Found
+from converters.options import Questions, ask_whole_preprocessing
 from converters.plan import Wishes
 from converters.proof.architectures import graph_of_lineage
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
@@ -360,12 +361,11 @@ def stride_place(graph: Graph | None) -> str:
 
 
 def reads_pixels(
-    file: KerasFile, graph: Graph | None, found: Found, named: bool
+    file: KerasFile, graph: Graph | None, found: Found, wishes: Wishes, questions: Questions
 ) -> tuple[tuple[float, float] | None, list[str]]:
     """Return the preprocessing that the model applies before the first convolution.
 
-    Args:
-        named: whether the user named the preprocessing; Lambda layers in the model are then assumed to be part of it.
+    Lambda layers are assumed to be part of the preprocessing that the user names, which is asked.
 
     Returns:
         (scale, offset) of a Rescaling layer, or None; and notes on the assumptions made.
@@ -387,30 +387,27 @@ def reads_pixels(
                     f"{file.path}: {node.own_name} has scale {scale!r} and offset {offset!r}; numbers are required"
                 )
             rescaling = float(scale), float(offset)
-        elif node.kind in CODE and named:
+        elif node.kind in CODE:
+            if wishes.preprocessing is None:
+                ask_whole_preprocessing(questions, node)
             code.append(node.own_name)
         elif node.kind not in (*IDENTITIES, "ZeroPadding2D"):
-            way_out = (
-                "name the whole preprocessing with --preprocessing" if node.kind in CODE else "remove it and save again"
-            )
             raise ValueError(
-                f"{file.path}: {node.own_name} ({node.kind}) changes the input in a way that is not read; {way_out}"
+                f"{file.path}: {node.own_name} ({node.kind}) changes the input in a way that is not read; remove it and"
+                " save again"
             )
     return rescaling, _prepares(code)
 
 
-def listed_front(file: KerasFile, front: Sequence[KerasLayer], wishes: Wishes) -> list[str]:
+def listed_front(front: Sequence[KerasLayer], wishes: Wishes, questions: Questions) -> list[str]:
     """Return notes on layers that a weights file lists before the first convolution.
 
-    Raises:
-        ValueError: the user did not name the preprocessing that these layers are part of.
+    The preprocessing that they are part of is asked.
     """
     names = [layer.name for layer in front]
     if wishes.preprocessing is None:
-        raise ValueError(
-            f"{file.path} lists {few(names)} before the first convolution, but not what these layers do; name the"
-            " whole preprocessing with --preprocessing"
-        )
+        reason = f"it lists {few(names)} before the first convolution, but not what these layers do"
+        questions.ask("preprocessing", reason, "the whole preprocessing with --preprocessing")
     return _prepares(names)
 
 

@@ -9,17 +9,18 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
 from converters.plan import KerasStep, Plan, Row, Step, Wishes, stored_dtype
+from converters.readers.foreign import check_folder, check_foreign
 from converters.readers.process import Call, reading_process
 from converters.writing import Job
 from convnets_torch._version import __version__
-from convnets_torch.card import KEY, Card, Source
+from convnets_torch.card import KEY, Card, Source, network_digest
 from convnets_torch.files import cache_folder, check_writable, open_file, read_text, resolved, sha256
 from convnets_torch.safetensors_io import Filling, filling
 from convnets_torch.text import check_choice, printable_errors
@@ -77,7 +78,7 @@ class Report:
         card: the card in the written file.
         rows: one for each of our parameters, in network order.
         choices: notes on assumptions made because the file does not specify something.
-        proof: the largest error of each layer; empty if no proof was requested.
+        proof: the largest error of each layer, and last of the output; empty if no proof was requested.
     """
 
     source: Path
@@ -86,6 +87,11 @@ class Report:
     rows: tuple[Row, ...]
     choices: tuple[str, ...] = ()
     proof: tuple[ProofRow, ...] = ()
+
+    @property
+    def verdict(self) -> str | None:
+        """The result of the proof in one sentence; None if no proof was requested."""
+        return None if self.card.proof is None else self.card.proof.verdict
 
 
 @printable_errors()
@@ -105,6 +111,7 @@ def convert(
     classes: str | os.PathLike[str] | Sequence[str] | None = None,
     layout: str | None = None,
     proof: bool = False,
+    report: str | os.PathLike[str] | None = None,
     isolated: bool = True,
 ) -> Report:
     """Convert weights to a safetensors file with a card.
@@ -134,7 +141,9 @@ def convert(
         until: name of a layer at which to cut the model, whose output becomes the network's.
         classes: class names, or a text file with one per line; None for ImageNet's if there are 1,000 outputs.
         layout: "torchvision" writes VGG with torchvision's parameter names.
-        proof: also compute the source model in NumPy; nothing is written if the converted network differs from it.
+        proof: also compute the source model in NumPy and compare every layer; the card keeps the verdict. Nothing but
+            the report is written if the converted network differs from it.
+        report: file for the table of the proof, .json or .html; implies `proof`.
         isolated: read the file in a separate process, so that a crash of the reader does not end this one.
 
     Returns:
@@ -154,11 +163,18 @@ def convert(
         check_writable(Path(destination))
         if resolved(destination) == resolved(source):
             raise ValueError(f"{source} is source and destination; name another file to write")
+    if report is not None:
+        from converters.proof.report import WRITER
+
+        WRITER.check(report)
+        if resolved(report) in {resolved(path) for path in (source, destination) if path is not None}:
+            raise ValueError(f"{report} is also read or written by the conversion; name another file for the report")
+    proof = proof or report is not None
     kind = _kind(source)
     before = _identity(source)
     with reading_process(isolated=isolated) as call:
         if kind == "zip":
-            kind = "pytorch" if call("holds state dict", path=str(source)) else "keras"
+            kind = call("kind of zip", path=str(source))
         described = call("read" if kind == "keras" else "describe state dict", path=str(source))
         wishes = Wishes(
             backend, data_format, preprocessing, activation, hidden_activation, pool1_padding, input_size, output, until
@@ -174,22 +190,35 @@ def convert(
         )
         with ThreadPoolExecutor(1) as beside:
             digest = beside.submit(sha256, source)
-            # A card of the final length: the header's size must be known before the digest is computed.
-            placeholder = _card(source, plan, class_names, layout, "0" * 64)
-            with filling(destination, shapes, {KEY: placeholder.to_json()}) as file:
+            # A card at least as long as the final one: the header's size must be known before digest and proof are.
+            card = _card(source, plan, class_names, layout, "0" * 64, proof=proof)
+            with filling(destination, shapes, {KEY: card.to_json()}) as file:
                 _fill(source, plan, names, file, call)
-                proven = _prove(source, kind, described, plan, placeholder, names, file, call) if proof else ()
+                rows = _prove(source, kind, described, plan, card, names, file, call) if proof else ()
                 card = _card(source, plan, class_names, layout, digest.result())
+                if proof:
+                    card = _proven(card, plan, rows, {ours: file.arrays[name] for ours, name in names.items()}, report)
                 if _identity(source) != before:
                     raise ValueError(f"{source} changed while it was read; convert it again")
                 file.metadata = {KEY: card.to_json()}
-    return Report(source, destination, card, tuple(step.row for step in plan.steps), plan.choices, proven)
+    if report is not None:
+        from converters.proof.report import WRITER, contents
+
+        WRITER.write(report, contents(card, rows, plan.choices, None))
+    return Report(source, destination, card, tuple(step.row for step in plan.steps), plan.choices, rows)
 
 
 def _kind(source: Path) -> str:
-    """Return "keras", "pytorch" or (for a zip, which may be either) "zip", by the file's first bytes."""
+    """Return "keras", "pytorch" or (for a zip, which may be either) "zip", by the file's first bytes.
+
+    Raises:
+        OSError, ValueError: it is something else, or cannot be read.
+    """
+    check_folder(source)
     with open_file(source) as file:
         start = file.read(8)
+        if not start.startswith((HDF5_MAGIC, b"PK")):
+            check_foreign(source, file)
     if not start:
         raise OSError(f"{source} is empty; download it again")
     if start.startswith(b"PK") and source.suffix.lower() != ".keras":
@@ -266,7 +295,12 @@ def _card(
     class_names: Literal["imagenet-1k"] | tuple[str, ...] | None,
     layout: str | None,
     digest: str,
+    *,
+    proof: bool = False,
 ) -> Card:
+    """Return the card; with `proof`, it holds the longest one."""
+    from converters.proof.report import PLACEHOLDER
+
     return Card(
         network=plan.network,
         arguments=plan.arguments,
@@ -282,7 +316,28 @@ def _card(
             converter=f"convnets-torch {__version__}",
         ),
         unknown={} if layout is None else {"layout": layout},
+        proof=PLACEHOLDER if proof else None,
     )
+
+
+def _proven(
+    card: Card,
+    plan: Plan,
+    rows: tuple[ProofRow, ...],
+    arrays: dict[str, NDArray[Any]],
+    report: str | os.PathLike[str] | None,
+) -> Card:
+    """Return the card with the proof; write the report and raise ValueError if it fails."""
+    from converters.proof.proof import check
+    from converters.proof.report import WRITER, contents, proof_of
+
+    try:
+        check(rows)
+    except ValueError as error:
+        if report is not None:
+            WRITER.write(report, contents(card, rows, plan.choices, str(error)))
+        raise
+    return replace(card, proof=proof_of(rows, network_digest(card, arrays)))
 
 
 def _summary(plan: Plan) -> tuple[str, ...]:

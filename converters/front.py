@@ -6,22 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converters.options import input_size
+from converters.options import Questions, ask_preprocessing, ask_whole_preprocessing, image_shape
 from converters.plan import Wishes
 from converters.readers.keras_file import KerasFile
 from converters.readers.keras_graph import Graph, Node, Operand
 from converters.readers.keras_words import CODE, IDENTITIES, number_of
 from convnets_torch.images.preprocessing import (
-    GENERAL,
+    IN_WORDS,
+    PRESETS,
+    Channels,
     Interpolation,
     Preprocessing,
     general,
+    preset,
+    presets_for,
     read_preprocessing,
 )
 
 AFFINE = ("ops.Add", "ops.Subtract", "ops.Multiply", "ops.TrueDivide", "ops.Divide")
 RECOGNISED = ("keras-caffe", "keras-tf", "torchvision")  # modes of `preprocess_input`
 CLOSE = 1e-4  # relative; configs hold float32
+ORDERS: dict[tuple[int, ...], Channels] = {(0, 1, 2): "rgb", (2, 1, 0): "bgr", (0,): "grey", (0, 1, 2, 3): "rgba"}
+NOTES = {
+    1: "pictures are read as grey, since the model's input has one channel",
+    4: "pictures are read as RGBA, since the model's input has four channels",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ class Front:
 
     Attributes:
         nodes: names of the graph's nodes that are part of it, with the input; their output is the network's input.
-        scale, offset: channel c becomes scale[c] * pixel[order[c]] + offset[c], for RGB pixels 0 to 255.
+        scale, offset: channel c becomes scale[c] * pixel[order[c]] + offset[c], for pixels 0 to 255: RGB, grey or RGBA.
         order: source channel of each channel.
         affine: whether it changes values.
         size: (height, width) of the input in pixels; None if the model takes any.
@@ -38,6 +47,7 @@ class Front:
         given: the preprocessing that the user named.
         cut: whether the user chose an inner layer or an output, so that some arrays are unused.
         notes: on assumptions.
+        skipped: names of layers of code that are assumed to be part of the given preprocessing.
     """
 
     path: Any
@@ -51,12 +61,27 @@ class Front:
     given: str | None
     cut: bool
     notes: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
-    def preprocessing(self, size: tuple[int, int]) -> tuple[Preprocessing, list[str]]:
+    @property
+    def channels(self) -> int:
+        """Number of channels of the input."""
+        return len(self.scale)
+
+    def preprocessing(
+        self, size: tuple[int, int], network: str, released: str | None, questions: Questions
+    ) -> tuple[Preprocessing, list[str]]:
         """Return the preprocessing for the card, and notes on the assumptions made.
 
+        It is asked if the model does not do it, and these are no released weights.
+
+        Args:
+            size: (height, width) of the network's input in pixels.
+            network: its name, on which the meaning of presets depends.
+            released: preset of the released weights, if these are weights with their layers.
+
         Raises:
-            ValueError: the model does not do it and the user does not name it; or both do.
+            ValueError: the user names it although the model does it, or it has another size.
         """
         side = size[0] if size[0] == size[1] else size
         if self.affine:
@@ -70,29 +95,36 @@ class Front:
                 [] if rule.name != "custom" else ["pictures are stretched to the input size, as Keras's datasets do"]
             )
             return rule, [*self.notes, *stretched]
+        if self.given is None and released is None:
+            ask_preprocessing(questions, presets_for(self.channels))
+            return general(presets_for(self.channels)[0], side, self.channels), []
         if self.given is None:
-            raise ValueError(
-                f"{self.path} does not say how its pictures were preprocessed; give --preprocessing with a JSON file or"
-                f" one of {', '.join(GENERAL)}"
-            )
+            rule = _preset(network, released, side, self.channels)
+            return rule, [*self.notes, f"pictures are preprocessed with {rule.name}, as for the released weights with"
+                          " these layers; change it with --preprocessing"]  # fmt: skip
         if not self.given.lower().endswith(".json"):
-            return general(self.given, side), [*self.notes]
+            return _preset(network, self.given, side, self.channels), [*self.notes]
         rule = read_preprocessing(self.given)
-        if rule.shape != size:
+        if rule.channel_count != self.channels:
+            raise ValueError(
+                f"{self.given} has the channels {rule.channels}, but the network's input has {IN_WORDS[self.channels]}"
+            )
+        if rule.shape != size and "input_size" not in questions.asked:
             raise ValueError(
                 f"{self.given} has the size {rule.size}, but the network's input is {size[0]}x{size[1]} pixels"
             )
         return rule, [*self.notes]
 
     def _rule(self, side: int | tuple[int, int]) -> Preprocessing:
-        orders: dict[tuple[int, ...], Any] = {(0, 1, 2): "rgb", (2, 1, 0): "bgr"}
-        channels = orders.get(self.order)
+        channels = ORDERS.get(self.order)
         if channels is None:
             raise ValueError(f"{self.path}: its model reorders the colours to {self.order}, which is not supported")
         if min(map(abs, self.scale)) == 0:
             raise ValueError(f"{self.path}: its model multiplies pixels by 0")
         for name in RECOGNISED if self.interpolation is None else ():
-            rule = general(name, side)
+            if name not in presets_for(self.channels):
+                continue
+            rule = general(name, side, self.channels)
             scale = [rule.scale / each for each in rule.std]
             offset = [-mean / each for mean, each in zip(rule.mean, rule.std, strict=True)]
             if rule.channels == channels and _alike(scale, self.scale) and _alike(offset, self.offset):
@@ -106,27 +138,34 @@ class Front:
         return Preprocessing("custom", side, side, "stretch", how, channels, mean, std)
 
 
+def _preset(network: str, name: str | None, side: int | tuple[int, int], channels: int) -> Preprocessing:
+    return preset(network, name, side) if network in PRESETS else general(str(name), side, channels)
+
+
 def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(abs(a - b) <= CLOSE * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True))
 
 
-def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
+def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions) -> Front:
     """Follow the model from its input as far as each operation changes pixels one by one.
 
+    If a layer of code stands in front, the preprocessing that it is part of is asked.
+
     Raises:
-        ValueError: the input is no image of three channels; or a layer of code stands in front, and the user does not
-            name the preprocessing that it is part of.
+        ValueError: the input is no image of 1, 3 or 4 channels.
     """
-    size = input_size(file, graph)
+    channels, size = image_shape(file, graph)
     readers: dict[str, list[Node]] = {}
     for node in graph.nodes:
         for source in node.inputs:
             readers.setdefault(source, []).append(node)
-    scale, offset, order = [1.0] * 3, [0.0] * 3, [0, 1, 2]
-    found, here, affine, interpolation, notes = ["input"], "input", False, None, []
+    scale, offset, order = [1.0] * channels, [0.0] * channels, list(range(channels))
+    found, here, affine, interpolation = ["input"], "input", False, None
+    notes = [NOTES[channels]] if channels in NOTES else []
+    skipped: list[str] = []
     while here != graph.output:
         after = readers.get(here, [])
-        if flipped := _reversed(after, readers):
+        if channels == 3 and (flipped := _reversed(after, readers)):
             nodes, picked = flipped
             order = [order[one] for one in picked]
             scale, offset = ([each[one] for one in picked] for each in (scale, offset))
@@ -135,12 +174,12 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
         if len(after) != 1 or len(after[0].inputs) != 1:
             break
         [node] = after
-        if node.kind in CODE and wishes.preprocessing is not None:
-            notes.append(f"{node.own_name} is assumed to be part of the preprocessing you named")
-        elif node.kind in CODE:
-            raise ValueError(
-                f"{file.path}: {node.own_name} ({node.kind}) changes the input in a way that is not read; name"
-                " the whole preprocessing with --preprocessing"
+        if node.kind in CODE:
+            if wishes.preprocessing is None:
+                ask_whole_preprocessing(questions, node)
+            skipped.append(node.name)
+            notes.append(
+                f"{node.own_name} before the first convolution is assumed to be part of the preprocessing you named"
             )
         elif node.kind == "Resizing" and here == "input":
             size, interpolation = _resizing(file, node)
@@ -150,7 +189,7 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
         elif node.kind in IDENTITIES or node.kind == "ops.Cast":
             if node.kind.startswith("Random"):
                 notes.append(f"{node.own_name} is left out, since it acts in training alone")
-        elif (numbers := _affine(node)) is not None:
+        elif (numbers := _affine(node, channels)) is not None:
             factor, summand = numbers
             scale = [one * by for one, by in zip(scale, factor, strict=True)]
             offset = [one * by + more for one, by, more in zip(offset, factor, summand, strict=True)]
@@ -162,6 +201,7 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes) -> Front:
     return Front(
         file.path, tuple(found), tuple(scale), tuple(offset), tuple(order), affine or interpolation is not None, size,
         interpolation, wishes.preprocessing, wishes.output is not None or wishes.until is not None, tuple(notes),
+        tuple(skipped),
     )  # fmt: skip
 
 
@@ -193,23 +233,24 @@ def _slice_of(value: Any) -> slice | None:
     return None
 
 
-def _affine(node: Node) -> tuple[list[float], list[float]] | None:
-    """Return (factors, summands) of an operation that scales and shifts the three channels; None for others."""
+def _affine(node: Node, channels: int) -> tuple[list[float], list[float]] | None:
+    """Return (factors, summands) of an operation that scales and shifts the channels; None for others."""
     if node.kind == "Rescaling":
-        numbers = _three(node.setting("scale", default=1.0)), _three(node.setting("offset", default=0.0))
+        scale, offset = node.setting("scale", default=1.0), node.setting("offset", default=0.0)
+        numbers = _of_each(scale, channels), _of_each(offset, channels)
         return None if None in numbers else numbers  # type: ignore[return-value]
     if node.kind == "Normalization":
-        mean, variance = _three(node.settings.get("mean")), _three(node.settings.get("variance"))
+        mean, variance = (_of_each(node.settings.get(name), channels) for name in ("mean", "variance"))
         if mean is None or variance is None or node.settings.get("invert"):
             return None
         deviation = [max(each**0.5, 1e-7) for each in variance]
         return [1 / each for each in deviation], [-one / each for one, each in zip(mean, deviation, strict=True)]
     if node.kind not in AFFINE or len(node.operands) < 2 or not isinstance(node.operands[0], Operand):
         return None
-    number = _three(node.operands[1])
+    number = _of_each(node.operands[1], channels)
     if number is None:
         return None
-    ones, zeros = [1.0] * 3, [0.0] * 3
+    ones, zeros = [1.0] * channels, [0.0] * channels
     return {
         "ops.Add": lambda: (ones, number),
         "ops.Subtract": lambda: (ones, [-each for each in number]),
@@ -219,16 +260,16 @@ def _affine(node: Node) -> tuple[list[float], list[float]] | None:
     }[node.kind]()
 
 
-def _three(value: Any) -> list[float] | None:
+def _of_each(value: Any, channels: int) -> list[float] | None:
     """Return one number per channel from a number or a nested list; None for anything else."""
     while isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
-    if isinstance(value, list | tuple) and len(value) == 3:
-        inner = [_three(each) for each in value]
+    if isinstance(value, list | tuple) and len(value) == channels:
+        inner = [_of_each(each, channels) for each in value]
         return None if None in inner else [each[0] for each in inner if each is not None]
     if isinstance(value, bool) or not isinstance(value, int | float | Mapping):
         return None
-    return [number_of(value)] * 3
+    return [number_of(value)] * channels
 
 
 def _resizing(file: KerasFile, node: Node) -> tuple[tuple[int, int], Interpolation]:

@@ -12,17 +12,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from converters.checks import misnamed_arrays
 from converters.front import Front, front_of
-from converters.options import check_data_format, check_size, settle_activation, settle_backend
+from converters.options import (
+    Questions,
+    check_data_format,
+    check_size,
+    released_preset,
+    settle_activation,
+    settle_backend,
+)
+from converters.paper import recognise
 from converters.plan import KerasStep, Layout, Plan, Row, Wishes, change
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
-from converters.readers.keras_graph import Graph, Node, Operand, config_errors, graph_of_config, label
+from converters.readers.keras_graph import ALEXNETS, Graph, Node, Operand, config_errors, graph_of_config, label
 from converters.readers.keras_words import (
     ACTIVATIONS,
     CODE,
@@ -34,6 +42,7 @@ from converters.readers.keras_words import (
     number_of,
     pair_of,
 )
+from convnets_torch.networks.alexnet import LRN
 from convnets_torch.networks.graph_network import FUSED, IMAGES, Entry, make_layer
 
 Pair = tuple[int, int]
@@ -60,9 +69,11 @@ MERGES = {
 }  # fmt: skip
 ARITHMETIC = {"ops.Add": "add", "ops.Subtract": "subtract", "ops.Multiply": "multiply", "ops.TrueDivide": "divide",
               "ops.Divide": "divide"}  # fmt: skip
+SAME_SHAPE = frozenset((*ACTIVATION_KINDS.values(), "batch_norm", "dropout"))  # layers that are not run for a shape
 POOLS = {"MaxPooling2D": "max_pool", "AveragePooling2D": "average_pool"}
 GLOBAL = {"GlobalMaxPooling2D": "global_max", "GlobalAveragePooling2D": "global_average"}
 ENDS = ("softmax", "sigmoid")  # activations of logits, which the card keeps
+ASSUMED = (224, 224)  # pixels of a model of any size, until the user says it
 
 
 @dataclass(eq=False)
@@ -107,51 +118,65 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
     for given, what in ((wishes.hidden_activation, "the hidden activations"), (wishes.pool1_padding, "all paddings")):
         if given is not None:
             raise ValueError(f"{file.path}: its config specifies {what}; leave out the option")
-    graph = graph_of_config(file, output=wishes.output, until=wishes.until)
-    backend, choices = settle_backend(file, None, wishes)
-    front = front_of(file, graph, wishes)
+    graph = graph_of_config(file, cast(Any, wishes.data_format), output=wishes.output, until=wishes.until)
+    questions = Questions(file.path)
+    backend, choices = settle_backend(file, wishes, questions)
+    front = front_of(file, graph, wishes, questions)
     if front.size is not None and wishes.input_size not in (None, front.size):
         raise ValueError(
             f"{file.path} says that its input is {front.size[0]}x{front.size[1]} pixels; leave out the input size"
         )
     size = check_size(file, front.size or wishes.input_size)
     if size is None:
-        raise ValueError(
-            f"{file.path}: its model takes pictures of any size; give the size to classify, --input-size HEIGHTxWIDTH"
-        )
-    translator = _Translator(file, graph, front, size, theano=backend == "theano")
-    layers = translator.layers()
-    parts = _split(layers)
-    network = {
+        answers = "the size to classify, --input-size HEIGHTxWIDTH"
+        questions.ask("input_size", "its model takes pictures of any size", answers)
+        size = ASSUMED
+    try:
+        parts = _split(_Translator(file, graph, front, size, theano=backend == "theano").layers())
+    except ValueError:
+        if "input_size" in questions.asked:
+            questions.check()  # the error may be that of a size which nobody chose
+        raise
+    described: dict[str, Any] = {
         "name": _model_name(file),
         "features": [layer.entry for layer in parts.features],
         "head": None if parts.head is None else [layer.entry for layer in parts.head],
         "size": size, "window": parts.window, "stride": 0, "no_map": parts.no_map,
-        "last_map": _last_map(parts.features), "channels": 3,
+        "last_map": _last_map(parts.features), "channels": front.channels,
     }  # fmt: skip
-    arguments = {"classes": parts.classes, "graph": network}
-    arguments, checked = _with_map(arguments)
-    rule, chosen = front.preprocessing(size)
+    arguments, network = _with_map({"classes": parts.classes, "graph": described})
+    name = "graph"
+    modules: Mapping[str, tuple[str, ...]] = {module: (module,) for module, _ in network.named_modules()}
+    if (paper := recognise(network, parts.classes, described["head"])) is not None:
+        name, network, arguments, modules = paper.name, paper.network, paper.arguments, paper.modules
+    if name != "alexnet" and (code := [node.own_name for node in graph.nodes if node.kind in ALEXNETS]):
+        raise ValueError(f"{file.path}: layer {code[0]} (Lambda) {UNKNOWN}")
+    released = released_preset(file, name, parts.classes, arguments)
+    rule, chosen = front.preprocessing(size, name, released, questions)
     choices += chosen
-    activation, chosen = settle_activation(file, parts.end, wishes)
+    activation, chosen = settle_activation(file, parts.end, wishes, questions)
     choices += [*chosen, *parts.notes]
-    steps, table, state = [], {}, checked.state_dict()
-    for part, members in (("features", parts.features), ("head", parts.head or ())):
-        for layer in members:
-            if layer.source and layer.linear:
-                table[f"{part}.{layer.name}"] = layer.source
-            steps += [
-                _step(f"{part}.{layer.name}.{parameter}", layer, *found, state)
-                for parameter, found in layer.arrays.items()
-            ]
-    order = {name: place for place, name in enumerate(state)}
-    if set(order) != {step.row.parameter for step in steps}:
-        raise AssertionError(f"{set(order) ^ {step.row.parameter for step in steps}} have no plan")
+    questions.check()
+    planned = {
+        f"{part}.{layer.name}": layer
+        for part, members in (("features", parts.features), ("head", parts.head or ()))
+        for layer in members
+    }
+    sources = {module: [planned[each] for each in theirs if each in planned] for module, theirs in modules.items()}
+    steps = []
+    for parameter, ours in network.state_dict().items():
+        module, _, role = parameter.rpartition(".")
+        steps.append(_step(parameter, tuple(ours.shape), sources[module], role))
+    table = {
+        module: tuple(layer.source for layer in found)
+        for module, found in sources.items()
+        if found and all(layer.source and layer.linear for layer in found)
+    }
     return Plan(
-        network="graph", arguments=arguments, framework=file.framework, backend=backend, preprocessing=rule,
-        steps=tuple(sorted(steps, key=lambda step: order[step.row.parameter])), activation=activation,
-        data_format=graph.data_format, choices=tuple(choices), rescales=front.affine, table=table,
-        final=parts.final, output=wishes.output, until=wishes.until,
+        network=name, arguments=arguments, framework=file.framework, backend=backend, preprocessing=rule,
+        steps=tuple(steps), activation=activation, data_format=graph.data_format, choices=tuple(choices),
+        rescales=front.affine, skipped=front.skipped, table=table, final=parts.final,
+        output=wishes.output, until=wishes.until,
     )  # fmt: skip
 
 
@@ -174,22 +199,23 @@ def _model_name(file: KerasFile) -> str:
     return re.sub(r"[^\w.-]", "_", str(name or "model"))[:40]
 
 
-def _step(
-    parameter: str, layer: Layer, array: KerasArray | None, layout: Layout, constant: float, state: Mapping[str, Tensor]
-) -> KerasStep:
-    words = []
+def _step(parameter: str, shape: Shape, layers: Sequence[Layer], role: str) -> KerasStep:
+    """Return how one of our parameters is made from the arrays of Keras layers, several for a convolution in groups."""
+    source = " + ".join(layer.source or layer.name for layer in layers)
+    array, layout, constant = layers[0].arrays.get(role, (None, Layout(), 0.0))
     if array is None:
-        words = ["constant"]
-    else:
-        if layout.flipped:
-            words.append("flipped")
-        if layout.kernel_order or len(array.shape) == 2:
-            words.append("transposed")
-        if layout.window:
-            words.append("rows reordered")
-    said = change(words, array.dtype if array is not None else "float32")
-    row = Row(layer.source or layer.name, parameter, tuple(state[parameter].shape), said)
-    return KerasStep(row, () if array is None else (array,), layout, constant)
+        return KerasStep(Row(source, parameter, shape, f"set to {constant:g}"), (), layout, constant)
+    words = []
+    if layout.kernel_order not in (None, "oihw", "flat") or (len(array.shape) == 2 and not layout.window):
+        words.append("transposed")
+    if layout.flipped:
+        words.append("flipped")
+    if layout.window:
+        words.append("permuted")
+    if len(layers) > 1:
+        words.append("concatenated")
+    arrays = tuple(found for layer in layers if (found := layer.arrays[role][0]) is not None)
+    return KerasStep(Row(source, parameter, shape, change(words, array.dtype)), arrays, layout)
 
 
 def _with_map(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -210,8 +236,7 @@ def _with_map(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             graph = {**graph, "stride": grid.stride}
         except ValueError as error:
             graph = {**graph, "window": (0, 0), "no_map": f"{error}"[:1000]}
-    arguments = {**arguments, "graph": graph}
-    return arguments, build("graph", arguments)
+    return {**arguments, "graph": graph}, network
 
 
 # Translation
@@ -226,7 +251,7 @@ class _Translator:
         self.keras = _major(file)
         self.taken: set[str] = {IMAGES}
         self.found: dict[str, Layer] = {}  # by name of the entry
-        self.shapes: dict[str, Shape] = {IMAGES: (2, 3, *size)}
+        self.shapes: dict[str, Shape] = {IMAGES: (2, front.channels, *size)}
         self.outputs: dict[str, str] = dict.fromkeys(front.nodes, IMAGES)  # Keras node -> name of the entry
         own = Counter(node.own_name for node in graph.nodes)
         self.unique = {name for name, count in own.items() if count == 1}
@@ -254,12 +279,18 @@ class _Translator:
                     raise ValueError(f"{what} {error}") from None
         if not problems and self.graph.output in self.outputs and len(self.found) == 0:
             raise ValueError(f"{self.file.path}: its model has no layers that compute anything")
-        left = [
-            array.place for layer in self.file.weighted for role, array in layer.arrays.items()
-            if array.place not in self.used and role != "count"
-        ] + list(self.file.unlisted)  # fmt: skip
-        if not problems and left and not self.front.cut:
-            problems += [f"{place} is an array that belongs to no layer" for place in left[:10]]
+        unused = {
+            label(layer, self.file): array.place for layer in self.file.weighted
+            for role, array in layer.arrays.items() if array.place not in self.used and role != "count"
+        }  # fmt: skip
+        read = {label(node.layer, self.file) for node in self.graph.nodes if node.layer is not None}
+        if not problems and not self.front.cut:
+            problems += [
+                f"{place} is an array that belongs to no layer" if name in read
+                else f"{name} is not on the way from the input to the output"
+                for name, place in unused.items()
+            ][:10]  # fmt: skip
+            problems += [f"{place} is an array that belongs to no layer" for place in self.file.unlisted[:10]]
         problems += misnamed_arrays(self.file)
         if problems:
             raise ValueError(f"{self.file.path} is not complete: {'; '.join(problems)}")
@@ -272,8 +303,8 @@ class _Translator:
             self._again(node, inputs)
             return
         if node.kind in IDENTITIES or node.kind == "ops.Cast":
-            if "Dropout" in node.kind and "rate" in node.settings:
-                self._emit(node, "dropout", inputs, rate=min(float(node.settings["rate"]), 0.999))
+            if "Dropout" in node.kind and (rate := node.setting("rate", "p", default=None)) is not None:
+                self._emit(node, "dropout", inputs, rate=min(float(rate), 0.999))
             else:
                 self.outputs[node.name] = inputs[0]
             return
@@ -331,7 +362,8 @@ class _Translator:
             with torch.device("meta"):
                 module = make_layer(name, kind, settings).eval()
                 try:
-                    result = module(*(torch.empty(shape) for shape in shapes))
+                    images = [torch.empty(shape) for shape in shapes]
+                    result = images[0] if kind in SAME_SHAPE else module(*images)
                 except (RuntimeError, IndexError, TypeError) as error:
                     reason = str(error).splitlines()[0]
                     raise ValueError(
@@ -401,7 +433,8 @@ class _Translator:
             before = total // 2
             if self.theano:
                 before = (size - 2 if size > 2 and size % 2 else size - 1) if pool else span // 2
-            edges += [before, max(0, total - before)]
+            symmetric = self.theano and not pool and span % 2  # its last cells may not be read at this size
+            edges += [before, before if symmetric else max(0, total - before)]
         return tuple(edges)
 
     def _activation_of(self, node: Node) -> tuple[str, Mapping[str, Any]]:
@@ -460,6 +493,8 @@ class _Translator:
         units = node.setting("filters", "nb_filter", default=outputs)
         if (said, units) != (kernel, outputs):
             raise _Missing(f"has a kernel of {stored}, but its config says {units} filters of {said[0]}x{said[1]}")
+        if (reads := (stored[1] if order == "oihw" else stored[2]) * groups) != shape[1]:
+            raise _Missing(f"has a kernel of {stored}, for {reads} channels, but reads {shape[1]}")
         self._windowed(node, inputs, shape, layer, Layout(order, self.theano), kernel, outputs, groups)
 
     # Depthwise kernels are not flipped: Keras reverses them before Theano reverses them again.
@@ -747,6 +782,17 @@ class _Translator:
     def _rank(self, inputs: Sequence[str]) -> int:
         return len(self.shapes[inputs[0]])
 
+    def _split_tensor(self, node: Node, inputs: list[str]) -> None:
+        """Half of the channels, as convnets-keras's AlexNet reads them."""
+        half = self._map(node, inputs[0])[1] // 2
+        first = half * int(node.settings["half"])
+        self._emit(node, "channels", inputs, start=first, stop=first + half)
+
+    def _cross_channel_normalization(self, node: Node, inputs: list[str]) -> None:
+        self._map(node, inputs[0])
+        size, alpha, beta, k = LRN
+        self._emit(node, "local_response_norm", inputs, size=size, alpha=alpha, beta=beta, k=k)
+
     def _dot(self, node: Node, inputs: list[str]) -> None:
         if any(len(self.shapes[source]) != 2 for source in inputs) or node.settings.get("axes") not in (1, -1, [1, 1]):
             raise ValueError("multiplies maps; only the dot product of vectors is supported")
@@ -864,7 +910,8 @@ TRANSLATORS: dict[str, Translate] = {
     "Cropping2D": _Translator._cropping2d, "UpSampling2D": _Translator._upsampling2d, "Flatten": _Translator._flatten,
     "Reshape": _Translator._reshape, "Permute": _Translator._permute, "Rescaling": _Translator._rescaling,
     "Concatenate": _Translator._concatenate, "ops.Concatenate": _Translator._ops_concatenate, "Dot": _Translator._dot,
-    "ops.Mean": _Translator._ops_mean,
+    "ops.Mean": _Translator._ops_mean, "SplitTensor": _Translator._split_tensor,
+    "CrossChannelNormalization": _Translator._cross_channel_normalization,
     **dict.fromkeys(POOLS, _Translator._pool),
     **dict.fromkeys(GLOBAL, _Translator._global_pool),
     **dict.fromkeys(MERGES, _Translator._merge),

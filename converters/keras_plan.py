@@ -14,6 +14,7 @@ from converters.head_plan import Head, head_of_arrays, head_of_graph
 from converters.listed import Listed, listed_around
 from converters.names import Found, Lineage, base_names, head_names, recognise
 from converters.options import (
+    Questions,
     check_data_format,
     check_size,
     guessed_size,
@@ -77,29 +78,17 @@ def plan_any(file: KerasFile, wishes: Wishes) -> Plan:
                 f"{file.path} holds no model config, so no layer to cut at; leave out --output-layer and --until"
             )
         return plan_keras(file, wishes)
-    if wishes.output is not None or wishes.until is not None:
-        return plan_graph(file, wishes)
-    try:
-        return plan_keras(file, wishes)
-    except ValueError as error:
-        refused = error
     try:
         return plan_graph(file, wishes)
-    except ValueError as error:
-        raise (refused if _is_paper(file) else error) from None
-
-
-def _is_paper(file: KerasFile) -> bool:
-    """Return whether a file's layers are those of a paper network, complete or not."""
-    try:
-        recognise(file)
-    except ValueError:
-        return False
-    return True
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(
+            f"{file.path}: its model config is incomplete or malformed ({error!r:.200}); save the model again"
+        ) from None
 
 
 def _plan(file: KerasFile, wishes: Wishes) -> Plan:
     found = recognise(file)
+    questions = Questions(file.path)
     graph = _graph(file)
     arguments, order = _base(file, found)
     lineage = found.lineage
@@ -125,7 +114,7 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
     size = check_size(file, size or wishes.input_size)
     listed = _listed(file, found, arguments)
     head = _head(file, found, graph, listed, arguments, size, wishes)
-    arguments, rows = _with_head(file, found, head, arguments, size)
+    arguments, rows = _with_head(file, found, head, arguments, size, questions)
     network = build(lineage.network, arguments)
     layers = _placed(lineage, found, head, network)
     problems = _problems(network, layers, order, found)
@@ -144,30 +133,32 @@ def _plan(file: KerasFile, wishes: Wishes) -> Plan:
         )
     refuse(file.path, lineage.network, problems)
     check_data_format(file, wishes)
-    backend, chosen = settle_backend(file, lineage, wishes)
+    backend, chosen = settle_backend(file, wishes, questions)
     choices += [*head.choices, *chosen]
     window, data_format = None, file.data_format
     if rows is not None:
-        permuted, data_format, chosen = settle_rows(file, order, head.flatten, wishes)
+        permuted, data_format, chosen = settle_rows(file, order, head.flatten, wishes, questions)
         choices += chosen
         window = rows if permuted else None
     released = "head" not in arguments and (lineage.name == "convnets-keras" or head.units in (None, 1000))
-    front = reads_pixels(file, graph, found, wishes.preprocessing is not None)
+    front = reads_pixels(file, graph, found, wishes, questions)
     if listed is not None and listed.front:
-        front = None, listed_front(file, listed.front, wishes)
+        front = None, listed_front(listed.front, wishes, questions)
     rule, chosen = settle_preprocessing(
         file,
         network,
         lineage.network,
         front,
         wishes,
+        questions,
         released=released,
         preset_name=lineage.preset,
     )
     choices += chosen
     known = found.standard_head and head.units == 1000  # a released head, which ends with softmax
-    activation, chosen = settle_activation(file, head, wishes, known=known)
+    activation, chosen = settle_activation(file, head, wishes, questions, known=known)
     choices += chosen
+    questions.check()
     flattened = _flattened(network)
     steps = [
         _step(
@@ -305,7 +296,12 @@ def _listed(file: KerasFile, found: Found, arguments: Mapping[str, Any]) -> List
 
 
 def _with_head(
-    file: KerasFile, found: Found, head: Head, arguments: dict[str, Any], size: tuple[int, int] | None
+    file: KerasFile,
+    found: Found,
+    head: Head,
+    arguments: dict[str, Any],
+    size: tuple[int, int] | None,
+    questions: Questions,
 ) -> tuple[dict[str, Any], tuple[int, int, int] | None]:
     """Return the builder's arguments with head and input size, and the window (channels, h, w) that a Flatten reads."""
     name = found.lineage.network
@@ -321,7 +317,7 @@ def _with_head(
     first = next(layer for module, layer in head.layers.items() if module.startswith("head.dense"))
     rows = first.arrays["kernel"].shape[0]
     if reads == "flatten" and size is None and rows != channels * window[0] * window[1]:
-        arguments, window = guessed_size(file, found, network, arguments, rows, channels)
+        arguments, window = guessed_size(found, network, arguments, rows, channels, questions)
     standard, hidden = _standard_steps(name, head)
     if standard is not None and head.essence == standard:
         if hidden is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast, get_args
 
 import torch
@@ -19,28 +20,65 @@ from convnets_torch.text import check_choice
 LARGEST = 20_000  # pixels of a side
 
 
+IMAGES = "expected images of 1 (grey), 3 (RGB) or 4 (RGBA) channels"
+
+
+class Questions:
+    """Collects what only the user can tell about a file, so that one error asks for all of it.
+
+    Whoever asks goes on with any answer; `check` raises before the plan is used.
+
+    >>> questions = Questions("x.h5")
+    >>> questions.ask("input_size", "it takes any size", "--input-size")
+    >>> questions.ask("activation", "it has one output", "--activation")
+    >>> questions.check()
+    Traceback (most recent call last):
+    ...
+    ValueError: x.h5 needs 2 options: --input-size, since it takes any size; and --activation, since it has one output
+    """
+
+    def __init__(self, path: object) -> None:
+        self.path = path
+        self.asked: dict[str, tuple[str, str]] = {}
+
+    def ask(self, option: str, reason: str, answers: str) -> None:
+        """Ask for an option, whose first question counts: why it is needed, and what may be given."""
+        self.asked.setdefault(option, (reason, answers))
+
+    def check(self) -> None:
+        """Raise a ValueError with all questions, if there are any."""
+        if len(self.asked) == 1:
+            [(reason, answers)] = self.asked.values()
+            raise ValueError(f"{self.path}: {reason}; give {answers}")
+        if self.asked:
+            *first, last = (f"{answers}, since {reason}" for reason, answers in self.asked.values())
+            raise ValueError(f"{self.path} needs {len(self.asked)} options: {'; '.join(first)}; and {last}")
+
+
 def input_size(file: KerasFile, graph: Graph | None) -> tuple[int, int] | None:
     """Return (height, width) of the model's input in pixels, or None if its config does not specify it.
 
     Raises:
-        ValueError: the model's input is not an image with three channels.
+        ValueError: the model's input is not an image of 1, 3 or 4 channels.
     """
-    if graph is None:
-        return None
+    return None if graph is None else image_shape(file, graph)[1]
+
+
+def image_shape(file: KerasFile, graph: Graph) -> tuple[int, tuple[int, int] | None]:
+    """Return the number of channels of the model's input, and its size as `input_size` does; errors are the same."""
     shape = graph.nodes[0].settings.get("batch_shape")
     if not isinstance(shape, list | tuple) or len(shape) != 4:
-        raise ValueError(f"{file.path}: its model's input is {shape!r}; expected images with three channels")
+        raise ValueError(f"{file.path}: its model's input is {shape!r}; {IMAGES}")
     first = 1 if file.data_format == "channels_first" else 3
     sides: list[Any] = [side for axis, side in enumerate(shape) if axis not in (0, first)]
-    if shape[first] not in (3, None):
-        raise ValueError(
-            f"{file.path}: its model's input has {shape[first]} channels; expected images with three channels"
-        )
+    channels = 3 if shape[first] is None else shape[first]
+    if type(channels) is not int or channels not in (1, 3, 4):
+        raise ValueError(f"{file.path}: its model's input has {channels!r:.80} channels; {IMAGES}")
     if None in sides:
-        return None
+        return channels, None
     if not all(isinstance(side, int) for side in sides):
-        raise ValueError(f"{file.path}: its model's input is {shape!r}; expected images with three channels")
-    return sides[0], sides[1]
+        raise ValueError(f"{file.path}: its model's input is {shape!r}; {IMAGES}")
+    return channels, (sides[0], sides[1])
 
 
 def check_size(file: KerasFile, size: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -68,24 +106,26 @@ def map_shape(file: KerasFile, network: Network, size: tuple[int, int] | None) -
 
 
 def guessed_size(
-    file: KerasFile, found: Found, network: Network, arguments: dict[str, Any], rows: int, channels: int
+    found: Found, network: Network, arguments: dict[str, Any], rows: int, channels: int, questions: Questions
 ) -> tuple[dict[str, Any], list[int]]:
     """Return arguments with an input size that gives a Flatten of `rows` values, and the window (h, w).
 
-    The rows determine only the number of cells, so a square window is assumed.
+    The rows determine only the number of cells, so a square window is assumed; the size is asked if there is none.
     """
     side = round((rows / channels) ** 0.5)
     if found.standard_head:
         return arguments, list(network.window)  # reported later, together with all other problems
+    window = [side, side]
     if rows % channels == 0 and side * side * channels != rows:
-        raise ValueError(
-            f"{file.path} has a head that reads {rows // channels} cells, which is not a square number; give"
-            " --input-size HEIGHTxWIDTH, in pixels"
-        )
-    if not side or side * side * channels != rows:
+        cells = rows // channels
+        reason = f"it has a head that reads {cells} cells, which is not a square number"
+        questions.ask("input_size", reason, "--input-size HEIGHTxWIDTH, in pixels")
+        window = [1, cells]
+    elif not side or side * side * channels != rows:
         return arguments, list(network.window)
-    size = tuple(pixels + network.stride * (side - network.window[0]) for pixels in network.size)
-    return arguments | {"size": size}, [side, side]
+    sides = zip(network.size, window, network.window, strict=True)
+    size = tuple(pixels + network.stride * (cells - standard) for pixels, cells, standard in sides)
+    return arguments | {"size": size}, window
 
 
 Front = tuple[tuple[float, float] | None, list[str]]
@@ -97,6 +137,7 @@ def settle_preprocessing(
     name: str,
     front: Front,
     wishes: Wishes,
+    questions: Questions,
     *,
     released: bool,
     preset_name: str | None,
@@ -107,13 +148,13 @@ def settle_preprocessing(
         network: provides the input size.
         name: the network's name.
         front: preprocessing within the model, and notes on it; see `checks.reads_pixels`.
-        wishes: the user's options; `preprocessing` is a preset or a JSON file.
+        wishes: the user's options; `preprocessing` is a preset or a JSON file, asked if it is required.
         released: whether the weights are released ones, or have the same layer names and shapes.
         preset_name: preset of the released weights of this lineage.
 
     Raises:
-        ValueError: the preprocessing is required but not given, is given although the model rescales its input, or
-            has another size than the model's input.
+        ValueError: the preprocessing is given although the model rescales its input, or has another size than the
+            model's input.
     """
     rescaling, chosen = front
     given = wishes.preprocessing
@@ -127,16 +168,24 @@ def settle_preprocessing(
         rule = Preprocessing("custom", size, size, "stretch", "bilinear", "rgb", (-offset,) * 3, scale=scale)
         return rule, [*chosen, "pictures are stretched to the input size, as Keras's datasets do"]
     if given is None and not released:
-        known = dict.fromkeys((*PRESETS[name][1], *GENERAL))
-        raise ValueError(
-            f"{file.path} does not say how its pictures were preprocessed; give --preprocessing with a JSON file or one"
-            f" of {', '.join(known)}"
-        )
+        ask_preprocessing(questions, dict.fromkeys((*PRESETS[name][1], *GENERAL)))
     rule = chosen_preprocessing(name, given or preset_name, network.size)
     if given is None:
         chosen = [*chosen, f"pictures are preprocessed with {rule.name}, as for the released weights with these layers;"
                   " change it with --preprocessing"]  # fmt: skip
     return rule, chosen
+
+
+def ask_preprocessing(questions: Questions, presets: Iterable[str]) -> None:
+    """Ask for the preprocessing, one of `presets` or a file."""
+    reason = "it does not say how its pictures were preprocessed"
+    questions.ask("preprocessing", reason, f"--preprocessing with a JSON file or one of {', '.join(presets)}")
+
+
+def ask_whole_preprocessing(questions: Questions, node: Node) -> None:
+    """Ask for the preprocessing that a layer of code in front of the model is part of."""
+    reason = f"{node.own_name} ({node.kind}) changes the input in a way that is not read"
+    questions.ask("preprocessing", reason, "the whole preprocessing with --preprocessing")
 
 
 def chosen_preprocessing(network: str, given: str | None, size: tuple[int, int]) -> Preprocessing:
@@ -169,16 +218,16 @@ class Ending(Protocol):
 
 
 def settle_activation(
-    file: KerasFile, head: Ending, wishes: Wishes, *, known: bool = False
+    file: KerasFile, head: Ending, wishes: Wishes, questions: Questions, *, known: bool = False
 ) -> tuple[Activation, list[str]]:
-    """Return the output activation, and notes on the assumptions made.
+    """Return the output activation, and notes on the assumptions made; it is asked for a single output.
 
     Args:
         known: whether the head is a released one, which ends with softmax.
 
     Raises:
-        ValueError: the given activation is unknown, contradicts the file, or is given for a file without a head; or
-            there is a single output and its activation is missing or softmax.
+        ValueError: the given activation is unknown, contradicts the file, is given for a file without a head, or is
+            softmax for a single output.
     """
     given = wishes.activation
     if given is not None:
@@ -191,10 +240,9 @@ def settle_activation(
         raise ValueError(f"{file.path} says that its activation is {head.activation}, not {given}; leave it out")
     activation = head.activation or given
     if activation is None and head.units == 1:
-        raise ValueError(
-            f"{file.path} has a single output and does not say its activation; give --activation sigmoid (for a"
-            " probability) or none"
-        )
+        reason = "it has a single output and does not say its activation"
+        questions.ask("activation", reason, "--activation sigmoid (for a probability) or none")
+        return "none", []
     if activation == "softmax" and head.units == 1:
         raise ValueError(f"{file.path} has a single output, which no softmax fits; give --activation sigmoid or none")
     if activation is None and not known:
@@ -204,17 +252,37 @@ def settle_activation(
     return cast(Activation, activation or "softmax"), []
 
 
+CONVNETS_KERAS = r"conv_[1-5](_[12])?|conv[1-5]_[1-4]"  # convolutions of AlexNet, VGG16 and VGG19
+
+
+def is_convnets_keras(file: KerasFile) -> bool:
+    """Return whether a file's convolutions have the names of convnets-keras."""
+    names = [layer.name for layer in file.weighted if layer.kind == "Conv2D"]
+    return file.named and bool(names) and all(re.fullmatch(CONVNETS_KERAS, name) for name in names)
+
+
+def released_preset(file: KerasFile, network: str, classes: int | None, arguments: Mapping[str, Any]) -> str | None:
+    """Return the preset of the released weights if a file has their layers, and no head of its own."""
+    if network not in PRESETS or "head" in arguments:
+        return None
+    if is_convnets_keras(file):
+        return "original"
+    return {"inception_v3": "keras-tf"}.get(network, "keras-caffe") if classes in (None, 1000) else None
+
+
 BACKENDS = ("theano", "tensorflow")
 KNOWN_BACKENDS = (*BACKENDS, "jax", "torch", "cntk", "openvino", "numpy", "plaidml")
 DATA_FORMATS = ("channels_first", "channels_last")
 FLATTEN_TRANSPOSES = (2, 2)  # first version of Keras whose Flatten transposes channels-first maps to H, W, C
 
 
-def settle_backend(file: KerasFile, lineage: Lineage | None, wishes: Wishes) -> tuple[str | None, list[str]]:
+def settle_backend(file: KerasFile, wishes: Wishes, questions: Questions) -> tuple[str | None, list[str]]:
     """Return the backend that trained the kernels, and notes on the assumptions made.
 
+    It is asked if the file, its lineage and the user leave it open.
+
     Raises:
-        ValueError: the file, its lineage and the user leave it open; or file and user disagree.
+        ValueError: the user's backend is unknown, or contradicts the file.
     """
     chosen = wishes.backend
     if chosen is not None:
@@ -239,15 +307,17 @@ def settle_backend(file: KerasFile, lineage: Lineage | None, wishes: Wishes) -> 
     if told := re.search(r"_(th|tf)_kernels", file.path.name):
         backend = {"th": "theano", "tf": "tensorflow"}[told[1]]
         return backend, [f"kernels are {backend}'s according to the file name; change it with --backend"]
-    if lineage is not None and lineage.name == "convnets-keras" and file.named:
+    if is_convnets_keras(file):
         return "theano", [
             "kernels are theano's, as in the released files with these layer names; change it with --backend"
         ]
     generation = "0.x" if file.container == "nb_layers" else "1"
-    raise ValueError(
-        f"{file.path}: files of Keras {generation} do not say which backend trained them, and kernels of both look"
-        " alike; give --backend theano (which trained the widely copied VGG16 and VGG19 files) or --backend tensorflow"
+    questions.ask(
+        "backend",
+        f"files of Keras {generation} do not say which backend trained them, and kernels of both look alike",
+        "--backend theano (which trained the widely copied VGG16 and VGG19 files) or --backend tensorflow",
     )
+    return None, []
 
 
 def settle_kernel_order(file: KerasFile, fits: dict[KernelOrder, int]) -> KernelOrder:
@@ -268,7 +338,7 @@ def check_data_format(file: KerasFile, wishes: Wishes) -> None:
 
 
 def settle_rows(
-    file: KerasFile, order: KernelOrder, flatten: Node | None, wishes: Wishes
+    file: KerasFile, order: KernelOrder, flatten: Node | None, wishes: Wishes, questions: Questions
 ) -> tuple[bool, DataFormat | None, list[str]]:
     """Determine whether the rows of the first dense kernel after a Flatten are in the order h, w, channels.
 
@@ -276,13 +346,13 @@ def settle_rows(
         file: provides the Keras version and data format.
         order: the kernel order.
         flatten: the Flatten node of the model's config, if any.
-        wishes: provides the user's data format.
+        wishes: provides the user's data format, which is asked if the rows depend on it and nobody says it.
 
     Returns:
         Whether they are; the data format of the convolutions, if known; and notes on the assumptions made.
 
     Raises:
-        ValueError: it depends on the data format, which neither the file nor the user specifies.
+        ValueError: the data format contradicts the kernels.
     """
     data_format: DataFormat | None = file.data_format or wishes.data_format  # type: ignore[assignment]
     if order == "oihw":  # Keras 0 and 1
@@ -304,10 +374,13 @@ def settle_rows(
         return False, data_format, []
     if file.backend == "tensorflow":
         return True, "channels_last", ["channels_last is assumed, TensorFlow's default; change it with --data-format"]
-    raise ValueError(
-        f"{file.path} does not say whether it was trained channels first or last, on which the order of the first dense"
-        " layer depends; give --data-format channels_first or channels_last"
+    questions.ask(
+        "data_format",
+        "it does not say whether it was trained channels first or last, on which the order of the first dense layer"
+        " depends",
+        "--data-format channels_first or channels_last",
     )
+    return True, None, []
 
 
 def _version(file: KerasFile) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -117,8 +117,9 @@ class Plan:
         lineage: origin of the file's layer names, for the proof.
         rescales: whether the file's own model does the preprocessing, with a Rescaling layer.
         hidden: step used for hidden activations that the file does not specify, for the proof.
-        table: our module -> Keras layer with the same output, for the proof of a network given as a graph.
+        table: our module -> Keras layers whose outputs, concatenated, are its own, for the proof.
         final: name of the Keras layer whose output is the network's, for the same.
+        skipped: names of Keras layers of code that are part of the preprocessing which the user named.
         output, until: the user's options.
     """
 
@@ -134,8 +135,9 @@ class Plan:
     lineage: str | None = None
     rescales: bool = False
     hidden: tuple[Any, ...] = ("relu",)
-    table: Mapping[str, str] | None = None
+    table: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     final: str | None = None
+    skipped: tuple[str, ...] = ()
     output: str | None = None
     until: str | None = None
 

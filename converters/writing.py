@@ -18,7 +18,7 @@ from converters.layouts import (
     transpose_dense,
 )
 from converters.readers.keras_file import KerasArray
-from converters.readers.reading import opened, values
+from converters.readers.reading import Blocks, opened, values
 
 BLOCK = 1_000_000  # values of a dense kernel read at once, 4 MB
 LINE = 16  # float32 values per CPU cache line, so that transposing writes whole lines
@@ -157,13 +157,6 @@ def _dense_blocks(file: Any, array: KerasArray, window: list[int] | None) -> Ite
         return
     channels, height, width = window
     step = max(1, BLOCK // columns // (height * width))  # channels per block, at all positions of the window
-    for start in range(0, channels, step):
-        spans = _spans(window, start, min(start + step, channels))
-        yield chw_rows_from_hwc(np.concatenate([values(file, array, slice(*span)) for span in spans]), (height, width))
-
-
-def _spans(window: Sequence[int], start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the row ranges of channels `start` to `end` at each position, for rows in the order h, w, channels."""
-    channels, height, width = window
-    for place in range(height * width):
-        yield place * channels + start, place * channels + end
+    for start in range(0, channels, step):  # the rows are in the order h, w, channels
+        part = Blocks(start, height * width, channels, min(step, channels - start))
+        yield chw_rows_from_hwc(values(file, array, part), (height, width))

@@ -11,6 +11,7 @@ picture that was saved again has different content and is not recognised.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from convnets_torch import files
 from convnets_torch.files import open_file
-from convnets_torch.images.preprocessing import MOST_INPUT, Preprocessing
+from convnets_torch.images.preprocessing import CHANNEL_WORDS, MOST_INPUT, PRESETS, Preprocessing
 from convnets_torch.options import FormerAttribute
 from convnets_torch.safetensors_io import header_of_opened
 
@@ -41,6 +42,57 @@ MOST_CLASSES = 1_000_000
 MOST_NAME = 1_000  # characters of a class name
 
 Activation = Literal["softmax", "sigmoid", "none"]
+
+ROUNDING = 1e-9  # errors below it are rounding of float64, and differ between machines
+LONGEST_LAYER = 100  # characters of a layer's name that a proof keeps
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The result of `convert --proof`: the converted network computes what the file's own model does.
+
+    Equal conversions have equal proofs, on whatever machine and day.
+
+    Attributes:
+        layers: number of layers that were compared, besides the output.
+        error: largest error of a layer or the output, relative to its largest value, to two digits; `ROUNDING` stands
+            for all smaller ones.
+        worst: the source file's layer with this error; "" if the error is below `ROUNDING`.
+        tolerance: errors above it fail.
+        converter, numpy: versions that computed it, "convnets-torch 0.2.0" and "NumPy 2.3.5".
+        network: sha256 of what was proven, as `network_digest`.
+        unknown: fields that a newer version wrote; kept when the card is written again.
+    """
+
+    layers: int
+    error: float
+    worst: str
+    tolerance: float
+    converter: str
+    numpy: str
+    network: str
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        bound = f"below {ROUNDING:.0e}" if self.error <= ROUNDING else f"{self.error:.1e}"
+        where = f" (at {self.worst})" if self.worst else ""
+        layers = "1 layer" if self.layers == 1 else f"{self.layers} layers"
+        return (
+            f"Proven: {layers} and the output agree with the file's own model, computed independently in NumPy; the"
+            f" largest error is {bound} of a layer's largest value{where}."
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Proof:
+        """The inverse of `_flat`; raises KeyError or TypeError if a field is missing or invalid."""
+        kinds = {"layers": int, "error": float, "tolerance": float}
+        known = {entry.name: values.pop(entry.name) for entry in fields(cls) if entry.name != "unknown"}
+        for name, value in known.items():
+            if type(value) is not kinds.get(name, str):
+                raise TypeError(f"the proof's {name} is {value!r:.80}")
+        return cls(**known, unknown=values)
 
 
 @dataclass(frozen=True)
@@ -90,6 +142,8 @@ class Card:
         source: where the weights came from; None for weights that were made here.
         unknown: further fields, written by training (`finetuning`, `probe`, `digests`) or by a newer version; kept when
             the card is written again.
+        proof: that the network computes what its source does; None if that was not proven, or the network was changed
+            since. `save` leaves out the proof of a changed network.
     """
 
     network: str
@@ -99,6 +153,7 @@ class Card:
     activation: Activation = "softmax"
     source: Source | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict)
+    proof: Proof | None = None
 
     def __post_init__(self) -> None:
         classes = self.arguments.get("classes", 0)
@@ -114,6 +169,13 @@ class Card:
         plain = {name: value for name, value in self.arguments.items() if name != GRAPH}
         if (numbers := _count(plain)) > MOST_NUMBERS:
             raise ValueError(f"card has {numbers} numbers and strings in its arguments; the maximum is {MOST_NUMBERS}")
+        graph = self.arguments.get(GRAPH)
+        read = graph.get("channels", 3) if isinstance(graph, Mapping) else self.preprocessing.channel_count
+        if read != self.preprocessing.channel_count or (graph is None and self.network in PRESETS and read != 3):
+            raise ValueError(
+                f"the card's preprocessing makes {CHANNEL_WORDS[self.preprocessing.channels]} images, but the"
+                f" network reads {3 if graph is None else read!r:.80} channels; give as many"
+            )
         size = self.arguments.get("size")
         if isinstance(size, list | tuple) and any(type(side) is int and side > MOST_INPUT for side in size):
             raise ValueError(f"card has images of {size} pixels; the maximum of a side is {MOST_INPUT}")
@@ -151,6 +213,10 @@ class Card:
             "source": _flat(self.source) if self.source else None,
             "arguments": dict(self.arguments),
         }
+        if self.proof is None:
+            del values["proof"]
+        else:
+            values["proof"] = _flat(self.proof)
         return json.dumps(values, sort_keys=True)
 
     def __hash__(self) -> int:
@@ -182,7 +248,10 @@ class Card:
                 " convert the weights again"
             )
         try:
-            known = {entry.name: values.pop(entry.name) for entry in fields(cls) if entry.name != "unknown"}
+            proof = values.pop("proof", None)
+            named = [entry.name for entry in fields(cls) if entry.name not in ("unknown", "proof")]
+            known = {name: values.pop(name) for name in named}
+            known["proof"] = None if proof is None else Proof.from_dict(proof)
             known["preprocessing"] = Preprocessing.from_dict(known["preprocessing"])
             if known["source"] is not None:
                 known["source"] = Source.from_dict(known["source"])
@@ -208,10 +277,25 @@ def _count(value: Any) -> int:
     return 1 + sum(map(_count, value)) if isinstance(value, list | tuple) else 1
 
 
-def _flat(entry: Card | Source) -> dict[str, Any]:
-    """All fields of a card or its source, including the unknown ones."""
+def _flat(entry: Card | Source | Proof) -> dict[str, Any]:
+    """All fields of a card or of a part of it, including the unknown ones."""
     known = {field.name: getattr(entry, field.name) for field in fields(entry) if field.name != "unknown"}
     return {**entry.unknown, **known}
+
+
+def network_digest(card: Card, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """sha256 of what a network computes: its name, arguments, preprocessing and parameters.
+
+    Args:
+        card: the network's card.
+        arrays: parameter -> values; the bytes count, not the dtype.
+    """
+    digest = hashlib.sha256()
+    about = [card.network, dict(card.arguments), card.preprocessing.to_dict(), sorted(arrays)]
+    digest.update(json.dumps(about, sort_keys=True).encode())
+    for _, array in sorted(arrays.items()):
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def read_card(path: str | os.PathLike[str]) -> Card:

@@ -145,7 +145,7 @@ class Filling:
         path: the temporary file, for another process that fills it.
         offsets: name -> offset of its array, in bytes from the start of the file.
         arrays: name -> array mapped from the file; writing to it writes the file.
-        metadata: metadata of the header; may be replaced, until the block ends, by metadata of the same length.
+        metadata: metadata of the header; may be replaced, until the block ends, by metadata that is not longer.
     """
 
     path: Path
@@ -164,11 +164,11 @@ def filling(
 
     Args:
         layout: name -> dtype ("F32" or "I64") and shape of each array.
-        metadata: metadata of the header; values not known yet need placeholders of the same length.
+        metadata: metadata of the header; values not known yet need placeholders of at least the same length.
 
     Raises:
         OSError: `path` cannot be written, or the disk is full; raised before the block runs.
-        ValueError: the final metadata differs in length, or the header or length of the file was changed.
+        ValueError: the final metadata is longer, or the header or length of the file was changed.
     """
     # The library's order: larger dtypes first, so that each array is aligned to its item size.
     ordered = dict(sorted(layout.items(), key=lambda item: (item[1][0] != "I64", item[0])))

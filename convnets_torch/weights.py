@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from convnets_torch.card import GRAPH, KEY, Activation, Card, card_of_opened
+from convnets_torch.card import GRAPH, KEY, Activation, Card, card_of_opened, network_digest
 from convnets_torch.fcn.densify import Densified
 from convnets_torch.files import Output, find, open_file, opened_path, path_of, to_open_files
 from convnets_torch.inference.prepare import Precision, checked_device, prepare
@@ -160,7 +160,7 @@ def load(
             change the file; False reads them at once. On other devices than the CPU they are always copied.
 
     Returns:
-        The network in eval mode, with its `card`. `network(x)` returns logits (N, classes) for x (N, 3, H, W)
+        The network in eval mode, with its `card`. `network(x)` returns logits (N, classes) for x (N, C, H, W)
         of `network.size`, normalised as `network.card.preprocessing` says.
 
     Raises:
@@ -211,6 +211,8 @@ def load(
 def save(network: Network, path: Output) -> None:
     """Write a network's weights and card to a safetensors file, atomically.
 
+    A proof in the card is written only if the network is still the one that was proven.
+
     Raises:
         OSError: `path` cannot be written; an existing file is unchanged.
         ValueError: the network has no card, does not match its card, or was made by `densify` or `prepare`.
@@ -240,7 +242,15 @@ def save(network: Network, path: Output) -> None:
             f"the network is not the {network.card.network} of its card: {'; '.join(wrong)};"
             " set network.card to what it is now"
         )
-    write_arrays(path_of(path), arrays, {KEY: network.card.to_json()})
+    card = network.card if _is_proven(network.card, arrays) else replace(network.card, proof=None)
+    write_arrays(path_of(path), arrays, {KEY: card.to_json()})
+
+
+def _is_proven(card: Card, arrays: Mapping[str, Tensor]) -> bool:
+    """Whether a card's proof is of these parameters."""
+    if card.proof is None or not {array.dtype for array in arrays.values()} <= {torch.float32, torch.int64}:
+        return False
+    return card.proof.network == network_digest(card, {name: array.numpy(force=True) for name, array in arrays.items()})
 
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

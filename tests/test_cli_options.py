@@ -36,7 +36,7 @@ OPTIONS = {  # command -> its options, besides those of TALK
     "augment": f"{READ} {CHANGES} --output --weights --views --seed",
     "classify": f"{RUN} --output --top --target --backoff --csv --table",
     "convert": "--output --cache --backend --data-format --preprocessing --activation --hidden-activation"
-    " --pool1-padding --input-size --output-layer --until --classes --layout --proof --no-isolation",
+    " --pool1-padding --input-size --output-layer --until --classes --layout --proof --report --no-isolation",
     "demo": "--output",
     "doctor": f"{RUN} --output --expect --golden",
     "duplicates": "--output --min-similarity --between",
@@ -62,7 +62,7 @@ OPTIONS = {  # command -> its options, besides those of TALK
 }
 OTHERWISE = {  # option -> commands where its type, default or help differs from that in the others
     "--output": set(OPTIONS),  # what is written
-    "--report": {"gradcam", "probe"},  # contents of the folder
+    "--report": {"convert", "gradcam", "probe"},  # contents of the folder; a table
     "--precision": {"finetune"},  # mixed precision
     "--batch-size": {"finetune"},  # per step, which changes the result
     "--workers": {"finetune"},  # processes

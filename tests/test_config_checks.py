@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from converters.keras_plan import plan_keras
+from converters.keras_plan import plan_any
 from converters.plan import Wishes
 from converters.readers.keras_file import KerasFile
 from converters.readers.keras_graph import Node
@@ -21,7 +21,7 @@ def planned(kind, setting, value):
     described = copy.deepcopy(SOURCE)
     layer = next(layer for layer in described["config"]["config"]["layers"] if layer["class_name"] == kind)
     layer["config"][setting] = value
-    return plan_keras(KerasFile.from_dict(described), Wishes(preprocessing="unit"))
+    return plan_any(KerasFile.from_dict(described), Wishes(preprocessing="unit"))
 
 
 def test_the_sound_model_is_planned():
@@ -44,7 +44,7 @@ def test_inputs_that_are_none_are_refused(value):
 
 
 def test_inputs_that_are_too_small_for_the_network_are_refused():
-    with pytest.raises(ValueError, match=r"first_model\.h5: pictures of 1x128 pixels are too small for the network"):
+    with pytest.raises(ValueError, match=r"first_model\.h5: layer block1_pool .* cannot read inputs of"):
         planned("InputLayer", "batch_input_shape", [None, 3, 1, 128])
 
 

@@ -252,8 +252,49 @@ def test_cells_that_are_no_square_need_the_input_size(tmp_path, out):
         convert(path, out, preprocessing="unit")
     convert(path, out, preprocessing="unit", input_size=(96, 128), proof=True)
     assert_answers(load(out), GOLDENS[wide], DATA)
+    assert_asks(path, out, ["--input-size HEIGHTxWIDTH", "--preprocessing with"])
     convert(path, out, preprocessing="unit", input_size=(128, 96))  # as many cells: nothing tells it is wrong
     assert load(out).window == (4, 3)
+
+
+ASKED = {  # file -> the options that it needs
+    "keras1/vgg16_flat_tf.h5": ["--backend theano", "--preprocessing with", "--activation sigmoid"],
+    "keras1/vgg16_th_model.h5": ["--backend theano", "--preprocessing with"],
+    UNTOLD: ["--data-format channels_first", "--preprocessing with"],
+    FLAT: ["--preprocessing with", "--activation sigmoid"],
+}
+TOLD: dict[str, dict[str, Any]] = {
+    "--backend": {"backend": "tensorflow"}, "--preprocessing": {"preprocessing": "unit"},
+    "--activation": {"activation": "sigmoid"}, "--data-format": {"data_format": "channels_last"},
+    "--input-size": {"input_size": (96, 128)},
+}  # fmt: skip
+
+
+def assert_asks(path, out, wanted):
+    """Asks for all the options at once, for the others if one is given, and for none if all are."""
+    told = {each: TOLD[each.split()[0]] for each in wanted}
+    with pytest.raises(ValueError, match=rf"needs {len(wanted)} options: ") as caught:
+        convert(path, out)
+    assert "\n" not in str(caught.value)
+    places = [str(caught.value).index(each) for each in wanted]
+    assert sorted(places) == places
+    for each in wanted:
+        with pytest.raises(ValueError, match=r"; give |needs") as caught:
+            convert(path, out, **told[each])
+        assert [other for other in wanted if other in str(caught.value)] == [other for other in wanted if other != each]
+    convert(path, out, **{key: value for each in told.values() for key, value in each.items()})
+
+
+@pytest.mark.parametrize("file", ASKED)
+def test_all_that_must_be_asked_is_asked_at_once(file, out):
+    assert_asks(DATA / file, out, ASKED[file])
+
+
+def test_an_answer_that_is_wrong_is_refused_before_anything_is_asked(refused):
+    refused(FLAT, "unknown activation 'tanh'", activation="tanh")
+    refused(FLAT, "says that theano trained it, not tensorflow", backend="tensorflow")
+    refused(UNTOLD, "unknown data format 'nchw'", data_format="nchw")
+    refused("keras1/vgg16_flat_tf.h5", "the input size 0x0 is invalid", input_size=(0, 0))
 
 
 def test_an_input_size_that_the_config_says_is_not_said_twice(refused):

@@ -20,7 +20,7 @@ from convnets_torch import classify, embed, gradcam, heatmap, load, record_activ
 from convnets_torch.images.preprocessing import normalize
 from convnets_torch.weights import with_last_layer
 from tests.conftest import DATA
-from tests.reference.keras3_graphs import IN_CI, INSIDE, LAYERS, MODELS
+from tests.reference.keras3_graphs import IN_CI, INSIDE, LAYERS, MODELS, NEARLY, PAPERS
 
 pytestmark = pytest.mark.slow  # Keras writes the models
 TOLERANCE = 1e-4  # of the largest output
@@ -51,17 +51,17 @@ def applications(filled) -> Path:
     return filled("keras3_graph_applications", run_keras("applications"))
 
 
-def check(file: Path, tmp_path: Path, *, inside: bool, **options: Any):
+def check(file: Path, tmp_path: Path, *, inside: bool, network: str = "graph", **options: Any):
     """Convert with the proof, and compare with what Keras answered; returns the network and the report."""
     with np.load(file.with_suffix(".npz")) as stored:
         wanted = dict(stored)
     options = ({} if inside else {"preprocessing": "unit"}) | options
     report = convert(file, tmp_path / "converted.safetensors", proof=True, isolated=False, **options)
-    network = load(tmp_path / "converted.safetensors")
-    card = network.card
+    loaded = load(tmp_path / "converted.safetensors")
+    card = loaded.card
     images = torch.from_numpy(np.stack([normalize(image, card.preprocessing) for image in wanted["images"]]))
     with torch.no_grad():
-        found = network.features(images) if network.head is None else network(images)
+        found = loaded.features(images) if loaded.head is None else loaded(images)
         found = {"softmax": lambda x: x.softmax(1), "sigmoid": torch.sigmoid, "none": lambda x: x}[card.activation](
             found
         )
@@ -78,8 +78,8 @@ def check(file: Path, tmp_path: Path, *, inside: bool, **options: Any):
     if file.stem == "average_pool_same":  # Keras's torch backend repeats the edge where TensorFlow counts no padding
         found, answers = found[:, :-1, :-1], answers[:, :-1, :-1]
     assert np.abs(found - answers).max() <= TOLERANCE * np.abs(answers).max()
-    assert network.card.network == report.card.network == "graph"
-    return network, report
+    assert card.network == report.card.network == network
+    return loaded, report
 
 
 @pytest.mark.parametrize("form", [".keras", ".h5"])
@@ -105,6 +105,26 @@ def test_a_model_is_split_into_features_and_head(models, name, form, tmp_path):
 def test_keras_applications_convert(applications, name, tmp_path):
     inside = name.startswith(("EfficientNet", "MobileNetV3", "ConvNeXt"))
     check(applications / f"{name}.keras", tmp_path, inside=inside)
+
+
+@pytest.fixture(scope="module")
+def papers(filled) -> Path:
+    return filled("keras3_graph_papers", run_keras("papers"))
+
+
+@pytest.mark.parametrize("form", [".keras", ".h5"])
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_network_of_a_paper_is_known_by_its_graph(papers, name, form, tmp_path):
+    wanted = name[: name.index("_", 10 if "inception" in name else 0)]
+    _, report = check(papers / f"{name}{form}", tmp_path, inside=False, network=wanted)
+    assert max(row.error for row in report.proof) < 1e-9
+    if name == "vgg16_until_fc2":
+        assert report.card.arguments["head"][-1] == ("relu",)
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_a_graph_that_differs_in_one_place_is_no_network_of_a_paper(papers, name, tmp_path):
+    check(papers / f"{name}.keras", tmp_path, inside=False, network="graph")
 
 
 @pytest.mark.parametrize("name", ["flatten_head", "two_readers", "nested", "shared"])
@@ -260,6 +280,26 @@ def test_a_graph_that_cannot_be_is_refused_in_one_sentence(models, what, tmp_pat
         convert(path, tmp_path / "out.safetensors", preprocessing="unit", isolated=False)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("out*"))
+
+
+def any_size(layers, model):
+    model["layers"][0]["config"]["batch_shape"] = [None, None, None, 3]
+
+
+def test_all_that_a_graph_needs_is_asked_at_once(models, tmp_path):
+    out = tmp_path / "out.safetensors"
+    path = edited(models / "average_head.h5", tmp_path, any_size)
+    wanted = (
+        "needs 2 options: the size to classify, --input-size HEIGHTxWIDTH, since its model takes pictures of any size;"
+        " and --preprocessing with a JSON file or one of"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        convert(path, out, isolated=False)
+    with pytest.raises(ValueError, match="its model takes pictures of any size; give the size to classify, --input-si"):
+        convert(path, out, isolated=False, preprocessing="unit")
+    with pytest.raises(ValueError, match="unknown preprocessing 'caffe'"):
+        convert(path, out, isolated=False, preprocessing="caffe")
+    convert(path, out, isolated=False, preprocessing="unit", input_size=(20, 28), proof=True)
 
 
 def test_a_layer_of_ones_own_is_taught(models, tmp_path, monkeypatch):

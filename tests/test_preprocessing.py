@@ -245,7 +245,7 @@ def test_a_rule_of_ones_own_is_read_from_json(tmp_path):
         ("\udcff".encode("utf-8", "surrogateescape"), "is not UTF-8 text"),
         ("[1]", "is not a JSON object"),
         ('{"sice": 3, "mean": [0, 0, 0]}', "size is missing; resize_rule is .*sice is unknown; the fields are name"),
-        (json.dumps(OWN | {"mean": 3}), "mean is 3, not a list of three numbers"),
+        (json.dumps(OWN | {"mean": 3}), "mean is 3, not a list of numbers"),
         (json.dumps(OWN | {"mean": ["a", 0, 0]}), "give three finite numbers"),
         (json.dumps(OWN | {"std": [1, 0, 1]}), "std not 0"),
         (json.dumps(OWN | {"channels": ["rgb"]}), "channels"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 
 from converters import KerasFile, read_array, read_keras
+from converters.readers.arrays import Blocks, from_bfloat16, values
+from converters.readers.keras_file import KerasArray
 from tests.conftest import KERAS0, KERAS1
 
 
@@ -228,3 +231,28 @@ def test_arrays_that_no_layer_lists_are_told_by_hand(tmp_path):
     with h5py.File(path, "r+") as file:
         file["a/extra"], file["more/kernel"] = np.ones(2), np.ones(2)
     assert read_keras(path).unlisted == ("/a/extra", "/more/kernel")
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", "<f2", "bfloat16", "opaque"])
+def test_blocks_of_rows_are_read_as_numpy_slices_them(dtype, tmp_path):
+    numbers = np.random.default_rng(0).standard_normal((24, 5)).astype("f4")
+    bits = (numbers.view(np.uint32) >> 16).astype(np.uint16)
+    stored = {"bfloat16": bits, "opaque": bits.view("V2")}.get(dtype)
+    stored = numbers.astype(dtype) if stored is None else stored
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["a"], file["nothing"] = stored, stored[:0]
+    described = dtype if dtype != "opaque" else "bfloat16"
+    wanted = np.asarray(from_bfloat16(bits) if described == "bfloat16" else stored)
+    array = KerasArray(tmp_path / "x.h5", "/a", (24, 5), described)
+    with h5py.File(tmp_path / "x.h5") as file:
+        np.testing.assert_array_equal(values(file, array), wanted)
+        for rows in (slice(3, 7), slice(20, 99), slice(24, 30), slice(0, 0)):
+            np.testing.assert_array_equal(values(file, array, rows), wanted[rows])
+        for start, count, apart, length in ((0, 4, 6, 6), (2, 4, 6, 3), (5, 1, 24, 19), (1, 3, 8, 1)):
+            parts = [wanted[start + apart * place :][:length] for place in range(count)]
+            found = values(file, array, Blocks(start, count, apart, length))
+            np.testing.assert_array_equal(found, np.concatenate(parts))
+            assert found.dtype.isnative
+        assert values(file, replace(array, place="/nothing", shape=(0, 5))).shape == (0, 5)
+        with pytest.raises(ValueError, match="/a has changed since it was examined"):
+            values(file, replace(array, shape=(5, 24)))

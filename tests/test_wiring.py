@@ -1,4 +1,4 @@
-"""Configs whose names and shapes are a network's and whose graph is another: refused, each by what is different.
+"""Configs whose names and shapes are a network's and whose graph is another.
 
 Every case is a file of a real framework, of which nothing but the config is changed.
 """
@@ -6,7 +6,6 @@ Every case is a file of a real framework, of which nothing but the config is cha
 from __future__ import annotations
 
 import json
-import re
 import shutil
 
 import h5py
@@ -14,9 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from converters import convert, read_keras
-from converters.keras_plan import plan_keras
-from converters.plan import Wishes
+from converters import convert
 from convnets_torch.weights import load
 from tests.reference.goldens import DATA
 from tests.reference.theano_goldens import THEANO
@@ -94,93 +91,84 @@ def permute(config):
     config.insert("flatten", "Permute", dims=[2, 1, 3])
 
 
-ANOTHER = {  # what is changed -> file, change, sentence
+ANOTHER = {  # what is changed -> file, change, and the sentence that refuses it; None if it converts as a graph
     "average instead of max": (
         VGG,
         lambda c: c.replace("block2_pool", "AveragePooling2D", pool_size=[2, 2], strides=[2, 2], padding="valid"),
-        r"block3_conv1 reads AveragePooling2D 2x2 2x2\(relu\(block2_conv2\)\), not MaxPooling2D 2x2 2x2",
+        None,
     ),
-    "a larger pool": (VGG, lambda c: c.set("block2_pool", pool_size=[3, 3]), "block3_conv1 reads MaxPooling2D 3x3 2x2"),
-    "a padded pool": (VGG, lambda c: c.set("block5_pool", padding="same"), "its head reads MaxPooling2D .* same"),
-    "a stride": (
+    "a larger pool": (
         VGG,
-        lambda c: c.set("block3_conv2", strides=[2, 2]),
-        r"block3_conv2 has strides \(2, 2\), not \(1, 1\)",
+        lambda c: c.set("block2_pool", pool_size=[3, 3]),
+        "fc1 has a kernel of .*, but reads 432 values",
     ),
-    "dilation": (VGG, lambda c: c.set("block3_conv2", dilation_rate=[2, 2]), r"block3_conv2 has dilation \(2, 2\)"),
+    "a padded pool": (VGG, lambda c: c.set("block5_pool", padding="same"), None),
+    "a stride": (VGG, lambda c: c.set("block3_conv2", strides=[2, 2]), "fc1 has a kernel of .*, but reads 108 values"),
+    "dilation": (VGG, lambda c: c.set("block3_conv2", dilation_rate=[2, 2]), None),
     "no padding": (
         VGG,
         lambda c: c.set("block3_conv2", padding="valid"),
-        r"block3_conv2 has padding \(\(0, 0\), \(0, 0\)\)",
+        "fc1 has a kernel of .*, but reads 432 values",
     ),
-    "reflected padding": (VGG, lambda c: c.set("block3_conv2", padding="reflect"), "block3_conv2 has padding reflect"),
-    "groups": (VGG, lambda c: c.set("block3_conv2", groups=2), "block3_conv2 has groups 2, not 1"),
-    "no bias": (VGG, lambda c: c.set("block3_conv2", use_bias=False), "block3_conv2 has bias False, not True"),
+    "reflected padding": (
+        VGG,
+        lambda c: c.set("block3_conv2", padding="reflect"),
+        "block3_conv2 .* has the padding 'reflect'; known",
+    ),
+    "groups": (
+        VGG,
+        lambda c: c.set("block3_conv2", groups=2),
+        r"block3_conv2 has a kernel of \(3, 3, 8, 8\), for 16 channels, but reads 8",
+    ),
+    "no bias": (
+        VGG,
+        lambda c: c.set("block3_conv2", use_bias=False),
+        "block3_conv2 has a bias, but its config has none",
+    ),
     "another data format": (
         VGG,
         lambda c: c.set("block3_conv2", data_format="channels_first"),
-        "block3_conv2 has data format channels_first",
+        "block3_conv2 .* is channels_first, but the model is channels_last",
     ),
-    "tanh": (
-        VGG,
-        lambda c: c.set("block3_conv2", activation="tanh"),
-        r"block3_conv3 reads tanh\(block3_conv2\), not relu",
-    ),
-    "no activation": (
-        VGG,
-        lambda c: c.set("block5_conv3", activation="linear"),
-        r"its head reads MaxPooling2D .*\(block5_conv3\)",
-    ),
+    "tanh": (VGG, lambda c: c.set("block3_conv2", activation="tanh"), None),
+    "no activation": (VGG, lambda c: c.set("block5_conv3", activation="linear"), None),
     "a LeakyReLU between": (
         VGG,
         lambda c: (c.set("block3_conv2", activation="linear"), c.insert("block3_conv3", "LeakyReLU", alpha=0.3)),
-        r"block3_conv3 reads leaky_relu .*\(block3_conv2\), not relu",
+        None,
     ),
     "a bounded ReLU": (
         VGG,
         lambda c: (c.set("block3_conv2", activation="linear"), c.insert("block3_conv3", "ReLU", max_value=6.0)),
-        r"block3_conv3 reads relu .*\(block3_conv2\), not relu\(block3_conv2\)",
+        None,
     ),
     "a Lambda between": (
         VGG,
         lambda c: c.insert("block3_conv3", "Lambda", function=["", None, None]),
-        r"block3_conv3 reads Lambda\(",
+        r"layer new \(Lambda\) is of a class that is not known here",
     ),
     "a Lambda before the head": (
         VGG,
         lambda c: c.insert("flatten", "Lambda", function=["", None, None]),
-        r"its head reads Lambda\(MaxPooling2D",
+        r"layer new \(Lambda\) is of a class that is not known here",
     ),
     "a Lambda in the head": (
         VGG,
         lambda c: c.insert("fc2", "Lambda", function=["", None, None]),
-        r"its head has new \(Lambda\), which is not supported",
+        r"layer new \(Lambda\) is of a class that is not known here",
     ),
-    "no last pool": (VGG, lambda c: c.drop("block5_pool"), "its head reads relu|a 12x14x14 block"),
-    "Reshape for Flatten": (
-        VGG,
-        lambda c: c.replace("flatten", "Reshape", target_shape=[-1]),
-        r"has flatten \(Reshape\), which",
-    ),
-    "Permute before Flatten": (VGG, permute, r"its head reads Permute\(MaxPooling2D"),
+    "no last pool": (VGG, lambda c: c.drop("block5_pool"), "fc1 has a kernel of .*, but reads 2352 values"),
+    "Reshape for Flatten": (VGG, lambda c: c.replace("flatten", "Reshape", target_shape=[-1]), None),
+    "Permute before Flatten": (VGG, permute, None),
     "an activation before the head": (
         FLAT,
         lambda c: c.insert("global_average_pooling2d_1", "Activation", activation="tanh"),
-        r"its head reads tanh\(",
-    ),
-    "another order of convolutions": (
-        VGG,
-        lambda c: (
-            c.rewire("block3_conv3", "block3_conv1"),
-            c.rewire("block3_conv2", "block3_conv3"),
-            c.rewire("block3_pool", "block3_conv2"),
-        ),
-        r"block3_conv2 reads relu\(block3_conv3\), not relu\(block3_conv1\)",
+        None,
     ),
     "a skipped convolution": (
         VGG,
         lambda c: c.rewire("block3_conv3", "block3_conv1"),
-        "block3_conv2 is not on the way",
+        "block3_conv2 is not on the way from the input to the output",
     ),
     "an input of no size": (
         VGG,
@@ -195,7 +183,7 @@ ANOTHER = {  # what is changed -> file, change, sentence
     "a head that is normalised by the batch": (
         FLAT,
         lambda c: c.insert("dense_1", "BatchNormalization", mode=2),
-        "new of its head normalises in mode 2; only mode 0 is supported",
+        r"new \(BatchNormalization\) normalises in mode 2",
     ),
     "two outputs": (
         VGG,
@@ -218,40 +206,28 @@ ANOTHER = {  # what is changed -> file, change, sentence
             c.layers["block3_conv2"]["inbound_nodes"].append([["block3_conv2", 0, 0, {}]]),
             c.layers["block3_conv3"]["inbound_nodes"][0][0].__setitem__(1, 1),
         ),
-        "calls block3_conv2 2 times; shared layers are not supported",
+        None,
     ),
-    "a ReLU dropped": (
-        RESNET,
-        lambda c: c.drop("activation_2"),
-        r"res2a_branch2b reads bn2a_branch2a, not relu\(bn2a_branch2a\)",
-    ),
+    "a ReLU dropped": (RESNET, lambda c: c.drop("activation_2"), None),
     "a ReLU moved before the sum": (
         RESNET,
         lambda c: (c.drop("activation_4"), c.insert("add_1", "Activation", activation="relu")),
-        r"res2b_branch2a reads Add\(",
+        None,
     ),
-    "a stride moved": (
+    "a stride moved": (RESNET, move_stride, None),
+    "another epsilon in one place": (RESNET, lambda c: c.set("bn3a_branch2a", epsilon=1e-5), None),
+    "another axis": (RESNET, lambda c: c.set("bn3a_branch2a", axis=2), "bn3a_branch2a has a gamma of"),
+    "Maximum for Add": (RESNET, lambda c: c.replace("add_1", "Maximum"), None),
+    "Concatenate for Add": (
         RESNET,
-        move_stride,
-        r"res4a_branch2a has strides \(2, 2\), not \(1, 1\)|has strides \(1, 1\), not \(2, 2\)",
+        lambda c: c.replace("add_1", "Concatenate", axis=1),
+        "res2b_branch2a has a kernel of .*, for 12 channels, but reads 24",
     ),
-    "another epsilon in one place": (
-        RESNET,
-        lambda c: c.set("bn3a_branch2a", epsilon=1e-5),
-        "batch normalisations have several epsilons",
-    ),
-    "another axis": (RESNET, lambda c: c.set("bn3a_branch2a", axis=2), "bn3a_branch2a has axis 2, not channels"),
-    "Maximum for Add": (RESNET, lambda c: c.replace("add_1", "Maximum"), r"reads relu\(Maximum"),
-    "Concatenate for Add": (RESNET, lambda c: c.replace("add_1", "Concatenate", axis=1), r"reads relu\(Concatenate"),
-    "a shortcut dropped": (
-        RESNET,
-        lambda c: c.rewire("add_2", c.sources("add_2")[0], c.sources("add_2")[0]),
-        r"res2c_branch2a reads relu\(Add\(bn2b_branch2c, bn2b_branch2c\)\)",
-    ),
+    "a shortcut dropped": (RESNET, lambda c: c.rewire("add_2", c.sources("add_2")[0], c.sources("add_2")[0]), None),
     "a shortcut from elsewhere": (
         RESNET,
         lambda c: c.rewire("add_3", c.sources("add_3")[0], c.sources("add_2")[1]),
-        r"res3a_branch2a reads relu\(Add",
+        None,
     ),
     "a pool that is not the whole map": (
         RESNET,
@@ -259,60 +235,56 @@ ANOTHER = {  # what is changed -> file, change, sentence
             c.replace("avg_pool", "AveragePooling2D", pool_size=[4, 4], strides=[4, 4], padding="valid"),
             c.insert("fc1000", "Flatten"),
         ),
-        r"its head reads AveragePooling2D 4x4 4x4\(",
+        None,
     ),
-    "branches in another order": (
-        INCEPTION,
-        lambda c: c.rewire("mixed0", *reversed(c.sources("mixed0"))),
-        r"reads Concatenate\(.*\), not Concatenate\(",
-    ),
+    "branches in another order": (INCEPTION, lambda c: c.rewire("mixed0", *reversed(c.sources("mixed0"))), None),
     "a branch from elsewhere": (
         INCEPTION,
         lambda c: c.rewire("conv2d_103", *c.sources("mixed0")[:1]),
-        "conv2d_103 reads",
+        "conv2d_103 has a kernel of .*, for 5 channels, but reads 2",
     ),
     "max instead of average in a branch": (
         INCEPTION,
         lambda c: c.replace("average_pooling2d_10", "MaxPooling2D", pool_size=[3, 3], strides=[1, 1], padding="same"),
-        "reads MaxPooling2D 3x3 1x1 same",
+        None,
     ),
     "another axis of a Concatenate": (
         INCEPTION,
         lambda c: c.set("mixed0", axis=1),
-        r"reads Concatenate 1\(|reads Concatenate",
+        r"mixed0 \(Concatenate\) cannot read inputs of",
     ),
 }
 
 
 @pytest.mark.parametrize("change", ANOTHER)
 def test_a_config_of_another_graph_is_not_taken_for_the_papers(change, changed, tmp_path):
-    """It is refused as the paper's network by what is different; and converted as the graph that it is, or refused."""
+    """It is converted as the graph that it is, or refused by what contradicts its arrays."""
     file, function, message = ANOTHER[change]
-    path = changed(file, function)
-    with pytest.raises(ValueError, match=message) as caught:
-        plan_keras(read_keras(path), Wishes(preprocessing="unit"))
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    out = tmp_path / "out.safetensors"
-    if change in AS_A_GRAPH:
+    path, out = changed(file, function), tmp_path / "out.safetensors"
+    if message is None:
         report = convert(path, out, preprocessing="unit", proof=True)
         assert report.card.network == "graph"
         assert max(row.error for row in report.proof) < 1e-9
-    else:
-        with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
-            convert(path, out, preprocessing="unit", proof=True)
-        assert "\n" not in str(caught.value)
-        assert [left.name for left in tmp_path.iterdir()] == ["model.h5"]
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        convert(path, out, preprocessing="unit", proof=True)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [left.name for left in tmp_path.iterdir()] == ["model.h5"]
 
 
-AS_A_GRAPH = {
-    "average instead of max", "a padded pool", "dilation", "tanh", "no activation", "a LeakyReLU between",
-    "a bounded ReLU", "Reshape for Flatten", "Permute before Flatten", "an activation before the head",
-    "another order of convolutions", "a shared layer", "a ReLU dropped", "a ReLU moved before the sum",
-    "a stride moved", "another epsilon in one place", "Maximum for Add", "a shortcut dropped",
-    "a shortcut from elsewhere", "a pool that is not the whole map", "branches in another order",
-    "max instead of average in a branch",
-}  # fmt: skip
+def test_convolutions_in_another_order_are_the_papers(changed, tmp_path):
+    """Names say nothing: the second and third convolution of a block, exchanged, are the third and the second."""
+
+    def rewire(config):
+        config.rewire("block3_conv3", "block3_conv1")
+        config.rewire("block3_conv2", "block3_conv3")
+        config.rewire("block3_pool", "block3_conv2")
+
+    report = convert(changed(VGG, rewire), tmp_path / "out.safetensors", preprocessing="unit", proof=True)
+    assert report.card.network == "vgg16"
+    rows = {row.parameter: row.source for row in report.rows}
+    assert [rows[f"features.conv3_{number}.weight"] for number in (2, 3)] == ["block3_conv3", "block3_conv2"]
 
 
 THE_SAME = {  # in other words
@@ -413,10 +385,18 @@ def test_code_before_the_first_convolution_is_taken_for_the_preprocessing_that_i
     assert_answers(load(tmp_path / "out.safetensors"), next(one for one in THEANO if one.file == VGG), DATA)
 
 
-@pytest.mark.parametrize("layer", ["CenterCrop", "Resizing", "RandomCrop", "Normalization", "MaxPooling2D"])
-def test_a_layer_that_changes_the_input_is_refused(layer, changed, tmp_path):
-    path = changed(VGG, lambda config: config.insert("block1_conv1", layer, height=224, width=224, pool_size=[2, 2]))
-    with pytest.raises(ValueError, match=rf"new \({layer}\) changes the input in a way that is not read; remove it"):
+def test_a_pooling_before_the_first_convolution_is_part_of_the_graph(changed, tmp_path):
+    def halve(config):
+        config.insert("block1_conv1", "MaxPooling2D", pool_size=[2, 2])
+        config.set("input_1", batch_input_shape=[None, 448, 448, 3])
+
+    report = convert(changed(VGG, halve), tmp_path / "out.safetensors", preprocessing="unit", proof=True)
+    assert (report.card.network, report.card.arguments["graph"]["size"]) == ("graph", (448, 448))
+
+
+def test_a_normalization_without_its_statistics_is_refused(changed, tmp_path):
+    path = changed(VGG, lambda config: config.insert("block1_conv1", "Normalization"))
+    with pytest.raises(ValueError, match="new has no arrays"):
         convert(path, tmp_path / "out.safetensors", preprocessing="keras-caffe")
 
 

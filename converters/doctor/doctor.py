@@ -266,7 +266,7 @@ class _Search:
         state, card = _apply(changes, self.state, self.card)
         changed = build(card.network, card.arguments)
         changed.load_state_dict(dict(state), assign=True)
-        changed.card = card
+        changed.card = replace(card, proof=None) if changes else card
         return changed.eval().requires_grad_(False)
 
     def _sorted(self, changes: Iterable[Change]) -> Changes:

@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -224,7 +224,8 @@ class PixelScaling:
 
     @classmethod
     def of(cls, rule: Preprocessing, words: str) -> PixelScaling:
-        mean, std = (rule.mean, rule.std) if rule.channels == "rgb" else (rule.mean[::-1], rule.std[::-1])
+        step = 1 if rule.channels == "rgb" else -1
+        mean, std = cast(Triple, rule.mean[::step]), cast(Triple, rule.std[::step])
         return cls(words, rule.scale, mean, std)
 
     def ends(self) -> list[tuple[float, float]]:

@@ -402,7 +402,7 @@ def compute(node: Node, sources: Sequence[Array], read: Read, meaning: Meaning) 
         name, words = layer_activation(kind, settings)
         return activate(x, name, keras=meaning.keras, **words)
     if kind == "Conv2DTranspose":
-        kernel, shape = arrays["kernel"][...], settings.get("output_shape")
+        kernel, shape = arrays["kernel"][...], settings.get("output_shape", ())
         if meaning.keras == 1:  # stored as those of a convolution that reads the image
             kernel = kernel.transpose(2, 3, 0, 1) if meaning.order(data_format) == "oihw" else kernel.swapaxes(2, 3)
             shape = shape[2:4] if data_format == "channels_first" else shape[1:3]

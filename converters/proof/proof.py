@@ -43,13 +43,14 @@ def forward(
     output: str | None = None,
     until: str | None = None,
     final: str | None = None,
+    skipped: Sequence[str] = (),
 ) -> Iterator[tuple[str, Array]]:
     """Run a file's model on one image.
 
     Args:
         file: the file's description.
         read: returns the values of an array: anything with a shape whose slices are NumPy arrays.
-        image: (height, width, 3), as the model's input expects it: preprocessed, in its channel order.
+        image: (height, width, channels), as the model's input expects it: preprocessed, in its channel order.
         backend: backend that trained the weights, "theano" or another; None for the file's.
         data_format: the model's data format; None for the config's or, without config, that of Keras 1's kernels or
             "channels_last".
@@ -79,7 +80,7 @@ def forward(
         graph = graph_of_config(file, data_format, output=output, until=until)
         meaning = Meaning(backend == "theano", _major(file), graph.data_format)
         first = numpy_keras.from_channels_last(np.asarray(image, np.float64), graph.data_format)
-        yield from _run(file, read, graph, meaning, first, final)
+        yield from _run(file, read, graph, meaning, first, final, skipped)
         return
     graph = graph_of(
         file, data_format, network=network, lineage=lineage, pool1_padding=pool1_padding, epsilon=epsilon, head=head,
@@ -127,7 +128,13 @@ def _major(file: KerasFile) -> int:
 
 
 def _run(
-    file: KerasFile, read: Read, graph: Graph, meaning: Meaning, image: Array, chosen: str | None = None
+    file: KerasFile,
+    read: Read,
+    graph: Graph,
+    meaning: Meaning,
+    image: Array,
+    chosen: str | None = None,
+    skipped: Sequence[str] = (),
 ) -> Iterator[tuple[str, Array]]:
     readers = Counter(source for node in graph.nodes for source in node.inputs)
     end = chosen or _end(graph)
@@ -141,7 +148,7 @@ def _run(
             if not readers[source]:
                 del values[source]
         try:
-            linear = compute(node, sources, read, meaning)
+            linear = sources[0] if node.name in skipped else compute(node, sources, read, meaning)
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{file.path}: layer {node.name} ({node.kind}) cannot be computed: {error}") from None
         data_format = meaning.data_format if chosen else format_of(node, meaning)

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from converters.plan import KerasStep, Plan
 from converters.proof.forwarding import IMAGE, NAMES, OUTPUTS
-from converters.proof.proof import OUTPUT, ProofRow, check, compare
-from converters.readers.keras_file import KerasFile
-from converters.readers.keras_graph import label
+from converters.proof.proof import OUTPUT, ProofRow, compare
 from converters.readers.process import Call
 from convnets_torch.card import Card
 from convnets_torch.images.preprocessing import normalize
@@ -43,97 +41,49 @@ def prove(
         call: runs a task in the reading process.
 
     Returns:
-        The largest error of each layer, in network order, and of the logits.
+        The largest error of each layer, in network order, and last of the output; not checked yet.
 
     Raises:
-        ValueError: a layer's error is larger than float32 rounding explains.
+        ValueError: the file's own model cannot be computed.
     """
     network = build(plan.network, plan.arguments)
     network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, assign=True)
     network.double().eval()  # float64 like the proof, so that any remaining difference is not rounding
     rule = card.preprocessing
-    picture = probe_picture(network.size)
+    picture = probe_picture(network.size, channels=network.channels)
     image = normalize(picture, rule)
     # A model with a Rescaling layer takes raw pixels.
     theirs_image = picture.astype(np.float64) if plan.rescales else image.transpose(1, 2, 0).astype(np.float64)
-    file = KerasFile.from_dict(described)
+    assumptions = {
+        "backend": plan.backend or "tensorflow", "data_format": plan.data_format, "output": plan.output,
+        "until": plan.until, "final": plan.final, "skipped": plan.skipped,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / IMAGE, theirs_image)
-        call("forward", path=str(source), described=described, folder=folder, assumptions=_assumptions(file, plan))
+        call("forward", path=str(source), described=described, folder=folder, assumptions=assumptions)
         names = (Path(folder) / NAMES).read_text(encoding="utf-8").split("\n")
         with np.load(Path(folder) / OUTPUTS) as stored:
             theirs = {name: stored[f"arr_{number}"] for number, name in enumerate(names)}
-    for name, (channels, height, width) in _flattened(file, plan).items():  # ours flattens in the order channels, h, w
+    table = {**plan.table, OUTPUT: (OUTPUT,)}
+    for module, (channels, height, width) in _flattened(plan).items():  # ours flattens in the order channels, h, w
+        [name] = table[module]
         theirs[name] = theirs[name].reshape(height, width, channels).transpose(2, 0, 1).ravel()
-    if plan.table is not None:
-        rows = _of_graph(network, image, theirs, plan.table)
-        check(rows)
-        return tuple(rows)
-    for name in _of_map(network, file, plan):  # batch normalisation and averaging commute
-        theirs[name] = theirs[name].mean((1, 2)) if theirs[name].ndim == 3 else theirs[name]
-    table = _table(file, plan) | {names[-1]: (names[-1],)}
-    if network.head is None and theirs[names[-1]].ndim == 1:  # pooled by the model, not by the network
-        del theirs[names[-1]], table[names[-1]]
-    rows = compare(record_outputs(network, image), theirs, table)
-    check(rows)
-    return tuple(rows)
+    ours = record_outputs(network, image, tuple(plan.table))
+    ours[OUTPUT] = ours.pop("features" if network.head is None else "logits")
+    for module, layers in table.items():  # a convolution of one cell is a dense layer here
+        for layer in layers if len(layers) == 1 else ():
+            if theirs[layer].size == ours[module].size and 1 in theirs[layer].shape[1:]:
+                theirs[layer] = theirs[layer].reshape(ours[module].shape)
+    used = {name: theirs[name] for names in table.values() for name in names}
+    return tuple(compare(ours, used, table))
 
 
-def _of_graph(
-    network: Network, image: NDArray[Any], theirs: dict[str, NDArray[Any]], modules: Mapping[str, str]
-) -> list[ProofRow]:
-    """Compare the layers of a network given as a graph, and its output; `modules` maps our modules to Keras layers."""
-    ours = record_outputs(network, image, tuple(modules))
-    ours[OUTPUT] = ours["features" if network.head is None else "logits"]
-    table = {module: (layer,) for module, layer in modules.items()} | {OUTPUT: (OUTPUT,)}
-    for module, (layer,) in table.items():  # a convolution of one cell is a dense layer here
-        if theirs[layer].size == ours[module].size and 1 in theirs[layer].shape[1:]:
-            theirs[layer] = theirs[layer].reshape(ours[module].shape)
-    return compare(ours, {name: theirs[name] for (name,) in table.values()}, table)
-
-
-def _table(file: KerasFile, plan: Plan) -> dict[str, tuple[str, ...]]:
-    """Return our module -> labels of Keras layers."""
-    by_place = {array.place: label(layer, file) for layer in file.weighted for array in layer.arrays.values()}
-    table: dict[str, tuple[str, ...]] = {}
-    for step in plan.steps:
-        if isinstance(step, KerasStep) and step.arrays:
-            module = step.row.parameter.rpartition(".")[0]
-            table[module] = tuple(by_place[array.place] for array in step.arrays)
-    return table
-
-
-def _flattened(file: KerasFile, plan: Plan) -> dict[str, tuple[int, int, int]]:
-    """Return the Keras batch normalisations after a flatten in the order h, w, channels, with (channels, h, w)."""
-    table = _table(file, plan)
+def _flattened(plan: Plan) -> dict[str, tuple[int, int, int]]:
+    """Return the batch normalisations after a flatten in the order h, w, channels, with (channels, h, w)."""
     return {
-        table[step.row.parameter.rpartition(".")[0]][0]: step.layout.window
+        step.row.parameter.rpartition(".")[0]: step.layout.window
         for step in plan.steps
         if isinstance(step, KerasStep) and step.arrays and step.layout.window is not None and len(step.row.shape) == 1
-    }
-
-
-def _of_map(network: Network, file: KerasFile, plan: Plan) -> list[str]:
-    """Return the Keras batch normalisations that follow the averaging in our network."""
-    averaged = plan.arguments.get("head", ((),))[0] == ("average",)
-    table = _table(file, plan)
-    return [table[name][0] for name in table if averaged and isinstance(network.get_submodule(name), nn.BatchNorm1d)]
-
-
-def _assumptions(file: KerasFile, plan: Plan) -> dict[str, Any]:
-    """Return what the proof must assume beyond the file: the options and assumptions of the plan."""
-    return {
-        "backend": plan.backend or "tensorflow",
-        "data_format": plan.data_format,
-        "network": plan.network,
-        "lineage": plan.lineage,
-        "pool1_padding": plan.arguments.get("pool_padding"),
-        "epsilon": plan.arguments.get("epsilon"),
-        "head": plan.arguments.get("head"),
-        "hidden": plan.hidden,
-        "output": plan.output,
-        "until": plan.until,
-        "final": plan.final,
     }
 
 
@@ -141,15 +91,15 @@ WEIGHTED = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d)
 COARSE = 16  # block size in pixels, about the size of a picture's larger shapes
 
 
-def probe_picture(size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """Return a picture-like array (height, width, 3), 0 to 255: noisy coarse blocks without any symmetry.
+def probe_picture(size: tuple[int, int], seed: int = 0, channels: int = 3) -> NDArray[np.uint8]:
+    """Return a picture-like array (height, width, channels), 0 to 255: noisy coarse blocks without any symmetry.
 
     >>> probe_picture((20, 30)).shape
     (20, 30, 3)
     """
     random = np.random.default_rng(seed)
     height, width = size
-    blocks = random.uniform(0, 255, (-(-height // COARSE), -(-width // COARSE), 3))
+    blocks = random.uniform(0, 255, (-(-height // COARSE), -(-width // COARSE), channels))
     coarse = blocks.repeat(COARSE, axis=0).repeat(COARSE, axis=1)[:height, :width]
     return np.clip(coarse + random.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
 
@@ -162,7 +112,7 @@ def record_outputs(
     Args:
         names: modules to record; None for all with weights.
         network: a network in eval mode; all hooks are removed afterwards.
-        image: (3, H, W), normalised.
+        image: (channels, H, W), normalised.
 
     Returns:
         Module name -> (channels, h, w) or (units,); finally "logits", or "features" for a network without a head.

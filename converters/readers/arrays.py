@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain, pairwise
 from math import prod
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -108,13 +109,22 @@ def keras_array(path: Path, array: Array) -> KerasArray:
     return KerasArray(path, array.place, array.shape, array.dtype)
 
 
-def values(file: h5py.File, array: KerasArray, rows: slice | None = None) -> Values:
+class Blocks(NamedTuple):
+    """Rows `start` to `start + length`, and `count - 1` more such blocks at distances of `apart` rows."""
+
+    start: int
+    count: int
+    apart: int
+    length: int
+
+
+def values(file: h5py.File, array: KerasArray, rows: slice | Blocks | None = None) -> Values:
     """Read an array's values, in native byte order and stored precision; bfloat16 as float32.
 
     Args:
         file: the open file, from `opened`.
         array: an array of this file.
-        rows: slice of the first axis; all rows by default.
+        rows: part of the first axis, which is read at once; all rows by default.
 
     Raises:
         OSError: the values cannot be read.
@@ -123,19 +133,31 @@ def values(file: h5py.File, array: KerasArray, rows: slice | None = None) -> Val
     dataset = file[array.place]
     if dataset.shape != array.shape:
         raise ValueError(f"{array.path}: {array.place} has changed since it was examined; read the file again")
-    if array.dtype == "bfloat16":
-        bits = _two_bytes(dataset)
-        return from_bfloat16(bits if rows is None else bits[rows])
-    return np.asarray(dataset[() if rows is None else rows], dtype=np.dtype(array.dtype).newbyteorder("="))
-
-
-def _two_bytes(dataset: h5py.Dataset) -> NDArray[np.uint16]:
-    """Read 16-bit values stored as integers, or as opaque little-endian byte pairs (Keras 3.15)."""
+    if isinstance(rows, slice):
+        start, end, _ = rows.indices(array.shape[0])
+        rows = Blocks(start, 1, max(1, end - start), end - start)
+    if array.dtype != "bfloat16":
+        return _read(dataset, np.dtype(array.dtype).newbyteorder("="), rows)
     if dataset.dtype.kind == "u":
-        return np.asarray(dataset[()], np.uint16)
-    raw = np.empty(dataset.shape, dataset.dtype)
-    dataset.id.read(h5s.ALL, h5s.ALL, raw)
-    return raw.view("<u2").astype(np.uint16, copy=False)
+        return from_bfloat16(_read(dataset, np.dtype(np.uint16), rows))
+    pairs = _read(dataset, dataset.dtype, rows)  # opaque little-endian byte pairs (Keras 3.15)
+    return from_bfloat16(pairs.view("<u2").astype(np.uint16, copy=False))
+
+
+def _read(dataset: h5py.Dataset, dtype: np.dtype[Any], rows: Blocks | None) -> NDArray[Any]:
+    """Read all rows, or blocks of rows, into a new array; h5py's own slices take a tenth of a millisecond each."""
+    if rows is None:
+        found = np.empty(dataset.shape, dtype)
+        dataset.id.read(h5s.ALL, h5s.ALL, found)
+        return found
+    rest = dataset.shape[1:]
+    found = np.empty((rows.count * rows.length, *rest), dtype)
+    space, ones = dataset.id.get_space(), (1,) * len(rest)
+    space.select_hyperslab(
+        (rows.start, *(0 for _ in rest)), (rows.count, *ones), (rows.apart, *ones), (rows.length, *rest)
+    )
+    dataset.id.read(h5s.create_simple(found.shape), space, found)
+    return found
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> Values:

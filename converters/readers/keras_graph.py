@@ -240,7 +240,7 @@ def graph_of_config(
         )
     start = Node("input", "InputLayer", (), reader.input or {})
     calls = {name: count for name, count in reader.calls.items() if count > 1}
-    graph = Graph((start, *reader.nodes), end, known, calls)
+    graph = _with_alexnets(Graph((start, *reader.nodes), end, known, calls))
     return graph if until is None else _cut(file, graph, until)
 
 
@@ -253,6 +253,32 @@ def _cut(file: KerasFile, graph: Graph, until: str) -> Graph:
         raise ValueError(f"{file.path} has {many}; its last layers are {names}")
     nodes = (*graph.upstream(found[0].name), found[0])
     return replace(graph, nodes=nodes, output=found[0].name)
+
+
+ALEXNETS = ("SplitTensor", "CrossChannelNormalization")
+
+
+def _with_alexnets(graph: Graph) -> Graph:
+    """Name the Lambda layers of convnets-keras's AlexNet after what they do, as far as their place tells.
+
+    Two that read one layer, each in front of a convolution whose outputs are concatenated, take halves of the channels;
+    one between a pooling and a padding normalises across channels. What they hold is never run.
+    """
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {}
+    for node in graph.nodes:
+        halves = [graph[each] for source in node.inputs for each in graph[source].inputs]
+        if node.kind == "Concatenate" and len(halves) == 2 and halves[0].inputs == halves[1].inputs:
+            if all(half.kind == "Lambda" for half in halves):
+                kinds |= {half.name: ("SplitTensor", {"half": place}) for place, half in enumerate(halves)}
+        elif node.kind == "ZeroPadding2D" and graph[node.inputs[0]].kind == "Lambda":
+            [before] = graph[node.inputs[0]].inputs
+            if graph[before].kind == "MaxPooling2D":
+                kinds[node.inputs[0]] = ("CrossChannelNormalization", {})
+    if not kinds:
+        return graph
+    nodes = [replace(node, kind=kinds[node.name][0], settings=kinds[node.name][1]) if node.name in kinds else node
+             for node in graph.nodes]  # fmt: skip
+    return replace(graph, nodes=tuple(nodes))
 
 
 class _Reader:

@@ -227,7 +227,8 @@ def serve(*, forks: bool) -> None:
 def _tasks() -> dict[str, Callable[..., Any]]:
     """Return the reading process's tasks by name: functions of JSON values that do not need torch."""
     from converters.audit import audit
-    from converters.readers.pytorch_files import carry_out_tensors, describe_state_dict, holds_state_dict
+    from converters.readers.foreign import kind_of_zip
+    from converters.readers.pytorch_files import carry_out_tensors, describe_state_dict
     from converters.readers.reading import read_keras
     from converters.writing import carry_out
 
@@ -236,7 +237,7 @@ def _tasks() -> dict[str, Callable[..., Any]]:
         "fill": carry_out,
         "forward": _forward,
         "audit": lambda path: audit(path).to_dict(),
-        "holds state dict": holds_state_dict,
+        "kind of zip": kind_of_zip,
         "describe state dict": describe_state_dict,
         "fill tensors": carry_out_tensors,
     }

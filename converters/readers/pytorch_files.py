@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.readers.arrays import from_bfloat16
-from converters.readers.keras_archive import BROKEN_ZIP, problems_of_zip, start_of
+from converters.readers.keras_archive import problems_of_zip, start_of
 from converters.readers.torch_pickle import Stored, read_pickle
 from converters.writing import is_finite
 from convnets_torch.files import open_file
@@ -66,15 +66,6 @@ class _State:
     tensors: dict[str, Stored]
     storages: dict[str, _Held]
     order: Literal["<", ">"] = "<"
-
-
-def holds_state_dict(path: str) -> bool:
-    """Return whether a zip is a PyTorch file; also True for a broken zip, as the reader reports the problem."""
-    try:
-        with open_file(path) as file, zipfile.ZipFile(file) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except BROKEN_ZIP:
-        return True
 
 
 @printable_errors()

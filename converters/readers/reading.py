@@ -16,12 +16,13 @@ import h5py
 
 from converters.layouts import Array
 from converters.readers import arrays, keras_archive, keras_weights, legacy_h5
+from converters.readers.foreign import check_folder, check_foreign, kind_of_zip
 from converters.readers.hdf5_tree import BROKEN, Tree, reason_of, survey
 from converters.readers.keras_file import KerasArray, KerasFile
 from convnets_torch.files import check_regular, open_file, opened_path
 from convnets_torch.text import printable_errors
 
-values = arrays.values
+values, Blocks = arrays.values, arrays.Blocks
 
 
 @printable_errors()
@@ -44,8 +45,10 @@ def read_keras(path: str | os.PathLike[str]) -> KerasFile:
     ('Conv2D', (12, 3, 11, 11), 'oihw')
     """
     path = Path(path)
+    check_folder(path)
     check_regular(path)
     if keras_archive.is_archive(path):
+        kind_of_zip(str(path))
         with keras_archive.opened_archive(path) as archive, _one_sentence(path):
             config = keras_archive.config_of(path, archive)
             version = keras_archive.version_of(path, archive)
@@ -86,6 +89,7 @@ def _opened_h5(path: Path) -> Iterator[h5py.File]:
     with open_file(path) as opened:
         place = opened_path(opened)
         if not h5py.is_hdf5(place):
+            check_foreign(path, opened)
             raise OSError(f"{path} is not an HDF5 file, or is truncated within its header; download it again")
         try:
             file = h5py.File(place, "r")

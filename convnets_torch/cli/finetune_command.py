@@ -308,7 +308,7 @@ def augment(
             f"{views} views of {len(paths)} pictures are more than {augmentation.MOST_TILES} tiles; give fewer"
         )
     same = len({Path(path).name for path in paths}) < len(set(paths))  # such as 1.png of several classes
-    reading = Reading(rule.exif, **read.reading)
+    reading = Reading(**read.reading).for_rule(rule)
     photos = [_photo(path, reading, with_folder=same) for path in paths]
     title = f"{strength}, seed {seed}" if mixing is None else f"{strength}, {mixing[0]} {mixing[1]:g}, seed {seed}"
     sheet = augmentation.view_sheet(photos, rule, drawn, views=views, seed=seed, mixing=mixing, title=title)

@@ -54,6 +54,9 @@ def convert(
     classes: Path | None = option(None, "Text file with the names of your classes, one per line.", readable=False),
     layout: str | None = option(None, "torchvision: write VGG with torchvision's names, for its load_state_dict."),
     proof: bool = option(False, "Run the source file's network in NumPy and compare each layer with the result."),
+    report: Path | None = option(
+        None, "File for the table of the proof, .json or .html; implies --proof.", metavar="FILE", readable=False
+    ),
     no_isolation: bool = option(False, "Read the file in this process, which a damaged file may crash."),
     cache: bool = option(False, "Write to the cache, under the network's name."),
 ) -> None:
@@ -70,7 +73,7 @@ def convert(
         raise typer.BadParameter(f"--pool1-padding is {pool1_padding!r}; give yes or no")
     from converters import conversion
 
-    report = conversion.convert(
+    done = conversion.convert(
         source,
         output,
         backend=backend,
@@ -85,25 +88,28 @@ def convert(
         classes=classes,
         layout=layout,
         proof=proof,
+        report=report,
         isolated=not no_isolation,
     )
     if shown.as_json:
-        fields = {"output": str(report.destination), "card": json.loads(report.card.to_json())}
-        entries = [asdict(row) for row in report.rows]
-        proven = None if report.proof is None else [asdict(row) for row in report.proof]
-        print(json.dumps({**fields, "choices": list(report.choices), "layers": entries, "proof": proven}))
+        fields = {"output": str(done.destination), "card": json.loads(done.card.to_json())}
+        entries = [asdict(row) for row in done.rows]
+        proven = [asdict(row) for row in done.proof]
+        told = {"choices": list(done.choices), "layers": entries, "proof": proven, "verdict": done.verdict}
+        print(json.dumps({**fields, **told}))
         return
-    rows = [(row.source, row.parameter, "x".join(map(str, row.shape)) or "1", row.change) for row in report.rows]
+    rows = [(row.source, row.parameter, "x".join(map(str, row.shape)) or "1", row.change) for row in done.rows]
     print_columns([("their layer", "our parameter", "shape", "done"), *rows])
-    if report.proof:
-        errors = [(row.layer, row.module, f"{row.error:.1e}") for row in report.proof]
+    if done.proof:
+        errors = [(row.layer, row.module, f"{row.error:.1e}") for row in done.proof]
         print()
         print_columns([("their layer", "our module", "largest error"), *errors])
+        show(done.verdict or "")
     print()
-    for choice in report.choices:
+    for choice in done.choices:
         show(f"note: {choice}")
-    trained = f", trained by {report.card.source.backend}" if report.card.source and report.card.source.backend else ""
-    show(f"{report.destination}: {report.card.network}{trained}, preprocessing {report.card.preprocessing.name}")
+    trained = f", trained by {done.card.source.backend}" if done.card.source and done.card.source.backend else ""
+    show(f"{done.destination}: {done.card.network}{trained}, preprocessing {done.card.preprocessing.name}")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -118,18 +124,23 @@ def info(weights: Weights, shown: Shown) -> None:
     """Print the network, classes, preprocessing and origin of a weights file."""
     from convnets_torch.card import read_card
     from convnets_torch.files import find
+    from convnets_torch.images.preprocessing import CHANNEL_WORDS
 
     path = find(weights)
     card = read_card(path)
     fields = json.loads(card.to_json())
+    if card.proof is not None:
+        fields["proof"] = {"verdict": card.proof.verdict, **fields["proof"]}
     if shown.as_json:
         print(json.dumps(fields))
         return
-    source, rule = fields.pop("source") or {}, fields.pop("preprocessing")
+    source, rule, proof = fields.pop("source") or {}, fields.pop("preprocessing"), fields.pop("proof", {})
     if graph := fields["arguments"].pop("graph", None):
         fields["network"] = f"a graph of {len(graph['features']) + len(graph['head'] or ())} layers, {graph['name']}"
-        height, width = graph["window"]
         reason = graph.get("no_map")
+        height, width = graph["size"]
+        fields["images"] = f"{CHANNEL_WORDS[card.preprocessing.channels]}, {height}x{width}{PIXELS}"
+        height, width = graph["window"]
         cells = f"a window of {height}x{width} cells, {graph['stride']} pixels apart"
         fields["dense map"] = "none: no head" if not graph["head"] else f"none: {reason}" if reason else cells
         fields["arguments"]["size"] = graph["size"]
@@ -137,6 +148,7 @@ def info(weights: Weights, shown: Shown) -> None:
     rows += [(key, _plain(value)) for key, value in fields.items()]
     rows += [(f"preprocessing {key}", _plain(value)) for key, value in rule.items()]
     rows += [(f"source {key}", _plain(value)) for key, value in source.items()]
+    rows += [(f"proof {key}", _plain(value)) for key, value in proof.items()]
     print_columns(rows)
 
 
@@ -193,6 +205,8 @@ def lines(found: Audit) -> Iterator[str]:
             yield f"{word}: {entry}"
     if found.refused:
         yield f"not readable: {found.refused}"
+    if found.clean:
+        yield "nothing suspicious: no code, no links, no data in other files, no damage, no array outside of a layer"
 
 
 SHOWN = 10  # hypotheses printed; --json has all

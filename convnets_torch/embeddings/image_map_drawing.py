@@ -18,6 +18,7 @@ from typing_extensions import Unpack
 from convnets_torch.embeddings.image_map import MapEntry
 from convnets_torch.files import check_page
 from convnets_torch.images.decoding import DecodedPicture, Picture, Reading, ReadingKeywords, decode
+from convnets_torch.images.levels import shown
 from convnets_torch.inference.pipeline import THREADS, each_row, expected_pixels, run_pictures
 from convnets_torch.options import checked, renamed, shows
 from convnets_torch.text import printable
@@ -40,12 +41,13 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def reduced(image: Image.Image, side: int, filter: Image.Resampling) -> Image.Image:
-    """Shrink a picture until its longer side has at most `side` pixels; fast rather than exact.
+    """Shrink a picture until its longer side has at most `side` pixels; fast rather than exact. RGBA is laid on white.
 
     >>> reduced(Image.new("RGB", (640, 3)), 64, Image.Resampling.BOX).size
     (64, 1)
     """
-    return image.resize(_scaled(image, min(1.0, side / max(image.size))), filter, reducing_gap=2.0)
+    small = image.resize(_scaled(image, min(1.0, side / max(image.size))), filter, reducing_gap=2.0)
+    return Image.fromarray(shown(np.asarray(small))) if small.mode == "RGBA" else small
 
 
 def _scaled(image: Image.Image, scale: float) -> tuple[int, int]:

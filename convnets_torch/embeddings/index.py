@@ -190,7 +190,7 @@ def _width(embedder: Embedder, card: Card) -> int:
     """Return the number of values of a vector, by running the network on a black image."""
     some = next(embedder.parameters())
     with torch.inference_mode():
-        embedder(some.new_zeros(1, 3, *card.preprocessing.shape))
+        embedder(some.new_zeros(1, card.preprocessing.channel_count, *card.preprocessing.shape))
     return embedder.widths[0]
 
 

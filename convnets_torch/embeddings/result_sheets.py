@@ -79,8 +79,8 @@ def _squared(data: bytes | None) -> Image.Image:
 def _of_query(index: Index, query: str) -> bytes | None:
     """Return the thumbnail of a query: of its file, or of its row if the file is missing."""
     if Path(query).is_file():
-        about, exif = index.about, index.card.preprocessing.exif
-        reading = Reading(exif, depth=about.depth, background=about.background, least=(SIDE, SIDE))
+        about, rule = index.about, index.card.preprocessing
+        reading = Reading(depth=about.depth, background=about.background, least=(SIDE, SIDE)).for_rule(rule)
         return thumbnail(decode(query, reading).image)
     row = index.row_of(query)
     path = None if row is None else index.vectors.path(row)

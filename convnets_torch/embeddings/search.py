@@ -198,7 +198,7 @@ class Index:
             raise ValueError(f"k must be 1 or more, got {k}")
         class_ids = None if target is None else find_target(self.card, target).class_ids
         given = {name: value for name, value in checked(reading, ReadingKeywords).items() if value is not None}
-        decoding = Reading(self.card.preprocessing.exif, **(self.about.levels | given))
+        decoding = Reading(**(self.about.levels | given)).for_rule(self.card.preprocessing)
         names, contents, vectors = self._asked(queries, box, network, decoding, batch, workers)
         held = self.vectors
         again = np.flatnonzero(held.first != np.arange(len(held)))

@@ -126,7 +126,8 @@ def with_temperature(network: Network, temperature: float) -> Network:
     if source is not None:
         source = replace(source, changes=(*source.changes, f"logits divided by the temperature {temperature:.6g}"))
     before = card.unknown.get("temperature", 1.0)
-    found.card = replace(card, source=source, unknown={**card.unknown, "temperature": before * temperature})
+    unknown = {**card.unknown, "temperature": before * temperature}
+    found.card = replace(card, source=source, unknown=unknown, proof=None)
     return found.eval()
 
 

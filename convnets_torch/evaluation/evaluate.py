@@ -615,7 +615,7 @@ def _identity(network: Runnable, card: Card) -> dict[str, Any]:
         return facts | {"network": fingerprint(network), "device": place_of(network)[0].type}
     digest = hashlib.sha256()
     if isinstance(network, Engine):  # parameters are not accessible, so its outputs identify it
-        images = torch.randn(PROBES, 3, *network.size, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(PROBES, network.channels, *network.size, generator=torch.Generator().manual_seed(0))
         facts |= {"engine": network.name, "precision": network.precision}
         digest.update(network(images).numpy().tobytes())
     return facts | {"network": digest.hexdigest(), "device": "cpu"}

@@ -45,7 +45,7 @@ from convnets_torch.evaluation.metrics import (
 from convnets_torch.evaluation.several_labels import figure
 from convnets_torch.files import check_page, check_writable, replacing, resolved
 from convnets_torch.images.decoding import Reading, ReadingKeywords
-from convnets_torch.images.preprocessing import Preprocessing
+from convnets_torch.images.preprocessing import CHANNEL_WORDS, Preprocessing
 from convnets_torch.options import FormerAttribute, checked, former_names, shows
 from convnets_torch.text import cell
 from convnets_torch.visualization import charts
@@ -197,7 +197,7 @@ def save_report(
         OSError: a file cannot be written.
     """
     folder, evaluation = Path(folder), found.evaluation
-    how = Reading(evaluation.card.preprocessing.exif, **checked(reading, ReadingKeywords))
+    how = Reading(**checked(reading, ReadingKeywords)).for_rule(evaluation.card.preprocessing)
     with replacing(folder / "evaluation.json") as temporary:
         figures = {"weights": weights, **found.to_dict()}
         temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -341,7 +341,7 @@ def _preprocessing_words(rule: Preprocessing) -> str:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (rule.mean, rule.std))
     return (
         f"{rule.name}: {rule.resize_rule} to {rule.resize} pixels ({rule.interpolation}), centre {rule.size} pixels,"
-        f" {rule.channels.upper()}, times {rule.scale:.6g}, less ({mean}), divided by ({std})"
+        f" {CHANNEL_WORDS[rule.channels]}, times {rule.scale:.6g}, less ({mean}), divided by ({std})"
     )
 
 

@@ -197,7 +197,7 @@ def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
     """List the layers of a network in execution order, by running it on one black image.
 
     Args:
-        network: any module in eval mode that takes images (N, 3, H, W).
+        network: any module in eval mode that takes images (N, 3, H, W), or a network of another number of `channels`.
         size: (height, width) of the image in pixels. Defaults to the network's input size, which other libraries'
             modules do not have. With another size, this library's networks list only the layers of `features`, since
             their heads have a fixed size.
@@ -227,7 +227,7 @@ def layer_names(network: nn.Module, size: Pair | None = None) -> list[Layer]:
     copy = observed(network, candidates(network), record)
     run = copy.features if isinstance(copy, Network) and size != copy.size else whole(copy)
     with torch.no_grad():
-        run(next(network.parameters()).new_zeros(1, 3, *size))
+        run(next(network.parameters()).new_zeros(1, getattr(network, "channels", 3), *size))
     fields, aliases = layer_fields(network), {name: alias for alias, name in keras_names(network).items()}
     layers = []
     for name, shape in shapes.items():

@@ -19,6 +19,7 @@ from convnets_torch.explain.activations import BROKEN, check_run, observed
 from convnets_torch.explain.layer_names import LayerLike, candidates, find_layers, needed
 from convnets_torch.files import Output, Writer
 from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, decode, picture_name, warn
+from convnets_torch.images.levels import shown
 from convnets_torch.images.preprocessing import Pixels, center_crop, fit_longest_side, normalize
 from convnets_torch.inference.batching import is_too_small
 from convnets_torch.inference.classification import ready_card, square_input, to_parameters
@@ -139,7 +140,7 @@ def activation_grids(
         names = [name for name in candidates(network) if name.startswith("features.")]
     else:
         names = find_layers(network, layers)
-    decoded = decode(image, Reading(card.preprocessing.exif, **checked(reading, ReadingKeywords)))
+    decoded = decode(image, Reading(**checked(reading, ReadingKeywords)).for_rule(card.preprocessing))
     warn(decoded.notes)
     if longest_side is None:
         picture, inputs = center_crop(decoded.pixels, card.preprocessing), square_input(decoded.pixels, card)
@@ -149,7 +150,7 @@ def activation_grids(
     grids: dict[str, ChannelGrid] = {}
 
     def keep(name: str, output: Tensor) -> None:
-        grids[name] = _grid(name, output[0], order, channels, scale, picture)
+        grids[name] = _grid(name, output[0], order, channels, scale, shown(picture))
 
     try:
         with torch.inference_mode():

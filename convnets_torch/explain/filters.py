@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from convnets_torch.explain.activations import BROKEN, run_to
 from convnets_torch.explain.layer_names import LayerLike, find_layer
 from convnets_torch.files import Output, Writer
+from convnets_torch.images.levels import shown
 from convnets_torch.images.preprocessing import Pixels, Preprocessing, general
 from convnets_torch.images.resizing import normalized
 from convnets_torch.inference.batching import batches_with_retry
@@ -48,11 +49,12 @@ def rule_of(network: nn.Module) -> Preprocessing:
 
 @dataclass(frozen=True, eq=False)
 class FirstKernels:
-    """The kernels of the first convolution as colour pictures.
+    """The kernels of the first convolution as colour or grey pictures.
 
     Attributes:
         layer: name of the module.
-        weights: (K, h, w, 3) float32, RGB: the change of the channel per unit of a pixel from 0 to 255.
+        weights: (K, h, w, 3) float32, RGB: the change of the channel per unit of a pixel from 0 to 255; (K, h, w, 1)
+            for a network that reads grey.
         pictures: (K, h, w, 3) uint8, RGB: 128 is a weight of 0; 1 and 255 are minus and plus the kernel's peak.
         peaks: (K,) the largest absolute weight of each kernel.
     """
@@ -84,7 +86,7 @@ def first_kernels(network: nn.Module) -> FirstKernels:
     its largest absolute weight is black or full colour.
 
     Args:
-        network: any module whose first convolution takes three channels.
+        network: any module whose first convolution takes three channels, or one of grey.
 
     Raises:
         ValueError: there is no such convolution, or its weights are not finite.
@@ -99,9 +101,12 @@ def first_kernels(network: nn.Module) -> FirstKernels:
     if found is None:
         raise ValueError(f"{type(network).__name__} has no convolution, so there are no kernels to draw")
     layer, module = found
-    if module.weight.shape[1] != 3:
-        raise ValueError(f"{layer}, the first convolution, takes {module.weight.shape[1]} channels, not RGB")
     rule = rule_of(network)
+    if module.weight.shape[1] != (1 if rule.channels == "grey" else 3) or rule.channels == "rgba":
+        raise ValueError(
+            f"{layer}, the first convolution, takes {module.weight.shape[1]} channels, not RGB or grey; patterns of its"
+            " output (filter_patterns, --layer) can be drawn"
+        )
     kernels = module.weight.detach().float().cpu().numpy().transpose(0, 2, 3, 1)
     weights = kernels * np.float32(rule.scale) / np.asarray(rule.std, np.float32)
     if rule.channels == "bgr":
@@ -111,12 +116,14 @@ def first_kernels(network: nn.Module) -> FirstKernels:
         raise ValueError(f"weights of {layer} are NaN or infinite: the file is broken")
     peaks = np.abs(weights).max(axis=(1, 2, 3))
     shares = weights / np.where(peaks > 0, peaks, 1)[:, None, None, None]
-    return FirstKernels(layer, weights, np.rint(128 + 127 * shares).astype(np.uint8), peaks)
+    return FirstKernels(layer, weights, shown(np.rint(128 + 127 * shares).astype(np.uint8)), peaks)
 
 
 Size = tuple[int, int]  # height, width in pixels
 Progress = Callable[[int, int], None]
-Measure = Callable[[Tensor], Tensor]  # pixels (N, 3, H, W), RGB, 0 to 255 -> objective of each picture (N,)
+Measure = Callable[
+    [Tensor], Tensor
+]  # pixels (N, 3, H, W), RGB, or (N, 1, H, W), 0 to 255 -> objective of each picture (N,)
 
 GREY, NOISE = 128.0, 20.0  # the plain form starts from uniform noise of GREY to GREY + NOISE
 PIXELS = 1.0  # RMS of the pixel change of one plain step
@@ -128,14 +135,18 @@ JITTER = 1 / 16  # maximum shift as a share of the side, in each direction
 ZOOM = 0.1  # maximum relative change of scale
 TURN = math.radians(10)  # maximum rotation, either way
 
+# Channels of the pictures that are made: patterns for networks that read RGBA are opaque.
+PLANES = {"rgb": 3, "bgr": 3, "grey": 1, "rgba": 3}
+
 # A square root of the covariance of red, green and blue (0 to 1) in seven photographs of scikit-image and scikit-learn:
 # columns are the principal axes (light, yellow to blue, magenta to green). `scripts/color_correlation.py` prints it.
 COLORS = ((0.2379, 0.1059, 0.0097), (0.2266, -0.0281, -0.0312), (0.2175, -0.0865, 0.0220))
 
 
 def plain(
-    measure: Measure, like: Tensor, size: Size, count: int, steps: int, seed: int, on_step: Callable[[], None]
-) -> Tensor:
+    measure: Measure, like: Tensor, size: Size, count: int, steps: int, seed: int, on_step: Callable[[], None],
+    planes: int = 3,
+) -> Tensor:  # fmt: skip
     """Gradient ascent on pixels, from grey noise, with gradients normalised by their root mean square (RMS).
 
     Source: Deep Learning with Python, F. Chollet, 2018, section 5.4.2: noise from 128 to 148, the gradient divided by
@@ -150,11 +161,12 @@ def plain(
         size, count: (H, W) in pixels, and number of pictures.
         steps, seed: number of steps; 0 returns the noise of the seed.
         on_step: called after each step.
+        planes: 3 for RGB, 1 for grey.
 
     Returns:
-        (count, 3, H, W), RGB, 0 to 255.
+        (count, planes, H, W), RGB or grey, 0 to 255.
     """
-    noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(seed))
+    noise = torch.rand(1, planes, *size, generator=torch.Generator().manual_seed(seed))
     pixels = (GREY + NOISE * noise).to(like).repeat(count, 1, 1, 1)
     for _ in range(steps):
         pixels.requires_grad_(True)
@@ -165,8 +177,9 @@ def plain(
 
 
 def fourier(
-    measure: Measure, like: Tensor, size: Size, count: int, steps: int, seed: int, on_step: Callable[[], None]
-) -> Tensor:
+    measure: Measure, like: Tensor, size: Size, count: int, steps: int, seed: int, on_step: Callable[[], None],
+    planes: int = 3,
+) -> Tensor:  # fmt: skip
     """Adam on Fourier coefficients in decorrelated colours; the network sees randomly transformed pictures.
 
     Source: Feature Visualization, C. Olah, A. Mordvintsev, L. Schubert, Distill 2017, "Transformation Robustness" and
@@ -177,7 +190,7 @@ def fourier(
     Arguments and result are those of `plain`; the seed is of the initial coefficients and the transformations.
     """
     chance = torch.Generator().manual_seed(seed)
-    start = START * torch.randn(1, 3, size[0], size[1] // 2 + 1, 2, generator=chance)
+    start = START * torch.randn(1, planes, size[0], size[1] // 2 + 1, 2, generator=chance)
     coefficients = start.to(like).repeat(count, 1, 1, 1, 1).requires_grad_(True)
     adam = torch.optim.Adam([coefficients], lr=RATE, maximize=True)
     for _ in range(steps):
@@ -193,23 +206,25 @@ def fourier_pixels(coefficients: Tensor, size: Size) -> Tensor:
     """Convert Fourier coefficients to pictures.
 
     The coefficients of a real Fourier transform are divided by their frequency (in cycles per pixel, at least one
-    cycle over the longer side), so that all scales have the share that they have in photographs. The three planes are
-    amounts of the principal colours of photographs. A sigmoid limits the pixel values.
+    cycle over the longer side), so that all scales have the share that they have in photographs. Three planes are
+    amounts of the principal colours of photographs; a single one is grey. A sigmoid limits the pixel values.
 
     Source: as for `fourier`. The colours are recomputed (`scripts/color_correlation.py`).
 
     Args:
-        coefficients: (N, 3, H, W // 2 + 1, 2).
+        coefficients: (N, 3, H, W // 2 + 1, 2), or (N, 1, ...) for grey.
         size: (H, W) in pixels.
 
     Returns:
-        (N, 3, H, W), RGB, 0 to 255.
+        (N, 3, H, W), RGB, or (N, 1, H, W), grey, 0 to 255.
     """
     height, width = size
     down, across = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
     frequency = (down.square() + across.square()).sqrt().clamp(min=1 / max(size)).to(coefficients)
     spectrum = torch.view_as_complex(coefficients) / frequency
     planes = CONTRAST * torch.fft.irfft2(spectrum, s=size, norm="ortho")
+    if planes.shape[1] == 1:
+        return 255 * planes.sigmoid()
     colors = coefficients.new_tensor(COLORS)
     colors = colors / colors.norm(dim=0).max()
     return 255 * torch.einsum("rc,nchw->nrhw", colors, planes).sigmoid()
@@ -260,8 +275,9 @@ class FilterPatterns:
     Attributes:
         layer: name of the module.
         units: the unit of each picture: a channel number, a neuron (channel, row, column), or a target.
-        pictures: (K, H, W, 3) uint8, RGB.
-        start: (H, W, 3) uint8, RGB: the noise that all pictures start from.
+        pictures: (K, H, W, 3) uint8, RGB; (K, H, W, 1) for a network that reads grey. For one that reads RGBA they are
+            opaque.
+        start: (H, W, 3) uint8, RGB, or grey: the noise that all pictures start from.
         before, after: (K,) the activation of each unit for `start` and for its picture: the mean over the channel's
             map, the neuron's value, or the log-sum-exp of the logits of the target's classes.
         form: "fourier" or "plain".
@@ -429,15 +445,18 @@ class _Ascent:
         check_eval_mode(network)
         self.network, self.layer, self.form, self.seed = network, layer, form, seed
         self.rule = rule_of(network)
+        self.planes = PLANES[self.rule.channels]
         self.dtype = next(network.parameters()).dtype
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.like = next(network.parameters()).detach().new_zeros((), dtype=dtype)
         with torch.inference_mode(False), torch.no_grad():
-            self.start = FORMS[form](self.run, self.like, self.size, 1, 0, seed, lambda: None).round()
+            self.start = FORMS[form](self.run, self.like, self.size, 1, 0, seed, lambda: None, self.planes).round()
             self.output = self.run(self.start)
 
     def run(self, pixels: Tensor) -> Tensor:
-        """Return the layer's output for pixels (N, 3, H, W), RGB, 0 to 255."""
+        """Return the layer's output for pixels (N, 3, H, W), RGB, or grey, 0 to 255."""
+        if self.rule.channels == "rgba":
+            pixels = torch.cat([pixels, torch.full_like(pixels[:, :1], 255)], dim=1)
         images = normalized(pixels.permute(0, 2, 3, 1), self.rule).to(self.dtype)
         try:
             return run_to(self.network, self.layer, images)[self.layer]
@@ -467,7 +486,8 @@ class _Ascent:
             with torch.inference_mode(False):
                 with torch.enable_grad():
                     ascend = FORMS[self.form]
-                    pixels = ascend(measure, self.like, self.size, len(items), self.steps, self.seed, on_step).round()
+                    settings = (self.like, self.size, len(items), self.steps, self.seed, on_step, self.planes)
+                    pixels = ascend(measure, *settings).round()
                 with torch.no_grad():
                     before = pick(self.output.expand(len(items), *self.output.shape[1:]), items)
                     after = measure(pixels)
@@ -518,7 +538,7 @@ def _sheet(pictures: Pixels, labels: Sequence[str], title: str) -> Image.Image:
 
 def enlarged(pixels: Pixels, width: int) -> Image.Image:
     """Enlarge a picture of at most half of `width` to it, with pixels as squares; leave a larger one as it is."""
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(shown(pixels))
     if image.width * 2 > width:
         return image
     return image.resize((width, round(image.height * width / image.width)), Image.Resampling.NEAREST)

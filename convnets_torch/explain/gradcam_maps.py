@@ -23,6 +23,7 @@ from convnets_torch.heatmaps.maps import (
     write_arrays,
     write_values,
 )
+from convnets_torch.images.levels import shown
 from convnets_torch.images.preprocessing import Pair, cropped_box
 from convnets_torch.networks import Network
 from convnets_torch.visualization.letters import Letters, Pen
@@ -60,7 +61,7 @@ class GradCam(PictureMap):
         layer: name of the module.
         method: as in `cams`.
         probability: of the target, 0 to 1.
-        picture: (H, W, 3) uint8, RGB: the picture at its own size.
+        picture: (H, W, 3) uint8, RGB, or RGBA for a network that reads it: the picture at its own size.
         grid: the positions of the cells over the picture, and the part that the network saw; also named `cells`.
     """
 
@@ -186,7 +187,7 @@ def _scaled(found: GradCam) -> GradCam:
     size: Pair = (max(1, round(height * factor)), max(1, round(width * factor)))
     down, across = size[0] / height, size[1] / width
     left, top, right, bottom = found.grid.part
-    picture = np.asarray(Image.fromarray(found.picture).resize((size[1], size[0])))
+    picture = np.asarray(Image.fromarray(shown(found.picture)).resize((size[1], size[0])))
     part = Box(left * across, top * down, right * across, bottom * down)
     return replace(found, picture=picture, grid=replace(found.grid, size=size, part=part))
 
@@ -198,7 +199,7 @@ def _photograph(found: GradCam) -> Image.Image:
     shade = np.full((height, width), round(255 * DIMMED), np.uint8)
     shade[max(top, 0) : bottom, max(left, 0) : right] = 0
     paper = Image.new("RGB", (width, height), PAPER)
-    return Image.composite(paper, Image.fromarray(found.picture), Image.fromarray(shade))
+    return Image.composite(paper, Image.fromarray(shown(found.picture)), Image.fromarray(shade))
 
 
 def overlaid(found: GradCam) -> Image.Image:

@@ -20,6 +20,7 @@ from convnets_torch.fcn.sliding import ELEMENTWISE
 from convnets_torch.files import Output, Writer
 from convnets_torch.heatmaps.api import Heatmap, heatmap_targets
 from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, decode, picture_name, warn
+from convnets_torch.images.levels import shown
 from convnets_torch.images.preprocessing import Pixels
 from convnets_torch.inference.classification import Prediction, card_of, classify
 from convnets_torch.networks import Network
@@ -41,7 +42,7 @@ class Explanation:
 
     Attributes:
         name: file name of the picture.
-        picture: (H, W, 3) uint8, RGB.
+        picture: (H, W, 3) uint8, RGB, or RGBA for a network that reads it.
         predictions: the most probable classes, best first.
         heatmaps: one per prediction.
         cams: one Grad-CAM map per prediction.
@@ -96,7 +97,7 @@ def explain(
     """
     network = as_network(network)
     card = card_of(network)
-    decoded = decode(image, Reading(card.preprocessing.exif, **checked(reading, ReadingKeywords)))
+    decoded = decode(image, Reading(**checked(reading, ReadingKeywords)).for_rule(card.preprocessing))
     warn(decoded.notes)
     pixels = decoded.pixels
     layers = five_layers(network) if layers is None else find_layers(network, layers)
@@ -144,7 +145,7 @@ def _write(path: Path, found: Explanation) -> None:
 
 def _jpeg(image: Pixels | Image.Image) -> str:
     if not isinstance(image, Image.Image):
-        image = Image.fromarray(image)
+        image = Image.fromarray(shown(image))
     if image.width > WIDTH:
         image = image.resize((WIDTH, max(1, round(image.height * WIDTH / image.width))), Image.Resampling.LANCZOS)
     return data_uri(image, "JPEG")

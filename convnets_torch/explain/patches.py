@@ -20,6 +20,7 @@ from convnets_torch.fcn.graph import ReceptiveField
 from convnets_torch.files import Output, Writer
 from convnets_torch.heatmaps.maps import Box
 from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, decode, picture_name, warn
+from convnets_torch.images.levels import shown
 from convnets_torch.images.preprocessing import Pixels, fit_longest_side, normalize
 from convnets_torch.inference.batching import is_out_of_memory, is_too_small
 from convnets_torch.inference.classification import to_parameters
@@ -166,7 +167,7 @@ def top_patches(
     ((11, 11, 3), ['none.jpg does not exist; name a file'])
     """
     network = as_network(network)
-    how = Reading(rule_of(network).exif, **checked(reading, ReadingKeywords))
+    how = Reading(**checked(reading, ReadingKeywords)).for_rule(rule_of(network))
     name = find_layer(network, layer)
     fields = layer_fields(network).get(name)
     if fields is None:
@@ -177,7 +178,7 @@ def top_patches(
         raise ValueError(f"a longest side of {longest_side} pixels is out of range; give 1 or more")
     check_eval_mode(network)
     with torch.inference_mode():
-        trial = run_to(network, name, next(network.parameters()).new_zeros(1, 3, *network.size))[name]
+        trial = run_to(network, name, next(network.parameters()).new_zeros(1, network.channels, *network.size))[name]
     numbers = tuple(range(min(FIRST, trial.shape[1]))) if channels is None else tuple(int(each) for each in channels)
     for number in numbers:
         if not 0 <= number < trial.shape[1]:
@@ -249,7 +250,7 @@ def _insert(
     down, across = found.size[0] / height, found.size[1] / width  # picture pixels per pixel of the input
     box = Box(max(left, 0) * across, max(top, 0) * down, min(right, width) * across, min(bottom, height) * down)
     pixels = np.full((bottom - top, right - left, 3), OUTSIDE, np.uint8)
-    part = found.pixels[max(top, 0) : bottom, max(left, 0) : right]
+    part = shown(found.pixels[max(top, 0) : bottom, max(left, 0) : right])
     pixels[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]] = part
     patches.append(Patch(found.image, value, row, column, box, pixels))
     patches.sort(key=lambda patch: -patch.activation)

@@ -364,7 +364,9 @@ class Densified(Network):
         super().__init__()
         try:
             self.size = check_size(size)
-            images = _random_images(module, self.size)
+            first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
+            self.channels = first.in_channels if first is not None and first.in_channels in (1, 4) else 3
+            images = _random_images(module, self.size, self.channels)
             wanted = _logits(module, images)
             self.features, self.head, self.window, self.left_out = cut(module, images)
             down, across = receptive_fields(trace_ops(self.features))[-1]
@@ -378,7 +380,7 @@ class Densified(Network):
 
     def _check_outputs(self, wanted: Tensor, images: Tensor) -> None:
         """Raise ValueError unless outputs equal the module's, and on larger images the head's on every crop."""
-        larger = _noise((self.size[0] + self.stride, self.size[1] + self.stride), images)[:1]
+        larger = _noise((self.size[0] + self.stride, self.size[1] + self.stride), images, self.channels)[:1]
         with torch.no_grad():
             found = self(images)
             _compare(found if self.left_out is None else self.left_out(found), wanted, "the module's outputs")
@@ -396,7 +398,7 @@ class Densified(Network):
             )
 
 
-def _random_images(module: nn.Module, size: Size) -> Tensor:
+def _random_images(module: nn.Module, size: Size, channels: int) -> Tensor:
     """Check that the module can run, and return random images for it."""
     if lazy := [name for name, part in module.named_modules() if getattr(part, "has_uninitialized_params", bool)()]:
         raise ValueError(f"{lazy[0]} has no parameters yet; run the module once on images of its size")
@@ -407,12 +409,12 @@ def _random_images(module: nn.Module, size: Size) -> Tensor:
         raise ValueError(
             f"{training[0]} is in training mode, where dropout and batch normalisation change outputs; call eval()"
         )
-    return _noise(size, parameters[0])
+    return _noise(size, parameters[0], channels)
 
 
-def _noise(size: Size, like: Tensor) -> Tensor:
+def _noise(size: Size, like: Tensor, channels: int) -> Tensor:
     """Return two random pictures on the device and in the dtype of `like`."""
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
 
 
 def _logits(module: nn.Module, images: Tensor) -> Tensor:
@@ -467,7 +469,8 @@ def densify(
     module itself is left unchanged. In-place activations stay in-place in the module, but not in the network.
 
     Args:
-        module: images (N, 3, H, W) -> logits (N, classes), in eval mode; stays on its device.
+        module: images (N, 3, H, W) -> logits (N, classes), in eval mode; stays on its device. If its first convolution
+            reads 1 or 4 channels, its images have these: grey, or RGBA.
         size: pixels of the images that it classifies, a side or (height, width).
         preprocessing: how pictures become its input: "torchvision", "unit" or another of `preprocessing.GENERAL`, or a
             `Preprocessing` of the same size. The network then has a card, so `classify` and `heatmap` take pictures.
@@ -504,7 +507,12 @@ def densify(
     if preprocessing is not None:
         rule = preprocessing
         if isinstance(rule, str):
-            rule = general(rule, sides[0] if sides[0] == sides[1] else sides)
+            rule = general(rule, sides[0] if sides[0] == sides[1] else sides, network.channels)
+        if rule.channel_count != network.channels:
+            raise ValueError(
+                f"the preprocessing makes images of {rule.channel_count} channels ({rule.channels}), but"
+                f" {type(module).__name__} reads {network.channels}; give a preprocessing of as many"
+            )
         if rule.shape != sides:
             raise ValueError(
                 f"the preprocessing makes images of {rule.shape} pixels, but size is {sides}; give the same size"

@@ -47,12 +47,14 @@ class MapGraph:
         ops: from images to logits, with the head as the last op; or to the feature map only.
         vertical, horizontal: receptive fields of the cells.
         dilation: distance, in cells of the feature map, between the cells that the head reads.
+        channels: of the images.
     """
 
     ops: tuple[Op, ...]
     vertical: ReceptiveField
     horizontal: ReceptiveField
     dilation: int
+    channels: int = 3
 
     @property
     def stride(self) -> int:
@@ -128,7 +130,7 @@ def map_graph(network: Network, cell_stride: int | None = None) -> MapGraph:
         raise ValueError(
             f"the cells are {vertical.stride} pixels apart vertically and {horizontal.stride} horizontally"
         )
-    return MapGraph(ops, vertical, horizontal, dilation)
+    return MapGraph(ops, vertical, horizontal, dilation, network.channels)
 
 
 def features_graph(network: Network) -> MapGraph:
@@ -139,7 +141,7 @@ def features_graph(network: Network) -> MapGraph:
     ReceptiveField(start=-90, size=212, stride=32)
     """
     ops = trace_ops(network.features)
-    return MapGraph(ops, *receptive_fields(ops)[-1], dilation=1)
+    return MapGraph(ops, *receptive_fields(ops)[-1], dilation=1, channels=network.channels)
 
 
 def cell_strides(network: Network) -> tuple[int, ...]:
@@ -216,7 +218,7 @@ Pair = tuple[int, int]  # vertical, horizontal
 CELLWISE = (
     *ELEMENTWISE, nn.BatchNorm2d, nn.LocalResponseNorm, nn.Dropout2d, nn.Hardtanh, nn.PReLU, nn.Mish, nn.LogSigmoid,
     nn.Hardsigmoid, nn.Softsign, nn.Threshold, own.Scale, own.Normalize, own.ChannelNorm, own.LayerScale,
-    own.ClippedReLU, own.Exponential,
+    own.ClippedReLU, own.Exponential, own.Channels,
 )  # fmt: skip
 MERGING = (own.Add, own.Subtract, own.Multiply, own.Divide, own.Average, own.Maximum, own.Minimum)
 # Layers that read a window of cells; their padding must not depend on the cells' values.
@@ -294,7 +296,7 @@ def trace_ops(features: nn.Module) -> tuple[Op, ...]:
     """Return the ops of a convolutional part in execution order; the first is the images, the last produces the map.
 
     Args:
-        features: a module from images (N, 3, H, W) to one map (N, C, h, w).
+        features: a module from images (N, C, H, W) to one map (N, C, h, w).
 
     Raises:
         ValueError: a layer or function in it is unknown, or depends on the size of the map (global or adaptive

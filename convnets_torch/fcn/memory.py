@@ -81,7 +81,7 @@ def peak_bytes(graph: MapGraph, shape: tuple[int, int, int], dtype: torch.dtype,
     stream = Stream(graph.ops)
 
     def push(count: int, last: bool) -> None:
-        stream.push(_Fake((batch, 3, count, width), dtype, ledger), last=last)  # type: ignore[arg-type]
+        stream.push(_Fake((batch, graph.channels, count, width), dtype, ledger), last=last)  # type: ignore[arg-type]
 
     warm = -(-graph.vertical.size // graph.stride) * graph.stride  # from here on memory use repeats
     cycle = max(1, graph.stride // rows) + 1

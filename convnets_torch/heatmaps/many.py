@@ -9,7 +9,6 @@ from functools import cache
 from math import prod
 from typing import Literal, cast
 
-import numpy as np
 import torch
 from PIL import Image
 from typing_extensions import Unpack
@@ -19,7 +18,7 @@ from convnets_torch.heatmaps.maps import Heatmap
 from convnets_torch.heatmaps.running import CellQuery, HeatmapOptions, MapRunner, ScalesKeywords, dtype_of
 from convnets_torch.heatmaps.scales import VIEW
 from convnets_torch.images.decoding import picture_name
-from convnets_torch.images.preprocessing import Pair, Pixels, least_size
+from convnets_torch.images.preprocessing import Pair, Pixels, array_of, image_of, in_mode, least_size
 from convnets_torch.images.sources import InMemory, Sliceable, Source, is_sliced, open_picture
 from convnets_torch.inference.classification import card_of, probabilities
 from convnets_torch.inference.pipeline import (
@@ -168,7 +167,7 @@ class _Mapper:
 
     def open(self, image: Sliceable) -> _Opened:
         """Decode and resize a picture, in a worker thread."""
-        source, notes, part, scale = open_picture(image, self._options.reading(self._rule.exif, self._least))
+        source, notes, part, scale = open_picture(image, self._options.reading(self._rule, self._least))
         if max(source.shape) <= VIEW and not isinstance(source, InMemory):
             source = InMemory(source.rows(0, source.shape[0]))
         covered = source.shape if part is None else part[::-1]
@@ -177,8 +176,8 @@ class _Mapper:
         size, pixels = sizes[0], None
         if scale > 1 and isinstance(source, InMemory):
             filter = Image.Resampling[self._rule.interpolation.upper()]
-            decoded = Image.fromarray(source.pixels)
-            pixels = np.asarray(decoded.resize(size[::-1], filter, box=(0, 0, *covered[::-1])))
+            decoded = in_mode(image_of(source.pixels), self._rule)
+            pixels = array_of(decoded.resize(size[::-1], filter, box=(0, 0, *covered[::-1])))
         elif self._options.scales is None and isinstance(source, InMemory) and self._fits(size, 1):
             pixels = self._runner.at_size(source, size).rows(0, size[0])
         return _Opened(source, shape, sizes, pixels, notes)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from convnets_torch.card import Card
 from convnets_torch.files import Output, Writer
+from convnets_torch.images.levels import shown
 from convnets_torch.images.preprocessing import Interpolation, Pair, Pixels
 from convnets_torch.images.sources import Preview
 from convnets_torch.inference.classification import Prediction, prediction
@@ -246,8 +247,8 @@ class PictureMap:
 
     Attributes:
         values: (rows, columns) float32, the map.
-        picture: (h, w, 3) uint8, RGB: the picture at its own size, rotated by its EXIF orientation if the card says so;
-            a reduced view of a picture that was read row by row.
+        picture: (h, w, 3) uint8, RGB, or RGBA for a network that reads it: the picture at its own size, rotated by its
+            EXIF orientation if the card says so; a reduced view, RGB, of a picture that was read row by row.
         grid: the cells' positions, in pixels of the picture at its own size.
     """
 
@@ -521,7 +522,7 @@ def _write_page(path: Path, maps: Sequence[CellMap], _: bool, threshold: float) 
     edges = windows(0), windows(1), fields(0), fields(1)
     cells = Cells(*edges, first.best_ids, first.best_probabilities, names)
     layers = [MapLayer(each.label, each.values, signed=each.signed, threshold=threshold) for each in maps]
-    picture = first.picture
+    picture = shown(first.picture)
     if max(picture.shape) > LONGEST_PAGE:
         preview = Preview(picture.shape[:2], LONGEST_PAGE)
         preview.add(0, picture)

@@ -38,9 +38,11 @@ from convnets_torch.heatmaps.scales import (
 from convnets_torch.images.decoding import Least, Reading, ReadingKeywords, picture_name, warn
 from convnets_torch.images.levels import Background, Depth, said_levels
 from convnets_torch.images.preprocessing import (
+    MODES,
     MOST_PIXELS,
     Pair,
     Pixels,
+    Preprocessing,
     normalize,
     size_with_longest_side,
 )
@@ -120,9 +122,10 @@ class HeatmapOptions:
             size_with_longest_side((1, MOST_PIXELS), self.longest_side)  # raises if no picture could be resized to it
         _ = self.memory
 
-    def reading(self, exif: bool, least: Least = None) -> Reading:
+    def reading(self, rule: Preprocessing, least: Least = None) -> Reading:
         """Return how the picture is decoded, as in `images.Reading`."""
-        return Reading(exif, self.max_pixels, self.allow_truncated, self.depth, self.background, least)
+        found = Reading(True, self.max_pixels, self.allow_truncated, self.depth, self.background, least)
+        return found.for_rule(rule)
 
     @property
     def memory(self) -> int | None:
@@ -184,7 +187,7 @@ class MapRunner:
 
     def run(self, image: Sliceable) -> list[Pass]:
         """Open and run a picture; return a pass for each scale."""
-        opened = open_picture(image, self.options.reading(self.card.preprocessing.exif))
+        opened = open_picture(image, self.options.reading(self.card.preprocessing))
         warn(opened.notes)
         return self.run_sizes(opened.source, self.input_sizes(opened.source.shape, picture_name(image)))
 
@@ -221,7 +224,10 @@ class MapRunner:
 
     def at_size(self, source: Source, size: Pair) -> Source:
         """Return the picture resized to an input size."""
-        return source if size == source.shape else Resized(source, size, self.card.preprocessing.interpolation)
+        rule = self.card.preprocessing
+        mode = MODES[rule.channels]
+        same = size == source.shape and mode == "RGB"
+        return source if same else Resized(source, size, rule.interpolation, mode)
 
     def shared(self, size: Pair, seen: Pair, picture: Pixels, arrays: CellArrays) -> Shared:
         """Return the fields that all maps of a pass share, for a picture of `size` and an input of the size `seen`."""
@@ -260,7 +266,7 @@ class MapRunner:
         )
 
     def run_batch(self, images: Sequence[Pixels]) -> list[CellArrays | ValueError]:
-        """Run pictures of one input size, (H, W, 3) each, in one batch; a picture without probabilities is an error."""
+        """Run pictures of one input size, (H, W, C) each, in one batch; a picture without probabilities is an error."""
         network = self.network
         device = next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
         with torch.inference_mode():

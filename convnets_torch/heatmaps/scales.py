@@ -12,6 +12,7 @@ import numpy as np
 
 from convnets_torch.fcn.graph import MapGraph
 from convnets_torch.heatmaps.maps import Box, CellGrid, Heatmap
+from convnets_torch.images.levels import shown
 from convnets_torch.images.preprocessing import MOST_PIXELS, Interpolation, Pair, Pixels, size_with_longest_side
 from convnets_torch.images.sources import InMemory, Preview, Source
 from convnets_torch.inference.pipeline import Mappable
@@ -67,7 +68,7 @@ def view_of(source: Source) -> Pixels:
     height = source.shape[0]
     preview = Preview(source.shape, VIEW)
     for top in range(0, height, BLOCK_ROWS):
-        preview.add(top, source.rows(top, min(top + BLOCK_ROWS, height)))
+        preview.add(top, shown(source.rows(top, min(top + BLOCK_ROWS, height))))
     return preview.picture
 
 

@@ -1,4 +1,4 @@
-"""Decode pictures from files, bytes, arrays and tensors into upright RGB pixels."""
+"""Decode pictures from files, bytes, arrays and tensors into upright RGB pixels, or RGBA for networks that read it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from convnets_torch.images.headers import (
 )
 from convnets_torch.images.levels import Background, Depth, check_levels, laid_on, profile_note, to_8_bits, white_of
 from convnets_torch.images.levels import Refused as _Refused
-from convnets_torch.images.preprocessing import Pair, Pixels
+from convnets_torch.images.preprocessing import Channels, Pair, Pixels, Preprocessing
 from convnets_torch.options import checked, renamed, shows
 from convnets_torch.text import LONGEST, ConvnetsTorchWarning, printable
 
@@ -46,34 +46,43 @@ def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def from_tensor(tensor: torch.Tensor) -> Pixels:
+def from_tensor(tensor: torch.Tensor, channels: Channels = "rgb") -> Pixels:
     """Convert a tensor (3, H, W), RGB, 0 to 255, uint8 or float, on any device, to pixels.
 
+    Args:
+        channels: what the network reads, as for `from_array`: (1, H, W) too for "grey", (4, H, W) for "rgba".
+
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8, or (H, W, 4).
 
     Raises:
         ValueError: wrong shape, dtype or range. (H, W, 3) is not accepted; an ambiguous shape is read as (3, H, W).
     """
-    if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
+    also = ALSO.get(channels, 3)
+    if tensor.ndim != 3 or tensor.shape[0] not in (3, also) or 0 in tensor.shape:
+        other = "" if also == 3 else f" or ({also}, height, width), {channels},"
         raise ValueError(
-            f"the tensor is {tuple(tensor.shape)}, but a picture is a tensor (3, height, width), RGB,"
+            f"the tensor is {tuple(tensor.shape)}, but a picture is a tensor (3, height, width), RGB,{other}"
             f" 0 to 255{_shape_hint(tuple(tensor.shape), 0)}"
         )
     if tensor.is_floating_point():
         tensor = tensor.float()  # NumPy has no bfloat16
-    return from_array(tensor.detach().cpu().numpy().transpose(1, 2, 0), "tensor")
+    return from_array(tensor.detach().cpu().numpy().transpose(1, 2, 0), "tensor", channels)
 
 
-def from_array(array: NDArray[Any], kind: str = "array") -> Pixels:
+ALSO: dict[Channels, int] = {"grey": 1, "rgba": 4}  # channels that arrays may have for a network besides three
+
+
+def from_array(array: NDArray[Any], kind: str = "array", channels: Channels = "rgb") -> Pixels:
     """Convert an array (H, W, 3), RGB, or (H, W), grey, with values 0 to 255, uint8 or float, to pixels.
 
     Args:
         array: floats are rounded, never clipped; grey is repeated in all three channels.
         kind: name of the input in error messages.
+        channels: what the network reads: arrays for "grey" may be (H, W, 1) too, and for "rgba" (H, W, 4).
 
     Returns:
-        (H, W, 3) uint8; a matching array is returned without a copy.
+        (H, W, 3) uint8, or (H, W, 4) of such an array; a matching array is returned without a copy.
 
     Raises:
         ValueError: wrong shape or dtype, values outside 0 to 255, or floats that seem to be 0 to 1.
@@ -85,7 +94,7 @@ def from_array(array: NDArray[Any], kind: str = "array") -> Pixels:
     ...
     ValueError: the array's values are 0 to 0.5, as if white were 1, but pixels are 0 to 255; multiply by 255
     """
-    check_kind(array.shape, array.dtype, kind)
+    check_kind(array.shape, array.dtype, kind, channels)
     if array.dtype != np.uint8:
         check_range(float(array.min()), float(array.max()), kind)
     return to_pixels(array)
@@ -94,14 +103,17 @@ def from_array(array: NDArray[Any], kind: str = "array") -> Pixels:
 def to_pixels(array: NDArray[Any]) -> Pixels:
     """Convert a checked array, or rows of one, to pixels: round floats, repeat grey in three channels."""
     pixels = array if array.dtype == np.uint8 else np.rint(array).astype(np.uint8)
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+    pixels = pixels if pixels.ndim == 3 else pixels[:, :, None]
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
-def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], kind: str) -> None:
-    """Raise ValueError if an array of this shape and dtype is not a picture."""
-    if not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)) or 0 in shape:
+def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], kind: str, channels: Channels = "rgb") -> None:
+    """Raise ValueError if an array of this shape and dtype is not a picture for a network that reads `channels`."""
+    also = ALSO.get(channels, 3)
+    if not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, also))) or 0 in shape:
+        other = "" if also == 3 else f" (height, width, {also}), {channels},"
         raise ValueError(
-            f"the {kind} is {shape} {dtype}, but a picture is (height, width, 3), RGB, or (height, width), grey,"
+            f"the {kind} is {shape} {dtype}, but a picture is (height, width, 3), RGB,{other} or (height, width), grey,"
             f" 0 to 255{_shape_hint(shape, 2)}"
         )
     if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
@@ -314,6 +326,7 @@ class DecodedPicture(NamedTuple):
 
     Attributes:
         content: a Pillow image of mode RGB, rotated as EXIF says if wanted; or pixels (H, W, 3) uint8, RGB, 0 to 255.
+            For networks that read RGBA, mode RGBA and (H, W, 4).
         notes: what `read_picture` warns of.
         part: (width, height) in pixels of the content that the picture covers, from the top left; None for all of it.
             A JPEG file read at reduced scale ends within a pixel if its sides are not multiples of the divisor.
@@ -332,7 +345,7 @@ class DecodedPicture(NamedTuple):
 
     @property
     def pixels(self) -> Pixels:
-        """The content as pixels (H, W, 3); copied from an image at each access."""
+        """The content as pixels (H, W, 3) or (H, W, 4); copied from an image at each access."""
         return pixels_of(self.content) if isinstance(self.content, Image.Image) else self.content
 
 
@@ -346,6 +359,8 @@ class Reading(NamedTuple):
             reads them at full scale.
         jpeg: decodes the bytes of a JPEG file to (H, W, 3) in place of Pillow; returns None if it cannot.
         keep_jpeg: whether `decode_unless_jpeg` returns JPEG files undecoded.
+        channels: what the network reads: for "rgba" pictures are decoded as RGBA, otherwise as RGB; it also decides on
+            the arrays that are accepted, as in `from_array`.
     """
 
     exif: bool = True
@@ -356,6 +371,11 @@ class Reading(NamedTuple):
     least: Least = None
     jpeg: Callable[[bytes], Pixels | None] | None = None
     keep_jpeg: bool = False
+    channels: Channels = "rgb"
+
+    def for_rule(self, rule: Preprocessing) -> Reading:
+        """This reading with what a card's preprocessing decides: EXIF and channels."""
+        return self._replace(exif=rule.exif, channels=rule.channels)
 
     @property
     def limit(self) -> int:
@@ -447,9 +467,9 @@ def decode_unless_jpeg(image: Picture, reading: Reading) -> DecodedPicture | Jpe
     channels, or store their colours as RGB are decoded here.
     """
     if isinstance(image, np.ndarray):
-        return DecodedPicture(from_array(image))
+        return DecodedPicture(from_array(image, channels=reading.channels))
     if is_tensor(image):
-        return DecodedPicture(from_tensor(image))
+        return DecodedPicture(from_tensor(image, reading.channels))
     if TYPE_CHECKING:  # a TypeGuard does not narrow the negative case
         assert not isinstance(image, torch.Tensor)
     check_levels(reading.depth, reading.background)
@@ -685,12 +705,13 @@ def _decode_image(
     if image.mode in ("LA", "PA", "RGBA") and image.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
         if reading.background is not None:
             image = _laid_on(reading.background, image)
-        else:
+        elif reading.channels != "rgba":
             notes.append(
                 f"{name} is partly transparent; transparency was dropped, the colours under it taken as stored"
                 " (background, --background)"
             )
-    return DecodedPicture(image if image.mode == "RGB" else image.convert("RGB"), tuple(notes), part, scale)
+    mode = "RGBA" if reading.channels == "rgba" else "RGB"
+    return DecodedPicture(image if image.mode == mode else image.convert(mode), tuple(notes), part, scale)
 
 
 _INVERSE = {
@@ -762,10 +783,10 @@ def _blocks(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
 
 
 def pixels_of(image: Image.Image) -> Pixels:
-    """The pixels of an RGB image; large ones are copied in blocks, to avoid NumPy's second copy."""
+    """The pixels of an RGB or RGBA image; large ones are copied in blocks, to avoid NumPy's second copy."""
     if image.width * image.height <= 16 * BLOCK_PIXELS:
         return np.asarray(image)
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    pixels = np.empty((image.height, image.width, len(image.getbands())), np.uint8)
     for box in _blocks(image):
         pixels[box[1] : box[3]] = np.asarray(image.crop(box))
     pixels.flags.writeable = False

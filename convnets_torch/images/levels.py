@@ -109,6 +109,17 @@ def laid_on(
     return ((pixels * share + page * (255 - share) + 127) // 255).astype(np.uint8)
 
 
+def shown(pixels: Pixels) -> Pixels:
+    """RGB pixels for display: grey (H, W, 1) is repeated, RGBA laid on white; RGB is returned as it is.
+
+    >>> shown(np.array([[[255, 0, 0, 51]]], np.uint8)).tolist()
+    [[[255, 204, 204]]]
+    """
+    if pixels.shape[2] == 4:
+        return laid_on("white", pixels[:, :, :3], pixels[:, :, 3], np.arange(len(pixels)), np.arange(pixels.shape[1]))
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
 # XYZ of the primaries red, green and blue under D50. Source: the ICC profile sRGB2014.
 SRGB = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7142))
 NEAR = 0.02  # tolerance that covers the primaries of profiles called sRGB

@@ -1,4 +1,4 @@
-"""Preprocess RGB pixels as a network was trained: resize, crop, colour order, mean and scale.
+"""Preprocess pixels as a network was trained: grey or colour, resize, crop, colour order, mean and scale.
 
 Uses NumPy and Pillow only; each step is a pure function of the pixels and a `Preprocessing`, which is part of the card
 of every weights file.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,7 +19,7 @@ from convnets_torch import files
 from convnets_torch.files import read_text
 from convnets_torch.text import check_choice
 
-Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, 0 to 255
+Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, 0 to 255; for networks that read these, (H, W, 1) grey or (H, W, 4) RGBA
 
 MOST_INPUT = 4096  # maximum pixels of an input side; VGG16 takes 8 GB for a square of that size
 MOST_NUMBER = 1e9  # maximum of scale, mean, std and 1 / std, within the range of float32
@@ -33,7 +33,11 @@ Pair = tuple[int, int]  # height, width
 Position = tuple[int, int]  # of a crop, (down, across): 0 for the top or left edge, 1 the centre, 2 bottom or right
 ResizeRule = Literal["stretch", "shorter-side"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
-Channels = Literal["rgb", "bgr"]
+Channels = Literal["rgb", "bgr", "grey", "rgba"]
+
+MODES: dict[Channels, str] = {"rgb": "RGB", "bgr": "RGB", "grey": "L", "rgba": "RGBA"}  # Pillow's, of what is resized
+CHANNEL_WORDS = {"rgb": "RGB", "bgr": "BGR", "grey": "grey", "rgba": "RGBA"}
+IN_WORDS = {1: "one", 3: "three", 4: "four"}
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,11 @@ class Preprocessing:
             width) of what the resized picture covers.
         resize_rule: "stretch" resizes to exactly that, ignoring the aspect ratio; "shorter-side" keeps it.
         interpolation: Pillow's filter on 8-bit pixels, antialiased; "nearest" picks pixels instead.
-        channels: order of the colours, "rgb" or "bgr".
+        channels: "rgb" or "bgr", the order of the colours; "grey", one channel, the luma of ITU-R 601-2 that Pillow and
+            Keras compute; or "rgba", the colours and their opacity.
         scale: factor that 8-bit values are multiplied by first.
-        mean: subtracted after scaling, in the order of `channels`.
-        std: divisor applied last, in the order of `channels`.
+        mean: subtracted after scaling, a number for each channel, in the order of `channels`.
+        std: divisors applied last, as for `mean`; 1 by default.
         exif: whether to apply the rotation stored in the file's EXIF data.
     """
 
@@ -60,8 +65,8 @@ class Preprocessing:
     resize_rule: ResizeRule
     interpolation: Interpolation
     channels: Channels
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...]
+    std: tuple[float, ...] = ()
     scale: float = 1.0
     exif: bool = True
 
@@ -80,15 +85,24 @@ class Preprocessing:
             raise ValueError(
                 f"preprocessing has scale {self.scale!r} and exif {self.exif!r}; give a number, and true or false"
             )
+        count = self.channel_count
+        if self.std == ():
+            object.__setattr__(self, "std", (1.0,) * count)
         for field in ("mean", "std"):
             values = getattr(self, field)
             numbers = all(map(_is_number, values))
-            if len(values) != 3 or not numbers or (field == "std" and min(map(abs, values)) * MOST_NUMBER < 1):
-                raise ValueError(f"preprocessing has {field} {values!r}; give three finite numbers, std not 0")
+            if len(values) != count or not numbers or (field == "std" and min(map(abs, values)) * MOST_NUMBER < 1):
+                finite = f"{IN_WORDS[count]} finite number{'s' * (count > 1)}"
+                raise ValueError(f"preprocessing has {field} {values!r}; give {finite}, std not 0")
         if not isinstance(self.name, str):
             raise ValueError(f"preprocessing has the name {self.name!r}; give a string")
         if sides[0] > sides[2] or sides[1] > sides[3]:
             raise ValueError(f"preprocessing crops {self.size} pixels out of {self.resize}; the crop must fit")
+
+    @property
+    def channel_count(self) -> int:
+        """Number of channels of the input: 1, 3 or 4."""
+        return len(MODES[self.channels])
 
     @property
     def shape(self) -> Pair:
@@ -189,13 +203,43 @@ def preset(network: str, name: str | None = None, size: int | Pair | None = None
     return general(name, size)
 
 
-def general(name: str, size: int | Pair) -> Preprocessing:
+def general(name: str, size: int | Pair, channels: int = 3) -> Preprocessing:
     """Return a preset that applies to any network, one of `GENERAL`; arguments and errors as for `preset`.
+
+    Args:
+        channels: 3 for colours; 1 for grey or 4 for RGBA, with presets whose numbers are those of all colours.
 
     >>> general("torchvision", (112, 224)).resize
     (128, 256)
+    >>> general("keras-tf", 28, channels=1).channels, general("unit", 28, channels=4).mean
+    ('grey', (0.0, 0.0, 0.0, 0.0))
     """
-    check_choice(name, GENERAL, "preprocessing")
+    known = presets_for(channels)
+    if name in GENERAL and name not in known:
+        raise ValueError(
+            f"preprocessing {name} has numbers for three colours, but the images have {IN_WORDS[channels]}"
+            f" channel{'s' * (channels > 1)}; known for these: {', '.join(known)}"
+        )
+    check_choice(name, known, "preprocessing")
+    rule = _general(name, size)
+    if channels == 3:
+        return rule
+    order: Channels = "grey" if channels == 1 else "rgba"
+    return replace(rule, channels=order, mean=rule.mean[:1] * channels, std=rule.std[:1] * channels)
+
+
+def presets_for(channels: int) -> tuple[str, ...]:
+    """Names of the presets in `GENERAL` for images of 1, 3 or 4 channels.
+
+    >>> presets_for(1)
+    ('keras-tf', 'keras-tf-aspect', 'unit', 'efficientnet-lite')
+    """
+    rules = (_general(name, 1) for name in GENERAL)
+    return tuple(rule.name for rule in rules if channels == 3 or len({*rule.mean}) == len({*rule.std}) == 1)
+
+
+def _general(name: str, size: int | Pair) -> Preprocessing:
+    """A preset for images of three channels."""
     resize = _with_margin(size, 256 / 224)
     if name == "torchvision":
         return Preprocessing(
@@ -243,43 +287,71 @@ def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing:
     problems += [f"{name} is unknown" for name in values if name not in known]
     for name in ("mean", "std"):
         if name in values and not isinstance(values[name], list):
-            problems.append(f"{name} is {values[name]!r:.80}, not a list of three numbers")
+            problems.append(f"{name} is {values[name]!r:.80}, not a list of numbers, one for each channel")
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}; the fields are {', '.join(known)}")
     try:
-        return Preprocessing.from_dict({"name": "custom", "resize": values["size"], "std": (1.0, 1.0, 1.0), **values})
+        return Preprocessing.from_dict({"name": "custom", "resize": values["size"], "std": (), **values})
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def in_mode(image: Image.Image, rule: Preprocessing) -> Image.Image:
+    """Convert an RGB image to the mode that a rule resizes; it is done first, as Keras's `load_img` does."""
+    mode = MODES[rule.channels]
+    return image if image.mode == mode else image.convert(mode)
+
+
+def in_channels(pixels: Pixels, rule: Preprocessing) -> Pixels:
+    """`in_mode` of pixels (H, W, C).
+
+    >>> grey = Preprocessing("custom", 1, 1, "stretch", "nearest", "grey", (0,))
+    >>> in_channels(np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8), grey).tolist()
+    [[[76], [29]]]
+    """
+    return pixels if pixels.shape[2] == rule.channel_count else array_of(in_mode(image_of(pixels), rule))
+
+
+def image_of(pixels: Pixels) -> Image.Image:
+    """A Pillow image of pixels (H, W, C): grey (mode L), RGB or RGBA."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def array_of(image: Image.Image) -> Pixels:
+    """The inverse of `image_of`."""
+    values = np.asarray(image)
+    return values if values.ndim == 3 else values[:, :, None]
 
 
 def center_crop(pixels: Pixels, rule: Preprocessing) -> Pixels:
     """Resize and crop the centre, as for classification.
 
     Args:
-        pixels: (H, W, 3), RGB, 0 to 255, of any size from 1x1.
+        pixels: (H, W, 3), RGB, 0 to 255, of any size from 1x1; or RGBA, or grey (H, W, 1).
         rule: the card's preprocessing.
 
     Returns:
-        (height, width, 3) of `rule.shape`, RGB, 0 to 255.
+        (height, width, channels) of `rule.shape`, 0 to 255: RGB, grey or RGBA as the rule says.
     """
-    return crop_image(Image.fromarray(pixels), rule)
+    return crop_image(image_of(pixels), rule)
 
 
 def crop_image(image: Image.Image, rule: Preprocessing, part: tuple[float, float] | None = None) -> Pixels:
-    """`center_crop` of a Pillow image of mode RGB, of which the picture covers `part`, as in `DecodedPicture`."""
+    """`center_crop` of a Pillow image, of which the picture covers `part`, as in `DecodedPicture`."""
     return next(crop_each(image, rule, (CENTER,), part))
 
 
 def crop_each(
     image: Image.Image, rule: Preprocessing, positions: Iterable[Position], part: tuple[float, float] | None = None
 ) -> Iterator[Pixels]:
-    """Yield crops (height, width, 3) of the resized picture at `positions`, otherwise as `crop_image`.
+    """Yield crops (height, width, channels) of the resized picture at `positions`, otherwise as `crop_image`.
 
     >>> image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).convert("RGB")
     >>> rule = Preprocessing("custom", 1, 3, "stretch", "nearest", "rgb", (0, 0, 0))
     >>> [int(crop[0, 0, 0]) for crop in crop_each(image, rule, (CENTER, *CORNERS))]
     [10, 0, 3, 12, 15]
     """
+    image = in_mode(image, rule)
     resample = Image.Resampling[rule.interpolation.upper()]
     (height, width), (tall, wide) = rule.shape, _pair(rule.resize)
     whole_width, whole_height = image.size if part is None else part
@@ -287,13 +359,13 @@ def crop_each(
         image = image.resize((wide, tall), resample, box=None if part is None else (0, 0, *part))
         for down, across in positions:
             left, top = across * (wide - width) // 2, down * (tall - height) // 2
-            yield np.asarray(image.crop((left, top, left + width, top + height)))
+            yield array_of(image.crop((left, top, left + width, top + height)))
         return
     # Resizing only the cropped part gives the same grid as resizing the whole and cropping, and a strip of 1x10000
     # pixels does not grow to 256x2560000 in between.
     for position in positions:
         box = cropped_box((whole_height, whole_width), rule, position)
-        yield np.asarray(image.resize((width, height), resample, box=box))
+        yield array_of(image.resize((width, height), resample, box=box))
 
 
 def cropped_box(
@@ -334,11 +406,14 @@ def least_size(rule: Preprocessing) -> Pair | None:
 def fit_longest_side(pixels: Pixels, longest_side: int, rule: Preprocessing) -> Pixels:
     """Resize so that the longer side has `longest_side` pixels, keeping the aspect ratio (each side at least 1).
 
+    Pixels and result are as for `center_crop`.
+
     Raises:
         ValueError: `longest_side` is less than 1, or the result has more than 400 million pixels.
     """
     height, width = size_with_longest_side((pixels.shape[0], pixels.shape[1]), longest_side)
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling[rule.interpolation.upper()]))
+    resample = Image.Resampling[rule.interpolation.upper()]
+    return array_of(in_mode(image_of(pixels), rule).resize((width, height), resample))
 
 
 def size_with_longest_side(size: Pair, longest_side: int) -> Pair:
@@ -351,12 +426,16 @@ def size_with_longest_side(size: Pair, longest_side: int) -> Pair:
 
 
 def normalize(pixels: Pixels, rule: Preprocessing) -> NDArray[np.float32]:
-    """Apply colour order, scale, mean and standard deviation: (H, W, 3), RGB, 0 to 255 -> (3, H, W) float32."""
-    ordered = pixels if rule.channels == "rgb" else pixels[:, :, ::-1]
+    """Apply colour order, scale, mean and standard deviation: (H, W, C), 0 to 255 -> (C, H, W) float32.
+
+    Pixels are as `center_crop` returns them; RGB ones become grey or opaque RGBA as the rule says.
+    """
+    pixels = in_channels(pixels, rule)
+    ordered = pixels[:, :, ::-1] if rule.channels == "bgr" else pixels
     values = ordered.astype(np.float32)
     if rule.scale != 1.0:
         values *= np.float32(rule.scale)
     values -= np.asarray(rule.mean, np.float32)
-    if rule.std != (1.0, 1.0, 1.0):
+    if set(rule.std) != {1.0}:
         values /= np.asarray(rule.std, np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1))

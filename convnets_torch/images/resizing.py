@@ -64,7 +64,9 @@ class Resizer:
         self._matrices = lru_cache(maxsize=32)(_matrices)
 
     def __call__(self, images: Tensor, box: Box, origin: tuple[int, int] = (0, 0), down_first: bool = False) -> Tensor:
-        """Resize (N, 3, H, W) uint8, RGB, in any memory format, to (N, height, width, 3) uint8.
+        """Resize (N, C, H, W) uint8, in any memory format, to (N, height, width, C) uint8.
+
+        Unlike Pillow's, the colours are not weighted by a channel of opacity.
 
         Args:
             images: of one size.
@@ -118,7 +120,7 @@ def _dense_matrix(values: NDArray[np.int64], unit: float, index: Tensor, before:
 
 
 def turned(image: Tensor, turn: Image.Transpose | None) -> Tensor:
-    """Pillow's `transpose` of a picture (3, H, W).
+    """Pillow's `transpose` of a picture (C, H, W).
 
     >>> turned(torch.arange(6).view(1, 2, 3), Image.Transpose.ROTATE_90)[0].tolist()
     [[2, 5], [1, 4], [0, 3]]
@@ -138,7 +140,7 @@ def turned(image: Tensor, turn: Image.Transpose | None) -> Tensor:
 
 
 def normalized(pixels: Tensor, rule: Preprocessing) -> Tensor:
-    """`preprocessing.normalize` on a device, bit-identical: (N, h, w, 3), RGB, 0 to 255 -> (N, 3, h, w).
+    """`preprocessing.normalize` on a device, bit-identical: (N, h, w, C), 0 to 255 -> (N, C, h, w).
 
     uint8 becomes float32; floating-point types are kept, and gradients pass through.
 
@@ -149,12 +151,22 @@ def normalized(pixels: Tensor, rule: Preprocessing) -> Tensor:
     >>> normalized(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8), general("keras-tf", 224)).flatten()
     tensor([1., 1., 1.])
     """
-    count, height, width, _ = pixels.shape
+    count, height, width, channels = pixels.shape
     dtype = pixels.dtype if pixels.is_floating_point() else torch.float32
-    ordered = pixels if rule.channels == "rgb" else pixels.flip(3)
+    ordered = pixels.flip(3) if rule.channels == "bgr" else pixels
     mean, std = (
         torch.tensor(values, dtype=dtype, device=pixels.device).repeat(width) for values in (rule.mean, rule.std)
     )
-    rows = ordered.reshape(count, height, 3 * width).to(dtype, copy=True)
+    rows = ordered.reshape(count, height, channels * width).to(dtype, copy=True)
     rows.mul_(rule.scale).sub_(mean).div_(std)
-    return rows.view(count, height, width, 3).permute(0, 3, 1, 2)
+    return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def grey_of(images: Tensor) -> Tensor:
+    """Pillow's conversion to grey of images (..., 3, H, W) uint8, RGB, bit-identical: (..., 1, H, W).
+
+    >>> grey_of(torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1)).tolist()
+    [[[76]]]
+    """
+    red, green, blue = images.to(torch.int32).unbind(-3)
+    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000 >> 16).to(torch.uint8).unsqueeze(-3)

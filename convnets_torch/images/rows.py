@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnets_torch.images.preprocessing import Interpolation, Pair, Pixels
+from convnets_torch.images.preprocessing import Interpolation, Pair, Pixels, array_of, image_of
 from convnets_torch.text import check_choice
 
 BLOCK_PIXELS = 4_000_000  # pixels of a source to read at once
@@ -33,7 +33,7 @@ class Source(Protocol):
     def shape(self) -> Pair: ...
 
     def rows(self, top: int, bottom: int) -> Pixels:
-        """(bottom - top, width, 3) uint8, RGB, 0 to 255.
+        """(bottom - top, width, 3) uint8, RGB, 0 to 255; or (bottom - top, width, 4), RGBA, for networks that read it.
 
         Reading is cheapest from top to bottom, in strips that are adjacent or overlap a little. The result may be a
         view; do not write to it.
@@ -66,11 +66,14 @@ class Bands:
         """As `Source.rows`."""
         height, width = self.shape
         check_rows(top, bottom, height)
-        pixels = np.empty((bottom - top, width, 3), np.uint8)
+        pixels: Pixels | None = None
         for start in range(top - top % self._band, bottom, self._band):
             band = self._decoded(start)
+            if pixels is None:
+                pixels = np.empty((bottom - top, width, band.shape[2]), np.uint8)
             first, last = max(top, start), min(bottom, start + self._band)
             pixels[first - top : last - top] = band[first - start : last - start]
+        assert pixels is not None
         return pixels
 
     def _decoded(self, start: int) -> Pixels:
@@ -101,6 +104,8 @@ class Resized:
         source: the picture.
         shape: new (height, width) in pixels.
         interpolation: Pillow's filter, antialiased; "nearest" picks pixels instead.
+        mode: Pillow's mode to resize in: "RGB"; "L", to which RGB rows are converted first; or "RGBA", whose colours
+            are weighted by their opacity.
 
     Raises:
         ValueError: a side of less than one pixel, or an unknown interpolation.
@@ -111,12 +116,13 @@ class Resized:
     (32, 200, 3)
     """
 
-    def __init__(self, source: Source, shape: Pair, interpolation: Interpolation) -> None:
+    def __init__(self, source: Source, shape: Pair, interpolation: Interpolation, mode: str = "RGB") -> None:
         check_choice(interpolation, ("bilinear", "bicubic", "nearest"), "interpolation")
         if min(shape) < 1:
             raise ValueError(f"cannot resize to {shape[0]}x{shape[1]} pixels; give each side at least 1")
         self.shape = shape
-        self._source = source
+        self._source, self._mode = source, mode
+        self._weighted = mode == "RGBA" and interpolation != "nearest" and shape != source.shape
         self._resample = Image.Resampling[interpolation.upper()]
         self._picked: NDArray[np.int32] | None = None
         height = source.shape[0]
@@ -130,7 +136,8 @@ class Resized:
             self._taps = taps.astype(np.int32)
         self._down_first = interpolation != "nearest" and goes_down_first(source.shape, shape)
         # Cached rows of the source, resized horizontally already unless `_down_first`; `_top` is the first.
-        self._cached = np.empty((0, source.shape[1] if self._down_first else shape[1], 3), np.uint8)
+        width = source.shape[1] if self._down_first else shape[1]
+        self._cached = np.empty((0, width, len(mode)), np.uint8)
         self._top = 0
 
     def rows(self, top: int, bottom: int) -> Pixels:
@@ -146,7 +153,8 @@ class Resized:
                 continue
             sums = np.einsum("k,kij->ij", weights, window, dtype=np.int32)
             pixels[row - top] = np.clip((sums + (1 << (PRECISION - 1))) >> PRECISION, 0, 255)
-        return self._across(pixels) if self._down_first else pixels
+        pixels = self._across(pixels) if self._down_first else pixels
+        return _reinterpreted(pixels, "RGBa", "RGBA") if self._weighted else pixels
 
     def _weights(self, row: int) -> tuple[int, NDArray[np.int32]]:
         """The first source row of a row, and the weights of the source rows from there on."""
@@ -160,7 +168,8 @@ class Resized:
             self._top, self._cached = first, self._cached[:0]
         block = max(1, BLOCK_PIXELS // self._source.shape[1])
         while (end_of_cache := self._top + len(self._cached)) < last:
-            rows = self._source.rows(end_of_cache, min(end_of_cache + block, end))
+            rows = in_mode(self._source.rows(end_of_cache, min(end_of_cache + block, end)), self._mode)
+            rows = _reinterpreted(rows, "RGBA", "RGBa") if self._weighted else rows
             rows = rows if self._down_first else self._across(rows)
             self._cached = np.concatenate([self._cached[first - self._top :], rows])
             self._top = first
@@ -170,7 +179,22 @@ class Resized:
         """Resize rows horizontally; Pillow skips the vertical pass if the height is unchanged."""
         if rows.shape[1] == self.shape[1]:
             return rows
-        return np.asarray(Image.fromarray(rows).resize((self.shape[1], len(rows)), self._resample))
+        size = (self.shape[1], len(rows))
+        if self._mode == "RGB":
+            return np.asarray(Image.fromarray(rows).resize(size, self._resample))
+        bands = (Image.fromarray(rows[:, :, band]).resize(size, self._resample) for band in range(rows.shape[2]))
+        return np.stack([np.asarray(band) for band in bands], axis=2)
+
+
+def in_mode(rows: Pixels, mode: str) -> Pixels:
+    """Convert RGB rows to Pillow's mode "L", (n, width, 1), or "RGBA"; rows of the mode are returned as they are."""
+    return rows if rows.shape[2] == len(mode) else array_of(image_of(rows).convert(mode))
+
+
+def _reinterpreted(rows: Pixels, before: str, after: str) -> Pixels:
+    """Convert rows of four channels between Pillow's modes RGBA and RGBa, whose colours are multiplied by opacity."""
+    size = (rows.shape[1], len(rows))
+    return np.asarray(Image.frombytes(before, size, np.ascontiguousarray(rows).tobytes()).convert(after))
 
 
 def goes_down_first(before: Pair, after: Pair) -> bool:

@@ -112,7 +112,7 @@ def open_source(image: Sliceable, *, exif: bool = True, **reading: Unpack[Readin
 def open_picture(image: Sliceable, reading: Reading = AS_IS) -> OpenedPicture:
     """`open_source` for threads: return notes instead of issuing warnings."""
     if is_sliced(image):
-        return OpenedPicture(_sliced(image))
+        return OpenedPicture(_sliced(image, reading))
     if isinstance(image, str | os.PathLike):
         with open_file(image) as file:
             pixels = stored_pixels(file) if is_tiff(file) else 0
@@ -140,7 +140,7 @@ def is_sliced(image: object) -> TypeGuard[SlicedArray]:
 
 
 class InMemory:
-    """Source of a decoded picture; `pixels` are (H, W, 3) uint8, RGB, 0 to 255."""
+    """Source of a decoded picture; `pixels` are (H, W, 3) uint8, RGB, 0 to 255, or RGBA for a network that reads it."""
 
     def __init__(self, pixels: Pixels) -> None:
         self.shape: Pair = (pixels.shape[0], pixels.shape[1])
@@ -181,9 +181,9 @@ class _Sliced:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def _sliced(array: SlicedArray) -> Source:
+def _sliced(array: SlicedArray, reading: Reading) -> Source:
     dtype = np.dtype(array.dtype)
-    check_kind(tuple(array.shape), dtype, "array")
+    check_kind(tuple(array.shape), dtype, "array", reading.channels)
     source = _Sliced(array)
     height, width = source.shape
     unit = _chunk_rows(array)

@@ -18,7 +18,6 @@ from convnets_torch.images.decoding import AS_IS, Reading, ignored_turn_note, re
 from convnets_torch.images.headers import MOST_FRAMES, TIFF, TiffValues, frames_note, pages, tiff_values
 from convnets_torch.images.levels import (
     SLIVER,
-    Background,
     Depth,
     Refused,
     check_levels,
@@ -28,7 +27,7 @@ from convnets_torch.images.levels import (
     white_of,
 )
 from convnets_torch.images.preprocessing import Pair, Pixels
-from convnets_torch.images.rows import BAND_PIXELS, LEAST_ROWS, Bands, Source, band_of, check_rows
+from convnets_torch.images.rows import BAND_PIXELS, LEAST_ROWS, Bands, Source, band_of, check_rows, in_mode
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -88,7 +87,7 @@ def open_tiff(path: Path, reading: Reading = AS_IS, file: IO[bytes] | None = Non
             values = tiff_values(opened)
             kind = _why_unsupported(page, values)
             state = os.fstat(opened.fileno())
-            reader = None if kind else _Reader(path, state, page, tiff.byteorder, values, reading.background)
+            reader = None if kind else _Reader(path, state, page, tiff.byteorder, values, reading)
         if reader is None:
             raise ValueError(f"{path} is not read row by row: {kind}; save it as 8-bit RGB or grey in tiles")
         return _opened_tiff(reader, count, reading)
@@ -104,7 +103,7 @@ def _opened_tiff(reader: _Reader, count: int, reading: Reading) -> tuple[Source,
                 " (allow_truncated, --allow-truncated)"
             )
         notes.append(f"{path} is truncated; what is missing of it is black")
-    if reader.alpha and reader.background is None:
+    if reader.alpha and reader.background is None and not reader.rgba:
         notes.append(
             f"{path} has a channel of transparency; it was dropped, the colours under it taken as stored"
             " (background, --background)"
@@ -155,9 +154,9 @@ class _Reader:
         page: TiffPage,
         byteorder: str,
         values: TiffValues,
-        background: Background,
+        reading: Reading,
     ) -> None:
-        self.values, self.background = values, background
+        self.values, self.background, self.rgba = values, reading.background, reading.channels == "rgba"
         self.alpha = values.samples in (2, 4) and values.extra in (PREMULTIPLIED, TRANSPARENCY)
         self.down = self.across = False  # whether to mirror vertically, horizontally
         self.white = self.opaque = 65535  # levels of 16-bit values
@@ -224,7 +223,7 @@ class _Reader:
             high, across = page.tilelength, ceil(width / page.tilewidth)
         else:
             high, across = min(page.rowsperstrip, self.shape[0]), 1
-        pixels = np.zeros((bottom - top, width, 3), np.uint8)
+        pixels = np.zeros((bottom - top, width, 4 if self.rgba else 3), np.uint8)
         with self.opened() as file, _readable_errors(self.path):
             for number in range(top // high * across, ceil(bottom / high) * across):
                 size, offset = self.sizes[number], self.offsets[number]
@@ -257,7 +256,7 @@ class _Reader:
         return notes
 
     def to_rgb(self, values: NDArray[Any], top: int, left: int) -> Pixels:
-        """Convert (h, w, samples) of 8 or 16 bits, located at (top, left) in the file, to (h, w, 3)."""
+        """Convert (h, w, samples) of 8 or 16 bits, located at (top, left) in the file, to (h, w, 3), or RGBA."""
         colors = values[:, :, : 1 if values.shape[2] < 3 else 3]
         alpha = values[:, :, -1] if self.alpha else None
         if values.dtype.itemsize == 2:
@@ -274,12 +273,15 @@ class _Reader:
         if self.values.photometric == WHITE_IS_ZERO:
             colors = 255 - colors
         pixels = np.broadcast_to(colors, (*colors.shape[:2], 3))
+        if self.rgba and (alpha is None or self.background is None):
+            return np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8) if alpha is None else alpha])
         if alpha is None or self.background is None:
             return pixels
         rows, columns = np.arange(top, top + len(pixels)), np.arange(left, left + pixels.shape[1])
         rows = self.shape[0] - 1 - rows if self.down else rows
         columns = self.shape[1] - 1 - columns if self.across else columns
-        return laid_on(self.background, pixels, alpha, rows, columns)
+        pixels = laid_on(self.background, pixels, alpha, rows, columns)
+        return in_mode(pixels, "RGBA") if self.rgba else pixels
 
 
 class _Plain:

@@ -181,7 +181,7 @@ def _classify(
 
 
 def square_input(pixels: Pixels, card: Card) -> np.ndarray:
-    """Crop and normalise pixels (H, W, 3), RGB, 0 to 255, to network input (3, size, size) float32."""
+    """Crop and normalise pixels, as for `center_crop`, to network input (C, size, size) float32."""
     return normalize(center_crop(pixels, card.preprocessing), card.preprocessing)
 
 

@@ -43,6 +43,7 @@ class Engine:
     Attributes:
         name: of the engine, "openvino".
         precision: "float32" or "bfloat16", in which it multiplies.
+        channels: of the images.
         size: (height, width) in pixels of the images; with `mapped`, of the smallest ones.
         card: describes the weights; None if the network had none.
         mapped: the original network, if the engine computes its score maps; None if it classifies.
@@ -53,7 +54,7 @@ class Engine:
         core = _core()
         if precision == "auto":
             precision = "bfloat16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
-        self.name, self.size = name, size
+        self.name, self.size, self.channels = name, size, getattr(module, "channels", 3)
         self.card: Card | None = getattr(module, "card", None)
         self.mapped = module if heatmap and isinstance(module, Network) else None
         with tempfile.TemporaryDirectory(prefix="convnets-torch-") as folder:
@@ -76,7 +77,7 @@ class Engine:
         """Classify images, or with `mapped` compute score maps.
 
         Args:
-            images: (N, 3, H, W), normalised as the weights expect; any device and precision. (H, W) is `size`, or
+            images: (N, C, H, W), normalised as the weights expect; any device and precision. (H, W) is `size`, or
                 with `mapped` at least that; else ValueError.
 
         Returns:
@@ -84,9 +85,9 @@ class Engine:
         """
         (height, width), shape = self.size, tuple(images.shape)
         larger = self.mapped is not None and len(shape) == 4 and shape[2] >= height and shape[3] >= width
-        if len(shape) != 4 or shape[0] < 1 or shape[1] != 3 or not (larger or shape[2:] == self.size):
+        if len(shape) != 4 or shape[0] < 1 or shape[1] != self.channels or not (larger or shape[2:] == self.size):
             raise ValueError(
-                f"images are {shape}, but this engine takes (N, 3, {height}, {width})"
+                f"images are {shape}, but this engine takes (N, {self.channels}, {height}, {width})"
                 f"{'' if self.mapped is None else ' or larger'}, one or more"
             )
         given = images.detach().to("cpu", torch.float32).contiguous()
@@ -161,6 +162,7 @@ def write(module: nn.Module, path: str, heatmap: bool, size: Size, *, progress: 
         program = traced(module, heatmap=True)
     else:
         batch = ({0: Dim("batch", min=1, max=MOST_BATCH)},)
-        program = torch.export.export(module, (torch.zeros(2, 3, *size),), dynamic_shapes=batch, strict=False)
+        example = torch.zeros(2, getattr(module, "channels", 3), *size)
+        program = torch.export.export(module, (example,), dynamic_shapes=batch, strict=False)
     openvino = import_without_telemetry("openvino")
     openvino.serialize(openvino.convert_model(program), path)

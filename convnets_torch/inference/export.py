@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -81,7 +81,7 @@ def export(
     constant. At the network's own size the map is one cell, equal to the classifier's output; export two files, with
     and without `heatmap`, if you need both.
 
-    Pixels: without `with_preprocessing` the input `images` is float32 (N, 3, H, W), normalised as the card says. With
+    Pixels: without `with_preprocessing` the input `images` is float32 (N, C, H, W), normalised as the card says. With
     it, the input is uint8 (N, H, W, 3), RGB, 0 to 255, and the program applies channel order, scale, mean and standard
     deviation. Resizing and cropping are never included: Pillow's antialiased filters differ from ONNX's Resize. Use
     `convnets_torch.images.preprocessing.center_crop` for them.
@@ -131,7 +131,7 @@ def export(
     return Exported(
         path=path,
         kind="uint8" if with_preprocessing else "float32",
-        images=("batch", *sides, 3) if with_preprocessing else ("batch", 3, *sides),
+        images=("batch", *sides, network.channels) if with_preprocessing else ("batch", network.channels, *sides),
         logits=("batch", _classes(network), *(("rows", "columns") if heatmap else ())),
         smallest=smallest,
         bytes=written,
@@ -145,13 +145,14 @@ def write(
 ) -> tuple[float | None, str | None]:
     """Write an export to `temporary`, in the format of `path`; return its `difference` and `unchecked`."""
     program = traced(network, heatmap=heatmap, with_preprocessing=with_preprocessing)
+    card = None if network.card is None else replace(network.card, proof=None)  # of the parameters, not of the program
     run: Runner | None
     unchecked = None
     if path.endswith(".onnx"):
-        _write_onnx(program, Path(temporary), network.card, _dynamic_shapes(network, heatmap, with_preprocessing))
+        _write_onnx(program, Path(temporary), card, _dynamic_shapes(network, heatmap, with_preprocessing))
         run, unchecked = _onnx_runner(Path(temporary))
     else:
-        _write_pt2(program, Path(temporary), network.card)
+        _write_pt2(program, Path(temporary), card)
         with Path(temporary).open("rb") as stream:
             run = torch.export.load(stream).module()
     del program
@@ -179,11 +180,11 @@ def traced(network: Network, *, heatmap: bool = False, with_preprocessing: bool 
         module = Convolutional(network)
         # any size larger than one window; the sides must differ, so that none is treated as a constant
         height, width = height + 2 * network.stride, width + 3 * network.stride
-    example = torch.zeros(2, 3, height, width)
+    example = torch.zeros(2, network.channels, height, width)
     if with_preprocessing:
         assert network.card is not None
         module = _FromPixels(module, network.card.preprocessing)
-        example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+        example = torch.zeros(2, height, width, network.channels, dtype=torch.uint8)
     changing = (_dynamic_shapes(network, heatmap, with_preprocessing),)
     with torch.no_grad():  # faster
         program = torch.export.export(module.eval(), (example,), dynamic_shapes=changing, strict=False)
@@ -202,12 +203,12 @@ class _FromPixels(nn.Module):
     def __init__(self, network: nn.Module, rule: Preprocessing) -> None:
         super().__init__()
         self.network, self.rule = network, rule
-        self.register_buffer("mean", torch.tensor(rule.mean, dtype=torch.float32).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(rule.std, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(rule.mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(rule.std, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("scale", torch.tensor(rule.scale, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Run images (N, H, W, 3), RGB, uint8."""
+        """Run images (N, H, W, C), uint8: RGB, grey or RGBA."""
         values = images.permute(0, 3, 1, 2).contiguous()  # else the memory format becomes a constraint on the size
         if self.rule.channels == "bgr":
             values = values.flip(1)
@@ -332,11 +333,12 @@ def _difference(run: Runner, network: Network, path: str, heatmap: bool, with_pr
     for batch, down, across in shapes:
         if with_preprocessing:
             assert network.card is not None
-            pixels = random.integers(0, 256, (batch, down, across, 3), dtype=np.uint8)
+            pixels = random.integers(0, 256, (batch, down, across, network.channels), dtype=np.uint8)
             given = torch.from_numpy(pixels)
             images = torch.from_numpy(np.stack([normalize(each, network.card.preprocessing) for each in pixels]))
         else:
-            given = images = torch.from_numpy(random.standard_normal((batch, 3, down, across), np.float32))
+            shape = (batch, network.channels, down, across)
+            given = images = torch.from_numpy(random.standard_normal(shape, np.float32))
         with torch.inference_mode():
             wanted = score_map(network, images) if heatmap else network(images)
             found = run(given)

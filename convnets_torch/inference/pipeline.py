@@ -45,12 +45,14 @@ from convnets_torch.images.preprocessing import (
     Pixels,
     Position,
     Preprocessing,
+    array_of,
     crop_each,
     crop_image,
     cropped_box,
+    in_mode,
     least_size,
 )
-from convnets_torch.images.resizing import Box, Resizer, normalized, reach, turned
+from convnets_torch.images.resizing import Box, Resizer, grey_of, normalized, reach, turned
 from convnets_torch.images.rows import goes_down_first
 from convnets_torch.inference.batching import batches_with_retry
 from convnets_torch.inference.torchcodec import batch_decoder, jpeg_decoder
@@ -326,7 +328,7 @@ class Input:
     """A decoded picture.
 
     Attributes:
-        pixels: (h, w, 3) uint8, of the network's own size if `crop` is None; (crops, h, w, 3) with positions; None on
+        pixels: (h, w, C) uint8, of the network's own size if `crop` is None; (crops, h, w, C) with positions; None on
             error or with `jpeg`.
         crop: the region of `pixels` to resize to that size.
         jpeg: a file to decode on the device.
@@ -376,12 +378,11 @@ class Inputs:
         check_levels(reading.depth, reading.background)
         least = least_size(rule)
         self._rule, self._device, self._positions = rule, device, positions
-        self._on_device = on_device and least is not None and positions is None
+        self._on_device = on_device and least is not None and positions is None and rule.channels != "rgba"
         self._on_decode = on_decode
         jpeg_on_device = torchcodec and self._on_device and on_decode is None
         jpeg_in_threads = torchcodec and not jpeg_on_device
-        self._reading = reading._replace(
-            exif=rule.exif,
+        self._reading = reading.for_rule(rule)._replace(
             least=None if exact or jpeg_in_threads else least,
             jpeg=jpeg_decoder() if jpeg_in_threads else None,
             keep_jpeg=jpeg_on_device,
@@ -408,7 +409,7 @@ class Inputs:
             needed, crop = self._needed((image.height, image.width), found.part)
             if (needed[2] - needed[0]) * (needed[3] - needed[1]) <= MOST_SENT * prod(self._rule.shape):
                 part = image if needed == (0, 0, *image.size) else image.crop(needed)
-                return Input(np.asarray(part), crop, notes=found.notes, extra=extra)
+                return Input(array_of(in_mode(part, self._rule)), crop, notes=found.notes, extra=extra)
         if self._positions is None:
             pixels = crop_image(image, self._rule, found.part)
         else:
@@ -424,18 +425,19 @@ class Inputs:
         return needed, Crop((left, top, right, bottom), (x, y), goes_down_first(size, rule.resized))
 
     def images(self, inputs: Sequence[Input], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return network input (N, 3, height, width) on the device, for the inputs without an error, in order."""
+        """Return network input (N, C, height, width) on the device, for the inputs without an error, in order."""
         return normalized(self.to_device(inputs), self._rule).to(dtype)
 
     def to_device(self, inputs: Sequence[Input]) -> Tensor:
         """Copy, decode and resize inputs on the device; an input that cannot be decoded gets an error.
 
         Returns:
-            (N, height, width, 3) uint8 of the network's own size, on its device, for the inputs without an error, in
-            order; with positions (N, crops, height, width, 3). All work runs in the current stream.
+            (N, height, width, C) uint8 of the network's own size, on its device, for the inputs without an error, in
+            order; with positions (N, crops, height, width, C). All work runs in the current stream.
         """
         crops = () if self._positions is None else (len(self._positions),)
-        made = torch.empty((len(inputs), *crops, *self._rule.shape, 3), dtype=torch.uint8, device=self._device)
+        shape = (len(inputs), *crops, *self._rule.shape, self._rule.channel_count)
+        made = torch.empty(shape, dtype=torch.uint8, device=self._device)
         files = {number: each.jpeg for number, each in enumerate(inputs) if each.jpeg is not None}
         for refused in self._decode_on_device(files, made):
             self._decode_with_pillow(inputs[refused], files[refused])
@@ -460,7 +462,7 @@ class Inputs:
         made[_index(some)] = sent if crop is None else self._cropped(sent.permute(0, 3, 1, 2), crop)
 
     def _cropped(self, images: Tensor, crop: Crop) -> Tensor:
-        """Resize and crop images (N, 3, H, W) to the network's own size, (N, height, width, 3)."""
+        """Resize and crop images (N, C, H, W) to the network's own size, (N, height, width, C)."""
         resized, (height, width) = self._resize(images, *crop), self._rule.shape
         return resized[:, self._top : self._top + height, self._left : self._left + width]
 
@@ -481,6 +483,7 @@ class Inputs:
                 image = turned(image, files[number].turn)
                 (left, top, right, bottom), crop = self._needed((image.shape[1], image.shape[2]))
                 needed = image[:, top:bottom, left:right]
+                needed = grey_of(needed) if self._rule.channels == "grey" else needed
                 alike.setdefault((needed.shape, crop), []).append((number, needed))
             for (_, crop), found in alike.items():
                 stack = torch.stack([needed for _, needed in found])
@@ -589,11 +592,11 @@ def predict(
             reads all other files, and those that torchcodec refuses.
         resize: "pillow" resizes in the threads. "device" resizes on the network's device with Pillow's own weights and
             rounding: on the CPU bit-identical, but slower. Pillow still resizes for cards with nearest-pixel
-            interpolation, for the presets of convnets-keras, and for pictures that would need more than 25 pixels
-            copied per input pixel. "auto" is "device" on CUDA without `exact`, else "pillow".
-        on_decode: called in the decoding thread with each picture, upright and RGB, before it is cropped; JPEG files
-            may be at a fraction of their scale. Its result is `extra` of the row. Files are then decoded in threads,
-            not on the device.
+            interpolation or RGBA, for the presets of convnets-keras, and for pictures that would need more than 25
+            pixels copied per input pixel. "auto" is "device" on CUDA without `exact`, else "pillow".
+        on_decode: called in the decoding thread with each picture, upright and RGB (RGBA for a network that reads it),
+            before it is cropped; JPEG files may be at a fraction of their scale. Its result is `extra` of the row.
+            Files are then decoded in threads, not on the device.
         views: crops of a picture that the network sees: "center", the crop that the card says; "flip", that crop and
             its mirror image; "ten", crops of the resized picture's corners (top left, top right, bottom left, bottom
             right) and of its centre, then the mirror images of these five. `batch` counts views, and pictures are never
@@ -755,7 +758,7 @@ class _Runner:
             return torch.empty(0)
         if views == 1:
             return self._forward(pixels)
-        crops = pixels.view(pictures, -1, *pixels.shape[-3:])  # (N, crops, h, w, 3)
+        crops = pixels.view(pictures, -1, *pixels.shape[-3:])  # (N, crops, h, w, C)
         pixels = torch.cat([crops, crops.flip(3)], dim=1).flatten(0, 1)
         if pictures > 1:
             return self._forward(pixels).view(pictures, views, -1)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from convnets_torch.networks import layers
+from convnets_torch.networks.alexnet import LocalResponseNorm
 from convnets_torch.networks.network import Network, Size, check_size
 
 Entry = tuple[str, str, Sequence[str], Mapping[str, Any]]
@@ -286,6 +287,17 @@ def _upsample(factor: Any, how: str) -> nn.Module:
     return nn.Upsample(scale_factor=scale, mode=how, align_corners=False if bilinear else None)
 
 
+def _slice(start: int, stop: int) -> nn.Module:
+    _whole(start, least=0, most=MOST_CHANNELS)
+    _whole(stop, least=start + 1, most=MOST_CHANNELS)
+    return layers.Channels(start, stop)
+
+
+def _local_response_norm(size: int, alpha: float, beta: float, k: float) -> nn.Module:
+    _whole(size, most=1000)
+    return LocalResponseNorm(size, float(alpha), float(beta), float(k))
+
+
 def _prelu(shape: Any) -> nn.Module:
     _whole(shape, most=MOST_CHANNELS)
     return nn.PReLU(shape[0]) if len(shape) == 3 and tuple(shape[1:]) == (1, 1) else layers.PReLU(shape)
@@ -343,6 +355,8 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "minimum": layers.Minimum,
     "concatenate": layers.Concatenate,
     "dot": layers.Dot,
+    "channels": _slice,
+    "local_response_norm": _local_response_norm,
 }
 
 

@@ -248,6 +248,17 @@ class Concatenate(nn.Module):
         return torch.cat(inputs, dim=self.dim)
 
 
+class Channels(nn.Module):
+    """Channels from `start` to before `stop`."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        super().__init__()
+        self.start, self.stop = start, stop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.start : self.stop]
+
+
 class Dot(nn.Module):
     """Dot product of two vectors (N, C) -> (N, 1); of their cosine if `normalize`."""
 

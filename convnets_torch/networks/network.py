@@ -29,9 +29,10 @@ class Network(nn.Module):
     """A convolutional part, and a dense part that reads `window` cells of its output at once.
 
     Attributes:
-        features: images (N, 3, H, W) -> feature map (N, C, h, w).
+        features: images (N, channels, H, W) -> feature map (N, C, h, w).
         head: feature map of exactly `window` cells -> logits (N, classes); None if there are no classes.
         window: (height, width) in cells of the feature map that the head reads at once.
+        channels: of an image: 3, 1 (grey) or 4 (RGBA).
         size: (height, width) in pixels of the images for which `features` returns exactly one window.
         stride: pixels of the image between neighbouring cells of the feature map.
         shrinking: (kernel, stride, padding) of the layers that reduce the map's size, in order; for branches, of one.
@@ -43,6 +44,7 @@ class Network(nn.Module):
     features: nn.Module
     head: nn.Sequential | None
     window: Size
+    channels: int = 3
     size: Size
     stride: int
     shrinking: tuple[tuple[int, int, int], ...]
@@ -54,7 +56,7 @@ class Network(nn.Module):
         """Classify images of the network's own size.
 
         Args:
-            images: (N, 3, H, W) with (H, W) = `size`, normalised as the weights expect.
+            images: (N, channels, H, W) with (H, W) = `size`, normalised as the weights expect.
 
         Returns:
             Logits (N, classes).

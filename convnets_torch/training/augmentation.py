@@ -1,7 +1,7 @@
 """Seeded augmentation, MixUp and CutMix, and contact sheets that show them.
 
-A view depends only on the picture, the card's preprocessing, an `Augmentation` and a key. Augmentation acts on RGB
-pixels, 0 to 255, before the card's normalisation.
+A view depends only on the picture, the card's preprocessing, an `Augmentation` and a key. Augmentation acts on
+pixels, 0 to 255, before the card's normalisation: RGB, or what the card says, grey or RGBA.
 
 Mixing is drawn and applied in separate steps: all processes of a group draw the same mix for the whole batch, and each
 applies it to its own rows.
@@ -22,7 +22,15 @@ from PIL import Image
 from torch import Tensor
 
 from convnets_torch.explain.filters import enlarged
-from convnets_torch.images.preprocessing import Preprocessing, crop_image, cropped_box
+from convnets_torch.images.preprocessing import (
+    MODES,
+    Preprocessing,
+    array_of,
+    crop_image,
+    cropped_box,
+    image_of,
+    in_mode,
+)
 from convnets_torch.text import check_choice
 from convnets_torch.training.settings import AUGMENTATIONS as AUGMENTATIONS
 from convnets_torch.training.settings import Augmentation as Augmentation
@@ -113,7 +121,8 @@ def view(
     The same key gives the same pixels in any order, process or thread.
 
     Args:
-        image: upright, mode RGB, any size from 1x1, as `decode` returns it.
+        image: upright, mode RGB, or RGBA if `rule` reads it, any size from 1x1, as `decode` returns it. Tints and blur
+            leave opacity as it is.
         rule: the card's preprocessing.
         augmentation: limits of the augmentation; `AUGMENTATIONS["none"]` gives the pixels of `center_crop`.
         key: non-negative integers, for instance (seed, epoch, index of the picture).
@@ -121,33 +130,41 @@ def view(
         part: (width, height) in pixels that the picture covers of the image, as in `DecodedPicture`; None for all.
 
     Returns:
-        (3, height, width) of `rule.shape`, uint8, RGB, 0 to 255, on the CPU.
+        (3, height, width) of `rule.shape`, uint8, RGB, 0 to 255, on the CPU; (1, height, width) or (4, height, width)
+        if the rule reads grey or RGBA.
 
     Raises:
-        ValueError: the image is not in mode RGB, or the key has a negative number.
+        ValueError: the image is not in mode RGB, the key has a negative number, or RandAugment is to change RGBA.
 
     >>> from convnets_torch.images.preprocessing import preset
     >>> street = Image.open("street.jpg")
     >>> view(street, preset("vgg16"), augmentation("strong"), (0, 1, 2)).shape
     torch.Size([3, 224, 224])
     """
-    if image.mode != "RGB":
+    if image.mode not in ("RGB", MODES[rule.channels]):
         raise ValueError(f"the image has mode {image.mode}; convert it to RGB")
+    if augmentation.randaugment and rule.channels == "rgba":
+        raise ValueError("RandAugment has no form for images of four channels (RGBA); leave it out")
     if any(number < 0 for number in key):
         raise ValueError(f"the key is {tuple(key)}; give non-negative integers")
-    changes = draw_changes(augmentation, key, label)
+    changes, image = draw_changes(augmentation, key, label), in_mode(image, rule)
     if augmentation.scale == 1 and changes.place == (0, 0) and changes.rotation == 0 and changes.skew == (0, 0):
-        piece = Image.fromarray(crop_image(image, rule, part))
+        piece = image_of(crop_image(image, rule, part))
     else:
         piece = _cut(image, rule, augmentation.scale, changes, part)
     if changes.mirrored:
         piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if changes.upside_down:
         piece = piece.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    piece = _recolored(piece, changes)
+    mode = piece.mode
+    colors = piece if mode == "RGB" else piece.convert("RGB")  # of grey too, for which some operations have no form
+    colors = _recolored(colors, changes)
     if augmentation.randaugment:
-        piece = _randaugmented(piece, augmentation.randaugment, changes.seed)
-    return torch.from_numpy(np.array(piece).transpose(2, 0, 1).copy())
+        colors = _randaugmented(colors, augmentation.randaugment, changes.seed)
+    if mode == "RGBA":
+        colors.putalpha(piece.getchannel("A"))
+    piece = colors if colors.mode == mode else colors.convert(mode)
+    return torch.from_numpy(array_of(piece).transpose(2, 0, 1).copy())
 
 
 def _cut(
@@ -177,10 +194,10 @@ def _cut(
         return resized
     from torchvision.transforms.v2 import InterpolationMode, functional
 
-    around = np.pad(np.asarray(resized), (ys.missing, xs.missing, (0, 0)), mode="symmetric")
+    around = np.pad(array_of(resized), (ys.missing, xs.missing, (0, 0)), mode="symmetric")
     fine = InterpolationMode.BICUBIC if rule.interpolation == "bicubic" else InterpolationMode.BILINEAR
     turned = functional.affine(
-        Image.fromarray(around), angle=changes.rotation, translate=[0, 0], scale=1.0, shear=list(changes.skew),
+        image_of(around), angle=changes.rotation, translate=[0, 0], scale=1.0, shear=list(changes.skew),
         interpolation=fine,
     )  # fmt: skip
     return turned.crop((margins[0], margins[1], margins[0] + width, margins[1] + height))
@@ -283,7 +300,7 @@ class Mix:
         """Mix a batch, or some of its rows; return new images and targets.
 
         Args:
-            images: (N, 3, H, W) floats, normalised; the whole batch, or any of its rows if `partners` are given.
+            images: (N, C, H, W) floats, normalised; the whole batch, or any of its rows if `partners` are given.
             targets: (N, classes) floats; a row adds up to 1, or has a 1 for each class of the picture.
             partners: the partner of each image, same shape as `images`; by default `images[permutation]`.
             partner_targets: the targets of `partners`, same shape as `targets`.
@@ -365,7 +382,7 @@ class Photo(NamedTuple):
     """A picture of a sheet.
 
     Attributes:
-        image: upright, mode RGB.
+        image: upright, mode RGB, or RGBA for a rule that reads it.
         name: caption.
         label: name of its class, which `no_flip` may list; None if it has none.
     """

@@ -311,13 +311,13 @@ class ViewedPictures(TorchDataset[Tensor]):
     ) -> None:
         self.paths, self.labels, self.digests = paths, labels, digests
         self.rule, self.augmentation, self.seed = rule, augmentation, seed
-        self.reading = reading._replace(exif=rule.exif)
+        self.reading = reading.for_rule(rule)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, item: EpochItem) -> Tensor:
-        """Return (height, width, 3) uint8, RGB."""
+        """Return (height, width, channels) uint8: RGB, grey or RGBA."""
         epoch, number = item
         found = decode(self.paths[number], self.reading)
         content = int(self.digests[number][:16], 16)
@@ -333,7 +333,7 @@ class ViewedPictures(TorchDataset[Tensor]):
 
 
 def loaded(views: ViewedPictures, steps: Sequence[Sequence[EpochItem]], workers: int) -> Generator[Tensor, None, None]:
-    """Yield the batch of each step, (N, height, width, 3) uint8, loaded in `workers` processes or, if 0, in this one.
+    """Yield the batch of each step, (N, height, width, C) uint8, loaded in `workers` processes or, if 0, in this one.
 
     Raises:
         OSError, ValueError: a picture can no longer be read; the message is the same in any process.

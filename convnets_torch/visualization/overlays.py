@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnets_torch.files import Writer
+from convnets_torch.images.levels import shown
 from convnets_torch.images.preprocessing import Pair, Pixels
 from convnets_torch.text import printable
 from convnets_torch.visualization.letters import Letters, Pen
@@ -82,7 +83,7 @@ class Drawable(Protocol):
 
     Attributes:
         values: (rows, columns) float32, 0 to 1; -1 to 1 if signed.
-        picture: (h, w, 3) uint8, RGB: the original picture, or a reduced copy.
+        picture: (h, w, 3) uint8, RGB, or RGBA: the original picture, or a reduced copy.
         size: (height, width) of the original picture in pixels.
         stride: (vertical, horizontal) pixels of the original picture between neighbouring cells.
         window_size: (height, width) of a cell's window, in pixels of the original picture.
@@ -225,7 +226,9 @@ def _blend(
         colors, strength = paint(rows)
         alpha = 255 * strength * fade_down[rows, None] * fade_across
         mask = Image.fromarray(alpha.astype(np.uint8))
-        page.paste(Image.composite(Image.fromarray(colors), Image.fromarray(cells.picture[rows]), mask), (0, top))
+        page.paste(
+            Image.composite(Image.fromarray(colors), Image.fromarray(shown(cells.picture[rows])), mask), (0, top)
+        )
     return page
 
 

@@ -126,12 +126,23 @@ def measure_convert(folder: Path, rounds: int) -> list[Result]:
 
 
 def measure_formats(folder: Path, rounds: int) -> list[Result]:
-    """The same for each format in which real Keras 3 saves VGG16; needs the `dev` extra and 3 GB of disk."""
+    """The same for the formats in which real Keras 3 saves VGG16 and ResNet50; needs `dev` and 3 GB of disk."""
     write = [sys.executable, "-W", "ignore", "-m", "tests.reference.keras3_files", str(folder / "keras3")]
-    command = [*write, "--full", "--models", "vgg16", "--forms", "weights", "model", ".weights.h5", ".keras"]
+    command = [
+        *write,
+        "--full",
+        "--models",
+        "vgg16",
+        "resnet50",
+        "--forms",
+        "weights",
+        "model",
+        ".weights.h5",
+        ".keras",
+    ]
     environment = os.environ | {"KERAS_BACKEND": "torch"}
     subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
-    names = ("vgg16.legacy.h5", "vgg16.h5", "vgg16.weights.h5", "vgg16.keras")
+    names = [f"vgg16.{form}" for form in ("legacy.h5", "h5", "weights.h5", "keras")] + ["resnet50.h5", "resnet50.keras"]
     return [converted(folder, f"keras3/{name}", rounds) for name in names]
 
 
@@ -150,7 +161,8 @@ def converted(folder: Path, source: str, rounds: int) -> Result:
         (folder / "out.safetensors").unlink(missing_ok=True)
         convert(folder / source, folder / "out.safetensors")
 
-    result = alternate(f"convert {source} (553 MB)", "copy the file, fsync", ours, copy, rounds)
+    size = (folder / source).stat().st_size / 1e6
+    result = alternate(f"convert {source} ({size:.0f} MB)", "copy the file, fsync", ours, copy, rounds)
     small = ROOT / "tests" / "data" / "keras1" / "vgg16.h5"  # imports torch and starts the reading process
     code = f"""
 from converters import convert

@@ -248,6 +248,92 @@ IN_CI = ("MobileNet", "MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "Effi
          "ResNet50V2", "Xception", "InceptionResNetV2", "ConvNeXtTiny")  # fmt: skip
 
 
+def _vgg(L: Any, depths: Any, start: Any, head: Any, split: bool = False, named: str = "") -> Any:
+    """VGG with an eighth of a few channels, its layers named by Keras or by a pattern."""
+    x = start
+    for block, (width, depth) in enumerate(zip((4, 6, 8, 10, 12), depths, strict=True), 1):
+        for number in range(1, depth + 1):
+            name = {"name": named.format(block, number)} if named else {}
+            if split:
+                x = L.Conv2D(width, 3, **name)(L.ZeroPadding2D(1)(x))
+                x = L.ReLU()(x)
+            else:
+                x = L.Conv2D(width, 3, padding="same", activation="relu", **name)(x)
+        x = L.MaxPooling2D(2)(x)
+    for layer in head(L):
+        x = layer(x)
+    return x
+
+
+def _dense3(L: Any) -> list[Any]:
+    return [L.Flatten(), L.Dense(9, "relu"), L.Dense(8, "relu"), L.Dense(5, "softmax", name="anything")]
+
+
+def _renamed(model: Any, keras: Any) -> Any:
+    """The same model with all layers named in another way."""
+    names = {layer.name: f"layer_{number * 7919 % 10007}" for number, layer in enumerate(model.layers)}
+    return keras.models.clone_model(
+        model,
+        clone_function=lambda layer: layer.__class__.from_config(layer.get_config() | {"name": names[layer.name]}),
+    )
+
+
+def _application(name: str, side: int, **settings: Any) -> Any:
+    def make(L: Any, keras: Any) -> Any:
+        network = getattr(keras.applications, name)
+        return _renamed(network(weights=None, input_shape=(side, side, 3), classes=5, **settings), keras)
+
+    return make
+
+
+def _of_vgg(depths: tuple[int, ...], head: Any, **settings: Any) -> Any:
+    def make(L: Any, keras: Any) -> Any:
+        start = keras.Input((64, 96, 3))
+        return keras.Model(start, _vgg(L, depths, start, head, **settings))
+
+    return make
+
+
+D, E = (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)
+PAPERS = {  # models that are networks of the papers by their graph, whatever their names are
+    "vgg16_automatic_names": _of_vgg(D, _dense3),
+    "vgg19_in_small_layers": _of_vgg(E, _dense3, split=True),
+    "vgg16_own_dense_layers": _of_vgg(
+        D, lambda L: [L.GlobalAveragePooling2D(), L.Dense(6, "elu", name="fc1"), L.Dense(4, name="fc2")],
+        named="block{}_conv{}",
+    ),
+    "vgg16_until_fc2": _of_vgg(
+        D, lambda L: [L.Flatten(name="flatten"), L.Dense(9, "relu", name="fc1"), L.Dense(8, "relu", name="fc2")],
+        named="block{}_conv{}",
+    ),
+    "vgg16_normalised_head": _of_vgg(
+        D, lambda L: [L.Flatten(), L.BatchNormalization(), L.Dense(9), L.BatchNormalization(), L.ReLU(), L.Dense(3)]
+    ),
+    "vgg16_names_of_vgg19": _of_vgg(D, _dense3, named="block5_conv{}{}"),
+    "resnet50_renamed": _application("ResNet50", 32),
+    "inception_v3_renamed": _application("InceptionV3", 75),
+}  # fmt: skip
+NEARLY = {  # that differ from them in one place
+    "vgg16_with_one_average": lambda L, keras: _nearly(L, keras, pool="AveragePooling2D"),
+    "vgg16_with_one_leaky": lambda L, keras: _nearly(L, keras, activation="leaky_relu"),
+    "vgg16_with_one_dilated": lambda L, keras: _nearly(L, keras, dilation_rate=2),
+    "vgg16_of_uneven_width": lambda L, keras: _nearly(L, keras, filters=7),
+}  # fmt: skip
+
+
+def _nearly(L: Any, keras: Any, pool: str = "", filters: int = 8, **settings: Any) -> Any:
+    start = x = keras.Input((64, 64, 3))
+    for block, (width, depth) in enumerate(zip((4, 6, 8, 10, 12), D, strict=True), 1):
+        for number in range(1, depth + 1):
+            here = (block, number) == (3, 2)
+            other = {"activation": "relu"} | (settings if here else {})
+            x = L.Conv2D(filters if here else width, 3, padding="same", **other)(x)
+        x = getattr(L, pool if pool and block == 2 else "MaxPooling2D")(2)(x)
+    for layer in _dense3(L):
+        x = layer(x)
+    return keras.Model(start, x)
+
+
 # Narrow networks of Keras Applications whose maps have a single cell, or that end with a pooling: (network, size,
 # pooling instead of the head).
 NARROW: dict[str, tuple[str, tuple[int, int], str]] = {
@@ -302,8 +388,11 @@ def main(folder: str, kind: str, *names: str) -> None:
     from keras import layers
 
     for number, name in enumerate(
-        names or {"layers": LAYERS, "models": MODELS, "applications": IN_CI, "narrow": NARROW}[kind]
-    ):
+        names
+        or {
+            "layers": LAYERS, "models": MODELS, "applications": IN_CI, "papers": PAPERS | NEARLY, "narrow": NARROW,
+        }[kind]
+    ):  # fmt: skip
         if kind == "narrow":
             model, inside = _narrow(name), False
         elif kind == "applications":
@@ -311,6 +400,8 @@ def main(folder: str, kind: str, *names: str) -> None:
             make = getattr(keras.applications, name)
             model = make(weights=None, input_shape=(*sides, 3), classes=7, classifier_activation=None)
             inside = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in model.layers)
+        elif kind == "papers":
+            model, inside = (PAPERS | NEARLY)[name](layers, keras), False
         else:
             start = keras.Input((*SIZE, 3))
             model = keras.Model(start, (LAYERS | MODELS)[name](layers, keras, start))
