@@ -1052,6 +1052,7 @@ def _split(layers: dict[str, Layer]) -> _Parts:
     """Split a network where its head can slide over the feature map, or else before its last layers."""
     uses = Counter(source for layer in layers.values() for source in layer.entry[2])
     ordered = list(layers.values())
+    whole, last = [*ordered], ordered[-1].node
     chain: list[Layer] = []
     layer: Layer | None = ordered[-1]
     while layer is not None and uses[layer.name] == (0 if layer is ordered[-1] else 1) and _can_follow(layer):
@@ -1065,7 +1066,7 @@ def _split(layers: dict[str, Layer]) -> _Parts:
     final = ordered[-1].node if ordered else ""
     if prod(result[2:]) != 1 or (len(result) == 4 and start is None) or len(result) == 3:
         why = None if len(result) == 4 else "its output is not a map"
-        return _Parts(ordered, None, (0, 0), why, None, _End(None, None), final=final)
+        return _Parts(whole, None, (0, 0), why, None, _End(None, None), final=last)
     end = _End(result[1], {"linear": "none"}.get(activation, activation))
     reason = "no single layer reads its whole feature map: neither a flatten nor a global pooling"
     if start is not None and not any(one.kind in ("dense", "conv") for one in chain[start:]):
@@ -1077,6 +1078,9 @@ def _split(layers: dict[str, Layer]) -> _Parts:
             features = ordered[: ordered.index(cell)]
             return _Parts(features, _sliding_head([flat, *chain[place:]]), (0, 0), reason, result[1], end, final=final)
         if activation == "linear":
+            # A pooling of all cells before a global one is part of the features.
+            pools = [place for place, one in enumerate(chain) if one.kind in GLOBAL.values()]
+            start = pools[-1] if pools else start
             features = ordered[: ordered.index(chain[start])]
             names = ", ".join(one.name for one in chain[start:])
             note = f"the model ends with {names}, which is left out: the features are the map before it"
@@ -1092,7 +1096,7 @@ def _split(layers: dict[str, Layer]) -> _Parts:
         return _Parts(features, head, window if why is None else (0, 0), why, result[1], end, final=final)
     vector = next((place for place, one in enumerate(chain) if len(one.before) == 2), len(chain))
     if not any(one.kind == "dense" for one in chain[vector:]):
-        return _Parts(ordered, None, (0, 0), "its output is not a map", None, _End(None, None), final=final)
+        return _Parts(whole, None, (0, 0), "its output is not a map", None, _End(None, None), final=last)
     members = set(map(id, chain[vector:]))
     features = [one for one in ordered if id(one) not in members]
     return _Parts(features, _chained(chain[vector:]), (0, 0), reason, result[1], end, final=final)

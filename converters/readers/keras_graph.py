@@ -376,13 +376,16 @@ class _Reader:
             raise ValueError(f"its layer {layer.name} ({layer.class_name}) holds models of its own, each with an input")
         with config_errors(f"layer {layer.name or layer.class_name:.80}"):
             kind, settings = in_new_words(layer.kind, layer.outer["config"])
+            place = (parents, layer.name)
             if kind == "TimeDistributed":
+                inside = [key for key in self.layers if key[0] == (*parents, layer.name)]  # in a .keras file
+                place = inside[0] if len(inside) == 1 else place
                 kind, settings = _wrapped(layer.name, settings["layer"])
             elif "layer" in settings:
                 raise ValueError(f"the model wraps a layer in {layer.name} ({kind}), which is not supported")
             if kind == "Lambda" and self._scales(layer.name, settings, inputs):
                 kind, settings = "CustomScaleLayer", {"scale": settings["arguments"]["scale"]}
-        held = self.layers.get((parents, layer.name))
+        held = self.layers.get(place)
         if held is None:  # some files store no parents; then the name must be unique
             alike = [one for one in self.file.weighted if one.name == layer.name]
             held = alike[0] if len(alike) == 1 else None
@@ -442,7 +445,10 @@ def _replicated(model: Described) -> Described | None:
         return None
     inner, gathered = rest
     kind, settings = in_new_words(gathered.kind, gathered.config)
-    [(parts, _)] = _calls(gathered.outer["inbound_nodes"], operation=False)
+    reads = [sources for sources, _ in _calls(gathered.outer["inbound_nodes"], operation=False)]
+    if (kind, settings.get("axis")) != ("Concatenate", 0) or len(reads) != 1 or {*dict(reads[0])} != {inner.name}:
+        return None
+    [parts] = reads
     parts_of = {}  # Lambda -> number of its part
     for layer in slices:
         arguments = layer.config.get("arguments")
@@ -452,9 +458,7 @@ def _replicated(model: Described) -> Described | None:
             return None
         parts_of[layer.name, 0] = number
     calls = [sources for sources, _ in _calls(inner.outer["inbound_nodes"], operation=False)]
-    first = min((call for _, call in parts), default=0)  # Keras 1 and 2 count the model's own output as its call 0
-    if (kind, settings.get("axis")) != ("Concatenate", 0) or {name for name, _ in parts} != {inner.name}:
-        return None
+    first = min(call for _, call in parts)  # Keras 1 and 2 count the model's own output as its call 0
     order = [parts_of.get(source) for _, call in parts for source in calls[call - first]]
     return inner if order == list(range(len(slices))) else None
 
