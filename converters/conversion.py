@@ -110,6 +110,7 @@ def convert(
     until: str | None = None,
     classes: str | os.PathLike[str] | Sequence[str] | None = None,
     layout: str | None = None,
+    architecture: str | os.PathLike[str] | None = None,
     proof: bool = False,
     report: str | os.PathLike[str] | None = None,
     isolated: bool = True,
@@ -141,6 +142,7 @@ def convert(
         until: name of a layer at which to cut the model, whose output becomes the network's.
         classes: class names, or a text file with one per line; None for ImageNet's if there are 1,000 outputs.
         layout: "torchvision" writes VGG with torchvision's parameter names.
+        architecture: JSON file with the model's `to_json()`, of any version of Keras, for a file without config.
         proof: also compute the source model in NumPy and compare every layer; the card keeps the verdict. Nothing but
             the report is written if the converted network differs from it.
         report: file for the table of the proof, .json or .html; implies `proof`.
@@ -179,7 +181,8 @@ def convert(
         wishes = Wishes(
             backend, data_format, preprocessing, activation, hidden_activation, pool1_padding, input_size, output, until
         )
-        plan = _plan(source, kind, described, wishes)
+        listed = described
+        described, plan = _plan(source, kind, described, wishes, architecture)
         class_names = _class_names(source, plan, classes)
         names = _names(source, plan, layout)
         shapes = {names[step.row.parameter]: (stored_dtype(step.row.parameter), step.row.shape) for step in plan.steps}
@@ -194,6 +197,8 @@ def convert(
             card = _card(source, plan, class_names, layout, "0" * 64, proof=proof)
             with filling(destination, shapes, {KEY: card.to_json()}) as file:
                 _fill(source, plan, names, file, call)
+                if proof and described is not listed:
+                    _prove_list(listed, described, architecture)
                 rows = _prove(source, kind, described, plan, card, names, file, call) if proof else ()
                 card = _card(source, plan, class_names, layout, digest.result())
                 if proof:
@@ -236,16 +241,28 @@ def _identity(source: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _plan(source: Path, kind: str, described: dict[str, Any], wishes: Wishes) -> Plan:
+def _plan(
+    source: Path,
+    kind: str,
+    described: dict[str, Any],
+    wishes: Wishes,
+    architecture: str | os.PathLike[str] | None,
+) -> tuple[dict[str, Any], Plan]:
+    """Return the file's description, with a config that was given or derived, and the plan."""
     if kind == "keras":
-        from converters.keras_plan import plan_any
+        from converters.keras_plan import plan_keras
         from converters.readers.keras_file import KerasFile
+        from converters.weights_only import with_architecture
 
-        return plan_any(KerasFile.from_dict(described), wishes)
+        read = KerasFile.from_dict(described)
+        file, plan = plan_keras(read if architecture is None else with_architecture(read, architecture), wishes)
+        return (described if file is read else file.to_dict()), plan
+    if architecture is not None:
+        raise ValueError(f"{source} is a PyTorch file; leave out the architecture")
     from converters.pytorch import TensorInfo, plan_pytorch
 
     tensors = {name: TensorInfo(tuple(told["shape"]), told["dtype"]) for name, told in described.items()}
-    return plan_pytorch(source, tensors, wishes)
+    return described, plan_pytorch(source, tensors, wishes)
 
 
 def _in_cache(network: str) -> Path:
@@ -364,6 +381,14 @@ def _fill(source: Path, plan: Plan, names: dict[str, str], file: Filling, call: 
             f"{source} holds NaN, infinite or (for float32) too large weights in"
             f" {', '.join(dict.fromkeys(not_finite))}; the training diverged, or the file is broken"
         )
+
+
+def _prove_list(listed: dict[str, Any], described: dict[str, Any], architecture: Any) -> None:
+    """Check that the config that was given or derived has the layers that the file lists."""
+    from converters.proof.listing import check_list
+    from converters.readers.keras_file import KerasFile
+
+    check_list(KerasFile.from_dict(listed), described["config"], names=architecture is None)
 
 
 def _prove(

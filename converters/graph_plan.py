@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from converters.checks import misnamed_arrays
 from converters.front import Front, front_of
+from converters.layer_lists import misnamed_arrays
 from converters.options import (
     Questions,
     check_data_format,
@@ -107,7 +107,7 @@ class Layer:
         return self.entry[1]
 
 
-def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
+def plan_graph(file: KerasFile, wishes: Wishes, questions: Questions | None = None) -> Plan:
     """Plan the conversion of a model by its config, whatever its layers are called.
 
     Raises:
@@ -119,7 +119,7 @@ def plan_graph(file: KerasFile, wishes: Wishes) -> Plan:
         if given is not None:
             raise ValueError(f"{file.path}: its config specifies {what}; leave out the option")
     graph = graph_of_config(file, cast(Any, wishes.data_format), output=wishes.output, until=wishes.until)
-    questions = Questions(file.path)
+    questions = questions or Questions(file.path)
     backend, choices = settle_backend(file, wishes, questions)
     front = front_of(file, graph, wishes, questions)
     if front.size is not None and wishes.input_size not in (None, front.size):

@@ -6,15 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast, get_args
 
-import torch
-
-from converters.names import Found, Lineage
 from converters.plan import Wishes
 from converters.readers.keras_file import DataFormat, KerasFile, KernelOrder
 from converters.readers.keras_graph import Graph, Node
 from convnets_torch.card import Activation
-from convnets_torch.images.preprocessing import GENERAL, PRESETS, Preprocessing, preset, read_preprocessing
-from convnets_torch.networks import Network
+from convnets_torch.images.preprocessing import PRESETS, Preprocessing, preset, read_preprocessing
 from convnets_torch.text import check_choice
 
 LARGEST = 20_000  # pixels of a side
@@ -55,15 +51,6 @@ class Questions:
             raise ValueError(f"{self.path} needs {len(self.asked)} options: {'; '.join(first)}; and {last}")
 
 
-def input_size(file: KerasFile, graph: Graph | None) -> tuple[int, int] | None:
-    """Return (height, width) of the model's input in pixels, or None if its config does not specify it.
-
-    Raises:
-        ValueError: the model's input is not an image of 1, 3 or 4 channels.
-    """
-    return None if graph is None else image_shape(file, graph)[1]
-
-
 def image_shape(file: KerasFile, graph: Graph) -> tuple[int, tuple[int, int] | None]:
     """Return the number of channels of the model's input, and its size as `input_size` does; errors are the same."""
     shape = graph.nodes[0].settings.get("batch_shape")
@@ -88,92 +75,6 @@ def check_size(file: KerasFile, size: tuple[int, int] | None) -> tuple[int, int]
             f"{file.path}: the input size {size[0]}x{size[1]} is invalid; give 1 to {LARGEST} pixels for each side"
         )
     return size
-
-
-def map_shape(file: KerasFile, network: Network, size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """Return (channels, h, w) of the feature map at an input size, by default the network's own.
-
-    Raises:
-        ValueError: the size is too small for the network.
-    """
-    try:
-        with torch.device("meta"):  # in eval mode: in training mode, batch norm rejects a single value per channel
-            shape = network.eval().features(torch.empty(1, 3, *(size or network.size))).shape
-    except RuntimeError:
-        height, width = size or network.size
-        raise ValueError(f"{file.path}: pictures of {height}x{width} pixels are too small for the network") from None
-    return shape[1], shape[2], shape[3]
-
-
-def guessed_size(
-    found: Found, network: Network, arguments: dict[str, Any], rows: int, channels: int, questions: Questions
-) -> tuple[dict[str, Any], list[int]]:
-    """Return arguments with an input size that gives a Flatten of `rows` values, and the window (h, w).
-
-    The rows determine only the number of cells, so a square window is assumed; the size is asked if there is none.
-    """
-    side = round((rows / channels) ** 0.5)
-    if found.standard_head:
-        return arguments, list(network.window)  # reported later, together with all other problems
-    window = [side, side]
-    if rows % channels == 0 and side * side * channels != rows:
-        cells = rows // channels
-        reason = f"it has a head that reads {cells} cells, which is not a square number"
-        questions.ask("input_size", reason, "--input-size HEIGHTxWIDTH, in pixels")
-        window = [1, cells]
-    elif not side or side * side * channels != rows:
-        return arguments, list(network.window)
-    sides = zip(network.size, window, network.window, strict=True)
-    size = tuple(pixels + network.stride * (cells - standard) for pixels, cells, standard in sides)
-    return arguments | {"size": size}, window
-
-
-Front = tuple[tuple[float, float] | None, list[str]]
-
-
-def settle_preprocessing(
-    file: KerasFile,
-    network: Network,
-    name: str,
-    front: Front,
-    wishes: Wishes,
-    questions: Questions,
-    *,
-    released: bool,
-    preset_name: str | None,
-) -> tuple[Preprocessing, list[str]]:
-    """Return the preprocessing for the card, and notes on the assumptions made.
-
-    Args:
-        network: provides the input size.
-        name: the network's name.
-        front: preprocessing within the model, and notes on it; see `checks.reads_pixels`.
-        wishes: the user's options; `preprocessing` is a preset or a JSON file, asked if it is required.
-        released: whether the weights are released ones, or have the same layer names and shapes.
-        preset_name: preset of the released weights of this lineage.
-
-    Raises:
-        ValueError: the preprocessing is given although the model rescales its input, or has another size than the
-            model's input.
-    """
-    rescaling, chosen = front
-    given = wishes.preprocessing
-    if rescaling is not None:
-        if given is not None:
-            raise ValueError(
-                f"{file.path}: its model rescales pictures itself (a Rescaling layer); leave out the preprocessing"
-            )
-        scale, offset = rescaling
-        size = network.size[0] if network.size[0] == network.size[1] else network.size
-        rule = Preprocessing("custom", size, size, "stretch", "bilinear", "rgb", (-offset,) * 3, scale=scale)
-        return rule, [*chosen, "pictures are stretched to the input size, as Keras's datasets do"]
-    if given is None and not released:
-        ask_preprocessing(questions, dict.fromkeys((*PRESETS[name][1], *GENERAL)))
-    rule = chosen_preprocessing(name, given or preset_name, network.size)
-    if given is None:
-        chosen = [*chosen, f"pictures are preprocessed with {rule.name}, as for the released weights with these layers;"
-                  " change it with --preprocessing"]  # fmt: skip
-    return rule, chosen
 
 
 def ask_preprocessing(questions: Questions, presets: Iterable[str]) -> None:
@@ -320,14 +221,6 @@ def settle_backend(file: KerasFile, wishes: Wishes, questions: Questions) -> tup
     return None, []
 
 
-def settle_kernel_order(file: KerasFile, fits: dict[KernelOrder, int]) -> KernelOrder:
-    """Return the kernel order with which more layers fit the network; on a tie, the one that the file specifies."""
-    stored = {layer.kernel_order for layer in file.weighted if layer.kernel_order is not None}
-    if fits["oihw"] == fits["hwio"] and len(stored) == 1:
-        return stored.pop()
-    return max(fits, key=lambda order: fits[order])
-
-
 def check_data_format(file: KerasFile, wishes: Wishes) -> None:
     """Raise ValueError if the user's data format is invalid or contradicts the file."""
     given = wishes.data_format
@@ -388,26 +281,3 @@ def _version(file: KerasFile) -> tuple[int, ...]:
     if numbers:
         return tuple(map(int, numbers[:2]))
     return {"nb_layers": (0,), "legacy": (1,), "weights": (3,), "archive": (3,)}[file.container]
-
-
-def settle_pool_padding(
-    file: KerasFile, lineage: Lineage, graph: Graph | None, wishes: Wishes
-) -> tuple[bool, list[str]]:
-    """Return whether ResNet50 pads before its first pooling, and notes on the assumptions made."""
-    if graph is not None:
-        first = next((node for node in graph.nodes if node.kind == "MaxPooling2D"), None)
-        padded = first is not None and graph[first.inputs[0]].kind == "ZeroPadding2D"
-        if wishes.pool1_padding not in (None, padded):
-            raise ValueError(
-                f"{file.path}: its config {'has' if padded else 'lacks'} the padding of the first pooling;"
-                " leave out --pool1-padding"
-            )
-        return padded, []
-    if wishes.pool1_padding is not None:
-        return wishes.pool1_padding, []
-    if lineage.name != "keras-applications-old":
-        return True, []
-    listed = any(layer.name == "pool1_pad" for layer in file.layers)
-    reason = "the file lists pool1_pad" if listed else "as in Keras 1, since the file lists no pool1_pad"
-    is_padded = "padded" if listed else "not padded"
-    return listed, [f"the first pooling is {is_padded} ({reason}); change it with --pool1-padding yes or no"]

@@ -34,7 +34,7 @@ def torchvision_names(source: Path, plan: Plan) -> dict[str, str]:
     names = {}
     for step in plan.steps:
         module, _, role = step.row.parameter.rpartition(".")
-        names[step.row.parameter] = f"{lineage.layers[module][0]}.{role}"
+        names[step.row.parameter] = f"{lineage.layers[module]}.{role}"
     return names
 
 
@@ -67,7 +67,7 @@ def plan_pytorch(path: str | os.PathLike[str], state: dict[str, TensorInfo], wis
         ours = {name: names.efficientnet_lite0(name) for name in state if name.startswith("_")}
         return _checked(path, "efficientnet_lite0", arguments, state, ours, wishes.preprocessing)
     lineage = _torchvision(path, state)
-    modules = {theirs: module for module, (theirs,) in lineage.layers.items()}
+    modules = {theirs: module for module, theirs in lineage.layers.items()}
     ours = {}
     for name in state:
         module, _, role = name.rpartition(".")
@@ -88,7 +88,7 @@ def _torchvision(path: str | os.PathLike[str], state: dict[str, TensorInfo]) -> 
     found = {name.rpartition(".")[0] for name in state}
 
     def share(lineage: Lineage) -> float:
-        wanted = {theirs for (theirs,) in lineage.layers.values()}
+        wanted = set(lineage.layers.values())
         return len(wanted & found) / len(wanted | found)
 
     best = max(names.TORCHVISION, key=share)
@@ -103,7 +103,7 @@ def _torchvision_arguments(lineage: Lineage, state: dict[str, TensorInfo]) -> di
     """Infer the builder's arguments from the shapes; a missing array gives the standard value."""
 
     def outputs(module: str, standard: int) -> int:
-        array = state.get(f"{lineage.layers[module][0]}.weight")
+        array = state.get(f"{lineage.layers[module]}.weight")
         return standard if array is None or not array.shape else array.shape[0]
 
     standard = CATALOG[lineage.network].standard

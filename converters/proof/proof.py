@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.proof import numpy_keras
-from converters.proof.architectures import Steps, graph_of_lineage
 from converters.proof.numpy_keras import Array, Meaning, Read, channels_first, compute, format_of
 from converters.readers.keras_file import DataFormat, KerasFile
 from converters.readers.keras_graph import Graph, graph_of_config, label
-from converters.readers.keras_words import ACTIVATIONS, CODE, IDENTITIES, activation_of
+from converters.readers.keras_words import ACTIVATIONS, IDENTITIES, activation_of
 
 TOLERANCE = 1e-4  # relative to a layer's largest value; float32 stays well below it through a hundred layers
 
@@ -34,12 +33,6 @@ def forward(
     *,
     backend: str | None = None,
     data_format: DataFormat | None = None,
-    network: str | None = None,
-    lineage: str | None = None,
-    pool1_padding: bool | None = None,
-    epsilon: float | None = None,
-    head: Steps | None = None,
-    hidden: Sequence[Any] = ("relu",),
     output: str | None = None,
     until: str | None = None,
     final: str | None = None,
@@ -55,13 +48,6 @@ def forward(
         backend: backend that trained the weights, "theano" or another; None for the file's.
         data_format: the model's data format; None for the config's or, without config, that of Keras 1's kernels or
             "channels_last".
-        network: architecture of a file without config (a config with Lambda layers is ignored). This and the following
-            arguments are used only without config.
-        lineage: as in `graph_of_lineage`.
-        pool1_padding: whether ResNet50 pads before its first pool.
-        epsilon: epsilon of batch normalisation in the network.
-        head: steps of the head, as in `graph_of_lineage`.
-        hidden: step of hidden activations that the file does not specify.
         output, until: as in `graph_of_config`.
         final: name of the node whose output is yielded last, as `OUTPUT`; by default, that before a softmax or sigmoid.
         skipped: names of nodes whose input is taken for their output.
@@ -79,48 +65,10 @@ def forward(
         raise ValueError(f"{file.path} does not say which backend trained it; give theano or tensorflow")
     if image.ndim != 3:
         raise ValueError(f"the image is {image.shape}; expected (height, width, channels)")
-    if final is not None:
-        graph = graph_of_config(file, data_format, output=output, until=until)
-        meaning = Meaning(backend == "theano", _major(file), graph.data_format)
-        first = numpy_keras.from_channels_last(np.asarray(image, np.float64), graph.data_format)
-        yield from _run(file, read, graph, meaning, first, final, skipped, logits)
-        return
-    graph = graph_of(
-        file, data_format, network=network, lineage=lineage, pool1_padding=pool1_padding, epsilon=epsilon, head=head,
-        hidden=hidden,
-    )  # fmt: skip
+    graph = graph_of_config(file, data_format, output=output, until=until)
     meaning = Meaning(backend == "theano", _major(file), graph.data_format)
     first = numpy_keras.from_channels_last(np.asarray(image, np.float64), graph.data_format)
-    yield from _run(file, read, graph, meaning, first)
-
-
-def graph_of(file: KerasFile, data_format: DataFormat | None = None, **assumptions: Any) -> Graph:
-    """Return the graph of a file's config or, without a readable config, of `network`."""
-    if file.config is not None and not _has_code(file.config):
-        return graph_of_config(file, data_format)
-    network = assumptions.pop("network")
-    if network is None:
-        raise ValueError(f"{file.path} holds no usable config; give the network")
-    if data_format is None:
-        data_format = file.data_format
-    if data_format is None:
-        orders = {layer.kernel_order for layer in file.weighted} - {None}
-        data_format = "channels_first" if orders == {"oihw"} else "channels_last"
-    return graph_of_lineage(file, network, data_format, **assumptions)
-
-
-def _has_code(config: Any) -> bool:
-    """Return whether a config has a layer of Python code, which is never run."""
-    waiting = [config]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Mapping):
-            if value.get("class_name") in CODE:
-                return True
-            waiting.extend(value.values())
-        elif isinstance(value, list | tuple):
-            waiting.extend(value)
-    return False
+    yield from _run(file, read, graph, meaning, first, final, skipped, logits)
 
 
 def _major(file: KerasFile) -> int:

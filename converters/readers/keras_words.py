@@ -32,7 +32,7 @@ KINDS = (
     "RandomErasing", "RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert", "RandomPerspective",
     "RandomPosterization", "RandomSaturation", "RandomSharpness", "RandomShear", "ReversibleEmbedding",
     "STFTSpectrogram", "Solarization", "SpectralNormalization", "StackedRNNCells", "StringLookup", "TFSMLayer",
-    "TextVectorization", "TorchModuleWrapper",
+    "TextVectorization", "TorchModuleWrapper", "CustomScaleLayer", "LayerScale", "StochasticDepth",
 )  # fmt: skip
 
 OLD = {

@@ -53,6 +53,9 @@ def convert(
     until: str | None = option(None, "Layer at which to cut the model.", metavar="NAME"),
     classes: Path | None = option(None, "Text file with the names of your classes, one per line.", readable=False),
     layout: str | None = option(None, "torchvision: write VGG with torchvision's names, for its load_state_dict."),
+    architecture: Path | None = option(
+        None, "JSON file with the model's to_json(), if the file has no config.", metavar="FILE.json", readable=False
+    ),
     proof: bool = option(False, "Run the source file's network in NumPy and compare each layer with the result."),
     report: Path | None = option(
         None, "File for the table of the proof, .json or .html; implies --proof.", metavar="FILE", readable=False
@@ -87,6 +90,7 @@ def convert(
         until=until,
         classes=classes,
         layout=layout,
+        architecture=architecture,
         proof=proof,
         report=report,
         isolated=not no_isolation,

@@ -1,0 +1,502 @@
+"""What a file without config lists, and how it agrees with the layers of a known architecture.
+
+`.h5` files list layers in the order of `model.layers`; of a nested model they list only the arrays. `.weights.h5` files
+number the layers of each class in that order. Files of Keras 0.x list layers without names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import takewhile
+from typing import Any
+
+from converters import convnets_keras
+from converters.architectures import Architecture, architectures, layer_list
+from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
+from converters.readers.keras_words import HOLDS, IDENTITIES, kind_of_class, kind_of_name, pair_of
+
+Path = tuple[str, ...]  # names of the enclosing models
+ALIKE = {  # classes that stand for others in some releases
+    "SplitTensor": "Lambda", "CrossChannelNormalization": "Lambda", "ReLU": "Activation", "Softmax": "Activation",
+    "AlphaDropout": "Dropout", "StochasticDepth": "Dropout",
+}  # fmt: skip
+# Layers that are preprocessing if before the first convolution; "" are functions and layers of unrecognised names.
+PREPARES = ("Rescaling", "Normalization", "Resizing", "CenterCrop")
+PREPARES_IN_PLACE = (*PREPARES, "Lambda", "TFOpLambda", "Sequential", "Functional", "")
+MOST_NAMED = 20
+LONGEST = 1000  # characters of an array's name that are examined
+LEAST_LIKENESS = 0.5  # share of common layers above which an incomplete file counts as a network
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A layer or operation of an architecture.
+
+    Attributes:
+        name: its name.
+        kind: class in Keras 3's spelling; "ops.Add" for a function.
+        settings: its config.
+        inputs: names of the layers that it reads.
+        raw: the whole entry of the config.
+    """
+
+    name: str
+    kind: str
+    settings: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    raw: Mapping[str, Any]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it has arrays."""
+        if self.kind == "Normalization":
+            return self.settings.get("mean") is None
+        return self.kind in HOLDS or self.kind == "BatchNormalization"
+
+    @property
+    def automatic(self) -> bool:
+        """Whether Keras named it, after its class."""
+        return is_automatic(self.name, self.kind)
+
+
+def is_automatic(name: str, kind: str) -> bool:
+    """Return whether a name is what Keras gives to layers of a class: "conv2d_7"."""
+    return kind_of_name(name) == kind
+
+
+def number(name: str) -> int:
+    """Return the number at the end of an automatic name; 0 for the first of a class, which has none.
+
+    >>> number("conv2d"), number("conv2d_12")
+    (0, 12)
+    """
+    digits = re.search(r"_(\d+)$", name)
+    return int(digits[1]) if digits else 0
+
+
+def entries_of(config: Mapping[str, Any]) -> tuple[Entry, ...]:
+    """Return the layers and operations of a functional config of Keras 3."""
+    return tuple(
+        Entry(
+            raw["config"]["name"],
+            f"ops.{raw['class_name']}" if "ops." in str(raw.get("module", "")) else kind_of_class(raw["class_name"]),
+            raw["config"],
+            tuple(names_in(raw.get("inbound_nodes", []))),
+            raw,
+        )
+        for raw in config["config"]["layers"]
+    )
+
+
+def names_in(value: Any) -> Iterator[str]:
+    """Yield the names of the layers whose outputs are among the arguments of a call."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from names_in(each)
+    elif isinstance(value, Mapping):
+        if value.get("class_name") == "__keras_tensor__":
+            yield value["config"]["keras_history"][0]
+        else:
+            for each in value.values():
+                yield from names_in(each)
+
+
+@dataclass
+class Agreement:
+    """How a file's list agrees with an architecture.
+
+    Attributes:
+        architecture: the architecture.
+        entries: its layers.
+        path: names of the nested models that hold it, () if the whole model does.
+        bound: its layer -> the file's layer, for all that the file lists.
+        front: layers without arrays that the file lists before it.
+        extra: its layer -> listed layers behind it that are the identity.
+        top: names of its top's layers that the file lists.
+        whole_top: whether these are all of them.
+        before: layers that the file lists before it and that do more than prepare pictures.
+        rest: the file's layers after it, in listed order, and those of other models.
+        problems: what is missing, unknown, or of another kind.
+        likeness: share of the common layers with weights, 0 to 1.
+    """
+
+    architecture: Architecture
+    entries: tuple[Entry, ...]
+    path: Path
+    bound: dict[str, KerasLayer] = field(default_factory=dict)
+    front: list[KerasLayer] = field(default_factory=list)
+    extra: dict[str, list[KerasLayer]] = field(default_factory=lambda: defaultdict(list))
+    top: tuple[str, ...] = ()
+    whole_top: bool = False
+    before: list[KerasLayer] = field(default_factory=list)
+    rest: list[KerasLayer] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    likeness: float = 0.0
+
+    @cached_property
+    def base(self) -> list[Entry]:
+        """The layers without the top."""
+        return [entry for entry in self.entries if entry.name not in self.architecture.top]
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """The better it agrees, the larger."""
+        exact = sum(name == layer.name for name, layer in self.bound.items())
+        return self.whole_top, -sum(bool(layer.arrays) for layer in self.rest), exact
+
+
+def ordered(file: KerasFile) -> bool:
+    """Return whether a file keeps the order of layers."""
+    return file.container != "weights"
+
+
+def lists_all(file: KerasFile, path: Path) -> bool:
+    """Return whether a file lists the layers without arrays of the model at `path`."""
+    return not ordered(file) or not path
+
+
+@lru_cache(maxsize=1)
+def _known() -> tuple[tuple[Architecture, tuple[frozenset[str], ...]], ...]:
+    """Return all architectures, each with the keys of its layers with weights: with names and without, each without its
+    top and with it."""
+    found = []
+    for architecture in (*architectures(), *convnets_keras.architectures()):
+        layers = [(name, kind) for name, kind, weighted in layer_list(architecture.config) if weighted]
+        base = [one for one in layers if one[0] not in architecture.top]
+        found.append((architecture, tuple(frozenset(_keys(named, part)) for named in (True, False)
+                                          for part in (base, layers))))  # fmt: skip
+    return tuple(found)
+
+
+def networks() -> set[str]:
+    """Return the names of all architectures."""
+    return {architecture.name for architecture, _ in _known()}
+
+
+def candidates(file: KerasFile) -> list[Agreement]:
+    """Return how a file's list agrees with each architecture that it resembles."""
+    groups: dict[Path, list[KerasLayer]] = defaultdict(list)
+    for layer in file.layers:
+        groups[layer.parents].append(layer)
+    if not groups:
+        return []
+    path = max(groups, key=lambda path: sum(_holds_map(layer) for layer in groups[path]))
+    members = [layer for layer in groups[path] if layer.kind != "InputLayer"]
+    theirs = _keys(file.named, [(layer.name, class_of(layer)) for layer in members if layer.arrays])
+    found = []
+    for architecture, keys in _known():
+        likeness = max(
+            len(ours & theirs) / max(1, len(ours | theirs)) for ours in (keys[:2] if file.named else keys[2:])
+        )
+        if likeness >= LEAST_LIKENESS:
+            found.append(_agree(file, architecture, path, members, likeness))
+    return found
+
+
+def _agree(
+    file: KerasFile, architecture: Architecture, path: Path, members: Sequence[KerasLayer], likeness: float
+) -> Agreement:
+    """Compare the list of a model in the file, the one at `path`, with an architecture's."""
+    found = Agreement(architecture, entries_of(architecture.config), path, likeness=likeness)
+    if not ordered(file):
+        _by_class(file, found, members)
+    elif path:
+        _by_name(found, members)
+    else:
+        _in_sequence(file, found, members)
+    entries = {entry.name: entry for entry in found.entries}
+    for name, layer in found.bound.items():
+        entry = entries[name]
+        if layer.arrays and (problem := _misfit(entry, layer)):
+            found.problems.append(problem)
+    _outside(file, found)
+    used = {*map(id, found.bound.values()), *map(id, found.front), *map(id, found.before)}
+    used |= {id(layer) for layers in found.extra.values() for layer in layers}
+    found.rest = [layer for layer in file.layers if id(layer) not in used and layer.kind != "InputLayer"]
+    return found
+
+
+def _outside(file: KerasFile, found: Agreement) -> None:
+    """Sort the layers before a nested network into those that prepare pictures and others."""
+    if not ordered(file):
+        found.front += [layer for layer in file.layers if layer.parents != found.path and layer.kind in PREPARES
+                        and not layer.arrays]  # fmt: skip
+    elif found.path:
+        first = next(place for place, layer in enumerate(file.layers) if layer.parents == found.path)
+        for layer in file.layers[:first]:
+            if not layer.arrays and layer.kind in (*PREPARES_IN_PLACE, *IDENTITIES):
+                found.front += [layer] if layer.kind != "InputLayer" else []
+            else:
+                found.before.append(layer)
+
+
+def _holds_map(layer: KerasLayer) -> bool:
+    return any(len(array.shape) == 4 for array in layer.arrays.values()) or "moving_mean" in layer.arrays
+
+
+def _keys(named: bool, layers: Sequence[tuple[str, str]]) -> set[str]:
+    """Return keys of (name, class) pairs: own names as they are, others by class and count."""
+    counts: Counter[str] = Counter()
+    keys = set()
+    for name, kind in layers:
+        if named and not is_automatic(name, kind):
+            keys.add(name)
+        else:
+            counts[kind] += 1
+            keys.add(f"{kind} {counts[kind]}")
+    return keys
+
+
+def class_of(layer: KerasLayer) -> str:
+    """Return a layer's class, for a depthwise convolution also where a file leaves it open."""
+    kernel = layer.arrays.get("kernel")
+    return layer.kind or ("DepthwiseConv2D" if kernel is not None and len(kernel.shape) == 4 else "")
+
+
+def _same_class(layer: KerasLayer, kind: str) -> bool:
+    own = layer.kind
+    return ALIKE.get(own, own) == ALIKE.get(kind, kind) or (own == "Merge" and kind in ("Add", "Concatenate"))
+
+
+def _is(layer: KerasLayer, entry: Entry, named: bool) -> bool:
+    """Return whether a listed layer may be an architecture's, by its name or else its class."""
+    if bool(layer.arrays) != entry.weighted:
+        return False
+    if not named:
+        return _same_class(layer, entry.kind) or not layer.kind
+    if layer.name == entry.name:
+        return True
+    if layer.arrays:  # of whose settings only Keras's own names tell
+        return entry.automatic and is_automatic(layer.name, entry.kind)
+    return _same_class(layer, entry.kind) and (entry.automatic or kind_of_name(layer.name) != "")
+
+
+def _walk(
+    file: KerasFile, found: Agreement, wanted: Sequence[Entry], members: Sequence[KerasLayer], start: int
+) -> tuple[dict[str, KerasLayer], dict[str, list[KerasLayer]], int, bool]:
+    """Follow both lists from `start`; returns what agrees, where it ends in the file, and whether all of it agrees."""
+    bound: dict[str, KerasLayer] = {}
+    extra: dict[str, list[KerasLayer]] = defaultdict(list)
+    place, last = start, ""
+    waiting = [entry for entry in wanted if not entry.kind.startswith("ops.") and entry.kind != "InputLayer"]
+    for entry in waiting:
+        while (
+            place < len(members) and last and not _is(members[place], entry, file.named)
+            and not members[place].arrays and members[place].kind in IDENTITIES
+        ):  # fmt: skip
+            extra[last].append(members[place])
+            place += 1
+        if place < len(members) and _is(members[place], entry, file.named):
+            bound[entry.name] = members[place]
+            place, last = place + 1, entry.name
+        elif entry.kind not in IDENTITIES:
+            return bound, extra, place, False
+    return bound, extra, place, True
+
+
+def _in_sequence(file: KerasFile, found: Agreement, members: Sequence[KerasLayer]) -> None:
+    """Compare with a list in the order of `model.layers`."""
+    first = next((place for place, layer in enumerate(members) if layer.arrays), len(members))
+    starts = [place for place in range(first + 1)
+              if all(layer.kind in (*PREPARES_IN_PLACE, *IDENTITIES) for layer in members[:place])]  # fmt: skip
+    walks = {start: _walk(file, found, found.base, members, start) for start in starts}
+    whole = next((start for start in starts if walks[start][3]), None)
+    if whole is None:
+        _name_differences(file, found, members)
+        start = max(starts, key=lambda start: len(walks[start][0]))
+        if not found.problems:
+            _, _, place, _ = walks[start]
+            what = described(members[place]) if place < len(members) else "nothing"
+            found.problems.append(f"{what} stands where {_expected(file, found, walks[start][0])} should")
+        return
+    bound, extra, place, _ = walks[whole]
+    found.front = list(members[:whole])
+    found.bound, found.extra = bound, extra
+    top = [entry for entry in found.entries if entry.name in found.architecture.top]
+    above, more, end, complete = _walk(file, found, top, members, place) if top else ({}, {}, place, False)
+    ends = bool(above) and end == len(members) and all(name == layer.name for name, layer in above.items())
+    if not (complete or ends):  # of the top, only layers without arrays of the same name are the network's own
+        kept = list(takewhile(lambda name: not above[name].arrays and name == above[name].name, above))
+        above = {name: above[name] for name in kept}
+        more = {name: more[name] for name in kept[:-1] if name in more}
+    found.bound |= above
+    found.extra.update(more)
+    found.top, found.whole_top = tuple(above), bool(top) and complete
+
+
+def _expected(file: KerasFile, found: Agreement, bound: Mapping[str, KerasLayer]) -> str:
+    for entry in found.base:
+        if entry.name not in bound and not entry.kind.startswith("ops.") and entry.kind not in IDENTITIES:
+            return f"{entry.name} ({entry.kind})"
+    return "nothing"
+
+
+def described(layer: KerasLayer) -> str:
+    """Return a listed layer's name and class for a message."""
+    return f"{layer.name} ({class_of(layer) or 'a layer of unknown class'})"
+
+
+def _name_differences(file: KerasFile, found: Agreement, members: Sequence[KerasLayer]) -> None:
+    """Add the layers with weights that are missing, unknown or in another order."""
+    wanted = [entry for entry in found.base if entry.weighted]
+    weighted = [layer for layer in members if layer.arrays]
+    if not file.named:
+        counts = Counter(entry.kind for entry in wanted)
+        for kind, count in counts.items():
+            if (theirs := sum(class_of(layer) == kind for layer in weighted)) < count:
+                found.problems.append(f"it has {theirs} of {count} layers {kind}")
+        return
+    names = {layer.name for layer in weighted}
+    own = {entry.name for entry in found.entries}
+    found.problems += [
+        f"{entry.name} is missing" for entry in wanted if not entry.automatic and entry.name not in names
+    ]
+    last = max((place for place, layer in enumerate(weighted) if layer.name in own), default=-1)
+    found.problems += [
+        f"{layer.name} is unknown" for layer in weighted[:last]
+        if layer.name not in own and not is_automatic(layer.name, layer.kind)
+    ]  # fmt: skip
+
+
+def _by_name(found: Agreement, members: Sequence[KerasLayer]) -> None:
+    """Compare with the arrays of a nested model, of which frozen layers come last."""
+    for is_top in (False, True):
+        wanted = [
+            entry for entry in found.entries
+            if entry.weighted and (entry.name in found.architecture.top) == is_top
+        ]  # fmt: skip
+        bound = {entry.name: layer for entry in wanted for layer in members if layer.name == entry.name
+                 and not entry.automatic}  # fmt: skip
+        for kind in dict.fromkeys(entry.kind for entry in wanted if entry.automatic):
+            entries = sorted(
+                (one for one in wanted if one.automatic and one.kind == kind), key=lambda e: number(e.name)
+            )
+            theirs = sorted((layer for layer in members if is_automatic(layer.name, kind) and layer.arrays),
+                            key=lambda layer: number(layer.name))  # fmt: skip
+            bound |= {entry.name: layer for entry, layer in zip(entries, theirs, strict=False)}
+        missing = [entry.name for entry in wanted if entry.name not in bound]
+        if not is_top:
+            found.bound = bound
+            found.problems += [f"{name} is missing" for name in missing]
+        elif not missing and wanted:
+            found.bound |= bound
+            found.top, found.whole_top = found.architecture.top, True
+    found.problems += _unknown(members, found.bound)
+
+
+def _by_class(file: KerasFile, found: Agreement, members: Sequence[KerasLayer]) -> None:
+    """Compare with a list that numbers the layers of each class."""
+    theirs: dict[str, list[KerasLayer]] = defaultdict(list)
+    for layer in members:
+        theirs[layer.kind].append(layer)
+    base, whole = (_pairs(file, entries, theirs) for entries in (found.base, found.entries))
+    has_top = bool(found.architecture.top) and not whole[1]
+    if has_top and not file.named:  # then layers behind the top are more likely the head of a network without it
+        acting = [one for one in members if one.kind not in IDENTITIES and all(one is not x for x in whole[0].values())]
+        has_top = not acting or bool(base[1] + _unknown(members, base[0]))
+    found.bound, problems = whole if has_top else base
+    found.problems += [*problems, *_unknown(members, found.bound)]
+    if has_top:
+        found.top, found.whole_top = found.architecture.top, True
+    used = {id(layer) for layer in found.bound.values()}
+    found.front = [layer for layer in members if id(layer) not in used and layer.kind in PREPARES and not layer.arrays]
+
+
+def _pairs(
+    file: KerasFile, wanted: Sequence[Entry], theirs: Mapping[str, Sequence[KerasLayer]]
+) -> tuple[dict[str, KerasLayer], list[str]]:
+    """Return the architecture's layers with the file's of the same class and number; and what does not agree."""
+    bound: dict[str, KerasLayer] = {}
+    problems: list[str] = []
+    ours: dict[str, list[Entry]] = defaultdict(list)
+    for entry in wanted:
+        if not entry.kind.startswith("ops.") and entry.kind != "InputLayer":
+            ours[entry.kind].append(entry)
+    for kind, entries in ours.items():
+        found = theirs.get(kind, [])
+        if kind in IDENTITIES and len(found) < len(entries):
+            continue
+        names = {layer.name for layer in found}
+        missing = [entry.name for entry in entries[len(found) :]]
+        if file.named:
+            own = [entry.name for entry in entries if entry.weighted and not entry.automatic]
+            missing = [name for name in own if name not in names] or missing
+        problems += [f"{name} is missing" for name in missing]
+        pairs = list(zip(entries, found, strict=False))
+        bound |= {entry.name: layer for entry, layer in pairs}
+        if file.named and not missing:
+            problems += [
+                f"{layer.name} stands where {entry.name} should" for entry, layer in pairs
+                if entry.weighted and layer.name != entry.name
+                and not (entry.automatic and is_automatic(layer.name, kind))
+            ]  # fmt: skip
+    return bound, problems
+
+
+def _unknown(members: Sequence[KerasLayer], bound: Mapping[str, KerasLayer]) -> list[str]:
+    """Describe the layers with kernels of maps that are not the architecture's."""
+    used = {id(layer) for layer in bound.values()}
+    return [f"{layer.name} is unknown" for layer in members
+            if id(layer) not in used and _holds_map(layer) and class_of(layer) != "BatchNormalization"]  # fmt: skip
+
+
+def _misfit(entry: Entry, layer: KerasLayer) -> str:
+    """Describe arrays that are not those of an architecture's layer, whatever its width; "" if they are."""
+    roles = set(layer.arrays)
+    settings = entry.settings
+    shapes = " ".join(str(array.shape) for array in layer.arrays.values())
+    wanted: set[str] | None = None
+    kernel = next((layer.arrays[role] for role in ("kernel", "depthwise_kernel") if role in roles), None)
+    if entry.kind == "BatchNormalization":
+        scaled = {role for role, flag in (("gamma", "scale"), ("beta", "center")) if settings.get(flag, True)}
+        wanted = {"moving_mean", "moving_variance", *scaled}
+        if len(roles) == len(wanted) and all(re.search(r"/vars/\d+$", array.place) for array in layer.arrays.values()):
+            wanted = None  # the roles of numbered arrays are guesses
+    elif kernel is not None and entry.kind in HOLDS:
+        biased = bool(settings.get("use_bias", True))
+        if biased != ("bias" in roles):
+            return f"{layer.name} is {shapes}, {'without' if biased else 'with'} a bias"
+        if "kernel_size" in settings and len(kernel.shape) == 4:
+            size = kernel.shape[2:] if layer.kernel_order == "oihw" else kernel.shape[:2]
+            if size != pair_of(settings["kernel_size"]):
+                height, width = pair_of(settings["kernel_size"])
+                return f"{layer.name} is {shapes}, not of {height}x{width} cells"
+        elif len(kernel.shape) != (2 if entry.kind == "Dense" else 4):
+            return f"{layer.name} is {shapes}, not of a {entry.kind}"
+    elif entry.kind in ("Conv2D", "DepthwiseConv2D", "Dense"):
+        return f"{layer.name} has no kernel"
+    if wanted is not None and roles != wanted:
+        return f"{layer.name} has {', '.join(layer.arrays)}, not {', '.join(sorted(wanted))}"
+    return ""
+
+
+def few(names: Sequence[str]) -> str:
+    """Join names for a message, at most `MOST_NAMED`."""
+    return ", ".join(names[:MOST_NAMED]) + (f", ... ({len(names)})" if len(names) > MOST_NAMED else "")
+
+
+def misnamed_arrays(file: KerasFile) -> list[str]:
+    """Describe arrays named after another layer than the one that lists them."""
+    names = {layer.name for layer in file.weighted}
+    problems = []
+    for layer in file.weighted:
+        for array in layer.arrays.values():
+            own = _own_name(array, names)
+            if f"{layer.name}/{layer.name}/" in array.place:  # a name with slashes may end like another layer's
+                continue
+            if file.named and file.container == "legacy" and own is not None and own != layer.name:
+                problems.append(f"{layer.name} lists the array {array.place}, which is named after {own}")
+    return problems
+
+
+def _own_name(array: KerasArray, names: set[str]) -> str | None:
+    """Return the layer named in an array's path: "/conv1_2/conv1_2_W" or "/block1_conv1/block1_conv1/kernel:0"."""
+    *folders, last = array.place.strip("/").split("/")
+    candidates = [folders[-1] if folders else ""]
+    pieces = last[:LONGEST].split(":")[0].split("_")
+    candidates += ["_".join(pieces[:end]) for end in range(len(pieces) - 1, 0, -1)]
+    return next((name for name in (*candidates[1:], candidates[0]) if name in names), None)  # the longest first

@@ -1,0 +1,517 @@
+"""Read a head from the list of a file without config: its layers in listed order, or in the only order possible."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise, takewhile
+from math import prod
+from typing import Any
+
+from converters.layer_lists import described, few, is_automatic, number
+from converters.readers.keras_file import KerasFile, KerasLayer
+from converters.readers.keras_words import ACTIVATIONS, IDENTITIES, KERAS_EPSILON, kind_of_name, kind_of_words
+
+WAY_ON = "save the whole model as .keras and convert that, or give its to_json() with --architecture FILE.json"
+POOLS = ("AveragePooling2D", "MaxPooling2D")
+GLOBAL = ("GlobalAveragePooling2D", "GlobalMaxPooling2D")
+READERS = ("Flatten", *GLOBAL)
+OWN = {"avg_pool": "GlobalAveragePooling2D", "max_pool": "GlobalMaxPooling2D"}  # Keras's own names of poolings
+PLAIN = ("relu", "relu6", "selu", "gelu", "silu", "swish", "sigmoid", "tanh", "softplus", "linear")
+NUMBERED = {"leaky_relu": ("LeakyReLU", "negative_slope", 0.2), "elu": ("ELU", "alpha", 1.0)}
+MOST_ORDERS = 20_000  # steps of the search for a head's order
+
+Shape = tuple[int, ...]  # (height, width, channels) of a map, (values,) of a vector
+
+
+def activation_setting(path: Any, given: str) -> Any:
+    """Return a hidden activation, "relu" or "leaky_relu 0.3", as a config has it.
+
+    >>> activation_setting("weights.h5", "elu 0.5")
+    {'class_name': 'ELU', 'config': {'alpha': 0.5}}
+    """
+    name, _, number = given.partition(" ")
+    if name in PLAIN and not number:
+        return name
+    if name in NUMBERED:
+        kind, word, default = NUMBERED[name]
+        try:
+            return {"class_name": kind, "config": {word: float(number or default)}}
+        except ValueError:
+            pass
+    known = f"{', '.join(PLAIN)}, elu NUMBER, leaky_relu NUMBER"
+    raise ValueError(f"{path}: its head has the activation {given!r} between layers; known: {known}")
+
+
+@dataclass(frozen=True)
+class Op:
+    """A layer of a head as it will stand in the config.
+
+    Attributes:
+        kind: its class.
+        settings: its config, without a name.
+        layer: the listed layer; None for a pooling that the file does not list.
+        path: names of the nested models that hold it.
+    """
+
+    kind: str
+    settings: Mapping[str, Any]
+    layer: KerasLayer | None
+    path: tuple[str, ...]
+
+
+@dataclass
+class Head:
+    """A head and what was assumed for it; `essence` is equal for heads that compute the same."""
+
+    ops: list[Op] = field(default_factory=list)
+    essence: tuple[Any, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    uses_hidden: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a head begins.
+
+    Attributes:
+        shape: of the network's output; a map, or a vector behind the network's own top.
+        path: names of the nested models that hold the network.
+        positive: whether the output has no negative values.
+        hides: whether the file does not list the layers without arrays of the model that holds the network.
+        units: number of outputs of the network's own top, None without one.
+    """
+
+    shape: Shape
+    path: tuple[str, ...]
+    positive: bool
+    hides: bool
+    units: int | None = None
+
+
+class HeadReader:
+    """Reads the layers behind a network.
+
+    Args:
+        file: the file.
+        layers: the layers, in listed order where the file has one.
+        place: where the head begins.
+        hidden: the activation that the user names for places where the file names none; None for relu.
+        output: returns the setting of the output activation for (units, activation that the list names).
+        ordered: whether the layers are in order.
+    """
+
+    def __init__(
+        self, file: KerasFile, layers: Sequence[KerasLayer], place: Place, hidden: str | None,
+        output: Callable[[int, str | None], str], *, ordered: bool,
+    ) -> None:  # fmt: skip
+        self.file, self.place, self.output, self.ordered = file, place, output, ordered
+        words = " ".join(layer.name for layer in layers if layer.arrays)
+        self.layers = [
+            replace(layer, kind=OWN.get(layer.name) or kind_of_words(layer.name, words))
+            if not (layer.kind or layer.arrays) else layer
+            for layer in layers
+        ]  # fmt: skip
+        self.given = hidden
+        self.hidden = activation_setting(file.path, hidden or "relu")
+
+    def head(self) -> Head:
+        """Return the head.
+
+        Raises:
+            ValueError: a layer's settings are not known and matter; a layer contradicts the shapes before it; or
+                several orders are possible and compute different outputs.
+        """
+        for layer in self.layers:
+            self._check_known(layer)
+        if not self.layers:
+            return Head()
+        head = self._in_order(self.layers) if self.ordered else self._only_order()
+        order = few([layer.name for layer in self.layers]) if self.ordered else few(
+            [op.layer.name for op in head.ops if op.layer is not None]
+        )  # fmt: skip
+        if self.ordered:
+            head.notes.append(f"the head is assumed to be the listed layers in sequence: {order}")
+        else:
+            head.notes.append(f"the file numbers layers only within each class; their assumed order is {order}")
+        models = sorted({layer.parents[-1] for layer in self.layers if layer.parents})
+        models += [self.place.path[-1]] if self.place.hides else []
+        if models and self.ordered:
+            head.notes.append(
+                f"of the layers of {few(list(dict.fromkeys(models)))} the file lists only those with weights; any"
+                " others are assumed to change nothing"
+            )
+        return head
+
+    # What a layer may be
+
+    def _check_known(self, layer: KerasLayer) -> None:
+        """Refuse a layer of which the list says too little, wherever it stands."""
+        kind = layer.kind
+        if layer.arrays:
+            if kind not in ("Dense", "BatchNormalization", "PReLU"):
+                raise self._refusal(layer)
+        elif kind in NUMBERED_KINDS:
+            if not (isinstance(self.hidden, Mapping) and self.hidden["class_name"] == kind):
+                raise self._refusal(layer)
+        elif kind not in (*IDENTITIES, *READERS, *POOLS, *PLAIN, *ACTIVATIONS):
+            raise self._refusal(layer)
+
+    def _refusal(self, layer: KerasLayer) -> ValueError:
+        said = (
+            f"whose parameter the file does not store: give --hidden-activation '{NUMBERED_KINDS[layer.kind]} NUMBER',"
+            " or"
+            if layer.kind in NUMBERED_KINDS
+            else "of which a weights file stores too little;"
+        )
+        kind = f" ({layer.kind})" if layer.kind else ", whose class is unknown"
+        return ValueError(f"{self.file.path}: its head lists {layer.name}{kind}, {said} {WAY_ON}")
+
+    # In listed order
+
+    def _in_order(self, layers: Sequence[KerasLayer]) -> Head:
+        """Return the head whose layers follow one another."""
+        self._check_frozen(layers)
+        head = Head()
+        essence: list[Any] = [("relu",)] if self.place.positive else []
+        shape = self.place.shape
+        dense = [place for place, layer in enumerate(layers) if layer.arrays and layer.kind == "Dense"]
+        last = dense[-1] if dense else -1
+        assumed: list[str] = []
+        relus: list[str] = []
+        ended = False
+        for place, layer in enumerate(layers):
+            kind, path, settings = layer.kind, layer.parents, {}
+            if layer.arrays:
+                if kind == "Dense":
+                    shape = self._read_map(layer, shape, head, essence)
+                    units = layer.arrays["kernel"].shape[-1]
+                    shape = (*shape[:-1], units)
+                    essence.append(("dense", layer.name))
+                    activation: Any = "linear"
+                    behind = list(islice(layers, place + 1, None))
+                    before_next = list(takewhile(lambda one: not (one.arrays and one.kind == "Dense"), behind))
+                    if place == last:
+                        if any(one.arrays for one in before_next):
+                            raise self._refusal(next(one for one in before_next if one.arrays))
+                        if not any(_is_activation(one) for one in before_next):
+                            activation = self.output(units, None)
+                            essence.append(("out", activation))
+                            ended = True
+                    elif not any(_is_activation(one) or one.kind == "PReLU" for one in before_next):
+                        if self._hides(layer) and any(one.arrays for one in before_next):
+                            norm = next(one for one in before_next if one.arrays)
+                            raise ValueError(
+                                f"{self.file.path} does not say whether the activation of {layer.name} comes before or"
+                                f" after {norm.name}; {WAY_ON}"
+                            )
+                        activation = self.hidden
+                        assumed.append(layer.name)
+                        _activate(essence, self.hidden)
+                    settings = {"activation": activation, "use_bias": "bias" in layer.arrays}
+                elif kind == "BatchNormalization":
+                    self._check_values(layer, "moving_mean", shape)
+                    settings = {
+                        "axis": -1, "epsilon": KERAS_EPSILON, "scale": "gamma" in layer.arrays,
+                        "center": "beta" in layer.arrays,
+                    }  # fmt: skip
+                    essence.append(("norm", layer.name))
+                    head.notes.append(f"{layer.name} is assumed to have Keras's default epsilon, {KERAS_EPSILON:g}")
+                else:  # PReLU
+                    if len(shape) != 1 or layer.arrays["alpha"].shape != shape:
+                        raise self._refusal(layer)
+                    essence.append(("prelu", layer.name))
+            elif kind in IDENTITIES:
+                pass
+            elif kind == "Flatten":
+                if len(shape) == 3:
+                    if self.place.hides and prod(shape[:2]) > 1 and _rows_behind(layers, place) == shape[-1]:
+                        shape = self._average(self.place.path, shape, head, essence)
+                    else:
+                        essence.append(("flatten",))
+                shape = (prod(shape),)
+            elif kind in GLOBAL:
+                if len(shape) != 3:
+                    raise ValueError(
+                        f"{self.file.path}: its head lists {layer.name} ({kind}) behind"
+                        f" {layers[place - 1].name if place else 'a vector'}, where there is no map; {WAY_ON}"
+                    )
+                self._check_cells(layers, place, shape)
+                shape = shape[-1:]
+                essence.append((kind,))
+            elif kind in POOLS:
+                settings, shape = self._pool(layer, shape)
+                head.notes.append(f"{layer.name} is assumed to pool the whole map")
+                essence.append((f"Global{kind}",))
+            elif _is_activation(layer):
+                if place > last >= 0 and not (kind == "ReLU" or kind in NUMBERED_KINDS):
+                    if ended:
+                        raise self._refusal(layer)
+                    told = {"Softmax": "softmax", "softmax": "softmax", "sigmoid": "sigmoid", "Activation": None}
+                    if kind not in told:
+                        raise self._refusal(layer)
+                    activation = self.output(shape[-1], told[kind])
+                    kind, settings = (
+                        ("Softmax", {"axis": -1}) if kind == "Softmax" else ("Activation", {"activation": activation})
+                    )
+                    essence.append(("out", activation))
+                    ended = True
+                elif kind == "Softmax" or (place > last >= 0):
+                    raise self._refusal(layer)
+                elif kind == "ReLU":
+                    relus.append(layer.name)
+                    _activate(essence, "relu")
+                elif kind in PLAIN:
+                    kind, settings = "Activation", {"activation": layer.kind}
+                    _activate(essence, layer.kind)
+                else:  # of unknown function, or with the number that the user gives
+                    if len(shape) == 3 or not dense:
+                        raise self._refusal(layer)
+                    settings = {"activation": self.hidden} if kind == "Activation" else dict(self.hidden["config"])
+                    assumed.append(layer.name)
+                    _activate(essence, self.hidden)
+            head.ops.append(Op(kind, settings, layer, path))
+        if dense and len(shape) == 3:
+            raise ValueError(
+                f"{self.file.path}: its head has {layers[last].name} on a map, without Flatten or pooling before it;"
+                f" {WAY_ON}"
+            )
+        head.uses_hidden = bool(assumed)
+        if assumed and not self.given:
+            head.notes.insert(
+                0,
+                f"relu is assumed between the dense layers (at {few(assumed)}), as the file does not specify it; change"
+                " it with --hidden-activation",
+            )
+        named = [
+            layer for layer in layers if not layer.arrays and not kind_of_name(layer.name) and layer.name not in OWN
+        ]
+        if named and self.file.container == "legacy":
+            told_by = few([f"{layer.name} is {layer.kind}" for layer in named])
+            head.notes.append(f"inferred from layer names: {told_by}")
+        if relus:
+            head.notes.append(f"{few(relus)} is assumed to have no maximum, threshold or slope")
+        head.essence = tuple(one for one in _commuted(essence) if one)
+        return head
+
+    def _hides(self, layer: KerasLayer) -> bool:
+        """Return whether layers without arrays may stand around a layer without being listed."""
+        return self.ordered and bool(layer.parents)
+
+    def _check_frozen(self, layers: Sequence[KerasLayer]) -> None:
+        """Refuse a nested head whose automatic names are not in order: Keras lists frozen layers last."""
+        if not self.ordered:
+            return
+        dense = [layer for layer in layers if layer.parents and is_automatic(layer.name, "Dense")]
+        for one, other in pairwise(dense):
+            if one.parents == other.parents and number(one.name) > number(other.name):
+                raise ValueError(
+                    f"{self.file.path} lists {one.name} of {one.parents[0]} before {other.name}, as it does where"
+                    f" layers are frozen, so their order is unknown; {WAY_ON}"
+                )
+
+    def _read_map(self, layer: KerasLayer, shape: Shape, head: Head, essence: list[Any]) -> Shape:
+        """Return the shape that a dense layer reads, behind a pooling that the file does not list, if there is one."""
+        rows = layer.arrays["kernel"].shape[0]
+        if len(shape) == 3 and (self._hides(layer) or self.place.hides):
+            path = layer.parents if self._hides(layer) else self.place.path
+            if rows == shape[-1]:
+                shape = self._average(path, shape, head, essence)
+            else:
+                head.notes.append(f"{path[-1]} is assumed to flatten the map; the file lists only its arrays")
+                head.ops.append(Op("Flatten", {}, None, path))
+                essence.append(("flatten",))
+                shape = (prod(shape),)
+        if shape[-1] != rows:
+            raise ValueError(f"{self.file.path}: {layer.name} has {rows} rows, but reads {shape[-1]} values; {WAY_ON}")
+        return shape
+
+    def _average(self, path: tuple[str, ...], shape: Shape, head: Head, essence: list[Any]) -> Shape:
+        """Add the pooling of a model of which the file lists only arrays."""
+        head.notes.append(
+            f"the feature map is averaged before the dense layers, which have a row for each channel; if {path[-1]}"
+            " takes the maximum, give the model's to_json() with --architecture FILE.json"
+        )
+        head.ops.append(Op("GlobalAveragePooling2D", {}, None, path))
+        essence.append(("GlobalAveragePooling2D",))
+        return shape[-1:]
+
+    def _check_values(self, layer: KerasLayer, role: str, shape: Shape) -> None:
+        if layer.arrays[role].shape != shape[-1:]:
+            raise ValueError(
+                f"{self.file.path}: {layer.name} has {layer.arrays[role].shape[0]} values, but reads {shape[-1]};"
+                f" {WAY_ON}"
+            )
+
+    def _check_cells(self, layers: Sequence[KerasLayer], place: int, shape: Shape) -> None:
+        """Refuse a global pooling whose channels do not fit the layer behind it."""
+        for layer in layers[place + 1 :]:
+            if layer.arrays and layer.kind == "Dense":
+                if (rows := layer.arrays["kernel"].shape[0]) != shape[-1]:
+                    raise ValueError(
+                        f"{self.file.path}: {layer.name} has {rows} rows, but {layers[place].name} leaves {shape[-1]}"
+                        f" values; {WAY_ON}"
+                    )
+                return
+            if layer.arrays:
+                return
+
+    def _pool(self, layer: KerasLayer, shape: Shape) -> tuple[dict[str, Any], Shape]:
+        """Return the settings and the result of a listed pooling if only one size is possible."""
+        if len(shape) != 3:
+            raise self._refusal(layer)
+        rows = _rows_behind(self.layers, self.layers.index(layer) if self.ordered else 0)
+        cells = shape[:2]
+        if rows != shape[-1] or max(cells) > 2:
+            why = (
+                f"several sizes leave one of its {cells[0]}x{cells[1]} cells"
+                if rows == shape[-1]
+                else f"a map of {cells[0]}x{cells[1]} cells and {rows or 'no'} rows leave it open"
+            )
+            raise ValueError(
+                f"{self.file.path}: its head lists {layer.name} ({layer.kind}), whose size the file does not store, and"
+                f" {why}; {WAY_ON}"
+            )
+        return {"pool_size": list(cells), "strides": list(cells), "padding": "valid"}, (1, 1, shape[-1])
+
+    # In the only order possible
+
+    def _only_order(self) -> Head:
+        """Return the head in the only order that computes something and fits all shapes.
+
+        Layers are taken to read a vector unless they can only read the map; a Softmax to be the output; a dense layer
+        without bias to be followed by its normalisation.
+        """
+        levels = {layer.parents for layer in self.layers if layer.kind not in IDENTITIES}
+        outward = {self.place.path[:depth] for depth in range(len(self.place.path) + 1)}
+        if len(levels) > 1 and not levels <= outward:
+            names = few(sorted("/".join(level) or "the model" for level in levels))
+            raise ValueError(f"{self.file.path} does not say in which order the layers of {names} come; {WAY_ON}")
+        idle = [layer for layer in self.layers if layer.kind in IDENTITIES and not layer.arrays]
+        acting = [layer for layer in self.layers if id(layer) not in {id(one) for one in idle}]
+        found: list[tuple[list[KerasLayer], Head]] = []
+        first: ValueError | None = None
+        for count, order in enumerate(self._orders(acting)):
+            if count > MOST_ORDERS:
+                raise ValueError(f"{self.file.path} does not say in which order its head's layers come; {WAY_ON}")
+            try:
+                found.append((order, self._in_order(order)))
+            except ValueError as error:
+                first = first or error
+        if not found:
+            raise first or ValueError(
+                f"{self.file.path}: the sizes of its head's layers ({few([described(one) for one in acting])}) fit no"
+                f" order; {WAY_ON}"
+            )
+        if strict := [one for one in found if _normalised_at_once(one[0])]:
+            found = strict
+        essences = list(dict.fromkeys(head.essence for _, head in found))
+        if len(essences) > 1:
+            one, other = (
+                few([layer.name for layer in next(order for order, head in found if head.essence == essence)])
+                for essence in essences[:2]
+            )
+            raise ValueError(
+                f"{self.file.path} does not say in which order its head's layers come, as it numbers them only"
+                f" within each class: {one}, or {other}; {WAY_ON}"
+            )
+        order, head = found[0]
+        ops = head.ops
+        start = next((place for place, op in enumerate(ops) if op.kind in READERS), -1) + 1
+        head.ops = [*ops[:start], *(Op(layer.kind, {}, layer, layer.parents) for layer in idle), *ops[start:]]
+        return head
+
+    def _orders(self, layers: Sequence[KerasLayer]) -> Iterator[list[KerasLayer]]:
+        """Yield the orders in which each class keeps its own and the sizes of dense layers and normalisations fit."""
+        kinds: dict[tuple[int, str], list[KerasLayer]] = {}  # those of inner models come first
+        for layer in layers:
+            kinds.setdefault((-len(layer.parents), layer.kind), []).append(layer)
+        # In this order the first complete one is what people write: normalise and activate behind a dense layer.
+        preferred = sorted(
+            kinds, key=lambda one: (one[0], one[1] not in READERS, one[1] == "Flatten", one[1] == "Dense")
+        )
+        dense = sum(layer.kind == "Dense" for layer in layers)
+
+        def fits(layer: KerasLayer, shape: Shape, so_far: Sequence[KerasLayer]) -> Shape | None:
+            before = so_far[-1] if so_far else None
+            kind = layer.kind
+            map_left = len(shape) == 3
+            if kind == "Dense":
+                return (
+                    None
+                    if map_left or layer.arrays["kernel"].shape[0] != shape[0]
+                    else layer.arrays["kernel"].shape[1:]
+                )
+            if kind == "BatchNormalization":
+                return shape if layer.arrays["moving_mean"].shape == shape[-1:] else None
+            if kind == "PReLU":
+                return shape if layer.arrays["alpha"].shape == shape else None
+            if kind in GLOBAL:
+                return shape[-1:] if map_left else None
+            if kind == "Flatten":
+                return (prod(shape),)
+            if kind in POOLS:
+                return (1, 1, shape[-1]) if map_left else None
+            if kind == "Softmax":
+                return shape if sum(one.kind == "Dense" for one in so_far) == dense else None
+            # An activation of pooled values is not what people write.
+            return shape if before is not None and before.kind in ("Dense", "BatchNormalization") else None
+
+        def search(so_far: list[KerasLayer], shape: Shape, taken: Counter[Any]) -> Iterator[list[KerasLayer]]:
+            if len(so_far) == len(layers):
+                yield so_far
+                return
+            left = [kind for kind in preferred if taken[kind] < len(kinds[kind])]
+            for kind in left:
+                if kind[0] == left[0][0]:
+                    layer = kinds[kind][taken[kind]]
+                    after = fits(layer, shape, so_far)
+                    if after is not None:
+                        yield from search([*so_far, layer], after, taken + Counter([kind]))
+
+        yield from search([], self.place.shape, Counter())
+
+
+NUMBERED_KINDS = {kind: name for name, (kind, _, _) in NUMBERED.items()}
+
+
+def _rows_behind(layers: Sequence[KerasLayer], place: int) -> int | None:
+    """Return the rows of the first dense layer behind a place."""
+    dense = (layer for layer in layers[place:] if layer.arrays and layer.kind == "Dense")
+    return next((layer.arrays["kernel"].shape[0] for layer in dense), None)
+
+
+def _is_activation(layer: KerasLayer) -> bool:
+    return not layer.arrays and (layer.kind in ACTIVATIONS or layer.kind in PLAIN)
+
+
+def _normalised_at_once(order: Sequence[KerasLayer]) -> bool:
+    """Return whether a normalisation follows each hidden dense layer that has no bias."""
+    dense = [place for place, layer in enumerate(order) if layer.kind == "Dense"]
+    bare = [place for place in dense[:-1] if "bias" not in order[place].arrays]
+    return bool(bare) and all(order[place + 1].kind == "BatchNormalization" for place in bare)
+
+
+def _activate(essence: list[Any], activation: Any) -> None:
+    """Append an activation, unless it is a ReLU of values that are not negative."""
+    pooled = [one for one in essence if one and one[0] not in ("flatten", *GLOBAL, "GlobalAveragePooling2D")]
+    if activation == "relu" and pooled and pooled[-1] == ("relu",):
+        return
+    essence.append((activation,) if isinstance(activation, str) else (str(activation),))
+
+
+def _commuted(essence: Sequence[Any]) -> list[Any]:
+    """Put normalisations of a map behind the averaging that follows them, with which they commute."""
+    result = list(essence)
+    for place in range(len(result) - 2, -1, -1):
+        here = place
+        while (
+            here + 1 < len(result)
+            and result[here]
+            and result[here][0] == "norm"
+            and result[here + 1] == ("GlobalAveragePooling2D",)
+        ):
+            result[here], result[here + 1] = result[here + 1], result[here]
+            here += 1
+    return result
