@@ -33,6 +33,7 @@ from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
 from converters.readers.keras_graph import ALEXNETS, Graph, Node, Operand, config_errors, graph_of_config, label
 from converters.readers.keras_words import (
     ACTIVATIONS,
+    CODE,
     IDENTITIES,
     KERAS_EPSILON,
     activation_of,
@@ -315,7 +316,7 @@ class _Translator:
         elif node.kind in REGISTERED:
             self._registered(node, inputs)
         else:
-            raise ValueError(UNKNOWN)
+            raise ValueError(UNREAD if node.kind in CODE else UNKNOWN)
         if node.kind not in ACTIVATIONS and "activation" in node.settings:
             name, settings = activation_of(node.settings)
             if name != "linear":
@@ -896,6 +897,10 @@ def register_layer(class_name: str, translate: Translation) -> None:
 
 
 UNKNOWN = "is of a class that is not known here; leave it out with --until, or teach it with converters.register_layer"
+UNREAD = (
+    "runs Python code or a function that is not known here, which is never executed; put layers in its place in Keras"
+    " and save the model again, leave it out with --until, or teach it with converters.register_layer"
+)
 RESERVED = frozenset(dir(nn.Module())) | {"calls", "output"}
 
 Translate = Callable[[_Translator, Node, list[str]], None]
@@ -1051,6 +1056,7 @@ def _split(layers: dict[str, Layer]) -> _Parts:
     """Split a network where its head can slide over the feature map, or else before its last layers."""
     uses = Counter(source for layer in layers.values() for source in layer.entry[2])
     ordered = list(layers.values())
+    whole, last = [*ordered], ordered[-1].node
     chain: list[Layer] = []
     layer: Layer | None = ordered[-1]
     while layer is not None and uses[layer.name] == (0 if layer is ordered[-1] else 1) and _can_follow(layer):
@@ -1064,7 +1070,7 @@ def _split(layers: dict[str, Layer]) -> _Parts:
     final = ordered[-1].node if ordered else ""
     if prod(result[2:]) != 1 or (len(result) == 4 and start is None) or len(result) == 3:
         why = None if len(result) == 4 else "its output is not a map"
-        return _Parts(ordered, None, (0, 0), why, None, _End(None, None), final=final)
+        return _Parts(whole, None, (0, 0), why, None, _End(None, None), final=last)
     end = _End(result[1], {"linear": "none"}.get(activation, activation))
     reason = "no single layer reads its whole feature map: neither a flatten nor a global pooling"
     if start is not None and not any(one.kind in ("dense", "conv") for one in chain[start:]):
@@ -1076,6 +1082,9 @@ def _split(layers: dict[str, Layer]) -> _Parts:
             features = ordered[: ordered.index(cell)]
             return _Parts(features, _sliding_head([flat, *chain[place:]]), (0, 0), reason, result[1], end, final=final)
         if activation == "linear":
+            # A pooling of all cells before a global one is part of the features.
+            pools = [place for place, one in enumerate(chain) if one.kind in GLOBAL.values()]
+            start = pools[-1] if pools else start
             features = ordered[: ordered.index(chain[start])]
             names = ", ".join(one.name for one in chain[start:])
             note = f"the model ends with {names}, which is left out: the features are the map before it"
@@ -1091,7 +1100,7 @@ def _split(layers: dict[str, Layer]) -> _Parts:
         return _Parts(features, head, window if why is None else (0, 0), why, result[1], end, final=final)
     vector = next((place for place, one in enumerate(chain) if len(one.before) == 2), len(chain))
     if not any(one.kind == "dense" for one in chain[vector:]):
-        return _Parts(ordered, None, (0, 0), "its output is not a map", None, _End(None, None), final=final)
+        return _Parts(whole, None, (0, 0), "its output is not a map", None, _End(None, None), final=last)
     members = set(map(id, chain[vector:]))
     features = [one for one in ordered if id(one) not in members]
     return _Parts(features, _chained(chain[vector:]), (0, 0), reason, result[1], end, final=final)

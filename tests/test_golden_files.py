@@ -18,6 +18,7 @@ from tests.reference.goldens import DATA, TOPS, Golden
 from tests.reference.keras3_goldens import KERAS3, RECORDED
 from tests.reference.theano_goldens import THEANO
 from tests.reference.theano_layers import FILES as LAYERS
+from tests.test_wrapped_models import FILES as WRAPPED
 
 STORED = THEANO + [golden for goldens in RECORDED.values() for golden in goldens]
 WRITTEN = [golden for goldens in KERAS3.values() for golden in goldens]
@@ -241,4 +242,6 @@ def test_weights_of_keras_3_0_have_no_names_and_those_of_3_6_have():
 
 def test_every_file_is_in_the_table():
     stored = {str(path.relative_to(DATA)) for kind in ("h5", "keras") for path in DATA.rglob(f"*.{kind}")}
-    assert stored == {golden.file for golden in STORED} | set(LAYERS)
+    assert stored == {golden.file for golden in STORED} | set(LAYERS) | {
+        f"keras224/wrapped/{name}.h5" for name in WRAPPED
+    }

@@ -251,7 +251,10 @@ WRONG = {  # what is wrong -> change of the config, sentence
         to_class("pool", "SpaceToDepth"),
         r"layer pool \(SpaceToDepth\) is of a class that is",
     ),
-    "code": (to_class("pool", "Lambda"), r"layer pool \(Lambda\) is of a class that is not known here"),
+    "code": (
+        to_class("pool", "Lambda"),
+        r"layer pool \(Lambda\) runs Python code .* which is never executed; put layers",
+    ),
     "a bias that is not there": (setting("stem", use_bias=True), "stem has no bias"),
     "a bias too many": (setting("branch", use_bias=False), "branch has a bias, but its config has none"),
     "more filters than kernels": (setting("branch", filters=7), "but its config says 7 filters of 3x3"),

@@ -145,17 +145,17 @@ ANOTHER = {  # what is changed -> file, change, and the sentence that refuses it
     "a Lambda between": (
         VGG,
         lambda c: c.insert("block3_conv3", "Lambda", function=["", None, None]),
-        r"layer new \(Lambda\) is of a class that is not known here",
+        r"layer new \(Lambda\) runs Python code",
     ),
     "a Lambda before the head": (
         VGG,
         lambda c: c.insert("flatten", "Lambda", function=["", None, None]),
-        r"layer new \(Lambda\) is of a class that is not known here",
+        r"layer new \(Lambda\) runs Python code",
     ),
     "a Lambda in the head": (
         VGG,
         lambda c: c.insert("fc2", "Lambda", function=["", None, None]),
-        r"layer new \(Lambda\) is of a class that is not known here",
+        r"layer new \(Lambda\) runs Python code",
     ),
     "no last pool": (VGG, lambda c: c.drop("block5_pool"), "fc1 has a kernel of .*, but reads 2352 values"),
     "Reshape for Flatten": (VGG, lambda c: c.replace("flatten", "Reshape", target_shape=[-1]), None),
@@ -378,7 +378,7 @@ def test_a_resnet_that_strides_in_its_3x3_convolutions_is_one_of_its_own(changed
 
 def test_code_before_the_first_convolution_is_taken_for_the_preprocessing_that_is_named(changed, tmp_path):
     path = changed(VGG, lambda config: config.insert("block1_conv1", "Lambda", function=["", None, None]))
-    with pytest.raises(ValueError, match=r"new \(Lambda\) changes the input .*; name the whole preprocessing"):
+    with pytest.raises(ValueError, match=r"new \(Lambda\) changes the input .*; give the whole preprocessing"):
         convert(path, tmp_path / "out.safetensors")
     report = convert(path, tmp_path / "out.safetensors", preprocessing="keras-caffe", proof=True)
     assert "new before the first convolution is assumed to be part of the preprocessing you named" in report.choices

@@ -402,10 +402,10 @@ def compute(node: Node, sources: Sequence[Array], read: Read, meaning: Meaning) 
         name, words = layer_activation(kind, settings)
         return activate(x, name, keras=meaning.keras, **words)
     if kind == "Conv2DTranspose":
-        kernel, shape = arrays["kernel"][...], settings.get("output_shape", ())
+        kernel, shape = arrays["kernel"][...], None
         if meaning.keras == 1:  # stored as those of a convolution that reads the image
             kernel = kernel.transpose(2, 3, 0, 1) if meaning.order(data_format) == "oihw" else kernel.swapaxes(2, 3)
-            shape = shape[2:4] if data_format == "channels_first" else shape[1:3]
+            shape = settings["output_shape"][2:4] if data_format == "channels_first" else settings["output_shape"][1:3]
         result = convolve_transposed(
             x, kernel, data_format=data_format, theano=meaning.theano, strides=pair_of(settings.get("strides", 1)),
             padding=settings.get("padding", "valid"), dilation=pair_of(settings.get("dilation_rate", 1)),

@@ -37,6 +37,7 @@ def forward(
     until: str | None = None,
     final: str | None = None,
     skipped: Sequence[str] = (),
+    logits: bool = True,
 ) -> Iterator[tuple[str, Array]]:
     """Run a file's model on one image.
 
@@ -49,6 +50,8 @@ def forward(
             "channels_last".
         output, until: as in `graph_of_config`.
         final: name of the node whose output is yielded last, as `OUTPUT`; by default, that before a softmax or sigmoid.
+        skipped: names of nodes whose input is taken for their output.
+        logits: whether to leave out a softmax or sigmoid fused into the final node.
 
     Yields:
         The name of each layer with weights and its linear output, before a fused activation: (channels, height, width)
@@ -65,7 +68,7 @@ def forward(
     graph = graph_of_config(file, data_format, output=output, until=until)
     meaning = Meaning(backend == "theano", _major(file), graph.data_format)
     first = numpy_keras.from_channels_last(np.asarray(image, np.float64), graph.data_format)
-    yield from _run(file, read, graph, meaning, first, final, skipped)
+    yield from _run(file, read, graph, meaning, first, final, skipped, logits)
 
 
 def _major(file: KerasFile) -> int:
@@ -83,6 +86,7 @@ def _run(
     image: Array,
     chosen: str | None = None,
     skipped: Sequence[str] = (),
+    logits: bool = True,
 ) -> Iterator[tuple[str, Array]]:
     readers = Counter(source for node in graph.nodes for source in node.inputs)
     end = chosen or _end(graph)
@@ -103,11 +107,9 @@ def _run(
         if node.layer is not None and " (call " not in node.name:
             yield label(node.layer, file), channels_first(linear, data_format)
         fused, settings = activation_of(node.settings) if node.kind not in ACTIVATIONS else ("linear", {})
-        if node.name == end:
-            final = channels_first(linear, data_format)
-            if fused not in ENDS:
-                final = numpy_keras.activate(final, fused, keras=meaning.keras, **settings)
         values[node.name] = numpy_keras.activate(linear, fused, keras=meaning.keras, **settings)
+        if node.name == end:
+            final = channels_first(linear if logits and fused in ENDS else values[node.name], data_format)
     if chosen:
         yield OUTPUT, final
         return

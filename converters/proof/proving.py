@@ -57,6 +57,7 @@ def prove(
     assumptions = {
         "backend": plan.backend or "tensorflow", "data_format": plan.data_format, "output": plan.output,
         "until": plan.until, "final": plan.final, "skipped": plan.skipped,
+        "logits": plan.activation != "none",
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / IMAGE, theirs_image)

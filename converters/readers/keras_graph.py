@@ -8,6 +8,7 @@ what a model computes are checked for type and range.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -300,6 +301,9 @@ class _Reader:
         if model.layers is None:
             raise TypeError("a model without layers")
         if model.kind == "Functional":
+            if (inner := _replicated(model)) is not None:
+                self._look(model.layers[0], inputs)
+                return self.lay_out(inner, inputs, (*parents, inner.name))
             return self._functional(model, model.layers, inputs, parents)
         for layer in model.layers:
             self._look(layer, inputs)
@@ -372,9 +376,16 @@ class _Reader:
             raise ValueError(f"its layer {layer.name} ({layer.class_name}) holds models of its own, each with an input")
         with config_errors(f"layer {layer.name or layer.class_name:.80}"):
             kind, settings = in_new_words(layer.kind, layer.outer["config"])
-            if kind == "TimeDistributed" or "layer" in settings:
+            place = (parents, layer.name)
+            if kind == "TimeDistributed":
+                inside = [key for key in self.layers if key[0] == (*parents, layer.name)]  # in a .keras file
+                place = inside[0] if len(inside) == 1 else place
+                kind, settings = _wrapped(layer.name, settings["layer"])
+            elif "layer" in settings:
                 raise ValueError(f"the model wraps a layer in {layer.name} ({kind}), which is not supported")
-        held = self.layers.get((parents, layer.name))
+            if kind == "Lambda" and self._scales(layer.name, settings, inputs):
+                kind, settings = "CustomScaleLayer", {"scale": settings["arguments"]["scale"]}
+        held = self.layers.get(place)
         if held is None:  # some files store no parents; then the name must be unique
             alike = [one for one in self.file.weighted if one.name == layer.name]
             held = alike[0] if len(alike) == 1 else None
@@ -387,6 +398,69 @@ class _Reader:
         is_operation = kind.startswith("ops.")
         self.nodes.append(Node(name, kind, inputs, settings, held, layer.name, operands if is_operation else ()))
         return name
+
+    def _scales(self, name: str, settings: Mapping[str, Any], inputs: tuple[str, ...]) -> bool:
+        """Return whether a Lambda is that of a block of InceptionResNetV2: first input + scale * second input.
+
+        It is known by its place: its name, and that it adds the convolution called after it. Its code is never read.
+        """
+        arguments = settings.get("arguments")
+        if not re.fullmatch(r"block(35|17|8)_\d+", name) or len(inputs) != 2 or not isinstance(arguments, Mapping):
+            return False
+        added = next((node for node in reversed(self.nodes) if node.name == inputs[1]), None)
+        if added is None or (added.kind, added.own_name) != ("Conv2D", f"{name}_conv"):
+            return False
+        return set(arguments) == {"scale"} and _is_number(arguments["scale"])
+
+
+STEPWISE = (  # layers that do the same to each step of a sequence as to the whole of it
+    "Dense", "Activation", "ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Dropout", "GaussianNoise", "GaussianDropout",
+)  # fmt: skip
+
+
+def _wrapped(name: str, layer: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return class and settings of a layer in a TimeDistributed, where it can stand on its own."""
+    kind, settings = in_new_words(kind_of_class(layer["class_name"]), layer["config"])
+    if kind not in STEPWISE:
+        raise ValueError(
+            f"{name} (TimeDistributed) wraps a {kind:.40} for sequences of pictures, but networks here read one"
+            " picture; save the wrapped model by itself, or cut this one before it with --until"
+        )
+    return kind, settings
+
+
+def _replicated(model: Described) -> Described | None:
+    """Return the model within a model made by `multi_gpu_model`; None if it is no such model.
+
+    Its place tells: one Lambda per GPU reads the input, with the number of its part of the batch as argument; the model
+    reads them all; and a concatenation along the batch puts its outputs in order again. No code is read.
+
+    Source: `multi_gpu_model` in keras/utils/multi_gpu_utils.py of Keras 2; its forerunner `make_parallel` says idx.
+    """
+    layers = [layer for layer in model.layers or () if layer.kind != "InputLayer"]
+    slices = [layer for layer in layers if layer.kind == "Lambda"]
+    rest = [layer for layer in layers if layer.kind != "Lambda"]
+    starts, ends = _tensors(model.config["input_layers"]), _tensors(model.config["output_layers"])
+    if not slices or len(rest) != 2 or len(starts) != 1 or rest[0].kind not in MODELS or ends != [(rest[1].name, 0)]:
+        return None
+    inner, gathered = rest
+    kind, settings = in_new_words(gathered.kind, gathered.config)
+    reads = [sources for sources, _ in _calls(gathered.outer["inbound_nodes"], operation=False)]
+    if (kind, settings.get("axis")) != ("Concatenate", 0) or len(reads) != 1 or {*dict(reads[0])} != {inner.name}:
+        return None
+    [parts] = reads
+    parts_of = {}  # Lambda -> number of its part
+    for layer in slices:
+        arguments = layer.config.get("arguments")
+        number = arguments.get("i", arguments.get("idx")) if isinstance(arguments, Mapping) else None
+        reads = [sources for sources, _ in _calls(layer.outer["inbound_nodes"], operation=False)]
+        if reads != [starts] or not isinstance(arguments, Mapping) or arguments.get("parts") != len(slices):
+            return None
+        parts_of[layer.name, 0] = number
+    calls = [sources for sources, _ in _calls(inner.outer["inbound_nodes"], operation=False)]
+    first = min(call for _, call in parts)  # Keras 1 and 2 count the model's own output as its call 0
+    order = [parts_of.get(source) for _, call in parts for source in calls[call - first]]
+    return inner if order == list(range(len(slices))) else None
 
 
 def _tensors(entry: Any) -> list[tuple[str, int]]:

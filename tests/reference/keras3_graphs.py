@@ -137,6 +137,13 @@ LAYERS: dict[str, Model] = {
     # operations
     "operations": lambda L, k, x: _computed(k, L.Conv2D(4, 3)(x)),
     "operation_mean": lambda L, k, x: k.ops.mean(L.Conv2D(4, 3)(x), axis=(1, 2)),
+    "ends_in_sigmoid": lambda L, k, x: L.Conv2D(4, 3, activation="sigmoid")(x),
+    "ends_in_fused_softmax": lambda L, k, x: L.GlobalAveragePooling2D()(L.Conv2D(4, 3, activation="softmax")(x)),
+    "ends_in_sigmoid_of_sum": lambda L, k, x: L.Activation("sigmoid")(L.Multiply()([y := _vector(L, x), y])),
+    # wrappers
+    "time_distributed": lambda L, k, x: L.TimeDistributed(L.Dense(7, activation="softmax"))(L.Conv2D(4, 3)(x)),
+    "time_distributed_sequence": lambda L, k, x: L.Dense(3)(L.Flatten()(L.TimeDistributed(L.LeakyReLU())(
+        L.TimeDistributed(L.Dense(2))(L.Reshape((26, 72))(L.Conv2D(4, 3)(x)))))),
     "dropout": _after("SpatialDropout2D", 0.3),
 }  # fmt: skip
 
