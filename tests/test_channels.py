@@ -45,6 +45,7 @@ from convnets_torch.images.preprocessing import (
     center_crop,
     crop_each,
     crop_image,
+    cropped_box,
     fit_longest_side,
     general,
     normalize,
@@ -130,6 +131,10 @@ def test_crops_are_pillows(name):
             whole = image.convert(mode).resize((36, 24), Image.Resampling[rule.interpolation.upper()])
             for (top, left), crop in zip([(2, 3), (0, 0), (0, 6), (4, 0), (4, 6)], found, strict=True):
                 np.testing.assert_array_equal(crop.squeeze(), np.asarray(whole)[top : top + 20, left : left + 30])
+        else:
+            box = cropped_box((50, 70), rule)
+            wanted = image.convert(mode).resize((20, 30), Image.Resampling.BICUBIC, box=box)
+            np.testing.assert_array_equal(found[0].squeeze(), np.asarray(wanted))
         small = fit_longest_side(np.asarray(image), 41, own)
         wanted = image.convert(mode).resize((41, 29), Image.Resampling[rule.interpolation.upper()])
         np.testing.assert_array_equal(small.squeeze(), np.asarray(wanted))
@@ -356,6 +361,8 @@ def test_maps_of_whole_pictures_of_rows_and_of_folders_agree(network, pictures, 
     rows = list(heatmap_each(network, pictures, "b", longest_side=80, exact=True))
     assert [row.error for row in rows] == [None, None]
     np.testing.assert_allclose(rows[1].maps[0].values, found.values, atol=1e-6)
+    alike = [np.asarray(as_seen(pictures[1], network).resize((80, 62))), pictures[1]]  # one needs no resizing
+    assert [row.error for row in heatmap_each(network, alike, "b", longest_side=80)] == [None, None]
     drawn = np.asarray(found.draw())[:70]
     if network.channels == 4:  # what is transparent is drawn on white
         pale = see_through(10, 70, 90)[..., 3] == 0
@@ -402,7 +409,7 @@ def test_explanations_are_drawn_over_the_picture(network, pictures, tmp_path):
         )
         assert np.array_equal(grid.picture, seen)
         save_grids([grid], tmp_path / "grids.png")
-    found = top_patches(network, pictures, "features.0", channels=[0], longest_side=64)
+    found = top_patches(network, pictures, "features.0", channels=[0], longest_side=100)
     assert [patch.pixels.shape for patch in found.patches[0]] == [(3, 3, 3)] * 2
     if network.channels == 1:  # as the network sees it
         assert all(np.ptp(patch.pixels, axis=2).max() == 0 for patch in found.patches[0])
