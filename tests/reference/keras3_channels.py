@@ -80,7 +80,8 @@ def write_pictures(folder: Path) -> list[Path]:
         "two_levels.png": Image.fromarray(picture(8, 50, 40)).convert("1"),
     }
     for name, image in found.items():
-        image.save(folder / name, **({"transparency": 3} if name.endswith(".gif") else {}))
+        more: dict[str, Any] = {"transparency": 3} if name.endswith(".gif") else {}
+        image.save(folder / name, **more)
     return [folder / name for name in found]
 
 
