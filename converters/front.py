@@ -155,6 +155,7 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions
         ValueError: the input is no image of 1, 3 or 4 channels.
     """
     channels, size = image_shape(file, graph)
+    flat = size if size is not None and len(graph.nodes[0].settings["batch_shape"]) == 3 else None  # no channels yet
     readers: dict[str, list[Node]] = {}
     for node in graph.nodes:
         for source in node.inputs:
@@ -186,6 +187,8 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions
             notes.append(
                 f"{node.own_name} becomes part of the preprocessing, which smooths large pictures before shrinking"
             )
+        elif flat is not None and _adds_channel(node, flat, graph):
+            flat = None
         elif node.kind in IDENTITIES or node.kind == "ops.Cast":
             if node.kind.startswith("Random"):
                 notes.append(f"{node.own_name} is left out, since it acts in training alone")
@@ -198,11 +201,26 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions
             break
         found.append(node.name)
         here = node.name
+    if flat is not None and any(node.kind != "Flatten" for node in readers.get(here, [])):
+        shape = graph.nodes[0].settings["batch_shape"]
+        raise ValueError(
+            f"{file.path}: its model's input is {shape!r}, without channels, and {readers[here][0].name} reads it; only"
+            f" Flatten, and Reshape to {flat[0]}x{flat[1]} pixels of one channel, are supported there"
+        )
     return Front(
         file.path, tuple(found), tuple(scale), tuple(offset), tuple(order), affine or interpolation is not None, size,
         interpolation, wishes.preprocessing, wishes.output is not None or wishes.until is not None, tuple(notes),
         tuple(skipped),
     )  # fmt: skip
+
+
+def _adds_channel(node: Node, size: tuple[int, int], graph: Graph) -> bool:
+    """Return whether a layer gives images (height, width) of `size` an axis of channels, in the graph's format."""
+    if node.kind != "Reshape":
+        return False
+    wanted = (1, *size) if graph.data_format == "channels_first" else (*size, 1)
+    target = node.settings["target_shape"]
+    return len(target) == 3 and all(side in (-1, own) for side, own in zip(target, wanted, strict=True))
 
 
 def _reversed(after: Sequence[Node], readers: Mapping[str, Sequence[Node]]) -> tuple[list[str], list[int]] | None:

@@ -52,8 +52,13 @@ class Questions:
 
 
 def image_shape(file: KerasFile, graph: Graph) -> tuple[int, tuple[int, int] | None]:
-    """Return the number of channels of the model's input, and its size as `input_size` does; errors are the same."""
+    """Return the number of channels of the model's input, and its size as `input_size` does; errors are the same.
+
+    An input (height, width) without an axis of channels is grey; see `front.front_of`.
+    """
     shape = graph.nodes[0].settings.get("batch_shape")
+    if isinstance(shape, list | tuple) and len(shape) == 3 and all(type(side) is int for side in shape[1:]):
+        return 1, (shape[1], shape[2])
     if not isinstance(shape, list | tuple) or len(shape) != 4:
         raise ValueError(f"{file.path}: its model's input is {shape!r}; {IMAGES}")
     first = 1 if file.data_format == "channels_first" else 3

@@ -14,15 +14,38 @@ from PIL import Image
 from torch import nn
 
 from converters import convert
-from convnets_torch import classify, densify, embed, load
+from converters.doctor.doctor import diagnose
+from convnets_torch import (
+    classify,
+    densify,
+    embed,
+    engine,
+    export,
+    filter_patterns,
+    finetune,
+    gradcam,
+    heatmap,
+    heatmap_each,
+    load,
+    prepare,
+)
 from convnets_torch.card import Card
+from convnets_torch.explain.channels import activation_grids, save_grids
+from convnets_torch.explain.faithfulness import measure_faithfulness
+from convnets_torch.explain.filters import first_kernels
+from convnets_torch.explain.page import explain
+from convnets_torch.explain.patches import top_patches
+from convnets_torch.images import sources
 from convnets_torch.images.decoding import AS_IS, decode
+from convnets_torch.images.levels import shown
 from convnets_torch.images.preprocessing import (
     CENTER,
     CORNERS,
     Preprocessing,
     center_crop,
     crop_each,
+    crop_image,
+    cropped_box,
     fit_longest_side,
     general,
     normalize,
@@ -33,6 +56,9 @@ from convnets_torch.images.resizing import grey_of, normalized
 from convnets_torch.images.rows import Resized
 from convnets_torch.images.sources import InMemory
 from convnets_torch.inference.pipeline import predict
+from convnets_torch.training.augmentation import Augmentation, Photo, augmentation, view, view_sheet
+from convnets_torch.training.datasets import find_dataset
+from convnets_torch.training.settings import Settings
 from tests.conftest import run_keras3
 from tests.reference.keras3_channels import INSIDE, MODELS
 from tests.reference.pictures import picture
@@ -57,7 +83,7 @@ def see_through(seed: int, height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("name", MODELS)
 def test_pictures_are_read_and_answered_as_in_keras(keras3_channels, name, how, tmp_path):
-    options = {} if name in (*INSIDE, "normalized") else {"preprocessing": "keras-tf"}
+    options = {} if name in INSIDE else {"preprocessing": "keras-tf"}
     convert(keras3_channels / f"{name}.keras", tmp_path / "out.safetensors", proof=True, isolated=False, **options)
     network = load(tmp_path / "out.safetensors")
     rule = replace(network.card.preprocessing, interpolation=how)
@@ -105,6 +131,10 @@ def test_crops_are_pillows(name):
             whole = image.convert(mode).resize((36, 24), Image.Resampling[rule.interpolation.upper()])
             for (top, left), crop in zip([(2, 3), (0, 0), (0, 6), (4, 0), (4, 6)], found, strict=True):
                 np.testing.assert_array_equal(crop.squeeze(), np.asarray(whole)[top : top + 20, left : left + 30])
+        else:
+            box = cropped_box((50, 70), rule)
+            wanted = image.convert(mode).resize((20, 30), Image.Resampling.BICUBIC, box=box)
+            np.testing.assert_array_equal(found[0].squeeze(), np.asarray(wanted))
         small = fit_longest_side(np.asarray(image), 41, own)
         wanted = image.convert(mode).resize((41, 29), Image.Resampling[rule.interpolation.upper()])
         np.testing.assert_array_equal(small.squeeze(), np.asarray(wanted))
@@ -254,3 +284,219 @@ def test_batches_and_devices_see_the_same(network, views, tmp_path):
     if views != "ten":
         there = [row.logits for row in predict(network, paths, resize="device", views=views)]
         torch.testing.assert_close(torch.stack(there), torch.stack(one), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("two_channels", r"input has 2 channels; expected images of 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\) channels"),
+        ("five_channels", "its model's input has 5 channels"),
+        (
+            "dense_on_rows",
+            "without channels, and rows reads it; only Flatten, and Reshape to 20x28 pixels of one channel",
+        ),
+    ],
+)
+def test_other_inputs_are_refused(keras3_channels, name, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        convert(keras3_channels / f"{name}.keras", tmp_path / "out.safetensors", preprocessing="unit", isolated=False)
+
+
+@pytest.mark.slow
+def test_what_preprocessing_a_grey_model_can_have_is_said(keras3_channels, tmp_path):
+    def refused(preprocessing: str | None, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            convert(
+                keras3_channels / "grey.keras", tmp_path / "out.safetensors", preprocessing=preprocessing,
+                isolated=False,
+            )  # fmt: skip
+
+    refused(None, "one of keras-tf, keras-tf-aspect, unit, efficientnet-lite$")
+    refused(
+        "torchvision", "torchvision has numbers for three colours, but the images have one channel; known for these"
+    )
+    rule = {"size": 28, "resize_rule": "stretch", "interpolation": "nearest", "channels": "rgb", "mean": [0, 0, 0]}
+    (tmp_path / "rule.json").write_text(json.dumps(rule))
+    refused(str(tmp_path / "rule.json"), "has the channels rgb, but the network's input has one")
+    rule |= {"channels": "grey", "mean": [33.3], "std": [78.6]}
+    (tmp_path / "rule.json").write_text(json.dumps(rule))
+    report = convert(
+        keras3_channels / "grey.keras", tmp_path / "out.safetensors", preprocessing=str(tmp_path / "rule.json"),
+        proof=True, isolated=False,
+    )  # fmt: skip
+    assert report.card.preprocessing.std == (78.6,)
+    assert "pictures are read as grey, since the model's input has one channel" in report.choices
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[str]:
+    """A photograph, larger than JPEG's smallest scale, and a picture with transparency."""
+    Image.fromarray(picture(9, 150, 130)).save(tmp_path / "a.jpg")
+    Image.fromarray(see_through(10, 70, 90)).save(tmp_path / "b.png")
+    return [str(tmp_path / "a.jpg"), str(tmp_path / "b.png")]
+
+
+def as_seen(path: str, network) -> Image.Image:
+    """A picture in Pillow's mode of the network's channels."""
+    return Image.open(path).convert("L" if network.channels == 1 else "RGBA")
+
+
+@pytest.mark.filterwarnings("ignore:.*partly transparent")
+def test_maps_of_whole_pictures_of_rows_and_of_folders_agree(network, pictures, tmp_path):
+    """Each cell is the head on its own window of the resized picture."""
+    for path in pictures:
+        found = heatmap(network, path, "b", longest_side=80, max_memory=None)
+        blocks = heatmap(network, path, "b", longest_side=80, max_memory="150kB")
+        np.testing.assert_allclose(blocks.values, found.values, atol=1e-6)
+        image = as_seen(path, network)
+        assert found.picture.shape == (image.height, image.width, 3 if network.channels == 1 else 4)
+        size = (round(image.width * 80 / max(image.size)), round(image.height * 80 / max(image.size)))
+        small = np.atleast_3d(np.asarray(image.resize(size, Image.Resampling.BILINEAR)))
+        inputs = torch.from_numpy(normalize(small, network.card.preprocessing))[None]
+        with torch.no_grad():
+            cells = network.features(inputs)
+            [wanted] = network.head(cells[:, :, 1:9, 2:10]).softmax(1)
+        assert abs(found.values[1, 2] - wanted[1]) < 1e-5
+    rows = list(heatmap_each(network, pictures, "b", longest_side=80, exact=True))
+    assert [row.error for row in rows] == [None, None]
+    np.testing.assert_allclose(rows[1].maps[0].values, found.values, atol=1e-6)
+    alike = [np.asarray(as_seen(pictures[1], network).resize((80, 62))), pictures[1]]  # one needs no resizing
+    assert [row.error for row in heatmap_each(network, alike, "b", longest_side=80)] == [None, None]
+    drawn = np.asarray(found.draw())[:70]
+    if network.channels == 4:  # what is transparent is drawn on white
+        pale = see_through(10, 70, 90)[..., 3] == 0
+        assert drawn[pale].mean() > drawn[~pale].mean() + 20
+
+
+def test_large_pictures_are_read_by_rows(network, tmp_path, monkeypatch):
+    """A memory map and a TIFF file are resized and mapped as the same picture in memory."""
+    pixels = see_through(11, 300, 200)[..., : 4 if network.channels == 4 else 3]
+    wanted = heatmap(network, pixels, "c", longest_side=120)
+    mapped = np.memmap(tmp_path / "pixels", np.uint8, "w+", shape=pixels.shape)
+    mapped[:] = pixels
+    found = heatmap(network, mapped, "c", longest_side=120)
+    np.testing.assert_allclose(found.values, wanted.values, atol=1e-6)
+    pytest.importorskip("tifffile")
+    Image.fromarray(pixels).save(tmp_path / "large.tif", compression="tiff_deflate")
+    monkeypatch.setattr(sources, "STREAMED_PIXELS", 1000)
+    streamed = heatmap(network, tmp_path / "large.tif", "c", longest_side=120)
+    np.testing.assert_allclose(streamed.values, wanted.values, atol=1e-6)
+    assert (wanted.picture.shape, streamed.picture.shape) == (pixels.shape, (300, 200, 3))
+
+
+def test_a_channel_axis_of_a_grey_array_is_read_by_rows(tmp_path):
+    network = densify(small(1), 32, preprocessing=general("unit", 32, 1), classes=[*"abcde"])
+    pixels = picture(12, 90, 70)[..., :1]
+    mapped = np.memmap(tmp_path / "pixels", np.uint8, "w+", shape=pixels.shape)
+    mapped[:] = pixels
+    assert np.array_equal(heatmap(network, mapped, "c").values, heatmap(network, pixels[..., 0], "c").values)
+
+
+@pytest.mark.filterwarnings("ignore:.*(partly transparent|no cell supports)")
+def test_explanations_are_drawn_over_the_picture(network, pictures, tmp_path):
+    for path in pictures:
+        cam = gradcam(network, path, "a")
+        assert cam.picture.shape[:2] == as_seen(path, network).size[::-1]
+        faithful = measure_faithfulness(network, cam, steps=2)
+        [prediction] = [each for each in classify(network, path)[0] if each.words == "a"]
+        assert abs(faithful.probability - prediction.probability) < 1e-5  # it sees the picture as `classify` does
+        cam.save(tmp_path / "cam.png")
+        explain(network, path).save(tmp_path / "page.html")
+        [grid] = activation_grids(network, path, "features.1", channels=2)
+        seen = shown(
+            center_crop(decode(path, AS_IS.for_rule(network.card.preprocessing)).pixels, network.card.preprocessing)
+        )
+        assert np.array_equal(grid.picture, seen)
+        save_grids([grid], tmp_path / "grids.png")
+    found = top_patches(network, pictures, "features.0", channels=[0], longest_side=100)
+    assert [patch.pixels.shape for patch in found.patches[0]] == [(3, 3, 3)] * 2
+    if network.channels == 1:  # as the network sees it
+        assert all(np.ptp(patch.pixels, axis=2).max() == 0 for patch in found.patches[0])
+
+
+@pytest.mark.parametrize("form", ["fourier", "plain"])
+def test_patterns_have_the_networks_channels(network, form):
+    found = filter_patterns(network, "features.0", [0, 1], form=form, steps=12, size=24)
+    assert found.pictures.shape == (2, 24, 24, 1 if network.channels == 1 else 3)
+    assert found.excited.all()
+    inputs = (
+        found.pictures[0] if network.channels == 1 else np.dstack([found.pictures[0], np.full((24, 24), 255, "u1")])
+    )
+    with torch.no_grad():
+        output = network.features.get_submodule("0")(
+            torch.from_numpy(normalize(inputs, network.card.preprocessing))[None]
+        )
+    assert abs(float(output[0, 0].mean()) - found.after[0]) < 1e-4
+    assert found.draw().mode == "RGB"
+
+
+def test_first_kernels_are_drawn_of_grey_but_not_of_four_channels():
+    network = densify(small(1), 32, preprocessing=general("efficientnet-lite", 32, 1), classes=[*"abcde"])
+    found = first_kernels(network)
+    assert found.weights.shape == (8, 3, 3, 1)
+    assert found.pictures.shape == (8, 3, 3, 3)
+    weight = network.features.get_submodule("0").weight.detach().numpy()
+    np.testing.assert_allclose(found.weights[..., 0], weight[:, 0] / 128, rtol=1e-6)
+    other = densify(small(4), 32, preprocessing=general("unit", 32, 4), classes=[*"abcde"])
+    with pytest.raises(ValueError, match="takes 4 channels, not RGB or grey"):
+        first_kernels(other)
+
+
+def test_augmentation_keeps_the_channels(network):
+    rule = network.card.preprocessing
+    image = Image.fromarray(see_through(13, 60, 50)) if network.channels == 4 else Image.fromarray(picture(13, 60, 50))
+    plain = view(image, rule, augmentation("none"), (0, 0, 0))
+    assert np.array_equal(plain.permute(1, 2, 0).numpy(), crop_image(image, rule))
+    strong = [view(image, rule, augmentation("strong"), (0, 0, n)) for n in range(8)]
+    assert {tuple(each.shape) for each in strong} == {(network.channels, 32, 32)}
+    [flipped] = {tuple(view(image, rule, Augmentation(flip=1.0), (0, 0, n)).flip(2).flatten().tolist()) for n in (0, 1)}
+    assert flipped == tuple(plain.flatten().tolist())
+    photos = [Photo(image, "one"), Photo(image, "two")]
+    assert view_sheet(photos, rule, augmentation("strong"), views=2, mixing=("mixup", 1.0)).mode == "RGB"
+    if network.channels == 1:
+        view(image, rule, replace(augmentation("light"), randaugment=9), (0, 0, 1))
+    else:
+        with pytest.raises(ValueError, match="RandAugment has no form for images of four channels"):
+            view(image, rule, replace(augmentation("light"), randaugment=9), (0, 0, 1))
+
+
+def test_tints_change_colours_and_leave_opacity():
+    image, rule = Image.fromarray(see_through(14, 40, 40)), general("unit", 32, 4)
+    tinted = view(image, rule, Augmentation(tint=0.5, blur=1.5), (0, 0, 1))
+    plain = crop_image(image, rule)
+    assert np.array_equal(tinted[3].numpy(), plain[..., 3])
+    assert not np.array_equal(tinted[:3].permute(1, 2, 0).numpy(), plain[..., :3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grey", "rgba"])
+def test_a_converted_network_trains_exports_and_is_searched(keras3_channels, name, tmp_path):
+    convert(keras3_channels / f"{name}.keras", tmp_path / "out.safetensors", preprocessing="keras-tf", isolated=False)
+    network = load(tmp_path / "out.safetensors")
+    count, (height, width) = network.channels, network.size
+    for number in range(12):  # two classes that only opacity, or brightness, tells apart
+        for part, label in (("train", number % 2), ("val", number % 2)):
+            folder = tmp_path / "data" / part / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = picture(number + 50 * (part == "val"), 50, 60)
+            opaque = np.full((50, 60), (90, 250)[label], np.uint8)
+            pixels = np.dstack([pixels, opaque]) if count == 4 else pixels // 4 + 160 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    trained = finetune(
+        network, find_dataset(tmp_path / "data"), tmp_path / "trained.safetensors",
+        Settings(epochs=1, batch=4, unfreeze="features", seed=1), cache=tmp_path / "vectors", allow_leaks=True,
+    )  # fmt: skip
+    rows = list(predict(trained.network, sorted((tmp_path / "data" / "val").rglob("*.png"))))
+    assert [int(row.logits.argmax()) for row in rows] == [0] * 6 + [1] * 6
+    exported = export(network, tmp_path / "out.onnx", with_preprocessing=True)
+    assert exported.images == ("batch", height, width, count)
+    assert exported.difference < 1e-5
+    images = torch.randn(2, count, height, width)
+    with torch.no_grad():
+        torch.testing.assert_close(engine(network, precision="float32")(images), network(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(prepare(network, precision="float32")(images), network(images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=rf"this engine takes \(N, {count}, {height}, {width}\)"):
+        engine(network)(torch.zeros(1, 3, height, width))
+    with pytest.raises(ValueError, match="the network is graph, but only conversions of alexnet"):
+        diagnose(network, [tmp_path / "data/val/class0/0.png"], "class 0")

@@ -24,7 +24,7 @@ from convnets_torch.card import Card
 from convnets_torch.images.decoding import Picture, PictureWarning, Reading, ReadingKeywords, decode, warn
 from convnets_torch.inference.classification import card_of
 from convnets_torch.inference.pipeline import THREADS, run_pictures
-from convnets_torch.networks import Network
+from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.options import checked, renamed, shows
 from convnets_torch.weights import build, load
 from convnets_torch.wordnet.targets import find_target
@@ -132,6 +132,11 @@ def diagnose(
     if not isinstance(network, Network):
         network = load(network)
     card = card_of(network)
+    if card.network not in NETWORKS:
+        raise ValueError(
+            f"the network is {card.network}, but only conversions of {', '.join(sorted(NETWORKS))} are diagnosed; to"
+            " check a network that was converted by its config, convert it again with --proof"
+        )
     kinds: Sequence[Evidence]
     if golden is not None:
         if expected is not None or list(images):

@@ -300,7 +300,9 @@ def export(
     if shown.as_json:
         print(json.dumps({**asdict(written), "path": str(written.path), "with_preprocessing": with_preprocessing}))
         return
-    pixels = "RGB, 0 to 255" if with_preprocessing else "normalised as the card says"
+    pixels = "normalised as the card says"
+    if with_preprocessing:
+        pixels = {1: "grey", 3: "RGB", 4: "RGBA"}[int(written.images[-1])] + ", 0 to 255"
     checked = f"not checked: {written.unchecked}"
     if written.difference is not None:
         checked = f"{written.difference:.1e} of the largest logit"

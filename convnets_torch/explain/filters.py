@@ -116,7 +116,8 @@ def first_kernels(network: nn.Module) -> FirstKernels:
         raise ValueError(f"weights of {layer} are NaN or infinite: the file is broken")
     peaks = np.abs(weights).max(axis=(1, 2, 3))
     shares = weights / np.where(peaks > 0, peaks, 1)[:, None, None, None]
-    return FirstKernels(layer, weights, shown(np.rint(128 + 127 * shares).astype(np.uint8)), peaks)
+    pictures = np.rint(128 + 127 * shares).astype(np.uint8)
+    return FirstKernels(layer, weights, pictures.repeat(3, axis=3) if pictures.shape[3] == 1 else pictures, peaks)
 
 
 Size = tuple[int, int]  # height, width in pixels

@@ -21,7 +21,7 @@ from convnets_torch.files import Output, Writer
 from convnets_torch.heatmaps.maps import Box
 from convnets_torch.images.decoding import Picture, Reading, ReadingKeywords, decode, picture_name, warn
 from convnets_torch.images.levels import shown
-from convnets_torch.images.preprocessing import Pixels, fit_longest_side, normalize
+from convnets_torch.images.preprocessing import Pixels, fit_longest_side, in_channels, normalize
 from convnets_torch.inference.batching import is_out_of_memory, is_too_small
 from convnets_torch.inference.classification import to_parameters
 from convnets_torch.inference.pipeline import THREADS, each_of, expected_pixels, run_pictures
@@ -45,8 +45,8 @@ class Patch:
         activation: of the channel in this cell.
         row, column: of the cell.
         box: the receptive field in pixels of the picture at its own size, clipped to the picture.
-        pixels: (h, w, 3) uint8, RGB: the whole receptive field at the size that the network saw; grey (128) outside the
-            picture, where the network sees padding.
+        pixels: (h, w, 3) uint8, RGB: the whole receptive field as the network saw it, at its size; grey (128) outside
+            the picture, where the network sees padding.
     """
 
     picture: Picture
@@ -218,6 +218,7 @@ def _strongest(
     rule, size = rule_of(network), (pixels.shape[0], pixels.shape[1])
     if longest_side is not None and max(size) > longest_side:
         pixels = fit_longest_side(pixels, longest_side, rule)
+    pixels = in_channels(pixels, rule)
     try:
         with torch.inference_mode():
             maps = run_to(network, layer, to_parameters(normalize(pixels, rule)[None], network))[layer][0, channels]

@@ -21,7 +21,7 @@ from tests.reference.keras3_graphs import choose_weights
 from tests.reference.pictures import picture
 
 MODES = {1: "grayscale", 4: "rgba"}
-INSIDE = ("rescaled",)
+INSIDE = ("rescaled", "normalized", "given_channels")  # models that normalise themselves
 
 
 def _classifier(size: tuple[int, int], channels: int, *front: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -42,7 +42,24 @@ MODELS: dict[str, Callable[[Any], Any]] = {
     "rescaled": _classifier((28, 36), 1, lambda L: L.Rescaling(1 / 127.5, offset=-1)),
     "normalized": _classifier(
         (20, 28), 4, lambda L: L.Normalization(mean=[120.0, 110.0, 100.0, 99.0], variance=[90.0, 85.0, 80.0, 75.0])),
+    "without_channels": lambda keras: keras.Sequential([
+        keras.Input((20, 28)), keras.layers.Flatten(), keras.layers.Dense(9, activation="relu"), keras.layers.Dense(4),
+        keras.layers.Softmax(),
+    ]),
+    "given_channels": lambda keras: keras.Sequential([
+        keras.Input((28, 20)), keras.layers.Rescaling(1 / 127.5, offset=-1), keras.layers.Reshape((28, 20, 1)),
+        keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(4),
+        keras.layers.Softmax(),
+    ]),
     "mobilenet": lambda keras: keras.applications.MobileNet(weights=None, input_shape=(32, 32, 1), classes=7),
+}  # fmt: skip
+
+REFUSED: dict[str, Callable[[Any], Any]] = {
+    "two_channels": _classifier((28, 28), 2),
+    "five_channels": _classifier((28, 28), 5),
+    "dense_on_rows": lambda keras: keras.Sequential([
+        keras.Input((20, 28)), keras.layers.Dense(9, name="rows"), keras.layers.Flatten(), keras.layers.Dense(4),
+    ]),
 }  # fmt: skip
 
 
@@ -63,7 +80,8 @@ def write_pictures(folder: Path) -> list[Path]:
         "two_levels.png": Image.fromarray(picture(8, 50, 40)).convert("1"),
     }
     for name, image in found.items():
-        image.save(folder / name, **({"transparency": 3} if name.endswith(".gif") else {}))
+        more: dict[str, Any] = {"transparency": 3} if name.endswith(".gif") else {}
+        image.save(folder / name, **more)
     return [folder / name for name in found]
 
 
@@ -74,17 +92,21 @@ def main(folder: str) -> None:
     for number, (name, build) in enumerate(MODELS.items()):
         model = build(keras)
         choose_weights(model, number)
-        size, channels = model.input_shape[1:3], model.input_shape[3]
+        size, channels = model.input_shape[1:3], (*model.input_shape, 1)[3]
         arrays = {}
         for path in pictures:
             for how in ("nearest", "bilinear", "bicubic"):
                 image = keras.utils.load_img(path, color_mode=MODES[channels], target_size=size, interpolation=how)
                 arrays[f"{path.name}.{how}"] = seen = keras.utils.img_to_array(image)
-                inputs = seen if name in (*INSIDE, "normalized") else seen / 127.5 - 1
-                arrays[f"{path.name}.{how}.answers"] = model.predict(inputs[None], verbose=0)[0]
+                inputs = seen if name in INSIDE else seen / 127.5 - 1
+                arrays[f"{path.name}.{how}.answers"] = model.predict(
+                    inputs.reshape(1, *model.input_shape[1:]), verbose=0
+                )[0]
         np.savez(Path(folder) / f"{name}.npz", **arrays)
         model.save(Path(folder) / f"{name}.keras")
         keras.backend.clear_session()
+    for name, build in REFUSED.items():
+        build(keras).save(Path(folder) / f"{name}.keras")
 
 
 if __name__ == "__main__":
