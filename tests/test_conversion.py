@@ -344,7 +344,7 @@ for _ in range(60):
 
 def test_other_archives_are_no_files_of_pytorch(tmp_path, refused):
     np.savez(tmp_path / "weights.npz", a=np.zeros(3))
-    refused(tmp_path / "weights.npz", r"weights.npz: holds no model.weights.h5, but 'a.npy'")
+    refused(tmp_path / "weights.npz", r"weights.npz has arrays of NumPy, but no Keras layers")
 
 
 def test_an_older_output_survives_a_failed_conversion(source, tmp_path):

@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,8 @@ def written(content: bytes | str):
 
 
 def frossard(path: Path) -> None:
-    np.savez(path, **{f"{name}_{role}": np.zeros(shape, "f4") for name, shape in LAYERS.items() for role in "Wb"})
+    arrays: dict[str, Any] = {f"{name}_{role}": np.zeros(shape) for name, shape in LAYERS.items() for role in "Wb"}
+    np.savez(path, **arrays)
 
 
 def alexnet(path: Path) -> None:

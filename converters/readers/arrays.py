@@ -110,10 +110,10 @@ def keras_array(path: Path, array: Array) -> KerasArray:
 
 
 class Blocks(NamedTuple):
-    """Rows `start` to `start + length`, and `count - 1` more such blocks at distances of `apart` rows."""
+    """Rows `start` to `start + length`, and further such blocks at distances of `apart` rows, `number` in all."""
 
     start: int
-    count: int
+    number: int
     apart: int
     length: int
 
@@ -151,10 +151,10 @@ def _read(dataset: h5py.Dataset, dtype: np.dtype[Any], rows: Blocks | None) -> N
         dataset.id.read(h5s.ALL, h5s.ALL, found)
         return found
     rest = dataset.shape[1:]
-    found = np.empty((rows.count * rows.length, *rest), dtype)
+    found = np.empty((rows.number * rows.length, *rest), dtype)
     space, ones = dataset.id.get_space(), (1,) * len(rest)
     space.select_hyperslab(
-        (rows.start, *(0 for _ in rest)), (rows.count, *ones), (rows.apart, *ones), (rows.length, *rest)
+        (rows.start, *(0 for _ in rest)), (rows.number, *ones), (rows.apart, *ones), (rows.length, *rest)
     )
     dataset.id.read(h5s.create_simple(found.shape), space, found)
     return found

@@ -126,7 +126,7 @@ def measure_convert(folder: Path, rounds: int) -> list[Result]:
 
 
 def measure_formats(folder: Path, rounds: int) -> list[Result]:
-    """The same for the formats in which real Keras 3 saves VGG16 and ResNet50; needs `dev` and 3 GB of disk."""
+    """The same for formats in which real Keras 3 saves VGG16 and ResNet50; needs the `dev` extra and 3 GB of disk."""
     write = [sys.executable, "-W", "ignore", "-m", "tests.reference.keras3_files", str(folder / "keras3")]
     command = [
         *write,
