@@ -30,7 +30,7 @@ def input_size(file: KerasFile, graph: Graph | None) -> tuple[int, int] | None:
     shape = graph.nodes[0].settings.get("batch_shape")
     if not isinstance(shape, list | tuple) or len(shape) != 4:
         raise ValueError(f"{file.path}: its model's input is {shape!r}; expected images with three channels")
-    first = 1 if file.data_format == "channels_first" else 3
+    first = 1 if graph.data_format == "channels_first" else 3
     sides: list[Any] = [side for axis, side in enumerate(shape) if axis not in (0, first)]
     if shape[first] not in (3, None):
         raise ValueError(

@@ -64,7 +64,8 @@ class Layout:
     Attributes:
         kernel_order: axis order of the array: "oihw" or "hwio" of convolutions, "depthwise" (h, w, channels,
             multiplier), "hwoi" of transposed ones, "io" of a dense kernel that becomes a convolution, "hwc" of one
-            number for each value of a map, "flat" for a vector with dimensions of 1; None for others.
+            number for each value of a map, "flat" for a vector with dimensions of 1, "same" for one that is not
+            changed; None for vectors and dense kernels.
         flipped: whether the kernels are rotated by 180 degrees.
         window: (channels, h, w) if the rows of a dense kernel, or the values of a batch normalisation before it, are in
             the order h, w, channels; else None.
@@ -118,6 +119,7 @@ class Plan:
         hidden: step used for hidden activations that the file does not specify, for the proof.
         table: our module -> Keras layer with the same output, for the proof of a network given as a graph.
         final: name of the Keras layer whose output is the network's, for the same.
+        fused: whether that is its output after a fused activation.
         output, until: the user's options.
     """
 
@@ -135,6 +137,7 @@ class Plan:
     hidden: tuple[Any, ...] = ("relu",)
     table: Mapping[str, str] | None = None
     final: str | None = None
+    fused: bool = True
     output: str | None = None
     until: str | None = None
 

@@ -43,6 +43,7 @@ def forward(
     output: str | None = None,
     until: str | None = None,
     final: str | None = None,
+    fused: bool = True,
 ) -> Iterator[tuple[str, Array]]:
     """Run a file's model on one image.
 
@@ -62,6 +63,7 @@ def forward(
         hidden: step of hidden activations that the file does not specify.
         output, until: as in `graph_of_config`.
         final: name of the node whose output is yielded last, as `OUTPUT`; by default, that before a softmax or sigmoid.
+        fused: whether that is its output after a fused activation.
 
     Yields:
         The name of each layer with weights and its linear output, before a fused activation: (channels, height, width)
@@ -79,7 +81,7 @@ def forward(
         graph = graph_of_config(file, data_format, output=output, until=until)
         meaning = Meaning(backend == "theano", _major(file), graph.data_format)
         first = numpy_keras.from_channels_last(np.asarray(image, np.float64), graph.data_format)
-        yield from _run(file, read, graph, meaning, first, final)
+        yield from _run(file, read, graph, meaning, first, final, fused=fused)
         return
     graph = graph_of(
         file, data_format, network=network, lineage=lineage, pool1_padding=pool1_padding, epsilon=epsilon, head=head,
@@ -127,7 +129,14 @@ def _major(file: KerasFile) -> int:
 
 
 def _run(
-    file: KerasFile, read: Read, graph: Graph, meaning: Meaning, image: Array, chosen: str | None = None
+    file: KerasFile,
+    read: Read,
+    graph: Graph,
+    meaning: Meaning,
+    image: Array,
+    chosen: str | None = None,
+    *,
+    fused: bool = False,
 ) -> Iterator[tuple[str, Array]]:
     readers = Counter(source for node in graph.nodes for source in node.inputs)
     end = chosen or _end(graph)
@@ -147,12 +156,11 @@ def _run(
         data_format = meaning.data_format if chosen else format_of(node, meaning)
         if node.layer is not None and " (call " not in node.name:
             yield label(node.layer, file), channels_first(linear, data_format)
-        fused, settings = activation_of(node.settings) if node.kind not in ACTIVATIONS else ("linear", {})
+        name, settings = activation_of(node.settings) if node.kind not in ACTIVATIONS else ("linear", {})
+        values[node.name] = numpy_keras.activate(linear, name, keras=meaning.keras, **settings)
         if node.name == end:
-            final = channels_first(linear, data_format)
-            if fused not in ENDS:
-                final = numpy_keras.activate(final, fused, keras=meaning.keras, **settings)
-        values[node.name] = numpy_keras.activate(linear, fused, keras=meaning.keras, **settings)
+            whole = fused if chosen else name not in ENDS
+            final = channels_first(values[node.name] if whole else linear, data_format)
     if chosen:
         yield OUTPUT, final
         return

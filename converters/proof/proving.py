@@ -131,6 +131,7 @@ def _assumptions(file: KerasFile, plan: Plan) -> dict[str, Any]:
         "output": plan.output,
         "until": plan.until,
         "final": plan.final,
+        "fused": plan.fused,
     }
 
 
@@ -177,7 +178,7 @@ def record_outputs(
     handles = [module.register_forward_hook(keep(name)) for name, module in modules]
     try:
         with torch.inference_mode():
-            precision = next(network.parameters()).dtype
+            precision = next((each.dtype for each in network.parameters()), torch.float64)
             images = torch.from_numpy(np.ascontiguousarray(image)).to(precision)[None]
             if network.head is None:
                 outputs["features"] = network.features(images)[0].numpy().copy()
