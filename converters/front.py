@@ -176,7 +176,7 @@ def _reversed(
         keys = {node.name: _channels_of(node, first) for node in after}
         if len(stacks) == 1:
             [stack] = stacks.values()
-            picked = [keys.get(source) for source in stack.inputs]
+            picked: list[Any] = [keys.get(source) for source in stack.inputs]
             axis = stack.settings.get("axis")
             if stack.kind == "ops.Stack" and axis == (1 if first else -1) and sorted(picked, key=str) == [0, 1, 2]:
                 return [*(node.name for node in after), stack.name], picked

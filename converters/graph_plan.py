@@ -408,7 +408,10 @@ class _Translator:
     def _activation_of(self, node: Node) -> tuple[str, Mapping[str, Any]]:
         if node.kind in FUNCTIONS:
             words = {key: value for key, value in node.settings.items() if key not in ("name", "function")}
-            if others := [one for one in node.operands[1:] if one is not None]:
+            others = [one for one in node.operands[1:] if one is not None]
+            if node.kind == "ops.Softmax" and [type(one) for one in others] == [int]:
+                return FUNCTIONS[node.kind], words | {"axis": others[0]}
+            if others:
                 raise ValueError(f"is called with {others[0]!r:.80} beside its input, which is not supported")
             return FUNCTIONS[node.kind], words
         return layer_activation(node.kind, node.settings)

@@ -240,6 +240,18 @@ def setting(name: str, **values: object):
     return lambda layers, model: layers[name]["config"].update(values)
 
 
+def test_a_softmax_of_tf_has_its_axis_as_an_argument(layers, tmp_path):
+    def change(layers, model):
+        layers["softmax"].update(class_name="TFOpLambda")
+        layers["softmax"].pop("module", None)
+        layers["softmax"]["config"] = {"name": "softmax", "trainable": True, "function": "nn.softmax"}
+        layers["softmax"]["inbound_nodes"][0]["kwargs"] = {"axis": 1}
+
+    path = edited(layers / "operation_softmax.h5", tmp_path, change)
+    shutil.copy(layers / "operation_softmax.npz", path.with_suffix(".npz"))
+    check(path, tmp_path, inside=False)
+
+
 def read(name: str, source: str):
     def change(layers, model):
         layers[name]["inbound_nodes"][0]["args"][0]["config"]["keras_history"][0] = source
