@@ -166,7 +166,7 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions
     skipped: list[str] = []
     while here != graph.output:
         after = readers.get(here, [])
-        if channels == 3 and (flipped := _reversed(after, readers)):
+        if channels == 3 and (flipped := _reversed(after, readers, graph.data_format == "channels_first")):
             nodes, picked = flipped
             order = [order[one] for one in picked]
             scale, offset = ([each[one] for one in picked] for each in (scale, offset))
@@ -223,26 +223,34 @@ def _adds_channel(node: Node, size: tuple[int, int], graph: Graph) -> bool:
     return len(target) == 3 and all(side in (-1, own) for side, own in zip(target, wanted, strict=True))
 
 
-def _reversed(after: Sequence[Node], readers: Mapping[str, Sequence[Node]]) -> tuple[list[str], list[int]] | None:
-    """Return the nodes that reorder the channels, and the source channel of each."""
-    if len(after) == 1 and after[0].kind == "ops.GetItem":
-        key = after[0].operands[1] if len(after[0].operands) > 1 else None
-        if isinstance(key, list) and len(key) == 2 and key[0] in ("...", {"class_name": "__ellipsis__"}):
-            step = key[1] if isinstance(key[1], slice) else _slice_of(key[1])
-            if step == slice(None, None, -1):
-                return [after[0].name], [2, 1, 0]
-    if len(after) == 3 and all(node.kind == "ops.GetItem" and len(node.operands) == 2 for node in after):
+def _reversed(
+    after: Sequence[Node], readers: Mapping[str, Sequence[Node]], first: bool
+) -> tuple[list[str], list[int]] | None:
+    """Return the nodes that reorder the channels, the `first` axis or the last, and the source channel of each."""
+    if len(after) == 1 and _channels_of(after[0], first) == slice(None, None, -1):
+        return [after[0].name], [2, 1, 0]
+    if len(after) == 3:
         stacks = {one.name: one for node in after for one in readers.get(node.name, [])}
-        keys = {node.name: node.operands[1] for node in after}
-        if len(stacks) == 1 and all(
-            isinstance(key, list) and len(key) == 2 and key[0] == "..." for key in keys.values()
-        ):
+        keys = {node.name: _channels_of(node, first) for node in after}
+        if len(stacks) == 1:
             [stack] = stacks.values()
-            picked = [keys.get(source, (0, None))[1] for source in stack.inputs]
+            picked: list[Any] = [keys.get(source) for source in stack.inputs]
             axis = stack.settings.get("axis")
-            if stack.kind == "ops.Stack" and axis == -1 and sorted(picked, key=str) == [0, 1, 2]:
+            if stack.kind == "ops.Stack" and axis == (1 if first else -1) and sorted(picked, key=str) == [0, 1, 2]:
                 return [*(node.name for node in after), stack.name], picked
     return None
+
+
+def _channels_of(node: Node, first: bool) -> Any:
+    """Return the number or slice of the channels that x[..., number] picks, or x[:, number, :] of channels first."""
+    key = node.operands[1] if node.kind == "ops.GetItem" and len(node.operands) == 2 else None
+    if not isinstance(key, list) or len(key) < 2:
+        return None
+    if first:
+        all_else = key[0] == slice(None) and all(one in (slice(None), "...") for one in key[2:])
+    else:
+        all_else = len(key) == 2 and key[0] in ("...", {"class_name": "__ellipsis__"})
+    return (_slice_of(key[1]) or key[1]) if all_else else None
 
 
 def _slice_of(value: Any) -> slice | None:

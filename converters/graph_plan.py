@@ -51,7 +51,7 @@ Shape = tuple[int, ...]
 ACTIVATION_KINDS = {  # Keras's name -> ours, for activations without a number
     **{name: name for name in (
         "linear", "relu", "relu6", "selu", "silu", "sigmoid", "tanh", "softplus", "softsign", "exponential", "mish",
-        "hard_silu", "log_softmax", "hard_tanh", "tanh_shrink", "log_sigmoid",
+        "hard_silu", "hard_tanh", "tanh_shrink", "log_sigmoid",
     )},
     "swish": "silu", "hard_swish": "hard_silu",
 }  # fmt: skip
@@ -175,7 +175,7 @@ def plan_graph(file: KerasFile, wishes: Wishes, questions: Questions | None = No
     return Plan(
         network=name, arguments=arguments, framework=file.framework, backend=backend, preprocessing=rule,
         steps=tuple(steps), activation=activation, data_format=graph.data_format, choices=tuple(choices),
-        rescales=front.affine, skipped=front.skipped, table=table, final=parts.final,
+        rescales=front.affine, skipped=front.skipped, table=table, final=parts.final, fused=parts.fused,
         output=wishes.output, until=wishes.until,
     )  # fmt: skip
 
@@ -206,7 +206,9 @@ def _step(parameter: str, shape: Shape, layers: Sequence[Layer], role: str) -> K
     if array is None:
         return KerasStep(Row(source, parameter, shape, f"set to {constant:g}"), (), layout, constant)
     words = []
-    if layout.kernel_order not in (None, "oihw", "flat") or (len(array.shape) == 2 and not layout.window):
+    if layout.kernel_order not in (None, "oihw", "flat", "same") or (
+        layout.kernel_order is None and len(array.shape) == 2 and not layout.window
+    ):
         words.append("transposed")
     if layout.flipped:
         words.append("flipped")
@@ -221,6 +223,7 @@ def _step(parameter: str, shape: Shape, layers: Sequence[Layer], role: str) -> K
 def _with_map(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Return the arguments with the stride of the map, or the reason why there is none; and the network."""
     from convnets_torch.fcn.graph import features_graph, map_graph
+    from convnets_torch.fcn.sliding import slide
     from convnets_torch.weights import build
 
     graph = arguments["graph"]
@@ -233,6 +236,8 @@ def _with_map(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             network.stride = grid.stride
             if network.head is not None:
                 map_graph(network)
+                images = torch.empty(1, graph["channels"], *graph["size"], device="meta")
+                slide(network.head, network.eval().features(images), graph["window"])
             graph = {**graph, "stride": grid.stride}
         except ValueError as error:
             graph = {**graph, "window": (0, 0), "no_map": f"{error}"[:1000]}
@@ -444,6 +449,11 @@ class _Translator:
     def _activation_of(self, node: Node) -> tuple[str, Mapping[str, Any]]:
         if node.kind in FUNCTIONS:
             words = {key: value for key, value in node.settings.items() if key not in ("name", "function")}
+            others = [one for one in node.operands[1:] if one is not None]
+            if node.kind == "ops.Softmax" and [type(one) for one in others] == [int]:
+                return FUNCTIONS[node.kind], words | {"axis": others[0]}
+            if others:
+                raise ValueError(f"is called with {others[0]!r:.80} beside its input, which is not supported")
             return FUNCTIONS[node.kind], words
         return layer_activation(node.kind, node.settings)
 
@@ -473,11 +483,11 @@ class _Translator:
             kind = "gelu_tanh" if given.get("approximate") else "gelu"
         elif name == "hard_sigmoid":
             kind = "hard_sigmoid" if self.keras >= 3 else "hard_sigmoid_0.2"
-        elif name == "softmax":
+        elif name in ("softmax", "log_softmax"):
             rank, axis = len(self.shapes[source]), given.get("axis", -1)
             # `layer_activation` does not count the batch in an axis from the front
             counted = axis if axis < 0 or node.kind in FUNCTIONS else axis + 1
-            kind, numbers = "softmax", {"dim": self._dim(counted, rank)}
+            kind, numbers = name, {"dim": self._dim(counted, rank)}
         if kind is None:
             raise ValueError(f"has the activation {name!r}, which is not known here")
         self._emit(node, kind, [source], suffix, **numbers)
@@ -660,8 +670,8 @@ class _Translator:
             arrays = {"weight": ("gamma", Layout(), 1.0), "bias": ("beta", Layout(), 0.0)}
             self._emit(node, "channel_norm", inputs, arrays=arrays, channels=shape[1], epsilon=epsilon)
         elif dims == list(range(dims[0], len(shape))):
-            layout = Layout("hwc") if len(shape) == 4 and self.last else Layout()
-            if layout.kernel_order and dims != [1, 2, 3]:
+            layout = Layout("hwc" if len(shape) == 4 and self.last else "same")
+            if layout.kernel_order == "hwc" and dims != [1, 2, 3]:
                 raise ValueError("normalises some axes of a map, which is not supported")
             arrays = {"weight": ("gamma", layout, 1.0), "bias": ("beta", layout, 0.0)}
             self._emit(node, "layer_norm", inputs, arrays=arrays, shape=shape[dims[0] :], epsilon=epsilon)
@@ -689,13 +699,11 @@ class _Translator:
         shape = self.shapes[inputs[0]]
         array = _layer(node, "alpha").arrays["alpha"]
         own = array.shape
-        layout = Layout()
+        layout = Layout("flat" if own[1:] == (1, 1) else "same")
         if len(own) != len(shape) - 1:
             raise _Missing(f"has an alpha of {own}, but reads values of {shape[1:]}")
         if len(shape) == 4 and self.last:
             own, layout = (own[2], own[0], own[1]), Layout("hwc")
-        elif own[1:] == (1, 1):
-            layout = Layout("flat")
         self._emit(node, "prelu", inputs, arrays={"weight": ("alpha", layout)}, shape=own)
 
     def _thresholdedrelu(self, node: Node, inputs: list[str]) -> None:
@@ -745,8 +753,10 @@ class _Translator:
     def _flatten(self, node: Node, inputs: list[str]) -> None:
         rank = len(self.shapes[inputs[0]])
         first = node.settings.get("data_format") == "channels_first"  # Keras 2.2 and later transposes such values
-        if first and self.last and rank > 2:
-            raise ValueError("is channels_first, but the model is channels_last; mixed formats are not supported")
+        if first and rank == 4 and self.last:  # Keras's first axis, which is no channels here
+            inputs = [self._emit(node, "permute", inputs, "_permute", order=(0, 3, 1, 2))]
+            self._emit(node, "reshape", inputs, shape=(-1,), channels_last=False)
+            return
         self._emit(node, "flatten", inputs, channels_last=(rank == 4 and self.last) or (rank > 2 and first))
 
     def _reshape(self, node: Node, inputs: list[str]) -> None:
@@ -765,10 +775,18 @@ class _Translator:
         self._emit(node, "permute", inputs, order=tuple(order))
 
     def _rescaling(self, node: Node, inputs: list[str]) -> None:
+        shape = self.shapes[inputs[0]]
         scale, offset = (node.setting(word, default=plain) for word, plain in (("scale", 1.0), ("offset", 0.0)))
+        along_last = len(shape) == 2 or (len(shape) == 4 and self.last)
+        # Keras 3 alone, and for the scale alone, follows the data format
+        for list_of, known in ((scale, len(shape) == 4 and self.keras >= 3), (offset, False)):
+            if isinstance(list_of, list | tuple) and not (along_last or known):
+                raise ValueError(f"has a constant of {len(list_of)} numbers for {list(shape[1:])}, not one per channel")
         self._emit(node, "scale", inputs, scale=_numbers(scale), offset=_numbers(offset))
 
     def _merge(self, node: Node, inputs: list[str]) -> None:
+        if any(not isinstance(operand, Operand) for operand in node.operands):
+            raise ValueError("compares its input with a constant, which is not supported")
         shapes = {self.shapes[source] for source in inputs}
         if len({len(shape) for shape in shapes}) > 1:
             raise ValueError("merges inputs of different dimensions, which is not supported")
@@ -838,11 +856,15 @@ class _Translator:
 
     def _constant(self, value: Any, shape: Shape) -> float | tuple[float, ...]:
         """Return a constant operand as one number, or one per channel."""
-        numbers = _flat(value)
+        numbers, sides, inner = _flat(value), [], value
         if len(numbers) == 1:
             return numbers[0]
-        if len(numbers) != shape[1] or not (self.last or len(shape) == 2 or _is_per_channel(value)):
-            raise ValueError(f"has a constant of {len(numbers)} numbers for {shape[1]} channels")
+        while isinstance(inner, list | tuple):
+            sides.append(len(inner))
+            inner = inner[0]
+        axes = [place - len(sides) for place, side in enumerate(sides) if side > 1]
+        if len(axes) != 1 or self._dim(axes[0], len(shape)) != 1 or len(numbers) != shape[1]:
+            raise ValueError(f"has a constant of {sides} numbers for {list(shape[1:])}; known: one, or one per channel")
         return tuple(numbers)
 
     def _registered(self, node: Node, inputs: list[str]) -> None:
@@ -951,7 +973,7 @@ def _has_bias(node: Node, layer: KerasLayer) -> bool:
 def _stored_shape(layout: Layout, ours: Shape, stored: Shape) -> Shape:
     """Return the shape in the file of one of our parameters."""
     order = layout.kernel_order
-    if order == "oihw":
+    if order in ("oihw", "same"):
         return ours
     if order == "hwio":
         return (ours[2], ours[3], ours[1], ours[0])
@@ -976,13 +998,6 @@ def _flat(value: Any) -> list[float]:
     if isinstance(value, list | tuple):
         return [number for each in value for number in _flat(each)]
     return [number_of(value)]
-
-
-def _is_per_channel(value: Any) -> bool:
-    """Return whether a nested list has its numbers along the third axis from the end, (C, 1, 1)."""
-    while isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return isinstance(value, list) and all(isinstance(each, list) and len(_flat(each)) == 1 for each in value)
 
 
 def _numbers(value: Any) -> float | tuple[float, ...]:
@@ -1013,7 +1028,8 @@ def _major(file: KerasFile) -> int:
 
 
 ELEMENTWISE = frozenset((*ACTIVATION_KINDS.values(), "elu", "celu", "leaky_relu", "clipped_relu", "threshold",
-                         "gelu", "gelu_tanh", "hard_sigmoid", "hard_sigmoid_0.2", "dropout", "scale"))  # fmt: skip
+                         "gelu", "gelu_tanh", "hard_sigmoid", "hard_sigmoid_0.2", "dropout", "scale", "softmax",
+                         "log_softmax"))  # fmt: skip
 SLIDING = frozenset(  # layers of a head that `slide` knows
     ("linear", "relu", "relu6", "selu", "silu", "sigmoid", "tanh", "softplus", "elu", "leaky_relu", "gelu", "gelu_tanh",
      "hard_silu", "dropout")
@@ -1040,6 +1056,7 @@ class _Parts:
         end: the activation of the logits.
         notes: what was left out.
         final: name of the Keras node whose output the network has; "" for the model's own.
+        fused: whether that output is the one after the node's fused activation.
     """
 
     features: list[Layer]
@@ -1050,27 +1067,28 @@ class _Parts:
     end: _End
     notes: tuple[str, ...] = ()
     final: str = ""
+    fused: bool = True
 
 
 def _split(layers: dict[str, Layer]) -> _Parts:
     """Split a network where its head can slide over the feature map, or else before its last layers."""
     uses = Counter(source for layer in layers.values() for source in layer.entry[2])
     ordered = list(layers.values())
-    whole, last = [*ordered], ordered[-1].node
     chain: list[Layer] = []
     layer: Layer | None = ordered[-1]
     while layer is not None and uses[layer.name] == (0 if layer is ordered[-1] else 1) and _can_follow(layer):
         chain.insert(0, layer)
         layer = layers.get(layer.entry[2][0])
-    result, activation = ordered[-1].after, "linear"
-    if chain and chain[-1].kind in ENDS and prod(result[2:]) == 1:
-        activation = chain.pop().kind
-        ordered.pop()
+    whole, result, activation = ordered, ordered[-1].after, "linear"
+    last = chain[-1] if chain else None
+    if last and last.kind in ENDS and prod(result[2:]) == 1 and last.entry[3].get("dim", 1) == 1:
+        activation, chain, ordered = last.kind, chain[:-1], ordered[:-1]
     start = next((place for place, one in enumerate(chain) if _reads_map(one)), None)
     final = ordered[-1].node if ordered else ""
+    fused = whole[-1] is ordered[-1] or whole[-1].node != final if ordered else True
     if prod(result[2:]) != 1 or (len(result) == 4 and start is None) or len(result) == 3:
         why = None if len(result) == 4 else "its output is not a map"
-        return _Parts(whole, None, (0, 0), why, None, _End(None, None), final=last)
+        return _Parts(whole, None, (0, 0), why, None, _End(None, None), final=whole[-1].node)
     end = _End(result[1], {"linear": "none"}.get(activation, activation))
     reason = "no single layer reads its whole feature map: neither a flatten nor a global pooling"
     if start is not None and not any(one.kind in ("dense", "conv") for one in chain[start:]):
@@ -1080,7 +1098,11 @@ def _split(layers: dict[str, Layer]) -> _Parts:
             cell = chain[place]
             flat = Layer((f"{cell.name}_flatten", "flatten", (), {}), cell.before, cell.before[:2])
             features = ordered[: ordered.index(cell)]
-            return _Parts(features, _sliding_head([flat, *chain[place:]]), (0, 0), reason, result[1], end, final=final)
+            head = _sliding_head([flat, *chain[place:]])
+            return _Parts(features, head, (0, 0), reason, result[1], end, final=final, fused=fused)
+        features = ordered[: ordered.index(chain[start])]
+        if activation == "linear" and not (features and all(one.kind in UNLEARNT for one in chain[start:])):
+            return _Parts(whole, None, (0, 0), "its output is not a map", None, _End(None, None), final=final)
         if activation == "linear":
             # A pooling of all cells before a global one is part of the features.
             pools = [place for place, one in enumerate(chain) if one.kind in GLOBAL.values()]
@@ -1090,27 +1112,33 @@ def _split(layers: dict[str, Layer]) -> _Parts:
             note = f"the model ends with {names}, which is left out: the features are the map before it"
             if chain[start].kind in ("global_max", "max_pool"):
                 note += "; --pool max embeds them"
-            final = features[-1].node if features else "input"
-            return _Parts(features, None, (0, 0), None, None, _End(None, None), (note,), final)
+            return _Parts(features, None, (0, 0), None, None, _End(None, None), (note,), features[-1].node)
     if start is not None:
         features, head = ordered[: ordered.index(chain[start])], _sliding_head(chain[start:])
         window = (chain[start].before[2], chain[start].before[3])
         fixed = next((one for one in head if one.kind in ELEMENTWISE and one.kind not in SLIDING), None)
         why = None if fixed is None else f"its head has {fixed.name} ({fixed.kind}), which cannot slide over a map"
-        return _Parts(features, head, window if why is None else (0, 0), why, result[1], end, final=final)
+        return _Parts(features, head, window if why is None else (0, 0), why, result[1], end, final=final, fused=fused)
     vector = next((place for place, one in enumerate(chain) if len(one.before) == 2), len(chain))
     if not any(one.kind == "dense" for one in chain[vector:]):
-        return _Parts(whole, None, (0, 0), "its output is not a map", None, _End(None, None), final=last)
+        why = "its output is not a map"
+        return _Parts(whole, None, (0, 0), why, None, _End(None, None), final=whole[-1].node)
     members = set(map(id, chain[vector:]))
     features = [one for one in ordered if id(one) not in members]
-    return _Parts(features, _chained(chain[vector:]), (0, 0), reason, result[1], end, final=final)
+    return _Parts(features, _chained(chain[vector:]), (0, 0), reason, result[1], end, final=final, fused=fused)
 
 
 def _can_follow(layer: Layer) -> bool:
     """Return whether a layer can be part of a head."""
     if len(layer.entry[2]) != 1:
         return False
-    if layer.kind in ELEMENTWISE or layer.kind in ("dense", "flatten", "softmax", *GLOBAL.values()):
+    if layer.kind == "scale":  # the numbers of channels would need another order behind a flatten
+        return not any(isinstance(value, list | tuple) for value in layer.entry[3].values())
+    if layer.kind == "dense":
+        return prod(layer.before[1:]) == layer.before[-1]
+    if layer.kind in ("softmax", "log_softmax"):
+        return len(layer.before) != 3 and layer.entry[3]["dim"] == 1
+    if layer.kind in ELEMENTWISE or layer.kind in ("flatten", *GLOBAL.values()):
         return True
     if layer.kind in ("max_pool", "average_pool"):
         return _pools_whole(layer)
@@ -1119,6 +1147,9 @@ def _can_follow(layer: Layer) -> bool:
     if layer.kind == "batch_norm":
         return len(layer.before) == 2
     return layer.kind == "conv" and tuple(layer.before[2:]) == (1, 1) and tuple(layer.entry[3]["kernel"]) == (1, 1)
+
+
+UNLEARNT = ("flatten", "reshape", "max_pool", "average_pool", "dropout", *GLOBAL.values())  # may end a map
 
 
 def _pools_whole(layer: Layer) -> bool:

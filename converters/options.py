@@ -61,7 +61,7 @@ def image_shape(file: KerasFile, graph: Graph) -> tuple[int, tuple[int, int] | N
         return 1, (shape[1], shape[2])
     if not isinstance(shape, list | tuple) or len(shape) != 4:
         raise ValueError(f"{file.path}: its model's input is {shape!r}; {IMAGES}")
-    first = 1 if file.data_format == "channels_first" else 3
+    first = 1 if graph.data_format == "channels_first" else 3
     sides: list[Any] = [side for axis, side in enumerate(shape) if axis not in (0, first)]
     channels = 3 if shape[first] is None else shape[first]
     if type(channels) is not int or channels not in (1, 3, 4):

@@ -65,7 +65,7 @@ class Layout:
         kernel_order: axis order of the array: "oihw" or "hwio" of convolutions, "depthwise" (h, w, channels,
             multiplier), "hwoi" of transposed ones, in Keras 1 "deconv_oihw" or "deconv_hwio", "io" of a dense kernel
             that becomes a convolution, "hwc" of one number for each value of a map, "flat" for a vector with dimensions
-            of 1; None for others.
+            of 1, "same" for one that is not changed; None for vectors and dense kernels.
         flipped: whether the kernels are rotated by 180 degrees.
         window: (channels, h, w) if the rows of a dense kernel, or the values of a batch normalisation before it, are in
             the order h, w, channels; else None.
@@ -119,6 +119,7 @@ class Plan:
         hidden: step used for hidden activations that the file does not specify, for the proof.
         table: our module -> Keras layers whose outputs, concatenated, are its own, for the proof.
         final: name of the Keras layer whose output is the network's, for the same.
+        fused: whether that is its output after a fused activation.
         skipped: names of Keras layers of code that are part of the preprocessing which the user named.
         output, until: the user's options.
     """
@@ -137,6 +138,7 @@ class Plan:
     hidden: tuple[Any, ...] = ("relu",)
     table: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     final: str | None = None
+    fused: bool = True
     skipped: tuple[str, ...] = ()
     output: str | None = None
     until: str | None = None

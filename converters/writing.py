@@ -124,6 +124,7 @@ def _kernel(order: str | None, flipped: bool) -> Callable[[NDArray[Any]], NDArra
 
 ORDERS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "oihw": lambda array: array,
+    "same": lambda array: array,
     "hwio": lambda array: oihw_from_hwio(array),
     "hwoi": lambda array: iohw_from_hwoi(array),
     "deconv_oihw": lambda array: array.transpose(1, 0, 2, 3),

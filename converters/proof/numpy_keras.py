@@ -313,6 +313,9 @@ def activate(values: Array, name: str, *, keras: int = 3, **settings: Any) -> Ar
         return np.where(values >= 0, values, settings.get("negative_slope", 0.2) * values)
     if name == "elu":
         return np.where(values > 0, values, settings.get("alpha", 1.0) * np.expm1(np.minimum(values, 0)))
+    if name == "celu":
+        alpha = settings.get("alpha", 1.0)
+        return np.maximum(values, 0) + alpha * np.expm1(np.minimum(values, 0) / alpha)
     if name == "gelu":
         if settings.get("approximate"):
             return 0.5 * values * (1 + np.tanh(np.sqrt(2 / np.pi) * (values + 0.044715 * values**3)))
@@ -329,7 +332,9 @@ def activate(values: Array, name: str, *, keras: int = 3, **settings: Any) -> Ar
         alpha, scale = 1.6732632423543772, 1.0507009873554805
         return scale * np.where(values > 0, values, alpha * np.expm1(np.minimum(values, 0)))
     if name not in _PLAIN:
-        known = sorted(("relu6", "relu", "leaky_relu", "elu", "gelu", "hard_sigmoid", "softmax", "selu", *_PLAIN))
+        known = sorted(
+            ("relu6", "relu", "leaky_relu", "elu", "celu", "gelu", "hard_sigmoid", "softmax", "selu", *_PLAIN)
+        )
         raise ValueError(f"the activation {name!r} is not known here; known: {', '.join(known)}")
     return _PLAIN[name](values)
 
@@ -350,6 +355,9 @@ _PLAIN: dict[str, Any] = {
     "hard_silu": lambda values: values * np.clip(values / 6 + 0.5, 0, 1),
     "hard_swish": lambda values: values * np.clip(values / 6 + 0.5, 0, 1),
     "mish": lambda values: values * np.tanh(np.logaddexp(values, 0.0)),
+    "hard_tanh": lambda values: np.clip(values, -1, 1),
+    "tanh_shrink": lambda values: values - np.tanh(values),
+    "log_sigmoid": lambda values: -np.logaddexp(-values, 0.0),
 }
 
 
@@ -610,6 +618,8 @@ def _operate(node: Node, sources: Sequence[Array], meaning: Meaning) -> Array:
     if kind == "ops.Cast":
         return x
     axis = settings.get("axis", node.operands[1] if len(node.operands) > 1 else -1)
+    if kind == "ops.Softmax":
+        return activate(x, "softmax", axis=axis_of(axis))
     if kind == "ops.Mean":
         axes = tuple(axis_of(one) for one in (axis if isinstance(axis, list | tuple) else [axis]))
         return x.mean(axes, keepdims=bool(settings.get("keepdims")))

@@ -36,8 +36,8 @@ def forward(
     output: str | None = None,
     until: str | None = None,
     final: str | None = None,
+    fused: bool = True,
     skipped: Sequence[str] = (),
-    logits: bool = True,
 ) -> Iterator[tuple[str, Array]]:
     """Run a file's model on one image.
 
@@ -50,8 +50,8 @@ def forward(
             "channels_last".
         output, until: as in `graph_of_config`.
         final: name of the node whose output is yielded last, as `OUTPUT`; by default, that before a softmax or sigmoid.
+        fused: whether that is its output after a fused activation.
         skipped: names of nodes whose input is taken for their output.
-        logits: whether to leave out a softmax or sigmoid fused into the final node.
 
     Yields:
         The name of each layer with weights and its linear output, before a fused activation: (channels, height, width)
@@ -68,7 +68,7 @@ def forward(
     graph = graph_of_config(file, data_format, output=output, until=until)
     meaning = Meaning(backend == "theano", _major(file), graph.data_format)
     first = numpy_keras.from_channels_last(np.asarray(image, np.float64), graph.data_format)
-    yield from _run(file, read, graph, meaning, first, final, skipped, logits)
+    yield from _run(file, read, graph, meaning, first, final, skipped, fused=fused)
 
 
 def _major(file: KerasFile) -> int:
@@ -86,7 +86,8 @@ def _run(
     image: Array,
     chosen: str | None = None,
     skipped: Sequence[str] = (),
-    logits: bool = True,
+    *,
+    fused: bool = False,
 ) -> Iterator[tuple[str, Array]]:
     readers = Counter(source for node in graph.nodes for source in node.inputs)
     end = chosen or _end(graph)
@@ -106,10 +107,11 @@ def _run(
         data_format = meaning.data_format if chosen else format_of(node, meaning)
         if node.layer is not None and " (call " not in node.name:
             yield label(node.layer, file), channels_first(linear, data_format)
-        fused, settings = activation_of(node.settings) if node.kind not in ACTIVATIONS else ("linear", {})
-        values[node.name] = numpy_keras.activate(linear, fused, keras=meaning.keras, **settings)
+        name, settings = activation_of(node.settings) if node.kind not in ACTIVATIONS else ("linear", {})
+        values[node.name] = numpy_keras.activate(linear, name, keras=meaning.keras, **settings)
         if node.name == end:
-            final = channels_first(linear if logits and fused in ENDS else values[node.name], data_format)
+            whole = fused if chosen else name not in ENDS
+            final = channels_first(values[node.name] if whole else linear, data_format)
     if chosen:
         yield OUTPUT, final
         return

@@ -57,7 +57,7 @@ def prove(
     assumptions = {
         "backend": plan.backend or "tensorflow", "data_format": plan.data_format, "output": plan.output,
         "until": plan.until, "final": plan.final, "skipped": plan.skipped,
-        "logits": plan.activation != "none",
+        "fused": plan.fused,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / IMAGE, theirs_image)
@@ -131,7 +131,7 @@ def record_outputs(
     handles = [module.register_forward_hook(keep(name)) for name, module in modules]
     try:
         with torch.inference_mode():
-            precision = next(network.parameters()).dtype
+            precision = next((each.dtype for each in network.parameters()), torch.float64)
             images = torch.from_numpy(np.ascontiguousarray(image)).to(precision)[None]
             if network.head is None:
                 outputs["features"] = network.features(images)[0].numpy().copy()

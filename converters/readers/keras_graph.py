@@ -232,8 +232,7 @@ def graph_of_config(
         raise ValueError(f"{file.path}: {error}") from None
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{file.path}: its model config is broken ({error!r:.200}); save the model again") from None
-    formats = [str(node.settings["data_format"]) for node in reader.nodes if node.settings.get("data_format")]
-    known: Any = data_format or file.data_format or next((one for one in formats if one != "default"), None)
+    known: Any = data_format or file.data_format or _format_of(reader.nodes, (reader.input or {}).get("batch_shape"))
     if known not in ("channels_first", "channels_last"):
         raise ValueError(
             f"{file.path}: its model config specifies no data format; give channels_first or channels_last"
@@ -242,6 +241,19 @@ def graph_of_config(
     calls = {name: count for name, count in reader.calls.items() if count > 1}
     graph = _with_alexnets(Graph((start, *reader.nodes), end, known, calls))
     return graph if until is None else _cut(file, graph, until)
+
+
+def _format_of(nodes: Sequence[Node], shape: Any) -> str | None:
+    """Return the data format of a model's layers, or else the one in which its input has the channels of an image.
+
+    The format of a Flatten counts last: it is that of the user's settings, in which the model need not be.
+    """
+    axes = {"channels_first": 1, "channels_last": 3}
+    fitting = [
+        name for name, axis in axes.items() if isinstance(shape, list) and shape[axis : axis + 1] in ([1], [3], [4])
+    ]
+    said = [[node.settings.get("data_format") for node in nodes if (node.kind == "Flatten") == last] for last in (0, 1)]
+    return next((one for one in (*said[0], *fitting[: len(fitting) % 2], *said[1]) if one in axes), None)
 
 
 def _cut(file: KerasFile, graph: Graph, until: str) -> Graph:
@@ -545,7 +557,7 @@ def _arguments(value: Any, sources: list[tuple[str, int]]) -> Any:
         name, call, _ = config["keras_history"]
         sources.append((str(name), index(call)))
         return Operand(len(sources) - 1)
-    if kind == "__tensor__":
+    if kind in ("__tensor__", "__numpy__"):
         return config["value"]
     if kind == "__ellipsis__":
         return "..."

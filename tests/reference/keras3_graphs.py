@@ -1,6 +1,6 @@
 """Write models of real Keras 3, on its torch backend, that have no class of their own here, with what they answer.
 
-    KERAS_BACKEND=torch python -m tests.reference.keras3_graphs FOLDER layers|models|applications|narrow [NAME ...]
+    KERAS_BACKEND=torch python -m tests.reference.keras3_graphs FOLDER layers|models|applications|papers|narrow|refused
 
 Each model NAME is written as NAME.keras and NAME.h5, with NAME.npz: two images (2, H, W, 3), 0 to 255, and its output.
 Weights and statistics are random, from seeds, and large enough that a mistake shows.
@@ -33,6 +33,11 @@ def _after(layer: str, *arguments: Any, **settings: Any) -> Model:
     return lambda L, k, x: getattr(L, layer)(*arguments, **settings)(L.Conv2D(4, 3, name="first")(x))
 
 
+def _of_sequence(layer: str, *arguments: Any, **settings: Any) -> Model:
+    """A layer on values of two dimensions."""
+    return lambda L, k, x: getattr(L, layer)(*arguments, **settings)(L.Reshape((39, -1))(L.Conv2D(3, 3)(x)))
+
+
 def _of_vector(layer: str, *arguments: Any, **settings: Any) -> Model:
     return lambda L, k, x: getattr(L, layer)(*arguments, **settings)(_vector(L, x))
 
@@ -59,6 +64,8 @@ LAYERS: dict[str, Model] = {
     "conv_same": _conv(padding="same", activation="relu"),
     "conv_same_stride_2": _conv(padding="same", strides=2),  # one more row and column of padding below and right
     "conv_same_stride_3_kernel_4": _conv(kernel_size=4, padding="same", strides=3),
+    "conv_softmax": _conv(activation="softmax"),
+    "conv_sigmoid": _conv(activation="sigmoid"),
     "conv_uneven": _conv(kernel_size=(2, 5), strides=(3, 1), padding="same", use_bias=False),
     "conv_dilated": _conv(dilation_rate=(2, 3), padding="same"),
     "conv_groups": lambda L, k, x: L.Conv2D(8, 3, groups=4, activation="tanh")(L.Conv2D(8, 1)(x)),
@@ -83,6 +90,7 @@ LAYERS: dict[str, Model] = {
     "batch_norm_of_vector": _of_vector("BatchNormalization"),
     "layer_norm": _after("LayerNormalization", epsilon=0.02),
     "layer_norm_of_all": _after("LayerNormalization", axis=(1, 2, 3)),
+    "layer_norm_of_sequence": _of_sequence("LayerNormalization", axis=(1, 2)),
     "layer_norm_without_scale": _of_vector("LayerNormalization", scale=False),
     "normalization_inside": _after("Normalization", mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 3.0, 0.5]),
     "normalization_inverted": _after(
@@ -95,6 +103,7 @@ LAYERS: dict[str, Model] = {
     **{f"activation_{name}": _after("Activation", name) for name in (
         "relu", "relu6", "elu", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus", "softsign", "exponential",
         "hard_sigmoid", "hard_silu", "leaky_relu", "mish", "linear", "softmax", "log_softmax",
+        "celu", "hard_tanh", "tanh_shrink", "log_sigmoid",
     )},
     "activation_fused_as_layer": lambda L, k, x: L.Conv2D(4, 3, activation=L.LeakyReLU(negative_slope=0.1))(x),
     "relu": _after("ReLU"),
@@ -106,6 +115,7 @@ LAYERS: dict[str, Model] = {
     "prelu": _after("PReLU"),
     "prelu_of_channels": _after("PReLU", shared_axes=[1, 2]),
     "prelu_of_rows": _after("PReLU", shared_axes=[2, 3]),
+    "prelu_of_sequence": _of_sequence("PReLU"),
     "prelu_of_vector": _of_vector("PReLU"),
     "softmax_of_rows": _after("Softmax", axis=1),
     # pooling and shapes
@@ -121,6 +131,10 @@ LAYERS: dict[str, Model] = {
     "upsampling": _after("UpSampling2D", (2, 3)),
     "upsampling_bilinear": _after("UpSampling2D", (2, 3), interpolation="bilinear"),
     "flatten": _after("Flatten"),
+    "flatten_as_first": _after("Flatten", data_format="channels_first"),
+    "flatten_sequence_as_first": _of_sequence("Flatten", data_format="channels_first"),
+    "without_parameters": lambda L, k, x: L.MaxPooling2D(3)(x),
+    "without_format": lambda L, k, x: L.Reshape((-1,))(L.BatchNormalization()(x)),
     "reshape": _after("Reshape", (26, 18, 4)),
     "reshape_to_vector": _after("Reshape", (-1,)),
     "permute": _after("Permute", (3, 1, 2)),
@@ -136,6 +150,8 @@ LAYERS: dict[str, Model] = {
         [L.Dense(5)(L.GlobalMaxPooling2D()(x)), L.Dense(5)(L.GlobalAveragePooling2D()(x))]),
     # operations
     "operations": lambda L, k, x: _computed(k, L.Conv2D(4, 3)(x)),
+    "operation_with_numbers": lambda L, k, x: L.Conv2D(4, 3)(x) * np.array([0.5, 2.0, -1.0, 3.0], np.float32),
+    "operation_softmax": lambda L, k, x: k.ops.softmax(L.Conv2D(4, 3)(x), axis=1),
     "operation_mean": lambda L, k, x: k.ops.mean(L.Conv2D(4, 3)(x), axis=(1, 2)),
     "ends_in_sigmoid": lambda L, k, x: L.Conv2D(4, 3, activation="sigmoid")(x),
     "ends_in_fused_softmax": lambda L, k, x: L.GlobalAveragePooling2D()(L.Conv2D(4, 3, activation="softmax")(x)),
@@ -199,7 +215,37 @@ def _gate_in_head(L: Any, k: Any, x: Any) -> Any:
     return L.Flatten()(L.Conv2D(4, 1, name="scores")(L.Dropout(0.2)(x)))
 
 
+def _softmax_of_product(L: Any, k: Any, x: Any) -> Any:
+    x = L.Dense(4)(L.GlobalAveragePooling2D()(_small(L, x)))
+    return L.Softmax()(L.Multiply()([x, L.ReLU()(x)]))
+
+
+FIRST: dict[str, Model] = {  # channels first
+    "first_prelu": lambda L, k, x: L.PReLU(shared_axes=[2, 3])(L.Conv2D(4, 3)(x)),
+    "first_log_softmax": lambda L, k, x: L.Activation("log_softmax")(L.Conv2D(4, 3)(x)),
+    "first_pool": lambda L, k, x: L.Dense(3)(L.Flatten(data_format="channels_last")(L.MaxPooling2D((4, 5))(x))),
+    "first_flatten": lambda L, k, x: L.Dense(3)(L.Flatten()(L.Conv2D(4, 3)(x))),
+    "first_preprocess_caffe": lambda L, k, x: L.Conv2D(4, 3)(
+        k.applications.imagenet_utils.preprocess_input(x, mode="caffe")),
+}  # fmt: skip
+
 MODELS: dict[str, Model] = {
+    **FIRST,
+    "softmax_of_product": _softmax_of_product,
+    "softmax_of_sigmoid": _head(
+        lambda L: L.Flatten(), lambda L: L.Dense(4, activation="sigmoid"), lambda L: L.Softmax()),
+    "softmax_inside_head": _head(
+        lambda L: L.Flatten(), lambda L: L.Dense(4, activation="softmax"), lambda L: L.Dense(3)),
+    "numbers_after_flatten": _head(
+        lambda L: L.Flatten(), lambda L: L.Rescaling([0.5 + place / 100 for place in range(210)]),
+        lambda L: L.Dense(4)),
+    "two_norms_after_flatten": _head(
+        lambda L: L.Flatten(), lambda L: L.BatchNormalization(), lambda L: L.BatchNormalization(),
+        lambda L: L.Dense(4)),
+    "norm_after_pool": _head(lambda L: L.GlobalAveragePooling2D(), lambda L: L.BatchNormalization()),
+    "dense_of_each_channel": _head(
+        lambda L: L.GlobalAveragePooling2D(), lambda L: L.Reshape((6, 1)), lambda L: L.Dense(3), lambda L: L.Flatten(),
+        lambda L: L.Dense(2)),
     "gate_in_head": _gate_in_head,
     "average_head": _head(
         lambda L: L.GlobalAveragePooling2D(), lambda L: L.Dense(4, activation="softmax", name="scores")
@@ -227,13 +273,30 @@ MODELS: dict[str, Model] = {
     "nested": _nested,
     "map_only": _head(),
     "pooled_only": _head(lambda L: L.GlobalAveragePooling2D()),
+    "rescaled_and_pooled": lambda L, k, x: L.GlobalAveragePooling2D()(L.Rescaling(1 / 255, offset=-1)(x)),
     "rescaled": lambda L, k, x: _small(L, L.Rescaling(1 / 127.5, offset=-1)(x)),
     "augmented": lambda L, k, x: _small(L, L.Rescaling(1 / 255)(L.RandomFlip()(x))),
     "normalized": lambda L, k, x: _small(
         L, L.Normalization(mean=[120.0, 110.0, 100.0], variance=[3600.0, 3400.0, 3200.0])(x)),
     **{f"preprocess_{mode}": _preprocessed(mode) for mode in ("caffe", "tf", "torch")},
 }  # fmt: skip
-INSIDE = {name for name in MODELS if name.startswith("preprocess_")} | {"rescaled", "augmented", "normalized"}
+INSIDE = {name for name in MODELS if "preprocess_" in name} | {
+    "rescaled",
+    "rescaled_and_pooled",
+    "augmented",
+    "normalized",
+}
+
+REFUSED: dict[str, tuple[Model, str]] = {  # what is not supported -> model, sentence
+    "a constant to compare with": (
+        lambda L, k, x: k.ops.maximum(L.Conv2D(4, 3)(x), 0.5), "compares its input with a constant, which is not"),
+    "a constant of rows": (  # as many as channels
+        lambda L, k, x: L.Conv2D(18, 3)(x) + np.arange(18, dtype=np.float32).reshape(18, 1, 1),
+        r"has a constant of \[18, 1, 1\] numbers for \[18, 18, 26\]"),
+    "numbers of a sequence": (
+        lambda L, k, x: L.Rescaling([0.5, 2.0, 3.0])(L.Reshape((3, 3))(L.Dense(9)(L.Flatten()(x)))),
+        "has a constant of 3 numbers"),
+}  # fmt: skip
 
 APPLICATIONS: dict[str, tuple[int, int]] = {  # smallest sides that Keras takes, and the input's channels
     "MobileNet": (32, 32), "MobileNetV2": (32, 32), "MobileNetV3Small": (32, 32), "MobileNetV3Large": (32, 32),
@@ -373,12 +436,13 @@ def choose_weights(model: Any, seed: int) -> None:
         weight.assign(values.astype(np.float32))
 
 
-def write(model: Any, path: Path, seed: int, inside: bool) -> None:
+def write(model: Any, path: Path, seed: int, inside: bool, first: bool) -> None:
     """Write a model in both containers with its answers; images are divided by 255 unless it normalises them."""
     choose_weights(model, seed)
-    sides = model.input_shape[1:3]
+    sides = model.input_shape[2:] if first else model.input_shape[1:3]
     images = np.random.default_rng(seed).integers(0, 256, (2, *sides, 3)).astype(np.float32)
-    outputs = model.predict(images if inside else images / np.float32(255), verbose=0)
+    given = images if inside else images / np.float32(255)
+    outputs = model.predict(given.transpose(0, 3, 1, 2) if first else given, verbose=0)
     np.savez(f"{path}.npz", images=images.astype(np.uint8), outputs=outputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -390,12 +454,14 @@ def main(folder: str, kind: str, *names: str) -> None:
     import keras
     from keras import layers
 
-    for number, name in enumerate(
-        names
-        or {
-            "layers": LAYERS, "models": MODELS, "applications": IN_CI, "papers": PAPERS | NEARLY, "narrow": NARROW,
-        }[kind]
-    ):  # fmt: skip
+    kinds = {
+        "layers": LAYERS, "models": MODELS, "applications": IN_CI, "papers": PAPERS | NEARLY, "narrow": NARROW,
+        "refused": REFUSED,
+    }  # fmt: skip
+    makers = LAYERS | MODELS | {name: model for name, (model, _) in REFUSED.items()}
+    for number, name in enumerate(names or kinds[kind]):
+        first = name in FIRST
+        keras.config.set_image_data_format("channels_first" if first else "channels_last")
         if kind == "narrow":
             model, inside = _narrow(name), False
         elif kind == "applications":
@@ -406,10 +472,10 @@ def main(folder: str, kind: str, *names: str) -> None:
         elif kind == "papers":
             model, inside = (PAPERS | NEARLY)[name](layers, keras), False
         else:
-            start = keras.Input((*SIZE, 3))
-            model = keras.Model(start, (LAYERS | MODELS)[name](layers, keras, start))
+            start = keras.Input((3, *SIZE) if first else (*SIZE, 3))
+            model = keras.Model(start, makers[name](layers, keras, start))
             inside = name in INSIDE
-        write(model, Path(folder) / name, number, inside)
+        write(model, Path(folder) / name, number, inside, first)
         keras.backend.clear_session()
 
 
