@@ -326,9 +326,16 @@ def _in_sequence(file: KerasFile, found: Agreement, members: Sequence[KerasLayer
     found.bound, found.extra = bound, extra
     top = [entry for entry in found.entries if entry.name in found.architecture.top]
     above, more, end, complete = _walk(file, found, top, members, place) if top else ({}, {}, place, False)
-    ends = bool(above) and end == len(members) and all(name == layer.name for name, layer in above.items())
-    if not (complete or ends):  # of the top, only layers without arrays of the same name are the network's own
-        kept = list(takewhile(lambda name: not above[name].arrays and name == above[name].name, above))
+    named = {entry.name for entry in top if not entry.automatic}
+    ends = end == len(members) and all(name == layer.name for name, layer in above.items()) and any(
+        layer.arrays for layer in above.values()
+    )  # fmt: skip
+    if not (complete or ends):  # of the top, only layers without arrays that bear its own names are the network's
+        kept = list(
+            takewhile(lambda name: name in named and name == above[name].name and not above[name].arrays, above)
+        )
+        if kept and place + 1 < len(members) and members[place + 1].kind == "Flatten":
+            kept = []  # a pooling before a Flatten is hardly the network's own, which is global
         above = {name: above[name] for name in kept}
         more = {name: more[name] for name in kept[:-1] if name in more}
     found.bound |= above

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, pairwise, takewhile
+from itertools import islice, takewhile
 from math import prod
 from typing import Any
 
-from converters.layer_lists import described, few, is_automatic, number
+from converters.layer_lists import described, few
 from converters.readers.keras_file import KerasFile, KerasLayer
 from converters.readers.keras_words import ACTIVATIONS, IDENTITIES, KERAS_EPSILON, kind_of_name, kind_of_words
 
@@ -80,14 +80,14 @@ class Place:
         path: names of the nested models that hold the network.
         positive: whether the output has no negative values.
         hides: whether the file does not list the layers without arrays of the model that holds the network.
-        units: number of outputs of the network's own top, None without one.
+        named: whether Keras names the network's own global pooling "avg_pool" or "max_pool".
     """
 
     shape: Shape
     path: tuple[str, ...]
     positive: bool
     hides: bool
-    units: int | None = None
+    named: bool = False
 
 
 class HeadReader:
@@ -107,12 +107,7 @@ class HeadReader:
         output: Callable[[int, str | None], str], *, ordered: bool,
     ) -> None:  # fmt: skip
         self.file, self.place, self.output, self.ordered = file, place, output, ordered
-        words = " ".join(layer.name for layer in layers if layer.arrays)
-        self.layers = [
-            replace(layer, kind=OWN.get(layer.name) or kind_of_words(layer.name, words))
-            if not (layer.kind or layer.arrays) else layer
-            for layer in layers
-        ]  # fmt: skip
+        self.layers = list(_with_kinds(layers, place))
         self.given = hidden
         self.hidden = activation_setting(file.path, hidden or "relu")
 
@@ -124,6 +119,8 @@ class HeadReader:
                 several orders are possible and compute different outputs.
         """
         for layer in self.layers:
+            if self.ordered and layer.parents:
+                raise self._hidden(layer.parents[0])
             self._check_known(layer)
         if not self.layers:
             return Head()
@@ -135,12 +132,10 @@ class HeadReader:
             head.notes.append(f"the head is assumed to be the listed layers in sequence: {order}")
         else:
             head.notes.append(f"the file numbers layers only within each class; their assumed order is {order}")
-        models = sorted({layer.parents[-1] for layer in self.layers if layer.parents})
-        models += [self.place.path[-1]] if self.place.hides else []
-        if models and self.ordered:
+        if self.place.hides:
             head.notes.append(
-                f"of the layers of {few(list(dict.fromkeys(models)))} the file lists only those with weights; any"
-                " others are assumed to change nothing"
+                f"of the layers of {self.place.path[-1]} the file lists only those with weights; it is assumed to be"
+                " Keras's own network without its top"
             )
         return head
 
@@ -158,6 +153,12 @@ class HeadReader:
         elif kind not in (*IDENTITIES, *READERS, *POOLS, *PLAIN, *ACTIVATIONS):
             raise self._refusal(layer)
 
+    def _hidden(self, model: str) -> ValueError:
+        return ValueError(
+            f"{self.file.path} lists only the arrays of {model}, not its layers without arrays, such as pooling and"
+            f" activations; {WAY_ON}"
+        )
+
     def _refusal(self, layer: KerasLayer) -> ValueError:
         said = (
             f"whose parameter the file does not store: give --hidden-activation '{NUMBERED_KINDS[layer.kind]} NUMBER',"
@@ -172,7 +173,6 @@ class HeadReader:
 
     def _in_order(self, layers: Sequence[KerasLayer]) -> Head:
         """Return the head whose layers follow one another."""
-        self._check_frozen(layers)
         head = Head()
         essence: list[Any] = [("relu",)] if self.place.positive else []
         shape = self.place.shape
@@ -185,7 +185,7 @@ class HeadReader:
             kind, path, settings = layer.kind, layer.parents, {}
             if layer.arrays:
                 if kind == "Dense":
-                    shape = self._read_map(layer, shape, head, essence)
+                    self._check_rows(layer, shape)
                     units = layer.arrays["kernel"].shape[-1]
                     shape = (*shape[:-1], units)
                     essence.append(("dense", layer.name))
@@ -200,12 +200,6 @@ class HeadReader:
                             essence.append(("out", activation))
                             ended = True
                     elif not any(_is_activation(one) or one.kind == "PReLU" for one in before_next):
-                        if self._hides(layer) and any(one.arrays for one in before_next):
-                            norm = next(one for one in before_next if one.arrays)
-                            raise ValueError(
-                                f"{self.file.path} does not say whether the activation of {layer.name} comes before or"
-                                f" after {norm.name}; {WAY_ON}"
-                            )
                         activation = self.hidden
                         assumed.append(layer.name)
                         _activate(essence, self.hidden)
@@ -226,10 +220,9 @@ class HeadReader:
                 pass
             elif kind == "Flatten":
                 if len(shape) == 3:
-                    if self.place.hides and prod(shape[:2]) > 1 and _rows_behind(layers, place) == shape[-1]:
-                        shape = self._average(self.place.path, shape, head, essence)
-                    else:
-                        essence.append(("flatten",))
+                    if self.place.hides and _rows_behind(layers, place) == shape[-1] < prod(shape):
+                        raise self._hidden(self.place.path[-1])
+                    essence.append(("flatten",))
                 shape = (prod(shape),)
             elif kind in GLOBAL:
                 if len(shape) != 3:
@@ -257,8 +250,13 @@ class HeadReader:
                     )
                     essence.append(("out", activation))
                     ended = True
-                elif kind == "Softmax" or (place > last >= 0):
+                elif place > last >= 0:
                     raise self._refusal(layer)
+                elif kind == "Softmax":
+                    if len(shape) != 1:
+                        raise self._refusal(layer)
+                    settings = {"axis": -1}
+                    essence.append(("softmax",))
                 elif kind == "ReLU":
                     relus.append(layer.name)
                     _activate(essence, "relu")
@@ -295,47 +293,12 @@ class HeadReader:
         head.essence = tuple(one for one in _commuted(essence) if one)
         return head
 
-    def _hides(self, layer: KerasLayer) -> bool:
-        """Return whether layers without arrays may stand around a layer without being listed."""
-        return self.ordered and bool(layer.parents)
-
-    def _check_frozen(self, layers: Sequence[KerasLayer]) -> None:
-        """Refuse a nested head whose automatic names are not in order: Keras lists frozen layers last."""
-        if not self.ordered:
-            return
-        dense = [layer for layer in layers if layer.parents and is_automatic(layer.name, "Dense")]
-        for one, other in pairwise(dense):
-            if one.parents == other.parents and number(one.name) > number(other.name):
-                raise ValueError(
-                    f"{self.file.path} lists {one.name} of {one.parents[0]} before {other.name}, as it does where"
-                    f" layers are frozen, so their order is unknown; {WAY_ON}"
-                )
-
-    def _read_map(self, layer: KerasLayer, shape: Shape, head: Head, essence: list[Any]) -> Shape:
-        """Return the shape that a dense layer reads, behind a pooling that the file does not list, if there is one."""
+    def _check_rows(self, layer: KerasLayer, shape: Shape) -> None:
         rows = layer.arrays["kernel"].shape[0]
-        if len(shape) == 3 and (self._hides(layer) or self.place.hides):
-            path = layer.parents if self._hides(layer) else self.place.path
-            if rows == shape[-1]:
-                shape = self._average(path, shape, head, essence)
-            else:
-                head.notes.append(f"{path[-1]} is assumed to flatten the map; the file lists only its arrays")
-                head.ops.append(Op("Flatten", {}, None, path))
-                essence.append(("flatten",))
-                shape = (prod(shape),)
+        if len(shape) == 3 and self.place.hides:
+            raise self._hidden(self.place.path[-1])
         if shape[-1] != rows:
             raise ValueError(f"{self.file.path}: {layer.name} has {rows} rows, but reads {shape[-1]} values; {WAY_ON}")
-        return shape
-
-    def _average(self, path: tuple[str, ...], shape: Shape, head: Head, essence: list[Any]) -> Shape:
-        """Add the pooling of a model of which the file lists only arrays."""
-        head.notes.append(
-            f"the feature map is averaged before the dense layers, which have a row for each channel; if {path[-1]}"
-            " takes the maximum, give the model's to_json() with --architecture FILE.json"
-        )
-        head.ops.append(Op("GlobalAveragePooling2D", {}, None, path))
-        essence.append(("GlobalAveragePooling2D",))
-        return shape[-1:]
 
     def _check_values(self, layer: KerasLayer, role: str, shape: Shape) -> None:
         if layer.arrays[role].shape != shape[-1:]:
@@ -380,8 +343,8 @@ class HeadReader:
     def _only_order(self) -> Head:
         """Return the head in the only order that computes something and fits all shapes.
 
-        Layers are taken to read a vector unless they can only read the map; a Softmax to be the output; a dense layer
-        without bias to be followed by its normalisation.
+        Dense layers are taken to read vectors, activations to stand behind a dense layer or normalisation, and a
+        dense layer without bias to be followed by its normalisation.
         """
         levels = {layer.parents for layer in self.layers if layer.kind not in IDENTITIES}
         outward = {self.place.path[:depth] for depth in range(len(self.place.path) + 1)}
@@ -431,7 +394,6 @@ class HeadReader:
         preferred = sorted(
             kinds, key=lambda one: (one[0], one[1] not in READERS, one[1] == "Flatten", one[1] == "Dense")
         )
-        dense = sum(layer.kind == "Dense" for layer in layers)
 
         def fits(layer: KerasLayer, shape: Shape, so_far: Sequence[KerasLayer]) -> Shape | None:
             before = so_far[-1] if so_far else None
@@ -453,8 +415,6 @@ class HeadReader:
                 return (prod(shape),)
             if kind in POOLS:
                 return (1, 1, shape[-1]) if map_left else None
-            if kind == "Softmax":
-                return shape if sum(one.kind == "Dense" for one in so_far) == dense else None
             # An activation of pooled values is not what people write.
             return shape if before is not None and before.kind in ("Dense", "BatchNormalization") else None
 
@@ -474,6 +434,20 @@ class HeadReader:
 
 
 NUMBERED_KINDS = {kind: name for name, (kind, _, _) in NUMBERED.items()}
+
+
+def _with_kinds(layers: Sequence[KerasLayer], place: Place) -> Iterator[KerasLayer]:
+    """Yield the layers, those without arrays and class with the class that their names tell."""
+    words = " ".join(layer.name for layer in layers if layer.arrays)
+    for number, layer in enumerate(layers):
+        if layer.kind or layer.arrays:
+            yield layer
+            continue
+        kind = kind_of_words(layer.name, words)
+        flattened = number + 1 < len(layers) and layers[number + 1].kind == "Flatten"
+        if place.named and layer.name in OWN and not flattened:  # behind a global pooling there is nothing to flatten
+            kind = OWN[layer.name]
+        yield replace(layer, kind=kind)
 
 
 def _rows_behind(layers: Sequence[KerasLayer], place: int) -> int | None:

@@ -166,13 +166,7 @@ def _pads_first_pool(found: Agreement) -> bool:
     return first is not None and kinds[first.inputs[0]] == "ZeroPadding2D"
 
 
-UNSAID = (
-    "name",
-    "data_format",
-    "strides",
-    "padding",
-    "batch_shape",
-)  # settings that `_essence` reads itself or ignores
+UNSAID = ("name", "data_format", "strides", "padding", "batch_shape")  # settings that `_essence` does not repeat
 
 
 def _essence(found: Agreement) -> str:
@@ -326,7 +320,7 @@ class _Deriving:
         units = _outputs(
             found.bound.get(next((name for name in reversed(found.top) if _outputs(found.bound[name])), ""))
         )
-        head = self._head(shapes[self.ends.name], units)
+        head = self._head(shapes[self.ends.name])
         if wishes.hidden_activation is not None and not head.uses_hidden:
             raise ValueError(f"{file.path}: no activation of its head is open; leave out --hidden-activation")
         self.notes += head.notes
@@ -394,11 +388,6 @@ class _Deriving:
                 hidden = not kinds and rows != shapes[end][-1]
                 if hidden or ("Flatten" in kinds and not any("Pooling" in kind for kind in kinds)):
                     first, shape = self.head_layers[dense], shapes[end]
-                    if self._hides() and rows == shape[-1]:
-                        raise ValueError(
-                            f"{self.file.path}: {first.name} has a row for each channel of {found.path[-1]}, which may"
-                            " pool its map or have a single cell; give --input-size HEIGHTxWIDTH, in pixels"
-                        )
         if first is None or shape is None:
             if any(one.arrays for one in self.head_layers):
                 self.notes.append(
@@ -436,11 +425,12 @@ class _Deriving:
         """Return whether the file lists only arrays of the model that holds the network."""
         return ordered(self.file) and bool(self.found.path)
 
-    def _head(self, shape: Shape, units: int | None) -> Head:
+    def _head(self, shape: Shape) -> Head:
         last = self.ends
         activation = last.settings.get("activation")
         positive = activation in POSITIVE or last.kind in ("ReLU", "MaxPooling2D") or self._joins_positive(last)
-        place = Place(shape, self.found.path, positive, self._hides(), units)
+        named = "avg_pool" in self.architecture.top
+        place = Place(shape, self.found.path, positive, self._hides(), named)
         reader = HeadReader(
             self.file, self.head_layers, place, self.wishes.hidden_activation, self._output,
             ordered=ordered(self.file),
