@@ -12,8 +12,7 @@ import pytest
 import torch
 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 
-from converters import convert, read_keras
-from converters.proof.architectures import graph_of_lineage
+from converters import convert
 from converters.readers.keras_words import kind_of_name
 from convnets_torch.weights import load
 from tests.reference.keras3_heads import NORMALISED, PLACED, REFUSED, RIGHT, SIZE, L, base, frozen, in_front, pooled
@@ -176,17 +175,6 @@ def test_layers_in_front_are_part_of_the_preprocessing_that_is_named(form, tmp_p
     report = convert(path, tmp_path / "out.safetensors", preprocessing="unit", input_size=SIZE, isolated=False)
     note = "normalization before the first convolution is assumed to be part of the preprocessing you named"
     assert note in report.choices
-
-
-def test_the_proof_takes_the_head_from_the_list(tmp_path):
-    """Whatever a plan says: its steps have the activation before the normalisation, the list behind it."""
-    model = NORMALISED["dense, normalisation, activation"]()
-    file = read_keras(write(model, tmp_path / FORMS[0]))
-    plan = (("average",), ("dense", 8), ("relu",), ("batch_norm", 1e-3), ("dense", 5))
-    graph = graph_of_lineage(file, "vgg16", "channels_last", head=plan)
-    assert [node.kind for node in graph.nodes][-5:] == [
-        "GlobalAveragePooling2D", "Dense", "BatchNormalization", "Activation", "Dense",
-    ]  # fmt: skip
 
 
 def test_every_class_of_keras_is_told_by_the_name_that_keras_gives():

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +11,7 @@ import torch
 from torch import nn
 
 from converters import convert
-from converters.names import LINEAGES, TORCHVISION
+from converters.names import TORCHVISION
 from convnets_torch.explain.activations import record_activations
 from convnets_torch.explain.layer_names import find_layers, keras_names
 from convnets_torch.networks import NETWORKS, AlexNet, inception_v3, resnet50, vgg16
@@ -24,10 +19,8 @@ from convnets_torch.weights import load
 from tests.conftest import run_keras3_layers
 from tests.reference.keras3_goldens import FULL, KERAS3
 
-ALL = (*LINEAGES, *TORCHVISION)
 
-
-@pytest.fixture(params=ALL, ids=lambda lineage: f"{lineage.name}-{lineage.network}")
+@pytest.fixture(params=TORCHVISION, ids=lambda lineage: lineage.network)
 def lineage(request):
     return request.param
 
@@ -37,10 +30,7 @@ def test_every_module_with_parameters_has_its_layers_and_no_layer_two_modules(li
         network = NETWORKS[lineage.network]()
     modules = {name for name, module in network.named_modules() if list(module.parameters(recurse=False))}
     assert set(lineage.layers) == modules
-    names = [name for group in lineage.layers.values() for name in group]
-    assert len(set(names)) == len(names)
-    if lineage.name != "torchvision":
-        assert sorted(lineage.order) == sorted(names)
+    assert len(set(lineage.layers.values())) == len(lineage.layers)
 
 
 def test_widths_are_those_of_the_convolutions_named_for_them(lineage):
@@ -60,61 +50,6 @@ def test_widths_are_those_of_the_convolutions_named_for_them(lineage):
     assert dense[-1] is (network.head or [None])[-1]
 
 
-REAL = """
-import json, keras
-from keras import layers
-models = {"vgg16": keras.applications.VGG16, "vgg19": keras.applications.VGG19, "resnet50": keras.applications.ResNet50,
-          "inception_v3": keras.applications.InceptionV3}
-held = {}
-for network, build in models.items():
-    keras.backend.clear_session()
-    with keras.device("meta"):
-        model = build(weights=None)
-    held[network] = [[layer.name, type(layer).__name__, [list(each.shape) for each in layer.weights]]
-                     for layer in model.layers if layer.weights]
-print(json.dumps(held))
-"""
-
-
-@pytest.fixture(scope="module")
-def keras_applications():
-    """Per network, name, class and shapes of each layer with weights, in the order of `model.layers`."""
-    if find_spec("keras") is None:
-        pytest.skip("Keras is not installed")
-    environment = os.environ | {"KERAS_BACKEND": "torch"}
-    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, env=environment, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize(
-    "lineage", [each for each in LINEAGES if each.name == "keras-applications"], ids=lambda each: each.network
-)
-def test_real_keras_has_these_layers_in_this_order_and_of_our_shapes(lineage, keras_applications):
-    real = keras_applications[lineage.network]
-    assert [name for name, *_ in real] == list(lineage.order)
-    with torch.device("meta"):
-        state = NETWORKS[lineage.network]().state_dict()
-    shapes = {name: shapes for name, _, shapes in real}
-    for module, (name,) in lineage.layers.items():
-        ours = tuple(state[f"{module}.weight"].shape)
-        kernel = shapes[name][0]
-        theirs = (kernel[3], kernel[2], *kernel[:2]) if len(kernel) == 4 else tuple(kernel[::-1])
-        assert theirs == ours
-        assert (f"{module}.bias" in state) == (len(shapes[name]) > 1)
-
-
-def test_old_names_of_resnet50_are_those_of_its_first_release():
-    [old] = [each for each in LINEAGES if each.name == "keras-applications-old"]
-    layers = {module.removeprefix("features."): name for module, (name,) in old.layers.items()}
-    assert (layers["conv1_conv"], layers["conv1_bn"]) == ("conv1", "bn_conv1")
-    assert layers["conv2_block1.conv_0"] == "res2a_branch1"
-    assert layers["conv2_block1.bn_0"] == "bn2a_branch1"
-    assert layers["conv2_block1.conv_1"] == "res2a_branch2a"
-    assert layers["conv4_block6.conv_3"] == "res4f_branch2c"
-    assert layers["conv5_block3.bn_2"] == "bn5c_branch2b"
-    assert layers["head.dense_1"] == "fc1000"
-
-
 @pytest.mark.parametrize("lineage", TORCHVISION, ids=lambda each: each.network)
 def test_every_array_of_torchvision_is_one_of_ours_of_the_same_shape(lineage):
     import torchvision
@@ -126,7 +61,7 @@ def test_every_array_of_torchvision_is_one_of_ours_of_the_same_shape(lineage):
     renamed = {}
     for name, array in ours.items():
         module, _, role = name.rpartition(".")
-        renamed[f"{lineage.layers[module][0]}.{role}"] = array.shape
+        renamed[f"{lineage.layers[module]}.{role}"] = array.shape
     assert renamed == {name: array.shape for name, array in theirs.items()}
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from converters.proof.numpy_keras import pool
-from converters.proof.proof import forward, graph_of
-from converters.readers.keras_graph import in_layer_order
+from converters.proof.proof import forward
+from converters.readers.keras_graph import graph_of_config, in_layer_order
 from tests.reference.keras3_models import NETWORKS, assert_logits, branches, output, randomize, sequential
-from tests.reference.keras_files import of_arrays, of_model
+from tests.reference.keras_files import of_arrays, of_model, with_graph
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Keras and torch about each other
 
@@ -178,7 +178,7 @@ def test_whole_networks_by_config_by_names_and_by_the_order_of_their_layers(name
         file, values = of_model(model)
         if how == "numbers":
             file, values = numbered(file, values)
-        ours, theirs = answers(model, image, file, values, network=name)
+        ours, theirs = answers(model, image, with_graph(file), values)
     assert_logits(model, ours["logits"], theirs)
 
 
@@ -196,26 +196,37 @@ def numbered(file, values):
 def test_layers_are_ordered_as_keras_orders_them(name):
     model = NETWORKS[name]()
     file, _ = of_model(model)
-    graph = graph_of(file, None, network=name)
+    graph = graph_of_config(with_graph(file))
     ours = [node.layer.name for node in in_layer_order(graph) if node.layer is not None]
     assert ours == [layer.name for layer in model.layers if layer.weights]
 
 
+def changed(file, kind, **settings):
+    """The file with other settings of the layers of a class in its config."""
+    config = json.loads(json.dumps(file.config))
+    for layer in config["config"]["layers"]:
+        if layer["class_name"] == kind:
+            layer["config"] |= settings
+    return replace(file, config=config)
+
+
 @pytest.mark.parametrize(
-    ("name", "assumption"),
-    [("resnet50", {"epsilon": 1e-3}), ("resnet50", {"pool1_padding": False}), ("inception_v3", {"epsilon": 0.1})],
+    ("name", "kind", "setting"),
+    [
+        ("resnet50", "BatchNormalization", {"epsilon": 1e-3}),
+        ("resnet50", "MaxPooling2D", {"padding": "same"}),
+        ("inception_v3", "BatchNormalization", {"epsilon": 0.1}),
+    ],
 )
-def test_wrong_assumptions_are_seen(name, assumption):
+def test_wrong_settings_are_seen(name, kind, setting):
     model = NETWORKS[name]()
     randomize(model)
     for weight in model.weights:
         if weight.name == "moving_variance":  # as small as some of released networks are
             weight.assign(weight.value * 0.02)
     file, values = of_model(model)
-    image = image_of(model.input_shape[1:])
-    none_and_it: list[dict] = [{}, assumption]
-    runs = [forward(file, of_arrays(values), image, network=name, **more) for more in none_and_it]
-    right, wrong = (dict(run) for run in runs)
+    file, image = with_graph(file), image_of(model.input_shape[1:])
+    right, wrong = (dict(forward(one, of_arrays(values), image)) for one in (file, changed(file, kind, **setting)))
     errors = [
         np.abs(right[key] - wrong[key]).max() / np.abs(right[key]).max() if right[key].shape == wrong[key].shape else 1
         for key in right

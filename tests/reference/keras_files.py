@@ -6,7 +6,11 @@ from pathlib import Path
 
 import h5py
 
+from converters.layer_lists import oriented
+from converters.plan import Wishes
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
+from converters.readers.keras_words import kind_of_arrays, kind_of_name
+from converters.weights_only import config_of_list, with_config
 
 
 def described(path, layers, **more) -> tuple[KerasFile, dict]:
@@ -19,7 +23,8 @@ def described(path, layers, **more) -> tuple[KerasFile, dict]:
             place = "/".join(("", *parents, name, role))
             values[place] = array
             places[role] = KerasArray(path, place, array.shape, array.dtype.str)
-        found.append(KerasLayer(name, "", places, parents=parents))
+        kind = kind_of_name(name) or kind_of_arrays({role: array.shape for role, array in arrays.items()})
+        found.append(KerasLayer(name, kind, places, parents=parents))
     return KerasFile(path, layers=tuple(found), **more), values
 
 
@@ -50,13 +55,18 @@ def of_model(model, *, backend="torch", version="3.15.1", **more) -> tuple[Keras
         for layer in inner.layers:
             if hasattr(layer, "layers"):
                 walk(layer, (*parents, layer.name))
-            elif layer.weights:
+            else:
                 weights = [weight for weight in layer.weights if weight.name != "seed_generator_state"]
                 arrays = {weight.name: weight.value.detach().numpy().copy() for weight in weights}
-                if arrays:
-                    layers.append((layer.name, arrays, parents))
+                layers.append((layer.name, arrays, parents))
 
     walk(model, ())
     return described(
         Path("model.keras"), layers, container="archive", named=True, backend=backend, version=version, **more
     )
+
+
+def with_graph(file, **wishes):
+    """A file without config, with the one that its list of layers gives."""
+    file = oriented(file)
+    return with_config(file, config_of_list(file, Wishes(**wishes))[0])
