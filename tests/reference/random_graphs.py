@@ -432,7 +432,7 @@ def flat_concatenation(p: Program, x: str) -> str:
 
 def merge(p: Program, *inputs: str) -> str:
     """Merge tensors of one shape."""
-    kind = p.pick((*MERGES, "operator", "Concatenate"))
+    kind = p.pick((*MERGES, "operator", "Concatenate", "Concatenate"))
     if kind == "operator":
         first, second = inputs[:2]
         written = p.pick((
@@ -773,14 +773,14 @@ def _check(p: Program, folder: Path, tally: Tally) -> None:
         network = load(destination, mapped=False)
         normalised = torch.from_numpy(np.stack([normalize(one, network.card.preprocessing) for one in pictures]))
         with torch.no_grad():
-            found = _answers(network, normalised)
+            answered = _answers(network, normalised)
     end = next((choice for choice in report.choices if "which is left out" in choice), None)
     if end is not None:
         first = re.search(r"ends with ([^,]*),", end)[1]
         before = {re.sub(r"[^\w-]", "_", name): each for name, each in zip(tail, befores, strict=True)}
         answers = before[first.rstrip("_")] if first not in before else before[first]
         tally.notes["end left out"] += 1
-    found = _as_keras(found, answers, p.last)
+    found = _as_keras(answered, answers, p.last)
     allowed = TOLERANCE * np.abs(answers).max() + FLOOR
     if np.abs(found - answers).max() > allowed:
         with torch.no_grad():
@@ -812,13 +812,11 @@ def _kinds(model: Any) -> Iterator[str]:
 
 def _tail(output: Any) -> Iterator[tuple[str, Any]]:
     """Yield (name, input) of the model's last operations, from the end, as long as they have one input each."""
-    seen = set()
     while True:
         operation, number, _ = output._keras_history
         inputs = operation._inbound_nodes[number].input_tensors
-        if len(inputs) != 1 or operation.name in seen:
+        if len(inputs) != 1:
             return
-        seen.add(operation.name)
         output = inputs[0]
         yield operation.name, output
 
