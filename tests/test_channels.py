@@ -6,6 +6,7 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,8 +84,9 @@ def see_through(seed: int, height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("name", MODELS)
 def test_pictures_are_read_and_answered_as_in_keras(keras3_channels, name, how, tmp_path):
-    options = {} if name in INSIDE else {"preprocessing": "keras-tf"}
-    convert(keras3_channels / f"{name}.keras", tmp_path / "out.safetensors", proof=True, isolated=False, **options)
+    preprocessing = None if name in INSIDE else "keras-tf"
+    file = keras3_channels / f"{name}.keras"
+    convert(file, tmp_path / "out.safetensors", preprocessing=preprocessing, proof=True, isolated=False)
     network = load(tmp_path / "out.safetensors")
     rule = replace(network.card.preprocessing, interpolation=how)
     network.card = replace(network.card, preprocessing=rule)
@@ -113,7 +115,7 @@ RULES = {
 }
 
 
-def of(rule: Preprocessing, channels: str) -> Preprocessing:
+def of(rule: Preprocessing, channels: Any) -> Preprocessing:
     count = {"grey": 1, "rgba": 4}[channels]
     return replace(rule, channels=channels, mean=(3.0, 5.0, 7.0, 9.0)[:count], std=(2.0, 3.0, 4.0, 5.0)[:count])
 
@@ -229,7 +231,7 @@ def test_arrays_of_as_many_channels_are_pictures(network):
     count = network.channels
     pixels = see_through(4, 40, 50)[..., :count]
     file = Image.fromarray(pixels.squeeze())
-    given = [pixels, torch.from_numpy(pixels).permute(2, 0, 1), pixels.astype(np.float32), file]
+    given: list[Any] = [pixels, torch.from_numpy(pixels).permute(2, 0, 1), pixels.astype(np.float32), file]
     given += [pixels[..., 0], np.repeat(pixels, 3, axis=2)] if count == 1 else []
     logits = torch.stack([row.logits for row in predict(network, given, exact=True)])
     assert all(torch.equal(each, logits[0]) for each in logits)
@@ -424,9 +426,8 @@ def test_patterns_have_the_networks_channels(network, form):
         found.pictures[0] if network.channels == 1 else np.dstack([found.pictures[0], np.full((24, 24), 255, "u1")])
     )
     with torch.no_grad():
-        output = network.features.get_submodule("0")(
-            torch.from_numpy(normalize(inputs, network.card.preprocessing))[None]
-        )
+        first: Any = network.features.get_submodule("0")
+        output = first(torch.from_numpy(normalize(inputs, network.card.preprocessing))[None])
     assert abs(float(output[0, 0].mean()) - found.after[0]) < 1e-4
     assert found.draw().mode == "RGB"
 
@@ -436,7 +437,7 @@ def test_first_kernels_are_drawn_of_grey_but_not_of_four_channels():
     found = first_kernels(network)
     assert found.weights.shape == (8, 3, 3, 1)
     assert found.pictures.shape == (8, 3, 3, 3)
-    weight = network.features.get_submodule("0").weight.detach().numpy()
+    weight = network.state_dict()["features.0.weight"].numpy()
     np.testing.assert_allclose(found.weights[..., 0], weight[:, 0] / 128, rtol=1e-6)
     other = densify(small(4), 32, preprocessing=general("unit", 32, 4), classes=[*"abcde"])
     with pytest.raises(ValueError, match="takes 4 channels, not RGB or grey"):
