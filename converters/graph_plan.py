@@ -959,6 +959,10 @@ def _layer(node: Node, *roles: str) -> KerasLayer:
     }.get(node.kind, ())  # fmt: skip
     if lacking := [role for role in wanted if role not in node.layer.arrays]:
         raise _Missing(f"has no {lacking[0]}")
+    for role in ("kernel", "depthwise_kernel", "pointwise_kernel"):
+        array = node.layer.arrays.get(role)
+        if array is not None and len(array.shape) != (2 if node.kind == "Dense" else 4):
+            raise _Missing(f"has a {role} of {array.shape}, which is no {node.kind}'s")
     return node.layer
 
 

@@ -445,7 +445,7 @@ def test_a_convolution_that_is_said_to_be_another_layer_is_refused(config, class
     changed = copy.deepcopy(config)
     layer = next(layer for layer in changed["config"]["layers"] if layer["class_name"] == "Conv2D")
     layer["class_name"] = class_name
-    with pytest.raises(ValueError, match=r"first_model\.h5.*not of its network's class|first_model\.h5.*reads"):
+    with pytest.raises(ValueError, match=r"first_model\.h5.*(block1_conv1 (has|\(X\) is of)|reads)"):
         planned(changed)
 
 

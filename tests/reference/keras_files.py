@@ -16,14 +16,15 @@ from converters.weights_only import config_of_list, with_config
 def described(path, layers, **more) -> tuple[KerasFile, dict]:
     """`layers`: (name, {role: values}) or (name, {role: values}, parents) -> the file, and place -> values."""
     path, values, found = Path(path), {}, []
-    for name, arrays, *parents in layers:
-        parents = tuple(*parents)
+    for name, arrays, *more_of in layers:
+        parents = tuple(more_of[0]) if more_of else ()
+        kind = more_of[1] if len(more_of) > 1 else ""
         places = {}
         for role, array in arrays.items():
             place = "/".join(("", *parents, name, role))
             values[place] = array
             places[role] = KerasArray(path, place, array.shape, array.dtype.str)
-        kind = kind_of_name(name) or kind_of_arrays({role: array.shape for role, array in arrays.items()})
+        kind = kind or kind_of_name(name) or kind_of_arrays({role: array.shape for role, array in arrays.items()})
         found.append(KerasLayer(name, kind, places, parents=parents))
     return KerasFile(path, layers=tuple(found), **more), values
 
@@ -58,7 +59,7 @@ def of_model(model, *, backend="torch", version="3.15.1", **more) -> tuple[Keras
             else:
                 weights = [weight for weight in layer.weights if weight.name != "seed_generator_state"]
                 arrays = {weight.name: weight.value.detach().numpy().copy() for weight in weights}
-                layers.append((layer.name, arrays, parents))
+                layers.append((layer.name, arrays, parents, type(layer).__name__))
 
     walk(model, ())
     return described(
