@@ -165,7 +165,7 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions
     skipped: list[str] = []
     while here != graph.output:
         after = readers.get(here, [])
-        if channels == 3 and (flipped := _reversed(after, readers)):
+        if channels == 3 and (flipped := _reversed(after, readers, 1 if graph.data_format == "channels_first" else -1)):
             nodes, picked = flipped
             order = [order[one] for one in picked]
             scale, offset = ([each[one] for one in picked] for each in (scale, offset))
@@ -205,26 +205,34 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions
     )  # fmt: skip
 
 
-def _reversed(after: Sequence[Node], readers: Mapping[str, Sequence[Node]]) -> tuple[list[str], list[int]] | None:
-    """Return the nodes that reorder the channels, and the source channel of each."""
-    if len(after) == 1 and after[0].kind == "ops.GetItem":
-        key = after[0].operands[1] if len(after[0].operands) > 1 else None
-        if isinstance(key, list) and len(key) == 2 and key[0] in ("...", {"class_name": "__ellipsis__"}):
-            step = key[1] if isinstance(key[1], slice) else _slice_of(key[1])
-            if step == slice(None, None, -1):
-                return [after[0].name], [2, 1, 0]
-    if len(after) == 3 and all(node.kind == "ops.GetItem" and len(node.operands) == 2 for node in after):
-        stacks = {one.name: one for node in after for one in readers.get(node.name, [])}
-        keys = {node.name: node.operands[1] for node in after}
-        if len(stacks) == 1 and all(
-            isinstance(key, list) and len(key) == 2 and key[0] == "..." for key in keys.values()
-        ):
-            [stack] = stacks.values()
-            picked = [keys.get(source, (0, None))[1] for source in stack.inputs]
-            axis = stack.settings.get("axis")
-            if stack.kind == "ops.Stack" and axis == -1 and sorted(picked, key=str) == [0, 1, 2]:
-                return [*(node.name for node in after), stack.name], picked
+def _reversed(
+    after: Sequence[Node], readers: Mapping[str, Sequence[Node]], axis: int
+) -> tuple[list[str], list[int]] | None:
+    """Return the nodes that reorder the channels, and the source channel of each; `axis` of the channels is 1 or -1."""
+    picks = [_picked(node, axis) for node in after]
+    if picks == [slice(None, None, -1)]:
+        return [after[0].name], [2, 1, 0]
+    stacks = {one.name: one for node in after for one in readers.get(node.name, [])}
+    if len(after) == 3 and sorted(picks, key=str) == [0, 1, 2] and len(stacks) == 1:
+        [stack] = stacks.values()
+        channels = dict(zip((node.name for node in after), picks, strict=True))
+        picked = [channels.get(source) for source in stack.inputs]
+        if stack.kind == "ops.Stack" and stack.settings.get("axis") == axis and sorted(picked, key=str) == [0, 1, 2]:
+            return [*channels, stack.name], picked
     return None
+
+
+def _picked(node: Node, axis: int) -> Any:
+    """Return the channel, or the slice of channels, that an indexing takes from each picture whole; None otherwise."""
+    if node.kind != "ops.GetItem" or len(node.operands) != 2 or not isinstance(node.operands[1], list):
+        return None
+    key = [_slice_of(one) or one for one in node.operands[1]]
+    key = ["..." if one == {"class_name": "__ellipsis__"} else one for one in key]
+    place = 1 if axis == 1 else len(key) - 1
+    if not 0 < place < len(key) or any(one not in ("...", slice(None)) for one in (*key[:place], *key[place + 1 :])):
+        return None
+    whole = len(key) == 4 or "..." in (key[2:] if axis == 1 else key[:1]) or (axis == 1 and "..." not in key)
+    return key[place] if whole and not isinstance(key[place], str) else None
 
 
 def _slice_of(value: Any) -> slice | None:

@@ -474,6 +474,8 @@ class _Translator:
             # `layer_activation` does not count the batch in an axis from the front
             counted = axis if axis < 0 or node.kind in FUNCTIONS else axis + 1
             kind, numbers = "softmax", {"dim": self._dim(counted, rank)}
+        elif name == "log_softmax":
+            numbers = {"dim": self._dim(-1, len(self.shapes[source]))}
         if kind is None:
             raise ValueError(f"has the activation {name!r}, which is not known here")
         self._emit(node, kind, [source], suffix, **numbers)

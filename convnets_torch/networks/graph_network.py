@@ -313,7 +313,7 @@ ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = {
     "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "softplus": nn.Softplus, "softsign": nn.Softsign,
     "exponential": layers.Exponential,
     "mish": nn.Mish, "hard_silu": nn.Hardswish, "hard_sigmoid": nn.Hardsigmoid, "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU("tanh"), "log_softmax": lambda: nn.LogSoftmax(1),
+    "gelu_tanh": lambda: nn.GELU("tanh"), "log_softmax": lambda dim=1: nn.LogSoftmax(dim),
     "hard_sigmoid_0.2": lambda: nn.Sequential(layers.Scale(0.2, 0.5), nn.Hardtanh(0.0, 1.0)),  # of Keras 1 and 2
     "hard_tanh": nn.Hardtanh, "tanh_shrink": nn.Tanhshrink, "log_sigmoid": nn.LogSigmoid,
 }  # fmt: skip

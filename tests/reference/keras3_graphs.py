@@ -233,6 +233,14 @@ MODELS: dict[str, Model] = {
         L, L.Normalization(mean=[120.0, 110.0, 100.0], variance=[3600.0, 3400.0, 3200.0])(x)),
     **{f"preprocess_{mode}": _preprocessed(mode) for mode in ("caffe", "tf", "torch")},
 }  # fmt: skip
+FIRST = (  # also made with channels first, where axes count otherwise
+    "conv_same_stride_2", "conv_groups", "depthwise_multiplied", "separable_multiplied", "transposed_same",
+    "transposed_output_padding", "batch_norm", "batch_norm_of_rows", "layer_norm", "layer_norm_of_all",
+    "activation_softmax", "activation_log_softmax", "activation_hard_sigmoid", "softmax_of_rows", "relu_with_all",
+    "prelu", "prelu_of_rows", "prelu_of_channels", "max_pool_same", "upsampling_bilinear", "zero_padding", "cropping",
+    "reshape", "permute", "concatenate_rows", "merge_concatenate", "time_distributed_sequence", "flatten_head",
+    "preprocess_caffe", "preprocess_torch",
+)  # fmt: skip
 INSIDE = {name for name in MODELS if name.startswith("preprocess_")} | {"rescaled", "augmented", "normalized"}
 
 APPLICATIONS: dict[str, tuple[int, int]] = {  # smallest sides that Keras takes, and the input's channels
@@ -376,9 +384,11 @@ def choose_weights(model: Any, seed: int) -> None:
 def write(model: Any, path: Path, seed: int, inside: bool) -> None:
     """Write a model in both containers with its answers; images are divided by 255 unless it normalises them."""
     choose_weights(model, seed)
-    sides = model.input_shape[1:3]
+    first = model.input_shape[1] == 3
+    sides = model.input_shape[2:4] if first else model.input_shape[1:3]
     images = np.random.default_rng(seed).integers(0, 256, (2, *sides, 3)).astype(np.float32)
-    outputs = model.predict(images if inside else images / np.float32(255), verbose=0)
+    fed = images if inside else images / np.float32(255)
+    outputs = model.predict(np.moveaxis(fed, 3, 1) if first else fed, verbose=0)
     np.savez(f"{path}.npz", images=images.astype(np.uint8), outputs=outputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -394,6 +404,7 @@ def main(folder: str, kind: str, *names: str) -> None:
         names
         or {
             "layers": LAYERS, "models": MODELS, "applications": IN_CI, "papers": PAPERS | NEARLY, "narrow": NARROW,
+            "first": FIRST,
         }[kind]
     ):  # fmt: skip
         if kind == "narrow":
@@ -406,7 +417,8 @@ def main(folder: str, kind: str, *names: str) -> None:
         elif kind == "papers":
             model, inside = (PAPERS | NEARLY)[name](layers, keras), False
         else:
-            start = keras.Input((*SIZE, 3))
+            keras.config.set_image_data_format("channels_first" if kind == "first" else "channels_last")
+            start = keras.Input((3, *SIZE) if kind == "first" else (*SIZE, 3))
             model = keras.Model(start, (LAYERS | MODELS)[name](layers, keras, start))
             inside = name in INSIDE
         write(model, Path(folder) / name, number, inside)
