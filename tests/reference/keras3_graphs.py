@@ -118,6 +118,7 @@ LAYERS: dict[str, Model] = {
     "global_average": _after("GlobalAveragePooling2D"),
     "zero_padding": _after("ZeroPadding2D", ((1, 2), (3, 4))),
     "cropping": _after("Cropping2D", ((1, 2), (3, 4))),
+    "center_crop": _after("CenterCrop", 9, 20),
     "upsampling": _after("UpSampling2D", (2, 3)),
     "upsampling_bilinear": _after("UpSampling2D", (2, 3), interpolation="bilinear"),
     "flatten": _after("Flatten"),
