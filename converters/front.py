@@ -216,7 +216,7 @@ def _reversed(
     if len(after) == 3 and sorted(picks, key=str) == [0, 1, 2] and len(stacks) == 1:
         [stack] = stacks.values()
         channels = dict(zip((node.name for node in after), picks, strict=True))
-        picked = [channels.get(source) for source in stack.inputs]
+        picked: list[Any] = [channels.get(source) for source in stack.inputs]
         if stack.kind == "ops.Stack" and stack.settings.get("axis") == axis and sorted(picked, key=str) == [0, 1, 2]:
             return [*channels, stack.name], picked
     return None
