@@ -741,6 +741,15 @@ class _Translator:
         (top, bottom), (left, right) = edges_of(node.setting("cropping", default=0))
         self._emit(node, "pad", inputs, edges=(-top, -bottom, -left, -right))
 
+    def _centercrop(self, node: Node, inputs: list[str]) -> None:
+        sides, wanted = self._map(node, inputs[0])[2:], (int(node.settings["height"]), int(node.settings["width"]))
+        edges: list[int] = []
+        for side, kept in zip(sides, wanted, strict=True):
+            if not 0 < kept <= side:
+                raise ValueError(f"crops {side} cells to {kept}; only a crop within the map is supported")
+            edges += [-((side - kept) // 2), (side - kept) // 2 - (side - kept)]
+        self._emit(node, "pad", inputs, edges=tuple(edges))
+
     def _upsampling2d(self, node: Node, inputs: list[str]) -> None:
         self._map(node, inputs[0])
         how = node.setting("interpolation", default="nearest")
@@ -933,6 +942,7 @@ TRANSLATORS: dict[str, Translate] = {
     "LayerNormalization": _Translator._layernormalization, "Normalization": _Translator._normalization,
     "PReLU": _Translator._prelu, "ThresholdedReLU": _Translator._thresholdedrelu, "LayerScale": _Translator._layerscale,
     "CustomScaleLayer": _Translator._customscalelayer, "ZeroPadding2D": _Translator._zeropadding2d,
+    "CenterCrop": _Translator._centercrop,
     "Cropping2D": _Translator._cropping2d, "UpSampling2D": _Translator._upsampling2d, "Flatten": _Translator._flatten,
     "Reshape": _Translator._reshape, "Permute": _Translator._permute, "Rescaling": _Translator._rescaling,
     "Concatenate": _Translator._concatenate, "ops.Concatenate": _Translator._ops_concatenate, "Dot": _Translator._dot,

@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from keras.utils import multi_gpu_utils
 SIZE = (9, 12)
 
 
-def replicated():
+def replicated() -> Any:
     """A functional model on two GPUs, whose results the first gathers."""
     start = layers.Input((*SIZE, 3))
     x = layers.BatchNormalization()(layers.Conv2D(4, 3, activation="relu")(start))
@@ -36,18 +37,18 @@ def replicated():
     return multi_gpu_utils.multi_gpu_model(models.Model(start, x), 2)
 
 
-def replicated_sequential():
+def replicated_sequential() -> Any:
     """A Sequential on three GPUs."""
     parts = [layers.Conv2D(4, 3, input_shape=(*SIZE, 3)), layers.Flatten(), layers.Dense(3, activation="softmax")]
     return multi_gpu_utils.multi_gpu_model(models.Sequential(parts), 3, cpu_merge=False)
 
 
-def scaled():
+def scaled() -> Any:
     """Two blocks of InceptionResNetV2, with fewer channels."""
     vars(inception_resnet).update(backend=backend, layers=layers, models=models, keras_utils=utils)
     original = inception_resnet.conv2d_bn
 
-    def narrow(x, filters, *rest, **words):
+    def narrow(x: Any, filters: int, *rest: Any, **words: Any) -> Any:
         filters = filters if words.get("use_bias") else max(2, filters // 32)
         return original(x, filters, *rest, **words)
 
@@ -59,7 +60,7 @@ def scaled():
     return models.Model(start, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
 
 
-def innermost(model):
+def innermost(model: Any) -> Any:
     """The layers of a model and of the models in it."""
     for layer in model.layers:
         yield from innermost(layer) if hasattr(layer, "layers") else [layer]

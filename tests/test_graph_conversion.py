@@ -21,7 +21,7 @@ from convnets_torch import classify, embed, gradcam, heatmap, load, record_activ
 from convnets_torch.images.preprocessing import normalize
 from convnets_torch.weights import with_last_layer
 from tests.conftest import DATA
-from tests.reference.keras3_graphs import FIRST, IN_CI, INSIDE, LAYERS, MODELS, NEARLY, PAPERS, REFUSED
+from tests.reference.keras3_graphs import BOTH_FORMATS, FIRST, IN_CI, INSIDE, LAYERS, MODELS, NEARLY, PAPERS, REFUSED
 
 pytestmark = pytest.mark.slow  # Keras writes the models
 TOLERANCE = 1e-4  # of the largest output
@@ -379,3 +379,23 @@ def test_a_new_last_layer_takes_the_place_of_the_old_one(models, tmp_path):
     changed = with_last_layer(network, torch.zeros(2, 6), torch.tensor([0.5, 1.5]), ("a", "b"), "for a test")
     save(changed, tmp_path / "changed.safetensors")
     assert load(tmp_path / "changed.safetensors")(torch.zeros(1, 3, 20, 28)).tolist() == [[0.5, 1.5]]
+
+
+@pytest.fixture(scope="module")
+def channels_first(filled) -> Path:
+    return filled("keras3_graph_first", run_keras("both"))
+
+
+@pytest.mark.parametrize("name", BOTH_FORMATS)
+def test_a_layer_means_what_it_means_in_keras_with_channels_first(channels_first, name, tmp_path):
+    with np.load(channels_first / f"{name}.npz") as stored:
+        pictures, answers = stored["images"], stored["outputs"]
+    options = {} if name in INSIDE else {"preprocessing": "unit"}
+    convert(channels_first / f"{name}.keras", tmp_path / "out.safetensors", proof=True, isolated=False, **options)
+    network = load(tmp_path / "out.safetensors")
+    images = torch.from_numpy(np.stack([normalize(picture, network.card.preprocessing) for picture in pictures]))
+    with torch.no_grad():
+        found = network.features(images) if network.head is None else network(images)
+    found = found.softmax(1).numpy() if network.card.activation == "softmax" else found.numpy()
+    assert found.shape == answers.shape
+    assert np.abs(found - answers).max() <= TOLERANCE * np.abs(answers).max()

@@ -531,6 +531,14 @@ def _crop(x: Array, settings: Mapping[str, Any], data_format: DataFormat) -> Arr
     return from_channels_last(pixels[top : len(pixels) - bottom, left : pixels.shape[1] - right], data_format)
 
 
+def _crop_centre(x: Array, settings: Mapping[str, Any], data_format: DataFormat) -> Array:
+    pixels = channels_last(x, data_format)
+    for axis, kept in enumerate((int(settings["height"]), int(settings["width"]))):
+        first = (pixels.shape[axis] - kept) // 2
+        pixels = pixels.take(range(first, first + kept), axis)
+    return from_channels_last(pixels, data_format)
+
+
 def _enlarge(x: Array, settings: Mapping[str, Any], data_format: DataFormat) -> Array:
     """UpSampling2D: repeated pixels, or values interpolated between the centres of pixels."""
     pixels = channels_last(x, data_format)
@@ -549,6 +557,7 @@ def _enlarge(x: Array, settings: Mapping[str, Any], data_format: DataFormat) -> 
 
 _SHAPED: dict[str, Callable[[Array, Mapping[str, Any], DataFormat], Array]] = {
     "Cropping2D": _crop,
+    "CenterCrop": _crop_centre,
     "UpSampling2D": _enlarge,
     "Reshape": lambda x, settings, _: x.reshape(settings["target_shape"]),
     "Permute": lambda x, settings, _: x.transpose([int(axis) - 1 for axis in settings["dims"]]),

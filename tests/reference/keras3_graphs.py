@@ -1,6 +1,6 @@
 """Write models of real Keras 3, on its torch backend, that have no class of their own here, with what they answer.
 
-    KERAS_BACKEND=torch python -m tests.reference.keras3_graphs FOLDER layers|models|applications|papers|narrow|refused
+    KERAS_BACKEND=torch python -m tests.reference.keras3_graphs FOLDER layers|models|applications|papers|narrow|refused|both
 
 Each model NAME is written as NAME.keras and NAME.h5, with NAME.npz: two images (2, H, W, 3), 0 to 255, and its output.
 Weights and statistics are random, from seeds, and large enough that a mistake shows.
@@ -128,6 +128,7 @@ LAYERS: dict[str, Model] = {
     "global_average": _after("GlobalAveragePooling2D"),
     "zero_padding": _after("ZeroPadding2D", ((1, 2), (3, 4))),
     "cropping": _after("Cropping2D", ((1, 2), (3, 4))),
+    "center_crop": _after("CenterCrop", 9, 20),
     "upsampling": _after("UpSampling2D", (2, 3)),
     "upsampling_bilinear": _after("UpSampling2D", (2, 3), interpolation="bilinear"),
     "flatten": _after("Flatten"),
@@ -298,6 +299,15 @@ REFUSED: dict[str, tuple[Model, str]] = {  # what is not supported -> model, sen
         "has a constant of 3 numbers"),
 }  # fmt: skip
 
+BOTH_FORMATS = (  # also made with channels first, where axes count otherwise
+    "conv_same_stride_2", "conv_groups", "depthwise_multiplied", "separable_multiplied", "transposed_same",
+    "transposed_output_padding", "batch_norm", "batch_norm_of_rows", "layer_norm", "layer_norm_of_all",
+    "activation_softmax", "activation_log_softmax", "activation_hard_sigmoid", "softmax_of_rows", "relu_with_all",
+    "prelu", "prelu_of_rows", "prelu_of_channels", "max_pool_same", "upsampling_bilinear", "zero_padding", "cropping",
+    "reshape", "permute", "concatenate_rows", "merge_concatenate", "time_distributed_sequence", "flatten_head",
+    "preprocess_caffe", "preprocess_torch",
+)  # fmt: skip
+
 APPLICATIONS: dict[str, tuple[int, int]] = {  # smallest sides that Keras takes, and the input's channels
     "MobileNet": (32, 32), "MobileNetV2": (32, 32), "MobileNetV3Small": (32, 32), "MobileNetV3Large": (32, 32),
     "EfficientNetB0": (32, 32), "EfficientNetB3": (32, 32), "EfficientNetV2B0": (32, 32), "EfficientNetV2S": (32, 32),
@@ -456,11 +466,11 @@ def main(folder: str, kind: str, *names: str) -> None:
 
     kinds = {
         "layers": LAYERS, "models": MODELS, "applications": IN_CI, "papers": PAPERS | NEARLY, "narrow": NARROW,
-        "refused": REFUSED,
+        "refused": REFUSED, "both": BOTH_FORMATS,
     }  # fmt: skip
     makers = LAYERS | MODELS | {name: model for name, (model, _) in REFUSED.items()}
     for number, name in enumerate(names or kinds[kind]):
-        first = name in FIRST
+        first = name in FIRST or kind == "both"
         keras.config.set_image_data_format("channels_first" if first else "channels_last")
         if kind == "narrow":
             model, inside = _narrow(name), False
