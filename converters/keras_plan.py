@@ -77,7 +77,8 @@ def plan_any(file: KerasFile, wishes: Wishes) -> tuple[KerasFile, Plan]:
     """
     if file.config is not None:
         return file, _plan_model(file, wishes)
-    if network_of(file) in (None, *PAPER):  # planned by their names
+    network = network_of(file)
+    if network in PAPER or (network is None and _is_paper(file)):  # planned by their names
         if wishes.output is not None or wishes.until is not None:
             raise ValueError(
                 f"{file.path} holds no model config, so no layer to cut at; leave out --output-layer and --until"

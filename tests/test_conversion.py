@@ -257,7 +257,7 @@ def test_an_unknown_network_is_refused_with_its_layers(tmp_path, refused):
     write_keras1(tmp_path / "squeezenet.h5", layers)
     refused(
         tmp_path / "squeezenet.h5",
-        r"not known here \(known: alexnet, inception_v3, .*\); .*: fire2 \(5, 4\) \(4,\), fire3",
+        r"not known here \(known: alexnet, DenseNet121, .*\); .*: fire2 \(5, 4\) \(4,\), fire3",
     )
 
 
