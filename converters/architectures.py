@@ -11,9 +11,9 @@ number.
 from __future__ import annotations
 
 import lzma
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ MOST = 32 << 20  # bytes of its JSON
 
 Pair = tuple[int, int]
 Config = dict[str, Any]
+Listed = tuple[tuple[str, str, bool], ...]
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,31 @@ class Architecture:
 
     Attributes:
         name: as in `keras.applications`, "MobileNetV2".
-        release: what builds it, "keras 3.0.0 to 3.15.1", with the options that change the graph.
-        config: config of the whole model in Keras 3's form, {"class_name": "Functional", "config": ...}, with its top
-            for 1000 classes, for its default size, channels last. Its layers are in the order of `model.layers`.
+        release: what builds it, "keras 3.0.0 to keras 3.15.1", with the options that change the graph.
         top: names of the layers that `include_top=True` adds.
         size: default input size, (height, width).
         preprocessing: preset of the released weights; None if the model does it itself, or no preset does the same.
         padded: names of the ZeroPadding2D layers whose padding Keras computes from the size of their input.
+        layers: (name, class, whether it has weights) of each layer of `model.layers`, as from `layer_list`.
+        make: returns the config.
     """
 
     name: str
     release: str
-    config: Mapping[str, Any]
     top: tuple[str, ...]
     size: Pair
     preprocessing: str | None
-    padded: tuple[str, ...] = field(default=(), repr=False)
+    padded: tuple[str, ...]
+    layers: Listed = field(repr=False)
+    make: Callable[[], Config] = field(repr=False, compare=False)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Config of the whole model in Keras 3's form, {"class_name": "Functional", "config": ...}.
+
+        It has the top for 1000 classes, the default size, and channels last; layers are in the order of `model.layers`.
+        """
+        return self.make()
 
     def sized(self, size: Pair) -> Mapping[str, Any]:
         """Return the config for another input size, (height, width)."""
@@ -66,13 +76,19 @@ def architectures() -> tuple[Architecture, ...]:
     if not decompressor.eof:
         raise ValueError(f"{DATA} holds more than {MOST:,} bytes; install convnets_torch again")
     found = files.loads(text)
+    kinds = [listing(layer) for layer in found["layers"]]
     return tuple(
         Architecture(
-            graph["name"], graph["release"], unpacked(graph, found["layers"]), tuple(graph["top"]),
-            pair_of(graph["size"]), graph["preprocessing"], tuple(graph["padded"]),
+            graph["name"], graph["release"], tuple(graph["top"]), pair_of(graph["size"]), graph["preprocessing"],
+            tuple(graph["padded"]), listed(graph["nodes"], kinds), partial(unpacked, graph, found["layers"]),
         )
         for graph in found["graphs"]
     )  # fmt: skip
+
+
+def listed(nodes: Iterable[Sequence[Any]], kinds: Sequence[tuple[str, bool] | None]) -> Listed:
+    """Return the layers of a graph of the data file as `layer_list` does; `kinds` are those of the file's layers."""
+    return tuple((name, *kind) for name, number, _ in nodes if (kind := kinds[number]))
 
 
 def unpacked(graph: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> Config:
@@ -103,23 +119,27 @@ def _filled(argument: Any, inputs: Any) -> Any:
     return [_filled(each, inputs) for each in argument] if isinstance(argument, list) else argument
 
 
-def layer_list(config: Mapping[str, Any]) -> tuple[tuple[str, str, bool], ...]:
+def layer_list(config: Mapping[str, Any]) -> Listed:
     """Return (name, class, whether it has weights) of each layer of `model.layers`, in order.
 
-    Functions of `keras.ops` in the graph are not among them.
+    Functions of `keras.ops` in the graph are not among them. A nested model is one layer.
     """
-    return tuple(
-        (layer["config"]["name"], kind, _has_weights(kind, layer["config"]))
-        for layer in config["config"]["layers"]
-        if "ops." not in layer.get("module", "")
-        for kind in (kind_of_class(layer["class_name"]),)
-    )
+    found = ((layer["config"]["name"], listing(layer)) for layer in config["config"]["layers"])
+    return tuple((name, *kind) for name, kind in found if kind)
 
 
-def _has_weights(kind: str, settings: Mapping[str, Any]) -> bool:
-    if kind == "Normalization":
-        return settings.get("mean") is None
-    return kind in HOLDS or kind == "BatchNormalization"
+def listing(layer: Mapping[str, Any]) -> tuple[str, bool] | None:
+    """Return a layer's class and whether it has weights; None for an operation."""
+    if "ops." in layer.get("module", ""):
+        return None
+    kind, settings = kind_of_class(layer["class_name"]), layer["config"]
+    if "layers" in settings:
+        weighted = any(has for inner in settings["layers"] for _, has in [listing(inner) or ("", False)])
+    elif kind == "Normalization":
+        weighted = settings.get("mean") is None
+    else:
+        weighted = kind in HOLDS or kind == "BatchNormalization"
+    return kind, weighted
 
 
 def resized(config: Mapping[str, Any], size: Pair, padded: Sequence[str]) -> Config:

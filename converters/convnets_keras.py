@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from converters.architectures import Architecture
+from converters.architectures import Architecture, layer_list
 
 RELEASE = "convnets-keras"
 DEPTHS = {"VGG16": (2, 2, 3, 3, 3), "VGG19": (2, 2, 4, 4, 4)}
@@ -75,7 +75,7 @@ class _Graph:
         ends = {"input_layers": [[self.layers[0]["name"], 0, 0]], "output_layers": [[self.x, 0, 0]]}
         config = {"class_name": "Functional", "config": {"name": name.lower(), "layers": self.layers, **ends}}
         release = f"{RELEASE} of Keras 0" if fused else RELEASE
-        return Architecture(name, release, config, top, (size, size), "original")
+        return Architecture(name, release, top, (size, size), "original", (), layer_list(config), lambda: config)
 
 
 def _alexnet() -> Architecture:

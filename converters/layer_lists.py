@@ -15,7 +15,7 @@ from itertools import takewhile
 from typing import Any
 
 from converters import convnets_keras
-from converters.architectures import Architecture, architectures, layer_list
+from converters.architectures import Architecture, architectures
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer, KernelOrder
 from converters.readers.keras_words import HOLDS, IDENTITIES, kind_of_class, kind_of_name, pair_of
 
@@ -165,7 +165,7 @@ def _known() -> tuple[tuple[Architecture, tuple[frozenset[str], ...]], ...]:
     top and with it."""
     found = []
     for architecture in (*architectures(), *convnets_keras.architectures()):
-        layers = [(name, kind) for name, kind, weighted in layer_list(architecture.config) if weighted]
+        layers = [(name, kind) for name, kind, weighted in architecture.layers if weighted]
         base = [one for one in layers if one[0] not in architecture.top]
         found.append((architecture, tuple(frozenset(_keys(named, part)) for named in (True, False)
                                           for part in (base, layers))))  # fmt: skip

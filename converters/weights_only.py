@@ -48,6 +48,7 @@ Shape = tuple[int, ...]  # (height, width, channels) of a map, (values,) of a ve
 PAPER = {  # networks with a class of their own here -> its name
     "AlexNet": "alexnet", "VGG16": "vgg16", "VGG19": "vgg19", "ResNet50": "resnet50", "InceptionV3": "inception_v3",
 }  # fmt: skip
+EARLY = ("keras-applications", "keras 1.", "keras 2.0", "keras 2.1.", "keras 2.2.", "keras 2.3.")
 POSITIVE = ("relu", "relu6")
 LAYER = {"module": "keras.layers"}  # which tells layers from functions
 MOST_JSON = 16 << 20  # bytes of an architecture file
@@ -117,14 +118,15 @@ def _recognised(file: KerasFile, wishes: Wishes) -> Agreement:
     swapped = misnamed_arrays(file)
     if not whole or swapped:
         _refuse(file, found, whole, swapped)
+    if not ordered(file):  # a container of Keras 3 and tf_keras
+        whole = [one for one in whole if not one.architecture.release.startswith(EARLY)] or whole
     best = max(one.rank for one in whole)
     tied = [one for one in whole if one.rank == best]
     if wishes.pool1_padding is not None:
-        padded = [one for one in tied if _pads_first_pool(one) == wishes.pool1_padding]
-        if len({_pads_first_pool(one) for one in tied}) == 1:
-            name = PAPER.get(tied[0].architecture.name, tied[0].architecture.name)
+        tied = [one for one in tied if _pads_first_pool(one) == wishes.pool1_padding]
+        if not tied or "ResNet" not in tied[0].architecture.name:
+            name = PAPER.get(whole[0].architecture.name, whole[0].architecture.name)
             raise ValueError(f"{file.path} is {name}, whose first pooling is known; leave out --pool1-padding")
-        tied = padded
     chosen = tied[0]
     if chosen.before:
         raise ValueError(
@@ -348,7 +350,11 @@ class _Deriving:
         """Return the data format of the maps, and remember that of the rows behind a Flatten."""
         orders = {layer.kernel_order for layer in self.file.weighted} - {None}
         order: Any = "oihw" if orders == {"oihw"} else "hwio"
-        flattens = any(entry.kind == "Flatten" for entry in self.found.entries if entry.name in self.found.top)
+        shapes = _shapes(self.found, self.architecture.size)
+        flattens = any(
+            prod(shapes[entry.inputs[0]][:-1]) > 1
+            for entry in self.found.entries if entry.name in self.found.top and entry.kind == "Flatten"
+        )  # fmt: skip
         reads = [layer for layer in self.head_layers if layer.arrays and layer.kind == "Dense"]
         self.rows_of_channels_last = True
         if not (flattens or reads):
@@ -634,8 +640,10 @@ class _Writer:
             settings["target_shape"] = [target[-1], *target[:-1]] if self.first and len(target) == 3 else target
         if entry.kind == "Flatten":
             settings |= self._rows()
+        elif entry.kind == "Conv2D":
+            settings["data_format"] = self.format
         elif self.first and len(before) == 3:
-            if "data_format" in settings or entry.kind in ("Conv2D", "ZeroPadding2D") or "Pooling" in entry.kind:
+            if "data_format" in settings or entry.kind == "ZeroPadding2D" or "Pooling" in entry.kind:
                 settings["data_format"] = "channels_first"
             if settings.get("axis") in (-1, 3, [3]):
                 settings["axis"] = 1

@@ -6,15 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
+import h5py
 import pytest
 
 from converters import architectures as shipped
 from converters.architectures import architectures, layer_list, resized
-from converters.readers.keras_graph import describe, each
+from converters.graph_plan import plan_graph
+from converters.plan import Wishes
+from converters.readers.keras_graph import describe
+from converters.readers.reading import read_keras
 from tests.conftest import DATA
-
-NAMES = sorted({architecture.name for architecture in architectures()})
 
 
 def test_the_data_is_small():
@@ -32,48 +35,83 @@ def test_a_config_is_one_that_readers_understand(architecture):
     config = json.loads(json.dumps(architecture.config))
     assert config == architecture.config  # JSON values alone
     listed = [name for name, _, _ in layer_list(config)]
-    described = list(each(describe(config)))
-    assert [layer.name for layer, _ in described if not layer.kind.startswith("ops.")] == listed
+    assert [layer.name for layer in describe(config).layers if "ops." not in layer.outer["module"]] == listed
+    assert architecture.layers == layer_list(config)
     assert set(architecture.top) <= set(listed)
-    assert architecture.top[-1] == listed[-1]
+    assert ("include_top=False" in architecture.release) == (listed[-1] not in architecture.top)
 
 
-# Real Keras, in a process of its own: name, options, size -> its layers with weights, and the paddings it computes
-REAL = """
-import json, sys, keras
-found = []
-for name, options, size in json.loads(sys.argv[1]):
-    keras.backend.clear_session()
-    with keras.device("meta"):
-        model = getattr(keras.applications, name)(weights=None, input_shape=(*size, 3), **options)
-    layers = [[layer.name, type(layer).__name__, bool(layer.weights)] for layer in model.layers]
-    paddings = {layer.name: layer.padding for layer in model.layers if type(layer).__name__ == "ZeroPadding2D"}
-    found.append([layers, paddings])
-print(json.dumps(found))
-"""
+# Real Keras, in a process of its own
+
+HERE = DATA.parents[1]
 SIZED: list = [
-    ("MobileNetV2", {}, (97, 128)), ("MobileNetV3Small", {}, (101, 64)), ("EfficientNetB0", {}, (225, 130)),
-    ("VGG16", {}, (50, 40)),
+    ("MobileNetV2", (97, 128)), ("MobileNetV3Small", (101, 64)), ("EfficientNetB0", (225, 130)),
+    ("NASNetMobile", (225, 224)), ("VGG16", (50, 40)),
 ]  # fmt: skip
+WRITTEN: dict = {  # name -> options
+    "MobileNet": {"alpha": 0.5, "input_shape": [65, 96, 3], "classes": 7},
+    "MobileNetV3Small": {"input_shape": [33, 64, 3], "classes": 7},
+}
+SIZED_BY_KERAS = """
+import json, sys
+sys.path[:0] = ["scripts", "."]
+import build_graphs
+keras = build_graphs.the_keras()
+graphs = []
+for name, size in json.loads(sys.argv[1]):
+    [graph] = build_graphs.described(keras, name, {"input_shape": (*size, 3)})
+    graphs.append(build_graphs.graph_of(json.loads(json.dumps(graph)), "now"))
+print(json.dumps(build_graphs.in_table(graphs)))
+"""
+WRITTEN_BY_KERAS = """
+import json, sys, keras
+folder, networks = sys.argv[1], json.loads(sys.argv[2])
+for name, options in networks.items():
+    keras.backend.clear_session()
+    getattr(keras.applications, name)(weights=None, **options).save(f"{folder}/{name}.h5")
+"""
 
 
-@pytest.fixture(scope="module")
-def real() -> list:
-    command = [sys.executable, "-W", "ignore", "-c", REAL, json.dumps(SIZED)]
-    done = subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "torch"}, capture_output=True, text=True)
+def run(program: str, *arguments: str) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
+    environment = os.environ | {"KERAS_BACKEND": "torch"}
+    done = subprocess.run(command, env=environment, cwd=HERE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(SIZED)), ids=[name for name, _, _ in SIZED])
-def test_another_size_is_as_keras_builds_it(real, number):
-    name, _, size = SIZED[number]
-    layers, paddings = real[number]
-    fits = [one for one in architectures() if one.name == name and [*map(list, layer_list(one.config))] == layers]
-    assert len(fits) == 1
-    config = fits[0].sized(size)
-    found = {one["name"]: one["config"].get("padding") for one in config["config"]["layers"]}
-    assert {layer: found[layer] for layer in paddings} == paddings
-    assert config["config"]["layers"][0]["config"]["batch_shape"] == [None, *size, 3]
-    assert resized(config, fits[0].size, fits[0].padded) == fits[0].config
+def test_another_size_is_as_keras_builds_it():
+    entries, layers = json.loads(run(SIZED_BY_KERAS, json.dumps(SIZED)).splitlines()[-1])
+    for (name, size), entry in zip(SIZED, entries, strict=True):
+        real = shipped.unpacked(entry, layers)
+        [fits] = [one for one in architectures() if one.name == name and one.layers == layer_list(real)]
+        assert fits.sized(size)["config"]["layers"] == real["config"]["layers"], name
+        assert resized(fits.sized(size), fits.size, fits.padded) == fits.config
+
+
+@pytest.mark.slow
+def test_the_installed_keras_builds_what_is_shipped():
+    names = ["VGG16", "ResNet50", "MobileNet", "EfficientNetB0", "Xception"]
+    command = [sys.executable, "-W", "ignore", "scripts/build_graphs.py", "check", *names]
+    environment = os.environ | {"KERAS_BACKEND": "torch"}
+    done = subprocess.run(command, env=environment, cwd=HERE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_file_is_planned_by_the_shipped_graph_as_by_its_own(filled, name):
+    folder = filled("shipped_graphs", lambda folder: run(WRITTEN_BY_KERAS, str(folder), json.dumps(WRITTEN)))
+    with h5py.File(folder / f"{name}.h5") as file:
+        names = list(file["model_weights"].attrs["layer_names"])
+        weighted = [word for word in names if len(file["model_weights"][word].attrs["weight_names"])]
+    [fits] = [one for one in architectures() if [layer for layer, _, _ in one.layers] == names]
+    assert [layer for layer, _, has in fits.layers if has] == weighted
+    wishes = Wishes(preprocessing=fits.preprocessing)
+    own = read_keras(folder / f"{name}.h5")
+    plan = plan_graph(own, wishes)
+    found = plan_graph(replace(own, config=fits.sized(WRITTEN[name]["input_shape"][:2])), wishes)
+    assert found.steps == plan.steps
+    graph = {**plan.arguments["graph"], "name": found.arguments["graph"]["name"]}
+    assert found.arguments == {**plan.arguments, "graph": graph}

@@ -36,7 +36,8 @@ OPTIONS = {  # command -> its options, besides those of TALK
     "augment": f"{READ} {CHANGES} --output --weights --views --seed",
     "classify": f"{RUN} --output --top --target --backoff --csv --table",
     "convert": "--output --cache --backend --data-format --preprocessing --activation --hidden-activation"
-    " --pool1-padding --input-size --output-layer --until --classes --layout --proof --report --no-isolation",
+    " --pool1-padding --input-size --output-layer --until --classes --layout --architecture --proof --report"
+    " --no-isolation",
     "demo": "--output",
     "doctor": f"{RUN} --output --expect --golden",
     "duplicates": "--output --min-similarity --between",

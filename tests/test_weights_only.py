@@ -138,7 +138,7 @@ def test_weights_alone_give_the_network_of_the_whole_model(name, tmp_path):
     images = torch.rand(2, 3, *size)
     for form in FORMS.get(name, (LISTED, NAMED, NUMBERED)):
         path, out = write(model, tmp_path / form), tmp_path / f"{form}.safetensors"
-        told = {"input_size": size, "isolated": False} | options
+        told: dict[str, Any] = {"input_size": size, "isolated": False} | options
         if form in refused:
             with pytest.raises(ValueError, match=refused[form]):
                 convert(path, out, **told)
@@ -156,9 +156,9 @@ def test_weights_alone_give_the_network_of_the_whole_model(name, tmp_path):
 
 def refusal(model: Any, path: Any, **options: Any) -> str:
     """The sentence with which a model's weights are refused."""
-    options = {"preprocessing": "unit", "input_size": SIZE} | options
+    told: dict[str, Any] = {"preprocessing": "unit", "input_size": SIZE} | options
     with pytest.raises(ValueError, match=r"h5") as caught:
-        convert(write(model, path), path.with_name("out.safetensors"), isolated=False, **options)
+        convert(write(model, path), path.with_name("out.safetensors"), isolated=False, **told)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -380,7 +380,7 @@ PAPER_FILES = (
 def test_a_paper_network_from_its_list_answers_as_its_framework_did(file, tmp_path, monkeypatch):
     monkeypatch.setattr(keras_plan, "PAPER", {})
     golden = next(golden for golden in THEANO if golden.file == file)
-    options = golden.needs | {"preprocessing": "unit"}
+    options: dict[str, Any] = golden.needs | {"preprocessing": "unit"}
     report = convert(DATA / file, tmp_path / "out.safetensors", proof=True, isolated=False, **options)
     assert report.card.network == "graph"
     assert_answers(load(tmp_path / "out.safetensors"), golden, DATA)

@@ -1,6 +1,8 @@
 """Write models of real Keras 3, on its torch backend, that have no class of their own here, with what they answer.
 
-    KERAS_BACKEND=torch python -m tests.reference.keras3_graphs FOLDER layers|models|applications|papers|narrow|refused|both
+    KERAS_BACKEND=torch python -m tests.reference.keras3_graphs FOLDER KIND [NAME ...]
+
+KIND is one of layers, models, applications, papers, narrow, refused and both.
 
 Each model NAME is written as NAME.keras and NAME.h5, with NAME.npz: two images (2, H, W, 3), 0 to 255, and its output.
 Weights and statistics are random, from seeds, and large enough that a mistake shows.
