@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -22,6 +23,13 @@ from tests.conftest import DATA
 
 def test_the_data_is_small():
     assert shipped.DATA.stat().st_size < 200_000
+
+
+def test_a_file_that_swells_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "DATA", tmp_path / "graphs.json.xz")
+    shipped.DATA.write_bytes(lzma.compress(b" " * (shipped.MOST + 1)))
+    with pytest.raises(ValueError, match="holds more than"):
+        architectures.__wrapped__()
 
 
 def test_reading_needs_neither_torch_nor_keras():
