@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from converters.keras_plan import plan_any
+from converters.keras_plan import plan_keras
 from converters.plan import Wishes
 from converters.readers.keras_file import KerasFile
 from converters.readers.keras_graph import Node
@@ -21,7 +21,7 @@ def planned(kind, setting, value):
     described = copy.deepcopy(SOURCE)
     layer = next(layer for layer in described["config"]["config"]["layers"] if layer["class_name"] == kind)
     layer["config"][setting] = value
-    return plan_any(KerasFile.from_dict(described), Wishes(preprocessing="unit"))
+    return plan_keras(KerasFile.from_dict(described), Wishes(preprocessing="unit"))[1]
 
 
 def test_the_sound_model_is_planned():

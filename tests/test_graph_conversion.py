@@ -390,7 +390,7 @@ def channels_first(filled) -> Path:
 def test_a_layer_means_what_it_means_in_keras_with_channels_first(channels_first, name, tmp_path):
     with np.load(channels_first / f"{name}.npz") as stored:
         pictures, answers = stored["images"], stored["outputs"]
-    options = {} if name in INSIDE else {"preprocessing": "unit"}
+    options: dict[str, Any] = {} if name in INSIDE else {"preprocessing": "unit"}
     convert(channels_first / f"{name}.keras", tmp_path / "out.safetensors", proof=True, isolated=False, **options)
     network = load(tmp_path / "out.safetensors")
     images = torch.from_numpy(np.stack([normalize(picture, network.card.preprocessing) for picture in pictures]))

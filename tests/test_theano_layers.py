@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ def answers(file: str) -> tuple[np.ndarray, np.ndarray]:
         return stored["pictures"], np.moveaxis(outputs, 3, 1) if last else outputs
 
 
-def needs(file: str) -> dict[str, str]:
+def needs(file: str) -> dict[str, Any]:
     """Keras 1 says neither backend nor, in a whole model, more than the dim ordering of its layers."""
     return {"backend": "theano"} if file.startswith("keras1/") else {}
 

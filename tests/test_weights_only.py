@@ -14,11 +14,11 @@ import torch
 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from safetensors.torch import load_file
 
-from converters import convert, keras_plan, read_keras
+from converters import convert, read_keras
 from converters.graph_plan import plan_graph
 from converters.plan import Wishes
 from converters.proof.listing import check_list, list_of
-from converters.weights_only import PAPER, config_of_list, derive, with_config
+from converters.weights_only import config_of_list, with_config
 from convnets_torch.weights import load
 from tests.reference import keras3_heads
 from tests.reference.goldens import DATA
@@ -366,26 +366,6 @@ def test_the_rows_behind_a_flatten_tell_the_size(tmp_path):
     assert any("assumed to have 96x96 pixels, as dense reads 3x3 cells" in choice for choice in report.choices)
 
 
-# The paper networks, which are still planned by their names
-
-
-PAPER_FILES = (
-    "keras0/vgg16.h5", "keras1/vgg16.h5", "keras1/vgg16_th.h5", "keras1/vgg16_nested_th.h5", "keras208/vgg16_first.h5",
-    "keras216/vgg16_last.h5", "keras224/vgg16_first.h5", "keras216/inception_v3_first.h5",
-    "keras231/vgg16_nested_first.h5",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("file", PAPER_FILES)
-def test_a_paper_network_from_its_list_answers_as_its_framework_did(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(keras_plan, "PAPER", {})
-    golden = next(golden for golden in THEANO if golden.file == file)
-    options: dict[str, Any] = golden.needs | {"preprocessing": "unit"}
-    report = convert(DATA / file, tmp_path / "out.safetensors", proof=True, isolated=False, **options)
-    assert report.card.network == "graph"
-    assert_answers(load(tmp_path / "out.safetensors"), golden, DATA)
-
-
 def test_names_of_convnets_keras_on_tensorflow_are_not_taken_for_theanos(tmp_path):
     with h5py.File(DATA / "keras1/vgg16.h5") as source, h5py.File(tmp_path / "vgg16.h5", "w") as file:
         file.attrs["layer_names"] = source.attrs["layer_names"]
@@ -400,7 +380,6 @@ def test_names_of_convnets_keras_on_tensorflow_are_not_taken_for_theanos(tmp_pat
     assert any("tensorflow's, as the file names arrays in its style" in note for note in notes)
     config, _ = config_of_list(read_keras(DATA / "keras1/vgg16.h5"), Wishes())
     assert config["backend"] == "theano"
-    assert PAPER["VGG16"] == derive(read_keras(DATA / "keras1/vgg16.h5"), Wishes()).network == "vgg16"
 
 
 # An architecture that is given
