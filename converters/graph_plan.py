@@ -151,7 +151,8 @@ def plan_graph(file: KerasFile, wishes: Wishes, questions: Questions | None = No
         name, network, arguments, modules = paper.name, paper.network, paper.arguments, paper.modules
     if name != "alexnet" and (code := [node.own_name for node in graph.nodes if node.kind in ALEXNETS]):
         raise ValueError(f"{file.path}: layer {code[0]} (Lambda) {UNKNOWN}")
-    released = released_preset(file, name, parts.classes, arguments)
+    known = front.affine or wishes.preprocessing is not None
+    released = None if known else released_preset(file, name, parts.classes, arguments)
     rule, chosen = front.preprocessing(size, name, released, questions)
     choices += chosen
     activation, chosen = settle_activation(file, parts.end, wishes, questions)

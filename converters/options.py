@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast, get_args
 
+from converters.layer_lists import candidates
 from converters.plan import Wishes
 from converters.readers.keras_file import DataFormat, KerasFile, KernelOrder
 from converters.readers.keras_graph import Graph, Node
@@ -169,11 +170,16 @@ def is_convnets_keras(file: KerasFile) -> bool:
 
 def released_preset(file: KerasFile, network: str, classes: int | None, arguments: Mapping[str, Any]) -> str | None:
     """Return the preset of the released weights if a file has their layers, and no head of its own."""
-    if network not in PRESETS or "head" in arguments:
+    if "head" in arguments:
         return None
-    if is_convnets_keras(file):
+    if network in PRESETS and is_convnets_keras(file):
         return "original"
-    return {"inception_v3": "keras-tf"}.get(network, "keras-caffe") if classes in (None, 1000) else None
+    if classes not in (None, 1000):
+        return None
+    if network in PRESETS:
+        return {"inception_v3": "keras-tf"}.get(network, "keras-caffe")
+    found = [one for one in candidates(file) if not one.problems and not any(layer.arrays for layer in one.rest)]
+    return found[0].architecture.preprocessing if found else None
 
 
 BACKENDS = ("theano", "tensorflow")
