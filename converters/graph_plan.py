@@ -803,9 +803,9 @@ class _Translator:
         self._emit(node, MERGES[node.kind], inputs)
 
     def _concatenate(self, node: Node, inputs: list[str]) -> None:
-        self._emit(
-            node, "concatenate", inputs, dim=self._dim(int(node.setting("axis", default=-1)), self._rank(inputs))
-        )
+        axis = node.setting("axis", default=-1)  # tf_keras writes a list of one
+        dim = self._dim(int(axis[0] if isinstance(axis, list | tuple) else axis), self._rank(inputs))
+        self._emit(node, "concatenate", inputs, dim=dim)
 
     def _ops_concatenate(self, node: Node, inputs: list[str]) -> None:
         axis = node.settings.get("axis", node.operands[1] if len(node.operands) > 1 else -1)

@@ -133,31 +133,14 @@ def test_kernels_of_keras_1_with_th_are_never_channels_last(refused):
 # The first pooling of ResNet50
 
 
-def test_the_first_pooling_of_an_old_resnet_is_chosen_by_the_files_own_list_and_said(out, command):
+def test_the_list_tells_whether_an_old_resnet_pads_its_first_pooling(out, refused):
     """The file of Keras 2.3.1 lists pool1_pad, that of 2.1.6 does not; neither has a config."""
     for file, padded in ((OLD_RESNET, False), ("keras231/resnet50_last.h5", True)):
-        report = assert_right(file, out, **CAFFE)
-        [note] = [choice for choice in report.choices if "pooling" in choice]
-        assert note.startswith(f"the first pooling is {'padded' if padded else 'not padded'} (")
-        card = read_card(out)
-        assert card.arguments["pool_padding"] is padded
-        assert note in card.source.changes
-        code, printed, _ = command("convert", DATA / file, "-o", out, "--preprocessing", "keras-caffe")
-        assert code == 0
-        assert f"note: {note}" in printed.splitlines()
-
-
-@pytest.mark.parametrize(("word", "padded"), [("yes", True), ("no", False)])
-def test_the_user_decides_the_first_pooling(word, padded, out, command):
-    code, printed, _ = command(
-        "convert", DATA / OLD_RESNET, "-o", out, "--preprocessing", "keras-caffe", "--pool1-padding", word
-    )
-    assert code == 0
-    assert "pooling" not in printed
-    assert read_card(out).arguments["pool_padding"] is padded
-    if padded:
-        with pytest.raises(AssertionError):
-            assert_answers(load(out), GOLDENS[OLD_RESNET], DATA)
+        assert_right(file, out, **CAFFE)
+        assert read_card(out).arguments["pool_padding"] is padded
+        assert_right(file, out, pool1_padding=padded, **CAFFE)
+        out.unlink()
+        refused(file, "resnet50, whose first pooling is known; leave out", pool1_padding=not padded, **CAFFE)
 
 
 def test_a_first_pooling_that_is_known_is_not_said_twice(refused, command, out):

@@ -104,7 +104,7 @@ def test_a_report_keeps_every_layer(proven):
     assert report["proven"] is True
     assert report["verdict"] == read_card(proven).proof.verdict
     assert report["source"]["sha256"] == read_card(proven).source.sha256
-    assert [row["layer"] for row in report["layers"]][::16] == ["block1_conv1", "logits"]
+    assert [row["layer"] for row in report["layers"]][::16] == ["block1_conv1", "(output)"]
     assert max(row["error"] for row in report["layers"]) < ROUNDING
     page = (proven.parent / "proof.html").read_text()
     assert report["verdict"].replace("'", "&#39;") in page
