@@ -131,7 +131,7 @@ class Front:
                 return rule
         how = self.interpolation or "bilinear"
         if len(set(self.scale)) == 1:
-            mean: Any = tuple(-each for each in self.offset)
+            mean: Any = tuple(0.0 - each for each in self.offset)  # never -0.0
             return Preprocessing("custom", side, side, "stretch", how, channels, mean, scale=self.scale[0])
         std: Any = tuple(1 / each for each in self.scale)
         mean = tuple(-offset * each for offset, each in zip(self.offset, std, strict=True))

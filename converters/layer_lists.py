@@ -154,11 +154,6 @@ def ordered(file: KerasFile) -> bool:
     return file.container != "weights"
 
 
-def lists_all(file: KerasFile, path: Path) -> bool:
-    """Return whether a file lists the layers without arrays of the model at `path`."""
-    return not ordered(file) or not path
-
-
 @lru_cache(maxsize=1)
 def _known() -> tuple[tuple[Architecture, tuple[frozenset[str], ...]], ...]:
     """Return all architectures, each with the keys of its layers with weights: with names and without, each without its

@@ -242,14 +242,13 @@ def check_data_format(file: KerasFile, wishes: Wishes) -> None:
 
 
 def settle_rows(
-    file: KerasFile, order: KernelOrder, flatten: Node | None, wishes: Wishes, questions: Questions
+    file: KerasFile, order: KernelOrder, wishes: Wishes, questions: Questions
 ) -> tuple[bool, DataFormat | None, list[str]]:
     """Determine whether the rows of the first dense kernel after a Flatten are in the order h, w, channels.
 
     Args:
         file: provides the Keras version and data format.
         order: the kernel order.
-        flatten: the Flatten node of the model's config, if any.
         wishes: provides the user's data format, which is asked if the rows depend on it and nobody says it.
 
     Returns:
@@ -268,10 +267,6 @@ def settle_rows(
         return True, "channels_last", []  # Keras 1 with tf ordering
     if data_format == "channels_last":
         return True, data_format, []
-    if flatten is not None:
-        flattens = flatten.settings.get("data_format")
-        if data_format == "channels_first":
-            return flattens == "channels_first", data_format, []
     if version >= FLATTEN_TRANSPOSES:
         return True, data_format, []  # in either format
     if data_format == "channels_first":

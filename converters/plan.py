@@ -114,9 +114,7 @@ class Plan:
         activation: output activation.
         data_format: format in which the convolutions were trained, where it matters.
         choices: notes on assumptions made because the file does not specify something.
-        lineage: origin of the file's layer names, for the proof.
         rescales: whether the file's own model does the preprocessing, with a Rescaling layer.
-        hidden: step used for hidden activations that the file does not specify, for the proof.
         table: our module -> Keras layers whose outputs, concatenated, are its own, for the proof.
         final: name of the Keras layer whose output is the network's, for the same.
         fused: whether that is its output after a fused activation.
@@ -133,9 +131,7 @@ class Plan:
     activation: Activation = "softmax"
     data_format: DataFormat | None = None
     choices: tuple[str, ...] = ()
-    lineage: str | None = None
     rescales: bool = False
-    hidden: tuple[Any, ...] = ("relu",)
     table: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     final: str | None = None
     fused: bool = True

@@ -359,7 +359,7 @@ class _Deriving:
         self.rows_of_channels_last = True
         if not (flattens or reads):
             return "channels_first" if order == "oihw" else self.wishes.data_format or "channels_last"
-        permuted, found, chosen = settle_rows(self.file, order, None, self.wishes, self.questions)
+        permuted, found, chosen = settle_rows(self.file, order, self.wishes, self.questions)
         if flattens or any(layer.kind == "Flatten" for layer in self.head_layers):
             self.notes += chosen
         self.rows_of_channels_last = permuted
