@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from converters.options import Questions, ask_preprocessing, ask_whole_preprocessing, image_shape
@@ -48,6 +48,7 @@ class Front:
         cut: whether the user chose an inner layer or an output, so that some arrays are unused.
         notes: on assumptions.
         skipped: names of layers of code that are assumed to be part of the given preprocessing.
+        resized: (height, width) of pictures before a CenterCrop to `size`, if it has one.
     """
 
     path: Any
@@ -62,6 +63,7 @@ class Front:
     cut: bool
     notes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    resized: tuple[int, int] | None = None
 
     @property
     def channels(self) -> int:
@@ -90,7 +92,7 @@ class Front:
                     f"{self.path}: its model normalises pictures itself ({', '.join(self.nodes[1:])}); leave out the"
                     " preprocessing"
                 )
-            rule = self._rule(side)
+            rule = self._cropped(self._rule(side))
             stretched = (
                 [] if rule.name != "custom" else ["pictures are stretched to the input size, as Keras's datasets do"]
             )
@@ -103,7 +105,7 @@ class Front:
             return rule, [*self.notes, f"pictures are preprocessed with {rule.name}, as for the released weights with"
                           " these layers; change it with --preprocessing"]  # fmt: skip
         if not self.given.lower().endswith(".json"):
-            return _preset(network, self.given, side, self.channels), [*self.notes]
+            return self._cropped(_preset(network, self.given, side, self.channels)), [*self.notes]
         rule = read_preprocessing(self.given)
         if rule.channel_count != self.channels:
             raise ValueError(
@@ -114,6 +116,13 @@ class Front:
                 f"{self.given} has the size {rule.size}, but the network's input is {size[0]}x{size[1]} pixels"
             )
         return rule, [*self.notes]
+
+    def _cropped(self, rule: Preprocessing) -> Preprocessing:
+        """Return the rule with a CenterCrop of the model."""
+        if self.resized is None:
+            return rule
+        side = self.resized[0] if self.resized[0] == self.resized[1] else self.resized
+        return replace(rule, name="custom", resize=side, resize_rule="stretch")
 
     def _rule(self, side: int | tuple[int, int]) -> Preprocessing:
         channels = ORDERS.get(self.order)
@@ -162,6 +171,7 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions
             readers.setdefault(source, []).append(node)
     scale, offset, order = [1.0] * channels, [0.0] * channels, list(range(channels))
     found, here, affine, interpolation = ["input"], "input", False, None
+    resized: tuple[int, int] | None = None
     notes = [NOTES[channels]] if channels in NOTES else []
     skipped: list[str] = []
     while here != graph.output:
@@ -187,6 +197,8 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions
             notes.append(
                 f"{node.own_name} becomes part of the preprocessing, which smooths large pictures before shrinking"
             )
+        elif node.kind == "CenterCrop" and (cropped := _cropped(node, size)) is not None:
+            resized, size = resized or size, cropped
         elif flat is not None and _adds_channel(node, flat, graph):
             flat = None
         elif node.kind in IDENTITIES or node.kind == "ops.Cast":
@@ -210,8 +222,15 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions
     return Front(
         file.path, tuple(found), tuple(scale), tuple(offset), tuple(order), affine or interpolation is not None, size,
         interpolation, wishes.preprocessing, wishes.output is not None or wishes.until is not None, tuple(notes),
-        tuple(skipped),
+        tuple(skipped), resized,
     )  # fmt: skip
+
+
+def _cropped(node: Node, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return the size after a CenterCrop; None if it enlarges pictures."""
+    wanted = int(node.settings["height"]), int(node.settings["width"])
+    fits = size is not None and all(0 < less <= side for less, side in zip(wanted, size, strict=True))
+    return wanted if fits else None
 
 
 def _adds_channel(node: Node, size: tuple[int, int], graph: Graph) -> bool:

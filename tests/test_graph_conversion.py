@@ -18,7 +18,7 @@ import torch
 
 from converters import Translated, convert, graph_plan, register_layer
 from convnets_torch import classify, embed, gradcam, heatmap, load, record_activations, save
-from convnets_torch.images.preprocessing import normalize
+from convnets_torch.images.preprocessing import center_crop, normalize
 from convnets_torch.weights import with_last_layer
 from tests.conftest import DATA
 from tests.reference.keras3_graphs import BOTH_FORMATS, FIRST, IN_CI, INSIDE, LAYERS, MODELS, NEARLY, PAPERS, REFUSED
@@ -65,7 +65,10 @@ def check(file: Path, tmp_path: Path, *, inside: bool, network: str = "graph", *
     report = convert(file, tmp_path / "converted.safetensors", proof=True, isolated=False, **options)
     loaded = load(tmp_path / "converted.safetensors")
     card = loaded.card
-    images = torch.from_numpy(np.stack([normalize(image, card.preprocessing) for image in wanted["images"]]))
+    pictures = wanted["images"]
+    if "cropped" in file.stem:
+        pictures = [center_crop(picture, card.preprocessing) for picture in pictures]
+    images = torch.from_numpy(np.stack([normalize(picture, card.preprocessing) for picture in pictures]))
     with torch.no_grad():
         found = loaded.features(images) if loaded.head is None else loaded(images)
         found = {"softmax": lambda x: x.softmax(1), "sigmoid": torch.sigmoid, "none": lambda x: x}[card.activation](

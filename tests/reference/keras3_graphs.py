@@ -277,6 +277,7 @@ MODELS: dict[str, Model] = {
     "map_only": _head(),
     "pooled_only": _head(lambda L: L.GlobalAveragePooling2D()),
     "rescaled_and_pooled": lambda L, k, x: L.GlobalAveragePooling2D()(L.Rescaling(1 / 255, offset=-1)(x)),
+    "cropped_and_rescaled": lambda L, k, x: _small(L, L.Rescaling(1 / 255)(L.CenterCrop(15, 20)(x))),
     "rescaled": lambda L, k, x: _small(L, L.Rescaling(1 / 127.5, offset=-1)(x)),
     "augmented": lambda L, k, x: _small(L, L.Rescaling(1 / 255)(L.RandomFlip()(x))),
     "normalized": lambda L, k, x: _small(
@@ -285,6 +286,7 @@ MODELS: dict[str, Model] = {
 }  # fmt: skip
 INSIDE = {name for name in MODELS if "preprocess_" in name} | {
     "rescaled",
+    "cropped_and_rescaled",
     "rescaled_and_pooled",
     "augmented",
     "normalized",
