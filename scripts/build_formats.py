@@ -88,20 +88,17 @@ the released files, and the answers equal those of the real files
 
 ## Heads in weights-only files
 
-A file without the model's config still lists its layers, and the head is built from that list: dense layers and
-normalisations in their positions, dropout and noise ignored, `Activation` as `--hidden-activation`, `ReLU` as itself;
-if no activation is listed between two dense layers, it is assumed to be part of the first. A layer without weights
-and with a custom name is interpreted by that name (`top_dropout`, `fc1_relu`, `gap`). All this is reported in notes,
-and `--proof` interprets the list independently. Any other layer is refused by name, wherever it is: gates and sums of
-branches, pooling before a Flatten, `Lambda`, unrecognised names. `LeakyReLU` and `ELU` need their slope:
-`--hidden-activation "leaky_relu 0.3"`. Layers before the first convolution are part of the preprocessing that you
-give.
+A file without the model's config still lists its layers, and the head is built from that list
+([any-model.md](any-model.md#weights-only-files)). A layer without weights and with a custom name is interpreted by
+that name (`top_dropout`, `fc1_relu`, `gap`), which a note reports. `LeakyReLU` and `ELU` need their slope:
+`--hidden-activation "leaky_relu 0.3"`.
 
 `.weights.h5` numbers the layers of each class but does not store their order. If sizes allow only one order, it is
 used and reported; if a normalisation or its activation could be in two positions, the file is refused. No
 weights-only file stores functions of `keras.ops`, the settings of layers, or how layers are connected: several
 outputs that read the same map look like consecutive layers. The solution is always the same: load the weights into
-the model in Keras, save the whole model as `.keras` and convert that.
+the model in Keras, save the whole model as `.keras` and convert that; or give the model's `to_json()` with
+`--architecture FILE.json`.
 """
 
 
