@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -226,7 +227,7 @@ def test_the_same_plan_again_is_the_same_job_and_another_is_refused(weights, pho
         batch.plan(job, photos / "a", weights=weights, shard=10)
     other = tmp_path / "other.safetensors"
     network = small_resnet()
-    network.head[-1].bias.data += 1
+    next(network.parameters()).data += 1
     save(network, other)
     with pytest.raises(ValueError, match="differs in: weights"):
         batch.plan(job, photos, weights=other, shard=10)
@@ -341,7 +342,7 @@ class Disk:
 
 
 def test_a_shard_that_fails_is_noted_and_the_job_goes_on(weights, photos, tmp_path, monkeypatch):
-    job, events = tmp_path / "job", []
+    job, events = tmp_path / "job", list[dict]()
     batch.plan(job, photos, weights=weights, outputs="logits", shard=10)
     disk = Disk(monkeypatch, lambda uri: uri.endswith("23.png"))
     found = batch.run(job, executor="local", progress=events.append)
@@ -516,7 +517,7 @@ def test_shares_that_make_no_sense_are_refused(environment, message):
 
 
 def test_a_static_process_does_its_share_and_then_what_is_missing(weights, photos, tmp_path, monkeypatch):
-    job, events = tmp_path / "job", []
+    job, events = tmp_path / "job", list[dict]()
     batch.plan(job, photos, weights=weights, shard=5)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
@@ -533,7 +534,7 @@ def test_executors_that_do_not_fit_are_refused(weights, photos, tmp_path):
     with pytest.raises(ValueError, match="no scheduler says which share"):
         batch.run(tmp_path / "job", executor="static")
     with pytest.raises(ValueError, match="unknown executor 'dask'"):
-        batch.run(tmp_path / "job", executor="dask")
+        batch.run(tmp_path / "job", executor="dask")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the executor is local; leave one of them out"):
         batch.run(tmp_path / "job", executor="local", address="auto")
     with pytest.raises(ValueError, match="tries must be 1 or more"):
@@ -572,7 +573,7 @@ def test_fetching_ahead_keeps_to_its_room():
         return b"x" * size
 
     sizes = [40, 40, 40, 300, 10, 10, 60, 60, 60]
-    pictures = [RemotePicture(str(size), lambda size=size: fetch(size), size) for size in sizes]
+    pictures = [RemotePicture(str(size), partial(fetch, size), size) for size in sizes]
     for one in fetched_ahead(pictures, threads=8, room=100):
         held -= len(one.content())
     assert most == 300
@@ -606,6 +607,73 @@ def test_a_worker_takes_tables_frames_and_dicts(weights, photos, tmp_path):
         worker({"x": paths})
     with pytest.raises(TypeError, match="unknown option of Worker"):
         batch.Worker(weights, colour="red")
+
+
+def test_stores_of_fsspec_hold_jobs_and_pictures(weights, photos, tmp_path):
+    """In memory; without seconds in its times of change, so that only sizes are compared."""
+    fsspec = pytest.importorskip("fsspec", reason="needs fsspec")
+    system = fsspec.filesystem("memory")
+    try:
+        for number, path in enumerate(listed(photos)):
+            system.pipe(f"/bucket/photos/{path.parent.name}/a b?{number:02}.png", path.read_bytes())
+        system.pipe("/bucket/photos/.hidden.png", b"")
+        address = "memory://bucket/job"
+        with pytest.warns(UserWarning, match=r"memory://bucket/photos: left out 1 hidden files"):
+            made = batch.plan(address, "memory://bucket/photos", weights=weights, outputs="logits", shard=9)
+        assert made.read(0)[1].uri == "memory://bucket/photos/a/a b?01.png"
+        assert batch.run(address, executor="local").errors == {"unreadable": 4}
+        assert batch.check(address).whole
+        batch.collect(address, tmp_path / "memory.parquet")
+        batch.plan(tmp_path / "job", photos, weights=weights, outputs="logits", shard=9)
+        batch.run(tmp_path / "job", executor="local")
+        found = pq.read_table(tmp_path / "memory.parquet")["logits"].to_pylist()
+        assert found == [row["logits"] for row in rows_of(tmp_path / "job")]
+        system.rm("/bucket/photos/a/a b?03.png")
+        assert batch.retry(address, ["unreadable"]).removed == (0, 2, 4, 5)
+        batch.run(address, executor="local")
+        assert next(iter(batch.errors(address))).error == "memory://bucket/photos/a/a b?03.png does not exist"
+        assert batch.status(address).done == 6
+    finally:
+        system.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "message"),
+    [
+        ("s3://key:secret@bucket/photos", ValueError, r"the address s3://\.\.\. holds a password"),
+        ("nowhere://bucket/photos", ValueError, "nowhere://bucket: Protocol not known: nowhere"),
+        ("none", FileNotFoundError, "none does not exist"),
+    ],
+)
+def test_addresses_that_cannot_be_used_are_refused(address, error, message, weights, tmp_path):
+    with pytest.raises(error, match=message) as caught:
+        batch.plan(tmp_path / "job", address, weights=weights)
+    assert "secret" not in str(caught.value)
+
+
+SHARDS = """
+import resource, sys
+from pathlib import Path
+from convnets_torch import batch
+made = batch.plan(sys.argv[3], sys.argv[2], weights=sys.argv[1], shard=1)
+parts = Path(sys.argv[3], "parts")
+parts.mkdir()
+for number in range(made.shards - 1):
+    (parts / f"{number:06}.parquet").touch()
+print(batch.status(sys.argv[3]).done, made.read(made.shards - 1)[0].uri, "torch" in sys.modules)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_hundred_thousand_shards_are_planned_and_listed_in_300_megabytes(weights, tmp_path):
+    pq.write_table(pa.table({"uri": [f"/photos/{number}.jpg" for number in range(100_000)]}), tmp_path / "list.parquet")
+    command = [sys.executable, "-c", SHARDS, weights, tmp_path / "list.parquet", tmp_path / "job"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said, peak = done.stdout.splitlines()
+    assert said == "99999 /photos/99999.jpg False"
+    assert int(peak) < 300_000  # kilobytes
 
 
 def test_options_of_a_job_survive_json(weights, photos, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ MOST_JOB = 1 << 25  # bytes of job.json: enough for 100,000 class names and long
 SHARD = 10_000  # pictures
 MOST_SHARD = 1_000_000
 FILE_ROWS, FILE_SHARDS = 1_000_000, 1000  # most pictures and shards in one file of the manifest
+BLOCK_ROWS = 16_384  # rows that are written at a time, at most, or one shard
 MOST_URI = 16_384  # characters
 URIS = ("uri", "url", "path", "filepath", "image", "file", "filename")  # names of the column, if it is not named
 TABLES = (".parquet", ".csv")
@@ -394,18 +396,21 @@ class _Manifest:
     def __init__(self, folder: Folder | None, shard: int, file_shards: int) -> None:
         self.rows, self.digest = 0, hashlib.sha256()
         self._folder, self._shard, self._file_shards = folder, shard, file_shards
+        most = max(1, min(file_shards, BLOCK_ROWS // shard))
+        self._block = shard * next(count for count in range(most, 0, -1) if file_shards % count == 0)  # rows at a time
         self._waiting: list[Any] = []  # tables of (uri, size, etag)
         self._count = 0  # rows of these
-        self._groups: list[Any] = []  # of the file that is written next
-        self._file = 0
+        self._writer: Any = None  # of the file that is made
+        self._sink = io.BytesIO()
+        self._groups = self._file = 0  # row groups of that file, and its number
 
     def add(self, table: Any) -> None:
         self._waiting.append(table)
         self._count += len(table)
-        while self._count >= self._shard:
+        while self._count >= self._block:
             whole = pyarrow().concat_tables(self._waiting)
-            self._put(whole.slice(0, self._shard))
-            rest = whole.slice(self._shard)
+            self._put(whole.slice(0, self._block))
+            rest = whole.slice(self._block)
             self._waiting, self._count = [rest], len(rest)
 
     def _put(self, table: Any) -> None:
@@ -417,22 +422,20 @@ class _Manifest:
             self.digest.update(_bytes_of(table[name]))
         if self._folder is None:
             return
-        self._groups.append(table.add_column(0, "id", ids).cast(manifest_schema()))
-        if len(self._groups) == self._file_shards:
+        if self._writer is None:
+            self._sink = io.BytesIO()  # compressed; a request to a store may have to be tried again
+            self._writer = parquet().ParquetWriter(self._sink, manifest_schema(), compression="zstd")
+        group = table.add_column(0, "id", ids).cast(manifest_schema())
+        self._writer.write_table(group, row_group_size=self._shard)
+        self._groups += -(-len(group) // self._shard)
+        if self._groups == self._file_shards:
             self._flush()
 
     def _flush(self) -> None:
-        if not self._groups or self._folder is None:
+        if self._writer is None or self._folder is None:
             return
-        groups, schema = self._groups, manifest_schema()
-
-        def write(file: IO[bytes]) -> None:
-            with parquet().ParquetWriter(file, schema, compression="zstd") as writer:
-                while groups:
-                    group = groups.pop(0)
-                    writer.write_table(group, row_group_size=len(group))
-
-        content = _made(write)  # a request to a store may be tried again
+        self._writer.close()
+        self._writer, self._groups, content = None, 0, self._sink.getbuffer()
         self._folder.write(f"{MANIFEST}/{part_name(self._file)}.parquet", lambda file: file.write(content))
         self._file += 1
 
@@ -441,12 +444,6 @@ class _Manifest:
             self._put(pyarrow().concat_tables(self._waiting))
             self._waiting, self._count = [], 0
         self._flush()
-
-
-def _made(write: Any) -> Any:
-    sink = pyarrow().BufferOutputStream()
-    write(sink)
-    return sink.getvalue()
 
 
 def _bytes_of(column: Any) -> bytes:
@@ -548,9 +545,9 @@ class _Source:
             how = csv.ConvertOptions(include_columns=[name], column_types={name: pa.string()}, strings_can_be_null=True)
             batches: Iterator[Any] = iter(csv.open_csv(file, read_options=block, convert_options=how))
         else:
-            found = parquet().ParquetFile(file)
+            found = parquet().ParquetFile(file, pre_buffer=False)
             name = self._name(found.schema_arrow.names)
-            batches = found.iter_batches(columns=[name], batch_size=1 << 16, use_threads=False)
+            batches = found.iter_batches(columns=[name], batch_size=1 << 14, use_threads=False)
         for batch in batches:
             column = batch.column(0)
             if pa.types.is_dictionary(column.type):

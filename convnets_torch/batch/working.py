@@ -107,7 +107,8 @@ class Computer:
         if options.precision is not None and options.layer is not None:  # layers stay apart
             network = network.to(dtype_of(options.precision, place))
         elif options.precision is not None:
-            network = prepare(network, device=place, precision=options.precision)
+            precision: Any = options.precision
+            network = prepare(network, device=place, precision=precision)
         self.network: Network = network
         self.card, self.options, self._running = network.card, options, running
         self.device = str(place)
@@ -263,8 +264,8 @@ class Shards:
         tries, most = self._attempts[shard], self._running.tries
         reason = " ".join(str(error).split()) or type(error).__name__
         picture = getattr(error, "picture", None)
-        suspect = picture is not None and max(tries, self._in_a_row) >= most
-        if suspect and not answers(picture.name, self._job.query_of(picture.name)):
+        name = None if picture is None or max(tries, self._in_a_row) < most else picture.name
+        if name is not None and not answers(name, self._job.query_of(name)):
             raise StoppedError(f"{reason}; {KEPT}") from None
         if tries < most:
             self._later.append(shard)
