@@ -185,6 +185,10 @@ class Job:
         """What pyarrow is told of the store of a picture."""
         return self.queries.get(parts_of(uri).root, "") if is_remote(uri) else ""
 
+    def has(self, shard: int) -> bool:
+        """Return whether the part of a shard is there."""
+        return self.folder.exists(f"{PARTS}/{part_name(shard)}.parquet")
+
     def done(self) -> set[int]:
         """Shards whose part is there, from a listing alone."""
         return {*numbers_in(self.folder, PARTS, ".parquet")}

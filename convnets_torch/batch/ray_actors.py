@@ -20,7 +20,6 @@ from typing import Any
 
 from convnets_torch._version import __version__
 from convnets_torch.batch.jobs import Job
-from convnets_torch.batch.running import has_part
 from convnets_torch.batch.working import Computer, Event, Running, Shards, StoppedError, give_up
 
 LEAST, MOST = 2, 8  # shards of a chunk; towards the end single ones
@@ -251,7 +250,7 @@ class _Driver:
         except StopIteration:
             del self._busy[stream]
             self._idle.append(chunk.actor)
-            self._again([shard for shard in self._missing(chunk) if not has_part(self._job, shard)])
+            self._again([shard for shard in self._missing(chunk) if not self._job.has(shard)])
             return
         except ray.exceptions.RayError as error:  # the process or its node has died; Ray starts the actor again
             del self._busy[stream]
@@ -273,7 +272,7 @@ class _Driver:
 
     def _died(self, chunk: _Chunk, error: Exception) -> Iterator[Event]:
         """Give the rest of a chunk out again, one by one; the first of it counts a try, as it may be the reason."""
-        rest = [shard for shard in self._missing(chunk) if not has_part(self._job, shard)]
+        rest = [shard for shard in self._missing(chunk) if not self._job.has(shard)]
         for shard in self._missing(chunk):
             if shard not in rest:
                 self._finished.add(shard)

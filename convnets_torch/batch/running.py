@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from convnets_torch.batch.jobs import FAILED, PARTS, Job, numbers_in, part_name
+from convnets_torch.batch.jobs import FAILED, Job, numbers_in, part_name
 from convnets_torch.batch.stores import pyarrow
 from convnets_torch.batch.working import TRIES, Computer, Event, Running, Shards
 from convnets_torch.images.remote import FETCH_THREADS
@@ -181,9 +182,10 @@ def run(
     (1, {}, 0)
     """
     pyarrow()
-    running = Running(
-        None if weights is None else os.fspath(weights), device, batch, threads, fetch_threads, tries, allow_bad
-    )
+    if weights is not None and Path(weights).exists():  # else a name in the cache, or a file of other machines
+        weights = Path(weights).absolute()
+    place = None if weights is None else os.fspath(weights)
+    running = Running(place, device, batch, threads, fetch_threads, tries, allow_bad)
     running.check()
     planned = Job.open(job)
     planned.check_version()
@@ -285,8 +287,3 @@ def _forget_held_back(job: Job) -> None:
     for shard in sorted(numbers_in(job.folder, FAILED, ".json")):
         if read_failed(job, shard).get("kind") == "held back":
             job.folder.remove(f"{FAILED}/{part_name(shard)}.json")
-
-
-def has_part(job: Job, shard: int) -> bool:
-    """Return whether the part of a shard is there."""
-    return job.folder.exists(f"{PARTS}/{part_name(shard)}.parquet")

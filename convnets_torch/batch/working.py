@@ -14,7 +14,7 @@ from io import BytesIO
 from itertools import tee
 from typing import TYPE_CHECKING, Any, Literal
 
-from convnets_torch.batch.jobs import FAILED, PARTS, Entry, Job, Options, part_name
+from convnets_torch.batch.jobs import FAILED, Entry, Job, Options, part_name
 from convnets_torch.batch.rows import ChangedError, Rows, Values, write_part
 from convnets_torch.batch.stores import UNKNOWN, State, answers, fetch
 from convnets_torch.files import find, sha256
@@ -275,7 +275,7 @@ class Shards:
 
     def _pictures(self, coming: Iterator[int]) -> Iterator[Listed]:
         for shard in self._order(coming):
-            if self._job.folder.exists(f"{PARTS}/{part_name(shard)}.parquet"):
+            if self._job.has(shard):
                 continue
             try:
                 entries = self._job.read(shard)
