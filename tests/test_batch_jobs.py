@@ -637,6 +637,43 @@ def test_stores_of_fsspec_hold_jobs_and_pictures(weights, photos, tmp_path):
         system.rm("/bucket", recursive=True)
 
 
+def test_labels_of_pictures_in_a_store_are_a_table_of_addresses(weights, tmp_path):
+    fsspec = pytest.importorskip("fsspec", reason="needs fsspec")
+    system = fsspec.filesystem("memory")
+    lines = ["path,label"]
+    try:
+        for number in range(20):
+            path = tmp_path / "classes" / f"class {number % 3}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture(number, 80, 90)).save(path)
+            system.pipe(f"/labelled/{number}.png", path.read_bytes())
+            lines.append(f"memory://labelled/{number}.png,class {number % 3}")
+        (tmp_path / "labels.csv").write_text("\n".join(lines))
+        batch.plan(tmp_path / "job", "memory://labelled", weights=weights, outputs="logits")
+        batch.run(tmp_path / "job", executor="local")
+        found = batch.collect(tmp_path / "job", evaluate=tmp_path / "labels.csv").evaluation
+        network = load(weights)
+        wanted = evaluate(network, find_truth(network.card, tmp_path / "classes"))
+        assert found.errors == wanted.errors
+        assert found.confusion.tolist() == wanted.confusion.tolist()
+    finally:
+        system.rm("/labelled", recursive=True)
+
+
+def test_events_are_told_as_json(weights, photos, tmp_path, command):
+    code, out, _ = command("batch", "plan", tmp_path / "job", photos, "--weights", weights, "--shard", "20", "--json")
+    assert (code, json.loads(out)["shards"]) == (0, 3)
+    code, out, error = command("batch", "run", tmp_path / "job", "--executor", "local", "--json")
+    *events, summary = map(json.loads, out.splitlines())
+    assert (code, error) == (0, "")
+    assert [(each["event"], each["shard"], each["pictures"], each["done"]) for each in events] == [
+        ("shard", 0, 20, 1), ("shard", 1, 20, 2), ("shard", 2, 12, 3),
+    ]  # fmt: skip
+    assert [each["errors"] for each in events] == [{"unreadable": 2}, {}, {"unreadable": 2}]
+    assert (summary["event"], summary["pictures"], summary["errors"]) == ("summary", 52, {"unreadable": 4})
+    assert summary["pictures_per_second"] > 0
+
+
 @pytest.mark.parametrize(
     ("address", "error", "message"),
     [

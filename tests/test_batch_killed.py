@@ -1,4 +1,4 @@
-"""Jobs whose processes, actors, machines and drivers are killed, and whose store hangs: nothing lost, nothing twice.
+"""Jobs whose processes, actors, machines and drivers are killed, and whose store goes: nothing lost, nothing twice.
 
 All on this machine: processes of their own, Ray's own test cluster of several nodes on the loopback interface, and an
 object store (moto) for S3. Nothing is ended but what a test has started, by its number.
@@ -11,9 +11,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -254,14 +256,65 @@ def test_bad_input_to_ray_is_a_sentence(nodes, job, lite_weights, tmp_path):
         assert done.returncode == 1
         assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
+    other = (
+        "import sys; from convnets_torch import _version; _version.__version__ = '9.9'\n"
+        "from convnets_torch import batch\n"
+        "batch.plan(sys.argv[3], sys.argv[1], weights=sys.argv[2]); batch.run(sys.argv[3], address=sys.argv[4], cpus=1)"
+    )
+    (tmp_path / "one").mkdir()
+    Image.fromarray(picture(0, 240, 250)).save(tmp_path / "one" / "0.png")
+    places = [str(each) for each in (tmp_path / "one", lite_weights, tmp_path / "later", made.address)]
+    done = subprocess.run(
+        [sys.executable, "-c", other, *places], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert "but this process has 9.9; install the same version everywhere" in done.stderr.splitlines()[-1]
     command = [*command[:-1], "64"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert "an actor asks for 64 CPUs, but no machine of the cluster has more than 1" in done.stderr
 
 
+class Line:
+    """A connection to a server on this machine that may be cut and mended, at a port of its own."""
+
+    def __init__(self, target: int) -> None:
+        self._target, self._pairs = target, list[socket.socket]()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                one, _ = listener.accept()
+                other = socket.create_connection(("127.0.0.1", self._target))
+                self._pairs += [one, other]
+                for ends in ((one, other), (other, one)):
+                    threading.Thread(target=self._forward, args=ends, daemon=True).start()
+
+    @staticmethod
+    def _forward(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        for end in (self._listener, *self._pairs):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._pairs.clear()
+
+    def mend(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
+
+
 @pytest.fixture(scope="module")
 def store():
-    """An S3 server on the loopback interface, in a process that may be stopped."""
+    """An S3 server on the loopback interface, behind a line that may be cut."""
     pytest.importorskip("moto", reason="moto is not installed; it is in the extra dev")
     program = (
         "import logging, sys; logging.disable(logging.CRITICAL)\n"
@@ -272,15 +325,16 @@ def store():
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
     )
-    port = int(process.stdout.readline())
+    line = Line(int(process.stdout.readline()))
     known = {
         "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_MAX_ATTEMPTS": "1",
+        "AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{line.port}",
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in known.items():
             patch.setenv(name, value)
-        yield process
+        yield line
+        line.cut()
     process.kill()
     process.communicate()
 
@@ -310,15 +364,13 @@ def test_a_bucket_is_read_and_written_and_may_go_away(store, lite_weights, photo
     for number, vector in enumerate(table["vector"].to_pylist()):
         assert number in BAD or np.array_equal(np.array(vector, np.float32), wanted[number])
     assert batch.check(address).whole
-    # a second job, with its files on the disk; the store hangs in the middle, and comes back
+    # a second job, with its files on the disk; the store goes away in the middle, and comes back
     batch.plan(local, "s3://bucket/photos", weights=lite_weights, outputs="vector", shard=SHARD)
     process = start(local, before="from convnets_torch.batch import stores; stores.WAITS = ()\n", FETCH="1")
     wait_for(3, local, process)
-    store.send_signal(signal.SIGSTOP)
-    try:
-        _, error = process.communicate(timeout=280)
-    finally:
-        store.send_signal(signal.SIGCONT)
+    store.cut()
+    _, error = process.communicate(timeout=280)
+    store.mend()
     assert "finished shards are kept: run the same command again" in error.strip().splitlines()[-1]
     found = batch.check(local)
     assert set(found.errors) <= {"unreadable"}

@@ -61,7 +61,7 @@ SLEEPING = (
     "def sleeping(self, *arguments):\n"
     "    make(self, *arguments); embedder = self._embedder\n"
     "    embedder.widths = (1280,)\n"
-    "    embedder.forward = lambda images: time.sleep(0.8) or torch.ones(len(images), 1280)\n"
+    "    embedder.forward = lambda images: time.sleep(1.6) or torch.ones(len(images), 1280)\n"
     "    Path(sys.argv[4], str(time.time())).touch()\n"
     "    while len(list(Path(sys.argv[4]).iterdir())) < int(sys.argv[5]): time.sleep(0.01)\n"
     "working.Computer.__init__ = sleeping\n"
@@ -83,6 +83,8 @@ def ran(code: str, *arguments: object, **more: str) -> list[float]:
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RANK": "0",
+        "WORLD_SIZE": "1",
         "PYTHONPATH": str(ROOT),
         **more,
     }
@@ -158,7 +160,7 @@ def workers(folder: Path, planned: object) -> list[float]:
     """Pictures a second of one and of two processes with a sleeping network, once both are ready, and the ratio."""
     rates = []
     for count in (1, 2):
-        job, ready = planned(f"workers{count}", 25), folder / f"ready{count}"  # type: ignore[operator]
+        job, ready = planned(f"workers{count}", 10), folder / f"ready{count}"  # type: ignore[operator]
         ready.mkdir()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": str(count)}
         command = [sys.executable, "-c", SLEEPING, "", "", str(job), str(ready), str(count)]
