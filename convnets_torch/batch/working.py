@@ -298,6 +298,8 @@ class Shards:
                 if current.left:
                     continue
                 self._opened.popleft()
+                if self._job.has(current.shard):  # another process was faster; its rows are the same
+                    continue
                 now = time.monotonic()
                 event, begun = self._event(current, now - begun), now
                 if (held := self._held_back(current.rows)) is not None:

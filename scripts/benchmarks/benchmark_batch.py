@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-START = "import json, resource, sys, time; from pathlib import Path\n"
+START = "import json, sys, time; from pathlib import Path\n"
 CLOCK = "def cpu(): return time.process_time()\n"
 BARE = (
     START + CLOCK + "from convnets_torch import embed_each, load\n"
@@ -52,8 +52,8 @@ RAY = (
     "ray_actors.Actor = Timed; spent = []\n"
     "found = batch.run(sys.argv[3], executor='ray', address='local', workers=1, cpus=1, threads=int(sys.argv[4]),\n"
     "                  progress=lambda event: spent.append(event['cpu']))\n"
-    "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
-    "print(json.dumps([found.pictures, spent[-1], peak]))"
+    "lines = Path('/proc/self/status').read_text().splitlines()\n"
+    "print(json.dumps([found.pictures, spent[-1], *(line for line in lines if 'VmHWM' in line or 'RssAnon' in line)]))"
 )
 SLEEPING = (
     START + "from convnets_torch import batch\nfrom convnets_torch.batch import working\n"
