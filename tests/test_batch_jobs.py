@@ -422,15 +422,18 @@ def test_a_part_of_another_job_or_a_damaged_one_is_found(weights, photos, tmp_pa
     part.write_bytes((tmp_path / "other" / "parts" / "000001.parquet").read_bytes())
     (tmp_path / "job" / "parts" / "000002.parquet").write_bytes(b"PAR1 nothing PAR1")
     part.with_name("note.txt").touch()
+    lost = pq.read_table(part.with_name("000000.parquet"))
+    pq.write_table(pa.concat_tables([lost.slice(1), lost.slice(5, 1)]), part.with_name("000000.parquet"))
     found = batch.check(tmp_path / "job")
     assert found.strange == ("parts/note.txt",)
-    assert sorted(found.damaged) == [1, 2]
+    assert sorted(found.damaged) == [0, 1, 2]
+    assert "does not hold each picture of its shard once" in found.damaged[0]
     assert "of another job" in found.damaged[1]
     assert "damaged" in found.damaged[2]
     with pytest.raises(ValueError, match="of another job or shard; remove it"):
         batch.collect(tmp_path / "job")
     assert command("batch", "check", tmp_path / "job")[0] == 1
-    assert batch.retry(tmp_path / "job", ["damaged"]).removed == (1, 2)
+    assert batch.retry(tmp_path / "job", ["damaged"]).removed == (0, 1, 2)
     batch.run(tmp_path / "job", executor="local")
     assert batch.check(tmp_path / "job").whole
 
@@ -472,7 +475,7 @@ def test_status_estimates_from_a_listing_alone(weights, photos, tmp_path, monkey
     ]
 
 
-def test_two_workers_on_one_shard_leave_it_there_once(weights, photos, tmp_path):
+def test_two_workers_on_one_shard_leave_it_there_once(weights, photos, tmp_path, monkeypatch):
     """Both begin before either has written it."""
     job = Job.open(batch.plan(tmp_path / "job", photos, weights=weights, outputs="logits", shard=13).folder.address)
     running = working.Running()
@@ -500,7 +503,9 @@ def test_two_workers_on_one_shard_leave_it_there_once(weights, photos, tmp_path)
     before = pq.read_table(part)
     assert list(part.parent.iterdir()) == [part]
     shards = working.Shards(job, working.Computer(str(weights), job.options, running), running)
+    asked = Disk(monkeypatch, lambda uri: True)  # no picture can be read
     assert list(shards.compute([2])) == []  # it looks before it begins
+    asked.failing = lambda uri: False
     part.unlink()
     assert [event["shard"] for event in shards.compute([2])] == [2]
     assert pq.read_table(part).equals(before)
