@@ -80,7 +80,7 @@ def collect(
         ImportError: LanceDB is not installed.
 
     >>> from convnets_torch import batch
-    >>> _ = batch.plan("job", ".", weights="alexnet.safetensors")
+    >>> _ = batch.plan("job", "street.jpg", weights="alexnet.safetensors")
     >>> _ = batch.run("job", executor="local")
     >>> batch.collect("job", "answers.csv").rows
     1

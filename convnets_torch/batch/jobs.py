@@ -298,10 +298,10 @@ def plan(
         ImportError: pyarrow is not installed.
 
     >>> from convnets_torch import batch
-    >>> made = batch.plan("job", ".", weights="alexnet.safetensors", outputs=["classes", "vector"])
+    >>> made = batch.plan("job", "street.jpg", weights="alexnet.safetensors", outputs=["classes", "vector"])
     >>> made.pictures, made.shards
     (1, 1)
-    >>> batch.plan("job", ".", weights="alexnet.safetensors", outputs=["logits"])
+    >>> batch.plan("job", "street.jpg", weights="alexnet.safetensors", outputs=["logits"])
     Traceback (most recent call last):
     ...
     ValueError: job holds another job, which differs in: outputs; name another folder, or remove this one
@@ -428,7 +428,9 @@ class _Manifest:
             return
         if self._writer is None:
             self._sink = io.BytesIO()  # compressed; a request to a store may have to be tried again
-            self._writer = parquet().ParquetWriter(self._sink, manifest_schema(), compression="zstd")
+            self._writer = parquet().ParquetWriter(
+                self._sink, manifest_schema(), compression="zstd", use_dictionary=False
+            )
         group = table.add_column(0, "id", ids).cast(manifest_schema())
         self._writer.write_table(group, row_group_size=self._shard)
         self._groups += -(-len(group) // self._shard)
@@ -549,7 +551,7 @@ class _Source:
             how = csv.ConvertOptions(include_columns=[name], column_types={name: pa.string()}, strings_can_be_null=True)
             batches: Iterator[Any] = iter(csv.open_csv(file, read_options=block, convert_options=how))
         else:
-            found = parquet().ParquetFile(file, pre_buffer=False)
+            found = parquet().ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
             name = self._name(found.schema_arrow.names)
             batches = found.iter_batches(columns=[name], batch_size=1 << 14, use_threads=False)
         for batch in batches:

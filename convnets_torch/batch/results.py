@@ -51,7 +51,7 @@ def status(job: str | os.PathLike[str]) -> Status:
         ValueError: it is damaged.
 
     >>> from convnets_torch import batch
-    >>> _ = batch.plan("job", ".", weights="alexnet.safetensors")
+    >>> _ = batch.plan("job", "street.jpg", weights="alexnet.safetensors")
     >>> batch.status("job").done, batch.status("job").shards
     (0, 1)
     """

@@ -176,7 +176,7 @@ def run(
         ImportError: pyarrow, Ray or the package of a store is not installed.
 
     >>> from convnets_torch import batch
-    >>> _ = batch.plan("job", ".", weights="alexnet.safetensors")
+    >>> _ = batch.plan("job", "street.jpg", weights="alexnet.safetensors")
     >>> done = batch.run("job", executor="local")
     >>> done.pictures, done.failed, batch.run("job").pictures
     (1, {}, 0)
