@@ -117,6 +117,35 @@ def test_batches_that_are_not_full_are_filled_up(weights, photos):
     assert all((row.logits == logits).all() for row, logits in zip(some, whole[30:33], strict=True))
 
 
+def test_batches_that_do_not_fit_are_halved_and_not_filled_up_again(weights, photos):
+    from convnets_torch.images.decoding import Reading
+    from convnets_torch.inference.batching import MemoryWarning
+    from convnets_torch.inference.pipeline import predicted
+
+    network = load(weights)
+    seen = []
+
+    class Small:
+        """A device with room for five pictures."""
+
+        card, training = network.card, False
+
+        def __call__(self, images):
+            seen.append(len(images))
+            if len(images) > 5:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return network(images)
+
+    some = [path for number, path in enumerate(listed(photos)) if number not in BAD][:19]
+    with pytest.warns(MemoryWarning, match="going on with"):
+        rows = list(predicted(Small(), some, Reading(), exact=True, fill=True))
+    assert [row.error for row in rows] == [None] * 19
+    wanted = [row.logits for row in predict(network, some, exact=True)]
+    for row, logits in zip(rows, wanted, strict=True):
+        np.testing.assert_allclose(row.logits, logits, atol=1e-5)
+    assert seen == [16, 16, 8, 4, 4, 4, 4, 3]  # the second is the first half, filled up once more
+
+
 def test_maps_of_several_targets_are_a_row_each(weights, photos, tmp_path):
     targets = ["class 3", "class 7"]
     batch.plan(

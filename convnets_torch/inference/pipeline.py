@@ -792,9 +792,10 @@ class _Runner:
         try:
             return self._forward(torch.cat([pixels, copies]))[: len(pixels)]
         except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                self._full = 0  # smaller batches from here on
-            raise
+            if not is_out_of_memory(error):
+                raise
+        self._full = 0  # smaller batches from here on
+        return self._forward(pixels)
 
     def _forward(self, pixels: Tensor) -> Tensor:
         with torch.inference_mode():
