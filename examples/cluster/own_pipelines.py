@@ -33,14 +33,20 @@ def with_ray_data(weights: str, table: str, output: str) -> None:
     ).write_parquet(output)
 
 
+def plain_schema() -> Any:
+    """The columns of rows, with plain text for the kinds of errors, since Spark and Dask take no categories."""
+    import pyarrow as pa
+
+    return pa.schema([(each.name, pa.string() if each.name == "error_kind" else each.type) for each in schema()])
+
+
 def with_spark(weights: str, table: str, output: str) -> None:
     """Each Python process of Spark loads the network once per partition."""
     import pyarrow as pa
     from pyspark.sql import SparkSession
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    worker, rows = Worker(weights, OUTPUTS, fetch_threads=8), schema()
-    plain = pa.schema([(each.name, pa.string() if each.name == "error_kind" else each.type) for each in rows])
+    worker, plain = Worker(weights, OUTPUTS, fetch_threads=8), plain_schema()
 
     def compute(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -54,10 +60,14 @@ def with_dask(weights: str, table: str, output: str) -> None:
     """One partition after another in each worker process."""
     import dask.dataframe as dd
 
-    worker = Worker(weights, OUTPUTS, fetch_threads=8)
+    worker, plain = Worker(weights, OUTPUTS, fetch_threads=8), plain_schema()
+
+    def compute(frame: Any) -> Any:
+        return worker(frame).astype({"error_kind": object})
+
+    example = plain.empty_table().to_pandas()
     frame = dd.read_parquet(table, columns=["uri"])
-    example: Any = worker(frame.head(0, compute=True))
-    frame.map_partitions(worker, meta=example).to_parquet(output)
+    frame.map_partitions(compute, meta=example).to_parquet(output, schema=plain, write_index=False)
 
 
 if __name__ == "__main__":
