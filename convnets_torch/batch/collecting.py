@@ -6,7 +6,7 @@ import csv
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -305,9 +305,3 @@ def _evaluated(job: Job, shards: Sequence[int], truth: GroundTruth) -> Evaluatio
 def _name(path: str | Path) -> str:
     """The address by which a job knows a picture."""
     return path if isinstance(path, str) else str(Path(path).absolute())
-
-
-def rows_of(job: Job, columns: Sequence[str] | None = None) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of the parts that are there, one by one, as Python values."""
-    for part in parts(job, sorted(job.done())):
-        yield from part.table(columns).to_pylist()

@@ -14,7 +14,6 @@ from convnets_torch.batch.stores import UNKNOWN, State, parquet, pyarrow
 
 KEY = b"convnets_torch"  # in the metadata of a part's schema
 KINDS = ("missing", "changed", "unreadable", "refused")
-LISTS = ("class_ids", "probabilities", "vector", "logits", "heatmap", "remarks")
 
 
 class ChangedError(OSError):

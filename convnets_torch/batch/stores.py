@@ -445,7 +445,14 @@ class Folder:
             try:
                 with replacing(scratch) as temporary:
                     temporary.write_bytes(content)
-                os.link(scratch, self._path / name)
+                try:
+                    os.link(scratch, self._path / name)
+                except FileExistsError:
+                    raise
+                except OSError:  # a file system without hard links
+                    if self.exists(name):
+                        raise FileExistsError(f"{self}/{name} exists") from None
+                    scratch.replace(self._path / name)
             finally:
                 scratch.unlink(missing_ok=True)
             return
