@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (  # from the top; what stands in a row imports nothing else of its row and nothing above it
     {"converters.__main__", "convnets_torch.__main__"},
     {"convnets_torch.cli"},
+    {"convnets_torch.batch"},
     {"convnets_torch.compat"},
     {"convnets_torch.training"},
     {"convnets_torch.evaluation"},

@@ -22,6 +22,11 @@ from tests.finetuned import small_resnet
 from tests.reference.pictures import picture
 
 TREE: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = {  # those of a group are called "batch plan"
+    f"{name} {inner}".strip(): each
+    for name, entry in TREE.commands.items()
+    for inner, each in getattr(entry, "commands", {"": entry}).items()
+}
 TALK = "--json --quiet --verbose"
 READ = "--max-pixels --allow-truncated --exclude --depth --background"
 RUN = f"{READ} --device --precision --engine --batch-size --workers"
@@ -31,6 +36,15 @@ CHANGES = (
     " --randaugment --mixup --cutmix"
 )
 OPTIONS = {  # command -> its options, besides those of TALK
+    "batch check": "",
+    "batch collect": f"{LABELS} --evaluate --id-table --labels --incomplete",
+    "batch errors": "--kind",
+    "batch plan": f"{READ} --precision --weights --outputs --target --layer --pool --normalize --half --top --shard"
+    " --column --longest-side --reduced",
+    "batch retry": "--kind",
+    "batch run": "--device --batch-size --workers --executor --address --actors --cpus --tries --fetch-threads"
+    " --weights --allow-bad --strict",
+    "batch status": "",
     "activations": f"{RUN} --output --layer --order --most-channels --color-scale --longest-side",
     "audit": "--no-isolation",
     "augment": f"{READ} {CHANGES} --output --weights --views --seed",
@@ -69,10 +83,10 @@ OTHERWISE = {  # option -> commands where its type, default or help differs from
     "--workers": {"finetune"},  # processes
     "--activation": {"finetune"},  # of the network to train; in convert, of the given one
     "--views": {"augment", "finetune"},  # on a sheet; of cached features
-    "--weights": {"augment", "search"},  # an option: for the card; for new pictures
+    "--weights": {"augment", "search", "batch plan", "batch run"},  # an option: for the card, new pictures, a job
     "--strength": {"augment"},  # a stronger default
     "--format": {"heatmap"},  # also .html
-    "--layer": {"filters", "gradcam", "index"},  # one; elsewhere several
+    "--layer": {"filters", "gradcam", "index", "batch plan"},  # one; elsewhere several
 }
 OLD = [  # deprecated spellings: command, old, new
     ("activations", "--scale", "--color-scale"),
@@ -93,7 +107,7 @@ OLD = [  # deprecated spellings: command, old, new
 
 
 def options(name):
-    found = (each for each in TREE.commands[name].params if each.param_type_name == "option" and not each.hidden)
+    found = (each for each in COMMANDS[name].params if each.param_type_name == "option" and not each.hidden)
     return {max(each.opts, key=len): each for each in found}
 
 
@@ -112,7 +126,7 @@ def street(tmp_path):
 
 
 def test_each_command_has_its_options():
-    assert OPTIONS.keys() == TREE.commands.keys()
+    assert OPTIONS.keys() == COMMANDS.keys()
     for name, wanted in OPTIONS.items():
         assert sorted(options(name)) == sorted(f"{wanted} {TALK}".split()), name
 
@@ -123,7 +137,7 @@ def test_an_option_is_the_same_in_all_commands():
         kinds = set()
         for name in others:
             found = options(name)[option]
-            context = typer.Context(TREE.commands[name])
+            context = typer.Context(COMMANDS[name])
             kind = found.display_type_rich(ctx=context), str(found.default), str(found.show_default), found.help
             kinds.add((*kind, found.rich_help_panel, tuple(sorted([*found.opts, *found.secondary_opts]))))
         assert len(kinds) <= 1, (option, kinds)
@@ -137,8 +151,8 @@ def test_what_differs_has_a_reason_and_a_name():
 
 
 def test_every_option_has_a_help_text_and_every_command_a_panel():
-    for name, entry in TREE.commands.items():
-        assert entry.rich_help_panel in PANELS
+    assert {entry.rich_help_panel for entry in TREE.commands.values()} == {*PANELS}
+    for name, entry in COMMANDS.items():
         assert all(each.help for each in entry.params if not each.hidden), name
 
 

@@ -9,6 +9,7 @@ import typer
 
 from convnets_torch._version import __version__
 from convnets_torch.cli import (
+    batch_commands,
     evaluate_command,
     explain_command,
     feature_commands,
@@ -66,6 +67,7 @@ for panel, functions in PANELS.items():
     for function in functions:
         name = "map" if function is feature_commands.map_pictures else None
         app.command(name, cls=Command, rich_help_panel=panel)(function)
+app.add_typer(batch_commands.app, name="batch", rich_help_panel="Collections")
 
 
 def _print_version(wanted: bool) -> None:

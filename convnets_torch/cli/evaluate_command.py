@@ -108,7 +108,7 @@ def evaluate(
     if shown.as_json:
         print(json.dumps({"weights": str(weights), **metrics.to_dict()}))
     else:
-        _print(metrics)
+        print_metrics(metrics)
     fitted = metrics.recalibration is not None
     if save_temperature is not None and metrics.recalibration is not None:
         _save_temperature(weights, metrics.recalibration.temperature.value, save_temperature)
@@ -160,7 +160,7 @@ def _save_temperature(weights: str, value: float, output: Path) -> None:
     say(f"{output}: the logits of {weights} divided by {value:.4g}")
 
 
-def _print(metrics: Metrics) -> None:
+def print_metrics(metrics: Metrics) -> None:
     """Print the error rates beside the original's, then one other figure per line."""
     from convnets_torch.evaluation.evaluate import SOURCE, published
     from convnets_torch.evaluation.metrics import class_means

@@ -259,24 +259,59 @@ class ReadOptions:
         ]
 
 
+Precision = Literal["auto", "exact", "float32", "bfloat16", "float16"]
+
+
+_device = functools.partial(_network, "auto", "Device: cpu, cuda, cuda:1, mps, or auto for the best available.")
+_precision = functools.partial(
+    _network,
+    None,
+    "Prepare the network for many pictures in this precision; auto uses bfloat16 where it is fast"
+    " (docs/speed.md has the rounding errors).",
+    show_default="as in the file",
+)
+_batch_size = functools.partial(_network, None, "Pictures per batch.", min=1, show_default="as memory allows")
+_workers = functools.partial(
+    _network,
+    None,
+    "Threads that decode pictures ahead of the network.",
+    min=1,
+    show_default="one per core, at most 16",
+)
+
+
+@dataclass(frozen=True)
+class PlanOptions(ReadOptions):
+    """How pictures of a job are read, and what its network computes in."""
+
+    precision: Precision | None = _precision()  # noqa: RUF009
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """Where and how the network of a job is run."""
+
+    device: str = _device()
+    batch_size: int | None = _batch_size()
+    workers: int | None = _workers()
+
+    @property
+    def batch(self) -> Any:
+        """Value of `batch` for functions that can choose it."""
+        return "auto" if self.batch_size is None else self.batch_size
+
+
 @dataclass(frozen=True)
 class RunOptions(ReadOptions):
     """How pictures are read and the network is run."""
 
-    device: str = _network("auto", "Device: cpu, cuda, cuda:1, mps, or auto for the best available.")
-    precision: Literal["auto", "exact", "float32", "bfloat16", "float16"] | None = _network(
-        None,
-        "Prepare the network for many pictures in this precision; auto uses bfloat16 where it is fast"
-        " (docs/speed.md has the rounding errors).",
-        show_default="as in the file",
-    )
+    device: str = _device()
+    precision: Precision | None = _precision()  # noqa: RUF009
     engine: Literal["openvino"] | None = _network(
         None, "Inference engine for classify, evaluate and heatmap; openvino is fast on CPUs."
     )
-    batch_size: int | None = _network(None, "Pictures per batch.", min=1, show_default="as memory allows")
-    workers: int | None = _network(
-        None, "Threads that decode pictures ahead of the network.", min=1, show_default="one per core, at most 16"
-    )
+    batch_size: int | None = _batch_size()
+    workers: int | None = _workers()
 
     @property
     def batch(self) -> Any:

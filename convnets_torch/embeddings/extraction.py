@@ -373,11 +373,12 @@ def embedded(
     exact: bool = False,
     decoder: Decoder = "pillow",
     look: Callable[[Image.Image], object] | None = None,
+    fill: bool = False,
 ) -> Generator[Embedded, None, None]:
-    """Run `embed_each` with an embedder and with its reading options in one object."""
+    """Run `embed_each` with an embedder and with its reading options in one object; `fill` is as in `predicted`."""
     if batch == "auto":  # memory is estimated for a Network
         batch = batch_for(embedder.network if isinstance(embedder.network, Network) else embedder)
-    rows = predicted(embedder, images, reading, batch, workers, exact, decoder, on_decode=look)
+    rows = predicted(embedder, images, reading, batch, workers, exact, decoder, on_decode=look, fill=fill)
 
     def row_of(row: Predicted) -> Embedded:
         if row.value is None:

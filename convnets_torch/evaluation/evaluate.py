@@ -493,12 +493,6 @@ def evaluate(
                     progress(part.done, len(truth.paths))
         seconds = time.perf_counter() - start
         logits = outputs.mapped()
-    if not len(logits):
-        reason = next(iter(outputs.failed.values()), "there are none")
-        raise ValueError(f"none of {len(truth.paths)} pictures could be read; the first: {reason}")
-    good = np.array([number for number in range(len(truth.paths)) if number not in outputs.failed], np.int64)
-    labels = truth.labels[good]
-    ranking = None if several else rank(logits, labels)
     running = Running(
         len(truth.paths) - first,
         seconds,
@@ -506,8 +500,39 @@ def evaluate(
         peak_memory(),
         torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
+    return evaluation_of(card, truth, logits, outputs.failed, outputs.notes, running, crops)
+
+
+def evaluation_of(
+    card: Card,
+    truth: GroundTruth,
+    logits: NDArray[np.float32],
+    failed: Mapping[int, str],
+    notes: Sequence[str],
+    running: Running,
+    crops: Views = "center",
+) -> Evaluation:
+    """Measure outputs that were computed before.
+
+    Args:
+        card: of the network.
+        truth: the pictures and their classes.
+        logits: (n, classes) float32, of the pictures that could be used, in order.
+        failed: index of a picture -> why it could not be used.
+        notes: on the pictures that could be used.
+        running, crops: as in `Evaluation`.
+
+    Raises:
+        ValueError: no picture could be used.
+    """
+    if not len(logits):
+        reason = next(iter(failed.values()), "there are none")
+        raise ValueError(f"none of {len(truth.paths)} pictures could be read; the first: {reason}")
+    good = np.array([number for number in range(len(truth.paths)) if number not in failed], np.int64)
+    labels = truth.labels[good]
+    ranking = None if truth.labels.dtype == np.bool_ else rank(logits, labels)
     paths = tuple(truth.paths[number] for number in good)
-    notes = [*truth.notes, *dict.fromkeys(outputs.notes)]
+    notes = [*truth.notes, *dict.fromkeys(notes)]
     learnt = None
     if keeps_digests(card):
         try:
@@ -525,7 +550,7 @@ def evaluate(
         labels,
         logits,
         ranking,
-        tuple((truth.paths[number], words) for number, words in sorted(outputs.failed.items())),
+        tuple((truth.paths[number], words) for number, words in sorted(failed.items())),
         tuple(notes),
         running,
         learnt,

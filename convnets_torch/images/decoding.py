@@ -33,6 +33,7 @@ from convnets_torch.images.headers import (
 from convnets_torch.images.levels import Background, Depth, check_levels, laid_on, profile_note, to_8_bits, white_of
 from convnets_torch.images.levels import Refused as _Refused
 from convnets_torch.images.preprocessing import Channels, Pair, Pixels, Preprocessing
+from convnets_torch.images.remote import RemotePicture
 from convnets_torch.options import checked, renamed, shows
 from convnets_torch.text import LONGEST, ConvnetsTorchWarning, printable
 
@@ -250,7 +251,9 @@ def without_exif(data: bytes) -> bytearray:
     return changed
 
 
-Picture: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[Any] | torch.Tensor"
+Picture: TypeAlias = (
+    "str | os.PathLike[str] | bytes | IO[bytes] | RemotePicture | Image.Image | NDArray[Any] | torch.Tensor"
+)
 
 MAX_PIXELS = 178_956_970  # half a gigabyte of RGB; beyond it Pillow raises DecompressionBombError
 PIXEL_BYTES = 16  # maximum bytes of a file for each allowed pixel: four channels of 32 bits
@@ -503,14 +506,18 @@ def _read(file: IO[bytes], name: str, reading: Reading) -> DecodedPicture | Jpeg
 
 
 def picture_name(image: object) -> str:
-    """Name of a picture in messages: its path, "standard input", or "the picture"."""
+    """Name of a picture in messages: its path or address, "standard input", or "the picture"."""
+    if isinstance(image, RemotePicture):
+        return image.name
     if isinstance(image, str | os.PathLike):
         return str(image)
     return "standard input" if getattr(image, "name", None) == "<stdin>" else "the picture"
 
 
-def _opened(image: str | os.PathLike[str] | bytes | IO[bytes], most: int) -> IO[bytes]:
-    """A seekable file of a path, of bytes, or of the rest of an open file, such as standard input."""
+def _opened(image: str | os.PathLike[str] | bytes | IO[bytes] | RemotePicture, most: int) -> IO[bytes]:
+    """A seekable file of a path, of bytes, of what is fetched, or of the rest of an open file, as standard input."""
+    if isinstance(image, RemotePicture):
+        return io.BytesIO(image.content())
     if isinstance(image, str | os.PathLike):
         return open_file(image)
     if isinstance(image, bytes | bytearray | memoryview):

@@ -475,6 +475,27 @@ def _read_table(
     )
 
 
+def read_labels(table: Path, columns: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """Read the name and the label of each row of a table with a header, without looking for the pictures.
+
+    Args:
+        table, columns: as in `find_labelled`.
+
+    Raises:
+        OSError: the table cannot be read.
+        ValueError: it has no header with a column of names and one of labels, or a row without a label.
+    """
+    lines = read_lines(table)
+    header = _header(table, lines, columns)
+    if header is None:
+        raise ValueError(f"{table} has no header; give it one with the columns path and label")
+    rows = _rows(table, lines, *header)
+    odd = next((row for row in rows if len(row.labels) != 1), None)
+    if odd is not None:
+        raise _label_count_error(table, odd)
+    return [(str(row.name), row.labels[0]) for row in rows]
+
+
 class _Finder:
     """Resolves names of pictures in a table to paths."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -169,15 +169,22 @@ def _classify(
         if row.value is None:
             return Classified(row.picture, None, row.error, row.notes)
         found = probabilities(row.value[None], card)[0]
-        chances = found[listed].topk(min(top, len(listed)))
-        best = [
-            prediction(card, listed[place], value)
-            for value, place in zip(chances.values.tolist(), chances.indices.tolist(), strict=True)
-        ]
+        best = [prediction(card, class_id, value) for class_id, value in best_of(found, top, listed)]
         answer = None if backoff is None else back_off(found, backoff, wnids)
         return Classified(row.picture, best, None, row.notes, answer)
 
     return each_row(predicted(network, images, reading, batch, workers, exact=True), classified)
+
+
+def best_of(found: Tensor, top: int, listed: Sequence[int]) -> list[tuple[int, float]]:
+    """Return the `top` most probable of the `listed` class ids with their probabilities, best first.
+
+    >>> best_of(torch.tensor([0.5, 0.25, 0.125, 0.125]), 2, [1, 2, 3])
+    [(1, 0.25), (2, 0.125)]
+    """
+    chances = found[listed].topk(min(top, len(listed)))
+    places = chances.indices.tolist()
+    return [(listed[place], value) for value, place in zip(chances.values.tolist(), places, strict=True)]
 
 
 def square_input(pixels: Pixels, card: Card) -> np.ndarray:

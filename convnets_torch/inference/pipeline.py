@@ -52,9 +52,10 @@ from convnets_torch.images.preprocessing import (
     in_mode,
     least_size,
 )
+from convnets_torch.images.remote import RemotePicture, TransportError
 from convnets_torch.images.resizing import Box, Resizer, grey_of, normalized, reach, turned
 from convnets_torch.images.rows import goes_down_first
-from convnets_torch.inference.batching import batches_with_retry
+from convnets_torch.inference.batching import batches_with_retry, is_out_of_memory
 from convnets_torch.inference.torchcodec import batch_decoder, jpeg_decoder
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import NO_HEAD, as_network, check_eval_mode
@@ -136,6 +137,8 @@ def expected_pixels(image: object) -> int:
         return image.width * image.height
     if hasattr(image, "shape"):
         return prod(sorted(image.shape)[-2:])  # without the channels, first or last
+    if isinstance(image, RemotePicture):
+        return image.pixels or UNKNOWN_PIXELS
     if not isinstance(image, str | os.PathLike):
         return UNKNOWN_PIXELS
     try:
@@ -227,7 +230,8 @@ def run_pictures(
 
     Args:
         images: consumed lazily.
-        prepare: runs in a thread; an OSError, ValueError or ImportError becomes the picture's error.
+        prepare: runs in a thread; an OSError, ValueError or ImportError becomes the picture's error, except a
+            `TransportError`, which ends the run.
         run: items of one group -> a value or an exception per item. An exception that it raises ends the run, except
             out-of-memory errors: `run` is then called again with fewer items.
         batch: maximum number of items per call of `run`.
@@ -258,6 +262,8 @@ def run_pictures(
         try:
             item = prepare(picture)
             return _Entry(picture, item, group(item), waits=True)
+        except TransportError:
+            raise
         except (OSError, ValueError, ImportError) as error:
             return _Entry(picture, error=without_frames(error))
 
@@ -291,12 +297,18 @@ def run_pictures(
 
     most = most or max(PREFETCHED * batch, threads)
     with contextlib.closing(prefetch(images, prepared, most=most, threads=threads, size=size, room=ROOM)) as entries:
-        for _, entry in entries:
-            queue.append(entry)
-            counts[entry.group] += entry.waits
-            del entry
-            yield from finished(more=True)
+        failure: list[TransportError] = []
+        try:
+            for _, entry in entries:
+                queue.append(entry)
+                counts[entry.group] += entry.waits
+                del entry
+                yield from finished(more=True)
+        except TransportError as error:  # the pictures before it have their rows
+            failure.append(error)
         yield from finished(more=False)
+        if failure:
+            raise failure.pop()
 
 
 def each_row(rows: Generator[Item, None, None], make: Callable[[Item], Done]) -> Generator[Done, None, None]:
@@ -635,8 +647,13 @@ def predicted(
     resize: Resizing = "auto",
     on_decode: Callable[[Image.Image], object] | None = None,
     views: Views = "center",
+    fill: bool = False,
 ) -> Generator[Predicted, None, None]:
-    """Run `predict` with its reading options in one object; the card decides on EXIF."""
+    """Run `predict` with its reading options in one object; the card decides on EXIF.
+
+    With `fill`, batches that are not full are filled up with copies, so that the numbers of a picture do not depend, in
+    their last bits, on how many others are in its batch.
+    """
     rule = card_of(network).preprocessing
     if getattr(network, "mapped", None) is not None:
         raise ValueError("the engine gives score maps; to classify, make one without heatmap")
@@ -663,7 +680,7 @@ def predicted(
         positions=POSITIONS[views],
     )
     size = together(batch_for(network) if batch == "auto" else batch, views)
-    runner = _Runner(network, inputs, rule, exact, views)
+    runner = _Runner(network, inputs, rule, exact, views, size if fill and views == "center" else 0)
     rows = run_pictures(each_of(images), inputs.decode, runner.run, batch=size, threads=workers or THREADS)
     return each_row(_a_batch_late(rows, size) if device.type == "cuda" else rows, _predicted)
 
@@ -715,19 +732,26 @@ def _a_batch_late(
     late: list[Result[_LogitsRow]] = []
     last: _Batch | None = None
     with contextlib.closing(rows):
-        for row in rows:
-            batch = last if row.value is None else row.value.batch
-            if batch is not last or len(late) >= 2 * size:  # do not hold back a long run of bad files
-                yield from late
-                late, last = [], batch
-            late.append(row)
+        try:
+            for row in rows:
+                batch = last if row.value is None else row.value.batch
+                if batch is not last or len(late) >= 2 * size:  # do not hold back a long run of bad files
+                    yield from late
+                    late, last = [], batch
+                late.append(row)
+        except TransportError:
+            yield from late
+            raise
         yield from late
 
 
 class _Runner:
     """Run batches of inputs through the network."""
 
-    def __init__(self, network: Runnable, inputs: Inputs, rule: Preprocessing, exact: bool, views: Views) -> None:
+    def __init__(
+        self, network: Runnable, inputs: Inputs, rule: Preprocessing, exact: bool, views: Views, full: int = 0
+    ) -> None:
+        self._full = full  # pictures of every forward pass, filled up with copies; 0 takes as many as there are
         self._network, self._inputs, self._rule, self._exact, self._views = network, inputs, rule, exact, views
         self._device, self._dtype = place_of(network)
         self._most = VIEWS[views]  # views of one picture per forward pass; halved when memory runs out
@@ -757,7 +781,7 @@ class _Runner:
         if not pictures:
             return torch.empty(0)
         if views == 1:
-            return self._forward(pixels)
+            return self._filled(pixels) if pictures < self._full else self._forward(pixels)
         crops = pixels.view(pictures, -1, *pixels.shape[-3:])  # (N, crops, h, w, C)
         pixels = torch.cat([crops, crops.flip(3)], dim=1).flatten(0, 1)
         if pictures > 1:
@@ -765,6 +789,16 @@ class _Runner:
         parts = list(batches_with_retry(lambda some: self._forward(pixels[some.start : some.stop]), views, self._most))
         self._most = max(map(len, parts))
         return torch.cat(parts)[None]
+
+    def _filled(self, pixels: Tensor) -> Tensor:
+        copies = pixels[:1].expand(self._full - len(pixels), *pixels.shape[1:])
+        try:
+            return self._forward(torch.cat([pixels, copies]))[: len(pixels)]
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self._full = 0  # smaller batches from here on
+        return self._forward(pixels)
 
     def _forward(self, pixels: Tensor) -> Tensor:
         with torch.inference_mode():
