@@ -175,7 +175,7 @@ def test_a_model_of_ones_own_needs_its_preprocessing(refused, tmp_path, out):
 
 
 def test_a_model_that_rescales_pictures_itself_takes_no_other_preprocessing(keras3_files, out):
-    with pytest.raises(ValueError, match=r"rescales pictures itself \(a Rescaling layer\); leave out"):
+    with pytest.raises(ValueError, match=r"normalises pictures itself \(rescaling\); leave out"):
         convert(keras3_files / "resnet50_rescaling.keras", out, preprocessing="unit")
 
 

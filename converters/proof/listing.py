@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from converters.readers.keras_file import KerasFile, KerasLayer
-from converters.readers.keras_words import kind_of_class, kind_of_name, pair_of
+from converters.readers.keras_words import IDENTITIES, kind_of_class, kind_of_name, pair_of
 
 Path = tuple[str, ...]
 MODELS = ("Functional", "Sequential")
@@ -161,7 +161,7 @@ def _in_order(file: KerasFile, wanted: Sequence[Listed], *, names: bool) -> Iter
             yield f"{one.name} stands where the file lists {name}"
         elif held is None:
             yield from _arrays_alone(one, inner, names=names)
-        elif not (one.kind == "Identity" and place < first and held.kind in FRONT):
+        elif not (one.kind == "Identity" and place < first and held.kind in (*FRONT, *IDENTITIES)):
             yield from _of_layer(one, held)
 
 
