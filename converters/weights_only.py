@@ -28,7 +28,7 @@ from converters.layer_lists import (
     misnamed_arrays,
     ordered,
 )
-from converters.listed_heads import WAY_ON, Head, HeadReader, Op, Place
+from converters.listed_heads import WAY_ON, Head, HeadReader, Op, Place, with_kinds
 from converters.options import (
     Questions,
     check_data_format,
@@ -303,7 +303,8 @@ class _Deriving:
         self.notes: list[str] = []
         absent = set(self.architecture.top) - set(found.top)
         self.ends = [entry for entry in found.entries if entry.name not in absent][-1]  # the network's last layer
-        self.head_layers = found.rest
+        named = "avg_pool" in self.architecture.top or self.architecture.name.startswith("MobileNetV3")
+        self.head_layers = found.rest = list(with_kinds(found.rest, named=named))
         self.backend, chosen = settle_backend(file, wishes, questions)
         self.notes += chosen
         self.data_format = self._format()
@@ -435,8 +436,7 @@ class _Deriving:
         last = self.ends
         activation = last.settings.get("activation")
         positive = activation in POSITIVE or last.kind in ("ReLU", "MaxPooling2D") or self._joins_positive(last)
-        named = "avg_pool" in self.architecture.top
-        place = Place(shape, self.found.path, positive, self._hides(), named)
+        place = Place(shape, self.found.path, positive, self._hides())
         reader = HeadReader(
             self.file, self.head_layers, place, self.wishes.hidden_activation, self._output,
             ordered=ordered(self.file),
