@@ -15,7 +15,19 @@ from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from converters import convert
 from converters.readers.keras_words import kind_of_name
 from convnets_torch.weights import load
-from tests.reference.keras3_heads import NORMALISED, PLACED, REFUSED, RIGHT, SIZE, L, base, frozen, in_front, on_map, pooled
+from tests.reference.keras3_heads import (
+    NORMALISED,
+    PLACED,
+    REFUSED,
+    RIGHT,
+    SIZE,
+    L,
+    base,
+    frozen,
+    in_front,
+    on_map,
+    pooled,
+)
 from tests.reference.keras3_models import randomize
 
 pytestmark = [
