@@ -132,22 +132,22 @@ def plan_graph(file: KerasFile, wishes: Wishes, questions: Questions | None = No
         questions.ask("input_size", "its model takes pictures of any size", answers)
         size = ASSUMED
     try:
-        parts = _split(_Translator(file, graph, front, size, theano=backend == "theano").layers())
+        layers = _Translator(file, graph, front, size, theano=backend == "theano").layers()
+        parts = _split(layers)
     except ValueError:
         if "input_size" in questions.asked:
             questions.check()  # the error may be that of a size which nobody chose
         raise
-    described: dict[str, Any] = {
-        "name": _model_name(file),
-        "features": [layer.entry for layer in parts.features],
-        "head": None if parts.head is None else [layer.entry for layer in parts.head],
-        "size": size, "window": parts.window, "stride": 0, "no_map": parts.no_map,
-        "last_map": _last_map(parts.features), "channels": front.channels,
-    }  # fmt: skip
-    arguments, network = _with_map({"classes": parts.classes, "graph": described})
+    arguments, network = _with_map(parts, _model_name(file), size, front.channels)
     name = "graph"
     modules: Mapping[str, tuple[str, ...]] = {module: (module,) for module, _ in network.named_modules()}
-    if (paper := recognise(network, parts.classes, described["head"])) is not None:
+    paper = recognise(network, parts.classes, arguments["graph"]["head"])
+    if paper is None and parts.later:  # the last pooling of VGG16 reads the whole map of pictures of 32x32 pixels
+        other = _split(layers, later=True)
+        theirs, split = _with_map(other, _model_name(file), size, front.channels)
+        if (paper := recognise(split, other.classes, theirs["graph"]["head"])) is not None:
+            parts = other
+    if paper is not None:
         name, network, arguments, modules = paper.name, paper.network, paper.arguments, paper.modules
     if name != "alexnet" and (code := [node.own_name for node in graph.nodes if node.kind in ALEXNETS]):
         raise ValueError(f"{file.path}: layer {code[0]} (Lambda) {UNKNOWN}")
@@ -221,14 +221,20 @@ def _step(parameter: str, shape: Shape, layers: Sequence[Layer], role: str) -> K
     return KerasStep(Row(source, parameter, shape, change(words, array.dtype)), arrays, layout)
 
 
-def _with_map(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return the arguments with the stride of the map, or the reason why there is none; and the network."""
+def _with_map(parts: _Parts, name: str, size: Pair, channels: int) -> tuple[dict[str, Any], Any]:
+    """Return the arguments, with the stride of the map or the reason why there is none; and the network."""
     from convnets_torch.fcn.graph import features_graph, map_graph
     from convnets_torch.fcn.sliding import slide
     from convnets_torch.weights import build
 
-    graph = arguments["graph"]
-    network = build("graph", arguments)
+    graph: dict[str, Any] = {
+        "name": name,
+        "features": [layer.entry for layer in parts.features],
+        "head": None if parts.head is None else [layer.entry for layer in parts.head],
+        "size": size, "window": parts.window, "stride": 0, "no_map": parts.no_map,
+        "last_map": _last_map(parts.features), "channels": channels,
+    }  # fmt: skip
+    network = build("graph", {"classes": parts.classes, "graph": graph})
     if graph["no_map"] is None:
         try:
             grid = features_graph(network)
@@ -242,7 +248,7 @@ def _with_map(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             graph = {**graph, "stride": grid.stride}
         except ValueError as error:
             graph = {**graph, "window": (0, 0), "no_map": f"{error}"[:1000]}
-    return {**arguments, "graph": graph}, network
+    return {"classes": parts.classes, "graph": graph}, network
 
 
 # Translation
@@ -1072,6 +1078,7 @@ class _Parts:
         notes: what was left out.
         final: name of the Keras node whose output the network has; "" for the model's own.
         fused: whether that output is the one after the node's fused activation.
+        later: whether the head begins with a maximum pooling and a later layer can begin it as well.
     """
 
     features: list[Layer]
@@ -1083,10 +1090,14 @@ class _Parts:
     notes: tuple[str, ...] = ()
     final: str = ""
     fused: bool = True
+    later: bool = False
 
 
-def _split(layers: dict[str, Layer]) -> _Parts:
-    """Split a network where its head can slide over the feature map, or else before its last layers."""
+def _split(layers: dict[str, Layer], *, later: bool = False) -> _Parts:
+    """Split a network where its head can slide over the feature map, or else before its last layers.
+
+    The head begins with the first layer that reads a whole map, the last one if `later`.
+    """
     uses = Counter(source for layer in layers.values() for source in layer.entry[2])
     ordered = list(layers.values())
     chain: list[Layer] = []
@@ -1098,7 +1109,8 @@ def _split(layers: dict[str, Layer]) -> _Parts:
     last = chain[-1] if chain else None
     if last and last.kind in ENDS and prod(result[2:]) == 1 and last.entry[3].get("dim", 1) == 1:
         activation, chain, ordered = last.kind, chain[:-1], ordered[:-1]
-    start = next((place for place, one in enumerate(chain) if _reads_map(one)), None)
+    starts = [place for place, one in enumerate(chain) if _reads_map(one)]
+    start = starts[-1 if later else 0] if starts else None
     final = ordered[-1].node if ordered else ""
     fused = whole[-1] is ordered[-1] or whole[-1].node != final if ordered else True
     if prod(result[2:]) != 1 or (len(result) == 4 and start is None) or len(result) == 3:
@@ -1133,7 +1145,9 @@ def _split(layers: dict[str, Layer]) -> _Parts:
         window = (chain[start].before[2], chain[start].before[3])
         fixed = next((one for one in head if one.kind in ELEMENTWISE and one.kind not in SLIDING), None)
         why = None if fixed is None else f"its head has {fixed.name} ({fixed.kind}), which cannot slide over a map"
-        return _Parts(features, head, window if why is None else (0, 0), why, result[1], end, final=final, fused=fused)
+        window = window if why is None else (0, 0)
+        pooled = len(starts) > 1 and chain[start].kind == "max_pool"
+        return _Parts(features, head, window, why, result[1], end, (), final, fused, later=pooled)
     vector = next((place for place, one in enumerate(chain) if len(one.before) == 2), len(chain))
     if not any(one.kind == "dense" for one in chain[vector:]):
         why = "its output is not a map"

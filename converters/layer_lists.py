@@ -27,6 +27,7 @@ ALIKE = {  # classes that stand for others in some releases
 # Layers that are preprocessing if before the first convolution; "" are functions and layers of unrecognised names.
 PREPARES = ("Rescaling", "Normalization", "Resizing", "CenterCrop")
 PREPARES_IN_PLACE = (*PREPARES, "Lambda", "TFOpLambda", "Sequential", "Functional", "")
+PART = ["Conv2D", "LayerNormalization"]  # the layers of ConvNeXt's stem, and of its downsampling blocks
 MOST_NAMED = 20
 LONGEST = 1000  # characters of an array's name that are examined
 LEAST_LIKENESS = 0.5  # share of common layers above which an incomplete file counts as a network
@@ -55,6 +56,8 @@ class Entry:
         """Whether it has arrays."""
         if self.kind == "Normalization":
             return self.settings.get("mean") is None
+        if self.kind == "Sequential":
+            return any(inner.weighted for inner in entries_of({"config": self.settings}))
         return self.kind in HOLDS or self.kind == "BatchNormalization"
 
     @property
@@ -65,7 +68,7 @@ class Entry:
 
 def is_automatic(name: str, kind: str) -> bool:
     """Return whether a name is what Keras gives to layers of a class: "conv2d_7"."""
-    return kind_of_name(name) == kind
+    return kind != "" and kind_of_name(name) == kind
 
 
 def number(name: str) -> int:
@@ -103,6 +106,46 @@ def names_in(value: Any) -> Iterator[str]:
         else:
             for each in value.values():
                 yield from names_in(each)
+
+
+@dataclass(frozen=True)
+class Joined(KerasLayer):
+    """A model within a network, such as ConvNeXt's stem, as one layer with all its arrays."""
+
+    inner: tuple[KerasLayer, ...] = ()
+
+    def within(self, entry: Entry) -> dict[str, KerasLayer]:
+        """Return an architecture's inner layer -> the file's, of the same name or, where none is, of the same class."""
+        names = {layer.name: layer for layer in self.inner}
+        kinds = {class_of(layer): layer for layer in self.inner}
+        ours = entries_of({"config": entry.settings})
+        found = {one.name: names.get(one.name) or kinds.get(one.kind) for one in ours if one.weighted}
+        return {name: layer for name, layer in found.items() if layer is not None}
+
+
+def joined(file: KerasFile) -> KerasFile:
+    """Return the file with each model that is part of a network of Keras's own as one layer."""
+    groups: dict[Path, list[KerasLayer]] = defaultdict(list)
+    for layer in file.layers:
+        if layer.parents and (layer.parents[-1] in _parts() or not file.named):
+            groups[layer.parents].append(layer)
+    if not file.named:  # where only the classes tell
+        groups = {path: inner for path, inner in groups.items() if sorted(map(class_of, inner)) == PART}
+    layers: list[KerasLayer] = []
+    for layer in file.layers:
+        inner = groups.get(layer.parents)
+        if inner is None:
+            layers.append(layer)
+        elif layer is inner[0]:
+            *path, name = layer.parents
+            arrays = {f"{one.name}/{role}": array for one in inner for role, array in one.arrays.items()}
+            layers.append(Joined(name, "Sequential", arrays, None, tuple(path), layer.kernel_order, tuple(inner)))
+    return replace(file, layers=tuple(layers)) if groups else file
+
+
+@lru_cache(maxsize=1)
+def _parts() -> frozenset[str]:
+    return frozenset(name for one in architectures() for name, kind, _ in one.layers if kind == "Sequential")
 
 
 @dataclass
@@ -143,10 +186,10 @@ class Agreement:
         return [entry for entry in self.entries if entry.name not in self.architecture.top]
 
     @property
-    def rank(self) -> tuple[int, int, int]:
+    def rank(self) -> tuple[int, int, int, int]:
         """The better it agrees, the larger."""
         exact = sum(name == layer.name for name, layer in self.bound.items())
-        return self.whole_top, -sum(bool(layer.arrays) for layer in self.rest), exact
+        return self.whole_top, -sum(bool(layer.arrays) for layer in self.rest), exact, -len(self.front)
 
 
 def ordered(file: KerasFile) -> bool:
@@ -456,6 +499,12 @@ def _unknown(members: Sequence[KerasLayer], bound: Mapping[str, KerasLayer]) -> 
 
 def _misfit(entry: Entry, layer: KerasLayer) -> str:
     """Describe arrays that are not those of an architecture's layer, whatever its width; "" if they are."""
+    if isinstance(layer, Joined):
+        ours = {inner.name: inner for inner in entries_of({"config": entry.settings}) if inner.weighted}
+        held = layer.within(entry)
+        if held.keys() != ours.keys() or len(held) != len(layer.inner):
+            return f"{layer.name} has the layers {few([one.name for one in layer.inner])}, not {few([*ours])}"
+        return next((said for name, inner in held.items() if (said := _misfit(ours[name], inner))), "")
     roles = set(layer.arrays)
     settings = entry.settings
     shapes = " ".join(str(array.shape) for array in layer.arrays.values())

@@ -80,14 +80,12 @@ class Place:
         path: names of the nested models that hold the network.
         positive: whether the output has no negative values.
         hides: whether the file does not list the layers without arrays of the model that holds the network.
-        named: whether Keras names the network's own global pooling "avg_pool" or "max_pool".
     """
 
     shape: Shape
     path: tuple[str, ...]
     positive: bool
     hides: bool
-    named: bool = False
 
 
 class HeadReader:
@@ -95,7 +93,7 @@ class HeadReader:
 
     Args:
         file: the file.
-        layers: the layers, in listed order where the file has one.
+        layers: the layers as `with_kinds` gives them, in listed order where the file has one.
         place: where the head begins.
         hidden: the activation that the user names for places where the file names none; None for relu.
         output: returns the setting of the output activation for (units, activation that the list names).
@@ -107,7 +105,7 @@ class HeadReader:
         output: Callable[[int, str | None], str], *, ordered: bool,
     ) -> None:  # fmt: skip
         self.file, self.place, self.output, self.ordered = file, place, output, ordered
-        self.layers = list(_with_kinds(layers, place))
+        self.layers = list(layers)
         self.given = hidden
         self.hidden = activation_setting(file.path, hidden or "relu")
 
@@ -436,8 +434,13 @@ class HeadReader:
 NUMBERED_KINDS = {kind: name for name, (kind, _, _) in NUMBERED.items()}
 
 
-def _with_kinds(layers: Sequence[KerasLayer], place: Place) -> Iterator[KerasLayer]:
-    """Yield the layers, those without arrays and class with the class that their names tell."""
+def with_kinds(layers: Sequence[KerasLayer], *, named: bool) -> Iterator[KerasLayer]:
+    """Yield the layers, those without arrays and class with the class that their names tell.
+
+    Args:
+        layers: of a head, in listed order.
+        named: whether Keras names the network's own global pooling "avg_pool" or "max_pool".
+    """
     words = " ".join(layer.name for layer in layers if layer.arrays)
     for number, layer in enumerate(layers):
         if layer.kind or layer.arrays:
@@ -445,7 +448,7 @@ def _with_kinds(layers: Sequence[KerasLayer], place: Place) -> Iterator[KerasLay
             continue
         kind = kind_of_words(layer.name, words)
         flattened = number + 1 < len(layers) and layers[number + 1].kind == "Flatten"
-        if place.named and layer.name in OWN and not flattened:  # behind a global pooling there is nothing to flatten
+        if named and layer.name in OWN and not flattened:  # behind a global pooling there is nothing to flatten
             kind = OWN[layer.name]
         yield replace(layer, kind=kind)
 

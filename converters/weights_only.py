@@ -19,16 +19,18 @@ from converters import convnets_keras
 from converters.layer_lists import (
     Agreement,
     Entry,
+    Joined,
     Path,
     candidates,
     class_of,
     described,
     entries_of,
     few,
+    joined,
     misnamed_arrays,
     ordered,
 )
-from converters.listed_heads import WAY_ON, Head, HeadReader, Op, Place
+from converters.listed_heads import READERS, WAY_ON, Head, HeadReader, Op, Place, with_kinds
 from converters.options import (
     Questions,
     check_data_format,
@@ -51,6 +53,7 @@ PAPER = {  # networks with a class of their own here -> its name
 EARLY = ("keras-applications", "keras 1.", "keras 2.0", "keras 2.1.", "keras 2.2.", "keras 2.3.")
 POSITIVE = ("relu", "relu6")
 LAYER = {"module": "keras.layers"}  # which tells layers from functions
+OWN_WIDTHS = {"EfficientNetB1": ("top_conv", 1280), "EfficientNetB2": ("top_conv", 1408)}  # layer, its outputs
 MOST_JSON = 16 << 20  # bytes of an architecture file
 
 
@@ -88,13 +91,14 @@ def derive(file: KerasFile, wishes: Wishes, questions: Questions) -> Derived:
     check_data_format(file, wishes)
     check_size(file, wishes.input_size)
     _check_inputs(file)
+    file = joined(file)
     found = _recognised(file, wishes)
     return _Deriving(file, found, wishes, questions).derived()
 
 
 def network_of(file: KerasFile) -> str | None:
     """Return the name of the architecture that a file resembles most; None if there is none."""
-    found = candidates(file)
+    found = candidates(joined(file))
     best = max(found, key=lambda one: (not one.problems, one.likeness, one.rank), default=None)
     return None if best is None else best.architecture.name
 
@@ -122,6 +126,7 @@ def _recognised(file: KerasFile, wishes: Wishes) -> Agreement:
         whole = [one for one in whole if not one.architecture.release.startswith(EARLY)] or whole
     best = max(one.rank for one in whole)
     tied = [one for one in whole if one.rank == best]
+    tied = [one for one in tied if _has_own_width(one)] or tied
     if wishes.pool1_padding is not None:
         tied = [one for one in tied if _pads_first_pool(one) == wishes.pool1_padding]
         if not tied or "ResNet" not in tied[0].architecture.name:
@@ -137,7 +142,37 @@ def _recognised(file: KerasFile, wishes: Wishes) -> Agreement:
         options = " or give --pool1-padding yes or no," if len({_pads_first_pool(one) for one in tied}) > 1 else ""
         releases = few([f"{one.architecture.name} of {one.architecture.release}" for one in tied])
         raise ValueError(f"{file.path} may be one of several networks ({releases});{options} {WAY_ON}")
+    _check_norm(file, chosen)
     return chosen
+
+
+def _has_own_width(found: Agreement) -> bool:
+    """Return whether a network that differs from another in width and size only has its own width."""
+    layer, width = OWN_WIDTHS.get(found.architecture.name, ("", None))
+    return width is None or _outputs(found.bound.get(layer)) == width
+
+
+def _check_norm(file: KerasFile, found: Agreement) -> None:
+    """Refuse ConvNeXt with a head where a pooling may stand before its last normalisation or behind it.
+
+    It does before in Keras's top and with `pooling="avg"`, and behind in a head of one's own.
+    """
+    norms = [entry.name for entry in (found.base[-1], *found.entries) if entry.kind == "LayerNormalization"
+             and entry.name in (found.base[-1].name, *found.top)]  # fmt: skip
+    if not norms:
+        return
+    pools = [layer for layer in found.rest if layer.kind in READERS]
+    if ordered(file):
+        is_open = bool(found.path) and not pools and not found.top
+    elif found.top:  # without names, the top may be a head; with 1000 classes it is that of released weights
+        is_open = not file.named and _outputs(found.bound[found.top[-1]]) != 1000
+    else:
+        is_open = any(layer.parents == found.path for layer in pools)
+    if is_open:
+        raise ValueError(
+            f"{file.path} does not say in which order {found.bound[norms[0]].name} and the pooling of"
+            f" {found.architecture.name} come; {WAY_ON}"
+        )
 
 
 def _refuse(file: KerasFile, found: Sequence[Agreement], whole: Sequence[Agreement], swapped: Sequence[str]) -> None:
@@ -171,6 +206,14 @@ def _pads_first_pool(found: Agreement) -> bool:
 UNSAID = ("name", "data_format", "strides", "padding", "batch_shape")  # settings that `_essence` does not repeat
 
 
+def _said(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the settings that matter, those of inner layers among them."""
+    said = {key: value for key, value in settings.items() if key not in UNSAID and key not in ("layers", "groups")}
+    inner = [(each["class_name"], _said(each["config"])) for each in settings.get("layers", ())]
+    groups = "each channel" if settings.get("groups", 1) > 1 else "one"
+    return sorted((key, repr(value)) for key, value in (said | {"layers": inner, "groups": groups}).items())
+
+
 def _essence(found: Agreement) -> str:
     """Return a digest of what a network computes from the file's arrays, whatever its other layers are called."""
     digests: dict[str, str] = {}
@@ -184,7 +227,7 @@ def _essence(found: Agreement) -> str:
         settings, sources = entry.settings, [digests[source] for source in entry.inputs]
         before = shapes[entry.inputs[0]] if entry.inputs else ()
         window = settings.get("kernel_size") or settings.get("pool_size")
-        term: Any = (entry.kind, sorted((key, repr(value)) for key, value in settings.items() if key not in UNSAID))
+        term: Any = (entry.kind, *_said(settings))
         if entry.kind == "ZeroPadding2D":
             term = ("pad", edges_of(settings["padding"]))
         elif entry.kind == "AveragePooling2D" and pair_of(window) == before[:2]:
@@ -239,6 +282,11 @@ def _shapes(found: Agreement, size: tuple[int, int], config: Mapping[str, Any] |
 
 def _shape_after(entry: Entry, shapes: Sequence[Shape], layer: KerasLayer | None) -> Shape:
     kind, settings, shape = entry.kind, entry.settings, shapes[0]
+    if isinstance(layer, Joined):
+        inner = layer.within(entry)
+        for each in entries_of({"config": settings}):
+            shape = _shape_after(each, [shape], inner.get(each.name))
+        return shape
     if kind in ("GlobalAveragePooling2D", "GlobalMaxPooling2D"):
         return (1, 1, shape[-1]) if settings.get("keepdims") else shape[-1:]
     if kind == "Flatten":
@@ -303,7 +351,8 @@ class _Deriving:
         self.notes: list[str] = []
         absent = set(self.architecture.top) - set(found.top)
         self.ends = [entry for entry in found.entries if entry.name not in absent][-1]  # the network's last layer
-        self.head_layers = found.rest
+        named = "avg_pool" in self.architecture.top or self.architecture.name.startswith("MobileNetV3")
+        self.head_layers = found.rest = list(with_kinds(found.rest, named=named))
         self.backend, chosen = settle_backend(file, wishes, questions)
         self.notes += chosen
         self.data_format = self._format()
@@ -435,8 +484,7 @@ class _Deriving:
         last = self.ends
         activation = last.settings.get("activation")
         positive = activation in POSITIVE or last.kind in ("ReLU", "MaxPooling2D") or self._joins_positive(last)
-        named = "avg_pool" in self.architecture.top
-        place = Place(shape, self.found.path, positive, self._hides(), named)
+        place = Place(shape, self.found.path, positive, self._hides())
         reader = HeadReader(
             self.file, self.head_layers, place, self.wishes.hidden_activation, self._output,
             ordered=ordered(self.file),
@@ -634,6 +682,15 @@ class _Writer:
     def _settings(self, entry: Entry, name: str) -> dict[str, Any]:
         """Return a layer's settings in the file's data format, of the size that its input has."""
         settings = {**entry.settings, "name": name}
+        layer = self.found.bound.get(entry.name)
+        if settings.get("groups", 1) > 1 and layer is not None:  # a group for each channel, in ConvNeXt
+            settings["groups"] = _outputs(layer)
+        if isinstance(layer, Joined):
+            held = layer.within(entry)
+            settings["layers"] = [
+                {**raw, "config": {**raw["config"], "name": held[raw["config"]["name"]].name}}
+                for raw in settings["layers"]
+            ]
         before = self.shapes[entry.inputs[0]]
         if entry.kind == "Reshape":
             target = list(_reshaped(settings["target_shape"], before))

@@ -21,7 +21,7 @@ from convnets_torch import classify, embed, gradcam, heatmap, load, record_activ
 from convnets_torch.images.preprocessing import center_crop, normalize
 from convnets_torch.weights import with_last_layer
 from tests.conftest import DATA
-from tests.reference.keras3_graphs import BOTH_FORMATS, FIRST, IN_CI, INSIDE, LAYERS, MODELS, NEARLY, PAPERS, REFUSED
+from tests.reference.keras3_graphs import BOTH_FORMATS, FIRST, INSIDE, LAYERS, MODELS, NEARLY, PAPERS, REFUSED
 
 pytestmark = pytest.mark.slow  # Keras writes the models
 TOLERANCE = 1e-4  # of the largest output
@@ -50,11 +50,6 @@ def models(filled) -> Path:
 @pytest.fixture(scope="module")
 def refused(filled) -> Path:
     return filled("keras3_graph_refused", run_keras("refused"))
-
-
-@pytest.fixture(scope="module")
-def applications(filled) -> Path:
-    return filled("keras3_graph_applications", run_keras("applications"))
 
 
 def check(file: Path, tmp_path: Path, *, inside: bool, network: str = "graph", **options: Any):
@@ -127,12 +122,6 @@ def test_a_model_is_split_into_features_and_head(models, name, form, tmp_path):
 def test_what_is_not_supported_is_refused_by_name(refused, what, tmp_path):
     with pytest.raises(ValueError, match=REFUSED[what][1]):
         convert(refused / f"{what}.keras", tmp_path / "out.safetensors", preprocessing="unit", isolated=False)
-
-
-@pytest.mark.parametrize("name", IN_CI)
-def test_keras_applications_convert(applications, name, tmp_path):
-    inside = name.startswith(("EfficientNet", "MobileNetV3", "ConvNeXt"))
-    check(applications / f"{name}.keras", tmp_path, inside=inside)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,19 @@ from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from converters import convert
 from converters.readers.keras_words import kind_of_name
 from convnets_torch.weights import load
-from tests.reference.keras3_heads import NORMALISED, PLACED, REFUSED, RIGHT, SIZE, L, base, frozen, in_front, pooled
+from tests.reference.keras3_heads import (
+    NORMALISED,
+    PLACED,
+    REFUSED,
+    RIGHT,
+    SIZE,
+    L,
+    base,
+    frozen,
+    in_front,
+    on_map,
+    pooled,
+)
 from tests.reference.keras3_models import randomize
 
 pytestmark = [
@@ -111,7 +123,7 @@ def test_a_layer_without_a_place_is_named(name, form, tmp_path):
 
 def test_frozen_layers_of_a_nested_head_are_not_put_last(tmp_path):
     model = frozen()
-    assert "before dense, as it does where layers are frozen" in refusal(write(model, tmp_path / FORMS[0]))
+    assert "lists only the arrays of sequential" in refusal(write(model, tmp_path / FORMS[0]))
     converted(model, tmp_path / FORMS[1])
 
 
@@ -149,6 +161,16 @@ def test_what_the_list_does_not_say_is_said(tmp_path):
         " dropout, dense_1",
         "softmax is assumed for the outputs, as the file does not specify it; change it with --activation",
     )
+
+
+def test_a_dense_layer_of_a_map_stays_there_if_the_list_says_so(tmp_path):
+    """A list without order is read as dense layers of vectors, which is said."""
+    model = on_map(L.Dense(12, "relu"), L.GlobalAveragePooling2D(), L.Dense(5, "softmax"))
+    converted(model, tmp_path / FORMS[0])
+    path = write(model, tmp_path / FORMS[1])
+    report = convert(path, tmp_path / "out.safetensors", preprocessing="unit", input_size=SIZE, isolated=False)
+    order = "their assumed order is global_average_pooling2d, dense, dense_1"
+    assert any(order in choice for choice in report.choices)
 
 
 def test_a_flatten_of_a_single_cell_is_none_of_a_larger_map(tmp_path):

@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=torch python -m tests.reference.keras3_graphs FOLDER KIND [NAME ...]
 
-KIND is one of layers, models, applications, papers, narrow, refused and both.
+KIND is one of layers, models, papers, narrow, refused and both.
 
 Each model NAME is written as NAME.keras and NAME.h5, with NAME.npz: two images (2, H, W, 3), 0 to 255, and its output.
 Weights and statistics are random, from seeds, and large enough that a mistake shows.
@@ -312,21 +312,6 @@ BOTH_FORMATS = (  # also made with channels first, where axes count otherwise
     "preprocess_caffe", "preprocess_torch",
 )  # fmt: skip
 
-APPLICATIONS: dict[str, tuple[int, int]] = {  # smallest sides that Keras takes, and the input's channels
-    "MobileNet": (32, 32), "MobileNetV2": (32, 32), "MobileNetV3Small": (32, 32), "MobileNetV3Large": (32, 32),
-    "EfficientNetB0": (32, 32), "EfficientNetB3": (32, 32), "EfficientNetV2B0": (32, 32), "EfficientNetV2S": (32, 32),
-    "DenseNet121": (32, 32), "ResNet50V2": (32, 32), "ResNet101": (32, 32), "Xception": (71, 71),
-    "InceptionResNetV2": (75, 75), "ConvNeXtTiny": (32, 32), "NASNetLarge": (331, 331),
-    "DenseNet169": (32, 32), "DenseNet201": (32, 32), "ResNet152": (32, 32), "ResNet101V2": (32, 32),
-    "ResNet152V2": (32, 32), "EfficientNetB1": (32, 32), "EfficientNetB2": (32, 32), "EfficientNetB4": (32, 32),
-    "EfficientNetB5": (32, 32), "EfficientNetB6": (32, 32), "EfficientNetB7": (32, 32), "EfficientNetV2B1": (32, 32),
-    "EfficientNetV2B2": (32, 32), "EfficientNetV2B3": (32, 32), "EfficientNetV2M": (32, 32),
-    "EfficientNetV2L": (32, 32), "ConvNeXtSmall": (32, 32), "ConvNeXtBase": (32, 32),
-    "ConvNeXtLarge": (32, 32), "ConvNeXtXLarge": (32, 32),
-}  # fmt: skip
-IN_CI = ("MobileNet", "MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0", "DenseNet121",
-         "ResNet50V2", "Xception", "InceptionResNetV2", "ConvNeXtTiny")  # fmt: skip
-
 
 def _vgg(L: Any, depths: Any, start: Any, head: Any, split: bool = False, named: str = "") -> Any:
     """VGG with an eighth of a few channels, its layers named by Keras or by a pattern."""
@@ -444,7 +429,8 @@ def choose_weights(model: Any, seed: int) -> None:
         if "variance" in name or name == "gamma":
             values = random.uniform(0.5, 1.5, shape)
         elif "kernel" in name:
-            values = random.normal(0, 1.3 / np.sqrt(max(1, np.prod(shape[:-1]))), shape)
+            inputs = shape[:-1] if shape[-1] > 1 else shape[:2]  # a depthwise kernel reads one channel at a time
+            values = random.normal(0, 1.3 / np.sqrt(max(1, np.prod(inputs))), shape)
         else:
             values = random.normal(0, 0.3, shape)
         weight.assign(values.astype(np.float32))
@@ -469,7 +455,7 @@ def main(folder: str, kind: str, *names: str) -> None:
     from keras import layers
 
     kinds = {
-        "layers": LAYERS, "models": MODELS, "applications": IN_CI, "papers": PAPERS | NEARLY, "narrow": NARROW,
+        "layers": LAYERS, "models": MODELS, "papers": PAPERS | NEARLY, "narrow": NARROW,
         "refused": REFUSED, "both": BOTH_FORMATS,
     }  # fmt: skip
     makers = LAYERS | MODELS | {name: model for name, (model, _) in REFUSED.items()}
@@ -478,11 +464,6 @@ def main(folder: str, kind: str, *names: str) -> None:
         keras.config.set_image_data_format("channels_first" if first else "channels_last")
         if kind == "narrow":
             model, inside = _narrow(name), False
-        elif kind == "applications":
-            sides = APPLICATIONS[name]
-            make = getattr(keras.applications, name)
-            model = make(weights=None, input_shape=(*sides, 3), classes=7, classifier_activation=None)
-            inside = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in model.layers)
         elif kind == "papers":
             model, inside = (PAPERS | NEARLY)[name](layers, keras), False
         else:

@@ -133,6 +133,13 @@ NORMALISED: dict[str, Head] = {  # in `.weights.h5` nothing tells where the norm
         L.BatchNormalization(), L.Activation("relu"), L.Dense(8, "relu")
     ),
     "resnet50": lambda: on("resnet50", L.Dense(8), L.BatchNormalization(), L.Activation("relu")),
+    "dense without bias, normalisation, activation": lambda: pooled(
+        L.Dense(8, use_bias=False), L.BatchNormalization(), L.Activation("relu")
+    ),
+    "softmax in the middle": lambda: pooled(L.Dense(8), L.Softmax()),
+    "normalisation of the map, maximum": lambda: on_map(
+        L.BatchNormalization(), L.GlobalMaxPooling2D(), L.Dense(5, "softmax")
+    ),
 }
 RIGHT: dict[str, Head] = {
     "plain": lambda: pooled(L.Dense(12, "relu")),
@@ -145,9 +152,6 @@ RIGHT: dict[str, Head] = {
     "dense with relu without bias, normalisation": lambda: pooled(
         L.Dense(8, "relu", use_bias=False), L.BatchNormalization()
     ),
-    "dense without bias, normalisation, activation": lambda: pooled(
-        L.Dense(8, use_bias=False), L.BatchNormalization(), L.Activation("relu")
-    ),
     "normalisation of the map": lambda: on_map(
         L.BatchNormalization(), L.GlobalAveragePooling2D(), L.Dense(5, "softmax")
     ),
@@ -156,8 +160,9 @@ RIGHT: dict[str, Head] = {
     ),
     "softmax layer": lambda: on_map(L.GlobalAveragePooling2D(), L.Dense(5), L.Softmax()),
     "activation at the end": lambda: on_map(L.GlobalAveragePooling2D(), L.Dense(5), L.Activation("softmax")),
-    "maximum": lambda: on_map(L.GlobalMaxPooling2D(name="max_pool"), L.Dense(5, "softmax")),
+    "maximum": lambda: on_map(L.GlobalMaxPooling2D(), L.Dense(5, "softmax")),
     "average, flattened": lambda: pooled(L.Flatten(), L.Dense(8, "relu")),
+    "prelu": lambda: pooled(L.Dense(8), L.PReLU()),
     "own names": own_names,
     "nested": lambda: nested(L.Flatten(), L.Dense(12, "relu"), L.Dropout(0.5), L.Dense(5, "softmax")),
     "nested, normalised": lambda: nested(
@@ -169,7 +174,6 @@ RIGHT: dict[str, Head] = {
 REFUSED: dict[str, tuple[Head, str]] = {  # and the layer that is named, in either form
     "leaky relu": (lambda: pooled(L.Dense(8), L.LeakyReLU(0.3)), "leaky_re_lu"),
     "elu": (lambda: nested(L.Flatten(), L.Dense(8), L.ELU(), L.Dense(5, "softmax")), "elu"),
-    "prelu": (lambda: pooled(L.Dense(8), L.PReLU()), "p_re_lu"),
     "gate": (gate, "multiply"),
     "residual": (residual, "add"),
     "second input": (second_input, "input_layer, input_layer_1"),
@@ -181,7 +185,7 @@ REFUSED: dict[str, tuple[Head, str]] = {  # and the layer that is named, in eith
         lambda: on_map(L.MaxPooling2D(3), L.Flatten(), L.Dense(5, "softmax")),
         "max_pooling2d",
     ),
-    "concatenated": (concatenated, "global_average_pooling2d"),
+    "concatenated": (concatenated, "concatenate"),
     "layer normalisation": (lambda: pooled(L.LayerNormalization(), L.Dense(8, "relu")), "layer_normalization"),
     "unit normalisation": (lambda: pooled(L.UnitNormalization(name="x1"), L.Dense(8, "relu")), "x1"),
     "permuted": (lambda: on_map(L.Permute((2, 1, 3)), L.Flatten(), L.Dense(5, "softmax")), "permute"),
@@ -194,21 +198,19 @@ REFUSED: dict[str, tuple[Head, str]] = {  # and the layer that is named, in eith
         "reshape|permute",
     ),
     "cropped in front": (lambda: in_front(L.Cropping2D(2)), "cropping2d"),
-    "cut": (cut, "global_average_pooling2d .* where the network has MaxPooling2D|lists 4 of the network's 5"),
-    "other pools": (lambda: changed(L.AveragePooling2D), "average_pooling2d|lists 0 of the network's 5"),
-    "gate within": (lambda: changed(gated=True), "multiply"),
+    "cut": (cut, "global_average_pooling2d .* stands where block5_pool|block5_pool is missing"),
+    "other pools": (lambda: changed(L.AveragePooling2D), "average_pooling2d|block1_pool is missing"),
+    "gate within": (lambda: changed(gated=True), "activation .* stands where block3_conv1|multiply"),
     "gate on branches": (lambda: on("resnet50", L.Dense(8), L.LeakyReLU(0.1)), "leaky_re_lu"),
 }
 PLACED: dict[str, tuple[Head, str]] = {  # refused where the list has an order; else taken to stand elsewhere, and said
-    "softmax in the middle": (lambda: pooled(L.Dense(8), L.Softmax()), "softmax"),
     "rescaled in the head": (lambda: pooled(L.Rescaling(3.0), L.Dense(8, "relu")), "rescaling"),
     "activation on the map": (
         lambda: on_map(L.Activation("tanh"), L.GlobalAveragePooling2D(), L.Dense(5, "softmax")),
         "activation",
     ),
-    "dense on a map": (lambda: on_map(L.Dense(12, "relu"), L.GlobalAveragePooling2D(), L.Dense(5, "softmax")), "dense"),
-    "normalisation of the map, maximum": (
-        lambda: on_map(L.BatchNormalization(), L.GlobalMaxPooling2D(), L.Dense(5, "softmax")),
-        "batch_normalization",
+    "maximum of a name that Keras does not give it here": (  # a MaxPooling2D may bear it as well
+        lambda: on_map(L.GlobalMaxPooling2D(name="max_pool"), L.Dense(5, "softmax")),
+        "max_pool, whose class is unknown",
     ),
 }
