@@ -109,7 +109,8 @@ def build(name: str, options: dict[str, Any]) -> Any:
     backend = SimpleNamespace(**{**vars(nasnet.backend), "backend": lambda: "tensorflow"})
     with mock.patch.object(nasnet, "backend", backend):
         model = getattr(keras.applications, name)(**told)
-    choose_weights(model, len(name))
+    # Deep ones of EfficientNetV2 would multiply rounding errors until nothing else is left.
+    choose_weights(model, len(name), 1.0 if name.startswith("EfficientNetV2") else 1.3)
     return model
 
 

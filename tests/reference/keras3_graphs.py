@@ -419,7 +419,7 @@ def _narrow(name: str) -> Any:
     return keras.Model(model.input, getattr(keras.layers, pooling)()(model.output)) if pooling else model
 
 
-def choose_weights(model: Any, seed: int) -> None:
+def choose_weights(model: Any, seed: int, gain: float = 1.3) -> None:
     """Random weights that keep the size of values from layer to layer, and random statistics."""
     random = np.random.default_rng(seed)
     for weight in model.weights:
@@ -430,7 +430,7 @@ def choose_weights(model: Any, seed: int) -> None:
             values = random.uniform(0.5, 1.5, shape)
         elif "kernel" in name:
             inputs = shape[:-1] if shape[-1] > 1 else shape[:2]  # a depthwise kernel reads one channel at a time
-            values = random.normal(0, 1.3 / np.sqrt(max(1, np.prod(inputs))), shape)
+            values = random.normal(0, gain / np.sqrt(max(1, np.prod(inputs))), shape)
         else:
             values = random.normal(0, 0.3, shape)
         weight.assign(values.astype(np.float32))
