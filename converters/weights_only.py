@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -122,7 +123,7 @@ def _recognised(file: KerasFile, wishes: Wishes) -> Agreement:
     swapped = misnamed_arrays(file)
     if not whole or swapped:
         _refuse(file, found, whole, swapped)
-    if not ordered(file):  # a container of Keras 3 and tf_keras
+    if not ordered(file) or re.match(r"[3-9]|2\.([4-9]|\d\d)", file.version or ""):  # of tf_keras or Keras 3
         whole = [one for one in whole if not one.architecture.release.startswith(EARLY)] or whole
     best = max(one.rank for one in whole)
     tied = [one for one in whole if one.rank == best]

@@ -16,7 +16,7 @@ from tests.conftest import DATA
 COUNT = 300
 NOT_DRAWN = {  # classes of tf.keras, of Keras Applications, or too rare
     "ThresholdedReLU", "LayerScale", "CustomScaleLayer", "ops.Divide", "ops.Mish", "ops.Concatenate", "ops.Maximum",
-    "ops.Minimum",
+    "ops.Minimum", "SplitTensor", "CrossChannelNormalization", "CenterCrop",
 }  # fmt: skip
 
 
