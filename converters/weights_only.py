@@ -55,6 +55,7 @@ EARLY = ("keras-applications", "keras 1.", "keras 2.0", "keras 2.1.", "keras 2.2
 POSITIVE = ("relu", "relu6")
 LAYER = {"module": "keras.layers"}  # which tells layers from functions
 OWN_WIDTHS = {"EfficientNetB1": ("top_conv", 1280), "EfficientNetB2": ("top_conv", 1408)}  # layer, its outputs
+RELU: dict[Any, dict[str, Any]] = {"relu": {}, "relu6": {"max_value": 6.0}}  # activation -> the settings of a ReLU
 MOST_JSON = 16 << 20  # bytes of an architecture file
 
 
@@ -229,6 +230,8 @@ def _essence(found: Agreement) -> str:
         before = shapes[entry.inputs[0]] if entry.inputs else ()
         window = settings.get("kernel_size") or settings.get("pool_size")
         term: Any = (entry.kind, *_said(settings))
+        if entry.kind == "Activation" and settings.get("activation") in RELU:  # a ReLU in later releases
+            term = ("ReLU", *_said(RELU[settings["activation"]]))
         if entry.kind == "ZeroPadding2D":
             term = ("pad", edges_of(settings["padding"]))
         elif entry.kind == "AveragePooling2D" and pair_of(window) == before[:2]:
