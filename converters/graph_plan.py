@@ -1078,7 +1078,7 @@ class _Parts:
         notes: what was left out.
         final: name of the Keras node whose output the network has; "" for the model's own.
         fused: whether that output is the one after the node's fused activation.
-        later: whether the head begins with a maximum pooling and a later layer can begin it as well.
+        later: whether the features end before a maximum pooling of their whole map, which may be part of them.
     """
 
     features: list[Layer]
@@ -1096,7 +1096,8 @@ class _Parts:
 def _split(layers: dict[str, Layer], *, later: bool = False) -> _Parts:
     """Split a network where its head can slide over the feature map, or else before its last layers.
 
-    The head begins with the first layer that reads a whole map, the last one if `later`.
+    The head begins with the first layer that reads a whole map, the last one if `later`; then a maximum pooling at the
+    end of a network without a head is one of its layers.
     """
     uses = Counter(source for layer in layers.values() for source in layer.entry[2])
     ordered = list(layers.values())
@@ -1134,12 +1135,16 @@ def _split(layers: dict[str, Layer], *, later: bool = False) -> _Parts:
             # A pooling of all cells before a global one is part of the features.
             pools = [place for place, one in enumerate(chain) if one.kind in GLOBAL.values()]
             start = pools[-1] if pools else start
+            pooled = chain[start].kind == "max_pool" and chain[start] is ordered[-1]
+            if later and pooled:
+                return _Parts(whole, None, (0, 0), None, None, _End(None, None), final=whole[-1].node)
             features = ordered[: ordered.index(chain[start])]
             names = ", ".join(one.name for one in chain[start:])
             note = f"the model ends with {names}, which is left out: the features are the map before it"
             if chain[start].kind in ("global_max", "max_pool"):
                 note += "; --pool max embeds them"
-            return _Parts(features, None, (0, 0), None, None, _End(None, None), (note,), features[-1].node)
+            end = _End(None, None)
+            return _Parts(features, None, (0, 0), None, None, end, (note,), features[-1].node, later=pooled)
     if start is not None:
         features, head = ordered[: ordered.index(chain[start])], _sliding_head(chain[start:])
         window = (chain[start].before[2], chain[start].before[3])

@@ -15,6 +15,7 @@ pytestmark = [
 WHOLE = {"VGG16": "vgg16", "ResNet50": "resnet50", "InceptionV3": "inception_v3"}  # networks with classes of their own
 IN_CI: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {  # name -> (network, options, containers)
     "VGG16": ("VGG16", {}, (LISTED,)),
+    "VGG16, no top": ("VGG16", {"include_top": False}, (NAMED,)),
     "ResNet50": ("ResNet50", {}, (NAMED,)),
     "ResNet50V2": ("ResNet50V2", {}, (LISTED,)),
     "InceptionV3": ("InceptionV3", {}, (LISTED,)),
