@@ -84,7 +84,7 @@ REFUSED = {  # builder, words
         lambda: ended(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(6), nn.Linear(6, 5)),
         "3 is LayerNorm in the head, which cannot slide",
     ),
-    "grey pictures": (lambda: nn.Sequential(nn.Conv2d(1, 6, 3)), r"does not take images \(2, 3, 32, 32\) .*1 channels"),
+    "a map of grey pictures": (lambda: nn.Sequential(nn.Conv2d(1, 6, 3)), r"\(2, 1, 32, 32\) instead of logits"),
     "another size": (lambda: ended(nn.Flatten(), nn.Linear(54, 5)), r"does not take images .*; give the size that it"),
     "other strides": (
         lambda: nn.Sequential(nn.Conv2d(3, 6, 3, (2, 1)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)),

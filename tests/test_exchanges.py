@@ -8,12 +8,9 @@ the old order.
 from __future__ import annotations
 
 import shutil
-from typing import Any
 
 import h5py
-import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 from converters import convert
 from tests.reference.goldens import DATA
@@ -68,16 +65,13 @@ def test_lists_of_weights_that_were_exchanged_list_what_is_not_there(source):
     refused(path, f"lists layers or arrays that are missing: {ONE}/{OTHER}/")
 
 
-def test_an_exchange_in_the_list_of_layers_alone_changes_nothing(source, tmp_path):
+def test_an_exchange_in_the_list_of_layers_alone_is_refused(source):
+    """Keras lists layers in the order of the model, so names and list contradict each other."""
     path = source("keras231/vgg16_last.h5")
-    options: dict[str, Any] = {"preprocessing": "keras-caffe", "data_format": "channels_last"}
-    before = convert(path, tmp_path / "before.safetensors", **options)
     with h5py.File(path, "r+") as file:
         swap = {ONE: OTHER, OTHER: ONE}
         file.attrs["layer_names"] = [swap.get(name, name) for name in file.attrs["layer_names"]]
-    after = convert(path, tmp_path / "after.safetensors", **options)
-    one, other = (load_file(report.destination) for report in (before, after))
-    assert all(np.array_equal(one[name], other[name]) for name in one)
+    refused(path, f"not a complete vgg16: {OTHER} .* stands where {ONE} .* should")
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -131,4 +125,4 @@ def test_a_network_that_is_there_twice_is_refused(source):
         nested = next(name for name in file.attrs["layer_names"] if name.startswith("vgg16"))
         file.copy(nested, "second")
         file.attrs["layer_names"] = [nested, "second", *[name for name in file.attrs["layer_names"] if name != nested]]
-    refused(path, "holds vgg16 more than once .* in several models")
+    refused(path, "lists only the arrays of second, not its layers without arrays")
