@@ -117,11 +117,11 @@ def convert(
 ) -> Report:
     """Convert weights to a safetensors file with a card.
 
-    Supported are AlexNet, VGG16 and VGG19 of convnets-keras; VGG16, VGG19, ResNet50 and InceptionV3 of
-    keras-applications, also without a head or with a custom dense head, in `.h5`, `.weights.h5` and `.keras` files of
-    Keras 0.3 to 3; and `.pth` files of torchvision's VGG16, VGG19 and ResNet50, and of EfficientNet-Lite0. Every array
-    of the file and every parameter of the network is accounted for before anything is written. The same source and
-    options give the same bytes.
+    Supported are whole models of Keras 1 to 3 (`.h5`, `.keras`) made of the layers in docs/any-model.md; weights alone
+    (`.h5`, `.weights.h5`, of Keras 0.3 to 3) of the networks of convnets-keras and Keras Applications, also without a
+    head or with one's own dense head, and of any other model with its `architecture`; and `.pth` files of torchvision's
+    VGG16, VGG19 and ResNet50, and of EfficientNet-Lite0. Every array of the file and every parameter of the network is
+    accounted for before anything is written. The same source and options give the same bytes.
 
     Args:
         source: the file to read.
@@ -385,10 +385,11 @@ def _fill(source: Path, plan: Plan, names: dict[str, str], file: Filling, call: 
 
 def _prove_list(listed: dict[str, Any], described: dict[str, Any], architecture: Any) -> None:
     """Check that the config that was given or derived has the layers that the file lists."""
+    from converters.layer_lists import oriented
     from converters.proof.listing import check_list
     from converters.readers.keras_file import KerasFile
 
-    check_list(KerasFile.from_dict(listed), described["config"], names=architecture is None)
+    check_list(oriented(KerasFile.from_dict(listed)), described["config"], names=architecture is None)
 
 
 def _prove(

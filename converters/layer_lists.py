@@ -275,7 +275,8 @@ def oriented(file: KerasFile) -> KerasFile:
         return min((len(each.problems) for each in found), default=0)
 
     def turned(order: KernelOrder) -> KerasFile:
-        return replace(file, layers=tuple(replace(layer, kernel_order=order) for layer in file.layers))
+        layers = [replace(layer, kernel_order=order) if _holds_map(layer) else layer for layer in file.layers]
+        return replace(file, layers=tuple(layers))
 
     return min((file, turned("oihw"), turned("hwio")), key=problems) if problems(file) else file
 
@@ -519,7 +520,7 @@ def _misfit(entry: Entry, layer: KerasLayer) -> str:
         biased = bool(settings.get("use_bias", True))
         if biased != ("bias" in roles):
             return f"{layer.name} is {shapes}, {'without' if biased else 'with'} a bias"
-        outputs = kernel.shape[0] if layer.kernel_order == "oihw" and len(kernel.shape) == 4 else kernel.shape[-1]
+        outputs = kernel.shape[0] if layer.kernel_order == "oihw" else kernel.shape[-1]
         if entry.kind in ("Conv2D", "Dense") and biased and layer.arrays["bias"].shape != (outputs,):
             return f"{layer.name} is {shapes}, not with a bias of ({outputs},)"
         if "kernel_size" in settings and len(kernel.shape) == 4:

@@ -99,7 +99,7 @@ def test_a_file_that_says_its_backend_is_believed(source, tmp_path, refused):
     with h5py.File(source, "r+") as file:
         file.attrs["backend"] = b"tensorflow"
         file.attrs["keras_version"] = b"1.2.2"
-    report = convert(source, tmp_path / "out.safetensors")
+    report = convert(source, tmp_path / "out.safetensors", proof=True)
     assert (report.card.source.backend, report.card.source.framework) == ("tensorflow", "Keras 1.2.2")
     assert "flipped" not in {row.change for row in report.rows}
     (tmp_path / "out.safetensors").unlink()
