@@ -33,13 +33,10 @@ def worker(monkeypatch):
 
 
 def number_of(worker) -> int:
-    """The process that was forked for the file."""
-    for _ in range(500):
-        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(worker.process.pid)], capture_output=True, text=True)
-        if found.stdout.strip():
-            return int(found.stdout)
-        time.sleep(0.01)
-    raise AssertionError("no worker was forked")
+    """The process that was forked for the file; it has answered once, so that it is there and waits."""
+    worker.call("read", path=str(SOURCE))
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(worker.process.pid)], capture_output=True, text=True)
+    return int(found.stdout)
 
 
 def has_ended(number: int) -> bool:
@@ -98,8 +95,8 @@ def test_too_much_processor_time_is_a_sentence_here(worker, monkeypatch):
 
 
 def test_a_call_that_takes_too_long_by_the_clock_is_ended(worker, monkeypatch):
-    monkeypatch.setattr(process, "WAIT", 0.01)
     number = number_of(worker)
+    monkeypatch.setattr(process, "WAIT", 0.01)
     os.kill(number, signal.SIGSTOP)
     with pytest.raises(ValueError, match="was not read after"):
         worker.call("read", path=str(SOURCE))
