@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "torch"
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # Keras, about .h5 files
+    warnings.filterwarnings("ignore", message="Do not use the `random` module")  # Keras draws seeds of layers
     torch.set_num_threads(1)
     tally = run(options.count, options.seed, shrink=not options.no_shrink)
     if options.json:

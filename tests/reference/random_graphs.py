@@ -467,7 +467,7 @@ def branches(p: Program, x: str) -> str:
         y = x
         for _ in range(p.whole(0, 2)):
             y = p.pick(KEEPING)(p, y)
-        ends.append(y)
+        ends.append(y if p.shape(y) == p.shape(x) else x)  # `again` may pool
     return merge(p, *ends)
 
 
