@@ -746,7 +746,11 @@ def _check(p: Program, folder: Path, tally: Tally) -> None:
     tail = dict(_tail(model.output))
     with torch.no_grad():
         given = torch.from_numpy(images if p.last else images.transpose(0, 3, 1, 2).copy())
-        outputs = keras.Model(model.input, [model.output, *tail.values()])(given, training=False)
+        try:
+            outputs = keras.Model(model.input, [model.output, *tail.values()])(given, training=False)
+        except RuntimeError:  # Keras built it, but cannot run it: a shared layer's numbers are of another shape
+            tally.refused["by Keras itself"] += 1
+            return None
     answers, *befores = (each.numpy() for each in (outputs if tail else [outputs]))
     if not np.isfinite(answers).all() or np.abs(answers).max() > 1e9:
         tally.notes["too large for float32"] += 1
