@@ -47,6 +47,7 @@ from .inference.engines import engine as engine
 from .inference.export import export as export
 from .inference.pipeline import predict as predict
 from .inference.prepare import prepare as prepare
+from .inference.quantization import quantize as quantize
 from .networks import (
     AlexNet as AlexNet,
 )

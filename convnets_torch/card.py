@@ -96,6 +96,46 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How a quantised network was made, and how well it agrees with the original one on held-out pictures.
+
+    Attributes:
+        pictures: number of pictures that it was calibrated on.
+        images: number of held-out pictures.
+        same_best, same_five: share of them with the same best class, and the same five best classes, 0 to 1.
+        largest: largest difference of a probability.
+        mean: mean over pictures of the largest difference of a probability.
+        wide: names of layers that stayed in floating point.
+        unknown: fields that a newer version wrote; kept when the card is written again.
+    """
+
+    pictures: int
+    images: int
+    same_best: float
+    same_five: float
+    largest: float
+    mean: float
+    wide: tuple[str, ...]
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Quantization:
+        """The inverse of `to_dict`; raises KeyError or TypeError if a field is missing or invalid."""
+        known = {entry.name: values.pop(entry.name) for entry in fields(cls) if entry.name != "unknown"}
+        wide = known.pop("wide")
+        for name, value in known.items():
+            if type(value) is not (int if name in ("pictures", "images") else float):
+                raise TypeError(f"the quantisation's {name} is {value!r:.80}")
+        if not isinstance(wide, list) or not all(isinstance(name, str) for name in wide):
+            raise TypeError(f"the quantisation's wide layers are {wide!r:.80}")
+        return cls(**known, wide=tuple(wide), unknown=values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return _flat(self)
+
+
+@dataclass(frozen=True)
 class Source:
     """Where weights came from.
 
@@ -144,6 +184,7 @@ class Card:
             the card is written again.
         proof: that the network computes what its source does; None if that was not proven, or the network was changed
             since. `save` leaves out the proof of a changed network.
+        quantization: of a network with 8-bit weights; None for others.
     """
 
     network: str
@@ -154,6 +195,7 @@ class Card:
     source: Source | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict)
     proof: Proof | None = None
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         classes = self.arguments.get("classes", 0)
@@ -213,10 +255,10 @@ class Card:
             "source": _flat(self.source) if self.source else None,
             "arguments": dict(self.arguments),
         }
-        if self.proof is None:
-            del values["proof"]
-        else:
-            values["proof"] = _flat(self.proof)
+        for name in OPTIONAL:
+            part = values.pop(name)
+            if part is not None:
+                values[name] = _flat(part)
         return json.dumps(values, sort_keys=True)
 
     def __hash__(self) -> int:
@@ -248,10 +290,10 @@ class Card:
                 " convert the weights again"
             )
         try:
-            proof = values.pop("proof", None)
-            named = [entry.name for entry in fields(cls) if entry.name not in ("unknown", "proof")]
+            parts = {name: values.pop(name, None) for name in OPTIONAL}
+            named = [entry.name for entry in fields(cls) if entry.name not in ("unknown", *OPTIONAL)]
             known = {name: values.pop(name) for name in named}
-            known["proof"] = None if proof is None else Proof.from_dict(proof)
+            known |= {name: None if part is None else OPTIONAL[name].from_dict(part) for name, part in parts.items()}
             known["preprocessing"] = Preprocessing.from_dict(known["preprocessing"])
             if known["source"] is not None:
                 known["source"] = Source.from_dict(known["source"])
@@ -261,6 +303,9 @@ class Card:
             return cls(**known, unknown=values)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the card cannot be read ({error}); convert the weights again") from None
+
+
+OPTIONAL: Mapping[str, type[Proof] | type[Quantization]] = {"proof": Proof, "quantization": Quantization}
 
 
 def _tuples(value: Any) -> Any:
@@ -277,7 +322,7 @@ def _count(value: Any) -> int:
     return 1 + sum(map(_count, value)) if isinstance(value, list | tuple) else 1
 
 
-def _flat(entry: Card | Source | Proof) -> dict[str, Any]:
+def _flat(entry: Card | Source | Proof | Quantization) -> dict[str, Any]:
     """All fields of a card or of a part of it, including the unknown ones."""
     known = {field.name: getattr(entry, field.name) for field in fields(entry) if field.name != "unknown"}
     return {**entry.unknown, **known}

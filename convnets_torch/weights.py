@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from convnets_torch.card import GRAPH, KEY, Activation, Card, card_of_opened, network_digest
 from convnets_torch.fcn.densify import Densified
 from convnets_torch.files import Output, find, open_file, opened_path, path_of, to_open_files
-from convnets_torch.inference.prepare import Precision, checked_device, prepare
+from convnets_torch.inference.prepare import Precision, checked_device, fold, prepare
 from convnets_torch.networks import NETWORKS, Network
 from convnets_torch.networks.graph_network import GraphNetwork, with_classes
 from convnets_torch.networks.network import as_network
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear, check_unpacked
+from convnets_torch.networks.quantized import quantized_form
 from convnets_torch.options import renamed
 from convnets_torch.safetensors_io import write_arrays
 from convnets_torch.text import check_choice, printable_errors
@@ -141,6 +142,15 @@ def build(network: str, arguments: Mapping[str, Any]) -> Network:
         raise ValueError(f"{network} cannot be built with {dict(arguments)!r:.1000}: {error}") from None
 
 
+def build_of(card: Card) -> Network:
+    """Build the network of a card on the meta device, quantised if it is; raises as `build`."""
+    network = build(card.network, card.arguments)
+    if card.quantization is None:
+        return network
+    fold(network.eval())
+    return quantized_form(network, card.quantization.wide)
+
+
 @printable_errors()
 def load(
     path: str | os.PathLike[str],
@@ -179,7 +189,7 @@ def load(
     with open_file(file) as opened:
         card = card_of_opened(opened, file)
         try:
-            network = build(card.network, card.arguments)
+            network = build_of(card)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
         if layout := card.unknown.get("layout"):
@@ -237,7 +247,7 @@ def save(network: Network, path: Output) -> None:
         Card.from_json(network.card.to_json())
     except ValueError as error:
         raise ValueError(f"the network could not be loaded again: {error}") from None
-    if wrong := differences(build(network.card.network, network.card.arguments).state_dict(), arrays):
+    if wrong := differences(build_of(network.card).state_dict(), arrays):
         raise ValueError(
             f"the network is not the {network.card.network} of its card: {'; '.join(wrong)};"
             " set network.card to what it is now"

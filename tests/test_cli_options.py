@@ -71,6 +71,7 @@ OPTIONS = {  # command -> its options, besides those of TALK
     "info": "",
     "layers": "",
     "map": f"{RUN} --output --png --save --on --perplexity --title",
+    "quantize": f"{READ} --output --target-agreement --report",
     "probe": f"{RUN} {LABELS} --output --folds --choose --report",
     "search": f"{RUN} --output -k --metric --target --box --ann --weights",
     "synsets": "--tree --search",

@@ -36,6 +36,7 @@ PANELS = {  # help panel -> its commands
         weights_commands.info,
         weights_commands.audit,
         weights_commands.doctor,
+        weights_commands.quantize,
         weights_commands.export,
         explain_command.layers,
         explain_command.filters,

@@ -353,15 +353,16 @@ class RunOptions(ReadOptions):
     def ready(self, network: Network, *, whole: bool = False) -> Network:
         """Move a network to the chosen device and precision; `whole` as in `load`."""
         from convnets_torch.inference import prepare
+        from convnets_torch.networks.quantized import is_quantized
 
         place = prepare.checked_device(self.device)
         self._say_place(place)
-        if self.precision is None:
+        if self.precision is None and (whole or not is_quantized(network)):
             return network.to(place)
         with warnings_as_lines():
-            if whole:
+            if whole and self.precision is not None:
                 return network.to(prepare.dtype_of(self.precision, place))
-            return prepare.prepare(network, device=place, precision=self.precision)
+            return prepare.prepare(network, device=place, precision=self.precision or "auto")
 
     def runnable(self, weights: str, *, heatmap: bool = False) -> Mappable:
         """Load the network of a command that only classifies, or only maps if `heatmap`; in an engine if one is given.

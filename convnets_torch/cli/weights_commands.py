@@ -1,4 +1,4 @@
-"""`convert`, `info`, `audit`, `doctor` and `export`."""
+"""`convert`, `info`, `audit`, `doctor`, `quantize` and `export`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from convnets_torch.cli import options
-from convnets_torch.cli.options import RunOptions, Shown, Weights, argument, command, option
-from convnets_torch.cli.output import print_columns, say, show, warnings_as_lines
+from convnets_torch.cli.options import Images, ReadOptions, RunOptions, Shown, Weights, argument, command, option
+from convnets_torch.cli.output import print_columns, rows_done, say, show, warnings_as_lines
 from convnets_torch.text import shortened
 
 if TYPE_CHECKING:
@@ -277,6 +277,70 @@ def doctor(
 def _finite(number: float) -> float | None:
     """Replace infinity, which JSON lacks, by None."""
     return number if number < float("inf") else None
+
+
+@command()
+def quantize(
+    weights: Weights,
+    images: Images,
+    *,
+    output: Path = option(..., "File for the quantised weights, .safetensors."),
+    target_agreement: float | None = option(
+        None,
+        "Share of held-out pictures that must keep their best class; layers stay in floating point until it is met.",
+        metavar="0-1",
+    ),
+    report: Path | None = option(
+        None, "File for what quantising each layer alone changes.", metavar="FILE.json", readable=False
+    ),
+    read: ReadOptions,
+    shown: Shown,
+) -> None:
+    """Quantise weights to 8-bit integers, calibrated on your pictures, and say how much the answers change."""
+    from convnets_torch.files import check_kept, check_output, replacing
+    from convnets_torch.inference.quantization import quantize as quantized
+    from convnets_torch.weights import load, save
+
+    options.check_weights(output)
+    if report is not None:
+        check_output(report, [".json"], "a report")
+    with warnings_as_lines():
+        pictures = read.find(images)
+    check_kept(output, pictures)
+    network = load(weights)
+    with warnings_as_lines(), rows_done("quantising") as progress:
+        found = quantized(
+            network,
+            pictures,
+            target_agreement=target_agreement,
+            layer_errors=report is not None,
+            progress=None if progress is None else lambda _, done, total: progress(done, total),
+            **read.reading,
+        )
+    save(found.network, output)
+    if report is not None:
+        with replacing(report) as temporary:
+            temporary.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+    for name, error in found.errors:
+        say(f"{name}: {error}")
+    for note in found.notes:
+        say(note)
+    if shown.as_json:
+        print(json.dumps({"output": str(output), **found.to_dict()["agreement"]}))
+        return
+    agreement = found.agreement
+    print_columns(
+        [
+            ("file", str(output)),
+            ("bytes", f"{output.stat().st_size:,}"),
+            ("calibrated on", f"{agreement.pictures} pictures"),
+            ("compared on", f"{agreement.images} held-out pictures"),
+            ("same best class", f"{agreement.same_best:.1%}"),
+            ("same best five", f"{agreement.same_five:.1%}"),
+            ("difference of a probability", f"at most {agreement.largest:.3f}, {agreement.mean:.3f} on average"),
+            ("in floating point", ", ".join(agreement.wide) or "no layer"),
+        ]
+    )
 
 
 @command()

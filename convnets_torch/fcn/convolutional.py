@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convnets_torch.fcn.sliding import ELEMENTWISE, POOLS
 from convnets_torch.networks.network import NO_HEAD, Network
+from convnets_torch.networks.quantized import QuantizedLinear, as_convolution
 
 
 class Convolutional(nn.Module):
@@ -61,6 +62,8 @@ def _layers(head: Iterable[nn.Module], window: tuple[int, int]) -> Iterator[nn.M
 def _convolution(layer: nn.Linear, kernel: tuple[int, int]) -> nn.Conv2d:
     """View a dense layer after a channels-first flatten as a convolution with the same weights."""
     channels = layer.in_features // (kernel[0] * kernel[1])
+    if isinstance(layer, QuantizedLinear):
+        return as_convolution(layer, channels, kernel)
     with torch.device("meta"):
         made = nn.Conv2d(channels, layer.out_features, kernel, bias=layer.bias is not None)
     made.weight = nn.Parameter(layer.weight.detach().view(made.weight.shape), requires_grad=False)

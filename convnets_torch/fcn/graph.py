@@ -25,7 +25,9 @@ from convnets_torch.fcn.sliding import ELEMENTWISE, slide
 from convnets_torch.networks import layers as own
 from convnets_torch.networks.network import Network, as_network, check_map
 from convnets_torch.networks.packed import PackedConv2d
-from convnets_torch.networks.tracing import LocalTracer
+from convnets_torch.networks.packed_int8 import Int8MaxPool2d, PackedInt8Add, PackedInt8Conv2d
+from convnets_torch.networks.quantized import QuantizedAdd, QuantizedConv2d
+from convnets_torch.networks.tracing import LayerTracer
 
 
 class ReceptiveField(NamedTuple):
@@ -220,9 +222,11 @@ CELLWISE = (
     nn.Hardsigmoid, nn.Softsign, nn.Threshold, own.Scale, own.Normalize, own.ChannelNorm, own.LayerScale,
     own.ClippedReLU, own.Exponential, own.Channels,
 )  # fmt: skip
-MERGING = (own.Add, own.Subtract, own.Multiply, own.Divide, own.Average, own.Maximum, own.Minimum)
+MERGING = (own.Add, QuantizedAdd, own.Subtract, own.Multiply, own.Divide, own.Average, own.Maximum, own.Minimum)
 # Layers that read a window of cells; their padding must not depend on the cells' values.
-WINDOWED = (nn.Conv2d, PackedConv2d, nn.MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d)
+WINDOWED = (
+    nn.Conv2d, QuantizedConv2d, PackedConv2d, PackedInt8Conv2d, nn.MaxPool2d, Int8MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d,
+)  # fmt: skip
 
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 CELLWISE_CALLS: dict[Any, Callable[..., Tensor]] = {
@@ -282,11 +286,11 @@ class Op:
     blocks: tuple[str, ...] = ()
 
 
-class Layers(LocalTracer):
+class Layers(LayerTracer):
     """Trace modules down to the layers that `trace_ops` supports."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return is_layer(module) or type(module).__module__ == own.__name__ or super().is_leaf_module(module, name)
+        return is_layer(module) or super().is_leaf_module(module, name)
 
 
 _cache: weakref.WeakKeyDictionary[nn.Module, tuple[str, tuple[int, ...], tuple[Op, ...]]] = weakref.WeakKeyDictionary()
@@ -387,6 +391,8 @@ def layer_op(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Op:
     """Return the op of one layer; ValueError if it is unknown, or its padding depends on the map."""
     if isinstance(layer, CELLWISE):
         return Op(name, "cells", inputs, out_of_place(layer))
+    if isinstance(layer, PackedInt8Add):
+        return Op(name, "merge", inputs, layer.merge)
     if isinstance(layer, MERGING):
         return Op(name, "merge", inputs, layer)
     if isinstance(layer, own.Concatenate) and layer.dim == 1:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnets_torch.networks.packed import PackedLinear
+from convnets_torch.networks.packed_int8 import PackedInt8Linear
+from convnets_torch.networks.quantized import QuantizedLinear
 
 # Elementwise layers: applying them to a map and to a vector is the same.
 ELEMENTWISE = (
@@ -65,6 +67,8 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
             kernel = (1, 1) if window_read else window
             _check_dense(layer, cells.shape[1], kernel, flat)
             product = _product(layer)
+            if isinstance(layer, PackedInt8Linear):
+                cells = layer.rounded(cells)
             if window_read:
                 cells = product(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             else:
@@ -91,7 +95,7 @@ def slide(head: Iterable[nn.Module], features: Tensor, window: tuple[int, int], 
 
 def _product(layer: nn.Linear | PackedLinear | nn.Conv2d) -> Callable[[Tensor], Tensor]:
     """Return the layer as a matrix product (..., inputs) -> (..., outputs)."""
-    if isinstance(layer, PackedLinear):
+    if isinstance(layer, PackedLinear | QuantizedLinear):
         return layer
     weight = layer.weight.flatten(1)  # (outputs, inputs), a view of a convolution's
     return lambda values: F.linear(values, weight, layer.bias)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from convnets_torch.fcn.graph import Op, Window
 from convnets_torch.networks import layers as own
 from convnets_torch.networks.packed import PackedConv2d
+from convnets_torch.networks.quantized import QuantizedConv2d
 
 WINDOWED_KINDS = ("conv", "max", "average", "pad", "head")
 
@@ -173,7 +174,7 @@ def _run_layer(op: Op, padded: _Padded) -> Tensor:
             padding = (top, left)
         else:
             cells, padding = F.pad(cells, (left, right, top, bottom)), (0, 0)
-        if isinstance(layer, PackedConv2d):
+        if isinstance(layer, PackedConv2d | QuantizedConv2d):
             return layer.convolve(cells, window.stride, padding, window.dilation)
         return F.conv2d(cells, layer.weight, layer.bias, window.stride, padding, window.dilation, layer.groups)
     if window.dilation == (1, 1) and top == bottom and left == right and top in (0, left):

@@ -19,6 +19,7 @@ from convnets_torch.inference.export import MOST_BATCH, check_exportable, import
 from convnets_torch.inference.prepare import RuntimeRemark
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import Size, check_size
+from convnets_torch.networks.quantized import for_export
 from convnets_torch.networks.tracing import unwrapped
 from convnets_torch.text import check_choice
 
@@ -157,6 +158,7 @@ def engine(
 
 def write(module: nn.Module, path: str, heatmap: bool, size: Size, *, progress: object = None) -> None:
     """Write a module as an OpenVINO program, an .xml at `path` with a .bin beside it."""
+    module = for_export(module, "openvino")
     if heatmap:
         assert isinstance(module, Network)
         program = traced(module, heatmap=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node
 
+from convnets_torch.networks import packed_int8
 from convnets_torch.networks.network import check_eval_mode
-from convnets_torch.networks.packed import FUSIBLE, PackedConv2d, PackedLinear, is_available
-from convnets_torch.networks.tracing import LocalTracer, replicate, unwrapped
+from convnets_torch.networks.packed import FUSIBLE, PackedConv2d, PackedLinear, fusible, is_available
+from convnets_torch.networks.quantized import Rounding, is_quantized, replace_layer
+from convnets_torch.networks.tracing import pairs, replicate, unwrapped
 from convnets_torch.text import ConvnetsTorchWarning, check_choice
 
 Precision = Literal["auto", "exact", "float32", "bfloat16", "float16"]
@@ -86,8 +86,11 @@ def prepare(
         )
     ready, _ = replicate(network)
     if precision != "exact":
-        _fold(ready)
+        fold(ready)
+    integers = precision != "exact" and is_quantized(ready) and _check_int8(place) and not compiled
     _convert(ready, place, dtype)
+    if integers:
+        packed_int8.pack(ready, dtype)
     if precision != "exact":
         if place.type == "cpu" and not compiled:  # the compiler does the same and fuses more
             _pack(ready)
@@ -154,28 +157,45 @@ def _cpu_has(question: str) -> bool:
     return ask is not None and bool(ask())
 
 
+def _check_int8(device: torch.device) -> bool:
+    """Return whether a device multiplies integers here; RuntimeRemark if not."""
+    if device.type == "cpu" and packed_int8.is_available():
+        return True
+    what = "this processor has no instructions for 8-bit integers (AVX512-VNNI, AVX-VNNI, AMX)"
+    if device.type != "cpu":
+        what = f"quantised networks run on {device} in floating point"
+    warnings.warn(
+        f"{what}, so this network is slower than the one it was made from; the answers are the same",
+        RuntimeRemark,
+        stacklevel=3,
+    )
+    return False
+
+
 def _convert(ready: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Convert parameters and buffers out of place: `Module.to` would change the shared ones."""
     made: dict[int, Tensor] = {}
     for module in ready.modules():
+        kept = isinstance(module, Rounding)  # scales and biases of quantised layers stay float32
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is None:
                 continue
             if id(tensor) not in made:
-                numbers = tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+                same = kept or not tensor.is_floating_point()
+                numbers = tensor.detach().to(device, tensor.dtype if same else dtype)
                 is_parameter = isinstance(tensor, nn.Parameter)
                 made[id(tensor)] = nn.Parameter(numbers, requires_grad=False) if is_parameter else numbers
             kind = module._parameters if name in module._parameters else module._buffers
             kind[name] = made[id(tensor)]  # type: ignore[assignment]
 
 
-def _fold(ready: nn.Module) -> None:
+def fold(ready: nn.Module) -> None:
     """Fold each batch normalisation into the preceding convolution, if nothing else reads its output."""
-    for conv, normalization in _pairs(ready, nn.BatchNorm2d):
+    for conv, normalization in pairs(ready, nn.BatchNorm2d):
         layer, after = ready.get_submodule(conv), ready.get_submodule(normalization)
         if type(layer) is nn.Conv2d and isinstance(after, nn.BatchNorm2d) and after.running_mean is not None:
-            _replace(ready, conv, torch.nn.utils.fuse_conv_bn_eval(layer, after))
-            _replace(ready, normalization, nn.Identity())
+            replace_layer(ready, conv, torch.nn.utils.fuse_conv_bn_eval(layer, after))
+            replace_layer(ready, normalization, nn.Identity())
 
 
 def _pack(ready: nn.Module) -> None:
@@ -184,66 +204,18 @@ def _pack(ready: nn.Module) -> None:
     if not is_available() or not dtypes <= {torch.float32, torch.bfloat16}:
         ready.to(memory_format=torch.channels_last)
         return
-    activations = dict(_pairs(ready, *FUSIBLE))
+    activations = dict(pairs(ready, *FUSIBLE))
     for name, layer in list(ready.named_modules()):
         if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-            after = _activation(ready, activations.get(name))
-            _replace(ready, name, PackedConv2d(layer, after))
+            after = fusible(ready, activations.get(name))
+            replace_layer(ready, name, PackedConv2d(layer, after))
         elif type(layer) is nn.Linear:
-            after = _activation(ready, activations.get(name))
-            _replace(ready, name, PackedLinear(layer, after))
+            after = fusible(ready, activations.get(name))
+            replace_layer(ready, name, PackedLinear(layer, after))
         else:
             continue
         if after is not None:
-            _replace(ready, activations[name], nn.Identity())
-
-
-def _activation(ready: nn.Module, name: str | None) -> nn.Module | None:
-    module = None if name is None else ready.get_submodule(name)
-    return module if type(module) in FUSIBLE else None
-
-
-def _pairs(ready: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, str]]:
-    """Yield names of (layer, next module) for modules of these kinds that are the only reader of the layer's output.
-
-    Only modules that are traced and run once; an `Identity` in between is skipped.
-    """
-    for prefix, graph, part in _graphs(ready):
-        calls: dict[str, int] = {}
-        for node in graph.nodes:
-            if node.op == "call_module":
-                calls[str(node.target)] = calls.get(str(node.target), 0) + 1
-        for node in graph.nodes:
-            if node.op != "call_module" or not isinstance(part.get_submodule(str(node.target)), kinds):
-                continue
-            before = _only_reader(node)
-            while before is not None and isinstance(part.get_submodule(str(before.target)), nn.Identity):
-                before = _only_reader(before)
-            if before is not None and calls[str(before.target)] == calls[str(node.target)] == 1:
-                yield f"{prefix}{before.target}", f"{prefix}{node.target}"
-
-
-def _only_reader(node: Node) -> Node | None:
-    """Return the layer whose output this module reads, if nothing else reads it."""
-    before = node.args[0] if node.args else None
-    if isinstance(before, Node) and before.op == "call_module" and len(before.users) == 1:
-        return before
-    return None
-
-
-def _graphs(ready: nn.Module) -> Iterator[tuple[str, Graph, nn.Module]]:
-    """Yield the graph of a module, or of its traceable parts."""
-    try:
-        yield "", LocalTracer().trace(ready), ready
-    except (torch.fx.proxy.TraceError, TypeError, NotImplementedError, ValueError, RuntimeError):
-        for name, part in ready.named_children():
-            for prefix, graph, module in _graphs(part):
-                yield f"{name}.{prefix}", graph, module
-
-
-def _replace(ready: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(ready.get_submodule(parent), last, module.eval())
+            replace_layer(ready, activations[name], nn.Identity())
 
 
 def _compile(ready: nn.Module, device: torch.device) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from convnets_torch.networks.heads import Steps
+from convnets_torch.networks.layers import Add
 from convnets_torch.networks.network import Network, NetworkSpec, Size
 from convnets_torch.options import synonym
 
@@ -60,10 +61,12 @@ class InvertedResidual(nn.Module):
         self.layers.add_module("project_conv", nn.Conv2d(width, width_out, 1, bias=False))
         self.layers.add_module("bn2", nn.BatchNorm2d(width_out, eps=epsilon, momentum=0.01))
         self.residual = stride == 1 and width_in == width_out
+        if self.residual:
+            self.add = Add()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, width_in, h, w) -> (N, width_out, h / stride, w / stride)."""
-        return x + self.layers(x) if self.residual else self.layers(x)
+        return self.add(x, self.layers(x)) if self.residual else self.layers(x)
 
 
 class EfficientNetLite(Network):

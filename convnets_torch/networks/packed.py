@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convnets_torch.networks.quantized import is_quantized
+
 # Activations that oneDNN can fuse: its name and arguments for each.
 FUSIBLE: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
@@ -22,6 +24,12 @@ FUSIBLE: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.Tanh: ("tanh", []),
 }
 OPERATIONS = ("_convolution_pointwise", "_linear_pointwise", "_reorder_convolution_weight", "_reorder_linear_weight")
+
+
+def fusible(network: nn.Module, name: str | None) -> nn.Module | None:
+    """Return the layer of this name if it is an activation that can be fused."""
+    module = None if name is None else network.get_submodule(name)
+    return module if type(module) in FUSIBLE else None
 
 
 def is_available() -> bool:
@@ -142,6 +150,8 @@ class PackedLinear(_Packed):
 
 
 def check_unpacked(network: nn.Module) -> None:
-    """Raise ValueError for a network made by `prepare`, whose parameters are rounded or absent."""
+    """Raise ValueError for a network made by `prepare` or `quantize`, whose parameters are rounded or absent."""
     if any(isinstance(module, PackedConv2d | PackedLinear) for module in network.modules()):
         raise ValueError("the network was prepared, which rounds its weights; give the one that was given to `prepare`")
+    if is_quantized(network):
+        raise ValueError("the network is quantised, which rounds its weights; give the one that it was made from")

@@ -17,6 +17,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from convnets_torch.networks.heads import Steps
+from convnets_torch.networks.layers import Add
 from convnets_torch.networks.network import Network, NetworkSpec, Size
 from convnets_torch.options import synonym
 
@@ -50,6 +51,7 @@ class Bottleneck(nn.Module):
         self.relu_2 = nn.ReLU()
         self.conv_3 = nn.Conv2d(width, width_out, 1, bias=bias)
         self.bn_3 = nn.BatchNorm2d(width_out, eps=epsilon, momentum=0.01)
+        self.add = Add()
         self.out = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ class Bottleneck(nn.Module):
         shortcut = self.bn_0(self.conv_0(x)) if self.projected else x
         x = self.relu_1(self.bn_1(self.conv_1(x)))
         x = self.relu_2(self.bn_2(self.conv_2(x)))
-        return self.out(shortcut + self.bn_3(self.conv_3(x)))
+        return self.out(self.add(shortcut, self.bn_3(self.conv_3(x))))
 
 
 class ResNet(Network):

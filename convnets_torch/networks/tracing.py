@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import MethodType
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.fx import Graph, Tracer
+from torch.fx import Graph, Node, Tracer
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -71,6 +71,56 @@ def _intercepted(kind: type) -> type:
             kind.__name__, (kind,), {"__call__": call, "__getattr__": get, "__module__": kind.__module__}
         )
     return _classes[kind]
+
+
+class LayerTracer(LocalTracer):
+    """Trace down to PyTorch's layers and this library's."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        if type(module).__module__ in OWN_LAYERS or super().is_leaf_module(module, name):
+            return True
+        inherits = type(module).forward.__module__.startswith("torch.nn.modules")  # and only sets arguments
+        return inherits and not isinstance(module, nn.Sequential)
+
+
+OWN_LAYERS = tuple(f"convnets_torch.networks.{name}" for name in ("layers", "quantized", "packed", "packed_int8"))
+
+
+def graphs_of(module: nn.Module) -> Iterator[tuple[str, Graph, nn.Module]]:
+    """Yield the graph of a module, or of its traceable parts, as (prefix of names, graph, part)."""
+    try:
+        yield "", LayerTracer().trace(module), module
+    except (torch.fx.proxy.TraceError, TypeError, NotImplementedError, ValueError, RuntimeError):
+        for name, part in module.named_children():
+            for prefix, graph, found in graphs_of(part):
+                yield f"{name}.{prefix}", graph, found
+
+
+def only_reader(part: nn.Module, node: object) -> Node | None:
+    """Return the layer that computes a node, if nothing else reads its output; an `Identity` in between is skipped."""
+    while isinstance(node, Node) and node.op == "call_module" and len(node.users) == 1:
+        if not isinstance(part.get_submodule(str(node.target)), nn.Identity):
+            return node
+        node = node.args[0]
+    return None
+
+
+def pairs(network: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, str]]:
+    """Yield names of (layer, next module) for modules of these kinds that are the only reader of the layer's output.
+
+    Only modules that are traced and run once; an `Identity` in between is skipped.
+    """
+    for prefix, graph, part in graphs_of(network):
+        calls: dict[str, int] = {}
+        for node in graph.nodes:
+            if node.op == "call_module":
+                calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+        for node in graph.nodes:
+            if node.op != "call_module" or not isinstance(part.get_submodule(str(node.target)), kinds):
+                continue
+            before = only_reader(part, node.args[0] if node.args else None)
+            if before is not None and calls[str(before.target)] == calls[str(node.target)] == 1:
+                yield f"{prefix}{before.target}", f"{prefix}{node.target}"
 
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
