@@ -72,7 +72,8 @@ def check(file: Path, tmp_path: Path, *, inside: bool, network: str = "graph", *
     answers = wanted["outputs"]
     if left := next((choice for choice in report.choices if "which is left out" in choice), None):
         reduce = torch.amax if "max" in left else torch.mean
-        found = found.permute(0, 2, 3, 1).flatten(1) if answers.shape[1] > 10 else reduce(found, (2, 3))
+        flat = found.permute(0, 2, 3, 1).flatten(1)
+        found = flat if flat.shape == answers.shape else reduce(found, (2, 3))
     if found.dim() == 4 and answers.ndim == 4 and file.stem not in FIRST:
         found = found.permute(0, 2, 3, 1)
     found = found.numpy()

@@ -19,11 +19,12 @@ from converters import convert, read_keras
 from converters.graph_plan import plan_graph
 from converters.plan import Wishes
 from converters.proof.listing import check_list, list_of
-from converters.weights_only import config_of_list, with_config
+from converters.weights_only import with_config
 from convnets_torch.weights import load
 from tests.reference import keras3_heads
 from tests.reference.goldens import DATA
 from tests.reference.keras3_graphs import choose_weights
+from tests.reference.keras_files import config_of_list
 from tests.reference.theano_goldens import THEANO
 from tests.test_formats import assert_answers
 
@@ -246,14 +247,14 @@ def test_the_same_of_a_paper_network(name, network, tmp_path):
     make, form, said = FAULTS[name]
     file = read_keras(write(make(keras3_heads.base(network)), tmp_path / form))
     with pytest.raises(ValueError, match=said):
-        config_of_list(file, Wishes(input_size=LARGE))
+        config_of_list(file, input_size=LARGE)
 
 
 def test_a_listed_normalisation_stays_before_its_activation(tmp_path):
     """In the config, and in the order that the check of the proof derives from it."""
     head = [L.GlobalAveragePooling2D(), L.Dense(8), L.BatchNormalization(), L.Activation("relu"), L.Dense(5)]
     file = read_keras(write(mobilenet(*head), tmp_path / LISTED))
-    config, _ = config_of_list(file, Wishes(input_size=SIZE))
+    config, _ = config_of_list(file, input_size=SIZE)
     assert [one.name for one in list_of(config)][-4:] == ["dense", "batch_normalization", "activation", "dense_1"]
 
 
@@ -262,7 +263,7 @@ def test_a_listed_normalisation_stays_before_its_activation(tmp_path):
 
 def derived(tmp_path: Any, *head: Any) -> tuple[Any, dict[str, Any]]:
     file = read_keras(write(mobilenet(*head), tmp_path / LISTED))
-    config, _ = config_of_list(file, Wishes(input_size=SIZE))
+    config, _ = config_of_list(file, input_size=SIZE)
     check_list(file, config)
     return file, copy.deepcopy(config)
 
@@ -391,10 +392,10 @@ def test_names_of_convnets_keras_on_tensorflow_are_not_taken_for_theanos(tmp_pat
             made.attrs["weight_names"] = weights
             for weight in group:
                 made[f"{weight}:0"] = group[weight][()]
-    config, notes = config_of_list(read_keras(tmp_path / "vgg16.h5"), Wishes())
+    config, notes = config_of_list(read_keras(tmp_path / "vgg16.h5"))
     assert config["backend"] == "tensorflow"
     assert any("tensorflow's, as the file names arrays in its style" in note for note in notes)
-    config, _ = config_of_list(read_keras(DATA / "keras1/vgg16.h5"), Wishes())
+    config, _ = config_of_list(read_keras(DATA / "keras1/vgg16.h5"))
     assert config["backend"] == "theano"
 
 

@@ -83,6 +83,16 @@ HOLDS: Mapping[str, tuple[str, ...]] = {
     "LayerScale": ("gamma",),
 }
 
+
+def holds_arrays(kind: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether a layer of a class has weights, or for a nested model one of its layers."""
+    if "layers" in settings:
+        return any(holds_arrays(kind_of_class(one["class_name"]), one["config"]) for one in settings["layers"])
+    if kind == "Normalization":
+        return settings.get("mean") is None
+    return kind in HOLDS or kind == "BatchNormalization"
+
+
 _LEAVES = {
     "kernel": "kernel", "bias": "bias", "W": "kernel", "b": "bias", "gamma": "gamma", "beta": "beta",
     "depthwise_kernel": "depthwise_kernel", "pointwise_kernel": "pointwise_kernel", "moving_mean": "moving_mean",
