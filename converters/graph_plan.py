@@ -541,6 +541,7 @@ class _Translator:
         if self._kernel_order(node) == "oihw":
             raise ValueError("has kernels as Keras 1 orders them with channels first, which is not supported")
         height, width, channels, multiplier = layer.arrays[role].shape
+        _check_size(node, (height, width))
         if channels != shape[1]:
             raise _Missing(f"has kernels of {layer.arrays[role].shape}, but reads {shape[1]} channels")
         # Depthwise kernels are not flipped: Keras reverses them before Theano reverses them again.
@@ -581,6 +582,7 @@ class _Translator:
         places = {"hwoi": (0, 1, 2, 3), "deconv_hwio": (0, 1, 3, 2), "deconv_oihw": (2, 3, 0, 1)}[order]
         height, width, outputs, channels = (stored[place] for place in places)
         kernel = (height, width)
+        _check_size(node, kernel)
         stride, dilation = (pair_of(node.setting(word, default=1)) for word in ("strides", "dilation_rate"))
         padding = node.setting("padding", default="valid")
         if padding not in ("valid", "same"):
@@ -939,6 +941,12 @@ def _layer(node: Node) -> KerasLayer:
         if array is not None and len(array.shape) != (2 if node.kind == "Dense" else 4):
             raise _Missing(f"has a {role} of {array.shape}, which is no {node.kind}'s")
     return node.layer
+
+
+def _check_size(node: Node, kernel: Pair) -> None:
+    """Raise an error if a kernel's size, (height, width), is not the config's."""
+    if (said := pair_of(node.settings.get("kernel_size", kernel))) != kernel:
+        raise _Missing(f"has a kernel of {kernel[0]}x{kernel[1]}, but its config says {said[0]}x{said[1]}")
 
 
 def _has(node: Node, role: str, *flags: str) -> bool:

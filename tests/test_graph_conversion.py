@@ -319,6 +319,19 @@ def test_a_graph_that_cannot_be_is_refused_in_one_sentence(models, what, tmp_pat
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize("name", ["depthwise", "separable", "transposed"])
+def test_a_kernel_of_another_size_than_the_config_says_is_refused(layers, name, tmp_path):
+    def change(layers, model):
+        [changed] = [
+            layer for layer in layers.values() if re.search("Depthwise|Separable|Transpose", layer["class_name"])
+        ]
+        changed["config"]["kernel_size"] = [7, 7]
+
+    path = edited(layers / f"{name}.h5", tmp_path, change)
+    with pytest.raises(ValueError, match=r"has a kernel of .x., but its config says 7x7"):
+        convert(path, tmp_path / "out.safetensors", preprocessing="unit", isolated=False)
+
+
 def any_size(layers, model):
     model["layers"][0]["config"]["batch_shape"] = [None, None, None, 3]
 
