@@ -99,6 +99,24 @@ def test_another_size_is_as_keras_builds_it():
         assert resized(found, fits.size, fits.padded, {})[0] == fits.config
 
 
+SHIPPED = """
+import sys
+sys.path[:0] = ["scripts", "."]
+import build_graphs, convnets_keras_graphs
+from converters.architectures import architectures, unpacked
+graphs = convnets_keras_graphs.graphs()
+entries, layers = build_graphs.in_table(graphs)
+shipped = {one.release + one.name: one for one in architectures()}
+for graph, entry in zip(graphs, entries, strict=True):
+    one = shipped[graph["release"] + graph["name"]]
+    assert (one.config, list(one.top)) == (unpacked(entry, layers), graph["top"]), graph["name"]
+"""
+
+
+def test_the_graphs_of_convnets_keras_are_shipped():
+    run(SHIPPED)
+
+
 @pytest.mark.slow
 def test_the_installed_keras_builds_what_is_shipped():
     names = ["VGG16", "ResNet50", "MobileNet", "EfficientNetB0", "Xception"]
