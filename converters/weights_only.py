@@ -245,7 +245,7 @@ class _Deriving:
         self.head_layers = found.rest = list(with_kinds(found.rest, named=named))
         for layer in self.head_layers:
             if layer.arrays and (role := NEEDED.get(layer.kind)) is not None and role not in layer.arrays:
-                raise ValueError(f"{file.path} lists {layer.name} ({layer.kind}) without a {role}; download it again")
+                raise ValueError(f"{file.path} lists {layer.name} ({layer.kind}) without its {role}; download it again")
         self.dense = [layer for layer in self.head_layers if layer.arrays and layer.kind == "Dense"]
         self.backend, self.notes = settle_backend(file, wishes, questions)
         _, self.own_shapes = found.sized(self.architecture.size)
@@ -472,13 +472,14 @@ class _Deriving:
         found = self.found
         names: dict[str, str] = {}
         result: list[dict[str, Any]] = []
-        sized = {entry.name: entry for entry in entries_of(self.config["config"])}
-        for entry in (sized[one.name] for one in found.present):
+        present = {entry.name for entry in found.present}
+        for entry in entries_of(self.config["config"]):
             if entry.kind == "InputLayer":
                 names[entry.name] = at
                 continue
             layer = found.bound.get(entry.name)
-            if layer is None and not self.hides and not entry.kind.startswith("ops."):
+            unlisted = layer is None and not self.hides and not entry.kind.startswith("ops.")
+            if unlisted or entry.name not in present:
                 names[entry.name] = names[entry.inputs[0]]  # dropout that the file does not list
                 continue
             name = names[entry.name] = layer.name if layer is not None else self._free(path, entry.name)

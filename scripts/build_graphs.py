@@ -352,8 +352,6 @@ def arguments_of(calls: list[Any], inputs: list[str]) -> list[Any]:
 
 def pack(folder: Path) -> bytes:
     """Return the bytes of the data file from all dumps of a folder, and the graphs of convnets-keras."""
-    from convnets_keras_graphs import graphs as graphs_of_convnets_keras
-
     releases = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: version_of(path.name))
     graphs = [
         graph_of(found, release.name.rpartition(", ")[2])
@@ -362,7 +360,7 @@ def pack(folder: Path) -> bytes:
         if (release / f"{name}.json").exists()
         for found in json.loads((release / f"{name}.json").read_text())
     ]
-    return packed([*merged(graphs), *graphs_of_convnets_keras()])
+    return packed([*merged(graphs), *import_module("convnets_keras_graphs").graphs()])
 
 
 def merged(graphs: list[Graph]) -> list[Graph]:

@@ -215,5 +215,5 @@ def test_a_dense_layer_without_its_kernel_is_refused(tmp_path):
         names = file[name].attrs["weight_names"]
         file[name].attrs["weight_names"] = names[1:]
         del file[name][names[0]]
-    with pytest.raises(ValueError, match=r"lists dense\S* \(Dense\) without a kernel; download it again"):
+    with pytest.raises(ValueError, match=r"lists dense\S* \(Dense\) without its kernel; download it again"):
         convert(tmp_path / FORMS[0], tmp_path / "out.safetensors", preprocessing="unit", isolated=False)

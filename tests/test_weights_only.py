@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from typing import Any
 
 import h5py
@@ -458,3 +459,17 @@ def test_an_architecture_of_keras_2_gives_backend_and_version(tmp_path):
     bound = with_config(file, config | {"keras_version": "1.2.2", "backend": "tensorflow"})
     assert (bound.backend, bound.version) == ("tensorflow", "1.2.2")
     assert plan_graph(bound, Wishes(preprocessing="unit")).backend == "tensorflow"
+
+
+def test_dropout_that_a_file_does_not_list_is_left_out(tmp_path):
+    """Of the network's own top, as models without it are written."""
+    told: dict[str, Any] = {"backend": "theano", "proof": True, "isolated": False}
+    shutil.copy(DATA / "keras1/vgg16.h5", tmp_path / "bare.h5")
+    with h5py.File(tmp_path / "bare.h5", "r+") as file:
+        file.attrs["layer_names"] = [name for name in file.attrs["layer_names"] if "dropout" not in name]
+    convert(DATA / "keras1/vgg16.h5", tmp_path / "whole.safetensors", **told)
+    report = convert(tmp_path / "bare.h5", tmp_path / "bare.safetensors", **told)
+    assert report.card.network == "vgg16"
+    bare, whole = (load_file(tmp_path / f"{name}.safetensors") for name in ("bare", "whole"))
+    assert bare.keys() == whole.keys()
+    assert all(torch.equal(bare[name], whole[name]) for name in whole)
