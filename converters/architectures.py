@@ -1,8 +1,8 @@
-"""The graphs of Keras Applications, of every release from Keras 1.2 to today, as configs of whole models.
+"""The graphs of Keras Applications, of every release from Keras 1.2 to today, and those of convnets-keras.
 
-They are taken from real Keras by `scripts/build_graphs.py`. Widths are left to the arrays: `filters` and `units` are
-not in the configs, so one graph stands for every number of classes and, where Keras's own graph is the same, for every
-`alpha`.
+They are configs of whole models, which `scripts/build_graphs.py` takes from real Keras. Widths are left to the arrays:
+`filters` and `units` are not in the configs, so one graph stands for every number of classes and, where Keras's own
+graph is the same, for every `alpha`.
 
 Names that Keras gives automatically ("activation_7") are those of a new session; a user's file may count from another
 number.
@@ -11,13 +11,15 @@ number.
 from __future__ import annotations
 
 import lzma
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
+from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from converters.readers.keras_words import HOLDS, edges_of, kind_of_class, pair_of
+from converters.readers.keras_words import edges_of, holds_arrays, kind_of_class, kind_of_name, pair_of
 from convnets_torch import files
 
 DATA = Path(__file__).parent / "data" / "graphs.json.xz"
@@ -25,6 +27,7 @@ MOST_PACKED = 1 << 20  # bytes of the file
 MOST = 32 << 20  # bytes of its JSON
 
 Pair = tuple[int, int]
+Shape = tuple[int, ...]  # (height, width, channels) of a map, (values,) of a vector
 Config = dict[str, Any]
 Listed = tuple[tuple[str, str, bool], ...]
 
@@ -34,7 +37,7 @@ class Architecture:
     """A network of Keras Applications as one or several releases build it.
 
     Attributes:
-        name: as in `keras.applications`, "MobileNetV2".
+        name: as in `keras.applications`, "MobileNetV2"; or "AlexNet".
         release: what builds it, "keras 3.0.0 to keras 3.15.1", with the options that change the graph.
         top: names of the layers that `include_top=True` adds.
         size: default input size, (height, width).
@@ -60,10 +63,6 @@ class Architecture:
         It has the top for 1000 classes, the default size, and channels last; layers are in the order of `model.layers`.
         """
         return self.make()
-
-    def sized(self, size: Pair) -> Mapping[str, Any]:
-        """Return the config for another input size, (height, width)."""
-        return resized(self.config, size, self.padded)
 
 
 @lru_cache(maxsize=1)
@@ -115,7 +114,7 @@ def unpacked(graph: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> C
 def _filled(argument: Any, inputs: Any) -> Any:
     """Return arguments of a call with tensors for None."""
     if argument is None:
-        return {"class_name": "__keras_tensor__", "config": {"keras_history": [next(inputs), 0, 0]}}
+        return tensor(next(inputs))
     return [_filled(each, inputs) for each in argument] if isinstance(argument, list) else argument
 
 
@@ -132,62 +131,160 @@ def listing(layer: Mapping[str, Any]) -> tuple[str, bool] | None:
     """Return a layer's class and whether it has weights; None for an operation."""
     if "ops." in layer.get("module", ""):
         return None
-    kind, settings = kind_of_class(layer["class_name"]), layer["config"]
-    if "layers" in settings:
-        weighted = any(has for inner in settings["layers"] for _, has in [listing(inner) or ("", False)])
-    elif kind == "Normalization":
-        weighted = settings.get("mean") is None
-    else:
-        weighted = kind in HOLDS or kind == "BatchNormalization"
-    return kind, weighted
+    kind = kind_of_class(layer["class_name"])
+    return kind, holds_arrays(kind, layer["config"])
 
 
-def resized(config: Mapping[str, Any], size: Pair, padded: Sequence[str]) -> Config:
-    """Return a config with another input size, and with the paddings named in `padded` recomputed for it."""
-    sizes: dict[str, Pair] = {}  # of each layer's output
-    entries = []
-    waiting = set(padded)
-    for layer in config["config"]["layers"]:
-        name, settings = layer["config"]["name"], layer["config"]
-        if layer["class_name"] == "InputLayer":
+@dataclass(frozen=True)
+class Entry:
+    """A layer or operation of a functional config of Keras 3.
+
+    Attributes:
+        name: its name.
+        kind: class in Keras 3's spelling; "ops.Add" for a function.
+        settings: its config.
+        inputs: names of the layers that it reads.
+        raw: the whole entry of the config.
+    """
+
+    name: str
+    kind: str
+    settings: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    raw: Mapping[str, Any]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it has arrays."""
+        return holds_arrays(self.kind, self.settings)
+
+    @property
+    def automatic(self) -> bool:
+        """Whether Keras named it, after its class."""
+        return is_automatic(self.name, self.kind)
+
+
+def is_automatic(name: str, kind: str) -> bool:
+    """Return whether a name is what Keras gives to layers of a class: "conv2d_7"."""
+    return kind != "" and kind_of_name(name) == kind
+
+
+def entries_of(settings: Mapping[str, Any]) -> tuple[Entry, ...]:
+    """Return the layers and operations of a model with these settings."""
+    return tuple(
+        Entry(
+            raw["config"]["name"],
+            f"ops.{raw['class_name']}" if "ops." in str(raw.get("module", "")) else kind_of_class(raw["class_name"]),
+            raw["config"],
+            tuple(_names_in(raw.get("inbound_nodes", []))),
+            raw,
+        )
+        for raw in settings["layers"]
+    )
+
+
+def _names_in(value: Any) -> Iterator[str]:
+    """Yield the names of the layers whose outputs are among the arguments of a call."""
+    if isinstance(value, Mapping) and value.get("class_name") == "__keras_tensor__":
+        yield value["config"]["keras_history"][0]
+    elif isinstance(value, list | tuple | Mapping):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _names_in(each)
+
+
+def tensor(source: str) -> dict[str, Any]:
+    """Return what stands for a layer's output in the arguments of a call."""
+    return {"class_name": "__keras_tensor__", "config": {"keras_history": [source, 0, 0]}}
+
+
+# Sizes
+
+
+def resized(
+    config: Mapping[str, Any], size: Pair, padded: Sequence[str], outputs: Mapping[str, int | None]
+) -> tuple[Config, dict[str, Shape]]:
+    """Return a config with another input size, and the shape of each layer's output, channels last.
+
+    Args:
+        config: the config.
+        size: (height, width).
+        padded: names of the layers whose paddings are recomputed.
+        outputs: numbers of channels that the layers with weights give, also those of inner models.
+    """
+    shapes: dict[str, Shape] = {}
+    layers = []
+    for entry in entries_of(config["config"]):
+        settings = entry.settings
+        if entry.kind == "InputLayer":
             settings = {**settings, "batch_shape": [None, *size, settings["batch_shape"][-1]]}
-            sizes[name] = size
-        elif waiting:  # the sizes are of no interest behind the last one
-            before = max(sizes[one] for one in _inputs(layer))  # of a map and its factors, the map
-            if name in waiting:
-                waiting.remove(name)
-                settings = {**settings, "padding": _halving(settings["padding"], before)}
-            sizes[name] = _size_after(kind_of_class(layer["class_name"]), settings, before)
-        entries.append({**layer, "config": settings})
-    return {**config, "config": {**config["config"], "layers": entries}}
+            shapes[entry.name] = (*size, settings["batch_shape"][-1])
+        else:
+            before = [shapes[source] for source in entry.inputs]
+            if entry.name in padded:
+                settings = {**settings, "padding": _halving(settings["padding"], before[0])}
+            shapes[entry.name] = shape_after(entry.kind, settings, before, outputs.get(entry.name), outputs)
+        layers.append({**entry.raw, "config": settings})
+    return {**config, "config": {**config["config"], "layers": layers}}, shapes
 
 
-def _inputs(layer: Mapping[str, Any]) -> list[str]:
-    def names(argument: Any) -> list[str]:
-        if isinstance(argument, list):
-            return [name for each in argument for name in names(each)]
-        return [argument["config"]["keras_history"][0]] if isinstance(argument, Mapping) else []
-
-    return names(layer["inbound_nodes"][0]["args"])
-
-
-def _halving(padding: Any, size: Pair) -> list[list[int]]:
+def _halving(padding: Any, size: Shape) -> list[list[int]]:
     """Return the padding before a convolution of stride 2: one cell less above and on the left of an even size.
 
     Source: `correct_pad` in keras/applications/imagenet_utils.py.
     """
-    return [[most - 1 + side % 2, most] for (_, most), side in zip(padding, size, strict=True)]
+    return [[most - 1 + side % 2, most] for (_, most), side in zip(padding, size, strict=False)]
 
 
-def _size_after(kind: str, settings: Mapping[str, Any], size: Pair) -> Pair:
-    """Return the size of a layer's output; (1, 1) after global pooling."""
+def shape_after(
+    kind: str, settings: Mapping[str, Any], shapes: Sequence[Shape], outputs: int | None,
+    inner: Mapping[str, int | None] = MappingProxyType({}),
+) -> Shape:  # fmt: skip
+    """Return the shape of a layer's output, channels last.
+
+    Args:
+        shapes: of its inputs.
+        outputs: number of channels or values that its weights give; None if it has none, or they are not known.
+        inner: the same for the layers of an inner model.
+    """
+    shape = shapes[0]
+    if kind == "Sequential":
+        for entry in entries_of(settings):
+            shape = shape_after(entry.kind, entry.settings, [shape], inner.get(entry.name))
+        return shape
     if kind.startswith("Global"):
-        return (1, 1)
+        return (1, 1, shape[-1]) if settings.get("keepdims") else shape[-1:]
+    if kind == "Flatten":
+        return (prod(shape),)
+    if kind == "Reshape":
+        return fitting(settings["target_shape"], shape)
+    if kind == "Dense":
+        return (*shape[:-1], outputs or 0)
+    if kind == "SplitTensor":
+        return (*shape[:-1], shape[-1] // 2)
+    if kind in ("Concatenate", "ops.Concatenate"):
+        return (*shape[:-1], sum(one[-1] for one in shapes))
+    if len(shape) != 3:
+        return shape
     if kind in ("ZeroPadding2D", "Cropping2D"):
         sign = 1 if kind == "ZeroPadding2D" else -1
         edges = edges_of(settings["padding" if sign == 1 else "cropping"])
-        return (size[0] + sign * sum(edges[0]), size[1] + sign * sum(edges[1]))
-    window = pair_of(settings.get("kernel_size") or settings.get("pool_size") or 1)
-    strides = pair_of(settings.get("strides") or window)
-    less = (0, 0) if settings.get("padding") == "same" else (window[0] - 1, window[1] - 1)
-    return (-(-(size[0] - less[0]) // strides[0]), -(-(size[1] - less[1]) // strides[1]))
+        return (shape[0] + sign * sum(edges[0]), shape[1] + sign * sum(edges[1]), shape[2])
+    if "kernel_size" in settings or "pool_size" in settings:
+        window = pair_of(settings.get("kernel_size") or settings.get("pool_size"))
+        strides = pair_of(settings.get("strides") or settings.get("pool_size") or 1)
+        rates = pair_of(settings.get("dilation_rate") or 1)
+        less = [0 if settings.get("padding") == "same" else (side - 1) * rate
+                for side, rate in zip(window, rates, strict=True)]  # fmt: skip
+        sides = [-(-(side - loss) // step) for side, loss, step in zip(shape, less, strides, strict=False)]
+        return (*sides, outputs or shape[-1])
+    alike = len({len(one) for one in shapes}) == 1
+    return tuple(max(sides) for sides in zip(*shapes, strict=True)) if alike else shape
+
+
+def fitting(target: Sequence[int], shape: Shape) -> Shape:
+    """Return the target of a Reshape, its largest side such that it fits: that is the number of channels or classes."""
+    target, total = list(target), prod(shape)
+    if -1 in target or prod(target) != total:
+        place = target.index(-1) if -1 in target else target.index(max(target))
+        target[place] = total // max(1, prod(target[:place] + target[place + 1 :]))
+    return tuple(target)

@@ -9,13 +9,13 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from numpy.typing import NDArray
 
-from converters.plan import KerasStep, Plan, Row, Step, Wishes, stored_dtype
+from converters.plan import Plan, Row, Step, Wishes, stored_dtype
 from converters.readers.foreign import check_folder, check_foreign
 from converters.readers.process import Call, reading_process
 from converters.writing import Job
@@ -28,7 +28,6 @@ from convnets_torch.wordnet import synsets
 
 if TYPE_CHECKING:
     from converters.proof.proof import ProofRow
-    from converters.readers.pytorch_files import TensorJob
 
 MOST_BYTES = 10_000_000
 LONGEST = 1000  # characters of a class name; cards refuse longer ones
@@ -242,11 +241,7 @@ def _identity(source: Path) -> tuple[int, ...]:
 
 
 def _plan(
-    source: Path,
-    kind: str,
-    described: dict[str, Any],
-    wishes: Wishes,
-    architecture: str | os.PathLike[str] | None,
+    source: Path, kind: str, described: dict[str, Any], wishes: Wishes, architecture: str | os.PathLike[str] | None
 ) -> tuple[dict[str, Any], Plan]:
     """Return the file's description, with a config that was given or derived, and the plan."""
     if kind == "keras":
@@ -360,22 +355,17 @@ def _proven(
 def _summary(plan: Plan) -> tuple[str, ...]:
     """Return the number of arrays for each change: "3 arrays flipped, concatenated"."""
     counts = Counter(step.row.change for step in plan.steps)
-    return tuple(f"{count} arrays {change}" for change, count in counts.items())
+    return tuple(f"{count} array{'s' * (count > 1)} {change}" for change, count in counts.items())
 
 
 def _fill(source: Path, plan: Plan, names: dict[str, str], file: Filling, call: Call) -> None:
     """Write the values of all parameters, in the reading process."""
-    places = [
-        (step, file.offsets[names[step.row.parameter]], file.arrays[names[step.row.parameter]]) for step in plan.steps
-    ]
-    orders = {
-        "fill": [_job(step, place, array) for step, place, array in places if isinstance(step, KerasStep)],
-        "fill tensors": [_tensor_job(step, place, array) for step, place, array in places if isinstance(step, Step)],
-    }
-    not_finite: list[str] = []
-    for task, jobs in orders.items():
-        if jobs:
-            not_finite += call(task, path=str(source), output=str(file.path), jobs=jobs)
+    jobs = []
+    for step in plan.steps:
+        name = names[step.row.parameter]
+        jobs.append(_job(step, file.offsets[name], file.arrays[name]))
+    task = "fill tensors" if plan.framework == "PyTorch" else "fill"
+    not_finite = call(task, path=str(source), output=str(file.path), jobs=jobs) if jobs else ()
     if not_finite:
         raise ValueError(
             f"{source} holds NaN, infinite or (for float32) too large weights in"
@@ -410,22 +400,7 @@ def _prove(
     return prove(source, described, plan, card, arrays, call)
 
 
-def _tensor_job(step: Step, place: int, array: NDArray[Any]) -> TensorJob:
-    return {"source": step.row.source, "place": place, "shape": list(array.shape), "dtype": str(array.dtype)}
-
-
-def _job(step: KerasStep, place: int, array: NDArray[Any]) -> Job:
-    return {
-        "source": step.row.source,
-        "place": place,
-        "shape": list(array.shape),
-        "dtype": str(array.dtype),
-        "arrays": [
-            {"path": str(entry.path), "place": entry.place, "shape": list(entry.shape), "dtype": entry.dtype}
-            for entry in step.arrays
-        ],
-        "kernel_order": step.layout.kernel_order,
-        "flipped": step.layout.flipped,
-        "window": None if step.layout.window is None else list(step.layout.window),
-        "constant": step.constant,
-    }
+def _job(step: Step, place: int, array: NDArray[Any]) -> Job:
+    arrays = [asdict(entry) | {"path": str(entry.path)} for entry in step.arrays]
+    target = {"source": step.row.source, "place": place, "shape": list(array.shape), "dtype": str(array.dtype)}
+    return cast(Job, {**target, "arrays": arrays, "constant": step.constant, **asdict(step.layout)})

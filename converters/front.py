@@ -6,22 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from converters.options import Questions, ask_preprocessing, ask_whole_preprocessing, image_shape
+from converters.options import Questions, image_shape, named_preprocessing
 from converters.plan import Wishes
 from converters.readers.keras_file import KerasFile
 from converters.readers.keras_graph import Graph, Node, Operand
 from converters.readers.keras_words import CODE, IDENTITIES, number_of
-from convnets_torch.images.preprocessing import (
-    IN_WORDS,
-    PRESETS,
-    Channels,
-    Interpolation,
-    Preprocessing,
-    general,
-    preset,
-    presets_for,
-    read_preprocessing,
-)
+from convnets_torch.images.preprocessing import Channels, Interpolation, Preprocessing, general, presets_for
 
 AFFINE = ("ops.Add", "ops.Subtract", "ops.Multiply", "ops.TrueDivide", "ops.Divide")
 RECOGNISED = ("keras-caffe", "keras-tf", "torchvision")  # modes of `preprocess_input`
@@ -98,24 +88,17 @@ class Front:
             )
             return rule, [*self.notes, *stretched]
         if self.given is None and released is None:
-            ask_preprocessing(questions, presets_for(self.channels))
-            return general(presets_for(self.channels)[0], side, self.channels), []
+            known = presets_for(self.channels)
+            reason = "it does not say how its pictures were preprocessed"
+            questions.ask("preprocessing", reason, f"--preprocessing with a JSON file or one of {', '.join(known)}")
+            return general(known[0], side, self.channels), []
         if self.given is None:
-            rule = _preset(network, released, side, self.channels)
+            rule = named_preprocessing(released, network, size, self.channels)
             return rule, [*self.notes, f"pictures are preprocessed with {rule.name}, as for the released weights with"
                           " these layers; change it with --preprocessing"]  # fmt: skip
-        if not self.given.lower().endswith(".json"):
-            return self._cropped(_preset(network, self.given, side, self.channels)), [*self.notes]
-        rule = read_preprocessing(self.given)
-        if rule.channel_count != self.channels:
-            raise ValueError(
-                f"{self.given} has the channels {rule.channels}, but the network's input has {IN_WORDS[self.channels]}"
-            )
-        if rule.shape != size and "input_size" not in questions.asked:
-            raise ValueError(
-                f"{self.given} has the size {rule.size}, but the network's input is {size[0]}x{size[1]} pixels"
-            )
-        return rule, [*self.notes]
+        asked = "input_size" in questions.asked
+        rule = named_preprocessing(self.given, network, size, self.channels, sized=not asked)
+        return rule if self.given.lower().endswith(".json") else self._cropped(rule), [*self.notes]
 
     def _cropped(self, rule: Preprocessing) -> Preprocessing:
         """Return the rule with a CenterCrop of the model."""
@@ -145,10 +128,6 @@ class Front:
         std: Any = tuple(1 / each for each in self.scale)
         mean = tuple(-offset * each for offset, each in zip(self.offset, std, strict=True))
         return Preprocessing("custom", side, side, "stretch", how, channels, mean, std)
-
-
-def _preset(network: str, name: str | None, side: int | tuple[int, int], channels: int) -> Preprocessing:
-    return preset(network, name, side) if network in PRESETS else general(str(name), side, channels)
 
 
 def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -187,7 +166,8 @@ def front_of(file: KerasFile, graph: Graph, wishes: Wishes, questions: Questions
         [node] = after
         if node.kind in CODE:
             if wishes.preprocessing is None:
-                ask_whole_preprocessing(questions, node)
+                reason = f"{node.own_name} ({node.kind}) changes the input in a way that is not read"
+                questions.ask("preprocessing", reason, "the whole preprocessing with --preprocessing")
             skipped.append(node.name)
             notes.append(
                 f"{node.own_name} before the first convolution is assumed to be part of the preprocessing you named"
@@ -268,14 +248,8 @@ def _channels_of(node: Node, first: bool) -> Any:
     if first:
         all_else = key[0] == slice(None) and all(one in (slice(None), "...") for one in key[2:])
     else:
-        all_else = len(key) == 2 and key[0] in ("...", {"class_name": "__ellipsis__"})
-    return (_slice_of(key[1]) or key[1]) if all_else else None
-
-
-def _slice_of(value: Any) -> slice | None:
-    if isinstance(value, Mapping) and {"start", "stop", "step"} <= set(value):
-        return slice(value["start"], value["stop"], value["step"])
-    return None
+        all_else = len(key) == 2 and key[0] == "..."
+    return key[1] if all_else else None
 
 
 def _affine(node: Node, channels: int) -> tuple[list[float], list[float]] | None:
@@ -296,13 +270,11 @@ def _affine(node: Node, channels: int) -> tuple[list[float], list[float]] | None
     if number is None:
         return None
     ones, zeros = [1.0] * channels, [0.0] * channels
-    return {
-        "ops.Add": lambda: (ones, number),
-        "ops.Subtract": lambda: (ones, [-each for each in number]),
-        "ops.Multiply": lambda: (number, zeros),
-        "ops.TrueDivide": lambda: ([1 / each for each in number], zeros),
-        "ops.Divide": lambda: ([1 / each for each in number], zeros),
-    }[node.kind]()
+    if node.kind == "ops.Add":
+        return ones, number
+    if node.kind == "ops.Subtract":
+        return ones, [-each for each in number]
+    return (number if node.kind == "ops.Multiply" else [1 / each for each in number]), zeros
 
 
 def _of_each(value: Any, channels: int) -> list[float] | None:

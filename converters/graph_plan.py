@@ -14,11 +14,13 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from converters.front import Front, front_of
 from converters.layer_lists import misnamed_arrays
+from converters.layouts import ORDERS
 from converters.options import (
     Questions,
     check_data_format,
@@ -28,7 +30,7 @@ from converters.options import (
     settle_backend,
 )
 from converters.paper import recognise
-from converters.plan import KerasStep, Layout, Plan, Row, Wishes, change
+from converters.plan import Layout, Plan, Row, Step, Wishes, change
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
 from converters.readers.keras_graph import ALEXNETS, Graph, Node, Operand, config_errors, graph_of_config, label
 from converters.readers.keras_words import (
@@ -72,6 +74,10 @@ ARITHMETIC = {"ops.Add": "add", "ops.Subtract": "subtract", "ops.Multiply": "mul
 SAME_SHAPE = frozenset((*ACTIVATION_KINDS.values(), "batch_norm", "dropout"))  # layers that are not run for a shape
 POOLS = {"MaxPooling2D": "max_pool", "AveragePooling2D": "average_pool"}
 GLOBAL = {"GlobalMaxPooling2D": "global_max", "GlobalAveragePooling2D": "global_average"}
+ON_MAPS = frozenset(  # layers that read maps only
+    ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose", "ZeroPadding2D", "Cropping2D", "CenterCrop",
+     "UpSampling2D", "SplitTensor", "CrossChannelNormalization", *POOLS, *GLOBAL)
+)  # fmt: skip
 ENDS = ("softmax", "sigmoid")  # activations of logits, which the card keeps
 ASSUMED = (224, 224)  # pixels of a model of any size, until the user says it
 
@@ -155,7 +161,7 @@ def plan_graph(file: KerasFile, wishes: Wishes, questions: Questions | None = No
     released = None if known else released_preset(file, name, parts.classes, arguments)
     rule, chosen = front.preprocessing(size, name, released, questions)
     choices += chosen
-    activation, chosen = settle_activation(file, parts.end, wishes, questions)
+    activation, chosen = settle_activation(file, parts.classes, parts.activation, wishes, questions)
     choices += [*chosen, *parts.notes]
     questions.check()
     planned = {
@@ -200,12 +206,12 @@ def _model_name(file: KerasFile) -> str:
     return re.sub(r"[^\w.-]", "_", str(name or "model"))[:40]
 
 
-def _step(parameter: str, shape: Shape, layers: Sequence[Layer], role: str) -> KerasStep:
+def _step(parameter: str, shape: Shape, layers: Sequence[Layer], role: str) -> Step:
     """Return how one of our parameters is made from the arrays of Keras layers, several for a convolution in groups."""
     source = " + ".join(layer.source or layer.name for layer in layers)
     array, layout, constant = layers[0].arrays.get(role, (None, Layout(), 0.0))
     if array is None:
-        return KerasStep(Row(source, parameter, shape, f"set to {constant:g}"), (), layout, constant)
+        return Step(Row(source, parameter, shape, f"set to {constant:g}"), (), layout, constant)
     words = []
     if layout.kernel_order not in (None, "oihw", "flat", "same") or (
         layout.kernel_order is None and len(array.shape) == 2 and not layout.window
@@ -218,7 +224,7 @@ def _step(parameter: str, shape: Shape, layers: Sequence[Layer], role: str) -> K
     if len(layers) > 1:
         words.append("concatenated")
     arrays = tuple(found for layer in layers if (found := layer.arrays[role][0]) is not None)
-    return KerasStep(Row(source, parameter, shape, change(words, array.dtype)), arrays, layout)
+    return Step(Row(source, parameter, shape, change(words, array.dtype)), arrays, layout)
 
 
 def _with_map(parts: _Parts, name: str, size: Pair, channels: int) -> tuple[dict[str, Any], Any]:
@@ -260,7 +266,7 @@ class _Translator:
     def __init__(self, file: KerasFile, graph: Graph, front: Front, size: Pair, *, theano: bool) -> None:
         self.file, self.graph, self.front, self.theano = file, graph, front, theano
         self.last = graph.data_format == "channels_last"
-        self.keras = _major(file)
+        self.keras = max(1, file.release[0])
         self.taken: set[str] = {IMAGES}
         self.found: dict[str, Layer] = {}  # by name of the entry
         self.shapes: dict[str, Shape] = {IMAGES: (2, front.channels, *size)}
@@ -322,7 +328,8 @@ class _Translator:
             return
         before = len(self.found)
         if node.kind in TRANSLATORS:
-            TRANSLATORS[node.kind](self, node, inputs)
+            shape = self._map(node, inputs[0]) if node.kind in ON_MAPS else self.shapes[inputs[0]]
+            TRANSLATORS[node.kind](self, node, inputs, shape)
         elif node.kind in ACTIVATIONS or node.kind in FUNCTIONS:
             self._activate(node, inputs[0], *self._activation_of(node))
         elif node.kind in REGISTERED:
@@ -408,7 +415,11 @@ class _Translator:
 
     @staticmethod
     def _check_shape(array: KerasArray, role: str, layout: Layout, wanted: Shape) -> None:
-        if _stored_shape(layout, wanted, array.shape) != array.shape:
+        try:
+            found = ORDERS[layout.kernel_order](np.broadcast_to(np.float32(0), array.shape)).shape
+        except ValueError:  # for another number of dimensions
+            found = ()
+        if found[: len(wanted)] != wanted or prod(found) != prod(wanted):
             raise _Missing(f"has a {role} of {array.shape}, which does not give {wanted}")
 
     # Helpers
@@ -501,84 +512,77 @@ class _Translator:
 
     # Layers with weights
 
-    def _conv2d(self, node: Node, inputs: list[str]) -> None:
-        shape, layer = self._map(node, inputs[0]), _layer(node)
+    def _emit_kernel(
+        self, node: Node, kind: str, inputs: Sequence[str], role: str, layout: Layout, suffix: str = "", /, *,
+        biased: bool = True, **settings: Any,
+    ) -> str:  # fmt: skip
+        """Emit a layer with a kernel and, unless its config leaves it out, a bias."""
+        bias = biased and _has(node, "bias", "use_bias", "bias")
+        arrays = {"weight": (role, layout)} | ({"bias": ("bias", Layout())} if bias else {})
+        return self._emit(node, kind, inputs, suffix, arrays=arrays, **settings, bias=bias)
+
+    def _conv2d(self, node: Node, inputs: list[str], shape: Shape) -> None:
+        stored = _layer(node).arrays["kernel"].shape
         order = self._kernel_order(node)
-        stored = layer.arrays["kernel"].shape
-        if len(stored) != 4:
-            raise _Missing(f"has a kernel of {stored}")
-        kernel: Pair = stored[2:] if order == "oihw" else stored[:2]
-        outputs = stored[0] if order == "oihw" else stored[3]
+        height, width, reads, outputs = (stored[place] for place in ((2, 3, 1, 0) if order == "oihw" else range(4)))
         groups = int(node.setting("groups", default=1))
-        said = pair_of(node.settings["kernel_size"]) if "kernel_size" in node.settings else kernel
+        said = pair_of(node.settings["kernel_size"]) if "kernel_size" in node.settings else (height, width)
         units = node.setting("filters", "nb_filter", default=outputs)
-        if (said, units) != (kernel, outputs):
+        if (said, units) != ((height, width), outputs):
             raise _Missing(f"has a kernel of {stored}, but its config says {units} filters of {said[0]}x{said[1]}")
-        if (reads := (stored[1] if order == "oihw" else stored[2]) * groups) != shape[1]:
-            raise _Missing(f"has a kernel of {stored}, for {reads} channels, but reads {shape[1]}")
-        self._windowed(node, inputs, shape, layer, Layout(order, self.theano), kernel, outputs, groups)
+        if reads * groups != shape[1]:
+            raise _Missing(f"has a kernel of {stored}, for {reads * groups} channels, but reads {shape[1]}")
+        self._windowed(node, inputs, shape, "kernel", Layout(order, self.theano), (height, width), outputs, groups)
 
-    # Depthwise kernels are not flipped: Keras reverses them before Theano reverses them again.
-
-    def _depthwiseconv2d(self, node: Node, inputs: list[str]) -> None:
-        shape, layer = self._map(node, inputs[0]), _layer(node)
+    def _depthwiseconv2d(self, node: Node, inputs: list[str], shape: Shape) -> None:
+        """Translate DepthwiseConv2D, or SeparableConv2D, which continues with a convolution of 1x1."""
+        layer = _layer(node)
         role = "depthwise_kernel" if "depthwise_kernel" in layer.arrays else "kernel"
-        height, width, channels, multiplier = self._depthwise_shape(node, layer.arrays[role], shape)
-        self._windowed(
-            node, inputs, shape, layer, Layout("depthwise"), (height, width), channels * multiplier, channels, role
-        )
-
-    def _separableconv2d(self, node: Node, inputs: list[str]) -> None:
-        shape, layer = self._map(node, inputs[0]), _layer(node)
-        height, width, channels, multiplier = self._depthwise_shape(node, layer.arrays["depthwise_kernel"], shape)
-        middle = channels * multiplier
-        source = self._windowed(
-            node, inputs, shape, layer, Layout("depthwise"), (height, width), middle, channels, "depthwise_kernel",
-            suffix="_depthwise", bias=False, cut=False,
-        )  # fmt: skip
-        self.found[source].linear = False
-        outputs = layer.arrays["pointwise_kernel"].shape[-1]
-        bias = _has_bias(node, layer)
-        arrays = {"weight": ("pointwise_kernel", Layout("hwio"))} | ({"bias": ("bias", Layout())} if bias else {})
-        self._emit(node, "conv", [source], arrays=arrays, inputs=middle, outputs=outputs, kernel=(1, 1), bias=bias)
-
-    def _depthwise_shape(self, node: Node, kernel: KerasArray, shape: Shape) -> Shape:
-        """Return (height, width, channels, multiplier) of a depthwise kernel."""
         if self._kernel_order(node) == "oihw":
             raise ValueError("has kernels as Keras 1 orders them with channels first, which is not supported")
-        if len(kernel.shape) != 4 or kernel.shape[2] != shape[1]:
-            raise _Missing(f"has kernels of {kernel.shape}, but reads {shape[1]} channels")
-        return kernel.shape
+        height, width, channels, multiplier = layer.arrays[role].shape
+        _check_size(node, (height, width))
+        if channels != shape[1]:
+            raise _Missing(f"has kernels of {layer.arrays[role].shape}, but reads {shape[1]} channels")
+        # Depthwise kernels are not flipped: Keras reverses them before Theano reverses them again.
+        layout, separable = Layout("depthwise"), node.kind == "SeparableConv2D"
+        source = self._windowed(
+            node, inputs, shape, role, layout, (height, width), channels * multiplier, channels, separable=separable
+        )
+        if separable:
+            self.found[source].linear = False
+            outputs = layer.arrays["pointwise_kernel"].shape[-1]
+            self._emit_kernel(
+                node, "conv", [source], "pointwise_kernel", Layout("hwio"), inputs=channels * multiplier,
+                outputs=outputs, kernel=(1, 1),
+            )  # fmt: skip
 
     def _windowed(
-        self, node: Node, inputs: list[str], shape: Shape, layer: KerasLayer, layout: Layout, kernel: Pair,
-        outputs: int, groups: int, role: str = "kernel", suffix: str = "", bias: bool | None = None, cut: bool = True,
+        self, node: Node, inputs: list[str], shape: Shape, role: str, layout: Layout, kernel: Pair, outputs: int,
+        groups: int, *, separable: bool = False,
     ) -> str:  # fmt: skip
-        """Emit a convolution; without `cut`, Theano's `same` pads half of the kernel on both sides."""
+        """Emit a convolution, or the first part of a separable one."""
+        suffix = "_depthwise" if separable else ""
         stride, dilation = (pair_of(node.setting(word, default=1)) for word in ("strides", "dilation_rate"))
         padding = str(node.setting("padding", default="valid"))
         edges = self._edges(shape[2:], kernel, stride, dilation, padding, pool=False)
-        if self.theano and not cut:
+        if self.theano and separable:  # whose `same` pads half of the kernel on both sides
             edges = (edges[0], edges[0], edges[2], edges[2])
         if edges[0] != edges[1] or edges[2] != edges[3]:
             inputs = [self._emit(node, "pad", inputs, f"{suffix}_pad", edges=edges)]
             edges = (0, 0, 0, 0)
-        bias = _has_bias(node, layer) if bias is None else bias
-        arrays = {"weight": (role, layout)} | ({"bias": ("bias", Layout())} if bias else {})
-        return self._emit(
-            node, "conv", inputs, suffix, arrays=arrays, inputs=shape[1], outputs=outputs, kernel=kernel, stride=stride,
-            padding=(edges[0], edges[2]), dilation=dilation, groups=groups, bias=bias,
+        return self._emit_kernel(
+            node, "conv", inputs, role, layout, suffix, biased=not separable, inputs=shape[1], outputs=outputs,
+            kernel=kernel, stride=stride, padding=(edges[0], edges[2]), dilation=dilation, groups=groups,
         )  # fmt: skip
 
-    def _conv2dtranspose(self, node: Node, inputs: list[str]) -> None:
-        shape, layer = self._map(node, inputs[0]), _layer(node)
-        stored = layer.arrays["kernel"].shape
-        if len(stored) != 4:
-            raise _Missing(f"has a kernel of {stored}")
+    def _conv2dtranspose(self, node: Node, inputs: list[str], shape: Shape) -> None:
+        stored = _layer(node).arrays["kernel"].shape
         order = "hwoi" if self.keras > 1 else f"deconv_{self._kernel_order(node)}"
         places = {"hwoi": (0, 1, 2, 3), "deconv_hwio": (0, 1, 3, 2), "deconv_oihw": (2, 3, 0, 1)}[order]
         height, width, outputs, channels = (stored[place] for place in places)
         kernel = (height, width)
+        _check_size(node, kernel)
         stride, dilation = (pair_of(node.setting(word, default=1)) for word in ("strides", "dilation_rate"))
         padding = node.setting("padding", default="valid")
         if padding not in ("valid", "same"):
@@ -604,51 +608,36 @@ class _Translator:
                 before = span // 2 if self.theano else max(0, full - wanted) // 2
             extra.append(max(0, wanted + before - full))
             edges += [before, max(0, full + extra[-1] - before - wanted)]
-        bias = _has_bias(node, layer)
-        arrays = {"weight": ("kernel", Layout(order, self.theano))} | ({"bias": ("bias", Layout())} if bias else {})
-        self._emit(
-            node, "conv_transpose", inputs, arrays=arrays, inputs=channels, outputs=outputs, kernel=kernel,
-            stride=stride, edges=tuple(edges), output_padding=tuple(extra), dilation=dilation, bias=bias,
+        self._emit_kernel(
+            node, "conv_transpose", inputs, "kernel", Layout(order, self.theano), inputs=channels, outputs=outputs,
+            kernel=kernel, stride=stride, edges=tuple(edges), output_padding=tuple(extra), dilation=dilation,
         )  # fmt: skip
 
-    def _dense(self, node: Node, inputs: list[str]) -> None:
-        shape, layer = self.shapes[inputs[0]], _layer(node)
-        rows, units = layer.arrays["kernel"].shape
+    def _dense(self, node: Node, inputs: list[str], shape: Shape) -> None:
+        rows, units = _layer(node).arrays["kernel"].shape
         if (said := node.setting("units", "output_dim", default=units)) != units:
             raise _Missing(f"has a kernel of ({rows}, {units}), but its config says {said} units")
-        bias = _has_bias(node, layer)
-        added = {"bias": ("bias", Layout())} if bias else {}
         if len(shape) == 4:
             if not self.last:
                 raise ValueError("works along the width of a channels-first map, which is not supported")
-            self._emit(
-                node, "conv", inputs, arrays={"weight": ("kernel", Layout("io")), **added}, inputs=rows, outputs=units,
-                kernel=(1, 1), bias=bias,
-            )  # fmt: skip
+            layout = Layout("io")
+            self._emit_kernel(node, "conv", inputs, "kernel", layout, inputs=rows, outputs=units, kernel=(1, 1))
             return
         if rows != shape[-1]:
             raise _Missing(f"has a kernel of ({rows}, {units}), but reads {shape[-1]} values")
-        self._emit(
-            node, "dense", inputs, arrays={"weight": ("kernel", Layout()), **added}, inputs=rows, outputs=units,
-            bias=bias,
-        )  # fmt: skip
+        self._emit_kernel(node, "dense", inputs, "kernel", Layout(), inputs=rows, outputs=units)
 
-    def _batchnormalization(self, node: Node, inputs: list[str]) -> None:
+    def _batchnormalization(self, node: Node, inputs: list[str], shape: Shape) -> None:
         if (mode := node.setting("mode", default=0)) != 0:
             raise ValueError(f"normalises in mode {mode} of Keras 1; known: 0")
-        shape = self.shapes[inputs[0]]
         axis = node.setting("axis", default=-1)
         dim = self._dim(axis[0] if isinstance(axis, list | tuple) else axis, len(shape))
         order = list(range(len(shape)))
         order[1], order[dim] = order[dim], order[1]
         if dim != 1:
             inputs = [self._emit(node, "permute", inputs, "_permute", order=tuple(order))]
-        plain = Layout()
-        arrays = {
-            "weight": ("gamma", plain, 1.0), "bias": ("beta", plain, 0.0), "running_mean": ("moving_mean", plain),
-            "running_var": ("moving_variance", plain),
-        }  # fmt: skip
-        self._check_parts(node, {"gamma": "scale", "beta": "center"})
+        moving = {"running_mean": ("moving_mean", Layout()), "running_var": ("moving_variance", Layout())}
+        arrays = _scale_and_shift(node, Layout()) | moving
         name = self._emit(
             node, "batch_norm", inputs, arrays=arrays, channels=shape[dim],
             epsilon=float(node.setting("epsilon", default=KERAS_EPSILON)), dims=len(shape),
@@ -657,36 +646,26 @@ class _Translator:
             self.found[name].linear = False
             self._emit(node, "permute", [name], "_permute_back", order=tuple(order))
 
-    def _check_parts(self, node: Node, parts: Mapping[str, str]) -> None:
-        """Refuse arrays that the config leaves out, and the lack of those that it has."""
-        held = _layer(node, *parts).arrays if node.layer is not None else {}
-        for role, flag in parts.items():
-            wanted = bool(node.setting(flag, default=True))
-            if wanted != (role in held):
-                raise _Missing(f"has no {role}" if wanted else f"has a {role}, but its config has none")
-
-    def _layernormalization(self, node: Node, inputs: list[str]) -> None:
-        shape = self.shapes[inputs[0]]
+    def _layernormalization(self, node: Node, inputs: list[str], shape: Shape) -> None:
         if node.settings.get("rms_scaling"):
             raise ValueError("scales by the root mean square, which is not supported")
         axes = node.setting("axis", default=-1)
         dims = sorted(self._dim(axis, len(shape)) for axis in (axes if isinstance(axes, list | tuple) else [axes]))
         epsilon = float(node.setting("epsilon", default=KERAS_EPSILON))
-        self._check_parts(node, {"gamma": "scale", "beta": "center"})
         if dims == [1] and len(shape) in (2, 4):
-            arrays = {"weight": ("gamma", Layout(), 1.0), "bias": ("beta", Layout(), 0.0)}
+            arrays = _scale_and_shift(node, Layout())
             self._emit(node, "channel_norm", inputs, arrays=arrays, channels=shape[1], epsilon=epsilon)
         elif dims == list(range(dims[0], len(shape))):
             layout = Layout("hwc" if len(shape) == 4 and self.last else "same")
             if layout.kernel_order == "hwc" and dims != [1, 2, 3]:
                 raise ValueError("normalises some axes of a map, which is not supported")
-            arrays = {"weight": ("gamma", layout, 1.0), "bias": ("beta", layout, 0.0)}
+            arrays = _scale_and_shift(node, layout)
             self._emit(node, "layer_norm", inputs, arrays=arrays, shape=shape[dims[0] :], epsilon=epsilon)
         else:
             raise ValueError("normalises axes that are not the last ones, which is not supported")
 
-    def _normalization(self, node: Node, inputs: list[str]) -> None:
-        shape, mean = self.shapes[inputs[0]], node.settings.get("mean")
+    def _normalization(self, node: Node, inputs: list[str], shape: Shape) -> None:
+        mean = node.settings.get("mean")
         axes = node.setting("axis", default=-1)
         axis = axes if isinstance(axes, int) else axes[0] if axes else None
         if axis is None or self._dim(axis, len(shape)) != 1 or (not isinstance(axes, int) and len(axes) > 1):
@@ -699,12 +678,11 @@ class _Translator:
             self._emit(node, "scale", inputs, scale=tuple(scale), offset=tuple(offset))
             return
         arrays = {"mean": ("mean", Layout("flat")), "variance": ("variance", Layout("flat"))}
-        _layer(node, "mean", "variance")
+        _layer(node)
         self._emit(node, "normalize", inputs, arrays=arrays, channels=shape[1], invert=invert)
 
-    def _prelu(self, node: Node, inputs: list[str]) -> None:
-        shape = self.shapes[inputs[0]]
-        array = _layer(node, "alpha").arrays["alpha"]
+    def _prelu(self, node: Node, inputs: list[str], shape: Shape) -> None:
+        array = _layer(node).arrays["alpha"]
         own = array.shape
         layout = Layout("flat" if own[1:] == (1, 1) else "same")
         if len(own) != len(shape) - 1:
@@ -713,61 +691,53 @@ class _Translator:
             own, layout = (own[2], own[0], own[1]), Layout("hwc")
         self._emit(node, "prelu", inputs, arrays={"weight": ("alpha", layout)}, shape=own)
 
-    def _thresholdedrelu(self, node: Node, inputs: list[str]) -> None:
+    def _thresholdedrelu(self, node: Node, inputs: list[str], shape: Shape) -> None:
         self._emit(node, "threshold", inputs, threshold=number_of(node.setting("theta", default=1.0)))
 
-    def _layerscale(self, node: Node, inputs: list[str]) -> None:
+    def _layerscale(self, node: Node, inputs: list[str], shape: Shape) -> None:
         role = next(iter(_layer(node).arrays))
-        self._emit(node, "layer_scale", inputs, arrays={"weight": (role, Layout())}, channels=self.shapes[inputs[0]][1])
+        self._emit(node, "layer_scale", inputs, arrays={"weight": (role, Layout())}, channels=shape[1])
 
-    def _customscalelayer(self, node: Node, inputs: list[str]) -> None:
+    def _customscalelayer(self, node: Node, inputs: list[str], shape: Shape) -> None:
         scaled = self._emit(node, "scale", inputs[1:], "_scaled", scale=float(node.settings["scale"]))
         self._emit(node, "add", [inputs[0], scaled])
 
     # Layers without weights
 
-    def _pool(self, node: Node, inputs: list[str]) -> None:
-        shape = self._map(node, inputs[0])
+    def _pool(self, node: Node, inputs: list[str], shape: Shape) -> None:
         size = pair_of(node.setting("pool_size", default=(2, 2)))
         stride = pair_of(node.setting("strides", default=size))
         padding = str(node.setting("padding", default="valid"))
         edges = self._edges(shape[2:], size, stride, (1, 1), padding, pool=True)
         self._emit(node, POOLS[node.kind], inputs, kernel=size, stride=stride, edges=edges)
 
-    def _global_pool(self, node: Node, inputs: list[str]) -> None:
-        self._map(node, inputs[0])
+    def _global_pool(self, node: Node, inputs: list[str], shape: Shape) -> None:
         self._emit(node, GLOBAL[node.kind], inputs, keepdims=bool(node.setting("keepdims", default=False)))
 
-    def _zeropadding2d(self, node: Node, inputs: list[str]) -> None:
-        self._map(node, inputs[0])
-        (top, bottom), (left, right) = edges_of(node.setting("padding", default=1))
-        self._emit(node, "pad", inputs, edges=(top, bottom, left, right))
+    def _pad(self, node: Node, inputs: list[str], shape: Shape) -> None:
+        sign, word, plain = (1, "padding", 1) if node.kind == "ZeroPadding2D" else (-1, "cropping", 0)
+        edges = edges_of(node.setting(word, default=plain))
+        self._emit(node, "pad", inputs, edges=tuple(sign * edge for side in edges for edge in side))
 
-    def _cropping2d(self, node: Node, inputs: list[str]) -> None:
-        self._map(node, inputs[0])
-        (top, bottom), (left, right) = edges_of(node.setting("cropping", default=0))
-        self._emit(node, "pad", inputs, edges=(-top, -bottom, -left, -right))
-
-    def _centercrop(self, node: Node, inputs: list[str]) -> None:
-        sides, wanted = self._map(node, inputs[0])[2:], (int(node.settings["height"]), int(node.settings["width"]))
+    def _centercrop(self, node: Node, inputs: list[str], shape: Shape) -> None:
+        wanted = int(node.settings["height"]), int(node.settings["width"])
         edges: list[int] = []
-        for side, kept in zip(sides, wanted, strict=True):
+        for side, kept in zip(shape[2:], wanted, strict=True):
             if not 0 < kept <= side:
                 raise ValueError(f"crops {side} cells to {kept}; only a crop within the map is supported")
             edges += [-((side - kept) // 2), (side - kept) // 2 - (side - kept)]
         self._emit(node, "pad", inputs, edges=tuple(edges))
 
-    def _upsampling2d(self, node: Node, inputs: list[str]) -> None:
-        self._map(node, inputs[0])
+    def _upsampling2d(self, node: Node, inputs: list[str], shape: Shape) -> None:
         how = node.setting("interpolation", default="nearest")
         if how not in ("nearest", "bilinear"):
             raise ValueError(f"enlarges by {how!r}; known: nearest, bilinear")
-        if how == "bilinear" and self.keras < 3 and not _is_of_tensorflow_2(self.file):
+        if how == "bilinear" and self.keras < 3 and self.file.release < (2, 4):
             raise ValueError("enlarges bilinearly as Keras before TensorFlow 2 did, which is not supported")
         self._emit(node, "upsample", inputs, factor=pair_of(node.setting("size", default=(2, 2))), how=how)
 
-    def _flatten(self, node: Node, inputs: list[str]) -> None:
-        rank = len(self.shapes[inputs[0]])
+    def _flatten(self, node: Node, inputs: list[str], shape: Shape) -> None:
+        rank = len(shape)
         first = node.settings.get("data_format") == "channels_first"  # Keras 2.2 and later transposes such values
         if first and rank == 4 and self.last:  # Keras's first axis, which is no channels here
             inputs = [self._emit(node, "permute", inputs, "_permute", order=(0, 3, 1, 2))]
@@ -775,12 +745,12 @@ class _Translator:
             return
         self._emit(node, "flatten", inputs, channels_last=(rank == 4 and self.last) or (rank > 2 and first))
 
-    def _reshape(self, node: Node, inputs: list[str]) -> None:
+    def _reshape(self, node: Node, inputs: list[str], shape: Shape) -> None:
         target = [int(side) for side in node.settings["target_shape"]]
         self._emit(node, "reshape", inputs, shape=tuple(target), channels_last=self.last)
 
-    def _permute(self, node: Node, inputs: list[str]) -> None:
-        rank = len(self.shapes[inputs[0]])
+    def _permute(self, node: Node, inputs: list[str], shape: Shape) -> None:
+        rank = len(shape)
         axes = [0, *(int(axis) for axis in node.settings["dims"])]
         if rank != len(axes):
             raise ValueError(f"reorders {len(axes) - 1} axes of {rank - 1}")
@@ -790,8 +760,7 @@ class _Translator:
             order[ours[place]] = ours[axis]
         self._emit(node, "permute", inputs, order=tuple(order))
 
-    def _rescaling(self, node: Node, inputs: list[str]) -> None:
-        shape = self.shapes[inputs[0]]
+    def _rescaling(self, node: Node, inputs: list[str], shape: Shape) -> None:
         scale, offset = (node.setting(word, default=plain) for word, plain in (("scale", 1.0), ("offset", 0.0)))
         along_last = len(shape) == 2 or (len(shape) == 4 and self.last)
         # Keras 3 alone, and for the scale alone, follows the data format
@@ -800,7 +769,7 @@ class _Translator:
                 raise ValueError(f"has a constant of {len(list_of)} numbers for {list(shape[1:])}, not one per channel")
         self._emit(node, "scale", inputs, scale=_numbers(scale), offset=_numbers(offset))
 
-    def _merge(self, node: Node, inputs: list[str]) -> None:
+    def _merge(self, node: Node, inputs: list[str], shape: Shape) -> None:
         if any(not isinstance(operand, Operand) for operand in node.operands):
             raise ValueError("compares its input with a constant, which is not supported")
         shapes = {self.shapes[source] for source in inputs}
@@ -808,44 +777,36 @@ class _Translator:
             raise ValueError("merges inputs of different dimensions, which is not supported")
         self._emit(node, MERGES[node.kind], inputs)
 
-    def _concatenate(self, node: Node, inputs: list[str]) -> None:
-        axis = node.setting("axis", default=-1)  # tf_keras writes a list of one
-        dim = self._dim(int(axis[0] if isinstance(axis, list | tuple) else axis), self._rank(inputs))
-        self._emit(node, "concatenate", inputs, dim=dim)
+    def _concatenate(self, node: Node, inputs: list[str], shape: Shape) -> None:
+        axis = node.setting("axis", default=node.operands[1] if len(node.operands) > 1 else -1)
+        axis = int(axis[0] if isinstance(axis, list | tuple) else axis)  # tf_keras writes a list of one
+        self._emit(node, "concatenate", inputs, dim=self._dim(axis, len(shape)))
 
-    def _ops_concatenate(self, node: Node, inputs: list[str]) -> None:
-        axis = node.settings.get("axis", node.operands[1] if len(node.operands) > 1 else -1)
-        self._emit(node, "concatenate", inputs, dim=self._dim(int(axis), self._rank(inputs)))
-
-    def _rank(self, inputs: Sequence[str]) -> int:
-        return len(self.shapes[inputs[0]])
-
-    def _split_tensor(self, node: Node, inputs: list[str]) -> None:
+    def _split_tensor(self, node: Node, inputs: list[str], shape: Shape) -> None:
         """Half of the channels, as convnets-keras's AlexNet reads them."""
-        half = self._map(node, inputs[0])[1] // 2
+        half = shape[1] // 2
         first = half * int(node.settings["half"])
         self._emit(node, "channels", inputs, start=first, stop=first + half)
 
-    def _cross_channel_normalization(self, node: Node, inputs: list[str]) -> None:
-        self._map(node, inputs[0])
+    def _cross_channel_normalization(self, node: Node, inputs: list[str], shape: Shape) -> None:
         size, alpha, beta, k = LRN
         self._emit(node, "local_response_norm", inputs, size=size, alpha=alpha, beta=beta, k=k)
 
-    def _dot(self, node: Node, inputs: list[str]) -> None:
+    def _dot(self, node: Node, inputs: list[str], shape: Shape) -> None:
         if any(len(self.shapes[source]) != 2 for source in inputs) or node.settings.get("axes") not in (1, -1, [1, 1]):
             raise ValueError("multiplies maps; only the dot product of vectors is supported")
         self._emit(node, "dot", inputs, normalize=bool(node.settings.get("normalize")))
 
-    def _ops_mean(self, node: Node, inputs: list[str]) -> None:
+    def _ops_mean(self, node: Node, inputs: list[str], shape: Shape) -> None:
         given = node.settings.get("axis", node.operands[1] if len(node.operands) > 1 else None)
         keepdims = bool(node.settings.get("keepdims", False))
-        rank = self._rank(inputs)
+        rank = len(shape)
         axes = [given] if isinstance(given, int) else list(given or ())
         if rank != 4 or sorted(self._dim(axis, rank) for axis in axes) != [2, 3]:
             raise ValueError("averages other axes than height and width, which is not supported")
         self._emit(node, "global_average", inputs, keepdims=keepdims)
 
-    def _arithmetic(self, node: Node, inputs: list[str]) -> None:
+    def _arithmetic(self, node: Node, inputs: list[str], shape: Shape) -> None:
         kind = ARITHMETIC[node.kind]
         first, second = node.operands[:2]
         if isinstance(first, Operand) and isinstance(second, Operand):
@@ -853,21 +814,20 @@ class _Translator:
                 raise ValueError("combines inputs of different dimensions, which is not supported")
             self._emit(node, kind, [inputs[first.number], inputs[second.number]])
             return
-        number = self._constant(second if isinstance(first, Operand) else first, self.shapes[inputs[0]])
+        number = self._constant(second if isinstance(first, Operand) else first, shape)
         left = isinstance(second, Operand)  # the constant stands on the left
-        one = 1.0
-        scale: float | tuple[float, ...]
-        offset: float | tuple[float, ...]
+        scale: float | tuple[float, ...] = 1.0
+        offset: float | tuple[float, ...] = 0.0
         if kind == "add":
-            scale, offset = one, number
+            offset = number
         elif kind == "multiply":
-            scale, offset = number, 0.0
+            scale = number
         elif kind == "subtract":
-            scale, offset = (-one, number) if left else (one, _negative(number))
+            scale, offset = (-1.0, number) if left else (1.0, _mapped(number, lambda each: -each))
         elif left:
             raise ValueError("divides a constant by its input, which is not supported")
         else:
-            scale, offset = _inverse(number), 0.0
+            scale = _mapped(number, lambda each: 1 / each)
         self._emit(node, "scale", inputs, scale=scale, offset=offset)
 
     def _constant(self, value: Any, shape: Shape) -> float | tuple[float, ...]:
@@ -941,18 +901,18 @@ UNREAD = (
 )
 RESERVED = frozenset(dir(nn.Module())) | {"calls", "output"}
 
-Translate = Callable[[_Translator, Node, list[str]], None]
+Translate = Callable[[_Translator, Node, list[str], Shape], None]
 TRANSLATORS: dict[str, Translate] = {
     "Conv2D": _Translator._conv2d, "DepthwiseConv2D": _Translator._depthwiseconv2d,
-    "SeparableConv2D": _Translator._separableconv2d, "Conv2DTranspose": _Translator._conv2dtranspose,
+    "SeparableConv2D": _Translator._depthwiseconv2d, "Conv2DTranspose": _Translator._conv2dtranspose,
     "Dense": _Translator._dense, "BatchNormalization": _Translator._batchnormalization,
     "LayerNormalization": _Translator._layernormalization, "Normalization": _Translator._normalization,
     "PReLU": _Translator._prelu, "ThresholdedReLU": _Translator._thresholdedrelu, "LayerScale": _Translator._layerscale,
-    "CustomScaleLayer": _Translator._customscalelayer, "ZeroPadding2D": _Translator._zeropadding2d,
+    "CustomScaleLayer": _Translator._customscalelayer, "ZeroPadding2D": _Translator._pad,
     "CenterCrop": _Translator._centercrop,
-    "Cropping2D": _Translator._cropping2d, "UpSampling2D": _Translator._upsampling2d, "Flatten": _Translator._flatten,
+    "Cropping2D": _Translator._pad, "UpSampling2D": _Translator._upsampling2d, "Flatten": _Translator._flatten,
     "Reshape": _Translator._reshape, "Permute": _Translator._permute, "Rescaling": _Translator._rescaling,
-    "Concatenate": _Translator._concatenate, "ops.Concatenate": _Translator._ops_concatenate, "Dot": _Translator._dot,
+    "Concatenate": _Translator._concatenate, "ops.Concatenate": _Translator._concatenate, "Dot": _Translator._dot,
     "ops.Mean": _Translator._ops_mean, "SplitTensor": _Translator._split_tensor,
     "CrossChannelNormalization": _Translator._cross_channel_normalization,
     **dict.fromkeys(POOLS, _Translator._pool),
@@ -966,7 +926,7 @@ class _Missing(ValueError):
     """An array is missing or has another shape than the config says."""
 
 
-def _layer(node: Node, *roles: str) -> KerasLayer:
+def _layer(node: Node) -> KerasLayer:
     """Return the layer's arrays; raise an error if there are none."""
     if node.layer is None:
         raise _Missing("has no arrays")
@@ -983,36 +943,25 @@ def _layer(node: Node, *roles: str) -> KerasLayer:
     return node.layer
 
 
-def _has_bias(node: Node, layer: KerasLayer) -> bool:
-    """Return whether a layer has a bias, on which config and arrays must agree."""
-    found = "bias" in layer.arrays
-    if found != bool(node.setting("use_bias", "bias", default=True)):
-        raise _Missing("has a bias, but its config has none" if found else "has no bias")
+def _check_size(node: Node, kernel: Pair) -> None:
+    """Raise an error if a kernel's size, (height, width), is not the config's."""
+    if (said := pair_of(node.settings.get("kernel_size", kernel))) != kernel:
+        raise _Missing(f"has a kernel of {kernel[0]}x{kernel[1]}, but its config says {said[0]}x{said[1]}")
+
+
+def _has(node: Node, role: str, *flags: str) -> bool:
+    """Return whether a layer has an array that its config may leave out, on which both must agree."""
+    found = node.layer is not None and role in node.layer.arrays
+    if found != bool(node.setting(*flags, default=True)):
+        raise _Missing(f"has a {role}, but its config has none" if found else f"has no {role}")
     return found
 
 
-def _stored_shape(layout: Layout, ours: Shape, stored: Shape) -> Shape:
-    """Return the shape in the file of one of our parameters."""
-    order = layout.kernel_order
-    if order in ("oihw", "same"):
-        return ours
-    if order == "hwio":
-        return (ours[2], ours[3], ours[1], ours[0])
-    if order == "hwoi":
-        return (ours[2], ours[3], ours[1], ours[0])
-    if order == "deconv_oihw":
-        return (ours[1], ours[0], *ours[2:])
-    if order == "deconv_hwio":
-        return (*ours[2:], *ours[:2])
-    if order == "depthwise":
-        return (ours[2], ours[3], stored[2], ours[0] // stored[2])
-    if order == "io":
-        return (ours[1], ours[0])
-    if order == "hwc":
-        return (*ours[1:], ours[0]) if len(ours) == 3 else (1, 1, *ours)
-    if order == "flat":
-        return stored if prod(stored) == prod(ours) else ours
-    return ours[::-1] if len(ours) == 2 else ours
+def _scale_and_shift(node: Node, layout: Layout) -> dict[str, Any]:
+    """Return where the gamma and beta of a normalisation come from, as `_emit` takes it."""
+    _has(node, "gamma", "scale")
+    _has(node, "beta", "center")
+    return {"weight": ("gamma", layout, 1.0), "bias": ("beta", layout, 0.0)}
 
 
 def _flat(value: Any) -> list[float]:
@@ -1025,24 +974,8 @@ def _numbers(value: Any) -> float | tuple[float, ...]:
     return tuple(_flat(value)) if isinstance(value, list | tuple) else number_of(value)
 
 
-def _negative(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
-    return tuple(-each for each in value) if isinstance(value, tuple) else -value
-
-
-def _inverse(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
-    return tuple(1 / each for each in value) if isinstance(value, tuple) else 1 / value
-
-
-def _is_of_tensorflow_2(file: KerasFile) -> bool:
-    """Return whether a file of Keras 2 is of version 2.4 or later, which run on TensorFlow 2 alone."""
-    return tuple(map(int, re.findall(r"\d+", file.version or "")[:2])) >= (2, 4)
-
-
-def _major(file: KerasFile) -> int:
-    numbers = re.match(r"\d+", file.version or "")
-    if numbers:
-        return max(1, int(numbers[0]))
-    return 3 if file.container in ("weights", "archive") else 1 if file.backend is None else 2
+def _mapped(value: float | tuple[float, ...], change: Callable[[float], float]) -> float | tuple[float, ...]:
+    return tuple(map(change, value)) if isinstance(value, tuple) else change(value)
 
 
 # Features and head
@@ -1058,14 +991,6 @@ SLIDING = frozenset(  # layers of a head that `slide` knows
 
 
 @dataclass(frozen=True)
-class _End:
-    """What `settle_activation` asks of a head."""
-
-    units: int | None
-    activation: str | None
-
-
-@dataclass(frozen=True)
 class _Parts:
     """A network's layers, split.
 
@@ -1074,7 +999,7 @@ class _Parts:
         window: (height, width) in cells that the head reads at once; (0, 0) without a map.
         no_map: why there is no map.
         classes: number of logits.
-        end: the activation of the logits.
+        activation: that of the logits; None without a head.
         notes: what was left out.
         final: name of the Keras node whose output the network has; "" for the model's own.
         fused: whether that output is the one after the node's fused activation.
@@ -1086,7 +1011,7 @@ class _Parts:
     window: Pair
     no_map: str | None
     classes: int | None
-    end: _End
+    activation: str | None = None
     notes: tuple[str, ...] = ()
     final: str = ""
     fused: bool = True
@@ -1100,24 +1025,29 @@ def _split(layers: dict[str, Layer], *, later: bool = False) -> _Parts:
     end of a network without a head is one of its layers.
     """
     uses = Counter(source for layer in layers.values() for source in layer.entry[2])
-    ordered = list(layers.values())
+    ordered = whole = list(layers.values())
     chain: list[Layer] = []
-    layer: Layer | None = ordered[-1]
-    while layer is not None and uses[layer.name] == (0 if layer is ordered[-1] else 1) and _can_follow(layer):
+    layer: Layer | None = whole[-1]
+    while layer is not None and uses[layer.name] == (0 if layer is whole[-1] else 1) and _can_follow(layer):
         chain.insert(0, layer)
         layer = layers.get(layer.entry[2][0])
-    whole, result, activation = ordered, ordered[-1].after, "linear"
+    result, activation = whole[-1].after, "none"
     last = chain[-1] if chain else None
     if last and last.kind in ENDS and prod(result[2:]) == 1 and last.entry[3].get("dim", 1) == 1:
-        activation, chain, ordered = last.kind, chain[:-1], ordered[:-1]
+        activation, chain, ordered = last.kind, chain[:-1], whole[:-1]
     starts = [place for place, one in enumerate(chain) if _reads_map(one)]
     start = starts[-1 if later else 0] if starts else None
     final = ordered[-1].node if ordered else ""
     fused = whole[-1] is ordered[-1] or whole[-1].node != final if ordered else True
+
+    def without_head(why: str | None) -> _Parts:
+        return _Parts(whole, None, (0, 0), why, None, final=whole[-1].node)
+
+    def before(layer: Layer) -> list[Layer]:
+        return ordered[: ordered.index(layer)]
+
     if prod(result[2:]) != 1 or (len(result) == 4 and start is None) or len(result) == 3:
-        why = None if len(result) == 4 else "its output is not a map"
-        return _Parts(whole, None, (0, 0), why, None, _End(None, None), final=whole[-1].node)
-    end = _End(result[1], {"linear": "none"}.get(activation, activation))
+        return without_head(None if len(result) == 4 else "its output is not a map")
     reason = "no single layer reads its whole feature map: neither a flatten nor a global pooling"
     if start is not None and not any(one.kind in ("dense", "conv") for one in chain[start:]):
         # The dense layers, if any, are convolutions of a single cell before the flatten.
@@ -1125,41 +1055,36 @@ def _split(layers: dict[str, Layer], *, later: bool = False) -> _Parts:
         if place is not None:
             cell = chain[place]
             flat = Layer((f"{cell.name}_flatten", "flatten", (), {}), cell.before, cell.before[:2])
-            features = ordered[: ordered.index(cell)]
             head = _sliding_head([flat, *chain[place:]])
-            return _Parts(features, head, (0, 0), reason, result[1], end, final=final, fused=fused)
-        features = ordered[: ordered.index(chain[start])]
-        if activation == "linear" and not (features and all(one.kind in UNLEARNT for one in chain[start:])):
-            return _Parts(whole, None, (0, 0), "its output is not a map", None, _End(None, None), final=final)
-        if activation == "linear":
+            return _Parts(before(cell), head, (0, 0), reason, result[1], activation, final=final, fused=fused)
+        if activation == "none":
+            if not (before(chain[start]) and all(one.kind in UNLEARNT for one in chain[start:])):
+                return without_head("its output is not a map")
             # A pooling of all cells before a global one is part of the features.
             pools = [place for place, one in enumerate(chain) if one.kind in GLOBAL.values()]
             start = pools[-1] if pools else start
-            pooled = chain[start].kind == "max_pool" and chain[start] is ordered[-1]
+            pooled = chain[start].kind == "max_pool" and chain[start] is whole[-1]
             if later and pooled:
-                return _Parts(whole, None, (0, 0), None, None, _End(None, None), final=whole[-1].node)
-            features = ordered[: ordered.index(chain[start])]
+                return without_head(None)
+            features = before(chain[start])
             names = ", ".join(one.name for one in chain[start:])
             note = f"the model ends with {names}, which is left out: the features are the map before it"
             if chain[start].kind in ("global_max", "max_pool"):
                 note += "; --pool max embeds them"
-            end = _End(None, None)
-            return _Parts(features, None, (0, 0), None, None, end, (note,), features[-1].node, later=pooled)
+            return _Parts(features, None, (0, 0), None, None, None, (note,), features[-1].node, later=pooled)
     if start is not None:
-        features, head = ordered[: ordered.index(chain[start])], _sliding_head(chain[start:])
-        window = (chain[start].before[2], chain[start].before[3])
+        head = _sliding_head(chain[start:])
         fixed = next((one for one in head if one.kind in ELEMENTWISE and one.kind not in SLIDING), None)
         why = None if fixed is None else f"its head has {fixed.name} ({fixed.kind}), which cannot slide over a map"
-        window = window if why is None else (0, 0)
+        window = (chain[start].before[2], chain[start].before[3]) if why is None else (0, 0)
         pooled = len(starts) > 1 and chain[start].kind == "max_pool"
-        return _Parts(features, head, window, why, result[1], end, (), final, fused, later=pooled)
+        features = before(chain[start])
+        return _Parts(features, head, window, why, result[1], activation, (), final, fused, later=pooled)
     vector = next((place for place, one in enumerate(chain) if len(one.before) == 2), len(chain))
     if not any(one.kind == "dense" for one in chain[vector:]):
-        why = "its output is not a map"
-        return _Parts(whole, None, (0, 0), why, None, _End(None, None), final=whole[-1].node)
-    members = set(map(id, chain[vector:]))
-    features = [one for one in ordered if id(one) not in members]
-    return _Parts(features, _chained(chain[vector:]), (0, 0), reason, result[1], end, final=final, fused=fused)
+        return without_head("its output is not a map")
+    features = before(chain[vector])
+    return _Parts(features, _chained(chain[vector:]), (0, 0), reason, result[1], activation, final=final, fused=fused)
 
 
 def _can_follow(layer: Layer) -> bool:

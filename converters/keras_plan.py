@@ -29,10 +29,10 @@ def plan_keras(file: KerasFile, wishes: Wishes | None = None) -> tuple[KerasFile
     wishes, questions = wishes or Wishes(), Questions(file.path)
     if file.config is None:
         file = oriented(file)
-        derived = derive(file, wishes, questions)
-        described = with_config(file, derived.config)
-        plan = plan_graph(described, derived.wishes, questions)
-        return described, replace(plan, choices=(*derived.notes, *plan.choices))
+        config, notes, wishes = derive(file, wishes, questions)
+        described = with_config(file, config)
+        plan = plan_graph(described, wishes, questions)
+        return described, replace(plan, choices=(*notes, *plan.choices))
     try:
         return file, plan_graph(file, wishes, questions)
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:

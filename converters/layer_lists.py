@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from itertools import takewhile
-from typing import Any
+from itertools import chain, takewhile
 
-from converters import convnets_keras
-from converters.architectures import Architecture, architectures
+from converters.architectures import (
+    Architecture,
+    Config,
+    Entry,
+    Pair,
+    Shape,
+    architectures,
+    entries_of,
+    is_automatic,
+    resized,
+)
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer, KernelOrder
-from converters.readers.keras_words import HOLDS, IDENTITIES, kind_of_class, kind_of_name, pair_of
+from converters.readers.keras_words import HOLDS, IDENTITIES, kind_of_name, pair_of
 
 Path = tuple[str, ...]  # names of the enclosing models
 ALIKE = {  # classes that stand for others in some releases
@@ -33,44 +41,6 @@ LONGEST = 1000  # characters of an array's name that are examined
 LEAST_LIKENESS = 0.5  # share of common layers above which an incomplete file counts as a network
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A layer or operation of an architecture.
-
-    Attributes:
-        name: its name.
-        kind: class in Keras 3's spelling; "ops.Add" for a function.
-        settings: its config.
-        inputs: names of the layers that it reads.
-        raw: the whole entry of the config.
-    """
-
-    name: str
-    kind: str
-    settings: Mapping[str, Any]
-    inputs: tuple[str, ...]
-    raw: Mapping[str, Any]
-
-    @property
-    def weighted(self) -> bool:
-        """Whether it has arrays."""
-        if self.kind == "Normalization":
-            return self.settings.get("mean") is None
-        if self.kind == "Sequential":
-            return any(inner.weighted for inner in entries_of({"config": self.settings}))
-        return self.kind in HOLDS or self.kind == "BatchNormalization"
-
-    @property
-    def automatic(self) -> bool:
-        """Whether Keras named it, after its class."""
-        return is_automatic(self.name, self.kind)
-
-
-def is_automatic(name: str, kind: str) -> bool:
-    """Return whether a name is what Keras gives to layers of a class: "conv2d_7"."""
-    return kind != "" and kind_of_name(name) == kind
-
-
 def number(name: str) -> int:
     """Return the number at the end of an automatic name; 0 for the first of a class, which has none.
 
@@ -79,33 +49,6 @@ def number(name: str) -> int:
     """
     digits = re.search(r"_(\d+)$", name)
     return int(digits[1]) if digits else 0
-
-
-def entries_of(config: Mapping[str, Any]) -> tuple[Entry, ...]:
-    """Return the layers and operations of a functional config of Keras 3."""
-    return tuple(
-        Entry(
-            raw["config"]["name"],
-            f"ops.{raw['class_name']}" if "ops." in str(raw.get("module", "")) else kind_of_class(raw["class_name"]),
-            raw["config"],
-            tuple(names_in(raw.get("inbound_nodes", []))),
-            raw,
-        )
-        for raw in config["config"]["layers"]
-    )
-
-
-def names_in(value: Any) -> Iterator[str]:
-    """Yield the names of the layers whose outputs are among the arguments of a call."""
-    if isinstance(value, list | tuple):
-        for each in value:
-            yield from names_in(each)
-    elif isinstance(value, Mapping):
-        if value.get("class_name") == "__keras_tensor__":
-            yield value["config"]["keras_history"][0]
-        else:
-            for each in value.values():
-                yield from names_in(each)
 
 
 @dataclass(frozen=True)
@@ -118,7 +61,7 @@ class Joined(KerasLayer):
         """Return an architecture's inner layer -> the file's, of the same name or, where none is, of the same class."""
         names = {layer.name: layer for layer in self.inner}
         kinds = {class_of(layer): layer for layer in self.inner}
-        ours = entries_of({"config": entry.settings})
+        ours = entries_of(entry.settings)
         found = {one.name: names.get(one.name) or kinds.get(one.kind) for one in ours if one.weighted}
         return {name: layer for name, layer in found.items() if layer is not None}
 
@@ -185,6 +128,25 @@ class Agreement:
         """The layers without the top."""
         return [entry for entry in self.entries if entry.name not in self.architecture.top]
 
+    @cached_property
+    def present(self) -> list[Entry]:
+        """The layers without those of the top that the file does not list."""
+        absent = set(self.architecture.top) - set(self.top)
+        return [entry for entry in self.entries if entry.name not in absent]
+
+    @cached_property
+    def outputs(self) -> dict[str, int | None]:
+        """Numbers of channels or values that the layers with weights give, also those of inner models."""
+        layers = dict(self.bound)
+        for entry in self.entries:
+            if isinstance(layer := layers.get(entry.name), Joined):
+                layers |= layer.within(entry)
+        return {name: outputs_of(layer) for name, layer in layers.items()}
+
+    def sized(self, size: Pair) -> tuple[Config, dict[str, Shape]]:
+        """Return the architecture's config for an input size, (height, width), and the shape of each layer's output."""
+        return resized(self.architecture.config, size, self.architecture.padded, self.outputs)
+
     @property
     def rank(self) -> tuple[int, int, int, int]:
         """The better it agrees, the larger."""
@@ -202,7 +164,7 @@ def _known() -> tuple[tuple[Architecture, tuple[frozenset[str], ...]], ...]:
     """Return all architectures, each with the keys of its layers with weights: with names and without, each without its
     top and with it."""
     found = []
-    for architecture in (*architectures(), *convnets_keras.architectures()):
+    for architecture in architectures():
         layers = [(name, kind) for name, kind, weighted in architecture.layers if weighted]
         base = [one for one in layers if one[0] not in architecture.top]
         found.append((architecture, tuple(frozenset(_keys(named, part)) for named in (True, False)
@@ -234,7 +196,7 @@ def _agree(
     file: KerasFile, architecture: Architecture, path: Path, members: Sequence[KerasLayer], likeness: float
 ) -> Agreement:
     """Compare the list of a model in the file, the one at `path`, with an architecture's."""
-    found = Agreement(architecture, entries_of(architecture.config), path, likeness=likeness)
+    found = Agreement(architecture, entries_of(architecture.config["config"]), path, likeness=likeness)
     if not ordered(file):
         _by_class(file, found, members)
     elif path:
@@ -247,10 +209,14 @@ def _agree(
         if layer.arrays and (problem := _misfit(entry, layer)):
             found.problems.append(problem)
     _outside(file, found)
-    used = {*map(id, found.bound.values()), *map(id, found.front), *map(id, found.before)}
-    used |= {id(layer) for layers in found.extra.values() for layer in layers}
-    found.rest = [layer for layer in file.layers if id(layer) not in used and layer.kind != "InputLayer"]
+    used = [*found.bound.values(), *found.front, *found.before, *chain.from_iterable(found.extra.values())]
+    found.rest = _without([layer for layer in file.layers if layer.kind != "InputLayer"], used)
     return found
+
+
+def _without(layers: Iterable[KerasLayer], used: Iterable[KerasLayer]) -> list[KerasLayer]:
+    known = set(map(id, used))
+    return [layer for layer in layers if id(layer) not in known]
 
 
 def _outside(file: KerasFile, found: Agreement) -> None:
@@ -259,12 +225,10 @@ def _outside(file: KerasFile, found: Agreement) -> None:
         found.front += [layer for layer in file.layers if layer.parents != found.path and layer.kind in PREPARES
                         and not layer.arrays]  # fmt: skip
     elif found.path:
-        first = next(place for place, layer in enumerate(file.layers) if layer.parents == found.path)
-        for layer in file.layers[:first]:
-            if not layer.arrays and layer.kind in (*PREPARES_IN_PLACE, *IDENTITIES):
-                found.front += [layer] if layer.kind != "InputLayer" else []
-            else:
-                found.before.append(layer)
+        for layer in takewhile(lambda layer: layer.parents != found.path, file.layers):
+            prepares = not layer.arrays and layer.kind in (*PREPARES_IN_PLACE, *IDENTITIES)
+            if layer.kind != "InputLayer" or not prepares:
+                (found.front if prepares else found.before).append(layer)
 
 
 def oriented(file: KerasFile) -> KerasFile:
@@ -304,6 +268,18 @@ def class_of(layer: KerasLayer) -> str:
     return layer.kind or ("DepthwiseConv2D" if kernel is not None and len(kernel.shape) == 4 else "")
 
 
+def outputs_of(layer: KerasLayer) -> int | None:
+    """Return the number of channels or values that a convolution or dense layer gives; None for other layers."""
+    if "pointwise_kernel" in layer.arrays:
+        return layer.arrays["pointwise_kernel"].shape[-1]
+    kernel = layer.arrays.get("kernel", layer.arrays.get("depthwise_kernel"))
+    if kernel is None:
+        return None
+    if class_of(layer) == "DepthwiseConv2D":
+        return kernel.shape[2] * kernel.shape[3]
+    return kernel.shape[0] if layer.kernel_order == "oihw" else kernel.shape[-1]
+
+
 def _same_class(layer: KerasLayer, kind: str) -> bool:
     own = layer.kind
     return ALIKE.get(own, own) == ALIKE.get(kind, kind) or (own == "Merge" and kind in ("Add", "Concatenate"))
@@ -323,14 +299,13 @@ def _is(layer: KerasLayer, entry: Entry, named: bool) -> bool:
 
 
 def _walk(
-    file: KerasFile, found: Agreement, wanted: Sequence[Entry], members: Sequence[KerasLayer], start: int
+    file: KerasFile, wanted: Sequence[Entry], members: Sequence[KerasLayer], start: int
 ) -> tuple[dict[str, KerasLayer], dict[str, list[KerasLayer]], int, bool]:
     """Follow both lists from `start`; returns what agrees, where it ends in the file, and whether all of it agrees."""
     bound: dict[str, KerasLayer] = {}
     extra: dict[str, list[KerasLayer]] = defaultdict(list)
     place, last = start, ""
-    waiting = [entry for entry in wanted if not entry.kind.startswith("ops.") and entry.kind != "InputLayer"]
-    for entry in waiting:
+    for entry in _listable(wanted):
         while (
             place < len(members) and last and not _is(members[place], entry, file.named)
             and not members[place].arrays and members[place].kind in IDENTITIES
@@ -345,34 +320,38 @@ def _walk(
     return bound, extra, place, True
 
 
+def _listable(entries: Iterable[Entry]) -> list[Entry]:
+    """Return the layers that a file lists: all but functions and inputs."""
+    return [entry for entry in entries if not entry.kind.startswith("ops.") and entry.kind != "InputLayer"]
+
+
 def _in_sequence(file: KerasFile, found: Agreement, members: Sequence[KerasLayer]) -> None:
     """Compare with a list in the order of `model.layers`."""
     first = next((place for place, layer in enumerate(members) if layer.arrays), len(members))
     starts = [place for place in range(first + 1)
               if all(layer.kind in (*PREPARES_IN_PLACE, *IDENTITIES) for layer in members[:place])]  # fmt: skip
-    walks = {start: _walk(file, found, found.base, members, start) for start in starts}
+    walks = {start: _walk(file, found.base, members, start) for start in starts}
     whole = next((start for start in starts if walks[start][3]), None)
     if whole is None:
         _name_differences(file, found, members)
-        start = max(starts, key=lambda start: len(walks[start][0]))
         if not found.problems:
-            _, _, place, _ = walks[start]
+            bound, _, place, _ = max(walks.values(), key=lambda walk: len(walk[0]))
             what = described(members[place]) if place < len(members) else "nothing"
-            found.problems.append(f"{what} stands where {_expected(file, found, walks[start][0])} should")
+            left = [entry for entry in _listable(found.base) if entry.name not in bound]
+            wanted = next(f"{entry.name} ({entry.kind})" for entry in left if entry.kind not in IDENTITIES)
+            found.problems.append(f"{what} stands where {wanted} should")
         return
     bound, extra, place, _ = walks[whole]
     found.front = list(members[:whole])
     found.bound, found.extra = bound, extra
     top = [entry for entry in found.entries if entry.name in found.architecture.top]
-    above, more, end, complete = _walk(file, found, top, members, place) if top else ({}, {}, place, False)
+    above, more, end, complete = _walk(file, top, members, place) if top else ({}, {}, place, False)
     named = {entry.name for entry in top if not entry.automatic}
     ends = end == len(members) and all(name == layer.name for name, layer in above.items()) and any(
         layer.arrays for layer in above.values()
     )  # fmt: skip
     if not (complete or ends):  # of the top, only layers without arrays that bear its own names are the network's
-        kept = list(
-            takewhile(lambda name: name in named and name == above[name].name and not above[name].arrays, above)
-        )
+        kept = [*takewhile(lambda name: name in named and name == above[name].name and not above[name].arrays, above)]
         if kept and place + 1 < len(members) and members[place + 1].kind == "Flatten":
             kept = []  # a pooling before a Flatten is hardly the network's own, which is global
         above = {name: above[name] for name in kept}
@@ -380,13 +359,6 @@ def _in_sequence(file: KerasFile, found: Agreement, members: Sequence[KerasLayer
     found.bound |= above
     found.extra.update(more)
     found.top, found.whole_top = tuple(above), bool(top) and complete
-
-
-def _expected(file: KerasFile, found: Agreement, bound: Mapping[str, KerasLayer]) -> str:
-    for entry in found.base:
-        if entry.name not in bound and not entry.kind.startswith("ops.") and entry.kind not in IDENTITIES:
-            return f"{entry.name} ({entry.kind})"
-    return "nothing"
 
 
 def described(layer: KerasLayer) -> str:
@@ -404,39 +376,30 @@ def _name_differences(file: KerasFile, found: Agreement, members: Sequence[Keras
             if (theirs := sum(class_of(layer) == kind for layer in weighted)) < count:
                 found.problems.append(f"it has {theirs} of {count} layers {kind}")
         return
-    names = {layer.name for layer in weighted}
-    own = {entry.name for entry in found.entries}
-    found.problems += [
-        f"{entry.name} is missing" for entry in wanted if not entry.automatic and entry.name not in names
-    ]
+    names, own = {layer.name for layer in weighted}, {entry.name for entry in found.entries}
+    missing = [entry.name for entry in wanted if not entry.automatic and entry.name not in names]
     last = max((place for place, layer in enumerate(weighted) if layer.name in own), default=-1)
-    found.problems += [
-        f"{layer.name} is unknown" for layer in weighted[:last]
-        if layer.name not in own and not is_automatic(layer.name, layer.kind)
-    ]  # fmt: skip
+    unknown = [layer.name for layer in weighted[:last] if not is_automatic(layer.name, layer.kind)]
+    found.problems += [f"{name} is missing" for name in missing]
+    found.problems += [f"{name} is unknown" for name in unknown if name not in own]
 
 
 def _by_name(found: Agreement, members: Sequence[KerasLayer]) -> None:
     """Compare with the arrays of a nested model, of which frozen layers come last."""
-    for is_top in (False, True):
-        wanted = [
-            entry for entry in found.entries
-            if entry.weighted and (entry.name in found.architecture.top) == is_top
-        ]  # fmt: skip
-        bound = {entry.name: layer for entry in wanted for layer in members if layer.name == entry.name
-                 and not entry.automatic}  # fmt: skip
+    for part in (found.base, [entry for entry in found.entries if entry.name in found.architecture.top]):
+        wanted = [entry for entry in part if entry.weighted]
+        own = {layer.name: layer for layer in members}
+        bound = {entry.name: own[entry.name] for entry in wanted if entry.name in own and not entry.automatic}
         for kind in dict.fromkeys(entry.kind for entry in wanted if entry.automatic):
-            entries = sorted(
-                (one for one in wanted if one.automatic and one.kind == kind), key=lambda e: number(e.name)
-            )
-            theirs = sorted((layer for layer in members if is_automatic(layer.name, kind) and layer.arrays),
-                            key=lambda layer: number(layer.name))  # fmt: skip
-            bound |= {entry.name: layer for entry, layer in zip(entries, theirs, strict=False)}
+            ours = [entry.name for entry in wanted if entry.automatic and entry.kind == kind]
+            theirs = [layer for layer in members if layer.arrays and is_automatic(layer.name, kind)]
+            theirs.sort(key=lambda layer: number(layer.name))
+            bound |= dict(zip(sorted(ours, key=number), theirs, strict=False))
         missing = [entry.name for entry in wanted if entry.name not in bound]
-        if not is_top:
+        if part is found.base:
             found.bound = bound
             found.problems += [f"{name} is missing" for name in missing]
-        elif not missing and wanted:
+        elif wanted and not missing:
             found.bound |= bound
             found.top, found.whole_top = found.architecture.top, True
     found.problems += _unknown(members, found.bound)
@@ -450,14 +413,14 @@ def _by_class(file: KerasFile, found: Agreement, members: Sequence[KerasLayer]) 
     base, whole = (_pairs(file, entries, theirs) for entries in (found.base, found.entries))
     has_top = bool(found.architecture.top) and not whole[1]
     if has_top and not file.named:  # then layers behind the top are more likely the head of a network without it
-        acting = [one for one in members if one.kind not in IDENTITIES and all(one is not x for x in whole[0].values())]
+        acting = any(one.kind not in IDENTITIES for one in _without(members, whole[0].values()))
         has_top = not acting or bool(base[1] + _unknown(members, base[0]))
     found.bound, problems = whole if has_top else base
     found.problems += [*problems, *_unknown(members, found.bound)]
     if has_top:
         found.top, found.whole_top = found.architecture.top, True
-    used = {id(layer) for layer in found.bound.values()}
-    found.front = [layer for layer in members if id(layer) not in used and layer.kind in PREPARES and not layer.arrays]
+    left = _without(members, found.bound.values())
+    found.front = [layer for layer in left if layer.kind in PREPARES and not layer.arrays]
 
 
 def _pairs(
@@ -467,9 +430,8 @@ def _pairs(
     bound: dict[str, KerasLayer] = {}
     problems: list[str] = []
     ours: dict[str, list[Entry]] = defaultdict(list)
-    for entry in wanted:
-        if not entry.kind.startswith("ops.") and entry.kind != "InputLayer":
-            ours[entry.kind].append(entry)
+    for entry in _listable(wanted):
+        ours[entry.kind].append(entry)
     for kind, entries in ours.items():
         found = theirs.get(kind, [])
         if kind in IDENTITIES and len(found) < len(entries):
@@ -493,47 +455,42 @@ def _pairs(
 
 def _unknown(members: Sequence[KerasLayer], bound: Mapping[str, KerasLayer]) -> list[str]:
     """Describe the layers with kernels of maps that are not the architecture's."""
-    used = {id(layer) for layer in bound.values()}
-    return [f"{layer.name} is unknown" for layer in members
-            if id(layer) not in used and _holds_map(layer) and class_of(layer) != "BatchNormalization"]  # fmt: skip
+    return [f"{layer.name} is unknown" for layer in _without(members, bound.values())
+            if _holds_map(layer) and class_of(layer) != "BatchNormalization"]  # fmt: skip
 
 
 def _misfit(entry: Entry, layer: KerasLayer) -> str:
     """Describe arrays that are not those of an architecture's layer, whatever its width; "" if they are."""
     if isinstance(layer, Joined):
-        ours = {inner.name: inner for inner in entries_of({"config": entry.settings}) if inner.weighted}
+        ours = {inner.name: inner for inner in entries_of(entry.settings) if inner.weighted}
         held = layer.within(entry)
         if held.keys() != ours.keys() or len(held) != len(layer.inner):
             return f"{layer.name} has the layers {few([one.name for one in layer.inner])}, not {few([*ours])}"
         return next((said for name, inner in held.items() if (said := _misfit(ours[name], inner))), "")
-    roles = set(layer.arrays)
-    settings = entry.settings
-    shapes = " ".join(str(array.shape) for array in layer.arrays.values())
-    wanted: set[str] | None = None
-    kernel = next((layer.arrays[role] for role in ("kernel", "depthwise_kernel") if role in roles), None)
+    roles, settings = set(layer.arrays), entry.settings
     if entry.kind == "BatchNormalization":
         scaled = {role for role, flag in (("gamma", "scale"), ("beta", "center")) if settings.get(flag, True)}
         wanted = {"moving_mean", "moving_variance", *scaled}
-        if len(roles) == len(wanted) and all(re.search(r"/vars/\d+$", array.place) for array in layer.arrays.values()):
-            wanted = None  # the roles of numbered arrays are guesses
-    elif kernel is not None and entry.kind in HOLDS:
-        biased = bool(settings.get("use_bias", True))
-        if biased != ("bias" in roles):
-            return f"{layer.name} is {shapes}, {'without' if biased else 'with'} a bias"
-        outputs = kernel.shape[0] if layer.kernel_order == "oihw" else kernel.shape[-1]
-        if entry.kind in ("Conv2D", "Dense") and biased and layer.arrays["bias"].shape != (outputs,):
-            return f"{layer.name} is {shapes}, not with a bias of ({outputs},)"
-        if "kernel_size" in settings and len(kernel.shape) == 4:
-            size = kernel.shape[2:] if layer.kernel_order == "oihw" else kernel.shape[:2]
-            if size != pair_of(settings["kernel_size"]):
-                height, width = pair_of(settings["kernel_size"])
-                return f"{layer.name} is {shapes}, not of {height}x{width} cells"
-        elif len(kernel.shape) != (2 if entry.kind == "Dense" else 4):
-            return f"{layer.name} is {shapes}, not of a {entry.kind}"
-    elif entry.kind in ("Conv2D", "DepthwiseConv2D", "Dense"):
-        return f"{layer.name} has no kernel"
-    if wanted is not None and roles != wanted:
-        return f"{layer.name} has {', '.join(layer.arrays)}, not {', '.join(sorted(wanted))}"
+        # The roles of numbered arrays are guesses.
+        numbered = all(re.search(r"/vars/\d+$", array.place) for array in layer.arrays.values())
+        fits = len(roles) == len(wanted) if numbered else roles == wanted
+        return "" if fits else f"{layer.name} has {', '.join(layer.arrays)}, not {', '.join(sorted(wanted))}"
+    kernel = layer.arrays.get("kernel", layer.arrays.get("depthwise_kernel"))
+    if kernel is None or entry.kind not in HOLDS:
+        return f"{layer.name} has no kernel" if entry.kind in ("Conv2D", "DepthwiseConv2D", "Dense") else ""
+    shapes = " ".join(str(array.shape) for array in layer.arrays.values())
+    biased = bool(settings.get("use_bias", True))
+    if biased != ("bias" in roles):
+        return f"{layer.name} is {shapes}, {'without' if biased else 'with'} a bias"
+    outputs = kernel.shape[0] if layer.kernel_order == "oihw" else kernel.shape[-1]
+    if entry.kind in ("Conv2D", "Dense") and biased and layer.arrays["bias"].shape != (outputs,):
+        return f"{layer.name} is {shapes}, not with a bias of ({outputs},)"
+    if "kernel_size" in settings and len(kernel.shape) == 4:
+        height, width = pair_of(settings["kernel_size"])
+        if (kernel.shape[2:] if layer.kernel_order == "oihw" else kernel.shape[:2]) != (height, width):
+            return f"{layer.name} is {shapes}, not of {height}x{width} cells"
+    elif len(kernel.shape) != (2 if entry.kind == "Dense" else 4):
+        return f"{layer.name} is {shapes}, not of a {entry.kind}"
     return ""
 
 

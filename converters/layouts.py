@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,29 +28,6 @@ def flip(kernel: Array) -> Array:
     return kernel[:, :, ::-1, ::-1]
 
 
-def transpose_dense(kernel: Array) -> Array:
-    """(in, out) as Keras stores it -> a view (out, in) as PyTorch does.
-
-    After a channels-first flatten, as in all files of this lineage, the rows stand in the order channel, height,
-    width on both sides, so nothing is permuted.
-
-    >>> transpose_dense(np.zeros((3, 2))).shape
-    (2, 3)
-    """
-    return kernel.T
-
-
-def oihw_from_hwio(kernel: Array) -> Array:
-    """(height, width, in, out), as Keras 2 and 3 store convolution kernels -> a view (out, in, height, width).
-
-    In a convolution in groups, `in` is one group's on both sides, and the outputs stand group after group.
-
-    >>> oihw_from_hwio(np.zeros((2, 3, 4, 5))).shape
-    (5, 4, 2, 3)
-    """
-    return kernel.transpose(3, 2, 0, 1)
-
-
 def oihw_from_depthwise(kernel: Array) -> Array:
     """(height, width, in, multiplier) -> (in * multiplier, 1, height, width), for a convolution in `in` groups.
 
@@ -64,15 +42,19 @@ def oihw_from_depthwise(kernel: Array) -> Array:
     return kernel.transpose(2, 3, 0, 1).reshape(inputs * multiplier, 1, height, width)
 
 
-def iohw_from_hwoi(kernel: Array) -> Array:
-    """(height, width, out, in) of a transposed convolution -> a view (in, out, height, width), as PyTorch stores it.
-
-    Neither framework flips the kernel: both compute the gradient of a convolution.
-
-    >>> iohw_from_hwoi(np.zeros((2, 3, 4, 5))).shape
-    (5, 4, 2, 3)
-    """
-    return kernel.transpose(3, 2, 0, 1)
+ORDERS: Mapping[str | None, Callable[[Array], Array]] = {  # axis order in a file, as in `plan.Layout` -> to PyTorch's
+    None: lambda array: array.T if array.ndim == 2 else array,
+    "io": lambda array: array.T[:, :, None, None],
+    "oihw": lambda array: array,
+    "same": lambda array: array,
+    "hwio": lambda array: array.transpose(3, 2, 0, 1),
+    "hwoi": lambda array: array.transpose(3, 2, 0, 1),  # as (in, out, height, width), which neither framework flips
+    "deconv_oihw": lambda array: array.transpose(1, 0, 2, 3),
+    "deconv_hwio": lambda array: array.transpose(2, 3, 0, 1),
+    "depthwise": oihw_from_depthwise,
+    "hwc": lambda array: array.transpose(2, 0, 1),
+    "flat": lambda array: array.reshape(-1),
+}
 
 
 def chw_rows_from_hwc(kernel: Array, window: tuple[int, int]) -> Array:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, takewhile
+from itertools import takewhile
 from math import prod
 from typing import Any
 
-from converters.layer_lists import described, few
+from converters.architectures import Shape, shape_after
+from converters.layer_lists import described, few, outputs_of
 from converters.readers.keras_file import KerasFile, KerasLayer
 from converters.readers.keras_words import ACTIVATIONS, IDENTITIES, KERAS_EPSILON, kind_of_name, kind_of_words
 
@@ -20,9 +21,10 @@ READERS = ("Flatten", *GLOBAL)
 OWN = {"avg_pool": "GlobalAveragePooling2D", "max_pool": "GlobalMaxPooling2D"}  # Keras's own names of poolings
 PLAIN = ("relu", "relu6", "selu", "gelu", "silu", "swish", "sigmoid", "tanh", "softplus", "linear")
 NUMBERED = {"leaky_relu": ("LeakyReLU", "negative_slope", 0.2), "elu": ("ELU", "alpha", 1.0)}
+NUMBERED_KINDS = {kind: name for name, (kind, _, _) in NUMBERED.items()}
+# Layers that may be the output activation -> the activation that they name.
+OUTPUTS = {"Softmax": "softmax", "softmax": "softmax", "sigmoid": "sigmoid", "Activation": None}
 MOST_ORDERS = 20_000  # steps of the search for a head's order
-
-Shape = tuple[int, ...]  # (height, width, channels) of a map, (values,) of a vector
 
 
 def activation_setting(path: Any, given: str) -> Any:
@@ -46,19 +48,11 @@ def activation_setting(path: Any, given: str) -> Any:
 
 @dataclass(frozen=True)
 class Op:
-    """A layer of a head as it will stand in the config.
-
-    Attributes:
-        kind: its class.
-        settings: its config, without a name.
-        layer: the listed layer; None for a pooling that the file does not list.
-        path: names of the nested models that hold it.
-    """
+    """A layer of a head as it will stand in the config: its class, its settings without a name, the listed layer."""
 
     kind: str
     settings: Mapping[str, Any]
-    layer: KerasLayer | None
-    path: tuple[str, ...]
+    layer: KerasLayer
 
 
 @dataclass
@@ -123,9 +117,7 @@ class HeadReader:
         if not self.layers:
             return Head()
         head = self._in_order(self.layers) if self.ordered else self._only_order()
-        order = few([layer.name for layer in self.layers]) if self.ordered else few(
-            [op.layer.name for op in head.ops if op.layer is not None]
-        )  # fmt: skip
+        order = few([op.layer.name for op in head.ops])
         if self.ordered:
             head.notes.append(f"the head is assumed to be the listed layers in sequence: {order}")
         else:
@@ -141,14 +133,13 @@ class HeadReader:
 
     def _check_known(self, layer: KerasLayer) -> None:
         """Refuse a layer of which the list says too little, wherever it stands."""
-        kind = layer.kind
         if layer.arrays:
-            if kind not in ("Dense", "BatchNormalization", "PReLU"):
-                raise self._refusal(layer)
-        elif kind in NUMBERED_KINDS:
-            if not (isinstance(self.hidden, Mapping) and self.hidden["class_name"] == kind):
-                raise self._refusal(layer)
-        elif kind not in (*IDENTITIES, *READERS, *POOLS, *PLAIN, *ACTIVATIONS):
+            known = layer.kind in ("Dense", "BatchNormalization", "PReLU")
+        elif layer.kind in NUMBERED_KINDS:
+            known = isinstance(self.hidden, Mapping) and self.hidden["class_name"] == layer.kind
+        else:
+            known = layer.kind in (*IDENTITIES, *READERS, *POOLS, *PLAIN, *ACTIVATIONS)
+        if not known:
             raise self._refusal(layer)
 
     def _hidden(self, model: str) -> ValueError:
@@ -174,100 +165,73 @@ class HeadReader:
         head = Head()
         essence: list[Any] = [("relu",)] if self.place.positive else []
         shape = self.place.shape
-        dense = [place for place, layer in enumerate(layers) if layer.arrays and layer.kind == "Dense"]
+        dense = [place for place, layer in enumerate(layers) if layer.kind == "Dense"]
         last = dense[-1] if dense else -1
-        assumed: list[str] = []
+        assumed: list[str] = []  # layers with an activation that the file does not name
         relus: list[str] = []
-        ended = False
+        ended = False  # whether the output activation is found
         for place, layer in enumerate(layers):
-            kind, path, settings = layer.kind, layer.parents, {}
-            if layer.arrays:
-                if kind == "Dense":
-                    self._check_rows(layer, shape)
-                    units = layer.arrays["kernel"].shape[-1]
-                    shape = (*shape[:-1], units)
-                    essence.append(("dense", layer.name))
-                    activation: Any = "linear"
-                    behind = list(islice(layers, place + 1, None))
-                    before_next = list(takewhile(lambda one: not (one.arrays and one.kind == "Dense"), behind))
-                    if place == last:
-                        if any(one.arrays for one in before_next):
-                            raise self._refusal(next(one for one in before_next if one.arrays))
-                        if not any(_is_activation(one) for one in before_next):
-                            activation = self.output(units, None)
-                            essence.append(("out", activation))
-                            ended = True
-                    elif not any(_is_activation(one) or one.kind == "PReLU" for one in before_next):
-                        activation = self.hidden
-                        assumed.append(layer.name)
-                        _activate(essence, self.hidden)
-                    settings = {"activation": activation, "use_bias": "bias" in layer.arrays}
-                elif kind == "BatchNormalization":
-                    self._check_values(layer, "moving_mean", shape)
-                    settings = {
-                        "axis": -1, "epsilon": KERAS_EPSILON, "scale": "gamma" in layer.arrays,
-                        "center": "beta" in layer.arrays,
-                    }  # fmt: skip
-                    essence.append(("norm", layer.name))
-                    head.notes.append(f"{layer.name} is assumed to have Keras's default epsilon, {KERAS_EPSILON:g}")
-                else:  # PReLU
-                    if len(shape) != 1 or layer.arrays["alpha"].shape != shape:
-                        raise self._refusal(layer)
-                    essence.append(("prelu", layer.name))
-            elif kind in IDENTITIES:
-                pass
-            elif kind == "Flatten":
-                if len(shape) == 3:
-                    if self.place.hides and _rows_behind(layers, place) == shape[-1] < prod(shape):
-                        raise self._hidden(self.place.path[-1])
-                    essence.append(("flatten",))
-                shape = (prod(shape),)
-            elif kind in GLOBAL:
-                if len(shape) != 3:
-                    raise ValueError(
-                        f"{self.file.path}: its head lists {layer.name} ({kind}) behind"
-                        f" {layers[place - 1].name if place else 'a vector'}, where there is no map; {WAY_ON}"
-                    )
-                self._check_cells(layers, place, shape)
-                shape = shape[-1:]
+            kind, settings = layer.kind, {}
+            behind = [*takewhile(lambda one: one.kind != "Dense", layers[place + 1 :])]
+            if len(shape) == 3 and self.place.hides and self._needs_map(layer, layers[place:], shape):
+                raise self._hidden(self.place.path[-1])
+            before, shape = shape, self._after(layer, shape)
+            if kind == "Dense":
+                essence.append(("dense", layer.name))
+                activation: Any = "linear"
+                if place == last:
+                    if stray := [one for one in behind if one.arrays]:
+                        raise self._refusal(stray[0])
+                    if not any(map(_is_activation, behind)):
+                        activation = self.output(shape[-1], None)
+                        essence.append(("out", activation))
+                        ended = True
+                elif not any(_is_activation(one) or one.kind == "PReLU" for one in behind):
+                    activation = self.hidden
+                    assumed.append(layer.name)
+                    _activate(essence, activation)
+                settings = {"activation": activation, "use_bias": "bias" in layer.arrays}
+            elif kind == "BatchNormalization":
+                settings = {
+                    "axis": -1, "epsilon": KERAS_EPSILON, "scale": "gamma" in layer.arrays,
+                    "center": "beta" in layer.arrays,
+                }  # fmt: skip
+                essence.append(("norm", layer.name))
+                head.notes.append(f"{layer.name} is assumed to have Keras's default epsilon, {KERAS_EPSILON:g}")
+            elif kind == "PReLU":
+                essence.append(("prelu", layer.name))
+            elif kind in GLOBAL or (kind == "Flatten" and len(before) == 3):
                 essence.append((kind,))
             elif kind in POOLS:
-                settings, shape = self._pool(layer, shape)
+                settings = self._pool(layer, before)
                 head.notes.append(f"{layer.name} is assumed to pool the whole map")
                 essence.append((f"Global{kind}",))
-            elif _is_activation(layer):
-                if place > last >= 0 and not (kind == "ReLU" or kind in NUMBERED_KINDS):
-                    if ended:
-                        raise self._refusal(layer)
-                    told = {"Softmax": "softmax", "softmax": "softmax", "sigmoid": "sigmoid", "Activation": None}
-                    if kind not in told:
-                        raise self._refusal(layer)
-                    activation = self.output(shape[-1], told[kind])
-                    kind, settings = (
-                        ("Softmax", {"axis": -1}) if kind == "Softmax" else ("Activation", {"activation": activation})
-                    )
-                    essence.append(("out", activation))
-                    ended = True
-                elif place > last >= 0:
+            elif _is_activation(layer) and place > last >= 0:
+                if ended or kind not in OUTPUTS:
                     raise self._refusal(layer)
-                elif kind == "Softmax":
-                    if len(shape) != 1:
-                        raise self._refusal(layer)
-                    settings = {"axis": -1}
-                    essence.append(("softmax",))
-                elif kind == "ReLU":
-                    relus.append(layer.name)
-                    _activate(essence, "relu")
-                elif kind in PLAIN:
-                    kind, settings = "Activation", {"activation": layer.kind}
-                    _activate(essence, layer.kind)
-                else:  # of unknown function, or with the number that the user gives
-                    if len(shape) == 3 or not dense:
-                        raise self._refusal(layer)
-                    settings = {"activation": self.hidden} if kind == "Activation" else dict(self.hidden["config"])
-                    assumed.append(layer.name)
-                    _activate(essence, self.hidden)
-            head.ops.append(Op(kind, settings, layer, path))
+                activation = self.output(shape[-1], OUTPUTS[kind])
+                essence.append(("out", activation))
+                ended = True
+                settings = {"axis": -1} if kind == "Softmax" else {"activation": activation}
+                kind = kind if kind == "Softmax" else "Activation"
+            elif kind == "Softmax":
+                if len(shape) != 1:
+                    raise self._refusal(layer)
+                settings = {"axis": -1}
+                essence.append(("softmax",))
+            elif kind == "ReLU":
+                relus.append(layer.name)
+                _activate(essence, "relu")
+            elif kind in PLAIN:
+                kind, settings = "Activation", {"activation": kind}
+                _activate(essence, layer.kind)
+            elif _is_activation(layer):  # of unknown function, or with the number that the user gives
+                if len(shape) == 3 or not dense:
+                    raise self._refusal(layer)
+                settings = {"activation": self.hidden} if kind == "Activation" else dict(self.hidden["config"])
+                assumed.append(layer.name)
+                _activate(essence, self.hidden)
+            head.ops.append(Op(kind, settings, layer))
         if dense and len(shape) == 3:
             raise ValueError(
                 f"{self.file.path}: its head has {layers[last].name} on a map, without Flatten or pooling before it;"
@@ -288,41 +252,34 @@ class HeadReader:
             head.notes.append(f"inferred from layer names: {told_by}")
         if relus:
             head.notes.append(f"{few(relus)} is assumed to have no maximum, threshold or slope")
-        head.essence = tuple(one for one in _commuted(essence) if one)
+        head.essence = _commuted(essence)
         return head
 
-    def _check_rows(self, layer: KerasLayer, shape: Shape) -> None:
-        rows = layer.arrays["kernel"].shape[0]
-        if len(shape) == 3 and self.place.hides:
-            raise self._hidden(self.place.path[-1])
-        if shape[-1] != rows:
-            raise ValueError(f"{self.file.path}: {layer.name} has {rows} rows, but reads {shape[-1]} values; {WAY_ON}")
+    def _needs_map(self, layer: KerasLayer, layers: Sequence[KerasLayer], shape: Shape) -> bool:
+        """Return whether a layer reads a map as only a pooling before it, which the file does not list, can give it."""
+        return layer.kind == "Dense" or (layer.kind == "Flatten" and _rows_in(layers) == shape[-1] < prod(shape))
 
-    def _check_values(self, layer: KerasLayer, role: str, shape: Shape) -> None:
-        if layer.arrays[role].shape != shape[-1:]:
-            raise ValueError(
-                f"{self.file.path}: {layer.name} has {layer.arrays[role].shape[0]} values, but reads {shape[-1]};"
-                f" {WAY_ON}"
-            )
-
-    def _check_cells(self, layers: Sequence[KerasLayer], place: int, shape: Shape) -> None:
-        """Refuse a global pooling whose channels do not fit the layer behind it."""
-        for layer in layers[place + 1 :]:
-            if layer.arrays and layer.kind == "Dense":
-                if (rows := layer.arrays["kernel"].shape[0]) != shape[-1]:
-                    raise ValueError(
-                        f"{self.file.path}: {layer.name} has {rows} rows, but {layers[place].name} leaves {shape[-1]}"
-                        f" values; {WAY_ON}"
-                    )
-                return
-            if layer.arrays:
-                return
-
-    def _pool(self, layer: KerasLayer, shape: Shape) -> tuple[dict[str, Any], Shape]:
-        """Return the settings and the result of a listed pooling if only one size is possible."""
-        if len(shape) != 3:
+    def _after(self, layer: KerasLayer, shape: Shape) -> Shape:
+        """Return the shape of a layer's output; raise ValueError if it cannot read values of this shape."""
+        kind, path = layer.kind, self.file.path
+        if kind in GLOBAL and len(shape) != 3:
+            raise ValueError(f"{path}: its head lists {layer.name} ({kind}) where there is no map; {WAY_ON}")
+        if kind in POOLS and len(shape) != 3:
             raise self._refusal(layer)
-        rows = _rows_behind(self.layers, self.layers.index(layer) if self.ordered else 0)
+        if kind == "PReLU" and (len(shape) != 1 or layer.arrays["alpha"].shape != shape):
+            raise self._refusal(layer)
+        wanted = {"Dense": ("kernel", "rows"), "BatchNormalization": ("moving_mean", "values")}
+        if kind in wanted:
+            role, what = wanted[kind]
+            if (count := layer.arrays[role].shape[0]) != shape[-1]:
+                raise ValueError(f"{path}: {layer.name} has {count} {what}, but reads {shape[-1]} values; {WAY_ON}")
+        if kind in POOLS:
+            return (1, 1, shape[-1])
+        return shape_after(kind, {}, [shape], outputs_of(layer))
+
+    def _pool(self, layer: KerasLayer, shape: Shape) -> dict[str, Any]:
+        """Return the settings of a listed pooling if only one size is possible."""
+        rows = _rows_in(self.layers[self.layers.index(layer) :] if self.ordered else self.layers)
         cells = shape[:2]
         if rows != shape[-1] or max(cells) > 2:
             why = (
@@ -334,7 +291,7 @@ class HeadReader:
                 f"{self.file.path}: its head lists {layer.name} ({layer.kind}), whose size the file does not store, and"
                 f" {why}; {WAY_ON}"
             )
-        return {"pool_size": list(cells), "strides": list(cells), "padding": "valid"}, (1, 1, shape[-1])
+        return {"pool_size": list(cells), "strides": list(cells), "padding": "valid"}
 
     # In the only order possible
 
@@ -344,13 +301,13 @@ class HeadReader:
         Dense layers are taken to read vectors, activations to stand behind a dense layer or normalisation, and a
         dense layer without bias to be followed by its normalisation.
         """
-        levels = {layer.parents for layer in self.layers if layer.kind not in IDENTITIES}
+        idle = [layer for layer in self.layers if layer.kind in IDENTITIES]
+        acting = [layer for layer in self.layers if layer.kind not in IDENTITIES]
+        levels = {layer.parents for layer in acting}
         outward = {self.place.path[:depth] for depth in range(len(self.place.path) + 1)}
         if len(levels) > 1 and not levels <= outward:
             names = few(sorted("/".join(level) or "the model" for level in levels))
             raise ValueError(f"{self.file.path} does not say in which order the layers of {names} come; {WAY_ON}")
-        idle = [layer for layer in self.layers if layer.kind in IDENTITIES and not layer.arrays]
-        acting = [layer for layer in self.layers if id(layer) not in {id(one) for one in idle}]
         found: list[tuple[list[KerasLayer], Head]] = []
         first: ValueError | None = None
         for count, order in enumerate(self._orders(acting)):
@@ -365,22 +322,19 @@ class HeadReader:
                 f"{self.file.path}: the sizes of its head's layers ({few([described(one) for one in acting])}) fit no"
                 f" order; {WAY_ON}"
             )
-        if strict := [one for one in found if _normalised_at_once(one[0])]:
-            found = strict
-        essences = list(dict.fromkeys(head.essence for _, head in found))
-        if len(essences) > 1:
-            one, other = (
-                few([layer.name for layer in next(order for order, head in found if head.essence == essence)])
-                for essence in essences[:2]
-            )
+        found = [one for one in found if _normalised_at_once(one[0])] or found
+        different: dict[tuple[Any, ...], list[KerasLayer]] = {}
+        for order, head in found:
+            different.setdefault(head.essence, order)
+        if len(different) > 1:
+            one, other, *_ = (few([layer.name for layer in order]) for order in different.values())
             raise ValueError(
                 f"{self.file.path} does not say in which order its head's layers come, as it numbers them only"
                 f" within each class: {one}, or {other}; {WAY_ON}"
             )
-        order, head = found[0]
-        ops = head.ops
-        start = next((place for place, op in enumerate(ops) if op.kind in READERS), -1) + 1
-        head.ops = [*ops[:start], *(Op(layer.kind, {}, layer, layer.parents) for layer in idle), *ops[start:]]
+        head = found[0][1]
+        start = next((place for place, op in enumerate(head.ops) if op.kind in READERS), -1) + 1
+        head.ops[start:start] = [Op(layer.kind, {}, layer) for layer in idle]
         return head
 
     def _orders(self, layers: Sequence[KerasLayer]) -> Iterator[list[KerasLayer]]:
@@ -393,45 +347,25 @@ class HeadReader:
             kinds, key=lambda one: (one[0], one[1] not in READERS, one[1] == "Flatten", one[1] == "Dense")
         )
 
-        def fits(layer: KerasLayer, shape: Shape, so_far: Sequence[KerasLayer]) -> Shape | None:
-            before = so_far[-1] if so_far else None
-            kind = layer.kind
-            map_left = len(shape) == 3
-            if kind == "Dense":
-                return (
-                    None
-                    if map_left or layer.arrays["kernel"].shape[0] != shape[0]
-                    else layer.arrays["kernel"].shape[1:]
-                )
-            if kind == "BatchNormalization":
-                return shape if layer.arrays["moving_mean"].shape == shape[-1:] else None
-            if kind == "PReLU":
-                return shape if layer.arrays["alpha"].shape == shape else None
-            if kind in GLOBAL:
-                return shape[-1:] if map_left else None
-            if kind == "Flatten":
-                return (prod(shape),)
-            if kind in POOLS:
-                return (1, 1, shape[-1]) if map_left else None
-            # An activation of pooled values is not what people write.
-            return shape if before is not None and before.kind in ("Dense", "BatchNormalization") else None
-
         def search(so_far: list[KerasLayer], shape: Shape, taken: Counter[Any]) -> Iterator[list[KerasLayer]]:
             if len(so_far) == len(layers):
                 yield so_far
                 return
             left = [kind for kind in preferred if taken[kind] < len(kinds[kind])]
             for kind in left:
-                if kind[0] == left[0][0]:
-                    layer = kinds[kind][taken[kind]]
-                    after = fits(layer, shape, so_far)
-                    if after is not None:
-                        yield from search([*so_far, layer], after, taken + Counter([kind]))
+                layer = kinds[kind][taken[kind]]
+                # Dense layers read vectors, and an activation of pooled values is not what people write.
+                activates = bool(so_far) and so_far[-1].kind in ("Dense", "BatchNormalization")
+                skipped = len(shape) == 3 if layer.kind == "Dense" else _is_activation(layer) and not activates
+                if skipped or kind[0] != left[0][0]:
+                    continue
+                try:
+                    after = self._after(layer, shape)
+                except ValueError:
+                    continue
+                yield from search([*so_far, layer], after, taken + Counter([kind]))
 
         yield from search([], self.place.shape, Counter())
-
-
-NUMBERED_KINDS = {kind: name for name, (kind, _, _) in NUMBERED.items()}
 
 
 def with_kinds(layers: Sequence[KerasLayer], *, named: bool) -> Iterator[KerasLayer]:
@@ -453,10 +387,9 @@ def with_kinds(layers: Sequence[KerasLayer], *, named: bool) -> Iterator[KerasLa
         yield replace(layer, kind=kind)
 
 
-def _rows_behind(layers: Sequence[KerasLayer], place: int) -> int | None:
-    """Return the rows of the first dense layer behind a place."""
-    dense = (layer for layer in layers[place:] if layer.arrays and layer.kind == "Dense")
-    return next((layer.arrays["kernel"].shape[0] for layer in dense), None)
+def _rows_in(layers: Sequence[KerasLayer]) -> int | None:
+    """Return the rows of the first dense layer."""
+    return next((layer.arrays["kernel"].shape[0] for layer in layers if layer.kind == "Dense"), None)
 
 
 def _is_activation(layer: KerasLayer) -> bool:
@@ -472,23 +405,18 @@ def _normalised_at_once(order: Sequence[KerasLayer]) -> bool:
 
 def _activate(essence: list[Any], activation: Any) -> None:
     """Append an activation, unless it is a ReLU of values that are not negative."""
-    pooled = [one for one in essence if one and one[0] not in ("flatten", *GLOBAL, "GlobalAveragePooling2D")]
-    if activation == "relu" and pooled and pooled[-1] == ("relu",):
+    computed = [one for one in essence if one[0] not in READERS]
+    if activation == "relu" and computed and computed[-1] == ("relu",):
         return
     essence.append((activation,) if isinstance(activation, str) else (str(activation),))
 
 
-def _commuted(essence: Sequence[Any]) -> list[Any]:
+def _commuted(essence: Sequence[Any]) -> tuple[Any, ...]:
     """Put normalisations of a map behind the averaging that follows them, with which they commute."""
     result = list(essence)
     for place in range(len(result) - 2, -1, -1):
-        here = place
-        while (
-            here + 1 < len(result)
-            and result[here]
-            and result[here][0] == "norm"
-            and result[here + 1] == ("GlobalAveragePooling2D",)
-        ):
+        for here in range(place, len(result) - 1):
+            if result[here][0] != "norm" or result[here + 1] != ("GlobalAveragePooling2D",):
+                break
             result[here], result[here + 1] = result[here + 1], result[here]
-            here += 1
-    return result
+    return tuple(result)

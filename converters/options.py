@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, cast, get_args
+from collections.abc import Mapping
+from typing import Any, cast, get_args
 
 from converters.layer_lists import candidates
 from converters.plan import Wishes
 from converters.readers.keras_file import DataFormat, KerasFile, KernelOrder
-from converters.readers.keras_graph import Graph, Node
+from converters.readers.keras_graph import Graph
 from convnets_torch.card import Activation
-from convnets_torch.images.preprocessing import PRESETS, Preprocessing, preset, read_preprocessing
+from convnets_torch.images.preprocessing import IN_WORDS, PRESETS, Preprocessing, general, preset, read_preprocessing
 from convnets_torch.text import check_choice
 
 LARGEST = 20_000  # pixels of a side
@@ -83,53 +83,42 @@ def check_size(file: KerasFile, size: tuple[int, int] | None) -> tuple[int, int]
     return size
 
 
-def ask_preprocessing(questions: Questions, presets: Iterable[str]) -> None:
-    """Ask for the preprocessing, one of `presets` or a file."""
-    reason = "it does not say how its pictures were preprocessed"
-    questions.ask("preprocessing", reason, f"--preprocessing with a JSON file or one of {', '.join(presets)}")
-
-
-def ask_whole_preprocessing(questions: Questions, node: Node) -> None:
-    """Ask for the preprocessing that a layer of code in front of the model is part of."""
-    reason = f"{node.own_name} ({node.kind}) changes the input in a way that is not read"
-    questions.ask("preprocessing", reason, "the whole preprocessing with --preprocessing")
-
-
-def chosen_preprocessing(network: str, given: str | None, size: tuple[int, int]) -> Preprocessing:
+def named_preprocessing(
+    given: str | None, network: str, size: tuple[int, int], channels: int = 3, *, sized: bool = True
+) -> Preprocessing:
     """Return a preset by name (None: that of the network's released weights) or the preprocessing in a JSON file.
 
     Args:
-        network: a name in `convnets_torch.networks.NETWORKS`.
         given: a preset name, or the path of a .json file.
+        network: the network's name, on which the meaning of presets depends.
         size: (height, width) of the network's input in pixels.
+        channels: number of channels of the input.
+        sized: whether the file must have that size.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the name is unknown, or the preprocessing in the file has another size.
+        ValueError: the name is unknown, or the preprocessing in the file has another size or other channels.
     """
     if given is None or not given.lower().endswith(".json"):
-        return preset(network, given, size[0] if size[0] == size[1] else size)
+        side = size[0] if size[0] == size[1] else size
+        return preset(network, given, side) if network in PRESETS else general(str(given), side, channels)
     rule = read_preprocessing(given)
-    if rule.shape != size:
+    if rule.channel_count != channels:
+        raise ValueError(f"{given} has the channels {rule.channels}, but the network's input has {IN_WORDS[channels]}")
+    if sized and rule.shape != size:
         raise ValueError(f"{given} has the size {rule.size}, but the network's input is {size[0]}x{size[1]} pixels")
     return rule
 
 
-class Ending(Protocol):
-    """The end of a head."""
-
-    @property
-    def units(self) -> int | None: ...
-    @property
-    def activation(self) -> str | None: ...
-
-
 def settle_activation(
-    file: KerasFile, head: Ending, wishes: Wishes, questions: Questions, *, known: bool = False
-) -> tuple[Activation, list[str]]:
+    file: KerasFile, units: int | None, said: str | None, wishes: Wishes, questions: Questions, *,
+    known: bool = False,
+) -> tuple[Activation, list[str]]:  # fmt: skip
     """Return the output activation, and notes on the assumptions made; it is asked for a single output.
 
     Args:
+        units: number of outputs; None for a network without a head.
+        said: the activation that the file says.
         known: whether the head is a released one, which ends with softmax.
 
     Raises:
@@ -139,18 +128,18 @@ def settle_activation(
     given = wishes.activation
     if given is not None:
         check_choice(given, get_args(Activation), "activation")
-    if head.units is None:
+    if units is None:
         if given is not None:
             raise ValueError(f"{file.path} has no head, so no activation of its outputs; leave it out")
         return "none", []
-    if head.activation is not None and given not in (None, head.activation):
-        raise ValueError(f"{file.path} says that its activation is {head.activation}, not {given}; leave it out")
-    activation = head.activation or given
-    if activation is None and head.units == 1:
+    if said is not None and given not in (None, said):
+        raise ValueError(f"{file.path} says that its activation is {said}, not {given}; leave it out")
+    activation = said or given
+    if activation is None and units == 1:
         reason = "it has a single output and does not say its activation"
         questions.ask("activation", reason, "--activation sigmoid (for a probability) or none")
         return "none", []
-    if activation == "softmax" and head.units == 1:
+    if activation == "softmax" and units == 1:
         raise ValueError(f"{file.path} has a single output, which no softmax fits; give --activation sigmoid or none")
     if activation is None and not known:
         return "softmax", [
@@ -262,7 +251,7 @@ def settle_rows(
         if data_format == "channels_last":
             raise ValueError(f"{file.path} has kernels (out, in, height, width), which are never channels_last")
         return False, "channels_first", []
-    version = _version(file)
+    version = file.release
     if version < (2,):
         return True, "channels_last", []  # Keras 1 with tf ordering
     if data_format == "channels_last":
@@ -280,10 +269,3 @@ def settle_rows(
         "--data-format channels_first or channels_last",
     )
     return True, None, []
-
-
-def _version(file: KerasFile) -> tuple[int, ...]:
-    numbers = re.findall(r"\d+", file.version or "")
-    if numbers:
-        return tuple(map(int, numbers[:2]))
-    return {"nb_layers": (0,), "legacy": (1,), "weights": (3,), "archive": (3,)}[file.container]

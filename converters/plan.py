@@ -77,27 +77,20 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class KerasStep:
-    """The conversion of Keras arrays to one of our parameters, executed by `converters.writing`.
+class Step:
+    """The conversion to one of our parameters, executed by `converters.writing` or, of PyTorch tensors, by its reader.
 
     Attributes:
-        row: for the report.
-        arrays: the arrays, to be concatenated on the output axis; empty for a constant.
+        row: for the report; its source is the PyTorch tensor.
+        arrays: the Keras arrays, to be concatenated on the output axis; empty for a constant.
         layout: layout of the arrays.
         constant: the value if there are no arrays, such as 1 for an omitted scale.
     """
 
     row: Row
-    arrays: tuple[KerasArray, ...]
+    arrays: tuple[KerasArray, ...] = ()
     layout: Layout = Layout()
     constant: float = 0.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """The conversion of a PyTorch tensor, `row.source` of shape `row.shape`, to one of our parameters."""
-
-    row: Row
 
 
 @dataclass(frozen=True)
@@ -127,7 +120,7 @@ class Plan:
     framework: str
     backend: str | None
     preprocessing: Preprocessing
-    steps: tuple[Step | KerasStep, ...]
+    steps: tuple[Step, ...]
     activation: Activation = "softmax"
     data_format: DataFormat | None = None
     choices: tuple[str, ...] = ()
@@ -160,9 +153,3 @@ def change(words: list[str], dtype: str | np.dtype[Any] = "float32") -> str:
     if dtype != np.dtype("<f4"):
         words = [*words, f"{dtype} to float32"]
     return ", ".join(words) or "kept"
-
-
-def refuse(path: object, network: str, problems: list[str]) -> None:
-    """Raise one ValueError that names all problems of a file, if there are any."""
-    if problems:
-        raise ValueError(f"{path} is not a complete {network}: {'; '.join(problems)}")

@@ -3,17 +3,80 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from converters import names
-from converters.names import TORCHVISION, Lineage
-from converters.options import chosen_preprocessing
-from converters.plan import Plan, Row, Step, Wishes, refuse
+from converters.options import named_preprocessing
+from converters.plan import Plan, Row, Step, Wishes
 from convnets_torch.networks import CATALOG
 from convnets_torch.weights import build
+
+VGG_DEPTHS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+RESNET50_DEPTHS = (3, 4, 6, 3)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Module names of one network in torchvision's published state dicts.
+
+    Attributes:
+        network: a name in `convnets_torch.networks.NETWORKS`.
+        layers: our module -> theirs.
+        widths: our convolutions whose output channels are the `widths` of the network's builder, in order.
+        head: our modules whose outputs are `hidden` (all but the last) and `classes` of the standard head.
+    """
+
+    network: str
+    layers: Mapping[str, str]
+    widths: tuple[str, ...]
+    head: tuple[str, ...]
+
+
+def _vgg(network: str) -> Lineage:
+    table: dict[str, str] = {}
+    for block, depth in enumerate(VGG_DEPTHS[network], 1):
+        for number in range(1, depth + 1):
+            place = 2 * len(table) + block - 1  # torchvision counts convolutions, ReLUs and a pool after each block
+            table[f"features.conv{block}_{number}"] = f"features.{place}"
+    head = {f"head.dense_{number}": f"classifier.{place}" for number, place in enumerate((0, 3, 6), 1)}
+    widths = tuple(f"features.conv{block}_1" for block in range(1, 6))
+    return Lineage(network, table | head, widths, tuple(head))
+
+
+def _resnet50() -> Lineage:
+    table = {"features.conv1_conv": "conv1", "features.conv1_bn": "bn1"}
+    for stage, depth in enumerate(RESNET50_DEPTHS, start=2):
+        for block in range(depth):
+            module, theirs = f"features.conv{stage}_block{block + 1}", f"layer{stage - 1}.{block}"
+            if block == 0:
+                table[f"{module}.conv_0"] = f"{theirs}.downsample.0"
+                table[f"{module}.bn_0"] = f"{theirs}.downsample.1"
+            for part in (1, 2, 3):
+                table[f"{module}.conv_{part}"] = f"{theirs}.conv{part}"
+                table[f"{module}.bn_{part}"] = f"{theirs}.bn{part}"
+    widths = ("features.conv1_conv", *(f"features.conv{stage}_block1.conv_1" for stage in range(2, 6)))
+    return Lineage("resnet50", table | {"head.dense_1": "fc"}, widths, ("head.dense_1",))
+
+
+TORCHVISION = (*map(_vgg, VGG_DEPTHS), _resnet50())
+
+
+def _efficientnet_lite0(name: str) -> str:
+    """Return our parameter for one of EfficientNet-Lite0's PyTorch file, whose module names begin with underscores.
+
+    >>> _efficientnet_lite0("_blocks.3._bn1.running_mean")
+    'features.block3.layers.bn1.running_mean'
+    >>> _efficientnet_lite0("_fc.bias")
+    'head.fc.bias'
+    """
+    if name.startswith("_fc."):
+        return f"head.{name[1:]}"
+    return re.sub(r"^_", "features.", re.sub(r"^_blocks\.(\d+)\._", r"_block\1.layers.", name))
 
 
 def torchvision_names(source: Path, plan: Plan) -> dict[str, str]:
@@ -64,7 +127,7 @@ def plan_pytorch(path: str | os.PathLike[str], state: dict[str, TensorInfo], wis
     if "_conv_stem.weight" in state and "_fc.weight" in state:
         classes = next(iter(state["_fc.weight"].shape), 1)
         arguments = CATALOG["efficientnet_lite0"].standard | {"classes": classes}
-        ours = {name: names.efficientnet_lite0(name) for name in state if name.startswith("_")}
+        ours = {name: _efficientnet_lite0(name) for name in state if name.startswith("_")}
         return _checked(path, "efficientnet_lite0", arguments, state, ours, wishes.preprocessing)
     lineage = _torchvision(path, state)
     modules = {theirs: module for module, theirs in lineage.layers.items()}
@@ -79,7 +142,7 @@ def plan_pytorch(path: str | os.PathLike[str], state: dict[str, TensorInfo], wis
         _torchvision_arguments(lineage, state),
         state,
         ours,
-        wishes.preprocessing or lineage.preset,
+        wishes.preprocessing or "torchvision",
     )
 
 
@@ -91,10 +154,10 @@ def _torchvision(path: str | os.PathLike[str], state: dict[str, TensorInfo]) -> 
         wanted = set(lineage.layers.values())
         return len(wanted & found) / len(wanted | found)
 
-    best = max(names.TORCHVISION, key=share)
+    best = max(TORCHVISION, key=share)
     if share(best) < 0.5:
         held = ", ".join(list(state)[:8]) or "nothing"
-        known = ", ".join(("efficientnet_lite0", *(lineage.network for lineage in names.TORCHVISION)))
+        known = ", ".join(("efficientnet_lite0", *(lineage.network for lineage in TORCHVISION)))
         raise ValueError(f"{path}: the network is not known here; its arrays are {held}, ...; known are {known}")
     return best
 
@@ -113,7 +176,7 @@ def _torchvision_arguments(lineage: Lineage, state: dict[str, TensorInfo]) -> di
         pairs = zip(modules[name], standard[name], strict=True)
         arguments[name] = tuple(outputs(module, width) for module, width in pairs)
     if lineage.network == "resnet50":
-        arguments |= {"epsilon": lineage.epsilon, "pool_padding": True, "stride_in": "3x3", "bias": False}
+        arguments |= {"epsilon": 1e-5, "pool_padding": True, "stride_in": "3x3", "bias": False}
     return arguments
 
 
@@ -135,12 +198,13 @@ def _checked(
         for parameter, name in theirs.items()
         if parameter in wanted and state[name].shape != wanted[parameter].shape
     ]
-    refuse(path, network, problems)
+    if problems:
+        raise ValueError(f"{path} is not a complete {network}: {'; '.join(problems)}")
     steps = tuple(
         Step(Row(theirs[parameter], parameter, tuple(array.shape), _change(state[theirs[parameter]], array)))
         for parameter, array in wanted.items()
     )
-    rule = chosen_preprocessing(network, preprocessing, build(network, arguments).size)
+    rule = named_preprocessing(preprocessing, network, build(network, arguments).size)
     return Plan(network, arguments, "PyTorch", None, rule, steps)
 
 

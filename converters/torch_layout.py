@@ -10,7 +10,7 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from converters.layouts import Array, chw_rows_from_hwc, flip, oihw_from_depthwise, oihw_from_hwio, transpose_dense
+from converters.layouts import ORDERS, Array, chw_rows_from_hwc, flip
 from converters.readers.keras_file import KerasLayer, KernelOrder
 from converters.readers.reading import opened, values
 
@@ -124,26 +124,22 @@ def _dense(
         )
     if window is not None and rows == "hwc":
         kernel = chw_rows_from_hwc(kernel, window)
-    return {"weight": transpose_dense(kernel)} | _bias(held)
+    return {"weight": kernel.T} | _bias(held)
 
 
 def _convolution(kind: str, held: Mapping[str, Array], order: KernelOrder, *, flipped: bool) -> dict[str, Array]:
-    def as_oihw(kernel: Array) -> Array:
-        kernel = kernel if order == "oihw" else oihw_from_hwio(kernel)
-        return flip(kernel) if flipped else kernel
+    def kernel(role: str) -> Array:
+        array = held[role]
+        if role == "depthwise_kernel":  # Keras reverses these before Theano reverses them again: no flip
+            # Keras 1 with th: (multiplier, in, height, width)
+            return ORDERS["depthwise"](array.transpose(2, 3, 1, 0) if order == "oihw" else array)
+        return flip(ORDERS[order](array)) if flipped else ORDERS[order](array)
 
-    def as_depthwise(kernel: Array) -> Array:
-        if order == "oihw":  # Keras 1 with th: (multiplier, in, height, width)
-            kernel = kernel.transpose(2, 3, 1, 0)
-        return oihw_from_depthwise(kernel)  # Keras reverses these before Theano reverses them again: no flip
-
-    if kind == "Conv2D":
-        return {"weight": as_oihw(held["kernel"])} | _bias(held)
-    if kind == "DepthwiseConv2D":
-        return {"weight": as_depthwise(held["depthwise_kernel"])} | _bias(held)
-    depthwise, pointwise = as_depthwise(held["depthwise_kernel"]), as_oihw(held["pointwise_kernel"])
-    bias = {f"pointwise.{name}": array for name, array in _bias(held).items()}
-    return {"depthwise.weight": depthwise, "pointwise.weight": pointwise} | bias
+    if kind == "SeparableConv2D":
+        pointwise = {"weight": kernel("pointwise_kernel")} | _bias(held)
+        named = {f"pointwise.{name}": array for name, array in pointwise.items()}
+        return {"depthwise.weight": kernel("depthwise_kernel")} | named
+    return {"weight": kernel("kernel" if kind == "Conv2D" else "depthwise_kernel")} | _bias(held)
 
 
 def _bias(held: Mapping[str, Array]) -> dict[str, Array]:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.layouts import (
-    chw_rows_from_hwc,
-    flip,
-    iohw_from_hwoi,
-    oihw_from_depthwise,
-    oihw_from_hwio,
-    transpose_dense,
-)
+from converters.layouts import ORDERS, chw_rows_from_hwc, flip
 from converters.readers.keras_file import KerasArray
 from converters.readers.reading import Blocks, opened, values
 
@@ -25,10 +18,10 @@ LINE = 16  # float32 values per CPU cache line, so that transposing writes whole
 
 
 class Job(TypedDict):
-    """A `KerasStep` as JSON values, and its destination.
+    """A `Step` as JSON values, and its destination.
 
     Attributes:
-        source: source layer or layers.
+        source: source layers or tensor.
         place: byte offset in the output file.
         shape: shape of our parameter.
         dtype: NumPy dtype of our parameter.
@@ -66,9 +59,7 @@ def carry_out(path: str, output: str, jobs: Sequence[Job]) -> list[str]:
     mapped = np.memmap(output, np.uint8, "r+")
     with opened(path) as file:
         for job in jobs:
-            size = int(np.prod(job["shape"], dtype=np.int64)) * np.dtype(job["dtype"]).itemsize
-            flat = np.asarray(mapped[job["place"] : job["place"] + size])
-            target = flat.view(job["dtype"]).reshape(job["shape"])
+            target = target_of(mapped, job)
             try:
                 with np.errstate(over="ignore"):  # too large for float32 becomes inf and is reported
                     finite = _fill(file, job, target)
@@ -77,6 +68,12 @@ def carry_out(path: str, output: str, jobs: Sequence[Job]) -> list[str]:
             if not (finite or is_finite(target)):
                 not_finite.append(job["source"])
     return not_finite
+
+
+def target_of(mapped: NDArray[np.uint8], job: Job) -> NDArray[Any]:
+    """Return the part of the output file that a job fills."""
+    size = prod(job["shape"]) * np.dtype(job["dtype"]).itemsize
+    return np.asarray(mapped[job["place"] : job["place"] + size]).view(job["dtype"]).reshape(job["shape"])
 
 
 def is_finite(array: NDArray[Any]) -> bool:
@@ -92,19 +89,16 @@ def _sum_is_finite(array: NDArray[Any]) -> bool:
 
 def _fill(file: Any, job: Job, target: NDArray[Any]) -> bool:
     """Fill `target`; return True if all values were found finite, False if this was not established."""
-    arrays = [
-        KerasArray(Path(array["path"]), array["place"], tuple(array["shape"]), array["dtype"])
-        for array in job["arrays"]
-    ]
+    arrays = [*map(KerasArray.from_dict, job["arrays"])]
     if not arrays:
         target[...] = job["constant"]
     elif len(job["shape"]) == 2 and job["kernel_order"] is None:
         return _fill_dense(file, arrays[0], target, job["window"])
     else:
-        change = _kernel(job["kernel_order"], job["flipped"])
         start = 0
         for array in arrays:  # one per group of a convolution
-            part = change(values(file, array))
+            part = ORDERS[job["kernel_order"]](values(file, array))
+            part = flip(part) if job["flipped"] else part
             if job["window"] is not None:  # batch normalisation of a flattened map
                 _, height, width = job["window"]
                 part = chw_rows_from_hwc(part[:, None], (height, width))[:, 0]
@@ -113,36 +107,13 @@ def _fill(file: Any, job: Job, target: NDArray[Any]) -> bool:
     return False
 
 
-def _kernel(order: str | None, flipped: bool) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    def change(array: NDArray[Any]) -> NDArray[Any]:
-        if order is not None:
-            array = ORDERS[order](array)
-        return flip(array) if flipped else array
-
-    return change
-
-
-ORDERS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    "oihw": lambda array: array,
-    "same": lambda array: array,
-    "hwio": lambda array: oihw_from_hwio(array),
-    "hwoi": lambda array: iohw_from_hwoi(array),
-    "deconv_oihw": lambda array: array.transpose(1, 0, 2, 3),
-    "deconv_hwio": lambda array: array.transpose(2, 3, 0, 1),
-    "depthwise": lambda array: oihw_from_depthwise(array),
-    "io": lambda array: transpose_dense(array),
-    "hwc": lambda array: array.transpose(2, 0, 1),
-    "flat": lambda array: array.reshape(-1),
-}
-
-
 def _fill_dense(file: Any, array: KerasArray, target: NDArray[Any], window: list[int] | None) -> bool:
     """Convert a dense kernel in blocks, so that VGG's largest one is in memory only once."""
     start, finite = 0, True
     for block in _dense_blocks(file, array, window):
         finite = finite and _sum_is_finite(block)
         for first in range(0, len(block), LINE):
-            part = transpose_dense(block[first : first + LINE])
+            part = block[first : first + LINE].T
             target[:, start + first : start + first + part.shape[1]] = part
         start += len(block)
     return finite

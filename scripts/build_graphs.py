@@ -1,4 +1,5 @@
-"""Write converters/data/graphs.json.xz: the graphs of Keras Applications, as real Keras of each release builds them.
+"""Write converters/data/graphs.json.xz: the graphs of Keras Applications, as real Keras of each release builds them,
+and those of convnets-keras.
 
     KERAS_BACKEND=torch python scripts/build_graphs.py dump FOLDER    # the Keras of this environment, into FOLDER
     python scripts/build_graphs.py pack FOLDER                        # all dumps of FOLDER into the data file
@@ -350,7 +351,7 @@ def arguments_of(calls: list[Any], inputs: list[str]) -> list[Any]:
 
 
 def pack(folder: Path) -> bytes:
-    """Return the bytes of the data file from all dumps of a folder."""
+    """Return the bytes of the data file from all dumps of a folder, and the graphs of convnets-keras."""
     releases = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: version_of(path.name))
     graphs = [
         graph_of(found, release.name.rpartition(", ")[2])
@@ -359,7 +360,7 @@ def pack(folder: Path) -> bytes:
         if (release / f"{name}.json").exists()
         for found in json.loads((release / f"{name}.json").read_text())
     ]
-    return packed(merged(graphs))
+    return packed([*merged(graphs), *import_module("convnets_keras_graphs").graphs()])
 
 
 def merged(graphs: list[Graph]) -> list[Graph]:

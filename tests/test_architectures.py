@@ -94,8 +94,27 @@ def test_another_size_is_as_keras_builds_it():
     for (name, size), entry in zip(SIZED, entries, strict=True):
         real = shipped.unpacked(entry, layers)
         [fits] = [one for one in architectures() if one.name == name and one.layers == layer_list(real)]
-        assert fits.sized(size)["config"]["layers"] == real["config"]["layers"], name
-        assert resized(fits.sized(size), fits.size, fits.padded) == fits.config
+        found, _ = resized(fits.config, size, fits.padded, {})
+        assert found["config"]["layers"] == real["config"]["layers"], name
+        assert resized(found, fits.size, fits.padded, {})[0] == fits.config
+
+
+SHIPPED = """
+import sys
+sys.path[:0] = ["scripts", "."]
+import build_graphs, convnets_keras_graphs
+from converters.architectures import architectures, unpacked
+graphs = convnets_keras_graphs.graphs()
+entries, layers = build_graphs.in_table(graphs)
+shipped = {one.release + one.name: one for one in architectures()}
+for graph, entry in zip(graphs, entries, strict=True):
+    one = shipped[graph["release"] + graph["name"]]
+    assert (one.config, list(one.top)) == (unpacked(entry, layers), graph["top"]), graph["name"]
+"""
+
+
+def test_the_graphs_of_convnets_keras_are_shipped():
+    run(SHIPPED)
 
 
 @pytest.mark.slow
@@ -119,7 +138,8 @@ def test_a_file_is_planned_by_the_shipped_graph_as_by_its_own(filled, name):
     wishes = Wishes(preprocessing=fits.preprocessing)
     own = read_keras(folder / f"{name}.h5")
     plan = plan_graph(own, wishes)
-    found = plan_graph(replace(own, config=fits.sized(WRITTEN[name]["input_shape"][:2])), wishes)
+    config, _ = resized(fits.config, WRITTEN[name]["input_shape"][:2], fits.padded, {})
+    found = plan_graph(replace(own, config=config), wishes)
     assert found.steps == plan.steps
     graph = {**plan.arguments["graph"], "name": found.arguments["graph"]["name"]}
     assert found.arguments == {**plan.arguments, "graph": graph}

@@ -42,7 +42,7 @@ def test_classes_that_are_not_keras_own_are_told(tmp_path):
     ("change", "sentence"),
     [
         (external_link, "/a/out is an external link, to /secret in /etc/passwd"),
-        (soft_loop, "/a/one is a soft link that leads in a circle, to /a/two"),
+        (soft_loop, "/a/one is a soft link, to /a/two"),
         (virtual, "/a/a_W is a virtual dataset, made of other files"),
         (external_storage, "/a/a_W is external storage, its values lie in the file /etc/passwd"),
         (never_written, "/a/a_W is (1000000, 1000000), but only 0 bytes of it are there"),

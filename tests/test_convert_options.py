@@ -340,7 +340,7 @@ BROKEN = {
     "kernels are not flipped": ("flip", lambda kernel: kernel),
     "kernels are mirrored only": ("flip", lambda kernel: kernel[:, :, :, ::-1]),
     "rows are not permuted": ("chw_rows_from_hwc", lambda rows, window: rows),
-    "axes are swapped": ("oihw_from_hwio", lambda kernel: kernel.transpose(3, 2, 1, 0)),
+    "axes are swapped": ("ORDERS", {**layouts.ORDERS, "hwio": lambda kernel: kernel.transpose(3, 2, 1, 0)}),
 }
 
 

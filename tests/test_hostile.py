@@ -74,7 +74,7 @@ def test_nothing_outside_the_file_is_read(path, refused, tmp_path):
 def test_soft_links_are_refused_and_loops_end(path, refused):
     with h5py.File(path, "r+") as file:
         file["block1_conv1/one"], file["block1_conv1/two"] = h5py.SoftLink("two"), h5py.SoftLink("/block1_conv1/one")
-    refused(path, "a soft link that leads in a circle", backend="theano")
+    refused(path, "a soft link, to ", backend="theano")
 
 
 def test_symbolic_links_are_followed_once_and_loops_refused(path, tmp_path):

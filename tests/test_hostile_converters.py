@@ -29,7 +29,7 @@ from converters.plan import Wishes
 from converters.readers.keras_file import KerasFile
 from converters.readers.keras_graph import graph_of_config
 from converters.readers.process import NEEDED
-from converters.readers.pytorch_files import TensorJob, carry_out_tensors, describe_state_dict
+from converters.readers.pytorch_files import carry_out_tensors, describe_state_dict
 from converters.readers.reading import read_keras
 from tests.conftest import DATA, KERAS1, NARROW
 
@@ -113,7 +113,7 @@ with process.reading_process() as call:
 
 def torchvisions(network):
     """A narrow VGG16's arrays under torchvision's names."""
-    from converters.names import TORCHVISION
+    from converters.pytorch import TORCHVISION
 
     [lineage] = [lineage for lineage in TORCHVISION if lineage.network == network]
     torch.manual_seed(0)
@@ -151,7 +151,7 @@ def test_both_layouts_and_all_real_types_are_read_as_torch_reads_them(state, tmp
         name: (tuple(one.shape), str(one.dtype)) for name, one in odd.items()
     }
     output, place = tmp_path / "values", 0
-    jobs: list[TensorJob] = []
+    jobs: list[Any] = []
     for name, tensor in odd.items():
         jobs.append({"source": name, "place": place, "shape": list(tensor.shape), "dtype": "float32"})
         place += 4 * tensor.numel()
@@ -197,7 +197,7 @@ def test_files_of_2016_are_read_as_torch_reads_them(tmp_path):
     )
     wanted = torch.load(path, weights_only=True)
     assert {name: list(one.shape) for name, one in wanted.items()} == {"one": [2, 3], "other": [2]}
-    jobs: list[TensorJob] = [
+    jobs: list[Any] = [
         {"source": "one", "place": 0, "shape": [2, 3], "dtype": "float32"},
         {"source": "other", "place": 24, "shape": [2], "dtype": "float32"},
     ]

@@ -8,7 +8,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch.nn import functional as F
 
-from converters.layouts import chw_rows_from_hwc, flip, oihw_from_depthwise, oihw_from_hwio, transpose_dense
+from converters.layouts import ORDERS, chw_rows_from_hwc, flip
 from tests.reference.theano_forward import convolve
 
 
@@ -30,7 +30,7 @@ def test_the_true_convolution_of_the_reference_is_that_of_numpy():
 def test_a_transposed_dense_kernel_gives_the_same_products():
     random = np.random.default_rng(2)
     vector, kernel = random.random(5), random.random((5, 3))
-    np.testing.assert_allclose(transpose_dense(kernel) @ vector, vector @ kernel, rtol=1e-12)
+    np.testing.assert_allclose(ORDERS[None](kernel) @ vector, vector @ kernel, rtol=1e-12)
 
 
 def test_a_kernel_of_keras_2_in_its_own_sum_is_the_transposed_one_in_pytorch():
@@ -38,7 +38,7 @@ def test_a_kernel_of_keras_2_in_its_own_sum_is_the_transposed_one_in_pytorch():
     random = np.random.default_rng(3)
     image, kernel = random.random((6, 7, 3)), random.random((2, 4, 3, 5))
     expected = np.einsum("yxcij,ijco->yxo", sliding_window_view(image, (2, 4), (0, 1)), kernel)
-    found = F.conv2d(torch.from_numpy(image.transpose(2, 0, 1))[None], torch.from_numpy(oihw_from_hwio(kernel).copy()))
+    found = F.conv2d(torch.from_numpy(image.transpose(2, 0, 1))[None], torch.from_numpy(ORDERS["hwio"](kernel).copy()))
     np.testing.assert_allclose(found[0].numpy().transpose(1, 2, 0), expected, rtol=1e-12)
 
 
@@ -47,7 +47,7 @@ def test_a_depthwise_kernel_in_its_own_sum_is_a_kernel_in_groups_in_pytorch():
     random = np.random.default_rng(4)
     image, kernel = random.random((6, 7, 3)), random.random((2, 4, 3, 5))
     expected = np.einsum("yxcij,ijcq->yxcq", sliding_window_view(image, (2, 4), (0, 1)), kernel).reshape(5, 4, 15)
-    weight = torch.from_numpy(oihw_from_depthwise(kernel).copy())
+    weight = torch.from_numpy(ORDERS["depthwise"](kernel).copy())
     found = F.conv2d(torch.from_numpy(image.transpose(2, 0, 1))[None], weight, groups=3)
     np.testing.assert_allclose(found[0].numpy().transpose(1, 2, 0), expected, rtol=1e-12)
 

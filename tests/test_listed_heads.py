@@ -206,3 +206,14 @@ def test_every_class_of_keras_is_told_by_the_name_that_keras_gives():
     assert {name: kind_of_name(name) for name in names if names[name] not in plain} == {
         name: kind for name, kind in names.items() if kind not in plain
     }
+
+
+def test_a_dense_layer_without_its_kernel_is_refused(tmp_path):
+    write(pooled(), tmp_path / FORMS[0])
+    with h5py.File(tmp_path / FORMS[0], "r+") as file:
+        [name] = [name for name in file.attrs["layer_names"] if name.startswith("dense")]
+        names = file[name].attrs["weight_names"]
+        file[name].attrs["weight_names"] = names[1:]
+        del file[name][names[0]]
+    with pytest.raises(ValueError, match=r"lists dense\S* \(Dense\) without its kernel; download it again"):
+        convert(tmp_path / FORMS[0], tmp_path / "out.safetensors", preprocessing="unit", isolated=False)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from converters import convert
-from converters.names import TORCHVISION
+from converters.pytorch import TORCHVISION
 from convnets_torch.explain.activations import record_activations
 from convnets_torch.explain.layer_names import find_layers, keras_names
 from convnets_torch.networks import NETWORKS, AlexNet, inception_v3, resnet50, vgg16

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 
-from converters.proof.numpy_keras import pool
+from converters.proof.listing import list_of
+from converters.proof.numpy_keras import Sliding, pool_average
 from converters.proof.proof import forward
-from converters.readers.keras_graph import graph_of_config, in_layer_order
 from tests.reference.keras3_models import NETWORKS, assert_logits, branches, output, randomize, sequential
 from tests.reference.keras_files import of_arrays, of_model, with_graph
 
@@ -81,9 +81,7 @@ def test_an_average_never_counts_the_padding(shape, size):
     """By hand: Keras on torch counts the copied edge where the padding is uneven, unlike on TensorFlow and Theano."""
     image = image_of(shape).astype(float)
     for strides in ((1, 1), (2, 2), (3, 2)):
-        found = pool(
-            image, size, how="average", data_format="channels_last", theano=False, strides=strides, padding="same"
-        )
+        found = pool_average(image, size, Sliding("channels_last", theano=False, strides=strides, padding="same"))
         counts = [-(-length // step) for length, step in zip(shape[:2], strides, strict=True)]
         starts = [
             max(0, (count - 1) * step + side - length) // 2
@@ -194,9 +192,8 @@ def numbered(file, values):
 def test_layers_are_ordered_as_keras_orders_them(name):
     model = NETWORKS[name]()
     file, _ = of_model(model)
-    graph = graph_of_config(with_graph(file))
-    ours = [node.layer.name for node in in_layer_order(graph) if node.layer is not None]
-    assert ours == [layer.name for layer in model.layers if layer.weights]
+    config = with_graph(file).config
+    assert [layer.name for layer in list_of(config)] == [layer.name for layer in model.layers[1:]]
 
 
 def changed(file, kind, **settings):

@@ -30,7 +30,7 @@ def prove(network, file, read, **assumptions):
     file, plan = plan_keras(file, Wishes(backend="theano"))
     image = normalize(probe_picture(network.size), network.card.preprocessing)
     theirs = dict(forward(file, read, image.transpose(1, 2, 0), **assumptions))
-    return compare(record_outputs(network, image), theirs, {**plan.table, "logits": ("logits",)})
+    return compare(record_outputs(network, image, tuple(plan.table)), theirs, {**plan.table, "logits": ("logits",)})
 
 
 def softmax(logits):
@@ -168,7 +168,7 @@ def test_compare_wants_every_layer_and_equal_shapes():
 def test_hooks_are_removed_when_a_network_fails(converted):
     _, network, _, _ = converted
     with pytest.raises(ValueError, match="this network classifies"):
-        record_outputs(network, np.zeros((3, 10, 10), np.float32))
+        record_outputs(network, np.zeros((3, 10, 10), np.float32), ["features", "head"])
     assert not any(module._forward_hooks for module in network.modules())
 
 

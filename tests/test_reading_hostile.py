@@ -132,7 +132,7 @@ CASES = {
     external_link: "/a/out is an external link, to /secret in /etc/passwd",
     external_link_in_place: "/a/a_W is an external link, to /a_W in other.h5",
     soft_link: "/a/again is a soft link, to /a/a_W",
-    soft_loop: "/a/one is a soft link that leads in a circle, to /a/two",
+    soft_loop: "/a/one is a soft link, to /a/two",
     hard_loop: "/a/up is a second name for something else",
     virtual: "/a/a_W is a virtual dataset",
     external_storage: "/a/a_W is external storage, its values lie in the file /etc/passwd",

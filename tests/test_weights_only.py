@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from typing import Any
 
 import h5py
@@ -19,11 +20,12 @@ from converters import convert, read_keras
 from converters.graph_plan import plan_graph
 from converters.plan import Wishes
 from converters.proof.listing import check_list, list_of
-from converters.weights_only import config_of_list, with_config
+from converters.weights_only import with_config
 from convnets_torch.weights import load
 from tests.reference import keras3_heads
 from tests.reference.goldens import DATA
 from tests.reference.keras3_graphs import choose_weights
+from tests.reference.keras_files import config_of_list
 from tests.reference.theano_goldens import THEANO
 from tests.test_formats import assert_answers
 
@@ -246,14 +248,14 @@ def test_the_same_of_a_paper_network(name, network, tmp_path):
     make, form, said = FAULTS[name]
     file = read_keras(write(make(keras3_heads.base(network)), tmp_path / form))
     with pytest.raises(ValueError, match=said):
-        config_of_list(file, Wishes(input_size=LARGE))
+        config_of_list(file, input_size=LARGE)
 
 
 def test_a_listed_normalisation_stays_before_its_activation(tmp_path):
     """In the config, and in the order that the check of the proof derives from it."""
     head = [L.GlobalAveragePooling2D(), L.Dense(8), L.BatchNormalization(), L.Activation("relu"), L.Dense(5)]
     file = read_keras(write(mobilenet(*head), tmp_path / LISTED))
-    config, _ = config_of_list(file, Wishes(input_size=SIZE))
+    config, _ = config_of_list(file, input_size=SIZE)
     assert [one.name for one in list_of(config)][-4:] == ["dense", "batch_normalization", "activation", "dense_1"]
 
 
@@ -262,7 +264,7 @@ def test_a_listed_normalisation_stays_before_its_activation(tmp_path):
 
 def derived(tmp_path: Any, *head: Any) -> tuple[Any, dict[str, Any]]:
     file = read_keras(write(mobilenet(*head), tmp_path / LISTED))
-    config, _ = config_of_list(file, Wishes(input_size=SIZE))
+    config, _ = config_of_list(file, input_size=SIZE)
     check_list(file, config)
     return file, copy.deepcopy(config)
 
@@ -391,10 +393,10 @@ def test_names_of_convnets_keras_on_tensorflow_are_not_taken_for_theanos(tmp_pat
             made.attrs["weight_names"] = weights
             for weight in group:
                 made[f"{weight}:0"] = group[weight][()]
-    config, notes = config_of_list(read_keras(tmp_path / "vgg16.h5"), Wishes())
+    config, notes = config_of_list(read_keras(tmp_path / "vgg16.h5"))
     assert config["backend"] == "tensorflow"
     assert any("tensorflow's, as the file names arrays in its style" in note for note in notes)
-    config, _ = config_of_list(read_keras(DATA / "keras1/vgg16.h5"), Wishes())
+    config, _ = config_of_list(read_keras(DATA / "keras1/vgg16.h5"))
     assert config["backend"] == "theano"
 
 
@@ -457,3 +459,17 @@ def test_an_architecture_of_keras_2_gives_backend_and_version(tmp_path):
     bound = with_config(file, config | {"keras_version": "1.2.2", "backend": "tensorflow"})
     assert (bound.backend, bound.version) == ("tensorflow", "1.2.2")
     assert plan_graph(bound, Wishes(preprocessing="unit")).backend == "tensorflow"
+
+
+def test_dropout_that_a_file_does_not_list_is_left_out(tmp_path):
+    """Of the network's own top, as models without it are written."""
+    told: dict[str, Any] = {"backend": "theano", "proof": True, "isolated": False}
+    shutil.copy(DATA / "keras1/vgg16.h5", tmp_path / "bare.h5")
+    with h5py.File(tmp_path / "bare.h5", "r+") as file:
+        file.attrs["layer_names"] = [name for name in file.attrs["layer_names"] if "dropout" not in name]
+    convert(DATA / "keras1/vgg16.h5", tmp_path / "whole.safetensors", **told)
+    report = convert(tmp_path / "bare.h5", tmp_path / "bare.safetensors", **told)
+    assert report.card.network == "vgg16"
+    bare, whole = (load_file(tmp_path / f"{name}.safetensors") for name in ("bare", "whole"))
+    assert bare.keys() == whole.keys()
+    assert all(torch.equal(bare[name], whole[name]) for name in whole)

@@ -149,11 +149,7 @@ def diagnose(
 
 
 def _labels(
-    card: Card,
-    images: list[Picture],
-    expected: str | int | Sequence[str | int] | None,
-    reading: Reading,
-    threads: int,
+    card: Card, images: list[Picture], expected: str | int | Sequence[str | int] | None, reading: Reading, threads: int
 ) -> LabelEvidence:
     if not images:
         raise ValueError("there are no pictures to judge by; give a few with known content, or a golden")

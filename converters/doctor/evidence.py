@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,36 +29,13 @@ AGREES = 1e-3  # largest error, relative to the largest recorded output, at whic
 Form = Literal["pixels", "preprocessed"]
 
 
-class Evidence(Protocol):
-    """Evidence by which hypotheses are judged.
-
-    Attributes:
-        untested: families of hypotheses that do not affect it.
-    """
-
-    untested: frozenset[str]
-
-    def inputs(self, card: Card) -> NDArray[np.float32]:
-        """Return the network's input (N, 3, size, size), preprocessed as the card specifies."""
-
-    def score(self, logits: Tensor, card: Card) -> float:
-        """Score outputs (N, classes): higher is better, -inf if they are not finite."""
-
-    def tied(self, best: float, other: float) -> bool:
-        """Return whether a score is too close to the best one to be distinguished from it."""
-
-    def explained(self, logits: Tensor, card: Card) -> bool:
-        """Return whether these outputs explain the evidence at all."""
-
-    def figure(self, score: float) -> float:
-        """Return the score as a probability or a relative error."""
-
-
 class LabelEvidence:
     """Pictures with their expected answers.
 
     The likelihood of an answer is the probability that the network assigns to its classes, allowing for a 5 % chance
     that the label is wrong, so that a single odd picture cannot decide the verdict.
+
+    `untested` are families of hypotheses that do not affect the evidence.
 
     Args:
         images: each (H, W, 3) RGB, 0 to 255.
@@ -76,6 +53,7 @@ class LabelEvidence:
         self._crops: dict[Preprocessing, list[Pixels]] = {}
 
     def inputs(self, card: Card) -> NDArray[np.float32]:
+        """Return the network's input (N, 3, size, size), preprocessed as the card specifies."""
         rule = card.preprocessing
         cut = Preprocessing("cut", rule.size, rule.resize, rule.resize_rule, rule.interpolation, "rgb", (0.0, 0.0, 0.0))
         if cut not in self._crops:
@@ -83,7 +61,7 @@ class LabelEvidence:
         return np.stack([normalize(crop, rule) for crop in self._crops[cut]])
 
     def score(self, logits: Tensor, card: Card) -> float:
-        """Return the mean log likelihood of the expected answers."""
+        """Return the mean log likelihood of the expected answers, (N, classes) outputs; -inf if they are not finite."""
         if logits.shape != self.right.shape or not logits.isfinite().all():
             return -math.inf  # another number of classes than expected, or not finite
         return float(self._likelihoods(_shares(logits, card)).log().mean())
@@ -103,6 +81,7 @@ class LabelEvidence:
         return not self.tied(self.score(logits, card), by_chance) and bool(hits >= 0.5)
 
     def figure(self, score: float) -> float:
+        """Return a score as a probability."""
         return math.exp(score)
 
 
@@ -194,7 +173,11 @@ class GoldenEvidence:
         return self.score(logits, card) >= -AGREES
 
     def figure(self, score: float) -> float:
+        """Return a score as a relative error."""
         return -score
+
+
+Evidence = LabelEvidence | GoldenEvidence
 
 
 def _channels_last(images: NDArray[Any]) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import erf
 from typing import Any, Literal
 
@@ -53,40 +53,43 @@ def from_channels_last(image: NDArray[Any], data_format: DataFormat) -> NDArray[
     return image if data_format == "channels_last" else np.moveaxis(image, 2, 0)
 
 
-def convolve(
-    image: Array,
-    kernel: NDArray[Any],
-    *,
-    data_format: DataFormat,
-    order: KernelOrder,
-    theano: bool,
-    strides: Pair = (1, 1),
-    padding: Padding = "valid",
-    dilation: Pair = (1, 1),
-    groups: int = 1,
-) -> Array:
-    """Conv2D without its bias.
+@dataclass(frozen=True)
+class Sliding:
+    """How a window slides over an image.
 
-    Args:
-        image: in `data_format`.
-        kernel: as stored: (out, in / groups, height, width) or (height, width, in / groups, out), by `order`.
+    Attributes:
         data_format: data format of the image and the result.
-        order: axis order of the kernel.
-        theano: use true convolution and Theano's padding.
+        theano: whether to use true convolution and Theano's padding.
         strides: (rows, columns).
         padding: "valid" or "same".
         dilation: (rows, columns).
+    """
+
+    data_format: DataFormat
+    theano: bool
+    strides: Pair = (1, 1)
+    padding: Padding = "valid"
+    dilation: Pair = (1, 1)
+
+
+def convolve(image: Array, kernel: NDArray[Any], how: Sliding, order: KernelOrder, groups: int = 1) -> Array:
+    """Conv2D without its bias.
+
+    Args:
+        image: in the data format.
+        kernel: as stored: (out, in / groups, height, width) or (height, width, in / groups, out), by `order`.
+        how: strides, padding and dilation.
+        order: axis order of the kernel.
         groups: number of groups; each group of output channels reads its own part of the input channels.
     """
     height, width = kernel.shape[2:] if order == "oihw" else kernel.shape[:2]
     inputs, outputs = (kernel.shape[1], kernel.shape[0]) if order == "oihw" else kernel.shape[2:]
-    pixels = channels_last(image, data_format)
+    pixels = channels_last(image, how.data_format)
     if inputs * groups != pixels.shape[2]:
         raise ValueError(f"the kernel {kernel.shape} reads {inputs * groups} channels, but there are {pixels.shape[2]}")
-    cells = _cells(pixels, (height, width), strides, dilation, padding, 0.0, theano=theano)
     total = np.zeros(0)
-    for i, j, seen in cells:
-        row, column = (height - 1 - i, width - 1 - j) if theano else (i, j)
+    for i, j, seen in _cells(pixels, (height, width), how):
+        row, column = (height - 1 - i, width - 1 - j) if how.theano else (i, j)
         tap = np.asarray(kernel[:, :, row, column].T if order == "oihw" else kernel[row, column], np.float64)
         if not total.size:
             total = np.zeros((*seen.shape[:2], outputs))
@@ -95,138 +98,102 @@ def convolve(
             target = slice(part * outputs // groups, (part + 1) * outputs // groups)
             product = seen[:, :, source].reshape(-1, inputs) @ tap[:, target]
             total[:, :, target] += product.reshape(*seen.shape[:2], -1)
-    return from_channels_last(total, data_format)
+    return from_channels_last(total, how.data_format)
 
 
-def convolve_depthwise(
-    image: Array,
-    kernel: NDArray[Any],
-    *,
-    data_format: DataFormat,
-    theano: bool,
-    strides: Pair = (1, 1),
-    padding: Padding = "valid",
-    dilation: Pair = (1, 1),
-) -> Array:
+def convolve_depthwise(image: Array, kernel: NDArray[Any], how: Sliding) -> Array:
     """DepthwiseConv2D without its bias: each channel has its own `multiplier` kernels.
 
     Args:
         kernel: (height, width, channels, multiplier); never reversed, not even for Theano.
     """
     height, width, channels, multiplier = kernel.shape
-    pixels = channels_last(image, data_format)
+    pixels = channels_last(image, how.data_format)
     if channels != pixels.shape[2]:
         raise ValueError(f"the kernel {kernel.shape} reads {channels} channels, but there are {pixels.shape[2]}")
     total: Any = 0.0
-    for i, j, seen in _cells(pixels, (height, width), strides, dilation, padding, 0.0, theano=theano):
+    for i, j, seen in _cells(pixels, (height, width), how):
         total = total + seen[:, :, :, None] * np.asarray(kernel[i, j], np.float64)
-    return from_channels_last(total.reshape(*total.shape[:2], channels * multiplier), data_format)
+    return from_channels_last(total.reshape(*total.shape[:2], channels * multiplier), how.data_format)
 
 
 def convolve_transposed(
-    image: Array,
-    kernel: NDArray[Any],
-    *,
-    data_format: DataFormat,
-    theano: bool,
-    strides: Pair,
-    padding: Padding,
-    dilation: Pair,
-    output_padding: Any = None,
-    shape: Sequence[int] | None = None,
+    image: Array, kernel: NDArray[Any], how: Sliding, output_padding: Any, shape: Sequence[int] | None
 ) -> Array:
     """Conv2DTranspose without its bias: every pixel adds its multiple of the kernel to the output.
 
     Args:
         kernel: (height, width, out, in).
-        theano: use the gradient of true convolution and Theano's padding.
+        how: strides, padding and dilation of the convolution whose gradient this is.
         output_padding: None for the size that a convolution with these strides would shrink to the image's.
         shape: (height, width) of the output, as Keras 1 says it.
     """
-    pixels = channels_last(image, data_format)
-    spans = [(kernel.shape[axis] - 1) * dilation[axis] + 1 for axis in range(2)]
-    whole = [(pixels.shape[axis] - 1) * strides[axis] + spans[axis] for axis in range(2)]
+    pixels = channels_last(image, how.data_format)
+    spans = [(kernel.shape[axis] - 1) * how.dilation[axis] + 1 for axis in range(2)]
+    whole = [(pixels.shape[axis] - 1) * how.strides[axis] + spans[axis] for axis in range(2)]
     total = np.zeros((*whole, kernel.shape[2]))
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
             rows, columns = (
                 slice(place * rate, place * rate + (count - 1) * stride + 1, stride)
-                for place, rate, count, stride in zip((i, j), dilation, pixels.shape, strides, strict=False)
+                for place, rate, count, stride in zip((i, j), how.dilation, pixels.shape, how.strides, strict=False)
             )
-            tap = kernel[-1 - i, -1 - j] if theano else kernel[i, j]
+            tap = kernel[-1 - i, -1 - j] if how.theano else kernel[i, j]
             total[rows, columns] += pixels @ np.asarray(tap, np.float64).T
-    for axis, (span, stride) in enumerate(zip(spans, strides, strict=True)):
+    same = how.padding == "same"
+    for axis, (span, stride) in enumerate(zip(spans, how.strides, strict=True)):
         before, length = 0, whole[axis] + max(0, stride - span)
         if shape is not None:
             length = shape[axis]
         elif output_padding is not None:
-            length = whole[axis] + pair_of(output_padding)[axis] + (span % 2 - span if padding == "same" else 0)
-        elif padding == "same":
+            length = whole[axis] + pair_of(output_padding)[axis] + (span % 2 - span if same else 0)
+        elif same:
             length = pixels.shape[axis] * stride
-        if padding == "same":  # as many as the convolution pads before its input
-            before = span // 2 if theano else max(0, whole[axis] - length) // 2
+        if same:  # as many as the convolution pads before its input
+            before = span // 2 if how.theano else max(0, whole[axis] - length) // 2
         short = max(0, before + length - total.shape[axis])
         total = np.pad(total, [(0, short if other == axis else 0) for other in range(3)])
         total = total.take(range(before, before + length), axis)
-    return from_channels_last(total, data_format)
+    return from_channels_last(total, how.data_format)
 
 
-def pool(
-    image: Array,
-    size: Pair,
-    *,
-    how: Literal["max", "average"],
-    data_format: DataFormat,
-    theano: bool,
-    strides: Pair,
-    padding: Padding = "valid",
-) -> Array:
-    """MaxPooling2D or AveragePooling2D; padding counts neither in a maximum nor in an average."""
-    pixels = channels_last(image, data_format)
-    empty = -np.inf if how == "max" else 0.0
-    if theano and padding == "same":
-        before = tuple(side - 2 if side > 2 and side % 2 else side - 1 for side in size)
-    else:
-        before = None
-    cells = _cells(pixels, size, strides, (1, 1), padding, empty, before=before)
-    if how == "max":
-        result: Any = -np.inf
-        for _, _, seen in cells:
-            result = np.maximum(result, seen)
-    else:
-        there = _cells(np.ones((*pixels.shape[:2], 1)), size, strides, (1, 1), padding, 0.0, before=before)
-        total: Any = 0.0
-        count: Any = 0.0
-        for (_, _, seen), (_, _, real) in zip(cells, there, strict=True):
-            total, count = total + seen, count + real
-        result = total / count
-    return from_channels_last(result, data_format)
+def pool_max(image: Array, size: Pair, how: Sliding) -> Array:
+    """MaxPooling2D; padding does not count."""
+    result: Any = -np.inf
+    for _, _, seen in _cells(channels_last(image, how.data_format), size, how, empty=-np.inf, pools=True):
+        result = np.maximum(result, seen)
+    return from_channels_last(result, how.data_format)
+
+
+def pool_average(image: Array, size: Pair, how: Sliding) -> Array:
+    """AveragePooling2D; padding does not count."""
+    pixels = channels_last(image, how.data_format)
+    there = _cells(np.ones((*pixels.shape[:2], 1)), size, how, pools=True)
+    total: Any = 0.0
+    count: Any = 0.0
+    for (_, _, seen), (_, _, real) in zip(_cells(pixels, size, how, pools=True), there, strict=True):
+        total, count = total + seen, count + real
+    return from_channels_last(total / count, how.data_format)
 
 
 def _cells(
-    pixels: Array,
-    window: Pair,
-    strides: Pair,
-    dilation: Pair,
-    padding: Padding,
-    empty: float,
-    *,
-    theano: bool = False,
-    before: tuple[int, ...] | None = None,
+    pixels: Array, window: Pair, how: Sliding, *, empty: float = 0.0, pools: bool = False
 ) -> Iterator[tuple[int, int, Array]]:
     """Yield (i, j, pixels) for each position in a window: the pixels (rows, columns, channels) there in all windows."""
     edges, counts = [], []
+    strides, dilation = how.strides, how.dilation
     for axis in range(2):
-        length, step = pixels.shape[axis], strides[axis]
-        span = (window[axis] - 1) * dilation[axis] + 1
-        if padding == "same":
+        length, step, size = pixels.shape[axis], strides[axis], window[axis]
+        span = (size - 1) * dilation[axis] + 1
+        if how.padding == "same":
             count = -(-length // step)
-            wanted = max(0, (count - 1) * step + span - length)
-            start = before[axis] if before else span // 2 if theano else wanted // 2
-        elif padding == "valid":
+            start = max(0, (count - 1) * step + span - length) // 2
+            if how.theano:
+                start = span // 2 if not pools else size - 2 if size > 2 and size % 2 else size - 1
+        elif how.padding == "valid":
             count, start = (length - span) // step + 1, 0
         else:
-            raise ValueError(f"padding is {padding!r}; known: 'same', 'valid'")
+            raise ValueError(f"padding is {how.padding!r}; known: 'same', 'valid'")
         if count < 1:
             raise ValueError(f"a window of {span} pixels does not fit into {length}")
         edges.append((start, max(0, (count - 1) * step + span - length - start)))
@@ -269,21 +236,11 @@ def along(vector: NDArray[Any], values: Array, axis: int) -> Array:
     return np.asarray(vector, np.float64).reshape(shape)
 
 
-def normalize_batch(
-    values: Array,
-    mean: NDArray[Any],
-    variance: NDArray[Any],
-    gamma: NDArray[Any] | None,
-    beta: NDArray[Any] | None,
-    *,
-    epsilon: float,
-    axis: int,
-) -> Array:
+def normalize_batch(values: Array, arrays: Mapping[str, NDArray[Any]], *, epsilon: float, axis: int) -> Array:
     """BatchNormalization at inference; `axis` does not count the batch."""
-    result = (values - along(mean, values, axis)) / np.sqrt(along(variance, values, axis) + epsilon)
-    if gamma is not None:
-        result = result * along(gamma, values, axis)
-    return result if beta is None else result + along(beta, values, axis)
+    one = {role: along(array, values, axis) for role, array in arrays.items()}
+    result = (values - one["moving_mean"]) / np.sqrt(one["moving_variance"] + epsilon)
+    return result * one.get("gamma", 1.0) + one.get("beta", 0.0)
 
 
 def normalize_across_channels(
@@ -414,11 +371,8 @@ def compute(node: Node, sources: Sequence[Array], read: Read, meaning: Meaning) 
         if meaning.keras == 1:  # stored as those of a convolution that reads the image
             kernel = kernel.transpose(2, 3, 0, 1) if meaning.order(data_format) == "oihw" else kernel.swapaxes(2, 3)
             shape = settings["output_shape"][2:4] if data_format == "channels_first" else settings["output_shape"][1:3]
-        result = convolve_transposed(
-            x, kernel, data_format=data_format, theano=meaning.theano, strides=pair_of(settings.get("strides", 1)),
-            padding=settings.get("padding", "valid"), dilation=pair_of(settings.get("dilation_rate", 1)),
-            output_padding=settings.get("output_padding"), shape=shape,
-        )  # fmt: skip
+        how = sliding(settings, data_format, meaning)
+        result = convolve_transposed(x, kernel, how, settings.get("output_padding"), shape)
         return _plus_bias(result, arrays, 0 if data_format == "channels_first" else 2)
     if kind in ("Conv2D", "DepthwiseConv2D", "SeparableConv2D"):
         return _convolve(kind, settings, x, arrays, data_format, meaning)
@@ -427,16 +381,12 @@ def compute(node: Node, sources: Sequence[Array], read: Read, meaning: Meaning) 
     if kind == "BatchNormalization":
         if settings.get("mode", 0) != 0:
             raise ValueError(f"mode {settings['mode']!r} of Keras 1 is not known here; known: 0")
-        return normalize_batch(
-            x, arrays["moving_mean"], arrays["moving_variance"], arrays.get("gamma"), arrays.get("beta"),
-            epsilon=float(settings["epsilon"]), axis=axis_of(settings.get("axis", -1)),
-        )  # fmt: skip
+        axis = axis_of(settings.get("axis", -1))
+        return normalize_batch(x, arrays, epsilon=float(settings["epsilon"]), axis=axis)
     if kind in ("MaxPooling2D", "AveragePooling2D"):
         size = pair_of(settings["pool_size"])
-        return pool(
-            x, size, how="max" if kind == "MaxPooling2D" else "average", data_format=data_format, theano=meaning.theano,
-            strides=pair_of(settings.get("strides") or size), padding=settings.get("padding", "valid"),
-        )  # fmt: skip
+        how = sliding({**settings, "strides": settings.get("strides") or size}, data_format, meaning)
+        return (pool_max if kind == "MaxPooling2D" else pool_average)(x, size, how)
     if kind in ("GlobalAveragePooling2D", "GlobalMaxPooling2D"):
         over = (0, 1) if data_format == "channels_last" else (1, 2)
         reduce = np.mean if kind == "GlobalAveragePooling2D" else np.max
@@ -476,34 +426,34 @@ def compute(node: Node, sources: Sequence[Array], read: Read, meaning: Meaning) 
     raise ValueError(f"layers of class {kind} are not known here")
 
 
-def _convolve(
-    kind: str,
-    settings: Mapping[str, Any],
-    x: Array,
-    arrays: Mapping[str, Any],
-    data_format: DataFormat,
-    meaning: Meaning,
-) -> Array:
+def sliding(settings: Mapping[str, Any], data_format: DataFormat, meaning: Meaning) -> Sliding:
+    """Return how the window of a layer with these settings slides."""
     strides, dilation = pair_of(settings.get("strides", 1)), pair_of(settings.get("dilation_rate", 1))
-    how: Any = {"data_format": data_format, "theano": meaning.theano}
-    place: Any = {"strides": strides, "padding": settings.get("padding", "valid"), "dilation": dilation}
+    return Sliding(data_format, meaning.theano, strides, settings.get("padding", "valid"), dilation)
+
+
+def _convolve(
+    kind: str, settings: Mapping[str, Any], x: Array, arrays: Mapping[str, Any], data_format: DataFormat,
+    meaning: Meaning,
+) -> Array:  # fmt: skip
+    how = sliding(settings, data_format, meaning)
     order = meaning.order(data_format)
     channels = 0 if data_format == "channels_first" else 2
     if kind == "Conv2D":
         groups = int(settings.get("groups", 1))
-        result = convolve(x, arrays["kernel"], order=order, groups=groups, **how, **place)
+        result = convolve(x, arrays["kernel"], how, order, groups)
         return _plus_bias(result, arrays, channels)
     if order == "oihw":
         raise ValueError("depthwise kernels of Keras 1 with channels first are not known here")
     depthwise = arrays["depthwise_kernel"] if "depthwise_kernel" in arrays else arrays["kernel"]
-    if kind == "SeparableConv2D" and meaning.theano and place["padding"] == "same":
+    if kind == "SeparableConv2D" and meaning.theano and how.padding == "same":
         # Theano pads half of the kernel on both sides, and Keras cuts off what an even kernel adds elsewhere only.
-        half = [((side - 1) * rate + 1) // 2 for side, rate in zip(depthwise.shape, dilation, strict=False)]
+        half = [((side - 1) * rate + 1) // 2 for side, rate in zip(depthwise.shape, how.dilation, strict=False)]
         x = pad(x, [(each, each) for each in half], data_format)
-        place["padding"] = "valid"
-    result = convolve_depthwise(x, depthwise, **how, **place)
+        how = replace(how, padding="valid")
+    result = convolve_depthwise(x, depthwise, how)
     if kind == "SeparableConv2D":
-        result = convolve(result, arrays["pointwise_kernel"], order=order, **how)
+        result = convolve(result, arrays["pointwise_kernel"], Sliding(data_format, meaning.theano), order)
     return _plus_bias(result, arrays, channels)
 
 
@@ -636,14 +586,6 @@ def _operate(node: Node, sources: Sequence[Array], meaning: Meaning) -> Array:
         join = np.concatenate if kind == "ops.Concatenate" else np.stack
         return join(sources, axis=axis_of(axis))
     if kind == "ops.GetItem":
-        key = [_key(one) for one in node.operands[1]]
+        key = [... if one == "..." else one for one in node.operands[1]]
         return x[tuple(key[1:] if key[0] == slice(None) else key)]  # the batch is left out
     raise ValueError(f"the function {kind} is not known here")
-
-
-def _key(value: Any) -> Any:
-    if value == "..." or (isinstance(value, Mapping) and value.get("class_name") == "__ellipsis__"):
-        return ...
-    if isinstance(value, Mapping):
-        return slice(value["start"], value["stop"], value["step"])
-    return value

@@ -61,39 +61,17 @@ def forward(
     Raises:
         ValueError: an assumption is missing, the layers are not the network's, or a layer is unsupported.
     """
-    if (backend := backend or file.backend) is None and _major(file) < 3:
+    if (backend := backend or file.backend) is None and file.release[0] < 3:
         raise ValueError(f"{file.path} does not say which backend trained it; give theano or tensorflow")
     if image.ndim != 3:
         raise ValueError(f"the image is {image.shape}; expected (height, width, channels)")
     graph = graph_of_config(file, data_format, output=output, until=until)
-    meaning = Meaning(backend == "theano", _major(file), graph.data_format)
-    first = numpy_keras.from_channels_last(np.asarray(image, np.float64), graph.data_format)
-    yield from _run(file, read, graph, meaning, first, final, skipped, fused=fused)
-
-
-def _major(file: KerasFile) -> int:
-    """Return the major version, 1, 2 or 3; `tf_keras` and TensorFlow's Keras have version 2."""
-    if file.version is not None:
-        return max(1, int(file.version.split(".")[0]))
-    return 3 if file.container in ("weights", "archive") else 1 if file.backend is None else 2
-
-
-def _run(
-    file: KerasFile,
-    read: Read,
-    graph: Graph,
-    meaning: Meaning,
-    image: Array,
-    chosen: str | None = None,
-    skipped: Sequence[str] = (),
-    *,
-    fused: bool = False,
-) -> Iterator[tuple[str, Array]]:
+    meaning = Meaning(backend == "theano", max(1, file.release[0]), graph.data_format)
+    last = numpy_keras.from_channels_last(np.asarray(image, np.float64), graph.data_format)
     readers = Counter(source for node in graph.nodes for source in node.inputs)
-    end = chosen or _end(graph)
+    end = final or _end(graph)
     readers[graph.output] += 1
-    values: dict[str, Array] = {graph.nodes[0].name: image}
-    final = image
+    values: dict[str, Array] = {graph.nodes[0].name: last}
     for node in graph.nodes[1:]:
         sources = [values[source] for source in node.inputs]
         for source in node.inputs:
@@ -104,18 +82,16 @@ def _run(
             linear = sources[0] if node.name in skipped else compute(node, sources, read, meaning)
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{file.path}: layer {node.name} ({node.kind}) cannot be computed: {error}") from None
-        data_format = meaning.data_format if chosen else format_of(node, meaning)
+        layout = meaning.data_format if final else format_of(node, meaning)
         if node.layer is not None and " (call " not in node.name:
-            yield label(node.layer, file), channels_first(linear, data_format)
+            yield label(node.layer, file), channels_first(linear, layout)
         name, settings = activation_of(node.settings) if node.kind not in ACTIVATIONS else ("linear", {})
         values[node.name] = numpy_keras.activate(linear, name, keras=meaning.keras, **settings)
         if node.name == end:
-            whole = fused if chosen else name not in ENDS
-            final = channels_first(values[node.name] if whole else linear, data_format)
-    if chosen:
-        yield OUTPUT, final
-        return
-    yield "logits" if any(node.kind == "Dense" for node in graph.nodes) else "features", final
+            whole = fused if final else name not in ENDS
+            last = channels_first(values[node.name] if whole else linear, layout)
+    headless = not any(node.kind == "Dense" for node in graph.nodes)
+    yield OUTPUT if final else "features" if headless else "logits", last
 
 
 def _end(graph: Graph) -> str:

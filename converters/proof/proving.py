@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from converters.plan import KerasStep, Plan
+from converters.plan import Plan
 from converters.proof.forwarding import IMAGE, NAMES, OUTPUTS
 from converters.proof.proof import OUTPUT, ProofRow, compare
 from converters.readers.process import Call
@@ -23,12 +23,7 @@ from convnets_torch.weights import build
 
 
 def prove(
-    source: Path,
-    described: dict[str, Any],
-    plan: Plan,
-    card: Card,
-    arrays: Mapping[str, NDArray[Any]],
-    call: Call,
+    source: Path, described: dict[str, Any], plan: Plan, card: Card, arrays: Mapping[str, NDArray[Any]], call: Call
 ) -> tuple[ProofRow, ...]:
     """Compare each layer of the converted network with the file's own model, on one picture.
 
@@ -84,11 +79,10 @@ def _flattened(plan: Plan) -> dict[str, tuple[int, int, int]]:
     return {
         step.row.parameter.rpartition(".")[0]: step.layout.window
         for step in plan.steps
-        if isinstance(step, KerasStep) and step.arrays and step.layout.window is not None and len(step.row.shape) == 1
+        if step.arrays and step.layout.window is not None and len(step.row.shape) == 1
     }
 
 
-WEIGHTED = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.BatchNorm1d)
 COARSE = 16  # block size in pixels, about the size of a picture's larger shapes
 
 
@@ -106,14 +100,14 @@ def probe_picture(size: tuple[int, int], seed: int = 0, channels: int = 3) -> ND
 
 
 def record_outputs(
-    network: Network, image: NDArray[np.floating[Any]], names: Sequence[str] | None = None
+    network: Network, image: NDArray[np.floating[Any]], names: Sequence[str]
 ) -> dict[str, NDArray[np.floating[Any]]]:
-    """Record the output of each convolution, batch normalisation and dense layer for one image.
+    """Record the outputs of modules for one image.
 
     Args:
-        names: modules to record; None for all with weights.
         network: a network in eval mode; all hooks are removed afterwards.
         image: (channels, H, W), normalised.
+        names: the modules.
 
     Returns:
         Module name -> (channels, h, w) or (units,); finally "logits", or "features" for a network without a head.
@@ -126,9 +120,7 @@ def record_outputs(
 
         return hook
 
-    wanted = [name for name, module in network.named_modules() if isinstance(module, WEIGHTED)]
-    modules = [(name, network.get_submodule(name)) for name in (wanted if names is None else names)]
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules]
+    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:
         with torch.inference_mode():
             precision = next((each.dtype for each in network.parameters()), torch.float64)

@@ -106,7 +106,7 @@ def survey(file: h5py.File, leave_out: Collection[str] = ()) -> Tree:
     Raises:
         any of `BROKEN`: libhdf5 cannot read the file's structure.
     """
-    walk = _Walk(file, file.id.get_filesize())
+    walk = _Walk(file.id.get_filesize())
     root = Group("/")
     walk.look_into(root, h5o.open(file.id, b"/"), frozenset(leave_out), 0)
     return Tree(root, walk.problems)
@@ -115,8 +115,8 @@ def survey(file: h5py.File, leave_out: Collection[str] = ()) -> Tree:
 class _Walk:
     """State shared by the recursive calls of one walk."""
 
-    def __init__(self, file: h5py.File, size: int) -> None:
-        self.file, self.size = file, size
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.seen: set[tuple[int, int]] = set()
         self.problems: list[Problem] = []
 
@@ -130,7 +130,7 @@ class _Walk:
             place = f"{group.place.rstrip('/')}/{name}"
             kind = opened.links.get_info(encoded).type
             if kind != h5l.TYPE_HARD:
-                self.problems.append(Problem(place, _link(opened, encoded, kind, self.file)))
+                self.problems.append(Problem(place, _link(opened, encoded, kind)))
                 continue
             if level >= MOST_LEVELS:
                 raise ValueError(f"groups are nested deeper than {MOST_LEVELS}")
@@ -149,49 +149,13 @@ class _Walk:
                 group.members[name] = _array(place, entry, self.size)
 
 
-def _link(opened: h5g.GroupID, name: bytes, kind: int, file: h5py.File) -> str:
+def _link(opened: h5g.GroupID, name: bytes, kind: int) -> str:
     if kind == h5l.TYPE_EXTERNAL:
         target, inside = opened.links.get_val(name)
         return f"an external link, to {inside.decode('utf-8', 'replace')} in {target.decode('utf-8', 'replace')}"
     if kind != h5l.TYPE_SOFT:
         return "a link of a kind that h5py does not know"
-    target = opened.links.get_val(name).decode("utf-8", "replace")
-    group = (h5py.h5i.get_name(opened) or b"").decode("utf-8", "replace").rstrip("/")
-    place = f"{group}/{name.decode('utf-8', 'replace')}"
-    return f"a soft link that leads in a circle, to {target}" if _circles(file, place) else f"a soft link, to {target}"
-
-
-def _circles(file: h5py.File, place: str) -> bool:
-    """Return whether a soft link leads back to itself; links out of the file are not followed."""
-    met = set()
-    for _ in range(MOST_LEVELS):
-        if place in met:
-            return True
-        met.add(place)
-        step = _first_soft(file, place)
-        if step is None:
-            return False
-        place = step
-    return True
-
-
-def _first_soft(file: h5py.File, place: str) -> str | None:
-    """Return the path with its first soft link replaced by the target; None if it has none."""
-    parts = [part for part in place.split("/") if part not in ("", ".")]
-    opened: Any = h5o.open(file.id, b"/")
-    for number, part in enumerate(parts):
-        name = part.encode()
-        if not isinstance(opened, h5g.GroupID) or not opened.links.exists(name):
-            return None
-        kind = opened.links.get_info(name).type
-        if kind == h5l.TYPE_SOFT:
-            target = opened.links.get_val(name).decode("utf-8", "replace")
-            before = "" if target.startswith("/") else "/" + "/".join(parts[:number])
-            return "/" + "/".join(filter(None, [before.strip("/"), target.strip("/"), *parts[number + 1 :]]))
-        if kind != h5l.TYPE_HARD:
-            return None
-        opened = h5o.open(opened, name)
-    return None
+    return f"a soft link, to {opened.links.get_val(name).decode('utf-8', 'replace')}"
 
 
 def _array(place: str, opened: h5d.DatasetID, file_size: int) -> Array:

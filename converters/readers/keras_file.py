@@ -6,6 +6,7 @@ process.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +37,11 @@ class KerasArray:
     place: str
     shape: tuple[int, ...]
     dtype: str
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> KerasArray:
+        """Return the array that JSON values describe."""
+        return cls(Path(values["path"]), values["place"], tuple(values["shape"]), values["dtype"])
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,17 @@ class KerasFile:
     @property
     def framework(self) -> str:
         """ "Keras" with its version, as far as it can be determined."""
+        return f"Keras {self.version or self._generation}"
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """Major and minor version; the major one alone if only the layout of the file tells it."""
+        return tuple(map(int, re.findall(r"\d+", self.version or "")[:2])) or (int(self._generation),)
+
+    @property
+    def _generation(self) -> str:
         known = {"nb_layers": "0", "legacy": "1" if self.backend is None else "2", "weights": "3", "archive": "3"}
-        return f"Keras {self.version or known[self.container]}"
+        return known[self.container]
 
     @property
     def weighted(self) -> tuple[KerasLayer, ...]:
@@ -113,17 +128,9 @@ class KerasFile:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> KerasFile:
         """The inverse of `to_dict`."""
-        layers = tuple(
-            KerasLayer(
-                **{
-                    **layer,
-                    "arrays": {
-                        role: KerasArray(**{**array, "path": Path(array["path"]), "shape": tuple(array["shape"])})
-                        for role, array in layer["arrays"].items()
-                    },
-                    "parents": tuple(layer["parents"]),
-                }
-            )
-            for layer in values["layers"]
-        )
-        return cls(**{**values, "path": Path(values["path"]), "layers": layers, "unlisted": tuple(values["unlisted"])})
+        layers = []
+        for layer in values["layers"]:
+            arrays = {role: KerasArray.from_dict(array) for role, array in layer["arrays"].items()}
+            layers.append(KerasLayer(**{**layer, "arrays": arrays, "parents": tuple(layer["parents"])}))
+        whole = {"path": Path(values["path"]), "layers": tuple(layers), "unlisted": tuple(values["unlisted"])}
+        return cls(**{**values, **whole})

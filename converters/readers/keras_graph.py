@@ -85,12 +85,8 @@ def parse(text: str) -> dict[str, Any]:
     return found
 
 
-def describe(entry: Mapping[str, Any]) -> Described:
-    """Return the tree of a model or layer entry, {"class_name": ..., "config": ...}."""
-    return _describe(entry, 0)
-
-
-def _describe(entry: Any, level: int) -> Described:
+def describe(entry: Any, level: int = 0) -> Described:
+    """Return the tree of a model or layer entry, {"class_name": ..., "config": ...}, which is nested `level` deep."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("class_name"), str):
         raise ValueError("the model's config has a layer without a class")
     if level > MOST_NESTED:
@@ -99,7 +95,7 @@ def _describe(entry: Any, level: int) -> Described:
     inner = config if isinstance(config, list) else config.get("layers") if isinstance(config, Mapping) else None
     if len(inner or ()) > MOST_LAYERS:
         raise ValueError(f"the model's config has more than {MOST_LAYERS} layers")
-    layers = tuple(_describe(layer, level + 1) for layer in inner) if isinstance(inner, list) else None
+    layers = tuple(describe(layer, level + 1) for layer in inner) if isinstance(inner, list) else None
     own = config if isinstance(config, Mapping) else {}
     name = entry.get("name") or own.get("name") or ""
     return Described(str(name), entry["class_name"], own, layers, entry)
@@ -176,13 +172,11 @@ class Graph:
         nodes: in topological order; the first is the input.
         output: name of the output node.
         data_format: data format of the input.
-        calls: number of calls of each layer that is called more than once.
     """
 
     nodes: tuple[Node, ...]
     output: str
     data_format: DataFormat
-    calls: Mapping[str, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Node:
         return self.by_name[name]
@@ -190,16 +184,6 @@ class Graph:
     @cached_property
     def by_name(self) -> Mapping[str, Node]:
         return {node.name: node for node in self.nodes}
-
-    def upstream(self, name: str) -> tuple[Node, ...]:
-        """Return the nodes on which a node depends, in order, excluding itself."""
-        needed, waiting = set(), [*self[name].inputs]
-        while waiting:
-            before = waiting.pop()
-            if before not in needed:
-                needed.add(before)
-                waiting.extend(self[before].inputs)
-        return tuple(node for node in self.nodes if node.name in needed)
 
 
 def label(layer: KerasLayer, file: KerasFile) -> str:
@@ -238,8 +222,7 @@ def graph_of_config(
             f"{file.path}: its model config specifies no data format; give channels_first or channels_last"
         )
     start = Node("input", "InputLayer", (), reader.input or {})
-    calls = {name: count for name, count in reader.calls.items() if count > 1}
-    graph = _with_alexnets(Graph((start, *reader.nodes), end, known, calls))
+    graph = _with_alexnets(Graph((start, *reader.nodes), end, known))
     return graph if until is None else _cut(file, graph, until)
 
 
@@ -263,7 +246,11 @@ def _cut(file: KerasFile, graph: Graph, until: str) -> Graph:
         names = ", ".join(node.name for node in graph.nodes[-10:])
         many = f"{len(found)} layers named {until}; give the name of its model too" if found else f"no layer {until}"
         raise ValueError(f"{file.path} has {many}; its last layers are {names}")
-    nodes = (*graph.upstream(found[0].name), found[0])
+    needed = {found[0].name}
+    for node in reversed(graph.nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    nodes = tuple(node for node in graph.nodes if node.name in needed)
     return replace(graph, nodes=nodes, output=found[0].name)
 
 
@@ -523,6 +510,10 @@ def _keras_2_arguments(call: Any, sources: list[tuple[str, int]]) -> list[Any]:
                 return value[2]
             sources.append((value[0], index(value[1])))
             return Operand(len(sources) - 1)
+        if isinstance(value, Mapping) and {"start", "stop", "step"} <= set(value):
+            return slice(value["start"], value["stop"], value["step"])
+        if isinstance(value, Mapping) and value.get("class_name") == "__ellipsis__":
+            return "..."
         return [one(each) for each in value] if isinstance(value, list) else value
 
     keywords = (call if isinstance(call[0], str) else call[0])[3:]
@@ -564,26 +555,6 @@ def _arguments(value: Any, sources: list[tuple[str, int]]) -> Any:
     if kind == "__slice__":
         return slice(config["start"], config["stop"], config["step"])
     return {key: _arguments(each, sources) for key, each in value.items()}
-
-
-def in_layer_order(graph: Graph) -> tuple[Node, ...]:
-    """Return the nodes in the order of Keras's `model.layers`: by depth from the output, then by first visit.
-
-    Source: `map_graph` in keras/src/ops/function.py; in Keras 1 and 2, `Container.__init__`.
-    """
-    met: dict[str, None] = {}
-    waiting = [graph.output]
-    while waiting:
-        name = waiting.pop()
-        if name not in met:
-            met[name] = None
-            waiting.extend(reversed(graph[name].inputs))
-    depth = dict.fromkeys(met, 0)
-    for node in reversed(graph.nodes):
-        for source in node.inputs:
-            depth[source] = max(depth[source], depth[node.name] + 1)
-    walk = {name: index for index, name in enumerate(met)}
-    return tuple(graph[name] for name in sorted(met, key=lambda name: (-depth[name], walk[name])))
 
 
 # The settings
@@ -633,21 +604,16 @@ def _is_whole(value: Any) -> bool:
     return _is_side(value) and value > 0
 
 
-def _is_pair(value: Any) -> bool:
-    return _is_whole(value) or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_whole, value)))
-
-
-def _is_edge(value: Any) -> bool:
-    return _is_side(value) or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_side, value)))
+def _is_pair(value: Any, check: Check = _is_whole) -> bool:
+    """Return whether a value, or each of two, passes a check."""
+    return check(value) or (isinstance(value, list | tuple) and len(value) == 2 and all(map(check, value)))
 
 
 def _is_padding(value: Any) -> bool:
     """One number; one number or pair per axis; or four numbers, in Keras 1 also by name."""
-    if isinstance(value, Mapping):
-        return len(value) == 4 and all(_is_side(edge) for edge in value.values())
-    if isinstance(value, list | tuple):
-        return (len(value) == 4 and all(map(_is_side, value))) or (len(value) == 2 and all(map(_is_edge, value)))
-    return _is_side(value)
+    if isinstance(value, Mapping | list | tuple) and len(value) == 4:
+        return all(map(_is_side, value.values() if isinstance(value, Mapping) else value))
+    return _is_pair(value, lambda edge: _is_pair(edge, _is_side))
 
 
 def _is_number(value: Any) -> bool:
@@ -697,10 +663,7 @@ AXIS = (_is_axis, "an axis number")
 SLOPE = (_is_slope, "a number")
 PAIR = (_is_pair, "one or two positive integers")
 SHAPE = (_is_shape, "a list of sizes")
-EVERYWHERE: dict[str, tuple[Check, str]] = {
-    "activation": (_is_activation, "an activation name"),
-    "data_format": WORD,
-}
+EVERYWHERE: dict[str, tuple[Check, str]] = {"activation": (_is_activation, "an activation name"), "data_format": WORD}
 CHECKS: Mapping[str, dict[str, tuple[Check, str]]] = {
     "Conv2D": {
         "padding": WORD,

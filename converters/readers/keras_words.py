@@ -8,33 +8,6 @@ from typing import Any
 
 from converters.readers.keras_file import DataFormat
 
-KINDS = (
-    "InputLayer", "Functional", "Sequential", "Dense", "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose",
-    "Conv2DTranspose", "Conv3DTranspose", "SeparableConv1D", "SeparableConv2D", "DepthwiseConv1D",
-    "DepthwiseConv2D", "BatchNormalization", "LayerNormalization", "GroupNormalization", "UnitNormalization",
-    "Normalization", "Rescaling", "Resizing", "CenterCrop", "Activation", "ReLU", "LeakyReLU", "PReLU", "ELU",
-    "Softmax", "ThresholdedReLU", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "AveragePooling1D",
-    "AveragePooling2D", "AveragePooling3D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D",
-    "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "ZeroPadding1D", "ZeroPadding2D",
-    "ZeroPadding3D", "Cropping1D", "Cropping2D", "Cropping3D", "UpSampling1D", "UpSampling2D", "UpSampling3D",
-    "Flatten", "Reshape", "Permute", "RepeatVector", "Dropout", "AlphaDropout", "SpatialDropout1D",
-    "SpatialDropout2D", "SpatialDropout3D", "GaussianNoise", "GaussianDropout", "Add", "Subtract", "Multiply",
-    "Average", "Maximum", "Minimum", "Concatenate", "Dot", "Merge", "Lambda", "Masking", "Embedding", "LSTM", "GRU",
-    "SimpleRNN", "LSTMCell", "GRUCell", "SimpleRNNCell", "RNN", "Bidirectional", "TimeDistributed", "Attention",
-    "AdditiveAttention", "MultiHeadAttention", "EinsumDense", "ActivityRegularization", "RandomFlip",
-    "RandomRotation", "RandomZoom", "RandomCrop", "RandomTranslation", "RandomContrast", "RandomBrightness",
-    "TFOpLambda", "AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D",
-    "AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D", "AugMix", "AutoContrast",
-    "CategoryEncoding", "ContrastLimitedAdaptiveHistogramEqualization", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D",
-    "CutMix", "Discretization", "Equalization", "FlaxLayer", "GroupedQueryAttention", "HashedCrossing", "Hashing",
-    "Identity", "IntegerLookup", "JaxLayer", "MaxNumBoundingBoxes", "MelSpectrogram", "MixUp", "Pipeline",
-    "RMSNormalization", "RandAugment", "RandomColorDegeneration", "RandomColorJitter", "RandomElasticTransform",
-    "RandomErasing", "RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert", "RandomPerspective",
-    "RandomPosterization", "RandomSaturation", "RandomSharpness", "RandomShear", "ReversibleEmbedding",
-    "STFTSpectrogram", "Solarization", "SpectralNormalization", "StackedRNNCells", "StringLookup", "TFSMLayer",
-    "TextVectorization", "TorchModuleWrapper", "CustomScaleLayer", "LayerScale", "StochasticDepth",
-)  # fmt: skip
-
 OLD = {
     "Model": "Functional", "Container": "Functional", "Convolution1D": "Conv1D", "Convolution2D": "Conv2D",
     "Convolution3D": "Conv3D", "AtrousConvolution1D": "Conv1D", "AtrousConvolution2D": "Conv2D",
@@ -64,10 +37,6 @@ _SETTINGS = {  # Keras 1 -> Keras 2 and 3
     "concat_axis": "axis",
 }  # fmt: skip
 
-_BY_KEY = (
-    {kind.lower(): kind for kind in KINDS} | {old.lower(): kind for old, kind in OLD.items()} | {"input": "InputLayer"}
-)
-
 # Roles of a class's weights, in the order of `vars/0`, `vars/1`, ...
 HOLDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
@@ -82,6 +51,39 @@ HOLDS: Mapping[str, tuple[str, ...]] = {
     "PReLU": ("alpha",),
     "LayerScale": ("gamma",),
 }
+ACTIVATIONS = ("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax")
+KINDS = (
+    "Functional", "Sequential", "BatchNormalization", "UnitNormalization", "Rescaling", "Resizing", "CenterCrop",
+    "ThresholdedReLU", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "AveragePooling1D", "AveragePooling2D",
+    "AveragePooling3D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D", "GlobalAveragePooling1D",
+    "GlobalAveragePooling2D", "GlobalAveragePooling3D", "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D", "Cropping1D",
+    "Cropping2D", "Cropping3D", "UpSampling1D", "UpSampling2D", "UpSampling3D", "Flatten", "Reshape", "Permute",
+    "RepeatVector", "SpatialDropout3D", "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate",
+    "Dot", "Merge", "Masking", "Embedding", "LSTM", "GRU", "SimpleRNN", "LSTMCell", "GRUCell", "SimpleRNNCell", "RNN",
+    "Bidirectional", "TimeDistributed", "Attention", "AdditiveAttention", "MultiHeadAttention", "EinsumDense",
+    "RandomCrop", "AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D",
+    "AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D", "AutoContrast", "CategoryEncoding",
+    "ContrastLimitedAdaptiveHistogramEqualization", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "CutMix",
+    "Discretization", "Equalization", "FlaxLayer", "GroupedQueryAttention", "HashedCrossing", "Hashing",
+    "IntegerLookup", "JaxLayer", "MaxNumBoundingBoxes", "MelSpectrogram", "MixUp", "Pipeline", "RMSNormalization",
+    "RandomColorDegeneration", "RandomElasticTransform", "ReversibleEmbedding", "STFTSpectrogram", "Solarization",
+    "SpectralNormalization", "StackedRNNCells", "StringLookup", "TFSMLayer", "TextVectorization", "TorchModuleWrapper",
+    "CustomScaleLayer", "StochasticDepth",
+    *IDENTITIES, *ACTIVATIONS, *HOLDS, *CODE,
+)  # fmt: skip
+_BY_KEY = (
+    {kind.lower(): kind for kind in KINDS} | {old.lower(): kind for old, kind in OLD.items()} | {"input": "InputLayer"}
+)
+
+
+def holds_arrays(kind: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether a layer of a class has weights, or for a nested model one of its layers."""
+    if "layers" in settings:
+        return any(holds_arrays(kind_of_class(one["class_name"]), one["config"]) for one in settings["layers"])
+    if kind == "Normalization":
+        return settings.get("mean") is None
+    return kind in HOLDS or kind == "BatchNormalization"
+
 
 _LEAVES = {
     "kernel": "kernel", "bias": "bias", "W": "kernel", "b": "bias", "gamma": "gamma", "beta": "beta",
@@ -265,8 +267,6 @@ def kind_of_arrays(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 # Settings of layers in a uniform format
-
-ACTIVATIONS = ("Activation", "ReLU", "LeakyReLU", "ELU", "Softmax")
 
 
 def activation_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

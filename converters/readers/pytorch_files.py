@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import IO, Any, Literal, TypedDict
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from converters.readers.arrays import from_bfloat16
 from converters.readers.keras_archive import problems_of_zip, start_of
 from converters.readers.torch_pickle import Stored, read_pickle
-from converters.writing import is_finite
+from converters.writing import Job, is_finite, target_of
 from convnets_torch.files import open_file
 from convnets_torch.text import printable_errors
 
@@ -40,15 +40,6 @@ DTYPES = {  # torch's name -> NumPy's
     "float64": "f8", "float32": "f4", "float16": "f2", "bfloat16": "u2", "int64": "i8", "int32": "i4", "int16": "i2",
     "int8": "i1", "uint8": "u1", "uint16": "u2", "uint32": "u4", "uint64": "u8", "bool": "u1",
 }  # fmt: skip
-
-
-class TensorJob(TypedDict):
-    """A tensor of the file and its destination; the fields are as in `converters.writing.Job`."""
-
-    source: str
-    place: int
-    shape: list[int]
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ def describe_state_dict(path: str | os.PathLike[str]) -> dict[str, dict[str, Any
 
 
 @printable_errors()
-def carry_out_tensors(path: str, output: str, jobs: Sequence[TensorJob]) -> list[str]:
+def carry_out_tensors(path: str, output: str, jobs: Sequence[Job]) -> list[str]:
     """Write tensors into an existing file of final size.
 
     Args:
@@ -102,8 +93,7 @@ def carry_out_tensors(path: str, output: str, jobs: Sequence[TensorJob]) -> list
             tensor = state.tensors.get(job["source"])
             if tensor is None or list(tensor.shape) != job["shape"]:
                 raise ValueError(f"{path} has changed since it was examined; convert it again")
-            size = prod(job["shape"]) * np.dtype(job["dtype"]).itemsize
-            target = np.asarray(mapped[job["place"] : job["place"] + size]).view(job["dtype"]).reshape(job["shape"])
+            target = target_of(mapped, job)
             with _one_sentence(path), np.errstate(over="ignore"):  # too large for float32 becomes inf and is reported
                 target[...] = _values(state, tensor)
             if not is_finite(target):

@@ -7,10 +7,11 @@ from pathlib import Path
 import h5py
 
 from converters.layer_lists import oriented
+from converters.options import Questions
 from converters.plan import Wishes
 from converters.readers.keras_file import KerasArray, KerasFile, KerasLayer
 from converters.readers.keras_words import kind_of_arrays, kind_of_name
-from converters.weights_only import config_of_list, with_config
+from converters.weights_only import derive, with_config
 
 
 def described(path, layers, **more) -> tuple[KerasFile, dict]:
@@ -70,4 +71,12 @@ def of_model(model, *, backend="torch", version="3.15.1", **more) -> tuple[Keras
 def with_graph(file, **wishes):
     """A file without config, with the one that its list of layers gives."""
     file = oriented(file)
-    return with_config(file, config_of_list(file, Wishes(**wishes))[0])
+    return with_config(file, config_of_list(file, **wishes)[0])
+
+
+def config_of_list(file, **wishes) -> tuple[dict, list[str]]:
+    """The config that a file's list of layers gives, and the notes on it."""
+    questions = Questions(file.path)
+    config, notes, _ = derive(file, Wishes(**wishes), questions)
+    questions.check()
+    return config, notes

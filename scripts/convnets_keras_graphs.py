@@ -1,4 +1,4 @@
-"""The graphs of convnets-keras: AlexNet, VGG16 and VGG19 as its code builds them, for files of its weights.
+"""The graphs of convnets-keras: AlexNet, VGG16 and VGG19 as its code builds them, for `build_graphs.py`.
 
 Source: `convnetskeras/convnets.py` of convnets-keras, whose Lambda layers are `SplitTensor` (half of the channels) and
 `CrossChannelNormalization` here.
@@ -6,13 +6,10 @@ Source: `convnetskeras/convnets.py` of convnets-keras, whose Lambda layers are `
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
-from converters.architectures import Architecture, layer_list
-
-RELEASE = "convnets-keras"
 DEPTHS = {"VGG16": (2, 2, 3, 3, 3), "VGG19": (2, 2, 4, 4, 4)}
 
 
@@ -20,7 +17,8 @@ class _Graph:
     """The layers of a model, under Keras 1's names."""
 
     def __init__(self, size: int) -> None:
-        self.layers: list[dict[str, Any]] = []
+        self.nodes: list[tuple[str, str, list[str]]] = []  # name, layer as JSON, names of its inputs
+        self.weighted: list[str] = []
         self.counts: dict[str, int] = {}
         self.x = self.add("InputLayer", [], batch_shape=[None, size, size, 3])
 
@@ -32,13 +30,11 @@ class _Graph:
         if not name:
             self.counts[word] = self.counts.get(word, 0) + 1
             name = f"{word}_{self.counts[word]}"
-        sources = [self.x] if sources is None else sources
-        tensors = [{"class_name": "__keras_tensor__", "config": {"keras_history": [one, 0, 0]}} for one in sources]
-        args = [tensors] if len(tensors) > 1 else tensors
-        calls: list[Any] = [{"args": args, "kwargs": {}}] if tensors else []
-        self.layers.append(
-            {"class_name": kind, "name": name, "config": {"name": name, **settings}, "inbound_nodes": calls}
-        )
+        sources = [self.x] if sources is None else [*sources]
+        tensors: list[Any] = [None] * len(sources)
+        layer = {"class_name": kind, "config": settings, "args": [tensors] if len(tensors) > 1 else tensors}
+        self.nodes.append((name, json.dumps(layer, sort_keys=True), sources))
+        self.weighted += [name] if kind in ("Conv2D", "Dense") else []
         self.x = name
         return name
 
@@ -59,7 +55,7 @@ class _Graph:
 
     def top(self, *, fused: bool) -> tuple[str, ...]:
         """Append the dense layers, the last one with its softmax `fused`, and return their names."""
-        first = len(self.layers)
+        first = len(self.nodes)
         self.add("Flatten", name="flatten")
         for number in (1, 2, 3):
             activation = "relu" if number < 3 else "softmax" if fused else "linear"
@@ -68,17 +64,18 @@ class _Graph:
                 self.add("Dropout", rate=0.5)
         if not fused:
             self.add("Activation", name="softmax", activation="softmax")
-        return tuple(layer["name"] for layer in self.layers[first:])
+        return tuple(name for name, _, _ in self.nodes[first:])
 
-    def architecture(self, name: str, size: int, *, fused: bool = False) -> Architecture:
-        top = self.top(fused=fused)
-        ends = {"input_layers": [[self.layers[0]["name"], 0, 0]], "output_layers": [[self.x, 0, 0]]}
-        config = {"class_name": "Functional", "config": {"name": name.lower(), "layers": self.layers, **ends}}
-        release = f"{RELEASE} of Keras 0" if fused else RELEASE
-        return Architecture(name, release, top, (size, size), "original", (), layer_list(config), lambda: config)
+    def finished(self, name: str, size: int, *, fused: bool = False) -> dict[str, Any]:
+        top = list(self.top(fused=fused))
+        release = "convnets-keras of Keras 0" if fused else "convnets-keras"
+        return {
+            "name": name, "release": release, "model": name.lower(), "size": size, "preprocessing": "original",
+            "top": top, "padded": [], "nodes": self.nodes, "weighted": self.weighted,
+        }  # fmt: skip
 
 
-def _alexnet() -> Architecture:
+def _alexnet() -> dict[str, Any]:
     graph = _Graph(227)
 
     def in_halves(name: str, kernel: int) -> None:
@@ -101,20 +98,19 @@ def _alexnet() -> Architecture:
     graph.pad(1)
     in_halves("conv_5", 3)
     graph.pool(3, 2, "convpool_5")
-    return graph.architecture("AlexNet", 227)
+    return graph.finished("AlexNet", 227)
 
 
-def _vgg(name: str, *, fused: bool) -> Architecture:
+def _vgg(name: str, *, fused: bool) -> dict[str, Any]:
     graph = _Graph(224)
     for block, depth in enumerate(DEPTHS[name], 1):
         for number in range(1, depth + 1):
             graph.pad(1)
             graph.conv(f"conv{block}_{number}", 3)
         graph.pool(2, 2)
-    return graph.architecture(name, 224, fused=fused)
+    return graph.finished(name, 224, fused=fused)
 
 
-@lru_cache(maxsize=1)
-def architectures() -> tuple[Architecture, ...]:
+def graphs() -> list[dict[str, Any]]:
     """Return the three networks; VGG also as the files of Keras 0 have it."""
-    return (_alexnet(), *(_vgg(name, fused=fused) for fused in (False, True) for name in DEPTHS))
+    return [_alexnet(), *(_vgg(name, fused=fused) for fused in (False, True) for name in DEPTHS)]
