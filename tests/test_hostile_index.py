@@ -49,7 +49,7 @@ def address(tmp_path):
 
 def rows_of(address):
     table = PictureTable.open(str(address))
-    names = index_table._schema(table.about).names
+    names = index_table.table_schema(table.about).names
     return [row for batch in table.read(names) for row in batch.to_pylist()]
 
 
@@ -57,7 +57,7 @@ def written(address, rows, about, schema=None, metadata=None):
     """A table that LanceDB wrote without our looking at its rows."""
     from lancedb.background_loop import LOOP
 
-    schema = schema or index_table._schema(about)
+    schema = schema or index_table.table_schema(about)
     database = lancedb.connect(str(address))
     if metadata is not None:  # LanceDB's Python would build what they name
 
@@ -112,7 +112,7 @@ def test_a_function_that_metadata_name_is_not_built(address, vgg, tmp_path):
 
 def test_columns_of_another_name_or_type_are_refused(address, tmp_path):
     about, rows = PictureTable.open(str(address)).about, rows_of(address)
-    schema = index_table._schema(about)
+    schema = index_table.table_schema(about)
     wider = [row | {"vector": [0.0] * 8} for row in rows]
     for number, (other, held) in enumerate(
         [
@@ -139,7 +139,7 @@ def test_columns_of_another_name_or_type_are_refused(address, tmp_path):
 def test_what_a_table_says_of_its_network_is_looked_at(changed, address, tmp_path):
     about = PictureTable.open(str(address)).about
     text = json.dumps(asdict(about) | {"schema": 1} | changed)
-    schema = index_table._schema(about).with_metadata({index_table.KEY: text})
+    schema = index_table.table_schema(about).with_metadata({index_table.KEY: text})
     place = written(tmp_path / "evil.lance", rows_of(address), about, schema)
     with pytest.raises(ValueError, match=r"evil\.lance: ") as caught:
         Index.open(place)

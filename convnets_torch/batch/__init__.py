@@ -2,7 +2,7 @@
 
 >>> from convnets_torch import batch
 >>> sorted(batch.__all__)
-['Worker', 'check', 'collect', 'errors', 'plan', 'retry', 'run', 'status']
+['Worker', 'check', 'collect', 'errors', 'index', 'index_vectors', 'plan', 'retry', 'run', 'scan_on_ray', 'status']
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convnets_torch.batch.collecting import collect as collect
+    from convnets_torch.batch.indexing import index as index
+    from convnets_torch.batch.indexing import index_vectors as index_vectors
     from convnets_torch.batch.jobs import plan as plan
     from convnets_torch.batch.results import check as check
     from convnets_torch.batch.results import errors as errors
     from convnets_torch.batch.results import retry as retry
     from convnets_torch.batch.results import status as status
     from convnets_torch.batch.running import run as run
+    from convnets_torch.batch.scanning import scan_on_ray as scan_on_ray
     from convnets_torch.batch.worker import Worker as Worker
 
 _HOMES = {
     "plan": "jobs", "run": "running", "status": "results", "check": "results", "errors": "results",
-    "retry": "results", "collect": "collecting", "Worker": "worker",
+    "retry": "results", "collect": "collecting", "Worker": "worker", "index": "indexing", "index_vectors": "indexing",
+    "scan_on_ray": "scanning",
 }  # fmt: skip
 __all__ = list(_HOMES)
 

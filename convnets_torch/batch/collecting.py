@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from convnets_torch.batch.indexing import commit
 from convnets_torch.batch.jobs import Job
 from convnets_torch.batch.rows import Part, parts, schema
-from convnets_torch.batch.stores import is_remote, local_path, parquet, pyarrow
+from convnets_torch.batch.stores import local_path, parquet, pyarrow
 from convnets_torch.files import check_output, replacing
+from convnets_torch.images.remote import is_remote
 from convnets_torch.text import cell
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def collect(
 ) -> Collected:
     """Gather the rows of a job in the order of its pictures. It may be called any number of times.
 
+    Those of a job that `index` planned are added to its index, once.
+
     Args:
         job: where `plan` made it.
         table: file for all rows: .parquet; .csv, one row for each class or error, as `classify` writes it; or .lance, a
@@ -95,6 +99,11 @@ def collect(
             f"{len(missing)} of {planned.shards} shards of {planned.folder} are missing ({named}); run the job first,"
             " or take what is there (incomplete, --incomplete)"
         )
+    if planned.options.index is not None:
+        if table is not None or evaluate is not None or len(shards) < planned.shards:
+            raise ValueError(f"the rows of {planned.folder} go to {planned.options.index}, all at once; name no table")
+        count, _, errors = commit(planned)
+        return Collected(count, errors)
     evaluation = None
     if evaluate is not None:
         if "logits" not in planned.options.outputs:

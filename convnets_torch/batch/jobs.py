@@ -7,24 +7,29 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import IO, Any, Literal, NamedTuple, get_args
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from convnets_torch import files
 from convnets_torch._version import __version__
-from convnets_torch.batch.stores import Folder, Walk, is_remote, local_path, open_address, parquet, parts_of, pyarrow
+from convnets_torch.batch.stores import Folder, Walk, local_path, open_address, parquet, parts_of, pyarrow
 from convnets_torch.card import Card, read_card
 from convnets_torch.files import find, sha256
 from convnets_torch.images.decoding import PictureWarning, Reading, ReadingKeywords
 from convnets_torch.images.levels import check_levels
+from convnets_torch.images.remote import is_remote
 from convnets_torch.text import check_choice, printable
+
+if TYPE_CHECKING:
+    from convnets_torch.embeddings.index_table import About
 
 Output = Literal["classes", "vector", "logits", "heatmap"]
 
 JOB, MANIFEST, PARTS, FAILED = "job.json", "manifest", "parts", "failed"
+COMMITTED = "committed.json"  # in a job's folder: its rows are in the table of an index
 FORMAT = 1  # version of these files
 MOST_JOB = 1 << 25  # bytes of job.json: enough for 100,000 class names and long options
 SHARD = 10_000  # pictures
@@ -38,7 +43,7 @@ TABLES = (".parquet", ".csv")
 
 @dataclass(frozen=True)
 class Options:
-    """What is computed; part of a job's identity. Documented by `plan`."""
+    """What is computed; part of a job's identity. Documented by `plan`, and `index` and `pca` by `index`."""
 
     outputs: tuple[str, ...]
     targets: tuple[str, ...] = ()
@@ -56,6 +61,8 @@ class Options:
     allow_truncated: bool = False
     depth: Any = None
     background: str | None = None
+    index: str | None = None
+    pca: int | None = None
 
     @property
     def reading(self) -> Reading:
@@ -108,24 +115,69 @@ def part_name(shard: int) -> str:
     return f"{shard:06}"
 
 
-class Job:
-    """A planned job.
+class Work:
+    """Shards that workers compute, each with one file, or part, of a name that the shard alone decides.
 
     Attributes:
         folder: its place.
         facts: the contents of `job.json`.
+        shards: their number.
+        parts: the sub-folder of the parts.
+        ending: of a part's name.
+    """
+
+    parts = PARTS
+    ending = ".parquet"
+
+    def __init__(self, folder: Folder, facts: Mapping[str, Any], shards: int) -> None:
+        self.folder, self.facts, self.shards = folder, facts, shards
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the work: sha256 of what is computed, and of what."""
+        raise NotImplementedError
+
+    def part(self, shard: int) -> str:
+        """Return the name of a shard's file."""
+        return f"{self.parts}/{part_name(shard)}{self.ending}"
+
+    def has(self, shard: int) -> bool:
+        """Return whether the part of a shard is there."""
+        return self.folder.exists(self.part(shard))
+
+    def done(self) -> set[int]:
+        """Shards whose part is there, from a listing alone."""
+        return {*numbers_in(self.folder, self.parts, self.ending)}
+
+    def failed(self) -> set[int]:
+        """Shards that failed and whose part is not there."""
+        return {*numbers_in(self.folder, FAILED, ".json")} - self.done()
+
+    def check_version(self) -> None:
+        """Raise ValueError if another version of this package planned the work: its results may differ."""
+        theirs = self.facts["identity"].get("version")
+        if theirs != __version__:
+            raise ValueError(
+                f"{self.folder} was planned by version {theirs!r:.40} of convnets-torch, but this is {__version__};"
+                " use that version everywhere, or plan another job"
+            )
+
+
+class Job(Work):
+    """A planned job over pictures.
+
+    Attributes:
         options: what is computed.
-        pictures, shards, shard: the number of pictures and of shards, and the pictures of each shard but the last.
+        pictures, shard: the number of pictures, in all and of each shard but the last.
     """
 
     def __init__(self, folder: Folder, facts: Mapping[str, Any]) -> None:
-        self.folder, self.facts = folder, facts
         try:
             if facts["format"] != FORMAT:
                 raise ValueError(f"it has format {facts['format']!r:.80}, but this version reads {FORMAT}")
             known = {**facts["identity"]["options"]}
             self.options = Options(**known | {name: tuple(known[name]) for name in ("outputs", "targets")})
-            self.pictures, self.shards, self.shard, self.file_shards = (
+            self.pictures, shards, self.shard, self.file_shards = (
                 int(facts["manifest"][name]) for name in ("pictures", "shards", "shard", "file_shards")
             )
             self.queries: dict[str, str] = dict(facts["queries"])
@@ -136,6 +188,7 @@ class Job:
             raise ValueError(f"{folder}/{JOB} was not made by `convnets-torch batch plan`, or is damaged") from None
         except ValueError as error:
             raise ValueError(f"{folder}/{JOB}: {error}") from None
+        super().__init__(folder, facts, shards)
 
     @classmethod
     def open(cls, address: str | os.PathLike[str]) -> Job:
@@ -146,10 +199,26 @@ class Job:
             ValueError: it is damaged.
         """
         folder = Folder(address)
-        facts = _read_facts(folder)
+        facts = read_facts(folder)
         if facts is None:
             raise FileNotFoundError(f"{folder} holds no job; make one with `convnets-torch batch plan`")
         return cls(folder, facts)
+
+    @cached_property
+    def about(self) -> About:
+        """How the vectors of the index are made that the pictures go to.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        from convnets_torch.embeddings.index_table import About
+
+        try:
+            return About.from_json(self.facts["index"]["about"])
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{self.folder} is no job of an index; plan one with `convnets-torch index --job`"
+            ) from None
 
     @cached_property
     def card(self) -> Card:
@@ -185,27 +254,6 @@ class Job:
         """What pyarrow is told of the store of a picture."""
         return self.queries.get(parts_of(uri).root, "") if is_remote(uri) else ""
 
-    def has(self, shard: int) -> bool:
-        """Return whether the part of a shard is there."""
-        return self.folder.exists(f"{PARTS}/{part_name(shard)}.parquet")
-
-    def done(self) -> set[int]:
-        """Shards whose part is there, from a listing alone."""
-        return {*numbers_in(self.folder, PARTS, ".parquet")}
-
-    def failed(self) -> set[int]:
-        """Shards that failed and whose part is not there."""
-        return {*numbers_in(self.folder, FAILED, ".json")} - self.done()
-
-    def check_version(self) -> None:
-        """Raise ValueError if another version of this package planned the job: its rows may differ."""
-        theirs = self.facts["identity"].get("version")
-        if theirs != __version__:
-            raise ValueError(
-                f"{self.folder} was planned by version {theirs!r:.40} of convnets-torch, but this is {__version__};"
-                " use that version everywhere, or plan another job"
-            )
-
 
 class reading_of:
     """Turn what pyarrow raises on a damaged file into a ValueError that names it."""
@@ -229,7 +277,8 @@ def numbers_in(folder: Folder, below: str, ending: str) -> Iterator[int]:
             yield int(stem)
 
 
-def _read_facts(folder: Folder) -> dict[str, Any] | None:
+def read_facts(folder: Folder) -> dict[str, Any] | None:
+    """Return the contents of `job.json`; None if there is none."""
     try:
         found = files.loads(folder.read(JOB, MOST_JOB).decode())
     except FileNotFoundError:
@@ -306,19 +355,33 @@ def plan(
     ...
     ValueError: job holds another job, which differs in: outputs; name another folder, or remove this one
     """
-    if type(shard) is not int or not 1 <= shard <= MOST_SHARD:
-        raise ValueError(f"a shard has 1 to {MOST_SHARD:,} pictures, not {shard}")
-    path = find(weights)
-    card = read_card(path)
     options = Options(
         (outputs,) if isinstance(outputs, str) else tuple(outputs), tuple(map(str, targets)), layer, pool, normalize,
         half, top, precision, exact, longest_side, upscale, cell_stride, max_pixels, allow_truncated, depth, background,
     )  # fmt: skip
+    return planned(job, pictures, weights, options, shard, column, tuple(exclude))
+
+
+def planned(
+    job: str | os.PathLike[str],
+    pictures: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    weights: str | os.PathLike[str],
+    options: Options,
+    shard: int = SHARD,
+    column: str | None = None,
+    exclude: tuple[str, ...] = (),
+    more: Callable[[Job], Mapping[str, Any]] | None = None,
+) -> Job:
+    """Plan a job as `plan` does; `more` returns further contents of `job.json`, once the pictures are listed."""
+    if type(shard) is not int or not 1 <= shard <= MOST_SHARD:
+        raise ValueError(f"a shard has 1 to {MOST_SHARD:,} pictures, not {shard}")
+    path = find(weights)
+    card = read_card(path)
     options.check(card)
-    if layer is not None:
-        _check_layer(card, layer)
+    if options.layer is not None:
+        _check_layer(card, options.layer)
     several = [pictures] if isinstance(pictures, str | os.PathLike) else list(pictures)
-    sources = [_Source(str(each), column, tuple(exclude)) for each in several]
+    sources = [_Source(str(each), column, exclude) for each in several]
     folder = Folder(job)
     identity = {
         "version": __version__,
@@ -326,7 +389,7 @@ def plan(
         "weights": sha256(path),
         "options": json.loads(json.dumps(asdict(options))),
     }
-    before = _read_facts(folder)
+    before = read_facts(folder)
     if before is not None:
         _check_same(folder, before, identity | {"shard": shard})
     file_shards = max(1, min(FILE_SHARDS, FILE_ROWS // shard))
@@ -350,9 +413,11 @@ def plan(
         "weights": str(path.absolute()),
     }  # fmt: skip
     if before is None:
+        if more is not None:
+            facts |= more(Job(folder, facts))
         with contextlib.suppress(FileExistsError):  # another process has just planned it; it is compared below
             folder.create(JOB, (json.dumps(facts, indent=1) + "\n").encode())
-        before = _read_facts(folder) or {}
+        before = read_facts(folder) or {}
         _check_same(folder, before, identity | {"shard": shard})
     theirs = before.get("manifest", {})
     if theirs.get("sha256") != facts["manifest"]["sha256"]:  # type: ignore[index]

@@ -19,8 +19,9 @@ from statistics import median
 from typing import Any
 
 from convnets_torch._version import __version__
-from convnets_torch.batch.jobs import Job
-from convnets_torch.batch.working import Computer, Event, Running, Shards, StoppedError, give_up
+from convnets_torch.batch.jobs import Work
+from convnets_torch.batch.workers import Worker, work_at, worker_of
+from convnets_torch.batch.working import Event, Running, StoppedError, give_up
 
 LEAST, MOST = 2, 8  # shards of a chunk; towards the end single ones
 SILENT = 10  # times the median time of a shard, after which a chunk is given to an idle actor as well
@@ -32,7 +33,8 @@ NO_RAY = "the executor ray needs Ray: pip install 'convnets-torch[ray]'"
 HELD = 100 << 20  # bytes of Ray's object store where this process starts a cluster: nothing large is put there
 
 
-def _ray() -> Any:
+def ray_module() -> Any:
+    """Return the module; ImportError with the way out."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -46,7 +48,7 @@ class Actor:
 
     def __init__(self, job: str, running: Running, cpus: int) -> None:
         self._address, self._running, self._cpus = job, running, cpus
-        self._shards: Shards | None = None
+        self._shards: Worker | None = None
 
     def ready(self) -> dict[str, Any]:
         """Load the network; return what must be the same everywhere, and why this process cannot compute, if so."""
@@ -59,16 +61,14 @@ class Actor:
             found["problem"] = f"{socket.gethostname()}: {' '.join(str(error).split())}"
         return found
 
-    def _loaded(self) -> Shards:
+    def _loaded(self) -> Worker:
         if self._shards is None:
             import torch
 
             torch.set_num_threads(self._cpus)
-            job = Job.open(self._address)
-            job.check_version()
-            weights = self._running.weights or job.facts["weights"]
-            computer = Computer(weights, job.options, self._running, job.facts["identity"]["weights"])
-            self._shards = Shards(job, computer, self._running)
+            work = work_at(self._address)
+            work.check_version()
+            self._shards = worker_of(work, self._running)
         return self._shards
 
     def compute(self, shards: list[int]) -> Iterator[Event]:
@@ -96,7 +96,7 @@ def connect(address: str | None) -> None:
         ConnectionError: there is none at the address.
         ValueError: its version of Ray or Python is another one.
     """
-    ray = _ray()
+    ray = ray_module()
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -133,7 +133,7 @@ def _knock(address: str) -> None:
 
 
 def compute(
-    job: Job, todo: list[int], running: Running, address: str | None, workers: int | None, cpus: int | None
+    job: Work, todo: list[int], running: Running, address: str | None, workers: int | None, cpus: int | None
 ) -> Generator[Event, None, None]:
     """Compute shards on a cluster; yield their events.
 
@@ -142,7 +142,7 @@ def compute(
         ValueError: an actor has another version of this package, or does not see the weights.
         StoppedError: a store does not answer, or no actor is left.
     """
-    ray = _ray()
+    ray = ray_module()
     mine = not ray.is_initialized()
     connect(address)
     try:
@@ -156,8 +156,8 @@ def compute(
 class _Driver:
     """Hands out chunks and listens; the shards that are missing are the only thing that it believes in."""
 
-    def __init__(self, job: Job, todo: list[int], running: Running, workers: int | None, cpus: int | None) -> None:
-        ray = _ray()
+    def __init__(self, job: Work, todo: list[int], running: Running, workers: int | None, cpus: int | None) -> None:
+        ray = ray_module()
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0)) if running.device in ("auto", "cuda") else 0
         each = cpus or (max(1, int(there.get("CPU", 1)) // gpus) if gpus else min(2, int(there.get("CPU", 1)) or 1))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convnets_torch.batch.jobs import FAILED, PARTS, Job, numbers_in, part_name
+from convnets_torch.batch.jobs import COMMITTED, FAILED, PARTS, Job, numbers_in, part_name
 from convnets_torch.batch.rows import KINDS, Part
 from convnets_torch.batch.running import reason_of_failed
 from convnets_torch.text import check_choice
@@ -208,11 +208,16 @@ def retry(job: str | os.PathLike[str], kinds: Sequence[str] = ()) -> Retried:
         kinds: as for `errors`; with "damaged", also shards whose part cannot be read. None: failed shards alone.
 
     Raises:
-        OSError, ValueError: as `errors`.
+        OSError, ValueError: as `errors`; or the rows are in an index already.
     """
     for kind in kinds:
         check_choice(kind, (*KINDS, "damaged"), "kind of error")
     planned = Job.open(job)
+    if planned.options.index is not None and planned.folder.exists(COMMITTED):
+        raise ValueError(
+            f"the rows of {planned.folder} are in {planned.options.index}; update them with `convnets-torch index`"
+            " without a job"
+        )
     removed = []
     for shard in sorted(planned.done()) if kinds else ():
         try:

@@ -6,10 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import IO, Any
 
 from convnets_torch import files
-from convnets_torch.batch.jobs import PARTS, Entry, Job, part_name, reading_of
+from convnets_torch.batch.fragments import write_fragment
+from convnets_torch.batch.jobs import Entry, Job, reading_of
 from convnets_torch.batch.stores import UNKNOWN, State, parquet, pyarrow
 
 KEY = b"convnets_torch"  # in the metadata of a part's schema
@@ -68,8 +70,11 @@ class Values:
         classes: (class id, probability), best first.
         vector, logits: float32 arrays.
         maps: (target, array of rows and columns) of each target.
+        thumbnail: JPEG file; for an index.
+        best: (class id, probability) of the top class, if they are known; for an index.
         error: why there is nothing.
         remarks: notes on the file.
+        sha256: of the file; for an index.
         state: what the store said of the file.
         size: (width, height) in pixels, as stored; zeros if unknown.
     """
@@ -78,17 +83,25 @@ class Values:
     vector: Any = None
     logits: Any = None
     maps: Sequence[tuple[str, Any]] = ()
+    thumbnail: bytes | None = None
+    best: tuple[int | None, float | None] = (None, None)
     error: Exception | None = None
     remarks: Sequence[str] = ()
+    sha256: str | None = None
     state: State = UNKNOWN
     size: tuple[int, int] = (0, 0)
 
 
 @dataclass
 class Rows:
-    """Rows of pictures, column by column."""
+    """Rows of pictures, column by column.
+
+    Attributes:
+        index: rows for the table of an index, which then hold the vectors; None without an index.
+    """
 
     half: bool = False
+    index: list[dict[str, Any]] | None = None
     columns: dict[str, list[Any]] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
     pictures: int = 0
@@ -96,6 +109,9 @@ class Rows:
     def add(self, entry: Entry, found: Values) -> None:
         """Add the row of a picture, or one for each target."""
         self.pictures += 1
+        if self.index is not None:
+            self.index.append(index_row(entry.uri, found))
+            found.vector = None
         width, height = found.size
         row: dict[str, Any] = {
             "id": entry.id, "uri": entry.uri,
@@ -129,6 +145,30 @@ class Rows:
         return pa.table(columns, schema=wanted)
 
 
+def index_row(path: str, found: Values) -> dict[str, Any]:
+    """The row of a picture in the table of an index."""
+    class_id, probability = found.best
+    return {
+        "path": path, "sha256": found.sha256, "size": found.state.size, "modified": nanoseconds(found.state.etag),
+        "vector": found.vector, "class_id": class_id, "probability": probability, "thumbnail": found.thumbnail,
+        "error": None if found.error is None else " ".join(str(found.error).split()), "vanished": False,
+    }  # fmt: skip
+
+
+def nanoseconds(etag: str | None) -> int | None:
+    """The time of change that a file's `etag` says, in nanoseconds since 1970; None if it says none.
+
+    >>> nanoseconds("1700000000000000001"), nanoseconds("2023-11-14T22:13:20"), nanoseconds('"9a0364b9"')
+    (1700000000000000001, 1700000000000000000, None)
+    """
+    if etag is None or etag.isdigit():
+        return None if etag is None else int(etag)
+    try:
+        return int(datetime.fromisoformat(etag).replace(tzinfo=timezone.utc).timestamp()) * 10**9
+    except ValueError:
+        return None
+
+
 def _column(values: list[Any], kind: Any) -> Any:
     """One column; lists of numbers are copied as arrays, without a detour over Python numbers."""
     import numpy as np
@@ -146,17 +186,19 @@ def _column(values: list[Any], kind: Any) -> Any:
 
 
 def write_part(job: Job, shard: int, rows: Rows, device: str) -> None:
-    """Write the rows of a shard under the name that the shard alone decides."""
-    about = {
+    """Write the rows of a shard under the name that the shard alone decides, after those for an index."""
+    about: dict[str, Any] = {
         "job": job.digest, "shard": shard, "pictures": rows.pictures, "errors": dict(rows.errors), "device": device,
     }  # fmt: skip
+    if rows.index is not None:
+        about["fragment"] = write_fragment(job, shard, rows.index)
     table = rows.table()
     table = table.replace_schema_metadata({KEY: json.dumps(about)})
 
     def write(file: IO[bytes]) -> None:
         parquet().write_table(table, file, compression="zstd")
 
-    job.folder.write(f"{PARTS}/{part_name(shard)}.parquet", write)
+    job.folder.write(job.part(shard), write)
 
 
 @dataclass
@@ -165,15 +207,15 @@ class Part:
 
     Attributes:
         name: of the file.
-        about: what it says of itself: job, shard, pictures, errors by kind, device.
+        about: what it says of itself: job, shard, pictures, errors by kind, device, and the fragment of an index.
     """
 
     job: Job
     shard: int
 
     def __post_init__(self) -> None:
-        self.name = f"{self.job.folder}/{PARTS}/{part_name(self.shard)}.parquet"
-        self._file = self.job.folder.open(f"{PARTS}/{part_name(self.shard)}.parquet")
+        self.name = f"{self.job.folder}/{self.job.part(self.shard)}"
+        self._file = self.job.folder.open(self.job.part(self.shard))
         try:
             with reading_of(self.name):
                 self._parquet = parquet().ParquetFile(self._file)

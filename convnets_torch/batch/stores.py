@@ -13,7 +13,7 @@ import errno
 import functools
 import io
 import os
-import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 from convnets_torch.files import check_regular, is_scratch, make_folder, open_file, replacing
 from convnets_torch.images.decoding import MOST_BYTES
 from convnets_torch.images.finding import ENDINGS, SYSTEM, named_by
-from convnets_torch.images.remote import TransportError
+from convnets_torch.images.remote import TransportError, is_remote
 from convnets_torch.text import printable
 
 WAITS = (1.0, 4.0, 10.0)  # seconds before a request to a store is tried again
@@ -60,15 +60,6 @@ def arrow_fs() -> Any:
     from pyarrow import fs
 
     return fs
-
-
-def is_remote(address: str) -> bool:
-    """Return whether an address is that of a store.
-
-    >>> is_remote("s3://bucket/key"), is_remote("file:///srv/photos"), is_remote("photos/a.jpg")
-    (True, False, False)
-    """
-    return re.match(r"[a-z][a-z0-9+.-]*://", address) is not None and not address.startswith("file://")
 
 
 def local_path(address: str | os.PathLike[str]) -> Path:
@@ -240,8 +231,13 @@ def _fetch_local(uri: str, most: int) -> tuple[bytes, State]:
 
 
 def _changed(metadata: Any) -> str | None:
-    """The time of change that an open file of a store says."""
-    said = (metadata or {}).get(b"Last-Modified")
+    """The time of change that an open file of a store says; pyarrow 26 gives names as text, 25 as bytes.
+
+    >>> {_changed({name: b"2026-12-01T14:58:48Z"}) for name in ("Last-Modified", b"Last-Modified")}
+    {'2026-12-01T14:58:48'}
+    """
+    known = metadata or {}
+    said = known.get("Last-Modified", known.get(b"Last-Modified"))
     return None if said is None else said.decode().removesuffix("Z").partition(".")[0]
 
 
@@ -491,6 +487,34 @@ class Folder:
         for entry in trying(request, f"{self}/{below}"):
             if entry.type == fs.FileType.File:
                 yield Listed(entry.base_name, 0.0 if entry.mtime is None else entry.mtime.timestamp())
+
+    def folders(self, below: str) -> tuple[str, ...]:
+        """Return the names of the folders in a sub-folder; none if there is no such folder."""
+        if not self.remote:
+            with contextlib.suppress(FileNotFoundError), os.scandir(self._path / below) as entries:
+                return tuple(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+            return ()
+        fs = arrow_fs()
+
+        def request() -> Any:
+            system, base = self._store()
+            return system.get_file_info(fs.FileSelector(f"{base}/{below}".rstrip("/"), allow_not_found=True))
+
+        found = trying(request, f"{self}/{below}")
+        return tuple(str(entry.base_name) for entry in found if entry.type == fs.FileType.Directory)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder and what is in it, if it is there."""
+        if not self.remote:
+            shutil.rmtree(self._path / name, ignore_errors=True)
+            return
+
+        def request() -> None:
+            system, base = self._store()
+            system.delete_dir(f"{base}/{name}")
+
+        with contextlib.suppress(FileNotFoundError):
+            trying(request, f"{self}/{name}")
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""

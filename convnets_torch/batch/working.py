@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 from collections import Counter, deque
@@ -14,7 +15,7 @@ from io import BytesIO
 from itertools import tee
 from typing import TYPE_CHECKING, Any, Literal
 
-from convnets_torch.batch.jobs import FAILED, Entry, Job, Options, part_name
+from convnets_torch.batch.jobs import FAILED, Entry, Job, Options, Work, part_name
 from convnets_torch.batch.rows import ChangedError, Rows, Values, write_part
 from convnets_torch.batch.stores import UNKNOWN, State, answers, fetch
 from convnets_torch.files import find, sha256
@@ -58,19 +59,22 @@ class Listed(RemotePicture):
     Attributes:
         entry: its line in the manifest.
         shard: its shard.
-        state, pixels_stored: as `state` and `size` of `Values`.
+        state, pixels_stored, sha256: as `state`, `size` and `sha256` of `Values`.
     """
 
-    def __init__(self, entry: Entry, shard: int, query: str, most: int) -> None:
+    def __init__(self, entry: Entry, shard: int, query: str, most: int, hashed: bool = False) -> None:
         super().__init__(entry.uri, self._load, entry.size or 0)
-        self.entry, self.shard, self._query, self._most = entry, shard, query, most
+        self.entry, self.shard, self._query, self._most, self._hashed = entry, shard, query, most, hashed
         self.state, self.pixels_stored = UNKNOWN, (0, 0)
+        self.sha256: str | None = None
 
     def _bytes(self) -> tuple[bytes, State]:
         return fetch(self.name, self._query, self._most)
 
     def _load(self) -> bytes:
         content, self.state = self._bytes()
+        if self._hashed:
+            self.sha256 = hashlib.sha256(content).hexdigest()
         for what, listed, found in (
             ("bytes", self.entry.size, self.state.size), ("time of change", self.entry.etag, self.state.etag)
         ):  # fmt: skip
@@ -113,11 +117,13 @@ class Computer:
         self.card, self.options, self._running = network.card, options, running
         self.device = str(place)
         self._asked = {*options.outputs}
-        self._embedder = None
+        self.embedder = None
         if "vector" in self._asked:
             logits = bool(self._asked & {"classes", "logits"})
+            if options.index is not None:
+                logits = network.head is not None
             pool: Any = options.pool
-            self._embedder = Embedder(network, options.layer, pool, options.normalize, logits=logits)
+            self.embedder = Embedder(network, options.layer, pool, options.normalize, logits=logits)
 
     def rows(self, pictures: Iterable[Any]) -> Generator[tuple[Any, Values], None, None]:
         """Yield each picture with what was computed of it, in order."""
@@ -141,7 +147,8 @@ class Computer:
                 yield picture, found
 
     def _numbers(self, pictures: Iterable[Any]) -> Generator[tuple[Any, Values], None, None]:
-        from convnets_torch.embeddings.extraction import Embedded, embedded
+        from convnets_torch.embeddings.extraction import Embedded, embedded, top_class
+        from convnets_torch.embeddings.image_map_drawing import thumbnail
         from convnets_torch.inference.classification import best_of, probabilities
         from convnets_torch.inference.pipeline import Predicted, each_row, predicted
 
@@ -154,6 +161,8 @@ class Computer:
                 logits = row.logits
                 if isinstance(row, Embedded) and row.vector is not None:
                     found.vector = row.vector.numpy()
+                    if options.index is not None:
+                        found.best, found.thumbnail = top_class(logits, self.card), row.seen
                 if "classes" in self._asked and logits is not None and self.card is not None:
                     found.classes = best_of(probabilities(logits[None], self.card)[0], options.top, every)
                 if "logits" in self._asked and logits is not None:
@@ -165,8 +174,10 @@ class Computer:
         how = (options.reading, running.batch, running.workers, options.exact)
         rows: Any = (
             predicted(self.network, pictures, *how, fill=True)
-            if self._embedder is None
-            else embedded(self._embedder, pictures, *how, fill=True)
+            if self.embedder is None
+            else embedded(
+                self.embedder, pictures, *how, look=thumbnail if options.index is not None else None, fill=True
+            )
         )
         return each_row(rows, values)
 
@@ -281,9 +292,11 @@ class Shards:
                 entries = self._job.read(shard)
             except ValueError as error:
                 raise StoppedError(f"{error}; {KEPT}") from None
-            self._opened.append(_Open(shard, len(entries), Rows(self._job.options.half)))
+            indexed = self._job.options.index is not None
+            rows = Rows(self._job.options.half, [] if indexed else None)
+            self._opened.append(_Open(shard, len(entries), rows))
             for entry in entries:
-                yield Listed(entry, shard, self._job.query_of(entry.uri), self._most)
+                yield Listed(entry, shard, self._job.query_of(entry.uri), self._most, indexed)
 
     def _stream(self, coming: Iterator[int], writer: ThreadPoolExecutor) -> Iterator[Event]:
         """Run one stream until there are no more shards, or it fails; the unfinished ones are then open."""
@@ -291,7 +304,7 @@ class Shards:
         begun = time.monotonic()
         with contextlib.closing(ahead), contextlib.closing(self._computer.rows(ahead)) as rows:
             for picture, found in rows:
-                found.state, found.size = picture.state, picture.pixels_stored
+                found.state, found.size, found.sha256 = picture.state, picture.pixels_stored, picture.sha256
                 current = self._opened[0]
                 current.rows.add(picture.entry, found)
                 current.left -= 1
@@ -342,7 +355,7 @@ class Shards:
         )
 
 
-def give_up(job: Job, shard: int, reason: str, kind: str, tries: int) -> None:
+def give_up(job: Work, shard: int, reason: str, kind: str, tries: int) -> None:
     """Note that a shard failed, so that later runs leave it alone until `retry`."""
     content = json.dumps({"job": job.digest, "shard": shard, "kind": kind, "tries": tries, "reason": reason}) + "\n"
     try:

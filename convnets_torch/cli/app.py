@@ -54,6 +54,7 @@ PANELS = {  # help panel -> its commands
         feature_commands.embed,
         feature_commands.map_pictures,
         search_commands.index,
+        search_commands.index_vectors,
         search_commands.search,
         search_commands.duplicates,
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from convnets_torch.cli import options
 from convnets_torch.cli.options import (
     HELP,
     Command,
+    FetchOptions,
     Labels,
     PlaceOptions,
     PlanOptions,
@@ -58,10 +60,10 @@ def plan(
     layer: options.Layer = None,
     pool: options.Pool = "avg",
     normalize: bool = option(False, "L2-normalise each vector."),
-    half: bool = option(False, "Write vectors as float16."),
+    half: options.Half = False,
     top: options.Top = 5,
-    shard: int = option(10_000, "Pictures of a shard, the unit of work and of resuming.", min=1, max=1_000_000),
-    column: str | None = option(None, "Column of the tables.", show_default="found by its name"),
+    shard: options.Shard = 10_000,
+    column: options.Column = None,
     longest_side: options.LongestSide = None,
     reduced: options.Reduced = False,
     *,
@@ -86,27 +88,13 @@ def plan(
 @command()
 def run(
     job: Job,
-    executor: Literal["auto", "local", "static", "ray"] = option(
-        "auto",
-        "Who computes: this process; static, this process as one of those that SLURM, Kubernetes or torchrun started;"
-        " or actors of a Ray cluster.",
-    ),
-    address: str | None = option(
-        None, "Ray cluster: auto, ray://host:10001, or local to start one here.", show_default="RAY_ADDRESS, or local"
-    ),
-    actors: int | None = option(None, "With Ray: number of actors.", min=1, show_default="one per GPU"),
-    cpus: int | None = option(
-        None, "With Ray: CPUs of each actor.", min=1, show_default="2, or its share beside a GPU"
-    ),
-    tries: int = option(3, "How often a shard may fail.", min=1),
-    fetch_threads: int = option(64, "Pictures fetched at the same time.", min=1),
     weights: str | None = option(
         None, "The weights file, if it lies elsewhere on this machine.", "--weights", show_default="as planned"
     ),
-    allow_bad: bool = option(False, "Also write shards of which more than half of the pictures cannot be read."),
     strict: bool = option(False, "Exit with 3 if any picture of the job is bad."),
     *,
     place: PlaceOptions,
+    work: FetchOptions,
     shown: Shown,
 ) -> None:
     """Compute the shards of a job that are missing; run it again at any time, from any number of machines."""
@@ -114,40 +102,52 @@ def run(
     from convnets_torch.batch.results import errors_by_kind
     from convnets_torch.batch.running import run as compute
 
-    def tell(event: dict[str, Any]) -> None:
-        if shown.as_json:
-            print(json.dumps(event), flush=True)
-        elif event["event"] == "shard":
-            bad = _bad(event["errors"])
-            rate = f"{event['pictures_per_second']:.1f} pictures/s"
-            done = f"{event['done']} of {event['shards']}"
-            say(f"shard {event['shard']}: {event['pictures']} pictures, {rate}{bad}; {done}")
-        else:
-            complain(f"shard {event['shard']}: {event['event']}: {event['reason']}")
-
     with warnings_as_lines():
         found = compute(
-            job, executor=executor, address=address, workers=actors, cpus=cpus, tries=tries,
-            fetch_threads=fetch_threads, threads=place.workers, batch=place.batch, device=place.device, weights=weights,
-            allow_bad=allow_bad, progress=tell,
+            job, executor=work.executor, address=work.address, workers=work.actors, cpus=work.cpus, tries=work.tries,
+            fetch_threads=work.fetch_threads, threads=place.workers, batch=place.batch, device=place.device,
+            weights=weights, allow_bad=work.allow_bad, progress=teller(shown),
         )  # fmt: skip
-    if shown.as_json:
-        print(json.dumps({"event": "summary", **found.to_dict()}))
-    else:
-        _print_summary(found)
-    if found.failed or found.missing:
-        raise typer.Exit(1)
+    tell_summary(found, shown)
     if strict and errors_by_kind(Planned.open(job)):
         raise typer.Exit(STRICT)
 
 
-def _bad(errors: dict[str, int]) -> str:
+def teller(shown: Shown, what: str = "pictures") -> Callable[[dict[str, Any]], None]:
+    """Return a function that prints the events of a run; `what` is counted in them."""
+
+    def tell(event: dict[str, Any]) -> None:
+        if shown.as_json:
+            print(json.dumps(event), flush=True)
+        elif event["event"] == "shard":
+            errors = bad(event["errors"])
+            rate = f"{event['pictures_per_second']:.1f} {what}/s"
+            done = f"{event['done']} of {event['shards']}"
+            say(f"shard {event['shard']}: {event['pictures']} {what}, {rate}{errors}; {done}")
+        else:
+            complain(f"shard {event['shard']}: {event['event']}: {event['reason']}")
+
+    return tell
+
+
+def tell_summary(found: Summary, shown: Shown, what: str = "pictures") -> None:
+    """Print what a run did; exit with 1 if it is not complete."""
+    if shown.as_json:
+        print(json.dumps({"event": "summary", **found.to_dict()}))
+    else:
+        _print_summary(found, what)
+    if found.failed or found.missing:
+        raise typer.Exit(1)
+
+
+def bad(errors: dict[str, int]) -> str:
+    """Numbers of bad pictures by kind, as the end of a line."""
     return "".join(f", {count} {kind}" for kind, count in sorted(errors.items()))
 
 
-def _print_summary(found: Summary) -> None:
-    rate = "" if found.throughput is None else f", {found.throughput:.1f} pictures/s"
-    show(f"{found.done} of {found.shards} shards computed, {found.pictures} pictures{_bad(found.errors)}{rate}")
+def _print_summary(found: Summary, what: str) -> None:
+    rate = "" if found.throughput is None else f", {found.throughput:.1f} {what}/s"
+    show(f"{found.done} of {found.shards} shards computed, {found.pictures} {what}{bad(found.errors)}{rate}")
     for shard, reason in found.failed.items():
         complain(f"shard {shard}: {reason}")
     if found.failed:
@@ -197,7 +197,7 @@ def check(job: Job, *, shown: Shown) -> None:
         print(json.dumps(found.to_dict()))
     else:
         missing = f"{len(found.missing)} of {found.shards} shards missing"
-        show(f"{found.rows} rows of {found.pictures} pictures{_bad(found.errors)}; {missing}")
+        show(f"{found.rows} rows of {found.pictures} pictures{bad(found.errors)}; {missing}")
         for shard, reason in (*found.damaged.items(), *found.failed.items()):
             complain(f"shard {shard}: {reason}")
         for name in found.strange:
@@ -252,8 +252,14 @@ def collect(
     given: Labels,
     shown: Shown,
 ) -> None:
-    """Gather the rows of a job in one table, or evaluate the network on labelled pictures."""
-    if table is None and evaluate is None:
+    """Gather the rows of a job in one table, or evaluate the network on labelled pictures.
+
+    The rows of a job of `convnets-torch index` are added to its index.
+    """
+    from convnets_torch.batch.jobs import Job as Planned
+
+    index = Planned.open(job).options.index
+    if table is None and evaluate is None and index is None:
         raise typer.BadParameter("give a TABLE, --evaluate FOLDER, or both")
     from convnets_torch.batch.collecting import check_table
     from convnets_torch.batch.collecting import collect as gather
@@ -264,8 +270,8 @@ def collect(
     known.pop("exclude")
     with warnings_as_lines():
         found = gather(job, table, evaluate=evaluate, id_table=id_table, labels=labels, incomplete=incomplete, **known)
-    if table is not None:
-        say(f"{table}: {found.rows} rows{_bad(found.errors)}")
+    if table is not None or index is not None:
+        say(f"{table or index}: {found.rows} rows{bad(found.errors)}")
     if found.evaluation is not None:
         from convnets_torch.cli.evaluate_command import print_metrics
         from convnets_torch.evaluation.report import compute_metrics

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from convnets_torch.inference.pipeline import Mappable
     from convnets_torch.networks import Network
 
-PICTURES, NETWORK, DATA, AUGMENTATION = (  # help panels
-    "Reading pictures", "Running the network", "Data", "Random augmentation",
+PICTURES, NETWORK, DATA, AUGMENTATION, CLUSTER = (  # help panels
+    "Reading pictures", "Running the network", "Data", "Random augmentation", "Past one machine",
 )  # fmt: skip
 
 
@@ -163,6 +163,11 @@ Method = Annotated[
 Pool = Annotated[
     Literal["avg", "max", "flatten", "gem"], typer.Option(help="Pooling that turns feature maps into vectors.")
 ]
+Half = Annotated[bool, typer.Option("--half", help="Write vectors as float16.")]
+Shard = Annotated[
+    int, typer.Option(min=1, max=1_000_000, help="Pictures of a shard, the unit of work and of resuming.")
+]
+Column = Annotated[str | None, typer.Option(help="Column of the tables.", show_default="found by its name")]
 Reduced = Annotated[
     bool,
     typer.Option(
@@ -299,6 +304,36 @@ class PlaceOptions:
     def batch(self) -> Any:
         """Value of `batch` for functions that can choose it."""
         return "auto" if self.batch_size is None else self.batch_size
+
+
+_cluster = functools.partial(option, rich_help_panel=CLUSTER)
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """Who computes the shards of a job."""
+
+    executor: Literal["auto", "local", "static", "ray"] = _cluster(
+        "auto",
+        "Who computes: this process; static, this process as one of those that SLURM, Kubernetes or torchrun started;"
+        " or actors of a Ray cluster.",
+    )
+    address: str | None = _cluster(
+        None, "Ray cluster: auto, ray://host:10001, or local to start one here.", show_default="RAY_ADDRESS, or local"
+    )
+    actors: int | None = _cluster(None, "With Ray: number of actors.", min=1, show_default="one per GPU")
+    cpus: int | None = _cluster(
+        None, "With Ray: CPUs of each actor.", min=1, show_default="2, or its share beside a GPU"
+    )
+    tries: int = _cluster(3, "How often a shard may fail.", min=1)
+
+
+@dataclass(frozen=True)
+class FetchOptions(WorkOptions):
+    """Who computes the shards of a job over pictures, and how these are fetched."""
+
+    fetch_threads: int = _cluster(64, "Pictures fetched at the same time.", min=1)
+    allow_bad: bool = _cluster(False, "Also write shards of which more than half of the pictures cannot be read.")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`index`, `search` and `duplicates`."""
+"""`index`, `index-vectors`, `search` and `duplicates`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from convnets_torch.cli import options
-from convnets_torch.cli.options import Images, RunOptions, Shown, Weights, argument, command, option
+from convnets_torch.cli.options import (
+    FetchOptions,
+    Images,
+    RunOptions,
+    Shown,
+    Weights,
+    WorkOptions,
+    argument,
+    command,
+    option,
+)
 from convnets_torch.cli.output import complain, rows_done, say, show, warnings_as_lines
 from convnets_torch.text import cell
 
@@ -23,6 +33,10 @@ if TYPE_CHECKING:
     from convnets_torch.networks import Network
 
 SHOWN = 20  # errors printed; the index stores all
+Address = Annotated[str, typer.Argument(metavar="DB", help="An index written by `convnets-torch index`.")]
+Metric = Annotated[
+    Literal["cosine", "l2", "dot"], typer.Option(help="Cosine similarity, Euclidean distance, or dot product.")
+]
 
 
 @command(old={"--db": "--output"})
@@ -32,25 +46,50 @@ def index(
     output: str = option(..., "Index to write: a folder, created if missing, or a LanceDB address such as s3://..."),
     layer: options.Layer = None,
     pool: options.Pool = "avg",
+    half: options.Half = False,
+    pca: int | None = option(
+        None,
+        "Keep vectors projected on so many principal components, trained on the first pictures of a new index.",
+        min=1,
+        show_default="whole vectors",
+    ),
     hash_all: bool = option(False, "Hash all files, also those whose size and time have not changed."),
     prune: bool = option(False, "Remove the rows of missing files, including those on a disk that is not mounted."),
+    job: str | None = option(
+        None, "Folder of a job that the work is divided by: a path, or an address such as s3://bucket/job."
+    ),
+    shard: options.Shard = 10_000,
+    column: options.Column = None,
     *,
     run: RunOptions,
+    work: FetchOptions,
     shown: Shown,
 ) -> None:
     """Index pictures for search. Only new and changed files are embedded; safe to interrupt at any time.
 
     Without --layer, the vectors are the input of the last dense layer.
+
+    With --job, IMAGE may also be addresses such as s3://bucket/photos and tables (.parquet, .csv) of these, and any
+    number of machines compute the rows, which are added once. Run the same command again after a crash, or from other
+    machines.
     """
+    if job is not None:
+        if hash_all or prune:
+            raise typer.BadParameter("--hash-all and --prune update an index, for which --job is of no use")
+        _index_by_job(weights, images, output, layer, pool, half, pca, job, shard, column, run, work, shown)
+        return
+    if work != FetchOptions() or column is not None:
+        raise typer.BadParameter("--executor, --column and other options of a job need --job JOB")
     from convnets_torch.embeddings.index import index_pictures
 
     network = run.load(weights, whole=layer is not None, bulk=True)
     with warnings_as_lines(), rows_done("pictures") as progress:
         done = index_pictures(
-            network, images, output, layer, pool, weights=weights, hash_all=hash_all, prune=prune,
+            network, images, output, layer, pool, weights=weights, hash_all=hash_all, prune=prune, half=half, pca=pca,
             exact=run.precision == "exact", exclude=run.exclude or (), progress=progress, **run.running,
         )  # fmt: skip
         count = len(done.index.vectors)  # also writes the cache that search reads
+    _say_recall(pca, done.recall)
     say(
         f"{output}: {done.embedded} embedded, {done.moved} moved, {done.copied} duplicates of others,"
         f" {done.unchanged} unchanged, {done.failed} could not be used, {done.vanished} vanished"
@@ -59,28 +98,99 @@ def index(
     if shown.as_json:
         names = ("embedded", "moved", "copied", "unchanged", "failed", "vanished", "pruned")
         counts = {name: getattr(done, name) for name in names}
-        print(json.dumps({"output": output, **counts, "searchable": count}))
+        print(json.dumps({"output": output, **counts, "searchable": count, "recall": done.recall}))
     if done.failed:
         for sentence in islice(done.index.errors(), SHOWN):
             complain(sentence)
         raise typer.Exit(1)
 
 
-Address = Annotated[str, typer.Argument(metavar="DB", help="An index written by `convnets-torch index`.")]
+def _say_recall(pca: int | None, recall: float | None) -> None:
+    if recall is not None:
+        say(f"{pca} values keep {recall:.3f} of the 10 nearest that whole vectors have")
+
+
+def _index_by_job(
+    weights: str,
+    images: list[str],
+    output: str,
+    layer: str | None,
+    pool: Any,
+    half: bool,
+    pca: int | None,
+    job: str,
+    shard: int,
+    column: str | None,
+    run: RunOptions,
+    work: FetchOptions,
+    shown: Shown,
+) -> None:
+    from convnets_torch.batch.indexing import index as index_by_job
+    from convnets_torch.cli.batch_commands import bad, tell_summary, teller
+
+    run.without_engine()
+    with warnings_as_lines():
+        done = index_by_job(
+            weights, images, output, job, layer, pool, half=half, pca=pca, shard=shard, precision=run.precision,
+            exact=run.precision == "exact", column=column, exclude=run.exclude or (), **run.reading,
+            executor=work.executor, ray_address=work.address, workers=work.actors, cpus=work.cpus, tries=work.tries,
+            fetch_threads=work.fetch_threads, threads=run.workers, batch=run.batch, device=run.device,
+            allow_bad=work.allow_bad, progress=teller(shown),
+        )  # fmt: skip
+    tell_summary(done.summary, shown)
+    _say_recall(pca, done.recall)
+    say(f"{output}: {done.added} of the job's {done.rows} rows added now{bad(done.errors)}")
+    if shown.as_json:
+        print(json.dumps({"output": output, "rows": done.rows, "added": done.added, "errors": done.errors}))
+
+
+@command()
+def index_vectors(
+    db: Address,
+    segments: int = option(1, "Into how many segments the work is divided, at most one per fragment.", min=1),
+    metric: Metric = "cosine",
+    *,
+    work: WorkOptions,
+    shown: Shown,
+) -> None:
+    """Build the approximate index that `search --approximate` uses, in segments, on one machine or many."""
+    from convnets_torch.batch.indexing import index_vectors as build
+    from convnets_torch.cli.batch_commands import tell_summary, teller
+
+    found = build(
+        db, segments, metric, executor=work.executor, ray_address=work.address, workers=work.actors, cpus=work.cpus,
+        tries=work.tries, progress=teller(shown, "rows"),
+    )  # fmt: skip
+    tell_summary(found, shown, "rows")
+
+
 TILES_PER_ROW = 6  # tiles per row of a sheet
 
 
-@command(old={"--class": "--target"})
+@command(old={"--ann": "--approximate", "--class": "--target"})
 def search(
     db: Address,
     queries: list[str] = argument(
         ..., "Pictures, or paths or sha256 of indexed rows, which need no network.", "QUERY..."
     ),
     k: int = option(12, "Number of results per query.", "-k", min=1),
-    metric: Literal["cosine", "l2", "dot"] = option("cosine", "Cosine similarity, Euclidean distance, or dot product."),
+    metric: Metric = "cosine",
     target: options.Targets = None,
     box: str | None = option(None, "Part of each query to search for, in pixels.", metavar="X0,Y0,X1,Y1"),
-    ann: bool = option(False, "Search approximately with LanceDB's index; prints the recall against exact search."),
+    approximate: bool = option(
+        False,
+        "Search approximately with LanceDB's index; prints the recall against exact search, unless --in-place.",
+        "--approximate/--exact",
+    ),
+    refine: int = option(
+        10, "With --approximate: so many times -k candidates are compared by the vectors themselves.", min=1
+    ),
+    in_place: bool = option(False, "Read the vectors where the index lies, without copying them to this machine."),
+    address: str | None = option(
+        None,
+        "With --in-place: Ray cluster whose processes read the vectors, as for index.",
+        show_default="this process reads them",
+    ),
     output: Path | None = option(None, "Contact sheet to write, as a picture."),
     weights: str | None = option(
         None, "Weights for queries that are not in the index.", show_default="as when indexed"
@@ -96,13 +206,22 @@ def search(
 
     options.check_output(output, overlays.FORMATS, "sheets are")
     index = Index.open(db)
+    if address is not None:
+        if not in_place or approximate:
+            raise typer.BadParameter("--address names a cluster for exact searches with --in-place; leave it out")
+        from convnets_torch.batch.scanning import scan_on_ray
+
+        index.scan = scan_on_ray(address)
     queries = [path for name in queries for path in (run.find(name) if Path(name).is_dir() else [name])]
-    only, runs = options.one_target(target), corners is not None or None in map(index.row_of, queries)
+    only, runs = (
+        options.one_target(target),
+        corners is not None or not all(index.holds(query, in_place) for query in queries),
+    )
     network = _network(index, weights, run) if weights is not None or runs else None
     asked: dict[str, Any] = {"metric": metric, "target": only, "box": corners, "network": network, **run.running}
     with warnings_as_lines() if runs else contextlib.nullcontext():
-        found = index.search(queries, k, approximate=ann, **asked)
-        if ann:
+        found = index.search(queries, k, approximate=approximate, refine=refine, in_place=in_place, **asked)
+        if approximate and not in_place:
             exact = index.search(queries, k, **asked)
             say(
                 f"recall {recall(exact, found):.3f} of {sum(len(each.found) for each in exact)} that exact search finds"

@@ -8,12 +8,14 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from convnets_torch.card import Card
@@ -29,6 +31,8 @@ from convnets_torch.embeddings.index_table import (
     kind_of,
     text_of,
 )
+from convnets_torch.embeddings.neighbours import recall_of
+from convnets_torch.embeddings.projection import sampled, trained
 from convnets_torch.embeddings.search import Index
 from convnets_torch.files import check_regular, is_scratch, resolved, sha256
 from convnets_torch.images.decoding import Reading, ReadingKeywords, check_bytes
@@ -59,6 +63,8 @@ class Indexed:
         failed: files that could not be used; their rows hold the error.
         vanished: rows whose files were deleted or cannot be read.
         pruned: rows of deleted files that were removed.
+        recall: with `pca`, and if the index is new: which share of the 10 nearest by cosine of whole vectors is also
+            found by those kept, among the pictures that the components were trained on.
     """
 
     index: Index
@@ -69,6 +75,7 @@ class Indexed:
     failed: int = 0
     vanished: int = 0
     pruned: int = 0
+    recall: float | None = None
 
 
 @renamed(pictures="images")
@@ -86,6 +93,8 @@ def index_pictures(
     batch: int | Literal["auto"] = "auto",
     workers: int | None = None,
     exact: bool = False,
+    half: bool = False,
+    pca: int | None = None,
     exclude: str | Iterable[str] = (),
     progress: Progress | None = None,
     **reading: Unpack[ReadingKeywords],
@@ -114,13 +123,18 @@ def index_pictures(
         prune: remove all rows whose files are missing, including those on unmounted disks.
         exclude: patterns of files and folders to skip, as in `find_pictures`.
         batch, workers, exact: as for `predict`.
+        half: keep vectors as float16, which takes half the space.
+        pca: keep vectors projected on so many principal components. They are trained once, on 4,096 of the pictures or
+            all of them, when the index is created, and kept in its metadata; an index that is there already keeps
+            those that it has.
         progress: called with (files checked, total files).
         **reading: as for `read_picture`.
 
     Raises:
         OSError: a folder has no pictures or cannot be listed; the index cannot be read or written.
-        ValueError: the index has vectors of another network, layer or pool; the layer or the pool is invalid;
-            vectors are NaN or infinite. The existing index is unchanged.
+        ValueError: the index has vectors of another network, layer or pool, or keeps them in another way; the layer or
+            the pool is invalid; vectors are NaN or infinite, or too large for float16; there are fewer pictures than
+            components. The existing index is unchanged.
         ImportError: LanceDB is not installed.
 
     Warns:
@@ -143,7 +157,15 @@ def index_pictures(
     embedder = Embedder(network, layer, pool, logits=not isinstance(network, Network) or network.head is not None)
     card = ready_card(network)
     levels = said_levels(decoding.depth, decoding.background)
-    table = _table(address, embedder, card, layer, os.fspath(weights), levels)
+
+    def vectors_of_some() -> NDArray[np.float32]:
+        return vectors_for(embedded(embedder, sampled(found), decoding, batch, workers, exact, fill=True))
+
+    how = About(
+        kind_of(embedder.about | levels), card.to_json(), layer, embedder.pool, as_recorded(weights), 1,
+        numbers="float16" if half else None, **levels,
+    )  # fmt: skip
+    table, recall = table_at(address, how, pca, lambda: width_of(embedder, card), vectors_of_some)
     job = _Job(table, card, found, hash_all, decoding.max_pixels)
     rows = embedded(embedder, job.to_embed(progress), decoding, batch, workers, exact, look=thumbnail)
     with contextlib.closing(rows):
@@ -154,13 +176,41 @@ def index_pictures(
             job.commit()
     job.finish(prune)
     fresh = Index.of(table) if address.startswith("memory:") else Index.open(address)
-    return Indexed(fresh, **job.counts)
+    return Indexed(fresh, **job.counts, recall=recall)
 
 
-def _table(
-    address: str, embedder: Embedder, card: Card, layer: str | None, weights: str, levels: dict[str, Any]
-) -> PictureTable:
-    """Open or create the table at an address; raise ValueError if its vectors are of another kind."""
+def as_recorded(weights: str | os.PathLike[str]) -> str:
+    """Return the place of weights as an index records it."""
+    name = os.fspath(weights)
+    return os.path.abspath(name) if name and Path(name).exists() else name  # noqa: PTH100
+
+
+def vectors_for(rows: Iterator[Embedded]) -> NDArray[np.float32]:
+    """Return the vectors (N, values) of the pictures that could be used."""
+    found = [row.vector.numpy() for row in rows if row.error is None and row.vector is not None]
+    return np.stack(found) if found else np.zeros((0, 1), np.float32)
+
+
+def table_at(
+    address: str,
+    how: About,
+    pca: int | None,
+    width: Callable[[], int],
+    vectors_of_some: Callable[[], NDArray[np.float32]],
+) -> tuple[PictureTable, float | None]:
+    """Open or create the table at an address; return also the recall of a projection that was trained.
+
+    Args:
+        address: of the index.
+        how: how its vectors are made, without their width.
+        pca: number of principal components; None keeps whole vectors.
+        width: returns that of whole vectors; called if there is no table yet.
+        vectors_of_some: returns whole vectors for training; called likewise, with `pca`.
+
+    Raises:
+        OSError: the address cannot hold an index.
+        ValueError: the vectors of the table there are of another kind.
+    """
     if is_local(address):
         folder = resolved(address)
         if folder.is_dir() and any(not is_scratch(entry.name) for entry in folder.iterdir()):
@@ -169,24 +219,40 @@ def _table(
             raise NotADirectoryError(f"{address} is a file, but an index is a folder; name another")
         elif not folder.parent.is_dir():
             raise FileNotFoundError(f"folder {folder.parent} does not exist; create it first")
-    kind = kind_of(embedder.about | levels)
+    recall = None
     try:
         table = PictureTable.open(address)
     except FileNotFoundError:
-        weights = weights and (os.path.abspath(weights) if Path(weights).exists() else weights)  # noqa: PTH100
-        about = (kind, card.to_json(), layer, embedder.pool, weights, _width(embedder, card), secrets.token_hex(8))
-        table = PictureTable.create(address, About(*about, **levels))
-    if table.about.kind != kind:
-        held = [Card.from_json(table.about.card).network, table.about.layer or "last dense layer", table.about.pool]
-        held += [f"{name} {text}" for name, text in table.about.levels.items()]
+        if pca is None:
+            how = replace(how, width=width())
+        else:
+            how, recall = _projected(how, pca, vectors_of_some())
+        table = PictureTable.create(address, replace(how, made=secrets.token_hex(8)))
+    about = table.about
+    if about.kind != how.kind:
+        held = [Card.from_json(about.card).network, about.layer or "last dense layer", about.pool]
+        held += [f"{name} {text}" for name, text in about.levels.items()]
         raise ValueError(
             f"{address} has vectors of another kind ({', '.join(held)}) than"
-            f" {card.network} gives here; index into another folder"
+            f" {Card.from_json(how.card).network} gives here; index into another folder"
         )
-    return table
+    kept = about.width if about.components is not None else None
+    if (how.numbers and not about.numbers) or (pca is not None and pca != kept):
+        raise ValueError(
+            f"{address} keeps vectors as {about.numbers or 'float32'},"
+            f" {'whole' if kept is None else f'projected to {kept} values'}; index into another folder"
+        )
+    return table, recall
 
 
-def _width(embedder: Embedder, card: Card) -> int:
+def _projected(how: About, pca: int, vectors: NDArray[np.float32]) -> tuple[About, float]:
+    """Train a projection; return also the share of the 10 nearest that it keeps."""
+    projection = trained(vectors, pca)
+    kept = np.stack([projection(vector) for vector in vectors])
+    return replace(how, width=pca, components=projection.to_text()), recall_of(vectors, kept)
+
+
+def width_of(embedder: Embedder, card: Card) -> int:
     """Return the number of values of a vector, by running the network on a black image."""
     some = next(embedder.parameters())
     with torch.inference_mode():
@@ -259,7 +325,7 @@ class _Job:
         self._again: list[_File] = []  # files of `_copies` whose source row has since disappeared
         self._last = time.monotonic()
         self._wrote = False
-        self.counts = {field.name: 0 for field in fields(Indexed) if field.name != "index"}
+        self.counts = {field.name: 0 for field in fields(Indexed) if field.type == "int"}
 
     def to_embed(self, progress: Progress | None) -> Iterator[str]:
         """Yield the files that the network must embed; handle the others on the way."""
@@ -340,7 +406,7 @@ class _Job:
         assert row.vector is not None
         values = {
             "sha256": file.sha256,
-            "vector": row.vector.numpy(),
+            "vector": self._table.about.kept(row.vector.numpy()),
             "class_id": class_id,
             "probability": probability,
             "thumbnail": row.seen,

@@ -19,6 +19,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,15 @@ from convnets_torch.card import Card
 from convnets_torch.files import check_own_folder, open_file, scratch_folder
 from convnets_torch.images.decoding import stored_size
 from convnets_torch.images.levels import check_levels, said_levels
-from convnets_torch.text import ConvnetsTorchWarning, printable
+from convnets_torch.images.remote import is_remote
+from convnets_torch.text import ConvnetsTorchWarning, check_choice, printable
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
+
+    from convnets_torch.embeddings.projection import Projection
 
 TABLE = "pictures"  # name of the table; its folder is pictures.lance
 KEY = "convnets_torch"  # key in the metadata of the table's schema
@@ -41,7 +45,7 @@ GOOD = "error IS NULL AND NOT vanished"  # searchable rows; a condition on `vect
 ONE_ROW = {"lance-schema:unenforced-primary-key": "true"}  # of concurrent commits that add one path, one is retried
 NAMES = 500  # values per SQL condition
 MOST_WIDTH = 1 << 24  # values per vector; VGG's first block flattened has 3,211,264
-MOST_ROWS = 100_000_000
+MOST_ROWS = 10_000_000_000
 FREE = 256 << 20  # bytes of vectors that are always allowed
 MOST_COMPRESSED = 32  # beyond that, the most bytes of vectors per byte of the table's files
 MOST_PATH = 16_384  # bytes; Linux allows 4,096, and a byte that is not UTF-8 is written as four
@@ -66,6 +70,8 @@ class About:
         width: number of values of a vector.
         made: random ID that distinguishes this table from an earlier one at the same address.
         depth, background: how pictures were read, as in `read_picture`.
+        numbers: "float16" if vectors are kept so; None for float32.
+        components: the `Projection` of the vectors, as text; None if they are whole.
     """
 
     kind: str
@@ -77,6 +83,8 @@ class About:
     made: str = ""
     depth: str | None = None
     background: str | None = None
+    numbers: str | None = None
+    components: str | None = None
 
     @property
     def levels(self) -> dict[str, Any]:
@@ -98,10 +106,22 @@ class About:
             raise ValueError("its metadata cannot be read") from None
         raise ValueError(f"it has schema {schema!r:.80}, but this version reads {TABLE_SCHEMA}; update convnets-torch")
 
+    @cached_property
+    def projection(self) -> Projection | None:
+        """What whole vectors become shorter by; None if they stay whole."""
+        from convnets_torch.embeddings.projection import Projection
+
+        return None if self.components is None else Projection.from_text(self.components, self.width)
+
+    def kept(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return a vector of the network as the table keeps it."""
+        return vector if self.projection is None else self.projection(vector)
+
     def __post_init__(self) -> None:
         texts = (self.kind, self.card, self.pool, self.weights, self.made, self.layer or "", self.depth or "")
-        if not all(isinstance(text, str) and "\0" not in text for text in texts):
+        if not all(isinstance(text, str) and "\0" not in text for text in (*texts, self.components or "")):
             raise TypeError("a text is expected")
+        check_choice(self.numbers or "float16", ("float16",), "number of a vector")
         check_levels(self.depth, self.background)
         if type(self.width) is not int or not 1 <= self.width <= MOST_WIDTH:
             raise ValueError(f"it has vectors of {self.width!r:.80} values")
@@ -138,7 +158,7 @@ class PictureTable:
             self.card = Card.from_json(self.about.card)
         except ValueError as error:
             raise ValueError(f"{address}: {error}") from None
-        wanted = _schema(self.about).with_metadata({KEY: text})
+        wanted = table_schema(self.about).with_metadata({KEY: text})
         if not schema.equals(wanted, check_metadata=True):  # LanceDB instantiates what metadata name: code execution
             raise ValueError(
                 f"{address} has other columns or metadata than `convnets-torch index` gives; create it again"
@@ -166,14 +186,14 @@ class PictureTable:
         if not is_local(address):
             database = _connected(address)
             with refusing(address):
-                return cls(address, database.create_table(TABLE, schema=_schema(about), exist_ok=True))
+                return cls(address, database.create_table(TABLE, schema=table_schema(about), exist_ok=True))
         _lancedb()
         folder = Path(address)
         folder.mkdir(exist_ok=True)
         with scratch_folder(folder.resolve()) as scratch:
             database = _connected(str(scratch))
             with refusing(address):
-                database.create_table(TABLE, schema=_schema(about))
+                database.create_table(TABLE, schema=table_schema(about))
             with contextlib.suppress(OSError):  # LanceDB would overwrite a table that was created meanwhile
                 (scratch / f"{TABLE}.lance").rename(folder / f"{TABLE}.lance")
         return cls.open(address)
@@ -199,6 +219,37 @@ class PictureTable:
         for start in range(0, len(values), NAMES):
             for batch in self.read(columns, one_of(column, values[start : start + NAMES])):
                 yield from (batch.filter(self.is_sound(batch)) if sound else batch).to_pylist()
+
+    def nearest(
+        self,
+        vector: NDArray[np.float32],
+        metric: str,
+        where: str,
+        limit: int,
+        probes: int,
+        refine: int,
+        columns: Sequence[str],
+    ) -> list[pa.RecordBatch]:
+        """Return columns of the rows nearest to a vector, found by LanceDB with an approximate index if there is one.
+
+        Of the partitions nearest to the vector `probes` are searched, and `refine` times as many candidates as the
+        limit are compared by the vectors themselves.
+        """
+        with refusing(self.address):
+            search = self.table.search(vector, vector_column_name="vector").distance_type(metric)
+            search = search.where(where, prefilter=True).nprobes(probes).refine_factor(refine)
+            found = search.select([*columns, "_distance"]).limit(limit).to_arrow()
+            return list(found.select(list(columns)).to_batches())
+
+    def has_index(self, metric: str) -> bool:
+        """Return whether the table has an approximate index for a metric."""
+        with refusing(self.address):
+            for known in self.table.list_indices():
+                if known.columns == ["vector"]:
+                    statistics = self.table.index_stats(known.name)
+                    if statistics is not None and statistics.distance_type == metric:
+                        return True
+        return False
 
     def is_sound(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
         """Return a mask of rows that are valid for search, judged by the columns in the batch."""
@@ -241,10 +292,7 @@ class PictureTable:
 
     def put(self, rows: Sequence[Mapping[str, Any]], moved: Sequence[str] = ()) -> None:
         """Insert or replace rows by path, and delete the rows at paths in `moved`, in one commit."""
-        import pyarrow as pa
-
-        schema = _schema(self.about)
-        batch = pa.table({name: _column(rows, schema.field(name)) for name in schema.names}, schema=schema)
+        batch = rows_table(self.about, rows)
         with refusing(self.address):
             merge = self.table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
             if moved:
@@ -305,7 +353,13 @@ def _connected(address: str) -> Any:
         raise ValueError(f"{address} is a folder; name it without file://")
     lancedb = _lancedb()
     with refusing(address):
-        return lancedb.connect(address)
+        return lancedb.connect(address, storage_options=storage_options(address))
+
+
+def storage_options(address: str) -> dict[str, str] | None:
+    """Return what LanceDB and Lance must be told of a store besides what they read from the environment."""
+    plain = address.startswith("s3:") and os.environ.get("AWS_ENDPOINT_URL", "").startswith("http:")
+    return {"allow_http": "true"} if plain else None
 
 
 def _lancedb() -> Any:
@@ -316,7 +370,8 @@ def _lancedb() -> Any:
     return lancedb
 
 
-def _schema(about: About) -> pa.Schema:
+def table_schema(about: About) -> pa.Schema:
+    """Columns and metadata of a table."""
     import pyarrow as pa
 
     return pa.schema(
@@ -325,7 +380,7 @@ def _schema(about: About) -> pa.Schema:
             pa.field("sha256", pa.string()),  # of the file, hexadecimal; null if it could not be read
             pa.field("size", pa.int64()),  # bytes
             pa.field("modified", pa.int64()),  # nanoseconds since 1970
-            pa.field("vector", pa.list_(pa.float32(), about.width)),
+            pa.field("vector", pa.list_(pa.float32() if about.numbers is None else pa.float16(), about.width)),
             pa.field("class_id", pa.int32()),  # top class; null without a head
             pa.field("probability", pa.float32()),  # of the top class; null if outputs are not probabilities
             pa.field("thumbnail", pa.binary()),  # JPEG file, at most 128 x 128 pixels
@@ -350,6 +405,18 @@ def values_of(column: pa.Array, width: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(flat.to_numpy(zero_copy_only=False).reshape(len(column), width), "<f4")
 
 
+def rows_table(about: About, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return rows as an Arrow table.
+
+    Raises:
+        ValueError: a vector does not fit into float16.
+    """
+    import pyarrow as pa
+
+    schema = table_schema(about)
+    return pa.table({name: _column(rows, schema.field(name)) for name in schema.names}, schema=schema)
+
+
 def _column(rows: Sequence[Mapping[str, Any]], field: pa.Field) -> pa.Array:
     """Return one column of rows; vectors are copied as arrays, without a detour over Python numbers."""
     import numpy as np
@@ -359,11 +426,15 @@ def _column(rows: Sequence[Mapping[str, Any]], field: pa.Field) -> pa.Array:
     if field.name != "vector":
         return pa.array(values, field.type)
     width = field.type.list_size
-    missing = np.array([value is None for value in values])
+    missing = np.array([value is None for value in values], bool)
     flat = np.zeros((len(values), width), np.float32)
     for place, value in enumerate(values):
         if value is not None:
             flat[place] = value
+    if field.type.value_type == pa.float16():
+        if np.abs(flat).max(initial=0) > np.finfo(np.float16).max:
+            raise ValueError("vectors have values above 65,504, the largest of float16; keep them as float32 (no half)")
+        flat = flat.astype(np.float16)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), width, mask=pa.array(missing))
 
 
@@ -445,6 +516,8 @@ def _file(paths: list[str], state: os.stat_result | None) -> PictureFile:
 
 def _state(path: str) -> os.stat_result | None:
     """Return the `stat` result of a regular file, UNKNOWN if it cannot be inspected, or None if it is missing."""
+    if is_remote(path):  # never asked: a stranger's index would name any host
+        return UNKNOWN
     if os.name == "nt" and path.startswith(("//", "\\\\")):  # a stranger's index must not reach another machine
         return UNKNOWN
     try:

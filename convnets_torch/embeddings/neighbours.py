@@ -37,6 +37,7 @@ from convnets_torch.text import check_choice
 Metric: TypeAlias = Literal["cosine", "l2", "dot"]
 
 SCORES = 1 << 24  # maximum number of scores in memory
+ASKED = 256  # queries that a recall is measured with
 SPARE = 16  # candidates beyond k whose scores are recomputed in float64
 
 
@@ -142,16 +143,26 @@ def _ranked(
 
 
 def exact_scores(vectors: NDArray[np.float64], query: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
-    """Return the metric between each vector and the query."""
+    """Return the metric between each vector and the query; its bits do not depend on the other vectors."""
     if metric == "l2":
         return np.asarray(np.linalg.norm(vectors - query, axis=1))
-    products = vectors @ query
+    products = np.einsum("ij,j->i", vectors, query)  # a matrix product depends on the number of rows
     if metric == "dot":
         return products
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
     return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
 
 
+def recall_of(whole: NDArray[np.float32], kept: NDArray[np.float32], k: int = 10) -> float:
+    """Return which share of the k nearest by cosine of whole vectors (N, values) is also found by those kept."""
+    asked = np.linspace(0, len(whole) - 1, min(ASKED, len(whole))).astype(int)
+    own = [np.array([row]) for row in asked]
+    right, found = (nearest(each, each[asked], k, left_out=own) for each in (whole, kept))
+    same = sum(len(np.intersect1d(one[0], other[0])) for one, other in zip(right, found, strict=True))
+    return same / max(1, sum(len(rows) for rows, _ in right))
+
+
+MOST_CACHED = 100_000_000  # rows
 SMALL = {"lengths": "<f4", "class_ids": "<i4", "probabilities": "<f4"}
 CACHE_SCHEMA = "3"  # version of the cache file
 HEADER = 2048  # maximum bytes of names, dtypes and offsets of the arrays
@@ -283,6 +294,11 @@ def write_cache(table: PictureTable, state: str) -> Vectors:
     `state` is from before the table was opened: a commit in between makes the cache outdated, not wrong.
     """
     table.check_room()
+    if (rows := table.count()) > MOST_CACHED:
+        raise ValueError(
+            f"{table.address} has {rows:,} rows, more than the {MOST_CACHED:,} that are copied to one machine; search"
+            " it where it lies (scan, --scan)"
+        )
     place = cache_file(table.address)
     if place is None:
         blocks: list[NDArray[np.float32]] = [np.zeros((0, table.about.width), np.float32)]
@@ -376,7 +392,7 @@ def _first(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 LEAST = 256  # vectors needed to train the approximate index
 ROWS_IN_PART = 4096  # approximate rows per IVF partition
-PROBED = 20  # partitions searched
+PROBED = 20, 0.01  # partitions searched: at least so many, and this share
 REFINED = 10  # times k candidates are reranked by their exact vectors
 
 
@@ -388,6 +404,7 @@ def approximate_nearest(
     metric: Metric,
     class_ids: tuple[int, ...] | None,
     left_out: list[NDArray[np.int64]],
+    refine: int = REFINED,
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
     """Approximate `nearest` by LanceDB's vector index, which is created if missing."""
     if len(held) < LEAST:
@@ -395,16 +412,15 @@ def approximate_nearest(
             f"{table.address} has {len(held)} vectors, and approximate search needs {LEAST} or more; search exactly"
         )
     make_index(table, metric, len(held))
+    probes = probed_of(len(held))
     places = {path: row for row, path in enumerate(held.paths())}
     found = []
     where = GOOD if class_ids is None else f"{GOOD} AND class_id IN ({', '.join(map(str, class_ids))})"
     for query, others in zip(queries, left_out, strict=True):
         rows, limit = np.zeros(0, np.int64), k + 1
         while True:
-            with refusing(table.address):
-                search = table.table.search(query, vector_column_name="vector").distance_type(metric)
-                search = search.where(where, prefilter=True).nprobes(PROBED).refine_factor(REFINED)
-                paths = search.select(["path", "_distance"]).limit(limit).to_arrow()["path"].to_pylist()
+            batches = table.nearest(query, metric, where, limit, probes, refine, ["path"])
+            paths = [path for batch in batches for path in batch["path"].to_pylist()]
             rows = np.array([places[path] for path in paths if path in places], np.int64)
             rows = np.array(list(dict.fromkeys(held.first[rows].tolist())), np.int64)  # drop copies
             rows = rows[~np.isin(rows, others)][:k]
@@ -419,11 +435,23 @@ def make_index(table: PictureTable, metric: Metric, count: int) -> None:
     """Create the approximate index for a metric, replacing one for another metric, unless it exists."""
     from lancedb.index import IvfPq
 
+    if table.has_index(metric):
+        return
     with refusing(table.address):
-        for known in table.table.list_indices():
-            if known.columns == ["vector"]:
-                statistics = table.table.index_stats(known.name)
-                if statistics is not None and statistics.distance_type == metric:
-                    return
-        parts = max(1, count // ROWS_IN_PART)
-        table.table.create_index("vector", config=IvfPq(distance_type=metric, num_partitions=parts), replace=True)
+        config = IvfPq(distance_type=metric, num_partitions=partitions_for(count))
+        table.table.create_index("vector", config=config, replace=True)
+
+
+def partitions_for(rows: int) -> int:
+    """Return the number of IVF partitions of so many rows: a few thousand in each, and then the square root.
+
+    >>> partitions_for(300), partitions_for(10**6), partitions_for(10**9)
+    (1, 244, 31623)
+    """
+    return max(1, min(rows // ROWS_IN_PART, round(rows**0.5)))
+
+
+def probed_of(rows: int) -> int:
+    """Return how many partitions are searched."""
+    least, share = PROBED
+    return max(least, round(share * partitions_for(rows)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
@@ -16,10 +17,19 @@ from convnets_torch.card import Card, read_card
 from convnets_torch.embeddings import neighbours
 from convnets_torch.embeddings.duplicates import DuplicateGroup, find_duplicates, find_leaks, group_of
 from convnets_torch.embeddings.index_table import About, PictureTable, check_index, is_local, kind_of, usable
-from convnets_torch.embeddings.neighbours import Metric, Vectors, approximate_nearest, nearest
+from convnets_torch.embeddings.neighbours import (
+    REFINED,
+    Metric,
+    Vectors,
+    approximate_nearest,
+    nearest,
+    probed_of,
+)
+from convnets_torch.embeddings.scanning import Hit, Question, Scan, approximate_hits, scan
 from convnets_torch.files import find, sha256
 from convnets_torch.images.decoding import Reading, ReadingKeywords, decode, warn
 from convnets_torch.images.preprocessing import Pixels
+from convnets_torch.images.remote import is_remote
 from convnets_torch.inference.child_process import Progress
 from convnets_torch.options import checked, shows
 from convnets_torch.text import LONGEST, check_choice
@@ -84,6 +94,7 @@ class Index:
         address: address of the index, as given.
         about: metadata of its vectors.
         card: card of the network.
+        scan: how a search in place reads the table; `batch.scan_on_ray` gives one that divides the work among machines.
 
     >>> from PIL import Image
     >>> from convnets_torch import index_pictures, load
@@ -104,6 +115,7 @@ class Index:
         except ValueError as error:
             raise ValueError(f"{address}: {error}") from None
         self._table, self._vectors, self._state = table, vectors, state
+        self.scan: Scan = scan
         self._network: Network | None = None  # loaded when a query needs it
 
     @classmethod
@@ -159,6 +171,8 @@ class Index:
         target: str | int | None = None,
         box: Box | None = None,
         approximate: bool = False,
+        refine: int = REFINED,
+        in_place: bool = False,
         network: Network | None = None,
         batch: int | Literal["auto"] = "auto",
         workers: int | None = None,
@@ -176,7 +190,11 @@ class Index:
             metric: "cosine", "l2" or "dot", as in `nearest`.
             target: only return pictures whose top class belongs to this target, as in `heatmap`.
             box: (left, top, right, bottom) in pixels of the upright picture: search by this part of each query.
-            approximate: use LanceDB's vector index, which is first created if there is none for this metric.
+            approximate: use LanceDB's vector index, which is first created if there is none for this metric; with
+                `in_place` it must be there, as from `batch.index_vectors`.
+            refine: with `approximate`: so many times k candidates are compared by the vectors themselves.
+            in_place: read the vectors where the index lies, without a copy of them in the user's cache: an exact search
+                then reads all of them each time, by `scan`.
             network: the network that made the index, for pictures not in it; by default loaded from its recorded
                 location.
             batch, workers: as for `predict`, for pictures not in the index.
@@ -194,17 +212,21 @@ class Index:
             ImportError: LanceDB is needed but not installed.
         """
         check_choice(metric, get_args(Metric), "metric")
-        if k < 1:
-            raise ValueError(f"k must be 1 or more, got {k}")
+        for number, name in ((k, "k"), (refine, "refine")):
+            if number < 1:
+                raise ValueError(f"{name} must be 1 or more, got {number}")
         class_ids = None if target is None else find_target(self.card, target).class_ids
         given = {name: value for name, value in checked(reading, ReadingKeywords).items() if value is not None}
         decoding = Reading(**(self.about.levels | given)).for_rule(self.card.preprocessing)
-        names, contents, vectors = self._asked(queries, box, network, decoding, batch, workers)
+        names, contents, vectors = self._asked(queries, box, network, decoding, batch, workers, in_place)
+        if in_place:
+            question = Question(vectors, k, metric, class_ids, contents)
+            return self._found_in_place(names, question, refine if approximate else None)
         held = self.vectors
         again = np.flatnonzero(held.first != np.arange(len(held)))
         left_out = [np.concatenate([again, held.rows_with(content)]) if content else again for content in contents]
         if approximate:
-            found = approximate_nearest(held, self.table, vectors, k, metric, class_ids, left_out)
+            found = approximate_nearest(held, self.table, vectors, k, metric, class_ids, left_out, refine)
         else:
             allowed = None if class_ids is None else np.isin(held.class_ids, class_ids)
             found = nearest(held.vectors, vectors, k, metric, lengths=held.lengths, allowed=allowed, left_out=left_out)
@@ -213,21 +235,53 @@ class Index:
             for name, content, each in zip(names, contents, found, strict=True)
         ]
 
+    def _found_in_place(self, names: list[str], question: Question, refine: int | None) -> list[Matches]:
+        table = self.table
+        if refine is None:
+            found = self.scan(table, question)
+        else:
+            if not table.has_index(question.metric):
+                raise ValueError(
+                    f"{self.address} has no approximate index for {question.metric}; build it with `convnets-torch"
+                    " index-vectors`, or search exactly"
+                )
+            found = list(approximate_hits(table, question, probed_of(table.count()), refine))
+        paths: dict[str, list[str]] = {}
+        for row in table.rows(["path", "sha256", "error", "vanished"], "sha256", {h.sha256 for h in chain(*found)}):
+            if row["error"] is None and not row["vanished"]:
+                paths.setdefault(row["sha256"], []).append(row["path"])
+
+        def match_of(hit: Hit) -> Match:
+            score = hit.score(question.metric)
+            return self._match(paths[hit.sha256], score, hit.sha256, hit.class_id, hit.probability)
+
+        return [
+            Matches(name, content, tuple(map(match_of, hits)))
+            for name, content, hits in zip(names, question.left_out, found, strict=True)
+        ]
+
     def match(self, row: int, score: float) -> Match:
         """Return the `Match` of a row of `vectors`, with all paths of its content."""
         held = self.vectors
         paths = [held.path(int(each)) for each in np.flatnonzero(held.first == held.first[row])]
+        class_id, chance = int(held.class_ids[row]), float(held.probabilities[row])
+        return self._match(
+            paths, score, held.hashes[row].tobytes().hex(), class_id if class_id >= 0 else None,
+            None if np.isnan(chance) else chance,
+        )  # fmt: skip
+
+    def _match(
+        self, paths: list[str], score: float, content: str, class_id: int | None, probability: float | None
+    ) -> Match:
         existing = usable(paths)
-        class_id = int(held.class_ids[row])
-        known, chance = class_id >= 0, float(held.probabilities[row])
         return Match(
             (existing or paths)[0],
             score,
-            held.hashes[row].tobytes().hex(),
-            class_id if known else None,
-            class_wnid(self.card, class_id) if known else None,
-            class_name(self.card, class_id) if known else None,
-            None if np.isnan(chance) else chance,
+            content,
+            class_id,
+            None if class_id is None else class_wnid(self.card, class_id),
+            None if class_id is None else class_name(self.card, class_id),
+            probability,
             existing or tuple(paths),
             not existing,
         )
@@ -240,6 +294,11 @@ class Index:
     def row_of(self, query: str | os.PathLike[str]) -> int | None:
         """Return the row of `vectors` with a query's content, path or sha256; None if no row has the file's content."""
         return self._found(os.fspath(query))[1]
+
+    def holds(self, query: str | os.PathLike[str], in_place: bool = False) -> bool:
+        """Return whether a query needs no network; arguments are as in `search`."""
+        name = os.fspath(query)
+        return (self._row_in_place(name)[1] if in_place else self.row_of(name)) is not None
 
     def errors(self) -> Iterator[str]:
         """Yield the error messages of failed files that still exist."""
@@ -288,6 +347,7 @@ class Index:
         reading: Reading,
         batch: int | Literal["auto"],
         workers: int | None,
+        in_place: bool,
     ) -> tuple[list[str], list[str | None], NDArray[np.float32]]:
         """Return the name of each query, the sha256 of its content (None for a vector), and its vector."""
         one = isinstance(queries, str | os.PathLike) or (isinstance(queries, np.ndarray) and queries.ndim == 1)
@@ -297,16 +357,24 @@ class Index:
         vectors: list[NDArray[np.float32] | None] = []
         for number, query in enumerate(several):
             if isinstance(query, np.ndarray):
-                if query.shape != (self.about.width,):
+                projection, values = self.about.projection, query.astype(np.float32)
+                if projection is not None and query.shape == (projection.width,):
+                    values = projection(values)
+                if values.shape != (self.about.width,):
                     raise ValueError(f"vector {number} is {query.shape}, but those of the index ({self.about.width},)")
                 names.append(f"vector {number}")
                 contents.append(None)
-                vectors.append(query.astype(np.float32))
+                vectors.append(values)
                 continue
             names.append(os.fspath(query))
-            content, row = self._found(os.fspath(query))
+            vector: NDArray[np.float32] | None = None
+            if in_place:
+                content, vector = self._row_in_place(os.fspath(query))
+            else:
+                content, row = self._found(os.fspath(query))
+                vector = None if row is None else self.vectors.vectors[row]
             contents.append(content)
-            vectors.append(None if row is None or box is not None else self.vectors.vectors[row])
+            vectors.append(None if box is not None else vector)
         if missing := [place for place, vector in enumerate(vectors) if vector is None]:
             self._network = network or self._network or network_of(self)
             paths = [names[place] for place in missing]
@@ -327,10 +395,32 @@ class Index:
             rows = self.vectors.rows_with(query)
             if len(rows):
                 return query, int(rows[0])
-        row = self.vectors.row_of(os.path.abspath(query))  # noqa: PTH100 - as index does it
+        row = self.vectors.row_of(_path_of(query))
         if row is None:
             raise FileNotFoundError(f"{query} is neither a file nor in {self.address}; name a picture, or a row of it")
         return self.vectors.hashes[row].tobytes().hex(), row
+
+    def _row_in_place(self, query: str) -> tuple[str, NDArray[np.float32] | None]:
+        """Return the sha256 of a query's content, and the vector of a row with this content or None; as `_found`."""
+        is_file = Path(query).is_file()
+        asked = [("path", _path_of(query))]
+        if is_file:
+            asked = [("sha256", sha256(Path(query)))]
+        elif len(query) == 64 and not set(query) - set("0123456789abcdef"):
+            asked.insert(0, ("sha256", query))
+        for column, value in asked:
+            names = ["sha256", "vector", "error", "vanished"]
+            for row in self.table.rows(names, column, [value], sound=True):
+                if row["error"] is None and not row["vanished"]:
+                    return row["sha256"], np.array(row["vector"], np.float32)
+        if not is_file:
+            raise FileNotFoundError(f"{query} is neither a file nor in {self.address}; name a picture, or a row of it")
+        return asked[0][1], None
+
+
+def _path_of(query: str) -> str:
+    """Return a query as the path of a row."""
+    return query if is_remote(query) else os.path.abspath(query)  # noqa: PTH100 - as index does it
 
 
 def recall(exact: Sequence[Matches], found: Sequence[Matches]) -> float:
@@ -359,7 +449,7 @@ def vectors_of(
         )
     images = paths if box is None else [_crop(path, box, reading) for path in paths]
     [vectors] = stacked(embedded(embedder, images, reading, batch, workers)).values()
-    return vectors.numpy()
+    return np.stack([index.about.kept(vector) for vector in vectors.numpy()])
 
 
 def network_of(index: Index) -> Network:

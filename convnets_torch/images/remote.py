@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,15 @@ from typing import TypeVar
 FETCH_THREADS = 64  # they only wait, so more than there are cores
 ROOM = 256 << 20  # bytes of pictures that are fetched and not yet decoded; a single one may have more
 PIXELS_PER_BYTE = 8  # of a compressed picture, at most in most cases
+
+
+def is_remote(address: str) -> bool:
+    """Return whether an address is that of a store.
+
+    >>> is_remote("s3://bucket/key"), is_remote("file:///srv/photos"), is_remote("photos/a.jpg")
+    (True, False, False)
+    """
+    return re.match(r"[a-z][a-z0-9+.-]*://", address) is not None and not address.startswith("file://")
 
 
 class TransportError(OSError):
