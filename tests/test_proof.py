@@ -165,6 +165,18 @@ def test_compare_wants_every_layer_and_equal_shapes():
         check([ProofRow("a", "a", float("nan"), 1.0)])
 
 
+def test_rounding_of_a_constant_is_no_error():
+    """A normalisation over one value gives 0, but for rounding, whose relative error is 1."""
+    table = {"conv": ("conv",), "norm": ("norm",)}
+    theirs = {"conv": np.full(3, 5.0), "norm": np.array([1e-17, 0.0, -1e-17])}
+    [_, norm] = compare({"conv": np.full(3, 5.0), "norm": np.zeros(3)}, theirs, table)
+    assert norm.error < 1e-7
+    [_, norm] = compare({"conv": np.full(3, 5.0), "norm": np.zeros(3)}, theirs | {"norm": np.full(3, 1e-6)}, table)
+    assert norm.error == 1
+    [nothing] = compare({"a": np.ones(1)}, {"a": np.zeros(1)}, {"a": ("a",)})
+    assert nothing.error == 1
+
+
 def test_hooks_are_removed_when_a_network_fails(converted):
     _, network, _, _ = converted
     with pytest.raises(ValueError, match="this network classifies"):

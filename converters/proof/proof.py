@@ -21,6 +21,7 @@ from converters.readers.keras_graph import Graph, graph_of_config, label
 from converters.readers.keras_words import ACTIVATIONS, IDENTITIES, activation_of
 
 TOLERANCE = 1e-4  # relative to a layer's largest value; float32 stays well below it through a hundred layers
+NOISE = 1e-10  # of the largest value: a layer of smaller ones, such as a normalised constant, is rounding alone
 
 OUTPUT = "(output)"  # of a model whose layers may have any name
 ENDS = ("linear", "softmax", "sigmoid")  # activations that may follow the logits
@@ -111,7 +112,8 @@ class ProofRow:
     Attributes:
         layer: Keras layer; several layers joined by " + " are the groups of one convolution.
         module: our module.
-        error: largest absolute difference divided by `largest`.
+        error: largest absolute difference divided by `largest`, or by `NOISE` of all layers' largest value if that is
+            more.
         largest: largest absolute value of the Keras layer's output.
     """
 
@@ -145,6 +147,7 @@ def compare(
             f"the proof lacks the outputs of {absent or 'none'}, and does not use those of {sorted(idle) or 'none'}"
         )
     rows = []
+    noise = NOISE * max((float(np.abs(each).max()) for each in theirs.values() if each.size), default=0.0)
     for module, layers in table.items():
         wanted = np.concatenate([np.asarray(theirs[layer], np.float64) for layer in layers])
         found = np.asarray(ours[module], np.float64)
@@ -152,7 +155,7 @@ def compare(
             raise ValueError(f"{module} gives {found.shape}, but {' + '.join(layers)} {wanted.shape}")
         largest = float(np.abs(wanted).max())
         error = float(np.abs(found - wanted).max())
-        rows.append(ProofRow(" + ".join(layers), module, error / largest if largest else error, largest))
+        rows.append(ProofRow(" + ".join(layers), module, error / (max(largest, noise) or 1.0), largest))
     return rows
 
 
