@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,8 @@ import torch
 import torchvision
 
 from convnets_torch import classify, engine, load, predict, prepare
+from convnets_torch.inference import engines
+from convnets_torch.inference.child_process import apart
 from tests.conftest import NARROW
 from tests.reference.nearness import differ, with_statistics
 
@@ -50,6 +54,38 @@ def test_openvino_answers_the_same_for_any_batch(name, precision, request):
         found = ready(images)
         assert (found.shape, found.dtype) == (wanted.shape, torch.float32)
         assert differ(found, wanted) <= MARGINS[precision]
+
+
+def test_the_program_is_kept_in_the_cache(vgg, monkeypatch, tmp_path):
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("CONVNETS_TORCH_HOME", str(tmp_path))
+    written = []
+    monkeypatch.setattr(engines, "apart", lambda *given: (written.append(given), apart(*given)))
+    images = torch.randn(1, 3, *vgg.size)
+
+    def answer(times):
+        found = engine(vgg, precision="float32")(images)
+        assert len(written) == times
+        return found
+
+    first = answer(1)
+    assert torch.equal(answer(1), first)
+    [folder] = (tmp_path / "engines").iterdir()
+    for damage in ("program.bin", "program.xml"):
+        data = bytearray((folder / damage).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / damage).write_bytes(data)
+        assert torch.equal(answer(len(written) + 1), first)
+    shutil.rmtree(tmp_path / "engines")
+    (tmp_path / "engines").write_text("no folder")
+    assert torch.equal(answer(4), first)
+    (tmp_path / "engines").unlink()
+    other = copy.deepcopy(vgg)
+    for count in range(1, engines.MOST_KEPT + 3):
+        other.head[-1].bias.data.fill_(count)
+        changed = engine(other, precision="float32")(images) - first + vgg.head[-1].bias.detach()
+        assert differ(changed, torch.full_like(changed, count)) < 1e-3
+        assert len(list((tmp_path / "engines").iterdir())) == min(count, engines.MOST_KEPT)
 
 
 @pytest.mark.filterwarnings("ignore::convnets_torch.inference.prepare.RuntimeRemark")

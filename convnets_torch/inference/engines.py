@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import json
+import os
+import shutil
 import tempfile
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,7 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from convnets_torch.card import Card
+from convnets_torch._version import __version__
+from convnets_torch.card import Card, network_digest
+from convnets_torch.files import (
+    cache_folder,
+    check_own_folder,
+    is_scratch,
+    loads,
+    make_folder,
+    read_text,
+    scratch_folder,
+    sha256,
+)
 from convnets_torch.inference.child_process import apart
 from convnets_torch.inference.export import MOST_BATCH, check_exportable, import_without_telemetry, traced
 from convnets_torch.inference.prepare import RuntimeRemark
@@ -58,12 +75,9 @@ class Engine:
         self.name, self.size, self.channels = name, size, getattr(module, "channels", 3)
         self.card: Card | None = getattr(module, "card", None)
         self.mapped = module if heatmap and isinstance(module, Network) else None
-        with tempfile.TemporaryDirectory(prefix="convnets-torch-") as folder:
-            program = str(Path(folder) / "program.xml")
-            apart(__name__, "write", module, program, self.mapped is not None, size)
-            self._compiled = core.compile_model(
-                program, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
-            )
+        settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        with _program(module, self.mapped is not None, size) as program:
+            self._compiled = core.compile_model(str(program), "CPU", settings)
         self._one_at_a_time = threading.Lock()  # openvino refuses concurrent requests
         taken = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
         self.precision = {hint: word for word, hint in HINTS.items()}.get(taken, taken)
@@ -111,7 +125,8 @@ def engine(
 ) -> Engine:
     """Compile a network for another runtime, for maximum speed on a CPU.
 
-    The weights are copied and converted, which takes seconds; the network itself is not changed.
+    The weights are copied and converted, which takes seconds; the network itself is not changed. For a network of this
+    library, the program is kept in the folder `engines` of the cache, where the same network finds it again.
 
     Args:
         network: in eval mode, float32, on the CPU, as `load` returns it; or any module that `torch.export` can trace,
@@ -154,6 +169,68 @@ def engine(
     except ImportError:
         raise ImportError("the engine openvino needs its package: pip install 'convnets-torch[openvino]'") from None
     return Engine(network, name, precision, check_size(sides), heatmap)
+
+
+MOST_KEPT = 4  # programs in the cache; the ones used longest ago are removed
+
+
+@contextlib.contextmanager
+def _program(module: nn.Module, heatmap: bool, size: Size) -> Iterator[Path]:
+    """Yield the OpenVINO program of a module: that in the cache, else a new one, which is kept there if possible."""
+    folder = cache_folder() / "engines"
+    try:
+        kept = None if not isinstance(module, Network) or module.card is None else folder / _key(module, heatmap, size)
+        if kept is not None:
+            make_folder(folder.parent, folder.name)
+            check_own_folder(kept)
+            if _is_whole(kept):
+                os.utime(kept)
+                yield kept / PROGRAM
+                return
+    except OSError:  # a cache that cannot be used
+        kept = None
+    with tempfile.TemporaryDirectory(prefix="convnets-torch-") if kept is None else scratch_folder(folder) as made:
+        program = Path(made) / PROGRAM
+        apart(__name__, "write", module, str(program), heatmap, size)
+        if kept is not None:
+            (program.parent / SUMS).write_text(json.dumps(_sums(program.parent)), encoding="utf-8")
+        yield program
+        if kept is not None:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(kept, ignore_errors=True)  # a damaged one
+                program.parent.replace(kept)
+                _remove_oldest(folder)
+
+
+PROGRAM, SUMS = "program.xml", "sha256.json"
+
+
+def _key(network: Network, heatmap: bool, size: Size) -> str:
+    """Return the name of a network's program in the cache: a digest of its numbers and of all that makes it."""
+    assert network.card is not None
+    arrays = {name: array.numpy(force=True) for name, array in network.state_dict().items()}
+    versions = [__version__, torch.__version__, import_without_telemetry("openvino").__version__]
+    made_of = [network_digest(network.card, arrays), repr(network), heatmap, list(size), versions]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Return the sha256 of a program's two files."""
+    return {path.name: sha256(path) for path in (folder / PROGRAM, (folder / PROGRAM).with_suffix(".bin"))}
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether a kept program is as it was written."""
+    try:
+        return bool(loads(read_text(folder / SUMS, max_bytes=1000)) == _sums(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _remove_oldest(folder: Path) -> None:
+    programs = [path for path in folder.iterdir() if path.is_dir() and not is_scratch(path.name)]
+    for path in sorted(programs, key=lambda path: -path.stat().st_mtime)[MOST_KEPT:]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write(module: nn.Module, path: str, heatmap: bool, size: Size, *, progress: object = None) -> None:
