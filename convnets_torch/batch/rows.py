@@ -54,7 +54,9 @@ def schema(half: bool = False) -> Any:
             pa.field("columns", pa.int16()),
             pa.field("target", pa.string()),  # of the heatmap: one row for each target
             pa.field("error", pa.string()),  # why there is nothing else
-            pa.field("error_kind", pa.dictionary(pa.int8(), pa.string())),  # one of KINDS
+            pa.field(
+                "error_kind", pa.dictionary(pa.int32(), pa.string())
+            ),  # one of KINDS; pyarrow 17 reads int32 alone
             pa.field("remarks", pa.list_(pa.string())),  # notes on the file
         ]
     )
