@@ -20,10 +20,11 @@ from PIL import Image
 
 from convnets_torch import batch, classify_each, embed_each, evaluate, find_truth, heatmap_each, load, save
 from convnets_torch._version import __version__
-from convnets_torch.batch import stores, working
+from convnets_torch.batch import working
 from convnets_torch.batch.jobs import Job
 from convnets_torch.batch.rows import Part
 from convnets_torch.batch.running import share_of
+from convnets_torch.images import stores
 from convnets_torch.images.decoding import read_picture
 from convnets_torch.images.remote import RemotePicture, TransportError, fetched_ahead
 from convnets_torch.inference.pipeline import predict

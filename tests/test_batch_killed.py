@@ -366,7 +366,7 @@ def test_a_bucket_is_read_and_written_and_may_go_away(store, lite_weights, photo
     assert batch.check(address).whole
     # a second job, with its files on the disk; the store goes away in the middle, and comes back
     batch.plan(local, "s3://bucket/photos", weights=lite_weights, outputs="vector", shard=SHARD)
-    process = start(local, before="from convnets_torch.batch import stores; stores.WAITS = ()\n", FETCH="1")
+    process = start(local, before="from convnets_torch.images import stores; stores.WAITS = ()\n", FETCH="1")
     wait_for(3, local, process)
     store.cut()
     _, error = process.communicate(timeout=280)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from convnets_torch.batch.jobs import Job
 from convnets_torch.batch.rows import Part, parts, schema
-from convnets_torch.batch.stores import is_remote, local_path, parquet, pyarrow
 from convnets_torch.files import check_output, replacing
+from convnets_torch.images.stores import is_remote, local_path, parquet, pyarrow
 from convnets_torch.text import cell
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from typing import IO, Any, Literal, NamedTuple, get_args
 
 from convnets_torch import files
 from convnets_torch._version import __version__
-from convnets_torch.batch.stores import Folder, Walk, is_remote, local_path, open_address, parquet, parts_of, pyarrow
 from convnets_torch.card import Card, read_card
 from convnets_torch.files import find, sha256
 from convnets_torch.images.decoding import PictureWarning, Reading, ReadingKeywords
 from convnets_torch.images.levels import check_levels
+from convnets_torch.images.stores import Folder, Walk, is_remote, local_path, open_address, parquet, parts_of, pyarrow
 from convnets_torch.text import check_choice, printable
 
 Output = Literal["classes", "vector", "logits", "heatmap"]

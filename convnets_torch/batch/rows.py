@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from convnets_torch import files
 from convnets_torch.batch.jobs import PARTS, Entry, Job, part_name, reading_of
-from convnets_torch.batch.stores import UNKNOWN, State, parquet, pyarrow
+from convnets_torch.images.stores import UNKNOWN, State, parquet, pyarrow
 
 KEY = b"convnets_torch"  # in the metadata of a part's schema
 KINDS = ("missing", "changed", "unreadable", "refused")

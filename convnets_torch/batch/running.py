@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from convnets_torch.batch.jobs import FAILED, Job, numbers_in, part_name
-from convnets_torch.batch.stores import pyarrow
 from convnets_torch.batch.working import TRIES, Computer, Event, Running, Shards
 from convnets_torch.images.remote import FETCH_THREADS
+from convnets_torch.images.stores import pyarrow
 from convnets_torch.text import check_choice
 
 Executor = Literal["auto", "local", "static", "ray"]
