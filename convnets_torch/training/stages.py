@@ -343,7 +343,10 @@ class LayersStage:
         self._run: nn.Module = network
         if group.size > 1:
             places = [self._device] if self._device.type == "cuda" else None
-            self._run = DistributedDataParallel(network, places, broadcast_buffers=False)
+            # DDP sorts gradients anew after a first step, and where three or more are added, their order changes last
+            # bits, so that a training that was continued would differ. It does not sort those that may be unused.
+            sorting = {"find_unused_parameters": group.size > 2}
+            self._run = DistributedDataParallel(network, places, broadcast_buffers=False, **sorting)
 
     def count(self) -> int:
         return -(-len(self._views) // self._settings.batch)
