@@ -54,7 +54,7 @@ OPTIONS = {  # command -> its options, besides those of TALK
     " --no-isolation",
     "demo": "--output",
     "doctor": f"{RUN} --output --expect --golden",
-    "duplicates": "--output --min-similarity --between",
+    "duplicates": "--output --min-similarity --between --job --executor --address",
     "embed": f"{RUN} --output --layer --pool --normalize --zeros",
     "evaluate": f"{RUN} {LABELS} --output --id-table --labels --crops --predictions --temperature --save-temperature"
     " --resume-folder --reduced",
@@ -63,7 +63,7 @@ OPTIONS = {  # command -> its options, besides those of TALK
     "filters": f"{RUN} --output --layer --target --channels --kernels --pictures --form --steps --size --seed",
     "finetune": f"{RUN} {LABELS} {CHANGES} --output --head-epochs --views --head-lr --epochs --unfreeze --optimizer"
     " --lr --momentum --weight-decay --class-weights --label-smoothing --dropout --patience --seed --activation"
-    " --val-share --allow-leaks --leak-threshold --resume --tensorboard",
+    " --val-share --allow-leaks --leak-threshold --resume --checkpoint --tensorboard",
     "gradcam": f"{RUN} --output --target --against --layer --method --format --report",
     "heatmap": f"{RUN} --output --target --against --argmax --all --longest-side --upscale --cell-stride --scales"
     " --fuse --max-memory --resume-folder --format --threshold --reduced --plain",
@@ -76,6 +76,8 @@ OPTIONS = {  # command -> its options, besides those of TALK
     "synsets": "--tree --search",
 }
 OTHERWISE = {  # option -> commands where its type, default or help differs from that in the others
+    "--executor": {"duplicates"},  # with --job alone
+    "--address": {"duplicates"},
     "--output": set(OPTIONS),  # what is written
     "--report": {"convert", "gradcam", "probe"},  # contents of the folder; a table
     "--precision": {"finetune"},  # mixed precision

@@ -2,7 +2,7 @@
 
 >>> from convnets_torch import batch
 >>> sorted(batch.__all__)
-['Worker', 'check', 'collect', 'errors', 'plan', 'retry', 'run', 'status']
+['Worker', 'check', 'collect', 'duplicates', 'errors', 'plan', 'retry', 'run', 'status']
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convnets_torch.batch.collecting import collect as collect
+    from convnets_torch.batch.duplicating import duplicates as duplicates
     from convnets_torch.batch.jobs import plan as plan
     from convnets_torch.batch.results import check as check
     from convnets_torch.batch.results import errors as errors
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "plan": "jobs", "run": "running", "status": "results", "check": "results", "errors": "results",
-    "retry": "results", "collect": "collecting", "Worker": "worker",
+    "retry": "results", "collect": "collecting", "Worker": "worker", "duplicates": "duplicating",
 }  # fmt: skip
 __all__ = list(_HOMES)
 

@@ -110,24 +110,69 @@ def part_name(shard: int) -> str:
     return f"{shard:06}"
 
 
-class Job:
-    """A planned job.
+class Work:
+    """Shards that workers compute, each with one file, or part, of a name that the shard alone decides.
 
     Attributes:
         folder: its place.
         facts: the contents of `job.json`.
+        shards: their number.
+        parts: the sub-folder of the parts.
+        ending: of a part's name.
+    """
+
+    parts = PARTS
+    ending = ".parquet"
+
+    def __init__(self, folder: Folder, facts: Mapping[str, Any], shards: int) -> None:
+        self.folder, self.facts, self.shards = folder, facts, shards
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the work: sha256 of what is computed, and of what."""
+        raise NotImplementedError
+
+    def part(self, shard: int) -> str:
+        """Return the name of a shard's file."""
+        return f"{self.parts}/{part_name(shard)}{self.ending}"
+
+    def has(self, shard: int) -> bool:
+        """Return whether the part of a shard is there."""
+        return self.folder.exists(self.part(shard))
+
+    def done(self) -> set[int]:
+        """Shards whose part is there, from a listing alone."""
+        return {*numbers_in(self.folder, self.parts, self.ending)}
+
+    def failed(self) -> set[int]:
+        """Shards that failed and whose part is not there."""
+        return {*numbers_in(self.folder, FAILED, ".json")} - self.done()
+
+    def check_version(self) -> None:
+        """Raise ValueError if another version of this package planned the work: its results may differ."""
+        theirs = self.facts["identity"].get("version")
+        if theirs != __version__:
+            raise ValueError(
+                f"{self.folder} was planned by version {theirs!r:.40} of convnets-torch, but this is {__version__};"
+                " use that version everywhere, or plan another job"
+            )
+
+
+class Job(Work):
+    """A planned job over pictures.
+
+    Attributes:
         options: what is computed.
-        pictures, shards, shard: the number of pictures and of shards, and the pictures of each shard but the last.
+        pictures, shard: the number of pictures, in all and of each shard but the last.
     """
 
     def __init__(self, folder: Folder, facts: Mapping[str, Any]) -> None:
-        self.folder, self.facts = folder, facts
         try:
             if facts["format"] != FORMAT:
                 raise ValueError(f"it has format {facts['format']!r:.80}, but this version reads {FORMAT}")
             known = {**facts["identity"]["options"]}
             self.options = Options(**known | {name: tuple(known[name]) for name in ("outputs", "targets")})
-            self.pictures, self.shards, self.shard, self.file_shards = (
+            self.pictures, shards, self.shard, self.file_shards = (
                 int(facts["manifest"][name]) for name in ("pictures", "shards", "shard", "file_shards")
             )
             self.queries: dict[str, str] = dict(facts["queries"])
@@ -138,6 +183,7 @@ class Job:
             raise ValueError(f"{folder}/{JOB} was not made by `convnets-torch batch plan`, or is damaged") from None
         except ValueError as error:
             raise ValueError(f"{folder}/{JOB}: {error}") from None
+        super().__init__(folder, facts, shards)
 
     @classmethod
     def open(cls, address: str | os.PathLike[str]) -> Job:
@@ -148,7 +194,7 @@ class Job:
             ValueError: it is damaged.
         """
         folder = Folder(address)
-        facts = _read_facts(folder)
+        facts = read_facts(folder)
         if facts is None:
             raise FileNotFoundError(f"{folder} holds no job; make one with `convnets-torch batch plan`")
         return cls(folder, facts)
@@ -187,27 +233,6 @@ class Job:
         """What pyarrow is told of the store of a picture."""
         return self.queries.get(parts_of(uri).root, "") if is_remote(uri) else ""
 
-    def has(self, shard: int) -> bool:
-        """Return whether the part of a shard is there."""
-        return self.folder.exists(f"{PARTS}/{part_name(shard)}.parquet")
-
-    def done(self) -> set[int]:
-        """Shards whose part is there, from a listing alone."""
-        return {*numbers_in(self.folder, PARTS, ".parquet")}
-
-    def failed(self) -> set[int]:
-        """Shards that failed and whose part is not there."""
-        return {*numbers_in(self.folder, FAILED, ".json")} - self.done()
-
-    def check_version(self) -> None:
-        """Raise ValueError if another version of this package planned the job: its rows may differ."""
-        theirs = self.facts["identity"].get("version")
-        if theirs != __version__:
-            raise ValueError(
-                f"{self.folder} was planned by version {theirs!r:.40} of convnets-torch, but this is {__version__};"
-                " use that version everywhere, or plan another job"
-            )
-
 
 class reading_of:
     """Turn what pyarrow raises on a damaged file into a ValueError that names it."""
@@ -231,7 +256,8 @@ def numbers_in(folder: Folder, below: str, ending: str) -> Iterator[int]:
             yield int(stem)
 
 
-def _read_facts(folder: Folder) -> dict[str, Any] | None:
+def read_facts(folder: Folder) -> dict[str, Any] | None:
+    """Return the contents of `job.json`; None if there is none."""
     try:
         found = files.loads(folder.read(JOB, MOST_JOB).decode())
     except FileNotFoundError:
@@ -328,7 +354,7 @@ def plan(
         "weights": sha256(path),
         "options": json.loads(json.dumps(asdict(options))),
     }
-    before = _read_facts(folder)
+    before = read_facts(folder)
     if before is not None:
         _check_same(folder, before, identity | {"shard": shard})
     file_shards = max(1, min(FILE_SHARDS, FILE_ROWS // shard))
@@ -354,7 +380,7 @@ def plan(
     if before is None:
         with contextlib.suppress(FileExistsError):  # another process has just planned it; it is compared below
             folder.create(JOB, (json.dumps(facts, indent=1) + "\n").encode())
-        before = _read_facts(folder) or {}
+        before = read_facts(folder) or {}
         _check_same(folder, before, identity | {"shard": shard})
     theirs = before.get("manifest", {})
     if theirs.get("sha256") != facts["manifest"]["sha256"]:  # type: ignore[index]

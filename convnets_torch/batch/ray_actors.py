@@ -19,8 +19,9 @@ from statistics import median
 from typing import Any
 
 from convnets_torch._version import __version__
-from convnets_torch.batch.jobs import Job
-from convnets_torch.batch.working import Computer, Event, Running, Shards, StoppedError, give_up
+from convnets_torch.batch.jobs import Work
+from convnets_torch.batch.workers import Worker, work_at, worker_of
+from convnets_torch.batch.working import Event, Running, StoppedError, give_up
 
 LEAST, MOST = 2, 8  # shards of a chunk; towards the end single ones
 SILENT = 10  # times the median time of a shard, after which a chunk is given to an idle actor as well
@@ -46,7 +47,7 @@ class Actor:
 
     def __init__(self, job: str, running: Running, cpus: int) -> None:
         self._address, self._running, self._cpus = job, running, cpus
-        self._shards: Shards | None = None
+        self._shards: Worker | None = None
 
     def ready(self) -> dict[str, Any]:
         """Load the network; return what must be the same everywhere, and why this process cannot compute, if so."""
@@ -59,16 +60,14 @@ class Actor:
             found["problem"] = f"{socket.gethostname()}: {' '.join(str(error).split())}"
         return found
 
-    def _loaded(self) -> Shards:
+    def _loaded(self) -> Worker:
         if self._shards is None:
             import torch
 
             torch.set_num_threads(self._cpus)
-            job = Job.open(self._address)
-            job.check_version()
-            weights = self._running.weights or job.facts["weights"]
-            computer = Computer(weights, job.options, self._running, job.facts["identity"]["weights"])
-            self._shards = Shards(job, computer, self._running)
+            work = work_at(self._address)
+            work.check_version()
+            self._shards = worker_of(work, self._running)
         return self._shards
 
     def compute(self, shards: list[int]) -> Iterator[Event]:
@@ -133,7 +132,7 @@ def _knock(address: str) -> None:
 
 
 def compute(
-    job: Job, todo: list[int], running: Running, address: str | None, workers: int | None, cpus: int | None
+    job: Work, todo: list[int], running: Running, address: str | None, workers: int | None, cpus: int | None
 ) -> Generator[Event, None, None]:
     """Compute shards on a cluster; yield their events.
 
@@ -156,7 +155,7 @@ def compute(
 class _Driver:
     """Hands out chunks and listens; the shards that are missing are the only thing that it believes in."""
 
-    def __init__(self, job: Job, todo: list[int], running: Running, workers: int | None, cpus: int | None) -> None:
+    def __init__(self, job: Work, todo: list[int], running: Running, workers: int | None, cpus: int | None) -> None:
         ray = _ray()
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0)) if running.device in ("auto", "cuda") else 0

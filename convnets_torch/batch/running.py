@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from convnets_torch.batch.jobs import FAILED, Job, numbers_in, part_name
-from convnets_torch.batch.working import TRIES, Computer, Event, Running, Shards
+from convnets_torch.batch.jobs import FAILED, Work, numbers_in, part_name
+from convnets_torch.batch.workers import work_at, worker_of
+from convnets_torch.batch.working import TRIES, Event, Running
 from convnets_torch.images.remote import FETCH_THREADS
 from convnets_torch.images.stores import pyarrow
 from convnets_torch.text import check_choice
@@ -187,7 +188,7 @@ def run(
     place = None if weights is None else os.fspath(weights)
     running = Running(place, device, batch, threads, fetch_threads, tries, allow_bad)
     running.check()
-    planned = Job.open(job)
+    planned = work_at(job)
     planned.check_version()
     kind = chosen(executor, address)
     if kind != "ray" and address is not None:
@@ -214,7 +215,7 @@ def run(
     return summary
 
 
-def _here(job: Job, todo: list[int], running: Running, kind: Executor) -> Generator[Event, None, None]:
+def _here(job: Work, todo: list[int], running: Running, kind: Executor) -> Generator[Event, None, None]:
     """Compute shards in this process."""
     share = share_of(os.environ) if kind == "static" else Share(0, 1)
     if share is None:
@@ -222,19 +223,14 @@ def _here(job: Job, todo: list[int], running: Running, kind: Executor) -> Genera
             "no scheduler says which share of the job this process has; set RANK and WORLD_SIZE, or use the executor"
             " local"
         )
-    place = local_device(running.device, os.environ)
-    weights = running.weights or job.facts["weights"]
-    computer = Computer(
-        weights, job.options, Running(**vars(running) | {"device": place}), job.facts["identity"]["weights"]
-    )
-    shards = Shards(job, computer, running)
+    shards = worker_of(job, running, local_device(running.device, os.environ))
     own = [shard for shard in todo if shard % share.world == share.rank]
     yield from shards.compute(own)
     if share.world > 1:
         yield from shards.compute(_others(job, share))
 
 
-def _others(job: Job, share: Share) -> Iterator[int]:
+def _others(job: Work, share: Share) -> Iterator[int]:
     """What is missing once the own share is done, in an order of its own: of dead processes and of slow ones."""
     done, failed = job.done(), job.failed()
     missing = [shard for shard in range(job.shards) if shard not in done and shard not in failed]
@@ -260,19 +256,19 @@ def local_device(device: str, environment: Mapping[str, str]) -> str:
 
 
 def _by_ray(
-    job: Job, todo: list[int], running: Running, address: str | None, workers: int | None, cpus: int | None
+    job: Work, todo: list[int], running: Running, address: str | None, workers: int | None, cpus: int | None
 ) -> Generator[Event, None, None]:
     from convnets_torch.batch.ray_actors import compute
 
     return compute(job, todo, running, address, workers, cpus)
 
 
-def reason_of_failed(job: Job, shard: int) -> str:
+def reason_of_failed(job: Work, shard: int) -> str:
     """Return why a shard failed."""
     return str(read_failed(job, shard).get("reason", "unknown"))
 
 
-def read_failed(job: Job, shard: int) -> dict[str, Any]:
+def read_failed(job: Work, shard: int) -> dict[str, Any]:
     """Return what is noted of a failed shard; empty if it cannot be read."""
     from convnets_torch import files
 
@@ -283,7 +279,7 @@ def read_failed(job: Job, shard: int) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _forget_held_back(job: Job) -> None:
+def _forget_held_back(job: Work) -> None:
     for shard in sorted(numbers_in(job.folder, FAILED, ".json")):
         if read_failed(job, shard).get("kind") == "held back":
             job.folder.remove(f"{FAILED}/{part_name(shard)}.json")

@@ -14,7 +14,7 @@ from io import BytesIO
 from itertools import tee
 from typing import TYPE_CHECKING, Any, Literal
 
-from convnets_torch.batch.jobs import FAILED, Entry, Job, Options, part_name
+from convnets_torch.batch.jobs import FAILED, Entry, Job, Options, Work, part_name
 from convnets_torch.batch.rows import ChangedError, Rows, Values, write_part
 from convnets_torch.files import find, sha256
 from convnets_torch.images.decoding import PIXEL_BYTES, stored_size
@@ -342,7 +342,7 @@ class Shards:
         )
 
 
-def give_up(job: Job, shard: int, reason: str, kind: str, tries: int) -> None:
+def give_up(job: Work, shard: int, reason: str, kind: str, tries: int) -> None:
     """Note that a shard failed, so that later runs leave it alone until `retry`."""
     content = json.dumps({"job": job.digest, "shard": shard, "kind": kind, "tries": tries, "reason": reason}) + "\n"
     try:
