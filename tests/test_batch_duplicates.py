@@ -19,6 +19,7 @@ from convnets_torch.batch.workers import work_at
 from convnets_torch.embeddings import duplicates
 from convnets_torch.embeddings.search import Index
 from tests.reference import made_index
+from tests.reference.clusters import children, raylet
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow, the extra batch")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow, the extra batch")
@@ -132,21 +133,22 @@ from convnets_torch import batch
 index, job, executor, address = sys.argv[1:]
 options = {"address": address, "workers": 2, "cpus": 1} if executor == "ray" else {}
 progress = lambda event: print(json.dumps(event), flush=True)
-groups = batch.duplicates(index, 0.9, job, executor=executor, progress=progress, **options)
+groups = batch.duplicates(index, 0.995, job, executor=executor, progress=progress, **options)
 print(json.dumps([group.to_dict() for group in groups]), flush=True)
 """
-LARGE, SQUARES = 20_000, 15  # vectors, and squares of 4096
+SQUARES = 15  # of 4096 rows
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> tuple[Path, str]:
-    """An index, and its groups as one process finds them, as JSON; a chain of pairs goes through all squares."""
+    """An index of 18,000 vectors, and its groups as one process finds them, as JSON."""
     path = tmp_path_factory.mktemp("large") / "index"
-    table = made_index.filled(path, 0, 256)
-    for seed in range(LARGE // 2000):
-        made_index.add(table, 2000, seed % 7)  # every tenth of the paths is put again
-        made_index.add(table, 2000, 100 + seed)
-    groups = Index.open(path).duplicates(0.9)
+    table = made_index.filled(path, 2000, 8)
+    for seed in range(1, 9):
+        made_index.add(table, 2000, seed)
+    groups = Index.open(path).duplicates(0.995)
+    assert len(groups) > 200
+    assert max(len(group.files) for group in groups) > 5
     return path, json.dumps([group.to_dict() for group in groups])
 
 
@@ -165,5 +167,84 @@ def start(index, job, executor="local", address="", **more) -> subprocess.Popen:
 def ended(process) -> tuple[list[dict], str]:
     out, error = process.communicate(timeout=280)
     assert process.returncode == 0, error[-2000:]
-    *events, groups = out.splitlines()
+    *events, groups = (line for line in out.splitlines() if line.startswith(("{", "[{")))  # Ray prints others
     return [json.loads(event) for event in events], groups
+
+
+def killed(process) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def told(process, count) -> list[int]:
+    """The squares of the first events of a process."""
+    found = list[int]()
+    while len(found) < count:
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        if line.startswith("{") and (event := json.loads(line))["event"] == "shard":
+            found.append(event["shard"])
+    return found
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_killed_process_loses_only_its_square(large, tmp_path):
+    index, wanted = large
+    process = start(index, tmp_path / "job")
+    assert told(process, 4) == [0, 1, 2, 3]
+    killed(process)
+    done = len(list((tmp_path / "job" / "parts").glob("0*.parquet")))
+    assert 4 <= done < SQUARES
+    events, groups = ended(start(index, tmp_path / "job"))
+    assert [event["shard"] for event in events] == list(range(done, SQUARES))
+    assert groups == wanted
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_of_two_processes_one_is_killed_and_two_do_the_same_squares(large, tmp_path):
+    """A share each, and one does the rest; then two processes without shares, which write the same names at once."""
+    index, wanted = large
+    both = [start(index, tmp_path / "job", "static", RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    assert told(both[0], 2) == [0, 2]
+    killed(both[0])
+    events, groups = ended(both[1])
+    assert [event["shard"] for event in events][:7] == list(range(1, SQUARES, 2))
+    assert groups == wanted
+    for process in [start(index, tmp_path / "again") for _ in range(2)]:
+        assert ended(process)[1] == wanted
+    for job in ("job", "again"):
+        assert sorted(path.name for path in (tmp_path / job / "parts").iterdir()) == [
+            f"{shard:06}.parquet" for shard in range(SQUARES)
+        ]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_an_actor_and_a_driver_are_killed_on_ray(nodes, large, tmp_path):
+    made, two, _ = nodes
+    index, wanted = large
+    process = start(index, tmp_path / "job", "ray", made.address)
+    told(process, 1)
+    found = [number for node in two for number, title in children(raylet(node)) if title.startswith("ray::Actor")]
+    assert found
+    os.kill(found[0], signal.SIGKILL)
+    told(process, 2)
+    killed(process)
+    assert len(list((tmp_path / "job" / "parts").glob("0*.parquet"))) < SQUARES
+    assert ended(start(index, tmp_path / "job", "ray", made.address))[1] == wanted
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_squares_lie_in_a_bucket(store, large):
+    from pyarrow import fs
+
+    index, wanted = large
+    fs.FileSystem.from_uri("s3://pairs?allow_bucket_creation=true")[0].create_dir("pairs")
+    process = start(index, "s3://pairs/job")
+    told(process, 3)
+    killed(process)
+    both = [start(index, "s3://pairs/job", "static", RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    assert [ended(process)[1] for process in both] == [wanted] * 2
